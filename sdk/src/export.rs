@@ -1,0 +1,205 @@
+//! [`export!`](crate::export): from a type that implements the traits to the exports of a component.
+
+/// Exports a plugin with the hooks that it implements:
+///
+/// ```
+/// # use plugway_sdk::*;
+/// # struct MyFilter;
+/// # impl Plugin for MyFilter { type Config = (); fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(MyFilter) } }
+/// # impl RequestFilter for MyFilter { fn on_request(&mut self, _: &Values) -> Verdict { Verdict::proceed() } }
+/// # impl Timer for MyFilter { fn on_timer(&mut self) {} }
+/// export!(MyFilter: RequestFilter, Timer);
+/// # fn main() {}
+/// ```
+///
+/// The hooks are `RequestFilter`, `ResponseFilter`, `RequestBody`, `ResponseBody`, `Balancer`, `CachePolicy`,
+/// `Observer` and `Timer`. Name, version and summary of the plugin are those of the crate. Outside wasm this expands
+/// to a check that the traits are there.
+#[macro_export]
+macro_rules! export {
+    ($plugin:ty: $($hook:ident),+ $(,)?) => {
+        const _: () = {
+            fn has_hooks<T: $crate::Plugin $(+ $crate::$hook)+>() {}
+            let _ = has_hooks::<$plugin>;
+        };
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code, reason = "the canonical ABI's exports are raw")]
+        mod __plugway {
+            use super::*;
+
+            ::std::thread_local! {
+                static PLUGIN: ::std::cell::RefCell<Option<$plugin>> = const { ::std::cell::RefCell::new(None) };
+            }
+
+            fn with<R>(call: impl FnOnce(&mut $plugin) -> R) -> R {
+                PLUGIN.with_borrow_mut(|plugin| call(plugin.as_mut().expect("the host configures before it calls")))
+            }
+
+            struct Glue;
+
+            impl $crate::bindings::lifecycle::exports::plugway::plugin::lifecycle::Guest for Glue {
+                fn describe() -> $crate::bindings::lifecycle::exports::plugway::plugin::lifecycle::Description {
+                    $crate::glue::describe::<$plugin>(
+                        env!("CARGO_PKG_NAME"),
+                        env!("CARGO_PKG_VERSION"),
+                        env!("CARGO_PKG_DESCRIPTION"),
+                    )
+                }
+
+                fn configure(
+                    config: String,
+                ) -> Result<
+                    $crate::bindings::lifecycle::exports::plugway::plugin::lifecycle::Settings,
+                    Vec<$crate::bindings::lifecycle::exports::plugway::plugin::lifecycle::ConfigError>,
+                > {
+                    let (plugin, settings) = $crate::glue::configure::<$plugin>(&config)?;
+                    PLUGIN.set(Some(plugin));
+                    Ok(settings)
+                }
+            }
+
+            $crate::bindings::lifecycle::export!(Glue with_types_in $crate::bindings::lifecycle);
+            $($crate::__export_hook!($hook $plugin);)+
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_hook {
+    (RequestFilter $plugin:ty) => {
+        impl $crate::bindings::request_filter::exports::plugway::plugin::request_filter::Guest for Glue {
+            fn on_request(values: Vec<Option<Vec<u8>>>) -> $crate::bindings::types::Verdict {
+                let values = $crate::Values::new(values);
+                with(|plugin| $crate::RequestFilter::on_request(plugin, &values)).into_wit()
+            }
+        }
+        $crate::bindings::request_filter::export!(Glue with_types_in $crate::bindings::request_filter);
+    };
+    (ResponseFilter $plugin:ty) => {
+        impl $crate::bindings::response_filter::exports::plugway::plugin::response_filter::Guest for Glue {
+            fn on_response(values: Vec<Option<Vec<u8>>>) -> $crate::bindings::types::Verdict {
+                let values = $crate::Values::new(values);
+                with(|plugin| $crate::ResponseFilter::on_response(plugin, &values)).into_wit()
+            }
+        }
+        $crate::bindings::response_filter::export!(Glue with_types_in $crate::bindings::response_filter);
+    };
+    (RequestBody $plugin:ty) => {
+        $crate::__export_body!(request_body RequestBody $plugin);
+    };
+    (ResponseBody $plugin:ty) => {
+        $crate::__export_body!(response_body ResponseBody $plugin);
+    };
+    (Balancer $plugin:ty) => {
+        impl $crate::bindings::balancer::exports::plugway::plugin::balancer::Guest for Glue {
+            fn endpoints_changed(endpoints: Vec<$crate::Endpoint>) {
+                with(|plugin| $crate::Balancer::endpoints_changed(plugin, endpoints));
+            }
+            fn pick(values: Vec<Option<Vec<u8>>>, tried: Vec<u32>) -> Option<u32> {
+                let values = $crate::Values::new(values);
+                let endpoints = $crate::Endpoints::made_up(Vec::new());
+                with(|plugin| $crate::Balancer::pick(plugin, &values, &tried, &endpoints))
+            }
+        }
+        $crate::bindings::balancer::export!(Glue with_types_in $crate::bindings::balancer);
+    };
+    (CachePolicy $plugin:ty) => {
+        impl $crate::bindings::cache_policy::exports::plugway::plugin::cache_policy::Guest for Glue {
+            fn on_lookup(values: Vec<Option<Vec<u8>>>) -> $crate::Lookup {
+                with(|plugin| $crate::CachePolicy::on_lookup(plugin, &$crate::Values::new(values)))
+            }
+            fn on_stored(values: Vec<Option<Vec<u8>>>, stored: $crate::StoredResponse) -> $crate::Reuse {
+                with(|plugin| $crate::CachePolicy::on_stored(plugin, &$crate::Values::new(values), &stored))
+            }
+            fn on_fetched(values: Vec<Option<Vec<u8>>>) -> $crate::Keep {
+                with(|plugin| $crate::CachePolicy::on_fetched(plugin, &$crate::Values::new(values)))
+            }
+            fn on_upstream_error(values: Vec<Option<Vec<u8>>>, stored: $crate::StoredResponse) -> bool {
+                with(|plugin| $crate::CachePolicy::on_upstream_error(plugin, &$crate::Values::new(values), &stored))
+            }
+        }
+        $crate::bindings::cache_policy::export!(Glue with_types_in $crate::bindings::cache_policy);
+    };
+    (Observer $plugin:ty) => {
+        impl $crate::bindings::observer::exports::plugway::plugin::observer::Guest for Glue {
+            fn on_end(values: Vec<Option<Vec<u8>>>, summary: $crate::Summary) {
+                with(|plugin| $crate::Observer::on_end(plugin, &$crate::Values::new(values), &summary));
+            }
+        }
+        $crate::bindings::observer::export!(Glue with_types_in $crate::bindings::observer);
+    };
+    (Timer $plugin:ty) => {
+        impl $crate::bindings::timer::exports::plugway::plugin::timer::Guest for Glue {
+            fn on_timer() {
+                with(|plugin| $crate::Timer::on_timer(plugin));
+            }
+        }
+        $crate::bindings::timer::export!(Glue with_types_in $crate::bindings::timer);
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_body {
+    ($module:ident $hook:ident $plugin:ty) => {
+        mod $module {
+            use super::*;
+
+            pub struct Transform(::std::cell::RefCell<<$plugin as $crate::$hook>::Body>);
+
+            impl $crate::bindings::$module::exports::plugway::plugin::$module::GuestTransform for Transform {
+                fn new() -> Self {
+                    Transform(::std::cell::RefCell::new(with(|plugin| $crate::$hook::$module(plugin))))
+                }
+                fn push(&self, chunk: Vec<u8>) -> Result<Vec<u8>, String> {
+                    $crate::BodyFilter::push(&mut *self.0.borrow_mut(), chunk)
+                }
+                fn finish(&self) -> Result<Vec<u8>, String> {
+                    $crate::BodyFilter::finish(&mut *self.0.borrow_mut())
+                }
+                fn trailers(&self, received: Vec<(String, Vec<u8>)>) -> Result<Vec<(String, Vec<u8>)>, String> {
+                    $crate::BodyFilter::trailers(&mut *self.0.borrow_mut(), received)
+                }
+            }
+        }
+        impl $crate::bindings::$module::exports::plugway::plugin::$module::Guest for Glue {
+            type Transform = $module::Transform;
+        }
+        $crate::bindings::$module::export!(Glue with_types_in $crate::bindings::$module);
+    };
+}
+
+/// What the expansion of [`export!`](crate::export) calls.
+#[doc(hidden)]
+pub mod glue {
+    use crate::bindings::lifecycle::exports::plugway::plugin::lifecycle::{self, Description, Settings};
+    use crate::{ConfigError, Plugin, Setup};
+
+    pub fn describe<P: Plugin>(name: &str, version: &str, summary: &str) -> Description {
+        let schema = schemars::schema_for!(P::Config);
+        Description {
+            name: name.into(),
+            version: version.into(),
+            summary: summary.into(),
+            config_schema: serde_json::to_string(&schema).ok(),
+        }
+    }
+
+    pub fn configure<P: Plugin>(config: &str) -> Result<(P, Settings), Vec<lifecycle::ConfigError>> {
+        std::panic::set_hook(Box::new(|panic| crate::log::error(&panic.to_string())));
+        let refused = |error: ConfigError| vec![lifecycle::ConfigError { path: error.path, message: error.message }];
+        let config = parse(config).map_err(refused)?;
+        let mut setup = Setup::default();
+        let plugin = P::new(config, &mut setup).map_err(refused)?;
+        Ok((plugin, setup.into_settings()))
+    }
+
+    /// An empty table also stands for the unit configuration.
+    pub fn parse<C: serde::de::DeserializeOwned>(config: &str) -> Result<C, ConfigError> {
+        serde_json::from_str(config)
+            .or_else(|error| if config == "{}" { serde_json::from_str("null").map_err(|_| error) } else { Err(error) })
+            .map_err(|error| ConfigError::at("", error.to_string()))
+    }
+}

@@ -1,0 +1,160 @@
+//! The traits that plugins implement: [`Plugin`], and one per hook.
+
+use crate::bindings;
+use crate::{ConfigError, Setup, Values, Verdict};
+
+pub use bindings::balancer::exports::plugway::plugin::balancer::{Endpoint, EndpointState};
+pub use bindings::cache_policy::exports::plugway::plugin::cache_policy::{
+    Keep, Lookup, Refusal, Reuse, Storage, StoredResponse,
+};
+pub use bindings::types::Summary;
+
+/// What every plugin is: something made from a configuration.
+///
+/// The host makes one instance per worker, and makes a new one whenever it likes: what must outlive a request belongs
+/// into a note, a metric or the upstream.
+pub trait Plugin: Sized + 'static {
+    /// The configuration, as it stands in the manifest; its schema travels in the component.
+    type Config: serde::de::DeserializeOwned + schemars::JsonSchema;
+
+    /// Makes the plugin and declares what it needs. An error keeps the manifest from being served.
+    fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, ConfigError>;
+}
+
+/// Sees the head of each request.
+///
+/// ```
+/// # use plugway_sdk::*;
+/// struct Tag;
+/// impl Plugin for Tag {
+///     type Config = ();
+///     fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(Tag) }
+/// }
+/// impl RequestFilter for Tag {
+///     fn on_request(&mut self, _: &Values) -> Verdict {
+///         Verdict::proceed().set_field("x-tag", "1")
+///     }
+/// }
+/// ```
+pub trait RequestFilter: Plugin {
+    /// Decides on a request; `request` has the values declared in [`Setup::request`].
+    fn on_request(&mut self, request: &Values) -> Verdict;
+}
+
+/// Sees the head of each response, be it of the upstream, the cache or a plugin below.
+pub trait ResponseFilter: Plugin {
+    /// Decides on a response; `response` has the values declared in [`Setup::response`].
+    fn on_response(&mut self, response: &Values) -> Verdict;
+}
+
+/// Transforms one body while it passes; made anew for each. Name it `RequestBody` or `ResponseBody` in
+/// [`export!`](crate::export).
+///
+/// ```
+/// # use plugway_sdk::*;
+/// struct Shout;
+/// impl BodyFilter for Shout {
+///     fn push(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, BodyError> {
+///         Ok(chunk.to_ascii_uppercase())
+///     }
+/// }
+/// ```
+pub trait BodyFilter: Sized + 'static {
+    /// Takes a chunk and gives the bytes to pass on now, which may be none.
+    fn push(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, BodyError>;
+
+    /// The body is over: gives what was held back.
+    fn finish(&mut self) -> Result<Vec<u8>, BodyError> {
+        Ok(Vec::new())
+    }
+
+    /// Takes the trailers and gives those to pass on.
+    fn trailers(&mut self, received: Vec<(String, Vec<u8>)>) -> Result<Vec<(String, Vec<u8>)>, BodyError> {
+        Ok(received)
+    }
+}
+
+/// A plugin that transforms the content of requests.
+pub trait RequestBody: Plugin {
+    /// What transforms one body.
+    type Body: BodyFilter;
+
+    /// Begins a body.
+    fn request_body(&mut self) -> Self::Body;
+}
+
+/// A plugin that transforms the content of responses.
+pub trait ResponseBody: Plugin {
+    /// What transforms one body.
+    type Body: BodyFilter;
+
+    /// Begins a body.
+    fn response_body(&mut self) -> Self::Body;
+}
+
+/// Why a body can't go on; it goes to the log, and the exchange ends.
+pub type BodyError = String;
+
+/// Chooses an endpoint of an upstream.
+pub trait Balancer: Plugin {
+    /// The set, a weight or a state has changed. Called before the first [`pick`](Balancer::pick).
+    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>);
+
+    /// Gives the index of the endpoint for a request. `request` has the values declared in [`Setup::balancer`],
+    /// `tried` are the endpoints that this request has failed on.
+    fn pick(&mut self, request: &Values, tried: &[u32], endpoints: &Endpoints) -> Option<u32>;
+}
+
+/// The live figures of the endpoints of the upstream at hand.
+#[derive(Debug)]
+pub struct Endpoints {
+    #[cfg_attr(target_family = "wasm", expect(dead_code, reason = "the host has the figures"))]
+    loads: Vec<u32>,
+}
+
+/// Hears of each exchange after its end.
+pub trait Observer: Plugin {
+    /// An exchange is over; `values` are those declared in [`Setup::observer`].
+    fn on_end(&mut self, values: &Values, summary: &Summary);
+}
+
+/// Is called at [`Setup::timer_interval`].
+pub trait Timer: Plugin {
+    /// The interval has passed.
+    fn on_timer(&mut self);
+}
+
+/// Decides what the cache looks up, keeps and serves; see `cache-policy` in the WIT.
+pub trait CachePolicy: Plugin {
+    /// What to do with a request, before anything is looked up.
+    fn on_lookup(&mut self, request: &Values) -> Lookup;
+    /// Something stored fits the request: may it be served?
+    fn on_stored(&mut self, request: &Values, stored: &StoredResponse) -> Reuse;
+    /// The upstream answered: is it kept?
+    fn on_fetched(&mut self, response: &Values) -> Keep;
+    /// The upstream failed: may the stale response be served?
+    fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse) -> bool;
+}
+
+impl Endpoints {
+    /// Requests in flight at an endpoint, over all workers.
+    pub fn in_flight(&self, index: u32) -> u32 {
+        #[cfg(target_family = "wasm")]
+        return bindings::endpoints::in_flight(index);
+        #[cfg(not(target_family = "wasm"))]
+        self.loads.get(index as usize).copied().unwrap_or(0)
+    }
+
+    /// The same for all endpoints, in order: one call for many.
+    pub fn loads(&self) -> Vec<u32> {
+        #[cfg(target_family = "wasm")]
+        return bindings::endpoints::loads();
+        #[cfg(not(target_family = "wasm"))]
+        self.loads.clone()
+    }
+
+    /// Made-up figures, for tests.
+    pub fn made_up(loads: Vec<u32>) -> Self {
+        Endpoints { loads }
+    }
+}

@@ -1,0 +1,78 @@
+//! Write plugins for the Plugway reverse proxy.
+//!
+//! A plugin is a type that implements [`Plugin`] and one trait for each hook that it has: [`RequestFilter`],
+//! [`ResponseFilter`], [`BodyFilter`], [`Balancer`], [`Observer`], [`Timer`], [`CachePolicy`]. [`export!`] names
+//! the hooks, and `cargo build --target wasm32-wasip2` makes a component that the proxy loads.
+//!
+//! A filter says in [`Plugin::new`] which values it wants to see and gets just those with each call. It never changes
+//! a message itself: it returns a [`Verdict`], and the host carries it out.
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//!
+//! use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Response, Setup, Values, Verdict, export};
+//!
+//! /// Lets in who has a key, and tells the upstream who it is.
+//! #[derive(serde::Deserialize, schemars::JsonSchema)]
+//! struct Config {
+//!     /// The user of each key.
+//!     keys: BTreeMap<String, String>,
+//! }
+//!
+//! struct ApiKey {
+//!     keys: BTreeMap<String, String>,
+//!     key: Need,
+//! }
+//!
+//! impl Plugin for ApiKey {
+//!     type Config = Config;
+//!
+//!     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+//!         Ok(ApiKey { keys: config.keys, key: setup.request.field("x-api-key") })
+//!     }
+//! }
+//!
+//! impl RequestFilter for ApiKey {
+//!     fn on_request(&mut self, request: &Values) -> Verdict {
+//!         match request.text(self.key).and_then(|key| self.keys.get(key)) {
+//!             Some(user) => Verdict::proceed().set_field("x-user", user.as_str()),
+//!             None => Response::new(401).field("www-authenticate", "ApiKey").into(),
+//!         }
+//!     }
+//! }
+//!
+//! export!(ApiKey: RequestFilter);
+//!
+//! // In a test, without wasm and without a proxy:
+//! use plugway_sdk::test::{Harness, Request};
+//!
+//! let config = serde_json::json!({ "keys": { "secret": "alice" } });
+//! let mut filter = Harness::<ApiKey>::new(config).unwrap();
+//! let passed = filter.request(Request::get("/").field("x-api-key", "secret")).passed().unwrap();
+//! assert_eq!(passed.text("x-user"), Some("alice"));
+//! assert_eq!(filter.request(Request::get("/")).answered().unwrap().status, 401);
+//! # fn main() {}
+//! ```
+#![deny(missing_docs)]
+
+#[doc(hidden)]
+pub mod bindings;
+pub mod exchange;
+mod export;
+mod hooks;
+pub mod log;
+pub mod metrics;
+mod setup;
+pub mod test;
+mod values;
+mod verdict;
+
+#[doc(hidden)]
+pub use export::glue;
+pub use hooks::{
+    Balancer, BodyError, BodyFilter, CachePolicy, Endpoint, EndpointState, Endpoints, Keep, Lookup, Observer, Plugin,
+    Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, Reuse, Storage, StoredResponse, Summary, Timer,
+};
+pub use setup::{Beyond, BodyMode, ConfigError, Need, Needs, Part, Plan, Setup, ValueName};
+pub use values::Values;
+pub use verdict::{Edit, Response, Verdict};

@@ -1,0 +1,209 @@
+//! What a plugin declares while it is configured.
+
+use crate::bindings::lifecycle::exports::plugway::plugin::lifecycle;
+use crate::bindings::types;
+
+/// One thing that a plugin may want to know about an exchange; see `types.value-name` in the WIT for each.
+pub use crate::bindings::types::ValueName;
+
+/// Declares what a plugin wants to see and how it wants to be called; given to [`Plugin::new`](crate::Plugin::new).
+#[derive(Debug, Default)]
+pub struct Setup {
+    /// Values that arrive with [`on_request`](crate::RequestFilter::on_request).
+    pub request: Needs,
+    /// Values that arrive with [`on_response`](crate::ResponseFilter::on_response).
+    pub response: Needs,
+    /// Values that arrive with [`pick`](crate::Balancer::pick).
+    pub balancer: Needs,
+    /// Values that arrive with [`on_end`](crate::Observer::on_end).
+    pub observer: Needs,
+    /// Values that arrive with the request hooks of a [`CachePolicy`](crate::CachePolicy).
+    pub cache_request: Needs,
+    /// Values that arrive with [`on_fetched`](crate::CachePolicy::on_fetched).
+    pub cache_response: Needs,
+    /// Edits that the host makes to every request by itself: `on_request` is then never called.
+    pub request_plan: Option<Plan>,
+    /// Edits that the host makes to every response by itself: `on_response` is then never called.
+    pub response_plan: Option<Plan>,
+    /// How request bodies arrive; [`BodyMode::Streamed`] if nothing is said.
+    pub request_body: BodyMode,
+    /// How response bodies arrive; [`BodyMode::Streamed`] if nothing is said.
+    pub response_body: BodyMode,
+    /// How often [`on_timer`](crate::Timer::on_timer) is called; at least every 10 ms.
+    pub timer_interval: Option<std::time::Duration>,
+}
+
+/// A list of declared values.
+#[derive(Debug, Default)]
+pub struct Needs(Vec<ValueName>);
+
+/// The place of a declared value among those that arrive with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need(pub(crate) usize);
+
+/// Edits known when the plugin is configured, with templates for values.
+#[derive(Clone, Debug, Default)]
+pub struct Plan(Vec<types::PlannedEdit>);
+
+/// A piece of a template.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// Text as it is.
+    Text(Vec<u8>),
+    /// A value, which is nothing where it is absent.
+    Value(ValueName),
+}
+
+/// How bodies arrive at a [`BodyFilter`](crate::BodyFilter).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BodyMode {
+    /// Chunk by chunk.
+    #[default]
+    Streamed,
+    /// Whole, up to so many bytes.
+    Buffered(u64, Beyond),
+}
+
+/// What happens to a body beyond the limit of [`BodyMode::Buffered`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beyond {
+    /// It is refused.
+    Refuse,
+    /// It passes untouched.
+    Pass,
+}
+
+/// Says that a configuration can't be used, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConfigError {
+    /// A JSON pointer to the culprit, such as `/request/set/Host`; empty for the whole.
+    pub path: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl Setup {
+    #[doc(hidden)]
+    pub fn into_settings(self) -> lifecycle::Settings {
+        lifecycle::Settings {
+            request_values: self.request.0,
+            response_values: self.response.0,
+            balancer_values: self.balancer.0,
+            observer_values: self.observer.0,
+            cache_request_values: self.cache_request.0,
+            cache_response_values: self.cache_response.0,
+            request_plan: self.request_plan.map(|plan| plan.0),
+            response_plan: self.response_plan.map(|plan| plan.0),
+            request_body: Some(self.request_body.into_wit()),
+            response_body: Some(self.response_body.into_wit()),
+            timer_interval_ms: self.timer_interval.map(|interval| interval.as_millis() as u64),
+        }
+    }
+}
+
+impl Needs {
+    /// Declares a value; the same value twice has one place.
+    pub fn value(&mut self, name: ValueName) -> Need {
+        let place = self.0.iter().position(|known| *known == name).unwrap_or_else(|| {
+            self.0.push(name);
+            self.0.len() - 1
+        });
+        Need(place)
+    }
+
+    /// Declares the field `name` of the request.
+    pub fn field(&mut self, name: &str) -> Need {
+        self.value(ValueName::RequestField(name.into()))
+    }
+
+    /// Declares the field `name` of the response.
+    pub fn response_field(&mut self, name: &str) -> Need {
+        self.value(ValueName::ResponseField(name.into()))
+    }
+
+    /// Declares a cookie of the request.
+    pub fn cookie(&mut self, name: &str) -> Need {
+        self.value(ValueName::Cookie(name.into()))
+    }
+
+    /// Declares a note.
+    pub fn note(&mut self, name: &str) -> Need {
+        self.value(ValueName::Note(name.into()))
+    }
+
+    /// The declared values, in order.
+    pub fn names(&self) -> &[ValueName] {
+        &self.0
+    }
+}
+
+impl Plan {
+    /// Replaces all lines of a field by one.
+    pub fn set_field(self, name: &str, template: Vec<Part>) -> Self {
+        self.with(types::PlannedEdit::SetField((name.into(), wit_parts(template))))
+    }
+
+    /// Adds a line to a field.
+    pub fn append_field(self, name: &str, template: Vec<Part>) -> Self {
+        self.with(types::PlannedEdit::AppendField((name.into(), wit_parts(template))))
+    }
+
+    /// Adds a line if the field is absent.
+    pub fn default_field(self, name: &str, template: Vec<Part>) -> Self {
+        self.with(types::PlannedEdit::DefaultField((name.into(), wit_parts(template))))
+    }
+
+    /// Removes all lines of a field.
+    pub fn remove_field(self, name: &str) -> Self {
+        self.with(types::PlannedEdit::RemoveField(name.into()))
+    }
+
+    /// Gives all lines of `from` the name `to`, in place of any lines that have it.
+    pub fn rename_field(self, from: &str, to: &str) -> Self {
+        self.with(types::PlannedEdit::RenameField((from.into(), to.into())))
+    }
+
+    /// Leaves a note.
+    pub fn set_note(self, name: &str, template: Vec<Part>) -> Self {
+        self.with(types::PlannedEdit::SetNote((name.into(), wit_parts(template))))
+    }
+
+    pub(crate) fn edits(&self) -> &[types::PlannedEdit] {
+        &self.0
+    }
+
+    fn with(mut self, edit: types::PlannedEdit) -> Self {
+        self.0.push(edit);
+        self
+    }
+}
+
+impl BodyMode {
+    fn into_wit(self) -> types::BodyMode {
+        match self {
+            BodyMode::Streamed => types::BodyMode::Streamed,
+            BodyMode::Buffered(bytes, beyond) => types::BodyMode::Buffered(types::BufferLimit {
+                bytes,
+                beyond: match beyond {
+                    Beyond::Refuse => types::BeyondLimit::Refuse,
+                    Beyond::Pass => types::BeyondLimit::Pass,
+                },
+            }),
+        }
+    }
+}
+
+impl ConfigError {
+    /// An error about the value at a JSON pointer.
+    pub fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
+        ConfigError { path: path.into(), message: message.into() }
+    }
+}
+
+fn wit_parts(template: Vec<Part>) -> Vec<types::TemplatePart> {
+    let part = |part| match part {
+        Part::Text(text) => types::TemplatePart::Text(text),
+        Part::Value(name) => types::TemplatePart::Value(name),
+    };
+    template.into_iter().map(part).collect()
+}

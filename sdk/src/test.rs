@@ -1,0 +1,296 @@
+//! Runs a plugin natively on made-up messages: no wasm, no host, plain `cargo test`.
+//!
+//! It resolves declared values and carries out edits and plans as the host does, so that a test can say what the
+//! upstream or the client would see. See the crate's example.
+
+use crate::bindings::types::{PlannedEdit, TemplatePart};
+use crate::{ConfigError, Edit, Needs, Plan, Plugin, RequestFilter, Response, ResponseFilter, Setup, ValueName, Values, Verdict};
+
+/// A configured plugin with what it declared.
+#[derive(Debug)]
+pub struct Harness<P> {
+    /// The plugin itself, for its hooks without a harness (a balancer's, a body's).
+    pub plugin: P,
+    /// What it declared.
+    pub setup: Setup,
+}
+
+/// A request, made up or as a filter left it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    method: String,
+    scheme: String,
+    authority: String,
+    path: String,
+    query: Option<String>,
+    client: String,
+    fields: Vec<(String, Vec<u8>)>,
+    notes: Vec<(String, Vec<u8>)>,
+    upstream: Option<String>,
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub enum Outcome<M> {
+    /// It goes on, edited.
+    Passed(M),
+    /// The filter answered.
+    Answered(Response),
+    /// The filter failed.
+    Failed(String),
+}
+
+impl<P: Plugin> Harness<P> {
+    /// Configures the plugin from JSON, as the host would from the manifest.
+    pub fn new(config: serde_json::Value) -> Result<Self, ConfigError> {
+        let config = crate::glue::parse(&config.to_string())?;
+        let mut setup = Setup::default();
+        let plugin = P::new(config, &mut setup)?;
+        Ok(Harness { plugin, setup })
+    }
+
+    /// Runs the request hook, or the plan that stands for it.
+    pub fn request(&mut self, mut request: Request) -> Outcome<Request>
+    where
+        P: RequestFilter,
+    {
+        let verdict = match &self.setup.request_plan {
+            Some(plan) => planned(plan, &request, None),
+            None => self.plugin.on_request(&resolve(&self.setup.request, &request, None)),
+        };
+        match verdict {
+            Verdict::Proceed(edits) => {
+                edits.into_iter().for_each(|edit| request.apply(edit));
+                Outcome::Passed(request)
+            }
+            Verdict::Respond(response) => Outcome::Answered(response),
+            Verdict::Fail(reason) => Outcome::Failed(reason),
+        }
+    }
+
+    /// Runs the response hook, or the plan that stands for it.
+    pub fn response(&mut self, request: &Request, mut response: Response) -> Outcome<Response>
+    where
+        P: ResponseFilter,
+    {
+        let verdict = match &self.setup.response_plan {
+            Some(plan) => planned(plan, request, Some(&response)),
+            None => self.plugin.on_response(&resolve(&self.setup.response, request, Some(&response))),
+        };
+        match verdict {
+            Verdict::Proceed(edits) => {
+                for edit in edits {
+                    match edit {
+                        Edit::SetStatus(status) => response.status = status,
+                        Edit::SetNote(_) => {}
+                        edit => edit_fields(&mut response.fields, edit),
+                    }
+                }
+                Outcome::Passed(response)
+            }
+            Verdict::Respond(response) => Outcome::Answered(response),
+            Verdict::Fail(reason) => Outcome::Failed(reason),
+        }
+    }
+}
+
+impl Request {
+    /// A GET of a path, with a query if there is one, for `example.org` from 192.0.2.1.
+    pub fn get(target: &str) -> Self {
+        Request::new("GET", target)
+    }
+
+    /// A request with another method.
+    pub fn new(method: &str, target: &str) -> Self {
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        Request {
+            method: method.into(),
+            scheme: "http".into(),
+            authority: "example.org".into(),
+            path: path.into(),
+            query: query.map(Into::into),
+            client: "192.0.2.1".into(),
+            fields: Vec::new(),
+            notes: Vec::new(),
+            upstream: None,
+        }
+    }
+
+    /// Adds a field line.
+    pub fn field(mut self, name: &str, value: &str) -> Self {
+        self.fields.push((name.to_ascii_lowercase(), value.into()));
+        self
+    }
+
+    /// Sets another Host.
+    pub fn authority(mut self, authority: &str) -> Self {
+        self.authority = authority.into();
+        self
+    }
+
+    /// Comes from another address.
+    pub fn from(mut self, client: &str) -> Self {
+        self.client = client.into();
+        self
+    }
+
+    /// Leaves a note.
+    pub fn note(mut self, name: &str, value: &str) -> Self {
+        self.notes.push((name.into(), value.into()));
+        self
+    }
+
+    /// The lines of a field, joined, if it is UTF-8; of the first line only where there are several.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(value).ok()
+    }
+
+    /// All lines of a field.
+    pub fn lines(&self, name: &str) -> Vec<String> {
+        let lines = self.fields.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        lines.map(|(_, value)| String::from_utf8_lossy(value).into_owned()).collect()
+    }
+
+    /// A note, if it is UTF-8.
+    pub fn noted(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.notes.iter().find(|(known, _)| known == name)?;
+        std::str::from_utf8(value).ok()
+    }
+
+    /// The upstream that a filter chose.
+    pub fn upstream(&self) -> Option<&str> {
+        self.upstream.as_deref()
+    }
+
+    fn apply(&mut self, edit: Edit) {
+        match edit {
+            Edit::SetMethod(method) => self.method = method,
+            Edit::SetPath(path) => self.path = lossy(&path),
+            Edit::SetQuery(query) => self.query = query.as_deref().map(lossy),
+            Edit::SetAuthority(authority) => self.authority = authority,
+            Edit::SetUpstream(upstream) => self.upstream = Some(upstream),
+            Edit::SetNote((name, value)) => {
+                self.notes.retain(|(known, _)| *known != name);
+                self.notes.push((name, value));
+            }
+            edit => edit_fields(&mut self.fields, edit),
+        }
+    }
+
+    fn value(&self, name: &ValueName, response: Option<&Response>) -> Option<Vec<u8>> {
+        let text = |text: &str| Some(text.as_bytes().to_vec());
+        match name {
+            ValueName::Method => text(&self.method),
+            ValueName::Scheme => text(&self.scheme),
+            ValueName::Authority => text(&self.authority),
+            ValueName::Host => text(self.authority.split(':').next().unwrap_or_default()),
+            ValueName::Path => text(&self.path),
+            ValueName::Query => self.query.as_deref().and_then(text),
+            ValueName::Protocol => text("HTTP/1.1"),
+            ValueName::ClientAddress => text(&self.client),
+            ValueName::Upstream => self.upstream.as_deref().and_then(text),
+            ValueName::RequestId => text("0123456789abcdef0123456789abcdef"),
+            ValueName::ForwardedFor => {
+                let received = joined(&self.fields, "x-forwarded-for").map(|list| [&list[..], b", "].concat());
+                Some([received.unwrap_or_default(), self.client.as_bytes().to_vec()].concat())
+            }
+            ValueName::Status => response.map(|response| response.status.to_string().into_bytes()),
+            ValueName::RequestField(name) => joined(&self.fields, name),
+            ValueName::ResponseField(name) => joined(&response?.fields, name),
+            ValueName::Cookie(name) => pair(&lossy(&joined(&self.fields, "cookie")?), ';', name),
+            ValueName::QueryParameter(name) => pair(self.query.as_deref()?, '&', name),
+            ValueName::Note(name) => self.noted(name).and_then(text),
+            ValueName::ClientPort | ValueName::ListenerAddress | ValueName::Route | ValueName::Endpoint => None,
+            ValueName::TlsVersion | ValueName::TlsServerName => None,
+        }
+    }
+}
+
+impl<M> Outcome<M> {
+    /// The message, if it went on.
+    pub fn passed(self) -> Option<M> {
+        match self {
+            Outcome::Passed(message) => Some(message),
+            _ => None,
+        }
+    }
+
+    /// The answer, if the filter gave one.
+    pub fn answered(self) -> Option<Response> {
+        match self {
+            Outcome::Answered(response) => Some(response),
+            _ => None,
+        }
+    }
+}
+
+fn resolve(needs: &Needs, request: &Request, response: Option<&Response>) -> Values {
+    Values::new(needs.names().iter().map(|name| request.value(name, response)).collect())
+}
+
+fn planned(plan: &Plan, request: &Request, response: Option<&Response>) -> Verdict {
+    let fill = |template: &[TemplatePart]| -> Vec<u8> {
+        let part = |part: &TemplatePart| match part {
+            TemplatePart::Text(text) => text.clone(),
+            TemplatePart::Value(name) => request.value(name, response).unwrap_or_default(),
+        };
+        template.iter().flat_map(part).collect()
+    };
+    let edit = |edit: &PlannedEdit| match edit {
+        PlannedEdit::SetField((name, template)) => Edit::SetField((name.clone(), fill(template))),
+        PlannedEdit::AppendField((name, template)) => Edit::AppendField((name.clone(), fill(template))),
+        PlannedEdit::DefaultField((name, template)) => Edit::DefaultField((name.clone(), fill(template))),
+        PlannedEdit::RemoveField(name) => Edit::RemoveField(name.clone()),
+        PlannedEdit::RenameField(names) => Edit::RenameField(names.clone()),
+        PlannedEdit::SetNote((name, template)) => Edit::SetNote((name.clone(), fill(template))),
+    };
+    Verdict::Proceed(plan.edits().iter().map(edit).collect())
+}
+
+fn edit_fields(fields: &mut Vec<(String, Vec<u8>)>, edit: Edit) {
+    let is = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        move |line: &(String, Vec<u8>)| line.0.eq_ignore_ascii_case(&name)
+    };
+    match edit {
+        Edit::SetField((name, value)) => {
+            let same = is(&name);
+            fields.retain(|line| !same(line));
+            fields.push((name, value));
+        }
+        Edit::AppendField(line) => fields.push(line),
+        Edit::DefaultField(line) => {
+            if !fields.iter().any(is(&line.0)) {
+                fields.push(line);
+            }
+        }
+        Edit::RemoveField(name) => {
+            let same = is(&name);
+            fields.retain(|line| !same(line));
+        }
+        Edit::RenameField((from, to)) => {
+            let (from, same) = (is(&from), is(&to));
+            if fields.iter().any(&from) {
+                fields.retain(|line| !same(line));
+            }
+            fields.iter_mut().filter(|line| from(line)).for_each(|line| line.0 = to.clone());
+        }
+        _ => {}
+    }
+}
+
+fn joined(fields: &[(String, Vec<u8>)], name: &str) -> Option<Vec<u8>> {
+    let lines = fields.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+    let lines: Vec<&[u8]> = lines.map(|(_, value)| value.as_slice()).collect();
+    (!lines.is_empty()).then(|| lines.join(&b", "[..]))
+}
+
+fn pair(list: &str, separator: char, name: &str) -> Option<Vec<u8>> {
+    let mut pairs = list.split(separator).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value.as_bytes().to_vec())
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
