@@ -237,15 +237,21 @@ fn planned(plan: &Plan, request: &Request, response: Option<&Response>) -> Verdi
         };
         template.iter().flat_map(part).collect()
     };
-    let edit = |edit: &PlannedEdit| match edit {
-        PlannedEdit::SetField((name, template)) => Edit::SetField((name.clone(), fill(template))),
-        PlannedEdit::AppendField((name, template)) => Edit::AppendField((name.clone(), fill(template))),
-        PlannedEdit::DefaultField((name, template)) => Edit::DefaultField((name.clone(), fill(template))),
-        PlannedEdit::RemoveField(name) => Edit::RemoveField(name.clone()),
-        PlannedEdit::RenameField(names) => Edit::RenameField(names.clone()),
-        PlannedEdit::SetNote((name, template)) => Edit::SetNote((name.clone(), fill(template))),
+    let filled = |name: &String, template: &[TemplatePart]| {
+        let value = fill(template);
+        (!value.is_empty()).then(|| (name.clone(), value))
     };
-    Verdict::Proceed(plan.edits().iter().map(edit).collect())
+    let edit = |edit: &PlannedEdit| match edit {
+        PlannedEdit::SetField((name, template)) => {
+            Some(filled(name, template).map_or_else(|| Edit::RemoveField(name.clone()), Edit::SetField))
+        }
+        PlannedEdit::AppendField((name, template)) => filled(name, template).map(Edit::AppendField),
+        PlannedEdit::DefaultField((name, template)) => filled(name, template).map(Edit::DefaultField),
+        PlannedEdit::RemoveField(name) => Some(Edit::RemoveField(name.clone())),
+        PlannedEdit::RenameField(names) => Some(Edit::RenameField(names.clone())),
+        PlannedEdit::SetNote((name, template)) => filled(name, template).map(Edit::SetNote),
+    };
+    Verdict::Proceed(plan.edits().iter().filter_map(edit).collect())
 }
 
 fn edit_fields(fields: &mut Vec<(String, Vec<u8>)>, edit: Edit) {

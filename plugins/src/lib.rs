@@ -1,0 +1,9 @@
+//! The stock plugins, as components: built from the folders beside this one, embedded into the proxy, and loaded
+//! through the same door as a user's.
+#![forbid(unsafe_code)]
+
+/// Name, as in a manifest's `use`, and component.
+pub const STOCK: &[(&str, &[u8])] = &[
+    ("headers", include_bytes!(env!("PLUGIN_HEADERS"))),
+    ("balance", include_bytes!(env!("PLUGIN_BALANCE"))),
+];
