@@ -60,7 +60,7 @@ impl Rules<Template> {
 
     /// The same with their values declared.
     pub fn declare(self, needs: &mut Needs) -> Rules {
-        let declare = |rule| match rule {
+        let declare = |rule: Rule<Template>| match rule {
             Rule::Rename(from, to) => Rule::Rename(from, to),
             Rule::Remove(name) => Rule::Remove(name),
             Rule::Set(name, template) => Rule::Set(name, template.declare(needs)),

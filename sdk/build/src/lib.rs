@@ -20,7 +20,7 @@ pub fn components(manifest: &Path, packages: &[&str], extra: &[&str], target_dir
     let mut cargo = Command::new(tool("CARGO", "cargo"));
     cargo.arg("build").arg("--manifest-path").arg(manifest).arg("--target").arg(TARGET);
     cargo.arg("--target-dir").arg(target_dir).args(extra);
-    packages.iter().for_each(|package| drop(cargo.args(["--package", package])));
+    cargo.args(packages.iter().flat_map(|package| ["--package", package]));
     for (name, _) in std::env::vars_os() {
         let Some(name) = name.to_str() else { continue };
         let of_outer_build = name.starts_with("CARGO_") && !["CARGO_HOME", "CARGO_NET_OFFLINE"].contains(&name);

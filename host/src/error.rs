@@ -1,0 +1,85 @@
+//! Why an exchange failed: a kind named after IANA's HTTP proxy error types (RFC 9209 §2.3), and its cause for the log.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// The kind decides the status; its token names it in the response, the log and the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// No route matches the request.
+    NoRoute,
+    /// The request is not one that can be forwarded.
+    RequestError,
+    /// The upstream has no endpoint to offer.
+    DestinationUnavailable,
+    /// The endpoint refused the connection.
+    ConnectionRefused,
+    /// The endpoint didn't accept the connection in time.
+    ConnectionTimeout,
+    /// The endpoint closed the connection before it answered.
+    ConnectionTerminated,
+    /// The endpoint didn't answer in time.
+    ResponseTimeout,
+    /// What the endpoint sent is no HTTP response.
+    ProtocolError,
+    /// A plugin trapped, ran out of time or memory, or returned what can't be done.
+    PluginError,
+}
+
+/// A failed exchange.
+#[derive(Debug)]
+pub struct Error {
+    /// What the client is told.
+    pub kind: Kind,
+    /// What the log is told.
+    pub cause: Box<dyn StdError + Send + Sync>,
+}
+
+impl Kind {
+    /// The name, as in `Proxy-Status`.
+    pub fn token(self) -> &'static str {
+        match self {
+            Kind::NoRoute => "no_route",
+            Kind::RequestError => "http_request_error",
+            Kind::DestinationUnavailable => "destination_unavailable",
+            Kind::ConnectionRefused => "connection_refused",
+            Kind::ConnectionTimeout => "connection_timeout",
+            Kind::ConnectionTerminated => "connection_terminated",
+            Kind::ResponseTimeout => "http_response_timeout",
+            Kind::ProtocolError => "http_protocol_error",
+            Kind::PluginError => "plugin_error",
+        }
+    }
+
+    /// The status code that the client gets.
+    pub fn status(self) -> http::StatusCode {
+        match self {
+            Kind::NoRoute => http::StatusCode::NOT_FOUND,
+            Kind::RequestError => http::StatusCode::BAD_REQUEST,
+            Kind::DestinationUnavailable => http::StatusCode::SERVICE_UNAVAILABLE,
+            Kind::ConnectionTimeout | Kind::ResponseTimeout => http::StatusCode::GATEWAY_TIMEOUT,
+            Kind::ConnectionRefused | Kind::ConnectionTerminated | Kind::ProtocolError | Kind::PluginError => {
+                http::StatusCode::BAD_GATEWAY
+            }
+        }
+    }
+}
+
+impl Error {
+    /// An error of a kind with its cause.
+    pub fn new(kind: Kind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Error { kind, cause: cause.into() }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.token(), self.cause)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.cause)
+    }
+}

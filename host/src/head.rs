@@ -1,0 +1,221 @@
+//! What is known of an exchange besides its bodies, and the values that plugins and templates can read from it.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// The heads of both messages, and where the exchange stands.
+#[derive(Debug)]
+pub struct Head {
+    /// The request as it stands now.
+    pub request: http::request::Parts,
+    /// The response as it stands now, once there is one.
+    pub response: Option<http::response::Parts>,
+    /// What the connection tells of the client.
+    pub peer: Arc<Peer>,
+    /// The name of the matched route.
+    pub route: Arc<str>,
+    /// The name of the upstream that the request goes to.
+    pub upstream: Arc<str>,
+    /// The chosen endpoint.
+    pub endpoint: Option<Arc<str>>,
+    /// Values left by plugins.
+    pub notes: Vec<(String, HeaderValue)>,
+    id: OnceCell<[u8; 32]>,
+}
+
+/// Facts of a client connection, ready for use in fields.
+#[derive(Debug)]
+pub struct Peer {
+    /// Address without port; none for a unix socket.
+    pub address: Option<HeaderValue>,
+    /// Port, in decimal.
+    pub port: Option<HeaderValue>,
+    /// Address and port of the listener.
+    pub listener: HeaderValue,
+    /// How the client reached it.
+    pub scheme: HeaderValue,
+}
+
+const HTTP: HeaderValue = HeaderValue::from_static("http");
+
+/// The name of a value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ValueName {
+    Method,
+    Scheme,
+    Authority,
+    Host,
+    Path,
+    Query,
+    Protocol,
+    ClientAddress,
+    ClientPort,
+    ListenerAddress,
+    Route,
+    Upstream,
+    Endpoint,
+    RequestId,
+    ForwardedFor,
+    Status,
+    RequestField(HeaderName),
+    ResponseField(HeaderName),
+    Cookie(String),
+    QueryParameter(String),
+    Note(String),
+    /// Of TLS; this listener has none.
+    Absent,
+}
+
+/// A value; a field with one line is borrowed whole, so that it can be sent on without a copy.
+#[derive(Debug)]
+pub enum Value<'a> {
+    Field(&'a HeaderValue),
+    Bytes(Cow<'a, [u8]>),
+}
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+impl Head {
+    /// The head of an exchange that begins.
+    pub fn new(request: http::request::Parts, peer: Arc<Peer>, route: Arc<str>, upstream: Arc<str>) -> Self {
+        let (response, endpoint, notes, id) = (None, None, Vec::new(), OnceCell::new());
+        Head { request, response, peer, route, upstream, endpoint, notes, id }
+    }
+
+    /// A stand-in while the real head is lent to a plugin.
+    pub fn empty() -> Self {
+        let (request, ()) = http::Request::new(()).into_parts();
+        Head::new(request, Arc::new(Peer::unix("")), "".into(), "".into())
+    }
+
+    /// A value, if it is there.
+    pub fn value(&self, name: &ValueName) -> Option<Value<'_>> {
+        let text = |text: &'_ str| Some(Value::Bytes(Cow::Owned(text.as_bytes().to_vec())));
+        match name {
+            ValueName::Method => Some(borrowed(self.request.method.as_str())),
+            ValueName::Scheme => Some(Value::Field(&self.peer.scheme)),
+            ValueName::Authority => self.request.headers.get(header::HOST).map(Value::Field),
+            ValueName::Host => host(self.request.headers.get(header::HOST)?),
+            ValueName::Path => Some(borrowed(self.request.uri.path())),
+            ValueName::Query => self.request.uri.query().map(borrowed),
+            ValueName::Protocol => text(&format!("{:?}", self.request.version)),
+            ValueName::ClientAddress => self.peer.address.as_ref().map(Value::Field),
+            ValueName::ClientPort => self.peer.port.as_ref().map(Value::Field),
+            ValueName::ListenerAddress => Some(Value::Field(&self.peer.listener)),
+            ValueName::Route => Some(borrowed(&self.route)),
+            ValueName::Upstream => Some(borrowed(&self.upstream)),
+            ValueName::Endpoint => self.endpoint.as_deref().map(borrowed),
+            ValueName::RequestId => Some(Value::Bytes(Cow::Borrowed(self.request_id().as_bytes()))),
+            ValueName::ForwardedFor => self.forwarded_for(),
+            ValueName::Status => self.response.as_ref().and_then(|response| text(response.status.as_str())),
+            ValueName::RequestField(name) => joined(&self.request.headers, name),
+            ValueName::ResponseField(name) => joined(&self.response.as_ref()?.headers, name),
+            ValueName::Cookie(name) => {
+                let lines = self.request.headers.get_all(header::COOKIE).into_iter();
+                lines.filter_map(|line| pair(line.as_bytes(), b';', name)).next()
+            }
+            ValueName::QueryParameter(name) => pair(self.request.uri.query()?.as_bytes(), b'&', name),
+            ValueName::Note(name) => self.note(name).map(Value::Field),
+            ValueName::Absent => None,
+        }
+    }
+
+    /// A note, if some plugin left it.
+    pub fn note(&self, name: &str) -> Option<&HeaderValue> {
+        self.notes.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    /// Leaves a note in place of one of that name.
+    pub fn set_note(&mut self, name: String, value: HeaderValue) {
+        self.notes.retain(|(known, _)| *known != name);
+        self.notes.push((name, value));
+    }
+
+    /// 32 random hexadecimal digits, the same for the whole exchange.
+    pub fn request_id(&self) -> &str {
+        let digits = self.id.get_or_init(|| {
+            let mut random = [0; 16];
+            // Without random numbers an identifier of zeros is better than no service.
+            let _ = getrandom::fill(&mut random);
+            let mut digits = [0; 32];
+            for (place, digit) in digits.iter_mut().enumerate() {
+                let nibble = random[place / 2] >> (4 * (place % 2)) & 15;
+                *digit = b"0123456789abcdef"[usize::from(nibble)];
+            }
+            digits
+        });
+        std::str::from_utf8(digits).unwrap_or_default()
+    }
+
+    fn forwarded_for(&self) -> Option<Value<'_>> {
+        let client = self.peer.address.as_ref()?;
+        Some(match joined(&self.request.headers, &X_FORWARDED_FOR) {
+            None => Value::Field(client),
+            Some(list) => Value::Bytes(Cow::Owned([list.bytes(), b", ", client.as_bytes()].concat())),
+        })
+    }
+}
+
+impl Peer {
+    /// The facts of a connection over TCP.
+    pub fn tcp(client: SocketAddr, listener: SocketAddr) -> Self {
+        // The canonical form: an IPv4 client of a dual-stack socket is an IPv4 client.
+        let (address, port) = (client.ip().to_canonical().to_string(), client.port().to_string());
+        let field = |text: String| HeaderValue::from_str(&text).ok();
+        let listener = field(listener.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        Peer { address: field(address), port: field(port), listener, scheme: HTTP }
+    }
+
+    /// The facts of a connection over a unix socket.
+    pub fn unix(listener: &str) -> Self {
+        let listener = HeaderValue::from_str(listener).unwrap_or(HeaderValue::from_static("unix"));
+        Peer { address: None, port: None, listener, scheme: HTTP }
+    }
+}
+
+impl Value<'_> {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Value::Field(value) => value.as_bytes(),
+            Value::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// The host of an authority without its port (RFC 3986 §3.2), in lower case.
+pub fn host(authority: &HeaderValue) -> Option<Value<'_>> {
+    let bytes = authority.as_bytes();
+    let end = match bytes.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if bytes[colon + 1..].iter().all(u8::is_ascii_digit) => colon,
+        _ => bytes.len(),
+    };
+    if bytes.iter().any(u8::is_ascii_uppercase) {
+        return Some(Value::Bytes(Cow::Owned(bytes[..end].to_ascii_lowercase())));
+    }
+    Some(if end == bytes.len() { Value::Field(authority) } else { Value::Bytes(Cow::Borrowed(&bytes[..end])) })
+}
+
+fn borrowed(text: &str) -> Value<'_> {
+    Value::Bytes(Cow::Borrowed(text.as_bytes()))
+}
+
+fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Value<'a>> {
+    let mut lines = fields.get_all(name).iter();
+    let first = lines.next()?;
+    let Some(second) = lines.next() else { return Some(Value::Field(first)) };
+    let mut list = [first.as_bytes(), b", ", second.as_bytes()].concat();
+    lines.for_each(|line| list.extend([b", ", line.as_bytes()].concat()));
+    Some(Value::Bytes(Cow::Owned(list)))
+}
+
+fn pair<'a>(list: &'a [u8], separator: u8, name: &str) -> Option<Value<'a>> {
+    let pairs = list.split(|byte| *byte == separator).map(<[u8]>::trim_ascii);
+    let mut values = pairs.filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+    values.next().map(|value| Value::Bytes(Cow::Borrowed(value)))
+}
+

@@ -1,0 +1,4 @@
+pub mod edit;
+pub mod error;
+pub mod head;
+pub mod plugin;

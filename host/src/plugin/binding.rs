@@ -1,0 +1,136 @@
+//! A plugin bound to a configuration: what it declared, checked once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
+use super::contract::types;
+use super::engine::Plugin;
+use super::host::value_name;
+use super::instance::{Instance, Trap};
+use crate::edit::{Part, Planned, Refused, Template, field_name, field_value};
+use crate::head::ValueName;
+
+/// A plugin with its configuration and limits; workers make instances of it.
+pub struct Binding {
+    /// How the manifest names it.
+    pub name: Arc<str>,
+    pub(super) plugin: Arc<Plugin>,
+    pub(super) config: String,
+    pub(super) limits: Limits,
+    /// What a failed call means for the exchange.
+    pub on_error: OnError,
+    /// How requests pass it.
+    pub request: Hook,
+    /// How responses pass it.
+    pub response: Hook,
+}
+
+/// What a hook does.
+pub enum Hook {
+    /// It isn't there.
+    Absent,
+    /// The host makes these edits.
+    Plan(Vec<Planned>),
+    /// It is called with these values.
+    Call(Vec<ValueName>),
+}
+
+/// What an instance may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Linear memory, in bytes.
+    pub memory: usize,
+    /// Time per call.
+    pub cpu: Duration,
+}
+
+/// What becomes of an exchange whose plugin failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The client gets 502.
+    Fail,
+    /// The exchange goes on as if the plugin weren't there.
+    Skip,
+    /// The client gets this status.
+    Respond(http::StatusCode),
+}
+
+/// A configuration that the plugin, or the host, can't take.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("{}", .0.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; "))]
+    Config(Vec<(String, String)>),
+    #[error("the plugin failed while it was configured: {0}")]
+    Trap(#[from] Trap),
+    #[error("the plugin declared what can't be: {0}")]
+    Refused(#[from] Refused),
+}
+
+impl Default for Limits {
+    /// 16 MiB hold any filter that doesn't keep bodies; 50 ms is two and a half scheduler rounds of a busy machine.
+    fn default() -> Self {
+        Limits { memory: 16 << 20, cpu: Duration::from_millis(50) }
+    }
+}
+
+/// What a plugin says of itself.
+pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, Trap> {
+    Instance::bare(plugin, "describe".into(), Limits::default())?.describe()
+}
+
+impl Binding {
+    /// Configures a first instance, and so learns what the plugin needs.
+    pub fn new(
+        name: Arc<str>,
+        plugin: Arc<Plugin>,
+        config: String,
+        limits: Limits,
+        on_error: OnError,
+    ) -> Result<Self, BindError> {
+        let mut first = Instance::bare(&plugin, name.clone(), limits)?;
+        let settings = first.configure(&config)?.map_err(BindError::Config)?;
+        let Settings { request_values, response_values, request_plan, response_plan, .. } = settings;
+        let request = hook(plugin.request_filter.is_some(), request_values, request_plan)?;
+        let response = hook(plugin.response_filter.is_some(), response_values, response_plan)?;
+        Ok(Binding { name, plugin, config, limits, on_error, request, response })
+    }
+
+    /// Whether it can choose endpoints.
+    pub fn balances(&self) -> bool {
+        self.plugin.balancer.is_some()
+    }
+}
+
+fn hook(
+    exported: bool,
+    values: Vec<types::ValueName>,
+    plan: Option<Vec<types::PlannedEdit>>,
+) -> Result<Hook, Refused> {
+    match plan {
+        _ if !exported => Ok(Hook::Absent),
+        Some(plan) if plan.is_empty() => Ok(Hook::Absent),
+        Some(plan) => plan.into_iter().map(planned).collect::<Result<_, _>>().map(Hook::Plan),
+        None => values.into_iter().map(value_name).collect::<Result<_, _>>().map(Hook::Call),
+    }
+}
+
+fn planned(edit: types::PlannedEdit) -> Result<Planned, Refused> {
+    use types::PlannedEdit as Wit;
+    Ok(match edit {
+        Wit::SetField((name, value)) => Planned::Set(field_name(&name)?, template(&name, value)?),
+        Wit::AppendField((name, value)) => Planned::Append(field_name(&name)?, template(&name, value)?),
+        Wit::DefaultField((name, value)) => Planned::Default(field_name(&name)?, template(&name, value)?),
+        Wit::RemoveField(name) => Planned::Remove(field_name(&name)?),
+        Wit::RenameField((from, to)) => Planned::Rename(field_name(&from)?, field_name(&to)?),
+        Wit::SetNote((name, value)) => Planned::Note(name.clone(), template(&name, value)?),
+    })
+}
+
+fn template(name: &str, parts: Vec<types::TemplatePart>) -> Result<Template, Refused> {
+    let part = |part| match part {
+        types::TemplatePart::Text(text) => field_value(name, &text).map(Part::Text),
+        types::TemplatePart::Value(name) => value_name(name).map(Part::Value),
+    };
+    parts.into_iter().map(part).collect::<Result<_, _>>().map(Template)
+}

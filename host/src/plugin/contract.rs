@@ -1,0 +1,35 @@
+//! What wasmtime makes of `wit/`: the imports that the host gives, and typed calls for each hook.
+#![allow(unsafe_code, clippy::all, unused_qualifications, reason = "generated")]
+
+mod imports {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "imports",
+        imports: { default: trappable },
+        additional_derives: [PartialEq, Clone],
+    });
+}
+
+pub use imports::Imports;
+pub use imports::plugway::plugin::{endpoints, exchange, log, metrics, types};
+
+macro_rules! hook {
+    ($module:ident, $world:literal) => {
+        hook!($module, $world, "plugway:plugin/types": super::types);
+    };
+    ($module:ident, $world:literal, $($with:tt)*) => {
+        pub mod $module {
+            wasmtime::component::bindgen!({
+                path: "../wit",
+                world: $world,
+                ownership: Borrowing { duplicate_if_necessary: false },
+                with: { $($with)* },
+            });
+        }
+    };
+}
+
+hook!(lifecycle, "lifecycle-hook");
+hook!(request_filter, "request-filter-hook");
+hook!(response_filter, "response-filter-hook");
+hook!(balancer, "balancer-hook",);

@@ -1,0 +1,167 @@
+//! What the host gives to an instance: its limits, the imports of `wit/`, and of WASI what a sandbox without rights
+//! may have (clocks, random numbers, an output that goes to the log).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tracing::{debug, error, info, trace, warn};
+use wasmtime::component::{Linker, Resource, ResourceTable};
+use wasmtime::{StoreLimits, StoreLimitsBuilder};
+use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, random};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use super::contract::{endpoints, exchange, log, metrics, types};
+use crate::head::{Head, ValueName};
+
+/// The state of one instance.
+pub struct HostState {
+    wasi: WasiCtx,
+    table: ResourceTable,
+    pub(super) limits: StoreLimits,
+    pub(super) name: Arc<str>,
+    /// The exchange at hand, lent for the length of a call.
+    pub(super) head: Option<Box<Head>>,
+    /// Requests in flight at each endpoint of the upstream at hand.
+    pub(super) loads: VecDeque<u32>,
+}
+
+/// A longer line of a plugin is cut.
+const LONGEST_LINE: usize = 4 << 10;
+
+impl HostState {
+    /// The state of a fresh instance that may use so much memory.
+    pub fn new(name: Arc<str>, memory: usize) -> Self {
+        let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).instances(16).tables(16).build();
+        let (wasi, table) = (WasiCtx::builder().build(), ResourceTable::new());
+        HostState { wasi, table, limits, name, head: None, loads: VecDeque::new() }
+    }
+}
+
+impl WasiView for HostState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// Adds WASI, but replaces what could wait: a plugin that waits would hold up its worker.
+pub fn add_wasi(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
+    use wasmtime_wasi::cli::WasiCliView as _;
+    use wasmtime_wasi::clocks::WasiClocksView as _;
+    use wasmtime_wasi::filesystem::WasiFilesystemView as _;
+    wasmtime_wasi::p2::add_to_linker_proxy_interfaces_sync(linker)?;
+    random::insecure::add_to_linker::<_, wasmtime_wasi::random::WasiRandom>(linker, |state| state.wasi.random())?;
+    random::insecure_seed::add_to_linker::<_, wasmtime_wasi::random::WasiRandom>(linker, |state| state.wasi.random())?;
+    cli::exit::add_to_linker::<_, wasmtime_wasi::cli::WasiCli>(linker, HostState::cli)?;
+    cli::environment::add_to_linker::<_, wasmtime_wasi::cli::WasiCli>(linker, HostState::cli)?;
+    cli::terminal_input::add_to_linker::<_, wasmtime_wasi::cli::WasiCli>(linker, HostState::cli)?;
+    cli::terminal_output::add_to_linker::<_, wasmtime_wasi::cli::WasiCli>(linker, HostState::cli)?;
+    cli::terminal_stdin::add_to_linker::<_, wasmtime_wasi::cli::WasiCli>(linker, HostState::cli)?;
+    cli::terminal_stdout::add_to_linker::<_, wasmtime_wasi::cli::WasiCli>(linker, HostState::cli)?;
+    cli::terminal_stderr::add_to_linker::<_, wasmtime_wasi::cli::WasiCli>(linker, HostState::cli)?;
+    filesystem::preopens::add_to_linker::<_, wasmtime_wasi::filesystem::WasiFilesystem>(linker, HostState::filesystem)?;
+    wasmtime_wasi::p2::bindings::sync::filesystem::types::add_to_linker::<_, wasmtime_wasi::filesystem::WasiFilesystem>(
+        linker,
+        HostState::filesystem,
+    )?;
+    let _ = clocks::wall_clock::add_to_linker::<HostState, wasmtime_wasi::clocks::WasiClocks>;
+    let _ = HostState::clocks;
+
+    linker.allow_shadowing(true);
+    let mut poll = linker.instance("wasi:io/poll@0.2.12")?;
+    let waits = || wasmtime::format_err!("a plugin of this kind may not wait");
+    poll.func_wrap("[method]pollable.block", move |_, (_,): (Resource<wasmtime_wasi::p2::DynPollable>,)| -> wasmtime::Result<()> { Err(waits()) })?;
+    poll.func_wrap("poll", move |_, (_,): (Vec<Resource<wasmtime_wasi::p2::DynPollable>>,)| -> wasmtime::Result<(Vec<u32>,)> { Err(waits()) })?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+// === imports of wit/ ===
+
+impl types::Host for HostState {}
+
+impl exchange::Host for HostState {
+    fn value(&mut self, name: types::ValueName) -> wasmtime::Result<Option<Vec<u8>>> {
+        let (Some(head), Ok(name)) = (&self.head, value_name(name)) else { return Ok(None) };
+        Ok(head.value(&name).map(|value| value.bytes().to_vec()))
+    }
+
+    fn request_fields(&mut self) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {
+        Ok(self.head.as_ref().map(|head| lines(&head.request.headers)).unwrap_or_default())
+    }
+
+    fn response_fields(&mut self) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {
+        let response = self.head.as_ref().and_then(|head| head.response.as_ref());
+        Ok(response.map(|response| lines(&response.headers)).unwrap_or_default())
+    }
+}
+
+impl log::Host for HostState {
+    fn write(&mut self, level: log::Level, mut message: String) -> wasmtime::Result<()> {
+        message.truncate(message.floor_char_boundary(LONGEST_LINE));
+        let plugin = &*self.name;
+        match level {
+            log::Level::Error => error!(plugin, "{message}"),
+            log::Level::Warn => warn!(plugin, "{message}"),
+            log::Level::Info => info!(plugin, "{message}"),
+            log::Level::Debug => debug!(plugin, "{message}"),
+            log::Level::Trace => trace!(plugin, "{message}"),
+        }
+        Ok(())
+    }
+}
+
+impl metrics::Host for HostState {
+    fn define(&mut self, _: String, _: metrics::Kind, _: String) -> wasmtime::Result<Result<u32, metrics::DefineError>> {
+        Ok(Err(metrics::DefineError::TooMany))
+    }
+
+    fn add(&mut self, _: u32, _: f64) -> wasmtime::Result<()> {
+        Ok(())
+    }
+}
+
+impl endpoints::Host for HostState {
+    fn in_flight(&mut self, index: u32) -> wasmtime::Result<u32> {
+        Ok(self.loads.get(index as usize).copied().unwrap_or(0))
+    }
+
+    fn loads(&mut self) -> wasmtime::Result<Vec<u32>> {
+        Ok(self.loads.iter().copied().collect())
+    }
+}
+
+/// A declared value; the error is a malformed field name.
+pub fn value_name(name: types::ValueName) -> Result<ValueName, crate::edit::Refused> {
+    use types::ValueName as Wit;
+    let field = |name: String| {
+        http::HeaderName::from_bytes(name.as_bytes()).map_err(|_| crate::edit::Refused::Name(name))
+    };
+    Ok(match name {
+        Wit::Method => ValueName::Method,
+        Wit::Scheme => ValueName::Scheme,
+        Wit::Authority => ValueName::Authority,
+        Wit::Host => ValueName::Host,
+        Wit::Path => ValueName::Path,
+        Wit::Query => ValueName::Query,
+        Wit::Protocol => ValueName::Protocol,
+        Wit::ClientAddress => ValueName::ClientAddress,
+        Wit::ClientPort => ValueName::ClientPort,
+        Wit::ListenerAddress => ValueName::ListenerAddress,
+        Wit::Route => ValueName::Route,
+        Wit::Upstream => ValueName::Upstream,
+        Wit::Endpoint => ValueName::Endpoint,
+        Wit::RequestId => ValueName::RequestId,
+        Wit::ForwardedFor => ValueName::ForwardedFor,
+        Wit::Status => ValueName::Status,
+        Wit::RequestField(name) => ValueName::RequestField(field(name)?),
+        Wit::ResponseField(name) => ValueName::ResponseField(field(name)?),
+        Wit::Cookie(name) => ValueName::Cookie(name),
+        Wit::QueryParameter(name) => ValueName::QueryParameter(name),
+        Wit::Note(name) => ValueName::Note(name),
+        Wit::TlsVersion | Wit::TlsServerName => ValueName::Absent,
+    })
+}
+
+fn lines(fields: &http::HeaderMap) -> Vec<(String, Vec<u8>)> {
+    fields.iter().map(|(name, value)| (name.as_str().into(), value.as_bytes().to_vec())).collect()
+}

@@ -1,0 +1,244 @@
+//! A live copy of a plugin, and the rule for failures: a copy is spent when a call begins and whole again when the
+//! call has returned, so a trap, a deadline or a refused growth costs exactly this copy.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use wasmtime::Store;
+
+use super::binding::{Binding, Limits};
+use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
+use super::contract::{balancer, lifecycle, request_filter, response_filter, types};
+use super::engine::{Plugin, TICK};
+use super::host::HostState;
+use crate::edit::{self, Edit, Refused, Side};
+use crate::head::{Head, Value, ValueName};
+
+pub use balancer::exports::plugway::plugin::balancer::{Endpoint, EndpointState};
+
+/// A live copy.
+pub struct Instance {
+    store: Store<HostState>,
+    deadline: u64,
+    looks_back: bool,
+    lifecycle: lifecycle::LifecycleHook,
+    request_filter: Option<request_filter::RequestFilterHook>,
+    response_filter: Option<response_filter::ResponseFilterHook>,
+    balancer: Option<balancer::BalancerHook>,
+}
+
+/// What a filter decided, checked.
+pub enum Verdict {
+    /// Go on, with these edits.
+    Proceed(SmallVec<[Edit; 4]>),
+    /// Answer.
+    Respond(http::Response<Vec<u8>>),
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Trap {
+    #[error("{0:#}")]
+    Wasm(wasmtime::Error),
+    #[error("it ran longer than its limit")]
+    Deadline,
+    #[error("it asked for an edit that is refused: {0}")]
+    Refused(#[from] Refused),
+    #[error("it gave up: {0}")]
+    Failed(String),
+    #[error("it doesn't export this hook")]
+    NoHook,
+}
+
+/// One worker's place for an instance of a binding: makes one where there is none, and drops one that failed.
+#[derive(Default)]
+pub struct Slot(Option<Instance>);
+
+// === Instance ===
+
+impl Instance {
+    /// A copy that isn't configured yet.
+    pub fn bare(plugin: &Arc<Plugin>, name: Arc<str>, limits: Limits) -> Result<Self, Trap> {
+        let mut store = Store::new(&plugin.engine, HostState::new(name, limits.memory));
+        store.limiter(|state| &mut state.limits);
+        // A deadline is met at the first tick after its time has passed.
+        let deadline = (limits.cpu.as_micros().div_ceil(TICK.as_micros()) + 1) as u64;
+        store.set_epoch_deadline(deadline);
+        let instance = plugin.instance.instantiate(&mut store).map_err(trapped)?;
+        let lifecycle = plugin.lifecycle.load(&mut store, &instance).map_err(trapped)?;
+        let mut load = |_: ()| -> wasmtime::Result<_> {
+            let request = plugin.request_filter.as_ref().map(|hook| hook.load(&mut store, &instance)).transpose()?;
+            let response = plugin.response_filter.as_ref().map(|hook| hook.load(&mut store, &instance)).transpose()?;
+            let balancer = plugin.balancer.as_ref().map(|hook| hook.load(&mut store, &instance)).transpose()?;
+            Ok((request, response, balancer))
+        };
+        let (request_filter, response_filter, balancer) = load(()).map_err(trapped)?;
+        let looks_back = plugin.looks_back;
+        Ok(Instance { store, deadline, looks_back, lifecycle, request_filter, response_filter, balancer })
+    }
+
+    /// A copy ready for hooks.
+    pub fn new(binding: &Binding) -> Result<Self, Trap> {
+        let mut instance = Instance::bare(&binding.plugin, binding.name.clone(), binding.limits)?;
+        match instance.configure(&binding.config)? {
+            Ok(_) => Ok(instance),
+            Err(_) => Err(Trap::Failed("it refused a configuration that it took before".into())),
+        }
+    }
+
+    pub fn describe(&mut self) -> Result<Description, Trap> {
+        self.store.set_epoch_deadline(self.deadline * 20);
+        self.lifecycle.plugway_plugin_lifecycle().call_describe(&mut self.store).map_err(trapped)
+    }
+
+    /// Gives the plugin its configuration; the inner error has JSON pointers and messages.
+    pub fn configure(&mut self, config: &str) -> Result<Result<Settings, Vec<(String, String)>>, Trap> {
+        // Parsing a large configuration may take longer than a request should.
+        self.store.set_epoch_deadline(self.deadline * 20);
+        let answer = self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config);
+        let errors = |errors: Vec<lifecycle::exports::plugway::plugin::lifecycle::ConfigError>| {
+            errors.into_iter().map(|error| (error.path, error.message)).collect()
+        };
+        Ok(answer.map_err(trapped)?.map_err(errors))
+    }
+
+    /// Calls the filter's hook for one side with the declared values.
+    pub fn filter(&mut self, side: Side, needs: &[ValueName], head: &mut Box<Head>) -> Result<Verdict, Trap> {
+        self.store.set_epoch_deadline(self.deadline);
+        let found: SmallVec<[Option<Value>; 8]> = needs.iter().map(|name| head.value(name)).collect();
+        let values: SmallVec<[Option<&[u8]>; 8]> =
+            found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
+        if !self.looks_back {
+            return checked(side, self.call_filter(side, &values)?);
+        }
+        // The head is lent to the store for the call, so what was borrowed from it has to be copied.
+        let copies: Vec<Option<Vec<u8>>> = values.iter().map(|value| value.map(<[u8]>::to_vec)).collect();
+        drop(values);
+        drop(found);
+        let values: Vec<Option<&[u8]>> = copies.iter().map(Option::as_deref).collect();
+        let lent = std::mem::replace(head, Box::new(Head::empty()));
+        self.store.data_mut().head = Some(lent);
+        let verdict = self.call_filter(side, &values);
+        if let Some(lent) = self.store.data_mut().head.take() {
+            *head = lent;
+        }
+        checked(side, verdict?)
+    }
+
+    /// Tells a balancer its endpoints.
+    pub fn endpoints_changed(&mut self, endpoints: &[Endpoint<'_>]) -> Result<(), Trap> {
+        self.store.set_epoch_deadline(self.deadline);
+        let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
+        hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, endpoints).map_err(trapped)
+    }
+
+    /// Asks a balancer for an endpoint, with the requests in flight at each.
+    pub fn pick(&mut self, loads: impl Iterator<Item = u32>, tried: &[u32]) -> Result<Option<u32>, Trap> {
+        self.store.set_epoch_deadline(self.deadline);
+        let known = &mut self.store.data_mut().loads;
+        known.clear();
+        known.extend(loads);
+        let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
+        hook.plugway_plugin_balancer().call_pick(&mut self.store, &[], tried).map_err(trapped)
+    }
+
+    fn call_filter(&mut self, side: Side, values: &[Option<&[u8]>]) -> Result<types::Verdict, Trap> {
+        match side {
+            Side::Request => {
+                let hook = self.request_filter.as_ref().ok_or(Trap::NoHook)?;
+                hook.plugway_plugin_request_filter().call_on_request(&mut self.store, values).map_err(trapped)
+            }
+            Side::Response => {
+                let hook = self.response_filter.as_ref().ok_or(Trap::NoHook)?;
+                hook.plugway_plugin_response_filter().call_on_response(&mut self.store, values).map_err(trapped)
+            }
+        }
+    }
+}
+
+// === Slot ===
+
+impl Slot {
+    /// Makes the instance ahead of its first call.
+    pub fn warm(&mut self, prepare: impl FnOnce() -> Result<Instance, Trap>) -> Result<(), Trap> {
+        if self.0.is_none() {
+            self.0 = Some(prepare()?);
+        }
+        Ok(())
+    }
+
+    /// Runs a call; the instance goes back to its place only if the call returned.
+    pub fn call<R>(
+        &mut self,
+        prepare: impl FnOnce() -> Result<Instance, Trap>,
+        call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
+    ) -> Result<R, Trap> {
+        let mut instance = self.0.take().map_or_else(prepare, Ok)?;
+        let result = call(&mut instance);
+        if matches!(result, Ok(_) | Err(Trap::Failed(_) | Trap::Refused(_) | Trap::NoHook)) {
+            self.0 = Some(instance);
+        }
+        result
+    }
+}
+
+fn trapped(error: wasmtime::Error) -> Trap {
+    match error.downcast_ref::<wasmtime::Trap>() {
+        Some(wasmtime::Trap::Interrupt) => Trap::Deadline,
+        _ => Trap::Wasm(error),
+    }
+}
+
+fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
+    match verdict {
+        types::Verdict::Proceed(edits) => {
+            Ok(Verdict::Proceed(edits.into_iter().map(|edit| checked_edit(side, edit)).collect::<Result<_, _>>()?))
+        }
+        types::Verdict::Respond(types::Response { status, fields, body }) => {
+            let mut response = http::Response::new(body);
+            *response.status_mut() = edit::status(status)?;
+            for (name, value) in fields {
+                response.headers_mut().append(edit::field_name(&name)?, edit::field_value(&name, &value)?);
+            }
+            Ok(Verdict::Respond(response))
+        }
+        types::Verdict::Fail(reason) => Err(Trap::Failed(reason)),
+    }
+}
+
+fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
+    use types::Edit as Wit;
+    let only = |wanted, what| if side == wanted { Ok(()) } else { Err(Refused::Side(what)) };
+    Ok(match edit {
+        Wit::SetField((name, value)) => Edit::Set(edit::field_name(&name)?, edit::field_value(&name, &value)?),
+        Wit::AppendField((name, value)) => Edit::Append(edit::field_name(&name)?, edit::field_value(&name, &value)?),
+        Wit::DefaultField((name, value)) => Edit::Default(edit::field_name(&name)?, edit::field_value(&name, &value)?),
+        Wit::RemoveField(name) => Edit::Remove(edit::field_name(&name)?),
+        Wit::RenameField((from, to)) => Edit::Rename(edit::field_name(&from)?, edit::field_name(&to)?),
+        Wit::SetMethod(method) => {
+            only(Side::Request, "request's method")?;
+            Edit::Method(http::Method::from_bytes(method.as_bytes()).map_err(|_| Refused::Method(method))?)
+        }
+        Wit::SetPath(path) => {
+            only(Side::Request, "request's path")?;
+            Edit::Path(path)
+        }
+        Wit::SetQuery(query) => {
+            only(Side::Request, "request's query")?;
+            Edit::Query(query)
+        }
+        Wit::SetAuthority(authority) => {
+            only(Side::Request, "request's authority")?;
+            Edit::Authority(edit::field_value("host", authority.as_bytes())?)
+        }
+        Wit::SetUpstream(name) => {
+            only(Side::Request, "request's upstream")?;
+            Edit::Upstream(name)
+        }
+        Wit::SetStatus(status) => {
+            only(Side::Response, "response's status")?;
+            Edit::Status(edit::status(status)?)
+        }
+        Wit::SetNote((name, value)) => Edit::Note(name.clone(), edit::field_value(&name, &value)?),
+    })
+}
