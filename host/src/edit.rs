@@ -205,7 +205,9 @@ fn rename(from: &HeaderName, to: &HeaderName, fields: &mut HeaderMap) {
     }
     fields.remove(from);
     fields.remove(to);
-    lines.into_iter().for_each(|line| drop(fields.append(to, line)));
+    for line in lines {
+        fields.append(to, line);
+    }
 }
 
 fn set_target(head: &mut Head, path: Option<Vec<u8>>, query: Option<Option<Vec<u8>>>) -> Result<(), Refused> {

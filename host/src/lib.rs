@@ -1,4 +1,14 @@
+pub mod body;
+pub mod chain;
 pub mod edit;
 pub mod error;
+pub mod exchange;
+pub mod forward;
+pub mod forwarding;
+pub mod generation;
 pub mod head;
 pub mod plugin;
+pub mod respond;
+pub mod router;
+pub mod upstream;
+pub mod worker;

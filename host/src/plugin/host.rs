@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use tracing::{debug, error, info, trace, warn};
 use wasmtime::component::{Linker, Resource, ResourceTable};
-use wasmtime::{StoreLimits, StoreLimitsBuilder};
-use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, random};
+use wasmtime::{StoreContextMut, StoreLimits, StoreLimitsBuilder};
+use wasmtime_wasi::p2::bindings::sync::io::streams::StreamError;
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
+use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::contract::{endpoints, exchange, log, metrics, types};
@@ -24,6 +26,10 @@ pub struct HostState {
     /// Requests in flight at each endpoint of the upstream at hand.
     pub(super) loads: VecDeque<u32>,
 }
+
+type Written = wasmtime::Result<(Result<(), StreamError>,)>;
+type Counted = wasmtime::Result<(Result<u64, StreamError>,)>;
+type Read = wasmtime::Result<(Result<Vec<u8>, StreamError>,)>;
 
 /// A longer line of a plugin is cut.
 const LONGEST_LINE: usize = 4 << 10;
@@ -46,7 +52,6 @@ impl WasiView for HostState {
 /// Adds WASI, but replaces what could wait: a plugin that waits would hold up its worker.
 pub fn add_wasi(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     use wasmtime_wasi::cli::WasiCliView as _;
-    use wasmtime_wasi::clocks::WasiClocksView as _;
     use wasmtime_wasi::filesystem::WasiFilesystemView as _;
     wasmtime_wasi::p2::add_to_linker_proxy_interfaces_sync(linker)?;
     random::insecure::add_to_linker::<_, wasmtime_wasi::random::WasiRandom>(linker, |state| state.wasi.random())?;
@@ -63,14 +68,23 @@ pub fn add_wasi(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
         linker,
         HostState::filesystem,
     )?;
-    let _ = clocks::wall_clock::add_to_linker::<HostState, wasmtime_wasi::clocks::WasiClocks>;
-    let _ = HostState::clocks;
 
     linker.allow_shadowing(true);
     let mut poll = linker.instance("wasi:io/poll@0.2.12")?;
     let waits = || wasmtime::format_err!("a plugin of this kind may not wait");
     poll.func_wrap("[method]pollable.block", move |_, (_,): (Resource<wasmtime_wasi::p2::DynPollable>,)| -> wasmtime::Result<()> { Err(waits()) })?;
     poll.func_wrap("poll", move |_, (_,): (Vec<Resource<wasmtime_wasi::p2::DynPollable>>,)| -> wasmtime::Result<(Vec<u32>,)> { Err(waits()) })?;
+    let mut streams = linker.instance("wasi:io/streams@0.2.12")?;
+    streams.func_wrap("[method]output-stream.blocking-write-and-flush", |store: StoreContextMut<'_, HostState>, (_, text): (Resource<DynOutputStream>, Vec<u8>)| -> Written {
+        let (plugin, text) = (&*store.data().name, String::from_utf8_lossy(&text));
+        info!(plugin, "{}", text.trim_end());
+        Ok((Ok(()),))
+    })?;
+    streams.func_wrap("[method]output-stream.blocking-flush", |_, (_,): (Resource<DynOutputStream>,)| -> Written { Ok((Ok(()),)) })?;
+    streams.func_wrap("[method]output-stream.blocking-write-zeroes-and-flush", move |_, (_, _): (Resource<DynOutputStream>, u64)| -> Written { Err(waits()) })?;
+    streams.func_wrap("[method]output-stream.blocking-splice", move |_, (_, _, _): (Resource<DynOutputStream>, Resource<DynInputStream>, u64)| -> Counted { Err(waits()) })?;
+    streams.func_wrap("[method]input-stream.blocking-read", move |_, (_, _): (Resource<DynInputStream>, u64)| -> Read { Err(waits()) })?;
+    streams.func_wrap("[method]input-stream.blocking-skip", move |_, (_, _): (Resource<DynInputStream>, u64)| -> Counted { Err(waits()) })?;
     linker.allow_shadowing(false);
     Ok(())
 }

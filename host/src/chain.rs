@@ -1,0 +1,111 @@
+//! The pipeline: request hooks down the list, response hooks up it, and what a failed plugin means for the exchange.
+
+use http::Response;
+
+use crate::edit::{self, Side};
+use crate::error::{Error, Kind};
+use crate::generation::{Route, Running};
+use crate::head::Head;
+use crate::plugin::binding::{Binding, Hook, OnError};
+use crate::plugin::instance::{Instance, Trap, Verdict};
+
+/// What came out of the way down.
+pub enum Down {
+    /// To the upstream; all response hooks are due.
+    Forward,
+    /// A plugin answered; the response hooks of those above it are due.
+    Answer(Response<Vec<u8>>, Depth),
+}
+
+/// How many plugins, from the top of the chain, see the response.
+#[derive(Clone, Copy, Debug)]
+pub struct Depth(usize);
+
+/// A failed plugin whose `on-error` ends the exchange.
+pub struct Failed {
+    pub error: Error,
+    pub status: http::StatusCode,
+    pub depth: Depth,
+}
+
+impl Depth {
+    /// All of them.
+    pub fn whole(route: &Route) -> Self {
+        Depth(route.chain.len())
+    }
+}
+
+/// Runs the request hooks; may choose another upstream, as a place in the generation.
+pub fn down(running: &Running, route: &Route, head: &mut Box<Head>, upstream: &mut usize) -> Result<Down, Failed> {
+    for (depth, place) in route.chain.iter().enumerate() {
+        let binding = &running.generation.bindings[*place];
+        match &binding.request {
+            Hook::Absent => {}
+            Hook::Plan(plan) => edit::apply_plan(plan, Side::Request, head),
+            Hook::Call(needs) => {
+                let call = |instance: &mut Instance| instance.filter(Side::Request, needs, head);
+                let verdict = running.filters[*place].borrow_mut().call(|| Instance::new(binding), call);
+                let proceeded = verdict.and_then(|verdict| match verdict {
+                    Verdict::Proceed(edits) => {
+                        if let Some(name) = edit::apply(edits, Side::Request, head)? {
+                            *upstream = chosen(running, &name)?;
+                            head.upstream = running.generation.upstreams[*upstream].name.clone();
+                        }
+                        Ok(None)
+                    }
+                    Verdict::Respond(response) => Ok(Some(response)),
+                });
+                match proceeded {
+                    Ok(None) => {}
+                    Ok(Some(response)) => return Ok(Down::Answer(response, Depth(depth))),
+                    Err(trap) => on_error(binding, trap, Depth(depth))?,
+                }
+            }
+        }
+    }
+    Ok(Down::Forward)
+}
+
+/// Runs the response hooks of the plugins above a depth; a plugin may put another content in place.
+pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) -> Result<Option<Vec<u8>>, Failed> {
+    let mut content = None;
+    for (depth, place) in route.chain.iter().enumerate().take(depth.0).rev() {
+        let binding = &running.generation.bindings[*place];
+        match &binding.response {
+            Hook::Absent => {}
+            Hook::Plan(plan) => edit::apply_plan(plan, Side::Response, head),
+            Hook::Call(needs) => {
+                let call = |instance: &mut Instance| instance.filter(Side::Response, needs, head);
+                let verdict = running.filters[*place].borrow_mut().call(|| Instance::new(binding), call);
+                let done = verdict.and_then(|verdict| match verdict {
+                    Verdict::Proceed(edits) => Ok(edit::apply(edits, Side::Response, head).map(drop)?),
+                    Verdict::Respond(response) => {
+                        let (parts, body) = response.into_parts();
+                        head.response = Some(parts);
+                        content = Some(body);
+                        Ok(())
+                    }
+                });
+                if let Err(trap) = done {
+                    on_error(binding, trap, Depth(depth))?;
+                }
+            }
+        }
+    }
+    Ok(content)
+}
+
+fn chosen(running: &Running, name: &str) -> Result<usize, Trap> {
+    let place = running.generation.upstream_places.get(name).copied();
+    place.ok_or_else(|| Trap::Failed(format!("it chose the upstream `{name}`, which the manifest doesn't have")))
+}
+
+fn on_error(binding: &Binding, trap: Trap, depth: Depth) -> Result<(), Failed> {
+    tracing::warn!(plugin = &*binding.name, error = %trap, "plugin failed");
+    let status = match binding.on_error {
+        OnError::Skip => return Ok(()),
+        OnError::Fail => Kind::PluginError.status(),
+        OnError::Respond(status) => status,
+    };
+    Err(Failed { error: Error::new(Kind::PluginError, trap), status, depth })
+}
