@@ -1,5 +1,9 @@
+pub mod assemble;
 pub mod body;
 pub mod chain;
+pub mod cli;
+pub mod config;
+mod demo;
 pub mod edit;
 pub mod error;
 pub mod exchange;
@@ -10,5 +14,6 @@ pub mod head;
 pub mod plugin;
 pub mod respond;
 pub mod router;
+mod serve;
 pub mod upstream;
 pub mod worker;

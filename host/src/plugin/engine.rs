@@ -34,7 +34,13 @@ pub struct Plugin {
     pub(super) response_filter: Option<response_filter::ResponseFilterHookIndices>,
     pub(super) balancer: Option<balancer::BalancerHookIndices>,
     pub(super) looks_back: bool,
+    imports: Vec<String>,
 }
+
+/// The engine doesn't start on this machine.
+#[derive(Debug, thiserror::Error)]
+#[error("the plugin engine doesn't start: {0:#}")]
+pub struct StartError(wasmtime::Error);
 
 /// A component that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +57,11 @@ pub enum LoadError {
 
 impl Runtime {
     /// Starts the engine, and the thread that ticks its clock.
-    pub fn start() -> wasmtime::Result<Self> {
+    pub fn start() -> Result<Self, StartError> {
+        Runtime::new().map_err(StartError)
+    }
+
+    fn new() -> wasmtime::Result<Self> {
         let mut pool = PoolingAllocationConfig::default();
         pool.total_component_instances(INSTANCES).total_core_instances(INSTANCES * 4);
         pool.total_memories(INSTANCES).total_tables(INSTANCES * 4).max_memory_size(MOST_MEMORY);
@@ -95,8 +105,27 @@ impl Runtime {
             true => Some(hook("balancer", balancer::BalancerHookIndices::new(&instance))?),
             false => None,
         };
-        let looks_back = component.component_type().imports(&self.engine).any(|(name, _)| name.contains("/exchange@"));
+        let component_type = component.component_type();
+        let imports: Vec<String> = component_type.imports(&self.engine).map(|(name, _)| name.to_string()).collect();
+        let looks_back = imports.iter().any(|name| name.contains("/exchange@"));
         let engine = self.engine.clone();
-        Ok(Plugin { engine, instance, lifecycle, request_filter, response_filter, balancer, looks_back })
+        Ok(Plugin { engine, instance, lifecycle, request_filter, response_filter, balancer, looks_back, imports })
+    }
+}
+
+impl Plugin {
+    /// The hooks that it has.
+    pub fn hooks(&self) -> Vec<&'static str> {
+        let hooks = [
+            ("request-filter", self.request_filter.is_some()),
+            ("response-filter", self.response_filter.is_some()),
+            ("balancer", self.balancer.is_some()),
+        ];
+        hooks.into_iter().filter(|(_, present)| *present).map(|(name, _)| name).collect()
+    }
+
+    /// The interfaces that it imports.
+    pub fn imports(&self) -> &[String] {
+        &self.imports
     }
 }

@@ -1,0 +1,5 @@
+//! The manifest: its keys, its files, and messages about its mistakes.
+
+pub mod load;
+pub mod manifest;
+pub mod problem;

@@ -1,0 +1,77 @@
+//! Reads a manifest and the files that it includes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::manifest::Manifest;
+use super::problem::{Problem, Problems, Source};
+
+/// Reads `path` and its includes; the first is the manifest itself.
+pub fn load(path: &Path) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
+    let mut problems = Problems::default();
+    let mut files = Vec::new();
+    if let Some((source, manifest)) = read(path, &mut problems) {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for pattern in &manifest.include {
+            match matching(folder, pattern.get_ref()) {
+                Ok(paths) => files.extend(paths.iter().filter_map(|path| {
+                    let (included, manifest) = read(path, &mut problems)?;
+                    if let Some(further) = manifest.include.first() {
+                        problems.at(&included, further.span(), "an included file can't include others; name them in the manifest");
+                    }
+                    Some((included, manifest))
+                })),
+                Err(message) => problems.at(&source, pattern.span(), message),
+            }
+        }
+        files.insert(0, (source, manifest));
+    }
+    if problems.0.is_empty() { Ok(files) } else { Err(problems) }
+}
+
+/// Takes a manifest that is no file.
+pub fn parse(name: &str, text: String) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
+    let source = Arc::new(Source { path: name.into(), text });
+    match toml::from_str(&source.text) {
+        Ok(manifest) => Ok(vec![(source, manifest)]),
+        Err(error) => Err(Problems(vec![syntax(&source, &error)])),
+    }
+}
+
+fn read(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, Manifest)> {
+    let text = std::fs::read_to_string(path);
+    let source = Arc::new(Source { path: path.into(), text: text.as_deref().unwrap_or_default().into() });
+    if let Err(error) = text {
+        let message = format!("the manifest can't be read: {error}");
+        problems.0.push(Problem { source, span: None, message });
+        return None;
+    }
+    match toml::from_str(&source.text) {
+        Ok(manifest) => Some((source, manifest)),
+        Err(error) => {
+            problems.0.push(syntax(&source, &error));
+            None
+        }
+    }
+}
+
+fn syntax(source: &Arc<Source>, error: &toml::de::Error) -> Problem {
+    Problem { source: source.clone(), span: error.span(), message: error.message().replace('\n', "; ") }
+}
+
+/// The files that a pattern stands for; one without `*` has to exist.
+fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
+    let whole = folder.join(pattern);
+    let Some((before, after)) = pattern.rsplit('/').next().and_then(|last| last.split_once('*')) else {
+        return if whole.is_file() { Ok(vec![whole]) } else { Err(format!("there is no file `{}`", whole.display())) };
+    };
+    let folder = whole.parent().unwrap_or(folder);
+    let entries = std::fs::read_dir(folder).map_err(|error| format!("`{}` can't be listed: {error}", folder.display()))?;
+    let fits = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
+    };
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(fits).collect();
+    paths.sort();
+    Ok(paths)
+}

@@ -1,0 +1,146 @@
+//! The life of the process: sockets and workers at the start, generations while it runs, a graceful end.
+
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZero;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use crate::assemble::Assembly;
+use crate::config::manifest::Manifest;
+use crate::config::problem::{Problems, Source};
+use crate::generation::Generation;
+use crate::plugin::engine::Runtime;
+use crate::worker::{self, Orders, Socket};
+
+/// Exchanges that still run so long after the first signal are cut off.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// Connections that may wait to be accepted, per worker; the system's own limit may be lower.
+const BACKLOG: i32 = 4096;
+
+type Files = Vec<(Arc<Source>, Manifest)>;
+
+/// Serves what `load` gives, at the start and at each reload, until told to stop.
+pub fn run(load: impl Fn() -> Result<Files, Problems>) -> anyhow::Result<()> {
+    let mut assembly = Assembly::new(Runtime::start()?);
+    let first = assembly.assemble(&load()?)?;
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = first.workers.unwrap_or(cores).max(1);
+    if first.listeners.is_empty() {
+        anyhow::bail!("the manifest has no listener; add\n\n    [[listener]]\n    address = \"127.0.0.1:8080\"");
+    }
+    let mut sockets: Vec<Vec<Socket>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut addresses = Vec::new();
+    for address in &first.listeners {
+        addresses.push(bind(address, &mut sockets).with_context(|| format!("can't listen at {address}"))?);
+    }
+    let (publish, generation) = watch::channel(Arc::new(first.generation));
+    let (stop, stopping) = watch::channel(false);
+    let (swapped, mut outcomes) = mpsc::unbounded_channel();
+    let mut threads = Vec::new();
+    for (number, sockets) in sockets.into_iter().enumerate() {
+        let (orders, swapped) = (Orders { generation: generation.clone(), stopping: stopping.clone() }, swapped.clone());
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        threads.push(thread.spawn(move || worker::run(sockets, orders, swapped))?);
+    }
+    drop(swapped);
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    control.block_on(async {
+        acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
+        addresses.iter().for_each(|address| info!("listening at {address}"));
+        let (mut hangup, mut terminate) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => reload(&mut assembly, &load, &publish, &mut outcomes, workers).await,
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        info!("stopping");
+        let _ = stop.send(true);
+        let ended = async { while outcomes.recv().await.is_some() {} };
+        tokio::select! {
+            _ = ended => {}
+            _ = terminate.recv() => warn!("stopped at once"),
+            _ = interrupt.recv() => warn!("stopped at once"),
+            _ = tokio::time::sleep(DRAIN) => warn!("the drain time has passed; what still ran is cut off"),
+        }
+        anyhow::Ok(())
+    })?;
+    for thread in threads.into_iter().filter(|thread| thread.is_finished()) {
+        if let Ok(outcome) = thread.join() {
+            outcome?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.
+async fn reload(
+    assembly: &mut Assembly,
+    load: &impl Fn() -> Result<Files, Problems>,
+    publish: &watch::Sender<Arc<Generation>>,
+    outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>,
+    workers: usize,
+) {
+    let next = match load().and_then(|files| assembly.assemble(&files)) {
+        Ok(next) => next,
+        Err(problems) => return error!("not reloaded, the old manifest goes on serving:\n{problems}"),
+    };
+    publish.send_replace(Arc::new(next.generation));
+    match acknowledged(outcomes, workers).await {
+        Ok(()) => info!("reloaded"),
+        Err(error) => error!("a worker goes on with the old manifest: {error}"),
+    }
+}
+
+async fn acknowledged(outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>, workers: usize) -> Result<(), String> {
+    let mut result = Ok(());
+    for _ in 0..workers {
+        result = outcomes.recv().await.unwrap_or(Err("a worker has ended".into())).and(result);
+    }
+    result
+}
+
+/// Binds an address once for each worker; gives it as it came out.
+fn bind(address: &str, sockets: &mut [Vec<Socket>]) -> anyhow::Result<String> {
+    if let Some(path) = address.strip_prefix("unix:") {
+        // A socket that nobody listens at is left from a run that was killed.
+        if std::os::unix::net::UnixStream::connect(path).is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        for sockets in sockets {
+            sockets.push(Socket::Unix(listener.try_clone()?, address.into()));
+        }
+        return Ok(address.into());
+    }
+    let mut address: SocketAddr = address.parse()?;
+    for sockets in sockets {
+        let listener = bind_tcp(address)?;
+        address = listener.local_addr()?;
+        sockets.push(Socket::Tcp(listener));
+    }
+    Ok(format!("http://{address}"))
+}
+
+fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
