@@ -1,0 +1,132 @@
+//! What HTTP and the manifest ask of a forwarded message.
+
+use std::io::{BufReader, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+
+use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, read_message};
+
+/// The fields of the classic site in front of gunicorn.
+const CLASSIC: &str = r#"
+[plugin.forwarded]
+use = "headers"
+[plugin.forwarded.config.request.set]
+Host              = "{host}"
+X-Real-IP         = "{client.ip}"
+X-Forwarded-For   = "{forwarded-for}"
+X-Forwarded-Proto = "{scheme}"
+"#;
+
+#[test]
+fn the_classic_fields_reach_the_origin() {
+    let proxy = Proxy::start(&manifest(&echo(), r#""forwarded""#, CLASSIC));
+    let got = proxy.get("/a?b=c", "\r\nX-Forwarded-For: 203.0.113.7").text();
+    assert!(got.starts_with("GET /a?b=c HTTP/1.1\n"), "{got}");
+    for line in ["host: example.org", "x-real-ip: 127.0.0.1", "x-forwarded-for: 203.0.113.7, 127.0.0.1", "x-forwarded-proto: http"] {
+        assert!(got.lines().any(|known| known == line), "no `{line}` in\n{got}");
+    }
+}
+
+#[test]
+fn gunicorn_sees_what_nginx_would_send() {
+    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-venv/bin/python");
+    assert!(std::path::Path::new(python).exists(), "gunicorn is missing: run tests/run, which installs it");
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let app = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests");
+    let mut gunicorn = Command::new(python);
+    gunicorn.args(["-m", "gunicorn", "--bind", &address, "--chdir", app, "wsgi:app"]);
+    let mut gunicorn = gunicorn.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while std::net::TcpStream::connect(&address).is_err() {
+        assert!(std::time::Instant::now() < deadline, "gunicorn does not listen");
+        std::thread::yield_now();
+    }
+    let proxy = Proxy::start(&manifest(&address, r#""forwarded""#, CLASSIC));
+    let got = proxy.get("/", "");
+    let _ = gunicorn.kill();
+    let _ = gunicorn.wait();
+    assert_eq!(got.text(), "host=example.org real=127.0.0.1 for=127.0.0.1 proto=http");
+}
+
+#[test]
+fn fields_of_one_hop_stay_on_their_hop() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\nX-End: 1\r\n\r\n").unwrap();
+    let got = read_message(&mut BufReader::new(stream)).unwrap().text();
+    assert!(!got.contains("x-hop") && !got.contains("te:") && !got.contains("connection"), "{got}");
+    assert!(got.contains("x-end: 1") && got.contains("via: 1.1 plugway"), "{got}");
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order_on_one_connection() {
+    let proxy = Proxy::start(&manifest(&origin(|request| ok(&request.start)), "", ""));
+    let mut stream = proxy.connect();
+    let requests: String = (0..5).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+    stream.write_all(requests.as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream);
+    for n in 0..5 {
+        assert_eq!(read_message(&mut reader).unwrap().text(), format!("GET /{n} HTTP/1.1"));
+    }
+}
+
+#[test]
+fn bodies_pass_both_ways_in_either_framing() {
+    let proxy = Proxy::start(&manifest(&origin(|request| ok(&request.text())), "", ""));
+    let sent = "x".repeat(300_000);
+    let chunked = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{:x}\r\n{sent}\r\n0\r\n\r\n", sent.len());
+    let known = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{sent}", sent.len());
+    for request in [chunked, known] {
+        let mut stream = proxy.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().text(), sent);
+    }
+}
+
+#[test]
+fn three_endpoints_take_equal_shares() {
+    let origins: Vec<String> = (0..3).map(|n| origin(move |_| ok(&n.to_string()))).collect();
+    let text = manifest("x:1", "", "").replace("[\"x:1\"]", &format!("{origins:?}")).replace("workers = 2", "workers = 1");
+    let proxy = Proxy::start(&text);
+    let mut counts = [0; 3];
+    (0..30).for_each(|_| counts[proxy.get("/", "").text().parse::<usize>().unwrap()] += 1);
+    assert_eq!(counts, [10, 10, 10]);
+}
+
+#[test]
+fn failures_have_a_status_and_a_reason() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let refused = Proxy::start(&manifest(&closed, "", "")).get("/", "");
+    assert_eq!((refused.status(), refused.field("proxy-status")), (502, Some("plugway; error=connection_refused")));
+
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = manifest(&silent.local_addr().unwrap().to_string(), "", "").replace("endpoints", "response-timeout = \"200ms\"\nendpoints");
+    let late = Proxy::start(&text).get("/", "");
+    assert_eq!((late.status(), late.field("proxy-status")), (504, Some("plugway; error=http_response_timeout")));
+
+    let elsewhere = manifest(&echo(), "", "").replace("[[route]]", "[[route]]\nhosts = [\"other.example\"]");
+    let lost = Proxy::start(&elsewhere).get("/", "");
+    assert_eq!((lost.status(), lost.field("proxy-status")), (404, Some("plugway; error=no_route")));
+
+    let no_host = Proxy::start(&manifest(&echo(), "", "")).exchange("GET / HTTP/1.1\r\nX-No: host");
+    assert_eq!(no_host.status(), 400);
+}
+
+#[test]
+fn a_request_on_a_connection_gone_stale_is_sent_again() {
+    // This origin closes each connection after its first response without saying so.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+            stream.write_all(&ok("served")).unwrap();
+        }
+    });
+    let proxy = Proxy::start(&manifest(&address, "", "").replace("workers = 2", "workers = 1"));
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/", "").text(), "served");
+    }
+}

@@ -1,0 +1,52 @@
+//! Does what no plugin should do when a request asks for it in `x-misbehave`; else tags the request.
+
+use plugway_sdk::{ConfigError, Edit, Need, Plugin, RequestFilter, Setup, Values, Verdict, export};
+
+pub struct Misbehave {
+    how: Need,
+    calls: u32,
+}
+
+impl Plugin for Misbehave {
+    type Config = ();
+
+    fn new((): (), setup: &mut Setup) -> Result<Self, ConfigError> {
+        Ok(Misbehave { how: setup.request.field("x-misbehave"), calls: 0 })
+    }
+}
+
+impl RequestFilter for Misbehave {
+    fn on_request(&mut self, request: &Values) -> Verdict {
+        self.calls += 1;
+        match request.text(self.how) {
+            Some("trap") => panic!("told to trap"),
+            Some("spin") => loop {
+                std::hint::black_box(self.calls);
+            },
+            Some("eat") => {
+                let mut eaten: Vec<Vec<u8>> = Vec::new();
+                loop {
+                    eaten.push(vec![1; 1 << 20]);
+                    std::hint::black_box(&eaten);
+                }
+            }
+            Some("malformed-name") => Verdict::proceed().set_field("x bad", "1"),
+            Some("malformed-value") => Verdict::proceed().set_field("x-split", "1\r\nx-injected: 1"),
+            Some("framing") => Verdict::proceed().set_field("transfer-encoding", "chunked"),
+            Some("wrong-side") => Verdict::proceed().edit(Edit::SetStatus(200)),
+            Some("half") => Verdict::proceed().set_field("x-half", "1").set_upstream("nowhere"),
+            Some("give-up") => Verdict::Fail("told to give up".into()),
+            Some("wait") => {
+                std::thread::sleep(std::time::Duration::from_secs(1));
+                Verdict::proceed()
+            }
+            Some("print") => {
+                println!("printed by a plugin");
+                Verdict::proceed()
+            }
+            _ => Verdict::proceed().set_field("x-calls", self.calls.to_string()),
+        }
+    }
+}
+
+export!(Misbehave: RequestFilter);

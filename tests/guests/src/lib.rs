@@ -1,0 +1,11 @@
+//! Where the plugins of the whole-program tests lie, built.
+#![forbid(unsafe_code)]
+
+/// `examples/api-key`.
+pub const API_KEY: &str = env!("GUEST_EXAMPLE_API_KEY");
+/// `examples/split`.
+pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
+/// `examples/retitle`.
+pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
+/// `tests/guests/misbehave`.
+pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");

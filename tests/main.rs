@@ -1,0 +1,8 @@
+//! Whole-program tests: the real binary, real sockets, real components.
+#![forbid(unsafe_code)]
+
+mod forwarding;
+mod manifests;
+mod plugins;
+mod support;
+mod swap;

@@ -1,0 +1,86 @@
+//! Plugins in the running proxy: the examples at work, and what a bad one can't do.
+
+use std::time::Instant;
+
+use plugway_test_guests::{API_KEY, MISBEHAVE, RETITLE, SPLIT};
+
+use crate::support::{Proxy, echo, manifest, ok, origin};
+
+#[test]
+fn the_api_key_example_guards_and_names_the_user() {
+    let plugin = format!("{{ use = {API_KEY:?}, config = {{ keys = {{ k = \"carol\" }} }} }}");
+    let proxy = Proxy::start(&manifest(&echo(), &plugin, ""));
+    let refused = proxy.get("/", "");
+    assert_eq!((refused.status(), refused.text().as_str()), (401, r#"{"error":"unauthorized"}"#));
+    assert!(proxy.get("/", "\r\nX-API-Key: k\r\nX-User: mallory").text().contains("x-user: carol\n"));
+}
+
+#[test]
+fn the_split_example_chooses_the_upstream_and_leaves_a_note() {
+    let show = "{ use = \"headers\", config = { response = { set = { X-Variant = \"{note.variant}\" } } } }";
+    let plugins = format!("{show}, {{ use = {SPLIT:?}, config = {{ upstream = \"beta\" }} }}");
+    let (a, b) = (origin(|_| ok("a")), origin(|_| ok("b")));
+    let proxy = Proxy::start(&manifest(&a, &plugins, &format!("[upstream.beta]\nendpoints = [{b:?}]\n")));
+    for (cookie, variant) in [("", "a"), ("\r\nCookie: variant=b", "b")] {
+        let response = proxy.get("/", cookie);
+        assert_eq!((response.text().as_str(), response.field("x-variant")), (variant, Some(variant)));
+    }
+}
+
+#[test]
+fn the_retitle_example_rewrites_responses() {
+    let plugin = format!("{{ use = {RETITLE:?}, config = {{ field = \"x-origin\", from = \"y\", to = \"Y\" }} }}");
+    let proxy = Proxy::start(&manifest(&echo(), &plugin, ""));
+    assert_eq!(proxy.get("/", "").field("x-origin"), Some("Yes"));
+}
+
+#[test]
+fn a_failing_plugin_harms_its_own_request_only() {
+    let kinds = ["trap", "spin", "eat", "malformed-name", "malformed-value", "framing", "wrong-side", "half", "give-up", "wait"];
+    let modes = [("", 502), ("on-error = \"skip\"", 200), ("on-error = 503", 503)];
+    for (mode, status) in modes {
+        let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\n{mode}\n");
+        let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more));
+        for kind in kinds {
+            let harmed = proxy.get("/", &format!("\r\nX-Misbehave: {kind}"));
+            assert_eq!(harmed.status(), status, "{kind} with `{mode}`: {harmed:?}");
+            assert!(!harmed.text().contains("x-injected"), "{kind}");
+            if status != 200 {
+                assert_eq!(harmed.field("proxy-status"), Some("plugway; error=plugin_error"));
+            }
+            let next = proxy.get("/", "");
+            assert!(next.status() == 200 && next.text().contains("x-calls: "), "after {kind}: {next:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_changed_by_a_call_that_fails() {
+    let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\non-error = \"skip\"\n");
+    let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more));
+    let got = proxy.get("/", "\r\nX-Misbehave: half");
+    assert!(got.status() == 200 && !got.text().contains("x-half"), "{got:?}");
+}
+
+#[test]
+fn a_trap_makes_a_fresh_instance_and_the_message_reaches_the_log() {
+    let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\n");
+    let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more).replace("workers = 2", "workers = 1"));
+    let calls = |proxy: &Proxy| proxy.get("/", "").text().lines().find_map(|line| line.strip_prefix("x-calls: ").map(String::from));
+    assert_eq!((calls(&proxy), calls(&proxy)), (Some("1".into()), Some("2".into())));
+    proxy.get("/", "\r\nX-Misbehave: trap");
+    proxy.wait_log("told to trap");
+    assert_eq!(calls(&proxy), Some("1".into()));
+    proxy.get("/", "\r\nX-Misbehave: print");
+    proxy.wait_log("printed by a plugin");
+}
+
+#[test]
+fn a_loop_ends_at_its_limit() {
+    let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\nlimits = {{ cpu = \"100ms\" }}\n");
+    let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more));
+    let start = Instant::now();
+    assert_eq!(proxy.get("/", "\r\nX-Misbehave: spin").status(), 502);
+    assert!(start.elapsed().as_millis() >= 100, "{:?}", start.elapsed());
+    proxy.wait_log("longer than its limit");
+}

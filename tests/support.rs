@@ -1,0 +1,231 @@
+//! The cast of a test: an origin, the proxy as a process, a client.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// How long a condition may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The proxy, running a manifest in a folder of its own.
+pub struct Proxy {
+    child: Child,
+    pub address: String,
+    pub folder: tempfile::TempDir,
+    log: mpsc::Receiver<String>,
+}
+
+/// A message that a client or an origin received.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub start: String,
+    pub fields: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Proxy {
+    /// Starts the proxy on a manifest; `{listen}` in it stands for a free port.
+    pub fn start(manifest: &str) -> Proxy {
+        let folder = tempfile::tempdir().unwrap();
+        write_manifest(folder.path(), manifest);
+        let path = folder.path().join("plugway.toml");
+        let mut child = plugway().arg("run").arg(path).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (lines, log) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let _ = lines.send(line);
+            }
+        });
+        let mut proxy = Proxy { child, address: String::new(), folder, log };
+        let line = proxy.wait_log("listening at http://");
+        proxy.address = line.rsplit("http://").next().unwrap().trim().into();
+        proxy
+    }
+
+    /// Waits for a line of the log that has `part` in it.
+    pub fn wait_log(&self, part: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        while let Ok(line) = self.log.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if line.contains(part) {
+                return line;
+            }
+            seen.push(line);
+        }
+        panic!("no `{part}` in the log:\n{}", seen.join("\n"));
+    }
+
+    /// Replaces the manifest and tells the proxy to reload.
+    pub fn reload(&self, manifest: &str) {
+        write_manifest(self.folder.path(), manifest);
+        self.signal("HUP");
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    /// The exit code, once the process has ended.
+    pub fn wait_exit(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "the proxy does not end");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Resident memory in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// One request on a connection of its own, given as a head without its end.
+    pub fn exchange(&self, head: &str) -> Message {
+        let mut stream = self.connect();
+        stream.write_all(format!("{head}\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+        read_message(&mut BufReader::new(stream)).unwrap()
+    }
+
+    pub fn get(&self, path: &str, fields: &str) -> Message {
+        self.exchange(&format!("GET {path} HTTP/1.1\r\nHost: example.org{fields}"))
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Message {
+    pub fn status(&self) -> u16 {
+        self.start.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0)
+    }
+
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let line = self.fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        line.map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// The program under test.
+pub fn plugway() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plugway"));
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+/// The program, ended, with its exit code and standard error.
+pub fn run(args: &[&str]) -> (Option<i32>, String) {
+    let output = plugway().args(args).stderr(Stdio::piped()).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// An origin that answers each request with what `answer` makes of it; gives its address.
+pub fn origin(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + Clone + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let answer = answer.clone();
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut stream = stream;
+                while let Some(request) = read_message(&mut reader) {
+                    if stream.write_all(&answer(&request)).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// An origin that answers with the head that it got.
+pub fn echo() -> String {
+    origin(|request| {
+        let fields: String = request.fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+        ok(&format!("{}\n{fields}", request.start))
+    })
+}
+
+pub fn ok(body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nX-Origin: yes\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// A manifest with one listener, one upstream and one route, and more.
+pub fn manifest(origin: &str, plugins: &str, more: &str) -> String {
+    format!(
+        "workers = 2\n[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.app]\nendpoints = [{origin:?}]\n\
+         [[route]]\nupstream = \"app\"\nplugins = [{plugins}]\n{more}"
+    )
+}
+
+/// Copies a plugin into the proxy's folder in one step, as a build or an editor does.
+pub fn install(from: &str, folder: &Path, name: &str) -> PathBuf {
+    let (new, path) = (folder.join("new"), folder.join(name));
+    std::fs::copy(from, &new).unwrap();
+    std::fs::rename(new, &path).unwrap();
+    path
+}
+
+/// Reads a message framed by its length, by chunks, or by the end of the connection.
+pub fn read_message(reader: &mut impl BufRead) -> Option<Message> {
+    let mut line = || {
+        let mut line = String::new();
+        (reader.read_line(&mut line).ok()? > 0).then(|| line.trim_end().to_string())
+    };
+    let start = line()?;
+    let mut fields = Vec::new();
+    while let Some((name, value)) = line()?.split_once(": ") {
+        fields.push((name.to_string(), value.to_string()));
+    }
+    let mut message = Message { start, fields, body: Vec::new() };
+    if message.field("transfer-encoding") == Some("chunked") {
+        loop {
+            let mut size = String::new();
+            reader.read_line(&mut size).ok()?;
+            let size = usize::from_str_radix(size.trim(), 16).ok()?;
+            let mut chunk = vec![0; size + 2];
+            reader.read_exact(&mut chunk).ok()?;
+            if size == 0 {
+                return Some(message);
+            }
+            message.body.extend(&chunk[..size]);
+        }
+    }
+    if let Some(length) = message.field("content-length").and_then(|length| length.parse().ok()) {
+        message.body = vec![0; length];
+        reader.read_exact(&mut message.body).ok()?;
+    } else if message.start.starts_with("HTTP/") && message.field("connection") == Some("close") {
+        reader.read_to_end(&mut message.body).ok()?;
+    }
+    Some(message)
+}
+
+fn write_manifest(folder: &Path, text: &str) {
+    std::fs::write(folder.join("new"), text).unwrap();
+    std::fs::rename(folder.join("new"), folder.join("plugway.toml")).unwrap();
+}

@@ -1,0 +1,134 @@
+//! Reload and stop while requests are under way.
+
+use std::io::{BufReader, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::support::{Proxy, echo, manifest, ok, origin, read_message};
+
+fn version(origin: &str, version: u32) -> String {
+    let plugin = format!("{{ use = \"headers\", config = {{ evaluate-each = true, response = {{ set = {{ X-Version = \"{version}\" }} }} }} }}");
+    manifest(origin, &plugin, "")
+}
+
+#[test]
+fn twenty_swaps_under_load_lose_no_request() {
+    let origin = echo();
+    let proxy = Proxy::start(&version(&origin, 0));
+    let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (mut stream, stop, served) = (proxy.connect(), stop.clone(), served.clone());
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut last = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("the connection was kept");
+                    let response = read_message(&mut reader).expect("a whole response");
+                    assert_eq!(response.status(), 200);
+                    let version = response.field("x-version").unwrap().parse::<u32>().unwrap();
+                    assert!(version >= last, "version {version} after {last}");
+                    last = version;
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for number in 1..=20 {
+        let before = served.load(Ordering::Relaxed);
+        proxy.reload(&version(&origin, number));
+        proxy.wait_log("reloaded");
+        assert_eq!(proxy.get("/", "").field("x-version"), Some(number.to_string().as_str()));
+        while served.load(Ordering::Relaxed) < before + 20 {
+            assert!(clients.iter().all(|client| !client.is_finished()), "a client failed");
+            std::thread::yield_now();
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+}
+
+#[test]
+fn a_request_finishes_on_the_version_that_it_began_with() {
+    let (asked, release) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let slow = origin({
+        let (asked, release) = (asked.clone(), release.clone());
+        move |request| {
+            if request.start.contains("/slow") {
+                asked.store(true, Ordering::Relaxed);
+                while !release.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+            }
+            ok("")
+        }
+    });
+    let proxy = Proxy::start(&version(&slow, 1));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    while !asked.load(Ordering::Relaxed) {
+        std::thread::yield_now();
+    }
+    proxy.reload(&version(&slow, 2));
+    proxy.wait_log("reloaded");
+    assert_eq!(proxy.get("/", "").field("x-version"), Some("2"));
+    release.store(true, Ordering::Relaxed);
+    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().field("x-version"), Some("1"));
+}
+
+#[test]
+fn a_bad_manifest_leaves_the_old_one_serving() {
+    let origin = echo();
+    let proxy = Proxy::start(&version(&origin, 1));
+    proxy.reload(&version(&origin, 2).replace("evaluate-each", "evaluate-eech"));
+    proxy.wait_log("the old manifest goes on serving");
+    proxy.wait_log("evaluate-eech");
+    assert_eq!(proxy.get("/", "").field("x-version"), Some("1"));
+    proxy.reload(&version(&origin, 3));
+    proxy.wait_log("reloaded");
+    assert_eq!(proxy.get("/", "").field("x-version"), Some("3"));
+}
+
+#[test]
+fn many_swaps_leave_memory_flat() {
+    let origin = echo();
+    let proxy = Proxy::start(&version(&origin, 0));
+    let swap = |number: u32| {
+        proxy.reload(&version(&origin, number));
+        proxy.wait_log("reloaded");
+        assert_eq!(proxy.get("/", "").status(), 200);
+    };
+    (1..=100).for_each(swap);
+    let before = proxy.memory_kib();
+    (101..=400).for_each(swap);
+    let after = proxy.memory_kib();
+    // A generation that stayed behind with its instances would cost a hundred KiB and more each time.
+    assert!(after < before + 8192, "{before} KiB before, {after} KiB after");
+}
+
+#[test]
+fn a_stop_lets_exchanges_end() {
+    let (asked, release) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let slow = origin({
+        let (asked, release) = (asked.clone(), release.clone());
+        move |_| {
+            asked.store(true, Ordering::Relaxed);
+            while !release.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            ok("done")
+        }
+    });
+    let mut proxy = Proxy::start(&manifest(&slow, "", ""));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    while !asked.load(Ordering::Relaxed) {
+        std::thread::yield_now();
+    }
+    proxy.signal("TERM");
+    proxy.wait_log("stopping");
+    release.store(true, Ordering::Relaxed);
+    let response = read_message(&mut BufReader::new(stream)).unwrap();
+    assert_eq!((response.text().as_str(), response.field("connection")), ("done", Some("close")));
+    assert_eq!(proxy.wait_exit(), Some(0));
+}
