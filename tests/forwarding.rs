@@ -22,7 +22,12 @@ fn the_classic_fields_reach_the_origin() {
     let proxy = Proxy::start(&manifest(&echo(), r#""forwarded""#, CLASSIC));
     let got = proxy.get("/a?b=c", "\r\nX-Forwarded-For: 203.0.113.7").text();
     assert!(got.starts_with("GET /a?b=c HTTP/1.1\n"), "{got}");
-    for line in ["host: example.org", "x-real-ip: 127.0.0.1", "x-forwarded-for: 203.0.113.7, 127.0.0.1", "x-forwarded-proto: http"] {
+    for line in [
+        "host: example.org",
+        "x-real-ip: 127.0.0.1",
+        "x-forwarded-for: 203.0.113.7, 127.0.0.1",
+        "x-forwarded-proto: http",
+    ] {
         assert!(got.lines().any(|known| known == line), "no `{line}` in\n{got}");
     }
 }
@@ -54,7 +59,11 @@ fn gunicorn_sees_what_nginx_would_send() {
 fn fields_of_one_hop_stay_on_their_hop() {
     let proxy = Proxy::start(&manifest(&echo(), "", ""));
     let mut stream = proxy.connect();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\nX-End: 1\r\n\r\n").unwrap();
+    stream
+        .write_all(
+            b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\nX-End: 1\r\n\r\n",
+        )
+        .unwrap();
     let got = read_message(&mut BufReader::new(stream)).unwrap().text();
     assert!(!got.contains("x-hop") && !got.contains("te:") && !got.contains("connection"), "{got}");
     assert!(got.contains("x-end: 1") && got.contains("via: 1.1 plugway"), "{got}");
@@ -76,8 +85,12 @@ fn pipelined_requests_are_answered_in_order_on_one_connection() {
 fn bodies_pass_both_ways_in_either_framing() {
     let proxy = Proxy::start(&manifest(&origin(|request| ok(&request.text())), "", ""));
     let sent = "x".repeat(300_000);
-    let chunked = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{:x}\r\n{sent}\r\n0\r\n\r\n", sent.len());
-    let known = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{sent}", sent.len());
+    let chunked = format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{:x}\r\n{sent}\r\n0\r\n\r\n",
+        sent.len()
+    );
+    let known =
+        format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{sent}", sent.len());
     for request in [chunked, known] {
         let mut stream = proxy.connect();
         stream.write_all(request.as_bytes()).unwrap();
@@ -88,7 +101,8 @@ fn bodies_pass_both_ways_in_either_framing() {
 #[test]
 fn three_endpoints_take_equal_shares() {
     let origins: Vec<String> = (0..3).map(|n| origin(move |_| ok(&n.to_string()))).collect();
-    let text = manifest("x:1", "", "").replace("[\"x:1\"]", &format!("{origins:?}")).replace("workers = 2", "workers = 1");
+    let text =
+        manifest("x:1", "", "").replace("[\"x:1\"]", &format!("{origins:?}")).replace("workers = 2", "workers = 1");
     let proxy = Proxy::start(&text);
     let mut counts = [0; 3];
     (0..30).for_each(|_| counts[proxy.get("/", "").text().parse::<usize>().unwrap()] += 1);
@@ -102,7 +116,8 @@ fn failures_have_a_status_and_a_reason() {
     assert_eq!((refused.status(), refused.field("proxy-status")), (502, Some("plugway; error=connection_refused")));
 
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let text = manifest(&silent.local_addr().unwrap().to_string(), "", "").replace("endpoints", "response-timeout = \"200ms\"\nendpoints");
+    let text = manifest(&silent.local_addr().unwrap().to_string(), "", "")
+        .replace("endpoints", "response-timeout = \"200ms\"\nendpoints");
     let late = Proxy::start(&text).get("/", "");
     assert_eq!((late.status(), late.field("proxy-status")), (504, Some("plugway; error=http_response_timeout")));
 

@@ -33,8 +33,16 @@ fn each_mistake_is_shown_in_its_place() {
         (format!("{GOOD}plugins = [{{ use = \"no.wasm\" }}]"), "toml:7:20", "this is no WebAssembly component"),
         (format!("{GOOD}[[route]]\nupstream = \"app\""), "toml:7:1", "no request can tell this route from the one at"),
         (format!("{GOOD}[plugin.p]\nuse = \"headers\"\nconfig = {{ requst = {{}} }}"), "toml:9:10", "requst"),
-        (format!("{GOOD}[plugin.p]\nuse = \"headers\"\nconfig.request.set.a = \"{{hots}}\""), "toml:9:", "there is no value `{hots}`"),
-        (format!("{GOOD}[plugin.p]\nuse = \"headers\"\nlimits.memory = \"1 TB\""), "toml:9:17", "memory is a size between"),
+        (
+            format!("{GOOD}[plugin.p]\nuse = \"headers\"\nconfig.request.set.a = \"{{hots}}\""),
+            "toml:9:",
+            "there is no value `{hots}`",
+        ),
+        (
+            format!("{GOOD}[plugin.p]\nuse = \"headers\"\nlimits.memory = \"1 TB\""),
+            "toml:9:17",
+            "memory is a size between",
+        ),
         (format!("{GOOD}[plugin.p]\nuse = \"headers\"\non-error = \"ignore\""), "toml:9:12", "on-error is"),
         (format!("{GOOD}[upstream.b]\nendpoints = []"), "toml:7:11", "at least one endpoint"),
         (format!("{GOOD}[upstream.b]\nendpoints = [\"a:1\"]\nbalancer = \"headers\""), "toml:9:12", "is no balancer"),
@@ -50,7 +58,8 @@ fn each_mistake_is_shown_in_its_place() {
 
 #[test]
 fn all_mistakes_are_told_at_once() {
-    let (_, error) = check(&GOOD.replace("127.0.0.1:1\"", "x\"").replace("\"app\"", "\"nowhere\"").replace("127.0.0.1:0", "y"));
+    let (_, error) =
+        check(&GOOD.replace("127.0.0.1:1\"", "x\"").replace("\"app\"", "\"nowhere\"").replace("127.0.0.1:0", "y"));
     assert_eq!(error.matches("error: ").count(), 3, "{error}");
 }
 

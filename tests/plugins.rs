@@ -36,7 +36,18 @@ fn the_retitle_example_rewrites_responses() {
 
 #[test]
 fn a_failing_plugin_harms_its_own_request_only() {
-    let kinds = ["trap", "spin", "eat", "malformed-name", "malformed-value", "framing", "wrong-side", "half", "give-up", "wait"];
+    let kinds = [
+        "trap",
+        "spin",
+        "eat",
+        "malformed-name",
+        "malformed-value",
+        "framing",
+        "wrong-side",
+        "half",
+        "give-up",
+        "wait",
+    ];
     let modes = [("", 502), ("on-error = \"skip\"", 200), ("on-error = 503", 503)];
     for (mode, status) in modes {
         let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\n{mode}\n");
@@ -66,7 +77,9 @@ fn nothing_is_changed_by_a_call_that_fails() {
 fn a_trap_makes_a_fresh_instance_and_the_message_reaches_the_log() {
     let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\n");
     let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more).replace("workers = 2", "workers = 1"));
-    let calls = |proxy: &Proxy| proxy.get("/", "").text().lines().find_map(|line| line.strip_prefix("x-calls: ").map(String::from));
+    let calls = |proxy: &Proxy| {
+        proxy.get("/", "").text().lines().find_map(|line| line.strip_prefix("x-calls: ").map(String::from))
+    };
     assert_eq!((calls(&proxy), calls(&proxy)), (Some("1".into()), Some("2".into())));
     proxy.get("/", "\r\nX-Misbehave: trap");
     proxy.wait_log("told to trap");

@@ -1,8 +1,8 @@
 //! The cast of a test: an origin, the proxy as a process, a client.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -181,14 +181,6 @@ pub fn manifest(origin: &str, plugins: &str, more: &str) -> String {
         "workers = 2\n[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.app]\nendpoints = [{origin:?}]\n\
          [[route]]\nupstream = \"app\"\nplugins = [{plugins}]\n{more}"
     )
-}
-
-/// Copies a plugin into the proxy's folder in one step, as a build or an editor does.
-pub fn install(from: &str, folder: &Path, name: &str) -> PathBuf {
-    let (new, path) = (folder.join("new"), folder.join(name));
-    std::fs::copy(from, &new).unwrap();
-    std::fs::rename(new, &path).unwrap();
-    path
 }
 
 /// Reads a message framed by its length, by chunks, or by the end of the connection.

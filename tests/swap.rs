@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::support::{Proxy, echo, manifest, ok, origin, read_message};
 
 fn version(origin: &str, version: u32) -> String {
-    let plugin = format!("{{ use = \"headers\", config = {{ evaluate-each = true, response = {{ set = {{ X-Version = \"{version}\" }} }} }} }}");
+    let plugin = format!(
+        "{{ use = \"headers\", config = {{ evaluate-each = true, response = {{ set = {{ X-Version = \"{version}\" }} }} }} }}"
+    );
     manifest(origin, &plugin, "")
 }
 

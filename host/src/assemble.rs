@@ -76,7 +76,9 @@ impl Assembly {
             }
         }
         let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        for (source, route) in files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route))) {
+        for (source, route) in
+            files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route)))
+        {
             let matching = draft.matching(source, route.get_ref());
             routes.push(draft.route(source, route.get_ref(), &upstream_places));
             matches.push(matching);
@@ -86,15 +88,22 @@ impl Assembly {
         if let Err((first, second)) = &router {
             let (source, span) = &places[*second];
             let (other, at) = &places[*first];
-            let line = other.text.as_bytes()[..at.start.min(other.text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
-            let message = format!("no request can tell this route from the one at {}:{line}; change or remove one", other.path.display());
+            let line =
+                other.text.as_bytes()[..at.start.min(other.text.len())].iter().filter(|byte| **byte == b'\n').count()
+                    + 1;
+            let message = format!(
+                "no request can tell this route from the one at {}:{line}; change or remove one",
+                other.path.display()
+            );
             draft.problems.at(source, head_of(span), message);
         }
-        let listeners: Vec<_> = files.iter().flat_map(|(source, file)| file.listener.iter().map(move |one| (source, one))).collect();
+        let listeners: Vec<_> =
+            files.iter().flat_map(|(source, file)| file.listener.iter().map(move |one| (source, one))).collect();
         for (source, listener) in &listeners {
             let address = listener.address.get_ref();
             if !address.starts_with("unix:") && address.parse::<std::net::SocketAddr>().is_err() {
-                let message = format!("`{address}` is no address to listen at; write `0.0.0.0:80`, `[::]:80` or `unix:/path`");
+                let message =
+                    format!("`{address}` is no address to listen at; write `0.0.0.0:80`, `[::]:80` or `unix:/path`");
                 draft.problems.at(source, listener.address.span(), message);
             }
         }
@@ -143,7 +152,9 @@ impl Draft<'_> {
                     let message = format!("config{}: {error}", pointed(&error.instance_path().to_string()));
                     self.problems.at(source, span.clone(), message);
                 }),
-                Err(error) => self.problems.at(source, plugin.r#use.span(), format!("its schema is not valid: {error}")),
+                Err(error) => {
+                    self.problems.at(source, plugin.r#use.span(), format!("its schema is not valid: {error}"))
+                }
             }
         }
         if self.problems.0.len() > before {
@@ -185,7 +196,10 @@ impl Draft<'_> {
                     };
                     return self.bind(source, name, &plain);
                 }
-                let message = format!("there is no plugin `{name}`; known here: {}; or add it as [plugin.{name}]", known.join(", "));
+                let message = format!(
+                    "there is no plugin `{name}`; known here: {}; or add it as [plugin.{name}]",
+                    known.join(", ")
+                );
                 self.problems.at(source, reference.span(), message);
                 None
             }
@@ -205,7 +219,8 @@ impl Draft<'_> {
                     endpoints.push(Endpoint { text: address.text(), address, weight, in_flight });
                 }
                 None => {
-                    let message = format!("`{text}` is no endpoint; write `127.0.0.1:8000`, `app.internal:8000` or `unix:/path`");
+                    let message =
+                        format!("`{text}` is no endpoint; write `127.0.0.1:8000`, `app.internal:8000` or `unix:/path`");
                     self.problems.at(source, endpoint.span(), message);
                 }
             }
@@ -217,7 +232,11 @@ impl Draft<'_> {
             Some(reference) => {
                 let place = self.reference(source, reference);
                 if place.is_some_and(|place| !self.bindings[place].balances()) {
-                    self.problems.at(source, reference.span(), "this plugin is no balancer: it doesn't export that hook");
+                    self.problems.at(
+                        source,
+                        reference.span(),
+                        "this plugin is no balancer: it doesn't export that hook",
+                    );
                 }
                 place
             }
@@ -253,7 +272,9 @@ impl Draft<'_> {
             let host = route.hosts.first().map_or("*", |host| host.get_ref());
             let path = route.path.as_ref().map(|path| match path.get_ref() {
                 manifest::Path::Below(path) => path.clone(),
-                manifest::Path::Other(OtherPath::Exact(path) | OtherPath::Prefix(path) | OtherPath::Regex(path)) => path.clone(),
+                manifest::Path::Other(OtherPath::Exact(path) | OtherPath::Prefix(path) | OtherPath::Regex(path)) => {
+                    path.clone()
+                }
             });
             format!("{host}{}", path.unwrap_or_default())
         };
@@ -268,7 +289,8 @@ impl Draft<'_> {
                 Some(below) if below.starts_with('.') => HostMatch::Below(below.into()),
                 _ => {
                     if name.contains(['*', ':', '/']) {
-                        let message = format!("`{name}` is no host; write `example.org` or `*.example.org`, without a port");
+                        let message =
+                            format!("`{name}` is no host; write `example.org` or `*.example.org`, without a port");
                         self.problems.at(source, host.span(), message);
                     }
                     HostMatch::Exact(name)
@@ -278,7 +300,9 @@ impl Draft<'_> {
         if let Some(path) = &route.path {
             let text = match path.get_ref() {
                 manifest::Path::Below(text) => text,
-                manifest::Path::Other(OtherPath::Exact(text) | OtherPath::Prefix(text) | OtherPath::Regex(text)) => text,
+                manifest::Path::Other(OtherPath::Exact(text) | OtherPath::Prefix(text) | OtherPath::Regex(text)) => {
+                    text
+                }
             };
             matching.path = match path.get_ref() {
                 manifest::Path::Other(OtherPath::Regex(text)) => match regex::Regex::new(text) {
@@ -319,7 +343,11 @@ impl Draft<'_> {
         let memory = limits.memory.as_ref().map(|text| match bytes(text.get_ref()) {
             Some(bytes) if (64 << 10..=MOST_MEMORY).contains(&bytes) => bytes,
             _ => {
-                self.problems.at(source, text.span(), "memory is a size between `64 KiB` and `256 MiB`, such as `16 MiB`");
+                self.problems.at(
+                    source,
+                    text.span(),
+                    "memory is a size between `64 KiB` and `256 MiB`, such as `16 MiB`",
+                );
                 defaults.memory
             }
         });
@@ -336,7 +364,11 @@ impl Draft<'_> {
                 http::StatusCode::from_u16(*code).map_or(OnError::Fail, OnError::Respond)
             }
             _ => {
-                self.problems.at(source, on_error.span(), "on-error is \"fail\", \"skip\" or a status between 200 and 599");
+                self.problems.at(
+                    source,
+                    on_error.span(),
+                    "on-error is \"fail\", \"skip\" or a status between 200 and 599",
+                );
                 OnError::Fail
             }
         }
@@ -418,7 +450,10 @@ mod tests {
         assert_eq!(duration("50ms"), Some(Duration::from_millis(50)));
         assert_eq!(duration("2 h"), Some(Duration::from_secs(7200)));
         assert_eq!((duration("5"), duration("s"), duration("0s"), duration("1d")), (None, None, None, None));
-        assert_eq!((bytes("16 MiB"), bytes("1KiB"), bytes("16"), bytes("16 MB")), (Some(16 << 20), Some(1024), None, None));
+        assert_eq!(
+            (bytes("16 MiB"), bytes("1KiB"), bytes("16"), bytes("16 MB")),
+            (Some(16 << 20), Some(1024), None, None)
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use http::Response;
 
-use crate::edit::{self, Side};
+use crate::edit::{self, Edit, Side};
 use crate::error::{Error, Kind};
 use crate::generation::{Route, Running};
 use crate::head::Head;
@@ -47,9 +47,16 @@ pub fn down(running: &Running, route: &Route, head: &mut Box<Head>, upstream: &m
                 let verdict = running.filters[*place].borrow_mut().call(|| Instance::new(binding), call);
                 let proceeded = verdict.and_then(|verdict| match verdict {
                     Verdict::Proceed(edits) => {
-                        if let Some(name) = edit::apply(edits, Side::Request, head)? {
-                            *upstream = chosen(running, &name)?;
-                            head.upstream = running.generation.upstreams[*upstream].name.clone();
+                        // Looked up before anything is changed: edits are made all or none.
+                        let named = edits.iter().rev().find_map(|edit| match edit {
+                            Edit::Upstream(name) => Some(chosen(running, name)),
+                            _ => None,
+                        });
+                        let place = named.transpose()?;
+                        edit::apply(edits, Side::Request, head)?;
+                        if let Some(place) = place {
+                            *upstream = place;
+                            head.upstream = running.generation.upstreams[place].name.clone();
                         }
                         Ok(None)
                     }
@@ -78,7 +85,7 @@ pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) 
                 let call = |instance: &mut Instance| instance.filter(Side::Response, needs, head);
                 let verdict = running.filters[*place].borrow_mut().call(|| Instance::new(binding), call);
                 let done = verdict.and_then(|verdict| match verdict {
-                    Verdict::Proceed(edits) => Ok(edit::apply(edits, Side::Response, head).map(drop)?),
+                    Verdict::Proceed(edits) => Ok(edit::apply(edits, Side::Response, head)?),
                     Verdict::Respond(response) => {
                         let (parts, body) = response.into_parts();
                         head.response = Some(parts);

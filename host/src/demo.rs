@@ -39,7 +39,9 @@ X-Forwarded-Proto = "{{scheme}}"
 X-Served-By       = "{{endpoint}}"
 "#
     );
-    println!("{text}\n# Try, in another terminal:\n#   curl -i http://{listen}/hello     headers: see what the origin got, and X-Served-By");
+    println!(
+        "{text}\n# Try, in another terminal:\n#   curl -i http://{listen}/hello     headers: see what the origin got, and X-Served-By"
+    );
     println!("#   curl -s http://{listen}/ again and again     balance: three origins take turns\n");
     serve::run(move || load::parse("demo manifest", text.clone()))
 }

@@ -99,16 +99,16 @@ pub fn status(code: u16) -> Result<StatusCode, Refused> {
     StatusCode::from_u16(code).ok().filter(|status| (200..600).contains(&status.as_u16())).ok_or(Refused::Status(code))
 }
 
-/// Carries out checked edits; gives the upstream that one of them chose.
-pub fn apply(edits: impl IntoIterator<Item = Edit>, side: Side, head: &mut Head) -> Result<Option<String>, Refused> {
-    let mut chosen = None;
+/// Carries out checked edits, or none if their target can't be.
+pub fn apply(edits: SmallVec<[Edit; 4]>, side: Side, head: &mut Head) -> Result<(), Refused> {
+    if let Some(uri) = target(&edits, head)? {
+        head.request.uri = uri;
+    }
     for edit in edits {
         match edit {
+            Edit::Path(_) | Edit::Query(_) | Edit::Upstream(_) => {}
             Edit::Method(method) => head.request.method = method,
-            Edit::Path(path) => set_target(head, Some(path), None)?,
-            Edit::Query(query) => set_target(head, None, Some(query))?,
             Edit::Authority(host) => drop(head.request.headers.insert(header::HOST, host)),
-            Edit::Upstream(name) => chosen = Some(name),
             Edit::Note(name, value) => head.set_note(name, value),
             Edit::Status(status) => {
                 if let Some(response) = &mut head.response {
@@ -118,7 +118,7 @@ pub fn apply(edits: impl IntoIterator<Item = Edit>, side: Side, head: &mut Head)
             edit => apply_field(edit, fields(side, head)),
         }
     }
-    Ok(chosen)
+    Ok(())
 }
 
 /// Carries out a plan.
@@ -210,7 +210,19 @@ fn rename(from: &HeaderName, to: &HeaderName, fields: &mut HeaderMap) {
     }
 }
 
-fn set_target(head: &mut Head, path: Option<Vec<u8>>, query: Option<Option<Vec<u8>>>) -> Result<(), Refused> {
+/// The request target that the edits ask for, if they ask for another.
+fn target(edits: &[Edit], head: &Head) -> Result<Option<http::Uri>, Refused> {
+    let (mut path, mut query) = (None, None);
+    for edit in edits {
+        match edit {
+            Edit::Path(bytes) => path = Some(bytes.clone()),
+            Edit::Query(bytes) => query = Some(bytes.clone()),
+            _ => {}
+        }
+    }
+    if path.is_none() && query.is_none() {
+        return Ok(None);
+    }
     let uri = &head.request.uri;
     let mut target = path.unwrap_or_else(|| uri.path().into());
     let query = query.unwrap_or_else(|| uri.query().map(Into::into));
@@ -225,6 +237,5 @@ fn set_target(head: &mut Head, path: Option<Vec<u8>>, query: Option<Option<Vec<u
     }
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = Some(PathAndQuery::try_from(target).map_err(|_| Refused::Target)?);
-    head.request.uri = http::Uri::from_parts(parts).map_err(|_| Refused::Target)?;
-    Ok(())
+    http::Uri::from_parts(parts).map(Some).map_err(|_| Refused::Target)
 }

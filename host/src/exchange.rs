@@ -18,7 +18,11 @@ use crate::head::{Head, Peer};
 use crate::respond;
 
 /// Serves one request on the generation that it began with.
-pub async fn run(running: Rc<Running>, request: Request<Incoming>, peer: Arc<Peer>) -> Result<Response<ResponseBody>, Infallible> {
+pub async fn run(
+    running: Rc<Running>,
+    request: Request<Incoming>,
+    peer: Arc<Peer>,
+) -> Result<Response<ResponseBody>, Infallible> {
     let (mut parts, body) = request.into_parts();
     if let Err(error) = accept(&mut parts) {
         return Ok(refuse(error));

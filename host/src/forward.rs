@@ -47,7 +47,8 @@ pub async fn forward(
             },
         }
     };
-    let late = |_| Error::new(Kind::ResponseTimeout, format!("no response after {:?}", upstream.rules.response_timeout));
+    let late =
+        |_| Error::new(Kind::ResponseTimeout, format!("no response after {:?}", upstream.rules.response_timeout));
     let (response, connection) = timeout(upstream.rules.response_timeout, sending).await.map_err(late)??;
 
     let rules = upstream.rules;
@@ -73,7 +74,9 @@ fn choose(running: &Running, place: usize) -> Result<usize, Error> {
     let picked = slot.call(|| upstream.balancer_instance(binding), |instance: &mut Instance| instance.pick(loads, &[]));
     match picked {
         Ok(Some(index)) if (index as usize) < upstream.endpoints.len() => Ok(index as usize),
-        Ok(Some(index)) => Err(Error::new(Kind::PluginError, format!("the balancer chose endpoint {index}, which there isn't"))),
+        Ok(Some(index)) => {
+            Err(Error::new(Kind::PluginError, format!("the balancer chose endpoint {index}, which there isn't")))
+        }
         Ok(None) => Err(Error::new(Kind::DestinationUnavailable, "the balancer found no endpoint")),
         Err(trap) => Err(Error::new(Kind::PluginError, trap)),
     }
@@ -83,7 +86,8 @@ fn outgoing(head: &Head, endpoint: &str, body: Incoming) -> Request<RequestBody>
     let mut request = Request::new(RequestBody::Incoming(body));
     *request.method_mut() = head.request.method.clone();
     // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
-    let target = head.request.uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
+    let target =
+        head.request.uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
     *request.uri_mut() = http::Uri::from(target);
     *request.headers_mut() = head.request.headers.clone();
     if !request.headers().contains_key(http::header::HOST)
@@ -94,7 +98,10 @@ fn outgoing(head: &Head, endpoint: &str, body: Incoming) -> Request<RequestBody>
     request
 }
 
-async fn resend(mut connection: Connection, request: Request<RequestBody>) -> Result<(Response<Incoming>, Connection), Error> {
+async fn resend(
+    mut connection: Connection,
+    request: Request<RequestBody>,
+) -> Result<(Response<Incoming>, Connection), Error> {
     let response = connection.sender.send_request(request).await.map_err(from_hyper)?;
     Ok((response, connection))
 }

@@ -63,7 +63,8 @@ pub struct RunningUpstream {
 impl Running {
     /// Makes the worker's view, with its instances warm.
     pub fn new(generation: Arc<Generation>, pools: &Pools) -> Result<Self, Trap> {
-        let pools_of = |upstream: &Upstream| upstream.endpoints.iter().map(|endpoint| pools.pool(&endpoint.address)).collect();
+        let pools_of =
+            |upstream: &Upstream| upstream.endpoints.iter().map(|endpoint| pools.pool(&endpoint.address)).collect();
         let view = |upstream| RunningUpstream { pools: pools_of(upstream), balancer: RefCell::default() };
         let upstreams = generation.upstreams.iter().map(view).collect();
         let filters = generation.bindings.iter().map(|_| RefCell::default()).collect();

@@ -218,4 +218,3 @@ fn pair<'a>(list: &'a [u8], separator: u8, name: &str) -> Option<Value<'a>> {
     let mut values = pairs.filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
     values.next().map(|value| Value::Bytes(Cow::Borrowed(value)))
 }
-

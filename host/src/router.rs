@@ -67,9 +67,10 @@ impl Router {
         let authority = request.headers.get(http::header::HOST);
         let name = authority.and_then(host);
         let name = name.as_ref().map_or(&b""[..], |name| name.bytes());
-        let mut matching = self.0.iter().filter(|(host, route, _)| {
-            host.as_ref().is_none_or(|host| host.matches(name)) && route.matches(request)
-        });
+        let mut matching = self
+            .0
+            .iter()
+            .filter(|(host, route, _)| host.as_ref().is_none_or(|host| host.matches(name)) && route.matches(request));
         matching.next().map(|(_, _, place)| *place)
     }
 }
@@ -85,7 +86,9 @@ impl HostMatch {
 
 impl Match {
     fn matches(&self, request: &Parts) -> bool {
-        let query = || request.uri.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let query = || {
+            request.uri.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        };
         self.path.matches(request.uri.path())
             && (self.methods.is_empty() || self.methods.contains(&request.method))
             && self.fields.iter().all(|(name, wanted)| {
@@ -104,9 +107,9 @@ impl PathMatch {
             PathMatch::Any => true,
             PathMatch::Exact(exact) => exact == path,
             PathMatch::Regex(regex) => regex.is_match(path),
-            PathMatch::Prefix(prefix) => path.strip_prefix(prefix.as_str()).is_some_and(|rest| {
-                prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/')
-            }),
+            PathMatch::Prefix(prefix) => path
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/')),
         }
     }
 }

@@ -46,7 +46,8 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>) -> anyhow::Result<()> {
     let (swapped, mut outcomes) = mpsc::unbounded_channel();
     let mut threads = Vec::new();
     for (number, sockets) in sockets.into_iter().enumerate() {
-        let (orders, swapped) = (Orders { generation: generation.clone(), stopping: stopping.clone() }, swapped.clone());
+        let (orders, swapped) =
+            (Orders { generation: generation.clone(), stopping: stopping.clone() }, swapped.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         threads.push(thread.spawn(move || worker::run(sockets, orders, swapped))?);
     }
@@ -102,7 +103,10 @@ async fn reload(
     }
 }
 
-async fn acknowledged(outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>, workers: usize) -> Result<(), String> {
+async fn acknowledged(
+    outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>,
+    workers: usize,
+) -> Result<(), String> {
     let mut result = Ok(());
     for _ in 0..workers {
         result = outcomes.recv().await.unwrap_or(Err("a worker has ended".into())).and(result);

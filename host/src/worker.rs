@@ -49,7 +49,11 @@ pub fn run(sockets: Vec<Socket>, orders: Orders, swapped: mpsc::UnboundedSender<
     runtime.block_on(serve(sockets, orders, swapped))
 }
 
-async fn serve(sockets: Vec<Socket>, orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
+async fn serve(
+    sockets: Vec<Socket>,
+    orders: Orders,
+    swapped: mpsc::UnboundedSender<Result<(), String>>,
+) -> io::Result<()> {
     let pools = Rc::new(Pools::default());
     let first = orders.generation.borrow().clone();
     let running = Running::new(first, &pools).map_err(io::Error::other)?;
@@ -59,7 +63,9 @@ async fn serve(sockets: Vec<Socket>, orders: Orders, swapped: mpsc::UnboundedSen
     for socket in sockets {
         let (current, stopping, alive) = (current.clone(), orders.stopping.clone(), alive.clone());
         accepting.push(match socket {
-            Socket::Tcp(listener) => spawn_local(accept_tcp(TcpListener::from_std(listener)?, current, stopping, alive)),
+            Socket::Tcp(listener) => {
+                spawn_local(accept_tcp(TcpListener::from_std(listener)?, current, stopping, alive))
+            }
             Socket::Unix(listener, path) => {
                 spawn_local(accept_unix(UnixListener::from_std(listener)?, path, current, stopping, alive))
             }

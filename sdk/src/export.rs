@@ -178,12 +178,13 @@ pub mod glue {
     use crate::{ConfigError, Plugin, Setup};
 
     pub fn describe<P: Plugin>(name: &str, version: &str, summary: &str) -> Description {
-        let schema = schemars::schema_for!(P::Config);
+        // The unit configuration is written as an empty table, which its schema, `null`, would refuse.
+        let schema = Some(schemars::schema_for!(P::Config)).filter(|schema| schema.get("type") != Some(&"null".into()));
         Description {
             name: name.into(),
             version: version.into(),
             summary: summary.into(),
-            config_schema: serde_json::to_string(&schema).ok(),
+            config_schema: schema.and_then(|schema| serde_json::to_string(&schema).ok()),
         }
     }
 

@@ -4,7 +4,9 @@
 //! upstream or the client would see. See the crate's example.
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
-use crate::{ConfigError, Edit, Needs, Plan, Plugin, RequestFilter, Response, ResponseFilter, Setup, ValueName, Values, Verdict};
+use crate::{
+    ConfigError, Edit, Needs, Plan, Plugin, RequestFilter, Response, ResponseFilter, Setup, ValueName, Values, Verdict,
+};
 
 /// A configured plugin with what it declared.
 #[derive(Debug)]

@@ -17,7 +17,11 @@ pub fn load(path: &Path) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
                 Ok(paths) => files.extend(paths.iter().filter_map(|path| {
                     let (included, manifest) = read(path, &mut problems)?;
                     if let Some(further) = manifest.include.first() {
-                        problems.at(&included, further.span(), "an included file can't include others; name them in the manifest");
+                        problems.at(
+                            &included,
+                            further.span(),
+                            "an included file can't include others; name them in the manifest",
+                        );
                     }
                     Some((included, manifest))
                 })),
@@ -66,7 +70,8 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
         return if whole.is_file() { Ok(vec![whole]) } else { Err(format!("there is no file `{}`", whole.display())) };
     };
     let folder = whole.parent().unwrap_or(folder);
-    let entries = std::fs::read_dir(folder).map_err(|error| format!("`{}` can't be listed: {error}", folder.display()))?;
+    let entries =
+        std::fs::read_dir(folder).map_err(|error| format!("`{}` can't be listed: {error}", folder.display()))?;
     let fits = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)

@@ -103,8 +103,7 @@ pub enum OtherPath {
     Regex(String),
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "the name of a plugin, or a table with `use` and `config`")]
+#[derive(Debug)]
 pub enum PluginRef {
     Name(String),
     Inline(Box<Plugin>),
@@ -138,4 +137,30 @@ pub struct Limits {
 pub enum OnError {
     Word(String),
     Status(u16),
+}
+
+/// By hand, since what serde derives for untagged enums loses the places of values and the names of unknown keys.
+impl<'de> Deserialize<'de> for PluginRef {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameOrTable;
+
+        impl<'de> serde::de::Visitor<'de> for NameOrTable {
+            type Value = PluginRef;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the name of a plugin, or a table with `use` and `config`")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<PluginRef, E> {
+                Ok(PluginRef::Name(name.into()))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, table: A) -> Result<PluginRef, A::Error> {
+                let plugin = Plugin::deserialize(serde::de::value::MapAccessDeserializer::new(table))?;
+                Ok(PluginRef::Inline(Box::new(plugin)))
+            }
+        }
+
+        deserializer.deserialize_any(NameOrTable)
+    }
 }

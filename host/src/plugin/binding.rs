@@ -102,11 +102,7 @@ impl Binding {
     }
 }
 
-fn hook(
-    exported: bool,
-    values: Vec<types::ValueName>,
-    plan: Option<Vec<types::PlannedEdit>>,
-) -> Result<Hook, Refused> {
+fn hook(exported: bool, values: Vec<types::ValueName>, plan: Option<Vec<types::PlannedEdit>>) -> Result<Hook, Refused> {
     match plan {
         _ if !exported => Ok(Hook::Absent),
         Some(plan) if plan.is_empty() => Ok(Hook::Absent),

@@ -8,8 +8,8 @@ use tracing::{debug, error, info, trace, warn};
 use wasmtime::component::{Linker, Resource, ResourceTable};
 use wasmtime::{StoreContextMut, StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::p2::bindings::sync::io::streams::StreamError;
-use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::contract::{endpoints, exchange, log, metrics, types};
@@ -72,19 +72,44 @@ pub fn add_wasi(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     let mut poll = linker.instance("wasi:io/poll@0.2.12")?;
     let waits = || wasmtime::format_err!("a plugin of this kind may not wait");
-    poll.func_wrap("[method]pollable.block", move |_, (_,): (Resource<wasmtime_wasi::p2::DynPollable>,)| -> wasmtime::Result<()> { Err(waits()) })?;
-    poll.func_wrap("poll", move |_, (_,): (Vec<Resource<wasmtime_wasi::p2::DynPollable>>,)| -> wasmtime::Result<(Vec<u32>,)> { Err(waits()) })?;
+    poll.func_wrap(
+        "[method]pollable.block",
+        move |_, (_,): (Resource<wasmtime_wasi::p2::DynPollable>,)| -> wasmtime::Result<()> { Err(waits()) },
+    )?;
+    poll.func_wrap(
+        "poll",
+        move |_, (_,): (Vec<Resource<wasmtime_wasi::p2::DynPollable>>,)| -> wasmtime::Result<(Vec<u32>,)> {
+            Err(waits())
+        },
+    )?;
     let mut streams = linker.instance("wasi:io/streams@0.2.12")?;
-    streams.func_wrap("[method]output-stream.blocking-write-and-flush", |store: StoreContextMut<'_, HostState>, (_, text): (Resource<DynOutputStream>, Vec<u8>)| -> Written {
-        let (plugin, text) = (&*store.data().name, String::from_utf8_lossy(&text));
-        info!(plugin, "{}", text.trim_end());
+    streams.func_wrap(
+        "[method]output-stream.blocking-write-and-flush",
+        |store: StoreContextMut<'_, HostState>, (_, text): (Resource<DynOutputStream>, Vec<u8>)| -> Written {
+            let (plugin, text) = (&*store.data().name, String::from_utf8_lossy(&text));
+            info!(plugin, "{}", text.trim_end());
+            Ok((Ok(()),))
+        },
+    )?;
+    streams.func_wrap("[method]output-stream.blocking-flush", |_, (_,): (Resource<DynOutputStream>,)| -> Written {
         Ok((Ok(()),))
     })?;
-    streams.func_wrap("[method]output-stream.blocking-flush", |_, (_,): (Resource<DynOutputStream>,)| -> Written { Ok((Ok(()),)) })?;
-    streams.func_wrap("[method]output-stream.blocking-write-zeroes-and-flush", move |_, (_, _): (Resource<DynOutputStream>, u64)| -> Written { Err(waits()) })?;
-    streams.func_wrap("[method]output-stream.blocking-splice", move |_, (_, _, _): (Resource<DynOutputStream>, Resource<DynInputStream>, u64)| -> Counted { Err(waits()) })?;
-    streams.func_wrap("[method]input-stream.blocking-read", move |_, (_, _): (Resource<DynInputStream>, u64)| -> Read { Err(waits()) })?;
-    streams.func_wrap("[method]input-stream.blocking-skip", move |_, (_, _): (Resource<DynInputStream>, u64)| -> Counted { Err(waits()) })?;
+    streams.func_wrap(
+        "[method]output-stream.blocking-write-zeroes-and-flush",
+        move |_, (_, _): (Resource<DynOutputStream>, u64)| -> Written { Err(waits()) },
+    )?;
+    streams.func_wrap(
+        "[method]output-stream.blocking-splice",
+        move |_, (_, _, _): (Resource<DynOutputStream>, Resource<DynInputStream>, u64)| -> Counted { Err(waits()) },
+    )?;
+    streams
+        .func_wrap("[method]input-stream.blocking-read", move |_, (_, _): (Resource<DynInputStream>, u64)| -> Read {
+            Err(waits())
+        })?;
+    streams.func_wrap(
+        "[method]input-stream.blocking-skip",
+        move |_, (_, _): (Resource<DynInputStream>, u64)| -> Counted { Err(waits()) },
+    )?;
     linker.allow_shadowing(false);
     Ok(())
 }
@@ -125,7 +150,12 @@ impl log::Host for HostState {
 }
 
 impl metrics::Host for HostState {
-    fn define(&mut self, _: String, _: metrics::Kind, _: String) -> wasmtime::Result<Result<u32, metrics::DefineError>> {
+    fn define(
+        &mut self,
+        _: String,
+        _: metrics::Kind,
+        _: String,
+    ) -> wasmtime::Result<Result<u32, metrics::DefineError>> {
         Ok(Err(metrics::DefineError::TooMany))
     }
 
@@ -147,9 +177,8 @@ impl endpoints::Host for HostState {
 /// A declared value; the error is a malformed field name.
 pub fn value_name(name: types::ValueName) -> Result<ValueName, crate::edit::Refused> {
     use types::ValueName as Wit;
-    let field = |name: String| {
-        http::HeaderName::from_bytes(name.as_bytes()).map_err(|_| crate::edit::Refused::Name(name))
-    };
+    let field =
+        |name: String| http::HeaderName::from_bytes(name.as_bytes()).map_err(|_| crate::edit::Refused::Name(name));
     Ok(match name {
         Wit::Method => ValueName::Method,
         Wit::Scheme => ValueName::Scheme,

@@ -92,7 +92,9 @@ impl Policy {
                 }
                 let place = members.iter().position(|member| member.index == first.index)?;
                 let second = members[(place + 1 + random(seed) as usize % (members.len() - 1)) % members.len()];
-                let share = |member: Member| u64::from(endpoints.in_flight(member.index) + 1) * SCALE / u64::from(member.weight);
+                let share = |member: Member| {
+                    u64::from(endpoints.in_flight(member.index) + 1) * SCALE / u64::from(member.weight)
+                };
                 Some(if share(second) < share(first) { second.index } else { first.index })
             }
         }

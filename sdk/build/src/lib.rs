@@ -24,8 +24,10 @@ pub fn components(manifest: &Path, packages: &[&str], extra: &[&str], target_dir
     for (name, _) in std::env::vars_os() {
         let Some(name) = name.to_str() else { continue };
         let of_outer_build = name.starts_with("CARGO_") && !["CARGO_HOME", "CARGO_NET_OFFLINE"].contains(&name);
-        let of_network = name.starts_with("CARGO_HTTP_") || name.starts_with("CARGO_NET_") || name.starts_with("CARGO_REGISTRIES_");
-        let is_wrapper = ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "RUSTC", "RUSTDOC", "CLIPPY_ARGS"].contains(&name);
+        let of_network =
+            name.starts_with("CARGO_HTTP_") || name.starts_with("CARGO_NET_") || name.starts_with("CARGO_REGISTRIES_");
+        let is_wrapper = ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "RUSTC", "RUSTDOC", "CLIPPY_ARGS"]
+            .contains(&name);
         if is_wrapper || of_outer_build && !of_network {
             cargo.env_remove(name);
         }
@@ -39,7 +41,8 @@ pub fn components(manifest: &Path, packages: &[&str], extra: &[&str], target_dir
 
 /// Adds the wasm target through rustup where it is missing.
 fn ensure_target() -> Result<(), String> {
-    let libraries = Command::new(tool("RUSTC", "rustc")).args(["--print", "target-libdir", "--target", TARGET]).output();
+    let libraries =
+        Command::new(tool("RUSTC", "rustc")).args(["--print", "target-libdir", "--target", TARGET]).output();
     let present = libraries.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir());
     if present {
         return Ok(());
