@@ -54,10 +54,11 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>) -> anyhow::Result<()> {
     drop(swapped);
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
-        acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
-        addresses.iter().for_each(|address| info!("listening at {address}"));
+        // Before anyone is told that we listen: a SIGHUP that comes first would end the process.
         let (mut hangup, mut terminate) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
         let mut interrupt = signal(SignalKind::interrupt())?;
+        acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
+        addresses.iter().for_each(|address| info!("listening at {address}"));
         loop {
             tokio::select! {
                 _ = hangup.recv() => reload(&mut assembly, &load, &publish, &mut outcomes, workers).await,
