@@ -268,10 +268,8 @@ fn edit_fields(fields: &mut Vec<(String, Vec<u8>)>, edit: Edit) {
             fields.push((name, value));
         }
         Edit::AppendField(line) => fields.push(line),
-        Edit::DefaultField(line) => {
-            if !fields.iter().any(is(&line.0)) {
-                fields.push(line);
-            }
+        Edit::DefaultField(line) if !fields.iter().any(is(&line.0)) => {
+            fields.push(line);
         }
         Edit::RemoveField(name) => {
             let same = is(&name);

@@ -79,17 +79,13 @@ const NAMES: &str = "method, scheme, host, authority, path, query, protocol, cli
                      request.header.NAME, response.header.NAME, cookie.NAME, query.NAME, note.NAME";
 
 fn value_name(name: &str) -> Result<ValueName, String> {
-    let named: [(&str, fn(String) -> ValueName); 5] = [
-        ("request.header.", ValueName::RequestField),
-        ("response.header.", ValueName::ResponseField),
-        ("cookie.", ValueName::Cookie),
-        ("query.", ValueName::QueryParameter),
-        ("note.", ValueName::Note),
-    ];
-    for (prefix, value) in named {
-        if let Some(rest) = name.strip_prefix(prefix).filter(|rest| !rest.is_empty()) {
-            return Ok(value(rest.into()));
-        }
+    let of = |prefix| name.strip_prefix(prefix).filter(|rest| !rest.is_empty()).map(String::from);
+    let named = of("request.header.").map(ValueName::RequestField);
+    let named = named.or_else(|| of("response.header.").map(ValueName::ResponseField));
+    let named = named.or_else(|| of("cookie.").map(ValueName::Cookie));
+    let named = named.or_else(|| of("query.").map(ValueName::QueryParameter));
+    if let Some(named) = named.or_else(|| of("note.").map(ValueName::Note)) {
+        return Ok(named);
     }
     Ok(match name {
         "method" => ValueName::Method,
