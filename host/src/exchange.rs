@@ -1,6 +1,5 @@
 //! What the proxy does with a request, from its head to the head of its response.
 
-use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use hyper::body::Incoming;
 
 use crate::body::ResponseBody;
 use crate::chain::{self, Depth, Down, Failed};
+use crate::clock::Deadline;
 use crate::error::{Error, Kind};
 use crate::forward::forward;
 use crate::forwarding;
@@ -22,13 +22,14 @@ pub async fn run(
     running: Rc<Running>,
     request: Request<Incoming>,
     peer: Arc<Peer>,
-) -> Result<Response<ResponseBody>, Infallible> {
+    deadline: &Deadline,
+) -> Response<ResponseBody> {
     let (mut parts, body) = request.into_parts();
     if let Err(error) = accept(&mut parts) {
-        return Ok(refuse(error));
+        return refuse(error);
     }
     let Some(route) = running.generation.router.route(&parts) else {
-        return Ok(refuse(Error::new(Kind::NoRoute, "no route of the manifest matches the request")));
+        return refuse(Error::new(Kind::NoRoute, "no route of the manifest matches the request"));
     };
     let route = &running.generation.routes[route];
     forwarding::request(&mut parts.headers);
@@ -38,7 +39,7 @@ pub async fn run(
 
     let (response, depth) = match chain::down(&running, route, &mut head, &mut upstream) {
         Ok(Down::Forward) => {
-            let response = forward(&running, upstream, &mut head, body).await;
+            let response = forward(&running, upstream, &mut head, body, deadline).await;
             (response.unwrap_or_else(refuse), Depth::whole(route))
         }
         Ok(Down::Answer(response, depth)) => (response.map(|content| ResponseBody::Full(content.into())), depth),
@@ -51,14 +52,14 @@ pub async fn run(
     match chain::up(&running, route, depth, &mut head) {
         Ok(None) => {}
         Ok(Some(content)) => body = ResponseBody::Full(Bytes::from(content)),
-        Err(Failed { error, status, .. }) => return Ok(respond::error(error.kind, status)),
+        Err(Failed { error, status, .. }) => return respond::error(error.kind, status),
     }
     let mut response = Response::new(body);
     if let Some(parts) = head.response.take() {
         *response.status_mut() = parts.status;
         *response.headers_mut() = parts.headers;
     }
-    Ok(response)
+    response
 }
 
 /// Refuses what can't be forwarded, and brings the rest into one form.

@@ -1,19 +1,23 @@
 //! From a finished request to the head of a response: choose an endpoint, get a connection, send, and try once more
 //! where that is safe.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use hyper::client::conn::TrySendError;
 
-use crate::body::{Ended, Lease, RequestBody, ResponseBody};
+use crate::body::{Lease, RequestBody, ResponseBody, Sent, UpstreamBody};
+use crate::clock::Deadline;
 use crate::error::{Error, Kind};
 use crate::generation::Running;
 use crate::head::Head;
 use crate::plugin::instance::Instance;
-use crate::upstream::Connection;
+use crate::upstream::KeepRules;
+use crate::upstream::connection::Connection;
 
 /// Sends the request of `head` with a body to an upstream, given by its place.
 pub async fn forward(
@@ -21,44 +25,67 @@ pub async fn forward(
     place: usize,
     head: &mut Head,
     body: Incoming,
+    deadline: &Deadline,
 ) -> Result<Response<ResponseBody>, Error> {
     let upstream = &running.generation.upstreams[place];
+    let (rules, clock) = (upstream.rules, deadline.clock());
     let chosen = choose(running, place)?;
     let (endpoint, pool) = (&upstream.endpoints[chosen], running.upstreams[place].pools[chosen].clone());
     head.endpoint = Some(endpoint.text.clone());
     let flight = endpoint.in_flight.begin();
-    let mut connection = pool.connection(upstream.rules).await?;
 
-    // A request that may be repeated is worth a copy only on a connection that may have gone stale.
-    let repeatable = connection.reused && body.is_end_stream() && head.request.method.is_idempotent();
-    let request = outgoing(head, &endpoint.text, body);
-    let copy = repeatable.then(|| (request.method().clone(), request.uri().clone(), request.headers().clone()));
-    let sending = async {
-        match connection.sender.try_send_request(request).await {
-            Ok(response) => Ok((response, connection)),
+    let (sent, empty) = (Sent::default(), body.is_end_stream());
+    let body = if empty { RequestBody::Empty } else { RequestBody::Incoming(body, sent.clone()) };
+    let mut request = outgoing(head, &endpoint.text, body);
+    if let Some(connection) = pool.idle(rules, clock.now()) {
+        // A request that may be repeated is worth a copy only on a connection that may have gone stale.
+        let repeatable = empty && request.method().is_idempotent();
+        let copy = repeatable.then(|| (request.method().clone(), request.uri().clone(), request.headers().clone()));
+        match send(connection, request, rules, deadline).await? {
+            Ok((response, connection)) => {
+                let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
+                return Ok(answered(response, lease, empty || sent.is_true()));
+            }
             Err(mut failed) => match (failed.take_message(), copy) {
-                (Some(request), _) => resend(pool.fresh(upstream.rules).await?, request).await,
+                (Some(unsent), _) => request = unsent,
                 (None, Some((method, uri, fields))) if is_stale(failed.error()) => {
-                    let mut request = Request::new(RequestBody::Empty);
+                    request = Request::new(RequestBody::Empty);
                     (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, fields);
-                    resend(pool.fresh(upstream.rules).await?, request).await
                 }
-                (None, _) => Err(from_hyper(failed.into_error())),
+                _ => return Err(from_hyper(failed.into_error())),
             },
         }
-    };
-    let late =
-        |_| Error::new(Kind::ResponseTimeout, format!("no response after {:?}", upstream.rules.response_timeout));
-    let (response, connection) = timeout(upstream.rules.response_timeout, sending).await.map_err(late)??;
+    }
+    let late = |_| Error::new(Kind::ConnectionTimeout, format!("no connection after {:?}", rules.connect_timeout));
+    let connection = deadline.limit(rules.connect_timeout, pool.fresh()).await.map_err(late)??;
+    let sending = send(connection, request, rules, deadline).await?;
+    let (response, connection) = sending.map_err(|failed| from_hyper(failed.into_error()))?;
+    let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
+    Ok(answered(response, lease, empty || sent.is_true()))
+}
 
-    let rules = upstream.rules;
-    let lease = Lease::new(move |ended| {
-        drop(flight);
-        if ended == Ended::Whole {
-            pool.put_back(connection.sender, rules);
-        }
-    });
-    Ok(response.map(|body| ResponseBody::Upstream(body, lease)))
+type Sending = Result<(Response<Incoming>, Connection), TrySendError<Request<RequestBody>>>;
+
+/// Sends a request and waits for the head of its response, driving the connection meanwhile.
+async fn send(
+    mut connection: Connection,
+    request: Request<RequestBody>,
+    rules: KeepRules,
+    deadline: &Deadline,
+) -> Result<Sending, Error> {
+    let Connection { sender, driver, .. } = &mut connection;
+    let mut answer = pin!(sender.try_send_request(request));
+    let sending = poll_fn(|cx| driver.poll(cx, |cx| answer.as_mut().poll(cx)));
+    let late = |_| Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
+    let answer = deadline.limit(rules.response_timeout, sending).await.map_err(late)?;
+    Ok(answer.map(|response| (response, connection)))
+}
+
+fn answered(response: Response<Incoming>, mut lease: Lease, all_sent: bool) -> Response<ResponseBody> {
+    if !all_sent {
+        lease.connection.driver.detach();
+    }
+    response.map(|content| ResponseBody::Upstream(Box::new(UpstreamBody::new(content, lease))))
 }
 
 /// The place of the endpoint for a request.
@@ -82,8 +109,8 @@ fn choose(running: &Running, place: usize) -> Result<usize, Error> {
     }
 }
 
-fn outgoing(head: &Head, endpoint: &str, body: Incoming) -> Request<RequestBody> {
-    let mut request = Request::new(RequestBody::Incoming(body));
+fn outgoing(head: &Head, endpoint: &str, body: RequestBody) -> Request<RequestBody> {
+    let mut request = Request::new(body);
     *request.method_mut() = head.request.method.clone();
     // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
     let target =
@@ -96,14 +123,6 @@ fn outgoing(head: &Head, endpoint: &str, body: Incoming) -> Request<RequestBody>
         request.headers_mut().insert(http::header::HOST, host);
     }
     request
-}
-
-async fn resend(
-    mut connection: Connection,
-    request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Connection), Error> {
-    let response = connection.sender.send_request(request).await.map_err(from_hyper)?;
-    Ok((response, connection))
 }
 
 /// Whether an endpoint closed a connection that it had kept, before it said a byte of response.

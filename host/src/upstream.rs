@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
 
-use crate::body::RequestBody;
 use crate::error::{Error, Kind};
+
+pub mod connection;
+
+use connection::Connection;
 
 /// Where an endpoint listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,13 +41,7 @@ pub struct Pools(RefCell<HashMap<EndpointAddr, Rc<Pool>>>);
 /// The idle connections of one worker to one endpoint, the last used on top.
 pub struct Pool {
     address: EndpointAddr,
-    idle: RefCell<Vec<(SendRequest<RequestBody>, Instant)>>,
-}
-
-/// A connection, and whether it has served before.
-pub struct Connection {
-    pub sender: SendRequest<RequestBody>,
-    pub reused: bool,
+    idle: RefCell<Vec<(Connection, Instant)>>,
 }
 
 /// Requests in flight at an endpoint, over all workers; outlives generations.
@@ -76,69 +70,48 @@ impl Pools {
     /// Closes what nobody used for the longest idle time, and forgets pools of endpoints that are gone.
     pub fn sweep(&self, now: Instant, longest: Duration) {
         self.0.borrow_mut().retain(|_, pool| {
-            pool.idle.borrow_mut().retain(|(sender, since)| !sender.is_closed() && now - *since < longest);
+            pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.rest());
             Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty()
         });
     }
 }
 
 impl Pool {
-    /// An idle connection, or a fresh one.
-    pub async fn connection(&self, rules: KeepRules) -> Result<Connection, Error> {
+    /// An idle connection that seems alive.
+    pub fn idle(&self, rules: KeepRules, now: Instant) -> Option<Connection> {
+        let mut idle = self.idle.borrow_mut();
         loop {
-            let Some((mut sender, since)) = self.idle.borrow_mut().pop() else { break };
-            let alive = !sender.is_closed() && since.elapsed() < rules.idle_timeout;
-            if alive && (sender.is_ready() || sender.ready().await.is_ok()) {
-                return Ok(Connection { sender, reused: true });
+            let (connection, since) = idle.pop()?;
+            if !connection.sender.is_closed() && now.saturating_duration_since(since) < rules.idle_timeout {
+                return Some(connection);
             }
         }
-        self.fresh(rules).await
     }
 
     /// A fresh connection.
-    pub async fn fresh(&self, rules: KeepRules) -> Result<Connection, Error> {
-        let late = |_| Error::new(Kind::ConnectionTimeout, format!("no connection after {:?}", rules.connect_timeout));
-        let sender = timeout(rules.connect_timeout, self.connect()).await.map_err(late)??;
-        Ok(Connection { sender, reused: false })
-    }
-
-    /// Takes a connection back once its exchange is over.
-    pub fn put_back(&self, sender: SendRequest<RequestBody>, rules: KeepRules) {
-        let mut idle = self.idle.borrow_mut();
-        if !sender.is_closed() && idle.len() < rules.idle_connections {
-            idle.push((sender, Instant::now()));
-        }
-    }
-
-    async fn connect(&self) -> Result<SendRequest<RequestBody>, Error> {
+    pub async fn fresh(&self) -> Result<Connection, Error> {
         let refused = |error: std::io::Error| Error::new(Kind::ConnectionRefused, error);
         match &self.address {
             EndpointAddr::Tcp(address) => {
                 let stream = TcpStream::connect(&**address).await.map_err(refused)?;
                 stream.set_nodelay(true).map_err(refused)?;
-                handshake(stream).await
+                Connection::new(stream).await
             }
             EndpointAddr::Unix(address) => {
                 let path = address.trim_start_matches("unix:");
-                handshake(UnixStream::connect(path).await.map_err(refused)?).await
+                Connection::new(UnixStream::connect(path).await.map_err(refused)?).await
             }
         }
     }
-}
 
-/// The task that drives the connection ends with it: when the sender is dropped, or when the endpoint closes.
-async fn handshake<S>(stream: S) -> Result<SendRequest<RequestBody>, Error>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
-{
-    let failed = |error| Error::new(Kind::ConnectionTerminated, error);
-    let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "upstream connection");
+    /// Takes a connection back once its exchange is over.
+    pub fn put_back(&self, mut connection: Connection, rules: KeepRules, now: Instant) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < rules.idle_connections && connection.rest() {
+            connection.reused = true;
+            idle.push((connection, now));
         }
-    });
-    Ok(sender)
+    }
 }
 
 impl InFlight {

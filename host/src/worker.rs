@@ -7,14 +7,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
-use crate::exchange;
+use crate::clock::{Clock, TICK};
+use crate::connection::Connection;
 use crate::generation::{Generation, Running};
 use crate::head::Peer;
 use crate::upstream::Pools;
@@ -37,9 +35,6 @@ pub struct Orders {
 /// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// A client that sends no whole head in this time is let go.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// How long to wait after the system refused a connection, most often for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -59,28 +54,33 @@ async fn serve(
     let running = Running::new(first, &pools).map_err(io::Error::other)?;
     let current = Rc::new(RefCell::new(Rc::new(running)));
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
+    let clock = Clock::new();
     let mut accepting = Vec::new();
     for socket in sockets {
         let (current, stopping, alive) = (current.clone(), orders.stopping.clone(), alive.clone());
+        let clock = clock.clone();
         accepting.push(match socket {
             Socket::Tcp(listener) => {
-                spawn_local(accept_tcp(TcpListener::from_std(listener)?, current, stopping, alive))
+                spawn_local(accept_tcp(TcpListener::from_std(listener)?, current, clock, stopping, alive))
             }
             Socket::Unix(listener, path) => {
-                spawn_local(accept_unix(UnixListener::from_std(listener)?, path, current, stopping, alive))
+                spawn_local(accept_unix(UnixListener::from_std(listener)?, path, current, clock, stopping, alive))
             }
         });
     }
     drop(alive);
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_local(sweep(pools.clone(), current.clone()));
+    let ticking = spawn_local(tick(clock.clone()));
     let swapping = spawn_local(swap(orders.generation, pools, current, swapped));
     for task in accepting {
         let _ = task.await;
     }
+    clock.stop();
     // Every connection holds a sender, so this ends with the last of them.
     let _ = all_ended.recv().await;
     sweeping.abort();
+    ticking.abort();
     swapping.abort();
     Ok(())
 }
@@ -98,6 +98,15 @@ async fn swap(
     }
 }
 
+async fn tick(clock: Rc<Clock>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        clock.tick();
+    }
+}
+
 async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
     loop {
         tokio::time::sleep(SWEEP).await;
@@ -110,6 +119,7 @@ async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
 async fn accept_tcp(
     listener: TcpListener,
     current: Rc<RefCell<Rc<Running>>>,
+    clock: Rc<Clock>,
     mut stopping: watch::Receiver<bool>,
     alive: mpsc::Sender<()>,
 ) {
@@ -123,7 +133,7 @@ async fn accept_tcp(
                 let _ = stream.set_nodelay(true);
                 let listener = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
                 let peer = Arc::new(Peer::tcp(client, listener));
-                spawn_local(connection(stream, peer, current.clone(), stopping.clone(), alive.clone()));
+                spawn_local(serve_one(Connection::new(stream, peer, current.clone(), &clock), alive.clone()));
             }
             Err(error) => refused(error).await,
         }
@@ -134,6 +144,7 @@ async fn accept_unix(
     listener: UnixListener,
     path: Arc<str>,
     current: Rc<RefCell<Rc<Running>>>,
+    clock: Rc<Clock>,
     mut stopping: watch::Receiver<bool>,
     alive: mpsc::Sender<()>,
 ) {
@@ -145,7 +156,7 @@ async fn accept_unix(
         match accepted {
             Ok((stream, _)) => {
                 let peer = Arc::new(Peer::unix(&path));
-                spawn_local(connection(stream, peer, current.clone(), stopping.clone(), alive.clone()));
+                spawn_local(serve_one(Connection::new(stream, peer, current.clone(), &clock), alive.clone()));
             }
             Err(error) => refused(error).await,
         }
@@ -157,29 +168,8 @@ async fn refused(error: io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// Serves a client connection; when the process stops, the exchange at hand is the last.
-async fn connection<S>(
-    stream: S,
-    peer: Arc<Peer>,
-    current: Rc<RefCell<Rc<Running>>>,
-    mut stopping: watch::Receiver<bool>,
-    alive: mpsc::Sender<()>,
-) where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
-{
-    let service = service_fn(move |request| exchange::run(current.borrow().clone(), request, peer.clone()));
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).pipeline_flush(true);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
-    let served = tokio::select! {
-        served = &mut connection => served,
-        _ = stopping.wait_for(|stopping| *stopping) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = served {
-        tracing::debug!(%error, "client connection");
-    }
+/// Serves a client; `alive` tells the worker that it is not done.
+async fn serve_one(connection: impl Future<Output = ()>, alive: mpsc::Sender<()>) {
+    connection.await;
     drop(alive);
 }

@@ -1,0 +1,278 @@
+//! A client's connection: serves its exchanges, and costs little between them.
+//!
+//! A connection that rests a while gives its HTTP state and buffers back and keeps only its socket; the next byte
+//! makes them anew.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::body::ResponseBody;
+use crate::clock::{Clock, Deadline};
+use crate::exchange;
+use crate::generation::Running;
+use crate::head::Peer;
+
+/// A client that sends no whole head in this time is let go; as long as nginx keeps idle connections.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// A connection that rests this long gives its buffers back. Making them anew costs about as much as a request's
+/// parsing, so clients that go on at once should keep them.
+const REST: Duration = Duration::from_millis(100);
+
+/// What carries a client's connection.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl Transport for TcpStream {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        TcpStream::poll_read_ready(self, cx)
+    }
+}
+
+impl Transport for UnixStream {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        UnixStream::poll_read_ready(self, cx)
+    }
+}
+
+/// A client's connection, until either side ends it.
+pub struct Connection<T: Transport> {
+    state: State<T>,
+    session: Rc<Session>,
+    graceful: bool,
+}
+
+enum State<T: Transport> {
+    /// With hyper's state and buffers.
+    Serving(Box<http1::Connection<ClientIo<T>, Exchanges>>),
+    /// A socket and nothing else.
+    Resting(ClientIo<T>),
+    Ended,
+}
+
+/// What the exchanges of a connection share.
+struct Session {
+    current: Rc<RefCell<Rc<Running>>>,
+    peer: Arc<Peer>,
+    /// For what happens within an exchange.
+    exchange: Rc<Deadline>,
+    /// For the next head to be whole.
+    head: Rc<Deadline>,
+    /// For the buffers to be given back.
+    rest: Rc<Deadline>,
+    /// Whether an exchange is under way.
+    busy: Cell<bool>,
+    /// Whether all that was written has left hyper's buffers.
+    flushed: Cell<bool>,
+}
+
+/// hyper's view of a session.
+struct Exchanges(Rc<Session>);
+
+/// The content of a response, and with its end that of the exchange.
+struct Tracked {
+    body: ResponseBody,
+    session: Rc<Session>,
+}
+
+/// The socket, and what was read ahead of it.
+struct ClientIo<T> {
+    stream: TokioIo<T>,
+    ahead: Bytes,
+    session: Rc<Session>,
+}
+
+// === Connection ===
+
+impl<T: Transport> Connection<T> {
+    pub fn new(stream: T, peer: Arc<Peer>, current: Rc<RefCell<Rc<Running>>>, clock: &Rc<Clock>) -> Self {
+        let (exchange, head, rest) = (clock.deadline(), clock.deadline(), clock.deadline());
+        let (busy, flushed) = (Cell::new(false), Cell::new(true));
+        let session = Rc::new(Session { current, peer, exchange, head, rest, busy, flushed });
+        session.head.set(HEAD_TIMEOUT);
+        let io = ClientIo { stream: TokioIo::new(stream), ahead: Bytes::new(), session: session.clone() };
+        Connection { state: State::Resting(io), session, graceful: false }
+    }
+
+    fn poll_serving(
+        &mut self,
+        mut connection: Box<http1::Connection<ClientIo<T>, Exchanges>>,
+        cx: &mut Context<'_>,
+    ) -> State<T> {
+        let session = &self.session;
+        if session.head.clock().is_stopping() && !self.graceful {
+            self.graceful = true;
+            Pin::new(&mut *connection).graceful_shutdown();
+        }
+        if let Poll::Ready(served) = Pin::new(&mut *connection).poll(cx) {
+            if let Err(error) = served {
+                tracing::debug!(%error, "client connection");
+            }
+            return State::Ended;
+        }
+        if session.busy.get() || self.graceful {
+            return State::Serving(connection);
+        }
+        if session.head.is_met() {
+            return State::Ended;
+        }
+        if session.rest.is_met() && session.flushed.get() {
+            session.rest.clear();
+            let parts = connection.into_parts();
+            return State::Resting(ClientIo { ahead: parts.read_buf, ..parts.io });
+        }
+        State::Serving(connection)
+    }
+}
+
+impl<T: Transport> Future for Connection<T> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        this.session.head.watch(cx);
+        this.session.rest.watch(cx);
+        loop {
+            match std::mem::replace(&mut this.state, State::Ended) {
+                State::Ended => return Poll::Ready(()),
+                State::Resting(io) => {
+                    if this.session.head.clock().is_stopping() || this.session.head.is_met() {
+                        return Poll::Ready(());
+                    }
+                    if io.ahead.is_empty() && io.stream.inner().poll_read_ready(cx).is_pending() {
+                        this.state = State::Resting(io);
+                        return Poll::Pending;
+                    }
+                    let exchanges = Exchanges(this.session.clone());
+                    this.state = State::Serving(Box::new(http1::Builder::new().serve_connection(io, exchanges)));
+                }
+                State::Serving(connection) => {
+                    this.state = this.poll_serving(connection, cx);
+                    if matches!(this.state, State::Serving(_)) {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+}
+
+// === Session ===
+
+impl Session {
+    fn begin(&self) {
+        self.busy.set(true);
+        self.rest.clear();
+        self.head.clear();
+    }
+
+    fn end(&self) {
+        self.busy.set(false);
+        self.rest.set(REST);
+        self.head.set(HEAD_TIMEOUT);
+    }
+}
+
+impl Service<Request<Incoming>> for Exchanges {
+    type Response = Response<Tracked>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Tracked>, Infallible>>>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let session = self.0.clone();
+        session.begin();
+        let running = session.current.borrow().clone();
+        Box::pin(async move {
+            let response = exchange::run(running, request, session.peer.clone(), &session.exchange).await;
+            Ok(response.map(|body| Tracked { body, session }))
+        })
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.session.end();
+    }
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// === ClientIo ===
+
+impl<T: Transport> Read for ClientIo<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let length = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: Transport> Write for ClientIo<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.session.flushed.set(false);
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.session.flushed.set(false);
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// hyper flushes the socket once all that it had is written.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.session.flushed.set(true);
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
