@@ -38,21 +38,18 @@ pub async fn forward(
     let body = if empty { RequestBody::Empty } else { RequestBody::Incoming(body, sent.clone()) };
     let mut request = outgoing(head, &endpoint.text, body);
     if let Some(connection) = pool.idle(rules, clock.now()) {
-        // A request that may be repeated is worth a copy only on a connection that may have gone stale.
         let repeatable = empty && request.method().is_idempotent();
-        let copy = repeatable.then(|| (request.method().clone(), request.uri().clone(), request.headers().clone()));
         match send(connection, request, rules, deadline).await? {
             Ok((response, connection)) => {
                 let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
                 return Ok(answered(response, lease, empty || sent.is_true()));
             }
-            Err(mut failed) => match (failed.take_message(), copy) {
-                (Some(unsent), _) => request = unsent,
-                (None, Some((method, uri, fields))) if is_stale(failed.error()) => {
-                    request = Request::new(RequestBody::Empty);
-                    (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, fields);
+            Err(mut failed) => match failed.take_message() {
+                Some(unsent) => request = unsent,
+                None if repeatable && is_stale(failed.error()) => {
+                    request = outgoing(head, &endpoint.text, RequestBody::Empty);
                 }
-                _ => return Err(from_hyper(failed.into_error())),
+                None => return Err(from_hyper(failed.into_error())),
             },
         }
     }
