@@ -3,6 +3,7 @@
 
 mod forwarding;
 mod manifests;
+mod operating;
 mod plugins;
 mod support;
 mod swap;

@@ -15,6 +15,8 @@ pub struct Proxy {
     child: Child,
     pub address: String,
     pub folder: tempfile::TempDir,
+    /// What followed the line that `start_after` waited for.
+    pub noted: String,
     log: mpsc::Receiver<String>,
 }
 
@@ -29,6 +31,11 @@ pub struct Message {
 impl Proxy {
     /// Starts the proxy on a manifest; `{listen}` in it stands for a free port.
     pub fn start(manifest: &str) -> Proxy {
+        Proxy::start_after(manifest, "listening at ")
+    }
+
+    /// Starts the proxy, and waits for one more line of its log.
+    pub fn start_after(manifest: &str, line: &str) -> Proxy {
         let folder = tempfile::tempdir().unwrap();
         write_manifest(folder.path(), manifest);
         let path = folder.path().join("plugway.toml");
@@ -40,9 +47,12 @@ impl Proxy {
                 let _ = lines.send(line);
             }
         });
-        let mut proxy = Proxy { child, address: String::new(), folder, log };
-        let line = proxy.wait_log("listening at http://");
-        proxy.address = line.rsplit("http://").next().unwrap().trim().into();
+        let mut proxy = Proxy { child, address: String::new(), folder, noted: String::new(), log };
+        let found = proxy.wait_log("listening at http://");
+        proxy.address = found.rsplit("http://").next().unwrap().trim().into();
+        if line != "listening at " {
+            proxy.noted = proxy.wait_log(line).rsplit("http://").next().unwrap().trim().into();
+        }
         proxy
     }
 
@@ -132,8 +142,13 @@ impl Message {
 /// The program under test.
 pub fn plugway() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plugway"));
-    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).env("XDG_CACHE_HOME", cache());
     command
+}
+
+/// Where the tests' proxies keep compiled plugins: apart from the user's.
+fn cache() -> &'static str {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-cache")
 }
 
 /// The program, ended, with its exit code and standard error.

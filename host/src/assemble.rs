@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use crate::config::manifest::{self, Manifest, OtherPath, PluginRef};
+use crate::access_log::{AccessLog, Format, Target};
+use crate::config::manifest::{self, AccessLogFormat, Manifest, OtherPath, PluginRef};
 use crate::config::problem::{Problems, Source};
 use crate::generation::{Endpoint, Generation, Route, Upstream};
 use crate::plugin::binding::{self, BindError, Binding, Limits, OnError};
@@ -22,6 +23,8 @@ pub struct Assembly {
     runtime: Runtime,
     in_flight: HashMap<EndpointAddr, Arc<InFlight>>,
     plugins: HashMap<blake3::Hash, Loaded>,
+    /// The log of the last generation: kept while the manifest asks for the same.
+    log: Option<((Format, Target), AccessLog)>,
 }
 
 /// What a manifest says besides the generation.
@@ -29,6 +32,16 @@ pub struct Assembled {
     pub generation: Generation,
     pub listeners: Vec<String>,
     pub workers: Option<usize>,
+    pub admin: AdminAddress,
+}
+
+/// Where the admin listener is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// At the usual place, if that is free.
+    Default,
+    At(std::net::SocketAddr),
+    Off,
 }
 
 #[derive(Clone)]
@@ -49,7 +62,7 @@ struct Draft<'a> {
 
 impl Assembly {
     pub fn new(runtime: Runtime) -> Self {
-        Assembly { runtime, in_flight: HashMap::new(), plugins: HashMap::new() }
+        Assembly { runtime, in_flight: HashMap::new(), plugins: HashMap::new(), log: None }
     }
 
     /// Makes a generation of a manifest's files.
@@ -107,13 +120,16 @@ impl Assembly {
                 draft.problems.at(source, listener.address.span(), message);
             }
         }
+        let admin = draft.admin(files);
+        let access_log = draft.access_log(files);
         let (problems, bindings) = (draft.problems, draft.bindings);
         let router = match router {
             Ok(router) if problems.0.is_empty() => router,
             _ => return Err(problems),
         };
         Ok(Assembled {
-            generation: Generation { router, routes, upstreams, upstream_places, bindings },
+            generation: Generation { router, routes, upstreams, upstream_places, bindings, access_log },
+            admin,
             listeners: listeners.iter().map(|(_, listener)| listener.address.get_ref().clone()).collect(),
             workers: files.iter().find_map(|(_, file)| file.workers.as_ref()).map(|workers| *workers.get_ref()),
         })
@@ -136,6 +152,50 @@ impl Assembly {
 }
 
 impl Draft<'_> {
+    fn admin(&mut self, files: &[(Arc<Source>, Manifest)]) -> AdminAddress {
+        let named = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?)));
+        let Some((source, admin)) = named else { return AdminAddress::Default };
+        match admin.address.get_ref().as_str() {
+            "off" => AdminAddress::Off,
+            address => address.parse().map_or_else(
+                |_| {
+                    let message = format!("`{address}` is no address; write `127.0.0.1:9145` or `off`");
+                    self.problems.at(source, admin.address.span(), message);
+                    AdminAddress::Off
+                },
+                AdminAddress::At,
+            ),
+        }
+    }
+
+    fn access_log(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<AccessLog> {
+        let named = files.iter().find_map(|(source, file)| Some((source, file.access_log.as_ref()?)));
+        let (source, wanted) = named?;
+        let format = match wanted.get_ref().format {
+            AccessLogFormat::Combined => Format::Combined,
+            AccessLogFormat::Json => Format::Json,
+            AccessLogFormat::Off => return None,
+        };
+        let folder = source.path.parent().unwrap_or(Path::new("."));
+        let target = wanted.get_ref().file.as_ref().map_or(Target::Stdout, |file| Target::File(folder.join(file)));
+        let wanted_log = (format, target);
+        if let Some((known, log)) = &self.assembly.log
+            && *known == wanted_log
+        {
+            return Some(log.clone());
+        }
+        match AccessLog::start(wanted_log.0, wanted_log.1.clone()) {
+            Ok(log) => {
+                self.assembly.log = Some((wanted_log, log.clone()));
+                Some(log)
+            }
+            Err(error) => {
+                self.problems.at(source, head_of(&wanted.span()), format!("the access log can't be opened: {error}"));
+                None
+            }
+        }
+    }
+
     fn bind(&mut self, source: &Arc<Source>, name: &str, plugin: &manifest::Plugin) -> Option<usize> {
         let before = self.problems.0.len();
         let limits = self.limits(source, &plugin.limits);

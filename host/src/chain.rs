@@ -1,12 +1,15 @@
 //! The pipeline: request hooks down the list, response hooks up it, and what a failed plugin means for the exchange.
 
+use std::time::Instant;
+
 use http::Response;
 
 use crate::edit::{self, Edit, Side};
 use crate::error::{Error, Kind};
 use crate::generation::{Route, Running};
 use crate::head::Head;
-use crate::plugin::binding::{Binding, Hook, OnError};
+use crate::metrics::SAMPLE;
+use crate::plugin::binding::{Hook, OnError};
 use crate::plugin::instance::{Instance, Trap, Verdict};
 
 /// What came out of the way down.
@@ -29,6 +32,11 @@ pub struct Failed {
 }
 
 impl Depth {
+    /// None of them.
+    pub fn none() -> Self {
+        Depth(0)
+    }
+
     /// All of them.
     pub fn whole(route: &Route) -> Self {
         Depth(route.chain.len())
@@ -44,7 +52,9 @@ pub fn down(running: &Running, route: &Route, head: &mut Box<Head>, upstream: &m
             Hook::Plan(plan) => edit::apply_plan(plan, Side::Request, head),
             Hook::Call(needs) => {
                 let call = |instance: &mut Instance| instance.filter(Side::Request, needs, head);
-                let verdict = running.filters[*place].borrow_mut().call(|| Instance::new(binding), call);
+                let verdict = counted(running, *place, || {
+                    running.filters[*place].borrow_mut().call(|| Instance::new(binding), call)
+                });
                 let proceeded = verdict.and_then(|verdict| match verdict {
                     Verdict::Proceed(edits) => {
                         // Looked up before anything is changed: edits are made all or none.
@@ -65,7 +75,7 @@ pub fn down(running: &Running, route: &Route, head: &mut Box<Head>, upstream: &m
                 match proceeded {
                     Ok(None) => {}
                     Ok(Some(response)) => return Ok(Down::Answer(response, Depth(depth))),
-                    Err(trap) => on_error(binding, trap, Depth(depth))?,
+                    Err(trap) => on_error(running, *place, trap, Depth(depth))?,
                 }
             }
         }
@@ -83,7 +93,9 @@ pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) 
             Hook::Plan(plan) => edit::apply_plan(plan, Side::Response, head),
             Hook::Call(needs) => {
                 let call = |instance: &mut Instance| instance.filter(Side::Response, needs, head);
-                let verdict = running.filters[*place].borrow_mut().call(|| Instance::new(binding), call);
+                let verdict = counted(running, *place, || {
+                    running.filters[*place].borrow_mut().call(|| Instance::new(binding), call)
+                });
                 let done = verdict.and_then(|verdict| match verdict {
                     Verdict::Proceed(edits) => Ok(edit::apply(edits, Side::Response, head)?),
                     Verdict::Respond(response) => {
@@ -94,7 +106,7 @@ pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) 
                     }
                 });
                 if let Err(trap) = done {
-                    on_error(binding, trap, Depth(depth))?;
+                    on_error(running, *place, trap, Depth(depth))?;
                 }
             }
         }
@@ -102,12 +114,26 @@ pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) 
     Ok(content)
 }
 
+/// Makes a call, and counts it; one in [`SAMPLE`] is timed.
+fn counted<R>(running: &Running, place: usize, call: impl FnOnce() -> Result<R, Trap>) -> Result<R, Trap> {
+    let figures = &running.plugins[place];
+    figures.calls.add(1);
+    let began = figures.calls.value().is_multiple_of(SAMPLE).then(Instant::now);
+    let result = call();
+    if let Some(began) = began {
+        figures.nanoseconds.add(began.elapsed().as_nanos() as u64 * SAMPLE);
+    }
+    result
+}
+
 fn chosen(running: &Running, name: &str) -> Result<usize, Trap> {
     let place = running.generation.upstream_places.get(name).copied();
     place.ok_or_else(|| Trap::Failed(format!("it chose the upstream `{name}`, which the manifest doesn't have")))
 }
 
-fn on_error(binding: &Binding, trap: Trap, depth: Depth) -> Result<(), Failed> {
+fn on_error(running: &Running, place: usize, trap: Trap, depth: Depth) -> Result<(), Failed> {
+    let binding = &running.generation.bindings[place];
+    running.plugins[place].failures.add(1);
     tracing::warn!(plugin = &*binding.name, error = %trap, "plugin failed");
     let status = match binding.on_error {
         OnError::Skip => return Ok(()),

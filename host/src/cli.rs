@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::assemble::Assembly;
 use crate::config::load;
@@ -50,6 +50,14 @@ enum Command {
         #[arg(long, default_value = "127.0.0.1:8080")]
         listen: String,
     },
+    /// Tells a running proxy to read its manifest again, and waits until it serves it or says what is wrong.
+    Reload {
+        /// The proxy's admin listener.
+        #[arg(long, default_value = crate::admin::DEFAULT_ADDRESS)]
+        admin: String,
+    },
+    /// Prints completions for a shell.
+    Completions { shell: clap_complete::Shell },
     /// Shows what a plugin is and what it can do.
     Inspect { file: PathBuf },
 }
@@ -58,14 +66,20 @@ enum Command {
 pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let cache = cache_folder();
     let done = match Cli::parse().command {
-        Command::Run { manifest } => serve::run(move || load::load(&manifest)),
+        Command::Reload { admin } => crate::admin::request_reload(&admin).map(|answer| println!("{answer}")),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Run { manifest } => serve::run(move || load::load(&manifest), cache.as_deref()),
         Command::Proxy { to, listen, workers } => {
             let text = proxy_manifest(&to, &listen, workers);
-            serve::run(move || load::parse("command line", text.clone()))
+            serve::run(move || load::parse("command line", text.clone()), cache.as_deref())
         }
-        Command::Check { manifest } => check(&manifest),
-        Command::Demo { listen } => demo::run(&listen),
+        Command::Check { manifest } => check(&manifest, cache.as_deref()),
+        Command::Demo { listen } => demo::run(&listen, cache.as_deref()),
         Command::Inspect { file } => inspect(&file),
     };
     match done {
@@ -77,9 +91,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn check(manifest: &Path) -> anyhow::Result<()> {
+fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
-    let made = Assembly::new(Runtime::start()?).assemble(&files)?;
+    let made = Assembly::new(Runtime::start(cache)?).assemble(&files)?;
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
     println!("{} is good: {routes} routes, {plugins} configured plugins", manifest.display());
     Ok(())
@@ -88,7 +102,7 @@ fn check(manifest: &Path) -> anyhow::Result<()> {
 fn inspect(file: &Path) -> anyhow::Result<()> {
     let bytes = std::fs::read(file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
     let in_file = |error: &dyn std::fmt::Display| anyhow::anyhow!("{}: {error}", file.display());
-    let runtime = Runtime::start()?;
+    let runtime = Runtime::start(None)?;
     let plugin = std::sync::Arc::new(runtime.load(&bytes).map_err(|error| in_file(&error))?);
     let description = binding::describe(&plugin).map_err(|error| in_file(&error))?;
     println!("{} {}, {} KiB\n{}", description.name, description.version, bytes.len() / 1024, description.summary);
@@ -105,4 +119,11 @@ fn proxy_manifest(endpoints: &[String], listen: &str, workers: Option<usize>) ->
          X-Real-IP = \"{{client.ip}}\", X-Forwarded-For = \"{{forwarded-for}}\", X-Forwarded-Proto = \"{{scheme}}\" \
          }} }} }} }}]\n"
     )
+}
+
+/// Where compiled plugins are kept.
+fn cache_folder() -> Option<PathBuf> {
+    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let base = base.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    base.filter(|base| base.is_absolute()).map(|base| base.join("plugway"))
 }

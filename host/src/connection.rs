@@ -25,6 +25,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::body::ResponseBody;
 use crate::clock::{Clock, Deadline};
+use crate::ending::Ending;
 use crate::exchange;
 use crate::generation::Running;
 use crate::head::Peer;
@@ -91,6 +92,7 @@ struct Exchanges(Rc<Session>);
 struct Tracked {
     body: ResponseBody,
     session: Rc<Session>,
+    ending: Ending,
 }
 
 /// The socket, and what was read ahead of it.
@@ -201,8 +203,10 @@ impl Service<Request<Incoming>> for Exchanges {
         session.begin();
         let running = session.current.borrow().clone();
         Box::pin(async move {
-            let response = exchange::run(running, request, session.peer.clone(), &session.exchange).await;
-            Ok(response.map(|body| Tracked { body, session }))
+            let mut ending = Ending::new(running.clone());
+            let peer = session.peer.clone();
+            let response = exchange::run(running, request, peer, &session.exchange, &mut ending).await;
+            Ok(response.map(|body| Tracked { body, session, ending }))
         })
     }
 }
@@ -218,7 +222,11 @@ impl Body for Tracked {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            self.ending.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

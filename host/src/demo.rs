@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io;
+use std::path::Path;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -15,7 +16,7 @@ use crate::config::load;
 use crate::serve;
 
 /// Serves the demo at an address.
-pub fn run(listen: &str) -> anyhow::Result<()> {
+pub fn run(listen: &str, cache: Option<&Path>) -> anyhow::Result<()> {
     let origins = (0..3).map(|_| origin()).collect::<io::Result<Vec<_>>>()?;
     let text = format!(
         r#"[[listener]]
@@ -43,7 +44,7 @@ X-Served-By       = "{{endpoint}}"
         "{text}\n# Try, in another terminal:\n#   curl -i http://{listen}/hello     headers: see what the origin got, and X-Served-By"
     );
     println!("#   curl -s http://{listen}/ again and again     balance: three origins take turns\n");
-    serve::run(move || load::parse("demo manifest", text.clone()))
+    serve::run(move || load::parse("demo manifest", text.clone()), cache)
 }
 
 /// Starts an origin on a free port and gives its address.

@@ -36,6 +36,19 @@ pub struct Error {
 }
 
 impl Kind {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Kind; 9] = [
+        Kind::NoRoute,
+        Kind::RequestError,
+        Kind::DestinationUnavailable,
+        Kind::ConnectionRefused,
+        Kind::ConnectionTimeout,
+        Kind::ConnectionTerminated,
+        Kind::ResponseTimeout,
+        Kind::ProtocolError,
+        Kind::PluginError,
+    ];
+
     /// The name, as in `Proxy-Status`.
     pub fn token(self) -> &'static str {
         match self {

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use crate::body::ResponseBody;
 use crate::chain::{self, Depth, Down, Failed};
 use crate::clock::Deadline;
+use crate::ending::Ending;
 use crate::error::{Error, Kind};
 use crate::forward::forward;
 use crate::forwarding;
@@ -17,21 +18,23 @@ use crate::generation::Running;
 use crate::head::{Head, Peer};
 use crate::respond;
 
-/// Serves one request on the generation that it began with.
+/// Serves one request on the generation that it began with; what is due at its end goes into `ending`.
 pub async fn run(
     running: Rc<Running>,
     request: Request<Incoming>,
     peer: Arc<Peer>,
     deadline: &Deadline,
+    ending: &mut Ending,
 ) -> Response<ResponseBody> {
     let (mut parts, body) = request.into_parts();
     if let Err(error) = accept(&mut parts) {
-        return refuse(error);
+        return refuse(error, ending);
     }
-    let Some(route) = running.generation.router.route(&parts) else {
-        return refuse(Error::new(Kind::NoRoute, "no route of the manifest matches the request"));
+    let Some(place) = running.generation.router.route(&parts) else {
+        let error = Error::new(Kind::NoRoute, "no route of the manifest matches the request");
+        return refuse(error, ending);
     };
-    let route = &running.generation.routes[route];
+    let route = &running.generation.routes[place];
     forwarding::request(&mut parts.headers);
     let mut upstream = route.upstream;
     let name = running.generation.upstreams[upstream].name.clone();
@@ -40,10 +43,13 @@ pub async fn run(
     let (response, depth) = match chain::down(&running, route, &mut head, &mut upstream) {
         Ok(Down::Forward) => {
             let response = forward(&running, upstream, &mut head, body, deadline).await;
-            (response.unwrap_or_else(refuse), Depth::whole(route))
+            (response.unwrap_or_else(|error| refuse(error, ending)), Depth::whole(route))
         }
         Ok(Down::Answer(response, depth)) => (response.map(|content| ResponseBody::Full(content.into())), depth),
-        Err(Failed { error, status, depth }) => (respond::error(error.kind, status), depth),
+        Err(failed) => {
+            let depth = failed.depth;
+            (fail(failed, ending), depth)
+        }
     };
 
     let (mut parts, mut body) = response.into_parts();
@@ -52,13 +58,20 @@ pub async fn run(
     match chain::up(&running, route, depth, &mut head) {
         Ok(None) => {}
         Ok(Some(content)) => body = ResponseBody::Full(Bytes::from(content)),
-        Err(Failed { error, status, .. }) => return respond::error(error.kind, status),
+        Err(failed) => {
+            let response = fail(failed, ending);
+            ending.status = response.status().as_u16();
+            ending.routed(place, head);
+            return response;
+        }
     }
     let mut response = Response::new(body);
     if let Some(parts) = head.response.take() {
+        ending.status = parts.status.as_u16();
         *response.status_mut() = parts.status;
         *response.headers_mut() = parts.headers;
     }
+    ending.routed(place, head);
     response
 }
 
@@ -82,7 +95,14 @@ fn accept(request: &mut http::request::Parts) -> Result<(), Error> {
     Ok(())
 }
 
-fn refuse(error: Error) -> Response<ResponseBody> {
+fn refuse(error: Error, ending: &mut Ending) -> Response<ResponseBody> {
+    let status = error.kind.status();
+    fail(Failed { error, status, depth: Depth::none() }, ending)
+}
+
+fn fail(failed: Failed, ending: &mut Ending) -> Response<ResponseBody> {
+    let Failed { error, status, .. } = failed;
     tracing::debug!(kind = error.kind.token(), cause = %error.cause, "exchange failed");
-    respond::error(error.kind, error.kind.status())
+    (ending.status, ending.error) = (status.as_u16(), Some(error.kind));
+    respond::error(error.kind, status)
 }

@@ -5,10 +5,15 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::access_log::AccessLog;
+use crate::metrics::{PluginFigures, Registry, RouteFigures};
 use crate::plugin::binding::Binding;
 use crate::plugin::instance::{Endpoint as BalancedEndpoint, EndpointState, Instance, Slot, Trap};
 use crate::router::Router;
 use crate::upstream::{EndpointAddr, InFlight, KeepRules, Pool, Pools};
+
+/// What requests that no route matches are counted under.
+const UNROUTED: &str = "-";
 
 /// All that decides what happens to a request.
 pub struct Generation {
@@ -18,6 +23,8 @@ pub struct Generation {
     pub upstreams: Vec<Upstream>,
     pub upstream_places: HashMap<Arc<str>, usize>,
     pub bindings: Vec<Binding>,
+    /// None if it is off.
+    pub access_log: Option<AccessLog>,
 }
 
 /// Where a matched request goes.
@@ -52,6 +59,10 @@ pub struct Running {
     /// One instance per binding is enough: a hook runs to its end before the worker does anything else.
     pub filters: Vec<RefCell<Slot>>,
     pub upstreams: Vec<RunningUpstream>,
+    /// This worker's figures, by the places of routes and bindings.
+    pub routes: Vec<Arc<RouteFigures>>,
+    pub unrouted: Arc<RouteFigures>,
+    pub plugins: Vec<Arc<PluginFigures>>,
 }
 
 /// A worker's view of an upstream.
@@ -62,13 +73,16 @@ pub struct RunningUpstream {
 
 impl Running {
     /// Makes the worker's view, with its instances warm.
-    pub fn new(generation: Arc<Generation>, pools: &Pools) -> Result<Self, Trap> {
+    pub fn new(generation: Arc<Generation>, pools: &Pools, registry: &Registry, worker: usize) -> Result<Self, Trap> {
         let pools_of =
             |upstream: &Upstream| upstream.endpoints.iter().map(|endpoint| pools.pool(&endpoint.address)).collect();
         let view = |upstream| RunningUpstream { pools: pools_of(upstream), balancer: RefCell::default() };
         let upstreams = generation.upstreams.iter().map(view).collect();
         let filters = generation.bindings.iter().map(|_| RefCell::default()).collect();
-        let running = Running { generation, filters, upstreams };
+        let routes = generation.routes.iter().map(|route| registry.route(&route.name, worker)).collect();
+        let plugins = generation.bindings.iter().map(|binding| registry.plugin(&binding.name, worker)).collect();
+        let unrouted = registry.route(&UNROUTED.into(), worker);
+        let running = Running { generation, filters, upstreams, routes, unrouted, plugins };
         let generation = &running.generation;
         for binding in generation.routes.iter().flat_map(|route| &route.chain) {
             running.filters[*binding].borrow_mut().warm(|| Instance::new(&generation.bindings[*binding]))?;

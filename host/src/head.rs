@@ -10,6 +10,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 /// The heads of both messages, and where the exchange stands.
 #[derive(Debug)]
 pub struct Head {
+    /// What the client asked for, before any edit.
+    pub received: Received,
     /// The request as it stands now.
     pub request: http::request::Parts,
     /// The response as it stands now, once there is one.
@@ -25,6 +27,14 @@ pub struct Head {
     /// Values left by plugins.
     pub notes: Vec<(String, HeaderValue)>,
     id: OnceCell<[u8; 32]>,
+}
+
+/// A request line.
+#[derive(Debug)]
+pub struct Received {
+    pub method: http::Method,
+    pub target: http::Uri,
+    pub version: http::Version,
 }
 
 /// Facts of a client connection, ready for use in fields.
@@ -83,7 +93,9 @@ impl Head {
     /// The head of an exchange that begins.
     pub fn new(request: http::request::Parts, peer: Arc<Peer>, route: Arc<str>, upstream: Arc<str>) -> Self {
         let (response, endpoint, notes, id) = (None, None, Vec::new(), OnceCell::new());
-        Head { request, response, peer, route, upstream, endpoint, notes, id }
+        let (method, target) = (request.method.clone(), request.uri.clone());
+        let received = Received { method, target, version: request.version };
+        Head { received, request, response, peer, route, upstream, endpoint, notes, id }
     }
 
     /// A stand-in while the real head is lent to a plugin.

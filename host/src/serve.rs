@@ -3,7 +3,9 @@
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,10 +14,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
-use crate::assemble::Assembly;
+use crate::admin::{self, Admin, ReloadOrder};
+use crate::assemble::{AdminAddress, Assembly};
 use crate::config::manifest::Manifest;
 use crate::config::problem::{Problems, Source};
 use crate::generation::Generation;
+use crate::metrics::Registry;
 use crate::plugin::engine::Runtime;
 use crate::worker::{self, Orders, Socket};
 
@@ -28,8 +32,8 @@ const BACKLOG: i32 = 4096;
 type Files = Vec<(Arc<Source>, Manifest)>;
 
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
-pub fn run(load: impl Fn() -> Result<Files, Problems>) -> anyhow::Result<()> {
-    let mut assembly = Assembly::new(Runtime::start()?);
+pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
+    let mut assembly = Assembly::new(Runtime::start(cache)?);
     let first = assembly.assemble(&load()?)?;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = first.workers.unwrap_or(cores).max(1);
@@ -44,31 +48,47 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>) -> anyhow::Result<()> {
     let (publish, generation) = watch::channel(Arc::new(first.generation));
     let (stop, stopping) = watch::channel(false);
     let (swapped, mut outcomes) = mpsc::unbounded_channel();
+    let registry = Arc::new(Registry::default());
     let mut threads = Vec::new();
     for (number, sockets) in sockets.into_iter().enumerate() {
-        let (orders, swapped) =
-            (Orders { generation: generation.clone(), stopping: stopping.clone() }, swapped.clone());
+        let (generation, stopping, registry) = (generation.clone(), stopping.clone(), registry.clone());
+        let (orders, swapped) = (Orders { generation, stopping, registry, number }, swapped.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         threads.push(thread.spawn(move || worker::run(sockets, orders, swapped))?);
     }
     drop(swapped);
-    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     control.block_on(async {
         // Before anyone is told that we listen: a SIGHUP that comes first would end the process.
         let (mut hangup, mut terminate) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
         let mut interrupt = signal(SignalKind::interrupt())?;
         acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
         addresses.iter().for_each(|address| info!("listening at {address}"));
+        let mut reopen = signal(SignalKind::user_defined1())?;
+        let serial = Arc::new(AtomicU64::new(1));
+        let (reload_orders, mut reloads) = mpsc::channel(1);
+        let admin = Admin { registry, generation, serial: serial.clone(), reload: reload_orders };
+        start_admin(first.admin, admin).await?;
+        let mut reloader = Reloader { assembly, publish, outcomes, workers, serial };
         loop {
             tokio::select! {
-                _ = hangup.recv() => reload(&mut assembly, &load, &publish, &mut outcomes, workers).await,
+                _ = hangup.recv() => drop(reloader.reload(&load).await),
+                Some(order) = reloads.recv() => {
+                    let order: ReloadOrder = order;
+                    let _ = order.send(reloader.reload(&load).await);
+                }
+                _ = reopen.recv() => {
+                    if let Some(log) = &reloader.publish.borrow().access_log {
+                        log.reopen();
+                    }
+                }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
         }
         info!("stopping");
         let _ = stop.send(true);
-        let ended = async { while outcomes.recv().await.is_some() {} };
+        let ended = async { while reloader.outcomes.recv().await.is_some() {} };
         tokio::select! {
             _ = ended => {}
             _ = terminate.recv() => warn!("stopped at once"),
@@ -85,23 +105,56 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.
-async fn reload(
-    assembly: &mut Assembly,
-    load: &impl Fn() -> Result<Files, Problems>,
-    publish: &watch::Sender<Arc<Generation>>,
-    outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>,
+/// Serves generations one after the other.
+struct Reloader {
+    assembly: Assembly,
+    publish: watch::Sender<Arc<Generation>>,
+    outcomes: mpsc::UnboundedReceiver<Result<(), String>>,
     workers: usize,
-) {
-    let next = match load().and_then(|files| assembly.assemble(&files)) {
-        Ok(next) => next,
-        Err(problems) => return error!("not reloaded, the old manifest goes on serving:\n{problems}"),
-    };
-    publish.send_replace(Arc::new(next.generation));
-    match acknowledged(outcomes, workers).await {
-        Ok(()) => info!("reloaded"),
-        Err(error) => error!("a worker goes on with the old manifest: {error}"),
+    serial: Arc<AtomicU64>,
+}
+
+impl Reloader {
+    /// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.
+    async fn reload(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
+        let next = load().and_then(|files| self.assembly.assemble(&files));
+        let next = next.map_err(|problems| {
+            error!("not reloaded, the old manifest goes on serving:\n{problems}");
+            format!("not reloaded, the old manifest goes on serving:\n{problems}")
+        })?;
+        self.publish.send_replace(Arc::new(next.generation));
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        match acknowledged(&mut self.outcomes, self.workers).await {
+            Ok(()) => {
+                info!(generation = serial, "reloaded");
+                Ok(format!("reloaded: generation {serial}"))
+            }
+            Err(error) => {
+                error!("a worker goes on with the old manifest: {error}");
+                Err(format!("a worker goes on with the old manifest: {error}"))
+            }
+        }
     }
+}
+
+/// Starts the admin listener. At its default place it gives way to another process's.
+async fn start_admin(wanted: AdminAddress, admin: Admin) -> anyhow::Result<()> {
+    let address = match wanted {
+        AdminAddress::Off => return Ok(()),
+        AdminAddress::At(address) => address.to_string(),
+        AdminAddress::Default => admin::DEFAULT_ADDRESS.into(),
+    };
+    let listener = match tokio::net::TcpListener::bind(&address).await {
+        Ok(listener) => listener,
+        Err(error) if wanted == AdminAddress::Default => {
+            warn!(%error, "no admin listener at {address}; choose a place with [admin] address");
+            return Ok(());
+        }
+        Err(error) => return Err(error).with_context(|| format!("the admin listener can't listen at {address}")),
+    };
+    info!("admin at http://{}", listener.local_addr()?);
+    tokio::task::spawn_local(admin::serve(listener, Arc::new(admin)));
+    Ok(())
 }
 
 async fn acknowledged(

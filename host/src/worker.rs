@@ -15,6 +15,7 @@ use crate::clock::{Clock, TICK};
 use crate::connection::Connection;
 use crate::generation::{Generation, Running};
 use crate::head::Peer;
+use crate::metrics::Registry;
 use crate::upstream::Pools;
 
 /// A bound socket, handed to a worker.
@@ -30,6 +31,10 @@ pub struct Orders {
     pub generation: watch::Receiver<Arc<Generation>>,
     /// Turns true when the process is to stop.
     pub stopping: watch::Receiver<bool>,
+    /// Where figures are kept.
+    pub registry: Arc<Registry>,
+    /// Which worker this is.
+    pub number: usize,
 }
 
 /// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
@@ -51,7 +56,7 @@ async fn serve(
 ) -> io::Result<()> {
     let pools = Rc::new(Pools::default());
     let first = orders.generation.borrow().clone();
-    let running = Running::new(first, &pools).map_err(io::Error::other)?;
+    let running = Running::new(first, &pools, &orders.registry, orders.number).map_err(io::Error::other)?;
     let current = Rc::new(RefCell::new(Rc::new(running)));
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let clock = Clock::new();
@@ -72,7 +77,7 @@ async fn serve(
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_local(sweep(pools.clone(), current.clone()));
     let ticking = spawn_local(tick(clock.clone()));
-    let swapping = spawn_local(swap(orders.generation, pools, current, swapped));
+    let swapping = spawn_local(swap(orders, pools, current, swapped));
     for task in accepting {
         let _ = task.await;
     }
@@ -86,14 +91,15 @@ async fn serve(
 }
 
 async fn swap(
-    mut generations: watch::Receiver<Arc<Generation>>,
+    mut orders: Orders,
     pools: Rc<Pools>,
     current: Rc<RefCell<Rc<Running>>>,
     swapped: mpsc::UnboundedSender<Result<(), String>>,
 ) {
-    while generations.changed().await.is_ok() {
-        let next = generations.borrow_and_update().clone();
-        let outcome = Running::new(next, &pools).map(|next| drop(current.replace(Rc::new(next))));
+    while orders.generation.changed().await.is_ok() {
+        let next = orders.generation.borrow_and_update().clone();
+        let outcome = Running::new(next, &pools, &orders.registry, orders.number)
+            .map(|next| drop(current.replace(Rc::new(next))));
         let _ = swapped.send(outcome.map_err(|trap| trap.to_string()));
     }
 }

@@ -19,8 +19,36 @@ pub struct Manifest {
     pub upstream: BTreeMap<Spanned<String>, Upstream>,
     /// What goes where.
     pub route: Vec<Spanned<Route>>,
+    /// A line for each exchange.
+    pub access_log: Option<Spanned<AccessLog>>,
+    /// Figures, state and reload.
+    pub admin: Option<Admin>,
     /// Plugins with their configurations.
     pub plugin: BTreeMap<Spanned<String>, Plugin>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessLog {
+    /// `"combined"`, `"json"` or `"off"`; off if the table is not there.
+    pub format: AccessLogFormat,
+    /// A file, relative to this one, opened anew on SIGUSR1; standard output if not given.
+    pub file: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFormat {
+    Combined,
+    Json,
+    Off,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// An address, or `"off"`; `127.0.0.1:9145` if not given.
+    pub address: Spanned<String>,
 }
 
 #[derive(Debug, Deserialize)]

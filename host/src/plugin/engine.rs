@@ -1,11 +1,13 @@
 //! The engine for plugins that can't wait: what it allows, and how components get into it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::artifact::Artifacts;
 use super::contract::{balancer, lifecycle, request_filter, response_filter};
 use super::host::{self, HostState};
 
@@ -23,6 +25,7 @@ pub const MOST_MEMORY: usize = 256 << 20;
 pub struct Runtime {
     engine: Engine,
     linker: Arc<Linker<HostState>>,
+    artifacts: Option<Arc<Artifacts>>,
 }
 
 /// A loaded component, ready to be instantiated, with the hooks that it exports.
@@ -56,12 +59,16 @@ pub enum LoadError {
 }
 
 impl Runtime {
-    /// Starts the engine, and the thread that ticks its clock.
-    pub fn start() -> Result<Self, StartError> {
-        Runtime::new().map_err(StartError)
+    /// Starts the engine, and the thread that ticks its clock. Compiled code is kept in a folder, if one is given.
+    pub fn start(cache: Option<&Path>) -> Result<Self, StartError> {
+        let open = |folder: &Path| Artifacts::open(folder);
+        let opened = cache.map(open).transpose().inspect_err(|error| {
+            tracing::warn!(%error, "plugins are compiled at each start");
+        });
+        Runtime::new(opened.ok().flatten().map(Arc::new)).map_err(StartError)
     }
 
-    fn new() -> wasmtime::Result<Self> {
+    fn new(artifacts: Option<Arc<Artifacts>>) -> wasmtime::Result<Self> {
         let mut pool = PoolingAllocationConfig::default();
         pool.total_component_instances(INSTANCES).total_core_instances(INSTANCES * 4);
         pool.total_memories(INSTANCES).total_tables(INSTANCES * 4).max_memory_size(MOST_MEMORY);
@@ -81,12 +88,12 @@ impl Runtime {
                 std::thread::sleep(TICK);
             }
         })?;
-        Ok(Runtime { engine, linker: Arc::new(linker) })
+        Ok(Runtime { engine, linker: Arc::new(linker), artifacts })
     }
 
     /// Compiles a component and looks at its exports.
     pub fn load(&self, bytes: &[u8]) -> Result<Plugin, LoadError> {
-        let component = Component::from_binary(&self.engine, bytes).map_err(LoadError::NotAComponent)?;
+        let component = self.compiled(bytes).map_err(LoadError::NotAComponent)?;
         let instance = self.linker.instantiate_pre(&component).map_err(LoadError::Imports)?;
         let exports = |name: &str| component.get_export_index(None, name).is_some();
         let hook = |name, indices: wasmtime::Result<_>| indices.map_err(|error| LoadError::Hook(name, error));
@@ -110,6 +117,18 @@ impl Runtime {
         let looks_back = imports.iter().any(|name| name.contains("/exchange@"));
         let engine = self.engine.clone();
         Ok(Plugin { engine, instance, lifecycle, request_filter, response_filter, balancer, looks_back, imports })
+    }
+}
+
+impl Runtime {
+    fn compiled(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
+        let Some(artifacts) = &self.artifacts else { return Component::from_binary(&self.engine, bytes) };
+        if let Some(component) = artifacts.load(&self.engine, bytes) {
+            return Ok(component);
+        }
+        let component = Component::from_binary(&self.engine, bytes)?;
+        artifacts.store(&self.engine, bytes, &component);
+        Ok(component)
     }
 }
 

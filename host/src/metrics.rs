@@ -1,0 +1,105 @@
+//! Figures: each written by one worker alone, and added up when somebody asks.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::error::Kind;
+
+/// All figures of the process; they outlive generations.
+#[derive(Default)]
+pub struct Registry {
+    routes: Mutex<BTreeMap<(Arc<str>, usize), Arc<RouteFigures>>>,
+    plugins: Mutex<BTreeMap<(Arc<str>, usize), Arc<PluginFigures>>>,
+}
+
+/// A number that one thread writes: no bus lock, unlike an addition that several could make.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+/// A worker's figures of a route.
+#[derive(Debug, Default)]
+pub struct RouteFigures {
+    /// By the first digit of the status.
+    pub responses: [Count; 6],
+    /// By the kind of failure, in the order of [`Kind::ALL`].
+    pub errors: [Count; Kind::ALL.len()],
+    pub request_bytes: Count,
+    pub response_bytes: Count,
+    /// Exchanges that took no longer than [`BOUNDS`], and in the last place all longer ones.
+    pub durations: [Count; BOUNDS.len() + 1],
+    pub duration_us: Count,
+}
+
+/// A worker's figures of a plugin.
+#[derive(Debug, Default)]
+pub struct PluginFigures {
+    pub calls: Count,
+    pub failures: Count,
+    /// Of every [`SAMPLE`]th call, times [`SAMPLE`].
+    pub nanoseconds: Count,
+}
+
+/// Upper bounds of the duration histogram, in microseconds.
+pub const BOUNDS: [u64; 12] =
+    [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
+
+/// Reading the clock twice costs a tenth of a small filter, so only one call in so many is timed.
+pub const SAMPLE: u64 = 16;
+
+impl Registry {
+    /// A worker's figures of a route, by name.
+    pub fn route(&self, name: &Arc<str>, worker: usize) -> Arc<RouteFigures> {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        routes.entry((name.clone(), worker)).or_default().clone()
+    }
+
+    /// A worker's figures of a plugin, by name.
+    pub fn plugin(&self, name: &Arc<str>, worker: usize) -> Arc<PluginFigures> {
+        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+        plugins.entry((name.clone(), worker)).or_default().clone()
+    }
+
+    /// The figures of all routes, each route's workers together.
+    pub fn routes(&self) -> BTreeMap<Arc<str>, Vec<Arc<RouteFigures>>> {
+        by_name(&self.routes)
+    }
+
+    /// The figures of all plugins, each plugin's workers together.
+    pub fn plugins(&self) -> BTreeMap<Arc<str>, Vec<Arc<PluginFigures>>> {
+        by_name(&self.plugins)
+    }
+}
+
+impl Count {
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl RouteFigures {
+    /// Counts an exchange that is over.
+    pub fn ended(&self, status: u16, error: Option<Kind>, bytes: u64, took: Duration) {
+        let took = took.as_micros() as u64;
+        self.responses[usize::from(status / 100).min(5)].add(1);
+        if let Some(kind) = error {
+            self.errors[kind as usize].add(1);
+        }
+        self.response_bytes.add(bytes);
+        self.duration_us.add(took);
+        self.durations[BOUNDS.iter().position(|bound| took <= *bound).unwrap_or(BOUNDS.len())].add(1);
+    }
+}
+
+fn by_name<T>(figures: &Mutex<BTreeMap<(Arc<str>, usize), Arc<T>>>) -> BTreeMap<Arc<str>, Vec<Arc<T>>> {
+    let mut together: BTreeMap<Arc<str>, Vec<Arc<T>>> = BTreeMap::new();
+    for ((name, _), one) in figures.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        together.entry(name.clone()).or_default().push(one.clone());
+    }
+    together
+}

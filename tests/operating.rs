@@ -1,0 +1,130 @@
+//! What people who run the proxy see of it: access log, figures, status, reload by command.
+
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Instant;
+
+use plugway_test_guests::{API_KEY, MISBEHAVE};
+
+use crate::support::{Message, PATIENCE, Proxy, echo, manifest, read_message, run};
+
+const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
+
+/// Starts a proxy with an admin listener; gives that listener's address too.
+fn with_admin(text: &str) -> (Proxy, String) {
+    let proxy = Proxy::start_after(text, "admin at http://");
+    let admin = proxy.noted.clone();
+    (proxy, admin)
+}
+
+fn ask(address: &str, request: &str) -> Message {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "{request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    read_message(&mut BufReader::new(stream)).unwrap()
+}
+
+/// The lines of a file, once there are so many.
+fn lines(path: &Path, count: usize) -> Vec<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        if text.lines().count() >= count {
+            return text.lines().map(String::from).collect();
+        }
+        assert!(Instant::now() < deadline, "{count} lines wanted, got\n{text}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn the_combined_log_has_a_line_for_each_exchange_and_is_opened_anew() {
+    let log = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";
+    let proxy = Proxy::start(&manifest(&echo(), "", log));
+    let path = proxy.folder.path().join("access.log");
+    proxy.get("/a?b=c", "\r\nReferer: http://x/\r\nUser-Agent: one \"two\"");
+    let line = &lines(&path, 1)[0];
+    assert!(line.starts_with("127.0.0.1 - - ["), "{line}");
+    assert!(line.contains("] \"GET /a?b=c HTTP/1.1\" 200 "), "{line}");
+    assert!(line.ends_with(r#""http://x/" "one \x22two\x22""#), "{line}");
+
+    std::fs::rename(&path, proxy.folder.path().join("moved.log")).unwrap();
+    proxy.signal("USR1");
+    let deadline = Instant::now() + PATIENCE;
+    while !path.exists() {
+        assert!(Instant::now() < deadline, "the log is not opened anew");
+        std::thread::yield_now();
+    }
+    proxy.get("/after", "");
+    assert!(lines(&path, 1)[0].contains("GET /after"));
+}
+
+#[test]
+fn the_json_log_tells_route_endpoint_failure_and_notes() {
+    let log = format!(
+        "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n[plugin.key]\nuse = {API_KEY:?}\nconfig.keys.k = \"carol\"\n"
+    );
+    let origin = echo();
+    let proxy = Proxy::start(&manifest(&origin, r#""key""#, &log));
+    proxy.get("/in", "\r\nX-API-Key: k");
+    proxy.get("/out", "");
+    let lines = lines(&proxy.folder.path().join("access.log"), 2);
+    for part in
+        [r#""target":"/in""#, r#""status":200"#, r#""notes":{"user":"carol"}"#, &format!("\"endpoint\":\"{origin}\"")]
+    {
+        assert!(lines[0].contains(part), "no {part} in {}", lines[0]);
+    }
+    assert!(lines[1].contains(r#""status":401"#) && lines[1].contains(r#""endpoint":null"#), "{}", lines[1]);
+}
+
+#[test]
+fn figures_count_responses_errors_and_plugin_failures() {
+    let more = format!("{ADMIN}[plugin.bad]\nuse = {MISBEHAVE:?}\n");
+    let (proxy, admin) = with_admin(&manifest(&echo(), r#""bad""#, &more));
+    (0..5).for_each(|_| assert_eq!(proxy.get("/", "").status(), 200));
+    assert_eq!(proxy.get("/", "\r\nX-Misbehave: trap").status(), 502);
+    let wanted = [
+        "plugway_responses_total{route=\"*\",class=\"2xx\"} 5",
+        "plugway_responses_total{route=\"*\",class=\"5xx\"} 1",
+        "plugway_errors_total{route=\"*\",kind=\"plugin_error\"} 1",
+        "plugway_exchange_duration_seconds_count{route=\"*\"} 6",
+        "plugway_plugin_calls_total{plugin=\"bad\"} 6",
+        "plugway_plugin_failures_total{plugin=\"bad\"} 1",
+        "plugway_generation 1",
+    ];
+    // An exchange is counted when its last byte has gone to the socket, which the client may see first.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let metrics = ask(&admin, "GET /metrics").text();
+        let missing: Vec<_> = wanted.iter().filter(|line| !metrics.lines().any(|known| known == **line)).collect();
+        if missing.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no {missing:?} in\n{metrics}");
+    }
+    let status = ask(&admin, "GET /status").text();
+    assert!(status.contains("\"plugins\": [\n        \"bad\"") && status.contains("\"failures\": 1"), "{status}");
+}
+
+#[test]
+fn reload_by_command_tells_the_outcome() {
+    let text = manifest(&echo(), "", ADMIN);
+    let (proxy, admin) = with_admin(&text);
+    assert_eq!(run(&["reload", "--admin", &admin]), (Some(0), String::new()));
+    std::fs::write(proxy.folder.path().join("plugway.toml"), text.replace("upstream = \"app\"", "upstream = \"ap\""))
+        .unwrap();
+    let (code, error) = run(&["reload", "--admin", &admin]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("there is no upstream `ap`") && error.contains("plugway.toml:"), "{error}");
+    assert_eq!(proxy.get("/", "").status(), 200);
+}
+
+#[test]
+fn the_admin_listener_answers_to_addresses_only() {
+    let (_proxy, admin) = with_admin(&manifest(&echo(), "", ADMIN));
+    let mut stream = TcpStream::connect(&admin).unwrap();
+    write!(stream, "POST /reload HTTP/1.1\r\nHost: attacker.example\r\nConnection: close\r\n\r\n").unwrap();
+    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 403);
+    assert_eq!(ask(&admin, "GET /reload").status(), 405);
+    assert_eq!(ask(&admin, "GET /else").status(), 404);
+}
