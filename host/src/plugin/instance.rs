@@ -50,9 +50,10 @@ pub enum Trap {
     NoHook,
 }
 
-/// One worker's place for an instance of a binding: makes one where there is none, and drops one that failed.
+/// One worker's place for an instance of a binding: makes one where there is none, and drops one that failed. Boxed,
+/// since it leaves its place for every call.
 #[derive(Default)]
-pub struct Slot(Option<Instance>);
+pub struct Slot(Option<Box<Instance>>);
 
 // === Instance ===
 
@@ -162,7 +163,7 @@ impl Slot {
     /// Makes the instance ahead of its first call.
     pub fn warm(&mut self, prepare: impl FnOnce() -> Result<Instance, Trap>) -> Result<(), Trap> {
         if self.0.is_none() {
-            self.0 = Some(prepare()?);
+            self.0 = Some(Box::new(prepare()?));
         }
         Ok(())
     }
@@ -173,7 +174,7 @@ impl Slot {
         prepare: impl FnOnce() -> Result<Instance, Trap>,
         call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
     ) -> Result<R, Trap> {
-        let mut instance = self.0.take().map_or_else(prepare, Ok)?;
+        let mut instance = self.0.take().map_or_else(|| prepare().map(Box::new), Ok)?;
         let result = call(&mut instance);
         if matches!(result, Ok(_) | Err(Trap::Failed(_) | Trap::Refused(_) | Trap::NoHook)) {
             self.0 = Some(instance);
