@@ -37,8 +37,18 @@ impl Proxy {
     /// Starts the proxy, and waits for one more line of its log.
     pub fn start_after(manifest: &str, line: &str) -> Proxy {
         let folder = tempfile::tempdir().unwrap();
-        write_manifest(folder.path(), manifest);
-        let path = folder.path().join("plugway.toml");
+        let mut proxy = Proxy::start_in(folder.path(), manifest);
+        proxy.folder = folder;
+        if line != "listening at " {
+            proxy.noted = proxy.wait_log(line).rsplit("http://").next().unwrap().trim().into();
+        }
+        proxy
+    }
+
+    /// Starts the proxy on a manifest in a folder of the test's own.
+    pub fn start_in(folder: &Path, manifest: &str) -> Proxy {
+        write_manifest(folder, manifest);
+        let path = folder.join("plugway.toml");
         let mut child = plugway().arg("run").arg(path).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (lines, log) = mpsc::channel();
@@ -47,12 +57,10 @@ impl Proxy {
                 let _ = lines.send(line);
             }
         });
+        let folder = tempfile::tempdir().unwrap();
         let mut proxy = Proxy { child, address: String::new(), folder, noted: String::new(), log };
         let found = proxy.wait_log("listening at http://");
         proxy.address = found.rsplit("http://").next().unwrap().trim().into();
-        if line != "listening at " {
-            proxy.noted = proxy.wait_log(line).rsplit("http://").next().unwrap().trim().into();
-        }
         proxy
     }
 

@@ -92,6 +92,38 @@ fn a_bad_manifest_leaves_the_old_one_serving() {
 }
 
 #[test]
+fn a_changed_manifest_include_or_plugin_is_noticed() {
+    use plugway_test_guests::{API_KEY, MISBEHAVE};
+    let text = format!("include = [\"sites/*.toml\"]\n{}", manifest(&echo(), r#""it""#, ""));
+    let folder = tempfile::tempdir().unwrap();
+    let put = |from: &str, to: &str| {
+        std::fs::copy(from, folder.path().join("new")).unwrap();
+        std::fs::rename(folder.path().join("new"), folder.path().join(to)).unwrap();
+    };
+    put(MISBEHAVE, "it.wasm");
+    std::fs::create_dir(folder.path().join("sites")).unwrap();
+    let site = |config: &str| {
+        let site = format!("[plugin.it]\nuse = \"../it.wasm\"\n{config}");
+        std::fs::write(folder.path().join("sites/it.toml"), site).unwrap();
+    };
+    site("");
+    let proxy = Proxy::start_in(folder.path(), &text);
+    assert_eq!(proxy.get("/", "").status(), 200);
+
+    site("on-error = \"ignore\"");
+    proxy.wait_log("on-error is");
+    assert_eq!(proxy.get("/", "").status(), 200);
+    site("config.keys = {}");
+    proxy.wait_log("config");
+    put(API_KEY, "it.wasm");
+    proxy.wait_log("reloaded");
+    assert_eq!(proxy.get("/", "").status(), 401);
+    std::fs::write(folder.path().join("plugway.toml"), text.replace("[\"it\"]", "[]")).unwrap();
+    proxy.wait_log("reloaded");
+    assert_eq!(proxy.get("/", "").status(), 200);
+}
+
+#[test]
 fn many_swaps_leave_memory_flat() {
     let origin = echo();
     let proxy = Proxy::start(&version(&origin, 0));
@@ -130,7 +162,8 @@ fn a_stop_lets_exchanges_end() {
     proxy.signal("TERM");
     proxy.wait_log("stopping");
     release.store(true, Ordering::Relaxed);
-    let response = read_message(&mut BufReader::new(stream)).unwrap();
-    assert_eq!((response.text().as_str(), response.field("connection")), ("done", Some("close")));
+    let mut reader = BufReader::new(stream);
+    assert_eq!(read_message(&mut reader).unwrap().text(), "done");
+    assert!(read_message(&mut reader).is_none(), "the connection goes with its last exchange");
     assert_eq!(proxy.wait_exit(), Some(0));
 }

@@ -22,4 +22,5 @@ pub mod respond;
 pub mod router;
 mod serve;
 pub mod upstream;
+mod watch;
 pub mod worker;

@@ -10,8 +10,17 @@ use crate::error::Kind;
 /// All figures of the process; they outlive generations.
 #[derive(Default)]
 pub struct Registry {
-    routes: Mutex<BTreeMap<(Arc<str>, usize), Arc<RouteFigures>>>,
-    plugins: Mutex<BTreeMap<(Arc<str>, usize), Arc<PluginFigures>>>,
+    routes: PerWorker<RouteFigures>,
+    plugins: PerWorker<PluginFigures>,
+}
+
+/// Figures of things with names, each worker's apart; locked at a swap and when somebody asks, never by a request.
+struct PerWorker<T>(Mutex<BTreeMap<Owner, Arc<T>>>);
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Owner {
+    name: Arc<str>,
+    worker: usize,
 }
 
 /// A number that one thread writes: no bus lock, unlike an addition that several could make.
@@ -51,24 +60,43 @@ pub const SAMPLE: u64 = 16;
 impl Registry {
     /// A worker's figures of a route, by name.
     pub fn route(&self, name: &Arc<str>, worker: usize) -> Arc<RouteFigures> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        routes.entry((name.clone(), worker)).or_default().clone()
+        self.routes.of(name, worker)
     }
 
     /// A worker's figures of a plugin, by name.
     pub fn plugin(&self, name: &Arc<str>, worker: usize) -> Arc<PluginFigures> {
-        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
-        plugins.entry((name.clone(), worker)).or_default().clone()
+        self.plugins.of(name, worker)
     }
 
     /// The figures of all routes, each route's workers together.
     pub fn routes(&self) -> BTreeMap<Arc<str>, Vec<Arc<RouteFigures>>> {
-        by_name(&self.routes)
+        self.routes.by_name()
     }
 
     /// The figures of all plugins, each plugin's workers together.
     pub fn plugins(&self) -> BTreeMap<Arc<str>, Vec<Arc<PluginFigures>>> {
-        by_name(&self.plugins)
+        self.plugins.by_name()
+    }
+}
+
+impl<T: Default> PerWorker<T> {
+    fn of(&self, name: &Arc<str>, worker: usize) -> Arc<T> {
+        let mut figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        figures.entry(Owner { name: name.clone(), worker }).or_default().clone()
+    }
+
+    fn by_name(&self) -> BTreeMap<Arc<str>, Vec<Arc<T>>> {
+        let mut together: BTreeMap<Arc<str>, Vec<Arc<T>>> = BTreeMap::new();
+        for (owner, figures) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            together.entry(owner.name.clone()).or_default().push(figures.clone());
+        }
+        together
+    }
+}
+
+impl<T> Default for PerWorker<T> {
+    fn default() -> Self {
+        PerWorker(Mutex::default())
     }
 }
 
@@ -94,12 +122,4 @@ impl RouteFigures {
         self.duration_us.add(took);
         self.durations[BOUNDS.iter().position(|bound| took <= *bound).unwrap_or(BOUNDS.len())].add(1);
     }
-}
-
-fn by_name<T>(figures: &Mutex<BTreeMap<(Arc<str>, usize), Arc<T>>>) -> BTreeMap<Arc<str>, Vec<Arc<T>>> {
-    let mut together: BTreeMap<Arc<str>, Vec<Arc<T>>> = BTreeMap::new();
-    for ((name, _), one) in figures.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        together.entry(name.clone()).or_default().push(one.clone());
-    }
-    together
 }

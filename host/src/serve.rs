@@ -21,6 +21,7 @@ use crate::config::problem::{Problems, Source};
 use crate::generation::Generation;
 use crate::metrics::Registry;
 use crate::plugin::engine::Runtime;
+use crate::watch::Watch;
 use crate::worker::{self, Orders, Socket};
 
 /// Exchanges that still run so long after the first signal are cut off.
@@ -34,7 +35,11 @@ type Files = Vec<(Arc<Source>, Manifest)>;
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
 pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
     let mut assembly = Assembly::new(Runtime::start(cache)?);
-    let first = assembly.assemble(&load()?)?;
+    let mut watch = Watch::new();
+    let files = load()?;
+    watch.follow(&files);
+    watch.differs(&files);
+    let first = assembly.assemble(&files)?;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = first.workers.unwrap_or(cores).max(1);
     if first.listeners.is_empty() {
@@ -69,10 +74,15 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         let (reload_orders, mut reloads) = mpsc::channel(1);
         let admin = Admin { registry, generation, serial: serial.clone(), reload: reload_orders };
         start_admin(first.admin, admin).await?;
-        let mut reloader = Reloader { assembly, publish, outcomes, workers, serial };
+        let mut reloader = Reloader { assembly, publish, outcomes, workers, serial, watch };
         loop {
             tokio::select! {
                 _ = hangup.recv() => drop(reloader.reload(&load).await),
+                () = reloader.watch.changed() => {
+                    if load().map_or(true, |files| reloader.watch.differs(&files)) {
+                        drop(reloader.reload(&load).await);
+                    }
+                }
                 Some(order) = reloads.recv() => {
                     let order: ReloadOrder = order;
                     let _ = order.send(reloader.reload(&load).await);
@@ -112,12 +122,17 @@ struct Reloader {
     outcomes: mpsc::UnboundedReceiver<Result<(), String>>,
     workers: usize,
     serial: Arc<AtomicU64>,
+    watch: Watch,
 }
 
 impl Reloader {
     /// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.
     async fn reload(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
-        let next = load().and_then(|files| self.assembly.assemble(&files));
+        let next = load().and_then(|files| {
+            self.watch.follow(&files);
+            self.watch.differs(&files);
+            self.assembly.assemble(&files)
+        });
         let next = next.map_err(|problems| {
             error!("not reloaded, the old manifest goes on serving:\n{problems}");
             format!("not reloaded, the old manifest goes on serving:\n{problems}")
