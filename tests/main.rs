@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod forwarding;
+mod hooks;
 mod manifests;
 mod operating;
 mod plugins;

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::body::ResponseBody;
 use crate::error::Kind;
 use crate::generation::Generation;
-use crate::metrics::{BOUNDS, Count, Registry};
+use crate::metrics::{BOUNDS, Count, CustomKind, Registry};
 
 /// Where it listens if the manifest doesn't say.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:9145";
@@ -188,6 +188,17 @@ fn metrics(admin: &Admin) -> String {
     for (name, figures) in &plugins {
         let seconds = sum(figures, |f| &f.nanoseconds) as f64 / 1e9;
         line(&mut out, "plugway_plugin_seconds_total", &[("plugin", name)], seconds);
+    }
+    let custom = admin.registry.custom();
+    for (name, kind) in [("plugway_plugin_counter", CustomKind::Counter), ("plugway_plugin_gauge", CustomKind::Gauge)] {
+        let (word, help) = match kind {
+            CustomKind::Counter => ("counter", "Counters that plugins define."),
+            CustomKind::Gauge => ("gauge", "Gauges that plugins define."),
+        };
+        family(&mut out, name, word, help);
+        for (plugin, custom, sum) in custom.iter().filter(|(_, custom, _)| custom.kind == kind) {
+            line(&mut out, name, &[("plugin", plugin), ("name", &custom.name)], *sum);
+        }
     }
     family(&mut out, "plugway_endpoint_in_flight", "gauge", "Requests in flight.");
     for upstream in &generation.upstreams {

@@ -9,8 +9,9 @@ use crate::error::{Error, Kind};
 use crate::generation::{Route, Running};
 use crate::head::Head;
 use crate::metrics::SAMPLE;
-use crate::plugin::binding::{Hook, OnError};
+use crate::plugin::binding::{Beyond, BodyMode, Hook, OnError};
 use crate::plugin::instance::{Instance, Trap, Verdict};
+use crate::plugin::transform::Transform;
 
 /// What came out of the way down.
 pub enum Down {
@@ -53,7 +54,7 @@ pub fn down(running: &Running, route: &Route, head: &mut Box<Head>, upstream: &m
             Hook::Call(needs) => {
                 let call = |instance: &mut Instance| instance.filter(Side::Request, needs, head);
                 let verdict = counted(running, *place, || {
-                    running.filters[*place].borrow_mut().call(|| Instance::new(binding), call)
+                    running.filters[*place].borrow_mut().call(|| running.instance(*place), call)
                 });
                 let proceeded = verdict.and_then(|verdict| match verdict {
                     Verdict::Proceed(edits) => {
@@ -94,7 +95,7 @@ pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) 
             Hook::Call(needs) => {
                 let call = |instance: &mut Instance| instance.filter(Side::Response, needs, head);
                 let verdict = counted(running, *place, || {
-                    running.filters[*place].borrow_mut().call(|| Instance::new(binding), call)
+                    running.filters[*place].borrow_mut().call(|| running.instance(*place), call)
                 });
                 let done = verdict.and_then(|verdict| match verdict {
                     Verdict::Proceed(edits) => Ok(edit::apply(edits, Side::Response, head)?),
@@ -112,6 +113,38 @@ pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) 
         }
     }
     Ok(content)
+}
+
+/// The plugins that a body of a known or unknown length passes on its way: down the chain for a request, up for the
+/// response.
+pub fn stages(
+    running: &Running,
+    route: &Route,
+    depth: Depth,
+    side: Side,
+    length: Option<u64>,
+) -> Result<Vec<Transform>, Failed> {
+    let mut stages = Vec::new();
+    for (depth, place) in route.chain.iter().enumerate().take(depth.0) {
+        let binding = &running.generation.bindings[*place];
+        let mode = if side == Side::Request { binding.request_body } else { binding.response_body };
+        let Some(mode) = mode else { continue };
+        if let (BodyMode::Buffered(limit, Beyond::Refuse), Some(length)) = (mode, length)
+            && length > limit
+        {
+            let kind = if side == Side::Request { Kind::RequestBodySize } else { Kind::ResponseBodySize };
+            let error = Error::new(kind, format!("{length} bytes, and `{}` takes {limit}", binding.name));
+            return Err(Failed { error, status: kind.status(), depth: Depth(depth) });
+        }
+        match Transform::begin(binding, side, mode, &running.place) {
+            Ok(stage) => stages.push(stage),
+            Err(trap) => on_error(running, *place, trap, Depth(depth))?,
+        }
+    }
+    if side == Side::Response {
+        stages.reverse();
+    }
+    Ok(stages)
 }
 
 /// Makes a call, and counts it; one in [`SAMPLE`] is timed.

@@ -1,12 +1,14 @@
 //! What is due when an exchange is over, whichever way it ended: figures, the access log.
 
 use std::rc::Rc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::access_log::Outcome;
+use crate::body::Upload;
 use crate::error::Kind;
 use crate::generation::Running;
 use crate::head::Head;
+use crate::plugin::instance::Summary;
 
 /// Rides with the response to its last byte.
 pub struct Ending {
@@ -18,13 +20,24 @@ pub struct Ending {
     pub status: u16,
     pub error: Option<Kind>,
     pub response_bytes: u64,
+    /// How far the request's content is.
+    pub upload: Upload,
 }
 
 impl Ending {
     /// For an exchange that begins now.
     pub fn new(running: Rc<Running>) -> Self {
         let began = Instant::now();
-        Ending { running, place: None, head: None, began, status: 0, error: None, response_bytes: 0 }
+        Ending {
+            running,
+            place: None,
+            head: None,
+            began,
+            status: 0,
+            error: None,
+            response_bytes: 0,
+            upload: Upload::default(),
+        }
     }
 
     /// Notes where it went.
@@ -33,11 +46,39 @@ impl Ending {
     }
 }
 
+impl Ending {
+    /// Tells the observers of the route.
+    fn observe(&self, took: Duration) {
+        let (Some(place), Some(head)) = (self.place, &self.head) else { return };
+        for binding in &self.running.generation.routes[place].chain {
+            let Some(needs) = &self.running.generation.bindings[*binding].observer else { continue };
+            let summary = Summary {
+                status: self.status,
+                request_bytes: self.upload.bytes(),
+                response_bytes: self.response_bytes,
+                duration_us: took.as_micros() as u64,
+                error: self.error.map(|kind| kind.token().into()),
+            };
+            let mut slot = self.running.filters[*binding].borrow_mut();
+            self.running.plugins[*binding].calls.add(1);
+            let called =
+                slot.call(|| self.running.instance(*binding), |instance| instance.observe(needs, head, &summary));
+            if let Err(trap) = called {
+                let plugin = &*self.running.generation.bindings[*binding].name;
+                tracing::warn!(plugin, error = %trap, "observer failed");
+                self.running.plugins[*binding].failures.add(1);
+            }
+        }
+    }
+}
+
 impl Drop for Ending {
     fn drop(&mut self) {
         let took = self.began.elapsed();
         let figures = self.place.and_then(|place| self.running.routes.get(place)).unwrap_or(&self.running.unrouted);
         figures.ended(self.status, self.error, self.response_bytes, took);
+        figures.request_bytes.add(self.upload.bytes());
+        self.observe(took);
         if let (Some(log), Some(head)) = (&self.running.generation.access_log, &self.head) {
             let outcome = Outcome { status: self.status, error: self.error, response_bytes: self.response_bytes, took };
             log.write(head, &outcome, SystemTime::now() - took);

@@ -22,6 +22,10 @@ pub enum Kind {
     ResponseTimeout,
     /// What the endpoint sent is no HTTP response.
     ProtocolError,
+    /// The request's content is longer than a plugin takes.
+    RequestBodySize,
+    /// The response's content is longer than a plugin takes.
+    ResponseBodySize,
     /// A plugin trapped, ran out of time or memory, or returned what can't be done.
     PluginError,
 }
@@ -37,7 +41,7 @@ pub struct Error {
 
 impl Kind {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 11] = [
         Kind::NoRoute,
         Kind::RequestError,
         Kind::DestinationUnavailable,
@@ -46,6 +50,8 @@ impl Kind {
         Kind::ConnectionTerminated,
         Kind::ResponseTimeout,
         Kind::ProtocolError,
+        Kind::RequestBodySize,
+        Kind::ResponseBodySize,
         Kind::PluginError,
     ];
 
@@ -60,6 +66,8 @@ impl Kind {
             Kind::ConnectionTerminated => "connection_terminated",
             Kind::ResponseTimeout => "http_response_timeout",
             Kind::ProtocolError => "http_protocol_error",
+            Kind::RequestBodySize => "http_request_body_size",
+            Kind::ResponseBodySize => "http_response_body_size",
             Kind::PluginError => "plugin_error",
         }
     }
@@ -71,9 +79,12 @@ impl Kind {
             Kind::RequestError => http::StatusCode::BAD_REQUEST,
             Kind::DestinationUnavailable => http::StatusCode::SERVICE_UNAVAILABLE,
             Kind::ConnectionTimeout | Kind::ResponseTimeout => http::StatusCode::GATEWAY_TIMEOUT,
-            Kind::ConnectionRefused | Kind::ConnectionTerminated | Kind::ProtocolError | Kind::PluginError => {
-                http::StatusCode::BAD_GATEWAY
-            }
+            Kind::RequestBodySize => http::StatusCode::PAYLOAD_TOO_LARGE,
+            Kind::ConnectionRefused
+            | Kind::ConnectionTerminated
+            | Kind::ProtocolError
+            | Kind::ResponseBodySize
+            | Kind::PluginError => http::StatusCode::BAD_GATEWAY,
         }
     }
 }

@@ -5,17 +5,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response, Version, header};
+use http_body::Body;
 use hyper::body::Incoming;
 
-use crate::body::ResponseBody;
+use crate::body::{RequestBody, ResponseBody, Upload};
 use crate::chain::{self, Depth, Down, Failed};
 use crate::clock::Deadline;
+use crate::edit::Side;
 use crate::ending::Ending;
 use crate::error::{Error, Kind};
-use crate::forward::forward;
+use crate::forward::{Content, forward};
 use crate::forwarding;
-use crate::generation::Running;
+use crate::generation::{Route, Running};
 use crate::head::{Head, Peer};
+use crate::passage::Passage;
 use crate::respond;
 
 /// Serves one request on the generation that it began with; what is due at its end goes into `ending`.
@@ -41,10 +44,17 @@ pub async fn run(
     let mut head = Box::new(Head::new(parts, peer, route.name.clone(), name));
 
     let (response, depth) = match chain::down(&running, route, &mut head, &mut upstream) {
-        Ok(Down::Forward) => {
-            let response = forward(&running, upstream, &mut head, body, deadline).await;
-            (response.unwrap_or_else(|error| refuse(error, ending)), Depth::whole(route))
-        }
+        Ok(Down::Forward) => match content(&running, route, &mut head, body, ending.upload.clone()) {
+            Ok(content) => {
+                let response = forward(&running, upstream, &mut head, content, deadline).await;
+                let response = response.map(|response| response.map(|body| ResponseBody::Upstream(Box::new(body))));
+                (response.unwrap_or_else(|error| refuse(error, ending)), Depth::whole(route))
+            }
+            Err(failed) => {
+                let depth = failed.depth;
+                (fail(failed, ending), depth)
+            }
+        },
         Ok(Down::Answer(response, depth)) => (response.map(|content| ResponseBody::Full(content.into())), depth),
         Err(failed) => {
             let depth = failed.depth;
@@ -52,19 +62,25 @@ pub async fn run(
         }
     };
 
-    let (mut parts, mut body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
     forwarding::response(&mut parts.headers);
     head.response = Some(parts);
-    match chain::up(&running, route, depth, &mut head) {
-        Ok(None) => {}
-        Ok(Some(content)) => body = ResponseBody::Full(Bytes::from(content)),
+    let up = chain::up(&running, route, depth, &mut head).and_then(|content| {
+        let body = match content {
+            Some(content) => ResponseBody::Full(Bytes::from(content)),
+            None => body,
+        };
+        filtered(&running, route, depth, &mut head, body)
+    });
+    let body = match up {
+        Ok(body) => body,
         Err(failed) => {
             let response = fail(failed, ending);
             ending.status = response.status().as_u16();
             ending.routed(place, head);
             return response;
         }
-    }
+    };
     let mut response = Response::new(body);
     if let Some(parts) = head.response.take() {
         ending.status = parts.status.as_u16();
@@ -73,6 +89,49 @@ pub async fn run(
     }
     ending.routed(place, head);
     response
+}
+
+/// The content of the request, through the plugins that transform it.
+fn content(
+    running: &Running,
+    route: &Route,
+    head: &mut Head,
+    body: Incoming,
+    upload: Upload,
+) -> Result<Content, Failed> {
+    if body.is_end_stream() {
+        return Ok(Content { body: RequestBody::Empty, upload });
+    }
+    let stages = chain::stages(running, route, Depth::whole(route), Side::Request, body.size_hint().exact())?;
+    if stages.is_empty() {
+        return Ok(Content { body: RequestBody::Incoming(body, upload.clone()), upload });
+    }
+    head.request.headers.remove(header::CONTENT_LENGTH);
+    let passage = Box::new(Passage::new(body, stages));
+    Ok(Content { body: RequestBody::Filtered(passage, upload.clone()), upload })
+}
+
+/// The content of the response, through the plugins that transform it. What plugins and the proxy made themselves
+/// passes as it is.
+fn filtered(
+    running: &Running,
+    route: &Route,
+    depth: Depth,
+    head: &mut Head,
+    body: ResponseBody,
+) -> Result<ResponseBody, Failed> {
+    let ResponseBody::Upstream(body) = body else { return Ok(body) };
+    if body.is_end_stream() {
+        return Ok(ResponseBody::Upstream(body));
+    }
+    let stages = chain::stages(running, route, depth, Side::Response, body.size_hint().exact())?;
+    if stages.is_empty() {
+        return Ok(ResponseBody::Upstream(body));
+    }
+    if let Some(response) = &mut head.response {
+        response.headers.remove(header::CONTENT_LENGTH);
+    }
+    Ok(ResponseBody::Filtered(Box::new(Passage::new(*body, stages))))
 }
 
 /// Refuses what can't be forwarded, and brings the rest into one form.

@@ -10,7 +10,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 
-use crate::body::{Lease, RequestBody, ResponseBody, Sent, UpstreamBody};
+use crate::body::{Lease, RequestBody, Upload, UpstreamBody};
 use crate::clock::Deadline;
 use crate::error::{Error, Kind};
 use crate::generation::Running;
@@ -19,46 +19,56 @@ use crate::plugin::instance::Instance;
 use crate::upstream::KeepRules;
 use crate::upstream::connection::Connection;
 
+/// What is sent with a request, and how far that is.
+pub struct Content {
+    pub body: RequestBody,
+    pub upload: Upload,
+}
+
 /// Sends the request of `head` with a body to an upstream, given by its place.
 pub async fn forward(
     running: &Rc<Running>,
     place: usize,
     head: &mut Head,
-    body: Incoming,
+    content: Content,
     deadline: &Deadline,
-) -> Result<Response<ResponseBody>, Error> {
+) -> Result<Response<UpstreamBody>, Error> {
     let upstream = &running.generation.upstreams[place];
     let (rules, clock) = (upstream.rules, deadline.clock());
-    let chosen = choose(running, place)?;
+    let chosen = choose(running, place, head)?;
     let (endpoint, pool) = (&upstream.endpoints[chosen], running.upstreams[place].pools[chosen].clone());
     head.endpoint = Some(endpoint.text.clone());
     let flight = endpoint.in_flight.begin();
 
-    let (sent, empty) = (Sent::default(), body.is_end_stream());
-    let body = if empty { RequestBody::Empty } else { RequestBody::Incoming(body, sent.clone()) };
+    let Content { body, upload } = content;
+    let empty = body.is_end_stream();
+    let failed = |error: hyper::Error| match upload.failed() {
+        Some(kind) => Error::new(kind, error),
+        None => from_hyper(error),
+    };
     let mut request = outgoing(head, &endpoint.text, body);
     if let Some(connection) = pool.idle(rules, clock.now()) {
         let repeatable = empty && request.method().is_idempotent();
         match send(connection, request, rules, deadline).await? {
             Ok((response, connection)) => {
                 let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
-                return Ok(answered(response, lease, empty || sent.is_true()));
+                return Ok(answered(response, lease, empty || upload.is_over()));
             }
-            Err(mut failed) => match failed.take_message() {
-                Some(unsent) => request = unsent,
-                None if repeatable && is_stale(failed.error()) => {
+            Err(mut unsent) => match unsent.take_message() {
+                Some(message) => request = message,
+                None if repeatable && is_stale(unsent.error()) => {
                     request = outgoing(head, &endpoint.text, RequestBody::Empty);
                 }
-                None => return Err(from_hyper(failed.into_error())),
+                None => return Err(failed(unsent.into_error())),
             },
         }
     }
     let late = |_| Error::new(Kind::ConnectionTimeout, format!("no connection after {:?}", rules.connect_timeout));
     let connection = deadline.limit(rules.connect_timeout, pool.fresh()).await.map_err(late)??;
     let sending = send(connection, request, rules, deadline).await?;
-    let (response, connection) = sending.map_err(|failed| from_hyper(failed.into_error()))?;
+    let (response, connection) = sending.map_err(|unsent| failed(unsent.into_error()))?;
     let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
-    Ok(answered(response, lease, empty || sent.is_true()))
+    Ok(answered(response, lease, empty || upload.is_over()))
 }
 
 type Sending = Result<(Response<Incoming>, Connection), TrySendError<Request<RequestBody>>>;
@@ -78,15 +88,15 @@ async fn send(
     Ok(answer.map(|response| (response, connection)))
 }
 
-fn answered(response: Response<Incoming>, mut lease: Lease, all_sent: bool) -> Response<ResponseBody> {
+fn answered(response: Response<Incoming>, mut lease: Lease, all_sent: bool) -> Response<UpstreamBody> {
     if !all_sent {
         lease.connection.driver.detach();
     }
-    response.map(|content| ResponseBody::Upstream(Box::new(UpstreamBody::new(content, lease))))
+    response.map(|content| UpstreamBody::new(content, lease))
 }
 
 /// The place of the endpoint for a request.
-fn choose(running: &Running, place: usize) -> Result<usize, Error> {
+fn choose(running: &Running, place: usize, head: &Head) -> Result<usize, Error> {
     let upstream = &running.generation.upstreams[place];
     let Some(binding) = upstream.balancer else {
         let none = || Error::new(Kind::DestinationUnavailable, "the upstream has no endpoint");
@@ -95,7 +105,10 @@ fn choose(running: &Running, place: usize) -> Result<usize, Error> {
     let binding = &running.generation.bindings[binding];
     let loads = upstream.endpoints.iter().map(|endpoint| endpoint.in_flight.count());
     let mut slot = running.upstreams[place].balancer.borrow_mut();
-    let picked = slot.call(|| upstream.balancer_instance(binding), |instance: &mut Instance| instance.pick(loads, &[]));
+    let picked = slot.call(
+        || upstream.balancer_instance(binding, &running.place),
+        |instance: &mut Instance| instance.pick(&binding.balancer, head, loads),
+    );
     match picked {
         Ok(Some(index)) if (index as usize) < upstream.endpoints.len() => Ok(index as usize),
         Ok(Some(index)) => {

@@ -1,12 +1,13 @@
 //! A running configuration: immutable and shared, and each worker's own view of it with live instances and pools.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::access_log::AccessLog;
-use crate::metrics::{PluginFigures, Registry, RouteFigures};
+use crate::metrics::{Place, PluginFigures, RouteFigures};
 use crate::plugin::binding::Binding;
 use crate::plugin::instance::{Endpoint as BalancedEndpoint, EndpointState, Instance, Slot, Trap};
 use crate::router::Router;
@@ -63,6 +64,10 @@ pub struct Running {
     pub routes: Vec<Arc<RouteFigures>>,
     pub unrouted: Arc<RouteFigures>,
     pub plugins: Vec<Arc<PluginFigures>>,
+    /// Where this worker's figures are kept.
+    pub place: Place,
+    /// Bindings with a timer, and when each was last called.
+    timers: Vec<(usize, Duration, Cell<Instant>)>,
 }
 
 /// A worker's view of an upstream.
@@ -73,32 +78,60 @@ pub struct RunningUpstream {
 
 impl Running {
     /// Makes the worker's view, with its instances warm.
-    pub fn new(generation: Arc<Generation>, pools: &Pools, registry: &Registry, worker: usize) -> Result<Self, Trap> {
+    pub fn new(generation: Arc<Generation>, pools: &Pools, place: Place, now: Instant) -> Result<Self, Trap> {
         let pools_of =
             |upstream: &Upstream| upstream.endpoints.iter().map(|endpoint| pools.pool(&endpoint.address)).collect();
         let view = |upstream| RunningUpstream { pools: pools_of(upstream), balancer: RefCell::default() };
         let upstreams = generation.upstreams.iter().map(view).collect();
         let filters = generation.bindings.iter().map(|_| RefCell::default()).collect();
-        let routes = generation.routes.iter().map(|route| registry.route(&route.name, worker)).collect();
-        let plugins = generation.bindings.iter().map(|binding| registry.plugin(&binding.name, worker)).collect();
-        let unrouted = registry.route(&UNROUTED.into(), worker);
-        let running = Running { generation, filters, upstreams, routes, unrouted, plugins };
+        let timers = generation.bindings.iter().enumerate();
+        let timers = timers.filter_map(|(at, binding)| Some((at, binding.timer?, Cell::new(now)))).collect();
+        let routes = generation.routes.iter().map(|route| place.registry.route(&route.name, place.worker)).collect();
+        let plugins =
+            generation.bindings.iter().map(|binding| place.registry.plugin(&binding.name, place.worker)).collect();
+        let unrouted = place.registry.route(&UNROUTED.into(), place.worker);
+        let running = Running { generation, filters, upstreams, routes, unrouted, plugins, place, timers };
         let generation = &running.generation;
         for binding in generation.routes.iter().flat_map(|route| &route.chain) {
-            running.filters[*binding].borrow_mut().warm(|| Instance::new(&generation.bindings[*binding]))?;
+            running.filters[*binding].borrow_mut().warm(|| running.instance(*binding))?;
         }
         for (upstream, view) in generation.upstreams.iter().zip(&running.upstreams) {
             if let Some(binding) = upstream.balancer {
-                view.balancer.borrow_mut().warm(|| upstream.balancer_instance(&generation.bindings[binding]))?;
+                view.balancer
+                    .borrow_mut()
+                    .warm(|| upstream.balancer_instance(&generation.bindings[binding], &running.place))?;
             }
         }
         Ok(running)
     }
 }
 
+impl Running {
+    /// A fresh instance of a binding.
+    pub fn instance(&self, binding: usize) -> Result<Instance, Trap> {
+        Instance::new(&self.generation.bindings[binding], &self.place)
+    }
+
+    /// Calls the timers whose interval has passed.
+    pub fn tick(&self, now: Instant) {
+        for (binding, interval, last) in &self.timers {
+            if now.saturating_duration_since(last.get()) < *interval {
+                continue;
+            }
+            last.set(now);
+            let called = self.filters[*binding].borrow_mut().call(|| self.instance(*binding), Instance::timer);
+            if let Err(trap) = called {
+                let plugin = &*self.generation.bindings[*binding].name;
+                tracing::warn!(plugin, error = %trap, "timer failed");
+                self.plugins[*binding].failures.add(1);
+            }
+        }
+    }
+}
+
 impl Upstream {
     /// An instance of the balancer that knows the endpoints.
-    pub fn balancer_instance(&self, binding: &Binding) -> Result<Instance, Trap> {
+    pub fn balancer_instance(&self, binding: &Binding, place: &Place) -> Result<Instance, Trap> {
         let endpoint = |endpoint: &'_ Endpoint| (endpoint.text.clone(), endpoint.weight);
         let known: Vec<(Arc<str>, u32)> = self.endpoints.iter().map(endpoint).collect();
         let told = known.iter().map(|(address, weight)| BalancedEndpoint {
@@ -108,7 +141,7 @@ impl Upstream {
             tier: 0,
             zone: "",
         });
-        let mut instance = Instance::new(binding)?;
+        let mut instance = Instance::new(binding, place)?;
         instance.endpoints_changed(&told.collect::<Vec<_>>())?;
         Ok(instance)
     }

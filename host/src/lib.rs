@@ -17,6 +17,7 @@ pub mod forwarding;
 pub mod generation;
 pub mod head;
 pub mod metrics;
+pub mod passage;
 pub mod plugin;
 pub mod respond;
 pub mod router;

@@ -12,6 +12,38 @@ use crate::error::Kind;
 pub struct Registry {
     routes: PerWorker<RouteFigures>,
     plugins: PerWorker<PluginFigures>,
+    custom: Mutex<BTreeMap<CustomOwner, Arc<Custom>>>,
+}
+
+/// A worker's place in a registry.
+#[derive(Clone)]
+pub struct Place {
+    pub registry: Arc<Registry>,
+    pub worker: usize,
+}
+
+/// A figure that a plugin defined, as one worker sees it.
+#[derive(Debug)]
+pub struct Custom {
+    pub name: String,
+    pub kind: CustomKind,
+    pub help: String,
+    /// The bits of a number.
+    value: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CustomKind {
+    Counter,
+    Gauge,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct CustomOwner {
+    plugin: Arc<str>,
+    name: String,
+    kind: CustomKind,
+    worker: usize,
 }
 
 /// Figures of things with names, each worker's apart; locked at a swap and when somebody asks, never by a request.
@@ -97,6 +129,50 @@ impl<T: Default> PerWorker<T> {
 impl<T> Default for PerWorker<T> {
     fn default() -> Self {
         PerWorker(Mutex::default())
+    }
+}
+
+impl Registry {
+    /// The plugins' own figures: plugin, figure, and the sum over all workers.
+    pub fn custom(&self) -> Vec<(Arc<str>, Arc<Custom>, f64)> {
+        let mut sums: Vec<(Arc<str>, Arc<Custom>, f64)> = Vec::new();
+        for (owner, custom) in self.custom.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            match sums.last_mut() {
+                Some((plugin, known, sum))
+                    if *plugin == owner.plugin && known.name == owner.name && known.kind == owner.kind =>
+                {
+                    *sum += custom.value();
+                }
+                _ => sums.push((owner.plugin.clone(), custom.clone(), custom.value())),
+            }
+        }
+        sums
+    }
+}
+
+impl Place {
+    /// The worker's figure of that name and kind: this one, if there is none yet.
+    pub fn custom(&self, plugin: &Arc<str>, new: Custom) -> Arc<Custom> {
+        let owner = CustomOwner { plugin: plugin.clone(), name: new.name.clone(), kind: new.kind, worker: self.worker };
+        let mut all = self.registry.custom.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(owner).or_insert_with(|| Arc::new(new)).clone()
+    }
+}
+
+impl Custom {
+    pub fn new(name: String, kind: CustomKind, help: String) -> Self {
+        Custom { name, kind, help, value: AtomicU64::new(0f64.to_bits()) }
+    }
+
+    /// Adds; a counter ignores what would lower it, and neither takes what is no number.
+    pub fn add(&self, amount: f64) {
+        if amount.is_finite() && (self.kind == CustomKind::Gauge || amount >= 0.0) {
+            self.value.store((self.value() + amount).to_bits(), Ordering::Relaxed);
+        }
+    }
+
+    pub fn value(&self) -> f64 {
+        f64::from_bits(self.value.load(Ordering::Relaxed))
     }
 }
 

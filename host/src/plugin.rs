@@ -7,3 +7,4 @@ pub mod contract;
 pub mod engine;
 mod host;
 pub mod instance;
+pub mod transform;

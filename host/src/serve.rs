@@ -19,7 +19,7 @@ use crate::assemble::{AdminAddress, Assembly};
 use crate::config::manifest::Manifest;
 use crate::config::problem::{Problems, Source};
 use crate::generation::Generation;
-use crate::metrics::Registry;
+use crate::metrics::{Place, Registry};
 use crate::plugin::engine::Runtime;
 use crate::watch::Watch;
 use crate::worker::{self, Orders, Socket};
@@ -56,8 +56,9 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
     let registry = Arc::new(Registry::default());
     let mut threads = Vec::new();
     for (number, sockets) in sockets.into_iter().enumerate() {
-        let (generation, stopping, registry) = (generation.clone(), stopping.clone(), registry.clone());
-        let (orders, swapped) = (Orders { generation, stopping, registry, number }, swapped.clone());
+        let (generation, stopping) = (generation.clone(), stopping.clone());
+        let place = Place { registry: registry.clone(), worker: number };
+        let (orders, swapped) = (Orders { generation, stopping, place }, swapped.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         threads.push(thread.spawn(move || worker::run(sockets, orders, swapped))?);
     }

@@ -15,7 +15,7 @@ use crate::clock::{Clock, TICK};
 use crate::connection::Connection;
 use crate::generation::{Generation, Running};
 use crate::head::Peer;
-use crate::metrics::Registry;
+use crate::metrics::Place;
 use crate::upstream::Pools;
 
 /// A bound socket, handed to a worker.
@@ -31,10 +31,8 @@ pub struct Orders {
     pub generation: watch::Receiver<Arc<Generation>>,
     /// Turns true when the process is to stop.
     pub stopping: watch::Receiver<bool>,
-    /// Where figures are kept.
-    pub registry: Arc<Registry>,
-    /// Which worker this is.
-    pub number: usize,
+    /// Where the worker's figures are kept.
+    pub place: Place,
 }
 
 /// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
@@ -56,7 +54,7 @@ async fn serve(
 ) -> io::Result<()> {
     let pools = Rc::new(Pools::default());
     let first = orders.generation.borrow().clone();
-    let running = Running::new(first, &pools, &orders.registry, orders.number).map_err(io::Error::other)?;
+    let running = Running::new(first, &pools, orders.place.clone(), Instant::now()).map_err(io::Error::other)?;
     let current = Rc::new(RefCell::new(Rc::new(running)));
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let clock = Clock::new();
@@ -76,7 +74,7 @@ async fn serve(
     drop(alive);
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_local(sweep(pools.clone(), current.clone()));
-    let ticking = spawn_local(tick(clock.clone()));
+    let ticking = spawn_local(tick(clock.clone(), current.clone()));
     let swapping = spawn_local(swap(orders, pools, current, swapped));
     for task in accepting {
         let _ = task.await;
@@ -98,18 +96,20 @@ async fn swap(
 ) {
     while orders.generation.changed().await.is_ok() {
         let next = orders.generation.borrow_and_update().clone();
-        let outcome = Running::new(next, &pools, &orders.registry, orders.number)
+        let outcome = Running::new(next, &pools, orders.place.clone(), Instant::now())
             .map(|next| drop(current.replace(Rc::new(next))));
         let _ = swapped.send(outcome.map_err(|trap| trap.to_string()));
     }
 }
 
-async fn tick(clock: Rc<Clock>) {
+async fn tick(clock: Rc<Clock>, current: Rc<RefCell<Rc<Running>>>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         clock.tick();
+        let running = current.borrow().clone();
+        running.tick(clock.now());
     }
 }
 

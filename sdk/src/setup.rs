@@ -29,7 +29,7 @@ pub struct Setup {
     pub request_body: BodyMode,
     /// How response bodies arrive; [`BodyMode::Streamed`] if nothing is said.
     pub response_body: BodyMode,
-    /// How often [`on_timer`](crate::Timer::on_timer) is called; at least every 10 ms.
+    /// How often [`on_timer`](crate::Timer::on_timer) is called, to within 50 ms.
     pub timer_interval: Option<std::time::Duration>,
 }
 

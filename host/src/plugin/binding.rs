@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
+use super::contract::lifecycle::exports::plugway::plugin::lifecycle::Description;
 use super::contract::types;
 use super::engine::Plugin;
 use super::host::value_name;
@@ -24,7 +24,36 @@ pub struct Binding {
     pub request: Hook,
     /// How responses pass it.
     pub response: Hook,
+    /// Values for its balancer.
+    pub balancer: Vec<ValueName>,
+    /// Values for its observer; none if it doesn't observe.
+    pub observer: Option<Vec<ValueName>>,
+    /// How often its timer is called; none if it has none.
+    pub timer: Option<Duration>,
+    /// How it takes request bodies; none if it doesn't.
+    pub request_body: Option<BodyMode>,
+    /// How it takes response bodies; none if it doesn't.
+    pub response_body: Option<BodyMode>,
 }
+
+/// How a plugin takes bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyMode {
+    /// Chunk by chunk.
+    Streamed,
+    /// Whole, up to so many bytes.
+    Buffered(u64, Beyond),
+}
+
+/// What happens to a body beyond the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beyond {
+    Refuse,
+    Pass,
+}
+
+/// A shorter interval would be called no more often.
+const SHORTEST_TIMER: Duration = crate::clock::TICK;
 
 /// What a hook does.
 pub enum Hook {
@@ -90,10 +119,31 @@ impl Binding {
     ) -> Result<Self, BindError> {
         let mut first = Instance::bare(&plugin, name.clone(), limits)?;
         let settings = first.configure(&config)?.map_err(BindError::Config)?;
-        let Settings { request_values, response_values, request_plan, response_plan, .. } = settings;
-        let request = hook(plugin.request_filter.is_some(), request_values, request_plan)?;
-        let response = hook(plugin.response_filter.is_some(), response_values, response_plan)?;
-        Ok(Binding { name, plugin, config, limits, on_error, request, response })
+        let names = |values: Vec<types::ValueName>| values.into_iter().map(value_name).collect::<Result<Vec<_>, _>>();
+        let request = hook(plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
+        let response = hook(plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;
+        let balancer = names(settings.balancer_values)?;
+        let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
+        let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(SHORTEST_TIMER));
+        let timer = plugin.timer.as_ref().and(interval);
+        let streamed = types::BodyMode::Streamed;
+        let request_body = plugin.request_body.as_ref().map(|_| body_mode(settings.request_body.unwrap_or(streamed)));
+        let response_body =
+            plugin.response_body.as_ref().map(|_| body_mode(settings.response_body.unwrap_or(streamed)));
+        Ok(Binding {
+            name,
+            plugin,
+            config,
+            limits,
+            on_error,
+            request,
+            response,
+            balancer,
+            observer,
+            timer,
+            request_body,
+            response_body,
+        })
     }
 
     /// Whether it can choose endpoints.
@@ -129,4 +179,17 @@ fn template(name: &str, parts: Vec<types::TemplatePart>) -> Result<Template, Ref
         types::TemplatePart::Value(name) => value_name(name).map(Part::Value),
     };
     parts.into_iter().map(part).collect::<Result<_, _>>().map(Template)
+}
+
+fn body_mode(mode: types::BodyMode) -> BodyMode {
+    match mode {
+        types::BodyMode::Streamed => BodyMode::Streamed,
+        types::BodyMode::Buffered(types::BufferLimit { bytes, beyond }) => {
+            let beyond = match beyond {
+                types::BeyondLimit::Refuse => Beyond::Refuse,
+                types::BeyondLimit::Pass => Beyond::Pass,
+            };
+            BodyMode::Buffered(bytes, beyond)
+        }
+    }
 }

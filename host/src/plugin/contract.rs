@@ -33,3 +33,16 @@ hook!(lifecycle, "lifecycle-hook");
 hook!(request_filter, "request-filter-hook");
 hook!(response_filter, "response-filter-hook");
 hook!(balancer, "balancer-hook",);
+
+hook!(request_body, "request-body-hook");
+hook!(response_body, "response-body-hook");
+hook!(timer, "timer-hook",);
+
+/// Apart, since here records are passed and not only returned.
+pub mod observer {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "observer-hook",
+        with: { "plugway:plugin/types": super::types },
+    });
+}

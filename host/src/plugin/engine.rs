@@ -8,7 +8,9 @@ use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::artifact::Artifacts;
-use super::contract::{balancer, lifecycle, request_filter, response_filter};
+use super::contract::{
+    balancer, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
+};
 use super::host::{self, HostState};
 
 /// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
@@ -36,6 +38,10 @@ pub struct Plugin {
     pub(super) request_filter: Option<request_filter::RequestFilterHookIndices>,
     pub(super) response_filter: Option<response_filter::ResponseFilterHookIndices>,
     pub(super) balancer: Option<balancer::BalancerHookIndices>,
+    pub(super) observer: Option<observer::ObserverHookIndices>,
+    pub(super) timer: Option<timer::TimerHookIndices>,
+    pub(super) request_body: Option<request_body::RequestBodyHookIndices>,
+    pub(super) response_body: Option<response_body::ResponseBodyHookIndices>,
     pub(super) looks_back: bool,
     imports: Vec<String>,
 }
@@ -95,28 +101,35 @@ impl Runtime {
     pub fn load(&self, bytes: &[u8]) -> Result<Plugin, LoadError> {
         let component = self.compiled(bytes).map_err(LoadError::NotAComponent)?;
         let instance = self.linker.instantiate_pre(&component).map_err(LoadError::Imports)?;
-        let exports = |name: &str| component.get_export_index(None, name).is_some();
-        let hook = |name, indices: wasmtime::Result<_>| indices.map_err(|error| LoadError::Hook(name, error));
         let lifecycle = lifecycle::LifecycleHookIndices::new(&instance).map_err(LoadError::Lifecycle)?;
-        let request_filter = match exports("plugway:plugin/request-filter@0.1.0") {
-            true => Some(hook("request-filter", request_filter::RequestFilterHookIndices::new(&instance))?),
-            false => None,
-        };
-        let hook = |name, indices: wasmtime::Result<_>| indices.map_err(|error| LoadError::Hook(name, error));
-        let response_filter = match exports("plugway:plugin/response-filter@0.1.0") {
-            true => Some(hook("response-filter", response_filter::ResponseFilterHookIndices::new(&instance))?),
-            false => None,
-        };
-        let hook = |name, indices: wasmtime::Result<_>| indices.map_err(|error| LoadError::Hook(name, error));
-        let balancer = match exports("plugway:plugin/balancer@0.1.0") {
-            true => Some(hook("balancer", balancer::BalancerHookIndices::new(&instance))?),
-            false => None,
-        };
+        let request_filter =
+            hook(&component, "request-filter", || request_filter::RequestFilterHookIndices::new(&instance))?;
+        let response_filter =
+            hook(&component, "response-filter", || response_filter::ResponseFilterHookIndices::new(&instance))?;
+        let balancer = hook(&component, "balancer", || balancer::BalancerHookIndices::new(&instance))?;
+        let observer = hook(&component, "observer", || observer::ObserverHookIndices::new(&instance))?;
+        let timer = hook(&component, "timer", || timer::TimerHookIndices::new(&instance))?;
+        let request_body = hook(&component, "request-body", || request_body::RequestBodyHookIndices::new(&instance))?;
+        let response_body =
+            hook(&component, "response-body", || response_body::ResponseBodyHookIndices::new(&instance))?;
         let component_type = component.component_type();
         let imports: Vec<String> = component_type.imports(&self.engine).map(|(name, _)| name.to_string()).collect();
         let looks_back = imports.iter().any(|name| name.contains("/exchange@"));
         let engine = self.engine.clone();
-        Ok(Plugin { engine, instance, lifecycle, request_filter, response_filter, balancer, looks_back, imports })
+        Ok(Plugin {
+            engine,
+            instance,
+            lifecycle,
+            request_filter,
+            response_filter,
+            balancer,
+            observer,
+            timer,
+            request_body,
+            response_body,
+            looks_back,
+            imports,
+        })
     }
 }
 
@@ -138,7 +151,11 @@ impl Plugin {
         let hooks = [
             ("request-filter", self.request_filter.is_some()),
             ("response-filter", self.response_filter.is_some()),
+            ("request-body", self.request_body.is_some()),
+            ("response-body", self.response_body.is_some()),
             ("balancer", self.balancer.is_some()),
+            ("observer", self.observer.is_some()),
+            ("timer", self.timer.is_some()),
         ];
         hooks.into_iter().filter(|(_, present)| *present).map(|(name, _)| name).collect()
     }
@@ -147,4 +164,16 @@ impl Plugin {
     pub fn imports(&self) -> &[String] {
         &self.imports
     }
+}
+
+/// A hook, if the component exports it.
+fn hook<I>(
+    component: &Component,
+    name: &'static str,
+    indices: impl FnOnce() -> wasmtime::Result<I>,
+) -> Result<Option<I>, LoadError> {
+    if component.get_export_index(None, &format!("plugway:plugin/{name}@0.1.0")).is_none() {
+        return Ok(None);
+    }
+    indices().map(Some).map_err(|error| LoadError::Hook(name, error))
 }

@@ -14,6 +14,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::contract::{endpoints, exchange, log, metrics, types};
 use crate::head::{Head, ValueName};
+use crate::metrics::{Custom, CustomKind, Place};
 
 /// The state of one instance.
 pub struct HostState {
@@ -25,11 +26,18 @@ pub struct HostState {
     pub(super) head: Option<Box<Head>>,
     /// Requests in flight at each endpoint of the upstream at hand.
     pub(super) loads: VecDeque<u32>,
+    /// Where the plugin's own figures go; nowhere while it is only being looked at.
+    pub(super) figures: Option<Place>,
+    defined: Vec<Arc<Custom>>,
 }
 
 type Written = wasmtime::Result<(Result<(), StreamError>,)>;
 type Counted = wasmtime::Result<(Result<u64, StreamError>,)>;
 type Read = wasmtime::Result<(Result<Vec<u8>, StreamError>,)>;
+
+/// As the WIT says.
+const LONGEST_METRIC: usize = 64;
+const MOST_METRICS: usize = 64;
 
 /// A longer line of a plugin is cut.
 const LONGEST_LINE: usize = 4 << 10;
@@ -39,7 +47,7 @@ impl HostState {
     pub fn new(name: Arc<str>, memory: usize) -> Self {
         let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).instances(16).tables(16).build();
         let (wasi, table) = (WasiCtx::builder().build(), ResourceTable::new());
-        HostState { wasi, table, limits, name, head: None, loads: VecDeque::new() }
+        HostState { wasi, table, limits, name, head: None, loads: VecDeque::new(), figures: None, defined: Vec::new() }
     }
 }
 
@@ -152,14 +160,42 @@ impl log::Host for HostState {
 impl metrics::Host for HostState {
     fn define(
         &mut self,
-        _: String,
-        _: metrics::Kind,
-        _: String,
+        name: String,
+        kind: metrics::Kind,
+        help: String,
     ) -> wasmtime::Result<Result<u32, metrics::DefineError>> {
-        Ok(Err(metrics::DefineError::TooMany))
+        let first = |byte: &u8| byte.is_ascii_lowercase();
+        let later = |byte: &u8| first(byte) || byte.is_ascii_digit() || *byte == b'_';
+        if name.len() > LONGEST_METRIC
+            || !name.bytes().next().is_some_and(|byte| first(&byte))
+            || !name.bytes().all(|byte| later(&byte))
+        {
+            return Ok(Err(metrics::DefineError::BadName));
+        }
+        let kind = match kind {
+            metrics::Kind::Counter => CustomKind::Counter,
+            metrics::Kind::Gauge => CustomKind::Gauge,
+        };
+        if let Some(handle) = self.defined.iter().position(|known| known.name == name) {
+            let same = self.defined[handle].kind == kind;
+            return Ok(if same { Ok(handle as u32) } else { Err(metrics::DefineError::OtherKind) });
+        }
+        if self.defined.len() == MOST_METRICS {
+            return Ok(Err(metrics::DefineError::TooMany));
+        }
+        let custom = Custom::new(name, kind, help);
+        let custom = match &self.figures {
+            Some(place) => place.custom(&self.name, custom),
+            None => Arc::new(custom),
+        };
+        self.defined.push(custom);
+        Ok(Ok(self.defined.len() as u32 - 1))
     }
 
-    fn add(&mut self, _: u32, _: f64) -> wasmtime::Result<()> {
+    fn add(&mut self, metric: u32, amount: f64) -> wasmtime::Result<()> {
+        if let Some(custom) = self.defined.get(metric as usize) {
+            custom.add(amount);
+        }
         Ok(())
     }
 }

@@ -8,23 +8,32 @@ use wasmtime::Store;
 
 use super::binding::{Binding, Limits};
 use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
-use super::contract::{balancer, lifecycle, request_filter, response_filter, types};
+use super::contract::{
+    balancer, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer, types,
+};
 use super::engine::{Plugin, TICK};
 use super::host::HostState;
 use crate::edit::{self, Edit, Refused, Side};
 use crate::head::{Head, Value, ValueName};
+use crate::metrics::Place;
+
+pub use types::Summary;
 
 pub use balancer::exports::plugway::plugin::balancer::{Endpoint, EndpointState};
 
 /// A live copy.
 pub struct Instance {
-    store: Store<HostState>,
+    pub(super) store: Store<HostState>,
     deadline: u64,
     looks_back: bool,
     lifecycle: lifecycle::LifecycleHook,
     request_filter: Option<request_filter::RequestFilterHook>,
     response_filter: Option<response_filter::ResponseFilterHook>,
     balancer: Option<balancer::BalancerHook>,
+    observer: Option<observer::ObserverHook>,
+    timer: Option<timer::TimerHook>,
+    pub(super) request_body: Option<request_body::RequestBodyHook>,
+    pub(super) response_body: Option<response_body::ResponseBodyHook>,
 }
 
 /// What a filter decided, checked.
@@ -67,20 +76,34 @@ impl Instance {
         store.set_epoch_deadline(deadline);
         let instance = plugin.instance.instantiate(&mut store).map_err(trapped)?;
         let lifecycle = plugin.lifecycle.load(&mut store, &instance).map_err(trapped)?;
-        let mut load = |_: ()| -> wasmtime::Result<_> {
-            let request = plugin.request_filter.as_ref().map(|hook| hook.load(&mut store, &instance)).transpose()?;
-            let response = plugin.response_filter.as_ref().map(|hook| hook.load(&mut store, &instance)).transpose()?;
-            let balancer = plugin.balancer.as_ref().map(|hook| hook.load(&mut store, &instance)).transpose()?;
-            Ok((request, response, balancer))
-        };
-        let (request_filter, response_filter, balancer) = load(()).map_err(trapped)?;
-        let looks_back = plugin.looks_back;
-        Ok(Instance { store, deadline, looks_back, lifecycle, request_filter, response_filter, balancer })
+        // A hook that is there loads, for its type was checked when the component was.
+        macro_rules! load {
+            ($hook:ident) => {
+                plugin.$hook.as_ref().map(|hook| hook.load(&mut store, &instance)).transpose().map_err(trapped)?
+            };
+        }
+        let (request_filter, response_filter) = (load!(request_filter), load!(response_filter));
+        let (balancer, observer, timer) = (load!(balancer), load!(observer), load!(timer));
+        let (request_body, response_body) = (load!(request_body), load!(response_body));
+        Ok(Instance {
+            store,
+            deadline,
+            looks_back: plugin.looks_back,
+            lifecycle,
+            request_filter,
+            response_filter,
+            balancer,
+            observer,
+            timer,
+            request_body,
+            response_body,
+        })
     }
 
-    /// A copy ready for hooks.
-    pub fn new(binding: &Binding) -> Result<Self, Trap> {
+    /// A copy ready for hooks, whose own figures go to a worker's place in the registry.
+    pub fn new(binding: &Binding, figures: &Place) -> Result<Self, Trap> {
         let mut instance = Instance::bare(&binding.plugin, binding.name.clone(), binding.limits)?;
+        instance.store.data_mut().figures = Some(figures.clone());
         match instance.configure(&binding.config)? {
             Ok(_) => Ok(instance),
             Err(_) => Err(Trap::Failed("it refused a configuration that it took before".into())),
@@ -133,14 +156,43 @@ impl Instance {
         hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, endpoints).map_err(trapped)
     }
 
-    /// Asks a balancer for an endpoint, with the requests in flight at each.
-    pub fn pick(&mut self, loads: impl Iterator<Item = u32>, tried: &[u32]) -> Result<Option<u32>, Trap> {
+    /// Asks a balancer for an endpoint, with the declared values and the requests in flight at each endpoint.
+    pub fn pick(
+        &mut self,
+        needs: &[ValueName],
+        head: &Head,
+        loads: impl Iterator<Item = u32>,
+    ) -> Result<Option<u32>, Trap> {
         self.store.set_epoch_deadline(self.deadline);
+        let found: SmallVec<[Option<Value>; 4]> = needs.iter().map(|name| head.value(name)).collect();
+        let values: SmallVec<[Option<&[u8]>; 4]> =
+            found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
         let known = &mut self.store.data_mut().loads;
         known.clear();
         known.extend(loads);
         let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
-        hook.plugway_plugin_balancer().call_pick(&mut self.store, &[], tried).map_err(trapped)
+        hook.plugway_plugin_balancer().call_pick(&mut self.store, &values, &[]).map_err(trapped)
+    }
+
+    /// Tells an observer of an exchange that is over.
+    pub fn observe(&mut self, needs: &[ValueName], head: &Head, summary: &Summary) -> Result<(), Trap> {
+        self.store.set_epoch_deadline(self.deadline);
+        let copy = |name| head.value(name).map(|value| value.bytes().to_vec());
+        let values: Vec<Option<Vec<u8>>> = needs.iter().map(copy).collect();
+        let hook = self.observer.as_ref().ok_or(Trap::NoHook)?;
+        hook.plugway_plugin_observer().call_on_end(&mut self.store, &values, summary).map_err(trapped)
+    }
+
+    /// Lets a timer's interval have passed.
+    pub fn timer(&mut self) -> Result<(), Trap> {
+        self.store.set_epoch_deadline(self.deadline);
+        let hook = self.timer.as_ref().ok_or(Trap::NoHook)?;
+        hook.plugway_plugin_timer().call_on_timer(&mut self.store).map_err(trapped)
+    }
+
+    /// Gives the next call its time.
+    pub(super) fn begin_call(&mut self) {
+        self.store.set_epoch_deadline(self.deadline);
     }
 
     fn call_filter(&mut self, side: Side, values: &[Option<&[u8]>]) -> Result<types::Verdict, Trap> {
@@ -183,7 +235,7 @@ impl Slot {
     }
 }
 
-fn trapped(error: wasmtime::Error) -> Trap {
+pub(super) fn trapped(error: wasmtime::Error) -> Trap {
     match error.downcast_ref::<wasmtime::Trap>() {
         Some(wasmtime::Trap::Interrupt) => Trap::Deadline,
         _ => Trap::Wasm(error),

@@ -9,3 +9,5 @@ pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
 pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
 /// `tests/guests/misbehave`.
 pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");
+/// `tests/guests/hooks`.
+pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");

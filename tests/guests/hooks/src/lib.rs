@@ -1,0 +1,98 @@
+//! Has every hook beside the head filters: bodies in capitals, an observer that logs and counts, a timer that counts.
+
+use std::time::Duration;
+
+use plugway_sdk::metrics::{Counter, Gauge};
+use plugway_sdk::{
+    Beyond, BodyError, BodyFilter, BodyMode, ConfigError, Need, Observer, Plugin, RequestBody, ResponseBody, Setup,
+    Summary, Timer, ValueName, Values, export, log, metrics,
+};
+
+#[derive(serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Takes bodies whole, up to so many bytes.
+    buffer: Option<u64>,
+    /// Lets longer bodies pass.
+    #[serde(default)]
+    pass: bool,
+}
+
+pub struct Hooks {
+    target: Need,
+    user: Need,
+    ended: Counter,
+    bytes: Gauge,
+    ticks: Counter,
+}
+
+pub struct Capitals {
+    chunks: u32,
+}
+
+impl Plugin for Hooks {
+    type Config = Config;
+
+    fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+        if let Some(limit) = config.buffer {
+            let beyond = if config.pass { Beyond::Pass } else { Beyond::Refuse };
+            setup.request_body = BodyMode::Buffered(limit, beyond);
+            setup.response_body = BodyMode::Buffered(limit, beyond);
+        }
+        setup.timer_interval = Some(Duration::from_millis(50));
+        Ok(Hooks {
+            target: setup.observer.value(ValueName::Path),
+            user: setup.observer.note("user"),
+            ended: metrics::counter("ended", "Exchanges that ended.")?,
+            bytes: metrics::gauge("bytes", "What went both ways.")?,
+            ticks: metrics::counter("ticks", "How often the timer came.")?,
+        })
+    }
+}
+
+impl RequestBody for Hooks {
+    type Body = Capitals;
+
+    fn request_body(&mut self) -> Capitals {
+        Capitals { chunks: 0 }
+    }
+}
+
+impl ResponseBody for Hooks {
+    type Body = Capitals;
+
+    fn response_body(&mut self) -> Capitals {
+        Capitals { chunks: 0 }
+    }
+}
+
+impl BodyFilter for Capitals {
+    fn push(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, BodyError> {
+        self.chunks += 1;
+        if chunk.windows(4).any(|part| part == b"trap") {
+            panic!("told to trap in a body");
+        }
+        Ok(chunk.to_ascii_uppercase())
+    }
+
+    fn finish(&mut self) -> Result<Vec<u8>, BodyError> {
+        Ok(b"!".to_vec())
+    }
+}
+
+impl Observer for Hooks {
+    fn on_end(&mut self, values: &Values, summary: &Summary) {
+        self.ended.add(1);
+        self.bytes.add((summary.request_bytes + summary.response_bytes) as f64);
+        let (path, user) = (values.text(self.target), values.text(self.user));
+        log::info(&format!("ended {path:?} {user:?} {} {:?}", summary.status, summary.error));
+    }
+}
+
+impl Timer for Hooks {
+    fn on_timer(&mut self) {
+        self.ticks.add(1);
+    }
+}
+
+export!(Hooks: RequestBody, ResponseBody, Observer, Timer);
