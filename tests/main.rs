@@ -6,5 +6,6 @@ mod hooks;
 mod manifests;
 mod operating;
 mod plugins;
+mod streams;
 mod support;
 mod swap;

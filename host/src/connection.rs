@@ -91,6 +91,9 @@ struct Exchanges(Rc<Session>);
 /// The content of a response, and with its end that of the exchange.
 struct Tracked {
     body: ResponseBody,
+    /// What cut the body off, until the client has all that came before: hyper drops what it still holds when a body
+    /// fails, be it the head.
+    cut: Option<BodyError>,
     session: Rc<Session>,
     ending: Ending,
 }
@@ -206,7 +209,7 @@ impl Service<Request<Incoming>> for Exchanges {
             let mut ending = Ending::new(running.clone());
             let peer = session.peer.clone();
             let response = exchange::run(running, request, peer, &session.exchange, &mut ending).await;
-            Ok(response.map(|body| Tracked { body, session, ending }))
+            Ok(response.map(|body| Tracked { body, cut: None, session, ending }))
         })
     }
 }
@@ -222,11 +225,23 @@ impl Body for Tracked {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &frame {
-            self.ending.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        let this = &mut *self;
+        if this.cut.is_some() {
+            return if this.session.flushed.get() { Poll::Ready(this.cut.take().map(Err)) } else { Poll::Pending };
         }
-        frame
+        match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.ending.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.cut = Some(error);
+                this.session.flushed.set(false);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            over => over,
+        }
     }
 
     fn is_end_stream(&self) -> bool {

@@ -172,7 +172,7 @@ fn hook<I>(
     name: &'static str,
     indices: impl FnOnce() -> wasmtime::Result<I>,
 ) -> Result<Option<I>, LoadError> {
-    if component.get_export_index(None, &format!("plugway:plugin/{name}@0.1.0")).is_none() {
+    if component.get_export_index(None, format!("plugway:plugin/{name}@0.1.0")).is_none() {
         return Ok(None);
     }
     indices().map(Some).map_err(|error| LoadError::Hook(name, error))
