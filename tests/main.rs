@@ -3,6 +3,7 @@
 
 mod forwarding;
 mod hooks;
+mod layers;
 mod manifests;
 mod operating;
 mod plugins;

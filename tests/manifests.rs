@@ -1,71 +1,67 @@
-//! Bad manifests: each mistake gets a message that names file, line and remedy.
+//! Bad manifests: each mistake gets a message that names file, line and remedy. The files of `manifests/bad` have
+//! their messages beside them; `PLUGWAY_BLESS=1` writes these anew, for the diff to be reviewed.
 
-use crate::support::run;
+use std::path::{Path, PathBuf};
 
-const GOOD: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.app]\nendpoints = [\"127.0.0.1:1\"]\n[[route]]\nupstream = \"app\"\n";
+use crate::support::plugway;
 
-fn check(text: &str) -> (Option<i32>, String) {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
-    std::fs::write(folder.path().join("no.wasm"), "no component").unwrap();
-    run(&["check", folder.path().join("plugway.toml").to_str().unwrap()])
+/// What `plugway check` says of a manifest in a folder, with its exit code.
+fn check(folder: &Path, manifest: &str) -> (Option<i32>, String) {
+    let output = plugway().args(["check", manifest]).current_dir(folder).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn manifests(kind: &str) -> (PathBuf, Vec<String>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/manifests").join(kind);
+    let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| name.ends_with(".toml")).collect();
+    names.sort();
+    (folder, names)
 }
 
 #[test]
-fn a_good_manifest_passes() {
-    assert_eq!(check(GOOD), (Some(0), String::new()));
+fn each_mistake_has_its_message() {
+    let (folder, names) = manifests("bad");
+    assert!(names.len() > 50, "{names:?}");
+    let mut wrong = Vec::new();
+    for name in names {
+        let (code, error) = check(&folder, &name);
+        assert_eq!(code, Some(1), "{name} is taken for good");
+        let golden = folder.join(&name).with_extension("err");
+        if std::env::var_os("PLUGWAY_BLESS").is_some() {
+            std::fs::write(&golden, &error).unwrap();
+        }
+        let wanted = std::fs::read_to_string(&golden).unwrap_or_default();
+        if error != wanted {
+            wrong.push(format!("--- {name}, wanted\n{wanted}\n--- got\n{error}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
-fn each_mistake_is_shown_in_its_place() {
-    let cases = [
-        (GOOD.replace("upstream = \"app\"", "upstraem = \"app\""), "toml:6:1", "unknown field `upstraem`"),
-        (GOOD.replace("upstream = \"app\"", "upstream = \"ap\""), "toml:6:12", "there is no upstream `ap`; known: app"),
-        (GOOD.replace("[\"127.0.0.1:1\"]", "3"), "toml:4:13", "invalid type: integer `3`"),
-        (GOOD.replace("127.0.0.1:1\"", "127.0.0.1\""), "toml:4:14", "is no endpoint; write"),
-        (GOOD.replace("127.0.0.1:0", "localhost"), "toml:2:11", "is no address to listen at; write"),
-        (format!("{GOOD}path = \"api\""), "toml:7:8", "a path begins with `/`: write `/api`"),
-        (format!("{GOOD}path = {{ regex = \"(\" }}"), "toml:7:8", "this is no regular expression"),
-        (format!("{GOOD}hosts = [\"a:80\"]"), "toml:7:10", "is no host; write"),
-        (format!("{GOOD}methods = [\"G ET\"]"), "toml:7:12", "is no method"),
-        (format!("{GOOD}plugins = [\"head\"]"), "toml:7:12", "there is no plugin `head`; known here: headers, balance"),
-        (format!("{GOOD}plugins = [{{ use = \"./gone.wasm\" }}]"), "toml:7:20", "can't be read"),
-        (format!("{GOOD}plugins = [{{ use = \"no.wasm\" }}]"), "toml:7:20", "this is no WebAssembly component"),
-        (format!("{GOOD}[[route]]\nupstream = \"app\""), "toml:7:1", "no request can tell this route from the one at"),
-        (format!("{GOOD}[plugin.p]\nuse = \"headers\"\nconfig = {{ requst = {{}} }}"), "toml:9:10", "requst"),
-        (
-            format!("{GOOD}[plugin.p]\nuse = \"headers\"\nconfig.request.set.a = \"{{hots}}\""),
-            "toml:9:",
-            "there is no value `{hots}`",
-        ),
-        (
-            format!("{GOOD}[plugin.p]\nuse = \"headers\"\nlimits.memory = \"1 TB\""),
-            "toml:9:17",
-            "memory is a size between",
-        ),
-        (format!("{GOOD}[plugin.p]\nuse = \"headers\"\non-error = \"ignore\""), "toml:9:12", "on-error is"),
-        (format!("{GOOD}[upstream.b]\nendpoints = []"), "toml:7:11", "at least one endpoint"),
-        (format!("{GOOD}[upstream.b]\nendpoints = [\"a:1\"]\nbalancer = \"headers\""), "toml:9:12", "is no balancer"),
-        (format!("{GOOD}[upstream.b]\nendpoints = [\"a:1\"]\nidle-timeout = \"5\""), "toml:9:16", "is no time; write"),
-        (format!("include = [\"sites/a.toml\"]\n{GOOD}"), "toml:1:12", "there is no file"),
-    ];
-    for (text, place, message) in cases {
-        let (code, error) = check(&text);
-        assert_eq!(code, Some(1), "{text}");
-        assert!(error.contains(place) && error.contains(message), "wanted {place} {message}, got\n{error}");
+fn good_manifests_pass() {
+    let (folder, names) = manifests("ok");
+    assert!(names.len() >= 4, "{names:?}");
+    for name in names {
+        assert_eq!(check(&folder, &name), (Some(0), String::new()), "{name}");
     }
 }
 
+/// The manifest of the README, word for word, but for the plugin that its reader writes.
 #[test]
-fn all_mistakes_are_told_at_once() {
-    let (_, error) =
-        check(&GOOD.replace("127.0.0.1:1\"", "x\"").replace("\"app\"", "\"nowhere\"").replace("127.0.0.1:0", "y"));
-    assert_eq!(error.matches("error: ").count(), 3, "{error}");
+fn the_manifest_of_the_readme_is_good() {
+    let readme = include_str!("../README.md");
+    let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+    std::fs::copy(plugway_test_guests::MISBEHAVE, folder.path().join("guard.wasm")).unwrap();
+    assert_eq!(check(folder.path(), "plugway.toml"), (Some(0), String::new()));
 }
 
 #[test]
 fn a_missing_manifest_is_named() {
-    let (code, error) = run(&["run", "/nowhere/plugway.toml"]);
+    let (code, error) = check(Path::new("/"), "nowhere/plugway.toml");
     assert_eq!(code, Some(1));
-    assert!(error.contains("/nowhere/plugway.toml") && error.contains("can't be read"), "{error}");
+    assert!(error.contains("nowhere/plugway.toml") && error.contains("can't be read"), "{error}");
 }

@@ -3,14 +3,15 @@
 use std::time::Instant;
 
 use http::Response;
+use smallvec::SmallVec;
 
-use crate::edit::{self, Edit, Side};
+use crate::edit::{self, Edit, Refused, Side};
 use crate::error::{Error, Kind};
 use crate::generation::{Route, Running};
-use crate::head::Head;
+use crate::head::{Head, ValueName};
 use crate::metrics::SAMPLE;
-use crate::plugin::binding::{Beyond, BodyMode, Hook, OnError};
-use crate::plugin::instance::{Instance, Trap, Verdict};
+use crate::plugin::binding::{Beyond, Binding, BodyMode, Hook, OnError};
+use crate::plugin::instance::{Trap, Verdict};
 use crate::plugin::transform::Transform;
 
 /// What came out of the way down.
@@ -48,37 +49,20 @@ impl Depth {
 pub fn down(running: &Running, route: &Route, head: &mut Box<Head>, upstream: &mut usize) -> Result<Down, Failed> {
     for (depth, place) in route.chain.iter().enumerate() {
         let binding = &running.generation.bindings[*place];
-        match &binding.request {
-            Hook::Absent => {}
-            Hook::Plan(plan) => edit::apply_plan(plan, Side::Request, head),
-            Hook::Call(needs) => {
-                let call = |instance: &mut Instance| instance.filter(Side::Request, needs, head);
-                let verdict = counted(running, *place, || {
-                    running.filters[*place].borrow_mut().call(|| running.instance(*place), call)
-                });
-                let proceeded = verdict.and_then(|verdict| match verdict {
-                    Verdict::Proceed(edits) => {
-                        // Looked up before anything is changed: edits are made all or none.
-                        let named = edits.iter().rev().find_map(|edit| match edit {
-                            Edit::Upstream(name) => Some(chosen(running, name)),
-                            _ => None,
-                        });
-                        let place = named.transpose()?;
-                        edit::apply(edits, Side::Request, head)?;
-                        if let Some(place) = place {
-                            *upstream = place;
-                            head.upstream = running.generation.upstreams[place].name.clone();
-                        }
-                        Ok(None)
-                    }
-                    Verdict::Respond(response) => Ok(Some(response)),
-                });
-                match proceeded {
-                    Ok(None) => {}
-                    Ok(Some(response)) => return Ok(Down::Answer(response, Depth(depth))),
-                    Err(trap) => on_error(running, *place, trap, Depth(depth))?,
-                }
-            }
+        let hooked = match &binding.request {
+            Hook::Absent => continue,
+            Hook::Plan(plan) => carry_out(binding, *plan as u32, Side::Request, head).map(|()| None),
+            Hook::Call(needs) => match call(running, *place, Side::Request, needs, head) {
+                Ok(Verdict::Plan(plan)) => carry_out(binding, plan, Side::Request, head).map(|()| None),
+                Ok(Verdict::Proceed(edits)) => proceed(running, binding, edits, head, upstream).map(|()| None),
+                Ok(Verdict::Respond(response)) => Ok(Some(response)),
+                Err(trap) => Err(trap),
+            },
+        };
+        match hooked {
+            Ok(None) => {}
+            Ok(Some(response)) => return Ok(Down::Answer(response, Depth(depth))),
+            Err(trap) => on_error(running, *place, trap, Depth(depth))?,
         }
     }
     Ok(Down::Forward)
@@ -89,30 +73,70 @@ pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) 
     let mut content = None;
     for (depth, place) in route.chain.iter().enumerate().take(depth.0).rev() {
         let binding = &running.generation.bindings[*place];
-        match &binding.response {
-            Hook::Absent => {}
-            Hook::Plan(plan) => edit::apply_plan(plan, Side::Response, head),
-            Hook::Call(needs) => {
-                let call = |instance: &mut Instance| instance.filter(Side::Response, needs, head);
-                let verdict = counted(running, *place, || {
-                    running.filters[*place].borrow_mut().call(|| running.instance(*place), call)
-                });
-                let done = verdict.and_then(|verdict| match verdict {
-                    Verdict::Proceed(edits) => Ok(edit::apply(edits, Side::Response, head)?),
-                    Verdict::Respond(response) => {
-                        let (parts, body) = response.into_parts();
-                        head.response = Some(parts);
-                        content = Some(body);
-                        Ok(())
-                    }
-                });
-                if let Err(trap) = done {
-                    on_error(running, *place, trap, Depth(depth))?;
+        let hooked = match &binding.response {
+            Hook::Absent => continue,
+            Hook::Plan(plan) => carry_out(binding, *plan as u32, Side::Response, head),
+            Hook::Call(needs) => match call(running, *place, Side::Response, needs, head) {
+                Ok(Verdict::Plan(plan)) => carry_out(binding, plan, Side::Response, head),
+                Ok(Verdict::Proceed(edits)) => {
+                    edit::apply(edits, &binding.plans, Side::Response, head).map_err(Trap::from)
                 }
-            }
+                Ok(Verdict::Respond(response)) => {
+                    let (parts, body) = response.into_parts();
+                    head.response = Some(parts);
+                    content = Some(body);
+                    Ok(())
+                }
+                Err(trap) => Err(trap),
+            },
+        };
+        if let Err(trap) = hooked {
+            on_error(running, *place, trap, Depth(depth))?;
         }
     }
     Ok(content)
+}
+
+/// Calls a head hook.
+fn call(
+    running: &Running,
+    place: usize,
+    side: Side,
+    needs: &[ValueName],
+    head: &mut Box<Head>,
+) -> Result<Verdict, Trap> {
+    counted(running, place, || {
+        let mut slot = running.filters[place].borrow_mut();
+        slot.call(|| running.instance(place), |instance| instance.filter(side, needs, head))
+    })
+}
+
+fn carry_out(binding: &Binding, plan: u32, side: Side, head: &mut Head) -> Result<(), Trap> {
+    let plan = binding.plans.get(plan as usize).ok_or(Refused::Plan(plan))?;
+    edit::apply_plan(plan, side, head);
+    Ok(())
+}
+
+/// Makes the edits to a request, all or none.
+fn proceed(
+    running: &Running,
+    binding: &Binding,
+    edits: SmallVec<[Edit; 4]>,
+    head: &mut Head,
+    upstream: &mut usize,
+) -> Result<(), Trap> {
+    // Looked up before anything is changed.
+    let named = edits.iter().rev().find_map(|edit| match edit {
+        Edit::Upstream(name) => Some(chosen(running, name)),
+        _ => None,
+    });
+    let place = named.transpose()?;
+    edit::apply(edits, &binding.plans, Side::Request, head)?;
+    if let Some(place) = place {
+        *upstream = place;
+        head.upstream = running.generation.upstreams[place].name.clone();
+    }
+    Ok(())
 }
 
 /// The plugins that a body of a known or unknown length passes on its way: down the chain for a request, up for the

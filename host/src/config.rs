@@ -1,5 +1,6 @@
 //! The manifest: its keys, its files, and messages about its mistakes.
 
 pub mod load;
+pub mod locate;
 pub mod manifest;
 pub mod problem;

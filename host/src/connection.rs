@@ -19,16 +19,17 @@ use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::Service;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::body::{BodyError, ResponseBody};
+use crate::body::ResponseBody;
 use crate::clock::{Clock, Deadline};
 use crate::ending::Ending;
 use crate::exchange;
 use crate::generation::Running;
 use crate::head::Peer;
+use crate::passage::BodyError;
+use crate::wire::Wire;
 
 /// A client that sends no whole head in this time is let go; as long as nginx keeps idle connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
@@ -100,7 +101,7 @@ struct Tracked {
 
 /// The socket, and what was read ahead of it.
 struct ClientIo<T> {
-    stream: TokioIo<T>,
+    wire: Wire<T>,
     ahead: Bytes,
     session: Rc<Session>,
 }
@@ -113,7 +114,7 @@ impl<T: Transport> Connection<T> {
         let (busy, flushed) = (Cell::new(false), Cell::new(true));
         let session = Rc::new(Session { current, peer, exchange, head, rest, busy, flushed });
         session.head.set(HEAD_TIMEOUT);
-        let io = ClientIo { stream: TokioIo::new(stream), ahead: Bytes::new(), session: session.clone() };
+        let io = ClientIo { wire: Wire::new(stream), ahead: Bytes::new(), session: session.clone() };
         Connection { state: State::Resting(io), session, graceful: false }
     }
 
@@ -162,7 +163,7 @@ impl<T: Transport> Future for Connection<T> {
                     if this.session.head.clock().is_stopping() || this.session.head.is_met() {
                         return Poll::Ready(());
                     }
-                    if io.ahead.is_empty() && io.stream.inner().poll_read_ready(cx).is_pending() {
+                    if io.ahead.is_empty() && io.wire.socket().poll_read_ready(cx).is_pending() {
                         this.state = State::Resting(io);
                         return Poll::Pending;
                     }
@@ -262,7 +263,7 @@ impl<T: Transport> Read for ClientIo<T> {
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+            return Pin::new(&mut self.wire).poll_read(cx, buffer);
         }
         let length = self.ahead.len().min(buffer.remaining());
         buffer.put_slice(&self.ahead.split_to(length));
@@ -273,7 +274,7 @@ impl<T: Transport> Read for ClientIo<T> {
 impl<T: Transport> Write for ClientIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.session.flushed.set(false);
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        Pin::new(&mut self.wire).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -282,20 +283,20 @@ impl<T: Transport> Write for ClientIo<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.session.flushed.set(false);
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        Pin::new(&mut self.wire).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.wire.is_write_vectored()
     }
 
     /// hyper flushes the socket once all that it had is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.session.flushed.set(true);
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.wire).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.wire).poll_shutdown(cx)
     }
 }

@@ -22,6 +22,8 @@ pub enum Edit {
     Upstream(String),
     Status(StatusCode),
     Note(String, HeaderValue),
+    /// A plan of the plugin, by its place.
+    Plan(u32),
 }
 
 /// An edit whose value is a template.
@@ -70,6 +72,8 @@ pub enum Refused {
     Status(u16),
     #[error("a {0} can't be changed here")]
     Side(&'static str),
+    #[error("it declared no plan {0}")]
+    Plan(u32),
 }
 
 const FRAMING: [HeaderName; 8] = [
@@ -99,8 +103,15 @@ pub fn status(code: u16) -> Result<StatusCode, Refused> {
     StatusCode::from_u16(code).ok().filter(|status| (200..600).contains(&status.as_u16())).ok_or(Refused::Status(code))
 }
 
-/// Carries out checked edits, or none if their target can't be.
-pub fn apply(edits: SmallVec<[Edit; 4]>, side: Side, head: &mut Head) -> Result<(), Refused> {
+/// Carries out checked edits, or none if their target or a plan can't be.
+pub fn apply(edits: SmallVec<[Edit; 4]>, plans: &[Vec<Planned>], side: Side, head: &mut Head) -> Result<(), Refused> {
+    for edit in &edits {
+        if let Edit::Plan(place) = edit
+            && *place as usize >= plans.len()
+        {
+            return Err(Refused::Plan(*place));
+        }
+    }
     if let Some(uri) = target(&edits, head)? {
         head.request.uri = uri;
     }
@@ -110,6 +121,11 @@ pub fn apply(edits: SmallVec<[Edit; 4]>, side: Side, head: &mut Head) -> Result<
             Edit::Method(method) => head.request.method = method,
             Edit::Authority(host) => drop(head.request.headers.insert(header::HOST, host)),
             Edit::Note(name, value) => head.set_note(name, value),
+            Edit::Plan(place) => {
+                if let Some(plan) = plans.get(place as usize) {
+                    apply_plan(plan, side, head);
+                }
+            }
             Edit::Status(status) => {
                 if let Some(response) = &mut head.response {
                     response.status = status;

@@ -4,11 +4,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::access_log::Outcome;
-use crate::body::Upload;
 use crate::error::Kind;
 use crate::generation::Running;
 use crate::head::Head;
 use crate::plugin::instance::Summary;
+use crate::upload::Upload;
 
 /// Rides with the response to its last byte.
 pub struct Ending {

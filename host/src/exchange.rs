@@ -8,7 +8,7 @@ use http::{Request, Response, Version, header};
 use http_body::Body;
 use hyper::body::Incoming;
 
-use crate::body::{RequestBody, ResponseBody, Upload};
+use crate::body::ResponseBody;
 use crate::chain::{self, Depth, Down, Failed};
 use crate::clock::Deadline;
 use crate::edit::Side;
@@ -20,6 +20,7 @@ use crate::generation::{Route, Running};
 use crate::head::{Head, Peer};
 use crate::passage::Passage;
 use crate::respond;
+use crate::upload::{RequestBody, Upload};
 
 /// Serves one request on the generation that it began with; what is due at its end goes into `ending`.
 pub async fn run(
@@ -38,7 +39,7 @@ pub async fn run(
         return refuse(error, ending);
     };
     let route = &running.generation.routes[place];
-    forwarding::request(&mut parts.headers);
+    forwarding::request(parts.version, &mut parts.headers);
     let mut upstream = route.upstream;
     let name = running.generation.upstreams[upstream].name.clone();
     let mut head = Box::new(Head::new(parts, peer, route.name.clone(), name));

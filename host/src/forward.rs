@@ -10,12 +10,13 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 
-use crate::body::{Lease, RequestBody, Upload, UpstreamBody};
+use crate::body::{Lease, UpstreamBody};
 use crate::clock::Deadline;
 use crate::error::{Error, Kind};
 use crate::generation::Running;
 use crate::head::Head;
 use crate::plugin::instance::Instance;
+use crate::upload::{RequestBody, Upload};
 use crate::upstream::KeepRules;
 use crate::upstream::connection::Connection;
 
@@ -98,14 +99,13 @@ fn answered(response: Response<Incoming>, mut lease: Lease, all_sent: bool) -> R
 /// The place of the endpoint for a request.
 fn choose(running: &Running, place: usize, head: &Head) -> Result<usize, Error> {
     let upstream = &running.generation.upstreams[place];
-    let Some(binding) = upstream.balancer else {
+    let (Some(binding), Some(slot)) = (upstream.balancer, &running.upstreams[place].balancer) else {
         let none = || Error::new(Kind::DestinationUnavailable, "the upstream has no endpoint");
         return if upstream.endpoints.is_empty() { Err(none()) } else { Ok(0) };
     };
     let binding = &running.generation.bindings[binding];
     let loads = upstream.endpoints.iter().map(|endpoint| endpoint.in_flight.count());
-    let mut slot = running.upstreams[place].balancer.borrow_mut();
-    let picked = slot.call(
+    let picked = slot.borrow_mut().call(
         || upstream.balancer_instance(binding, &running.place),
         |instance: &mut Instance| instance.pick(&binding.balancer, head, loads),
     );

@@ -73,7 +73,8 @@ pub struct Running {
 /// A worker's view of an upstream.
 pub struct RunningUpstream {
     pub pools: Vec<Rc<Pool>>,
-    pub balancer: RefCell<Slot>,
+    /// None where nobody is asked.
+    pub balancer: Option<RefCell<Slot>>,
 }
 
 impl Running {
@@ -81,9 +82,11 @@ impl Running {
     pub fn new(generation: Arc<Generation>, pools: &Pools, place: Place, now: Instant) -> Result<Self, Trap> {
         let pools_of =
             |upstream: &Upstream| upstream.endpoints.iter().map(|endpoint| pools.pool(&endpoint.address)).collect();
-        let view = |upstream| RunningUpstream { pools: pools_of(upstream), balancer: RefCell::default() };
+        let slot = |binding: &Binding| RefCell::new(Slot::new(binding.isolation));
+        let balancer = |upstream: &Upstream| upstream.balancer.map(|binding| slot(&generation.bindings[binding]));
+        let view = |upstream| RunningUpstream { pools: pools_of(upstream), balancer: balancer(upstream) };
         let upstreams = generation.upstreams.iter().map(view).collect();
-        let filters = generation.bindings.iter().map(|_| RefCell::default()).collect();
+        let filters = generation.bindings.iter().map(slot).collect();
         let timers = generation.bindings.iter().enumerate();
         let timers = timers.filter_map(|(at, binding)| Some((at, binding.timer?, Cell::new(now)))).collect();
         let routes = generation.routes.iter().map(|route| place.registry.route(&route.name, place.worker)).collect();
@@ -96,10 +99,8 @@ impl Running {
             running.filters[*binding].borrow_mut().warm(|| running.instance(*binding))?;
         }
         for (upstream, view) in generation.upstreams.iter().zip(&running.upstreams) {
-            if let Some(binding) = upstream.balancer {
-                view.balancer
-                    .borrow_mut()
-                    .warm(|| upstream.balancer_instance(&generation.bindings[binding], &running.place))?;
+            if let (Some(binding), Some(slot)) = (upstream.balancer, &view.balancer) {
+                slot.borrow_mut().warm(|| upstream.balancer_instance(&generation.bindings[binding], &running.place))?;
             }
         }
         Ok(running)

@@ -8,8 +8,10 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::body::BodyError;
 use crate::plugin::transform::{Transform, TransformError};
+
+/// Why a body doesn't go on.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body and the plugins that it passes, in the order of its way.
 pub struct Passage<B = Incoming> {

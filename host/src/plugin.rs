@@ -7,4 +7,5 @@ pub mod contract;
 pub mod engine;
 mod host;
 pub mod instance;
+mod lines;
 pub mod transform;

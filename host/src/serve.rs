@@ -1,17 +1,17 @@
 //! The life of the process: sockets and workers at the start, generations while it runs, a graceful end.
 
-use std::net::{SocketAddr, TcpListener};
+use std::fmt::Display;
 use std::num::NonZero;
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
-use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, ReloadOrder};
@@ -19,16 +19,11 @@ use crate::assemble::{AdminAddress, Assembly};
 use crate::config::manifest::Manifest;
 use crate::config::problem::{Problems, Source};
 use crate::generation::Generation;
+use crate::listen::Listeners;
 use crate::metrics::{Place, Registry};
 use crate::plugin::engine::Runtime;
 use crate::watch::Watch;
-use crate::worker::{self, Orders, Socket};
-
-/// Exchanges that still run so long after the first signal are cut off.
-const DRAIN: Duration = Duration::from_secs(30);
-
-/// Connections that may wait to be accepted, per worker; the system's own limit may be lower.
-const BACKLOG: i32 = 4096;
+use crate::worker::{self, Orders, SocketOrder};
 
 type Files = Vec<(Arc<Source>, Manifest)>;
 
@@ -41,41 +36,28 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
     watch.differs(&files);
     let first = assembly.assemble(&files)?;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let workers = first.workers.unwrap_or(cores).max(1);
-    if first.listeners.is_empty() {
-        anyhow::bail!("the manifest has no listener; add\n\n    [[listener]]\n    address = \"127.0.0.1:8080\"");
-    }
-    let mut sockets: Vec<Vec<Socket>> = (0..workers).map(|_| Vec::new()).collect();
-    let mut addresses = Vec::new();
-    for address in &first.listeners {
-        addresses.push(bind(address, &mut sockets).with_context(|| format!("can't listen at {address}"))?);
-    }
+    let workers = first.workers.unwrap_or(cores);
     let (publish, generation) = watch::channel(Arc::new(first.generation));
     let (stop, stopping) = watch::channel(false);
     let (swapped, mut outcomes) = mpsc::unbounded_channel();
     let registry = Arc::new(Registry::default());
-    let mut threads = Vec::new();
-    for (number, sockets) in sockets.into_iter().enumerate() {
-        let (generation, stopping) = (generation.clone(), stopping.clone());
-        let place = Place { registry: registry.clone(), worker: number };
-        let (orders, swapped) = (Orders { generation, stopping, place }, swapped.clone());
-        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-        threads.push(thread.spawn(move || worker::run(sockets, orders, swapped))?);
-    }
+    let (threads, sockets) = start_workers(workers, &generation, &stopping, &registry, &swapped)?;
     drop(swapped);
+    let mut listeners = Listeners::new(sockets);
+    let bound = listeners.prepare(&first.listeners)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     control.block_on(async {
         // Before anyone is told that we listen: a SIGHUP that comes first would end the process.
         let (mut hangup, mut terminate) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let (mut interrupt, mut reopen) = (signal(SignalKind::interrupt())?, signal(SignalKind::user_defined1())?);
         acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
-        addresses.iter().for_each(|address| info!("listening at {address}"));
-        let mut reopen = signal(SignalKind::user_defined1())?;
+        listeners.adopt(bound);
         let serial = Arc::new(AtomicU64::new(1));
         let (reload_orders, mut reloads) = mpsc::channel(1);
-        let admin = Admin { registry, generation, serial: serial.clone(), reload: reload_orders };
-        start_admin(first.admin, admin).await?;
-        let mut reloader = Reloader { assembly, publish, outcomes, workers, serial, watch };
+        let admin = Arc::new(Admin { registry, generation, serial: serial.clone(), reload: reload_orders });
+        let admin = AdminSeat::start(&first.admin, admin).await?;
+        let drain = first.drain;
+        let mut reloader = Reloader { assembly, publish, outcomes, workers, serial, watch, listeners, admin, drain };
         loop {
             tokio::select! {
                 _ = hangup.recv() => drop(reloader.reload(&load).await),
@@ -104,7 +86,7 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
             _ = ended => {}
             _ = terminate.recv() => warn!("stopped at once"),
             _ = interrupt.recv() => warn!("stopped at once"),
-            _ = tokio::time::sleep(DRAIN) => warn!("the drain time has passed; what still ran is cut off"),
+            _ = tokio::time::sleep(reloader.drain) => warn!("the drain time has passed; what still ran is cut off"),
         }
         anyhow::Ok(())
     })?;
@@ -124,53 +106,115 @@ struct Reloader {
     workers: usize,
     serial: Arc<AtomicU64>,
     watch: Watch,
+    listeners: Listeners,
+    admin: AdminSeat,
+    /// Exchanges that still run so long after the first signal to stop are cut off.
+    drain: Duration,
+}
+
+/// The admin listener, where it is wanted.
+struct AdminSeat {
+    admin: Arc<Admin>,
+    wanted: AdminAddress,
+    task: Option<AbortHandle>,
 }
 
 impl Reloader {
     /// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.
     async fn reload(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
+        let outcome = self.replace(load).await;
+        match &outcome {
+            Ok(message) => info!("{message}"),
+            Err(message) => error!("{message}"),
+        }
+        outcome
+    }
+
+    async fn replace(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
+        let refused = |why: &dyn Display| format!("not reloaded, the old manifest goes on serving:\n{why}");
         let next = load().and_then(|files| {
             self.watch.follow(&files);
             self.watch.differs(&files);
             self.assembly.assemble(&files)
         });
-        let next = next.map_err(|problems| {
-            error!("not reloaded, the old manifest goes on serving:\n{problems}");
-            format!("not reloaded, the old manifest goes on serving:\n{problems}")
-        })?;
+        let next = next.map_err(|problems| refused(&problems))?;
+        let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
+        self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
         self.publish.send_replace(Arc::new(next.generation));
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
-        match acknowledged(&mut self.outcomes, self.workers).await {
-            Ok(()) => {
-                info!(generation = serial, "reloaded");
-                Ok(format!("reloaded: generation {serial}"))
-            }
-            Err(error) => {
-                error!("a worker goes on with the old manifest: {error}");
-                Err(format!("a worker goes on with the old manifest: {error}"))
-            }
+        let swapped = acknowledged(&mut self.outcomes, self.workers).await;
+        swapped.map_err(|error| format!("a worker goes on with the old manifest: {error}"))?;
+        self.listeners.adopt(sockets);
+        self.drain = next.drain;
+        if next.workers.is_some_and(|workers| workers != self.workers) {
+            warn!("the number of workers changes at the next start");
         }
+        Ok(format!("reloaded: generation {serial}"))
     }
 }
 
-/// Starts the admin listener. At its default place it gives way to another process's.
-async fn start_admin(wanted: AdminAddress, admin: Admin) -> anyhow::Result<()> {
-    let address = match wanted {
-        AdminAddress::Off => return Ok(()),
-        AdminAddress::At(address) => address.to_string(),
-        AdminAddress::Default => admin::DEFAULT_ADDRESS.into(),
-    };
-    let listener = match tokio::net::TcpListener::bind(&address).await {
-        Ok(listener) => listener,
-        Err(error) if wanted == AdminAddress::Default => {
-            warn!(%error, "no admin listener at {address}; choose a place with [admin] address");
+impl AdminSeat {
+    async fn start(wanted: &AdminAddress, admin: Arc<Admin>) -> anyhow::Result<Self> {
+        let mut seat = AdminSeat { admin, wanted: AdminAddress::Off, task: None };
+        seat.change(wanted).await?;
+        Ok(seat)
+    }
+
+    /// Listens at another address. At its default place it gives way to another process's.
+    async fn change(&mut self, wanted: &AdminAddress) -> anyhow::Result<()> {
+        if self.wanted == *wanted {
             return Ok(());
         }
-        Err(error) => return Err(error).with_context(|| format!("the admin listener can't listen at {address}")),
-    };
-    info!("admin at http://{}", listener.local_addr()?);
-    tokio::task::spawn_local(admin::serve(listener, Arc::new(admin)));
-    Ok(())
+        let address = match wanted {
+            AdminAddress::Off => None,
+            AdminAddress::At(address) => Some(address.to_string()),
+            AdminAddress::Default => Some(admin::DEFAULT_ADDRESS.into()),
+        };
+        let listener = match address {
+            None => None,
+            Some(address) => match tokio::net::TcpListener::bind(&address).await {
+                Ok(listener) => Some(listener),
+                Err(error) if *wanted == AdminAddress::Default => {
+                    warn!(%error, "no admin listener at {address}; choose a place with [admin] address");
+                    None
+                }
+                Err(error) => return Err(error).context(format!("the admin listener can't listen at {address}")),
+            },
+        };
+        if let Some(old) = self.task.take() {
+            old.abort();
+        }
+        if let Some(listener) = listener {
+            info!("admin at http://{}", listener.local_addr()?);
+            self.task = Some(tokio::task::spawn_local(admin::serve(listener, self.admin.clone())).abort_handle());
+        }
+        self.wanted = wanted.clone();
+        Ok(())
+    }
+}
+
+type Sockets = Vec<mpsc::UnboundedSender<SocketOrder>>;
+type Threads = Vec<JoinHandle<std::io::Result<()>>>;
+
+/// Starts a thread for each worker; gives them, and the ends by which they are given sockets.
+fn start_workers(
+    workers: usize,
+    generation: &watch::Receiver<Arc<Generation>>,
+    stopping: &watch::Receiver<bool>,
+    registry: &Arc<Registry>,
+    swapped: &mpsc::UnboundedSender<Result<(), String>>,
+) -> std::io::Result<(Threads, Sockets)> {
+    let (mut threads, mut ends) = (Vec::new(), Vec::new());
+    for worker in 0..workers {
+        let (end, sockets) = mpsc::unbounded_channel();
+        let place = Place { registry: registry.clone(), worker };
+        let orders = Orders { generation: generation.clone(), sockets, stopping: stopping.clone(), place };
+        let swapped = swapped.clone();
+        let thread = std::thread::Builder::new().name(format!("worker-{worker}"));
+        threads.push(thread.spawn(move || worker::run(orders, swapped))?);
+        ends.push(end);
+    }
+    Ok((threads, ends))
 }
 
 async fn acknowledged(
@@ -182,39 +226,4 @@ async fn acknowledged(
         result = outcomes.recv().await.unwrap_or(Err("a worker has ended".into())).and(result);
     }
     result
-}
-
-/// Binds an address once for each worker; gives it as it came out.
-fn bind(address: &str, sockets: &mut [Vec<Socket>]) -> anyhow::Result<String> {
-    if let Some(path) = address.strip_prefix("unix:") {
-        // A socket that nobody listens at is left from a run that was killed.
-        if std::os::unix::net::UnixStream::connect(path).is_err() {
-            let _ = std::fs::remove_file(path);
-        }
-        let listener = UnixListener::bind(path)?;
-        listener.set_nonblocking(true)?;
-        for sockets in sockets {
-            sockets.push(Socket::Unix(listener.try_clone()?, address.into()));
-        }
-        return Ok(address.into());
-    }
-    let mut address: SocketAddr = address.parse()?;
-    for sockets in sockets {
-        let listener = bind_tcp(address)?;
-        address = listener.local_addr()?;
-        sockets.push(Socket::Tcp(listener));
-    }
-    Ok(format!("http://{address}"))
-}
-
-fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }

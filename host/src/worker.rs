@@ -1,18 +1,19 @@
 //! A worker: one thread with a runtime, listeners, connections, pools and instances of its own.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, watch};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 
 use crate::clock::{Clock, TICK};
-use crate::connection::Connection;
+use crate::connection::{Connection, Transport};
 use crate::generation::{Generation, Running};
 use crate::head::Peer;
 use crate::metrics::Place;
@@ -24,11 +25,18 @@ pub enum Socket {
     Unix(std::os::unix::net::UnixListener, Arc<str>),
 }
 
-/// What the front tells all workers.
-#[derive(Clone)]
+/// Where to listen, by the address in the manifest.
+pub enum SocketOrder {
+    Open(Arc<str>, Socket),
+    Close(Arc<str>),
+}
+
+/// What the front tells a worker.
 pub struct Orders {
     /// The generation to serve.
     pub generation: watch::Receiver<Arc<Generation>>,
+    /// Where to listen.
+    pub sockets: mpsc::UnboundedReceiver<SocketOrder>,
     /// Turns true when the process is to stop.
     pub stopping: watch::Receiver<bool>,
     /// Where the worker's figures are kept.
@@ -41,44 +49,44 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// How long to wait after the system refused a connection, most often for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until told to stop and all connections have ended. `swapped` hears of each generation that is in service.
-pub fn run(sockets: Vec<Socket>, orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
-    runtime.block_on(serve(sockets, orders, swapped))
+/// What a client's connection shares with the others of its worker.
+#[derive(Clone)]
+struct Seat {
+    current: Rc<RefCell<Rc<Running>>>,
+    clock: Rc<Clock>,
+    /// Held while a connection lives: the worker ends with the last of them.
+    alive: mpsc::Sender<()>,
 }
 
-async fn serve(
-    sockets: Vec<Socket>,
-    orders: Orders,
-    swapped: mpsc::UnboundedSender<Result<(), String>>,
-) -> io::Result<()> {
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, Arc<str>),
+}
+
+enum Accepted {
+    Tcp(TcpStream, Peer),
+    Unix(UnixStream, Peer),
+}
+
+/// Serves until told to stop and all connections have ended. `swapped` hears of each generation that is in service.
+pub fn run(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+    runtime.block_on(serve(orders, swapped))
+}
+
+async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
+    let Orders { generation, sockets, stopping, place } = orders;
     let pools = Rc::new(Pools::default());
-    let first = orders.generation.borrow().clone();
-    let running = Running::new(first, &pools, orders.place.clone(), Instant::now()).map_err(io::Error::other)?;
+    let first = generation.borrow().clone();
+    let running = Running::new(first, &pools, place.clone(), Instant::now()).map_err(io::Error::other)?;
     let current = Rc::new(RefCell::new(Rc::new(running)));
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let clock = Clock::new();
-    let mut accepting = Vec::new();
-    for socket in sockets {
-        let (current, stopping, alive) = (current.clone(), orders.stopping.clone(), alive.clone());
-        let clock = clock.clone();
-        accepting.push(match socket {
-            Socket::Tcp(listener) => {
-                spawn_local(accept_tcp(TcpListener::from_std(listener)?, current, clock, stopping, alive))
-            }
-            Socket::Unix(listener, path) => {
-                spawn_local(accept_unix(UnixListener::from_std(listener)?, path, current, clock, stopping, alive))
-            }
-        });
-    }
-    drop(alive);
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_local(sweep(pools.clone(), current.clone()));
     let ticking = spawn_local(tick(clock.clone(), current.clone()));
-    let swapping = spawn_local(swap(orders, pools, current, swapped));
-    for task in accepting {
-        let _ = task.await;
-    }
+    let swapping = spawn_local(swap(generation, place, pools, current.clone(), swapped));
+    listen(sockets, Seat { current, clock: clock.clone(), alive }, stopping).await;
     clock.stop();
     // Every connection holds a sender, so this ends with the last of them.
     let _ = all_ended.recv().await;
@@ -89,15 +97,16 @@ async fn serve(
 }
 
 async fn swap(
-    mut orders: Orders,
+    mut generation: watch::Receiver<Arc<Generation>>,
+    place: Place,
     pools: Rc<Pools>,
     current: Rc<RefCell<Rc<Running>>>,
     swapped: mpsc::UnboundedSender<Result<(), String>>,
 ) {
-    while orders.generation.changed().await.is_ok() {
-        let next = orders.generation.borrow_and_update().clone();
-        let outcome = Running::new(next, &pools, orders.place.clone(), Instant::now())
-            .map(|next| drop(current.replace(Rc::new(next))));
+    while generation.changed().await.is_ok() {
+        let next = generation.borrow_and_update().clone();
+        let outcome =
+            Running::new(next, &pools, place.clone(), Instant::now()).map(|next| drop(current.replace(Rc::new(next))));
         let _ = swapped.send(outcome.map_err(|trap| trap.to_string()));
     }
 }
@@ -122,60 +131,86 @@ async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
     }
 }
 
-async fn accept_tcp(
-    listener: TcpListener,
-    current: Rc<RefCell<Rc<Running>>>,
-    clock: Rc<Clock>,
-    mut stopping: watch::Receiver<bool>,
-    alive: mpsc::Sender<()>,
-) {
+/// Accepts at the sockets that it is given, until told to stop.
+async fn listen(mut sockets: mpsc::UnboundedReceiver<SocketOrder>, seat: Seat, mut stopping: watch::Receiver<bool>) {
+    let mut accepting = HashMap::new();
+    loop {
+        let order = tokio::select! {
+            order = sockets.recv() => order,
+            _ = stopping.wait_for(|stopping| *stopping) => None,
+        };
+        match order {
+            Some(SocketOrder::Open(address, socket)) => match Listener::new(socket) {
+                Ok(listener) => {
+                    let (close, closed) = oneshot::channel::<()>();
+                    accepting.insert(address, (close, spawn_local(accept(listener, closed, seat.clone()))));
+                }
+                Err(error) => tracing::error!(%address, %error, "not listening"),
+            },
+            // Its task hears of it by the sender that is dropped, and ends by itself.
+            Some(SocketOrder::Close(address)) => drop(accepting.remove(&address)),
+            None => break,
+        }
+    }
+    for (close, task) in accepting.into_values() {
+        drop(close);
+        let _ = task.await;
+    }
+}
+
+/// Accepts until closed; who waits in the queue by then is still served.
+async fn accept(listener: Listener, mut closed: oneshot::Receiver<()>, seat: Seat) {
     loop {
         let accepted = tokio::select! {
+            biased;
             accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stopping| *stopping) => return,
+            _ = &mut closed => return,
         };
         match accepted {
-            Ok((stream, client)) => {
+            Ok(Accepted::Tcp(stream, peer)) => seat.serve(stream, peer),
+            Ok(Accepted::Unix(stream, peer)) => seat.serve(stream, peer),
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Listener {
+    fn new(socket: Socket) -> io::Result<Self> {
+        match socket {
+            Socket::Tcp(listener) => TcpListener::from_std(listener).map(Listener::Tcp),
+            Socket::Unix(listener, path) => {
+                UnixListener::from_std(listener).map(|listener| Listener::Unix(listener, path))
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, client) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
-                let listener = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
-                let peer = Arc::new(Peer::tcp(client, listener));
-                spawn_local(serve_one(Connection::new(stream, peer, current.clone(), &clock), alive.clone()));
+                let reached = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+                Ok(Accepted::Tcp(stream, Peer::tcp(client, reached)))
             }
-            Err(error) => refused(error).await,
+            Listener::Unix(listener, path) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Accepted::Unix(stream, Peer::unix(path)))
+            }
         }
     }
 }
 
-async fn accept_unix(
-    listener: UnixListener,
-    path: Arc<str>,
-    current: Rc<RefCell<Rc<Running>>>,
-    clock: Rc<Clock>,
-    mut stopping: watch::Receiver<bool>,
-    alive: mpsc::Sender<()>,
-) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stopping| *stopping) => return,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let peer = Arc::new(Peer::unix(&path));
-                spawn_local(serve_one(Connection::new(stream, peer, current.clone(), &clock), alive.clone()));
-            }
-            Err(error) => refused(error).await,
-        }
+impl Seat {
+    /// Serves a client on a task of its own, which ends with the connection.
+    fn serve(&self, stream: impl Transport, peer: Peer) {
+        let connection = Connection::new(stream, Arc::new(peer), self.current.clone(), &self.clock);
+        let alive = self.alive.clone();
+        spawn_local(async move {
+            connection.await;
+            drop(alive);
+        });
     }
-}
-
-async fn refused(error: io::Error) {
-    tracing::warn!(%error, "a connection was not accepted");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
-}
-
-/// Serves a client; `alive` tells the worker that it is not done.
-async fn serve_one(connection: impl Future<Output = ()>, alive: mpsc::Sender<()>) {
-    connection.await;
-    drop(alive);
 }

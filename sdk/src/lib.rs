@@ -73,6 +73,6 @@ pub use hooks::{
     Balancer, BodyError, BodyFilter, CachePolicy, Endpoint, EndpointState, Endpoints, Keep, Lookup, Observer, Plugin,
     Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, Reuse, Storage, StoredResponse, Summary, Timer,
 };
-pub use setup::{Beyond, BodyMode, ConfigError, Need, Needs, Part, Plan, Setup, ValueName};
+pub use setup::{Beyond, BodyMode, ConfigError, Need, Needs, Part, Plan, PlanId, Setup, ValueName};
 pub use values::Values;
 pub use verdict::{Edit, Response, Verdict};

@@ -21,16 +21,17 @@ pub struct Setup {
     pub cache_request: Needs,
     /// Values that arrive with [`on_fetched`](crate::CachePolicy::on_fetched).
     pub cache_response: Needs,
-    /// Edits that the host makes to every request by itself: `on_request` is then never called.
-    pub request_plan: Option<Plan>,
-    /// Edits that the host makes to every response by itself: `on_response` is then never called.
-    pub response_plan: Option<Plan>,
+    /// A plan that the host carries out for every request by itself: `on_request` is then never called.
+    pub request_plan: Option<PlanId>,
+    /// A plan that the host carries out for every response by itself: `on_response` is then never called.
+    pub response_plan: Option<PlanId>,
     /// How request bodies arrive; [`BodyMode::Streamed`] if nothing is said.
     pub request_body: BodyMode,
     /// How response bodies arrive; [`BodyMode::Streamed`] if nothing is said.
     pub response_body: BodyMode,
     /// How often [`on_timer`](crate::Timer::on_timer) is called, to within 50 ms.
     pub timer_interval: Option<std::time::Duration>,
+    plans: Vec<Plan>,
 }
 
 /// A list of declared values.
@@ -41,9 +42,13 @@ pub struct Needs(Vec<ValueName>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need(pub(crate) usize);
 
-/// Edits known when the plugin is configured, with templates for values.
+/// Edits known when the plugin is configured, with templates for values. [`Setup::plan`] hands it to the host.
 #[derive(Clone, Debug, Default)]
 pub struct Plan(Vec<types::PlannedEdit>);
+
+/// A plan that the host has, for [`Verdict::Plan`](crate::Verdict::Plan) and the plans of [`Setup`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanId(pub(crate) u32);
 
 /// A piece of a template.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,6 +88,36 @@ pub struct ConfigError {
 }
 
 impl Setup {
+    /// Hands a plan to the host, which checks it once. A hook that returns [`Verdict::Plan`](crate::Verdict::Plan) has
+    /// it carried out, at a third of the price of edits that it makes itself.
+    ///
+    /// ```
+    /// # use plugway_sdk::*;
+    /// struct Beta { cookie: Need, beta: PlanId }
+    ///
+    /// impl Plugin for Beta {
+    ///     type Config = ();
+    ///     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+    ///         let plan = Plan::default().set_field("x-variant", vec![Part::Text(b"beta".to_vec())]);
+    ///         Ok(Beta { cookie: setup.request.cookie("beta"), beta: setup.plan(plan) })
+    ///     }
+    /// }
+    ///
+    /// impl RequestFilter for Beta {
+    ///     fn on_request(&mut self, request: &Values) -> Verdict {
+    ///         if request.bytes(self.cookie).is_some() { self.beta.into() } else { Verdict::proceed() }
+    ///     }
+    /// }
+    /// ```
+    pub fn plan(&mut self, plan: Plan) -> PlanId {
+        self.plans.push(plan);
+        PlanId(self.plans.len() as u32 - 1)
+    }
+
+    pub(crate) fn planned(&self, plan: u32) -> &[types::PlannedEdit] {
+        self.plans.get(plan as usize).map_or(&[], |plan| &plan.0)
+    }
+
     #[doc(hidden)]
     pub fn into_settings(self) -> lifecycle::Settings {
         lifecycle::Settings {
@@ -92,6 +127,7 @@ impl Setup {
             observer_values: self.observer.0,
             cache_request_values: self.cache_request.0,
             cache_response_values: self.cache_response.0,
+            plans: self.plans.into_iter().map(|plan| plan.0).collect(),
             request_plan: self.request_plan.map(|plan| plan.0),
             response_plan: self.response_plan.map(|plan| plan.0),
             request_body: Some(self.request_body.into_wit()),
@@ -168,8 +204,9 @@ impl Plan {
         self.with(types::PlannedEdit::SetNote((name.into(), wit_parts(template))))
     }
 
-    pub(crate) fn edits(&self) -> &[types::PlannedEdit] {
-        &self.0
+    /// Whether it has no edits.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn with(mut self, edit: types::PlannedEdit) -> Self {

@@ -5,7 +5,7 @@
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::{
-    ConfigError, Edit, Needs, Plan, Plugin, RequestFilter, Response, ResponseFilter, Setup, ValueName, Values, Verdict,
+    ConfigError, Edit, Needs, Plugin, RequestFilter, Response, ResponseFilter, Setup, ValueName, Values, Verdict,
 };
 
 /// A configured plugin with what it declared.
@@ -56,18 +56,24 @@ impl<P: Plugin> Harness<P> {
     where
         P: RequestFilter,
     {
-        let verdict = match &self.setup.request_plan {
-            Some(plan) => planned(plan, &request, None),
+        let verdict = match self.setup.request_plan {
+            Some(plan) => Verdict::Plan(plan),
             None => self.plugin.on_request(&resolve(&self.setup.request, &request, None)),
         };
-        match verdict {
-            Verdict::Proceed(edits) => {
-                edits.into_iter().for_each(|edit| request.apply(edit));
-                Outcome::Passed(request)
+        let edits = match edits(verdict) {
+            Ok(edits) => edits,
+            Err(outcome) => return outcome,
+        };
+        for edit in edits {
+            match edit {
+                Edit::Plan(plan) => {
+                    let planned = planned(self.setup.planned(plan), &request, None);
+                    planned.into_iter().for_each(|edit| request.apply(edit));
+                }
+                edit => request.apply(edit),
             }
-            Verdict::Respond(response) => Outcome::Answered(response),
-            Verdict::Fail(reason) => Outcome::Failed(reason),
         }
+        Outcome::Passed(request)
     }
 
     /// Runs the response hook, or the plan that stands for it.
@@ -75,24 +81,25 @@ impl<P: Plugin> Harness<P> {
     where
         P: ResponseFilter,
     {
-        let verdict = match &self.setup.response_plan {
-            Some(plan) => planned(plan, request, Some(&response)),
+        let verdict = match self.setup.response_plan {
+            Some(plan) => Verdict::Plan(plan),
             None => self.plugin.on_response(&resolve(&self.setup.response, request, Some(&response))),
         };
-        match verdict {
-            Verdict::Proceed(edits) => {
-                for edit in edits {
-                    match edit {
-                        Edit::SetStatus(status) => response.status = status,
-                        Edit::SetNote(_) => {}
-                        edit => edit_fields(&mut response.fields, edit),
-                    }
+        let edits = match edits(verdict) {
+            Ok(edits) => edits,
+            Err(outcome) => return outcome,
+        };
+        for edit in edits {
+            match edit {
+                Edit::Plan(plan) => {
+                    let planned = planned(self.setup.planned(plan), request, Some(&response));
+                    planned.into_iter().for_each(|edit| edit_fields(&mut response.fields, edit));
                 }
-                Outcome::Passed(response)
+                Edit::SetStatus(status) => response.status = status,
+                edit => edit_fields(&mut response.fields, edit),
             }
-            Verdict::Respond(response) => Outcome::Answered(response),
-            Verdict::Fail(reason) => Outcome::Failed(reason),
         }
+        Outcome::Passed(response)
     }
 }
 
@@ -231,7 +238,16 @@ fn resolve(needs: &Needs, request: &Request, response: Option<&Response>) -> Val
     Values::new(needs.names().iter().map(|name| request.value(name, response)).collect())
 }
 
-fn planned(plan: &Plan, request: &Request, response: Option<&Response>) -> Verdict {
+fn edits<M>(verdict: Verdict) -> Result<Vec<Edit>, Outcome<M>> {
+    match verdict {
+        Verdict::Proceed(edits) => Ok(edits),
+        Verdict::Plan(plan) => Ok(vec![Edit::Plan(plan.0)]),
+        Verdict::Respond(response) => Err(Outcome::Answered(response)),
+        Verdict::Fail(reason) => Err(Outcome::Failed(reason)),
+    }
+}
+
+fn planned(plan: &[PlannedEdit], request: &Request, response: Option<&Response>) -> Vec<Edit> {
     let fill = |template: &[TemplatePart]| -> Vec<u8> {
         let part = |part: &TemplatePart| match part {
             TemplatePart::Text(text) => text.clone(),
@@ -253,7 +269,7 @@ fn planned(plan: &Plan, request: &Request, response: Option<&Response>) -> Verdi
         PlannedEdit::RenameField(names) => Some(Edit::RenameField(names.clone())),
         PlannedEdit::SetNote((name, template)) => filled(name, template).map(Edit::SetNote),
     };
-    Verdict::Proceed(plan.edits().iter().filter_map(edit).collect())
+    plan.iter().filter_map(edit).collect()
 }
 
 fn edit_fields(fields: &mut Vec<(String, Vec<u8>)>, edit: Edit) {

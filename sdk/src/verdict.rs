@@ -1,5 +1,6 @@
 //! What a hook decides.
 
+use crate::PlanId;
 use crate::bindings::types;
 
 /// One change to a message; see `types.edit` in the WIT for the rules.
@@ -10,6 +11,8 @@ pub use crate::bindings::types::Edit;
 pub enum Verdict {
     /// Go on, with these edits.
     Proceed(Vec<Edit>),
+    /// Go on, with the edits of a plan; costs least.
+    Plan(PlanId),
     /// Answer the client with this response.
     Respond(Response),
     /// The plugin can't decide: its `on-error` says what the client gets, the text goes to the log.
@@ -66,10 +69,16 @@ impl Verdict {
         self.edit(Edit::SetUpstream(name.into()))
     }
 
+    /// Carries out a plan.
+    pub fn plan(self, plan: PlanId) -> Self {
+        self.edit(Edit::Plan(plan.0))
+    }
+
     #[doc(hidden)]
     pub fn into_wit(self) -> types::Verdict {
         match self {
             Verdict::Proceed(edits) => types::Verdict::Proceed(edits),
+            Verdict::Plan(plan) => types::Verdict::Plan(plan.0),
             Verdict::Respond(Response { status, fields, body }) => {
                 types::Verdict::Respond(types::Response { status, fields, body })
             }
@@ -93,6 +102,12 @@ impl Response {
     /// Gives it content of a media type.
     pub fn body(self, media_type: &str, content: impl Into<Vec<u8>>) -> Self {
         Response { body: content.into(), ..self.field("content-type", media_type) }
+    }
+}
+
+impl From<PlanId> for Verdict {
+    fn from(plan: PlanId) -> Self {
+        Verdict::Plan(plan)
     }
 }
 

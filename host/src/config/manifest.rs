@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 /// One file.
@@ -13,6 +15,8 @@ pub struct Manifest {
     pub include: Vec<Spanned<String>>,
     /// Threads that serve; as many as there are cores if not given.
     pub workers: Option<Spanned<usize>>,
+    /// How long exchanges may go on after the first signal to stop; 30s if not given.
+    pub drain_timeout: Option<Spanned<String>>,
     /// Sockets to listen at.
     pub listener: Vec<Listener>,
     /// Named sets of endpoints.
@@ -75,8 +79,7 @@ pub struct Upstream {
     pub idle_connections: Option<usize>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "an address, or a table with `address` and `weight`")]
+#[derive(Debug)]
 pub enum Endpoint {
     Address(String),
     Weighted(WeightedEndpoint),
@@ -86,8 +89,8 @@ pub enum Endpoint {
 #[serde(deny_unknown_fields)]
 pub struct WeightedEndpoint {
     pub address: String,
-    /// 1 to 65535.
-    pub weight: u16,
+    /// 1 to 65535; 1 if not given.
+    pub weight: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -116,8 +119,7 @@ pub struct Route {
     pub plugins: Vec<Spanned<PluginRef>>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a path, or a table with `exact`, `prefix` or `regex`")]
+#[derive(Debug)]
 pub enum Path {
     Below(String),
     Other(OtherPath),
@@ -143,12 +145,14 @@ pub struct Plugin {
     /// A stock plugin, or a `.wasm` file, relative to this file.
     pub r#use: Spanned<String>,
     /// What the plugin is told, by its own schema.
-    pub config: Option<Spanned<toml::Table>>,
+    pub config: Option<toml::Table>,
     /// What an instance may use.
     #[serde(default)]
     pub limits: Limits,
     /// `"fail"`, `"skip"`, or a status code.
     pub on_error: Option<Spanned<OnError>>,
+    /// `"worker"` (an instance serves one request after the other) or `"request"` (each gets a fresh one).
+    pub isolation: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -167,28 +171,56 @@ pub enum OnError {
     Status(u16),
 }
 
-/// By hand, since what serde derives for untagged enums loses the places of values and the names of unknown keys.
 impl<'de> Deserialize<'de> for PluginRef {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NameOrTable;
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expecting = "the name of a plugin, or a table with `use` and `config`";
+        text_or_table(deserializer, expecting, PluginRef::Name, |plugin| PluginRef::Inline(Box::new(plugin)))
+    }
+}
 
-        impl<'de> serde::de::Visitor<'de> for NameOrTable {
-            type Value = PluginRef;
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expecting = "an address, or a table with `address` and `weight`";
+        text_or_table(deserializer, expecting, Endpoint::Address, Endpoint::Weighted)
+    }
+}
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("the name of a plugin, or a table with `use` and `config`")
-            }
+impl<'de> Deserialize<'de> for Path {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expecting = "a path, or a table with `exact`, `prefix` or `regex`";
+        text_or_table(deserializer, expecting, Path::Below, Path::Other)
+    }
+}
 
-            fn visit_str<E>(self, name: &str) -> Result<PluginRef, E> {
-                Ok(PluginRef::Name(name.into()))
-            }
+/// Takes a text or a table. By hand, since what serde derives for untagged enums loses the places of values and the
+/// names of unknown keys.
+fn text_or_table<'de, D: Deserializer<'de>, Table: Deserialize<'de>, T>(
+    deserializer: D,
+    expecting: &'static str,
+    of_text: fn(String) -> T,
+    of_table: fn(Table) -> T,
+) -> Result<T, D::Error> {
+    struct TextOrTable<Table, T> {
+        expecting: &'static str,
+        of_text: fn(String) -> T,
+        of_table: fn(Table) -> T,
+    }
 
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, table: A) -> Result<PluginRef, A::Error> {
-                let plugin = Plugin::deserialize(serde::de::value::MapAccessDeserializer::new(table))?;
-                Ok(PluginRef::Inline(Box::new(plugin)))
-            }
+    impl<'de, Table: Deserialize<'de>, T> Visitor<'de> for TextOrTable<Table, T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(self.expecting)
         }
 
-        deserializer.deserialize_any(NameOrTable)
+        fn visit_str<E>(self, text: &str) -> Result<T, E> {
+            Ok((self.of_text)(text.into()))
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<T, A::Error> {
+            Table::deserialize(MapAccessDeserializer::new(table)).map(self.of_table)
+        }
     }
+
+    deserializer.deserialize_any(TextOrTable { expecting, of_text, of_table })
 }

@@ -20,6 +20,10 @@ pub struct Binding {
     pub(super) limits: Limits,
     /// What a failed call means for the exchange.
     pub on_error: OnError,
+    /// Who gets a fresh instance.
+    pub isolation: Isolation,
+    /// What its hooks can have carried out.
+    pub plans: Vec<Vec<Planned>>,
     /// How requests pass it.
     pub request: Hook,
     /// How responses pass it.
@@ -59,8 +63,8 @@ const SHORTEST_TIMER: Duration = crate::clock::TICK;
 pub enum Hook {
     /// It isn't there.
     Absent,
-    /// The host makes these edits.
-    Plan(Vec<Planned>),
+    /// The host carries out this plan.
+    Plan(usize),
     /// It is called with these values.
     Call(Vec<ValueName>),
 }
@@ -83,6 +87,15 @@ pub enum OnError {
     Skip,
     /// The client gets this status.
     Respond(http::StatusCode),
+}
+
+/// How long an instance lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// It serves one request of its worker after the other.
+    Worker,
+    /// It serves one call: nothing that it keeps can reach another request.
+    Request,
 }
 
 /// A configuration that the plugin, or the host, can't take.
@@ -116,12 +129,16 @@ impl Binding {
         config: String,
         limits: Limits,
         on_error: OnError,
+        isolation: Isolation,
     ) -> Result<Self, BindError> {
         let mut first = Instance::bare(&plugin, name.clone(), limits)?;
         let settings = first.configure(&config)?.map_err(BindError::Config)?;
         let names = |values: Vec<types::ValueName>| values.into_iter().map(value_name).collect::<Result<Vec<_>, _>>();
-        let request = hook(plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
-        let response = hook(plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;
+        let plan = |plan: Vec<types::PlannedEdit>| plan.into_iter().map(planned).collect::<Result<Vec<_>, _>>();
+        let plans = settings.plans.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
+        let request = hook(&plans, plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
+        let response =
+            hook(&plans, plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;
         let balancer = names(settings.balancer_values)?;
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
         let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(SHORTEST_TIMER));
@@ -136,6 +153,8 @@ impl Binding {
             config,
             limits,
             on_error,
+            isolation,
+            plans,
             request,
             response,
             balancer,
@@ -152,11 +171,19 @@ impl Binding {
     }
 }
 
-fn hook(exported: bool, values: Vec<types::ValueName>, plan: Option<Vec<types::PlannedEdit>>) -> Result<Hook, Refused> {
+fn hook(
+    plans: &[Vec<Planned>],
+    exported: bool,
+    values: Vec<types::ValueName>,
+    plan: Option<u32>,
+) -> Result<Hook, Refused> {
     match plan {
         _ if !exported => Ok(Hook::Absent),
-        Some(plan) if plan.is_empty() => Ok(Hook::Absent),
-        Some(plan) => plan.into_iter().map(planned).collect::<Result<_, _>>().map(Hook::Plan),
+        Some(place) => match plans.get(place as usize) {
+            Some(plan) if plan.is_empty() => Ok(Hook::Absent),
+            Some(_) => Ok(Hook::Plan(place as usize)),
+            None => Err(Refused::Plan(place)),
+        },
         None => values.into_iter().map(value_name).collect::<Result<_, _>>().map(Hook::Call),
     }
 }

@@ -16,7 +16,7 @@ use super::host::{self, HostState};
 /// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
 
-/// Instances that can live at once, over all workers and generations. Each costs address space, no memory.
+/// Instances that can live at once, over all workers and generations. Each costs 4 GiB of address space, no memory.
 const INSTANCES: u32 = 2_000;
 
 /// No plugin's memory limit can be higher.
@@ -75,14 +75,7 @@ impl Runtime {
     }
 
     fn new(artifacts: Option<Arc<Artifacts>>) -> wasmtime::Result<Self> {
-        let mut pool = PoolingAllocationConfig::default();
-        pool.total_component_instances(INSTANCES).total_core_instances(INSTANCES * 4);
-        pool.total_memories(INSTANCES).total_tables(INSTANCES * 4).max_memory_size(MOST_MEMORY);
-        pool.max_unused_warm_slots(16);
-        let mut config = Config::new();
-        config.concurrency_support(false).epoch_interruption(true);
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-        let engine = Engine::new(&config)?;
+        let engine = engine()?;
         let mut linker = Linker::new(&engine);
         host::add_wasi(&mut linker)?;
         super::contract::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
@@ -164,6 +157,22 @@ impl Plugin {
     pub fn imports(&self) -> &[String] {
         &self.imports
     }
+}
+
+/// An engine with room for many instances set aside or, where address space is short (a container, `ulimit -v`), one
+/// that asks the system for each instance.
+fn engine() -> wasmtime::Result<Engine> {
+    let mut config = Config::new();
+    config.concurrency_support(false).epoch_interruption(true);
+    let mut pool = PoolingAllocationConfig::default();
+    pool.total_component_instances(INSTANCES).total_core_instances(INSTANCES * 4);
+    pool.total_memories(INSTANCES).total_tables(INSTANCES * 4).max_memory_size(MOST_MEMORY);
+    pool.max_unused_warm_slots(16);
+    let pooling = config.clone().allocation_strategy(InstanceAllocationStrategy::Pooling(pool)).to_owned();
+    Engine::new(&pooling).or_else(|error| {
+        tracing::info!("instances are not pooled: {error:#}");
+        Engine::new(config.allocation_strategy(InstanceAllocationStrategy::OnDemand))
+    })
 }
 
 /// A hook, if the component exports it.

@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tracing::{debug, error, info, trace, warn};
 use wasmtime::component::{Linker, Resource, ResourceTable};
 use wasmtime::{StoreContextMut, StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::p2::bindings::sync::io::streams::StreamError;
@@ -13,6 +12,7 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::contract::{endpoints, exchange, log, metrics, types};
+use super::lines::{Level, Lines, Printed};
 use crate::head::{Head, ValueName};
 use crate::metrics::{Custom, CustomKind, Place};
 
@@ -21,7 +21,8 @@ pub struct HostState {
     wasi: WasiCtx,
     table: ResourceTable,
     pub(super) limits: StoreLimits,
-    pub(super) name: Arc<str>,
+    name: Arc<str>,
+    lines: Lines,
     /// The exchange at hand, lent for the length of a call.
     pub(super) head: Option<Box<Head>>,
     /// Requests in flight at each endpoint of the upstream at hand.
@@ -39,15 +40,14 @@ type Read = wasmtime::Result<(Result<Vec<u8>, StreamError>,)>;
 const LONGEST_METRIC: usize = 64;
 const MOST_METRICS: usize = 64;
 
-/// A longer line of a plugin is cut.
-const LONGEST_LINE: usize = 4 << 10;
-
 impl HostState {
     /// The state of a fresh instance that may use so much memory.
     pub fn new(name: Arc<str>, memory: usize) -> Self {
         let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).instances(16).tables(16).build();
-        let (wasi, table) = (WasiCtx::builder().build(), ResourceTable::new());
-        HostState { wasi, table, limits, name, head: None, loads: VecDeque::new(), figures: None, defined: Vec::new() }
+        let (lines, table) = (Lines::new(name.clone()), ResourceTable::new());
+        let wasi = WasiCtx::builder().stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).build();
+        let (head, loads, figures, defined) = (None, VecDeque::new(), None, Vec::new());
+        HostState { wasi, table, limits, name, lines, head, loads, figures, defined }
     }
 }
 
@@ -93,10 +93,9 @@ pub fn add_wasi(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     let mut streams = linker.instance("wasi:io/streams@0.2.12")?;
     streams.func_wrap(
         "[method]output-stream.blocking-write-and-flush",
-        |store: StoreContextMut<'_, HostState>, (_, text): (Resource<DynOutputStream>, Vec<u8>)| -> Written {
-            let (plugin, text) = (&*store.data().name, String::from_utf8_lossy(&text));
-            info!(plugin, "{}", text.trim_end());
-            Ok((Ok(()),))
+        |mut store: StoreContextMut<'_, HostState>, (stream, text): (Resource<DynOutputStream>, Vec<u8>)| -> Written {
+            // There is nothing to write to but the log, which takes everything at once.
+            Ok((store.data_mut().table.get_mut(&stream)?.write(text.into()).map_err(|_| StreamError::Closed),))
         },
     )?;
     streams.func_wrap("[method]output-stream.blocking-flush", |_, (_,): (Resource<DynOutputStream>,)| -> Written {
@@ -143,16 +142,15 @@ impl exchange::Host for HostState {
 }
 
 impl log::Host for HostState {
-    fn write(&mut self, level: log::Level, mut message: String) -> wasmtime::Result<()> {
-        message.truncate(message.floor_char_boundary(LONGEST_LINE));
-        let plugin = &*self.name;
-        match level {
-            log::Level::Error => error!(plugin, "{message}"),
-            log::Level::Warn => warn!(plugin, "{message}"),
-            log::Level::Info => info!(plugin, "{message}"),
-            log::Level::Debug => debug!(plugin, "{message}"),
-            log::Level::Trace => trace!(plugin, "{message}"),
-        }
+    fn write(&mut self, level: log::Level, message: String) -> wasmtime::Result<()> {
+        let level = match level {
+            log::Level::Error => Level::Error,
+            log::Level::Warn => Level::Warn,
+            log::Level::Info => Level::Info,
+            log::Level::Debug => Level::Debug,
+            log::Level::Trace => Level::Trace,
+        };
+        self.lines.write(level, &message);
         Ok(())
     }
 }

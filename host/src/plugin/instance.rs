@@ -6,7 +6,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use wasmtime::Store;
 
-use super::binding::{Binding, Limits};
+use super::binding::{Binding, Isolation, Limits};
 use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::contract::{
     balancer, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer, types,
@@ -40,6 +40,8 @@ pub struct Instance {
 pub enum Verdict {
     /// Go on, with these edits.
     Proceed(SmallVec<[Edit; 4]>),
+    /// Go on, with the edits of the plan at this place.
+    Plan(u32),
     /// Answer.
     Respond(http::Response<Vec<u8>>),
 }
@@ -61,8 +63,10 @@ pub enum Trap {
 
 /// One worker's place for an instance of a binding: makes one where there is none, and drops one that failed. Boxed,
 /// since it leaves its place for every call.
-#[derive(Default)]
-pub struct Slot(Option<Box<Instance>>);
+pub struct Slot {
+    instance: Option<Box<Instance>>,
+    isolation: Isolation,
+}
 
 // === Instance ===
 
@@ -71,6 +75,8 @@ impl Instance {
     pub fn bare(plugin: &Arc<Plugin>, name: Arc<str>, limits: Limits) -> Result<Self, Trap> {
         let mut store = Store::new(&plugin.engine, HostState::new(name, limits.memory));
         store.limiter(|state| &mut state.limits);
+        // What a call may hand over, in bytes as the host keeps it: no more than the plugin may have itself.
+        store.set_hostcall_fuel(limits.memory);
         // A deadline is met at the first tick after its time has passed.
         let deadline = (limits.cpu.as_micros().div_ceil(TICK.as_micros()) + 1) as u64;
         store.set_epoch_deadline(deadline);
@@ -212,24 +218,30 @@ impl Instance {
 // === Slot ===
 
 impl Slot {
+    /// An empty place.
+    pub fn new(isolation: Isolation) -> Self {
+        Slot { instance: None, isolation }
+    }
+
     /// Makes the instance ahead of its first call.
     pub fn warm(&mut self, prepare: impl FnOnce() -> Result<Instance, Trap>) -> Result<(), Trap> {
-        if self.0.is_none() {
-            self.0 = Some(Box::new(prepare()?));
+        if self.instance.is_none() {
+            self.instance = Some(Box::new(prepare()?));
         }
         Ok(())
     }
 
-    /// Runs a call; the instance goes back to its place only if the call returned.
+    /// Runs a call; the instance goes back to its place only if the call returned, and if others may have it.
     pub fn call<R>(
         &mut self,
         prepare: impl FnOnce() -> Result<Instance, Trap>,
         call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
     ) -> Result<R, Trap> {
-        let mut instance = self.0.take().map_or_else(|| prepare().map(Box::new), Ok)?;
+        let mut instance = self.instance.take().map_or_else(|| prepare().map(Box::new), Ok)?;
         let result = call(&mut instance);
-        if matches!(result, Ok(_) | Err(Trap::Failed(_) | Trap::Refused(_) | Trap::NoHook)) {
-            self.0 = Some(instance);
+        let returned = matches!(result, Ok(_) | Err(Trap::Failed(_) | Trap::Refused(_) | Trap::NoHook));
+        if returned && self.isolation == Isolation::Worker {
+            self.instance = Some(instance);
         }
         result
     }
@@ -247,6 +259,7 @@ fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
         types::Verdict::Proceed(edits) => {
             Ok(Verdict::Proceed(edits.into_iter().map(|edit| checked_edit(side, edit)).collect::<Result<_, _>>()?))
         }
+        types::Verdict::Plan(place) => Ok(Verdict::Plan(place)),
         types::Verdict::Respond(types::Response { status, fields, body }) => {
             let mut response = http::Response::new(body);
             *response.status_mut() = edit::status(status)?;
@@ -293,5 +306,6 @@ fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
             Edit::Status(edit::status(status)?)
         }
         Wit::SetNote((name, value)) => Edit::Note(name.clone(), edit::field_value(&name, &value)?),
+        Wit::Plan(place) => Edit::Plan(place),
     })
 }

@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::body::RequestBody;
 use crate::error::{Error, Kind};
+use crate::upload::RequestBody;
+use crate::wire::Wire;
 
 /// What carries a connection.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {}
@@ -52,7 +52,7 @@ impl Connection {
     /// Speaks HTTP/1.1 over a transport.
     pub async fn new(transport: impl Transport) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::ConnectionTerminated, error);
-        let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(transport)).await.map_err(failed)?;
+        let (sender, connection) = http1::Builder::new().handshake(Wire::new(transport)).await.map_err(failed)?;
         let task = Mutex::new(Waker::noop().clone());
         let relay = Arc::new(Relay { polling: AtomicBool::new(false), again: AtomicBool::new(false), task });
         let driver = Driver { connection: Some(Box::pin(connection)), waker: relay.clone().into(), relay };

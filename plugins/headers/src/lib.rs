@@ -1,6 +1,6 @@
 //! The stock plugin `headers`: what the manifest says about fields, carried out.
 //!
-//! Where nothing depends on the exchange but the values in templates, the host gets the edits once, as a plan;
+//! All edits are plans, handed to the host once. Where they always apply, the host carries them out by itself;
 //! conditions and a list of trusted proxies need a call per message.
 
 mod config;
@@ -8,16 +8,16 @@ mod forwarded;
 mod rules;
 mod template;
 
-use plugway_sdk::{ConfigError, Plugin, RequestFilter, ResponseFilter, Setup, Values, Verdict, export};
+use plugway_sdk::{ConfigError, Plan, PlanId, Plugin, RequestFilter, ResponseFilter, Setup, Values, Verdict, export};
 
 use config::Config;
 use forwarded::Forwarding;
-use rules::{Conditions, Rules};
+use rules::Conditions;
 
 /// The configured plugin.
 pub struct Headers {
-    request: Rules,
-    response: Rules,
+    request: Option<PlanId>,
+    response: Option<PlanId>,
     request_if: Conditions,
     response_if: Conditions,
     forwarding: Option<Forwarding>,
@@ -27,18 +27,18 @@ impl Plugin for Headers {
     type Config = Config;
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
-        let request = Rules::parse(&config.request, "/request")?;
-        let response = Rules::parse(&config.response, "/response")?;
-        if config.when.is_none() && config.forwarded.is_none() && !config.evaluate_each {
-            setup.request_plan = Some(request.plan());
-        }
+        let mut planned = |plan: Plan| (!plan.is_empty()).then(|| setup.plan(plan));
+        let request = planned(rules::plan(&config.request, "/request")?);
+        let response = planned(rules::plan(&config.response, "/response")?);
         if config.when.is_none() && !config.evaluate_each {
-            setup.response_plan = Some(response.plan());
+            let nothing = setup.plan(Plan::default());
+            setup.request_plan = config.forwarded.is_none().then_some(request.unwrap_or(nothing));
+            setup.response_plan = Some(response.unwrap_or(nothing));
         }
         let when = config.when.unwrap_or_default();
         Ok(Headers {
-            request: request.declare(&mut setup.request),
-            response: response.declare(&mut setup.response),
+            request,
+            response,
             request_if: Conditions::declare(&when, None, &mut setup.request),
             response_if: Conditions::declare(&when, Some(&when.statuses), &mut setup.response),
             forwarding: config.forwarded.map(|forwarded| Forwarding::new(forwarded, setup)).transpose()?,
@@ -48,17 +48,22 @@ impl Plugin for Headers {
 
 impl RequestFilter for Headers {
     fn on_request(&mut self, request: &Values) -> Verdict {
-        let forwarded = self.forwarding.as_ref().map_or(Verdict::proceed(), |forwarding| forwarding.apply(request));
-        if self.request_if.hold(request) { self.request.apply(request, forwarded) } else { forwarded }
+        let plan = self.request.filter(|_| self.request_if.hold(request));
+        match (self.forwarding.as_ref().map(|forwarding| forwarding.apply(request)), plan) {
+            (Some(forwarded), Some(plan)) => forwarded.plan(plan),
+            (Some(forwarded), None) => forwarded,
+            (None, Some(plan)) => plan.into(),
+            (None, None) => Verdict::proceed(),
+        }
     }
 }
 
 impl ResponseFilter for Headers {
     fn on_response(&mut self, response: &Values) -> Verdict {
-        if !self.response_if.hold(response) {
-            return Verdict::proceed();
+        match self.response.filter(|_| self.response_if.hold(response)) {
+            Some(plan) => plan.into(),
+            None => Verdict::proceed(),
         }
-        self.response.apply(response, Verdict::proceed())
     }
 }
 

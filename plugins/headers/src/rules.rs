@@ -1,19 +1,33 @@
-//! Edits and conditions, parsed, and carried out on one message.
+//! Edits and conditions, parsed.
 
-use plugway_sdk::{ConfigError, Edit, Need, Needs, Plan, ValueName, Values, Verdict};
+use plugway_sdk::{ConfigError, Need, Needs, Plan, ValueName, Values};
 
 use crate::config::{Edits, When};
-use crate::template::{Declared, Template};
+use crate::template;
 
-/// The edits of one kind of message; `T` is what stands for a value.
-pub struct Rules<T = Declared>(Vec<Rule<T>>);
-
-enum Rule<T> {
-    Rename(String, String),
-    Remove(String),
-    Set(String, T),
-    Append(String, T),
-    Default(String, T),
+/// The edits of one kind of message, which stand at the JSON pointer `at`, as a plan for the host.
+pub fn plan(edits: &Edits, at: &str) -> Result<Plan, ConfigError> {
+    let parsed = |kind: &str, name: &str, text: &str| {
+        let pointer = || format!("{at}/{kind}/{}", name.replace('~', "~0").replace('/', "~1"));
+        template::parse(text).map_err(|error| ConfigError::at(pointer(), error))
+    };
+    let mut plan = Plan::default();
+    for (from, to) in &edits.rename {
+        plan = plan.rename_field(from, to);
+    }
+    for name in &edits.remove {
+        plan = plan.remove_field(name);
+    }
+    for (name, text) in &edits.set {
+        plan = plan.set_field(name, parsed("set", name, text)?);
+    }
+    for (name, text) in &edits.append {
+        plan = plan.append_field(name, parsed("append", name, text)?);
+    }
+    for (name, text) in &edits.default {
+        plan = plan.default_field(name, parsed("default", name, text)?);
+    }
+    Ok(plan)
 }
 
 /// When to make them.
@@ -22,78 +36,6 @@ pub struct Conditions {
     paths: Option<(Need, Vec<String>)>,
     statuses: Option<(Need, Vec<String>)>,
 }
-
-// === Rules ===
-
-impl Rules<Template> {
-    /// Parses the edits that stand at the JSON pointer `at`.
-    pub fn parse(edits: &Edits, at: &str) -> Result<Self, ConfigError> {
-        let template = |kind: &str, name: &str, text: &str| {
-            let pointer = || format!("{at}/{kind}/{}", name.replace('~', "~0").replace('/', "~1"));
-            Template::parse(text).map_err(|error| ConfigError::at(pointer(), error))
-        };
-        let mut rules = Vec::new();
-        rules.extend(edits.rename.iter().map(|(from, to)| Rule::Rename(from.clone(), to.clone())));
-        rules.extend(edits.remove.iter().cloned().map(Rule::Remove));
-        for (name, text) in &edits.set {
-            rules.push(Rule::Set(name.clone(), template("set", name, text)?));
-        }
-        for (name, text) in &edits.append {
-            rules.push(Rule::Append(name.clone(), template("append", name, text)?));
-        }
-        for (name, text) in &edits.default {
-            rules.push(Rule::Default(name.clone(), template("default", name, text)?));
-        }
-        Ok(Rules(rules))
-    }
-
-    /// The same as a plan for the host.
-    pub fn plan(&self) -> Plan {
-        self.0.iter().fold(Plan::default(), |plan, rule| match rule {
-            Rule::Rename(from, to) => plan.rename_field(from, to),
-            Rule::Remove(name) => plan.remove_field(name),
-            Rule::Set(name, template) => plan.set_field(name, template.parts()),
-            Rule::Append(name, template) => plan.append_field(name, template.parts()),
-            Rule::Default(name, template) => plan.default_field(name, template.parts()),
-        })
-    }
-
-    /// The same with their values declared.
-    pub fn declare(self, needs: &mut Needs) -> Rules {
-        let declare = |rule: Rule<Template>| match rule {
-            Rule::Rename(from, to) => Rule::Rename(from, to),
-            Rule::Remove(name) => Rule::Remove(name),
-            Rule::Set(name, template) => Rule::Set(name, template.declare(needs)),
-            Rule::Append(name, template) => Rule::Append(name, template.declare(needs)),
-            Rule::Default(name, template) => Rule::Default(name, template.declare(needs)),
-        };
-        Rules(self.0.into_iter().map(declare).collect())
-    }
-}
-
-impl Rules {
-    /// Adds the edits for a message to a verdict.
-    pub fn apply(&self, values: &Values, verdict: Verdict) -> Verdict {
-        self.0.iter().fold(verdict, |verdict, rule| match rule {
-            Rule::Rename(from, to) => verdict.edit(Edit::RenameField((from.clone(), to.clone()))),
-            Rule::Remove(name) => verdict.remove_field(name),
-            Rule::Set(name, template) => match template.fill(values) {
-                empty if empty.is_empty() => verdict.remove_field(name),
-                value => verdict.set_field(name, value),
-            },
-            Rule::Append(name, template) => match template.fill(values) {
-                empty if empty.is_empty() => verdict,
-                value => verdict.append_field(name, value),
-            },
-            Rule::Default(name, template) => match template.fill(values) {
-                empty if empty.is_empty() => verdict,
-                value => verdict.edit(Edit::DefaultField((name.clone(), value))),
-            },
-        })
-    }
-}
-
-// === Conditions ===
 
 impl Conditions {
     /// Declares the values that the conditions ask about; of `statuses` only in responses.

@@ -1,77 +1,36 @@
 //! Templates: text with values in braces.
 
-use plugway_sdk::{Need, Needs, Part, ValueName, Values};
+use plugway_sdk::{Part, ValueName};
 
-/// A parsed template.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Template(Vec<Part>);
-
-/// A template whose values are declared.
-#[derive(Debug)]
-pub struct Declared(Vec<Piece>);
-
-#[derive(Debug)]
-enum Piece {
-    Text(Vec<u8>),
-    Value(Need),
-}
-
-impl Template {
-    /// Parses `text`; the error says what is wrong and what would be right.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let (mut parts, mut plain, mut rest) = (Vec::new(), String::new(), text);
-        while let Some(at) = rest.find(['{', '}']) {
-            plain.push_str(&rest[..at]);
-            let brace = &rest[at..=at];
-            rest = &rest[at + 1..];
-            if let Some(after) = rest.strip_prefix(brace) {
-                plain.push_str(brace);
-                rest = after;
-                continue;
-            }
-            if brace == "}" {
-                return Err("a `}` closes nothing; write `}}` for a brace".into());
-            }
-            let Some((name, after)) = rest.split_once('}') else {
-                return Err("a `{` is not closed; write `{{` for a brace".into());
-            };
-            if !plain.is_empty() {
-                parts.push(Part::Text(std::mem::take(&mut plain).into()));
-            }
-            parts.push(Part::Value(value_name(name)?));
+/// Parses `text`; the error says what is wrong and what would be right.
+pub fn parse(text: &str) -> Result<Vec<Part>, String> {
+    let (mut parts, mut plain, mut rest) = (Vec::new(), String::new(), text);
+    while let Some(at) = rest.find(['{', '}']) {
+        plain.push_str(&rest[..at]);
+        let brace = &rest[at..=at];
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix(brace) {
+            plain.push_str(brace);
             rest = after;
+            continue;
         }
-        plain.push_str(rest);
+        if brace == "}" {
+            return Err("a `}` closes nothing; write `}}` for a brace".into());
+        }
+        let Some((name, after)) = rest.split_once('}') else {
+            return Err("a `{` is not closed; write `{{` for a brace".into());
+        };
         if !plain.is_empty() {
-            parts.push(Part::Text(plain.into()));
+            parts.push(Part::Text(std::mem::take(&mut plain).into()));
         }
-        Ok(Template(parts))
+        parts.push(Part::Value(value_name(name)?));
+        rest = after;
     }
-
-    /// The parts, for a plan.
-    pub fn parts(&self) -> Vec<Part> {
-        self.0.clone()
+    plain.push_str(rest);
+    if !plain.is_empty() {
+        parts.push(Part::Text(plain.into()));
     }
-
-    /// Declares the values.
-    pub fn declare(self, needs: &mut Needs) -> Declared {
-        let piece = |part| match part {
-            Part::Text(text) => Piece::Text(text),
-            Part::Value(name) => Piece::Value(needs.value(name)),
-        };
-        Declared(self.0.into_iter().map(piece).collect())
-    }
-}
-
-impl Declared {
-    /// The text with the values of an exchange.
-    pub fn fill(&self, values: &Values) -> Vec<u8> {
-        let piece = |piece| match piece {
-            &Piece::Value(need) => values.bytes(need).unwrap_or_default(),
-            Piece::Text(text) => text,
-        };
-        self.0.iter().flat_map(piece).copied().collect()
-    }
+    Ok(parts)
 }
 
 const NAMES: &str = "method, scheme, host, authority, path, query, protocol, client.ip, client.port, listener.address, \

@@ -1,25 +1,33 @@
 //! The API-key filter of the `script` scenario: the same work as its twins for nginx Lua and Envoy.
 
-use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Response, ResponseFilter, Setup, Values, Verdict, export};
+use plugway_sdk::{
+    ConfigError, Need, Part, Plan, PlanId, Plugin, RequestFilter, Response, ResponseFilter, Setup, Values, Verdict,
+    export,
+};
 
 const KEYS: [(&str, &str); 3] = [("key-alpha", "alice"), ("key-beta", "bob"), ("key-gamma", "carol")];
 
 pub struct ApiKey {
     key: Need,
+    users: Vec<(&'static str, PlanId)>,
+    mark: PlanId,
 }
 
 impl Plugin for ApiKey {
     type Config = ();
 
     fn new((): (), setup: &mut Setup) -> Result<Self, ConfigError> {
-        Ok(ApiKey { key: setup.request.field("x-api-key") })
+        let set = |name, value: &str| Plan::default().set_field(name, vec![Part::Text(value.into())]);
+        let users = KEYS.iter().map(|(key, user)| (*key, setup.plan(set("x-user", user)))).collect();
+        Ok(ApiKey { key: setup.request.field("x-api-key"), users, mark: setup.plan(set("x-filter", "1")) })
     }
 }
 
 impl RequestFilter for ApiKey {
     fn on_request(&mut self, request: &Values) -> Verdict {
-        match KEYS.iter().find(|(key, _)| Some(*key) == request.text(self.key)) {
-            Some((_, user)) => Verdict::proceed().set_field("x-user", *user),
+        let sent = request.text(self.key);
+        match self.users.iter().find(|(key, _)| Some(*key) == sent) {
+            Some((_, plan)) => (*plan).into(),
             None => Response::new(401).body("application/json", r#"{"error":"unauthorized"}"#).into(),
         }
     }
@@ -27,7 +35,7 @@ impl RequestFilter for ApiKey {
 
 impl ResponseFilter for ApiKey {
     fn on_response(&mut self, _: &Values) -> Verdict {
-        Verdict::proceed().set_field("x-filter", "1")
+        self.mark.into()
     }
 }
 

@@ -1,0 +1,96 @@
+//! From a route's table to what it asks of a request and where it sends it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::Draft;
+use crate::config::manifest::{self, OtherPath};
+use crate::config::problem::Source;
+use crate::generation::Route;
+use crate::router::{HostMatch, Match, PathMatch};
+
+impl Draft<'_> {
+    pub(super) fn route(
+        &mut self,
+        source: &Arc<Source>,
+        route: &manifest::Route,
+        upstreams: &HashMap<Arc<str>, usize>,
+    ) -> Route {
+        let place = upstreams.get(route.upstream.get_ref().as_str()).copied();
+        if place.is_none() {
+            let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
+            known.sort_unstable();
+            let message = format!("there is no upstream `{}`; known: {}", route.upstream.get_ref(), known.join(", "));
+            self.problems.at(source, route.upstream.span(), message);
+        }
+        let chain = route.plugins.iter().filter_map(|plugin| self.reference(source, plugin)).collect();
+        let made = || {
+            let host = route.hosts.first().map_or("*", |host| host.get_ref());
+            let path = route.path.as_ref().map(|path| match path.get_ref() {
+                manifest::Path::Below(path) => path.clone(),
+                manifest::Path::Other(OtherPath::Exact(path) | OtherPath::Prefix(path) | OtherPath::Regex(path)) => {
+                    path.clone()
+                }
+            });
+            format!("{host}{}", path.unwrap_or_default())
+        };
+        Route { name: route.name.clone().unwrap_or_else(made).into(), upstream: place.unwrap_or(0), chain }
+    }
+
+    pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::Route) -> Match {
+        let mut matching = Match::default();
+        for host in &route.hosts {
+            let name = host.get_ref().to_ascii_lowercase();
+            matching.hosts.push(match name.strip_prefix('*') {
+                Some(below) if below.starts_with('.') => HostMatch::Below(below.into()),
+                _ => {
+                    if name.contains(['*', ':', '/']) {
+                        let message =
+                            format!("`{name}` is no host; write `example.org` or `*.example.org`, without a port");
+                        self.problems.at(source, host.span(), message);
+                    }
+                    HostMatch::Exact(name)
+                }
+            });
+        }
+        if let Some(path) = &route.path {
+            let text = match path.get_ref() {
+                manifest::Path::Below(text) => text,
+                manifest::Path::Other(OtherPath::Exact(text) | OtherPath::Prefix(text) | OtherPath::Regex(text)) => {
+                    text
+                }
+            };
+            matching.path = match path.get_ref() {
+                manifest::Path::Other(OtherPath::Regex(text)) => match regex::Regex::new(text) {
+                    Ok(regex) => PathMatch::Regex(regex),
+                    Err(error) => {
+                        self.problems.at(source, path.span(), format!("this is no regular expression: {error}"));
+                        PathMatch::Any
+                    }
+                },
+                _ if !text.starts_with('/') => {
+                    self.problems.at(source, path.span(), format!("a path begins with `/`: write `/{text}`"));
+                    PathMatch::Any
+                }
+                manifest::Path::Other(OtherPath::Exact(text)) => PathMatch::Exact(text.clone()),
+                _ if text == "/" => PathMatch::Any,
+                _ => PathMatch::Prefix(text.clone()),
+            };
+        }
+        for method in &route.methods {
+            match http::Method::from_bytes(method.get_ref().as_bytes()) {
+                Ok(method) => matching.methods.push(method),
+                Err(_) => self.problems.at(source, method.span(), format!("`{}` is no method", method.get_ref())),
+            }
+        }
+        let wanted = |value: &String| (value != "*").then(|| value.clone());
+        for (name, value) in &route.fields {
+            match http::HeaderName::from_bytes(name.get_ref().as_bytes()) {
+                Ok(name) => matching.fields.push((name, wanted(value))),
+                Err(_) => self.problems.at(source, name.span(), format!("`{}` is no field name", name.get_ref())),
+            }
+        }
+        matching.query = route.query.iter().map(|(name, value)| (name.clone(), wanted(value))).collect();
+        matching
+    }
+}

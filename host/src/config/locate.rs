@@ -1,0 +1,88 @@
+//! Where a value of a plugin's configuration stands in the manifest, for messages about it.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+type Node<'a> = Spanned<DeValue<'a>>;
+
+/// The place of the value at a JSON pointer (RFC 6901) into the `config` beside the `use` that stands at `place`: of
+/// the value itself, or of the nearest around it that there is.
+pub fn config(text: &str, place: &Range<usize>, pointer: &str) -> Range<usize> {
+    find(text, place, pointer, None).unwrap_or_else(|| place.clone())
+}
+
+/// Likewise the place of a key in the table at a JSON pointer.
+pub fn config_key(text: &str, place: &Range<usize>, pointer: &str, key: &str) -> Range<usize> {
+    find(text, place, pointer, Some(key)).unwrap_or_else(|| place.clone())
+}
+
+fn find(text: &str, place: &Range<usize>, pointer: &str, key: Option<&str>) -> Option<Range<usize>> {
+    let document = DeTable::parse(text).ok()?;
+    let plugin = beside(document.get_ref(), place)?;
+    let (name, config) = plugin.get_key_value("config")?;
+    // A table that is written in pieces has no good place of its own; the key in front of it has.
+    let (mut at, mut value) = (name.span(), config);
+    for step in pointer.split('/').skip(1) {
+        let step = step.replace("~1", "/").replace("~0", "~");
+        let next = match value.get_ref() {
+            DeValue::Table(table) => table.get_key_value(step.as_str()).map(|(name, value)| (name.span(), value)),
+            DeValue::Array(array) => {
+                step.parse().ok().and_then(|index: usize| Some((array.get(index)?.span(), array.get(index)?)))
+            }
+            _ => None,
+        };
+        let Some(next) = next else { break };
+        (at, value) = next;
+    }
+    if let (Some(key), DeValue::Table(table)) = (key, value.get_ref()) {
+        return table.get_key_value(key).map(|(name, _)| name.span());
+    }
+    Some(if matches!(value.get_ref(), DeValue::Table(_)) { at } else { value.span() })
+}
+
+/// The table whose `use` stands at a place.
+fn beside<'a, 'i>(table: &'a DeTable<'i>, place: &Range<usize>) -> Option<&'a DeTable<'i>> {
+    fn below<'a, 'i>(node: &'a Node<'i>, place: &Range<usize>) -> Option<&'a DeTable<'i>> {
+        match node.get_ref() {
+            DeValue::Table(table) => beside(table, place),
+            DeValue::Array(array) => array.iter().find_map(|node| below(node, place)),
+            _ => None,
+        }
+    }
+    if table.get("use").is_some_and(|name| name.span() == *place) {
+        return Some(table);
+    }
+    table.values().find_map(|node| below(node, place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+[plugin.a]
+use = "x"
+config.set.one = 1
+
+[[route]]
+plugins = ["b", { use = "y", config = { list = [1, "two"], "a/b" = 3 } }]
+"#;
+
+    fn found(name: &str, pointer: &str) -> &'static str {
+        let place = TEXT.find(name).unwrap();
+        &TEXT[config(TEXT, &(place..place + name.len()), pointer)]
+    }
+
+    #[test]
+    fn values_are_found_where_they_stand() {
+        assert_eq!(found("\"x\"", "/set/one"), "1");
+        assert_eq!(found("\"x\"", "/set"), "set");
+        assert_eq!(found("\"x\"", "/set/none"), "set");
+        assert_eq!(found("\"y\"", "/list/1"), "\"two\"");
+        assert_eq!(found("\"y\"", "/a~1b"), "3");
+        let place = TEXT.find("\"x\"").unwrap();
+        assert_eq!(&TEXT[config_key(TEXT, &(place..place + 3), "/set", "one")], "one");
+    }
+}

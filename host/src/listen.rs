@@ -1,0 +1,128 @@
+//! The sockets that the process listens at: bound once for each worker, and kept while the manifest asks for them.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use anyhow::Context;
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::worker::{Socket, SocketOrder};
+
+/// Connections that may wait to be accepted, per worker; the system's own limit may be lower.
+const BACKLOG: i32 = 4096;
+
+/// All listeners, by their addresses as the manifest writes them.
+pub struct Listeners {
+    workers: Vec<mpsc::UnboundedSender<SocketOrder>>,
+    open: BTreeSet<Arc<str>>,
+}
+
+/// What is to change. New sockets are bound already, but nobody accepts at them: dropped, they are closed.
+pub struct Change {
+    new: Vec<New>,
+    gone: Vec<Arc<str>>,
+}
+
+struct New {
+    address: Arc<str>,
+    /// The address as it came out, with the port that was free.
+    shown: String,
+    /// One for each worker.
+    sockets: Vec<Socket>,
+}
+
+impl Listeners {
+    /// None yet, for these workers.
+    pub fn new(workers: Vec<mpsc::UnboundedSender<SocketOrder>>) -> Self {
+        Listeners { workers, open: BTreeSet::new() }
+    }
+
+    /// Binds the addresses that are not open yet. Nothing changes before [`Listeners::adopt`].
+    pub fn prepare(&self, wanted: &[Arc<str>]) -> anyhow::Result<Change> {
+        let new = wanted.iter().filter(|address| !self.open.contains(*address));
+        let new = new.map(|address| {
+            New::bind(address, self.workers.len()).with_context(|| format!("can't listen at {address}"))
+        });
+        let gone = self.open.iter().filter(|address| !wanted.contains(address)).cloned().collect();
+        Ok(Change { new: new.collect::<Result<_, _>>()?, gone })
+    }
+
+    /// Has the workers accept at what is new, and take no more from what is gone.
+    pub fn adopt(&mut self, change: Change) {
+        for New { address, shown, sockets } in change.new {
+            for (worker, socket) in self.workers.iter().zip(sockets) {
+                let _ = worker.send(SocketOrder::Open(address.clone(), socket));
+            }
+            info!("listening at {shown}");
+            self.open.insert(address);
+        }
+        for address in change.gone {
+            for worker in &self.workers {
+                let _ = worker.send(SocketOrder::Close(address.clone()));
+            }
+            info!("no longer listening at {address}");
+            self.open.remove(&address);
+            unlink(&address);
+        }
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.open.iter().for_each(|address| unlink(address));
+    }
+}
+
+impl New {
+    fn bind(address: &Arc<str>, workers: usize) -> anyhow::Result<Self> {
+        if let Some(path) = address.strip_prefix("unix:") {
+            let listener = bind_unix(path)?;
+            let shared = |_| Ok(Socket::Unix(listener.try_clone()?, address.clone()));
+            let sockets = (0..workers).map(shared).collect::<std::io::Result<_>>()?;
+            return Ok(New { address: address.clone(), shown: address.to_string(), sockets });
+        }
+        let mut bound: SocketAddr = address.parse()?;
+        let mut sockets = Vec::new();
+        for _ in 0..workers {
+            let listener = bind_tcp(bound)?;
+            bound = listener.local_addr()?;
+            sockets.push(Socket::Tcp(listener));
+        }
+        Ok(New { address: address.clone(), shown: format!("http://{bound}"), sockets })
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind_unix(path: &str) -> std::io::Result<UnixListener> {
+    // A socket that nobody listens at is left from a run that was killed. Anything else is not ours to remove.
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if is_socket && UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Takes away the file of a unix socket that we made.
+fn unlink(address: &str) {
+    if let Some(path) = address.strip_prefix("unix:") {
+        let _ = std::fs::remove_file(path);
+    }
+}
