@@ -35,7 +35,8 @@ fn sources() -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     below(&root, &mut files);
     assert!(files.len() > 30, "{files:?}");
-    let read = |file: PathBuf| (file.strip_prefix(&root).unwrap().to_path_buf(), std::fs::read_to_string(file).unwrap());
+    let read =
+        |file: PathBuf| (file.strip_prefix(&root).unwrap().to_path_buf(), std::fs::read_to_string(file).unwrap());
     files.into_iter().map(read).collect()
 }
 

@@ -44,6 +44,8 @@ fn a_failing_plugin_harms_its_own_request_only() {
         "malformed-value",
         "framing",
         "wrong-side",
+        "hoard",
+        "unknown-plan",
         "half",
         "give-up",
         "wait",
@@ -84,8 +86,28 @@ fn a_trap_makes_a_fresh_instance_and_the_message_reaches_the_log() {
     proxy.get("/", "\r\nX-Misbehave: trap");
     proxy.wait_log("told to trap");
     assert_eq!(calls(&proxy), Some("1".into()));
-    // A plugin has no standard output; what it prints there goes nowhere and harms nobody.
+}
+
+#[test]
+fn what_a_plugin_prints_reaches_the_log_and_chatter_is_cut_off() {
+    let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\nlimits.cpu = \"5s\"\n");
+    let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more).replace("workers = 2", "workers = 1"));
     assert_eq!(proxy.get("/", "\r\nX-Misbehave: print").status(), 200);
+    proxy.wait_log("printed by a plugin");
+    assert_eq!(proxy.get("/", "\r\nX-Misbehave: chatter").status(), 200);
+    // The line before counts too: a hundred in all.
+    proxy.wait_log("chatter 98");
+    let told = proxy.log_until("more than 100 lines", || drop(proxy.get("/", "\r\nX-Misbehave: print")));
+    assert!(!told.iter().any(|line| line.contains("chatter")), "{told:?}");
+}
+
+#[test]
+fn isolation_gives_each_request_a_fresh_instance() {
+    let more = format!("[plugin.alone]\nuse = {MISBEHAVE:?}\nisolation = \"request\"\n");
+    let proxy = Proxy::start(&manifest(&echo(), r#""alone""#, &more));
+    for _ in 0..5 {
+        assert!(proxy.get("/", "").text().contains("x-calls: 1\n"));
+    }
 }
 
 #[test]

@@ -77,6 +77,22 @@ impl Proxy {
         panic!("no `{part}` in the log:\n{}", seen.join("\n"));
     }
 
+    /// Does something over and over until a line of the log has `part` in it; gives the lines before.
+    pub fn log_until(&self, part: &str, mut again: impl FnMut()) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        loop {
+            again();
+            while let Ok(line) = self.log.recv_timeout(Duration::from_millis(200)) {
+                if line.contains(part) {
+                    return seen;
+                }
+                seen.push(line);
+            }
+            assert!(Instant::now() < deadline, "no `{part}` in the log:\n{}", seen.join("\n"));
+        }
+    }
+
     /// Replaces the manifest and tells the proxy to reload.
     pub fn reload(&self, manifest: &str) {
         write_manifest(self.folder.path(), manifest);

@@ -1,6 +1,7 @@
 //! From a manifest to a generation: names become places, texts become values, plugins are loaded and configured.
 //! After this nothing is parsed, looked up by name or checked again. All mistakes are found before any is told.
 
+mod misfit;
 mod plugins;
 mod routes;
 mod settings;

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use jsonschema::error::ValidationErrorKind;
 use toml::Spanned;
 
+use super::misfit::{self, pointed};
 use super::values::bytes;
 use super::{Assembly, Draft, Loaded};
 use crate::config::locate;
@@ -46,7 +46,9 @@ impl Draft<'_> {
         if let Some(schema) = &loaded.schema {
             match jsonschema::validator_for(schema) {
                 Ok(validator) => {
-                    validator.iter_errors(&config).for_each(|error| self.misfit(source, &place, &error));
+                    validator
+                        .iter_errors(&config)
+                        .for_each(|error| misfit::tell(&mut self.problems, source, &place, &error));
                 }
                 Err(error) => self.problems.at(source, place.clone(), format!("its schema is not valid: {error}")),
             }
@@ -68,21 +70,6 @@ impl Draft<'_> {
             Err(error) => self.problems.at(source, place, error.to_string()),
         }
         None
-    }
-
-    /// Notes what the plugin's schema has against its configuration.
-    fn misfit(&mut self, source: &Arc<Source>, place: &Range<usize>, error: &jsonschema::ValidationError<'_>) {
-        let pointer = error.instance_path().to_string();
-        if let ValidationErrorKind::AdditionalProperties { unexpected } = error.kind() {
-            for key in unexpected {
-                let message = format!("config{}: the plugin knows no key `{key}` here", pointed(&pointer));
-                let span = locate::config_key(&source.text, place, &pointer, key);
-                self.problems.at(source, span, message);
-            }
-            return;
-        }
-        let span = locate::config(&source.text, place, &pointer);
-        self.problems.at(source, span, format!("config{}: {error}", pointed(&pointer)));
     }
 
     pub(super) fn reference(&mut self, source: &Arc<Source>, reference: &Spanned<PluginRef>) -> Option<usize> {
@@ -180,9 +167,4 @@ fn component(source: &Source, name: &str) -> Result<Vec<u8>, String> {
     }
     let path = source.path.parent().unwrap_or(Path::new(".")).join(name);
     std::fs::read(&path).map_err(|error| format!("the plugin `{}` can't be read: {error}", path.display()))
-}
-
-/// A JSON pointer as people write keys.
-fn pointed(pointer: &str) -> String {
-    pointer.replace('/', ".").replace("~1", "/").replace("~0", "~")
 }

@@ -64,7 +64,14 @@ impl Draft<'_> {
                 manifest::Path::Other(OtherPath::Regex(text)) => match regex::Regex::new(text) {
                     Ok(regex) => PathMatch::Regex(regex),
                     Err(error) => {
-                        self.problems.at(source, path.span(), format!("this is no regular expression: {error}"));
+                        self.problems.at(
+                            source,
+                            path.span(),
+                            format!(
+                                "this is no regular expression: {}",
+                                error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ")
+                            ),
+                        );
                         PathMatch::Any
                     }
                 },

@@ -54,7 +54,7 @@ pub struct StartError(wasmtime::Error);
 /// A component that can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("this is no WebAssembly component: {0:#}")]
+    #[error("this is no WebAssembly component; build it for wasm32-wasip2 ({})", one_line(.0))]
     NotAComponent(wasmtime::Error),
     #[error("it imports what plugins don't get: {0:#}")]
     Imports(wasmtime::Error),
@@ -173,6 +173,11 @@ fn engine() -> wasmtime::Result<Engine> {
         tracing::info!("instances are not pooled: {error:#}");
         Engine::new(config.allocation_strategy(InstanceAllocationStrategy::OnDemand))
     })
+}
+
+/// A cause as it fits into a message; the rest of what a parser has to say helps nobody.
+fn one_line(error: &wasmtime::Error) -> String {
+    format!("{error:#}").lines().next().unwrap_or_default().trim_end_matches(" - expected=[").into()
 }
 
 /// A hook, if the component exports it.

@@ -1,6 +1,6 @@
 //! Does what no plugin should do when a request asks for it in `x-misbehave`; else tags the request.
 
-use plugway_sdk::{ConfigError, Edit, Need, Plugin, RequestFilter, Setup, Values, Verdict, export};
+use plugway_sdk::{ConfigError, Edit, Need, Plugin, RequestFilter, Setup, Values, Verdict, export, log};
 
 pub struct Misbehave {
     how: Need,
@@ -41,9 +41,17 @@ impl RequestFilter for Misbehave {
                 Verdict::proceed()
             }
             Some("print") => {
-                println!("printed by a plugin");
+                print!("printed by ");
+                println!("a plugin");
                 Verdict::proceed()
             }
+            Some("chatter") => {
+                (0..1000).for_each(|line| log::info(&format!("chatter {line}")));
+                Verdict::proceed()
+            }
+            // Empty strings cost the plugin next to nothing and the host a lot.
+            Some("hoard") => Verdict::Proceed(vec![Edit::RemoveField(String::new()); 400_000]),
+            Some("unknown-plan") => Verdict::proceed().edit(Edit::Plan(7)),
             _ => Verdict::proceed().set_field("x-calls", self.calls.to_string()),
         }
     }
