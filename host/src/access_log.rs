@@ -44,6 +44,9 @@ pub struct Outcome {
     pub status: u16,
     pub error: Option<Kind>,
     pub response_bytes: u64,
+    /// Until the endpoint's response began; none if it didn't.
+    pub answered: Option<Duration>,
+    /// Until the last byte.
     pub took: Duration,
 }
 
@@ -157,6 +160,7 @@ fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
         "status": outcome.status,
         "bytes": outcome.response_bytes,
         "duration_us": outcome.took.as_micros() as u64,
+        "upstream_us": outcome.answered.map(|answered| answered.as_micros() as u64),
         "route": &*head.route,
         "upstream": &*head.upstream,
         "endpoint": head.endpoint.as_deref(),

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::assemble::Assembly;
 use crate::config::load;
 use crate::demo;
-use crate::plugin::binding;
+use crate::plugin::binding::{self, Binding, Isolation, Limits, OnError};
 use crate::plugin::engine::Runtime;
 use crate::serve;
 
@@ -58,8 +60,14 @@ enum Command {
     },
     /// Prints completions for a shell.
     Completions { shell: clap_complete::Shell },
-    /// Shows what a plugin is and what it can do.
-    Inspect { file: PathBuf },
+    /// Shows what a plugin is: its hooks, what they need, its imports, and the schema of its configuration.
+    Inspect {
+        /// A component, or the name of a stock plugin.
+        file: PathBuf,
+        /// A configuration, as JSON: what a plugin needs may depend on it.
+        #[arg(long, default_value = "{}")]
+        config: String,
+    },
 }
 
 /// Runs the command line.
@@ -80,7 +88,7 @@ pub fn main() -> ExitCode {
         }
         Command::Check { manifest } => check(&manifest, cache.as_deref()),
         Command::Demo { listen } => demo::run(&listen, cache.as_deref()),
-        Command::Inspect { file } => inspect(&file),
+        Command::Inspect { file, config } => inspect(&file, config),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,14 +107,21 @@ fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn inspect(file: &Path) -> anyhow::Result<()> {
-    let bytes = std::fs::read(file).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-    let in_file = |error: &dyn std::fmt::Display| anyhow::anyhow!("{}: {error}", file.display());
-    let runtime = Runtime::start(None)?;
-    let plugin = std::sync::Arc::new(runtime.load(&bytes).map_err(|error| in_file(&error))?);
-    let description = binding::describe(&plugin).map_err(|error| in_file(&error))?;
+fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
+    let stock = plugway_plugins::STOCK.iter().find(|(name, _)| Path::new(name) == file);
+    let bytes = stock.map_or_else(|| std::fs::read(file), |(_, bytes)| Ok(bytes.to_vec()));
+    let in_file = || file.display().to_string();
+    let bytes = bytes.with_context(in_file)?;
+    let plugin = Arc::new(Runtime::start(None)?.load(&bytes).with_context(in_file)?);
+    let description = binding::describe(&plugin).with_context(in_file)?;
     println!("{} {}, {} KiB\n{}", description.name, description.version, bytes.len() / 1024, description.summary);
-    println!("hooks: {}\nimports: {}", plugin.hooks().join(", "), plugin.imports().join(", "));
+    println!("hooks: {}", plugin.hooks().join(", "));
+    let (limits, on_error) = (Limits::default(), OnError::Fail);
+    match Binding::new("inspected".into(), plugin.clone(), config, limits, on_error, Isolation::Worker) {
+        Ok(binding) => binding.needs().iter().for_each(|(hook, needs)| println!("  {hook}: {needs}")),
+        Err(error) => println!("  what they need is known with a configuration that it takes (--config): {error}"),
+    }
+    println!("imports: {}", plugin.imports().join(", "));
     println!("schema: {}", description.config_schema.unwrap_or_else(|| "none".into()));
     Ok(())
 }

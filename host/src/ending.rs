@@ -17,6 +17,8 @@ pub struct Ending {
     place: Option<usize>,
     head: Option<Box<Head>>,
     began: Instant,
+    /// How long the endpoint took to begin its response, where somebody wants to know.
+    answered: Option<Duration>,
     pub status: u16,
     pub error: Option<Kind>,
     pub response_bytes: u64,
@@ -33,6 +35,7 @@ impl Ending {
             place: None,
             head: None,
             began,
+            answered: None,
             status: 0,
             error: None,
             response_bytes: 0,
@@ -43,6 +46,18 @@ impl Ending {
     /// Notes where it went.
     pub fn routed(&mut self, place: usize, head: Box<Head>) {
         (self.place, self.head) = (Some(place), Some(head));
+    }
+
+    /// Notes that it went nowhere.
+    pub fn unrouted(&mut self, head: Box<Head>) {
+        self.head = Some(head);
+    }
+
+    /// The endpoint's response has begun.
+    pub fn answered(&mut self) {
+        if self.running.generation.access_log.is_some() {
+            self.answered = Some(self.began.elapsed());
+        }
     }
 }
 
@@ -80,7 +95,8 @@ impl Drop for Ending {
         figures.request_bytes.add(self.upload.bytes());
         self.observe(took);
         if let (Some(log), Some(head)) = (&self.running.generation.access_log, &self.head) {
-            let outcome = Outcome { status: self.status, error: self.error, response_bytes: self.response_bytes, took };
+            let Ending { status, error, response_bytes, answered, .. } = *self;
+            let outcome = Outcome { status, error, response_bytes, answered, took };
             log.write(head, &outcome, SystemTime::now() - took);
         }
     }

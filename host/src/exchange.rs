@@ -16,7 +16,7 @@ use crate::ending::Ending;
 use crate::error::{Error, Kind};
 use crate::forward::{Content, forward};
 use crate::forwarding;
-use crate::generation::{Route, Running};
+use crate::generation::{Route, Running, UNROUTED};
 use crate::head::{Head, Peer};
 use crate::passage::Passage;
 use crate::respond;
@@ -31,12 +31,16 @@ pub async fn run(
     ending: &mut Ending,
 ) -> Response<ResponseBody> {
     let (mut parts, body) = request.into_parts();
-    if let Err(error) = accept(&mut parts) {
-        return refuse(error, ending);
-    }
-    let Some(place) = running.generation.router.route(&parts) else {
-        let error = Error::new(Kind::NoRoute, "no route of the manifest matches the request");
-        return refuse(error, ending);
+    let routed = accept(&mut parts).and_then(|()| {
+        let none = || Error::new(Kind::NoRoute, "no route of the manifest matches the request");
+        running.generation.router.route(&parts).ok_or_else(none)
+    });
+    let place = match routed {
+        Ok(place) => place,
+        Err(error) => {
+            ending.unrouted(Box::new(Head::new(parts, peer, UNROUTED.into(), UNROUTED.into())));
+            return refuse(error, ending);
+        }
     };
     let route = &running.generation.routes[place];
     forwarding::request(parts.version, &mut parts.headers);
@@ -48,7 +52,10 @@ pub async fn run(
         Ok(Down::Forward) => match content(&running, route, &mut head, body, ending.upload.clone()) {
             Ok(content) => {
                 let response = forward(&running, upstream, &mut head, content, deadline).await;
-                let response = response.map(|response| response.map(|body| ResponseBody::Upstream(Box::new(body))));
+                let response = response.map(|response| {
+                    ending.answered();
+                    response.map(|body| ResponseBody::Upstream(Box::new(body)))
+                });
                 (response.unwrap_or_else(|error| refuse(error, ending)), Depth::whole(route))
             }
             Err(failed) => {

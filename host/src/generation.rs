@@ -13,8 +13,8 @@ use crate::plugin::instance::{Endpoint as BalancedEndpoint, EndpointState, Insta
 use crate::router::Router;
 use crate::upstream::{EndpointAddr, InFlight, KeepRules, Pool, Pools};
 
-/// What requests that no route matches are counted under.
-const UNROUTED: &str = "-";
+/// What stands for the route of requests that none matches.
+pub const UNROUTED: &str = "-";
 
 /// All that decides what happens to a request.
 pub struct Generation {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -78,6 +79,36 @@ pub enum ValueName {
     Note(String),
     /// Of TLS; this listener has none.
     Absent,
+}
+
+/// As templates write it.
+impl fmt::Display for ValueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ValueName::Method => f.write_str("method"),
+            ValueName::Scheme => f.write_str("scheme"),
+            ValueName::Authority => f.write_str("authority"),
+            ValueName::Host => f.write_str("host"),
+            ValueName::Path => f.write_str("path"),
+            ValueName::Query => f.write_str("query"),
+            ValueName::Protocol => f.write_str("protocol"),
+            ValueName::ClientAddress => f.write_str("client.ip"),
+            ValueName::ClientPort => f.write_str("client.port"),
+            ValueName::ListenerAddress => f.write_str("listener.address"),
+            ValueName::Route => f.write_str("route"),
+            ValueName::Upstream => f.write_str("upstream"),
+            ValueName::Endpoint => f.write_str("endpoint"),
+            ValueName::RequestId => f.write_str("request-id"),
+            ValueName::ForwardedFor => f.write_str("forwarded-for"),
+            ValueName::Status => f.write_str("status"),
+            ValueName::RequestField(name) => write!(f, "request.header.{name}"),
+            ValueName::ResponseField(name) => write!(f, "response.header.{name}"),
+            ValueName::Cookie(name) => write!(f, "cookie.{name}"),
+            ValueName::QueryParameter(name) => write!(f, "query.{name}"),
+            ValueName::Note(name) => write!(f, "note.{name}"),
+            ValueName::Absent => f.write_str("tls"),
+        }
+    }
 }
 
 /// A value; a field with one line is borrowed whole, so that it can be sent on without a copy.

@@ -165,6 +165,24 @@ impl Binding {
         })
     }
 
+    /// What each head hook, balancer and observer is called with, in words for people.
+    pub fn needs(&self) -> Vec<(&'static str, String)> {
+        let list = |names: &[ValueName]| match names {
+            [] => "is called without values".into(),
+            names => format!("needs {}", names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        };
+        let head = |hook: &Hook| match hook {
+            Hook::Absent => None,
+            Hook::Plan(plan) => Some(format!("is a plan of {} edits, carried out by the host", self.plans[*plan].len())),
+            Hook::Call(names) => Some(list(names)),
+        };
+        let request = head(&self.request).map(|needs| ("request-filter", needs));
+        let response = head(&self.response).map(|needs| ("response-filter", needs));
+        let balancer = self.balances().then(|| ("balancer", list(&self.balancer)));
+        let observer = self.observer.as_ref().map(|names| ("observer", list(names)));
+        [request, response, balancer, observer].into_iter().flatten().collect()
+    }
+
     /// Whether it can choose endpoints.
     pub fn balances(&self) -> bool {
         self.plugin.balancer.is_some()
