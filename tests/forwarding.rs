@@ -49,10 +49,13 @@ fn gunicorn_sees_what_nginx_would_send() {
         std::thread::yield_now();
     }
     let proxy = Proxy::start(&manifest(&address, r#""forwarded""#, CLASSIC));
-    let got = proxy.get("/", "");
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--fail", "--header", "Host: example.org", &format!("http://{}/", proxy.address)]);
+    let got = curl.output().expect("curl is missing: run tests/run, which installs it");
     let _ = gunicorn.kill();
     let _ = gunicorn.wait();
-    assert_eq!(got.text(), "host=example.org real=127.0.0.1 for=127.0.0.1 proto=http");
+    assert!(got.status.success(), "{got:?}");
+    assert_eq!(String::from_utf8_lossy(&got.stdout), "host=example.org real=127.0.0.1 for=127.0.0.1 proto=http");
 }
 
 #[test]
@@ -144,4 +147,42 @@ fn a_request_on_a_connection_gone_stale_is_sent_again() {
     for _ in 0..20 {
         assert_eq!(proxy.get("/", "").text(), "served");
     }
+}
+
+#[test]
+fn a_hyper_client_and_a_hyper_origin_stream_to_each_other() {
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::TokioIo;
+
+    async fn mirror(
+        request: hyper::Request<hyper::body::Incoming>,
+    ) -> Result<hyper::Response<hyper::body::Incoming>, std::convert::Infallible> {
+        Ok(hyper::Response::new(request.into_body()))
+    }
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = hyper::service::service_fn(mirror);
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+        });
+        let proxy = Proxy::start(&manifest(&origin, "", ""));
+        let stream = tokio::net::TcpStream::connect(&proxy.address).await.unwrap();
+        let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        for size in [0, 1, 70_000, 3 << 20] {
+            let sent: Vec<u8> = (0..size).map(|at| at as u8).collect();
+            let body = Full::new(hyper::body::Bytes::from(sent.clone()));
+            let request = hyper::Request::post("/").header("host", "example.org").body(body).unwrap();
+            let response = client.send_request(request).await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert!(
+                response.into_body().collect().await.unwrap().to_bytes() == sent,
+                "{size} bytes came back otherwise"
+            );
+        }
+    });
 }

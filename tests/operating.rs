@@ -38,6 +38,24 @@ fn lines(path: &Path, count: usize) -> Vec<String> {
 }
 
 #[test]
+fn requests_that_go_nowhere_are_logged_too() {
+    let log = "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n";
+    let text = manifest(&echo(), "", log).replace("[[route]]", "[[route]]\npath = \"/here\"");
+    let proxy = Proxy::start(&text);
+    proxy.get("/nowhere", "");
+    proxy.get("/here", "");
+    let lines = lines(&proxy.folder.path().join("access.log"), 2);
+    let logged = |target: &str| {
+        let all = lines.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        all.into_iter().find(|line| line["target"] == target).unwrap()
+    };
+    let (lost, found) = (logged("/nowhere"), logged("/here"));
+    assert_eq!((&lost["status"], &lost["route"], &lost["error"]), (&404.into(), &"-".into(), &"no_route".into()));
+    assert!(lost["upstream_us"].is_null() && lost["duration_us"].is_u64(), "{lost}");
+    assert!(found["upstream_us"].as_u64() <= found["duration_us"].as_u64() && found["endpoint"].is_string(), "{found}");
+}
+
+#[test]
 fn the_combined_log_has_a_line_for_each_exchange_and_is_opened_anew() {
     let log = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";
     let proxy = Proxy::start(&manifest(&echo(), "", log));

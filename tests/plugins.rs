@@ -6,21 +6,27 @@ use plugway_test_guests::{API_KEY, MISBEHAVE, RETITLE, SPLIT};
 
 use crate::support::{Proxy, echo, manifest, ok, origin};
 
+/// The manifest of an example, word for word but for addresses and the place where the plugin was built.
+fn example(name: &str, component: &str, app: &str) -> String {
+    let path = format!("{}/../examples/{name}/plugway.toml", env!("CARGO_MANIFEST_DIR"));
+    let built = format!("../../target/wasm32-wasip2/release/example_{}.wasm", name.replace('-', "_"));
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains(&built), "{text}");
+    text.replace(&built, component).replace("127.0.0.1:8080", "127.0.0.1:0").replace("127.0.0.1:8000", app)
+}
+
 #[test]
 fn the_api_key_example_guards_and_names_the_user() {
-    let plugin = format!("{{ use = {API_KEY:?}, config = {{ keys = {{ k = \"carol\" }} }} }}");
-    let proxy = Proxy::start(&manifest(&echo(), &plugin, ""));
+    let proxy = Proxy::start(&example("api-key", API_KEY, &echo()));
     let refused = proxy.get("/", "");
     assert_eq!((refused.status(), refused.text().as_str()), (401, r#"{"error":"unauthorized"}"#));
-    assert!(proxy.get("/", "\r\nX-API-Key: k\r\nX-User: mallory").text().contains("x-user: carol\n"));
+    assert!(proxy.get("/", "\r\nX-API-Key: key-alpha\r\nX-User: mallory").text().contains("x-user: alice\n"));
 }
 
 #[test]
 fn the_split_example_chooses_the_upstream_and_leaves_a_note() {
-    let show = "{ use = \"headers\", config = { response = { set = { X-Variant = \"{note.variant}\" } } } }";
-    let plugins = format!("{show}, {{ use = {SPLIT:?}, config = {{ upstream = \"beta\" }} }}");
     let (a, b) = (origin(|_| ok("a")), origin(|_| ok("b")));
-    let proxy = Proxy::start(&manifest(&a, &plugins, &format!("[upstream.beta]\nendpoints = [{b:?}]\n")));
+    let proxy = Proxy::start(&example("split", SPLIT, &a).replace("127.0.0.1:8001", &b));
     for (cookie, variant) in [("", "a"), ("\r\nCookie: variant=b", "b")] {
         let response = proxy.get("/", cookie);
         assert_eq!((response.text().as_str(), response.field("x-variant")), (variant, Some(variant)));
@@ -29,9 +35,9 @@ fn the_split_example_chooses_the_upstream_and_leaves_a_note() {
 
 #[test]
 fn the_retitle_example_rewrites_responses() {
-    let plugin = format!("{{ use = {RETITLE:?}, config = {{ field = \"x-origin\", from = \"y\", to = \"Y\" }} }}");
-    let proxy = Proxy::start(&manifest(&echo(), &plugin, ""));
-    assert_eq!(proxy.get("/", "").field("x-origin"), Some("Yes"));
+    let moved = origin(|_| b"HTTP/1.1 302 Found\r\nLocation: http://a/b\r\nContent-Length: 0\r\n\r\n".to_vec());
+    let proxy = Proxy::start(&example("retitle", RETITLE, &moved));
+    assert_eq!(proxy.get("/", "").field("location"), Some("https://a/b"));
 }
 
 #[test]

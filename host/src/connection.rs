@@ -18,7 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
-use hyper::service::Service;
+use hyper::service::{HttpService, service_fn};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -55,16 +55,34 @@ impl Transport for UnixStream {
     }
 }
 
-/// A client's connection, until either side ends it.
-pub struct Connection<T: Transport> {
-    state: State<T>,
+/// Serves a client's connection until either side ends it.
+pub fn serve(
+    stream: impl Transport,
+    peer: Arc<Peer>,
+    current: Rc<RefCell<Rc<Running>>>,
+    clock: Rc<Clock>,
+) -> impl Future<Output = ()> {
+    let (exchange, head, rest) = (clock.deadline(), clock.deadline(), clock.deadline());
+    let (busy, flushed) = (Cell::new(false), Cell::new(true));
+    let session = Rc::new(Session { current, peer, exchange, head, rest, busy, flushed });
+    session.head.set(HEAD_TIMEOUT);
+    let io = ClientIo { wire: Wire::new(stream), ahead: Bytes::new(), session: session.clone() };
+    // A closure, whose future hyper keeps in place: a boxed one would be an allocation for each request.
+    let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
+    Connection { state: State::Resting(io), session, exchanges, graceful: false }
+}
+
+struct Connection<T: Transport, E, S: HttpService<Incoming>> {
+    state: State<T, S>,
     session: Rc<Session>,
+    /// Makes hyper's view of the session.
+    exchanges: E,
     graceful: bool,
 }
 
-enum State<T: Transport> {
+enum State<T: Transport, S: HttpService<Incoming>> {
     /// With hyper's state and buffers.
-    Serving(Box<http1::Connection<ClientIo<T>, Exchanges>>),
+    Serving(Box<http1::Connection<ClientIo<T>, S>>),
     /// A socket and nothing else.
     Resting(ClientIo<T>),
     Ended,
@@ -86,9 +104,6 @@ struct Session {
     flushed: Cell<bool>,
 }
 
-/// hyper's view of a session.
-struct Exchanges(Rc<Session>);
-
 /// The content of a response, and with its end that of the exchange.
 struct Tracked {
     body: ResponseBody,
@@ -108,21 +123,16 @@ struct ClientIo<T> {
 
 // === Connection ===
 
-impl<T: Transport> Connection<T> {
-    pub fn new(stream: T, peer: Arc<Peer>, current: Rc<RefCell<Rc<Running>>>, clock: &Rc<Clock>) -> Self {
-        let (exchange, head, rest) = (clock.deadline(), clock.deadline(), clock.deadline());
-        let (busy, flushed) = (Cell::new(false), Cell::new(true));
-        let session = Rc::new(Session { current, peer, exchange, head, rest, busy, flushed });
-        session.head.set(HEAD_TIMEOUT);
-        let io = ClientIo { wire: Wire::new(stream), ahead: Bytes::new(), session: session.clone() };
-        Connection { state: State::Resting(io), session, graceful: false }
-    }
-
+impl<T, E, S> Connection<T, E, S>
+where
+    T: Transport,
+    S: HttpService<Incoming, ResBody = Tracked, Error = Infallible>,
+{
     fn poll_serving(
         &mut self,
-        mut connection: Box<http1::Connection<ClientIo<T>, Exchanges>>,
+        mut connection: Box<http1::Connection<ClientIo<T>, S>>,
         cx: &mut Context<'_>,
-    ) -> State<T> {
+    ) -> State<T, S> {
         let session = &self.session;
         if session.head.clock().is_stopping() && !self.graceful {
             self.graceful = true;
@@ -149,7 +159,12 @@ impl<T: Transport> Connection<T> {
     }
 }
 
-impl<T: Transport> Future for Connection<T> {
+impl<T, E, S> Future for Connection<T, E, S>
+where
+    T: Transport,
+    E: Fn(Rc<Session>) -> S + Unpin,
+    S: HttpService<Incoming, ResBody = Tracked, Error = Infallible>,
+{
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -167,7 +182,7 @@ impl<T: Transport> Future for Connection<T> {
                         this.state = State::Resting(io);
                         return Poll::Pending;
                     }
-                    let exchanges = Exchanges(this.session.clone());
+                    let exchanges = (this.exchanges)(this.session.clone());
                     this.state = State::Serving(Box::new(http1::Builder::new().serve_connection(io, exchanges)));
                 }
                 State::Serving(connection) => {
@@ -190,28 +205,27 @@ impl Session {
         self.head.clear();
     }
 
+    fn exchange(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Tracked>, Infallible>> {
+        self.begin();
+        let running = self.current.borrow().clone();
+        let mut ending = Ending::new(running.clone());
+        let begun = exchange::begin(&running, request, self.peer.clone(), &mut ending);
+        async move {
+            let response = match begun {
+                Ok(onward) => onward.run(&running, &self.exchange, &mut ending).await,
+                Err(response) => response,
+            };
+            Ok(response.map(|body| Tracked { body, cut: None, session: self, ending }))
+        }
+    }
+
     fn end(&self) {
         self.busy.set(false);
         self.rest.set(REST);
         self.head.set(HEAD_TIMEOUT);
-    }
-}
-
-impl Service<Request<Incoming>> for Exchanges {
-    type Response = Response<Tracked>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Tracked>, Infallible>>>>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let session = self.0.clone();
-        session.begin();
-        let running = session.current.borrow().clone();
-        Box::pin(async move {
-            let mut ending = Ending::new(running.clone());
-            let peer = session.peer.clone();
-            let response = exchange::run(running, request, peer, &session.exchange, &mut ending).await;
-            Ok(response.map(|body| Tracked { body, cut: None, session, ending }))
-        })
     }
 }
 

@@ -22,14 +22,25 @@ use crate::passage::Passage;
 use crate::respond;
 use crate::upload::{RequestBody, Upload};
 
-/// Serves one request on the generation that it began with; what is due at its end goes into `ending`.
-pub async fn run(
-    running: Rc<Running>,
+/// A request that has passed the plugins and goes on to its upstream.
+pub struct Onward {
+    /// Of its route.
+    place: usize,
+    upstream: usize,
+    head: Box<Head>,
+    content: Content,
+}
+
+/// Takes a request down to its upstream, on the generation that it begins with; the error is the response of those
+/// that are answered before. What is due at the end of the exchange goes into `ending`.
+///
+/// Not part of the future of [`Onward::run`], which would carry the request about for nothing.
+pub fn begin(
+    running: &Rc<Running>,
     request: Request<Incoming>,
     peer: Arc<Peer>,
-    deadline: &Deadline,
     ending: &mut Ending,
-) -> Response<ResponseBody> {
+) -> Result<Onward, Response<ResponseBody>> {
     let (mut parts, body) = request.into_parts();
     let routed = accept(&mut parts).and_then(|()| {
         let none = || Error::new(Kind::NoRoute, "no route of the manifest matches the request");
@@ -39,7 +50,7 @@ pub async fn run(
         Ok(place) => place,
         Err(error) => {
             ending.unrouted(Box::new(Head::new(parts, peer, UNROUTED.into(), UNROUTED.into())));
-            return refuse(error, ending);
+            return Err(refuse(error, ending));
         }
     };
     let route = &running.generation.routes[place];
@@ -48,53 +59,68 @@ pub async fn run(
     let name = running.generation.upstreams[upstream].name.clone();
     let mut head = Box::new(Head::new(parts, peer, route.name.clone(), name));
 
-    let (response, depth) = match chain::down(&running, route, &mut head, &mut upstream) {
-        Ok(Down::Forward) => match content(&running, route, &mut head, body, ending.upload.clone()) {
-            Ok(content) => {
-                let response = forward(&running, upstream, &mut head, content, deadline).await;
-                let response = response.map(|response| {
-                    ending.answered();
-                    response.map(|body| ResponseBody::Upstream(Box::new(body)))
-                });
-                (response.unwrap_or_else(|error| refuse(error, ending)), Depth::whole(route))
-            }
-            Err(failed) => {
-                let depth = failed.depth;
-                (fail(failed, ending), depth)
-            }
-        },
-        Ok(Down::Answer(response, depth)) => (response.map(|content| ResponseBody::Full(content.into())), depth),
+    let passed = chain::down(running, route, &mut head, &mut upstream).and_then(|down| match down {
+        Down::Forward => content(running, route, &mut head, body, ending.upload.clone()).map(Ok),
+        Down::Answer(response, depth) => Ok(Err((response, depth))),
+    });
+    let (response, depth) = match passed {
+        Ok(Ok(content)) => return Ok(Onward { place, upstream, head, content }),
+        Ok(Err((response, depth))) => (response.map(|content| ResponseBody::Full(content.into())), depth),
         Err(failed) => {
             let depth = failed.depth;
             (fail(failed, ending), depth)
         }
     };
+    Err(finish(running, place, head, response, depth, ending))
+}
 
+impl Onward {
+    /// Asks the upstream, and takes the response up to the client.
+    pub async fn run(self, running: &Rc<Running>, deadline: &Deadline, ending: &mut Ending) -> Response<ResponseBody> {
+        let Onward { place, upstream, mut head, content } = self;
+        let response = match forward(running, upstream, &mut head, content, deadline).await {
+            Ok(response) => {
+                ending.answered();
+                response.map(|body| ResponseBody::Upstream(Box::new(body)))
+            }
+            Err(error) => refuse(error, ending),
+        };
+        finish(running, place, head, response, Depth::whole(&running.generation.routes[place]), ending)
+    }
+}
+
+/// Takes a response through the plugins above a depth.
+fn finish(
+    running: &Running,
+    place: usize,
+    mut head: Box<Head>,
+    response: Response<ResponseBody>,
+    depth: Depth,
+    ending: &mut Ending,
+) -> Response<ResponseBody> {
+    let route = &running.generation.routes[place];
     let (mut parts, body) = response.into_parts();
     forwarding::response(&mut parts.headers);
     head.response = Some(parts);
-    let up = chain::up(&running, route, depth, &mut head).and_then(|content| {
+    let up = chain::up(running, route, depth, &mut head).and_then(|content| {
         let body = match content {
             Some(content) => ResponseBody::Full(Bytes::from(content)),
             None => body,
         };
-        filtered(&running, route, depth, &mut head, body)
+        filtered(running, route, depth, &mut head, body)
     });
-    let body = match up {
-        Ok(body) => body,
-        Err(failed) => {
-            let response = fail(failed, ending);
-            ending.status = response.status().as_u16();
-            ending.routed(place, head);
-            return response;
+    let response = match up {
+        Ok(body) => {
+            let mut response = Response::new(body);
+            if let Some(parts) = head.response.take() {
+                *response.status_mut() = parts.status;
+                *response.headers_mut() = parts.headers;
+            }
+            response
         }
+        Err(failed) => fail(failed, ending),
     };
-    let mut response = Response::new(body);
-    if let Some(parts) = head.response.take() {
-        ending.status = parts.status.as_u16();
-        *response.status_mut() = parts.status;
-        *response.headers_mut() = parts.headers;
-    }
+    ending.status = response.status().as_u16();
     ending.routed(place, head);
     response
 }

@@ -47,26 +47,25 @@ pub async fn forward(
         Some(kind) => Error::new(kind, error),
         None => from_hyper(error),
     };
-    let mut request = outgoing(head, &endpoint.text, body);
+    let mut body = body;
     if let Some(connection) = pool.idle(rules, clock.now()) {
-        let repeatable = empty && request.method().is_idempotent();
-        match send(connection, request, rules, deadline).await? {
+        let repeatable = empty && head.request.method.is_idempotent();
+        match send(connection, outgoing(head, &endpoint.text, body), rules, deadline).await? {
             Ok((response, connection)) => {
                 let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
                 return Ok(answered(response, lease, empty || upload.is_over()));
             }
             Err(mut unsent) => match unsent.take_message() {
-                Some(message) => request = message,
-                None if repeatable && is_stale(unsent.error()) => {
-                    request = outgoing(head, &endpoint.text, RequestBody::Empty);
-                }
+                Some(request) => body = request.into_body(),
+                None if repeatable && is_stale(unsent.error()) => body = RequestBody::Empty,
                 None => return Err(failed(unsent.into_error())),
             },
         }
     }
     let late = |_| Error::new(Kind::ConnectionTimeout, format!("no connection after {:?}", rules.connect_timeout));
-    let connection = deadline.limit(rules.connect_timeout, pool.fresh()).await.map_err(late)??;
-    let sending = send(connection, request, rules, deadline).await?;
+    // Boxed, so that the many exchanges that need no new connection don't carry room for it.
+    let connection = deadline.limit(rules.connect_timeout, Box::pin(pool.fresh())).await.map_err(late)??;
+    let sending = send(connection, outgoing(head, &endpoint.text, body), rules, deadline).await?;
     let (response, connection) = sending.map_err(|unsent| failed(unsent.into_error()))?;
     let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
     Ok(answered(response, lease, empty || upload.is_over()))
@@ -74,19 +73,23 @@ pub async fn forward(
 
 type Sending = Result<(Response<Incoming>, Connection), TrySendError<Request<RequestBody>>>;
 
-/// Sends a request and waits for the head of its response, driving the connection meanwhile.
-async fn send(
+/// Sends a request and waits for the head of its response, driving the connection meanwhile. The request is handed
+/// over before the future is made, which so has no need to hold it.
+fn send(
     mut connection: Connection,
     request: Request<RequestBody>,
     rules: KeepRules,
     deadline: &Deadline,
-) -> Result<Sending, Error> {
-    let Connection { sender, driver, .. } = &mut connection;
-    let mut answer = pin!(sender.try_send_request(request));
-    let sending = poll_fn(|cx| driver.poll(cx, |cx| answer.as_mut().poll(cx)));
-    let late = |_| Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
-    let answer = deadline.limit(rules.response_timeout, sending).await.map_err(late)?;
-    Ok(answer.map(|response| (response, connection)))
+) -> impl Future<Output = Result<Sending, Error>> {
+    let answer = connection.sender.try_send_request(request);
+    async move {
+        let driver = &mut connection.driver;
+        let mut answer = pin!(answer);
+        let sending = poll_fn(|cx| driver.poll(cx, |cx| answer.as_mut().poll(cx)));
+        let late = |_| Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
+        let answer = deadline.limit(rules.response_timeout, sending).await.map_err(late)?;
+        Ok(answer.map(|response| (response, connection)))
+    }
 }
 
 fn answered(response: Response<Incoming>, mut lease: Lease, all_sent: bool) -> Response<UpstreamBody> {

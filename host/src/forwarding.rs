@@ -28,39 +28,67 @@ pub fn response(fields: &mut HeaderMap) {
 
 /// Removes what concerns one connection only, and what `Connection` names (RFC 9110 §7.6.1).
 fn remove_hop_by_hop(fields: &mut HeaderMap) {
-    let present: SmallVec<[HeaderName; 4]> = fields.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
-    if present.is_empty() {
+    // Most messages have few of them or none: one look at the names they do have costs less than eight removals.
+    let present = fields.keys().filter_map(hop_by_hop).fold(0u8, |present, place| present | 1 << place);
+    if present == 0 {
         return;
     }
-    let lines = fields.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
-    let named = lines.flat_map(|line| line.split(',')).map(str::trim);
-    // What nearly every message has there names no further field.
-    let named = named.filter(|name| !["keep-alive", "close"].iter().any(|option| name.eq_ignore_ascii_case(option)));
-    let named = named.filter_map(|name| name.parse::<HeaderName>().ok());
-    // `Connection` can't take away what the message can't do without.
-    let named = named.filter(|name| name != header::HOST && name != header::CONTENT_LENGTH);
-    for name in named.collect::<SmallVec<[HeaderName; 4]>>().iter().chain(&present) {
+    for name in named_by_connection(fields) {
         fields.remove(name);
+    }
+    for (place, name) in HOP_BY_HOP.iter().enumerate() {
+        if present & 1 << place != 0 {
+            fields.remove(name);
+        }
     }
 }
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "connection"
-            | "keep-alive"
-            | "proxy-authenticate"
-            | "proxy-connection"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-    )
+/// The further fields that `Connection` declares to be of this hop.
+fn named_by_connection(fields: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
+    let lines = fields.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
+    // What nearly every message has there names no field.
+    let lines = lines.filter(|line| !line.eq_ignore_ascii_case("keep-alive") && !line.eq_ignore_ascii_case("close"));
+    let names =
+        lines.flat_map(|line| line.split(',')).map(str::trim).filter_map(|name| name.parse::<HeaderName>().ok());
+    // `Connection` can't take away what the message can't do without.
+    names.filter(|name| name != header::HOST && name != header::CONTENT_LENGTH).collect()
+}
+
+static HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// The place of a name in [`HOP_BY_HOP`].
+fn hop_by_hop(name: &HeaderName) -> Option<u8> {
+    match name.as_str() {
+        "connection" => Some(0),
+        "keep-alive" => Some(1),
+        "proxy-authenticate" => Some(2),
+        "proxy-connection" => Some(3),
+        "te" => Some(4),
+        "trailer" => Some(5),
+        "transfer-encoding" => Some(6),
+        "upgrade" => Some(7),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_name_has_its_place() {
+        assert!(HOP_BY_HOP.iter().zip(0..).all(|(name, place)| hop_by_hop(name) == Some(place)));
+        assert_eq!(hop_by_hop(&header::HOST), None);
+    }
 
     #[test]
     fn fields_of_one_hop_and_those_that_connection_names_go_no_further() {

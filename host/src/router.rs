@@ -41,7 +41,11 @@ pub enum PathMatch {
 
 /// The routes, most specific first; the number is the place in the list that it was made from.
 #[derive(Debug)]
-pub struct Router(Vec<(Option<HostMatch>, Match, usize)>);
+pub struct Router {
+    table: Vec<(Option<HostMatch>, Match, usize)>,
+    /// Whether any route asks for a host; if none does, nobody needs to know it.
+    by_host: bool,
+}
 
 impl Router {
     /// Orders routes; the error names two that no request can tell apart.
@@ -58,17 +62,17 @@ impl Router {
         };
         match table.windows(2).find(|pair| same(&pair[0], &pair[1])) {
             Some(pair) => Err((pair[0].2.min(pair[1].2), pair[0].2.max(pair[1].2))),
-            None => Ok(Router(table)),
+            None => Ok(Router { by_host: table.iter().any(|(host, ..)| host.is_some()), table }),
         }
     }
 
     /// The place of the route for a request.
     pub fn route(&self, request: &Parts) -> Option<usize> {
-        let authority = request.headers.get(http::header::HOST);
-        let name = authority.and_then(host);
+        let authority = || request.headers.get(http::header::HOST);
+        let name = self.by_host.then(authority).flatten().and_then(host);
         let name = name.as_ref().map_or(&b""[..], |name| name.bytes());
         let mut matching = self
-            .0
+            .table
             .iter()
             .filter(|(host, route, _)| host.as_ref().is_none_or(|host| host.matches(name)) && route.matches(request));
         matching.next().map(|(_, _, place)| *place)

@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A socket, on which a short message leaves by one plain `send`: for the kernel that is less work than `writev`, by
@@ -14,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub struct Wire<T>(TokioIo<T>);
 
 /// Longer messages leave from where they lie. A head and a small page fit; chosen by measuring 1 KiB responses.
-const SHORT: usize = 4 << 10;
+const SHORT: usize = 2 << 10;
 
 impl<T> Wire<T> {
     pub fn new(socket: T) -> Self {
@@ -48,9 +47,12 @@ impl<T: AsyncWrite + Unpin> Write for Wire<T> {
         if slices.iter().map(|slice| slice.len()).sum::<usize>() > SHORT {
             return Pin::new(&mut self.0).poll_write_vectored(cx, slices);
         }
-        let mut short = SmallVec::<[u8; SHORT]>::new();
-        slices.iter().for_each(|slice| short.extend_from_slice(slice));
-        self.poll_write(cx, &short)
+        let (mut short, mut length) = ([0; SHORT], 0);
+        for slice in slices {
+            short[length..length + slice.len()].copy_from_slice(slice);
+            length += slice.len();
+        }
+        self.poll_write(cx, &short[..length])
     }
 
     fn is_write_vectored(&self) -> bool {

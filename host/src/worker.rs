@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 
 use crate::clock::{Clock, TICK};
-use crate::connection::{Connection, Transport};
+use crate::connection::{self, Transport};
 use crate::generation::{Generation, Running};
 use crate::head::Peer;
 use crate::metrics::Place;
@@ -206,7 +206,7 @@ impl Listener {
 impl Seat {
     /// Serves a client on a task of its own, which ends with the connection.
     fn serve(&self, stream: impl Transport, peer: Peer) {
-        let connection = Connection::new(stream, Arc::new(peer), self.current.clone(), &self.clock);
+        let connection = connection::serve(stream, Arc::new(peer), self.current.clone(), self.clock.clone());
         let alive = self.alive.clone();
         spawn_local(async move {
             connection.await;

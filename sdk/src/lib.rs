@@ -67,6 +67,11 @@ pub mod test;
 mod values;
 mod verdict;
 
+/// The README's filter has to compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
+
 #[doc(hidden)]
 pub use export::glue;
 pub use hooks::{

@@ -173,7 +173,9 @@ impl Binding {
         };
         let head = |hook: &Hook| match hook {
             Hook::Absent => None,
-            Hook::Plan(plan) => Some(format!("is a plan of {} edits, carried out by the host", self.plans[*plan].len())),
+            Hook::Plan(plan) => {
+                Some(format!("is a plan of {} edits, carried out by the host", self.plans[*plan].len()))
+            }
             Hook::Call(names) => Some(list(names)),
         };
         let request = head(&self.request).map(|needs| ("request-filter", needs));
