@@ -280,10 +280,11 @@ class Pingora(Peer):
 
 
 class Plugway(Peer):
-    """`call` makes the stock plugin `headers` run for each message instead of handing the host a plan."""
+    """`call` makes the stock plugin `headers` run for each message instead of handing the host a plan; `edit` has the
+    trivial filter make its edit itself instead of naming a plan."""
     conf = "plugway.toml"
     base = "plain plain-c1 rewrite lb lc big1m big100m upload idle reload".split()
-    variants = {s: ["", "call"] for s in ("plain", "rewrite")} | {"script": ["wasm"], **{f"chain{n}": ["wasm"] for n in (0, 1, 3)}}
+    variants = {s: ["", "call"] for s in ("plain", "rewrite")} | {"script": ["wasm"], "chain0": ["wasm"], "chain1": ["wasm", "edit"], "chain3": ["wasm", "edit"]}
 
     def argv(self, scenario, flags):
         return [ROOT / "target/release/plugway", "run", self.file]

@@ -25,7 +25,7 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::body::ResponseBody;
 use crate::clock::{Clock, Deadline};
 use crate::ending::Ending;
-use crate::exchange;
+use crate::exchange::{self, Begun};
 use crate::generation::Running;
 use crate::head::Peer;
 use crate::passage::BodyError;
@@ -215,8 +215,8 @@ impl Session {
         let begun = exchange::begin(&running, request, self.peer.clone(), &mut ending);
         async move {
             let response = match begun {
-                Ok(onward) => onward.run(&running, &self.exchange, &mut ending).await,
-                Err(response) => response,
+                Begun::Onward(onward) => onward.run(&running, &self.exchange, &mut ending).await,
+                Begun::Answered(response) => response,
             };
             Ok(response.map(|body| Tracked { body, cut: None, session: self, ending }))
         }

@@ -22,7 +22,15 @@ use crate::passage::Passage;
 use crate::respond;
 use crate::upload::{RequestBody, Upload};
 
-/// A request that has passed the plugins and goes on to its upstream.
+/// What became of a request on its way down.
+pub enum Begun {
+    /// It goes on to its upstream.
+    Onward(Onward),
+    /// It is answered.
+    Answered(Response<ResponseBody>),
+}
+
+/// A request that has passed the plugins.
 pub struct Onward {
     /// Of its route.
     place: usize,
@@ -31,8 +39,8 @@ pub struct Onward {
     content: Content,
 }
 
-/// Takes a request down to its upstream, on the generation that it begins with; the error is the response of those
-/// that are answered before. What is due at the end of the exchange goes into `ending`.
+/// Takes a request down to its upstream, on the generation that it begins with. What is due at the end of the exchange
+/// goes into `ending`.
 ///
 /// Not part of the future of [`Onward::run`], which would carry the request about for nothing.
 pub fn begin(
@@ -40,7 +48,7 @@ pub fn begin(
     request: Request<Incoming>,
     peer: Arc<Peer>,
     ending: &mut Ending,
-) -> Result<Onward, Response<ResponseBody>> {
+) -> Begun {
     let (mut parts, body) = request.into_parts();
     let routed = accept(&mut parts).and_then(|()| {
         let none = || Error::new(Kind::NoRoute, "no route of the manifest matches the request");
@@ -50,7 +58,7 @@ pub fn begin(
         Ok(place) => place,
         Err(error) => {
             ending.unrouted(Box::new(Head::new(parts, peer, UNROUTED.into(), UNROUTED.into())));
-            return Err(refuse(error, ending));
+            return Begun::Answered(refuse(error, ending));
         }
     };
     let route = &running.generation.routes[place];
@@ -64,14 +72,14 @@ pub fn begin(
         Down::Answer(response, depth) => Ok(Err((response, depth))),
     });
     let (response, depth) = match passed {
-        Ok(Ok(content)) => return Ok(Onward { place, upstream, head, content }),
+        Ok(Ok(content)) => return Begun::Onward(Onward { place, upstream, head, content }),
         Ok(Err((response, depth))) => (response.map(|content| ResponseBody::Full(content.into())), depth),
         Err(failed) => {
             let depth = failed.depth;
             (fail(failed, ending), depth)
         }
     };
-    Err(finish(running, place, head, response, depth, ending))
+    Begun::Answered(finish(running, place, head, response, depth, ending))
 }
 
 impl Onward {
