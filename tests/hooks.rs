@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, HOOKS};
 
-use crate::support::{Message, PATIENCE, Proxy, manifest, ok, origin, read_message};
+use crate::support::{Message, PATIENCE, Proxy, manifest, ok, origin, read_message, run};
 
 fn post(proxy: &Proxy, body: &str) -> Message {
     let mut stream = proxy.connect();
@@ -72,6 +72,12 @@ fn a_body_beyond_the_buffer_is_refused_or_passes() {
     let mut stream = proxy.connect();
     stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nlonger\r\n6\r\nlonger\r\n0\r\n\r\n").unwrap();
     assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 413);
+
+    let greedy = refusing.replace("buffer = 8", "buffer = 99999999999");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("plugway.toml"), manifest("127.0.0.1:1", &greedy, "")).unwrap();
+    let (code, error) = run(&["check", folder.path().join("plugway.toml").to_str().unwrap()]);
+    assert!(code == Some(1) && error.contains("its memory limit doesn't hold"), "{error}");
 
     let passing = refusing.replace("buffer = 8", "buffer = 8, pass = true");
     let proxy = Proxy::start(&manifest(&mirror(), &passing, ""));

@@ -56,6 +56,20 @@ fn requests_that_go_nowhere_are_logged_too() {
 }
 
 #[test]
+fn an_exchange_that_the_client_left_is_logged() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let log = "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n";
+    let proxy = Proxy::start(&manifest(&silent.local_addr().unwrap().to_string(), "", log));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET /left HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let (mut upstream, _) = silent.accept().unwrap();
+    assert!(std::io::Read::read(&mut upstream, &mut [0; 1]).unwrap() > 0);
+    drop(stream);
+    let line = &lines(&proxy.folder.path().join("access.log"), 1)[0];
+    assert!(line.contains("\"target\":\"/left\"") && line.contains("\"status\":0"), "{line}");
+}
+
+#[test]
 fn the_combined_log_has_a_line_for_each_exchange_and_is_opened_anew() {
     let log = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";
     let proxy = Proxy::start(&manifest(&echo(), "", log));

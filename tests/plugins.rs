@@ -52,6 +52,8 @@ fn a_failing_plugin_harms_its_own_request_only() {
         "wrong-side",
         "hoard",
         "unknown-plan",
+        "crowd",
+        "notes",
         "half",
         "give-up",
         "wait",
@@ -105,6 +107,15 @@ fn what_a_plugin_prints_reaches_the_log_and_chatter_is_cut_off() {
     proxy.wait_log("chatter 98");
     let told = proxy.log_until("more than 100 lines", || drop(proxy.get("/", "\r\nX-Misbehave: print")));
     assert!(!told.iter().any(|line| line.contains("chatter")), "{told:?}");
+}
+
+#[test]
+fn a_plugin_that_drops_its_streams_harms_nobody() {
+    let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\n");
+    let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more));
+    assert_eq!(proxy.get("/", "\r\nX-Misbehave: drop-streams").status(), 200);
+    proxy.wait_log("dropped");
+    assert_eq!(proxy.get("/", "").status(), 200);
 }
 
 #[test]

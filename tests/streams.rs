@@ -233,3 +233,65 @@ fn a_hanging_origin_holds_up_nobody_else() {
         assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 504);
     }
 }
+
+#[test]
+fn what_follows_an_early_response_is_still_the_body_of_its_request() {
+    let (told, seen) = mpsc::channel();
+    let origin = raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut line = String::new();
+        while reader.read_line(&mut line).unwrap() > 2 {
+            line.clear();
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly").unwrap();
+        let mut body = vec![0; 60];
+        reader.read_exact(&mut body).unwrap();
+        told.send(String::from_utf8(body).unwrap()).unwrap();
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let mut stream = proxy.connect();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60\r\n\r\n").unwrap();
+    assert_eq!(read_message(&mut reader).unwrap().text(), "early");
+    // Longer than a connection takes to come to rest: this silence is the subject.
+    std::thread::sleep(std::time::Duration::from_millis(400));
+    let body = format!("{:<60}", "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n");
+    stream.write_all(body.as_bytes()).unwrap();
+    assert_eq!(seen.recv_timeout(PATIENCE).unwrap(), body);
+    stream.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+    let more = reader.read(&mut [0; 1]);
+    assert!(!matches!(more, Ok(1)), "the body was answered as a request");
+}
+
+#[test]
+fn content_of_a_get_without_a_length_reaches_the_origin() {
+    let proxy = Proxy::start(&manifest(&origin(|request| ok(&format!("got {}", request.text()))), "", ""));
+    let mut stream = proxy.connect();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n5\r\nquery\r\n0\r\n\r\n")
+        .unwrap();
+    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().text(), "got query");
+}
+
+#[test]
+fn a_response_with_both_framings_goes_by_its_chunks() {
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let proxy = Proxy::start(&manifest(&origin(|_| answer.to_vec()), "", ""));
+    let got = proxy.get("/", "");
+    assert_eq!((got.text().as_str(), got.field("content-length")), ("hello", None));
+}
+
+#[test]
+fn a_slow_upload_is_not_the_endpoints_fault() {
+    let text = manifest(&origin(|request| ok(&request.body.len().to_string())), "", "")
+        .replace("endpoints", "response-timeout = \"500ms\"\nendpoints");
+    let proxy = Proxy::start(&text);
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nConnection: close\r\n\r\n").unwrap();
+    for _ in 0..6 {
+        // In all longer than the limit, which is the subject.
+        std::thread::sleep(std::time::Duration::from_millis(250));
+        stream.write_all(b"x").unwrap();
+    }
+    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().text(), "6");
+}

@@ -132,14 +132,9 @@ fn metrics(admin: &Admin) -> String {
     let routes = admin.registry.routes();
     family(&mut out, "plugway_responses_total", "counter", "Responses, by route and first digit of the status.");
     for (name, figures) in &routes {
-        for class in 1..6 {
+        for (class, label) in ["aborted", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
             let count = sum(figures, |figures| &figures.responses[class]);
-            line(
-                &mut out,
-                "plugway_responses_total",
-                &[("route", name), ("class", &format!("{class}xx"))],
-                count as f64,
-            );
+            line(&mut out, "plugway_responses_total", &[("route", name), ("class", label)], count as f64);
         }
     }
     family(&mut out, "plugway_errors_total", "counter", "Failed exchanges, by route and kind (RFC 9209).");

@@ -8,7 +8,7 @@ mod settings;
 mod upstreams;
 mod values;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +69,8 @@ struct Draft<'a> {
     /// Named plugins, as places in `bindings`; none if theirs failed.
     named: BTreeMap<String, Option<usize>>,
     round_robin: Option<usize>,
+    /// Digests of the components in use.
+    used: HashSet<blake3::Hash>,
 }
 
 impl Assembly {
@@ -79,7 +81,8 @@ impl Assembly {
     /// Makes a generation of a manifest's files.
     pub fn assemble(&mut self, files: &[(Arc<Source>, Manifest)]) -> Result<Assembled, Problems> {
         let (bindings, named) = (Vec::new(), BTreeMap::new());
-        let mut draft = Draft { assembly: self, problems: Problems::default(), bindings, named, round_robin: None };
+        let (problems, used) = (Problems::default(), HashSet::new());
+        let mut draft = Draft { assembly: self, problems, bindings, named, round_robin: None, used };
         for (source, file) in files {
             for (name, plugin) in &file.plugin {
                 let binding = draft.bind(source, name.get_ref(), plugin);
@@ -126,11 +129,13 @@ impl Assembly {
         let drain = named.map_or(DRAIN, |(source, text)| draft.duration(source, Some(text), DRAIN));
         let admin = draft.admin(files);
         let access_log = draft.access_log(files);
-        let (problems, bindings) = (draft.problems, draft.bindings);
+        let Draft { problems, bindings, used, .. } = draft;
         let router = match router {
             Ok(router) if problems.0.is_empty() => router,
             _ => return Err(problems),
         };
+        self.plugins.retain(|digest, _| used.contains(digest));
+        self.in_flight.retain(|_, count| Arc::strong_count(count) > 1);
         Ok(Assembled {
             generation: Generation { router, routes, upstreams, upstream_places, bindings, access_log },
             admin,

@@ -79,9 +79,9 @@ impl Clock {
 }
 
 impl Deadline {
-    /// Sets it to some time from now.
+    /// Sets it to some time from now; never early, since the clock may be a tick behind.
     pub fn set(&self, after: Duration) {
-        self.due.set(Some(self.clock.now() + after));
+        self.due.set(Some(self.clock.now() + TICK + after));
     }
 
     /// Clears it.

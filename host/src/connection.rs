@@ -29,6 +29,7 @@ use crate::exchange::{self, Begun};
 use crate::generation::Running;
 use crate::head::Peer;
 use crate::passage::BodyError;
+use crate::upload::Upload;
 use crate::wire::Wire;
 
 /// A client that sends no whole head in this time is let go; as long as nginx keeps idle connections.
@@ -64,7 +65,8 @@ pub fn serve(
 ) -> impl Future<Output = ()> {
     let (exchange, head, rest) = (clock.deadline(), clock.deadline(), clock.deadline());
     let (busy, flushed) = (Cell::new(false), Cell::new(true));
-    let session = Rc::new(Session { current, peer, exchange, head, rest, busy, flushed });
+    let upload = RefCell::new(Upload::over());
+    let session = Rc::new(Session { current, peer, exchange, head, rest, busy, upload, flushed });
     session.head.set(HEAD_TIMEOUT);
     let io = ClientIo { wire: Wire::new(stream), ahead: Bytes::new(), session: session.clone() };
     // A closure, whose future hyper keeps in place: a boxed one would be an allocation for each request.
@@ -100,6 +102,9 @@ struct Session {
     rest: Rc<Deadline>,
     /// Whether an exchange is under way.
     busy: Cell<bool>,
+    /// The content of the last request. It may take longer than its response, and until it is over what the client
+    /// sends is no new request.
+    upload: RefCell<Upload>,
     /// Whether all that was written has left hyper's buffers.
     flushed: Cell<bool>,
 }
@@ -145,6 +150,10 @@ where
             return State::Ended;
         }
         if session.busy.get() || self.graceful {
+            return State::Serving(connection);
+        }
+        if !session.upload.borrow().is_over() {
+            session.end();
             return State::Serving(connection);
         }
         if session.head.is_met() {
@@ -212,6 +221,7 @@ impl Session {
         self.begin();
         let running = self.current.borrow().clone();
         let mut ending = Ending::new(running.clone());
+        self.upload.replace(ending.upload.clone());
         let begun = exchange::begin(&running, request, self.peer.clone(), &mut ending);
         async move {
             let response = match begun {

@@ -74,6 +74,19 @@ pub enum Refused {
     Side(&'static str),
     #[error("it declared no plan {0}")]
     Plan(u32),
+    #[error("{0} edits, fields or notes are too many; {MOST} are allowed")]
+    TooMany(usize),
+    #[error("it wants bodies whole up to {0} bytes, which its memory limit doesn't hold")]
+    Buffer(u64),
+}
+
+/// Edits and fields that one call may ask for, and notes that an exchange may have: far more than any filter needs, and
+/// few enough for maps and searches that were made for heads of messages.
+const MOST: usize = 256;
+
+/// Whether so many edits, fields or notes are few enough.
+pub fn count(count: usize) -> Result<(), Refused> {
+    if count > MOST { Err(Refused::TooMany(count)) } else { Ok(()) }
 }
 
 const FRAMING: [HeaderName; 8] = [
@@ -89,13 +102,13 @@ const FRAMING: [HeaderName; 8] = [
 
 /// A field name that plugins may edit.
 pub fn field_name(name: &str) -> Result<HeaderName, Refused> {
-    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(name.into()))?;
+    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(name.chars().take(64).collect()))?;
     if FRAMING.contains(&name) { Err(Refused::Framing(name)) } else { Ok(name) }
 }
 
 /// A field value.
 pub fn field_value(name: &str, value: &[u8]) -> Result<HeaderValue, Refused> {
-    HeaderValue::from_bytes(value).map_err(|_| Refused::Value(name.into()))
+    HeaderValue::from_bytes(value).map_err(|_| Refused::Value(name.chars().take(64).collect()))
 }
 
 /// A status that a plugin may give.
@@ -105,6 +118,7 @@ pub fn status(code: u16) -> Result<StatusCode, Refused> {
 
 /// Carries out checked edits, or none if their target or a plan can't be.
 pub fn apply(edits: SmallVec<[Edit; 4]>, plans: &[Vec<Planned>], side: Side, head: &mut Head) -> Result<(), Refused> {
+    count(head.notes.len() + edits.iter().filter(|edit| matches!(edit, Edit::Note(..))).count())?;
     for edit in &edits {
         if let Edit::Plan(place) = edit
             && *place as usize >= plans.len()

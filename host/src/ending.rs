@@ -15,7 +15,8 @@ pub struct Ending {
     running: Rc<Running>,
     /// None where no route matched, so that there is nobody to count for.
     place: Option<usize>,
-    head: Option<Box<Head>>,
+    /// None while it is lent to a plugin, or nothing is known.
+    pub head: Option<Box<Head>>,
     began: Instant,
     /// How long the endpoint took to begin its response, where somebody wants to know.
     answered: Option<Duration>,

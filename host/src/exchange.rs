@@ -35,7 +35,6 @@ pub struct Onward {
     /// Of its route.
     place: usize,
     upstream: usize,
-    head: Box<Head>,
     content: Content,
 }
 
@@ -43,12 +42,7 @@ pub struct Onward {
 /// goes into `ending`.
 ///
 /// Not part of the future of [`Onward::run`], which would carry the request about for nothing.
-pub fn begin(
-    running: &Rc<Running>,
-    request: Request<Incoming>,
-    peer: Arc<Peer>,
-    ending: &mut Ending,
-) -> Begun {
+pub fn begin(running: &Rc<Running>, request: Request<Incoming>, peer: Arc<Peer>, ending: &mut Ending) -> Begun {
     let (mut parts, body) = request.into_parts();
     let routed = accept(&mut parts).and_then(|()| {
         let none = || Error::new(Kind::NoRoute, "no route of the manifest matches the request");
@@ -58,6 +52,7 @@ pub fn begin(
         Ok(place) => place,
         Err(error) => {
             ending.unrouted(Box::new(Head::new(parts, peer, UNROUTED.into(), UNROUTED.into())));
+            ending.upload.end();
             return Begun::Answered(refuse(error, ending));
         }
     };
@@ -72,27 +67,34 @@ pub fn begin(
         Down::Answer(response, depth) => Ok(Err((response, depth))),
     });
     let (response, depth) = match passed {
-        Ok(Ok(content)) => return Begun::Onward(Onward { place, upstream, head, content }),
+        Ok(Ok(content)) => {
+            // From here on the exchange may be dropped at any time, and still has to be told of.
+            ending.routed(place, head);
+            return Begun::Onward(Onward { place, upstream, content });
+        }
         Ok(Err((response, depth))) => (response.map(|content| ResponseBody::Full(content.into())), depth),
         Err(failed) => {
             let depth = failed.depth;
             (fail(failed, ending), depth)
         }
     };
+    ending.upload.end();
     Begun::Answered(finish(running, place, head, response, depth, ending))
 }
 
 impl Onward {
     /// Asks the upstream, and takes the response up to the client.
     pub async fn run(self, running: &Rc<Running>, deadline: &Deadline, ending: &mut Ending) -> Response<ResponseBody> {
-        let Onward { place, upstream, mut head, content } = self;
-        let response = match forward(running, upstream, &mut head, content, deadline).await {
+        let Onward { place, upstream, content } = self;
+        let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
+        let response = match forward(running, upstream, head, content, deadline).await {
             Ok(response) => {
                 ending.answered();
                 response.map(|body| ResponseBody::Upstream(Box::new(body)))
             }
             Err(error) => refuse(error, ending),
         };
+        let head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
         finish(running, place, head, response, Depth::whole(&running.generation.routes[place]), ending)
     }
 }
@@ -123,6 +125,9 @@ fn finish(
             if let Some(parts) = head.response.take() {
                 *response.status_mut() = parts.status;
                 *response.headers_mut() = parts.headers;
+                if parts.status == http::StatusCode::NO_CONTENT {
+                    response.headers_mut().remove(header::CONTENT_LENGTH);
+                }
             }
             response
         }
@@ -142,6 +147,7 @@ fn content(
     upload: Upload,
 ) -> Result<Content, Failed> {
     if body.is_end_stream() {
+        upload.end();
         return Ok(Content { body: RequestBody::Empty, upload });
     }
     let stages = chain::stages(running, route, Depth::whole(route), Side::Request, body.size_hint().exact())?;

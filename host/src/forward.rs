@@ -50,7 +50,7 @@ pub async fn forward(
     let mut body = body;
     if let Some(connection) = pool.idle(rules, clock.now()) {
         let repeatable = empty && head.request.method.is_idempotent();
-        match send(connection, outgoing(head, &endpoint.text, body), rules, deadline).await? {
+        match send(connection, outgoing(head, &endpoint.text, body), upload.clone(), rules, deadline).await? {
             Ok((response, connection)) => {
                 let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
                 return Ok(answered(response, lease, empty || upload.is_over()));
@@ -65,7 +65,7 @@ pub async fn forward(
     let late = |_| Error::new(Kind::ConnectionTimeout, format!("no connection after {:?}", rules.connect_timeout));
     // Boxed, so that the many exchanges that need no new connection don't carry room for it.
     let connection = deadline.limit(rules.connect_timeout, Box::pin(pool.fresh())).await.map_err(late)??;
-    let sending = send(connection, outgoing(head, &endpoint.text, body), rules, deadline).await?;
+    let sending = send(connection, outgoing(head, &endpoint.text, body), upload.clone(), rules, deadline).await?;
     let (response, connection) = sending.map_err(|unsent| failed(unsent.into_error()))?;
     let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
     Ok(answered(response, lease, empty || upload.is_over()))
@@ -78,6 +78,7 @@ type Sending = Result<(Response<Incoming>, Connection), TrySendError<Request<Req
 fn send(
     mut connection: Connection,
     request: Request<RequestBody>,
+    upload: Upload,
     rules: KeepRules,
     deadline: &Deadline,
 ) -> impl Future<Output = Result<Sending, Error>> {
@@ -85,7 +86,16 @@ fn send(
     async move {
         let driver = &mut connection.driver;
         let mut answer = pin!(answer);
-        let sending = poll_fn(|cx| driver.poll(cx, |cx| answer.as_mut().poll(cx)));
+        let mut sent = 0;
+        let sending = poll_fn(|cx| {
+            let polled = driver.poll(cx, |cx| answer.as_mut().poll(cx));
+            // As long as the client's content goes on, the endpoint can't be expected to answer.
+            if upload.bytes() > sent {
+                sent = upload.bytes();
+                deadline.set(rules.response_timeout);
+            }
+            polled
+        });
         let late = |_| Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
         let answer = deadline.limit(rules.response_timeout, sending).await.map_err(late)?;
         Ok(answer.map(|response| (response, connection)))
@@ -123,6 +133,7 @@ fn choose(running: &Running, place: usize, head: &Head) -> Result<usize, Error> 
 }
 
 fn outgoing(head: &Head, endpoint: &str, body: RequestBody) -> Request<RequestBody> {
+    let framed = body.is_end_stream() || head.request.headers.contains_key(http::header::CONTENT_LENGTH);
     let mut request = Request::new(body);
     *request.method_mut() = head.request.method.clone();
     // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
@@ -130,6 +141,11 @@ fn outgoing(head: &Head, endpoint: &str, body: RequestBody) -> Request<RequestBo
         head.request.uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
     *request.uri_mut() = http::Uri::from(target);
     *request.headers_mut() = head.request.headers.clone();
+    if !framed {
+        // hyper takes content of unknown length for none where the method rarely has any, as with GET.
+        request.headers_mut().insert(http::header::TRANSFER_ENCODING, http::HeaderValue::from_static("chunked"));
+    }
+    let endpoint = if endpoint.starts_with("unix:") { "localhost" } else { endpoint };
     if !request.headers().contains_key(http::header::HOST)
         && let Ok(host) = http::HeaderValue::from_str(endpoint)
     {

@@ -23,6 +23,10 @@ fn via(received: Version) -> &'static str {
 
 /// Makes a received response fit to be sent on.
 pub fn response(fields: &mut HeaderMap) {
+    // Of the two, `Transfer-Encoding` is what counted when the content was read (RFC 9112 §6.3).
+    if fields.contains_key(header::TRANSFER_ENCODING) {
+        fields.remove(header::CONTENT_LENGTH);
+    }
     remove_hop_by_hop(fields);
 }
 

@@ -96,6 +96,9 @@ impl Running {
         let running = Running { generation, filters, upstreams, routes, unrouted, plugins, place, timers };
         let generation = &running.generation;
         for binding in generation.routes.iter().flat_map(|route| &route.chain) {
+            if !generation.bindings[*binding].is_called() {
+                continue;
+            }
             running.filters[*binding].borrow_mut().warm(|| running.instance(*binding))?;
         }
         for (upstream, view) in generation.upstreams.iter().zip(&running.upstreams) {

@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, ReloadOrder};
-use crate::assemble::{AdminAddress, Assembly};
+use crate::assemble::{AdminAddress, Assembled, Assembly};
 use crate::config::manifest::Manifest;
 use crate::config::problem::{Problems, Source};
 use crate::generation::Generation;
@@ -81,6 +81,8 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         }
         info!("stopping");
         let _ = stop.send(true);
+        // Now, not at the end: another process may have bound the same paths by then.
+        drop(reloader.listeners);
         let ended = async { while reloader.outcomes.recv().await.is_some() {} };
         tokio::select! {
             _ = ended => {}
@@ -132,24 +134,37 @@ impl Reloader {
 
     async fn replace(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
         let refused = |why: &dyn Display| format!("not reloaded, the old manifest goes on serving:\n{why}");
-        let next = load().and_then(|files| {
-            self.watch.follow(&files);
-            self.watch.differs(&files);
-            self.assembly.assemble(&files)
-        });
-        let next = next.map_err(|problems| refused(&problems))?;
+        let next = self.assemble(load).map_err(|problems| refused(&problems))?;
         let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
         self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
-        self.publish.send_replace(Arc::new(next.generation));
+        let old = self.publish.send_replace(Arc::new(next.generation));
+        if let Err(error) = acknowledged(&mut self.outcomes, self.workers).await {
+            // The others go back too: workers that differ would answer by chance.
+            self.publish.send_replace(old);
+            let _ = acknowledged(&mut self.outcomes, self.workers).await;
+            return Err(refused(&error));
+        }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
-        let swapped = acknowledged(&mut self.outcomes, self.workers).await;
-        swapped.map_err(|error| format!("a worker goes on with the old manifest: {error}"))?;
         self.listeners.adopt(sockets);
         self.drain = next.drain;
         if next.workers.is_some_and(|workers| workers != self.workers) {
             warn!("the number of workers changes at the next start");
         }
         Ok(format!("reloaded: generation {serial}"))
+    }
+
+    /// Loads and assembles on a thread of its own: plugins run there, and must find no runtime that they could block,
+    /// nor anyone whom they could take along.
+    fn assemble(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<Assembled, String> {
+        let files = load().map_err(|problems| problems.to_string())?;
+        self.watch.follow(&files);
+        self.watch.differs(&files);
+        let assembly = &mut self.assembly;
+        let assembled = std::thread::scope(|scope| scope.spawn(|| assembly.assemble(&files)).join());
+        match assembled {
+            Ok(assembled) => assembled.map_err(|problems| problems.to_string()),
+            Err(_) => Err("the manifest could not be assembled; the lines above say why".into()),
+        }
     }
 }
 
@@ -162,14 +177,15 @@ impl AdminSeat {
 
     /// Listens at another address. At its default place it gives way to another process's.
     async fn change(&mut self, wanted: &AdminAddress) -> anyhow::Result<()> {
-        if self.wanted == *wanted {
-            return Ok(());
-        }
-        let address = match wanted {
+        let place = |wanted: &AdminAddress| match wanted {
             AdminAddress::Off => None,
             AdminAddress::At(address) => Some(address.to_string()),
             AdminAddress::Default => Some(admin::DEFAULT_ADDRESS.into()),
         };
+        let address: Option<String> = place(wanted);
+        if place(&self.wanted) == address {
+            return Ok(());
+        }
         let listener = match address {
             None => None,
             Some(address) => match tokio::net::TcpListener::bind(&address).await {

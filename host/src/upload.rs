@@ -34,6 +34,18 @@ struct Progress {
 }
 
 impl Upload {
+    /// One that has nothing to send.
+    pub fn over() -> Self {
+        let upload = Upload::default();
+        upload.end();
+        upload
+    }
+
+    /// Nothing more will be sent.
+    pub fn end(&self) {
+        self.0.over.set(true);
+    }
+
     /// Whether all has been sent, or given up.
     pub fn is_over(&self) -> bool {
         self.0.over.get()
@@ -59,7 +71,7 @@ impl Upload {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         if let RequestBody::Incoming(_, upload) | RequestBody::Filtered(_, upload) = self {
-            upload.0.over.set(true);
+            upload.end();
         }
     }
 }

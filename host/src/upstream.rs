@@ -108,7 +108,6 @@ impl Pool {
     pub fn put_back(&self, mut connection: Connection, rules: KeepRules, now: Instant) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < rules.idle_connections && connection.rest() {
-            connection.reused = true;
             idle.push((connection, now));
         }
     }

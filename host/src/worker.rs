@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,7 +79,13 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let Orders { generation, sockets, stopping, place } = orders;
     let pools = Rc::new(Pools::default());
     let first = generation.borrow().clone();
-    let running = Running::new(first, &pools, place.clone(), Instant::now()).map_err(io::Error::other)?;
+    let running = match prepare(first, &pools, &place) {
+        Ok(running) => running,
+        Err(error) => {
+            let _ = swapped.send(Err(error.clone()));
+            return Err(io::Error::other(error));
+        }
+    };
     let current = Rc::new(RefCell::new(Rc::new(running)));
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let clock = Clock::new();
@@ -105,9 +112,17 @@ async fn swap(
 ) {
     while generation.changed().await.is_ok() {
         let next = generation.borrow_and_update().clone();
-        let outcome =
-            Running::new(next, &pools, place.clone(), Instant::now()).map(|next| drop(current.replace(Rc::new(next))));
-        let _ = swapped.send(outcome.map_err(|trap| trap.to_string()));
+        let outcome = prepare(next, &pools, &place).map(|next| drop(current.replace(Rc::new(next))));
+        let _ = swapped.send(outcome);
+    }
+}
+
+/// The worker's view of a generation. Whatever goes wrong is told: who waits for the worker would wait for ever.
+fn prepare(generation: Arc<Generation>, pools: &Pools, place: &Place) -> Result<Running, String> {
+    let made = AssertUnwindSafe(|| Running::new(generation, pools, place.clone(), Instant::now()));
+    match catch_unwind(made) {
+        Ok(running) => running.map_err(|trap| trap.to_string()),
+        Err(_) => Err("a plugin could not be instantiated".into()),
     }
 }
 

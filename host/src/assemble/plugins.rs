@@ -39,7 +39,10 @@ impl Draft<'_> {
         let on_error = self.on_error(source, plugin.on_error.as_ref());
         let isolation = self.isolation(source, plugin.isolation.as_ref());
         let place = plugin.r#use.span();
-        let loaded = component(source, plugin.r#use.get_ref()).and_then(|bytes| self.assembly.load(&bytes));
+        let loaded = component(source, plugin.r#use.get_ref()).and_then(|bytes| {
+            self.used.insert(blake3::hash(&bytes));
+            self.assembly.load(&bytes)
+        });
         let loaded = loaded.map_err(|message| self.problems.at(source, place.clone(), message)).ok()?;
         let config = plugin.config.as_ref().map(|config| serde_json::to_value(config).unwrap_or_default());
         let config = config.unwrap_or_else(|| serde_json::json!({}));

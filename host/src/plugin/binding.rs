@@ -143,10 +143,9 @@ impl Binding {
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
         let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(SHORTEST_TIMER));
         let timer = plugin.timer.as_ref().and(interval);
-        let streamed = types::BodyMode::Streamed;
-        let request_body = plugin.request_body.as_ref().map(|_| body_mode(settings.request_body.unwrap_or(streamed)));
-        let response_body =
-            plugin.response_body.as_ref().map(|_| body_mode(settings.response_body.unwrap_or(streamed)));
+        let mode = |mode: Option<types::BodyMode>| body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits);
+        let request_body = plugin.request_body.as_ref().map(|_| mode(settings.request_body)).transpose()?;
+        let response_body = plugin.response_body.as_ref().map(|_| mode(settings.response_body)).transpose()?;
         Ok(Binding {
             name,
             plugin,
@@ -183,6 +182,12 @@ impl Binding {
         let balancer = self.balances().then(|| ("balancer", list(&self.balancer)));
         let observer = self.observer.as_ref().map(|names| ("observer", list(names)));
         [request, response, balancer, observer].into_iter().flatten().collect()
+    }
+
+    /// Whether requests need an instance of it in a chain: where the host carries out plans, nobody is called.
+    pub fn is_called(&self) -> bool {
+        let called = |hook: &Hook| matches!(hook, Hook::Call(_));
+        called(&self.request) || called(&self.response) || self.observer.is_some() || self.timer.is_some()
     }
 
     /// Whether it can choose endpoints.
@@ -228,9 +233,13 @@ fn template(name: &str, parts: Vec<types::TemplatePart>) -> Result<Template, Ref
     parts.into_iter().map(part).collect::<Result<_, _>>().map(Template)
 }
 
-fn body_mode(mode: types::BodyMode) -> BodyMode {
-    match mode {
+fn body_mode(mode: types::BodyMode, limits: Limits) -> Result<BodyMode, Refused> {
+    Ok(match mode {
         types::BodyMode::Streamed => BodyMode::Streamed,
+        // A body that its memory can't hold would only be gathered here for nothing.
+        types::BodyMode::Buffered(types::BufferLimit { bytes, .. }) if bytes > limits.memory as u64 => {
+            return Err(Refused::Buffer(bytes));
+        }
         types::BodyMode::Buffered(types::BufferLimit { bytes, beyond }) => {
             let beyond = match beyond {
                 types::BeyondLimit::Refuse => Beyond::Refuse,
@@ -238,5 +247,5 @@ fn body_mode(mode: types::BodyMode) -> BodyMode {
             };
             BodyMode::Buffered(bytes, beyond)
         }
-    }
+    })
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use wasmtime::component::{Linker, Resource, ResourceTable};
+use wasmtime::component::{Linker, Resource, ResourceTable, ResourceType};
 use wasmtime::{StoreContextMut, StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::p2::bindings::sync::io::streams::StreamError;
 use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
@@ -36,6 +36,12 @@ type Written = wasmtime::Result<(Result<(), StreamError>,)>;
 type Counted = wasmtime::Result<(Result<u64, StreamError>,)>;
 type Read = wasmtime::Result<(Result<Vec<u8>, StreamError>,)>;
 
+/// Streams and the like that an instance may hold: standard input, output and error need three.
+const MOST_RESOURCES: usize = 256;
+
+/// Functions that an instance may call indirectly; large guests have some thousands.
+const MOST_TABLE_ELEMENTS: usize = 100_000;
+
 /// As the WIT says.
 const LONGEST_METRIC: usize = 64;
 const MOST_METRICS: usize = 64;
@@ -43,8 +49,10 @@ const MOST_METRICS: usize = 64;
 impl HostState {
     /// The state of a fresh instance that may use so much memory.
     pub fn new(name: Arc<str>, memory: usize) -> Self {
-        let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).instances(16).tables(16).build();
-        let (lines, table) = (Lines::new(name.clone()), ResourceTable::new());
+        let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).instances(16).tables(16);
+        let limits = limits.table_elements(MOST_TABLE_ELEMENTS).build();
+        let (lines, mut table) = (Lines::new(name.clone()), ResourceTable::new());
+        table.set_max_capacity(MOST_RESOURCES);
         let wasi = WasiCtx::builder().stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).build();
         let (head, loads, figures, defined) = (None, VecDeque::new(), None, Vec::new());
         HostState { wasi, table, limits, name, lines, head, loads, figures, defined }
@@ -90,7 +98,20 @@ pub fn add_wasi(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
             Err(waits())
         },
     )?;
+    poll.func_wrap(
+        "[method]pollable.ready",
+        |_, (_,): (Resource<wasmtime_wasi::p2::DynPollable>,)| -> wasmtime::Result<(bool,)> { Ok((true,)) },
+    )?;
     let mut streams = linker.instance("wasi:io/streams@0.2.12")?;
+    // WASI's own destructors enter a runtime, which a thread that has one already can't.
+    streams.resource("output-stream", ResourceType::host::<DynOutputStream>(), |mut store, place| {
+        store.data_mut().table.delete(Resource::<DynOutputStream>::new_own(place))?;
+        Ok(())
+    })?;
+    streams.resource("input-stream", ResourceType::host::<DynInputStream>(), |mut store, place| {
+        store.data_mut().table.delete(Resource::<DynInputStream>::new_own(place))?;
+        Ok(())
+    })?;
     streams.func_wrap(
         "[method]output-stream.blocking-write-and-flush",
         |mut store: StoreContextMut<'_, HostState>, (stream, text): (Resource<DynOutputStream>, Vec<u8>)| -> Written {

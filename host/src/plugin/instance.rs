@@ -13,6 +13,7 @@ use super::contract::{
 };
 use super::engine::{Plugin, TICK};
 use super::host::HostState;
+use super::lines::LONGEST;
 use crate::edit::{self, Edit, Refused, Side};
 use crate::head::{Head, Value, ValueName};
 use crate::metrics::Place;
@@ -247,6 +248,12 @@ impl Slot {
     }
 }
 
+/// What a plugin says of its failure, cut to what a log line holds.
+pub(super) fn gave_up(mut reason: String) -> Trap {
+    reason.truncate(reason.floor_char_boundary(LONGEST));
+    Trap::Failed(reason)
+}
+
 pub(super) fn trapped(error: wasmtime::Error) -> Trap {
     match error.downcast_ref::<wasmtime::Trap>() {
         Some(wasmtime::Trap::Interrupt) => Trap::Deadline,
@@ -257,18 +264,20 @@ pub(super) fn trapped(error: wasmtime::Error) -> Trap {
 fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
     match verdict {
         types::Verdict::Proceed(edits) => {
+            edit::count(edits.len())?;
             Ok(Verdict::Proceed(edits.into_iter().map(|edit| checked_edit(side, edit)).collect::<Result<_, _>>()?))
         }
         types::Verdict::Plan(place) => Ok(Verdict::Plan(place)),
         types::Verdict::Respond(types::Response { status, fields, body }) => {
             let mut response = http::Response::new(body);
             *response.status_mut() = edit::status(status)?;
+            edit::count(fields.len())?;
             for (name, value) in fields {
                 response.headers_mut().append(edit::field_name(&name)?, edit::field_value(&name, &value)?);
             }
             Ok(Verdict::Respond(response))
         }
-        types::Verdict::Fail(reason) => Err(Trap::Failed(reason)),
+        types::Verdict::Fail(reason) => Err(gave_up(reason)),
     }
 }
 

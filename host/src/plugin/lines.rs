@@ -12,7 +12,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 /// A longer line is cut, as the WIT says.
-const LONGEST: usize = 4 << 10;
+pub(super) const LONGEST: usize = 4 << 10;
 
 /// Lines that one instance may log in a second: enough to follow a fault, too few to fill a disk.
 const A_SECOND: u32 = 100;

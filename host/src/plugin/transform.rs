@@ -5,7 +5,7 @@ use http::HeaderMap;
 use wasmtime::component::ResourceAny;
 
 use super::binding::{Beyond, Binding, BodyMode};
-use super::instance::{Instance, Trap, trapped};
+use super::instance::{Instance, Trap, gave_up, trapped};
 use crate::edit::{self, Side};
 use crate::metrics::Place;
 
@@ -51,7 +51,7 @@ macro_rules! call {
             }
         }
         .map_err(trapped)?
-        .map_err(Trap::Failed)?
+        .map_err(gave_up)?
     }};
 }
 
@@ -124,6 +124,7 @@ impl Transform {
             |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), value.as_bytes().to_vec());
         let fields: Vec<(String, Vec<u8>)> = received.iter().map(owned).collect();
         let sent = call!(self, call_trailers, &fields);
+        edit::count(sent.len()).map_err(Trap::from)?;
         let mut trailers = HeaderMap::new();
         for (name, value) in sent {
             let value = edit::field_value(&name, &value).map_err(Trap::from)?;

@@ -23,11 +23,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Transport for T {}
 
 type Driving = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
 
-/// A connection, and whether it has served before.
+/// A connection.
 pub struct Connection {
     pub sender: SendRequest<RequestBody>,
     pub driver: Driver,
-    pub reused: bool,
 }
 
 /// What makes a connection go on.
@@ -56,7 +55,7 @@ impl Connection {
         let task = Mutex::new(Waker::noop().clone());
         let relay = Arc::new(Relay { polling: AtomicBool::new(false), again: AtomicBool::new(false), task });
         let driver = Driver { connection: Some(Box::pin(connection)), waker: relay.clone().into(), relay };
-        Ok(Connection { sender, driver, reused: false })
+        Ok(Connection { sender, driver })
     }
 
     /// Leaves the exchange behind; says whether the connection can serve another.

@@ -75,12 +75,10 @@ impl Forwarding {
 
     /// The last address of the way that no trusted proxy stands behind.
     fn origin<'a>(&self, peer: &'a str, chain: Option<&'a str>) -> &'a str {
-        let hops = chain.unwrap_or_default().rsplit(',').map(str::trim).filter(|hop| hop.parse::<IpAddr>().is_ok());
         let mut client = peer;
-        for hop in hops {
-            if !self.trusts(client) {
-                break;
-            }
+        for hop in chain.unwrap_or_default().rsplit(',') {
+            // A hop that names no address ends the search: who stands behind it can't be told from a forgery.
+            let Some(hop) = node(hop.trim()).filter(|_| self.trusts(client)) else { break };
             client = hop;
         }
         client
@@ -103,6 +101,14 @@ impl Forwarding {
         }
         element
     }
+}
+
+/// The address of a hop, which may stand alone, bracketed, or with a port.
+fn node(hop: &str) -> Option<&str> {
+    let is_address = |text: &&str| text.parse::<IpAddr>().is_ok();
+    let bracketed = hop.strip_prefix('[').and_then(|rest| Some(rest.split_once(']')?.0));
+    let with_port = || hop.rsplit_once(':').map(|(address, _)| address);
+    Some(hop).filter(is_address).or(bracketed.filter(is_address)).or_else(|| with_port().filter(is_address))
 }
 
 fn appended(list: Option<&str>, hop: &str) -> String {

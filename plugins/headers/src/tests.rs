@@ -91,3 +91,16 @@ fn mistakes_are_named_with_their_place() {
     at(error(json!({ "response": { "default": { "a": "}" } } })), "/response/default/a", "closes nothing");
     at(error(json!({ "forwarded": { "trusted-proxies": ["10/8"] } })), "/forwarded/trusted-proxies/0", "no network");
 }
+
+#[test]
+fn a_hop_that_names_no_address_ends_the_search() {
+    let config = json!({ "forwarded": { "trusted-proxies": ["10.0.0.0/8"] } });
+    let client = |chain: &str| {
+        let request = Request::get("/").from("10.0.0.1").field("x-forwarded-for", chain);
+        harness(config.clone()).request(request).passed().unwrap().noted("client").map(String::from)
+    };
+    assert_eq!(client("6.6.6.6, 203.0.113.9:51234").as_deref(), Some("203.0.113.9"));
+    assert_eq!(client("6.6.6.6, [2001:db8::9]:51234").as_deref(), Some("2001:db8::9"));
+    assert_eq!(client("6.6.6.6, unknown").as_deref(), Some("10.0.0.1"));
+    assert_eq!(client("6.6.6.6, unknown, 10.0.0.7").as_deref(), Some("10.0.0.7"));
+}

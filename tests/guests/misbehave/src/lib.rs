@@ -1,6 +1,6 @@
 //! Does what no plugin should do when a request asks for it in `x-misbehave`; else tags the request.
 
-use plugway_sdk::{ConfigError, Edit, Need, Plugin, RequestFilter, Setup, Values, Verdict, export, log};
+use plugway_sdk::{ConfigError, Edit, Need, Plugin, RequestFilter, Response, Setup, Values, Verdict, export, log};
 
 pub struct Misbehave {
     how: Need,
@@ -49,6 +49,17 @@ impl RequestFilter for Misbehave {
                 (0..1000).for_each(|line| log::info(&format!("chatter {line}")));
                 Verdict::proceed()
             }
+            Some("drop-streams") => {
+                let out = wasip2::cli::stdout::get_stdout();
+                let _ = out.write(b"dropped\n");
+                drop((out, wasip2::cli::stdin::get_stdin()));
+                Verdict::proceed()
+            }
+            Some("crowd") => {
+                let response = (0..30_000).fold(Response::new(200), |all, n| all.field(&format!("x-{n}"), "1"));
+                response.into()
+            }
+            Some("notes") => (0..200_000).fold(Verdict::proceed(), |all, n| all.set_note(&n.to_string(), "1")),
             // Empty strings cost the plugin next to nothing and the host a lot.
             Some("hoard") => Verdict::Proceed(vec![Edit::RemoveField(String::new()); 400_000]),
             Some("unknown-plan") => Verdict::proceed().edit(Edit::Plan(7)),
