@@ -119,3 +119,41 @@ fn an_observer_hears_of_the_end_and_a_timer_ticks() {
         assert!(Instant::now() < deadline, "{figures}");
     }
 }
+
+#[test]
+fn a_head_has_no_length_of_a_content_that_plugins_would_change() {
+    let length = origin(|_| b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".to_vec());
+    let proxy = Proxy::start(&manifest(&length, &format!("{{ use = {HOOKS:?} }}"), ""));
+    let mut stream = proxy.connect();
+    stream.write_all(b"HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200") && !text.contains("content-length"), "{text}");
+}
+
+#[test]
+fn slow_bodies_in_one_plugin_leave_instances_for_others() {
+    let more = format!(
+        "[[route]]\npath = \"/other\"\nupstream = \"app\"\nplugins = [{{ use = {HOOKS:?}, isolation = \"request\" }}]\n"
+    );
+    let text = manifest(&mirror(), &format!("{{ use = {HOOKS:?} }}"), &more).replace("workers = 2", "workers = 1");
+    let proxy = Proxy::start(&text);
+    let begin = || {
+        let mut stream = proxy.connect();
+        stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nslow").unwrap();
+        stream
+    };
+    let mut slow: Vec<_> = (0..256).map(|_| begin()).collect();
+    // All are on their way once the next is refused.
+    let mut reader = BufReader::new(begin());
+    let refused = read_message(&mut reader).unwrap();
+    assert_eq!((refused.status(), refused.field("proxy-status")), (502, Some("plugway; error=plugin_error")));
+    let mut stream = proxy.connect();
+    stream
+        .write_all(b"POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\nother")
+        .unwrap();
+    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().text(), "OTHER!!");
+    let mut first = slow.remove(0);
+    first.write_all(b"!").unwrap();
+    assert_eq!(read_message(&mut BufReader::new(first)).unwrap().text(), "SLOW!!!");
+}

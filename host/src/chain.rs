@@ -160,7 +160,9 @@ pub fn stages(
             let error = Error::new(kind, format!("{length} bytes, and `{}` takes {limit}", binding.name));
             return Err(Failed { error, status: kind.status(), depth: Depth(depth) });
         }
-        match Transform::begin(binding, side, mode, &running.place) {
+        let begun =
+            running.bodies[*place].begin().and_then(|turn| Transform::begin(binding, side, mode, &running.place, turn));
+        match begun {
             Ok(stage) => stages.push(stage),
             Err(trap) => on_error(running, *place, trap, Depth(depth))?,
         }
@@ -169,6 +171,12 @@ pub fn stages(
         stages.reverse();
     }
     Ok(stages)
+}
+
+/// Whether a plugin above a depth transforms bodies of responses.
+pub fn transforms(running: &Running, route: &Route, depth: Depth) -> bool {
+    let mut above = route.chain.iter().take(depth.0);
+    above.any(|place| running.generation.bindings[*place].response_body.is_some())
 }
 
 /// Makes a call, and counts it; one in [`SAMPLE`] is timed.

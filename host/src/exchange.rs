@@ -170,6 +170,10 @@ fn filtered(
 ) -> Result<ResponseBody, Failed> {
     let ResponseBody::Upstream(body) = body else { return Ok(body) };
     if body.is_end_stream() {
+        // Under HEAD and 304 the length is that of a content which plugins would have changed (RFC 9110 §8.6).
+        if let Some(response) = head.response.as_mut().filter(|_| chain::transforms(running, route, depth)) {
+            response.headers.remove(header::CONTENT_LENGTH);
+        }
         return Ok(ResponseBody::Upstream(body));
     }
     let stages = chain::stages(running, route, depth, Side::Response, body.size_hint().exact())?;

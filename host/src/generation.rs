@@ -10,6 +10,7 @@ use crate::access_log::AccessLog;
 use crate::metrics::{Place, PluginFigures, RouteFigures};
 use crate::plugin::binding::Binding;
 use crate::plugin::instance::{Endpoint as BalancedEndpoint, EndpointState, Instance, Slot, Trap};
+use crate::plugin::transform::Bodies;
 use crate::router::Router;
 use crate::upstream::{EndpointAddr, InFlight, KeepRules, Pool, Pools};
 
@@ -59,6 +60,8 @@ pub struct Running {
     pub generation: Arc<Generation>,
     /// One instance per binding is enough: a hook runs to its end before the worker does anything else.
     pub filters: Vec<RefCell<Slot>>,
+    /// Bodies that pass through each binding at the moment.
+    pub bodies: Vec<Bodies>,
     pub upstreams: Vec<RunningUpstream>,
     /// This worker's figures, by the places of routes and bindings.
     pub routes: Vec<Arc<RouteFigures>>,
@@ -87,13 +90,14 @@ impl Running {
         let view = |upstream| RunningUpstream { pools: pools_of(upstream), balancer: balancer(upstream) };
         let upstreams = generation.upstreams.iter().map(view).collect();
         let filters = generation.bindings.iter().map(slot).collect();
+        let bodies = generation.bindings.iter().map(|_| Bodies::default()).collect();
         let timers = generation.bindings.iter().enumerate();
         let timers = timers.filter_map(|(at, binding)| Some((at, binding.timer?, Cell::new(now)))).collect();
         let routes = generation.routes.iter().map(|route| place.registry.route(&route.name, place.worker)).collect();
         let plugins =
             generation.bindings.iter().map(|binding| place.registry.plugin(&binding.name, place.worker)).collect();
         let unrouted = place.registry.route(&UNROUTED.into(), place.worker);
-        let running = Running { generation, filters, upstreams, routes, unrouted, plugins, place, timers };
+        let running = Running { generation, filters, bodies, upstreams, routes, unrouted, plugins, place, timers };
         let generation = &running.generation;
         for binding in generation.routes.iter().flat_map(|route| &route.chain) {
             if !generation.bindings[*binding].is_called() {

@@ -1,5 +1,8 @@
 //! A body passing through a plugin, on an instance of its own: what it holds dies with it, and nobody else's does.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use wasmtime::component::ResourceAny;
@@ -9,8 +12,37 @@ use super::instance::{Instance, Trap, gave_up, trapped};
 use crate::edit::{self, Side};
 use crate::metrics::Place;
 
+/// Bodies that one worker has in one plugin at a time. Each holds an instance, and the process has a bounded number of
+/// these: slow clients of one route must not use up those of all others.
+const MOST_BODIES: usize = 256;
+
+/// Counts the bodies that a worker has in a plugin.
+#[derive(Default)]
+pub struct Bodies(Rc<Cell<usize>>);
+
+/// The leave to have one more, until it is dropped.
+pub struct Turn(Rc<Cell<usize>>);
+
+impl Bodies {
+    /// One more, if there are not too many.
+    pub fn begin(&self) -> Result<Turn, Trap> {
+        if self.0.get() >= MOST_BODIES {
+            return Err(Trap::Failed(format!("{MOST_BODIES} bodies pass through it already")));
+        }
+        self.0.set(self.0.get() + 1);
+        Ok(Turn(self.0.clone()))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// One body in one plugin.
 pub struct Transform {
+    _turn: Turn,
     instance: Box<Instance>,
     side: Side,
     body: ResourceAny,
@@ -57,7 +89,7 @@ macro_rules! call {
 
 impl Transform {
     /// Begins a body.
-    pub fn begin(binding: &Binding, side: Side, mode: BodyMode, figures: &Place) -> Result<Self, Trap> {
+    pub fn begin(binding: &Binding, side: Side, mode: BodyMode, figures: &Place, turn: Turn) -> Result<Self, Trap> {
         let mut instance = Box::new(Instance::new(binding, figures)?);
         instance.begin_call();
         let Instance { store, request_body, response_body, .. } = &mut *instance;
@@ -75,7 +107,7 @@ impl Transform {
             BodyMode::Streamed => State::Streaming,
             BodyMode::Buffered(limit, beyond) => State::Gathering(BytesMut::new(), limit, beyond),
         };
-        Ok(Transform { body: body.map_err(trapped)?, instance, side, state })
+        Ok(Transform { _turn: turn, body: body.map_err(trapped)?, instance, side, state })
     }
 
     /// Takes a chunk and gives what goes on now, which may be nothing.
