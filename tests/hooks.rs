@@ -157,3 +157,14 @@ fn slow_bodies_in_one_plugin_leave_instances_for_others() {
     first.write_all(b"!").unwrap();
     assert_eq!(read_message(&mut BufReader::new(first)).unwrap().text(), "SLOW!!!");
 }
+
+#[test]
+fn an_observer_keeps_no_client_waiting() {
+    let more = format!("[plugin.hooks]\nuse = {HOOKS:?}\nlimits.cpu = \"2s\"\n");
+    let proxy = Proxy::start(&manifest(&mirror(), r#""hooks""#, &more).replace("workers = 2", "workers = 1"));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET /spin HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 200);
+    assert!(!proxy.has_logged("observer failed"), "the response came after the observer");
+    proxy.wait_log("observer failed");
+}

@@ -77,6 +77,11 @@ impl Proxy {
         panic!("no `{part}` in the log:\n{}", seen.join("\n"));
     }
 
+    /// Whether a line with `part` is in what was logged so far and nobody has waited for.
+    pub fn has_logged(&self, part: &str) -> bool {
+        self.log.try_iter().any(|line| line.contains(part))
+    }
+
     /// Does something over and over until a line of the log has `part` in it; gives the lines before.
     pub fn log_until(&self, part: &str, mut again: impl FnMut()) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;

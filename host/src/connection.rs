@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -66,7 +67,8 @@ pub fn serve(
     let (exchange, head, rest) = (clock.deadline(), clock.deadline(), clock.deadline());
     let (busy, flushed) = (Cell::new(false), Cell::new(true));
     let upload = RefCell::new(Upload::over());
-    let session = Rc::new(Session { current, peer, exchange, head, rest, busy, upload, flushed });
+    let ended = RefCell::default();
+    let session = Rc::new(Session { current, peer, exchange, head, rest, busy, upload, flushed, ended });
     session.head.set(HEAD_TIMEOUT);
     let io = ClientIo { wire: Wire::new(stream), ahead: Bytes::new(), session: session.clone() };
     // A closure, whose future hyper keeps in place: a boxed one would be an allocation for each request.
@@ -107,6 +109,9 @@ struct Session {
     upload: RefCell<Upload>,
     /// Whether all that was written has left hyper's buffers.
     flushed: Cell<bool>,
+    /// Exchanges whose last bytes may still be in hyper's buffers: what is due at their end waits until the client has
+    /// its response.
+    ended: RefCell<SmallVec<[Ending; 1]>>,
 }
 
 /// The content of a response, and with its end that of the exchange.
@@ -116,7 +121,8 @@ struct Tracked {
     /// fails, be it the head.
     cut: Option<BodyError>,
     session: Rc<Session>,
-    ending: Ending,
+    /// There until the body is dropped.
+    ending: Option<Ending>,
 }
 
 /// The socket, and what was read ahead of it.
@@ -143,7 +149,11 @@ where
             self.graceful = true;
             Pin::new(&mut *connection).graceful_shutdown();
         }
-        if let Poll::Ready(served) = Pin::new(&mut *connection).poll(cx) {
+        let polled = Pin::new(&mut *connection).poll(cx);
+        if session.flushed.get() || polled.is_ready() {
+            session.ended.take();
+        }
+        if let Poll::Ready(served) = polled {
             if let Err(error) = served {
                 tracing::debug!(%error, "client connection");
             }
@@ -228,7 +238,7 @@ impl Session {
                 Begun::Onward(onward) => onward.run(&running, &self.exchange, &mut ending).await,
                 Begun::Answered(response) => response,
             };
-            Ok(response.map(|body| Tracked { body, cut: None, session: self, ending }))
+            Ok(response.map(|body| Tracked { body, cut: None, session: self, ending: Some(ending) }))
         }
     }
 
@@ -242,6 +252,7 @@ impl Session {
 impl Drop for Tracked {
     fn drop(&mut self) {
         self.session.end();
+        self.session.ended.borrow_mut().extend(self.ending.take());
     }
 }
 
@@ -256,7 +267,9 @@ impl Body for Tracked {
         }
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                this.ending.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if let Some(ending) = &mut this.ending {
+                    ending.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {

@@ -1,3 +1,17 @@
+//! The proxy: a library, so that its parts can be tested and linked to; the program is a thin end of it.
+//!
+//! The life of a request, with the module that each step is in:
+//!
+//! - [`worker`] accepts a connection and [`connection`] serves it, through [`wire`] and hyper
+//! - [`exchange`] takes each request on its way: [`head`] and [`forwarding`] bring it into form, [`router`] finds its
+//!   route, [`chain`] runs the request hooks
+//! - [`forward`] chooses an endpoint, gets a connection from [`upstream`], sends the request with its [`upload`]
+//! - [`chain`] runs the response hooks, and [`body`] streams to the client; bodies pass plugins by [`passage`]
+//! - [`ending`] tells [`metrics`], [`access_log`] and observers
+//!
+//! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]). Plugins
+//! run in [`plugin`]. Modules import in one direction; `tests/layers.rs` has the table.
+
 pub mod access_log;
 pub mod admin;
 pub mod assemble;
@@ -26,5 +40,5 @@ mod serve;
 pub mod upload;
 pub mod upstream;
 mod watch;
-mod wire;
+pub mod wire;
 pub mod worker;

@@ -65,9 +65,9 @@ impl Listeners {
             for worker in &self.workers {
                 let _ = worker.send(SocketOrder::Close(address.clone()));
             }
-            info!("no longer listening at {address}");
             self.open.remove(&address);
             unlink(&address);
+            info!("no longer listening at {address}");
         }
     }
 }
