@@ -37,6 +37,9 @@ pub struct Instance {
     pub(super) response_body: Option<response_body::ResponseBodyHook>,
 }
 
+/// How many times a call's limit making and configuring an instance may take.
+const PATIENCE: u64 = 20;
+
 /// What a filter decided, checked.
 pub enum Verdict {
     /// Go on, with these edits.
@@ -80,7 +83,8 @@ impl Instance {
         store.set_hostcall_fuel(limits.memory);
         // A deadline is met at the first tick after its time has passed.
         let deadline = (limits.cpu.as_micros().div_ceil(TICK.as_micros()) + 1) as u64;
-        store.set_epoch_deadline(deadline);
+        // On a busy machine a thread that has just been started may wait longer than a request's call should take.
+        store.set_epoch_deadline(deadline * PATIENCE);
         let instance = plugin.instance.instantiate(&mut store).map_err(trapped)?;
         let lifecycle = plugin.lifecycle.load(&mut store, &instance).map_err(trapped)?;
         // A hook that is there loads, for its type was checked when the component was.
@@ -118,14 +122,14 @@ impl Instance {
     }
 
     pub fn describe(&mut self) -> Result<Description, Trap> {
-        self.store.set_epoch_deadline(self.deadline * 20);
+        self.store.set_epoch_deadline(self.deadline * PATIENCE);
         self.lifecycle.plugway_plugin_lifecycle().call_describe(&mut self.store).map_err(trapped)
     }
 
     /// Gives the plugin its configuration; the inner error has JSON pointers and messages.
     pub fn configure(&mut self, config: &str) -> Result<Result<Settings, Vec<(String, String)>>, Trap> {
         // Parsing a large configuration may take longer than a request should.
-        self.store.set_epoch_deadline(self.deadline * 20);
+        self.store.set_epoch_deadline(self.deadline * PATIENCE);
         let answer = self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config);
         let errors = |errors: Vec<lifecycle::exports::plugway::plugin::lifecycle::ConfigError>| {
             errors.into_iter().map(|error| (error.path, error.message)).collect()
