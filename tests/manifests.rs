@@ -55,7 +55,9 @@ fn the_manifest_of_the_readme_is_good() {
     let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
-    std::fs::copy(plugway_test_guests::MISBEHAVE, folder.path().join("guard.wasm")).unwrap();
+    let built = folder.path().join("target/wasm32-wasip2/release");
+    std::fs::create_dir_all(&built).unwrap();
+    std::fs::copy(plugway_test_guests::MISBEHAVE, built.join("guard.wasm")).unwrap();
     assert_eq!(check(folder.path(), "plugway.toml"), (Some(0), String::new()));
 }
 

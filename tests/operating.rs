@@ -144,6 +144,9 @@ fn reload_by_command_tells_the_outcome() {
     let text = manifest(&echo(), "", ADMIN);
     let (proxy, admin) = with_admin(&text);
     assert_eq!(run(&["reload", "--admin", &admin]), (Some(0), String::new()));
+    // Where the manifest doesn't say which proxy, nobody's is reloaded by guess.
+    let (code, error) = run(&["reload", proxy.folder.path().join("plugway.toml").to_str().unwrap()]);
+    assert!(code == Some(1) && error.contains("name the address with --admin"), "{error}");
     std::fs::write(proxy.folder.path().join("plugway.toml"), text.replace("upstream = \"app\"", "upstream = \"ap\""))
         .unwrap();
     let (code, error) = run(&["reload", "--admin", &admin]);

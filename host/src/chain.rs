@@ -180,7 +180,7 @@ pub fn transforms(running: &Running, route: &Route, depth: Depth) -> bool {
 }
 
 /// Makes a call, and counts it; one in [`SAMPLE`] is timed.
-fn counted<R>(running: &Running, place: usize, call: impl FnOnce() -> Result<R, Trap>) -> Result<R, Trap> {
+pub fn counted<R>(running: &Running, place: usize, call: impl FnOnce() -> Result<R, Trap>) -> Result<R, Trap> {
     let figures = &running.plugins[place];
     figures.calls.add(1);
     let began = figures.calls.value().is_multiple_of(SAMPLE).then(Instant::now);

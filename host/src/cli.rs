@@ -54,9 +54,12 @@ enum Command {
     },
     /// Tells a running proxy to read its manifest again, and waits until it serves it or says what is wrong.
     Reload {
-        /// The proxy's admin listener.
-        #[arg(long, default_value = crate::admin::DEFAULT_ADDRESS)]
-        admin: String,
+        /// The manifest that it serves: says where its admin listener is.
+        #[arg(default_value = "plugway.toml")]
+        manifest: PathBuf,
+        /// The admin listener, in place of a manifest.
+        #[arg(long)]
+        admin: Option<String>,
     },
     /// Prints completions for a shell.
     Completions { shell: clap_complete::Shell },
@@ -76,7 +79,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let cache = cache_folder();
     let done = match Cli::parse().command {
-        Command::Reload { admin } => crate::admin::request_reload(&admin).map(|answer| println!("{answer}")),
+        Command::Reload { manifest, admin } => reload(&manifest, admin),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut std::io::stdout());
             Ok(())
@@ -97,6 +100,22 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn reload(manifest: &Path, admin: Option<String>) -> anyhow::Result<()> {
+    let address = match admin {
+        Some(address) => address,
+        // Never by guess: what listens at the default place may be another proxy.
+        None => {
+            let files = load::load(manifest).map_err(|problems| anyhow::anyhow!("not reloaded:\n{problems}"))?;
+            let named = files.iter().find_map(|(_, file)| file.admin.as_ref());
+            let address = named.map_or(crate::admin::DEFAULT_ADDRESS.into(), |admin| admin.address.get_ref().clone());
+            let known = address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.port() != 0);
+            anyhow::ensure!(known, "{} doesn't say where: name the address with --admin", manifest.display());
+            address
+        }
+    };
+    crate::admin::request_reload(&address).map(|answer| println!("{answer}"))
 }
 
 fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {

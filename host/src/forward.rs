@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 
 use crate::body::{Lease, UpstreamBody};
+use crate::chain;
 use crate::clock::Deadline;
 use crate::error::{Error, Kind};
 use crate::generation::Running;
@@ -112,23 +113,29 @@ fn answered(response: Response<Incoming>, mut lease: Lease, all_sent: bool) -> R
 /// The place of the endpoint for a request.
 fn choose(running: &Running, place: usize, head: &Head) -> Result<usize, Error> {
     let upstream = &running.generation.upstreams[place];
-    let (Some(binding), Some(slot)) = (upstream.balancer, &running.upstreams[place].balancer) else {
+    let (Some(at), Some(slot)) = (upstream.balancer, &running.upstreams[place].balancer) else {
         let none = || Error::new(Kind::DestinationUnavailable, "the upstream has no endpoint");
         return if upstream.endpoints.is_empty() { Err(none()) } else { Ok(0) };
     };
-    let binding = &running.generation.bindings[binding];
+    let binding = &running.generation.bindings[at];
     let loads = upstream.endpoints.iter().map(|endpoint| endpoint.in_flight.count());
-    let picked = slot.borrow_mut().call(
-        || upstream.balancer_instance(binding, &running.place),
-        |instance: &mut Instance| instance.pick(&binding.balancer, head, loads),
-    );
+    let picked = chain::counted(running, at, || {
+        slot.borrow_mut().call(
+            || upstream.balancer_instance(binding, &running.place),
+            |instance: &mut Instance| instance.pick(&binding.balancer, head, loads),
+        )
+    });
     match picked {
         Ok(Some(index)) if (index as usize) < upstream.endpoints.len() => Ok(index as usize),
         Ok(Some(index)) => {
             Err(Error::new(Kind::PluginError, format!("the balancer chose endpoint {index}, which there isn't")))
         }
         Ok(None) => Err(Error::new(Kind::DestinationUnavailable, "the balancer found no endpoint")),
-        Err(trap) => Err(Error::new(Kind::PluginError, trap)),
+        Err(trap) => {
+            running.plugins[at].failures.add(1);
+            tracing::warn!(plugin = &*binding.name, error = %trap, "balancer failed");
+            Err(Error::new(Kind::PluginError, trap))
+        }
     }
 }
 

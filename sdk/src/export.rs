@@ -201,6 +201,9 @@ pub mod glue {
     pub fn parse<C: serde::de::DeserializeOwned>(config: &str) -> Result<C, ConfigError> {
         serde_json::from_str(config)
             .or_else(|error| if config == "{}" { serde_json::from_str("null").map_err(|_| error) } else { Err(error) })
-            .map_err(|error| ConfigError::at("", error.to_string()))
+            .map_err(|error| match serde_json::from_str::<C>("null") {
+                Ok(_) => ConfigError::at("", "this plugin takes no configuration"),
+                Err(_) => ConfigError::at("", error.to_string()),
+            })
     }
 }
