@@ -102,13 +102,18 @@ const FRAMING: [HeaderName; 8] = [
 
 /// A field name that plugins may edit.
 pub fn field_name(name: &str) -> Result<HeaderName, Refused> {
-    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(name.chars().take(64).collect()))?;
+    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(shown(name)))?;
     if FRAMING.contains(&name) { Err(Refused::Framing(name)) } else { Ok(name) }
+}
+
+/// As much of a name as belongs into a message.
+fn shown(name: &str) -> String {
+    name.chars().take(64).collect()
 }
 
 /// A field value.
 pub fn field_value(name: &str, value: &[u8]) -> Result<HeaderValue, Refused> {
-    HeaderValue::from_bytes(value).map_err(|_| Refused::Value(name.chars().take(64).collect()))
+    HeaderValue::from_bytes(value).map_err(|_| Refused::Value(shown(name)))
 }
 
 /// A status that a plugin may give.

@@ -139,7 +139,7 @@ impl Instance {
 
     /// Calls the filter's hook for one side with the declared values.
     pub fn filter(&mut self, side: Side, needs: &[ValueName], head: &mut Box<Head>) -> Result<Verdict, Trap> {
-        self.store.set_epoch_deadline(self.deadline);
+        self.begin_call();
         let found: SmallVec<[Option<Value>; 8]> = needs.iter().map(|name| head.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 8]> =
             found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
@@ -162,7 +162,7 @@ impl Instance {
 
     /// Tells a balancer its endpoints.
     pub fn endpoints_changed(&mut self, endpoints: &[Endpoint<'_>]) -> Result<(), Trap> {
-        self.store.set_epoch_deadline(self.deadline);
+        self.begin_call();
         let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
         hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, endpoints).map_err(trapped)
     }
@@ -174,7 +174,7 @@ impl Instance {
         head: &Head,
         loads: impl Iterator<Item = u32>,
     ) -> Result<Option<u32>, Trap> {
-        self.store.set_epoch_deadline(self.deadline);
+        self.begin_call();
         let found: SmallVec<[Option<Value>; 4]> = needs.iter().map(|name| head.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 4]> =
             found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
@@ -187,7 +187,7 @@ impl Instance {
 
     /// Tells an observer of an exchange that is over.
     pub fn observe(&mut self, needs: &[ValueName], head: &Head, summary: &Summary) -> Result<(), Trap> {
-        self.store.set_epoch_deadline(self.deadline);
+        self.begin_call();
         let copy = |name| head.value(name).map(|value| value.bytes().to_vec());
         let values: Vec<Option<Vec<u8>>> = needs.iter().map(copy).collect();
         let hook = self.observer.as_ref().ok_or(Trap::NoHook)?;
@@ -196,7 +196,7 @@ impl Instance {
 
     /// Lets a timer's interval have passed.
     pub fn timer(&mut self) -> Result<(), Trap> {
-        self.store.set_epoch_deadline(self.deadline);
+        self.begin_call();
         let hook = self.timer.as_ref().ok_or(Trap::NoHook)?;
         hook.plugway_plugin_timer().call_on_timer(&mut self.store).map_err(trapped)
     }
