@@ -4,16 +4,20 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first. A module may use its own layer and those above it in this list.
 const LAYERS: [(&str, &[&str]); 6] = [
-    ("pure", &["config", "edit", "error", "forwarding", "head", "router"]),
+    (
+        "pure",
+        &["config", "edit", "error", "forwarding", "framing", "head", "path", "proxy_protocol", "router", "target"],
+    ),
     ("base", &["clock", "metrics", "wire"]),
-    ("mechanisms", &["access_log", "passage", "plugin", "upload", "upstream"]),
+    ("mechanisms", &["access_log", "listener", "passage", "plugin", "tls", "upload", "upstream"]),
     ("exchange", &["body", "chain", "ending", "exchange", "forward", "generation", "respond"]),
-    ("serving", &["assemble", "connection", "worker"]),
+    ("serving", &["arrival", "assemble", "connection", "worker"]),
     ("front", &["admin", "cli", "demo", "lib", "listen", "main", "serve", "watch"]),
 ];
 
 /// Words that stand in these modules alone; the path is that of the file below `host/src`.
-const DOORS: [(&str, &[&str]); 4] = [
+const DOORS: [(&str, &[&str]); 5] = [
+    ("rustls::", &["arrival.rs", "assemble", "connection.rs", "listener.rs", "tls", "upstream/connect.rs"]),
     ("wasmtime", &["plugin"]),
     ("serde::", &["config/", "access_log.rs", "admin.rs"]),
     ("jsonschema::", &["assemble"]),

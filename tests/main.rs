@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod forwarding;
+mod framing;
 mod hooks;
 mod layers;
 mod manifests;
@@ -10,3 +11,4 @@ mod plugins;
 mod streams;
 mod support;
 mod swap;
+mod tls;

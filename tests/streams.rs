@@ -274,14 +274,6 @@ fn content_of_a_get_without_a_length_reaches_the_origin() {
 }
 
 #[test]
-fn a_response_with_both_framings_goes_by_its_chunks() {
-    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
-    let proxy = Proxy::start(&manifest(&origin(|_| answer.to_vec()), "", ""));
-    let got = proxy.get("/", "");
-    assert_eq!((got.text().as_str(), got.field("content-length")), ("hello", None));
-}
-
-#[test]
 fn a_slow_upload_is_not_the_endpoints_fault() {
     let text = manifest(&origin(|request| ok(&request.body.len().to_string())), "", "")
         .replace("endpoints", "response-timeout = \"500ms\"\nendpoints");

@@ -59,9 +59,13 @@ impl Proxy {
         });
         let folder = tempfile::tempdir().unwrap();
         let mut proxy = Proxy { child, address: String::new(), folder, noted: String::new(), log };
-        let found = proxy.wait_log("listening at http://");
-        proxy.address = found.rsplit("http://").next().unwrap().trim().into();
+        proxy.address = proxy.next_listener();
         proxy
+    }
+
+    /// Waits for one more listener to be told of; gives its address. They come in the order of their addresses.
+    pub fn next_listener(&self) -> String {
+        self.wait_log("listening at http").rsplit("://").next().unwrap().trim().into()
     }
 
     /// Waits for a line of the log that has `part` in it.
@@ -178,6 +182,12 @@ pub fn plugway() -> Command {
 /// Where the tests' proxies keep compiled plugins: apart from the user's.
 fn cache() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-cache")
+}
+
+/// What a command prints, once it has ended; it may end in failure.
+pub fn output(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
 /// The program, ended, with its exit code and standard error.

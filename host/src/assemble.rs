@@ -1,6 +1,7 @@
 //! From a manifest to a generation: names become places, texts become values, plugins are loaded and configured.
 //! After this nothing is parsed, looked up by name or checked again. All mistakes are found before any is told.
 
+mod listeners;
 mod misfit;
 mod plugins;
 mod routes;
@@ -13,15 +14,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use toml::Spanned;
 
 use crate::access_log::{AccessLog, Format, Target};
 use crate::config::manifest::Manifest;
 use crate::config::problem::{Problems, Source};
 use crate::generation::{Generation, Upstream};
+use crate::listener::Census;
 use crate::plugin::binding::Binding;
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::router::Router;
+use crate::tls::server::Tickets;
 use crate::upstream::{EndpointAddr, InFlight};
 
 /// How long a stop waits for exchanges if the manifest doesn't say; as long as orchestrators usually give.
@@ -31,6 +35,12 @@ const DRAIN: Duration = Duration::from_secs(30);
 pub struct Assembly {
     runtime: Runtime,
     in_flight: HashMap<EndpointAddr, Arc<InFlight>>,
+    /// The connections at each listener.
+    census: HashMap<Arc<str>, Arc<Census>>,
+    /// For sessions of TLS to be resumed after a reload.
+    tickets: Tickets,
+    /// TLS to endpoints, by the digest of what it was made of.
+    dialers: HashMap<blake3::Hash, Arc<ClientConfig>>,
     plugins: HashMap<blake3::Hash, Loaded>,
     /// The log of the last generation: kept while the manifest asks for the same.
     log: Option<((Format, Target), AccessLog)>,
@@ -39,7 +49,8 @@ pub struct Assembly {
 /// What a manifest says besides the generation.
 pub struct Assembled {
     pub generation: Generation,
-    pub listeners: Vec<Arc<str>>,
+    /// Where to listen, and whether for TLS.
+    pub listeners: Vec<(Arc<str>, bool)>,
     pub workers: Option<usize>,
     /// How long a stop waits for exchanges.
     pub drain: Duration,
@@ -74,8 +85,10 @@ struct Draft<'a> {
 }
 
 impl Assembly {
-    pub fn new(runtime: Runtime) -> Self {
-        Assembly { runtime, in_flight: HashMap::new(), plugins: HashMap::new(), log: None }
+    pub fn new(runtime: Runtime) -> anyhow::Result<Self> {
+        let tickets = Tickets::new()?;
+        let (in_flight, census, dialers) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Ok(Assembly { runtime, in_flight, census, tickets, dialers, plugins: HashMap::new(), log: None })
     }
 
     /// Makes a generation of a manifest's files.
@@ -129,6 +142,7 @@ impl Assembly {
         let drain = named.map_or(DRAIN, |(source, text)| draft.duration(source, Some(text), DRAIN));
         let admin = draft.admin(files);
         let access_log = draft.access_log(files);
+        let error_pages = draft.error_pages(files);
         let Draft { problems, bindings, used, .. } = draft;
         let router = match router {
             Ok(router) if problems.0.is_empty() => router,
@@ -136,17 +150,31 @@ impl Assembly {
         };
         self.plugins.retain(|digest, _| used.contains(digest));
         self.in_flight.retain(|_, count| Arc::strong_count(count) > 1);
-        Ok(Assembled {
-            generation: Generation { router, routes, upstreams, upstream_places, bindings, access_log },
-            admin,
-            listeners,
-            workers,
-            drain,
-        })
+        let addresses = listeners::addresses(&listeners);
+        let generation =
+            Generation { router, routes, upstreams, upstream_places, bindings, listeners, error_pages, access_log };
+        Ok(Assembled { generation, admin, listeners: addresses, workers, drain })
     }
 }
 
 impl Draft<'_> {
+    fn bytes(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>, default: usize) -> usize {
+        let Some(text) = text else { return default };
+        values::bytes(text.get_ref()).unwrap_or_else(|| {
+            let message = format!("`{}` is no size; write `512 B`, `64 KiB`, `16 MiB` or `1 GiB`", text.get_ref());
+            self.problems.at(source, text.span(), message);
+            default
+        })
+    }
+
+    fn count(&mut self, source: &Arc<Source>, number: Option<&Spanned<usize>>, default: usize, most: usize) -> usize {
+        let Some(number) = number else { return default };
+        if !(1..=most).contains(number.get_ref()) {
+            self.problems.at(source, number.span(), format!("this is a number between 1 and {most}"));
+        }
+        *number.get_ref()
+    }
+
     fn duration(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>, default: Duration) -> Duration {
         let Some(text) = text else { return default };
         values::duration(text.get_ref()).unwrap_or_else(|| {

@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::clock::Clock;
+use crate::clock::Deadline;
 use crate::passage::{BodyError, Passage};
-use crate::upstream::connection::Connection;
-use crate::upstream::{Flight, KeepRules, Pool};
+use crate::upstream::connection::{Connection, Stream};
+use crate::upstream::{Flight, Pool, Rules};
 
 /// The content of a response: the upstream's, streamed, or some that was made here.
 pub enum ResponseBody {
@@ -21,6 +22,17 @@ pub enum ResponseBody {
     Filtered(Box<Passage<UpstreamBody>>),
     /// Whole; empty once sent.
     Full(Bytes),
+    /// None: after this head the connection speaks another protocol.
+    Switched(Box<Switched>),
+}
+
+/// The far end of a tunnel.
+pub struct Switched {
+    /// As the endpoint named it.
+    pub protocol: HeaderValue,
+    pub stream: Stream,
+    /// Counts the tunnel as in flight at its endpoint.
+    pub flight: Flight,
 }
 
 /// A body that comes from an endpoint.
@@ -36,8 +48,9 @@ pub struct Lease {
     /// Counts the exchange as in flight at its endpoint.
     pub flight: Flight,
     pub pool: Rc<Pool>,
-    pub rules: KeepRules,
-    pub clock: Rc<Clock>,
+    pub rules: Rules,
+    /// For the next piece.
+    pub step: Deadline,
 }
 
 impl UpstreamBody {
@@ -47,9 +60,9 @@ impl UpstreamBody {
 
     /// The body has been read to its end: the connection may serve others.
     fn end(&mut self) {
-        if let Some(Lease { connection, flight, pool, rules, clock }) = self.lease.take() {
+        if let Some(Lease { connection, flight, pool, rules, step }) = self.lease.take() {
             drop(flight);
-            pool.put_back(connection, rules, clock.now());
+            pool.put_back(connection, rules, step.clock().now());
         }
     }
 }
@@ -64,18 +77,23 @@ impl Drop for UpstreamBody {
 
 impl Body for UpstreamBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let UpstreamBody { content, lease } = &mut *self;
-        let frame = match lease {
-            Some(lease) => lease.connection.driver.poll(cx, |cx| Pin::new(&mut *content).poll_frame(cx)),
-            None => Poll::Ready(None),
-        };
+        let Some(lease) = lease else { return Poll::Ready(None) };
+        let frame = lease.connection.drive(cx, |cx| Pin::new(&mut *content).poll_frame(cx));
+        match frame {
+            Poll::Pending if lease.step.is_late(lease.rules.read_timeout, cx) => {
+                return Poll::Ready(Some(Err("the endpoint paused too long".into())));
+            }
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(_) => lease.step.clear(),
+        }
         if let Poll::Ready(None) = frame {
             self.end();
         }
-        frame
+        frame.map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -93,9 +111,10 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
+            ResponseBody::Switched(_) => Poll::Ready(None),
             ResponseBody::Full(content) if content.is_empty() => Poll::Ready(None),
             ResponseBody::Full(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
-            ResponseBody::Upstream(body) => Pin::new(&mut **body).poll_frame(cx).map_err(Into::into),
+            ResponseBody::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
             ResponseBody::Filtered(passage) => Pin::new(&mut **passage).poll_frame(cx),
         }
     }
@@ -105,6 +124,7 @@ impl Body for ResponseBody {
             ResponseBody::Upstream(body) => body.is_end_stream(),
             ResponseBody::Filtered(_) => false,
             ResponseBody::Full(content) => content.is_empty(),
+            ResponseBody::Switched(_) => true,
         }
     }
 
@@ -113,6 +133,7 @@ impl Body for ResponseBody {
             ResponseBody::Upstream(body) => body.size_hint(),
             ResponseBody::Filtered(passage) => passage.size_hint(),
             ResponseBody::Full(content) => SizeHint::with_exact(content.len() as u64),
+            ResponseBody::Switched(_) => SizeHint::with_exact(0),
         }
     }
 }

@@ -33,6 +33,13 @@ pub struct Failed {
     pub depth: Depth,
 }
 
+impl From<Error> for Failed {
+    /// A failure that no plugin sees.
+    fn from(error: Error) -> Self {
+        Failed { status: error.kind.status(), error, depth: Depth::none() }
+    }
+}
+
 impl Depth {
     /// None of them.
     pub fn none() -> Self {

@@ -1,5 +1,7 @@
 //! The commands.
 
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use crate::demo;
 use crate::plugin::binding::{self, Binding, Isolation, Limits, OnError};
 use crate::plugin::engine::Runtime;
 use crate::serve;
+use crate::tls;
 
 /// A reverse proxy whose behaviour is a chain of WebAssembly components.
 #[derive(Parser)]
@@ -61,6 +64,18 @@ enum Command {
         #[arg(long)]
         admin: Option<String>,
     },
+    /// Makes a certificate for development, that no browser trusts: cert.pem and key.pem.
+    Cert {
+        /// The only kind there is: signed by itself.
+        #[arg(long, required = true)]
+        self_signed: bool,
+        /// Names and addresses that it is for.
+        #[arg(default_values = ["localhost", "127.0.0.1", "::1"])]
+        names: Vec<String>,
+        /// Where to put the two files.
+        #[arg(long, default_value = ".")]
+        out: PathBuf,
+    },
     /// Prints completions for a shell.
     Completions { shell: clap_complete::Shell },
     /// Shows what a plugin is: its hooks, what they need, its imports, and the schema of its configuration.
@@ -80,6 +95,7 @@ pub fn main() -> ExitCode {
     let cache = cache_folder();
     let done = match Cli::parse().command {
         Command::Reload { manifest, admin } => reload(&manifest, admin),
+        Command::Cert { self_signed: _, names, out } => certificate(&names, &out),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut std::io::stdout());
             Ok(())
@@ -118,9 +134,26 @@ fn reload(manifest: &Path, admin: Option<String>) -> anyhow::Result<()> {
     crate::admin::request_reload(&address).map(|answer| println!("{answer}"))
 }
 
+fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
+    let (chain, key) = tls::self_signed::self_signed(names)?;
+    // Never over what may be in use.
+    let write = |name: &str, text: &str, mode: u32| {
+        let path = folder.join(name);
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true).mode(mode);
+        let written = options.open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
+        written.with_context(|| format!("{} can't be written", path.display()))
+    };
+    write("cert.pem", &chain, 0o644)?;
+    write("key.pem", &key, 0o600)?;
+    println!("{0}/cert.pem and {0}/key.pem are for {1}", folder.display(), names.join(", "));
+    println!("\n[listener.tls]\ncertificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]");
+    Ok(())
+}
+
 fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
-    let made = Assembly::new(Runtime::start(cache)?).assemble(&files)?;
+    let made = Assembly::new(Runtime::start(cache)?)?.assemble(&files)?;
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
     println!("{} is good: {routes} routes, {plugins} configured plugins", manifest.display());
     Ok(())

@@ -15,15 +15,25 @@ pub const TICK: Duration = Duration::from_millis(50);
 pub struct Clock {
     now: Cell<Instant>,
     stopping: Cell<bool>,
-    deadlines: RefCell<Vec<Weak<Deadline>>>,
+    tasks: RefCell<Vec<Weak<Task>>>,
 }
 
-/// One deadline, set and cleared over and over by its owner.
+/// One deadline of a task, set and cleared over and over by its owner.
+#[derive(Clone)]
 pub struct Deadline {
+    task: Rc<Task>,
+    place: usize,
+}
+
+/// The deadlines that wake the same task.
+struct Task {
     clock: Rc<Clock>,
-    due: Cell<Option<Instant>>,
+    due: [Cell<Option<Instant>>; MOST],
     waker: RefCell<Option<Waker>>,
 }
+
+/// As many as a connection of HTTP/1 needs.
+const MOST: usize = 5;
 
 /// A future took too long.
 #[derive(Debug)]
@@ -31,20 +41,32 @@ pub struct Late;
 
 impl Clock {
     pub fn new() -> Rc<Self> {
-        let (stopping, deadlines) = (Cell::new(false), RefCell::default());
-        Rc::new(Clock { now: Cell::new(Instant::now()), stopping, deadlines })
+        let (stopping, tasks) = (Cell::new(false), RefCell::default());
+        Rc::new(Clock { now: Cell::new(Instant::now()), stopping, tasks })
     }
 
-    /// A deadline that is not set yet.
-    pub fn deadline(self: &Rc<Self>) -> Rc<Deadline> {
-        let deadline = Rc::new(Deadline { clock: self.clone(), due: Cell::new(None), waker: RefCell::default() });
-        self.deadlines.borrow_mut().push(Rc::downgrade(&deadline));
-        deadline
+    /// Deadlines of one task, not set yet. Who watches one of them from another task takes the others' wake away.
+    pub fn deadlines<const N: usize>(self: &Rc<Self>) -> [Deadline; N] {
+        const { assert!(N <= MOST) };
+        let task = Rc::new(Task { clock: self.clone(), due: Default::default(), waker: RefCell::default() });
+        self.tasks.borrow_mut().push(Rc::downgrade(&task));
+        std::array::from_fn(|place| Deadline { task: task.clone(), place })
     }
 
     /// The time, as it was at the last tick.
     pub fn now(&self) -> Instant {
         self.now.get()
+    }
+
+    /// Runs a future to its end; given up if the process is to stop and it isn't there yet. Woken by whichever deadline
+    /// its caller watches.
+    pub async fn unless_stopping<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Pending if self.is_stopping() => Poll::Ready(None),
+            polled => polled.map(Some),
+        })
+        .await
     }
 
     /// Whether the process is to stop.
@@ -62,14 +84,15 @@ impl Clock {
     pub fn tick(&self) {
         let now = Instant::now();
         self.now.set(now);
-        self.wake(|deadline| deadline.due.get().is_some_and(|due| due <= now));
+        let is_met = |due: &Cell<Option<Instant>>| due.get().is_some_and(|due| due <= now);
+        self.wake(|task| task.due.iter().any(is_met));
     }
 
-    fn wake(&self, which: impl Fn(&Deadline) -> bool) {
-        self.deadlines.borrow_mut().retain(|deadline| {
-            let Some(deadline) = deadline.upgrade() else { return false };
-            if which(&deadline)
-                && let Some(waker) = deadline.waker.take()
+    fn wake(&self, which: impl Fn(&Task) -> bool) {
+        self.tasks.borrow_mut().retain(|task| {
+            let Some(task) = task.upgrade() else { return false };
+            if which(&task)
+                && let Some(waker) = task.waker.take()
             {
                 waker.wake();
             }
@@ -79,24 +102,28 @@ impl Clock {
 }
 
 impl Deadline {
+    fn due(&self) -> &Cell<Option<Instant>> {
+        &self.task.due[self.place]
+    }
+
     /// Sets it to some time from now; never early, since the clock may be a tick behind.
     pub fn set(&self, after: Duration) {
-        self.due.set(Some(self.clock.now() + TICK + after));
+        self.due().set(self.clock().now().checked_add(TICK + after));
     }
 
     /// Clears it.
     pub fn clear(&self) {
-        self.due.set(None);
+        self.due().set(None);
     }
 
     /// Whether it is met.
     pub fn is_met(&self) -> bool {
-        self.due.get().is_some_and(|due| due <= self.clock.now())
+        self.due().get().is_some_and(|due| due <= self.clock().now())
     }
 
-    /// Has the task woken when it is met, or when the process stops.
+    /// Has the task woken when any of its deadlines is met, or when the process stops.
     pub fn watch(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
+        let mut waker = self.task.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }
@@ -104,23 +131,43 @@ impl Deadline {
 
     /// The clock that it goes by.
     pub fn clock(&self) -> &Rc<Clock> {
-        &self.clock
+        &self.task.clock
+    }
+
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        self.due().get().is_some()
+    }
+
+    /// For something that is pending: whether it has been so for this long. The time runs from the first call after
+    /// [`Deadline::clear`].
+    pub fn is_late(&self, after: Duration, cx: &Context<'_>) -> bool {
+        if !self.is_set() {
+            self.set(after);
+        }
+        self.watch(cx);
+        self.is_met()
     }
 
     /// Runs a future for at most so long.
     pub async fn limit<T>(&self, after: Duration, future: impl Future<Output = T>) -> Result<T, Late> {
-        let mut future = pin!(future);
         self.set(after);
-        let outcome = poll_fn(|cx| match future.as_mut().poll(cx) {
+        let outcome = self.until_met(future).await;
+        self.clear();
+        outcome
+    }
+
+    /// Runs a future, until the deadline is met if it is set.
+    pub async fn until_met<T>(&self, future: impl Future<Output = T>) -> Result<T, Late> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
             Poll::Pending if self.is_met() => Poll::Ready(Err(Late)),
             Poll::Pending => {
                 self.watch(cx);
                 Poll::Pending
             }
-        });
-        let outcome = outcome.await;
-        self.clear();
-        outcome
+        })
+        .await
     }
 }

@@ -29,7 +29,7 @@ pub struct Ending {
 
 impl Ending {
     /// For an exchange that begins now.
-    pub fn new(running: Rc<Running>) -> Self {
+    pub fn new(running: Rc<Running>, upload: Upload) -> Self {
         let began = Instant::now();
         Ending {
             running,
@@ -40,7 +40,7 @@ impl Ending {
             status: 0,
             error: None,
             response_bytes: 0,
-            upload: Upload::default(),
+            upload,
         }
     }
 

@@ -18,11 +18,15 @@ pub enum Kind {
     ConnectionTimeout,
     /// The endpoint closed the connection before it answered.
     ConnectionTerminated,
+    /// The endpoint's TLS can't be spoken, or its certificate not be trusted.
+    TlsError,
     /// The endpoint didn't answer in time.
     ResponseTimeout,
     /// What the endpoint sent is no HTTP response.
     ProtocolError,
-    /// The request's content is longer than a plugin takes.
+    /// The request didn't come in time.
+    RequestTimeout,
+    /// The request's content is longer than the route or a plugin takes.
     RequestBodySize,
     /// The response's content is longer than a plugin takes.
     ResponseBodySize,
@@ -41,15 +45,17 @@ pub struct Error {
 
 impl Kind {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 13] = [
         Kind::NoRoute,
         Kind::RequestError,
         Kind::DestinationUnavailable,
         Kind::ConnectionRefused,
         Kind::ConnectionTimeout,
         Kind::ConnectionTerminated,
+        Kind::TlsError,
         Kind::ResponseTimeout,
         Kind::ProtocolError,
+        Kind::RequestTimeout,
         Kind::RequestBodySize,
         Kind::ResponseBodySize,
         Kind::PluginError,
@@ -64,8 +70,10 @@ impl Kind {
             Kind::ConnectionRefused => "connection_refused",
             Kind::ConnectionTimeout => "connection_timeout",
             Kind::ConnectionTerminated => "connection_terminated",
+            Kind::TlsError => "tls_protocol_error",
             Kind::ResponseTimeout => "http_response_timeout",
             Kind::ProtocolError => "http_protocol_error",
+            Kind::RequestTimeout => "http_request_timeout",
             Kind::RequestBodySize => "http_request_body_size",
             Kind::ResponseBodySize => "http_response_body_size",
             Kind::PluginError => "plugin_error",
@@ -79,9 +87,11 @@ impl Kind {
             Kind::RequestError => http::StatusCode::BAD_REQUEST,
             Kind::DestinationUnavailable => http::StatusCode::SERVICE_UNAVAILABLE,
             Kind::ConnectionTimeout | Kind::ResponseTimeout => http::StatusCode::GATEWAY_TIMEOUT,
+            Kind::RequestTimeout => http::StatusCode::REQUEST_TIMEOUT,
             Kind::RequestBodySize => http::StatusCode::PAYLOAD_TOO_LARGE,
             Kind::ConnectionRefused
             | Kind::ConnectionTerminated
+            | Kind::TlsError
             | Kind::ProtocolError
             | Kind::ResponseBodySize
             | Kind::PluginError => http::StatusCode::BAD_GATEWAY,

@@ -4,7 +4,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, Version, header};
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body;
 use hyper::body::Incoming;
 
@@ -15,12 +16,35 @@ use crate::edit::Side;
 use crate::ending::Ending;
 use crate::error::{Error, Kind};
 use crate::forward::{Content, forward};
-use crate::forwarding;
+use crate::forwarding::{self, Hop};
 use crate::generation::{Route, Running, UNROUTED};
 use crate::head::{Head, Peer};
+use crate::listener::Listener;
 use crate::passage::Passage;
 use crate::respond;
-use crate::upload::{RequestBody, Upload};
+use crate::target;
+use crate::upload::{Receiving, RequestBody, Upload, UploadLimits};
+
+/// Why a request has no route.
+enum Unrouted {
+    Failed(Error),
+    /// Its listener sends everybody to another place.
+    Elsewhere(HeaderValue),
+}
+
+/// Whence requests come.
+pub struct Arrival {
+    pub peer: Arc<Peer>,
+    pub listener: Arc<Listener>,
+}
+
+/// What limits an exchange in time.
+pub struct Timers {
+    /// For each thing that is waited for.
+    pub step: Deadline,
+    /// For the exchange as a whole.
+    pub total: Deadline,
+}
 
 /// What became of a request on its way down.
 pub enum Begun {
@@ -42,28 +66,50 @@ pub struct Onward {
 /// goes into `ending`.
 ///
 /// Not part of the future of [`Onward::run`], which would carry the request about for nothing.
-pub fn begin(running: &Rc<Running>, request: Request<Incoming>, peer: Arc<Peer>, ending: &mut Ending) -> Begun {
+pub fn begin(
+    running: &Rc<Running>,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+    timers: &Timers,
+    ending: &mut Ending,
+) -> Begun {
     let (mut parts, body) = request.into_parts();
-    let routed = accept(&mut parts).and_then(|()| {
-        let none = || Error::new(Kind::NoRoute, "no route of the manifest matches the request");
-        running.generation.router.route(&parts).ok_or_else(none)
-    });
+    let received = target::received(&parts);
+    let routed = routed(running, &mut parts, arrival);
+    let head = |parts, route, upstream| Box::new(Head::new(received, parts, arrival.peer.clone(), route, upstream));
     let place = match routed {
         Ok(place) => place,
-        Err(error) => {
-            ending.unrouted(Box::new(Head::new(parts, peer, UNROUTED.into(), UNROUTED.into())));
+        Err(unrouted) => {
+            ending.unrouted(head(parts, UNROUTED.into(), UNROUTED.into()));
             ending.upload.end();
-            return Begun::Answered(refuse(error, ending));
+            return Begun::Answered(match unrouted {
+                Unrouted::Failed(error) => fail(error.into(), running, ending),
+                Unrouted::Elsewhere(location) => {
+                    let response = respond::redirect(location);
+                    ending.status = response.status().as_u16();
+                    response
+                }
+            });
         }
     };
     let route = &running.generation.routes[place];
-    forwarding::request(parts.version, &mut parts.headers);
+    let hop = forwarding::request(parts.version, &mut parts.headers);
     let mut upstream = route.upstream;
     let name = running.generation.upstreams[upstream].name.clone();
-    let mut head = Box::new(Head::new(parts, peer, route.name.clone(), name));
+    let mut head = head(parts, route.name.clone(), name);
+    if let Some(timeout) = route.timeout {
+        timers.total.set(timeout);
+    }
 
+    let receiving = |body, upload| {
+        let limits = &arrival.listener.limits;
+        let limits = UploadLimits { most: route.max_body, pause: limits.body_timeout, rate: limits.body_rate };
+        // It may be read by another task than the client's.
+        let [deadline] = timers.step.clock().deadlines();
+        Receiving::new(body, upload, limits, deadline)
+    };
     let passed = chain::down(running, route, &mut head, &mut upstream).and_then(|down| match down {
-        Down::Forward => content(running, route, &mut head, body, ending.upload.clone()).map(Ok),
+        Down::Forward => content(running, route, &mut head, (body, hop), ending.upload.clone(), receiving).map(Ok),
         Down::Answer(response, depth) => Ok(Err((response, depth))),
     });
     let (response, depth) = match passed {
@@ -75,7 +121,10 @@ pub fn begin(running: &Rc<Running>, request: Request<Incoming>, peer: Arc<Peer>,
         Ok(Err((response, depth))) => (response.map(|content| ResponseBody::Full(content.into())), depth),
         Err(failed) => {
             let depth = failed.depth;
-            (fail(failed, ending), depth)
+            ending.routed(place, head);
+            let response = fail(failed, running, ending);
+            head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
+            (response, depth)
         }
     };
     ending.upload.end();
@@ -84,19 +133,32 @@ pub fn begin(running: &Rc<Running>, request: Request<Incoming>, peer: Arc<Peer>,
 
 impl Onward {
     /// Asks the upstream, and takes the response up to the client.
-    pub async fn run(self, running: &Rc<Running>, deadline: &Deadline, ending: &mut Ending) -> Response<ResponseBody> {
+    pub async fn run(self, running: &Rc<Running>, timers: &Timers, ending: &mut Ending) -> Response<ResponseBody> {
         let Onward { place, upstream, content } = self;
         let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
-        let response = match forward(running, upstream, head, content, deadline).await {
+        let forwarded = timers.total.until_met(forward(running, upstream, head, content, &timers.step)).await;
+        let late = || Error::new(Kind::ResponseTimeout, "the route's timeout has passed");
+        let response = match forwarded.unwrap_or_else(|_| Err(late())) {
             Ok(response) => {
                 ending.answered();
-                response.map(|body| ResponseBody::Upstream(Box::new(body)))
+                response
             }
-            Err(error) => refuse(error, ending),
+            Err(error) => fail(error.into(), running, ending),
         };
         let head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
         finish(running, place, head, response, Depth::whole(&running.generation.routes[place]), ending)
     }
+}
+
+/// The place of a request's route.
+fn routed(running: &Running, request: &mut Parts, arrival: &Arrival) -> Result<usize, Unrouted> {
+    target::accept(request).map_err(Unrouted::Failed)?;
+    if let Some(port) = arrival.listener.redirect {
+        let unnamed = || Unrouted::Failed(Error::new(Kind::RequestError, "no Host says where to go with https"));
+        return Err(Unrouted::Elsewhere(target::with_https(request, port).ok_or_else(unnamed)?));
+    }
+    let none = || Error::new(Kind::NoRoute, "no route of the manifest matches the request");
+    running.generation.router.route(request).ok_or_else(|| Unrouted::Failed(none()))
 }
 
 /// Takes a response through the plugins above a depth.
@@ -122,16 +184,24 @@ fn finish(
     let response = match up {
         Ok(body) => {
             let mut response = Response::new(body);
-            if let Some(parts) = head.response.take() {
+            if let Some(mut parts) = head.response.take() {
+                if let ResponseBody::Switched(switched) = response.body() {
+                    forwarding::switch(&switched.protocol, &mut parts.headers);
+                }
                 *response.status_mut() = parts.status;
                 *response.headers_mut() = parts.headers;
-                if parts.status == http::StatusCode::NO_CONTENT {
+                if parts.status == StatusCode::NO_CONTENT {
                     response.headers_mut().remove(header::CONTENT_LENGTH);
                 }
             }
             response
         }
-        Err(failed) => fail(failed, ending),
+        Err(failed) => {
+            ending.routed(place, head);
+            let response = fail(failed, running, ending);
+            ending.status = response.status().as_u16();
+            return response;
+        }
     };
     ending.status = response.status().as_u16();
     ending.routed(place, head);
@@ -143,20 +213,32 @@ fn content(
     running: &Running,
     route: &Route,
     head: &mut Head,
-    body: Incoming,
+    (body, mut hop): (Incoming, Hop),
     upload: Upload,
+    receiving: impl FnOnce(Incoming, Upload) -> Receiving,
 ) -> Result<Content, Failed> {
     if body.is_end_stream() {
         upload.end();
-        return Ok(Content { body: RequestBody::Empty, upload });
+        return Ok(Content { body: RequestBody::Empty, upload, hop });
+    }
+    // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8).
+    hop.upgrade = None;
+    // With gRPC either side may be silent for as long as it likes.
+    if hop.trailers {
+        upload.take_time();
+    }
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > route.max_body) {
+        let cause = format!("{length} bytes, and the route takes {}", route.max_body);
+        return Err(Error::new(Kind::RequestBodySize, cause).into());
     }
     let stages = chain::stages(running, route, Depth::whole(route), Side::Request, body.size_hint().exact())?;
+    let body = receiving(body, upload.clone());
     if stages.is_empty() {
-        return Ok(Content { body: RequestBody::Incoming(body, upload.clone()), upload });
+        return Ok(Content { body: RequestBody::Incoming(Box::new(body)), upload, hop });
     }
     head.request.headers.remove(header::CONTENT_LENGTH);
     let passage = Box::new(Passage::new(body, stages));
-    Ok(Content { body: RequestBody::Filtered(passage, upload.clone()), upload })
+    Ok(Content { body: RequestBody::Filtered(passage, upload.clone()), upload, hop })
 }
 
 /// The content of the response, through the plugins that transform it. What plugins and the proxy made themselves
@@ -186,34 +268,21 @@ fn filtered(
     Ok(ResponseBody::Filtered(Box::new(Passage::new(*body, stages))))
 }
 
-/// Refuses what can't be forwarded, and brings the rest into one form.
-fn accept(request: &mut http::request::Parts) -> Result<(), Error> {
-    let refused = |why: &'static str| Err(Error::new(Kind::RequestError, why));
-    if request.method == http::Method::CONNECT {
-        return refused("this is no forward proxy: CONNECT is not served");
-    }
-    // In absolute-form the target's authority stands for Host (RFC 9112 §3.2.2).
-    if let Some(authority) = request.uri.authority() {
-        match http::HeaderValue::from_str(authority.as_str()) {
-            Ok(host) => drop(request.headers.insert(header::HOST, host)),
-            Err(_) => return refused("the authority can't stand in Host"),
-        }
-    }
-    let hosts = request.headers.get_all(header::HOST).iter().count();
-    if hosts > 1 || hosts == 0 && request.version == Version::HTTP_11 {
-        return refused("a request has one Host (RFC 9112 §3.2)");
-    }
-    Ok(())
+/// The response to what never became a request.
+pub fn refuse(
+    running: &Running,
+    error: Error,
+    status: StatusCode,
+    arrival: &Arrival,
+    ending: &mut Ending,
+) -> Response<ResponseBody> {
+    ending.unrouted(Box::new(Head::unread(arrival.peer.clone())));
+    fail(Failed { error, status, depth: Depth::none() }, running, ending)
 }
 
-fn refuse(error: Error, ending: &mut Ending) -> Response<ResponseBody> {
-    let status = error.kind.status();
-    fail(Failed { error, status, depth: Depth::none() }, ending)
-}
-
-fn fail(failed: Failed, ending: &mut Ending) -> Response<ResponseBody> {
+fn fail(failed: Failed, running: &Running, ending: &mut Ending) -> Response<ResponseBody> {
     let Failed { error, status, .. } = failed;
     tracing::debug!(kind = error.kind.token(), cause = %error.cause, "exchange failed");
     (ending.status, ending.error) = (status.as_u16(), Some(error.kind));
-    respond::error(error.kind, status)
+    respond::error(error.kind, status, ending.head.as_deref(), &running.generation.error_pages)
 }

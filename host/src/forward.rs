@@ -5,57 +5,62 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 
-use crate::body::{Lease, UpstreamBody};
+use crate::body::{Lease, ResponseBody, Switched, UpstreamBody};
 use crate::chain;
 use crate::clock::Deadline;
 use crate::error::{Error, Kind};
+use crate::forwarding::{self, Hop};
 use crate::generation::Running;
 use crate::head::Head;
 use crate::plugin::instance::Instance;
 use crate::upload::{RequestBody, Upload};
-use crate::upstream::KeepRules;
+use crate::upstream::connect::Wanted;
 use crate::upstream::connection::Connection;
+use crate::upstream::{EndpointAddr, Flight, Rules, Speaks};
 
 /// What is sent with a request, and how far that is.
 pub struct Content {
     pub body: RequestBody,
     pub upload: Upload,
+    /// What the endpoint is asked besides.
+    pub hop: Hop,
 }
 
-/// Sends the request of `head` with a body to an upstream, given by its place.
+/// Sends the request of `head` with a body to an upstream, given by its place. `step` limits each thing that is waited
+/// for, up to the end of the response.
 pub async fn forward(
     running: &Rc<Running>,
     place: usize,
     head: &mut Head,
     content: Content,
-    deadline: &Deadline,
-) -> Result<Response<UpstreamBody>, Error> {
+    step: &Deadline,
+) -> Result<Response<ResponseBody>, Error> {
     let upstream = &running.generation.upstreams[place];
-    let (rules, clock) = (upstream.rules, deadline.clock());
+    let (rules, clock) = (upstream.rules, step.clock());
     let chosen = choose(running, place, head)?;
     let (endpoint, pool) = (&upstream.endpoints[chosen], running.upstreams[place].pools[chosen].clone());
-    head.endpoint = Some(endpoint.text.clone());
+    head.endpoint = Some(endpoint.address.text.clone());
     let flight = endpoint.in_flight.begin();
 
-    let Content { body, upload } = content;
-    let empty = body.is_end_stream();
+    let Content { mut body, upload, hop } = content;
+    let (empty, asked) = (body.is_end_stream(), hop.upgrade.is_some());
+    let wanted = if asked { Wanted::Http1 } else { Wanted::Any };
     let failed = |error: hyper::Error| match upload.failed() {
         Some(kind) => Error::new(kind, error),
         None => from_hyper(error),
     };
-    let mut body = body;
-    if let Some(connection) = pool.idle(rules, clock.now()) {
+    let lease = |connection, flight| Lease { connection, flight, pool: pool.clone(), rules, step: step.clone() };
+    if let Some(mut connection) = pool.idle(wanted, rules, clock.now()) {
         let repeatable = empty && head.request.method.is_idempotent();
-        match send(connection, outgoing(head, &endpoint.text, body), upload.clone(), rules, deadline).await? {
-            Ok((response, connection)) => {
-                let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
-                return Ok(answered(response, lease, empty || upload.is_over()));
-            }
+        let request = outgoing(head, &endpoint.address, connection.version(), &hop, body)?;
+        let answer = connection.send(request);
+        match answered(&mut connection, answer, &upload, rules, step).await? {
+            Ok(response) => return received(response, lease(connection, flight), empty, &upload, asked).await,
             Err(mut unsent) => match unsent.take_message() {
                 Some(request) => body = request.into_body(),
                 None if repeatable && is_stale(unsent.error()) => body = RequestBody::Empty,
@@ -65,49 +70,75 @@ pub async fn forward(
     }
     let late = |_| Error::new(Kind::ConnectionTimeout, format!("no connection after {:?}", rules.connect_timeout));
     // Boxed, so that the many exchanges that need no new connection don't carry room for it.
-    let connection = deadline.limit(rules.connect_timeout, Box::pin(pool.fresh())).await.map_err(late)??;
-    let sending = send(connection, outgoing(head, &endpoint.text, body), upload.clone(), rules, deadline).await?;
-    let (response, connection) = sending.map_err(|unsent| failed(unsent.into_error()))?;
-    let lease = Lease { connection, flight, pool, rules, clock: clock.clone() };
-    Ok(answered(response, lease, empty || upload.is_over()))
+    let connecting = Box::pin(pool.fresh(wanted, &head.peer, rules));
+    let mut connection = step.limit(rules.connect_timeout, connecting).await.map_err(late)??;
+    let request = outgoing(head, &endpoint.address, connection.version(), &hop, body)?;
+    let answer = connection.send(request);
+    let response = answered(&mut connection, answer, &upload, rules, step).await?;
+    let response = response.map_err(|unsent| failed(unsent.into_error()))?;
+    received(response, lease(connection, flight), empty, &upload, asked).await
 }
 
-type Sending = Result<(Response<Incoming>, Connection), TrySendError<Request<RequestBody>>>;
+type Answered = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
-/// Sends a request and waits for the head of its response, driving the connection meanwhile. The request is handed
-/// over before the future is made, which so has no need to hold it.
-fn send(
-    mut connection: Connection,
-    request: Request<RequestBody>,
-    upload: Upload,
-    rules: KeepRules,
-    deadline: &Deadline,
-) -> impl Future<Output = Result<Sending, Error>> {
-    let answer = connection.sender.try_send_request(request);
-    async move {
-        let driver = &mut connection.driver;
-        let mut answer = pin!(answer);
-        let mut sent = 0;
-        let sending = poll_fn(|cx| {
-            let polled = driver.poll(cx, |cx| answer.as_mut().poll(cx));
-            // As long as the client's content goes on, the endpoint can't be expected to answer.
-            if upload.bytes() > sent {
-                sent = upload.bytes();
-                deadline.set(rules.response_timeout);
-            }
-            polled
-        });
-        let late = |_| Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
-        let answer = deadline.limit(rules.response_timeout, sending).await.map_err(late)?;
-        Ok(answer.map(|response| (response, connection)))
-    }
+/// Waits for the head of a response, driving the connection meanwhile.
+async fn answered(
+    connection: &mut Connection,
+    answer: impl Future<Output = Answered>,
+    upload: &Upload,
+    rules: Rules,
+    step: &Deadline,
+) -> Result<Answered, Error> {
+    let mut answer = pin!(answer);
+    let mut sent = 0;
+    let sending = poll_fn(|cx| {
+        let polled = connection.drive(cx, |cx| answer.as_mut().poll(cx));
+        // As long as the client's content goes on, the endpoint can't be expected to answer.
+        if upload.bytes() > sent {
+            sent = upload.bytes();
+            step.set(rules.response_timeout);
+        }
+        polled
+    });
+    let late = |_| Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
+    step.limit(rules.response_timeout, sending).await.map_err(late)
 }
 
-fn answered(response: Response<Incoming>, mut lease: Lease, all_sent: bool) -> Response<UpstreamBody> {
-    if !all_sent {
-        lease.connection.driver.detach();
+/// What came back, with the connection that it streams from. `asked`: whether another protocol was asked for.
+async fn received(
+    response: Response<Incoming>,
+    mut lease: Lease,
+    empty: bool,
+    upload: &Upload,
+    asked: bool,
+) -> Result<Response<ResponseBody>, Error> {
+    upload.take_time();
+    let version = response.version();
+    if version != Version::HTTP_2 && !forwarding::is_framed(version, response.headers()) {
+        return Err(Error::new(Kind::ProtocolError, "the response's framing is ambiguous"));
     }
-    response.map(|content| UpstreamBody::new(content, lease))
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        if !asked {
+            return Err(Error::new(Kind::ProtocolError, "a switch of protocols that nobody asked for"));
+        }
+        // Boxed: one exchange in many is an upgrade.
+        return Ok(Box::pin(switched(response, lease.connection, lease.flight)).await);
+    }
+    if let (false, Some(driver)) = (empty || upload.is_over(), &mut lease.connection.driver) {
+        driver.detach();
+    }
+    Ok(response.map(|content| ResponseBody::Upstream(Box::new(UpstreamBody::new(content, lease)))))
+}
+
+async fn switched(response: Response<Incoming>, connection: Connection, flight: Flight) -> Response<ResponseBody> {
+    let protocol = response.headers().get(header::UPGRADE).cloned().unwrap_or(HeaderValue::from_static("unknown"));
+    let (parts, content) = response.into_parts();
+    drop(content);
+    let body = match connection.into_stream().await {
+        Some(stream) => ResponseBody::Switched(Box::new(Switched { protocol, stream, flight })),
+        None => ResponseBody::Full(Default::default()),
+    };
+    Response::from_parts(parts, body)
 }
 
 /// The place of the endpoint for a request.
@@ -139,26 +170,45 @@ fn choose(running: &Running, place: usize, head: &Head) -> Result<usize, Error> 
     }
 }
 
-fn outgoing(head: &Head, endpoint: &str, body: RequestBody) -> Request<RequestBody> {
-    let framed = body.is_end_stream() || head.request.headers.contains_key(http::header::CONTENT_LENGTH);
+fn outgoing(
+    head: &Head,
+    endpoint: &EndpointAddr,
+    version: Version,
+    hop: &Hop,
+    body: RequestBody,
+) -> Result<Request<RequestBody>, Error> {
+    let framed = body.is_end_stream() || head.request.headers.contains_key(header::CONTENT_LENGTH);
     let mut request = Request::new(body);
     *request.method_mut() = head.request.method.clone();
-    // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
-    let target =
-        head.request.uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
-    *request.uri_mut() = http::Uri::from(target);
-    *request.headers_mut() = head.request.headers.clone();
+    let target = head.request.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+    let fields = request.headers_mut();
+    *fields = head.request.headers.clone();
+    forwarding::ask(hop, version, fields);
+    if !fields.contains_key(header::HOST)
+        && let Ok(host) = HeaderValue::from_str(endpoint.place.authority())
+    {
+        fields.insert(header::HOST, host);
+    }
+    if version == Version::HTTP_2 {
+        *request.uri_mut() = absolute(request.headers_mut().remove(header::HOST), endpoint, target)?;
+        *request.version_mut() = version;
+        return Ok(request);
+    }
     if !framed {
         // hyper takes content of unknown length for none where the method rarely has any, as with GET.
-        request.headers_mut().insert(http::header::TRANSFER_ENCODING, http::HeaderValue::from_static("chunked"));
+        fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    let endpoint = if endpoint.starts_with("unix:") { "localhost" } else { endpoint };
-    if !request.headers().contains_key(http::header::HOST)
-        && let Ok(host) = http::HeaderValue::from_str(endpoint)
-    {
-        request.headers_mut().insert(http::header::HOST, host);
-    }
-    request
+    // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
+    *request.uri_mut() = Uri::from(target);
+    Ok(request)
+}
+
+/// The target of a request in HTTP/2, whose authority stands for `Host` (RFC 9113 §8.3.1).
+fn absolute(host: Option<HeaderValue>, endpoint: &EndpointAddr, target: uri::PathAndQuery) -> Result<Uri, Error> {
+    let authority = host.as_ref().map_or(endpoint.place.authority().as_bytes(), HeaderValue::as_bytes);
+    let scheme = if endpoint.speaks == Speaks::Http2 { uri::Scheme::HTTP } else { uri::Scheme::HTTPS };
+    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build();
+    uri.map_err(|error| Error::new(Kind::RequestError, error))
 }
 
 /// Whether an endpoint closed a connection that it had kept, before it said a byte of response.

@@ -5,12 +5,68 @@ use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
+/// What a request asks of the hop to the endpoint, since it asked it of this one.
+#[derive(Debug, Default)]
+pub struct Hop {
+    /// The protocol to switch to (RFC 9110 §7.8).
+    pub upgrade: Option<HeaderValue>,
+    /// Whether trailers are welcome (RFC 9110 §6.5.1); endpoints of gRPC insist on being told.
+    pub trailers: bool,
+}
+
 /// Makes a request, received in a version of HTTP, fit to be sent on (RFC 9110 §7.6).
-pub fn request(version: Version, fields: &mut HeaderMap) {
+pub fn request(version: Version, fields: &mut HeaderMap) -> Hop {
+    let hop = Hop { upgrade: upgrade(version, fields), trailers: takes_trailers(fields) };
     remove_hop_by_hop(fields);
+    if version == Version::HTTP_2 {
+        join_cookies(fields);
+    }
     // This proxy answers 100 by itself, when the body is first asked for (RFC 9110 §10.1.1).
     fields.remove(header::EXPECT);
     fields.append(header::VIA, HeaderValue::from_static(via(version)));
+    hop
+}
+
+/// Says on the next hop what is asked of it.
+pub fn ask(hop: &Hop, version: Version, fields: &mut HeaderMap) {
+    if hop.trailers && version == Version::HTTP_2 {
+        fields.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(protocol) = &hop.upgrade {
+        fields.insert(header::UPGRADE, protocol.clone());
+        fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+}
+
+/// Says to the client what the connection has become.
+pub fn switch(protocol: &HeaderValue, fields: &mut HeaderMap) {
+    fields.insert(header::UPGRADE, protocol.clone());
+    fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
+/// The protocol that a client wants to switch to. HTTP/2 in clear isn't passed on: what follows would be requests that
+/// nobody here sees.
+fn upgrade(version: Version, fields: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = fields.get(header::UPGRADE).filter(|_| version != Version::HTTP_10)?;
+    let tokens = fields.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
+    let asked = tokens.flat_map(|line| line.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
+    let is_http2 = protocol.as_bytes().to_ascii_lowercase().windows(3).any(|word| word == b"h2c");
+    (asked && !is_http2).then(|| protocol.clone())
+}
+
+fn takes_trailers(fields: &HeaderMap) -> bool {
+    let lines = fields.get_all(header::TE).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|token| token.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// HTTP/2 may send each cookie in a line of its own; others want one line (RFC 9113 §8.2.3).
+fn join_cookies(fields: &mut HeaderMap) {
+    let lines: Vec<&[u8]> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        fields.insert(header::COOKIE, joined);
+    }
 }
 
 fn via(received: Version) -> &'static str {
@@ -23,11 +79,22 @@ fn via(received: Version) -> &'static str {
 
 /// Makes a received response fit to be sent on.
 pub fn response(fields: &mut HeaderMap) {
-    // Of the two, `Transfer-Encoding` is what counted when the content was read (RFC 9112 §6.3).
-    if fields.contains_key(header::TRANSFER_ENCODING) {
-        fields.remove(header::CONTENT_LENGTH);
-    }
     remove_hop_by_hop(fields);
+}
+
+/// Whether it is beyond doubt where a response in HTTP/1 ends (RFC 9112 §6.3). What is here taken for content, somebody
+/// else could take for another response.
+pub fn is_framed(version: Version, fields: &HeaderMap) -> bool {
+    let mut lengths = fields.get_all(header::CONTENT_LENGTH).iter();
+    let (length, second) = (lengths.next(), lengths.next());
+    let mut codings = fields.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => second.is_none(),
+        (Some(coding), None) => {
+            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none() && version == Version::HTTP_11
+        }
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// Removes what concerns one connection only, and what `Connection` names (RFC 9110 §7.6.1).
@@ -58,13 +125,12 @@ fn named_by_connection(fields: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
     names.filter(|name| name != header::HOST && name != header::CONTENT_LENGTH).collect()
 }
 
-static HOP_BY_HOP: [HeaderName; 8] = [
+static HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     header::PROXY_AUTHENTICATE,
     HeaderName::from_static("proxy-connection"),
     header::TE,
-    header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
@@ -77,9 +143,8 @@ fn hop_by_hop(name: &HeaderName) -> Option<u8> {
         "proxy-authenticate" => Some(2),
         "proxy-connection" => Some(3),
         "te" => Some(4),
-        "trailer" => Some(5),
-        "transfer-encoding" => Some(6),
-        "upgrade" => Some(7),
+        "transfer-encoding" => Some(5),
+        "upgrade" => Some(6),
         _ => None,
     }
 }

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::access_log::AccessLog;
+use crate::listener::Listener;
 use crate::metrics::{Place, PluginFigures, RouteFigures};
 use crate::plugin::binding::Binding;
 use crate::plugin::instance::{Endpoint as BalancedEndpoint, EndpointState, Instance, Slot, Trap};
 use crate::plugin::transform::Bodies;
+use crate::respond::ErrorPages;
 use crate::router::Router;
-use crate::upstream::{EndpointAddr, InFlight, KeepRules, Pool, Pools};
+use crate::upstream::{EndpointAddr, InFlight, Pool, Pools, Rules};
 
 /// What stands for the route of requests that none matches.
 pub const UNROUTED: &str = "-";
@@ -25,6 +27,9 @@ pub struct Generation {
     pub upstreams: Vec<Upstream>,
     pub upstream_places: HashMap<Arc<str>, usize>,
     pub bindings: Vec<Binding>,
+    /// By their addresses in the manifest.
+    pub listeners: HashMap<Arc<str>, Arc<Listener>>,
+    pub error_pages: ErrorPages,
     /// None if it is off.
     pub access_log: Option<AccessLog>,
 }
@@ -36,6 +41,10 @@ pub struct Route {
     pub upstream: usize,
     /// Places in `bindings`, outermost first.
     pub chain: Vec<usize>,
+    /// The longest content of a request, in bytes.
+    pub max_body: u64,
+    /// For a whole exchange.
+    pub timeout: Option<Duration>,
 }
 
 /// A named set of endpoints.
@@ -44,7 +53,7 @@ pub struct Upstream {
     pub endpoints: Vec<Endpoint>,
     /// A place in `bindings`; nobody is asked about a single endpoint.
     pub balancer: Option<usize>,
-    pub rules: KeepRules,
+    pub rules: Rules,
 }
 
 /// One address of an upstream.

@@ -49,9 +49,32 @@ pub struct Peer {
     pub listener: HeaderValue,
     /// How the client reached it.
     pub scheme: HeaderValue,
+    /// The client's address and that which it reached; none for a unix socket.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+    pub tls: Option<Box<PeerTls>>,
+}
+
+/// Facts of a client's TLS.
+#[derive(Debug)]
+pub struct PeerTls {
+    pub version: HeaderValue,
+    pub cipher: Option<HeaderValue>,
+    pub server_name: Option<HeaderValue>,
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// A client's certificate, after it was checked.
+#[derive(Debug)]
+pub struct ClientCertificate {
+    pub subject: Option<HeaderValue>,
+    pub issuer: Option<HeaderValue>,
+    pub serial: Option<HeaderValue>,
+    pub names: Option<HeaderValue>,
+    pub fingerprint: Option<HeaderValue>,
 }
 
 const HTTP: HeaderValue = HeaderValue::from_static("http");
+const HTTPS: HeaderValue = HeaderValue::from_static("https");
 
 /// The name of a value.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,8 +100,14 @@ pub enum ValueName {
     Cookie(String),
     QueryParameter(String),
     Note(String),
-    /// Of TLS; this listener has none.
-    Absent,
+    TlsVersion,
+    TlsCipher,
+    TlsServerName,
+    ClientCertificateSubject,
+    ClientCertificateIssuer,
+    ClientCertificateSerial,
+    ClientCertificateNames,
+    ClientCertificateFingerprint,
 }
 
 /// As templates write it.
@@ -106,7 +135,14 @@ impl fmt::Display for ValueName {
             ValueName::Cookie(name) => write!(f, "cookie.{name}"),
             ValueName::QueryParameter(name) => write!(f, "query.{name}"),
             ValueName::Note(name) => write!(f, "note.{name}"),
-            ValueName::Absent => f.write_str("tls"),
+            ValueName::TlsVersion => f.write_str("tls.version"),
+            ValueName::TlsCipher => f.write_str("tls.cipher"),
+            ValueName::TlsServerName => f.write_str("tls.server-name"),
+            ValueName::ClientCertificateSubject => f.write_str("tls.client.subject"),
+            ValueName::ClientCertificateIssuer => f.write_str("tls.client.issuer"),
+            ValueName::ClientCertificateSerial => f.write_str("tls.client.serial"),
+            ValueName::ClientCertificateNames => f.write_str("tls.client.names"),
+            ValueName::ClientCertificateFingerprint => f.write_str("tls.client.fingerprint"),
         }
     }
 }
@@ -122,17 +158,36 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 impl Head {
     /// The head of an exchange that begins.
-    pub fn new(request: http::request::Parts, peer: Arc<Peer>, route: Arc<str>, upstream: Arc<str>) -> Self {
+    pub fn new(
+        received: Received,
+        request: http::request::Parts,
+        peer: Arc<Peer>,
+        route: Arc<str>,
+        upstream: Arc<str>,
+    ) -> Self {
         let (response, endpoint, notes, id) = (None, None, Vec::new(), OnceCell::new());
-        let (method, target) = (request.method.clone(), request.uri.clone());
-        let received = Received { method, target, version: request.version };
         Head { received, request, response, peer, route, upstream, endpoint, notes, id }
+    }
+
+    /// Of what could not be read.
+    pub fn unread(peer: Arc<Peer>) -> Self {
+        let mut head = Head::empty();
+        head.peer = peer;
+        head.received = Received {
+            method: http::Method::from_bytes(b"-").unwrap_or_default(),
+            target: http::Uri::from_static("*"),
+            version: http::Version::HTTP_11,
+        };
+        (head.route, head.upstream) = ("-".into(), "-".into());
+        head
     }
 
     /// A stand-in while the real head is lent to a plugin.
     pub fn empty() -> Self {
         let (request, ()) = http::Request::new(()).into_parts();
-        Head::new(request, Arc::new(Peer::unix("")), "".into(), "".into())
+        let received =
+            Received { method: request.method.clone(), target: request.uri.clone(), version: request.version };
+        Head::new(received, request, Arc::new(Peer::unix("")), "".into(), "".into())
     }
 
     /// A value, if it is there.
@@ -163,8 +218,19 @@ impl Head {
             }
             ValueName::QueryParameter(name) => pair(self.request.uri.query()?.as_bytes(), b'&', name),
             ValueName::Note(name) => self.note(name).map(Value::Field),
-            ValueName::Absent => None,
+            ValueName::TlsVersion => self.peer.tls.as_ref().map(|tls| Value::Field(&tls.version)),
+            ValueName::TlsCipher => self.peer.tls.as_ref()?.cipher.as_ref().map(Value::Field),
+            ValueName::TlsServerName => self.peer.tls.as_ref()?.server_name.as_ref().map(Value::Field),
+            ValueName::ClientCertificateSubject => self.certificate()?.subject.as_ref().map(Value::Field),
+            ValueName::ClientCertificateIssuer => self.certificate()?.issuer.as_ref().map(Value::Field),
+            ValueName::ClientCertificateSerial => self.certificate()?.serial.as_ref().map(Value::Field),
+            ValueName::ClientCertificateNames => self.certificate()?.names.as_ref().map(Value::Field),
+            ValueName::ClientCertificateFingerprint => self.certificate()?.fingerprint.as_ref().map(Value::Field),
         }
+    }
+
+    fn certificate(&self) -> Option<&ClientCertificate> {
+        self.peer.tls.as_ref()?.certificate.as_ref()
     }
 
     /// A note, if some plugin left it.
@@ -209,14 +275,20 @@ impl Peer {
         // The canonical form: an IPv4 client of a dual-stack socket is an IPv4 client.
         let (address, port) = (client.ip().to_canonical().to_string(), client.port().to_string());
         let field = |text: String| HeaderValue::from_str(&text).ok();
+        let ends = Some((client, listener));
         let listener = field(listener.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        Peer { address: field(address), port: field(port), listener, scheme: HTTP }
+        Peer { address: field(address), port: field(port), listener, scheme: HTTP, ends, tls: None }
     }
 
     /// The facts of a connection over a unix socket.
     pub fn unix(listener: &str) -> Self {
         let listener = HeaderValue::from_str(listener).unwrap_or(HeaderValue::from_static("unix"));
-        Peer { address: None, port: None, listener, scheme: HTTP }
+        Peer { address: None, port: None, listener, scheme: HTTP, ends: None, tls: None }
+    }
+
+    /// The same over TLS.
+    pub fn secure(&mut self, tls: PeerTls) {
+        (self.scheme, self.tls) = (HTTPS, Some(Box::new(tls)));
     }
 }
 

@@ -43,12 +43,13 @@ impl Listeners {
     }
 
     /// Binds the addresses that are not open yet. Nothing changes before [`Listeners::adopt`].
-    pub fn prepare(&self, wanted: &[Arc<str>]) -> anyhow::Result<Change> {
-        let new = wanted.iter().filter(|address| !self.open.contains(*address));
-        let new = new.map(|address| {
-            New::bind(address, self.workers.len()).with_context(|| format!("can't listen at {address}"))
+    pub fn prepare(&self, wanted: &[(Arc<str>, bool)]) -> anyhow::Result<Change> {
+        let new = wanted.iter().filter(|(address, _)| !self.open.contains(address));
+        let new = new.map(|(address, is_tls)| {
+            New::bind(address, *is_tls, self.workers.len()).with_context(|| format!("can't listen at {address}"))
         });
-        let gone = self.open.iter().filter(|address| !wanted.contains(address)).cloned().collect();
+        let is_wanted = |address: &Arc<str>| wanted.iter().any(|(wanted, _)| wanted == address);
+        let gone = self.open.iter().filter(|address| !is_wanted(address)).cloned().collect();
         Ok(Change { new: new.collect::<Result<_, _>>()?, gone })
     }
 
@@ -79,10 +80,10 @@ impl Drop for Listeners {
 }
 
 impl New {
-    fn bind(address: &Arc<str>, workers: usize) -> anyhow::Result<Self> {
+    fn bind(address: &Arc<str>, is_tls: bool, workers: usize) -> anyhow::Result<Self> {
         if let Some(path) = address.strip_prefix("unix:") {
             let listener = bind_unix(path)?;
-            let shared = |_| Ok(Socket::Unix(listener.try_clone()?, address.clone()));
+            let shared = |_| Ok(Socket::Unix(listener.try_clone()?));
             let sockets = (0..workers).map(shared).collect::<std::io::Result<_>>()?;
             return Ok(New { address: address.clone(), shown: address.to_string(), sockets });
         }
@@ -93,7 +94,7 @@ impl New {
             bound = listener.local_addr()?;
             sockets.push(Socket::Tcp(listener));
         }
-        Ok(New { address: address.clone(), shown: format!("http://{bound}"), sockets })
+        Ok(New { address: address.clone(), shown: format!("http{}://{bound}", if is_tls { "s" } else { "" }), sockets })
     }
 }
 

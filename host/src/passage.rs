@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::plugin::transform::{Transform, TransformError};
 
@@ -14,7 +13,7 @@ use crate::plugin::transform::{Transform, TransformError};
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body and the plugins that it passes, in the order of its way.
-pub struct Passage<B = Incoming> {
+pub struct Passage<B> {
     source: B,
     stages: Vec<Transform>,
     state: State,
@@ -33,7 +32,7 @@ impl<B> Passage<B> {
     }
 }
 
-impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for Passage<B> {
+impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -53,7 +52,7 @@ impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for Passage<B> {
             }
             let Poll::Ready(frame) = Pin::new(&mut this.source).poll_frame(cx) else { return Poll::Pending };
             let passed = match frame.transpose() {
-                Err(error) => Err(error.into()),
+                Err(error) => Err(error),
                 Ok(frame) => pass(&mut this.stages, frame, &mut this.state).map_err(|error| {
                     tracing::warn!(%error, "body");
                     BodyError::from(error)

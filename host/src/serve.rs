@@ -29,7 +29,7 @@ type Files = Vec<(Arc<Source>, Manifest)>;
 
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
 pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
-    let mut assembly = Assembly::new(Runtime::start(cache)?);
+    let mut assembly = Assembly::new(Runtime::start(cache)?)?;
     let mut watch = Watch::new();
     let files = load()?;
     watch.follow(&files);

@@ -4,23 +4,56 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::clock::Deadline;
 use crate::error::Kind;
 use crate::passage::{BodyError, Passage};
 use crate::plugin::transform::TransformError;
 
 /// The content of a request: the client's, streamed, or none.
 pub enum RequestBody {
-    /// Streams; says when it has been sent.
-    Incoming(Incoming, Upload),
+    /// Streams as it comes.
+    Incoming(Box<Receiving>),
     /// Streams through plugins.
-    Filtered(Box<Passage>, Upload),
+    Filtered(Box<Passage<Receiving>>, Upload),
     Empty,
 }
+
+/// The client's content, as long as it is neither too long nor too slow.
+pub struct Receiving {
+    content: Incoming,
+    upload: Upload,
+    limits: UploadLimits,
+    pace: Pace,
+}
+
+/// What a client's content has to keep to.
+#[derive(Clone, Copy, Debug)]
+pub struct UploadLimits {
+    /// In bytes.
+    pub most: u64,
+    /// Between two pieces.
+    pub pause: Duration,
+    /// Bytes per second.
+    pub rate: u64,
+}
+
+/// How fast the client sends. Only time in which the endpoint waited for the client counts.
+struct Pace {
+    deadline: Deadline,
+    /// Since when the client is waited for.
+    since: Option<Instant>,
+    waited: Duration,
+    bytes: u64,
+}
+
+/// The rate is looked at over this time: a pause now and then is nobody's fault.
+const WINDOW: Duration = Duration::from_secs(30);
 
 /// How far a request body is.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +62,7 @@ pub struct Upload(Rc<Progress>);
 #[derive(Debug, Default)]
 struct Progress {
     over: Cell<bool>,
+    unhurried: Cell<bool>,
     failed: Cell<Option<Kind>>,
     bytes: Cell<u64>,
 }
@@ -46,6 +80,11 @@ impl Upload {
         self.0.over.set(true);
     }
 
+    /// From now on the client may take its time: it and the endpoint talk to each other.
+    pub fn take_time(&self) {
+        self.0.unhurried.set(true);
+    }
+
     /// Whether all has been sent, or given up.
     pub fn is_over(&self) -> bool {
         self.0.over.get()
@@ -56,21 +95,103 @@ impl Upload {
         self.0.bytes.get()
     }
 
-    fn count<E>(&self, frame: &Poll<Option<Result<Frame<Bytes>, E>>>) {
-        if let Poll::Ready(Some(Ok(frame))) = frame {
-            self.0.bytes.set(self.0.bytes.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
-        }
-    }
-
-    /// Why it was given up, if a plugin was the reason.
+    /// Why it was given up, if neither the endpoint nor the end of the connection was the reason.
     pub fn failed(&self) -> Option<Kind> {
         self.0.failed.get()
     }
+
+    fn fail(&self, kind: Kind, why: &'static str) -> BodyError {
+        self.0.failed.set(Some(kind));
+        why.into()
+    }
 }
+
+// === Receiving ===
+
+impl Receiving {
+    pub fn new(content: Incoming, upload: Upload, limits: UploadLimits, deadline: Deadline) -> Self {
+        let pace = Pace { deadline, since: None, waited: Duration::ZERO, bytes: 0 };
+        Receiving { content, upload, limits, pace }
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.upload.end();
+    }
+}
+
+impl Body for Receiving {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Receiving { content, upload, limits, pace } = &mut *self;
+        let frame = match Pin::new(content).poll_frame(cx) {
+            Poll::Pending if !upload.0.unhurried.get() && pace.is_too_slow(*limits, cx) => {
+                return Poll::Ready(Some(Err(upload.fail(Kind::RequestTimeout, "the client's content is too slow"))));
+            }
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(frame) => frame,
+        };
+        let length = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len) as u64;
+        pace.took(length);
+        upload.0.bytes.set(upload.0.bytes.get() + length);
+        if upload.bytes() > limits.most {
+            return Poll::Ready(Some(Err(
+                upload.fail(Kind::RequestBodySize, "the content is longer than the route takes")
+            )));
+        }
+        if let Some(Err(error)) = &frame
+            && !error.is_incomplete_message()
+            && !error.is_closed()
+        {
+            upload.0.failed.set(Some(Kind::RequestError));
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.content.size_hint()
+    }
+}
+
+// === Pace ===
+
+impl Pace {
+    fn took(&mut self, bytes: u64) {
+        let now = self.deadline.clock().now();
+        self.waited += self.since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.bytes += bytes;
+        self.deadline.clear();
+    }
+
+    /// For content that is pending.
+    fn is_too_slow(&mut self, limits: UploadLimits, cx: &Context<'_>) -> bool {
+        let now = self.deadline.clock().now();
+        let pause = now.saturating_duration_since(*self.since.get_or_insert(now));
+        if self.waited + pause >= WINDOW {
+            if self.bytes < limits.rate * WINDOW.as_secs() {
+                return true;
+            }
+            (self.waited, self.bytes) = (Duration::ZERO, 0);
+        }
+        let left = limits.pause.saturating_sub(pause);
+        self.deadline.set(left.min(WINDOW.saturating_sub(self.waited + pause)));
+        self.deadline.watch(cx);
+        left.is_zero()
+    }
+}
+
+// === RequestBody ===
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if let RequestBody::Incoming(_, upload) | RequestBody::Filtered(_, upload) = self {
+        if let RequestBody::Filtered(_, upload) = self {
             upload.end();
         }
     }
@@ -82,20 +203,15 @@ impl Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
-            RequestBody::Incoming(body, upload) => {
-                let frame = Pin::new(body).poll_frame(cx);
-                upload.count(&frame);
-                frame.map_err(Into::into)
-            }
+            RequestBody::Incoming(body) => Pin::new(&mut **body).poll_frame(cx),
             RequestBody::Filtered(passage, upload) => {
                 let frame = Pin::new(&mut **passage).poll_frame(cx);
-                upload.count(&frame);
                 if let Poll::Ready(Some(Err(error))) = &frame {
-                    upload.0.failed.set(match error.downcast_ref() {
-                        Some(TransformError::TooLarge(_)) => Some(Kind::RequestBodySize),
-                        Some(TransformError::Trap(_)) => Some(Kind::PluginError),
-                        None => None,
-                    });
+                    match error.downcast_ref() {
+                        Some(TransformError::TooLarge(_)) => upload.0.failed.set(Some(Kind::RequestBodySize)),
+                        Some(TransformError::Trap(_)) => upload.0.failed.set(Some(Kind::PluginError)),
+                        None => {}
+                    }
                 }
                 frame
             }
@@ -105,7 +221,7 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            RequestBody::Incoming(body, _) => body.is_end_stream(),
+            RequestBody::Incoming(body) => body.is_end_stream(),
             RequestBody::Filtered(..) => false,
             RequestBody::Empty => true,
         }
@@ -113,7 +229,7 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            RequestBody::Incoming(body, _) => body.size_hint(),
+            RequestBody::Incoming(body) => body.size_hint(),
             RequestBody::Filtered(passage, _) => passage.size_hint(),
             RequestBody::Empty => SizeHint::with_exact(0),
         }

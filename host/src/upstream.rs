@@ -1,47 +1,78 @@
 //! Endpoints, and the connections that a worker keeps to each.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpStream, UnixStream};
+use crate::error::Error;
+use crate::head::Peer;
+use crate::proxy_protocol;
 
-use crate::error::{Error, Kind};
-
+pub mod connect;
 pub mod connection;
 
-use connection::Connection;
+use connect::{Dialer, Wanted};
+use connection::{Connection, SharedSender};
 
-/// Where an endpoint listens.
+/// Where an endpoint listens, and what it speaks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum EndpointAddr {
+pub struct EndpointAddr {
+    /// As the manifest writes it.
+    pub text: Arc<str>,
+    pub place: Place,
+    pub speaks: Speaks,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
     /// Host and port; a host name is looked up at each connect.
     Tcp(Arc<str>),
-    /// A unix socket.
+    /// The path of a unix socket.
     Unix(Arc<str>),
 }
 
-/// How connections to an upstream are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Speaks {
+    Http1,
+    /// HTTP/2 in clear, known beforehand.
+    Http2,
+    /// TLS, and in it what the endpoint chooses.
+    Tls(Dialer),
+}
+
+/// How an upstream is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct KeepRules {
+pub struct Rules {
     pub connect_timeout: Duration,
+    /// For a response to begin.
     pub response_timeout: Duration,
+    /// Between two pieces of a response.
+    pub read_timeout: Duration,
     pub idle_timeout: Duration,
     /// Idle connections per worker and endpoint.
     pub idle_connections: usize,
+    /// Tells the endpoint of the client, on a connection for each request.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
 }
 
 /// All connections of one worker; outlives generations, so that a reload keeps them.
 #[derive(Default)]
 pub struct Pools(RefCell<HashMap<EndpointAddr, Rc<Pool>>>);
 
-/// The idle connections of one worker to one endpoint, the last used on top.
+/// The connections of one worker to one endpoint.
 pub struct Pool {
     address: EndpointAddr,
+    /// Those of HTTP/1 that are idle, the last used on top.
     idle: RefCell<Vec<(Connection, Instant)>>,
+    /// That of HTTP/2, for all requests.
+    shared: RefCell<Option<SharedSender>>,
+    /// Held while the first connection is made to an endpoint that may speak HTTP/2: the others wait for it.
+    first: tokio::sync::Mutex<()>,
+    /// The endpoint has chosen HTTP/1: nobody needs to wait.
+    exclusive: Cell<bool>,
 }
 
 /// Requests in flight at an endpoint, over all workers; outlives generations.
@@ -51,11 +82,12 @@ pub struct InFlight(AtomicU32);
 /// One request in flight, until dropped.
 pub struct Flight(Arc<InFlight>);
 
-impl EndpointAddr {
-    /// As the manifest writes it.
-    pub fn text(&self) -> Arc<str> {
+impl Place {
+    /// What stands for the endpoint in `Host` where the client named none.
+    pub fn authority(&self) -> &str {
         match self {
-            EndpointAddr::Tcp(address) | EndpointAddr::Unix(address) => address.clone(),
+            Place::Tcp(address) => address,
+            Place::Unix(_) => "localhost",
         }
     }
 }
@@ -63,7 +95,11 @@ impl EndpointAddr {
 impl Pools {
     /// The pool for an address.
     pub fn pool(&self, address: &EndpointAddr) -> Rc<Pool> {
-        let new = || Rc::new(Pool { address: address.clone(), idle: RefCell::default() });
+        let new = || {
+            let (idle, shared) = (RefCell::default(), RefCell::default());
+            let exclusive = Cell::new(address.speaks == Speaks::Http1);
+            Rc::new(Pool { address: address.clone(), idle, shared, first: tokio::sync::Mutex::new(()), exclusive })
+        };
         self.0.borrow_mut().entry(address.clone()).or_insert_with(new).clone()
     }
 
@@ -77,39 +113,53 @@ impl Pools {
 }
 
 impl Pool {
-    /// An idle connection that seems alive.
-    pub fn idle(&self, rules: KeepRules, now: Instant) -> Option<Connection> {
+    /// A connection that seems alive, idle or shared.
+    pub fn idle(&self, wanted: Wanted, rules: Rules, now: Instant) -> Option<Connection> {
+        if wanted == Wanted::Any
+            && let Some(connection) = self.shared()
+        {
+            return Some(connection);
+        }
         let mut idle = self.idle.borrow_mut();
         loop {
             let (connection, since) = idle.pop()?;
-            if !connection.sender.is_closed() && now.saturating_duration_since(since) < rules.idle_timeout {
+            if !connection.is_closed() && now.saturating_duration_since(since) < rules.idle_timeout {
                 return Some(connection);
             }
         }
     }
 
-    /// A fresh connection.
-    pub async fn fresh(&self) -> Result<Connection, Error> {
-        let refused = |error: std::io::Error| Error::new(Kind::ConnectionRefused, error);
-        match &self.address {
-            EndpointAddr::Tcp(address) => {
-                let stream = TcpStream::connect(&**address).await.map_err(refused)?;
-                stream.set_nodelay(true).map_err(refused)?;
-                Connection::new(stream).await
-            }
-            EndpointAddr::Unix(address) => {
-                let path = address.trim_start_matches("unix:");
-                Connection::new(UnixStream::connect(path).await.map_err(refused)?).await
-            }
+    /// A fresh connection, or a shared one that somebody else has just made.
+    pub async fn fresh(&self, wanted: Wanted, peer: &Peer, rules: Rules) -> Result<Connection, Error> {
+        if self.exclusive.get() || wanted == Wanted::Http1 || rules.proxy_protocol.is_some() {
+            return connect::connect(&self.address, Wanted::Http1, peer, rules.proxy_protocol).await;
         }
+        let _first = self.first.lock().await;
+        if let Some(connection) = self.shared() {
+            return Ok(connection);
+        }
+        let connection = connect::connect(&self.address, wanted, peer, None).await?;
+        match connection.shared() {
+            Some(sender) => *self.shared.borrow_mut() = Some(sender),
+            None => self.exclusive.set(true),
+        }
+        Ok(connection)
     }
 
     /// Takes a connection back once its exchange is over.
-    pub fn put_back(&self, mut connection: Connection, rules: KeepRules, now: Instant) {
+    pub fn put_back(&self, mut connection: Connection, rules: Rules, now: Instant) {
         let mut idle = self.idle.borrow_mut();
-        if idle.len() < rules.idle_connections && connection.rest() {
+        if rules.proxy_protocol.is_none() && idle.len() < rules.idle_connections && connection.rest() {
             idle.push((connection, now));
         }
+    }
+
+    fn shared(&self) -> Option<Connection> {
+        let mut shared = self.shared.borrow_mut();
+        if shared.as_ref().is_some_and(SharedSender::is_closed) {
+            *shared = None;
+        }
+        shared.clone().map(Connection::of_shared)
     }
 }
 

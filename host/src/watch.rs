@@ -1,4 +1,4 @@
-//! Notices when a file of the manifest, or a plugin that it names, has changed.
+//! Notices when a file of the manifest, or one that it names (a plugin, a certificate, a page), has changed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,8 @@ pub struct Watch {
 
 #[derive(Default)]
 struct Wanted {
-    components: BTreeSet<PathBuf>,
+    /// Those that the manifest names.
+    named: BTreeSet<PathBuf>,
     files: BTreeSet<PathBuf>,
     /// Any file here counts: a pattern may match it.
     folders: BTreeSet<PathBuf>,
@@ -52,7 +53,7 @@ impl Watch {
         Watch { watcher: watcher.ok(), folders: BTreeSet::new(), wanted, events, seen: None }
     }
 
-    /// Watches these files, and the plugins that they name, from now on.
+    /// Watches these files, and those that they name, from now on.
     pub fn follow(&mut self, files: &[(Arc<Source>, Manifest)]) {
         let Some(watcher) = &mut self.watcher else { return };
         let wanted = Wanted::of(files);
@@ -77,8 +78,8 @@ impl Watch {
         files.iter().for_each(|(source, _)| {
             digest.update(source.text.as_bytes()).update(&[0]);
         });
-        for component in &self.wanted.lock().unwrap_or_else(PoisonError::into_inner).components {
-            digest.update(&std::fs::read(component).unwrap_or_default()).update(&[0]);
+        for named in &self.wanted.lock().unwrap_or_else(PoisonError::into_inner).named {
+            digest.update(&std::fs::read(named).unwrap_or_default()).update(&[0]);
         }
         let digest = Some(digest.finalize());
         std::mem::replace(&mut self.seen, digest) != digest
@@ -106,15 +107,16 @@ impl Wanted {
                 PluginRef::Name(_) => None,
             });
             let plugins = manifest.plugin.values().chain(inline).map(|plugin| plugin.r#use.get_ref());
-            let components = plugins.filter(|name| name.ends_with(".wasm")).map(|name| folder.join(name));
+            let components = plugins.filter(|name| name.ends_with(".wasm"));
+            let named = components.chain(manifest.files()).map(|name| folder.join(name));
             let patterns = manifest.include.iter().filter(|pattern| pattern.get_ref().contains('*'));
             wanted
                 .folders
                 .extend(patterns.filter_map(|pattern| Some(folder.join(pattern.get_ref()).parent()?.to_path_buf())));
-            wanted.components.extend(components);
+            wanted.named.extend(named);
             wanted.files.insert(path.clone());
         }
-        wanted.files.extend(wanted.components.iter().cloned());
+        wanted.files.extend(wanted.named.iter().cloned());
         // A folder has one name, or its events come under the other; a link is watched where it stands and leads.
         let stands = |file: &PathBuf| Some(file.parent()?.canonicalize().ok()?.join(file.file_name()?));
         let standing: Vec<PathBuf> = wanted.files.iter().filter_map(stands).collect();

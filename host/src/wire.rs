@@ -1,10 +1,10 @@
-//! A socket as hyper wants it.
+//! Sockets and tasks as hyper wants them.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::{Executor, Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -22,6 +22,23 @@ impl<T> Wire<T> {
 
     pub fn socket(&self) -> &T {
         self.0.inner()
+    }
+
+    pub fn into_socket(self) -> T {
+        self.0.into_inner()
+    }
+}
+
+/// Has hyper's tasks run on the worker that they begin on.
+#[derive(Clone, Copy, Debug)]
+pub struct OnThisWorker;
+
+impl<F: Future + 'static> Executor<F> for OnThisWorker
+where
+    F::Output: 'static,
+{
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(task);
     }
 }
 

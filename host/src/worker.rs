@@ -13,17 +13,16 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 
+use crate::arrival::{self, Seat};
 use crate::clock::{Clock, TICK};
-use crate::connection::{self, Transport};
 use crate::generation::{Generation, Running};
-use crate::head::Peer;
 use crate::metrics::Place;
 use crate::upstream::Pools;
 
 /// A bound socket, handed to a worker.
 pub enum Socket {
     Tcp(std::net::TcpListener),
-    Unix(std::os::unix::net::UnixListener, Arc<str>),
+    Unix(std::os::unix::net::UnixListener),
 }
 
 /// Where to listen, by the address in the manifest.
@@ -50,23 +49,14 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// How long to wait after the system refused a connection, most often for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a client's connection shares with the others of its worker.
-#[derive(Clone)]
-struct Seat {
-    current: Rc<RefCell<Rc<Running>>>,
-    clock: Rc<Clock>,
-    /// Held while a connection lives: the worker ends with the last of them.
-    alive: mpsc::Sender<()>,
-}
-
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, Arc<str>),
+    Unix(UnixListener),
 }
 
 enum Accepted {
-    Tcp(TcpStream, Peer),
-    Unix(UnixStream, Peer),
+    Tcp(TcpStream, SocketAddr, SocketAddr),
+    Unix(UnixStream),
 }
 
 /// Serves until told to stop and all connections have ended. `swapped` hears of each generation that is in service.
@@ -93,7 +83,7 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let sweeping = spawn_local(sweep(pools.clone(), current.clone()));
     let ticking = spawn_local(tick(clock.clone(), current.clone()));
     let swapping = spawn_local(swap(generation, place, pools, current.clone(), swapped));
-    listen(sockets, Seat { current, clock: clock.clone(), alive }, stopping).await;
+    listen(sockets, Seat { current, clock: clock.clone() }, alive, stopping).await;
     clock.stop();
     // Every connection holds a sender, so this ends with the last of them.
     let _ = all_ended.recv().await;
@@ -147,7 +137,14 @@ async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
 }
 
 /// Accepts at the sockets that it is given, until told to stop.
-async fn listen(mut sockets: mpsc::UnboundedReceiver<SocketOrder>, seat: Seat, mut stopping: watch::Receiver<bool>) {
+///
+/// Every connection holds `alive`: the worker ends with the last of them.
+async fn listen(
+    mut sockets: mpsc::UnboundedReceiver<SocketOrder>,
+    seat: Seat,
+    alive: mpsc::Sender<()>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let mut accepting = HashMap::new();
     loop {
         let order = tokio::select! {
@@ -158,7 +155,8 @@ async fn listen(mut sockets: mpsc::UnboundedReceiver<SocketOrder>, seat: Seat, m
             Some(SocketOrder::Open(address, socket)) => match Listener::new(socket) {
                 Ok(listener) => {
                     let (close, closed) = oneshot::channel::<()>();
-                    accepting.insert(address, (close, spawn_local(accept(listener, closed, seat.clone()))));
+                    let task = accept(listener, address.clone(), closed, seat.clone(), alive.clone());
+                    accepting.insert(address, (close, spawn_local(task)));
                 }
                 Err(error) => tracing::error!(%address, %error, "not listening"),
             },
@@ -174,7 +172,13 @@ async fn listen(mut sockets: mpsc::UnboundedReceiver<SocketOrder>, seat: Seat, m
 }
 
 /// Accepts until closed; who waits in the queue by then is still served.
-async fn accept(listener: Listener, mut closed: oneshot::Receiver<()>, seat: Seat) {
+async fn accept(
+    listener: Listener,
+    address: Arc<str>,
+    mut closed: oneshot::Receiver<()>,
+    seat: Seat,
+    alive: mpsc::Sender<()>,
+) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -182,8 +186,12 @@ async fn accept(listener: Listener, mut closed: oneshot::Receiver<()>, seat: Sea
             _ = &mut closed => return,
         };
         match accepted {
-            Ok(Accepted::Tcp(stream, peer)) => seat.serve(stream, peer),
-            Ok(Accepted::Unix(stream, peer)) => seat.serve(stream, peer),
+            Ok(Accepted::Tcp(stream, client, reached)) => {
+                serve_client(arrival::serve(seat.clone(), stream, address.clone(), Some((client, reached))), &alive);
+            }
+            Ok(Accepted::Unix(stream)) => {
+                serve_client(arrival::serve(seat.clone(), stream, address.clone(), None), &alive);
+            }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -196,9 +204,7 @@ impl Listener {
     fn new(socket: Socket) -> io::Result<Self> {
         match socket {
             Socket::Tcp(listener) => TcpListener::from_std(listener).map(Listener::Tcp),
-            Socket::Unix(listener, path) => {
-                UnixListener::from_std(listener).map(|listener| Listener::Unix(listener, path))
-            }
+            Socket::Unix(listener) => UnixListener::from_std(listener).map(Listener::Unix),
         }
     }
 
@@ -208,24 +214,18 @@ impl Listener {
                 let (stream, client) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
                 let reached = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
-                Ok(Accepted::Tcp(stream, Peer::tcp(client, reached)))
+                Ok(Accepted::Tcp(stream, client, reached))
             }
-            Listener::Unix(listener, path) => {
-                let (stream, _) = listener.accept().await?;
-                Ok(Accepted::Unix(stream, Peer::unix(path)))
-            }
+            Listener::Unix(listener) => Ok(Accepted::Unix(listener.accept().await?.0)),
         }
     }
 }
 
-impl Seat {
-    /// Serves a client on a task of its own, which ends with the connection.
-    fn serve(&self, stream: impl Transport, peer: Peer) {
-        let connection = connection::serve(stream, Arc::new(peer), self.current.clone(), self.clock.clone());
-        let alive = self.alive.clone();
-        spawn_local(async move {
-            connection.await;
-            drop(alive);
-        });
-    }
+/// Serves a client on a task of its own, which ends with the connection.
+fn serve_client(served: impl Future<Output = ()> + 'static, alive: &mpsc::Sender<()>) {
+    let alive = alive.clone();
+    spawn_local(async move {
+        served.await;
+        drop(alive);
+    });
 }

@@ -211,7 +211,14 @@ impl Request {
             ValueName::QueryParameter(name) => pair(self.query.as_deref()?, '&', name),
             ValueName::Note(name) => self.noted(name).and_then(text),
             ValueName::ClientPort | ValueName::ListenerAddress | ValueName::Route | ValueName::Endpoint => None,
-            ValueName::TlsVersion | ValueName::TlsServerName => None,
+            ValueName::TlsVersion
+            | ValueName::TlsServerName
+            | ValueName::TlsCipher
+            | ValueName::ClientCertificateSubject
+            | ValueName::ClientCertificateIssuer
+            | ValueName::ClientCertificateSerial
+            | ValueName::ClientCertificateNames
+            | ValueName::ClientCertificateFingerprint => None,
         }
     }
 }

@@ -2,12 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Draft;
 use crate::config::manifest::{self, OtherPath};
 use crate::config::problem::Source;
 use crate::generation::Route;
+use crate::path;
 use crate::router::{HostMatch, Match, PathMatch};
+
+/// More than nearly anyone uploads. The content passes in pieces: this is for the endpoint's sake.
+const MAX_BODY: usize = 1 << 30;
 
 impl Draft<'_> {
     pub(super) fn route(
@@ -34,7 +39,10 @@ impl Draft<'_> {
             });
             format!("{host}{}", path.unwrap_or_default())
         };
-        Route { name: route.name.clone().unwrap_or_else(made).into(), upstream: place.unwrap_or(0), chain }
+        let name = route.name.clone().unwrap_or_else(made).into();
+        let max_body = self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64;
+        let timeout = route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX));
+        Route { name, upstream: place.unwrap_or(0), chain, max_body, timeout }
     }
 
     pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::Route) -> Match {
@@ -53,20 +61,20 @@ impl Draft<'_> {
                 }
             });
         }
-        if let Some(path) = &route.path {
-            let text = match path.get_ref() {
+        if let Some(path_key) = &route.path {
+            let text = match path_key.get_ref() {
                 manifest::Path::Below(text) => text,
                 manifest::Path::Other(OtherPath::Exact(text) | OtherPath::Prefix(text) | OtherPath::Regex(text)) => {
                     text
                 }
             };
-            matching.path = match path.get_ref() {
+            matching.path = match path_key.get_ref() {
                 manifest::Path::Other(OtherPath::Regex(text)) => match regex::Regex::new(text) {
                     Ok(regex) => PathMatch::Regex(regex),
                     Err(error) => {
                         self.problems.at(
                             source,
-                            path.span(),
+                            path_key.span(),
                             format!(
                                 "this is no regular expression: {}",
                                 error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ")
@@ -75,8 +83,16 @@ impl Draft<'_> {
                         PathMatch::Any
                     }
                 },
+                _ if text.starts_with('/') && path::normal(text).map_or(true, |normal| normal != *text) => {
+                    let message = match path::normal(text) {
+                        Ok(normal) => format!("requests never have this path: write `{normal}`, their normal form"),
+                        Err(why) => format!("requests never have this path: {}", why.reason()),
+                    };
+                    self.problems.at(source, path_key.span(), message);
+                    PathMatch::Any
+                }
                 _ if !text.starts_with('/') => {
-                    self.problems.at(source, path.span(), format!("a path begins with `/`: write `/{text}`"));
+                    self.problems.at(source, path_key.span(), format!("a path begins with `/`: write `/{text}`"));
                     PathMatch::Any
                 }
                 manifest::Path::Other(OtherPath::Exact(text)) => PathMatch::Exact(text.clone()),

@@ -1,40 +1,17 @@
-//! What a manifest says about the process: listeners, workers, admin, access log.
+//! What a manifest says about the process: workers, admin, access log, error pages.
 
-use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::listeners::beside;
 use super::{AdminAddress, Draft, head_of};
 use crate::access_log::{AccessLog, Format, Target};
 use crate::config::manifest::{AccessLogFormat, Manifest};
 use crate::config::problem::Source;
+use crate::respond::ErrorPages;
 
 impl Draft<'_> {
-    /// The addresses to listen at; the first file is the manifest itself.
-    pub(super) fn listeners(&mut self, files: &[(Arc<Source>, Manifest)]) -> Vec<Arc<str>> {
-        let mut known = HashSet::new();
-        let mut addresses = Vec::new();
-        for (source, listener) in
-            files.iter().flat_map(|(source, file)| file.listener.iter().map(move |one| (source, one)))
-        {
-            let (address, span) = (listener.address.get_ref().as_str(), listener.address.span());
-            if !address.starts_with("unix:/") && address.parse::<std::net::SocketAddr>().is_err() {
-                let message =
-                    format!("`{address}` is no address to listen at; write `0.0.0.0:80`, `[::]:80` or `unix:/path`");
-                self.problems.at(source, span, message);
-            } else if !known.insert(address) && !address.ends_with(":0") {
-                self.problems.at(source, span, format!("another listener has the address `{address}`"));
-            } else {
-                addresses.push(address.into());
-            }
-        }
-        if let (Some((source, _)), true) = (files.first(), files.iter().all(|(_, file)| file.listener.is_empty())) {
-            let message = "there is no listener; add `[[listener]]` with `address = \"127.0.0.1:8080\"`";
-            self.problems.at(source, 0..0, message);
-        }
-        addresses
-    }
-
     /// Threads that serve, if the manifest says how many.
     pub(super) fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<usize> {
         let (source, workers) = files.iter().find_map(|(source, file)| Some((source, file.workers.as_ref()?)))?;
@@ -87,6 +64,40 @@ impl Draft<'_> {
                 None
             }
         }
+    }
+}
+
+impl Draft<'_> {
+    /// The pages of the manifest's own for errors.
+    pub(super) fn error_pages(&mut self, files: &[(Arc<Source>, Manifest)]) -> ErrorPages {
+        let mut pages = ErrorPages::default();
+        let named = files.iter().flat_map(|(source, file)| file.error_page.iter().map(move |page| (source, page)));
+        let mut named: Vec<_> = named.collect();
+        // Single codes first, so that they go before their class.
+        named.sort_by_key(|(_, (codes, _))| codes.get_ref().ends_with("xx"));
+        for (source, (codes, file)) in named {
+            let Some(range) = codes_of(codes.get_ref()) else {
+                let message = format!("`{}` is no status of an error; write \"404\" or \"5xx\"", codes.get_ref());
+                self.problems.at(source, codes.span(), message);
+                continue;
+            };
+            match std::fs::read_to_string(beside(source, file.get_ref())) {
+                Ok(page) => pages.add(range, &page),
+                Err(error) => {
+                    let message = format!("`{}` can't be read: {error}", beside(source, file.get_ref()).display());
+                    self.problems.at(source, file.span(), message);
+                }
+            }
+        }
+        pages
+    }
+}
+
+fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
+    match text {
+        "4xx" => Some(400..=499),
+        "5xx" => Some(500..=599),
+        _ => text.parse().ok().filter(|code| (400..=599).contains(code)).map(|code| code..=code),
     }
 }
 

@@ -27,8 +27,25 @@ pub struct Manifest {
     pub access_log: Option<Spanned<AccessLog>>,
     /// Figures, state and reload.
     pub admin: Option<Admin>,
+    /// Files to show in place of the proxy's own error pages, by status code (`"404"`) or class (`"5xx"`); relative to
+    /// this file. In them `{status}`, `{reason}` and `{request-id}` stand for what they say.
+    pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
     /// Plugins with their configurations.
     pub plugin: BTreeMap<Spanned<String>, Plugin>,
+}
+
+impl Manifest {
+    /// The files that it names besides plugins and includes, as it writes them.
+    pub fn files(&self) -> impl Iterator<Item = &String> {
+        let listeners = self.listener.iter().filter_map(|listener| listener.tls.as_ref()).map(Spanned::get_ref);
+        let shown = listeners.clone().flat_map(|tls| &tls.certificates);
+        let upstreams = self.upstream.values().filter_map(|upstream| upstream.tls.as_ref()).map(Spanned::get_ref);
+        let certificates = shown.chain(upstreams.clone().filter_map(|tls| tls.certificate.as_ref()));
+        let certificates = certificates.flat_map(|files| [&files.get_ref().chain, &files.get_ref().key]);
+        let authorities = listeners.filter_map(|tls| tls.client_ca.as_ref());
+        let authorities = authorities.chain(upstreams.filter_map(|tls| tls.ca.as_ref()));
+        certificates.chain(authorities).chain(self.error_page.values()).map(Spanned::get_ref)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -56,16 +73,91 @@ pub struct Admin {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Listener {
     /// `127.0.0.1:8080`, `[::]:80`, `unix:/run/plugway.sock`. Port 0 takes a free one and prints it.
     pub address: Spanned<String>,
+    /// HTTPS.
+    pub tls: Option<Spanned<Tls>>,
+    /// `true`, or the port of HTTPS: every request is answered with 308 to the same URI with `https`.
+    pub redirect_to_https: Option<Spanned<Redirect>>,
+    /// Addresses or networks of load balancers that say with the PROXY protocol (version 1 or 2) who the client is.
+    /// They have to; from others it is not taken.
+    #[serde(default)]
+    pub proxy_protocol_from: Vec<Spanned<String>>,
+    /// What a client may ask for.
+    #[serde(default)]
+    pub limits: ListenerLimits,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "`true`, or the port of HTTPS")]
+pub enum Redirect {
+    Switch(bool),
+    Port(u16),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Tls {
+    /// The one that bears the name which the client asks for is shown; the first where none does.
+    pub certificates: Vec<Spanned<Certificate>>,
+    /// `"1.2"` or `"1.3"`; 1.2 if not given.
+    pub min_version: Option<Spanned<String>>,
+    /// Whether HTTP/2 is offered; `true` if not given.
+    pub http2: Option<bool>,
+    /// A PEM file, relative to this one, with the authorities that client certificates are checked against.
+    pub client_ca: Option<Spanned<String>>,
+    /// `"required"` or `"optional"`; required if not given and there is a `client-ca`.
+    pub client_certificate: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// A PEM file, relative to this one: the certificate, then its intermediates.
+    pub chain: Spanned<String>,
+    /// A PEM file, relative to this one.
+    pub key: Spanned<String>,
+}
+
+/// What a client may ask for; each has a default that is safe and serves ordinary clients.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ListenerLimits {
+    /// The head of a request; `"32 KiB"` if not given.
+    pub head: Option<Spanned<String>>,
+    /// Fields of a request; 100 if not given.
+    pub fields: Option<Spanned<usize>>,
+    /// The target of a request; `"8 KiB"` if not given.
+    pub target: Option<Spanned<String>>,
+    /// For a head to be whole, from its first byte, and for the handshake of TLS; `"15s"` if not given.
+    pub head_timeout: Option<Spanned<String>>,
+    /// Between two requests; `"75s"` if not given.
+    pub keep_alive: Option<Spanned<String>>,
+    /// Requests on a connection; 10,000 if not given.
+    pub requests: Option<Spanned<usize>>,
+    /// Connections at this listener; 20,000 if not given.
+    pub connections: Option<Spanned<usize>>,
+    /// Connections of one client address at this listener; as many as `connections` if not given.
+    pub connections_per_client: Option<Spanned<usize>>,
+    /// Requests at a time on a connection with HTTP/2; 128 if not given.
+    pub streams: Option<Spanned<usize>>,
+    /// Between two pieces of a request's content; `"30s"` if not given.
+    pub body_timeout: Option<Spanned<String>>,
+    /// The least that a request's content has to make per second, over thirty seconds; `"128 B"` if not given.
+    pub body_rate: Option<Spanned<String>>,
+    /// For a client that takes nothing of its response; `"60s"` if not given.
+    pub send_timeout: Option<Spanned<String>>,
+    /// For an upgraded connection on which nothing passes; `"1h"` if not given.
+    pub tunnel_timeout: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Upstream {
-    /// Addresses, each alone or with a weight.
+    /// Addresses, each alone or with a weight: `127.0.0.1:8000`, `unix:/path`; with `https://` or `h2c://` before it,
+    /// TLS or HTTP/2 is spoken.
     pub endpoints: Vec<Spanned<Endpoint>>,
     /// The plugin that chooses among them; round robin if not given.
     pub balancer: Option<Spanned<PluginRef>>,
@@ -73,10 +165,31 @@ pub struct Upstream {
     pub connect_timeout: Option<Spanned<String>>,
     /// How long the endpoint may take to begin its response; 60s if not given.
     pub response_timeout: Option<Spanned<String>>,
+    /// How long the endpoint may pause within its response; 60s if not given.
+    pub read_timeout: Option<Spanned<String>>,
+    /// How `https://` endpoints are spoken to.
+    pub tls: Option<Spanned<UpstreamTls>>,
+    /// `"v1"` or `"v2"`: tells the endpoint who the client is, on a connection for each request.
+    pub proxy_protocol: Option<Spanned<String>>,
     /// How long an idle connection is kept; 60s if not given.
     pub idle_timeout: Option<Spanned<String>>,
     /// Idle connections that each worker keeps to each endpoint; 128 if not given.
     pub idle_connections: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct UpstreamTls {
+    /// A PEM file, relative to this one, with the authorities to trust; the system's if not given.
+    pub ca: Option<Spanned<String>>,
+    /// The name that the endpoint's certificate has to bear; the host of its address if not given.
+    pub server_name: Option<Spanned<String>>,
+    /// What this proxy shows of itself.
+    pub certificate: Option<Spanned<Certificate>>,
+    /// Takes any certificate, from whomever: for tests only.
+    pub insecure_skip_verify: bool,
+    /// Whether HTTP/2 is offered; `true` if not given.
+    pub http2: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -94,7 +207,7 @@ pub struct WeightedEndpoint {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Route {
     /// The name in logs and figures; made from host and path if not given.
     pub name: Option<String>,
@@ -114,6 +227,10 @@ pub struct Route {
     pub query: BTreeMap<String, String>,
     /// Where to.
     pub upstream: Spanned<String>,
+    /// The largest content of a request; `"1 GiB"` if not given. It is never held whole, so this protects the upstream.
+    pub max_body: Option<Spanned<String>>,
+    /// For the whole exchange, from its head to the last byte of the response; without limit if not given.
+    pub timeout: Option<Spanned<String>>,
     /// What requests pass on the way, from the outside in.
     #[serde(default)]
     pub plugins: Vec<Spanned<PluginRef>>,

@@ -256,7 +256,14 @@ pub fn value_name(name: types::ValueName) -> Result<ValueName, crate::edit::Refu
         Wit::Cookie(name) => ValueName::Cookie(name),
         Wit::QueryParameter(name) => ValueName::QueryParameter(name),
         Wit::Note(name) => ValueName::Note(name),
-        Wit::TlsVersion | Wit::TlsServerName => ValueName::Absent,
+        Wit::TlsVersion => ValueName::TlsVersion,
+        Wit::TlsServerName => ValueName::TlsServerName,
+        Wit::TlsCipher => ValueName::TlsCipher,
+        Wit::ClientCertificateSubject => ValueName::ClientCertificateSubject,
+        Wit::ClientCertificateIssuer => ValueName::ClientCertificateIssuer,
+        Wit::ClientCertificateSerial => ValueName::ClientCertificateSerial,
+        Wit::ClientCertificateNames => ValueName::ClientCertificateNames,
+        Wit::ClientCertificateFingerprint => ValueName::ClientCertificateFingerprint,
     })
 }
 

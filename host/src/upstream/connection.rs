@@ -1,4 +1,5 @@
-//! A connection to an endpoint, driven by the exchange that uses it: no task of its own to wake and switch to.
+//! A connection to an endpoint. One of HTTP/1 is driven by the exchange that uses it: no task of its own to wake and
+//! switch to. One of HTTP/2 serves many exchanges, and has a task.
 //!
 //! hyper's connection is a future that has to be polled for anything to happen. While an exchange uses it, the
 //! exchange polls it; while it is idle, nobody does. Only where the response has begun before the request is all
@@ -9,33 +10,58 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use hyper::client::conn::http1::{self, SendRequest};
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Error, Kind};
 use crate::upload::RequestBody;
-use crate::wire::Wire;
+use crate::wire::{OnThisWorker, Wire};
 
 /// What carries a connection.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Transport for T {}
 
-type Driving = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
-
 /// A connection.
 pub struct Connection {
-    pub sender: SendRequest<RequestBody>,
-    pub driver: Driver,
+    sender: Sender,
+    /// None if it has a task.
+    pub driver: Option<Driver>,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(SharedSender),
+}
+
+/// An end of a connection that serves many exchanges.
+#[derive(Clone)]
+pub struct SharedSender(http2::SendRequest<RequestBody>);
+
+/// What a connection has become after its endpoint has switched protocols: bytes.
+pub struct Stream {
+    pub transport: Box<dyn Transport>,
+    /// What came behind the head of the response.
+    pub ahead: Bytes,
 }
 
 /// What makes a connection go on.
 pub struct Driver {
     /// None once the connection is over, or has a task.
-    connection: Option<Driving>,
+    connection: Option<Box<dyn Driving>>,
     relay: Arc<Relay>,
     /// The relay as a waker, made once.
     waker: Waker,
+}
+
+/// hyper's connection over whatever transport.
+trait Driving {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>>;
+    fn into_stream(self: Box<Self>) -> Stream;
 }
 
 /// Stands between the connection and the task of the exchange: what the two ends of the connection's channels wake
@@ -47,23 +73,138 @@ struct Relay {
     task: Mutex<Waker>,
 }
 
+/// What a request gets in the end.
+type Answered = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+
+pin_project! {
+    /// The response of either version.
+    #[project = AnswerProjection]
+    enum Answer<A, B> {
+        Http1 { #[pin] answer: A },
+        Http2 { #[pin] answer: B },
+    }
+}
+
+/// For the window of a stream: what may wait here for a client that reads slowly.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// For all streams of a connection: a few slow clients don't hold up the others.
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// As long a list of fields as from an endpoint that speaks HTTP/1.
+const HEADER_LIST: u32 = 64 << 10;
+
 impl Connection {
     /// Speaks HTTP/1.1 over a transport.
-    pub async fn new(transport: impl Transport) -> Result<Self, Error> {
+    pub async fn http1(transport: impl Transport) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::ConnectionTerminated, error);
         let (sender, connection) = http1::Builder::new().handshake(Wire::new(transport)).await.map_err(failed)?;
         let task = Mutex::new(Waker::noop().clone());
         let relay = Arc::new(Relay { polling: AtomicBool::new(false), again: AtomicBool::new(false), task });
-        let driver = Driver { connection: Some(Box::pin(connection)), waker: relay.clone().into(), relay };
-        Ok(Connection { sender, driver })
+        let driver = Driver { connection: Some(Box::new(connection)), waker: relay.clone().into(), relay };
+        Ok(Connection { sender: Sender::Http1(sender), driver: Some(driver) })
     }
 
-    /// Leaves the exchange behind; says whether the connection can serve another.
+    /// Speaks HTTP/2 over a transport. Its task ends when the last sender is dropped, or the endpoint closes.
+    pub async fn http2(transport: impl Transport) -> Result<Self, Error> {
+        let failed = |error| Error::new(Kind::ConnectionTerminated, error);
+        let mut builder = http2::Builder::new(OnThisWorker);
+        builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+        builder.max_header_list_size(HEADER_LIST);
+        let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "upstream connection");
+            }
+        });
+        Ok(Connection::of_shared(SharedSender(sender)))
+    }
+
+    /// One more use of a shared connection.
+    pub fn of_shared(sender: SharedSender) -> Self {
+        Connection { sender: Sender::Http2(sender), driver: None }
+    }
+
+    /// The end that others can use too, if this version has such.
+    pub fn shared(&self) -> Option<SharedSender> {
+        match &self.sender {
+            Sender::Http1(_) => None,
+            Sender::Http2(sender) => Some(sender.clone()),
+        }
+    }
+
+    /// The version of HTTP that it speaks.
+    pub fn version(&self) -> http::Version {
+        match &self.sender {
+            Sender::Http1(_) => http::Version::HTTP_11,
+            Sender::Http2(_) => http::Version::HTTP_2,
+        }
+    }
+
+    /// Whether it can serve nobody any more.
+    pub fn is_closed(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_closed(),
+            Sender::Http2(sender) => sender.is_closed(),
+        }
+    }
+
+    /// Hands a request over. What comes of it is known as the connection is driven.
+    pub fn send(&mut self, request: Request<RequestBody>) -> impl Future<Output = Answered> + use<> {
+        match &mut self.sender {
+            Sender::Http1(sender) => Answer::Http1 { answer: sender.try_send_request(request) },
+            Sender::Http2(sender) => Answer::Http2 { answer: sender.0.try_send_request(request) },
+        }
+    }
+
+    /// Polls something that waits for the connection, and drives the connection where nobody else does.
+    pub fn drive<T>(&mut self, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        match &mut self.driver {
+            Some(driver) => driver.poll(cx, poll),
+            None => poll(cx),
+        }
+    }
+
+    /// Leaves the exchange behind; says whether the connection is to be kept for another. A shared one is kept
+    /// elsewhere.
     pub fn rest(&mut self) -> bool {
-        let sender = &mut self.sender;
+        let (Sender::Http1(sender), Some(driver)) = (&mut self.sender, &mut self.driver) else { return false };
         let mut idle = Context::from_waker(Waker::noop());
-        let ready = self.driver.poll(&mut idle, |cx| sender.poll_ready(cx).map(|ready| ready.is_ok()));
-        ready == Poll::Ready(true) && !self.sender.is_closed()
+        let ready = driver.poll(&mut idle, |cx| sender.poll_ready(cx).map(|ready| ready.is_ok()));
+        ready == Poll::Ready(true) && !sender.is_closed()
+    }
+
+    /// The bytes of a connection whose endpoint has switched protocols.
+    pub async fn into_stream(self) -> Option<Stream> {
+        let mut connection = self.driver?.connection?;
+        std::future::poll_fn(|cx| connection.poll(cx)).await.ok()?;
+        Some(connection.into_stream())
+    }
+}
+
+impl SharedSender {
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+impl<A: Future<Output = Answered>, B: Future<Output = Answered>> Future for Answer<A, B> {
+    type Output = Answered;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
+        match self.project() {
+            AnswerProjection::Http1 { answer } => answer.poll(cx),
+            AnswerProjection::Http2 { answer } => answer.poll(cx),
+        }
+    }
+}
+
+impl<T: Transport> Driving for http1::Connection<Wire<T>, RequestBody> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.poll_without_shutdown(cx)
+    }
+
+    fn into_stream(self: Box<Self>) -> Stream {
+        let parts = self.into_parts();
+        Stream { transport: Box::new(parts.io.into_socket()), ahead: parts.read_buf }
     }
 }
 
@@ -75,7 +216,7 @@ impl Driver {
         let mut own = Context::from_waker(&self.waker);
         let polled = loop {
             if let Some(connection) = &mut self.connection
-                && let Poll::Ready(ended) = connection.as_mut().poll(&mut own)
+                && let Poll::Ready(ended) = connection.poll(&mut own)
             {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "upstream connection");
@@ -94,9 +235,9 @@ impl Driver {
 
     /// Gives the connection a task of its own.
     pub fn detach(&mut self) {
-        if let Some(connection) = self.connection.take() {
+        if let Some(mut connection) = self.connection.take() {
             tokio::task::spawn_local(async move {
-                if let Err(error) = connection.await {
+                if let Err(error) = std::future::poll_fn(|cx| connection.poll(cx)).await {
                     tracing::debug!(%error, "upstream connection");
                 }
             });

@@ -65,6 +65,12 @@ fn value_name(name: &str) -> Result<ValueName, String> {
         "status" => ValueName::Status,
         "tls.version" => ValueName::TlsVersion,
         "tls.server-name" => ValueName::TlsServerName,
+        "tls.cipher" => ValueName::TlsCipher,
+        "tls.client.subject" => ValueName::ClientCertificateSubject,
+        "tls.client.issuer" => ValueName::ClientCertificateIssuer,
+        "tls.client.serial" => ValueName::ClientCertificateSerial,
+        "tls.client.names" => ValueName::ClientCertificateNames,
+        "tls.client.fingerprint" => ValueName::ClientCertificateFingerprint,
         unknown => return Err(format!("there is no value `{{{unknown}}}`; known: {NAMES}")),
     })
 }

@@ -1,0 +1,168 @@
+//! From an accepted socket to HTTP: counts the connection, hears from a load balancer whom it is for, speaks TLS, and
+//! finds out which version of HTTP the client speaks.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use tokio::io::AsyncReadExt;
+
+use crate::clock::Clock;
+use crate::connection::{self, Client, Transport};
+use crate::exchange::Arrival;
+use crate::generation::Running;
+use crate::head::{ClientCertificate, Peer, PeerTls};
+use crate::listener::{Counted, Listener};
+use crate::proxy_protocol::{self, Parsed};
+use crate::tls::facts::{self, Facts};
+
+/// What a client's connection shares with the others of its worker.
+#[derive(Clone)]
+pub struct Seat {
+    pub current: Rc<RefCell<Rc<Running>>>,
+    pub clock: Rc<Clock>,
+}
+
+/// The two ends of a connection; none of a unix socket.
+pub type Ends = Option<(SocketAddr, SocketAddr)>;
+
+/// The head of a connection with HTTP/2 that was not agreed on before (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves a socket that a listener, given by its address in the manifest, has accepted.
+pub async fn serve(seat: Seat, stream: impl Transport, listener: Arc<str>, ends: Ends) {
+    let running = seat.current.borrow().clone();
+    let Some(rules) = running.generation.listeners.get(&listener).cloned() else { return };
+    drop(running);
+    let Some(counted) = rules.admit() else {
+        return tracing::debug!(%listener, "refused: there are too many connections");
+    };
+    // Boxed, as what comes before HTTP is over soon and the connection may live long.
+    match Box::pin(arrive(&seat, stream, &listener, rules, counted, ends)).await {
+        Ok(arrived) => arrived.serve(seat).await,
+        Err(error) => tracing::debug!(%listener, %error, "a connection did not come to HTTP"),
+    }
+}
+
+/// A connection on which HTTP begins.
+struct Arrived<T: Transport> {
+    stream: Carrier<T>,
+    /// What was read already.
+    ahead: Bytes,
+    is_http2: bool,
+    arrival: Arrival,
+    counted: Counted,
+}
+
+enum Carrier<T: Transport> {
+    Clear(T),
+    Tls(Box<tokio_rustls::server::TlsStream<T>>),
+}
+
+async fn arrive<T: Transport>(
+    seat: &Seat,
+    mut stream: T,
+    address: &str,
+    listener: Arc<Listener>,
+    mut counted: Counted,
+    mut ends: Ends,
+) -> io::Result<Arrived<T>> {
+    let [limit] = seat.clock.deadlines();
+    let timeout = listener.limits.head_timeout;
+    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    if listener.is_proxy(client(ends)) {
+        ends = limit.limit(timeout, told(&mut stream)).await.map_err(late)??.or(ends);
+    }
+    if !listener.admit_client(&mut counted, client(ends)) {
+        return Err(io::Error::other("its client has too many connections"));
+    }
+    let mut peer = match ends {
+        Some((client, reached)) => Peer::tcp(client, reached),
+        None => Peer::unix(address),
+    };
+    let (stream, ahead, is_http2) = match &listener.tls {
+        Some(acceptor) => {
+            let stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late)??;
+            let facts = facts::facts(stream.get_ref().1);
+            let is_http2 = facts.alpn_h2;
+            peer.secure(fields(facts));
+            (Carrier::Tls(Box::new(stream)), Bytes::new(), is_http2)
+        }
+        None => {
+            let sensing = seat.clock.unless_stopping(sense(&mut stream));
+            let stopping = || Err(io::Error::other("the proxy is stopping"));
+            let (ahead, is_http2) = limit.limit(timeout, sensing).await.map_err(late)?.unwrap_or_else(stopping)?;
+            (Carrier::Clear(stream), ahead, is_http2)
+        }
+    };
+    Ok(Arrived { stream, ahead, is_http2, arrival: Arrival { peer: Arc::new(peer), listener }, counted })
+}
+
+impl<T: Transport> Arrived<T> {
+    async fn serve(self, seat: Seat) {
+        let Arrived { stream, ahead, is_http2, arrival, counted } = self;
+        let client = Client { current: seat.current, clock: seat.clock, arrival };
+        match (stream, is_http2) {
+            (Carrier::Clear(stream), false) => connection::http1::serve(stream, ahead, client).await,
+            (Carrier::Tls(stream), false) => connection::http1::serve(stream, ahead, client).await,
+            (Carrier::Clear(stream), true) => Box::pin(connection::http2::serve(stream, ahead, client)).await,
+            (Carrier::Tls(stream), true) => Box::pin(connection::http2::serve(stream, ahead, client)).await,
+        }
+        drop(counted);
+    }
+}
+
+fn client(ends: Ends) -> Option<IpAddr> {
+    ends.map(|(client, _)| client.ip().to_canonical())
+}
+
+/// Reads what a load balancer says of its client; none if it speaks for itself.
+async fn told(stream: &mut impl Transport) -> io::Result<Ends> {
+    let malformed = |error: proxy_protocol::Malformed| io::Error::other(format!("PROXY protocol: {error}"));
+    let mut header = Vec::new();
+    loop {
+        match proxy_protocol::parse(&header).map_err(malformed)? {
+            Parsed::Done(addresses) => return Ok(addresses.map(|told| (told.client, told.destination))),
+            // No byte more than belongs to it: what follows is TLS or HTTP. It is short, and comes once.
+            Parsed::Incomplete => header.push(stream.read_u8().await?),
+        }
+    }
+}
+
+/// Reads the first bytes, until they tell the versions apart.
+async fn sense(stream: &mut impl Transport) -> io::Result<(Bytes, bool)> {
+    let mut first = Vec::with_capacity(1 << 10);
+    loop {
+        if stream.read_buf(&mut first).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let length = first.len().min(PREFACE.len());
+        if first[..length] != PREFACE[..length] {
+            return Ok((first.into(), false));
+        }
+        if length == PREFACE.len() {
+            return Ok((first.into(), true));
+        }
+    }
+}
+
+fn fields(facts: Facts) -> PeerTls {
+    let field = |text: String| HeaderValue::try_from(text).ok();
+    let certificate = facts.client.map(|client| ClientCertificate {
+        subject: field(client.subject),
+        issuer: field(client.issuer),
+        serial: field(client.serial),
+        names: field(client.names),
+        fingerprint: field(client.fingerprint),
+    });
+    PeerTls {
+        version: HeaderValue::from_static(facts.version),
+        cipher: field(facts.cipher),
+        server_name: facts.server_name.and_then(field),
+        certificate,
+    }
+}

@@ -1,0 +1,138 @@
+//! The socket of a client that speaks HTTP/1, as hyper sees it: what comes is looked through before hyper gets it, and
+//! what goes is watched.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::session::{Refused, Session};
+use crate::framing::Scanner;
+
+/// A socket, and what was read ahead of it.
+pub struct ClientIo<T> {
+    pub socket: T,
+    pub ahead: Bytes,
+    pub scanner: Scanner,
+    pub session: Rc<Session>,
+}
+
+impl<T> ClientIo<T> {
+    /// Looks through what was read; says whether hyper may have it.
+    fn admit(&mut self, bytes: &[u8]) -> bool {
+        if bytes.is_empty() {
+            self.session.heard_all.set(true);
+        }
+        if let Err(refusal) = self.scanner.take(bytes) {
+            self.session.refused.set(Some(Refused::Framing(refusal)));
+            return false;
+        }
+        let in_head = self.scanner.is_in_head();
+        if in_head && !self.session.in_head.get() && !self.session.busy.get() {
+            self.session.head.set(self.session.client.arrival.listener.limits.head_timeout);
+        }
+        self.session.in_head.set(in_head);
+        true
+    }
+
+    /// What hyper says by itself is an answer to what it can't parse; the same is said in our own words.
+    fn overhear(&self, bytes: &[u8]) -> bool {
+        if self.session.speaking.get() {
+            return false;
+        }
+        if self.session.refused.get().is_none() {
+            let status = bytes.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
+            self.session.refused.set(Some(Refused::Malformed(status.unwrap_or(400))));
+        }
+        true
+    }
+
+    /// Whether the client has taken nothing for too long.
+    fn is_stuck(&self, cx: &Context<'_>) -> bool {
+        self.session.send.is_late(self.session.client.arrival.listener.limits.send_timeout, cx)
+    }
+
+    fn sent<R>(&self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        match written {
+            Poll::Pending if self.is_stuck(cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(written) => {
+                self.session.send.clear();
+                Poll::Ready(written)
+            }
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for ClientIo<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.session.refused.get().is_some() {
+            return self.end_of_sense();
+        }
+        let before = buffer.filled().len();
+        if self.ahead.is_empty() {
+            ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
+        } else {
+            let length = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead.split_to(length));
+        }
+        if self.admit(&buffer.filled()[before..]) {
+            return Poll::Ready(Ok(()));
+        }
+        buffer.set_filled(before);
+        self.end_of_sense()
+    }
+}
+
+impl<T> ClientIo<T> {
+    /// After a refusal nothing more is read: content breaks off, and whoever waits for a request waits in vain.
+    fn end_of_sense(&self) -> Poll<io::Result<()>> {
+        if self.session.upload.borrow().is_over() {
+            return Poll::Pending;
+        }
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the content's framing is refused")))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for ClientIo<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.overhear(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        self.session.flushed.set(false);
+        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.sent(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.overhear(slices.first().map_or(&[], |slice| slice)) {
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
+        self.session.flushed.set(false);
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
+        self.sent(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    /// hyper flushes the socket once all that it had is written.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.session.flushed.set(true);
+        let flushed = Pin::new(&mut self.socket).poll_flush(cx);
+        self.sent(cx, flushed)
+    }
+
+    /// hyper's last word need not be the connection's: there may be more to say, or a tunnel to open.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,229 @@
+//! A client's connection with HTTP/1: serves its exchanges, costs little between them, and ends in good order.
+//!
+//! A connection that rests a while gives its HTTP state and buffers back and keeps only its socket; the next byte
+//! makes them anew.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::StatusCode;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{HttpService, service_fn};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::client_io::ClientIo;
+use super::session::{Refused, Session, Tracked};
+use super::{Client, Transport, tunnel};
+use crate::body::ResponseBody;
+use crate::error::{Error, Kind};
+use crate::framing::Scanner;
+use crate::wire::Wire;
+
+/// After the last word of a connection the client's is listened to for so long: closed at once, the socket would be
+/// reset, and the client might never read that word (RFC 9112 §9.6).
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Serves a client's connection until either side ends it. `ahead` is what was read already.
+pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Future<Output = ()> {
+    let scanner = Scanner::new(client.arrival.listener.limits.framing);
+    let session = Session::new(client);
+    let io = ClientIo { socket: stream, ahead, scanner, session: session.clone() };
+    // A closure, whose future hyper keeps in place: a boxed one would be an allocation for each request.
+    let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
+    Connection { state: State::Resting(io), session, exchanges, graceful: false, fresh: true }
+}
+
+struct Connection<T: Transport, E, S: HttpService<Incoming>> {
+    state: State<T, S>,
+    session: Rc<Session>,
+    /// Makes hyper's view of the session.
+    exchanges: E,
+    graceful: bool,
+    /// Nothing has been read yet, but TLS may have got more than its handshake.
+    fresh: bool,
+}
+
+enum State<T: Transport, S: HttpService<Incoming>> {
+    /// With hyper's state and buffers.
+    Serving(Box<http1::Connection<Wire<ClientIo<T>>, S>>),
+    /// A socket and nothing else.
+    Resting(ClientIo<T>),
+    /// What comes after HTTP: a tunnel, or a farewell.
+    Leaving(Pin<Box<dyn Future<Output = ()>>>),
+    Ended,
+}
+
+impl<T, E, S> Connection<T, E, S>
+where
+    T: Transport,
+    S: HttpService<Incoming, ResBody = Tracked, Error = Infallible>,
+{
+    fn poll_serving(
+        &mut self,
+        mut connection: Box<http1::Connection<Wire<ClientIo<T>>, S>>,
+        cx: &mut Context<'_>,
+    ) -> State<T, S> {
+        let session = &self.session;
+        if session.head.clock().is_stopping() && !self.graceful {
+            self.graceful = true;
+            Pin::new(&mut *connection).graceful_shutdown();
+        }
+        let polled = Pin::new(&mut *connection).poll(cx);
+        if session.flushed.get() || polled.is_ready() {
+            session.settle();
+        }
+        if let Poll::Ready(served) = polled {
+            if let Err(error) = served {
+                tracing::debug!(%error, "client connection");
+            }
+            return self.leave(*connection);
+        }
+        if session.busy.get() {
+            return State::Serving(connection);
+        }
+        if session.refused.get().is_some() && session.flushed.get() {
+            return self.leave(*connection);
+        }
+        if self.graceful {
+            return State::Serving(connection);
+        }
+        if !session.upload.borrow().is_over() {
+            session.end();
+            return State::Serving(connection);
+        }
+        if session.head.is_met() {
+            if session.in_head.get() {
+                session.refused.set(Some(Refused::Late));
+            }
+            return self.leave(*connection);
+        }
+        // With a head begun, hyper would have to be given its first bytes a second time.
+        if session.rest.is_met() && session.flushed.get() && !session.in_head.get() {
+            session.rest.clear();
+            let parts = connection.into_parts();
+            return State::Resting(ClientIo { ahead: parts.read_buf, ..parts.io.into_socket() });
+        }
+        State::Serving(connection)
+    }
+
+    /// What is left to do once hyper is done.
+    fn leave(&self, connection: http1::Connection<Wire<ClientIo<T>>, S>) -> State<T, S> {
+        let parts = connection.into_parts();
+        let io = parts.io.into_socket();
+        let (refused, switched) = (self.session.refused.get(), self.session.switched.take());
+        if let (None, Some((switched, ending))) = (refused, switched) {
+            let idle = self.session.client.arrival.listener.limits.tunnel_timeout;
+            let ahead = if parts.read_buf.is_empty() { io.ahead } else { parts.read_buf };
+            return State::Leaving(Box::pin(tunnel::run(
+                io.socket,
+                ahead,
+                switched,
+                idle,
+                self.session.spare(),
+                ending,
+            )));
+        }
+        let farewell = refused.map_or(Bytes::new(), |refused| farewell(&self.session, refused));
+        State::Leaving(Box::pin(part(io.socket, farewell, self.session.clone())))
+    }
+
+    fn rest(&mut self, io: ClientIo<T>, cx: &mut Context<'_>) -> State<T, S>
+    where
+        E: Fn(Rc<Session>) -> S,
+    {
+        if self.session.head.clock().is_stopping() || self.session.head.is_met() {
+            return State::Leaving(Box::pin(part(io.socket, Bytes::new(), self.session.clone())));
+        }
+        let is_fresh = std::mem::take(&mut self.fresh);
+        if !is_fresh && io.ahead.is_empty() && io.socket.poll_read_ready(cx).is_pending() {
+            return State::Resting(io);
+        }
+        let exchanges = (self.exchanges)(self.session.clone());
+        let head = self.session.client.arrival.listener.limits.framing;
+        let mut builder = http1::Builder::new();
+        // The scanner has refused what is longer: hyper's own limits only have to be no lower.
+        builder.max_headers(head.fields + 1).max_buf_size((head.head_bytes + HEAD_END).max(BUFFER));
+        State::Serving(Box::new(builder.serve_connection(Wire::new(io), exchanges)))
+    }
+}
+
+/// hyper's usual bound of its buffer, which it reads content through too.
+const BUFFER: usize = 408 << 10;
+/// Something to spare.
+const HEAD_END: usize = 1 << 10;
+
+impl<T, E, S> Future for Connection<T, E, S>
+where
+    T: Transport,
+    E: Fn(Rc<Session>) -> S + Unpin,
+    S: HttpService<Incoming, ResBody = Tracked, Error = Infallible>,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        this.session.head.watch(cx);
+        loop {
+            let was_resting = matches!(this.state, State::Resting(_));
+            this.state = match std::mem::replace(&mut this.state, State::Ended) {
+                State::Ended => return Poll::Ready(()),
+                State::Resting(io) => this.rest(io, cx),
+                State::Serving(connection) => this.poll_serving(connection, cx),
+                State::Leaving(mut leaving) => match leaving.as_mut().poll(cx) {
+                    Poll::Ready(()) => return Poll::Ready(()),
+                    Poll::Pending => {
+                        this.state = State::Leaving(leaving);
+                        return Poll::Pending;
+                    }
+                },
+            };
+            match &this.state {
+                State::Serving(_) if !was_resting => return Poll::Pending,
+                State::Resting(_) if was_resting => return Poll::Pending,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Says a last word and ends the connection in good order.
+async fn part(mut socket: impl Transport, farewell: Bytes, session: Rc<Session>) {
+    let parting = async {
+        socket.write_all(&farewell).await?;
+        socket.shutdown().await?;
+        let mut unread = [0; 2 << 10];
+        while !session.heard_all.get() && socket.read(&mut unread).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Whoever doesn't hear us out has only himself to blame.
+    let _ = session.spare().limit(LINGER, parting).await;
+}
+
+/// The response to what never became a request.
+fn farewell(session: &Session, refused: Refused) -> Bytes {
+    let (kind, status, cause) = match refused {
+        Refused::Framing(refusal) => (Kind::RequestError, refusal.status(), refusal.reason()),
+        Refused::Late => (Kind::RequestTimeout, 408, "the head took too long"),
+        Refused::Malformed(status) => (Kind::RequestError, status, "no request that can be parsed"),
+    };
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+    let response = session.client.refuse(Error::new(kind, cause), status);
+    let (parts, outgoing) = response.into_parts();
+    let content = match &outgoing.body {
+        ResponseBody::Full(content) => content.clone(),
+        _ => Bytes::new(),
+    };
+    let mut text =
+        format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n", content.len()).into_bytes();
+    text.extend(format!("date: {}\r\n", httpdate::fmt_http_date(SystemTime::now())).bytes());
+    for (name, value) in &parts.headers {
+        text.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    [&text[..], b"\r\n", &content].concat().into()
+}

@@ -1,0 +1,320 @@
+//! A client's connection with HTTP/2: each stream is an exchange of its own.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::ext::Protocol;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{Client, Outgoing, Transport, tunnel};
+use crate::body::ResponseBody;
+use crate::clock::Deadline;
+use crate::error::{Error, Kind};
+use crate::exchange::Timers;
+use crate::passage::BodyError;
+use crate::upload::Upload;
+use crate::wire::{OnThisWorker, Wire};
+
+/// For the window of a stream: what may wait here for an endpoint that reads slowly.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// For all streams of a connection together.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What may wait here, per stream, for a client that reads slowly.
+const SEND_BUFFER: usize = 64 << 10;
+/// Streams are looked at this often for clients that take nothing.
+const LOOK: Duration = Duration::from_secs(5);
+/// Streams that the client has reset before they were begun; beyond, the connection is closed (CVE-2023-44487).
+const PENDING_RESETS: usize = 20;
+/// Streams that were reset since the client broke a rule; beyond, the connection is closed (CVE-2025-8671).
+const LOCAL_RESETS: usize = 100;
+
+/// Serves a client's connection until either side ends it. `ahead` is what was read already.
+pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
+    let limits = client.arrival.listener.limits;
+    let [idle, send] = client.clock.deadlines();
+    let io = Wire::new(StreamsIo { ahead, io: stream, send, timeout: limits.send_timeout });
+    let streams =
+        Rc::new(Streams { client, idle, open: Cell::new(0), served: Cell::new(0), given: RefCell::default() });
+    let service = service_fn(|request| streams.clone().exchange(request));
+    let mut builder = http2::Builder::new(OnThisWorker);
+    builder
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.framing.head_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(LOCAL_RESETS)
+        .enable_connect_protocol();
+    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut leaving = false;
+    streams.idle.set(limits.head_timeout);
+    let served = poll_fn(|cx| {
+        streams.idle.watch(cx);
+        if !leaving && streams.is_over() {
+            leaving = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        if streams.is_given_up(leaving) {
+            return Poll::Ready(Ok(()));
+        }
+        connection.as_mut().poll(cx)
+    });
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "client connection");
+    }
+}
+
+/// The exchanges of a connection.
+struct Streams {
+    client: Client,
+    /// For another stream to begin where there is none, and for those there are to be looked at.
+    idle: Deadline,
+    open: Cell<usize>,
+    served: Cell<usize>,
+    /// Since when what was given to each stream waits for the client to take it.
+    given: RefCell<Vec<Weak<Given>>>,
+}
+
+type Given = Cell<Option<Instant>>;
+
+/// An open stream, until dropped.
+struct Open(Rc<Streams>);
+
+/// The content of a response on its way into a stream.
+struct Streamed {
+    outgoing: Outgoing,
+    given: Rc<Given>,
+    _open: Option<Open>,
+}
+
+impl Streams {
+    fn exchange(
+        self: Rc<Self>,
+        mut request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Streamed>, Infallible>> {
+        let open = self.open();
+        let [step, total] = self.client.clock.deadlines();
+        let timers = Rc::new(Timers { step, total });
+        let tunnel = extended_connect(&mut request);
+        let exchange = self.client.exchange(request, Upload::default(), timers.clone());
+        async move {
+            let response = exchange.await;
+            let (response, open) = match tunnel {
+                Some(client) => connect(response, client, open, &timers.step),
+                None => (response, Some(open)),
+            };
+            Ok(response.map(|outgoing| Streamed { outgoing, given: self.give(), _open: open }))
+        }
+    }
+
+    fn open(self: &Rc<Self>) -> Open {
+        self.open.set(self.open.get() + 1);
+        self.served.set(self.served.get() + 1);
+        self.idle.set(LOOK);
+        Open(self.clone())
+    }
+
+    fn give(&self) -> Rc<Given> {
+        let given = Rc::new(Cell::new(None));
+        let mut all = self.given.borrow_mut();
+        all.retain(|given| given.strong_count() > 0);
+        all.push(Rc::downgrade(&given));
+        given
+    }
+
+    /// Whether no stream should begin any more.
+    fn is_over(&self) -> bool {
+        let limits = &self.client.arrival.listener.limits;
+        let is_idle = self.open.get() == 0 && self.idle.is_met();
+        is_idle || self.served.get() >= limits.requests || self.idle.clock().is_stopping()
+    }
+
+    /// Whether it is time to close: the client was told to go and has nothing more to get, or it takes nothing.
+    fn is_given_up(&self, leaving: bool) -> bool {
+        if !self.idle.is_met() {
+            return false;
+        }
+        self.idle.set(LOOK);
+        let now = self.client.clock.now();
+        let patience = self.client.arrival.listener.limits.send_timeout;
+        let is_stuck = |given: &Weak<Given>| {
+            let since = given.upgrade().and_then(|given| given.get());
+            since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
+        };
+        self.given.borrow().iter().any(is_stuck) || leaving && self.open.get() == 0
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let streams = &self.0;
+        streams.open.set(streams.open.get() - 1);
+        if streams.open.get() == 0 {
+            streams.idle.set(streams.client.arrival.listener.limits.keep_alive);
+        }
+    }
+}
+
+impl Body for Streamed {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = Pin::new(&mut self.outgoing).poll_frame(cx);
+        // The next is asked for once this one has been taken.
+        self.given.set(frame.is_ready().then(|| self.outgoing.total.clock().now()));
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.outgoing.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.outgoing.size_hint()
+    }
+}
+
+// === Extended CONNECT (RFC 8441) ===
+
+/// Makes of a request for a protocol what asks for the same in HTTP/1.1, as its endpoint will be asked. Gives the
+/// client's end of the tunnel to be.
+fn extended_connect(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
+    let protocol = request.extensions().get::<Protocol>().filter(|_| request.method() == Method::CONNECT)?;
+    let protocol = HeaderValue::from_str(protocol.as_str()).ok()?;
+    let client = hyper::upgrade::on(&mut *request);
+    *request.method_mut() = Method::GET;
+    let fields = request.headers_mut();
+    if protocol.as_bytes() == b"websocket" {
+        fields.insert(header::SEC_WEBSOCKET_KEY, websocket_key());
+    }
+    fields.insert(header::UPGRADE, protocol);
+    fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    Some(client)
+}
+
+/// What HTTP/1.1 wants and HTTP/2 has no need for: 16 random bytes (RFC 6455 §4.1), in Base64.
+fn websocket_key() -> HeaderValue {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut random = [0; 16];
+    // It protects nobody here: it only proves to a client, which this is not, that the endpoint speaks WebSocket.
+    let _ = getrandom::fill(&mut random);
+    let bits = u128::from_be_bytes(random);
+    let digit = |place: u32| DIGITS[(if place < 21 { bits >> (122 - 6 * place) } else { bits << 4 } & 63) as usize];
+    let key: Vec<u8> = (0..22).map(digit).chain(*b"==").collect();
+    HeaderValue::from_bytes(&key).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Answers a request for a tunnel as HTTP/2 does. Any success means that there is one, so nothing else may say so.
+fn connect(
+    mut response: Response<Outgoing>,
+    client: OnUpgrade,
+    open: Open,
+    deadline: &Deadline,
+) -> (Response<Outgoing>, Option<Open>) {
+    let body = &mut response.body_mut().body;
+    let switched = match std::mem::replace(body, ResponseBody::Full(Bytes::new())) {
+        ResponseBody::Switched(switched) => switched,
+        other => {
+            *body = other;
+            if response.status().is_success() {
+                let error = Error::new(Kind::ProtocolError, "the endpoint didn't switch protocols");
+                response = open.0.client.refuse(error, StatusCode::BAD_GATEWAY);
+            }
+            return (response, Some(open));
+        }
+    };
+    *response.status_mut() = StatusCode::OK;
+    let ending = response.body_mut().ending.take();
+    for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT, header::CONTENT_LENGTH] {
+        response.headers_mut().remove(name);
+    }
+    let (idle, deadline) = (open.0.client.arrival.listener.limits.tunnel_timeout, deadline.clone());
+    tokio::task::spawn_local(async move {
+        match client.await {
+            Ok(client) => tunnel::run(TokioIo::new(client), Bytes::new(), *switched, idle, deadline, ending).await,
+            Err(error) => tracing::debug!(%error, "tunnel"),
+        }
+        drop(open);
+    });
+    (response, None)
+}
+
+// === StreamsIo ===
+
+/// A socket, what was read ahead of it, and for how long the client may take nothing.
+struct StreamsIo<T> {
+    ahead: Bytes,
+    io: T,
+    send: Deadline,
+    timeout: Duration,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for StreamsIo<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buffer);
+        }
+        let length = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T> StreamsIo<T> {
+    fn sent<R>(&self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        match written {
+            Poll::Pending if self.send.is_late(self.timeout, cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(written) => {
+                self.send.clear();
+                Poll::Ready(written)
+            }
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.sent(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.sent(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.sent(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,81 @@
+//! A connection that has left HTTP: bytes pass both ways until either side ends or nothing has passed for long.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
+
+use crate::body::Switched;
+use crate::clock::Deadline;
+use crate::ending::Ending;
+
+/// Per direction, as long as the tunnel lives: frames of WebSocket are mostly shorter.
+const BUFFER: usize = 8 << 10;
+
+/// Carries bytes between a client and the endpoint that switched protocols. `ahead` is what the client sent already.
+pub async fn run(
+    client: impl AsyncRead + AsyncWrite + Unpin,
+    ahead: Bytes,
+    switched: Switched,
+    idle: Duration,
+    deadline: Deadline,
+    mut ending: Option<Ending>,
+) {
+    let Switched { mut stream, flight, .. } = switched;
+    let mut client = Watched { io: client, idle, deadline: deadline.clone(), written: 0 };
+    deadline.set(idle);
+    let carrying = async {
+        stream.transport.write_all(&ahead).await?;
+        client.write_all(&stream.ahead).await?;
+        copy_bidirectional_with_sizes(&mut client, &mut stream.transport, BUFFER, BUFFER).await
+    };
+    match deadline.until_met(carrying).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "tunnel"),
+        Err(_) => tracing::debug!(?idle, "nothing passed in the tunnel"),
+    }
+    if let Some(ending) = &mut ending {
+        ending.response_bytes += client.written;
+    }
+    drop(flight);
+}
+
+/// The client's side, by which is told whether anything passes.
+struct Watched<T> {
+    io: T,
+    idle: Duration,
+    deadline: Deadline,
+    written: u64,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if read.is_ready() {
+            self.deadline.set(self.idle);
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(length)) = written {
+            self.written += length as u64;
+            self.deadline.set(self.idle);
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

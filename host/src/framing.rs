@@ -1,0 +1,444 @@
+//! Watches the bytes of a client's connection with HTTP/1 before anything else parses them, and refuses every message
+//! that somebody on its way could understand otherwise (RFC 9112).
+//!
+//! What passes is parsed again by hyper; here is decided only where messages begin and end, and whether that is beyond
+//! doubt. Content is skipped by its length, so it costs next to nothing.
+
+#[cfg(test)]
+mod tests;
+
+/// What a client may send before it is refused.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub head_bytes: usize,
+    pub fields: usize,
+    pub target_bytes: usize,
+}
+
+/// Where a connection stands in its stream of messages.
+#[derive(Debug)]
+pub struct Scanner {
+    limits: Limits,
+    state: State,
+    /// The begun line, where a read ended in the middle of one.
+    line: Vec<u8>,
+    head: Head,
+}
+
+/// Why a message is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A line doesn't end with CRLF, or has a control byte in it (RFC 9112 §2.2).
+    Line,
+    /// The request line isn't `method target version` (§3).
+    RequestLine,
+    /// The target has none of the forms of §3.2.
+    Target,
+    /// The version is none that is spoken here (§2.3).
+    Version,
+    /// A field line continues the one before (§5.2).
+    Fold,
+    /// A field line isn't `name: value` (§5).
+    Field,
+    /// `Host` is missing, repeated or no authority (§3.2).
+    Host,
+    /// `Content-Length` is repeated or no number (RFC 9110 §8.6).
+    Length,
+    /// `Transfer-Encoding` is repeated or malformed, or stands in HTTP/1.0 (RFC 9112 §6.1).
+    Coding,
+    /// A transfer coding that isn't understood here (§6.1).
+    UnknownCoding,
+    /// Both a length and a coding (§6.1).
+    LengthAndCoding,
+    /// A chunk isn't `size CRLF data CRLF` (§7.1).
+    Chunk,
+    /// A trailer that would change the meaning of the message (RFC 9110 §6.5.1).
+    Trailer,
+    /// The target is too long.
+    LongTarget,
+    /// The head, or the trailers, are too long.
+    LongHead,
+    /// There are too many fields.
+    ManyFields,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Before a request line. Empty lines may stand there (§2.2).
+    Between,
+    Fields,
+    /// So many bytes of content are left.
+    Content(u64),
+    ChunkSize,
+    /// So many bytes of the chunk are left.
+    ChunkData(u64),
+    ChunkEnd,
+    Trailers,
+}
+
+/// What the head of the message said so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Head {
+    /// Bytes of the head, of the trailers, or of chunk extensions.
+    bytes: usize,
+    fields: usize,
+    empty_lines: u8,
+    is_http_10: bool,
+    hosts: u8,
+    length: Option<u64>,
+    is_chunked: bool,
+    /// Over the whole content.
+    extensions: usize,
+}
+
+/// Empty lines that a client may leave before a request.
+const EMPTY_LINES: u8 = 4;
+/// The line of a chunk's size, with extensions that nobody uses.
+const CHUNK_LINE: usize = 256;
+/// Digits of a chunk's size: those of 64 bits. More are zeros, which some parsers cut or overflow on.
+const CHUNK_DIGITS: usize = 16;
+/// Bytes of extensions in all: each is work for whoever reads it, and none carries anything (CVE-2023-39326).
+const EXTENSIONS: usize = 16 << 10;
+
+impl Scanner {
+    /// For a connection that begins.
+    pub fn new(limits: Limits) -> Self {
+        Scanner { limits, state: State::Between, line: Vec::new(), head: Head::default() }
+    }
+
+    /// Takes the next bytes. After an error the connection can't go on.
+    pub fn take(&mut self, mut bytes: &[u8]) -> Result<(), Refusal> {
+        while !bytes.is_empty() {
+            let taken = match self.state {
+                State::Content(left) => {
+                    let (taken, left) = skip(left, bytes);
+                    self.state = if left == 0 { self.next_message() } else { State::Content(left) };
+                    taken
+                }
+                State::ChunkData(left) => {
+                    let (taken, left) = skip(left, bytes);
+                    self.state = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
+                    taken
+                }
+                _ => self.take_line(bytes)?,
+            };
+            bytes = &bytes[taken..];
+        }
+        Ok(())
+    }
+
+    /// Whether the next byte begins a message.
+    pub fn is_between(&self) -> bool {
+        self.state == State::Between && self.line.is_empty()
+    }
+
+    /// Whether a head has begun and isn't whole yet.
+    pub fn is_in_head(&self) -> bool {
+        self.state == State::Fields || self.state == State::Between && !self.line.is_empty()
+    }
+
+    fn next_message(&mut self) -> State {
+        self.head = Head::default();
+        State::Between
+    }
+
+    /// Takes bytes up to the end of a line; gives how many.
+    fn take_line(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        let Some(end) = memchr::memchr(b'\n', bytes) else {
+            self.line.extend_from_slice(bytes);
+            return self.check_begun().map(|()| bytes.len());
+        };
+        if self.line.is_empty() {
+            self.whole_line(&bytes[..end])?;
+        } else {
+            let mut line = std::mem::take(&mut self.line);
+            line.extend_from_slice(&bytes[..end]);
+            self.whole_line(&line)?;
+            line.clear();
+            self.line = line;
+        }
+        if self.state == State::Between {
+            // What a long head needed, the connection doesn't keep.
+            self.line = Vec::new();
+        }
+        Ok(end + 1)
+    }
+
+    /// A line whose end hasn't come: it is refused as soon as it can't become good, lest somebody waits for its end.
+    fn check_begun(&self) -> Result<(), Refusal> {
+        self.check_length(self.line.strip_suffix(b"\r").unwrap_or(&self.line))
+    }
+
+    /// Refuses a line, given without CRLF, that is too long or has become so: a longer one never fares better, so that
+    /// the outcome doesn't depend on where reads cut it.
+    fn check_length(&self, line: &[u8]) -> Result<(), Refusal> {
+        if matches!(self.state, State::ChunkSize | State::ChunkEnd) {
+            return if line.len() > CHUNK_LINE { Err(Refusal::Chunk) } else { Ok(()) };
+        }
+        let room = self.limits.head_bytes.saturating_sub(self.head.bytes + b"\r\n".len());
+        // Whichever limit comes first in the line is the one that it breaks.
+        let within = &line[..line.len().min(room)];
+        if self.state == State::Between && target_of(within).len() > self.limits.target_bytes {
+            return Err(Refusal::LongTarget);
+        }
+        if line.len() > room { Err(Refusal::LongHead) } else { Ok(()) }
+    }
+
+    /// Takes a line, given without its LF.
+    fn whole_line(&mut self, line: &[u8]) -> Result<(), Refusal> {
+        let text = line.strip_suffix(b"\r");
+        // First, as a line that came in pieces is refused for its length before its end is seen.
+        self.check_length(text.unwrap_or(line))?;
+        let line = text.filter(|text| is_text(text)).ok_or(Refusal::Line)?;
+        self.state = match self.state {
+            State::Between if line.is_empty() => self.empty_line()?,
+            State::Between => self.request_line(line)?,
+            State::Fields if line.is_empty() => self.end_of_head()?,
+            State::Fields => self.field(line, Head::understand)?,
+            State::ChunkSize => self.chunk_size(line)?,
+            State::ChunkEnd if line.is_empty() => State::ChunkSize,
+            State::ChunkEnd => return Err(Refusal::Chunk),
+            State::Trailers if line.is_empty() => self.next_message(),
+            State::Trailers => self.field(line, |_, name, _| trailer(name))?,
+            // Content has no lines.
+            content @ (State::Content(_) | State::ChunkData(_)) => content,
+        };
+        Ok(())
+    }
+
+    fn empty_line(&mut self) -> Result<State, Refusal> {
+        self.head.empty_lines += 1;
+        if self.head.empty_lines > EMPTY_LINES { Err(Refusal::RequestLine) } else { Ok(State::Between) }
+    }
+
+    fn request_line(&mut self, line: &[u8]) -> Result<State, Refusal> {
+        let mut parts = line.split(|byte| *byte == b' ');
+        let (Some(method), Some(target), Some(version), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(Refusal::RequestLine);
+        };
+        if !is_token(method) {
+            return Err(Refusal::RequestLine);
+        }
+        self.head.is_http_10 = match version {
+            b"HTTP/1.1" => false,
+            b"HTTP/1.0" => true,
+            [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => return Err(Refusal::Version),
+            _ => return Err(Refusal::RequestLine),
+        };
+        if !is_target(method, target) {
+            return Err(Refusal::Target);
+        }
+        self.head.bytes += line.len() + b"\r\n".len();
+        Ok(State::Fields)
+    }
+
+    fn field(
+        &mut self,
+        line: &[u8],
+        understand: impl Fn(&mut Head, &[u8], &[u8]) -> Result<(), Refusal>,
+    ) -> Result<State, Refusal> {
+        if line.starts_with(b" ") || line.starts_with(b"\t") {
+            return Err(Refusal::Fold);
+        }
+        let colon = line.iter().position(|byte| *byte == b':').ok_or(Refusal::Field)?;
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if !is_token(name) {
+            return Err(Refusal::Field);
+        }
+        self.head.bytes += line.len() + b"\r\n".len();
+        self.head.fields += 1;
+        if self.head.fields > self.limits.fields {
+            return Err(Refusal::ManyFields);
+        }
+        understand(&mut self.head, name, value)?;
+        Ok(self.state)
+    }
+
+    fn end_of_head(&mut self) -> Result<State, Refusal> {
+        if self.head.hosts == 0 && !self.head.is_http_10 {
+            return Err(Refusal::Host);
+        }
+        (self.head.bytes, self.head.fields) = (0, 0);
+        match (self.head.length, self.head.is_chunked) {
+            (Some(_), true) => Err(Refusal::LengthAndCoding),
+            (None, true) => Ok(State::ChunkSize),
+            (Some(length @ 1..), false) => Ok(State::Content(length)),
+            (Some(0) | None, false) => Ok(self.next_message()),
+        }
+    }
+
+    fn chunk_size(&mut self, line: &[u8]) -> Result<State, Refusal> {
+        let digits = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
+        let extension = &line[digits..];
+        self.head.extensions += extension.len();
+        let is_extension = extension.is_empty() || extension.trim_ascii_start().starts_with(b";");
+        if !is_extension || digits > CHUNK_DIGITS || self.head.extensions > EXTENSIONS {
+            return Err(Refusal::Chunk);
+        }
+        let size = std::str::from_utf8(&line[..digits]).ok().and_then(|size| i64::from_str_radix(size, 16).ok());
+        match size.and_then(|size| u64::try_from(size).ok()) {
+            None => Err(Refusal::Chunk),
+            Some(0) => Ok(State::Trailers),
+            Some(size) => Ok(State::ChunkData(size)),
+        }
+    }
+}
+
+impl Head {
+    /// Takes a field of a request as far as it concerns framing and authority.
+    fn understand(&mut self, name: &[u8], value: &[u8]) -> Result<(), Refusal> {
+        // Most names have another length than any of the three.
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                self.hosts += 1;
+                if self.hosts > 1 || !is_authority(value) { Err(Refusal::Host) } else { Ok(()) }
+            }
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                let digits = value.iter().all(u8::is_ascii_digit).then_some(value);
+                let length = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+                if self.length.is_some() || length.is_none() {
+                    return Err(Refusal::Length);
+                }
+                self.length = length;
+                Ok(())
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                // Whoever speaks HTTP/1.0 may have passed on what it doesn't know, whatever the coding is.
+                if self.is_http_10
+                    || self.is_chunked
+                    || !value.split(|byte| *byte == b',').all(|coding| is_token(coding.trim_ascii()))
+                {
+                    return Err(Refusal::Coding);
+                }
+                self.is_chunked = value.eq_ignore_ascii_case(b"chunked");
+                if self.is_chunked { Ok(()) } else { Err(Refusal::UnknownCoding) }
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Refusal {
+    /// The status code of the answer.
+    pub fn status(self) -> u16 {
+        match self {
+            Refusal::LongTarget => 414,
+            Refusal::LongHead | Refusal::ManyFields => 431,
+            Refusal::UnknownCoding => 501,
+            Refusal::Version => 505,
+            _ => 400,
+        }
+    }
+
+    /// For the log.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Refusal::Line => "a line doesn't end with CRLF, or has a control byte in it",
+            Refusal::RequestLine => "the request line isn't `method target version`",
+            Refusal::Target => "the target is neither a path nor a URI",
+            Refusal::Version => "a version of HTTP that isn't spoken here",
+            Refusal::Fold => "a field line continues the one before",
+            Refusal::Field => "a field line isn't `name: value`",
+            Refusal::Host => "Host is missing, repeated or no authority",
+            Refusal::Length => "Content-Length is repeated or no number",
+            Refusal::Coding => "Transfer-Encoding is repeated or malformed, or stands in HTTP/1.0",
+            Refusal::UnknownCoding => "a transfer coding other than `chunked`",
+            Refusal::LengthAndCoding => "both Content-Length and Transfer-Encoding",
+            Refusal::Chunk => "a malformed chunk",
+            Refusal::Trailer => "a trailer that changes the meaning of the message",
+            Refusal::LongTarget => "the target is too long",
+            Refusal::LongHead => "the head is too long",
+            Refusal::ManyFields => "there are too many fields",
+        }
+    }
+}
+
+/// How many of these bytes are content of which so many are left; and how many then are.
+fn skip(left: u64, bytes: &[u8]) -> (usize, u64) {
+    let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+    (taken, left - taken as u64)
+}
+
+/// What comes after the first space, up to the second.
+fn target_of(line: &[u8]) -> &[u8] {
+    line.split(|byte| *byte == b' ').nth(1).unwrap_or_default()
+}
+
+/// All bytes are looked at, whatever is found, so that it is done many at a time.
+fn is_text(line: &[u8]) -> bool {
+    line.iter().fold(true, |fit, byte| fit & ((*byte >= b' ') & (*byte != 0x7f) | (*byte == b'\t')))
+}
+
+/// RFC 9110 §5.6.2.
+fn is_token(text: &[u8]) -> bool {
+    let is_fit = |byte: &u8| {
+        byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            )
+    };
+    !text.is_empty() && text.iter().all(is_fit)
+}
+
+/// RFC 9112 §3.2.
+fn is_target(method: &[u8], target: &[u8]) -> bool {
+    let is_uri = target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
+    let scheme = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    let authority = |from: usize| {
+        let rest = &target[from..];
+        let end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
+        // An HTTP URI without a host is none (RFC 9110 §4.2.1).
+        end > 0 && rest[0] != b':' && is_authority(&rest[..end])
+    };
+    is_uri
+        && match (method, target) {
+            (b"CONNECT", target) => !target.is_empty() && is_authority(target),
+            (b"OPTIONS", b"*") => true,
+            (_, [b'/', ..]) => true,
+            _ if scheme(b"http://") => authority(b"http://".len()),
+            _ if scheme(b"https://") => authority(b"https://".len()),
+            _ => false,
+        }
+}
+
+/// A host and perhaps a port (RFC 9110 §7.2), which may be empty: nothing that somebody takes for more.
+pub fn is_authority(text: &[u8]) -> bool {
+    let is_fit = |byte: &u8| byte.is_ascii_graphic() && !b"/@,\\?#\"<>{}|^`[]".contains(byte);
+    let (host, port) = match text.strip_prefix(b"[") {
+        // In brackets, colons belong to the address.
+        Some(rest) => rest.split_at(rest.iter().position(|byte| *byte == b']').unwrap_or(rest.len())),
+        None => text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(text.len())),
+    };
+    let port = if text.starts_with(b"[") { port.strip_prefix(b"]") } else { Some(port) };
+    let is_port = |port: &[u8]| port.is_empty() || port[0] == b':' && port[1..].iter().all(u8::is_ascii_digit);
+    host.iter().all(is_fit) && port.is_some_and(is_port)
+}
+
+/// Names that have no business behind the content: who merges trailers into the head would be misled.
+fn trailer(name: &[u8]) -> Result<(), Refusal> {
+    const FORBIDDEN: [&[u8]; 18] = [
+        b"authorization",
+        b"cache-control",
+        b"connection",
+        b"content-encoding",
+        b"content-length",
+        b"content-range",
+        b"content-type",
+        b"cookie",
+        b"expect",
+        b"host",
+        b"max-forwards",
+        b"proxy-authorization",
+        b"range",
+        b"set-cookie",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    ];
+    let is_forbidden = FORBIDDEN.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden));
+    if is_forbidden { Err(Refusal::Trailer) } else { Ok(()) }
+}

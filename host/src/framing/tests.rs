@@ -1,0 +1,151 @@
+use super::*;
+
+const LIMITS: Limits = Limits { head_bytes: 512, fields: 8, target_bytes: 64 };
+
+/// What becomes of bytes that come in pieces of a length.
+fn scanned(bytes: &[u8], piece: usize) -> Result<(bool, bool), Refusal> {
+    let mut scanner = Scanner::new(LIMITS);
+    bytes.chunks(piece).try_for_each(|piece| scanner.take(piece))?;
+    Ok((scanner.is_between(), scanner.is_in_head()))
+}
+
+/// The same however the bytes are cut: in pieces of each length, and in two at each place.
+fn each_way(bytes: &[u8]) -> Result<(bool, bool), Refusal> {
+    let whole = scanned(bytes, usize::MAX);
+    for piece in 1..=bytes.len().min(64) {
+        assert_eq!(scanned(bytes, piece), whole, "in pieces of {piece}: {:?}", String::from_utf8_lossy(bytes));
+    }
+    for cut in 0..=bytes.len() {
+        let mut scanner = Scanner::new(LIMITS);
+        let taken = scanner.take(&bytes[..cut]).and_then(|()| scanner.take(&bytes[cut..]));
+        let outcome = taken.map(|()| (scanner.is_between(), scanner.is_in_head()));
+        assert_eq!(outcome, whole, "cut at {cut}: {:?}", String::from_utf8_lossy(bytes));
+    }
+    whole
+}
+
+#[test]
+fn messages_end_where_they_say() {
+    let between = Ok((true, false));
+    let cases = [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", between),
+        ("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", between),
+        ("GET / HTTP/1.0\r\n\r\n", between),
+        ("GET http://a/ HTTP/1.1\r\nHost:\r\n\r\nOPTIONS * HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", between),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nhost: a\r\n\r\n", between),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nab", Ok((false, false))),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: CHUNKED\r\n\r\n003;a=b\r\n\r\nx\r\n0\r\nX: y\r\n\r\n",
+            between,
+        ),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", Ok((false, false))),
+        ("GET / HTTP/1.1\r\nHo", Ok((false, true))),
+        ("G", Ok((false, true))),
+    ];
+    for (bytes, wanted) in cases {
+        assert_eq!(each_way(bytes.as_bytes()), wanted, "{bytes:?}");
+    }
+}
+
+#[test]
+fn doubt_is_refused() {
+    let head = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+    let chunks = |content: &str| head("Transfer-Encoding: chunked") + content;
+    let start = |line: &str| format!("{line}\r\nHost: a\r\n\r\n");
+    let cases = [
+        (head("Content-Length: 1\r\nContent-Length: 1"), Refusal::Length),
+        (head("Content-Length: 1, 1"), Refusal::Length),
+        (head("Content-Length: -1"), Refusal::Length),
+        (head("Content-Length:"), Refusal::Length),
+        (head("Content-Length: 18446744073709551616"), Refusal::Length),
+        (head("Content-Length: 1\r\nTransfer-Encoding: chunked"), Refusal::LengthAndCoding),
+        (head("Transfer-Encoding: chunked\r\nContent-Length: 1"), Refusal::LengthAndCoding),
+        (head("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), Refusal::Coding),
+        (head("Transfer-Encoding:"), Refusal::Coding),
+        (head("Transfer-Encoding: chunked;q=1"), Refusal::Coding),
+        (head("Transfer-Encoding: gzip, chunked"), Refusal::UnknownCoding),
+        (head("Transfer-Encoding: identity"), Refusal::UnknownCoding),
+        (head("Transfer-Encoding : chunked"), Refusal::Field),
+        (head(" Transfer-Encoding: chunked"), Refusal::Fold),
+        (head("X: a\r\n\tb"), Refusal::Fold),
+        (head("X: a\rb"), Refusal::Line),
+        (head("X: a\nY: b"), Refusal::Line),
+        (head("X: a\0"), Refusal::Line),
+        (head("X: a\u{7f}"), Refusal::Line),
+        (head("Host: b"), Refusal::Host),
+        ("GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n".into(), Refusal::Host),
+        ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n".into(), Refusal::Host),
+        ("GET / HTTP/1.1\r\nHost: a:1]\r\n\r\n".into(), Refusal::Host),
+        ("GET / HTTP/1.1\r\nHost: a:1:2\r\n\r\n".into(), Refusal::Host),
+        ("GET / HTTP/1.1\r\nHost: \u{e9}\r\n\r\n".into(), Refusal::Host),
+        ("GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n".into(), Refusal::Host),
+        ("POST / HTTP/1.0\r\nTransfer-Encoding: gzip\r\n\r\n".into(), Refusal::Coding),
+        (start("GET http://:80/ HTTP/1.1"), Refusal::Target),
+        (start("GET /a#b HTTP/1.1"), Refusal::Target),
+        (start("CONNECT / HTTP/1.1"), Refusal::Target),
+        (chunks("00000000000000001\r\n"), Refusal::Chunk),
+        (chunks(&format!("1;{}\u{1}", "a".repeat(300))), Refusal::Chunk),
+        (chunks("1;\u{1}\r\n"), Refusal::Line),
+        (format!("{}\r\n", "G".repeat(600)), Refusal::LongHead),
+        (format!("{} /{}", "G".repeat(600), "a".repeat(70)), Refusal::LongHead),
+        (format!("GET /{}\r\n", "a".repeat(63)), Refusal::RequestLine),
+        (head(&format!("X: {}\u{1}", "a".repeat(600))), Refusal::LongHead),
+        ("GET / HTTP/1.1\r\n\r\n".into(), Refusal::Host),
+        ("GET / HTTP/1.1\r\nHost: a,b\r\n\r\n".into(), Refusal::Host),
+        ("GET / HTTP/1.1\r\nHost: [::1]x:y\r\n\r\n".into(), Refusal::Host),
+        ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), Refusal::Coding),
+        ("\r\n\r\n\r\n\r\n\r\n".into(), Refusal::RequestLine),
+        (start("GET / HTTP/1.2"), Refusal::Version),
+        (start("PRI * HTTP/2.0"), Refusal::Version),
+        (start("GET / HTTP/1.1 "), Refusal::RequestLine),
+        (start("GET\t/ HTTP/1.1"), Refusal::RequestLine),
+        (start("GET /"), Refusal::RequestLine),
+        (start(" GET / HTTP/1.1"), Refusal::RequestLine),
+        (start("GET  HTTP/1.1"), Refusal::Target),
+        (start("GET http:///x HTTP/1.1"), Refusal::Target),
+        (start("GET http://u@a/ HTTP/1.1"), Refusal::Target),
+        (start("GET * HTTP/1.1"), Refusal::Target),
+        (start("GET a:80 HTTP/1.1"), Refusal::Target),
+        (chunks("g\r\n"), Refusal::Chunk),
+        (chunks("\r\n"), Refusal::Chunk),
+        (chunks("8000000000000000\r\n"), Refusal::Chunk),
+        (chunks("1 x\r\n"), Refusal::Chunk),
+        (chunks("1\r\nab\r\n"), Refusal::Chunk),
+        (chunks("1\r\na\n"), Refusal::Line),
+        (chunks(&format!("1;{}", "a".repeat(300))), Refusal::Chunk),
+        (chunks("0\r\nContent-Length: 1\r\n\r\n"), Refusal::Trailer),
+        (chunks("0\r\nx y: 1\r\n\r\n"), Refusal::Field),
+        (start(&format!("GET /{} HTTP/1.1", "a".repeat(64))), Refusal::LongTarget),
+        (format!("GET /{}", "a".repeat(70)), Refusal::LongTarget),
+        (head(&format!("X: {}", "a".repeat(512))), Refusal::LongHead),
+        (head(&"X: a\r\n".repeat(8)), Refusal::ManyFields),
+    ];
+    for (bytes, wanted) in cases {
+        assert_eq!(each_way(bytes.as_bytes()), Err(wanted), "{bytes:?}");
+    }
+}
+
+#[test]
+fn what_is_as_long_as_it_may_be_passes() {
+    let begun = "POST / HTTP/1.1\r\nHost: a\r\n";
+    let field = |length: usize| format!("X: {}\r\n", "a".repeat(length - "X: \r\n".len()));
+    let chunk = format!("1;{}\r\na\r\n", "a".repeat(CHUNK_LINE - "1;".len()));
+    let chunked = format!("{begun}Transfer-Encoding: chunked\r\n\r\n");
+    let cases = [
+        format!("{begun}{}\r\n", field(LIMITS.head_bytes - begun.len())),
+        format!("{begun}{}\r\n", "X: a\r\n".repeat(LIMITS.fields - 1)),
+        format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(LIMITS.target_bytes - 1)),
+        format!("{chunked}{chunk}0\r\n\r\n"),
+        format!("{chunked}0000000000000001\r\na\r\n0\r\n{}\r\n", field(LIMITS.head_bytes)),
+    ];
+    for bytes in cases {
+        assert_eq!(each_way(bytes.as_bytes()), Ok((true, false)), "{bytes:?}");
+    }
+}
+
+#[test]
+fn extensions_are_bounded_over_the_whole_content() {
+    let chunk = format!("1;{}\r\na\r\n", "x".repeat(200));
+    let bytes = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{}", chunk.repeat(100));
+    assert_eq!(scanned(bytes.as_bytes(), usize::MAX), Err(Refusal::Chunk));
+}

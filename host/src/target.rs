@@ -1,0 +1,91 @@
+//! The request line and what it says about where a request is to go: refuses what has more than one meaning, and brings
+//! the rest into one form, which is what routes and plugins match and the endpoint gets.
+
+use std::borrow::Cow;
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Method, Uri, Version};
+
+use crate::error::{Error, Kind};
+use crate::framing::is_authority;
+use crate::head::Received;
+use crate::path;
+
+/// The request line as it came.
+pub fn received(request: &Parts) -> Received {
+    Received { method: request.method.clone(), target: request.uri.clone(), version: request.version }
+}
+
+/// Brings a request into form.
+pub fn accept(request: &mut Parts) -> Result<(), Error> {
+    if request.method == Method::CONNECT {
+        return refused("this is no forward proxy: CONNECT is not served");
+    }
+    settle_authority(request)?;
+    settle_path(request)
+}
+
+/// Where the same request would be with `https` (RFC 9110 §4.2.2).
+pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
+    let host = request.headers.get(header::HOST)?;
+    let host = crate::head::host(host)?;
+    let host = std::str::from_utf8(host.bytes()).ok().filter(|host| !host.is_empty())?;
+    let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    HeaderValue::from_str(&format!("https://{host}{port}{target}")).ok()
+}
+
+/// `Host` says in all that follows what the target's authority said (RFC 9112 §3.2.2, RFC 9113 §8.3.1).
+fn settle_authority(request: &mut Parts) -> Result<(), Error> {
+    let mut hosts = request.headers.get_all(header::HOST).iter();
+    let (host, second) = (hosts.next(), hosts.next());
+    if second.is_some() || host.is_none() && request.version == Version::HTTP_11 {
+        return refused("a request has one Host (RFC 9112 §3.2)");
+    }
+    let Some(authority) = request.uri.authority() else {
+        return match host.is_some_and(|host| !is_authority(host.as_bytes())) {
+            true => refused("Host is no authority"),
+            false => Ok(()),
+        };
+    };
+    if !is_authority(authority.as_str().as_bytes()) {
+        return refused("the target's authority is none");
+    }
+    // HTTP/1.1 has the target's stand for Host, whatever that said; in HTTP/2 both have to be the same.
+    let differs = |host: &HeaderValue| !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
+    if request.version == Version::HTTP_2 && host.is_some_and(differs) {
+        return refused("Host is another than `:authority`");
+    }
+    match HeaderValue::from_str(authority.as_str()) {
+        Ok(host) => request.headers.insert(header::HOST, host),
+        Err(_) => return refused("the authority can't stand in Host"),
+    };
+    Ok(())
+}
+
+fn settle_path(request: &mut Parts) -> Result<(), Error> {
+    let target = &request.uri;
+    if target.path() == "*" {
+        return if request.method == Method::OPTIONS { Ok(()) } else { refused("`*` is a target for OPTIONS alone") };
+    }
+    if target.query().is_some_and(|query| query.bytes().any(|byte| !byte.is_ascii_graphic())) {
+        return refused("the query has bytes that a URI can't have");
+    }
+    let path = match path::normal(target.path()) {
+        Ok(Cow::Borrowed(_)) => return Ok(()),
+        Ok(Cow::Owned(path)) => path,
+        Err(why) => return refused(why.reason()),
+    };
+    let whole = target.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    match PathAndQuery::try_from(whole) {
+        Ok(normal) => request.uri = Uri::from(normal),
+        Err(_) => return refused("the path has bytes that a URI can't have"),
+    }
+    Ok(())
+}
+
+fn refused<T>(why: &'static str) -> Result<T, Error> {
+    Err(Error::new(Kind::RequestError, why))
+}

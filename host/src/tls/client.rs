@@ -1,0 +1,162 @@
+//! TLS towards endpoints: whom to believe, what to show, which HTTP is offered. `assemble` calls [`client`] for each
+//! upstream with TLS; the name that an endpoint has to prove is given with each connection, by `upstream/connect`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::pem::{self, Fault};
+use super::server::CertificateFiles;
+
+/// What an upstream's manifest says about TLS.
+pub struct ClientFiles {
+    pub roots: Roots,
+    /// Shown to endpoints that ask for one.
+    pub certificate: Option<CertificateFiles>,
+    pub verify: Verify,
+    pub http2: bool,
+}
+
+/// Whose word is taken for what an endpoint's name is.
+pub enum Roots {
+    /// The system's authorities, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
+    System,
+    File(PathBuf),
+}
+
+/// Whether an endpoint has to prove its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    Always,
+    /// `insecure-skip-verify = true`: whoever answers is believed, and [`Roots`] aren't looked at.
+    Never,
+}
+
+/// Something wrong with a file.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Mistake {
+    pub place: Place,
+    pub message: String,
+}
+
+/// Which of the [`ClientFiles`] is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Roots,
+    Certificate,
+    Key,
+}
+
+/// Believes whoever answers. The handshake's signatures are checked nevertheless: they cost little, and keep out what
+/// isn't even TLS done right.
+#[derive(Debug)]
+struct Credulous(WebPkiSupportedAlgorithms);
+
+/// How TLS is spoken to endpoints. Sessions are resumed by what the configuration remembers, so it is to be shared.
+pub fn client(files: &ClientFiles, now: SystemTime) -> Result<Arc<ClientConfig>, Vec<Mistake>> {
+    let provider = super::provider();
+    let mut mistakes = Vec::new();
+    let roots = roots(files);
+    let roots = roots.map_err(|message| mistakes.push(Mistake { place: Place::Roots, message }));
+    let certificate = certificate(files, &provider, now);
+    let certificate = certificate.map_err(|faults| mistakes.extend(faults.into_iter().map(Mistake::from)));
+    let (Ok(roots), Ok(certificate)) = (roots, certificate) else { return Err(mistakes) };
+
+    let credulous = Credulous(provider.signature_verification_algorithms);
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.expect("the provider has cipher suites for TLS 1.2 and 1.3");
+    let builder = match roots {
+        Some(roots) => builder.with_root_certificates(roots),
+        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(credulous)),
+    };
+    let mut config = match certificate {
+        Some(certificate) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certificate))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = super::protocols(files.http2);
+    Ok(Arc::new(config))
+}
+
+/// None if everybody is believed.
+fn roots(files: &ClientFiles) -> Result<Option<RootCertStore>, String> {
+    match (files.verify, &files.roots) {
+        (Verify::Never, _) => Ok(None),
+        (Verify::Always, Roots::File(path)) => pem::authorities(path).map(|(roots, _)| Some(roots)),
+        (Verify::Always, Roots::System) => system_roots().map(Some),
+    }
+}
+
+/// Those of the system that can be read: among so many there is often an odd one, which nobody here could mend.
+fn system_roots() -> Result<RootCertStore, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if !roots.is_empty() {
+        return Ok(roots);
+    }
+    let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+    Err(format!("this system has no authorities{why}; install `ca-certificates`, or name a file of them"))
+}
+
+fn certificate(
+    files: &ClientFiles,
+    provider: &CryptoProvider,
+    now: SystemTime,
+) -> Result<Option<CertifiedKey>, Vec<Fault>> {
+    files.certificate.as_ref().map(|files| pem::certified(files, provider, now)).transpose()
+}
+
+// === Mistake ===
+
+impl From<Fault> for Mistake {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Chain(message) => Mistake { place: Place::Certificate, message },
+            Fault::Key(message) => Mistake { place: Place::Key, message },
+        }
+    }
+}
+
+// === Credulous ===
+
+impl ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}

@@ -1,0 +1,195 @@
+//! Certificates and keys out of files. [`server`](super::server) and [`client`](super::client) call it when a manifest
+//! is loaded; what is wrong is told as a text for whoever wrote the manifest, with the file and what to do about it.
+//!
+//! No text shows anything of what is in a file: it may be a key.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls::crypto::CryptoProvider;
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::{Error, InconsistentKeys, RootCertStore};
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::server::CertificateFiles;
+
+/// Which of the two files is wrong, and why.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("{0}")]
+    Chain(String),
+    #[error("{0}")]
+    Key(String),
+}
+
+/// A certificate with its chain and its key, fit for use at this time.
+pub(super) fn certified(
+    files: &CertificateFiles,
+    provider: &CryptoProvider,
+    now: SystemTime,
+) -> Result<CertifiedKey, Vec<Fault>> {
+    let (chain, key) = match (chain(&files.chain, now), private_key(&files.key, provider)) {
+        (Ok(chain), Ok(key)) => (chain, key),
+        (chain, key) => {
+            let chain = chain.err().map(Fault::Chain);
+            return Err(chain.into_iter().chain(key.err().map(Fault::Key)).collect());
+        }
+    };
+    let certified = CertifiedKey::new(chain, key);
+    match certified.keys_match() {
+        // Unknown: the library doesn't tell the public half of this kind of key.
+        Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
+        Err(Error::InconsistentKeys(_)) => Err(vec![mismatch(files, &certified)]),
+        Err(error) => Err(vec![Fault::Chain(unreadable(&files.chain, &error.to_string()))]),
+    }
+}
+
+/// The authorities that a file names.
+pub(super) fn authorities(path: &Path) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), String> {
+    let certificates = certificates(path)?;
+    let mut roots = RootCertStore::empty();
+    for (at, certificate) in certificates.iter().enumerate() {
+        let added = roots.add(certificate.clone());
+        added.map_err(|error| {
+            format!("certificate {} of `{}` can't be an authority: {error}; take it out", at + 1, path.display())
+        })?;
+    }
+    Ok((roots, certificates))
+}
+
+// === Certificates ===
+
+fn chain(path: &Path, now: SystemTime) -> Result<Vec<CertificateDer<'static>>, String> {
+    let chain = certificates(path)?;
+    // The first only: chains in good order often carry an authority's older certificate that has run out.
+    if let Some(leaf) = chain.first() {
+        check_dates(leaf, path, now)?;
+    }
+    Ok(chain)
+}
+
+fn check_dates(leaf: &[u8], path: &Path, now: SystemTime) -> Result<(), String> {
+    let (_, leaf) = x509_parser::parse_x509_certificate(leaf).map_err(|error| unreadable(path, &error.to_string()))?;
+    let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+    let (from, until) = (leaf.validity().not_before, leaf.validity().not_after);
+    let path = path.display();
+    if now > until.timestamp() {
+        return Err(format!("the certificate in `{path}` has expired on {until}; renew it"));
+    }
+    if now < from.timestamp() {
+        return Err(format!("the certificate in `{path}` is not valid before {from}; is this machine's clock right?"));
+    }
+    Ok(())
+}
+
+/// One certificate or more.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let bytes = read(path)?;
+    let found: Vec<CertificateDer> = sections(path, &bytes)?;
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let shown = path.display();
+    Err(if bytes.starts_with(DER_SEQUENCE) {
+        format!("`{shown}` has no certificate in PEM; from DER it is made by `openssl x509 -inform der -in {shown}`")
+    } else if contains(&bytes, b"PRIVATE KEY-----") {
+        format!("`{shown}` has no certificate in it but a private key; were the two files swapped?")
+    } else {
+        format!("`{shown}` has no certificate in it; one begins with `-----BEGIN CERTIFICATE-----`")
+    })
+}
+
+// === Keys ===
+
+fn private_key(path: &Path, provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, String> {
+    let bytes = read(path)?;
+    let shown = path.display();
+    if ENCRYPTED.iter().any(|sign| contains(&bytes, sign)) {
+        return Err(format!(
+            "the key in `{shown}` is encrypted, and nobody is asked for its password; decrypt it with openssl: \
+             `openssl pkey -in {shown} -out plain.key`"
+        ));
+    }
+    let mut keys: Vec<PrivateKeyDer> = sections(path, &bytes)?;
+    match (keys.pop(), keys.len()) {
+        (Some(key), 0) => provider.key_provider.load_private_key(key).map_err(|_| {
+            format!(
+                "the key in `{shown}` is of no kind that is served, which are {KEYS}; make another, or copy it anew"
+            )
+        }),
+        (Some(_), more) => Err(format!("`{shown}` has {} private keys in it; keep the certificate's only", more + 1)),
+        (None, _) => Err(no_key(path, &bytes)),
+    }
+}
+
+fn no_key(path: &Path, bytes: &[u8]) -> String {
+    let shown = path.display();
+    if bytes.starts_with(DER_SEQUENCE) {
+        format!("`{shown}` has no private key in PEM; from DER it is made by `openssl pkey -inform der -in {shown}`")
+    } else if contains(bytes, b"-----BEGIN CERTIFICATE-----") {
+        format!("`{shown}` has no private key in it but a certificate; were the two files swapped?")
+    } else {
+        format!("`{shown}` has no private key in it; one begins with `-----BEGIN PRIVATE KEY-----`")
+    }
+}
+
+fn mismatch(files: &CertificateFiles, certified: &CertifiedKey) -> Fault {
+    let (chain, key) = (files.chain.display(), files.key.display());
+    let fits = |other: &CertificateDer<'static>| {
+        CertifiedKey::new(vec![other.clone()], certified.key.clone()).keys_match().is_ok()
+    };
+    if certified.cert.iter().skip(1).any(fits) {
+        return Fault::Chain(format!(
+            "the first certificate in `{chain}` is another than that of the key; put it first"
+        ));
+    }
+    Fault::Key(format!(
+        "the key in `{key}` doesn't belong to the certificate in `{chain}`; name the two that were made together"
+    ))
+}
+
+// === Files ===
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let shown = path.display();
+    std::fs::read(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => format!("there is no file `{shown}`; paths are relative to the manifest"),
+        ErrorKind::PermissionDenied => format!("`{shown}` may not be read by the user that runs the proxy; allow it"),
+        _ => format!("`{shown}` can't be read: {error}"),
+    })
+}
+
+fn sections<T: PemObject>(path: &Path, bytes: &[u8]) -> Result<Vec<T>, String> {
+    let all: Result<_, pem::Error> = T::pem_slice_iter(bytes).collect();
+    all.map_err(|error| {
+        // Not the library's words, which show the line.
+        let what = match error {
+            pem::Error::MissingSectionEnd { .. } => "a section has no `-----END`",
+            pem::Error::IllegalSectionStart { .. } => "a line with `-----BEGIN` has another end than `-----`",
+            pem::Error::Base64Decode(_) => "something in a section isn't base64",
+            _ => "its form is wrong",
+        };
+        format!("`{}` isn't whole: {what}; copy it anew", path.display())
+    })
+}
+
+fn unreadable(path: &Path, why: &str) -> String {
+    format!(
+        "the first certificate in `{}` can't be read: {why}; have it issued anew, as X.509 version 3",
+        path.display()
+    )
+}
+
+fn contains(bytes: &[u8], what: &[u8]) -> bool {
+    bytes.windows(what.len()).any(|window| window == what)
+}
+
+/// How certificates and keys in DER begin.
+const DER_SEQUENCE: &[u8] = b"\x30";
+/// What the provider loads.
+const KEYS: &str = "RSA from 2048 bits, ECDSA with P-256, P-384 or P-521, and Ed25519";
+/// Of PKCS#8, and of the older forms.
+const ENCRYPTED: [&[u8]; 2] = [b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED"];

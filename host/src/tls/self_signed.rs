@@ -1,0 +1,28 @@
+//! A certificate for development that nobody vouches for. Only `cli` calls this: a proxy never makes one up by itself,
+//! for its clients would get used to warnings.
+
+use std::time::{Duration, SystemTime};
+
+use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
+
+/// A certificate for DNS names and addresses, and its key (ECDSA, P-256), both in PEM. Clients are told to trust the
+/// certificate itself.
+pub fn self_signed(names: &[String]) -> Result<(String, String), rcgen::Error> {
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = DistinguishedName::new();
+    if let Some(first) = names.first() {
+        params.distinguished_name.push(DnType::CommonName, first.as_str());
+    }
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let now = SystemTime::now();
+    (params.not_before, params.not_after) = ((now - BACKDATED).into(), (now + LIFETIME).into());
+    let key = KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
+/// For clients whose clocks are behind.
+const BACKDATED: Duration = Duration::from_secs(24 * 60 * 60);
+/// Long enough for a piece of work, and too short to be forgotten in production.
+const LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);

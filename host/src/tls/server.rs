@@ -1,0 +1,207 @@
+//! TLS towards clients: certificates by name, client certificates, resumption, and which HTTP is spoken. `assemble`
+//! calls [`server`] for each listener with TLS; all mistakes in its files are told at once.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ServerConfig, SupportedProtocolVersion};
+use rustls_pki_types::CertificateDer;
+
+use super::names::Certificates;
+use super::pem::{self, Fault};
+
+/// What a listener's manifest says about TLS.
+pub struct ServerFiles {
+    /// The first one is shown to clients that name nothing, or something that none is for.
+    pub certificates: Vec<CertificateFiles>,
+    pub client: ClientAuth,
+    pub minimum: MinimumVersion,
+    pub http2: bool,
+}
+
+/// A certificate with its chain, and its key; both in PEM.
+pub struct CertificateFiles {
+    pub chain: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Whether clients are asked for certificates; with the file of authorities that these are checked against.
+pub enum ClientAuth {
+    None,
+    /// Who has none is served. Who shows a wrong one isn't.
+    Optional(PathBuf),
+    Required(PathBuf),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MinimumVersion {
+    Tls12,
+    Tls13,
+}
+
+/// Something wrong with a file.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Mistake {
+    pub place: Place,
+    pub message: String,
+}
+
+/// Which of the [`ServerFiles`] is wrong; certificates are counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Certificate(usize),
+    Key(usize),
+    ClientCa,
+}
+
+/// What lets clients resume their sessions: the secret that tickets are sealed with. Made once a process, so that
+/// sessions outlive reloads. Changes every six hours; what was sealed with the one before is still opened.
+pub struct Tickets(Arc<dyn ProducesTickets>);
+
+/// Tickets for listeners that ask the same of their clients. Nothing else would keep a session that was begun without
+/// a client certificate from being resumed where one is required: rustls doesn't check that.
+#[derive(Debug)]
+struct ScopedTickets {
+    /// Behind a lock that is never contended: handshakes take it for reading, and it's written when the secret changes.
+    all: Arc<dyn ProducesTickets>,
+    scope: Scope,
+}
+
+/// Of what is asked of clients, the authorities included: a ticket doesn't outlive the authority that its owner was
+/// checked against.
+#[derive(Debug, PartialEq, Eq)]
+struct Scope(Vec<u8>);
+
+/// The running configuration of a listener's TLS. All that it needs of the files is read here.
+pub fn server(files: &ServerFiles, tickets: &Tickets, now: SystemTime) -> Result<Arc<ServerConfig>, Vec<Mistake>> {
+    let provider = super::provider();
+    let mut mistakes = Vec::new();
+    let certificates = certificates(&files.certificates, &provider, now, &mut mistakes);
+    let client = client_auth(&files.client, &provider);
+    let client = client.map_err(|message| mistakes.push(Mistake { place: Place::ClientCa, message }));
+    let (Ok((verifier, scope)), []) = (client, mistakes.as_slice()) else { return Err(mistakes) };
+
+    let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&files.minimum.versions());
+    let builder = builder.expect("the provider has cipher suites for TLS 1.2 and 1.3");
+    let certificates = Arc::new(Certificates::new(certificates));
+    let mut config = builder.with_client_cert_verifier(verifier).with_cert_resolver(certificates);
+    config.alpn_protocols = super::protocols(files.http2);
+    config.ticketer = Arc::new(ScopedTickets { all: tickets.0.clone(), scope });
+    // Sessions are with the clients alone: no memory that workers would share behind a lock, nothing to look through.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    // A request in early data could be replayed (RFC 8446 §8), and plugins couldn't tell; so it's never taken. Nor is
+    // anything sent to a client whose part of the handshake hasn't been checked.
+    config.max_early_data_size = 0;
+    config.send_half_rtt_data = false;
+    Ok(Arc::new(config))
+}
+
+fn certificates(
+    files: &[CertificateFiles],
+    provider: &CryptoProvider,
+    now: SystemTime,
+    mistakes: &mut Vec<Mistake>,
+) -> Vec<CertifiedKey> {
+    if files.is_empty() {
+        let message = "no certificate is named; name the files of one".into();
+        mistakes.push(Mistake { place: Place::Certificate(0), message });
+    }
+    let mut certificates = Vec::new();
+    for (at, files) in files.iter().enumerate() {
+        match pem::certified(files, provider, now) {
+            Ok(certificate) => certificates.push(certificate),
+            Err(faults) => mistakes.extend(faults.into_iter().map(|fault| Mistake::of_certificate(at, fault))),
+        }
+    }
+    certificates
+}
+
+/// How clients are checked, and which tickets are good for those who passed.
+fn client_auth(
+    wanted: &ClientAuth,
+    provider: &Arc<CryptoProvider>,
+) -> Result<(Arc<dyn ClientCertVerifier>, Scope), String> {
+    let (file, is_required) = match wanted {
+        ClientAuth::None => return Ok((WebPkiClientVerifier::no_client_auth(), Scope::of(b"none", &[]))),
+        ClientAuth::Optional(file) => (file, false),
+        ClientAuth::Required(file) => (file, true),
+    };
+    let (roots, authorities) = pem::authorities(file)?;
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let (builder, mode) = match is_required {
+        true => (builder, "required"),
+        false => (builder.allow_unauthenticated(), "optional"),
+    };
+    let verifier = builder.build().map_err(|error| format!("`{}` can't be used: {error}", file.display()))?;
+    Ok((verifier, Scope::of(mode.as_bytes(), &authorities)))
+}
+
+// === MinimumVersion ===
+
+impl MinimumVersion {
+    fn versions(self) -> Vec<&'static SupportedProtocolVersion> {
+        match self {
+            MinimumVersion::Tls12 => vec![&TLS13, &TLS12],
+            MinimumVersion::Tls13 => vec![&TLS13],
+        }
+    }
+}
+
+// === Mistake ===
+
+impl Mistake {
+    fn of_certificate(at: usize, fault: Fault) -> Self {
+        match fault {
+            Fault::Chain(message) => Mistake { place: Place::Certificate(at), message },
+            Fault::Key(message) => Mistake { place: Place::Key(at), message },
+        }
+    }
+}
+
+// === Tickets ===
+
+impl Tickets {
+    /// Fails if the system gives no random bytes.
+    pub fn new() -> Result<Self, rustls::Error> {
+        Ticketer::new().map(Tickets)
+    }
+}
+
+// === ScopedTickets ===
+
+impl ProducesTickets for ScopedTickets {
+    fn enabled(&self) -> bool {
+        self.all.enabled()
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.all.lifetime()
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.all.encrypt(&[&self.scope.0, plain].concat())
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        self.all.decrypt(cipher)?.strip_prefix(self.scope.0.as_slice()).map(<[u8]>::to_vec)
+    }
+}
+
+// === Scope ===
+
+impl Scope {
+    /// All of the same length, so that none is another's beginning.
+    fn of(mode: &[u8], authorities: &[CertificateDer]) -> Self {
+        let mut prints = super::sha256(mode).as_ref().to_vec();
+        authorities.iter().for_each(|authority| prints.extend(super::sha256(authority).as_ref()));
+        Scope(super::sha256(&prints).as_ref().to_vec())
+    }
+}

@@ -1,0 +1,364 @@
+//! Whole handshakes, in memory, between the two kinds of configuration.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{DnType, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, SanType, date_time_ymd};
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    ClientConfig, ClientConnection, ConnectionCommon, Error, HandshakeKind, ServerConfig, ServerConnection, SideData,
+};
+use rustls_pki_types::ServerName;
+
+use super::authority::{Authority, made, params};
+use super::client::{ClientFiles, Place as ClientPlace, Roots, Verify, client};
+use super::facts::facts;
+use super::self_signed::self_signed;
+use super::server::{CertificateFiles, ClientAuth, MinimumVersion, Mistake, Place, ServerFiles, Tickets, server};
+
+fn served(files: &ServerFiles) -> Arc<ServerConfig> {
+    server(files, &Tickets::new().unwrap(), SystemTime::now()).unwrap()
+}
+
+/// The mistakes, with paths cut to names of files.
+fn mistakes(authority: &Authority, files: &ServerFiles) -> Vec<(Place, String)> {
+    let mistakes = server(files, &Tickets::new().unwrap(), SystemTime::now()).unwrap_err();
+    let folder = format!("{}/", authority.folder.path().display());
+    mistakes.into_iter().map(|Mistake { place, message }| (place, message.replace(&folder, ""))).collect()
+}
+
+/// The two ends of a connection, when everything is said that is to be said without a request.
+fn shake_hands(
+    client: &Arc<ClientConfig>,
+    server: &Arc<ServerConfig>,
+    name: &'static str,
+) -> Result<(ClientConnection, ServerConnection), Error> {
+    let mut client = ClientConnection::new(client.clone(), ServerName::try_from(name).unwrap())?;
+    let mut server = ServerConnection::new(server.clone())?;
+    while client.wants_write() || server.wants_write() {
+        pass(&mut client, &mut server)?;
+        pass(&mut server, &mut client)?;
+    }
+    assert!(!client.is_handshaking() && !server.is_handshaking());
+    Ok((client, server))
+}
+
+/// All that one end has to say to the other.
+fn pass<A: SideData, B: SideData>(from: &mut ConnectionCommon<A>, to: &mut ConnectionCommon<B>) -> Result<(), Error> {
+    let mut bytes = Vec::new();
+    while from.wants_write() {
+        from.write_tls(&mut bytes).unwrap();
+    }
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        to.read_tls(&mut rest).unwrap();
+        to.process_new_packets()?;
+    }
+    Ok(())
+}
+
+/// Which certificate a client gets that believes whoever answers: its common name.
+fn shown(config: &Arc<ServerConfig>, name: &'static str) -> String {
+    let roots = Roots::System;
+    let client = made(&ClientFiles { roots, certificate: None, verify: Verify::Never, http2: false });
+    let (client, _) = shake_hands(&client, config, name).unwrap();
+    common_name(&client)
+}
+
+fn common_name(client: &ClientConnection) -> String {
+    let leaf = &client.peer_certificates().unwrap()[0];
+    let (_, leaf) = x509_parser::parse_x509_certificate(leaf).unwrap();
+    leaf.subject().iter_common_name().next().unwrap().as_str().unwrap().into()
+}
+
+// === Names ===
+
+#[test]
+fn the_certificate_is_chosen_by_name() {
+    let authority = Authority::new();
+    let kind = &PKCS_ECDSA_P256_SHA256;
+    authority.issue("first", kind, &["first.example"]);
+    authority.issue("wild", kind, &["*.Wild.example"]);
+    authority.issue("exact", kind, &["exact.wild.example", "other.example"]);
+    let config = served(&authority.served(&["first", "wild", "exact"], ClientAuth::None));
+    for (name, expected) in [
+        ("first.example", "first"),
+        ("a.wild.example", "wild"),
+        ("A.WILD.example", "wild"),
+        ("exact.wild.example", "exact"),
+        ("other.example", "exact"),
+        // A wildcard is for one label, and not for none.
+        ("a.b.wild.example", "first"),
+        ("wild.example", "first"),
+        ("unknown.example", "first"),
+        // Clients name no addresses.
+        ("192.0.2.1", "first"),
+    ] {
+        assert_eq!(shown(&config, name), expected, "{name}");
+    }
+}
+
+#[test]
+fn of_certificates_for_the_same_name_the_client_gets_one_it_understands() {
+    let authority = Authority::new();
+    authority.issue("rsa", &PKCS_RSA_SHA256, &["site.example"]);
+    authority.issue("ed", &PKCS_ED25519, &["site.example"]);
+    authority.issue("ec", &PKCS_ECDSA_P256_SHA256, &["site.example"]);
+    let config = served(&authority.served(&["rsa", "ec", "ed"], ClientAuth::None));
+    assert_eq!(shown(&config, "site.example"), "ec", "the cheap ones first");
+    assert_eq!(shown(&config, "192.0.2.1"), "ec", "by default too");
+
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| suite.suite().as_str().is_some_and(|name| name.contains("ECDHE_RSA")));
+    let old = authority.client_of(provider.into(), &TLS12);
+    let (client, server) = shake_hands(&old, &config, "site.example").unwrap();
+    assert_eq!(common_name(&client), "rsa");
+    assert!(facts(&server).cipher.starts_with("TLS_ECDHE_RSA_WITH_"), "{}", facts(&server).cipher);
+}
+
+// === Sessions ===
+
+#[test]
+fn a_handshake_agrees_on_versions_and_protocols() {
+    let authority = Authority::with_site();
+    let config = served(&authority.served(&["site"], ClientAuth::None));
+    let (client, server) = shake_hands(&authority.client(None), &config, "site.example").unwrap();
+    let facts = facts(&server);
+    assert_eq!((facts.version, facts.alpn_h2, facts.client.is_none()), ("TLSv1.3", true, true));
+    assert_eq!(facts.cipher, "TLS_AES_256_GCM_SHA384");
+    assert_eq!(facts.server_name.as_deref(), Some("site.example"));
+    assert_eq!(client.alpn_protocol(), Some(&b"h2"[..]));
+
+    let without = served(&ServerFiles { http2: false, ..authority.served(&["site"], ClientAuth::None) });
+    let (client, server) = shake_hands(&authority.client(None), &without, "site.example").unwrap();
+    assert!(!super::facts::facts(&server).alpn_h2);
+    assert_eq!(client.alpn_protocol(), Some(&b"http/1.1"[..]));
+}
+
+#[test]
+fn the_oldest_version_can_be_raised() {
+    let authority = Authority::with_site();
+    let both = served(&authority.served(&["site"], ClientAuth::None));
+    let strict = ServerFiles { minimum: MinimumVersion::Tls13, ..authority.served(&["site"], ClientAuth::None) };
+    let strict = served(&strict);
+    let old = authority.client_of(super::provider(), &TLS12);
+    let (_, server) = shake_hands(&old, &both, "site.example").unwrap();
+    assert_eq!(facts(&server).version, "TLSv1.2");
+    assert!(shake_hands(&old, &strict, "site.example").is_err());
+    assert!(shake_hands(&authority.client(None), &strict, "site.example").is_ok());
+}
+
+#[test]
+fn sessions_are_resumed_by_another_configuration_of_the_same_process() {
+    let authority = Authority::with_site();
+    let files = authority.served(&["site"], ClientAuth::None);
+    let tickets = Tickets::new().unwrap();
+    let config = || server(&files, &tickets, SystemTime::now()).unwrap();
+    for version in [&TLS12, &TLS13] {
+        let client = authority.client_of(super::provider(), version);
+        let kind = |server: &Arc<ServerConfig>| {
+            let (_, server) = shake_hands(&client, server, "site.example").unwrap();
+            server.handshake_kind().unwrap()
+        };
+        assert_eq!(kind(&config()), HandshakeKind::Full, "{version:?}");
+        assert_eq!(kind(&config()), HandshakeKind::Resumed, "{version:?}");
+        assert_eq!(kind(&served(&files)), HandshakeKind::Full, "another process can't open tickets: {version:?}");
+    }
+}
+
+#[test]
+fn a_ticket_is_no_way_around_a_client_certificate() {
+    let (authority, other) = (Authority::with_site(), Authority::new());
+    authority.issue("alice", &PKCS_ECDSA_P256_SHA256, &[]);
+    let tickets = Tickets::new().unwrap();
+    let config = |client| server(&authority.served(&["site"], client), &tickets, SystemTime::now()).unwrap();
+    let optional = || ClientAuth::Optional(authority.path("ca.pem"));
+    let nobody = authority.client(None);
+    for easy in [config(ClientAuth::None), config(optional())] {
+        shake_hands(&nobody, &easy, "site.example").unwrap();
+        let refused = shake_hands(&nobody, &config(authority.required()), "site.example");
+        assert_eq!(refused.err(), Some(Error::NoCertificatesPresented));
+    }
+
+    let alice = authority.client(Some("alice"));
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let (_, server) = shake_hands(&alice, &config(authority.required()), "site.example").unwrap();
+        assert_eq!(server.handshake_kind(), Some(kind));
+        assert_eq!(facts(&server).client.unwrap().subject, "CN=alice", "a ticket remembers who it was");
+    }
+    assert!(shake_hands(&alice, &config(other.required()), "site.example").is_err(), "the authority has been replaced");
+}
+
+// === Client certificates ===
+
+#[test]
+fn clients_show_certificates_where_these_are_asked_for() {
+    let (authority, other) = (Authority::with_site(), Authority::new());
+    authority.issue("alice", &PKCS_ED25519, &["alice.example", "::1"]);
+    other.issue("mallory", &PKCS_ECDSA_P256_SHA256, &[]);
+    let optional = served(&authority.served(&["site"], ClientAuth::Optional(authority.path("ca.pem"))));
+    let required = served(&authority.served(&["site"], authority.required()));
+    let roots = Roots::File(authority.path("ca.pem"));
+    let certificate = Some(other.files("mallory"));
+    let mallory = made(&ClientFiles { roots, certificate, verify: Verify::Always, http2: true });
+
+    for config in [&optional, &required] {
+        assert!(shake_hands(&mallory, config, "site.example").is_err());
+        let (_, server) = shake_hands(&authority.client(Some("alice")), config, "site.example").unwrap();
+        let alice = facts(&server).client.unwrap();
+        assert_eq!((alice.subject.as_str(), alice.issuer.as_str()), ("CN=alice", "CN=Tests"));
+        assert_eq!(alice.names, "DNS:alice.example,IP:::1");
+        assert_eq!(alice.fingerprint, openssl(&authority, "x509 -in alice.pem -noout -sha256 -fingerprint"));
+        assert_eq!(alice.serial, openssl(&authority, "x509 -in alice.pem -noout -serial"));
+    }
+    let (_, server) = shake_hands(&authority.client(None), &optional, "site.example").unwrap();
+    assert!(facts(&server).client.is_none());
+    let refused = shake_hands(&authority.client(None), &required, "site.example");
+    assert_eq!(refused.err(), Some(Error::NoCertificatesPresented));
+}
+
+/// What stands after `=`, as we write it.
+fn openssl(authority: &Authority, args: &str) -> String {
+    let made = Command::new("openssl").args(args.split(' ')).current_dir(authority.folder.path()).output().unwrap();
+    let text = String::from_utf8(made.stdout).unwrap();
+    text.trim().rsplit('=').next().unwrap().replace(':', "").to_lowercase()
+}
+
+#[test]
+fn a_name_in_a_certificate_passes_for_no_other() {
+    let authority = Authority::with_site();
+    let mut params = params("alice, O=Staff\r\n", &[]);
+    params.distinguished_name.push(DnType::OrganizationName, "Zoë+Co");
+    params.subject_alt_names = [
+        SanType::URI("spiffe://a/b,DNS:admin".try_into().unwrap()),
+        SanType::Rfc822Name("a+b@example.org".try_into().unwrap()),
+        SanType::DnsName("*.example".try_into().unwrap()),
+    ]
+    .into();
+    authority.issue_by("odd", &PKCS_ECDSA_P256_SHA256, params);
+    let required = served(&authority.served(&["site"], authority.required()));
+    let (_, server) = shake_hands(&authority.client(Some("odd")), &required, "site.example").unwrap();
+    let odd = facts(&server).client.unwrap();
+    assert_eq!(odd.subject, r"CN=alice\, O=Staff\0D\0A, O=Zo\C3\AB\+Co");
+    assert_eq!(odd.names, r"URI:spiffe://a/b\,DNS:admin,email:a+b@example.org,DNS:*.example");
+}
+
+// === Towards endpoints ===
+
+#[test]
+fn endpoints_prove_their_names() {
+    let (authority, other) = (Authority::with_site(), Authority::new());
+    let config = served(&authority.served(&["site"], ClientAuth::None));
+    assert!(shake_hands(&authority.client(None), &config, "site.example").is_ok());
+    assert!(shake_hands(&authority.client(None), &config, "other.example").is_err(), "another name");
+    assert!(shake_hands(&other.client(None), &config, "site.example").is_err(), "another authority");
+    assert_eq!(shown(&config, "other.example"), "site", "unless whoever answers is believed");
+}
+
+#[test]
+fn mistakes_of_an_upstream_are_told_together() {
+    let authority = Authority::with_site();
+    let certificate = Some(CertificateFiles { chain: authority.path("no.pem"), key: authority.path("ca.pem") });
+    let roots = Roots::File(authority.path("site.key"));
+    let files = ClientFiles { roots, certificate, verify: Verify::Always, http2: true };
+    let mistakes = client(&files, SystemTime::now()).unwrap_err();
+    let places: Vec<_> = mistakes.iter().map(|mistake| mistake.place).collect();
+    assert_eq!(places, [ClientPlace::Roots, ClientPlace::Certificate, ClientPlace::Key]);
+}
+
+#[test]
+fn a_self_signed_certificate_serves_those_who_trust_it() {
+    let authority = Authority::new();
+    let (certificate, key) = self_signed(&["localhost".into(), "127.0.0.1".into()]).unwrap();
+    authority.write("ca.pem", &certificate);
+    authority.write("own.pem", &certificate);
+    authority.write("own.key", &key);
+    let config = served(&authority.served(&["own"], ClientAuth::None));
+    for name in ["localhost", "127.0.0.1"] {
+        let (client, _) = shake_hands(&authority.client(None), &config, name).unwrap();
+        assert_eq!(common_name(&client), "localhost");
+    }
+    let later = SystemTime::now() + Duration::from_secs(91 * 24 * 60 * 60);
+    let files = authority.served(&["own"], ClientAuth::None);
+    assert!(server(&files, &Tickets::new().unwrap(), later).is_err());
+}
+
+// === Files ===
+
+#[test]
+fn keys_are_read_in_their_older_forms_too() {
+    let authority = Authority::new();
+    for (kind, label) in [(&PKCS_RSA_SHA256, "RSA PRIVATE KEY"), (&PKCS_ECDSA_P256_SHA256, "EC PRIVATE KEY")] {
+        authority.issue("old", kind, &["site.example"]);
+        openssl(&authority, "pkey -in old.key -traditional -out new.key");
+        std::fs::rename(authority.path("new.key"), authority.path("old.key")).unwrap();
+        assert!(authority.read("old.key").contains(label));
+        served(&authority.served(&["old"], ClientAuth::None));
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_told() {
+    let authority = Authority::with_site();
+    let (chain, key) = (authority.read("site.pem"), authority.read("site.key"));
+    authority.issue("other", &PKCS_ECDSA_P256_SHA256, &["site.example"]);
+    let other = authority.read("other.pem");
+    let dated = |from, until| {
+        let mut params = params("dated", &["site.example"]);
+        (params.not_before, params.not_after) = (date_time_ymd(from, 1, 1), date_time_ymd(until, 1, 1));
+        authority.issue_by("dated", &PKCS_ECDSA_P256_SHA256, params);
+        (authority.read("dated.pem"), authority.read("dated.key"))
+    };
+    let encrypted = key.replace("PRIVATE", "ENCRYPTED PRIVATE");
+    let old_encrypted = key.replacen('\n', "\nProc-Type: 4,ENCRYPTED\n", 1).replace("PRIVATE", "EC PRIVATE");
+    let (chain_place, key_place) = (Place::Certificate(0), Place::Key(0));
+    let cases = [
+        ((String::new(), key.clone()), chain_place, "`a.pem` has no certificate in it; one begins with"),
+        (
+            (key.clone(), key.clone()),
+            chain_place,
+            "no certificate in it but a private key; were the two files swapped?",
+        ),
+        (("0\u{3}".into(), key.clone()), chain_place, "`openssl x509 -inform der -in a.pem`"),
+        (
+            (chain.replace("-----END", "END"), key.clone()),
+            chain_place,
+            "`a.pem` isn't whole: a section has no `-----END`",
+        ),
+        ((chain.replacen("MII", "M*I", 1), key.clone()), chain_place, "isn't whole"),
+        ((chain.replacen("MII", "AII", 1), key.clone()), chain_place, "can't be read"),
+        (dated(2020, 2021), chain_place, "`a.pem` has expired on Jan  1 00:00:00 2021 +00:00; renew it"),
+        (dated(2100, 2101), chain_place, "`a.pem` is not valid before Jan  1 00:00:00 2100 +00:00; is this"),
+        ((format!("{other}{chain}"), key.clone()), chain_place, "put it first"),
+        ((other, key.clone()), key_place, "the key in `a.key` doesn't belong to the certificate in `a.pem`"),
+        ((chain.clone(), String::new()), key_place, "`a.key` has no private key in it; one begins with"),
+        ((chain.clone(), chain.clone()), key_place, "no private key in it but a certificate"),
+        ((chain.clone(), encrypted), key_place, "decrypt it with openssl: `openssl pkey -in a.key -out plain.key`"),
+        ((chain.clone(), old_encrypted), key_place, "decrypt it with openssl"),
+        ((chain.clone(), format!("{key}{key}")), key_place, "`a.key` has 2 private keys in it"),
+        ((chain.clone(), key.replacen("MI", "AI", 1)), key_place, "of no kind that is served"),
+    ];
+    for ((chain, key), place, what) in cases {
+        authority.write("a.pem", &chain);
+        authority.write("a.key", &key);
+        let told = mistakes(&authority, &authority.served(&["a"], ClientAuth::None));
+        assert!(matches!(told.as_slice(), [(at, text)] if *at == place && text.contains(what)), "{what}: {told:?}");
+        assert!(!told[0].1.contains("\n"), "{told:?}");
+    }
+}
+
+#[test]
+fn mistakes_of_a_listener_are_told_together() {
+    let authority = Authority::with_site();
+    let told =
+        mistakes(&authority, &authority.served(&["site", "gone"], ClientAuth::Required(authority.path("site.key"))));
+    let places: Vec<_> = told.iter().map(|(place, _)| *place).collect();
+    assert_eq!(places, [Place::Certificate(1), Place::Key(1), Place::ClientCa]);
+    assert_eq!(told[0].1, "there is no file `gone.pem`; paths are relative to the manifest");
+    assert_eq!(mistakes(&authority, &authority.served(&[], ClientAuth::None))[0].0, Place::Certificate(0));
+    let folder = CertificateFiles { chain: Path::new("/").into(), key: authority.path("site.key") };
+    let files = ServerFiles { certificates: vec![folder], ..authority.served(&[], ClientAuth::None) };
+    assert!(mistakes(&authority, &files)[0].1.starts_with("`/` can't be read: "));
+}

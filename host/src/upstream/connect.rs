@@ -1,0 +1,121 @@
+//! Makes connections to endpoints: a socket, the word of whom it is for, TLS, and the version of HTTP.
+
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+use super::connection::{Connection, Transport};
+use super::{EndpointAddr, Place, Speaks};
+use crate::error::{Error, Kind};
+use crate::head::Peer;
+use crate::proxy_protocol;
+
+/// How TLS is spoken to an endpoint.
+#[derive(Clone)]
+pub struct Dialer {
+    /// Offers what the manifest allows.
+    any: Arc<ClientConfig>,
+    /// Offers HTTP/1.1 alone, for what HTTP/2 can't carry.
+    http1: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    /// Of all that the configuration was made of: the same digest means the same rules, over reloads.
+    digest: blake3::Hash,
+}
+
+/// What a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Any,
+    /// It asks for an upgrade, which is a matter of HTTP/1.1 (RFC 9110 §7.8).
+    Http1,
+}
+
+/// Makes a connection. Nothing is left behind if this is dropped half-way.
+pub async fn connect(
+    address: &EndpointAddr,
+    wanted: Wanted,
+    peer: &Peer,
+    told: Option<proxy_protocol::Version>,
+) -> Result<Connection, Error> {
+    let refused = |error: std::io::Error| Error::new(Kind::ConnectionRefused, error);
+    match &address.place {
+        Place::Tcp(place) => {
+            let stream = TcpStream::connect(&**place).await.map_err(refused)?;
+            stream.set_nodelay(true).map_err(refused)?;
+            speak(stream, address, wanted, peer, told).await
+        }
+        Place::Unix(path) => {
+            speak(UnixStream::connect(&**path).await.map_err(refused)?, address, wanted, peer, told).await
+        }
+    }
+}
+
+async fn speak(
+    mut stream: impl Transport,
+    address: &EndpointAddr,
+    wanted: Wanted,
+    peer: &Peer,
+    told: Option<proxy_protocol::Version>,
+) -> Result<Connection, Error> {
+    if let Some(version) = told {
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+        let (client, reached) = peer.ends.unwrap_or((unknown, unknown));
+        let told = stream.write_all(&proxy_protocol::encode(version, client, reached)).await;
+        told.map_err(|error| Error::new(Kind::ConnectionTerminated, error))?;
+    }
+    match &address.speaks {
+        Speaks::Http1 => Connection::http1(stream).await,
+        Speaks::Http2 => Connection::http2(stream).await,
+        Speaks::Tls(dialer) => {
+            let config = if wanted == Wanted::Http1 { &dialer.http1 } else { &dialer.any };
+            let connecting = TlsConnector::from(config.clone()).connect(dialer.name.clone(), stream).await;
+            let stream = connecting.map_err(untrusted)?;
+            match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Connection::http2(stream).await,
+                _ => Connection::http1(stream).await,
+            }
+        }
+    }
+}
+
+fn untrusted(error: std::io::Error) -> Error {
+    let is_tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
+    Error::new(if is_tls { Kind::TlsError } else { Kind::ConnectionTerminated }, error)
+}
+
+// === Dialer ===
+
+impl Dialer {
+    /// TLS to an endpoint that bears a name.
+    pub fn new(config: Arc<ClientConfig>, name: ServerName<'static>, digest: blake3::Hash) -> Self {
+        let mut http1 = ClientConfig::clone(&config);
+        http1.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Dialer { any: config, http1: Arc::new(http1), name, digest }
+    }
+}
+
+impl PartialEq for Dialer {
+    fn eq(&self, other: &Self) -> bool {
+        (self.digest, &self.name) == (other.digest, &other.name)
+    }
+}
+
+impl Eq for Dialer {}
+
+impl Hash for Dialer {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.digest.as_bytes(), &self.name).hash(state);
+    }
+}
+
+impl std::fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TLS to {:?}", self.name)
+    }
+}

@@ -1,0 +1,308 @@
+//! TLS to clients and to endpoints, as curl and openssl see it.
+
+use std::path::Path;
+use std::process::Command;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+
+use crate::support::{Proxy, echo, manifest, output, plugway};
+
+/// An authority whose certificates clients can be told to trust.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new(folder: &Path) -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "Tests");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        std::fs::write(folder.join("ca.pem"), authority.pem()).unwrap();
+        Authority(authority)
+    }
+
+    /// Writes `NAME.pem` and `NAME.key` for these names.
+    fn issue(&self, folder: &Path, file: &str, names: &[&str]) {
+        self.issue_until(folder, file, names, 2100);
+    }
+
+    fn issue_until(&self, folder: &Path, file: &str, names: &[&str], year: i32) {
+        let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, file);
+        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(year, 1, 1));
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        replace(&folder.join(format!("{file}.pem")), &certificate.pem());
+        replace(&folder.join(format!("{file}.key")), &key.serialize_pem());
+    }
+}
+
+fn replace(path: &Path, text: &str) {
+    std::fs::write(path.with_extension("new"), text).unwrap();
+    std::fs::rename(path.with_extension("new"), path).unwrap();
+}
+
+/// The manifest of one listener with TLS in front of an origin.
+fn secure(origin: &str, tls: &str, more: &str) -> String {
+    let plugins = "{ use = \"headers\", config.request.set = { X-Tls = \"{scheme} {tls.version} {tls.server-name} \
+                   {tls.client.subject} {tls.client.names} {protocol}\", X-Print = \"{tls.client.fingerprint}\" } }";
+    let listener = format!("address = \"127.0.0.1:0\"\n[listener.tls]\n{tls}\n");
+    manifest(origin, plugins, more).replace("address = \"127.0.0.1:0\"\n", &listener)
+}
+
+const SITE: &str = "certificates = [{ chain = \"site.pem\", key = \"site.key\" }]";
+
+/// Asks for `https://NAME:PORT/` with curl, and gives what it prints with the version of HTTP.
+fn curl(proxy: &Proxy, folder: &Path, name: &str, args: &[&str]) -> String {
+    let port = proxy.address.rsplit(':').next().unwrap();
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--max-time", "30", "--cacert"]).arg(folder.join("ca.pem"));
+    curl.args(["--resolve", &format!("{name}:{port}:127.0.0.1"), "--write-out", "\nHTTP/%{http_version} %{http_code}"]);
+    output(curl.args(args).arg(format!("https://{name}:{port}/")))
+}
+
+fn s_client(proxy: &Proxy, args: &[&str]) -> String {
+    output(Command::new("openssl").args(["s_client", "-connect", &proxy.address]).args(args))
+}
+
+/// A proxy with TLS in front of an echo, in a folder with an authority.
+fn start(folder: &Path, tls: &str) -> Proxy {
+    Proxy::start_in(folder, &secure(&echo(), tls, ""))
+}
+
+#[test]
+fn both_versions_of_http_are_served_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
+    let proxy = start(folder.path(), SITE);
+    let one = curl(&proxy, folder.path(), "site.example", &["--http1.1"]);
+    assert!(one.contains("x-tls: https TLSv1.3 site.example   HTTP/1.1") && one.ends_with("HTTP/1.1 200"), "{one}");
+    let two = curl(&proxy, folder.path(), "site.example", &["--http2"]);
+    assert!(two.contains("x-tls: https TLSv1.3 site.example   HTTP/2.0") && two.ends_with("HTTP/2 200"), "{two}");
+    assert!(two.contains("host: site.example:"), "the authority stands for Host: {two}");
+    let old = curl(&proxy, folder.path(), "site.example", &["--tls-max", "1.2"]);
+    assert!(old.contains("TLSv1.2"), "{old}");
+    let upload = curl(&proxy, folder.path(), "site.example", &["--http2", "--data", "hello"]);
+    assert!(upload.contains("POST / HTTP/1.1") && upload.contains("content-length: 5"), "{upload}");
+    let mistrusted = curl(&proxy, folder.path(), "other.example", &[]);
+    assert!(mistrusted.contains("SSL") && !mistrusted.contains("200"), "{mistrusted}");
+}
+
+#[test]
+fn the_certificate_is_chosen_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "first", &["first.example"]);
+    authority.issue(folder.path(), "wild", &["*.wild.example"]);
+    authority.issue(folder.path(), "exact", &["exact.wild.example"]);
+    let files = |name| format!("{{ chain = \"{name}.pem\", key = \"{name}.key\" }}");
+    let list = ["first", "wild", "exact"].map(files).join(", ");
+    let proxy = start(folder.path(), &format!("certificates = [{list}]"));
+    let shown = |name: &[&str]| {
+        let text = s_client(&proxy, name);
+        let subject = text.lines().find(|line| line.starts_with("subject=")).unwrap_or("none").to_string();
+        subject.rsplit("CN = ").next().unwrap().to_string()
+    };
+    assert_eq!(shown(&["-servername", "first.example"]), "first");
+    assert_eq!(shown(&["-servername", "a.wild.example"]), "wild");
+    assert_eq!(shown(&["-servername", "exact.wild.example"]), "exact");
+    assert_eq!(shown(&["-servername", "a.b.wild.example"]), "first", "a wildcard stands for one label");
+    assert_eq!(shown(&["-servername", "unknown.example"]), "first");
+    assert_eq!(shown(&["-noservername"]), "first");
+}
+
+#[test]
+fn sessions_are_resumed_even_after_a_reload() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
+    let proxy = start(folder.path(), SITE);
+    let session = folder.path().join("session");
+    let session = session.to_str().unwrap();
+    for version in ["-tls1_2", "-tls1_3"] {
+        // A ticket of TLS 1.3 comes with the first response.
+        let first = with_request(&proxy, &[version, "-sess_out", session]);
+        assert!(first.contains("New, TLSv1"), "{first}");
+        let again = with_request(&proxy, &[version, "-sess_in", session]);
+        assert!(again.contains("Reused, TLSv1"), "{version}: {again}");
+        proxy.signal("HUP");
+        proxy.wait_log("reloaded");
+        let again = with_request(&proxy, &[version, "-sess_in", session]);
+        assert!(again.contains("Reused, TLSv1"), "{version} after a reload: {again}");
+    }
+}
+
+fn with_request(proxy: &Proxy, args: &[&str]) -> String {
+    let request = "GET / HTTP/1.1\\r\\nHost: site.example\\r\\nConnection: close\\r\\n\\r\\n";
+    let line = format!("printf '{request}' | openssl s_client -ign_eof -connect {} {}", proxy.address, args.join(" "));
+    output(Command::new("sh").args(["-c", &line]))
+}
+
+#[test]
+fn the_oldest_version_can_be_raised() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
+    let proxy = start(folder.path(), &format!("{SITE}\nmin-version = \"1.3\"\nhttp2 = false"));
+    let old = curl(&proxy, folder.path(), "site.example", &["--tls-max", "1.2"]);
+    assert!(old.contains("protocol version") || old.contains("alert"), "{old}");
+    let one = curl(&proxy, folder.path(), "site.example", &["--http2"]);
+    assert!(one.ends_with("HTTP/1.1 200"), "{one}");
+}
+
+#[test]
+fn client_certificates_are_asked_for_and_shown_to_plugins() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "site", &["site.example"]);
+    authority.issue(folder.path(), "alice", &["alice.example"]);
+    let other = tempfile::tempdir().unwrap();
+    Authority::new(other.path()).issue(other.path(), "mallory", &["mallory.example"]);
+    let files = |folder: &Path, name: &str| {
+        let path = |kind: &str| folder.join(format!("{name}.{kind}")).to_str().unwrap().to_string();
+        [path("pem"), path("key")]
+    };
+    let [cert, key] = files(folder.path(), "alice");
+    let alice = ["--cert", cert.as_str(), "--key", key.as_str()];
+    let [cert, key] = files(other.path(), "mallory");
+    let mallory = ["--cert", cert.as_str(), "--key", key.as_str()];
+
+    let proxy = start(folder.path(), &format!("{SITE}\nclient-ca = \"ca.pem\""));
+    let known = curl(&proxy, folder.path(), "site.example", &alice);
+    assert!(known.contains("CN=alice DNS:alice.example") && known.ends_with("200"), "{known}");
+    let print = known.lines().find_map(|line| line.strip_prefix("x-print: ")).unwrap();
+    let der = Command::new("sh").args(["-c", "openssl x509 -in \"$0\" -outform der | sha256sum", alice[1]]).output();
+    assert!(String::from_utf8(der.unwrap().stdout).unwrap().starts_with(print), "{print}");
+    for refused in [&[][..], &mallory] {
+        let text = curl(&proxy, folder.path(), "site.example", refused);
+        assert!(text.contains("HTTP/0 000"), "{text}");
+    }
+    let proxy = start(folder.path(), &format!("{SITE}\nclient-ca = \"ca.pem\"\nclient-certificate = \"optional\""));
+    let nobody = curl(&proxy, folder.path(), "site.example", &[]);
+    assert!(nobody.ends_with("200") && !nobody.contains("x-print"), "{nobody}");
+    assert!(curl(&proxy, folder.path(), "site.example", &alice).contains("CN=alice"));
+    assert!(curl(&proxy, folder.path(), "site.example", &mallory).contains("HTTP/0 000"));
+}
+
+#[test]
+fn a_renewed_certificate_is_taken_and_a_bad_one_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "site", &["site.example"]);
+    let proxy = start(folder.path(), SITE);
+    let serial = || {
+        let text = output(Command::new("sh").args([
+            "-c",
+            &format!(
+                "openssl s_client -connect {} </dev/null 2>/dev/null | openssl x509 -noout -serial",
+                proxy.address
+            ),
+        ]));
+        text.trim().to_string()
+    };
+    let before = serial();
+    assert!(before.starts_with("serial="), "{before}");
+    authority.issue(folder.path(), "site", &["site.example"]);
+    proxy.wait_log("reloaded");
+    let renewed = serial();
+    assert_ne!(renewed, before);
+
+    let refused = |what: &str| {
+        proxy.wait_log(what);
+        assert_eq!(serial(), renewed, "the old one goes on");
+    };
+    authority.issue_until(folder.path(), "site", &["site.example"], 2021);
+    refused("expired");
+    replace(&folder.path().join("site.pem"), "no certificate at all");
+    refused("no certificate");
+    authority.issue(folder.path(), "other", &["site.example"]);
+    std::fs::copy(folder.path().join("other.pem"), folder.path().join("site.pem")).unwrap();
+    refused("doesn't belong");
+}
+
+#[test]
+fn a_certificate_for_development_takes_one_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = output(
+        plugway().args(["cert", "--self-signed", "--out"]).arg(folder.path()).stdout(std::process::Stdio::piped()),
+    );
+    assert!(made.contains("certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]"), "{made}");
+    std::fs::copy(folder.path().join("cert.pem"), folder.path().join("ca.pem")).unwrap();
+    let proxy = start(folder.path(), "certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]");
+    let text = curl(&proxy, folder.path(), "localhost", &[]);
+    assert!(text.ends_with("200"), "{text}");
+    let again = plugway().args(["cert", "--self-signed", "--out"]).arg(folder.path()).status().unwrap();
+    assert!(!again.success(), "nothing is written over");
+}
+
+#[test]
+fn a_listener_can_send_everybody_to_https() {
+    let redirecting = "address = \"127.0.0.1:0\"\nredirect-to-https = 8443\n";
+    let text = manifest(&echo(), "", "").replace("address = \"127.0.0.1:0\"\n", redirecting);
+    let proxy = Proxy::start(&text);
+    let moved = proxy.get("/a/../b?c=d", "");
+    assert_eq!((moved.status(), moved.field("location")), (308, Some("https://example.org:8443/b?c=d")));
+    let unnamed = proxy.exchange("GET / HTTP/1.0");
+    assert_eq!(unnamed.status(), 400, "{unnamed:?}");
+}
+
+// === To endpoints ===
+
+/// A manifest whose upstream is an `https://` endpoint.
+fn to_secure(endpoint: &str, tls: &str) -> String {
+    manifest(&format!("https://{endpoint}"), "", &format!("[upstream.app.tls]\n{tls}\n"))
+}
+
+#[test]
+fn endpoints_are_spoken_to_over_tls_and_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "site", &["site.example"]);
+    authority.issue(folder.path(), "proxy", &["proxy.example"]);
+    let origin = start(folder.path(), &format!("{SITE}\nclient-ca = \"ca.pem\"\nclient-certificate = \"optional\""));
+    let front = |tls: &str| {
+        let own = tempfile::tempdir().unwrap();
+        for file in ["ca.pem", "proxy.pem", "proxy.key"] {
+            std::fs::copy(folder.path().join(file), own.path().join(file)).unwrap();
+        }
+        let proxy = Proxy::start_in(own.path(), &to_secure(&origin.address, tls));
+        let got = [proxy.get("/", ""), proxy.get("/", "")];
+        assert_eq!(got[0].status(), got[1].status());
+        got.into_iter().next_back().unwrap()
+    };
+    let good = front("ca = \"ca.pem\"\nserver-name = \"site.example\"");
+    assert!(good.text().contains("x-tls: https TLSv1.3 site.example   HTTP/2.0"), "HTTP/2 by ALPN: {}", good.text());
+    let one = front("ca = \"ca.pem\"\nserver-name = \"site.example\"\nhttp2 = false");
+    assert!(one.text().contains("site.example   HTTP/1.1"), "{}", one.text());
+    let shown = "certificate = { chain = \"proxy.pem\", key = \"proxy.key\" }";
+    let known = front(&format!("ca = \"ca.pem\"\nserver-name = \"site.example\"\n{shown}"));
+    assert!(known.text().contains("CN=proxy"), "{}", known.text());
+    for (tls, why) in [
+        ("ca = \"ca.pem\"\nserver-name = \"other.example\"", "another name"),
+        ("server-name = \"site.example\"", "an authority that the system doesn't know"),
+    ] {
+        let refused = front(tls);
+        let status = (refused.status(), refused.field("proxy-status"));
+        assert_eq!(status, (502, Some("plugway; error=tls_protocol_error")), "{why}");
+    }
+    assert_eq!(front("insecure-skip-verify = true").status(), 200);
+}
+
+#[test]
+fn an_endpoint_of_openssl_is_understood() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["localhost"]);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut server = Command::new("openssl");
+    server.args(["s_server", "-quiet", "-www", "-accept", &port.to_string(), "-cert", "site.pem", "-key", "site.key"]);
+    let mut server = server.current_dir(folder.path()).spawn().unwrap();
+    let text = to_secure(&format!("localhost:{port}"), "ca = \"ca.pem\"");
+    let proxy = Proxy::start_in(folder.path(), &text);
+    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    let page = loop {
+        let page = proxy.get("/", "");
+        if page.status() != 502 || std::time::Instant::now() > deadline {
+            break page;
+        }
+    };
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(page.status() == 200 && page.text().contains("TLSv1.3"), "{page:?}");
+}
