@@ -4,11 +4,15 @@
 mod forwarding;
 mod framing;
 mod hooks;
+mod http2;
 mod layers;
+mod limits;
 mod manifests;
 mod operating;
 mod plugins;
+mod python;
 mod streams;
 mod support;
 mod swap;
 mod tls;
+mod tunnels;

@@ -5,11 +5,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::clock::Deadline;
+use crate::forwarding;
 use crate::passage::{BodyError, Passage};
 use crate::upstream::connection::{Connection, Stream};
 use crate::upstream::{Flight, Pool, Rules};
@@ -91,9 +92,13 @@ impl Body for UpstreamBody {
             Poll::Ready(_) => lease.step.clear(),
         }
         if let Poll::Ready(None) = frame {
+            // A stream of HTTP/2 that was reset may just end.
+            if lease.connection.version() == Version::HTTP_2 && !content.is_end_stream() {
+                return Poll::Ready(Some(Err("the endpoint gave up within its response".into())));
+            }
             self.end();
         }
-        frame.map_err(Into::into)
+        frame.map(|frame| frame.map(|frame| frame.map(forwarding::frame).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::body::Incoming;
 
@@ -93,7 +93,8 @@ pub fn begin(
         }
     };
     let route = &running.generation.routes[place];
-    let hop = forwarding::request(parts.version, &mut parts.headers);
+    let version = parts.version;
+    let hop = forwarding::request(version, &mut parts.headers);
     let mut upstream = route.upstream;
     let name = running.generation.upstreams[upstream].name.clone();
     let mut head = head(parts, route.name.clone(), name);
@@ -103,7 +104,8 @@ pub fn begin(
 
     let receiving = |body, upload| {
         let limits = &arrival.listener.limits;
-        let limits = UploadLimits { most: route.max_body, pause: limits.body_timeout, rate: limits.body_rate };
+        let (most, pause, rate) = (route.max_body, limits.body_timeout, limits.body_rate);
+        let limits = UploadLimits { most, pause, rate, knows_end: version == Version::HTTP_2 };
         // It may be read by another task than the client's.
         let [deadline] = timers.step.clock().deadlines();
         Receiving::new(body, upload, limits, deadline)
@@ -137,8 +139,12 @@ impl Onward {
         let Onward { place, upstream, content } = self;
         let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
         let forwarded = timers.total.until_met(forward(running, upstream, head, content, &timers.step)).await;
-        let late = || Error::new(Kind::ResponseTimeout, "the route's timeout has passed");
-        let response = match forwarded.unwrap_or_else(|_| Err(late())) {
+        let late = |_| {
+            // What is said of that has all the time it wants.
+            timers.total.clear();
+            Err(Error::new(Kind::ResponseTimeout, "the route's timeout has passed"))
+        };
+        let response = match forwarded.unwrap_or_else(late) {
             Ok(response) => {
                 ending.answered();
                 response

@@ -60,7 +60,7 @@ pub async fn forward(
         let request = outgoing(head, &endpoint.address, connection.version(), &hop, body)?;
         let answer = connection.send(request);
         match answered(&mut connection, answer, &upload, rules, step).await? {
-            Ok(response) => return received(response, lease(connection, flight), empty, &upload, asked).await,
+            Ok(response) => return received(response, lease(connection, flight), empty, &upload, asked),
             Err(mut unsent) => match unsent.take_message() {
                 Some(request) => body = request.into_body(),
                 None if repeatable && is_stale(unsent.error()) => body = RequestBody::Empty,
@@ -76,7 +76,7 @@ pub async fn forward(
     let answer = connection.send(request);
     let response = answered(&mut connection, answer, &upload, rules, step).await?;
     let response = response.map_err(|unsent| failed(unsent.into_error()))?;
-    received(response, lease(connection, flight), empty, &upload, asked).await
+    received(response, lease(connection, flight), empty, &upload, asked)
 }
 
 type Answered = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
@@ -105,7 +105,7 @@ async fn answered(
 }
 
 /// What came back, with the connection that it streams from. `asked`: whether another protocol was asked for.
-async fn received(
+fn received(
     response: Response<Incoming>,
     mut lease: Lease,
     empty: bool,
@@ -121,8 +121,7 @@ async fn received(
         if !asked {
             return Err(Error::new(Kind::ProtocolError, "a switch of protocols that nobody asked for"));
         }
-        // Boxed: one exchange in many is an upgrade.
-        return Ok(Box::pin(switched(response, lease.connection, lease.flight)).await);
+        return switched(response, lease.connection, lease.flight);
     }
     if let (false, Some(driver)) = (empty || upload.is_over(), &mut lease.connection.driver) {
         driver.detach();
@@ -130,15 +129,15 @@ async fn received(
     Ok(response.map(|content| ResponseBody::Upstream(Box::new(UpstreamBody::new(content, lease)))))
 }
 
-async fn switched(response: Response<Incoming>, connection: Connection, flight: Flight) -> Response<ResponseBody> {
+fn switched(
+    response: Response<Incoming>,
+    connection: Connection,
+    flight: Flight,
+) -> Result<Response<ResponseBody>, Error> {
     let protocol = response.headers().get(header::UPGRADE).cloned().unwrap_or(HeaderValue::from_static("unknown"));
-    let (parts, content) = response.into_parts();
-    drop(content);
-    let body = match connection.into_stream().await {
-        Some(stream) => ResponseBody::Switched(Box::new(Switched { protocol, stream, flight })),
-        None => ResponseBody::Full(Default::default()),
-    };
-    Response::from_parts(parts, body)
+    let lost = || Error::new(Kind::ConnectionTerminated, "the endpoint closed as it switched protocols");
+    let stream = connection.into_stream().ok_or_else(lost)?;
+    Ok(response.map(|_| ResponseBody::Switched(Box::new(Switched { protocol, stream, flight }))))
 }
 
 /// The place of the endpoint for a request.
@@ -213,7 +212,19 @@ fn absolute(host: Option<HeaderValue>, endpoint: &EndpointAddr, target: uri::Pat
 
 /// Whether an endpoint closed a connection that it had kept, before it said a byte of response.
 fn is_stale(error: &hyper::Error) -> bool {
-    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || error_is_reset(error)
+    error.is_incomplete_message()
+        || error.is_canceled()
+        || error.is_closed()
+        || error_is_reset(error)
+        || is_unread(error)
+}
+
+/// Whether an endpoint said that it has done nothing about a request (RFC 9113 §6.8, §8.7).
+fn is_unread(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| {
+        error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    })
 }
 
 fn error_is_reset(error: &hyper::Error) -> bool {

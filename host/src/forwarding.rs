@@ -1,9 +1,13 @@
 //! What HTTP demands of every intermediary, whatever the manifest says: fields of one hop go no further, and `Via`
 //! tells that a proxy stood here.
 
+use bytes::Bytes;
 use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http_body::Frame;
 use smallvec::SmallVec;
+
+use crate::framing;
 
 /// What a request asks of the hop to the endpoint, since it asked it of this one.
 #[derive(Debug, Default)]
@@ -36,6 +40,23 @@ pub fn ask(hop: &Hop, version: Version, fields: &mut HeaderMap) {
         fields.insert(header::UPGRADE, protocol.clone());
         fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
+}
+
+/// A piece of content, or the trailers behind it in a form that is fit to be sent on.
+pub fn frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(fields) = frame.trailers_mut() {
+        trailers(fields);
+    }
+    frame
+}
+
+/// Takes out of trailers what would change the meaning of a message whose head has long been acted on
+/// (RFC 9110 §6.5.1), and what concerns one connection only.
+fn trailers(fields: &mut HeaderMap) {
+    let names: SmallVec<[HeaderName; 4]> =
+        fields.keys().filter(|name| framing::is_forbidden_trailer(name.as_str().as_bytes())).cloned().collect();
+    names.iter().for_each(|name| drop(fields.remove(name)));
+    remove_hop_by_hop(fields);
 }
 
 /// Says to the client what the connection has become.

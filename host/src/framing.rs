@@ -417,8 +417,12 @@ pub fn is_authority(text: &[u8]) -> bool {
     host.iter().all(is_fit) && port.is_some_and(is_port)
 }
 
-/// Names that have no business behind the content: who merges trailers into the head would be misled.
 fn trailer(name: &[u8]) -> Result<(), Refusal> {
+    if is_forbidden_trailer(name) { Err(Refusal::Trailer) } else { Ok(()) }
+}
+
+/// Names that have no business behind the content: who merges trailers into the head would be misled.
+pub fn is_forbidden_trailer(name: &[u8]) -> bool {
     const FORBIDDEN: [&[u8]; 18] = [
         b"authorization",
         b"cache-control",
@@ -439,6 +443,5 @@ fn trailer(name: &[u8]) -> Result<(), Refusal> {
         b"transfer-encoding",
         b"upgrade",
     ];
-    let is_forbidden = FORBIDDEN.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden));
-    if is_forbidden { Err(Refusal::Trailer) } else { Ok(()) }
+    FORBIDDEN.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden))
 }

@@ -1,5 +1,18 @@
 //! The normal form of a path: what routes and plugins match, and what the endpoint gets. Two spellings of the same path
 //! become one, and a path that some would understand otherwise than others is refused.
+//!
+//! - Escapes of unreserved characters are decoded, all others stay, in upper case (RFC 3986 §6.2.2).
+//! - An escaped slash and any backslash are refused: an endpoint that decodes them would see another path than the route
+//!   did. (nginx decodes them, Envoy lets one choose.)
+//! - An escape that is escaped once more is refused where it hides a dot, a slash, a backslash, a percent sign or a NUL,
+//!   in whatever way its digits are spelled. Other uses of `%25` stay as they are.
+//! - Empty segments are merged, as nginx does, so that `//admin` does not slip past the route of `/admin`. They go before
+//!   dot segments are removed: `/a//../b` is `/b`.
+//! - Dot segments are removed (RFC 3986 §5.2.4). Above the root there is nothing: such paths are refused.
+//! - `..;x` is refused, because Tomcat and its like drop the parameter and see `..`. Other parameters are part of their
+//!   segment.
+//!
+//! It knows neither queries nor the target `*`, which passes as it is.
 
 use std::borrow::Cow;
 
@@ -20,14 +33,12 @@ pub enum Refused {
     AboveRoot,
 }
 
-/// Brings a path, which begins with `/`, into its normal form: escapes of unreserved characters decoded, others in upper
-/// case, dot segments and empty segments removed (RFC 3986 §6.2.2).
+/// Brings a path, which begins with `/`, into its normal form.
 pub fn normal(path: &str) -> Result<Cow<'_, str>, Refused> {
-    if is_plain(path) {
+    if is_normal(path.as_bytes()) {
         return Ok(Cow::Borrowed(path));
     }
-    let normal = without_dots(&settled(path)?)?;
-    Ok(if normal == path { Cow::Borrowed(path) } else { Cow::Owned(normal) })
+    without_dots(&settled(path)?).map(Cow::Owned)
 }
 
 impl Refused {
@@ -44,12 +55,34 @@ impl Refused {
     }
 }
 
-/// Whether there is nothing to do, as with nearly all: no escape, no dot or slash behind a slash, no backslash, no
-/// parameter.
-fn is_plain(path: &str) -> bool {
-    let is_doubtful = |pair: &[u8]| pair[0] == b'/' && (pair[1] == b'.' || pair[1] == b'/');
-    !path.bytes().any(|byte| byte == b'%' || byte == b'\\' || byte == b';')
-        && !path.as_bytes().windows(2).any(is_doubtful)
+/// Whether there is nothing to do, as with nearly all paths. Exactly those are passed that [`normal`] would give back as
+/// they are; one look at each byte, and nothing is copied.
+fn is_normal(path: &[u8]) -> bool {
+    path.iter().enumerate().all(|(at, byte)| match byte {
+        b'/' => !begins_with_dots_or_nothing(&path[at + 1..]),
+        b'%' => is_settled(&path[at + 1..]),
+        b'\\' => false,
+        _ => true,
+    })
+}
+
+/// Whether what follows a slash is an empty segment, or a dot segment with or without a parameter. Nothing at all is the
+/// end of a folder's path, which is fine.
+fn begins_with_dots_or_nothing(segment: &[u8]) -> bool {
+    let Some(after) = segment.strip_prefix(b".") else { return segment.starts_with(b"/") };
+    let after = after.strip_prefix(b".").unwrap_or(after);
+    matches!(after, [] | [b'/' | b';', ..] | [b'%', b'3', b'B' | b'b', ..])
+}
+
+/// Whether an escape, given from its digits on, is one that stays.
+fn is_settled(digits: &[u8]) -> bool {
+    let is_upper = digits.iter().take(2).all(|digit| !digit.is_ascii_lowercase());
+    is_upper
+        && escaped(digits).is_ok_and(|byte| match byte {
+            0 | b'/' | b'\\' => false,
+            b'%' => !is_doubtful_escape(&digits[2..]),
+            _ => !is_unreserved(byte),
+        })
 }
 
 /// Settles the escapes.
@@ -58,34 +91,39 @@ fn settled(path: &str) -> Result<String, Refused> {
     let mut rest = path;
     while let Some(at) = rest.find(['%', '\\']) {
         settled.push_str(&rest[..at]);
-        let byte = rest[at..].strip_prefix('%').ok_or(Refused::Slash).and_then(escaped)?;
-        let after = &rest[at + 3..];
-        match byte {
+        let digits = rest[at..].strip_prefix('%').ok_or(Refused::Slash)?;
+        match escaped(digits.as_bytes())? {
             0 => return Err(Refused::Nul),
             b'/' | b'\\' => return Err(Refused::Slash),
-            b'%' if is_doubtful_escape(after) => return Err(Refused::Twice),
-            b'-' | b'.' | b'_' | b'~' => settled.push(char::from(byte)),
-            _ if byte.is_ascii_alphanumeric() => settled.push(char::from(byte)),
+            byte if is_unreserved(byte) => settled.push(char::from(byte)),
             _ => settled.push_str(&rest[at..at + 3].to_ascii_uppercase()),
         }
-        rest = after;
+        rest = &digits[2..];
     }
     settled.push_str(rest);
-    Ok(settled)
+    // Not before all are settled: the digits behind a percent sign may have been escaped themselves (`%25%32%65`).
+    let hides = |(at, percent): (usize, &str)| is_doubtful_escape(&settled.as_bytes()[at + percent.len()..]);
+    if settled.match_indices("%25").any(hides) { Err(Refused::Twice) } else { Ok(settled) }
 }
 
 /// The byte of an escape, given from its digits on.
-fn escaped(digits: &str) -> Result<u8, Refused> {
-    let digits = digits.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
-    digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).ok_or(Refused::Escape)
+fn escaped(digits: &[u8]) -> Result<u8, Refused> {
+    let value = |digit: &u8| char::from(*digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
+    let [high, low, ..] = digits else { return Err(Refused::Escape) };
+    value(high).zip(value(low)).map(|(high, low)| high << 4 | low).ok_or(Refused::Escape)
 }
 
-/// Whether these digits, behind a percent sign, would be a dot, a slash, a backslash, or a percent sign again.
-fn is_doubtful_escape(digits: &str) -> bool {
+/// RFC 3986 §2.3.
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// Whether these digits, behind a percent sign, would be a dot, a slash, a backslash, a percent sign again, or a NUL.
+fn is_doubtful_escape(digits: &[u8]) -> bool {
     escaped(digits).is_ok_and(|byte| matches!(byte, b'.' | b'/' | b'\\' | b'%' | 0))
 }
 
-/// Removes dot segments and empty ones, after the escapes are settled (RFC 3986 §5.2.4).
+/// Removes dot segments and empty ones, after the escapes are settled.
 fn without_dots(path: &str) -> Result<String, Refused> {
     let mut segments: Vec<&str> = Vec::new();
     let is_folder = path.ends_with('/') || path.ends_with("/.") || path.ends_with("/..");
@@ -93,7 +131,8 @@ fn without_dots(path: &str) -> Result<String, Refused> {
         match segment {
             "" | "." => {}
             ".." => drop(segments.pop().ok_or(Refused::AboveRoot)?),
-            _ if is_dots_with_parameter(segment) => return Err(Refused::Parameter),
+            // Dots alone were seen to above.
+            _ if begins_with_dots_or_nothing(segment.as_bytes()) => return Err(Refused::Parameter),
             _ => segments.push(segment),
         }
     }
@@ -106,11 +145,6 @@ fn without_dots(path: &str) -> Result<String, Refused> {
         normal.push('/');
     }
     Ok(normal)
-}
-
-fn is_dots_with_parameter(segment: &str) -> bool {
-    let end = segment.find(';').or_else(|| segment.find("%3B"));
-    end.is_some_and(|end| matches!(&segment[..end], "." | ".."))
 }
 
 #[cfg(test)]
@@ -138,12 +172,29 @@ mod tests {
             ("/a;b=1/c", "/a;b=1/c"),
             ("/100%25", "/100%25"),
             ("/%2541", "/%2541"),
+            ("/%25%34%31", "/%2541"),
+            ("/%25", "/%25"),
+            ("*", "*"),
+            ("/a//../b", "/b"),
+            ("/a/./", "/a/"),
+            ("/..a/.a/..", "/..a/"),
+            ("/...;x", "/...;x"),
+            ("/a/..b;x", "/a/..b;x"),
+            ("/%2E%2E%2E", "/..."),
+            ("/a%20b%3Fc%23", "/a%20b%3Fc%23"),
+            ("/\u{e9}/%C3%A9", "/\u{e9}/%C3%A9"),
         ];
         for (path, wanted) in cases {
             assert_eq!(normal(path).as_deref(), Ok(wanted), "{path}");
         }
-        assert!(matches!(normal("/a/b"), Ok(Cow::Borrowed(_))), "nothing is copied where nothing changes");
-        assert!(matches!(normal("/.well-known/x"), Ok(Cow::Borrowed(_))));
+    }
+
+    #[test]
+    fn nothing_is_copied_where_nothing_changes() {
+        let paths = ["*", "/", "/a/b/", "/.well-known/x", "/caf%C3%A9", "/a;b=1", "/100%25", "/a..", "/...", "/..a;b"];
+        for path in paths {
+            assert!(matches!(normal(path), Ok(Cow::Borrowed(_))), "{path}");
+        }
     }
 
     #[test]
@@ -161,6 +212,18 @@ mod tests {
             ("/%252e%252e/", Refused::Twice),
             ("/%252f", Refused::Twice),
             ("/%25252e", Refused::Twice),
+            ("/%255C", Refused::Twice),
+            ("/%2500", Refused::Twice),
+            ("/%25%32%65", Refused::Twice),
+            ("/%252%65", Refused::Twice),
+            ("/%25%32e%25%32e/", Refused::Twice),
+            ("/a%5C", Refused::Slash),
+            ("/..;", Refused::Parameter),
+            ("/..%3Bx;y/b", Refused::Parameter),
+            ("/.%3Bx", Refused::Parameter),
+            ("/.%2e;/", Refused::Parameter),
+            ("//..", Refused::AboveRoot),
+            ("/./../a", Refused::AboveRoot),
             ("/a/..;/b", Refused::Parameter),
             ("/a/.;x=1/b", Refused::Parameter),
             ("/a/%2e%2e%3b/b", Refused::Parameter),
@@ -175,8 +238,13 @@ mod tests {
 
     #[test]
     fn the_normal_form_of_anything_is_its_own() {
-        const PIECES: [&str; 16] =
-            ["/", "/", ".", "..", "%2e", "%2E", "%2f", "%25", "a", "b", ";", "%3b", "%c3", "\\", "%", "~"];
+        // Digits alone too, so that escapes are put together of what was escaped.
+        const PIECES: [&str; 24] = [
+            "/", "/", ".", "..", "%2e", "%2E", "%2f", "%25", "a", "b", ";", "%3b", "%c3", "\\", "%", "~", "2", "5",
+            "e", "%32", "%35", "%65", "%41", "\u{e9}",
+        ];
+        const NEVER: [&str; 12] =
+            ["//", "/./", "/../", "/.;", "/..;", "/..%3B", "%2E", "%2F", "%5C", "%00", "%252e", "%2525"];
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         let mut next = || {
             random ^= random << 13;
@@ -185,14 +253,15 @@ mod tests {
             random as usize
         };
         let mut good = 0;
-        for _ in 0..200_000 {
-            let path: String = std::iter::once("/").chain((0..next() % 12).map(|_| PIECES[next() % 16])).collect();
+        for _ in 0..400_000 {
+            let path: String = std::iter::once("/").chain((0..next() % 12).map(|_| PIECES[next() % 24])).collect();
             let Ok(once) = normal(&path) else { continue };
             good += 1;
-            assert_eq!(normal(&once).as_deref(), Ok(&*once), "{path}");
-            let looks = |part: &str| once.contains(part);
-            assert!(once.starts_with('/') && !looks("//") && !looks("/./") && !looks("/../"), "{path} became {once}");
-            assert!(!once.ends_with("/..") && !looks("%2E") && !looks("%2F"), "{path} became {once}");
+            assert!(matches!(normal(&once), Ok(Cow::Borrowed(same)) if same == once), "{path} became {once}");
+            assert_eq!(matches!(once, Cow::Borrowed(_)), once == path, "{path} was copied");
+            let never = NEVER.iter().find(|part| once.contains(**part));
+            assert!(once.starts_with('/') && never.is_none(), "{path} became {once}");
+            assert!(!once.ends_with("/.") && !once.ends_with("/.."), "{path} became {once}");
         }
         assert!(good > 10_000, "{good}");
     }

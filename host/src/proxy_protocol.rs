@@ -1,10 +1,11 @@
 //! The PROXY protocol, versions 1 and 2: the first bytes of a connection, in which one proxy tells the next for whom it
-//! speaks (HAProxy's proxy-protocol.txt).
+//! speaks (HAProxy's proxy-protocol.txt). It reads no TLVs, and so verifies no CRC32C.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
 
-use ppp::{HeaderResult, PartialResult, v1, v2};
+use ppp::{v1, v2};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Version {
@@ -31,28 +32,11 @@ pub struct Addresses {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-const START_V1: &[u8] = b"PROXY ";
-/// The longest header of version 1, as the protocol has it.
-const LONGEST_V1: usize = 107;
-/// Addresses and everything that proxies are known to add: certificates' names, identifiers.
-const LONGEST_V2: usize = 16 + 2048;
-
-/// Parses a header that is all there is of the bytes.
+/// Parses a header that is all there is of the bytes. More bytes than the header are malformed: nothing here would say
+/// where it ends, and what follows would be lost.
 pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
-    // ppp takes a line that lacks but its LF for a bad one.
-    let is_begun_line = bytes.len() < LONGEST_V1 && !bytes.ends_with(b"\n");
-    let known = bytes.len().min(START_V1.len());
-    if is_begun_line && bytes[..known] == START_V1[..known] {
-        return Ok(Parsed::Incomplete);
-    }
-    let header = HeaderResult::parse(bytes);
-    match header {
-        HeaderResult::V2(_) if header.is_incomplete() && bytes.len() < LONGEST_V2 => Ok(Parsed::Incomplete),
-        HeaderResult::V1(Ok(header)) => Ok(Parsed::Done(of_v1(header.addresses))),
-        HeaderResult::V2(Ok(header)) if header.command == v2::Command::Local => Ok(Parsed::Done(None)),
-        HeaderResult::V2(Ok(header)) => Ok(Parsed::Done(of_v2(header.addresses))),
-        HeaderResult::V1(Err(_)) | HeaderResult::V2(Err(_)) => Err(Malformed),
-    }
+    let known = bytes.len().min(v2::PROTOCOL_PREFIX.len());
+    if bytes[..known] == v2::PROTOCOL_PREFIX[..known] { binary(bytes) } else { line(bytes) }
 }
 
 /// A header.
@@ -70,6 +54,81 @@ pub fn encode(version: Version, client: SocketAddr, destination: SocketAddr) -> 
     // Only what is longer than 64 KiB can't be built.
     header.unwrap_or_default()
 }
+
+fn line(bytes: &[u8]) -> Result<Parsed, Malformed> {
+    let length = bytes.iter().take(LONGEST_V1).position(|byte| *byte == b'\n').map(|at| at + 1);
+    match length {
+        None if bytes.len() < LONGEST_V1 && is_begun_line(bytes) => Ok(Parsed::Incomplete),
+        Some(length) if length == bytes.len() && is_begun_line(&bytes[..length - 1]) => whole_line(bytes),
+        _ => Err(Malformed),
+    }
+}
+
+fn whole_line(line: &[u8]) -> Result<Parsed, Malformed> {
+    // Whatever stands behind UNKNOWN is to be ignored; ppp objects when it is more than addresses.
+    if line.starts_with(UNKNOWN) {
+        return if line.ends_with(b"\r\n") { Ok(Parsed::Done(None)) } else { Err(Malformed) };
+    }
+    let header = v1::Header::try_from(line).map_err(|_| Malformed)?;
+    Ok(Parsed::Done(of_v1(header.addresses)))
+}
+
+const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
+const TCP4: &[u8] = b"PROXY TCP4 ";
+const TCP6: &[u8] = b"PROXY TCP6 ";
+
+/// Whether this can be what precedes the LF of a line. ppp can't tell: to it a line that ends just before the second port
+/// is bad for ever, and bad addresses are good until that port is there.
+fn is_begun_line(line: &[u8]) -> bool {
+    let agrees = |start: &[u8]| line.iter().zip(start).all(|(byte, wanted)| byte == wanted);
+    let rest = |start: &[u8]| line.get(start.len()..).unwrap_or_default();
+    agrees(UNKNOWN) && matches!(rest(UNKNOWN), [] | [b'\r'] | [b' ', ..])
+        || agrees(TCP4) && are_begun_ends::<Ipv4Addr>(rest(TCP4))
+        || agrees(TCP6) && are_begun_ends::<Ipv6Addr>(rest(TCP6))
+}
+
+/// Two addresses and two ports, as far as they have come.
+fn are_begun_ends<Ip: FromStr>(ends: &[u8]) -> bool {
+    let mut words = ends.split_inclusive(|byte| matches!(byte, b' ' | b'\r')).enumerate();
+    words.all(|(at, word)| match word.strip_suffix(if at == 3 { b"\r" } else { b" " }) {
+        Some(word) if at < 2 => str::from_utf8(word).is_ok_and(|word| word.parse::<Ip>().is_ok()),
+        Some(word) => at < 4 && is_port(word),
+        None => at < 4 && word.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b'.' | b':')),
+    })
+}
+
+/// ppp would let a sign pass.
+fn is_port(word: &[u8]) -> bool {
+    let is_number = word.iter().all(u8::is_ascii_digit) && (word == b"0" || !word.starts_with(b"0"));
+    is_number && str::from_utf8(word).is_ok_and(|word| word.parse::<u16>().is_ok())
+}
+
+fn binary(bytes: &[u8]) -> Result<Parsed, Malformed> {
+    let Some(start) = bytes.get(..START_V2) else { return Ok(Parsed::Incomplete) };
+    let length = START_V2 + usize::from(u16::from_be_bytes([start[14], start[15]]));
+    if length > LONGEST_V2 || length < bytes.len() {
+        return Err(Malformed);
+    }
+    if start[12] == LOCAL {
+        // Its family is to be ignored, whatever it is; ppp wants one that it knows, with addresses.
+        return Ok(if bytes.len() == length { Parsed::Done(None) } else { Parsed::Incomplete });
+    }
+    match v2::Header::try_from(bytes) {
+        Ok(header) if header.protocol == v2::Protocol::Stream => Ok(Parsed::Done(of_v2(header.addresses))),
+        // We serve no datagrams: as with HAProxy and nginx, the connection's own addresses stand.
+        Ok(_) => Ok(Parsed::Done(None)),
+        Err(v2::ParseError::Partial(..)) => Ok(Parsed::Incomplete),
+        Err(_) => Err(Malformed),
+    }
+}
+
+/// The longest line of version 1, as the protocol has it.
+const LONGEST_V1: usize = 107;
+/// Addresses and everything that proxies are known to add: certificates' names, identifiers.
+const LONGEST_V2: usize = START_V2 + 2048;
+/// What precedes the addresses in version 2: signature, command, family, length.
+const START_V2: usize = 16;
+const LOCAL: u8 = v2::Version::Two as u8 | v2::Command::Local as u8;
 
 fn text(client: SocketAddr, destination: SocketAddr) -> String {
     let family = if client.is_ipv4() { "TCP4" } else { "TCP6" };
@@ -158,7 +217,16 @@ mod tests {
     #[test]
     fn connections_of_the_proxy_itself_keep_their_addresses() {
         let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
-        for header in [&b"PROXY UNKNOWN\r\n"[..], b"PROXY UNKNOWN ::1 ::1 1 1\r\n", local] {
+        let of_odd_family = b"\r\n\r\n\0\r\nQUIT\n\x20\x45\x00\x01x";
+        let datagrams = b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c\x01\x01\x01\x01\x02\x02\x02\x02\x00\x01\x00\x02";
+        let unspecified = b"\r\n\r\n\0\r\nQUIT\n\x21\x00\x00\x03abc";
+        let unix = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x31\x00\xd8"[..], &[0; 216]].concat();
+        let lines: [&[u8]; 3] =
+            [b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ::1 ::1 1 1\r\n", b"PROXY UNKNOWN a  b c d e f \xff\r\n"];
+        for header in lines.into_iter().chain([&local[..], of_odd_family, datagrams, unspecified, &unix]) {
+            for length in 0..header.len() {
+                assert_eq!(parse(&header[..length]), Ok(Parsed::Incomplete), "{header:?} {length}");
+            }
             assert_eq!(parse(header), Ok(Parsed::Done(None)), "{header:?}");
         }
     }
@@ -166,17 +234,59 @@ mod tests {
     #[test]
     fn what_cannot_become_a_header_is_refused_at_once() {
         let long = [&b"PROXY UNKNOWN "[..], &[b'a'; 100]].concat();
-        let cases: [&[u8]; 6] = [
+        let cases: [&[u8]; 24] = [
             b"GET / HTTP/1.1\r\n",
             b"PROXY TCP4 192.0.2.1 192.0.2.2 99999 80\r\n",
             b"PROXY TCP4 ::1 ::1 1 1\r\n",
             b"PROXY UDP4 1.1.1.1 1.1.1.1 1 1\r\n",
             b"\r\n\r\n\0\r\nQUIT\n\x31\x11\x00\x00",
             &long,
+            b"PROXZ",
+            b"PROXY  ",
+            b"PROXY GET",
+            b"PROXY TCP5",
+            b"PROXY UNKNOWNS",
+            b"PROXY UNKNOWN\rx",
+            b"PROXY UNKNOWN a\n",
+            b"PROXY TCP4 g",
+            b"PROXY TCP4 192.0.2 ",
+            b"PROXY TCP4 192.0.2.1  ",
+            b"PROXY TCP6 192.0.2.1 ",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 +80",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 080 ",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 80 443\rx",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 80 443 \r\n",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 80 443\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x08\x01",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0b",
         ];
         for bytes in cases {
             assert_eq!(parse(bytes), Err(Malformed), "{:?}", String::from_utf8_lossy(bytes));
         }
+    }
+
+    #[test]
+    fn what_follows_a_header_is_never_swallowed() {
+        let (client, destination) = ends("192.0.2.1:1000", "192.0.2.2:80");
+        let encoded = [Version::V1, Version::V2].map(|version| encode(version, client, destination));
+        for header in encoded.into_iter().chain([b"PROXY UNKNOWN\r\n".to_vec()]) {
+            for after in [&b"G"[..], b"\n", b"\r\n", b"GET / HTTP/1.1\r\n"] {
+                assert_eq!(parse(&[&header, after].concat()), Err(Malformed), "{header:?} {after:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_headers_are_parsed_and_no_longer_ones() {
+        let highest = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
+        let line = format!("PROXY UNKNOWN {highest} {highest} 65535 65535\r\n");
+        assert_eq!((line.len(), parse(line.as_bytes())), (LONGEST_V1, Ok(Parsed::Done(None))));
+        assert_eq!(parse(line.replace("\r\n", " \r\n").as_bytes()), Err(Malformed));
+        let mut header = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x08\x00"[..], &[1; 2048]].concat();
+        assert!(matches!(parse(&header), Ok(Parsed::Done(Some(_)))));
+        assert_eq!(parse(&header[..LONGEST_V2 - 1]), Ok(Parsed::Incomplete));
+        header[15] = 1;
+        assert_eq!(parse(&header[..START_V2]), Err(Malformed));
     }
 
     #[test]
@@ -192,7 +302,12 @@ mod tests {
         let mut refused = 0;
         for round in 0..100_000 {
             let tail: Vec<u8> = (0..next() % 64).map(|_| next() as u8).collect();
-            refused += usize::from(parse(&[starts[round % 4], &tail].concat()).is_err());
+            let bytes = [starts[round % 4], &tail].concat();
+            let is_refused = parse(&bytes).is_err();
+            refused += usize::from(is_refused);
+            // What was refused stays refused, whatever comes.
+            let longer = [&bytes[..], &[next() as u8]].concat();
+            assert!(!is_refused || parse(&longer).is_err(), "{longer:?}");
         }
         assert!(refused > 20_000, "{refused}");
     }

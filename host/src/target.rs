@@ -41,7 +41,9 @@ pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
 fn settle_authority(request: &mut Parts) -> Result<(), Error> {
     let mut hosts = request.headers.get_all(header::HOST).iter();
     let (host, second) = (hosts.next(), hosts.next());
-    if second.is_some() || host.is_none() && request.version == Version::HTTP_11 {
+    let has_none = host.is_none() && request.uri.authority().is_none();
+    let lacks_host = host.is_none() && request.version == Version::HTTP_11;
+    if second.is_some() || lacks_host || has_none && request.version != Version::HTTP_10 {
         return refused("a request has one Host (RFC 9112 §3.2)");
     }
     let Some(authority) = request.uri.authority() else {
@@ -70,11 +72,13 @@ fn settle_path(request: &mut Parts) -> Result<(), Error> {
     if target.path() == "*" {
         return if request.method == Method::OPTIONS { Ok(()) } else { refused("`*` is a target for OPTIONS alone") };
     }
-    if target.query().is_some_and(|query| query.bytes().any(|byte| !byte.is_ascii_graphic())) {
-        return refused("the query has bytes that a URI can't have");
+    let whole = target.path_and_query().map_or("/", PathAndQuery::as_str);
+    if whole.bytes().any(|byte| !byte.is_ascii_graphic()) {
+        return refused("the target has bytes that a URI can't have");
     }
     let path = match path::normal(target.path()) {
-        Ok(Cow::Borrowed(_)) => return Ok(()),
+        Ok(Cow::Borrowed(_)) if whole.starts_with('/') => return Ok(()),
+        Ok(Cow::Borrowed(path)) => path.to_owned(),
         Ok(Cow::Owned(path)) => path,
         Err(why) => return refused(why.reason()),
     };

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 
 use crate::clock::Deadline;
 use crate::error::Kind;
+use crate::forwarding;
 use crate::passage::{BodyError, Passage};
 use crate::plugin::transform::TransformError;
 
@@ -41,6 +42,8 @@ pub struct UploadLimits {
     pub pause: Duration,
     /// Bytes per second.
     pub rate: u64,
+    /// Whether the content says by itself that it is whole, as in HTTP/2: there a stream that was reset just ends.
+    pub knows_end: bool,
 }
 
 /// How fast the client sends. Only time in which the endpoint waited for the client counts.
@@ -127,7 +130,7 @@ impl Body for Receiving {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Receiving { content, upload, limits, pace } = &mut *self;
-        let frame = match Pin::new(content).poll_frame(cx) {
+        let frame = match Pin::new(&mut *content).poll_frame(cx) {
             Poll::Pending if !upload.0.unhurried.get() && pace.is_too_slow(*limits, cx) => {
                 return Poll::Ready(Some(Err(upload.fail(Kind::RequestTimeout, "the client's content is too slow"))));
             }
@@ -142,13 +145,16 @@ impl Body for Receiving {
                 upload.fail(Kind::RequestBodySize, "the content is longer than the route takes")
             )));
         }
+        if frame.is_none() && limits.knows_end && !content.is_end_stream() {
+            return Poll::Ready(Some(Err(upload.fail(Kind::RequestError, "the client gave up within its content"))));
+        }
         if let Some(Err(error)) = &frame
             && !error.is_incomplete_message()
             && !error.is_closed()
         {
             upload.0.failed.set(Some(Kind::RequestError));
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame.map(|frame| frame.map(forwarding::frame).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {

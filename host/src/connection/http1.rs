@@ -74,7 +74,11 @@ where
             self.graceful = true;
             Pin::new(&mut *connection).graceful_shutdown();
         }
-        let polled = Pin::new(&mut *connection).poll(cx);
+        let mut polled = Pin::new(&mut *connection).poll(cx);
+        if matches!(polled, Poll::Ready(Ok(()))) && !session.flushed.get() && session.switched.borrow().is_none() {
+            // After a request for an upgrade hyper leaves its buffer to whoever takes over; nobody does.
+            polled = Pin::new(&mut *connection).poll(cx);
+        }
         if session.flushed.get() || polled.is_ready() {
             session.settle();
         }

@@ -40,6 +40,9 @@ const SEND_BUFFER: usize = 64 << 10;
 const LOOK: Duration = Duration::from_secs(5);
 /// Streams that the client has reset before they were begun; beyond, the connection is closed (CVE-2023-44487).
 const PENDING_RESETS: usize = 20;
+/// Streams that the client has reset while they were served, which h2 doesn't count; beyond, and if they are most of
+/// all, the connection is closed. Browsers that leave a page reset tens.
+const ABORTED: usize = 200;
 /// Streams that were reset since the client broke a rule; beyond, the connection is closed (CVE-2025-8671).
 const LOCAL_RESETS: usize = 100;
 
@@ -48,8 +51,15 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
     let [idle, send] = client.clock.deadlines();
     let io = Wire::new(StreamsIo { ahead, io: stream, send, timeout: limits.send_timeout });
-    let streams =
-        Rc::new(Streams { client, idle, open: Cell::new(0), served: Cell::new(0), given: RefCell::default() });
+    let streams = Rc::new(Streams {
+        client,
+        idle,
+        open: Cell::new(0),
+        served: Cell::new(0),
+        leaving: Cell::new(false),
+        aborted: Cell::new(0),
+        given: RefCell::default(),
+    });
     let service = service_fn(|request| streams.clone().exchange(request));
     let mut builder = http2::Builder::new(OnThisWorker);
     builder
@@ -62,15 +72,15 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         .max_local_error_reset_streams(LOCAL_RESETS)
         .enable_connect_protocol();
     let mut connection = pin!(builder.serve_connection(io, service));
-    let mut leaving = false;
     streams.idle.set(limits.head_timeout);
     let served = poll_fn(|cx| {
         streams.idle.watch(cx);
-        if !leaving && streams.is_over() {
-            leaving = true;
+        if !streams.leaving.get() && streams.is_over() {
+            streams.leaving.set(true);
             connection.as_mut().graceful_shutdown();
-        }
-        if streams.is_given_up(leaving) {
+            // For the client to hear of it.
+            streams.idle.set(LOOK);
+        } else if streams.is_given_up() {
             return Poll::Ready(Ok(()));
         }
         connection.as_mut().poll(cx)
@@ -87,6 +97,10 @@ struct Streams {
     idle: Deadline,
     open: Cell<usize>,
     served: Cell<usize>,
+    /// The client has been told to go.
+    leaving: Cell<bool>,
+    /// Those that the client has given up before their end.
+    aborted: Cell<usize>,
     /// Since when what was given to each stream waits for the client to take it.
     given: RefCell<Vec<Weak<Given>>>,
 }
@@ -94,13 +108,17 @@ struct Streams {
 type Given = Cell<Option<Instant>>;
 
 /// An open stream, until dropped.
-struct Open(Rc<Streams>);
+struct Open {
+    streams: Rc<Streams>,
+    /// Whether its response was sent whole, or is no longer a response.
+    is_whole: Cell<bool>,
+}
 
 /// The content of a response on its way into a stream.
 struct Streamed {
     outgoing: Outgoing,
     given: Rc<Given>,
-    _open: Option<Open>,
+    open: Option<Open>,
 }
 
 impl Streams {
@@ -119,7 +137,7 @@ impl Streams {
                 Some(client) => connect(response, client, open, &timers.step),
                 None => (response, Some(open)),
             };
-            Ok(response.map(|outgoing| Streamed { outgoing, given: self.give(), _open: open }))
+            Ok(response.map(|outgoing| Streamed { outgoing, given: self.give(), open }))
         }
     }
 
@@ -127,7 +145,7 @@ impl Streams {
         self.open.set(self.open.get() + 1);
         self.served.set(self.served.get() + 1);
         self.idle.set(LOOK);
-        Open(self.clone())
+        Open { streams: self.clone(), is_whole: Cell::new(false) }
     }
 
     fn give(&self) -> Rc<Given> {
@@ -145,8 +163,12 @@ impl Streams {
         is_idle || self.served.get() >= limits.requests || self.idle.clock().is_stopping()
     }
 
-    /// Whether it is time to close: the client was told to go and has nothing more to get, or it takes nothing.
-    fn is_given_up(&self, leaving: bool) -> bool {
+    /// Whether it is time to close: the client was told to go and has nothing more to get, or it takes nothing, or it
+    /// asks for what it doesn't want.
+    fn is_given_up(&self) -> bool {
+        if self.aborted.get() > ABORTED && self.aborted.get() > self.served.get() / 2 {
+            return true;
+        }
         if !self.idle.is_met() {
             return false;
         }
@@ -157,16 +179,28 @@ impl Streams {
             let since = given.upgrade().and_then(|given| given.get());
             since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
         };
-        self.given.borrow().iter().any(is_stuck) || leaving && self.open.get() == 0
+        self.given.borrow().iter().any(is_stuck) || self.leaving.get() && self.open.get() == 0
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let streams = &self.0;
+        let streams = &self.streams;
+        if !self.is_whole.get() {
+            streams.aborted.set(streams.aborted.get() + 1);
+        }
         streams.open.set(streams.open.get() - 1);
         if streams.open.get() == 0 {
-            streams.idle.set(streams.client.arrival.listener.limits.keep_alive);
+            let keep_alive = streams.client.arrival.listener.limits.keep_alive;
+            streams.idle.set(if streams.leaving.get() { LOOK } else { keep_alive });
+        }
+    }
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.as_ref().filter(|_| self.outgoing.is_end_stream()) {
+            open.is_whole.set(true);
         }
     }
 }
@@ -177,6 +211,9 @@ impl Body for Streamed {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = Pin::new(&mut self.outgoing).poll_frame(cx);
+        if let (Poll::Ready(None), Some(open)) = (&frame, &self.open) {
+            open.is_whole.set(true);
+        }
         // The next is asked for once this one has been taken.
         self.given.set(frame.is_ready().then(|| self.outgoing.total.clock().now()));
         frame
@@ -235,7 +272,7 @@ fn connect(
             *body = other;
             if response.status().is_success() {
                 let error = Error::new(Kind::ProtocolError, "the endpoint didn't switch protocols");
-                response = open.0.client.refuse(error, StatusCode::BAD_GATEWAY);
+                response = open.streams.client.refuse(error, StatusCode::BAD_GATEWAY);
             }
             return (response, Some(open));
         }
@@ -245,7 +282,8 @@ fn connect(
     for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT, header::CONTENT_LENGTH] {
         response.headers_mut().remove(name);
     }
-    let (idle, deadline) = (open.0.client.arrival.listener.limits.tunnel_timeout, deadline.clone());
+    let (idle, deadline) = (open.streams.client.arrival.listener.limits.tunnel_timeout, deadline.clone());
+    open.is_whole.set(true);
     tokio::task::spawn_local(async move {
         match client.await {
             Ok(client) => tunnel::run(TokioIo::new(client), Bytes::new(), *switched, idle, deadline, ending).await,

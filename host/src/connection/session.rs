@@ -123,8 +123,8 @@ impl Session {
             let mut response = exchange.await;
             let is_last = self.served.get() >= self.client.arrival.listener.limits.requests;
             // Whoever sends what has two meanings may have meant the rest otherwise too.
-            let is_doubtful = response.body().ending.as_ref().is_some_and(|end| end.error == Some(Kind::RequestError));
-            if is_last || is_doubtful {
+            let is_doubtful = |kind| matches!(kind, Kind::RequestError | Kind::RequestTimeout | Kind::RequestBodySize);
+            if is_last || response.body().ending.as_ref().and_then(|ending| ending.error).is_some_and(is_doubtful) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response.map(|outgoing| Tracked { outgoing, cut: None, session: self }))

@@ -53,6 +53,8 @@ pub struct Stream {
 pub struct Driver {
     /// None once the connection is over, or has a task.
     connection: Option<Box<dyn Driving>>,
+    /// The connection that ended with the very response: it may have become something else than HTTP.
+    ended: Option<Box<dyn Driving>>,
     relay: Arc<Relay>,
     /// The relay as a waker, made once.
     waker: Waker,
@@ -99,7 +101,8 @@ impl Connection {
         let (sender, connection) = http1::Builder::new().handshake(Wire::new(transport)).await.map_err(failed)?;
         let task = Mutex::new(Waker::noop().clone());
         let relay = Arc::new(Relay { polling: AtomicBool::new(false), again: AtomicBool::new(false), task });
-        let driver = Driver { connection: Some(Box::new(connection)), waker: relay.clone().into(), relay };
+        let (connection, waker) = (Some(Box::new(connection) as Box<dyn Driving>), relay.clone().into());
+        let driver = Driver { connection, ended: None, waker, relay };
         Ok(Connection { sender: Sender::Http1(sender), driver: Some(driver) })
     }
 
@@ -173,10 +176,8 @@ impl Connection {
     }
 
     /// The bytes of a connection whose endpoint has switched protocols.
-    pub async fn into_stream(self) -> Option<Stream> {
-        let mut connection = self.driver?.connection?;
-        std::future::poll_fn(|cx| connection.poll(cx)).await.ok()?;
-        Some(connection.into_stream())
+    pub fn into_stream(self) -> Option<Stream> {
+        Some(self.driver?.ended?.into_stream())
     }
 }
 
@@ -215,17 +216,22 @@ impl Driver {
         let relay = self.relay.clone();
         let mut own = Context::from_waker(&self.waker);
         let polled = loop {
+            let mut ended = None;
             if let Some(connection) = &mut self.connection
-                && let Poll::Ready(ended) = connection.poll(&mut own)
+                && let Poll::Ready(outcome) = connection.poll(&mut own)
             {
-                if let Err(error) = ended {
+                if let Err(error) = outcome {
                     tracing::debug!(%error, "upstream connection");
                 }
-                // Dropping it answers whoever still waits for it.
-                self.connection = None;
+                ended = self.connection.take();
             }
             let polled = poll(&mut own);
-            if polled.is_ready() || !relay.again() {
+            if polled.is_ready() {
+                self.ended = ended;
+                break polled;
+            }
+            // Dropping it answers whoever still waits for it.
+            if ended.is_none() && !relay.again() {
                 break polled;
             }
         };

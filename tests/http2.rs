@@ -1,0 +1,370 @@
+//! HTTP/2: real clients, and what an attacker can do with it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::python::{self, Python};
+use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, output};
+
+fn curl(proxy: &Proxy, args: &[&str]) -> String {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--http2-prior-knowledge", "--max-time", "30"]);
+    output(curl.args(args).arg(format!("http://{}/", proxy.address)))
+}
+
+#[test]
+fn http2_is_spoken_in_clear_with_who_knows_it_beforehand() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let got = curl(&proxy, &["--write-out", "HTTP/%{http_version}", "--cookie", "a=1; b=2", "--data", "hello"]);
+    assert!(got.ends_with("HTTP/2") && got.starts_with("POST / HTTP/1.1"), "{got}");
+    assert!(got.contains("via: 2 plugway") && got.contains("cookie: a=1; b=2"), "{got}");
+    let one = output(Command::new("curl").args(["--silent", &format!("http://{}/", proxy.address)]));
+    assert!(one.contains("via: 1.1 plugway"), "the same listener: {one}");
+}
+
+#[test]
+fn many_streams_share_a_connection() {
+    let proxy = Proxy::start(&manifest(&origin(|_| ok("hello")), "", ""));
+    let address = format!("http://{}/", proxy.address);
+    let report = output(Command::new("h2load").args(["-n", "2000", "-c", "2", "-m", "50", &address]));
+    assert!(report.contains("2000 succeeded, 0 failed, 0 errored, 0 timeout"), "{report}");
+    assert!(report.contains("status codes: 2000 2xx"), "{report}");
+}
+
+#[test]
+fn a_stop_tells_the_client_and_finishes_its_streams() {
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+    let (arrived, arrivals) = std::sync::mpsc::channel();
+    let origin = origin(move |_| {
+        arrived.send(()).unwrap();
+        held.lock().unwrap().recv().unwrap();
+        ok("late")
+    });
+    let mut proxy = Proxy::start(&manifest(&origin, "", ""));
+    let mut client = Raw::connect(&proxy);
+    client.request(1);
+    arrivals.recv_timeout(PATIENCE).unwrap();
+    proxy.signal("TERM");
+    client.until(|frame| frame.kind == GOAWAY);
+    release.send(()).unwrap();
+    let end = client.until(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0);
+    assert_eq!((end.stream, end.payload.as_slice()), (1, &b"late"[..]));
+    assert_eq!(proxy.wait_exit(), Some(0));
+}
+
+// === gRPC ===
+
+/// A server with a method of each kind, over bytes.
+const SERVER: &str = r#"
+import grpc, time
+from concurrent import futures
+def unary(request, context):
+    if request == b"fail":
+        context.set_trailing_metadata((("reason", "told"),))
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "as you wish")
+    if request == b"deadline":
+        return str(round(context.time_remaining())).encode()
+    if request == b"slow":
+        time.sleep(5)
+    context.set_trailing_metadata((("after", "all"),))
+    return request[::-1]
+def server_stream(request, context):
+    for n in range(5):
+        yield request + str(n).encode()
+def client_stream(requests, context):
+    return b"".join(requests)
+def both(requests, context):
+    for request in requests:
+        yield request.upper()
+handler = grpc.method_handlers_generic_handler("t.T", {
+    "Unary": grpc.unary_unary_rpc_method_handler(unary),
+    "Server": grpc.unary_stream_rpc_method_handler(server_stream),
+    "Client": grpc.stream_unary_rpc_method_handler(client_stream),
+    "Both": grpc.stream_stream_rpc_method_handler(both),
+})
+server = grpc.server(futures.ThreadPoolExecutor(8))
+server.add_generic_rpc_handlers((handler,))
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+print(port, flush=True)
+server.wait_for_termination()
+"#;
+
+const CLIENT: &str = r#"
+import grpc, queue, sys, time
+channel = grpc.insecure_channel(sys.argv[1])
+answer, call = channel.unary_unary("/t.T/Unary").with_call(b"abc", timeout=20)
+assert answer == b"cba" and ("after", "all") in call.trailing_metadata(), call.trailing_metadata()
+assert int(channel.unary_unary("/t.T/Unary")(b"deadline", timeout=40)) in (39, 40)
+try:
+    channel.unary_unary("/t.T/Unary")(b"fail", timeout=20)
+    assert False
+except grpc.RpcError as error:
+    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION and error.details() == "as you wish"
+    assert ("reason", "told") in error.trailing_metadata()
+try:
+    channel.unary_unary("/t.T/Unary")(b"slow", timeout=1)
+    assert False
+except grpc.RpcError as error:
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+assert list(channel.unary_stream("/t.T/Server")(b"n", timeout=20)) == [b"n0", b"n1", b"n2", b"n3", b"n4"]
+assert channel.stream_unary("/t.T/Client")(iter([b"a", b"b" * 100_000, b"c"]), timeout=20) == b"a" + b"b" * 100_000 + b"c"
+said = queue.Queue()
+answers = channel.stream_stream("/t.T/Both")(iter(said.get, None), timeout=20)
+for word in [b"one", b"two", b"three"]:
+    said.put(word)
+    assert next(answers) == word.upper()
+said.put(None)
+assert list(answers) == []
+print("all kinds")
+"#;
+
+#[test]
+fn grpc_passes_in_all_its_kinds() {
+    let server = Python::start(SERVER);
+    let plugin = "{ use = \"headers\", config.response.set = { X-Seen = \"yes\" } }";
+    let proxy = Proxy::start(&manifest(&format!("h2c://127.0.0.1:{}", server.first_line), plugin, ""));
+    assert_eq!(python::run(CLIENT, &[&proxy.address]).trim(), "all kinds");
+}
+
+// === Raw frames ===
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// `GET http://a/`, by the static table of HPACK and one literal.
+const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
+
+/// A client that sends whatever it likes.
+struct Raw(TcpStream);
+
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    payload: Vec<u8>,
+}
+
+impl Raw {
+    fn connect(proxy: &Proxy) -> Raw {
+        let mut raw = Raw(proxy.connect());
+        raw.0.set_nodelay(true).unwrap();
+        raw.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        raw.send(SETTINGS, 0, 0, &[]);
+        raw
+    }
+
+    /// Sends a frame; false once the proxy takes no more.
+    fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
+        let length = payload.len() as u32;
+        let head = [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes()[..]].concat();
+        self.0.write_all(&[&head[..], payload].concat()).is_ok()
+    }
+
+    fn request(&mut self, stream: u32) -> bool {
+        self.send(HEADERS, END_STREAM | END_HEADERS, stream, GET)
+    }
+
+    fn frame(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).ok()?;
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        self.0.read_exact(&mut payload).ok()?;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some(Frame { kind: head[3], flags: head[4], stream, payload })
+    }
+
+    fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Frame {
+        loop {
+            let frame = self.frame().expect("the connection ended before");
+            if wanted(&frame) {
+                return frame;
+            }
+        }
+    }
+
+    /// The code with which the proxy ends the connection.
+    fn goaway(&mut self) -> u32 {
+        let frame = self.until(|frame| frame.kind == GOAWAY);
+        u32::from_be_bytes(frame.payload[4..8].try_into().unwrap())
+    }
+}
+
+/// A second connection is served, whatever the first does.
+fn serves_others(proxy: &Proxy) {
+    assert!(curl(proxy, &[]).contains("GET / HTTP/1.1"));
+}
+
+#[test]
+fn rapid_resets_end_the_connection() {
+    // CVE-2023-44487.
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let mut client = Raw::connect(&proxy);
+    for stream in (1..20_000).step_by(2) {
+        if !client.request(stream) || !client.send(RST_STREAM, 0, stream, &8u32.to_be_bytes()) {
+            break;
+        }
+    }
+    assert_eq!(client.goaway(), ENHANCE_YOUR_CALM);
+    serves_others(&proxy);
+}
+
+#[test]
+fn slower_resets_end_the_connection_too() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = Proxy::start(&manifest(&silent.local_addr().unwrap().to_string(), "", ""));
+    let mut client = Raw::connect(&proxy);
+    let mut sent = 0;
+    for stream in (1..20_000).step_by(2) {
+        // Each is under way before it is reset: a PING that comes back says so.
+        let sending = client.request(stream)
+            && client.send(PING, 0, 0, &[0; 8])
+            && std::iter::from_fn(|| client.frame()).any(|frame| frame.kind == PING)
+            && client.send(RST_STREAM, 0, stream, &8u32.to_be_bytes());
+        if !sending {
+            break;
+        }
+        sent += 1;
+    }
+    assert!((100..1000).contains(&sent), "{sent}");
+}
+
+#[test]
+fn made_resets_end_the_connection() {
+    // CVE-2025-8671: the client breaks a rule, the proxy resets the stream, the request has been made all the same.
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let mut client = Raw::connect(&proxy);
+    for stream in (1..20_000).step_by(2) {
+        if !client.request(stream) || !client.send(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes()) {
+            break;
+        }
+    }
+    assert_eq!(client.goaway(), ENHANCE_YOUR_CALM);
+    serves_others(&proxy);
+}
+
+#[test]
+fn endless_continuations_end_the_connection() {
+    // CVE-2024-27316.
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let before = proxy.memory_kib();
+    let mut client = Raw::connect(&proxy);
+    client.send(HEADERS, END_STREAM, 1, GET);
+    let field = [&[0x00, 1, b'x', 0x7f, 0x80, 0x1f][..], &[b'y'; 4095 + 127 - 127]].concat();
+    let mut sent = 0;
+    while sent < 100_000 && client.send(CONTINUATION, 0, 1, &field[..1024]) {
+        sent += 1;
+    }
+    assert!(sent < 100_000, "it takes no end of them");
+    assert!(proxy.memory_kib() < before + 16 * 1024);
+    serves_others(&proxy);
+}
+
+#[test]
+fn a_list_of_fields_beyond_the_limit_is_refused() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let field = format!("X-Long: {}", "y".repeat(40_000));
+    let got = curl(&proxy, &["--header", &field, "--write-out", "%{http_code}"]);
+    assert!(got.ends_with("431") || got.contains("stream"), "{got}");
+    serves_others(&proxy);
+}
+
+#[test]
+fn floods_of_settings_and_pings_cost_no_memory() {
+    for (kind, payload) in [(PING, &[0; 8][..]), (SETTINGS, &[])] {
+        let proxy = Proxy::start(&manifest(&echo(), "", ""));
+        let before = proxy.memory_kib();
+        let mut client = Raw::connect(&proxy);
+        client.0.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+        // Each wants an answer, and none is read.
+        let sent = (0..300_000).take_while(|_| client.send(kind, 0, 0, payload)).count();
+        assert!(sent > 1000, "{sent}");
+        serves_others(&proxy);
+        let after = proxy.memory_kib();
+        assert!(after < before + 16 * 1024, "{before} KiB before, {after} after {sent} frames");
+    }
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_let_go() {
+    let big = origin(|_| ok(&"x".repeat(10 << 20)));
+    let limits = "address = \"127.0.0.1:0\"\nlimits = { send-timeout = \"1s\" }\n";
+    let proxy = Proxy::start(&manifest(&big, "", "").replace("address = \"127.0.0.1:0\"\n", limits));
+    let before = proxy.memory_kib();
+    let mut client = Raw::connect(&proxy);
+    (1..200).step_by(2).for_each(|stream| assert!(client.request(stream)));
+    // The windows are never opened, so that each stream waits for ever.
+    let began = Instant::now();
+    while client.frame().is_some() {}
+    assert!(began.elapsed() < PATIENCE, "the proxy closes");
+    let after = proxy.memory_kib();
+    assert!(after < before + 64 * 1024, "{before} KiB before, {after} after");
+}
+
+#[test]
+fn malformed_requests_of_http2_reach_nobody() {
+    let counted = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = counted.clone();
+    let origin = origin(move |_| {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        ok("reached")
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let literal = |name: &str, value: &str| {
+        [&[0, name.len() as u8][..], name.as_bytes(), &[value.len() as u8], value.as_bytes()].concat()
+    };
+    let with = |name: &str, value: &str| [GET, &literal(name, value)].concat();
+    let path = |path: &str| [&[0x82, 0x86, 0x41, 1, b'a'][..], &literal(":path", path)].concat();
+    let cases = [
+        ("CR LF in a value", with("x", "a\r\nb: c")),
+        ("NUL in a value", with("x", "a\0b")),
+        ("Connection", with("connection", "close")),
+        ("Transfer-Encoding", with("transfer-encoding", "chunked")),
+        ("Upgrade", with("upgrade", "websocket")),
+        ("TE beyond trailers", with("te", "gzip")),
+        ("an upper-case name", with("X-A", "b")),
+        ("a colon in a name", with("x:y", "b")),
+        ("another Host", with("host", "b")),
+        ("a path with a space", path("/a b")),
+        ("a path with CR LF", path("/a\r\nx")),
+        ("a path without a slash", path("a")),
+        ("an empty path", path("")),
+        ("dots above the root", path("/../a")),
+        ("an encoded slash", path("/a%2fb")),
+        ("no path", vec![0x82, 0x86, 0x41, 1, b'a']),
+        ("two paths", [GET, &[0x84]].concat()),
+        ("a pseudo-field at the end", [&GET[..3], &literal("x", "y"), &GET[3..]].concat()),
+        ("an unknown pseudo-field", with(":x", "y")),
+    ];
+    let mut wrong = Vec::new();
+    for (what, block) in cases {
+        let mut client = Raw::connect(&proxy);
+        client.send(HEADERS, END_STREAM | END_HEADERS, 1, &block);
+        let frame = client.until(|frame| frame.kind == GOAWAY || frame.stream == 1);
+        // `:status 400` stands in the static table of HPACK.
+        let is_refused = matches!(frame.kind, GOAWAY | RST_STREAM) || frame.payload.first() == Some(&0x8c);
+        if !is_refused {
+            wrong.push(format!("{what}: kind {} {:?}", frame.kind, frame.payload));
+        }
+    }
+    // A length that the content doesn't keep.
+    let mut client = Raw::connect(&proxy);
+    client.send(HEADERS, END_HEADERS, 1, &[&[0x83][..], &GET[1..], &literal("content-length", "3")].concat());
+    client.send(DATA, END_STREAM, 1, b"hello");
+    let frame = client.until(|frame| frame.kind == GOAWAY || frame.stream == 1);
+    assert_eq!(frame.kind, RST_STREAM);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(counted.load(std::sync::atomic::Ordering::Relaxed), 0);
+}

@@ -1,0 +1,206 @@
+//! Connections that leave HTTP: WebSocket and other upgrades, over HTTP/1.1 and HTTP/2.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http2;
+use hyper::ext::Protocol;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::python::{self, Python};
+use crate::support::{Proxy, echo, manifest};
+
+/// An origin that switches to a protocol which sends back what it gets; tells the head it got, as its first bytes.
+fn switching() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || switch(stream));
+        }
+    });
+    address
+}
+
+fn switch(mut stream: TcpStream) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let head = head(&mut reader);
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\nX-Origin: yes\r\n\r\n";
+    if !head.contains("upgrade: ") {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno");
+        return;
+    }
+    // In one piece: what follows the head at once is the new protocol's already.
+    stream.write_all(format!("{answer}{head}").as_bytes()).unwrap();
+    let _ = std::io::copy(&mut reader, &mut stream);
+}
+
+fn head(reader: &mut impl BufRead) -> String {
+    let (mut head, mut line) = (String::new(), String::new());
+    while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
+        head += &line;
+        line.clear();
+    }
+    head + "\r\n"
+}
+
+const ASK: &str =
+    "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: echo\r\nX-Mine: 1\r\n\r\n";
+
+/// Asks for the switch; gives the two heads, and what carries the protocol.
+fn open(proxy: &Proxy) -> (String, String, BufReader<TcpStream>) {
+    let mut stream = proxy.connect();
+    stream.write_all(ASK.as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream);
+    let answer = head(&mut reader);
+    let asked = head(&mut reader);
+    (answer, asked, reader)
+}
+
+fn says_back(tunnel: &mut BufReader<TcpStream>, text: &str) {
+    tunnel.get_mut().write_all(text.as_bytes()).unwrap();
+    let mut got = vec![0; text.len()];
+    tunnel.read_exact(&mut got).unwrap();
+    assert_eq!(got, text.as_bytes());
+}
+
+#[test]
+fn an_upgrade_becomes_a_tunnel_and_filters_see_its_handshake() {
+    let plugin = "{ use = \"headers\", config = { request.set = { X-Edited = \"{path}\" }, response.set = { X-Seen = \"{status}\" } } }";
+    let proxy = Proxy::start(&manifest(&switching(), plugin, ""));
+    let (answer, asked, mut tunnel) = open(&proxy);
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    for field in ["connection: upgrade", "upgrade: echo", "x-origin: yes", "x-seen: 101"] {
+        assert!(answer.contains(field), "{field} in {answer}");
+    }
+    assert!(asked.contains("connection: upgrade") && asked.contains("upgrade: echo"), "{asked}");
+    assert!(asked.contains("x-edited: /chat") && !asked.contains("keep-alive"), "{asked}");
+    says_back(&mut tunnel, "hello");
+    says_back(&mut tunnel, &"x".repeat(100_000));
+    tunnel.get_mut().shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(tunnel.read(&mut [0]).unwrap(), 0, "the end passes through");
+}
+
+#[test]
+fn tunnels_outlive_a_reload_and_end_when_the_drain_time_has_passed() {
+    let text = format!("drain-timeout = \"500ms\"\n{}", manifest(&switching(), "", ""));
+    let mut proxy = Proxy::start(&text);
+    let (_, _, mut tunnel) = open(&proxy);
+    says_back(&mut tunnel, "before");
+    proxy.reload(&text.replace("drain-timeout = \"500ms\"", "drain-timeout = \"400ms\""));
+    proxy.wait_log("reloaded");
+    says_back(&mut tunnel, "after the reload");
+    proxy.signal("TERM");
+    proxy.wait_log("stopping");
+    says_back(&mut tunnel, "while draining");
+    assert_eq!(proxy.wait_exit(), Some(0));
+    let ended = tunnel.read(&mut [0]);
+    assert!(ended.is_err() || ended.is_ok_and(|length| length == 0), "it ends with the process");
+}
+
+#[test]
+fn a_silent_tunnel_is_closed() {
+    let limits = "address = \"127.0.0.1:0\"\nlimits = { tunnel-timeout = \"300ms\" }\n";
+    let proxy = Proxy::start(&manifest(&switching(), "", "").replace("address = \"127.0.0.1:0\"\n", limits));
+    let (_, _, mut tunnel) = open(&proxy);
+    for _ in 0..4 {
+        // As long as something passes, it stays open; the pauses are the subject.
+        std::thread::sleep(Duration::from_millis(150));
+        says_back(&mut tunnel, "ping");
+    }
+    let began = Instant::now();
+    assert_eq!(tunnel.read(&mut [0]).unwrap(), 0);
+    assert!(began.elapsed() >= Duration::from_millis(300));
+}
+
+#[test]
+fn what_is_no_upgrade_stays_http() {
+    let proxy = Proxy::start(&manifest(&switching(), "", ""));
+    let refused = proxy.exchange("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo");
+    assert_eq!((refused.status(), refused.text()), (200, "no".into()), "Connection doesn't ask for it");
+    let hidden = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAAA\r\n\r\n";
+    let mut stream = proxy.connect();
+    stream.write_all(hidden.as_bytes()).unwrap();
+    let got = head(&mut BufReader::new(stream));
+    assert!(got.starts_with("HTTP/1.1 200 "), "HTTP/2 in a tunnel would be requests that nobody sees: {got}");
+    let echo = Proxy::start(&manifest(&echo(), "", ""));
+    let mut stream = echo.connect();
+    stream.write_all(ASK.as_bytes()).unwrap();
+    let answer = head(&mut BufReader::new(stream));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "an origin may decline: {answer}");
+}
+
+/// A server of WebSocket that says back what it is told.
+const SERVER: &str = r#"
+import asyncio, websockets
+async def main():
+    async def back(socket):
+        async for message in socket:
+            await socket.send(message)
+    async with websockets.serve(back, "127.0.0.1", 0, subprotocols=["chat"]) as server:
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await asyncio.Future()
+asyncio.run(main())
+"#;
+
+const CLIENT: &str = r#"
+import asyncio, os, sys, websockets
+async def main():
+    async with websockets.connect(sys.argv[1], subprotocols=["chat"], max_size=None) as socket:
+        assert socket.subprotocol == "chat"
+        for message in ["text", b"bytes", "x" * 200_000, os.urandom(500_000)]:
+            await socket.send(message)
+            assert await socket.recv() == message
+        await (await socket.ping())
+    print("closed", socket.close_code)
+asyncio.run(main())
+"#;
+
+#[test]
+fn websocket_works_between_a_real_client_and_a_real_server() {
+    let server = Python::start(SERVER);
+    let proxy = Proxy::start(&manifest(&format!("127.0.0.1:{}", server.first_line), "", ""));
+    let said = python::run(CLIENT, &[&format!("ws://{}/", proxy.address)]);
+    assert_eq!(said.trim(), "closed 1000");
+}
+
+/// Asks for a protocol by extended CONNECT (RFC 8441), and talks to whatever comes of it.
+async fn by_connect(address: String, text: &str) -> (http::Response<hyper::body::Incoming>, Option<String>) {
+    let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let local = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = http2::handshake(local, TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = http::Request::connect(format!("http://{address}/chat"));
+    request = request.extension(Protocol::from_static("echo")).header("x-mine", "1");
+    let body = http_body_util::Empty::<bytes::Bytes>::new();
+    // The server's settings say that it is allowed; with an answer they are there.
+    let first = http::Request::get(format!("http://{address}/")).body(body).unwrap();
+    sender.send_request(first).await.unwrap();
+    let mut response = sender.send_request(request.body(body).unwrap()).await.unwrap();
+    if !response.status().is_success() {
+        return (response, None);
+    }
+    let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    tunnel.write_all(text.as_bytes()).await.unwrap();
+    let mut got = Vec::new();
+    while !got.ends_with(text.as_bytes()) {
+        assert!(tunnel.read_buf(&mut got).await.unwrap() > 0);
+    }
+    (response, Some(String::from_utf8(got).unwrap()))
+}
+
+#[test]
+fn a_tunnel_over_http2_ends_in_an_upgrade() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let proxy = Proxy::start(&manifest(&switching(), "", ""));
+    let (response, said) = runtime.block_on(by_connect(proxy.address.clone(), "hello"));
+    let said = said.unwrap();
+    assert_eq!(response.status(), 200);
+    assert!(response.headers().contains_key("x-origin") && !response.headers().contains_key("upgrade"));
+    assert!(said.starts_with("GET /chat HTTP/1.1\r\n") && said.contains("upgrade: echo\r\n"), "{said}");
+    let declining = Proxy::start(&manifest(&echo(), "", ""));
+    let (response, said) = runtime.block_on(by_connect(declining.address.clone(), "hello"));
+    assert_eq!((response.status().as_u16(), said), (502, None), "success would mean that there is a tunnel");
+}
