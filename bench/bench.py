@@ -283,7 +283,7 @@ class Plugway(Peer):
     """`call` makes the stock plugin `headers` run for each message instead of handing the host a plan; `edit` has the
     trivial filter make its edit itself instead of naming a plan."""
     conf = "plugway.toml"
-    base = "plain plain-c1 rewrite lb lc big1m big100m upload idle reload".split()
+    base = "plain plain-c1 rewrite lb lc tls handshake h2 big1m big100m upload idle idle-tls reload".split()
     variants = {s: ["", "call"] for s in ("plain", "rewrite")} | {"script": ["wasm"], "chain0": ["wasm"], "chain1": ["wasm", "edit"], "chain3": ["wasm", "edit"]}
 
     def argv(self, scenario, flags):

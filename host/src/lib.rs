@@ -2,9 +2,11 @@
 //!
 //! The life of a request, with the module that each step is in:
 //!
-//! - [`worker`] accepts a connection and [`connection`] serves it, through [`wire`] and hyper
-//! - [`exchange`] takes each request on its way: [`head`] and [`forwarding`] bring it into form, [`router`] finds its
-//!   route, [`chain`] runs the request hooks
+//! - [`worker`] accepts a connection, [`arrival`] brings it to HTTP, through [`proxy_protocol`] and [`tls`] where its
+//!   [`listener`] wants them, and [`connection`] serves it, through [`wire`] and hyper; [`framing`] looks through what
+//!   comes in HTTP/1 first
+//! - [`exchange`] takes each request on its way: [`target`] and [`path`] bring it into form, [`router`] finds its
+//!   route, [`forwarding`] removes what is of one hop, [`chain`] runs the request hooks
 //! - [`forward`] chooses an endpoint, gets a connection from [`upstream`], sends the request with its [`upload`]
 //! - [`chain`] runs the response hooks, and [`body`] streams to the client; bodies pass plugins by [`passage`]
 //! - [`ending`] tells [`metrics`], [`access_log`] and observers

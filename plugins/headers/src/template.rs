@@ -35,6 +35,8 @@ pub fn parse(text: &str) -> Result<Vec<Part>, String> {
 
 const NAMES: &str = "method, scheme, host, authority, path, query, protocol, client.ip, client.port, listener.address, \
                      route, upstream, endpoint, request-id, forwarded-for, status, tls.version, tls.server-name, \
+                     tls.cipher, tls.client.subject, tls.client.issuer, tls.client.serial, tls.client.names, \
+                     tls.client.fingerprint, \
                      request.header.NAME, response.header.NAME, cookie.NAME, query.NAME, note.NAME";
 
 fn value_name(name: &str) -> Result<ValueName, String> {
