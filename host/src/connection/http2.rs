@@ -130,7 +130,8 @@ impl Streams {
         let [step, total] = self.client.clock.deadlines();
         let timers = Rc::new(Timers { step, total });
         let tunnel = extended_connect(&mut request);
-        let exchange = self.client.exchange(request, Upload::default(), timers.clone());
+        // Boxed: hyper moves it into the stream, the stream into a task, and the task into its place, and it is large.
+        let exchange = Box::pin(self.client.exchange(request, Upload::default(), timers.clone()));
         async move {
             let response = exchange.await;
             let (response, open) = match tunnel {
