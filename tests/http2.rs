@@ -368,3 +368,31 @@ fn malformed_requests_of_http2_reach_nobody() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(counted.load(std::sync::atomic::Ordering::Relaxed), 0);
 }
+
+#[test]
+fn limits_of_targets_and_fields_hold_for_http2_too() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let mut curl = Command::new("curl");
+    curl.args(["-s", "--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{http_code}"]);
+    let long = output(curl.arg(format!("http://{}/{}", proxy.address, "x".repeat(9000))));
+    assert_eq!(long, "414");
+    let mut curl = Command::new("curl");
+    curl.args(["-s", "--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{http_code}"]);
+    (0..120).for_each(|n| drop(curl.args(["-H", &format!("x-{n}: y")])));
+    assert_eq!(output(curl.arg(format!("http://{}/", proxy.address))), "431");
+}
+
+#[test]
+fn an_early_response_of_an_endpoint_is_passed_on_whole() {
+    // It refuses the content with END_STREAM, and then resets the stream without an error.
+    let inner = manifest(&echo(), "", "").replace("[[route]]", "[[route]]\nmax-body = \"10 B\"");
+    let inner = Proxy::start(&inner);
+    let proxy = Proxy::start(&manifest(&format!("h2c://{}", inner.address), "", ""));
+    for _ in 0..20 {
+        // curl 7 takes a stream that is reset without an error for a failed one, so it speaks HTTP/1.1 here.
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "--data", &"x".repeat(100_000), "--write-out", "%{http_code}"]);
+        let got = output(curl.arg(format!("http://{}/", proxy.address)));
+        assert!(got.ends_with("413") && got.contains("http_request_body_size"), "{got}");
+    }
+}

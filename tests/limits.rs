@@ -282,3 +282,37 @@ fn endpoints_can_be_told_who_the_client_is() {
         }
     }
 }
+
+#[test]
+fn a_reload_that_tells_endpoints_takes_no_connection_that_was_not_told() {
+    let inner = Proxy::start(&manifest(&echo(), "", ""));
+    let text = manifest(&inner.address, "", "");
+    let outer = Proxy::start(&text);
+    assert_eq!(outer.get("/", "").status(), 200);
+    outer.reload(&text.replace("endpoints", "proxy-protocol = \"v1\"\nendpoints"));
+    outer.wait_log("reloaded");
+    let refused = outer.get("/", "");
+    assert_eq!(refused.status(), 400, "the endpoint, which wants no such header, has got one: {refused:?}");
+}
+
+#[test]
+fn content_that_never_ends_after_its_response_holds_nothing() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (told, seen) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = [0; 1024];
+        assert!(stream.read(&mut head).unwrap() > 0);
+        stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno").unwrap();
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        told.send(()).unwrap();
+    });
+    let proxy = limited(&address, "keep-alive = \"500ms\"", "");
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx").unwrap();
+    let (said, _) = until_closed(&mut stream);
+    assert!(said.starts_with("HTTP/1.1 401 "), "{said}");
+    seen.recv_timeout(PATIENCE).expect("the endpoint's connection ends too");
+}

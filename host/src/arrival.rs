@@ -27,14 +27,12 @@ pub struct Seat {
     pub clock: Rc<Clock>,
 }
 
-/// The two ends of a connection; none of a unix socket.
-pub type Ends = Option<(SocketAddr, SocketAddr)>;
-
 /// The head of a connection with HTTP/2 that was not agreed on before (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Serves a socket that a listener, given by its address in the manifest, has accepted.
-pub async fn serve(seat: Seat, stream: impl Transport, listener: Arc<str>, ends: Ends) {
+/// Serves a socket that a listener, given by its address in the manifest, has accepted. `ends`: the client's address and
+/// that which it reached; none of a unix socket.
+pub async fn serve(seat: Seat, stream: impl Transport, listener: Arc<str>, ends: Option<(SocketAddr, SocketAddr)>) {
     let running = seat.current.borrow().clone();
     let Some(rules) = running.generation.listeners.get(&listener).cloned() else { return };
     drop(running);
@@ -69,7 +67,7 @@ async fn arrive<T: Transport>(
     address: &str,
     listener: Arc<Listener>,
     mut counted: Counted,
-    mut ends: Ends,
+    mut ends: Option<(SocketAddr, SocketAddr)>,
 ) -> io::Result<Arrived<T>> {
     let [limit] = seat.clock.deadlines();
     let timeout = listener.limits.head_timeout;
@@ -116,12 +114,12 @@ impl<T: Transport> Arrived<T> {
     }
 }
 
-fn client(ends: Ends) -> Option<IpAddr> {
+fn client(ends: Option<(SocketAddr, SocketAddr)>) -> Option<IpAddr> {
     ends.map(|(client, _)| client.ip().to_canonical())
 }
 
 /// Reads what a load balancer says of its client; none if it speaks for itself.
-async fn told(stream: &mut impl Transport) -> io::Result<Ends> {
+async fn told(stream: &mut impl Transport) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
     let malformed = |error: proxy_protocol::Malformed| io::Error::other(format!("PROXY protocol: {error}"));
     let mut header = Vec::new();
     loop {

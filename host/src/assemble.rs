@@ -149,6 +149,8 @@ impl Assembly {
             _ => return Err(problems),
         };
         self.plugins.retain(|digest, _| used.contains(digest));
+        self.census.retain(|address, _| listeners.contains_key(address));
+        self.dialers.retain(|_, config| Arc::strong_count(config) > 1);
         self.in_flight.retain(|_, count| Arc::strong_count(count) > 1);
         let addresses = listeners::addresses(&listeners);
         let generation =

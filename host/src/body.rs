@@ -92,8 +92,9 @@ impl Body for UpstreamBody {
             Poll::Ready(_) => lease.step.clear(),
         }
         if let Poll::Ready(None) = frame {
-            // A stream of HTTP/2 that was reset may just end.
-            if lease.connection.version() == Version::HTTP_2 && !content.is_end_stream() {
+            // A stream of HTTP/2 that was reset without an error just ends: that is also how an endpoint waves off the
+            // rest of a request (RFC 9113 §8.1), so only a length can tell.
+            if lease.connection.version() == Version::HTTP_2 && content.size_hint().lower() > 0 {
                 return Poll::Ready(Some(Err("the endpoint gave up within its response".into())));
             }
             self.end();

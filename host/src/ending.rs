@@ -44,6 +44,11 @@ impl Ending {
         }
     }
 
+    /// The generation that the exchange began with.
+    pub fn running(&self) -> &Rc<Running> {
+        &self.running
+    }
+
     /// Notes where it went.
     pub fn routed(&mut self, place: usize, head: Box<Head>) {
         (self.place, self.head) = (Some(place), Some(head));

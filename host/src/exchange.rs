@@ -230,7 +230,8 @@ fn content(
     // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8).
     hop.upgrade = None;
     // With gRPC either side may be silent for as long as it likes.
-    if hop.trailers {
+    let media = head.request.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    if head.request.version == Version::HTTP_2 && media.starts_with(b"application/grpc") {
         upload.take_time();
     }
     if let Some(length) = body.size_hint().exact().filter(|length| *length > route.max_body) {
@@ -284,6 +285,12 @@ pub fn refuse(
 ) -> Response<ResponseBody> {
     ending.unrouted(Box::new(Head::unread(arrival.peer.clone())));
     fail(Failed { error, status, depth: Depth::none() }, running, ending)
+}
+
+/// The response in place of one that can't be sent as it is.
+pub fn instead(error: Error, ending: &mut Ending) -> Response<ResponseBody> {
+    let running = ending.running().clone();
+    fail(error.into(), &running, ending)
 }
 
 fn fail(failed: Failed, running: &Running, ending: &mut Ending) -> Response<ResponseBody> {

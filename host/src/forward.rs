@@ -8,7 +8,6 @@ use std::rc::Rc;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 
 use crate::body::{Lease, ResponseBody, Switched, UpstreamBody};
 use crate::chain;
@@ -20,7 +19,7 @@ use crate::head::Head;
 use crate::plugin::instance::Instance;
 use crate::upload::{RequestBody, Upload};
 use crate::upstream::connect::Wanted;
-use crate::upstream::connection::Connection;
+use crate::upstream::connection::{Answered, Connection};
 use crate::upstream::{EndpointAddr, Flight, Rules, Speaks};
 
 /// What is sent with a request, and how far that is.
@@ -50,6 +49,9 @@ pub async fn forward(
     let Content { mut body, upload, hop } = content;
     let (empty, asked) = (body.is_end_stream(), hop.upgrade.is_some());
     let wanted = if asked { Wanted::Http1 } else { Wanted::Any };
+    if asked && endpoint.address.speaks == Speaks::Http2 {
+        return Err(Error::new(Kind::ProtocolError, "the endpoint speaks HTTP/2 alone, in which nothing is upgraded"));
+    }
     let failed = |error: hyper::Error| match upload.failed() {
         Some(kind) => Error::new(kind, error),
         None => from_hyper(error),
@@ -59,7 +61,8 @@ pub async fn forward(
         let repeatable = empty && head.request.method.is_idempotent();
         let request = outgoing(head, &endpoint.address, connection.version(), &hop, body)?;
         let answer = connection.send(request);
-        match answered(&mut connection, answer, &upload, rules, step).await? {
+        let answered = answered(&mut connection, answer, &upload, rules, step).await;
+        match answered.inspect_err(|_| pool.give_up_shared())? {
             Ok(response) => return received(response, lease(connection, flight), empty, &upload, asked),
             Err(mut unsent) => match unsent.take_message() {
                 Some(request) => body = request.into_body(),
@@ -70,7 +73,7 @@ pub async fn forward(
     }
     let late = |_| Error::new(Kind::ConnectionTimeout, format!("no connection after {:?}", rules.connect_timeout));
     // Boxed, so that the many exchanges that need no new connection don't carry room for it.
-    let connecting = Box::pin(pool.fresh(wanted, &head.peer, rules));
+    let connecting = Box::pin(pool.fresh(wanted, &head.peer, rules, clock.now()));
     let mut connection = step.limit(rules.connect_timeout, connecting).await.map_err(late)??;
     let request = outgoing(head, &endpoint.address, connection.version(), &hop, body)?;
     let answer = connection.send(request);
@@ -78,8 +81,6 @@ pub async fn forward(
     let response = response.map_err(|unsent| failed(unsent.into_error()))?;
     received(response, lease(connection, flight), empty, &upload, asked)
 }
-
-type Answered = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 /// Waits for the head of a response, driving the connection meanwhile.
 async fn answered(

@@ -181,7 +181,7 @@ impl Pace {
         let now = self.deadline.clock().now();
         let pause = now.saturating_duration_since(*self.since.get_or_insert(now));
         if self.waited + pause >= WINDOW {
-            if self.bytes < limits.rate * WINDOW.as_secs() {
+            if self.bytes < limits.rate.saturating_mul(WINDOW.as_secs()) {
                 return true;
             }
             (self.waited, self.bytes) = (Duration::ZERO, 0);

@@ -67,8 +67,8 @@ pub struct Pool {
     address: EndpointAddr,
     /// Those of HTTP/1 that are idle, the last used on top.
     idle: RefCell<Vec<(Connection, Instant)>>,
-    /// That of HTTP/2, for all requests.
-    shared: RefCell<Option<SharedSender>>,
+    /// That of HTTP/2, for all requests, and when it was last used.
+    shared: RefCell<Option<(SharedSender, Instant)>>,
     /// Held while the first connection is made to an endpoint that may speak HTTP/2: the others wait for it.
     first: tokio::sync::Mutex<()>,
     /// The endpoint has chosen HTTP/1: nobody needs to wait.
@@ -106,8 +106,9 @@ impl Pools {
     /// Closes what nobody used for the longest idle time, and forgets pools of endpoints that are gone.
     pub fn sweep(&self, now: Instant, longest: Duration) {
         self.0.borrow_mut().retain(|_, pool| {
+            pool.shared.borrow_mut().take_if(|(_, used)| now - *used >= longest);
             pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.rest());
-            Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty()
+            Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty() || pool.shared.borrow().is_some()
         });
     }
 }
@@ -115,8 +116,11 @@ impl Pools {
 impl Pool {
     /// A connection that seems alive, idle or shared.
     pub fn idle(&self, wanted: Wanted, rules: Rules, now: Instant) -> Option<Connection> {
+        if rules.proxy_protocol.is_some() {
+            return None;
+        }
         if wanted == Wanted::Any
-            && let Some(connection) = self.shared()
+            && let Some(connection) = self.shared(now)
         {
             return Some(connection);
         }
@@ -130,17 +134,22 @@ impl Pool {
     }
 
     /// A fresh connection, or a shared one that somebody else has just made.
-    pub async fn fresh(&self, wanted: Wanted, peer: &Peer, rules: Rules) -> Result<Connection, Error> {
+    pub async fn fresh(&self, wanted: Wanted, peer: &Peer, rules: Rules, now: Instant) -> Result<Connection, Error> {
         if self.exclusive.get() || wanted == Wanted::Http1 || rules.proxy_protocol.is_some() {
             return connect::connect(&self.address, Wanted::Http1, peer, rules.proxy_protocol).await;
         }
-        let _first = self.first.lock().await;
-        if let Some(connection) = self.shared() {
+        let first = self.first.lock().await;
+        if let Some(connection) = self.shared(now) {
             return Ok(connection);
+        }
+        if self.exclusive.get() {
+            // Whoever was first has found out: nobody has to wait for another.
+            drop(first);
+            return connect::connect(&self.address, Wanted::Http1, peer, None).await;
         }
         let connection = connect::connect(&self.address, wanted, peer, None).await?;
         match connection.shared() {
-            Some(sender) => *self.shared.borrow_mut() = Some(sender),
+            Some(sender) => *self.shared.borrow_mut() = Some((sender, now)),
             None => self.exclusive.set(true),
         }
         Ok(connection)
@@ -154,12 +163,17 @@ impl Pool {
         }
     }
 
-    fn shared(&self) -> Option<Connection> {
+    /// Has the next request make a connection of its own: the endpoint doesn't answer on the shared one.
+    pub fn give_up_shared(&self) {
+        *self.shared.borrow_mut() = None;
+    }
+
+    fn shared(&self, now: Instant) -> Option<Connection> {
         let mut shared = self.shared.borrow_mut();
-        if shared.as_ref().is_some_and(SharedSender::is_closed) {
-            *shared = None;
-        }
-        shared.clone().map(Connection::of_shared)
+        shared.take_if(|(sender, _)| sender.is_closed());
+        let (sender, used) = shared.as_mut()?;
+        *used = now;
+        Some(Connection::of_shared(sender.clone()))
     }
 }
 

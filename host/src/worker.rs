@@ -46,6 +46,9 @@ pub struct Orders {
 /// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// Connections that may have waited to be accepted when their listener was closed.
+const WAITING: usize = 4096;
+
 /// How long to wait after the system refused a connection, most often for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -179,12 +182,19 @@ async fn accept(
     seat: Seat,
     alive: mpsc::Sender<()>,
 ) {
+    // How many more may be taken, once closed.
+    let mut left = None;
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = listener.accept() => accepted,
-            _ = &mut closed => return,
+            _ = &mut closed, if left.is_none() => {
+                left = Some(WAITING);
+                continue;
+            }
+            accepted = listener.accept(), if left != Some(0) => accepted,
+            () = std::future::ready(()), if left.is_some() => return,
         };
+        left = left.map(|left| left - 1);
         match accepted {
             Ok(Accepted::Tcp(stream, client, reached)) => {
                 serve_client(arrival::serve(seat.clone(), stream, address.clone(), Some((client, reached))), &alive);

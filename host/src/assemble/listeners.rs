@@ -64,8 +64,6 @@ impl Draft<'_> {
             let message = "there is no listener; add `[[listener]]` with `address = \"127.0.0.1:8080\"`";
             self.problems.at(source, 0..0, message);
         }
-        let census = &mut self.assembly.census;
-        census.retain(|address, _| listeners.contains_key(address));
         listeners
     }
 
@@ -105,6 +103,9 @@ impl Draft<'_> {
         let connections_per_client =
             per_client.map(|count| self.count(source, Some(count), connections, u32::MAX as usize));
         let streams = self.count(source, limits.streams.as_ref(), STREAMS, MOST_STREAMS);
+        if let Some(head) = limits.head.as_ref().filter(|_| framing.head_bytes > MOST_HEAD) {
+            self.problems.at(source, head.span(), "a head of more than 16 MiB would be held whole in memory");
+        }
         Limits {
             framing,
             head_timeout: self.duration(source, limits.head_timeout.as_ref(), HEAD_TIMEOUT),
@@ -193,6 +194,8 @@ pub(super) fn addresses(listeners: &HashMap<Arc<str>, Arc<Listener>>) -> Vec<(Ar
     ordered.into_iter().collect()
 }
 
+/// Each connection may hold one.
+const MOST_HEAD: usize = 16 << 20;
 /// A head has to be looked through for each of them.
 const MOST_FIELDS: usize = 10_000;
 /// Each may hold a response in memory.

@@ -70,11 +70,13 @@ where
         cx: &mut Context<'_>,
     ) -> State<T, S> {
         let session = &self.session;
-        if session.head.clock().is_stopping() && !self.graceful {
+        let mut polled = Pin::new(&mut *connection).poll(cx);
+        if polled.is_pending() && session.head.clock().is_stopping() && !self.graceful {
+            // Not before: what has been read already is still served.
             self.graceful = true;
             Pin::new(&mut *connection).graceful_shutdown();
+            polled = Pin::new(&mut *connection).poll(cx);
         }
-        let mut polled = Pin::new(&mut *connection).poll(cx);
         if matches!(polled, Poll::Ready(Ok(()))) && !session.flushed.get() && session.switched.borrow().is_none() {
             // After a request for an upgrade hyper leaves its buffer to whoever takes over; nobody does.
             polled = Pin::new(&mut *connection).poll(cx);
@@ -94,13 +96,7 @@ where
         if session.refused.get().is_some() && session.flushed.get() {
             return self.leave(*connection);
         }
-        if self.graceful {
-            return State::Serving(connection);
-        }
-        if !session.upload.borrow().is_over() {
-            session.end();
-            return State::Serving(connection);
-        }
+        // Content that goes on after its response has as long as the next head.
         if session.head.is_met() {
             if session.in_head.get() {
                 session.refused.set(Some(Refused::Late));
@@ -108,7 +104,8 @@ where
             return self.leave(*connection);
         }
         // With a head begun, hyper would have to be given its first bytes a second time.
-        if session.rest.is_met() && session.flushed.get() && !session.in_head.get() {
+        let may_rest = !self.graceful && session.upload.borrow().is_over() && !session.in_head.get();
+        if may_rest && session.rest.is_met() && session.flushed.get() {
             session.rest.clear();
             let parts = connection.into_parts();
             return State::Resting(ClientIo { ahead: parts.read_buf, ..parts.io.into_socket() });
@@ -120,6 +117,7 @@ where
     fn leave(&self, connection: http1::Connection<Wire<ClientIo<T>>, S>) -> State<T, S> {
         let parts = connection.into_parts();
         let io = parts.io.into_socket();
+        self.session.leave();
         let (refused, switched) = (self.session.refused.get(), self.session.switched.take());
         if let (None, Some((switched, ending))) = (refused, switched) {
             let idle = self.session.client.arrival.listener.limits.tunnel_timeout;
@@ -141,10 +139,12 @@ where
     where
         E: Fn(Rc<Session>) -> S,
     {
-        if self.session.head.clock().is_stopping() || self.session.head.is_met() {
+        let is_fresh = std::mem::take(&mut self.fresh);
+        let is_over = self.session.head.clock().is_stopping() || self.session.head.is_met();
+        if is_over && !is_fresh && io.ahead.is_empty() {
+            self.session.leave();
             return State::Leaving(Box::pin(part(io.socket, Bytes::new(), self.session.clone())));
         }
-        let is_fresh = std::mem::take(&mut self.fresh);
         if !is_fresh && io.ahead.is_empty() && io.socket.poll_read_ready(cx).is_pending() {
             return State::Resting(io);
         }
@@ -152,7 +152,7 @@ where
         let head = self.session.client.arrival.listener.limits.framing;
         let mut builder = http1::Builder::new();
         // The scanner has refused what is longer: hyper's own limits only have to be no lower.
-        builder.max_headers(head.fields + 1).max_buf_size((head.head_bytes + HEAD_END).max(BUFFER));
+        builder.max_headers(head.fields + 1).max_buf_size(head.head_bytes.saturating_add(HEAD_END).max(BUFFER));
         State::Serving(Box::new(builder.serve_connection(Wire::new(io), exchanges)))
     }
 }

@@ -25,7 +25,7 @@ use super::{Client, Outgoing, Transport, tunnel};
 use crate::body::ResponseBody;
 use crate::clock::Deadline;
 use crate::error::{Error, Kind};
-use crate::exchange::Timers;
+use crate::exchange::{self, Timers};
 use crate::passage::BodyError;
 use crate::upload::Upload;
 use crate::wire::{OnThisWorker, Wire};
@@ -40,9 +40,13 @@ const SEND_BUFFER: usize = 64 << 10;
 const LOOK: Duration = Duration::from_secs(5);
 /// Streams that the client has reset before they were begun; beyond, the connection is closed (CVE-2023-44487).
 const PENDING_RESETS: usize = 20;
-/// Streams that the client has reset while they were served, which h2 doesn't count; beyond, and if they are most of
-/// all, the connection is closed. Browsers that leave a page reset tens.
+/// Streams that the client has reset while they were served, which h2 doesn't count; beyond, it is told to go, and
+/// beyond twice as many the connection is closed. Browsers that leave a page reset tens.
 const ABORTED: usize = 200;
+/// So many of them are forgotten at each look: ten in a second are nobody's attack.
+const FORGIVEN: usize = 50;
+/// More than answers to some PINGs.
+const SOMETHING: u64 = 1 << 10;
 /// Streams that were reset since the client broke a rule; beyond, the connection is closed (CVE-2025-8671).
 const LOCAL_RESETS: usize = 100;
 
@@ -50,7 +54,9 @@ const LOCAL_RESETS: usize = 100;
 pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
     let [idle, send] = client.clock.deadlines();
-    let io = Wire::new(StreamsIo { ahead, io: stream, send, timeout: limits.send_timeout });
+    let sent = Rc::new(Cell::new(0));
+    let io = Wire::new(StreamsIo { ahead, io: stream, send, timeout: limits.send_timeout, sent: sent.clone() });
+    let taken = Cell::new(client.clock.now());
     let streams = Rc::new(Streams {
         client,
         idle,
@@ -58,6 +64,8 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         served: Cell::new(0),
         leaving: Cell::new(false),
         aborted: Cell::new(0),
+        sent,
+        taken,
         given: RefCell::default(),
     });
     let service = service_fn(|request| streams.clone().exchange(request));
@@ -99,8 +107,12 @@ struct Streams {
     served: Cell<usize>,
     /// The client has been told to go.
     leaving: Cell<bool>,
-    /// Those that the client has given up before their end.
+    /// Those that the client has given up before their end, not long ago.
     aborted: Cell<usize>,
+    /// Bytes that the client has taken since it was last looked at.
+    sent: Rc<Cell<u64>>,
+    /// When it last took something.
+    taken: Cell<Instant>,
     /// Since when what was given to each stream waits for the client to take it.
     given: RefCell<Vec<Weak<Given>>>,
 }
@@ -131,15 +143,32 @@ impl Streams {
         let timers = Rc::new(Timers { step, total });
         let tunnel = extended_connect(&mut request);
         // Boxed: hyper moves it into the stream, the stream into a task, and the task into its place, and it is large.
-        let exchange = Box::pin(self.client.exchange(request, Upload::default(), timers.clone()));
+        let exchange = match self.excess(&request) {
+            None => Ok(Box::pin(self.client.exchange(request, Upload::default(), timers.clone()))),
+            Some((status, why)) => Err(self.client.refuse(Error::new(Kind::RequestError, why), status)),
+        };
         async move {
-            let response = exchange.await;
+            let response = match exchange {
+                Ok(exchange) => exchange.await,
+                Err(refused) => refused,
+            };
             let (response, open) = match tunnel {
                 Some(client) => connect(response, client, open, &timers.step),
                 None => (response, Some(open)),
             };
             Ok(response.map(|outgoing| Streamed { outgoing, given: self.give(), open }))
         }
+    }
+
+    /// What of a request is beyond the limits that h2 doesn't know.
+    fn excess(&self, request: &Request<Incoming>) -> Option<(StatusCode, &'static str)> {
+        let limits = &self.client.arrival.listener.limits.framing;
+        let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+        if target > limits.target_bytes {
+            return Some((StatusCode::URI_TOO_LONG, "the target is too long"));
+        }
+        let many = request.headers().len() > limits.fields;
+        many.then_some((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "there are too many fields"))
     }
 
     fn open(self: &Rc<Self>) -> Open {
@@ -161,26 +190,34 @@ impl Streams {
     fn is_over(&self) -> bool {
         let limits = &self.client.arrival.listener.limits;
         let is_idle = self.open.get() == 0 && self.idle.is_met();
-        is_idle || self.served.get() >= limits.requests || self.idle.clock().is_stopping()
+        is_idle
+            || self.aborted.get() > ABORTED
+            || self.served.get() >= limits.requests
+            || self.idle.clock().is_stopping()
     }
 
     /// Whether it is time to close: the client was told to go and has nothing more to get, or it takes nothing, or it
     /// asks for what it doesn't want.
     fn is_given_up(&self) -> bool {
-        if self.aborted.get() > ABORTED && self.aborted.get() > self.served.get() / 2 {
+        if self.aborted.get() > 2 * ABORTED {
             return true;
         }
         if !self.idle.is_met() {
             return false;
         }
         self.idle.set(LOOK);
+        self.aborted.set(self.aborted.get().saturating_sub(FORGIVEN));
         let now = self.client.clock.now();
+        if self.sent.get() > SOMETHING {
+            self.sent.set(0);
+            self.taken.set(now);
+        }
         let patience = self.client.arrival.listener.limits.send_timeout;
-        let is_stuck = |given: &Weak<Given>| {
-            let since = given.upgrade().and_then(|given| given.get());
-            since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
-        };
-        self.given.borrow().iter().any(is_stuck) || self.leaving.get() && self.open.get() == 0
+        let is_long = |since: Instant| now.saturating_duration_since(since) >= patience;
+        let is_stuck = |given: &Weak<Given>| given.upgrade().and_then(|given| given.get()).is_some_and(is_long);
+        // One stream may well be left alone for a while, as by who pauses a film; then the others go on.
+        let stuck = self.given.borrow().iter().filter(|given| is_stuck(given)).count();
+        stuck > 0 && stuck >= self.open.get() && is_long(self.taken.get()) || self.leaving.get() && self.open.get() == 0
     }
 }
 
@@ -212,7 +249,8 @@ impl Body for Streamed {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = Pin::new(&mut self.outgoing).poll_frame(cx);
-        if let (Poll::Ready(None), Some(open)) = (&frame, &self.open) {
+        // What fails here is not the client's doing.
+        if let (Poll::Ready(None | Some(Err(_))), Some(open)) = (&frame, &self.open) {
             open.is_whole.set(true);
         }
         // The next is asked for once this one has been taken.
@@ -266,19 +304,27 @@ fn connect(
     open: Open,
     deadline: &Deadline,
 ) -> (Response<Outgoing>, Option<Open>) {
-    let body = &mut response.body_mut().body;
-    let switched = match std::mem::replace(body, ResponseBody::Full(Bytes::new())) {
+    let outgoing = response.body_mut();
+    let switched = match std::mem::replace(&mut outgoing.body, ResponseBody::Full(Bytes::new())) {
         ResponseBody::Switched(switched) => switched,
         other => {
-            *body = other;
+            outgoing.body = other;
             if response.status().is_success() {
-                let error = Error::new(Kind::ProtocolError, "the endpoint didn't switch protocols");
-                response = open.streams.client.refuse(error, StatusCode::BAD_GATEWAY);
+                let Outgoing { total, ending, .. } = response.into_body();
+                response = match ending {
+                    Some(mut ending) => exchange::instead(not_switched(), &mut ending).map(|body| Outgoing {
+                        body,
+                        total,
+                        ending: Some(ending),
+                    }),
+                    None => open.streams.client.refuse(not_switched(), StatusCode::BAD_GATEWAY),
+                };
             }
             return (response, Some(open));
         }
     };
     *response.status_mut() = StatusCode::OK;
+    response.body().total.clear();
     let ending = response.body_mut().ending.take();
     for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT, header::CONTENT_LENGTH] {
         response.headers_mut().remove(name);
@@ -295,6 +341,10 @@ fn connect(
     (response, None)
 }
 
+fn not_switched() -> Error {
+    Error::new(Kind::ProtocolError, "the endpoint didn't switch protocols")
+}
+
 // === StreamsIo ===
 
 /// A socket, what was read ahead of it, and for how long the client may take nothing.
@@ -303,6 +353,7 @@ struct StreamsIo<T> {
     io: T,
     send: Deadline,
     timeout: Duration,
+    sent: Rc<Cell<u64>>,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for StreamsIo<T> {
@@ -317,7 +368,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for StreamsIo<T> {
 }
 
 impl<T> StreamsIo<T> {
-    fn sent<R>(&self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+    fn count(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(length)) = written {
+            self.sent.set(self.sent.get() + *length as u64);
+        }
+    }
+
+    fn settle<R>(&self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         match written {
             Poll::Pending if self.send.is_late(self.timeout, cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
@@ -332,7 +389,8 @@ impl<T> StreamsIo<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.sent(cx, written)
+        self.count(&written);
+        self.settle(cx, written)
     }
 
     fn poll_write_vectored(
@@ -341,7 +399,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-        self.sent(cx, written)
+        self.count(&written);
+        self.settle(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -350,7 +409,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.sent(cx, flushed)
+        self.settle(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -150,7 +150,15 @@ impl Session {
         self.timers.step.clear();
         self.timers.total.clear();
         self.rest.set(REST);
-        self.head.set(self.client.arrival.listener.limits.keep_alive);
+        let limits = &self.client.arrival.listener.limits;
+        self.head.set(if self.in_head.get() { limits.head_timeout } else { limits.keep_alive });
+    }
+
+    /// HTTP is over: its deadlines would wake whatever comes after it.
+    pub fn leave(&self) {
+        for deadline in [&self.head, &self.rest, &self.send, &self.timers.step, &self.timers.total] {
+            deadline.clear();
+        }
     }
 }
 

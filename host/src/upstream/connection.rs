@@ -9,11 +9,13 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::TokioTimer;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -76,7 +78,7 @@ struct Relay {
 }
 
 /// What a request gets in the end.
-type Answered = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+pub type Answered = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 pin_project! {
     /// The response of either version.
@@ -91,6 +93,9 @@ pin_project! {
 const STREAM_WINDOW: u32 = 256 << 10;
 /// For all streams of a connection: a few slow clients don't hold up the others.
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// An endpoint that is silent while something is asked of it is asked whether it is there.
+const PING: Duration = Duration::from_secs(20);
+const PONG: Duration = Duration::from_secs(10);
 /// As long a list of fields as from an endpoint that speaks HTTP/1.
 const HEADER_LIST: u32 = 64 << 10;
 
@@ -112,6 +117,7 @@ impl Connection {
         let mut builder = http2::Builder::new(OnThisWorker);
         builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
         builder.max_header_list_size(HEADER_LIST);
+        builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
         let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
@@ -170,6 +176,10 @@ impl Connection {
     /// elsewhere.
     pub fn rest(&mut self) -> bool {
         let (Sender::Http1(sender), Some(driver)) = (&mut self.sender, &mut self.driver) else { return false };
+        if driver.connection.is_none() {
+            // Over, or with a task of its own, which couldn't be driven by another exchange.
+            return false;
+        }
         let mut idle = Context::from_waker(Waker::noop());
         let ready = driver.poll(&mut idle, |cx| sender.poll_ready(cx).map(|ready| ready.is_ok()));
         ready == Poll::Ready(true) && !sender.is_closed()

@@ -1,0 +1,12 @@
+//! Any text is a manifest or a list of mistakes that can be shown.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use plugway_fuzz::config::load;
+
+fuzz_target!(|text: &str| {
+    match load::parse("fuzzed", text.into()) {
+        Ok(files) => drop(files[0].1.files().count()),
+        Err(problems) => assert!(problems.to_string().starts_with("error: ")),
+    }
+});
