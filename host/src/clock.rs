@@ -1,5 +1,5 @@
 //! Deadlines that cost nothing while they are not met: a worker looks through them a few times a second, in place of
-//! a timer for each request. The one place of a worker that asks the system for the time.
+//! a timer for each request.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
