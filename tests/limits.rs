@@ -164,13 +164,13 @@ fn slow_clients_keep_nobody_from_being_served() {
         let mut slow = Command::new("slowhttptest");
         slow.args(["-c", "300", "-l", "4", "-u", &url]).args(args).stdout(std::process::Stdio::null());
         let mut slow = slow.spawn().unwrap();
-        let mut longest = Duration::ZERO;
+        let mut served = 0;
         while slow.try_wait().unwrap().is_none() {
-            let began = Instant::now();
             assert_eq!(proxy.get("/", "").status(), 200, "{what}");
-            longest = longest.max(began.elapsed());
+            served += 1;
         }
-        assert!(longest < Duration::from_secs(2), "{what}: {longest:?}");
+        // Held up by them, it would be one or two.
+        assert!(served > 20, "{what}: {served}");
     }
 }
 
