@@ -104,7 +104,7 @@ fn text(status: StatusCode, media_type: &'static str, body: String) -> Response<
 fn status(admin: &Admin) -> String {
     let generation = admin.generation.borrow().clone();
     let upstream = |upstream: &crate::generation::Upstream| {
-        let endpoint = |endpoint: &crate::generation::Endpoint| json!({ "address": &*endpoint.text, "weight": endpoint.weight, "in_flight": endpoint.in_flight.count() });
+        let endpoint = |endpoint: &crate::generation::Endpoint| json!({ "address": &*endpoint.address.text, "weight": endpoint.weight, "in_flight": endpoint.in_flight.count() });
         json!({ "name": &*upstream.name, "endpoints": upstream.endpoints.iter().map(endpoint).collect::<Vec<_>>() })
     };
     let route = |route: &crate::generation::Route| {
@@ -198,7 +198,7 @@ fn metrics(admin: &Admin) -> String {
     family(&mut out, "plugway_endpoint_in_flight", "gauge", "Requests in flight.");
     for upstream in &generation.upstreams {
         for endpoint in &upstream.endpoints {
-            let labels = [("upstream", &*upstream.name), ("endpoint", &*endpoint.text)];
+            let labels = [("upstream", &*upstream.name), ("endpoint", &*endpoint.address.text)];
             line(&mut out, "plugway_endpoint_in_flight", &labels, endpoint.in_flight.count().into());
         }
     }

@@ -11,6 +11,7 @@ mod values;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -185,6 +186,11 @@ impl Draft<'_> {
             default
         })
     }
+}
+
+/// A file that a manifest names, which is relative to it.
+fn beside(source: &Source, file: &str) -> PathBuf {
+    source.path.parent().unwrap_or(Path::new(".")).join(file)
 }
 
 /// The beginning of a table, to be shown in its place.

@@ -134,15 +134,10 @@ impl Deadline {
         &self.task.clock
     }
 
-    /// Whether it is set.
-    pub fn is_set(&self) -> bool {
-        self.due().get().is_some()
-    }
-
     /// For something that is pending: whether it has been so for this long. The time runs from the first call after
     /// [`Deadline::clear`].
     pub fn is_late(&self, after: Duration, cx: &Context<'_>) -> bool {
-        if !self.is_set() {
+        if self.due().get().is_none() {
             self.set(after);
         }
         self.watch(cx);

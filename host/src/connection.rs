@@ -26,6 +26,7 @@ use crate::upload::Upload;
 mod client_io;
 pub mod http1;
 pub mod http2;
+mod patient;
 mod session;
 mod tunnel;
 

@@ -18,7 +18,7 @@ use crate::error::{Error, Kind};
 use crate::forward::{Content, forward};
 use crate::forwarding::{self, Hop};
 use crate::generation::{Route, Running, UNROUTED};
-use crate::head::{Head, Peer};
+use crate::head::{Head, Peer, Received};
 use crate::listener::Listener;
 use crate::passage::Passage;
 use crate::respond;
@@ -74,7 +74,7 @@ pub fn begin(
     ending: &mut Ending,
 ) -> Begun {
     let (mut parts, body) = request.into_parts();
-    let received = target::received(&parts);
+    let received = Received::of(&parts);
     let routed = routed(running, &mut parts, arrival);
     let head = |parts, route, upstream| Box::new(Head::new(received, parts, arrival.peer.clone(), route, upstream));
     let place = match routed {
@@ -187,7 +187,7 @@ fn finish(
         };
         filtered(running, route, depth, &mut head, body)
     });
-    let response = match up {
+    match up {
         Ok(body) => {
             let mut response = Response::new(body);
             if let Some(mut parts) = head.response.take() {
@@ -200,18 +200,15 @@ fn finish(
                     response.headers_mut().remove(header::CONTENT_LENGTH);
                 }
             }
+            ending.status = response.status().as_u16();
+            ending.routed(place, head);
             response
         }
         Err(failed) => {
             ending.routed(place, head);
-            let response = fail(failed, running, ending);
-            ending.status = response.status().as_u16();
-            return response;
+            fail(failed, running, ending)
         }
-    };
-    ending.status = response.status().as_u16();
-    ending.routed(place, head);
-    response
+    }
 }
 
 /// The content of the request, through the plugins that transform it.

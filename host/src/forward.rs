@@ -213,26 +213,25 @@ fn absolute(host: Option<HeaderValue>, endpoint: &EndpointAddr, target: uri::Pat
 
 /// Whether an endpoint closed a connection that it had kept, before it said a byte of response.
 fn is_stale(error: &hyper::Error) -> bool {
-    error.is_incomplete_message()
-        || error.is_canceled()
-        || error.is_closed()
-        || error_is_reset(error)
-        || is_unread(error)
+    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error) || is_unread(error)
 }
 
 /// Whether an endpoint said that it has done nothing about a request (RFC 9113 §6.8, §8.7).
 fn is_unread(error: &hyper::Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    source.is_some_and(|error| {
+    cause::<h2::Error>(error).is_some_and(|error| {
         error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
     })
 }
 
-fn error_is_reset(error: &hyper::Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    source.is_some_and(|error| {
+fn is_reset(error: &hyper::Error) -> bool {
+    cause::<std::io::Error>(error).is_some_and(|error| {
         matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe)
     })
+}
+
+/// What is behind an error, if it is of this kind.
+fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
+    std::error::Error::source(error)?.downcast_ref()
 }
 
 fn from_hyper(error: hyper::Error) -> Error {

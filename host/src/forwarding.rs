@@ -20,7 +20,7 @@ pub struct Hop {
 
 /// Makes a request, received in a version of HTTP, fit to be sent on (RFC 9110 §7.6).
 pub fn request(version: Version, fields: &mut HeaderMap) -> Hop {
-    let hop = Hop { upgrade: upgrade(version, fields), trailers: takes_trailers(fields) };
+    let hop = Hop { upgrade: upgrade(version, fields), trailers: has_token(fields, header::TE, "trailers") };
     remove_hop_by_hop(fields);
     if version == Version::HTTP_2 {
         join_cookies(fields);
@@ -37,8 +37,7 @@ pub fn ask(hop: &Hop, version: Version, fields: &mut HeaderMap) {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     if let Some(protocol) = &hop.upgrade {
-        fields.insert(header::UPGRADE, protocol.clone());
-        fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        switch(protocol, fields);
     }
 }
 
@@ -59,7 +58,7 @@ fn trailers(fields: &mut HeaderMap) {
     remove_hop_by_hop(fields);
 }
 
-/// Says to the client what the connection has become.
+/// Says what the connection is to become, or has become.
 pub fn switch(protocol: &HeaderValue, fields: &mut HeaderMap) {
     fields.insert(header::UPGRADE, protocol.clone());
     fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -69,15 +68,14 @@ pub fn switch(protocol: &HeaderValue, fields: &mut HeaderMap) {
 /// nobody here sees.
 fn upgrade(version: Version, fields: &HeaderMap) -> Option<HeaderValue> {
     let protocol = fields.get(header::UPGRADE).filter(|_| version != Version::HTTP_10)?;
-    let tokens = fields.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
-    let asked = tokens.flat_map(|line| line.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
     let is_http2 = protocol.as_bytes().to_ascii_lowercase().windows(3).any(|word| word == b"h2c");
-    (asked && !is_http2).then(|| protocol.clone())
+    (has_token(fields, header::CONNECTION, "upgrade") && !is_http2).then(|| protocol.clone())
 }
 
-fn takes_trailers(fields: &HeaderMap) -> bool {
-    let lines = fields.get_all(header::TE).iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).any(|token| token.trim().eq_ignore_ascii_case("trailers"))
+/// Whether a token stands in a list, be it in one line or in several (RFC 9110 §5.6.1).
+fn has_token(fields: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
+    let lines = fields.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|token| token.trim().eq_ignore_ascii_case(wanted))
 }
 
 /// HTTP/2 may send each cookie in a line of its own; others want one line (RFC 9113 §8.2.3).

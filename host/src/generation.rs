@@ -59,7 +59,6 @@ pub struct Upstream {
 /// One address of an upstream.
 pub struct Endpoint {
     pub address: EndpointAddr,
-    pub text: Arc<str>,
     pub weight: u32,
     pub in_flight: Arc<InFlight>,
 }
@@ -149,7 +148,7 @@ impl Running {
 impl Upstream {
     /// An instance of the balancer that knows the endpoints.
     pub fn balancer_instance(&self, binding: &Binding, place: &Place) -> Result<Instance, Trap> {
-        let endpoint = |endpoint: &'_ Endpoint| (endpoint.text.clone(), endpoint.weight);
+        let endpoint = |endpoint: &'_ Endpoint| (endpoint.address.text.clone(), endpoint.weight);
         let known: Vec<(Arc<str>, u32)> = self.endpoints.iter().map(endpoint).collect();
         let told = known.iter().map(|(address, weight)| BalancedEndpoint {
             address,

@@ -185,8 +185,7 @@ impl Head {
     /// A stand-in while the real head is lent to a plugin.
     pub fn empty() -> Self {
         let (request, ()) = http::Request::new(()).into_parts();
-        let received =
-            Received { method: request.method.clone(), target: request.uri.clone(), version: request.version };
+        let received = Received::of(&request);
         Head::new(received, request, Arc::new(Peer::unix("")), "".into(), "".into())
     }
 
@@ -266,6 +265,13 @@ impl Head {
             None => Value::Field(client),
             Some(list) => Value::Bytes(Cow::Owned([list.bytes(), b", ", client.as_bytes()].concat())),
         })
+    }
+}
+
+impl Received {
+    /// The line of a request that nobody has changed yet.
+    pub fn of(request: &http::request::Parts) -> Self {
+        Received { method: request.method.clone(), target: request.uri.clone(), version: request.version }
     }
 }
 

@@ -11,10 +11,7 @@ use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::mpsc;
 use tracing::info;
 
-use crate::worker::{Socket, SocketOrder};
-
-/// Connections that may wait to be accepted, per worker; the system's own limit may be lower.
-const BACKLOG: i32 = 4096;
+use crate::worker::{BACKLOG, Socket, SocketOrder};
 
 /// All listeners, by their addresses as the manifest writes them.
 pub struct Listeners {

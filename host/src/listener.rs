@@ -64,7 +64,7 @@ pub struct Counted {
 impl Listener {
     /// Whether who connects from here speaks for others.
     pub fn is_proxy(&self, client: Option<IpAddr>) -> bool {
-        client.is_some_and(|client| self.proxies.iter().any(|net| net.contains(&client.to_canonical())))
+        client.is_some_and(|client| self.proxies.iter().any(|net| net.contains(&client)))
     }
 
     /// Counts one more connection, unless there are too many.

@@ -10,13 +10,7 @@ use http::{Method, Uri, Version};
 
 use crate::error::{Error, Kind};
 use crate::framing::is_authority;
-use crate::head::Received;
 use crate::path;
-
-/// The request line as it came.
-pub fn received(request: &Parts) -> Received {
-    Received { method: request.method.clone(), target: request.uri.clone(), version: request.version }
-}
 
 /// Brings a request into form.
 pub fn accept(request: &mut Parts) -> Result<(), Error> {
@@ -41,9 +35,12 @@ pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
 fn settle_authority(request: &mut Parts) -> Result<(), Error> {
     let mut hosts = request.headers.get_all(header::HOST).iter();
     let (host, second) = (hosts.next(), hosts.next());
-    let has_none = host.is_none() && request.uri.authority().is_none();
-    let lacks_host = host.is_none() && request.version == Version::HTTP_11;
-    if second.is_some() || lacks_host || has_none && request.version != Version::HTTP_10 {
+    let lacks_host = match request.version {
+        Version::HTTP_10 => false,
+        Version::HTTP_11 => host.is_none(),
+        _ => host.is_none() && request.uri.authority().is_none(),
+    };
+    if second.is_some() || lacks_host {
         return refused("a request has one Host (RFC 9112 §3.2)");
     }
     let Some(authority) = request.uri.authority() else {
@@ -78,8 +75,7 @@ fn settle_path(request: &mut Parts) -> Result<(), Error> {
     }
     let path = match path::normal(target.path()) {
         Ok(Cow::Borrowed(_)) if whole.starts_with('/') => return Ok(()),
-        Ok(Cow::Borrowed(path)) => path.to_owned(),
-        Ok(Cow::Owned(path)) => path,
+        Ok(path) => path.into_owned(),
         Err(why) => return refused(why.reason()),
     };
     let whole = target.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));

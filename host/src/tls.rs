@@ -24,6 +24,14 @@ pub mod server;
 #[cfg(test)]
 mod tests;
 
+/// Something wrong with a file, and with which of those that a configuration is made of.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Mistake<Place> {
+    pub place: Place,
+    pub message: String,
+}
+
 /// The cryptography of every configuration. Given to each, for a default of the process would be a global that whoever
 /// comes first sets.
 fn provider() -> Arc<CryptoProvider> {

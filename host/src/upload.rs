@@ -195,14 +195,6 @@ impl Pace {
 
 // === RequestBody ===
 
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        if let RequestBody::Filtered(_, upload) = self {
-            upload.end();
-        }
-    }
-}
-
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;

@@ -20,10 +20,6 @@ impl<T> Wire<T> {
         Wire(TokioIo::new(socket))
     }
 
-    pub fn socket(&self) -> &T {
-        self.0.inner()
-    }
-
     pub fn into_socket(self) -> T {
         self.0.into_inner()
     }

@@ -46,8 +46,9 @@ pub struct Orders {
 /// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// Connections that may have waited to be accepted when their listener was closed.
-const WAITING: usize = 4096;
+/// Connections that may wait to be accepted; the system's own limit may be lower. So many may be left when a listener is
+/// closed.
+pub const BACKLOG: i32 = 4096;
 
 /// How long to wait after the system refused a connection, most often for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -188,7 +189,7 @@ async fn accept(
         let accepted = tokio::select! {
             biased;
             _ = &mut closed, if left.is_none() => {
-                left = Some(WAITING);
+                left = Some(BACKLOG);
                 continue;
             }
             accepted = listener.accept(), if left != Some(0) => accepted,

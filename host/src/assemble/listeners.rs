@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +9,7 @@ use ipnet::IpNet;
 use tokio_rustls::TlsAcceptor;
 use toml::Spanned;
 
-use super::{Draft, head_of};
+use super::{Draft, beside, head_of};
 use crate::config::manifest::{self, Manifest, Redirect};
 use crate::config::problem::Source;
 use crate::framing;
@@ -176,11 +175,6 @@ impl Draft<'_> {
             }
         }
     }
-}
-
-/// A file that stands beside the manifest.
-pub(super) fn beside(source: &Source, file: &str) -> std::path::PathBuf {
-    source.path.parent().unwrap_or(Path::new(".")).join(file)
 }
 
 pub(super) fn certificate_files(source: &Source, files: &manifest::Certificate) -> CertificateFiles {

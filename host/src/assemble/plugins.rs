@@ -1,14 +1,13 @@
 //! From a plugin's table to a binding: load the component, check its configuration, configure it.
 
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use toml::Spanned;
 
 use super::misfit::{self, pointed};
 use super::values::bytes;
-use super::{Assembly, Draft, Loaded};
+use super::{Assembly, Draft, Loaded, beside};
 use crate::config::locate;
 use crate::config::manifest::{self, PluginRef};
 use crate::config::problem::Source;
@@ -168,6 +167,6 @@ fn component(source: &Source, name: &str) -> Result<Vec<u8>, String> {
     if !name.ends_with(".wasm") {
         return Err(format!("`{name}` is neither a stock plugin ({}) nor a `.wasm` file", stock.join(", ")));
     }
-    let path = source.path.parent().unwrap_or(Path::new(".")).join(name);
+    let path = beside(source, name);
     std::fs::read(&path).map_err(|error| format!("the plugin `{}` can't be read: {error}", path.display()))
 }

@@ -1,11 +1,9 @@
 //! What a manifest says about the process: workers, admin, access log, error pages.
 
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::sync::Arc;
 
-use super::listeners::beside;
-use super::{AdminAddress, Draft, head_of};
+use super::{AdminAddress, Draft, beside, head_of};
 use crate::access_log::{AccessLog, Format, Target};
 use crate::config::manifest::{AccessLogFormat, Manifest};
 use crate::config::problem::Source;
@@ -46,8 +44,8 @@ impl Draft<'_> {
             AccessLogFormat::Json => Format::Json,
             AccessLogFormat::Off => return None,
         };
-        let folder = source.path.parent().unwrap_or(Path::new("."));
-        let target = wanted.get_ref().file.as_ref().map_or(Target::Stdout, |file| Target::File(folder.join(file)));
+        let file = wanted.get_ref().file.as_ref();
+        let target = file.map_or(Target::Stdout, |file| Target::File(beside(source, file)));
         let wanted_log = (format, target);
         if let Some((known, log)) = &self.assembly.log
             && *known == wanted_log
@@ -65,9 +63,7 @@ impl Draft<'_> {
             }
         }
     }
-}
 
-impl Draft<'_> {
     /// The pages of the manifest's own for errors.
     pub(super) fn error_pages(&mut self, files: &[(Arc<Source>, Manifest)]) -> ErrorPages {
         let mut pages = ErrorPages::default();
@@ -81,10 +77,11 @@ impl Draft<'_> {
                 self.problems.at(source, codes.span(), message);
                 continue;
             };
-            match std::fs::read_to_string(beside(source, file.get_ref())) {
+            let path = beside(source, file.get_ref());
+            match std::fs::read_to_string(&path) {
                 Ok(page) => pages.add(range, &page),
                 Err(error) => {
-                    let message = format!("`{}` can't be read: {error}", beside(source, file.get_ref()).display());
+                    let message = format!("`{}` can't be read: {error}", path.display());
                     self.problems.at(source, file.span(), message);
                 }
             }

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::ServerName;
 use toml::Spanned;
 
-use super::Draft;
-use super::listeners::{beside, certificate_files};
+use super::listeners::certificate_files;
+use super::{Draft, beside};
 use crate::config::manifest;
 use crate::config::problem::Source;
 use crate::generation::{Endpoint, Upstream};
@@ -45,7 +45,7 @@ impl Draft<'_> {
                 Some(place) => {
                     let address = EndpointAddr { text: text.as_str().into(), place, speaks };
                     let in_flight = self.assembly.in_flight.entry(address.clone()).or_default().clone();
-                    endpoints.push(Endpoint { text: address.text.clone(), address, weight, in_flight });
+                    endpoints.push(Endpoint { address, weight, in_flight });
                 }
                 None => {
                     let message = format!(

@@ -6,16 +6,15 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::patient::Patient;
 use super::session::{Refused, Session};
 use crate::framing::Scanner;
 
-/// A socket, and what was read ahead of it.
+/// A socket whose bytes are looked through.
 pub struct ClientIo<T> {
-    pub socket: T,
-    pub ahead: Bytes,
+    pub io: Patient<T>,
     pub scanner: Scanner,
     pub session: Rc<Session>,
 }
@@ -38,6 +37,14 @@ impl<T> ClientIo<T> {
         true
     }
 
+    /// After a refusal nothing more is read: content breaks off, and whoever waits for a request waits in vain.
+    fn end_of_sense(&self) -> Poll<io::Result<()>> {
+        if self.session.upload.borrow().is_over() {
+            return Poll::Pending;
+        }
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the content's framing is refused")))
+    }
+
     /// What hyper says by itself is an answer to what it can't parse; the same is said in our own words.
     fn overhear(&self, bytes: &[u8]) -> bool {
         if self.session.speaking.get() {
@@ -49,22 +56,6 @@ impl<T> ClientIo<T> {
         }
         true
     }
-
-    /// Whether the client has taken nothing for too long.
-    fn is_stuck(&self, cx: &Context<'_>) -> bool {
-        self.session.send.is_late(self.session.client.arrival.listener.limits.send_timeout, cx)
-    }
-
-    fn sent<R>(&self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
-        match written {
-            Poll::Pending if self.is_stuck(cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(written) => {
-                self.session.send.clear();
-                Poll::Ready(written)
-            }
-        }
-    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for ClientIo<T> {
@@ -73,27 +64,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for ClientIo<T> {
             return self.end_of_sense();
         }
         let before = buffer.filled().len();
-        if self.ahead.is_empty() {
-            ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
-        } else {
-            let length = self.ahead.len().min(buffer.remaining());
-            buffer.put_slice(&self.ahead.split_to(length));
-        }
+        ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
         if self.admit(&buffer.filled()[before..]) {
             return Poll::Ready(Ok(()));
         }
         buffer.set_filled(before);
         self.end_of_sense()
-    }
-}
-
-impl<T> ClientIo<T> {
-    /// After a refusal nothing more is read: content breaks off, and whoever waits for a request waits in vain.
-    fn end_of_sense(&self) -> Poll<io::Result<()>> {
-        if self.session.upload.borrow().is_over() {
-            return Poll::Pending;
-        }
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the content's framing is refused")))
     }
 }
 
@@ -103,8 +79,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ClientIo<T> {
             return Poll::Ready(Ok(bytes.len()));
         }
         self.session.flushed.set(false);
-        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
-        self.sent(cx, written)
+        Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -116,19 +91,17 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ClientIo<T> {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
         self.session.flushed.set(false);
-        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
-        self.sent(cx, written)
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        self.io.is_write_vectored()
     }
 
     /// hyper flushes the socket once all that it had is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.session.flushed.set(true);
-        let flushed = Pin::new(&mut self.socket).poll_flush(cx);
-        self.sent(cx, flushed)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     /// hyper's last word need not be the connection's: there may be more to say, or a tunnel to open.

@@ -18,6 +18,7 @@ use hyper::service::{HttpService, service_fn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client_io::ClientIo;
+use super::patient::Patient;
 use super::session::{Refused, Session, Tracked};
 use super::{Client, Transport, tunnel};
 use crate::body::ResponseBody;
@@ -33,7 +34,9 @@ const LINGER: Duration = Duration::from_secs(2);
 pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Future<Output = ()> {
     let scanner = Scanner::new(client.arrival.listener.limits.framing);
     let session = Session::new(client);
-    let io = ClientIo { socket: stream, ahead, scanner, session: session.clone() };
+    let (send, patience) = (session.send.clone(), session.client.arrival.listener.limits.send_timeout);
+    let io = Patient { socket: stream, ahead, send, patience };
+    let io = ClientIo { io, scanner, session: session.clone() };
     // A closure, whose future hyper keeps in place: a boxed one would be an allocation for each request.
     let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
     Connection { state: State::Resting(io), session, exchanges, graceful: false, fresh: true }
@@ -108,7 +111,9 @@ where
         if may_rest && session.rest.is_met() && session.flushed.get() {
             session.rest.clear();
             let parts = connection.into_parts();
-            return State::Resting(ClientIo { ahead: parts.read_buf, ..parts.io.into_socket() });
+            let mut io = parts.io.into_socket();
+            io.io.ahead = parts.read_buf;
+            return State::Resting(io);
         }
         State::Serving(connection)
     }
@@ -116,7 +121,7 @@ where
     /// What is left to do once hyper is done.
     fn leave(&self, connection: http1::Connection<Wire<ClientIo<T>>, S>) -> State<T, S> {
         let parts = connection.into_parts();
-        let io = parts.io.into_socket();
+        let io = parts.io.into_socket().io;
         self.session.leave();
         let (refused, switched) = (self.session.refused.get(), self.session.switched.take());
         if let (None, Some((switched, ending))) = (refused, switched) {
@@ -141,11 +146,11 @@ where
     {
         let is_fresh = std::mem::take(&mut self.fresh);
         let is_over = self.session.head.clock().is_stopping() || self.session.head.is_met();
-        if is_over && !is_fresh && io.ahead.is_empty() {
+        if is_over && !is_fresh && io.io.ahead.is_empty() {
             self.session.leave();
-            return State::Leaving(Box::pin(part(io.socket, Bytes::new(), self.session.clone())));
+            return State::Leaving(Box::pin(part(io.io.socket, Bytes::new(), self.session.clone())));
         }
-        if !is_fresh && io.ahead.is_empty() && io.socket.poll_read_ready(cx).is_pending() {
+        if !is_fresh && io.io.ahead.is_empty() && io.io.socket.poll_read_ready(cx).is_pending() {
             return State::Resting(io);
         }
         let exchanges = (self.exchanges)(self.session.clone());

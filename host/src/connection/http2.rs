@@ -9,6 +9,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -21,6 +22,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::patient::Patient;
 use super::{Client, Outgoing, Transport, tunnel};
 use crate::body::ResponseBody;
 use crate::clock::Deadline;
@@ -55,7 +57,8 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
     let [idle, send] = client.clock.deadlines();
     let sent = Rc::new(Cell::new(0));
-    let io = Wire::new(StreamsIo { ahead, io: stream, send, timeout: limits.send_timeout, sent: sent.clone() });
+    let io = Patient { socket: stream, ahead, send, patience: limits.send_timeout };
+    let io = Wire::new(StreamsIo { io, sent: sent.clone() });
     let taken = Cell::new(client.clock.now());
     let streams = Rc::new(Streams {
         client,
@@ -287,14 +290,10 @@ fn extended_connect(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
 
 /// What HTTP/1.1 wants and HTTP/2 has no need for: 16 random bytes (RFC 6455 §4.1), in Base64.
 fn websocket_key() -> HeaderValue {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut random = [0; 16];
     // It protects nobody here: it only proves to a client, which this is not, that the endpoint speaks WebSocket.
     let _ = getrandom::fill(&mut random);
-    let bits = u128::from_be_bytes(random);
-    let digit = |place: u32| DIGITS[(if place < 21 { bits >> (122 - 6 * place) } else { bits << 4 } & 63) as usize];
-    let key: Vec<u8> = (0..22).map(digit).chain(*b"==").collect();
-    HeaderValue::from_bytes(&key).unwrap_or(HeaderValue::from_static(""))
+    HeaderValue::try_from(BASE64_STANDARD.encode(random)).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Answers a request for a tunnel as HTTP/2 does. Any success means that there is one, so nothing else may say so.
@@ -347,50 +346,31 @@ fn not_switched() -> Error {
 
 // === StreamsIo ===
 
-/// A socket, what was read ahead of it, and for how long the client may take nothing.
+/// A socket that counts what the client takes.
 struct StreamsIo<T> {
-    ahead: Bytes,
-    io: T,
-    send: Deadline,
-    timeout: Duration,
+    io: Patient<T>,
     sent: Rc<Cell<u64>>,
+}
+
+impl<T> StreamsIo<T> {
+    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(length)) = written {
+            self.sent.set(self.sent.get() + length as u64);
+        }
+        written
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for StreamsIo<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buffer);
-        }
-        let length = self.ahead.len().min(buffer.remaining());
-        buffer.put_slice(&self.ahead.split_to(length));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T> StreamsIo<T> {
-    fn count(&self, written: &Poll<io::Result<usize>>) {
-        if let Poll::Ready(Ok(length)) = written {
-            self.sent.set(self.sent.get() + *length as u64);
-        }
-    }
-
-    fn settle<R>(&self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
-        match written {
-            Poll::Pending if self.send.is_late(self.timeout, cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(written) => {
-                self.send.clear();
-                Poll::Ready(written)
-            }
-        }
+        Pin::new(&mut self.io).poll_read(cx, buffer)
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.count(&written);
-        self.settle(cx, written)
+        self.count(written)
     }
 
     fn poll_write_vectored(
@@ -399,8 +379,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-        self.count(&written);
-        self.settle(cx, written)
+        self.count(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -408,8 +387,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.settle(cx, flushed)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

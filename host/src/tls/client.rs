@@ -11,6 +11,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use super::Mistake;
 use super::pem::{self, Fault};
 use super::server::CertificateFiles;
 
@@ -38,14 +39,6 @@ pub enum Verify {
     Never,
 }
 
-/// Something wrong with a file.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Mistake {
-    pub place: Place,
-    pub message: String,
-}
-
 /// Which of the [`ClientFiles`] is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -60,7 +53,7 @@ pub enum Place {
 struct Credulous(WebPkiSupportedAlgorithms);
 
 /// How TLS is spoken to endpoints. Sessions are resumed by what the configuration remembers, so it is to be shared.
-pub fn client(files: &ClientFiles, now: SystemTime) -> Result<Arc<ClientConfig>, Vec<Mistake>> {
+pub fn client(files: &ClientFiles, now: SystemTime) -> Result<Arc<ClientConfig>, Vec<Mistake<Place>>> {
     let provider = super::provider();
     let mut mistakes = Vec::new();
     let roots = roots(files);
@@ -115,7 +108,7 @@ fn certificate(
 
 // === Mistake ===
 
-impl From<Fault> for Mistake {
+impl From<Fault> for Mistake<Place> {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Chain(message) => Mistake { place: Place::Certificate, message },

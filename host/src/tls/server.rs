@@ -14,6 +14,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::CertificateDer;
 
+use super::Mistake;
 use super::names::Certificates;
 use super::pem::{self, Fault};
 
@@ -46,14 +47,6 @@ pub enum MinimumVersion {
     Tls13,
 }
 
-/// Something wrong with a file.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Mistake {
-    pub place: Place,
-    pub message: String,
-}
-
 /// Which of the [`ServerFiles`] is wrong; certificates are counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -81,7 +74,11 @@ struct ScopedTickets {
 struct Scope(Vec<u8>);
 
 /// The running configuration of a listener's TLS. All that it needs of the files is read here.
-pub fn server(files: &ServerFiles, tickets: &Tickets, now: SystemTime) -> Result<Arc<ServerConfig>, Vec<Mistake>> {
+pub fn server(
+    files: &ServerFiles,
+    tickets: &Tickets,
+    now: SystemTime,
+) -> Result<Arc<ServerConfig>, Vec<Mistake<Place>>> {
     let provider = super::provider();
     let mut mistakes = Vec::new();
     let certificates = certificates(&files.certificates, &provider, now, &mut mistakes);
@@ -108,7 +105,7 @@ fn certificates(
     files: &[CertificateFiles],
     provider: &CryptoProvider,
     now: SystemTime,
-    mistakes: &mut Vec<Mistake>,
+    mistakes: &mut Vec<Mistake<Place>>,
 ) -> Vec<CertifiedKey> {
     if files.is_empty() {
         let message = "no certificate is named; name the files of one".into();
@@ -157,7 +154,7 @@ impl MinimumVersion {
 
 // === Mistake ===
 
-impl Mistake {
+impl Mistake<Place> {
     fn of_certificate(at: usize, fault: Fault) -> Self {
         match fault {
             Fault::Chain(message) => Mistake { place: Place::Certificate(at), message },

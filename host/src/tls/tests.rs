@@ -12,11 +12,12 @@ use rustls::{
 };
 use rustls_pki_types::ServerName;
 
+use super::Mistake;
 use super::authority::{Authority, made, params};
 use super::client::{ClientFiles, Place as ClientPlace, Roots, Verify, client};
 use super::facts::facts;
 use super::self_signed::self_signed;
-use super::server::{CertificateFiles, ClientAuth, MinimumVersion, Mistake, Place, ServerFiles, Tickets, server};
+use super::server::{CertificateFiles, ClientAuth, MinimumVersion, Place, ServerFiles, Tickets, server};
 
 fn served(files: &ServerFiles) -> Arc<ServerConfig> {
     server(files, &Tickets::new().unwrap(), SystemTime::now()).unwrap()
