@@ -1,10 +1,10 @@
 //! Messages with more than one meaning: none of them passes, in either direction, and what passes has one meaning.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 
-use crate::support::{Proxy, manifest, read_message};
+use crate::support::{Proxy, manifest, raw_origin, read_message};
 
 /// An origin that keeps all bytes it gets, and answers each connection once it has seen the end of a head.
 struct Recorder {
@@ -14,16 +14,9 @@ struct Recorder {
 
 impl Recorder {
     fn start() -> Recorder {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (address, bytes) = (listener.local_addr().unwrap().to_string(), Arc::<Mutex<Vec<u8>>>::default());
+        let bytes = Arc::<Mutex<Vec<u8>>>::default();
         let kept = bytes.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let kept = kept.clone();
-                std::thread::spawn(move || record(stream, &kept));
-            }
-        });
-        Recorder { address, bytes }
+        Recorder { address: raw_origin(move |stream| record(stream, &kept)), bytes }
     }
 
     fn text(&self) -> String {
@@ -241,25 +234,17 @@ const AMBIGUOUS: &[(&str, &str)] = &[
 
 #[test]
 fn ambiguous_responses_are_bad_gateways() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let (connections, counted) = (Arc::new(Mutex::new(0)), Arc::<Mutex<usize>>::default());
-    let (count, seen) = (connections.clone(), counted.clone());
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            *count.lock().unwrap() += 1;
-            let seen = seen.clone();
-            std::thread::spawn(move || {
-                let mut reader = BufReader::new(stream.try_clone().unwrap());
-                let mut stream = stream;
-                while let Some(request) = read_message(&mut reader) {
-                    *seen.lock().unwrap() += 1;
-                    let place: usize = request.start.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
-                    let (response, _) = AMBIGUOUS[place];
-                    let smuggled = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled";
-                    let _ = stream.write_all(format!("{response}{smuggled}").as_bytes());
-                }
-            });
+    let (connections, requests) = (Arc::<Mutex<usize>>::default(), Arc::<Mutex<usize>>::default());
+    let (connected, requested) = (connections.clone(), requests.clone());
+    let address = raw_origin(move |mut stream| {
+        *connected.lock().unwrap() += 1;
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while let Some(request) = read_message(&mut reader) {
+            *requested.lock().unwrap() += 1;
+            let place: usize = request.start.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+            let (response, _) = AMBIGUOUS[place];
+            let smuggled = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled";
+            let _ = stream.write_all(format!("{response}{smuggled}").as_bytes());
         }
     });
     let proxy = Proxy::start(&manifest(&address, "", "").replace("workers = 2", "workers = 1"));
@@ -272,5 +257,5 @@ fn ambiguous_responses_are_bad_gateways() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(*connections.lock().unwrap(), AMBIGUOUS.len(), "no connection is used again");
-    assert_eq!(*counted.lock().unwrap(), AMBIGUOUS.len(), "no request is sent again");
+    assert_eq!(*requests.lock().unwrap(), AMBIGUOUS.len(), "no request is sent again");
 }

@@ -1,26 +1,13 @@
 //! Bodies and connections that are large, slow, cut off or special.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, read_message};
+use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, raw_origin, read_message};
 
 const MIB: usize = 1 << 20;
-
-/// An origin that gives each connection to `serve`; its address.
-fn raw_origin(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let serve = serve.clone();
-            std::thread::spawn(move || serve(stream));
-        }
-    });
-    address
-}
 
 #[test]
 fn a_hundred_mebibytes_pass_both_ways_in_little_memory() {

@@ -198,20 +198,24 @@ pub fn run(args: &[&str]) -> (Option<i32>, String) {
 
 /// An origin that answers each request with what `answer` makes of it; gives its address.
 pub fn origin(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + Clone + 'static) -> String {
+    raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while let Some(request) = read_message(&mut reader) {
+            if stream.write_all(&answer(&request)).is_err() {
+                break;
+            }
+        }
+    })
+}
+
+/// An origin that gives each connection to `serve`; its address.
+pub fn raw_origin(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let answer = answer.clone();
-            std::thread::spawn(move || {
-                let mut reader = BufReader::new(stream.try_clone().unwrap());
-                let mut stream = stream;
-                while let Some(request) = read_message(&mut reader) {
-                    if stream.write_all(&answer(&request)).is_err() {
-                        break;
-                    }
-                }
-            });
+            let serve = serve.clone();
+            std::thread::spawn(move || serve(stream));
         }
     });
     address

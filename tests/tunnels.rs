@@ -1,7 +1,7 @@
 //! Connections that leave HTTP: WebSocket and other upgrades, over HTTP/1.1 and HTTP/2.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http2;
@@ -10,18 +10,11 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::python::{self, Python};
-use crate::support::{Proxy, echo, manifest};
+use crate::support::{Proxy, echo, manifest, raw_origin};
 
 /// An origin that switches to a protocol which sends back what it gets; tells the head it got, as its first bytes.
 fn switching() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || switch(stream));
-        }
-    });
-    address
+    raw_origin(switch)
 }
 
 fn switch(mut stream: TcpStream) {
