@@ -1,6 +1,7 @@
 //! Whole-program tests: the real binary, real sockets, real components.
 #![forbid(unsafe_code)]
 
+mod backend;
 mod forwarding;
 mod framing;
 mod hooks;
@@ -8,6 +9,7 @@ mod http2;
 mod layers;
 mod limits;
 mod manifests;
+mod name_server;
 mod operating;
 mod plugins;
 mod python;
@@ -16,3 +18,4 @@ mod support;
 mod swap;
 mod tls;
 mod tunnels;
+mod upstreams;

@@ -1,11 +1,14 @@
 //! The admin listener: figures for Prometheus, the state for people, and reload. Loopback unless the manifest says
 //! otherwise.
 
+mod upstreams;
+
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -87,11 +90,31 @@ async fn answer(admin: &Admin, request: Request<Incoming>) -> Response<ResponseB
                 _ => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the process is stopping\n".into()),
             }
         }
-        (_, "/metrics" | "/status" | "/" | "/reload") => {
+        (&Method::POST, "/drain") => drain(admin, request.uri().query(), true),
+        (&Method::POST, "/undrain") => drain(admin, request.uri().query(), false),
+        (_, "/metrics" | "/status" | "/" | "/reload" | "/drain" | "/undrain") => {
             text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new())
         }
-        _ => text(StatusCode::NOT_FOUND, "text/plain", "/status, /metrics, POST /reload\n".into()),
+        _ => text(StatusCode::NOT_FOUND, "text/plain", "/status, /metrics, POST /reload, /drain, /undrain\n".into()),
     }
+}
+
+/// Has an endpoint get nothing new, or lets it have its share again: `upstream=app&endpoint=127.0.0.1:8000`, the endpoint
+/// as the status document writes it.
+fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseBody> {
+    let value = |name: &str| {
+        let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(known, _)| *known == name).map_or("", |(_, value)| value)
+    };
+    let generation = admin.generation.borrow().clone();
+    let upstream = generation.upstream_places.get(value("upstream")).map(|place| &generation.upstreams[*place]);
+    let Some(upstream) = upstream else {
+        return text(StatusCode::NOT_FOUND, "text/plain", "there is no such upstream; see /status\n".into());
+    };
+    if !upstream.live.drain(value("endpoint"), drains, Instant::now()) {
+        return text(StatusCode::NOT_FOUND, "text/plain", "the upstream has no such endpoint; see /status\n".into());
+    }
+    text(StatusCode::OK, "text/plain", if drains { "draining\n" } else { "in use\n" }.into())
 }
 
 fn text(status: StatusCode, media_type: &'static str, body: String) -> Response<ResponseBody> {
@@ -103,10 +126,6 @@ fn text(status: StatusCode, media_type: &'static str, body: String) -> Response<
 
 fn status(admin: &Admin) -> String {
     let generation = admin.generation.borrow().clone();
-    let upstream = |upstream: &crate::generation::Upstream| {
-        let endpoint = |endpoint: &crate::generation::Endpoint| json!({ "address": &*endpoint.address.text, "weight": endpoint.weight, "in_flight": endpoint.in_flight.count() });
-        json!({ "name": &*upstream.name, "endpoints": upstream.endpoints.iter().map(endpoint).collect::<Vec<_>>() })
-    };
     let route = |route: &crate::generation::Route| {
         let chain = route.chain.iter().map(|place| &*generation.bindings[*place].name).collect::<Vec<_>>();
         json!({ "name": &*route.name, "upstream": &*generation.upstreams[route.upstream].name, "plugins": chain })
@@ -121,7 +140,7 @@ fn status(admin: &Admin) -> String {
         "version": env!("CARGO_PKG_VERSION"),
         "generation": admin.serial.load(Ordering::Relaxed),
         "routes": generation.routes.iter().map(route).collect::<Vec<_>>(),
-        "upstreams": generation.upstreams.iter().map(upstream).collect::<Vec<_>>(),
+        "upstreams": generation.upstreams.iter().map(upstreams::status).collect::<Vec<_>>(),
         "plugins": plugins.iter().map(plugin).collect::<Vec<_>>(),
     });
     format!("{document:#}\n")
@@ -195,13 +214,7 @@ fn metrics(admin: &Admin) -> String {
             line(&mut out, name, &[("plugin", plugin), ("name", &custom.name)], *sum);
         }
     }
-    family(&mut out, "plugway_endpoint_in_flight", "gauge", "Requests in flight.");
-    for upstream in &generation.upstreams {
-        for endpoint in &upstream.endpoints {
-            let labels = [("upstream", &*upstream.name), ("endpoint", &*endpoint.address.text)];
-            line(&mut out, "plugway_endpoint_in_flight", &labels, endpoint.in_flight.count().into());
-        }
-    }
+    upstreams::metrics(&mut out, &generation.upstreams);
     family(&mut out, "plugway_access_log_dropped_total", "counter", "Lines that found the queue full.");
     let dropped = generation.access_log.as_ref().map_or(0, |log| log.dropped());
     line(&mut out, "plugway_access_log_dropped_total", &[], dropped as f64);

@@ -1,16 +1,19 @@
 //! From a manifest to a generation: names become places, texts become values, plugins are loaded and configured.
 //! After this nothing is parsed, looked up by name or checked again. All mistakes are found before any is told.
 
+mod dialers;
+mod endpoints;
 mod listeners;
 mod misfit;
 mod plugins;
 mod routes;
 mod settings;
+mod upkeep;
 mod upstreams;
 mod values;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +30,8 @@ use crate::plugin::binding::Binding;
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::router::Router;
 use crate::tls::server::Tickets;
-use crate::upstream::{EndpointAddr, InFlight};
+use crate::upstream::live::Live;
+use crate::upstream::slots::Slots;
 
 /// How long a stop waits for exchanges if the manifest doesn't say; as long as orchestrators usually give.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -35,7 +39,10 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// Makes generations; keeps what outlives them.
 pub struct Assembly {
     runtime: Runtime,
-    in_flight: HashMap<EndpointAddr, Arc<InFlight>>,
+    /// The endpoints of each upstream, by its name.
+    live: HashMap<Arc<str>, Arc<Live>>,
+    /// The connections that each upstream may have, and the limits that they were made for.
+    slots: HashMap<Arc<str>, (u32, u32, Slots)>,
     /// The connections at each listener.
     census: HashMap<Arc<str>, Arc<Census>>,
     /// For sessions of TLS to be resumed after a reload.
@@ -88,8 +95,9 @@ struct Draft<'a> {
 impl Assembly {
     pub fn new(runtime: Runtime) -> anyhow::Result<Self> {
         let tickets = Tickets::new()?;
-        let (in_flight, census, dialers) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Ok(Assembly { runtime, in_flight, census, tickets, dialers, plugins: HashMap::new(), log: None })
+        let (live, slots, census) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (dialers, plugins) = (HashMap::new(), HashMap::new());
+        Ok(Assembly { runtime, live, slots, census, tickets, dialers, plugins, log: None })
     }
 
     /// Makes a generation of a manifest's files.
@@ -144,6 +152,7 @@ impl Assembly {
         let admin = draft.admin(files);
         let access_log = draft.access_log(files);
         let error_pages = draft.error_pages(files);
+        let name_servers = draft.name_servers(files);
         let Draft { problems, bindings, used, .. } = draft;
         let router = match router {
             Ok(router) if problems.0.is_empty() => router,
@@ -152,11 +161,40 @@ impl Assembly {
         self.plugins.retain(|digest, _| used.contains(digest));
         self.census.retain(|address, _| listeners.contains_key(address));
         self.dialers.retain(|_, config| Arc::strong_count(config) > 1);
-        self.in_flight.retain(|_, count| Arc::strong_count(count) > 1);
+        self.live.retain(|name, _| upstream_places.contains_key(name));
+        self.slots.retain(|name, _| upstream_places.contains_key(name));
         let addresses = listeners::addresses(&listeners);
-        let generation =
-            Generation { router, routes, upstreams, upstream_places, bindings, listeners, error_pages, access_log };
+        let generation = Generation {
+            router,
+            routes,
+            upstreams,
+            upstream_places,
+            bindings,
+            listeners,
+            error_pages,
+            name_servers,
+            access_log,
+        };
         Ok(Assembled { generation, admin, listeners: addresses, workers, drain })
+    }
+}
+
+impl Assembly {
+    /// The living set of an upstream.
+    fn live(&mut self, name: &Arc<str>) -> Arc<Live> {
+        self.live.entry(name.clone()).or_insert_with(|| Arc::new(Live::new(name.clone()))).clone()
+    }
+
+    /// The connections of an upstream: those of before, where the limits are the same.
+    fn slots(&mut self, name: &Arc<str>, connections: u32, pending: u32) -> Slots {
+        match self.slots.get(name) {
+            Some((known, waiting, slots)) if (*known, *waiting) == (connections, pending) => slots.clone(),
+            _ => {
+                let slots = Slots::limited(connections, pending);
+                self.slots.insert(name.clone(), (connections, pending, slots.clone()));
+                slots
+            }
+        }
     }
 }
 
@@ -171,9 +209,20 @@ impl Draft<'_> {
     }
 
     fn count(&mut self, source: &Arc<Source>, number: Option<&Spanned<usize>>, default: usize, most: usize) -> usize {
+        self.up_to(source, number, default, 1..=most)
+    }
+
+    fn up_to(
+        &mut self,
+        source: &Arc<Source>,
+        number: Option<&Spanned<usize>>,
+        default: usize,
+        allowed: RangeInclusive<usize>,
+    ) -> usize {
         let Some(number) = number else { return default };
-        if !(1..=most).contains(number.get_ref()) {
-            self.problems.at(source, number.span(), format!("this is a number between 1 and {most}"));
+        if !allowed.contains(number.get_ref()) {
+            let message = format!("this is a number between {} and {}", allowed.start(), allowed.end());
+            self.problems.at(source, number.span(), message);
         }
         *number.get_ref()
     }

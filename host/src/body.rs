@@ -1,8 +1,8 @@
 //! The content of a response on its way to the client.
 
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Version};
@@ -12,8 +12,9 @@ use hyper::body::Incoming;
 use crate::clock::Deadline;
 use crate::forwarding;
 use crate::passage::{BodyError, Passage};
+use crate::upstream::Rules;
 use crate::upstream::connection::{Connection, Stream};
-use crate::upstream::{Flight, Pool, Rules};
+use crate::upstream::seats::Flight;
 
 /// The content of a response: the upstream's, streamed, or some that was made here.
 pub enum ResponseBody {
@@ -48,10 +49,18 @@ pub struct Lease {
     pub connection: Connection,
     /// Counts the exchange as in flight at its endpoint.
     pub flight: Flight,
-    pub pool: Rc<Pool>,
+    /// Whether a response that comes to its end speaks for the endpoint: some statuses speak against it.
+    pub is_good: bool,
     pub rules: Rules,
     /// For the next piece.
     pub step: Deadline,
+}
+
+impl Lease {
+    /// The endpoint didn't send the whole response, which speaks against it.
+    fn broken(&self) {
+        self.flight.seat().failed(Duration::ZERO, self.step.clock().now());
+    }
 }
 
 impl UpstreamBody {
@@ -61,9 +70,11 @@ impl UpstreamBody {
 
     /// The body has been read to its end: the connection may serve others.
     fn end(&mut self) {
-        if let Some(Lease { connection, flight, pool, rules, step }) = self.lease.take() {
-            drop(flight);
-            pool.put_back(connection, rules, step.clock().now());
+        if let Some(Lease { connection, flight, is_good, rules, step }) = self.lease.take() {
+            if is_good {
+                flight.seat().ended_well();
+            }
+            flight.seat().pool.put_back(connection, rules, step.clock().now());
         }
     }
 }
@@ -86,6 +97,7 @@ impl Body for UpstreamBody {
         let frame = lease.connection.drive(cx, |cx| Pin::new(&mut *content).poll_frame(cx));
         match frame {
             Poll::Pending if lease.step.is_late(lease.rules.read_timeout, cx) => {
+                lease.broken();
                 return Poll::Ready(Some(Err("the endpoint paused too long".into())));
             }
             Poll::Pending => return Poll::Pending,
@@ -95,9 +107,12 @@ impl Body for UpstreamBody {
             // A stream of HTTP/2 that was reset without an error just ends: that is also how an endpoint waves off the
             // rest of a request (RFC 9113 §8.1), so only a length can tell.
             if lease.connection.version() == Version::HTTP_2 && content.size_hint().lower() > 0 {
+                lease.broken();
                 return Poll::Ready(Some(Err("the endpoint gave up within its response".into())));
             }
             self.end();
+        } else if let Poll::Ready(Some(Err(_))) = frame {
+            lease.broken();
         }
         frame.map(|frame| frame.map(|frame| frame.map(forwarding::frame).map_err(Into::into)))
     }

@@ -104,6 +104,12 @@ pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) 
     Ok(content)
 }
 
+/// Makes the edits that a balancer wants made to the response.
+pub fn balanced(edits: SmallVec<[Edit; 4]>, head: &mut Head) -> Result<(), Failed> {
+    let applied = edit::apply(edits, &[], Side::Response, head);
+    applied.map_err(|refused| Error::new(Kind::PluginError, refused).into())
+}
+
 /// Calls a head hook.
 fn call(
     running: &Running,

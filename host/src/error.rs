@@ -12,6 +12,8 @@ pub enum Kind {
     RequestError,
     /// The upstream has no endpoint to offer.
     DestinationUnavailable,
+    /// The upstream has as many requests or connections as it may have.
+    LimitReached,
     /// The endpoint refused the connection.
     ConnectionRefused,
     /// The endpoint didn't accept the connection in time.
@@ -45,10 +47,11 @@ pub struct Error {
 
 impl Kind {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = [
         Kind::NoRoute,
         Kind::RequestError,
         Kind::DestinationUnavailable,
+        Kind::LimitReached,
         Kind::ConnectionRefused,
         Kind::ConnectionTimeout,
         Kind::ConnectionTerminated,
@@ -67,6 +70,7 @@ impl Kind {
             Kind::NoRoute => "no_route",
             Kind::RequestError => "http_request_error",
             Kind::DestinationUnavailable => "destination_unavailable",
+            Kind::LimitReached => "connection_limit_reached",
             Kind::ConnectionRefused => "connection_refused",
             Kind::ConnectionTimeout => "connection_timeout",
             Kind::ConnectionTerminated => "connection_terminated",
@@ -85,7 +89,7 @@ impl Kind {
         match self {
             Kind::NoRoute => http::StatusCode::NOT_FOUND,
             Kind::RequestError => http::StatusCode::BAD_REQUEST,
-            Kind::DestinationUnavailable => http::StatusCode::SERVICE_UNAVAILABLE,
+            Kind::DestinationUnavailable | Kind::LimitReached => http::StatusCode::SERVICE_UNAVAILABLE,
             Kind::ConnectionTimeout | Kind::ResponseTimeout => http::StatusCode::GATEWAY_TIMEOUT,
             Kind::RequestTimeout => http::StatusCode::REQUEST_TIMEOUT,
             Kind::RequestBodySize => http::StatusCode::PAYLOAD_TOO_LARGE,
@@ -96,6 +100,21 @@ impl Kind {
             | Kind::ResponseBodySize
             | Kind::PluginError => http::StatusCode::BAD_GATEWAY,
         }
+    }
+}
+
+impl Kind {
+    /// Whether it speaks against the endpoint that was asked.
+    pub fn blames_endpoint(self) -> bool {
+        matches!(
+            self,
+            Kind::ConnectionRefused
+                | Kind::ConnectionTimeout
+                | Kind::ConnectionTerminated
+                | Kind::TlsError
+                | Kind::ResponseTimeout
+                | Kind::ProtocolError
+        )
     }
 }
 

@@ -15,7 +15,7 @@ use crate::clock::Deadline;
 use crate::edit::Side;
 use crate::ending::Ending;
 use crate::error::{Error, Kind};
-use crate::forward::{Content, forward};
+use crate::forward::{Forwarded, Sending, forward};
 use crate::forwarding::{self, Hop};
 use crate::generation::{Route, Running, UNROUTED};
 use crate::head::{Head, Peer, Received};
@@ -59,7 +59,7 @@ pub struct Onward {
     /// Of its route.
     place: usize,
     upstream: usize,
-    content: Content,
+    sending: Sending,
 }
 
 /// Takes a request down to its upstream, on the generation that it begins with. What is due at the end of the exchange
@@ -115,10 +115,10 @@ pub fn begin(
         Down::Answer(response, depth) => Ok(Err((response, depth))),
     });
     let (response, depth) = match passed {
-        Ok(Ok(content)) => {
+        Ok(Ok(sending)) => {
             // From here on the exchange may be dropped at any time, and still has to be told of.
             ending.routed(place, head);
-            return Begun::Onward(Onward { place, upstream, content });
+            return Begun::Onward(Onward { place, upstream, sending });
         }
         Ok(Err((response, depth))) => (response.map(|content| ResponseBody::Full(content.into())), depth),
         Err(failed) => {
@@ -130,26 +130,26 @@ pub fn begin(
         }
     };
     ending.upload.end();
-    Begun::Answered(finish(running, place, head, response, depth, ending))
+    Begun::Answered(finish(running, place, head, response.into(), depth, ending))
 }
 
 impl Onward {
     /// Asks the upstream, and takes the response up to the client.
     pub async fn run(self, running: &Rc<Running>, timers: &Timers, ending: &mut Ending) -> Response<ResponseBody> {
-        let Onward { place, upstream, content } = self;
+        let Onward { place, upstream, sending } = self;
         let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
-        let forwarded = timers.total.until_met(forward(running, upstream, head, content, &timers.step)).await;
+        let forwarded = timers.total.until_met(forward(running, upstream, head, sending, &timers.step)).await;
         let late = |_| {
             // What is said of that has all the time it wants.
             timers.total.clear();
             Err(Error::new(Kind::ResponseTimeout, "the route's timeout has passed"))
         };
         let response = match forwarded.unwrap_or_else(late) {
-            Ok(response) => {
+            Ok(forwarded) => {
                 ending.answered();
-                response
+                forwarded
             }
-            Err(error) => fail(error.into(), running, ending),
+            Err(error) => fail(error.into(), running, ending).into(),
         };
         let head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
         finish(running, place, head, response, Depth::whole(&running.generation.routes[place]), ending)
@@ -172,15 +172,16 @@ fn finish(
     running: &Running,
     place: usize,
     mut head: Box<Head>,
-    response: Response<ResponseBody>,
+    forwarded: Forwarded,
     depth: Depth,
     ending: &mut Ending,
 ) -> Response<ResponseBody> {
     let route = &running.generation.routes[place];
-    let (mut parts, body) = response.into_parts();
+    let (mut parts, body) = forwarded.response.into_parts();
     forwarding::response(&mut parts.headers);
     head.response = Some(parts);
-    let up = chain::up(running, route, depth, &mut head).and_then(|content| {
+    let edited = chain::balanced(forwarded.edits, &mut head);
+    let up = edited.and_then(|()| chain::up(running, route, depth, &mut head)).and_then(|content| {
         let body = match content {
             Some(content) => ResponseBody::Full(Bytes::from(content)),
             None => body,
@@ -219,10 +220,10 @@ fn content(
     (body, mut hop): (Incoming, Hop),
     upload: Upload,
     receiving: impl FnOnce(Incoming, Upload) -> Receiving,
-) -> Result<Content, Failed> {
+) -> Result<Sending, Failed> {
     if body.is_end_stream() {
         upload.end();
-        return Ok(Content { body: RequestBody::Empty, upload, hop });
+        return Ok(Sending { body: RequestBody::Empty, upload, hop });
     }
     // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8).
     hop.upgrade = None;
@@ -238,11 +239,11 @@ fn content(
     let stages = chain::stages(running, route, Depth::whole(route), Side::Request, body.size_hint().exact())?;
     let body = receiving(body, upload.clone());
     if stages.is_empty() {
-        return Ok(Content { body: RequestBody::Incoming(Box::new(body)), upload, hop });
+        return Ok(Sending { body: RequestBody::Incoming(Box::new(body)), upload, hop });
     }
     head.request.headers.remove(header::CONTENT_LENGTH);
     let passage = Box::new(Passage::new(body, stages));
-    Ok(Content { body: RequestBody::Filtered(passage, upload.clone()), upload, hop })
+    Ok(Sending { body: RequestBody::Filtered(passage, upload.clone()), upload, hop })
 }
 
 /// The content of the response, through the plugins that transform it. What plugins and the proxy made themselves

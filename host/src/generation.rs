@@ -2,19 +2,27 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use http::StatusCode;
 
 use crate::access_log::AccessLog;
 use crate::listener::Listener;
 use crate::metrics::{Place, PluginFigures, RouteFigures};
 use crate::plugin::binding::Binding;
-use crate::plugin::instance::{Endpoint as BalancedEndpoint, EndpointState, Instance, Slot, Trap};
+use crate::plugin::instance::{Instance, Slot, Trap};
 use crate::plugin::transform::Bodies;
 use crate::respond::ErrorPages;
 use crate::router::Router;
-use crate::upstream::{EndpointAddr, InFlight, Pool, Pools, Rules};
+use crate::upstream::discovery::Plan;
+use crate::upstream::live::Live;
+use crate::upstream::retry::{self, Budget};
+use crate::upstream::seats::{Seat, Seats};
+use crate::upstream::slots::Slots;
+use crate::upstream::{Pools, Rules};
 
 /// What stands for the route of requests that none matches.
 pub const UNROUTED: &str = "-";
@@ -30,6 +38,8 @@ pub struct Generation {
     /// By their addresses in the manifest.
     pub listeners: HashMap<Arc<str>, Arc<Listener>>,
     pub error_pages: ErrorPages,
+    /// Who is asked about names; the system's where there are none.
+    pub name_servers: Vec<SocketAddr>,
     /// None if it is off.
     pub access_log: Option<AccessLog>,
 }
@@ -50,17 +60,17 @@ pub struct Route {
 /// A named set of endpoints.
 pub struct Upstream {
     pub name: Arc<str>,
-    pub endpoints: Vec<Endpoint>,
+    /// Who is in the set at the moment; outlives the generation.
+    pub live: Arc<Live>,
+    /// Who is to be in it, and how they are looked after.
+    pub plan: Plan,
     /// A place in `bindings`; nobody is asked about a single endpoint.
     pub balancer: Option<usize>,
     pub rules: Rules,
-}
-
-/// One address of an upstream.
-pub struct Endpoint {
-    pub address: EndpointAddr,
-    pub weight: u32,
-    pub in_flight: Arc<InFlight>,
+    pub retry: retry::Policy,
+    pub slots: Slots,
+    /// Requests at a time, over all workers.
+    pub most_in_flight: u32,
 }
 
 /// A worker's view of a generation. An exchange holds on to the one that it began with.
@@ -77,25 +87,29 @@ pub struct Running {
     pub plugins: Vec<Arc<PluginFigures>>,
     /// Where this worker's figures are kept.
     pub place: Place,
+    pools: Rc<Pools>,
     /// Bindings with a timer, and when each was last called.
     timers: Vec<(usize, Duration, Cell<Instant>)>,
 }
 
 /// A worker's view of an upstream.
 pub struct RunningUpstream {
-    pub pools: Vec<Rc<Pool>>,
+    pub budget: RefCell<Budget>,
+    seats: RefCell<Rc<Seats>>,
     /// None where nobody is asked.
-    pub balancer: Option<RefCell<Slot>>,
+    balancer: Option<RefCell<Slot>>,
 }
 
 impl Running {
     /// Makes the worker's view, with its instances warm.
-    pub fn new(generation: Arc<Generation>, pools: &Pools, place: Place, now: Instant) -> Result<Self, Trap> {
-        let pools_of =
-            |upstream: &Upstream| upstream.endpoints.iter().map(|endpoint| pools.pool(&endpoint.address)).collect();
+    pub fn new(generation: Arc<Generation>, pools: &Rc<Pools>, place: Place, now: Instant) -> Result<Self, Trap> {
         let slot = |binding: &Binding| RefCell::new(Slot::new(binding.isolation));
         let balancer = |upstream: &Upstream| upstream.balancer.map(|binding| slot(&generation.bindings[binding]));
-        let view = |upstream| RunningUpstream { pools: pools_of(upstream), balancer: balancer(upstream) };
+        let view = |upstream: &Upstream| RunningUpstream {
+            budget: RefCell::new(Budget::new(now)),
+            seats: RefCell::new(Rc::new(Seats::new(&upstream.live, pools, place.worker))),
+            balancer: balancer(upstream),
+        };
         let upstreams = generation.upstreams.iter().map(view).collect();
         let filters = generation.bindings.iter().map(slot).collect();
         let bodies = generation.bindings.iter().map(|_| Bodies::default()).collect();
@@ -105,7 +119,9 @@ impl Running {
         let plugins =
             generation.bindings.iter().map(|binding| place.registry.plugin(&binding.name, place.worker)).collect();
         let unrouted = place.registry.route(&UNROUTED.into(), place.worker);
-        let running = Running { generation, filters, bodies, upstreams, routes, unrouted, plugins, place, timers };
+        let pools = pools.clone();
+        let running =
+            Running { generation, filters, bodies, upstreams, routes, unrouted, plugins, place, pools, timers };
         let generation = &running.generation;
         for binding in generation.routes.iter().flat_map(|route| &route.chain) {
             if !generation.bindings[*binding].is_called() {
@@ -113,9 +129,9 @@ impl Running {
             }
             running.filters[*binding].borrow_mut().warm(|| running.instance(*binding))?;
         }
-        for (upstream, view) in generation.upstreams.iter().zip(&running.upstreams) {
-            if let (Some(binding), Some(slot)) = (upstream.balancer, &view.balancer) {
-                slot.borrow_mut().warm(|| upstream.balancer_instance(&generation.bindings[binding], &running.place))?;
+        for (upstream, view) in running.upstreams.iter().enumerate() {
+            if let Some(slot) = &view.balancer {
+                slot.borrow_mut().warm(|| running.balancer(upstream))?;
             }
         }
         Ok(running)
@@ -145,20 +161,52 @@ impl Running {
     }
 }
 
-impl Upstream {
+/// Of upstreams, by their places.
+impl Running {
+    /// The endpoints as they are now. Where they have changed, the balancer is told.
+    pub fn seats(&self, place: usize) -> Rc<Seats> {
+        let (upstream, view) = (&self.generation.upstreams[place], &self.upstreams[place]);
+        let seats = view.seats.borrow().clone();
+        if seats.members.version == upstream.live.version() {
+            return seats;
+        }
+        let seats = Rc::new(Seats::new(&upstream.live, &self.pools, self.place.worker));
+        view.seats.replace(seats.clone());
+        let told = self.balance(place, |instance| instance.endpoints_changed(&seats.members));
+        if let (Err(trap), Some(binding)) = (told, upstream.balancer) {
+            // The next pick makes another instance, and tells that.
+            tracing::warn!(plugin = &*self.generation.bindings[binding].name, error = %trap, "balancer failed");
+            self.plugins[binding].failures.add(1);
+        }
+        seats
+    }
+
+    /// Calls the balancer.
+    pub fn balance<R>(&self, place: usize, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
+        let slot = self.upstreams[place].balancer.as_ref().ok_or(Trap::NoHook)?;
+        slot.borrow_mut().call(|| self.balancer(place), call)
+    }
+
     /// An instance of the balancer that knows the endpoints.
-    pub fn balancer_instance(&self, binding: &Binding, place: &Place) -> Result<Instance, Trap> {
-        let endpoint = |endpoint: &'_ Endpoint| (endpoint.address.text.clone(), endpoint.weight);
-        let known: Vec<(Arc<str>, u32)> = self.endpoints.iter().map(endpoint).collect();
-        let told = known.iter().map(|(address, weight)| BalancedEndpoint {
-            address,
-            weight: *weight,
-            state: EndpointState::Up,
-            tier: 0,
-            zone: "",
-        });
-        let mut instance = Instance::new(binding, place)?;
-        instance.endpoints_changed(&told.collect::<Vec<_>>())?;
+    fn balancer(&self, place: usize) -> Result<Instance, Trap> {
+        let binding = self.generation.upstreams[place].balancer.ok_or(Trap::NoHook)?;
+        let mut instance = Instance::new(&self.generation.bindings[binding], &self.place)?;
+        instance.endpoints_changed(&self.upstreams[place].seats.borrow().members)?;
         Ok(instance)
+    }
+}
+
+impl Upstream {
+    /// Takes note of a response that an endpoint has begun, so long after the request; says whether its status is one
+    /// that speaks for the endpoint.
+    pub fn answered(&self, seat: &Seat, status: StatusCode, took: Duration, now: Instant) -> bool {
+        let outliers = self.plan.health.outliers.as_ref();
+        let is_good = !outliers.is_some_and(|outliers| outliers.statuses.contains(status));
+        if is_good {
+            seat.answered(status, took, now);
+        } else {
+            seat.answered_badly(status, took, now);
+        }
+        is_good
     }
 }

@@ -7,17 +7,20 @@
 //!   comes in HTTP/1 first
 //! - [`exchange`] takes each request on its way: [`target`] and [`path`] bring it into form, [`router`] finds its
 //!   route, [`forwarding`] removes what is of one hop, [`chain`] runs the request hooks
-//! - [`forward`] chooses an endpoint, gets a connection from [`upstream`], sends the request with its [`upload`]
+//! - [`forward`] chooses an endpoint by [`balance`], and makes an [`attempt`], or several: it gets a connection from
+//!   [`upstream`], and sends the request with its [`upload`], which [`resend`] keeps where it may be sent again
 //! - [`chain`] runs the response hooks, and [`body`] streams to the client; bodies pass plugins by [`passage`]
 //! - [`ending`] tells [`metrics`], [`access_log`] and observers
 //!
-//! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]). Plugins
-//! run in [`plugin`]. Modules import in one direction; `tests/layers.rs` has the table.
+//! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]), but for who
+//! is in an upstream's set and well, which [`keeper`] sees to. Plugins run in [`plugin`]. Modules import in one direction; `tests/layers.rs` has the table.
 
 pub mod access_log;
 pub mod admin;
 pub mod arrival;
 pub mod assemble;
+pub mod attempt;
+pub mod balance;
 pub mod body;
 pub mod chain;
 pub mod cli;
@@ -34,6 +37,7 @@ pub mod forwarding;
 pub mod framing;
 pub mod generation;
 pub mod head;
+pub mod keeper;
 mod listen;
 pub mod listener;
 pub mod metrics;
@@ -41,6 +45,7 @@ pub mod passage;
 pub mod path;
 pub mod plugin;
 pub mod proxy_protocol;
+pub mod resend;
 pub mod respond;
 pub mod router;
 mod serve;

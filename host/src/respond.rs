@@ -12,6 +12,9 @@ use crate::head::Head;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
+/// In seconds (RFC 9110 §10.2.3): the least that can be said, and longer than most requests take.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
 /// Pages of the manifest's own, in place of those below.
 #[derive(Debug, Default)]
 pub struct ErrorPages(HashMap<u16, String>);
@@ -51,6 +54,9 @@ pub fn error(kind: Kind, status: StatusCode, head: Option<&Head>, pages: &ErrorP
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", kind.token())) {
         fields.insert(PROXY_STATUS, value);
+    }
+    if kind == Kind::LimitReached {
+        fields.insert(header::RETRY_AFTER, RETRY_AFTER);
     }
     response
 }

@@ -19,6 +19,7 @@ use crate::assemble::{AdminAddress, Assembled, Assembly};
 use crate::config::manifest::Manifest;
 use crate::config::problem::{Problems, Source};
 use crate::generation::Generation;
+use crate::keeper::Keeper;
 use crate::listen::Listeners;
 use crate::metrics::{Place, Registry};
 use crate::plugin::engine::Runtime;
@@ -41,11 +42,18 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
     let (stop, stopping) = watch::channel(false);
     let (swapped, mut outcomes) = mpsc::unbounded_channel();
     let registry = Arc::new(Registry::default());
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+    // Before the workers make their balancers, which want to know the endpoints.
+    let keeper = control.block_on(async {
+        let mut keeper = Keeper::start();
+        let first = generation.borrow().clone();
+        keeper.adopt(&first).await;
+        keeper
+    });
     let (threads, sockets) = start_workers(workers, &generation, &stopping, &registry, &swapped)?;
     drop(swapped);
     let mut listeners = Listeners::new(sockets);
     let bound = listeners.prepare(&first.listeners)?;
-    let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     control.block_on(async {
         // Before anyone is told that we listen: a SIGHUP that comes first would end the process.
         let (mut hangup, mut terminate) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
@@ -57,7 +65,8 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         let admin = Arc::new(Admin { registry, generation, serial: serial.clone(), reload: reload_orders });
         let admin = AdminSeat::start(&first.admin, admin).await?;
         let drain = first.drain;
-        let mut reloader = Reloader { assembly, publish, outcomes, workers, serial, watch, listeners, admin, drain };
+        let mut reloader =
+            Reloader { assembly, publish, outcomes, workers, serial, watch, listeners, keeper, admin, drain };
         loop {
             tokio::select! {
                 _ = hangup.recv() => drop(reloader.reload(&load).await),
@@ -109,6 +118,7 @@ struct Reloader {
     serial: Arc<AtomicU64>,
     watch: Watch,
     listeners: Listeners,
+    keeper: Keeper,
     admin: AdminSeat,
     /// Exchanges that still run so long after the first signal to stop are cut off.
     drain: Duration,
@@ -137,9 +147,12 @@ impl Reloader {
         let next = self.assemble(load).map_err(|problems| refused(&problems))?;
         let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
         self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
-        let old = self.publish.send_replace(Arc::new(next.generation));
+        let next_generation = Arc::new(next.generation);
+        self.keeper.adopt(&next_generation).await;
+        let old = self.publish.send_replace(next_generation);
         if let Err(error) = acknowledged(&mut self.outcomes, self.workers).await {
             // The others go back too: workers that differ would answer by chance.
+            self.keeper.adopt(&old).await;
             self.publish.send_replace(old);
             let _ = acknowledged(&mut self.outcomes, self.workers).await;
             return Err(refused(&error));

@@ -15,6 +15,7 @@ use crate::error::Kind;
 use crate::forwarding;
 use crate::passage::{BodyError, Passage};
 use crate::plugin::transform::TransformError;
+use crate::resend::Resent;
 
 /// The content of a request: the client's, streamed, or none.
 pub enum RequestBody {
@@ -22,6 +23,10 @@ pub enum RequestBody {
     Incoming(Box<Receiving>),
     /// Streams through plugins.
     Filtered(Box<Passage<Receiving>>, Upload),
+    /// Streams, and may stream once more.
+    Resent(Resent),
+    /// Is there already.
+    Whole(Bytes),
     Empty,
 }
 
@@ -213,6 +218,9 @@ impl Body for RequestBody {
                 }
                 frame
             }
+            RequestBody::Resent(body) => Pin::new(body).poll_frame(cx),
+            RequestBody::Whole(content) if content.is_empty() => Poll::Ready(None),
+            RequestBody::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
             RequestBody::Empty => Poll::Ready(None),
         }
     }
@@ -221,6 +229,8 @@ impl Body for RequestBody {
         match self {
             RequestBody::Incoming(body) => body.is_end_stream(),
             RequestBody::Filtered(..) => false,
+            RequestBody::Resent(body) => body.is_end_stream(),
+            RequestBody::Whole(content) => content.is_empty(),
             RequestBody::Empty => true,
         }
     }
@@ -229,6 +239,8 @@ impl Body for RequestBody {
         match self {
             RequestBody::Incoming(body) => body.size_hint(),
             RequestBody::Filtered(passage, _) => passage.size_hint(),
+            RequestBody::Resent(body) => body.size_hint(),
+            RequestBody::Whole(content) => SizeHint::with_exact(content.len() as u64),
             RequestBody::Empty => SizeHint::with_exact(0),
         }
     }

@@ -1,21 +1,36 @@
-//! Endpoints, and the connections that a worker keeps to each.
+//! Endpoints, and the connections that a worker keeps to each. [`live`] has the set that all workers share, [`seats`] a
+//! worker's view of it, [`health`] and [`retry`] the rules.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::head::Peer;
 use crate::proxy_protocol;
 
+pub mod check;
 pub mod connect;
 pub mod connection;
+pub mod discovery;
+pub mod dns;
+pub mod endpoint;
+pub mod health;
+pub mod live;
+pub mod retry;
+pub mod seats;
+pub mod slots;
+pub mod statuses;
 
 use connect::{Dialer, Wanted};
 use connection::{Connection, SharedSender};
+use slots::{Slot, Slots};
 
 /// Where an endpoint listens, and what it speaks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -73,14 +88,24 @@ pub struct Pool {
     first: tokio::sync::Mutex<()>,
     /// The endpoint has chosen HTTP/1: nobody needs to wait.
     exclusive: Cell<bool>,
+    /// Those who wait for leave to connect hear here of a connection that has become idle, or is shared.
+    returned: Notify,
+    waiting: Cell<u32>,
+    /// Connections that were taken back while somebody waited for one.
+    contended: Cell<u32>,
 }
 
-/// Requests in flight at an endpoint, over all workers; outlives generations.
-#[derive(Debug, Default)]
-pub struct InFlight(AtomicU32);
+/// What somebody who wanted to connect got.
+pub enum Leave {
+    /// Leave to connect.
+    Connect(Slot),
+    /// A connection that has become free meanwhile.
+    Use(Connection),
+}
 
-/// One request in flight, until dropped.
-pub struct Flight(Arc<InFlight>);
+/// Of the connections that come back while somebody waits, this one in so many is closed and so goes to whoever has
+/// waited longest, on any worker; the others go on at once with a request of their own worker.
+const FAIRNESS: u32 = 8;
 
 impl Place {
     /// What stands for the endpoint in `Host` where the client named none.
@@ -95,12 +120,17 @@ impl Place {
 impl Pools {
     /// The pool for an address.
     pub fn pool(&self, address: &EndpointAddr) -> Rc<Pool> {
-        let new = || {
-            let (idle, shared) = (RefCell::default(), RefCell::default());
-            let exclusive = Cell::new(address.speaks == Speaks::Http1);
-            Rc::new(Pool { address: address.clone(), idle, shared, first: tokio::sync::Mutex::new(()), exclusive })
-        };
-        self.0.borrow_mut().entry(address.clone()).or_insert_with(new).clone()
+        self.0.borrow_mut().entry(address.clone()).or_insert_with(|| Rc::new(Pool::new(address.clone()))).clone()
+    }
+
+    /// Closes idle connections that requests of other workers wait for, one per endpoint.
+    pub fn give_way(&self) {
+        for pool in self.0.borrow().values() {
+            let mut idle = pool.idle.borrow_mut();
+            if idle.last().is_some_and(|(connection, _)| connection.slot().is_wanted()) {
+                idle.pop();
+            }
+        }
     }
 
     /// Closes what nobody used for the longest idle time, and forgets pools of endpoints that are gone.
@@ -114,6 +144,19 @@ impl Pools {
 }
 
 impl Pool {
+    fn new(address: EndpointAddr) -> Self {
+        Pool {
+            exclusive: Cell::new(address.speaks == Speaks::Http1),
+            address,
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            first: tokio::sync::Mutex::new(()),
+            returned: Notify::new(),
+            waiting: Cell::new(0),
+            contended: Cell::new(0),
+        }
+    }
+
     /// A connection that seems alive, idle or shared.
     pub fn idle(&self, wanted: Wanted, rules: Rules, now: Instant) -> Option<Connection> {
         if rules.proxy_protocol.is_some() {
@@ -133,23 +176,51 @@ impl Pool {
         }
     }
 
+    /// Leave to connect, at once or in turn, unless a connection becomes free before. May be dropped at any time.
+    pub async fn leave(&self, slots: &Slots, wanted: Wanted, rules: Rules, clock: &Clock) -> Result<Leave, Error> {
+        let mut slot = pin!(slots.take());
+        self.waiting.set(self.waiting.get() + 1);
+        let _waiting = Waiting(&self.waiting);
+        loop {
+            tokio::select! {
+                biased;
+                slot = &mut slot => return slot.map(Leave::Connect),
+                () = self.returned.notified() => {
+                    if let Some(connection) = self.idle(wanted, rules, clock.now()) {
+                        return Ok(Leave::Use(connection));
+                    }
+                }
+            }
+        }
+    }
+
     /// A fresh connection, or a shared one that somebody else has just made.
-    pub async fn fresh(&self, wanted: Wanted, peer: &Peer, rules: Rules, now: Instant) -> Result<Connection, Error> {
+    pub async fn fresh(
+        &self,
+        slot: Slot,
+        wanted: Wanted,
+        peer: &Peer,
+        rules: Rules,
+        clock: &Clock,
+    ) -> Result<Connection, Error> {
         if self.exclusive.get() || wanted == Wanted::Http1 || rules.proxy_protocol.is_some() {
-            return connect::connect(&self.address, Wanted::Http1, peer, rules.proxy_protocol).await;
+            return connect::connect(&self.address, Wanted::Http1, peer, rules.proxy_protocol, slot).await;
         }
         let first = self.first.lock().await;
-        if let Some(connection) = self.shared(now) {
+        if let Some(connection) = self.shared(clock.now()) {
             return Ok(connection);
         }
         if self.exclusive.get() {
             // Whoever was first has found out: nobody has to wait for another.
             drop(first);
-            return connect::connect(&self.address, Wanted::Http1, peer, None).await;
+            return connect::connect(&self.address, Wanted::Http1, peer, None, slot).await;
         }
-        let connection = connect::connect(&self.address, wanted, peer, None).await?;
+        let connection = connect::connect(&self.address, wanted, peer, None, slot).await?;
         match connection.shared() {
-            Some(sender) => *self.shared.borrow_mut() = Some((sender, now)),
+            Some(sender) => {
+                *self.shared.borrow_mut() = Some((sender, clock.now()));
+                self.returned.notify_waiters();
+            }
             None => self.exclusive.set(true),
         }
         Ok(connection)
@@ -157,10 +228,23 @@ impl Pool {
 
     /// Takes a connection back once its exchange is over.
     pub fn put_back(&self, mut connection: Connection, rules: Rules, now: Instant) {
+        if connection.slot().is_wanted() && !self.keeps_contended() {
+            return;
+        }
         let mut idle = self.idle.borrow_mut();
         if rules.proxy_protocol.is_none() && idle.len() < rules.idle_connections && connection.rest() {
+            let counted = connection.slot().is_counted();
             idle.push((connection, now));
+            if counted {
+                self.returned.notify_one();
+            }
         }
+    }
+
+    /// Whether a connection that others wait for is kept for a request of this worker.
+    fn keeps_contended(&self) -> bool {
+        self.contended.set(self.contended.get().wrapping_add(1));
+        self.waiting.get() > 0 && !self.contended.get().is_multiple_of(FAIRNESS)
     }
 
     /// Has the next request make a connection of its own: the endpoint doesn't answer on the shared one.
@@ -177,21 +261,11 @@ impl Pool {
     }
 }
 
-impl InFlight {
-    /// How many.
-    pub fn count(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
+/// Counts somebody who waits, until dropped.
+struct Waiting<'a>(&'a Cell<u32>);
 
-    /// One more, until the flight is dropped.
-    pub fn begin(self: &Arc<Self>) -> Flight {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Flight(self.clone())
-    }
-}
-
-impl Drop for Flight {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.set(self.0.get() - 1);
     }
 }

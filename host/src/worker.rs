@@ -85,7 +85,7 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let clock = Clock::new();
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_local(sweep(pools.clone(), current.clone()));
-    let ticking = spawn_local(tick(clock.clone(), current.clone()));
+    let ticking = spawn_local(tick(clock.clone(), pools.clone(), current.clone()));
     let swapping = spawn_local(swap(generation, place, pools, current.clone(), swapped));
     listen(sockets, Seat { current, clock: clock.clone() }, alive, stopping).await;
     clock.stop();
@@ -112,7 +112,7 @@ async fn swap(
 }
 
 /// The worker's view of a generation. Whatever goes wrong is told: who waits for the worker would wait for ever.
-fn prepare(generation: Arc<Generation>, pools: &Pools, place: &Place) -> Result<Running, String> {
+fn prepare(generation: Arc<Generation>, pools: &Rc<Pools>, place: &Place) -> Result<Running, String> {
     let made = AssertUnwindSafe(|| Running::new(generation, pools, place.clone(), Instant::now()));
     match catch_unwind(made) {
         Ok(running) => running.map_err(|trap| trap.to_string()),
@@ -120,12 +120,13 @@ fn prepare(generation: Arc<Generation>, pools: &Pools, place: &Place) -> Result<
     }
 }
 
-async fn tick(clock: Rc<Clock>, current: Rc<RefCell<Rc<Running>>>) {
+async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         clock.tick();
+        pools.give_way();
         let running = current.borrow().clone();
         running.tick(clock.now());
     }

@@ -97,9 +97,9 @@ macro_rules! __export_hook {
             fn endpoints_changed(endpoints: Vec<$crate::Endpoint>) {
                 with(|plugin| $crate::Balancer::endpoints_changed(plugin, endpoints));
             }
-            fn pick(values: Vec<Option<Vec<u8>>>, tried: Vec<u32>) -> Option<u32> {
+            fn pick(values: Vec<Option<Vec<u8>>>, tried: Vec<u32>) -> Option<$crate::Choice> {
                 let values = $crate::Values::new(values);
-                let endpoints = $crate::Endpoints::made_up(Vec::new());
+                let endpoints = $crate::Endpoints::default();
                 with(|plugin| $crate::Balancer::pick(plugin, &values, &tried, &endpoints))
             }
         }

@@ -3,7 +3,7 @@
 use crate::bindings;
 use crate::{ConfigError, Setup, Values, Verdict};
 
-pub use bindings::balancer::exports::plugway::plugin::balancer::{Endpoint, EndpointState};
+pub use bindings::balancer::exports::plugway::plugin::balancer::{Choice, Endpoint, EndpointState};
 pub use bindings::cache_policy::exports::plugway::plugin::cache_policy::{
     Keep, Lookup, Refusal, Reuse, Storage, StoredResponse,
 };
@@ -96,20 +96,45 @@ pub trait ResponseBody: Plugin {
 pub type BodyError = String;
 
 /// Chooses an endpoint of an upstream.
+///
+/// ```
+/// # use plugway_sdk::*;
+/// /// Asks the first that is up.
+/// struct First(Option<u32>);
+///
+/// impl Plugin for First {
+///     type Config = ();
+///     fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> { Ok(First(None)) }
+/// }
+///
+/// impl Balancer for First {
+///     fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>) {
+///         let first = endpoints.iter().position(|endpoint| endpoint.state == EndpointState::Up);
+///         self.0 = first.map(|index| index as u32);
+///     }
+///
+///     fn pick(&mut self, _: &Values, _: &[u32], _: &Endpoints) -> Option<Choice> {
+///         self.0.map(Choice::from)
+///     }
+/// }
+/// ```
 pub trait Balancer: Plugin {
-    /// The set, a weight or a state has changed. Called before the first [`pick`](Balancer::pick).
+    /// The set, a weight or a state has changed. Called before the first [`pick`](Balancer::pick), with twenty times
+    /// the time of other calls.
     fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>);
 
-    /// Gives the index of the endpoint for a request. `request` has the values declared in [`Setup::balancer`],
+    /// Gives the endpoint for a request, by its index. `request` has the values declared in [`Setup::balancer`],
     /// `tried` are the endpoints that this request has failed on.
-    fn pick(&mut self, request: &Values, tried: &[u32], endpoints: &Endpoints) -> Option<u32>;
+    fn pick(&mut self, request: &Values, tried: &[u32], endpoints: &Endpoints) -> Option<Choice>;
 }
 
-/// The live figures of the endpoints of the upstream at hand.
-#[derive(Debug)]
+/// The live figures of the endpoints of the upstream at hand; 0 for an index that there isn't.
+#[derive(Debug, Default)]
+#[cfg_attr(target_family = "wasm", expect(dead_code, reason = "the host has the figures"))]
 pub struct Endpoints {
-    #[cfg_attr(target_family = "wasm", expect(dead_code, reason = "the host has the figures"))]
     loads: Vec<u32>,
+    latencies_us: Vec<u32>,
+    failures: Vec<u32>,
 }
 
 /// Hears of each exchange after its end.
@@ -142,19 +167,66 @@ impl Endpoints {
         #[cfg(target_family = "wasm")]
         return bindings::endpoints::in_flight(index);
         #[cfg(not(target_family = "wasm"))]
-        self.loads.get(index as usize).copied().unwrap_or(0)
+        at(&self.loads, index)
     }
 
-    /// The same for all endpoints, in order: one call for many.
-    pub fn loads(&self) -> Vec<u32> {
+    /// The same for several endpoints, in the order asked: one call for many.
+    pub fn loads(&self, indices: &[u32]) -> Vec<u32> {
         #[cfg(target_family = "wasm")]
-        return bindings::endpoints::loads();
+        return bindings::endpoints::loads(indices);
         #[cfg(not(target_family = "wasm"))]
-        self.loads.clone()
+        indices.iter().map(|index| at(&self.loads, *index)).collect()
     }
 
-    /// Made-up figures, for tests.
+    /// Requests in flight at all endpoints together.
+    pub fn total_in_flight(&self) -> u32 {
+        #[cfg(target_family = "wasm")]
+        return bindings::endpoints::total_in_flight();
+        #[cfg(not(target_family = "wasm"))]
+        self.loads.iter().sum()
+    }
+
+    /// How long an endpoint takes to begin a response, in microseconds: an average that follows a rise at once and a
+    /// fall slowly; 0 if nothing is known.
+    pub fn latency_us(&self, index: u32) -> u32 {
+        #[cfg(target_family = "wasm")]
+        return bindings::endpoints::latency_us(index);
+        #[cfg(not(target_family = "wasm"))]
+        at(&self.latencies_us, index)
+    }
+
+    /// Requests that failed at an endpoint since the last that didn't.
+    pub fn failures(&self, index: u32) -> u32 {
+        #[cfg(target_family = "wasm")]
+        return bindings::endpoints::failures(index);
+        #[cfg(not(target_family = "wasm"))]
+        at(&self.failures, index)
+    }
+
+    /// Made-up figures, for tests: requests in flight.
     pub fn made_up(loads: Vec<u32>) -> Self {
-        Endpoints { loads }
+        Endpoints { loads, ..Endpoints::default() }
+    }
+
+    /// And latencies, in microseconds.
+    pub fn with_latencies_us(self, latencies_us: Vec<u32>) -> Self {
+        Endpoints { latencies_us, ..self }
+    }
+
+    /// And failures.
+    pub fn with_failures(self, failures: Vec<u32>) -> Self {
+        Endpoints { failures, ..self }
+    }
+}
+
+#[cfg(not(target_family = "wasm"))]
+fn at(figures: &[u32], index: u32) -> u32 {
+    figures.get(index as usize).copied().unwrap_or(0)
+}
+
+impl From<u32> for Choice {
+    /// The endpoint with this index, and its response as it is.
+    fn from(endpoint: u32) -> Self {
+        Choice { endpoint, response_edits: Vec::new() }
     }
 }

@@ -75,8 +75,9 @@ pub struct Readme;
 #[doc(hidden)]
 pub use export::glue;
 pub use hooks::{
-    Balancer, BodyError, BodyFilter, CachePolicy, Endpoint, EndpointState, Endpoints, Keep, Lookup, Observer, Plugin,
-    Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, Reuse, Storage, StoredResponse, Summary, Timer,
+    Balancer, BodyError, BodyFilter, CachePolicy, Choice, Endpoint, EndpointState, Endpoints, Keep, Lookup, Observer,
+    Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, Reuse, Storage, StoredResponse, Summary,
+    Timer,
 };
 pub use setup::{Beyond, BodyMode, ConfigError, Need, Needs, Part, Plan, PlanId, Setup, ValueName};
 pub use values::Values;

@@ -173,6 +173,56 @@ impl Needs {
     }
 }
 
+/// As templates write them between braces: `client.ip`, `request.header.NAME`, `cookie.NAME`, …; the error names them
+/// all.
+impl std::str::FromStr for ValueName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let of = |prefix| name.strip_prefix(prefix).filter(|rest| !rest.is_empty()).map(String::from);
+        let named = of("request.header.").map(ValueName::RequestField);
+        let named = named.or_else(|| of("response.header.").map(ValueName::ResponseField));
+        let named = named.or_else(|| of("cookie.").map(ValueName::Cookie));
+        let named = named.or_else(|| of("query.").map(ValueName::QueryParameter));
+        if let Some(named) = named.or_else(|| of("note.").map(ValueName::Note)) {
+            return Ok(named);
+        }
+        Ok(match name {
+            "method" => ValueName::Method,
+            "scheme" => ValueName::Scheme,
+            "host" => ValueName::Host,
+            "authority" => ValueName::Authority,
+            "path" => ValueName::Path,
+            "query" => ValueName::Query,
+            "protocol" => ValueName::Protocol,
+            "client.ip" => ValueName::ClientAddress,
+            "client.port" => ValueName::ClientPort,
+            "listener.address" => ValueName::ListenerAddress,
+            "route" => ValueName::Route,
+            "upstream" => ValueName::Upstream,
+            "endpoint" => ValueName::Endpoint,
+            "request-id" => ValueName::RequestId,
+            "forwarded-for" => ValueName::ForwardedFor,
+            "status" => ValueName::Status,
+            "tls.version" => ValueName::TlsVersion,
+            "tls.server-name" => ValueName::TlsServerName,
+            "tls.cipher" => ValueName::TlsCipher,
+            "tls.client.subject" => ValueName::ClientCertificateSubject,
+            "tls.client.issuer" => ValueName::ClientCertificateIssuer,
+            "tls.client.serial" => ValueName::ClientCertificateSerial,
+            "tls.client.names" => ValueName::ClientCertificateNames,
+            "tls.client.fingerprint" => ValueName::ClientCertificateFingerprint,
+            unknown => return Err(format!("there is no value `{{{unknown}}}`; known: {NAMES}")),
+        })
+    }
+}
+
+const NAMES: &str = "method, scheme, host, authority, path, query, protocol, client.ip, client.port, listener.address, \
+                     route, upstream, endpoint, request-id, forwarded-for, status, tls.version, tls.server-name, \
+                     tls.cipher, tls.client.subject, tls.client.issuer, tls.client.serial, tls.client.names, \
+                     tls.client.fingerprint, \
+                     request.header.NAME, response.header.NAME, cookie.NAME, query.NAME, note.NAME";
+
 impl Plan {
     /// Replaces all lines of a field by one.
     pub fn set_field(self, name: &str, template: Vec<Part>) -> Self {

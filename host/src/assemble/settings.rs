@@ -1,5 +1,6 @@
 //! What a manifest says about the process: workers, admin, access log, error pages.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -18,6 +19,23 @@ impl Draft<'_> {
             self.problems.at(source, workers.span(), message);
         }
         Some(*workers.get_ref())
+    }
+
+    /// Who is asked about names.
+    pub(super) fn name_servers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Vec<SocketAddr> {
+        let named = files.iter().find_map(|(source, file)| Some((source, file.resolver.as_ref()?)));
+        let Some((source, resolver)) = named else { return Vec::new() };
+        let mut servers = Vec::new();
+        for server in &resolver.servers {
+            match server.get_ref().parse() {
+                Ok(server) => servers.push(server),
+                Err(_) => {
+                    let message = format!("`{}` is no name server; write `127.0.0.1:53`", server.get_ref());
+                    self.problems.at(source, server.span(), message);
+                }
+            }
+        }
+        servers
     }
 
     pub(super) fn admin(&mut self, files: &[(Arc<Source>, Manifest)]) -> AdminAddress {

@@ -3,19 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::manifest::Manifest;
+use serde::de::DeserializeOwned;
+
+use super::manifest::{EndpointFile, Manifest};
 use super::problem::{Problem, Problems, Source};
 
 /// Reads `path` and its includes; the first is the manifest itself.
 pub fn load(path: &Path) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
     let mut problems = Problems::default();
     let mut files = Vec::new();
-    if let Some((source, manifest)) = read(path, &mut problems) {
+    if let Some((source, manifest)) = read::<Manifest>(path, &mut problems) {
         let folder = path.parent().unwrap_or(Path::new("."));
         for pattern in &manifest.include {
             match matching(folder, pattern.get_ref()) {
                 Ok(paths) => files.extend(paths.iter().filter_map(|path| {
-                    let (included, manifest) = read(path, &mut problems)?;
+                    let (included, manifest) = read::<Manifest>(path, &mut problems)?;
                     if let Some(further) = manifest.include.first() {
                         problems.at(
                             &included,
@@ -42,7 +44,12 @@ pub fn parse(name: &str, text: String) -> Result<Vec<(Arc<Source>, Manifest)>, P
     }
 }
 
-fn read(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, Manifest)> {
+/// Reads a file with endpoints.
+pub fn endpoints(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, EndpointFile)> {
+    read(path, problems)
+}
+
+fn read<T: DeserializeOwned>(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, T)> {
     let text = std::fs::read_to_string(path);
     let source = Arc::new(Source { path: path.into(), text: text.as_deref().unwrap_or_default().into() });
     if let Err(error) = text {

@@ -1,6 +1,7 @@
 //! The keys of a manifest. Unknown ones are errors.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -32,6 +33,8 @@ pub struct Manifest {
     pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
     /// Plugins with their configurations.
     pub plugin: BTreeMap<Spanned<String>, Plugin>,
+    /// Who looks names up for endpoints.
+    pub resolver: Option<Resolver>,
 }
 
 impl Manifest {
@@ -44,8 +47,25 @@ impl Manifest {
         let certificates = certificates.flat_map(|files| [&files.get_ref().chain, &files.get_ref().key]);
         let authorities = listeners.filter_map(|tls| tls.client_ca.as_ref());
         let authorities = authorities.chain(upstreams.filter_map(|tls| tls.ca.as_ref()));
-        certificates.chain(authorities).chain(self.error_page.values()).map(Spanned::get_ref)
+        let lists = self.upstream.values().flat_map(|upstream| &upstream.endpoints);
+        let lists = lists.filter_map(|endpoint| endpoint.get_ref().file());
+        certificates.chain(authorities).chain(self.error_page.values()).chain(lists).map(Spanned::get_ref)
     }
+}
+
+/// A file with endpoints, by themselves.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointFile {
+    /// As in an upstream.
+    pub endpoints: Vec<Spanned<Endpoint>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resolver {
+    /// Addresses of name servers with their ports; the system's if not given.
+    pub servers: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -156,8 +176,8 @@ pub struct ListenerLimits {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Upstream {
-    /// Addresses, each alone or with a weight: `127.0.0.1:8000`, `unix:/path`; with `https://` or `h2c://` before it,
-    /// TLS or HTTP/2 is spoken.
+    /// Addresses, each alone or in a table: `127.0.0.1:8000`, `unix:/path`; with `https://` or `h2c://` before it, TLS or
+    /// HTTP/2 is spoken.
     pub endpoints: Vec<Spanned<Endpoint>>,
     /// The plugin that chooses among them; round robin if not given.
     pub balancer: Option<Spanned<PluginRef>>,
@@ -175,6 +195,112 @@ pub struct Upstream {
     pub idle_timeout: Option<Spanned<String>>,
     /// Idle connections that each worker keeps to each endpoint; 128 if not given.
     pub idle_connections: Option<usize>,
+    /// Asks endpoints whether they are well.
+    pub health: Option<Spanned<HealthChecks>>,
+    /// Takes endpoints out whose requests fail; `false` for never.
+    #[serde(default)]
+    pub outliers: Switch<Outliers>,
+    /// How long an endpoint that came back, or is new, takes to get its whole share; none if not given.
+    pub slow_start: Option<Spanned<String>>,
+    /// Where less than this many percent of the endpoints are well, all of them are used; 1 if not given, 0 for never.
+    pub panic_threshold: Option<Spanned<u32>>,
+    /// Sends failed requests again, to another endpoint; `false` for never.
+    #[serde(default)]
+    pub retry: Switch<Retry>,
+    /// What is in use at a time, over all workers; what is beyond gets 503.
+    #[serde(default)]
+    pub limits: UpstreamLimits,
+}
+
+/// A table with defaults, or `false`.
+#[derive(Debug)]
+pub enum Switch<T> {
+    Off,
+    On(T),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct HealthChecks {
+    /// `"http"`, `"tcp"` or `"grpc"`; http if not given.
+    pub kind: Option<Spanned<String>>,
+    /// What a GET asks for; `"/"` if not given.
+    pub path: Option<Spanned<String>>,
+    /// What is in `Host`; the endpoint's address if not given.
+    pub host: Option<Spanned<String>>,
+    /// The good ones: codes, or classes as `"2xx"`; `["2xx", "3xx"]` if not given.
+    pub statuses: Option<Vec<Spanned<StatusWord>>>,
+    /// A text that has to be in the answer.
+    pub content: Option<String>,
+    /// Which service gRPC is asked about; the server as a whole if not given.
+    pub service: Option<String>,
+    /// Between two checks of an endpoint, a tenth more or less; `"5s"` if not given.
+    pub interval: Option<Spanned<String>>,
+    /// For all of a check; `"2s"` if not given.
+    pub timeout: Option<Spanned<String>>,
+    /// Checks in a row that bring an endpoint back; 2 if not given.
+    pub healthy: Option<Spanned<usize>>,
+    /// Checks in a row that take an endpoint out; 3 if not given.
+    pub unhealthy: Option<Spanned<usize>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Outliers {
+    /// Failures in a row that take an endpoint out; 5 if not given, 0 for no number.
+    pub consecutive: Option<Spanned<usize>>,
+    /// Responses that count as failures: codes, or classes as `"5xx"`; none if not given.
+    pub statuses: Vec<Spanned<StatusWord>>,
+    /// Failures among a hundred requests of an interval that take an endpoint out; none if not given.
+    pub error_rate: Option<Spanned<usize>>,
+    /// The mean latency that takes an endpoint out, in percent of the median of all; none if not given.
+    pub latency: Option<Spanned<usize>>,
+    /// An interval with fewer requests to an endpoint says nothing of it; 20 if not given.
+    pub requests: Option<Spanned<usize>>,
+    /// `"10s"` if not given.
+    pub interval: Option<Spanned<String>>,
+    /// How long an endpoint is out the first time, which then grows by as much; `"10s"` if not given.
+    pub ejection: Option<Spanned<String>>,
+    /// How long at most; `"5m"` if not given.
+    pub longest_ejection: Option<Spanned<String>>,
+    /// No more than this many percent of the endpoints are out at a time; 50 if not given.
+    pub most: Option<Spanned<usize>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Retry {
+    /// Attempts after the first; 2 if not given.
+    pub retries: Option<Spanned<usize>>,
+    /// After what: `"connect"`, `"reset"`, `"timeout"`, `"malformed"`, codes, or classes as `"5xx"`;
+    /// `["connect", "reset"]` if not given.
+    pub on: Option<Vec<Spanned<StatusWord>>>,
+    /// `"idempotent"` or `"any"`: which requests are repeated that an endpoint may have acted on; idempotent if not
+    /// given.
+    pub methods: Option<Spanned<String>>,
+    /// Retries among a hundred requests, beside ten per second and worker; 20 if not given.
+    pub budget: Option<Spanned<usize>>,
+    /// The longest content that is kept to be sent again; `"64 KiB"` if not given.
+    pub buffer: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct UpstreamLimits {
+    /// Requests in flight; without limit if not given.
+    pub requests: Option<Spanned<usize>>,
+    /// Connections; without limit if not given.
+    pub connections: Option<Spanned<usize>>,
+    /// Requests that wait for a connection; 1,024 if not given.
+    pub pending: Option<Spanned<usize>>,
+}
+
+/// A status code, a class of them, or a word.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a status code, or a word such as \"5xx\"")]
+pub enum StatusWord {
+    Code(u16),
+    Word(String),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -195,15 +321,38 @@ pub struct UpstreamTls {
 #[derive(Debug)]
 pub enum Endpoint {
     Address(String),
-    Weighted(WeightedEndpoint),
+    Table(Box<EndpointTable>),
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WeightedEndpoint {
-    pub address: String,
+/// One of `address`, `dns`, `srv` and `file`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EndpointTable {
+    pub address: Option<Spanned<String>>,
+    /// A name and a port: all its addresses are endpoints, for as long as their TTL says.
+    pub dns: Option<Spanned<String>>,
+    /// The name of a service, such as `_http._tcp.app.internal`.
+    pub srv: Option<Spanned<String>>,
+    /// A file with `endpoints`, relative to this one, read anew when it changes.
+    pub file: Option<Spanned<String>>,
     /// 1 to 65535; 1 if not given.
     pub weight: Option<Spanned<i64>>,
+    /// 0 is preferred, the next ones are for overflow; 0 if not given.
+    pub tier: Option<Spanned<usize>>,
+    /// Where it stands, for balancers that prefer what is near.
+    pub zone: Option<String>,
+    /// `true`: it gets nothing new.
+    pub draining: bool,
+}
+
+impl Endpoint {
+    /// The file that it stands for.
+    pub fn file(&self) -> Option<&Spanned<String>> {
+        match self {
+            Endpoint::Address(_) => None,
+            Endpoint::Table(table) => table.file.as_ref(),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -297,8 +446,8 @@ impl<'de> Deserialize<'de> for PluginRef {
 
 impl<'de> Deserialize<'de> for Endpoint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let expecting = "an address, or a table with `address` and `weight`";
-        text_or_table(deserializer, expecting, Endpoint::Address, Endpoint::Weighted)
+        let expecting = "an address, or a table with `address`, `dns`, `srv` or `file`";
+        text_or_table(deserializer, expecting, Endpoint::Address, |table| Endpoint::Table(Box::new(table)))
     }
 }
 
@@ -306,6 +455,36 @@ impl<'de> Deserialize<'de> for Path {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let expecting = "a path, or a table with `exact`, `prefix` or `regex`";
         text_or_table(deserializer, expecting, Path::Below, Path::Other)
+    }
+}
+
+impl<T: Default> Default for Switch<T> {
+    fn default() -> Self {
+        Switch::On(T::default())
+    }
+}
+
+impl<'de, T: Deserialize<'de> + Default> Deserialize<'de> for Switch<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TableOrFalse<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for TableOrFalse<T> {
+            type Value = Switch<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a table, or `false`")
+            }
+
+            fn visit_bool<E>(self, is_on: bool) -> Result<Switch<T>, E> {
+                Ok(if is_on { Switch::default() } else { Switch::Off })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Switch<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(table)).map(Switch::On)
+            }
+        }
+
+        deserializer.deserialize_any(TableOrFalse(PhantomData))
     }
 }
 

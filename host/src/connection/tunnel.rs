@@ -40,7 +40,7 @@ pub async fn run(
     if let Some(ending) = &mut ending {
         ending.response_bytes += client.written;
     }
-    drop(flight);
+    drop((flight, stream.slot));
 }
 
 /// The client's side, by which is told whether anything passes.

@@ -32,7 +32,7 @@ macro_rules! hook {
 hook!(lifecycle, "lifecycle-hook");
 hook!(request_filter, "request-filter-hook");
 hook!(response_filter, "response-filter-hook");
-hook!(balancer, "balancer-hook",);
+hook!(balancer, "balancer-hook");
 
 hook!(request_body, "request-body-hook");
 hook!(response_body, "response-body-hook");

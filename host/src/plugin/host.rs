@@ -1,8 +1,9 @@
 //! What the host gives to an instance: its limits, the imports of `wit/`, and of WASI what a sandbox without rights
 //! may have (clocks, random numbers, an output that goes to the log).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use wasmtime::component::{Linker, Resource, ResourceTable, ResourceType};
 use wasmtime::{StoreContextMut, StoreLimits, StoreLimitsBuilder};
@@ -15,6 +16,8 @@ use super::contract::{endpoints, exchange, log, metrics, types};
 use super::lines::{Level, Lines, Printed};
 use crate::head::{Head, ValueName};
 use crate::metrics::{Custom, CustomKind, Place};
+use crate::upstream::endpoint::Endpoint;
+use crate::upstream::live::Members;
 
 /// The state of one instance.
 pub struct HostState {
@@ -25,8 +28,10 @@ pub struct HostState {
     lines: Lines,
     /// The exchange at hand, lent for the length of a call.
     pub(super) head: Option<Box<Head>>,
-    /// Requests in flight at each endpoint of the upstream at hand.
-    pub(super) loads: VecDeque<u32>,
+    /// The endpoints of the upstream at hand.
+    pub(super) members: Option<Arc<Members>>,
+    /// When the call at hand began.
+    pub(super) now: Instant,
     /// Where the plugin's own figures go; nowhere while it is only being looked at.
     pub(super) figures: Option<Place>,
     defined: Vec<Arc<Custom>>,
@@ -54,8 +59,8 @@ impl HostState {
         let (lines, mut table) = (Lines::new(name.clone()), ResourceTable::new());
         table.set_max_capacity(MOST_RESOURCES);
         let wasi = WasiCtx::builder().stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).build();
-        let (head, loads, figures, defined) = (None, VecDeque::new(), None, Vec::new());
-        HostState { wasi, table, limits, name, lines, head, loads, figures, defined }
+        let (head, members, figures, defined) = (None, None, None, Vec::new());
+        HostState { wasi, table, limits, name, lines, head, members, now: Instant::now(), figures, defined }
     }
 }
 
@@ -221,11 +226,30 @@ impl metrics::Host for HostState {
 
 impl endpoints::Host for HostState {
     fn in_flight(&mut self, index: u32) -> wasmtime::Result<u32> {
-        Ok(self.loads.get(index as usize).copied().unwrap_or(0))
+        Ok(self.endpoint(index).map_or(0, |endpoint| endpoint.in_flight.count()))
     }
 
-    fn loads(&mut self) -> wasmtime::Result<Vec<u32>> {
-        Ok(self.loads.iter().copied().collect())
+    fn loads(&mut self, indices: Vec<u32>) -> wasmtime::Result<Vec<u32>> {
+        let load = |index| self.endpoint(index).map_or(0, |endpoint| endpoint.in_flight.count());
+        Ok(indices.into_iter().map(load).collect())
+    }
+
+    fn total_in_flight(&mut self) -> wasmtime::Result<u32> {
+        Ok(self.members.as_ref().map_or(0, |members| members.in_flight.count()))
+    }
+
+    fn latency_us(&mut self, index: u32) -> wasmtime::Result<u32> {
+        Ok(self.endpoint(index).map_or(0, |endpoint| endpoint.latency.micros(self.now)))
+    }
+
+    fn failures(&mut self, index: u32) -> wasmtime::Result<u32> {
+        Ok(self.endpoint(index).map_or(0, |endpoint| endpoint.failures.load(Ordering::Relaxed)))
+    }
+}
+
+impl HostState {
+    fn endpoint(&self, index: u32) -> Option<&Endpoint> {
+        self.members.as_ref()?.list.get(index as usize).map(|member| &*member.endpoint)
     }
 }
 

@@ -2,14 +2,17 @@
 //! call has returned, so a trap, a deadline or a refused growth costs exactly this copy.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use smallvec::SmallVec;
 use wasmtime::Store;
 
 use super::binding::{Binding, Isolation, Limits};
+use super::contract::balancer::exports::plugway::plugin::balancer;
 use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::contract::{
-    balancer, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer, types,
+    balancer as balancer_hook, lifecycle, observer, request_body, request_filter, response_body, response_filter,
+    timer, types,
 };
 use super::engine::{Plugin, TICK};
 use super::host::HostState;
@@ -17,10 +20,9 @@ use super::lines::LONGEST;
 use crate::edit::{self, Edit, Refused, Side};
 use crate::head::{Head, Value, ValueName};
 use crate::metrics::Place;
+use crate::upstream::live::{Member, Members, Offer};
 
 pub use types::Summary;
-
-pub use balancer::exports::plugway::plugin::balancer::{Endpoint, EndpointState};
 
 /// A live copy.
 pub struct Instance {
@@ -30,7 +32,7 @@ pub struct Instance {
     lifecycle: lifecycle::LifecycleHook,
     request_filter: Option<request_filter::RequestFilterHook>,
     response_filter: Option<response_filter::ResponseFilterHook>,
-    balancer: Option<balancer::BalancerHook>,
+    balancer: Option<balancer_hook::BalancerHook>,
     observer: Option<observer::ObserverHook>,
     timer: Option<timer::TimerHook>,
     pub(super) request_body: Option<request_body::RequestBodyHook>,
@@ -48,6 +50,14 @@ pub enum Verdict {
     Plan(u32),
     /// Answer.
     Respond(http::Response<Vec<u8>>),
+}
+
+/// What a balancer chose, checked but for whether the endpoint is there.
+pub struct Picked {
+    /// Its index.
+    pub endpoint: u32,
+    /// For the response.
+    pub edits: SmallVec<[Edit; 4]>,
 }
 
 /// Why a call failed.
@@ -160,29 +170,34 @@ impl Instance {
         checked(side, verdict?)
     }
 
-    /// Tells a balancer its endpoints.
-    pub fn endpoints_changed(&mut self, endpoints: &[Endpoint<'_>]) -> Result<(), Trap> {
-        self.begin_call();
+    /// Tells a balancer its endpoints, which are also what it can ask about from now on.
+    pub fn endpoints_changed(&mut self, members: &Arc<Members>) -> Result<(), Trap> {
+        // Tables for a thousand endpoints take longer than a request's call should.
+        self.store.set_epoch_deadline(self.deadline * PATIENCE);
+        let told: Vec<balancer::Endpoint<'_>> = members.list.iter().map(told).collect();
+        self.store.data_mut().members = Some(members.clone());
         let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
-        hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, endpoints).map_err(trapped)
+        hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, &told).map_err(trapped)
     }
 
-    /// Asks a balancer for an endpoint, with the declared values and the requests in flight at each endpoint.
+    /// Asks a balancer for an endpoint, with the declared values; gives its index, and edits to its response.
     pub fn pick(
         &mut self,
         needs: &[ValueName],
         head: &Head,
-        loads: impl Iterator<Item = u32>,
-    ) -> Result<Option<u32>, Trap> {
+        tried: &[u32],
+        now: Instant,
+    ) -> Result<Option<Picked>, Trap> {
         self.begin_call();
         let found: SmallVec<[Option<Value>; 4]> = needs.iter().map(|name| head.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 4]> =
             found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
-        let known = &mut self.store.data_mut().loads;
-        known.clear();
-        known.extend(loads);
+        self.store.data_mut().now = now;
         let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
-        hook.plugway_plugin_balancer().call_pick(&mut self.store, &values, &[]).map_err(trapped)
+        let choice = hook.plugway_plugin_balancer().call_pick(&mut self.store, &values, tried).map_err(trapped)?;
+        let Some(choice) = choice else { return Ok(None) };
+        let edits = checked_edits(Side::Response, choice.response_edits)?;
+        Ok(Some(Picked { endpoint: choice.endpoint, edits }))
     }
 
     /// Tells an observer of an exchange that is over.
@@ -252,6 +267,21 @@ impl Slot {
     }
 }
 
+/// What a balancer is told of an endpoint.
+fn told(member: &Member) -> balancer::Endpoint<'_> {
+    balancer::Endpoint {
+        address: &member.endpoint.address.text,
+        weight: member.weight,
+        state: match member.offer {
+            Offer::Up => balancer::EndpointState::Up,
+            Offer::Down => balancer::EndpointState::Down,
+            Offer::Draining => balancer::EndpointState::Draining,
+        },
+        tier: member.tier,
+        zone: &member.zone,
+    }
+}
+
 /// What a plugin says of its failure, cut to what a log line holds.
 pub(super) fn gave_up(mut reason: String) -> Trap {
     reason.truncate(reason.floor_char_boundary(LONGEST));
@@ -267,10 +297,7 @@ pub(super) fn trapped(error: wasmtime::Error) -> Trap {
 
 fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
     match verdict {
-        types::Verdict::Proceed(edits) => {
-            edit::count(edits.len())?;
-            Ok(Verdict::Proceed(edits.into_iter().map(|edit| checked_edit(side, edit)).collect::<Result<_, _>>()?))
-        }
+        types::Verdict::Proceed(edits) => Ok(Verdict::Proceed(checked_edits(side, edits)?)),
         types::Verdict::Plan(place) => Ok(Verdict::Plan(place)),
         types::Verdict::Respond(types::Response { status, fields, body }) => {
             let mut response = http::Response::new(body);
@@ -283,6 +310,11 @@ fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
         }
         types::Verdict::Fail(reason) => Err(gave_up(reason)),
     }
+}
+
+fn checked_edits(side: Side, edits: Vec<types::Edit>) -> Result<SmallVec<[Edit; 4]>, Refused> {
+    edit::count(edits.len())?;
+    edits.into_iter().map(|edit| checked_edit(side, edit)).collect()
 }
 
 fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {

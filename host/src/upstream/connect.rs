@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use super::connection::{Connection, Transport};
+use super::slots::Slot;
 use super::{EndpointAddr, Place, Speaks};
 use crate::error::{Error, Kind};
 use crate::head::Peer;
@@ -42,16 +43,17 @@ pub async fn connect(
     wanted: Wanted,
     peer: &Peer,
     told: Option<proxy_protocol::Version>,
+    slot: Slot,
 ) -> Result<Connection, Error> {
     let refused = |error: std::io::Error| Error::new(Kind::ConnectionRefused, error);
     match &address.place {
         Place::Tcp(place) => {
             let stream = TcpStream::connect(&**place).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
-            speak(stream, address, wanted, peer, told).await
+            speak(stream, address, wanted, peer, told, slot).await
         }
         Place::Unix(path) => {
-            speak(UnixStream::connect(&**path).await.map_err(refused)?, address, wanted, peer, told).await
+            speak(UnixStream::connect(&**path).await.map_err(refused)?, address, wanted, peer, told, slot).await
         }
     }
 }
@@ -62,6 +64,7 @@ async fn speak(
     wanted: Wanted,
     peer: &Peer,
     told: Option<proxy_protocol::Version>,
+    slot: Slot,
 ) -> Result<Connection, Error> {
     if let Some(version) = told {
         let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -70,15 +73,15 @@ async fn speak(
         told.map_err(|error| Error::new(Kind::ConnectionTerminated, error))?;
     }
     match &address.speaks {
-        Speaks::Http1 => Connection::http1(stream).await,
-        Speaks::Http2 => Connection::http2(stream).await,
+        Speaks::Http1 => Connection::http1(stream, slot).await,
+        Speaks::Http2 => Connection::http2(stream, slot).await,
         Speaks::Tls(dialer) => {
             let config = if wanted == Wanted::Http1 { &dialer.http1 } else { &dialer.any };
             let connecting = TlsConnector::from(config.clone()).connect(dialer.name.clone(), stream).await;
             let stream = connecting.map_err(untrusted)?;
             match stream.get_ref().1.alpn_protocol() {
-                Some(b"h2") => Connection::http2(stream).await,
-                _ => Connection::http1(stream).await,
+                Some(b"h2") => Connection::http2(stream, slot).await,
+                _ => Connection::http1(stream, slot).await,
             }
         }
     }

@@ -19,6 +19,7 @@ use hyper_util::rt::TokioTimer;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::slots::Slot;
 use crate::error::{Error, Kind};
 use crate::upload::RequestBody;
 use crate::wire::{OnThisWorker, Wire};
@@ -33,6 +34,8 @@ pub struct Connection {
     sender: Sender,
     /// None if it has a task.
     pub driver: Option<Driver>,
+    /// What lets it be there; that of a shared one is with its task.
+    slot: Slot,
 }
 
 enum Sender {
@@ -46,6 +49,8 @@ pub struct SharedSender(http2::SendRequest<RequestBody>);
 
 /// What a connection has become after its endpoint has switched protocols: bytes.
 pub struct Stream {
+    /// What lets it be there.
+    pub slot: Slot,
     pub transport: Box<dyn Transport>,
     /// What came behind the head of the response.
     pub ahead: Bytes,
@@ -65,7 +70,7 @@ pub struct Driver {
 /// hyper's connection over whatever transport.
 trait Driving {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>>;
-    fn into_stream(self: Box<Self>) -> Stream;
+    fn into_stream(self: Box<Self>, slot: Slot) -> Stream;
 }
 
 /// Stands between the connection and the task of the exchange: what the two ends of the connection's channels wake
@@ -101,18 +106,18 @@ const HEADER_LIST: u32 = 64 << 10;
 
 impl Connection {
     /// Speaks HTTP/1.1 over a transport.
-    pub async fn http1(transport: impl Transport) -> Result<Self, Error> {
+    pub async fn http1(transport: impl Transport, slot: Slot) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::ConnectionTerminated, error);
         let (sender, connection) = http1::Builder::new().handshake(Wire::new(transport)).await.map_err(failed)?;
         let task = Mutex::new(Waker::noop().clone());
         let relay = Arc::new(Relay { polling: AtomicBool::new(false), again: AtomicBool::new(false), task });
         let (connection, waker) = (Some(Box::new(connection) as Box<dyn Driving>), relay.clone().into());
         let driver = Driver { connection, ended: None, waker, relay };
-        Ok(Connection { sender: Sender::Http1(sender), driver: Some(driver) })
+        Ok(Connection { sender: Sender::Http1(sender), driver: Some(driver), slot })
     }
 
     /// Speaks HTTP/2 over a transport. Its task ends when the last sender is dropped, or the endpoint closes.
-    pub async fn http2(transport: impl Transport) -> Result<Self, Error> {
+    pub async fn http2(transport: impl Transport, slot: Slot) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::ConnectionTerminated, error);
         let mut builder = http2::Builder::new(OnThisWorker);
         builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
@@ -123,13 +128,14 @@ impl Connection {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection");
             }
+            drop(slot);
         });
         Ok(Connection::of_shared(SharedSender(sender)))
     }
 
     /// One more use of a shared connection.
     pub fn of_shared(sender: SharedSender) -> Self {
-        Connection { sender: Sender::Http2(sender), driver: None }
+        Connection { sender: Sender::Http2(sender), driver: None, slot: Slot::default() }
     }
 
     /// The end that others can use too, if this version has such.
@@ -185,9 +191,14 @@ impl Connection {
         ready == Poll::Ready(true) && !sender.is_closed()
     }
 
+    /// What lets it be there.
+    pub fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
     /// The bytes of a connection whose endpoint has switched protocols.
     pub fn into_stream(self) -> Option<Stream> {
-        Some(self.driver?.ended?.into_stream())
+        Some(self.driver?.ended?.into_stream(self.slot))
     }
 }
 
@@ -213,9 +224,9 @@ impl<T: Transport> Driving for http1::Connection<Wire<T>, RequestBody> {
         self.poll_without_shutdown(cx)
     }
 
-    fn into_stream(self: Box<Self>) -> Stream {
+    fn into_stream(self: Box<Self>, slot: Slot) -> Stream {
         let parts = self.into_parts();
-        Stream { transport: Box::new(parts.io.into_socket()), ahead: parts.read_buf }
+        Stream { slot, transport: Box::new(parts.io.into_socket()), ahead: parts.read_buf }
     }
 }
 

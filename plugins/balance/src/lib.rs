@@ -1,57 +1,62 @@
 //! The stock plugin `balance`: which endpoint gets the next request.
+//!
+//! What can be computed beforehand is, whenever the endpoints change: the levels and their shares, the turns, the hash
+//! tables, the tokens of the cookie. A pick looks up.
 
+mod config;
+mod levels;
+mod maglev;
 mod policy;
+mod pool;
+mod random;
+mod sticky;
 
-use plugway_sdk::{Balancer, ConfigError, Endpoint, Endpoints, Plugin, Setup, Values, export};
-use schemars::JsonSchema;
-use serde::Deserialize;
+use plugway_sdk::{Balancer, Choice, ConfigError, Endpoint, Endpoints, Need, Plugin, Setup, Values, export};
 
-use policy::{Policy, Pool};
-
-/// How to choose.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// The policy.
-    pub policy: PolicyName,
-}
-
-/// The known policies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum PolicyName {
-    /// One after the other, spread evenly by weight.
-    #[default]
-    RoundRobin,
-    /// The one with the fewest requests in flight for its weight.
-    LeastConnections,
-    /// The better of two drawn at random.
-    RandomTwoChoices,
-}
+use config::Config;
+use pool::Pool;
+use random::Random;
+use sticky::Sticky;
 
 /// The configured plugin.
 pub struct Balance {
-    policy: Policy,
     pool: Pool,
+    key: Option<Need>,
+    sticky: Option<Sticky>,
 }
 
 impl Plugin for Balance {
     type Config = Config;
 
-    fn new(config: Config, _: &mut Setup) -> Result<Self, ConfigError> {
-        Ok(Balance { policy: Policy::new(config.policy), pool: Pool::default() })
+    fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+        config.check()?;
+        Ok(Balance {
+            pool: Pool::new(&config, Random::default()),
+            key: config.hashed_value()?.map(|name| setup.balancer.value(name)),
+            sticky: config.sticky.map(|sticky| Sticky::new(&sticky, &mut setup.balancer)),
+        })
     }
 }
 
 impl Balancer for Balance {
     fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>) {
-        self.pool = Pool::new(&endpoints);
-        self.policy.pool_changed(&self.pool);
+        self.pool.endpoints_changed(&endpoints);
+        if let Some(sticky) = &mut self.sticky {
+            sticky.endpoints_changed(&endpoints);
+        }
     }
 
-    fn pick(&mut self, _: &Values, tried: &[u32], endpoints: &Endpoints) -> Option<u32> {
-        self.policy.pick(&self.pool, tried, endpoints)
+    fn pick(&mut self, request: &Values, tried: &[u32], endpoints: &Endpoints) -> Option<Choice> {
+        if let Some(index) = self.sticky.as_ref().and_then(|sticky| sticky.remembered(request, tried)) {
+            return Some(index.into());
+        }
+        let value = self.key.and_then(|key| request.bytes(key));
+        let index = self.pool.pick(value, tried, endpoints)?;
+        Some(self.sticky.as_ref().map_or_else(|| index.into(), |sticky| sticky.choice(index)))
     }
 }
 
 export!(Balance: Balancer);
+
+#[cfg(test)]
+mod tests;

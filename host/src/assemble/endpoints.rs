@@ -1,0 +1,209 @@
+//! From an upstream's list of endpoints to who is in its set: addresses, names to look up, files with more.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use toml::Spanned;
+
+use super::{Draft, beside};
+use crate::config::load;
+use crate::config::manifest::{self, EndpointTable};
+use crate::config::problem::Source;
+use crate::upstream::discovery::{Name, NameKind};
+use crate::upstream::live::Wanted;
+use crate::upstream::{EndpointAddr, Place, Speaks};
+
+/// Who is wanted in a set.
+#[derive(Default)]
+pub(super) struct Members {
+    pub list: Vec<Wanted>,
+    pub names: Vec<Name>,
+}
+
+/// What a file or a manifest says of endpoints, and the upstream that they are for.
+struct List<'a> {
+    source: &'a Arc<Source>,
+    /// Where the upstream stands.
+    owner: &'a Arc<Source>,
+    upstream: &'a manifest::Upstream,
+}
+
+impl Draft<'_> {
+    /// The endpoints of an upstream.
+    pub(super) fn members(&mut self, source: &Arc<Source>, upstream: &manifest::Upstream) -> Members {
+        let mut members = Members::default();
+        for endpoint in &upstream.endpoints {
+            match endpoint.get_ref().file() {
+                Some(file) => self.listed(source, file, upstream, &mut members),
+                None => self.member(&List { source, owner: source, upstream }, endpoint, &mut members),
+            }
+        }
+        members
+    }
+
+    /// The endpoints in a file.
+    fn listed(
+        &mut self,
+        owner: &Arc<Source>,
+        file: &Spanned<String>,
+        upstream: &manifest::Upstream,
+        members: &mut Members,
+    ) {
+        let path = beside(owner, file.get_ref());
+        if !path.is_file() {
+            let message = format!("there is no file `{}`", path.display());
+            return self.problems.at(owner, file.span(), message);
+        }
+        let Some((source, listed)) = load::endpoints(&path, &mut self.problems) else { return };
+        for endpoint in &listed.endpoints {
+            match endpoint.get_ref().file() {
+                Some(further) => {
+                    self.problems.at(&source, further.span(), "a file with endpoints can't name another");
+                }
+                None => self.member(&List { source: &source, owner, upstream }, endpoint, members),
+            }
+        }
+    }
+
+    fn member(&mut self, list: &List<'_>, endpoint: &Spanned<manifest::Endpoint>, members: &mut Members) {
+        let plain = EndpointTable::default();
+        let (table, text, span) = match endpoint.get_ref() {
+            manifest::Endpoint::Address(address) => (&plain, address.as_str(), endpoint.span()),
+            manifest::Endpoint::Table(table) => match [&table.address, &table.dns, &table.srv] {
+                [Some(text), None, None] | [None, Some(text), None] | [None, None, Some(text)] => {
+                    (&**table, text.get_ref().as_str(), text.span())
+                }
+                _ => {
+                    let message = "an endpoint has one of `address`, `dns`, `srv` and `file`";
+                    return self.problems.at(list.source, endpoint.span(), message);
+                }
+            },
+        };
+        let (scheme, rest) = scheme(text);
+        let weight = self.weight(list.source, table.weight.as_ref());
+        let tier = self.up_to(list.source, table.tier.as_ref(), 0, 0..=MOST_TIERS) as u32;
+        let zone: Arc<str> = table.zone.as_deref().unwrap_or_default().into();
+        let draining = table.draining;
+        let certified = if table.srv.is_some() { rest } else { host(rest) };
+        let Some(speaks) = self.speaks(list, span.clone(), scheme, certified) else { return };
+        let kind = match (&table.dns, &table.srv) {
+            (None, None) => {
+                let Some(place) = place(rest) else { return self.no_endpoint(list, span, text) };
+                let address = EndpointAddr { text: text.into(), place, speaks };
+                return members.list.push(Wanted { address, weight, tier, zone, draining });
+            }
+            (Some(_), _) => host_and_port(rest).map(|(host, port)| NameKind::Host(host.into(), port)),
+            (None, Some(_)) => is_service(rest).then(|| NameKind::Service(rest.into())),
+        };
+        let Some(kind) = kind else { return self.no_endpoint(list, span, text) };
+        let scheme = scheme.text();
+        members.names.push(Name { kind, scheme, speaks, weight, tier, zone, draining });
+    }
+
+    fn no_endpoint(&mut self, list: &List<'_>, span: Range<usize>, text: &str) {
+        let message = format!(
+            "`{text}` is no endpoint; write `127.0.0.1:8000`, `https://app.internal:443` or `unix:/path`, or as a table \
+             {{ dns = \"app.internal:8000\" }} or {{ srv = \"_http._tcp.app.internal\" }}"
+        );
+        self.problems.at(list.source, span, message);
+    }
+
+    fn speaks(&mut self, list: &List<'_>, span: Range<usize>, scheme: Scheme, name: &str) -> Option<Speaks> {
+        match scheme {
+            Scheme::Http => Some(Speaks::Http1),
+            Scheme::H2c => Some(Speaks::Http2),
+            Scheme::Https => {
+                let place = (list.source, span);
+                self.dialer(list.owner, place, name, list.upstream).map(Speaks::Tls)
+            }
+        }
+    }
+
+    fn weight(&mut self, source: &Arc<Source>, weight: Option<&Spanned<i64>>) -> u32 {
+        let Some(weight) = weight else { return 1 };
+        match u16::try_from(*weight.get_ref()) {
+            Ok(given @ 1..) => given.into(),
+            _ => {
+                self.problems.at(source, weight.span(), "a weight is a number between 1 and 65535");
+                1
+            }
+        }
+    }
+}
+
+/// More than anybody tells apart.
+const MOST_TIERS: usize = 100;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Scheme {
+    Http,
+    H2c,
+    Https,
+}
+
+const SCHEMES: [(&str, Scheme); 3] = [("http://", Scheme::Http), ("h2c://", Scheme::H2c), ("https://", Scheme::Https)];
+
+impl Scheme {
+    /// What stands before the address of an endpoint that is found by a name.
+    fn text(self) -> &'static str {
+        match self {
+            Scheme::Http => "",
+            Scheme::H2c => "h2c://",
+            Scheme::Https => "https://",
+        }
+    }
+}
+
+/// What an endpoint speaks, and the rest of its text.
+fn scheme(text: &str) -> (Scheme, &str) {
+    let known = SCHEMES.iter().find_map(|(prefix, scheme)| Some((*scheme, text.strip_prefix(prefix)?)));
+    known.unwrap_or((Scheme::Http, text))
+}
+
+fn place(text: &str) -> Option<Place> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return path.starts_with('/').then(|| Place::Unix(path.into()));
+    }
+    host_and_port(text).map(|_| Place::Tcp(text.into()))
+}
+
+fn host_and_port(text: &str) -> Option<(&str, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let is_host = !host.is_empty() && !host.contains(['/', ' ', '@']) && (!host.contains(':') || host.starts_with('['));
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    is_host.then_some((host, port))
+}
+
+fn is_service(text: &str) -> bool {
+    text.starts_with('_') && text.contains("._") && !text.contains([':', '/', ' ', '@'])
+}
+
+/// The host of an endpoint's address, without brackets.
+fn host(text: &str) -> &str {
+    let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_have_a_port_or_a_path() {
+        for good in ["127.0.0.1:80", "[::1]:80", "app.internal:8000", "unix:/run/app.sock"] {
+            assert!(place(good).is_some(), "{good}");
+        }
+        for bad in ["127.0.0.1", "::1:80", ":80", "a:0", "a:99999", "ftp://a:80", "unix:relative"] {
+            assert!(place(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_says_what_is_spoken() {
+        assert_eq!(scheme("https://a:443"), (Scheme::Https, "a:443"));
+        assert_eq!(scheme("h2c://unix:/run/a"), (Scheme::H2c, "unix:/run/a"));
+        assert_eq!(scheme("a:80"), (Scheme::Http, "a:80"));
+        assert_eq!((host("[::1]:443"), host("a.b:1")), ("::1", "a.b"));
+        assert!(is_service("_http._tcp.a") && !is_service("a.b") && !is_service("_http._tcp.a:80"));
+    }
+}

@@ -1,0 +1,208 @@
+//! From an upstream's tables about checks, outliers and retries to its rules.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use http::uri::PathAndQuery;
+use toml::Spanned;
+
+use super::Draft;
+use super::endpoints::Members;
+use crate::config::manifest::{self, StatusWord, Switch};
+use crate::config::problem::Source;
+use crate::proxy_protocol;
+use crate::upstream::Speaks;
+use crate::upstream::check::{Check, HttpCheck, Kind};
+use crate::upstream::health::{Outliers, Rules};
+use crate::upstream::retry::{Methods, Policy, Triggers};
+use crate::upstream::statuses::Statuses;
+
+impl Draft<'_> {
+    /// What is made of checks and failures.
+    pub(super) fn health(&mut self, source: &Arc<Source>, upstream: &manifest::Upstream) -> Rules {
+        let none = manifest::HealthChecks::default();
+        let (checks, defaults) = (upstream.health.as_ref().map_or(&none, Spanned::get_ref), Rules::default());
+        let slow_start = upstream.slow_start.as_ref();
+        Rules {
+            healthy: self.up_to(source, checks.healthy.as_ref(), defaults.healthy as usize, 1..=100) as u32,
+            unhealthy: self.up_to(source, checks.unhealthy.as_ref(), defaults.unhealthy as usize, 1..=100) as u32,
+            outliers: match &upstream.outliers {
+                Switch::Off => None,
+                Switch::On(outliers) => Some(self.outliers(source, outliers)),
+            },
+            slow_start: slow_start.map(|text| self.duration(source, Some(text), Duration::ZERO)),
+            panic: self.percent(source, upstream.panic_threshold.as_ref(), defaults.panic),
+        }
+    }
+
+    fn outliers(&mut self, source: &Arc<Source>, outliers: &manifest::Outliers) -> Outliers {
+        let defaults = Outliers::default();
+        let rate = outliers.error_rate.as_ref();
+        let latency = outliers.latency.as_ref();
+        Outliers {
+            consecutive: self.up_to(source, outliers.consecutive.as_ref(), defaults.consecutive as usize, 0..=1_000_000)
+                as u32,
+            statuses: self.statuses(source, &outliers.statuses),
+            error_rate: rate.map(|rate| self.up_to(source, Some(rate), 1, 1..=100) as u32),
+            latency: latency.map(|percent| self.up_to(source, Some(percent), 200, 101..=100_000) as u32),
+            requests: self.up_to(source, outliers.requests.as_ref(), defaults.requests as usize, 1..=1_000_000) as u64,
+            interval: self.duration(source, outliers.interval.as_ref(), defaults.interval),
+            ejection: self.duration(source, outliers.ejection.as_ref(), defaults.ejection),
+            longest: self.duration(source, outliers.longest_ejection.as_ref(), defaults.longest),
+            most: self.up_to(source, outliers.most.as_ref(), defaults.most as usize, 0..=100) as u32,
+        }
+    }
+
+    /// How endpoints are checked.
+    pub(super) fn check(
+        &mut self,
+        source: &Arc<Source>,
+        checks: &manifest::HealthChecks,
+        proxy_protocol: Option<proxy_protocol::Version>,
+    ) -> Option<Check> {
+        let word = checks.kind.as_ref().map_or("http", |kind| kind.get_ref().as_str());
+        let kind = match word {
+            "http" => Kind::Http(self.http_check(source, checks)?),
+            "tcp" => Kind::Tcp,
+            "grpc" => Kind::Grpc(checks.service.clone().unwrap_or_default()),
+            other => {
+                let message = format!("`{other}` is no kind of check; write \"http\", \"tcp\" or \"grpc\"");
+                let span = checks.kind.as_ref().map(Spanned::span).unwrap_or_default();
+                self.problems.at(source, span, message);
+                return None;
+            }
+        };
+        let interval = self.duration(source, checks.interval.as_ref(), Duration::from_secs(5));
+        let timeout = self.duration(source, checks.timeout.as_ref(), Duration::from_secs(2));
+        Some(Check { kind, interval, timeout, proxy_protocol })
+    }
+
+    fn http_check(&mut self, source: &Arc<Source>, checks: &manifest::HealthChecks) -> Option<HttpCheck> {
+        let target = match &checks.path {
+            None => PathAndQuery::from_static("/"),
+            Some(path) => match PathAndQuery::try_from(path.get_ref().as_str()) {
+                Ok(target) if path.get_ref().starts_with('/') => target,
+                _ => {
+                    self.problems.at(source, path.span(), "this is no path; write `/healthz`");
+                    return None;
+                }
+            },
+        };
+        let host = match &checks.host {
+            None => None,
+            Some(host) => match HeaderValue::from_str(host.get_ref()) {
+                Ok(value) if value.to_str().is_ok_and(|text| text.parse::<http::uri::Authority>().is_ok()) => {
+                    Some(value)
+                }
+                _ => {
+                    self.problems.at(source, host.span(), "this is no host; write `app.internal`");
+                    return None;
+                }
+            },
+        };
+        let statuses = match &checks.statuses {
+            Some(statuses) => self.statuses(source, statuses),
+            None => {
+                let mut good = Statuses::default();
+                good.add(200, 399);
+                good
+            }
+        };
+        Some(HttpCheck { target, host, statuses, content: checks.content.clone() })
+    }
+
+    /// gRPC needs HTTP/2.
+    pub(super) fn speaks_grpc(
+        &mut self,
+        source: &Arc<Source>,
+        checks: &Spanned<manifest::HealthChecks>,
+        members: &Members,
+    ) {
+        let Some(kind) = checks.get_ref().kind.as_ref().filter(|kind| kind.get_ref() == "grpc") else { return };
+        let speaks = members.list.iter().map(|member| &member.address.speaks);
+        let mut speaks = speaks.chain(members.names.iter().map(|name| &name.speaks));
+        if speaks.any(|speaks| *speaks == Speaks::Http1) {
+            let message = "gRPC needs HTTP/2: write `h2c://` or `https://` before the endpoints";
+            self.problems.at(source, kind.span(), message);
+        }
+    }
+
+    /// When a request is sent once more.
+    pub(super) fn retry(&mut self, source: &Arc<Source>, retry: &Switch<manifest::Retry>) -> Policy {
+        let Switch::On(retry) = retry else { return Policy::never() };
+        let on = match &retry.on {
+            None => Triggers { connect: true, reset: true, ..Triggers::default() },
+            Some(words) => self.triggers(source, words),
+        };
+        let methods = match retry.methods.as_ref().map(|word| (word.get_ref().as_str(), word.span())) {
+            None | Some(("idempotent", _)) => Methods::Idempotent,
+            Some(("any", _)) => Methods::Any,
+            Some((_, span)) => {
+                self.problems.at(source, span, "methods is \"idempotent\" or \"any\"");
+                Methods::Idempotent
+            }
+        };
+        Policy {
+            retries: self.up_to(source, retry.retries.as_ref(), 2, 0..=MOST_RETRIES) as u32,
+            on,
+            methods,
+            budget: self.up_to(source, retry.budget.as_ref(), 20, 0..=100) as u32,
+            buffer: self.bytes(source, retry.buffer.as_ref(), 64 << 10),
+        }
+    }
+
+    fn triggers(&mut self, source: &Arc<Source>, words: &[Spanned<StatusWord>]) -> Triggers {
+        let mut triggers = Triggers::default();
+        for word in words {
+            match word.get_ref() {
+                StatusWord::Word(name) if name == "connect" => triggers.connect = true,
+                StatusWord::Word(name) if name == "reset" => triggers.reset = true,
+                StatusWord::Word(name) if name == "timeout" => triggers.timeout = true,
+                StatusWord::Word(name) if name == "malformed" => triggers.malformed = true,
+                status => match codes(status) {
+                    Some(codes) => triggers.statuses.add(*codes.start(), *codes.end()),
+                    None => {
+                        let message = "write \"connect\", \"reset\", \"timeout\", \"malformed\", a status code, or a \
+                                       class such as \"5xx\"";
+                        self.problems.at(source, word.span(), message);
+                    }
+                },
+            }
+        }
+        triggers
+    }
+
+    fn statuses(&mut self, source: &Arc<Source>, words: &[Spanned<StatusWord>]) -> Statuses {
+        let mut statuses = Statuses::default();
+        for word in words {
+            match codes(word.get_ref()) {
+                Some(codes) => statuses.add(*codes.start(), *codes.end()),
+                None => self.problems.at(source, word.span(), "write a status code, or a class such as \"5xx\""),
+            }
+        }
+        statuses
+    }
+
+    fn percent(&mut self, source: &Arc<Source>, percent: Option<&Spanned<u32>>, default: u32) -> u32 {
+        let Some(percent) = percent else { return default };
+        if *percent.get_ref() > 100 {
+            self.problems.at(source, percent.span(), "this is a number between 0 and 100");
+        }
+        *percent.get_ref()
+    }
+}
+
+/// Each goes to another endpoint if there is one: more only keep a client waiting.
+const MOST_RETRIES: usize = 10;
+
+fn codes(word: &StatusWord) -> Option<RangeInclusive<u16>> {
+    match word {
+        StatusWord::Code(code) => Some(*code..=*code).filter(|code| (200..=599).contains(code.start())),
+        StatusWord::Word(class) => {
+            let digit = class.strip_suffix("xx")?.parse::<u16>().ok().filter(|digit| (2..=5).contains(digit))?;
+            Some(digit * 100..=digit * 100 + 99)
+        }
+    }
+}

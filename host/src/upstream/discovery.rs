@@ -1,0 +1,90 @@
+//! Who is to be in an upstream's set: endpoints that are named one by one, and names that stand for some.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::check::Check;
+use super::dns::{LookupError, Resolver};
+use super::live::Wanted;
+use super::{EndpointAddr, Place, Speaks, health};
+
+/// What the keeper goes by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Named one by one.
+    pub members: Vec<Wanted>,
+    /// To be looked up.
+    pub names: Vec<Name>,
+    pub health: health::Rules,
+    /// How endpoints are checked; none if they aren't.
+    pub check: Option<Check>,
+}
+
+/// A name that stands for endpoints.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Name {
+    pub kind: NameKind,
+    /// What goes before an address in the text of an endpoint: `https://` or the like, or nothing.
+    pub scheme: &'static str,
+    pub speaks: Speaks,
+    pub weight: u32,
+    pub tier: u32,
+    pub zone: Arc<str>,
+    pub draining: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameKind {
+    /// Its addresses (A and AAAA), all at this port.
+    Host(String, u16),
+    /// Its services (SRV, RFC 2782): with a port and a weight of their own, and tiers by priority.
+    Service(String),
+}
+
+/// What a name stands for, and for how long.
+pub struct Found {
+    pub members: Vec<Wanted>,
+    pub lifetime: Duration,
+}
+
+impl Name {
+    /// Looks the name up.
+    pub async fn look_up(&self, resolver: &Resolver) -> Result<Found, LookupError> {
+        match &self.kind {
+            NameKind::Host(host, port) => {
+                let answer = resolver.addresses(host).await?;
+                let member = |address: &IpAddr| self.member(*address, *port, self.weight, self.tier);
+                Ok(Found { members: answer.found.iter().map(member).collect(), lifetime: answer.lifetime })
+            }
+            NameKind::Service(name) => {
+                let answer = resolver.services(name).await?;
+                let mut priorities: Vec<u16> = answer.found.iter().map(|service| service.priority).collect();
+                priorities.sort_unstable();
+                priorities.dedup();
+                let members = answer.found.iter().map(|service| {
+                    let tier = priorities.iter().position(|priority| *priority == service.priority).unwrap_or(0);
+                    // A weight of 0 asks for the least there is (RFC 2782).
+                    let weight = u32::from(service.weight).max(1);
+                    self.member(service.address, service.port, weight, self.tier + tier as u32)
+                });
+                Ok(Found { members: members.collect(), lifetime: answer.lifetime })
+            }
+        }
+    }
+
+    /// As messages call it.
+    pub fn text(&self) -> &str {
+        match &self.kind {
+            NameKind::Host(host, _) => host,
+            NameKind::Service(name) => name,
+        }
+    }
+
+    fn member(&self, address: IpAddr, port: u16, weight: u32, tier: u32) -> Wanted {
+        let place = std::net::SocketAddr::new(address, port).to_string();
+        let text = format!("{}{place}", self.scheme).into();
+        let address = EndpointAddr { text, place: Place::Tcp(place.into()), speaks: self.speaks.clone() };
+        Wanted { address, weight, tier, zone: self.zone.clone(), draining: self.draining }
+    }
+}

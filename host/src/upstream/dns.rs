@@ -1,0 +1,356 @@
+//! Looks up endpoints by name: the addresses of a host (A, AAAA), the targets of a service (SRV, RFC 2782).
+//!
+//! Nothing is kept here: an answer says how long it may be, and who asked asks again. A [`Resolver`] belongs to the
+//! runtime it is first used in, as its connections to name servers do. All futures may be dropped at any time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::{Query, ResponseCode};
+use hickory_resolver::proto::rr::rdata::SRV;
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::{Hosts, TokioResolver, system_conf};
+use tokio::task::JoinSet;
+
+/// Asks name servers.
+#[derive(Clone)]
+pub struct Resolver {
+    /// One for each name server: hickory takes an error from one of several for the answer of all.
+    servers: Arc<[TokioResolver]>,
+    /// What stands in the system's file of hosts, as it was at the start.
+    hosts: Arc<Hosts>,
+    /// A name with fewer dots is looked for in the domains of `search` first (resolv.conf(5)).
+    dots: usize,
+    search: Arc<[Name]>,
+}
+
+/// What a name stands for at the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer<T> {
+    /// Never empty, sorted, without duplicates.
+    pub found: Vec<T>,
+    /// For how long from now on it may be kept.
+    pub lifetime: Duration,
+}
+
+/// A target of an SRV record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Service {
+    /// Those of the lowest are to be used first.
+    pub priority: u16,
+    /// Its share among those of the same priority.
+    pub weight: u16,
+    pub port: u16,
+    pub address: IpAddr,
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LookupError {
+    #[error("cannot use the name servers of the system (/etc/resolv.conf): {0}")]
+    System(NetError),
+    #[error("`{0}` is not a name that can be looked up")]
+    BadName(String),
+    #[error("there is no name `{0}` (NXDOMAIN)")]
+    NoSuchName(String),
+    #[error("the name `{0}` has no addresses (A or AAAA)")]
+    NoAddresses(String),
+    #[error("the name `{0}` offers no service (SRV)")]
+    NoServices(String),
+    #[error("no name server answered for `{0}`")]
+    NoAnswer(String),
+    #[error("cannot look up `{name}`: {cause}")]
+    Failed { name: String, cause: NetError },
+}
+
+// === Resolver ===
+
+impl Resolver {
+    /// One that asks these servers, each when those before it fail, or those of the system if there are none.
+    pub fn new(servers: &[SocketAddr]) -> Result<Self, LookupError> {
+        if servers.is_empty() {
+            let (config, options) = system_conf::read_system_conf().map_err(LookupError::System)?;
+            return Self::configured(config, options, Hosts::from_system().unwrap_or_default());
+        }
+        let servers = servers.iter().map(|address| server(*address)).collect();
+        Self::configured(ResolverConfig::from_name_servers(servers), ResolverOpts::default(), Hosts::default())
+    }
+
+    fn configured(config: ResolverConfig, mut options: ResolverOpts, hosts: Hosts) -> Result<Self, LookupError> {
+        options.timeout = TIMEOUT;
+        // Attempts and hosts are our own, and who asks keeps the answers.
+        options.attempts = 0;
+        options.use_hosts_file = ResolveHosts::Never;
+        options.cache_size = 0;
+        let (domain, mut search, servers) = config.into_parts();
+        if search.is_empty() {
+            search.extend(domain);
+        }
+        let dots = options.ndots;
+        let servers = servers.into_iter().map(|server| asking(server, options.clone())).collect::<Result<_, _>>();
+        let servers = servers.map_err(LookupError::System)?;
+        Ok(Self { servers, hosts: Arc::new(hosts), dots, search: search.into() })
+    }
+
+    /// All addresses of a host, IPv4 and IPv6. If only one of both kinds can be learned, that one.
+    pub async fn addresses(&self, host: &str) -> Result<Answer<IpAddr>, LookupError> {
+        if let Ok(address) = host.parse() {
+            return Ok(Answer::new([address], LONGEST));
+        }
+        self.search(host, async |name| self.addresses_of(name).await).await
+    }
+
+    /// The targets of a service name such as `_http._tcp.app.internal`, each with its addresses.
+    /// Targets whose addresses can't be learned are left out, unless they are all.
+    pub async fn services(&self, name: &str) -> Result<Answer<Service>, LookupError> {
+        self.search(name, async |name| self.services_of(name).await).await
+    }
+
+    /// Tries the names that a text may mean, until one is known.
+    async fn search<T>(
+        &self,
+        text: &str,
+        look_up: impl AsyncFn(&Name) -> Result<Answer<T>, LookupError>,
+    ) -> Result<Answer<T>, LookupError> {
+        let names = self.names(text)?;
+        let tries = async {
+            let mut error = LookupError::NoSuchName(text.into());
+            for name in names {
+                match look_up(&name).await {
+                    // They won't answer for the next name either.
+                    Err(silence @ LookupError::NoAnswer(_)) => return Err(silence),
+                    Err(next) => error = error.or(next),
+                    answer => return answer,
+                }
+            }
+            Err(error)
+        };
+        tokio::time::timeout(LIMIT, tries).await.unwrap_or_else(|_| Err(LookupError::NoAnswer(text.into())))
+    }
+
+    /// The names that a text may mean, the likeliest first.
+    fn names(&self, text: &str) -> Result<Vec<Name>, LookupError> {
+        let bad = || LookupError::BadName(text.into());
+        let written = Name::from_str_relaxed(text).map_err(|_| bad())?;
+        let labels = usize::from(written.num_labels());
+        let mut name = written.clone();
+        name.set_fqdn(true);
+        if name.is_root() {
+            return Err(bad());
+        }
+        if written.is_fqdn() || labels > self.dots || !self.in_hosts(&name).is_empty() {
+            return Ok(vec![name]);
+        }
+        let below = |domain| written.clone().append_domain(domain).ok();
+        Ok(self.search.iter().filter_map(below).chain([name.clone()]).collect())
+    }
+
+    async fn addresses_of(&self, name: &Name) -> Result<Answer<IpAddr>, LookupError> {
+        let written = self.in_hosts(name);
+        if !written.is_empty() {
+            return Ok(Answer::new(written, LONGEST));
+        }
+        let ipv4 = self.ask(name, RecordType::A, RData::ip_addr);
+        let ipv6 = self.ask(name, RecordType::AAAA, RData::ip_addr);
+        match tokio::join!(ipv4, ipv6) {
+            (Ok(ipv4), Ok(ipv6)) => {
+                Ok(Answer::new(ipv4.found.into_iter().chain(ipv6.found), ipv4.lifetime.min(ipv6.lifetime)))
+            }
+            (Ok(known), Err(error)) | (Err(error), Ok(known)) => {
+                Ok(Answer::new(known.found, known.lifetime.min(lifetime_without(&error))))
+            }
+            (Err(ipv4), Err(ipv6)) => Err(ipv4.or(ipv6)),
+        }
+    }
+
+    fn in_hosts(&self, name: &Name) -> Vec<IpAddr> {
+        let of_kind = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
+        let lines = [RecordType::A, RecordType::AAAA].into_iter().filter_map(of_kind);
+        lines
+            .flat_map(|line| line.answers().iter().filter_map(|record| record.data.ip_addr()).collect::<Vec<_>>())
+            .collect()
+    }
+
+    async fn services_of(&self, name: &Name) -> Result<Answer<Service>, LookupError> {
+        let mut targets = self.ask(name, RecordType::SRV, target).await?;
+        targets.found.sort_by_key(|target| target.priority);
+        targets.found.truncate(MOST);
+        let hosts = self.addresses_of_each(targets.found.iter().map(|target| target.target.clone()).collect()).await;
+        // One that isn't in `hosts` panicked.
+        let lost = Err(LookupError::NoAnswer(text(name)));
+        let mut lifetime = targets.lifetime;
+        let mut found = Vec::new();
+        let mut missing = LookupError::NoServices(text(name));
+        for SRV { priority, weight, port, target, .. } in targets.found {
+            match hosts.get(&target).unwrap_or(&lost) {
+                Ok(addresses) => {
+                    lifetime = lifetime.min(addresses.lifetime);
+                    let room = MOST - found.len();
+                    let service = |address: &IpAddr| Service { priority, weight, port, address: *address };
+                    found.extend(addresses.found.iter().map(service).take(room));
+                }
+                Err(error) => {
+                    lifetime = lifetime.min(lifetime_without(error));
+                    missing = missing.or(error.clone());
+                }
+            }
+        }
+        if found.is_empty() { Err(missing) } else { Ok(Answer::new(found, lifetime)) }
+    }
+
+    async fn addresses_of_each(&self, hosts: BTreeSet<Name>) -> BTreeMap<Name, Result<Answer<IpAddr>, LookupError>> {
+        let mut found = BTreeMap::new();
+        let mut lookups = JoinSet::new();
+        for host in hosts {
+            if lookups.len() == AT_ONCE {
+                found.extend(lookups.join_next().await.into_iter().flatten());
+            }
+            let resolver = self.clone();
+            lookups.spawn(async move {
+                let addresses = resolver.addresses_of(&host).await;
+                (host, addresses)
+            });
+        }
+        while let Some(lookup) = lookups.join_next().await {
+            found.extend(lookup);
+        }
+        found
+    }
+
+    /// Asks the servers in turn, until one of them knows of the name or denies it.
+    async fn ask<T>(
+        &self,
+        name: &Name,
+        kind: RecordType,
+        pick: impl Fn(&RData) -> Option<T>,
+    ) -> Result<Answer<T>, LookupError> {
+        let mut error = LookupError::NoAnswer(text(name));
+        for server in std::iter::repeat_n(&self.servers, ATTEMPTS).flat_map(|servers| servers.iter()) {
+            match server.lookup(name.clone(), kind).await {
+                Ok(answer) => {
+                    let found: Vec<T> = answer.answers().iter().filter_map(|record| pick(&record.data)).collect();
+                    if found.is_empty() {
+                        return Err(LookupError::nothing(name, kind));
+                    }
+                    // Aliases (CNAME) are among the records, and count.
+                    let seconds = answer.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
+                    return Ok(Answer { found, lifetime: Duration::from_secs(seconds.into()) });
+                }
+                Err(cause) => error = LookupError::new(name, kind, cause),
+            }
+            if error.is_certain() {
+                break;
+            }
+        }
+        Err(error)
+    }
+}
+
+fn server(address: SocketAddr) -> NameServerConfig {
+    // TCP is for answers that are too long for a datagram.
+    let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
+    for connection in &mut connections {
+        connection.port = address.port();
+    }
+    NameServerConfig::new(address.ip(), true, connections)
+}
+
+fn asking(server: NameServerConfig, options: ResolverOpts) -> Result<TokioResolver, NetError> {
+    let config = ResolverConfig::from_name_servers(vec![server]);
+    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
+}
+
+/// The target `.` says that the service is decidedly not there (RFC 2782).
+fn target(data: &RData) -> Option<SRV> {
+    match data {
+        RData::SRV(service) if !service.target.is_root() => Some(service.clone()),
+        _ => None,
+    }
+}
+
+/// How long an answer may be kept that lacks a part for this reason.
+fn lifetime_without(error: &LookupError) -> Duration {
+    if error.is_certain() { LONGEST } else { INCOMPLETE }
+}
+
+/// As people write it, without the dot at the end.
+fn text(name: &Name) -> String {
+    name.to_utf8().trim_end_matches('.').into()
+}
+
+// === Answer ===
+
+impl<T: Ord> Answer<T> {
+    fn new(found: impl IntoIterator<Item = T>, lifetime: Duration) -> Self {
+        let sorted = found.into_iter().collect::<BTreeSet<T>>();
+        Self { found: sorted.into_iter().take(MOST).collect(), lifetime: lifetime.clamp(SHORTEST, LONGEST) }
+    }
+}
+
+// === LookupError ===
+
+impl LookupError {
+    fn new(name: &Name, kind: RecordType, cause: NetError) -> Self {
+        match cause {
+            NetError::Dns(DnsError::NoRecordsFound(none)) if none.response_code == ResponseCode::NXDomain => {
+                Self::NoSuchName(text(name))
+            }
+            NetError::Dns(DnsError::NoRecordsFound(_)) => Self::nothing(name, kind),
+            NetError::Timeout | NetError::NoConnections => Self::NoAnswer(text(name)),
+            cause => Self::Failed { name: text(name), cause },
+        }
+    }
+
+    fn nothing(name: &Name, kind: RecordType) -> Self {
+        match kind {
+            RecordType::SRV => Self::NoServices(text(name)),
+            _ => Self::NoAddresses(text(name)),
+        }
+    }
+
+    /// Whether a name server says so. Other errors say nothing of the name, and may pass.
+    pub fn is_certain(&self) -> bool {
+        matches!(self, Self::NoSuchName(_) | Self::NoAddresses(_) | Self::NoServices(_))
+    }
+
+    /// What two lookups say together: nothing is certain unless both are.
+    fn or(self, other: Self) -> Self {
+        if self.is_certain() { other } else { self }
+    }
+}
+
+// A server that answers at all does within two seconds, and a lost datagram is sent again in that time already; the
+// second round is for a server that was being restarted. They are ours and not those of resolv.conf, whose five
+// seconds are for people.
+const TIMEOUT: Duration = Duration::from_secs(2);
+const ATTEMPTS: usize = 2;
+
+/// For all names of a search, and all targets of a service. Over what three silent servers take, as many as a system
+/// has, so that each is tried.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// A name server that says 0 means each time that somebody asks, and would have us ask all the time.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// Records of a day are common, and wrong for as long when an address moves unexpectedly.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// For an answer that lacks a part because of a failure: soon, but no burden to a server that fails for good.
+const INCOMPLETE: Duration = Duration::from_secs(10);
+
+/// Addresses or targets of a name: bounds what a name server can make us hold, far over what one upstream has.
+const MOST: usize = 1024;
+
+/// Targets looked up at the same time: quick, without flooding a name server.
+const AT_ONCE: usize = 16;
+
+#[cfg(test)]
+#[path = "../../../tests/name_server.rs"]
+mod name_server;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! One endpoint as all workers share it: what is in flight there, how quick it is, how often it failed.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::EndpointAddr;
+use crate::metrics::Count;
+
+/// An endpoint; outlives generations, and its place in the set.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub address: EndpointAddr,
+    pub in_flight: InFlight,
+    pub latency: Latency,
+    /// Failures since the last request that didn't fail.
+    pub failures: AtomicU32,
+    /// Each worker's, by its number. Locked when a worker's view changes and when somebody asks, never by a request.
+    figures: Mutex<Vec<Arc<EndpointFigures>>>,
+}
+
+/// Requests in flight, over all workers.
+#[derive(Debug, Default)]
+pub struct InFlight(AtomicU32);
+
+/// A worker's figures of an endpoint.
+#[derive(Debug, Default)]
+pub struct EndpointFigures {
+    /// Responses that began, by the first digit of the status.
+    pub responses: [Count; 6],
+    /// Requests that got no response, or not all of it.
+    pub failures: Count,
+    /// Responses whose status counts as a failure.
+    pub bad_responses: Count,
+    /// Of the responses, until their heads were there.
+    pub latency_us: Count,
+}
+
+/// The figures of all workers together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Totals {
+    pub responses: [u64; 6],
+    pub failures: u64,
+    pub bad_responses: u64,
+    pub latency_us: u64,
+}
+
+/// How long responses take to begin: an average that follows a rise at once and a fall slowly ("peak EWMA").
+#[derive(Debug)]
+pub struct Latency {
+    born: Instant,
+    /// Microseconds, as the bits of an `f32`, above the milliseconds from `born` to the last sample. In one word, so
+    /// that both fit together; of two samples at once one may be lost.
+    state: AtomicU64,
+}
+
+/// After this time two thirds of a fall have been followed; what most proxies with such an average use.
+const MEMORY: Duration = Duration::from_secs(10);
+
+/// What a failure counts as, at least: an endpoint that fails at once would seem the quickest of all.
+const FAILURE: Duration = Duration::from_secs(1);
+
+impl Endpoint {
+    pub fn new(address: EndpointAddr, now: Instant) -> Self {
+        let latency = Latency { born: now, state: AtomicU64::new(0) };
+        let (in_flight, failures, figures) = (InFlight::default(), AtomicU32::new(0), Mutex::default());
+        Endpoint { address, in_flight, latency, failures, figures }
+    }
+
+    /// A worker's figures.
+    pub fn figures(&self, worker: usize) -> Arc<EndpointFigures> {
+        let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+        while figures.len() <= worker {
+            figures.push(Arc::default());
+        }
+        figures[worker].clone()
+    }
+
+    /// The figures of all workers.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for figures in self.figures.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            for (total, count) in totals.responses.iter_mut().zip(&figures.responses) {
+                *total += count.value();
+            }
+            totals.failures += figures.failures.value();
+            totals.bad_responses += figures.bad_responses.value();
+            totals.latency_us += figures.latency_us.value();
+        }
+        totals
+    }
+}
+
+impl InFlight {
+    /// How many.
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// One more, if fewer than `most` are there; to be ended by [`InFlight::end`].
+    pub fn begin(&self, most: u32) -> bool {
+        if self.0.fetch_add(1, Ordering::Relaxed) < most {
+            return true;
+        }
+        self.end();
+        false
+    }
+
+    /// One less.
+    pub fn end(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Totals {
+    /// What has come since an earlier look.
+    pub fn since(&self, earlier: &Totals) -> Totals {
+        let less = |now: u64, then: u64| now.saturating_sub(then);
+        let mut responses = [0; 6];
+        for (class, count) in responses.iter_mut().enumerate() {
+            *count = less(self.responses[class], earlier.responses[class]);
+        }
+        Totals {
+            responses,
+            failures: less(self.failures, earlier.failures),
+            bad_responses: less(self.bad_responses, earlier.bad_responses),
+            latency_us: less(self.latency_us, earlier.latency_us),
+        }
+    }
+
+    /// Responses of all classes.
+    pub fn answered(&self) -> u64 {
+        self.responses.iter().sum()
+    }
+
+    /// The mean time to a response's head, in microseconds, if there was any.
+    pub fn mean_latency_us(&self) -> Option<u64> {
+        self.latency_us.checked_div(self.answered())
+    }
+}
+
+impl Latency {
+    /// A response took so long to begin.
+    pub fn observe(&self, took: Duration, now: Instant) {
+        let (value, at) = self.unpacked();
+        let (sample, age) = (took.as_micros() as f32, self.millis(now));
+        let kept = decay(age.saturating_sub(at));
+        let value = if sample >= value { sample } else { value * kept + sample * (1.0 - kept) };
+        self.state.store(u64::from(value.to_bits()) << 32 | u64::from(age), Ordering::Relaxed);
+    }
+
+    /// A request failed after so long.
+    pub fn failed(&self, took: Duration, now: Instant) {
+        self.observe(took.max(FAILURE), now);
+    }
+
+    /// In microseconds; falls while nothing is observed.
+    pub fn micros(&self, now: Instant) -> u32 {
+        let (value, at) = self.unpacked();
+        if value == 0.0 { 0 } else { (value * decay(self.millis(now).saturating_sub(at))).ceil() as u32 }
+    }
+
+    fn unpacked(&self) -> (f32, u32) {
+        let state = self.state.load(Ordering::Relaxed);
+        (f32::from_bits((state >> 32) as u32), state as u32)
+    }
+
+    fn millis(&self, now: Instant) -> u32 {
+        now.saturating_duration_since(self.born).as_millis() as u32
+    }
+}
+
+fn decay(millis: u32) -> f32 {
+    (-(millis as f32) / MEMORY.as_millis() as f32).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(born: Instant, seconds: u64) -> Instant {
+        born + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn latency_follows_a_rise_at_once_and_a_fall_slowly() {
+        let born = Instant::now();
+        let latency = Latency { born, state: AtomicU64::new(0) };
+        assert_eq!(latency.micros(at(born, 9)), 0);
+        latency.observe(Duration::from_millis(1), at(born, 1));
+        assert_eq!(latency.micros(at(born, 1)), 1_000);
+        latency.observe(Duration::from_millis(80), at(born, 2));
+        assert_eq!(latency.micros(at(born, 2)), 80_000);
+        latency.observe(Duration::from_millis(1), at(born, 12));
+        let fallen = latency.micros(at(born, 12));
+        assert!((29_000..32_000).contains(&fallen), "{fallen}");
+        let forgotten = latency.micros(at(born, 72));
+        assert!(forgotten < 100, "{forgotten}");
+        latency.failed(Duration::from_millis(1), at(born, 73));
+        assert_eq!(latency.micros(at(born, 73)), 1_000_000);
+    }
+
+    #[test]
+    fn no_more_begin_than_may() {
+        let in_flight = InFlight::default();
+        assert!(in_flight.begin(2) && in_flight.begin(2) && !in_flight.begin(2));
+        in_flight.end();
+        assert!(in_flight.begin(2));
+        assert_eq!(in_flight.count(), 2);
+    }
+}

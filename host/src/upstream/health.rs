@@ -1,0 +1,348 @@
+//! How well one endpoint is, from what checks and requests say of it. Rules only: no socket, and `now` is given.
+
+use std::time::{Duration, Instant};
+
+use super::statuses::Statuses;
+
+/// What an upstream makes of checks and failures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// Checks in a row that bring an endpoint back.
+    pub healthy: u32,
+    /// Checks in a row that take an endpoint out.
+    pub unhealthy: u32,
+    /// None if failures of requests take nobody out.
+    pub outliers: Option<Outliers>,
+    /// How long an endpoint that came back takes to get its whole share.
+    pub slow_start: Option<Duration>,
+    /// Where a smaller share of the endpoints than this, in percent, is well, all of them are used: rather a chance
+    /// than the rest overrun.
+    pub panic: u32,
+}
+
+/// When requests that fail, or are slow, take an endpoint out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outliers {
+    /// Failures in a row; 0 for any number.
+    pub consecutive: u32,
+    /// Status codes that count as failures.
+    pub statuses: Statuses,
+    /// Failures per hundred requests of an interval.
+    pub error_rate: Option<u32>,
+    /// Mean latency, in percent of the median of all endpoints.
+    pub latency: Option<u32>,
+    /// An interval with fewer requests says nothing of rate and latency.
+    pub requests: u64,
+    pub interval: Duration,
+    /// How long the first time; the second time twice as long, and so on.
+    pub ejection: Duration,
+    pub longest: Duration,
+    /// No more than this share of the endpoints at a time, in percent.
+    pub most: u32,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug)]
+pub struct Health {
+    checks: Checks,
+    /// Checks in a row that contradict `checks`.
+    contrary: u32,
+    ejected_until: Option<Instant>,
+    /// Ejections not yet made up for.
+    ejections: u32,
+    /// Since when it is back, or new among others.
+    back_since: Option<Instant>,
+}
+
+/// What checks have shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Checks {
+    /// Nothing yet: it is used until the first one fails.
+    Unknown,
+    Passing,
+    Failing,
+}
+
+/// Whether an endpoint is to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Up,
+    /// Its checks fail.
+    Failing,
+    /// Too many of its requests failed, or it was too slow.
+    Ejected,
+    /// Somebody wants it to get nothing new.
+    Draining,
+}
+
+/// What a check has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    Passed,
+    Failed,
+}
+
+/// The least share in a slow start, in percent: a request now and then is what warms it.
+const LEAST_SHARE: u32 = 10;
+
+impl Default for Rules {
+    /// Those of the manifest reference.
+    fn default() -> Self {
+        Rules { healthy: 2, unhealthy: 3, outliers: Some(Outliers::default()), slow_start: None, panic: 1 }
+    }
+}
+
+impl Default for Outliers {
+    /// Five failures in a row are no accident; ten seconds are time to restart something.
+    fn default() -> Self {
+        Outliers {
+            consecutive: 5,
+            statuses: Statuses::default(),
+            error_rate: None,
+            latency: None,
+            requests: 20,
+            interval: Duration::from_secs(10),
+            ejection: Duration::from_secs(10),
+            longest: Duration::from_secs(300),
+            most: 50,
+        }
+    }
+}
+
+impl Health {
+    /// Of an endpoint that was there from the beginning.
+    pub fn new() -> Self {
+        Health { checks: Checks::Unknown, contrary: 0, ejected_until: None, ejections: 0, back_since: None }
+    }
+
+    /// Of an endpoint that has joined others.
+    pub fn joining(now: Instant) -> Self {
+        Health { back_since: Some(now), ..Health::new() }
+    }
+
+    /// Takes note of a check; says whether that turned the endpoint's state.
+    pub fn checked(&mut self, check: Check, rules: &Rules, now: Instant) -> bool {
+        let (shown, needed) = match check {
+            Check::Passed => (Checks::Passing, rules.healthy),
+            Check::Failed => (Checks::Failing, rules.unhealthy),
+        };
+        if shown == self.checks {
+            self.contrary = 0;
+            return false;
+        }
+        self.contrary += 1;
+        // The first check of all decides at once.
+        if self.checks != Checks::Unknown && self.contrary < needed {
+            return false;
+        }
+        let returns = self.checks == Checks::Failing;
+        (self.checks, self.contrary) = (shown, 0);
+        if returns {
+            self.back_since = Some(now);
+        }
+        returns || shown == Checks::Failing
+    }
+
+    /// Takes it out for its failures; gives how long.
+    pub fn eject(&mut self, outliers: &Outliers, now: Instant) -> Duration {
+        self.ejections = self.ejections.saturating_add(1);
+        let time = outliers.ejection.saturating_mul(self.ejections).min(outliers.longest);
+        self.ejected_until = now.checked_add(time);
+        time
+    }
+
+    /// Lets time pass; says whether an ejection has ended.
+    pub fn tick(&mut self, rules: &Rules, now: Instant) -> bool {
+        let whole = rules.slow_start.unwrap_or_default();
+        // Kept a little longer than it counts, so that the last step is still told of.
+        self.back_since.take_if(|since| now.saturating_duration_since(*since) > whole * 2);
+        let ended = self.ejected_until.take_if(|until| *until <= now).is_some();
+        if ended {
+            self.back_since = Some(now);
+        }
+        ended
+    }
+
+    /// An interval has passed without anything to say against it.
+    pub fn made_up(&mut self) {
+        if self.ejected_until.is_none() {
+            self.ejections = self.ejections.saturating_sub(1);
+        }
+    }
+
+    pub fn is_ejected(&self) -> bool {
+        self.ejected_until.is_some()
+    }
+
+    /// Whether it is to be used; checks count for more than requests.
+    pub fn state(&self) -> State {
+        match self {
+            Health { checks: Checks::Failing, .. } => State::Failing,
+            Health { ejected_until: Some(_), .. } => State::Ejected,
+            _ => State::Up,
+        }
+    }
+
+    /// Whether its share may grow with time.
+    pub fn is_starting(&self, rules: &Rules) -> bool {
+        self.back_since.is_some() && rules.slow_start.is_some()
+    }
+
+    /// The share that it gets, in percent of its weight, in steps of ten.
+    pub fn share(&self, rules: &Rules, now: Instant) -> u32 {
+        let (Some(since), Some(whole)) = (self.back_since, rules.slow_start) else { return 100 };
+        let passed = now.saturating_duration_since(since);
+        if passed >= whole {
+            return 100;
+        }
+        let percent = (passed.as_millis() * 100 / whole.as_millis().max(1)) as u32;
+        (percent / 10 * 10).max(LEAST_SHARE)
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health::new()
+    }
+}
+
+impl State {
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Up => "up",
+            State::Failing => "failing",
+            State::Ejected => "ejected",
+            State::Draining => "draining",
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [State; 4] = [State::Up, State::Failing, State::Ejected, State::Draining];
+}
+
+impl Outliers {
+    /// How many of so many endpoints may be ejected at a time: one at least, unless there is no other.
+    pub fn most_of(&self, endpoints: usize) -> usize {
+        let share = endpoints * self.most as usize / 100;
+        if endpoints > 1 && self.most > 0 { share.max(1).min(endpoints) } else { 0 }
+    }
+
+    /// Whether an interval's figures speak against an endpoint. `median_us` is the median of the endpoints' latencies.
+    pub fn condemns(&self, requests: u64, failures: u64, latency_us: Option<u64>, median_us: Option<u64>) -> bool {
+        if requests < self.requests.max(1) {
+            return false;
+        }
+        let fails = self.error_rate.is_some_and(|percent| failures * 100 >= requests * u64::from(percent));
+        let lags = match (self.latency, latency_us, median_us) {
+            (Some(percent), Some(own), Some(median)) => own * 100 > median * u64::from(percent),
+            _ => false,
+        };
+        fails || lags
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outliers() -> Outliers {
+        Outliers {
+            consecutive: 5,
+            statuses: Statuses::default(),
+            error_rate: Some(50),
+            latency: Some(400),
+            requests: 20,
+            interval: Duration::from_secs(10),
+            ejection: Duration::from_secs(10),
+            longest: Duration::from_secs(25),
+            most: 50,
+        }
+    }
+
+    fn rules() -> Rules {
+        let slow_start = Some(Duration::from_secs(30));
+        Rules { healthy: 2, unhealthy: 3, outliers: Some(outliers()), slow_start, panic: 1 }
+    }
+
+    fn after(now: Instant, seconds: u64) -> Instant {
+        now + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn checks_turn_the_state_after_their_thresholds() {
+        let (now, rules) = (Instant::now(), rules());
+        let mut health = Health::new();
+        assert!(!health.checked(Check::Passed, &rules, now));
+        let steps = [
+            (Check::Failed, State::Up),
+            (Check::Failed, State::Up),
+            (Check::Passed, State::Up),
+            (Check::Failed, State::Up),
+            (Check::Failed, State::Up),
+            (Check::Failed, State::Failing),
+            (Check::Passed, State::Failing),
+            (Check::Failed, State::Failing),
+            (Check::Passed, State::Failing),
+            (Check::Passed, State::Up),
+        ];
+        for (at, (check, state)) in steps.into_iter().enumerate() {
+            let before = health.state();
+            let turned = health.checked(check, &rules, now);
+            assert_eq!((health.state(), turned), (state, before != state), "step {at}");
+        }
+    }
+
+    #[test]
+    fn the_first_check_decides_at_once() {
+        let mut health = Health::new();
+        assert_eq!(health.state(), State::Up);
+        assert!(health.checked(Check::Failed, &rules(), Instant::now()));
+        assert_eq!(health.state(), State::Failing);
+    }
+
+    #[test]
+    fn ejections_grow_end_and_are_made_up_for() {
+        let (now, outliers) = (Instant::now(), outliers());
+        let mut health = Health::new();
+        for seconds in [10, 20, 25, 25] {
+            assert_eq!(health.eject(&outliers, now), Duration::from_secs(seconds));
+            assert_eq!(health.state(), State::Ejected);
+            assert!(!health.tick(&rules(), after(now, seconds - 1)));
+            health.made_up();
+            assert!(health.tick(&rules(), after(now, seconds)) && health.state() == State::Up);
+        }
+        (0..9).for_each(|_| health.made_up());
+        assert_eq!(health.eject(&outliers, now), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn who_comes_back_gets_its_share_in_steps() {
+        let (now, rules) = (Instant::now(), rules());
+        let mut health = Health::new();
+        assert_eq!(health.share(&rules, now), 100);
+        health.eject(&outliers(), now);
+        assert!(health.tick(&rules, after(now, 10)));
+        let shares = [10, 11, 16, 25, 39, 40].map(|seconds| health.share(&rules, after(now, seconds)));
+        assert_eq!(shares, [10, 10, 20, 50, 90, 100]);
+        assert_eq!(Health::joining(now).share(&rules, now), 10);
+        assert_eq!(Health::joining(now).share(&Rules { slow_start: None, ..rules }, now), 100);
+    }
+
+    #[test]
+    fn an_intervals_figures_condemn_who_fails_or_lags() {
+        let outliers = outliers();
+        let cases = [
+            ((19, 19, None, None), false),
+            ((20, 10, None, None), true),
+            ((20, 9, None, None), false),
+            ((20, 0, Some(401), Some(100)), true),
+            ((20, 0, Some(400), Some(100)), false),
+            ((19, 0, Some(900), Some(100)), false),
+        ];
+        for ((requests, failures, latency, median), condemned) in cases {
+            let found = outliers.condemns(requests, failures, latency, median);
+            assert_eq!(found, condemned, "{requests} {failures} {latency:?}");
+        }
+        assert_eq!([1, 2, 3, 10].map(|endpoints| outliers.most_of(endpoints)), [0, 1, 1, 5]);
+    }
+}

@@ -1,0 +1,333 @@
+//! The endpoints of an upstream as they are at the moment: who is in the set, and how well each is. Shared by all
+//! workers, and kept over generations, so that a reload forgets nothing.
+//!
+//! A worker reads a snapshot and a version. It takes the lock only when the version has changed, or when a request
+//! failed.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::EndpointAddr;
+use super::endpoint::{Endpoint, InFlight, Totals};
+use super::health::{Check, Health, Rules, State};
+
+/// The living set.
+pub struct Live {
+    name: Arc<str>,
+    /// Grows with each change of the snapshot.
+    version: AtomicU64,
+    /// So many failures in a row are worth a look; 0 for any number.
+    consecutive: AtomicU32,
+    set: Mutex<Set>,
+    /// Requests in flight at all endpoints.
+    pub in_flight: Arc<InFlight>,
+    /// What happened at the upstream as a whole. These are rare, so that workers may share them.
+    pub events: Events,
+}
+
+/// Rare events, counted.
+#[derive(Debug, Default)]
+pub struct Events {
+    pub retries: AtomicU64,
+    /// Retries that the budget didn't allow.
+    pub retries_denied: AtomicU64,
+    /// Requests refused since the upstream was full.
+    pub overflows: AtomicU64,
+}
+
+/// Who is wanted in a set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    pub address: EndpointAddr,
+    /// 1 to 65535.
+    pub weight: u32,
+    pub tier: u32,
+    pub zone: Arc<str>,
+    pub draining: bool,
+}
+
+/// A set as it was at some moment, for balancers and for people.
+pub struct Members {
+    pub version: u64,
+    pub list: Vec<Member>,
+    /// Too few were well, so that all are offered.
+    pub panicking: bool,
+    pub in_flight: Arc<InFlight>,
+}
+
+/// An endpoint in a set.
+pub struct Member {
+    pub endpoint: Arc<Endpoint>,
+    /// A hundred times that of the manifest, less in a slow start.
+    pub weight: u32,
+    pub tier: u32,
+    pub zone: Arc<str>,
+    pub state: State,
+    pub offer: Offer,
+    /// Ejections so far.
+    pub ejections: u64,
+}
+
+/// What a balancer may do with an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    Up,
+    Down,
+    Draining,
+}
+
+struct Set {
+    rules: Rules,
+    seats: Vec<Seat>,
+    snapshot: Arc<Members>,
+    next_interval: Option<Instant>,
+    /// Addresses that an operator drains, whoever wants them.
+    drained: Vec<Arc<str>>,
+}
+
+struct Seat {
+    endpoint: Arc<Endpoint>,
+    wanted: Wanted,
+    health: Health,
+    ejections: u64,
+    /// The figures at the last interval.
+    seen: Totals,
+}
+
+impl Live {
+    /// An empty set.
+    pub fn new(name: Arc<str>) -> Self {
+        let in_flight = Arc::<InFlight>::default();
+        let snapshot = Members { version: 0, list: Vec::new(), panicking: false, in_flight: in_flight.clone() };
+        let (seats, drained) = (Vec::new(), Vec::new());
+        let set = Set { rules: Rules::default(), seats, snapshot: Arc::new(snapshot), next_interval: None, drained };
+        let (version, consecutive) = (AtomicU64::new(0), AtomicU32::new(0));
+        Live { name, version, consecutive, set: Mutex::new(set), in_flight, events: Events::default() }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Grows with each change.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The set as it is.
+    pub fn members(&self) -> Arc<Members> {
+        self.lock().snapshot.clone()
+    }
+
+    /// Goes by other rules from now on.
+    pub fn set_rules(&self, rules: &Rules, now: Instant) {
+        let mut set = self.lock();
+        if set.rules != *rules {
+            set.rules = rules.clone();
+            self.publish(&mut set, now);
+        }
+        let consecutive = rules.outliers.as_ref().map_or(0, |outliers| outliers.consecutive);
+        self.consecutive.store(consecutive, Ordering::Relaxed);
+    }
+
+    /// Has just these in the set; who was in it already keeps its health and figures.
+    pub fn set_members(&self, wanted: Vec<Wanted>, now: Instant) {
+        let mut set = self.lock();
+        let first = set.seats.is_empty();
+        let mut before = std::mem::take(&mut set.seats);
+        for wanted in wanted {
+            if set.seats.iter().any(|seat| seat.wanted.address == wanted.address) {
+                continue;
+            }
+            let known = before.iter().position(|seat| seat.wanted.address == wanted.address);
+            let seat = match known.map(|place| before.swap_remove(place)) {
+                Some(seat) => Seat { wanted, ..seat },
+                None => Seat::new(wanted, first, now),
+            };
+            set.seats.push(seat);
+        }
+        self.publish(&mut set, now);
+    }
+
+    /// A check has shown something.
+    pub fn checked(&self, address: &EndpointAddr, check: Check, why: &str, now: Instant) {
+        let mut set = self.lock();
+        let Set { rules, seats, .. } = &mut *set;
+        let Some(seat) = seats.iter_mut().find(|seat| seat.wanted.address == *address) else { return };
+        if !seat.health.checked(check, rules, now) {
+            return;
+        }
+        let (upstream, endpoint) = (&*self.name, &*address.text);
+        match check {
+            Check::Passed => tracing::info!(upstream, endpoint, "up: its checks pass"),
+            Check::Failed => tracing::warn!(upstream, endpoint, why, "down: its checks fail"),
+        }
+        self.publish(&mut set, now);
+    }
+
+    /// A request has failed at an endpoint, so many in a row.
+    pub fn failed(&self, endpoint: &Endpoint, in_a_row: u32, now: Instant) {
+        let consecutive = self.consecutive.load(Ordering::Relaxed);
+        if consecutive == 0 || in_a_row < consecutive {
+            return;
+        }
+        endpoint.failures.store(0, Ordering::Relaxed);
+        let mut set = self.lock();
+        let Some(place) = set.seats.iter().position(|seat| std::ptr::eq(&*seat.endpoint, endpoint)) else { return };
+        if self.eject(&mut set, place, &format!("{in_a_row} failures in a row"), now) {
+            self.publish(&mut set, now);
+        }
+    }
+
+    /// Has an endpoint get nothing new, or lets it have its share again; says whether there is such an endpoint.
+    pub fn drain(&self, address: &str, drains: bool, now: Instant) -> bool {
+        let mut set = self.lock();
+        let Some(seat) = set.seats.iter().find(|seat| *seat.wanted.address.text == *address) else { return false };
+        let text = seat.wanted.address.text.clone();
+        set.drained.retain(|drained| *drained != text);
+        if drains {
+            set.drained.push(text);
+        }
+        self.publish(&mut set, now);
+        true
+    }
+
+    /// Lets time pass: ends ejections, goes on with slow starts, looks at the figures of an interval.
+    pub fn tick(&self, now: Instant) {
+        let mut set = self.lock();
+        let mut changes = false;
+        let Set { seats, rules, .. } = &mut *set;
+        for seat in seats {
+            if seat.health.tick(rules, now) {
+                tracing::info!(upstream = &*self.name, endpoint = &*seat.wanted.address.text, "back from its ejection");
+                changes = true;
+            }
+            changes |= seat.health.is_starting(rules);
+        }
+        let interval = set.rules.outliers.as_ref().map(|outliers| outliers.interval);
+        if let Some(interval) = interval
+            && now >= *set.next_interval.get_or_insert(now + interval)
+        {
+            set.next_interval = Some(now + interval);
+            self.look_at_interval(&mut set, now);
+            changes = true;
+        }
+        if changes {
+            self.publish(&mut set, now);
+        }
+    }
+
+    fn look_at_interval(&self, set: &mut Set, now: Instant) {
+        let Some(outliers) = set.rules.outliers.clone() else { return };
+        let latest = |seat: &mut Seat| {
+            let totals = seat.endpoint.totals();
+            let since = totals.since(&std::mem::replace(&mut seat.seen, totals));
+            let enough = since.answered() + since.failures >= outliers.requests;
+            (since, since.mean_latency_us().filter(|_| enough))
+        };
+        let figures: Vec<(Totals, Option<u64>)> = set.seats.iter_mut().map(latest).collect();
+        let mut latencies: Vec<u64> = figures.iter().filter_map(|(_, latency)| *latency).collect();
+        latencies.sort_unstable();
+        // Of two, one alone can't be told from the other.
+        let median = latencies.get((latencies.len().max(1) - 1) / 2).copied().filter(|_| latencies.len() > 2);
+        for (place, (since, latency)) in figures.into_iter().enumerate() {
+            let requests = since.answered() + since.failures;
+            let failures = since.failures + since.bad_responses;
+            if outliers.condemns(requests, failures, latency, median) {
+                let why = format!("{failures} of {requests} requests failed, mean latency {latency:?} µs");
+                self.eject(set, place, &why, now);
+            } else {
+                set.seats[place].health.made_up();
+            }
+        }
+    }
+
+    /// Takes an endpoint out, unless too many are out already.
+    fn eject(&self, set: &mut Set, place: usize, why: &str, now: Instant) -> bool {
+        let Some(outliers) = set.rules.outliers.clone() else { return false };
+        let out = set.seats.iter().filter(|seat| seat.health.is_ejected()).count();
+        let Some(seat) = set.seats.get_mut(place).filter(|seat| !seat.health.is_ejected()) else { return false };
+        let (upstream, endpoint) = (&*self.name, &*seat.wanted.address.text);
+        if out >= outliers.most_of(set.snapshot.list.len()) {
+            tracing::warn!(upstream, endpoint, why, "not ejected: too many are");
+            return false;
+        }
+        let time = seat.health.eject(&outliers, now);
+        seat.ejections += 1;
+        tracing::warn!(upstream, endpoint, why, ?time, "ejected");
+        true
+    }
+
+    /// Makes a new snapshot, if anything is other than in the last.
+    fn publish(&self, set: &mut Set, now: Instant) {
+        let version = set.snapshot.version + 1;
+        let next = set.members(version, self.in_flight.clone(), now);
+        if next.panicking && !set.snapshot.panicking {
+            tracing::warn!(upstream = &*self.name, "too few endpoints are well: all are used");
+        }
+        if !next.is_like(&set.snapshot) {
+            set.snapshot = Arc::new(next);
+            self.version.store(version, Ordering::Release);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Set> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Set {
+    fn members(&self, version: u64, in_flight: Arc<InFlight>, now: Instant) -> Members {
+        let states: Vec<State> = self.seats.iter().map(|seat| seat.state(&self.drained)).collect();
+        let count = |wanted: fn(State) -> bool| states.iter().filter(|state| wanted(**state)).count();
+        let (up, in_use) = (count(|state| state == State::Up), count(|state| state != State::Draining));
+        let panicking = up * 100 < in_use * self.rules.panic as usize;
+        let member = |(seat, state): (&Seat, &State)| Member {
+            endpoint: seat.endpoint.clone(),
+            weight: seat.wanted.weight * seat.health.share(&self.rules, now),
+            tier: seat.wanted.tier,
+            zone: seat.wanted.zone.clone(),
+            state: *state,
+            offer: match state {
+                State::Up => Offer::Up,
+                State::Draining => Offer::Draining,
+                _ if panicking => Offer::Up,
+                _ => Offer::Down,
+            },
+            ejections: seat.ejections,
+        };
+        Members { version, list: self.seats.iter().zip(&states).map(member).collect(), panicking, in_flight }
+    }
+}
+
+impl Members {
+    fn is_like(&self, other: &Members) -> bool {
+        self.panicking == other.panicking
+            && self.list.len() == other.list.len()
+            && self.list.iter().zip(&other.list).all(|(own, other)| own.is_like(other))
+    }
+}
+
+impl Member {
+    fn is_like(&self, other: &Member) -> bool {
+        Arc::ptr_eq(&self.endpoint, &other.endpoint)
+            && (self.weight, self.tier, &self.zone) == (other.weight, other.tier, &other.zone)
+            && (self.state, self.offer, self.ejections) == (other.state, other.offer, other.ejections)
+    }
+}
+
+impl Seat {
+    fn new(wanted: Wanted, first: bool, now: Instant) -> Self {
+        let health = if first { Health::new() } else { Health::joining(now) };
+        let endpoint = Arc::new(Endpoint::new(wanted.address.clone(), now));
+        Seat { endpoint, wanted, health, ejections: 0, seen: Totals::default() }
+    }
+
+    fn state(&self, drained: &[Arc<str>]) -> State {
+        if self.wanted.draining || drained.contains(&self.wanted.address.text) {
+            return State::Draining;
+        }
+        self.health.state()
+    }
+}

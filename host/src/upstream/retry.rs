@@ -1,0 +1,192 @@
+//! When a request that failed is sent once more, and how many may be. Without sockets or a clock of its own.
+
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode};
+
+use super::statuses::Statuses;
+use crate::error::Kind;
+
+/// What an upstream's requests may do after a failure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Attempts beyond the first.
+    pub retries: u32,
+    /// What makes another attempt worth while.
+    pub on: Triggers,
+    pub methods: Methods,
+    /// Retries per hundred requests.
+    pub budget: u32,
+    /// The longest content that is kept to be sent again, in bytes.
+    pub buffer: usize,
+}
+
+/// Failures that are retried.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Triggers {
+    /// There was no connection, or the request didn't get into it: the endpoint knows nothing of it.
+    pub connect: bool,
+    /// The endpoint closed before it answered.
+    pub reset: bool,
+    /// The endpoint didn't answer in time.
+    pub timeout: bool,
+    /// What the endpoint said is no HTTP.
+    pub malformed: bool,
+    /// Responses with these status codes.
+    pub statuses: Statuses,
+}
+
+/// Requests that may be sent again although the endpoint may know of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Methods {
+    /// Those that may be repeated without harm (RFC 9110 §9.2.2).
+    Idempotent,
+    Any,
+}
+
+/// How far a failed request got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// The endpoint can't know of it.
+    Nobody,
+    /// The endpoint may have acted on it.
+    Endpoint,
+}
+
+/// Keeps retries to a share of the requests, so that an outage isn't made worse by them. Each worker has its own.
+#[derive(Debug)]
+pub struct Budget {
+    born: Instant,
+    /// What came in each of the last seconds, by the second modulo the length.
+    seconds: [Second; WINDOW],
+    /// The second that was last looked at.
+    current: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Second {
+    requests: u32,
+    retries: u32,
+}
+
+/// Long enough that a burst of failures finds the allowance of quiet seconds, short enough that it doesn't last.
+const WINDOW: usize = 10;
+
+/// Retries per second that are allowed whatever the traffic: with little of it, a share of it would be none.
+const RESERVE: u32 = 10;
+
+impl Policy {
+    /// No retries.
+    pub fn never() -> Self {
+        Policy { retries: 0, on: Triggers::default(), methods: Methods::Idempotent, budget: 0, buffer: 0 }
+    }
+
+    /// Whether a request that failed so may be sent once more.
+    pub fn covers(&self, kind: Kind, reached: Reached, method: &Method) -> bool {
+        if reached == Reached::Nobody {
+            return self.on.connect;
+        }
+        self.may_repeat(method)
+            && match kind {
+                Kind::ConnectionRefused | Kind::ConnectionTimeout | Kind::TlsError => self.on.connect,
+                Kind::ConnectionTerminated => self.on.reset,
+                Kind::ResponseTimeout => self.on.timeout,
+                Kind::ProtocolError => self.on.malformed,
+                _ => false,
+            }
+    }
+
+    /// Whether a response with this status is one to try again for.
+    pub fn covers_status(&self, status: StatusCode, method: &Method) -> bool {
+        self.on.statuses.contains(status) && self.may_repeat(method)
+    }
+
+    /// Whether a request may be sent again although the endpoint may have acted on it.
+    pub fn may_repeat(&self, method: &Method) -> bool {
+        self.retries > 0 && (self.methods == Methods::Any || method.is_idempotent())
+    }
+}
+
+impl Budget {
+    pub fn new(now: Instant) -> Self {
+        Budget { born: now, seconds: Default::default(), current: 0 }
+    }
+
+    /// A request has come.
+    pub fn request(&mut self, now: Instant) {
+        let second = self.second(now);
+        second.requests = second.requests.saturating_add(1);
+    }
+
+    /// Whether another retry is within `percent` of the requests; it is counted if so.
+    pub fn retry(&mut self, percent: u32, now: Instant) -> bool {
+        self.second(now);
+        let sum = |one: fn(&Second) -> u32| self.seconds.iter().map(|second| u64::from(one(second))).sum::<u64>();
+        let (requests, retries) = (sum(|second| second.requests), sum(|second| second.retries));
+        let allowed = requests * u64::from(percent) / 100 + u64::from(RESERVE) * WINDOW as u64;
+        let within = percent > 0 && retries < allowed;
+        if within {
+            self.second(now).retries += 1;
+        }
+        within
+    }
+
+    /// The present second, with those that have passed since the last call emptied.
+    fn second(&mut self, now: Instant) -> &mut Second {
+        let age = now.saturating_duration_since(self.born).as_secs().max(self.current);
+        let passed = (age - self.current).min(WINDOW as u64);
+        for step in 0..passed {
+            self.seconds[((age - step) % WINDOW as u64) as usize] = Second::default();
+        }
+        self.current = age;
+        &mut self.seconds[(age % WINDOW as u64) as usize]
+    }
+}
+
+/// How long to wait before an endpoint is tried again that has just failed: others may have brought it down. Doubles
+/// with each attempt.
+pub fn pause(attempt: u32) -> Duration {
+    Duration::from_millis(25) * (1 << attempt.min(5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_knows_of_may_always_be_sent_again() {
+        let mut on = Triggers { connect: true, reset: true, ..Triggers::default() };
+        on.statuses.add(502, 503);
+        let policy = Policy { retries: 1, on, methods: Methods::Idempotent, budget: 20, buffer: 0 };
+        let cases = [
+            (Kind::ConnectionRefused, Reached::Nobody, Method::POST, true),
+            (Kind::ConnectionTerminated, Reached::Nobody, Method::POST, true),
+            (Kind::ConnectionTerminated, Reached::Endpoint, Method::POST, false),
+            (Kind::ConnectionTerminated, Reached::Endpoint, Method::PUT, true),
+            (Kind::ResponseTimeout, Reached::Endpoint, Method::GET, false),
+            (Kind::ProtocolError, Reached::Endpoint, Method::GET, false),
+        ];
+        for (kind, reached, method, wanted) in cases {
+            assert_eq!(policy.covers(kind, reached, &method), wanted, "{kind:?} {reached:?} {method}");
+        }
+        assert!(policy.covers_status(StatusCode::BAD_GATEWAY, &Method::GET));
+        assert!(!policy.covers_status(StatusCode::BAD_GATEWAY, &Method::POST));
+        assert!(Policy { methods: Methods::Any, ..policy }.covers_status(StatusCode::BAD_GATEWAY, &Method::POST));
+        assert!(!Policy::never().covers(Kind::ConnectionRefused, Reached::Nobody, &Method::GET));
+    }
+
+    #[test]
+    fn retries_are_a_share_of_the_requests_and_a_reserve() {
+        let born = Instant::now();
+        let at = |millis| born + Duration::from_millis(millis);
+        let mut budget = Budget::new(born);
+        let spend = |budget: &mut Budget, now| (0..10_000).take_while(|_| budget.retry(20, now)).count();
+        assert_eq!(spend(&mut budget, at(0)), 100, "the reserve");
+        (0..1_000).for_each(|_| budget.request(at(500)));
+        assert_eq!(spend(&mut budget, at(900)), 200, "a fifth");
+        assert_eq!(spend(&mut budget, at(9_900)), 0, "all spent within the window");
+        assert_eq!(spend(&mut budget, at(10_000)), 100, "the first second is forgotten");
+        assert_eq!(spend(&mut budget, at(90_000)), 100, "nothing is saved up");
+        assert!(!budget.retry(0, at(200_000)), "no budget, no retry");
+    }
+}

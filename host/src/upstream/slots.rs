@@ -1,0 +1,107 @@
+//! How many connections an upstream may have at a time, and who waits for one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::{Error, Kind};
+
+/// The connections of an upstream, over all workers and endpoints.
+#[derive(Clone, Debug, Default)]
+pub struct Slots(Option<Arc<Limited>>);
+
+#[derive(Debug)]
+struct Limited {
+    free: Arc<Semaphore>,
+    waiting: AtomicU32,
+    most_waiting: u32,
+}
+
+/// The right to a connection, for as long as that lives; none where nobody counts.
+#[derive(Debug, Default)]
+pub struct Slot(Option<Held>);
+
+#[derive(Debug)]
+struct Held {
+    limited: Arc<Limited>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Waits in the queue until dropped.
+struct Waiting<'a>(&'a Limited);
+
+impl Slots {
+    /// At most so many connections, and so many requests that wait for one.
+    pub fn limited(connections: u32, most_waiting: u32) -> Self {
+        let free = Arc::new(Semaphore::new(connections as usize));
+        Slots(Some(Arc::new(Limited { free, waiting: AtomicU32::new(0), most_waiting })))
+    }
+
+    /// Takes a slot at once, or waits in the queue if that isn't full. May be dropped at any time.
+    pub async fn take(&self) -> Result<Slot, Error> {
+        let Some(limited) = &self.0 else { return Ok(Slot::default()) };
+        let held = |permit| Slot(Some(Held { limited: limited.clone(), _permit: permit }));
+        if let Ok(permit) = limited.free.clone().try_acquire_owned() {
+            return Ok(held(permit));
+        }
+        let full = || Error::new(Kind::LimitReached, "all connections are in use, and the queue is full");
+        let _waiting = Waiting::begin(limited).ok_or_else(full)?;
+        let permit = limited.free.clone().acquire_owned().await;
+        permit.map(held).map_err(|error| Error::new(Kind::LimitReached, error))
+    }
+}
+
+impl Slot {
+    /// Whether it is one of a limited number.
+    pub fn is_counted(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether somebody waits for one, be it on another worker.
+    pub fn is_wanted(&self) -> bool {
+        self.0.as_ref().is_some_and(|held| held.limited.waiting.load(Ordering::Relaxed) > 0)
+    }
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(limited: &'a Limited) -> Option<Self> {
+        let waiting = Waiting(limited);
+        let before = limited.waiting.fetch_add(1, Ordering::Relaxed);
+        (before < limited.most_waiting).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn beyond_the_connections_a_queue_and_beyond_that_nobody() {
+        let slots = Slots::limited(1, 1);
+        let first = slots.take().await.unwrap();
+        assert!(first.is_counted() && !first.is_wanted());
+        let mut second = Box::pin(slots.take());
+        assert!(poll(second.as_mut()).is_none() && first.is_wanted());
+        assert_eq!(slots.take().await.unwrap_err().kind, Kind::LimitReached);
+        drop(first);
+        let second = second.await.unwrap();
+        assert!(!second.is_wanted());
+        drop(second);
+        assert!(slots.take().await.is_ok(), "the slot came back");
+    }
+
+    fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match future.poll(&mut context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        }
+    }
+}

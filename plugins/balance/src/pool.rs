@@ -1,0 +1,95 @@
+//! The endpoints, ready to be chosen: levels, each with a policy of its own.
+//!
+//! The plugin calls this; it knows nothing of cookies.
+
+use plugway_sdk::{Endpoint, Endpoints};
+
+use crate::config::{Config, PolicyName};
+use crate::levels::{Level, Member, levels};
+use crate::maglev;
+use crate::policy::{Attempt, Policy, Weights};
+use crate::random::Random;
+
+/// Everything that a pick looks up.
+pub struct Pool {
+    policy: PolicyName,
+    bounded_load: Option<u32>,
+    overflow: u32,
+    zone: Option<String>,
+    random: Random,
+    /// Those that get requests, the preferred first.
+    open: Vec<Open>,
+    /// Those that get no requests as things stand, the preferred first.
+    spare: Vec<Level>,
+}
+
+/// A level that gets requests.
+struct Open {
+    level: Level,
+    /// Where its part of the requests ends, between 0 and [`ALL`].
+    until: u64,
+    policy: Policy,
+}
+
+/// Half of the bits of a random number or a hash.
+const ALL: u64 = 1 << 32;
+
+impl Pool {
+    /// A pool before it knows any endpoint.
+    pub fn new(config: &Config, random: Random) -> Self {
+        let Config { policy, bounded_load, overflow, ref zone, .. } = *config;
+        Pool { policy, bounded_load, overflow, zone: zone.clone(), random, open: Vec::new(), spare: Vec::new() }
+    }
+
+    /// Prepares all that depends on the endpoints.
+    pub fn endpoints_changed(&mut self, endpoints: &[Endpoint]) {
+        let levels = levels(endpoints, self.zone.as_deref(), self.overflow);
+        let (open, spare): (Vec<_>, Vec<_>) = levels.into_iter().partition(|level| level.share * ALL as f64 >= 1.0);
+        (self.open, self.spare) = (Vec::new(), spare);
+        let mut taken = 0.0;
+        for level in open {
+            taken += level.share;
+            let policy = Policy::new(self.policy, &level, self.bounded_load, &mut self.random);
+            self.open.push(Open { level, until: (taken * ALL as f64).round() as u64, policy });
+        }
+    }
+
+    /// Chooses for a request with this value of the key; by its hash, or at random without one. Of those that were
+    /// tried, one is chosen only if there is no other in any level.
+    pub fn pick(&mut self, value: Option<&[u8]>, tried: &[u32], endpoints: &Endpoints) -> Option<u32> {
+        let key = self.policy.hashes().then(|| value.map_or_else(|| self.random.number(), maglev::hash));
+        let at = self.level(key);
+        let Open { level, policy, .. } = self.open.get_mut(at)?;
+        let attempt = Attempt { key, tried, endpoints };
+        if tried.is_empty() || level.members.iter().any(|member| attempt.may_go_to(member.index)) {
+            return policy.pick(&attempt, &mut self.random);
+        }
+        self.untried(&attempt)
+            .or_else(|| self.open[at].policy.pick(&Attempt { tried: &[], ..attempt }, &mut self.random))
+    }
+
+    /// The place of the level that gets a request. A key keeps its level, as far as the shares allow.
+    fn level(&mut self, key: Option<u64>) -> usize {
+        match self.open.first() {
+            Some(first) if first.until < ALL => {
+                let point = key.unwrap_or_else(|| self.random.number()) >> 32;
+                self.open.partition_point(|level| level.until <= point).min(self.open.len() - 1)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Any that wasn't tried, by weight, of the most preferred level that has one. So seldom needed that no policy is
+    /// prepared for it.
+    fn untried(&mut self, attempt: &Attempt<'_>) -> Option<u32> {
+        let levels = self.open.iter().map(|open| &open.level).chain(&self.spare);
+        let untried = levels.map(|level| -> Vec<Member> {
+            level.members.iter().filter(|member| attempt.may_go_to(member.index)).copied().collect()
+        });
+        let members = untried.into_iter().find(|members| !members.is_empty())?;
+        Some(members[Weights::new(&members).draw(&mut self.random)].index)
+    }
+}
+
+#[cfg(test)]
+mod tests;

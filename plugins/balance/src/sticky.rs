@@ -1,0 +1,88 @@
+//! Sticky sessions: a cookie that names the endpoint by a token which nobody can make or read without the secret.
+
+use std::collections::HashMap;
+
+use plugway_sdk::{Choice, Edit, Endpoint, EndpointState, Need, Needs, Values};
+
+use crate::config::{SameSite, StickyConfig};
+
+/// Tokens, and the cookie around them.
+pub struct Sticky {
+    received: Need,
+    key: [u8; blake3::KEY_LEN],
+    /// The cookie's name and `=`.
+    before: String,
+    /// The attributes.
+    after: String,
+    /// By the index of the endpoint.
+    tokens: Vec<String>,
+    /// Of the endpoints that may be chosen.
+    indices: HashMap<String, u32>,
+}
+
+/// Keeps the key apart from any other made of the same secret; to change it is to forget all sessions.
+const PURPOSE: &str = "plugway balance 2026 endpoint token in sticky cookie";
+
+/// 16 bytes of the MAC: beyond guessing.
+const TOKEN_DIGITS: usize = 32;
+
+impl Sticky {
+    /// Derives the key and declares the cookie.
+    pub fn new(config: &StickyConfig, needs: &mut Needs) -> Self {
+        Sticky {
+            received: needs.cookie(&config.cookie),
+            key: blake3::derive_key(PURPOSE, config.secret.as_bytes()),
+            before: format!("{}=", config.cookie),
+            after: attributes(config),
+            tokens: Vec::new(),
+            indices: HashMap::new(),
+        }
+    }
+
+    /// Computes the token of each endpoint: of its address, so that it is the same everywhere.
+    pub fn endpoints_changed(&mut self, endpoints: &[Endpoint]) {
+        let token = |endpoint: &Endpoint| {
+            let mac = blake3::keyed_hash(&self.key, endpoint.address.as_bytes());
+            mac.to_hex()[..TOKEN_DIGITS].to_owned()
+        };
+        self.tokens = endpoints.iter().map(token).collect();
+        let tokens = endpoints.iter().zip(&self.tokens).zip(0..);
+        let up = tokens.filter(|((endpoint, _), _)| endpoint.state == EndpointState::Up);
+        self.indices = up.map(|((_, token), index)| (token.clone(), index)).collect();
+    }
+
+    /// The endpoint that the cookie of a request names, if it may be chosen.
+    pub fn remembered(&self, request: &Values, tried: &[u32]) -> Option<u32> {
+        let index = *self.indices.get(request.text(self.received)?)?;
+        (!tried.contains(&index)).then_some(index)
+    }
+
+    /// The choice of an endpoint, with the cookie that will name it.
+    pub fn choice(&self, index: u32) -> Choice {
+        let token = self.tokens.get(index as usize).map_or("", String::as_str);
+        let cookie = [&self.before, token, &self.after].concat().into_bytes();
+        Choice { endpoint: index, response_edits: vec![Edit::AppendField(("set-cookie".into(), cookie))] }
+    }
+}
+
+fn attributes(config: &StickyConfig) -> String {
+    let mut attributes = format!("; Path={}", config.path);
+    if let Some(domain) = &config.domain {
+        attributes += &format!("; Domain={domain}");
+    }
+    if let Some(seconds) = config.max_age {
+        attributes += &format!("; Max-Age={seconds}");
+    }
+    if config.secure {
+        attributes += "; Secure";
+    }
+    if config.http_only {
+        attributes += "; HttpOnly";
+    }
+    attributes
+        + match config.same_site {
+            SameSite::Lax => "; SameSite=Lax",
+            SameSite::Strict => "; SameSite=Strict",
+            SameSite::None => "; SameSite=None",
+        }
+}

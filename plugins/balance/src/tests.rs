@@ -1,0 +1,286 @@
+use plugway_sdk::EndpointState::{Down, Draining, Up};
+use plugway_sdk::test::Harness;
+use plugway_sdk::{Edit, EndpointState, ValueName};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn balance(config: Value) -> Harness<Balance> {
+    Harness::new(config).unwrap()
+}
+
+fn endpoints(states: &[EndpointState]) -> Vec<Endpoint> {
+    let endpoint = |(state, place): (&EndpointState, u32)| Endpoint {
+        address: format!("10.0.0.{place}:80"),
+        weight: 1,
+        state: *state,
+        tier: 0,
+        zone: String::new(),
+    };
+    states.iter().zip(0..).map(endpoint).collect()
+}
+
+/// Picks for a request whose declared values are these.
+fn pick(balance: &mut Harness<Balance>, values: &[Option<&str>], tried: &[u32]) -> Option<Choice> {
+    let values = values.iter().map(|value| value.map(Into::into)).collect();
+    balance.plugin.pick(&Values::new(values), tried, &Endpoints::default())
+}
+
+/// The line that a choice sets a cookie with.
+fn set_cookie(choice: &Choice) -> Option<String> {
+    match &choice.response_edits[..] {
+        [] => None,
+        [Edit::AppendField((name, value))] if name == "set-cookie" => Some(String::from_utf8(value.clone()).unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The cookie's value of a choice that sets it.
+fn token(choice: &Choice) -> String {
+    let line = set_cookie(choice).expect("a new cookie");
+    line.split(['=', ';']).nth(1).unwrap().into()
+}
+
+// === Configuration ===
+
+#[test]
+fn mistakes_are_named_with_their_place() {
+    let secret = "0123456789abcdef";
+    let table = [
+        (
+            json!({ "policy": "consistent-hash" }),
+            "/key",
+            "`consistent-hash` needs a key, such as `request.header.x-tenant`, `cookie.session` or `path`",
+        ),
+        (
+            json!({ "policy": "source-hash", "key": "path" }),
+            "/key",
+            "only `consistent-hash` has a key; leave it out, or write that policy",
+        ),
+        (
+            json!({ "policy": "consistent-hash", "key": "response.header.etag" }),
+            "/key",
+            "`response.header.etag` isn't known before an endpoint is chosen; write one like \
+             `request.header.x-tenant`, `cookie.session` or `path`",
+        ),
+        (
+            json!({ "bounded-load": 125 }),
+            "/bounded-load",
+            "only `source-hash` and `consistent-hash` bound the load; leave it out",
+        ),
+        (
+            json!({ "policy": "source-hash", "bounded-load": 100 }),
+            "/bounded-load",
+            "100 is out of range; write a percentage from 101 to 1000",
+        ),
+        (
+            json!({ "policy": "source-hash", "bounded-load": 1001 }),
+            "/bounded-load",
+            "1001 is out of range; write a percentage from 101 to 1000",
+        ),
+        (json!({ "overflow": 99 }), "/overflow", "99 is out of range; write a percentage from 100 to 1000"),
+        (json!({ "overflow": 1001 }), "/overflow", "1001 is out of range; write a percentage from 100 to 1000"),
+        (json!({ "zone": "" }), "/zone", "a zone has a name; leave it out to prefer none"),
+        (
+            json!({ "sticky": { "secret": "äöüäöüäöüäöüäöü" } }),
+            "/sticky/secret",
+            "is too short to keep the cookie from being forged; write at least 16 random characters",
+        ),
+        (
+            json!({ "sticky": { "secret": secret, "cookie": "a b" } }),
+            "/sticky/cookie",
+            "`a b` is no name of a cookie; write letters, digits, `-` and `_`",
+        ),
+        (
+            json!({ "sticky": { "secret": secret, "cookie": "" } }),
+            "/sticky/cookie",
+            "`` is no name of a cookie; write letters, digits, `-` and `_`",
+        ),
+        (
+            json!({ "sticky": { "secret": secret, "path": "app" } }),
+            "/sticky/path",
+            "`app` is no path of a cookie; write one like `/app`, without `;`",
+        ),
+        (
+            json!({ "sticky": { "secret": secret, "path": "/a;b" } }),
+            "/sticky/path",
+            "`/a;b` is no path of a cookie; write one like `/app`, without `;`",
+        ),
+        (
+            json!({ "sticky": { "secret": secret, "path": "/\n" } }),
+            "/sticky/path",
+            "`/\n` is no path of a cookie; write one like `/app`, without `;`",
+        ),
+        (
+            json!({ "sticky": { "secret": secret, "domain": "a.org; x" } }),
+            "/sticky/domain",
+            "`a.org; x` is no domain; write `example.org`",
+        ),
+        (
+            json!({ "sticky": { "secret": secret, "max-age": 0 } }),
+            "/sticky/max-age",
+            "0 would delete the cookie; write at least 1, or leave it out",
+        ),
+        (
+            json!({ "sticky": { "secret": secret, "same-site": "none" } }),
+            "/sticky/same-site",
+            "browsers refuse \"none\" without `secure = true`",
+        ),
+        (
+            json!({ "sticky": { "secret": secret, "cookie": "__Secure-x" } }),
+            "/sticky/cookie",
+            "browsers refuse `__Secure-x` without `secure = true`",
+        ),
+        (
+            json!({ "sticky": { "secret": secret, "cookie": "__Host-x", "secure": true, "path": "/app" } }),
+            "/sticky/cookie",
+            "browsers refuse `__Host-x` with a domain, or a path other than `/`",
+        ),
+    ];
+    for (config, path, message) in table {
+        let error = Harness::<Balance>::new(config.clone()).err().unwrap();
+        assert_eq!((&*error.path, &*error.message), (path, message), "{config}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_answered_with_the_known() {
+    let error = Harness::<Balance>::new(json!({ "policy": "consistent-hash", "key": "header.x" })).err().unwrap();
+    assert_eq!(error.path, "/key");
+    assert!(error.message.starts_with("there is no value `{header.x}`; known: method, "), "{}", error.message);
+}
+
+#[test]
+fn what_the_schema_refuses_does_not_parse() {
+    for config in [
+        json!({ "policy": "ring" }),
+        json!({ "overflows": 1 }),
+        json!({ "overflow": -1 }),
+        json!({ "sticky": {} }),
+        json!({ "sticky": { "secret": "0123456789abcdef", "same-site": "Lax" } }),
+    ] {
+        assert!(Harness::<Balance>::new(config.clone()).is_err(), "{config}");
+    }
+}
+
+#[test]
+fn only_what_a_policy_needs_is_declared() {
+    let names = |config| balance(config).setup.balancer.names().to_vec();
+    assert_eq!(names(json!({})), []);
+    assert_eq!(names(json!({ "policy": "source-hash", "bounded-load": 125 })), [ValueName::ClientAddress]);
+    let tenant = ValueName::RequestField("x-tenant".into());
+    assert_eq!(names(json!({ "policy": "consistent-hash", "key": "request.header.x-tenant" })), [tenant]);
+    let cookie = ValueName::Cookie("plugway".into());
+    assert_eq!(names(json!({ "sticky": { "secret": "0123456789abcdef" } })), [cookie]);
+}
+
+#[test]
+fn the_key_decides() {
+    let mut balance = balance(json!({ "policy": "consistent-hash", "key": "query.user" }));
+    balance.plugin.endpoints_changed(endpoints(&[Up; 20]));
+    let mut at = |user: Option<&str>| pick(&mut balance, &[user], &[]).unwrap();
+    let alice = at(Some("alice"));
+    assert!((0..50).all(|_| at(Some("alice")) == alice));
+    assert!((0..50).any(|_| at(None) != alice));
+    assert_eq!(alice.response_edits, []);
+}
+
+// === Sticky ===
+
+fn sticky(with: Value) -> Harness<Balance> {
+    let mut config = json!({ "sticky": { "secret": "correct horse battery" } });
+    let table = config["sticky"].as_object_mut().unwrap();
+    table.extend(with.as_object().unwrap().clone());
+    balance(config)
+}
+
+#[test]
+fn a_client_comes_back_to_its_endpoint_by_every_policy() {
+    for policy in ["round-robin", "least-connections", "random-two-choices", "peak-ewma", "source-hash"] {
+        let mut balance = balance(json!({ "policy": policy, "sticky": { "secret": "correct horse battery" } }));
+        balance.plugin.endpoints_changed(endpoints(&[Up; 5]));
+        let values = |cookie| if policy == "source-hash" { vec![None, cookie] } else { vec![cookie] };
+        let first = pick(&mut balance, &values(None), &[]).unwrap();
+        let cookie = token(&first);
+        for _ in 0..20 {
+            let again = pick(&mut balance, &values(Some(&cookie)), &[]).unwrap();
+            assert_eq!(again, first.endpoint.into(), "the same endpoint, and no new cookie");
+        }
+    }
+}
+
+#[test]
+fn the_cookie_is_the_same_everywhere_and_gives_nothing_away() {
+    let tokens = |secret: &str| -> Vec<String> {
+        let mut balance = balance(json!({ "sticky": { "secret": secret } }));
+        balance.plugin.endpoints_changed(endpoints(&[Up, Up]));
+        let mut choices = [0, 1].map(|_| pick(&mut balance, &[None], &[]).unwrap());
+        choices.sort_by_key(|choice| choice.endpoint);
+        choices.iter().map(token).collect()
+    };
+    let ours = tokens("correct horse battery");
+    assert_eq!(ours, tokens("correct horse battery"));
+    assert_ne!(ours[0], ours[1]);
+    assert!(ours.iter().all(|token| token.len() == 32 && token.bytes().all(|byte| byte.is_ascii_hexdigit())));
+    assert!(tokens("another secret of 16").iter().all(|theirs| !ours.contains(theirs)));
+}
+
+#[test]
+fn a_cookie_that_names_no_endpoint_is_replaced() {
+    let mut balance = sticky(json!({}));
+    balance.plugin.endpoints_changed(endpoints(&[Up, Up]));
+    let good = token(&pick(&mut balance, &[None], &[]).unwrap());
+    let forged = [&good[1..], &good.to_uppercase(), &format!("{good}0"), "", "10.0.0.0:80", "0"];
+    for cookie in forged.into_iter().filter(|forged| *forged != good) {
+        let choice = pick(&mut balance, &[Some(cookie)], &[]).unwrap();
+        assert_eq!(token(&choice).len(), 32, "{cookie}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_may_not_be_chosen_is_left_for_another() {
+    let mut balance = sticky(json!({}));
+    balance.plugin.endpoints_changed(endpoints(&[Up, Up]));
+    let first = pick(&mut balance, &[None], &[]).unwrap();
+    let cookie = token(&first);
+
+    let other = pick(&mut balance, &[Some(&cookie)], &[first.endpoint]).unwrap();
+    assert_ne!(other.endpoint, first.endpoint);
+    assert_ne!(token(&other), cookie);
+
+    for state in [Down, Draining] {
+        let mut states = [Up, Up];
+        states[first.endpoint as usize] = state;
+        balance.plugin.endpoints_changed(endpoints(&states));
+        let other = pick(&mut balance, &[Some(&cookie)], &[]).unwrap();
+        assert_ne!(other.endpoint, first.endpoint);
+        assert_ne!(token(&other), cookie);
+    }
+
+    balance.plugin.endpoints_changed(endpoints(&[Up, Up]));
+    assert_eq!(pick(&mut balance, &[Some(&cookie)], &[]), Some(first.endpoint.into()));
+    balance.plugin.endpoints_changed(endpoints(&[Down, Draining]));
+    assert_eq!(pick(&mut balance, &[Some(&cookie)], &[]), None);
+}
+
+#[test]
+fn the_cookie_has_the_attributes_that_are_wanted() {
+    let table = [
+        (json!({}), "plugway=TOKEN; Path=/; HttpOnly; SameSite=Lax"),
+        (
+            json!({ "cookie": "back", "path": "/app", "domain": "example.org", "max-age": 3600, "secure": true,
+                    "same-site": "none" }),
+            "back=TOKEN; Path=/app; Domain=example.org; Max-Age=3600; Secure; HttpOnly; SameSite=None",
+        ),
+        (
+            json!({ "cookie": "__Host-x", "secure": true, "http-only": false, "same-site": "strict" }),
+            "__Host-x=TOKEN; Path=/; Secure; SameSite=Strict",
+        ),
+    ];
+    for (config, expected) in table {
+        let mut balance = sticky(config);
+        balance.plugin.endpoints_changed(endpoints(&[Up]));
+        let choice = pick(&mut balance, &[None], &[]).unwrap();
+        assert_eq!(set_cookie(&choice).unwrap(), expected.replace("TOKEN", &token(&choice)));
+    }
+}

@@ -1,0 +1,238 @@
+//! A backend that behaves as it is told, and clients that count what they saw.
+
+use std::collections::BTreeMap;
+use std::io::{BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::support::{Message, PATIENCE, Proxy, read_message};
+
+/// What a backend does with requests.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Does {
+    /// Answers 200 with its name.
+    Answer,
+    /// Answers 200 with its name, after a time.
+    AnswerLate(Duration),
+    /// Answers with another status.
+    Status(u16),
+    /// Reads the request, then closes with a reset.
+    Reset,
+    /// Reads the request, and says nothing.
+    Hang,
+    /// Says something that is no HTTP.
+    Babble,
+    /// Sends half of what it promised.
+    Half,
+}
+
+/// A backend on an address of its own; can be killed and come back.
+pub struct Backend {
+    pub address: String,
+    pub name: String,
+    state: Arc<State>,
+    alive: Option<Alive>,
+}
+
+struct State {
+    does: Mutex<Does>,
+    requests: AtomicU64,
+    seen: Mutex<Vec<Message>>,
+    /// Connections that are open, to be cut when the backend is killed.
+    open: Mutex<Vec<TcpStream>>,
+}
+
+struct Alive {
+    over: Arc<AtomicBool>,
+    accepting: std::thread::JoinHandle<()>,
+}
+
+impl Backend {
+    /// One that answers.
+    pub fn start(name: &str) -> Backend {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (does, requests) = (Mutex::new(Does::Answer), AtomicU64::new(0));
+        let state = State { does, requests, seen: Mutex::default(), open: Mutex::default() };
+        let mut backend = Backend { address, name: name.into(), state: Arc::new(state), alive: None };
+        backend.listen(listener);
+        backend
+    }
+
+    pub fn does(&self, what: Does) {
+        *self.state.does.lock().unwrap() = what;
+    }
+
+    /// Requests that it has read.
+    pub fn requests(&self) -> u64 {
+        self.state.requests.load(Ordering::SeqCst)
+    }
+
+    /// The requests themselves.
+    pub fn seen(&self) -> Vec<Message> {
+        self.state.seen.lock().unwrap().clone()
+    }
+
+    /// Stops listening and cuts all connections, as a process that is killed.
+    pub fn kill(&mut self) {
+        let alive = self.alive.take().unwrap();
+        alive.over.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(&self.address);
+        alive.accepting.join().unwrap();
+        for stream in self.state.open.lock().unwrap().drain(..) {
+            reset(&stream);
+        }
+    }
+
+    /// Listens again at the same address.
+    pub fn revive(&mut self) {
+        self.listen(TcpListener::bind(&self.address).unwrap());
+    }
+
+    fn listen(&mut self, listener: TcpListener) {
+        let over = Arc::new(AtomicBool::new(false));
+        let (state, name, ends) = (self.state.clone(), self.name.clone(), over.clone());
+        let accepting = std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if ends.load(Ordering::SeqCst) {
+                    return;
+                }
+                state.open.lock().unwrap().push(stream.try_clone().unwrap());
+                let (state, name) = (state.clone(), name.clone());
+                std::thread::spawn(move || state.serve(stream, &name));
+            }
+        });
+        self.alive = Some(Alive { over, accepting });
+    }
+}
+
+impl State {
+    fn serve(&self, mut stream: TcpStream, name: &str) {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while let Some(request) = read_message(&mut reader) {
+            let does = self.does.lock().unwrap().clone();
+            if request.start.starts_with("GET /healthz") {
+                let healthy = does == Does::Answer;
+                let answer = if healthy { answer(200, "all is well") } else { answer(500, "broken") };
+                let _ = stream.write_all(answer.as_bytes());
+                continue;
+            }
+            self.requests.fetch_add(1, Ordering::SeqCst);
+            self.seen.lock().unwrap().push(request);
+            let written = match does {
+                Does::Answer => stream.write_all(answer(200, name).as_bytes()),
+                Does::AnswerLate(after) => {
+                    std::thread::sleep(after);
+                    stream.write_all(answer(200, name).as_bytes())
+                }
+                Does::Status(code) => stream.write_all(answer(code, name).as_bytes()),
+                Does::Reset => return reset(&stream),
+                Does::Hang => return drop(stream.read(&mut [0; 1])),
+                Does::Babble => {
+                    let _ = stream.write_all(b"good morning\r\n\r\n");
+                    return;
+                }
+                Does::Half => {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf");
+                    return reset(&stream);
+                }
+            };
+            if written.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn answer(code: u16, content: &str) -> String {
+    format!("HTTP/1.1 {code} Said\r\nContent-Length: {}\r\nX-Backend: {content}\r\n\r\n{content}", content.len())
+}
+
+/// Closes a connection the hard way.
+fn reset(stream: &TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    let _ = socket.set_linger(Some(Duration::ZERO));
+    let _ = stream.shutdown(std::net::Shutdown::Both);
+}
+
+/// What clients saw: how often each outcome came, as `200 a` with the backend's name, or `lost` where no response came.
+#[derive(Debug, Default, PartialEq)]
+pub struct Seen(pub BTreeMap<String, usize>);
+
+impl Seen {
+    /// How often a status came, whoever sent it.
+    pub fn status(&self, code: u16) -> usize {
+        let code = code.to_string();
+        self.0.iter().filter(|(outcome, _)| outcome.starts_with(&code)).map(|(_, count)| count).sum()
+    }
+
+    /// How often a backend answered with 200.
+    pub fn of(&self, name: &str) -> usize {
+        self.0.get(&format!("200 {name}")).copied().unwrap_or(0)
+    }
+
+    pub fn total(&self) -> usize {
+        self.0.values().sum()
+    }
+
+    fn add(&mut self, response: Option<&Message>) {
+        let outcome = match response {
+            Some(response) => format!("{} {}", response.status(), response.field("x-backend").unwrap_or("-")),
+            None => "lost".into(),
+        };
+        *self.0.entry(outcome).or_default() += 1;
+    }
+
+    fn join(mut self, other: Seen) -> Seen {
+        other.0.into_iter().for_each(|(outcome, count)| *self.0.entry(outcome).or_default() += count);
+        self
+    }
+}
+
+/// So many requests, one after the other on one connection.
+pub fn ask(proxy: &Proxy, requests: usize, head: &str) -> Seen {
+    client(&proxy.address, head, |seen| seen.total() < requests)
+}
+
+/// Clients that ask without a pause while something is done; what all of them saw.
+pub fn load(proxy: &Proxy, clients: usize, head: &str, meanwhile: impl FnOnce()) -> Seen {
+    let over = Arc::new(AtomicBool::new(false));
+    let start = |_| {
+        let (address, head, over) = (proxy.address.clone(), head.to_string(), over.clone());
+        std::thread::spawn(move || client(&address, &head, |_| !over.load(Ordering::SeqCst)))
+    };
+    let clients: Vec<_> = (0..clients).map(start).collect();
+    meanwhile();
+    over.store(true, Ordering::SeqCst);
+    clients.into_iter().map(|client| client.join().unwrap()).fold(Seen::default(), Seen::join)
+}
+
+fn client(address: &str, head: &str, goes_on: impl Fn(&Seen) -> bool) -> Seen {
+    let mut seen = Seen::default();
+    let mut connection: Option<BufReader<TcpStream>> = None;
+    while goes_on(&seen) {
+        let reader = connection.get_or_insert_with(|| {
+            let stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            BufReader::new(stream)
+        });
+        let sent = reader.get_mut().write_all(format!("{head}\r\nHost: example.org\r\n\r\n").as_bytes());
+        let response = sent.ok().and_then(|()| read_message(reader));
+        seen.add(response.as_ref());
+        if response.is_none_or(|response| response.field("connection") == Some("close")) {
+            connection = None;
+        }
+    }
+    seen
+}
+
+/// Waits until a condition holds.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

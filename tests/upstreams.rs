@@ -1,0 +1,413 @@
+//! Upstreams whose endpoints fail in every way: what clients see, and who gets requests.
+
+use std::io::{BufReader, Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use crate::backend::{Backend, Does, Seen, ask, load, until};
+use crate::support::{PATIENCE, Proxy, raw_origin, read_message};
+
+const GET: &str = "GET / HTTP/1.1";
+
+/// A manifest for backends, with more in its upstream, and an admin listener.
+fn manifest(backends: &[&Backend], more: &str) -> String {
+    let endpoints: Vec<&str> = backends.iter().map(|backend| &*backend.address).collect();
+    with_endpoints(&format!("{endpoints:?}"), more)
+}
+
+fn with_endpoints(endpoints: &str, more: &str) -> String {
+    format!(
+        "workers = 2\n[admin]\naddress = \"127.0.0.1:0\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[route]]\nupstream = \"app\"\n[upstream.app]\nendpoints = {endpoints}\n{more}"
+    )
+}
+
+fn start(manifest: &str) -> Proxy {
+    Proxy::start_after(manifest, "admin at ")
+}
+
+fn admin(proxy: &Proxy, request: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(&proxy.noted).unwrap();
+    write!(stream, "{request} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", proxy.noted).unwrap();
+    read_message(&mut BufReader::new(stream)).unwrap().text()
+}
+
+fn upstream(proxy: &Proxy) -> serde_json::Value {
+    let status: serde_json::Value = serde_json::from_str(&admin(proxy, "GET /status")).unwrap();
+    status["upstreams"][0].clone()
+}
+
+/// The state of each endpoint, in order.
+fn states(proxy: &Proxy) -> Vec<String> {
+    let upstream = upstream(proxy);
+    let endpoints = upstream["endpoints"].as_array().unwrap().iter();
+    endpoints.map(|endpoint| endpoint["state"].as_str().unwrap().into()).collect()
+}
+
+fn only_200(seen: &Seen) {
+    assert_eq!(seen.status(200), seen.total(), "{seen:?}");
+}
+
+#[test]
+fn a_backend_killed_under_load_costs_no_idempotent_request() {
+    let (mut a, b, c) = (Backend::start("a"), Backend::start("b"), Backend::start("c"));
+    let proxy = start(&manifest(&[&a, &b, &c], "outliers = { ejection = \"300ms\" }"));
+    for _ in 0..3 {
+        let seen = load(&proxy, 16, GET, || {
+            let before = a.requests();
+            until("all take part", || a.requests() > before + 200);
+            a.kill();
+            let before = b.requests();
+            until("the others go on", || b.requests() > before + 500);
+            a.revive();
+        });
+        only_200(&seen);
+        // Until its ejection is over.
+        until("a is back", || ask(&proxy, 6, GET).of("a") > 0);
+    }
+    assert!(admin(&proxy, "GET /metrics").contains("plugway_upstream_retries_denied_total{upstream=\"app\"} 0\n"));
+}
+
+#[test]
+fn each_kind_of_failure_is_retried_as_the_manifest_says() {
+    let good = Backend::start("good");
+    let everything = "retry = { on = [\"connect\", \"reset\", \"timeout\", \"malformed\", \"5xx\"] }\n\
+                      outliers = false\nresponse-timeout = \"300ms\"";
+    let cases = [
+        (Does::Reset, "", 200, 200),
+        (Does::Reset, "retry = false", 200, 502),
+        (Does::Reset, "retry = { on = [\"connect\"] }", 200, 502),
+        (Does::Babble, "", 200, 502),
+        (Does::Babble, everything, 200, 200),
+        (Does::Hang, "response-timeout = \"300ms\"", 200, 504),
+        (Does::Hang, everything, 200, 200),
+        (Does::Status(503), "", 200, 503),
+        (Does::Status(503), everything, 200, 200),
+        (Does::Status(503), "retry = { on = [502] }", 200, 503),
+    ];
+    for (does, more, one, other) in cases {
+        let bad = Backend::start("bad");
+        bad.does(does.clone());
+        let proxy = start(&manifest(&[&good, &bad], more).replace("workers = 2", "workers = 1"));
+        let seen = ask(&proxy, 4, GET);
+        let wanted = if one == other { 4 } else { 2 };
+        assert_eq!((seen.status(one), seen.total()), (wanted, 4), "{does:?} with `{more}`: {seen:?}");
+        assert!(wanted == 4 || seen.status(other) == 2, "{does:?} with `{more}`: {seen:?}");
+    }
+}
+
+#[test]
+fn endpoints_that_refuse_or_swallow_connections_are_passed_over() {
+    let good = Backend::start("good");
+    let refusing = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string() };
+    // With its queue full, the system drops what asks for a connection: nothing ever comes back.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(0).unwrap();
+    let hole = socket.local_addr().unwrap().as_socket().unwrap();
+    let _queued: Vec<_> =
+        (0..3).map(|_| std::net::TcpStream::connect_timeout(&hole, Duration::from_millis(200))).collect();
+    for bad in [refusing, hole.to_string()] {
+        let endpoints = format!("[{bad:?}, {:?}]", good.address);
+        for method in ["GET / HTTP/1.1", "POST / HTTP/1.1\r\nContent-Length: 0"] {
+            let proxy = start(&with_endpoints(&endpoints, "connect-timeout = \"200ms\""));
+            only_200(&ask(&proxy, 8, method));
+        }
+        let proxy = start(&with_endpoints(&endpoints, "connect-timeout = \"200ms\"\nretry = false"));
+        let seen = ask(&proxy, 8, GET);
+        assert!(seen.of("good") >= 4 && seen.status(502) + seen.status(504) >= 2, "{seen:?}");
+    }
+}
+
+#[test]
+fn content_is_sent_again_whole_or_not_at_all() {
+    let proxy = |more: &str, bad: &Backend, good: &Backend| {
+        start(&manifest(&[bad, good], more).replace("workers = 2", "workers = 1"))
+    };
+    let request = |proxy: &Proxy, method: &str, length: usize| {
+        let mut stream = proxy.connect();
+        let content: Vec<u8> = (0..length).map(|at| b'a' + (at % 26) as u8).collect();
+        write!(stream, "{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        stream.write_all(&content).unwrap();
+        let status = read_message(&mut BufReader::new(stream)).map_or(0, |response| response.status());
+        (status, content)
+    };
+    let cases = [
+        ("PUT", 30_000, "", 200),
+        ("PUT", 30_000, "retry = { buffer = \"20 KiB\" }", 502),
+        ("POST", 10, "", 502),
+        ("POST", 30_000, "retry = { methods = \"any\" }", 200),
+        ("DELETE", 1, "", 200),
+    ];
+    for (method, length, more, wanted) in cases {
+        let (bad, good) = (Backend::start("bad"), Backend::start("good"));
+        bad.does(Does::Reset);
+        let proxy = proxy(more, &bad, &good);
+        let first = request(&proxy, method, length);
+        // Whichever endpoint came first, the bad one has had its turn after two.
+        let second = request(&proxy, method, length);
+        let statuses = [first.0.min(second.0), first.0.max(second.0)];
+        assert_eq!(statuses, if wanted == 200 { [200, 200] } else { [200, wanted] }, "{method} {length} `{more}`");
+        assert!((1..=2).contains(&bad.requests()), "{method} {length} `{more}`: {}", bad.requests());
+        assert!(good.seen().iter().all(|seen| seen.body == first.1), "{method} {length} `{more}`");
+    }
+}
+
+#[test]
+fn retries_are_a_share_of_the_traffic() {
+    let (a, b) = (Backend::start("a"), Backend::start("b"));
+    a.does(Does::Status(503));
+    b.does(Does::Status(503));
+    let more = "retry = { on = [503], retries = 1, budget = 10 }\noutliers = false";
+    let proxy = start(&manifest(&[&a, &b], more).replace("workers = 2", "workers = 1"));
+    let seen = ask(&proxy, 3_000, GET);
+    let retried = (a.requests() + b.requests()) as usize - 3_000;
+    // A tenth, and the reserve of ten per second for the ten seconds of the window, and for each second since.
+    assert!((100..=3_000 / 10 + 300).contains(&retried), "{retried} retries");
+    assert_eq!(seen.status(503), 3_000, "the last response is passed on");
+    let upstream = upstream(&proxy);
+    assert_eq!(upstream["retries"], retried);
+    assert!(upstream["retries_denied"].as_u64().unwrap() > 1_000, "{upstream}");
+}
+
+#[test]
+fn who_keeps_failing_is_ejected_and_comes_back() {
+    let (a, b, c) = (Backend::start("a"), Backend::start("b"), Backend::start("c"));
+    let more = "outliers = { consecutive = 3, statuses = [\"5xx\"], ejection = \"1s\" }";
+    let proxy = start(&manifest(&[&a, &b, &c], more));
+    a.does(Does::Status(500));
+    let seen = ask(&proxy, 30, GET);
+    assert_eq!(seen.status(500), 3, "{seen:?}");
+    assert_eq!(states(&proxy), ["ejected", "up", "up"]);
+    let metrics = admin(&proxy, "GET /metrics");
+    let line = format!("plugway_endpoint_state{{upstream=\"app\",endpoint=\"{}\",state=\"ejected\"}} 1\n", a.address);
+    assert!(metrics.contains(&line), "{metrics}");
+    a.does(Does::Answer);
+    until("a is back", || states(&proxy) == ["up", "up", "up"]);
+    assert_eq!(ask(&proxy, 30, GET).of("a"), 10);
+    // At most half of three: the second is spared, however it fails.
+    a.does(Does::Status(500));
+    b.does(Does::Status(500));
+    ask(&proxy, 60, GET);
+    let mut states = states(&proxy);
+    states.sort();
+    assert_eq!(states, ["ejected", "up", "up"]);
+}
+
+#[test]
+fn an_interval_of_errors_or_slowness_ejects() {
+    let (a, b, c) = (Backend::start("a"), Backend::start("b"), Backend::start("c"));
+    let more = "outliers = { consecutive = 0, statuses = [500], error-rate = 30, latency = 500, interval = \"500ms\", \
+                ejection = \"1m\", most = 70 }\nretry = false";
+    let proxy = start(&manifest(&[&a, &b, &c], more));
+    a.does(Does::Status(500));
+    b.does(Does::AnswerLate(Duration::from_millis(15)));
+    load(&proxy, 8, GET, || until("both are out", || states(&proxy) == ["ejected", "ejected", "up"]));
+    assert_eq!(ask(&proxy, 9, GET).of("c"), 9);
+}
+
+#[test]
+fn health_checks_take_out_and_bring_back() {
+    let (a, b) = (Backend::start("a"), Backend::start("b"));
+    let more = "outliers = false\nretry = false\n[upstream.app.health]\npath = \"/healthz\"\nstatuses = [200]\n\
+                content = \"all is well\"\ninterval = \"50ms\"\nhealthy = 2\nunhealthy = 2";
+    let proxy = start(&manifest(&[&a, &b], more));
+    only_200(&ask(&proxy, 10, GET));
+    a.does(Does::Status(500));
+    until("a is out", || states(&proxy) == ["failing", "up"]);
+    assert_eq!(ask(&proxy, 10, GET).of("b"), 10);
+    a.does(Does::Answer);
+    until("a is back", || states(&proxy) == ["up", "up"]);
+    assert_eq!(ask(&proxy, 10, GET).of("a"), 5);
+    proxy.wait_log("down: its checks fail");
+    proxy.wait_log("up: its checks pass");
+}
+
+#[test]
+fn what_is_known_of_endpoints_survives_a_reload() {
+    let (mut a, b) = (Backend::start("a"), Backend::start("b"));
+    let text = manifest(&[&a, &b], "[upstream.app.health]\nkind = \"tcp\"\ninterval = \"50ms\"");
+    let proxy = start(&text);
+    a.kill();
+    until("a is out", || states(&proxy) == ["failing", "up"]);
+    let before = b.requests();
+    let other = text.replace("[[route]]", "[[route]]\nname = \"everything\"");
+    proxy.reload(&other);
+    proxy.wait_log("reloaded");
+    only_200(&ask(&proxy, 10, "POST / HTTP/1.1\r\nContent-Length: 0"));
+    assert_eq!(b.requests() - before, 10, "nobody has to find out anew");
+    let connections = upstream(&proxy);
+    assert_eq!(connections["endpoints"][1]["responses"], 10, "figures go on: {connections}");
+    a.revive();
+    until("a is back", || states(&proxy) == ["up", "up"]);
+}
+
+#[test]
+fn where_none_is_well_all_are_used_or_none() {
+    let (a, b) = (Backend::start("a"), Backend::start("b"));
+    a.does(Does::Status(500));
+    b.does(Does::Status(500));
+    let checks = "[upstream.app.health]\npath = \"/healthz\"\ninterval = \"50ms\"";
+    let proxy = start(&manifest(&[&a, &b], checks));
+    until("both are out", || states(&proxy) == ["failing", "failing"]);
+    assert_eq!(upstream(&proxy)["panicking"], true);
+    assert_eq!(ask(&proxy, 4, GET).status(500), 4, "rather a chance than none");
+    let proxy = start(&manifest(&[&a, &b], &format!("panic-threshold = 0\n{checks}")));
+    until("both are out", || states(&proxy) == ["failing", "failing"]);
+    let refused = proxy.get("/", "");
+    assert_eq!(
+        (refused.status(), refused.field("proxy-status")),
+        (503, Some("plugway; error=destination_unavailable"))
+    );
+}
+
+#[test]
+fn who_comes_back_gets_its_share_slowly() {
+    let (a, b) = (Backend::start("a"), Backend::start("b"));
+    let more = "slow-start = \"3s\"\n[upstream.app.health]\npath = \"/healthz\"\ninterval = \"50ms\"\nhealthy = 1";
+    let proxy = start(&manifest(&[&a, &b], more));
+    a.does(Does::Status(500));
+    until("a is out", || states(&proxy) == ["failing", "up"]);
+    a.does(Does::Answer);
+    until("a is back", || states(&proxy) == ["up", "up"]);
+    let seen = ask(&proxy, 60, GET);
+    assert!((1..=20).contains(&seen.of("a")), "{seen:?}");
+    let weight = |proxy: &Proxy| upstream(proxy)["endpoints"][0]["weight"].as_f64().unwrap();
+    assert!(weight(&proxy) < 1.0);
+    until("a has its share", || weight(&proxy) == 1.0);
+    assert_eq!(ask(&proxy, 60, GET).of("a"), 30);
+}
+
+#[test]
+fn a_full_upstream_says_so_at_once() {
+    let a = Backend::start("a");
+    a.does(Does::Hang);
+    let proxy = start(&manifest(&[&a], "[upstream.app.limits]\nrequests = 2"));
+    let mut waiting: Vec<_> = (0..2).map(|_| proxy.connect()).collect();
+    waiting.iter_mut().for_each(|stream| stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap());
+    until("both are there", || a.requests() == 2);
+    let began = Instant::now();
+    let refused = proxy.get("/", "");
+    assert_eq!((refused.status(), refused.field("retry-after")), (503, Some("1")));
+    assert_eq!(refused.field("proxy-status"), Some("plugway; error=connection_limit_reached"));
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert_eq!(upstream(&proxy)["overflows"], 1);
+    drop(waiting);
+    a.does(Does::Answer);
+    until("there is room again", || proxy.get("/", "").status() == 200);
+}
+
+#[test]
+fn connections_are_limited_and_waited_for() {
+    let a = Backend::start("a");
+    a.does(Does::AnswerLate(Duration::from_millis(5)));
+    let proxy = start(&manifest(&[&a], "[upstream.app.limits]\nconnections = 2\npending = 100"));
+    let seen = load(&proxy, 12, GET, || until("some have passed", || a.requests() > 600));
+    only_200(&seen);
+    // Twelve clients on two workers, and never more than two connections: each hangs on to one while it is asked.
+    a.does(Does::Hang);
+    let mut waiting: Vec<_> = (0..4).map(|_| proxy.connect()).collect();
+    let before = a.requests();
+    waiting.iter_mut().for_each(|stream| stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap());
+    until("two are there", || a.requests() == before + 2);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(a.requests(), before + 2, "the others wait");
+    drop(waiting);
+    let proxy =
+        start(&manifest(&[&a], "connect-timeout = \"300ms\"\n[upstream.app.limits]\nconnections = 1\npending = 1"));
+    let mut first = proxy.connect();
+    let before = a.requests();
+    first.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    until("one is there", || a.requests() == before + 1);
+    let mut second = proxy.connect();
+    second.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let answer = read_message(&mut BufReader::new(second)).unwrap();
+    assert_eq!((answer.status(), answer.field("retry-after")), (503, Some("1")), "it waited as long as it may");
+    assert_eq!(states(&proxy), ["up"], "which isn't the endpoint's fault");
+}
+
+#[test]
+fn a_draining_endpoint_keeps_what_it_has_and_gets_nothing_new() {
+    let (go_on, waits) = mpsc::channel();
+    let waits = Arc::new(Mutex::new(waits));
+    let slow = raw_origin(move |mut stream| {
+        read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf").unwrap();
+        waits.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        stream.write_all(b"half").unwrap();
+    });
+    let b = Backend::start("b");
+    let text = with_endpoints(&format!("[{slow:?}]"), "");
+    let proxy = start(&text);
+    let mut stream = proxy.connect();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut begun = [0; 40];
+    reader.read_exact(&mut begun).unwrap();
+    let draining = format!("[{{ address = {slow:?}, draining = true }}, {:?}]", b.address);
+    proxy.reload(&with_endpoints(&draining, ""));
+    proxy.wait_log("reloaded");
+    assert_eq!(states(&proxy), ["draining", "up"]);
+    assert_eq!(upstream(&proxy)["endpoints"][0]["in_flight"], 1);
+    assert_eq!(ask(&proxy, 10, GET).of("b"), 10);
+    proxy.reload(&with_endpoints(&format!("[{:?}]", b.address), ""));
+    proxy.wait_log("reloaded");
+    go_on.send(()).unwrap();
+    let mut rest = begun.to_vec();
+    let mut piece = [0; 256];
+    while !rest.ends_with(b"halfhalf") {
+        let length = reader.read(&mut piece).unwrap();
+        assert!(length > 0, "cut off: {}", String::from_utf8_lossy(&rest));
+        rest.extend(&piece[..length]);
+    }
+}
+
+#[test]
+fn an_operator_can_drain_an_endpoint() {
+    let (a, b) = (Backend::start("a"), Backend::start("b"));
+    let text = manifest(&[&a, &b], "");
+    let proxy = start(&text);
+    let order = |order: &str, endpoint: &str| admin(&proxy, &format!("POST /{order}?upstream=app&endpoint={endpoint}"));
+    assert_eq!(order("drain", &a.address), "draining\n");
+    assert_eq!(ask(&proxy, 10, GET).of("b"), 10);
+    proxy.reload(&text.replace("[[route]]", "[[route]]\nname = \"x\""));
+    proxy.wait_log("reloaded");
+    assert_eq!(states(&proxy), ["draining", "up"], "also after a reload");
+    assert_eq!(order("undrain", &a.address), "in use\n");
+    assert_eq!(ask(&proxy, 10, GET).of("a"), 5);
+    assert!(order("drain", "127.0.0.1:1").contains("no such endpoint"));
+    assert!(admin(&proxy, "POST /drain?upstream=x&endpoint=y").contains("no such upstream"));
+}
+
+#[test]
+fn a_response_cut_off_again_and_again_ejects_its_endpoint() {
+    let (a, b) = (Backend::start("a"), Backend::start("b"));
+    a.does(Does::Half);
+    let proxy = start(&manifest(&[&a, &b], ""));
+    let seen = ask(&proxy, 40, GET);
+    assert!(seen.of("b") >= 30, "{seen:?}");
+    assert_eq!(states(&proxy), ["ejected", "up"]);
+}
+
+#[test]
+fn backends_that_flap_lose_nothing() {
+    let (mut a, mut b, c) = (Backend::start("a"), Backend::start("b"), Backend::start("c"));
+    let more = "outliers = { consecutive = 3, ejection = \"200ms\", longest-ejection = \"400ms\" }";
+    let proxy = start(&manifest(&[&a, &b, &c], more));
+    let seen = load(&proxy, 8, GET, || {
+        for _ in 0..6 {
+            let before = c.requests();
+            a.kill();
+            until("traffic goes on", || c.requests() > before + 100);
+            a.revive();
+            b.kill();
+            until("traffic goes on", || c.requests() > before + 200);
+            b.revive();
+            let (before_a, before_b) = (a.requests(), b.requests());
+            until("both are back", || a.requests() > before_a + 20 && b.requests() > before_b + 20);
+        }
+    });
+    only_200(&seen);
+}
