@@ -52,7 +52,11 @@ struct Alive {
 impl Backend {
     /// One that answers.
     pub fn start(name: &str) -> Backend {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Backend::listening(name, TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// One that answers at a listener.
+    pub fn listening(name: &str, listener: TcpListener) -> Backend {
         let address = listener.local_addr().unwrap().to_string();
         let (does, requests) = (Mutex::new(Does::Answer), AtomicU64::new(0));
         let state = State { does, requests, seen: Mutex::default(), open: Mutex::default() };

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod balance;
+mod discovery;
 mod forwarding;
 mod framing;
 mod hooks;

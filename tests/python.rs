@@ -1,6 +1,6 @@
 //! Programs of the test's own in Python, where a real peer is wanted that Rust doesn't have.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 /// A program that runs until dropped.
@@ -20,10 +20,16 @@ fn interpreter() -> Command {
 impl Python {
     /// Starts a program, and waits for its first line.
     pub fn start(program: &str) -> Python {
-        let mut child = interpreter().args(["-uc", program]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            interpreter().args(["-uc", program]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut first_line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut first_line).unwrap();
         Python { child, first_line: first_line.trim().into() }
+    }
+
+    /// Tells the program something.
+    pub fn write(&mut self, text: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 }
 

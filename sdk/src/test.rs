@@ -5,7 +5,8 @@
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::{
-    ConfigError, Edit, Needs, Plugin, RequestFilter, Response, ResponseFilter, Setup, ValueName, Values, Verdict,
+    Balancer, Choice, ConfigError, Edit, Endpoints, Needs, Plugin, RequestFilter, Response, ResponseFilter, Setup,
+    ValueName, Values, Verdict,
 };
 
 /// A configured plugin with what it declared.
@@ -100,6 +101,13 @@ impl<P: Plugin> Harness<P> {
             }
         }
         Outcome::Passed(response)
+    }
+}
+
+impl<P: Balancer> Harness<P> {
+    /// Runs a pick for a request that has failed at some endpoints. Tell the plugin of its endpoints first.
+    pub fn pick(&mut self, request: &Request, tried: &[u32], endpoints: &Endpoints) -> Option<Choice> {
+        self.plugin.pick(&resolve(&self.setup.balancer, request, None), tried, endpoints)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-const GUESTS: [&str; 5] = ["example-api-key", "example-split", "example-retitle", "test-hooks", "test-misbehave"];
+const GUESTS: [&str; 6] =
+    ["example-api-key", "example-split", "example-retitle", "example-tenant", "test-hooks", "test-misbehave"];
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

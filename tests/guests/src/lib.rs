@@ -7,6 +7,8 @@ pub const API_KEY: &str = env!("GUEST_EXAMPLE_API_KEY");
 pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
 /// `examples/retitle`.
 pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
+/// `examples/tenant`.
+pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
 /// `tests/guests/misbehave`.
 pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");
 /// `tests/guests/hooks`.

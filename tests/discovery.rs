@@ -1,0 +1,174 @@
+//! Endpoints that are found by name or listed in a file.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::backend::{Backend, ask, until};
+use crate::name_server::{Failing, NameServer};
+use crate::python::Python;
+use crate::support::Proxy;
+
+const GET: &str = "GET / HTTP/1.1";
+
+fn manifest(endpoints: &str, server: &NameServer, more: &str) -> String {
+    format!(
+        "workers = 2\n[resolver]\nservers = [{:?}]\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[route]]\nupstream = \"app\"\n[upstream.app]\nendpoints = {endpoints}\n{more}",
+        server.address
+    )
+}
+
+/// Backends on the same port of several addresses of loopback, as several machines have them.
+fn machines<const N: usize>() -> ([Backend; N], u16) {
+    loop {
+        let first = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = first.local_addr().unwrap().port();
+        drop(first);
+        let bind = |machine: usize| std::net::TcpListener::bind((address(machine), port));
+        let listeners: Vec<_> = (1..=N).map_while(|machine| bind(machine).ok()).collect();
+        if let Ok(listeners) = <[_; N]>::try_from(listeners) {
+            let mut machine = 0;
+            let backends = listeners.map(|listener| {
+                machine += 1;
+                Backend::listening(&format!("m{machine}"), listener)
+            });
+            return (backends, port);
+        }
+    }
+}
+
+fn address(machine: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, machine as u8))
+}
+
+fn names(proxy: &Proxy) -> Vec<String> {
+    ask(proxy, 12, GET).0.into_keys().collect()
+}
+
+#[test]
+fn a_name_is_looked_up_again_when_its_time_is_over() {
+    let (_machines, port) = machines::<3>();
+    let server = NameServer::start();
+    server.set("app.test", &[address(1), address(2)], 1);
+    let endpoints = format!("[{{ dns = \"app.test:{port}\" }}]");
+    let proxy = Proxy::start(&manifest(&endpoints, &server, ""));
+    assert_eq!(names(&proxy), ["200 m1", "200 m2"]);
+    server.set("app.test", &[address(3)], 1);
+    until("the new address is used alone", || names(&proxy) == ["200 m3"]);
+    server.set("app.test", &[address(1), address(2), address(3)], 1);
+    until("all are used", || names(&proxy) == ["200 m1", "200 m2", "200 m3"]);
+}
+
+#[test]
+fn a_name_that_stops_resolving_keeps_its_endpoints_and_says_so() {
+    let (_machines, port) = machines::<2>();
+    let server = NameServer::start();
+    server.set("app.test", &[address(1)], 1);
+    let endpoints = format!("[{{ dns = \"app.test:{port}\" }}]");
+    let text = manifest(&endpoints, &server, "");
+    let proxy = Proxy::start(&text);
+    for failing in [Failing::NoSuchName, Failing::ServerFailure] {
+        server.fail(failing);
+        proxy.wait_log("its last endpoints are kept");
+        assert_eq!(names(&proxy), ["200 m1"]);
+    }
+    // Nor does a reload that leaves the name alone forget them.
+    proxy.reload(&text.replace("[[route]]", "[[route]]\nname = \"all\""));
+    proxy.wait_log("reloaded");
+    assert_eq!(names(&proxy), ["200 m1"]);
+    proxy.reload(&text.replace("endpoints =", "connect-timeout = \"1s\"\nslow-start = \"1s\"\nendpoints ="));
+    proxy.wait_log("reloaded");
+    assert_eq!(names(&proxy), ["200 m1"]);
+    server.set("app.test", &[address(2)], 1);
+    server.fail(Failing::Never);
+    until("it is looked up again", || names(&proxy) == ["200 m2"]);
+}
+
+#[test]
+fn a_name_that_is_unknown_at_the_start_is_used_as_soon_as_it_is_known() {
+    let (_machines, port) = machines::<1>();
+    let server = NameServer::start();
+    let proxy = Proxy::start(&manifest(&format!("[{{ dns = \"late.test:{port}\" }}]"), &server, ""));
+    let refused = proxy.get("/", "");
+    assert_eq!(
+        (refused.status(), refused.field("proxy-status")),
+        (503, Some("plugway; error=destination_unavailable"))
+    );
+    server.set("late.test", &[address(1)], 60);
+    until("it is used", || proxy.get("/", "").status() == 200);
+}
+
+#[test]
+fn a_service_has_ports_weights_and_priorities() {
+    let (a, b, mut c) = (Backend::start("a"), Backend::start("b"), Backend::start("c"));
+    let server = NameServer::start();
+    server.set("host.test", &[address(1)], 60);
+    let port = |backend: &Backend| backend.address.rsplit(':').next().unwrap().parse().unwrap();
+    let records = [(10, 3, port(&a), "host.test"), (10, 1, port(&b), "host.test"), (20, 1, port(&c), "host.test")];
+    server.set_services("_http._tcp.app.test", &records, 1);
+    let proxy = Proxy::start(&manifest("[{ srv = \"_http._tcp.app.test\" }]", &server, "outliers = false"));
+    let seen = ask(&proxy, 40, GET);
+    assert_eq!((seen.of("a"), seen.of("b"), seen.of("c")), (30, 10, 0));
+    c.kill();
+    server.set_services("_http._tcp.app.test", &records[1..2], 1);
+    until("b is alone", || ask(&proxy, 10, GET).of("b") == 10);
+}
+
+#[test]
+fn a_file_of_endpoints_is_read_when_it_changes() {
+    let (a, b) = (Backend::start("a"), Backend::start("b"));
+    let folder = tempfile::tempdir().unwrap();
+    let write = |text: &str| {
+        std::fs::write(folder.path().join("new"), text).unwrap();
+        std::fs::rename(folder.path().join("new"), folder.path().join("app.toml")).unwrap();
+    };
+    write(&format!("endpoints = [{:?}]", a.address));
+    let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"app\"\n\
+                [upstream.app]\nendpoints = [{ file = \"app.toml\" }]\n";
+    let proxy = Proxy::start_in(folder.path(), text);
+    assert_eq!(names(&proxy), ["200 a"]);
+    write(&format!("endpoints = [{:?}, {{ address = {:?}, weight = 2 }}]", a.address, b.address));
+    until("both are used", || names(&proxy) == ["200 a", "200 b"]);
+    write("endpoints = [\"nonsense\"]");
+    let refused = proxy.wait_log("`nonsense` is no endpoint");
+    assert!(refused.contains("error"), "{refused}");
+    assert_eq!(names(&proxy), ["200 a", "200 b"]);
+    write(&format!("endpoints = [{:?}]", b.address));
+    until("a is gone", || names(&proxy) == ["200 b"]);
+}
+
+const GRPC_HEALTH: &str = r#"
+import grpc, sys, threading
+from concurrent import futures
+state = {"serving": True}
+def check(request, context):
+    if request == b"\x0a\x03app":
+        return b"\x08\x01" if state["serving"] else b"\x08\x02"
+    context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+handler = grpc.method_handlers_generic_handler("grpc.health.v1.Health", {
+    "Check": grpc.unary_unary_rpc_method_handler(check),
+})
+server = grpc.server(futures.ThreadPoolExecutor(4))
+server.add_generic_rpc_handlers((handler,))
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+print(port)
+for line in sys.stdin:
+    state["serving"] = line.strip() == "up"
+"#;
+
+#[test]
+fn grpc_is_asked_whether_it_serves() {
+    let mut program = Python::start(GRPC_HEALTH);
+    let server = NameServer::start();
+    let endpoints = format!("[\"h2c://127.0.0.1:{}\"]", program.first_line);
+    let checks = "[upstream.app.health]\nkind = \"grpc\"\nservice = \"app\"\ninterval = \"50ms\"";
+    let proxy = Proxy::start(&manifest(&endpoints, &server, checks));
+    program.write("down\n");
+    let down = proxy.wait_log("down: its checks fail");
+    assert!(down.contains("it says that it isn't serving"), "{down}");
+    program.write("up\n");
+    proxy.wait_log("up: its checks pass");
+    let other = checks.replace("\"app\"", "\"other\"");
+    let proxy = Proxy::start(&manifest(&endpoints, &server, &other));
+    assert!(proxy.wait_log("down: its checks fail").contains("its gRPC status is 5"));
+}
