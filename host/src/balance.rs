@@ -30,7 +30,9 @@ pub fn choose(running: &Running, place: usize, head: &Head, tried: &[Rc<Seat>], 
     let binding = &running.generation.bindings[at];
     let tried = places(&seats, tried);
     let picked = chain::counted(running, at, || {
-        running.balance(place, |instance| instance.pick(&binding.balancer, head, &tried, now))
+        running.balance(place, |instance| {
+            instance.pick((&binding.balancer, binding.balancer_key.as_ref()), head, tried, now)
+        })
     });
     let picked = picked.map_err(|trap| failed(running, at, binding, trap))?;
     let Picked { endpoint: index, edits } = picked.ok_or_else(|| unavailable("the balancer found no endpoint"))?;

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use crate::head::{Head, Value, ValueName};
 
 /// One checked edit.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Edit {
     Set(HeaderName, HeaderValue),
     Append(HeaderName, HeaderValue),

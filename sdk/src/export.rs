@@ -94,11 +94,14 @@ macro_rules! __export_hook {
     };
     (Balancer $plugin:ty) => {
         impl $crate::bindings::balancer::exports::plugway::plugin::balancer::Guest for Glue {
-            fn endpoints_changed(endpoints: Vec<$crate::Endpoint>) {
-                with(|plugin| $crate::Balancer::endpoints_changed(plugin, endpoints));
+            fn endpoints_changed(endpoints: Vec<$crate::Endpoint>) -> Vec<Vec<$crate::Edit>> {
+                let mut plans = $crate::ResponsePlans::default();
+                with(|plugin| $crate::Balancer::endpoints_changed(plugin, endpoints, &mut plans));
+                plans.into_wit()
             }
-            fn pick(values: Vec<Option<Vec<u8>>>, tried: Vec<u32>) -> Option<$crate::Choice> {
-                let values = $crate::Values::new(values);
+            fn pick(values: Vec<Option<Vec<u8>>>, key: Option<u64>, attempt: u32) -> Option<$crate::Choice> {
+                let values = $crate::Values::new(values).with_key(key);
+                let tried = if attempt == 0 { Vec::new() } else { $crate::bindings::endpoints::tried() };
                 let endpoints = $crate::Endpoints::default();
                 with(|plugin| $crate::Balancer::pick(plugin, &values, &tried, &endpoints))
             }

@@ -1,7 +1,7 @@
 //! The traits that plugins implement: [`Plugin`], and one per hook.
 
 use crate::bindings;
-use crate::{ConfigError, Setup, Values, Verdict};
+use crate::{ConfigError, Edit, Setup, Values, Verdict};
 
 pub use bindings::balancer::exports::plugway::plugin::balancer::{Choice, Endpoint, EndpointState};
 pub use bindings::cache_policy::exports::plugway::plugin::cache_policy::{
@@ -108,7 +108,7 @@ pub type BodyError = String;
 /// }
 ///
 /// impl Balancer for First {
-///     fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>) {
+///     fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, _: &mut ResponsePlans) {
 ///         let first = endpoints.iter().position(|endpoint| endpoint.state == EndpointState::Up);
 ///         self.0 = first.map(|index| index as u32);
 ///     }
@@ -120,13 +120,21 @@ pub type BodyError = String;
 /// ```
 pub trait Balancer: Plugin {
     /// The set, a weight or a state has changed. Called before the first [`pick`](Balancer::pick), with twenty times
-    /// the time of other calls.
-    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>);
+    /// the time of other calls. Edits that a pick wants made to the response go into `plans`.
+    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, plans: &mut ResponsePlans);
 
     /// Gives the endpoint for a request, by its index. `request` has the values declared in [`Setup::balancer`],
     /// `tried` are the endpoints that this request has failed on.
     fn pick(&mut self, request: &Values, tried: &[u32], endpoints: &Endpoints) -> Option<Choice>;
 }
+
+/// Edits to responses, made ready when the endpoints change.
+#[derive(Debug, Default)]
+pub struct ResponsePlans(Vec<Vec<Edit>>);
+
+/// Edits that the host has, for [`Choice::with`]; until the endpoints change again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResponsePlan(u32);
 
 /// The live figures of the endpoints of the upstream at hand; 0 for an index that there isn't.
 #[derive(Debug, Default)]
@@ -227,6 +235,31 @@ fn at(figures: &[u32], index: u32) -> u32 {
 impl From<u32> for Choice {
     /// The endpoint with this index, and its response as it is.
     fn from(endpoint: u32) -> Self {
-        Choice { endpoint, response_edits: Vec::new() }
+        Choice { endpoint, response_plan: None }
+    }
+}
+
+impl Choice {
+    /// With these edits to the response.
+    pub fn with(self, plan: ResponsePlan) -> Self {
+        Choice { response_plan: Some(plan.0), ..self }
+    }
+}
+
+impl ResponsePlans {
+    /// Hands edits to the host, which checks them once.
+    pub fn plan(&mut self, edits: Vec<Edit>) -> ResponsePlan {
+        self.0.push(edits);
+        ResponsePlan(self.0.len() as u32 - 1)
+    }
+
+    /// The edits that a choice asks for, for tests.
+    pub fn edits(&self, choice: &Choice) -> &[Edit] {
+        choice.response_plan.and_then(|place| self.0.get(place as usize)).map_or(&[], Vec::as_slice)
+    }
+
+    #[doc(hidden)]
+    pub fn into_wit(self) -> Vec<Vec<Edit>> {
+        self.0
     }
 }

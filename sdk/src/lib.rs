@@ -76,8 +76,8 @@ pub struct Readme;
 pub use export::glue;
 pub use hooks::{
     Balancer, BodyError, BodyFilter, CachePolicy, Choice, Endpoint, EndpointState, Endpoints, Keep, Lookup, Observer,
-    Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, Reuse, Storage, StoredResponse, Summary,
-    Timer,
+    Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, ResponsePlan, ResponsePlans, Reuse,
+    Storage, StoredResponse, Summary, Timer,
 };
 pub use setup::{Beyond, BodyMode, ConfigError, Need, Needs, Part, Plan, PlanId, Setup, ValueName};
 pub use values::Values;

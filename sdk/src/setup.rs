@@ -15,6 +15,8 @@ pub struct Setup {
     pub response: Needs,
     /// Values that arrive with [`pick`](crate::Balancer::pick).
     pub balancer: Needs,
+    /// A value of which [`pick`](crate::Balancer::pick) gets the hash, as [`Values::key`](crate::Values::key).
+    pub balancer_key: Option<ValueName>,
     /// Values that arrive with [`on_end`](crate::Observer::on_end).
     pub observer: Needs,
     /// Values that arrive with the request hooks of a [`CachePolicy`](crate::CachePolicy).
@@ -124,6 +126,7 @@ impl Setup {
             request_values: self.request.0,
             response_values: self.response.0,
             balancer_values: self.balancer.0,
+            balancer_key: self.balancer_key,
             observer_values: self.observer.0,
             cache_request_values: self.cache_request.0,
             cache_response_values: self.cache_response.0,

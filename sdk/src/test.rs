@@ -5,8 +5,8 @@
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::{
-    Balancer, Choice, ConfigError, Edit, Endpoints, Needs, Plugin, RequestFilter, Response, ResponseFilter, Setup,
-    ValueName, Values, Verdict,
+    Balancer, Choice, ConfigError, Edit, Endpoint, Endpoints, Needs, Plugin, RequestFilter, Response, ResponseFilter,
+    ResponsePlans, Setup, ValueName, Values, Verdict,
 };
 
 /// A configured plugin with what it declared.
@@ -105,9 +105,18 @@ impl<P: Plugin> Harness<P> {
 }
 
 impl<P: Balancer> Harness<P> {
-    /// Runs a pick for a request that has failed at some endpoints. Tell the plugin of its endpoints first.
+    /// Tells the plugin its endpoints; gives the edits to responses that it has made ready.
+    pub fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>) -> ResponsePlans {
+        let mut plans = ResponsePlans::default();
+        self.plugin.endpoints_changed(endpoints, &mut plans);
+        plans
+    }
+
+    /// Runs a pick for a request that has failed at some endpoints. Tell the plugin its endpoints first.
     pub fn pick(&mut self, request: &Request, tried: &[u32], endpoints: &Endpoints) -> Option<Choice> {
-        self.plugin.pick(&resolve(&self.setup.balancer, request, None), tried, endpoints)
+        let key = self.setup.balancer_key.as_ref().and_then(|name| request.value(name, None));
+        let key = key.map(|value| xxhash_rust::xxh3::xxh3_64(&value));
+        self.plugin.pick(&resolve(&self.setup.balancer, request, None).with_key(key), tried, endpoints)
     }
 }
 

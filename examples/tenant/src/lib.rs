@@ -2,7 +2,8 @@
 //! share those that bear none. Who asks is told by a field that a trusted filter sets.
 
 use plugway_sdk::{
-    Balancer, Choice, ConfigError, Endpoint, EndpointState, Endpoints, Need, Plugin, Setup, Values, export,
+    Balancer, Choice, ConfigError, Endpoint, EndpointState, Endpoints, Need, Plugin, ResponsePlans, Setup, Values,
+    export,
 };
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
@@ -27,7 +28,7 @@ impl Plugin for Tenant {
 }
 
 impl Balancer for Tenant {
-    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>) {
+    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, _: &mut ResponsePlans) {
         let up = endpoints.into_iter().zip(0..).filter(|(endpoint, _)| endpoint.state == EndpointState::Up);
         self.up = up.map(|(endpoint, index)| (index, endpoint.zone)).collect();
     }
@@ -51,7 +52,7 @@ export!(Tenant: Balancer);
 #[cfg(test)]
 mod tests {
     use plugway_sdk::test::{Harness, Request};
-    use plugway_sdk::{Balancer, Endpoint, EndpointState, Endpoints};
+    use plugway_sdk::{Endpoint, EndpointState, Endpoints};
 
     use super::Tenant;
 
@@ -63,13 +64,7 @@ mod tests {
     fn a_tenant_has_its_own_endpoints_and_others_share_the_rest() {
         let mut tenant = Harness::<Tenant>::new(serde_json::json!({ "field": "x-tenant" })).unwrap();
         let up = |zone| endpoint(zone, EndpointState::Up);
-        tenant.plugin.endpoints_changed(vec![
-            up(""),
-            up("acme"),
-            up(""),
-            up("acme"),
-            endpoint("new", EndpointState::Down),
-        ]);
+        tenant.endpoints_changed(vec![up(""), up("acme"), up(""), up("acme"), endpoint("new", EndpointState::Down)]);
         let loads = Endpoints::made_up(vec![3, 2, 1, 0, 0]);
         let mut pick = |name: &str, tried: &[u32]| {
             let choice = tenant.pick(&Request::get("/").field("x-tenant", name), tried, &loads);

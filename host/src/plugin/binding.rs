@@ -30,6 +30,8 @@ pub struct Binding {
     pub response: Hook,
     /// Values for its balancer.
     pub balancer: Vec<ValueName>,
+    /// The value of which its balancer gets the hash.
+    pub balancer_key: Option<ValueName>,
     /// Values for its observer; none if it doesn't observe.
     pub observer: Option<Vec<ValueName>>,
     /// How often its timer is called; none if it has none.
@@ -140,6 +142,7 @@ impl Binding {
         let response =
             hook(&plans, plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;
         let balancer = names(settings.balancer_values)?;
+        let balancer_key = settings.balancer_key.map(value_name).transpose()?;
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
         let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(SHORTEST_TIMER));
         let timer = plugin.timer.as_ref().and(interval);
@@ -157,6 +160,7 @@ impl Binding {
             request,
             response,
             balancer,
+            balancer_key,
             observer,
             timer,
             request_body,
@@ -179,7 +183,9 @@ impl Binding {
         };
         let request = head(&self.request).map(|needs| ("request-filter", needs));
         let response = head(&self.response).map(|needs| ("response-filter", needs));
-        let balancer = self.balances().then(|| ("balancer", list(&self.balancer)));
+        let hashed = |key: &ValueName| format!(", with the hash of {key}");
+        let key = self.balancer_key.as_ref().map(hashed).unwrap_or_default();
+        let balancer = self.balances().then(|| ("balancer", list(&self.balancer) + &key));
         let observer = self.observer.as_ref().map(|names| ("observer", list(names)));
         [request, response, balancer, observer].into_iter().flatten().collect()
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use smallvec::SmallVec;
 use wasmtime::component::{Linker, Resource, ResourceTable, ResourceType};
 use wasmtime::{StoreContextMut, StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::p2::bindings::sync::io::streams::StreamError;
@@ -30,6 +31,8 @@ pub struct HostState {
     pub(super) head: Option<Box<Head>>,
     /// The endpoints of the upstream at hand.
     pub(super) members: Option<Arc<Members>>,
+    /// Those that the request at hand has failed on.
+    pub(super) tried: SmallVec<[u32; 4]>,
     /// When the call at hand began.
     pub(super) now: Instant,
     /// Where the plugin's own figures go; nowhere while it is only being looked at.
@@ -60,7 +63,8 @@ impl HostState {
         table.set_max_capacity(MOST_RESOURCES);
         let wasi = WasiCtx::builder().stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).build();
         let (head, members, figures, defined) = (None, None, None, Vec::new());
-        HostState { wasi, table, limits, name, lines, head, members, now: Instant::now(), figures, defined }
+        let (tried, now) = (SmallVec::new(), Instant::now());
+        HostState { wasi, table, limits, name, lines, head, members, tried, now, figures, defined }
     }
 }
 
@@ -240,6 +244,10 @@ impl endpoints::Host for HostState {
 
     fn latency_us(&mut self, index: u32) -> wasmtime::Result<u32> {
         Ok(self.endpoint(index).map_or(0, |endpoint| endpoint.latency.micros(self.now)))
+    }
+
+    fn tried(&mut self) -> wasmtime::Result<Vec<u32>> {
+        Ok(self.tried.to_vec())
     }
 
     fn failures(&mut self, index: u32) -> wasmtime::Result<u32> {

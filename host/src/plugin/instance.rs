@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 use wasmtime::Store;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::binding::{Binding, Isolation, Limits};
 use super::contract::balancer::exports::plugway::plugin::balancer;
@@ -37,6 +38,8 @@ pub struct Instance {
     timer: Option<timer::TimerHook>,
     pub(super) request_body: Option<request_body::RequestBodyHook>,
     pub(super) response_body: Option<response_body::ResponseBodyHook>,
+    /// What its balancer may want done to responses.
+    response_plans: Vec<SmallVec<[Edit; 4]>>,
 }
 
 /// How many times a call's limit making and configuring an instance may take.
@@ -118,6 +121,7 @@ impl Instance {
             timer,
             request_body,
             response_body,
+            response_plans: Vec::new(),
         })
     }
 
@@ -177,27 +181,37 @@ impl Instance {
         let told: Vec<balancer::Endpoint<'_>> = members.list.iter().map(told).collect();
         self.store.data_mut().members = Some(members.clone());
         let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
-        hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, &told).map_err(trapped)
+        let plans = hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, &told).map_err(trapped)?;
+        let checked = plans.into_iter().map(|edits| checked_edits(Side::Response, edits));
+        self.response_plans = checked.collect::<Result<_, _>>()?;
+        Ok(())
     }
 
-    /// Asks a balancer for an endpoint, with the declared values; gives its index, and edits to its response.
+    /// Asks a balancer for an endpoint, with the values and the key that it declared.
     pub fn pick(
         &mut self,
-        needs: &[ValueName],
+        (needs, key): (&[ValueName], Option<&ValueName>),
         head: &Head,
-        tried: &[u32],
+        tried: SmallVec<[u32; 4]>,
         now: Instant,
     ) -> Result<Option<Picked>, Trap> {
         self.begin_call();
         let found: SmallVec<[Option<Value>; 4]> = needs.iter().map(|name| head.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 4]> =
             found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
-        self.store.data_mut().now = now;
+        let key = key.and_then(|name| Some(xxh3_64(head.value(name)?.bytes())));
+        let attempt = tried.len() as u32;
+        let state = self.store.data_mut();
+        (state.now, state.tried) = (now, tried);
         let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
-        let choice = hook.plugway_plugin_balancer().call_pick(&mut self.store, &values, tried).map_err(trapped)?;
-        let Some(choice) = choice else { return Ok(None) };
-        let edits = checked_edits(Side::Response, choice.response_edits)?;
-        Ok(Some(Picked { endpoint: choice.endpoint, edits }))
+        let choice =
+            hook.plugway_plugin_balancer().call_pick(&mut self.store, &values, key, attempt).map_err(trapped)?;
+        let Some(balancer::Choice { endpoint, response_plan }) = choice else { return Ok(None) };
+        let edits = match response_plan {
+            None => SmallVec::new(),
+            Some(place) => self.response_plans.get(place as usize).ok_or(Refused::Plan(place))?.clone(),
+        };
+        Ok(Some(Picked { endpoint, edits }))
     }
 
     /// Tells an observer of an exchange that is over.

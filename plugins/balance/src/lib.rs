@@ -11,7 +11,7 @@ mod pool;
 mod random;
 mod sticky;
 
-use plugway_sdk::{Balancer, Choice, ConfigError, Endpoint, Endpoints, Need, Plugin, Setup, Values, export};
+use plugway_sdk::{Balancer, Choice, ConfigError, Endpoint, Endpoints, Plugin, ResponsePlans, Setup, Values, export};
 
 use config::Config;
 use pool::Pool;
@@ -21,7 +21,6 @@ use sticky::Sticky;
 /// The configured plugin.
 pub struct Balance {
     pool: Pool,
-    key: Option<Need>,
     sticky: Option<Sticky>,
 }
 
@@ -30,19 +29,19 @@ impl Plugin for Balance {
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         config.check()?;
+        setup.balancer_key = config.hashed_value()?;
         Ok(Balance {
             pool: Pool::new(&config, Random::default()),
-            key: config.hashed_value()?.map(|name| setup.balancer.value(name)),
             sticky: config.sticky.map(|sticky| Sticky::new(&sticky, &mut setup.balancer)),
         })
     }
 }
 
 impl Balancer for Balance {
-    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>) {
+    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, plans: &mut ResponsePlans) {
         self.pool.endpoints_changed(&endpoints);
         if let Some(sticky) = &mut self.sticky {
-            sticky.endpoints_changed(&endpoints);
+            sticky.endpoints_changed(&endpoints, plans);
         }
     }
 
@@ -50,8 +49,7 @@ impl Balancer for Balance {
         if let Some(index) = self.sticky.as_ref().and_then(|sticky| sticky.remembered(request, tried)) {
             return Some(index.into());
         }
-        let value = self.key.and_then(|key| request.bytes(key));
-        let index = self.pool.pick(value, tried, endpoints)?;
+        let index = self.pool.pick(request.key(), tried, endpoints)?;
         Some(self.sticky.as_ref().map_or_else(|| index.into(), |sticky| sticky.choice(index)))
     }
 }

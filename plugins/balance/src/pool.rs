@@ -6,7 +6,6 @@ use plugway_sdk::{Endpoint, Endpoints};
 
 use crate::config::{Config, PolicyName};
 use crate::levels::{Level, Member, levels};
-use crate::maglev;
 use crate::policy::{Attempt, Policy, Weights};
 use crate::random::Random;
 
@@ -54,10 +53,10 @@ impl Pool {
         }
     }
 
-    /// Chooses for a request with this value of the key; by its hash, or at random without one. Of those that were
+    /// Chooses for a request with this key, or at random where a key is wanted and there is none. Of those that were
     /// tried, one is chosen only if there is no other in any level.
-    pub fn pick(&mut self, value: Option<&[u8]>, tried: &[u32], endpoints: &Endpoints) -> Option<u32> {
-        let key = self.policy.hashes().then(|| value.map_or_else(|| self.random.number(), maglev::hash));
+    pub fn pick(&mut self, key: Option<u64>, tried: &[u32], endpoints: &Endpoints) -> Option<u32> {
+        let key = self.policy.hashes().then(|| key.unwrap_or_else(|| self.random.number()));
         let at = self.level(key);
         let Open { level, policy, .. } = self.open.get_mut(at)?;
         let attempt = Attempt { key, tried, endpoints };

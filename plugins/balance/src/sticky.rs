@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use plugway_sdk::{Choice, Edit, Endpoint, EndpointState, Need, Needs, Values};
+use plugway_sdk::{Choice, Edit, Endpoint, EndpointState, Need, Needs, ResponsePlan, ResponsePlans, Values};
 
 use crate::config::{SameSite, StickyConfig};
 
@@ -14,8 +14,8 @@ pub struct Sticky {
     before: String,
     /// The attributes.
     after: String,
-    /// By the index of the endpoint.
-    tokens: Vec<String>,
+    /// That set the cookie, by the index of the endpoint.
+    plans: Vec<ResponsePlan>,
     /// Of the endpoints that may be chosen.
     indices: HashMap<String, u32>,
 }
@@ -34,19 +34,22 @@ impl Sticky {
             key: blake3::derive_key(PURPOSE, config.secret.as_bytes()),
             before: format!("{}=", config.cookie),
             after: attributes(config),
-            tokens: Vec::new(),
+            plans: Vec::new(),
             indices: HashMap::new(),
         }
     }
 
     /// Computes the token of each endpoint: of its address, so that it is the same everywhere.
-    pub fn endpoints_changed(&mut self, endpoints: &[Endpoint]) {
+    pub fn endpoints_changed(&mut self, endpoints: &[Endpoint], plans: &mut ResponsePlans) {
         let token = |endpoint: &Endpoint| {
             let mac = blake3::keyed_hash(&self.key, endpoint.address.as_bytes());
             mac.to_hex()[..TOKEN_DIGITS].to_owned()
         };
-        self.tokens = endpoints.iter().map(token).collect();
-        let tokens = endpoints.iter().zip(&self.tokens).zip(0..);
+        let tokens: Vec<String> = endpoints.iter().map(token).collect();
+        let cookie = |token: &String| [&*self.before, token, &self.after].concat().into_bytes();
+        let edit = |token| Edit::AppendField(("set-cookie".into(), cookie(token)));
+        self.plans = tokens.iter().map(|token| plans.plan(vec![edit(token)])).collect();
+        let tokens = endpoints.iter().zip(&tokens).zip(0..);
         let up = tokens.filter(|((endpoint, _), _)| endpoint.state == EndpointState::Up);
         self.indices = up.map(|((_, token), index)| (token.clone(), index)).collect();
     }
@@ -59,9 +62,8 @@ impl Sticky {
 
     /// The choice of an endpoint, with the cookie that will name it.
     pub fn choice(&self, index: u32) -> Choice {
-        let token = self.tokens.get(index as usize).map_or("", String::as_str);
-        let cookie = [&self.before, token, &self.after].concat().into_bytes();
-        Choice { endpoint: index, response_edits: vec![Edit::AppendField(("set-cookie".into(), cookie))] }
+        let choice = Choice::from(index);
+        self.plans.get(index as usize).map_or(choice, |plan| choice.with(*plan))
     }
 }
 

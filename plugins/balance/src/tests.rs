@@ -1,12 +1,31 @@
 use plugway_sdk::EndpointState::{Down, Draining, Up};
-use plugway_sdk::test::Harness;
+use plugway_sdk::test::{Harness, Request};
 use plugway_sdk::{Edit, EndpointState, ValueName};
 use serde_json::{Value, json};
 
 use super::*;
 
-fn balance(config: Value) -> Harness<Balance> {
-    Harness::new(config).unwrap()
+/// The plugin, with the edits that it has made ready.
+struct Played {
+    harness: Harness<Balance>,
+    plans: ResponsePlans,
+}
+
+/// A choice, with the line that it sets a cookie with.
+#[derive(Clone, Debug, PartialEq)]
+struct Picked {
+    endpoint: u32,
+    cookie: Option<String>,
+}
+
+fn balance(config: Value) -> Played {
+    Played { harness: Harness::new(config).unwrap(), plans: ResponsePlans::default() }
+}
+
+impl Played {
+    fn told(&mut self, endpoints: Vec<Endpoint>) {
+        self.plans = self.harness.endpoints_changed(endpoints);
+    }
 }
 
 fn endpoints(states: &[EndpointState]) -> Vec<Endpoint> {
@@ -21,23 +40,20 @@ fn endpoints(states: &[EndpointState]) -> Vec<Endpoint> {
 }
 
 /// Picks for a request whose declared values are these.
-fn pick(balance: &mut Harness<Balance>, values: &[Option<&str>], tried: &[u32]) -> Option<Choice> {
+fn pick(balance: &mut Played, values: &[Option<&str>], tried: &[u32]) -> Option<Picked> {
     let values = values.iter().map(|value| value.map(Into::into)).collect();
-    balance.plugin.pick(&Values::new(values), tried, &Endpoints::default())
-}
-
-/// The line that a choice sets a cookie with.
-fn set_cookie(choice: &Choice) -> Option<String> {
-    match &choice.response_edits[..] {
+    let choice = balance.harness.plugin.pick(&Values::new(values), tried, &Endpoints::default())?;
+    let cookie = match balance.plans.edits(&choice) {
         [] => None,
         [Edit::AppendField((name, value))] if name == "set-cookie" => Some(String::from_utf8(value.clone()).unwrap()),
         other => panic!("{other:?}"),
-    }
+    };
+    Some(Picked { endpoint: choice.endpoint, cookie })
 }
 
 /// The cookie's value of a choice that sets it.
-fn token(choice: &Choice) -> String {
-    let line = set_cookie(choice).expect("a new cookie");
+fn token(choice: &Picked) -> String {
+    let line = choice.cookie.as_ref().expect("a new cookie");
     line.split(['=', ';']).nth(1).unwrap().into()
 }
 
@@ -165,29 +181,33 @@ fn what_the_schema_refuses_does_not_parse() {
 
 #[test]
 fn only_what_a_policy_needs_is_declared() {
-    let names = |config| balance(config).setup.balancer.names().to_vec();
-    assert_eq!(names(json!({})), []);
-    assert_eq!(names(json!({ "policy": "source-hash", "bounded-load": 125 })), [ValueName::ClientAddress]);
-    let tenant = ValueName::RequestField("x-tenant".into());
-    assert_eq!(names(json!({ "policy": "consistent-hash", "key": "request.header.x-tenant" })), [tenant]);
+    let names = |config| {
+        let setup = balance(config).harness.setup;
+        (setup.balancer_key.clone(), setup.balancer.names().to_vec())
+    };
+    assert_eq!(names(json!({})), (None, vec![]));
+    let source = Some(ValueName::ClientAddress);
+    assert_eq!(names(json!({ "policy": "source-hash", "bounded-load": 125 })), (source, vec![]));
+    let tenant = Some(ValueName::RequestField("x-tenant".into()));
+    assert_eq!(names(json!({ "policy": "consistent-hash", "key": "request.header.x-tenant" })), (tenant, vec![]));
     let cookie = ValueName::Cookie("plugway".into());
-    assert_eq!(names(json!({ "sticky": { "secret": "0123456789abcdef" } })), [cookie]);
+    assert_eq!(names(json!({ "sticky": { "secret": "0123456789abcdef" } })), (None, vec![cookie]));
 }
 
 #[test]
 fn the_key_decides() {
     let mut balance = balance(json!({ "policy": "consistent-hash", "key": "query.user" }));
-    balance.plugin.endpoints_changed(endpoints(&[Up; 20]));
-    let mut at = |user: Option<&str>| pick(&mut balance, &[user], &[]).unwrap();
-    let alice = at(Some("alice"));
-    assert!((0..50).all(|_| at(Some("alice")) == alice));
-    assert!((0..50).any(|_| at(None) != alice));
-    assert_eq!(alice.response_edits, []);
+    balance.told(endpoints(&[Up; 20]));
+    let mut at = |target: &str| balance.harness.pick(&Request::get(target), &[], &Endpoints::default()).unwrap();
+    let alice = at("/?user=alice");
+    assert!((0..50).all(|_| at("/?user=alice") == alice));
+    assert!((0..50).any(|_| at("/") != alice));
+    assert_eq!(alice.response_plan, None);
 }
 
 // === Sticky ===
 
-fn sticky(with: Value) -> Harness<Balance> {
+fn sticky(with: Value) -> Played {
     let mut config = json!({ "sticky": { "secret": "correct horse battery" } });
     let table = config["sticky"].as_object_mut().unwrap();
     table.extend(with.as_object().unwrap().clone());
@@ -198,13 +218,12 @@ fn sticky(with: Value) -> Harness<Balance> {
 fn a_client_comes_back_to_its_endpoint_by_every_policy() {
     for policy in ["round-robin", "least-connections", "random-two-choices", "peak-ewma", "source-hash"] {
         let mut balance = balance(json!({ "policy": policy, "sticky": { "secret": "correct horse battery" } }));
-        balance.plugin.endpoints_changed(endpoints(&[Up; 5]));
-        let values = |cookie| if policy == "source-hash" { vec![None, cookie] } else { vec![cookie] };
-        let first = pick(&mut balance, &values(None), &[]).unwrap();
+        balance.told(endpoints(&[Up; 5]));
+        let first = pick(&mut balance, &[None], &[]).unwrap();
         let cookie = token(&first);
         for _ in 0..20 {
-            let again = pick(&mut balance, &values(Some(&cookie)), &[]).unwrap();
-            assert_eq!(again, first.endpoint.into(), "the same endpoint, and no new cookie");
+            let again = pick(&mut balance, &[Some(&cookie)], &[]).unwrap();
+            assert_eq!((again.endpoint, again.cookie), (first.endpoint, None), "the same endpoint, and no new cookie");
         }
     }
 }
@@ -213,7 +232,7 @@ fn a_client_comes_back_to_its_endpoint_by_every_policy() {
 fn the_cookie_is_the_same_everywhere_and_gives_nothing_away() {
     let tokens = |secret: &str| -> Vec<String> {
         let mut balance = balance(json!({ "sticky": { "secret": secret } }));
-        balance.plugin.endpoints_changed(endpoints(&[Up, Up]));
+        balance.told(endpoints(&[Up, Up]));
         let mut choices = [0, 1].map(|_| pick(&mut balance, &[None], &[]).unwrap());
         choices.sort_by_key(|choice| choice.endpoint);
         choices.iter().map(token).collect()
@@ -228,7 +247,7 @@ fn the_cookie_is_the_same_everywhere_and_gives_nothing_away() {
 #[test]
 fn a_cookie_that_names_no_endpoint_is_replaced() {
     let mut balance = sticky(json!({}));
-    balance.plugin.endpoints_changed(endpoints(&[Up, Up]));
+    balance.told(endpoints(&[Up, Up]));
     let good = token(&pick(&mut balance, &[None], &[]).unwrap());
     let forged = [&good[1..], &good.to_uppercase(), &format!("{good}0"), "", "10.0.0.0:80", "0"];
     for cookie in forged.into_iter().filter(|forged| *forged != good) {
@@ -240,7 +259,7 @@ fn a_cookie_that_names_no_endpoint_is_replaced() {
 #[test]
 fn an_endpoint_that_may_not_be_chosen_is_left_for_another() {
     let mut balance = sticky(json!({}));
-    balance.plugin.endpoints_changed(endpoints(&[Up, Up]));
+    balance.told(endpoints(&[Up, Up]));
     let first = pick(&mut balance, &[None], &[]).unwrap();
     let cookie = token(&first);
 
@@ -251,15 +270,16 @@ fn an_endpoint_that_may_not_be_chosen_is_left_for_another() {
     for state in [Down, Draining] {
         let mut states = [Up, Up];
         states[first.endpoint as usize] = state;
-        balance.plugin.endpoints_changed(endpoints(&states));
+        balance.told(endpoints(&states));
         let other = pick(&mut balance, &[Some(&cookie)], &[]).unwrap();
         assert_ne!(other.endpoint, first.endpoint);
         assert_ne!(token(&other), cookie);
     }
 
-    balance.plugin.endpoints_changed(endpoints(&[Up, Up]));
-    assert_eq!(pick(&mut balance, &[Some(&cookie)], &[]), Some(first.endpoint.into()));
-    balance.plugin.endpoints_changed(endpoints(&[Down, Draining]));
+    balance.told(endpoints(&[Up, Up]));
+    let again = pick(&mut balance, &[Some(&cookie)], &[]).unwrap();
+    assert_eq!((again.endpoint, again.cookie), (first.endpoint, None));
+    balance.told(endpoints(&[Down, Draining]));
     assert_eq!(pick(&mut balance, &[Some(&cookie)], &[]), None);
 }
 
@@ -279,8 +299,8 @@ fn the_cookie_has_the_attributes_that_are_wanted() {
     ];
     for (config, expected) in table {
         let mut balance = sticky(config);
-        balance.plugin.endpoints_changed(endpoints(&[Up]));
+        balance.told(endpoints(&[Up]));
         let choice = pick(&mut balance, &[None], &[]).unwrap();
-        assert_eq!(set_cookie(&choice).unwrap(), expected.replace("TOKEN", &token(&choice)));
+        assert_eq!(choice.cookie.clone().unwrap(), expected.replace("TOKEN", &token(&choice)));
     }
 }

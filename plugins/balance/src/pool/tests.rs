@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use plugway_sdk::EndpointState::{self, Down, Draining, Up};
 
 use super::*;
+use crate::maglev::hash;
 
 const POLICIES: [PolicyName; 6] = [
     PolicyName::RoundRobin,
@@ -36,7 +37,7 @@ fn counts(pool: &mut Pool, live: &Endpoints, endpoints: usize, picks: usize) -> 
     let mut counts = vec![0; endpoints];
     for pick in 0..picks {
         let key = format!("key {pick}");
-        counts[pool.pick(Some(key.as_bytes()), &[], live).unwrap() as usize] += 1;
+        counts[pool.pick(Some(hash(key.as_bytes())), &[], live).unwrap() as usize] += 1;
     }
     counts
 }
@@ -203,7 +204,7 @@ fn a_key_stays_where_it_is_whatever_the_order_and_the_worker() {
         let config = Config { policy: PolicyName::ConsistentHash, ..Config::default() };
         let mut pool = Pool::new(&config, Random::seeded(seed));
         pool.endpoints_changed(endpoints);
-        let mut pick = |key: u32| pool.pick(Some(&key.to_le_bytes()), &[], &Endpoints::default()).unwrap();
+        let mut pick = |key: u32| pool.pick(Some(hash(&key.to_le_bytes())), &[], &Endpoints::default()).unwrap();
         (0..5000).map(|key| endpoints[pick(key) as usize].address.clone()).collect()
     };
     let mut shuffled = endpoints.clone();
@@ -230,7 +231,7 @@ fn nobody_gets_more_than_the_bound() {
         let whole: u32 = weights.iter().sum();
         for total in 1..=2000 {
             // All the world wants the same.
-            let index = pool.pick(Some(b"popular"), &[], &Endpoints::made_up(loads.clone())).unwrap() as usize;
+            let index = pool.pick(Some(hash(b"popular")), &[], &Endpoints::made_up(loads.clone())).unwrap() as usize;
             loads[index] += 1;
             let bound = (percent * total * weights[index]).div_ceil(100 * whole);
             assert!(loads[index] <= bound, "{percent} %: {} of {total} at {index}, allowed {bound}", loads[index]);
@@ -245,12 +246,12 @@ fn a_key_keeps_its_endpoint_while_that_has_room() {
     let even = Endpoints::made_up(vec![10; 10]);
     for key in 0..1000u32 {
         let key = key.to_le_bytes();
-        let own = free.pick(Some(&key), &[], &even);
-        assert_eq!(bounded.pick(Some(&key), &[], &even), own);
+        let own = free.pick(Some(hash(&key)), &[], &even);
+        assert_eq!(bounded.pick(Some(hash(&key)), &[], &even), own);
         // Average 13.6 with this request, so 20 is the most.
         let mut loads = vec![10; 10];
         loads[own.unwrap() as usize] = 20 + 15;
-        assert_ne!(bounded.pick(Some(&key), &[], &Endpoints::made_up(loads)), own);
+        assert_ne!(bounded.pick(Some(hash(&key)), &[], &Endpoints::made_up(loads)), own);
     }
 }
 
@@ -267,7 +268,7 @@ fn where_everybody_is_full_the_key_decides() {
     let live = Endpoints::made_up(vec![0, 0, 500, 500]);
     let mut chosen = HashMap::new();
     for key in 0..1000u32 {
-        *chosen.entry(pool.pick(Some(&key.to_le_bytes()), &[], &live).unwrap()).or_insert(0) += 1;
+        *chosen.entry(pool.pick(Some(hash(&key.to_le_bytes())), &[], &live).unwrap()).or_insert(0) += 1;
     }
     assert_eq!(chosen.len(), 3);
     assert!(chosen[&0] > 600 && chosen[&2] > 100 && chosen[&3] > 100, "{chosen:?}");
@@ -330,12 +331,12 @@ fn what_was_tried_is_avoided_while_another_is_left_in_any_level() {
         let live = Endpoints::made_up((0..50).map(|index| index % 40).collect());
         let mut tried: Vec<u32> = Vec::new();
         for attempt in 0..50 {
-            let index = pool.pick(Some(b"key"), &tried, &live).unwrap();
+            let index = pool.pick(Some(hash(b"key")), &tried, &live).unwrap();
             assert!(!tried.contains(&index), "{policy:?} gave {index} again");
             assert_eq!(index >= 40, attempt >= 40, "{policy:?} leaves the tier when all of it was tried");
             tried.push(index);
         }
-        assert!(pool.pick(Some(b"key"), &tried, &live).unwrap() < 40, "{policy:?} begins again");
+        assert!(pool.pick(Some(hash(b"key")), &tried, &live).unwrap() < 40, "{policy:?} begins again");
     }
 }
 
@@ -358,7 +359,7 @@ fn where_none_is_up_none_is_chosen() {
         for states in [&[][..], &[Draining], &[Down, Draining, Down]] {
             let endpoints: Vec<Endpoint> = states.iter().map(|state| endpoint(0, 1, *state, 0)).collect();
             let mut pool = pool(policy, &endpoints);
-            assert_eq!(pool.pick(Some(b"key"), &[], &Endpoints::default()), None);
+            assert_eq!(pool.pick(Some(hash(b"key")), &[], &Endpoints::default()), None);
             assert_eq!(pool.pick(None, &[0], &Endpoints::default()), None);
         }
     }
