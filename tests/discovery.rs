@@ -98,6 +98,14 @@ fn a_name_that_is_unknown_at_the_start_is_used_as_soon_as_it_is_known() {
 }
 
 #[test]
+fn a_name_that_is_unknown_harms_nobody_beside_it() {
+    let a = Backend::start("a");
+    let server = NameServer::start();
+    let proxy = Proxy::start(&manifest(&format!("[{:?}, {{ dns = \"no.test:80\" }}]", a.address), &server, ""));
+    assert_eq!(names(&proxy), ["200 a"]);
+}
+
+#[test]
 fn a_service_has_ports_weights_and_priorities() {
     let (a, b, mut c) = (Backend::start("a"), Backend::start("b"), Backend::start("c"));
     let server = NameServer::start();

@@ -325,6 +325,7 @@ fn connections_are_limited_and_waited_for() {
     second.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let answer = read_message(&mut BufReader::new(second)).unwrap();
     assert_eq!((answer.status(), answer.field("retry-after")), (503, Some("1")), "it waited as long as it may");
+    assert_eq!(upstream(&proxy)["retries"], 0, "and no longer");
     assert_eq!(states(&proxy), ["up"], "which isn't the endpoint's fault");
 }
 
@@ -409,5 +410,90 @@ fn backends_that_flap_lose_nothing() {
             until("both are back", || a.requests() > before_a + 20 && b.requests() > before_b + 20);
         }
     });
+    only_200(&seen);
+}
+
+#[test]
+fn an_upstream_that_a_refused_reload_took_away_comes_back() {
+    let (a, b) = (Backend::start("a"), Backend::start("b"));
+    let other = format!("[[route]]\npath = \"/b\"\nupstream = \"b\"\n[upstream.b]\nendpoints = [{:?}]\n", b.address);
+    let (without, with) = (manifest(&[&a], ""), manifest(&[&a], &other));
+    let proxy = start(&with);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    proxy.reload(&format!("{without}[[listener]]\naddress = \"{address}\"\n"));
+    proxy.wait_log("not reloaded");
+    proxy.reload(&with.replace("[upstream.b]", "[upstream.b]\nconnect-timeout = \"4s\""));
+    proxy.wait_log("reloaded: generation 2");
+    assert_eq!(ask(&proxy, 4, "GET /b HTTP/1.1").of("b"), 4);
+}
+
+#[test]
+fn endpoints_are_well_again_when_nobody_checks_them_any_more() {
+    let (a, b) = (Backend::start("a"), Backend::start("b"));
+    let checks = "[upstream.app.health]\npath = \"/healthz\"\nstatuses = [204]\ninterval = \"50ms\"";
+    let proxy = start(&manifest(&[&a, &b], checks));
+    until("both are out", || states(&proxy) == ["failing", "failing"]);
+    proxy.reload(&manifest(&[&a, &b], ""));
+    proxy.wait_log("reloaded");
+    assert_eq!(states(&proxy), ["up", "up"]);
+}
+
+#[test]
+fn what_clients_and_limits_do_is_not_the_endpoints_fault() {
+    let a = Backend::start("a");
+    let more = "response-timeout = \"300ms\"\noutliers = { consecutive = 1, ejection = \"1m\" }";
+    // A second one, since nobody is ejected alone.
+    let b = Backend::start("b");
+    let proxy = start(&manifest(&[&a, &b], more));
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nx").unwrap();
+    // Longer than the endpoint may take: this silence is the subject.
+    std::thread::sleep(Duration::from_millis(800));
+    stream.write_all(b"y").unwrap();
+    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 200);
+    assert_eq!(states(&proxy), ["up", "up"]);
+
+    let endpoints = format!("[\"h2c://{}\", \"h2c://{}\"]", a.address, b.address);
+    let proxy = start(&with_endpoints(&endpoints, more));
+    for _ in 0..4 {
+        let refused = proxy.get("/", "\r\nConnection: upgrade\r\nUpgrade: other");
+        assert_eq!(
+            (refused.status(), refused.field("proxy-status")),
+            (502, Some("plugway; error=http_upgrade_failed"))
+        );
+    }
+    assert_eq!(states(&proxy), ["up", "up"]);
+    assert_eq!(upstream(&proxy)["retries"], 0);
+}
+
+#[test]
+fn limits_hold_for_connections_that_were_there_before_them() {
+    let a = Backend::start("a");
+    a.does(Does::AnswerLate(Duration::from_millis(20)));
+    let text = manifest(&[&a], "");
+    let proxy = start(&text);
+    only_200(&load(&proxy, 8, GET, || until("some have passed", || a.requests() > 40)));
+    proxy.reload(&format!("{text}[upstream.app.limits]\nconnections = 1\n"));
+    proxy.wait_log("reloaded");
+    a.does(Does::Hang);
+    let before = a.requests();
+    let mut waiting: Vec<_> = (0..4).map(|_| proxy.connect()).collect();
+    waiting.iter_mut().for_each(|stream| stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap());
+    until("one is there", || a.requests() > before);
+    // Whether another comes is the subject.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(a.requests(), before + 1);
+}
+
+#[test]
+fn workers_share_few_connections_of_http2() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = Backend::start("origin");
+    // What speaks HTTP/2 without TLS here is another of these proxies.
+    let inner = Proxy::start_in(folder.path(), &manifest(&[&origin], ""));
+    let endpoints = format!("[\"h2c://{}\"]", inner.address);
+    let proxy = start(&with_endpoints(&endpoints, "[upstream.app.limits]\nconnections = 1"));
+    let seen = load(&proxy, 8, GET, || until("enough have passed", || origin.requests() > 500));
     only_200(&seen);
 }

@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -104,14 +105,16 @@ async fn answer(admin: &Admin, request: Request<Incoming>) -> Response<ResponseB
 fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseBody> {
     let value = |name: &str| {
         let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-        pairs.find(|(known, _)| *known == name).map_or("", |(_, value)| value)
+        let value = pairs.find(|(known, _)| *known == name).map_or("", |(_, value)| value);
+        percent_decode_str(value).decode_utf8_lossy().into_owned()
     };
     let generation = admin.generation.borrow().clone();
-    let upstream = generation.upstream_places.get(value("upstream")).map(|place| &generation.upstreams[*place]);
+    let upstream =
+        generation.upstream_places.get(value("upstream").as_str()).map(|place| &generation.upstreams[*place]);
     let Some(upstream) = upstream else {
         return text(StatusCode::NOT_FOUND, "text/plain", "there is no such upstream; see /status\n".into());
     };
-    if !upstream.live.drain(value("endpoint"), drains, Instant::now()) {
+    if !upstream.live.drain(&value("endpoint"), drains, Instant::now()) {
         return text(StatusCode::NOT_FOUND, "text/plain", "the upstream has no such endpoint; see /status\n".into());
     }
     text(StatusCode::OK, "text/plain", if drains { "draining\n" } else { "in use\n" }.into())

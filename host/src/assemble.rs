@@ -41,8 +41,8 @@ pub struct Assembly {
     runtime: Runtime,
     /// The endpoints of each upstream, by its name.
     live: HashMap<Arc<str>, Arc<Live>>,
-    /// The connections that each upstream may have, and the limits that they were made for.
-    slots: HashMap<Arc<str>, (u32, u32, Slots)>,
+    /// The connections that each upstream may have, by its name and the limits.
+    slots: HashMap<(Arc<str>, u32, u32), Slots>,
     /// The connections at each listener.
     census: HashMap<Arc<str>, Arc<Census>>,
     /// For sessions of TLS to be resumed after a reload.
@@ -161,8 +161,9 @@ impl Assembly {
         self.plugins.retain(|digest, _| used.contains(digest));
         self.census.retain(|address, _| listeners.contains_key(address));
         self.dialers.retain(|_, config| Arc::strong_count(config) > 1);
-        self.live.retain(|name, _| upstream_places.contains_key(name));
-        self.slots.retain(|name, _| upstream_places.contains_key(name));
+        // What only a generation that was refused wanted is still here; what one in service has, too.
+        self.live.retain(|_, live| Arc::strong_count(live) > 1);
+        self.slots.retain(|_, slots| slots.are_in_use());
         let addresses = listeners::addresses(&listeners);
         let generation = Generation {
             router,
@@ -187,14 +188,8 @@ impl Assembly {
 
     /// The connections of an upstream: those of before, where the limits are the same.
     fn slots(&mut self, name: &Arc<str>, connections: u32, pending: u32) -> Slots {
-        match self.slots.get(name) {
-            Some((known, waiting, slots)) if (*known, *waiting) == (connections, pending) => slots.clone(),
-            _ => {
-                let slots = Slots::limited(connections, pending);
-                self.slots.insert(name.clone(), (connections, pending, slots.clone()));
-                slots
-            }
-        }
+        let new = || Slots::limited(connections, pending);
+        self.slots.entry((name.clone(), connections, pending)).or_insert_with(new).clone()
     }
 }
 

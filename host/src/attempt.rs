@@ -2,12 +2,14 @@
 //! had been kept and turns out dead is no failed attempt: the request goes out once more on a fresh one where that is
 //! safe.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::pin;
 
-use http::{HeaderValue, Request, Response, Uri, Version, header, uri};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 
 use crate::body::Lease;
 use crate::clock::Deadline;
@@ -17,7 +19,7 @@ use crate::head::Head;
 use crate::resend::Content;
 use crate::upload::{RequestBody, Upload};
 use crate::upstream::connect::Wanted;
-use crate::upstream::connection::{Answered, Connection};
+use crate::upstream::connection::Connection;
 use crate::upstream::retry::Reached;
 use crate::upstream::seats::Flight;
 use crate::upstream::slots::Slots;
@@ -26,7 +28,8 @@ use crate::upstream::{EndpointAddr, Leave, Rules, Speaks};
 /// What is sent, and under which rules.
 pub struct Attempt<'a> {
     pub head: &'a Head,
-    pub content: &'a mut Content,
+    /// Lent for each try.
+    pub content: &'a RefCell<Content>,
     pub upload: &'a Upload,
     /// What the endpoint is asked besides.
     pub hop: &'a Hop,
@@ -36,6 +39,12 @@ pub struct Attempt<'a> {
     pub step: &'a Deadline,
 }
 
+/// A request that got no response; most often with the request itself, if nothing of it was read.
+type Unsent = TrySendError<Request<RequestBody>>;
+
+/// What came of an attempt: the head of a response with the connection that it streams from, or none.
+pub type Outcome = Result<(Response<Incoming>, Lease), Failure>;
+
 /// An attempt that brought no response.
 pub struct Failure {
     pub error: Error,
@@ -44,32 +53,25 @@ pub struct Failure {
 
 impl Attempt<'_> {
     /// Sends the request to the endpoint of a flight.
-    pub async fn run(self, flight: Flight) -> Result<(Response<Incoming>, Lease), Failure> {
+    pub async fn run(self, flight: Flight) -> Outcome {
         let pool = flight.seat().pool.clone();
         let wanted = self.wanted(&flight.seat().endpoint.address)?;
-        if let Some(mut connection) = pool.idle(wanted, self.rules, self.step.clock().now()) {
-            let body = self.content.take().ok_or_else(spent)?;
-            let sent = self.send(&mut connection, &flight, body).await;
-            match sent.inspect_err(|_| pool.give_up_shared())? {
-                Ok(response) => return Ok((response, self.lease(connection, flight))),
-                Err(mut unsent) => match unsent.take_message() {
-                    Some(request) => self.content.put_back(request.into_body()),
-                    None if self.repeats(unsent.error()) => {}
-                    None => return Err(self.failed(unsent.into_error())),
-                },
-            }
+        let kept = pool.idle(wanted, self.rules, self.slots, self.step.clock().now());
+        if let Some(connection) = kept
+            && let Some(answer) = self.send_kept(connection, &flight).await?
+        {
+            return self.answered(answer, flight);
         }
-        let mut connection = self.connect(&flight, wanted).await?;
-        let body = self.content.take().ok_or_else(spent)?;
-        match self.send(&mut connection, &flight, body).await? {
-            Ok(response) => Ok((response, self.lease(connection, flight))),
-            Err(mut unsent) => match unsent.take_message() {
-                Some(request) => {
-                    self.content.put_back(request.into_body());
-                    Err(Failure { error: from_hyper(unsent.into_error()), reached: Reached::Nobody })
-                }
-                None => Err(self.failed(unsent.into_error())),
+        let connection = match self.connect(&flight, wanted).await? {
+            Connected::Fresh(connection) => connection,
+            Connected::Kept(connection) => match self.send_kept(connection, &flight).await? {
+                Some(answer) => return self.answered(answer, flight),
+                None => return Err(nobody(Error::new(Kind::ConnectionTerminated, "two kept connections were dead"))),
             },
+        };
+        match self.send(connection, &flight).await? {
+            Ok(answer) => self.answered(answer, flight),
+            Err(unsent) => Err(self.failed(unsent)),
         }
     }
 
@@ -79,41 +81,58 @@ impl Attempt<'_> {
         }
         if address.speaks == Speaks::Http2 {
             let why = "the endpoint speaks HTTP/2 alone, in which nothing is upgraded";
-            return Err(nobody(Error::new(Kind::ProtocolError, why)));
+            return Err(nobody(Error::new(Kind::UpgradeFailed, why)));
         }
         Ok(Wanted::Http1)
     }
 
     /// A connection of the request's own, or one that has become free.
-    async fn connect(&self, flight: &Flight, wanted: Wanted) -> Result<Connection, Failure> {
+    async fn connect(&self, flight: &Flight, wanted: Wanted) -> Result<Connected, Failure> {
         let (rules, pool, clock) = (self.rules, &flight.seat().pool, self.step.clock());
-        let full = |_| {
-            nobody(Error::new(Kind::LimitReached, format!("no connection became free in {:?}", rules.connect_timeout)))
-        };
-        let leave = self.step.limit(rules.connect_timeout, pool.leave(self.slots, wanted, rules, clock));
+        let within = rules.connect_timeout;
+        let full = |_| nobody(Error::new(Kind::LimitReached, format!("no connection became free in {within:?}")));
+        let leave = self.step.limit(within, pool.leave(self.slots, wanted, rules, clock));
         let slot = match leave.await.map_err(full)?.map_err(nobody)? {
-            Leave::Use(connection) => return Ok(connection),
+            Leave::Use(connection) => return Ok(Connected::Kept(connection)),
             Leave::Connect(slot) => slot,
         };
-        let late =
-            |_| nobody(Error::new(Kind::ConnectionTimeout, format!("no connection after {:?}", rules.connect_timeout)));
+        let late = |_| nobody(Error::new(Kind::ConnectionTimeout, format!("no connection after {within:?}")));
         // Boxed, so that the many exchanges that need no new connection don't carry room for it.
-        let connecting = Box::pin(pool.fresh(slot, wanted, &self.head.peer, rules, clock));
-        self.step.limit(rules.connect_timeout, connecting).await.map_err(late)?.map_err(nobody)
+        let connecting = Box::pin(pool.fresh((self.slots, slot), wanted, &self.head.peer, rules, clock));
+        let connected = self.step.limit(within, connecting).await.map_err(late)?;
+        connected.map(Connected::Fresh).map_err(nobody)
+    }
+
+    /// Sends on a connection that was kept; none if that turns out dead and the request may go out on another.
+    async fn send_kept(&self, connection: Connection, flight: &Flight) -> Result<Option<Answer>, Failure> {
+        let sent = self.send(connection, flight).await.inspect_err(|failure| {
+            if failure.error.kind == Kind::ResponseTimeout {
+                flight.seat().pool.give_up_shared();
+            }
+        });
+        match sent? {
+            Ok(answer) => Ok(Some(answer)),
+            Err(unsent) if self.repeats(&unsent) => {
+                self.take_back(unsent);
+                Ok(None)
+            }
+            Err(unsent) => Err(self.failed(unsent)),
+        }
     }
 
     /// Sends, and waits for the head of the response, driving the connection meanwhile.
-    async fn send(&self, connection: &mut Connection, flight: &Flight, body: RequestBody) -> Result<Answered, Failure> {
-        let (rules, step) = (self.rules, self.step);
+    async fn send(&self, mut connection: Connection, flight: &Flight) -> Result<Result<Answer, Unsent>, Failure> {
+        let (rules, step, upload) = (self.rules, self.step, self.upload);
+        let body = self.content.borrow_mut().take().ok_or_else(spent)?;
         let address = &flight.seat().endpoint.address;
         let request = outgoing(self.head, address, connection.version(), self.hop, body).map_err(nobody)?;
         let mut answer = pin!(connection.send(request));
         let mut sent = 0;
         let sending = poll_fn(|cx| {
             let polled = connection.drive(cx, |cx| answer.as_mut().poll(cx));
-            // As long as the client's content goes on, the endpoint can't be expected to answer.
-            if self.upload.bytes() > sent {
-                sent = self.upload.bytes();
+            // As long as the client's content goes on, or is waited for, the endpoint can't be expected to answer.
+            if upload.bytes() > sent || upload.is_awaited() {
+                sent = upload.bytes();
                 step.set(rules.response_timeout);
             }
             polled
@@ -122,28 +141,60 @@ impl Attempt<'_> {
             let error = Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
             Failure { error, reached: Reached::Endpoint }
         };
-        step.limit(rules.response_timeout, sending).await.map_err(late)
+        let answered = step.limit(rules.response_timeout, sending).await.map_err(late)?;
+        Ok(answered.map(|response| Answer { response, connection }))
     }
 
-    fn lease(&self, connection: Connection, flight: Flight) -> Lease {
-        Lease { connection, flight, is_good: true, rules: self.rules, step: self.step.clone() }
+    /// A response that can be passed on, with the connection that it streams from.
+    fn answered(&self, answer: Answer, flight: Flight) -> Outcome {
+        let Answer { response, connection } = answer;
+        let malformed = |why| Failure { error: Error::new(Kind::ProtocolError, why), reached: Reached::Endpoint };
+        let version = response.version();
+        if version != Version::HTTP_2 && !forwarding::is_framed(version, response.headers()) {
+            return Err(malformed("the response's framing is ambiguous"));
+        }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS && self.hop.upgrade.is_none() {
+            return Err(malformed("a switch of protocols that nobody asked for"));
+        }
+        let (rules, step) = (self.rules, self.step.clone());
+        Ok((response, Lease { connection, flight, is_good: true, rules, step }))
     }
 
-    /// Whether a request that died with a kept connection may go out on a fresh one.
-    fn repeats(&self, error: &hyper::Error) -> bool {
-        is_stale(error)
-            && self.upload.failed().is_none()
-            && self.head.request.method.is_idempotent()
-            && self.content.is_whole()
+    /// Whether a request that died with a kept connection may go out on another.
+    fn repeats(&self, unsent: &Unsent) -> bool {
+        let is_untouched = unsent.message().is_some();
+        let is_harmless = is_stale(unsent.error()) && self.head.request.method.is_idempotent();
+        self.upload.failed().is_none() && (is_untouched || is_harmless && self.content.borrow().is_whole())
     }
 
-    fn failed(&self, error: hyper::Error) -> Failure {
+    /// Keeps what is left of a request for another attempt.
+    fn take_back(&self, mut unsent: Unsent) -> hyper::Error {
+        if let Some(request) = unsent.take_message() {
+            self.content.borrow_mut().put_back(request.into_body());
+        }
+        unsent.into_error()
+    }
+
+    fn failed(&self, unsent: Unsent) -> Failure {
+        let is_untouched = unsent.message().is_some();
+        let error = self.take_back(unsent);
         match self.upload.failed() {
             Some(kind) => Failure { error: Error::new(kind, error), reached: Reached::Endpoint },
-            None if is_unread(&error) => nobody(from_hyper(error)),
+            None if is_untouched || is_unread(&error) => nobody(from_hyper(error)),
             None => Failure { error: from_hyper(error), reached: Reached::Endpoint },
         }
     }
+}
+
+/// A response, and where it came from.
+struct Answer {
+    response: Response<Incoming>,
+    connection: Connection,
+}
+
+enum Connected {
+    Fresh(Connection),
+    Kept(Connection),
 }
 
 /// A failure that the endpoint can't know of.

@@ -14,6 +14,10 @@ pub enum Kind {
     DestinationUnavailable,
     /// The upstream has as many requests or connections as it may have.
     LimitReached,
+    /// This machine has no means for another connection: no file descriptors, no ports, no memory.
+    InternalError,
+    /// The endpoint can't switch to another protocol.
+    UpgradeFailed,
     /// The endpoint refused the connection.
     ConnectionRefused,
     /// The endpoint didn't accept the connection in time.
@@ -47,11 +51,13 @@ pub struct Error {
 
 impl Kind {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 16] = [
         Kind::NoRoute,
         Kind::RequestError,
         Kind::DestinationUnavailable,
         Kind::LimitReached,
+        Kind::InternalError,
+        Kind::UpgradeFailed,
         Kind::ConnectionRefused,
         Kind::ConnectionTimeout,
         Kind::ConnectionTerminated,
@@ -71,6 +77,8 @@ impl Kind {
             Kind::RequestError => "http_request_error",
             Kind::DestinationUnavailable => "destination_unavailable",
             Kind::LimitReached => "connection_limit_reached",
+            Kind::InternalError => "proxy_internal_error",
+            Kind::UpgradeFailed => "http_upgrade_failed",
             Kind::ConnectionRefused => "connection_refused",
             Kind::ConnectionTimeout => "connection_timeout",
             Kind::ConnectionTerminated => "connection_terminated",
@@ -93,7 +101,9 @@ impl Kind {
             Kind::ConnectionTimeout | Kind::ResponseTimeout => http::StatusCode::GATEWAY_TIMEOUT,
             Kind::RequestTimeout => http::StatusCode::REQUEST_TIMEOUT,
             Kind::RequestBodySize => http::StatusCode::PAYLOAD_TOO_LARGE,
-            Kind::ConnectionRefused
+            Kind::InternalError => http::StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::UpgradeFailed
+            | Kind::ConnectionRefused
             | Kind::ConnectionTerminated
             | Kind::TlsError
             | Kind::ProtocolError

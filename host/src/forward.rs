@@ -1,21 +1,23 @@
 //! From a finished request to the head of a response: choose an endpoint, make an attempt, and another one at another
 //! endpoint where the upstream's rules allow that.
 
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
 use smallvec::SmallVec;
 
-use crate::attempt::{Attempt, Failure};
+use crate::attempt::{Attempt, Outcome};
 use crate::balance::{self, Choice};
 use crate::body::{Lease, ResponseBody, Switched, UpstreamBody};
 use crate::clock::Deadline;
 use crate::edit::Edit;
 use crate::error::{Error, Kind};
-use crate::forwarding::{self, Hop};
+use crate::forwarding::Hop;
 use crate::generation::{Running, Upstream};
 use crate::head::Head;
 use crate::resend::Content;
@@ -44,6 +46,13 @@ impl From<Response<ResponseBody>> for Forwarded {
     }
 }
 
+/// An attempt to be made.
+struct Next {
+    seat: Rc<Seat>,
+    edits: SmallVec<[Edit; 4]>,
+    flight: Flight,
+}
+
 /// The attempts of a request so far.
 struct Attempts<'a> {
     running: &'a Running,
@@ -65,44 +74,33 @@ pub async fn forward(
     let upstream = &running.generation.upstreams[place];
     let Sending { body, upload, hop } = sending;
     let kept = if upstream.retry.may_repeat(&head.request.method) { upstream.retry.buffer } else { 0 };
-    let mut content = Content::new(body, kept);
+    let content = RefCell::new(Content::new(body, kept));
     let mut attempts = Attempts::new(running, place, step.clock().now());
+    let mut next = attempts.next(head, step)?;
     loop {
-        let Choice { seat, edits } = balance::choose(running, place, head, &attempts.tried, step.clock().now())?;
-        head.endpoint = Some(seat.endpoint.address.text.clone());
+        let Next { seat, edits, flight } = next;
         attempts.pause(&seat).await;
-        let full = || Error::new(Kind::LimitReached, "as many requests are in flight as may be");
-        let flight = Flight::begin(&seat, upstream.most_in_flight).ok_or_else(full)?;
-        let (rules, slots) = (upstream.rules, &upstream.slots);
-        let attempt = Attempt { head, content: &mut content, upload: &upload, hop: &hop, rules, slots, step };
-        let began = Instant::now();
-        match attempt.run(flight).await {
-            Ok((response, mut lease)) => {
-                let now = Instant::now();
-                lease.is_good = upstream.answered(&seat, response.status(), now - began, now);
-                if attempts.retries_status(response.status(), head, &content, now) {
-                    attempts.tried.push(seat);
-                    continue;
-                }
-                let empty = content.is_empty();
-                // What is kept of it is of no use any more, and stands for content that isn't all sent.
-                drop(content);
-                let (is_sent, asked) = (empty || upload.is_over(), hop.upgrade.is_some());
-                return received(response, lease, is_sent, &upload, asked)
-                    .map(|response| Forwarded { response, edits });
-            }
-            Err(failure) => {
-                let now = Instant::now();
-                if failure.error.kind.blames_endpoint() {
-                    seat.failed(now - began, now);
-                }
-                if !attempts.retries(&failure, head, &content, now) {
-                    return Err(failure.error);
-                }
-                tracing::debug!(endpoint = &*seat.endpoint.address.text, error = %failure.error, "tried again");
-                attempts.tried.push(seat);
+        let (rules, slots, began) = (upstream.rules, &upstream.slots, Instant::now());
+        let attempt = Attempt { head, content: &content, upload: &upload, hop: &hop, rules, slots, step };
+        let outcome = attempt.run(flight).await;
+        let now = Instant::now();
+        attempts.note(&seat, &outcome, now - began, now);
+        let again = attempts.are_worth_another(&outcome, &head.request.method, &content.borrow(), now);
+        if again {
+            attempts.tried.push(seat);
+            // Where there is nobody to ask, what came of this one is what the client gets.
+            if let Ok(another) = attempts.next(head, step) {
+                next = another;
+                continue;
             }
         }
+        let (response, mut lease) = outcome.map_err(|failure| failure.error)?;
+        lease.is_good = upstream.is_good(response.status());
+        let empty = content.borrow().is_empty();
+        // What is kept of it is of no use any more, and stands for content that isn't all sent.
+        drop(content);
+        let is_sent = empty || upload.is_over();
+        return received(response, lease, is_sent, &upload).map(|response| Forwarded { response, edits });
     }
 }
 
@@ -115,16 +113,32 @@ impl<'a> Attempts<'a> {
         Attempts { running, place, upstream, tried: Vec::new() }
     }
 
-    /// Whether a failed request is to be sent once more.
-    fn retries(&self, failure: &Failure, head: &Head, content: &Content, now: Instant) -> bool {
-        let covered = self.upstream.retry.covers(failure.error.kind, failure.reached, &head.request.method);
-        covered && content.is_whole() && self.may_go_on(now)
+    /// Whom to ask, with a place for that.
+    fn next(&self, head: &mut Head, step: &Deadline) -> Result<Next, Error> {
+        let Choice { seat, edits } = balance::choose(self.running, self.place, head, &self.tried, step.clock().now())?;
+        let full = || Error::new(Kind::LimitReached, "as many requests are in flight as may be");
+        let flight = Flight::begin(&seat, self.upstream.most_in_flight).ok_or_else(full)?;
+        head.endpoint = Some(seat.endpoint.address.text.clone());
+        Ok(Next { seat, edits, flight })
     }
 
-    /// Whether a request whose response has this status is.
-    fn retries_status(&self, status: StatusCode, head: &Head, content: &Content, now: Instant) -> bool {
-        let covered = self.upstream.retry.covers_status(status, &head.request.method);
-        covered && content.is_whole() && self.may_go_on(now)
+    /// Takes note of what an attempt says of its endpoint.
+    fn note(&self, seat: &Seat, outcome: &Outcome, took: Duration, now: Instant) {
+        match outcome {
+            Ok((response, _)) => self.upstream.answered(seat, response.status(), took, now),
+            Err(failure) if failure.error.kind.blames_endpoint() => seat.failed(took, now),
+            Err(_) => {}
+        }
+    }
+
+    /// Whether a request is to be sent once more.
+    fn are_worth_another(&self, outcome: &Outcome, method: &Method, content: &Content, now: Instant) -> bool {
+        let retry = &self.upstream.retry;
+        let is_covered = match outcome {
+            Ok((response, _)) => retry.covers_status(response.status(), method),
+            Err(failure) => retry.covers(failure.error.kind, failure.reached, method),
+        };
+        is_covered && content.is_whole() && self.may_go_on(now)
     }
 
     fn may_go_on(&self, now: Instant) -> bool {
@@ -140,7 +154,7 @@ impl<'a> Attempts<'a> {
 
     /// Waits before an endpoint is asked once more that has just failed.
     async fn pause(&self, next: &Rc<Seat>) {
-        let is_next = |seat: &&Rc<Seat>| std::sync::Arc::ptr_eq(&seat.endpoint, &next.endpoint);
+        let is_next = |seat: &&Rc<Seat>| Arc::ptr_eq(&seat.endpoint, &next.endpoint);
         let before = self.tried.iter().filter(is_next).count() as u32;
         if before > 0 {
             tokio::time::sleep(retry::pause(before - 1)).await;
@@ -148,27 +162,19 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// What came back, with the connection that it streams from. `asked`: whether another protocol was asked for.
+/// What came back, with the connection that it streams from.
 fn received(
     response: Response<Incoming>,
     mut lease: Lease,
     is_sent: bool,
     upload: &Upload,
-    asked: bool,
 ) -> Result<Response<ResponseBody>, Error> {
     upload.take_time();
-    let version = response.version();
-    if version != Version::HTTP_2 && !forwarding::is_framed(version, response.headers()) {
-        return Err(Error::new(Kind::ProtocolError, "the response's framing is ambiguous"));
-    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        if !asked {
-            return Err(Error::new(Kind::ProtocolError, "a switch of protocols that nobody asked for"));
-        }
         return switched(response, lease);
     }
-    if let (false, Some(driver)) = (is_sent, &mut lease.connection.driver) {
-        driver.detach();
+    if !is_sent {
+        lease.connection.detach();
     }
     Ok(response.map(|content| ResponseBody::Upstream(Box::new(UpstreamBody::new(content, lease)))))
 }

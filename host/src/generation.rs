@@ -88,8 +88,23 @@ pub struct Running {
     /// Where this worker's figures are kept.
     pub place: Place,
     pools: Rc<Pools>,
-    /// Bindings with a timer, and when each was last called.
-    timers: Vec<(usize, Duration, Cell<Instant>)>,
+    timers: Vec<Timer>,
+}
+
+/// An instance whose timer is called.
+struct Timer {
+    whose: Timed,
+    binding: usize,
+    interval: Duration,
+    last: Cell<Instant>,
+}
+
+#[derive(Clone, Copy)]
+enum Timed {
+    /// That of a binding in chains.
+    Filter,
+    /// That of the upstream at a place.
+    Balancer(usize),
 }
 
 /// A worker's view of an upstream.
@@ -113,8 +128,7 @@ impl Running {
         let upstreams = generation.upstreams.iter().map(view).collect();
         let filters = generation.bindings.iter().map(slot).collect();
         let bodies = generation.bindings.iter().map(|_| Bodies::default()).collect();
-        let timers = generation.bindings.iter().enumerate();
-        let timers = timers.filter_map(|(at, binding)| Some((at, binding.timer?, Cell::new(now)))).collect();
+        let timers = timers(&generation, now);
         let routes = generation.routes.iter().map(|route| place.registry.route(&route.name, place.worker)).collect();
         let plugins =
             generation.bindings.iter().map(|binding| place.registry.plugin(&binding.name, place.worker)).collect();
@@ -146,12 +160,15 @@ impl Running {
 
     /// Calls the timers whose interval has passed.
     pub fn tick(&self, now: Instant) {
-        for (binding, interval, last) in &self.timers {
+        for Timer { whose, binding, interval, last } in &self.timers {
             if now.saturating_duration_since(last.get()) < *interval {
                 continue;
             }
             last.set(now);
-            let called = self.filters[*binding].borrow_mut().call(|| self.instance(*binding), Instance::timer);
+            let called = match whose {
+                Timed::Filter => self.filters[*binding].borrow_mut().call(|| self.instance(*binding), Instance::timer),
+                Timed::Balancer(upstream) => self.balance(*upstream, Instance::timer),
+            };
             if let Err(trap) = called {
                 let plugin = &*self.generation.bindings[*binding].name;
                 tracing::warn!(plugin, error = %trap, "timer failed");
@@ -159,6 +176,20 @@ impl Running {
             }
         }
     }
+}
+
+/// The timers of all instances: a plugin in chains has one, and each upstream that it balances another.
+fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
+    let timer = |whose, binding: usize| {
+        let interval = generation.bindings[binding].timer?;
+        Some(Timer { whose, binding, interval, last: Cell::new(now) })
+    };
+    let in_chains = |binding: &usize| generation.routes.iter().any(|route| route.chain.contains(binding));
+    let filters = (0..generation.bindings.len()).filter(in_chains);
+    let filters = filters.filter_map(|binding| timer(Timed::Filter, binding));
+    let upstreams = generation.upstreams.iter().enumerate();
+    let balancers = upstreams.filter_map(|(place, upstream)| timer(Timed::Balancer(place), upstream.balancer?));
+    filters.chain(balancers).collect()
 }
 
 /// Of upstreams, by their places.
@@ -197,16 +228,18 @@ impl Running {
 }
 
 impl Upstream {
-    /// Takes note of a response that an endpoint has begun, so long after the request; says whether its status is one
-    /// that speaks for the endpoint.
-    pub fn answered(&self, seat: &Seat, status: StatusCode, took: Duration, now: Instant) -> bool {
-        let outliers = self.plan.health.outliers.as_ref();
-        let is_good = !outliers.is_some_and(|outliers| outliers.statuses.contains(status));
-        if is_good {
+    /// Takes note of a response that an endpoint has begun, so long after the request.
+    pub fn answered(&self, seat: &Seat, status: StatusCode, took: Duration, now: Instant) {
+        if self.is_good(status) {
             seat.answered(status, took, now);
         } else {
             seat.answered_badly(status, took, now);
         }
-        is_good
+    }
+
+    /// Whether a response with this status speaks for its endpoint, once it has come to its end.
+    pub fn is_good(&self, status: StatusCode) -> bool {
+        let outliers = self.plan.health.outliers.as_ref();
+        !outliers.is_some_and(|outliers| outliers.statuses.contains(status))
     }
 }

@@ -73,7 +73,7 @@ impl Keeper {
         for upstream in &generation.upstreams {
             let known = before.remove(&upstream.name);
             let kept = match known {
-                Some(kept) if kept.set.plan == upstream.plan && kept.servers == generation.name_servers => kept,
+                Some(kept) if kept.fits(upstream, &generation.name_servers) => kept,
                 known => Kept::new(upstream, &generation.name_servers, known, &looking),
             };
             self.kept.insert(upstream.name.clone(), kept);
@@ -97,14 +97,23 @@ impl Kept {
         };
         let found = plan.names.iter().map(|name| of_before(name).unwrap_or_default()).collect();
         upstream.live.set_rules(&plan.health, Instant::now());
+        let knows_some = plan.names.is_empty() || !plan.members.is_empty();
         let checks = before.as_ref().filter(|kept| kept.set.plan.check == plan.check);
         let checks = RefCell::new(checks.map(|kept| kept.set.checks.take()).unwrap_or_default());
         let set = Rc::new(Set { live: upstream.live.clone(), plan, found: RefCell::new(found), checks });
-        if set.plan.names.is_empty() || set.found.borrow().iter().any(|found| !found.is_empty()) {
+        // With nothing but names that nobody has looked up yet, who was in the set before stays.
+        if knows_some || set.found.borrow().iter().any(|found| !found.is_empty()) {
             set.publish();
         }
         let lookups = set.lookups(servers, looking);
         Kept { set, servers: servers.into(), _lookups: lookups }
+    }
+}
+
+impl Kept {
+    /// Whether an upstream is looked after by this as it wants to be.
+    fn fits(&self, upstream: &Upstream, servers: &[SocketAddr]) -> bool {
+        Arc::ptr_eq(&self.set.live, &upstream.live) && self.set.plan == upstream.plan && self.servers == servers
     }
 }
 
@@ -138,7 +147,7 @@ impl Set {
         }
     }
 
-    fn publish(self: &Set) {
+    fn publish(&self) {
         let mut members = self.plan.members.clone();
         members.extend(self.found.borrow().iter().flatten().cloned());
         if let Some(rules) = &self.plan.check {

@@ -27,11 +27,14 @@ struct Kept {
     bytes: usize,
     most: usize,
     is_lost: bool,
+    /// Attempts so far: what an earlier one left behind must not read on.
+    turn: u32,
 }
 
 /// Content that is kept as it is sent: first what was read before, then the rest.
 pub struct Resent {
     kept: Rc<RefCell<Kept>>,
+    turn: u32,
     next: usize,
 }
 
@@ -42,7 +45,7 @@ impl Content {
         if empty || most == 0 {
             return Content { ready: Some(content), kept: None, empty };
         }
-        let kept = Kept { rest: content, read: Vec::new(), bytes: 0, most, is_lost: false };
+        let kept = Kept { rest: content, read: Vec::new(), bytes: 0, most, is_lost: false, turn: 0 };
         let mut content = Content { ready: None, kept: Some(Rc::new(RefCell::new(kept))), empty };
         content.renew();
         content
@@ -73,8 +76,7 @@ impl Content {
         if self.ready.is_some() || !self.is_whole() {
             return;
         }
-        let resent = |kept: &Rc<RefCell<Kept>>| RequestBody::Resent(Resent { kept: kept.clone(), next: 0 });
-        self.ready = Some(self.kept.as_ref().map_or(RequestBody::Empty, resent));
+        self.ready = Some(self.kept.as_ref().map_or(RequestBody::Empty, Resent::begin));
     }
 }
 
@@ -94,32 +96,48 @@ impl Kept {
     }
 }
 
+impl Resent {
+    fn begin(kept: &Rc<RefCell<Kept>>) -> RequestBody {
+        let turn = kept.borrow().turn + 1;
+        kept.borrow_mut().turn = turn;
+        RequestBody::Resent(Resent { kept: kept.clone(), turn, next: 0 })
+    }
+}
+
 impl Body for Resent {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Resent { kept, next } = &mut *self;
+        let Resent { kept, turn, next } = &mut *self;
         let mut kept = kept.borrow_mut();
+        if kept.turn != *turn {
+            return Poll::Ready(Some(Err("the request has gone out once more".into())));
+        }
         if let Some(piece) = kept.read.get(*next) {
             *next += 1;
             return Poll::Ready(Some(Ok(Frame::data(piece.clone()))));
         }
         let frame = Pin::new(&mut kept.rest).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &frame {
-            match frame.data_ref() {
-                Some(piece) => kept.keep(piece),
-                // Trailers come but once.
-                None => kept.lose(),
+        match &frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                match frame.data_ref() {
+                    Some(piece) => kept.keep(piece),
+                    // Trailers come but once.
+                    None => kept.lose(),
+                }
+                *next += 1;
             }
-            *next += 1;
+            // Content that broke off has an end that looks like any other when it is read again.
+            Poll::Ready(Some(Err(_))) => kept.lose(),
+            _ => {}
         }
         frame
     }
 
     fn is_end_stream(&self) -> bool {
         let kept = self.kept.borrow();
-        self.next >= kept.read.len() && kept.rest.is_end_stream()
+        kept.turn == self.turn && self.next >= kept.read.len() && kept.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -161,6 +179,15 @@ mod tests {
             assert_eq!(read(&mut body, 9), [Bytes::from_static(b"0123456789")]);
             assert!(body.is_end_stream());
         }
+    }
+
+    #[test]
+    fn an_earlier_attempt_takes_nothing_from_a_later_one() {
+        let mut content = content(10);
+        let mut first = content.take().unwrap();
+        let mut second = content.take().unwrap();
+        assert!(read(&mut first, 1).is_empty() && !first.is_end_stream());
+        assert_eq!(read(&mut second, 9).concat(), b"0123456789");
     }
 
     #[test]

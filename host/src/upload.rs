@@ -73,6 +73,7 @@ struct Progress {
     unhurried: Cell<bool>,
     failed: Cell<Option<Kind>>,
     bytes: Cell<u64>,
+    awaited: Cell<bool>,
 }
 
 impl Upload {
@@ -101,6 +102,11 @@ impl Upload {
     /// The bytes that were sent.
     pub fn bytes(&self) -> u64 {
         self.0.bytes.get()
+    }
+
+    /// Whether the client is waited for.
+    pub fn is_awaited(&self) -> bool {
+        self.0.awaited.get() && !self.is_over()
     }
 
     /// Why it was given up, if neither the endpoint nor the end of the connection was the reason.
@@ -135,7 +141,9 @@ impl Body for Receiving {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Receiving { content, upload, limits, pace } = &mut *self;
-        let frame = match Pin::new(&mut *content).poll_frame(cx) {
+        let polled = Pin::new(&mut *content).poll_frame(cx);
+        upload.0.awaited.set(polled.is_pending());
+        let frame = match polled {
             Poll::Pending if !upload.0.unhurried.get() && pace.is_too_slow(*limits, cx) => {
                 return Poll::Ready(Some(Err(upload.fail(Kind::RequestTimeout, "the client's content is too slow"))));
             }

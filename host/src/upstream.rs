@@ -123,13 +123,15 @@ impl Pools {
         self.0.borrow_mut().entry(address.clone()).or_insert_with(|| Rc::new(Pool::new(address.clone()))).clone()
     }
 
-    /// Closes idle connections that requests of other workers wait for, one per endpoint.
+    /// Gives up connections that requests of other workers or endpoints wait for, one per endpoint.
     pub fn give_way(&self) {
         for pool in self.0.borrow().values() {
             let mut idle = pool.idle.borrow_mut();
-            if idle.last().is_some_and(|(connection, _)| connection.slot().is_wanted()) {
-                idle.pop();
+            if let Some(place) = idle.iter().position(|(connection, _)| connection.counted().is_wanted()) {
+                idle.remove(place);
             }
+            // One that is shared ends with the requests that it has.
+            pool.shared.borrow_mut().take_if(|(sender, _)| sender.counted().is_wanted());
         }
     }
 
@@ -158,19 +160,20 @@ impl Pool {
     }
 
     /// A connection that seems alive, idle or shared.
-    pub fn idle(&self, wanted: Wanted, rules: Rules, now: Instant) -> Option<Connection> {
+    pub fn idle(&self, wanted: Wanted, rules: Rules, slots: &Slots, now: Instant) -> Option<Connection> {
         if rules.proxy_protocol.is_some() {
             return None;
         }
         if wanted == Wanted::Any
-            && let Some(connection) = self.shared(now)
+            && let Some(connection) = self.shared(slots, now)
         {
             return Some(connection);
         }
         let mut idle = self.idle.borrow_mut();
         loop {
             let (connection, since) = idle.pop()?;
-            if !connection.is_closed() && now.saturating_duration_since(since) < rules.idle_timeout {
+            let is_fresh = now.saturating_duration_since(since) < rules.idle_timeout;
+            if is_fresh && slots.have(connection.counted()) && !connection.is_closed() {
                 return Some(connection);
             }
         }
@@ -186,7 +189,7 @@ impl Pool {
                 biased;
                 slot = &mut slot => return slot.map(Leave::Connect),
                 () = self.returned.notified() => {
-                    if let Some(connection) = self.idle(wanted, rules, clock.now()) {
+                    if let Some(connection) = self.idle(wanted, rules, slots, clock.now()) {
                         return Ok(Leave::Use(connection));
                     }
                 }
@@ -197,7 +200,7 @@ impl Pool {
     /// A fresh connection, or a shared one that somebody else has just made.
     pub async fn fresh(
         &self,
-        slot: Slot,
+        (slots, slot): (&Slots, Slot),
         wanted: Wanted,
         peer: &Peer,
         rules: Rules,
@@ -207,7 +210,7 @@ impl Pool {
             return connect::connect(&self.address, Wanted::Http1, peer, rules.proxy_protocol, slot).await;
         }
         let first = self.first.lock().await;
-        if let Some(connection) = self.shared(clock.now()) {
+        if let Some(connection) = self.shared(slots, clock.now()) {
             return Ok(connection);
         }
         if self.exclusive.get() {
@@ -228,14 +231,14 @@ impl Pool {
 
     /// Takes a connection back once its exchange is over.
     pub fn put_back(&self, mut connection: Connection, rules: Rules, now: Instant) {
-        if connection.slot().is_wanted() && !self.keeps_contended() {
+        if connection.counted().is_wanted() && !self.keeps_contended() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
         if rules.proxy_protocol.is_none() && idle.len() < rules.idle_connections && connection.rest() {
-            let counted = connection.slot().is_counted();
+            let is_limited = connection.counted().is_limited();
             idle.push((connection, now));
-            if counted {
+            if is_limited {
                 self.returned.notify_one();
             }
         }
@@ -252,9 +255,9 @@ impl Pool {
         *self.shared.borrow_mut() = None;
     }
 
-    fn shared(&self, now: Instant) -> Option<Connection> {
+    fn shared(&self, slots: &Slots, now: Instant) -> Option<Connection> {
         let mut shared = self.shared.borrow_mut();
-        shared.take_if(|(sender, _)| sender.is_closed());
+        shared.take_if(|(sender, _)| sender.is_closed() || !slots.have(sender.counted()));
         let (sender, used) = shared.as_mut()?;
         *used = now;
         Some(Connection::of_shared(sender.clone()))

@@ -34,6 +34,10 @@ impl Draft<'_> {
         let mut members = Members::default();
         for endpoint in &upstream.endpoints {
             match endpoint.get_ref().file() {
+                Some(_) if !endpoint.get_ref().is_file_alone() => {
+                    let message = "a `file` stands alone; what else is to be said of endpoints stands in it";
+                    self.problems.at(source, endpoint.span(), message);
+                }
                 Some(file) => self.listed(source, file, upstream, &mut members),
                 None => self.member(&List { source, owner: source, upstream }, endpoint, &mut members),
             }
@@ -84,7 +88,9 @@ impl Draft<'_> {
         let tier = self.up_to(list.source, table.tier.as_ref(), 0, 0..=MOST_TIERS) as u32;
         let zone: Arc<str> = table.zone.as_deref().unwrap_or_default().into();
         let draining = table.draining;
-        let certified = if table.srv.is_some() { rest } else { host(rest) };
+        // A certificate bears the name without `_service._protocol`.
+        let domain = || rest.splitn(3, '.').nth(2).unwrap_or(rest);
+        let certified = if table.srv.is_some() { domain() } else { host(rest) };
         let Some(speaks) = self.speaks(list, span.clone(), scheme, certified) else { return };
         let kind = match (&table.dns, &table.srv) {
             (None, None) => {
@@ -92,7 +98,7 @@ impl Draft<'_> {
                 let address = EndpointAddr { text: text.into(), place, speaks };
                 return members.list.push(Wanted { address, weight, tier, zone, draining });
             }
-            (Some(_), _) => host_and_port(rest).map(|(host, port)| NameKind::Host(host.into(), port)),
+            (Some(_), _) => host_and_port(rest).map(|(_, port)| NameKind::Host(host(rest).into(), port)),
             (None, Some(_)) => is_service(rest).then(|| NameKind::Service(rest.into())),
         };
         let Some(kind) = kind else { return self.no_endpoint(list, span, text) };

@@ -26,6 +26,7 @@ impl Draft<'_> {
         let (checks, defaults) = (upstream.health.as_ref().map_or(&none, Spanned::get_ref), Rules::default());
         let slow_start = upstream.slow_start.as_ref();
         Rules {
+            are_checked: upstream.health.is_some(),
             healthy: self.up_to(source, checks.healthy.as_ref(), defaults.healthy as usize, 1..=100) as u32,
             unhealthy: self.up_to(source, checks.unhealthy.as_ref(), defaults.unhealthy as usize, 1..=100) as u32,
             outliers: match &upstream.outliers {
@@ -63,10 +64,11 @@ impl Draft<'_> {
         proxy_protocol: Option<proxy_protocol::Version>,
     ) -> Option<Check> {
         let word = checks.kind.as_ref().map_or("http", |kind| kind.get_ref().as_str());
+        self.of_no_use(source, checks, word);
         let kind = match word {
             "http" => Kind::Http(self.http_check(source, checks)?),
             "tcp" => Kind::Tcp,
-            "grpc" => Kind::Grpc(checks.service.clone().unwrap_or_default()),
+            "grpc" => Kind::Grpc(checks.service.as_ref().map(|service| service.get_ref().clone()).unwrap_or_default()),
             other => {
                 let message = format!("`{other}` is no kind of check; write \"http\", \"tcp\" or \"grpc\"");
                 let span = checks.kind.as_ref().map(Spanned::span).unwrap_or_default();
@@ -77,6 +79,25 @@ impl Draft<'_> {
         let interval = self.duration(source, checks.interval.as_ref(), Duration::from_secs(5));
         let timeout = self.duration(source, checks.timeout.as_ref(), Duration::from_secs(2));
         Some(Check { kind, interval, timeout, proxy_protocol })
+    }
+
+    /// Keys that a kind of check has no use for.
+    fn of_no_use(&mut self, source: &Arc<Source>, checks: &manifest::HealthChecks, kind: &str) {
+        let of_http = [
+            ("path", checks.path.as_ref().map(Spanned::span)),
+            ("host", checks.host.as_ref().map(Spanned::span)),
+            ("statuses", checks.statuses.as_ref().map(Spanned::span)),
+            ("content", checks.content.as_ref().map(Spanned::span)),
+        ];
+        let of_grpc = [("service", checks.service.as_ref().map(Spanned::span))];
+        let of_http = of_http.into_iter().filter(|_| kind != "http").map(|(key, span)| (key, span, "http"));
+        let of_grpc = of_grpc.into_iter().filter(|_| kind != "grpc").map(|(key, span)| (key, span, "grpc"));
+        for (key, span, needed) in of_http.chain(of_grpc) {
+            if let Some(span) = span {
+                let message = format!("`{key}` is for `kind = \"{needed}\"`; leave it out, or write that");
+                self.problems.at(source, span, message);
+            }
+        }
     }
 
     fn http_check(&mut self, source: &Arc<Source>, checks: &manifest::HealthChecks) -> Option<HttpCheck> {
@@ -103,14 +124,18 @@ impl Draft<'_> {
             },
         };
         let statuses = match &checks.statuses {
-            Some(statuses) => self.statuses(source, statuses),
+            Some(statuses) if statuses.get_ref().is_empty() => {
+                self.problems.at(source, statuses.span(), "no answer would be good; write [\"2xx\"]");
+                return None;
+            }
+            Some(statuses) => self.statuses(source, statuses.get_ref()),
             None => {
                 let mut good = Statuses::default();
                 good.add(200, 399);
                 good
             }
         };
-        Some(HttpCheck { target, host, statuses, content: checks.content.clone() })
+        Some(HttpCheck { target, host, statuses, content: checks.content.as_ref().map(|text| text.get_ref().clone()) })
     }
 
     /// gRPC needs HTTP/2.

@@ -229,11 +229,11 @@ pub struct HealthChecks {
     /// What is in `Host`; the endpoint's address if not given.
     pub host: Option<Spanned<String>>,
     /// The good ones: codes, or classes as `"2xx"`; `["2xx", "3xx"]` if not given.
-    pub statuses: Option<Vec<Spanned<StatusWord>>>,
+    pub statuses: Option<Spanned<Vec<Spanned<StatusWord>>>>,
     /// A text that has to be in the answer.
-    pub content: Option<String>,
+    pub content: Option<Spanned<String>>,
     /// Which service gRPC is asked about; the server as a whole if not given.
-    pub service: Option<String>,
+    pub service: Option<Spanned<String>>,
     /// Between two checks of an endpoint, a tenth more or less; `"5s"` if not given.
     pub interval: Option<Spanned<String>>,
     /// For all of a check; `"2s"` if not given.
@@ -346,6 +346,14 @@ pub struct EndpointTable {
 }
 
 impl Endpoint {
+    /// Whether it says nothing but a file.
+    pub fn is_file_alone(&self) -> bool {
+        let Endpoint::Table(table) = self else { return false };
+        let EndpointTable { address, dns, srv, file, weight, tier, zone, draining } = &**table;
+        let says_more = address.is_some() || dns.is_some() || srv.is_some() || weight.is_some();
+        file.is_some() && !says_more && tier.is_none() && zone.is_none() && !draining
+    }
+
     /// The file that it stands for.
     pub fn file(&self) -> Option<&Spanned<String>> {
         match self {

@@ -1,6 +1,7 @@
 //! Makes connections to endpoints: a socket, the word of whom it is for, TLS, and the version of HTTP.
 
 use std::hash::{Hash, Hasher};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -45,7 +46,6 @@ pub async fn connect(
     told: Option<proxy_protocol::Version>,
     slot: Slot,
 ) -> Result<Connection, Error> {
-    let refused = |error: std::io::Error| Error::new(Kind::ConnectionRefused, error);
     match &address.place {
         Place::Tcp(place) => {
             let stream = TcpStream::connect(&**place).await.map_err(refused)?;
@@ -56,6 +56,13 @@ pub async fn connect(
             speak(UnixStream::connect(&**path).await.map_err(refused)?, address, wanted, peer, told, slot).await
         }
     }
+}
+
+fn refused(error: std::io::Error) -> Error {
+    // What this machine lacks is not the endpoint's fault.
+    let is_own = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+        || matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::OutOfMemory);
+    Error::new(if is_own { Kind::InternalError } else { Kind::ConnectionRefused }, error)
 }
 
 async fn speak(

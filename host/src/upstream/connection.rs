@@ -19,7 +19,7 @@ use hyper_util::rt::TokioTimer;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::slots::Slot;
+use super::slots::{Counted, Slot};
 use crate::error::{Error, Kind};
 use crate::upload::RequestBody;
 use crate::wire::{OnThisWorker, Wire};
@@ -34,8 +34,9 @@ pub struct Connection {
     sender: Sender,
     /// None if it has a task.
     pub driver: Option<Driver>,
-    /// What lets it be there; that of a shared one is with its task.
+    /// What lets it be there; with its task, if it has one.
     slot: Slot,
+    counted: Counted,
 }
 
 enum Sender {
@@ -45,7 +46,10 @@ enum Sender {
 
 /// An end of a connection that serves many exchanges.
 #[derive(Clone)]
-pub struct SharedSender(http2::SendRequest<RequestBody>);
+pub struct SharedSender {
+    sender: http2::SendRequest<RequestBody>,
+    counted: Counted,
+}
 
 /// What a connection has become after its endpoint has switched protocols: bytes.
 pub struct Stream {
@@ -113,7 +117,8 @@ impl Connection {
         let relay = Arc::new(Relay { polling: AtomicBool::new(false), again: AtomicBool::new(false), task });
         let (connection, waker) = (Some(Box::new(connection) as Box<dyn Driving>), relay.clone().into());
         let driver = Driver { connection, ended: None, waker, relay };
-        Ok(Connection { sender: Sender::Http1(sender), driver: Some(driver), slot })
+        let counted = slot.counted();
+        Ok(Connection { sender: Sender::Http1(sender), driver: Some(driver), slot, counted })
     }
 
     /// Speaks HTTP/2 over a transport. Its task ends when the last sender is dropped, or the endpoint closes.
@@ -124,18 +129,20 @@ impl Connection {
         builder.max_header_list_size(HEADER_LIST);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
         let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
+        let counted = slot.counted();
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection");
             }
             drop(slot);
         });
-        Ok(Connection::of_shared(SharedSender(sender)))
+        Ok(Connection::of_shared(SharedSender { sender, counted }))
     }
 
     /// One more use of a shared connection.
     pub fn of_shared(sender: SharedSender) -> Self {
-        Connection { sender: Sender::Http2(sender), driver: None, slot: Slot::default() }
+        let counted = sender.counted.clone();
+        Connection { sender: Sender::Http2(sender), driver: None, slot: Slot::default(), counted }
     }
 
     /// The end that others can use too, if this version has such.
@@ -166,7 +173,7 @@ impl Connection {
     pub fn send(&mut self, request: Request<RequestBody>) -> impl Future<Output = Answered> + use<> {
         match &mut self.sender {
             Sender::Http1(sender) => Answer::Http1 { answer: sender.try_send_request(request) },
-            Sender::Http2(sender) => Answer::Http2 { answer: sender.0.try_send_request(request) },
+            Sender::Http2(sender) => Answer::Http2 { answer: sender.sender.try_send_request(request) },
         }
     }
 
@@ -191,9 +198,16 @@ impl Connection {
         ready == Poll::Ready(true) && !sender.is_closed()
     }
 
-    /// What lets it be there.
-    pub fn slot(&self) -> &Slot {
-        &self.slot
+    /// Among which it was counted.
+    pub fn counted(&self) -> &Counted {
+        &self.counted
+    }
+
+    /// Gives a connection of HTTP/1 a task of its own.
+    pub fn detach(&mut self) {
+        if let Some(driver) = &mut self.driver {
+            driver.detach(std::mem::take(&mut self.slot));
+        }
     }
 
     /// The bytes of a connection whose endpoint has switched protocols.
@@ -203,8 +217,13 @@ impl Connection {
 }
 
 impl SharedSender {
+    /// Among which its connection was counted.
+    pub fn counted(&self) -> &Counted {
+        &self.counted
+    }
+
     pub fn is_closed(&self) -> bool {
-        self.0.is_closed()
+        self.sender.is_closed()
     }
 }
 
@@ -260,13 +279,13 @@ impl Driver {
         polled
     }
 
-    /// Gives the connection a task of its own.
-    pub fn detach(&mut self) {
+    fn detach(&mut self, slot: Slot) {
         if let Some(mut connection) = self.connection.take() {
             tokio::task::spawn_local(async move {
                 if let Err(error) = std::future::poll_fn(|cx| connection.poll(cx)).await {
                     tracing::debug!(%error, "upstream connection");
                 }
+                drop(slot);
             });
         }
     }

@@ -7,6 +7,8 @@ use super::statuses::Statuses;
 /// What an upstream makes of checks and failures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
+    /// Whether anybody checks.
+    pub are_checked: bool,
     /// Checks in a row that bring an endpoint back.
     pub healthy: u32,
     /// Checks in a row that take an endpoint out.
@@ -88,7 +90,8 @@ const LEAST_SHARE: u32 = 10;
 impl Default for Rules {
     /// Those of the manifest reference.
     fn default() -> Self {
-        Rules { healthy: 2, unhealthy: 3, outliers: Some(Outliers::default()), slow_start: None, panic: 1 }
+        let outliers = Some(Outliers::default());
+        Rules { are_checked: false, healthy: 2, unhealthy: 3, outliers, slow_start: None, panic: 1 }
     }
 }
 
@@ -141,6 +144,11 @@ impl Health {
             self.back_since = Some(now);
         }
         returns || shown == Checks::Failing
+    }
+
+    /// Nobody checks any more: what checks have shown is of no account.
+    pub fn forget_checks(&mut self) {
+        (self.checks, self.contrary) = (Checks::Unknown, 0);
     }
 
     /// Takes it out for its failures; gives how long.
@@ -261,7 +269,7 @@ mod tests {
 
     fn rules() -> Rules {
         let slow_start = Some(Duration::from_secs(30));
-        Rules { healthy: 2, unhealthy: 3, outliers: Some(outliers()), slow_start, panic: 1 }
+        Rules { outliers: Some(outliers()), slow_start, ..Rules::default() }
     }
 
     fn after(now: Instant, seconds: u64) -> Instant {

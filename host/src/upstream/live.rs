@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::EndpointAddr;
 use super::endpoint::{Endpoint, InFlight, Totals};
@@ -82,6 +82,10 @@ struct Set {
     seats: Vec<Seat>,
     snapshot: Arc<Members>,
     next_interval: Option<Instant>,
+    /// It was told that no more may be ejected.
+    is_full: bool,
+    /// When the first came.
+    begun: Option<Instant>,
     /// Addresses that an operator drains, whoever wants them.
     drained: Vec<Arc<str>>,
 }
@@ -95,13 +99,17 @@ struct Seat {
     seen: Totals,
 }
 
+/// Who comes so soon after the first belongs to them, and starts with its whole share: names are looked up one by one.
+const BEGINNING: Duration = Duration::from_secs(5);
+
 impl Live {
     /// An empty set.
     pub fn new(name: Arc<str>) -> Self {
         let in_flight = Arc::<InFlight>::default();
         let snapshot = Members { version: 0, list: Vec::new(), panicking: false, in_flight: in_flight.clone() };
         let (seats, drained) = (Vec::new(), Vec::new());
-        let set = Set { rules: Rules::default(), seats, snapshot: Arc::new(snapshot), next_interval: None, drained };
+        let (rules, snapshot) = (Rules::default(), Arc::new(snapshot));
+        let set = Set { rules, seats, snapshot, next_interval: None, is_full: false, begun: None, drained };
         let (version, consecutive) = (AtomicU64::new(0), AtomicU32::new(0));
         Live { name, version, consecutive, set: Mutex::new(set), in_flight, events: Events::default() }
     }
@@ -125,6 +133,9 @@ impl Live {
         let mut set = self.lock();
         if set.rules != *rules {
             set.rules = rules.clone();
+            if !rules.are_checked {
+                set.seats.iter_mut().for_each(|seat| seat.health.forget_checks());
+            }
             self.publish(&mut set, now);
         }
         let consecutive = rules.outliers.as_ref().map_or(0, |outliers| outliers.consecutive);
@@ -134,7 +145,7 @@ impl Live {
     /// Has just these in the set; who was in it already keeps its health and figures.
     pub fn set_members(&self, wanted: Vec<Wanted>, now: Instant) {
         let mut set = self.lock();
-        let first = set.seats.is_empty();
+        let first = now.saturating_duration_since(*set.begun.get_or_insert(now)) < BEGINNING;
         let mut before = std::mem::take(&mut set.seats);
         for wanted in wanted {
             if set.seats.iter().any(|seat| seat.wanted.address == wanted.address) {
@@ -169,10 +180,9 @@ impl Live {
     /// A request has failed at an endpoint, so many in a row.
     pub fn failed(&self, endpoint: &Endpoint, in_a_row: u32, now: Instant) {
         let consecutive = self.consecutive.load(Ordering::Relaxed);
-        if consecutive == 0 || in_a_row < consecutive {
+        if consecutive == 0 || !in_a_row.is_multiple_of(consecutive) {
             return;
         }
-        endpoint.failures.store(0, Ordering::Relaxed);
         let mut set = self.lock();
         let Some(place) = set.seats.iter().position(|seat| std::ptr::eq(&*seat.endpoint, endpoint)) else { return };
         if self.eject(&mut set, place, &format!("{in_a_row} failures in a row"), now) {
@@ -183,24 +193,28 @@ impl Live {
     /// Has an endpoint get nothing new, or lets it have its share again; says whether there is such an endpoint.
     pub fn drain(&self, address: &str, drains: bool, now: Instant) -> bool {
         let mut set = self.lock();
-        let Some(seat) = set.seats.iter().find(|seat| *seat.wanted.address.text == *address) else { return false };
-        let text = seat.wanted.address.text.clone();
-        set.drained.retain(|drained| *drained != text);
-        if drains {
-            set.drained.push(text);
-        }
+        let before = set.drained.len();
+        set.drained.retain(|drained| **drained != *address);
+        let was_drained = set.drained.len() < before;
+        let known = set.seats.iter().find(|seat| *seat.wanted.address.text == *address);
+        let known = known.map(|seat| seat.wanted.address.text.clone());
+        let is_known = known.is_some();
+        set.drained.extend(known.filter(|_| drains));
         self.publish(&mut set, now);
-        true
+        is_known || was_drained
     }
 
     /// Lets time pass: ends ejections, goes on with slow starts, looks at the figures of an interval.
     pub fn tick(&self, now: Instant) {
         let mut set = self.lock();
         let mut changes = false;
-        let Set { seats, rules, .. } = &mut *set;
+        let Set { seats, rules, is_full, .. } = &mut *set;
         for seat in seats {
             if seat.health.tick(rules, now) {
                 tracing::info!(upstream = &*self.name, endpoint = &*seat.wanted.address.text, "back from its ejection");
+                // Those that were in flight when it was taken out say nothing of it as it is now.
+                seat.endpoint.failures.store(0, Ordering::Relaxed);
+                *is_full = false;
                 changes = true;
             }
             changes |= seat.health.is_starting(rules);
@@ -249,8 +263,12 @@ impl Live {
         let out = set.seats.iter().filter(|seat| seat.health.is_ejected()).count();
         let Some(seat) = set.seats.get_mut(place).filter(|seat| !seat.health.is_ejected()) else { return false };
         let (upstream, endpoint) = (&*self.name, &*seat.wanted.address.text);
-        if out >= outliers.most_of(set.snapshot.list.len()) {
-            tracing::warn!(upstream, endpoint, why, "not ejected: too many are");
+        let most = outliers.most_of(set.snapshot.list.len());
+        if out >= most {
+            // Said once, not with each failure.
+            if most > 0 && !std::mem::replace(&mut set.is_full, true) {
+                tracing::warn!(upstream, endpoint, why, "not ejected: as many are as may be");
+            }
             return false;
         }
         let time = seat.health.eject(&outliers, now);

@@ -83,16 +83,11 @@ impl Policy {
 
     /// Whether a request that failed so may be sent once more.
     pub fn covers(&self, kind: Kind, reached: Reached, method: &Method) -> bool {
-        if reached == Reached::Nobody {
-            return self.on.connect;
-        }
-        self.may_repeat(method)
-            && match kind {
-                Kind::ConnectionRefused | Kind::ConnectionTimeout | Kind::TlsError => self.on.connect,
-                Kind::ConnectionTerminated => self.on.reset,
-                Kind::ResponseTimeout => self.on.timeout,
-                Kind::ProtocolError => self.on.malformed,
-                _ => false,
+        // What isn't the endpoint's fault would fail at another, too.
+        kind.blames_endpoint()
+            && match reached {
+                Reached::Nobody => self.on.connect,
+                Reached::Endpoint => self.may_repeat(method) && self.on.covers(kind),
             }
     }
 
@@ -104,6 +99,18 @@ impl Policy {
     /// Whether a request may be sent again although the endpoint may have acted on it.
     pub fn may_repeat(&self, method: &Method) -> bool {
         self.retries > 0 && (self.methods == Methods::Any || method.is_idempotent())
+    }
+}
+
+impl Triggers {
+    /// Whether a failure of a request that the endpoint may have acted on is one of these.
+    fn covers(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::ConnectionTerminated => self.reset,
+            Kind::ResponseTimeout => self.timeout,
+            Kind::ProtocolError => self.malformed,
+            _ => false,
+        }
     }
 }
 
@@ -161,6 +168,8 @@ mod tests {
         let cases = [
             (Kind::ConnectionRefused, Reached::Nobody, Method::POST, true),
             (Kind::ConnectionTerminated, Reached::Nobody, Method::POST, true),
+            (Kind::LimitReached, Reached::Nobody, Method::GET, false),
+            (Kind::InternalError, Reached::Nobody, Method::GET, false),
             (Kind::ConnectionTerminated, Reached::Endpoint, Method::POST, false),
             (Kind::ConnectionTerminated, Reached::Endpoint, Method::PUT, true),
             (Kind::ResponseTimeout, Reached::Endpoint, Method::GET, false),

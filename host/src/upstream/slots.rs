@@ -18,6 +18,10 @@ struct Limited {
     most_waiting: u32,
 }
 
+/// Which connections a connection was counted among.
+#[derive(Clone, Debug, Default)]
+pub struct Counted(Option<Arc<Limited>>);
+
 /// The right to a connection, for as long as that lives; none where nobody counts.
 #[derive(Debug, Default)]
 pub struct Slot(Option<Held>);
@@ -52,15 +56,37 @@ impl Slots {
     }
 }
 
+impl Slots {
+    /// Whether a connection is one of these: under other limits, or none, it would never be counted.
+    pub fn have(&self, connection: &Counted) -> bool {
+        match (&self.0, &connection.0) {
+            (None, _) => true,
+            (Some(own), Some(its)) => Arc::ptr_eq(own, its),
+            (Some(_), None) => false,
+        }
+    }
+
+    /// Whether anything but this has them.
+    pub fn are_in_use(&self) -> bool {
+        self.0.as_ref().is_some_and(|limited| Arc::strong_count(limited) > 1)
+    }
+}
+
 impl Slot {
+    pub fn counted(&self) -> Counted {
+        Counted(self.0.as_ref().map(|held| held.limited.clone()))
+    }
+}
+
+impl Counted {
     /// Whether it is one of a limited number.
-    pub fn is_counted(&self) -> bool {
+    pub fn is_limited(&self) -> bool {
         self.0.is_some()
     }
 
     /// Whether somebody waits for one, be it on another worker.
     pub fn is_wanted(&self) -> bool {
-        self.0.as_ref().is_some_and(|held| held.limited.waiting.load(Ordering::Relaxed) > 0)
+        self.0.as_ref().is_some_and(|limited| limited.waiting.load(Ordering::Relaxed) > 0)
     }
 }
 
@@ -86,13 +112,16 @@ mod tests {
     async fn beyond_the_connections_a_queue_and_beyond_that_nobody() {
         let slots = Slots::limited(1, 1);
         let first = slots.take().await.unwrap();
-        assert!(first.is_counted() && !first.is_wanted());
+        let counted = first.counted();
+        assert!(counted.is_limited() && !counted.is_wanted());
         let mut second = Box::pin(slots.take());
-        assert!(poll(second.as_mut()).is_none() && first.is_wanted());
+        assert!(poll(second.as_mut()).is_none() && counted.is_wanted());
         assert_eq!(slots.take().await.unwrap_err().kind, Kind::LimitReached);
         drop(first);
         let second = second.await.unwrap();
-        assert!(!second.is_wanted());
+        assert!(!counted.is_wanted());
+        assert!(slots.have(&counted) && !Slots::limited(1, 1).have(&counted) && Slots::default().have(&counted));
+        assert!(!slots.have(&Counted::default()));
         drop(second);
         assert!(slots.take().await.is_ok(), "the slot came back");
     }
