@@ -497,3 +497,45 @@ fn workers_share_few_connections_of_http2() {
     let seen = load(&proxy, 8, GET, || until("enough have passed", || origin.requests() > 500));
     only_200(&seen);
 }
+
+#[test]
+fn a_process_killed_under_load_costs_no_idempotent_request() {
+    let origin = Backend::start("origin");
+    let process = || start(&manifest(&[&origin], ""));
+    let mut processes = vec![process(), process(), process()];
+    let addresses: Vec<&str> = processes.iter().map(|process| &*process.address).collect();
+    let proxy = start(&with_endpoints(&format!("{addresses:?}"), ""));
+    let seen = load(&proxy, 16, GET, || {
+        until("all take part", || origin.requests() > 500);
+        // Killed with SIGKILL, as it is dropped.
+        drop(processes.pop());
+        let before = origin.requests();
+        until("the others go on", || origin.requests() > before + 1_000);
+    });
+    only_200(&seen);
+    assert_eq!(states(&proxy), ["up", "up", "ejected"]);
+}
+
+#[test]
+fn of_backends_that_are_ill_in_every_way_clients_see_little_under_load() {
+    let [slow, broken, mute, good] = ["slow", "broken", "mute", "good"].map(Backend::start);
+    slow.does(Does::AnswerLate(Duration::from_millis(50)));
+    broken.does(Does::Half);
+    mute.does(Does::Hang);
+    let refusing = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string() };
+    let addresses = [&slow.address, &broken.address, &mute.address, &good.address, &refusing];
+    let more = "response-timeout = \"300ms\"\nretry = { on = [\"connect\", \"reset\", \"timeout\"] }\n\
+                outliers = { consecutive = 3, most = 80, ejection = \"1m\" }";
+    let proxy = start(&with_endpoints(&format!("{addresses:?}"), more));
+    let seen = load(&proxy, 12, GET, || until("enough have passed", || good.requests() > 2_000));
+    // What is cut off within a response can't be taken back: each of the clients may have met it at a time, over and
+    // over until the endpoint was out.
+    let lost = seen.total() - seen.status(200);
+    assert!(lost <= 12 * 3 && seen.0.keys().all(|outcome| outcome == "lost" || outcome.starts_with("200")), "{seen:?}");
+    assert_eq!(states(&proxy), ["up", "ejected", "ejected", "up", "ejected"]);
+    let again = load(&proxy, 12, GET, || {
+        let before = good.requests();
+        until("more have passed", || good.requests() > before + 500);
+    });
+    only_200(&again);
+}

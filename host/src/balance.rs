@@ -19,7 +19,7 @@ use crate::upstream::seats::{Seat, Seats};
 /// Where a request goes, and what its response is to have besides.
 pub struct Choice {
     pub seat: Rc<Seat>,
-    pub edits: SmallVec<[Edit; 4]>,
+    pub edits: Option<Rc<[Edit]>>,
 }
 
 /// Chooses for a request to an upstream, given by its place, that has failed at some endpoints already.
@@ -45,7 +45,7 @@ pub fn choose(running: &Running, place: usize, head: &Head, tried: &[Rc<Seat>], 
 fn only(seats: &Seats) -> Result<Choice, Error> {
     let seat = seats.list.first().ok_or_else(|| unavailable("the upstream has no endpoint"))?;
     match seat.offer {
-        Offer::Up => Ok(Choice { seat: seat.clone(), edits: SmallVec::new() }),
+        Offer::Up => Ok(Choice { seat: seat.clone(), edits: None }),
         Offer::Down => Err(unavailable("the endpoint is down")),
         Offer::Draining => Err(unavailable("the endpoint is draining")),
     }

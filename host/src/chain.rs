@@ -105,8 +105,9 @@ pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) 
 }
 
 /// Makes the edits that a balancer wants made to the response.
-pub fn balanced(edits: SmallVec<[Edit; 4]>, head: &mut Head) -> Result<(), Failed> {
-    let applied = edit::apply(edits, &[], Side::Response, head);
+pub fn balanced(edits: Option<&[Edit]>, head: &mut Head) -> Result<(), Failed> {
+    let Some(edits) = edits else { return Ok(()) };
+    let applied = edit::apply(edits.iter().cloned().collect(), &[], Side::Response, head);
     applied.map_err(|refused| Error::new(Kind::PluginError, refused).into())
 }
 

@@ -180,7 +180,7 @@ fn finish(
     let (mut parts, body) = forwarded.response.into_parts();
     forwarding::response(&mut parts.headers);
     head.response = Some(parts);
-    let edited = chain::balanced(forwarded.edits, &mut head);
+    let edited = chain::balanced(forwarded.edits.as_deref(), &mut head);
     let up = edited.and_then(|()| chain::up(running, route, depth, &mut head)).and_then(|content| {
         let body = match content {
             Some(content) => ResponseBody::Full(Bytes::from(content)),

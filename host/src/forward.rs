@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
-use smallvec::SmallVec;
 
 use crate::attempt::{Attempt, Outcome};
 use crate::balance::{self, Choice};
@@ -36,20 +35,20 @@ pub struct Sending {
 /// A response, with the edits that the balancer wants made to it.
 pub struct Forwarded {
     pub response: Response<ResponseBody>,
-    pub edits: SmallVec<[Edit; 4]>,
+    pub edits: Option<Rc<[Edit]>>,
 }
 
 impl From<Response<ResponseBody>> for Forwarded {
     /// A response that no balancer has to do with.
     fn from(response: Response<ResponseBody>) -> Self {
-        Forwarded { response, edits: SmallVec::new() }
+        Forwarded { response, edits: None }
     }
 }
 
 /// An attempt to be made.
 struct Next {
     seat: Rc<Seat>,
-    edits: SmallVec<[Edit; 4]>,
+    edits: Option<Rc<[Edit]>>,
     flight: Flight,
 }
 

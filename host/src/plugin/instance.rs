@@ -1,6 +1,7 @@
 //! A live copy of a plugin, and the rule for failures: a copy is spent when a call begins and whole again when the
 //! call has returned, so a trap, a deadline or a refused growth costs exactly this copy.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,7 +40,7 @@ pub struct Instance {
     pub(super) request_body: Option<request_body::RequestBodyHook>,
     pub(super) response_body: Option<response_body::ResponseBodyHook>,
     /// What its balancer may want done to responses.
-    response_plans: Vec<SmallVec<[Edit; 4]>>,
+    response_plans: Vec<Rc<[Edit]>>,
 }
 
 /// How many times a call's limit making and configuring an instance may take.
@@ -60,7 +61,7 @@ pub struct Picked {
     /// Its index.
     pub endpoint: u32,
     /// For the response.
-    pub edits: SmallVec<[Edit; 4]>,
+    pub edits: Option<Rc<[Edit]>>,
 }
 
 /// Why a call failed.
@@ -182,8 +183,8 @@ impl Instance {
         self.store.data_mut().members = Some(members.clone());
         let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
         let plans = hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, &told).map_err(trapped)?;
-        let checked = plans.into_iter().map(|edits| checked_edits(Side::Response, edits));
-        self.response_plans = checked.collect::<Result<_, _>>()?;
+        let checked = plans.into_iter().map(|edits| Ok(checked_edits(Side::Response, edits)?.into_vec().into()));
+        self.response_plans = checked.collect::<Result<_, Refused>>()?;
         Ok(())
     }
 
@@ -207,10 +208,8 @@ impl Instance {
         let choice =
             hook.plugway_plugin_balancer().call_pick(&mut self.store, &values, key, attempt).map_err(trapped)?;
         let Some(balancer::Choice { endpoint, response_plan }) = choice else { return Ok(None) };
-        let edits = match response_plan {
-            None => SmallVec::new(),
-            Some(place) => self.response_plans.get(place as usize).ok_or(Refused::Plan(place))?.clone(),
-        };
+        let planned = |place: u32| self.response_plans.get(place as usize).cloned().ok_or(Refused::Plan(place));
+        let edits = response_plan.map(planned).transpose()?;
         Ok(Some(Picked { endpoint, edits }))
     }
 
