@@ -19,7 +19,7 @@ use crate::head::Head;
 use crate::resend::Content;
 use crate::upload::{RequestBody, Upload};
 use crate::upstream::connect::Wanted;
-use crate::upstream::connection::Connection;
+use crate::upstream::connection::{Answered, Connection};
 use crate::upstream::retry::Reached;
 use crate::upstream::seats::Flight;
 use crate::upstream::slots::Slots;
@@ -39,11 +39,11 @@ pub struct Attempt<'a> {
     pub step: &'a Deadline,
 }
 
-/// A request that got no response; most often with the request itself, if nothing of it was read.
-type Unsent = TrySendError<Request<RequestBody>>;
-
-/// What came of an attempt: the head of a response with the connection that it streams from, or none.
-pub type Outcome = Result<(Response<Incoming>, Lease), Failure>;
+/// The head of a response, with the connection that the rest streams from.
+pub struct Answer {
+    pub response: Response<Incoming>,
+    pub lease: Lease,
+}
 
 /// An attempt that brought no response.
 pub struct Failure {
@@ -53,24 +53,24 @@ pub struct Failure {
 
 impl Attempt<'_> {
     /// Sends the request to the endpoint of a flight.
-    pub async fn run(self, flight: Flight) -> Outcome {
+    pub async fn run(self, flight: Flight) -> Result<Answer, Failure> {
         let pool = flight.seat().pool.clone();
         let wanted = self.wanted(&flight.seat().endpoint.address)?;
         let kept = pool.idle(wanted, self.rules, self.slots, self.step.clock().now());
-        if let Some(connection) = kept
-            && let Some(answer) = self.send_kept(connection, &flight).await?
+        if let Some(mut connection) = kept
+            && let Some(response) = self.send_kept(&mut connection, &flight).await?
         {
-            return self.answered(answer, flight);
+            return self.answered(response, connection, flight);
         }
-        let connection = match self.connect(&flight, wanted).await? {
+        let mut connection = match self.connect(&flight, wanted).await? {
             Connected::Fresh(connection) => connection,
-            Connected::Kept(connection) => match self.send_kept(connection, &flight).await? {
-                Some(answer) => return self.answered(answer, flight),
+            Connected::Kept(mut connection) => match self.send_kept(&mut connection, &flight).await? {
+                Some(response) => return self.answered(response, connection, flight),
                 None => return Err(nobody(Error::new(Kind::ConnectionTerminated, "two kept connections were dead"))),
             },
         };
-        match self.send(connection, &flight).await? {
-            Ok(answer) => self.answered(answer, flight),
+        match self.send(&mut connection, &flight).await? {
+            Ok(response) => self.answered(response, connection, flight),
             Err(unsent) => Err(self.failed(unsent)),
         }
     }
@@ -104,14 +104,18 @@ impl Attempt<'_> {
     }
 
     /// Sends on a connection that was kept; none if that turns out dead and the request may go out on another.
-    async fn send_kept(&self, connection: Connection, flight: &Flight) -> Result<Option<Answer>, Failure> {
+    async fn send_kept(
+        &self,
+        connection: &mut Connection,
+        flight: &Flight,
+    ) -> Result<Option<Response<Incoming>>, Failure> {
         let sent = self.send(connection, flight).await.inspect_err(|failure| {
             if failure.error.kind == Kind::ResponseTimeout {
                 flight.seat().pool.give_up_shared();
             }
         });
         match sent? {
-            Ok(answer) => Ok(Some(answer)),
+            Ok(response) => Ok(Some(response)),
             Err(unsent) if self.repeats(&unsent) => {
                 self.take_back(unsent);
                 Ok(None)
@@ -121,7 +125,7 @@ impl Attempt<'_> {
     }
 
     /// Sends, and waits for the head of the response, driving the connection meanwhile.
-    async fn send(&self, mut connection: Connection, flight: &Flight) -> Result<Result<Answer, Unsent>, Failure> {
+    async fn send(&self, connection: &mut Connection, flight: &Flight) -> Result<Answered, Failure> {
         let (rules, step, upload) = (self.rules, self.step, self.upload);
         let body = self.content.borrow_mut().take().ok_or_else(spent)?;
         let address = &flight.seat().endpoint.address;
@@ -141,13 +145,16 @@ impl Attempt<'_> {
             let error = Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
             Failure { error, reached: Reached::Endpoint }
         };
-        let answered = step.limit(rules.response_timeout, sending).await.map_err(late)?;
-        Ok(answered.map(|response| Answer { response, connection }))
+        step.limit(rules.response_timeout, sending).await.map_err(late)
     }
 
     /// A response that can be passed on, with the connection that it streams from.
-    fn answered(&self, answer: Answer, flight: Flight) -> Outcome {
-        let Answer { response, connection } = answer;
+    fn answered(
+        &self,
+        response: Response<Incoming>,
+        connection: Connection,
+        flight: Flight,
+    ) -> Result<Answer, Failure> {
         let malformed = |why| Failure { error: Error::new(Kind::ProtocolError, why), reached: Reached::Endpoint };
         let version = response.version();
         if version != Version::HTTP_2 && !forwarding::is_framed(version, response.headers()) {
@@ -157,25 +164,25 @@ impl Attempt<'_> {
             return Err(malformed("a switch of protocols that nobody asked for"));
         }
         let (rules, step) = (self.rules, self.step.clone());
-        Ok((response, Lease { connection, flight, is_good: true, rules, step }))
+        Ok(Answer { response, lease: Lease { connection, flight, is_good: true, rules, step } })
     }
 
     /// Whether a request that died with a kept connection may go out on another.
-    fn repeats(&self, unsent: &Unsent) -> bool {
+    fn repeats(&self, unsent: &TrySendError<Request<RequestBody>>) -> bool {
         let is_untouched = unsent.message().is_some();
         let is_harmless = is_stale(unsent.error()) && self.head.request.method.is_idempotent();
         self.upload.failed().is_none() && (is_untouched || is_harmless && self.content.borrow().is_whole())
     }
 
     /// Keeps what is left of a request for another attempt.
-    fn take_back(&self, mut unsent: Unsent) -> hyper::Error {
+    fn take_back(&self, mut unsent: TrySendError<Request<RequestBody>>) -> hyper::Error {
         if let Some(request) = unsent.take_message() {
             self.content.borrow_mut().put_back(request.into_body());
         }
         unsent.into_error()
     }
 
-    fn failed(&self, unsent: Unsent) -> Failure {
+    fn failed(&self, unsent: TrySendError<Request<RequestBody>>) -> Failure {
         let is_untouched = unsent.message().is_some();
         let error = self.take_back(unsent);
         match self.upload.failed() {
@@ -184,12 +191,6 @@ impl Attempt<'_> {
             None => Failure { error: from_hyper(error), reached: Reached::Endpoint },
         }
     }
-}
-
-/// A response, and where it came from.
-struct Answer {
-    response: Response<Incoming>,
-    connection: Connection,
 }
 
 enum Connected {

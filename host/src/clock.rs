@@ -3,10 +3,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+use pin_project_lite::pin_project;
 
 /// How exact deadlines are: late by up to this much.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -144,25 +146,51 @@ impl Deadline {
         self.is_met()
     }
 
-    /// Runs a future for at most so long.
-    pub async fn limit<T>(&self, after: Duration, future: impl Future<Output = T>) -> Result<T, Late> {
+    /// Runs a future for at most so long from now on.
+    pub fn limit<F: Future>(&self, after: Duration, future: F) -> Limited<'_, F> {
         self.set(after);
-        let outcome = self.until_met(future).await;
-        self.clear();
-        outcome
+        Limited { future, deadline: self, ending: Ending::Clears }
     }
 
     /// Runs a future, until the deadline is met if it is set.
-    pub async fn until_met<T>(&self, future: impl Future<Output = T>) -> Result<T, Late> {
-        let mut future = pin!(future);
-        poll_fn(|cx| match future.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending if self.is_met() => Poll::Ready(Err(Late)),
+    pub fn until_met<F: Future>(&self, future: F) -> Limited<'_, F> {
+        Limited { future, deadline: self, ending: Ending::Leaves }
+    }
+}
+
+pin_project! {
+    /// A future with a deadline. Not an `async fn`: that would have room for what it runs twice.
+    pub struct Limited<'a, F> {
+        #[pin]
+        future: F,
+        deadline: &'a Deadline,
+        ending: Ending,
+    }
+}
+
+/// What becomes of the deadline at the end.
+#[derive(Clone, Copy, PartialEq)]
+enum Ending {
+    Clears,
+    Leaves,
+}
+
+impl<F: Future> Future for Limited<'_, F> {
+    type Output = Result<F::Output, Late>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let limited = self.project();
+        let outcome = match limited.future.poll(cx) {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending if limited.deadline.is_met() => Err(Late),
             Poll::Pending => {
-                self.watch(cx);
-                Poll::Pending
+                limited.deadline.watch(cx);
+                return Poll::Pending;
             }
-        })
-        .await
+        };
+        if *limited.ending == Ending::Clears {
+            limited.deadline.clear();
+        }
+        Poll::Ready(outcome)
     }
 }

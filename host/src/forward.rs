@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
 
-use crate::attempt::{Attempt, Outcome};
+use crate::attempt::{Answer, Attempt, Failure};
 use crate::balance::{self, Choice};
 use crate::body::{Lease, ResponseBody, Switched, UpstreamBody};
 use crate::clock::Deadline;
@@ -93,7 +93,7 @@ pub async fn forward(
                 continue;
             }
         }
-        let (response, mut lease) = outcome.map_err(|failure| failure.error)?;
+        let Answer { response, mut lease } = outcome.map_err(|failure| failure.error)?;
         lease.is_good = upstream.is_good(response.status());
         let empty = content.borrow().is_empty();
         // What is kept of it is of no use any more, and stands for content that isn't all sent.
@@ -122,19 +122,25 @@ impl<'a> Attempts<'a> {
     }
 
     /// Takes note of what an attempt says of its endpoint.
-    fn note(&self, seat: &Seat, outcome: &Outcome, took: Duration, now: Instant) {
+    fn note(&self, seat: &Seat, outcome: &Result<Answer, Failure>, took: Duration, now: Instant) {
         match outcome {
-            Ok((response, _)) => self.upstream.answered(seat, response.status(), took, now),
+            Ok(answer) => self.upstream.answered(seat, answer.response.status(), took, now),
             Err(failure) if failure.error.kind.blames_endpoint() => seat.failed(took, now),
             Err(_) => {}
         }
     }
 
     /// Whether a request is to be sent once more.
-    fn are_worth_another(&self, outcome: &Outcome, method: &Method, content: &Content, now: Instant) -> bool {
+    fn are_worth_another(
+        &self,
+        outcome: &Result<Answer, Failure>,
+        method: &Method,
+        content: &Content,
+        now: Instant,
+    ) -> bool {
         let retry = &self.upstream.retry;
         let is_covered = match outcome {
-            Ok((response, _)) => retry.covers_status(response.status(), method),
+            Ok(answer) => retry.covers_status(answer.response.status(), method),
             Err(failure) => retry.covers(failure.error.kind, failure.reached, method),
         };
         is_covered && content.is_whole() && self.may_go_on(now)
@@ -156,7 +162,8 @@ impl<'a> Attempts<'a> {
         let is_next = |seat: &&Rc<Seat>| Arc::ptr_eq(&seat.endpoint, &next.endpoint);
         let before = self.tried.iter().filter(is_next).count() as u32;
         if before > 0 {
-            tokio::time::sleep(retry::pause(before - 1)).await;
+            // Boxed, so that the many exchanges that never wait don't carry room for it.
+            Box::pin(tokio::time::sleep(retry::pause(before - 1))).await;
         }
     }
 }
