@@ -323,6 +323,9 @@ fn connections_are_limited_and_waited_for() {
     until("one is there", || a.requests() == before + 1);
     let mut second = proxy.connect();
     second.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    // Whichever of the two comes first has the place in the queue; the other hears at once that it is taken.
+    let third = proxy.get("/", "");
+    assert_eq!((third.status(), third.field("retry-after")), (503, Some("1")));
     let answer = read_message(&mut BufReader::new(second)).unwrap();
     assert_eq!((answer.status(), answer.field("retry-after")), (503, Some("1")), "it waited as long as it may");
     assert_eq!(upstream(&proxy)["retries"], 0, "and no longer");

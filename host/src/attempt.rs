@@ -62,7 +62,8 @@ impl Attempt<'_> {
         {
             return self.answered(response, connection, flight);
         }
-        let mut connection = match self.connect(&flight, wanted).await? {
+        // Boxed, so that the many exchanges that need no new connection don't carry room for it.
+        let mut connection = match Box::pin(self.connect(&flight, wanted)).await? {
             Connected::Fresh(connection) => connection,
             Connected::Kept(mut connection) => match self.send_kept(&mut connection, &flight).await? {
                 Some(response) => return self.answered(response, connection, flight),
@@ -97,8 +98,7 @@ impl Attempt<'_> {
             Leave::Connect(slot) => slot,
         };
         let late = |_| nobody(Error::new(Kind::ConnectionTimeout, format!("no connection after {within:?}")));
-        // Boxed, so that the many exchanges that need no new connection don't carry room for it.
-        let connecting = Box::pin(pool.fresh((self.slots, slot), wanted, &self.head.peer, rules, clock));
+        let connecting = pool.fresh((self.slots, slot), wanted, &self.head.peer, rules, clock);
         let connected = self.step.limit(within, connecting).await.map_err(late)?;
         connected.map(Connected::Fresh).map_err(nobody)
     }

@@ -104,9 +104,9 @@ impl Upload {
         self.0.bytes.get()
     }
 
-    /// Whether the client is waited for.
+    /// Whether the client is waited for, and may not take its time: then nobody can say who waits for whom.
     pub fn is_awaited(&self) -> bool {
-        self.0.awaited.get() && !self.is_over()
+        self.0.awaited.get() && !self.is_over() && !self.0.unhurried.get()
     }
 
     /// Why it was given up, if neither the endpoint nor the end of the connection was the reason.
