@@ -199,11 +199,11 @@ fn who_keeps_failing_is_ejected_and_comes_back() {
 #[test]
 fn an_interval_of_errors_or_slowness_ejects() {
     let (a, b, c) = (Backend::start("a"), Backend::start("b"), Backend::start("c"));
-    let more = "outliers = { consecutive = 0, statuses = [500], error-rate = 30, latency = 500, interval = \"500ms\", \
-                ejection = \"1m\", most = 70 }\nretry = false";
+    let more = "outliers = { consecutive = 0, statuses = [500], error-rate = 30, latency = 500, requests = 5, \
+                interval = \"500ms\", ejection = \"1m\", most = 70 }\nretry = false";
     let proxy = start(&manifest(&[&a, &b, &c], more));
     a.does(Does::Status(500));
-    b.does(Does::AnswerLate(Duration::from_millis(15)));
+    b.does(Does::AnswerLate(Duration::from_millis(150)));
     load(&proxy, 8, GET, || until("both are out", || states(&proxy) == ["ejected", "ejected", "up"]));
     assert_eq!(ask(&proxy, 9, GET).of("c"), 9);
 }
@@ -266,7 +266,7 @@ fn where_none_is_well_all_are_used_or_none() {
 #[test]
 fn who_comes_back_gets_its_share_slowly() {
     let (a, b) = (Backend::start("a"), Backend::start("b"));
-    let more = "slow-start = \"3s\"\n[upstream.app.health]\npath = \"/healthz\"\ninterval = \"50ms\"\nhealthy = 1";
+    let more = "slow-start = \"6s\"\n[upstream.app.health]\npath = \"/healthz\"\ninterval = \"50ms\"\nhealthy = 1";
     let proxy = start(&manifest(&[&a, &b], more));
     a.does(Does::Status(500));
     until("a is out", || states(&proxy) == ["failing", "up"]);
