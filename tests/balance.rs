@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use plugway_test_guests::TENANT;
 
-use crate::backend::{Backend, Does, Seen, ask, load, until};
-use crate::support::Proxy;
+use crate::backend::{Backend, Does, Seen, ask, load};
+use crate::support::{Proxy, until};
 
 const GET: &str = "GET / HTTP/1.1";
 

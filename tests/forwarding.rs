@@ -4,7 +4,7 @@ use std::io::{BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
-use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, read_message};
+use crate::support::{Proxy, echo, manifest, ok, origin, read_message, until};
 
 /// The fields of the classic site in front of gunicorn.
 const CLASSIC: &str = r#"
@@ -43,11 +43,7 @@ fn gunicorn_sees_what_nginx_would_send() {
     let mut gunicorn = Command::new(python);
     gunicorn.args(["-m", "gunicorn", "--bind", &address, "--chdir", app, "wsgi:app"]);
     let mut gunicorn = gunicorn.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while std::net::TcpStream::connect(&address).is_err() {
-        assert!(std::time::Instant::now() < deadline, "gunicorn does not listen");
-        std::thread::yield_now();
-    }
+    until("gunicorn listens", || std::net::TcpStream::connect(&address).is_ok());
     let proxy = Proxy::start(&manifest(&address, r#""forwarded""#, CLASSIC));
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--fail", "--header", "Host: example.org", &format!("http://{}/", proxy.address)]);

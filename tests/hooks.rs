@@ -105,9 +105,7 @@ fn an_observer_hears_of_the_end_and_a_timer_ticks() {
 
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut stream = std::net::TcpStream::connect(&proxy.noted).unwrap();
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", proxy.noted).unwrap();
-        let figures = read_message(&mut BufReader::new(stream)).unwrap().text();
+        let figures = proxy.ask_admin("GET /metrics").text();
         let value = |name: &str| {
             let line = figures.lines().find(|line| line.contains(&format!("plugin=\"hooks\",name=\"{name}\"")));
             line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())

@@ -7,21 +7,13 @@ use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, MISBEHAVE};
 
-use crate::support::{Message, PATIENCE, Proxy, echo, manifest, read_message, run};
+use crate::support::{PATIENCE, Proxy, echo, manifest, read_message, run, until};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
-/// Starts a proxy with an admin listener; gives that listener's address too.
-fn with_admin(text: &str) -> (Proxy, String) {
-    let proxy = Proxy::start_after(text, "admin at http://");
-    let admin = proxy.noted.clone();
-    (proxy, admin)
-}
-
-fn ask(address: &str, request: &str) -> Message {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "{request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    read_message(&mut BufReader::new(stream)).unwrap()
+/// Starts a proxy with an admin listener.
+fn with_admin(text: &str) -> Proxy {
+    Proxy::start_after(text, "admin at http://")
 }
 
 /// The lines of a file, once there are so many.
@@ -84,11 +76,7 @@ fn the_combined_log_has_a_line_for_each_exchange_and_is_opened_anew() {
 
     std::fs::rename(&path, proxy.folder.path().join("moved.log")).unwrap();
     proxy.signal("USR1");
-    let deadline = Instant::now() + PATIENCE;
-    while !path.exists() {
-        assert!(Instant::now() < deadline, "the log is not opened anew");
-        std::thread::yield_now();
-    }
+    until("the log is opened anew", || path.exists());
     proxy.get("/after", "");
     assert!(lines(&path, 1)[0].contains("GET /after"));
 }
@@ -113,7 +101,7 @@ fn the_json_log_tells_route_endpoint_failure_and_notes() {
 #[test]
 fn figures_count_responses_errors_and_plugin_failures() {
     let more = format!("{ADMIN}[plugin.bad]\nuse = {MISBEHAVE:?}\n");
-    let (proxy, admin) = with_admin(&manifest(&echo(), r#""bad""#, &more));
+    let proxy = with_admin(&manifest(&echo(), r#""bad""#, &more));
     (0..5).for_each(|_| assert_eq!(proxy.get("/", "").status(), 200));
     assert_eq!(proxy.get("/", "\r\nX-Misbehave: trap").status(), 502);
     let wanted = [
@@ -128,28 +116,28 @@ fn figures_count_responses_errors_and_plugin_failures() {
     // An exchange is counted when its last byte has gone to the socket, which the client may see first.
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let metrics = ask(&admin, "GET /metrics").text();
+        let metrics = proxy.ask_admin("GET /metrics").text();
         let missing: Vec<_> = wanted.iter().filter(|line| !metrics.lines().any(|known| known == **line)).collect();
         if missing.is_empty() {
             break;
         }
         assert!(Instant::now() < deadline, "no {missing:?} in\n{metrics}");
     }
-    let status = ask(&admin, "GET /status").text();
+    let status = proxy.ask_admin("GET /status").text();
     assert!(status.contains("\"plugins\": [\n        \"bad\"") && status.contains("\"failures\": 1"), "{status}");
 }
 
 #[test]
 fn reload_by_command_tells_the_outcome() {
     let text = manifest(&echo(), "", ADMIN);
-    let (proxy, admin) = with_admin(&text);
-    assert_eq!(run(&["reload", "--admin", &admin]), (Some(0), String::new()));
+    let proxy = with_admin(&text);
+    assert_eq!(run(&["reload", "--admin", &proxy.noted]), (Some(0), String::new()));
     // Where the manifest doesn't say which proxy, nobody's is reloaded by guess.
     let (code, error) = run(&["reload", proxy.folder.path().join("plugway.toml").to_str().unwrap()]);
     assert!(code == Some(1) && error.contains("name the address with --admin"), "{error}");
     std::fs::write(proxy.folder.path().join("plugway.toml"), text.replace("upstream = \"app\"", "upstream = \"ap\""))
         .unwrap();
-    let (code, error) = run(&["reload", "--admin", &admin]);
+    let (code, error) = run(&["reload", "--admin", &proxy.noted]);
     assert_eq!(code, Some(1));
     assert!(error.contains("there is no upstream `ap`") && error.contains("plugway.toml:"), "{error}");
     assert_eq!(proxy.get("/", "").status(), 200);
@@ -157,10 +145,10 @@ fn reload_by_command_tells_the_outcome() {
 
 #[test]
 fn the_admin_listener_answers_to_addresses_only() {
-    let (_proxy, admin) = with_admin(&manifest(&echo(), "", ADMIN));
-    let mut stream = TcpStream::connect(&admin).unwrap();
+    let proxy = with_admin(&manifest(&echo(), "", ADMIN));
+    let mut stream = TcpStream::connect(&proxy.noted).unwrap();
     write!(stream, "POST /reload HTTP/1.1\r\nHost: attacker.example\r\nConnection: close\r\n\r\n").unwrap();
     assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 403);
-    assert_eq!(ask(&admin, "GET /reload").status(), 405);
-    assert_eq!(ask(&admin, "GET /else").status(), 404);
+    assert_eq!(proxy.ask_admin("GET /reload").status(), 405);
+    assert_eq!(proxy.ask_admin("GET /else").status(), 404);
 }

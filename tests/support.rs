@@ -139,6 +139,13 @@ impl Proxy {
         read_message(&mut BufReader::new(stream)).unwrap()
     }
 
+    /// One request to the admin listener, whose address `start_after` noted.
+    pub fn ask_admin(&self, request: &str) -> Message {
+        let mut stream = TcpStream::connect(&self.noted).unwrap();
+        write!(stream, "{request} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.noted).unwrap();
+        read_message(&mut BufReader::new(stream)).unwrap()
+    }
+
     pub fn get(&self, path: &str, fields: &str) -> Message {
         self.exchange(&format!("GET {path} HTTP/1.1\r\nHost: example.org{fields}"))
     }
@@ -194,6 +201,15 @@ pub fn output(command: &mut Command) -> String {
 pub fn run(args: &[&str]) -> (Option<i32>, String) {
     let output = plugway().args(args).stderr(Stdio::piped()).output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Waits until a condition holds.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// An origin that answers each request with what `answer` makes of it; gives its address.

@@ -4,9 +4,8 @@ use std::io::{BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
-use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, read_message};
+use crate::support::{Proxy, echo, manifest, ok, origin, read_message, until};
 
 fn version(origin: &str, version: u32) -> String {
     let plugin = format!(
@@ -42,10 +41,8 @@ fn twenty_swaps_under_load_lose_no_request() {
         let before = served.load(Ordering::Relaxed);
         proxy.reload(&version(&origin, number));
         // Not by a line of the log: the file and the signal may be noticed apart, and each is told of.
-        let deadline = Instant::now() + PATIENCE;
-        while proxy.get("/", "").field("x-version") != Some(number.to_string().as_str()) {
-            assert!(Instant::now() < deadline, "version {number} is not served");
-        }
+        let is_served = || proxy.get("/", "").field("x-version") == Some(number.to_string().as_str());
+        until(&format!("version {number} is served"), is_served);
         while served.load(Ordering::Relaxed) < before + 20 {
             assert!(clients.iter().all(|client| !client.is_finished()), "a client failed");
             std::thread::yield_now();

@@ -5,8 +5,8 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Does, Seen, ask, load, until};
-use crate::support::{PATIENCE, Proxy, raw_origin, read_message};
+use crate::backend::{Backend, Does, Seen, ask, load};
+use crate::support::{PATIENCE, Proxy, raw_origin, read_message, until};
 
 const GET: &str = "GET / HTTP/1.1";
 
@@ -28,9 +28,7 @@ fn start(manifest: &str) -> Proxy {
 }
 
 fn admin(proxy: &Proxy, request: &str) -> String {
-    let mut stream = std::net::TcpStream::connect(&proxy.noted).unwrap();
-    write!(stream, "{request} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", proxy.noted).unwrap();
-    read_message(&mut BufReader::new(stream)).unwrap().text()
+    proxy.ask_admin(request).text()
 }
 
 fn upstream(proxy: &Proxy) -> serde_json::Value {

@@ -230,7 +230,9 @@ fn outgoing(
         fields.insert(header::HOST, host);
     }
     if version == Version::HTTP_2 {
-        *request.uri_mut() = absolute(request.headers_mut().remove(header::HOST), endpoint, target)?;
+        let host = request.headers_mut().remove(header::HOST);
+        let uri = endpoint.uri(host.as_ref(), target);
+        *request.uri_mut() = uri.map_err(|error| Error::new(Kind::RequestError, error))?;
         *request.version_mut() = version;
         return Ok(request);
     }
@@ -241,14 +243,6 @@ fn outgoing(
     // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
     *request.uri_mut() = Uri::from(target);
     Ok(request)
-}
-
-/// The target of a request in HTTP/2, whose authority stands for `Host` (RFC 9113 §8.3.1).
-fn absolute(host: Option<HeaderValue>, endpoint: &EndpointAddr, target: uri::PathAndQuery) -> Result<Uri, Error> {
-    let authority = host.as_ref().map_or(endpoint.place.authority().as_bytes(), HeaderValue::as_bytes);
-    let scheme = if endpoint.speaks == Speaks::Http2 { uri::Scheme::HTTP } else { uri::Scheme::HTTPS };
-    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build();
-    uri.map_err(|error| Error::new(Kind::RequestError, error))
 }
 
 /// Whether an endpoint closed a connection that it had kept, before it said a byte of response.

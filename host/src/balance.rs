@@ -11,8 +11,7 @@ use crate::edit::Edit;
 use crate::error::{Error, Kind};
 use crate::generation::Running;
 use crate::head::Head;
-use crate::plugin::binding::Binding;
-use crate::plugin::instance::{Picked, Trap};
+use crate::plugin::instance::Picked;
 use crate::upstream::live::Offer;
 use crate::upstream::seats::{Seat, Seats};
 
@@ -34,7 +33,8 @@ pub fn choose(running: &Running, place: usize, head: &Head, tried: &[Rc<Seat>], 
             instance.pick((&binding.balancer, binding.balancer_key.as_ref()), head, tried, now)
         })
     });
-    let picked = picked.map_err(|trap| failed(running, at, binding, trap))?;
+    let picked = picked.inspect_err(|trap| running.plugin_failed(at, "balancer", trap));
+    let picked = picked.map_err(|trap| Error::new(Kind::PluginError, trap))?;
     let Picked { endpoint: index, edits } = picked.ok_or_else(|| unavailable("the balancer found no endpoint"))?;
     let seat = seats.list.get(index as usize).filter(|seat| seat.offer != Offer::Draining).cloned();
     let none = || Error::new(Kind::PluginError, format!("the balancer chose endpoint {index}, which it may not"));
@@ -62,10 +62,4 @@ fn places(seats: &Seats, tried: &[Rc<Seat>]) -> SmallVec<[u32; 4]> {
 
 fn unavailable(why: &'static str) -> Error {
     Error::new(Kind::DestinationUnavailable, why)
-}
-
-fn failed(running: &Running, at: usize, binding: &Binding, trap: Trap) -> Error {
-    running.plugins[at].failures.add(1);
-    tracing::warn!(plugin = &*binding.name, error = %trap, "balancer failed");
-    Error::new(Kind::PluginError, trap)
 }

@@ -211,10 +211,8 @@ fn chosen(running: &Running, name: &str) -> Result<usize, Trap> {
 }
 
 fn on_error(running: &Running, place: usize, trap: Trap, depth: Depth) -> Result<(), Failed> {
-    let binding = &running.generation.bindings[place];
-    running.plugins[place].failures.add(1);
-    tracing::warn!(plugin = &*binding.name, error = %trap, "plugin failed");
-    let status = match binding.on_error {
+    running.plugin_failed(place, "plugin", &trap);
+    let status = match running.generation.bindings[place].on_error {
         OnError::Skip => return Ok(()),
         OnError::Fail => Kind::PluginError.status(),
         OnError::Respond(status) => status,

@@ -85,9 +85,7 @@ impl Ending {
             let called =
                 slot.call(|| self.running.instance(*binding), |instance| instance.observe(needs, head, &summary));
             if let Err(trap) = called {
-                let plugin = &*self.running.generation.bindings[*binding].name;
-                tracing::warn!(plugin, error = %trap, "observer failed");
-                self.running.plugins[*binding].failures.add(1);
+                self.running.plugin_failed(*binding, "observer", &trap);
             }
         }
     }

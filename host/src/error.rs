@@ -111,9 +111,7 @@ impl Kind {
             | Kind::PluginError => http::StatusCode::BAD_GATEWAY,
         }
     }
-}
 
-impl Kind {
     /// Whether it speaks against the endpoint that was asked.
     pub fn blames_endpoint(self) -> bool {
         matches!(

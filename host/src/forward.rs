@@ -81,9 +81,9 @@ pub async fn forward(
         attempts.pause(&seat).await;
         let (rules, slots, began) = (upstream.rules, &upstream.slots, Instant::now());
         let attempt = Attempt { head, content: &content, upload: &upload, hop: &hop, rules, slots, step };
-        let outcome = attempt.run(flight).await;
+        let mut outcome = attempt.run(flight).await;
         let now = Instant::now();
-        attempts.note(&seat, &outcome, now - began, now);
+        attempts.note(&seat, &mut outcome, now - began, now);
         let again = attempts.are_worth_another(&outcome, &head.request.method, &content.borrow(), now);
         if again {
             attempts.tried.push(seat);
@@ -93,8 +93,7 @@ pub async fn forward(
                 continue;
             }
         }
-        let Answer { response, mut lease } = outcome.map_err(|failure| failure.error)?;
-        lease.is_good = upstream.is_good(response.status());
+        let Answer { response, lease } = outcome.map_err(|failure| failure.error)?;
         let empty = content.borrow().is_empty();
         // What is kept of it is of no use any more, and stands for content that isn't all sent.
         drop(content);
@@ -122,9 +121,17 @@ impl<'a> Attempts<'a> {
     }
 
     /// Takes note of what an attempt says of its endpoint.
-    fn note(&self, seat: &Seat, outcome: &Result<Answer, Failure>, took: Duration, now: Instant) {
+    fn note(&self, seat: &Seat, outcome: &mut Result<Answer, Failure>, took: Duration, now: Instant) {
         match outcome {
-            Ok(answer) => self.upstream.answered(seat, answer.response.status(), took, now),
+            Ok(Answer { response, lease }) => {
+                let status = response.status();
+                lease.is_good = self.upstream.is_good(status);
+                if lease.is_good {
+                    seat.answered(status, took, now);
+                } else {
+                    seat.answered_badly(status, took, now);
+                }
+            }
             Err(failure) if failure.error.kind.blames_endpoint() => seat.failed(took, now),
             Err(_) => {}
         }

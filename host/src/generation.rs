@@ -20,7 +20,7 @@ use crate::router::Router;
 use crate::upstream::discovery::Plan;
 use crate::upstream::live::Live;
 use crate::upstream::retry::{self, Budget};
-use crate::upstream::seats::{Seat, Seats};
+use crate::upstream::seats::Seats;
 use crate::upstream::slots::Slots;
 use crate::upstream::{Pools, Rules};
 
@@ -170,11 +170,16 @@ impl Running {
                 Timed::Balancer(upstream) => self.balance(*upstream, Instance::timer),
             };
             if let Err(trap) = called {
-                let plugin = &*self.generation.bindings[*binding].name;
-                tracing::warn!(plugin, error = %trap, "timer failed");
-                self.plugins[*binding].failures.add(1);
+                self.plugin_failed(*binding, "timer", &trap);
             }
         }
+    }
+
+    /// Logs and counts a failed call of a binding, of which `what` failed.
+    pub fn plugin_failed(&self, binding: usize, what: &str, trap: &Trap) {
+        let plugin = &*self.generation.bindings[binding].name;
+        tracing::warn!(plugin, error = %trap, "{what} failed");
+        self.plugins[binding].failures.add(1);
     }
 }
 
@@ -206,8 +211,7 @@ impl Running {
         let told = self.balance(place, |instance| instance.endpoints_changed(&seats.members));
         if let (Err(trap), Some(binding)) = (told, upstream.balancer) {
             // The next pick makes another instance, and tells that.
-            tracing::warn!(plugin = &*self.generation.bindings[binding].name, error = %trap, "balancer failed");
-            self.plugins[binding].failures.add(1);
+            self.plugin_failed(binding, "balancer", &trap);
         }
         seats
     }
@@ -228,15 +232,6 @@ impl Running {
 }
 
 impl Upstream {
-    /// Takes note of a response that an endpoint has begun, so long after the request.
-    pub fn answered(&self, seat: &Seat, status: StatusCode, took: Duration, now: Instant) {
-        if self.is_good(status) {
-            seat.answered(status, took, now);
-        } else {
-            seat.answered_badly(status, took, now);
-        }
-    }
-
     /// Whether a response with this status speaks for its endpoint, once it has come to its end.
     pub fn is_good(&self, status: StatusCode) -> bool {
         let outliers = self.plan.health.outliers.as_ref();

@@ -108,9 +108,7 @@ impl Kept {
         let lookups = set.lookups(servers, looking);
         Kept { set, servers: servers.into(), _lookups: lookups }
     }
-}
 
-impl Kept {
     /// Whether an upstream is looked after by this as it wants to be.
     fn fits(&self, upstream: &Upstream, servers: &[SocketAddr]) -> bool {
         Arc::ptr_eq(&self.set.live, &upstream.live) && self.set.plan == upstream.plan && self.servers == servers

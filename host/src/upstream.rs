@@ -8,6 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderValue, Uri};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
@@ -114,6 +116,16 @@ impl Place {
             Place::Tcp(address) => address,
             Place::Unix(_) => "localhost",
         }
+    }
+}
+
+impl EndpointAddr {
+    /// What a request in HTTP/2 asks this endpoint for, whose authority stands for `Host` (RFC 9113 §8.3.1); the
+    /// endpoint's own where there is none.
+    pub fn uri(&self, host: Option<&HeaderValue>, target: PathAndQuery) -> Result<Uri, http::Error> {
+        let authority = host.map_or(self.place.authority().as_bytes(), HeaderValue::as_bytes);
+        let scheme = if self.speaks == Speaks::Http2 { Scheme::HTTP } else { Scheme::HTTPS };
+        Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build()
     }
 }
 

@@ -44,82 +44,104 @@ fn endpoint(member: &Member, now: Instant) -> Value {
     })
 }
 
-/// The figures of all upstreams.
-pub fn metrics(out: &mut String, upstreams: &[Upstream]) {
-    let now = Instant::now();
-    let mut each = |name: &str, kind: &str, help: &str, value: &dyn Fn(&Member) -> f64| {
-        family(out, name, kind, help);
-        for upstream in upstreams {
-            for member in &upstream.live.members().list {
-                let labels = [("upstream", &*upstream.name), ("endpoint", &*member.endpoint.address.text)];
-                line(out, name, &labels, value(member));
-            }
-        }
-    };
-    let sum = |one: fn(&Totals) -> u64| move |member: &Member| one(&member.endpoint.totals()) as f64;
-    each("plugway_endpoint_in_flight", "gauge", "Requests in flight.", &|member| {
-        member.endpoint.in_flight.count().into()
-    });
-    each("plugway_endpoint_weight", "gauge", "Its share, smaller in a slow start.", &|member| {
-        f64::from(member.weight) / 100.0
-    });
-    each(
-        "plugway_endpoint_latency_seconds",
-        "gauge",
-        "How long responses take to begin, as balancers see it.",
-        &|member| f64::from(member.endpoint.latency.micros(now)) / 1e6,
-    );
-    each(
-        "plugway_endpoint_response_seconds_total",
-        "counter",
-        "How long responses took to begin, in all.",
-        &|member| member.endpoint.totals().latency_us as f64 / 1e6,
-    );
-    each(
-        "plugway_endpoint_failures_total",
-        "counter",
-        "Requests that got no response, or not all of it.",
-        &sum(|totals| totals.failures),
-    );
-    each(
-        "plugway_endpoint_bad_responses_total",
-        "counter",
-        "Responses whose status counts as a failure.",
-        &sum(|totals| totals.bad_responses),
-    );
-    each("plugway_endpoint_ejections_total", "counter", "Times that it was taken out for its failures.", &|member| {
-        member.ejections as f64
-    });
-    responses(out, upstreams);
-    states(out, upstreams);
-    as_wholes(out, upstreams);
+/// An endpoint with its figures, all read at one moment.
+struct Row<'a> {
+    upstream: &'a str,
+    member: &'a Member,
+    totals: Totals,
+    latency_us: u32,
 }
 
-fn responses(out: &mut String, upstreams: &[Upstream]) {
+/// What there is one number of for each endpoint.
+struct Figure {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    value: fn(&Row<'_>) -> f64,
+}
+
+/// The figures of all upstreams.
+pub fn metrics(out: &mut String, upstreams: &[Upstream]) {
+    let (sets, now) = (upstreams.iter().map(|upstream| upstream.live.members()).collect::<Vec<_>>(), Instant::now());
+    let rows = upstreams.iter().zip(&sets).flat_map(|(upstream, set)| {
+        set.list.iter().map(move |member| Row {
+            upstream: &upstream.name,
+            member,
+            totals: member.endpoint.totals(),
+            latency_us: member.endpoint.latency.micros(now),
+        })
+    });
+    let rows: Vec<Row<'_>> = rows.collect();
+    for Figure { name, kind, help, value } in FIGURES {
+        family(out, name, kind, help);
+        rows.iter().for_each(|row| line(out, name, &row.labels(), value(row)));
+    }
+    responses(out, &rows);
+    states(out, &rows);
+    as_wholes(out, upstreams);
+    family(out, "plugway_upstream_panicking", "gauge", "1 while too few endpoints are well, so that all are used.");
+    for (upstream, set) in upstreams.iter().zip(&sets) {
+        let labels = [("upstream", &*upstream.name)];
+        line(out, "plugway_upstream_panicking", &labels, f64::from(u8::from(set.panicking)));
+    }
+}
+
+const FIGURES: [Figure; 7] = [
+    gauge("plugway_endpoint_in_flight", "Requests in flight.", |row| row.member.endpoint.in_flight.count().into()),
+    gauge("plugway_endpoint_weight", "Its share, smaller in a slow start.", |row| f64::from(row.member.weight) / 100.0),
+    gauge("plugway_endpoint_latency_seconds", "How long responses take to begin, as balancers see it.", |row| {
+        f64::from(row.latency_us) / 1e6
+    }),
+    counter("plugway_endpoint_response_seconds_total", "How long responses took to begin, in all.", |row| {
+        row.totals.latency_us as f64 / 1e6
+    }),
+    counter("plugway_endpoint_failures_total", "Requests that got no response, or not all of it.", |row| {
+        row.totals.failures as f64
+    }),
+    counter("plugway_endpoint_bad_responses_total", "Responses whose status counts as a failure.", |row| {
+        row.totals.bad_responses as f64
+    }),
+    counter("plugway_endpoint_ejections_total", "Times that it was taken out for its failures.", |row| {
+        row.member.ejections as f64
+    }),
+];
+
+const fn gauge(name: &'static str, help: &'static str, value: fn(&Row<'_>) -> f64) -> Figure {
+    Figure { name, kind: "gauge", help, value }
+}
+
+const fn counter(name: &'static str, help: &'static str, value: fn(&Row<'_>) -> f64) -> Figure {
+    Figure { name, kind: "counter", help, value }
+}
+
+impl Row<'_> {
+    fn labels(&self) -> [(&'static str, &str); 2] {
+        [("upstream", self.upstream), ("endpoint", &self.member.endpoint.address.text)]
+    }
+
+    fn labels_with<'a>(&'a self, label: &'static str, value: &'a str) -> [(&'static str, &'a str); 3] {
+        let [upstream, endpoint] = self.labels();
+        [upstream, endpoint, (label, value)]
+    }
+}
+
+fn responses(out: &mut String, rows: &[Row<'_>]) {
     let name = "plugway_endpoint_responses_total";
     family(out, name, "counter", "Responses, by first digit of the status.");
-    for upstream in upstreams {
-        for member in &upstream.live.members().list {
-            let totals = member.endpoint.totals();
-            for (class, label) in ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().enumerate() {
-                let endpoint = &*member.endpoint.address.text;
-                let labels = [("upstream", &*upstream.name), ("endpoint", endpoint), ("class", label)];
-                line(out, name, &labels, totals.responses[class + 1] as f64);
-            }
+    for row in rows {
+        for (class, count) in ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().zip(&row.totals.responses[1..]) {
+            line(out, name, &row.labels_with("class", class), *count as f64);
         }
     }
 }
 
-fn states(out: &mut String, upstreams: &[Upstream]) {
+fn states(out: &mut String, rows: &[Row<'_>]) {
     let name = "plugway_endpoint_state";
     family(out, name, "gauge", "1 for the state that it is in.");
-    for upstream in upstreams {
-        for member in &upstream.live.members().list {
-            for state in State::ALL {
-                let endpoint = &*member.endpoint.address.text;
-                let labels = [("upstream", &*upstream.name), ("endpoint", endpoint), ("state", state.word())];
-                line(out, name, &labels, f64::from(u8::from(member.state == state)));
-            }
+    for row in rows {
+        for state in State::ALL {
+            let is_in = f64::from(u8::from(row.member.state == state));
+            line(out, name, &row.labels_with("state", state.word()), is_in);
         }
     }
 }
@@ -139,9 +161,4 @@ fn as_wholes(out: &mut String, upstreams: &[Upstream]) {
     each("plugway_upstream_overflows_total", "Requests refused since the upstream was full.", |events| {
         &events.overflows
     });
-    family(out, "plugway_upstream_panicking", "gauge", "1 while too few endpoints are well, so that all are used.");
-    for upstream in upstreams {
-        let panicking = f64::from(u8::from(upstream.live.members().panicking));
-        line(out, "plugway_upstream_panicking", &[("upstream", &*upstream.name)], panicking);
-    }
 }

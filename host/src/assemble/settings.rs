@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use super::values::status_class;
 use super::{AdminAddress, Draft, beside, head_of};
 use crate::access_log::{AccessLog, Format, Target};
 use crate::config::manifest::{AccessLogFormat, Manifest};
@@ -109,11 +110,8 @@ impl Draft<'_> {
 }
 
 fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
-    match text {
-        "4xx" => Some(400..=499),
-        "5xx" => Some(500..=599),
-        _ => text.parse().ok().filter(|code| (400..=599).contains(code)).map(|code| code..=code),
-    }
+    let codes = status_class(text).or_else(|| text.parse().ok().map(|code| code..=code));
+    codes.filter(|codes| (400..=599).contains(codes.start()))
 }
 
 /// More threads than any machine of today has cores.

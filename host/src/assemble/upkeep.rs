@@ -10,6 +10,7 @@ use toml::Spanned;
 
 use super::Draft;
 use super::endpoints::Members;
+use super::values::status_class;
 use crate::config::manifest::{self, StatusWord, Switch};
 use crate::config::problem::Source;
 use crate::proxy_protocol;
@@ -34,7 +35,7 @@ impl Draft<'_> {
                 Switch::On(outliers) => Some(self.outliers(source, outliers)),
             },
             slow_start: slow_start.map(|text| self.duration(source, Some(text), Duration::ZERO)),
-            panic: self.percent(source, upstream.panic_threshold.as_ref(), defaults.panic),
+            panic: self.up_to(source, upstream.panic_threshold.as_ref(), defaults.panic as usize, 0..=100) as u32,
         }
     }
 
@@ -131,7 +132,7 @@ impl Draft<'_> {
             Some(statuses) => self.statuses(source, statuses.get_ref()),
             None => {
                 let mut good = Statuses::default();
-                good.add(200, 399);
+                good.add(200..=399);
                 good
             }
         };
@@ -187,7 +188,7 @@ impl Draft<'_> {
                 StatusWord::Word(name) if name == "timeout" => triggers.timeout = true,
                 StatusWord::Word(name) if name == "malformed" => triggers.malformed = true,
                 status => match codes(status) {
-                    Some(codes) => triggers.statuses.add(*codes.start(), *codes.end()),
+                    Some(codes) => triggers.statuses.add(codes),
                     None => {
                         let message = "write \"connect\", \"reset\", \"timeout\", \"malformed\", a status code, or a \
                                        class such as \"5xx\"";
@@ -203,19 +204,11 @@ impl Draft<'_> {
         let mut statuses = Statuses::default();
         for word in words {
             match codes(word.get_ref()) {
-                Some(codes) => statuses.add(*codes.start(), *codes.end()),
+                Some(codes) => statuses.add(codes),
                 None => self.problems.at(source, word.span(), "write a status code, or a class such as \"5xx\""),
             }
         }
         statuses
-    }
-
-    fn percent(&mut self, source: &Arc<Source>, percent: Option<&Spanned<u32>>, default: u32) -> u32 {
-        let Some(percent) = percent else { return default };
-        if *percent.get_ref() > 100 {
-            self.problems.at(source, percent.span(), "this is a number between 0 and 100");
-        }
-        *percent.get_ref()
     }
 }
 
@@ -225,9 +218,6 @@ const MOST_RETRIES: usize = 10;
 fn codes(word: &StatusWord) -> Option<RangeInclusive<u16>> {
     match word {
         StatusWord::Code(code) => Some(*code..=*code).filter(|code| (200..=599).contains(code.start())),
-        StatusWord::Word(class) => {
-            let digit = class.strip_suffix("xx")?.parse::<u16>().ok().filter(|digit| (2..=5).contains(digit))?;
-            Some(digit * 100..=digit * 100 + 99)
-        }
+        StatusWord::Word(class) => status_class(class),
     }
 }

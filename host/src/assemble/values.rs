@@ -1,5 +1,6 @@
 //! Times and sizes as the manifest writes them.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// `50ms`, `10s`, `5m`, `1h`.
@@ -11,6 +12,17 @@ pub fn duration(text: &str) -> Option<Duration> {
         "s" => Some(Duration::from_secs(number)),
         "m" => Some(Duration::from_secs(number * 60)),
         "h" => Some(Duration::from_secs(number * 3600)),
+        _ => None,
+    }
+}
+
+/// The codes of `2xx` to `5xx`.
+pub fn status_class(text: &str) -> Option<RangeInclusive<u16>> {
+    match text {
+        "2xx" => Some(200..=299),
+        "3xx" => Some(300..=399),
+        "4xx" => Some(400..=499),
+        "5xx" => Some(500..=599),
         _ => None,
     }
 }

@@ -203,7 +203,7 @@ pub struct Upstream {
     /// How long an endpoint that came back, or is new, takes to get its whole share; none if not given.
     pub slow_start: Option<Spanned<String>>,
     /// Where less than this many percent of the endpoints are well, all of them are used; 1 if not given, 0 for never.
-    pub panic_threshold: Option<Spanned<u32>>,
+    pub panic_threshold: Option<Spanned<usize>>,
     /// Sends failed requests again, to another endpoint; `false` for never.
     #[serde(default)]
     pub retry: Switch<Retry>,
@@ -247,7 +247,7 @@ pub struct HealthChecks {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Outliers {
-    /// Failures in a row that take an endpoint out; 5 if not given, 0 for no number.
+    /// Failures in a row that take an endpoint out; 5 if not given; 0: however many, they don't.
     pub consecutive: Option<Spanned<usize>>,
     /// Responses that count as failures: codes, or classes as `"5xx"`; none if not given.
     pub statuses: Vec<Spanned<StatusWord>>,

@@ -10,11 +10,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
 use http_body::Body;
 use hyper::body::Incoming;
 
+use super::EndpointAddr;
 use super::connect::{self, Wanted};
 use super::connection::Connection;
 use super::slots::Slot;
 use super::statuses::Statuses;
-use super::{EndpointAddr, Speaks};
 use crate::head::Peer;
 use crate::proxy_protocol;
 use crate::upload::RequestBody;
@@ -147,20 +147,14 @@ fn aim(
     host: Option<&HeaderValue>,
     target: PathAndQuery,
 ) -> Result<(), String> {
-    let own = address.place.authority();
-    let host = match host {
-        Some(host) => host.clone(),
-        None => HeaderValue::from_str(own).map_err(|error| error.to_string())?,
-    };
     if version == Version::HTTP_2 {
-        let scheme = if address.speaks == Speaks::Http2 { "http" } else { "https" };
-        let uri = Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(target);
-        *request.uri_mut() = uri.build().map_err(|error| error.to_string())?;
+        *request.uri_mut() = address.uri(host, target).map_err(|error| error.to_string())?;
         *request.version_mut() = version;
-    } else {
-        request.headers_mut().insert(header::HOST, host);
-        *request.uri_mut() = Uri::from(target);
+        return Ok(());
     }
+    let own = || HeaderValue::from_str(address.place.authority()).map_err(|error| error.to_string());
+    request.headers_mut().insert(header::HOST, host.cloned().map_or_else(own, Ok)?);
+    *request.uri_mut() = Uri::from(target);
     Ok(())
 }
 

@@ -25,7 +25,7 @@ pub struct Rules {
 /// When requests that fail, or are slow, take an endpoint out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outliers {
-    /// Failures in a row; 0 for any number.
+    /// Failures in a row; 0: however many, they take nobody out.
     pub consecutive: u32,
     /// Status codes that count as failures.
     pub statuses: Statuses,
@@ -43,8 +43,8 @@ pub struct Outliers {
     pub most: u32,
 }
 
-/// One endpoint.
-#[derive(Clone, Debug)]
+/// One endpoint; as it is by default, it was there from the beginning.
+#[derive(Clone, Debug, Default)]
 pub struct Health {
     checks: Checks,
     /// Checks in a row that contradict `checks`.
@@ -57,9 +57,10 @@ pub struct Health {
 }
 
 /// What checks have shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Checks {
     /// Nothing yet: it is used until the first one fails.
+    #[default]
     Unknown,
     Passing,
     Failing,
@@ -113,14 +114,9 @@ impl Default for Outliers {
 }
 
 impl Health {
-    /// Of an endpoint that was there from the beginning.
-    pub fn new() -> Self {
-        Health { checks: Checks::Unknown, contrary: 0, ejected_until: None, ejections: 0, back_since: None }
-    }
-
     /// Of an endpoint that has joined others.
     pub fn joining(now: Instant) -> Self {
-        Health { back_since: Some(now), ..Health::new() }
+        Health { back_since: Some(now), ..Health::default() }
     }
 
     /// Takes note of a check; says whether that turned the endpoint's state.
@@ -208,12 +204,6 @@ impl Health {
     }
 }
 
-impl Default for Health {
-    fn default() -> Self {
-        Health::new()
-    }
-}
-
 impl State {
     pub fn word(self) -> &'static str {
         match self {
@@ -279,7 +269,7 @@ mod tests {
     #[test]
     fn checks_turn_the_state_after_their_thresholds() {
         let (now, rules) = (Instant::now(), rules());
-        let mut health = Health::new();
+        let mut health = Health::default();
         assert!(!health.checked(Check::Passed, &rules, now));
         let steps = [
             (Check::Failed, State::Up),
@@ -302,7 +292,7 @@ mod tests {
 
     #[test]
     fn the_first_check_decides_at_once() {
-        let mut health = Health::new();
+        let mut health = Health::default();
         assert_eq!(health.state(), State::Up);
         assert!(health.checked(Check::Failed, &rules(), Instant::now()));
         assert_eq!(health.state(), State::Failing);
@@ -311,7 +301,7 @@ mod tests {
     #[test]
     fn ejections_grow_end_and_are_made_up_for() {
         let (now, outliers) = (Instant::now(), outliers());
-        let mut health = Health::new();
+        let mut health = Health::default();
         for seconds in [10, 20, 25, 25] {
             assert_eq!(health.eject(&outliers, now), Duration::from_secs(seconds));
             assert_eq!(health.state(), State::Ejected);
@@ -326,7 +316,7 @@ mod tests {
     #[test]
     fn who_comes_back_gets_its_share_in_steps() {
         let (now, rules) = (Instant::now(), rules());
-        let mut health = Health::new();
+        let mut health = Health::default();
         assert_eq!(health.share(&rules, now), 100);
         health.eject(&outliers(), now);
         assert!(health.tick(&rules, after(now, 10)));

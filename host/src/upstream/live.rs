@@ -17,7 +17,7 @@ pub struct Live {
     name: Arc<str>,
     /// Grows with each change of the snapshot.
     version: AtomicU64,
-    /// So many failures in a row are worth a look; 0 for any number.
+    /// So many failures in a row are worth a look; 0: none are.
     consecutive: AtomicU32,
     set: Mutex<Set>,
     /// Requests in flight at all endpoints.
@@ -154,7 +154,8 @@ impl Live {
             let known = before.iter().position(|seat| seat.wanted.address == wanted.address);
             let seat = match known.map(|place| before.swap_remove(place)) {
                 Some(seat) => Seat { wanted, ..seat },
-                None => Seat::new(wanted, first, now),
+                None if first => Seat::new(wanted, Health::default(), now),
+                None => Seat::new(wanted, Health::joining(now), now),
             };
             set.seats.push(seat);
         }
@@ -336,8 +337,7 @@ impl Member {
 }
 
 impl Seat {
-    fn new(wanted: Wanted, first: bool, now: Instant) -> Self {
-        let health = if first { Health::new() } else { Health::joining(now) };
+    fn new(wanted: Wanted, health: Health, now: Instant) -> Self {
         let endpoint = Arc::new(Endpoint::new(wanted.address.clone(), now));
         Seat { endpoint, wanted, health, ejections: 0, seen: Totals::default() }
     }

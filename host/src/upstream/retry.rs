@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn what_nobody_knows_of_may_always_be_sent_again() {
         let mut on = Triggers { connect: true, reset: true, ..Triggers::default() };
-        on.statuses.add(502, 503);
+        on.statuses.add(502..=503);
         let policy = Policy { retries: 1, on, methods: Methods::Idempotent, budget: 20, buffer: 0 };
         let cases = [
             (Kind::ConnectionRefused, Reached::Nobody, Method::POST, true),

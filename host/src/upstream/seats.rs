@@ -46,8 +46,7 @@ impl Seats {
 impl Seat {
     /// A response began, so long after the request.
     pub fn answered(&self, status: StatusCode, took: Duration, now: Instant) {
-        self.figures.responses[usize::from(status.as_u16() / 100).min(5)].add(1);
-        self.figures.latency_us.add(took.as_micros() as u64);
+        self.count(status, took);
         self.endpoint.latency.observe(took, now);
     }
 
@@ -60,9 +59,8 @@ impl Seat {
 
     /// A response began whose status counts as a failure.
     pub fn answered_badly(&self, status: StatusCode, took: Duration, now: Instant) {
-        self.figures.responses[usize::from(status.as_u16() / 100).min(5)].add(1);
+        self.count(status, took);
         self.figures.bad_responses.add(1);
-        self.figures.latency_us.add(took.as_micros() as u64);
         self.in_a_row(took, now);
     }
 
@@ -70,6 +68,11 @@ impl Seat {
     pub fn failed(&self, took: Duration, now: Instant) {
         self.figures.failures.add(1);
         self.in_a_row(took, now);
+    }
+
+    fn count(&self, status: StatusCode, took: Duration) {
+        self.figures.responses[usize::from(status.as_u16() / 100).min(5)].add(1);
+        self.figures.latency_us.add(took.as_micros() as u64);
     }
 
     fn in_a_row(&self, took: Duration, now: Instant) {

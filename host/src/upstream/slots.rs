@@ -54,9 +54,7 @@ impl Slots {
         let permit = limited.free.clone().acquire_owned().await;
         permit.map(held).map_err(|error| Error::new(Kind::LimitReached, error))
     }
-}
 
-impl Slots {
     /// Whether a connection is one of these: under other limits, or none, it would never be counted.
     pub fn have(&self, connection: &Counted) -> bool {
         match (&self.0, &connection.0) {

@@ -1,18 +1,19 @@
 //! A set of status codes.
 
+use std::ops::RangeInclusive;
+
 use http::StatusCode;
 
 /// As few ranges as the manifest names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Statuses(Vec<(u16, u16)>);
+pub struct Statuses(Vec<RangeInclusive<u16>>);
 
 impl Statuses {
-    /// Adds the codes between two, both included.
-    pub fn add(&mut self, first: u16, last: u16) {
-        self.0.push((first, last));
+    pub fn add(&mut self, codes: RangeInclusive<u16>) {
+        self.0.push(codes);
     }
 
     pub fn contains(&self, status: StatusCode) -> bool {
-        self.0.iter().any(|(first, last)| (*first..=*last).contains(&status.as_u16()))
+        self.0.iter().any(|codes| codes.contains(&status.as_u16()))
     }
 }
