@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const PLUGINS: [&str; 2] = ["headers", "balance"];
+const PLUGINS: [&str; 3] = ["headers", "balance", "cache"];
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -9,8 +9,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
         &["config", "edit", "error", "forwarding", "framing", "head", "path", "proxy_protocol", "router", "target"],
     ),
     ("base", &["clock", "metrics", "wire"]),
-    ("mechanisms", &["access_log", "listener", "passage", "plugin", "resend", "tls", "upload", "upstream"]),
-    ("exchange", &["attempt", "balance", "body", "chain", "ending", "exchange", "forward", "generation", "respond"]),
+    ("mechanisms", &["access_log", "cache", "listener", "passage", "plugin", "resend", "tls", "upload", "upstream"]),
+    ("exchange", &["attempt", "balance", "body", "caching", "chain", "ending", "exchange", "forward", "generation", "respond"]),
     ("serving", &["arrival", "assemble", "connection", "worker"]),
     ("front", &["admin", "cli", "demo", "keeper", "lib", "listen", "main", "serve", "watch"]),
 ];

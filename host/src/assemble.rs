@@ -22,6 +22,7 @@ use rustls::ClientConfig;
 use toml::Spanned;
 
 use crate::access_log::{AccessLog, Format, Target};
+use crate::cache::store::{Limits, Store};
 use crate::config::manifest::Manifest;
 use crate::config::problem::{Problems, Source};
 use crate::generation::{Generation, Upstream};
@@ -50,6 +51,8 @@ pub struct Assembly {
     /// TLS to endpoints, by the digest of what it was made of.
     dialers: HashMap<blake3::Hash, Arc<ClientConfig>>,
     plugins: HashMap<blake3::Hash, Loaded>,
+    /// What the caches keep.
+    store: Arc<Store>,
     /// The log of the last generation: kept while the manifest asks for the same.
     log: Option<((Format, Target), AccessLog)>,
 }
@@ -97,7 +100,8 @@ impl Assembly {
         let tickets = Tickets::new()?;
         let (live, slots, census) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
-        Ok(Assembly { runtime, live, slots, census, tickets, dialers, plugins, log: None })
+        let store = Store::new(Limits::default().memory);
+        Ok(Assembly { runtime, live, slots, census, tickets, dialers, plugins, store, log: None })
     }
 
     /// Makes a generation of a manifest's files.
@@ -153,6 +157,7 @@ impl Assembly {
         let access_log = draft.access_log(files);
         let error_pages = draft.error_pages(files);
         let name_servers = draft.name_servers(files);
+        let store_limits = draft.store_limits(files);
         let Draft { problems, bindings, used, .. } = draft;
         let router = match router {
             Ok(router) if problems.0.is_empty() => router,
@@ -174,6 +179,8 @@ impl Assembly {
             listeners,
             error_pages,
             name_servers,
+            store: self.store.clone(),
+            store_limits,
             access_log,
         };
         Ok(Assembled { generation, admin, listeners: addresses, workers, drain })

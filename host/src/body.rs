@@ -1,5 +1,6 @@
 //! The content of a response on its way to the client.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use http::{HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::cache::fill::Stored;
 use crate::clock::Deadline;
 use crate::forwarding;
 use crate::passage::{BodyError, Passage};
@@ -20,8 +22,12 @@ use crate::upstream::seats::Flight;
 pub enum ResponseBody {
     /// Streams, and drives the connection that it comes from.
     Upstream(Box<UpstreamBody>),
-    /// As that, but through plugins.
-    Filtered(Box<Passage<UpstreamBody>>),
+    /// Is stored, or on its way into the store.
+    Stored(Stored),
+    /// Several parts of that, with what stands between them.
+    Parts(VecDeque<Stored>),
+    /// One of these, but through plugins.
+    Filtered(Box<Passage<ResponseBody>>),
     /// Whole; empty once sent.
     Full(Bytes),
     /// None: after this head the connection speaks another protocol.
@@ -136,6 +142,16 @@ impl Body for ResponseBody {
             ResponseBody::Full(content) if content.is_empty() => Poll::Ready(None),
             ResponseBody::Full(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
             ResponseBody::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
+            ResponseBody::Stored(stored) => Pin::new(stored).poll_frame(cx),
+            ResponseBody::Parts(parts) => {
+                while let Some(part) = parts.front_mut() {
+                    match Pin::new(part).poll_frame(cx) {
+                        Poll::Ready(None) => drop(parts.pop_front()),
+                        frame => return frame,
+                    }
+                }
+                Poll::Ready(None)
+            }
             ResponseBody::Filtered(passage) => Pin::new(&mut **passage).poll_frame(cx),
         }
     }
@@ -143,6 +159,8 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             ResponseBody::Upstream(body) => body.is_end_stream(),
+            ResponseBody::Stored(stored) => stored.is_end_stream(),
+            ResponseBody::Parts(parts) => parts.is_empty(),
             ResponseBody::Filtered(_) => false,
             ResponseBody::Full(content) => content.is_empty(),
             ResponseBody::Switched(_) => true,
@@ -152,6 +170,8 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             ResponseBody::Upstream(body) => body.size_hint(),
+            ResponseBody::Stored(stored) => stored.size_hint(),
+            ResponseBody::Parts(parts) => SizeHint::with_exact(parts.iter().filter_map(Stored::left).sum()),
             ResponseBody::Filtered(passage) => passage.size_hint(),
             ResponseBody::Full(content) => SizeHint::with_exact(content.len() as u64),
             ResponseBody::Switched(_) => SizeHint::with_exact(0),

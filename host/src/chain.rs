@@ -1,15 +1,19 @@
 //! The pipeline: request hooks down the list, response hooks up it, and what a failed plugin means for the exchange.
 
+use std::ops::Range;
 use std::time::Instant;
 
-use http::Response;
+use http::{Response, header};
+use http_body::Body;
 use smallvec::SmallVec;
 
+use crate::body::ResponseBody;
 use crate::edit::{self, Edit, Refused, Side};
 use crate::error::{Error, Kind};
 use crate::generation::{Route, Running};
 use crate::head::{Head, ValueName};
 use crate::metrics::SAMPLE;
+use crate::passage::Passage;
 use crate::plugin::binding::{Beyond, Binding, BodyMode, Hook, OnError};
 use crate::plugin::instance::{Trap, Verdict};
 use crate::plugin::transform::Transform;
@@ -20,10 +24,12 @@ pub enum Down {
     Forward,
     /// A plugin answered; the response hooks of those above it are due.
     Answer(Response<Vec<u8>>, Depth),
+    /// Here is a cache.
+    Cache(Depth),
 }
 
 /// How many plugins, from the top of the chain, see the response.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Depth(usize);
 
 /// A failed plugin whose `on-error` ends the exchange.
@@ -50,14 +56,36 @@ impl Depth {
     pub fn whole(route: &Route) -> Self {
         Depth(route.chain.len())
     }
+
+    /// One more.
+    pub fn next(self) -> Self {
+        Depth(self.0 + 1)
+    }
+
+    /// The place of the plugin just below these, in the generation.
+    pub fn plugin(self, route: &Route) -> usize {
+        route.chain[self.0]
+    }
+
+    /// These, but for those of a lesser depth.
+    pub fn beyond(self, top: Depth) -> Range<usize> {
+        top.0..self.0.max(top.0)
+    }
 }
 
-/// Runs the request hooks; may choose another upstream, as a place in the generation.
-pub fn down(running: &Running, route: &Route, head: &mut Box<Head>, upstream: &mut usize) -> Result<Down, Failed> {
-    for (depth, place) in route.chain.iter().enumerate() {
+/// Runs the request hooks from a depth on, to the end or to a cache; may choose another upstream, as a place in the
+/// generation.
+pub fn down(
+    running: &Running,
+    route: &Route,
+    from: Depth,
+    head: &mut Box<Head>,
+    upstream: &mut usize,
+) -> Result<Down, Failed> {
+    for (depth, place) in route.chain.iter().enumerate().skip(from.0) {
         let binding = &running.generation.bindings[*place];
         let hooked = match &binding.request {
-            Hook::Absent => continue,
+            Hook::Absent => Ok(None),
             Hook::Plan(plan) => carry_out(binding, *plan as u32, Side::Request, head).map(|()| None),
             Hook::Call(needs) => match call(running, *place, Side::Request, needs, head) {
                 Ok(Verdict::Plan(plan)) => carry_out(binding, plan, Side::Request, head).map(|()| None),
@@ -71,14 +99,23 @@ pub fn down(running: &Running, route: &Route, head: &mut Box<Head>, upstream: &m
             Ok(Some(response)) => return Ok(Down::Answer(response, Depth(depth))),
             Err(trap) => on_error(running, *place, trap, Depth(depth))?,
         }
+        if binding.cache.is_some() {
+            return Ok(Down::Cache(Depth(depth)));
+        }
     }
     Ok(Down::Forward)
 }
 
-/// Runs the response hooks of the plugins above a depth; a plugin may put another content in place.
-pub fn up(running: &Running, route: &Route, depth: Depth, head: &mut Box<Head>) -> Result<Option<Vec<u8>>, Failed> {
+/// Runs the response hooks of some plugins, given by their places in the chain, upwards; one may put another content in
+/// place.
+pub fn up(
+    running: &Running,
+    route: &Route,
+    plugins: Range<usize>,
+    head: &mut Box<Head>,
+) -> Result<Option<Vec<u8>>, Failed> {
     let mut content = None;
-    for (depth, place) in route.chain.iter().enumerate().take(depth.0).rev() {
+    for (depth, place) in plugins.clone().zip(&route.chain[plugins]).rev() {
         let binding = &running.generation.bindings[*place];
         let hooked = match &binding.response {
             Hook::Absent => continue,
@@ -158,12 +195,12 @@ fn proceed(
 pub fn stages(
     running: &Running,
     route: &Route,
-    depth: Depth,
+    plugins: Range<usize>,
     side: Side,
     length: Option<u64>,
 ) -> Result<Vec<Transform>, Failed> {
     let mut stages = Vec::new();
-    for (depth, place) in route.chain.iter().enumerate().take(depth.0) {
+    for (depth, place) in plugins.clone().zip(&route.chain[plugins]) {
         let binding = &running.generation.bindings[*place];
         let mode = if side == Side::Request { binding.request_body } else { binding.response_body };
         let Some(mode) = mode else { continue };
@@ -187,10 +224,36 @@ pub fn stages(
     Ok(stages)
 }
 
-/// Whether a plugin above a depth transforms bodies of responses.
-pub fn transforms(running: &Running, route: &Route, depth: Depth) -> bool {
-    let mut above = route.chain.iter().take(depth.0);
-    above.any(|place| running.generation.bindings[*place].response_body.is_some())
+/// The content of a response, through those of some plugins that transform it. What plugins and the proxy made
+/// themselves passes as it is.
+pub fn filtered(
+    running: &Running,
+    route: &Route,
+    plugins: Range<usize>,
+    head: &mut Head,
+    body: ResponseBody,
+) -> Result<ResponseBody, Failed> {
+    let comes_from_upstream = matches!(
+        body,
+        ResponseBody::Upstream(_) | ResponseBody::Stored(_) | ResponseBody::Parts(_) | ResponseBody::Filtered(_)
+    );
+    let transforms = |place: &usize| running.generation.bindings[*place].response_body.is_some();
+    if !comes_from_upstream || !route.chain[plugins.clone()].iter().any(transforms) {
+        return Ok(body);
+    }
+    let stages = if body.is_end_stream() {
+        Vec::new()
+    } else {
+        stages(running, route, plugins, Side::Response, body.size_hint().exact())?
+    };
+    // Under HEAD and 304 the length is that of a content which plugins would have changed (RFC 9110 §8.6).
+    if let Some(response) = head.response.as_mut().filter(|_| body.is_end_stream() || !stages.is_empty()) {
+        response.headers.remove(header::CONTENT_LENGTH);
+    }
+    if stages.is_empty() {
+        return Ok(body);
+    }
+    Ok(ResponseBody::Filtered(Box::new(Passage::new(body, stages))))
 }
 
 /// Makes a call, and counts it; one in [`SAMPLE`] is timed.
@@ -210,7 +273,8 @@ fn chosen(running: &Running, name: &str) -> Result<usize, Trap> {
     place.ok_or_else(|| Trap::Failed(format!("it chose the upstream `{name}`, which the manifest doesn't have")))
 }
 
-fn on_error(running: &Running, place: usize, trap: Trap, depth: Depth) -> Result<(), Failed> {
+/// What a failed plugin means for the exchange: nothing, or its end.
+pub fn on_error(running: &Running, place: usize, trap: Trap, depth: Depth) -> Result<(), Failed> {
     running.plugin_failed(place, "plugin", &trap);
     let status = match running.generation.bindings[place].on_error {
         OnError::Skip => return Ok(()),

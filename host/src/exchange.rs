@@ -10,6 +10,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use crate::body::ResponseBody;
+use crate::caching::{self, Answered, Asking, Looked, Past};
 use crate::chain::{self, Depth, Down, Failed};
 use crate::clock::Deadline;
 use crate::edit::Side;
@@ -54,12 +55,25 @@ pub enum Begun {
     Answered(Response<ResponseBody>),
 }
 
-/// A request that has passed the plugins.
+/// A request that has passed the plugins, or those above a cache.
 pub struct Onward {
     /// Of its route.
     place: usize,
     upstream: usize,
-    sending: Sending,
+    way: Way,
+}
+
+enum Way {
+    /// To the upstream, maybe past a cache.
+    Straight(Sending, Option<Past>),
+    /// A cache asks for it.
+    Asking(Box<Asking>),
+}
+
+/// What came of the way down.
+enum Passed {
+    Onward(Way),
+    Answer(Response<ResponseBody>, Option<Past>, Depth),
 }
 
 /// Takes a request down to its upstream, on the generation that it begins with. What is due at the end of the exchange
@@ -110,34 +124,71 @@ pub fn begin(
         let [deadline] = timers.step.clock().deadlines();
         Receiving::new(body, upload, limits, deadline)
     };
-    let passed = chain::down(running, route, &mut head, &mut upstream).and_then(|down| match down {
-        Down::Forward => content(running, route, &mut head, (body, hop), ending.upload.clone(), receiving).map(Ok),
-        Down::Answer(response, depth) => Ok(Err((response, depth))),
+    let is_plain = body.is_end_stream() && hop.upgrade.is_none();
+    let cached = |at, head: &mut Box<Head>, upstream| {
+        caching::look(running, place, at, (head, upstream), is_plain, timers.step.clock())
+    };
+    let passed = down(running, route, (&mut head, &mut upstream), cached, |head| {
+        content(running, route, head, (body, hop), ending.upload.clone(), receiving)
     });
-    let (response, depth) = match passed {
-        Ok(Ok(sending)) => {
+    let (response, past, depth) = match passed {
+        Ok(Passed::Onward(way)) => {
+            if let Way::Asking(_) = way {
+                ending.upload.end();
+            }
             // From here on the exchange may be dropped at any time, and still has to be told of.
             ending.routed(place, head);
-            return Begun::Onward(Onward { place, upstream, sending });
+            return Begun::Onward(Onward { place, upstream, way });
         }
-        Ok(Err((response, depth))) => (response.map(|content| ResponseBody::Full(content.into())), depth),
+        Ok(Passed::Answer(response, past, depth)) => (response, past, depth),
         Err(failed) => {
             let depth = failed.depth;
             ending.routed(place, head);
             let response = fail(failed, running, ending);
             head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
-            (response, depth)
+            (response, None, depth)
         }
     };
     ending.upload.end();
-    Begun::Answered(finish(running, place, head, response.into(), depth, ending))
+    Begun::Answered(finish(running, place, head, response.into(), (past, depth), ending))
+}
+
+/// Takes a request through the chain, to its end or to where it is answered.
+fn down(
+    running: &Running,
+    route: &Route,
+    (head, upstream): (&mut Box<Head>, &mut usize),
+    cached: impl FnOnce(Depth, &mut Box<Head>, usize) -> Result<Looked, Failed>,
+    content: impl FnOnce(&mut Box<Head>) -> Result<Sending, Failed>,
+) -> Result<Passed, Failed> {
+    let mut past = None;
+    let mut down = chain::down(running, route, Depth::none(), head, upstream)?;
+    if let Down::Cache(at) = down {
+        match cached(at, head, *upstream)? {
+            Looked::Served(response) => return Ok(Passed::Answer(response, None, at)),
+            Looked::Ask(asking) => return Ok(Passed::Onward(Way::Asking(asking))),
+            Looked::Past(over) => past = Some(over),
+        }
+        down = chain::down(running, route, at.next(), head, upstream)?;
+    }
+    Ok(match down {
+        Down::Answer(response, depth) => {
+            Passed::Answer(response.map(|content| ResponseBody::Full(content.into())), past, depth)
+        }
+        Down::Forward | Down::Cache(_) => Passed::Onward(Way::Straight(content(head)?, past)),
+    })
 }
 
 impl Onward {
     /// Asks the upstream, and takes the response up to the client.
     pub async fn run(self, running: &Rc<Running>, timers: &Timers, ending: &mut Ending) -> Response<ResponseBody> {
-        let Onward { place, upstream, sending } = self;
+        let Onward { place, upstream, way } = self;
         let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
+        let (sending, past) = match way {
+            Way::Straight(sending, past) => (sending, past),
+            // Boxed, so that the many exchanges that no cache asks for don't carry room for it.
+            Way::Asking(asking) => return Box::pin(ask(asking, running, (place, upstream), timers, ending)).await,
+        };
         let forwarded = timers.total.until_met(forward(running, upstream, head, sending, &timers.step)).await;
         let late = |_| {
             // What is said of that has all the time it wants.
@@ -152,8 +203,36 @@ impl Onward {
             Err(error) => fail(error.into(), running, ending).into(),
         };
         let head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
-        finish(running, place, head, response, Depth::whole(&running.generation.routes[place]), ending)
+        finish(running, place, head, response, (past, Depth::whole(&running.generation.routes[place])), ending)
     }
+}
+
+/// Has a cache ask for a response, and takes that up to the client.
+async fn ask(
+    asking: Box<Asking>,
+    running: &Rc<Running>,
+    (place, upstream): (usize, usize),
+    timers: &Timers,
+    ending: &mut Ending,
+) -> Response<ResponseBody> {
+    let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
+    let answered = timers.total.until_met(asking.run(running, (place, upstream), head, timers.step.clock())).await;
+    let late = |_| {
+        timers.total.clear();
+        Err(Error::new(Kind::ResponseTimeout, "the route's timeout has passed").into())
+    };
+    let (forwarded, depth) = match answered.unwrap_or_else(late) {
+        Ok(Answered { response, edits, depth }) => {
+            ending.answered();
+            (Forwarded { response, edits }, depth)
+        }
+        Err(failed) => {
+            let depth = failed.depth;
+            (fail(failed, running, ending).into(), depth)
+        }
+    };
+    let head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
+    finish(running, place, head, forwarded, (None, depth), ending)
 }
 
 /// The place of a request's route.
@@ -167,13 +246,13 @@ fn routed(running: &Running, request: &mut Parts, arrival: &Arrival) -> Result<u
     running.generation.router.route(request).ok_or_else(|| Unrouted::Failed(none()))
 }
 
-/// Takes a response through the plugins above a depth.
+/// Takes a response through the plugins above a depth, and past a cache among them.
 fn finish(
     running: &Running,
     place: usize,
     mut head: Box<Head>,
     forwarded: Forwarded,
-    depth: Depth,
+    (past, depth): (Option<Past>, Depth),
     ending: &mut Ending,
 ) -> Response<ResponseBody> {
     let route = &running.generation.routes[place];
@@ -181,12 +260,12 @@ fn finish(
     forwarding::response(&mut parts.headers);
     head.response = Some(parts);
     let edited = chain::balanced(forwarded.edits.as_deref(), &mut head);
-    let up = edited.and_then(|()| chain::up(running, route, depth, &mut head)).and_then(|content| {
+    let up = edited.and_then(|()| up(running, route, (past, depth), &mut head)).and_then(|content| {
         let body = match content {
             Some(content) => ResponseBody::Full(Bytes::from(content)),
             None => body,
         };
-        filtered(running, route, depth, &mut head, body)
+        chain::filtered(running, route, depth.beyond(Depth::none()), &mut head, body)
     });
     match up {
         Ok(body) => {
@@ -210,6 +289,22 @@ fn finish(
             fail(failed, running, ending)
         }
     }
+}
+
+/// Takes a response up the chain; a plugin may put another content in place.
+fn up(
+    running: &Running,
+    route: &Route,
+    (past, depth): (Option<Past>, Depth),
+    head: &mut Box<Head>,
+) -> Result<Option<Vec<u8>>, Failed> {
+    let Some(past) = past.filter(|past| past.depth() != depth) else {
+        return chain::up(running, route, depth.beyond(Depth::none()), head);
+    };
+    let below = chain::up(running, route, depth.beyond(past.depth().next()), head)?;
+    past.come_back(running, route, head);
+    let above = chain::up(running, route, past.depth().beyond(Depth::none()), head)?;
+    Ok(above.or(below))
 }
 
 /// The content of the request, through the plugins that transform it.
@@ -236,7 +331,8 @@ fn content(
         let cause = format!("{length} bytes, and the route takes {}", route.max_body);
         return Err(Error::new(Kind::RequestBodySize, cause).into());
     }
-    let stages = chain::stages(running, route, Depth::whole(route), Side::Request, body.size_hint().exact())?;
+    let plugins = Depth::whole(route).beyond(Depth::none());
+    let stages = chain::stages(running, route, plugins, Side::Request, body.size_hint().exact())?;
     let body = receiving(body, upload.clone());
     if stages.is_empty() {
         return Ok(Sending { body: RequestBody::Incoming(Box::new(body)), upload, hop });
@@ -244,33 +340,6 @@ fn content(
     head.request.headers.remove(header::CONTENT_LENGTH);
     let passage = Box::new(Passage::new(body, stages));
     Ok(Sending { body: RequestBody::Filtered(passage, upload.clone()), upload, hop })
-}
-
-/// The content of the response, through the plugins that transform it. What plugins and the proxy made themselves
-/// passes as it is.
-fn filtered(
-    running: &Running,
-    route: &Route,
-    depth: Depth,
-    head: &mut Head,
-    body: ResponseBody,
-) -> Result<ResponseBody, Failed> {
-    let ResponseBody::Upstream(body) = body else { return Ok(body) };
-    if body.is_end_stream() {
-        // Under HEAD and 304 the length is that of a content which plugins would have changed (RFC 9110 §8.6).
-        if let Some(response) = head.response.as_mut().filter(|_| chain::transforms(running, route, depth)) {
-            response.headers.remove(header::CONTENT_LENGTH);
-        }
-        return Ok(ResponseBody::Upstream(body));
-    }
-    let stages = chain::stages(running, route, depth, Side::Response, body.size_hint().exact())?;
-    if stages.is_empty() {
-        return Ok(ResponseBody::Upstream(body));
-    }
-    if let Some(response) = &mut head.response {
-        response.headers.remove(header::CONTENT_LENGTH);
-    }
-    Ok(ResponseBody::Filtered(Box::new(Passage::new(*body, stages))))
 }
 
 /// The response to what never became a request.

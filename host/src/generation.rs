@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 
 use crate::access_log::AccessLog;
+use crate::cache::store::{Limits, Store};
 use crate::listener::Listener;
-use crate::metrics::{Place, PluginFigures, RouteFigures};
+use crate::metrics::{CacheFigures, Place, PluginFigures, RouteFigures};
 use crate::plugin::binding::Binding;
 use crate::plugin::instance::{Instance, Slot, Trap};
 use crate::plugin::transform::Bodies;
@@ -40,6 +41,9 @@ pub struct Generation {
     pub error_pages: ErrorPages,
     /// Who is asked about names; the system's where there are none.
     pub name_servers: Vec<SocketAddr>,
+    /// Responses of all routes; outlives the generation.
+    pub store: Arc<Store>,
+    pub store_limits: Limits,
     /// None if it is off.
     pub access_log: Option<AccessLog>,
 }
@@ -85,6 +89,7 @@ pub struct Running {
     pub routes: Vec<Arc<RouteFigures>>,
     pub unrouted: Arc<RouteFigures>,
     pub plugins: Vec<Arc<PluginFigures>>,
+    pub caches: Vec<Arc<CacheFigures>>,
     /// Where this worker's figures are kept.
     pub place: Place,
     pools: Rc<Pools>,
@@ -132,10 +137,15 @@ impl Running {
         let routes = generation.routes.iter().map(|route| place.registry.route(&route.name, place.worker)).collect();
         let plugins =
             generation.bindings.iter().map(|binding| place.registry.plugin(&binding.name, place.worker)).collect();
+        let cache = |binding: &Binding| match &binding.cache {
+            Some(_) => place.registry.cache(&binding.name, place.worker),
+            None => Arc::default(),
+        };
+        let caches = generation.bindings.iter().map(cache).collect();
         let unrouted = place.registry.route(&UNROUTED.into(), place.worker);
         let pools = pools.clone();
         let running =
-            Running { generation, filters, bodies, upstreams, routes, unrouted, plugins, place, pools, timers };
+            Running { generation, filters, bodies, upstreams, routes, unrouted, plugins, caches, place, pools, timers };
         let generation = &running.generation;
         for binding in generation.routes.iter().flat_map(|route| &route.chain) {
             if !generation.bindings[*binding].is_called() {
@@ -228,6 +238,13 @@ impl Running {
         let mut instance = Instance::new(&self.generation.bindings[binding], &self.place)?;
         instance.endpoints_changed(&self.upstreams[place].seats.borrow().members)?;
         Ok(instance)
+    }
+}
+
+impl Generation {
+    /// Gives the store what it may take from now on.
+    pub fn resize_store(&self) {
+        self.store.resize(self.store_limits.memory);
     }
 }
 

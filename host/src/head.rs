@@ -189,6 +189,16 @@ impl Head {
         Head::new(received, request, Arc::new(Peer::unix("")), "".into(), "".into())
     }
 
+    /// Another exchange's, for the same request.
+    pub fn copy(&self) -> Self {
+        let Received { method, target, version } = &self.received;
+        let received = Received { method: method.clone(), target: target.clone(), version: *version };
+        let (peer, route, upstream) = (self.peer.clone(), self.route.clone(), self.upstream.clone());
+        let mut copy = Head::new(received, self.request.clone(), peer, route, upstream);
+        copy.notes = self.notes.clone();
+        copy
+    }
+
     /// A value, if it is there.
     pub fn value(&self, name: &ValueName) -> Option<Value<'_>> {
         let text = |text: &'_ str| Some(Value::Bytes(Cow::Owned(text.as_bytes().to_vec())));

@@ -22,6 +22,8 @@ pub mod assemble;
 pub mod attempt;
 pub mod balance;
 pub mod body;
+pub mod cache;
+pub mod caching;
 pub mod chain;
 pub mod cli;
 pub mod clock;

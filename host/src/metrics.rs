@@ -12,6 +12,7 @@ use crate::error::Kind;
 pub struct Registry {
     routes: PerWorker<RouteFigures>,
     plugins: PerWorker<PluginFigures>,
+    caches: PerWorker<CacheFigures>,
     custom: Mutex<BTreeMap<CustomOwner, Arc<Custom>>>,
 }
 
@@ -82,6 +83,33 @@ pub struct PluginFigures {
     pub nanoseconds: Count,
 }
 
+/// A worker's figures of a cache, by what became of requests.
+#[derive(Debug, Default)]
+pub struct CacheFigures {
+    /// Served from what was stored and fresh.
+    pub hits: Count,
+    /// Served stale, with a validation behind the client's back.
+    pub stale: Count,
+    /// The upstream was asked since what was stored was stale, or the client wanted that.
+    pub validations: Count,
+    /// The upstream was asked since nothing was stored.
+    pub misses: Count,
+    /// Waited for another request's response, and got that.
+    pub collapsed: Count,
+    /// Served stale since the upstream failed.
+    pub errors_covered: Count,
+    /// Went past.
+    pub bypassed: Count,
+    /// Responses that were stored, and validated ones.
+    pub stored: Count,
+    /// Responses that weren't, in the order of [`REFUSALS`].
+    pub refused: [Count; REFUSALS.len()],
+}
+
+/// Why responses are not stored.
+pub const REFUSALS: [&str; 9] =
+    ["no-store", "private", "authorization", "status", "no-lifetime", "set-cookie", "vary", "too-large", "other"];
+
 /// Upper bounds of the duration histogram, in microseconds.
 pub const BOUNDS: [u64; 12] =
     [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
@@ -98,6 +126,16 @@ impl Registry {
     /// A worker's figures of a plugin, by name.
     pub fn plugin(&self, name: &Arc<str>, worker: usize) -> Arc<PluginFigures> {
         self.plugins.of(name, worker)
+    }
+
+    /// A worker's figures of a cache, by the name of its plugin.
+    pub fn cache(&self, name: &Arc<str>, worker: usize) -> Arc<CacheFigures> {
+        self.caches.of(name, worker)
+    }
+
+    /// The figures of all caches, each cache's workers together.
+    pub fn caches(&self) -> BTreeMap<Arc<str>, Vec<Arc<CacheFigures>>> {
+        self.caches.by_name()
     }
 
     /// The figures of all routes, each route's workers together.

@@ -8,4 +8,5 @@ pub mod engine;
 mod host;
 pub mod instance;
 mod lines;
+pub mod policy;
 pub mod transform;

@@ -36,6 +36,7 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
     watch.follow(&files);
     watch.differs(&files);
     let first = assembly.assemble(&files)?;
+    first.generation.resize_store();
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = first.workers.unwrap_or(cores);
     let (publish, generation) = watch::channel(Arc::new(first.generation));
@@ -159,6 +160,7 @@ impl Reloader {
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         self.listeners.adopt(sockets);
+        self.publish.borrow().resize_store();
         self.drain = next.drain;
         if next.workers.is_some_and(|workers| workers != self.workers) {
             warn!("the number of workers changes at the next start");

@@ -3,5 +3,8 @@
 #![forbid(unsafe_code)]
 
 /// Name, as in a manifest's `use`, and component.
-pub const STOCK: &[(&str, &[u8])] =
-    &[("headers", include_bytes!(env!("PLUGIN_HEADERS"))), ("balance", include_bytes!(env!("PLUGIN_BALANCE")))];
+pub const STOCK: &[(&str, &[u8])] = &[
+    ("headers", include_bytes!(env!("PLUGIN_HEADERS"))),
+    ("balance", include_bytes!(env!("PLUGIN_BALANCE"))),
+    ("cache", include_bytes!(env!("PLUGIN_CACHE"))),
+];

@@ -116,11 +116,19 @@ macro_rules! __export_hook {
             fn on_stored(values: Vec<Option<Vec<u8>>>, stored: $crate::StoredResponse) -> $crate::Reuse {
                 with(|plugin| $crate::CachePolicy::on_stored(plugin, &$crate::Values::new(values), &stored))
             }
-            fn on_fetched(values: Vec<Option<Vec<u8>>>) -> $crate::Keep {
-                with(|plugin| $crate::CachePolicy::on_fetched(plugin, &$crate::Values::new(values)))
+            fn on_fetched(values: Vec<Option<Vec<u8>>>, times: $crate::Times) -> $crate::Keep {
+                with(|plugin| $crate::CachePolicy::on_fetched(plugin, &$crate::Values::new(values), &times))
             }
-            fn on_upstream_error(values: Vec<Option<Vec<u8>>>, stored: $crate::StoredResponse) -> bool {
-                with(|plugin| $crate::CachePolicy::on_upstream_error(plugin, &$crate::Values::new(values), &stored))
+            fn on_changed(values: Vec<Option<Vec<u8>>>) -> Vec<Vec<u8>> {
+                with(|plugin| $crate::CachePolicy::on_changed(plugin, &$crate::Values::new(values)))
+            }
+            fn on_upstream_error(
+                values: Vec<Option<Vec<u8>>>,
+                stored: $crate::StoredResponse,
+                status: Option<u16>,
+            ) -> bool {
+                let values = $crate::Values::new(values);
+                with(|plugin| $crate::CachePolicy::on_upstream_error(plugin, &values, &stored, status))
             }
         }
         $crate::bindings::cache_policy::export!(Glue with_types_in $crate::bindings::cache_policy);

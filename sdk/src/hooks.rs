@@ -5,7 +5,7 @@ use crate::{ConfigError, Edit, Setup, Values, Verdict};
 
 pub use bindings::balancer::exports::plugway::plugin::balancer::{Choice, Endpoint, EndpointState};
 pub use bindings::cache_policy::exports::plugway::plugin::cache_policy::{
-    Keep, Lookup, Refusal, Reuse, Storage, StoredResponse,
+    BypassReason, Keep, Lookup, Place, Refusal, Reuse, Storage, StoredResponse, Times,
 };
 pub use bindings::types::Summary;
 
@@ -164,9 +164,11 @@ pub trait CachePolicy: Plugin {
     /// Something stored fits the request: may it be served?
     fn on_stored(&mut self, request: &Values, stored: &StoredResponse) -> Reuse;
     /// The upstream answered: is it kept?
-    fn on_fetched(&mut self, response: &Values) -> Keep;
-    /// The upstream failed: may the stale response be served?
-    fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse) -> bool;
+    fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep;
+    /// The upstream answered a request that [changes](Lookup::Changes) something: which keys are stale from now on?
+    fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>>;
+    /// The upstream failed, with a status or without a response: may the stale response be served?
+    fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool;
 }
 
 impl Endpoints {

@@ -57,6 +57,7 @@
 
 #[doc(hidden)]
 pub mod bindings;
+pub mod cache;
 pub mod exchange;
 mod export;
 mod hooks;
@@ -75,10 +76,10 @@ pub struct Readme;
 #[doc(hidden)]
 pub use export::glue;
 pub use hooks::{
-    Balancer, BodyError, BodyFilter, CachePolicy, Choice, Endpoint, EndpointState, Endpoints, Keep, Lookup, Observer,
-    Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, ResponsePlan, ResponsePlans, Reuse,
-    Storage, StoredResponse, Summary, Timer,
+    Balancer, BodyError, BodyFilter, BypassReason, CachePolicy, Choice, Endpoint, EndpointState, Endpoints, Keep, Lookup,
+    Observer, Place, Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, ResponsePlan,
+    ResponsePlans, Reuse, Storage, StoredResponse, Summary, Timer, Times,
 };
-pub use setup::{Beyond, BodyMode, ConfigError, Need, Needs, Part, Plan, PlanId, Setup, ValueName};
+pub use setup::{Beyond, BodyMode, CacheStatus, ConfigError, Need, Needs, Part, Plan, PlanId, Setup, ValueName};
 pub use values::Values;
 pub use verdict::{Edit, Response, Verdict};

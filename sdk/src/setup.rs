@@ -21,8 +21,10 @@ pub struct Setup {
     pub observer: Needs,
     /// Values that arrive with the request hooks of a [`CachePolicy`](crate::CachePolicy).
     pub cache_request: Needs,
-    /// Values that arrive with [`on_fetched`](crate::CachePolicy::on_fetched).
+    /// Values that arrive with the response hooks of a [`CachePolicy`](crate::CachePolicy).
     pub cache_response: Needs,
+    /// What responses tell of the cache.
+    pub cache_status: CacheStatus,
     /// A plan that the host carries out for every request by itself: `on_request` is then never called.
     pub request_plan: Option<PlanId>,
     /// A plan that the host carries out for every response by itself: `on_response` is then never called.
@@ -34,6 +36,22 @@ pub struct Setup {
     /// How often [`on_timer`](crate::Timer::on_timer) is called, to within 50 ms.
     pub timer_interval: Option<std::time::Duration>,
     plans: Vec<Plan>,
+}
+
+/// What `Cache-Status` tells of a cache (RFC 9211).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheStatus {
+    /// By which the cache is known there, a token; none for no such field.
+    pub name: Option<String>,
+    /// Whether the key is told.
+    pub key: bool,
+}
+
+impl Default for CacheStatus {
+    /// As `plugway`, without the key.
+    fn default() -> Self {
+        CacheStatus { name: Some("plugway".into()), key: false }
+    }
 }
 
 /// A list of declared values.
@@ -130,6 +148,7 @@ impl Setup {
             observer_values: self.observer.0,
             cache_request_values: self.cache_request.0,
             cache_response_values: self.cache_response.0,
+            cache_status: self.cache_status.into_wit(),
             plans: self.plans.into_iter().map(|plan| plan.0).collect(),
             request_plan: self.request_plan.map(|plan| plan.0),
             response_plan: self.response_plan.map(|plan| plan.0),
@@ -137,6 +156,13 @@ impl Setup {
             response_body: Some(self.response_body.into_wit()),
             timer_interval_ms: self.timer_interval.map(|interval| interval.as_millis() as u64),
         }
+    }
+}
+
+impl CacheStatus {
+    fn into_wit(self) -> Option<lifecycle::CacheStatus> {
+        let key = self.key;
+        self.name.map(|name| lifecycle::CacheStatus { name, key })
     }
 }
 

@@ -5,8 +5,8 @@
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::{
-    Balancer, Choice, ConfigError, Edit, Endpoint, Endpoints, Needs, Plugin, RequestFilter, Response, ResponseFilter,
-    ResponsePlans, Setup, ValueName, Values, Verdict,
+    Balancer, CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, Keep, Lookup, Needs, Plugin, RequestFilter,
+    Response, ResponseFilter, ResponsePlans, Reuse, Setup, StoredResponse, Times, ValueName, Values, Verdict,
 };
 
 /// A configured plugin with what it declared.
@@ -104,6 +104,33 @@ impl<P: Plugin> Harness<P> {
     }
 }
 
+impl<P: CachePolicy> Harness<P> {
+    /// What a cache would do with a request.
+    pub fn lookup(&mut self, request: &Request) -> Lookup {
+        self.plugin.on_lookup(&resolve(&self.setup.cache_request, request, None))
+    }
+
+    /// What it would do with a stored response.
+    pub fn stored(&mut self, request: &Request, stored: &StoredResponse) -> Reuse {
+        self.plugin.on_stored(&resolve(&self.setup.cache_request, request, None), stored)
+    }
+
+    /// Whether it would keep a response that came at a time of the test's own.
+    pub fn fetched(&mut self, request: &Request, response: &Response, times: &Times) -> Keep {
+        self.plugin.on_fetched(&resolve(&self.setup.cache_response, request, Some(response)), times)
+    }
+
+    /// The keys under which nothing holds after a request that changed something.
+    pub fn changed(&mut self, request: &Request, response: &Response) -> Vec<Vec<u8>> {
+        self.plugin.on_changed(&resolve(&self.setup.cache_response, request, Some(response)))
+    }
+
+    /// Whether it would serve a stored response in place of a failure.
+    pub fn upstream_error(&mut self, request: &Request, stored: &StoredResponse, status: Option<u16>) -> bool {
+        self.plugin.on_upstream_error(&resolve(&self.setup.cache_request, request, None), stored, status)
+    }
+}
+
 impl<P: Balancer> Harness<P> {
     /// Tells the plugin its endpoints; gives the edits to responses that it has made ready.
     pub fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>) -> ResponsePlans {
@@ -151,6 +178,12 @@ impl Request {
     /// Sets another Host.
     pub fn authority(mut self, authority: &str) -> Self {
         self.authority = authority.into();
+        self
+    }
+
+    /// Comes by `https`.
+    pub fn secure(mut self) -> Self {
+        self.scheme = "https".into();
         self
     }
 

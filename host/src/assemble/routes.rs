@@ -28,7 +28,16 @@ impl Draft<'_> {
             let message = format!("there is no upstream `{}`; known: {}", route.upstream.get_ref(), known.join(", "));
             self.problems.at(source, route.upstream.span(), message);
         }
-        let chain = route.plugins.iter().filter_map(|plugin| self.reference(source, plugin)).collect();
+        let mut chain: Vec<usize> = Vec::new();
+        for plugin in &route.plugins {
+            let Some(binding) = self.reference(source, plugin) else { continue };
+            let is_cache = |binding: &usize| self.bindings[*binding].cache.is_some();
+            if is_cache(&binding) && chain.iter().any(is_cache) {
+                let message = "a chain has one cache at most; what is stored once needs no other";
+                self.problems.at(source, plugin.span(), message);
+            }
+            chain.push(binding);
+        }
         let made = || {
             let host = route.hosts.first().map_or("*", |host| host.get_ref());
             let path = route.path.as_ref().map(|path| match path.get_ref() {

@@ -7,9 +7,13 @@ use std::sync::Arc;
 use super::values::status_class;
 use super::{AdminAddress, Draft, beside, head_of};
 use crate::access_log::{AccessLog, Format, Target};
+use crate::cache::store::{Limits, PARTS};
 use crate::config::manifest::{AccessLogFormat, Manifest};
 use crate::config::problem::Source;
 use crate::respond::ErrorPages;
+
+/// In bytes.
+const LEAST_MEMORY: usize = 1 << 20;
 
 impl Draft<'_> {
     /// Threads that serve, if the manifest says how many.
@@ -37,6 +41,24 @@ impl Draft<'_> {
             }
         }
         servers
+    }
+
+    /// What the store of the caches may take.
+    pub(super) fn store_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> Limits {
+        let defaults = Limits::default();
+        let named = files.iter().find_map(|(source, file)| Some((source, file.cache.as_ref()?)));
+        let Some((source, cache)) = named else { return defaults };
+        let memory = self.bytes(source, cache.get_ref().memory.as_ref(), defaults.memory as usize);
+        if let Some(text) = cache.get_ref().memory.as_ref().filter(|_| memory < LEAST_MEMORY) {
+            self.problems.at(source, text.span(), "a cache has at least `1 MiB` of memory");
+        }
+        let largest = memory / PARTS;
+        let object = self.bytes(source, cache.get_ref().max_object.as_ref(), largest.min(defaults.object as usize));
+        if let Some(text) = cache.get_ref().max_object.as_ref().filter(|_| object > largest) {
+            let message = format!("an object takes a sixteenth of the memory at most: here {} KiB", largest >> 10);
+            self.problems.at(source, text.span(), message);
+        }
+        Limits { memory: memory as u64, object: object as u64 }
     }
 
     pub(super) fn admin(&mut self, files: &[(Arc<Source>, Manifest)]) -> AdminAddress {

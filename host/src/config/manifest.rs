@@ -35,6 +35,17 @@ pub struct Manifest {
     pub plugin: BTreeMap<Spanned<String>, Plugin>,
     /// Who looks names up for endpoints.
     pub resolver: Option<Resolver>,
+    /// Where the plugins that cache keep responses.
+    pub cache: Option<Spanned<Cache>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Cache {
+    /// What it may take of the memory, for all workers; 256 MiB if not given.
+    pub memory: Option<Spanned<String>>,
+    /// The longest content that is stored; 16 MiB if not given, and never more than a sixteenth of the memory.
+    pub max_object: Option<Spanned<String>>,
 }
 
 impl Manifest {

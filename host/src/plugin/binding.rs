@@ -32,6 +32,8 @@ pub struct Binding {
     pub balancer: Vec<ValueName>,
     /// The value of which its balancer gets the hash.
     pub balancer_key: Option<ValueName>,
+    /// What its cache policy wants; none if it has none.
+    pub cache: Option<CacheNeeds>,
     /// Values for its observer; none if it doesn't observe.
     pub observer: Option<Vec<ValueName>>,
     /// How often its timer is called; none if it has none.
@@ -40,6 +42,18 @@ pub struct Binding {
     pub request_body: Option<BodyMode>,
     /// How it takes response bodies; none if it doesn't.
     pub response_body: Option<BodyMode>,
+}
+
+/// What a cache policy declared.
+pub struct CacheNeeds {
+    /// Values for the request side.
+    pub request: Vec<ValueName>,
+    /// Values for the response side.
+    pub response: Vec<ValueName>,
+    /// How `Cache-Status` names the cache; none for no such field.
+    pub name: Option<String>,
+    /// Whether the key is told there.
+    pub tells_key: bool,
 }
 
 /// How a plugin takes bodies.
@@ -143,6 +157,16 @@ impl Binding {
             hook(&plans, plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;
         let balancer = names(settings.balancer_values)?;
         let balancer_key = settings.balancer_key.map(value_name).transpose()?;
+        let cache = match &plugin.cache_policy {
+            Some(_) => {
+                let (request, response) =
+                    (names(settings.cache_request_values)?, names(settings.cache_response_values)?);
+                let tells_key = settings.cache_status.as_ref().is_some_and(|status| status.key);
+                let name = settings.cache_status.map(|status| token(status.name)).transpose()?;
+                Some(CacheNeeds { request, response, name, tells_key })
+            }
+            None => None,
+        };
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
         let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(SHORTEST_TIMER));
         let timer = plugin.timer.as_ref().and(interval);
@@ -161,6 +185,7 @@ impl Binding {
             response,
             balancer,
             balancer_key,
+            cache,
             observer,
             timer,
             request_body,
@@ -186,20 +211,29 @@ impl Binding {
         let hashed = |key: &ValueName| format!(", with the hash of {key}");
         let key = self.balancer_key.as_ref().map(hashed).unwrap_or_default();
         let balancer = self.balances().then(|| ("balancer", list(&self.balancer) + &key));
+        let cache = self.cache.as_ref().map(|needs| {
+            ("cache-policy", format!("{}, of responses {}", list(&needs.request), list(&needs.response)))
+        });
         let observer = self.observer.as_ref().map(|names| ("observer", list(names)));
-        [request, response, balancer, observer].into_iter().flatten().collect()
+        [request, response, balancer, cache, observer].into_iter().flatten().collect()
     }
 
     /// Whether requests need an instance of it in a chain: where the host carries out plans, nobody is called.
     pub fn is_called(&self) -> bool {
         let called = |hook: &Hook| matches!(hook, Hook::Call(_));
-        called(&self.request) || called(&self.response) || self.observer.is_some() || self.timer.is_some()
+        let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
+        called(&self.request) || called(&self.response) || is_told
     }
 
     /// Whether it can choose endpoints.
     pub fn balances(&self) -> bool {
         self.plugin.balancer.is_some()
     }
+}
+
+/// A name that is a token (RFC 9110 §5.6.2), as those of fields are.
+fn token(name: String) -> Result<String, Refused> {
+    field_name(&name).map(|_| name)
 }
 
 fn hook(

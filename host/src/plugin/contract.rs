@@ -33,6 +33,7 @@ hook!(lifecycle, "lifecycle-hook");
 hook!(request_filter, "request-filter-hook");
 hook!(response_filter, "response-filter-hook");
 hook!(balancer, "balancer-hook");
+hook!(cache_policy, "cache-policy-hook",);
 
 hook!(request_body, "request-body-hook");
 hook!(response_body, "response-body-hook");

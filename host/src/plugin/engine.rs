@@ -9,7 +9,7 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConf
 
 use super::artifact::Artifacts;
 use super::contract::{
-    balancer, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
+    balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
 use super::host::{self, HostState};
 
@@ -38,6 +38,7 @@ pub struct Plugin {
     pub(super) request_filter: Option<request_filter::RequestFilterHookIndices>,
     pub(super) response_filter: Option<response_filter::ResponseFilterHookIndices>,
     pub(super) balancer: Option<balancer::BalancerHookIndices>,
+    pub(super) cache_policy: Option<cache_policy::CachePolicyHookIndices>,
     pub(super) observer: Option<observer::ObserverHookIndices>,
     pub(super) timer: Option<timer::TimerHookIndices>,
     pub(super) request_body: Option<request_body::RequestBodyHookIndices>,
@@ -100,6 +101,7 @@ impl Runtime {
         let response_filter =
             hook(&component, "response-filter", || response_filter::ResponseFilterHookIndices::new(&instance))?;
         let balancer = hook(&component, "balancer", || balancer::BalancerHookIndices::new(&instance))?;
+        let cache_policy = hook(&component, "cache-policy", || cache_policy::CachePolicyHookIndices::new(&instance))?;
         let observer = hook(&component, "observer", || observer::ObserverHookIndices::new(&instance))?;
         let timer = hook(&component, "timer", || timer::TimerHookIndices::new(&instance))?;
         let request_body = hook(&component, "request-body", || request_body::RequestBodyHookIndices::new(&instance))?;
@@ -116,6 +118,7 @@ impl Runtime {
             request_filter,
             response_filter,
             balancer,
+            cache_policy,
             observer,
             timer,
             request_body,
@@ -147,6 +150,7 @@ impl Plugin {
             ("request-body", self.request_body.is_some()),
             ("response-body", self.response_body.is_some()),
             ("balancer", self.balancer.is_some()),
+            ("cache-policy", self.cache_policy.is_some()),
             ("observer", self.observer.is_some()),
             ("timer", self.timer.is_some()),
         ];

@@ -13,7 +13,7 @@ use super::binding::{Binding, Isolation, Limits};
 use super::contract::balancer::exports::plugway::plugin::balancer;
 use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::contract::{
-    balancer as balancer_hook, lifecycle, observer, request_body, request_filter, response_body, response_filter,
+    balancer as balancer_hook, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter,
     timer, types,
 };
 use super::engine::{Plugin, TICK};
@@ -35,6 +35,7 @@ pub struct Instance {
     request_filter: Option<request_filter::RequestFilterHook>,
     response_filter: Option<response_filter::ResponseFilterHook>,
     balancer: Option<balancer_hook::BalancerHook>,
+    pub(super) cache_policy: Option<cache_policy::CachePolicyHook>,
     observer: Option<observer::ObserverHook>,
     timer: Option<timer::TimerHook>,
     pub(super) request_body: Option<request_body::RequestBodyHook>,
@@ -108,7 +109,8 @@ impl Instance {
             };
         }
         let (request_filter, response_filter) = (load!(request_filter), load!(response_filter));
-        let (balancer, observer, timer) = (load!(balancer), load!(observer), load!(timer));
+        let (balancer, cache_policy) = (load!(balancer), load!(cache_policy));
+        let (observer, timer) = (load!(observer), load!(timer));
         let (request_body, response_body) = (load!(request_body), load!(response_body));
         Ok(Instance {
             store,
@@ -118,6 +120,7 @@ impl Instance {
             request_filter,
             response_filter,
             balancer,
+            cache_policy,
             observer,
             timer,
             request_body,

@@ -1,0 +1,133 @@
+//! One fetch at a time for what many ask for: the first leads, the others wait for what it brings.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::object::Object;
+use crate::error::Kind;
+
+/// Fetches under way.
+#[derive(Debug)]
+pub struct Flights([Mutex<HashMap<u128, watch::Receiver<Landing>>>; SHARDS]);
+
+const SHARDS: usize = 16;
+
+/// What became of a fetch.
+#[derive(Clone, Debug)]
+pub enum Landing {
+    /// Nothing yet.
+    Pending,
+    /// This, which may still be on its way.
+    Object(Arc<Object>),
+    /// A response that isn't anybody else's.
+    Pass,
+    /// No response, for such a reason.
+    Failed(Kind),
+    /// Who led has left.
+    Left,
+}
+
+/// What a request has to do with a fetch.
+pub enum Joined {
+    Lead(Lead),
+    Follow(watch::Receiver<Landing>),
+}
+
+/// The duty to fetch, and to say what became of it; dropped without a word, it falls to another.
+pub struct Lead {
+    flights: Arc<Flights>,
+    id: u128,
+    landing: watch::Sender<Landing>,
+    /// Whether newcomers still find what it brought.
+    is_listed: bool,
+}
+
+impl Flights {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Flights(std::array::from_fn(|_| Mutex::default())))
+    }
+
+    /// Joins the fetch of that name, or begins it.
+    pub fn join(self: &Arc<Self>, id: u128) -> Joined {
+        let mut shard = self.shard(id);
+        if let Some(landing) = shard.get(&id) {
+            return Joined::Follow(landing.clone());
+        }
+        let (landing, followers) = watch::channel(Landing::Pending);
+        shard.insert(id, followers);
+        Joined::Lead(Lead { flights: self.clone(), id, landing, is_listed: true })
+    }
+
+    fn shard(&self, id: u128) -> MutexGuard<'_, HashMap<u128, watch::Receiver<Landing>>> {
+        self.0[id as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lead {
+    /// The response is anybody's; it stays listed until this is dropped, for by then the store has it.
+    pub fn bring(&self, object: Arc<Object>) {
+        self.landing.send_replace(Landing::Object(object));
+    }
+
+    /// Nobody else can have what came: all who wait go on at the same time.
+    pub fn end(mut self, landing: Landing) {
+        self.unlist();
+        self.landing.send_replace(landing);
+    }
+
+    fn unlist(&mut self) {
+        if std::mem::take(&mut self.is_listed) {
+            self.flights.shard(self.id).remove(&self.id);
+        }
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        // Before the word: whoever hears it begins anew.
+        self.unlist();
+        self.landing.send_if_modified(|landing| {
+            let is_pending = matches!(landing, Landing::Pending);
+            if is_pending {
+                *landing = Landing::Left;
+            }
+            is_pending
+        });
+    }
+}
+
+/// Waits for the end of a fetch, or for the beginning of its response.
+pub async fn landed(mut flight: watch::Receiver<Landing>) -> Landing {
+    match flight.wait_for(|landing| !matches!(landing, Landing::Pending)).await {
+        Ok(landing) => landing.clone(),
+        Err(_) => Landing::Left,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_waits_hears_of_the_end_and_who_comes_later_begins_anew() {
+        let flights = Flights::new();
+        let Joined::Lead(lead) = flights.join(1) else { panic!("the first leads") };
+        let Joined::Follow(follower) = flights.join(1) else { panic!("the second follows") };
+        assert!(matches!(flights.join(2), Joined::Lead(_)), "another flight");
+        lead.end(Landing::Pass);
+        assert!(matches!(landed(follower).await, Landing::Pass));
+        assert!(matches!(flights.join(1), Joined::Lead(_)));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_lead_that_is_dropped_falls_to_another() {
+        let flights = Flights::new();
+        let Joined::Lead(lead) = flights.join(1) else { panic!("the first leads") };
+        let Joined::Follow(follower) = flights.join(1) else { panic!("the second follows") };
+        drop(lead);
+        assert!(matches!(landed(follower).await, Landing::Left));
+        assert!(matches!(flights.join(1), Joined::Lead(_)));
+    }
+}

@@ -1,0 +1,125 @@
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response};
+
+use super::super::object::{Content, Key, Rules};
+use super::*;
+
+fn object(uri: &str, scope: u64, selectors: Selectors, size: usize, tags: &[&str]) -> Arc<Object> {
+    let (head, ()) = Response::new(()).into_parts();
+    let tags = tags.iter().map(|tag| Box::from(*tag)).collect();
+    let rules = Rules { lifetime_ms: 1000, tags, ..Rules::default() };
+    let content = Content::Whole(Bytes::from(vec![0; size]));
+    Arc::new(Object::new(Key { scope, selectors, uri: Some(uri) }, &head, content, rules, 0))
+}
+
+fn plain(uri: &str) -> Arc<Object> {
+    object(uri, 1, Selectors::default(), 10, &[])
+}
+
+fn put(store: &Store, object: Arc<Object>) {
+    let key = object.uri.clone().unwrap().into_string();
+    store.insert(store.id(key.as_bytes()), key.as_bytes(), object, store.moment());
+}
+
+fn has(store: &Store, key: &str, request: &HeaderMap) -> bool {
+    matches!(store.find(store.id(key.as_bytes()), key.as_bytes(), 1, request, 0), Found::Object(_))
+}
+
+fn language(value: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([(HeaderName::from_static("accept-language"), HeaderValue::from_static(value))])
+}
+
+#[test]
+fn each_request_finds_what_was_made_for_it() {
+    let store = Store::new(1 << 20);
+    for value in ["de", "en"] {
+        let selectors = Selectors::of([HeaderName::from_static("accept-language")].into_iter(), &language(value));
+        put(&store, object("/a", 1, selectors, 10, &[]));
+    }
+    put(&store, object("/a", 2, Selectors::default(), 10, &[]));
+    assert!(has(&store, "/a", &language("de")) && has(&store, "/a", &language("en")));
+    assert!(!has(&store, "/a", &language("fr")), "it is another route's that doesn't vary");
+    assert_eq!(store.keys(), 1);
+}
+
+#[test]
+fn a_newer_response_takes_the_place_of_the_older() {
+    let store = Store::new(1 << 20);
+    put(&store, plain("/a"));
+    let before = store.bytes();
+    put(&store, plain("/a"));
+    assert_eq!((store.bytes(), store.keys()), (before, 1));
+}
+
+#[test]
+fn the_budget_holds_and_what_is_read_again_outlasts_a_scan() {
+    let store = Store::new(4 << 20);
+    let hot: Vec<String> = (0..100).map(|at| format!("/hot/{at}")).collect();
+    for _ in 0..3 {
+        for uri in &hot {
+            if !has(&store, uri, &HeaderMap::new()) {
+                put(&store, object(uri, 1, Selectors::default(), 10 << 10, &[]));
+            }
+        }
+    }
+    for at in 0..5000 {
+        put(&store, object(&format!("/scan/{at}"), 1, Selectors::default(), 10 << 10, &[]));
+        assert!(store.bytes() <= store.capacity());
+    }
+    let left = hot.iter().filter(|uri| has(&store, uri, &HeaderMap::new())).count();
+    assert!(left >= 80, "{left} of 100 have outlasted 50 MB that were read once");
+}
+
+#[test]
+fn purges_take_what_they_name() {
+    let fresh = || {
+        let store = Store::new(1 << 20);
+        for uri in ["http://a/x", "http://a/x/y", "http://b/x"] {
+            put(&store, object(uri, 1, Selectors::default(), 10, if uri.contains("/y") { &["t"] } else { &[] }));
+        }
+        store
+    };
+    let cases = [
+        (Purged::All, 3),
+        (Purged::Uri("http://a/x".into()), 1),
+        (Purged::Prefix("http://a/".into()), 2),
+        (Purged::Tag("t".into()), 1),
+        (Purged::Tag("none".into()), 0),
+    ];
+    for (what, count) in cases {
+        let store = fresh();
+        assert_eq!(store.purge(&Purge { what: what.clone(), soft: false }), count, "{what:?}");
+        let left = ["http://a/x", "http://a/x/y", "http://b/x"].map(|uri| has(&store, uri, &HeaderMap::new()));
+        assert_eq!(left.iter().filter(|left| **left).count(), 3 - count, "{what:?}");
+    }
+}
+
+#[test]
+fn a_soft_purge_makes_stale() {
+    let store = Store::new(1 << 20);
+    let object = plain("/a");
+    put(&store, object.clone());
+    assert!(object.is_fresh(0));
+    assert_eq!(store.purge(&Purge { what: Purged::Uri("/a".into()), soft: true }), 1);
+    assert!(has(&store, "/a", &HeaderMap::new()) && !object.is_fresh(0));
+}
+
+#[test]
+fn what_was_purged_on_its_way_does_not_come_back() {
+    let store = Store::new(1 << 20);
+    let asked = store.moment();
+    store.purge(&Purge { what: Purged::Prefix("/a".into()), soft: false });
+    store.purge(&Purge { what: Purged::Prefix("/b".into()), soft: true });
+    for uri in ["/a", "/b", "/c"] {
+        store.insert(store.id(uri.as_bytes()), uri.as_bytes(), plain(uri), asked);
+    }
+    assert!(!has(&store, "/a", &HeaderMap::new()) && has(&store, "/b", &HeaderMap::new()));
+    assert!(has(&store, "/c", &HeaderMap::new()));
+    let Found::Object(object) = store.find(store.id(b"/b"), b"/b", 1, &HeaderMap::new(), 0) else { panic!("no /b") };
+    assert!(object.is_purged());
+    for _ in 0..=LATE {
+        store.purge(&Purge { what: Purged::Tag("none".into()), soft: false });
+    }
+    store.insert(store.id(b"/d"), b"/d", plain("/d"), asked);
+    assert!(!has(&store, "/d", &HeaderMap::new()), "nobody knows any more whether it was purged");
+}

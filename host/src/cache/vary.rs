@@ -1,0 +1,121 @@
+//! Which of several responses under one key a request gets (RFC 9111 §4.1).
+
+use http::header::{self, HeaderMap, HeaderName};
+
+/// The request fields that a response depends on, with the values that it was made for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selectors(Box<[(HeaderName, Option<Box<[u8]>>)]>);
+
+impl Selectors {
+    /// The values that a request has.
+    pub fn of(names: impl Iterator<Item = HeaderName>, request: &HeaderMap) -> Self {
+        let value = |name: HeaderName| {
+            let value = normal(&name, request).map(Vec::into_boxed_slice);
+            (name, value)
+        };
+        Selectors(names.map(value).collect())
+    }
+
+    /// Whether a request has the same.
+    pub fn select(&self, request: &HeaderMap) -> bool {
+        self.0.iter().all(|(name, value)| {
+            // Most often it is the same to the byte.
+            let same = value.as_deref().is_some_and(|value| is_just(request, name, value));
+            same || normal(name, request).as_deref() == value.as_deref()
+        })
+    }
+
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = HeaderName> + '_ {
+        self.0.iter().map(|(name, _)| name.clone())
+    }
+
+    /// The values, in a form that tells them from others.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (name, value) in &self.0 {
+            bytes.extend(name.as_str().as_bytes());
+            bytes.push(if value.is_some() { b':' } else { b'-' });
+            bytes.extend(value.iter().flat_map(|value| value.iter()));
+            bytes.push(b'\n');
+        }
+        bytes
+    }
+
+    /// In bytes.
+    pub fn weight(&self) -> usize {
+        let value = |value: &Option<Box<[u8]>>| value.as_ref().map_or(0, |value| value.len());
+        self.0.iter().map(|(_, text)| size_of::<(HeaderName, Option<Box<[u8]>>)>() + value(text)).sum()
+    }
+}
+
+fn is_just(request: &HeaderMap, name: &HeaderName, value: &[u8]) -> bool {
+    let mut lines = request.get_all(name).iter();
+    lines.next().is_some_and(|line| line.as_bytes() == value) && lines.next().is_none()
+}
+
+/// A field's lines as one, without what makes no difference: space around members everywhere, case and order where the
+/// field's definition says so (RFC 9110 §12.5.3, §12.5.4).
+fn normal(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
+    let mut lines = request.get_all(name).iter();
+    let first = lines.next()?;
+    let is_list = name != header::COOKIE && name != header::USER_AGENT;
+    let mut members: Vec<Vec<u8>> = Vec::new();
+    for line in std::iter::once(first).chain(lines) {
+        if is_list {
+            members.extend(line.as_bytes().split(|byte| *byte == b',').map(|member| member.trim_ascii().to_vec()));
+        } else {
+            members.push(line.as_bytes().to_vec());
+        }
+    }
+    if name == header::ACCEPT_ENCODING || name == header::ACCEPT_LANGUAGE {
+        members.iter_mut().for_each(|member| {
+            member.retain(|byte| !byte.is_ascii_whitespace());
+            member.make_ascii_lowercase();
+        });
+    }
+    if name == header::ACCEPT_ENCODING {
+        // Its members are weighed, not ranked by their order.
+        members.sort_unstable();
+    }
+    members.retain(|member| !member.is_empty());
+    Some(members.join(&b", "[..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn request(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut fields = HeaderMap::new();
+        for (name, value) in lines {
+            fields.append(*name, HeaderValue::from_static(value));
+        }
+        fields
+    }
+
+    fn select(stored: &[(&'static str, &'static str)], asked: &[(&'static str, &'static str)]) -> bool {
+        let names = stored.iter().map(|(name, _)| HeaderName::from_static(name));
+        Selectors::of(names, &request(stored)).select(&request(asked))
+    }
+
+    #[test]
+    fn what_makes_no_difference_makes_none() {
+        assert!(select(&[("accept-encoding", "gzip, br")], &[("accept-encoding", "BR,gzip")]));
+        assert!(select(&[("accept-encoding", "gzip;q=0.5")], &[("accept-encoding", "gzip; q=0.5")]));
+        assert!(select(&[("accept-language", "de, en")], &[("accept-language", "DE,en")]));
+        assert!(select(&[("x-flags", "a, b")], &[("x-flags", "a"), ("x-flags", "b")]));
+    }
+
+    #[test]
+    fn what_makes_a_difference_makes_one() {
+        assert!(!select(&[("accept-language", "de, en")], &[("accept-language", "en, de")]));
+        assert!(!select(&[("x-flags", "a, b")], &[("x-flags", "A, b")]));
+        assert!(!select(&[("cookie", "a=1, b")], &[("cookie", "a=1,b")]));
+        assert!(!select(&[("x-flags", "a")], &[]), "absent is not the same as there");
+        let absent = Selectors::of([HeaderName::from_static("x-flags")].into_iter(), &HeaderMap::new());
+        assert!(absent.select(&HeaderMap::new()) && !absent.select(&request(&[("x-flags", "")])));
+    }
+}

@@ -1,0 +1,408 @@
+//! What a cache in the chain does with a request: answers it from what is stored, lets it past, or asks below, once for
+//! all who want the same.
+
+mod fetch;
+mod reply;
+mod report;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Response, StatusCode};
+use tokio::task::spawn_local;
+
+use crate::body::ResponseBody;
+use crate::cache::flight::{Joined, Landing, landed};
+use crate::cache::object::{Content, Object};
+use crate::cache::now_ms;
+use crate::cache::store::{Found, Purge, Purged};
+use crate::chain::{self, Depth, Failed};
+use crate::clock::Clock;
+use crate::edit::Edit;
+use crate::error::Error;
+use crate::generation::{Route, Running};
+use crate::head::Head;
+use crate::metrics::CacheFigures;
+use crate::plugin::binding::CacheNeeds;
+use crate::plugin::instance::{Instance, Trap};
+use crate::plugin::policy::{BypassReason, Lookup, Place, Reuse, StoredResponse};
+use fetch::Fetch;
+use report::{Forward, Report};
+
+/// What becomes of a request at a cache.
+pub enum Looked {
+    /// It is answered.
+    Served(Response<ResponseBody>),
+    /// It goes past, and its response comes past.
+    Past(Past),
+    /// The upstream is to be asked.
+    Ask(Box<Asking>),
+}
+
+/// A request that went past a cache.
+pub struct Past {
+    at: Depth,
+    why: Forward,
+    detail: Option<String>,
+    /// Its response may have changed what is stored.
+    changes: bool,
+}
+
+/// A request that what is stored doesn't answer.
+pub struct Asking {
+    seat: Seat,
+    place: Place,
+    id: u128,
+    scope: u64,
+    /// What is stored and can't be served as it is.
+    stale: Option<Stale>,
+    why: Forward,
+    /// Responses there are most likely nobody else's.
+    passes: bool,
+}
+
+/// Something stored that fits the request.
+#[derive(Clone)]
+struct Stale {
+    object: Arc<Object>,
+    /// Whether the upstream may be asked just whether it still holds.
+    validates: bool,
+}
+
+/// A response from below or from the store, for those above.
+pub struct Answered {
+    pub response: Response<ResponseBody>,
+    /// What the balancer wants done for this client alone.
+    pub edits: Option<Rc<[Edit]>>,
+    /// Those above the cache.
+    pub depth: Depth,
+}
+
+/// A cache in a chain.
+#[derive(Clone, Copy)]
+struct Seat {
+    /// Those above it.
+    at: Depth,
+    /// Its place in the generation.
+    binding: usize,
+}
+
+/// Looks for a stored response. `is_plain` says that the request has no content and wants no other protocol.
+pub fn look(
+    running: &Rc<Running>,
+    route_place: usize,
+    at: Depth,
+    (head, upstream): (&mut Box<Head>, usize),
+    is_plain: bool,
+    clock: &Rc<Clock>,
+) -> Result<Looked, Failed> {
+    let route = &running.generation.routes[route_place];
+    let seat = Seat { at, binding: at.plugin(route) };
+    let (needs, figures) = (seat.needs(running), seat.figures(running));
+    let lookup = match seat.call(running, |policy| policy.lookup(&needs.request, head)) {
+        Ok(lookup) => lookup,
+        Err(trap) => {
+            chain::on_error(running, seat.binding, trap, at)?;
+            Lookup::Bypass(BypassReason::Other("policy-failed".into()))
+        }
+    };
+    let is_read = head.request.method == Method::GET || head.request.method == Method::HEAD;
+    let place = match lookup {
+        Lookup::Under(place) if is_plain && is_read => place,
+        lookup => {
+            figures.bypassed.add(1);
+            return Ok(Looked::Past(Past::of(at, lookup, is_read)));
+        }
+    };
+    let (store, now) = (&running.generation.store, now_ms());
+    let id = store.id(&place.key);
+    let scope = store.scope(&head.route, &running.generation.upstreams[upstream].name);
+    let mut asking = Asking { seat, place, id, scope, stale: None, why: Forward::UriMiss, passes: false };
+    let object = match store.find(id, &asking.place.key, scope, &head.request.headers, now) {
+        Found::Object(object) => object,
+        Found::Nothing => return Ok(Looked::Ask(Box::new(asking))),
+        Found::Others => {
+            asking.why = Forward::VaryMiss;
+            return Ok(Looked::Ask(Box::new(asking)));
+        }
+        Found::Passes => {
+            asking.passes = true;
+            return Ok(Looked::Ask(Box::new(asking)));
+        }
+    };
+    let is_fresh = object.is_fresh(now);
+    let reuse = if is_fresh && asking.place.fresh_will_do {
+        Reuse::Serve
+    } else {
+        match seat.call(running, |policy| policy.stored(&needs.request, head, described(&object, now))) {
+            Ok(reuse) => reuse,
+            Err(trap) => {
+                chain::on_error(running, seat.binding, trap, at)?;
+                Reuse::Validate
+            }
+        }
+    };
+    if let Reuse::Serve | Reuse::ServeAndRevalidate = reuse
+        && let Some(response) = asking.serve(running, head, &object, Report::hit())
+    {
+        if is_fresh {
+            figures.hits.add(1);
+        } else {
+            figures.stale.add(1);
+        }
+        if reuse == Reuse::ServeAndRevalidate {
+            asking.stale = Some(Stale { object, validates: true });
+            asking.revalidate(running, (route_place, upstream), head, clock);
+        }
+        return Ok(Looked::Served(response));
+    }
+    asking.why = if is_fresh { Forward::Request } else { Forward::Stale };
+    asking.stale = Some(Stale { object, validates: reuse != Reuse::Ignore });
+    Ok(Looked::Ask(Box::new(asking)))
+}
+
+impl Past {
+    fn of(at: Depth, lookup: Lookup, is_read: bool) -> Self {
+        let (why, detail, changes) = match lookup {
+            Lookup::Changes => (Forward::Method, None, !is_read),
+            Lookup::Bypass(BypassReason::Method) => (Forward::Method, None, false),
+            Lookup::Bypass(BypassReason::Request) => (Forward::Bypass, Some("request".into()), false),
+            Lookup::Bypass(BypassReason::Configured) => (Forward::Bypass, Some("configured".into()), false),
+            Lookup::Bypass(BypassReason::Other(why)) => (Forward::Bypass, Some(why), false),
+            Lookup::Under(_) if !is_read => (Forward::Method, None, false),
+            Lookup::Under(_) => (Forward::Bypass, Some("content".into()), false),
+        };
+        Past { at, why, detail, changes }
+    }
+
+    /// Those above the cache.
+    pub fn depth(&self) -> Depth {
+        self.at
+    }
+
+    /// Takes note of the response in `head`, as it comes past.
+    pub fn come_back(&self, running: &Running, route: &Route, head: &mut Head) {
+        let seat = Seat { at: self.at, binding: self.at.plugin(route) };
+        let needs = seat.needs(running);
+        let Some(status) = head.response.as_ref().map(|response| response.status) else { return };
+        if self.changes && (status.is_success() || status.is_redirection()) {
+            match seat.call(running, |policy| policy.changed(&needs.response, head)) {
+                Ok(keys) => {
+                    let store = &running.generation.store;
+                    for key in keys {
+                        store.purge(&Purge { what: Purged::Key(store.id(&key)), soft: false });
+                    }
+                }
+                Err(trap) => running.plugin_failed(seat.binding, "cache policy", &trap),
+            }
+        }
+        let report = Report::forwarded(self.why).status(status).detail(self.detail.as_deref());
+        if let Some(response) = &mut head.response {
+            report.tell(needs, None, &mut response.headers);
+        }
+    }
+}
+
+impl Asking {
+    /// Asks the upstream, or waits for what another asks.
+    pub async fn run(
+        mut self,
+        running: &Rc<Running>,
+        (route, upstream): (usize, usize),
+        head: &mut Box<Head>,
+        clock: &Rc<Clock>,
+    ) -> Result<Answered, Failed> {
+        let figures = self.seat.figures(running);
+        if self.place.only_if_cached {
+            figures.misses.add(1);
+            return Ok(self.answered(self.timeout(running)));
+        }
+        let mut turns = 0;
+        let lead = loop {
+            // Whoever wants to be sure that it is of now asks by itself.
+            if self.passes || !self.place.fresh_will_do || turns == MOST_TURNS {
+                break None;
+            }
+            turns += 1;
+            match running.generation.store.flights.join(self.flight(running, head)) {
+                Joined::Lead(lead) => {
+                    if let Some(response) = self.meanwhile(running, head) {
+                        figures.hits.add(1);
+                        return Ok(self.answered(response));
+                    }
+                    break Some(lead);
+                }
+                Joined::Follow(flight) => match landed(flight).await {
+                    Landing::Object(object) => {
+                        if let Some(response) = self.shared(running, head, &object) {
+                            figures.collapsed.add(1);
+                            return Ok(self.answered(response));
+                        }
+                    }
+                    Landing::Failed(kind) => {
+                        let cause = "the request that it waited for failed";
+                        let failed = Failed::from(Error::new(kind, cause));
+                        figures.collapsed.add(1);
+                        return self.instead(running, head, None, failed);
+                    }
+                    Landing::Pass => self.passes = true,
+                    Landing::Left | Landing::Pending => {}
+                },
+            }
+        };
+        match self.why {
+            Forward::Stale | Forward::Request => figures.validations.add(1),
+            _ => figures.misses.add(1),
+        }
+        Fetch { asking: &self, running, route, upstream, clock }.run(head, lead).await
+    }
+
+    /// Validates behind the client's back, unless somebody does already.
+    fn revalidate(
+        mut self,
+        running: &Rc<Running>,
+        (route, upstream): (usize, usize),
+        head: &Head,
+        clock: &Rc<Clock>,
+    ) {
+        let Joined::Lead(lead) = running.generation.store.flights.join(self.flight(running, head)) else { return };
+        self.why = Forward::Stale;
+        let (running, clock, mut head) = (running.clone(), clock.clone(), Box::new(head.copy()));
+        self.seat.figures(&running).validations.add(1);
+        spawn_local(async move {
+            let [total] = clock.deadlines();
+            total.set(running.generation.routes[route].timeout.unwrap_or(LONGEST));
+            let fetch = Fetch { asking: &self, running: &running, route, upstream, clock: &clock };
+            // What came of it is in the store, or in the log.
+            let _ = total.until_met(fetch.run(&mut head, Some(lead))).await;
+        });
+    }
+
+    /// The name of the fetch that answers the request.
+    fn flight(&self, running: &Running, head: &Head) -> u128 {
+        let (store, fields) = (&running.generation.store, &head.request.headers);
+        store.flight(self.id, self.scope, &store.selectors(self.id, self.scope, fields))
+    }
+
+    /// What has been stored since it was looked for.
+    fn meanwhile(&self, running: &Running, head: &Head) -> Option<Response<ResponseBody>> {
+        let (store, now) = (&running.generation.store, now_ms());
+        match store.find(self.id, &self.place.key, self.scope, &head.request.headers, now) {
+            Found::Object(object) if object.is_fresh(now) => self.serve(running, head, &object, Report::hit()),
+            _ => None,
+        }
+    }
+
+    /// What another has fetched, where it may be served.
+    fn shared(&mut self, running: &Running, head: &Head, object: &Arc<Object>) -> Option<Response<ResponseBody>> {
+        if object.scope != self.scope || !object.selectors.select(&head.request.headers) {
+            // By now it is known on which fields it depends, if it is stored; where it isn't yet, nobody waits again.
+            self.passes |= matches!(object.content, Content::Filling(_));
+            return None;
+        }
+        if !object.is_fresh(now_ms()) {
+            self.passes = true;
+            return None;
+        }
+        let report = Report::forwarded(self.why).collapsed();
+        let response = self.serve(running, head, object, report);
+        self.passes |= response.is_none();
+        response
+    }
+
+    /// What is stored in place of what failed, where the policy allows that.
+    fn instead(
+        &self,
+        running: &Running,
+        head: &Head,
+        status: Option<StatusCode>,
+        failed: Failed,
+    ) -> Result<Answered, Failed> {
+        let covered = self.covered(running, head, status);
+        covered.map(|response| self.answered(response)).ok_or(failed)
+    }
+
+    fn covered(&self, running: &Running, head: &Head, status: Option<StatusCode>) -> Option<Response<ResponseBody>> {
+        let object = &self.stale.as_ref()?.object;
+        let (needs, now) = (self.seat.needs(running), now_ms());
+        let code = status.map(|status| status.as_u16());
+        let allowed = self.seat.call(running, |policy| {
+            policy.upstream_error(&needs.request, head, described(object, now), code)
+        });
+        let allowed = allowed.inspect_err(|trap| running.plugin_failed(self.seat.binding, "cache policy", trap));
+        if !allowed.unwrap_or(false) {
+            return None;
+        }
+        self.seat.figures(running).errors_covered.add(1);
+        let mut report = Report::forwarded(Forward::Stale).detail(Some("stale-if-error"));
+        if let Some(status) = status {
+            report = report.status(status);
+        }
+        self.serve(running, head, object, report)
+    }
+
+    /// The response from something stored; none if its beginning is gone.
+    fn serve(
+        &self,
+        running: &Running,
+        head: &Head,
+        object: &Object,
+        report: Report,
+    ) -> Option<Response<ResponseBody>> {
+        let now = now_ms();
+        let mut response = reply::reply(object, &head.request, now)?;
+        let ttl = object.rules.lifetime_ms as i64 - object.age_ms(now) as i64;
+        report.ttl(ttl.div_euclid(1000)).tell(self.seat.needs(running), Some(&self.place.key), response.headers_mut());
+        Some(response)
+    }
+
+    /// The response where nothing stored will do and nobody may be asked.
+    fn timeout(&self, running: &Running) -> Response<ResponseBody> {
+        let mut response = Response::new(ResponseBody::Full(Default::default()));
+        *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+        let report = Report::missed().detail(Some("only-if-cached"));
+        report.tell(self.seat.needs(running), Some(&self.place.key), response.headers_mut());
+        response
+    }
+
+    fn answered(&self, response: Response<ResponseBody>) -> Answered {
+        Answered { response, edits: None, depth: self.seat.at }
+    }
+}
+
+/// A request waits for others' fetches so often at most.
+const MOST_TURNS: usize = 3;
+
+/// How long a validation behind a client's back may take where its route says nothing.
+const LONGEST: Duration = Duration::from_secs(600);
+
+impl Seat {
+    fn needs(self, running: &Running) -> &CacheNeeds {
+        static NONE: CacheNeeds = CacheNeeds { request: Vec::new(), response: Vec::new(), name: None, tells_key: false };
+        running.generation.bindings[self.binding].cache.as_ref().unwrap_or(&NONE)
+    }
+
+    fn figures(self, running: &Running) -> &CacheFigures {
+        &running.caches[self.binding]
+    }
+
+    fn call<R>(self, running: &Running, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
+        chain::counted(running, self.binding, || {
+            running.filters[self.binding].borrow_mut().call(|| running.instance(self.binding), call)
+        })
+    }
+}
+
+/// A stored response, as a policy is told of it.
+fn described(object: &Object, now_ms: u64) -> StoredResponse {
+    let rules = &object.rules;
+    StoredResponse {
+        age_ms: object.age_ms(now_ms),
+        lifetime_ms: rules.lifetime_ms,
+        stale_while_revalidate_ms: rules.stale_while_revalidate_ms,
+        stale_if_error_ms: rules.stale_if_error_ms,
+        must_revalidate: rules.must_revalidate,
+        purged: object.is_purged(),
+    }
+}

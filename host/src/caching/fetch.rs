@@ -1,0 +1,416 @@
+//! Asks for a response below the cache, and stores it where the policy wants that.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::ready;
+
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, response};
+use http_body::Body;
+use tokio::task::spawn_local;
+
+use super::reply::{self, Conditions};
+use super::report::Report;
+use super::{Answered, Asking, Stale};
+use crate::body::ResponseBody;
+use crate::cache::fill::Fill;
+use crate::cache::flight::{Landing, Lead};
+use crate::cache::now_ms;
+use crate::cache::object::{Content, Key, Object, freshen};
+use crate::cache::store::{Moment, Store};
+use crate::cache::vary::Selectors;
+use crate::chain::{self, Depth, Down, Failed};
+use crate::clock::Clock;
+use crate::edit::Edit;
+use crate::forward::{Sending, forward};
+use crate::forwarding::{self, Hop};
+use crate::generation::Running;
+use crate::head::Head;
+use crate::metrics::REFUSALS;
+use crate::plugin::policy::{Keep, Refusal, Storage, Times};
+use crate::upload::{RequestBody, Upload};
+
+/// A fetch, in the name of a request.
+pub struct Fetch<'a> {
+    pub asking: &'a Asking,
+    pub running: &'a Rc<Running>,
+    pub route: usize,
+    pub upstream: usize,
+    pub clock: &'a Rc<Clock>,
+}
+
+/// What came from below; the head of the response is in the exchange's.
+struct Below {
+    body: ResponseBody,
+    edits: Option<Rc<[Edit]>>,
+}
+
+impl Fetch<'_> {
+    /// Fetches, and says what came of it to those who wait.
+    pub async fn run(self, head: &mut Box<Head>, lead: Option<Lead>) -> Result<Answered, Failed> {
+        let (asking, running) = (self.asking, self.running);
+        let asked = running.generation.store.moment();
+        // Where the response is nobody else's, the client gets just what it asks for.
+        let is_own = asking.passes && (Conditions::are_in(&head.request.headers) || head.request.method == Method::HEAD);
+        let received = head.request.clone();
+        let validating = if is_own { None } else { self.generalise(head) };
+        let sent_ms = now_ms();
+        let below = self.below(head).await;
+        let times = Times { received_ms: now_ms(), delay_ms: now_ms().saturating_sub(sent_ms) };
+        head.request = received;
+        let Below { body, edits } = match below {
+            Ok(below) => below,
+            Err(failed) => {
+                let kind = failed.error.kind;
+                let answered = asking.instead(running, head, None, failed);
+                end(lead, Landing::Failed(kind));
+                return answered;
+            }
+        };
+        let status = head.response.as_ref().map_or(StatusCode::BAD_GATEWAY, |response| response.status);
+        if let (StatusCode::NOT_MODIFIED, Some(stale)) = (status, validating) {
+            let response = self.validated(head, &stale, asked, times, lead)?;
+            return Ok(Answered { edits, ..asking.answered(response) });
+        }
+        if status.is_server_error()
+            && let Some(response) = asking.covered(running, head, Some(status))
+        {
+            end(lead, Landing::Pass);
+            return Ok(Answered { edits, ..asking.answered(response) });
+        }
+        let response = if is_own {
+            self.passed(head, body, None)
+        } else {
+            match self.keep(head, &body, times)? {
+                Ok(storage) => self.stored(head, body, storage, asked, times, lead),
+                Err(refusal) => {
+                    self.refused(status);
+                    end(lead, Landing::Pass);
+                    self.passed(head, body, Some(refusal))
+                }
+            }
+        };
+        Ok(Answered { edits, ..asking.answered(response) })
+    }
+
+    /// Makes the request one for the whole response, or for whether what is stored still holds; gives that.
+    fn generalise(&self, head: &mut Head) -> Option<Arc<Object>> {
+        let fields = &mut head.request.headers;
+        Conditions::remove(fields);
+        head.request.method = Method::GET;
+        let stale = self.asking.stale.as_ref().filter(|stale| stale.validates)?;
+        let (tag, modified) = (stale.object.field(&header::ETAG), stale.object.field(&header::LAST_MODIFIED));
+        if let Some(tag) = tag {
+            fields.insert(header::IF_NONE_MATCH, tag.clone());
+        }
+        if let Some(modified) = modified {
+            fields.insert(header::IF_MODIFIED_SINCE, modified.clone());
+        }
+        tag.or(modified).map(|_| stale.object.clone())
+    }
+
+    /// Takes the request through the plugins below the cache to the upstream, and its response back up to the cache.
+    async fn below(&self, head: &mut Box<Head>) -> Result<Below, Failed> {
+        let (running, route) = (self.running, &self.running.generation.routes[self.route]);
+        let (top, mut upstream) = (self.asking.seat.at.next(), self.upstream);
+        let (response, edits, depth) = match chain::down(running, route, top, head, &mut upstream)? {
+            Down::Answer(response, depth) => (response.map(|content| ResponseBody::Full(content.into())), None, depth),
+            Down::Forward | Down::Cache(_) => {
+                let sending = Sending { body: RequestBody::Empty, upload: Upload::over(), hop: Hop::default() };
+                let [step] = self.clock.deadlines();
+                let forwarded = forward(running, upstream, head, sending, &step).await?;
+                (forwarded.response, forwarded.edits, Depth::whole(route))
+            }
+        };
+        let (mut parts, body) = response.into_parts();
+        forwarding::response(&mut parts.headers);
+        head.response = Some(parts);
+        let plugins = depth.beyond(top);
+        let body = match chain::up(running, route, plugins.clone(), head)? {
+            Some(content) => ResponseBody::Full(content.into()),
+            None => body,
+        };
+        let body = chain::filtered(running, route, plugins, head, body)?;
+        Ok(Below { body, edits })
+    }
+}
+
+/// What comes of a response.
+impl Fetch<'_> {
+    /// Whether it is kept: the policy's word, where the host can at all.
+    fn keep(&self, head: &mut Box<Head>, body: &ResponseBody, times: Times) -> Result<Result<Storage, Refusal>, Failed> {
+        let (running, seat) = (self.running, self.asking.seat);
+        let Some(response) = &head.response else { return Ok(Err(Refusal::Status)) };
+        let is_whole = response.status != StatusCode::PARTIAL_CONTENT && response.status != StatusCode::NOT_MODIFIED;
+        if !is_whole || response.status.is_informational() || matches!(body, ResponseBody::Switched(_)) {
+            return Ok(Err(Refusal::Status));
+        }
+        let needs = seat.needs(running);
+        let keep = match seat.call(running, |policy| policy.fetched(&needs.response, head, times)) {
+            Ok(keep) => keep,
+            Err(trap) => {
+                chain::on_error(running, seat.binding, trap, seat.at)?;
+                Keep::Refuse(Refusal::Other("policy-failed".into()))
+            }
+        };
+        let is_too_long = body.size_hint().exact().is_some_and(|length| length > most(running));
+        Ok(match keep {
+            Keep::Store(_) if is_too_long => Err(Refusal::TooLarge),
+            Keep::Store(storage) => Ok(storage),
+            Keep::Refuse(refusal) => Err(refusal),
+        })
+        .inspect(|kept| {
+            if let Err(refusal) = kept {
+                seat.figures(running).refused[place(refusal)].add(1);
+            }
+        })
+    }
+
+    /// The stored response has been found to hold (RFC 9111 §4.3.4).
+    fn validated(
+        &self,
+        head: &mut Box<Head>,
+        stale: &Arc<Object>,
+        asked: Moment,
+        times: Times,
+        lead: Option<Lead>,
+    ) -> Result<Response<ResponseBody>, Failed> {
+        let (asking, running) = (self.asking, self.running);
+        let mut stored = stale.head();
+        freshen(&mut stored.headers, &taken(head).headers);
+        head.response = Some(stored);
+        let body = ResponseBody::Full(Default::default());
+        let storage = self.keep(head, &body, times)?;
+        let stored = taken(head);
+        let (store, key) = (&running.generation.store, &asking.place.key);
+        let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED);
+        let (object, report, landing) = match storage {
+            Ok(storage) => {
+                let object = Arc::new(self.object(head, stored, stale.content.clone(), storage, times));
+                // What still comes in is put in by whoever lets it in.
+                if !matches!(object.content, Content::Filling(_)) {
+                    store.insert(asking.id, key, object.clone(), asked);
+                }
+                seat_stored(asking, running);
+                (object.clone(), report.stored(), Landing::Object(object))
+            }
+            Err(_) => {
+                store.remove(asking.id, key, stale);
+                let rules = Default::default();
+                let key = Key { scope: asking.scope, selectors: Selectors::default(), uri: None };
+                (Arc::new(Object::new(key, &stored, stale.content.clone(), rules, times.received_ms)), report, Landing::Pass)
+            }
+        };
+        end(lead, landing);
+        Ok(asking.serve(running, head, &object, report).unwrap_or_else(|| asking.timeout(running)))
+    }
+
+    /// The response is stored as it comes in; the client reads it from there like all others.
+    fn stored(
+        &self,
+        head: &mut Box<Head>,
+        body: ResponseBody,
+        storage: Storage,
+        asked: Moment,
+        times: Times,
+        lead: Option<Lead>,
+    ) -> Response<ResponseBody> {
+        let (asking, running) = (self.asking, self.running);
+        let mut came = taken(head);
+        if !came.headers.contains_key(header::DATE)
+            && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(std::time::SystemTime::now()))
+        {
+            came.headers.insert(header::DATE, date);
+        }
+        // They are this client's, but nobody else's.
+        let mut own = HeaderMap::new();
+        for name in &storage.dropped {
+            own.extend(came.headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
+            came.headers.remove(name);
+        }
+        let status = came.status;
+        let fill = Fill::new(body.size_hint().exact());
+        let object = Arc::new(self.object(head, came, Content::Filling(fill.clone()), storage, times));
+        let report = Report::forwarded(asking.why).status(status).stored();
+        // The first of its readers, before it may be found to be too long.
+        let response = asking.serve(running, head, &object, report);
+        if let Some(lead) = &lead {
+            lead.bring(object.clone());
+        }
+        let filling = Filling {
+            fill,
+            object,
+            lead,
+            store: running.generation.store.clone(),
+            id: asking.id,
+            key: asking.place.key.clone(),
+            asked,
+            most: most(running),
+        };
+        seat_stored(asking, running);
+        spawn_local(filling.run(body));
+        let mut response = response.unwrap_or_else(|| asking.timeout(running));
+        response.headers_mut().extend(own);
+        response
+    }
+
+    fn object(
+        &self,
+        head: &Head,
+        came: response::Parts,
+        content: Content,
+        storage: Storage,
+        times: Times,
+    ) -> Object {
+        let uri = uri(head);
+        let uri = (uri.as_bytes() != self.asking.place.key).then_some(uri.as_str());
+        let selectors = Selectors::of(storage.vary.into_iter(), &head.request.headers);
+        Object::new(
+            Key { scope: self.asking.scope, selectors, uri },
+            &came,
+            content,
+            storage.rules,
+            times.received_ms,
+        )
+    }
+
+    /// The response is the client's alone.
+    fn passed(&self, head: &mut Head, body: ResponseBody, refusal: Option<Refusal>) -> Response<ResponseBody> {
+        let mut came = taken(head);
+        let status = came.status;
+        let detail = refusal.map(|refusal| match refusal {
+            Refusal::Other(why) => why,
+            refusal => REFUSALS[place(&refusal)].into(),
+        });
+        let report = Report::forwarded(self.asking.why).status(status).detail(detail.as_deref());
+        report.tell(self.asking.seat.needs(self.running), Some(&self.asking.place.key), &mut came.headers);
+        // It was asked for whole, whatever the client has.
+        if reply::is_known(&came, &head.request.headers) {
+            return reply::not_modified(came);
+        }
+        let is_head = head.request.method == Method::HEAD;
+        Response::from_parts(came, if is_head { ResponseBody::Full(Default::default()) } else { body })
+    }
+
+    /// Others need not wait for such a response, and what was stored doesn't hold any more.
+    fn refused(&self, status: StatusCode) {
+        let (store, asking) = (&self.running.generation.store, self.asking);
+        if status.is_server_error() {
+            return;
+        }
+        if let Some(Stale { object, .. }) = &asking.stale {
+            store.remove(asking.id, &asking.place.key, object);
+        }
+        store.pass(asking.id, &asking.place.key, now_ms());
+    }
+}
+
+/// A response on its way into the store.
+struct Filling {
+    fill: Arc<Fill>,
+    object: Arc<Object>,
+    /// Newcomers find it by this until it is stored.
+    lead: Option<Lead>,
+    store: Arc<Store>,
+    id: u128,
+    key: Vec<u8>,
+    asked: Moment,
+    /// In bytes.
+    most: u64,
+}
+
+impl Filling {
+    async fn run(mut self, mut body: ResponseBody) {
+        let (mut trailers, mut bytes) = (None, 0);
+        loop {
+            let fill = &self.fill;
+            let frame = poll_fn(|cx| match ready!(fill.poll_ready(cx)) {
+                Ok(()) => Pin::new(&mut body).poll_frame(cx).map(Ok),
+                Err(abandoned) => std::task::Poll::Ready(Err(abandoned)),
+            });
+            let Ok(frame) = frame.await else { return };
+            match frame.transpose() {
+                Err(error) => {
+                    tracing::debug!(%error, "response on its way into the cache");
+                    return;
+                }
+                Ok(None) => break,
+                Ok(Some(frame)) => match frame.into_data() {
+                    Ok(piece) => {
+                        bytes += piece.len() as u64;
+                        if bytes > self.most && bytes - piece.len() as u64 <= self.most {
+                            self.pass();
+                        }
+                        self.fill.push(piece);
+                    }
+                    Err(frame) => trailers = frame.into_trailers().ok(),
+                },
+            }
+        }
+        if self.fill.length().is_some_and(|length| length != bytes) {
+            return;
+        }
+        let content = self.fill.finish(trailers);
+        if bytes <= self.most {
+            let object = Arc::new(self.object.with(content));
+            self.store.insert(self.id, &self.key, object, self.asked);
+        }
+    }
+
+    /// It is longer than may be stored.
+    fn pass(&mut self) {
+        self.fill.pass();
+        self.store.pass(self.id, &self.key, now_ms());
+        self.lead = None;
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        // Unless it has come to its end.
+        self.fill.fail();
+    }
+}
+
+/// The longest content that is stored, in bytes.
+fn most(running: &Running) -> u64 {
+    running.generation.store_limits.object.min(running.generation.store.most())
+}
+
+fn seat_stored(asking: &Asking, running: &Running) {
+    asking.seat.figures(running).stored.add(1);
+}
+
+fn end(lead: Option<Lead>, landing: Landing) {
+    if let Some(lead) = lead {
+        lead.end(landing);
+    }
+}
+
+fn taken(head: &mut Head) -> response::Parts {
+    head.response.take().unwrap_or_else(|| Response::new(()).into_parts().0)
+}
+
+/// The URI that a client asked for (RFC 9110 §7.1).
+fn uri(head: &Head) -> String {
+    let authority = head.request.headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
+    let target = head.request.uri.path_and_query().map_or("/", |target| target.as_str());
+    let scheme = String::from_utf8_lossy(head.peer.scheme.as_bytes());
+    format!("{scheme}://{}{target}", String::from_utf8_lossy(authority).to_ascii_lowercase())
+}
+
+/// The place of a refusal in [`REFUSALS`].
+fn place(refusal: &Refusal) -> usize {
+    match refusal {
+        Refusal::NoStore => 0,
+        Refusal::Private => 1,
+        Refusal::Authorization => 2,
+        Refusal::Status => 3,
+        Refusal::NoLifetime => 4,
+        Refusal::SetCookie => 5,
+        Refusal::Vary => 6,
+        Refusal::TooLarge => 7,
+        Refusal::Other(_) => 8,
+    }
+}

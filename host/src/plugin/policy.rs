@@ -1,0 +1,112 @@
+//! Calls of a cache policy, and what it answers, checked.
+
+use http::HeaderName;
+use smallvec::SmallVec;
+
+use super::contract::cache_policy::exports::plugway::plugin::cache_policy as wit;
+use super::instance::{Instance, Trap, trapped};
+use crate::cache::object::Rules;
+use crate::edit::{self, Refused};
+use crate::head::{Head, Value, ValueName};
+
+pub use wit::{BypassReason, Lookup, Place, Refusal, Reuse, StoredResponse, Times};
+
+/// What a policy says of a response that came.
+pub enum Keep {
+    Store(Storage),
+    Refuse(Refusal),
+}
+
+/// How it is kept.
+pub struct Storage {
+    pub rules: Rules,
+    /// Request fields that it depends on.
+    pub vary: Vec<HeaderName>,
+    /// Response fields that are not stored.
+    pub dropped: Vec<HeaderName>,
+}
+
+/// The longest key, in bytes.
+const LONGEST_KEY: usize = 8 << 10;
+
+/// Lists that a policy answers with have no more members than this.
+const MOST: usize = 256;
+
+impl Instance {
+    /// What to do with a request.
+    pub fn lookup(&mut self, needs: &[ValueName], head: &Head) -> Result<Lookup, Trap> {
+        let lookup = self.ask(needs, head, |policy, store, values| policy.call_on_lookup(store, values))?;
+        match lookup {
+            Lookup::Under(place) if place.key.len() > LONGEST_KEY => {
+                Ok(Lookup::Bypass(BypassReason::Other("key-too-long".into())))
+            }
+            lookup => Ok(lookup),
+        }
+    }
+
+    /// What to do with something stored.
+    pub fn stored(&mut self, needs: &[ValueName], head: &Head, stored: StoredResponse) -> Result<Reuse, Trap> {
+        self.ask(needs, head, |policy, store, values| policy.call_on_stored(store, values, stored))
+    }
+
+    /// Whether to keep a response.
+    pub fn fetched(&mut self, needs: &[ValueName], head: &Head, times: Times) -> Result<Keep, Trap> {
+        match self.ask(needs, head, |policy, store, values| policy.call_on_fetched(store, values, times))? {
+            wit::Keep::Refuse(refusal) => Ok(Keep::Refuse(refusal)),
+            wit::Keep::Store(storage) => Ok(Keep::Store(checked(storage)?)),
+        }
+    }
+
+    /// What is stale from now on.
+    pub fn changed(&mut self, needs: &[ValueName], head: &Head) -> Result<Vec<Vec<u8>>, Trap> {
+        let keys = self.ask(needs, head, |policy, store, values| policy.call_on_changed(store, values))?;
+        edit::count(keys.len())?;
+        Ok(keys)
+    }
+
+    /// Whether something stale may stand for a failure.
+    pub fn upstream_error(
+        &mut self,
+        needs: &[ValueName],
+        head: &Head,
+        stored: StoredResponse,
+        status: Option<u16>,
+    ) -> Result<bool, Trap> {
+        self.ask(needs, head, |policy, store, values| policy.call_on_upstream_error(store, values, stored, status))
+    }
+
+    fn ask<R>(
+        &mut self,
+        needs: &[ValueName],
+        head: &Head,
+        call: impl FnOnce(
+            &wit::Guest,
+            &mut wasmtime::Store<super::host::HostState>,
+            &[Option<&[u8]>],
+        ) -> wasmtime::Result<R>,
+    ) -> Result<R, Trap> {
+        self.begin_call();
+        let found: SmallVec<[Option<Value>; 24]> = needs.iter().map(|name| head.value(name)).collect();
+        let values: SmallVec<[Option<&[u8]>; 24]> =
+            found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
+        let hook = self.cache_policy.as_ref().ok_or(Trap::NoHook)?;
+        call(hook.plugway_plugin_cache_policy(), &mut self.store, &values).map_err(trapped)
+    }
+}
+
+fn checked(storage: wit::Storage) -> Result<Storage, Refused> {
+    let name = |name: &String| HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(name.clone()));
+    let names = |names: Vec<String>| {
+        edit::count(names.len())?;
+        names.iter().map(name).collect::<Result<Vec<_>, Refused>>()
+    };
+    let rules = Rules {
+        lifetime_ms: storage.lifetime_ms,
+        initial_age_ms: storage.initial_age_ms,
+        stale_while_revalidate_ms: storage.stale_while_revalidate_ms,
+        stale_if_error_ms: storage.stale_if_error_ms,
+        must_revalidate: storage.must_revalidate,
+        tags: storage.tags.into_iter().take(MOST).map(String::into_boxed_str).collect(),
+    };
+    Ok(Storage { rules, vary: names(storage.vary)?, dropped: names(storage.drop_fields)? })
+}

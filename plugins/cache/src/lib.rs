@@ -1,0 +1,46 @@
+//! The stock cache policy: [`plugway_sdk::cache::Standard`] with a configuration.
+
+mod config;
+#[cfg(test)]
+mod tests;
+
+use config::Config;
+use plugway_sdk::cache::Standard;
+use plugway_sdk::{
+    CachePolicy, ConfigError, Keep, Lookup, Plugin, Reuse, Setup, StoredResponse, Times, Values, export,
+};
+
+struct Cache(Standard);
+
+impl Plugin for Cache {
+    type Config = Config;
+
+    fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+        setup.cache_status = config.cache_status()?;
+        Ok(Cache(Standard::new(setup, config.options()?)))
+    }
+}
+
+impl CachePolicy for Cache {
+    fn on_lookup(&mut self, request: &Values) -> Lookup {
+        self.0.lookup(request)
+    }
+
+    fn on_stored(&mut self, request: &Values, stored: &StoredResponse) -> Reuse {
+        self.0.stored(request, stored)
+    }
+
+    fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep {
+        self.0.fetched(response, times)
+    }
+
+    fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>> {
+        self.0.changed(response)
+    }
+
+    fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool {
+        self.0.upstream_error(request, stored, status)
+    }
+}
+
+export!(Cache: CachePolicy);

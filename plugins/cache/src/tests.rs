@@ -1,0 +1,113 @@
+//! The configuration; the rules themselves are tested where they are, in the SDK.
+
+use plugway_sdk::test::{Harness, Request};
+use plugway_sdk::{BypassReason, Keep, Lookup, Refusal, Response, Reuse, StoredResponse, Times};
+use serde_json::{Value, json};
+
+use super::*;
+
+const NOW: Times = Times { received_ms: 1_700_000_000_000, delay_ms: 0 };
+
+fn cache(config: Value) -> Harness<Cache> {
+    Harness::new(config).unwrap()
+}
+
+fn key(config: Value, request: &Request) -> String {
+    match cache(config).lookup(request) {
+        Lookup::Under(place) => String::from_utf8(place.key).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn keep(config: Value, response: &Response) -> Keep {
+    cache(config).fetched(&Request::get("/"), response, &NOW)
+}
+
+fn lifetime(config: Value, response: &Response) -> Option<u64> {
+    match keep(config, response) {
+        Keep::Store(storage) => Some(storage.lifetime_ms),
+        Keep::Refuse(_) => None,
+    }
+}
+
+#[test]
+fn the_key_is_the_uri_and_what_the_manifest_adds() {
+    let request = Request::get("/a?b=2&utm_source=x&a=1").field("cookie", "lang=de");
+    assert_eq!(key(json!({}), &request), "http://example.org/a?b=2&utm_source=x&a=1");
+    let config = json!({ "key": { "ignore-query": ["utm_*"], "sort-query": true, "values": ["cookie.lang"] } });
+    assert_eq!(key(config, &request), "http://example.org/a?a=1&b=2\ncookie lang:de");
+    assert_eq!(key(json!({ "key": { "only-query": ["b"] } }), &request), "http://example.org/a?b=2");
+    assert_eq!(key(json!({ "key": { "only-query": [] } }), &request), "http://example.org/a");
+}
+
+#[test]
+fn some_requests_go_past() {
+    let config = json!({ "bypass": ["cookie.session", "request.header.x-preview"] });
+    let signed_in = Request::get("/").field("cookie", "session=1");
+    assert_eq!(cache(config.clone()).lookup(&signed_in), Lookup::Bypass(BypassReason::Configured));
+    assert!(matches!(cache(config).lookup(&Request::get("/")), Lookup::Under(_)));
+}
+
+#[test]
+fn lifetimes_are_for_what_does_not_say() {
+    let config = json!({ "lifetimes": { "status": { "2xx": "1m", "404": "10s", "5xx": "1s" }, "most": "1h" } });
+    assert_eq!(lifetime(config.clone(), &Response::new(200)), Some(60_000));
+    assert_eq!(lifetime(config.clone(), &Response::new(404)), Some(10_000));
+    assert_eq!(lifetime(config.clone(), &Response::new(503)), Some(1000));
+    assert_eq!(lifetime(config.clone(), &Response::new(302)), None);
+    let told = Response::new(200).field("cache-control", "max-age=5");
+    assert_eq!(lifetime(config.clone(), &told), Some(5000));
+    let long = Response::new(200).field("cache-control", "max-age=7200");
+    assert_eq!(lifetime(config, &long), Some(3_600_000));
+}
+
+#[test]
+fn cookies_are_refused_stripped_or_kept() {
+    let response = Response::new(200).field("cache-control", "max-age=5").field("set-cookie", "a=1");
+    assert_eq!(keep(json!({}), &response), Keep::Refuse(Refusal::SetCookie));
+    let Keep::Store(stripped) = keep(json!({ "cookies": "strip" }), &response) else { panic!("refused") };
+    assert_eq!(stripped.drop_fields, ["set-cookie"]);
+    let Keep::Store(kept) = keep(json!({ "cookies": "keep" }), &response) else { panic!("refused") };
+    assert!(kept.drop_fields.is_empty());
+}
+
+#[test]
+fn requests_can_be_kept_from_deciding() {
+    let stored = StoredResponse {
+        age_ms: 0,
+        lifetime_ms: 1000,
+        stale_while_revalidate_ms: 0,
+        stale_if_error_ms: 0,
+        must_revalidate: false,
+        purged: false,
+    };
+    let request = Request::get("/").field("cache-control", "no-cache");
+    assert_eq!(cache(json!({})).stored(&request, &stored), Reuse::Validate);
+    assert_eq!(cache(json!({ "ignore-requests": true })).stored(&request, &stored), Reuse::Serve);
+}
+
+#[test]
+fn cache_status_has_a_name_or_is_not_there() {
+    let name = |config: Value| cache(config).setup.cache_status;
+    assert_eq!(name(json!({})).name.as_deref(), Some("plugway"));
+    assert_eq!(name(json!({ "report": "edge-1", "report-key": true })).name.as_deref(), Some("edge-1"));
+    assert_eq!(name(json!({ "report": false })).name, None);
+}
+
+#[test]
+fn mistakes_are_told_with_their_place() {
+    let cases = [
+        (json!({ "stale-if-error": "1 week" }), "/stale-if-error"),
+        (json!({ "lifetimes": { "status": { "6xx": "1s" } } }), "/lifetimes/status/6xx"),
+        (json!({ "lifetimes": { "status": { "206": "1s" } } }), "/lifetimes/status/206"),
+        (json!({ "lifetimes": { "heuristic-percent": 101 } }), "/lifetimes/heuristic-percent"),
+        (json!({ "key": { "values": ["cookie.a", "colour"] } }), "/key/values/1"),
+        (json!({ "key": { "values": ["status"] } }), "/key/values/0"),
+        (json!({ "key": { "only-query": ["a"], "ignore-query": ["b"] } }), "/key/only-query"),
+        (json!({ "report": "an edge" }), "/report"),
+    ];
+    for (config, path) in cases {
+        let error = Harness::<Cache>::new(config.clone()).err().unwrap_or_else(|| panic!("{config} is taken"));
+        assert_eq!(error.path, path, "{config}: {}", error.message);
+    }
+}

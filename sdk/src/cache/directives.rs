@@ -1,0 +1,197 @@
+//! `Cache-Control` (RFC 9111 §5.2), and its targeted kind (RFC 9213).
+
+/// What a message says about caching. Of a directive that stands there twice the first counts (RFC 9111 §4.2.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Directives {
+    /// `no-store`.
+    pub no_store: bool,
+    /// `no-cache`; with the names of the fields that it is about.
+    pub no_cache: Option<Vec<String>>,
+    /// `private`; likewise.
+    pub private: Option<Vec<String>>,
+    /// `public`.
+    pub public: bool,
+    /// `must-revalidate`.
+    pub must_revalidate: bool,
+    /// `proxy-revalidate`.
+    pub proxy_revalidate: bool,
+    /// `must-understand`.
+    pub must_understand: bool,
+    /// `only-if-cached`.
+    pub only_if_cached: bool,
+    /// `max-age`, in seconds.
+    pub max_age: Option<u64>,
+    /// `s-maxage`, in seconds.
+    pub s_maxage: Option<u64>,
+    /// `min-fresh`, in seconds.
+    pub min_fresh: Option<u64>,
+    /// `max-stale`, in seconds; without a number, as long as may be.
+    pub max_stale: Option<u64>,
+    /// `stale-while-revalidate` (RFC 5861 §3), in seconds.
+    pub stale_while_revalidate: Option<u64>,
+    /// `stale-if-error` (RFC 5861 §4), in seconds.
+    pub stale_if_error: Option<u64>,
+}
+
+/// No time is longer than this (RFC 9111 §1.2.2).
+const LONGEST: u64 = 1 << 31;
+
+impl Directives {
+    /// Reads `Cache-Control`. What isn't known or well formed is left out, but for a lifetime that is no number: it is 0,
+    /// for what can't be understood had better be asked again.
+    pub fn parse(field: &[u8]) -> Self {
+        let mut directives = Directives::default();
+        for (name, value) in members(field) {
+            directives.take(&name.to_ascii_lowercase(), value.as_deref());
+        }
+        directives
+    }
+
+    /// Reads a targeted field, a dictionary (RFC 9651 §3.2); none if it isn't one, or has no members.
+    pub fn parse_targeted(field: &[u8]) -> Option<Self> {
+        let mut directives = Directives::default();
+        let members = super::dictionary::parse(field).filter(|members| !members.is_empty())?;
+        for (name, value) in members {
+            directives.take(&name, value.as_deref());
+        }
+        Some(directives)
+    }
+
+    fn take(&mut self, name: &str, value: Option<&str>) {
+        let names = || {
+            let names = value.unwrap_or_default().split(',').map(|name| name.trim().to_ascii_lowercase());
+            names.filter(|name| !name.is_empty()).collect::<Vec<_>>()
+        };
+        let set = |time: &mut Option<u64>| *time = time.or(Some(seconds(value)));
+        match name {
+            "no-store" => self.no_store = true,
+            // Without fields it is about the whole, whatever else is said.
+            "no-cache" => self.no_cache = Some(narrower(self.no_cache.take(), names())),
+            "private" => self.private = Some(narrower(self.private.take(), names())),
+            "public" => self.public = true,
+            "must-revalidate" => self.must_revalidate = true,
+            "proxy-revalidate" => self.proxy_revalidate = true,
+            "must-understand" => self.must_understand = true,
+            "only-if-cached" => self.only_if_cached = true,
+            "max-age" => set(&mut self.max_age),
+            "s-maxage" => set(&mut self.s_maxage),
+            "min-fresh" => set(&mut self.min_fresh),
+            "max-stale" if value.is_none() => self.max_stale = self.max_stale.or(Some(LONGEST)),
+            "max-stale" => set(&mut self.max_stale),
+            "stale-while-revalidate" => set(&mut self.stale_while_revalidate),
+            "stale-if-error" => set(&mut self.stale_if_error),
+            _ => {}
+        }
+    }
+}
+
+fn narrower(before: Option<Vec<String>>, now: Vec<String>) -> Vec<String> {
+    match before {
+        Some(before) if before.is_empty() || now.is_empty() => Vec::new(),
+        Some(before) => [before, now].concat(),
+        None => now,
+    }
+}
+
+/// Delta-seconds (RFC 9111 §1.2.2).
+pub(super) fn seconds(value: Option<&str>) -> u64 {
+    let digits = value.filter(|value| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()));
+    digits.map_or(0, |digits| digits.parse().unwrap_or(LONGEST).min(LONGEST))
+}
+
+/// The members of a list of directives. A quote that isn't closed ends at the next comma, so that it hides nothing.
+fn members(field: &[u8]) -> Vec<(String, Option<String>)> {
+    let (mut members, mut rest) = (Vec::new(), field);
+    while !rest.is_empty() {
+        let end = end_of_member(rest);
+        let member = &rest[..end];
+        rest = rest.get(end + 1..).unwrap_or_default();
+        let (name, value) = match member.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&member[..at], Some(unquoted(member[at + 1..].trim_ascii()))),
+            None => (member, None),
+        };
+        let name = String::from_utf8_lossy(name.trim_ascii()).into_owned();
+        if !name.is_empty() {
+            members.push((name, value));
+        }
+    }
+    members
+}
+
+fn end_of_member(rest: &[u8]) -> usize {
+    let comma = |from: usize| rest[from..].iter().position(|byte| *byte == b',').map_or(rest.len(), |at| from + at);
+    let first = comma(0);
+    let Some(open) = rest[..first].iter().position(|byte| *byte == b'"') else { return first };
+    let mut at = open + 1;
+    while let Some(byte) = rest.get(at) {
+        match byte {
+            b'\\' => at += 1,
+            b'"' => return comma(at),
+            _ => {}
+        }
+        at += 1;
+    }
+    first
+}
+
+fn unquoted(value: &[u8]) -> String {
+    let inner = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+    let mut text = Vec::new();
+    let mut bytes = inner.unwrap_or(value).iter();
+    while let Some(byte) = bytes.next() {
+        let is_escape = *byte == b'\\' && inner.is_some();
+        text.extend(if is_escape { bytes.next() } else { Some(byte) });
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(field: &str) -> Directives {
+        Directives::parse(field.as_bytes())
+    }
+
+    #[test]
+    fn section_5_2_names_in_any_case_and_values_in_either_form() {
+        assert_eq!(parse("MAX-AGE=60, Public").max_age, Some(60));
+        assert_eq!(parse("max-age=\"60\"").max_age, Some(60));
+        assert!(parse("max-age=60, Public").public);
+        assert_eq!(parse("private=\"Set-Cookie, X-A\"").private, Some(vec!["set-cookie".into(), "x-a".into()]));
+        assert_eq!(parse("private").private, Some(vec![]));
+        assert_eq!(parse("private=\"a\", private").private, Some(vec![]), "the whole is more than a field");
+        assert_eq!(parse("max-stale").max_stale, Some(LONGEST));
+        assert_eq!(parse("max-stale=5").max_stale, Some(5));
+    }
+
+    #[test]
+    fn section_4_2_1_the_first_of_two_counts_and_nonsense_is_no_lifetime() {
+        assert_eq!(parse("max-age=1, max-age=60").max_age, Some(1));
+        for nonsense in ["max-age=", "max-age", "max-age=-1", "max-age=1.5", "max-age=a", "max-age='60'"] {
+            assert_eq!(parse(nonsense).max_age, Some(0), "{nonsense}");
+        }
+        assert_eq!(parse("max-age=99999999999999999999999").max_age, Some(LONGEST));
+        assert_eq!(parse("max-age=007").max_age, Some(7));
+    }
+
+    #[test]
+    fn quotes_hide_commas_and_nothing_else() {
+        assert!(!parse("x=\"no-store\"").no_store);
+        assert!(!parse("x=\"a, no-store, b\"").no_store);
+        assert!(parse("x=\"a, no-store").no_store, "an open quote hides no directive");
+        assert!(parse("x=\"a\\\", b\", no-store").no_store);
+        assert!(parse(",, ,no-store,").no_store);
+    }
+
+    #[test]
+    fn rfc_9213_a_targeted_field_is_a_dictionary_or_nothing() {
+        let targeted = |field: &str| Directives::parse_targeted(field.as_bytes());
+        assert_eq!(targeted("max-age=60, must-revalidate").unwrap().max_age, Some(60));
+        assert!(targeted("no-store").unwrap().no_store);
+        assert!(!targeted("no-store=?0, max-age=1").unwrap().no_store);
+        for wrong in ["", "max-age=", "Max-Age=60", "max-age=60,", "max-age=60 x", "a=\"open"] {
+            assert_eq!(targeted(wrong), None, "{wrong}");
+        }
+    }
+}

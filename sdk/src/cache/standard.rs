@@ -1,0 +1,354 @@
+//! The answers of RFC 9111.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::directives::{Directives, seconds};
+use super::key::KeyParts;
+use super::{Cookies, Options};
+use crate::{
+    BypassReason, Keep, Lookup, Need, Place, Refusal, Reuse, Setup, Storage, StoredResponse, Times, ValueName, Values,
+};
+
+/// A shared cache's policy. Make it in [`Plugin::new`](crate::Plugin::new), and let it answer the hooks.
+#[derive(Debug)]
+pub struct Standard {
+    options: Options,
+    request: RequestNeeds,
+    response: ResponseNeeds,
+}
+
+#[derive(Debug)]
+struct RequestNeeds {
+    method: Need,
+    key: KeyParts,
+    control: Need,
+    pragma: Need,
+    if_match: Need,
+    if_unmodified: Need,
+    bypass: Vec<Need>,
+}
+
+#[derive(Debug)]
+struct ResponseNeeds {
+    key: KeyParts,
+    authorization: Need,
+    status: Need,
+    control: Need,
+    targeted: Vec<Need>,
+    expires: Need,
+    date: Need,
+    age: Need,
+    modified: Need,
+    tag: Need,
+    vary: Need,
+    cookie: Need,
+    tags: Vec<Need>,
+    location: Need,
+    content_location: Need,
+}
+
+/// Fields that origins are known to obey and that clients can send: in the key, so that nobody gets what was made for
+/// another's.
+const OBEYED: [&str; 8] = [
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-scheme",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-http-method-override",
+];
+
+/// Methods that change nothing (IANA's registry of methods), but for GET and HEAD.
+const SAFE: [&[u8]; 7] = [b"OPTIONS", b"TRACE", b"PROPFIND", b"REPORT", b"SEARCH", b"QUERY", b"PRI"];
+
+/// Status codes that a response may be kept with for a while where it doesn't say (RFC 9110 §15.1), but for errors.
+const HEURISTIC: [u16; 6] = [200, 203, 204, 300, 301, 308];
+
+/// Errors of which a client is the reason, or the moment: kept only where the configuration says so.
+const ANOTHERS: [u16; 9] = [400, 408, 413, 421, 425, 429, 431, 505, 511];
+
+/// Status codes of RFC 9110 §15 and those that came after, all of which mean nothing special for storing.
+const UNDERSTOOD: [std::ops::RangeInclusive<u16>; 5] = [200..=205, 300..=308, 400..=417, 421..=431, 500..=505];
+
+impl Standard {
+    /// Declares what it needs.
+    pub fn new(setup: &mut Setup, options: Options) -> Self {
+        let fields = OBEYED.iter().map(|name| ValueName::RequestField((*name).into()));
+        let parts: Vec<_> = fields.chain(options.key.iter().cloned()).map(|name| (name.clone(), label(&name))).collect();
+        let needs = &mut setup.cache_request;
+        let request = RequestNeeds {
+            method: needs.value(ValueName::Method),
+            key: KeyParts::new(needs, &parts),
+            control: needs.field("cache-control"),
+            pragma: needs.field("pragma"),
+            if_match: needs.field("if-match"),
+            if_unmodified: needs.field("if-unmodified-since"),
+            bypass: options.bypass.iter().map(|name| needs.value(name.clone())).collect(),
+        };
+        let needs = &mut setup.cache_response;
+        let response = ResponseNeeds {
+            key: KeyParts::new(needs, &parts),
+            authorization: needs.field("authorization"),
+            status: needs.value(ValueName::Status),
+            control: needs.response_field("cache-control"),
+            targeted: options.targeted.iter().map(|name| needs.response_field(name)).collect(),
+            expires: needs.response_field("expires"),
+            date: needs.response_field("date"),
+            age: needs.response_field("age"),
+            modified: needs.response_field("last-modified"),
+            tag: needs.response_field("etag"),
+            vary: needs.response_field("vary"),
+            cookie: needs.response_field("set-cookie"),
+            tags: options.tags.iter().map(|name| needs.response_field(name)).collect(),
+            location: needs.response_field("location"),
+            content_location: needs.response_field("content-location"),
+        };
+        Standard { options, request, response }
+    }
+
+    /// What to do with a request.
+    pub fn lookup(&self, request: &Values) -> Lookup {
+        let needs = &self.request;
+        let method = request.bytes(needs.method).unwrap_or_default();
+        if method != b"GET" && method != b"HEAD" {
+            return if SAFE.contains(&method) { Lookup::Bypass(BypassReason::Method) } else { Lookup::Changes };
+        }
+        if needs.bypass.iter().any(|need| request.bytes(*need).is_some_and(|value| !value.is_empty())) {
+            return Lookup::Bypass(BypassReason::Configured);
+        }
+        // Only the origin can tell (RFC 9111 §4.3.2).
+        if request.bytes(needs.if_match).is_some() || request.bytes(needs.if_unmodified).is_some() {
+            return Lookup::Bypass(BypassReason::Request);
+        }
+        let place = |fresh_will_do, only_if_cached| {
+            let key = needs.key.key(request, &self.options.query, self.options.sort_query);
+            Lookup::Under(Place { key, fresh_will_do, only_if_cached })
+        };
+        let Some(asked) = self.asked(request) else { return place(true, false) };
+        if asked.no_store {
+            return Lookup::Bypass(BypassReason::Request);
+        }
+        let fresh_will_do = asked.no_cache.is_none() && asked.max_age.is_none() && asked.min_fresh.is_none();
+        place(fresh_will_do, asked.only_if_cached)
+    }
+
+    /// What to do with a stored response.
+    pub fn stored(&self, request: &Values, stored: &StoredResponse) -> Reuse {
+        let asked = self.asked(request).unwrap_or_default();
+        let age = stored.age_ms;
+        let is_fresh = is_fresh(stored);
+        let lacks = asked.min_fresh.is_some_and(|least| stored.lifetime_ms < age.saturating_add(least * 1000));
+        if asked.no_cache.is_some() || lacks || asked.max_age.is_some_and(|most| age > most * 1000) {
+            return Reuse::Validate;
+        }
+        if is_fresh {
+            return Reuse::Serve;
+        }
+        if stored.must_revalidate {
+            return Reuse::Validate;
+        }
+        let staleness = age.saturating_sub(stored.lifetime_ms);
+        if !stored.purged && asked.max_stale.is_some_and(|most| staleness <= most * 1000) {
+            return Reuse::Serve;
+        }
+        if stored.stale_while_revalidate_ms > 0 && staleness <= stored.stale_while_revalidate_ms {
+            return Reuse::ServeAndRevalidate;
+        }
+        Reuse::Validate
+    }
+
+    /// Whether a response is kept, and how.
+    pub fn fetched(&self, response: &Values, times: &Times) -> Keep {
+        self.storage(response, times).map_or_else(Keep::Refuse, Keep::Store)
+    }
+
+    /// What is stale after a request that changed something (RFC 9111 §4.4).
+    pub fn changed(&self, response: &Values) -> Vec<Vec<u8>> {
+        let (needs, query, sorts) = (&self.response, &self.options.query, self.options.sort_query);
+        let referred = [needs.location, needs.content_location].into_iter().filter_map(|need| response.bytes(need));
+        let referred = referred.filter_map(|reference| needs.key.referred(response, reference, query, sorts));
+        std::iter::once(needs.key.key(response, query, sorts)).chain(referred).collect()
+    }
+
+    /// Whether a stored response may stand for a failure (RFC 5861 §4).
+    pub fn upstream_error(&self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool {
+        let asked = self.asked(request).unwrap_or_default();
+        if !matches!(status, None | Some(500 | 502..=504)) || asked.no_cache.is_some() {
+            return false;
+        }
+        if is_fresh(stored) {
+            return true;
+        }
+        let window = stored.stale_if_error_ms.max(asked.stale_if_error.unwrap_or(0) * 1000);
+        let staleness = stored.age_ms.saturating_sub(stored.lifetime_ms);
+        !stored.must_revalidate && window > 0 && staleness <= window
+    }
+
+    /// What a request says about caching; none if it says nothing, which is the common case.
+    pub fn asked(&self, request: &Values) -> Option<Directives> {
+        if !self.options.obey_requests {
+            return None;
+        }
+        match (request.bytes(self.request.control), request.bytes(self.request.pragma)) {
+            (Some(control), _) => Some(Directives::parse(control)),
+            // From before HTTP/1.1 (RFC 9111 §5.4).
+            (None, Some(pragma)) => {
+                let is_no_cache = pragma.to_ascii_lowercase().windows(8).any(|word| word == b"no-cache");
+                is_no_cache.then(|| Directives { no_cache: Some(Vec::new()), ..Directives::default() })
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// The rules of RFC 9111 §3.
+    fn storage(&self, response: &Values, times: &Times) -> Result<Storage, Refusal> {
+        let (needs, options) = (&self.response, &self.options);
+        let status = response.text(needs.status).and_then(|status| status.parse().ok()).unwrap_or(0);
+        let targeted = needs.targeted.iter().filter_map(|need| Directives::parse_targeted(response.bytes(*need)?)).next();
+        let is_targeted = targeted.is_some();
+        let said = targeted.unwrap_or_else(|| Directives::parse(response.bytes(needs.control).unwrap_or_default()));
+        let is_understood = UNDERSTOOD.iter().any(|codes| codes.contains(&status));
+        if status < 200 || status == 206 || status == 304 || said.must_understand && !is_understood {
+            return Err(Refusal::Status);
+        }
+        if said.no_store && !said.must_understand {
+            return Err(Refusal::NoStore);
+        }
+        if said.private.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Refusal::Private);
+        }
+        let vary = list(response.bytes(needs.vary));
+        if vary.iter().any(|name| name == "*") {
+            return Err(Refusal::Vary);
+        }
+        let shares = said.public || said.s_maxage.is_some() || said.must_revalidate;
+        if response.bytes(needs.authorization).is_some() && !shares {
+            return Err(Refusal::Authorization);
+        }
+        let mut drop_fields = [said.private.clone(), said.no_cache.clone()].into_iter().flatten().flatten().collect::<Vec<_>>();
+        if response.bytes(needs.cookie).is_some() && !drop_fields.iter().any(|name| name == "set-cookie") {
+            match options.cookies {
+                Cookies::Refuse => return Err(Refusal::SetCookie),
+                Cookies::Strip => drop_fields.push("set-cookie".into()),
+                Cookies::Keep => {}
+            }
+        }
+        if options.hide_tags {
+            drop_fields.extend(options.tags.iter().cloned());
+        }
+        let lifetime = self.lifetime(response, times, status, &said, is_targeted)?;
+        let no_cache = said.no_cache.as_ref().is_some_and(Vec::is_empty);
+        let lifetime = if no_cache { Duration::ZERO } else { lifetime.min(options.longest) };
+        // An `s-maxage` stands for `proxy-revalidate` too (RFC 9111 §5.2.2.10), unless the response itself says for how long
+        // it may be served stale.
+        let says_stale = said.stale_while_revalidate.is_some() || said.stale_if_error.is_some();
+        let must_revalidate =
+            no_cache || said.must_revalidate || said.proxy_revalidate || said.s_maxage.is_some() && !says_stale;
+        let window = |said: Option<u64>, default| {
+            if must_revalidate { Duration::ZERO } else { said.map_or(default, Duration::from_secs) }
+        };
+        let stale_while_revalidate = window(said.stale_while_revalidate, options.stale_while_revalidate);
+        let stale_if_error = window(said.stale_if_error, options.stale_if_error);
+        let is_validated = response.bytes(needs.tag).is_some() || response.bytes(needs.modified).is_some();
+        if lifetime.is_zero() && !is_validated && stale_while_revalidate.is_zero() && stale_if_error.is_zero() {
+            return Err(Refusal::NoLifetime);
+        }
+        let tags = needs.tags.iter().flat_map(|need| words(response.bytes(*need))).collect();
+        Ok(Storage {
+            lifetime_ms: lifetime.as_millis() as u64,
+            initial_age_ms: initial_age(response.bytes(needs.age), response.text(needs.date), times),
+            stale_while_revalidate_ms: stale_while_revalidate.as_millis() as u64,
+            stale_if_error_ms: stale_if_error.as_millis() as u64,
+            must_revalidate,
+            vary,
+            tags,
+            drop_fields,
+        })
+    }
+
+    /// The freshness lifetime (RFC 9111 §4.2.1, §4.2.2).
+    fn lifetime(
+        &self,
+        response: &Values,
+        times: &Times,
+        status: u16,
+        said: &Directives,
+        is_targeted: bool,
+    ) -> Result<Duration, Refusal> {
+        let (needs, options) = (&self.response, &self.options);
+        let date = response.text(needs.date).and_then(unix_ms).unwrap_or(times.received_ms);
+        let expires = response.text(needs.expires).filter(|_| !is_targeted);
+        let expires = expires.map(|expires| unix_ms(expires).map_or(0, |expires| expires.saturating_sub(date)));
+        let explicit = said.s_maxage.or(said.max_age).map(Duration::from_secs);
+        let explicit = explicit.or(expires.map(Duration::from_millis));
+        let configured = options.lifetimes.iter().find(|(codes, _)| codes.contains(&status)).map(|(_, time)| *time);
+        if ANOTHERS.contains(&status) && configured.is_none() {
+            return Err(Refusal::Status);
+        }
+        if let Some(explicit) = explicit {
+            return Ok(explicit);
+        }
+        if said.no_cache.as_ref().is_some_and(Vec::is_empty) && (status < 400 || said.public) {
+            return Ok(Duration::ZERO);
+        }
+        let modified = response.text(needs.modified).and_then(unix_ms);
+        let may_guess = HEURISTIC.contains(&status) || said.public;
+        let guess = modified.filter(|_| may_guess).map(|modified| {
+            let part = date.saturating_sub(modified) / 100 * options.heuristic_percent;
+            Duration::from_millis(part).min(options.heuristic_most)
+        });
+        let refusal = if may_guess { Refusal::NoLifetime } else { Refusal::Status };
+        configured.or(guess.filter(|guess| !guess.is_zero())).ok_or(refusal)
+    }
+}
+
+fn label(name: &ValueName) -> String {
+    match name {
+        ValueName::RequestField(name) => name.clone(),
+        ValueName::Cookie(name) => format!("cookie {name}"),
+        other => format!("{other:?}"),
+    }
+}
+
+fn is_fresh(stored: &StoredResponse) -> bool {
+    !stored.purged && stored.age_ms < stored.lifetime_ms
+}
+
+/// The age at arrival (RFC 9111 §4.2.3), in milliseconds.
+fn initial_age(age: Option<&[u8]>, date: Option<&str>, times: &Times) -> u64 {
+    let apparent = date.and_then(unix_ms).map_or(0, |date| times.received_ms.saturating_sub(date));
+    // Dates have whole seconds: what is younger than one is no age.
+    let apparent = if apparent < 1000 { 0 } else { apparent };
+    let first = age.and_then(|age| std::str::from_utf8(age.split(|byte| *byte == b',').next()?.trim_ascii()).ok());
+    let told = seconds(first) * 1000;
+    apparent.max(if told > 0 { told + times.delay_ms } else { 0 })
+}
+
+/// Any of the three forms of a date (RFC 9110 §5.6.7), in milliseconds of Unix time.
+fn unix_ms(date: &str) -> Option<u64> {
+    let date = httpdate::parse_http_date(date).ok()?;
+    date.duration_since(UNIX_EPOCH).ok().map(|since| since.as_millis() as u64)
+}
+
+/// The members of a list, in lower case, each once.
+fn list(field: Option<&[u8]>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for name in field.unwrap_or_default().split(|byte| *byte == b',') {
+        let name = String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase();
+        if !name.is_empty() && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn words(field: Option<&[u8]>) -> Vec<String> {
+    let words = field.unwrap_or_default().split(|byte| *byte == b',' || byte.is_ascii_whitespace());
+    let words = words.filter(|word| !word.is_empty());
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests;
