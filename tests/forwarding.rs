@@ -1,10 +1,11 @@
 //! What HTTP and the manifest ask of a forwarded message.
 
-use std::io::{BufReader, Write};
-use std::net::TcpListener;
+use std::io::{BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use crate::support::{Proxy, echo, manifest, ok, origin, read_message, until};
+use crate::support::{Proxy, echo, manifest, ok, origin, raw_origin, read_message, until};
 
 /// The fields of the classic site in front of gunicorn.
 const CLASSIC: &str = r#"
@@ -178,5 +179,25 @@ fn a_hyper_client_and_a_hyper_origin_stream_to_each_other() {
                 "{size} bytes came back otherwise"
             );
         }
+    });
+}
+
+/// An endpoint that closes idle connections, as most do after some seconds: the proxy lets go of them, and no request
+/// waits meanwhile at a connection that nobody drives any more.
+#[test]
+fn connections_that_endpoints_close_while_idle_are_let_go() {
+    let origin = raw_origin(move |mut stream| {
+        read_message(&mut BufReader::new(stream.try_clone().unwrap())).unwrap();
+        stream.write_all(&ok("")).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let _ = stream.read(&mut [0]);
+    });
+    let text = manifest(&origin, "", "").replace("workers = 2", "workers = 1");
+    let proxy = Proxy::start(&text.replace("endpoints", "response-timeout = \"1s\"\nendpoints"));
+    // It looks through them every five seconds; before and after that a request has to find its way.
+    let began = Instant::now();
+    until("it has looked through them", || {
+        assert_eq!(proxy.get("/", "").status(), 200);
+        began.elapsed() > Duration::from_secs(7)
     });
 }

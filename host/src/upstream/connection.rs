@@ -195,7 +195,8 @@ impl Connection {
         }
         let mut idle = Context::from_waker(Waker::noop());
         let ready = driver.poll(&mut idle, |cx| sender.poll_ready(cx).map(|ready| ready.is_ok()));
-        ready == Poll::Ready(true) && !sender.is_closed()
+        // It may have ended just now, with its sender still at ease.
+        ready == Poll::Ready(true) && driver.connection.is_some() && !sender.is_closed()
     }
 
     /// Among which it was counted.
