@@ -86,5 +86,7 @@ fn running(assembly: &mut Assembly, endpoints: usize, config: &str) -> Running {
     let upstream = &generation.upstreams[0];
     upstream.live.set_members(upstream.plan.members.clone(), Instant::now());
     let place = Place { registry: Arc::default(), worker: 0 };
-    Running::new(Arc::new(generation), &Rc::new(Pools::default()), place, Instant::now()).expect("it starts")
+    let (alive, _) = tokio::sync::mpsc::channel(1);
+    let (pools, alive) = (Rc::new(Pools::default()), alive.downgrade());
+    Running::new(Arc::new(generation), &pools, place, alive, Instant::now()).expect("it starts")
 }

@@ -10,7 +10,10 @@ const LAYERS: [(&str, &[&str]); 6] = [
     ),
     ("base", &["clock", "metrics", "wire"]),
     ("mechanisms", &["access_log", "cache", "listener", "passage", "plugin", "resend", "tls", "upload", "upstream"]),
-    ("exchange", &["attempt", "balance", "body", "caching", "chain", "ending", "exchange", "forward", "generation", "respond"]),
+    (
+        "exchange",
+        &["attempt", "balance", "body", "caching", "chain", "ending", "exchange", "forward", "generation", "respond"],
+    ),
     ("serving", &["arrival", "assemble", "connection", "worker"]),
     ("front", &["admin", "cli", "demo", "keeper", "lib", "listen", "main", "serve", "watch"]),
 ];

@@ -3,6 +3,7 @@
 
 mod backend;
 mod balance;
+mod caching;
 mod discovery;
 mod forwarding;
 mod framing;

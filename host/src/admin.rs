@@ -1,6 +1,7 @@
 //! The admin listener: figures for Prometheus, the state for people, and reload. Loopback unless the manifest says
 //! otherwise.
 
+mod cache;
 mod upstreams;
 
 use std::convert::Infallible;
@@ -56,12 +57,12 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     }
 }
 
-/// Asks the process behind an admin listener to reload; the error is what it says is wrong.
-pub fn request_reload(address: &str) -> anyhow::Result<String> {
+/// Asks the process behind an admin listener to do something, such as `/reload`; the error is what it says is wrong.
+pub fn order(address: &str, order: &str) -> anyhow::Result<String> {
     let mut stream = std::net::TcpStream::connect(address).map_err(|error| {
         anyhow::anyhow!("nothing answers at the admin address {address}: {error}; name it with --admin")
     })?;
-    write!(stream, "POST /reload HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
+    write!(stream, "POST {order} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
@@ -93,21 +94,24 @@ async fn answer(admin: &Admin, request: Request<Incoming>) -> Response<ResponseB
         }
         (&Method::POST, "/drain") => drain(admin, request.uri().query(), true),
         (&Method::POST, "/undrain") => drain(admin, request.uri().query(), false),
-        (_, "/metrics" | "/status" | "/" | "/reload" | "/drain" | "/undrain") => {
-            text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new())
+        (&Method::POST, "/purge") => cache::purge(admin, request.uri().query()).await,
+        (_, path @ ("/metrics" | "/status" | "/" | "/reload" | "/drain" | "/undrain" | "/purge")) => {
+            let allowed = if ["/metrics", "/status", "/"].contains(&path) { "GET" } else { "POST" };
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", format!("this takes {allowed}\n"));
+            response.headers_mut().insert(header::ALLOW, http::HeaderValue::from_static(allowed));
+            response
         }
-        _ => text(StatusCode::NOT_FOUND, "text/plain", "/status, /metrics, POST /reload, /drain, /undrain\n".into()),
+        _ => {
+            let known = "/status, /metrics, POST /reload, /drain, /undrain, /purge\n";
+            text(StatusCode::NOT_FOUND, "text/plain", known.into())
+        }
     }
 }
 
 /// Has an endpoint get nothing new, or lets it have its share again: `upstream=app&endpoint=127.0.0.1:8000`, the endpoint
 /// as the status document writes it.
 fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseBody> {
-    let value = |name: &str| {
-        let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-        let value = pairs.find(|(known, _)| *known == name).map_or("", |(_, value)| value);
-        percent_decode_str(value).decode_utf8_lossy().into_owned()
-    };
+    let value = |name: &str| parameter(query, name).unwrap_or_default();
     let generation = admin.generation.borrow().clone();
     let upstream =
         generation.upstream_places.get(value("upstream").as_str()).map(|place| &generation.upstreams[*place]);
@@ -118,6 +122,13 @@ fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseB
         return text(StatusCode::NOT_FOUND, "text/plain", "the upstream has no such endpoint; see /status\n".into());
     }
     text(StatusCode::OK, "text/plain", if drains { "draining\n" } else { "in use\n" }.into())
+}
+
+/// A parameter of a query; empty where it stands without a value.
+fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    let mut pairs = query?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let (_, value) = pairs.find(|(known, _)| *known == name)?;
+    Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
 }
 
 fn text(status: StatusCode, media_type: &'static str, body: String) -> Response<ResponseBody> {
@@ -145,6 +156,7 @@ fn status(admin: &Admin) -> String {
         "routes": generation.routes.iter().map(route).collect::<Vec<_>>(),
         "upstreams": generation.upstreams.iter().map(upstreams::status).collect::<Vec<_>>(),
         "plugins": plugins.iter().map(plugin).collect::<Vec<_>>(),
+        "cache": cache::status(admin, &generation.store),
     });
     format!("{document:#}\n")
 }
@@ -218,6 +230,7 @@ fn metrics(admin: &Admin) -> String {
         }
     }
     upstreams::metrics(&mut out, &generation.upstreams);
+    cache::metrics(&mut out, admin, &generation.store);
     family(&mut out, "plugway_access_log_dropped_total", "counter", "Lines that found the queue full.");
     let dropped = generation.access_log.as_ref().map_or(0, |log| log.dropped());
     line(&mut out, "plugway_access_log_dropped_total", &[], dropped as f64);

@@ -14,8 +14,8 @@ use tokio::task::spawn_local;
 
 use crate::body::ResponseBody;
 use crate::cache::flight::{Joined, Landing, landed};
-use crate::cache::object::{Content, Object};
 use crate::cache::now_ms;
+use crate::cache::object::{Content, Object};
 use crate::cache::store::{Found, Purge, Purged};
 use crate::chain::{self, Depth, Failed};
 use crate::clock::Clock;
@@ -259,13 +259,7 @@ impl Asking {
     }
 
     /// Validates behind the client's back, unless somebody does already.
-    fn revalidate(
-        mut self,
-        running: &Rc<Running>,
-        (route, upstream): (usize, usize),
-        head: &Head,
-        clock: &Rc<Clock>,
-    ) {
+    fn revalidate(mut self, running: &Rc<Running>, (route, upstream): (usize, usize), head: &Head, clock: &Rc<Clock>) {
         let Joined::Lead(lead) = running.generation.store.flights.join(self.flight(running, head)) else { return };
         self.why = Forward::Stale;
         let (running, clock, mut head) = (running.clone(), clock.clone(), Box::new(head.copy()));
@@ -327,9 +321,8 @@ impl Asking {
         let object = &self.stale.as_ref()?.object;
         let (needs, now) = (self.seat.needs(running), now_ms());
         let code = status.map(|status| status.as_u16());
-        let allowed = self.seat.call(running, |policy| {
-            policy.upstream_error(&needs.request, head, described(object, now), code)
-        });
+        let allowed =
+            self.seat.call(running, |policy| policy.upstream_error(&needs.request, head, described(object, now), code));
         let allowed = allowed.inspect_err(|trap| running.plugin_failed(self.seat.binding, "cache policy", trap));
         if !allowed.unwrap_or(false) {
             return None;
@@ -343,13 +336,7 @@ impl Asking {
     }
 
     /// The response from something stored; none if its beginning is gone.
-    fn serve(
-        &self,
-        running: &Running,
-        head: &Head,
-        object: &Object,
-        report: Report,
-    ) -> Option<Response<ResponseBody>> {
+    fn serve(&self, running: &Running, head: &Head, object: &Object, report: Report) -> Option<Response<ResponseBody>> {
         let now = now_ms();
         let mut response = reply::reply(object, &head.request, now)?;
         let ttl = object.rules.lifetime_ms as i64 - object.age_ms(now) as i64;
@@ -379,7 +366,8 @@ const LONGEST: Duration = Duration::from_secs(600);
 
 impl Seat {
     fn needs(self, running: &Running) -> &CacheNeeds {
-        static NONE: CacheNeeds = CacheNeeds { request: Vec::new(), response: Vec::new(), name: None, tells_key: false };
+        static NONE: CacheNeeds =
+            CacheNeeds { request: Vec::new(), response: Vec::new(), name: None, tells_key: false };
         running.generation.bindings[self.binding].cache.as_ref().unwrap_or(&NONE)
     }
 

@@ -64,6 +64,20 @@ enum Command {
         #[arg(long)]
         admin: Option<String>,
     },
+    /// Takes stored responses out of a running proxy's cache, or makes them stale; prints how many that were.
+    Purge {
+        #[command(flatten)]
+        what: PurgeWhat,
+        /// They stay, as stale: served while they are validated, where the policy allows that.
+        #[arg(long)]
+        soft: bool,
+        /// The manifest that it serves: says where its admin listener is.
+        #[arg(default_value = "plugway.toml")]
+        manifest: PathBuf,
+        /// The admin listener, in place of a manifest.
+        #[arg(long)]
+        admin: Option<String>,
+    },
     /// Makes a certificate for development, that no browser trusts: cert.pem and key.pem.
     Cert {
         /// The only kind there is: signed by itself.
@@ -88,13 +102,30 @@ enum Command {
     },
 }
 
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct PurgeWhat {
+    /// A URI as clients ask for it, such as https://example.org/a?b.
+    #[arg(long)]
+    uri: Option<String>,
+    /// All URIs that begin so.
+    #[arg(long)]
+    prefix: Option<String>,
+    /// All responses with a tag.
+    #[arg(long)]
+    tag: Option<String>,
+    #[arg(long)]
+    all: bool,
+}
+
 /// Runs the command line.
 pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let cache = cache_folder();
     let done = match Cli::parse().command {
-        Command::Reload { manifest, admin } => reload(&manifest, admin),
+        Command::Reload { manifest, admin } => order(&manifest, admin, "/reload"),
+        Command::Purge { what, soft, manifest, admin } => order(&manifest, admin, &purge(&what, soft)),
         Command::Cert { self_signed: _, names, out } => certificate(&names, &out),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut std::io::stdout());
@@ -118,12 +149,23 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn reload(manifest: &Path, admin: Option<String>) -> anyhow::Result<()> {
+/// The order to purge, as the admin listener takes it.
+fn purge(what: &PurgeWhat, soft: bool) -> String {
+    let PurgeWhat { uri, prefix, tag, all: _ } = what;
+    let named = [("uri", uri), ("prefix", prefix), ("tag", tag)];
+    let named = named.into_iter().find_map(|(name, value)| {
+        let value = percent_encoding::utf8_percent_encode(value.as_ref()?, percent_encoding::NON_ALPHANUMERIC);
+        Some(format!("{name}={value}"))
+    });
+    format!("/purge?{}{}", named.unwrap_or("all".into()), if soft { "&soft" } else { "" })
+}
+
+fn order(manifest: &Path, admin: Option<String>, order: &str) -> anyhow::Result<()> {
     let address = match admin {
         Some(address) => address,
         // Never by guess: what listens at the default place may be another proxy.
         None => {
-            let files = load::load(manifest).map_err(|problems| anyhow::anyhow!("not reloaded:\n{problems}"))?;
+            let files = load::load(manifest).map_err(|problems| anyhow::anyhow!("nothing was done:\n{problems}"))?;
             let named = files.iter().find_map(|(_, file)| file.admin.as_ref());
             let address = named.map_or(crate::admin::DEFAULT_ADDRESS.into(), |admin| admin.address.get_ref().clone());
             let known = address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.port() != 0);
@@ -131,7 +173,7 @@ fn reload(manifest: &Path, admin: Option<String>) -> anyhow::Result<()> {
             address
         }
     };
-    crate::admin::request_reload(&address).map(|answer| println!("{answer}"))
+    crate::admin::order(&address, order).map(|answer| println!("{answer}"))
 }
 
 fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use tokio::sync::mpsc;
 
 use crate::access_log::AccessLog;
 use crate::cache::store::{Limits, Store};
@@ -92,6 +93,8 @@ pub struct Running {
     pub caches: Vec<Arc<CacheFigures>>,
     /// Where this worker's figures are kept.
     pub place: Place,
+    /// The worker waits for all who hold what this gives.
+    pub alive: mpsc::WeakSender<()>,
     pools: Rc<Pools>,
     timers: Vec<Timer>,
 }
@@ -122,7 +125,13 @@ pub struct RunningUpstream {
 
 impl Running {
     /// Makes the worker's view, with its instances warm.
-    pub fn new(generation: Arc<Generation>, pools: &Rc<Pools>, place: Place, now: Instant) -> Result<Self, Trap> {
+    pub fn new(
+        generation: Arc<Generation>,
+        pools: &Rc<Pools>,
+        place: Place,
+        alive: mpsc::WeakSender<()>,
+        now: Instant,
+    ) -> Result<Self, Trap> {
         let slot = |binding: &Binding| RefCell::new(Slot::new(binding.isolation));
         let balancer = |upstream: &Upstream| upstream.balancer.map(|binding| slot(&generation.bindings[binding]));
         let view = |upstream: &Upstream| RunningUpstream {
@@ -144,8 +153,20 @@ impl Running {
         let caches = generation.bindings.iter().map(cache).collect();
         let unrouted = place.registry.route(&UNROUTED.into(), place.worker);
         let pools = pools.clone();
-        let running =
-            Running { generation, filters, bodies, upstreams, routes, unrouted, plugins, caches, place, pools, timers };
+        let running = Running {
+            generation,
+            filters,
+            bodies,
+            upstreams,
+            routes,
+            unrouted,
+            plugins,
+            caches,
+            place,
+            alive,
+            pools,
+            timers,
+        };
         let generation = &running.generation;
         for binding in generation.routes.iter().flat_map(|route| &route.chain) {
             if !generation.bindings[*binding].is_called() {

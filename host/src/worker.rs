@@ -73,7 +73,9 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let Orders { generation, sockets, stopping, place } = orders;
     let pools = Rc::new(Pools::default());
     let first = generation.borrow().clone();
-    let running = match prepare(first, &pools, &place) {
+    let (alive, mut all_ended) = mpsc::channel::<()>(1);
+    let alike = (pools.clone(), alive.downgrade());
+    let running = match prepare(first, &alike, &place) {
         Ok(running) => running,
         Err(error) => {
             let _ = swapped.send(Err(error.clone()));
@@ -81,12 +83,11 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
         }
     };
     let current = Rc::new(RefCell::new(Rc::new(running)));
-    let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let clock = Clock::new();
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_local(sweep(pools.clone(), current.clone()));
     let ticking = spawn_local(tick(clock.clone(), pools.clone(), current.clone()));
-    let swapping = spawn_local(swap(generation, place, pools, current.clone(), swapped));
+    let swapping = spawn_local(swap(generation, place, alike, current.clone(), swapped));
     listen(sockets, Seat { current, clock: clock.clone() }, alive, stopping).await;
     clock.stop();
     // Every connection holds a sender, so this ends with the last of them.
@@ -100,20 +101,24 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
 async fn swap(
     mut generation: watch::Receiver<Arc<Generation>>,
     place: Place,
-    pools: Rc<Pools>,
+    alike: (Rc<Pools>, mpsc::WeakSender<()>),
     current: Rc<RefCell<Rc<Running>>>,
     swapped: mpsc::UnboundedSender<Result<(), String>>,
 ) {
     while generation.changed().await.is_ok() {
         let next = generation.borrow_and_update().clone();
-        let outcome = prepare(next, &pools, &place).map(|next| drop(current.replace(Rc::new(next))));
+        let outcome = prepare(next, &alike, &place).map(|next| drop(current.replace(Rc::new(next))));
         let _ = swapped.send(outcome);
     }
 }
 
 /// The worker's view of a generation. Whatever goes wrong is told: who waits for the worker would wait for ever.
-fn prepare(generation: Arc<Generation>, pools: &Rc<Pools>, place: &Place) -> Result<Running, String> {
-    let made = AssertUnwindSafe(|| Running::new(generation, pools, place.clone(), Instant::now()));
+fn prepare(
+    generation: Arc<Generation>,
+    (pools, alive): &(Rc<Pools>, mpsc::WeakSender<()>),
+    place: &Place,
+) -> Result<Running, String> {
+    let made = AssertUnwindSafe(|| Running::new(generation, pools, place.clone(), alive.clone(), Instant::now()));
     match catch_unwind(made) {
         Ok(running) => running.map_err(|trap| trap.to_string()),
         Err(_) => Err("a plugin could not be instantiated".into()),

@@ -76,8 +76,8 @@ pub struct Readme;
 #[doc(hidden)]
 pub use export::glue;
 pub use hooks::{
-    Balancer, BodyError, BodyFilter, BypassReason, CachePolicy, Choice, Endpoint, EndpointState, Endpoints, Keep, Lookup,
-    Observer, Place, Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, ResponsePlan,
+    Balancer, BodyError, BodyFilter, BypassReason, CachePolicy, Choice, Endpoint, EndpointState, Endpoints, Keep,
+    Lookup, Observer, Place, Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, ResponsePlan,
     ResponsePlans, Reuse, Storage, StoredResponse, Summary, Timer, Times,
 };
 pub use setup::{Beyond, BodyMode, CacheStatus, ConfigError, Need, Needs, Part, Plan, PlanId, Setup, ValueName};

@@ -2,8 +2,15 @@
 
 use std::path::Path;
 
-const GUESTS: [&str; 6] =
-    ["example-api-key", "example-split", "example-retitle", "example-tenant", "test-hooks", "test-misbehave"];
+const GUESTS: [&str; 7] = [
+    "example-api-key",
+    "example-split",
+    "example-retitle",
+    "example-tenant",
+    "example-shop-cache",
+    "test-hooks",
+    "test-misbehave",
+];
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

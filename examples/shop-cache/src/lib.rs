@@ -3,7 +3,8 @@
 
 use plugway_sdk::cache::{Options, Query, Standard};
 use plugway_sdk::{
-    CachePolicy, ConfigError, Keep, Lookup, Need, Plugin, Reuse, Setup, StoredResponse, Times, ValueName, Values, export,
+    CachePolicy, ConfigError, Keep, Lookup, Need, Plugin, Reuse, Setup, StoredResponse, Times, ValueName, Values,
+    export,
 };
 
 pub struct ShopCache {

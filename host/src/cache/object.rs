@@ -166,14 +166,12 @@ impl Fields {
 
 /// Takes the fields of a 304 into the head of the stored response that it validated (RFC 9111 §3.2).
 pub fn freshen(stored: &mut HeaderMap, validated: &HeaderMap) {
-    // These speak of the content that is stored, whatever the 304 says.
-    let speaks_of_content = |name: &HeaderName| {
-        [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_RANGE].contains(name)
-    };
-    for name in validated.keys().filter(|name| !speaks_of_content(name)) {
+    // The length is that of the content which is stored.
+    let is_taken = |name: &HeaderName| *name != header::CONTENT_LENGTH;
+    for name in validated.keys().filter(|name| is_taken(name)) {
         stored.remove(name);
     }
-    for (name, value) in validated.iter().filter(|(name, _)| !speaks_of_content(name)) {
+    for (name, value) in validated.iter().filter(|(name, _)| is_taken(name)) {
         stored.append(name.clone(), value.clone());
     }
 }

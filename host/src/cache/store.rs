@@ -10,7 +10,7 @@ use http::HeaderMap;
 use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use smallvec::SmallVec;
-use xxhash_rust::xxh3::{xxh3_128_with_seed, xxh3_64_with_seed};
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
 use super::flight::Flights;
 use super::object::Object;
@@ -167,7 +167,9 @@ impl Store {
 
     /// What fits a request; `now_ms` is Unix time in milliseconds.
     pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap, now_ms: u64) -> Found {
-        let Some(resource) = self.index.get(&id).filter(|resource| *resource.key == *key) else { return Found::Nothing };
+        let Some(resource) = self.index.get(&id).filter(|resource| *resource.key == *key) else {
+            return Found::Nothing;
+        };
         let fits = |object: &&Arc<Object>| object.scope == scope && object.selectors.select(request);
         match resource.variants.iter().find(fits) {
             Some(object) => Found::Object(object.clone()),

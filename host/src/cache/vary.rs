@@ -4,21 +4,28 @@ use http::header::{self, HeaderMap, HeaderName};
 
 /// The request fields that a response depends on, with the values that it was made for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selectors(Box<[(HeaderName, Option<Box<[u8]>>)]>);
+pub struct Selectors(Box<[Selector]>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Selector {
+    name: HeaderName,
+    /// None where the request didn't have it.
+    value: Option<Box<[u8]>>,
+}
 
 impl Selectors {
     /// The values that a request has.
     pub fn of(names: impl Iterator<Item = HeaderName>, request: &HeaderMap) -> Self {
-        let value = |name: HeaderName| {
+        let selector = |name: HeaderName| {
             let value = normal(&name, request).map(Vec::into_boxed_slice);
-            (name, value)
+            Selector { name, value }
         };
-        Selectors(names.map(value).collect())
+        Selectors(names.map(selector).collect())
     }
 
     /// Whether a request has the same.
     pub fn select(&self, request: &HeaderMap) -> bool {
-        self.0.iter().all(|(name, value)| {
+        self.0.iter().all(|Selector { name, value }| {
             // Most often it is the same to the byte.
             let same = value.as_deref().is_some_and(|value| is_just(request, name, value));
             same || normal(name, request).as_deref() == value.as_deref()
@@ -27,13 +34,13 @@ impl Selectors {
 
     /// The names.
     pub fn names(&self) -> impl Iterator<Item = HeaderName> + '_ {
-        self.0.iter().map(|(name, _)| name.clone())
+        self.0.iter().map(|selector| selector.name.clone())
     }
 
     /// The values, in a form that tells them from others.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for (name, value) in &self.0 {
+        for Selector { name, value } in &self.0 {
             bytes.extend(name.as_str().as_bytes());
             bytes.push(if value.is_some() { b':' } else { b'-' });
             bytes.extend(value.iter().flat_map(|value| value.iter()));
@@ -44,8 +51,8 @@ impl Selectors {
 
     /// In bytes.
     pub fn weight(&self) -> usize {
-        let value = |value: &Option<Box<[u8]>>| value.as_ref().map_or(0, |value| value.len());
-        self.0.iter().map(|(_, text)| size_of::<(HeaderName, Option<Box<[u8]>>)>() + value(text)).sum()
+        let value = |selector: &Selector| selector.value.as_ref().map_or(0, |value| value.len());
+        self.0.iter().map(|selector| size_of::<Selector>() + value(selector)).sum()
     }
 }
 

@@ -52,7 +52,8 @@ impl Fetch<'_> {
         let (asking, running) = (self.asking, self.running);
         let asked = running.generation.store.moment();
         // Where the response is nobody else's, the client gets just what it asks for.
-        let is_own = asking.passes && (Conditions::are_in(&head.request.headers) || head.request.method == Method::HEAD);
+        let is_own =
+            asking.passes && (Conditions::are_in(&head.request.headers) || head.request.method == Method::HEAD);
         let received = head.request.clone();
         let validating = if is_own { None } else { self.generalise(head) };
         let sent_ms = now_ms();
@@ -139,7 +140,12 @@ impl Fetch<'_> {
 /// What comes of a response.
 impl Fetch<'_> {
     /// Whether it is kept: the policy's word, where the host can at all.
-    fn keep(&self, head: &mut Box<Head>, body: &ResponseBody, times: Times) -> Result<Result<Storage, Refusal>, Failed> {
+    fn keep(
+        &self,
+        head: &mut Box<Head>,
+        body: &ResponseBody,
+        times: Times,
+    ) -> Result<Result<Storage, Refusal>, Failed> {
         let (running, seat) = (self.running, self.asking.seat);
         let Some(response) = &head.response else { return Ok(Err(Refusal::Status)) };
         let is_whole = response.status != StatusCode::PARTIAL_CONTENT && response.status != StatusCode::NOT_MODIFIED;
@@ -199,7 +205,11 @@ impl Fetch<'_> {
                 store.remove(asking.id, key, stale);
                 let rules = Default::default();
                 let key = Key { scope: asking.scope, selectors: Selectors::default(), uri: None };
-                (Arc::new(Object::new(key, &stored, stale.content.clone(), rules, times.received_ms)), report, Landing::Pass)
+                (
+                    Arc::new(Object::new(key, &stored, stale.content.clone(), rules, times.received_ms)),
+                    report,
+                    Landing::Pass,
+                )
             }
         };
         end(lead, landing);
@@ -249,30 +259,22 @@ impl Fetch<'_> {
             most: most(running),
         };
         seat_stored(asking, running);
-        spawn_local(filling.run(body));
+        // Others may read it on other workers, which don't end with this one.
+        let alive = running.alive.upgrade();
+        spawn_local(async move {
+            filling.run(body).await;
+            drop(alive);
+        });
         let mut response = response.unwrap_or_else(|| asking.timeout(running));
         response.headers_mut().extend(own);
         response
     }
 
-    fn object(
-        &self,
-        head: &Head,
-        came: response::Parts,
-        content: Content,
-        storage: Storage,
-        times: Times,
-    ) -> Object {
+    fn object(&self, head: &Head, came: response::Parts, content: Content, storage: Storage, times: Times) -> Object {
         let uri = uri(head);
         let uri = (uri.as_bytes() != self.asking.place.key).then_some(uri.as_str());
         let selectors = Selectors::of(storage.vary.into_iter(), &head.request.headers);
-        Object::new(
-            Key { scope: self.asking.scope, selectors, uri },
-            &came,
-            content,
-            storage.rules,
-            times.received_ms,
-        )
+        Object::new(Key { scope: self.asking.scope, selectors, uri }, &came, content, storage.rules, times.received_ms)
     }
 
     /// The response is the client's alone.
@@ -392,12 +394,14 @@ fn taken(head: &mut Head) -> response::Parts {
     head.response.take().unwrap_or_else(|| Response::new(()).into_parts().0)
 }
 
-/// The URI that a client asked for (RFC 9110 §7.1).
+/// The URI that a client asked for (RFC 9110 §7.1), in its normal form.
 fn uri(head: &Head) -> String {
     let authority = head.request.headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
     let target = head.request.uri.path_and_query().map_or("/", |target| target.as_str());
-    let scheme = String::from_utf8_lossy(head.peer.scheme.as_bytes());
-    format!("{scheme}://{}{target}", String::from_utf8_lossy(authority).to_ascii_lowercase())
+    let is_secure = head.peer.scheme.as_bytes() == b"https";
+    let (scheme, port) = if is_secure { ("https", &b":443"[..]) } else { ("http", &b":80"[..]) };
+    let authority = String::from_utf8_lossy(authority.strip_suffix(port).unwrap_or(authority)).to_ascii_lowercase();
+    format!("{scheme}://{authority}{target}")
 }
 
 /// The place of a refusal in [`REFUSALS`].

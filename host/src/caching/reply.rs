@@ -8,9 +8,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, request, response};
 use smallvec::SmallVec;
 
+use crate::body::ResponseBody;
 use crate::cache::fill::Stored;
 use crate::cache::object::{Content, Object};
-use crate::body::ResponseBody;
 
 /// As many parts of a response are sent at most; who asks for more gets all (RFC 9110 §14.2).
 const MOST_RANGES: usize = 16;
@@ -18,7 +18,8 @@ const MOST_RANGES: usize = 16;
 /// The fields by which a client says what it has or wants of a response.
 pub struct Conditions;
 
-static CONDITIONS: [HeaderName; 4] = [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE, header::IF_RANGE];
+static CONDITIONS: [HeaderName; 4] =
+    [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE, header::IF_RANGE];
 
 impl Conditions {
     /// Has a request ask for the whole response.
@@ -74,7 +75,8 @@ pub fn is_known(head: &response::Parts, request: &HeaderMap) -> bool {
         return tags.any(|tag| tag == b"*" || Some(opaque(tag)) == own);
     }
     let Some(since) = request.get(header::IF_MODIFIED_SINCE) else { return false };
-    let modified = head.headers.get(header::LAST_MODIFIED);
+    // Without a date of modification, it is not newer than itself (RFC 9111 §4.3.2).
+    let modified = head.headers.get(header::LAST_MODIFIED).or_else(|| head.headers.get(header::DATE));
     match (date(since), modified.and_then(date)) {
         (Some(since), Some(modified)) => modified <= since,
         _ => false,
@@ -292,9 +294,13 @@ mod tests {
 
     fn known(stored: &[(&'static str, &'static str)], asked: &[(&'static str, &'static str)]) -> bool {
         let (mut head, ()) = Response::new(()).into_parts();
-        stored.iter().for_each(|(name, value)| drop(head.headers.insert(*name, HeaderValue::from_static(value))));
+        for (name, value) in stored {
+            head.headers.insert(*name, HeaderValue::from_static(value));
+        }
         let mut request = HeaderMap::new();
-        asked.iter().for_each(|(name, value)| drop(request.append(*name, HeaderValue::from_static(value))));
+        for (name, value) in asked {
+            request.append(*name, HeaderValue::from_static(value));
+        }
         is_known(&head, &request)
     }
 

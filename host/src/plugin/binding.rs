@@ -211,9 +211,10 @@ impl Binding {
         let hashed = |key: &ValueName| format!(", with the hash of {key}");
         let key = self.balancer_key.as_ref().map(hashed).unwrap_or_default();
         let balancer = self.balances().then(|| ("balancer", list(&self.balancer) + &key));
-        let cache = self.cache.as_ref().map(|needs| {
-            ("cache-policy", format!("{}, of responses {}", list(&needs.request), list(&needs.response)))
-        });
+        let cache = self
+            .cache
+            .as_ref()
+            .map(|needs| ("cache-policy", format!("{}, of responses {}", list(&needs.request), list(&needs.response))));
         let observer = self.observer.as_ref().map(|names| ("observer", list(names)));
         [request, response, balancer, cache, observer].into_iter().flatten().collect()
     }

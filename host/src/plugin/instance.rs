@@ -13,8 +13,8 @@ use super::binding::{Binding, Isolation, Limits};
 use super::contract::balancer::exports::plugway::plugin::balancer;
 use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::contract::{
-    balancer as balancer_hook, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter,
-    timer, types,
+    balancer as balancer_hook, cache_policy, lifecycle, observer, request_body, request_filter, response_body,
+    response_filter, timer, types,
 };
 use super::engine::{Plugin, TICK};
 use super::host::HostState;

@@ -158,7 +158,7 @@ impl Config {
 
 fn values(names: &[String], path: &str) -> Result<Vec<ValueName>, ConfigError> {
     let value = |(place, name): (usize, &String)| {
-        let message = |message: String| ConfigError::at(&format!("{path}/{place}"), message);
+        let message = |message: String| ConfigError::at(format!("{path}/{place}"), message);
         let value = name.parse().map_err(message)?;
         match value {
             ValueName::Status | ValueName::ResponseField(_) | ValueName::Endpoint | ValueName::RequestId => {

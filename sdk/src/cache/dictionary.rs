@@ -1,11 +1,19 @@
 //! Dictionaries of structured fields (RFC 9651 §3.2), as far as caching needs them: what a member's value is, without its
 //! parameters.
 
-/// The members in order, a false one left out and a true one without a value; of two with the same key the last counts.
-/// None if it is no dictionary.
-pub fn parse(field: &[u8]) -> Option<Vec<(String, Option<String>)>> {
+/// The value of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    True,
+    False,
+    Integer(String),
+    Other(String),
+}
+
+/// The members in order; of two with the same key the last counts. None if it is no dictionary.
+pub fn parse(field: &[u8]) -> Option<Vec<(String, Item)>> {
     let mut rest = std::str::from_utf8(field).ok()?.trim_matches(' ');
-    let mut members: Vec<(String, Option<String>)> = Vec::new();
+    let mut members: Vec<(String, Item)> = Vec::new();
     while !rest.is_empty() {
         let key = take(&mut rest, |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-.*".contains(&byte));
         if !key.starts_with(|first: char| first.is_ascii_lowercase() || first == '*') {
@@ -20,11 +28,7 @@ pub fn parse(field: &[u8]) -> Option<Vec<(String, Option<String>)>> {
         };
         parameters(&mut rest)?;
         members.retain(|(known, _)| known != key);
-        match value {
-            Item::True => members.push((key.into(), None)),
-            Item::False => {}
-            Item::Other(value) => members.push((key.into(), Some(value))),
-        }
+        members.push((key.into(), value));
         rest = rest.trim_start_matches([' ', '\t']);
         if rest.is_empty() {
             return Some(members);
@@ -35,12 +39,6 @@ pub fn parse(field: &[u8]) -> Option<Vec<(String, Option<String>)>> {
         }
     }
     Some(members)
-}
-
-enum Item {
-    True,
-    False,
-    Other(String),
 }
 
 fn item(rest: &mut &str) -> Option<Item> {
@@ -72,7 +70,11 @@ fn item(rest: &mut &str) -> Option<Item> {
         return Some(Item::Other(text));
     }
     let text = take(rest, |byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte));
-    let is_number = text.trim_start_matches('-').bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    if !digits.is_empty() && digits.len() <= 15 && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Item::Integer(text.into()));
+    }
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let is_token = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '*');
     (!text.is_empty() && (is_number || is_token)).then(|| Item::Other(text.into()))
 }
@@ -107,12 +109,13 @@ mod tests {
     fn members_are_read_as_rfc_9651_writes_them() {
         let text = |field: &str| {
             let members = parse(field.as_bytes())?.into_iter();
-            let members = members.map(|(key, value)| value.map_or(key.clone(), |value| format!("{key}={value}")));
-            Some(members.collect::<Vec<_>>().join(" "))
+            Some(members.map(|(key, value)| format!("{key}:{value:?}")).collect::<Vec<_>>().join(" "))
         };
-        assert_eq!(text("a=1, b, c=?0;x=1 , d=\"e\\\"f\"").as_deref(), Some("a=1 b d=e\"f"));
-        assert_eq!(text("a=1, a=2").as_deref(), Some("a=2"));
-        assert_eq!(text("a;x;y=2").as_deref(), Some("a"));
+        let all = r#"a=1, b, c=?0;x=1 , d="e\"f", g=1.5"#;
+        let read = r#"a:Integer("1") b:True c:False d:Other("e\"f") g:Other("1.5")"#;
+        assert_eq!(text(all).as_deref(), Some(read));
+        assert_eq!(text("a=1, a=-2").as_deref(), Some("a:Integer(\"-2\")"));
+        assert_eq!(text("a;x;y=2").as_deref(), Some("a:True"));
         for wrong in ["a=1,", "A=1", "a=(", "a b", "a=\"", "1=a", "a=\u{e4}"] {
             assert_eq!(text(wrong), None, "{wrong}");
         }

@@ -1,5 +1,7 @@
 //! `Cache-Control` (RFC 9111 §5.2), and its targeted kind (RFC 9213).
 
+use super::dictionary::{self, Item};
+
 /// What a message says about caching. Of a directive that stands there twice the first counts (RFC 9111 §4.2.1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Directives {
@@ -33,6 +35,9 @@ pub struct Directives {
     pub stale_if_error: Option<u64>,
 }
 
+/// Directives that are times.
+const TIMES: [&str; 4] = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"];
+
 /// No time is longer than this (RFC 9111 §1.2.2).
 const LONGEST: u64 = 1 << 31;
 
@@ -47,12 +52,18 @@ impl Directives {
         directives
     }
 
-    /// Reads a targeted field, a dictionary (RFC 9651 §3.2); none if it isn't one, or has no members.
+    /// Reads a targeted field, a dictionary (RFC 9651 §3.2); none if it isn't one, has no members, or a time that is no
+    /// integer (RFC 9213 §2.1).
     pub fn parse_targeted(field: &[u8]) -> Option<Self> {
         let mut directives = Directives::default();
-        let members = super::dictionary::parse(field).filter(|members| !members.is_empty())?;
+        let members = dictionary::parse(field).filter(|members| !members.is_empty())?;
         for (name, value) in members {
-            directives.take(&name, value.as_deref());
+            match value {
+                Item::True => directives.take(&name, None),
+                Item::False => {}
+                Item::Other(_) if TIMES.contains(&name.as_str()) => return None,
+                Item::Integer(value) | Item::Other(value) => directives.take(&name, Some(&value)),
+            }
         }
         Some(directives)
     }
@@ -190,7 +201,9 @@ mod tests {
         assert_eq!(targeted("max-age=60, must-revalidate").unwrap().max_age, Some(60));
         assert!(targeted("no-store").unwrap().no_store);
         assert!(!targeted("no-store=?0, max-age=1").unwrap().no_store);
-        for wrong in ["", "max-age=", "Max-Age=60", "max-age=60,", "max-age=60 x", "a=\"open"] {
+        for wrong in
+            ["", "max-age=\"60\"", "max-age=1.5", "max-age=", "Max-Age=60", "max-age=60,", "max-age=60 x", "a=\"open"]
+        {
             assert_eq!(targeted(wrong), None, "{wrong}");
         }
     }

@@ -76,7 +76,8 @@ impl Standard {
     /// Declares what it needs.
     pub fn new(setup: &mut Setup, options: Options) -> Self {
         let fields = OBEYED.iter().map(|name| ValueName::RequestField((*name).into()));
-        let parts: Vec<_> = fields.chain(options.key.iter().cloned()).map(|name| (name.clone(), label(&name))).collect();
+        let parts: Vec<_> =
+            fields.chain(options.key.iter().cloned()).map(|name| (name.clone(), label(&name))).collect();
         let needs = &mut setup.cache_request;
         let request = RequestNeeds {
             method: needs.value(ValueName::Method),
@@ -206,7 +207,8 @@ impl Standard {
     fn storage(&self, response: &Values, times: &Times) -> Result<Storage, Refusal> {
         let (needs, options) = (&self.response, &self.options);
         let status = response.text(needs.status).and_then(|status| status.parse().ok()).unwrap_or(0);
-        let targeted = needs.targeted.iter().filter_map(|need| Directives::parse_targeted(response.bytes(*need)?)).next();
+        let targeted =
+            needs.targeted.iter().filter_map(|need| Directives::parse_targeted(response.bytes(*need)?)).next();
         let is_targeted = targeted.is_some();
         let said = targeted.unwrap_or_else(|| Directives::parse(response.bytes(needs.control).unwrap_or_default()));
         let is_understood = UNDERSTOOD.iter().any(|codes| codes.contains(&status));
@@ -227,7 +229,8 @@ impl Standard {
         if response.bytes(needs.authorization).is_some() && !shares {
             return Err(Refusal::Authorization);
         }
-        let mut drop_fields = [said.private.clone(), said.no_cache.clone()].into_iter().flatten().flatten().collect::<Vec<_>>();
+        let mut drop_fields =
+            [said.private.clone(), said.no_cache.clone()].into_iter().flatten().flatten().collect::<Vec<_>>();
         if response.bytes(needs.cookie).is_some() && !drop_fields.iter().any(|name| name == "set-cookie") {
             match options.cookies {
                 Cookies::Refuse => return Err(Refusal::SetCookie),

@@ -9,6 +9,8 @@ pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
 pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
 /// `examples/tenant`.
 pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
+/// `examples/shop-cache`.
+pub const SHOP_CACHE: &str = env!("GUEST_EXAMPLE_SHOP_CACHE");
 /// `tests/guests/misbehave`.
 pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");
 /// `tests/guests/hooks`.

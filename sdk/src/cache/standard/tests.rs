@@ -44,7 +44,7 @@ fn plain() -> Harness<Plain> {
 }
 
 fn response(status: u16, fields: &[(&str, &str)]) -> Response {
-    fields.iter().fold(Response::new(status), |response, (name, value)| response.field(*name, *value))
+    fields.iter().fold(Response::new(status), |response, (name, value)| response.field(name, *value))
 }
 
 fn kept(status: u16, fields: &[(&str, &str)]) -> Keep {
@@ -158,7 +158,8 @@ fn stored(age_ms: u64) -> StoredResponse {
 }
 
 fn reuse(request: &str, stored: &StoredResponse) -> Reuse {
-    let request = if request.is_empty() { Request::get("/") } else { Request::get("/").field("cache-control", request) };
+    let request =
+        if request.is_empty() { Request::get("/") } else { Request::get("/").field("cache-control", request) };
     plain().stored(&request, stored)
 }
 
@@ -265,7 +266,8 @@ fn section_4_3_2_what_only_the_origin_can_evaluate_goes_there() {
 fn rfc_5861_stale_while_revalidate_and_stale_if_error() {
     let windows = storage(&control("max-age=60, stale-while-revalidate=10, stale-if-error=20"));
     assert_eq!((windows.stale_while_revalidate_ms, windows.stale_if_error_ms), (10_000, 20_000));
-    let stale = |age_ms| StoredResponse { stale_while_revalidate_ms: 10_000, stale_if_error_ms: 20_000, ..stored(age_ms) };
+    let stale =
+        |age_ms| StoredResponse { stale_while_revalidate_ms: 10_000, stale_if_error_ms: 20_000, ..stored(age_ms) };
     assert_eq!(reuse("", &stale(70_000)), Reuse::ServeAndRevalidate);
     assert_eq!(reuse("", &stale(70_001)), Reuse::Validate);
     let covers = |request: &str, stored: &StoredResponse, status| {

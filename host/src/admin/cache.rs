@@ -1,0 +1,99 @@
+//! The caches on the admin listener: their figures, and purges.
+
+use std::sync::atomic::Ordering;
+
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Admin, family, line, parameter, sum, text};
+use crate::body::ResponseBody;
+use crate::cache::store::{Purge, Purged, Store};
+use crate::metrics::{CacheFigures, Count, REFUSALS};
+
+/// What became of requests, by the words that both documents use.
+type Outcome = (&'static str, fn(&CacheFigures) -> &Count);
+
+const OUTCOMES: [Outcome; 7] = [
+    ("hit", |figures| &figures.hits),
+    ("stale", |figures| &figures.stale),
+    ("validated", |figures| &figures.validations),
+    ("miss", |figures| &figures.misses),
+    ("collapsed", |figures| &figures.collapsed),
+    ("error-covered", |figures| &figures.errors_covered),
+    ("bypass", |figures| &figures.bypassed),
+];
+
+/// The store and its caches, in the status document.
+pub fn status(admin: &Admin, store: &Store) -> Value {
+    let caches = admin.registry.caches();
+    let cache = |(name, figures): (&std::sync::Arc<str>, &Vec<_>)| {
+        let requests = OUTCOMES.iter().map(|(word, one)| ((*word).into(), sum(figures, one).into()));
+        let requests: serde_json::Map<String, Value> = requests.collect();
+        json!({ "plugin": &**name, "requests": requests, "stored": sum(figures, |figures| &figures.stored) })
+    };
+    json!({
+        "memory": store.capacity(),
+        "bytes": store.bytes(),
+        "keys": store.keys(),
+        "purged": store.figures.purged.load(Ordering::Relaxed),
+        "caches": caches.iter().map(cache).collect::<Vec<_>>(),
+    })
+}
+
+/// The same for Prometheus.
+pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
+    let caches = admin.registry.caches();
+    let requests = "plugway_cache_requests_total";
+    family(out, requests, "counter", "Requests at a cache, by what became of them.");
+    for (name, figures) in &caches {
+        for (word, one) in OUTCOMES {
+            line(out, requests, &[("plugin", name), ("outcome", word)], sum(figures, one) as f64);
+        }
+    }
+    family(out, "plugway_cache_stored_total", "counter", "Responses that were stored or found to hold.");
+    for (name, figures) in &caches {
+        line(out, "plugway_cache_stored_total", &[("plugin", name)], sum(figures, |f| &f.stored) as f64);
+    }
+    family(out, "plugway_cache_refused_total", "counter", "Responses that were not stored, by why.");
+    for (name, figures) in &caches {
+        for (place, why) in REFUSALS.iter().enumerate() {
+            let count = sum(figures, |figures| &figures.refused[place]) as f64;
+            line(out, "plugway_cache_refused_total", &[("plugin", name), ("why", why)], count);
+        }
+    }
+    let gauges = [
+        ("plugway_cache_bytes", "What stored responses take of the memory.", store.bytes()),
+        ("plugway_cache_memory_bytes", "What they may take.", store.capacity()),
+        ("plugway_cache_keys", "Keys under which something is stored.", store.keys() as u64),
+    ];
+    for (name, help, value) in gauges {
+        family(out, name, "gauge", help);
+        line(out, name, &[], value as f64);
+    }
+    family(out, "plugway_cache_purged_total", "counter", "Responses that purges and changes took out or made stale.");
+    line(out, "plugway_cache_purged_total", &[], store.figures.purged.load(Ordering::Relaxed) as f64);
+}
+
+/// Purges what the query names: `uri`, `prefix`, `tag`, or `all`; with `soft` it stays, as stale.
+pub async fn purge(admin: &Admin, query: Option<&str>) -> Response<ResponseBody> {
+    let store = admin.generation.borrow().store.clone();
+    let what = [
+        parameter(query, "uri").map(Purged::Uri),
+        parameter(query, "prefix").map(Purged::Prefix),
+        parameter(query, "tag").map(Purged::Tag),
+        parameter(query, "all").map(|_| Purged::All),
+    ];
+    let mut what = what.into_iter().flatten();
+    let (Some(what), None) = (what.next(), what.next()) else {
+        let usage = "name one of uri=http://example.org/a, prefix=http://example.org/, tag=a, all; and soft, to keep it \
+                     as stale\n";
+        return text(StatusCode::BAD_REQUEST, "text/plain", usage.into());
+    };
+    let purge = Purge { what, soft: parameter(query, "soft").is_some() };
+    tracing::info!(?purge, "purge");
+    // It may take a while, and others want to be answered meanwhile.
+    match tokio::task::spawn_blocking(move || store.purge(&purge)).await {
+        Ok(purged) => text(StatusCode::OK, "text/plain", format!("{purged} purged\n")),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+    }
+}

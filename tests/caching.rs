@@ -1,0 +1,582 @@
+//! The cache in a chain: RFC 9111 over real sockets, collapsing, purges, failures of the origin.
+
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use plugway_test_guests::SHOP_CACHE;
+
+use crate::support::{Message, Proxy, manifest, origin, output, plugway, raw_origin, read_message, until};
+
+const CACHE: &str = r#""cache""#;
+const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
+
+/// An origin that says how often, and with what, it was asked.
+struct Origin {
+    address: String,
+    asked: Arc<Mutex<Vec<Message>>>,
+}
+
+impl Origin {
+    /// One that answers as a test wants; the number is that of the request, from 1 on.
+    fn new(answer: impl Fn(&Message, usize) -> String + Send + Sync + Clone + 'static) -> Self {
+        let asked = Arc::<Mutex<Vec<Message>>>::default();
+        let known = asked.clone();
+        let address = origin(move |request| {
+            let number = {
+                let mut known = known.lock().unwrap();
+                known.push(request.clone());
+                known.len()
+            };
+            answer(request, number).into_bytes()
+        });
+        Origin { address, asked }
+    }
+
+    /// One that always says the same fields; its content is the number of the request.
+    fn always(fields: &'static str) -> Self {
+        Origin::new(move |_, number| response(fields, &number.to_string()))
+    }
+
+    fn count(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+
+    fn last(&self) -> Message {
+        self.asked.lock().unwrap().last().unwrap().clone()
+    }
+
+    fn proxy(&self) -> Proxy {
+        Proxy::start(&manifest(&self.address, CACHE, ""))
+    }
+}
+
+fn response(fields: &str, content: &str) -> String {
+    let end = if fields.is_empty() { "" } else { "\r\n" };
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{fields}{end}\r\n{content}", content.len())
+}
+
+fn status_of(message: &Message) -> &str {
+    message.field("cache-status").unwrap_or("none")
+}
+
+/// Asks until the cache says something.
+fn until_says(proxy: &Proxy, path: &str, wanted: &str) -> Message {
+    let mut last = None;
+    until(wanted, || {
+        let got = proxy.get(path, "");
+        let says = status_of(&got).contains(wanted);
+        last = Some(got);
+        says
+    });
+    last.unwrap()
+}
+
+#[test]
+fn what_is_fresh_is_served_with_its_age_and_without_the_origin() {
+    let origin = Origin::always("Cache-Control: max-age=60\r\nAge: 7");
+    let proxy = origin.proxy();
+    let first = proxy.get("/a?b", "");
+    assert_eq!(status_of(&first), "plugway; fwd=uri-miss; fwd-status=200; ttl=52; stored");
+    let second = proxy.get("/a?b", "");
+    assert!(status_of(&second).starts_with("plugway; hit; ttl=5"), "{second:?}");
+    assert!(second.field("age").unwrap().parse::<u64>().unwrap() >= 7);
+    assert!(second.field("date").is_some());
+    assert_eq!((second.text().as_str(), origin.count()), ("1", 1));
+    assert_eq!(proxy.get("/a?c", "").text(), "2", "another query is another resource");
+}
+
+#[test]
+fn head_is_answered_from_get() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let proxy = origin.proxy();
+    proxy.get("/", "");
+    let mut stream = proxy.connect();
+    write!(stream, "HEAD / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("plugway; hit") && answer.contains("content-length: 1\r\n"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn rfc_9111_section_3_what_must_not_be_stored_is_not() {
+    let cases = [
+        ("Cache-Control: no-store, max-age=60", "", "detail=no-store"),
+        ("Cache-Control: private, max-age=60", "", "detail=private"),
+        ("Cache-Control: max-age=60\r\nSet-Cookie: a=1", "", "detail=set-cookie"),
+        ("Cache-Control: max-age=60\r\nVary: *", "", "detail=vary"),
+        ("Cache-Control: max-age=60", "\r\nAuthorization: Basic YTpi", "detail=authorization"),
+        ("Cache-Control: max-age=60", "\r\nCache-Control: no-store", "detail=request"),
+        ("", "", "detail=no-lifetime"),
+    ];
+    for (fields, request, detail) in cases {
+        let origin = Origin::always(fields);
+        let proxy = origin.proxy();
+        let first = proxy.get("/", request);
+        assert!(status_of(&first).ends_with(detail), "{fields}{request}: {first:?}");
+        proxy.get("/", request);
+        assert_eq!(origin.count(), 2, "{fields}{request}");
+    }
+}
+
+#[test]
+fn rfc_9111_section_4_1_each_variant_for_whom_it_was_made() {
+    let origin = Origin::new(|request, _| {
+        let language = request.field("accept-language").unwrap_or("none").to_string();
+        response("Cache-Control: max-age=60\r\nVary: Accept-Language", &language)
+    });
+    let proxy = origin.proxy();
+    for _ in 0..2 {
+        for language in ["de", "en", "fr"] {
+            assert_eq!(proxy.get("/", &format!("\r\nAccept-Language: {language}")).text(), language);
+        }
+        assert_eq!(proxy.get("/", "").text(), "none");
+    }
+    assert_eq!(origin.count(), 4);
+    let new = proxy.get("/", "\r\nAccept-Language: it");
+    assert!(status_of(&new).contains("fwd=vary-miss"), "{new:?}");
+}
+
+#[test]
+fn rfc_9111_section_4_3_what_is_stale_is_validated_and_takes_the_fields_of_the_304() {
+    let origin = Origin::new(|request, number| match request.field("if-none-match") {
+        Some("\"a\"") => format!("HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\nX-Turn: {number}\r\n\r\n"),
+        _ => response("Cache-Control: max-age=1\r\nETag: \"a\"\r\nX-Turn: 1\r\nX-Kept: yes", "content"),
+    });
+    let proxy = origin.proxy();
+    proxy.get("/", "");
+    let validated = until_says(&proxy, "/", "fwd=stale; fwd-status=304");
+    assert_eq!((validated.status(), validated.text().as_str()), (200, "content"));
+    assert_eq!((validated.field("x-turn"), validated.field("x-kept")), (Some("2"), Some("yes")));
+    let after = proxy.get("/", "");
+    assert!(status_of(&after).starts_with("plugway; hit"), "fresh again for a minute: {after:?}");
+    assert_eq!((after.field("x-turn"), origin.count()), (Some("2"), 2));
+}
+
+#[test]
+fn rfc_9111_section_4_3_2_clients_hear_that_they_have_it() {
+    const MODIFIED: &str = "Wed, 01 Jan 2020 00:00:00 GMT";
+    let origin = Origin::new(|request, _| {
+        assert!(request.field("if-none-match").is_none() && request.field("range").is_none(), "{request:?}");
+        response(
+            "Cache-Control: max-age=60\r\nETag: W/\"a\"\r\nLast-Modified: Wed, 01 Jan 2020 00:00:00 GMT",
+            "content",
+        )
+    });
+    let proxy = origin.proxy();
+    let first = proxy.get("/", "\r\nIf-None-Match: \"b\", \"a\"");
+    assert_eq!((first.status(), first.text().as_str()), (304, ""), "be it stored only now");
+    for (condition, status) in [
+        ("If-None-Match: W/\"a\"".to_string(), 304),
+        ("If-None-Match: *".into(), 304),
+        ("If-None-Match: \"b\"".into(), 200),
+        (format!("If-Modified-Since: {MODIFIED}"), 304),
+        ("If-Modified-Since: Tue, 31 Dec 2019 00:00:00 GMT".into(), 200),
+        (format!("If-None-Match: \"b\"\r\nIf-Modified-Since: {MODIFIED}"), 200),
+    ] {
+        let got = proxy.get("/", &format!("\r\n{condition}"));
+        assert_eq!(got.status(), status, "{condition}");
+        assert_eq!(got.field("etag"), Some("W/\"a\""), "{condition}");
+    }
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn rfc_9110_section_14_ranges_come_from_the_whole() {
+    let fields = "Cache-Control: max-age=60\r\nETag: \"a\"\r\nContent-Type: text/x";
+    let origin = Origin::new(move |_, _| response(fields, "0123456789"));
+    let proxy = origin.proxy();
+    let ask = |range: &str| proxy.get("/", &format!("\r\nRange: {range}"));
+    for (range, content_range, text) in [
+        ("bytes=2-4", "bytes 2-4/10", "234"),
+        ("bytes=7-", "bytes 7-9/10", "789"),
+        ("bytes=-2", "bytes 8-9/10", "89"),
+        ("bytes=0-999", "bytes 0-9/10", "0123456789"),
+    ] {
+        let part = ask(range);
+        assert_eq!((part.status(), part.field("content-range")), (206, Some(content_range)), "{range}");
+        assert_eq!(
+            (part.text().as_str(), part.field("content-length").unwrap()),
+            (text, text.len().to_string().as_str())
+        );
+    }
+    let parts = ask("bytes=0-1, 8-9");
+    let boundary = parts.field("content-type").unwrap().strip_prefix("multipart/byteranges; boundary=").unwrap();
+    let part = |range: &str, text: &str| {
+        format!("\r\n--{boundary}\r\ncontent-type: text/x\r\ncontent-range: bytes {range}/10\r\n\r\n{text}")
+    };
+    let wanted = format!("{}{}\r\n--{boundary}--\r\n", part("0-1", "01"), part("8-9", "89"));
+    assert_eq!((parts.status(), parts.text()), (206, wanted));
+    let beyond = ask("bytes=10-");
+    assert_eq!((beyond.status(), beyond.field("content-range")), (416, Some("bytes */10")));
+    for whole in ["bytes=4-2", "lines=1-2", "bytes=0-9, 0-9"] {
+        assert_eq!((ask(whole).status(), ask(whole).text().as_str()), (200, "0123456789"), "{whole}");
+    }
+    let same = proxy.get("/", "\r\nRange: bytes=0-0\r\nIf-Range: \"a\"");
+    let other = proxy.get("/", "\r\nRange: bytes=0-0\r\nIf-Range: \"b\"");
+    assert_eq!((same.status(), other.status(), origin.count()), (206, 200, 1));
+}
+
+#[test]
+fn rfc_9111_section_4_4_a_change_makes_stale_what_it_concerns() {
+    let origin = Origin::new(|request, number| match request.start.split(' ').next() {
+        Some("POST") => response("Location: /b\r\nContent-Location: http://example.org/c", ""),
+        Some("DELETE") => "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n".into(),
+        _ => response("Cache-Control: max-age=60", &number.to_string()),
+    });
+    let proxy = origin.proxy();
+    let texts = || ["/a", "/b", "/c", "/d"].map(|path| proxy.get(path, "").text());
+    assert_eq!(texts(), ["1", "2", "3", "4"]);
+    let send =
+        |method: &str| proxy.exchange(&format!("{method} /a HTTP/1.1\r\nHost: example.org\r\nContent-Length: 0"));
+    assert_eq!(status_of(&send("DELETE")), "plugway; fwd=method; fwd-status=403");
+    assert_eq!(texts(), ["1", "2", "3", "4"], "an error has changed nothing");
+    send("POST");
+    assert_eq!(texts(), ["7", "8", "9", "4"]);
+}
+
+#[test]
+fn rfc_9111_section_5_2_1_only_if_cached_asks_nobody() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let proxy = origin.proxy();
+    let got = proxy.get("/", "\r\nCache-Control: only-if-cached");
+    assert_eq!((got.status(), origin.count()), (504, 0));
+    proxy.get("/", "");
+    assert_eq!(proxy.get("/", "\r\nCache-Control: only-if-cached").text(), "1");
+}
+
+#[test]
+fn rfc_5861_stale_is_served_at_once_and_validated_behind_the_clients_back() {
+    let origin = Origin::always("Cache-Control: max-age=1, stale-while-revalidate=60");
+    let proxy = origin.proxy();
+    proxy.get("/", "");
+    let stale = until_says(&proxy, "/", "ttl=-");
+    assert!(status_of(&stale).starts_with("plugway; hit; ttl=-"), "no client has waited: {stale:?}");
+    assert_eq!(stale.text(), "1");
+    until("the new one is there", || proxy.get("/", "").text() == "2");
+}
+
+/// The drill: the origin goes down, answers with errors, and comes back.
+#[test]
+fn rfc_5861_stale_stands_for_a_failing_origin() {
+    let ill = Arc::new(AtomicUsize::new(0));
+    let state = ill.clone();
+    let origin = Origin::new(move |_, number| match state.load(Ordering::Relaxed) {
+        0 => response("Cache-Control: max-age=1, stale-if-error=60", &number.to_string()),
+        // No response at all, or an error.
+        1 => String::new(),
+        _ => "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n".into(),
+    });
+    let address = origin.address.clone();
+    let text = manifest(&address, CACHE, ADMIN).replace("endpoints", "response-timeout = \"1s\"\nendpoints");
+    let proxy = Proxy::start_after(&text, "admin at");
+    assert_eq!(proxy.get("/", "").text(), "1");
+    ill.store(2, Ordering::Relaxed);
+    let covered = until_says(&proxy, "/", "fwd-status=503");
+    assert_eq!((covered.status(), covered.text().as_str()), (200, "1"));
+    assert_eq!(proxy.get("/other", "").status(), 503, "there is nothing to stand for that");
+    ill.store(1, Ordering::Relaxed);
+    let covered = proxy.get("/", "");
+    assert_eq!((covered.status(), covered.text().as_str()), (200, "1"), "{covered:?}");
+    assert!(status_of(&covered).contains("detail=stale-if-error"), "{covered:?}");
+    ill.store(0, Ordering::Relaxed);
+    until("the origin is back", || proxy.get("/", "").text() != "1");
+    assert!(proxy.ask_admin("GET /metrics").text().contains("outcome=\"error-covered\"} "));
+}
+
+#[test]
+fn set_cookie_is_for_one_client_alone_where_it_is_stripped() {
+    let origin = Origin::always("Cache-Control: max-age=60\r\nSet-Cookie: a=1");
+    let plugin = r#"{ use = "cache", config = { cookies = "strip" } }"#;
+    let proxy = Proxy::start(&manifest(&origin.address, plugin, ""));
+    assert_eq!(proxy.get("/", "").field("set-cookie"), Some("a=1"));
+    let second = proxy.get("/", "");
+    assert!(status_of(&second).contains("hit") && second.field("set-cookie").is_none(), "{second:?}");
+}
+
+/// The drill: a thousand clients, one cold key.
+#[test]
+fn a_stampede_is_one_fetch() {
+    const CLIENTS: usize = 1000;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let known = sent.clone();
+    let origin = Origin::new(move |_, number| {
+        until("all have asked", || known.load(Ordering::Relaxed) == CLIENTS);
+        response("Cache-Control: max-age=60", &number.to_string())
+    });
+    let proxy = Proxy::start_after(&manifest(&origin.address, CACHE, ADMIN), "admin at");
+    let clients: Vec<TcpStream> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = proxy.connect();
+            write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
+            sent.fetch_add(1, Ordering::Relaxed);
+            client
+        })
+        .collect();
+    for client in clients {
+        assert_eq!(read_message(&mut BufReader::new(client)).unwrap().text(), "1");
+    }
+    assert_eq!(origin.count(), 1);
+    let metrics = proxy.ask_admin("GET /metrics").text();
+    let count = |outcome: &str| -> usize {
+        let name = format!("plugway_cache_requests_total{{plugin=\"cache\",outcome=\"{outcome}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    };
+    assert_eq!((count("miss"), count("collapsed") + count("hit")), (1, CLIENTS - 1), "{metrics}");
+}
+
+/// Those who waited for what turns out to be one client's alone go on together, not one after the other.
+#[test]
+fn a_response_that_is_one_clients_alone_makes_no_queue() {
+    const CLIENTS: usize = 20;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let known = sent.clone();
+    let at_once = Arc::new(AtomicUsize::new(0));
+    let together = at_once.clone();
+    let origin = Origin::new(move |_, number| {
+        if number == 1 {
+            until("all have asked", || known.load(Ordering::Relaxed) == CLIENTS);
+        } else {
+            together.fetch_add(1, Ordering::Relaxed);
+            // A queue would never come to this.
+            until("all others are here", || together.load(Ordering::Relaxed) == CLIENTS - 1);
+        }
+        response("Cache-Control: no-store", &number.to_string())
+    });
+    let proxy = origin.proxy();
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = proxy.connect();
+            write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
+            sent.fetch_add(1, Ordering::Relaxed);
+            client
+        })
+        .collect();
+    let mut texts: Vec<String> =
+        clients.into_iter().map(|client| read_message(&mut BufReader::new(client)).unwrap().text()).collect();
+    texts.sort();
+    texts.dedup();
+    assert_eq!((texts.len(), at_once.load(Ordering::Relaxed)), (CLIENTS, CLIENTS - 1), "each has its own");
+}
+
+#[test]
+fn who_waits_takes_over_when_the_leader_leaves() {
+    let left = Arc::new(AtomicUsize::new(0));
+    let known = left.clone();
+    let origin = Origin::new(move |_, number| {
+        if number == 1 {
+            until("the leader has left", || known.load(Ordering::Relaxed) == 1);
+        }
+        response("Cache-Control: max-age=60", &number.to_string())
+    });
+    let proxy = origin.proxy();
+    let ask = || {
+        let mut client = proxy.connect();
+        write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
+        client
+    };
+    let leader = ask();
+    until("the leader has asked", || origin.count() == 1);
+    let follower = ask();
+    drop(leader);
+    left.store(1, Ordering::Relaxed);
+    // By itself, or from what the leader has left behind.
+    let got = read_message(&mut BufReader::new(follower)).unwrap();
+    assert_eq!(got.status(), 200, "{got:?}");
+    assert!(proxy.get("/", "").text() == got.text(), "it is stored");
+}
+
+/// An origin whose content comes in two halves, the second when the test says so.
+fn halves(head: &'static str, gate: &Arc<AtomicUsize>, asked: &Arc<AtomicUsize>) -> String {
+    let (gate, asked) = (gate.clone(), asked.clone());
+    raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while read_message(&mut reader).is_some() {
+            asked.fetch_add(1, Ordering::Relaxed);
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.write_all(b"5\r\nfirst\r\n").unwrap();
+            until("the gate is open", || gate.load(Ordering::Relaxed) > 0);
+            if gate.load(Ordering::Relaxed) == 2 {
+                return;
+            }
+            stream.write_all(b"6\r\nsecond\r\n0\r\nX-Sum: 11\r\n\r\n").unwrap();
+        }
+    })
+}
+
+const CHUNKED: &str =
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\nCache-Control: max-age=60\r\n\r\n";
+
+fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let (mut text, mut byte) = (Vec::new(), [0]);
+    while !text.ends_with(end.as_bytes()) {
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&text));
+        text.push(byte[0]);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[test]
+fn followers_stream_what_still_comes_in() {
+    let (gate, asked) = (Arc::default(), Arc::default());
+    let proxy = Proxy::start(&manifest(&halves(CHUNKED, &gate, &asked), CACHE, ""));
+    let ask = || {
+        let mut client = proxy.connect();
+        write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
+        read_until(&mut client, "first\r\n");
+        client
+    };
+    let (mut leader, mut follower) = (ask(), ask());
+    gate.store(1, Ordering::Relaxed);
+    for client in [&mut leader, &mut follower] {
+        let rest = read_until(client, "\r\n0\r\n");
+        assert!(rest.contains("second"), "{rest}");
+    }
+    let stored = proxy.get("/", "");
+    assert!(status_of(&stored).starts_with("plugway; hit"), "{stored:?}");
+    assert_eq!((stored.text().as_str(), asked.load(Ordering::Relaxed)), ("firstsecond", 1));
+}
+
+#[test]
+fn content_that_breaks_off_is_told_as_broken_and_not_stored() {
+    let (gate, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let proxy = Proxy::start(&manifest(&halves(CHUNKED, &gate, &asked), CACHE, ""));
+    let mut client = proxy.connect();
+    write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\n\r\n").unwrap();
+    read_until(&mut client, "first\r\n");
+    gate.store(2, Ordering::Relaxed);
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "", "no end that looks like one");
+    gate.store(1, Ordering::Relaxed);
+    assert_eq!(proxy.get("/", "").text(), "firstsecond");
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn what_is_too_long_passes_and_all_get_it_whole() {
+    let length = 200 << 10;
+    let known = Origin::new(move |_, _| response("Cache-Control: max-age=60", &"a".repeat(length)));
+    let unknown = Origin::new(move |_, _| {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nCache-Control: max-age=60\r\n\r\n";
+        format!("{head}{length:x}\r\n{}\r\n0\r\n\r\n", "a".repeat(length))
+    });
+    for origin in [known, unknown] {
+        let limits = "[cache]\nmemory = \"16 MiB\"\nmax-object = \"100 KiB\"\n";
+        let proxy = Proxy::start(&manifest(&origin.address, CACHE, limits));
+        for turn in 1..=3 {
+            assert_eq!(proxy.get("/", "").body.len(), length);
+            assert_eq!(origin.count(), turn);
+        }
+    }
+}
+
+#[test]
+fn purges_take_what_they_name() {
+    let origin = Origin::new(|request, number| {
+        let tag = if request.start.contains("/a/x") { "Surrogate-Key: red blue" } else { "X-None: 1" };
+        response(&format!("Cache-Control: max-age=60, stale-while-revalidate=60\r\n{tag}"), &number.to_string())
+    });
+    let proxy = Proxy::start_after(&manifest(&origin.address, CACHE, ADMIN), "admin at");
+    let paths = ["/a", "/a/x", "/b"];
+    let texts = || paths.map(|path| proxy.get(path, "").text());
+    let purge = |what: &str| proxy.ask_admin(&format!("POST /purge?{what}")).text();
+    assert_eq!(texts(), ["1", "2", "3"]);
+    assert_eq!(purge("uri=http://example.org/a"), "1 purged\n");
+    assert_eq!(texts(), ["4", "2", "3"]);
+    assert_eq!(purge("prefix=http%3A%2F%2Fexample.org%2Fa"), "2 purged\n");
+    assert_eq!(texts(), ["5", "6", "3"]);
+    assert_eq!(purge("tag=blue"), "1 purged\n");
+    assert_eq!(texts(), ["5", "7", "3"]);
+    assert_eq!(purge("tag=green"), "0 purged\n");
+    assert_eq!(purge("all"), "3 purged\n");
+    assert_eq!(texts(), ["8", "9", "10"]);
+    assert_eq!(purge("all&soft"), "3 purged\n");
+    assert_eq!(proxy.get("/a", "").text(), "8", "it is stale, and served while it is validated");
+    until("the new one is there", || proxy.get("/a", "").text() != "8");
+    let refused = proxy.ask_admin("POST /purge?uri=a&tag=b");
+    assert_eq!(refused.status(), 400, "{refused:?}");
+    let mut command = plugway();
+    command.args(["purge", "--tag", "red", "--admin", &proxy.noted]).stdout(Stdio::piped());
+    let by_command = output(&mut command);
+    assert_eq!(by_command, "1 purged\n");
+}
+
+#[test]
+fn what_is_stored_outlives_a_change_of_policy() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let proxy = origin.proxy();
+    proxy.get("/", "");
+    let other = r#"{ use = "cache", config = { report = "edge", key = { sort-query = true } } }"#;
+    proxy.reload(&manifest(&origin.address, other, ""));
+    proxy.wait_log("reloaded: generation 2");
+    let got = proxy.get("/", "");
+    assert!(status_of(&got).starts_with("edge; hit"), "{got:?}");
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn nobody_poisons_what_others_get() {
+    let origin = Origin::new(|request, _| {
+        let named = request.field("x-forwarded-host").or(request.field("host")).unwrap();
+        response("Cache-Control: max-age=60", &format!("{named} {}", request.text()))
+    });
+    let proxy = origin.proxy();
+    assert_eq!(proxy.get("/", "\r\nX-Forwarded-Host: evil.example").text(), "evil.example ");
+    assert_eq!(proxy.get("/", "").text(), "example.org ");
+    let other = proxy.exchange("GET / HTTP/1.1\r\nHost: evil.example");
+    assert_eq!(other.text(), "evil.example ");
+    let mut fat = proxy.connect();
+    write!(fat, "GET /fat HTTP/1.1\r\nHost: example.org\r\nContent-Length: 4\r\nConnection: close\r\n\r\nevil")
+        .unwrap();
+    let fat = read_message(&mut BufReader::new(fat)).unwrap();
+    assert_eq!(
+        (fat.text().as_str(), status_of(&fat)),
+        ("example.org evil", "plugway; fwd=bypass; fwd-status=200; detail=content")
+    );
+    assert_eq!(proxy.get("/fat", "").text(), "example.org ");
+}
+
+#[test]
+fn plugins_below_are_stored_and_plugins_above_see_hits() {
+    let origin = Origin::new(|_, number| {
+        response("Cache-Control: max-age=60\r\nContent-Type: text/html", &format!("<title>{number}</title>"))
+    });
+    let stamp = |name: &str| {
+        format!("{{ use = \"headers\", config = {{ response = {{ set = {{ {name} = \"{{request-id}}\" }} }} }} }}")
+    };
+    let chain = format!("{}, \"cache\", {}", stamp("X-Above"), stamp("X-Below"));
+    let proxy = Proxy::start(&manifest(&origin.address, &chain, ""));
+    let (first, second) = (proxy.get("/", ""), proxy.get("/", ""));
+    assert!(status_of(&second).contains("hit"), "{second:?}");
+    assert_eq!(first.field("x-below"), second.field("x-below"));
+    assert_ne!(first.field("x-above"), second.field("x-above"));
+}
+
+#[test]
+fn a_chain_has_one_cache() {
+    let proxy = Proxy::start(&manifest("127.0.0.1:9", CACHE, ""));
+    proxy.reload(&manifest("127.0.0.1:9", r#""cache", { use = "cache" }"#, ""));
+    proxy.wait_log("a chain has one cache at most");
+}
+
+/// The manifest of the example, word for word but for addresses and the place where the plugin was built.
+#[test]
+fn the_shop_example_keeps_devices_apart_and_tracking_out() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let text = include_str!("../examples/shop-cache/plugway.toml");
+    let built = "../../target/wasm32-wasip2/release/example_shop_cache.wasm";
+    assert!(text.contains(built), "{text}");
+    let text = text.replace(built, SHOP_CACHE).replace("127.0.0.1:8080", "127.0.0.1:0");
+    let proxy = Proxy::start(&text.replace("127.0.0.1:8000", &origin.address));
+    let phone = "\r\nUser-Agent: Mozilla/5.0 (iPhone) Mobile/15E148";
+    assert_eq!(proxy.get("/articles/1?utm_source=a", "").text(), "1");
+    assert_eq!(proxy.get("/articles/1?utm_source=b", "").text(), "1");
+    assert_eq!(proxy.get("/articles/1", phone).text(), "2");
+    assert_eq!(proxy.get("/articles/1", phone).text(), "2");
+    assert_eq!(origin.last().field("user-agent"), Some("Mozilla/5.0 (iPhone) Mobile/15E148"));
+}
