@@ -164,7 +164,7 @@ def stop(proc):
 class Peer:
     conf = None       # template file under peers/<name>/
     variants = {}     # scenario -> list of variants ("" = the only one); default for all in `base`
-    base = "plain plain-c1 rewrite lb lc tls handshake h2 big1m big100m upload idle idle-tls".split()
+    base = "plain plain-c1 rewrite lb lc cache1k cache64k tls handshake h2 big1m big100m upload idle idle-tls".split()
 
     def __init__(self, env):
         self.env, self.name, self.dir = env, type(self).__name__.lower(), HERE / "peers" / type(self).__name__.lower()
@@ -283,7 +283,7 @@ class Plugway(Peer):
     """`call` makes the stock plugin `headers` run for each message instead of handing the host a plan; `edit` has the
     trivial filter make its edit itself instead of naming a plan."""
     conf = "plugway.toml"
-    base = "plain plain-c1 rewrite lb lc tls handshake h2 big1m big100m upload idle idle-tls reload".split()
+    base = "plain plain-c1 rewrite lb lc cache1k cache64k tls handshake h2 big1m big100m upload idle idle-tls reload".split()
     variants = {s: ["", "call"] for s in ("plain", "rewrite")} | {"script": ["wasm"], "chain0": ["wasm"], "chain1": ["wasm", "edit"], "chain3": ["wasm", "edit"]}
 
     def argv(self, scenario, flags):

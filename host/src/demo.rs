@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -29,6 +29,12 @@ endpoints = {origins:?}
 upstream = "app"
 plugins = ["forwarded"]
 
+[[route]]
+name = "cached"
+path = "/cached"
+upstream = "app"
+plugins = ["cache", "forwarded"]    # the stock plugin `cache`
+
 [plugin.forwarded]              # the stock plugin `headers`
 use = "headers"
 [plugin.forwarded.config.request.set]
@@ -43,7 +49,8 @@ X-Served-By       = "{{endpoint}}"
     println!(
         "{text}\n# Try, in another terminal:\n#   curl -i http://{listen}/hello     headers: see what the origin got, and X-Served-By"
     );
-    println!("#   curl -s http://{listen}/ again and again     balance: three origins take turns\n");
+    println!("#   curl -s http://{listen}/ again and again     balance: three origins take turns");
+    println!("#   curl -i http://{listen}/cached   twice           cache: Age and Cache-Status, fresh for 10 s\n");
     serve::run(move || load::parse("demo manifest", text.clone()), cache)
 }
 
@@ -73,5 +80,8 @@ fn echo(name: &str, request: &Request<Incoming>) -> Response<ResponseBody> {
     for (field, value) in request.headers() {
         let _ = writeln!(text, "{field}: {}", String::from_utf8_lossy(value.as_bytes()));
     }
-    Response::new(ResponseBody::Full(text.into()))
+    let mut response = Response::new(ResponseBody::Full(text.into()));
+    let fresh = HeaderValue::from_static("max-age=10, stale-while-revalidate=60");
+    response.headers_mut().insert(header::CACHE_CONTROL, fresh);
+    response
 }
