@@ -100,14 +100,18 @@ pub fn look(
     let route = &running.generation.routes[route_place];
     let seat = Seat { at, binding: at.plugin(route) };
     let (needs, figures) = (seat.needs(running), seat.figures(running));
-    let lookup = match seat.call(running, |policy| policy.lookup(&needs.request, head)) {
-        Ok(lookup) => lookup,
-        Err(trap) => {
-            chain::on_error(running, seat.binding, trap, at)?;
-            Lookup::Bypass(BypassReason::Other("policy-failed".into()))
-        }
-    };
     let is_read = head.request.method == Method::GET || head.request.method == Method::HEAD;
+    let planned = needs.plan.as_ref().filter(|_| is_read).and_then(|plan| plan.key(head));
+    let lookup = match planned {
+        Some(key) => Lookup::Under(Place { key, fresh_will_do: true, only_if_cached: false }),
+        None => match seat.call(running, |policy| policy.lookup(&needs.request, head)) {
+            Ok(lookup) => lookup,
+            Err(trap) => {
+                chain::on_error(running, seat.binding, trap, at)?;
+                Lookup::Bypass(BypassReason::Other("policy-failed".into()))
+            }
+        },
+    };
     let place = match lookup {
         Lookup::Under(place) if is_plain && is_read => place,
         lookup => {
@@ -367,7 +371,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 impl Seat {
     fn needs(self, running: &Running) -> &CacheNeeds {
         static NONE: CacheNeeds =
-            CacheNeeds { request: Vec::new(), response: Vec::new(), name: None, tells_key: false };
+            CacheNeeds { request: Vec::new(), response: Vec::new(), plan: None, name: None, tells_key: false };
         running.generation.bindings[self.binding].cache.as_ref().unwrap_or(&NONE)
     }
 

@@ -85,6 +85,7 @@ pub enum ValueName {
     Host,
     Path,
     Query,
+    Uri,
     Protocol,
     ClientAddress,
     ClientPort,
@@ -120,6 +121,7 @@ impl fmt::Display for ValueName {
             ValueName::Host => f.write_str("host"),
             ValueName::Path => f.write_str("path"),
             ValueName::Query => f.write_str("query"),
+            ValueName::Uri => f.write_str("uri"),
             ValueName::Protocol => f.write_str("protocol"),
             ValueName::ClientAddress => f.write_str("client.ip"),
             ValueName::ClientPort => f.write_str("client.port"),
@@ -209,6 +211,11 @@ impl Head {
             ValueName::Host => host(self.request.headers.get(header::HOST)?),
             ValueName::Path => Some(borrowed(self.request.uri.path())),
             ValueName::Query => self.request.uri.query().map(borrowed),
+            ValueName::Uri => {
+                let mut uri = Vec::new();
+                self.put_uri(&mut uri);
+                Some(Value::Bytes(Cow::Owned(uri)))
+            }
             ValueName::Protocol => text(&format!("{:?}", self.request.version)),
             ValueName::ClientAddress => self.peer.address.as_ref().map(Value::Field),
             ValueName::ClientPort => self.peer.port.as_ref().map(Value::Field),
@@ -236,6 +243,19 @@ impl Head {
             ValueName::ClientCertificateNames => self.certificate()?.names.as_ref().map(Value::Field),
             ValueName::ClientCertificateFingerprint => self.certificate()?.fingerprint.as_ref().map(Value::Field),
         }
+    }
+
+    /// Writes the target URI, in its normal form (RFC 9110 §7.1, §4.2.3).
+    pub fn put_uri(&self, into: &mut Vec<u8>) {
+        let is_secure = self.peer.scheme.as_bytes() == b"https";
+        let (scheme, port) = if is_secure { (&b"https://"[..], &b":443"[..]) } else { (&b"http://"[..], &b":80"[..]) };
+        let authority = self.request.headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
+        let authority = authority.strip_suffix(port).or_else(|| authority.strip_suffix(b":")).unwrap_or(authority);
+        let target = self.request.uri.path_and_query().map_or("/", |target| target.as_str());
+        into.reserve(scheme.len() + authority.len() + target.len());
+        into.extend_from_slice(scheme);
+        into.extend(authority.iter().map(u8::to_ascii_lowercase));
+        into.extend_from_slice(target.as_bytes());
     }
 
     fn certificate(&self) -> Option<&ClientCertificate> {

@@ -80,6 +80,8 @@ pub use hooks::{
     Lookup, Observer, Place, Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, ResponsePlan,
     ResponsePlans, Reuse, Storage, StoredResponse, Summary, Timer, Times,
 };
-pub use setup::{Beyond, BodyMode, CacheStatus, ConfigError, Need, Needs, Part, Plan, PlanId, Setup, ValueName};
+pub use setup::{
+    Beyond, BodyMode, CacheStatus, ConfigError, LookupPlan, Need, Needs, Part, Plan, PlanId, Setup, ValueName,
+};
 pub use values::Values;
 pub use verdict::{Edit, Response, Verdict};

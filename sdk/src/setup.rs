@@ -23,6 +23,8 @@ pub struct Setup {
     pub cache_request: Needs,
     /// Values that arrive with the response hooks of a [`CachePolicy`](crate::CachePolicy).
     pub cache_response: Needs,
+    /// Answers in place of [`on_lookup`](crate::CachePolicy::on_lookup) for most requests.
+    pub lookup_plan: Option<LookupPlan>,
     /// What responses tell of the cache.
     pub cache_status: CacheStatus,
     /// A plan that the host carries out for every request by itself: `on_request` is then never called.
@@ -36,6 +38,16 @@ pub struct Setup {
     /// How often [`on_timer`](crate::Timer::on_timer) is called, to within 50 ms.
     pub timer_interval: Option<std::time::Duration>,
     plans: Vec<Plan>,
+}
+
+/// A lookup that the host carries out by itself, under a key that is a template, for GET and HEAD that have nothing of
+/// what is excepted. A hit then costs no call at all.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LookupPlan {
+    /// The key.
+    pub key: Vec<Part>,
+    /// Requests that have one of these are a matter for [`on_lookup`](crate::CachePolicy::on_lookup).
+    pub unless: Vec<ValueName>,
 }
 
 /// What `Cache-Status` tells of a cache (RFC 9211).
@@ -148,6 +160,7 @@ impl Setup {
             observer_values: self.observer.0,
             cache_request_values: self.cache_request.0,
             cache_response_values: self.cache_response.0,
+            lookup_plan: self.lookup_plan.map(LookupPlan::into_wit),
             cache_status: self.cache_status.into_wit(),
             plans: self.plans.into_iter().map(|plan| plan.0).collect(),
             request_plan: self.request_plan.map(|plan| plan.0),
@@ -156,6 +169,12 @@ impl Setup {
             response_body: Some(self.response_body.into_wit()),
             timer_interval_ms: self.timer_interval.map(|interval| interval.as_millis() as u64),
         }
+    }
+}
+
+impl LookupPlan {
+    fn into_wit(self) -> lifecycle::LookupPlan {
+        lifecycle::LookupPlan { key: wit_parts(self.key), unless: self.unless }
     }
 }
 
@@ -223,6 +242,7 @@ impl std::str::FromStr for ValueName {
             "authority" => ValueName::Authority,
             "path" => ValueName::Path,
             "query" => ValueName::Query,
+            "uri" => ValueName::Uri,
             "protocol" => ValueName::Protocol,
             "client.ip" => ValueName::ClientAddress,
             "client.port" => ValueName::ClientPort,
@@ -246,7 +266,7 @@ impl std::str::FromStr for ValueName {
     }
 }
 
-const NAMES: &str = "method, scheme, host, authority, path, query, protocol, client.ip, client.port, listener.address, \
+const NAMES: &str = "method, scheme, host, authority, path, query, uri, protocol, client.ip, client.port, listener.address, \
                      route, upstream, endpoint, request-id, forwarded-for, status, tls.version, tls.server-name, \
                      tls.cipher, tls.client.subject, tls.client.issuer, tls.client.serial, tls.client.names, \
                      tls.client.fingerprint, \

@@ -5,8 +5,9 @@
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::{
-    Balancer, CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, Keep, Lookup, Needs, Plugin, RequestFilter,
-    Response, ResponseFilter, ResponsePlans, Reuse, Setup, StoredResponse, Times, ValueName, Values, Verdict,
+    Balancer, CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, Keep, Lookup, Needs, Part, Place, Plugin,
+    RequestFilter, Response, ResponseFilter, ResponsePlans, Reuse, Setup, StoredResponse, Times, ValueName, Values,
+    Verdict,
 };
 
 /// A configured plugin with what it declared.
@@ -105,8 +106,24 @@ impl<P: Plugin> Harness<P> {
 }
 
 impl<P: CachePolicy> Harness<P> {
-    /// What a cache would do with a request.
+    /// What a cache would do with a request, by the plan or by the hook.
     pub fn lookup(&mut self, request: &Request) -> Lookup {
+        if let Some(plan) = &self.setup.lookup_plan
+            && ["GET", "HEAD"].contains(&request.method.as_str())
+            && !plan.unless.iter().any(|name| request.value(name, None).is_some())
+        {
+            let part = |part: &Part| match part {
+                Part::Text(text) => text.clone(),
+                Part::Value(name) => request.value(name, None).unwrap_or_default(),
+            };
+            let key = plan.key.iter().flat_map(part).collect();
+            return Lookup::Under(Place { key, fresh_will_do: true, only_if_cached: false });
+        }
+        self.called_lookup(request)
+    }
+
+    /// The same by the hook alone, which a plan has to agree with.
+    pub fn called_lookup(&mut self, request: &Request) -> Lookup {
         self.plugin.on_lookup(&resolve(&self.setup.cache_request, request, None))
     }
 
@@ -246,6 +263,13 @@ impl Request {
             ValueName::Host => text(self.authority.split(':').next().unwrap_or_default()),
             ValueName::Path => text(&self.path),
             ValueName::Query => self.query.as_deref().and_then(text),
+            ValueName::Uri => {
+                let (port, authority) =
+                    (if self.scheme == "https" { ":443" } else { ":80" }, self.authority.to_lowercase());
+                let authority = authority.strip_suffix(port).unwrap_or(&authority);
+                let query = self.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
+                text(&format!("{}://{authority}{}{query}", self.scheme, self.path))
+            }
             ValueName::Protocol => text("HTTP/1.1"),
             ValueName::ClientAddress => text(&self.client),
             ValueName::Upstream => self.upstream.as_deref().and_then(text),

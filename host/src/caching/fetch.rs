@@ -271,8 +271,9 @@ impl Fetch<'_> {
     }
 
     fn object(&self, head: &Head, came: response::Parts, content: Content, storage: Storage, times: Times) -> Object {
-        let uri = uri(head);
-        let uri = (uri.as_bytes() != self.asking.place.key).then_some(uri.as_str());
+        let mut uri = Vec::new();
+        head.put_uri(&mut uri);
+        let uri = std::str::from_utf8(&uri).ok().filter(|uri| uri.as_bytes() != self.asking.place.key);
         let selectors = Selectors::of(storage.vary.into_iter(), &head.request.headers);
         Object::new(Key { scope: self.asking.scope, selectors, uri }, &came, content, storage.rules, times.received_ms)
     }
@@ -392,16 +393,6 @@ fn end(lead: Option<Lead>, landing: Landing) {
 
 fn taken(head: &mut Head) -> response::Parts {
     head.response.take().unwrap_or_else(|| Response::new(()).into_parts().0)
-}
-
-/// The URI that a client asked for (RFC 9110 §7.1), in its normal form.
-fn uri(head: &Head) -> String {
-    let authority = head.request.headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
-    let target = head.request.uri.path_and_query().map_or("/", |target| target.as_str());
-    let is_secure = head.peer.scheme.as_bytes() == b"https";
-    let (scheme, port) = if is_secure { ("https", &b":443"[..]) } else { ("http", &b":80"[..]) };
-    let authority = String::from_utf8_lossy(authority.strip_suffix(port).unwrap_or(authority)).to_ascii_lowercase();
-    format!("{scheme}://{authority}{target}")
 }
 
 /// The place of a refusal in [`REFUSALS`].

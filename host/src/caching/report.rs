@@ -156,7 +156,8 @@ mod tests {
     use super::*;
 
     fn told(report: Report, tells_key: bool) -> String {
-        let needs = CacheNeeds { request: Vec::new(), response: Vec::new(), name: Some("edge".into()), tells_key };
+        let name = Some("edge".into());
+        let needs = CacheNeeds { request: Vec::new(), response: Vec::new(), plan: None, name, tells_key };
         let mut fields = HeaderMap::new();
         report.tell(&needs, Some(b"http://a/\"b\xff"), &mut fields);
         fields[CACHE_STATUS].to_str().unwrap().into()

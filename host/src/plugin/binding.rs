@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::contract::lifecycle::exports::plugway::plugin::lifecycle::Description;
+use http::HeaderName;
+
+use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, LookupPlan as LookupPlanSettings};
 use super::contract::types;
 use super::engine::Plugin;
 use super::host::value_name;
 use super::instance::{Instance, Trap};
 use crate::edit::{Part, Planned, Refused, Template, field_name, field_value};
-use crate::head::ValueName;
+use crate::head::{Head, ValueName};
 
 /// A plugin with its configuration and limits; workers make instances of it.
 pub struct Binding {
@@ -50,10 +52,58 @@ pub struct CacheNeeds {
     pub request: Vec<ValueName>,
     /// Values for the response side.
     pub response: Vec<ValueName>,
+    /// What most requests are looked up by, without a call.
+    pub plan: Option<LookupPlan>,
     /// How `Cache-Status` names the cache; none for no such field.
     pub name: Option<String>,
     /// Whether the key is told there.
     pub tells_key: bool,
+}
+
+/// A piece of a key.
+enum KeyPart {
+    Text(Vec<u8>),
+    /// Nothing where it is absent.
+    Value(ValueName),
+}
+
+/// A lookup that needs no call.
+pub struct LookupPlan {
+    key: Vec<KeyPart>,
+    /// Fields that a request may not have.
+    fields: Vec<HeaderName>,
+    /// Other values that there may not be.
+    values: Vec<ValueName>,
+}
+
+impl LookupPlan {
+    /// The key of a request; none if it is a matter for the plugin.
+    pub fn key(&self, head: &Head) -> Option<Vec<u8>> {
+        let fields = &head.request.headers;
+        // Most requests have none of them, which one look at the names they do have nearly always tells.
+        let present = fields.keys().fold(0, |present, name| present | trace(name));
+        let has = |name: &HeaderName| present & trace(name) != 0 && fields.contains_key(name);
+        if self.fields.iter().any(has) || self.values.iter().any(|name| head.value(name).is_some()) {
+            return None;
+        }
+        let mut key = Vec::new();
+        for part in &self.key {
+            match part {
+                KeyPart::Text(text) => key.extend_from_slice(text),
+                KeyPart::Value(ValueName::Uri) => head.put_uri(&mut key),
+                KeyPart::Value(name) => {
+                    key.extend_from_slice(head.value(name).as_ref().map_or(b"", |value| value.bytes()))
+                }
+            }
+        }
+        Some(key)
+    }
+}
+
+/// One of 64 bits, by the length and the end of a name.
+fn trace(name: &HeaderName) -> u64 {
+    let name = name.as_str().as_bytes();
+    1 << ((name.len() * 7 + usize::from(name.last().copied().unwrap_or(0))) % 64)
 }
 
 /// How a plugin takes bodies.
@@ -161,9 +211,10 @@ impl Binding {
             Some(_) => {
                 let (request, response) =
                     (names(settings.cache_request_values)?, names(settings.cache_response_values)?);
+                let plan = settings.lookup_plan.map(lookup_plan).transpose()?;
                 let tells_key = settings.cache_status.as_ref().is_some_and(|status| status.key);
                 let name = settings.cache_status.map(|status| token(status.name)).transpose()?;
-                Some(CacheNeeds { request, response, name, tells_key })
+                Some(CacheNeeds { request, response, plan, name, tells_key })
             }
             None => None,
         };
@@ -211,10 +262,13 @@ impl Binding {
         let hashed = |key: &ValueName| format!(", with the hash of {key}");
         let key = self.balancer_key.as_ref().map(hashed).unwrap_or_default();
         let balancer = self.balances().then(|| ("balancer", list(&self.balancer) + &key));
-        let cache = self
-            .cache
-            .as_ref()
-            .map(|needs| ("cache-policy", format!("{}, of responses {}", list(&needs.request), list(&needs.response))));
+        let plan = |needs: &CacheNeeds| match needs.plan {
+            Some(_) => "; most lookups are a plan, carried out by the host",
+            None => "",
+        };
+        let cache = self.cache.as_ref().map(|needs| {
+            ("cache-policy", format!("{}, of responses {}{}", list(&needs.request), list(&needs.response), plan(needs)))
+        });
         let observer = self.observer.as_ref().map(|names| ("observer", list(names)));
         [request, response, balancer, cache, observer].into_iter().flatten().collect()
     }
@@ -230,6 +284,21 @@ impl Binding {
     pub fn balances(&self) -> bool {
         self.plugin.balancer.is_some()
     }
+}
+
+fn lookup_plan(plan: LookupPlanSettings) -> Result<LookupPlan, Refused> {
+    let (mut fields, mut values) = (Vec::new(), Vec::new());
+    for name in plan.unless {
+        match value_name(name)? {
+            ValueName::RequestField(name) => fields.push(name),
+            name => values.push(name),
+        }
+    }
+    let part = |part| match part {
+        types::TemplatePart::Text(text) => Ok(KeyPart::Text(text)),
+        types::TemplatePart::Value(name) => value_name(name).map(KeyPart::Value),
+    };
+    Ok(LookupPlan { key: plan.key.into_iter().map(part).collect::<Result<_, _>>()?, fields, values })
 }
 
 /// A name that is a token (RFC 9110 §5.6.2), as those of fields are.

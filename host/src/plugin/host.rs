@@ -273,6 +273,7 @@ pub fn value_name(name: types::ValueName) -> Result<ValueName, crate::edit::Refu
         Wit::Host => ValueName::Host,
         Wit::Path => ValueName::Path,
         Wit::Query => ValueName::Query,
+        Wit::Uri => ValueName::Uri,
         Wit::Protocol => ValueName::Protocol,
         Wit::ClientAddress => ValueName::ClientAddress,
         Wit::ClientPort => ValueName::ClientPort,

@@ -17,7 +17,9 @@ impl Plugin for Cache {
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         setup.cache_status = config.cache_status()?;
-        Ok(Cache(Standard::new(setup, config.options()?)))
+        let standard = Standard::new(setup, config.options()?);
+        setup.lookup_plan = standard.plan();
+        Ok(Cache(standard))
     }
 }
 

@@ -41,6 +41,33 @@ fn the_key_is_the_uri_and_what_the_manifest_adds() {
 }
 
 #[test]
+fn the_plan_agrees_with_the_hook() {
+    let requests = [
+        Request::get("/a?b=1&c"),
+        Request::get("/").authority("EXAMPLE.org:80"),
+        Request::get("/?").secure().authority("example.org:443"),
+        Request::get("/").authority("[::1]:8080"),
+        Request::new("HEAD", "/").field("cookie", "lang=de"),
+        Request::get("/").field("cookie", "lang="),
+        Request::get("/").field("cookie", "session=1"),
+        Request::get("/").field("x-forwarded-host", "evil.example"),
+        Request::get("/").field("cache-control", "no-cache"),
+        Request::get("/").field("pragma", "no-cache"),
+        Request::get("/").field("if-match", "*"),
+        Request::new("POST", "/"),
+    ];
+    let key = json!({ "values": ["cookie.lang", "request.header.x-device"] });
+    for config in [json!({}), json!({ "key": key, "bypass": ["cookie.session"] }), json!({ "ignore-requests": true })] {
+        let mut cache = cache(config.clone());
+        assert!(cache.setup.lookup_plan.is_some());
+        for request in &requests {
+            assert_eq!(cache.lookup(request), cache.called_lookup(request), "{config} {request:?}");
+        }
+    }
+    assert!(cache(json!({ "key": { "sort-query": true } })).setup.lookup_plan.is_none());
+}
+
+#[test]
 fn some_requests_go_past() {
     let config = json!({ "bypass": ["cookie.session", "request.header.x-preview"] });
     let signed_in = Request::get("/").field("cookie", "session=1");

@@ -1,7 +1,7 @@
 //! The key of a response: what it depends on, as far as `Vary` doesn't say.
 
 use super::Wanted;
-use crate::{Need, Needs, Values};
+use crate::{Need, Needs, ValueName, Values};
 
 /// Which parts of the query count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,17 +24,23 @@ pub(super) struct KeyParts {
     query: Need,
     /// With their names, where they are there.
     fields: Vec<(Need, String)>,
+    /// With their names in any case.
+    extra: Vec<(Need, String)>,
 }
 
 impl KeyParts {
-    pub fn new(needs: &mut Needs, fields: &[Wanted]) -> Self {
-        use crate::ValueName;
+    pub fn new(needs: &mut Needs, fields: &[Wanted], extra: &[Wanted]) -> Self {
+        let mut declared = |wanted: &[Wanted]| {
+            wanted.iter().map(|(name, label)| (needs.value(name.clone()), label.clone())).collect::<Vec<_>>()
+        };
+        let (fields, extra) = (declared(fields), declared(extra));
         KeyParts {
             scheme: needs.value(ValueName::Scheme),
             authority: needs.value(ValueName::Authority),
             path: needs.value(ValueName::Path),
             query: needs.value(ValueName::Query),
-            fields: fields.iter().map(|(name, label)| (needs.value(name.clone()), label.clone())).collect(),
+            fields,
+            extra,
         }
     }
 
@@ -50,13 +56,12 @@ impl KeyParts {
         if let Some(search) = search {
             put_query(search, query, sorts, &mut key);
         }
-        for (need, label) in &self.fields {
-            if let Some(value) = values.bytes(*need) {
-                key.push(b'\n');
-                key.extend_from_slice(label.as_bytes());
-                key.push(b':');
-                key.extend_from_slice(value);
-            }
+        let there = self.fields.iter().filter(|(need, _)| values.bytes(*need).is_some());
+        for (need, label) in there.chain(&self.extra) {
+            key.push(b'\n');
+            key.extend_from_slice(label.as_bytes());
+            key.push(b':');
+            key.extend_from_slice(bytes(*need));
         }
         key
     }

@@ -4,9 +4,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::directives::{Directives, seconds};
 use super::key::KeyParts;
-use super::{Cookies, Options};
+use super::{Cookies, Options, Query};
 use crate::{
-    BypassReason, Keep, Lookup, Need, Place, Refusal, Reuse, Setup, Storage, StoredResponse, Times, ValueName, Values,
+    BypassReason, Keep, Lookup, LookupPlan, Need, Part, Place, Refusal, Reuse, Setup, Storage, StoredResponse, Times,
+    ValueName, Values,
 };
 
 /// A shared cache's policy. Make it in [`Plugin::new`](crate::Plugin::new), and let it answer the hooks.
@@ -76,12 +77,13 @@ impl Standard {
     /// Declares what it needs.
     pub fn new(setup: &mut Setup, options: Options) -> Self {
         let fields = OBEYED.iter().map(|name| ValueName::RequestField((*name).into()));
-        let parts: Vec<_> =
-            fields.chain(options.key.iter().cloned()).map(|name| (name.clone(), label(&name))).collect();
+        let labelled = |name: ValueName| (name.clone(), label(&name));
+        let (fields, extra): (Vec<_>, Vec<_>) =
+            (fields.map(labelled).collect(), options.key.iter().cloned().map(labelled).collect());
         let needs = &mut setup.cache_request;
         let request = RequestNeeds {
             method: needs.value(ValueName::Method),
-            key: KeyParts::new(needs, &parts),
+            key: KeyParts::new(needs, &fields, &extra),
             control: needs.field("cache-control"),
             pragma: needs.field("pragma"),
             if_match: needs.field("if-match"),
@@ -90,7 +92,7 @@ impl Standard {
         };
         let needs = &mut setup.cache_response;
         let response = ResponseNeeds {
-            key: KeyParts::new(needs, &parts),
+            key: KeyParts::new(needs, &fields, &extra),
             authorization: needs.field("authorization"),
             status: needs.value(ValueName::Status),
             control: needs.response_field("cache-control"),
@@ -107,6 +109,24 @@ impl Standard {
             content_location: needs.response_field("content-location"),
         };
         Standard { options, request, response }
+    }
+
+    /// The lookups that the host can carry out by itself, for [`Setup::lookup_plan`]: where `on_lookup` answers just as
+    /// [`Standard::lookup`] does, and the query counts as it stands.
+    pub fn plan(&self) -> Option<LookupPlan> {
+        let options = &self.options;
+        if options.query != Query::Whole || options.sort_query {
+            return None;
+        }
+        let extra = options
+            .key
+            .iter()
+            .flat_map(|name| [Part::Text(format!("\n{}:", label(name)).into_bytes()), Part::Value(name.clone())]);
+        let key = std::iter::once(Part::Value(ValueName::Uri)).chain(extra).collect();
+        let said = ["cache-control", "pragma"].iter().filter(|_| options.obey_requests);
+        let fields = said.chain(&["if-match", "if-unmodified-since"]).chain(&OBEYED);
+        let fields = fields.map(|name| ValueName::RequestField((*name).into()));
+        Some(LookupPlan { key, unless: fields.chain(options.bypass.iter().cloned()).collect() })
     }
 
     /// What to do with a request.
