@@ -580,3 +580,18 @@ fn the_shop_example_keeps_devices_apart_and_tracking_out() {
     assert_eq!(proxy.get("/articles/1", phone).text(), "2");
     assert_eq!(origin.last().field("user-agent"), Some("Mozilla/5.0 (iPhone) Mobile/15E148"));
 }
+
+#[test]
+fn a_cookie_that_comes_with_a_304_is_not_stored_either() {
+    let origin = Origin::new(|request, _| match request.field("if-none-match") {
+        Some(_) => "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\nSet-Cookie: a=1\r\n\r\n".into(),
+        None => response("Cache-Control: max-age=1\r\nETag: \"a\"", "content"),
+    });
+    let plugin = r#"{ use = "cache", config = { cookies = "strip" } }"#;
+    let proxy = Proxy::start(&manifest(&origin.address, plugin, ""));
+    proxy.get("/", "");
+    let validated = until_says(&proxy, "/", "fwd-status=304");
+    assert_eq!(validated.field("set-cookie"), Some("a=1"), "it is for this client");
+    let after = proxy.get("/", "");
+    assert!(status_of(&after).contains("hit") && after.field("set-cookie").is_none(), "{after:?}");
+}

@@ -233,7 +233,8 @@ impl Store {
         };
         let entry = self.index.entry(&id, None, |_, resource| {
             *resource = changed(Some(resource));
-            EntryAction::Retain(())
+            let is_of_use = !resource.variants.is_empty() || resource.passes_until_ms > 0;
+            if is_of_use { EntryAction::Retain(()) } else { EntryAction::Remove }
         });
         if let EntryResult::Vacant(place) = entry {
             let _ = place.insert(changed(None));
@@ -265,6 +266,11 @@ impl Store {
         }
         let purged = match purge.what {
             Purged::Key(id) => self.purge_one(id, purge),
+            Purged::All if !purge.soft => {
+                let purged = self.index.iter().map(|(_, resource)| resource.variants.len()).sum();
+                self.index.clear();
+                purged
+            }
             _ => self.purge_many(purge),
         };
         self.figures.purged.fetch_add(purged as u64, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::ready;
 
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, response};
 use http_body::Body;
 use tokio::task::spawn_local;
 
@@ -23,6 +23,7 @@ use crate::cache::vary::Selectors;
 use crate::chain::{self, Depth, Down, Failed};
 use crate::clock::Clock;
 use crate::edit::Edit;
+use crate::error::Kind;
 use crate::forward::{Sending, forward};
 use crate::forwarding::{self, Hop};
 use crate::generation::Running;
@@ -77,7 +78,8 @@ impl Fetch<'_> {
         if status.is_server_error()
             && let Some(response) = asking.covered(running, head, Some(status))
         {
-            end(lead, Landing::Pass);
+            // For those who wait it has failed too: what they have in store will do for them.
+            end(lead, Landing::Failed(Kind::DestinationUnavailable));
             return Ok(Answered { edits, ..asking.answered(response) });
         }
         let response = if is_own {
@@ -188,7 +190,11 @@ impl Fetch<'_> {
         head.response = Some(stored);
         let body = ResponseBody::Full(Default::default());
         let storage = self.keep(head, &body, times)?;
-        let stored = taken(head);
+        let mut stored = taken(head);
+        let mut own = HeaderMap::new();
+        if let Ok(storage) = &storage {
+            own = take_out(&storage.dropped, &mut stored.headers);
+        }
         let (store, key) = (&running.generation.store, &asking.place.key);
         let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED);
         let (object, report, landing) = match storage {
@@ -213,7 +219,9 @@ impl Fetch<'_> {
             }
         };
         end(lead, landing);
-        Ok(asking.serve(running, head, &object, report).unwrap_or_else(|| asking.timeout(running)))
+        let mut response = asking.serve(running, head, &object, report).unwrap_or_else(|| asking.timeout(running));
+        response.headers_mut().extend(own);
+        Ok(response)
     }
 
     /// The response is stored as it comes in; the client reads it from there like all others.
@@ -233,12 +241,7 @@ impl Fetch<'_> {
         {
             came.headers.insert(header::DATE, date);
         }
-        // They are this client's, but nobody else's.
-        let mut own = HeaderMap::new();
-        for name in &storage.dropped {
-            own.extend(came.headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
-            came.headers.remove(name);
-        }
+        let own = take_out(&storage.dropped, &mut came.headers);
         let status = came.status;
         let fill = Fill::new(body.size_hint().exact());
         let object = Arc::new(self.object(head, came, Content::Filling(fill.clone()), storage, times));
@@ -374,6 +377,16 @@ impl Drop for Filling {
         // Unless it has come to its end.
         self.fill.fail();
     }
+}
+
+/// Takes fields out of a head, which are this client's, but nobody else's.
+fn take_out(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
+    let mut own = HeaderMap::new();
+    for name in names {
+        own.extend(fields.get_all(name).iter().map(|value| (name.clone(), value.clone())));
+        fields.remove(name);
+    }
+    own
 }
 
 /// The longest content that is stored, in bytes.

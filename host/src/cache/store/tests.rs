@@ -91,6 +91,7 @@ fn purges_take_what_they_name() {
         assert_eq!(store.purge(&Purge { what: what.clone(), soft: false }), count, "{what:?}");
         let left = ["http://a/x", "http://a/x/y", "http://b/x"].map(|uri| has(&store, uri, &HeaderMap::new()));
         assert_eq!(left.iter().filter(|left| **left).count(), 3 - count, "{what:?}");
+        assert_eq!(store.keys(), 3 - count, "{what:?} leaves nothing behind");
     }
 }
 
