@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use plugway_test_guests::SHOP_CACHE;
+use plugway_test_guests::{POLICY, SHOP_CACHE};
 
 use crate::support::{Message, Proxy, manifest, origin, output, plugway, raw_origin, read_message, until};
 
@@ -594,4 +594,57 @@ fn a_cookie_that_comes_with_a_304_is_not_stored_either() {
     assert_eq!(validated.field("set-cookie"), Some("a=1"), "it is for this client");
     let after = proxy.get("/", "");
     assert!(status_of(&after).contains("hit") && after.field("set-cookie").is_none(), "{after:?}");
+}
+
+/// Whatever a policy does, it harms the request that made it do so, and no other.
+#[test]
+fn a_policy_that_traps_or_lies_harms_its_own_request_only() {
+    let ill = Arc::new(AtomicUsize::new(0));
+    let state = ill.clone();
+    let origin = Origin::new(move |_, number| match state.load(Ordering::Relaxed) {
+        0 => response("Cache-Control: max-age=60", &number.to_string()),
+        _ => "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n".into(),
+    });
+    let plugin = format!("{{ use = {POLICY:?} }}");
+    let proxy = Proxy::start(&manifest(&origin.address, &plugin, ""));
+    assert_eq!(proxy.get("/", "").text(), "1");
+    let ask = |path: &str, how: &str| proxy.get(path, &format!("\r\nX-Misbehave: {how}"));
+    let hit = || {
+        let got = proxy.get("/", "");
+        assert!(got.text() == "1" && status_of(&got).contains("hit"), "{got:?}");
+    };
+    for (path, how) in [("/", "lookup-trap"), ("/a", "fetched-trap"), ("/b", "bad-name"), ("/c", "many-names")] {
+        assert_eq!(ask(path, how).status(), 502, "{how}");
+        hit();
+    }
+    let trapped = proxy.get("/", "\r\nX-Misbehave: stored-trap\r\nCache-Control: max-age=0");
+    assert_eq!(trapped.status(), 502, "{trapped:?}");
+    hit();
+    let long = ask("/", "long-key");
+    assert_eq!((long.status(), status_of(&long).contains("detail=key-too-long")), (200, true), "{long:?}");
+    for _ in 0..2 {
+        let old = ask("/old", "for-ever");
+        assert_eq!(old.status(), 200, "times that no sum can hold: {old:?}");
+    }
+    let post = |how: &str| {
+        proxy.exchange(&format!("POST / HTTP/1.1\r\nHost: example.org\r\nContent-Length: 0\r\nX-Misbehave: {how}"))
+    };
+    assert!(status_of(&post("post-under")).contains("fwd=method"), "no POST is answered from what is stored");
+    assert_eq!(post("changed-trap").status(), 200, "what it changed is done already");
+    hit();
+    ill.store(1, Ordering::Relaxed);
+    assert_eq!(proxy.get("/", "\r\nCache-Control: max-age=0").status(), 503, "and no cover where that traps");
+}
+
+#[test]
+fn hidden_tags_outlast_a_304_that_has_none() {
+    let origin = Origin::new(|request, number| match request.field("if-none-match") {
+        Some(_) => "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\n\r\n".into(),
+        None => response("Cache-Control: max-age=1\r\nETag: \"a\"\r\nSurrogate-Key: red", &number.to_string()),
+    });
+    let plugin = r#"{ use = "cache", config = { hide-tags = true } }"#;
+    let proxy = Proxy::start_after(&manifest(&origin.address, plugin, ADMIN), "admin at");
+    proxy.get("/", "");
+    assert_eq!(until_says(&proxy, "/", "fwd-status=304").field("surrogate-key"), None);
+    assert_eq!(proxy.ask_admin("POST /purge?tag=red").text(), "1 purged\n");
 }

@@ -105,6 +105,35 @@ impl<P: Plugin> Harness<P> {
     }
 }
 
+/// A policy is asked about made-up messages, at times of the test's own:
+///
+/// ```
+/// # use plugway_sdk::cache::{Options, Standard};
+/// # use plugway_sdk::*;
+/// # struct Cache(Standard);
+/// # impl Plugin for Cache {
+/// #     type Config = ();
+/// #     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+/// #         Ok(Cache(Standard::new(setup, Options::default())))
+/// #     }
+/// # }
+/// # impl CachePolicy for Cache {
+/// #     fn on_lookup(&mut self, request: &Values) -> Lookup { self.0.lookup(request) }
+/// #     fn on_stored(&mut self, request: &Values, stored: &StoredResponse) -> Reuse { self.0.stored(request, stored) }
+/// #     fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep { self.0.fetched(response, times) }
+/// #     fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>> { self.0.changed(response) }
+/// #     fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool {
+/// #         self.0.upstream_error(request, stored, status)
+/// #     }
+/// # }
+/// use plugway_sdk::test::{Harness, Request};
+///
+/// let mut cache = Harness::<Cache>::new(serde_json::json!({})).unwrap();
+/// let response = Response::new(200).field("cache-control", "max-age=60").field("age", "10");
+/// let times = Times { received_ms: 1_700_000_000_000, delay_ms: 0 };
+/// let Keep::Store(storage) = cache.fetched(&Request::get("/"), &response, &times) else { panic!("refused") };
+/// assert_eq!((storage.lifetime_ms, storage.initial_age_ms), (60_000, 10_000));
+/// ```
 impl<P: CachePolicy> Harness<P> {
     /// What a cache would do with a request, by the plan or by the hook.
     pub fn lookup(&mut self, request: &Request) -> Lookup {

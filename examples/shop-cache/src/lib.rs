@@ -9,6 +9,7 @@ use plugway_sdk::{
 
 pub struct ShopCache {
     standard: Standard,
+    hint: Need,
     agent: Need,
     path: Need,
 }
@@ -19,8 +20,8 @@ impl Plugin for ShopCache {
     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
         let query = Query::Without(["utm_*", "fbclid", "gclid"].map(String::from).to_vec());
         let standard = Standard::new(setup, Options { query, ..Options::default() });
-        let agent = setup.cache_request.field("user-agent");
-        Ok(ShopCache { standard, agent, path: setup.cache_response.value(ValueName::Path) })
+        let (hint, agent) = (setup.cache_request.field("sec-ch-ua-mobile"), setup.cache_request.field("user-agent"));
+        Ok(ShopCache { standard, hint, agent, path: setup.cache_response.value(ValueName::Path) })
     }
 }
 
@@ -28,7 +29,10 @@ impl CachePolicy for ShopCache {
     fn on_lookup(&mut self, request: &Values) -> Lookup {
         let mut lookup = self.standard.lookup(request);
         if let Lookup::Under(place) = &mut lookup {
-            let is_phone = request.text(self.agent).is_some_and(|agent| agent.contains("Mobile"));
+            let is_phone = match request.text(self.hint) {
+                Some(hint) => hint == "?1",
+                None => request.text(self.agent).is_some_and(|agent| agent.contains("Mobile")),
+            };
             place.key.extend_from_slice(if is_phone { PHONE } else { OTHER });
         }
         lookup
@@ -95,6 +99,9 @@ mod tests {
         assert_eq!(key(&Request::get("/a?utm_source=x&id=1&gclid=2")), "http://example.org/a?id=1\nother");
         let phone = Request::get("/a").field("user-agent", "Mozilla/5.0 (Android 15; Mobile; rv:140.0)");
         assert_eq!(key(&phone), "http://example.org/a\nphone");
+        assert_eq!(key(&phone.field("sec-ch-ua-mobile", "?0")), "http://example.org/a\nother", "the hint is surer");
+        let hinted = Request::get("/a").field("sec-ch-ua-mobile", "?1");
+        assert_eq!(key(&hinted), "http://example.org/a\nphone");
     }
 
     #[test]

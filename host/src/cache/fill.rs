@@ -29,11 +29,18 @@ struct State {
     end: Option<End>,
     /// It will not be kept: what all readers have had goes.
     passing: bool,
-    /// The next piece of each reader; none for one that has left.
-    readers: Vec<Option<usize>>,
-    waiting: Vec<Waker>,
+    /// None for one that has left.
+    readers: Vec<Option<Reader>>,
     /// Of the writer, while it waits for readers.
     writer: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    /// The next piece.
+    next: usize,
+    /// To be woken when there is one.
+    waiting: Option<Waker>,
 }
 
 #[derive(Debug, Clone)]
@@ -136,14 +143,14 @@ impl Fill {
         if state.gone > 0 || matches!(state.end, Some(End::Broken)) {
             return None;
         }
-        state.readers.push(Some(0));
+        state.readers.push(Some(Reader { next: 0, waiting: None }));
         Some(Reading { fill: self.clone(), place: state.readers.len() - 1 })
     }
 }
 
 impl State {
     fn wake(&mut self) {
-        self.waiting.drain(..).for_each(Waker::wake);
+        self.readers.iter_mut().flatten().filter_map(|reader| reader.waiting.take()).for_each(Waker::wake);
     }
 
     /// Drops what all readers have had, where it isn't kept.
@@ -151,14 +158,13 @@ impl State {
         if !self.passing {
             return;
         }
-        let slowest = self.readers.iter().flatten().min().copied().unwrap_or(usize::MAX);
-        while self.gone < slowest && self.pieces.pop_front().is_some() {
+        let is_wanted = |gone: usize| self.readers.iter().flatten().any(|reader| reader.next <= gone);
+        while !is_wanted(self.gone) && self.pieces.pop_front().is_some() {
             self.gone += 1;
         }
-        if (self.pieces.len() < AHEAD || slowest == usize::MAX)
-            && let Some(writer) = self.writer.take()
-        {
-            writer.wake();
+        let is_alone = || self.readers.iter().all(Option::is_none);
+        if self.pieces.len() < AHEAD || is_alone() {
+            self.writer.take().into_iter().for_each(Waker::wake);
         }
     }
 }
@@ -190,22 +196,24 @@ pub struct Reading {
 
 impl Reading {
     fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut state = self.fill.state();
-        let next = state.readers[self.place].unwrap_or(state.gone);
-        if let Some(piece) = state.pieces.get(next - state.gone).cloned() {
-            state.readers[self.place] = Some(next + 1);
+        let mut guard = self.fill.state();
+        let state = &mut *guard;
+        let Some(Some(reader)) = state.readers.get_mut(self.place) else { return Poll::Ready(None) };
+        let next = reader.next;
+        if let Some(piece) = next.checked_sub(state.gone).and_then(|at| state.pieces.get(at)).cloned() {
+            reader.next += 1;
             state.forget();
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         match state.end.clone() {
             None => {
-                state.waiting.push(cx.waker().clone());
+                reader.waiting = Some(cx.waker().clone());
                 Poll::Pending
             }
             Some(End::Broken) => Poll::Ready(Some(Err("the upstream gave up within its response".into()))),
             // Trailers stand where the next piece would, once.
             Some(End::Whole(Some(trailers))) if next == state.gone + state.pieces.len() => {
-                state.readers[self.place] = Some(next + 1);
+                reader.next += 1;
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))
             }
             Some(End::Whole(_)) => Poll::Ready(None),
@@ -216,7 +224,9 @@ impl Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         let mut state = self.fill.state();
-        state.readers[self.place] = None;
+        if let Some(reader) = state.readers.get_mut(self.place) {
+            *reader = None;
+        }
         state.forget();
     }
 }

@@ -192,6 +192,13 @@ impl Fetch<'_> {
         let storage = self.keep(head, &body, times)?;
         let mut stored = taken(head);
         let mut own = HeaderMap::new();
+        let storage = storage.map(|mut storage| {
+            // What isn't stored can't be told by what is: tags that are hidden hold as long as no others come.
+            if storage.rules.tags.is_empty() {
+                storage.rules.tags.clone_from(&stale.rules.tags);
+            }
+            storage
+        });
         if let Ok(storage) = &storage {
             own = take_out(&storage.dropped, &mut stored.headers);
         }

@@ -29,6 +29,9 @@ pub struct Storage {
 /// The longest key, in bytes.
 const LONGEST_KEY: usize = 8 << 10;
 
+/// Of times, in milliseconds: some thousand years, and nothing that sums could overflow.
+const LONGEST_TIME: u64 = 1 << 46;
+
 /// Lists that a policy answers with have no more members than this.
 const MOST: usize = 256;
 
@@ -101,10 +104,10 @@ fn checked(storage: wit::Storage) -> Result<Storage, Refused> {
         names.iter().map(name).collect::<Result<Vec<_>, Refused>>()
     };
     let rules = Rules {
-        lifetime_ms: storage.lifetime_ms,
-        initial_age_ms: storage.initial_age_ms,
-        stale_while_revalidate_ms: storage.stale_while_revalidate_ms,
-        stale_if_error_ms: storage.stale_if_error_ms,
+        lifetime_ms: storage.lifetime_ms.min(LONGEST_TIME),
+        initial_age_ms: storage.initial_age_ms.min(LONGEST_TIME),
+        stale_while_revalidate_ms: storage.stale_while_revalidate_ms.min(LONGEST_TIME),
+        stale_if_error_ms: storage.stale_if_error_ms.min(LONGEST_TIME),
         must_revalidate: storage.must_revalidate,
         tags: storage.tags.into_iter().take(MOST).map(String::into_boxed_str).collect(),
     };

@@ -23,7 +23,7 @@ pub struct Config {
     pub targeted: Option<Vec<String>>,
     /// Fields with tags for purging; `["Surrogate-Key", "Cache-Tag"]` if not given.
     pub tags: Option<Vec<String>>,
-    /// `true`: fields with tags are kept from clients.
+    /// `true`: fields with tags aren't stored, so that hits don't have them.
     pub hide_tags: bool,
     /// What becomes of responses with `Set-Cookie`.
     pub cookies: CookieRule,
@@ -116,9 +116,6 @@ impl Config {
             None if self.key.ignore_query.is_empty() => Query::Whole,
             None => Query::Without(self.key.ignore_query),
         };
-        let lower = |names: Option<Vec<String>>, default| {
-            names.map_or(default, |names| names.iter().map(|name| name.to_ascii_lowercase()).collect())
-        };
         let percent = self.lifetimes.heuristic_percent.unwrap_or(defaults.heuristic_percent);
         if percent > 100 {
             return Err(ConfigError::at("/lifetimes/heuristic-percent", "a share is between 0 and 100"));
@@ -130,8 +127,8 @@ impl Config {
             key: values(&self.key.values, "/key/values")?,
             bypass: values(&self.bypass, "/bypass")?,
             obey_requests: !self.ignore_requests,
-            targeted: lower(self.targeted, defaults.targeted),
-            tags: lower(self.tags, defaults.tags),
+            targeted: self.targeted.map_or(Ok(defaults.targeted), |names| fields(&names, "/targeted"))?,
+            tags: self.tags.map_or(Ok(defaults.tags), |names| fields(&names, "/tags"))?,
             hide_tags: self.hide_tags,
             cookies: match self.cookies {
                 CookieRule::Refuse => Cookies::Refuse,
@@ -156,6 +153,19 @@ impl Config {
     }
 }
 
+/// Names of fields, in lower case.
+fn fields(names: &[String], path: &str) -> Result<Vec<String>, ConfigError> {
+    let field = |(place, name): (usize, &String)| {
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        if name.is_empty() || !name.bytes().all(is_part) {
+            let message = format!("`{name}` is no name of a field; write one such as `Cache-Tag`");
+            return Err(ConfigError::at(format!("{path}/{place}"), message));
+        }
+        Ok(name.to_ascii_lowercase())
+    };
+    names.iter().enumerate().map(field).collect()
+}
+
 fn values(names: &[String], path: &str) -> Result<Vec<ValueName>, ConfigError> {
     let value = |(place, name): (usize, &String)| {
         let message = |message: String| ConfigError::at(format!("{path}/{place}"), message);
@@ -174,7 +184,7 @@ fn values(names: &[String], path: &str) -> Result<Vec<ValueName>, ConfigError> {
 fn lifetimes(status: &BTreeMap<String, String>) -> Result<Vec<(RangeInclusive<u16>, Duration)>, ConfigError> {
     let mut lifetimes = Vec::new();
     for (codes, text) in status {
-        let path = format!("/lifetimes/status/{codes}");
+        let path = format!("/lifetimes/status/{}", codes.replace('~', "~0").replace('/', "~1"));
         let range = match codes.as_bytes() {
             [class @ b'2'..=b'5', b'x', b'x'] => {
                 let first = u16::from(class - b'0') * 100;

@@ -68,6 +68,14 @@ fn the_plan_agrees_with_the_hook() {
 }
 
 #[test]
+fn a_change_concerns_what_it_refers_to_under_the_whole_key() {
+    let request = Request::new("POST", "/a").field("cookie", "lang=de");
+    let response = Response::new(201).field("location", "/b");
+    let keys = cache(json!({ "key": { "values": ["cookie.lang"] } })).changed(&request, &response);
+    assert_eq!(keys, [&b"http://example.org/a\ncookie lang:de"[..], b"http://example.org/b\ncookie lang:de"]);
+}
+
+#[test]
 fn some_requests_go_past() {
     let config = json!({ "bypass": ["cookie.session", "request.header.x-preview"] });
     let signed_in = Request::get("/").field("cookie", "session=1");
@@ -127,11 +135,14 @@ fn mistakes_are_told_with_their_place() {
         (json!({ "stale-if-error": "1 week" }), "/stale-if-error"),
         (json!({ "lifetimes": { "status": { "6xx": "1s" } } }), "/lifetimes/status/6xx"),
         (json!({ "lifetimes": { "status": { "206": "1s" } } }), "/lifetimes/status/206"),
+        (json!({ "lifetimes": { "status": { "2/x": "1s" } } }), "/lifetimes/status/2~1x"),
         (json!({ "lifetimes": { "heuristic-percent": 101 } }), "/lifetimes/heuristic-percent"),
         (json!({ "key": { "values": ["cookie.a", "colour"] } }), "/key/values/1"),
         (json!({ "key": { "values": ["status"] } }), "/key/values/0"),
         (json!({ "key": { "only-query": ["a"], "ignore-query": ["b"] } }), "/key/only-query"),
         (json!({ "report": "an edge" }), "/report"),
+        (json!({ "tags": ["Cache-Tag", "Cache Tag"] }), "/tags/1"),
+        (json!({ "targeted": [""] }), "/targeted/0"),
     ];
     for (config, path) in cases {
         let error = Harness::<Cache>::new(config.clone()).err().unwrap_or_else(|| panic!("{config} is taken"));

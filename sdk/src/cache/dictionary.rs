@@ -22,7 +22,7 @@ pub fn parse(field: &[u8]) -> Option<Vec<(String, Item)>> {
         let value = match rest.strip_prefix('=') {
             Some(after) => {
                 rest = after;
-                item(&mut rest)?
+                if rest.starts_with('(') { inner_list(&mut rest)? } else { item(&mut rest)? }
             }
             None => Item::True,
         };
@@ -41,42 +41,87 @@ pub fn parse(field: &[u8]) -> Option<Vec<(String, Item)>> {
     Some(members)
 }
 
+/// A value that stands alone (RFC 9651 §3.3).
 fn item(rest: &mut &str) -> Option<Item> {
-    if let Some(after) = rest.strip_prefix("?1") {
-        *rest = after;
-        return Some(Item::True);
-    }
-    if let Some(after) = rest.strip_prefix("?0") {
-        *rest = after;
-        return Some(Item::False);
-    }
-    if let Some(mut after) = rest.strip_prefix('"') {
-        let mut text = String::new();
-        loop {
-            let letter = after.chars().next()?;
-            after = &after[letter.len_utf8()..];
-            match letter {
-                '"' => break,
-                '\\' => {
-                    let escaped = after.chars().next().filter(|letter| ['"', '\\'].contains(letter))?;
-                    after = &after[1..];
-                    text.push(escaped);
-                }
-                ' '..='~' => text.push(letter),
-                _ => return None,
-            }
+    match rest.bytes().next()? {
+        b'?' => boolean(rest),
+        b'"' => string(rest),
+        b':' => quoted(rest, ':', |byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte)),
+        b'%' => {
+            *rest = &rest[1..];
+            quoted(rest, '"', |byte| (b' '..=b'~').contains(&byte) && byte != b'"')
         }
-        *rest = after;
-        return Some(Item::Other(text));
+        b'@' => {
+            *rest = &rest[1..];
+            matches!(number(rest)?, Item::Integer(_)).then(|| Item::Other(String::new()))
+        }
+        b'-' | b'0'..=b'9' => number(rest),
+        b'*' | b'a'..=b'z' | b'A'..=b'Z' => {
+            let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte);
+            Some(Item::Other(take(rest, is_part).into()))
+        }
+        _ => None,
     }
-    let text = take(rest, |byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte));
+}
+
+/// Values in parentheses (RFC 9651 §3.1.1), which no directive has.
+fn inner_list(rest: &mut &str) -> Option<Item> {
+    *rest = rest.strip_prefix('(')?;
+    loop {
+        *rest = rest.trim_start_matches(' ');
+        if let Some(after) = rest.strip_prefix(')') {
+            *rest = after;
+            return Some(Item::Other(String::new()));
+        }
+        item(rest)?;
+        parameters(rest)?;
+        if !rest.starts_with([' ', ')']) {
+            return None;
+        }
+    }
+}
+
+fn boolean(rest: &mut &str) -> Option<Item> {
+    let (value, after) = match rest.as_bytes().get(1)? {
+        b'1' => (Item::True, &rest[2..]),
+        b'0' => (Item::False, &rest[2..]),
+        _ => return None,
+    };
+    *rest = after;
+    Some(value)
+}
+
+fn string(rest: &mut &str) -> Option<Item> {
+    let (mut text, mut letters) = (String::new(), rest.strip_prefix('"')?.chars());
+    loop {
+        match letters.next()? {
+            '"' => break,
+            '\\' => text.push(letters.next().filter(|letter| ['"', '\\'].contains(letter))?),
+            letter @ ' '..='~' => text.push(letter),
+            _ => return None,
+        }
+    }
+    *rest = letters.as_str();
+    Some(Item::Other(text))
+}
+
+fn number(rest: &mut &str) -> Option<Item> {
+    let text = take(rest, |byte| byte.is_ascii_digit() || b"-.".contains(&byte));
     let digits = text.strip_prefix('-').unwrap_or(text);
-    if !digits.is_empty() && digits.len() <= 15 && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Item::Integer(text.into()));
+    let are_digits =
+        |text: &str, most| (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    match digits.split_once('.') {
+        None => are_digits(digits, 15).then(|| Item::Integer(text.into())),
+        Some((whole, part)) => (are_digits(whole, 12) && are_digits(part, 3)).then(|| Item::Other(text.into())),
     }
-    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let is_token = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '*');
-    (!text.is_empty() && (is_number || is_token)).then(|| Item::Other(text.into()))
+}
+
+/// What stands between two marks; no directive has such.
+fn quoted(rest: &mut &str, mark: char, is_part: impl Fn(u8) -> bool) -> Option<Item> {
+    *rest = rest.strip_prefix(mark)?;
+    take(rest, is_part);
+    *rest = rest.strip_prefix(mark)?;
+    Some(Item::Other(String::new()))
 }
 
 fn parameters(rest: &mut &str) -> Option<()> {
@@ -116,7 +161,24 @@ mod tests {
         assert_eq!(text(all).as_deref(), Some(read));
         assert_eq!(text("a=1, a=-2").as_deref(), Some("a:Integer(\"-2\")"));
         assert_eq!(text("a;x;y=2").as_deref(), Some("a:True"));
-        for wrong in ["a=1,", "A=1", "a=(", "a b", "a=\"", "1=a", "a=\u{e4}"] {
+        let read = r#"a:Other("") b:Other("") c:Other("") d:Other("") e:Integer("1")"#;
+        assert_eq!(text(r#"a=(x "y";p  1 ), b=:YQ==:;p, c=@1659578233, d=%"f%c3%bc", e=1"#).as_deref(), Some(read));
+        for wrong in [
+            "a=1,",
+            "A=1",
+            "a=(",
+            "a=(1\"\")",
+            "a b",
+            "a=\"",
+            "1=a",
+            "a=\u{e4}",
+            "a=",
+            "a=-",
+            "a=1.2.3",
+            "a=:Y",
+            "a=@x",
+            "a=?2",
+        ] {
             assert_eq!(text(wrong), None, "{wrong}");
         }
     }

@@ -59,9 +59,9 @@ impl Directives {
         let members = dictionary::parse(field).filter(|members| !members.is_empty())?;
         for (name, value) in members {
             match value {
+                Item::True | Item::False | Item::Other(_) if TIMES.contains(&name.as_str()) => return None,
                 Item::True => directives.take(&name, None),
                 Item::False => {}
-                Item::Other(_) if TIMES.contains(&name.as_str()) => return None,
                 Item::Integer(value) | Item::Other(value) => directives.take(&name, Some(&value)),
             }
         }
@@ -71,7 +71,9 @@ impl Directives {
     fn take(&mut self, name: &str, value: Option<&str>) {
         let names = || {
             let names = value.unwrap_or_default().split(',').map(|name| name.trim().to_ascii_lowercase());
-            names.filter(|name| !name.is_empty()).collect::<Vec<_>>()
+            let names: Vec<String> = names.filter(|name| !name.is_empty()).collect();
+            // A name that is none may have been meant for any field.
+            if names.iter().all(|name| is_token(name)) { names } else { Vec::new() }
         };
         let set = |time: &mut Option<u64>| *time = time.or(Some(seconds(value)));
         match name {
@@ -104,13 +106,19 @@ fn narrower(before: Option<Vec<String>>, now: Vec<String>) -> Vec<String> {
     }
 }
 
+/// Whether it can be the name of a field (RFC 9110 §5.6.2).
+pub(super) fn is_token(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
 /// Delta-seconds (RFC 9111 §1.2.2).
 pub(super) fn seconds(value: Option<&str>) -> u64 {
     let digits = value.filter(|value| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()));
     digits.map_or(0, |digits| digits.parse().unwrap_or(LONGEST).min(LONGEST))
 }
 
-/// The members of a list of directives. A quote that isn't closed ends at the next comma, so that it hides nothing.
+/// The members of a list of directives. Only a whole quoted string, from `=` to the end of its member, hides commas: any
+/// other quote ends at the next one, so that it hides no directive.
 fn members(field: &[u8]) -> Vec<(String, Option<String>)> {
     let (mut members, mut rest) = (Vec::new(), field);
     while !rest.is_empty() {
@@ -133,11 +141,17 @@ fn end_of_member(rest: &[u8]) -> usize {
     let comma = |from: usize| rest[from..].iter().position(|byte| *byte == b',').map_or(rest.len(), |at| from + at);
     let first = comma(0);
     let Some(open) = rest[..first].iter().position(|byte| *byte == b'"') else { return first };
+    if !rest[..open].trim_ascii_end().ends_with(b"=") {
+        return first;
+    }
     let mut at = open + 1;
     while let Some(byte) = rest.get(at) {
         match byte {
             b'\\' => at += 1,
-            b'"' => return comma(at),
+            b'"' => {
+                let end = comma(at + 1);
+                return if rest[at + 1..end].trim_ascii().is_empty() { end } else { first };
+            }
             _ => {}
         }
         at += 1;
@@ -171,6 +185,8 @@ mod tests {
         assert!(parse("max-age=60, Public").public);
         assert_eq!(parse("private=\"Set-Cookie, X-A\"").private, Some(vec!["set-cookie".into(), "x-a".into()]));
         assert_eq!(parse("private").private, Some(vec![]));
+        assert_eq!(parse("private=\"a b\"").private, Some(vec![]), "what is no name may mean any field");
+        assert_eq!(parse("private=\"a, b").private, Some(vec![]));
         assert_eq!(parse("private=\"a\", private").private, Some(vec![]), "the whole is more than a field");
         assert_eq!(parse("max-stale").max_stale, Some(LONGEST));
         assert_eq!(parse("max-stale=5").max_stale, Some(5));
@@ -191,6 +207,9 @@ mod tests {
         assert!(!parse("x=\"no-store\"").no_store);
         assert!(!parse("x=\"a, no-store, b\"").no_store);
         assert!(parse("x=\"a, no-store").no_store, "an open quote hides no directive");
+        assert!(parse("x=\"a, no-store, y=\"b\"").no_store, "nor does one that another's opening would close");
+        assert!(parse("x\"a, no-store, b\"").no_store, "nor one within a name");
+        assert!(!parse("x= \"a, no-store\" , y").no_store);
         assert!(parse("x=\"a\\\", b\", no-store").no_store);
         assert!(parse(",, ,no-store,").no_store);
     }
@@ -201,8 +220,9 @@ mod tests {
         assert_eq!(targeted("max-age=60, must-revalidate").unwrap().max_age, Some(60));
         assert!(targeted("no-store").unwrap().no_store);
         assert!(!targeted("no-store=?0, max-age=1").unwrap().no_store);
+        assert!(targeted("no-store, x=(a \"b\");y, z=:YQ==:").unwrap().no_store, "whatever else is in it");
         for wrong in
-            ["", "max-age=\"60\"", "max-age=1.5", "max-age=", "Max-Age=60", "max-age=60,", "max-age=60 x", "a=\"open"]
+            ["", "max-age=\"60\"", "max-age=1.5", "max-age", "max-age=?0", "Max-Age=60", "max-age=60,", "a=\"open"]
         {
             assert_eq!(targeted(wrong), None, "{wrong}");
         }

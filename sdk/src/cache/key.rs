@@ -56,54 +56,79 @@ impl KeyParts {
         if let Some(search) = search {
             put_query(search, query, sorts, &mut key);
         }
-        let there = self.fields.iter().filter(|(need, _)| values.bytes(*need).is_some());
-        for (need, label) in there.chain(&self.extra) {
-            key.push(b'\n');
-            key.extend_from_slice(label.as_bytes());
-            key.push(b':');
-            key.extend_from_slice(bytes(*need));
-        }
+        self.put_rest(values, &mut key);
         key
     }
 
-    /// The key of another resource of the same origin, by a reference from this one (RFC 3986 §5); none for another
-    /// origin's.
+    /// The key of another resource of the same origin, by a reference from this one (RFC 3986 §5.2), for a request that
+    /// is like this one otherwise; none for another origin's.
     pub fn referred(&self, values: &Values, reference: &[u8], query: &Query, sorts: bool) -> Option<Vec<u8>> {
         let bytes = |need| values.bytes(need).unwrap_or_default();
         let mut key = Vec::new();
         origin(bytes(self.scheme), bytes(self.authority), &mut key);
         let reference = reference.split(|byte| *byte == b'#').next().unwrap_or_default();
-        let scheme_end = key.windows(3).position(|part| part == b"://").map_or(0, |at| at + 1);
-        let target = if reference.starts_with(b"//") {
-            let absolute = [&key[..scheme_end], reference].concat();
-            same_origin(&absolute, &key)?.to_vec()
-        } else if reference.windows(3).any(|part| part == b"://") && !reference.starts_with(b"/") {
-            same_origin(reference, &key)?.to_vec()
-        } else if reference.starts_with(b"/") {
-            reference.to_vec()
-        } else {
-            let path = bytes(self.path);
-            let folder = path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
-            [&path[..folder], reference].concat()
+        let (scheme, rest) = split_scheme(reference);
+        let (authority, rest) = split_authority(rest);
+        match (scheme, authority) {
+            (_, Some(authority)) => {
+                let mut named = Vec::new();
+                origin(&scheme.unwrap_or(bytes(self.scheme)).to_ascii_lowercase(), authority, &mut named);
+                if named != key {
+                    return None;
+                }
+            }
+            (Some(_), None) => return None,
+            (None, None) => {}
+        }
+        let mut parts = rest.splitn(2, |byte| *byte == b'?');
+        let (path, search) = (parts.next().unwrap_or_default(), parts.next());
+        let own = bytes(self.path);
+        let (path, search) = match path {
+            b"" if authority.is_some() => (b"/".to_vec(), search),
+            b"" => (own.to_vec(), search.or(values.bytes(self.query))),
+            [b'/', ..] => (path.to_vec(), search),
+            _ => {
+                let folder = own.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+                ([&own[..folder], path].concat(), search)
+            }
         };
-        let mut parts = target.splitn(2, |byte| *byte == b'?');
-        let path = parts.next().filter(|path| !path.is_empty()).unwrap_or(b"/");
-        key.extend(without_dots(path));
-        if let Some(search) = parts.next() {
+        key.extend(without_dots(&path));
+        if let Some(search) = search {
             put_query(search, query, sorts, &mut key);
         }
+        self.put_rest(values, &mut key);
         Some(key)
+    }
+
+    /// What a response depends on besides the URI.
+    fn put_rest(&self, values: &Values, into: &mut Vec<u8>) {
+        let there = self.fields.iter().filter(|(need, _)| values.bytes(*need).is_some());
+        for (need, label) in there.chain(&self.extra) {
+            into.push(b'\n');
+            into.extend_from_slice(label.as_bytes());
+            into.push(b':');
+            into.extend_from_slice(values.bytes(*need).unwrap_or_default());
+        }
     }
 }
 
-/// What a URI has behind the origin, where that is this one.
-fn same_origin<'a>(uri: &'a [u8], own: &[u8]) -> Option<&'a [u8]> {
-    let scheme_end = uri.windows(3).position(|part| part == b"://")?;
-    let rest = &uri[scheme_end + 3..];
-    let authority_end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
-    let mut found = Vec::new();
-    origin(&uri[..scheme_end].to_ascii_lowercase(), &rest[..authority_end], &mut found);
-    (found == own).then(|| &rest[authority_end..])
+/// The scheme of a reference, if it has one, and what is behind the colon (RFC 3986 §3.1).
+fn split_scheme(reference: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+    let end = reference.iter().position(|byte| !is_part(byte)).unwrap_or(reference.len());
+    match reference.get(end) {
+        Some(b':') if reference.first().is_some_and(u8::is_ascii_alphabetic) => {
+            (Some(&reference[..end]), &reference[end + 1..])
+        }
+        _ => (None, reference),
+    }
+}
+
+/// The authority, if there is one, and what is behind it (RFC 3986 §3.2).
+fn split_authority(rest: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    let Some(rest) = rest.strip_prefix(b"//") else { return (None, rest) };
+    let end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
+    (Some(&rest[..end]), &rest[end..])
 }
 
 /// Scheme and authority in their normal form (RFC 9110 §4.2.3).
@@ -122,23 +147,39 @@ fn put_query(search: &[u8], query: &Query, sorts: bool, into: &mut Vec<u8>) {
         return;
     }
     let counts = |parameter: &&[u8]| {
-        let name = parameter.split(|byte| *byte == b'=').next().unwrap_or_default();
+        let name = name_of(parameter);
         let is_named = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, name));
         match query {
             Query::Whole => true,
-            Query::Without(patterns) => !is_named(patterns),
-            Query::Only(patterns) => is_named(patterns),
+            // Some origins part parameters at `;` too: another may hide behind one that doesn't count.
+            Query::Without(patterns) => parameter.contains(&b';') || !is_named(patterns),
+            Query::Only(patterns) => is_ambiguous(parameter) || is_named(patterns),
         }
     };
-    let mut parameters: Vec<&[u8]> = search.split(|byte| *byte == b'&').filter(counts).collect();
-    if sorts {
-        // By name alone: the order of values of one name may mean something.
-        parameters.sort_by_key(|parameter| parameter.split(|byte| *byte == b'=').next());
-    }
-    for (place, parameter) in parameters.iter().enumerate() {
-        into.push(if place == 0 { b'?' } else { b'&' });
+    let parameters = search.split(|byte| *byte == b'&').filter(counts);
+    let mut separator = b'?';
+    let put = |parameter: &[u8]| {
+        into.push(separator);
         into.extend_from_slice(parameter);
+        separator = b'&';
+    };
+    if !sorts || search.split(|byte| *byte == b'&').any(is_ambiguous) {
+        return parameters.for_each(put);
     }
+    let mut parameters: Vec<&[u8]> = parameters.collect();
+    // By name alone: the order of values of one name may mean something.
+    parameters.sort_by_key(|parameter| name_of(parameter));
+    parameters.into_iter().for_each(put);
+}
+
+fn name_of(parameter: &[u8]) -> &[u8] {
+    parameter.split(|byte| *byte == b'=').next().unwrap_or_default()
+}
+
+/// Whether origins may read a parameter under another name than the one that stands there, be it decoded, as a list, or
+/// parted at a `;`: whoever could hide one from the key could give others the response to it.
+fn is_ambiguous(parameter: &[u8]) -> bool {
+    parameter.contains(&b';') || name_of(parameter).iter().any(|byte| b"%+[".contains(byte))
 }
 
 fn matches(pattern: &str, name: &[u8]) -> bool {
@@ -187,6 +228,17 @@ mod tests {
         assert_eq!(query("b=2&a=1&b=1", &Query::Whole, true), "?a=1&b=2&b=1");
         assert_eq!(query("a=1&b=2", &Query::Only(vec!["b".into()]), false), "?b=2");
         assert_eq!(query("", &Query::Whole, false), "?");
+    }
+
+    #[test]
+    fn no_parameter_hides_behind_another_that_does_not_count() {
+        let without = Query::Without(vec!["utm_*".into()]);
+        assert_eq!(query("utm_a=1;id=2&utm_b;id=3&utm_c=4", &without, false), "?utm_a=1;id=2&utm_b;id=3");
+        let only = Query::Only(vec!["id".into()]);
+        for hidden in ["%69d=2", "a=1;id=2", "id[]=2", "+id=2"] {
+            assert_eq!(query(hidden, &only, false), format!("?{hidden}"));
+        }
+        assert_ne!(query("id=1&%69d=2", &Query::Whole, true), query("%69d=2&id=1", &Query::Whole, true));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::directives::{Directives, seconds};
+use super::directives::{Directives, is_token, seconds};
 use super::key::KeyParts;
 use super::{Cookies, Options, Query};
 use crate::{
@@ -50,7 +50,7 @@ struct ResponseNeeds {
 
 /// Fields that origins are known to obey and that clients can send: in the key, so that nobody gets what was made for
 /// another's.
-const OBEYED: [&str; 8] = [
+const OBEYED: [&str; 12] = [
     "x-forwarded-host",
     "x-forwarded-proto",
     "x-forwarded-scheme",
@@ -58,7 +58,11 @@ const OBEYED: [&str; 8] = [
     "x-forwarded-prefix",
     "x-original-url",
     "x-rewrite-url",
+    "x-original-host",
+    "x-host",
     "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
 ];
 
 /// Methods that change nothing (IANA's registry of methods), but for GET and HEAD.
@@ -69,6 +73,9 @@ const HEURISTIC: [u16; 6] = [200, 203, 204, 300, 301, 308];
 
 /// Errors of which a client is the reason, or the moment: kept only where the configuration says so.
 const ANOTHERS: [u16; 9] = [400, 408, 413, 421, 425, 429, 431, 505, 511];
+
+/// The host takes no longer lists of names: a response with one isn't stored, in place of failing.
+const MOST_NAMES: usize = 256;
 
 /// Status codes of RFC 9110 §15 and those that came after, all of which mean nothing special for storing.
 const UNDERSTOOD: [std::ops::RangeInclusive<u16>; 5] = [200..=205, 300..=308, 400..=417, 421..=431, 500..=505];
@@ -242,7 +249,7 @@ impl Standard {
             return Err(Refusal::Private);
         }
         let vary = list(response.bytes(needs.vary));
-        if vary.iter().any(|name| name == "*") {
+        if vary.len() > MOST_NAMES || vary.iter().any(|name| name == "*" || !is_token(name)) {
             return Err(Refusal::Vary);
         }
         let shares = said.public || said.s_maxage.is_some() || said.must_revalidate;
@@ -260,6 +267,9 @@ impl Standard {
         }
         if options.hide_tags {
             drop_fields.extend(options.tags.iter().cloned());
+        }
+        if drop_fields.len() > MOST_NAMES {
+            return Err(Refusal::Other("too-many-fields".into()));
         }
         let lifetime = self.lifetime(response, times, status, &said, is_targeted)?;
         let no_cache = said.no_cache.as_ref().is_some_and(Vec::is_empty);
@@ -302,8 +312,10 @@ impl Standard {
     ) -> Result<Duration, Refusal> {
         let (needs, options) = (&self.response, &self.options);
         let date = response.text(needs.date).and_then(unix_ms).unwrap_or(times.received_ms);
-        let expires = response.text(needs.expires).filter(|_| !is_targeted);
-        let expires = expires.map(|expires| unix_ms(expires).map_or(0, |expires| expires.saturating_sub(date)));
+        let expires = response.bytes(needs.expires).filter(|_| !is_targeted);
+        // What is no date is over (RFC 9111 §5.3).
+        let expires = expires.map(|expires| std::str::from_utf8(expires).ok().and_then(unix_ms).unwrap_or(0));
+        let expires = expires.map(|expires| expires.saturating_sub(date));
         let explicit = said.s_maxage.or(said.max_age).map(Duration::from_secs);
         let explicit = explicit.or(expires.map(Duration::from_millis));
         let configured = options.lifetimes.iter().find(|(codes, _)| codes.contains(&status)).map(|(_, time)| *time);
@@ -313,11 +325,11 @@ impl Standard {
         if let Some(explicit) = explicit {
             return Ok(explicit);
         }
-        if said.no_cache.as_ref().is_some_and(Vec::is_empty) && (status < 400 || said.public) {
+        if said.no_cache.as_ref().is_some_and(Vec::is_empty) && status < 400 {
             return Ok(Duration::ZERO);
         }
         let modified = response.text(needs.modified).and_then(unix_ms);
-        let may_guess = HEURISTIC.contains(&status) || said.public;
+        let may_guess = HEURISTIC.contains(&status) || said.public && status < 400;
         let guess = modified.filter(|_| may_guess).map(|modified| {
             let part = date.saturating_sub(modified) / 100 * options.heuristic_percent;
             Duration::from_millis(part).min(options.heuristic_most)
@@ -342,11 +354,10 @@ fn is_fresh(stored: &StoredResponse) -> bool {
 /// The age at arrival (RFC 9111 §4.2.3), in milliseconds.
 fn initial_age(age: Option<&[u8]>, date: Option<&str>, times: &Times) -> u64 {
     let apparent = date.and_then(unix_ms).map_or(0, |date| times.received_ms.saturating_sub(date));
-    // Dates have whole seconds: what is younger than one is no age.
-    let apparent = if apparent < 1000 { 0 } else { apparent };
     let first = age.and_then(|age| std::str::from_utf8(age.split(|byte| *byte == b',').next()?.trim_ascii()).ok());
-    let told = seconds(first) * 1000;
-    apparent.max(if told > 0 { told + times.delay_ms } else { 0 })
+    let corrected = (seconds(first) * 1000).saturating_add(times.delay_ms);
+    // Dates and ages have whole seconds: what is younger than one is no age.
+    Some(apparent.max(corrected)).filter(|age| *age >= 1000).unwrap_or(0)
 }
 
 /// Any of the three forms of a date (RFC 9110 §5.6.7), in milliseconds of Unix time.

@@ -13,5 +13,7 @@ pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
 pub const SHOP_CACHE: &str = env!("GUEST_EXAMPLE_SHOP_CACHE");
 /// `tests/guests/misbehave`.
 pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");
+/// `tests/guests/policy`.
+pub const POLICY: &str = env!("GUEST_TEST_POLICY");
 /// `tests/guests/hooks`.
 pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");

@@ -39,6 +39,9 @@ impl CachePolicy for Plain {
 /// 2023-11-14 22:13:20 UTC.
 const NOW: Times = Times { received_ms: 1_700_000_000_000, delay_ms: 0 };
 
+/// Ten hours before.
+const MORNING: &str = "Tue, 14 Nov 2023 12:13:20 GMT";
+
 fn plain() -> Harness<Plain> {
     Harness::new(serde_json::json!({})).unwrap()
 }
@@ -97,6 +100,14 @@ fn section_4_1_a_response_that_varies_by_anything_is_nobody_elses() {
     assert_eq!(refusal(200, &[("cache-control", "max-age=60"), ("vary", "accept, *")]), Refusal::Vary);
     let varies = storage(&[("cache-control", "max-age=60"), ("vary", "Accept, accept , Cookie")]);
     assert_eq!(varies.vary, ["accept", "cookie"]);
+    for wrong in ["accept, foo bar", "a=b", "\u{e4}"] {
+        assert_eq!(refusal(200, &[("cache-control", "max-age=60"), ("vary", wrong)]), Refusal::Vary, "{wrong}");
+    }
+    let many = (0..300).map(|number| format!("x-{number}")).collect::<Vec<_>>().join(",");
+    assert_eq!(refusal(200, &[("cache-control", "max-age=60"), ("vary", &many)]), Refusal::Vary);
+    let many = Refusal::Other("too-many-fields".into());
+    let names = (0..300).map(|number| format!("x-{number}")).collect::<Vec<_>>().join(",");
+    assert_eq!(refusal(200, &control(&format!("max-age=60, no-cache=\"{names}\""))), many);
 }
 
 #[test]
@@ -111,6 +122,9 @@ fn section_4_2_1_lifetimes_in_their_order() {
     assert_eq!(storage(&[date, ("expires", "Tuesday, 14-Nov-23 22:14:20 GMT")]).lifetime_ms, 60_000);
     assert_eq!(storage(&[date, ("expires", "Tue Nov 14 22:14:20 2023")]).lifetime_ms, 60_000);
     assert_eq!(refusal(200, &[date, ("expires", "0")]), Refusal::NoLifetime);
+    let latin = Response::new(200).field("expires", b"\xe4".to_vec()).field("last-modified", MORNING);
+    let kept = plain().fetched(&Request::get("/"), &latin, &NOW);
+    assert!(matches!(kept, Keep::Store(Storage { lifetime_ms: 0, .. })), "not guessed at: {kept:?}");
     let nonsense = [("cache-control", "max-age=a"), expires];
     assert_eq!(refusal(200, &nonsense), Refusal::NoLifetime, "it had better be asked again");
 }
@@ -118,10 +132,13 @@ fn section_4_2_1_lifetimes_in_their_order() {
 #[test]
 fn section_4_2_2_heuristics_are_a_tenth_and_a_day_at_most() {
     let modified = |value| [("last-modified", value), ("date", "Tue, 14 Nov 2023 22:13:20 GMT")];
-    assert_eq!(storage(&modified("Tue, 14 Nov 2023 12:13:20 GMT")).lifetime_ms, 3_600_000);
+    assert_eq!(storage(&modified(MORNING)).lifetime_ms, 3_600_000);
     assert_eq!(storage(&modified("Tue, 14 Nov 2000 12:13:20 GMT")).lifetime_ms, 24 * 3_600_000);
-    assert_eq!(refusal(404, &modified("Tue, 14 Nov 2023 12:13:20 GMT")), Refusal::Status, "errors only when told");
-    assert_eq!(refusal(302, &modified("Tue, 14 Nov 2023 12:13:20 GMT")), Refusal::Status);
+    assert_eq!(refusal(404, &modified(MORNING)), Refusal::Status, "errors only when told");
+    assert_eq!(refusal(302, &modified(MORNING)), Refusal::Status);
+    let public = [&modified(MORNING)[..], &control("public")].concat();
+    assert!(matches!(kept(302, &public), Keep::Store(Storage { lifetime_ms: 3_600_000, .. })));
+    assert_eq!(refusal(404, &public), Refusal::Status, "to be public isn't to say for how long");
     assert_eq!(refusal(200, &modified("Tue, 14 Nov 2024 12:13:20 GMT")), Refusal::NoLifetime);
 }
 
@@ -136,6 +153,8 @@ fn section_4_2_3_the_age_at_arrival() {
     };
     assert_eq!(age(&[], 0), 0);
     assert_eq!(age(&[("age", "10")], 500), 10_500, "and how long it took");
+    assert_eq!(age(&[], 2500), 2500, "be it without an Age");
+    assert_eq!(age(&[], 999), 0, "less than what Age can say");
     assert_eq!(age(&[("date", "Tue, 14 Nov 2023 22:13:00 GMT")], 0), 20_000);
     assert_eq!(age(&[("date", "Tue, 14 Nov 2023 22:13:00 GMT"), ("age", "30")], 0), 30_000);
     assert_eq!(age(&[("date", "Tue, 14 Nov 2023 23:13:00 GMT")], 0), 0, "a clock ahead of ours");
@@ -189,6 +208,10 @@ fn section_4_4_what_changes_something_makes_stale() {
         ("../d", "http://example.org/d"),
         ("http://EXAMPLE.org:80/d", "http://example.org/d"),
         ("//example.org", "http://example.org/"),
+        ("http://example.org?d", "http://example.org/?d"),
+        ("?d", "http://example.org/a/b?d"),
+        ("#d", own),
+        ("d?to=http://other.example/", "http://example.org/a/d?to=http://other.example/"),
     ];
     for (reference, key) in cases {
         assert_eq!(keys(&[("location", reference)]), [own, key], "{reference}");
@@ -197,6 +220,7 @@ fn section_4_4_what_changes_something_makes_stale() {
     for foreign in ["http://other.example/d", "https://example.org/d", "//other.example/d", "http://example.org:81/d"] {
         assert_eq!(keys(&[("location", foreign)]), [own], "{foreign}");
     }
+    assert_eq!(keys(&[("location", "mailto:a@example.org")]), [own]);
 }
 
 #[test]

@@ -1,0 +1,72 @@
+//! A cache policy that does what none should, when a request asks for it in `x-misbehave`; else it is that of RFC 9111.
+
+use plugway_sdk::cache::{Options, Standard};
+use plugway_sdk::{
+    CachePolicy, ConfigError, Keep, Lookup, Need, Plugin, Reuse, Setup, Storage, StoredResponse, Times, Values, export,
+};
+
+pub struct Policy {
+    standard: Standard,
+    asked: Need,
+    answered: Need,
+}
+
+impl Plugin for Policy {
+    type Config = ();
+
+    fn new((): (), setup: &mut Setup) -> Result<Self, ConfigError> {
+        let standard = Standard::new(setup, Options::default());
+        let (asked, answered) = (setup.cache_request.field("x-misbehave"), setup.cache_response.field("x-misbehave"));
+        Ok(Policy { standard, asked, answered })
+    }
+}
+
+impl CachePolicy for Policy {
+    fn on_lookup(&mut self, request: &Values) -> Lookup {
+        let mut lookup = self.standard.lookup(request);
+        match (request.text(self.asked), &mut lookup) {
+            (Some("lookup-trap"), _) => panic!("told to trap"),
+            (Some("long-key"), Lookup::Under(place)) => place.key.resize(9 << 10, b'k'),
+            (Some("post-under"), _) => {
+                let place = plugway_sdk::Place { key: b"k".to_vec(), fresh_will_do: true, only_if_cached: false };
+                return Lookup::Under(place);
+            }
+            _ => {}
+        }
+        lookup
+    }
+
+    fn on_stored(&mut self, request: &Values, stored: &StoredResponse) -> Reuse {
+        if request.text(self.asked) == Some("stored-trap") {
+            panic!("told to trap");
+        }
+        self.standard.stored(request, stored)
+    }
+
+    fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep {
+        let mut keep = self.standard.fetched(response, times);
+        match (response.text(self.answered), &mut keep) {
+            (Some("fetched-trap"), _) => panic!("told to trap"),
+            (Some("for-ever"), Keep::Store(Storage { lifetime_ms, initial_age_ms, stale_if_error_ms, .. })) => {
+                (*lifetime_ms, *initial_age_ms, *stale_if_error_ms) = (u64::MAX, u64::MAX - 1, u64::MAX);
+            }
+            (Some("bad-name"), Keep::Store(storage)) => storage.vary.push("no name".into()),
+            (Some("many-names"), Keep::Store(storage)) => storage.drop_fields = vec!["x".into(); 10_000],
+            _ => {}
+        }
+        keep
+    }
+
+    fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>> {
+        if response.text(self.answered) == Some("changed-trap") {
+            panic!("told to trap");
+        }
+        self.standard.changed(response)
+    }
+
+    fn on_upstream_error(&mut self, _: &Values, _: &StoredResponse, _: Option<u16>) -> bool {
+        panic!("told to trap")
+    }
+}
+
+export!(Policy: CachePolicy);
