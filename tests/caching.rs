@@ -298,6 +298,23 @@ fn set_cookie_is_for_one_client_alone_where_it_is_stripped() {
     assert!(status_of(&second).contains("hit") && second.field("set-cookie").is_none(), "{second:?}");
 }
 
+/// A client that has asked for `/`, and has read nothing yet.
+fn begin(proxy: &Proxy) -> TcpStream {
+    let mut client = proxy.connect();
+    write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
+    client
+}
+
+/// Many of them, counted as they ask.
+fn crowd(proxy: &Proxy, clients: usize, asked: &AtomicUsize) -> Vec<TcpStream> {
+    let client = |_| {
+        let client = begin(proxy);
+        asked.fetch_add(1, Ordering::Relaxed);
+        client
+    };
+    (0..clients).map(client).collect()
+}
+
 /// The drill: a thousand clients, one cold key.
 #[test]
 fn a_stampede_is_one_fetch() {
@@ -309,14 +326,7 @@ fn a_stampede_is_one_fetch() {
         response("Cache-Control: max-age=60", &number.to_string())
     });
     let proxy = Proxy::start_after(&manifest(&origin.address, CACHE, ADMIN), "admin at");
-    let clients: Vec<TcpStream> = (0..CLIENTS)
-        .map(|_| {
-            let mut client = proxy.connect();
-            write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
-            sent.fetch_add(1, Ordering::Relaxed);
-            client
-        })
-        .collect();
+    let clients = crowd(&proxy, CLIENTS, &sent);
     for client in clients {
         assert_eq!(read_message(&mut BufReader::new(client)).unwrap().text(), "1");
     }
@@ -348,14 +358,7 @@ fn a_response_that_is_one_clients_alone_makes_no_queue() {
         response("Cache-Control: no-store", &number.to_string())
     });
     let proxy = origin.proxy();
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| {
-            let mut client = proxy.connect();
-            write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
-            sent.fetch_add(1, Ordering::Relaxed);
-            client
-        })
-        .collect();
+    let clients = crowd(&proxy, CLIENTS, &sent);
     let mut texts: Vec<String> =
         clients.into_iter().map(|client| read_message(&mut BufReader::new(client)).unwrap().text()).collect();
     texts.sort();
@@ -374,14 +377,9 @@ fn who_waits_takes_over_when_the_leader_leaves() {
         response("Cache-Control: max-age=60", &number.to_string())
     });
     let proxy = origin.proxy();
-    let ask = || {
-        let mut client = proxy.connect();
-        write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
-        client
-    };
-    let leader = ask();
+    let leader = begin(&proxy);
     until("the leader has asked", || origin.count() == 1);
-    let follower = ask();
+    let follower = begin(&proxy);
     drop(leader);
     left.store(1, Ordering::Relaxed);
     // By itself, or from what the leader has left behind.
@@ -425,8 +423,7 @@ fn followers_stream_what_still_comes_in() {
     let (gate, asked) = (Arc::default(), Arc::default());
     let proxy = Proxy::start(&manifest(&halves(CHUNKED, &gate, &asked), CACHE, ""));
     let ask = || {
-        let mut client = proxy.connect();
-        write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
+        let mut client = begin(&proxy);
         read_until(&mut client, "first\r\n");
         client
     };

@@ -63,7 +63,6 @@ pub struct Asking {
 }
 
 /// Something stored that fits the request.
-#[derive(Clone)]
 struct Stale {
     object: Arc<Object>,
     /// Whether the upstream may be asked just whether it still holds.
@@ -104,13 +103,9 @@ pub fn look(
     let planned = needs.plan.as_ref().filter(|_| is_read).and_then(|plan| plan.key(head));
     let lookup = match planned {
         Some(key) => Lookup::Under(Place { key, fresh_will_do: true, only_if_cached: false }),
-        None => match seat.call(running, |policy| policy.lookup(&needs.request, head)) {
-            Ok(lookup) => lookup,
-            Err(trap) => {
-                chain::on_error(running, seat.binding, trap, at)?;
-                Lookup::Bypass(BypassReason::Other("policy-failed".into()))
-            }
-        },
+        None => seat
+            .ask(running, |policy| policy.lookup(&needs.request, head))?
+            .unwrap_or_else(|| Lookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))),
     };
     let place = match lookup {
         Lookup::Under(place) if is_plain && is_read => place,
@@ -123,38 +118,26 @@ pub fn look(
     let id = store.id(&place.key);
     let scope = store.scope(&head.route, &running.generation.upstreams[upstream].name);
     let mut asking = Asking { seat, place, id, scope, stale: None, why: Forward::UriMiss, passes: false };
-    let object = match store.find(id, &asking.place.key, scope, &head.request.headers, now) {
-        Found::Object(object) => object,
-        Found::Nothing => return Ok(Looked::Ask(Box::new(asking))),
-        Found::Others => {
+    let found = store.find(id, &asking.place.key, scope, &head.request.headers, now);
+    let Found::Object(object) = found else {
+        asking.passes = matches!(found, Found::Passes);
+        if let Found::Others = found {
             asking.why = Forward::VaryMiss;
-            return Ok(Looked::Ask(Box::new(asking)));
         }
-        Found::Passes => {
-            asking.passes = true;
-            return Ok(Looked::Ask(Box::new(asking)));
-        }
+        return Ok(Looked::Ask(Box::new(asking)));
     };
     let is_fresh = object.is_fresh(now);
     let reuse = if is_fresh && asking.place.fresh_will_do {
         Reuse::Serve
     } else {
-        match seat.call(running, |policy| policy.stored(&needs.request, head, described(&object, now))) {
-            Ok(reuse) => reuse,
-            Err(trap) => {
-                chain::on_error(running, seat.binding, trap, at)?;
-                Reuse::Validate
-            }
-        }
+        let reuse = seat.ask(running, |policy| policy.stored(&needs.request, head, described(&object, now)))?;
+        reuse.unwrap_or(Reuse::Validate)
     };
     if let Reuse::Serve | Reuse::ServeAndRevalidate = reuse
         && let Some(response) = asking.serve(running, head, &object, Report::hit())
     {
-        if is_fresh {
-            figures.hits.add(1);
-        } else {
-            figures.stale.add(1);
-        }
+        let count = if is_fresh { &figures.hits } else { &figures.stale };
+        count.add(1);
         if reuse == Reuse::ServeAndRevalidate {
             asking.stale = Some(Stale { object, validates: true });
             asking.revalidate(running, (route_place, upstream), head, clock);
@@ -191,14 +174,10 @@ impl Past {
         let needs = seat.needs(running);
         let Some(status) = head.response.as_ref().map(|response| response.status) else { return };
         if self.changes && (status.is_success() || status.is_redirection()) {
-            match seat.call(running, |policy| policy.changed(&needs.response, head)) {
-                Ok(keys) => {
-                    let store = &running.generation.store;
-                    for key in keys {
-                        store.purge(&Purge { what: Purged::Key(store.id(&key)), soft: false });
-                    }
-                }
-                Err(trap) => running.plugin_failed(seat.binding, "cache policy", &trap),
+            let keys = seat.tell(running, |policy| policy.changed(&needs.response, head));
+            let store = &running.generation.store;
+            for key in keys.unwrap_or_default() {
+                store.purge(&Purge { what: Purged::Key(store.id(&key)), soft: false });
             }
         }
         let report = Report::forwarded(self.why).status(status).detail(self.detail.as_deref());
@@ -326,9 +305,8 @@ impl Asking {
         let (needs, now) = (self.seat.needs(running), now_ms());
         let code = status.map(|status| status.as_u16());
         let allowed =
-            self.seat.call(running, |policy| policy.upstream_error(&needs.request, head, described(object, now), code));
-        let allowed = allowed.inspect_err(|trap| running.plugin_failed(self.seat.binding, "cache policy", trap));
-        if !allowed.unwrap_or(false) {
+            self.seat.tell(running, |policy| policy.upstream_error(&needs.request, head, described(object, now), code));
+        if allowed != Some(true) {
             return None;
         }
         self.seat.figures(running).errors_covered.add(1);
@@ -362,6 +340,9 @@ impl Asking {
     }
 }
 
+/// Why the cache is left out where its policy failed.
+const POLICY_FAILED: &str = "policy-failed";
+
 /// A request waits for others' fetches so often at most.
 const MOST_TURNS: usize = 3;
 
@@ -377,6 +358,24 @@ impl Seat {
 
     fn figures(self, running: &Running) -> &CacheFigures {
         &running.caches[self.binding]
+    }
+
+    /// Asks the policy what decides the exchange; none where it failed, and the exchange goes on all the same.
+    fn ask<R>(
+        self,
+        running: &Running,
+        call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
+    ) -> Result<Option<R>, Failed> {
+        match self.call(running, call) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(trap) => chain::on_error(running, self.binding, trap, self.at).map(|()| None),
+        }
+    }
+
+    /// Asks the policy when the exchange is decided: none where it failed.
+    fn tell<R>(self, running: &Running, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Option<R> {
+        let answer = self.call(running, call);
+        answer.inspect_err(|trap| running.plugin_failed(self.binding, "cache policy", trap)).ok()
     }
 
     fn call<R>(self, running: &Running, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {

@@ -67,7 +67,12 @@ impl Depth {
         route.chain[self.0]
     }
 
-    /// These, but for those of a lesser depth.
+    /// Their places in the chain.
+    pub fn plugins(self) -> Range<usize> {
+        0..self.0
+    }
+
+    /// Those of them that aren't of a lesser depth.
     pub fn beyond(self, top: Depth) -> Range<usize> {
         top.0..self.0.max(top.0)
     }

@@ -82,7 +82,7 @@ pub enum Refused {
 
 /// Edits and fields that one call may ask for, and notes that an exchange may have: far more than any filter needs, and
 /// few enough for maps and searches that were made for heads of messages.
-const MOST: usize = 256;
+pub const MOST: usize = 256;
 
 /// Whether so many edits, fields or notes are few enough.
 pub fn count(count: usize) -> Result<(), Refused> {

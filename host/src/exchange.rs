@@ -47,6 +47,14 @@ pub struct Timers {
     pub total: Deadline,
 }
 
+impl Timers {
+    /// What is said when the exchange's time is over, for which there is all the time it wants.
+    fn late(&self) -> Error {
+        self.total.clear();
+        Error::new(Kind::ResponseTimeout, "the route's timeout has passed")
+    }
+}
+
 /// What became of a request on its way down.
 pub enum Begun {
     /// It goes on to its upstream.
@@ -190,12 +198,7 @@ impl Onward {
             Way::Asking(asking) => return Box::pin(ask(asking, running, (place, upstream), timers, ending)).await,
         };
         let forwarded = timers.total.until_met(forward(running, upstream, head, sending, &timers.step)).await;
-        let late = |_| {
-            // What is said of that has all the time it wants.
-            timers.total.clear();
-            Err(Error::new(Kind::ResponseTimeout, "the route's timeout has passed"))
-        };
-        let response = match forwarded.unwrap_or_else(late) {
+        let response = match forwarded.unwrap_or_else(|_| Err(timers.late())) {
             Ok(forwarded) => {
                 ending.answered();
                 forwarded
@@ -217,11 +220,7 @@ async fn ask(
 ) -> Response<ResponseBody> {
     let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
     let answered = timers.total.until_met(asking.run(running, (place, upstream), head, timers.step.clock())).await;
-    let late = |_| {
-        timers.total.clear();
-        Err(Error::new(Kind::ResponseTimeout, "the route's timeout has passed").into())
-    };
-    let (forwarded, depth) = match answered.unwrap_or_else(late) {
+    let (forwarded, depth) = match answered.unwrap_or_else(|_| Err(timers.late().into())) {
         Ok(Answered { response, edits, depth }) => {
             ending.answered();
             (Forwarded { response, edits }, depth)
@@ -265,7 +264,7 @@ fn finish(
             Some(content) => ResponseBody::Full(Bytes::from(content)),
             None => body,
         };
-        chain::filtered(running, route, depth.beyond(Depth::none()), &mut head, body)
+        chain::filtered(running, route, depth.plugins(), &mut head, body)
     });
     match up {
         Ok(body) => {
@@ -299,11 +298,11 @@ fn up(
     head: &mut Box<Head>,
 ) -> Result<Option<Vec<u8>>, Failed> {
     let Some(past) = past.filter(|past| past.depth() != depth) else {
-        return chain::up(running, route, depth.beyond(Depth::none()), head);
+        return chain::up(running, route, depth.plugins(), head);
     };
     let below = chain::up(running, route, depth.beyond(past.depth().next()), head)?;
     past.come_back(running, route, head);
-    let above = chain::up(running, route, past.depth().beyond(Depth::none()), head)?;
+    let above = chain::up(running, route, past.depth().plugins(), head)?;
     Ok(above.or(below))
 }
 
@@ -331,7 +330,7 @@ fn content(
         let cause = format!("{length} bytes, and the route takes {}", route.max_body);
         return Err(Error::new(Kind::RequestBodySize, cause).into());
     }
-    let plugins = Depth::whole(route).beyond(Depth::none());
+    let plugins = Depth::whole(route).plugins();
     let stages = chain::stages(running, route, plugins, Side::Request, body.size_hint().exact())?;
     let body = receiving(body, upload.clone());
     if stages.is_empty() {

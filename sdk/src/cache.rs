@@ -45,7 +45,7 @@
 
 mod dictionary;
 mod directives;
-mod key;
+pub(crate) mod key;
 mod standard;
 
 pub use directives::Directives;

@@ -4,6 +4,7 @@
 //! upstream or the client would see. See the crate's example.
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
+use crate::cache::key::origin;
 use crate::{
     Balancer, CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, Keep, Lookup, Needs, Part, Place, Plugin,
     RequestFilter, Response, ResponseFilter, ResponsePlans, Reuse, Setup, StoredResponse, Times, ValueName, Values,
@@ -293,11 +294,11 @@ impl Request {
             ValueName::Path => text(&self.path),
             ValueName::Query => self.query.as_deref().and_then(text),
             ValueName::Uri => {
-                let (port, authority) =
-                    (if self.scheme == "https" { ":443" } else { ":80" }, self.authority.to_lowercase());
-                let authority = authority.strip_suffix(port).unwrap_or(&authority);
-                let query = self.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
-                text(&format!("{}://{authority}{}{query}", self.scheme, self.path))
+                let mut uri = Vec::new();
+                origin(self.scheme.as_bytes(), self.authority.as_bytes(), &mut uri);
+                uri.extend(self.path.bytes());
+                uri.extend(self.query.iter().flat_map(|query| ["?", query.as_str()]).flat_map(str::bytes));
+                Some(uri)
             }
             ValueName::Protocol => text("HTTP/1.1"),
             ValueName::ClientAddress => text(&self.client),

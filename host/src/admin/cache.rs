@@ -35,7 +35,7 @@ pub fn status(admin: &Admin, store: &Store) -> Value {
         "memory": store.capacity(),
         "bytes": store.bytes(),
         "keys": store.keys(),
-        "purged": store.figures.purged.load(Ordering::Relaxed),
+        "purged": store.purged.load(Ordering::Relaxed),
         "caches": caches.iter().map(cache).collect::<Vec<_>>(),
     })
 }
@@ -71,7 +71,7 @@ pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
         line(out, name, &[], value as f64);
     }
     family(out, "plugway_cache_purged_total", "counter", "Responses that purges and changes took out or made stale.");
-    line(out, "plugway_cache_purged_total", &[], store.figures.purged.load(Ordering::Relaxed) as f64);
+    line(out, "plugway_cache_purged_total", &[], store.purged.load(Ordering::Relaxed) as f64);
 }
 
 /// Purges what the query names: `uri`, `prefix`, `tag`, or `all`; with `soft` it stays, as stale.

@@ -1,5 +1,6 @@
 //! Content that is read by some while it still comes in: one writer, readers on any worker.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -22,7 +23,7 @@ pub struct Fill {
 #[derive(Debug, Default)]
 struct State {
     /// From the first that somebody may still want.
-    pieces: std::collections::VecDeque<Bytes>,
+    pieces: VecDeque<Bytes>,
     /// How many were before those.
     gone: usize,
     bytes: u64,
@@ -70,11 +71,6 @@ impl Fill {
     /// As the head says.
     pub fn length(&self) -> Option<u64> {
         self.length
-    }
-
-    /// How much there is of it.
-    pub fn bytes(&self) -> u64 {
-        self.state().bytes
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

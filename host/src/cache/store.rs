@@ -23,14 +23,7 @@ pub struct Store {
     /// Nobody who doesn't know it can make two keys fall together.
     seed: u64,
     purges: Mutex<Purges>,
-    pub figures: Figures,
-}
-
-/// Of the store as a whole.
-#[derive(Debug, Default)]
-pub struct Figures {
-    /// Responses that were stored, and those that were taken out or made stale by a purge or a change.
-    pub stored: AtomicU64,
+    /// Responses that were taken out or made stale by a purge or a change.
     pub purged: AtomicU64,
 }
 
@@ -143,8 +136,8 @@ impl Store {
             }
             Err(_) => Cache::with_weighter(64, bytes, Weight),
         };
-        let (flights, figures) = (Flights::new(), Figures::default());
-        Arc::new(Store { index, flights, seed: u64::from_ne_bytes(seed), purges: Mutex::default(), figures })
+        let (flights, purges, purged) = (Flights::new(), Mutex::default(), AtomicU64::new(0));
+        Arc::new(Store { index, flights, seed: u64::from_ne_bytes(seed), purges, purged })
     }
 
     /// The name of a key in the index.
@@ -186,11 +179,6 @@ impl Store {
         latest.map_or_else(Selectors::default, |object| Selectors::of(object.selectors.names(), request))
     }
 
-    /// Whether a response would be taken for nobody else's.
-    pub fn passes(&self, id: u128, now_ms: u64) -> bool {
-        self.index.peek(&id).is_some_and(|resource| resource.passes_until_ms > now_ms)
-    }
-
     /// Stores a response that was asked for at a moment, in place of the one that it takes the place of.
     pub fn insert(&self, id: u128, key: &[u8], object: Arc<Object>, asked: Moment) {
         match self.purged_since(asked, id, key, &object) {
@@ -198,7 +186,6 @@ impl Store {
             Some(true) => object.purge(),
             None => {}
         }
-        self.figures.stored.fetch_add(1, Ordering::Relaxed);
         self.update(id, key, |resource| {
             resource.passes_until_ms = 0;
             let same = |old: &Arc<Object>| old.scope == object.scope && old.selectors == object.selectors;
@@ -273,7 +260,7 @@ impl Store {
             }
             _ => self.purge_many(purge),
         };
-        self.figures.purged.fetch_add(purged as u64, Ordering::Relaxed);
+        self.purged.fetch_add(purged as u64, Ordering::Relaxed);
         purged
     }
 

@@ -10,9 +10,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, hea
 use http_body::Body;
 use tokio::task::spawn_local;
 
-use super::reply::{self, Conditions};
+use super::reply;
 use super::report::Report;
-use super::{Answered, Asking, Stale};
+use super::{Answered, Asking, POLICY_FAILED, Stale};
 use crate::body::ResponseBody;
 use crate::cache::fill::Fill;
 use crate::cache::flight::{Landing, Lead};
@@ -54,12 +54,13 @@ impl Fetch<'_> {
         let asked = running.generation.store.moment();
         // Where the response is nobody else's, the client gets just what it asks for.
         let is_own =
-            asking.passes && (Conditions::are_in(&head.request.headers) || head.request.method == Method::HEAD);
+            asking.passes && (reply::is_conditional(&head.request.headers) || head.request.method == Method::HEAD);
         let received = head.request.clone();
         let validating = if is_own { None } else { self.generalise(head) };
         let sent_ms = now_ms();
         let below = self.below(head).await;
-        let times = Times { received_ms: now_ms(), delay_ms: now_ms().saturating_sub(sent_ms) };
+        let received_ms = now_ms();
+        let times = Times { received_ms, delay_ms: received_ms.saturating_sub(sent_ms) };
         head.request = received;
         let Below { body, edits } = match below {
             Ok(below) => below,
@@ -100,7 +101,7 @@ impl Fetch<'_> {
     /// Makes the request one for the whole response, or for whether what is stored still holds; gives that.
     fn generalise(&self, head: &mut Head) -> Option<Arc<Object>> {
         let fields = &mut head.request.headers;
-        Conditions::remove(fields);
+        reply::ask_for_all(fields);
         head.request.method = Method::GET;
         let stale = self.asking.stale.as_ref().filter(|stale| stale.validates)?;
         let (tag, modified) = (stale.object.field(&header::ETAG), stale.object.field(&header::LAST_MODIFIED));
@@ -155,24 +156,15 @@ impl Fetch<'_> {
             return Ok(Err(Refusal::Status));
         }
         let needs = seat.needs(running);
-        let keep = match seat.call(running, |policy| policy.fetched(&needs.response, head, times)) {
-            Ok(keep) => keep,
-            Err(trap) => {
-                chain::on_error(running, seat.binding, trap, seat.at)?;
-                Keep::Refuse(Refusal::Other("policy-failed".into()))
-            }
-        };
+        let keep = seat.ask(running, |policy| policy.fetched(&needs.response, head, times))?;
         let is_too_long = body.size_hint().exact().is_some_and(|length| length > most(running));
-        Ok(match keep {
-            Keep::Store(_) if is_too_long => Err(Refusal::TooLarge),
-            Keep::Store(storage) => Ok(storage),
-            Keep::Refuse(refusal) => Err(refusal),
-        })
-        .inspect(|kept| {
-            if let Err(refusal) = kept {
-                seat.figures(running).refused[place(refusal)].add(1);
-            }
-        })
+        let refusal = match keep.unwrap_or_else(|| Keep::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
+            Keep::Store(_) if is_too_long => Refusal::TooLarge,
+            Keep::Store(storage) => return Ok(Ok(storage)),
+            Keep::Refuse(refusal) => refusal,
+        };
+        seat.figures(running).refused[place(&refusal)].add(1);
+        Ok(Err(refusal))
     }
 
     /// The stored response has been found to hold (RFC 9111 §4.3.4).
@@ -192,26 +184,21 @@ impl Fetch<'_> {
         let storage = self.keep(head, &body, times)?;
         let mut stored = taken(head);
         let mut own = HeaderMap::new();
-        let storage = storage.map(|mut storage| {
-            // What isn't stored can't be told by what is: tags that are hidden hold as long as no others come.
-            if storage.rules.tags.is_empty() {
-                storage.rules.tags.clone_from(&stale.rules.tags);
-            }
-            storage
-        });
-        if let Ok(storage) = &storage {
-            own = take_out(&storage.dropped, &mut stored.headers);
-        }
         let (store, key) = (&running.generation.store, &asking.place.key);
         let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED);
         let (object, report, landing) = match storage {
-            Ok(storage) => {
+            Ok(mut storage) => {
+                // What isn't stored can't be told by what is: tags that are hidden hold as long as no others come.
+                if storage.rules.tags.is_empty() {
+                    storage.rules.tags.clone_from(&stale.rules.tags);
+                }
+                own = take_out(&storage.dropped, &mut stored.headers);
                 let object = Arc::new(self.object(head, stored, stale.content.clone(), storage, times));
                 // What still comes in is put in by whoever lets it in.
                 if !matches!(object.content, Content::Filling(_)) {
                     store.insert(asking.id, key, object.clone(), asked);
                 }
-                seat_stored(asking, running);
+                asking.seat.figures(running).stored.add(1);
                 (object.clone(), report.stored(), Landing::Object(object))
             }
             Err(_) => {
@@ -268,7 +255,7 @@ impl Fetch<'_> {
             asked,
             most: most(running),
         };
-        seat_stored(asking, running);
+        asking.seat.figures(running).stored.add(1);
         // Others may read it on other workers, which don't end with this one.
         let alive = running.alive.upgrade();
         spawn_local(async move {
@@ -399,10 +386,6 @@ fn take_out(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
 /// The longest content that is stored, in bytes.
 fn most(running: &Running) -> u64 {
     running.generation.store_limits.object.min(running.generation.store.most())
-}
-
-fn seat_stored(asking: &Asking, running: &Running) {
-    asking.seat.figures(running).stored.add(1);
 }
 
 fn end(lead: Option<Lead>, landing: Landing) {

@@ -16,21 +16,17 @@ use crate::cache::object::{Content, Object};
 const MOST_RANGES: usize = 16;
 
 /// The fields by which a client says what it has or wants of a response.
-pub struct Conditions;
-
 static CONDITIONS: [HeaderName; 4] =
     [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE, header::IF_RANGE];
 
-impl Conditions {
-    /// Has a request ask for the whole response.
-    pub fn remove(fields: &mut HeaderMap) {
-        CONDITIONS.iter().for_each(|name| drop(fields.remove(name)));
-    }
+/// Has a request ask for the whole response.
+pub fn ask_for_all(fields: &mut HeaderMap) {
+    CONDITIONS.iter().for_each(|name| drop(fields.remove(name)));
+}
 
-    /// Whether a request has any.
-    pub fn are_in(fields: &HeaderMap) -> bool {
-        CONDITIONS.iter().any(|name| fields.contains_key(name))
-    }
+/// Whether a request may have no use for the whole.
+pub fn is_conditional(fields: &HeaderMap) -> bool {
+    CONDITIONS.iter().any(|name| fields.contains_key(name))
 }
 
 /// The answer to a request from what is stored; none if its beginning is gone.

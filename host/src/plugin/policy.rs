@@ -32,9 +32,6 @@ const LONGEST_KEY: usize = 8 << 10;
 /// Of times, in milliseconds: some thousand years, and nothing that sums could overflow.
 const LONGEST_TIME: u64 = 1 << 46;
 
-/// Lists that a policy answers with have no more members than this.
-const MOST: usize = 256;
-
 impl Instance {
     /// What to do with a request.
     pub fn lookup(&mut self, needs: &[ValueName], head: &Head) -> Result<Lookup, Trap> {
@@ -109,7 +106,7 @@ fn checked(storage: wit::Storage) -> Result<Storage, Refused> {
         stale_while_revalidate_ms: storage.stale_while_revalidate_ms.min(LONGEST_TIME),
         stale_if_error_ms: storage.stale_if_error_ms.min(LONGEST_TIME),
         must_revalidate: storage.must_revalidate,
-        tags: storage.tags.into_iter().take(MOST).map(String::into_boxed_str).collect(),
+        tags: storage.tags.into_iter().take(edit::MOST).map(String::into_boxed_str).collect(),
     };
     Ok(Storage { rules, vary: names(storage.vary)?, dropped: names(storage.drop_fields)? })
 }

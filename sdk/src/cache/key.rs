@@ -132,7 +132,7 @@ fn split_authority(rest: &[u8]) -> (Option<&[u8]>, &[u8]) {
 }
 
 /// Scheme and authority in their normal form (RFC 9110 §4.2.3).
-fn origin(scheme: &[u8], authority: &[u8], into: &mut Vec<u8>) {
+pub(crate) fn origin(scheme: &[u8], authority: &[u8], into: &mut Vec<u8>) {
     into.extend_from_slice(scheme);
     into.extend_from_slice(b"://");
     let default = if scheme == b"https" { &b":443"[..] } else { b":80" };
