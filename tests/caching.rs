@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use plugway_test_guests::{POLICY, SHOP_CACHE};
+use plugway_test_guests::{MISBEHAVE, POLICY, SHOP_CACHE, SPLIT};
 
 use crate::support::{Message, Proxy, manifest, origin, output, plugway, raw_origin, read_message, until};
 
@@ -372,7 +372,7 @@ fn who_waits_takes_over_when_the_leader_leaves() {
     let known = left.clone();
     let origin = Origin::new(move |_, number| {
         if number == 1 {
-            until("the leader has left", || known.load(Ordering::Relaxed) == 1);
+            until("another has taken over", || known.load(Ordering::Relaxed) == 1);
         }
         response("Cache-Control: max-age=60", &number.to_string())
     });
@@ -381,8 +381,8 @@ fn who_waits_takes_over_when_the_leader_leaves() {
     until("the leader has asked", || origin.count() == 1);
     let follower = begin(&proxy);
     drop(leader);
+    until("the follower asks by itself", || origin.count() == 2);
     left.store(1, Ordering::Relaxed);
-    // By itself, or from what the leader has left behind.
     let got = read_message(&mut BufReader::new(follower)).unwrap();
     assert_eq!(got.status(), 200, "{got:?}");
     assert!(proxy.get("/", "").text() == got.text(), "it is stored");
@@ -644,4 +644,197 @@ fn hidden_tags_outlast_a_304_that_has_none() {
     proxy.get("/", "");
     assert_eq!(until_says(&proxy, "/", "fwd-status=304").field("surrogate-key"), None);
     assert_eq!(proxy.ask_admin("POST /purge?tag=red").text(), "1 purged\n");
+}
+
+#[test]
+fn a_change_is_told_of_the_request_as_the_cache_saw_it() {
+    let origin = Origin::new(|request, number| match request.start.split(' ').next() {
+        Some("POST") => response("", ""),
+        _ => response("Cache-Control: max-age=60", &number.to_string()),
+    });
+    let below = r#"{ use = "headers", config = { request = { set = { X-Forwarded-Host = "inside.example" } } } }"#;
+    let proxy = Proxy::start(&manifest(&origin.address, &format!("{CACHE}, {below}"), ""));
+    assert_eq!(proxy.get("/", "").text(), "1");
+    assert_eq!(proxy.get("/", "").text(), "1");
+    proxy.exchange("POST / HTTP/1.1\r\nHost: example.org\r\nContent-Length: 0");
+    assert_eq!(origin.last().field("x-forwarded-host"), Some("inside.example"));
+    assert_eq!(proxy.get("/", "").text(), "3");
+}
+
+/// Who comes after a purge gets nothing that was asked for before it.
+#[test]
+fn a_fetch_that_a_purge_overtook_is_joined_no_more() {
+    let (gate, asked) = (Arc::default(), Arc::default());
+    let proxy = Proxy::start_after(&manifest(&halves(CHUNKED, &gate, &asked), CACHE, ADMIN), "admin at");
+    for (turn, what) in [(1, "all"), (2, "uri=http://example.org/&soft"), (3, "prefix=http://example.org/")] {
+        let mut before = begin(&proxy);
+        read_until(&mut before, "first\r\n");
+        assert_eq!(asked.load(Ordering::Relaxed), turn * 2 - 1);
+        assert_eq!(proxy.ask_admin(&format!("POST /purge?{what}")).status(), 200);
+        let mut after = begin(&proxy);
+        read_until(&mut after, "first\r\n");
+        assert_eq!(asked.load(Ordering::Relaxed), turn * 2, "it asks for itself");
+        let mut later = begin(&proxy);
+        read_until(&mut later, "first\r\n");
+        assert_eq!(asked.load(Ordering::Relaxed), turn * 2, "which is joined in turn");
+        gate.store(1, Ordering::Relaxed);
+        for client in [&mut before, &mut after, &mut later] {
+            read_until(client, "\r\n0\r\n");
+        }
+        gate.store(0, Ordering::Relaxed);
+        assert_eq!(proxy.ask_admin("POST /purge?all").text(), "1 purged\n");
+    }
+}
+
+#[test]
+fn a_purge_finds_what_is_stored_under_a_query_that_does_not_count() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let plugin = r#"{ use = "cache", config = { key = { ignore-query = ["utm_*"] } } }"#;
+    let proxy = Proxy::start_after(&manifest(&origin.address, plugin, ADMIN), "admin at");
+    for uri in ["http://example.org/a?b=2", "http://example.org/a?utm_source=x&b=2"] {
+        proxy.get("/a?utm_source=x&b=2", "");
+        assert_eq!(
+            proxy.ask_admin(&format!("POST /purge?uri={}", uri.replace('&', "%26"))).text(),
+            "1 purged\n",
+            "{uri}"
+        );
+    }
+}
+
+#[test]
+fn fields_that_origins_obey_are_in_the_key() {
+    let origin = Origin::new(|request, _| {
+        let sent = request.fields.iter().map(|(name, value)| format!("{name}={value} "));
+        response("Cache-Control: max-age=60", &sent.collect::<String>())
+    });
+    let proxy = origin.proxy();
+    for field in [
+        "Forwarded: for=192.0.2.1;host=evil",
+        "X-Forwarded-Server: evil",
+        "X-Forwarded-Ssl: evil",
+        "Front-End-Https: evil",
+        "X-Url-Scheme: evil",
+    ] {
+        assert!(proxy.get("/", &format!("\r\n{field}")).text().contains("evil"), "{field}");
+        assert!(!proxy.get("/", "").text().contains("evil"), "{field}");
+    }
+    proxy.get("/for", "\r\nForwarded: for=192.0.2.1");
+    assert!(status_of(&proxy.get("/for", "\r\nForwarded: for=192.0.2.2")).contains("hit"), "who asks doesn't count");
+}
+
+/// Whatever one client sends, what others get stays.
+#[test]
+fn one_client_takes_nothing_from_others() {
+    let origin = Origin::new(|request, number| match request.field("x-ill") {
+        Some("cookie") => response("Cache-Control: max-age=60\r\nSet-Cookie: a=1", "alone"),
+        Some("malformed") => "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".into(),
+        Some("validated") => "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\n\r\n".into(),
+        _ => response("Cache-Control: max-age=60\r\nETag: \"a\"", &number.to_string()),
+    });
+    let proxy = origin.proxy();
+    assert_eq!(proxy.get("/", "").text(), "1");
+    for (ill, status) in [
+        ("X-Ill: cookie", 200),
+        ("X-Ill: malformed", 400),
+        ("X-None: 1\r\nAuthorization: Basic YTpi", 200),
+        ("X-Ill: validated\r\nAuthorization: Basic YTpi", 200),
+    ] {
+        let got = proxy.get("/", &format!("\r\nCache-Control: no-cache\r\n{ill}"));
+        assert_eq!(got.status(), status, "{ill}");
+        let after = proxy.get("/", "");
+        assert!(after.text() == "1" && status_of(&after).contains("hit"), "{ill}: {after:?}");
+    }
+}
+
+#[test]
+fn what_another_upstream_answered_is_not_kept_for_this_one() {
+    let a = Origin::always("Cache-Control: max-age=60\r\nETag: \"a\"");
+    let b = Origin::new(|request, _| match request.field("if-none-match") {
+        Some(_) => "HTTP/1.1 304 Not Modified\r\nContent-Length: 0\r\n\r\n".into(),
+        None => response("Cache-Control: max-age=60", "b"),
+    });
+    let text = include_str!("../examples/split/plugway.toml");
+    let chain = r#"["show", "split"]"#;
+    assert!(text.contains(chain), "{text}");
+    let text = text.replace(chain, r#"["show", "cache", "split"]"#).replace("127.0.0.1:8080", "127.0.0.1:0");
+    let text = text.replace("../../target/wasm32-wasip2/release/example_split.wasm", SPLIT);
+    let proxy = Proxy::start(&text.replace("127.0.0.1:8000", &a.address).replace("127.0.0.1:8001", &b.address));
+    let to_b = "\r\nCookie: variant=b";
+    let first = proxy.get("/", to_b);
+    assert_eq!((first.text().as_str(), status_of(&first).contains("another-upstream")), ("b", true), "{first:?}");
+    assert_eq!(proxy.get("/", "").text(), "1");
+    assert_eq!(proxy.get("/", "").text(), "1");
+    let asked = proxy.get("/", &format!("{to_b}\r\nCache-Control: no-cache"));
+    assert_eq!((asked.status(), asked.text().as_str()), (200, "b"), "it is asked for all of it: {asked:?}");
+    assert_eq!(proxy.get("/", "").text(), "1");
+}
+
+/// A request that makes the upstream fail fails by itself.
+#[test]
+fn a_failure_of_ones_own_is_not_shared() {
+    let (joined, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (known, count) = (joined.clone(), asked.clone());
+    let address = raw_origin(move |mut stream| {
+        let request = read_message(&mut BufReader::new(stream.try_clone().unwrap())).unwrap();
+        count.fetch_add(1, Ordering::Relaxed);
+        if request.field("x-misbehave").is_none() {
+            // It closes the connection without a word.
+            return until("another waits", || known.load(Ordering::Relaxed) == 1);
+        }
+        stream.write_all(response("Cache-Control: max-age=60", "content").as_bytes()).unwrap();
+    });
+    let more = format!("[plugin.chatter]\nuse = {MISBEHAVE:?}\n");
+    let text = manifest(&address, r#""chatter", "cache""#, &more);
+    let proxy = Proxy::start(&text.replace("endpoints", "retry = false\nendpoints"));
+    let leader = begin(&proxy);
+    until("the leader has asked", || asked.load(Ordering::Relaxed) == 1);
+    let mut follower = proxy.connect();
+    write!(follower, "GET / HTTP/1.1\r\nHost: example.org\r\nX-Misbehave: print\r\nConnection: close\r\n\r\n").unwrap();
+    // It has passed the plugin above the cache, and with the same stroke come to wait.
+    proxy.wait_log("printed by a plugin");
+    joined.store(1, Ordering::Relaxed);
+    let (leader, follower) = (BufReader::new(leader), BufReader::new(follower));
+    let status = |mut reader| read_message(&mut reader).unwrap().status();
+    assert_eq!((status(leader), status(follower)), (502, 200));
+}
+
+#[test]
+fn a_304_without_age_or_date_makes_young() {
+    let origin = Origin::new(|request, _| match request.field("if-none-match") {
+        Some(_) => "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\n\r\n".into(),
+        None => response(
+            "Cache-Control: max-age=50\r\nETag: \"a\"\r\nAge: 55\r\nDate: Wed, 01 Jan 2020 00:00:00 GMT",
+            "content",
+        ),
+    });
+    let proxy = origin.proxy();
+    proxy.get("/", "");
+    let validated = proxy.get("/", "");
+    assert!(status_of(&validated).contains("fwd-status=304; ttl=5"), "{validated:?}");
+    let after = proxy.get("/", "");
+    assert!(status_of(&after).contains("hit; ttl=5"), "{after:?}");
+    assert!(after.field("age").unwrap().parse::<u64>().unwrap() < 10, "{after:?}");
+}
+
+#[test]
+fn a_304_of_another_response_freshens_nothing() {
+    let origin = Origin::new(|request, number| match request.field("if-none-match") {
+        Some(_) => "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\nETag: \"b\"\r\n\r\n".into(),
+        None => response("Cache-Control: no-cache\r\nETag: \"a\"", &number.to_string()),
+    });
+    let proxy = origin.proxy();
+    assert_eq!(proxy.get("/", "").text(), "1");
+    let odd = proxy.get("/", "");
+    assert_eq!((odd.text().as_str(), odd.field("etag")), ("1", Some("\"a\"")), "{odd:?}");
+    assert_eq!(proxy.get("/", "").text(), "3", "it is asked for anew");
+}
+
+#[test]
+fn what_is_not_stored_is_known_by_its_own_date_alone() {
+    let origin = Origin::always("Cache-Control: no-store\r\nDate: Wed, 01 Jan 2020 00:00:00 GMT");
+    let proxy = origin.proxy();
+    for _ in 0..2 {
+        let got = proxy.get("/", "\r\nIf-Modified-Since: Thu, 02 Jan 2020 00:00:00 GMT");
+        assert_eq!(got.status(), 200, "{got:?}");
+    }
 }

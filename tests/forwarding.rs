@@ -183,7 +183,7 @@ fn a_hyper_client_and_a_hyper_origin_stream_to_each_other() {
 }
 
 /// An endpoint that closes idle connections, as most do after some seconds: the proxy lets go of them, and no request
-/// waits meanwhile at a connection that nobody drives any more.
+/// waits meanwhile, until its timeout, at a connection that nobody drives any more.
 #[test]
 fn connections_that_endpoints_close_while_idle_are_let_go() {
     let origin = raw_origin(move |mut stream| {
@@ -193,7 +193,7 @@ fn connections_that_endpoints_close_while_idle_are_let_go() {
         let _ = stream.read(&mut [0]);
     });
     let text = manifest(&origin, "", "").replace("workers = 2", "workers = 1");
-    let proxy = Proxy::start(&text.replace("endpoints", "response-timeout = \"1s\"\nendpoints"));
+    let proxy = Proxy::start(&text.replace("endpoints", "response-timeout = \"20s\"\nendpoints"));
     // It looks through them every five seconds; before and after that a request has to find its way.
     let began = Instant::now();
     until("it has looked through them", || {

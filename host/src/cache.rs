@@ -3,7 +3,10 @@
 
 pub mod fill;
 pub mod flight;
+pub mod index;
+pub mod label;
 pub mod object;
+pub mod purges;
 pub mod store;
 pub mod vary;
 

@@ -9,14 +9,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Response, StatusCode};
+use http::{Method, Response, StatusCode, request};
 use tokio::task::spawn_local;
 
 use crate::body::ResponseBody;
 use crate::cache::flight::{Joined, Landing, landed};
+use crate::cache::index::Found;
 use crate::cache::now_ms;
 use crate::cache::object::{Content, Object};
-use crate::cache::store::{Found, Purge, Purged};
+use crate::cache::purges::Moment;
 use crate::chain::{self, Depth, Failed};
 use crate::clock::Clock;
 use crate::edit::Edit;
@@ -26,7 +27,7 @@ use crate::head::Head;
 use crate::metrics::CacheFigures;
 use crate::plugin::binding::CacheNeeds;
 use crate::plugin::instance::{Instance, Trap};
-use crate::plugin::policy::{BypassReason, Lookup, Place, Reuse, StoredResponse};
+use crate::plugin::policy::{self, BypassReason, Lookup, Place, Reuse, StoredResponse};
 use fetch::Fetch;
 use report::{Forward, Report};
 
@@ -45,8 +46,8 @@ pub struct Past {
     at: Depth,
     why: Forward,
     detail: Option<String>,
-    /// Its response may have changed what is stored.
-    changes: bool,
+    /// The request as it came to the cache, if its response may have changed what is stored.
+    changes: Option<Box<request::Parts>>,
 }
 
 /// A request that what is stored doesn't answer.
@@ -99,10 +100,10 @@ pub fn look(
     let route = &running.generation.routes[route_place];
     let seat = Seat { at, binding: at.plugin(route) };
     let (needs, figures) = (seat.needs(running), seat.figures(running));
-    let is_read = head.request.method == Method::GET || head.request.method == Method::HEAD;
+    let is_read = is_read(&head.request);
     let planned = needs.plan.as_ref().filter(|_| is_read).and_then(|plan| plan.key(head));
     let lookup = match planned {
-        Some(key) => Lookup::Under(Place { key, fresh_will_do: true, only_if_cached: false }),
+        Some(key) => policy::under(Place { key, fresh_will_do: true, only_if_cached: false }),
         None => seat
             .ask(running, |policy| policy.lookup(&needs.request, head))?
             .unwrap_or_else(|| Lookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))),
@@ -111,7 +112,7 @@ pub fn look(
         Lookup::Under(place) if is_plain && is_read => place,
         lookup => {
             figures.bypassed.add(1);
-            return Ok(Looked::Past(Past::of(at, lookup, is_read)));
+            return Ok(Looked::Past(Past::of(at, lookup, &head.request)));
         }
     };
     let (store, now) = (&running.generation.store, now_ms());
@@ -119,7 +120,7 @@ pub fn look(
     let scope = store.scope(&head.route, &running.generation.upstreams[upstream].name);
     let mut asking = Asking { seat, place, id, scope, stale: None, why: Forward::UriMiss, passes: false };
     let found = store.find(id, &asking.place.key, scope, &head.request.headers, now);
-    let Found::Object(object) = found else {
+    let Found::Variant(object) = found else {
         asking.passes = matches!(found, Found::Passes);
         if let Found::Others = found {
             asking.why = Forward::VaryMiss;
@@ -150,7 +151,8 @@ pub fn look(
 }
 
 impl Past {
-    fn of(at: Depth, lookup: Lookup, is_read: bool) -> Self {
+    fn of(at: Depth, lookup: Lookup, request: &request::Parts) -> Self {
+        let is_read = is_read(request);
         let (why, detail, changes) = match lookup {
             Lookup::Changes => (Forward::Method, None, !is_read),
             Lookup::Bypass(BypassReason::Method) => (Forward::Method, None, false),
@@ -160,7 +162,7 @@ impl Past {
             Lookup::Under(_) if !is_read => (Forward::Method, None, false),
             Lookup::Under(_) => (Forward::Bypass, Some("content".into()), false),
         };
-        Past { at, why, detail, changes }
+        Past { at, why, detail, changes: changes.then(|| Box::new(request.clone())) }
     }
 
     /// Those above the cache.
@@ -169,16 +171,17 @@ impl Past {
     }
 
     /// Takes note of the response in `head`, as it comes past.
-    pub fn come_back(&self, running: &Running, route: &Route, head: &mut Head) {
+    pub fn come_back(self, running: &Running, route: &Route, head: &mut Head) {
         let seat = Seat { at: self.at, binding: self.at.plugin(route) };
         let needs = seat.needs(running);
         let Some(status) = head.response.as_ref().map(|response| response.status) else { return };
-        if self.changes && (status.is_success() || status.is_redirection()) {
+        if let Some(request) = self.changes.filter(|_| status.is_success() || status.is_redirection()) {
+            // The policy sees what it would see of a request that looks for what is stored.
+            let sent = std::mem::replace(&mut head.request, *request);
             let keys = seat.tell(running, |policy| policy.changed(&needs.response, head));
+            head.request = sent;
             let store = &running.generation.store;
-            for key in keys.unwrap_or_default() {
-                store.purge(&Purge { what: Purged::Key(store.id(&key)), soft: false });
-            }
+            keys.unwrap_or_default().iter().for_each(|key| store.change(store.id(key)));
         }
         let report = Report::forwarded(self.why).status(status).detail(self.detail.as_deref());
         if let Some(response) = &mut head.response {
@@ -208,7 +211,8 @@ impl Asking {
                 break None;
             }
             turns += 1;
-            match running.generation.store.flights.join(self.flight(running, head)) {
+            let name = self.flight(running, head);
+            match running.generation.store.flights.join(name) {
                 Joined::Lead(lead) => {
                     if let Some(response) = self.meanwhile(running, head) {
                         figures.hits.add(1);
@@ -216,8 +220,11 @@ impl Asking {
                     }
                     break Some(lead);
                 }
-                Joined::Follow(flight) => match landed(flight).await {
-                    Landing::Object(object) => {
+                Joined::Follow(mut flight) => match landed(&mut flight).await {
+                    Landing::Object(object, asked) if self.is_outdated(running, &object, asked) => {
+                        running.generation.store.flights.outdate(name, &flight);
+                    }
+                    Landing::Object(object, _) => {
                         if let Some(response) = self.shared(running, head, &object) {
                             figures.collapsed.add(1);
                             return Ok(self.answered(response));
@@ -258,22 +265,27 @@ impl Asking {
 
     /// The name of the fetch that answers the request.
     fn flight(&self, running: &Running, head: &Head) -> u128 {
-        let (store, fields) = (&running.generation.store, &head.request.headers);
-        store.flight(self.id, self.scope, &store.selectors(self.id, self.scope, fields))
+        running.generation.store.flight(self.id, self.scope, &head.request.headers)
+    }
+
+    /// Whether what another has fetched was purged since that was begun.
+    fn is_outdated(&self, running: &Running, object: &Object, asked: Moment) -> bool {
+        let store = &running.generation.store;
+        store.purged_since(asked, self.id, &self.place.key, &object.label).is_some()
     }
 
     /// What has been stored since it was looked for.
     fn meanwhile(&self, running: &Running, head: &Head) -> Option<Response<ResponseBody>> {
         let (store, now) = (&running.generation.store, now_ms());
         match store.find(self.id, &self.place.key, self.scope, &head.request.headers, now) {
-            Found::Object(object) if object.is_fresh(now) => self.serve(running, head, &object, Report::hit()),
+            Found::Variant(object) if object.is_fresh(now) => self.serve(running, head, &object, Report::hit()),
             _ => None,
         }
     }
 
     /// What another has fetched, where it may be served.
     fn shared(&mut self, running: &Running, head: &Head, object: &Arc<Object>) -> Option<Response<ResponseBody>> {
-        if object.scope != self.scope || !object.selectors.select(&head.request.headers) {
+        if object.label.scope != self.scope || !object.label.selectors.select(&head.request.headers) {
             // By now it is known on which fields it depends, if it is stored; where it isn't yet, nobody waits again.
             self.passes |= matches!(object.content, Content::Filling(_));
             return None;
@@ -385,6 +397,10 @@ impl Seat {
     }
 }
 
+fn is_read(request: &request::Parts) -> bool {
+    request.method == Method::GET || request.method == Method::HEAD
+}
+
 /// A stored response, as a policy is told of it.
 fn described(object: &Object, now_ms: u64) -> StoredResponse {
     let rules = &object.rules;
@@ -394,6 +410,6 @@ fn described(object: &Object, now_ms: u64) -> StoredResponse {
         stale_while_revalidate_ms: rules.stale_while_revalidate_ms,
         stale_if_error_ms: rules.stale_if_error_ms,
         must_revalidate: rules.must_revalidate,
-        purged: object.is_purged(),
+        purged: object.label.is_purged(),
     }
 }

@@ -300,9 +300,10 @@ fn up(
     let Some(past) = past.filter(|past| past.depth() != depth) else {
         return chain::up(running, route, depth.plugins(), head);
     };
-    let below = chain::up(running, route, depth.beyond(past.depth().next()), head)?;
+    let at = past.depth();
+    let below = chain::up(running, route, depth.beyond(at.next()), head)?;
     past.come_back(running, route, head);
-    let above = chain::up(running, route, past.depth().plugins(), head)?;
+    let above = chain::up(running, route, at.plugins(), head)?;
     Ok(above.or(below))
 }
 

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::{Admin, family, line, parameter, sum, text};
 use crate::body::ResponseBody;
-use crate::cache::store::{Purge, Purged, Store};
+use crate::cache::purges::{Purge, Purged};
+use crate::cache::store::Store;
 use crate::metrics::{CacheFigures, Count, REFUSALS};
 
 /// What became of requests, by the words that both documents use.

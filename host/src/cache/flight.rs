@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::object::Object;
+use super::purges::Moment;
 use crate::error::Kind;
 
 /// Fetches under way.
@@ -19,8 +20,8 @@ const SHARDS: usize = 16;
 pub enum Landing {
     /// Nothing yet.
     Pending,
-    /// This, which may still be on its way.
-    Object(Arc<Object>),
+    /// This, which may still be on its way, and when it was asked for.
+    Object(Arc<Object>, Moment),
     /// A response that isn't anybody else's.
     Pass,
     /// No response, for such a reason.
@@ -60,6 +61,14 @@ impl Flights {
         Joined::Lead(Lead { flights: self.clone(), id, landing, is_listed: true })
     }
 
+    /// Has those who come from now on begin anew, where this is still what they would join.
+    pub fn outdate(&self, id: u128, flight: &watch::Receiver<Landing>) {
+        let mut shard = self.shard(id);
+        if shard.get(&id).is_some_and(|listed| listed.same_channel(flight)) {
+            shard.remove(&id);
+        }
+    }
+
     fn shard(&self, id: u128) -> MutexGuard<'_, HashMap<u128, watch::Receiver<Landing>>> {
         self.0[id as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,8 +76,8 @@ impl Flights {
 
 impl Lead {
     /// The response is anybody's; it stays listed until this is dropped, for by then the store has it.
-    pub fn bring(&self, object: Arc<Object>) {
-        self.landing.send_replace(Landing::Object(object));
+    pub fn bring(&self, object: Arc<Object>, asked: Moment) {
+        self.landing.send_replace(Landing::Object(object, asked));
     }
 
     /// Nobody else can have what came: all who wait go on at the same time.
@@ -79,7 +88,7 @@ impl Lead {
 
     fn unlist(&mut self) {
         if std::mem::take(&mut self.is_listed) {
-            self.flights.shard(self.id).remove(&self.id);
+            self.flights.outdate(self.id, &self.landing.subscribe());
         }
     }
 }
@@ -99,7 +108,7 @@ impl Drop for Lead {
 }
 
 /// Waits for the end of a fetch, or for the beginning of its response.
-pub async fn landed(mut flight: watch::Receiver<Landing>) -> Landing {
+pub async fn landed(flight: &mut watch::Receiver<Landing>) -> Landing {
     match flight.wait_for(|landing| !matches!(landing, Landing::Pending)).await {
         Ok(landing) => landing.clone(),
         Err(_) => Landing::Left,
@@ -114,10 +123,10 @@ mod tests {
     async fn who_waits_hears_of_the_end_and_who_comes_later_begins_anew() {
         let flights = Flights::new();
         let Joined::Lead(lead) = flights.join(1) else { panic!("the first leads") };
-        let Joined::Follow(follower) = flights.join(1) else { panic!("the second follows") };
+        let Joined::Follow(mut follower) = flights.join(1) else { panic!("the second follows") };
         assert!(matches!(flights.join(2), Joined::Lead(_)), "another flight");
         lead.end(Landing::Pass);
-        assert!(matches!(landed(follower).await, Landing::Pass));
+        assert!(matches!(landed(&mut follower).await, Landing::Pass));
         assert!(matches!(flights.join(1), Joined::Lead(_)));
     }
 
@@ -125,9 +134,22 @@ mod tests {
     async fn a_lead_that_is_dropped_falls_to_another() {
         let flights = Flights::new();
         let Joined::Lead(lead) = flights.join(1) else { panic!("the first leads") };
-        let Joined::Follow(follower) = flights.join(1) else { panic!("the second follows") };
+        let Joined::Follow(mut follower) = flights.join(1) else { panic!("the second follows") };
         drop(lead);
-        assert!(matches!(landed(follower).await, Landing::Left));
+        assert!(matches!(landed(&mut follower).await, Landing::Left));
         assert!(matches!(flights.join(1), Joined::Lead(_)));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_is_outdated_is_joined_no_more_and_ends_alone() {
+        let flights = Flights::new();
+        let Joined::Lead(old) = flights.join(1) else { panic!("the first leads") };
+        let Joined::Follow(follower) = flights.join(1) else { panic!("the second follows") };
+        flights.outdate(1, &follower);
+        let Joined::Lead(new) = flights.join(1) else { panic!("a new one begins") };
+        flights.outdate(1, &follower);
+        drop(old);
+        assert!(matches!(flights.join(1), Joined::Follow(_)), "the new one is listed all the while");
+        drop(new);
     }
 }

@@ -1,42 +1,35 @@
 //! A stored response, with all that decides about its use.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, response};
 
 use super::fill::Fill;
-use super::vary::Selectors;
+use super::index::Variant;
+use super::label::Label;
 
-/// A stored response. Immutable but for the mark of a soft purge.
+/// A stored response.
 #[derive(Debug)]
 pub struct Object {
-    /// What belongs to another route or upstream is another's, whatever its key.
-    pub scope: u64,
-    pub selectors: Selectors,
-    /// The URI that was asked for, for purging; none where it is the key.
-    pub uri: Option<Box<str>>,
+    pub label: Arc<Label>,
     pub status: StatusCode,
     fields: Fields,
     pub content: Content,
     pub rules: Rules,
     /// Milliseconds of Unix time at which it was `rules.initial_age_ms` old.
     pub since_ms: u64,
-    purged: AtomicBool,
 }
 
 /// How a policy wants it kept.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
     pub lifetime_ms: u64,
     pub initial_age_ms: u64,
     pub stale_while_revalidate_ms: u64,
     pub stale_if_error_ms: u64,
     pub must_revalidate: bool,
-    /// For purging.
-    pub tags: Box<[Box<str>]>,
 }
 
 /// Where the content is.
@@ -63,25 +56,14 @@ pub struct Pieces {
 struct Fields(Arc<[(HeaderName, HeaderValue)]>);
 
 impl Object {
-    pub fn new(key: Key<'_>, head: &response::Parts, content: Content, rules: Rules, since_ms: u64) -> Self {
-        let Key { scope, selectors, uri } = key;
-        let (status, fields, purged) = (head.status, Fields::of(&head.headers), AtomicBool::new(false));
-        Object { scope, selectors, uri: uri.map(Into::into), status, fields, content, rules, since_ms, purged }
+    pub fn new(label: Label, head: &response::Parts, content: Content, rules: Rules, since_ms: u64) -> Self {
+        let (status, fields) = (head.status, Fields::of(&head.headers));
+        Object { label: Arc::new(label), status, fields, content, rules, since_ms }
     }
 
     /// The same with another content, such as one that has come to its end.
     pub fn with(&self, content: Content) -> Self {
-        Object {
-            scope: self.scope,
-            selectors: self.selectors.clone(),
-            uri: self.uri.clone(),
-            status: self.status,
-            fields: self.fields.clone(),
-            content,
-            rules: self.rules.clone(),
-            since_ms: self.since_ms,
-            purged: AtomicBool::new(self.is_purged()),
-        }
+        Object { label: self.label.clone(), fields: self.fields.clone(), content, ..*self }
     }
 
     /// Its age (RFC 9111 §4.2.3).
@@ -91,16 +73,7 @@ impl Object {
 
     /// Whether its lifetime lasts.
     pub fn is_fresh(&self, now_ms: u64) -> bool {
-        !self.is_purged() && self.age_ms(now_ms) < self.rules.lifetime_ms
-    }
-
-    /// Makes it stale.
-    pub fn purge(&self) {
-        self.purged.store(true, Ordering::Relaxed);
-    }
-
-    pub fn is_purged(&self) -> bool {
-        self.purged.load(Ordering::Relaxed)
+        !self.label.is_purged() && self.age_ms(now_ms) < self.rules.lifetime_ms
     }
 
     /// A field, if it has one line of it.
@@ -118,27 +91,24 @@ impl Object {
         }
         head
     }
+}
 
-    /// What it takes of the memory, in bytes, but for content that is still on its way.
-    pub fn weight(&self) -> usize {
+impl Variant for Object {
+    fn label(&self) -> &Label {
+        &self.label
+    }
+
+    /// What it takes of the memory, but for content that is still on its way.
+    fn weight(&self) -> usize {
         let fields: usize = self.fields.0.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
-        let tags: usize = self.rules.tags.iter().map(|tag| tag.len() + TAG).sum();
         let content = self.content.length().unwrap_or(0) as usize;
-        content + fields + tags + self.uri.as_ref().map_or(0, |uri| uri.len()) + self.selectors.weight() + OVERHEAD
+        content + fields + self.label.weight() + OVERHEAD
     }
 }
 
-/// Of what an object takes besides its text: two structs with their counts, and the place in the index.
-const OVERHEAD: usize = size_of::<Object>() + 160;
+/// What an object takes besides its text: itself and what it points to, with their counts, and its place in the index.
+const OVERHEAD: usize = size_of::<Object>() + 176;
 const FIELD: usize = size_of::<(HeaderName, HeaderValue)>();
-const TAG: usize = size_of::<Box<str>>();
-
-/// What tells one stored response from others under the same key.
-pub struct Key<'a> {
-    pub scope: u64,
-    pub selectors: Selectors,
-    pub uri: Option<&'a str>,
-}
 
 impl Content {
     /// Its length, as soon as that is known.
@@ -166,6 +136,9 @@ impl Fields {
 
 /// Takes the fields of a 304 into the head of the stored response that it validated (RFC 9111 §3.2).
 pub fn freshen(stored: &mut HeaderMap, validated: &HeaderMap) {
+    // Both are of the moment when the stored response came, which is over.
+    stored.remove(header::AGE);
+    stored.remove(header::DATE);
     // The length is that of the content which is stored.
     let is_taken = |name: &HeaderName| *name != header::CONTENT_LENGTH;
     for name in validated.keys().filter(|name| is_taken(name)) {

@@ -16,9 +16,11 @@ use super::{Answered, Asking, POLICY_FAILED, Stale};
 use crate::body::ResponseBody;
 use crate::cache::fill::Fill;
 use crate::cache::flight::{Landing, Lead};
+use crate::cache::label::Label;
 use crate::cache::now_ms;
-use crate::cache::object::{Content, Key, Object, freshen};
-use crate::cache::store::{Moment, Store};
+use crate::cache::object::{Content, Object, freshen};
+use crate::cache::purges::Moment;
+use crate::cache::store::{Room, Store};
 use crate::cache::vary::Selectors;
 use crate::chain::{self, Depth, Down, Failed};
 use crate::clock::Clock;
@@ -45,6 +47,8 @@ pub struct Fetch<'a> {
 struct Below {
     body: ResponseBody,
     edits: Option<Rc<[Edit]>>,
+    /// It is the response of the upstream that what is stored is of.
+    is_ours: bool,
 }
 
 impl Fetch<'_> {
@@ -62,12 +66,15 @@ impl Fetch<'_> {
         let received_ms = now_ms();
         let times = Times { received_ms, delay_ms: received_ms.saturating_sub(sent_ms) };
         head.request = received;
-        let Below { body, edits } = match below {
+        let Below { body, edits, is_ours } = match below {
             Ok(below) => below,
             Err(failed) => {
                 let kind = failed.error.kind;
                 let answered = asking.instead(running, head, None, failed);
-                end(lead, Landing::Failed(kind));
+                // What this request alone may be the reason of, others may try themselves: with the lead it falls to one.
+                if is_anybodys(kind) {
+                    end(lead, Landing::Failed(kind));
+                }
                 return answered;
             }
         };
@@ -86,10 +93,11 @@ impl Fetch<'_> {
         let response = if is_own {
             self.passed(head, body, None)
         } else {
-            match self.keep(head, &body, times)? {
+            let keep = if is_ours { self.keep(head, &body, times)? } else { Err(Refusal::Other(ANOTHERS.into())) };
+            match keep {
                 Ok(storage) => self.stored(head, body, storage, asked, times, lead),
                 Err(refusal) => {
-                    self.refused(status);
+                    self.refused(status, &refusal);
                     end(lead, Landing::Pass);
                     self.passed(head, body, Some(refusal))
                 }
@@ -118,9 +126,14 @@ impl Fetch<'_> {
     async fn below(&self, head: &mut Box<Head>) -> Result<Below, Failed> {
         let (running, route) = (self.running, &self.running.generation.routes[self.route]);
         let (top, mut upstream) = (self.asking.seat.at.next(), self.upstream);
+        let is_ours = |upstream| upstream == self.upstream;
         let (response, edits, depth) = match chain::down(running, route, top, head, &mut upstream)? {
             Down::Answer(response, depth) => (response.map(|content| ResponseBody::Full(content.into())), None, depth),
             Down::Forward | Down::Cache(_) => {
+                // What another upstream is asked isn't whether our response holds.
+                if !is_ours(upstream) {
+                    reply::ask_for_all(&mut head.request.headers);
+                }
                 let sending = Sending { body: RequestBody::Empty, upload: Upload::over(), hop: Hop::default() };
                 let [step] = self.clock.deadlines();
                 let forwarded = forward(running, upstream, head, sending, &step).await?;
@@ -136,7 +149,7 @@ impl Fetch<'_> {
             None => body,
         };
         let body = chain::filtered(running, route, plugins, head, body)?;
-        Ok(Below { body, edits })
+        Ok(Below { body, edits, is_ours: is_ours(upstream) })
     }
 }
 
@@ -177,8 +190,16 @@ impl Fetch<'_> {
         lead: Option<Lead>,
     ) -> Result<Response<ResponseBody>, Failed> {
         let (asking, running) = (self.asking, self.running);
-        let mut stored = stale.head();
-        freshen(&mut stored.headers, &taken(head).headers);
+        let (mut stored, came) = (stale.head(), taken(head));
+        if is_of_another(&stored.headers, &came.headers) {
+            // It is a word about something that we don't have (RFC 9111 §4.3.4).
+            running.generation.store.remove(asking.id, &asking.place.key, stale);
+            end(lead, Landing::Pass);
+            let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED).detail(Some("other-etag"));
+            return Ok(asking.serve(running, head, stale, report).unwrap_or_else(|| asking.timeout(running)));
+        }
+        freshen(&mut stored.headers, &came.headers);
+        stored.headers.entry(header::DATE).or_insert_with(today);
         head.response = Some(stored);
         let body = ResponseBody::Full(Default::default());
         let storage = self.keep(head, &body, times)?;
@@ -189,8 +210,8 @@ impl Fetch<'_> {
         let (object, report, landing) = match storage {
             Ok(mut storage) => {
                 // What isn't stored can't be told by what is: tags that are hidden hold as long as no others come.
-                if storage.rules.tags.is_empty() {
-                    storage.rules.tags.clone_from(&stale.rules.tags);
+                if storage.tags.is_empty() {
+                    storage.tags.clone_from(&stale.label.tags);
                 }
                 own = take_out(&storage.dropped, &mut stored.headers);
                 let object = Arc::new(self.object(head, stored, stale.content.clone(), storage, times));
@@ -199,17 +220,13 @@ impl Fetch<'_> {
                     store.insert(asking.id, key, object.clone(), asked);
                 }
                 asking.seat.figures(running).stored.add(1);
-                (object.clone(), report.stored(), Landing::Object(object))
+                (object.clone(), report.stored(), Landing::Object(object, asked))
             }
-            Err(_) => {
-                store.remove(asking.id, key, stale);
-                let rules = Default::default();
-                let key = Key { scope: asking.scope, selectors: Selectors::default(), uri: None };
-                (
-                    Arc::new(Object::new(key, &stored, stale.content.clone(), rules, times.received_ms)),
-                    report,
-                    Landing::Pass,
-                )
+            Err(refusal) => {
+                self.refused(StatusCode::NOT_MODIFIED, &refusal);
+                let (content, rules) = (stale.content.clone(), Default::default());
+                let object = Object::new(Label::default(), &stored, content, rules, times.received_ms);
+                (Arc::new(object), report, Landing::Pass)
             }
         };
         end(lead, landing);
@@ -230,10 +247,8 @@ impl Fetch<'_> {
     ) -> Response<ResponseBody> {
         let (asking, running) = (self.asking, self.running);
         let mut came = taken(head);
-        if !came.headers.contains_key(header::DATE)
-            && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(std::time::SystemTime::now()))
-        {
-            came.headers.insert(header::DATE, date);
+        if !came.headers.contains_key(header::DATE) {
+            came.headers.insert(header::DATE, today());
         }
         let own = take_out(&storage.dropped, &mut came.headers);
         let status = came.status;
@@ -243,17 +258,19 @@ impl Fetch<'_> {
         // The first of its readers, before it may be found to be too long.
         let response = asking.serve(running, head, &object, report);
         if let Some(lead) = &lead {
-            lead.bring(object.clone());
+            lead.bring(object.clone(), asked);
         }
         let filling = Filling {
             fill,
             object,
             lead,
+            room: running.generation.store.room(),
             store: running.generation.store.clone(),
             id: asking.id,
             key: asking.place.key.clone(),
             asked,
             most: most(running),
+            passes: false,
         };
         asking.seat.figures(running).stored.add(1);
         // Others may read it on other workers, which don't end with this one.
@@ -270,9 +287,10 @@ impl Fetch<'_> {
     fn object(&self, head: &Head, came: response::Parts, content: Content, storage: Storage, times: Times) -> Object {
         let mut uri = Vec::new();
         head.put_uri(&mut uri);
-        let uri = std::str::from_utf8(&uri).ok().filter(|uri| uri.as_bytes() != self.asking.place.key);
+        let uri = String::from_utf8(uri).ok().filter(|uri| uri.as_bytes() != self.asking.place.key);
         let selectors = Selectors::of(storage.vary.into_iter(), &head.request.headers);
-        Object::new(Key { scope: self.asking.scope, selectors, uri }, &came, content, storage.rules, times.received_ms)
+        let label = Label::new(self.asking.scope, selectors, uri.map(Into::into), storage.tags);
+        Object::new(label, &came, content, storage.rules, times.received_ms)
     }
 
     /// The response is the client's alone.
@@ -286,7 +304,7 @@ impl Fetch<'_> {
         let report = Report::forwarded(self.asking.why).status(status).detail(detail.as_deref());
         report.tell(self.asking.seat.needs(self.running), Some(&self.asking.place.key), &mut came.headers);
         // It was asked for whole, whatever the client has.
-        if reply::is_known(&came, &head.request.headers) {
+        if reply::is_known(&came, came.headers.get(header::LAST_MODIFIED), &head.request.headers) {
             return reply::not_modified(came);
         }
         let is_head = head.request.method == Method::HEAD;
@@ -294,15 +312,21 @@ impl Fetch<'_> {
     }
 
     /// Others need not wait for such a response, and what was stored doesn't hold any more.
-    fn refused(&self, status: StatusCode) {
-        let (store, asking) = (&self.running.generation.store, self.asking);
-        if status.is_server_error() {
+    fn refused(&self, status: StatusCode, refusal: &Refusal) {
+        let (store, asking, now) = (&self.running.generation.store, self.asking, now_ms());
+        // Nothing that a client does is to take away what others get.
+        let is_gone = status == StatusCode::NOT_FOUND || status == StatusCode::GONE;
+        let is_own = status.is_client_error() && !is_gone || matches!(refusal, Refusal::Authorization);
+        if status.is_server_error() || is_own {
             return;
         }
-        if let Some(Stale { object, .. }) = &asking.stale {
+        if let Some(Stale { object, .. }) = &asking.stale
+            && !object.is_fresh(now)
+            && !matches!(refusal, Refusal::SetCookie)
+        {
             store.remove(asking.id, &asking.place.key, object);
         }
-        store.pass(asking.id, &asking.place.key, now_ms());
+        store.pass(asking.id, &asking.place.key, now);
     }
 }
 
@@ -312,12 +336,15 @@ struct Filling {
     object: Arc<Object>,
     /// Newcomers find it by this until it is stored.
     lead: Option<Lead>,
+    room: Room,
     store: Arc<Store>,
     id: u128,
     key: Vec<u8>,
     asked: Moment,
     /// In bytes.
     most: u64,
+    /// It isn't kept.
+    passes: bool,
 }
 
 impl Filling {
@@ -339,7 +366,7 @@ impl Filling {
                 Ok(Some(frame)) => match frame.into_data() {
                     Ok(piece) => {
                         bytes += piece.len() as u64;
-                        if bytes > self.most && bytes - piece.len() as u64 <= self.most {
+                        if !self.passes && (bytes > self.most || !self.room.take(piece.len() as u64)) {
                             self.pass();
                         }
                         self.fill.push(piece);
@@ -352,14 +379,15 @@ impl Filling {
             return;
         }
         let content = self.fill.finish(trailers);
-        if bytes <= self.most {
+        if !self.passes {
             let object = Arc::new(self.object.with(content));
             self.store.insert(self.id, &self.key, object, self.asked);
         }
     }
 
-    /// It is longer than may be stored.
+    /// It is longer than may be stored, or there is no room.
     fn pass(&mut self) {
+        self.passes = true;
         self.fill.pass();
         self.store.pass(self.id, &self.key, now_ms());
         self.lead = None;
@@ -372,6 +400,26 @@ impl Drop for Filling {
         self.fill.fail();
     }
 }
+
+/// Whether a failure would meet others as well.
+fn is_anybodys(kind: Kind) -> bool {
+    !matches!(kind, Kind::PluginError | Kind::RequestError | Kind::ProtocolError | Kind::ConnectionTerminated)
+}
+
+/// Whether a 304 speaks of another response than the stored one, by strong entity tags.
+fn is_of_another(stored: &HeaderMap, came: &HeaderMap) -> bool {
+    let strong = |fields: &HeaderMap| fields.get(header::ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"")).cloned();
+    matches!((strong(stored), strong(came)), (Some(stored), Some(came)) if stored != came)
+}
+
+/// This moment, as a date.
+fn today() -> HeaderValue {
+    let date = httpdate::fmt_http_date(std::time::SystemTime::now());
+    HeaderValue::from_str(&date).unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
+}
+
+/// Why what another upstream answered isn't kept among the responses of this one.
+const ANOTHERS: &str = "another-upstream";
 
 /// Takes fields out of a head, which are this client's, but nobody else's.
 fn take_out(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {

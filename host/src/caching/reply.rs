@@ -41,7 +41,9 @@ pub fn reply(object: &Object, request: &request::Parts, now_ms: u64) -> Option<R
     {
         head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(content.len()));
     }
-    if is_known(&head, &request.headers) {
+    // Without a date of modification, it is not newer than itself (RFC 9111 §4.3.2).
+    let modified = head.headers.get(header::LAST_MODIFIED).or_else(|| head.headers.get(header::DATE));
+    if is_known(&head, modified, &request.headers) {
         return Some(not_modified(head));
     }
     if object.status == StatusCode::OK && request.method == Method::GET {
@@ -58,9 +60,9 @@ pub fn reply(object: &Object, request: &request::Parts, now_ms: u64) -> Option<R
     Some(Response::from_parts(head, body))
 }
 
-/// Whether a client has what this head belongs to (RFC 9110 §13.2.2). If-Match and If-Unmodified-Since are for the origin
+/// Whether a client has what this head belongs to, which was modified then (RFC 9110 §13.2.2). If-Match and If-Unmodified-Since are for the origin
 /// to evaluate (RFC 9111 §4.3.2).
-pub fn is_known(head: &response::Parts, request: &HeaderMap) -> bool {
+pub fn is_known(head: &response::Parts, modified: Option<&HeaderValue>, request: &HeaderMap) -> bool {
     if !head.status.is_success() {
         return false;
     }
@@ -71,8 +73,6 @@ pub fn is_known(head: &response::Parts, request: &HeaderMap) -> bool {
         return tags.any(|tag| tag == b"*" || Some(opaque(tag)) == own);
     }
     let Some(since) = request.get(header::IF_MODIFIED_SINCE) else { return false };
-    // Without a date of modification, it is not newer than itself (RFC 9111 §4.3.2).
-    let modified = head.headers.get(header::LAST_MODIFIED).or_else(|| head.headers.get(header::DATE));
     match (date(since), modified.and_then(date)) {
         (Some(since), Some(modified)) => modified <= since,
         _ => false,
@@ -297,7 +297,7 @@ mod tests {
         for (name, value) in asked {
             request.append(*name, HeaderValue::from_static(value));
         }
-        is_known(&head, &request)
+        is_known(&head, head.headers.get(header::LAST_MODIFIED), &request)
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub enum Keep {
 /// How it is kept.
 pub struct Storage {
     pub rules: Rules,
+    /// For purging.
+    pub tags: Box<[Box<str>]>,
     /// Request fields that it depends on.
     pub vary: Vec<HeaderName>,
     /// Response fields that are not stored.
@@ -36,12 +38,10 @@ impl Instance {
     /// What to do with a request.
     pub fn lookup(&mut self, needs: &[ValueName], head: &Head) -> Result<Lookup, Trap> {
         let lookup = self.ask(needs, head, |policy, store, values| policy.call_on_lookup(store, values))?;
-        match lookup {
-            Lookup::Under(place) if place.key.len() > LONGEST_KEY => {
-                Ok(Lookup::Bypass(BypassReason::Other("key-too-long".into())))
-            }
-            lookup => Ok(lookup),
-        }
+        Ok(match lookup {
+            Lookup::Under(place) => under(place),
+            lookup => lookup,
+        })
     }
 
     /// What to do with something stored.
@@ -94,6 +94,14 @@ impl Instance {
     }
 }
 
+/// To look at a place, if its key isn't too long.
+pub fn under(place: Place) -> Lookup {
+    match place.key.len() {
+        0..=LONGEST_KEY => Lookup::Under(place),
+        _ => Lookup::Bypass(BypassReason::Other("key-too-long".into())),
+    }
+}
+
 fn checked(storage: wit::Storage) -> Result<Storage, Refused> {
     let name = |name: &String| HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(name.clone()));
     let names = |names: Vec<String>| {
@@ -106,7 +114,7 @@ fn checked(storage: wit::Storage) -> Result<Storage, Refused> {
         stale_while_revalidate_ms: storage.stale_while_revalidate_ms.min(LONGEST_TIME),
         stale_if_error_ms: storage.stale_if_error_ms.min(LONGEST_TIME),
         must_revalidate: storage.must_revalidate,
-        tags: storage.tags.into_iter().take(edit::MOST).map(String::into_boxed_str).collect(),
     };
-    Ok(Storage { rules, vary: names(storage.vary)?, dropped: names(storage.drop_fields)? })
+    let tags = storage.tags.into_iter().take(edit::MOST).map(String::into_boxed_str).collect();
+    Ok(Storage { rules, tags, vary: names(storage.vary)?, dropped: names(storage.drop_fields)? })
 }

@@ -102,14 +102,42 @@ impl KeyParts {
 
     /// What a response depends on besides the URI.
     fn put_rest(&self, values: &Values, into: &mut Vec<u8>) {
-        let there = self.fields.iter().filter(|(need, _)| values.bytes(*need).is_some());
-        for (need, label) in there.chain(&self.extra) {
+        let mut put = |label: &str, value: &[u8]| {
             into.push(b'\n');
             into.extend_from_slice(label.as_bytes());
             into.push(b':');
-            into.extend_from_slice(values.bytes(*need).unwrap_or_default());
+            into.extend_from_slice(value);
+        };
+        for (need, label) in &self.fields {
+            match values.bytes(*need) {
+                Some(value) if label == FORWARDED => {
+                    Some(of_the_request(value))
+                        .filter(|said| !said.is_empty())
+                        .iter()
+                        .for_each(|said| put(label, said));
+                }
+                Some(value) => put(label, value),
+                None => {}
+            }
+        }
+        for (need, label) in &self.extra {
+            put(label, values.bytes(*need).unwrap_or_default());
         }
     }
+}
+
+/// The field of RFC 7239.
+const FORWARDED: &str = "forwarded";
+
+/// What `Forwarded` says of the request, such as its host; not from whom it comes, which would make one key for each.
+fn of_the_request(forwarded: &[u8]) -> Vec<u8> {
+    let parts = forwarded.split(|byte| b",;".contains(byte)).map(<[u8]>::trim_ascii);
+    let is_who = |part: &[u8]| {
+        part.get(..4).is_some_and(|name| name.eq_ignore_ascii_case(b"for="))
+            || part.get(..3).is_some_and(|name| name.eq_ignore_ascii_case(b"by="))
+    };
+    let parts: Vec<&[u8]> = parts.filter(|part| !part.is_empty() && !is_who(part)).collect();
+    parts.join(&b';')
 }
 
 /// The scheme of a reference, if it has one, and what is behind the colon (RFC 3986 §3.1).
@@ -239,6 +267,14 @@ mod tests {
             assert_eq!(query(hidden, &only, false), format!("?{hidden}"));
         }
         assert_ne!(query("id=1&%69d=2", &Query::Whole, true), query("%69d=2&id=1", &Query::Whole, true));
+    }
+
+    #[test]
+    fn forwarded_counts_but_for_whom_it_comes_from() {
+        let counts = |field: &str| String::from_utf8(of_the_request(field.as_bytes())).unwrap();
+        assert_eq!(counts("for=192.0.2.1;Host=a;proto=https, By=b, FOR=\"[::1]\""), "Host=a;proto=https");
+        assert_eq!(counts("for=192.0.2.1, for=192.0.2.2"), "");
+        assert_eq!(counts("for=\"a;host=b\""), "host=b\"", "what may be read as a host counts");
     }
 
     #[test]

@@ -50,12 +50,17 @@ struct ResponseNeeds {
 
 /// Fields that origins are known to obey and that clients can send: in the key, so that nobody gets what was made for
 /// another's.
-const OBEYED: [&str; 12] = [
+const OBEYED: [&str; 17] = [
+    "forwarded",
     "x-forwarded-host",
     "x-forwarded-proto",
     "x-forwarded-scheme",
     "x-forwarded-port",
     "x-forwarded-prefix",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "front-end-https",
+    "x-url-scheme",
     "x-original-url",
     "x-rewrite-url",
     "x-original-host",

@@ -1,15 +1,17 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response};
 
-use super::super::object::{Content, Key, Rules};
+use super::super::object::{Content, Rules};
+use super::super::purges::Purged;
+use super::super::vary::Selectors;
 use super::*;
 
 fn object(uri: &str, scope: u64, selectors: Selectors, size: usize, tags: &[&str]) -> Arc<Object> {
     let (head, ()) = Response::new(()).into_parts();
     let tags = tags.iter().map(|tag| Box::from(*tag)).collect();
-    let rules = Rules { lifetime_ms: 1000, tags, ..Rules::default() };
+    let rules = Rules { lifetime_ms: 1000, ..Rules::default() };
     let content = Content::Whole(Bytes::from(vec![0; size]));
-    Arc::new(Object::new(Key { scope, selectors, uri: Some(uri) }, &head, content, rules, 0))
+    Arc::new(Object::new(Label::new(scope, selectors, Some(uri.into()), tags), &head, content, rules, 0))
 }
 
 fn plain(uri: &str) -> Arc<Object> {
@@ -17,12 +19,12 @@ fn plain(uri: &str) -> Arc<Object> {
 }
 
 fn put(store: &Store, object: Arc<Object>) {
-    let key = object.uri.clone().unwrap().into_string();
+    let key = object.label.uri.clone().unwrap().into_string();
     store.insert(store.id(key.as_bytes()), key.as_bytes(), object, store.moment());
 }
 
 fn has(store: &Store, key: &str, request: &HeaderMap) -> bool {
-    matches!(store.find(store.id(key.as_bytes()), key.as_bytes(), 1, request, 0), Found::Object(_))
+    matches!(store.find(store.id(key.as_bytes()), key.as_bytes(), 1, request, 0), Found::Variant(_))
 }
 
 fn language(value: &'static str) -> HeaderMap {
@@ -71,6 +73,45 @@ fn the_budget_holds_and_what_is_read_again_outlasts_a_scan() {
 }
 
 #[test]
+fn many_variants_of_one_key_have_no_more_than_their_part() {
+    let store = Store::new(16 << 20);
+    for at in 0..64 {
+        let value = HeaderMap::from_iter([(HeaderName::from_static("x-at"), HeaderValue::from(at))]);
+        let selectors = Selectors::of([HeaderName::from_static("x-at")].into_iter(), &value);
+        put(&store, object("/a", 1, selectors, 100 << 10, &[]));
+        assert!(store.bytes() <= 1 << 20, "{} bytes with {at}", store.bytes());
+        assert!(has(&store, "/a", &value), "the newest is there");
+    }
+    assert!(store.bytes() > 900 << 10);
+    let longest = object("/b", 1, Selectors::default(), store.most() as usize, &[]);
+    put(&store, longest);
+    assert!(has(&store, "/b", &HeaderMap::new()), "what is said to fit does");
+}
+
+#[test]
+fn who_grows_in_place_drives_others_out() {
+    let store = Store::new(1 << 20);
+    for round in 0..20 {
+        for at in 0..16 {
+            let value = HeaderMap::from_iter([(HeaderName::from_static("x-at"), HeaderValue::from(round))]);
+            let selectors = Selectors::of([HeaderName::from_static("x-at")].into_iter(), &value);
+            put(&store, object(&format!("/{at}"), 1, selectors, 5 << 10, &[]));
+            assert!(store.bytes() <= store.capacity(), "{} bytes", store.bytes());
+        }
+    }
+}
+
+#[test]
+fn responses_on_their_way_have_a_part_of_the_memory() {
+    let store = Store::new(16 << 20);
+    let (mut one, mut another) = (store.room(), store.room());
+    assert!(one.take(3 << 20) && another.take(1 << 20));
+    assert!(!another.take(1));
+    drop(one);
+    assert!(another.take(1));
+}
+
+#[test]
 fn purges_take_what_they_name() {
     let fresh = || {
         let store = Store::new(1 << 20);
@@ -116,11 +157,6 @@ fn what_was_purged_on_its_way_does_not_come_back() {
     }
     assert!(!has(&store, "/a", &HeaderMap::new()) && has(&store, "/b", &HeaderMap::new()));
     assert!(has(&store, "/c", &HeaderMap::new()));
-    let Found::Object(object) = store.find(store.id(b"/b"), b"/b", 1, &HeaderMap::new(), 0) else { panic!("no /b") };
-    assert!(object.is_purged());
-    for _ in 0..=LATE {
-        store.purge(&Purge { what: Purged::Tag("none".into()), soft: false });
-    }
-    store.insert(store.id(b"/d"), b"/d", plain("/d"), asked);
-    assert!(!has(&store, "/d", &HeaderMap::new()), "nobody knows any more whether it was purged");
+    let Found::Variant(object) = store.find(store.id(b"/b"), b"/b", 1, &HeaderMap::new(), 0) else { panic!("no /b") };
+    assert!(object.label.is_purged());
 }

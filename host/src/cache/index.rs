@@ -1,0 +1,276 @@
+//! What is stored, by key, for all workers: sharded, and within a budget of bytes. What is read once doesn't drive out
+//! what is read again and again.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::HeaderMap;
+use quick_cache::sync::{Cache, EntryAction, EntryResult};
+use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
+use smallvec::SmallVec;
+
+use super::label::Label;
+use super::purges::Purge;
+use super::vary::Selectors;
+
+/// One of the responses under a key.
+pub trait Variant: Send + Sync + 'static {
+    fn label(&self) -> &Label;
+
+    /// What it takes of the budget, in bytes.
+    fn weight(&self) -> usize;
+
+    /// It stands in the index no more.
+    fn left(&self) {}
+}
+
+/// Variants by the names of keys.
+pub struct Index<V: Variant> {
+    resources: Cache<u128, Arc<Resource<V>>, Weight, DefaultHashBuilder, Leaving>,
+    /// Held by whoever sets the budget.
+    resizing: Mutex<()>,
+}
+
+/// All under one key.
+struct Resource<V> {
+    key: Box<[u8]>,
+    /// The newest first.
+    variants: SmallVec<[Arc<V>; 1]>,
+    /// Until then its responses are taken for nobody else's, in milliseconds of Unix time.
+    passes_until_ms: u64,
+}
+
+/// What a request finds.
+pub enum Found<V> {
+    Nothing,
+    /// Nothing that fits the request, but for others there is.
+    Others,
+    /// This.
+    Variant(Arc<V>),
+    /// That its response will most likely be nobody else's.
+    Passes,
+}
+
+#[derive(Clone)]
+struct Weight;
+
+#[derive(Clone)]
+struct Leaving;
+
+/// What had to give way, to be told of that outside all locks.
+struct Evicted<V: Variant>(Vec<Arc<Resource<V>>>);
+
+/// The budget is divided into so many parts with a lock each: enough to keep workers apart, and few enough for a part to
+/// hold a large object.
+pub const PARTS: usize = 16;
+
+/// Different responses under one key; the oldest gives way.
+const MOST_VARIANTS: usize = 64;
+
+/// What the index takes for a key, besides its variants.
+const OVERHEAD: usize = size_of::<Resource<()>>() + 64;
+
+impl<V: Variant> Index<V> {
+    /// An empty one for so many bytes, in entries of such a size.
+    pub fn new(bytes: u64, typical: u64) -> Self {
+        let options = OptionsBuilder::new()
+            .weight_capacity(bytes)
+            .estimated_items_capacity((bytes / typical).max(64) as usize)
+            .shards(PARTS)
+            .build();
+        let resources = match options {
+            Ok(options) => Cache::with_options(options, Weight, DefaultHashBuilder::default(), Leaving),
+            Err(_) => Cache::with(64, bytes, Weight, DefaultHashBuilder::default(), Leaving),
+        };
+        Index { resources, resizing: Mutex::default() }
+    }
+
+    /// What fits a request; `now_ms` is Unix time in milliseconds.
+    pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap, now_ms: u64) -> Found<V> {
+        let Some(resource) = self.resources.get(&id).filter(|resource| *resource.key == *key) else {
+            return Found::Nothing;
+        };
+        let fits = |variant: &&Arc<V>| variant.label().scope == scope && variant.label().selectors.select(request);
+        match resource.variants.iter().find(fits) {
+            Some(variant) => Found::Variant(variant.clone()),
+            None if resource.passes_until_ms > now_ms => Found::Passes,
+            None if resource.variants.is_empty() => Found::Nothing,
+            None => Found::Others,
+        }
+    }
+
+    /// The request fields that responses under a key depended on so far, with a request's values.
+    pub fn selectors(&self, id: u128, scope: u64, request: &HeaderMap) -> Option<Selectors> {
+        let resource = self.resources.peek(&id)?;
+        let latest = resource.variants.iter().find(|variant| variant.label().scope == scope)?;
+        Some(Selectors::of(latest.label().selectors.names(), request))
+    }
+
+    /// Puts a variant in, in place of the one for the same requests.
+    pub fn insert(&self, id: u128, key: &[u8], variant: Arc<V>) {
+        self.update(id, key, |resource| {
+            resource.passes_until_ms = 0;
+            resource.variants.retain(|old| !old.label().is_for_the_same(variant.label()));
+            resource.variants.truncate(MOST_VARIANTS - 1);
+            resource.variants.insert(0, variant);
+        });
+    }
+
+    /// Takes a variant out.
+    pub fn remove(&self, id: u128, key: &[u8], variant: &Arc<V>) {
+        self.update(id, key, |resource| resource.variants.retain(|known| !Arc::ptr_eq(known, variant)));
+    }
+
+    /// Takes out what is there for the same requests.
+    pub fn remove_same(&self, id: u128, key: &[u8], label: &Label) {
+        self.update(id, key, |resource| resource.variants.retain(|known| !known.label().is_for_the_same(label)));
+    }
+
+    /// Takes out all under a key; gives how many those were.
+    pub fn remove_all(&self, id: u128) -> usize {
+        let Some((_, resource)) = self.resources.remove(&id) else { return 0 };
+        resource.leave();
+        resource.variants.len()
+    }
+
+    /// Remembers up to a time that a response couldn't be stored.
+    pub fn pass(&self, id: u128, key: &[u8], until_ms: u64) {
+        self.update(id, key, |resource| resource.passes_until_ms = until_ms);
+    }
+
+    fn update(&self, id: u128, key: &[u8], change: impl FnOnce(&mut Resource<V>)) {
+        let most = self.most() as usize;
+        let mut change = Some(change);
+        let mut left: SmallVec<[Arc<V>; 2]> = SmallVec::new();
+        let mut changed = |old: Option<&Resource<V>>| {
+            let mut resource = match old {
+                Some(old) if *old.key == *key => {
+                    let variants = old.variants.clone();
+                    Resource { key: key.into(), variants, passes_until_ms: old.passes_until_ms }
+                }
+                // Another key that falls on the same place gives way.
+                _ => Resource { key: key.into(), variants: SmallVec::new(), passes_until_ms: 0 },
+            };
+            if let Some(change) = change.take() {
+                change(&mut resource);
+            }
+            while resource.weight() > most
+                && let Some(oldest) = resource.variants.pop()
+            {
+                left.push(oldest);
+            }
+            let before = old.map_or(&[][..], |old| &old.variants);
+            left.extend(before.iter().filter(|variant| !resource.has(variant)).cloned());
+            Arc::new(resource)
+        };
+        let entry = self.resources.entry(&id, None, |_, resource| {
+            *resource = changed(Some(resource));
+            if resource.is_of_use() { EntryAction::Retain(()) } else { EntryAction::Remove }
+        });
+        if let EntryResult::Vacant(place) = entry {
+            let resource = changed(None);
+            if resource.is_of_use() && place.insert(resource.clone()).is_err() {
+                resource.leave();
+            }
+        }
+        // Whoever has grown in place has driven nobody out.
+        if self.bytes() > self.capacity() {
+            let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
+            self.resources.set_capacity(self.capacity());
+        }
+        left.iter().for_each(|variant| variant.left());
+    }
+
+    /// Purges what is meant; gives how many variants those were. Looks through all, shard by shard.
+    pub fn purge(&self, purge: &Purge) -> usize {
+        let is_meant = |key: &[u8], variant: &V| purge.what.is(key, variant.label());
+        let concerned: Vec<(u128, Arc<Resource<V>>)> = self
+            .resources
+            .iter()
+            .filter(|(_, resource)| resource.variants.iter().any(|variant| is_meant(&resource.key, variant)))
+            .collect();
+        let mut purged = 0;
+        for (id, resource) in concerned {
+            for variant in resource.variants.iter().filter(|variant| is_meant(&resource.key, variant)) {
+                purged += 1;
+                if purge.soft {
+                    variant.label().purge();
+                } else {
+                    self.remove(id, &resource.key, variant);
+                }
+            }
+        }
+        purged
+    }
+
+    /// Another budget; what is beyond it goes.
+    pub fn resize(&self, bytes: u64) {
+        let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.resources.capacity() != bytes {
+            self.resources.set_capacity(bytes);
+        }
+    }
+
+    /// The budget, in bytes.
+    pub fn capacity(&self) -> u64 {
+        self.resources.capacity()
+    }
+
+    /// The heaviest that is let in, in bytes.
+    pub fn most(&self) -> u64 {
+        self.resources.shard_capacity() / 100 * 97
+    }
+
+    /// How many keys there are.
+    pub fn keys(&self) -> usize {
+        self.resources.len()
+    }
+
+    /// What they take, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.resources.weight()
+    }
+}
+
+impl<V: Variant> Resource<V> {
+    fn weight(&self) -> usize {
+        self.variants.iter().map(|variant| variant.weight()).sum::<usize>() + self.key.len() + OVERHEAD
+    }
+
+    fn has(&self, variant: &Arc<V>) -> bool {
+        self.variants.iter().any(|known| Arc::ptr_eq(known, variant))
+    }
+
+    fn is_of_use(&self) -> bool {
+        !self.variants.is_empty() || self.passes_until_ms > 0
+    }
+
+    fn leave(&self) {
+        self.variants.iter().for_each(|variant| variant.left());
+    }
+}
+
+impl<V: Variant> Weighter<u128, Arc<Resource<V>>> for Weight {
+    fn weight(&self, _: &u128, resource: &Arc<Resource<V>>) -> u64 {
+        resource.weight() as u64
+    }
+}
+
+impl<V: Variant> Lifecycle<u128, Arc<Resource<V>>> for Leaving {
+    type RequestState = Evicted<V>;
+
+    fn on_evict(&self, evicted: &mut Evicted<V>, _: u128, resource: Arc<Resource<V>>) {
+        evicted.0.push(resource);
+    }
+}
+
+impl<V: Variant> Default for Evicted<V> {
+    fn default() -> Self {
+        Evicted(Vec::new())
+    }
+}
+
+impl<V: Variant> Drop for Evicted<V> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|resource| resource.leave());
+    }
+}

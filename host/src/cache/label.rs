@@ -1,0 +1,45 @@
+//! What tells one stored response from others under the same key, and finds it for a purge.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::vary::Selectors;
+
+/// Immutable but for the mark of a soft purge, which all who have the response see.
+#[derive(Debug, Default)]
+pub struct Label {
+    /// What belongs to another route or upstream is another's, whatever its key.
+    pub scope: u64,
+    pub selectors: Selectors,
+    /// The URI that was asked for, where that isn't the key.
+    pub uri: Option<Box<str>>,
+    pub tags: Box<[Box<str>]>,
+    purged: AtomicBool,
+}
+
+const TAG: usize = size_of::<Box<str>>();
+
+impl Label {
+    pub fn new(scope: u64, selectors: Selectors, uri: Option<Box<str>>, tags: Box<[Box<str>]>) -> Self {
+        Label { scope, selectors, uri, tags, purged: AtomicBool::new(false) }
+    }
+
+    /// Whether it takes the place of another.
+    pub fn is_for_the_same(&self, other: &Label) -> bool {
+        self.scope == other.scope && self.selectors == other.selectors
+    }
+
+    /// Makes it stale.
+    pub fn purge(&self) {
+        self.purged.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_purged(&self) -> bool {
+        self.purged.load(Ordering::Relaxed)
+    }
+
+    /// What it takes of the memory, in bytes.
+    pub fn weight(&self) -> usize {
+        let tags: usize = self.tags.iter().map(|tag| tag.len() + TAG).sum();
+        size_of::<Label>() + tags + self.uri.as_ref().map_or(0, |uri| uri.len()) + self.selectors.weight()
+    }
+}
