@@ -10,18 +10,18 @@ use plugway_test_guests::{MISBEHAVE, POLICY, SHOP_CACHE, SPLIT};
 
 use crate::support::{Message, Proxy, manifest, origin, output, plugway, raw_origin, read_message, until};
 
-const CACHE: &str = r#""cache""#;
-const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
+pub const CACHE: &str = r#""cache""#;
+pub const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
 /// An origin that says how often, and with what, it was asked.
-struct Origin {
-    address: String,
+pub struct Origin {
+    pub address: String,
     asked: Arc<Mutex<Vec<Message>>>,
 }
 
 impl Origin {
     /// One that answers as a test wants; the number is that of the request, from 1 on.
-    fn new(answer: impl Fn(&Message, usize) -> String + Send + Sync + Clone + 'static) -> Self {
+    pub fn new(answer: impl Fn(&Message, usize) -> String + Send + Sync + Clone + 'static) -> Self {
         let asked = Arc::<Mutex<Vec<Message>>>::default();
         let known = asked.clone();
         let address = origin(move |request| {
@@ -36,15 +36,15 @@ impl Origin {
     }
 
     /// One that always says the same fields; its content is the number of the request.
-    fn always(fields: &'static str) -> Self {
+    pub fn always(fields: &'static str) -> Self {
         Origin::new(move |_, number| response(fields, &number.to_string()))
     }
 
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.asked.lock().unwrap().len()
     }
 
-    fn last(&self) -> Message {
+    pub fn last(&self) -> Message {
         self.asked.lock().unwrap().last().unwrap().clone()
     }
 
@@ -53,12 +53,12 @@ impl Origin {
     }
 }
 
-fn response(fields: &str, content: &str) -> String {
+pub fn response(fields: &str, content: &str) -> String {
     let end = if fields.is_empty() { "" } else { "\r\n" };
     format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{fields}{end}\r\n{content}", content.len())
 }
 
-fn status_of(message: &Message) -> &str {
+pub fn status_of(message: &Message) -> &str {
     message.field("cache-status").unwrap_or("none")
 }
 
@@ -299,7 +299,7 @@ fn set_cookie_is_for_one_client_alone_where_it_is_stripped() {
 }
 
 /// A client that has asked for `/`, and has read nothing yet.
-fn begin(proxy: &Proxy) -> TcpStream {
+pub fn begin(proxy: &Proxy) -> TcpStream {
     let mut client = proxy.connect();
     write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
     client
@@ -406,10 +406,10 @@ fn halves(head: &'static str, gate: &Arc<AtomicUsize>, asked: &Arc<AtomicUsize>)
     })
 }
 
-const CHUNKED: &str =
+pub const CHUNKED: &str =
     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\nCache-Control: max-age=60\r\n\r\n";
 
-fn read_until(stream: &mut TcpStream, end: &str) -> String {
+pub fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let (mut text, mut byte) = (Vec::new(), [0]);
     while !text.ends_with(end.as_bytes()) {
         assert_eq!(stream.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&text));

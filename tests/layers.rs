@@ -23,7 +23,7 @@ const DOORS: [(&str, &[&str]); 6] = [
     ("hickory_resolver::", &["upstream/dns.rs", "upstream/dns/tests.rs"]),
     ("rustls::", &["arrival.rs", "assemble", "connection.rs", "listener.rs", "tls", "upstream/connect.rs"]),
     ("wasmtime", &["plugin"]),
-    ("serde::", &["config/", "access_log.rs", "admin.rs", "admin/"]),
+    ("serde::", &["cache/disk/format.rs", "config/", "access_log.rs", "admin.rs", "admin/"]),
     ("jsonschema::", &["assemble"]),
     ("crate::config", &["config/", "assemble", "cli.rs", "demo.rs", "serve.rs", "watch.rs"]),
 ];

@@ -3,6 +3,7 @@
 
 mod backend;
 mod balance;
+mod cache_disk;
 mod caching;
 mod discovery;
 mod forwarding;

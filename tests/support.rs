@@ -40,16 +40,26 @@ impl Proxy {
         let mut proxy = Proxy::start_in(folder.path(), manifest);
         proxy.folder = folder;
         if line != "listening at " {
-            proxy.noted = proxy.wait_log(line).rsplit("http://").next().unwrap().trim().into();
+            proxy.note(line);
         }
         proxy
     }
 
+    /// Waits for a line of the log that ends with an address, and keeps that in `noted`.
+    pub fn note(&mut self, line: &str) {
+        self.noted = self.wait_log(line).rsplit("http://").next().unwrap().trim().into();
+    }
+
     /// Starts the proxy on a manifest in a folder of the test's own.
     pub fn start_in(folder: &Path, manifest: &str) -> Proxy {
+        Proxy::start_by(plugway(), folder, manifest)
+    }
+
+    /// The same by a command that becomes the proxy.
+    pub fn start_by(mut command: Command, folder: &Path, manifest: &str) -> Proxy {
         write_manifest(folder, manifest);
         let path = folder.join("plugway.toml");
-        let mut child = plugway().arg("run").arg(path).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.arg("run").arg(path).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (lines, log) = mpsc::channel();
         std::thread::spawn(move || {
@@ -182,6 +192,16 @@ impl Message {
 /// The program under test.
 pub fn plugway() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plugway"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).env("XDG_CACHE_HOME", cache());
+    command
+}
+
+/// The program, for which no file can be longer than so many KiB.
+pub fn plugway_with_short_files(kib: usize) -> Command {
+    let mut command = Command::new("sh");
+    // Ignored signals stay ignored: a write fails in place of ending the process.
+    let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", kib * 2);
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_plugway")]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).env("XDG_CACHE_HOME", cache());
     command
 }

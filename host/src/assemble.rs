@@ -15,14 +15,14 @@ mod values;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustls::ClientConfig;
 use toml::Spanned;
 
 use crate::access_log::{AccessLog, Format, Target};
-use crate::cache::store::{Limits, Store};
+use crate::cache::store::Store;
 use crate::config::manifest::Manifest;
 use crate::config::problem::{Problems, Source};
 use crate::generation::{Generation, Upstream};
@@ -51,8 +51,10 @@ pub struct Assembly {
     /// TLS to endpoints, by the digest of what it was made of.
     dialers: HashMap<blake3::Hash, Arc<ClientConfig>>,
     plugins: HashMap<blake3::Hash, Loaded>,
-    /// What the caches keep.
-    store: Arc<Store>,
+    /// What the caches keep, by the folder.
+    stores: HashMap<Option<PathBuf>, Weak<Store>>,
+    /// Nothing is to be served: what others may have in use is left alone.
+    is_check: bool,
     /// The log of the last generation: kept while the manifest asks for the same.
     log: Option<((Format, Target), AccessLog)>,
 }
@@ -100,8 +102,14 @@ impl Assembly {
         let tickets = Tickets::new()?;
         let (live, slots, census) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
-        let store = Store::new(Limits::default().memory);
-        Ok(Assembly { runtime, live, slots, census, tickets, dialers, plugins, store, log: None })
+        let stores = HashMap::new();
+        let (log, is_check) = (None, false);
+        Ok(Assembly { runtime, live, slots, census, tickets, dialers, plugins, stores, is_check, log })
+    }
+
+    /// One that finds mistakes, and makes nothing that is served.
+    pub fn for_check(runtime: Runtime) -> anyhow::Result<Self> {
+        Ok(Assembly { is_check: true, ..Assembly::new(runtime)? })
     }
 
     /// Makes a generation of a manifest's files.
@@ -158,6 +166,7 @@ impl Assembly {
         let error_pages = draft.error_pages(files);
         let name_servers = draft.name_servers(files);
         let store_limits = draft.store_limits(files);
+        let store = draft.store(files, &store_limits);
         let Draft { problems, bindings, used, .. } = draft;
         let router = match router {
             Ok(router) if problems.0.is_empty() => router,
@@ -179,7 +188,7 @@ impl Assembly {
             listeners,
             error_pages,
             name_servers,
-            store: self.store.clone(),
+            store,
             store_limits,
             access_log,
         };

@@ -10,7 +10,7 @@ use http::{HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::cache::fill::Stored;
+use crate::cache::stored::Stored;
 use crate::clock::Deadline;
 use crate::forwarding;
 use crate::passage::{BodyError, Passage};

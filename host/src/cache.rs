@@ -1,6 +1,7 @@
 //! Stored responses: kept in memory for all workers, found by key and request fields, filled while others read them,
 //! and answered from. Knows nothing of freshness but the figures that a policy gave (`cache-policy` in the WIT).
 
+pub mod disk;
 pub mod fill;
 pub mod flight;
 pub mod index;
@@ -8,6 +9,7 @@ pub mod label;
 pub mod object;
 pub mod purges;
 pub mod store;
+pub mod stored;
 pub mod vary;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -13,6 +13,7 @@ use http::{Method, Response, StatusCode, request};
 use tokio::task::spawn_local;
 
 use crate::body::ResponseBody;
+use crate::cache::disk::Filed;
 use crate::cache::flight::{Joined, Landing, landed};
 use crate::cache::index::Found;
 use crate::cache::now_ms;
@@ -50,12 +51,15 @@ pub struct Past {
     changes: Option<Box<request::Parts>>,
 }
 
-/// A request that what is stored doesn't answer.
+/// A request that nothing answers which is in memory.
+#[derive(Clone)]
 pub struct Asking {
     seat: Seat,
     place: Place,
     id: u128,
     scope: u64,
+    /// What is stored on disk.
+    filed: Option<Arc<Filed>>,
     /// What is stored and can't be served as it is.
     stale: Option<Stale>,
     why: Forward,
@@ -64,6 +68,7 @@ pub struct Asking {
 }
 
 /// Something stored that fits the request.
+#[derive(Clone)]
 struct Stale {
     object: Arc<Object>,
     /// Whether the upstream may be asked just whether it still holds.
@@ -99,7 +104,7 @@ pub fn look(
 ) -> Result<Looked, Failed> {
     let route = &running.generation.routes[route_place];
     let seat = Seat { at, binding: at.plugin(route) };
-    let (needs, figures) = (seat.needs(running), seat.figures(running));
+    let needs = seat.needs(running);
     let is_read = is_read(&head.request);
     let planned = needs.plan.as_ref().filter(|_| is_read).and_then(|plan| plan.key(head));
     let lookup = match planned {
@@ -111,43 +116,29 @@ pub fn look(
     let place = match lookup {
         Lookup::Under(place) if is_plain && is_read => place,
         lookup => {
-            figures.bypassed.add(1);
+            seat.figures(running).bypassed.add(1);
             return Ok(Looked::Past(Past::of(at, lookup, &head.request)));
         }
     };
     let (store, now) = (&running.generation.store, now_ms());
     let id = store.id(&place.key);
     let scope = store.scope(&head.route, &running.generation.upstreams[upstream].name);
-    let mut asking = Asking { seat, place, id, scope, stale: None, why: Forward::UriMiss, passes: false };
-    let found = store.find(id, &asking.place.key, scope, &head.request.headers, now);
+    let why = Forward::UriMiss;
+    let mut asking = Asking { seat, place, id, scope, filed: None, stale: None, why, passes: false };
+    let (key, fields) = (&asking.place.key, &head.request.headers);
+    let found = store.find(id, key, scope, fields, now);
     let Found::Variant(object) = found else {
+        asking.filed = store.filed(id, key, scope, fields);
         asking.passes = matches!(found, Found::Passes);
         if let Found::Others = found {
             asking.why = Forward::VaryMiss;
         }
         return Ok(Looked::Ask(Box::new(asking)));
     };
-    let is_fresh = object.is_fresh(now);
-    let reuse = if is_fresh && asking.place.fresh_will_do {
-        Reuse::Serve
-    } else {
-        let reuse = seat.ask(running, |policy| policy.stored(&needs.request, head, described(&object, now)))?;
-        reuse.unwrap_or(Reuse::Validate)
-    };
-    if let Reuse::Serve | Reuse::ServeAndRevalidate = reuse
-        && let Some(response) = asking.serve(running, head, &object, Report::hit())
-    {
-        let count = if is_fresh { &figures.hits } else { &figures.stale };
-        count.add(1);
-        if reuse == Reuse::ServeAndRevalidate {
-            asking.stale = Some(Stale { object, validates: true });
-            asking.revalidate(running, (route_place, upstream), head, clock);
-        }
-        return Ok(Looked::Served(response));
-    }
-    asking.why = if is_fresh { Forward::Request } else { Forward::Stale };
-    asking.stale = Some(Stale { object, validates: reuse != Reuse::Ignore });
-    Ok(Looked::Ask(Box::new(asking)))
+    Ok(match asking.weigh(running, (route_place, upstream), head, object, clock)? {
+        Some(response) => Looked::Served(response),
+        None => Looked::Ask(Box::new(asking)),
+    })
 }
 
 impl Past {
@@ -199,6 +190,12 @@ impl Asking {
         head: &mut Box<Head>,
         clock: &Rc<Clock>,
     ) -> Result<Answered, Failed> {
+        if let Some(filed) = self.filed.take()
+            && let Some(object) = self.recall(running, &filed).await
+            && let Some(response) = self.weigh(running, (route, upstream), head, object, clock)?
+        {
+            return Ok(self.answered(response));
+        }
         let figures = self.seat.figures(running);
         if self.place.only_if_cached {
             figures.misses.add(1);
@@ -246,6 +243,61 @@ impl Asking {
             _ => figures.misses.add(1),
         }
         Fetch { asking: &self, running, route, upstream, clock }.run(head, lead).await
+    }
+
+    /// What is in a file, read once for all who want it now.
+    async fn recall(&self, running: &Running, filed: &Arc<Filed>) -> Option<Arc<Object>> {
+        let (store, most) = (&running.generation.store, fetch::most_in_memory(running));
+        loop {
+            match store.flights.join(filed.flight()) {
+                Joined::Lead(lead) => {
+                    let asked = store.moment();
+                    let recalled = store.recall(self.id, &self.place.key, filed, most).await;
+                    let landing = recalled.clone().map_or(Landing::Pass, |object| Landing::Object(object, asked));
+                    lead.end(landing);
+                    return recalled;
+                }
+                Joined::Follow(mut flight) => match landed(&mut flight).await {
+                    Landing::Object(object, _) => return Some(object),
+                    Landing::Left | Landing::Pending => {}
+                    Landing::Pass | Landing::Failed(_) => return None,
+                },
+            }
+        }
+    }
+
+    /// The response from something stored that fits the request, where it may be served; if not, it is kept in mind.
+    fn weigh(
+        &mut self,
+        running: &Rc<Running>,
+        places: (usize, usize),
+        head: &mut Head,
+        object: Arc<Object>,
+        clock: &Rc<Clock>,
+    ) -> Result<Option<Response<ResponseBody>>, Failed> {
+        let (needs, figures, now) = (self.seat.needs(running), self.seat.figures(running), now_ms());
+        let is_fresh = object.is_fresh(now);
+        let reuse = if is_fresh && self.place.fresh_will_do {
+            Reuse::Serve
+        } else {
+            let described = described(&object, now);
+            let reuse = self.seat.ask(running, |policy| policy.stored(&needs.request, head, described))?;
+            reuse.unwrap_or(Reuse::Validate)
+        };
+        if let Reuse::Serve | Reuse::ServeAndRevalidate = reuse
+            && let Some(response) = self.serve(running, head, &object, Report::hit())
+        {
+            let count = if is_fresh { &figures.hits } else { &figures.stale };
+            count.add(1);
+            if reuse == Reuse::ServeAndRevalidate {
+                self.stale = Some(Stale { object, validates: true });
+                self.clone().revalidate(running, places, head, clock);
+            }
+            return Ok(Some(response));
+        }
+        self.why = if is_fresh { Forward::Request } else { Forward::Stale };
+        self.stale = Some(Stale { object, validates: reuse != Reuse::Ignore });
+        Ok(None)
     }
 
     /// Validates behind the client's back, unless somebody does already.

@@ -195,7 +195,7 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
 
 fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
-    let made = Assembly::new(Runtime::start(cache)?)?.assemble(&files)?;
+    let made = Assembly::for_check(Runtime::start(cache)?)?.assemble(&files)?;
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
     println!("{} is good: {routes} routes, {plugins} configured plugins", manifest.display());
     Ok(())

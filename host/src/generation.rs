@@ -265,7 +265,7 @@ impl Running {
 impl Generation {
     /// Gives the store what it may take from now on.
     pub fn resize_store(&self) {
-        self.store.resize(self.store_limits.memory);
+        self.store.resize(&self.store_limits);
     }
 }
 

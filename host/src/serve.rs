@@ -94,11 +94,15 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         // Now, not at the end: another process may have bound the same paths by then.
         drop(reloader.listeners);
         let ended = async { while reloader.outcomes.recv().await.is_some() {} };
+        let store = reloader.publish.borrow().store.clone();
         tokio::select! {
-            _ = ended => {}
+            _ = ended => store.flush(FLUSH),
             _ = terminate.recv() => warn!("stopped at once"),
             _ = interrupt.recv() => warn!("stopped at once"),
-            _ = tokio::time::sleep(reloader.drain) => warn!("the drain time has passed; what still ran is cut off"),
+            _ = tokio::time::sleep(reloader.drain) => {
+                warn!("the drain time has passed; what still ran is cut off");
+                store.flush(FLUSH);
+            }
         }
         anyhow::Ok(())
     })?;
@@ -109,6 +113,9 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
     }
     Ok(())
 }
+
+/// What is stored may take so long to reach the disk at the end.
+const FLUSH: Duration = Duration::from_secs(5);
 
 /// Serves generations one after the other.
 struct Reloader {

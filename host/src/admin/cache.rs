@@ -1,12 +1,13 @@
 //! The caches on the admin listener: their figures, and purges.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{Admin, family, line, parameter, sum, text};
 use crate::body::ResponseBody;
+use crate::cache::disk::{Disk, Figures};
 use crate::cache::purges::{Purge, Purged};
 use crate::cache::store::Store;
 use crate::metrics::{CacheFigures, Count, REFUSALS};
@@ -24,6 +25,16 @@ const OUTCOMES: [Outcome; 7] = [
     ("bypass", |figures| &figures.bypassed),
 ];
 
+/// What became of files, likewise.
+type DiskFigure = (&'static str, fn(&Figures) -> &AtomicU64);
+
+const DISK: [DiskFigure; 4] = [
+    ("read", |figures| &figures.reads),
+    ("written", |figures| &figures.writes),
+    ("skipped", |figures| &figures.skipped),
+    ("failed", |figures| &figures.failures),
+];
+
 /// The store and its caches, in the status document.
 pub fn status(admin: &Admin, store: &Store) -> Value {
     let caches = admin.registry.caches();
@@ -32,11 +43,24 @@ pub fn status(admin: &Admin, store: &Store) -> Value {
         let requests: serde_json::Map<String, Value> = requests.collect();
         json!({ "plugin": &**name, "requests": requests, "stored": sum(figures, |figures| &figures.stored) })
     };
+    let disk = |disk: &std::sync::Arc<Disk>| {
+        let count = |(word, one): &DiskFigure| ((*word).into(), one(&disk.figures).load(Ordering::Relaxed).into());
+        let counts: serde_json::Map<String, Value> = DISK.iter().map(count).collect();
+        json!({
+            "path": disk.folder(),
+            "size": disk.capacity(),
+            "bytes": disk.bytes(),
+            "keys": disk.keys(),
+            "found": disk.is_found(),
+            "files": counts,
+        })
+    };
     json!({
         "memory": store.capacity(),
         "bytes": store.bytes(),
         "keys": store.keys(),
         "purged": store.purged.load(Ordering::Relaxed),
+        "disk": store.disk().map(disk),
         "caches": caches.iter().map(cache).collect::<Vec<_>>(),
     })
 }
@@ -73,6 +97,21 @@ pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
     }
     family(out, "plugway_cache_purged_total", "counter", "Responses that purges and changes took out or made stale.");
     line(out, "plugway_cache_purged_total", &[], store.purged.load(Ordering::Relaxed) as f64);
+    let Some(disk) = store.disk() else { return };
+    let gauges = [
+        ("plugway_cache_disk_bytes", "What stored responses take of the disk.", disk.bytes()),
+        ("plugway_cache_disk_size_bytes", "What they may take.", disk.capacity()),
+        ("plugway_cache_disk_keys", "Keys under which something is stored on disk.", disk.keys() as u64),
+    ];
+    for (name, help, value) in gauges {
+        family(out, name, "gauge", help);
+        line(out, name, &[], value as f64);
+    }
+    let files = "plugway_cache_disk_files_total";
+    family(out, files, "counter", "Files of stored responses, by what was done with them.");
+    for (word, one) in DISK {
+        line(out, files, &[("outcome", word)], one(&disk.figures).load(Ordering::Relaxed) as f64);
+    }
 }
 
 /// Purges what the query names: `uri`, `prefix`, `tag`, or `all`; with `soft` it stays, as stale.

@@ -2,19 +2,23 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+
+use toml::Spanned;
 
 use super::values::status_class;
 use super::{AdminAddress, Draft, beside, head_of};
 use crate::access_log::{AccessLog, Format, Target};
 use crate::cache::index::PARTS;
-use crate::cache::store::Limits;
-use crate::config::manifest::{AccessLogFormat, Manifest};
+use crate::cache::store::{DiskLimits, Limits, Store};
+use crate::config::manifest::{AccessLogFormat, Disk, Manifest};
 use crate::config::problem::Source;
 use crate::respond::ErrorPages;
 
 /// In bytes.
 const LEAST_MEMORY: usize = 1 << 20;
+const LEAST_DISK: usize = 16 << 20;
+const MOST_ON_DISK: usize = 1 << 30;
 
 impl Draft<'_> {
     /// Threads that serve, if the manifest says how many.
@@ -53,13 +57,59 @@ impl Draft<'_> {
         if let Some(text) = cache.get_ref().memory.as_ref().filter(|_| memory < LEAST_MEMORY) {
             self.problems.at(source, text.span(), "a cache has at least `1 MiB` of memory");
         }
-        let largest = memory / PARTS;
-        let object = self.bytes(source, cache.get_ref().max_object.as_ref(), largest.min(defaults.object as usize));
-        if let Some(text) = cache.get_ref().max_object.as_ref().filter(|_| object > largest) {
-            let message = format!("an object takes a sixteenth of the memory at most: here {} KiB", largest >> 10);
+        let longest = (cache.get_ref().max_object.as_ref(), defaults.object as usize);
+        let object = self.longest_object(source, longest, memory, "memory");
+        let disk = cache.get_ref().disk.as_ref().map(|disk| self.disk_limits(source, disk.get_ref()));
+        Limits { memory: memory as u64, object, disk }
+    }
+
+    /// The store of such limits: that of before, or one that anybody still uses, if it is in the same place.
+    pub(super) fn store(&mut self, files: &[(Arc<Source>, Manifest)], limits: &Limits) -> Arc<Store> {
+        let folder = limits.disk.as_ref().map(|disk| disk.folder.clone());
+        let stores = &mut self.assembly.stores;
+        stores.retain(|_, store| store.strong_count() > 0);
+        if let Some(store) = stores.get(&folder).and_then(Weak::upgrade) {
+            return store;
+        }
+        if self.assembly.is_check || !self.problems.0.is_empty() {
+            return Store::new(limits.memory);
+        }
+        let store = Store::open(limits).unwrap_or_else(|message| {
+            let disk = |file: &Manifest| Some(file.cache.as_ref()?.get_ref().disk.as_ref()?.get_ref().path.span());
+            let named = files.iter().find_map(|(source, file)| Some((source, disk(file)?)));
+            if let Some((source, place)) = named {
+                self.problems.at(source, place, message);
+            }
+            Store::new(limits.memory)
+        });
+        self.assembly.stores.insert(folder, Arc::downgrade(&store));
+        store
+    }
+
+    fn disk_limits(&mut self, source: &Arc<Source>, disk: &Disk) -> DiskLimits {
+        let size = self.bytes(source, Some(&disk.size), LEAST_DISK);
+        if size < LEAST_DISK {
+            self.problems.at(source, disk.size.span(), "a cache on disk has at least `16 MiB`");
+        }
+        let object = self.longest_object(source, (disk.max_object.as_ref(), MOST_ON_DISK), size, "disk's size");
+        DiskLimits { folder: beside(source, disk.path.get_ref()), bytes: size as u64, object }
+    }
+
+    /// The longest content that is stored, within a part of a budget.
+    fn longest_object(
+        &mut self,
+        source: &Arc<Source>,
+        (text, default): (Option<&Spanned<String>>, usize),
+        budget: usize,
+        what: &str,
+    ) -> u64 {
+        let most = budget / PARTS;
+        let object = self.bytes(source, text, most.min(default));
+        if let Some(text) = text.filter(|_| object > most) {
+            let message = format!("an object takes a sixteenth of the {what} at most: here {} KiB", most >> 10);
             self.problems.at(source, text.span(), message);
         }
-        Limits { memory: memory as u64, object: object as u64 }
+        object as u64
     }
 
     pub(super) fn admin(&mut self, files: &[(Arc<Source>, Manifest)]) -> AdminAddress {

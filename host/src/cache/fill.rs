@@ -1,13 +1,16 @@
 //! Content that is read by some while it still comes in: one writer, readers on any worker.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http_body::{Body, Frame, SizeHint};
+use http_body::Frame;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::object::{Content, Pieces};
 use crate::passage::BodyError;
@@ -22,25 +25,40 @@ pub struct Fill {
 
 #[derive(Debug, Default)]
 struct State {
-    /// From the first that somebody may still want.
-    pieces: VecDeque<Bytes>,
-    /// How many were before those.
-    gone: usize,
+    /// With their places in the content, from the first that is still needed in memory.
+    pieces: VecDeque<(u64, Bytes)>,
+    /// How much has come.
     bytes: u64,
     end: Option<End>,
-    /// It will not be kept: what all readers have had goes.
-    passing: bool,
+    keeping: Keeping,
+    /// Where its beginning is, if anywhere.
+    file: Option<Arc<File>>,
+    /// So many bytes stand there.
+    written: u64,
     /// None for one that has left.
     readers: Vec<Option<Reader>>,
     /// Of the writer, while it waits for readers.
     writer: Option<Waker>,
 }
 
+/// What becomes of what has come.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Keeping {
+    /// It stays in memory.
+    #[default]
+    Memory,
+    /// It goes into a file, from which those read who are behind.
+    File,
+    /// What all readers have had goes.
+    Nothing,
+}
+
 #[derive(Debug)]
 struct Reader {
-    /// The next piece.
-    next: usize,
-    /// To be woken when there is one.
+    /// The place of the next byte.
+    at: u64,
+    had_trailers: bool,
+    /// To be woken when there is more.
     waiting: Option<Waker>,
 }
 
@@ -50,7 +68,7 @@ enum End {
     Broken,
 }
 
-/// Of what is not kept so many pieces may wait for a slow reader.
+/// Of what is not kept in memory so many pieces may wait for slow readers.
 const AHEAD: usize = 16;
 
 /// The longest content that is put into one allocation.
@@ -80,9 +98,10 @@ impl Fill {
     /// Adds a piece.
     pub fn push(&self, piece: Bytes) {
         let mut state = self.state();
+        let at = state.bytes;
         state.bytes += piece.len() as u64;
         if !piece.is_empty() {
-            state.pieces.push_back(piece);
+            state.pieces.push_back((at, piece));
         }
         state.wake();
     }
@@ -90,7 +109,7 @@ impl Fill {
     /// Ready when the writer may go on: it waits for readers of what isn't kept, and stops when there are none.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Abandoned>> {
         let mut state = self.state();
-        if !state.passing {
+        if state.keeping != Keeping::Nothing {
             return Poll::Ready(Ok(()));
         }
         if state.readers.iter().all(Option::is_none) {
@@ -106,16 +125,53 @@ impl Fill {
     /// It will not be kept.
     pub fn pass(&self) {
         let mut state = self.state();
-        state.passing = true;
+        state.keeping = Keeping::Nothing;
         state.forget();
     }
 
-    /// All has come; gives what is to be stored.
-    pub fn finish(&self, trailers: Option<HeaderMap>) -> Content {
+    /// It goes into a file from now on, with what has come so far.
+    pub fn spill(&self, file: Arc<File>) {
         let mut state = self.state();
-        state.end = Some(End::Whole(trailers.clone()));
+        state.keeping = Keeping::File;
+        state.file = Some(file);
+    }
+
+    /// What is to be written next, with its place: a block of such a length, or all that there is.
+    pub fn unwritten(&self, block: usize, is_last: bool) -> Option<(u64, Bytes)> {
+        let state = self.state();
+        let left = (state.bytes - state.written) as usize;
+        if left == 0 || left < block && !is_last {
+            return None;
+        }
+        let mut bytes = BytesMut::with_capacity(left.min(block));
+        let mut at = state.written;
+        while bytes.len() < left.min(block) {
+            let piece = state.piece(at)?;
+            let part = piece.slice(..piece.len().min(block - bytes.len()));
+            at += part.len() as u64;
+            bytes.extend_from_slice(&part);
+        }
+        Some((state.written, bytes.freeze()))
+    }
+
+    /// So many bytes stand in the file now.
+    pub fn written(&self, bytes: u64) {
+        let mut state = self.state();
+        state.written = bytes;
+        state.forget();
+    }
+
+    /// All has come.
+    pub fn finish(&self, trailers: Option<HeaderMap>) {
+        let mut state = self.state();
+        state.end = Some(End::Whole(trailers));
         state.wake();
-        let pieces: Vec<Bytes> = state.pieces.iter().cloned().collect();
+    }
+
+    /// What is to be stored, where it was kept in memory.
+    pub fn content(&self, trailers: Option<HeaderMap>) -> Content {
+        let state = self.state();
+        let pieces: Vec<Bytes> = state.pieces.iter().map(|(_, piece)| piece.clone()).collect();
         let length = state.bytes;
         drop(state);
         if trailers.is_none() && length <= WHOLE {
@@ -133,14 +189,15 @@ impl Fill {
         state.wake();
     }
 
-    /// A reader from the beginning; none if that is gone.
-    pub fn reader(self: &Arc<Self>) -> Option<Reading> {
+    /// A reader from some place on; none if what stands there is gone.
+    pub fn reader(self: &Arc<Self>, at: u64) -> Option<Reading> {
         let mut state = self.state();
-        if state.gone > 0 || matches!(state.end, Some(End::Broken)) {
+        let is_gone = state.front() > state.written && at < state.front();
+        if is_gone || matches!(state.end, Some(End::Broken)) {
             return None;
         }
-        state.readers.push(Some(Reader { next: 0, waiting: None }));
-        Some(Reading { fill: self.clone(), place: state.readers.len() - 1 })
+        state.readers.push(Some(Reader { at, had_trailers: false, waiting: None }));
+        Some(Reading { fill: self.clone(), place: state.readers.len() - 1, from_file: None })
     }
 }
 
@@ -149,14 +206,31 @@ impl State {
         self.readers.iter_mut().flatten().filter_map(|reader| reader.waiting.take()).for_each(Waker::wake);
     }
 
-    /// Drops what all readers have had, where it isn't kept.
+    /// The place of the first byte in memory.
+    fn front(&self) -> u64 {
+        self.pieces.front().map_or(self.bytes, |(at, _)| *at)
+    }
+
+    /// What stands at a place, as far as it is in one piece in memory.
+    fn piece(&self, at: u64) -> Option<Bytes> {
+        let next = self.pieces.partition_point(|(start, _)| *start <= at);
+        let (start, piece) = self.pieces.get(next.checked_sub(1)?)?;
+        let from = (at - start) as usize;
+        (from < piece.len()).then(|| piece.slice(from..))
+    }
+
+    /// Drops what is of no more use in memory.
     fn forget(&mut self) {
-        if !self.passing {
-            return;
-        }
-        let is_wanted = |gone: usize| self.readers.iter().flatten().any(|reader| reader.next <= gone);
-        while !is_wanted(self.gone) && self.pieces.pop_front().is_some() {
-            self.gone += 1;
+        let is_wanted = |state: &State, end: u64| match state.keeping {
+            Keeping::Memory => true,
+            // Those who keep up needn't read the file.
+            Keeping::File => end > state.written || state.pieces.len() <= AHEAD,
+            Keeping::Nothing => state.readers.iter().flatten().any(|reader| reader.at < end),
+        };
+        while let Some((at, piece)) = self.pieces.front()
+            && !is_wanted(self, at + piece.len() as u64)
+        {
+            self.pieces.pop_front();
         }
         let is_alone = || self.readers.iter().all(Option::is_none);
         if self.pieces.len() < AHEAD || is_alone() {
@@ -188,32 +262,70 @@ fn repacked(pieces: Vec<Bytes>) -> Vec<Bytes> {
 pub struct Reading {
     fill: Arc<Fill>,
     place: usize,
+    /// What is being read from the file.
+    from_file: Option<JoinHandle<std::io::Result<Bytes>>>,
 }
 
 impl Reading {
-    fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut guard = self.fill.state();
-        let state = &mut *guard;
-        let Some(Some(reader)) = state.readers.get_mut(self.place) else { return Poll::Ready(None) };
-        let next = reader.next;
-        if let Some(piece) = next.checked_sub(state.gone).and_then(|at| state.pieces.get(at)).cloned() {
-            reader.next += 1;
-            state.forget();
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
-        }
-        match state.end.clone() {
-            None => {
-                reader.waiting = Some(cx.waker().clone());
-                Poll::Pending
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            if let Some(reading) = &mut self.from_file {
+                let read = ready!(Pin::new(reading).poll(cx));
+                self.from_file = None;
+                let read = read.map_err(std::io::Error::other).and_then(|read| read);
+                return Poll::Ready(Some(read.map(|piece| self.had(piece)).map_err(Into::into)));
             }
-            Some(End::Broken) => Poll::Ready(Some(Err("the upstream gave up within its response".into()))),
-            // Trailers stand where the next piece would, once.
-            Some(End::Whole(Some(trailers))) if next == state.gone + state.pieces.len() => {
-                reader.next += 1;
-                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            let mut guard = self.fill.state();
+            let state = &mut *guard;
+            let Some(Some(reader)) = state.readers.get(self.place) else { return Poll::Ready(None) };
+            let at = reader.at;
+            if let Some(piece) = state.piece(at) {
+                drop(guard);
+                return Poll::Ready(Some(Ok(self.had(piece))));
             }
-            Some(End::Whole(_)) => Poll::Ready(None),
+            if at < state.written
+                && let Some(file) = state.file.clone()
+            {
+                let length = (state.written - at).min(PIECE as u64) as usize;
+                drop(guard);
+                // Not there, for it is freed here.
+                let mut block = BytesMut::zeroed(length);
+                self.from_file = Some(spawn_blocking(move || {
+                    file.read_exact_at(&mut block, at)?;
+                    Ok(block.freeze())
+                }));
+                continue;
+            }
+            let end = state.end.clone();
+            let Some(Some(reader)) = state.readers.get_mut(self.place) else { return Poll::Ready(None) };
+            return match end {
+                None => {
+                    reader.waiting = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                Some(End::Broken) => Poll::Ready(Some(Err("the upstream gave up within its response".into()))),
+                Some(End::Whole(Some(trailers))) if !reader.had_trailers => {
+                    reader.had_trailers = true;
+                    Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+                }
+                Some(End::Whole(_)) => Poll::Ready(None),
+            };
         }
+    }
+
+    /// Goes on behind a piece.
+    fn had(&self, piece: Bytes) -> Frame<Bytes> {
+        let mut state = self.fill.state();
+        if let Some(Some(reader)) = state.readers.get_mut(self.place) {
+            reader.at += piece.len() as u64;
+        }
+        state.forget();
+        Frame::data(piece)
+    }
+
+    /// As the head says.
+    pub fn length(&self) -> Option<u64> {
+        self.fill.length
     }
 }
 
@@ -227,125 +339,11 @@ impl Drop for Reading {
     }
 }
 
-/// Stored content, or a part of it, on its way to a client.
-#[derive(Debug)]
-pub struct Stored {
-    source: Source,
-    /// Bytes to leave out before the first.
-    skip: u64,
-    /// Bytes to send; none for all there is, and the trailers.
-    left: Option<u64>,
-}
-
-#[derive(Debug)]
-enum Source {
-    Whole(Bytes),
-    Pieces(Arc<Pieces>, usize),
-    Filling(Reading),
-}
-
-impl Stored {
-    /// All of it; none if its beginning is gone.
-    pub fn all(content: &Content) -> Option<Self> {
-        let source = match content {
-            Content::Whole(content) => Source::Whole(content.clone()),
-            Content::Pieces(pieces) => Source::Pieces(pieces.clone(), 0),
-            Content::Filling(fill) => Source::Filling(fill.reader()?),
-        };
-        Some(Stored { source, skip: 0, left: None })
-    }
-
-    /// What stands between parts.
-    pub fn text(text: String) -> Self {
-        let left = Some(text.len() as u64);
-        Stored { source: Source::Whole(text.into()), skip: 0, left }
-    }
-
-    /// The bytes that are still to come, of a part.
-    pub fn left(&self) -> Option<u64> {
-        self.left
-    }
-
-    /// From an offset on so many bytes; none as above.
-    pub fn part(content: &Content, offset: u64, length: u64) -> Option<Self> {
-        Some(Stored { skip: offset, left: Some(length), ..Stored::all(content)? })
-    }
-
-    fn is_over(&self) -> bool {
-        if self.left == Some(0) {
-            return true;
-        }
-        match &self.source {
-            Source::Whole(content) => content.is_empty(),
-            Source::Pieces(pieces, next) => *next == pieces.list.len() && pieces.trailers.is_none(),
-            Source::Filling(_) => false,
-        }
-    }
-
-    fn poll_source(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.source {
-            Source::Whole(content) if content.is_empty() => Poll::Ready(None),
-            Source::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
-            Source::Pieces(pieces, next) => {
-                *next += 1;
-                let trailers = || pieces.trailers.clone().filter(|_| *next == pieces.list.len() + 1);
-                let frame = pieces.list.get(*next - 1).cloned().map(Frame::data);
-                Poll::Ready(frame.or_else(|| trailers().map(Frame::trailers)).map(Ok))
-            }
-            Source::Filling(reading) => reading.poll_next(cx),
-        }
-    }
-}
-
-impl Body for Stored {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        loop {
-            if this.left == Some(0) {
-                return Poll::Ready(None);
-            }
-            let frame = std::task::ready!(this.poll_source(cx));
-            let Some(left) = &mut this.left else { return Poll::Ready(frame) };
-            let mut piece = match frame {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(piece) => piece,
-                    Err(_) => return Poll::Ready(None),
-                },
-                other => return Poll::Ready(other),
-            };
-            let skipped = this.skip.min(piece.len() as u64);
-            this.skip -= skipped;
-            let part = piece.split_off(skipped as usize);
-            let part = part.slice(..(part.len() as u64).min(*left) as usize);
-            if !part.is_empty() {
-                *left -= part.len() as u64;
-                return Poll::Ready(Some(Ok(Frame::data(part))));
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.is_over()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        if let Some(left) = self.left {
-            return SizeHint::with_exact(left);
-        }
-        match &self.source {
-            Source::Whole(content) => SizeHint::with_exact(content.len() as u64),
-            Source::Pieces(pieces, 0) if pieces.trailers.is_none() => SizeHint::with_exact(pieces.length),
-            Source::Filling(reading) => reading.fill.length.map_or_else(SizeHint::default, SizeHint::with_exact),
-            Source::Pieces(..) => SizeHint::default(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use http_body::Body;
+
+    use super::super::stored::Stored;
     use super::*;
 
     fn read(stored: &mut Stored) -> Vec<u8> {
@@ -368,7 +366,8 @@ mod tests {
         let mut early = Stored::all(&content).unwrap();
         assert_eq!(read(&mut early), b"abcdef");
         fill.push(Bytes::from_static(b"ghi"));
-        let whole = fill.finish(None);
+        fill.finish(None);
+        let whole = fill.content(None);
         let mut late = Stored::all(&content).unwrap();
         assert_eq!((read(&mut early), read(&mut late)), (b"ghi".to_vec(), b"abcdefghi".to_vec()));
         assert_eq!(read(&mut Stored::all(&whole).unwrap()), b"abcdefghi");
@@ -383,7 +382,8 @@ mod tests {
             length: 9,
             trailers: None,
         }));
-        let whole = fill.finish(None);
+        fill.finish(None);
+        let whole = fill.content(None);
         for content in [content, whole, pieces] {
             for (offset, length) in [(0, 9), (0, 1), (2, 3), (8, 1), (4, 5)] {
                 let part = read(&mut Stored::part(&content, offset, length).unwrap());
@@ -397,7 +397,8 @@ mod tests {
         let (fill, content) = filled(&["abc"]);
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", http::HeaderValue::from_static("1"));
-        let stored = fill.finish(Some(trailers));
+        fill.finish(Some(trailers.clone()));
+        let stored = fill.content(Some(trailers));
         for content in [content, stored] {
             let (mut cx, mut body) = (Context::from_waker(Waker::noop()), Stored::all(&content).unwrap());
             let mut next = || match Pin::new(&mut body).poll_frame(&mut cx) {
@@ -443,9 +444,41 @@ mod tests {
         for _ in 0..3 {
             fill.push(Bytes::from(vec![7; 700 << 10]));
         }
-        let Content::Pieces(pieces) = fill.finish(None) else { panic!("2.1 MiB in one allocation") };
+        let Content::Pieces(pieces) = fill.content(None) else { panic!("2.1 MiB in one allocation") };
         assert_eq!(pieces.length, 3 * (700 << 10));
         assert!(pieces.list[..pieces.list.len() - 1].iter().all(|piece| piece.len() == PIECE));
         assert_eq!(pieces.list.iter().map(Bytes::len).sum::<usize>(), 3 * (700 << 10));
+    }
+
+    /// Those who are behind read the file, those who keep up the memory, which holds little.
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_goes_into_a_file_is_read_from_there() {
+        use http_body_util::BodyExt;
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let (fill, content) = filled(&["abc"]);
+        let early = Stored::all(&content).unwrap();
+        fill.spill(file.clone());
+        let mut all = b"abc".to_vec();
+        for at in 0..200 {
+            let piece = vec![at as u8; 7];
+            all.extend(&piece);
+            fill.push(piece.into());
+            while let Some((place, block)) = fill.unwritten(64, false) {
+                file.write_all_at(&block, place).unwrap();
+                fill.written(place + block.len() as u64);
+            }
+            assert!(fill.state().pieces.len() <= AHEAD + 10);
+        }
+        let (place, block) = fill.unwritten(64, true).unwrap();
+        assert!(block.len() < 64);
+        // The last block isn't written any more.
+        fill.pass();
+        let late = Stored::all(&content).unwrap();
+        let part = Stored::part(&content, 500, 100).unwrap();
+        fill.finish(None);
+        assert_eq!(place as usize + block.len(), all.len());
+        for (body, wanted) in [(early, &all[..]), (late, &all[..]), (part, &all[500..600])] {
+            assert!(body.collect().await.unwrap().to_bytes() == wanted);
+        }
     }
 }

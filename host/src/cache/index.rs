@@ -21,6 +21,9 @@ pub trait Variant: Send + Sync + 'static {
 
     /// It stands in the index no more.
     fn left(&self) {}
+
+    /// It was purged softly.
+    fn purged(&self) {}
 }
 
 /// Variants by the names of keys.
@@ -107,7 +110,7 @@ impl<V: Variant> Index<V> {
 
     /// Puts a variant in, in place of the one for the same requests.
     pub fn insert(&self, id: u128, key: &[u8], variant: Arc<V>) {
-        self.update(id, key, |resource| {
+        self.update(id, Some(key), |resource| {
             resource.passes_until_ms = 0;
             resource.variants.retain(|old| !old.label().is_for_the_same(variant.label()));
             resource.variants.truncate(MOST_VARIANTS - 1);
@@ -115,40 +118,54 @@ impl<V: Variant> Index<V> {
         });
     }
 
-    /// Takes a variant out.
-    pub fn remove(&self, id: u128, key: &[u8], variant: &Arc<V>) {
-        self.update(id, key, |resource| resource.variants.retain(|known| !Arc::ptr_eq(known, variant)));
+    /// As [`Index::insert`], unless the one for the same requests is newer: then this is the one that leaves.
+    pub fn offer(&self, id: u128, key: &[u8], variant: Arc<V>, is_newer: impl FnOnce(&V) -> bool) {
+        let is_refused = self.same(id, variant.label()).is_some_and(|known| is_newer(&known));
+        if is_refused {
+            variant.left();
+        } else {
+            self.insert(id, key, variant);
+        }
     }
 
-    /// Takes out what is there for the same requests.
-    pub fn remove_same(&self, id: u128, key: &[u8], label: &Label) {
-        self.update(id, key, |resource| resource.variants.retain(|known| !known.label().is_for_the_same(label)));
+    /// What is there for the same requests.
+    pub fn same(&self, id: u128, label: &Label) -> Option<Arc<V>> {
+        let resource = self.resources.peek(&id)?;
+        resource.variants.iter().find(|known| known.label().is_for_the_same(label)).cloned()
     }
 
-    /// Takes out all under a key; gives how many those were.
+    /// Takes out what is there and such.
+    pub fn remove_if(&self, id: u128, is_meant: impl Fn(&V) -> bool) {
+        if self.resources.peek(&id).is_some_and(|resource| resource.variants.iter().any(|known| is_meant(known))) {
+            self.update(id, None, |resource| resource.variants.retain(|known| !is_meant(known)));
+        }
+    }
+
+    /// Takes out all under a key; gives how many of those nobody has counted.
     pub fn remove_all(&self, id: u128) -> usize {
         let Some((_, resource)) = self.resources.remove(&id) else { return 0 };
         resource.leave();
-        resource.variants.len()
+        resource.variants.iter().filter(|variant| variant.label().purge(false)).count()
     }
 
     /// Remembers up to a time that a response couldn't be stored.
     pub fn pass(&self, id: u128, key: &[u8], until_ms: u64) {
-        self.update(id, key, |resource| resource.passes_until_ms = until_ms);
+        self.update(id, Some(key), |resource| resource.passes_until_ms = until_ms);
     }
 
-    fn update(&self, id: u128, key: &[u8], change: impl FnOnce(&mut Resource<V>)) {
+    /// Changes what is under a key. What is there is made anew where it isn't, unless no key is given.
+    fn update(&self, id: u128, key: Option<&[u8]>, change: impl FnOnce(&mut Resource<V>)) {
         let most = self.most() as usize;
         let mut change = Some(change);
         let mut left: SmallVec<[Arc<V>; 2]> = SmallVec::new();
         let mut changed = |old: Option<&Resource<V>>| {
             let mut resource = match old {
-                Some(old) if *old.key == *key => {
+                Some(old) if key.is_none_or(|key| *old.key == *key) => {
                     let variants = old.variants.clone();
-                    Resource { key: key.into(), variants, passes_until_ms: old.passes_until_ms }
+                    Resource { key: old.key.clone(), variants, passes_until_ms: old.passes_until_ms }
                 }
                 // Another key that falls on the same place gives way.
-                _ => Resource { key: key.into(), variants: SmallVec::new(), passes_until_ms: 0 },
+                _ => Resource { key: key.unwrap_or_default().into(), variants: SmallVec::new(), passes_until_ms: 0 },
             };
             if let Some(change) = change.take() {
                 change(&mut resource);
@@ -166,7 +183,9 @@ impl<V: Variant> Index<V> {
             *resource = changed(Some(resource));
             if resource.is_of_use() { EntryAction::Retain(()) } else { EntryAction::Remove }
         });
-        if let EntryResult::Vacant(place) = entry {
+        if let EntryResult::Vacant(place) = entry
+            && key.is_some()
+        {
             let resource = changed(None);
             if resource.is_of_use() && place.insert(resource.clone()).is_err() {
                 resource.leave();
@@ -180,7 +199,7 @@ impl<V: Variant> Index<V> {
         left.iter().for_each(|variant| variant.left());
     }
 
-    /// Purges what is meant; gives how many variants those were. Looks through all, shard by shard.
+    /// Purges what is meant; gives how many variants of those nobody has counted. Looks through all, shard by shard.
     pub fn purge(&self, purge: &Purge) -> usize {
         let is_meant = |key: &[u8], variant: &V| purge.what.is(key, variant.label());
         let concerned: Vec<(u128, Arc<Resource<V>>)> = self
@@ -191,11 +210,11 @@ impl<V: Variant> Index<V> {
         let mut purged = 0;
         for (id, resource) in concerned {
             for variant in resource.variants.iter().filter(|variant| is_meant(&resource.key, variant)) {
-                purged += 1;
+                purged += usize::from(variant.label().purge(purge.soft));
                 if purge.soft {
-                    variant.label().purge();
+                    variant.purged();
                 } else {
-                    self.remove(id, &resource.key, variant);
+                    self.remove_if(id, |known| std::ptr::eq(known, &**variant));
                 }
             }
         }

@@ -1,10 +1,10 @@
 //! What tells one stored response from others under the same key, and finds it for a purge.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::vary::Selectors;
 
-/// Immutable but for the mark of a soft purge, which all who have the response see.
+/// Immutable but for the mark of a purge, which all who have the response see.
 #[derive(Debug, Default)]
 pub struct Label {
     /// What belongs to another route or upstream is another's, whatever its key.
@@ -13,14 +13,18 @@ pub struct Label {
     /// The URI that was asked for, where that isn't the key.
     pub uri: Option<Box<str>>,
     pub tags: Box<[Box<str>]>,
-    purged: AtomicBool,
+    purged: AtomicU8,
 }
+
+/// How much it was purged.
+const SOFTLY: u8 = 1;
+const WHOLLY: u8 = 2;
 
 const TAG: usize = size_of::<Box<str>>();
 
 impl Label {
     pub fn new(scope: u64, selectors: Selectors, uri: Option<Box<str>>, tags: Box<[Box<str>]>) -> Self {
-        Label { scope, selectors, uri, tags, purged: AtomicBool::new(false) }
+        Label { scope, selectors, uri, tags, purged: AtomicU8::new(0) }
     }
 
     /// Whether it takes the place of another.
@@ -28,13 +32,14 @@ impl Label {
         self.scope == other.scope && self.selectors == other.selectors
     }
 
-    /// Makes it stale.
-    pub fn purge(&self) {
-        self.purged.store(true, Ordering::Relaxed);
+    /// Makes it stale; says whether nobody has done as much before.
+    pub fn purge(&self, soft: bool) -> bool {
+        let mark = if soft { SOFTLY } else { WHOLLY };
+        self.purged.fetch_max(mark, Ordering::Relaxed) < mark
     }
 
     pub fn is_purged(&self) -> bool {
-        self.purged.load(Ordering::Relaxed)
+        self.purged.load(Ordering::Relaxed) > 0
     }
 
     /// What it takes of the memory, in bytes.

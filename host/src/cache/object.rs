@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, response};
 
+use super::disk::reading::Opened;
 use super::fill::Fill;
 use super::index::Variant;
 use super::label::Label;
@@ -20,10 +21,12 @@ pub struct Object {
     pub rules: Rules,
     /// Milliseconds of Unix time at which it was `rules.initial_age_ms` old.
     pub since_ms: u64,
+    /// Of its file, if it ever has one.
+    pub number: u64,
 }
 
 /// How a policy wants it kept.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     pub lifetime_ms: u64,
     pub initial_age_ms: u64,
@@ -38,6 +41,8 @@ pub enum Content {
     Whole(Bytes),
     /// More than fits well into one allocation, or with trailers.
     Pieces(Arc<Pieces>),
+    /// In a file, for it is longer than the memory takes.
+    File(Arc<Opened>),
     /// Still on its way.
     Filling(Arc<Fill>),
 }
@@ -58,7 +63,17 @@ struct Fields(Arc<[(HeaderName, HeaderValue)]>);
 impl Object {
     pub fn new(label: Label, head: &response::Parts, content: Content, rules: Rules, since_ms: u64) -> Self {
         let (status, fields) = (head.status, Fields::of(&head.headers));
-        Object { label: Arc::new(label), status, fields, content, rules, since_ms }
+        Object { label: Arc::new(label), status, fields, content, rules, since_ms, number: 0 }
+    }
+
+    /// The same, known by another's label, and in a file of such a number.
+    pub fn labelled(self, label: Arc<Label>, number: u64) -> Self {
+        Object { label, number, ..self }
+    }
+
+    /// The same, in a file of such a number.
+    pub fn numbered(self, number: u64) -> Self {
+        Object { number, ..self }
     }
 
     /// The same with another content, such as one that has come to its end.
@@ -98,7 +113,8 @@ impl Variant for Object {
         &self.label
     }
 
-    /// What it takes of the memory, but for content that is still on its way.
+    /// What it takes of the memory, but for content that is still on its way; content in a file counts as if it were
+    /// there, for that never stays.
     fn weight(&self) -> usize {
         let fields: usize = self.fields.0.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
         let content = self.content.length().unwrap_or(0) as usize;
@@ -116,7 +132,17 @@ impl Content {
         match self {
             Content::Whole(content) => Some(content.len() as u64),
             Content::Pieces(pieces) => Some(pieces.length),
+            Content::File(file) => Some(file.length()),
             Content::Filling(fill) => fill.length(),
+        }
+    }
+
+    /// Its trailers, as far as they are known.
+    pub fn trailers(&self) -> Option<&HeaderMap> {
+        match self {
+            Content::Whole(_) | Content::Filling(_) => None,
+            Content::Pieces(pieces) => pieces.trailers.as_ref(),
+            Content::File(file) => file.trailers(),
         }
     }
 }

@@ -1,25 +1,29 @@
-//! Stored responses, for all workers.
+//! Stored responses, for all workers: in memory, and where there is a folder for that, on disk.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::HeaderMap;
+use tokio::task::spawn_blocking;
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
+use super::disk::{Disk, Filed};
 use super::flight::Flights;
 use super::index::{Found, Index};
 use super::label::Label;
-use super::object::Object;
+use super::object::{Content, Object};
 use super::purges::{Moment, Purge, Purges};
 
 /// Stored responses, and what is known of those to come.
 pub struct Store {
     memory: Index<Object>,
+    disk: Option<Arc<Disk>>,
     pub flights: Arc<Flights>,
     /// Nobody who doesn't know it can make two keys fall together.
     seed: u64,
-    purges: Purges,
+    purges: Arc<Purges>,
     /// Responses that were taken out or made stale by a purge or a change.
     pub purged: AtomicU64,
     /// What responses on their way into the store take, in bytes.
@@ -27,10 +31,21 @@ pub struct Store {
 }
 
 /// What the store may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Of the memory, in bytes.
     pub memory: u64,
+    /// The longest content there, in bytes.
+    pub object: u64,
+    pub disk: Option<DiskLimits>,
+}
+
+/// What it may take of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskLimits {
+    pub folder: PathBuf,
+    /// Of files, in bytes.
+    pub bytes: u64,
     /// The longest content, in bytes.
     pub object: u64,
 }
@@ -38,7 +53,7 @@ pub struct Limits {
 impl Default for Limits {
     /// What a small machine can spare, and a page with all that belongs to it.
     fn default() -> Self {
-        Limits { memory: 256 << 20, object: 16 << 20 }
+        Limits { memory: 256 << 20, object: 16 << 20, disk: None }
     }
 }
 
@@ -58,16 +73,30 @@ const COMING: u64 = 4;
 const TYPICAL: u64 = 16 << 10;
 
 impl Store {
-    /// An empty store for so many bytes.
+    /// An empty store for so many bytes of memory.
     pub fn new(bytes: u64) -> Arc<Self> {
+        Store::with(bytes, None, Arc::default())
+    }
+
+    /// A store of such limits, with what is on disk already; the error says what to do.
+    pub fn open(limits: &Limits) -> Result<Arc<Self>, String> {
+        let Some(disk) = &limits.disk else { return Ok(Store::new(limits.memory)) };
+        let purges = Arc::default();
+        let disk = Disk::open(&disk.folder, disk.bytes, &purges)?;
+        Ok(Store::with(limits.memory, Some(disk), purges))
+    }
+
+    fn with(bytes: u64, disk: Option<Arc<Disk>>, purges: Arc<Purges>) -> Arc<Self> {
         let mut seed = [0; 8];
         // Keys are compared whole, so without random numbers only the speed is at stake.
         let _ = getrandom::fill(&mut seed);
+        let seed = disk.as_ref().map_or(u64::from_ne_bytes(seed), |disk| disk.seed());
         Arc::new(Store {
             memory: Index::new(bytes, TYPICAL),
+            disk,
             flights: Flights::new(),
-            seed: u64::from_ne_bytes(seed),
-            purges: Purges::default(),
+            seed,
+            purges,
             purged: AtomicU64::new(0),
             coming: AtomicU64::new(0),
         })
@@ -80,7 +109,8 @@ impl Store {
 
     /// The name of a fetch: of all for the same response, as far as can be told before it.
     pub fn flight(&self, id: u128, scope: u64, request: &HeaderMap) -> u128 {
-        let selectors = self.memory.selectors(id, scope, request);
+        let on_disk = || self.disk.as_ref()?.selectors(id, scope, request);
+        let selectors = self.memory.selectors(id, scope, request).or_else(on_disk);
         let mut name = selectors.map_or_else(Vec::new, |selectors| selectors.bytes());
         name.extend(id.to_ne_bytes());
         name.extend(scope.to_ne_bytes());
@@ -97,15 +127,49 @@ impl Store {
         self.memory.find(id, key, scope, request, now_ms)
     }
 
+    /// What fits a request on disk.
+    pub fn filed(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<Arc<Filed>> {
+        self.disk.as_ref()?.find(id, key, scope, request)
+    }
+
+    /// Reads a response from disk, and keeps it in memory where its content is no longer than `most`.
+    pub async fn recall(&self, id: u128, key: &[u8], filed: &Arc<Filed>, most: u64) -> Option<Arc<Object>> {
+        let (disk, filed, owned, asked) = (self.disk.clone()?, filed.clone(), key.to_vec(), self.moment());
+        let recalled = spawn_blocking(move || disk.recall(&filed, &owned, most)).await.ok().flatten()?;
+        if recalled.is_whole {
+            self.insert_in_memory(id, key, &recalled.object, asked);
+        }
+        Some(recalled.object)
+    }
+
+    /// The number of a file to be, where there are files.
+    pub fn number(&self) -> u64 {
+        self.disk.as_ref().map_or(0, |disk| disk.number())
+    }
+
+    /// Where what is too long for the memory goes.
+    pub fn disk(&self) -> Option<&Arc<Disk>> {
+        self.disk.as_ref()
+    }
+
     /// Stores a response that was asked for at a moment, in place of the one that it takes the place of.
     pub fn insert(&self, id: u128, key: &[u8], object: Arc<Object>, asked: Moment) {
-        if self.was_purged(asked, id, key, &object) {
+        if let Some(disk) = &self.disk {
+            disk.keep(id, key, &object, asked);
+        }
+        if !matches!(object.content, Content::File(_)) {
+            self.insert_in_memory(id, key, &object, asked);
+        }
+    }
+
+    fn insert_in_memory(&self, id: u128, key: &[u8], object: &Arc<Object>, asked: Moment) {
+        if self.was_purged(asked, id, key, object) {
             return;
         }
         self.memory.insert(id, key, object.clone());
         // A purge that came meanwhile may have looked before it was there.
-        if self.was_purged(asked, id, key, &object) {
-            self.memory.remove(id, key, &object);
+        if self.was_purged(asked, id, key, object) {
+            self.memory.remove_if(id, |known| std::ptr::eq(known, &**object));
         }
     }
 
@@ -113,14 +177,17 @@ impl Store {
     fn was_purged(&self, asked: Moment, id: u128, key: &[u8], object: &Object) -> bool {
         let soft = self.purged_since(asked, id, key, &object.label);
         if soft == Some(true) {
-            object.label.purge();
+            object.label.purge(true);
         }
         soft == Some(false)
     }
 
     /// Takes a response out.
-    pub fn remove(&self, id: u128, key: &[u8], object: &Arc<Object>) {
-        self.memory.remove(id, key, object);
+    pub fn remove(&self, id: u128, object: &Object) {
+        self.memory.remove_if(id, |known| known.label.is_for_the_same(&object.label));
+        if let Some(disk) = &self.disk {
+            disk.remove(id, &object.label);
+        }
     }
 
     /// Remembers for a while that a response couldn't be stored.
@@ -145,7 +212,7 @@ impl Store {
     pub fn purge(&self, purge: &Purge) -> usize {
         // Before it looks, for those that are on their way.
         self.purges.purge(purge);
-        let purged = self.memory.purge(purge);
+        let purged = self.memory.purge(purge) + self.disk.as_ref().map_or(0, |disk| disk.purge(purge));
         self.purged.fetch_add(purged as u64, Ordering::Relaxed);
         purged
     }
@@ -153,7 +220,8 @@ impl Store {
     /// What is stored under a key holds no more.
     pub fn change(&self, id: u128) {
         self.purges.change(id);
-        self.purged.fetch_add(self.memory.remove_all(id) as u64, Ordering::Relaxed);
+        let changed = self.memory.remove_all(id) + self.disk.as_ref().map_or(0, |disk| disk.change(id));
+        self.purged.fetch_add(changed as u64, Ordering::Relaxed);
     }
 
     /// Whether a response was purged since a moment, and if so whether softly.
@@ -164,9 +232,24 @@ impl Store {
 
 /// For people.
 impl Store {
-    /// Another budget; what is beyond it goes.
-    pub fn resize(&self, bytes: u64) {
-        self.memory.resize(bytes);
+    /// Other budgets; what is beyond them goes.
+    pub fn resize(&self, limits: &Limits) {
+        self.memory.resize(limits.memory);
+        if let (Some(disk), Some(limits)) = (&self.disk, &limits.disk) {
+            disk.resize(limits.bytes);
+        }
+    }
+
+    /// Whether it is in such a folder, or in none.
+    pub fn is_in(&self, folder: Option<&Path>) -> bool {
+        self.disk.as_ref().map(|disk| disk.folder()) == folder
+    }
+
+    /// Waits until what is stored stands on disk, so long at most.
+    pub fn flush(&self, within: Duration) {
+        if let Some(disk) = &self.disk {
+            disk.flush(within);
+        }
     }
 
     /// The budget, in bytes.
@@ -194,6 +277,11 @@ impl Store {
 const HEAD: u64 = 16 << 10;
 
 impl Room {
+    /// Gives back what it has.
+    pub fn leave(&mut self) {
+        self.store.coming.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+    }
+
     /// Takes more; says whether there is as much.
     pub fn take(&mut self, bytes: u64) -> bool {
         self.bytes += bytes;
@@ -204,7 +292,7 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.store.coming.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.leave();
     }
 }
 

@@ -32,6 +32,18 @@ impl Selectors {
         })
     }
 
+    /// Of values as they were written.
+    pub fn from_values(values: Vec<(HeaderName, Option<Vec<u8>>)>) -> Self {
+        let selector =
+            |(name, value): (HeaderName, Option<Vec<u8>>)| Selector { name, value: value.map(Vec::into_boxed_slice) };
+        Selectors(values.into_iter().map(selector).collect())
+    }
+
+    /// The values, with the names.
+    pub fn values(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        self.0.iter().map(|selector| (selector.name.as_str(), selector.value.as_deref()))
+    }
+
     /// The names.
     pub fn names(&self) -> impl Iterator<Item = HeaderName> + '_ {
         self.0.iter().map(|selector| selector.name.clone())

@@ -14,6 +14,7 @@ use super::reply;
 use super::report::Report;
 use super::{Answered, Asking, POLICY_FAILED, Stale};
 use crate::body::ResponseBody;
+use crate::cache::disk::Spill;
 use crate::cache::fill::Fill;
 use crate::cache::flight::{Landing, Lead};
 use crate::cache::label::Label;
@@ -170,7 +171,7 @@ impl Fetch<'_> {
         }
         let needs = seat.needs(running);
         let keep = seat.ask(running, |policy| policy.fetched(&needs.response, head, times))?;
-        let is_too_long = body.size_hint().exact().is_some_and(|length| length > most(running));
+        let is_too_long = body.size_hint().exact().is_some_and(|length| length > longest(running));
         let refusal = match keep.unwrap_or_else(|| Keep::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
             Keep::Store(_) if is_too_long => Refusal::TooLarge,
             Keep::Store(storage) => return Ok(Ok(storage)),
@@ -193,7 +194,7 @@ impl Fetch<'_> {
         let (mut stored, came) = (stale.head(), taken(head));
         if is_of_another(&stored.headers, &came.headers) {
             // It is a word about something that we don't have (RFC 9111 §4.3.4).
-            running.generation.store.remove(asking.id, &asking.place.key, stale);
+            running.generation.store.remove(asking.id, stale);
             end(lead, Landing::Pass);
             let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED).detail(Some("other-etag"));
             return Ok(asking.serve(running, head, stale, report).unwrap_or_else(|| asking.timeout(running)));
@@ -214,7 +215,8 @@ impl Fetch<'_> {
                     storage.tags.clone_from(&stale.label.tags);
                 }
                 own = take_out(&storage.dropped, &mut stored.headers);
-                let object = Arc::new(self.object(head, stored, stale.content.clone(), storage, times));
+                let object = self.object(head, stored, stale.content.clone(), storage, times);
+                let object = Arc::new(object.numbered(stale.number));
                 // What still comes in is put in by whoever lets it in.
                 if !matches!(object.content, Content::Filling(_)) {
                     store.insert(asking.id, key, object.clone(), asked);
@@ -253,7 +255,8 @@ impl Fetch<'_> {
         let own = take_out(&storage.dropped, &mut came.headers);
         let status = came.status;
         let fill = Fill::new(body.size_hint().exact());
-        let object = Arc::new(self.object(head, came, Content::Filling(fill.clone()), storage, times));
+        let object = self.object(head, came, Content::Filling(fill.clone()), storage, times);
+        let object = Arc::new(object.numbered(running.generation.store.number()));
         let report = Report::forwarded(asking.why).status(status).stored();
         // The first of its readers, before it may be found to be too long.
         let response = asking.serve(running, head, &object, report);
@@ -269,8 +272,9 @@ impl Fetch<'_> {
             id: asking.id,
             key: asking.place.key.clone(),
             asked,
-            most: most(running),
-            passes: false,
+            most: most_in_memory(running),
+            longest: longest(running),
+            into: Destination::Memory,
         };
         asking.seat.figures(running).stored.add(1);
         // Others may read it on other workers, which don't end with this one.
@@ -324,7 +328,7 @@ impl Fetch<'_> {
             && !object.is_fresh(now)
             && !matches!(refusal, Refusal::SetCookie)
         {
-            store.remove(asking.id, &asking.place.key, object);
+            store.remove(asking.id, object);
         }
         store.pass(asking.id, &asking.place.key, now);
     }
@@ -341,10 +345,18 @@ struct Filling {
     id: u128,
     key: Vec<u8>,
     asked: Moment,
-    /// In bytes.
+    /// The longest that is kept in memory, and the longest that is kept at all, in bytes.
     most: u64,
-    /// It isn't kept.
-    passes: bool,
+    longest: u64,
+    into: Destination,
+}
+
+/// Where a response goes.
+enum Destination {
+    Memory,
+    File(Box<Spill>),
+    /// To those who read it now, and no further.
+    Nowhere,
 }
 
 impl Filling {
@@ -365,11 +377,10 @@ impl Filling {
                 Ok(None) => break,
                 Ok(Some(frame)) => match frame.into_data() {
                     Ok(piece) => {
-                        bytes += piece.len() as u64;
-                        if !self.passes && (bytes > self.most || !self.room.take(piece.len() as u64)) {
-                            self.pass();
-                        }
+                        let more = piece.len() as u64;
+                        bytes += more;
                         self.fill.push(piece);
+                        self.settle(bytes, more).await;
                     }
                     Err(frame) => trailers = frame.into_trailers().ok(),
                 },
@@ -378,16 +389,59 @@ impl Filling {
         if self.fill.length().is_some_and(|length| length != bytes) {
             return;
         }
-        let content = self.fill.finish(trailers);
-        if !self.passes {
-            let object = Arc::new(self.object.with(content));
-            self.store.insert(self.id, &self.key, object, self.asked);
+        if let Destination::File(spill) = &mut self.into
+            && !spill.write(&self.fill, true).await
+        {
+            self.pass();
+        }
+        self.fill.finish(trailers.clone());
+        match std::mem::replace(&mut self.into, Destination::Nowhere) {
+            Destination::Memory => {
+                let object = Arc::new(self.object.with(self.fill.content(trailers)));
+                self.store.insert(self.id, &self.key, object, self.asked);
+            }
+            Destination::File(spill) => {
+                let place = (self.id, self.key.clone(), self.asked);
+                spill.finish(place, self.object.clone(), (bytes, trailers)).await;
+            }
+            Destination::Nowhere => {}
         }
     }
 
-    /// It is longer than may be stored, or there is no room.
+    /// Finds a place for what has come: memory, a file for what is too long for that, or none.
+    async fn settle(&mut self, bytes: u64, more: u64) {
+        match &mut self.into {
+            Destination::Memory => {
+                let is_long = bytes > self.most || self.fill.length().is_some_and(|length| length > self.most);
+                if self.room.take(more) && !is_long {
+                    return;
+                }
+                self.room.leave();
+                let disk = self.store.disk().filter(|_| bytes <= self.longest);
+                self.into = match disk {
+                    Some(disk) => {
+                        let spill = Spill::begin(disk, &self.fill, self.object.number).await;
+                        spill.map_or(Destination::Nowhere, |spill| Destination::File(Box::new(spill)))
+                    }
+                    None => Destination::Nowhere,
+                };
+            }
+            Destination::File(_) if bytes > self.longest => self.into = Destination::Nowhere,
+            Destination::File(_) => {}
+            Destination::Nowhere => return,
+        }
+        let goes_on = match &mut self.into {
+            Destination::File(spill) => spill.write(&self.fill, false).await,
+            Destination::Memory | Destination::Nowhere => false,
+        };
+        if !goes_on {
+            self.pass();
+        }
+    }
+
+    /// It is longer than may be stored, or there is no place for it.
     fn pass(&mut self) {
-        self.passes = true;
+        self.into = Destination::Nowhere;
         self.fill.pass();
         self.store.pass(self.id, &self.key, now_ms());
         self.lead = None;
@@ -431,9 +485,16 @@ fn take_out(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
     own
 }
 
-/// The longest content that is stored, in bytes.
-fn most(running: &Running) -> u64 {
+/// The longest content that is stored in memory, in bytes.
+pub fn most_in_memory(running: &Running) -> u64 {
     running.generation.store_limits.object.min(running.generation.store.most())
+}
+
+/// The longest that is stored at all, in bytes.
+fn longest(running: &Running) -> u64 {
+    let (store, limits) = (&running.generation.store, &running.generation.store_limits);
+    let on_disk = store.disk().zip(limits.disk.as_ref()).map_or(0, |(disk, limits)| limits.object.min(disk.most()));
+    on_disk.max(most_in_memory(running))
 }
 
 fn end(lead: Option<Lead>, landing: Landing) {

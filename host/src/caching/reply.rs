@@ -9,8 +9,8 @@ use http::{Method, Response, StatusCode, request, response};
 use smallvec::SmallVec;
 
 use crate::body::ResponseBody;
-use crate::cache::fill::Stored;
 use crate::cache::object::{Content, Object};
+use crate::cache::stored::Stored;
 
 /// As many parts of a response are sent at most; who asks for more gets all (RFC 9110 §14.2).
 const MOST_RANGES: usize = 16;

@@ -46,6 +46,19 @@ pub struct Cache {
     pub memory: Option<Spanned<String>>,
     /// The longest content that is stored; 16 MiB if not given, and never more than a sixteenth of the memory.
     pub max_object: Option<Spanned<String>>,
+    /// Where responses outlast the process.
+    pub disk: Option<Spanned<Disk>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Disk {
+    /// The folder; an empty one, or one that is made.
+    pub path: Spanned<String>,
+    /// What its files may take.
+    pub size: Spanned<String>,
+    /// The longest content that is stored there; 1 GiB if not given, and never more than a sixteenth of the size.
+    pub max_object: Option<Spanned<String>>,
 }
 
 impl Manifest {

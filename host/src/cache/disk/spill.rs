@@ -1,0 +1,106 @@
+//! A response that goes into a file as it comes, being too long for the memory.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::task::spawn_blocking;
+
+use super::format::{self, BLOCK, Sums};
+use super::{Disk, path, remove, temporary};
+use crate::cache::fill::Fill;
+use crate::cache::object::Object;
+use crate::cache::purges::Moment;
+
+/// A file that is being written; removed if it isn't finished.
+pub struct Spill {
+    disk: Arc<Disk>,
+    file: Arc<File>,
+    temporary: PathBuf,
+    number: u64,
+    sums: Vec<u64>,
+    is_finished: bool,
+}
+
+impl Spill {
+    /// Begins; none if nothing can be written, of which the log tells.
+    pub async fn begin(disk: &Arc<Disk>, fill: &Fill, number: u64) -> Option<Self> {
+        if disk.rests() {
+            return None;
+        }
+        let temporary = temporary(&disk.folder, number);
+        let at = temporary.clone();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true);
+        let made = spawn_blocking(move || options.open(at)).await.map_err(io::Error::other).and_then(|made| made);
+        let file = Arc::new(made.inspect_err(|error| disk.unwritten(error)).ok()?);
+        fill.spill(file.clone());
+        Some(Spill { disk: disk.clone(), file, temporary, number, sums: Vec::new(), is_finished: false })
+    }
+
+    /// Writes the blocks that have come, and at the end what is left; false if that can't be.
+    pub async fn write(&mut self, fill: &Fill, is_last: bool) -> bool {
+        while let Some((at, block)) = fill.unwritten(BLOCK, is_last) {
+            let (file, end) = (self.file.clone(), at + block.len() as u64);
+            // A copy that comes back, to be freed where it was made.
+            let here = block.clone();
+            let written = spawn_blocking(move || write(&file, at, &block)).await;
+            drop(here);
+            match written.map_err(io::Error::other).and_then(|written| written) {
+                Ok(sum) => self.sums.push(sum),
+                Err(error) => {
+                    self.disk.unwritten(&error);
+                    return false;
+                }
+            }
+            fill.written(end);
+        }
+        true
+    }
+
+    /// All is written: from now on it is found.
+    pub async fn finish(
+        mut self,
+        (id, key, asked): (u128, Vec<u8>, Moment),
+        object: Arc<Object>,
+        (length, trailers): (u64, Option<HeaderMap>),
+    ) {
+        let finished = spawn_blocking(move || {
+            let sums = Sums::from_blocks(std::mem::take(&mut self.sums));
+            let tail = format::tail(&key, &object, trailers.as_ref(), (length, &sums), self.disk.seed);
+            let size = tail.and_then(|tail| {
+                self.file.write_all_at(&tail, length)?;
+                std::fs::rename(&self.temporary, path(&self.disk.folder, self.number))?;
+                Ok(length + tail.len() as u64)
+            });
+            match size {
+                Ok(size) => {
+                    self.is_finished = true;
+                    self.disk.figures.writes.fetch_add(1, Ordering::Relaxed);
+                    self.disk.place(id, &key, &object.label, (self.number, size), asked);
+                }
+                Err(error) => self.disk.unwritten(&error),
+            }
+        });
+        // It doesn't panic, and where the process ends nobody needs it.
+        let _ = finished.await;
+    }
+}
+
+impl Drop for Spill {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            remove(&self.temporary);
+        }
+    }
+}
+
+fn write(file: &File, at: u64, block: &Bytes) -> io::Result<u64> {
+    file.write_all_at(block, at)?;
+    Ok(format::sum(block))
+}

@@ -1,0 +1,149 @@
+//! Stored content, or a part of it, on its way to a client.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::disk::reading::Blocks;
+use super::fill::Reading;
+use super::object::{Content, Pieces};
+use crate::passage::BodyError;
+
+/// All of some content, or a part.
+#[derive(Debug)]
+pub struct Stored {
+    source: Source,
+    /// Bytes to leave out before the first.
+    skip: u64,
+    /// Bytes to send; none for all there is, and the trailers.
+    left: Option<u64>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Whole(Bytes),
+    Pieces(Arc<Pieces>, usize),
+    File(Blocks),
+    Filling(Reading),
+}
+
+impl Stored {
+    /// All of it; none if its beginning is gone.
+    pub fn all(content: &Content) -> Option<Self> {
+        Stored::from(content, 0)
+    }
+
+    fn from(content: &Content, at: u64) -> Option<Self> {
+        let (source, skip) = match content {
+            Content::Whole(content) => (Source::Whole(content.slice(content.len().min(at as usize)..)), 0),
+            Content::Pieces(pieces) => {
+                let (mut place, mut skip) = (0, at);
+                while let Some(piece) = pieces.list.get(place).filter(|piece| piece.len() as u64 <= skip) {
+                    skip -= piece.len() as u64;
+                    place += 1;
+                }
+                (Source::Pieces(pieces.clone(), place), skip)
+            }
+            Content::File(file) => {
+                let (blocks, skip) = Blocks::new(file, at);
+                (Source::File(blocks), skip)
+            }
+            Content::Filling(fill) => (Source::Filling(fill.reader(at)?), 0),
+        };
+        Some(Stored { source, skip, left: None })
+    }
+
+    /// What stands between parts.
+    pub fn text(text: String) -> Self {
+        let left = Some(text.len() as u64);
+        Stored { source: Source::Whole(text.into()), skip: 0, left }
+    }
+
+    /// The bytes that are still to come, of a part.
+    pub fn left(&self) -> Option<u64> {
+        self.left
+    }
+
+    /// From an offset on so many bytes; none as above.
+    pub fn part(content: &Content, offset: u64, length: u64) -> Option<Self> {
+        Some(Stored { left: Some(length), ..Stored::from(content, offset)? })
+    }
+
+    fn is_over(&self) -> bool {
+        if self.left == Some(0) {
+            return true;
+        }
+        match &self.source {
+            Source::Whole(content) => content.is_empty(),
+            Source::Pieces(pieces, next) => *next == pieces.list.len() && pieces.trailers.is_none(),
+            Source::File(blocks) => blocks.left() == 0 && !blocks.has_trailers(),
+            Source::Filling(_) => false,
+        }
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.source {
+            Source::Whole(content) if content.is_empty() => Poll::Ready(None),
+            Source::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
+            Source::Pieces(pieces, next) => {
+                *next += 1;
+                let trailers = || pieces.trailers.clone().filter(|_| *next == pieces.list.len() + 1);
+                let frame = pieces.list.get(*next - 1).cloned().map(Frame::data);
+                Poll::Ready(frame.or_else(|| trailers().map(Frame::trailers)).map(Ok))
+            }
+            Source::File(blocks) => blocks.poll_next(cx),
+            Source::Filling(reading) => reading.poll_next(cx),
+        }
+    }
+}
+
+impl Body for Stored {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        loop {
+            if this.left == Some(0) {
+                return Poll::Ready(None);
+            }
+            let frame = ready!(this.poll_source(cx));
+            let Some(left) = &mut this.left else { return Poll::Ready(frame) };
+            let mut piece = match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(piece) => piece,
+                    Err(_) => return Poll::Ready(None),
+                },
+                other => return Poll::Ready(other),
+            };
+            let skipped = this.skip.min(piece.len() as u64);
+            this.skip -= skipped;
+            let part = piece.split_off(skipped as usize);
+            let part = part.slice(..(part.len() as u64).min(*left) as usize);
+            if !part.is_empty() {
+                *left -= part.len() as u64;
+                return Poll::Ready(Some(Ok(Frame::data(part))));
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if let Some(left) = self.left {
+            return SizeHint::with_exact(left);
+        }
+        match &self.source {
+            Source::Whole(content) => SizeHint::with_exact(content.len() as u64),
+            Source::Pieces(pieces, 0) if pieces.trailers.is_none() => SizeHint::with_exact(pieces.length),
+            Source::File(blocks) if !blocks.has_trailers() => SizeHint::with_exact(blocks.left()),
+            Source::Filling(reading) => reading.length().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Source::Pieces(..) | Source::File(_) => SizeHint::default(),
+        }
+    }
+}
