@@ -112,7 +112,7 @@ class Env:
                         "-keyout", self.key, "-out", self.cert, "-days", "9", "-subj", "/CN=localhost",
                         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"], check=True, stderr=DEVNULL)
         self.pem.write_bytes(self.cert.read_bytes() + self.key.read_bytes())
-        for name, kib in (("cache/64k", 64), ("big/1m", 1024), ("big/100m", 102400)):
+        for name, kib in (("cache/64k", 64), ("cache/1m", 1024), ("big/1m", 1024), ("big/100m", 102400)):
             path = self.tmp / "www" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(os.urandom(1024) * kib)
@@ -208,7 +208,7 @@ def nginx_modules():
 
 class Nginx(Peer):
     conf = "nginx.conf"
-    variants = {"cache1k": [""], "cache64k": [""], "reload": [""], "script": ["lua", "njs", "map"],
+    variants = {"cache1k": [""], "cache64k": [""], "cachedisk1m": [""], "reload": [""], "script": ["lua", "njs", "map"],
                 **{s: ["", "tuned"] for s in ("big1m", "big100m", "upload")},
                 **{f"chain{n}": ["lua", "njs"] for n in (0, 1, 3)}}
 
@@ -283,7 +283,7 @@ class Plugway(Peer):
     """`call` makes the stock plugin `headers` run for each message instead of handing the host a plan; `edit` has the
     trivial filter make its edit itself instead of naming a plan."""
     conf = "plugway.toml"
-    base = "plain plain-c1 rewrite lb lc cache1k cache64k tls handshake h2 big1m big100m upload idle idle-tls reload".split()
+    base = "plain plain-c1 rewrite lb lc cache1k cache64k cachedisk1m tls handshake h2 big1m big100m upload idle idle-tls reload".split()
     variants = {s: ["", "call"] for s in ("plain", "rewrite")} | {"script": ["wasm"], "chain0": ["wasm"], "chain1": ["wasm", "edit"], "chain3": ["wasm", "edit"]}
 
     def argv(self, scenario, flags):
@@ -299,6 +299,7 @@ SCENARIOS = {
     "rewrite": dict(headers={"X-Debug": "1"}),
     "lb": dict(flags="lb"), "lc": dict(flags="lb lc"),
     "cache1k": dict(path="/cache/1k", flags="cache"), "cache64k": dict(path="/cache/64k", flags="cache"),
+    "cachedisk1m": dict(path="/cache/1m", conns=16, flags="cache disk"),
     "tls": dict(flags="tls"), "handshake": dict(flags="tls", headers={"Connection": "close"}),
     "h2": dict(flags="h2", tool="h2load"),
     "script": dict(headers=KEY),

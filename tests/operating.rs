@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, MISBEHAVE};
 
-use crate::support::{PATIENCE, Proxy, echo, manifest, read_message, run, until};
+use crate::support::{PATIENCE, Proxy, echo, manifest, origin, read_message, run, until};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
@@ -96,6 +96,24 @@ fn the_json_log_tells_route_endpoint_failure_and_notes() {
     assert_eq!((&inside["status"], &inside["notes"]["user"]), (&200.into(), &"carol".into()));
     assert_eq!(inside["endpoint"], origin);
     assert!(outside["status"] == 401 && outside["endpoint"].is_null(), "{outside}");
+}
+
+#[test]
+fn the_json_log_tells_what_a_cache_did() {
+    let log = "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n";
+    let stored = origin(|_| b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 0\r\n\r\n".to_vec());
+    let proxy = Proxy::start(&manifest(&stored, r#""cache""#, log));
+    for (path, fields) in [("/a?1", ""), ("/a?2", "\r\nCache-Control: no-store")] {
+        proxy.get(path, fields);
+    }
+    let lines = lines(&proxy.folder.path().join("access.log"), 2);
+    assert_eq!(
+        (&logged(&lines, "/a?1")["cache"], &logged(&lines, "/a?2")["cache"]),
+        (&"miss".into(), &"bypass".into())
+    );
+    proxy.get("/a?1", "");
+    let lines = self::lines(&proxy.folder.path().join("access.log"), 3);
+    assert!(lines.iter().any(|line| line.contains("\"cache\":\"hit\"")), "{lines:?}");
 }
 
 #[test]

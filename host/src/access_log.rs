@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use crate::error::Kind;
-use crate::head::{Head, ValueName};
+use crate::head::{CacheOutcome, Head, ValueName};
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +164,7 @@ fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
         "route": &*head.route,
         "upstream": &*head.upstream,
         "endpoint": head.endpoint.as_deref(),
+        "cache": head.cache.map(CacheOutcome::word),
         "error": outcome.error.map(Kind::token),
         "request_id": head.request_id(),
         "user_agent": field(http::header::USER_AGENT),

@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::edit::Edit;
 use crate::error::Error;
 use crate::generation::{Route, Running};
-use crate::head::Head;
+use crate::head::{CacheOutcome, Head};
 use crate::metrics::CacheFigures;
 use crate::plugin::binding::CacheNeeds;
 use crate::plugin::instance::{Instance, Trap};
@@ -116,7 +116,7 @@ pub fn look(
     let place = match lookup {
         Lookup::Under(place) if is_plain && is_read => place,
         lookup => {
-            seat.figures(running).bypassed.add(1);
+            seat.count(running, head, CacheOutcome::Bypass);
             return Ok(Looked::Past(Past::of(at, lookup, &head.request)));
         }
     };
@@ -196,9 +196,8 @@ impl Asking {
         {
             return Ok(self.answered(response));
         }
-        let figures = self.seat.figures(running);
         if self.place.only_if_cached {
-            figures.misses.add(1);
+            self.seat.count(running, head, CacheOutcome::Miss);
             return Ok(self.answered(self.timeout(running)));
         }
         let mut turns = 0;
@@ -212,7 +211,7 @@ impl Asking {
             match running.generation.store.flights.join(name) {
                 Joined::Lead(lead) => {
                     if let Some(response) = self.meanwhile(running, head) {
-                        figures.hits.add(1);
+                        self.seat.count(running, head, CacheOutcome::Hit);
                         return Ok(self.answered(response));
                     }
                     break Some(lead);
@@ -223,14 +222,14 @@ impl Asking {
                     }
                     Landing::Object(object, _) => {
                         if let Some(response) = self.shared(running, head, &object) {
-                            figures.collapsed.add(1);
+                            self.seat.count(running, head, CacheOutcome::Collapsed);
                             return Ok(self.answered(response));
                         }
                     }
                     Landing::Failed(kind) => {
                         let cause = "the request that it waited for failed";
                         let failed = Failed::from(Error::new(kind, cause));
-                        figures.collapsed.add(1);
+                        self.seat.count(running, head, CacheOutcome::Collapsed);
                         return self.instead(running, head, None, failed);
                     }
                     Landing::Pass => self.passes = true,
@@ -238,10 +237,11 @@ impl Asking {
                 },
             }
         };
-        match self.why {
-            Forward::Stale | Forward::Request => figures.validations.add(1),
-            _ => figures.misses.add(1),
-        }
+        let outcome = match self.why {
+            Forward::Stale | Forward::Request => CacheOutcome::Validated,
+            _ => CacheOutcome::Miss,
+        };
+        self.seat.count(running, head, outcome);
         Fetch { asking: &self, running, route, upstream, clock }.run(head, lead).await
     }
 
@@ -275,7 +275,7 @@ impl Asking {
         object: Arc<Object>,
         clock: &Rc<Clock>,
     ) -> Result<Option<Response<ResponseBody>>, Failed> {
-        let (needs, figures, now) = (self.seat.needs(running), self.seat.figures(running), now_ms());
+        let (needs, now) = (self.seat.needs(running), now_ms());
         let is_fresh = object.is_fresh(now);
         let reuse = if is_fresh && self.place.fresh_will_do {
             Reuse::Serve
@@ -287,8 +287,8 @@ impl Asking {
         if let Reuse::Serve | Reuse::ServeAndRevalidate = reuse
             && let Some(response) = self.serve(running, head, &object, Report::hit())
         {
-            let count = if is_fresh { &figures.hits } else { &figures.stale };
-            count.add(1);
+            let outcome = if is_fresh { CacheOutcome::Hit } else { CacheOutcome::Stale };
+            self.seat.count(running, head, outcome);
             if reuse == Reuse::ServeAndRevalidate {
                 self.stale = Some(Stale { object, validates: true });
                 self.clone().revalidate(running, places, head, clock);
@@ -305,7 +305,7 @@ impl Asking {
         let Joined::Lead(lead) = running.generation.store.flights.join(self.flight(running, head)) else { return };
         self.why = Forward::Stale;
         let (running, clock, mut head) = (running.clone(), clock.clone(), Box::new(head.copy()));
-        self.seat.figures(&running).validations.add(1);
+        self.seat.count(&running, &mut head, CacheOutcome::Validated);
         spawn_local(async move {
             let [total] = clock.deadlines();
             total.set(running.generation.routes[route].timeout.unwrap_or(LONGEST));
@@ -356,7 +356,7 @@ impl Asking {
     fn instead(
         &self,
         running: &Running,
-        head: &Head,
+        head: &mut Head,
         status: Option<StatusCode>,
         failed: Failed,
     ) -> Result<Answered, Failed> {
@@ -364,7 +364,12 @@ impl Asking {
         covered.map(|response| self.answered(response)).ok_or(failed)
     }
 
-    fn covered(&self, running: &Running, head: &Head, status: Option<StatusCode>) -> Option<Response<ResponseBody>> {
+    fn covered(
+        &self,
+        running: &Running,
+        head: &mut Head,
+        status: Option<StatusCode>,
+    ) -> Option<Response<ResponseBody>> {
         let object = &self.stale.as_ref()?.object;
         let (needs, now) = (self.seat.needs(running), now_ms());
         let code = status.map(|status| status.as_u16());
@@ -373,7 +378,7 @@ impl Asking {
         if allowed != Some(true) {
             return None;
         }
-        self.seat.figures(running).errors_covered.add(1);
+        self.seat.count(running, head, CacheOutcome::ErrorCovered);
         let mut report = Report::forwarded(Forward::Stale).detail(Some("stale-if-error"));
         if let Some(status) = status {
             report = report.status(status);
@@ -422,6 +427,12 @@ impl Seat {
 
     fn figures(self, running: &Running) -> &CacheFigures {
         &running.caches[self.binding]
+    }
+
+    /// Tells figures and logs what became of a request.
+    fn count(self, running: &Running, head: &mut Head, outcome: CacheOutcome) {
+        head.cache = Some(outcome);
+        self.figures(running).requests(outcome).add(1);
     }
 
     /// Asks the policy what decides the exchange; none where it failed, and the exchange goes on all the same.

@@ -25,9 +25,55 @@ pub struct Head {
     pub upstream: Arc<str>,
     /// The chosen endpoint.
     pub endpoint: Option<Arc<str>>,
+    /// What the cache of its chain did with it, if there is one.
+    pub cache: Option<CacheOutcome>,
     /// Values left by plugins.
     pub notes: Vec<(String, HeaderValue)>,
     id: OnceCell<[u8; 32]>,
+}
+
+/// What became of a request at a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheOutcome {
+    /// Served from what was stored and fresh.
+    Hit,
+    /// Served stale, with a validation behind the client's back.
+    Stale,
+    /// The upstream was asked since what was stored was stale, or the client wanted that.
+    Validated,
+    /// The upstream was asked since nothing was stored.
+    Miss,
+    /// Waited for another request's response, and got that.
+    Collapsed,
+    /// Served stale since the upstream failed.
+    ErrorCovered,
+    /// Went past.
+    Bypass,
+}
+
+impl CacheOutcome {
+    pub const ALL: [CacheOutcome; 7] = [
+        CacheOutcome::Hit,
+        CacheOutcome::Stale,
+        CacheOutcome::Validated,
+        CacheOutcome::Miss,
+        CacheOutcome::Collapsed,
+        CacheOutcome::ErrorCovered,
+        CacheOutcome::Bypass,
+    ];
+
+    /// As figures and logs call it.
+    pub fn word(self) -> &'static str {
+        match self {
+            CacheOutcome::Hit => "hit",
+            CacheOutcome::Stale => "stale",
+            CacheOutcome::Validated => "validated",
+            CacheOutcome::Miss => "miss",
+            CacheOutcome::Collapsed => "collapsed",
+            CacheOutcome::ErrorCovered => "error-covered",
+            CacheOutcome::Bypass => "bypass",
+        }
+    }
 }
 
 /// A request line.
@@ -167,8 +213,8 @@ impl Head {
         route: Arc<str>,
         upstream: Arc<str>,
     ) -> Self {
-        let (response, endpoint, notes, id) = (None, None, Vec::new(), OnceCell::new());
-        Head { received, request, response, peer, route, upstream, endpoint, notes, id }
+        let (response, endpoint, cache, notes, id) = (None, None, None, Vec::new(), OnceCell::new());
+        Head { received, request, response, peer, route, upstream, endpoint, cache, notes, id }
     }
 
     /// Of what could not be read.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::Kind;
+use crate::head::CacheOutcome;
 
 /// All figures of the process; they outlive generations.
 #[derive(Default)]
@@ -86,24 +87,18 @@ pub struct PluginFigures {
 /// A worker's figures of a cache, by what became of requests.
 #[derive(Debug, Default)]
 pub struct CacheFigures {
-    /// Served from what was stored and fresh.
-    pub hits: Count,
-    /// Served stale, with a validation behind the client's back.
-    pub stale: Count,
-    /// The upstream was asked since what was stored was stale, or the client wanted that.
-    pub validations: Count,
-    /// The upstream was asked since nothing was stored.
-    pub misses: Count,
-    /// Waited for another request's response, and got that.
-    pub collapsed: Count,
-    /// Served stale since the upstream failed.
-    pub errors_covered: Count,
-    /// Went past.
-    pub bypassed: Count,
+    requests: [Count; CacheOutcome::ALL.len()],
     /// Responses that were stored, and validated ones.
     pub stored: Count,
     /// Responses that weren't, in the order of [`REFUSALS`].
     pub refused: [Count; REFUSALS.len()],
+}
+
+impl CacheFigures {
+    /// Requests of which that became.
+    pub fn requests(&self, outcome: CacheOutcome) -> &Count {
+        &self.requests[outcome as usize]
+    }
 }
 
 /// Why responses are not stored.

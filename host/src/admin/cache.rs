@@ -10,22 +10,10 @@ use crate::body::ResponseBody;
 use crate::cache::disk::{Disk, Figures};
 use crate::cache::purges::{Purge, Purged};
 use crate::cache::store::Store;
-use crate::metrics::{CacheFigures, Count, REFUSALS};
+use crate::head::CacheOutcome;
+use crate::metrics::{CacheFigures, REFUSALS};
 
-/// What became of requests, by the words that both documents use.
-type Outcome = (&'static str, fn(&CacheFigures) -> &Count);
-
-const OUTCOMES: [Outcome; 7] = [
-    ("hit", |figures| &figures.hits),
-    ("stale", |figures| &figures.stale),
-    ("validated", |figures| &figures.validations),
-    ("miss", |figures| &figures.misses),
-    ("collapsed", |figures| &figures.collapsed),
-    ("error-covered", |figures| &figures.errors_covered),
-    ("bypass", |figures| &figures.bypassed),
-];
-
-/// What became of files, likewise.
+/// What became of files, by the words that both documents use.
 type DiskFigure = (&'static str, fn(&Figures) -> &AtomicU64);
 
 const DISK: [DiskFigure; 4] = [
@@ -39,7 +27,9 @@ const DISK: [DiskFigure; 4] = [
 pub fn status(admin: &Admin, store: &Store) -> Value {
     let caches = admin.registry.caches();
     let cache = |(name, figures): (&std::sync::Arc<str>, &Vec<_>)| {
-        let requests = OUTCOMES.iter().map(|(word, one)| ((*word).into(), sum(figures, one).into()));
+        let requests = CacheOutcome::ALL.iter().map(|outcome| {
+            (outcome.word().into(), sum(figures, |figures: &CacheFigures| figures.requests(*outcome)).into())
+        });
         let requests: serde_json::Map<String, Value> = requests.collect();
         json!({ "plugin": &**name, "requests": requests, "stored": sum(figures, |figures| &figures.stored) })
     };
@@ -71,8 +61,9 @@ pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
     let requests = "plugway_cache_requests_total";
     family(out, requests, "counter", "Requests at a cache, by what became of them.");
     for (name, figures) in &caches {
-        for (word, one) in OUTCOMES {
-            line(out, requests, &[("plugin", name), ("outcome", word)], sum(figures, one) as f64);
+        for outcome in CacheOutcome::ALL {
+            let count = sum(figures, |figures| figures.requests(outcome)) as f64;
+            line(out, requests, &[("plugin", name), ("outcome", outcome.word())], count);
         }
     }
     family(out, "plugway_cache_stored_total", "counter", "Responses that were stored or found to hold.");
