@@ -462,5 +462,6 @@ fn a_folder_has_one_process_and_nothing_else() {
     std::fs::write(&path, &warm.text).unwrap();
     proxy.signal("HUP");
     proxy.wait_log("reloaded");
-    until("it is found again", || proxy.get("/", "").text() == "1");
+    until("it is found again", || status(&proxy).contains("\"found\":true,\"keys\":1,"));
+    assert_eq!(proxy.get("/", "").text(), "1");
 }

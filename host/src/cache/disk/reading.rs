@@ -10,6 +10,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Frame;
+#[cfg(target_os = "linux")]
+use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::format::{BLOCK, Sums, broken};
@@ -63,8 +65,25 @@ impl Opened {
         BytesMut::zeroed((self.length - place * BLOCK as u64).min(BLOCK as u64) as usize)
     }
 
+    /// A block, if the system has it in memory: then nobody waits, and no other thread is needed.
+    #[cfg(target_os = "linux")]
+    fn at_hand(&self, place: u64, block: &mut BytesMut) -> bool {
+        let length = block.len();
+        let mut room = [io::IoSliceMut::new(block)];
+        preadv2(&self.file, &mut room, place * BLOCK as u64, ReadWriteFlags::NOWAIT) == Ok(length)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn at_hand(&self, _: u64, _: &mut BytesMut) -> bool {
+        false
+    }
+
     fn block(&self, place: u64, mut block: BytesMut) -> io::Result<Bytes> {
         let read = self.file.read_exact_at(&mut block, place * BLOCK as u64);
+        self.checked(place, block, read)
+    }
+
+    fn checked(&self, place: u64, block: BytesMut, read: io::Result<()>) -> io::Result<Bytes> {
         let read = read.and_then(|()| if self.sums.holds(place as usize, &block) { Ok(()) } else { Err(broken()) });
         if let (Err(error), Some(disk)) = (&read, self.disk.upgrade()) {
             disk.lost(&self.filed, error);
@@ -95,13 +114,19 @@ impl Blocks {
             self.had_trailers = true;
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
-        let reading = self.reading.get_or_insert_with(|| {
-            let (opened, place) = (self.opened.clone(), self.next);
-            // What is allocated here is freed here: memory that goes from thread to thread is given back late.
-            let room = opened.room(place);
-            spawn_blocking(move || opened.block(place, room))
-        });
-        let read = ready!(Pin::new(reading).poll(cx)).map_err(io::Error::other).and_then(|read| read);
+        let read = match &mut self.reading {
+            Some(reading) => ready!(Pin::new(reading).poll(cx)).map_err(io::Error::other).and_then(|read| read),
+            None => {
+                let (opened, place) = (self.opened.clone(), self.next);
+                // What is allocated here is freed here: memory that goes from thread to thread is given back late.
+                let mut room = opened.room(place);
+                if !opened.at_hand(place, &mut room) {
+                    self.reading = Some(spawn_blocking(move || opened.block(place, room)));
+                    return self.poll_next(cx);
+                }
+                opened.checked(place, room, Ok(()))
+            }
+        };
         self.reading = None;
         self.next += 1;
         Poll::Ready(Some(read.map(Frame::data).map_err(Into::into)))
