@@ -210,7 +210,8 @@ impl Asking {
             let name = self.flight(running, head);
             match running.generation.store.flights.join(name) {
                 Joined::Lead(lead) => {
-                    if let Some(response) = self.meanwhile(running, head) {
+                    let newer = self.newer(running, head);
+                    if let Some(response) = newer.and_then(|it| self.serve(running, head, &it, Report::hit())) {
                         self.seat.count(running, head, CacheOutcome::Hit);
                         return Ok(self.answered(response));
                     }
@@ -303,6 +304,10 @@ impl Asking {
     /// Validates behind the client's back, unless somebody does already.
     fn revalidate(mut self, running: &Rc<Running>, (route, upstream): (usize, usize), head: &Head, clock: &Rc<Clock>) {
         let Joined::Lead(lead) = running.generation.store.flights.join(self.flight(running, head)) else { return };
+        // Another may have just done so.
+        if self.newer(running, head).is_some() {
+            return;
+        }
         self.why = Forward::Stale;
         let (running, clock, mut head) = (running.clone(), clock.clone(), Box::new(head.copy()));
         self.seat.count(&running, &mut head, CacheOutcome::Validated);
@@ -327,10 +332,10 @@ impl Asking {
     }
 
     /// What has been stored since it was looked for.
-    fn meanwhile(&self, running: &Running, head: &Head) -> Option<Response<ResponseBody>> {
+    fn newer(&self, running: &Running, head: &Head) -> Option<Arc<Object>> {
         let (store, now) = (&running.generation.store, now_ms());
         match store.find(self.id, &self.place.key, self.scope, &head.request.headers, now) {
-            Found::Variant(object) if object.is_fresh(now) => self.serve(running, head, &object, Report::hit()),
+            Found::Variant(object) if object.is_fresh(now) => Some(object),
             _ => None,
         }
     }

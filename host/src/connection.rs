@@ -11,7 +11,7 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::body::ResponseBody;
@@ -22,6 +22,7 @@ use crate::exchange::{self, Arrival, Begun, Timers};
 use crate::generation::Running;
 use crate::passage::BodyError;
 use crate::upload::Upload;
+use crate::wire::Plain;
 
 mod client_io;
 pub mod http1;
@@ -83,9 +84,9 @@ impl Client {
 
 // === Transport ===
 
-impl Transport for TcpStream {
+impl Transport for Plain {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        TcpStream::poll_read_ready(self, cx)
+        self.0.poll_read_ready(cx)
     }
 }
 

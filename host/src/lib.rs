@@ -43,6 +43,7 @@ pub mod keeper;
 mod listen;
 pub mod listener;
 pub mod metrics;
+pub mod pages;
 pub mod passage;
 pub mod path;
 pub mod plugin;

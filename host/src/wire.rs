@@ -2,11 +2,15 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Executor, Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use rustix::net::SendFlags;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::pages;
 
 /// A socket, on which a short message leaves by one plain `send`: for the kernel that is less work than `writev`, by
 /// more than it costs to put head and content together here.
@@ -79,4 +83,80 @@ impl<T: AsyncWrite + Unpin> Write for Wire<T> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
     }
+}
+
+/// A client's socket without TLS, on which what lies in [`pages`] leaves without being copied.
+#[derive(Debug)]
+pub struct Plain(pub TcpStream);
+
+impl AsyncRead for Plain {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Plain {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if is_long(bytes) && pages::place_of(bytes).is_some() {
+            return self.poll_send(cx, &[], bytes);
+        }
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match slices {
+            [content, ..] if is_long(content) && pages::place_of(content).is_some() => self.poll_send(cx, &[], content),
+            // The head of a response and its content; a long head is no matter of speed.
+            [head, content, ..] if is_long(content) && !is_long(head) && pages::place_of(content).is_some() => {
+                self.poll_send(cx, head, content)
+            }
+            _ => Pin::new(&mut self.0).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl Plain {
+    /// Sends a head as it is, and content from its pages; as much of that as the socket takes.
+    fn poll_send(&mut self, cx: &mut Context<'_>, head: &[u8], content: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(place) = pages::place_of(content) else { return Pin::new(&mut self.0).poll_write(cx, content) };
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            let sent = self.0.try_io(Interest::WRITABLE, || {
+                if head.is_empty() {
+                    return pages::send(&self.0, place, content.len());
+                }
+                // It waits for what follows it.
+                let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+                let sent = rustix::net::send(&self.0, head, flags)?;
+                if sent < head.len() {
+                    return Ok(sent);
+                }
+                Ok(sent + pages::send(&self.0, place, content.len()).unwrap_or(0))
+            });
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return Poll::Ready(sent),
+            }
+        }
+    }
+}
+
+fn is_long(bytes: &[u8]) -> bool {
+    bytes.len() >= pages::LEAST
 }

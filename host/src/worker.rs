@@ -18,6 +18,7 @@ use crate::clock::{Clock, TICK};
 use crate::generation::{Generation, Running};
 use crate::metrics::Place;
 use crate::upstream::Pools;
+use crate::wire::Plain;
 
 /// A bound socket, handed to a worker.
 pub enum Socket {
@@ -204,7 +205,8 @@ async fn accept(
         left = left.map(|left| left - 1);
         match accepted {
             Ok(Accepted::Tcp(stream, client, reached)) => {
-                serve_client(arrival::serve(seat.clone(), stream, address.clone(), Some((client, reached))), &alive);
+                let (stream, ends) = (Plain(stream), Some((client, reached)));
+                serve_client(arrival::serve(seat.clone(), stream, address.clone(), ends), &alive);
             }
             Ok(Accepted::Unix(stream)) => {
                 serve_client(arrival::serve(seat.clone(), stream, address.clone(), None), &alive);

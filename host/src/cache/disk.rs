@@ -19,6 +19,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tracing::{debug, warn};
 
+use super::fill::one;
 use super::index::{Found, Index, Variant};
 use super::label::Label;
 use super::now_ms;
@@ -439,7 +440,9 @@ fn whole(file: &File, sums: &Sums, length: u64, trailers: Option<HeaderMap>) -> 
             return Err(format::broken());
         }
         at += block.len() as u64;
-        list.push(Bytes::from(block));
+        let block = Bytes::from(block);
+        let length = block.len();
+        list.push(one(&[block], length));
     }
     if trailers.is_none() && list.len() <= 1 {
         return Ok(Content::Whole(list.pop().unwrap_or_default()));

@@ -13,6 +13,7 @@ use http_body::Frame;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::object::{Content, Pieces};
+use crate::pages;
 use crate::passage::BodyError;
 
 /// Content on its way into the store.
@@ -175,9 +176,7 @@ impl Fill {
         let length = state.bytes;
         drop(state);
         if trailers.is_none() && length <= WHOLE {
-            let mut whole = BytesMut::with_capacity(length as usize);
-            pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
-            return Content::Whole(whole.freeze());
+            return Content::Whole(one(&pieces, length as usize));
         }
         Content::Pieces(Arc::new(Pieces { list: repacked(pieces), length, trailers }))
     }
@@ -241,20 +240,32 @@ impl State {
 
 /// What was read from connections holds on to their buffers: this doesn't.
 fn repacked(pieces: Vec<Bytes>) -> Vec<Bytes> {
-    let (mut packed, mut piece) = (Vec::new(), BytesMut::with_capacity(PIECE));
+    let (mut packed, mut parts, mut length) = (Vec::new(), Vec::new(), 0);
     for mut old in pieces {
         while !old.is_empty() {
-            let part = old.split_to(old.len().min(PIECE - piece.len()));
-            piece.extend_from_slice(&part);
-            if piece.len() == PIECE {
-                packed.push(std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE)).freeze());
+            let part = old.split_to(old.len().min(PIECE - length));
+            length += part.len();
+            parts.push(part);
+            if length == PIECE {
+                packed.push(one(&parts, length));
+                parts.clear();
+                length = 0;
             }
         }
     }
-    if !piece.is_empty() {
-        packed.push(Bytes::copy_from_slice(&piece));
+    if length > 0 {
+        packed.push(one(&parts, length));
     }
     packed
+}
+
+/// Pieces put together, to stay.
+pub fn one(pieces: &[Bytes], length: usize) -> Bytes {
+    pages::keep(pieces, length).unwrap_or_else(|| {
+        let mut one = BytesMut::with_capacity(length);
+        pieces.iter().for_each(|piece| one.extend_from_slice(piece));
+        one.freeze()
+    })
 }
 
 /// A reader's place in content that still comes in.
