@@ -9,6 +9,8 @@
 //!   route, [`forwarding`] removes what is of one hop, [`chain`] runs the request hooks
 //! - [`forward`] chooses an endpoint by [`balance`], and makes an [`attempt`], or several: it gets a connection from
 //!   [`upstream`], and sends the request with its [`upload`], which [`resend`] keeps where it may be sent again
+//! - where the chain has a cache, [`caching`] looks in [`cache`], its store, and stores there what comes; long content
+//!   lies in [`pages`]
 //! - [`chain`] runs the response hooks, and [`body`] streams to the client; bodies pass plugins by [`passage`]
 //! - [`ending`] tells [`metrics`], [`access_log`] and observers
 //!
