@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 
 /// The kind decides the status; its token names it in the response, the log and the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +39,12 @@ pub enum Kind {
     ResponseBodySize,
     /// A plugin trapped, ran out of time or memory, or returned what can't be done.
     PluginError,
+}
+
+/// Whether this machine has no means for something, be that a connection or a file: no descriptors, no memory.
+pub fn is_of_this_machine(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+        || error.kind() == io::ErrorKind::OutOfMemory
 }
 
 /// A failed exchange.

@@ -26,6 +26,7 @@ use super::now_ms;
 use super::object::{Content, Object, Pieces};
 use super::purges::{Moment, Purge, Purges};
 use super::vary::Selectors;
+use crate::error::is_of_this_machine;
 use format::{Entry, Sums};
 use reading::Opened;
 pub use spill::Spill;
@@ -134,6 +135,11 @@ impl Disk {
             std::thread::sleep(Duration::from_millis(10));
         }
         let seed = seed(folder).map_err(|error| failed("used", error))?;
+        // What nobody has finished.
+        match std::fs::remove_dir_all(folder.join(TEMPORARY)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("cleared", error)),
+            _ => {}
+        }
         let places = (0..=u8::MAX).map(|place| format!("{place:02x}")).chain([TEMPORARY.into()]);
         for place in places {
             builder.create(folder.join(place)).map_err(|error| failed("written to", error))?;
@@ -250,12 +256,16 @@ impl Disk {
         Ok(Recalled { object, is_whole })
     }
 
-    /// A file that can't be read is of no use; whoever needed it goes without.
+    /// Whoever needed a file that can't be read goes without. It is of no use, unless it isn't at fault.
     fn lost(&self, filed: &Filed, error: &io::Error) {
         // One that has just been removed is no failure.
         if error.kind() != io::ErrorKind::NotFound {
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
             let path = path(&self.folder, filed.number);
+            if is_of_this_machine(error) {
+                warn!(path = %path.display(), %error, "a stored response can't be read");
+                return;
+            }
             warn!(path = %path.display(), %error, "a stored response can't be read, and is removed");
         }
         self.index.remove_if(filed.id, |known| known.number == filed.number);
@@ -412,8 +422,13 @@ fn write(disk: &Disk, id: u128, key: &[u8], object: &Object) -> io::Result<Optio
     let pieces: Vec<Bytes> = match &object.content {
         Content::Whole(content) => vec![content.clone()],
         Content::Pieces(pieces) => pieces.list.clone(),
-        // It stands in a file already, or will.
-        Content::File(_) | Content::Filling(_) => return Ok(None),
+        // It stands in a file already, or will; one with too many records is given up.
+        Content::File(_) | Content::Filling(_) => {
+            if let Some(known) = known {
+                disk.index.remove_if(id, |filed| filed.number == known.number);
+            }
+            return Ok(None);
+        }
     };
     let length = pieces.iter().map(|piece| piece.len() as u64).sum();
     let sums = Sums::of(pieces.iter().map(|piece| &piece[..]));

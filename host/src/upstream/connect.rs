@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use super::connection::{Connection, Transport};
 use super::slots::Slot;
 use super::{EndpointAddr, Place, Speaks};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, is_of_this_machine};
 use crate::head::Peer;
 use crate::proxy_protocol;
 
@@ -60,8 +60,7 @@ pub async fn connect(
 
 fn refused(error: std::io::Error) -> Error {
     // What this machine lacks is not the endpoint's fault.
-    let is_own = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
-        || matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::OutOfMemory);
+    let is_own = is_of_this_machine(&error) || error.kind() == ErrorKind::AddrNotAvailable;
     Error::new(if is_own { Kind::InternalError } else { Kind::ConnectionRefused }, error)
 }
 

@@ -258,6 +258,11 @@ pub fn broken() -> io::Error {
     io::Error::new(ErrorKind::InvalidData, "its content or its record is damaged")
 }
 
+/// Whether a file isn't what was written.
+pub fn is_broken(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;

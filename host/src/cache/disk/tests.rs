@@ -62,6 +62,58 @@ fn of_two_files_for_the_same_the_newer_counts() {
 }
 
 #[test]
+fn a_clock_that_was_set_back_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let number = put(&disk, "old");
+    close(disk);
+    // As if that had been a year later.
+    let later = number + (366 * 24 * 3_600_000 << 16);
+    std::fs::rename(path(folder.path(), number), path(folder.path(), later)).unwrap();
+    let left = temporary(folder.path(), later + 1);
+    std::fs::write(&left, "half").unwrap();
+    let disk = open(folder.path());
+    assert_eq!(read(&disk).as_deref(), Some(&b"old"[..]));
+    assert!(!left.exists());
+    assert!(put(&disk, "new") > later);
+    assert_eq!(read(&disk).as_deref(), Some(&b"new"[..]));
+    assert!(!path(folder.path(), later).exists());
+}
+
+#[test]
+fn a_file_is_kept_while_no_file_can_be_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    put(&disk, "old");
+    let filed = disk.find(xxh3_128_with_seed(KEY, disk.seed), KEY, 1, &HeaderMap::new()).unwrap();
+    disk.lost(&filed, &io::Error::from_raw_os_error(libc::EMFILE));
+    assert_eq!(disk.figures.failures.load(Ordering::Relaxed), 1);
+    assert_eq!(read(&disk).as_deref(), Some(&b"old"[..]));
+    disk.lost(&filed, &io::Error::from_raw_os_error(libc::EIO));
+    assert!(read(&disk).is_none());
+}
+
+#[test]
+fn content_that_stays_in_its_file_is_never_told_stale_for_want_of_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let id = xxh3_128_with_seed(KEY, disk.seed);
+    let number = put(&disk, "content");
+    for since_ms in 1..1_000 {
+        let Some(filed) = disk.find(id, KEY, 1, &HeaderMap::new()) else {
+            assert!(!path(folder.path(), number).exists());
+            return;
+        };
+        let mut object = Arc::into_inner(disk.recall(&filed, KEY, 0).unwrap().object).unwrap();
+        assert_eq!(object.since_ms, since_ms - 1, "the newest record counts");
+        object.since_ms = since_ms;
+        disk.keep(id, KEY, &Arc::new(object), disk.purges.moment());
+        disk.flush(Duration::from_secs(60));
+    }
+    panic!("its file grows and grows");
+}
+
+#[test]
 fn what_nobody_finished_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     close(open(folder.path()));
