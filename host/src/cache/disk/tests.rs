@@ -68,7 +68,7 @@ fn a_clock_that_was_set_back_loses_nothing() {
     let number = put(&disk, "old");
     close(disk);
     // As if that had been a year later.
-    let later = number + (366 * 24 * 3_600_000 << 16);
+    let later = number + ((366 * 24 * 3_600_000) << 16);
     std::fs::rename(path(folder.path(), number), path(folder.path(), later)).unwrap();
     let left = temporary(folder.path(), later + 1);
     std::fs::write(&left, "half").unwrap();
