@@ -2,6 +2,7 @@
 //! all who want the same.
 
 mod fetch;
+mod filling;
 mod reply;
 mod report;
 
@@ -59,7 +60,7 @@ pub struct Asking {
     id: u128,
     scope: u64,
     /// What is stored on disk.
-    filed: Option<Arc<Filed>>,
+    filed: Option<(Arc<Filed>, Moment)>,
     /// What is stored and can't be served as it is.
     stale: Option<Stale>,
     why: Forward,
@@ -190,8 +191,8 @@ impl Asking {
         head: &mut Box<Head>,
         clock: &Rc<Clock>,
     ) -> Result<Answered, Failed> {
-        if let Some(filed) = self.filed.take()
-            && let Some(object) = self.recall(running, &filed).await
+        if let Some((filed, asked)) = self.filed.take()
+            && let Some(object) = self.recall(running, &filed, asked).await
             && let Some(response) = self.weigh(running, (route, upstream), head, object, clock)?
         {
             return Ok(self.answered(response));
@@ -247,13 +248,12 @@ impl Asking {
     }
 
     /// What is in a file, read once for all who want it now.
-    async fn recall(&self, running: &Running, filed: &Arc<Filed>) -> Option<Arc<Object>> {
+    async fn recall(&self, running: &Running, filed: &Arc<Filed>, asked: Moment) -> Option<Arc<Object>> {
         let (store, most) = (&running.generation.store, fetch::most_in_memory(running));
         loop {
             match store.flights.join(filed.flight()) {
                 Joined::Lead(lead) => {
-                    let asked = store.moment();
-                    let recalled = store.recall(self.id, &self.place.key, filed, most).await;
+                    let recalled = store.recall(self.id, &self.place.key, (filed, asked), most).await;
                     let landing = recalled.clone().map_or(Landing::Pass, |object| Landing::Object(object, asked));
                     lead.end(landing);
                     return recalled;
@@ -328,7 +328,7 @@ impl Asking {
     /// Whether what another has fetched was purged since that was begun.
     fn is_outdated(&self, running: &Running, object: &Object, asked: Moment) -> bool {
         let store = &running.generation.store;
-        store.purged_since(asked, self.id, &self.place.key, &object.label).is_some()
+        store.was_purged(asked, self.id, &self.place.key, &object.label)
     }
 
     /// What has been stored since it was looked for.

@@ -4,14 +4,24 @@
 //! A page that still waits in a socket is the socket's own by then: giving it back takes it out of the file, and what is
 //! written to the same place later gets another page.
 
+use bytes::Bytes;
 #[cfg(target_os = "linux")]
-pub use linux::{keep, place_of, send};
+use linux::keep;
+#[cfg(target_os = "linux")]
+pub use linux::{place_of, send};
 
 /// Shorter content is copied more cheaply than it is sent by a call of its own.
-pub const LEAST: usize = 32 << 10;
+const LEAST: usize = 32 << 10;
 
 #[cfg(not(target_os = "linux"))]
-pub use elsewhere::{keep, place_of, send};
+use elsewhere::keep;
+#[cfg(not(target_os = "linux"))]
+pub use elsewhere::{place_of, send};
+
+/// Pieces put together, to stay: there if they are long enough.
+pub fn joined(pieces: &[Bytes]) -> Bytes {
+    keep(pieces).unwrap_or_else(|| pieces.concat().into())
+}
 
 /// Where the kernel has nothing of the kind, all is copied.
 #[cfg(not(target_os = "linux"))]
@@ -20,7 +30,7 @@ mod elsewhere {
 
     use bytes::Bytes;
 
-    pub fn keep(_: &[Bytes], _: usize) -> Option<Bytes> {
+    pub fn keep(_: &[Bytes]) -> Option<Bytes> {
         None
     }
 
@@ -39,6 +49,7 @@ mod linux {
     use std::io;
     use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
+    use std::path::Path;
     use std::sync::{Mutex, OnceLock, PoisonError};
 
     use bytes::Bytes;
@@ -76,8 +87,9 @@ mod linux {
     const SHORTEST: usize = super::LEAST;
     const CLASSES: usize = 6;
 
-    /// Puts pieces of such a length together there; none where that can't be.
-    pub fn keep(pieces: &[Bytes], length: usize) -> Option<Bytes> {
+    /// Puts pieces together there; none where that can't be, or their length is of no use there.
+    pub fn keep(pieces: &[Bytes]) -> Option<Bytes> {
+        let length = pieces.iter().map(Bytes::len).sum();
         let class = (0..CLASSES).find(|class| length <= SHORTEST << class).filter(|_| length >= SHORTEST)?;
         let extent = pages()?.take(class, length)?;
         let mut at = extent.at;
@@ -85,11 +97,14 @@ mod linux {
             extent.pages.file.write_all_at(piece, at).ok()?;
             at += piece.len() as u64;
         }
-        (at - extent.at == length as u64).then(|| Bytes::from_owner(extent))
+        Some(Bytes::from_owner(extent))
     }
 
-    /// Where bytes lie in it, if they do.
+    /// Where bytes lie in it, if they do, and are more than is copied.
     pub fn place_of(bytes: &[u8]) -> Option<u64> {
+        if bytes.len() < super::LEAST {
+            return None;
+        }
         // Nobody has been given any before it was made.
         let pages = PAGES.get()?.as_ref()?;
         let at = (bytes.as_ptr() as usize).checked_sub(pages.base)?;
@@ -115,6 +130,9 @@ mod linux {
 
     impl Pages {
         fn new() -> io::Result<Self> {
+            if !are_pages_small() {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "the system's pages are too large"));
+            }
             let file = File::from(memfd_create("plugway-cache", MemfdFlags::CLOEXEC)?);
             ftruncate(&file, SPACE as u64)?;
             let flags = MapFlags::SHARED | MapFlags::NORESERVE;
@@ -142,6 +160,18 @@ mod linux {
             };
             Some(Extent { pages: self, at, class, length })
         }
+    }
+
+    /// Whether a page lies in one place only. A part of a larger one would be overwritten while it waits in a socket.
+    fn are_pages_small() -> bool {
+        let of_all = Path::new("/sys/kernel/mm/transparent_hugepage");
+        let of_each_size = std::fs::read_dir(of_all).into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_off = |folder: &Path| {
+            // Where there is no such file, there are no such pages.
+            let setting = std::fs::read_to_string(folder.join("shmem_enabled")).unwrap_or_default();
+            ["[always]", "[within_size]", "[force]"].iter().all(|on| !setting.contains(on))
+        };
+        rustix::param::page_size() <= SHORTEST && is_off(of_all) && of_each_size.into_iter().all(|size| is_off(&size))
     }
 
     impl AsRef<[u8]> for Extent {
@@ -177,7 +207,7 @@ mod linux {
         #[test]
         fn what_is_kept_is_read_and_given_back() {
             let pieces = [Bytes::from(vec![1; 40_000]), Bytes::from(vec![2; 30_000])];
-            let kept = keep(&pieces, 70_000).unwrap();
+            let kept = keep(&pieces).unwrap();
             assert!(kept[..40_000].iter().all(|byte| *byte == 1) && kept[40_000..].iter().all(|byte| *byte == 2));
             let at = place_of(&kept).unwrap();
             assert_eq!(place_of(&kept[100..]), Some(at + 100));
@@ -185,8 +215,8 @@ mod linux {
             let part = kept.slice(50_000..);
             drop(kept);
             assert!(part.iter().all(|byte| *byte == 2), "a part keeps all of it");
-            assert!(keep(&pieces, 70_001).is_none() && keep(&pieces[..1], 100).is_none());
-            assert!(keep(&[Bytes::from(vec![0; 2 << 20])], 2 << 20).is_none(), "too long");
+            assert!(keep(&[Bytes::from(vec![0; 100])]).is_none(), "too short");
+            assert!(keep(&[Bytes::from(vec![0; 2 << 20])]).is_none(), "too long");
         }
 
         #[test]
@@ -195,11 +225,11 @@ mod linux {
             use std::os::unix::net::UnixStream;
             let (sender, mut receiver) = UnixStream::pair().unwrap();
             let length = 64 << 10;
-            let first = keep(&[Bytes::from(vec![1; length])], length).unwrap();
+            let first = keep(&[Bytes::from(vec![1; length])]).unwrap();
             let sent = send(&sender, place_of(&first).unwrap(), length).unwrap();
             drop(first);
             // More than enough for the same place to be taken again.
-            let others: Vec<Bytes> = (0..64).map(|_| keep(&[Bytes::from(vec![2; length])], length).unwrap()).collect();
+            let others: Vec<Bytes> = (0..64).map(|_| keep(&[Bytes::from(vec![2; length])]).unwrap()).collect();
             let mut came = vec![0; sent];
             receiver.read_exact(&mut came).unwrap();
             assert!(sent > 0 && came.iter().all(|byte| *byte == 1));

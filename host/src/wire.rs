@@ -97,8 +97,8 @@ impl AsyncRead for Plain {
 
 impl AsyncWrite for Plain {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if is_long(bytes) && pages::place_of(bytes).is_some() {
-            return self.poll_send(cx, &[], bytes);
+        if let Some(place) = pages::place_of(bytes) {
+            return self.poll_send(cx, &[], (place, bytes.len()));
         }
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
@@ -108,13 +108,15 @@ impl AsyncWrite for Plain {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match slices {
-            [content, ..] if is_long(content) && pages::place_of(content).is_some() => self.poll_send(cx, &[], content),
-            // The head of a response and its content; a long head is no matter of speed.
-            [head, content, ..] if is_long(content) && !is_long(head) && pages::place_of(content).is_some() => {
-                self.poll_send(cx, head, content)
-            }
-            _ => Pin::new(&mut self.0).poll_write_vectored(cx, slices),
+        // The head of a response may stand before its content.
+        let (head, content) = match slices {
+            [content, ..] if pages::place_of(content).is_some() => (&[][..], content),
+            [head, content, ..] => (&head[..], content),
+            _ => return Pin::new(&mut self.0).poll_write_vectored(cx, slices),
+        };
+        match pages::place_of(content) {
+            Some(place) => self.poll_send(cx, head, (place, content.len())),
+            None => Pin::new(&mut self.0).poll_write_vectored(cx, slices),
         }
     }
 
@@ -132,14 +134,18 @@ impl AsyncWrite for Plain {
 }
 
 impl Plain {
-    /// Sends a head as it is, and content from its pages; as much of that as the socket takes.
-    fn poll_send(&mut self, cx: &mut Context<'_>, head: &[u8], content: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(place) = pages::place_of(content) else { return Pin::new(&mut self.0).poll_write(cx, content) };
+    /// Sends a head as it is, and content from its place in the pages; as much of that as the socket takes.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &[u8],
+        (place, length): (u64, usize),
+    ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.0.poll_write_ready(cx))?;
             let sent = self.0.try_io(Interest::WRITABLE, || {
                 if head.is_empty() {
-                    return pages::send(&self.0, place, content.len());
+                    return pages::send(&self.0, place, length);
                 }
                 // It waits for what follows it.
                 let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
@@ -147,7 +153,8 @@ impl Plain {
                 if sent < head.len() {
                     return Ok(sent);
                 }
-                Ok(sent + pages::send(&self.0, place, content.len()).unwrap_or(0))
+                // The head has left: what keeps the content from leaving is met again by the next write.
+                Ok(sent + pages::send(&self.0, place, length).unwrap_or(0))
             });
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -155,8 +162,4 @@ impl Plain {
             }
         }
     }
-}
-
-fn is_long(bytes: &[u8]) -> bool {
-    bytes.len() >= pages::LEAST
 }

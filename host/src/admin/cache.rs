@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Admin, family, line, parameter, sum, text};
 use crate::body::ResponseBody;
 use crate::cache::disk::{Disk, Figures};
+use crate::cache::label::Strength;
 use crate::cache::purges::{Purge, Purged};
 use crate::cache::store::Store;
 use crate::head::CacheOutcome;
@@ -120,7 +121,8 @@ pub async fn purge(admin: &Admin, query: Option<&str>) -> Response<ResponseBody>
                      as stale\n";
         return text(StatusCode::BAD_REQUEST, "text/plain", usage.into());
     };
-    let purge = Purge { what, soft: parameter(query, "soft").is_some() };
+    let strength = if parameter(query, "soft").is_some() { Strength::Soft } else { Strength::Hard };
+    let purge = Purge { what, strength };
     tracing::info!(?purge, "purge");
     // It may take a while, and others want to be answered meanwhile.
     match tokio::task::spawn_blocking(move || store.purge(&purge)).await {

@@ -138,7 +138,7 @@ impl Fill {
     }
 
     /// What is to be written next, with its place: a block of such a length, or all that there is.
-    pub fn unwritten(&self, block: usize, is_last: bool) -> Option<(u64, Bytes)> {
+    pub fn next_block(&self, block: usize, is_last: bool) -> Option<(u64, Bytes)> {
         let state = self.state();
         let left = (state.bytes - state.written) as usize;
         if left == 0 || left < block && !is_last {
@@ -156,7 +156,7 @@ impl Fill {
     }
 
     /// So many bytes stand in the file now.
-    pub fn written(&self, bytes: u64) {
+    pub fn stands_in_file(&self, bytes: u64) {
         let mut state = self.state();
         state.written = bytes;
         state.forget();
@@ -176,7 +176,7 @@ impl Fill {
         let length = state.bytes;
         drop(state);
         if trailers.is_none() && length <= WHOLE {
-            return Content::Whole(one(&pieces, length as usize));
+            return Content::Whole(pages::joined(&pieces));
         }
         Content::Pieces(Arc::new(Pieces { list: repacked(pieces), length, trailers }))
     }
@@ -247,25 +247,16 @@ fn repacked(pieces: Vec<Bytes>) -> Vec<Bytes> {
             length += part.len();
             parts.push(part);
             if length == PIECE {
-                packed.push(one(&parts, length));
+                packed.push(pages::joined(&parts));
                 parts.clear();
                 length = 0;
             }
         }
     }
     if length > 0 {
-        packed.push(one(&parts, length));
+        packed.push(pages::joined(&parts));
     }
     packed
-}
-
-/// Pieces put together, to stay.
-pub fn one(pieces: &[Bytes], length: usize) -> Bytes {
-    pages::keep(pieces, length).unwrap_or_else(|| {
-        let mut one = BytesMut::with_capacity(length);
-        pieces.iter().for_each(|piece| one.extend_from_slice(piece));
-        one.freeze()
-    })
 }
 
 /// A reader's place in content that still comes in.
@@ -386,41 +377,6 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_what_was_asked_for() {
-        let (fill, content) = filled(&["abc", "def", "ghi"]);
-        let pieces = Content::Pieces(Arc::new(Pieces {
-            list: vec![Bytes::from_static(b"abcd"), Bytes::from_static(b"efghi")],
-            length: 9,
-            trailers: None,
-        }));
-        fill.finish(None);
-        let whole = fill.content(None);
-        for content in [content, whole, pieces] {
-            for (offset, length) in [(0, 9), (0, 1), (2, 3), (8, 1), (4, 5)] {
-                let part = read(&mut Stored::part(&content, offset, length).unwrap());
-                assert_eq!(part, &b"abcdefghi"[offset as usize..][..length as usize]);
-            }
-        }
-    }
-
-    #[test]
-    fn trailers_come_last_and_once() {
-        let (fill, content) = filled(&["abc"]);
-        let mut trailers = HeaderMap::new();
-        trailers.insert("x-sum", http::HeaderValue::from_static("1"));
-        fill.finish(Some(trailers.clone()));
-        let stored = fill.content(Some(trailers));
-        for content in [content, stored] {
-            let (mut cx, mut body) = (Context::from_waker(Waker::noop()), Stored::all(&content).unwrap());
-            let mut next = || match Pin::new(&mut body).poll_frame(&mut cx) {
-                Poll::Ready(Some(Ok(frame))) => Some(frame.is_trailers()),
-                _ => None,
-            };
-            assert_eq!([next(), next(), next()], [Some(false), Some(true), None]);
-        }
-    }
-
-    #[test]
     fn what_is_not_kept_waits_for_its_slowest_reader_and_ends_with_the_last() {
         let (fill, content) = filled(&["abc"]);
         let mut cx = Context::from_waker(Waker::noop());
@@ -474,13 +430,13 @@ mod tests {
             let piece = vec![at as u8; 7];
             all.extend(&piece);
             fill.push(piece.into());
-            while let Some((place, block)) = fill.unwritten(64, false) {
+            while let Some((place, block)) = fill.next_block(64, false) {
                 file.write_all_at(&block, place).unwrap();
-                fill.written(place + block.len() as u64);
+                fill.stands_in_file(place + block.len() as u64);
             }
             assert!(fill.state().pieces.len() <= AHEAD + 10);
         }
-        let (place, block) = fill.unwritten(64, true).unwrap();
+        let (place, block) = fill.next_block(64, true).unwrap();
         assert!(block.len() < 64);
         // The last block isn't written any more.
         fill.pass();

@@ -7,9 +7,10 @@ use http::HeaderMap;
 use quick_cache::sync::{Cache, EntryAction, EntryResult};
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
 use smallvec::SmallVec;
+use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use super::label::Label;
-use super::purges::Purge;
+use super::label::{Label, Strength};
+use super::purges::{Moment, Purge, Purges};
 use super::vary::Selectors;
 
 /// One of the responses under a key.
@@ -18,6 +19,9 @@ pub trait Variant: Send + Sync + 'static {
 
     /// What it takes of the budget, in bytes.
     fn weight(&self) -> usize;
+
+    /// The greater, the newer, where that is known.
+    fn number(&self) -> u64;
 
     /// It stands in the index no more.
     fn left(&self) {}
@@ -72,6 +76,11 @@ const MOST_VARIANTS: usize = 64;
 /// What the index takes for a key, besides its variants.
 const OVERHEAD: usize = size_of::<Resource<()>>() + 64;
 
+/// The name of a key. The seed is told to nobody, so that nobody can make two keys fall together.
+pub fn name_of(key: &[u8], seed: u64) -> u128 {
+    xxh3_128_with_seed(key, seed)
+}
+
 impl<V: Variant> Index<V> {
     /// An empty one for so many bytes, in entries of such a size.
     pub fn new(bytes: u64, typical: u64) -> Self {
@@ -89,16 +98,22 @@ impl<V: Variant> Index<V> {
 
     /// What fits a request; `now_ms` is Unix time in milliseconds.
     pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap, now_ms: u64) -> Found<V> {
-        let Some(resource) = self.resources.get(&id).filter(|resource| *resource.key == *key) else {
-            return Found::Nothing;
-        };
-        let fits = |variant: &&Arc<V>| variant.label().scope == scope && variant.label().selectors.select(request);
-        match resource.variants.iter().find(fits) {
-            Some(variant) => Found::Variant(variant.clone()),
+        let Some(resource) = self.resource(id, key) else { return Found::Nothing };
+        match resource.select(scope, request) {
+            Some(variant) => Found::Variant(variant),
             None if resource.passes_until_ms > now_ms => Found::Passes,
             None if resource.variants.is_empty() => Found::Nothing,
             None => Found::Others,
         }
+    }
+
+    /// What fits a request, whatever is known of responses to come.
+    pub fn variant(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<Arc<V>> {
+        self.resource(id, key)?.select(scope, request)
+    }
+
+    fn resource(&self, id: u128, key: &[u8]) -> Option<Arc<Resource<V>>> {
+        self.resources.get(&id).filter(|resource| *resource.key == *key)
     }
 
     /// The request fields that responses under a key depended on so far, with a request's values.
@@ -108,30 +123,50 @@ impl<V: Variant> Index<V> {
         Some(Selectors::of(latest.label().selectors.names(), request))
     }
 
-    /// Puts a variant in, in place of the one for the same requests.
-    pub fn insert(&self, id: u128, key: &[u8], variant: Arc<V>) {
+    /// Puts a variant in, in place of the one for the same requests, unless that is newer.
+    fn insert(&self, id: u128, key: &[u8], variant: Arc<V>) {
+        let mut is_late = false;
         self.update(id, Some(key), |resource| {
+            let is_for_the_same = |known: &Arc<V>| known.label().is_for_the_same(variant.label());
+            is_late = resource.variants.iter().any(|known| is_for_the_same(known) && known.number() > variant.number());
+            if is_late {
+                return;
+            }
             resource.passes_until_ms = 0;
-            resource.variants.retain(|old| !old.label().is_for_the_same(variant.label()));
+            resource.variants.retain(|known| !is_for_the_same(known));
             resource.variants.truncate(MOST_VARIANTS - 1);
-            resource.variants.insert(0, variant);
+            resource.variants.insert(0, variant.clone());
         });
-    }
-
-    /// As [`Index::insert`], unless the one for the same requests is newer: then this is the one that leaves.
-    pub fn offer(&self, id: u128, key: &[u8], variant: Arc<V>, is_newer: impl FnOnce(&V) -> bool) {
-        let is_refused = self.same(id, variant.label()).is_some_and(|known| is_newer(&known));
-        if is_refused {
+        if is_late {
             variant.left();
-        } else {
-            self.insert(id, key, variant);
         }
     }
 
-    /// What is there for the same requests.
-    pub fn same(&self, id: u128, label: &Label) -> Option<Arc<V>> {
+    /// Puts in what was asked for at a moment, in place of what is older, unless it was purged since.
+    pub fn offer(&self, id: u128, key: &[u8], variant: Arc<V>, purges: &Purges, asked: Moment) {
+        let is_gone = || {
+            let purged = purges.since(asked, id, key, variant.label());
+            if purged == Some(Strength::Soft) {
+                variant.label().purge(Strength::Soft);
+                variant.purged();
+            }
+            // Such as where a purge has met it on disk, while it was being read.
+            purged == Some(Strength::Hard) || variant.label().is_gone()
+        };
+        if is_gone() {
+            return variant.left();
+        }
+        self.insert(id, key, variant.clone());
+        // A purge that came meanwhile may have looked before it was there.
+        if is_gone() {
+            self.remove_if(id, |known| std::ptr::eq(known, &*variant));
+        }
+    }
+
+    /// What is there of such a number.
+    pub fn numbered(&self, id: u128, number: u64) -> Option<Arc<V>> {
         let resource = self.resources.peek(&id)?;
-        resource.variants.iter().find(|known| known.label().is_for_the_same(label)).cloned()
+        resource.variants.iter().find(|known| known.number() == number).cloned()
     }
 
     /// Takes out what is there and such.
@@ -145,7 +180,7 @@ impl<V: Variant> Index<V> {
     pub fn remove_all(&self, id: u128) -> usize {
         let Some((_, resource)) = self.resources.remove(&id) else { return 0 };
         resource.leave();
-        resource.variants.iter().filter(|variant| variant.label().purge(false)).count()
+        resource.variants.iter().filter(|variant| variant.label().purge(Strength::Hard)).count()
     }
 
     /// Remembers up to a time that a response couldn't be stored.
@@ -210,8 +245,8 @@ impl<V: Variant> Index<V> {
         let mut purged = 0;
         for (id, resource) in concerned {
             for variant in resource.variants.iter().filter(|variant| is_meant(&resource.key, variant)) {
-                purged += usize::from(variant.label().purge(purge.soft));
-                if purge.soft {
+                purged += usize::from(variant.label().purge(purge.strength));
+                if purge.strength == Strength::Soft {
                     variant.purged();
                 } else {
                     self.remove_if(id, |known| std::ptr::eq(known, &**variant));
@@ -253,6 +288,11 @@ impl<V: Variant> Index<V> {
 impl<V: Variant> Resource<V> {
     fn weight(&self) -> usize {
         self.variants.iter().map(|variant| variant.weight()).sum::<usize>() + self.key.len() + OVERHEAD
+    }
+
+    fn select(&self, scope: u64, request: &HeaderMap) -> Option<Arc<V>> {
+        let fits = |variant: &&Arc<V>| variant.label().scope == scope && variant.label().selectors.select(request);
+        self.variants.iter().find(fits).cloned()
     }
 
     fn has(&self, variant: &Arc<V>) -> bool {

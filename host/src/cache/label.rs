@@ -13,12 +13,17 @@ pub struct Label {
     /// The URI that was asked for, where that isn't the key.
     pub uri: Option<Box<str>>,
     pub tags: Box<[Box<str>]>,
+    /// By the strongest purge; zero for none.
     purged: AtomicU8,
 }
 
-/// How much it was purged.
-const SOFTLY: u8 = 1;
-const WHOLLY: u8 = 2;
+/// How a purge takes a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Strength {
+    /// It stays, as stale.
+    Soft = 1,
+    Hard = 2,
+}
 
 const TAG: usize = size_of::<Box<str>>();
 
@@ -33,13 +38,17 @@ impl Label {
     }
 
     /// Makes it stale; says whether nobody has done as much before.
-    pub fn purge(&self, soft: bool) -> bool {
-        let mark = if soft { SOFTLY } else { WHOLLY };
-        self.purged.fetch_max(mark, Ordering::Relaxed) < mark
+    pub fn purge(&self, strength: Strength) -> bool {
+        self.purged.fetch_max(strength as u8, Ordering::Relaxed) < strength as u8
     }
 
     pub fn is_purged(&self) -> bool {
         self.purged.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it was purged and is not to stay.
+    pub fn is_gone(&self) -> bool {
+        self.purged.load(Ordering::Relaxed) == Strength::Hard as u8
     }
 
     /// What it takes of the memory, in bytes.

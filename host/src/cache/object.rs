@@ -21,7 +21,7 @@ pub struct Object {
     pub rules: Rules,
     /// Milliseconds of Unix time at which it was `rules.initial_age_ms` old.
     pub since_ms: u64,
-    /// Of its file, if it ever has one.
+    /// Of its file, where there are files: the greater, the newer.
     pub number: u64,
 }
 
@@ -113,12 +113,15 @@ impl Variant for Object {
         &self.label
     }
 
-    /// What it takes of the memory, but for content that is still on its way; content in a file counts as if it were
-    /// there, for that never stays.
+    /// What it takes of the memory; content in a file counts as if it were there, for that never stays.
     fn weight(&self) -> usize {
         let fields: usize = self.fields.0.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
         let content = self.content.length().unwrap_or(0) as usize;
         content + fields + self.label.weight() + OVERHEAD
+    }
+
+    fn number(&self) -> u64 {
+        self.number
     }
 }
 

@@ -3,14 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::label::Label;
+use super::label::{Label, Strength};
 
 /// What is purged, and how.
 #[derive(Clone, Debug)]
 pub struct Purge {
     pub what: Purged,
-    /// It stays, as stale.
-    pub soft: bool,
+    pub strength: Strength,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,17 +76,16 @@ impl Purges {
         late.changes.insert(id, number);
     }
 
-    /// Whether a response was purged or changed since a moment, and if so whether softly.
-    pub fn since(&self, asked: Moment, id: u128, key: &[u8], label: &Label) -> Option<bool> {
+    /// The strongest purge of a response since a moment; a change is a hard one.
+    pub fn since(&self, asked: Moment, id: u128, key: &[u8], label: &Label) -> Option<Strength> {
         let late = self.late();
         let Moment(asked) = asked;
         let is_forgotten = asked < late.purges_forgotten || asked < late.changes_forgotten;
         if is_forgotten || late.changes.get(&id).is_some_and(|number| *number > asked) {
-            return Some(false);
+            return Some(Strength::Hard);
         }
         let since = late.purges.iter().rev().take_while(|(number, _)| *number > asked);
-        let mut found = since.filter(|(_, purge)| purge.what.is(key, label)).map(|(_, purge)| purge.soft).peekable();
-        found.peek().is_some().then(|| found.all(|soft| soft))
+        since.filter(|(_, purge)| purge.what.is(key, label)).map(|(_, purge)| purge.strength).max()
     }
 
     fn late(&self) -> MutexGuard<'_, Late> {
@@ -136,24 +134,27 @@ mod tests {
         let since = |asked| purges.since(asked, 7, b"http://a/x", &label);
         let before = purges.moment();
         assert_eq!(since(before), None);
-        purges.purge(&Purge { what: Purged::Tag("red".into()), soft: true });
-        assert_eq!((since(before), since(purges.moment())), (Some(true), None));
+        purges.purge(&Purge { what: Purged::Tag("red".into()), strength: Strength::Soft });
+        assert_eq!((since(before), since(purges.moment())), (Some(Strength::Soft), None));
         let between = purges.moment();
         purges.change(7);
-        assert_eq!((since(before), since(between), since(purges.moment())), (Some(false), Some(false), None));
+        assert_eq!(
+            (since(before), since(between), since(purges.moment())),
+            (Some(Strength::Hard), Some(Strength::Hard), None)
+        );
         let after = purges.moment();
         for id in 0..MOST_PURGES as u128 * 2 {
             purges.change(id + 100);
         }
         assert_eq!(since(after), None, "changes of others push out nothing");
         for _ in 0..=MOST_PURGES {
-            purges.purge(&Purge { what: Purged::Tag("none".into()), soft: false });
+            purges.purge(&Purge { what: Purged::Tag("none".into()), strength: Strength::Hard });
         }
-        assert_eq!(since(after), Some(false));
+        assert_eq!(since(after), Some(Strength::Hard));
         let after = purges.moment();
         for id in 0..=MOST_CHANGES as u128 {
             purges.change(id + 100);
         }
-        assert_eq!(since(after), Some(false));
+        assert_eq!(since(after), Some(Strength::Hard));
     }
 }

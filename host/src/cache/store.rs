@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
 use super::disk::{Disk, Filed};
 use super::flight::Flights;
-use super::index::{Found, Index};
+use super::index::{Found, Index, name_of};
 use super::label::Label;
 use super::object::{Content, Object};
 use super::purges::{Moment, Purge, Purges};
@@ -69,6 +69,9 @@ const PASSING: Duration = Duration::from_secs(10);
 /// Such a part of the memory is for responses on their way, besides what is stored.
 const COMING: u64 = 4;
 
+/// A purge waits so long at most for what is being written.
+const WRITING: Duration = Duration::from_secs(60);
+
 /// For the index to choose how finely it is sharded.
 const TYPICAL: u64 = 16 << 10;
 
@@ -104,7 +107,7 @@ impl Store {
 
     /// The name of a key in the index.
     pub fn id(&self, key: &[u8]) -> u128 {
-        xxh3_128_with_seed(key, self.seed)
+        name_of(key, self.seed)
     }
 
     /// The name of a fetch: of all for the same response, as far as can be told before it.
@@ -127,17 +130,26 @@ impl Store {
         self.memory.find(id, key, scope, request, now_ms)
     }
 
-    /// What fits a request on disk.
-    pub fn filed(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<Arc<Filed>> {
-        self.disk.as_ref()?.find(id, key, scope, request)
+    /// What fits a request on disk, and the moment at which it was there.
+    pub fn filed(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<(Arc<Filed>, Moment)> {
+        let (disk, now) = (self.disk.as_ref()?, self.moment());
+        Some((disk.find(id, key, scope, request)?, now))
     }
 
     /// Reads a response from disk, and keeps it in memory where its content is no longer than `most`.
-    pub async fn recall(&self, id: u128, key: &[u8], filed: &Arc<Filed>, most: u64) -> Option<Arc<Object>> {
-        let (disk, filed, owned, asked) = (self.disk.clone()?, filed.clone(), key.to_vec(), self.moment());
+    pub async fn recall(
+        self: &Arc<Self>,
+        id: u128,
+        key: &[u8],
+        (filed, asked): (&Arc<Filed>, Moment),
+        most: u64,
+    ) -> Option<Arc<Object>> {
+        let (disk, filed, owned, mut room) = (self.disk.clone()?, filed.clone(), key.to_vec(), self.room());
+        // Where as much is on its way into the memory already, it streams.
+        let most = if room.take(filed.size().min(most)) { most } else { 0 };
         let recalled = spawn_blocking(move || disk.recall(&filed, &owned, most)).await.ok().flatten()?;
         if recalled.is_whole {
-            self.insert_in_memory(id, key, &recalled.object, asked);
+            self.memory.offer(id, key, recalled.object.clone(), &self.purges, asked);
         }
         Some(recalled.object)
     }
@@ -158,28 +170,13 @@ impl Store {
             disk.keep(id, key, &object, asked);
         }
         if !matches!(object.content, Content::File(_)) {
-            self.insert_in_memory(id, key, &object, asked);
+            self.memory.offer(id, key, object, &self.purges, asked);
         }
     }
 
-    fn insert_in_memory(&self, id: u128, key: &[u8], object: &Arc<Object>, asked: Moment) {
-        if self.was_purged(asked, id, key, object) {
-            return;
-        }
-        self.memory.insert(id, key, object.clone());
-        // A purge that came meanwhile may have looked before it was there.
-        if self.was_purged(asked, id, key, object) {
-            self.memory.remove_if(id, |known| std::ptr::eq(known, &**object));
-        }
-    }
-
-    /// Whether a response was purged on its way; softly means that it is stale.
-    fn was_purged(&self, asked: Moment, id: u128, key: &[u8], object: &Object) -> bool {
-        let soft = self.purged_since(asked, id, key, &object.label);
-        if soft == Some(true) {
-            object.label.purge(true);
-        }
-        soft == Some(false)
+    /// A response was stored on disk alone: what it takes the place of leaves the memory.
+    pub fn outgrown(&self, id: u128, object: &Object) {
+        self.memory.remove_if(id, |known| known.label.is_for_the_same(&object.label) && known.number < object.number);
     }
 
     /// Takes a response out.
@@ -212,7 +209,13 @@ impl Store {
     pub fn purge(&self, purge: &Purge) -> usize {
         // Before it looks, for those that are on their way.
         self.purges.purge(purge);
-        let purged = self.memory.purge(purge) + self.disk.as_ref().map_or(0, |disk| disk.purge(purge));
+        let mut purged = self.memory.purge(purge);
+        if let Some(disk) = &self.disk {
+            purged += disk.purge(purge);
+            // What was read from there just before that.
+            purged += self.memory.purge(purge);
+            disk.flush(WRITING);
+        }
         self.purged.fetch_add(purged as u64, Ordering::Relaxed);
         purged
     }
@@ -220,13 +223,14 @@ impl Store {
     /// What is stored under a key holds no more.
     pub fn change(&self, id: u128) {
         self.purges.change(id);
-        let changed = self.memory.remove_all(id) + self.disk.as_ref().map_or(0, |disk| disk.change(id));
+        let on_disk = self.disk.as_ref().map_or(0, |disk| disk.change(id));
+        let changed = on_disk + self.memory.remove_all(id);
         self.purged.fetch_add(changed as u64, Ordering::Relaxed);
     }
 
-    /// Whether a response was purged since a moment, and if so whether softly.
-    pub fn purged_since(&self, asked: Moment, id: u128, key: &[u8], label: &Label) -> Option<bool> {
-        self.purges.since(asked, id, key, label)
+    /// Whether a response was purged since a moment, however softly.
+    pub fn was_purged(&self, asked: Moment, id: u128, key: &[u8], label: &Label) -> bool {
+        self.purges.since(asked, id, key, label).is_some()
     }
 }
 

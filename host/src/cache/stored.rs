@@ -147,3 +147,58 @@ impl Body for Stored {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use http::{HeaderMap, HeaderValue};
+
+    use super::super::fill::Fill;
+    use super::*;
+
+    fn filled(pieces: &[&'static str]) -> (Arc<Fill>, Content) {
+        let fill = Fill::new(None);
+        pieces.iter().for_each(|piece| fill.push(Bytes::from_static(piece.as_bytes())));
+        (fill.clone(), Content::Filling(fill))
+    }
+
+    #[test]
+    fn a_part_is_what_was_asked_for() {
+        let (fill, content) = filled(&["abc", "def", "ghi"]);
+        let pieces = Content::Pieces(Arc::new(Pieces {
+            list: vec![Bytes::from_static(b"abcd"), Bytes::from_static(b"efghi")],
+            length: 9,
+            trailers: None,
+        }));
+        fill.finish(None);
+        let whole = fill.content(None);
+        for content in [content, whole, pieces] {
+            for (offset, length) in [(0, 9), (0, 1), (2, 3), (8, 1), (4, 5)] {
+                let (mut part, mut cx) = (Vec::new(), Context::from_waker(Waker::noop()));
+                let mut body = Stored::part(&content, offset, length).unwrap();
+                while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut cx) {
+                    part.extend(frame.into_data().unwrap());
+                }
+                assert_eq!(part, &b"abcdefghi"[offset as usize..][..length as usize]);
+            }
+        }
+    }
+
+    #[test]
+    fn trailers_come_last_and_once() {
+        let (fill, content) = filled(&["abc"]);
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", HeaderValue::from_static("1"));
+        fill.finish(Some(trailers.clone()));
+        let stored = fill.content(Some(trailers));
+        for content in [content, stored] {
+            let (mut cx, mut body) = (Context::from_waker(Waker::noop()), Stored::all(&content).unwrap());
+            let mut next = || match Pin::new(&mut body).poll_frame(&mut cx) {
+                Poll::Ready(Some(Ok(frame))) => Some(frame.is_trailers()),
+                _ => None,
+            };
+            assert_eq!([next(), next(), next()], [Some(false), Some(true), None]);
+        }
+    }
+}

@@ -126,8 +126,14 @@ fn wanted(object: &Object, head: &response::Parts, request: &HeaderMap) -> Wante
         0 => Wanted::Nothing(length),
         // Parts that overlap are no use to anybody (RFC 9110 §17.15).
         _ if total > length => Wanted::All,
+        // What is let through alone waits for the reader of each part, and they read one after the other.
+        _ if matches!(object.content, Content::Filling(_)) && !is_ascending(&parts) => Wanted::All,
         _ => Wanted::Parts(parts, length),
     }
+}
+
+fn is_ascending(parts: &[(u64, u64)]) -> bool {
+    parts.windows(2).all(|pair| pair[0].1 < pair[1].0)
 }
 
 /// First and last byte of a range; none inside if it is none of the content's, none outside if it is malformed.
@@ -259,6 +265,7 @@ fn date(value: &HeaderValue) -> Option<std::time::SystemTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::fill::Fill;
 
     #[test]
     fn ranges_are_what_rfc_9110_section_14_says() {
@@ -280,6 +287,22 @@ mod tests {
             assert_eq!(bounds(spec, 100), wanted, "{spec}");
         }
         assert_eq!(bounds("0-", 0), Some(None), "empty content has no bytes");
+    }
+
+    /// The readers of parts come one after the other: what is let through alone wouldn't wait for the first and the second.
+    #[test]
+    fn what_still_comes_in_is_not_sent_in_another_order() {
+        let (head, ()) = Response::new(()).into_parts();
+        let object = |content| Object::new(Default::default(), &head, content, Default::default(), 0);
+        let comes = object(Content::Filling(Fill::new(Some(100))));
+        let is_there = object(Content::Whole(Bytes::from(vec![0; 100])));
+        let parts = |object: &Object, range: &'static str| {
+            let request = HeaderMap::from_iter([(header::RANGE, HeaderValue::from_static(range))]);
+            matches!(wanted(object, &head, &request), Wanted::Parts(..))
+        };
+        assert!(parts(&is_there, "bytes=90-99,0-9") && parts(&is_there, "bytes=0-9,5-14"));
+        assert!(!parts(&comes, "bytes=90-99,0-9") && !parts(&comes, "bytes=0-9,5-14"));
+        assert!(parts(&comes, "bytes=0-9,90-99") && parts(&comes, "bytes=90-99"));
     }
 
     #[test]

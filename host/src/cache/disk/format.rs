@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::cache::label::Label;
+use crate::cache::label::{Label, Strength};
 use crate::cache::object::{Content, Object, Rules};
 use crate::cache::vary::Selectors;
 
@@ -34,7 +34,6 @@ const LONGEST_RECORD: u64 = 4 << 20;
 #[derive(Debug)]
 pub struct Entry {
     pub key: Box<[u8]>,
-    pub label: Arc<Label>,
     /// Without content.
     pub object: Object,
     pub trailers: Option<HeaderMap>,
@@ -143,8 +142,8 @@ pub fn record(
         uri: label.uri.as_deref().map(Into::into),
         tags: label.tags.iter().map(|tag| tag.to_string()).collect(),
         status: object.status.as_u16(),
-        fields: written(&head.headers),
-        trailers: trailers.map(written),
+        fields: encoded(&head.headers),
+        trailers: trailers.map(encoded),
         lifetime_ms: object.rules.lifetime_ms,
         initial_age_ms: object.rules.initial_age_ms,
         stale_while_revalidate_ms: object.rules.stale_while_revalidate_ms,
@@ -206,11 +205,11 @@ impl Record {
         let tags = self.tags.into_iter().map(String::into_boxed_str).collect();
         let label = Label::new(self.scope, selectors, self.uri.map(Into::into), tags);
         if is_purged {
-            label.purge(true);
+            label.purge(Strength::Soft);
         }
         let (mut head, ()) = Response::new(()).into_parts();
         head.status = StatusCode::from_u16(self.status).ok()?;
-        head.headers = fields(&self.fields)?;
+        head.headers = decoded(&self.fields)?;
         let rules = Rules {
             lifetime_ms: self.lifetime_ms,
             initial_age_ms: self.initial_age_ms,
@@ -220,23 +219,23 @@ impl Record {
         };
         let object = Object::new(label, &head, Content::Whole(Default::default()), rules, self.since_ms);
         let trailers = match &self.trailers {
-            Some(trailers) => Some(fields(trailers)?),
+            Some(trailers) => Some(decoded(trailers)?),
             None => None,
         };
-        Some(Entry { key: self.key.into(), label: object.label.clone(), object, trailers, sums, length, size })
+        Some(Entry { key: self.key.into(), object, trailers, sums, length, size })
     }
 }
 
-fn written(fields: &HeaderMap) -> Fields {
+fn encoded(fields: &HeaderMap) -> Fields {
     fields.iter().map(|(name, value)| (name.as_str().into(), value.as_bytes().into())).collect()
 }
 
-fn fields(written: &Fields) -> Option<HeaderMap> {
-    let mut fields = HeaderMap::with_capacity(written.len());
-    for (name, value) in written {
-        fields.append(HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(value).ok()?);
+fn decoded(fields: &Fields) -> Option<HeaderMap> {
+    let mut map = HeaderMap::with_capacity(fields.len());
+    for (name, value) in fields {
+        map.append(HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(value).ok()?);
     }
-    Some(fields)
+    Some(map)
 }
 
 /// Over all that decides what is served, but for the content, which has sums of its own. Whoever doesn't know the seed
@@ -304,13 +303,13 @@ mod tests {
                 (&*entry.key, entry.length, entry.size),
                 (&b"key"[..], length as u64, file.metadata().unwrap().len())
             );
-            assert!(entry.label.is_for_the_same(&object.label) && !entry.label.is_purged());
-            assert_eq!((&entry.label.uri, &entry.label.tags), (&object.label.uri, &object.label.tags));
+            assert!(entry.object.label.is_for_the_same(&object.label) && !entry.object.label.is_purged());
+            assert_eq!((&entry.object.label.uri, &entry.object.label.tags), (&object.label.uri, &object.label.tags));
             assert_eq!(entry.object.head().headers, object.head().headers);
             assert_eq!((entry.object.rules, entry.object.since_ms), (object.rules, object.since_ms));
             assert!(content.chunks(BLOCK).enumerate().all(|(place, block)| entry.sums.holds(place, block)));
             mark(&file).unwrap();
-            assert!(read(&file, 5).unwrap().label.is_purged());
+            assert!(read(&file, 5).unwrap().object.label.is_purged());
         }
     }
 

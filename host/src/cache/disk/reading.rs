@@ -16,6 +16,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::format::{BLOCK, Sums, broken};
 use super::{Disk, Filed};
+use crate::cache::object::{Content, Pieces};
+use crate::pages;
 use crate::passage::BodyError;
 
 /// A file that is being read; it may be removed meanwhile.
@@ -86,10 +88,29 @@ impl Opened {
     fn checked(&self, place: u64, block: BytesMut, read: io::Result<()>) -> io::Result<Bytes> {
         let read = read.and_then(|()| if self.sums.holds(place as usize, &block) { Ok(()) } else { Err(broken()) });
         if let (Err(error), Some(disk)) = (&read, self.disk.upgrade()) {
-            disk.lost(&self.filed, error);
+            disk.read_failed(&self.filed, error);
         }
         read.map(|()| block.freeze())
     }
+}
+
+/// Reads content into memory, checked.
+pub fn whole(file: &File, sums: &Sums, length: u64, trailers: Option<HeaderMap>) -> io::Result<Content> {
+    let mut list = Vec::new();
+    let mut at = 0;
+    while at < length {
+        let mut block = vec![0; (length - at).min(BLOCK as u64) as usize];
+        file.read_exact_at(&mut block, at)?;
+        if !sums.holds(list.len(), &block) {
+            return Err(broken());
+        }
+        at += block.len() as u64;
+        list.push(pages::joined(&[block.into()]));
+    }
+    if trailers.is_none() && list.len() <= 1 {
+        return Ok(Content::Whole(list.pop().unwrap_or_default()));
+    }
+    Ok(Content::Pieces(Arc::new(Pieces { list, length, trailers })))
 }
 
 impl Blocks {

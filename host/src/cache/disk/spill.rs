@@ -11,8 +11,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tokio::task::spawn_blocking;
 
+use super::Disk;
 use super::format::{self, BLOCK, Sums};
-use super::{Disk, path, remove, temporary};
+use super::writer::Job;
 use crate::cache::fill::Fill;
 use crate::cache::object::Object;
 use crate::cache::purges::Moment;
@@ -24,6 +25,8 @@ pub struct Spill {
     temporary: PathBuf,
     number: u64,
     sums: Vec<u64>,
+    /// The room that it has taken, in bytes.
+    room: u64,
     is_finished: bool,
 }
 
@@ -33,20 +36,24 @@ impl Spill {
         if disk.rests() {
             return None;
         }
-        let temporary = temporary(&disk.folder, number);
+        let temporary = disk.claim.folder.temporary(number);
         let at = temporary.clone();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
         let made = spawn_blocking(move || options.open(at)).await.map_err(io::Error::other).and_then(|made| made);
-        let file = Arc::new(made.inspect_err(|error| disk.unwritten(error)).ok()?);
+        let file = Arc::new(made.inspect_err(|error| disk.write_failed(error)).ok()?);
         fill.spill(file.clone());
-        Some(Spill { disk: disk.clone(), file, temporary, number, sums: Vec::new(), is_finished: false })
+        Some(Spill { disk: disk.clone(), file, temporary, number, sums: Vec::new(), room: 0, is_finished: false })
     }
 
-    /// Writes the blocks that have come, and at the end what is left; false if that can't be.
+    /// Writes the blocks that have come, and at the end what is left; false if that can't be, or there is no room for it.
     pub async fn write(&mut self, fill: &Fill, is_last: bool) -> bool {
-        while let Some((at, block)) = fill.unwritten(BLOCK, is_last) {
-            let (file, end) = (self.file.clone(), at + block.len() as u64);
+        while let Some((at, block)) = fill.next_block(BLOCK, is_last) {
+            let (file, length) = (self.file.clone(), block.len() as u64);
+            self.room += length;
+            if !self.disk.make_room(length) {
+                return false;
+            }
             // A copy that comes back, to be freed where it was made.
             let here = block.clone();
             let written = spawn_blocking(move || write(&file, at, &block)).await;
@@ -54,11 +61,11 @@ impl Spill {
             match written.map_err(io::Error::other).and_then(|written| written) {
                 Ok(sum) => self.sums.push(sum),
                 Err(error) => {
-                    self.disk.unwritten(&error);
+                    self.disk.write_failed(&error);
                     return false;
                 }
             }
-            fill.written(end);
+            fill.stands_in_file(at + length);
         }
         true
     }
@@ -72,19 +79,19 @@ impl Spill {
     ) {
         let finished = spawn_blocking(move || {
             let sums = Sums::from_blocks(std::mem::take(&mut self.sums));
-            let tail = format::tail(&key, &object, trailers.as_ref(), (length, &sums), self.disk.seed);
+            let tail = format::tail(&key, &object, trailers.as_ref(), (length, &sums), self.disk.claim.seed);
             let size = tail.and_then(|tail| {
                 self.file.write_all_at(&tail, length)?;
-                std::fs::rename(&self.temporary, path(&self.disk.folder, self.number))?;
+                std::fs::rename(&self.temporary, self.disk.claim.folder.file(self.number))?;
                 Ok(length + tail.len() as u64)
             });
             match size {
                 Ok(size) => {
                     self.is_finished = true;
                     self.disk.figures.writes.fetch_add(1, Ordering::Relaxed);
-                    self.disk.place(id, &key, &object.label, (self.number, size), asked);
+                    self.disk.enter(id, &key, &object.label, (self.number, size), asked);
                 }
-                Err(error) => self.disk.unwritten(&error),
+                Err(error) => self.disk.write_failed(&error),
             }
         });
         // It doesn't panic, and where the process ends nobody needs it.
@@ -94,8 +101,10 @@ impl Spill {
 
 impl Drop for Spill {
     fn drop(&mut self) {
+        self.disk.coming.fetch_sub(self.room, Ordering::Relaxed);
         if !self.is_finished {
-            remove(&self.temporary);
+            // Not here: to give back the blocks of a long file takes its time.
+            let _ = self.disk.jobs.send(Job::Discard(self.number));
         }
     }
 }

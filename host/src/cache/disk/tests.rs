@@ -1,9 +1,14 @@
-use http::Response;
-use xxhash_rust::xxh3::xxh3_128_with_seed;
+use std::path::PathBuf;
 
-use super::super::object::Rules;
-use super::super::purges::Purged;
+use bytes::Bytes;
+use http::Response;
+
+use super::folder::MARKER;
 use super::*;
+use crate::cache::index::name_of;
+use crate::cache::label::Strength;
+use crate::cache::object::Rules;
+use crate::cache::purges::Purged;
 
 const KEY: &[u8] = b"http://a/";
 
@@ -25,32 +30,41 @@ fn close(disk: Arc<Disk>) {
     }
 }
 
+/// Has a response written that has just been asked for; gives the number of its file.
 fn put(disk: &Disk, content: &'static str) -> u64 {
+    put_asked(disk, content, disk.purges.moment())
+}
+
+fn put_asked(disk: &Disk, content: &'static str, asked: Moment) -> u64 {
     let (head, ()) = Response::new(()).into_parts();
     let label = Label::new(1, Selectors::default(), None, ["t".into()].into());
     let object = Object::new(label, &head, Content::Whole(content.into()), Rules::default(), 0);
     let object = Arc::new(object.numbered(disk.number()));
-    disk.keep(xxh3_128_with_seed(KEY, disk.seed), KEY, &object, disk.purges.moment());
+    disk.keep(name_of(KEY, disk.seed()), KEY, &object, asked);
     disk.flush(Duration::from_secs(60));
     object.number
 }
 
 fn read(disk: &Arc<Disk>) -> Option<Bytes> {
-    let filed = disk.find(xxh3_128_with_seed(KEY, disk.seed), KEY, 1, &HeaderMap::new())?;
+    let filed = disk.find(name_of(KEY, disk.seed()), KEY, 1, &HeaderMap::new())?;
     match &disk.recall(&filed, KEY, u64::MAX)?.object.content {
         Content::Whole(content) => Some(content.clone()),
         other => panic!("{other:?}"),
     }
 }
 
+fn path_of(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("{:02x}", number & 0xff)).join(format!("{number:016x}"))
+}
+
 #[test]
 fn of_two_files_for_the_same_the_newer_counts() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
-    let old = path(folder.path(), put(&disk, "old"));
+    let old = path_of(folder.path(), put(&disk, "old"));
     let aside = folder.path().join("aside");
     std::fs::copy(&old, &aside).unwrap();
-    let new = path(folder.path(), put(&disk, "new"));
+    let new = path_of(folder.path(), put(&disk, "new"));
     close(disk);
     assert!(!old.exists() && new.exists());
     // As if the process had ended between the one and the other.
@@ -69,15 +83,15 @@ fn a_clock_that_was_set_back_loses_nothing() {
     close(disk);
     // As if that had been a year later.
     let later = number + ((366 * 24 * 3_600_000) << 16);
-    std::fs::rename(path(folder.path(), number), path(folder.path(), later)).unwrap();
-    let left = temporary(folder.path(), later + 1);
+    std::fs::rename(path_of(folder.path(), number), path_of(folder.path(), later)).unwrap();
+    let left = folder.path().join("tmp/left");
     std::fs::write(&left, "half").unwrap();
     let disk = open(folder.path());
     assert_eq!(read(&disk).as_deref(), Some(&b"old"[..]));
     assert!(!left.exists());
     assert!(put(&disk, "new") > later);
     assert_eq!(read(&disk).as_deref(), Some(&b"new"[..]));
-    assert!(!path(folder.path(), later).exists());
+    assert!(!path_of(folder.path(), later).exists());
 }
 
 #[test]
@@ -85,11 +99,11 @@ fn a_file_is_kept_while_no_file_can_be_opened() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
     put(&disk, "old");
-    let filed = disk.find(xxh3_128_with_seed(KEY, disk.seed), KEY, 1, &HeaderMap::new()).unwrap();
-    disk.lost(&filed, &io::Error::from_raw_os_error(libc::EMFILE));
+    let filed = disk.find(name_of(KEY, disk.seed()), KEY, 1, &HeaderMap::new()).unwrap();
+    disk.read_failed(&filed, &io::Error::from_raw_os_error(libc::EMFILE));
     assert_eq!(disk.figures.failures.load(Ordering::Relaxed), 1);
     assert_eq!(read(&disk).as_deref(), Some(&b"old"[..]));
-    disk.lost(&filed, &io::Error::from_raw_os_error(libc::EIO));
+    disk.read_failed(&filed, &io::Error::from_raw_os_error(libc::EIO));
     assert!(read(&disk).is_none());
 }
 
@@ -97,13 +111,11 @@ fn a_file_is_kept_while_no_file_can_be_opened() {
 fn content_that_stays_in_its_file_is_never_told_stale_for_want_of_room() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
-    let id = xxh3_128_with_seed(KEY, disk.seed);
+    let id = name_of(KEY, disk.seed());
     let number = put(&disk, "content");
     for since_ms in 1..1_000 {
         let Some(filed) = disk.find(id, KEY, 1, &HeaderMap::new()) else {
-            // The order to remove it came while the last flush was waiting.
-            disk.flush(Duration::from_secs(60));
-            assert!(!path(folder.path(), number).exists());
+            assert!(!path_of(folder.path(), number).exists());
             return;
         };
         let mut object = Arc::into_inner(disk.recall(&filed, KEY, 0).unwrap().object).unwrap();
@@ -119,7 +131,7 @@ fn content_that_stays_in_its_file_is_never_told_stale_for_want_of_room() {
 fn what_nobody_finished_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     close(open(folder.path()));
-    let left = temporary(folder.path(), 7);
+    let left = folder.path().join("tmp/7");
     std::fs::write(&left, "half").unwrap();
     let disk = open(folder.path());
     assert!(!left.exists());
@@ -130,7 +142,7 @@ fn what_nobody_finished_is_removed() {
 fn another_format_begins_anew() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
-    let file = path(folder.path(), put(&disk, "old"));
+    let file = path_of(folder.path(), put(&disk, "old"));
     close(disk);
     std::fs::write(folder.path().join(MARKER), "0 1234\n").unwrap();
     let disk = open(folder.path());
@@ -144,12 +156,25 @@ fn what_was_purged_while_it_was_written_is_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
     let asked = disk.purges.moment();
-    disk.purges.purge(&Purge { what: Purged::Tag("t".into()), soft: false });
-    let number = put(&disk, "new");
+    disk.purges.purge(&Purge { what: Purged::Tag("t".into()), strength: Strength::Hard });
+    let number = put_asked(&disk, "content", asked);
+    assert!(read(&disk).is_none() && !path_of(folder.path(), number).exists());
+    put(&disk, "newer");
     assert!(read(&disk).is_some(), "it was asked for after the purge");
-    let filed = disk.find(xxh3_128_with_seed(KEY, disk.seed), KEY, 1, &HeaderMap::new()).unwrap();
-    let old = put(&disk, "old");
-    disk.place(filed.id, KEY, &filed.label, (old, 10), asked);
-    disk.flush(Duration::from_secs(60));
-    assert!(!path(folder.path(), old).exists() && !path(folder.path(), number).exists());
+}
+
+#[test]
+fn what_was_purged_softly_while_it_was_written_is_stale_and_stays_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let is_purged = |disk: &Disk| {
+        let filed = disk.find(name_of(KEY, disk.seed()), KEY, 1, &HeaderMap::new());
+        filed.is_some_and(|filed| filed.label.is_purged())
+    };
+    let asked = disk.purges.moment();
+    disk.purges.purge(&Purge { what: Purged::All, strength: Strength::Soft });
+    put_asked(&disk, "content", asked);
+    assert!(is_purged(&disk));
+    close(disk);
+    assert!(is_purged(&open(folder.path())));
 }

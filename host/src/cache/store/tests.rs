@@ -1,6 +1,7 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response};
 
+use super::super::label::Strength;
 use super::super::object::{Content, Rules};
 use super::super::purges::Purged;
 use super::super::vary::Selectors;
@@ -51,6 +52,28 @@ fn a_newer_response_takes_the_place_of_the_older() {
     let before = store.bytes();
     put(&store, plain("/a"));
     assert_eq!((store.bytes(), store.keys()), (before, 1));
+}
+
+#[test]
+fn what_comes_late_does_not_take_the_place_of_the_newer() {
+    let store = Store::new(1 << 20);
+    let numbered = |number| Arc::new(Arc::into_inner(plain("/a")).unwrap().numbered(number));
+    put(&store, numbered(2));
+    put(&store, numbered(1));
+    match store.find(store.id(b"/a"), b"/a", 1, &HeaderMap::new(), 0) {
+        Found::Variant(object) => assert_eq!(object.number, 2),
+        _ => panic!("nothing"),
+    }
+}
+
+/// Such as what was read from disk before the purge got there, by a request that came after the purge.
+#[test]
+fn what_was_purged_is_not_let_in_whenever_it_was_asked_for() {
+    let store = Store::new(1 << 20);
+    let object = plain("/a");
+    object.label.purge(Strength::Hard);
+    put(&store, object);
+    assert!(!has(&store, "/a", &HeaderMap::new()));
 }
 
 #[test]
@@ -130,7 +153,7 @@ fn purges_take_what_they_name() {
     ];
     for (what, count) in cases {
         let store = fresh();
-        assert_eq!(store.purge(&Purge { what: what.clone(), soft: false }), count, "{what:?}");
+        assert_eq!(store.purge(&Purge { what: what.clone(), strength: Strength::Hard }), count, "{what:?}");
         let left = ["http://a/x", "http://a/x/y", "http://b/x"].map(|uri| has(&store, uri, &HeaderMap::new()));
         assert_eq!(left.iter().filter(|left| **left).count(), 3 - count, "{what:?}");
         assert_eq!(store.keys(), 3 - count, "{what:?} leaves nothing behind");
@@ -143,7 +166,7 @@ fn a_soft_purge_makes_stale() {
     let object = plain("/a");
     put(&store, object.clone());
     assert!(object.is_fresh(0));
-    assert_eq!(store.purge(&Purge { what: Purged::Uri("/a".into()), soft: true }), 1);
+    assert_eq!(store.purge(&Purge { what: Purged::Uri("/a".into()), strength: Strength::Soft }), 1);
     assert!(has(&store, "/a", &HeaderMap::new()) && !object.is_fresh(0));
 }
 
@@ -151,8 +174,8 @@ fn a_soft_purge_makes_stale() {
 fn what_was_purged_on_its_way_does_not_come_back() {
     let store = Store::new(1 << 20);
     let asked = store.moment();
-    store.purge(&Purge { what: Purged::Prefix("/a".into()), soft: false });
-    store.purge(&Purge { what: Purged::Prefix("/b".into()), soft: true });
+    store.purge(&Purge { what: Purged::Prefix("/a".into()), strength: Strength::Hard });
+    store.purge(&Purge { what: Purged::Prefix("/b".into()), strength: Strength::Soft });
     for uri in ["/a", "/b", "/c"] {
         store.insert(store.id(uri.as_bytes()), uri.as_bytes(), plain(uri), asked);
     }

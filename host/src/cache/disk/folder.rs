@@ -1,0 +1,140 @@
+//! A folder that is one process's: who has it, what its files are called, and the seed that they were written with.
+
+use std::fs::{DirBuilder, DirEntry, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+/// The places of files in a folder.
+#[derive(Clone, Debug)]
+pub struct Folder(Arc<Path>);
+
+/// A folder, as long as it is this process's.
+#[derive(Debug)]
+pub struct Claim {
+    pub folder: Folder,
+    /// Of this folder, to name keys by, and to tell its own records from others'.
+    pub seed: u64,
+    _lock: File,
+}
+
+/// Whoever had the folder before may take so long to leave it.
+const TURN: Duration = Duration::from_secs(1);
+
+/// At the top of the folder: the format and the seed.
+pub const MARKER: &str = "plugway-cache";
+const FORMAT: &str = "1";
+const LOCK: &str = "lock";
+const TEMPORARY: &str = "tmp";
+
+impl Claim {
+    /// Takes a folder for this process, and makes it ready, or makes it. The error says what to do.
+    pub fn new(path: &Path) -> Result<Self, String> {
+        let failed = |what: &str, error: io::Error| format!("`{}` can't be {what}: {error}", path.display());
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(path).map_err(|error| failed("made", error))?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK));
+        let lock = lock.map_err(|error| failed("written to", error))?;
+        let deadline = Instant::now() + TURN;
+        while lock.try_lock().is_err() {
+            if Instant::now() > deadline {
+                return Err(format!("`{}` is in use by another process; name another folder", path.display()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let known = known_seed(path).map_err(|error| failed("used", error))?;
+        let seed = match known {
+            Some(seed) => seed,
+            None => begin_anew(path).map_err(|error| failed("used", error))?,
+        };
+        // What nobody has finished.
+        match std::fs::remove_dir_all(path.join(TEMPORARY)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("cleared", error)),
+            _ => {}
+        }
+        for name in subfolders().chain([TEMPORARY.into()]) {
+            builder.create(path.join(name)).map_err(|error| failed("written to", error))?;
+        }
+        Ok(Claim { folder: Folder(path.into()), seed, _lock: lock })
+    }
+}
+
+impl Folder {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Where a file is.
+    pub fn file(&self, number: u64) -> PathBuf {
+        self.0.join(format!("{:02x}", number & 0xff)).join(format!("{number:016x}"))
+    }
+
+    /// Where it is before it is whole.
+    pub fn temporary(&self, number: u64) -> PathBuf {
+        self.0.join(TEMPORARY).join(format!("{number:016x}"))
+    }
+
+    /// The numbers of all files.
+    pub fn numbers(&self) -> Vec<u64> {
+        subfolders().flat_map(|name| numbers(&self.0.join(name))).collect()
+    }
+}
+
+/// Removes a file, if it is there.
+pub fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        warn!(path = %path.display(), %error, "a stored response can't be removed");
+    }
+}
+
+/// Enough of them for none to become long.
+fn subfolders() -> impl Iterator<Item = String> {
+    (0..=u8::MAX).map(|number| format!("{number:02x}"))
+}
+
+fn numbers(subfolder: &Path) -> Vec<u64> {
+    let entries = std::fs::read_dir(subfolder);
+    if let Err(error) = &entries {
+        warn!(folder = %subfolder.display(), %error, "a part of the cache can't be read");
+    }
+    let number = |entry: DirEntry| u64::from_str_radix(entry.file_name().to_str()?, 16).ok();
+    entries.into_iter().flatten().flatten().filter_map(number).collect()
+}
+
+/// The seed of a folder that has this format; none if it has another, or is empty.
+fn known_seed(path: &Path) -> io::Result<Option<u64>> {
+    let text = match std::fs::read_to_string(path.join(MARKER)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let is_other = |entry: io::Result<DirEntry>| entry.is_ok_and(|entry| entry.file_name() != LOCK);
+            if std::fs::read_dir(path)?.any(is_other) {
+                return Err(io::Error::other("there is something else in it; name an empty folder, or a new one"));
+            }
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let seed = text.split_once(' ').filter(|(format, _)| *format == FORMAT).map(|(_, seed)| seed.trim());
+    Ok(seed.and_then(|seed| u64::from_str_radix(seed, 16).ok()))
+}
+
+/// Empties a folder, and gives it a seed.
+fn begin_anew(path: &Path) -> io::Result<u64> {
+    for name in subfolders() {
+        match std::fs::remove_dir_all(path.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(io::Error::other)?;
+    let seed = u64::from_ne_bytes(seed);
+    std::fs::write(path.join(MARKER), format!("{FORMAT} {seed:016x}\n"))?;
+    Ok(seed)
+}

@@ -1,0 +1,121 @@
+//! The thread that writes and removes files, one after the other.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use tracing::debug;
+
+use super::folder::{Folder, remove};
+use super::format::{self, Entry, Sums};
+use super::{Disk, Filed, MOST_OLD};
+use crate::cache::object::{Content, Object};
+use crate::cache::purges::Moment;
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Job {
+    Keep {
+        id: u128,
+        key: Box<[u8]>,
+        object: Arc<Object>,
+        asked: Moment,
+    },
+    Remove(u64),
+    /// It wasn't finished.
+    Discard(u64),
+    /// It was purged softly.
+    Mark(u64),
+    /// To be told when all before it is done.
+    Flush(SyncSender<()>),
+}
+
+/// Does what is to be done, until nobody has anything to do any more.
+pub fn run(disk: &Weak<Disk>, folder: &Folder, queue: Receiver<Job>) {
+    for job in queue {
+        match job {
+            Job::Keep { id, key, object, asked } => {
+                let Some(disk) = disk.upgrade() else { continue };
+                keep(&disk, id, &key, &object, asked);
+                disk.written(&object);
+            }
+            Job::Remove(number) => remove(&folder.file(number)),
+            Job::Discard(number) => remove(&folder.temporary(number)),
+            Job::Mark(number) => {
+                let file = OpenOptions::new().read(true).write(true).open(folder.file(number));
+                // One that isn't there needs no mark.
+                if let Err(error) = file.and_then(|file| format::mark(&file)) {
+                    debug!(%error, "mark of a purge");
+                }
+            }
+            Job::Flush(done) => drop(done.send(())),
+        }
+    }
+}
+
+fn keep(disk: &Disk, id: u128, key: &[u8], object: &Object, asked: Moment) {
+    if disk.rests() {
+        return;
+    }
+    let known = disk.index.numbered(id, object.number);
+    let size = match &known {
+        Some(filed) => append_record(disk, filed, key, object),
+        None => Ok(None),
+    };
+    let size = match size {
+        Ok(None) => write_whole(disk, key, object),
+        done => done,
+    };
+    match size {
+        Ok(Some(size)) => {
+            disk.figures.writes.fetch_add(1, Ordering::Relaxed);
+            disk.enter(id, key, &object.label, (object.number, size), asked);
+        }
+        Ok(None) => {
+            // What stands in its file alone can't be written anew; with too many records it is given up.
+            if let Some(known) = known {
+                disk.index.remove_if(id, |filed| filed.number == known.number);
+            }
+        }
+        Err(error) => disk.write_failed(&error),
+    }
+}
+
+/// Writes what is new about a response behind its file; gives the file's size, or nothing if it has grown too long.
+fn append_record(disk: &Disk, filed: &Filed, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
+    let (folder, seed) = (&disk.claim.folder, disk.claim.seed);
+    let mut file = OpenOptions::new().read(true).append(true).open(folder.file(filed.number))?;
+    let Entry { trailers, sums, length, size, .. } = format::read(&file, seed)?;
+    if size - length > length.max(MOST_OLD) {
+        return Ok(None);
+    }
+    let record = format::record(key, object, trailers.as_ref(), (length, &sums), seed)?;
+    file.write_all(&record)?;
+    Ok(Some(size + record.len() as u64))
+}
+
+/// Writes a file with all of a response; gives its size, or nothing if its content isn't in memory.
+fn write_whole(disk: &Disk, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
+    let pieces: Vec<Bytes> = match &object.content {
+        Content::Whole(content) => vec![content.clone()],
+        Content::Pieces(pieces) => pieces.list.clone(),
+        Content::File(_) | Content::Filling(_) => return Ok(None),
+    };
+    let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+    let sums = Sums::of(pieces.iter().map(|piece| &piece[..]));
+    let tail = format::tail(key, object, object.content.trailers(), (length, &sums), disk.claim.seed)?;
+    let (folder, number) = (&disk.claim.folder, object.number);
+    let temporary = folder.temporary(number);
+    let written = File::create(&temporary).and_then(|mut file| {
+        pieces.iter().try_for_each(|piece| file.write_all(piece))?;
+        file.write_all(&tail)?;
+        std::fs::rename(&temporary, folder.file(number))
+    });
+    if written.is_err() {
+        remove(&temporary);
+    }
+    written.map(|()| Some(length + tail.len() as u64))
+}

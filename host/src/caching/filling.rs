@@ -1,0 +1,142 @@
+//! A response on its way into the store: its content goes to memory, into a file, or to those alone who read it now.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+
+use http_body::Body;
+
+use crate::body::ResponseBody;
+use crate::cache::disk::Spill;
+use crate::cache::fill::Fill;
+use crate::cache::flight::Lead;
+use crate::cache::now_ms;
+use crate::cache::object::Object;
+use crate::cache::purges::Moment;
+use crate::cache::store::{Room, Store};
+
+/// A response on its way into the store.
+pub struct Filling {
+    pub fill: Arc<Fill>,
+    pub object: Arc<Object>,
+    /// Newcomers find it by this until it is stored.
+    pub lead: Option<Lead>,
+    pub room: Room,
+    pub store: Arc<Store>,
+    pub id: u128,
+    pub key: Vec<u8>,
+    pub asked: Moment,
+    /// The longest that is kept in memory, and the longest that is kept at all, in bytes.
+    pub most: u64,
+    pub longest: u64,
+    pub into: Destination,
+}
+
+/// Where a response goes.
+pub enum Destination {
+    Memory,
+    File(Box<Spill>),
+    /// To those who read it now, and no further.
+    Nowhere,
+}
+
+impl Filling {
+    /// Lets the content in, to its end.
+    pub async fn run(mut self, mut body: ResponseBody) {
+        let (mut trailers, mut bytes) = (None, 0);
+        loop {
+            let fill = &self.fill;
+            let frame = poll_fn(|cx| match ready!(fill.poll_ready(cx)) {
+                Ok(()) => Pin::new(&mut body).poll_frame(cx).map(Ok),
+                Err(abandoned) => Poll::Ready(Err(abandoned)),
+            });
+            let Ok(frame) = frame.await else { return };
+            match frame.transpose() {
+                Err(error) => {
+                    tracing::debug!(%error, "response on its way into the cache");
+                    return;
+                }
+                Ok(None) => break,
+                Ok(Some(frame)) => match frame.into_data() {
+                    Ok(piece) => {
+                        let more = piece.len() as u64;
+                        bytes += more;
+                        self.fill.push(piece);
+                        self.settle(bytes, more).await;
+                    }
+                    Err(frame) => trailers = frame.into_trailers().ok(),
+                },
+            }
+        }
+        if self.fill.length().is_some_and(|length| length != bytes) {
+            return;
+        }
+        if let Destination::File(spill) = &mut self.into
+            && !spill.write(&self.fill, true).await
+        {
+            self.pass();
+        }
+        self.fill.finish(trailers.clone());
+        match std::mem::replace(&mut self.into, Destination::Nowhere) {
+            Destination::Memory => {
+                let object = Arc::new(self.object.with(self.fill.content(trailers)));
+                self.store.insert(self.id, &self.key, object, self.asked);
+            }
+            Destination::File(spill) => {
+                let place = (self.id, self.key.clone(), self.asked);
+                spill.finish(place, self.object.clone(), (bytes, trailers)).await;
+                self.store.outgrown(self.id, &self.object);
+            }
+            Destination::Nowhere => {}
+        }
+    }
+
+    /// Finds a place for what has come: memory, a file for what is too long for that, or none.
+    async fn settle(&mut self, bytes: u64, more: u64) {
+        match &mut self.into {
+            Destination::Memory => {
+                let is_long = bytes > self.most || self.fill.length().is_some_and(|length| length > self.most);
+                if self.room.take(more) && !is_long {
+                    return;
+                }
+                self.room.leave();
+                let disk = self.store.disk().filter(|_| bytes <= self.longest);
+                self.into = match disk {
+                    Some(disk) => {
+                        let spill = Spill::begin(disk, &self.fill, self.object.number).await;
+                        spill.map_or(Destination::Nowhere, |spill| Destination::File(Box::new(spill)))
+                    }
+                    None => Destination::Nowhere,
+                };
+            }
+            Destination::File(_) if bytes > self.longest => self.into = Destination::Nowhere,
+            Destination::File(_) => {}
+            Destination::Nowhere => return,
+        }
+        let goes_on = match &mut self.into {
+            Destination::File(spill) => spill.write(&self.fill, false).await,
+            Destination::Memory | Destination::Nowhere => false,
+        };
+        if !goes_on {
+            self.pass();
+        }
+    }
+
+    /// It is longer than may be stored, or there is no place for it.
+    fn pass(&mut self) {
+        self.into = Destination::Nowhere;
+        self.fill.pass();
+        // What was stored doesn't hold any more.
+        self.store.remove(self.id, &self.object);
+        self.store.pass(self.id, &self.key, now_ms());
+        self.lead = None;
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        // Unless it has come to its end.
+        self.fill.fail();
+    }
+}
