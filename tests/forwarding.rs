@@ -3,6 +3,8 @@
 use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use crate::support::{Proxy, echo, manifest, ok, origin, raw_origin, read_message, until};
@@ -113,6 +115,10 @@ fn failures_have_a_status_and_a_reason() {
     let refused = Proxy::start(&manifest(&closed, "", "")).get("/", "");
     assert_eq!((refused.status(), refused.field("proxy-status")), (502, Some("plugway; error=connection_refused")));
 
+    // No label of a name is longer than 63 characters.
+    let unknown = Proxy::start(&manifest(&format!("{}.test:80", "a".repeat(64)), "", "")).get("/", "");
+    assert_eq!((unknown.status(), unknown.field("proxy-status")), (502, Some("plugway; error=dns_error")));
+
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let text = manifest(&silent.local_addr().unwrap().to_string(), "", "")
         .replace("endpoints", "response-timeout = \"200ms\"\nendpoints");
@@ -200,4 +206,32 @@ fn connections_that_endpoints_close_while_idle_are_let_go() {
         assert_eq!(proxy.get("/", "").status(), 200);
         began.elapsed() > Duration::from_secs(7)
     });
+}
+
+/// A crowd that comes again finds the connections of the first time.
+#[test]
+fn as_many_connections_are_kept_as_were_needed_at_once() {
+    const CROWD: usize = 300;
+    let (opened, barrier) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(CROWD)));
+    let (known, all) = (opened.clone(), barrier.clone());
+    let origin = raw_origin(move |mut stream| {
+        known.fetch_add(1, Ordering::Relaxed);
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while read_message(&mut reader).is_some() {
+            // Each of them has its connection.
+            all.wait();
+            stream.write_all(&ok("")).unwrap();
+        }
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", "").replace("workers = 2", "workers = 1"));
+    let mut clients: Vec<_> = (0..CROWD).map(|_| proxy.connect()).collect();
+    for _ in 0..2 {
+        for client in &mut clients {
+            client.write_all(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n").unwrap();
+        }
+        for client in &clients {
+            assert_eq!(read_message(&mut BufReader::new(client)).unwrap().status(), 200);
+        }
+    }
+    assert_eq!(opened.load(Ordering::Relaxed), CROWD);
 }

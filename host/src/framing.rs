@@ -404,9 +404,26 @@ fn is_target(method: &[u8], target: &[u8]) -> bool {
         }
 }
 
+/// The bytes of hosts, but for brackets around an address. A table, for each request has a host: a search among the others
+/// took a fortieth of its time.
+const IN_HOSTS: [bool; 256] = {
+    let others = b"/@,\\?#\"<>{}|^`[]";
+    let (mut are, mut byte) = ([false; 256], 0x21);
+    while byte < 0x7f {
+        are[byte] = true;
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        are[others[at] as usize] = false;
+        at += 1;
+    }
+    are
+};
+
 /// A host and perhaps a port (RFC 9110 §7.2), which may be empty: nothing that somebody takes for more.
 pub fn is_authority(text: &[u8]) -> bool {
-    let is_fit = |byte: &u8| byte.is_ascii_graphic() && !b"/@,\\?#\"<>{}|^`[]".contains(byte);
+    let is_fit = |byte: &u8| IN_HOSTS[usize::from(*byte)];
     let (host, port) = match text.strip_prefix(b"[") {
         // In brackets, colons belong to the address.
         Some(rest) => rest.split_at(rest.iter().position(|byte| *byte == b']').unwrap_or(rest.len())),

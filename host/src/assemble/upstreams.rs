@@ -18,6 +18,9 @@ use crate::upstream::slots::Slots;
 /// So many may wait for a connection if the manifest doesn't say.
 const PENDING: usize = 1024;
 
+/// And so many idle connections are kept: as many as a worker rarely needs at once, so that nobody waits for a new one.
+const IDLE_CONNECTIONS: usize = 1024;
+
 impl Draft<'_> {
     pub(super) fn upstream(
         &mut self,
@@ -82,7 +85,7 @@ impl Draft<'_> {
             connect_timeout: self.duration(source, upstream.connect_timeout.as_ref(), Duration::from_secs(5)),
             response_timeout: self.duration(source, upstream.response_timeout.as_ref(), Duration::from_secs(60)),
             idle_timeout: self.duration(source, upstream.idle_timeout.as_ref(), Duration::from_secs(60)),
-            idle_connections: upstream.idle_connections.unwrap_or(128),
+            idle_connections: upstream.idle_connections.unwrap_or(IDLE_CONNECTIONS),
         }
     }
 

@@ -217,7 +217,7 @@ pub struct Upstream {
     pub proxy_protocol: Option<Spanned<String>>,
     /// How long an idle connection is kept; 60s if not given.
     pub idle_timeout: Option<Spanned<String>>,
-    /// Idle connections that each worker keeps to each endpoint; 128 if not given.
+    /// Idle connections that each worker keeps to each endpoint; 1024 if not given.
     pub idle_connections: Option<usize>,
     /// Asks endpoints whether they are well.
     pub health: Option<Spanned<HealthChecks>>,
