@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::support::{Proxy, echo, manifest, ok, origin, read_message, until};
+use crate::support::{Proxy, echo, manifest, ok, origin, output, plugway, read_message, until};
 
 fn version(origin: &str, version: u32) -> String {
     let plugin = format!(
@@ -154,6 +154,18 @@ fn listeners_come_and_go_with_the_manifest() {
     assert!(!socket.exists());
     stream.write_all(b"GET /unix HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert_eq!(read_message(&mut reader).unwrap().status(), 200);
+    assert_eq!(proxy.get("/", "").status(), 200);
+}
+
+/// Workers share their port; two processes would too, and each would get a part of the connections.
+#[test]
+fn another_process_gets_no_part_of_a_port() {
+    let proxy = Proxy::start(&version(&echo(), 0));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, version(&echo(), 1).replace("127.0.0.1:0", &proxy.address)).unwrap();
+    let second = output(plugway().arg("run").arg(&path).stderr(std::process::Stdio::piped()));
+    assert!(second.contains(&format!("can't listen at {}", proxy.address)), "{second}");
     assert_eq!(proxy.get("/", "").status(), 200);
 }
 

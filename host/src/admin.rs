@@ -20,6 +20,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::info;
 
 use crate::body::ResponseBody;
 use crate::error::Kind;
@@ -112,6 +113,10 @@ async fn answer(admin: &Admin, request: Request<Incoming>) -> Response<ResponseB
 /// as the status document writes it.
 fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseBody> {
     let value = |name: &str| parameter(query, name).unwrap_or_default();
+    if parameter(query, "upstream").is_none() || parameter(query, "endpoint").is_none() {
+        let usage = "name both, such as upstream=app&endpoint=127.0.0.1:8000\n";
+        return text(StatusCode::BAD_REQUEST, "text/plain", usage.into());
+    }
     let generation = admin.generation.borrow().clone();
     let upstream =
         generation.upstream_places.get(value("upstream").as_str()).map(|place| &generation.upstreams[*place]);
@@ -121,6 +126,8 @@ fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseB
     if !upstream.live.drain(&value("endpoint"), drains, Instant::now()) {
         return text(StatusCode::NOT_FOUND, "text/plain", "the upstream has no such endpoint; see /status\n".into());
     }
+    let (endpoint, upstream) = (value("endpoint"), &upstream.name);
+    info!(%upstream, %endpoint, "{}", if drains { "drained by order" } else { "in use again by order" });
     text(StatusCode::OK, "text/plain", if drains { "draining\n" } else { "in use\n" }.into())
 }
 

@@ -19,6 +19,8 @@ pub enum Kind {
     InternalError,
     /// The endpoint can't switch to another protocol.
     UpgradeFailed,
+    /// The name of the endpoint can't be looked up.
+    DnsError,
     /// The endpoint refused the connection.
     ConnectionRefused,
     /// The endpoint didn't accept the connection in time.
@@ -58,13 +60,14 @@ pub struct Error {
 
 impl Kind {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 17] = [
         Kind::NoRoute,
         Kind::RequestError,
         Kind::DestinationUnavailable,
         Kind::LimitReached,
         Kind::InternalError,
         Kind::UpgradeFailed,
+        Kind::DnsError,
         Kind::ConnectionRefused,
         Kind::ConnectionTimeout,
         Kind::ConnectionTerminated,
@@ -86,6 +89,7 @@ impl Kind {
             Kind::LimitReached => "connection_limit_reached",
             Kind::InternalError => "proxy_internal_error",
             Kind::UpgradeFailed => "http_upgrade_failed",
+            Kind::DnsError => "dns_error",
             Kind::ConnectionRefused => "connection_refused",
             Kind::ConnectionTimeout => "connection_timeout",
             Kind::ConnectionTerminated => "connection_terminated",
@@ -110,6 +114,7 @@ impl Kind {
             Kind::RequestBodySize => http::StatusCode::PAYLOAD_TOO_LARGE,
             Kind::InternalError => http::StatusCode::INTERNAL_SERVER_ERROR,
             Kind::UpgradeFailed
+            | Kind::DnsError
             | Kind::ConnectionRefused
             | Kind::ConnectionTerminated
             | Kind::TlsError
@@ -123,7 +128,8 @@ impl Kind {
     pub fn blames_endpoint(self) -> bool {
         matches!(
             self,
-            Kind::ConnectionRefused
+            Kind::DnsError
+                | Kind::ConnectionRefused
                 | Kind::ConnectionTimeout
                 | Kind::ConnectionTerminated
                 | Kind::TlsError

@@ -42,7 +42,12 @@ impl Listeners {
     /// Binds the addresses that are not open yet. Nothing changes before [`Listeners::adopt`].
     pub fn prepare(&self, wanted: &[(Arc<str>, bool)]) -> anyhow::Result<Change> {
         let new = wanted.iter().filter(|(address, _)| !self.open.contains(address));
+        let mut own: BTreeSet<u16> = self.open.iter().filter_map(|address| port(address)).collect();
         let new = new.map(|(address, is_tls)| {
+            let is_own = port(address).is_some_and(|port| !own.insert(port));
+            if !is_own {
+                check_unused(address).with_context(|| format!("can't listen at {address}: something else does"))?;
+            }
             New::bind(address, *is_tls, self.workers.len()).with_context(|| format!("can't listen at {address}"))
         });
         let is_wanted = |address: &Arc<str>| wanted.iter().any(|(wanted, _)| wanted == address);
@@ -95,16 +100,33 @@ impl New {
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+fn port(address: &str) -> Option<u16> {
+    address.parse::<SocketAddr>().ok().map(|address| address.port())
+}
+
+/// Our workers share a port, and so could another process, which would get a part of the connections unnoticed.
+fn check_unused(address: &str) -> std::io::Result<()> {
+    match address.parse::<SocketAddr>() {
+        Ok(address) => tcp_socket(address)?.bind(&address.into()),
+        Err(_) => Ok(()),
     }
+}
+
+fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = tcp_socket(address)?;
+    socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+fn tcp_socket(address: SocketAddr) -> std::io::Result<RawSocket> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
 }
 
 fn bind_unix(path: &str) -> std::io::Result<UnixListener> {

@@ -84,6 +84,13 @@ impl Draft<'_> {
             },
         };
         let (scheme, rest) = scheme(text);
+        if let (Some(_), Some(weight)) = (&table.srv, &table.weight) {
+            self.problems.at(
+                list.source,
+                weight.span(),
+                "the records of a service have weights of their own; leave it out",
+            );
+        }
         let weight = self.weight(list.source, table.weight.as_ref());
         let tier = self.up_to(list.source, table.tier.as_ref(), 0, 0..=MOST_TIERS) as u32;
         let zone: Arc<str> = table.zone.as_deref().unwrap_or_default().into();
@@ -96,6 +103,11 @@ impl Draft<'_> {
             (None, None) => {
                 let Some(place) = place(rest) else { return self.no_endpoint(list, span, text) };
                 let address = EndpointAddr { text: text.into(), place, speaks };
+                if members.list.iter().any(|known| known.address == address) {
+                    let message =
+                        format!("`{text}` is named already; name it once, with a `weight` if it is to get more");
+                    return self.problems.at(list.source, span, message);
+                }
                 return members.list.push(Wanted { address, weight, tier, zone, draining });
             }
             (Some(_), _) => host_and_port(rest).map(|(_, port)| NameKind::Host(host(rest).into(), port)),

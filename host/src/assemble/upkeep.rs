@@ -43,6 +43,12 @@ impl Draft<'_> {
         let defaults = Outliers::default();
         let rate = outliers.error_rate.as_ref();
         let latency = outliers.latency.as_ref();
+        let ejection = self.duration(source, outliers.ejection.as_ref(), defaults.ejection);
+        let longest = self.duration(source, outliers.longest_ejection.as_ref(), defaults.longest.max(ejection));
+        if let Some(span) = outliers.longest_ejection.as_ref().filter(|_| longest < ejection).map(Spanned::span) {
+            let message = format!("the first ejection lasts longer already: {ejection:?}; write at least that");
+            self.problems.at(source, span, message);
+        }
         Outliers {
             consecutive: self.up_to(source, outliers.consecutive.as_ref(), defaults.consecutive as usize, 0..=1_000_000)
                 as u32,
@@ -51,8 +57,8 @@ impl Draft<'_> {
             latency: latency.map(|percent| self.up_to(source, Some(percent), 200, 101..=100_000) as u32),
             requests: self.up_to(source, outliers.requests.as_ref(), defaults.requests as usize, 1..=1_000_000) as u64,
             interval: self.duration(source, outliers.interval.as_ref(), defaults.interval),
-            ejection: self.duration(source, outliers.ejection.as_ref(), defaults.ejection),
-            longest: self.duration(source, outliers.longest_ejection.as_ref(), defaults.longest),
+            ejection,
+            longest,
             most: self.up_to(source, outliers.most.as_ref(), defaults.most as usize, 0..=100) as u32,
         }
     }
@@ -187,11 +193,11 @@ impl Draft<'_> {
                 StatusWord::Word(name) if name == "reset" => triggers.reset = true,
                 StatusWord::Word(name) if name == "timeout" => triggers.timeout = true,
                 StatusWord::Word(name) if name == "malformed" => triggers.malformed = true,
-                status => match codes(status) {
+                status => match codes(status).filter(|codes| *codes.start() >= 400) {
                     Some(codes) => triggers.statuses.add(codes),
                     None => {
-                        let message = "write \"connect\", \"reset\", \"timeout\", \"malformed\", a status code, or a \
-                                       class such as \"5xx\"";
+                        let message = "write \"connect\", \"reset\", \"timeout\", \"malformed\", the status code of an \
+                                       error, or a class of those such as \"5xx\"";
                         self.problems.at(source, word.span(), message);
                     }
                 },

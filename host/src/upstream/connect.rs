@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use smallvec::SmallVec;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
 use super::connection::{Connection, Transport};
@@ -48,7 +49,8 @@ pub async fn connect(
 ) -> Result<Connection, Error> {
     match &address.place {
         Place::Tcp(place) => {
-            let stream = TcpStream::connect(&**place).await.map_err(refused)?;
+            let found = lookup_host(&**place).await.map_err(unknown)?.collect::<SmallVec<[SocketAddr; 2]>>();
+            let stream = TcpStream::connect(&*found).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
             speak(stream, address, wanted, peer, told, slot).await
         }
@@ -56,6 +58,11 @@ pub async fn connect(
             speak(UnixStream::connect(&**path).await.map_err(refused)?, address, wanted, peer, told, slot).await
         }
     }
+}
+
+/// A name that the system can't look up.
+fn unknown(error: std::io::Error) -> Error {
+    Error::new(if is_of_this_machine(&error) { Kind::InternalError } else { Kind::DnsError }, error)
 }
 
 fn refused(error: std::io::Error) -> Error {
