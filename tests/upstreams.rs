@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Does, Seen, ask, load};
-use crate::support::{PATIENCE, Proxy, raw_origin, read_message, until};
+use crate::support::{PATIENCE, Proxy, ok, origin, raw_origin, read_message, until};
 
 const GET: &str = "GET / HTTP/1.1";
 
@@ -224,9 +224,32 @@ fn health_checks_take_out_and_bring_back() {
 }
 
 #[test]
+fn a_check_asks_for_a_host_and_looks_for_content() {
+    let word = Arc::new(Mutex::new("all is well"));
+    let said = word.clone();
+    let origin = origin(move |request| match request.field("host") {
+        Some("check.internal") => ok(*said.lock().unwrap()),
+        _ => b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(),
+    });
+    let check = |host: &str| {
+        let health = format!("path = \"/healthz\"\nhost = \"{host}\"\ncontent = \"well\"\ninterval = \"50ms\"");
+        with_endpoints(&format!("[\"{origin}\"]"), &format!("[upstream.app.health]\n{health}"))
+    };
+    let proxy = start(&check("check.internal"));
+    *word.lock().unwrap() = "ill";
+    until("it is out", || states(&proxy) == ["failing"]);
+    *word.lock().unwrap() = "well again";
+    until("it is back", || states(&proxy) == ["up"]);
+    proxy.reload(&check("other.internal"));
+    until("it is out by another host", || states(&proxy) == ["failing"]);
+}
+
+#[test]
 fn what_is_known_of_endpoints_survives_a_reload() {
     let (mut a, b) = (Backend::start("a"), Backend::start("b"));
-    let text = manifest(&[&a, &b], "[upstream.app.health]\nkind = \"tcp\"\ninterval = \"50ms\"");
+    // Whoever is asked while it is down isn't covered for by another.
+    let more = "retry = false\noutliers = false\n[upstream.app.health]\nkind = \"tcp\"\ninterval = \"50ms\"";
+    let text = manifest(&[&a, &b], more);
     let proxy = start(&text);
     a.kill();
     until("a is out", || states(&proxy) == ["failing", "up"]);
