@@ -21,10 +21,20 @@ pub const BLOCK: usize = 256 << 10;
 /// Another number for another format.
 const MAGIC: [u8; 8] = *b"plugway1";
 
-/// Magic, length of the content, length of the record, mark of a purge, sum.
+/// What a file ends with: magic, length of the content, length of the record, mark of a purge, sum; each in eight bytes,
+/// the numbers with the least first.
+#[derive(Debug)]
+struct Footer {
+    length: u64,
+    record_length: u64,
+    is_purged: bool,
+    sum: u64,
+}
+
+/// Of a footer, in bytes.
 const FOOTER: usize = 40;
 
-/// Where in the footer the mark stands: outside of what is summed, for it is set later.
+/// Where in it the mark stands: outside of what is summed, for it is set later.
 const MARK: usize = 24;
 
 /// No record is longer; what says so is no record.
@@ -155,14 +165,9 @@ pub fn record(
     if bytes.len() as u64 > LONGEST_RECORD {
         return Err(io::Error::new(ErrorKind::InvalidInput, "its head is too long for a file"));
     }
-    let mut footer = [0; FOOTER];
-    footer[..8].copy_from_slice(&MAGIC);
-    footer[8..16].copy_from_slice(&length.to_le_bytes());
-    footer[16..24].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
-    footer[MARK] = u8::from(label.is_purged());
-    let sum = checksum(sums, &bytes, &footer, seed);
-    footer[32..].copy_from_slice(&sum.to_le_bytes());
-    bytes.extend(footer);
+    let mut footer = Footer { length, record_length: bytes.len() as u64, is_purged: label.is_purged(), sum: 0 };
+    footer.sum = checksum(sums, &bytes, &footer, seed);
+    bytes.extend(footer.bytes());
     Ok(bytes)
 }
 
@@ -172,10 +177,8 @@ pub fn read(file: &File, seed: u64) -> io::Result<Entry> {
     let footer_at = size.checked_sub(FOOTER as u64).ok_or_else(broken)?;
     let mut footer = [0; FOOTER];
     file.read_exact_at(&mut footer, footer_at)?;
-    if footer[..8] != MAGIC {
-        return Err(broken());
-    }
-    let (length, record_length) = (number(&footer[8..16]), number(&footer[16..24]));
+    let footer = Footer::parse(&footer).ok_or_else(broken)?;
+    let Footer { length, record_length, is_purged, sum } = footer;
     let record_at = footer_at.checked_sub(record_length).filter(|_| record_length <= LONGEST_RECORD);
     let blocks = length.div_ceil(BLOCK as u64);
     let record_at = record_at.filter(|at| length.saturating_add(blocks * 8) <= *at).ok_or_else(broken)?;
@@ -183,11 +186,10 @@ pub fn read(file: &File, seed: u64) -> io::Result<Entry> {
     file.read_exact_at(&mut sums, length)?;
     file.read_exact_at(&mut record, record_at)?;
     let sums = Sums(sums.chunks_exact(8).map(number).collect());
-    if checksum(&sums, &record, &footer, seed) != number(&footer[32..]) {
+    if checksum(&sums, &record, &footer, seed) != sum {
         return Err(broken());
     }
     let record: Record = postcard::from_bytes(&record).map_err(|_| broken())?;
-    let is_purged = footer[MARK] != 0;
     record.into_entry(is_purged, sums, length, size).ok_or_else(broken)
 }
 
@@ -195,6 +197,31 @@ pub fn read(file: &File, seed: u64) -> io::Result<Entry> {
 pub fn mark(file: &File) -> io::Result<()> {
     let footer_at = file.metadata()?.len().checked_sub(FOOTER as u64).ok_or_else(broken)?;
     file.write_all_at(&[1], footer_at + MARK as u64)
+}
+
+impl Footer {
+    fn bytes(&self) -> [u8; FOOTER] {
+        let mut bytes = [0; FOOTER];
+        bytes[..MARK].copy_from_slice(&self.summed());
+        bytes[MARK] = u8::from(self.is_purged);
+        bytes[32..].copy_from_slice(&self.sum.to_le_bytes());
+        bytes
+    }
+
+    /// What its sum is of, besides what stands before it.
+    fn summed(&self) -> [u8; MARK] {
+        let mut bytes = [0; MARK];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..16].copy_from_slice(&self.length.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.record_length.to_le_bytes());
+        bytes
+    }
+
+    fn parse(bytes: &[u8; FOOTER]) -> Option<Self> {
+        let (length, record_length) = (number(&bytes[8..16]), number(&bytes[16..24]));
+        let footer = Footer { length, record_length, is_purged: bytes[MARK] != 0, sum: number(&bytes[32..]) };
+        (bytes[..8] == MAGIC).then_some(footer)
+    }
 }
 
 impl Record {
@@ -240,11 +267,11 @@ fn decoded(fields: &Fields) -> Option<HeaderMap> {
 
 /// Over all that decides what is served, but for the content, which has sums of its own. Whoever doesn't know the seed
 /// can't write content whose end looks like a record, should that be all that is left of a file.
-fn checksum(sums: &Sums, record: &[u8], footer: &[u8; FOOTER], seed: u64) -> u64 {
+fn checksum(sums: &Sums, record: &[u8], footer: &Footer, seed: u64) -> u64 {
     let mut sum = Xxh3::with_seed(seed);
     sum.update(&sums.bytes());
     sum.update(record);
-    sum.update(&footer[..MARK]);
+    sum.update(&footer.summed());
     sum.digest()
 }
 
