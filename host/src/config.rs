@@ -4,3 +4,4 @@ pub mod load;
 pub mod locate;
 pub mod manifest;
 pub mod problem;
+mod wording;

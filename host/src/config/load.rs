@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::manifest::{EndpointFile, Manifest};
 use super::problem::{Problem, Problems, Source};
+use super::wording::worded;
 
 /// Reads `path` and its includes; the first is the manifest itself.
 pub fn load(path: &Path) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
@@ -67,7 +68,7 @@ fn read<T: DeserializeOwned>(path: &Path, problems: &mut Problems) -> Option<(Ar
 }
 
 fn syntax(source: &Arc<Source>, error: &toml::de::Error) -> Problem {
-    Problem { source: source.clone(), span: error.span(), message: error.message().replace('\n', "; ") }
+    Problem { source: source.clone(), span: error.span(), message: worded(error.message()) }
 }
 
 /// The files that a pattern stands for; one without `*` has to exist.
