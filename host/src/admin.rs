@@ -112,21 +112,17 @@ async fn answer(admin: &Admin, request: Request<Incoming>) -> Response<ResponseB
 /// Has an endpoint get nothing new, or lets it have its share again: `upstream=app&endpoint=127.0.0.1:8000`, the endpoint
 /// as the status document writes it.
 fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseBody> {
-    let value = |name: &str| parameter(query, name).unwrap_or_default();
-    if parameter(query, "upstream").is_none() || parameter(query, "endpoint").is_none() {
+    let (Some(upstream), Some(endpoint)) = (parameter(query, "upstream"), parameter(query, "endpoint")) else {
         let usage = "name both, such as upstream=app&endpoint=127.0.0.1:8000\n";
         return text(StatusCode::BAD_REQUEST, "text/plain", usage.into());
-    }
+    };
     let generation = admin.generation.borrow().clone();
-    let upstream =
-        generation.upstream_places.get(value("upstream").as_str()).map(|place| &generation.upstreams[*place]);
-    let Some(upstream) = upstream else {
+    let Some(place) = generation.upstream_places.get(upstream.as_str()) else {
         return text(StatusCode::NOT_FOUND, "text/plain", "there is no such upstream; see /status\n".into());
     };
-    if !upstream.live.drain(&value("endpoint"), drains, Instant::now()) {
+    if !generation.upstreams[*place].live.drain(&endpoint, drains, Instant::now()) {
         return text(StatusCode::NOT_FOUND, "text/plain", "the upstream has no such endpoint; see /status\n".into());
     }
-    let (endpoint, upstream) = (value("endpoint"), &upstream.name);
     info!(%upstream, %endpoint, "{}", if drains { "drained by order" } else { "in use again by order" });
     text(StatusCode::OK, "text/plain", if drains { "draining\n" } else { "in use\n" }.into())
 }

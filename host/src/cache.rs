@@ -8,6 +8,7 @@ pub mod index;
 pub mod label;
 pub mod object;
 pub mod purges;
+pub mod room;
 pub mod store;
 pub mod stored;
 pub mod vary;

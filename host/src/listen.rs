@@ -42,11 +42,13 @@ impl Listeners {
     /// Binds the addresses that are not open yet. Nothing changes before [`Listeners::adopt`].
     pub fn prepare(&self, wanted: &[(Arc<str>, bool)]) -> anyhow::Result<Change> {
         let new = wanted.iter().filter(|(address, _)| !self.open.contains(address));
-        let mut own: BTreeSet<u16> = self.open.iter().filter_map(|address| port(address)).collect();
+        let mut own: BTreeSet<u16> =
+            self.open.iter().filter_map(|address| tcp(address)).map(|tcp| tcp.port()).collect();
         let new = new.map(|(address, is_tls)| {
-            let is_own = port(address).is_some_and(|port| !own.insert(port));
-            if !is_own {
-                check_unused(address).with_context(|| format!("can't listen at {address}: something else does"))?;
+            if let Some(tcp) = tcp(address)
+                && own.insert(tcp.port())
+            {
+                check_unused(tcp).with_context(|| format!("can't listen at {address}: something else does"))?;
             }
             New::bind(address, *is_tls, self.workers.len()).with_context(|| format!("can't listen at {address}"))
         });
@@ -100,16 +102,14 @@ impl New {
     }
 }
 
-fn port(address: &str) -> Option<u16> {
-    address.parse::<SocketAddr>().ok().map(|address| address.port())
+/// The address of a listener, unless that is a path.
+fn tcp(address: &str) -> Option<SocketAddr> {
+    address.parse().ok()
 }
 
 /// Our workers share a port, and so could another process, which would get a part of the connections unnoticed.
-fn check_unused(address: &str) -> std::io::Result<()> {
-    match address.parse::<SocketAddr>() {
-        Ok(address) => tcp_socket(address)?.bind(&address.into()),
-        Err(_) => Ok(()),
-    }
+fn check_unused(address: SocketAddr) -> std::io::Result<()> {
+    tcp_socket(address)?.bind(&address.into())
 }
 
 fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {

@@ -5,22 +5,19 @@
 //! written to the same place later gets another page.
 
 use bytes::Bytes;
+#[cfg(not(target_os = "linux"))]
+use elsewhere as system;
 #[cfg(target_os = "linux")]
-use linux::keep;
-#[cfg(target_os = "linux")]
-pub use linux::{place_of, send};
+use linux as system;
+pub use system::{place_of, send};
 
 /// Shorter content is copied more cheaply than it is sent by a call of its own.
+#[cfg(target_os = "linux")]
 const LEAST: usize = 32 << 10;
-
-#[cfg(not(target_os = "linux"))]
-use elsewhere::keep;
-#[cfg(not(target_os = "linux"))]
-pub use elsewhere::{place_of, send};
 
 /// Pieces put together, to stay: there if they are long enough.
 pub fn joined(pieces: &[Bytes]) -> Bytes {
-    keep(pieces).unwrap_or_else(|| pieces.concat().into())
+    system::keep(pieces).unwrap_or_else(|| pieces.concat().into())
 }
 
 /// Where the kernel has nothing of the kind, all is copied.
@@ -165,13 +162,13 @@ mod linux {
     /// Whether a page lies in one place only. A part of a larger one would be overwritten while it waits in a socket.
     fn are_pages_small() -> bool {
         let of_all = Path::new("/sys/kernel/mm/transparent_hugepage");
-        let of_each_size = std::fs::read_dir(of_all).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut of_each_size = std::fs::read_dir(of_all).into_iter().flatten().flatten().map(|entry| entry.path());
         let is_off = |folder: &Path| {
             // Where there is no such file, there are no such pages.
             let setting = std::fs::read_to_string(folder.join("shmem_enabled")).unwrap_or_default();
             ["[always]", "[within_size]", "[force]"].iter().all(|on| !setting.contains(on))
         };
-        rustix::param::page_size() <= SHORTEST && is_off(of_all) && of_each_size.into_iter().all(|size| is_off(&size))
+        rustix::param::page_size() <= SHORTEST && is_off(of_all) && of_each_size.all(|size| is_off(&size))
     }
 
     impl AsRef<[u8]> for Extent {

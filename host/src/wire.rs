@@ -109,13 +109,10 @@ impl AsyncWrite for Plain {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         // The head of a response may stand before its content.
-        let (head, content) = match slices {
-            [content, ..] if pages::place_of(content).is_some() => (&[][..], content),
-            [head, content, ..] => (&head[..], content),
-            _ => return Pin::new(&mut self.0).poll_write_vectored(cx, slices),
-        };
-        match pages::place_of(content) {
-            Some(place) => self.poll_send(cx, head, (place, content.len())),
+        let in_pages = |(at, slice): (usize, &io::IoSlice<'_>)| Some((at, (pages::place_of(slice)?, slice.len())));
+        match slices.iter().take(2).enumerate().find_map(in_pages) {
+            Some((0, content)) => self.poll_send(cx, &[], content),
+            Some((_, content)) => self.poll_send(cx, &slices[0], content),
             None => Pin::new(&mut self.0).poll_write_vectored(cx, slices),
         }
     }

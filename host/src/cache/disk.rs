@@ -43,7 +43,7 @@ pub struct Disk {
     /// What waits to be written, in bytes of memory.
     queued: AtomicU64,
     /// What is being written as it comes, in bytes.
-    coming: AtomicU64,
+    coming: Arc<AtomicU64>,
     /// Nothing is written until then, in milliseconds of Unix time: a write has failed.
     rests_until_ms: AtomicU64,
     /// Whether all that was there at the start has been found.
@@ -88,9 +88,6 @@ pub struct Recalled {
 /// So much may wait to be written; what comes then isn't.
 const MOST_QUEUED: u64 = 64 << 20;
 
-/// Such a part of the disk is for responses that are written as they come, besides what is stored.
-const COMING: u64 = 4;
-
 /// After a failed write nothing is written for so long.
 const REST: Duration = Duration::from_secs(10);
 
@@ -116,7 +113,7 @@ impl Disk {
             next: AtomicU64::new(now_ms() << 16),
             jobs,
             queued: AtomicU64::new(0),
-            coming: AtomicU64::new(0),
+            coming: Arc::default(),
             rests_until_ms: AtomicU64::new(0),
             is_found: Mutex::new(false),
             found: Condvar::new(),
@@ -157,8 +154,7 @@ impl Disk {
     /// Has a response written in the background, in place of another.
     pub fn keep(&self, id: u128, key: &[u8], object: &Arc<Object>, asked: Moment) {
         // At once, for a write may fail: then there is none, but never one that doesn't hold any more.
-        let is_another = |filed: &Filed| filed.number != object.number;
-        self.index.remove_if(id, |filed| filed.label.is_for_the_same(&object.label) && is_another(filed));
+        self.index.remove_if(id, |filed| filed.label.is_for_the_same(&object.label) && filed.number != object.number);
         let (queued, weight) = (self.queued.load(Ordering::Relaxed), weight(object));
         // One alone may be as long as it is.
         if self.rests() || queued > 0 && queued + weight > MOST_QUEUED {
@@ -238,11 +234,6 @@ impl Disk {
         self.index.remove_if(filed.id, |known| known.number == filed.number);
     }
 
-    /// Takes room for a part of a response that is written as it comes; says whether there is as much.
-    fn make_room(&self, bytes: u64) -> bool {
-        self.coming.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.capacity() / COMING
-    }
-
     fn rests(&self) -> bool {
         self.rests_until_ms.load(Ordering::Relaxed) > now_ms()
     }
@@ -258,9 +249,15 @@ impl Disk {
         warn!(%folder, %error, "responses can't be stored on disk, and are kept in memory alone; the next try is in {REST:?}");
     }
 
-    /// What was to be written is, or not: it waits no more.
-    fn written(&self, object: &Object) {
-        self.queued.fetch_sub(weight(object), Ordering::Relaxed);
+    /// Takes note of what came of writing a file, or of adding to it: its size.
+    fn written(&self, id: u128, key: &[u8], object: &Object, size: io::Result<u64>, asked: Moment) {
+        match size {
+            Ok(size) => {
+                self.figures.writes.fetch_add(1, Ordering::Relaxed);
+                self.enter(id, key, &object.label, (object.number, size), asked);
+            }
+            Err(error) => self.write_failed(&error),
+        }
     }
 
     /// Puts a finished file into the index, in place of an older one, unless the response was purged meanwhile.

@@ -342,13 +342,13 @@ impl Drop for Reading {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use http_body::Body;
 
     use super::super::stored::Stored;
     use super::*;
 
-    fn read(stored: &mut Stored) -> Vec<u8> {
+    pub fn read(stored: &mut Stored) -> Vec<u8> {
         let (mut cx, mut all) = (Context::from_waker(Waker::noop()), Vec::new());
         while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut *stored).poll_frame(&mut cx) {
             all.extend(frame.into_data().unwrap_or_default());
@@ -356,7 +356,7 @@ mod tests {
         all
     }
 
-    fn filled(pieces: &[&'static str]) -> (Arc<Fill>, Content) {
+    pub fn filled(pieces: &[&'static str]) -> (Arc<Fill>, Content) {
         let fill = Fill::new(None);
         pieces.iter().for_each(|piece| fill.push(Bytes::from_static(piece.as_bytes())));
         (fill.clone(), Content::Filling(fill))

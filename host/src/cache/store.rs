@@ -15,6 +15,7 @@ use super::index::{Found, Index, name_of};
 use super::label::Label;
 use super::object::{Content, Object};
 use super::purges::{Moment, Purge, Purges};
+use super::room::Room;
 
 /// Stored responses, and what is known of those to come.
 pub struct Store {
@@ -27,7 +28,7 @@ pub struct Store {
     /// Responses that were taken out or made stale by a purge or a change.
     pub purged: AtomicU64,
     /// What responses on their way into the store take, in bytes.
-    coming: AtomicU64,
+    coming: Arc<AtomicU64>,
 }
 
 /// What the store may take.
@@ -57,17 +58,8 @@ impl Default for Limits {
     }
 }
 
-/// The memory that a response on its way takes.
-pub struct Room {
-    store: Arc<Store>,
-    bytes: u64,
-}
-
 /// For so long a response that couldn't be stored is a reason not to wait for another.
 const PASSING: Duration = Duration::from_secs(10);
-
-/// Such a part of the memory is for responses on their way, besides what is stored.
-const COMING: u64 = 4;
 
 /// A purge waits so long at most for what is being written.
 const WRITING: Duration = Duration::from_secs(60);
@@ -101,7 +93,7 @@ impl Store {
             seed,
             purges,
             purged: AtomicU64::new(0),
-            coming: AtomicU64::new(0),
+            coming: Arc::default(),
         })
     }
 
@@ -138,7 +130,7 @@ impl Store {
 
     /// Reads a response from disk, and keeps it in memory where its content is no longer than `most`.
     pub async fn recall(
-        self: &Arc<Self>,
+        &self,
         id: u128,
         key: &[u8],
         (filed, asked): (&Arc<Filed>, Moment),
@@ -146,7 +138,7 @@ impl Store {
     ) -> Option<Arc<Object>> {
         let (disk, filed, owned, mut room) = (self.disk.clone()?, filed.clone(), key.to_vec(), self.room());
         // Where as much is on its way into the memory already, it streams.
-        let most = if room.take(filed.size().min(most)) { most } else { 0 };
+        let most = if room.take(filed.size().min(most), self.capacity()) { most } else { 0 };
         let recalled = spawn_blocking(move || disk.recall(&filed, &owned, most)).await.ok().flatten()?;
         if recalled.is_whole {
             self.memory.offer(id, key, recalled.object.clone(), &self.purges, asked);
@@ -193,8 +185,8 @@ impl Store {
     }
 
     /// For a response on its way.
-    pub fn room(self: &Arc<Self>) -> Room {
-        Room { store: self.clone(), bytes: 0 }
+    pub fn room(&self) -> Room {
+        Room::new(&self.coming)
     }
 }
 
@@ -223,6 +215,7 @@ impl Store {
     /// What is stored under a key holds no more.
     pub fn change(&self, id: u128) {
         self.purges.change(id);
+        // Memory last, as with a purge.
         let on_disk = self.disk.as_ref().map_or(0, |disk| disk.change(id));
         let changed = on_disk + self.memory.remove_all(id);
         self.purged.fetch_add(changed as u64, Ordering::Relaxed);
@@ -279,26 +272,6 @@ impl Store {
 
 /// What a head with a key takes, if it is a long one.
 const HEAD: u64 = 16 << 10;
-
-impl Room {
-    /// Gives back what it has.
-    pub fn leave(&mut self) {
-        self.store.coming.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
-    }
-
-    /// Takes more; says whether there is as much.
-    pub fn take(&mut self, bytes: u64) -> bool {
-        self.bytes += bytes;
-        let coming = self.store.coming.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        coming <= self.store.capacity() / COMING
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
 
 #[cfg(test)]
 mod tests;

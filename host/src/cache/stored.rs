@@ -154,14 +154,8 @@ mod tests {
 
     use http::{HeaderMap, HeaderValue};
 
-    use super::super::fill::Fill;
+    use super::super::fill::tests::{filled, read};
     use super::*;
-
-    fn filled(pieces: &[&'static str]) -> (Arc<Fill>, Content) {
-        let fill = Fill::new(None);
-        pieces.iter().for_each(|piece| fill.push(Bytes::from_static(piece.as_bytes())));
-        (fill.clone(), Content::Filling(fill))
-    }
 
     #[test]
     fn a_part_is_what_was_asked_for() {
@@ -175,11 +169,7 @@ mod tests {
         let whole = fill.content(None);
         for content in [content, whole, pieces] {
             for (offset, length) in [(0, 9), (0, 1), (2, 3), (8, 1), (4, 5)] {
-                let (mut part, mut cx) = (Vec::new(), Context::from_waker(Waker::noop()));
-                let mut body = Stored::part(&content, offset, length).unwrap();
-                while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut cx) {
-                    part.extend(frame.into_data().unwrap());
-                }
+                let part = read(&mut Stored::part(&content, offset, length).unwrap());
                 assert_eq!(part, &b"abcdefghi"[offset as usize..][..length as usize]);
             }
         }

@@ -14,7 +14,8 @@ use crate::cache::flight::Lead;
 use crate::cache::now_ms;
 use crate::cache::object::Object;
 use crate::cache::purges::Moment;
-use crate::cache::store::{Room, Store};
+use crate::cache::room::Room;
+use crate::cache::store::Store;
 
 /// A response on its way into the store.
 pub struct Filling {
@@ -97,7 +98,7 @@ impl Filling {
         match &mut self.into {
             Destination::Memory => {
                 let is_long = bytes > self.most || self.fill.length().is_some_and(|length| length > self.most);
-                if self.room.take(more) && !is_long {
+                if self.room.take(more, self.store.capacity()) && !is_long {
                     return;
                 }
                 self.room.leave();

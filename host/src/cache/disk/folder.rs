@@ -46,24 +46,22 @@ impl Claim {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let known = known_seed(path).map_err(|error| failed("used", error))?;
-        let seed = match known {
-            Some(seed) => seed,
-            None => begin_anew(path).map_err(|error| failed("used", error))?,
-        };
+        let seed = known_seed(path).and_then(|known| known.map_or_else(|| begin_anew(path), Ok));
+        let seed = seed.map_err(|error| failed("used", error))?;
         // What nobody has finished.
-        match std::fs::remove_dir_all(path.join(TEMPORARY)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("cleared", error)),
-            _ => {}
-        }
+        clear(&path.join(TEMPORARY)).map_err(|error| failed("cleared", error))?;
         for name in subfolders().chain([TEMPORARY.into()]) {
             builder.create(path.join(name)).map_err(|error| failed("written to", error))?;
         }
-        Ok(Claim { folder: Folder(path.into()), seed, _lock: lock })
+        Ok(Claim { folder: Folder::at(path), seed, _lock: lock })
     }
 }
 
 impl Folder {
+    pub fn at(path: &Path) -> Self {
+        Folder(path.into())
+    }
+
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -91,6 +89,12 @@ pub fn remove(path: &Path) {
     {
         warn!(path = %path.display(), %error, "a stored response can't be removed");
     }
+}
+
+/// Removes a folder with all that is in it, if it is there.
+fn clear(folder: &Path) -> io::Result<()> {
+    std::fs::remove_dir_all(folder)
+        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Enough of them for none to become long.
@@ -126,12 +130,7 @@ fn known_seed(path: &Path) -> io::Result<Option<u64>> {
 
 /// Empties a folder, and gives it a seed.
 fn begin_anew(path: &Path) -> io::Result<u64> {
-    for name in subfolders() {
-        match std::fs::remove_dir_all(path.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
+    subfolders().try_for_each(|name| clear(&path.join(name)))?;
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(io::Error::other)?;
     let seed = u64::from_ne_bytes(seed);

@@ -3,9 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -17,16 +15,15 @@ use super::writer::Job;
 use crate::cache::fill::Fill;
 use crate::cache::object::Object;
 use crate::cache::purges::Moment;
+use crate::cache::room::Room;
 
 /// A file that is being written; removed if it isn't finished.
 pub struct Spill {
     disk: Arc<Disk>,
     file: Arc<File>,
-    temporary: PathBuf,
     number: u64,
     sums: Vec<u64>,
-    /// The room that it has taken, in bytes.
-    room: u64,
+    room: Room,
     is_finished: bool,
 }
 
@@ -36,22 +33,21 @@ impl Spill {
         if disk.rests() {
             return None;
         }
-        let temporary = disk.claim.folder.temporary(number);
-        let at = temporary.clone();
+        let at = disk.claim.folder.temporary(number);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
         let made = spawn_blocking(move || options.open(at)).await.map_err(io::Error::other).and_then(|made| made);
         let file = Arc::new(made.inspect_err(|error| disk.write_failed(error)).ok()?);
         fill.spill(file.clone());
-        Some(Spill { disk: disk.clone(), file, temporary, number, sums: Vec::new(), room: 0, is_finished: false })
+        let room = Room::new(&disk.coming);
+        Some(Spill { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })
     }
 
     /// Writes the blocks that have come, and at the end what is left; false if that can't be, or there is no room for it.
     pub async fn write(&mut self, fill: &Fill, is_last: bool) -> bool {
         while let Some((at, block)) = fill.next_block(BLOCK, is_last) {
             let (file, length) = (self.file.clone(), block.len() as u64);
-            self.room += length;
-            if !self.disk.make_room(length) {
+            if !self.room.take(length, self.disk.capacity()) {
                 return false;
             }
             // A copy that comes back, to be freed where it was made.
@@ -82,17 +78,12 @@ impl Spill {
             let tail = format::tail(&key, &object, trailers.as_ref(), (length, &sums), self.disk.claim.seed);
             let size = tail.and_then(|tail| {
                 self.file.write_all_at(&tail, length)?;
-                std::fs::rename(&self.temporary, self.disk.claim.folder.file(self.number))?;
+                let folder = &self.disk.claim.folder;
+                std::fs::rename(folder.temporary(self.number), folder.file(self.number))?;
                 Ok(length + tail.len() as u64)
             });
-            match size {
-                Ok(size) => {
-                    self.is_finished = true;
-                    self.disk.figures.writes.fetch_add(1, Ordering::Relaxed);
-                    self.disk.enter(id, &key, &object.label, (self.number, size), asked);
-                }
-                Err(error) => self.disk.write_failed(&error),
-            }
+            self.is_finished = size.is_ok();
+            self.disk.written(id, &key, &object, size, asked);
         });
         // It doesn't panic, and where the process ends nobody needs it.
         let _ = finished.await;
@@ -101,7 +92,6 @@ impl Spill {
 
 impl Drop for Spill {
     fn drop(&mut self) {
-        self.disk.coming.fetch_sub(self.room, Ordering::Relaxed);
         if !self.is_finished {
             // Not here: to give back the blocks of a long file takes its time.
             let _ = self.disk.jobs.send(Job::Discard(self.number));

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use http::Response;
 
-use super::folder::MARKER;
+use super::folder::{Folder, MARKER};
 use super::*;
 use crate::cache::index::name_of;
 use crate::cache::label::Strength;
@@ -54,7 +54,7 @@ fn read(disk: &Arc<Disk>) -> Option<Bytes> {
 }
 
 fn path_of(folder: &Path, number: u64) -> PathBuf {
-    folder.join(format!("{:02x}", number & 0xff)).join(format!("{number:016x}"))
+    Folder::at(folder).file(number)
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::folder::{Folder, remove};
 use super::format::{self, Entry, Sums};
-use super::{Disk, Filed, MOST_OLD};
+use super::{Disk, Filed, MOST_OLD, weight};
 use crate::cache::object::{Content, Object};
 use crate::cache::purges::Moment;
 
@@ -40,7 +40,7 @@ pub fn run(disk: &Weak<Disk>, folder: &Folder, queue: Receiver<Job>) {
             Job::Keep { id, key, object, asked } => {
                 let Some(disk) = disk.upgrade() else { continue };
                 keep(&disk, id, &key, &object, asked);
-                disk.written(&object);
+                disk.queued.fetch_sub(weight(&object), Ordering::Relaxed);
             }
             Job::Remove(number) => remove(&folder.file(number)),
             Job::Discard(number) => remove(&folder.temporary(number)),
@@ -61,27 +61,22 @@ fn keep(disk: &Disk, id: u128, key: &[u8], object: &Object, asked: Moment) {
         return;
     }
     let known = disk.index.numbered(id, object.number);
-    let size = match &known {
-        Some(filed) => append_record(disk, filed, key, object),
-        None => Ok(None),
-    };
-    let size = match size {
-        Ok(None) => write_whole(disk, key, object),
-        done => done,
-    };
-    match size {
-        Ok(Some(size)) => {
-            disk.figures.writes.fetch_add(1, Ordering::Relaxed);
-            disk.enter(id, key, &object.label, (object.number, size), asked);
-        }
-        Ok(None) => {
-            // What stands in its file alone can't be written anew; with too many records it is given up.
-            if let Some(known) = known {
-                disk.index.remove_if(id, |filed| filed.number == known.number);
-            }
-        }
-        Err(error) => disk.write_failed(&error),
+    match (write(disk, known.as_deref(), key, object).transpose(), known) {
+        (Some(size), _) => disk.written(id, key, object, size, asked),
+        // What stands in its file alone can't be written anew; with too many records it is given up.
+        (None, Some(known)) => disk.index.remove_if(id, |filed| filed.number == known.number),
+        (None, None) => {}
     }
+}
+
+/// Writes a response, or what is new about one that has a file; gives the file's size, or nothing if neither can be.
+fn write(disk: &Disk, known: Option<&Filed>, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
+    if let Some(filed) = known
+        && let Some(size) = append_record(disk, filed, key, object)?
+    {
+        return Ok(Some(size));
+    }
+    write_whole(disk, key, object)
 }
 
 /// Writes what is new about a response behind its file; gives the file's size, or nothing if it has grown too long.

@@ -129,10 +129,10 @@ fn who_grows_in_place_drives_others_out() {
 fn responses_on_their_way_have_a_part_of_the_memory() {
     let store = Store::new(16 << 20);
     let (mut one, mut another) = (store.room(), store.room());
-    assert!(one.take(3 << 20) && another.take(1 << 20));
-    assert!(!another.take(1));
+    assert!(one.take(3 << 20, store.capacity()) && another.take(1 << 20, store.capacity()));
+    assert!(!another.take(1, store.capacity()));
     drop(one);
-    assert!(another.take(1));
+    assert!(another.take(1, store.capacity()));
 }
 
 #[test]
