@@ -32,6 +32,11 @@ impl Warm {
         Warm { folder, text }
     }
 
+    /// The same with a disk of another size.
+    fn of_size(self, size: &str) -> Self {
+        Warm { text: self.text.replace("256 MiB", size), ..self }
+    }
+
     fn start(&self) -> Proxy {
         self.started(Proxy::start_in(self.folder.path(), &self.text))
     }
@@ -230,8 +235,7 @@ fn a_304_renews_what_is_longer_than_may_wait_to_be_written() {
         Some(_) => format!("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nX-Number: {number}\r\n\r\n"),
         None => response("Cache-Control: max-age=600\r\nETag: \"a\"", &"x".repeat(LONGER)),
     });
-    let warm = Warm::new(&origin.address, CACHE);
-    let warm = Warm { text: warm.text.replace("size = \"256 MiB\"", "size = \"2 GiB\""), ..warm };
+    let warm = Warm::new(&origin.address, CACHE).of_size("2 GiB");
     let proxy = warm.start();
     assert_eq!(proxy.get("/", "").body.len(), LONGER);
     warm.until_files(1);
@@ -498,8 +502,7 @@ fn what_is_longer_than_the_memory_streams_to_and_from_the_disk() {
 fn the_disk_has_its_budget() {
     let origin =
         Origin::new(|request, _| response("Cache-Control: max-age=600", &text_of(200_000, request.start.len())));
-    let warm = Warm::new(&origin.address, CACHE);
-    let warm = Warm { text: warm.text.replace("256 MiB", "16 MiB"), ..warm };
+    let warm = Warm::new(&origin.address, CACHE).of_size("16 MiB");
     let proxy = warm.start();
     let total = || warm.files().iter().filter_map(|file| Some(std::fs::metadata(file).ok()?.len())).sum::<u64>();
     for at in 0..150 {
@@ -525,8 +528,7 @@ fn what_is_on_its_way_has_a_part_of_the_disk() {
         // The last byte never comes.
         let _ = stream.read(&mut [0]);
     });
-    let warm = Warm::new(&address, CACHE);
-    let warm = Warm { text: warm.text.replace("256 MiB", "16 MiB"), ..warm };
+    let warm = Warm::new(&address, CACHE).of_size("16 MiB");
     let proxy = warm.start();
     let clients: Vec<_> = (0..20)
         .map(|at| {
