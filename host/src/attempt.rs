@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::rc::Rc;
 
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
@@ -33,7 +34,7 @@ pub struct Attempt<'a> {
     pub upload: &'a Upload,
     /// What the endpoint is asked besides.
     pub hop: &'a Hop,
-    pub rules: Rules,
+    pub rules: &'a Rc<Rules>,
     pub slots: &'a Slots,
     /// Limits each thing that is waited for.
     pub step: &'a Deadline,
@@ -53,7 +54,7 @@ pub struct Failure {
 
 impl Attempt<'_> {
     /// Sends the request to the endpoint of a flight.
-    pub async fn run(self, flight: Flight) -> Result<Answer, Failure> {
+    pub async fn run(&self, flight: Flight) -> Result<Answer, Failure> {
         let pool = flight.seat().pool.clone();
         let wanted = self.wanted(&flight.seat().endpoint.address)?;
         let kept = pool.idle(wanted, self.rules, self.slots, self.step.clock().now());
@@ -129,7 +130,8 @@ impl Attempt<'_> {
         let (rules, step, upload) = (self.rules, self.step, self.upload);
         let body = self.content.borrow_mut().take().ok_or_else(spent)?;
         let address = &flight.seat().endpoint.address;
-        let request = outgoing(self.head, address, connection.version(), self.hop, body).map_err(nobody)?;
+        let mut request = Request::new(body);
+        self.dress(&mut request, address, connection.version()).map_err(nobody)?;
         let mut answer = pin!(connection.send(request));
         let mut sent = 0;
         let sending = poll_fn(|cx| {
@@ -148,11 +150,46 @@ impl Attempt<'_> {
         step.limit(rules.response_timeout, sending).await.map_err(late)
     }
 
+    /// Gives a request its head, in place: it is large.
+    fn dress(
+        &self,
+        request: &mut Request<RequestBody>,
+        endpoint: &EndpointAddr,
+        version: Version,
+    ) -> Result<(), Error> {
+        let head = &self.head.request;
+        let framed = request.body().is_end_stream() || head.headers.contains_key(header::CONTENT_LENGTH);
+        *request.method_mut() = head.method.clone();
+        let target = head.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+        let fields = request.headers_mut();
+        *fields = head.headers.clone();
+        forwarding::ask(self.hop, version, fields);
+        if !fields.contains_key(header::HOST)
+            && let Ok(host) = HeaderValue::from_str(endpoint.place.authority())
+        {
+            fields.insert(header::HOST, host);
+        }
+        if version == Version::HTTP_2 {
+            let host = request.headers_mut().remove(header::HOST);
+            let uri = endpoint.uri(host.as_ref(), target);
+            *request.uri_mut() = uri.map_err(|error| Error::new(Kind::RequestError, error))?;
+            *request.version_mut() = version;
+            return Ok(());
+        }
+        if !framed {
+            // hyper takes content of unknown length for none where the method rarely has any, as with GET.
+            fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
+        *request.uri_mut() = Uri::from(target);
+        Ok(())
+    }
+
     /// A response that can be passed on, with the connection that it streams from.
     fn answered(
         &self,
         response: Response<Incoming>,
-        connection: Connection,
+        connection: Box<Connection>,
         flight: Flight,
     ) -> Result<Answer, Failure> {
         let malformed = |why| Failure { error: Error::new(Kind::ProtocolError, why), reached: Reached::Endpoint };
@@ -163,7 +200,7 @@ impl Attempt<'_> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS && self.hop.upgrade.is_none() {
             return Err(malformed("a switch of protocols that nobody asked for"));
         }
-        let (rules, step) = (self.rules, self.step.clone());
+        let (rules, step) = (self.rules.clone(), self.step.clone());
         Ok(Answer { response, lease: Lease { connection, flight, is_good: true, rules, step } })
     }
 
@@ -194,8 +231,8 @@ impl Attempt<'_> {
 }
 
 enum Connected {
-    Fresh(Connection),
-    Kept(Connection),
+    Fresh(Box<Connection>),
+    Kept(Box<Connection>),
 }
 
 /// A failure that the endpoint can't know of.
@@ -208,41 +245,6 @@ fn spent() -> Failure {
         error: Error::new(Kind::ConnectionTerminated, "the content can't be sent again"),
         reached: Reached::Endpoint,
     }
-}
-
-fn outgoing(
-    head: &Head,
-    endpoint: &EndpointAddr,
-    version: Version,
-    hop: &Hop,
-    body: RequestBody,
-) -> Result<Request<RequestBody>, Error> {
-    let framed = body.is_end_stream() || head.request.headers.contains_key(header::CONTENT_LENGTH);
-    let mut request = Request::new(body);
-    *request.method_mut() = head.request.method.clone();
-    let target = head.request.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
-    let fields = request.headers_mut();
-    *fields = head.request.headers.clone();
-    forwarding::ask(hop, version, fields);
-    if !fields.contains_key(header::HOST)
-        && let Ok(host) = HeaderValue::from_str(endpoint.place.authority())
-    {
-        fields.insert(header::HOST, host);
-    }
-    if version == Version::HTTP_2 {
-        let host = request.headers_mut().remove(header::HOST);
-        let uri = endpoint.uri(host.as_ref(), target);
-        *request.uri_mut() = uri.map_err(|error| Error::new(Kind::RequestError, error))?;
-        *request.version_mut() = version;
-        return Ok(request);
-    }
-    if !framed {
-        // hyper takes content of unknown length for none where the method rarely has any, as with GET.
-        fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
-    *request.uri_mut() = Uri::from(target);
-    Ok(request)
 }
 
 /// Whether an endpoint closed a connection that it had kept, before it said a byte of response.

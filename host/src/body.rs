@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -52,12 +53,12 @@ pub struct UpstreamBody {
 
 /// The use of a connection until the body of a response is over.
 pub struct Lease {
-    pub connection: Connection,
+    pub connection: Box<Connection>,
     /// Counts the exchange as in flight at its endpoint.
     pub flight: Flight,
     /// Whether a response that comes to its end speaks for the endpoint: some statuses speak against it.
     pub is_good: bool,
-    pub rules: Rules,
+    pub rules: Rc<Rules>,
     /// For the next piece.
     pub step: Deadline,
 }
@@ -80,7 +81,7 @@ impl UpstreamBody {
             if is_good {
                 flight.seat().ended_well();
             }
-            flight.seat().pool.put_back(connection, rules, step.clock().now());
+            flight.seat().pool.put_back(connection, &rules, step.clock().now());
         }
     }
 }

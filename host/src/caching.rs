@@ -185,7 +185,7 @@ impl Past {
 impl Asking {
     /// Asks the upstream, or waits for what another asks.
     pub async fn run(
-        mut self,
+        &mut self,
         running: &Rc<Running>,
         (route, upstream): (usize, usize),
         head: &mut Box<Head>,
@@ -244,7 +244,7 @@ impl Asking {
             _ => CacheOutcome::Miss,
         };
         self.seat.count(running, head, outcome);
-        Fetch { asking: &self, running, route, upstream, clock }.run(head, lead).await
+        Fetch { asking: self, running, route, upstream, clock }.run(head, lead).await
     }
 
     /// What is in a file, read once for all who want it now.

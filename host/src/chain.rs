@@ -190,7 +190,7 @@ fn proceed(
     edit::apply(edits, &binding.plans, Side::Request, head)?;
     if let Some(place) = place {
         *upstream = place;
-        head.upstream = running.generation.upstreams[place].name.clone();
+        head.upstream = running.upstreams[place].name.clone();
     }
     Ok(())
 }

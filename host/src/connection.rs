@@ -65,7 +65,8 @@ impl Client {
         let begun = exchange::begin(&running, request, &self.arrival, &timers, &mut ending);
         async move {
             let response = match begun {
-                Begun::Onward(onward) => onward.run(&running, &timers, &mut ending).await,
+                // Boxed: hyper moves the future of an exchange about before it is polled, and this part of it is large.
+                Begun::Onward(mut onward) => Box::pin(onward.run(&running, &timers, &mut ending)).await,
                 Begun::Answered(response) => response,
             };
             response.map(|body| Outgoing { body, total: timers.total.clone(), ending: Some(ending) })

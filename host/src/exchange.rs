@@ -73,7 +73,7 @@ pub struct Onward {
 
 enum Way {
     /// To the upstream, maybe past a cache.
-    Straight(Sending, Option<Past>),
+    Straight(Sending, Option<Box<Past>>),
     /// A cache asks for it.
     Asking(Box<Asking>),
 }
@@ -81,7 +81,7 @@ enum Way {
 /// What came of the way down.
 enum Passed {
     Onward(Way),
-    Answer(Response<ResponseBody>, Option<Past>, Depth),
+    Answer(Response<ResponseBody>, Option<Box<Past>>, Depth),
 }
 
 /// Takes a request down to its upstream, on the generation that it begins with. What is due at the end of the exchange
@@ -118,8 +118,7 @@ pub fn begin(
     let version = parts.version;
     let hop = forwarding::request(version, &mut parts.headers);
     let mut upstream = route.upstream;
-    let name = running.generation.upstreams[upstream].name.clone();
-    let mut head = head(parts, route.name.clone(), name);
+    let mut head = head(parts, running.route_names[place].clone(), running.upstreams[upstream].name.clone());
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
@@ -175,7 +174,7 @@ fn down(
         match cached(at, head, *upstream)? {
             Looked::Served(response) => return Ok(Passed::Answer(response, None, at)),
             Looked::Ask(asking) => return Ok(Passed::Onward(Way::Asking(asking))),
-            Looked::Past(over) => past = Some(over),
+            Looked::Past(over) => past = Some(Box::new(over)),
         }
         down = chain::down(running, route, at.next(), head, upstream)?;
     }
@@ -189,8 +188,11 @@ fn down(
 
 impl Onward {
     /// Asks the upstream, and takes the response up to the client.
-    pub async fn run(self, running: &Rc<Running>, timers: &Timers, ending: &mut Ending) -> Response<ResponseBody> {
+    ///
+    /// What it works on stays where it is: a future has room for what it is given and for what it takes out of that.
+    pub async fn run(&mut self, running: &Rc<Running>, timers: &Timers, ending: &mut Ending) -> Response<ResponseBody> {
         let Onward { place, upstream, way } = self;
+        let (place, upstream) = (*place, *upstream);
         let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
         let (sending, past) = match way {
             Way::Straight(sending, past) => (sending, past),
@@ -206,13 +208,13 @@ impl Onward {
             Err(error) => fail(error.into(), running, ending).into(),
         };
         let head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
-        finish(running, place, head, response, (past, Depth::whole(&running.generation.routes[place])), ending)
+        finish(running, place, head, response, (past.take(), Depth::whole(&running.generation.routes[place])), ending)
     }
 }
 
 /// Has a cache ask for a response, and takes that up to the client.
 async fn ask(
-    asking: Box<Asking>,
+    asking: &mut Asking,
     running: &Rc<Running>,
     (place, upstream): (usize, usize),
     timers: &Timers,
@@ -251,7 +253,7 @@ fn finish(
     place: usize,
     mut head: Box<Head>,
     forwarded: Forwarded,
-    (past, depth): (Option<Past>, Depth),
+    (past, depth): (Option<Box<Past>>, Depth),
     ending: &mut Ending,
 ) -> Response<ResponseBody> {
     let route = &running.generation.routes[place];
@@ -294,7 +296,7 @@ fn finish(
 fn up(
     running: &Running,
     route: &Route,
-    (past, depth): (Option<Past>, Depth),
+    (past, depth): (Option<Box<Past>>, Depth),
     head: &mut Box<Head>,
 ) -> Result<Option<Vec<u8>>, Failed> {
     let Some(past) = past.filter(|past| past.depth() != depth) else {

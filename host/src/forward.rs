@@ -61,17 +61,18 @@ struct Attempts<'a> {
     tried: Vec<Rc<Seat>>,
 }
 
-/// Sends the request of `head` with a body to an upstream, given by its place. `step` limits each thing that is waited
+/// Sends the request of `head` with a body to an upstream, given by its place. The body is taken out of `sending`. `step` limits each thing that is waited
 /// for, up to the end of the response.
 pub async fn forward(
     running: &Running,
     place: usize,
     head: &mut Head,
-    sending: Sending,
+    sending: &mut Sending,
     step: &Deadline,
 ) -> Result<Forwarded, Error> {
     let upstream = &running.generation.upstreams[place];
     let Sending { body, upload, hop } = sending;
+    let body = std::mem::replace(body, RequestBody::Empty);
     let kept = if upstream.retry.may_repeat(&head.request.method) { upstream.retry.buffer } else { 0 };
     let content = RefCell::new(Content::new(body, kept));
     let mut attempts = Attempts::new(running, place, step.clock().now());
@@ -79,8 +80,8 @@ pub async fn forward(
     loop {
         let Next { seat, edits, flight } = next;
         attempts.pause(&seat).await;
-        let (rules, slots, began) = (upstream.rules, &upstream.slots, Instant::now());
-        let attempt = Attempt { head, content: &content, upload: &upload, hop: &hop, rules, slots, step };
+        let (rules, slots, began) = (&running.upstreams[place].rules, &upstream.slots, Instant::now());
+        let attempt = Attempt { head, content: &content, upload, hop, rules, slots, step };
         let mut outcome = attempt.run(flight).await;
         let now = Instant::now();
         attempts.note(&seat, &mut outcome, now - began, now);
@@ -98,7 +99,7 @@ pub async fn forward(
         // What is kept of it is of no use any more, and stands for content that isn't all sent.
         drop(content);
         let is_sent = empty || upload.is_over();
-        return received(response, lease, is_sent, &upload).map(|response| Forwarded { response, edits });
+        return received(response, lease, is_sent, upload).map(|response| Forwarded { response, edits });
     }
 }
 
@@ -116,7 +117,7 @@ impl<'a> Attempts<'a> {
         let Choice { seat, edits } = balance::choose(self.running, self.place, head, &self.tried, step.clock().now())?;
         let full = || Error::new(Kind::LimitReached, "as many requests are in flight as may be");
         let flight = Flight::begin(&seat, self.upstream.most_in_flight).ok_or_else(full)?;
-        head.endpoint = Some(seat.endpoint.address.text.clone());
+        head.endpoint = Some(seat.name.clone());
         Ok(Next { seat, edits, flight })
     }
 

@@ -20,13 +20,17 @@ pub struct Hop {
 
 /// Makes a request, received in a version of HTTP, fit to be sent on (RFC 9110 §7.6).
 pub fn request(version: Version, fields: &mut HeaderMap) -> Hop {
-    let hop = Hop { upgrade: upgrade(version, fields), trailers: has_token(fields, header::TE, "trailers") };
-    remove_hop_by_hop(fields);
+    let present = Present::among(fields);
+    let upgrade = if present.has(UPGRADE) { upgrade(version, fields) } else { None };
+    let hop = Hop { upgrade, trailers: present.has(TE) && has_token(fields, header::TE, "trailers") };
+    remove_hop_by_hop(present, fields);
     if version == Version::HTTP_2 {
         join_cookies(fields);
     }
     // This proxy answers 100 by itself, when the body is first asked for (RFC 9110 §10.1.1).
-    fields.remove(header::EXPECT);
+    if present.has(EXPECT) {
+        fields.remove(header::EXPECT);
+    }
     fields.append(header::VIA, HeaderValue::from_static(via(version)));
     hop
 }
@@ -55,7 +59,7 @@ fn trailers(fields: &mut HeaderMap) {
     let names: SmallVec<[HeaderName; 4]> =
         fields.keys().filter(|name| framing::is_forbidden_trailer(name.as_str().as_bytes())).cloned().collect();
     names.iter().for_each(|name| drop(fields.remove(name)));
-    remove_hop_by_hop(fields);
+    remove_hop_by_hop(Present::among(fields), fields);
 }
 
 /// Says what the connection is to become, or has become.
@@ -98,38 +102,51 @@ fn via(received: Version) -> &'static str {
 
 /// Makes a received response fit to be sent on.
 pub fn response(fields: &mut HeaderMap) {
-    remove_hop_by_hop(fields);
+    remove_hop_by_hop(Present::among(fields), fields);
 }
 
 /// Whether it is beyond doubt where a response in HTTP/1 ends (RFC 9112 §6.3). What is here taken for content, somebody
 /// else could take for another response.
 pub fn is_framed(version: Version, fields: &HeaderMap) -> bool {
-    let mut lengths = fields.get_all(header::CONTENT_LENGTH).iter();
-    let (length, second) = (lengths.next(), lengths.next());
-    let mut codings = fields.get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => second.is_none(),
-        (Some(coding), None) => {
-            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none() && version == Version::HTTP_11
+    let (mut lengths, mut codings) = (0, SmallVec::<[&HeaderValue; 1]>::new());
+    for (name, value) in fields {
+        if *name == header::CONTENT_LENGTH {
+            lengths += 1;
+        } else if *name == header::TRANSFER_ENCODING {
+            codings.push(value);
         }
-        (Some(_), Some(_)) => false,
+    }
+    match codings[..] {
+        [] => lengths <= 1,
+        [coding] => coding.as_bytes().eq_ignore_ascii_case(b"chunked") && lengths == 0 && version == Version::HTTP_11,
+        _ => false,
     }
 }
 
 /// Removes what concerns one connection only, and what `Connection` names (RFC 9110 §7.6.1).
-fn remove_hop_by_hop(fields: &mut HeaderMap) {
-    // Most messages have few of them or none: one look at the names they do have costs less than eight removals.
-    let present = fields.keys().filter_map(hop_by_hop).fold(0u8, |present, place| present | 1 << place);
-    if present == 0 {
-        return;
+fn remove_hop_by_hop(present: Present, fields: &mut HeaderMap) {
+    if present.has(CONNECTION) {
+        named_by_connection(fields).into_iter().for_each(|name| drop(fields.remove(name)));
     }
-    for name in named_by_connection(fields) {
-        fields.remove(name);
-    }
-    for (place, name) in HOP_BY_HOP.iter().enumerate() {
-        if present & 1 << place != 0 {
+    for (name, place) in HOP_BY_HOP.iter().zip(0..) {
+        if present.has(place) {
             fields.remove(name);
         }
+    }
+}
+
+/// Which fields a message has of those that concern a hop. Most messages have few of them or none: one look at the names
+/// they do have costs less than a question for each.
+#[derive(Clone, Copy)]
+struct Present(u8);
+
+impl Present {
+    fn among(fields: &HeaderMap) -> Self {
+        Present(fields.keys().filter_map(place).fold(0, |present, place| present | 1 << place))
+    }
+
+    fn has(self, place: u8) -> bool {
+        self.0 & 1 << place != 0
     }
 }
 
@@ -154,16 +171,23 @@ static HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-/// The place of a name in [`HOP_BY_HOP`].
-fn hop_by_hop(name: &HeaderName) -> Option<u8> {
+const CONNECTION: u8 = 0;
+const TE: u8 = 4;
+const UPGRADE: u8 = 6;
+/// No field of one hop, but the answer to it is.
+const EXPECT: u8 = 7;
+
+/// The place of a name in [`HOP_BY_HOP`], or behind it.
+fn place(name: &HeaderName) -> Option<u8> {
     match name.as_str() {
-        "connection" => Some(0),
+        "connection" => Some(CONNECTION),
         "keep-alive" => Some(1),
         "proxy-authenticate" => Some(2),
         "proxy-connection" => Some(3),
-        "te" => Some(4),
+        "te" => Some(TE),
         "transfer-encoding" => Some(5),
-        "upgrade" => Some(6),
+        "upgrade" => Some(UPGRADE),
+        "expect" => Some(EXPECT),
         _ => None,
     }
 }
@@ -174,8 +198,9 @@ mod tests {
 
     #[test]
     fn each_name_has_its_place() {
-        assert!(HOP_BY_HOP.iter().zip(0..).all(|(name, place)| hop_by_hop(name) == Some(place)));
-        assert_eq!(hop_by_hop(&header::HOST), None);
+        assert!(HOP_BY_HOP.iter().zip(0..).all(|(name, at)| place(name) == Some(at)));
+        assert_eq!(HOP_BY_HOP.len(), usize::from(EXPECT));
+        assert_eq!(place(&header::HOST), None);
     }
 
     #[test]

@@ -88,6 +88,9 @@ pub struct Running {
     pub upstreams: Vec<RunningUpstream>,
     /// This worker's figures, by the places of routes and bindings.
     pub routes: Vec<Arc<RouteFigures>>,
+    /// By their places. Copies of this worker's own: each exchange counts its use of them, and workers would get in each
+    /// other's way if they did that in one place.
+    pub route_names: Vec<Arc<str>>,
     pub unrouted: Arc<RouteFigures>,
     pub plugins: Vec<Arc<PluginFigures>>,
     pub caches: Vec<Arc<CacheFigures>>,
@@ -117,7 +120,10 @@ enum Timed {
 
 /// A worker's view of an upstream.
 pub struct RunningUpstream {
+    pub name: Arc<str>,
     pub budget: RefCell<Budget>,
+    /// Those of the upstream, at hand for what outlives a borrow of it.
+    pub rules: Rc<Rules>,
     seats: RefCell<Rc<Seats>>,
     /// None where nobody is asked.
     balancer: Option<RefCell<Slot>>,
@@ -135,7 +141,9 @@ impl Running {
         let slot = |binding: &Binding| RefCell::new(Slot::new(binding.isolation));
         let balancer = |upstream: &Upstream| upstream.balancer.map(|binding| slot(&generation.bindings[binding]));
         let view = |upstream: &Upstream| RunningUpstream {
+            name: Arc::from(&*upstream.name),
             budget: RefCell::new(Budget::new(now)),
+            rules: Rc::new(upstream.rules),
             seats: RefCell::new(Rc::new(Seats::new(&upstream.live, pools, place.worker))),
             balancer: balancer(upstream),
         };
@@ -144,6 +152,7 @@ impl Running {
         let bodies = generation.bindings.iter().map(|_| Bodies::default()).collect();
         let timers = timers(&generation, now);
         let routes = generation.routes.iter().map(|route| place.registry.route(&route.name, place.worker)).collect();
+        let route_names = generation.routes.iter().map(|route| Arc::from(&*route.name)).collect();
         let plugins =
             generation.bindings.iter().map(|binding| place.registry.plugin(&binding.name, place.worker)).collect();
         let cache = |binding: &Binding| match &binding.cache {
@@ -159,6 +168,7 @@ impl Running {
             bodies,
             upstreams,
             routes,
+            route_names,
             unrouted,
             plugins,
             caches,

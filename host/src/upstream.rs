@@ -83,7 +83,7 @@ pub struct Pools(RefCell<HashMap<EndpointAddr, Rc<Pool>>>);
 pub struct Pool {
     address: EndpointAddr,
     /// Those of HTTP/1 that are idle, the last used on top.
-    idle: RefCell<Vec<(Connection, Instant)>>,
+    idle: RefCell<Vec<(Box<Connection>, Instant)>>,
     /// That of HTTP/2, for all requests, and when it was last used.
     shared: RefCell<Option<(SharedSender, Instant)>>,
     /// Held while the first connection is made to an endpoint that may speak HTTP/2: the others wait for it.
@@ -102,7 +102,7 @@ pub enum Leave {
     /// Leave to connect.
     Connect(Slot),
     /// A connection that has become free meanwhile.
-    Use(Connection),
+    Use(Box<Connection>),
 }
 
 /// Of the connections that come back while somebody waits, this one in so many is closed and so goes to whoever has
@@ -172,7 +172,7 @@ impl Pool {
     }
 
     /// A connection that seems alive, idle or shared.
-    pub fn idle(&self, wanted: Wanted, rules: Rules, slots: &Slots, now: Instant) -> Option<Connection> {
+    pub fn idle(&self, wanted: Wanted, rules: &Rules, slots: &Slots, now: Instant) -> Option<Box<Connection>> {
         if rules.proxy_protocol.is_some() {
             return None;
         }
@@ -192,7 +192,7 @@ impl Pool {
     }
 
     /// Leave to connect, at once or in turn, unless a connection becomes free before. May be dropped at any time.
-    pub async fn leave(&self, slots: &Slots, wanted: Wanted, rules: Rules, clock: &Clock) -> Result<Leave, Error> {
+    pub async fn leave(&self, slots: &Slots, wanted: Wanted, rules: &Rules, clock: &Clock) -> Result<Leave, Error> {
         let mut slot = pin!(slots.take());
         self.waiting.set(self.waiting.get() + 1);
         let _waiting = Waiting(&self.waiting);
@@ -215,11 +215,12 @@ impl Pool {
         (slots, slot): (&Slots, Slot),
         wanted: Wanted,
         peer: &Peer,
-        rules: Rules,
+        rules: &Rules,
         clock: &Clock,
-    ) -> Result<Connection, Error> {
+    ) -> Result<Box<Connection>, Error> {
         if self.exclusive.get() || wanted == Wanted::Http1 || rules.proxy_protocol.is_some() {
-            return connect::connect(&self.address, Wanted::Http1, peer, rules.proxy_protocol, slot).await;
+            let connected = connect::connect(&self.address, Wanted::Http1, peer, rules.proxy_protocol, slot);
+            return connected.await.map(Box::new);
         }
         let first = self.first.lock().await;
         if let Some(connection) = self.shared(slots, clock.now()) {
@@ -228,7 +229,7 @@ impl Pool {
         if self.exclusive.get() {
             // Whoever was first has found out: nobody has to wait for another.
             drop(first);
-            return connect::connect(&self.address, Wanted::Http1, peer, None, slot).await;
+            return connect::connect(&self.address, Wanted::Http1, peer, None, slot).await.map(Box::new);
         }
         let connection = connect::connect(&self.address, wanted, peer, None, slot).await?;
         match connection.shared() {
@@ -238,11 +239,11 @@ impl Pool {
             }
             None => self.exclusive.set(true),
         }
-        Ok(connection)
+        Ok(Box::new(connection))
     }
 
     /// Takes a connection back once its exchange is over.
-    pub fn put_back(&self, mut connection: Connection, rules: Rules, now: Instant) {
+    pub fn put_back(&self, mut connection: Box<Connection>, rules: &Rules, now: Instant) {
         if connection.counted().is_wanted() && !self.keeps_contended() {
             return;
         }
@@ -267,12 +268,12 @@ impl Pool {
         *self.shared.borrow_mut() = None;
     }
 
-    fn shared(&self, slots: &Slots, now: Instant) -> Option<Connection> {
+    fn shared(&self, slots: &Slots, now: Instant) -> Option<Box<Connection>> {
         let mut shared = self.shared.borrow_mut();
         shared.take_if(|(sender, _)| sender.is_closed() || !slots.have(sender.counted()));
         let (sender, used) = shared.as_mut()?;
         *used = now;
-        Some(Connection::of_shared(sender.clone()))
+        Some(Box::new(Connection::of_shared(sender.clone())))
     }
 }
 

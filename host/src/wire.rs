@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use hyper::rt::{Executor, Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use rustix::net::SendFlags;
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -64,12 +65,9 @@ impl<T: AsyncWrite + Unpin> Write for Wire<T> {
         if slices.iter().map(|slice| slice.len()).sum::<usize>() > SHORT {
             return Pin::new(&mut self.0).poll_write_vectored(cx, slices);
         }
-        let (mut short, mut length) = ([0; SHORT], 0);
-        for slice in slices {
-            short[length..length + slice.len()].copy_from_slice(slice);
-            length += slice.len();
-        }
-        self.poll_write(cx, &short[..length])
+        let mut short = SmallVec::<[u8; SHORT]>::new();
+        slices.iter().for_each(|slice| short.extend_from_slice(slice));
+        self.poll_write(cx, &short)
     }
 
     fn is_write_vectored(&self) -> bool {

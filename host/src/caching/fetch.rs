@@ -131,9 +131,9 @@ impl Fetch<'_> {
                 if !is_ours(upstream) {
                     reply::ask_for_all(&mut head.request.headers);
                 }
-                let sending = Sending { body: RequestBody::Empty, upload: Upload::over(), hop: Hop::default() };
+                let mut sending = Sending { body: RequestBody::Empty, upload: Upload::over(), hop: Hop::default() };
                 let [step] = self.clock.deadlines();
-                let forwarded = forward(running, upstream, head, sending, &step).await?;
+                let forwarded = forward(running, upstream, head, &mut sending, &step).await?;
                 (forwarded.response, forwarded.edits, Depth::whole(route))
             }
         };

@@ -145,9 +145,8 @@ impl Streams {
         let [step, total] = self.client.clock.deadlines();
         let timers = Rc::new(Timers { step, total });
         let tunnel = extended_connect(&mut request);
-        // Boxed: hyper moves it into the stream, the stream into a task, and the task into its place, and it is large.
         let exchange = match self.excess(&request) {
-            None => Ok(Box::pin(self.client.exchange(request, Upload::default(), timers.clone()))),
+            None => Ok(self.client.exchange(request, Upload::default(), timers.clone())),
             Some((status, why)) => Err(self.client.refuse(Error::new(Kind::RequestError, why), status)),
         };
         async move {

@@ -12,6 +12,7 @@ use http::header::{self, HeaderValue};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use pin_project_lite::pin_project;
 use smallvec::SmallVec;
 
 use super::{Client, Outgoing};
@@ -73,6 +74,15 @@ pub enum Refused {
     Malformed(u16),
 }
 
+pin_project! {
+    /// An exchange, up to its response. Not an `async` block: that would have room for what it runs twice.
+    struct Exchanging<F> {
+        #[pin]
+        exchange: F,
+        session: Rc<Session>,
+    }
+}
+
 /// The content of a response on its way into hyper.
 pub struct Tracked {
     outgoing: Outgoing,
@@ -119,16 +129,18 @@ impl Session {
         let upload = Upload::default();
         self.upload.replace(upload.clone());
         let exchange = self.client.exchange(request, upload, self.timers.clone());
-        async move {
-            let mut response = exchange.await;
-            let is_last = self.served.get() >= self.client.arrival.listener.limits.requests;
-            // Whoever sends what has two meanings may have meant the rest otherwise too.
-            let is_doubtful = |kind| matches!(kind, Kind::RequestError | Kind::RequestTimeout | Kind::RequestBodySize);
-            if is_last || response.body().ending.as_ref().and_then(|ending| ending.error).is_some_and(is_doubtful) {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(response.map(|outgoing| Tracked { outgoing, cut: None, session: self }))
+        Exchanging { exchange, session: self }
+    }
+
+    /// Has a response tell of its end, and of the connection's where it is the last.
+    fn track(self: &Rc<Self>, mut response: Response<Outgoing>) -> Response<Tracked> {
+        let is_last = self.served.get() >= self.client.arrival.listener.limits.requests;
+        // Whoever sends what has two meanings may have meant the rest otherwise too.
+        let is_doubtful = |kind| matches!(kind, Kind::RequestError | Kind::RequestTimeout | Kind::RequestBodySize);
+        if is_last || response.body().ending.as_ref().and_then(|ending| ending.error).is_some_and(is_doubtful) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        response.map(|outgoing| Tracked { outgoing, cut: None, session: self.clone() })
     }
 
     /// A deadline that is free once HTTP is over.
@@ -159,6 +171,15 @@ impl Session {
         for deadline in [&self.head, &self.rest, &self.send, &self.timers.step, &self.timers.total] {
             deadline.clear();
         }
+    }
+}
+
+impl<F: Future<Output = Response<Outgoing>>> Future for Exchanging<F> {
+    type Output = Result<Response<Tracked>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        this.exchange.poll(cx).map(|response| Ok(this.session.track(response)))
     }
 }
 

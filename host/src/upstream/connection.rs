@@ -69,6 +69,8 @@ pub struct Driver {
     relay: Arc<Relay>,
     /// The relay as a waker, made once.
     waker: Waker,
+    /// Whom the relay wakes, to be known without its lock.
+    task: Waker,
 }
 
 /// hyper's connection over whatever transport.
@@ -116,7 +118,7 @@ impl Connection {
         let task = Mutex::new(Waker::noop().clone());
         let relay = Arc::new(Relay { polling: AtomicBool::new(false), again: AtomicBool::new(false), task });
         let (connection, waker) = (Some(Box::new(connection) as Box<dyn Driving>), relay.clone().into());
-        let driver = Driver { connection, ended: None, waker, relay };
+        let driver = Driver { connection, ended: None, waker, relay, task: Waker::noop().clone() };
         let counted = slot.counted();
         Ok(Connection { sender: Sender::Http1(sender), driver: Some(driver), slot, counted })
     }
@@ -193,6 +195,10 @@ impl Connection {
             // Over, or with a task of its own, which couldn't be driven by another exchange.
             return false;
         }
+        if sender.is_ready() {
+            // All was said and heard as it was driven last.
+            return true;
+        }
         let mut idle = Context::from_waker(Waker::noop());
         let ready = driver.poll(&mut idle, |cx| sender.poll_ready(cx).map(|ready| ready.is_ok()));
         // It may have ended just now, with its sender still at ease.
@@ -253,26 +259,30 @@ impl<T: Transport> Driving for http1::Connection<Wire<T>, RequestBody> {
 impl Driver {
     /// Polls something that waits for the connection, together with the connection, until neither moves the other.
     pub fn poll<T>(&mut self, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-        self.relay.begin(cx.waker());
-        let relay = self.relay.clone();
-        let mut own = Context::from_waker(&self.waker);
+        let Driver { connection, ended, relay, waker, task } = self;
+        if !task.will_wake(cx.waker()) {
+            task.clone_from(cx.waker());
+            relay.is_for(cx.waker());
+        }
+        relay.begin();
+        let mut own = Context::from_waker(waker);
         let polled = loop {
-            let mut ended = None;
-            if let Some(connection) = &mut self.connection
-                && let Poll::Ready(outcome) = connection.poll(&mut own)
+            let mut over = None;
+            if let Some(driven) = connection
+                && let Poll::Ready(outcome) = driven.poll(&mut own)
             {
                 if let Err(error) = outcome {
                     tracing::debug!(%error, "upstream connection");
                 }
-                ended = self.connection.take();
+                over = connection.take();
             }
             let polled = poll(&mut own);
             if polled.is_ready() {
-                self.ended = ended;
+                *ended = over;
                 break polled;
             }
             // Dropping it answers whoever still waits for it.
-            if ended.is_none() && !relay.again() {
+            if over.is_none() && !relay.again() {
                 break polled;
             }
         };
@@ -293,13 +303,13 @@ impl Driver {
 }
 
 impl Relay {
-    fn begin(&self, task: &Waker) {
+    fn is_for(&self, task: &Waker) {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(task);
+    }
+
+    fn begin(&self) {
         self.polling.store(true, Ordering::Relaxed);
         self.again.store(false, Ordering::Relaxed);
-        let mut known = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.will_wake(task) {
-            known.clone_from(task);
-        }
     }
 
     fn again(&self) -> bool {

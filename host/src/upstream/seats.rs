@@ -21,6 +21,8 @@ pub struct Seats {
 /// A worker's view of one endpoint.
 pub struct Seat {
     pub endpoint: Arc<Endpoint>,
+    /// The endpoint's, in a copy that exchanges of this worker alone count their uses of.
+    pub name: Arc<str>,
     pub pool: Rc<Pool>,
     pub offer: Offer,
     figures: Arc<EndpointFigures>,
@@ -37,7 +39,8 @@ impl Seats {
         let seat = |member: &super::live::Member| {
             let endpoint = member.endpoint.clone();
             let (pool, figures) = (pools.pool(&endpoint.address), endpoint.figures(worker));
-            Rc::new(Seat { endpoint, pool, offer: member.offer, figures, live: live.clone() })
+            let name = Arc::from(&*endpoint.address.text);
+            Rc::new(Seat { endpoint, name, pool, offer: member.offer, figures, live: live.clone() })
         };
         Seats { list: members.list.iter().map(seat).collect(), members }
     }
