@@ -287,7 +287,7 @@ class Plugway(Peer):
     variants = {s: ["", "call"] for s in ("plain", "rewrite")} | {"script": ["wasm"], "chain0": ["wasm"], "chain1": ["wasm", "edit"], "chain3": ["wasm", "edit"]}
 
     def argv(self, scenario, flags):
-        return [ROOT / "target/dist/plugway", "run", self.file]
+        return [os.environ.get("PLUGWAY", ROOT / "target/dist/plugway"), "run", self.file]
 
 
 PEERS = {c.__name__.lower(): c for c in (Nginx, Haproxy, Envoy, Caddy, Varnish, Pingora, Plugway)}

@@ -10,7 +10,6 @@ use std::rc::Rc;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 
 use crate::body::Lease;
 use crate::clock::Deadline;
@@ -20,7 +19,7 @@ use crate::head::Head;
 use crate::resend::Content;
 use crate::upload::{RequestBody, Upload};
 use crate::upstream::connect::Wanted;
-use crate::upstream::connection::{Answered, Connection};
+use crate::upstream::connection::{Answered, Connection, Unsent};
 use crate::upstream::retry::Reached;
 use crate::upstream::seats::Flight;
 use crate::upstream::slots::Slots;
@@ -205,21 +204,21 @@ impl Attempt<'_> {
     }
 
     /// Whether a request that died with a kept connection may go out on another.
-    fn repeats(&self, unsent: &TrySendError<Request<RequestBody>>) -> bool {
+    fn repeats(&self, unsent: &Unsent) -> bool {
         let is_untouched = unsent.message().is_some();
         let is_harmless = is_stale(unsent.error()) && self.head.request.method.is_idempotent();
         self.upload.failed().is_none() && (is_untouched || is_harmless && self.content.borrow().is_whole())
     }
 
     /// Keeps what is left of a request for another attempt.
-    fn take_back(&self, mut unsent: TrySendError<Request<RequestBody>>) -> hyper::Error {
+    fn take_back(&self, mut unsent: Box<Unsent>) -> hyper::Error {
         if let Some(request) = unsent.take_message() {
             self.content.borrow_mut().put_back(request.into_body());
         }
         unsent.into_error()
     }
 
-    fn failed(&self, unsent: TrySendError<Request<RequestBody>>) -> Failure {
+    fn failed(&self, unsent: Box<Unsent>) -> Failure {
         let is_untouched = unsent.message().is_some();
         let error = self.take_back(unsent);
         match self.upload.failed() {

@@ -39,7 +39,7 @@ pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Futur
     let io = ClientIo { io, scanner, session: session.clone() };
     // A closure, whose future hyper keeps in place: a boxed one would be an allocation for each request.
     let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
-    Connection { state: State::Resting(io), session, exchanges, graceful: false, fresh: true }
+    Connection { state: State::Resting(Box::new(io)), session, exchanges, graceful: false, fresh: true }
 }
 
 struct Connection<T: Transport, E, S: HttpService<Incoming>> {
@@ -55,8 +55,8 @@ struct Connection<T: Transport, E, S: HttpService<Incoming>> {
 enum State<T: Transport, S: HttpService<Incoming>> {
     /// With hyper's state and buffers.
     Serving(Box<http1::Connection<Wire<ClientIo<T>>, S>>),
-    /// A socket and nothing else.
-    Resting(ClientIo<T>),
+    /// A socket and nothing else. Boxed, as the state is moved with each poll.
+    Resting(Box<ClientIo<T>>),
     /// What comes after HTTP: a tunnel, or a farewell.
     Leaving(Pin<Box<dyn Future<Output = ()>>>),
     Ended,
@@ -113,7 +113,7 @@ where
             let parts = connection.into_parts();
             let mut io = parts.io.into_socket();
             io.io.ahead = parts.read_buf;
-            return State::Resting(io);
+            return State::Resting(Box::new(io));
         }
         State::Serving(connection)
     }
@@ -140,7 +140,7 @@ where
         State::Leaving(Box::pin(part(io.socket, farewell, self.session.clone())))
     }
 
-    fn rest(&mut self, io: ClientIo<T>, cx: &mut Context<'_>) -> State<T, S>
+    fn rest(&mut self, io: Box<ClientIo<T>>, cx: &mut Context<'_>) -> State<T, S>
     where
         E: Fn(Rc<Session>) -> S,
     {
@@ -158,7 +158,7 @@ where
         let mut builder = http1::Builder::new();
         // The scanner has refused what is longer: hyper's own limits only have to be no lower.
         builder.max_headers(head.fields + 1).max_buf_size(head.head_bytes.saturating_add(HEAD_END).max(BUFFER));
-        State::Serving(Box::new(builder.serve_connection(Wire::new(io), exchanges)))
+        State::Serving(Box::new(builder.serve_connection(Wire::new(*io), exchanges)))
     }
 }
 

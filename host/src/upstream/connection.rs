@@ -88,8 +88,11 @@ struct Relay {
     task: Mutex<Waker>,
 }
 
-/// What a request gets in the end.
-pub type Answered = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+/// What a request gets in the end. What comes of it passes many hands, and a request is twice as large as a response.
+pub type Answered = Result<Response<Incoming>, Box<Unsent>>;
+
+/// A request that got no response, if it came back.
+pub type Unsent = TrySendError<Request<RequestBody>>;
 
 pin_project! {
     /// The response of either version.
@@ -234,14 +237,19 @@ impl SharedSender {
     }
 }
 
-impl<A: Future<Output = Answered>, B: Future<Output = Answered>> Future for Answer<A, B> {
+impl<A, B> Future for Answer<A, B>
+where
+    A: Future<Output = Result<Response<Incoming>, Unsent>>,
+    B: Future<Output = Result<Response<Incoming>, Unsent>>,
+{
     type Output = Answered;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
-        match self.project() {
+        let polled = match self.project() {
             AnswerProjection::Http1 { answer } => answer.poll(cx),
             AnswerProjection::Http2 { answer } => answer.poll(cx),
-        }
+        };
+        polled.map_err(Box::new)
     }
 }
 
