@@ -17,5 +17,5 @@ CARGO_TARGET_DIR=$home/filters cargo build --release --locked --target wasm32-wa
 cp "$home"/filters/wasm32-wasip1/release/*.wasm "$home/wasm/"
 # Plugway itself, and its filters for the script and chain scenarios
 cd "$here/.."
-cargo build --profile dist --package plugway
+"$here/dist.sh"
 cargo build --profile guest --target wasm32-wasip2 --target-dir target/guests --package bench-apikey --package bench-addheader

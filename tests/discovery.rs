@@ -177,6 +177,7 @@ fn grpc_is_asked_whether_it_serves() {
     program.write("up\n");
     proxy.wait_log("up: its checks pass");
     let other = checks.replace("\"app\"", "\"other\"");
-    let proxy = Proxy::start(&manifest(&endpoints, &server, &other));
+    // Not by another proxy: that could say so before it says where it listens, which is waited for first.
+    proxy.reload(&manifest(&endpoints, &server, &other));
     assert!(proxy.wait_log("down: its checks fail").contains("its gRPC status is 5"));
 }
