@@ -19,7 +19,8 @@ cargo build --profile guest --target wasm32-wasip2 --target-dir target/guests --
 rm -rf "$seen"
 build "-Cprofile-generate=$seen"
 rm -rf "$seen" # What the build itself may have left there.
-LLVM_PROFILE_FILE="$seen/%p.profraw" PLUGWAY=$built python3 bench/bench.py run --peers plugway --rounds 1 --seconds 2 --tries 1 --patience 0 \
+LLVM_PROFILE_FILE="$seen/%p.profraw" PLUGWAY=$built python3 bench/bench.py run --peers plugway \
+  --rounds 1 --seconds 2 --tries 1 --patience 0 \
   --scenarios plain+rewrite+lb+lc+script+chain3+cache1k+cache64k+cachedisk1m+tls+handshake+h2+big1m+upload
 "$tools/llvm-profdata" merge -o target/plugway.profdata "$seen"
 build "-Cprofile-use=$PWD/target/plugway.profdata"

@@ -16,6 +16,4 @@ ln -sf "$home/pingora/release/pingora-min" "$home/bin/pingora-min"
 CARGO_TARGET_DIR=$home/filters cargo build --release --locked --target wasm32-wasip1 --manifest-path "$here/filters/Cargo.toml"
 cp "$home"/filters/wasm32-wasip1/release/*.wasm "$home/wasm/"
 # Plugway itself, and its filters for the script and chain scenarios
-cd "$here/.."
 "$here/dist.sh"
-cargo build --profile guest --target wasm32-wasip2 --target-dir target/guests --package bench-apikey --package bench-addheader
