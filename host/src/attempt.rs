@@ -129,9 +129,12 @@ impl Attempt<'_> {
         let (rules, step, upload) = (self.rules, self.step, self.upload);
         let body = self.content.borrow_mut().take().ok_or_else(spent)?;
         let address = &flight.seat().endpoint.address;
-        let mut request = Request::new(body);
-        self.dress(&mut request, address, connection.version()).map_err(nobody)?;
-        let mut answer = pin!(connection.send(request));
+        // The request's name ends here: a future has room for all that has one where it waits.
+        let mut answer = pin!({
+            let mut request = Request::new(body);
+            self.dress(&mut request, address, connection.version()).map_err(nobody)?;
+            connection.send(request)
+        });
         let mut sent = 0;
         let sending = poll_fn(|cx| {
             let polled = connection.drive(cx, |cx| answer.as_mut().poll(cx));
