@@ -208,6 +208,23 @@ fn connections_that_endpoints_close_while_idle_are_let_go() {
     });
 }
 
+/// Also where no request comes that would find out.
+#[test]
+fn a_connection_that_was_closed_while_idle_is_let_go_by_itself() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = manifest(&listener.local_addr().unwrap().to_string(), "", "");
+    let proxy = Proxy::start(&text.replace("endpoints", "idle-timeout = \"1h\"\nendpoints"));
+    let mut client = proxy.connect();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n").unwrap();
+    let (mut endpoint, _) = listener.accept().unwrap();
+    read_message(&mut BufReader::new(endpoint.try_clone().unwrap())).unwrap();
+    endpoint.write_all(&ok("")).unwrap();
+    assert_eq!(read_message(&mut BufReader::new(client)).unwrap().status(), 200);
+    endpoint.shutdown(Shutdown::Write).unwrap();
+    endpoint.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(endpoint.read(&mut [0]).expect("the proxy closes it too"), 0);
+}
+
 /// A crowd that comes again finds the connections of the first time.
 #[test]
 fn as_many_connections_are_kept_as_were_needed_at_once() {

@@ -61,8 +61,8 @@ struct Attempts<'a> {
     tried: Vec<Rc<Seat>>,
 }
 
-/// Sends the request of `head` with a body to an upstream, given by its place. The body is taken out of `sending`. `step` limits each thing that is waited
-/// for, up to the end of the response.
+/// Sends the request of `head` with a body to an upstream, given by its place. The body is taken out of `sending`. `step`
+/// limits each thing that is waited for, up to the end of the response.
 pub async fn forward(
     running: &Running,
     place: usize,

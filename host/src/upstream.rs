@@ -151,7 +151,7 @@ impl Pools {
     pub fn sweep(&self, now: Instant, longest: Duration) {
         self.0.borrow_mut().retain(|_, pool| {
             pool.shared.borrow_mut().take_if(|(_, used)| now - *used >= longest);
-            pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.rest());
+            pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.is_fit());
             Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty() || pool.shared.borrow().is_some()
         });
     }

@@ -37,7 +37,7 @@ pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Futur
     let (send, patience) = (session.send.clone(), session.client.arrival.listener.limits.send_timeout);
     let io = Patient { socket: stream, ahead, send, patience };
     let io = ClientIo { io, scanner, session: session.clone() };
-    // A closure, whose future hyper keeps in place: a boxed one would be an allocation for each request.
+    // A closure, whose future hyper keeps in place: a boxed one would be one more allocation for each request.
     let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
     Connection { state: State::Resting(Box::new(io)), session, exchanges, graceful: false, fresh: true }
 }

@@ -190,17 +190,22 @@ impl Connection {
         }
     }
 
-    /// Leaves the exchange behind; says whether the connection is to be kept for another. A shared one is kept
-    /// elsewhere.
+    /// Leaves the exchange behind, which has just driven it; says whether the connection is to be kept for another. A
+    /// shared one is kept elsewhere.
     pub fn rest(&mut self) -> bool {
+        match (&self.sender, &self.driver) {
+            // All was said and heard as it was driven last.
+            (Sender::Http1(sender), Some(Driver { connection: Some(_), .. })) if sender.is_ready() => true,
+            _ => self.is_fit(),
+        }
+    }
+
+    /// Drives a connection that nobody else drives, so that it hears of its end; says whether it may serve an exchange.
+    pub fn is_fit(&mut self) -> bool {
         let (Sender::Http1(sender), Some(driver)) = (&mut self.sender, &mut self.driver) else { return false };
         if driver.connection.is_none() {
             // Over, or with a task of its own, which couldn't be driven by another exchange.
             return false;
-        }
-        if sender.is_ready() {
-            // All was said and heard as it was driven last.
-            return true;
         }
         let mut idle = Context::from_waker(Waker::noop());
         let ready = driver.poll(&mut idle, |cx| sender.poll_ready(cx).map(|ready| ready.is_ok()));
