@@ -30,20 +30,31 @@ fn says(proxy: &Proxy, request: &str) -> String {
 
 #[test]
 fn heads_have_their_limits() {
-    let proxy = limited(&echo(), "head = \"1 KiB\", target = \"100 B\", fields = 5", "");
+    let proxy = limited(&echo(), "head = \"1 KiB\", target = \"100 B\"", "");
     let field =
         |length: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: {}\r\n\r\n", "x".repeat(length));
     assert!(says(&proxy, &field(900)).starts_with("HTTP/1.1 200 "));
     let long = says(&proxy, &field(1100));
     assert!(long.starts_with("HTTP/1.1 431 ") && long.contains("connection: close"), "{long}");
-    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(5));
-    assert!(says(&proxy, &many).starts_with("HTTP/1.1 431 "));
     let target =
         |length: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "x".repeat(length));
     assert!(says(&proxy, &target(99)).starts_with("HTTP/1.1 200 "));
     assert!(says(&proxy, &target(100)).starts_with("HTTP/1.1 414 "));
     let endless = format!("GET /{}", "x".repeat(200));
     assert!(says(&proxy, &endless).starts_with("HTTP/1.1 414 "), "it is not waited for the end");
+}
+
+#[test]
+fn as_many_fields_come_through_as_the_limit_says() {
+    for (limit, most) in [("", 100), ("fields = 5", 5), ("fields = 150", 150)] {
+        let proxy = limited(&echo(), limit, "");
+        let with = |fields: usize| {
+            let others = "X: y\r\n".repeat(fields - 2);
+            says(&proxy, &format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{others}\r\n"))
+        };
+        assert!(with(most).starts_with("HTTP/1.1 200 "), "{limit}");
+        assert!(with(most + 1).starts_with("HTTP/1.1 431 "), "{limit}");
+    }
 }
 
 #[test]

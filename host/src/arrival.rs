@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use tokio::io::AsyncReadExt;
 
+use crate::apart::apart;
 use crate::clock::Clock;
 use crate::connection::{self, Client, Transport};
 use crate::exchange::Arrival;
@@ -39,8 +40,8 @@ pub async fn serve(seat: Seat, stream: impl Transport, listener: Arc<str>, ends:
     let Some(counted) = rules.admit() else {
         return tracing::debug!(%listener, "refused: there are too many connections");
     };
-    // Boxed, as what comes before HTTP is over soon and the connection may live long.
-    match Box::pin(arrive(&seat, stream, &listener, rules, counted, ends)).await {
+    // What comes before HTTP is over soon, and the connection may live long.
+    match apart(|| arrive(&seat, stream, &listener, rules, counted, ends)).await {
         Ok(arrived) => arrived.serve(seat).await,
         Err(error) => tracing::debug!(%listener, %error, "a connection did not come to HTTP"),
     }
@@ -107,8 +108,8 @@ impl<T: Transport> Arrived<T> {
         match (stream, is_http2) {
             (Carrier::Clear(stream), false) => connection::http1::serve(stream, ahead, client).await,
             (Carrier::Tls(stream), false) => connection::http1::serve(stream, ahead, client).await,
-            (Carrier::Clear(stream), true) => Box::pin(connection::http2::serve(stream, ahead, client)).await,
-            (Carrier::Tls(stream), true) => Box::pin(connection::http2::serve(stream, ahead, client)).await,
+            (Carrier::Clear(stream), true) => apart(|| connection::http2::serve(stream, ahead, client)).await,
+            (Carrier::Tls(stream), true) => apart(|| connection::http2::serve(stream, ahead, client)).await,
         }
         drop(counted);
     }

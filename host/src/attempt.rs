@@ -11,6 +11,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri
 use http_body::Body;
 use hyper::body::Incoming;
 
+use crate::apart::apart;
 use crate::body::Lease;
 use crate::clock::Deadline;
 use crate::error::{Error, Kind};
@@ -27,7 +28,7 @@ use crate::upstream::{EndpointAddr, Leave, Rules, Speaks};
 
 /// What is sent, and under which rules.
 pub struct Attempt<'a> {
-    pub head: &'a Head,
+    pub head: &'a mut Head,
     /// Lent for each try.
     pub content: &'a RefCell<Content>,
     pub upload: &'a Upload,
@@ -53,7 +54,7 @@ pub struct Failure {
 
 impl Attempt<'_> {
     /// Sends the request to the endpoint of a flight.
-    pub async fn run(&self, flight: Flight) -> Result<Answer, Failure> {
+    pub async fn run(&mut self, flight: Flight) -> Result<Answer, Failure> {
         let pool = flight.seat().pool.clone();
         let wanted = self.wanted(&flight.seat().endpoint.address)?;
         let kept = pool.idle(wanted, self.rules, self.slots, self.step.clock().now());
@@ -62,8 +63,7 @@ impl Attempt<'_> {
         {
             return self.answered(response, connection, flight);
         }
-        // Boxed, so that the many exchanges that need no new connection don't carry room for it.
-        let mut connection = match Box::pin(self.connect(&flight, wanted)).await? {
+        let mut connection = match apart(|| self.connect(&flight, wanted)).await? {
             Connected::Fresh(connection) => connection,
             Connected::Kept(mut connection) => match self.send_kept(&mut connection, &flight).await? {
                 Some(response) => return self.answered(response, connection, flight),
@@ -105,7 +105,7 @@ impl Attempt<'_> {
 
     /// Sends on a connection that was kept; none if that turns out dead and the request may go out on another.
     async fn send_kept(
-        &self,
+        &mut self,
         connection: &mut Connection,
         flight: &Flight,
     ) -> Result<Option<Response<Incoming>>, Failure> {
@@ -125,7 +125,7 @@ impl Attempt<'_> {
     }
 
     /// Sends, and waits for the head of the response, driving the connection meanwhile.
-    async fn send(&self, connection: &mut Connection, flight: &Flight) -> Result<Answered, Failure> {
+    async fn send(&mut self, connection: &mut Connection, flight: &Flight) -> Result<Answered, Failure> {
         let (rules, step, upload) = (self.rules, self.step, self.upload);
         let body = self.content.borrow_mut().take().ok_or_else(spent)?;
         let address = &flight.seat().endpoint.address;
@@ -154,17 +154,20 @@ impl Attempt<'_> {
 
     /// Gives a request its head, in place: it is large.
     fn dress(
-        &self,
+        &mut self,
         request: &mut Request<RequestBody>,
         endpoint: &EndpointAddr,
         version: Version,
     ) -> Result<(), Error> {
-        let head = &self.head.request;
+        let head = &mut self.head.request;
         let framed = request.body().is_end_stream() || head.headers.contains_key(header::CONTENT_LENGTH);
         *request.method_mut() = head.method.clone();
         let target = head.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
         let fields = request.headers_mut();
-        *fields = head.headers.clone();
+        // The copy stays here, which has room for what it has and no more. The fields that leave hyper parses the response
+        // into, and that is most likely longer.
+        let kept = head.headers.clone();
+        *fields = std::mem::replace(&mut head.headers, kept);
         forwarding::ask(self.hop, version, fields);
         if !fields.contains_key(header::HOST)
             && let Ok(host) = HeaderValue::from_str(endpoint.place.authority())

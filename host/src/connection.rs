@@ -21,8 +21,8 @@ use crate::error::Error;
 use crate::exchange::{self, Arrival, Begun, Timers};
 use crate::generation::Running;
 use crate::passage::BodyError;
+use crate::tcp::Tcp;
 use crate::upload::Upload;
-use crate::wire::Plain;
 
 mod client_io;
 pub mod http1;
@@ -85,9 +85,9 @@ impl Client {
 
 // === Transport ===
 
-impl Transport for Plain {
+impl Transport for Tcp {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_read_ready(cx)
+        Tcp::poll_read_ready(self, cx)
     }
 }
 

@@ -9,6 +9,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::body::Incoming;
 
+use crate::apart::apart;
 use crate::body::ResponseBody;
 use crate::caching::{self, Answered, Asking, Looked, Past};
 use crate::chain::{self, Depth, Down, Failed};
@@ -196,8 +197,7 @@ impl Onward {
         let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
         let (sending, past) = match way {
             Way::Straight(sending, past) => (sending, past),
-            // Boxed, so that the many exchanges that no cache asks for don't carry room for it.
-            Way::Asking(asking) => return Box::pin(ask(asking, running, (place, upstream), timers, ending)).await,
+            Way::Asking(asking) => return apart(|| ask(asking, running, (place, upstream), timers, ending)).await,
         };
         let forwarded = timers.total.until_met(forward(running, upstream, head, sending, &timers.step)).await;
         let response = match forwarded.unwrap_or_else(|_| Err(timers.late())) {

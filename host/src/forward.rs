@@ -81,7 +81,7 @@ pub async fn forward(
         let Next { seat, edits, flight } = next;
         attempts.pause(&seat).await;
         let (rules, slots, began) = (&running.upstreams[place].rules, &upstream.slots, Instant::now());
-        let attempt = Attempt { head, content: &content, upload, hop, rules, slots, step };
+        let mut attempt = Attempt { head, content: &content, upload, hop, rules, slots, step };
         let mut outcome = attempt.run(flight).await;
         let now = Instant::now();
         attempts.note(&seat, &mut outcome, now - began, now);

@@ -3,7 +3,7 @@
 //! The life of a request, with the module that each step is in:
 //!
 //! - [`worker`] accepts a connection, [`arrival`] brings it to HTTP, through [`proxy_protocol`] and [`tls`] where its
-//!   [`listener`] wants them, and [`connection`] serves it, through [`wire`] and hyper; [`framing`] looks through what
+//!   [`listener`] wants them, and [`connection`] serves it, through [`tcp`], [`wire`] and hyper; [`framing`] looks through what
 //!   comes in HTTP/1 first
 //! - [`exchange`] takes each request on its way: [`target`] and [`path`] bring it into form, [`router`] finds its
 //!   route, [`forwarding`] removes what is of one hop, [`chain`] runs the request hooks
@@ -14,11 +14,14 @@
 //! - [`chain`] runs the response hooks, and [`body`] streams to the client; bodies pass plugins by [`passage`]
 //! - [`ending`] tells [`metrics`], [`access_log`] and observers
 //!
+//! [`apart`] keeps what few exchanges need out of the way of the others.
+//!
 //! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]), but for who
 //! is in an upstream's set and well, which [`keeper`] sees to. Plugins run in [`plugin`]. Modules import in one direction; `tests/layers.rs` has the table.
 
 pub mod access_log;
 pub mod admin;
+pub mod apart;
 pub mod arrival;
 pub mod assemble;
 pub mod attempt;
@@ -55,6 +58,7 @@ pub mod respond;
 pub mod router;
 mod serve;
 pub mod target;
+pub mod tcp;
 pub mod tls;
 pub mod upload;
 pub mod upstream;

@@ -17,8 +17,8 @@ use crate::arrival::{self, Seat};
 use crate::clock::{Clock, TICK};
 use crate::generation::{Generation, Running};
 use crate::metrics::Place;
+use crate::tcp::Tcp;
 use crate::upstream::Pools;
-use crate::wire::Plain;
 
 /// A bound socket, handed to a worker.
 pub enum Socket {
@@ -205,7 +205,7 @@ async fn accept(
         left = left.map(|left| left - 1);
         match accepted {
             Ok(Accepted::Tcp(stream, client, reached)) => {
-                let (stream, ends) = (Plain(stream), Some((client, reached)));
+                let (stream, ends) = (Tcp::new(stream), Some((client, reached)));
                 serve_client(arrival::serve(seat.clone(), stream, address.clone(), ends), &alive);
             }
             Ok(Accepted::Unix(stream)) => {

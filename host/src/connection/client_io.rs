@@ -98,10 +98,13 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ClientIo<T> {
         self.io.is_write_vectored()
     }
 
-    /// hyper flushes the socket once all that it had is written.
+    /// hyper flushes the socket once all that it had is written. What is over by then ends here, before hyper makes room
+    /// for the next request: it takes the room of the last, unless somebody still holds a part of that.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.session.flushed.set(true);
-        Pin::new(&mut self.io).poll_flush(cx)
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.session.settle();
+        Poll::Ready(Ok(()))
     }
 
     /// hyper's last word need not be the connection's: there may be more to say, or a tunnel to open.

@@ -21,6 +21,7 @@ use super::client_io::ClientIo;
 use super::patient::Patient;
 use super::session::{Refused, Session, Tracked};
 use super::{Client, Transport, tunnel};
+use crate::apart::apart;
 use crate::body::ResponseBody;
 use crate::error::{Error, Kind};
 use crate::framing::Scanner;
@@ -84,10 +85,8 @@ where
             // After a request for an upgrade hyper leaves its buffer to whoever takes over; nobody does.
             polled = Pin::new(&mut *connection).poll(cx);
         }
-        if session.flushed.get() || polled.is_ready() {
-            session.settle();
-        }
         if let Poll::Ready(served) = polled {
+            session.settle();
             if let Err(error) = served {
                 tracing::debug!(%error, "client connection");
             }
@@ -127,17 +126,11 @@ where
         if let (None, Some((switched, ending))) = (refused, switched) {
             let idle = self.session.client.arrival.listener.limits.tunnel_timeout;
             let ahead = if parts.read_buf.is_empty() { io.ahead } else { parts.read_buf };
-            return State::Leaving(Box::pin(tunnel::run(
-                io.socket,
-                ahead,
-                switched,
-                idle,
-                self.session.spare(),
-                ending,
-            )));
+            let spare = self.session.spare();
+            return State::Leaving(apart(|| tunnel::run(io.socket, ahead, switched, idle, spare, ending)));
         }
         let farewell = refused.map_or(Bytes::new(), |refused| farewell(&self.session, refused));
-        State::Leaving(Box::pin(part(io.socket, farewell, self.session.clone())))
+        State::Leaving(apart(|| part(io.socket, farewell, self.session.clone())))
     }
 
     fn rest(&mut self, io: Box<ClientIo<T>>, cx: &mut Context<'_>) -> State<T, S>
@@ -148,7 +141,7 @@ where
         let is_over = self.session.head.clock().is_stopping() || self.session.head.is_met();
         if is_over && !is_fresh && io.io.ahead.is_empty() {
             self.session.leave();
-            return State::Leaving(Box::pin(part(io.io.socket, Bytes::new(), self.session.clone())));
+            return State::Leaving(apart(|| part(io.io.socket, Bytes::new(), self.session.clone())));
         }
         if !is_fresh && io.io.ahead.is_empty() && io.io.socket.poll_read_ready(cx).is_pending() {
             return State::Resting(io);
@@ -157,13 +150,18 @@ where
         let head = self.session.client.arrival.listener.limits.framing;
         let mut builder = http1::Builder::new();
         // The scanner has refused what is longer: hyper's own limits only have to be no lower.
-        builder.max_headers(head.fields + 1).max_buf_size(head.head_bytes.saturating_add(HEAD_END).max(BUFFER));
+        builder.max_buf_size(head.head_bytes.saturating_add(HEAD_END).max(BUFFER));
+        if head.fields > FIELDS {
+            builder.max_headers(head.fields);
+        }
         State::Serving(Box::new(builder.serve_connection(Wire::new(*io), exchanges)))
     }
 }
 
 /// hyper's usual bound of its buffer, which it reads content through too.
 const BUFFER: usize = 408 << 10;
+/// As many fields hyper has room for on its stack. Told any number, it allocates room for each request.
+const FIELDS: usize = 100;
 /// Something to spare.
 const HEAD_END: usize = 1 << 10;
 

@@ -18,6 +18,7 @@ use super::{EndpointAddr, Place, Speaks};
 use crate::error::{Error, Kind, is_of_this_machine};
 use crate::head::Peer;
 use crate::proxy_protocol;
+use crate::tcp::Tcp;
 
 /// How TLS is spoken to an endpoint.
 #[derive(Clone)]
@@ -52,7 +53,7 @@ pub async fn connect(
             let found = lookup_host(&**place).await.map_err(unknown)?.collect::<SmallVec<[SocketAddr; 2]>>();
             let stream = TcpStream::connect(&*found).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
-            speak(stream, address, wanted, peer, told, slot).await
+            speak(Tcp::new(stream), address, wanted, peer, told, slot).await
         }
         Place::Unix(path) => {
             speak(UnixStream::connect(&**path).await.map_err(refused)?, address, wanted, peer, told, slot).await
