@@ -152,11 +152,11 @@ impl Present {
 
 /// The further fields that `Connection` declares to be of this hop.
 fn named_by_connection(fields: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
-    let lines = fields.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
     // What nearly every message has there names no field.
-    let lines = lines.filter(|line| !line.eq_ignore_ascii_case("keep-alive") && !line.eq_ignore_ascii_case("close"));
-    let names =
-        lines.flat_map(|line| line.split(',')).map(str::trim).filter_map(|name| name.parse::<HeaderName>().ok());
+    let is_usual = |line: &[u8]| line.eq_ignore_ascii_case(b"keep-alive") || line.eq_ignore_ascii_case(b"close");
+    let lines = fields.get_all(header::CONNECTION).iter().filter(|line| !is_usual(line.as_bytes()));
+    let names = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim);
+    let names = names.filter_map(|name| name.parse::<HeaderName>().ok());
     // `Connection` can't take away what the message can't do without.
     names.filter(|name| name != header::HOST && name != header::CONTENT_LENGTH).collect()
 }

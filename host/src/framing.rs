@@ -177,8 +177,8 @@ impl Scanner {
         }
         let room = self.limits.head_bytes.saturating_sub(self.head.bytes + b"\r\n".len());
         // Whichever limit comes first in the line is the one that it breaks.
-        let within = &line[..line.len().min(room)];
-        if self.state == State::Between && target_of(within).len() > self.limits.target_bytes {
+        let (within, most) = (&line[..line.len().min(room)], self.limits.target_bytes);
+        if self.state == State::Between && within.len() > most && target_of(within).len() > most {
             return Err(Refusal::LongTarget);
         }
         if line.len() > room { Err(Refusal::LongHead) } else { Ok(()) }
