@@ -87,7 +87,7 @@ impl Client {
 
 impl Transport for Tcp {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Tcp::poll_read_ready(self, cx)
+        self.0.poll_read_ready(cx)
     }
 }
 

@@ -205,7 +205,7 @@ async fn accept(
         left = left.map(|left| left - 1);
         match accepted {
             Ok(Accepted::Tcp(stream, client, reached)) => {
-                let (stream, ends) = (Tcp::new(stream), Some((client, reached)));
+                let (stream, ends) = (Tcp(stream), Some((client, reached)));
                 serve_client(arrival::serve(seat.clone(), stream, address.clone(), ends), &alive);
             }
             Ok(Accepted::Unix(stream)) => {

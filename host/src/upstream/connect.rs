@@ -53,7 +53,7 @@ pub async fn connect(
             let found = lookup_host(&**place).await.map_err(unknown)?.collect::<SmallVec<[SocketAddr; 2]>>();
             let stream = TcpStream::connect(&*found).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
-            speak(Tcp::new(stream), address, wanted, peer, told, slot).await
+            speak(Tcp(stream), address, wanted, peer, told, slot).await
         }
         Place::Unix(path) => {
             speak(UnixStream::connect(&**path).await.map_err(refused)?, address, wanted, peer, told, slot).await

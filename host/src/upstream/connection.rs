@@ -202,11 +202,15 @@ impl Connection {
 
     /// Drives a connection that nobody else drives, so that it hears of its end; says whether it may serve an exchange.
     pub fn is_fit(&mut self) -> bool {
-        let (Sender::Http1(sender), Some(driver)) = (&self.sender, &mut self.driver) else { return false };
-        let _: Poll<()> = driver.poll(&mut Context::from_waker(Waker::noop()), |_| Poll::Pending);
-        // One with a task of its own couldn't be driven by another exchange. One that has ended just now may still have
-        // its sender at ease.
-        driver.connection.is_some() && sender.is_ready()
+        let (Sender::Http1(sender), Some(driver)) = (&mut self.sender, &mut self.driver) else { return false };
+        if driver.connection.is_none() {
+            // Over, or with a task of its own, which couldn't be driven by another exchange.
+            return false;
+        }
+        let mut idle = Context::from_waker(Waker::noop());
+        let ready = driver.poll(&mut idle, |cx| sender.poll_ready(cx).map(|ready| ready.is_ok()));
+        // It may have ended just now, with its sender still at ease.
+        ready == Poll::Ready(true) && driver.connection.is_some() && !sender.is_closed()
     }
 
     /// Among which it was counted.
@@ -266,8 +270,7 @@ impl<T: Transport> Driving for http1::Connection<Wire<T>, RequestBody> {
 }
 
 impl Driver {
-    /// Polls something that waits for the connection, and the connection for as long as that isn't ready and either moves
-    /// the other. What has come already is had without the connection, which would look for more in vain.
+    /// Polls something that waits for the connection, together with the connection, until neither moves the other.
     pub fn poll<T>(&mut self, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         let Driver { connection, ended, relay, waker, task } = self;
         if !task.will_wake(cx.waker()) {
@@ -276,15 +279,8 @@ impl Driver {
         }
         relay.begin();
         let mut own = Context::from_waker(waker);
-        let mut over = None;
         let polled = loop {
-            let polled = poll(&mut own);
-            if polled.is_ready() {
-                *ended = over;
-                break polled;
-            }
-            // Dropping it answers whoever still waits for it.
-            let mut moves = over.take().is_some();
+            let mut over = None;
             if let Some(driven) = connection
                 && let Poll::Ready(outcome) = driven.poll(&mut own)
             {
@@ -292,9 +288,14 @@ impl Driver {
                     tracing::debug!(%error, "upstream connection");
                 }
                 over = connection.take();
-                moves = true;
             }
-            if !relay.again() && !moves {
+            let polled = poll(&mut own);
+            if polled.is_ready() {
+                *ended = over;
+                break polled;
+            }
+            // Dropping it answers whoever still waits for it.
+            if over.is_none() && !relay.again() {
                 break polled;
             }
         };
