@@ -1,11 +1,17 @@
 //! TLS to clients and to endpoints, as curl and openssl see it.
 
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::support::{Proxy, echo, manifest, output, plugway};
+use crate::support::{Proxy, echo, manifest, ok, origin, output, plugway, read_message};
 
 /// An authority whose certificates clients can be told to trust.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -305,4 +311,33 @@ fn an_endpoint_of_openssl_is_understood() {
     server.kill().unwrap();
     server.wait().unwrap();
     assert!(page.status() == 200 && page.text().contains("TLSv1.3"), "{page:?}");
+}
+
+#[test]
+fn the_rest_of_a_response_reaches_a_client_that_reads_late() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "site", &["localhost"]);
+    let length = |start: &str| start.split(['/', ' ']).nth(2)?.parse().ok();
+    let sized = origin(move |request| ok(&"x".repeat(length(&request.start).unwrap())));
+    let proxy = Proxy::start_in(folder.path(), &secure(&sized, SITE, ""));
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.0.der().clone()).unwrap();
+    let config = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
+    let ask = |length: usize| {
+        let connection = ClientConnection::new(config.clone(), "localhost".try_into().unwrap()).unwrap();
+        let socket = TcpStream::connect(&proxy.address).unwrap();
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 32 << 10).unwrap();
+        let mut stream = StreamOwned::new(connection, socket);
+        write!(stream, "GET /{length} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        stream.flush().unwrap();
+        // Long enough for the connection to rest, were its response sent.
+        thread::sleep(Duration::from_secs(1));
+        stream.sock.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let response = read_message(&mut BufReader::new(stream)).unwrap_or_else(|| panic!("{length} don't come"));
+        assert_eq!(response.body.len(), length);
+    };
+    // Nobody knows how much the sockets take. Of one of these, the rest that they don't take is all within TLS.
+    let ask = &ask;
+    thread::scope(|scope| (1..100).for_each(|part| drop(scope.spawn(move || ask(part * 48_000)))));
 }

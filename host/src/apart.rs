@@ -2,10 +2,9 @@
 
 use std::pin::Pin;
 
-/// Boxes a future that few exchanges need. Neither is it made where it is awaited, since whoever makes a future has room
-/// on the stack for the whole of it, nor is it polled there as part of the caller: an exchange that needs neither would
-/// still step over that room with each poll, 55 KiB for a connection that is being made, and so use other lines of the
-/// processor's cache than all around it.
+/// Boxes a future that few exchanges need. A future that is made or polled in its caller's frame takes room there, 55 KiB
+/// for a connection that is being made, and each poll of any exchange steps over that to other lines of the processor's
+/// cache. Here it is made in a frame of its own, and polled through a pointer.
 #[inline(never)]
 pub fn apart<'a, F: Future + 'a>(make: impl FnOnce() -> F) -> Pin<Box<dyn Future<Output = F::Output> + 'a>> {
     Box::pin(make())

@@ -28,6 +28,7 @@ use crate::upstream::{EndpointAddr, Leave, Rules, Speaks};
 
 /// What is sent, and under which rules.
 pub struct Attempt<'a> {
+    /// Each try takes its fields and leaves a copy.
     pub head: &'a mut Head,
     /// Lent for each try.
     pub content: &'a RefCell<Content>,
@@ -164,8 +165,8 @@ impl Attempt<'_> {
         *request.method_mut() = head.method.clone();
         let target = head.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
         let fields = request.headers_mut();
-        // The copy stays here, which has room for what it has and no more. The fields that leave hyper parses the response
-        // into, and that is most likely longer.
+        // The copy stays, which has room for what it has and no more. hyper parses a response in HTTP/1 into the map that
+        // leaves, and most responses have more fields.
         let kept = head.headers.clone();
         *fields = std::mem::replace(&mut head.headers, kept);
         forwarding::ask(self.hop, version, fields);

@@ -101,11 +101,8 @@ impl Body for UpstreamBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let UpstreamBody { content, lease } = &mut *self;
         let Some(lease) = lease else { return Poll::Ready(None) };
-        // Short content came with the head: it is had without the connection, which would look for more in vain.
-        let frame = match Pin::new(&mut *content).poll_frame(cx) {
-            Poll::Pending => lease.connection.drive(cx, |cx| Pin::new(&mut *content).poll_frame(cx)),
-            frame => frame,
-        };
+        // Short content came with the head.
+        let frame = lease.connection.drive_for_more(cx, |cx| Pin::new(&mut *content).poll_frame(cx));
         match frame {
             Poll::Pending if lease.step.is_late(lease.rules.read_timeout, cx) => {
                 lease.broken();

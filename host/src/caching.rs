@@ -96,7 +96,7 @@ struct Seat {
 
 /// Looks for a stored response. `is_plain` says that the request has no content and wants no other protocol.
 ///
-/// Apart from its caller, through which all exchanges pass: its room on the stack is twice that of all the rest.
+/// Never a part of its caller, through which all exchanges pass: it takes twice as much of the stack as all else there.
 #[inline(never)]
 pub fn look(
     running: &Rc<Running>,

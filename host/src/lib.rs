@@ -3,8 +3,8 @@
 //! The life of a request, with the module that each step is in:
 //!
 //! - [`worker`] accepts a connection, [`arrival`] brings it to HTTP, through [`proxy_protocol`] and [`tls`] where its
-//!   [`listener`] wants them, and [`connection`] serves it, through [`tcp`], [`wire`] and hyper; [`framing`] looks through what
-//!   comes in HTTP/1 first
+//!   [`listener`] wants them, and [`connection`] serves it, through [`tcp`], [`wire`] and hyper; [`framing`]
+//!   looks through what comes in HTTP/1 first
 //! - [`exchange`] takes each request on its way: [`target`] and [`path`] bring it into form, [`router`] finds its
 //!   route, [`forwarding`] removes what is of one hop, [`chain`] runs the request hooks
 //! - [`forward`] chooses an endpoint by [`balance`], and makes an [`attempt`], or several: it gets a connection from
@@ -17,7 +17,8 @@
 //! [`apart`] keeps what few exchanges need out of the way of the others.
 //!
 //! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]), but for who
-//! is in an upstream's set and well, which [`keeper`] sees to. Plugins run in [`plugin`]. Modules import in one direction; `tests/layers.rs` has the table.
+//! is in an upstream's set and well, which [`keeper`] sees to. Plugins run in [`plugin`]. Modules import in one direction;
+//! `tests/layers.rs` has the table.
 
 pub mod access_log;
 pub mod admin;

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::pages;
 
-/// A socket.
+/// A socket, of a client or to an endpoint.
 #[derive(Debug)]
 pub struct Tcp(pub TcpStream);
 

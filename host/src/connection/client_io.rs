@@ -99,10 +99,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ClientIo<T> {
     }
 
     /// hyper flushes the socket once all that it had is written. What is over by then ends here, before hyper makes room
-    /// for the next request: it takes the room of the last, unless somebody still holds a part of that.
+    /// for the next request, which then takes the room of this one: nobody holds a part of it any more.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.session.flushed.set(true);
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.session.flushed.set(true);
         self.session.settle();
         Poll::Ready(Ok(()))
     }

@@ -160,7 +160,7 @@ where
 
 /// hyper's usual bound of its buffer, which it reads content through too.
 const BUFFER: usize = 408 << 10;
-/// As many fields hyper has room for on its stack. Told any number, it allocates room for each request.
+/// As many fields hyper has room for on its stack. Told a larger number, it allocates room for each request.
 const FIELDS: usize = 100;
 /// Something to spare.
 const HEAD_END: usize = 1 << 10;

@@ -190,6 +190,22 @@ impl Connection {
         }
     }
 
+    /// The same for what may have come with what was heard last: then the connection is left alone, which would look for
+    /// more in vain.
+    pub fn drive_for_more<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        match &mut self.driver {
+            Some(driver) => match driver.look(cx, &mut poll) {
+                Poll::Pending => driver.poll(cx, poll),
+                ready => ready,
+            },
+            None => poll(cx),
+        }
+    }
+
     /// Leaves the exchange behind, which has just driven it; says whether the connection is to be kept for another. A
     /// shared one is kept elsewhere.
     pub fn rest(&mut self) -> bool {
@@ -272,12 +288,8 @@ impl<T: Transport> Driving for http1::Connection<Wire<T>, RequestBody> {
 impl Driver {
     /// Polls something that waits for the connection, together with the connection, until neither moves the other.
     pub fn poll<T>(&mut self, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-        let Driver { connection, ended, relay, waker, task } = self;
-        if !task.will_wake(cx.waker()) {
-            task.clone_from(cx.waker());
-            relay.is_for(cx.waker());
-        }
-        relay.begin();
+        self.begin(cx);
+        let Driver { connection, ended, relay, waker, .. } = self;
         let mut own = Context::from_waker(waker);
         let polled = loop {
             let mut over = None;
@@ -301,6 +313,23 @@ impl Driver {
         };
         relay.end();
         polled
+    }
+
+    /// Polls something that waits for the connection, and not the connection. That its other end is woken by this, which
+    /// then has room for more, is of no use before the next turn.
+    fn look<T>(&mut self, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        self.begin(cx);
+        let polled = poll(&mut Context::from_waker(&self.waker));
+        self.relay.end();
+        polled
+    }
+
+    fn begin(&mut self, cx: &Context<'_>) {
+        if !self.task.will_wake(cx.waker()) {
+            self.task.clone_from(cx.waker());
+            self.relay.is_for(cx.waker());
+        }
+        self.relay.begin();
     }
 
     fn detach(&mut self, slot: Slot) {
