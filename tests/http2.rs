@@ -140,6 +140,7 @@ const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -155,6 +156,13 @@ struct Frame {
     flags: u8,
     stream: u32,
     payload: Vec<u8>,
+}
+
+impl Frame {
+    /// How many bytes of content it brings.
+    fn content(&self) -> usize {
+        if self.kind == DATA { self.payload.len() } else { 0 }
+    }
 }
 
 impl Raw {
@@ -308,6 +316,38 @@ fn a_client_that_takes_nothing_is_let_go() {
     assert!(began.elapsed() < PATIENCE, "the proxy closes");
     let after = proxy.memory_kib();
     assert!(after < before + 64 * 1024, "{before} KiB before, {after} after");
+}
+
+#[test]
+fn the_last_response_reaches_a_client_that_has_more_to_say() {
+    const LENGTH: usize = 200_000;
+    let limits = "address = \"127.0.0.1:0\"\nlimits = { requests = 1 }\n";
+    let sized = origin(|_| ok(&"x".repeat(LENGTH)));
+    let proxy = Proxy::start(&manifest(&sized, "", "").replace("address = \"127.0.0.1:0\"\n", limits));
+    let mut client = Raw::connect(&proxy);
+    rustix::net::sockopt::set_socket_recv_buffer_size(&client.0, 16 << 10).unwrap();
+    // Windows for all of it, so that only the socket holds it up.
+    client.send(SETTINGS, 0, 0, &[0, 4, 0, 0x10, 0, 0]);
+    client.send(WINDOW_UPDATE, 0, 0, &(1_u32 << 20).to_be_bytes());
+    client.request(1);
+    // Once it is answered, no more streams are taken (RFC 9113 §6.8).
+    let mut got = 0;
+    while let Some(frame) = client.frame() {
+        got += frame.content();
+        if frame.kind == PING {
+            client.send(PING, ACK, 0, &frame.payload);
+            break;
+        }
+    }
+    // It reads nothing for a while, and goes on talking.
+    for _ in 0..50 {
+        client.send(PING, 0, 0, &[0; 8]);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    while let Some(frame) = client.frame() {
+        got += frame.content();
+    }
+    assert_eq!(got, LENGTH);
 }
 
 #[test]

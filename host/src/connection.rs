@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -30,6 +31,10 @@ pub mod http2;
 mod patient;
 mod session;
 mod tunnel;
+
+/// After the last word of a connection the client's is listened to for so long: closed at once, the socket would be
+/// reset, and the client might never read that word (RFC 9112 §9.6).
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What carries a client's connection.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {

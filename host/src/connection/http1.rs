@@ -8,7 +8,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -20,16 +20,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::client_io::ClientIo;
 use super::patient::Patient;
 use super::session::{Refused, Session, Tracked};
-use super::{Client, Transport, tunnel};
+use super::{Client, LINGER, Transport, tunnel};
 use crate::apart::apart;
 use crate::body::ResponseBody;
 use crate::error::{Error, Kind};
 use crate::framing::Scanner;
 use crate::wire::Wire;
-
-/// After the last word of a connection the client's is listened to for so long: closed at once, the socket would be
-/// reset, and the client might never read that word (RFC 9112 §9.6).
-const LINGER: Duration = Duration::from_secs(2);
 
 /// Serves a client's connection until either side ends it. `ahead` is what was read already.
 pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Future<Output = ()> {

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -23,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::patient::Patient;
-use super::{Client, Outgoing, Transport, tunnel};
+use super::{Client, LINGER, Outgoing, Transport, tunnel};
 use crate::body::ResponseBody;
 use crate::clock::Deadline;
 use crate::error::{Error, Kind};
@@ -55,10 +55,10 @@ const LOCAL_RESETS: usize = 100;
 /// Serves a client's connection until either side ends it. `ahead` is what was read already.
 pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
-    let [idle, send] = client.clock.deadlines();
+    let [idle, send, linger] = client.clock.deadlines();
     let sent = Rc::new(Cell::new(0));
     let io = Patient { socket: stream, ahead, send, patience: limits.send_timeout };
-    let io = Wire::new(StreamsIo { io, sent: sent.clone() });
+    let io = Wire::new(StreamsIo { io, sent: sent.clone(), linger, ahead: None });
     let taken = Cell::new(client.clock.now());
     let streams = Rc::new(Streams {
         client,
@@ -349,6 +349,10 @@ fn not_switched() -> Error {
 struct StreamsIo<T> {
     io: Patient<T>,
     sent: Rc<Cell<u64>>,
+    /// For the client to close its side too.
+    linger: Deadline,
+    /// How many bytes may still come, once this side is closed.
+    ahead: Option<usize>,
 }
 
 impl<T> StreamsIo<T> {
@@ -366,7 +370,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for StreamsIo<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
         self.count(written)
@@ -389,7 +393,25 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
+    /// The end of HTTP. The client's is listened to for a while: a socket that is closed with something unread, or that
+    /// gets more, is reset, and what the client hasn't yet got of its last responses is lost.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.ahead.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        // No client in good faith has more on its way.
+        let ahead = this.ahead.get_or_insert(CONNECTION_WINDOW as usize);
+        let mut unread = [0; 2 << 10];
+        loop {
+            let mut unread = ReadBuf::new(&mut unread);
+            match Pin::new(&mut this.io).poll_read(cx, &mut unread) {
+                Poll::Pending if !this.linger.is_late(LINGER, cx) => return Poll::Pending,
+                Poll::Ready(Ok(())) if !unread.filled().is_empty() && *ahead >= unread.filled().len() => {
+                    *ahead -= unread.filled().len();
+                }
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }
