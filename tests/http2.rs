@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::python::{self, Python};
-use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, output};
+use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, output};
 
 fn curl(proxy: &Proxy, args: &[&str]) -> String {
     let mut curl = Command::new("curl");
@@ -305,8 +305,7 @@ fn floods_of_settings_and_pings_cost_no_memory() {
 #[test]
 fn a_client_that_takes_nothing_is_let_go() {
     let big = origin(|_| ok(&"x".repeat(10 << 20)));
-    let limits = "address = \"127.0.0.1:0\"\nlimits = { send-timeout = \"1s\" }\n";
-    let proxy = Proxy::start(&manifest(&big, "", "").replace("address = \"127.0.0.1:0\"\n", limits));
+    let proxy = limited(&big, "send-timeout = \"1s\"", "");
     let before = proxy.memory_kib();
     let mut client = Raw::connect(&proxy);
     (1..200).step_by(2).for_each(|stream| assert!(client.request(stream)));
@@ -321,9 +320,8 @@ fn a_client_that_takes_nothing_is_let_go() {
 #[test]
 fn the_last_response_reaches_a_client_that_has_more_to_say() {
     const LENGTH: usize = 200_000;
-    let limits = "address = \"127.0.0.1:0\"\nlimits = { requests = 1 }\n";
     let sized = origin(|_| ok(&"x".repeat(LENGTH)));
-    let proxy = Proxy::start(&manifest(&sized, "", "").replace("address = \"127.0.0.1:0\"\n", limits));
+    let proxy = limited(&sized, "requests = 1", "");
     let mut client = Raw::connect(&proxy);
     rustix::net::sockopt::set_socket_recv_buffer_size(&client.0, 16 << 10).unwrap();
     // Windows for all of it, so that only the socket holds it up.

@@ -5,14 +5,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, output, read_message};
-
-/// A proxy in front of an origin, with limits of its listener and more keys of its route.
-fn limited(origin: &str, limits: &str, route: &str) -> Proxy {
-    let listener = format!("address = \"127.0.0.1:0\"\nlimits = {{ {limits} }}\n");
-    let text = manifest(origin, "", "").replace("address = \"127.0.0.1:0\"\n", &listener);
-    Proxy::start(&text.replace("[[route]]", &format!("[[route]]\n{route}")))
-}
+use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, read_message};
 
 /// All that comes until the proxy closes, and how long that took.
 fn until_closed(stream: &mut TcpStream) -> (String, Duration) {

@@ -277,6 +277,13 @@ pub fn manifest(origin: &str, plugins: &str, more: &str) -> String {
     )
 }
 
+/// A proxy in front of an origin, with limits of its listener and more keys of its route.
+pub fn limited(origin: &str, limits: &str, route: &str) -> Proxy {
+    let listener = format!("address = \"127.0.0.1:0\"\nlimits = {{ {limits} }}\n");
+    let text = manifest(origin, "", "").replace("address = \"127.0.0.1:0\"\n", &listener);
+    Proxy::start(&text.replace("[[route]]", &format!("[[route]]\n{route}")))
+}
+
 /// Reads a message framed by its length, by chunks, or by the end of the connection.
 pub fn read_message(reader: &mut impl BufRead) -> Option<Message> {
     let mut line = || {

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::python::{self, Python};
-use crate::support::{Proxy, echo, manifest, raw_origin};
+use crate::support::{Proxy, echo, limited, manifest, raw_origin};
 
 /// An origin that switches to a protocol which sends back what it gets; tells the head it got, as its first bytes.
 fn switching() -> String {
@@ -95,8 +95,7 @@ fn tunnels_outlive_a_reload_and_end_when_the_drain_time_has_passed() {
 
 #[test]
 fn a_silent_tunnel_is_closed() {
-    let limits = "address = \"127.0.0.1:0\"\nlimits = { tunnel-timeout = \"300ms\" }\n";
-    let proxy = Proxy::start(&manifest(&switching(), "", "").replace("address = \"127.0.0.1:0\"\n", limits));
+    let proxy = limited(&switching(), "tunnel-timeout = \"300ms\"", "");
     let (_, _, mut tunnel) = open(&proxy);
     for _ in 0..4 {
         // As long as something passes, it stays open; the pauses are the subject.

@@ -58,7 +58,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let [idle, send, linger] = client.clock.deadlines();
     let sent = Rc::new(Cell::new(0));
     let io = Patient { socket: stream, ahead, send, patience: limits.send_timeout };
-    let io = Wire::new(StreamsIo { io, sent: sent.clone(), linger, ahead: None });
+    let io = Wire::new(StreamsIo { io, sent: sent.clone(), linger, allowance: None });
     let taken = Cell::new(client.clock.now());
     let streams = Rc::new(Streams {
         client,
@@ -352,7 +352,7 @@ struct StreamsIo<T> {
     /// For the client to close its side too.
     linger: Deadline,
     /// How many bytes may still come, once this side is closed.
-    ahead: Option<usize>,
+    allowance: Option<usize>,
 }
 
 impl<T> StreamsIo<T> {
@@ -397,18 +397,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
     /// gets more, is reset, and what the client hasn't yet got of its last responses is lost.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.ahead.is_none() {
+        if this.allowance.is_none() {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
         }
         // No client in good faith has more on its way.
-        let ahead = this.ahead.get_or_insert(CONNECTION_WINDOW as usize);
+        let allowance = this.allowance.get_or_insert(CONNECTION_WINDOW as usize);
         let mut unread = [0; 2 << 10];
         loop {
             let mut unread = ReadBuf::new(&mut unread);
             match Pin::new(&mut this.io).poll_read(cx, &mut unread) {
                 Poll::Pending if !this.linger.is_late(LINGER, cx) => return Poll::Pending,
-                Poll::Ready(Ok(())) if !unread.filled().is_empty() && *ahead >= unread.filled().len() => {
-                    *ahead -= unread.filled().len();
+                Poll::Ready(Ok(())) if !unread.filled().is_empty() && *allowance >= unread.filled().len() => {
+                    *allowance -= unread.filled().len();
                 }
                 _ => return Poll::Ready(Ok(())),
             }
