@@ -31,7 +31,8 @@ type Files = Vec<(Arc<Source>, Manifest)>;
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
 pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
     let mut assembly = Assembly::new(Runtime::start(cache)?)?;
-    let mut watch = Watch::new();
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+    let mut watch = control.block_on(async { Watch::new() });
     let files = load()?;
     watch.follow(&files);
     watch.differs(&files);
@@ -43,7 +44,6 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
     let (stop, stopping) = watch::channel(false);
     let (swapped, mut outcomes) = mpsc::unbounded_channel();
     let registry = Arc::new(Registry::default());
-    let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     // Before the workers make their balancers, which want to know the endpoints.
     let keeper = control.block_on(async {
         let mut keeper = Keeper::start();

@@ -2,14 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::mpsc;
+#[cfg(not(target_os = "linux"))]
+use elsewhere::Folders;
+#[cfg(target_os = "linux")]
+use linux::Folders;
 
 use crate::config::manifest::{Manifest, PluginRef};
 use crate::config::problem::Source;
+
+#[cfg(not(target_os = "linux"))]
+mod elsewhere;
+#[cfg(target_os = "linux")]
+mod linux;
 
 /// Editors and builds write in bursts: a change counts once nothing has followed it for so long.
 const SETTLED: Duration = Duration::from_millis(150);
@@ -17,10 +24,8 @@ const SETTLED: Duration = Duration::from_millis(150);
 /// Watches the folders of the files in question.
 pub struct Watch {
     /// None where the system can't watch; then only SIGHUP and the admin listener reload.
-    watcher: Option<RecommendedWatcher>,
-    folders: BTreeSet<PathBuf>,
-    wanted: Arc<Mutex<Wanted>>,
-    events: mpsc::Receiver<()>,
+    folders: Option<Folders>,
+    wanted: Wanted,
     seen: Option<blake3::Hash>,
 }
 
@@ -34,41 +39,19 @@ struct Wanted {
 }
 
 impl Watch {
-    /// Watches nothing yet.
+    /// Watches nothing yet. Within a runtime.
     pub fn new() -> Self {
-        let (sender, events) = mpsc::channel(1);
-        let wanted = Arc::<Mutex<Wanted>>::default();
-        let known = wanted.clone();
-        let notice = move |event: notify::Result<Event>| {
-            let Ok(event) = event else { return };
-            let changes = matches!(event.kind, EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_));
-            if changes && known.lock().unwrap_or_else(PoisonError::into_inner).concerns(&event.paths) {
-                // A full channel already says that something has changed.
-                let _ = sender.try_send(());
-            }
-        };
-        let watcher = notify::recommended_watcher(notice).inspect_err(|error| {
-            tracing::warn!(%error, "files are not watched");
-        });
-        Watch { watcher: watcher.ok(), folders: BTreeSet::new(), wanted, events, seen: None }
+        let folders = Folders::new().inspect_err(|error| tracing::warn!(%error, "files are not watched"));
+        Watch { folders: folders.ok(), wanted: Wanted::default(), seen: None }
     }
 
     /// Watches these files, and those that they name, from now on.
     pub fn follow(&mut self, files: &[(Arc<Source>, Manifest)]) {
-        let Some(watcher) = &mut self.watcher else { return };
-        let wanted = Wanted::of(files);
-        let parents = wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
-        let folders: BTreeSet<PathBuf> = parents.chain(wanted.folders.iter().cloned()).collect();
-        for gone in self.folders.difference(&folders) {
-            let _ = watcher.unwatch(gone);
+        self.wanted = Wanted::of(files);
+        if let Some(folders) = &mut self.folders {
+            let parents = self.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
+            folders.keep(&parents.chain(self.wanted.folders.iter().cloned()).collect());
         }
-        for new in folders.difference(&self.folders) {
-            if let Err(error) = watcher.watch(new, RecursiveMode::NonRecursive) {
-                tracing::warn!(%error, folder = %new.display(), "not watched");
-            }
-        }
-        self.folders = folders;
-        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
     }
 
     /// Whether the contents are others than at the last call: a file that was touched, or that a command has already
@@ -78,7 +61,7 @@ impl Watch {
         files.iter().for_each(|(source, _)| {
             digest.update(source.text.as_bytes()).update(&[0]);
         });
-        for named in &self.wanted.lock().unwrap_or_else(PoisonError::into_inner).named {
+        for named in &self.wanted.named {
             digest.update(&std::fs::read(named).unwrap_or_default()).update(&[0]);
         }
         let digest = Some(digest.finalize());
@@ -88,10 +71,16 @@ impl Watch {
     /// Waits for a change that has settled. May be dropped at any time; no change is lost by that but one that
     /// has just begun to settle, and what follows in its burst brings it back.
     pub async fn changed(&mut self) {
-        if self.events.recv().await.is_none() {
+        let Watch { folders: Some(folders), wanted, .. } = self else { return std::future::pending().await };
+        if let Err(error) = folders.changed(|path| wanted.concerns(path)).await {
+            tracing::warn!(%error, "files are no longer watched");
+            self.folders = None;
             return std::future::pending().await;
         }
-        while tokio::time::timeout(SETTLED, self.events.recv()).await.is_ok_and(|event| event.is_some()) {}
+        while tokio::time::timeout(SETTLED, folders.changed(|path| wanted.concerns(path)))
+            .await
+            .is_ok_and(|more| more.is_ok())
+        {}
     }
 }
 
@@ -126,9 +115,7 @@ impl Wanted {
         wanted
     }
 
-    fn concerns(&self, paths: &[PathBuf]) -> bool {
-        let is_known = |path: &PathBuf| self.files.contains(path);
-        let may_match = |path: &PathBuf| path.parent().is_some_and(|folder| self.folders.contains(folder));
-        paths.iter().any(|path| is_known(path) || may_match(path))
+    fn concerns(&self, path: &Path) -> bool {
+        self.files.contains(path) || path.parent().is_some_and(|folder| self.folders.contains(folder))
     }
 }

@@ -1,0 +1,141 @@
+//! Folders watched by inotify. It tells of files that were written to and closed, were put there, or went; not of each
+//! write to a file that stays open: a log that grows beside a manifest costs nothing.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::future::poll_fn;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use futures_core::Stream;
+use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask};
+
+/// The watched folders.
+pub struct Folders {
+    events: EventStream<[u8; ROOM]>,
+    watched: HashMap<WatchDescriptor, PathBuf>,
+}
+
+/// A link is put there without being written to, and a file may become readable.
+const CHANGES: WatchMask = WatchMask::CLOSE_WRITE
+    .union(WatchMask::CREATE)
+    .union(WatchMask::MOVED_TO)
+    .union(WatchMask::MOVED_FROM)
+    .union(WatchMask::DELETE)
+    .union(WatchMask::ATTRIB);
+
+/// For events that are read at once.
+const ROOM: usize = 4 << 10;
+
+impl Folders {
+    /// Watches nothing yet. Within a runtime.
+    pub fn new() -> io::Result<Self> {
+        Ok(Folders { events: Inotify::init()?.into_event_stream([0; ROOM])?, watched: HashMap::new() })
+    }
+
+    /// Watches these from now on, and no others.
+    pub fn keep(&mut self, folders: &BTreeSet<PathBuf>) {
+        let gone: Vec<_> = self.watched.extract_if(|_, watched| !folders.contains(watched)).collect();
+        for (descriptor, _) in gone {
+            let _ = self.events.watches().remove(descriptor);
+        }
+        for folder in folders {
+            // One that is watched already keeps its descriptor; one that has been put in the place of another gets a new.
+            match self.events.watches().add(folder, CHANGES) {
+                Ok(descriptor) => drop(self.watched.insert(descriptor, folder.clone())),
+                Err(error) => tracing::warn!(%error, folder = %folder.display(), "not watched"),
+            }
+        }
+    }
+
+    /// Waits until a file changes that is of concern. May be dropped at any time.
+    pub async fn changed(&mut self, is_of_concern: impl Fn(&Path) -> bool) -> io::Result<()> {
+        while let Some(event) = poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)).await {
+            let EventOwned { wd, mask, name, .. } = event?;
+            if self.tells(&wd, mask, name.as_deref(), &is_of_concern) {
+                return Ok(());
+            }
+        }
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn tells(
+        &mut self,
+        folder: &WatchDescriptor,
+        mask: EventMask,
+        name: Option<&OsStr>,
+        is_of_concern: impl Fn(&Path) -> bool,
+    ) -> bool {
+        if mask.contains(EventMask::IGNORED) {
+            self.watched.remove(folder);
+        }
+        // What there was no room for may be anything.
+        let is_any = mask.contains(EventMask::Q_OVERFLOW);
+        is_any || self.watched.get(folder).zip(name).is_some_and(|(folder, name)| is_of_concern(&folder.join(name)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// Whether something happened that is of concern.
+    async fn is_told(folders: &mut Folders, is_of_concern: impl Fn(&Path) -> bool) -> bool {
+        // What has happened is there at the first look.
+        tokio::select! {
+            biased;
+            changed = folders.changed(is_of_concern) => changed.map(|()| true).unwrap(),
+            () = tokio::task::yield_now() => false,
+        }
+    }
+
+    fn folder(folder: &tempfile::TempDir) -> BTreeSet<PathBuf> {
+        BTreeSet::from([folder.path().to_path_buf()])
+    }
+
+    #[tokio::test]
+    async fn a_file_counts_once_it_is_closed() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("log");
+        let mut file = std::fs::File::create(&path).unwrap();
+        let mut folders = Folders::new().unwrap();
+        folders.keep(&folder(&parent));
+
+        file.write_all(b"a line").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"a line");
+        assert!(!is_told(&mut folders, |_| true).await);
+        drop(file);
+        assert!(is_told(&mut folders, |changed| changed == path).await);
+        assert!(!is_told(&mut folders, |_| true).await);
+    }
+
+    #[tokio::test]
+    async fn only_the_folders_that_were_named_last_are_watched() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut folders = Folders::new().unwrap();
+        folders.keep(&folder(&one));
+        folders.keep(&folder(&other));
+        std::fs::write(one.path().join("file"), "").unwrap();
+        assert!(!is_told(&mut folders, |_| true).await);
+        std::fs::write(other.path().join("file"), "").unwrap();
+        assert!(is_told(&mut folders, |_| true).await);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_was_put_in_the_place_of_another_is_watched() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("folder");
+        std::fs::create_dir(&path).unwrap();
+        let mut folders = Folders::new().unwrap();
+        folders.keep(&BTreeSet::from([path.clone()]));
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        folders.keep(&BTreeSet::from([path.clone()]));
+        assert!(!is_told(&mut folders, |_| true).await);
+        std::fs::write(path.join("file"), "").unwrap();
+        assert!(is_told(&mut folders, |changed| changed == path.join("file")).await);
+    }
+}
