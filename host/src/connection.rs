@@ -26,6 +26,7 @@ use crate::tcp::Tcp;
 use crate::upload::Upload;
 
 mod client_io;
+mod gathered;
 pub mod http1;
 pub mod http2;
 mod patient;

@@ -22,6 +22,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::gathered::Gathered;
 use super::patient::Patient;
 use super::{Client, LINGER, Outgoing, Transport, tunnel};
 use crate::body::ResponseBody;
@@ -30,7 +31,7 @@ use crate::error::{Error, Kind};
 use crate::exchange::{self, Timers};
 use crate::passage::BodyError;
 use crate::upload::Upload;
-use crate::wire::{OnThisWorker, Wire};
+use crate::wire::OnThisWorker;
 
 /// For the window of a stream: what may wait here for an endpoint that reads slowly.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -58,7 +59,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let [idle, send, linger] = client.clock.deadlines();
     let sent = Rc::new(Cell::new(0));
     let io = Patient { socket: stream, ahead, send, patience: limits.send_timeout };
-    let io = Wire::new(StreamsIo { io, sent: sent.clone(), linger, allowance: None });
+    let io = Gathered::new(StreamsIo { io, sent: sent.clone(), linger, allowance: None });
     let taken = Cell::new(client.clock.now());
     let streams = Rc::new(Streams {
         client,
@@ -82,7 +83,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(LOCAL_RESETS)
         .enable_connect_protocol();
-    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(io.clone()), service));
     streams.idle.set(limits.head_timeout);
     let served = poll_fn(|cx| {
         streams.idle.watch(cx);
@@ -94,7 +95,12 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         } else if streams.is_given_up() {
             return Poll::Ready(Ok(()));
         }
-        connection.as_mut().poll(cx)
+        let served = connection.as_mut().poll(cx).map_err(io::Error::other);
+        // What it has said in this turn leaves, whether it goes on or not.
+        match (served, io.poll_send(cx)) {
+            (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (served, _) => served,
+        }
     });
     if let Err(error) = served.await {
         tracing::debug!(%error, "client connection");
