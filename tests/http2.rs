@@ -349,6 +349,32 @@ fn the_last_response_reaches_a_client_that_has_more_to_say() {
 }
 
 #[test]
+fn the_last_response_reaches_a_client_that_takes_it_slowly() {
+    const LENGTH: usize = 90_000;
+    let sized = origin(|_| ok(&"x".repeat(LENGTH)));
+    let proxy = limited(&sized, "requests = 1", "");
+    let mut client = Raw::connect(&proxy);
+    client.request(1);
+    let mut got = 0;
+    let began = Instant::now();
+    while let Some(frame) = client.frame() {
+        got += frame.content();
+        if frame.kind == PING && frame.flags & ACK == 0 {
+            client.send(PING, ACK, 0, &frame.payload);
+        }
+        // The windows let so much through; of the rest a little at a time.
+        if (65_535..LENGTH).contains(&got) && frame.kind == DATA {
+            std::thread::sleep(Duration::from_millis(300));
+            for stream in [0, 1] {
+                client.send(WINDOW_UPDATE, 0, stream, &1_000_u32.to_be_bytes());
+            }
+        }
+    }
+    assert_eq!(got, LENGTH);
+    assert!(began.elapsed() > Duration::from_secs(7), "too quick to show anything");
+}
+
+#[test]
 fn malformed_requests_of_http2_reach_nobody() {
     let counted = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = counted.clone();

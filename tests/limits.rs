@@ -320,3 +320,24 @@ fn content_that_never_ends_after_its_response_holds_nothing() {
     assert!(said.starts_with("HTTP/1.1 401 "), "{said}");
     seen.recv_timeout(PATIENCE).expect("the endpoint's connection ends too");
 }
+
+#[test]
+fn keep_alive_begins_once_a_response_has_left() {
+    let length = |start: &str| start.split(['/', ' ']).nth(2)?.parse().ok();
+    let sized = origin(move |request| ok(&"x".repeat(length(&request.start).unwrap())));
+    let proxy = limited(&sized, "keep-alive = \"400ms\"", "");
+    let address = &proxy.address;
+    let ask = |length: usize| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 16 << 10).unwrap();
+        write!(stream, "GET /{length} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It takes its time, much longer than the connection would be kept without it.
+        std::thread::sleep(Duration::from_millis(1500));
+        let response = read_message(&mut BufReader::new(stream)).unwrap_or_else(|| panic!("{length} don't come"));
+        assert_eq!(response.body.len(), length);
+    };
+    // Nobody knows how much the sockets take. Of one of these, the rest that they don't take is all within the proxy.
+    let ask = &ask;
+    std::thread::scope(|scope| (1..40).for_each(|part| drop(scope.spawn(move || ask(part * 120_000)))));
+}

@@ -94,8 +94,9 @@ where
         if session.refused.get().is_some() && session.flushed.get() {
             return self.leave(*connection);
         }
-        // Content that goes on after its response has as long as the next head.
-        if session.head.is_met() {
+        // Content that goes on after its response has as long as the next head. Whoever takes that slowly is waited for as
+        // long as it takes something.
+        if session.head.is_met() && session.flushed.get() {
             if session.in_head.get() {
                 session.refused.set(Some(Refused::Late));
             }

@@ -96,7 +96,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
             return Poll::Ready(Ok(()));
         }
         let served = connection.as_mut().poll(cx).map_err(io::Error::other);
-        // What it has said in this turn leaves, whether it goes on or not.
+        // What it has said in this turn leaves. At its end it has sent all itself, or there is nobody to send it to.
         match (served, io.poll_send(cx)) {
             (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
             (served, _) => served,
@@ -204,8 +204,8 @@ impl Streams {
             || self.idle.clock().is_stopping()
     }
 
-    /// Whether it is time to close: the client was told to go and has nothing more to get, or it takes nothing, or it
-    /// asks for what it doesn't want.
+    /// Whether it is time to close: the client takes nothing, be it of its streams or of what was left of them when it
+    /// was told to go, or it asks for what it doesn't want.
     fn is_given_up(&self) -> bool {
         if self.aborted.get() > 2 * ABORTED {
             return true;
@@ -225,7 +225,9 @@ impl Streams {
         let is_stuck = |given: &Weak<Given>| given.upgrade().and_then(|given| given.get()).is_some_and(is_long);
         // One stream may well be left alone for a while, as by who pauses a film; then the others go on.
         let stuck = self.given.borrow().iter().filter(|given| is_stuck(given)).count();
-        stuck > 0 && stuck >= self.open.get() && is_long(self.taken.get()) || self.leaving.get() && self.open.get() == 0
+        // A stream is over here once h2 has the last of it, and h2 doesn't tell when that has left.
+        let may_be_done = self.leaving.get() && self.open.get() == 0;
+        (stuck > 0 && stuck >= self.open.get() || may_be_done) && is_long(self.taken.get())
     }
 }
 

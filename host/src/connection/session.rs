@@ -153,7 +153,10 @@ impl Session {
         if !self.busy.get() {
             self.speaking.set(false);
         }
-        self.ended.take();
+        // While the client took its time for the last response, no other could be expected of it.
+        if !self.ended.take().is_empty() && !self.busy.get() && self.head.is_met() {
+            self.expect();
+        }
     }
 
     /// The next request may come.
@@ -162,6 +165,11 @@ impl Session {
         self.timers.step.clear();
         self.timers.total.clear();
         self.rest.set(REST);
+        self.expect();
+    }
+
+    /// From now on the next request is waited for.
+    fn expect(&self) {
         let limits = &self.client.arrival.listener.limits;
         self.head.set(if self.in_head.get() { limits.head_timeout } else { limits.keep_alive });
     }
