@@ -19,10 +19,12 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// Words that stand in these modules alone; the path is that of the file below `host/src`.
-const DOORS: [(&str, &[&str]); 6] = [
+const DOORS: [(&str, &[&str]); 8] = [
     ("hickory_resolver::", &["upstream/dns.rs", "upstream/dns/tests.rs"]),
     ("rustls::", &["arrival.rs", "assemble", "connection.rs", "listener.rs", "tls", "upstream/connect.rs"]),
     ("wasmtime", &["plugin"]),
+    ("inotify::", &["watch/linux.rs"]),
+    ("notify::", &["watch/"]),
     ("serde::", &["cache/disk/format.rs", "config/", "access_log.rs", "admin.rs", "admin/"]),
     ("jsonschema::", &["assemble"]),
     ("crate::config", &["config/", "assemble", "cli.rs", "demo.rs", "serve.rs", "watch.rs"]),

@@ -213,3 +213,23 @@ fn a_stop_lets_exchanges_end() {
     assert!(read_message(&mut reader).is_none(), "the connection goes with its last exchange");
     assert_eq!(proxy.wait_exit(), Some(0));
 }
+
+#[test]
+fn a_folder_that_is_a_link_may_lead_elsewhere() {
+    let (origin, folder) = (echo(), tempfile::tempdir().unwrap());
+    let (current, next) = (folder.path().join("current"), folder.path().join("next"));
+    let release = |version: &str, text: &str| {
+        let release = folder.path().join(version);
+        std::fs::create_dir_all(&release).unwrap();
+        std::fs::write(release.join("plugway.toml"), text).unwrap();
+        std::os::unix::fs::symlink(release, &next).unwrap();
+        std::fs::rename(&next, &current).unwrap();
+    };
+    release("0", "");
+    let proxy = Proxy::start_in(&current, &version(&origin, 0));
+    let text = std::fs::read_to_string(current.join("plugway.toml")).unwrap();
+    release("1", "[[listener");
+    proxy.wait_log("not reloaded");
+    release("2", &text.replace("\"0\"", "\"2\""));
+    until("version 2 is served", || proxy.get("/", "").field("x-version") == Some("2"));
+}

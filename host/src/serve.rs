@@ -71,11 +71,11 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         loop {
             tokio::select! {
                 _ = hangup.recv() => drop(reloader.reload(&load).await),
-                () = reloader.watch.changed() => {
-                    if load().map_or(true, |files| reloader.watch.differs(&files)) {
-                        drop(reloader.reload(&load).await);
-                    }
-                }
+                () = reloader.watch.changed() => match load() {
+                    // The same files may lie in other folders now.
+                    Ok(files) if !reloader.watch.differs(&files) => reloader.watch.follow(&files),
+                    _ => drop(reloader.reload(&load).await),
+                },
                 Some(order) = reloads.recv() => {
                     let order: ReloadOrder = order;
                     let _ = order.send(reloader.reload(&load).await);

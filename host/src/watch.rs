@@ -21,11 +21,16 @@ mod linux;
 /// Editors and builds write in bursts: a change counts once nothing has followed it for so long.
 const SETTLED: Duration = Duration::from_millis(150);
 
+/// As many as Linux follows.
+const MOST_LINKS: usize = 40;
+
 /// Watches the folders of the files in question.
 pub struct Watch {
     /// None where the system can't watch; then only SIGHUP and the admin listener reload.
     folders: Option<Folders>,
     wanted: Wanted,
+    /// Something has changed, and what follows it is waited for.
+    is_unsettled: bool,
     seen: Option<blake3::Hash>,
 }
 
@@ -42,7 +47,7 @@ impl Watch {
     /// Watches nothing yet. Within a runtime.
     pub fn new() -> Self {
         let folders = Folders::new().inspect_err(|error| tracing::warn!(%error, "files are not watched"));
-        Watch { folders: folders.ok(), wanted: Wanted::default(), seen: None }
+        Watch { folders: folders.ok(), wanted: Wanted::default(), is_unsettled: false, seen: None }
     }
 
     /// Watches these files, and those that they name, from now on.
@@ -68,19 +73,27 @@ impl Watch {
         std::mem::replace(&mut self.seen, digest) != digest
     }
 
-    /// Waits for a change that has settled. May be dropped at any time; no change is lost by that but one that
-    /// has just begun to settle, and what follows in its burst brings it back.
+    /// Waits for a change that has settled. May be dropped at any time; no change is lost by that.
     pub async fn changed(&mut self) {
-        let Watch { folders: Some(folders), wanted, .. } = self else { return std::future::pending().await };
-        if let Err(error) = folders.changed(|path| wanted.concerns(path)).await {
-            tracing::warn!(%error, "files are no longer watched");
-            self.folders = None;
+        let Watch { folders: Some(folders), wanted, is_unsettled, .. } = self else {
             return std::future::pending().await;
+        };
+        loop {
+            let changed = folders.changed(|path| wanted.concerns(path));
+            let more = if *is_unsettled { tokio::time::timeout(SETTLED, changed).await } else { Ok(changed.await) };
+            match more {
+                Ok(Ok(())) => *is_unsettled = true,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "files are no longer watched");
+                    self.folders = None;
+                    return std::future::pending().await;
+                }
+                Err(_) => {
+                    *is_unsettled = false;
+                    return;
+                }
+            }
         }
-        while tokio::time::timeout(SETTLED, folders.changed(|path| wanted.concerns(path)))
-            .await
-            .is_ok_and(|more| more.is_ok())
-        {}
     }
 }
 
@@ -106,16 +119,95 @@ impl Wanted {
             wanted.files.insert(path.clone());
         }
         wanted.files.extend(wanted.named.iter().cloned());
-        // A folder has one name, or its events come under the other; a link is watched where it stands and leads.
-        let stands = |file: &PathBuf| Some(file.parent()?.canonicalize().ok()?.join(file.file_name()?));
-        let standing: Vec<PathBuf> = wanted.files.iter().filter_map(stands).collect();
+        // A folder has one name, or its events come under the other; a link is watched where it stands and leads, be it
+        // the file or a folder on the way.
+        let standing: Vec<PathBuf> = wanted.files.iter().filter_map(|file| stand(file)).collect();
         let leading = wanted.files.iter().filter_map(|file| file.canonicalize().ok());
-        wanted.files = leading.chain(standing).collect();
+        wanted.files = leading.chain(wanted.files.iter().flat_map(|file| links(file))).chain(standing).collect();
         wanted.folders = wanted.folders.iter().filter_map(|folder| folder.canonicalize().ok()).collect();
         wanted
     }
 
     fn concerns(&self, path: &Path) -> bool {
         self.files.contains(path) || path.parent().is_some_and(|folder| self.folders.contains(folder))
+    }
+}
+
+/// Where a file or a link stands, by the one name of its folder.
+fn stand(file: &Path) -> Option<PathBuf> {
+    Some(file.parent()?.canonicalize().ok()?.join(file.file_name()?))
+}
+
+/// The links on the way to a file. To put another in the place of one, as is done with whole folders, changes the file.
+fn links(file: &Path) -> Vec<PathBuf> {
+    let (mut file, mut found) = (file.to_path_buf(), Vec::new());
+    while found.len() < MOST_LINKS {
+        let mut on_the_way: Vec<&Path> = file.ancestors().collect();
+        on_the_way.reverse();
+        let Some(link) = on_the_way.into_iter().find(|path| path.is_symlink()) else { break };
+        let (Some(standing), Ok(target)) = (stand(link), std::fs::read_link(link)) else { break };
+        let rest = file.strip_prefix(link).unwrap_or(Path::new(""));
+        let folder = link.parent().unwrap_or(Path::new("/"));
+        // By its parts: an empty rest would leave a slash at the end, which is to follow what is there.
+        let led = folder.join(target).components().chain(rest.components()).collect();
+        found.push(standing);
+        file = led;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn watch(file: &Path) -> Watch {
+        let mut watch = Watch::new();
+        watch.wanted.files = links(file).into_iter().chain(stand(file)).collect();
+        let folders = watch.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
+        watch.folders.as_mut().unwrap().keep(&folders.collect());
+        watch
+    }
+
+    #[tokio::test]
+    async fn a_change_is_not_lost_by_another_event() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("plugway.toml");
+        let mut watch = watch(&file);
+        std::fs::write(&file, "").unwrap();
+        // It has noticed the change, and is dropped before that has settled.
+        tokio::time::timeout(SETTLED / 3, watch.changed()).await.unwrap_err();
+        tokio::time::timeout(SOON, watch.changed()).await.unwrap();
+        tokio::time::timeout(SETTLED * 2, watch.changed()).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_folder_on_the_way_may_be_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        for version in ["..1", "..2"] {
+            std::fs::create_dir(root.join(version)).unwrap();
+            std::fs::write(root.join(version).join("plugway.toml"), version).unwrap();
+        }
+        // As Kubernetes mounts a ConfigMap.
+        let (data, file) = (root.join("..data"), root.join("plugway.toml"));
+        std::os::unix::fs::symlink("..1", &data).unwrap();
+        std::os::unix::fs::symlink("..data/plugway.toml", &file).unwrap();
+        assert_eq!(links(&file), [file.clone(), data.clone()]);
+        let mut watch = watch(&file);
+        std::os::unix::fs::symlink("..2", root.join("..data_tmp")).unwrap();
+        std::fs::rename(root.join("..data_tmp"), &data).unwrap();
+        tokio::time::timeout(SOON, watch.changed()).await.unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"..2");
+    }
+
+    #[test]
+    fn links_that_lead_in_a_circle_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        std::os::unix::fs::symlink(&one, &other).unwrap();
+        std::os::unix::fs::symlink(&other, &one).unwrap();
+        assert_eq!(links(&one).len(), MOST_LINKS);
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
@@ -11,21 +13,29 @@ use tokio::sync::mpsc;
 pub struct Folders {
     watcher: RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
-    changed: mpsc::UnboundedReceiver<Vec<PathBuf>>,
+    changed: mpsc::Receiver<Vec<PathBuf>>,
+    /// Whether there was more than there is room for, which may be anything.
+    overflowed: Arc<AtomicBool>,
 }
+
+/// Events that wait to be looked at.
+const MOST: usize = 1 << 10;
 
 impl Folders {
     /// Watches nothing yet.
     pub fn new() -> io::Result<Self> {
-        let (sender, changed) = mpsc::unbounded_channel();
+        let (sender, changed) = mpsc::channel(MOST);
+        let overflowed = Arc::new(AtomicBool::new(false));
+        let overflow = overflowed.clone();
         let notice = move |event: notify::Result<Event>| {
             let Ok(event) = event else { return };
-            if matches!(event.kind, EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_)) {
-                let _ = sender.send(event.paths);
+            let changes = matches!(event.kind, EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_));
+            if changes && sender.try_send(event.paths).is_err() {
+                overflow.store(true, Ordering::Relaxed);
             }
         };
         let watcher = notify::recommended_watcher(notice).map_err(io::Error::other)?;
-        Ok(Folders { watcher, watched: BTreeSet::new(), changed })
+        Ok(Folders { watcher, watched: BTreeSet::new(), changed, overflowed })
     }
 
     /// Watches these from now on, and no others.
@@ -44,7 +54,7 @@ impl Folders {
     /// Waits until a file changes that is of concern. May be dropped at any time.
     pub async fn changed(&mut self, is_of_concern: impl Fn(&Path) -> bool) -> io::Result<()> {
         while let Some(paths) = self.changed.recv().await {
-            if paths.iter().any(|path| is_of_concern(path)) {
+            if self.overflowed.swap(false, Ordering::Relaxed) || paths.iter().any(|path| is_of_concern(path)) {
                 return Ok(());
             }
         }

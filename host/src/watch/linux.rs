@@ -17,7 +17,8 @@ pub struct Folders {
     watched: HashMap<WatchDescriptor, PathBuf>,
 }
 
-/// A link is put there without being written to, and a file may become readable.
+/// What may change a file for who reads it: it was written to, a file or a link was put there or went, or it may now be
+/// read.
 const CHANGES: WatchMask = WatchMask::CLOSE_WRITE
     .union(WatchMask::CREATE)
     .union(WatchMask::MOVED_TO)
@@ -25,7 +26,7 @@ const CHANGES: WatchMask = WatchMask::CLOSE_WRITE
     .union(WatchMask::DELETE)
     .union(WatchMask::ATTRIB);
 
-/// For events that are read at once.
+/// For events that are read at once: at least one with the longest name, of some 270 bytes.
 const ROOM: usize = 4 << 10;
 
 impl Folders {
@@ -36,15 +37,17 @@ impl Folders {
 
     /// Watches these from now on, and no others.
     pub fn keep(&mut self, folders: &BTreeSet<PathBuf>) {
-        let gone: Vec<_> = self.watched.extract_if(|_, watched| !folders.contains(watched)).collect();
-        for (descriptor, _) in gone {
-            let _ = self.events.watches().remove(descriptor);
-        }
+        let mut watched = HashMap::new();
         for folder in folders {
-            // One that is watched already keeps its descriptor; one that has been put in the place of another gets a new.
+            // One that is watched already has its descriptor; one that was put in the place of another has a new one.
             match self.events.watches().add(folder, CHANGES) {
-                Ok(descriptor) => drop(self.watched.insert(descriptor, folder.clone())),
+                Ok(descriptor) => drop(watched.insert(descriptor, folder.clone())),
                 Err(error) => tracing::warn!(%error, folder = %folder.display(), "not watched"),
+            }
+        }
+        for (descriptor, _) in std::mem::replace(&mut self.watched, watched) {
+            if !self.watched.contains_key(&descriptor) {
+                let _ = self.events.watches().remove(descriptor);
             }
         }
     }
@@ -122,6 +125,32 @@ mod tests {
         assert!(!is_told(&mut folders, |_| true).await);
         std::fs::write(other.path().join("file"), "").unwrap();
         assert!(is_told(&mut folders, |_| true).await);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_was_moved_away_is_left_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let (path, away) = (parent.path().join("folder"), parent.path().join("away"));
+        let named = BTreeSet::from([path.clone()]);
+        let mut folders = Folders::new().unwrap();
+        std::fs::create_dir(&path).unwrap();
+        folders.keep(&named);
+        std::fs::rename(&path, &away).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        folders.keep(&named);
+        std::fs::write(away.join("file"), "").unwrap();
+        assert!(!is_told(&mut folders, |_| true).await);
+        std::fs::write(path.join("file"), "").unwrap();
+        assert!(is_told(&mut folders, |_| true).await);
+    }
+
+    #[tokio::test]
+    async fn what_there_was_no_room_for_may_be_anything() {
+        let mut folders = Folders::new().unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        let descriptor = folders.events.watches().add(parent.path(), CHANGES).unwrap();
+        assert!(folders.tells(&descriptor, EventMask::Q_OVERFLOW, None, |_| false));
+        assert!(!folders.tells(&descriptor, EventMask::CREATE, None, |_| true));
     }
 
     #[tokio::test]
