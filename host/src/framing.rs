@@ -369,21 +369,26 @@ fn is_text(line: &[u8]) -> bool {
     line.iter().fold(true, |fit, byte| fit & ((*byte >= b' ') & (*byte != 0x7f) | (*byte == b'\t')))
 }
 
-/// The bytes of tokens (RFC 9110 §5.6.2). A table, as each field has a name.
-const IN_TOKENS: [bool; 256] = {
-    let others = b"!#$%&'*+-.^_`|~";
-    let (mut are, mut byte) = ([false; 256], 0);
-    while byte < 0x80 {
-        are[byte] = (byte as u8).is_ascii_alphanumeric();
+/// A table of the visible bytes but for some. A search among those took a fortieth of the time of a request.
+const fn visible_but(others: &[u8]) -> [bool; 256] {
+    let (mut are, mut byte) = ([false; 256], 0x21);
+    while byte < 0x7f {
+        are[byte] = true;
         byte += 1;
     }
     let mut at = 0;
     while at < others.len() {
-        are[others[at] as usize] = true;
+        are[others[at] as usize] = false;
         at += 1;
     }
     are
-};
+}
+
+/// The bytes of tokens: all but the delimiters (RFC 9110 §5.6.2).
+const IN_TOKENS: [bool; 256] = visible_but(b"\"(),/:;<=>?@[\\]{}");
+
+/// The bytes of hosts, but for brackets around an address.
+const IN_HOSTS: [bool; 256] = visible_but(b"/@,\\?#\"<>{}|^`[]");
 
 fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| IN_TOKENS[usize::from(*byte)])
@@ -409,23 +414,6 @@ fn is_target(method: &[u8], target: &[u8]) -> bool {
             _ => false,
         }
 }
-
-/// The bytes of hosts, but for brackets around an address. A table, for each request has a host: a search among the others
-/// took a fortieth of its time.
-const IN_HOSTS: [bool; 256] = {
-    let others = b"/@,\\?#\"<>{}|^`[]";
-    let (mut are, mut byte) = ([false; 256], 0x21);
-    while byte < 0x7f {
-        are[byte] = true;
-        byte += 1;
-    }
-    let mut at = 0;
-    while at < others.len() {
-        are[others[at] as usize] = false;
-        at += 1;
-    }
-    are
-};
 
 /// A host and perhaps a port (RFC 9110 §7.2), which may be empty: nothing that somebody takes for more.
 pub fn is_authority(text: &[u8]) -> bool {

@@ -1,5 +1,5 @@
-//! A socket that carries many streams. What they have to say in one turn of their connection leaves together: each piece
-//! by itself would be a call of the system, and over TLS a record, for every response.
+//! The socket of a client that speaks HTTP/2. What its streams have to say in one turn of their connection leaves together:
+//! each piece by itself would be a call of the system, and over TLS a record, for every response.
 
 use std::cell::RefCell;
 use std::io;
@@ -10,9 +10,9 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A socket, shared by the connection, which writes, and by who polls the connection, and then [sends](Self::poll_send).
-pub struct Gathered<T>(Rc<RefCell<Gathering<T>>>);
+pub struct Gathered<T>(Rc<RefCell<Shared<T>>>);
 
-struct Gathering<T> {
+struct Shared<T> {
     socket: T,
     /// There only while something waits to be sent, so that all connections of a worker have the use of the same memory.
     unsent: Vec<u8>,
@@ -22,13 +22,21 @@ struct Gathering<T> {
     is_flushed: bool,
 }
 
+/// How a piece leaves.
+#[derive(PartialEq, Eq)]
+enum Way {
+    Gathered,
+    /// By itself, from where it lies.
+    Straight,
+}
+
 /// What is gathered before it is sent in any case; what alone is longer is never gathered. As much as is in a record of
 /// TLS.
 const MOST: usize = 16 << 10;
 
 impl<T> Gathered<T> {
     pub fn new(socket: T) -> Self {
-        Gathered(Rc::new(RefCell::new(Gathering { socket, unsent: Vec::new(), sent: 0, is_flushed: true })))
+        Gathered(Rc::new(RefCell::new(Shared { socket, unsent: Vec::new(), sent: 0, is_flushed: true })))
     }
 }
 
@@ -45,7 +53,7 @@ impl<T> Clone for Gathered<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> Gathering<T> {
+impl<T: AsyncWrite + Unpin> Shared<T> {
     fn poll_empty(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.unsent.len() {
             let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.unsent[self.sent..]))?;
@@ -68,19 +76,19 @@ impl<T: AsyncWrite + Unpin> Gathering<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Makes room for so much more; says whether it is to be gathered.
-    fn poll_room(&mut self, cx: &mut Context<'_>, length: usize) -> Poll<io::Result<bool>> {
+    /// Makes room for so much more.
+    fn poll_room(&mut self, cx: &mut Context<'_>, length: usize) -> Poll<io::Result<Way>> {
         if self.unsent.len() + length > MOST {
             ready!(self.poll_empty(cx))?;
         }
         if length > MOST {
             self.is_flushed = false;
-            return Poll::Ready(Ok(false));
+            return Poll::Ready(Ok(Way::Straight));
         }
         if self.unsent.capacity() == 0 {
             self.unsent.reserve_exact(MOST);
         }
-        Poll::Ready(Ok(true))
+        Poll::Ready(Ok(Way::Gathered))
     }
 }
 
@@ -93,7 +101,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Gathered<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self.0.borrow_mut();
-        if !ready!(this.poll_room(cx, bytes.len()))? {
+        if ready!(this.poll_room(cx, bytes.len()))? == Way::Straight {
             return Pin::new(&mut this.socket).poll_write(cx, bytes);
         }
         this.unsent.extend_from_slice(bytes);
@@ -107,7 +115,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self.0.borrow_mut();
         let length = slices.iter().map(|slice| slice.len()).sum();
-        if !ready!(this.poll_room(cx, length))? {
+        if ready!(this.poll_room(cx, length))? == Way::Straight {
             return Pin::new(&mut this.socket).poll_write_vectored(cx, slices);
         }
         slices.iter().for_each(|slice| this.unsent.extend_from_slice(slice));
@@ -118,7 +126,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
         true
     }
 
-    /// A connection flushes after each piece. Whether that was its last word in this turn knows who polls it.
+    /// A connection flushes after each piece. Whether that was its last word in this turn knows who polls it. What TLS has
+    /// to say by itself, such as an alert, leaves with the next piece.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -149,3 +149,20 @@ fn extensions_are_bounded_over_the_whole_content() {
     let bytes = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{}", chunk.repeat(100));
     assert_eq!(scanned(bytes.as_bytes(), usize::MAX), Err(Refusal::Chunk));
 }
+
+#[test]
+fn each_byte_is_of_names_and_hosts_or_is_not() {
+    for byte in 0..=u8::MAX {
+        // RFC 9110 §5.6.2.
+        let is_tchar = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let field = [b"GET / HTTP/1.1\r\nHost: a\r\nx", &[byte][..], b"y: z\r\n\r\n"].concat();
+        // A colon there ends the name.
+        assert_eq!(scanned(&field, usize::MAX).is_ok(), is_tchar || byte == b':', "in a name: {byte:#04x}");
+        let method = [b"G", &[byte][..], b"T / HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
+        assert_eq!(scanned(&method, usize::MAX).is_ok(), is_tchar, "in a method: {byte:#04x}");
+        // RFC 3986 §3.2.2, and a colon before an empty port is followed by digits alone.
+        let is_in_hosts = byte.is_ascii_graphic() && !b"/@,\\?#\"<>{}|^`[]:".contains(&byte);
+        let host = [b"GET / HTTP/1.1\r\nHost: a", &[byte][..], b"b\r\n\r\n"].concat();
+        assert_eq!(scanned(&host, usize::MAX).is_ok(), is_in_hosts, "in a host: {byte:#04x}");
+    }
+}
