@@ -148,14 +148,15 @@ impl Session {
         self.timers.step.clone()
     }
 
-    /// All that was written has been sent: exchanges whose body is over have ended.
+    /// All that was written has been sent: exchanges whose body is over have ended, and the next request is waited for.
     pub fn settle(&self) {
         if !self.busy.get() {
             self.speaking.set(false);
         }
-        // While the client took its time for the last response, no other could be expected of it.
-        if !self.ended.take().is_empty() && !self.busy.get() && self.head.is_met() {
-            self.expect();
+        // Not before: while the client takes its time for a response, no other request can be expected of it.
+        if !self.ended.take().is_empty() && !self.busy.get() {
+            let limits = &self.client.arrival.listener.limits;
+            self.head.set(if self.in_head.get() { limits.head_timeout } else { limits.keep_alive });
         }
     }
 
@@ -165,13 +166,6 @@ impl Session {
         self.timers.step.clear();
         self.timers.total.clear();
         self.rest.set(REST);
-        self.expect();
-    }
-
-    /// From now on the next request is waited for.
-    fn expect(&self) {
-        let limits = &self.client.arrival.listener.limits;
-        self.head.set(if self.in_head.get() { limits.head_timeout } else { limits.keep_alive });
     }
 
     /// HTTP is over: its deadlines would wake whatever comes after it.
