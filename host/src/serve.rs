@@ -72,9 +72,14 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
             tokio::select! {
                 _ = hangup.recv() => drop(reloader.reload(&load).await),
                 () = reloader.watch.changed() => match load() {
-                    // The same files may lie in other folders now.
-                    Ok(files) if !reloader.watch.differs(&files) => reloader.watch.follow(&files),
-                    _ => drop(reloader.reload(&load).await),
+                    Ok(files) => {
+                        // The same files may lie in other folders now.
+                        reloader.watch.follow(&files);
+                        if reloader.watch.differs(&files) {
+                            drop(reloader.reload(&load).await);
+                        }
+                    }
+                    Err(_) => drop(reloader.reload(&load).await),
                 },
                 Some(order) = reloads.recv() => {
                     let order: ReloadOrder = order;

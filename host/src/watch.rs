@@ -153,6 +153,8 @@ fn links(file: &Path) -> Vec<PathBuf> {
         found.push(standing);
         file = led;
     }
+    // Where they lead to, which need not be there yet.
+    found.extend(stand(&file).filter(|_| !found.is_empty()));
     found
 }
 
@@ -177,7 +179,12 @@ mod tests {
         let mut watch = watch(&file);
         std::fs::write(&file, "").unwrap();
         // It has noticed the change, and is dropped before that has settled.
-        tokio::time::timeout(SETTLED / 3, watch.changed()).await.unwrap_err();
+        tokio::select! {
+            biased;
+            () = watch.changed() => unreachable!("it had no time to settle"),
+            () = tokio::task::yield_now() => {}
+        }
+        assert!(watch.is_unsettled);
         tokio::time::timeout(SOON, watch.changed()).await.unwrap();
         tokio::time::timeout(SETTLED * 2, watch.changed()).await.unwrap_err();
     }
@@ -194,7 +201,7 @@ mod tests {
         let (data, file) = (root.join("..data"), root.join("plugway.toml"));
         std::os::unix::fs::symlink("..1", &data).unwrap();
         std::os::unix::fs::symlink("..data/plugway.toml", &file).unwrap();
-        assert_eq!(links(&file), [file.clone(), data.clone()]);
+        assert_eq!(links(&file), [file.clone(), data.clone(), root.join("..1/plugway.toml")]);
         let mut watch = watch(&file);
         std::os::unix::fs::symlink("..2", root.join("..data_tmp")).unwrap();
         std::fs::rename(root.join("..data_tmp"), &data).unwrap();
@@ -203,11 +210,20 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_leads_nowhere_yet_is_watched_where_it_leads() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("kept")).unwrap();
+        std::os::unix::fs::symlink("kept/cert.pem", root.join("cert.pem")).unwrap();
+        assert_eq!(links(&root.join("cert.pem")), [root.join("cert.pem"), root.join("kept/cert.pem")]);
+    }
+
+    #[test]
     fn links_that_lead_in_a_circle_end() {
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (folder.path().join("one"), folder.path().join("other"));
         std::os::unix::fs::symlink(&one, &other).unwrap();
         std::os::unix::fs::symlink(&other, &one).unwrap();
-        assert_eq!(links(&one).len(), MOST_LINKS);
+        assert_eq!(links(&one).len(), MOST_LINKS + 1);
     }
 }

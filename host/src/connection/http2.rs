@@ -57,10 +57,9 @@ const LOCAL_RESETS: usize = 100;
 pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
     let [idle, send, linger] = client.clock.deadlines();
-    let sent = Rc::new(Cell::new(0));
+    let taken = Rc::new(Cell::new(client.clock.now()));
     let io = Patient { socket: stream, ahead, send, patience: limits.send_timeout };
-    let io = Gathered::new(StreamsIo { io, sent: sent.clone(), linger, allowance: None });
-    let taken = Cell::new(client.clock.now());
+    let io = Gathered::new(StreamsIo { io, sent: 0, taken: taken.clone(), linger, allowance: None });
     let streams = Rc::new(Streams {
         client,
         idle,
@@ -68,7 +67,6 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         served: Cell::new(0),
         leaving: Cell::new(false),
         aborted: Cell::new(0),
-        sent,
         taken,
         given: RefCell::default(),
     });
@@ -118,10 +116,8 @@ struct Streams {
     leaving: Cell<bool>,
     /// Those that the client has given up before their end, not long ago.
     aborted: Cell<usize>,
-    /// Bytes that the client has taken since it was last looked at.
-    sent: Rc<Cell<u64>>,
-    /// When it last took something.
-    taken: Cell<Instant>,
+    /// When the client last took something.
+    taken: Rc<Cell<Instant>>,
     /// Since when what was given to each stream waits for the client to take it.
     given: RefCell<Vec<Weak<Given>>>,
 }
@@ -216,10 +212,6 @@ impl Streams {
         self.idle.set(LOOK);
         self.aborted.set(self.aborted.get().saturating_sub(FORGIVEN));
         let now = self.client.clock.now();
-        if self.sent.get() > SOMETHING {
-            self.sent.set(0);
-            self.taken.set(now);
-        }
         let patience = self.client.arrival.listener.limits.send_timeout;
         let is_long = |since: Instant| now.saturating_duration_since(since) >= patience;
         let is_stuck = |given: &Weak<Given>| given.upgrade().and_then(|given| given.get()).is_some_and(is_long);
@@ -227,7 +219,8 @@ impl Streams {
         let stuck = self.given.borrow().iter().filter(|given| is_stuck(given)).count();
         // A stream is over here once h2 has the last of it, and h2 doesn't tell when that has left.
         let may_be_done = self.leaving.get() && self.open.get() == 0;
-        (stuck > 0 && stuck >= self.open.get() || may_be_done) && is_long(self.taken.get())
+        may_be_done && self.served.get() == 0
+            || (stuck > 0 && stuck >= self.open.get() || may_be_done) && is_long(self.taken.get())
     }
 }
 
@@ -353,10 +346,12 @@ fn not_switched() -> Error {
 
 // === StreamsIo ===
 
-/// A socket that counts what the client takes.
+/// A socket that notes when the client takes something.
 struct StreamsIo<T> {
     io: Patient<T>,
-    sent: Rc<Cell<u64>>,
+    /// Bytes since that was last noted.
+    sent: u64,
+    taken: Rc<Cell<Instant>>,
     /// For the client to close its side too.
     linger: Deadline,
     /// How many bytes may still come, once this side is closed.
@@ -364,9 +359,13 @@ struct StreamsIo<T> {
 }
 
 impl<T> StreamsIo<T> {
-    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(length)) = written {
-            self.sent.set(self.sent.get() + length as u64);
+            self.sent += length as u64;
+        }
+        if self.sent > SOMETHING {
+            self.sent = 0;
+            self.taken.set(self.linger.clock().now());
         }
         written
     }
