@@ -79,7 +79,10 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
                             drop(reloader.reload(&load).await);
                         }
                     }
-                    Err(_) => drop(reloader.reload(&load).await),
+                    Err(_) => {
+                        reloader.watch.follow_again();
+                        drop(reloader.reload(&load).await);
+                    }
                 },
                 Some(order) = reloads.recv() => {
                     let order: ReloadOrder = order;

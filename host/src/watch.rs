@@ -36,8 +36,13 @@ pub struct Watch {
 
 #[derive(Default)]
 struct Wanted {
-    /// Those that the manifest names.
+    /// The manifest and its includes.
+    manifests: BTreeSet<PathBuf>,
+    /// The files that they name.
     named: BTreeSet<PathBuf>,
+    /// The folders of their patterns.
+    patterns: BTreeSet<PathBuf>,
+    /// Where all these files lie, and the links on the way.
     files: BTreeSet<PathBuf>,
     /// Any file here counts: a pattern may match it.
     folders: BTreeSet<PathBuf>,
@@ -53,6 +58,12 @@ impl Watch {
     /// Watches these files, and those that they name, from now on.
     pub fn follow(&mut self, files: &[(Arc<Source>, Manifest)]) {
         self.wanted = Wanted::of(files);
+        self.follow_again();
+    }
+
+    /// Watches the same files where they lie now: links may lead elsewhere.
+    pub fn follow_again(&mut self) {
+        self.wanted.find();
         if let Some(folders) = &mut self.folders {
             let parents = self.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
             folders.keep(&parents.chain(self.wanted.folders.iter().cloned()).collect());
@@ -113,19 +124,22 @@ impl Wanted {
             let named = components.chain(manifest.files()).map(|name| folder.join(name));
             let patterns = manifest.include.iter().filter(|pattern| pattern.get_ref().contains('*'));
             wanted
-                .folders
+                .patterns
                 .extend(patterns.filter_map(|pattern| Some(folder.join(pattern.get_ref()).parent()?.to_path_buf())));
             wanted.named.extend(named);
-            wanted.files.insert(path.clone());
+            wanted.manifests.insert(path.clone());
         }
-        wanted.files.extend(wanted.named.iter().cloned());
-        // A folder has one name, or its events come under the other; a link is watched where it stands and leads, be it
-        // the file or a folder on the way.
-        let standing: Vec<PathBuf> = wanted.files.iter().filter_map(|file| stand(file)).collect();
-        let leading = wanted.files.iter().filter_map(|file| file.canonicalize().ok());
-        wanted.files = leading.chain(wanted.files.iter().flat_map(|file| links(file))).chain(standing).collect();
-        wanted.folders = wanted.folders.iter().filter_map(|folder| folder.canonicalize().ok()).collect();
         wanted
+    }
+
+    /// Finds where it all lies. A folder has one name, or its events come under the other; a link is watched where it
+    /// stands and leads, be it the file or a folder on the way.
+    fn find(&mut self) {
+        let given = || self.manifests.iter().chain(&self.named);
+        let standing = given().filter_map(|file| stand(file));
+        let links = given().chain(&self.patterns).flat_map(|path| links(path));
+        self.files = standing.chain(links).collect();
+        self.folders = self.patterns.iter().filter_map(|folder| folder.canonicalize().ok()).collect();
     }
 
     fn concerns(&self, path: &Path) -> bool {
