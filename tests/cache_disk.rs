@@ -301,7 +301,7 @@ fn a_304_is_written_too() {
 #[test]
 fn whatever_kills_the_process_nothing_corrupt_is_served() {
     let origin = Origin::new(|request, _| {
-        let number: usize = request.start.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+        let number = request.number();
         response("Cache-Control: max-age=600", &text_of(1000 + number * 9_000, number))
     });
     let warm = Warm::new(&origin.address, CACHE);
@@ -352,7 +352,7 @@ fn whatever_kills_the_process_nothing_corrupt_is_served() {
 #[test]
 fn files_that_are_damaged_are_missed_and_removed() {
     let origin = Origin::new(|request, _| {
-        let number: usize = request.start.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+        let number = request.number();
         response("Cache-Control: max-age=600", &text_of(1000 + number * 30_000, number))
     });
     let warm = Warm::new(&origin.address, CACHE);

@@ -241,7 +241,7 @@ fn ambiguous_responses_are_bad_gateways() {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         while let Some(request) = read_message(&mut reader) {
             *requested.lock().unwrap() += 1;
-            let place: usize = request.start.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+            let place = request.number();
             let (response, _) = AMBIGUOUS[place];
             let smuggled = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsmuggled";
             let _ = stream.write_all(format!("{response}{smuggled}").as_bytes());

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, read_message};
+use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, read_message, sized};
 
 /// All that comes until the proxy closes, and how long that took.
 fn until_closed(stream: &mut TcpStream) -> (String, Duration) {
@@ -323,9 +323,7 @@ fn content_that_never_ends_after_its_response_holds_nothing() {
 
 #[test]
 fn keep_alive_begins_once_a_response_has_left() {
-    let length = |start: &str| start.split(['/', ' ']).nth(2)?.parse().ok();
-    let sized = origin(move |request| ok(&"x".repeat(length(&request.start).unwrap())));
-    let proxy = limited(&sized, "keep-alive = \"400ms\"", "");
+    let proxy = limited(&sized(), "keep-alive = \"400ms\"", "");
     let address = &proxy.address;
     let ask = |length: usize| {
         let mut stream = TcpStream::connect(address).unwrap();

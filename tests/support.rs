@@ -175,6 +175,11 @@ impl Drop for Proxy {
 }
 
 impl Message {
+    /// The number that is the path of a request.
+    pub fn number(&self) -> usize {
+        self.start.split(['/', ' ']).nth(2).unwrap().parse().unwrap()
+    }
+
     pub fn status(&self) -> u16 {
         self.start.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0)
     }
@@ -255,6 +260,11 @@ pub fn raw_origin(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> 
         }
     });
     address
+}
+
+/// An origin that answers `/N` with N bytes.
+pub fn sized() -> String {
+    origin(|request| ok(&"x".repeat(request.number())))
 }
 
 /// An origin that answers with the head that it got.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::support::{Proxy, echo, manifest, ok, origin, output, plugway, read_message};
+use crate::support::{Proxy, echo, manifest, output, plugway, read_message, sized};
 
 /// An authority whose certificates clients can be told to trust.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -318,9 +318,7 @@ fn the_rest_of_a_response_reaches_a_client_that_reads_late() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path());
     authority.issue(folder.path(), "site", &["localhost"]);
-    let length = |start: &str| start.split(['/', ' ']).nth(2)?.parse().ok();
-    let sized = origin(move |request| ok(&"x".repeat(length(&request.start).unwrap())));
-    let proxy = Proxy::start_in(folder.path(), &secure(&sized, SITE, ""));
+    let proxy = Proxy::start_in(folder.path(), &secure(&sized(), SITE, ""));
     let mut roots = RootCertStore::empty();
     roots.add(authority.0.der().clone()).unwrap();
     let config = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());

@@ -180,9 +180,8 @@ mod tests {
 
     fn watch(file: &Path) -> Watch {
         let mut watch = Watch::new();
-        watch.wanted.files = links(file).into_iter().chain(stand(file)).collect();
-        let folders = watch.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
-        watch.folders.as_mut().unwrap().keep(&folders.collect());
+        watch.wanted.manifests.insert(file.to_path_buf());
+        watch.follow_again();
         watch
     }
 
