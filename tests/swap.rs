@@ -240,3 +240,31 @@ fn a_folder_that_is_a_link_may_lead_elsewhere() {
     release("2", &text.replace("\"0\"", "\"2\""));
     until("version 2 is served", is_served("2"));
 }
+
+#[test]
+fn a_folder_may_be_put_in_the_place_of_another() {
+    let (origin, folder) = (echo(), tempfile::tempdir().unwrap());
+    let (sites, next) = (folder.path().join("sites"), folder.path().join("next"));
+    let text = version(&origin, 0);
+    let (shared, route) = text.split_at(text.find("[[route]]").unwrap());
+    let release = |version: &str| {
+        std::fs::create_dir(&next).unwrap();
+        std::fs::write(next.join("app.toml"), route.replace("\"0\"", &format!("{version:?}"))).unwrap();
+        // As one command of a shell does, too quickly for the moment between to count.
+        if sites.exists() {
+            std::fs::rename(&sites, folder.path().join(format!("before-{version}"))).unwrap();
+        }
+        std::fs::rename(&next, &sites).unwrap();
+    };
+    release("1");
+    let proxy = Proxy::start_in(folder.path(), &format!("include = [\"sites/*.toml\"]\n{shared}"));
+    for version in ["2", "3"] {
+        release(version);
+        until("what was put there is served", || proxy.get("/", "").field("x-version") == Some(version));
+    }
+    // What is told of a folder that is the place of another no more.
+    std::fs::remove_dir_all(&sites).unwrap();
+    proxy.wait_log("not reloaded");
+    release("4");
+    until("a new folder is served", || proxy.get("/", "").field("x-version") == Some("4"));
+}

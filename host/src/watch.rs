@@ -36,13 +36,15 @@ pub struct Watch {
 
 #[derive(Default)]
 struct Wanted {
+    /// The folder of the manifest. Folders in it may be put in the place of others.
+    home: PathBuf,
     /// The manifest and its includes.
     manifests: BTreeSet<PathBuf>,
     /// The files that they name.
     named: BTreeSet<PathBuf>,
     /// The folders of their patterns.
     patterns: BTreeSet<PathBuf>,
-    /// Where all these files lie, and the links on the way.
+    /// Where all these files lie, and the folders and links on the way.
     files: BTreeSet<PathBuf>,
     /// Any file here counts: a pattern may match it.
     folders: BTreeSet<PathBuf>,
@@ -127,19 +129,28 @@ impl Wanted {
                 .patterns
                 .extend(patterns.filter_map(|pattern| Some(folder.join(pattern.get_ref()).parent()?.to_path_buf())));
             wanted.named.extend(named);
+            if wanted.manifests.is_empty() {
+                wanted.home = folder.into();
+            }
             wanted.manifests.insert(path.clone());
         }
         wanted
     }
 
-    /// Finds where it all lies. A folder has one name, or its events come under the other; a link is watched where it
-    /// stands and leads, be it the file or a folder on the way.
+    /// Finds where it all lies. A folder has one name, or its events come under the other.
     fn find(&mut self) {
-        let given = || self.manifests.iter().chain(&self.named);
-        let standing = given().filter_map(|file| stand(file));
-        let links = given().chain(&self.patterns).flat_map(|path| links(path));
-        self.files = standing.chain(links).collect();
+        let given = || self.manifests.iter().chain(&self.named).chain(&self.patterns);
+        self.files = given().flat_map(|path| self.way(path)).collect();
         self.folders = self.patterns.iter().filter_map(|folder| folder.canonicalize().ok()).collect();
+    }
+
+    /// What may be exchanged on the way to a file: where it stands itself, the folders beside the manifest, and the links.
+    /// Not folders further up: of what happens among a system's temporary files one would be told too much.
+    fn way(&self, path: &Path) -> impl Iterator<Item = PathBuf> {
+        let is_beside = |folder: &&Path| folder.starts_with(&self.home) && *folder != self.home;
+        let folders = path.ancestors().skip(1).take_while(is_beside);
+        let standing = [path].into_iter().filter(|path| *path != self.home).chain(folders).filter_map(stand);
+        standing.chain(links(path))
     }
 
     fn concerns(&self, path: &Path) -> bool {
@@ -180,6 +191,7 @@ mod tests {
 
     fn watch(file: &Path) -> Watch {
         let mut watch = Watch::new();
+        watch.wanted.home = file.parent().unwrap().into();
         watch.wanted.manifests.insert(file.to_path_buf());
         watch.follow_again();
         watch
