@@ -171,6 +171,19 @@ fn retries_are_a_share_of_the_traffic() {
 }
 
 #[test]
+fn a_retry_has_the_place_of_the_request_that_it_repeats() {
+    let (a, b) = (Backend::start("a"), Backend::start("b"));
+    a.does(Does::Status(503));
+    let more = "retry = { on = [503] }\noutliers = false\nlimits = { requests = 1 }";
+    let proxy = start(&manifest(&[&a, &b], more));
+    for _ in 0..4 {
+        assert_eq!(proxy.get("/", "").status(), 200);
+    }
+    assert_eq!((a.requests(), b.requests()), (2, 4));
+    assert_eq!([&upstream(&proxy)["retries"], &upstream(&proxy)["overflows"]], [2, 0]);
+}
+
+#[test]
 fn who_keeps_failing_is_ejected_and_comes_back() {
     let (a, b, c) = (Backend::start("a"), Backend::start("b"), Backend::start("c"));
     let more = "outliers = { consecutive = 3, statuses = [\"5xx\"], ejection = \"1s\" }";
@@ -350,6 +363,7 @@ fn connections_are_limited_and_waited_for() {
     let answer = read_message(&mut BufReader::new(second)).unwrap();
     assert_eq!((answer.status(), answer.field("retry-after")), (503, Some("1")), "it waited as long as it may");
     assert_eq!(upstream(&proxy)["retries"], 0, "and no longer");
+    assert_eq!(upstream(&proxy)["overflows"], 2);
     assert_eq!(states(&proxy), ["up"], "which isn't the endpoint's fault");
 }
 

@@ -76,7 +76,7 @@ pub async fn forward(
     let kept = if upstream.retry.may_repeat(&head.request.method) { upstream.retry.buffer } else { 0 };
     let content = RefCell::new(Content::new(body, kept));
     let mut attempts = Attempts::new(running, place, step.clock().now());
-    let mut next = attempts.next(head, step)?;
+    let mut next = attempts.next(head, step, 0)?;
     loop {
         let Next { seat, edits, flight } = next;
         attempts.pause(&seat).await;
@@ -88,8 +88,11 @@ pub async fn forward(
         let again = attempts.are_worth_another(&outcome, &head.request.method, &content.borrow(), now);
         if again {
             attempts.tried.push(seat);
+            // A response in hand still counts as in flight, and makes room for the one in its place.
+            let in_hand = outcome.is_ok().into();
             // Where there is nobody to ask, what came of this one is what the client gets.
-            if let Ok(another) = attempts.next(head, step) {
+            if let Ok(another) = attempts.next(head, step, in_hand) {
+                upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
                 next = another;
                 continue;
             }
@@ -112,11 +115,12 @@ impl<'a> Attempts<'a> {
         Attempts { running, place, upstream, tried: Vec::new() }
     }
 
-    /// Whom to ask, with a place for that.
-    fn next(&self, head: &mut Head, step: &Deadline) -> Result<Next, Error> {
+    /// Whom to ask, with a place for that among those in flight, of which so many are this request's own.
+    fn next(&self, head: &mut Head, step: &Deadline, own: u32) -> Result<Next, Error> {
         let Choice { seat, edits } = balance::choose(self.running, self.place, head, &self.tried, step.clock().now())?;
         let full = || Error::new(Kind::LimitReached, "as many requests are in flight as may be");
-        let flight = Flight::begin(&seat, self.upstream.most_in_flight).ok_or_else(full)?;
+        let most = self.upstream.most_in_flight.saturating_add(own);
+        let flight = Flight::begin(&seat, most).ok_or_else(full)?;
         head.endpoint = Some(seat.name.clone());
         Ok(Next { seat, edits, flight })
     }
@@ -134,6 +138,9 @@ impl<'a> Attempts<'a> {
                 }
             }
             Err(failure) if failure.error.kind.blames_endpoint() => seat.failed(took, now),
+            Err(failure) if failure.error.kind == Kind::LimitReached => {
+                self.upstream.live.events.overflows.fetch_add(1, Ordering::Relaxed);
+            }
             Err(_) => {}
         }
     }
@@ -155,13 +162,14 @@ impl<'a> Attempts<'a> {
     }
 
     fn may_go_on(&self, now: Instant) -> bool {
-        let (retry, events) = (&self.upstream.retry, &self.upstream.live.events);
+        let retry = &self.upstream.retry;
         if self.tried.len() >= retry.retries as usize {
             return false;
         }
         let allowed = self.running.upstreams[self.place].budget.borrow_mut().retry(retry.budget, now);
-        let count = if allowed { &events.retries } else { &events.retries_denied };
-        count.fetch_add(1, Ordering::Relaxed);
+        if !allowed {
+            self.upstream.live.events.retries_denied.fetch_add(1, Ordering::Relaxed);
+        }
         allowed
     }
 

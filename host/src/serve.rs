@@ -27,9 +27,10 @@ use crate::watch::Watch;
 use crate::worker::{self, Orders, SocketOrder};
 
 type Files = Vec<(Arc<Source>, Manifest)>;
+type Loaded = Result<Files, Problems>;
 
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
-pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
+pub fn run(load: impl Fn() -> Loaded, cache: Option<&Path>) -> anyhow::Result<()> {
     let mut assembly = Assembly::new(Runtime::start(cache)?)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     let mut watch = control.block_on(async { Watch::new() });
@@ -70,23 +71,17 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
             Reloader { assembly, publish, outcomes, workers, serial, watch, listeners, keeper, admin, drain };
         loop {
             tokio::select! {
-                _ = hangup.recv() => drop(reloader.reload(&load).await),
-                () = reloader.watch.changed() => match load() {
-                    Ok(files) => {
-                        // The same files may lie in other folders now.
-                        reloader.watch.follow(&files);
-                        if reloader.watch.differs(&files) {
-                            drop(reloader.reload(&load).await);
-                        }
+                _ = hangup.recv() => drop(reloader.reload(load()).await),
+                () = reloader.watch.changed() => {
+                    let loaded = load();
+                    // A file that was touched, or that a command has already told of, is no change.
+                    if reloader.follow(&loaded) {
+                        drop(reloader.take(loaded).await);
                     }
-                    Err(_) => {
-                        reloader.watch.follow_again();
-                        drop(reloader.reload(&load).await);
-                    }
-                },
+                }
                 Some(order) = reloads.recv() => {
                     let order: ReloadOrder = order;
-                    let _ = order.send(reloader.reload(&load).await);
+                    let _ = order.send(reloader.reload(load()).await);
                 }
                 _ = reopen.recv() => {
                     if let Some(log) = &reloader.publish.borrow().access_log {
@@ -148,9 +143,29 @@ struct AdminSeat {
 }
 
 impl Reloader {
+    /// Serves what was loaded.
+    async fn reload(&mut self, loaded: Loaded) -> Result<String, String> {
+        self.follow(&loaded);
+        self.take(loaded).await
+    }
+
+    /// Watches what was loaded. Whether it is other than what was loaded before.
+    fn follow(&mut self, loaded: &Loaded) -> bool {
+        match loaded {
+            Ok(files) => {
+                self.watch.follow(files);
+                self.watch.differs(files)
+            }
+            Err(_) => {
+                self.watch.follow_again();
+                true
+            }
+        }
+    }
+
     /// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.
-    async fn reload(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
-        let outcome = self.replace(load).await;
+    async fn take(&mut self, loaded: Loaded) -> Result<String, String> {
+        let outcome = self.replace(loaded).await;
         match &outcome {
             Ok(message) => info!("{message}"),
             Err(message) => error!("{message}"),
@@ -158,9 +173,9 @@ impl Reloader {
         outcome
     }
 
-    async fn replace(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
+    async fn replace(&mut self, loaded: Loaded) -> Result<String, String> {
         let refused = |why: &dyn Display| format!("not reloaded, the old manifest goes on serving:\n{why}");
-        let next = self.assemble(load).map_err(|problems| refused(&problems))?;
+        let next = self.assemble(loaded).map_err(|problems| refused(&problems))?;
         let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
         self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
         let next_generation = Arc::new(next.generation);
@@ -183,12 +198,10 @@ impl Reloader {
         Ok(format!("reloaded: generation {serial}"))
     }
 
-    /// Loads and assembles on a thread of its own: plugins run there, and must find no runtime that they could block,
-    /// nor anyone whom they could take along.
-    fn assemble(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<Assembled, String> {
-        let files = load().map_err(|problems| problems.to_string())?;
-        self.watch.follow(&files);
-        self.watch.differs(&files);
+    /// Assembles on a thread of its own: plugins run there, and must find no runtime that they could block, nor anyone
+    /// whom they could take along.
+    fn assemble(&mut self, loaded: Loaded) -> Result<Assembled, String> {
+        let files = loaded.map_err(|problems| problems.to_string())?;
         let assembly = &mut self.assembly;
         let assembled = std::thread::scope(|scope| scope.spawn(|| assembly.assemble(&files)).join());
         match assembled {

@@ -72,8 +72,7 @@ impl Watch {
         }
     }
 
-    /// Whether the contents are others than at the last call: a file that was touched, or that a command has already
-    /// told of, is no change.
+    /// Whether the contents are others than at the last call.
     pub fn differs(&mut self, files: &[(Arc<Source>, Manifest)]) -> bool {
         let mut digest = blake3::Hasher::new();
         files.iter().for_each(|(source, _)| {
