@@ -49,6 +49,8 @@ fn a_stop_tells_the_client_and_finishes_its_streams() {
     arrivals.recv_timeout(PATIENCE).unwrap();
     proxy.signal("TERM");
     client.until(|frame| frame.kind == GOAWAY);
+    let ping = client.until(|frame| frame.kind == PING);
+    client.send(PING, ACK, 0, &ping.payload);
     release.send(()).unwrap();
     let end = client.until(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0);
     assert_eq!((end.stream, end.payload.as_slice()), (1, &b"late"[..]));
@@ -372,6 +374,31 @@ fn the_last_response_reaches_a_client_that_takes_it_slowly() {
     }
     assert_eq!(got, LENGTH);
     assert!(began.elapsed() > Duration::from_secs(7), "too quick to show anything");
+}
+
+#[test]
+fn a_client_that_is_told_to_go_may_not_stay() {
+    let proxy = limited(&echo(), "requests = 2, streams = 4, send-timeout = \"1s\"", "");
+    // It never answers the PING that comes with the farewell, and so isn't sent what refuses further streams.
+    let mut client = Raw::connect(&proxy);
+    let answered = (1..2_000).step_by(2).take_while(|stream| {
+        let sent = client.request(*stream);
+        sent && std::iter::from_fn(|| client.frame())
+            .any(|frame| frame.stream == *stream && frame.flags & END_STREAM != 0)
+    });
+    let answered = answered.count();
+    assert!((2..20).contains(&answered), "{answered}");
+
+    // Nor may one that has no requests any more and takes the answers to its PINGs.
+    let mut client = Raw::connect(&proxy);
+    client.request(1);
+    client.request(3);
+    client.until(|frame| frame.kind == GOAWAY);
+    let began = Instant::now();
+    while client.send(PING, 0, 0, &[0; 8]) && client.frame().is_some() {
+        assert!(began.elapsed() < PATIENCE, "the proxy closes");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]

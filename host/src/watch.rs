@@ -143,7 +143,7 @@ impl Wanted {
         self.folders = self.patterns.iter().filter_map(|folder| folder.canonicalize().ok()).collect();
     }
 
-    /// What may be exchanged on the way to a file: where it stands itself, the folders beside the manifest, and the links.
+    /// What may be exchanged on the way to a file: where it stands itself, the folders beside the manifest, the links.
     /// Not folders further up: of what happens among a system's temporary files one would be told too much.
     fn way(&self, path: &Path) -> impl Iterator<Item = PathBuf> {
         let is_beside = |folder: &&Path| folder.starts_with(&self.home) && *folder != self.home;

@@ -41,6 +41,8 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 64 << 10;
 /// Streams are looked at this often for clients that take nothing.
 const LOOK: Duration = Duration::from_secs(5);
+/// A client that was told to go, and has no streams any more, may stay for so many times the send-timeout.
+const LEAVE: u32 = 4;
 /// Streams that the client has reset before they were begun; beyond, the connection is closed (CVE-2023-44487).
 const PENDING_RESETS: usize = 20;
 /// Streams that the client has reset while they were served, which h2 doesn't count; beyond, it is told to go, and
@@ -65,7 +67,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         idle,
         open: Cell::new(0),
         served: Cell::new(0),
-        leaving: Cell::new(false),
+        told: Cell::new(None),
         aborted: Cell::new(0),
         taken,
         given: RefCell::default(),
@@ -85,8 +87,8 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     streams.idle.set(limits.head_timeout);
     let served = poll_fn(|cx| {
         streams.idle.watch(cx);
-        if !streams.leaving.get() && streams.is_over() {
-            streams.leaving.set(true);
+        if streams.told.get().is_none() && streams.is_over() {
+            streams.told.set(Some(streams.client.clock.now()));
             connection.as_mut().graceful_shutdown();
             // For the client to hear of it.
             streams.idle.set(LOOK);
@@ -112,8 +114,8 @@ struct Streams {
     idle: Deadline,
     open: Cell<usize>,
     served: Cell<usize>,
-    /// The client has been told to go.
-    leaving: Cell<bool>,
+    /// When the client was told to go.
+    told: Cell<Option<Instant>>,
     /// Those that the client has given up before their end, not long ago.
     aborted: Cell<usize>,
     /// When the client last took something.
@@ -201,9 +203,12 @@ impl Streams {
     }
 
     /// Whether it is time to close: the client takes nothing, be it of its streams or of what was left of them when it
-    /// was told to go, or it asks for what it doesn't want.
+    /// was told to go, or it asks for what it doesn't want, or doesn't go.
     fn is_given_up(&self) -> bool {
-        if self.aborted.get() > 2 * ABORTED {
+        let limits = &self.client.arrival.listener.limits;
+        // Those that were under way as it was told to go, and as it heard of that.
+        let most = limits.requests.saturating_add(2 * limits.streams as usize);
+        if self.aborted.get() > 2 * ABORTED || self.served.get() > most {
             return true;
         }
         if !self.idle.is_met() {
@@ -212,15 +217,19 @@ impl Streams {
         self.idle.set(LOOK);
         self.aborted.set(self.aborted.get().saturating_sub(FORGIVEN));
         let now = self.client.clock.now();
-        let patience = self.client.arrival.listener.limits.send_timeout;
+        let patience = limits.send_timeout;
         let is_long = |since: Instant| now.saturating_duration_since(since) >= patience;
         let is_stuck = |given: &Weak<Given>| given.upgrade().and_then(|given| given.get()).is_some_and(is_long);
-        // One stream may well be left alone for a while, as by who pauses a film; then the others go on.
-        let stuck = self.given.borrow().iter().filter(|given| is_stuck(given)).count();
-        // A stream is over here once h2 has the last of it, and h2 doesn't tell when that has left.
-        let may_be_done = self.leaving.get() && self.open.get() == 0;
-        may_be_done && self.served.get() == 0
-            || (stuck > 0 && stuck >= self.open.get() || may_be_done) && is_long(self.taken.get())
+        let takes_nothing = is_long(self.taken.get());
+        let open = self.open.get();
+        let Some(told) = self.told.get().filter(|_| open == 0) else {
+            // One stream may well be left alone for a while, as by who pauses a film; then the others go on.
+            let stuck = self.given.borrow().iter().filter(|given| is_stuck(given)).count();
+            return stuck > 0 && stuck >= open && takes_nothing;
+        };
+        // A stream is over here once h2 has the last of it, and h2 doesn't tell when that has left. Who sends PINGs takes
+        // something as often as it likes.
+        self.served.get() == 0 || takes_nothing || now.saturating_duration_since(told) >= LEAVE * patience
     }
 }
 
@@ -233,7 +242,7 @@ impl Drop for Open {
         streams.open.set(streams.open.get() - 1);
         if streams.open.get() == 0 {
             let keep_alive = streams.client.arrival.listener.limits.keep_alive;
-            streams.idle.set(if streams.leaving.get() { LOOK } else { keep_alive });
+            streams.idle.set(if streams.told.get().is_some() { LOOK } else { keep_alive });
         }
     }
 }
