@@ -1,12 +1,12 @@
 //! HTTP/2: real clients, and what an attacker can do with it.
 
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::python::{self, Python};
-use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, output};
+use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, raw_origin, read_message};
 
 fn curl(proxy: &Proxy, args: &[&str]) -> String {
     let mut curl = Command::new("curl");
@@ -263,6 +263,30 @@ fn made_resets_end_the_connection() {
 }
 
 #[test]
+fn trailers_are_the_end_of_a_response() {
+    let connections = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = connections.clone();
+    let origin = raw_origin(move |mut stream| {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while read_message(&mut reader).is_some() {
+            let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-After: all\r\n\r\n";
+            stream.write_all(answer).unwrap();
+        }
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", "").replace("workers = 2", "workers = 1"));
+    let mut client = Raw::connect(&proxy);
+    // More than may be given up before their end.
+    for stream in (1..1_000).step_by(2) {
+        assert!(client.request(stream));
+        let is_end = |frame: &Frame| frame.stream > 0 && frame.flags & END_STREAM != 0;
+        let end = client.until(|frame| is_end(frame) || frame.kind == GOAWAY);
+        assert_eq!((end.kind, end.stream), (HEADERS, stream));
+    }
+    assert_eq!(connections.load(std::sync::atomic::Ordering::Relaxed), 1, "it is kept");
+}
+
+#[test]
 fn endless_continuations_end_the_connection() {
     // CVE-2024-27316.
     let proxy = Proxy::start(&manifest(&echo(), "", ""));
@@ -354,7 +378,7 @@ fn the_last_response_reaches_a_client_that_has_more_to_say() {
 fn the_last_response_reaches_a_client_that_takes_it_slowly() {
     const LENGTH: usize = 90_000;
     let sized = origin(|_| ok(&"x".repeat(LENGTH)));
-    let proxy = limited(&sized, "requests = 1", "");
+    let proxy = limited(&sized, "requests = 1, send-timeout = \"1s\"", "");
     let mut client = Raw::connect(&proxy);
     client.request(1);
     let mut got = 0;
@@ -389,7 +413,7 @@ fn a_client_that_is_told_to_go_may_not_stay() {
     let answered = answered.count();
     assert!((2..20).contains(&answered), "{answered}");
 
-    // Nor may one that has no requests any more and takes the answers to its PINGs.
+    // Nor may one that has no requests any more and takes the answers to its PINGs, some KiB of them in each second.
     let mut client = Raw::connect(&proxy);
     client.request(1);
     client.request(3);
@@ -397,7 +421,7 @@ fn a_client_that_is_told_to_go_may_not_stay() {
     let began = Instant::now();
     while client.send(PING, 0, 0, &[0; 8]) && client.frame().is_some() {
         assert!(began.elapsed() < PATIENCE, "the proxy closes");
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

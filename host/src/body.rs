@@ -111,7 +111,12 @@ impl Body for UpstreamBody {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(_) => lease.step.clear(),
         }
-        if let Poll::Ready(None) = frame {
+        if let Poll::Ready(Some(Ok(last))) = &frame
+            && last.is_trailers()
+        {
+            // Nobody asks for more after them.
+            self.end();
+        } else if let Poll::Ready(None) = frame {
             // A stream of HTTP/2 that was reset without an error just ends: that is also how an endpoint waves off the
             // rest of a request (RFC 9113 §8.1), so only a length can tell.
             if lease.connection.version() == Version::HTTP_2 && content.size_hint().lower() > 0 {

@@ -42,14 +42,15 @@ const SEND_BUFFER: usize = 64 << 10;
 /// Streams are looked at this often for clients that take nothing.
 const LOOK: Duration = Duration::from_secs(5);
 /// A client that was told to go, and has no streams any more, may stay for so many times the send-timeout.
-const LEAVE: u32 = 4;
+const LEAVE: u32 = 10;
 /// Streams that the client has reset before they were begun; beyond, the connection is closed (CVE-2023-44487).
 const PENDING_RESETS: usize = 20;
 /// Streams that the client has reset while they were served, which h2 doesn't count; beyond, it is told to go, and
 /// beyond twice as many the connection is closed. Browsers that leave a page reset tens.
 const ABORTED: usize = 200;
-/// So many of them are forgotten at each look: ten in a second are nobody's attack.
+/// So many of them are forgotten after each such time: ten in a second are nobody's attack.
 const FORGIVEN: usize = 50;
+const FORGIVING: Duration = Duration::from_secs(5);
 /// More than answers to some PINGs.
 const SOMETHING: u64 = 1 << 10;
 /// Streams that were reset since the client broke a rule; beyond, the connection is closed (CVE-2025-8671).
@@ -69,6 +70,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         served: Cell::new(0),
         told: Cell::new(None),
         aborted: Cell::new(0),
+        forgiven: Cell::new(taken.get()),
         taken,
         given: RefCell::default(),
     });
@@ -114,10 +116,12 @@ struct Streams {
     idle: Deadline,
     open: Cell<usize>,
     served: Cell<usize>,
-    /// When the client was told to go.
+    /// When the client was told to go, or had its last stream after that.
     told: Cell<Option<Instant>>,
     /// Those that the client has given up before their end, not long ago.
     aborted: Cell<usize>,
+    /// When some of them were last forgotten.
+    forgiven: Cell<Instant>,
     /// When the client last took something.
     taken: Rc<Cell<Instant>>,
     /// Since when what was given to each stream waits for the client to take it.
@@ -192,6 +196,17 @@ impl Streams {
         given
     }
 
+    /// The client has given up a stream.
+    fn abort(&self) {
+        let now = self.client.clock.now();
+        let mut aborted = self.aborted.get();
+        if now.saturating_duration_since(self.forgiven.get()) >= FORGIVING {
+            self.forgiven.set(now);
+            aborted = aborted.saturating_sub(FORGIVEN);
+        }
+        self.aborted.set(aborted + 1);
+    }
+
     /// Whether no stream should begin any more.
     fn is_over(&self) -> bool {
         let limits = &self.client.arrival.listener.limits;
@@ -215,7 +230,6 @@ impl Streams {
             return false;
         }
         self.idle.set(LOOK);
-        self.aborted.set(self.aborted.get().saturating_sub(FORGIVEN));
         let now = self.client.clock.now();
         let patience = limits.send_timeout;
         let is_long = |since: Instant| now.saturating_duration_since(since) >= patience;
@@ -237,12 +251,17 @@ impl Drop for Open {
     fn drop(&mut self) {
         let streams = &self.streams;
         if !self.is_whole.get() {
-            streams.aborted.set(streams.aborted.get() + 1);
+            streams.abort();
         }
         streams.open.set(streams.open.get() - 1);
-        if streams.open.get() == 0 {
-            let keep_alive = streams.client.arrival.listener.limits.keep_alive;
-            streams.idle.set(if streams.told.get().is_some() { LOOK } else { keep_alive });
+        if streams.open.get() > 0 {
+            return;
+        }
+        if streams.told.get().is_some() {
+            streams.told.set(Some(streams.client.clock.now()));
+            streams.idle.set(LOOK);
+        } else {
+            streams.idle.set(streams.client.arrival.listener.limits.keep_alive);
         }
     }
 }
@@ -262,7 +281,12 @@ impl Body for Streamed {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = Pin::new(&mut self.outgoing).poll_frame(cx);
         // What fails here is not the client's doing.
-        if let (Poll::Ready(None | Some(Err(_))), Some(open)) = (&frame, &self.open) {
+        let is_last = match &frame {
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
+            Poll::Ready(_) => true,
+            Poll::Pending => false,
+        };
+        if let Some(open) = self.open.as_ref().filter(|_| is_last) {
             open.is_whole.set(true);
         }
         // The next is asked for once this one has been taken.
