@@ -25,10 +25,13 @@ use crate::passage::BodyError;
 use crate::tcp::Tcp;
 use crate::upload::Upload;
 
+use metered::Metered;
+
 mod client_io;
 mod gathered;
 pub mod http1;
 pub mod http2;
+pub mod metered;
 mod patient;
 mod session;
 mod tunnel;
@@ -40,6 +43,11 @@ const LINGER: Duration = Duration::from_secs(2);
 /// What carries a client's connection.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// How many bytes have left it, where its writes don't tell.
+    fn left(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Who is served, and by what.
@@ -104,9 +112,13 @@ impl Transport for UnixStream {
 }
 
 /// What rustls has deciphered has been read by the time that a connection rests.
-impl<T: Transport> Transport for Box<TlsStream<T>> {
+impl<T: Transport> Transport for Box<TlsStream<Metered<T>>> {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_ref().0.poll_read_ready(cx)
+        self.get_ref().0.socket.poll_read_ready(cx)
+    }
+
+    fn left(&self) -> Option<u64> {
+        Some(self.get_ref().0.left)
     }
 }
 

@@ -32,7 +32,7 @@ pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Futur
     let scanner = Scanner::new(client.arrival.listener.limits.framing);
     let session = Session::new(client);
     let (send, patience) = (session.send.clone(), session.client.arrival.listener.limits.send_timeout);
-    let io = Patient { socket: stream, ahead, send, patience };
+    let io = Patient::new(stream, ahead, send, patience);
     let io = ClientIo { io, scanner, session: session.clone() };
     // A closure, whose future hyper keeps in place: a boxed one would be one more allocation for each request.
     let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));

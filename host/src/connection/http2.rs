@@ -61,8 +61,8 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
     let [idle, send, linger] = client.clock.deadlines();
     let taken = Rc::new(Cell::new(client.clock.now()));
-    let io = Patient { socket: stream, ahead, send, patience: limits.send_timeout };
-    let io = Gathered::new(StreamsIo { io, sent: 0, taken: taken.clone(), linger, allowance: None });
+    let io = Patient::new(stream, ahead, send, limits.send_timeout);
+    let io = Gathered::new(StreamsIo { io, sent: 0, noted: 0, taken: taken.clone(), linger, allowance: None });
     let streams = Rc::new(Streams {
         client,
         idle,
@@ -382,8 +382,10 @@ fn not_switched() -> Error {
 /// A socket that notes when the client takes something.
 struct StreamsIo<T> {
     io: Patient<T>,
-    /// Bytes since that was last noted.
+    /// Bytes that were written to it.
     sent: u64,
+    /// How many had left when that was last noted.
+    noted: u64,
     taken: Rc<Cell<Instant>>,
     /// For the client to close its side too.
     linger: Deadline,
@@ -391,26 +393,31 @@ struct StreamsIo<T> {
     allowance: Option<usize>,
 }
 
-impl<T> StreamsIo<T> {
+impl<T: Transport> StreamsIo<T> {
     fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(length)) = written {
             self.sent += length as u64;
         }
-        if self.sent > SOMETHING {
-            self.sent = 0;
+        self.note();
+        written
+    }
+
+    fn note(&mut self) {
+        let left = self.io.socket.left().unwrap_or(self.sent);
+        if left - self.noted > SOMETHING {
+            self.noted = left;
             self.taken.set(self.linger.clock().now());
         }
-        written
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for StreamsIo<T> {
+impl<T: Transport> AsyncRead for StreamsIo<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buffer)
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
+impl<T: Transport> AsyncWrite for StreamsIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
         self.count(written)
@@ -430,7 +437,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for StreamsIo<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.note();
+        flushed
     }
 
     /// The end of HTTP. The client's is listened to for a while: a socket that is closed with something unread, or that

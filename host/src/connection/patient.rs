@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::Transport;
 use crate::clock::Deadline;
 
 /// A socket with some patience.
@@ -18,11 +19,23 @@ pub struct Patient<T> {
     pub ahead: Bytes,
     /// For the client to take something.
     pub send: Deadline,
-    pub patience: Duration,
+    patience: Duration,
+    /// How much of what TLS had in hand had left when that was last looked at.
+    left: u64,
 }
 
-impl<T> Patient<T> {
-    fn sent<R>(&self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+impl<T: Transport> Patient<T> {
+    pub fn new(socket: T, ahead: Bytes, send: Deadline, patience: Duration) -> Self {
+        Patient { socket, ahead, send, patience, left: 0 }
+    }
+
+    fn sent<R>(&mut self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        if written.is_pending()
+            && let Some(left) = self.socket.left().filter(|left| *left > self.left)
+        {
+            self.left = left;
+            self.send.clear();
+        }
         match written {
             Poll::Pending if self.send.is_late(self.patience, cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
@@ -34,7 +47,7 @@ impl<T> Patient<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
+impl<T: Transport> AsyncRead for Patient<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
             return Pin::new(&mut self.socket).poll_read(cx, buffer);
@@ -45,7 +58,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
+impl<T: Transport> AsyncWrite for Patient<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
         self.sent(cx, written)
@@ -71,5 +84,67 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::clock::{Clock, TICK};
+
+    /// TLS that has something in hand, of which so many bytes have left.
+    struct Slow(DuplexStream, u64);
+
+    impl AsyncRead for Slow {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buffer)
+        }
+    }
+
+    impl AsyncWrite for Slow {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl Transport for Slow {
+        fn poll_read_ready(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn left(&self) -> Option<u64> {
+            Some(self.1)
+        }
+    }
+
+    #[test]
+    fn a_client_that_takes_a_little_of_what_tls_has_in_hand_is_waited_for() {
+        let (clock, cx) = (Clock::new(), &mut Context::from_waker(Waker::noop()));
+        let [send] = clock.deadlines();
+        let mut io = Patient::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, TICK);
+        let mut flush = |left| {
+            // Time is the subject.
+            std::thread::sleep(3 * TICK);
+            clock.tick();
+            io.socket.1 = left;
+            Pin::new(&mut io).poll_flush(cx)
+        };
+        assert!(flush(1).is_pending());
+        assert!(flush(2).is_pending());
+        assert!(flush(3).is_pending());
+        let Poll::Ready(Err(error)) = flush(3) else { panic!("it took nothing") };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }
