@@ -242,6 +242,23 @@ fn a_folder_that_is_a_link_may_lead_elsewhere() {
 }
 
 #[test]
+fn a_file_that_is_newly_included_may_be_mended() {
+    let (origin, folder) = (echo(), tempfile::tempdir().unwrap());
+    std::fs::create_dir(folder.path().join("sites")).unwrap();
+    let text = version(&origin, 1);
+    let proxy = Proxy::start_in(folder.path(), &text);
+    let (shared, route) = text.split_at(text.find("[[route]]").unwrap());
+    let including = format!("include = [\"sites/app.toml\"]\n{shared}");
+    std::fs::write(folder.path().join("plugway.toml"), including).unwrap();
+    proxy.wait_log("not reloaded");
+    let site = folder.path().join("sites/app.toml");
+    std::fs::write(&site, "[[route").unwrap();
+    proxy.wait_log("not reloaded");
+    std::fs::write(&site, route.replace("\"1\"", "\"2\"")).unwrap();
+    until("version 2 is served", || proxy.get("/", "").field("x-version") == Some("2"));
+}
+
+#[test]
 fn a_folder_may_be_put_in_the_place_of_another() {
     let (origin, folder) = (echo(), tempfile::tempdir().unwrap());
     let (sites, next) = (folder.path().join("sites"), folder.path().join("next"));

@@ -169,7 +169,7 @@ impl Assembly {
         let store = draft.store(files, &store_limits);
         let Draft { problems, bindings, used, .. } = draft;
         let router = match router {
-            Ok(router) if problems.0.is_empty() => router,
+            Ok(router) if problems.list.is_empty() => router,
             _ => return Err(problems),
         };
         self.plugins.retain(|digest, _| used.contains(digest));

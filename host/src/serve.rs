@@ -156,8 +156,8 @@ impl Reloader {
                 self.watch.follow(files);
                 self.watch.differs(files)
             }
-            Err(_) => {
-                self.watch.follow_again();
+            Err(problems) => {
+                self.watch.follow_too(&problems.files);
                 true
             }
         }

@@ -44,6 +44,8 @@ struct Wanted {
     named: BTreeSet<PathBuf>,
     /// The folders of their patterns.
     patterns: BTreeSet<PathBuf>,
+    /// What was looked for besides, the last time that it couldn't all be read.
+    tried: BTreeSet<PathBuf>,
     /// Where all these files lie, and the folders and links on the way.
     files: BTreeSet<PathBuf>,
     /// Any file here counts: a pattern may match it.
@@ -63,8 +65,14 @@ impl Watch {
         self.follow_again();
     }
 
+    /// Watches these besides: they are looked for in vain, or make no sense yet.
+    pub fn follow_too(&mut self, files: &[PathBuf]) {
+        self.wanted.tried = files.iter().filter_map(|file| std::path::absolute(file).ok()).collect();
+        self.follow_again();
+    }
+
     /// Watches the same files where they lie now: links may lead elsewhere.
-    pub fn follow_again(&mut self) {
+    fn follow_again(&mut self) {
         self.wanted.find();
         if let Some(folders) = &mut self.folders {
             let parents = self.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
@@ -138,7 +146,7 @@ impl Wanted {
 
     /// Finds where it all lies. A folder has one name, or its events come under the other.
     fn find(&mut self) {
-        let given = || self.manifests.iter().chain(&self.named).chain(&self.patterns);
+        let given = || self.manifests.iter().chain(&self.named).chain(&self.patterns).chain(&self.tried);
         self.files = given().flat_map(|path| self.way(path)).collect();
         self.folders = self.patterns.iter().filter_map(|folder| folder.canonicalize().ok()).collect();
     }

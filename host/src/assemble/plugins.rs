@@ -33,7 +33,7 @@ impl Assembly {
 
 impl Draft<'_> {
     pub(super) fn bind(&mut self, source: &Arc<Source>, name: &str, plugin: &manifest::Plugin) -> Option<usize> {
-        let before = self.problems.0.len();
+        let before = self.problems.list.len();
         let limits = self.limits(source, &plugin.limits);
         let on_error = self.on_error(source, plugin.on_error.as_ref());
         let isolation = self.isolation(source, plugin.isolation.as_ref());
@@ -55,7 +55,7 @@ impl Draft<'_> {
                 Err(error) => self.problems.at(source, place.clone(), format!("its schema is not valid: {error}")),
             }
         }
-        if self.problems.0.len() > before {
+        if self.problems.list.len() > before {
             return None;
         }
         match Binding::new(name.into(), loaded.plugin, config.to_string(), limits, on_error, isolation) {

@@ -71,7 +71,7 @@ impl Draft<'_> {
         if let Some(store) = stores.get(&folder).and_then(Weak::upgrade) {
             return store;
         }
-        if self.assembly.is_check || !self.problems.0.is_empty() {
+        if self.assembly.is_check || !self.problems.list.is_empty() {
             return Store::new(limits.memory);
         }
         let store = Store::open(limits).unwrap_or_else(|message| {

@@ -28,12 +28,15 @@ pub fn load(path: &Path) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
                     }
                     Some((included, manifest))
                 })),
-                Err(message) => problems.at(&source, pattern.span(), message),
+                Err(message) => {
+                    problems.files.push(folder.join(pattern.get_ref()));
+                    problems.at(&source, pattern.span(), message);
+                }
             }
         }
         files.insert(0, (source, manifest));
     }
-    if problems.0.is_empty() { Ok(files) } else { Err(problems) }
+    if problems.list.is_empty() { Ok(files) } else { Err(problems) }
 }
 
 /// Takes a manifest that is no file.
@@ -41,7 +44,7 @@ pub fn parse(name: &str, text: String) -> Result<Vec<(Arc<Source>, Manifest)>, P
     let source = Arc::new(Source { path: name.into(), text });
     match toml::from_str(&source.text) {
         Ok(manifest) => Ok(vec![(source, manifest)]),
-        Err(error) => Err(Problems(vec![syntax(&source, &error)])),
+        Err(error) => Err(Problems { list: vec![syntax(&source, &error)], files: Vec::new() }),
     }
 }
 
@@ -51,17 +54,18 @@ pub fn endpoints(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, E
 }
 
 fn read<T: DeserializeOwned>(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, T)> {
+    problems.files.push(path.into());
     let text = std::fs::read_to_string(path);
     let source = Arc::new(Source { path: path.into(), text: text.as_deref().unwrap_or_default().into() });
     if let Err(error) = text {
         let message = format!("the manifest can't be read: {error}");
-        problems.0.push(Problem { source, span: None, message });
+        problems.list.push(Problem { source, span: None, message });
         return None;
     }
     match toml::from_str(&source.text) {
         Ok(manifest) => Some((source, manifest)),
         Err(error) => {
-            problems.0.push(syntax(&source, &error));
+            problems.list.push(syntax(&source, &error));
             None
         }
     }

@@ -24,12 +24,16 @@ pub struct Problem {
 
 /// All mistakes of a manifest.
 #[derive(Debug, Default)]
-pub struct Problems(pub Vec<Problem>);
+pub struct Problems {
+    pub list: Vec<Problem>,
+    /// The files that were looked for, be they there or not: mending one of them may mend it all.
+    pub files: Vec<PathBuf>,
+}
 
 impl Problems {
     /// Notes a mistake at a place.
     pub fn at(&mut self, source: &Arc<Source>, span: Range<usize>, message: impl Into<String>) {
-        self.0.push(Problem { source: source.clone(), span: Some(span), message: message.into() });
+        self.list.push(Problem { source: source.clone(), span: Some(span), message: message.into() });
     }
 }
 
@@ -54,7 +58,7 @@ impl fmt::Display for Problem {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, problem) in self.0.iter().enumerate() {
+        for (at, problem) in self.list.iter().enumerate() {
             write!(f, "{}{problem}", if at == 0 { "" } else { "\n\n" })?;
         }
         Ok(())
