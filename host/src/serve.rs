@@ -34,8 +34,10 @@ pub fn run(load: impl Fn() -> Loaded, cache: Option<&Path>) -> anyhow::Result<()
     let mut assembly = Assembly::new(Runtime::start(cache)?)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     let mut watch = control.block_on(async { Watch::new() });
-    let files = load()?;
-    watch.follow(&files);
+    let mut files = load()?;
+    if watch.follow(&files) {
+        files = load()?;
+    }
     watch.differs(&files);
     let first = assembly.assemble(&files)?;
     first.generation.resize_store();
@@ -71,17 +73,11 @@ pub fn run(load: impl Fn() -> Loaded, cache: Option<&Path>) -> anyhow::Result<()
             Reloader { assembly, publish, outcomes, workers, serial, watch, listeners, keeper, admin, drain };
         loop {
             tokio::select! {
-                _ = hangup.recv() => drop(reloader.reload(load()).await),
-                () = reloader.watch.changed() => {
-                    let loaded = load();
-                    // A file that was touched, or that a command has already told of, is no change.
-                    if reloader.follow(&loaded) {
-                        drop(reloader.take(loaded).await);
-                    }
-                }
+                _ = hangup.recv() => drop(reloader.reload(&load).await),
+                () = reloader.watch.changed() => reloader.reload_changed(&load).await,
                 Some(order) = reloads.recv() => {
                     let order: ReloadOrder = order;
-                    let _ = order.send(reloader.reload(load()).await);
+                    let _ = order.send(reloader.reload(&load).await);
                 }
                 _ = reopen.recv() => {
                     if let Some(log) = &reloader.publish.borrow().access_log {
@@ -143,24 +139,38 @@ struct AdminSeat {
 }
 
 impl Reloader {
-    /// Serves what was loaded.
-    async fn reload(&mut self, loaded: Loaded) -> Result<String, String> {
-        self.follow(&loaded);
+    /// Loads and serves what there is.
+    async fn reload(&mut self, load: &impl Fn() -> Loaded) -> Result<String, String> {
+        let loaded = self.load(load);
+        self.is_other(&loaded);
         self.take(loaded).await
     }
 
-    /// Watches what was loaded. Whether it is other than what was loaded before.
-    fn follow(&mut self, loaded: &Loaded) -> bool {
-        match loaded {
-            Ok(files) => {
-                self.watch.follow(files);
-                self.watch.differs(files)
-            }
-            Err(problems) => {
-                self.watch.follow_too(&problems.files);
-                true
-            }
+    /// The same if it is other than what was loaded before: a file that was touched, or that a command has already told of,
+    /// is no change.
+    async fn reload_changed(&mut self, load: &impl Fn() -> Loaded) {
+        let loaded = self.load(load);
+        if self.is_other(&loaded) {
+            let _ = self.take(loaded).await;
         }
+    }
+
+    /// Loads what there is, and watches it.
+    fn load(&mut self, load: &impl Fn() -> Loaded) -> Loaded {
+        let mut follow = |loaded: &Loaded| match loaded {
+            Ok(files) => self.watch.follow(files),
+            Err(problems) => self.watch.follow_too(&problems.files),
+        };
+        let mut loaded = load();
+        if follow(&loaded) {
+            loaded = load();
+            follow(&loaded);
+        }
+        loaded
+    }
+
+    fn is_other(&mut self, loaded: &Loaded) -> bool {
+        loaded.as_ref().map_or(true, |files| self.watch.differs(files))
     }
 
     /// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.

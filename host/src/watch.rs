@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[cfg(not(target_os = "linux"))]
 use elsewhere::Folders;
@@ -21,6 +21,9 @@ mod linux;
 /// Editors and builds write in bursts: a change counts once nothing has followed it for so long.
 const SETTLED: Duration = Duration::from_millis(150);
 
+/// Something may change all the time, as a log among the manifests: that is no reason to wait for ever.
+const SURELY_SETTLED: Duration = Duration::from_secs(3);
+
 /// As many as Linux follows.
 const MOST_LINKS: usize = 40;
 
@@ -29,8 +32,8 @@ pub struct Watch {
     /// None where the system can't watch; then only SIGHUP and the admin listener reload.
     folders: Option<Folders>,
     wanted: Wanted,
-    /// Something has changed, and what follows it is waited for.
-    is_unsettled: bool,
+    /// Since when something has changed, and what follows it is waited for.
+    unsettled: Option<Instant>,
     seen: Option<blake3::Hash>,
 }
 
@@ -56,28 +59,28 @@ impl Watch {
     /// Watches nothing yet. Within a runtime.
     pub fn new() -> Self {
         let folders = Folders::new().inspect_err(|error| tracing::warn!(%error, "files are not watched"));
-        Watch { folders: folders.ok(), wanted: Wanted::default(), is_unsettled: false, seen: None }
+        Watch { folders: folders.ok(), wanted: Wanted::default(), unsettled: None, seen: None }
     }
 
-    /// Watches these files, and those that they name, from now on.
-    pub fn follow(&mut self, files: &[(Arc<Source>, Manifest)]) {
+    /// Watches these files, and those that they name, from now on. Whether they may have changed since they were read,
+    /// as nobody watched all of them.
+    pub fn follow(&mut self, files: &[(Arc<Source>, Manifest)]) -> bool {
         self.wanted = Wanted::of(files);
-        self.follow_again();
+        self.follow_again()
     }
 
-    /// Watches these besides: they are looked for in vain, or make no sense yet.
-    pub fn follow_too(&mut self, files: &[PathBuf]) {
+    /// The same with these besides: they are looked for in vain, or make no sense yet.
+    pub fn follow_too(&mut self, files: &[PathBuf]) -> bool {
         self.wanted.tried = files.iter().filter_map(|file| std::path::absolute(file).ok()).collect();
-        self.follow_again();
+        self.follow_again()
     }
 
     /// Watches the same files where they lie now: links may lead elsewhere.
-    fn follow_again(&mut self) {
+    fn follow_again(&mut self) -> bool {
         self.wanted.find();
-        if let Some(folders) = &mut self.folders {
-            let parents = self.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
-            folders.keep(&parents.chain(self.wanted.folders.iter().cloned()).collect());
-        }
+        let Some(folders) = &mut self.folders else { return false };
+        let parents = self.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
+        folders.keep(&parents.chain(self.wanted.folders.iter().cloned()).collect())
     }
 
     /// Whether the contents are others than at the last call.
@@ -95,21 +98,26 @@ impl Watch {
 
     /// Waits for a change that has settled. May be dropped at any time; no change is lost by that.
     pub async fn changed(&mut self) {
-        let Watch { folders: Some(folders), wanted, is_unsettled, .. } = self else {
+        let Watch { folders: Some(folders), wanted, unsettled, .. } = self else {
             return std::future::pending().await;
         };
         loop {
             let changed = folders.changed(|path| wanted.concerns(path));
-            let more = if *is_unsettled { tokio::time::timeout(SETTLED, changed).await } else { Ok(changed.await) };
+            let more = match unsettled {
+                Some(since) => tokio::time::timeout(SETTLED, changed).await.map(|changed| (changed, since.elapsed())),
+                None => Ok((changed.await, Duration::ZERO)),
+            };
             match more {
-                Ok(Ok(())) => *is_unsettled = true,
-                Ok(Err(error)) => {
+                Ok((Ok(()), waited)) if waited < SURELY_SETTLED => {
+                    *unsettled = unsettled.or_else(|| Some(Instant::now()))
+                }
+                Ok((Err(error), _)) => {
                     tracing::warn!(%error, "files are no longer watched");
                     self.folders = None;
                     return std::future::pending().await;
                 }
-                Err(_) => {
-                    *is_unsettled = false;
+                _ => {
+                    *unsettled = None;
                     return;
                 }
             }
@@ -120,9 +128,9 @@ impl Watch {
 impl Wanted {
     fn of(files: &[(Arc<Source>, Manifest)]) -> Self {
         let mut wanted = Wanted::default();
-        for (source, manifest) in files {
+        for (source, manifest) in files.iter().filter(|(source, _)| source.is_file) {
             let Ok(path) = std::path::absolute(&source.path) else { continue };
-            let Some(folder) = path.parent().filter(|_| path.is_file()) else { continue };
+            let Some(folder) = path.parent() else { continue };
             let inline = manifest.route.iter().flat_map(|route| &route.get_ref().plugins);
             let inline = inline.filter_map(|plugin| match plugin.get_ref() {
                 PluginRef::Inline(plugin) => Some(&**plugin),
@@ -216,9 +224,37 @@ mod tests {
             () = watch.changed() => unreachable!("it had no time to settle"),
             () = tokio::task::yield_now() => {}
         }
-        assert!(watch.is_unsettled);
+        assert!(watch.unsettled.is_some());
         tokio::time::timeout(SOON, watch.changed()).await.unwrap();
         tokio::time::timeout(SETTLED * 2, watch.changed()).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn what_changes_all_the_time_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("plugway.toml");
+        let mut watch = watch(&file);
+        let writing = async {
+            loop {
+                std::fs::write(&file, "").unwrap();
+                tokio::time::sleep(SETTLED / 3).await;
+            }
+        };
+        tokio::select! {
+            () = writing => {}
+            settled = tokio::time::timeout(SOON, watch.changed()) => settled.unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_was_not_watched_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = watch(&folder.path().join("plugway.toml"));
+        assert!(!watch.follow_again());
+        assert!(!watch.follow_too(&[folder.path().join("site.toml")]));
+        std::fs::create_dir(folder.path().join("sites")).unwrap();
+        assert!(watch.follow_too(&[folder.path().join("sites/site.toml")]));
+        assert!(!watch.follow_again());
     }
 
     #[tokio::test]

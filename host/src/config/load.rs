@@ -41,7 +41,7 @@ pub fn load(path: &Path) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
 
 /// Takes a manifest that is no file.
 pub fn parse(name: &str, text: String) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
-    let source = Arc::new(Source { path: name.into(), text });
+    let source = Arc::new(Source { path: name.into(), text, is_file: false });
     match toml::from_str(&source.text) {
         Ok(manifest) => Ok(vec![(source, manifest)]),
         Err(error) => Err(Problems { list: vec![syntax(&source, &error)], files: Vec::new() }),
@@ -56,7 +56,8 @@ pub fn endpoints(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, E
 fn read<T: DeserializeOwned>(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, T)> {
     problems.files.push(path.into());
     let text = std::fs::read_to_string(path);
-    let source = Arc::new(Source { path: path.into(), text: text.as_deref().unwrap_or_default().into() });
+    let content = text.as_deref().unwrap_or_default().into();
+    let source = Arc::new(Source { path: path.into(), text: content, is_file: true });
     if let Err(error) = text {
         let message = format!("the manifest can't be read: {error}");
         problems.list.push(Problem { source, span: None, message });

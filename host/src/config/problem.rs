@@ -10,6 +10,8 @@ use std::sync::Arc;
 pub struct Source {
     pub path: PathBuf,
     pub text: String,
+    /// Not a text that was made by this program, and has a name instead of a path.
+    pub is_file: bool,
 }
 
 /// One mistake.

@@ -14,7 +14,7 @@ pub struct Folders {
     watcher: RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
     changed: mpsc::Receiver<Vec<PathBuf>>,
-    /// Whether there was more than there is room for, which may be anything.
+    /// Whether there was more than was told, which may be anything.
     overflowed: Arc<AtomicBool>,
 }
 
@@ -29,17 +29,23 @@ impl Folders {
         let overflow = overflowed.clone();
         let notice = move |event: notify::Result<Event>| {
             let Ok(event) = event else { return };
-            let changes = matches!(event.kind, EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_));
-            if changes && sender.try_send(event.paths).is_err() {
+            if event.need_rescan() {
                 overflow.store(true, Ordering::Relaxed);
+            } else if !matches!(event.kind, EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_)) {
+                return;
+            }
+            if sender.try_send(event.paths).is_err() {
+                overflow.store(true, Ordering::Relaxed);
+                // Should there be room by now, then nobody has seen that.
+                let _ = sender.try_send(Vec::new());
             }
         };
         let watcher = notify::recommended_watcher(notice).map_err(io::Error::other)?;
         Ok(Folders { watcher, watched: BTreeSet::new(), changed, overflowed })
     }
 
-    /// Watches these from now on, and no others.
-    pub fn keep(&mut self, folders: &BTreeSet<PathBuf>) {
+    /// Watches these from now on, and no others. Whether there are new ones among them.
+    pub fn keep(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
         for gone in self.watched.difference(folders) {
             let _ = self.watcher.unwatch(gone);
         }
@@ -48,7 +54,9 @@ impl Folders {
                 tracing::warn!(%error, folder = %new.display(), "not watched");
             }
         }
+        let are_new = !folders.is_subset(&self.watched);
         self.watched.clone_from(folders);
+        are_new
     }
 
     /// Waits until a file changes that is of concern. May be dropped at any time.

@@ -35,8 +35,8 @@ impl Folders {
         Ok(Folders { events: Inotify::init()?.into_event_stream([0; ROOM])?, watched: HashMap::new() })
     }
 
-    /// Watches these from now on, and no others.
-    pub fn keep(&mut self, folders: &BTreeSet<PathBuf>) {
+    /// Watches these from now on, and no others. Whether there are new ones among them.
+    pub fn keep(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
         let mut watched = HashMap::new();
         for folder in folders {
             // One that is watched already has its descriptor; one that was put in the place of another has a new one.
@@ -45,11 +45,13 @@ impl Folders {
                 Err(error) => tracing::warn!(%error, folder = %folder.display(), "not watched"),
             }
         }
+        let are_new = watched.keys().any(|descriptor| !self.watched.contains_key(descriptor));
         for (descriptor, _) in std::mem::replace(&mut self.watched, watched) {
             if !self.watched.contains_key(&descriptor) {
                 let _ = self.events.watches().remove(descriptor);
             }
         }
+        are_new
     }
 
     /// Waits until a file changes that is of concern. May be dropped at any time.
