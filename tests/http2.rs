@@ -378,7 +378,7 @@ fn the_last_response_reaches_a_client_that_has_more_to_say() {
 fn the_last_response_reaches_a_client_that_takes_it_slowly() {
     const LENGTH: usize = 90_000;
     let sized = origin(|_| ok(&"x".repeat(LENGTH)));
-    let proxy = limited(&sized, "requests = 1, send-timeout = \"1s\"", "");
+    let proxy = limited(&sized, "requests = 1, send-timeout = \"2s\"", "");
     let mut client = Raw::connect(&proxy);
     client.request(1);
     let mut got = 0;

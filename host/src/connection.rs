@@ -25,7 +25,7 @@ use crate::passage::BodyError;
 use crate::tcp::Tcp;
 use crate::upload::Upload;
 
-use metered::Metered;
+use self::metered::Metered;
 
 mod client_io;
 mod gathered;
@@ -44,8 +44,8 @@ const LINGER: Duration = Duration::from_secs(2);
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// How many bytes have left it, where its writes don't tell.
-    fn left(&self) -> Option<u64> {
+    /// How many bytes have departed from it, where its writes don't tell.
+    fn departed(&self) -> Option<u64> {
         None
     }
 }
@@ -117,8 +117,8 @@ impl<T: Transport> Transport for Box<TlsStream<Metered<T>>> {
         self.get_ref().0.socket.poll_read_ready(cx)
     }
 
-    fn left(&self) -> Option<u64> {
-        Some(self.get_ref().0.left)
+    fn departed(&self) -> Option<u64> {
+        Some(self.get_ref().0.departed)
     }
 }
 

@@ -76,7 +76,13 @@ pub async fn forward(
     let kept = if upstream.retry.may_repeat(&head.request.method) { upstream.retry.buffer } else { 0 };
     let content = RefCell::new(Content::new(body, kept));
     let mut attempts = Attempts::new(running, place, step.clock().now());
-    let mut next = attempts.next(head, step, 0)?;
+    let refused = |error: Error| {
+        if error.kind == Kind::LimitReached {
+            upstream.live.events.overflows.fetch_add(1, Ordering::Relaxed);
+        }
+        error
+    };
+    let mut next = attempts.next(head, step, 0).map_err(refused)?;
     loop {
         let Next { seat, edits, flight } = next;
         attempts.pause(&seat).await;
@@ -92,12 +98,12 @@ pub async fn forward(
             let in_hand = outcome.is_ok().into();
             // Where there is nobody to ask, what came of this one is what the client gets.
             if let Ok(another) = attempts.next(head, step, in_hand) {
-                upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
+                attempts.again(now);
                 next = another;
                 continue;
             }
         }
-        let Answer { response, lease } = outcome.map_err(|failure| failure.error)?;
+        let Answer { response, lease } = outcome.map_err(|failure| refused(failure.error))?;
         let empty = content.borrow().is_empty();
         // What is kept of it is of no use any more, and stands for content that isn't all sent.
         drop(content);
@@ -138,9 +144,6 @@ impl<'a> Attempts<'a> {
                 }
             }
             Err(failure) if failure.error.kind.blames_endpoint() => seat.failed(took, now),
-            Err(failure) if failure.error.kind == Kind::LimitReached => {
-                self.upstream.live.events.overflows.fetch_add(1, Ordering::Relaxed);
-            }
             Err(_) => {}
         }
     }
@@ -166,11 +169,17 @@ impl<'a> Attempts<'a> {
         if self.tried.len() >= retry.retries as usize {
             return false;
         }
-        let allowed = self.running.upstreams[self.place].budget.borrow_mut().retry(retry.budget, now);
+        let allowed = self.running.upstreams[self.place].budget.borrow_mut().allows(retry.budget, now);
         if !allowed {
             self.upstream.live.events.retries_denied.fetch_add(1, Ordering::Relaxed);
         }
         allowed
+    }
+
+    /// Takes note of a retry that is made.
+    fn again(&self, now: Instant) {
+        self.running.upstreams[self.place].budget.borrow_mut().retry(now);
+        self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits before an endpoint is asked once more that has just failed.

@@ -27,18 +27,18 @@ use crate::watch::Watch;
 use crate::worker::{self, Orders, SocketOrder};
 
 type Files = Vec<(Arc<Source>, Manifest)>;
-type Loaded = Result<Files, Problems>;
 
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
-pub fn run(load: impl Fn() -> Loaded, cache: Option<&Path>) -> anyhow::Result<()> {
+pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
     let mut assembly = Assembly::new(Runtime::start(cache)?)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     let mut watch = control.block_on(async { Watch::new() });
     let mut files = load()?;
     if watch.follow(&files) {
         files = load()?;
+        watch.follow(&files);
     }
-    watch.differs(&files);
+    watch.note(&files);
     let first = assembly.assemble(&files)?;
     first.generation.resize_store();
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -140,24 +140,23 @@ struct AdminSeat {
 
 impl Reloader {
     /// Loads and serves what there is.
-    async fn reload(&mut self, load: &impl Fn() -> Loaded) -> Result<String, String> {
-        let loaded = self.load(load);
-        self.is_other(&loaded);
+    async fn reload(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
+        let (loaded, _) = self.load(load);
         self.take(loaded).await
     }
 
-    /// The same if it is other than what was loaded before: a file that was touched, or that a command has already told of,
-    /// is no change.
-    async fn reload_changed(&mut self, load: &impl Fn() -> Loaded) {
-        let loaded = self.load(load);
-        if self.is_other(&loaded) {
+    /// The same if it is other than what was loaded before: a file that was touched, or that a command has already told
+    /// of, is no change.
+    async fn reload_changed(&mut self, load: &impl Fn() -> Result<Files, Problems>) {
+        let (loaded, is_other) = self.load(load);
+        if is_other {
             let _ = self.take(loaded).await;
         }
     }
 
-    /// Loads what there is, and watches it.
-    fn load(&mut self, load: &impl Fn() -> Loaded) -> Loaded {
-        let mut follow = |loaded: &Loaded| match loaded {
+    /// Loads what there is, and watches it. Whether it is other than what was loaded before.
+    fn load(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> (Result<Files, Problems>, bool) {
+        let mut follow = |loaded: &Result<Files, Problems>| match loaded {
             Ok(files) => self.watch.follow(files),
             Err(problems) => self.watch.follow_too(&problems.files),
         };
@@ -166,15 +165,12 @@ impl Reloader {
             loaded = load();
             follow(&loaded);
         }
-        loaded
-    }
-
-    fn is_other(&mut self, loaded: &Loaded) -> bool {
-        loaded.as_ref().map_or(true, |files| self.watch.differs(files))
+        let is_other = loaded.as_ref().map_or(true, |files| self.watch.note(files));
+        (loaded, is_other)
     }
 
     /// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.
-    async fn take(&mut self, loaded: Loaded) -> Result<String, String> {
+    async fn take(&mut self, loaded: Result<Files, Problems>) -> Result<String, String> {
         let outcome = self.replace(loaded).await;
         match &outcome {
             Ok(message) => info!("{message}"),
@@ -183,7 +179,7 @@ impl Reloader {
         outcome
     }
 
-    async fn replace(&mut self, loaded: Loaded) -> Result<String, String> {
+    async fn replace(&mut self, loaded: Result<Files, Problems>) -> Result<String, String> {
         let refused = |why: &dyn Display| format!("not reloaded, the old manifest goes on serving:\n{why}");
         let next = self.assemble(loaded).map_err(|problems| refused(&problems))?;
         let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
@@ -210,7 +206,7 @@ impl Reloader {
 
     /// Assembles on a thread of its own: plugins run there, and must find no runtime that they could block, nor anyone
     /// whom they could take along.
-    fn assemble(&mut self, loaded: Loaded) -> Result<Assembled, String> {
+    fn assemble(&mut self, loaded: Result<Files, Problems>) -> Result<Assembled, String> {
         let files = loaded.map_err(|problems| problems.to_string())?;
         let assembly = &mut self.assembly;
         let assembled = std::thread::scope(|scope| scope.spawn(|| assembly.assemble(&files)).join());

@@ -1,7 +1,7 @@
 //! Notices when a file of the manifest, or one that it names (a plugin, a certificate, a page), has changed.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -75,16 +75,19 @@ impl Watch {
         self.follow_again()
     }
 
-    /// Watches the same files where they lie now: links may lead elsewhere.
+    /// Watches the same files where they lie now, as links may lead elsewhere. Whether there are folders that nobody
+    /// watched before.
     fn follow_again(&mut self) -> bool {
+        // What was noticed before has been read by now, and what follows is noticed by itself.
+        self.unsettled = None;
         self.wanted.find();
         let Some(folders) = &mut self.folders else { return false };
         let parents = self.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
         folders.keep(&parents.chain(self.wanted.folders.iter().cloned()).collect())
     }
 
-    /// Whether the contents are others than at the last call.
-    pub fn differs(&mut self, files: &[(Arc<Source>, Manifest)]) -> bool {
+    /// Takes note of the contents. Whether they are others than at the last call.
+    pub fn note(&mut self, files: &[(Arc<Source>, Manifest)]) -> bool {
         let mut digest = blake3::Hasher::new();
         files.iter().for_each(|(source, _)| {
             digest.update(source.text.as_bytes()).update(&[0]);
@@ -162,7 +165,7 @@ impl Wanted {
     /// What may be exchanged on the way to a file: where it stands itself, the folders beside the manifest, the links.
     /// Not folders further up: of what happens among a system's temporary files one would be told too much.
     fn way(&self, path: &Path) -> impl Iterator<Item = PathBuf> {
-        let is_beside = |folder: &&Path| folder.starts_with(&self.home) && *folder != self.home;
+        let is_beside = |folder: &&Path| folder.strip_prefix(&self.home).is_ok_and(leads_down);
         let folders = path.ancestors().skip(1).take_while(is_beside);
         let standing = [path].into_iter().filter(|path| *path != self.home).chain(folders).filter_map(stand);
         standing.chain(links(path))
@@ -171,6 +174,11 @@ impl Wanted {
     fn concerns(&self, path: &Path) -> bool {
         self.files.contains(path) || path.parent().is_some_and(|folder| self.folders.contains(folder))
     }
+}
+
+/// Whether a way from a folder ends within it.
+fn leads_down(way: &Path) -> bool {
+    way != Path::new("") && way.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// Where a file or a link stands, by the one name of its folder.

@@ -197,14 +197,14 @@ impl Streams {
     }
 
     /// The client has given up a stream.
-    fn abort(&self) {
+    fn count_aborted(&self) {
         let now = self.client.clock.now();
-        let mut aborted = self.aborted.get();
-        if now.saturating_duration_since(self.forgiven.get()) >= FORGIVING {
+        let times = now.saturating_duration_since(self.forgiven.get()).as_secs() / FORGIVING.as_secs();
+        if times > 0 {
             self.forgiven.set(now);
-            aborted = aborted.saturating_sub(FORGIVEN);
         }
-        self.aborted.set(aborted + 1);
+        let forgiven = FORGIVEN.saturating_mul(usize::try_from(times).unwrap_or(usize::MAX));
+        self.aborted.set(self.aborted.get().saturating_sub(forgiven) + 1);
     }
 
     /// Whether no stream should begin any more.
@@ -241,8 +241,8 @@ impl Streams {
             let stuck = self.given.borrow().iter().filter(|given| is_stuck(given)).count();
             return stuck > 0 && stuck >= open && takes_nothing;
         };
-        // A stream is over here once h2 has the last of it, and h2 doesn't tell when that has left. Who sends PINGs takes
-        // something as often as it likes.
+        // A stream is over here once h2 has the last of it, and h2 doesn't tell when that has left. Who sends PINGs
+        // takes something as often as it likes.
         self.served.get() == 0 || takes_nothing || now.saturating_duration_since(told) >= LEAVE * patience
     }
 }
@@ -251,7 +251,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         let streams = &self.streams;
         if !self.is_whole.get() {
-            streams.abort();
+            streams.count_aborted();
         }
         streams.open.set(streams.open.get() - 1);
         if streams.open.get() > 0 {
@@ -384,7 +384,7 @@ struct StreamsIo<T> {
     io: Patient<T>,
     /// Bytes that were written to it.
     sent: u64,
-    /// How many had left when that was last noted.
+    /// How many had departed when that was last noted.
     noted: u64,
     taken: Rc<Cell<Instant>>,
     /// For the client to close its side too.
@@ -403,9 +403,9 @@ impl<T: Transport> StreamsIo<T> {
     }
 
     fn note(&mut self) {
-        let left = self.io.socket.left().unwrap_or(self.sent);
-        if left - self.noted > SOMETHING {
-            self.noted = left;
+        let departed = self.io.socket.departed().unwrap_or(self.sent);
+        if departed - self.noted > SOMETHING {
+            self.noted = departed;
             self.taken.set(self.linger.clock().now());
         }
     }

@@ -1,4 +1,4 @@
-//! A socket below TLS, which counts what has left: TLS takes in more than its socket does, and doesn't tell.
+//! A socket below TLS, which counts what departs: TLS takes in more than its socket does, and doesn't tell.
 
 use std::io;
 use std::pin::Pin;
@@ -10,17 +10,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub struct Metered<T> {
     pub socket: T,
     /// Bytes that it has taken.
-    pub left: u64,
+    pub departed: u64,
 }
 
 impl<T> Metered<T> {
     pub fn new(socket: T) -> Self {
-        Metered { socket, left: 0 }
+        Metered { socket, departed: 0 }
     }
 
     fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(length)) = written {
-            self.left += length as u64;
+            self.departed += length as u64;
         }
         written
     }

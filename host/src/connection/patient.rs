@@ -20,20 +20,20 @@ pub struct Patient<T> {
     /// For the client to take something.
     pub send: Deadline,
     patience: Duration,
-    /// How much of what TLS had in hand had left when that was last looked at.
-    left: u64,
+    /// Bytes that had departed when TLS was last waited for.
+    departed: u64,
 }
 
 impl<T: Transport> Patient<T> {
     pub fn new(socket: T, ahead: Bytes, send: Deadline, patience: Duration) -> Self {
-        Patient { socket, ahead, send, patience, left: 0 }
+        Patient { socket, ahead, send, patience, departed: 0 }
     }
 
     fn sent<R>(&mut self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if written.is_pending()
-            && let Some(left) = self.socket.left().filter(|left| *left > self.left)
+            && let Some(departed) = self.socket.departed().filter(|departed| *departed > self.departed)
         {
-            self.left = left;
+            self.departed = departed;
             self.send.clear();
         }
         match written {
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, TICK};
 
-    /// TLS that has something in hand, of which so many bytes have left.
+    /// TLS that has something in hand, of which so many bytes have departed.
     struct Slow(DuplexStream, u64);
 
     impl AsyncRead for Slow {
@@ -124,7 +124,7 @@ mod tests {
             Poll::Pending
         }
 
-        fn left(&self) -> Option<u64> {
+        fn departed(&self) -> Option<u64> {
             Some(self.1)
         }
     }
@@ -134,11 +134,11 @@ mod tests {
         let (clock, cx) = (Clock::new(), &mut Context::from_waker(Waker::noop()));
         let [send] = clock.deadlines();
         let mut io = Patient::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, TICK);
-        let mut flush = |left| {
+        let mut flush = |departed| {
             // Time is the subject.
             std::thread::sleep(3 * TICK);
             clock.tick();
-            io.socket.1 = left;
+            io.socket.1 = departed;
             Pin::new(&mut io).poll_flush(cx)
         };
         assert!(flush(1).is_pending());

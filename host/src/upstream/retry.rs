@@ -125,17 +125,19 @@ impl Budget {
         second.requests = second.requests.saturating_add(1);
     }
 
-    /// Whether another retry is within `percent` of the requests; it is counted if so.
-    pub fn retry(&mut self, percent: u32, now: Instant) -> bool {
+    /// Whether another retry is within `percent` of the requests.
+    pub fn allows(&mut self, percent: u32, now: Instant) -> bool {
         self.second(now);
         let sum = |one: fn(&Second) -> u32| self.seconds.iter().map(|second| u64::from(one(second))).sum::<u64>();
         let (requests, retries) = (sum(|second| second.requests), sum(|second| second.retries));
         let allowed = requests * u64::from(percent) / 100 + u64::from(RESERVE) * WINDOW as u64;
-        let within = percent > 0 && retries < allowed;
-        if within {
-            self.second(now).retries += 1;
-        }
-        within
+        percent > 0 && retries < allowed
+    }
+
+    /// A request is sent once more.
+    pub fn retry(&mut self, now: Instant) {
+        let second = self.second(now);
+        second.retries = second.retries.saturating_add(1);
     }
 
     /// The present second, with those that have passed since the last call emptied.
@@ -189,13 +191,16 @@ mod tests {
         let born = Instant::now();
         let at = |millis| born + Duration::from_millis(millis);
         let mut budget = Budget::new(born);
-        let spend = |budget: &mut Budget, now| (0..10_000).take_while(|_| budget.retry(20, now)).count();
+        let spend = |budget: &mut Budget, now| {
+            let allowed = |_: &u32| budget.allows(20, now).then(|| budget.retry(now)).is_some();
+            (0..10_000).take_while(allowed).count()
+        };
         assert_eq!(spend(&mut budget, at(0)), 100, "the reserve");
         (0..1_000).for_each(|_| budget.request(at(500)));
         assert_eq!(spend(&mut budget, at(900)), 200, "a fifth");
         assert_eq!(spend(&mut budget, at(9_900)), 0, "all spent within the window");
         assert_eq!(spend(&mut budget, at(10_000)), 100, "the first second is forgotten");
         assert_eq!(spend(&mut budget, at(90_000)), 100, "nothing is saved up");
-        assert!(!budget.retry(0, at(200_000)), "no budget, no retry");
+        assert!(!budget.allows(0, at(200_000)), "no budget, no retry");
     }
 }

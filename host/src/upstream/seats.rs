@@ -89,7 +89,6 @@ impl Flight {
     /// A request in flight at an endpoint; none if the upstream has `most` of them.
     pub fn begin(seat: &Rc<Seat>, most: u32) -> Option<Self> {
         if !seat.live.in_flight.begin(most) {
-            seat.live.events.overflows.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         seat.endpoint.in_flight.begin(u32::MAX);

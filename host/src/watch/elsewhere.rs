@@ -44,7 +44,8 @@ impl Folders {
         Ok(Folders { watcher, watched: BTreeSet::new(), changed, overflowed })
     }
 
-    /// Watches these from now on, and no others. Whether there are new ones among them.
+    /// Watches these from now on, and no others. Whether something may have been missed: there are new ones among them,
+    /// or the system has begun anew with all of them.
     pub fn keep(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
         for gone in self.watched.difference(folders) {
             let _ = self.watcher.unwatch(gone);
@@ -54,9 +55,9 @@ impl Folders {
                 tracing::warn!(%error, folder = %new.display(), "not watched");
             }
         }
-        let are_new = !folders.is_subset(&self.watched);
+        let is_other = *folders != self.watched;
         self.watched.clone_from(folders);
-        are_new
+        is_other
     }
 
     /// Waits until a file changes that is of concern. May be dropped at any time.
