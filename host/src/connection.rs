@@ -27,6 +27,7 @@ use crate::upload::Upload;
 
 use self::metered::Metered;
 
+mod aborted;
 mod client_io;
 mod gathered;
 pub mod http1;

@@ -22,6 +22,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::aborted::Aborted;
 use super::gathered::Gathered;
 use super::patient::Patient;
 use super::{Client, LINGER, Outgoing, Transport, tunnel};
@@ -45,12 +46,6 @@ const LOOK: Duration = Duration::from_secs(5);
 const LEAVE: u32 = 10;
 /// Streams that the client has reset before they were begun; beyond, the connection is closed (CVE-2023-44487).
 const PENDING_RESETS: usize = 20;
-/// Streams that the client has reset while they were served, which h2 doesn't count; beyond, it is told to go, and
-/// beyond twice as many the connection is closed. Browsers that leave a page reset tens.
-const ABORTED: usize = 200;
-/// So many of them are forgotten after each such time: ten in a second are nobody's attack.
-const FORGIVEN: usize = 50;
-const FORGIVING: Duration = Duration::from_secs(5);
 /// More than answers to some PINGs.
 const SOMETHING: u64 = 1 << 10;
 /// Streams that were reset since the client broke a rule; beyond, the connection is closed (CVE-2025-8671).
@@ -69,8 +64,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         open: Cell::new(0),
         served: Cell::new(0),
         told: Cell::new(None),
-        aborted: Cell::new(0),
-        forgiven: Cell::new(taken.get()),
+        aborted: Aborted::new(taken.get()),
         taken,
         given: RefCell::default(),
     });
@@ -119,9 +113,7 @@ struct Streams {
     /// When the client was told to go, or had its last stream after that.
     told: Cell<Option<Instant>>,
     /// Those that the client has given up before their end, not long ago.
-    aborted: Cell<usize>,
-    /// When some of them were last forgotten.
-    forgiven: Cell<Instant>,
+    aborted: Aborted,
     /// When the client last took something.
     taken: Rc<Cell<Instant>>,
     /// Since when what was given to each stream waits for the client to take it.
@@ -196,25 +188,11 @@ impl Streams {
         given
     }
 
-    /// The client has given up a stream.
-    fn count_aborted(&self) {
-        let now = self.client.clock.now();
-        let times = now.saturating_duration_since(self.forgiven.get()).as_secs() / FORGIVING.as_secs();
-        if times > 0 {
-            self.forgiven.set(now);
-        }
-        let forgiven = FORGIVEN.saturating_mul(usize::try_from(times).unwrap_or(usize::MAX));
-        self.aborted.set(self.aborted.get().saturating_sub(forgiven) + 1);
-    }
-
     /// Whether no stream should begin any more.
     fn is_over(&self) -> bool {
         let limits = &self.client.arrival.listener.limits;
         let is_idle = self.open.get() == 0 && self.idle.is_met();
-        is_idle
-            || self.aborted.get() > ABORTED
-            || self.served.get() >= limits.requests
-            || self.idle.clock().is_stopping()
+        is_idle || self.aborted.are_many() || self.served.get() >= limits.requests || self.idle.clock().is_stopping()
     }
 
     /// Whether it is time to close: the client takes nothing, be it of its streams or of what was left of them when it
@@ -223,7 +201,7 @@ impl Streams {
         let limits = &self.client.arrival.listener.limits;
         // Those that were under way as it was told to go, and as it heard of that.
         let most = limits.requests.saturating_add(2 * limits.streams as usize);
-        if self.aborted.get() > 2 * ABORTED || self.served.get() > most {
+        if self.aborted.are_too_many() || self.served.get() > most {
             return true;
         }
         if !self.idle.is_met() {
@@ -251,7 +229,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         let streams = &self.streams;
         if !self.is_whole.get() {
-            streams.count_aborted();
+            streams.aborted.note(streams.client.clock.now());
         }
         streams.open.set(streams.open.get() - 1);
         if streams.open.get() > 0 {

@@ -1,0 +1,59 @@
+//! How many streams a client of HTTP/2 has given up while they were served, which h2 doesn't count.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// A count that is forgotten little by little.
+pub struct Aborted {
+    count: Cell<u64>,
+    /// Up to when the time is made up for.
+    forgiven: Cell<Instant>,
+}
+
+/// Beyond, the client is told to go, and beyond twice as many the connection is closed. Browsers that leave a page reset
+/// tens.
+const MOST: u64 = 200;
+
+/// Of each second: so many are nobody's attack.
+const FORGIVEN: u64 = 10;
+
+impl Aborted {
+    pub fn new(now: Instant) -> Self {
+        Aborted { count: Cell::new(0), forgiven: Cell::new(now) }
+    }
+
+    /// One more.
+    pub fn note(&self, now: Instant) {
+        let passed = now.saturating_duration_since(self.forgiven.get()).as_secs();
+        self.forgiven.set(self.forgiven.get() + Duration::from_secs(passed));
+        self.count.set(self.count.get().saturating_sub(FORGIVEN.saturating_mul(passed)) + 1);
+    }
+
+    pub fn are_many(&self) -> bool {
+        self.count.get() > MOST
+    }
+
+    pub fn are_too_many(&self) -> bool {
+        self.count.get() > 2 * MOST
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_in_a_second_are_forgiven() {
+        let begin = Instant::now();
+        let aborted = Aborted::new(begin);
+        let note = |at: u64, times: u64| (0..times).for_each(|_| aborted.note(begin + Duration::from_secs(at)));
+        (1..=100).for_each(|second| note(second, 10));
+        // A burst a minute.
+        (1..=10).for_each(|minute| note(100 + 60 * minute, 150));
+        assert!(!aborted.are_many());
+        note(700, 51);
+        assert!(aborted.are_many() && !aborted.are_too_many());
+        note(701, 210);
+        assert!(aborted.are_too_many());
+    }
+}
