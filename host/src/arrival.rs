@@ -14,7 +14,6 @@ use tokio_rustls::server::TlsStream;
 
 use crate::apart::apart;
 use crate::clock::Clock;
-use crate::connection::metered::Metered;
 use crate::connection::{self, Client, Transport};
 use crate::exchange::Arrival;
 use crate::generation::Running;
@@ -61,7 +60,7 @@ struct Arrived<T: Transport> {
 
 enum Carrier<T: Transport> {
     Clear(T),
-    Tls(Box<TlsStream<Metered<T>>>),
+    Tls(Box<TlsStream<T>>),
 }
 
 async fn arrive<T: Transport>(
@@ -87,7 +86,7 @@ async fn arrive<T: Transport>(
     };
     let (stream, ahead, is_http2) = match &listener.tls {
         Some(acceptor) => {
-            let stream = limit.limit(timeout, acceptor.accept(Metered::new(stream))).await.map_err(late)??;
+            let stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late)??;
             let facts = facts::facts(stream.get_ref().1);
             let is_http2 = facts.alpn_h2;
             peer.secure(fields(facts));

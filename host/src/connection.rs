@@ -21,18 +21,16 @@ use crate::ending::Ending;
 use crate::error::Error;
 use crate::exchange::{self, Arrival, Begun, Timers};
 use crate::generation::Running;
+use crate::metered::Metered;
 use crate::passage::BodyError;
 use crate::tcp::Tcp;
 use crate::upload::Upload;
-
-use self::metered::Metered;
 
 mod aborted;
 mod client_io;
 mod gathered;
 pub mod http1;
 pub mod http2;
-pub mod metered;
 mod patient;
 mod session;
 mod tunnel;
@@ -45,10 +43,8 @@ const LINGER: Duration = Duration::from_secs(2);
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// How many bytes have departed from it, where its writes don't tell.
-    fn departed(&self) -> Option<u64> {
-        None
-    }
+    /// How many bytes have departed from it.
+    fn departed(&self) -> u64;
 }
 
 /// Who is served, and by what.
@@ -100,26 +96,34 @@ impl Client {
 
 // === Transport ===
 
-impl Transport for Tcp {
+impl Transport for Metered<Tcp> {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_read_ready(cx)
+        self.socket.0.poll_read_ready(cx)
+    }
+
+    fn departed(&self) -> u64 {
+        self.departed
     }
 }
 
-impl Transport for UnixStream {
+impl Transport for Metered<UnixStream> {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        UnixStream::poll_read_ready(self, cx)
+        self.socket.poll_read_ready(cx)
+    }
+
+    fn departed(&self) -> u64 {
+        self.departed
     }
 }
 
 /// What rustls has deciphered has been read by the time that a connection rests.
-impl<T: Transport> Transport for Box<TlsStream<Metered<T>>> {
+impl<T: Transport> Transport for Box<TlsStream<T>> {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_ref().0.socket.poll_read_ready(cx)
+        self.get_ref().0.poll_read_ready(cx)
     }
 
-    fn departed(&self) -> Option<u64> {
-        Some(self.get_ref().0.departed)
+    fn departed(&self) -> u64 {
+        self.get_ref().0.departed()
     }
 }
 

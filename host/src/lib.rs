@@ -3,8 +3,8 @@
 //! The life of a request, with the module that each step is in:
 //!
 //! - [`worker`] accepts a connection, [`arrival`] brings it to HTTP, through [`proxy_protocol`] and [`tls`] where its
-//!   [`listener`] wants them, and [`connection`] serves it, through [`tcp`], [`wire`] and hyper; [`framing`]
-//!   looks through what comes in HTTP/1 first
+//!   [`listener`] wants them, and [`connection`] serves it, through [`tcp`], [`metered`], [`wire`] and hyper;
+//!   [`framing`] looks through what comes in HTTP/1 first
 //! - [`exchange`] takes each request on its way: [`target`] and [`path`] bring it into form, [`router`] finds its
 //!   route, [`forwarding`] removes what is of one hop, [`chain`] runs the request hooks
 //! - [`forward`] chooses an endpoint by [`balance`], and makes an [`attempt`], or several: it gets a connection from
@@ -48,6 +48,7 @@ pub mod head;
 pub mod keeper;
 mod listen;
 pub mod listener;
+pub mod metered;
 pub mod metrics;
 pub mod pages;
 pub mod passage;

@@ -16,6 +16,7 @@ use tokio::task::spawn_local;
 use crate::arrival::{self, Seat};
 use crate::clock::{Clock, TICK};
 use crate::generation::{Generation, Running};
+use crate::metered::Metered;
 use crate::metrics::Place;
 use crate::tcp::Tcp;
 use crate::upstream::Pools;
@@ -205,11 +206,11 @@ async fn accept(
         left = left.map(|left| left - 1);
         match accepted {
             Ok(Accepted::Tcp(stream, client, reached)) => {
-                let (stream, ends) = (Tcp(stream), Some((client, reached)));
+                let (stream, ends) = (Metered::new(Tcp(stream)), Some((client, reached)));
                 serve_client(arrival::serve(seat.clone(), stream, address.clone(), ends), &alive);
             }
             Ok(Accepted::Unix(stream)) => {
-                serve_client(arrival::serve(seat.clone(), stream, address.clone(), None), &alive);
+                serve_client(arrival::serve(seat.clone(), Metered::new(stream), address.clone(), None), &alive);
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");

@@ -1,7 +1,7 @@
 //! The socket of a client that speaks HTTP/2. What its streams have to say in one turn of their connection leaves together:
 //! each piece by itself would be a call of the system, and over TLS a record, for every response.
 
-use std::cell::RefCell;
+use std::cell::{Ref, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -37,6 +37,10 @@ const MOST: usize = 16 << 10;
 impl<T> Gathered<T> {
     pub fn new(socket: T) -> Self {
         Gathered(Rc::new(RefCell::new(Shared { socket, unsent: Vec::new(), sent: 0, is_flushed: true })))
+    }
+
+    pub fn socket(&self) -> Ref<'_, T> {
+        Ref::map(self.0.borrow(), |shared| &shared.socket)
     }
 }
 

@@ -55,17 +55,18 @@ const LOCAL_RESETS: usize = 100;
 pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
     let [idle, send, linger] = client.clock.deadlines();
-    let taken = Rc::new(Cell::new(client.clock.now()));
+    let now = client.clock.now();
     let io = Patient::new(stream, ahead, send, limits.send_timeout);
-    let io = Gathered::new(StreamsIo { io, sent: 0, noted: 0, taken: taken.clone(), linger, allowance: None });
+    let io = Gathered::new(Lingering { io, linger, allowance: None });
     let streams = Rc::new(Streams {
         client,
         idle,
         open: Cell::new(0),
         served: Cell::new(0),
         told: Cell::new(None),
-        aborted: Aborted::new(taken.get()),
-        taken,
+        aborted: Aborted::new(now),
+        taken: Cell::new(now),
+        departed: Cell::new(0),
         given: RefCell::default(),
     });
     let service = service_fn(|request| streams.clone().exchange(request));
@@ -93,7 +94,9 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         }
         let served = connection.as_mut().poll(cx).map_err(io::Error::other);
         // What it has said in this turn leaves. At its end it has sent all itself, or there is nobody to send it to.
-        match (served, io.poll_send(cx)) {
+        let sent = io.poll_send(cx);
+        streams.note_departed(io.socket().io.socket.departed());
+        match (served, sent) {
             (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
             (served, _) => served,
         }
@@ -115,7 +118,9 @@ struct Streams {
     /// Those that the client has given up before their end, not long ago.
     aborted: Aborted,
     /// When the client last took something.
-    taken: Rc<Cell<Instant>>,
+    taken: Cell<Instant>,
+    /// How many bytes had departed by then.
+    departed: Cell<u64>,
     /// Since when what was given to each stream waits for the client to take it.
     given: RefCell<Vec<Weak<Given>>>,
 }
@@ -186,6 +191,13 @@ impl Streams {
         all.retain(|given| given.strong_count() > 0);
         all.push(Rc::downgrade(&given));
         given
+    }
+
+    fn note_departed(&self, departed: u64) {
+        if departed - self.departed.get() > SOMETHING {
+            self.departed.set(departed);
+            self.taken.set(self.client.clock.now());
+        }
     }
 
     /// Whether no stream should begin any more.
@@ -355,50 +367,25 @@ fn not_switched() -> Error {
     Error::new(Kind::ProtocolError, "the endpoint didn't switch protocols")
 }
 
-// === StreamsIo ===
+// === Lingering ===
 
-/// A socket that notes when the client takes something.
-struct StreamsIo<T> {
+/// A socket whose client has some time to close its side too.
+struct Lingering<T> {
     io: Patient<T>,
-    /// Bytes that were written to it.
-    sent: u64,
-    /// How many had departed when that was last noted.
-    noted: u64,
-    taken: Rc<Cell<Instant>>,
-    /// For the client to close its side too.
     linger: Deadline,
     /// How many bytes may still come, once this side is closed.
     allowance: Option<usize>,
 }
 
-impl<T: Transport> StreamsIo<T> {
-    fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(length)) = written {
-            self.sent += length as u64;
-        }
-        self.note();
-        written
-    }
-
-    fn note(&mut self) {
-        let departed = self.io.socket.departed().unwrap_or(self.sent);
-        if departed - self.noted > SOMETHING {
-            self.noted = departed;
-            self.taken.set(self.linger.clock().now());
-        }
-    }
-}
-
-impl<T: Transport> AsyncRead for StreamsIo<T> {
+impl<T: Transport> AsyncRead for Lingering<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buffer)
     }
 }
 
-impl<T: Transport> AsyncWrite for StreamsIo<T> {
+impl<T: Transport> AsyncWrite for Lingering<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.count(written)
+        Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -406,8 +393,7 @@ impl<T: Transport> AsyncWrite for StreamsIo<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-        self.count(written)
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -415,9 +401,7 @@ impl<T: Transport> AsyncWrite for StreamsIo<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.note();
-        flushed
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     /// The end of HTTP. The client's is listened to for a while: a socket that is closed with something unread, or that

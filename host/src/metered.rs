@@ -1,4 +1,4 @@
-//! A socket below TLS, which counts what departs: TLS takes in more than its socket does, and doesn't tell.
+//! The socket of a client, which counts what departs: TLS above it takes in more than that, and doesn't tell.
 
 use std::io;
 use std::pin::Pin;
