@@ -16,8 +16,8 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, ReloadOrder};
 use crate::assemble::{AdminAddress, Assembled, Assembly};
-use crate::config::manifest::Manifest;
-use crate::config::problem::{Problems, Source};
+use crate::config::load::Files;
+use crate::config::problem::Problems;
 use crate::generation::Generation;
 use crate::keeper::Keeper;
 use crate::listen::Listeners;
@@ -26,19 +26,13 @@ use crate::plugin::engine::Runtime;
 use crate::watch::Watch;
 use crate::worker::{self, Orders, SocketOrder};
 
-type Files = Vec<(Arc<Source>, Manifest)>;
-
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
 pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
     let mut assembly = Assembly::new(Runtime::start(cache)?)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     let mut watch = control.block_on(async { Watch::new() });
-    let mut files = load()?;
-    if watch.follow(&files) {
-        files = load()?;
-        watch.follow(&files);
-    }
-    watch.note(&files);
+    let (files, _) = watch.load(&load);
+    let files = files?;
     let first = assembly.assemble(&files)?;
     first.generation.resize_store();
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -141,32 +135,17 @@ struct AdminSeat {
 impl Reloader {
     /// Loads and serves what there is.
     async fn reload(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
-        let (loaded, _) = self.load(load);
+        let (loaded, _) = self.watch.load(load);
         self.take(loaded).await
     }
 
     /// The same if it is other than what was loaded before: a file that was touched, or that a command has already told
     /// of, is no change.
     async fn reload_changed(&mut self, load: &impl Fn() -> Result<Files, Problems>) {
-        let (loaded, is_other) = self.load(load);
+        let (loaded, is_other) = self.watch.load(load);
         if is_other {
             let _ = self.take(loaded).await;
         }
-    }
-
-    /// Loads what there is, and watches it. Whether it is other than what was loaded before.
-    fn load(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> (Result<Files, Problems>, bool) {
-        let mut follow = |loaded: &Result<Files, Problems>| match loaded {
-            Ok(files) => self.watch.follow(files),
-            Err(problems) => self.watch.follow_too(&problems.files),
-        };
-        let mut loaded = load();
-        if follow(&loaded) {
-            loaded = load();
-            follow(&loaded);
-        }
-        let is_other = loaded.as_ref().map_or(true, |files| self.watch.note(files));
-        (loaded, is_other)
     }
 
     /// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.

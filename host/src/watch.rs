@@ -10,8 +10,9 @@ use elsewhere::Folders;
 #[cfg(target_os = "linux")]
 use linux::Folders;
 
+use crate::config::load::Files;
 use crate::config::manifest::{Manifest, PluginRef};
-use crate::config::problem::Source;
+use crate::config::problem::{Problems, Source};
 
 #[cfg(not(target_os = "linux"))]
 mod elsewhere;
@@ -62,15 +63,31 @@ impl Watch {
         Watch { folders: folders.ok(), wanted: Wanted::default(), unsettled: None, seen: None }
     }
 
-    /// Watches these files, and those that they name, from now on. Whether they may have changed since they were read,
-    /// as nobody watched all of them.
-    pub fn follow(&mut self, files: &[(Arc<Source>, Manifest)]) -> bool {
-        self.wanted = Wanted::of(files);
-        self.follow_again()
+    /// Loads what there is, and watches that from now on. Whether it is other than what was loaded before.
+    pub fn load(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> (Result<Files, Problems>, bool) {
+        let mut loaded = load();
+        if self.follow(&loaded) {
+            loaded = load();
+            self.follow(&loaded);
+        }
+        let is_other = loaded.as_ref().map_or(true, |files| self.note(files));
+        (loaded, is_other)
     }
 
-    /// The same with these besides: they are looked for in vain, or make no sense yet.
-    pub fn follow_too(&mut self, files: &[PathBuf]) -> bool {
+    /// Watches these files, and those that they name. Whether they may have changed since they were read, as nobody
+    /// watched all of them.
+    fn follow(&mut self, loaded: &Result<Files, Problems>) -> bool {
+        match loaded {
+            Ok(files) => {
+                self.wanted = Wanted::of(files);
+                self.follow_again()
+            }
+            Err(problems) => self.follow_too(&problems.files),
+        }
+    }
+
+    /// Watches these besides: they are looked for in vain, or make no sense yet.
+    fn follow_too(&mut self, files: &[PathBuf]) -> bool {
         self.wanted.tried = files.iter().filter_map(|file| std::path::absolute(file).ok()).collect();
         self.follow_again()
     }
@@ -87,7 +104,7 @@ impl Watch {
     }
 
     /// Takes note of the contents. Whether they are others than at the last call.
-    pub fn note(&mut self, files: &[(Arc<Source>, Manifest)]) -> bool {
+    fn note(&mut self, files: &[(Arc<Source>, Manifest)]) -> bool {
         let mut digest = blake3::Hasher::new();
         files.iter().for_each(|(source, _)| {
             digest.update(source.text.as_bytes()).update(&[0]);

@@ -9,8 +9,11 @@ use super::manifest::{EndpointFile, Manifest};
 use super::problem::{Problem, Problems, Source};
 use super::wording::worded;
 
-/// Reads `path` and its includes; the first is the manifest itself.
-pub fn load(path: &Path) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
+/// A manifest and its includes; the first is the manifest itself.
+pub type Files = Vec<(Arc<Source>, Manifest)>;
+
+/// Reads `path` and its includes.
+pub fn load(path: &Path) -> Result<Files, Problems> {
     let mut problems = Problems::default();
     let mut files = Vec::new();
     if let Some((source, manifest)) = read::<Manifest>(path, &mut problems) {
@@ -40,7 +43,7 @@ pub fn load(path: &Path) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
 }
 
 /// Takes a manifest that is no file.
-pub fn parse(name: &str, text: String) -> Result<Vec<(Arc<Source>, Manifest)>, Problems> {
+pub fn parse(name: &str, text: String) -> Result<Files, Problems> {
     let source = Arc::new(Source { path: name.into(), text, is_file: false });
     match toml::from_str(&source.text) {
         Ok(manifest) => Ok(vec![(source, manifest)]),
