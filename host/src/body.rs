@@ -102,32 +102,29 @@ impl Body for UpstreamBody {
         let UpstreamBody { content, lease } = &mut *self;
         let Some(lease) = lease else { return Poll::Ready(None) };
         // Short content came with the head.
-        let frame = lease.connection.drive_for_more(cx, |cx| Pin::new(&mut *content).poll_frame(cx));
-        match frame {
+        let frame = match lease.connection.drive_for_more(cx, |cx| Pin::new(&mut *content).poll_frame(cx)) {
             Poll::Pending if lease.step.is_late(lease.rules.read_timeout, cx) => {
                 lease.broken();
                 return Poll::Ready(Some(Err("the endpoint paused too long".into())));
             }
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(_) => lease.step.clear(),
-        }
-        if let Poll::Ready(Some(Ok(last))) = &frame
-            && last.is_trailers()
-        {
+            Poll::Ready(frame) => frame,
+        };
+        lease.step.clear();
+        match &frame {
             // Nobody asks for more after them.
-            self.end();
-        } else if let Poll::Ready(None) = frame {
+            Some(Ok(last)) if last.is_trailers() => self.end(),
+            Some(Ok(_)) => {}
+            Some(Err(_)) => lease.broken(),
             // A stream of HTTP/2 that was reset without an error just ends: that is also how an endpoint waves off the
             // rest of a request (RFC 9113 §8.1), so only a length can tell.
-            if lease.connection.version() == Version::HTTP_2 && content.size_hint().lower() > 0 {
+            None if lease.connection.version() == Version::HTTP_2 && content.size_hint().lower() > 0 => {
                 lease.broken();
                 return Poll::Ready(Some(Err("the endpoint gave up within its response".into())));
             }
-            self.end();
-        } else if let Poll::Ready(Some(Err(_))) = frame {
-            lease.broken();
+            None => self.end(),
         }
-        frame.map(|frame| frame.map(|frame| frame.map(forwarding::frame).map_err(Into::into)))
+        Poll::Ready(frame.map(|frame| frame.map(forwarding::frame).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
