@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const GUESTS: [&str; 8] = [
+const GUESTS: [&str; 9] = [
     "example-api-key",
     "example-split",
     "example-retitle",
@@ -10,6 +10,7 @@ const GUESTS: [&str; 8] = [
     "example-shop-cache",
     "test-hooks",
     "test-misbehave",
+    "test-noisy",
     "test-policy",
 ];
 

@@ -13,6 +13,8 @@ pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
 pub const SHOP_CACHE: &str = env!("GUEST_EXAMPLE_SHOP_CACHE");
 /// `tests/guests/misbehave`.
 pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");
+/// `tests/guests/noisy`.
+pub const NOISY: &str = env!("GUEST_TEST_NOISY");
 /// `tests/guests/policy`.
 pub const POLICY: &str = env!("GUEST_TEST_POLICY");
 /// `tests/guests/hooks`.
