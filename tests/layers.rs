@@ -6,9 +6,21 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 6] = [
     (
         "pure",
-        &["config", "edit", "error", "forwarding", "framing", "head", "path", "proxy_protocol", "router", "target"],
+        &[
+            "config",
+            "edit",
+            "error",
+            "forwarding",
+            "framing",
+            "head",
+            "path",
+            "printable",
+            "proxy_protocol",
+            "router",
+            "target",
+        ],
     ),
-    ("base", &["apart", "clock", "metered", "metrics", "pages", "tcp", "wire"]),
+    ("base", &["apart", "clock", "metered", "metrics", "output", "pages", "process_log", "supervise", "tcp", "wire"]),
     ("mechanisms", &["access_log", "cache", "listener", "passage", "plugin", "resend", "tls", "upload", "upstream"]),
     (
         "exchange",

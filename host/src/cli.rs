@@ -5,6 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -12,9 +13,12 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::assemble::Assembly;
 use crate::config::load;
 use crate::demo;
+use crate::output;
 use crate::plugin::binding::{self, Binding, Isolation, Limits, OnError};
 use crate::plugin::engine::Runtime;
+use crate::process_log;
 use crate::serve;
+use crate::supervise::{self, Task, guard};
 use crate::tls;
 
 /// A reverse proxy whose behaviour is a chain of WebAssembly components.
@@ -120,16 +124,44 @@ struct PurgeWhat {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    start_log();
+    let command = Cli::parse().command;
+    let done = guard(Task::Other, || run(command)).unwrap_or_else(|panicked| Err(panicked.into()));
+    process_log::flush(FLUSH);
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // After the log, whose lines may say more. That it can't be printed changes no exit code.
+            let _ = writeln!(std::io::stderr(), "{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The time that the end of the process waits for the reader of its log.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Sends log lines and panics to the process log.
+fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| process_log::Record);
+    // The layer would print what it can't write, and a print to a closed pipe panics.
+    log.log_internal_errors(false).init();
+    supervise::install();
+    // A process that can't have one more thread serves without a log.
+    let _ = process_log::start();
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
     let cache = cache_folder();
-    let done = match Cli::parse().command {
+    match command {
         Command::Reload { manifest, admin } => order(&manifest, admin, "/reload"),
         Command::Purge { what, soft, manifest, admin } => order(&manifest, admin, &purge(&what, soft)),
         Command::Cert { self_signed: _, names, out } => certificate(&names, &out),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut std::io::stdout());
-            Ok(())
+            let mut completions = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut completions);
+            print(&String::from_utf8_lossy(&completions))
         }
         Command::Run { manifest } => serve::run(move || load::load(&manifest), cache.as_deref()),
         Command::Proxy { to, listen, workers } => {
@@ -139,14 +171,12 @@ pub fn main() -> ExitCode {
         Command::Check { manifest } => check(&manifest, cache.as_deref()),
         Command::Demo { listen } => demo::run(&listen, cache.as_deref()),
         Command::Inspect { file, config } => inspect(&file, config),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
     }
+}
+
+/// Prints to standard output; the error of a closed pipe or a full disk ends the command.
+fn print(text: &str) -> anyhow::Result<()> {
+    output::print(text).context("standard output can't be written")
 }
 
 /// The order to purge, as the admin listener takes it.
@@ -173,7 +203,7 @@ fn order(manifest: &Path, admin: Option<String>, order: &str) -> anyhow::Result<
             address
         }
     };
-    crate::admin::order(&address, order).map(|answer| println!("{answer}"))
+    print(&(crate::admin::order(&address, order)? + "\n"))
 }
 
 fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
@@ -188,17 +218,18 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
     };
     write("cert.pem", &chain, 0o644)?;
     write("key.pem", &key, 0o600)?;
-    println!("{0}/cert.pem and {0}/key.pem are for {1}", folder.display(), names.join(", "));
-    println!("\n[listener.tls]\ncertificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]");
-    Ok(())
+    let (folder, names) = (folder.display(), names.join(", "));
+    print(&format!(
+        "{folder}/cert.pem and {folder}/key.pem are for {names}\n\n[listener.tls]\n\
+         certificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]\n"
+    ))
 }
 
 fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
     let made = Assembly::for_check(Runtime::start(cache)?)?.assemble(&files)?;
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
-    println!("{} is good: {routes} routes, {plugins} configured plugins", manifest.display());
-    Ok(())
+    print(&format!("{} is good: {routes} routes, {plugins} configured plugins\n", manifest.display()))
 }
 
 fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
@@ -208,16 +239,24 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
     let bytes = bytes.with_context(in_file)?;
     let plugin = Arc::new(Runtime::start(None)?.load(&bytes).with_context(in_file)?);
     let description = binding::describe(&plugin).with_context(in_file)?;
-    println!("{} {}, {} KiB\n{}", description.name, description.version, bytes.len() / 1024, description.summary);
-    println!("hooks: {}", plugin.hooks().join(", "));
+    let mut text = format!(
+        "{} {}, {} KiB\n{}\nhooks: {}\n",
+        description.name,
+        description.version,
+        bytes.len() / 1024,
+        description.summary,
+        plugin.hooks().join(", ")
+    );
     let (limits, on_error) = (Limits::default(), OnError::Fail);
     match Binding::new("inspected".into(), plugin.clone(), config, limits, on_error, Isolation::Worker) {
-        Ok(binding) => binding.needs().iter().for_each(|(hook, needs)| println!("  {hook}: {needs}")),
-        Err(error) => println!("  what they need is known with a configuration that it takes (--config): {error}"),
+        Ok(binding) => binding.needs().iter().for_each(|(hook, needs)| text += &format!("  {hook}: {needs}\n")),
+        Err(error) => {
+            text += &format!("  what they need is known with a configuration that it takes (--config): {error}\n");
+        }
     }
-    println!("imports: {}", plugin.imports().join(", "));
-    println!("schema: {}", description.config_schema.unwrap_or_else(|| "none".into()));
-    Ok(())
+    text += &format!("imports: {}\n", plugin.imports().join(", "));
+    text += &format!("schema: {}\n", description.config_schema.unwrap_or_else(|| "none".into()));
+    print(&text)
 }
 
 fn proxy_manifest(endpoints: &[String], listen: &str, workers: Option<usize>) -> String {

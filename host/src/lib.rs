@@ -14,6 +14,9 @@
 //! - [`chain`] runs the response hooks, and [`body`] streams to the client; bodies pass plugins by [`passage`]
 //! - [`ending`] tells [`metrics`], [`access_log`] and observers
 //!
+//! [`supervise`] catches panics of tasks, [`process_log`] and [`access_log`] write through [`output`] without making any
+//! other thread wait; [`printable`] escapes text from outside.
+//!
 //! [`apart`] keeps what few exchanges need out of the way of the others.
 //!
 //! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]), but for who
@@ -50,15 +53,19 @@ mod listen;
 pub mod listener;
 pub mod metered;
 pub mod metrics;
+pub mod output;
 pub mod pages;
 pub mod passage;
 pub mod path;
 pub mod plugin;
+pub mod printable;
+pub mod process_log;
 pub mod proxy_protocol;
 pub mod resend;
 pub mod respond;
 pub mod router;
 mod serve;
+pub mod supervise;
 pub mod target;
 pub mod tcp;
 pub mod tls;
