@@ -26,6 +26,8 @@ use crate::body::ResponseBody;
 use crate::error::Kind;
 use crate::generation::Generation;
 use crate::metrics::{BOUNDS, Count, CustomKind, Registry};
+use crate::process_log;
+use crate::supervise::{Panicked, Task, spawn, supervised};
 
 /// Where it listens if the manifest doesn't say.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:9145";
@@ -52,9 +54,14 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
         let admin = admin.clone();
         let service = service_fn(move |request| {
             let admin = admin.clone();
-            async move { Ok::<_, Infallible>(answer(&admin, request).await) }
+            async move {
+                let answered = supervised(Task::Admin, answer(&admin, request)).await;
+                let failed =
+                    |panicked: Panicked| text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{panicked}\n"));
+                Ok::<_, Infallible>(answered.unwrap_or_else(failed))
+            }
         });
-        tokio::task::spawn_local(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        spawn(Task::Connection, http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }
 
@@ -234,7 +241,12 @@ fn metrics(admin: &Admin) -> String {
     }
     upstreams::metrics(&mut out, &generation.upstreams);
     cache::metrics(&mut out, admin, &generation.store);
-    family(&mut out, "plugway_access_log_dropped_total", "counter", "Lines that found the queue full.");
+    family(
+        &mut out,
+        "plugway_access_log_dropped_total",
+        "counter",
+        "Lines of the access log that could not be written.",
+    );
     let dropped = generation.access_log.as_ref().map_or(0, |log| log.dropped());
     line(&mut out, "plugway_access_log_dropped_total", &[], dropped as f64);
     family(&mut out, "plugway_generation", "gauge", "Generations served so far.");
@@ -242,6 +254,12 @@ fn metrics(admin: &Admin) -> String {
     out
 }
 
+    family(&mut out, "plugway_log_dropped_total", "counter", "Lines of the process log that could not be written.");
+    line(&mut out, "plugway_log_dropped_total", &[], process_log::dropped() as f64);
+    family(&mut out, "plugway_panics_total", "counter", "Panics, by the task that they ended.");
+    for task in Task::ALL {
+        line(&mut out, "plugway_panics_total", &[("task", task.name())], task.panics() as f64);
+    }
 fn sum<T>(figures: &[Arc<T>], one: impl Fn(&T) -> &Count) -> u64 {
     figures.iter().map(|figures| one(figures).value()).sum()
 }

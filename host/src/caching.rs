@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Response, StatusCode, request};
-use tokio::task::spawn_local;
 
 use crate::body::ResponseBody;
 use crate::cache::disk::Filed;
@@ -30,6 +29,7 @@ use crate::metrics::CacheFigures;
 use crate::plugin::binding::CacheNeeds;
 use crate::plugin::instance::{Instance, Trap};
 use crate::plugin::policy::{self, BypassReason, Lookup, Place, Reuse, StoredResponse};
+use crate::supervise::{Task, spawn};
 use fetch::Fetch;
 use report::{Forward, Report};
 
@@ -314,7 +314,7 @@ impl Asking {
         self.why = Forward::Stale;
         let (running, clock, mut head) = (running.clone(), clock.clone(), Box::new(head.copy()));
         self.seat.count(&running, &mut head, CacheOutcome::Validated);
-        spawn_local(async move {
+        spawn(Task::Revalidate, async move {
             let [total] = clock.deadlines();
             total.set(running.generation.routes[route].timeout.unwrap_or(LONGEST));
             let fetch = Fetch { asking: &self, running: &running, route, upstream, clock: &clock };

@@ -23,6 +23,7 @@ use crate::keeper::Keeper;
 use crate::listen::Listeners;
 use crate::metrics::{Place, Registry};
 use crate::plugin::engine::Runtime;
+use crate::supervise::{Panicked, Task, guard, spawn_turns, supervised};
 use crate::watch::Watch;
 use crate::worker::{self, Orders, SocketOrder};
 
@@ -40,6 +41,7 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
     let (publish, generation) = watch::channel(Arc::new(first.generation));
     let (stop, stopping) = watch::channel(false);
     let (swapped, mut outcomes) = mpsc::unbounded_channel();
+    let (ended, mut endings) = mpsc::unbounded_channel();
     let registry = Arc::new(Registry::default());
     // Before the workers make their balancers, which want to know the endpoints.
     let keeper = control.block_on(async {
@@ -48,8 +50,8 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         keeper.adopt(&first).await;
         keeper
     });
-    let (threads, sockets) = start_workers(workers, &generation, &stopping, &registry, &swapped)?;
-    drop(swapped);
+    let (threads, sockets) =
+        start_workers(workers, &generation, &stopping, &registry, &WorkerReports { swapped, ended })?;
     let mut listeners = Listeners::new(sockets);
     let bound = listeners.prepare(&first.listeners)?;
     control.block_on(async {
@@ -63,15 +65,16 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         let admin = Arc::new(Admin { registry, generation, serial: serial.clone(), reload: reload_orders });
         let admin = AdminSeat::start(&first.admin, admin).await?;
         let drain = first.drain;
+        let mut failure = None;
         let mut reloader =
             Reloader { assembly, publish, outcomes, workers, serial, watch, listeners, keeper, admin, drain };
         loop {
             tokio::select! {
-                _ = hangup.recv() => drop(reloader.reload(&load).await),
-                () = reloader.watch.changed() => reloader.reload_changed(&load).await,
+                _ = hangup.recv() => drop(reloader.reload_supervised(&load).await),
+                () = reloader.watch.changed() => reloader.reload_changed_supervised(&load).await,
                 Some(order) = reloads.recv() => {
                     let order: ReloadOrder = order;
-                    let _ = order.send(reloader.reload(&load).await);
+                    let _ = order.send(reloader.reload_supervised(&load).await);
                 }
                 _ = reopen.recv() => {
                     if let Some(log) = &reloader.publish.borrow().access_log {
@@ -80,6 +83,13 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                // The other workers can't take over its connections, so another process has to.
+                Some(why) = endings.recv() => {
+                    let why: String = why;
+                    error!(%why, "a worker has ended: the process stops");
+                    failure = Some(why);
+                    break;
+                }
             }
         }
         info!("stopping");
@@ -87,19 +97,24 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         // Now, not at the end: another process may have bound the same paths by then.
         drop(reloader.listeners);
         let ended = async { while reloader.outcomes.recv().await.is_some() {} };
-        let store = reloader.publish.borrow().store.clone();
+        let last = reloader.publish.borrow().clone();
+        let flush = || {
+            last.store.flush(FLUSH);
+            last.access_log.iter().for_each(|log| log.flush(FLUSH_LOG));
+        };
         tokio::select! {
-            _ = ended => store.flush(FLUSH),
+            _ = ended => flush(),
             _ = terminate.recv() => warn!("stopped at once"),
             _ = interrupt.recv() => warn!("stopped at once"),
             _ = tokio::time::sleep(reloader.drain) => {
                 warn!("the drain time has passed; what still ran is cut off");
-                store.flush(FLUSH);
+                flush();
             }
         }
-        anyhow::Ok(())
+        failure.map_or(Ok(()), |why| Err(anyhow::anyhow!("a worker has ended: {why}")))
     })?;
     for thread in threads.into_iter().filter(|thread| thread.is_finished()) {
+        // A panic was reported when the worker ended.
         if let Ok(outcome) = thread.join() {
             outcome?;
         }
@@ -109,6 +124,9 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
 
 /// What is stored may take so long to reach the disk at the end.
 const FLUSH: Duration = Duration::from_secs(5);
+
+/// The time that the lines of the access log may take to be written at the end.
+const FLUSH_LOG: Duration = Duration::from_secs(1);
 
 /// Serves generations one after the other.
 struct Reloader {
@@ -133,10 +151,35 @@ struct AdminSeat {
 }
 
 impl Reloader {
+    /// Loads and serves what there is. A panic on the way is an error as others are.
+    async fn reload_supervised(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
+        match supervised(Task::Reload, self.reload(load)).await {
+            Ok(outcome) => outcome,
+            Err(panicked) => Err(self.recover(&panicked).await),
+        }
+    }
+
+    /// Looks after the endpoints of the generation in service again, which a panic may have left alone; returns what is
+    /// said of the reload.
+    async fn recover(&mut self, panicked: &Panicked) -> String {
+        let served = self.publish.borrow().clone();
+        let _ = supervised(Task::Reload, self.keeper.adopt(&served)).await;
+        let message = format!("not reloaded: {panicked}");
+        error!("{message}");
+        message
+    }
+
     /// Loads and serves what there is.
     async fn reload(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
         let (loaded, _) = self.watch.load(load);
         self.take(loaded).await
+    }
+
+    /// Calls [`Reloader::reload_changed`]; a panic on the way leaves the old generation in service.
+    async fn reload_changed_supervised(&mut self, load: &impl Fn() -> Result<Files, Problems>) {
+        if let Err(panicked) = supervised(Task::Reload, self.reload_changed(load)).await {
+            self.recover(&panicked).await;
+        }
     }
 
     /// The same if it is other than what was loaded before: a file that was touched, or that a command has already told
@@ -163,6 +206,8 @@ impl Reloader {
         let next = self.assemble(loaded).map_err(|problems| refused(&problems))?;
         let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
         self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
+        // A reload that a panic ended may have left some.
+        while self.outcomes.try_recv().is_ok() {}
         let next_generation = Arc::new(next.generation);
         self.keeper.adopt(&next_generation).await;
         let old = self.publish.send_replace(next_generation);
@@ -188,10 +233,12 @@ impl Reloader {
     fn assemble(&mut self, loaded: Result<Files, Problems>) -> Result<Assembled, String> {
         let files = loaded.map_err(|problems| problems.to_string())?;
         let assembly = &mut self.assembly;
-        let assembled = std::thread::scope(|scope| scope.spawn(|| assembly.assemble(&files)).join());
+        let assemble = || guard(Task::Assemble, || assembly.assemble(&files));
+        let assembled = std::thread::scope(|scope| scope.spawn(assemble).join());
         match assembled {
-            Ok(assembled) => assembled.map_err(|problems| problems.to_string()),
-            Err(_) => Err("the manifest could not be assembled; the lines above say why".into()),
+            Ok(Ok(assembled)) => assembled.map_err(|problems| problems.to_string()),
+            Ok(Err(panicked)) => Err(format!("the manifest could not be assembled: {panicked}")),
+            Err(_) => Err("the manifest could not be assembled".into()),
         }
     }
 }
@@ -230,7 +277,7 @@ impl AdminSeat {
         }
         if let Some(listener) = listener {
             info!("admin at http://{}", listener.local_addr()?);
-            self.task = Some(tokio::task::spawn_local(admin::serve(listener, self.admin.clone())).abort_handle());
+            self.task = Some(spawn_turns(Task::Admin, admin::serve(listener, self.admin.clone())).abort_handle());
         }
         self.wanted = wanted.clone();
         Ok(())
@@ -240,22 +287,46 @@ impl AdminSeat {
 type Sockets = Vec<mpsc::UnboundedSender<SocketOrder>>;
 type Threads = Vec<JoinHandle<std::io::Result<()>>>;
 
+/// The ends by which workers report to the control thread.
+#[derive(Clone)]
+struct WorkerReports {
+    /// Each generation that a worker serves, or can't.
+    swapped: mpsc::UnboundedSender<Result<(), String>>,
+    /// A worker that has ended before it was told to.
+    ended: mpsc::UnboundedSender<String>,
+}
+
+impl WorkerReports {
+    /// Runs a worker on its thread, and reports an end that is not in order.
+    fn run(self, worker: usize, orders: Orders) -> std::io::Result<()> {
+        let swapped = self.swapped.clone();
+        let ran = guard(Task::Worker, || worker::run(orders, swapped)).map_err(std::io::Error::other).flatten();
+        if let Err(error) = &ran {
+            let why = format!("worker-{worker}: {error}");
+            let _ = self.ended.send(why.clone());
+            // A swap may wait for it.
+            let _ = self.swapped.send(Err(why));
+        }
+        ran
+    }
+}
+
 /// Starts a thread for each worker; gives them, and the ends by which they are given sockets.
 fn start_workers(
     workers: usize,
     generation: &watch::Receiver<Arc<Generation>>,
     stopping: &watch::Receiver<bool>,
     registry: &Arc<Registry>,
-    swapped: &mpsc::UnboundedSender<Result<(), String>>,
+    reports: &WorkerReports,
 ) -> std::io::Result<(Threads, Sockets)> {
     let (mut threads, mut ends) = (Vec::new(), Vec::new());
     for worker in 0..workers {
         let (end, sockets) = mpsc::unbounded_channel();
         let place = Place { registry: registry.clone(), worker };
         let orders = Orders { generation: generation.clone(), sockets, stopping: stopping.clone(), place };
-        let swapped = swapped.clone();
+        let reports = reports.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{worker}"));
-        threads.push(thread.spawn(move || worker::run(orders, swapped))?);
+        threads.push(thread.spawn(move || reports.run(worker, orders))?);
         ends.push(end);
     }
     Ok((threads, ends))

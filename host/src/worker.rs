@@ -4,20 +4,19 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::spawn_local;
 
 use crate::arrival::{self, Seat};
 use crate::clock::{Clock, TICK};
 use crate::generation::{Generation, Running};
 use crate::metered::Metered;
 use crate::metrics::Place;
+use crate::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, turn};
 use crate::tcp::Tcp;
 use crate::upstream::Pools;
 
@@ -87,9 +86,9 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let current = Rc::new(RefCell::new(Rc::new(running)));
     let clock = Clock::new();
     let _ = swapped.send(Ok(()));
-    let sweeping = spawn_local(sweep(pools.clone(), current.clone()));
-    let ticking = spawn_local(tick(clock.clone(), pools.clone(), current.clone()));
-    let swapping = spawn_local(swap(generation, place, alike, current.clone(), swapped));
+    let sweeping = spawn_turns(Task::Sweep, sweep(pools.clone(), current.clone()));
+    let ticking = spawn_turns(Task::Tick, tick(clock.clone(), pools.clone(), current.clone()));
+    let swapping = spawn_turns(Task::Swap, swap(generation, place, alike, current.clone(), swapped));
     listen(sockets, Seat { current, clock: clock.clone() }, alive, stopping).await;
     clock.stop();
     // Every connection holds a sender, so this ends with the last of them.
@@ -109,7 +108,9 @@ async fn swap(
 ) {
     while generation.changed().await.is_ok() {
         let next = generation.borrow_and_update().clone();
-        let outcome = prepare(next, &alike, &place).map(|next| drop(current.replace(Rc::new(next))));
+        let outcome = prepare(next, &alike, &place);
+        // What the old view of the worker does at its end is no part of the swap.
+        let outcome = outcome.map(|next| drop(guard(Task::Swap, || drop(current.replace(Rc::new(next))))));
         let _ = swapped.send(outcome);
     }
 }
@@ -120,10 +121,10 @@ fn prepare(
     (pools, alive): &(Rc<Pools>, mpsc::WeakSender<()>),
     place: &Place,
 ) -> Result<Running, String> {
-    let made = AssertUnwindSafe(|| Running::new(generation, pools, place.clone(), alive.clone(), Instant::now()));
-    match catch_unwind(made) {
+    let made = || Running::new(generation, pools, place.clone(), alive.clone(), Instant::now());
+    match guard(Task::Swap, made) {
         Ok(running) => running.map_err(|trap| trap.to_string()),
-        Err(_) => Err("a plugin could not be instantiated".into()),
+        Err(panicked) => Err(panicked.to_string()),
     }
 }
 
@@ -132,19 +133,26 @@ async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        clock.tick();
-        pools.give_way();
-        let running = current.borrow().clone();
-        running.tick(clock.now());
+        // A turn of its own each: what fails in one keeps no deadline from being met.
+        let _ = guard(Task::Tick, || {
+            clock.tick();
+            pools.give_way();
+        });
+        let _ = guard(Task::Timer, || {
+            let running = current.borrow().clone();
+            running.tick(clock.now());
+        });
     }
 }
 
 async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        let running = current.borrow().clone();
-        let idle_times = running.generation.upstreams.iter().map(|upstream| upstream.rules.idle_timeout);
-        pools.sweep(Instant::now(), idle_times.max().unwrap_or(SWEEP));
+        let _ = guard(Task::Sweep, || {
+            let running = current.borrow().clone();
+            let idle_times = running.generation.upstreams.iter().map(|upstream| upstream.rules.idle_timeout);
+            pools.sweep(Instant::now(), idle_times.max().unwrap_or(SWEEP));
+        });
     }
 }
 
@@ -163,12 +171,13 @@ async fn listen(
             order = sockets.recv() => order,
             _ = stopping.wait_for(|stopping| *stopping) => None,
         };
+        turn(Task::Worker);
         match order {
             Some(SocketOrder::Open(address, socket)) => match Listener::new(socket) {
                 Ok(listener) => {
                     let (close, closed) = oneshot::channel::<()>();
-                    let task = accept(listener, address.clone(), closed, seat.clone(), alive.clone());
-                    accepting.insert(address, (close, spawn_local(task)));
+                    let task = keep_accepting(listener, address.clone(), closed, seat.clone(), alive.clone());
+                    accepting.insert(address, (close, spawn_turns(Task::Accept, task)));
                 }
                 Err(error) => tracing::error!(%address, %error, "not listening"),
             },
@@ -183,20 +192,37 @@ async fn listen(
     }
 }
 
-/// Accepts until closed; who waits in the queue by then is still served.
-async fn accept(
+/// Accepts until closed, after a panic too.
+async fn keep_accepting(
     listener: Listener,
     address: Arc<str>,
     mut closed: oneshot::Receiver<()>,
     seat: Seat,
     alive: mpsc::Sender<()>,
 ) {
+    loop {
+        let accepting = accept(&listener, &address, &mut closed, &seat, &alive);
+        match supervised(Task::Accept, accepting).await {
+            Err(Panicked(_)) if !closed.is_terminated() => tokio::time::sleep(ACCEPT_PAUSE).await,
+            _ => return,
+        }
+    }
+}
+
+/// Accepts until closed; who waits in the queue by then is still served.
+async fn accept(
+    listener: &Listener,
+    address: &Arc<str>,
+    closed: &mut oneshot::Receiver<()>,
+    seat: &Seat,
+    alive: &mpsc::Sender<()>,
+) {
     // How many more may be taken, once closed.
     let mut left = None;
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = &mut closed, if left.is_none() => {
+            _ = &mut *closed, if left.is_none() => {
                 left = Some(BACKLOG);
                 continue;
             }
@@ -207,10 +233,10 @@ async fn accept(
         match accepted {
             Ok(Accepted::Tcp(stream, client, reached)) => {
                 let (stream, ends) = (Metered::new(Tcp(stream)), Some((client, reached)));
-                serve_client(arrival::serve(seat.clone(), stream, address.clone(), ends), &alive);
+                serve_client(arrival::serve(seat.clone(), stream, address.clone(), ends), alive);
             }
             Ok(Accepted::Unix(stream)) => {
-                serve_client(arrival::serve(seat.clone(), Metered::new(stream), address.clone(), None), &alive);
+                serve_client(arrival::serve(seat.clone(), Metered::new(stream), address.clone(), None), alive);
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -244,7 +270,7 @@ impl Listener {
 /// Serves a client on a task of its own, which ends with the connection.
 fn serve_client(served: impl Future<Output = ()> + 'static, alive: &mpsc::Sender<()>) {
     let alive = alive.clone();
-    spawn_local(async move {
+    spawn(Task::Connection, async move {
         served.await;
         drop(alive);
     });

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, response};
 use http_body::Body;
-use tokio::task::spawn_local;
 
 use super::filling::{Destination, Filling};
 use super::reply;
@@ -29,6 +28,7 @@ use crate::generation::Running;
 use crate::head::Head;
 use crate::metrics::REFUSALS;
 use crate::plugin::policy::{Keep, Refusal, Storage, Times};
+use crate::supervise::{Task, spawn};
 use crate::upload::{RequestBody, Upload};
 
 /// A fetch, in the name of a request.
@@ -275,7 +275,7 @@ impl Fetch<'_> {
         asking.seat.figures(running).stored.add(1);
         // Others may read it on other workers, which don't end with this one.
         let alive = running.alive.upgrade();
-        spawn_local(async move {
+        spawn(Task::CacheFill, async move {
             filling.run(body).await;
             drop(alive);
         });

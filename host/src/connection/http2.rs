@@ -31,6 +31,7 @@ use crate::clock::Deadline;
 use crate::error::{Error, Kind};
 use crate::exchange::{self, Timers};
 use crate::passage::BodyError;
+use crate::supervise::{Task, spawn};
 use crate::upload::Upload;
 use crate::wire::OnThisWorker;
 
@@ -353,7 +354,7 @@ fn connect(
     }
     let (idle, deadline) = (open.streams.client.arrival.listener.limits.tunnel_timeout, deadline.clone());
     open.is_whole.set(true);
-    tokio::task::spawn_local(async move {
+    spawn(Task::Tunnel, async move {
         match client.await {
             Ok(client) => tunnel::run(TokioIo::new(client), Bytes::new(), *switched, idle, deadline, ending).await,
             Err(error) => tracing::debug!(%error, "tunnel"),

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::slots::{Counted, Slot};
 use crate::error::{Error, Kind};
+use crate::supervise::{Task, spawn};
 use crate::upload::RequestBody;
 use crate::wire::{OnThisWorker, Wire};
 
@@ -135,7 +136,7 @@ impl Connection {
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
         let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
         let counted = slot.counted();
-        tokio::task::spawn_local(async move {
+        spawn(Task::UpstreamConnection, async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection");
             }
@@ -334,7 +335,7 @@ impl Driver {
 
     fn detach(&mut self, slot: Slot) {
         if let Some(mut connection) = self.connection.take() {
-            tokio::task::spawn_local(async move {
+            spawn(Task::UpstreamConnection, async move {
                 if let Err(error) = std::future::poll_fn(|cx| connection.poll(cx)).await {
                     tracing::debug!(%error, "upstream connection");
                 }
