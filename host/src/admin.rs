@@ -228,6 +228,11 @@ fn metrics(admin: &Admin) -> String {
         let seconds = sum(figures, |f| &f.nanoseconds) as f64 / 1e9;
         line(&mut out, "plugway_plugin_seconds_total", &[("plugin", name)], seconds);
     }
+    let dropped = "plugway_plugin_log_dropped_total";
+    family(&mut out, dropped, "counter", "Lines of a plugin beyond what it may log in a second.");
+    for binding in &generation.bindings {
+        line(&mut out, dropped, &[("plugin", &binding.name)], binding.dropped_lines() as f64);
+    }
     let custom = admin.registry.custom();
     for (name, kind) in [("plugway_plugin_counter", CustomKind::Counter), ("plugway_plugin_gauge", CustomKind::Gauge)] {
         let (word, help) = match kind {
@@ -249,17 +254,17 @@ fn metrics(admin: &Admin) -> String {
     );
     let dropped = generation.access_log.as_ref().map_or(0, |log| log.dropped());
     line(&mut out, "plugway_access_log_dropped_total", &[], dropped as f64);
-    family(&mut out, "plugway_generation", "gauge", "Generations served so far.");
-    line(&mut out, "plugway_generation", &[], admin.serial.load(Ordering::Relaxed) as f64);
-    out
-}
-
     family(&mut out, "plugway_log_dropped_total", "counter", "Lines of the process log that could not be written.");
     line(&mut out, "plugway_log_dropped_total", &[], process_log::dropped() as f64);
     family(&mut out, "plugway_panics_total", "counter", "Panics, by the task that they ended.");
     for task in Task::ALL {
         line(&mut out, "plugway_panics_total", &[("task", task.name())], task.panics() as f64);
     }
+    family(&mut out, "plugway_generation", "gauge", "Generations served so far.");
+    line(&mut out, "plugway_generation", &[], admin.serial.load(Ordering::Relaxed) as f64);
+    out
+}
+
 fn sum<T>(figures: &[Arc<T>], one: impl Fn(&T) -> &Count) -> u64 {
     figures.iter().map(|figures| one(figures).value()).sum()
 }

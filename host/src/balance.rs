@@ -33,7 +33,7 @@ pub fn choose(running: &Running, place: usize, head: &Head, tried: &[Rc<Seat>], 
             instance.pick((&binding.balancer, binding.balancer_key.as_ref()), head, tried, now)
         })
     });
-    let picked = picked.inspect_err(|trap| running.plugin_failed(at, "balancer", trap));
+    let picked = picked.inspect_err(|trap| running.plugin_failed(at, "balancer", trap, Some(head)));
     let picked = picked.map_err(|trap| Error::new(Kind::PluginError, trap))?;
     let Picked { endpoint: index, edits } = picked.ok_or_else(|| unavailable("the balancer found no endpoint"))?;
     let seat = seats.list.get(index as usize).filter(|seat| seat.offer != Offer::Draining).cloned();

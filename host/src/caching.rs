@@ -19,7 +19,7 @@ use crate::cache::index::Found;
 use crate::cache::now_ms;
 use crate::cache::object::{Content, Object};
 use crate::cache::purges::Moment;
-use crate::chain::{self, Depth, Failed};
+use crate::chain::{self, Depth, Failed, Failing};
 use crate::clock::Clock;
 use crate::edit::Edit;
 use crate::error::Error;
@@ -114,7 +114,7 @@ pub fn look(
     let lookup = match planned {
         Some(key) => policy::under(Place { key, fresh_will_do: true, only_if_cached: false }),
         None => seat
-            .ask(running, |policy| policy.lookup(&needs.request, head))?
+            .ask(running, head, |policy| policy.lookup(&needs.request, head))?
             .unwrap_or_else(|| Lookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))),
     };
     let place = match lookup {
@@ -173,7 +173,7 @@ impl Past {
         if let Some(request) = self.changes.filter(|_| status.is_success() || status.is_redirection()) {
             // The policy sees what it would see of a request that looks for what is stored.
             let sent = std::mem::replace(&mut head.request, *request);
-            let keys = seat.tell(running, |policy| policy.changed(&needs.response, head));
+            let keys = seat.tell(running, head, |policy| policy.changed(&needs.response, head));
             head.request = sent;
             let store = &running.generation.store;
             keys.unwrap_or_default().iter().for_each(|key| store.change(store.id(key)));
@@ -285,7 +285,7 @@ impl Asking {
             Reuse::Serve
         } else {
             let described = described(&object, now);
-            let reuse = self.seat.ask(running, |policy| policy.stored(&needs.request, head, described))?;
+            let reuse = self.seat.ask(running, head, |policy| policy.stored(&needs.request, head, described))?;
             reuse.unwrap_or(Reuse::Validate)
         };
         if let Reuse::Serve | Reuse::ServeAndRevalidate = reuse
@@ -381,8 +381,9 @@ impl Asking {
         let object = &self.stale.as_ref()?.object;
         let (needs, now) = (self.seat.needs(running), now_ms());
         let code = status.map(|status| status.as_u16());
-        let allowed =
-            self.seat.tell(running, |policy| policy.upstream_error(&needs.request, head, described(object, now), code));
+        let allowed = self
+            .seat
+            .tell(running, head, |policy| policy.upstream_error(&needs.request, head, described(object, now), code));
         if allowed != Some(true) {
             return None;
         }
@@ -447,18 +448,22 @@ impl Seat {
     fn ask<R>(
         self,
         running: &Running,
+        head: &Head,
         call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
     ) -> Result<Option<R>, Failed> {
         match self.call(running, call) {
             Ok(answer) => Ok(Some(answer)),
-            Err(trap) => chain::on_error(running, self.binding, trap, self.at).map(|()| None),
+            Err(trap) => {
+                let failing = Failing { hook: "cache-policy", head };
+                chain::on_error(running, self.binding, trap, self.at, failing).map(|()| None)
+            }
         }
     }
 
     /// Asks the policy when the exchange is decided: none where it failed.
-    fn tell<R>(self, running: &Running, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Option<R> {
+    fn tell<R>(self, running: &Running, head: &Head, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Option<R> {
         let answer = self.call(running, call);
-        answer.inspect_err(|trap| running.plugin_failed(self.binding, "cache policy", trap)).ok()
+        answer.inspect_err(|trap| running.plugin_failed(self.binding, "cache-policy", trap, Some(head))).ok()
     }
 
     fn call<R>(self, running: &Running, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {

@@ -15,6 +15,7 @@ use crate::head::{Head, ValueName};
 use crate::metrics::SAMPLE;
 use crate::passage::Passage;
 use crate::plugin::binding::{Beyond, Binding, BodyMode, Hook, OnError};
+use crate::plugin::failure::Exchange;
 use crate::plugin::instance::{Trap, Verdict};
 use crate::plugin::transform::Transform;
 
@@ -102,7 +103,7 @@ pub fn down(
         match hooked {
             Ok(None) => {}
             Ok(Some(response)) => return Ok(Down::Answer(response, Depth(depth))),
-            Err(trap) => on_error(running, *place, trap, Depth(depth))?,
+            Err(trap) => on_error(running, *place, trap, Depth(depth), Failing { hook: "request-filter", head })?,
         }
         if binding.cache.is_some() {
             return Ok(Down::Cache(Depth(depth)));
@@ -140,7 +141,7 @@ pub fn up(
             },
         };
         if let Err(trap) = hooked {
-            on_error(running, *place, trap, Depth(depth))?;
+            on_error(running, *place, trap, Depth(depth), Failing { hook: "response-filter", head })?;
         }
     }
     Ok(content)
@@ -203,6 +204,7 @@ pub fn stages(
     plugins: Range<usize>,
     side: Side,
     length: Option<u64>,
+    head: &Head,
 ) -> Result<Vec<Transform>, Failed> {
     let mut stages = Vec::new();
     for (depth, place) in plugins.clone().zip(&route.chain[plugins]) {
@@ -219,8 +221,14 @@ pub fn stages(
         let begun =
             running.bodies[*place].begin().and_then(|turn| Transform::begin(binding, side, mode, &running.place, turn));
         match begun {
-            Ok(stage) => stages.push(stage),
-            Err(trap) => on_error(running, *place, trap, Depth(depth))?,
+            Ok(mut stage) => {
+                stage.belongs_to(Exchange::of(head), running.plugins[*place].clone());
+                stages.push(stage);
+            }
+            Err(trap) => {
+                let hook = if side == Side::Request { "request-body" } else { "response-body" };
+                on_error(running, *place, trap, Depth(depth), Failing { hook, head })?;
+            }
         }
     }
     if side == Side::Response {
@@ -249,7 +257,7 @@ pub fn filtered(
     let stages = if body.is_end_stream() {
         Vec::new()
     } else {
-        stages(running, route, plugins, Side::Response, body.size_hint().exact())?
+        stages(running, route, plugins, Side::Response, body.size_hint().exact(), head)?
     };
     // Under HEAD and 304 the length is that of a content which plugins would have changed (RFC 9110 §8.6).
     if let Some(response) = head.response.as_mut().filter(|_| body.is_end_stream() || !stages.is_empty()) {
@@ -278,9 +286,15 @@ fn chosen(running: &Running, name: &str) -> Result<usize, Trap> {
     place.ok_or_else(|| Trap::Failed(format!("it chose the upstream `{name}`, which the manifest doesn't have")))
 }
 
+/// The hook that failed, and the exchange that it failed in.
+pub struct Failing<'a> {
+    pub hook: &'static str,
+    pub head: &'a Head,
+}
+
 /// What a failed plugin means for the exchange: nothing, or its end.
-pub fn on_error(running: &Running, place: usize, trap: Trap, depth: Depth) -> Result<(), Failed> {
-    running.plugin_failed(place, "plugin", &trap);
+pub fn on_error(running: &Running, place: usize, trap: Trap, depth: Depth, failing: Failing<'_>) -> Result<(), Failed> {
+    running.plugin_failed(place, failing.hook, &trap, Some(failing.head));
     let status = match running.generation.bindings[place].on_error {
         OnError::Skip => return Ok(()),
         OnError::Fail => Kind::PluginError.status(),

@@ -85,7 +85,7 @@ impl Ending {
             let called =
                 slot.call(|| self.running.instance(*binding), |instance| instance.observe(needs, head, &summary));
             if let Err(trap) = called {
-                self.running.plugin_failed(*binding, "observer", &trap);
+                self.running.plugin_failed(*binding, "observer", &trap, Some(head));
             }
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::access_log::AccessLog;
 use crate::cache::store::{Limits, Store};
+use crate::head::Head;
 use crate::listener::Listener;
 use crate::metrics::{CacheFigures, Place, PluginFigures, RouteFigures};
 use crate::plugin::binding::Binding;
@@ -201,6 +202,7 @@ impl Running {
 
     /// Calls the timers whose interval has passed.
     pub fn tick(&self, now: Instant) {
+        self.generation.bindings.iter().for_each(Binding::report_lines);
         for Timer { whose, binding, interval, last } in &self.timers {
             if now.saturating_duration_since(last.get()) < *interval {
                 continue;
@@ -211,15 +213,14 @@ impl Running {
                 Timed::Balancer(upstream) => self.balance(*upstream, Instance::timer),
             };
             if let Err(trap) = called {
-                self.plugin_failed(*binding, "timer", &trap);
+                self.plugin_failed(*binding, "timer", &trap, None);
             }
         }
     }
 
-    /// Logs and counts a failed call of a binding, of which `what` failed.
-    pub fn plugin_failed(&self, binding: usize, what: &str, trap: &Trap) {
-        let plugin = &*self.generation.bindings[binding].name;
-        tracing::warn!(plugin, error = %trap, "{what} failed");
+    /// Logs and counts a failed call of a binding's hook, in an exchange if there is one.
+    pub fn plugin_failed(&self, binding: usize, hook: &'static str, trap: &Trap, head: Option<&Head>) {
+        self.generation.bindings[binding].failed(hook, trap, head);
         self.plugins[binding].failures.add(1);
     }
 }
@@ -252,7 +253,7 @@ impl Running {
         let told = self.balance(place, |instance| instance.endpoints_changed(&seats.members));
         if let (Err(trap), Some(binding)) = (told, upstream.balancer) {
             // The next pick makes another instance, and tells that.
-            self.plugin_failed(binding, "balancer", &trap);
+            self.plugin_failed(binding, "balancer", &trap, None);
         }
         seats
     }

@@ -53,10 +53,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
             let Poll::Ready(frame) = Pin::new(&mut this.source).poll_frame(cx) else { return Poll::Pending };
             let passed = match frame.transpose() {
                 Err(error) => Err(error),
-                Ok(frame) => pass(&mut this.stages, frame, &mut this.state).map_err(|error| {
-                    tracing::warn!(%error, "body");
-                    BodyError::from(error)
-                }),
+                Ok(frame) => pass(&mut this.stages, frame, &mut this.state).map_err(BodyError::from),
             };
             match passed {
                 Ok(data) if data.is_empty() => {}
@@ -78,17 +75,25 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
 /// Takes what the source gave through all stages.
 fn pass(stages: &mut [Transform], frame: Option<Frame<Bytes>>, state: &mut State) -> Result<Bytes, TransformError> {
     let mut trailers = match frame.map(Frame::into_data) {
-        Some(Ok(data)) => return stages.iter_mut().try_fold(data, |data, stage| stage.push(data)),
+        Some(Ok(data)) => return stages.iter_mut().try_fold(data, |data, stage| reported(stage, |at| at.push(data))),
         Some(Err(other)) => other.into_trailers().ok(),
         None => None,
     };
     let mut rest = Bytes::new();
     for stage in stages {
-        let mut out = Vec::from(if rest.is_empty() { rest } else { stage.push(rest)? });
-        out.extend_from_slice(&stage.finish()?);
+        let mut out = Vec::from(if rest.is_empty() { rest } else { reported(stage, |at| at.push(rest))? });
+        out.extend_from_slice(&reported(stage, Transform::finish)?);
         rest = Bytes::from(out);
-        trailers = trailers.map(|trailers| stage.trailers(&trailers)).transpose()?;
+        trailers = trailers.map(|trailers| reported(stage, |at| at.trailers(&trailers))).transpose()?;
     }
     *state = trailers.map_or(State::Over, State::Trailers);
     Ok(rest)
+}
+
+/// Makes a call of a stage, and has a failure logged.
+fn reported<R>(
+    stage: &mut Transform,
+    call: impl FnOnce(&mut Transform) -> Result<R, TransformError>,
+) -> Result<R, TransformError> {
+    call(stage).inspect_err(|error| stage.failed(error))
 }

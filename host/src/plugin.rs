@@ -5,8 +5,10 @@ pub mod binding;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod contract;
 pub mod engine;
+pub mod failure;
 mod host;
 pub mod instance;
 mod lines;
+mod memory;
 pub mod policy;
 pub mod transform;

@@ -166,7 +166,7 @@ impl Fetch<'_> {
             return Ok(Err(Refusal::Status));
         }
         let needs = seat.needs(running);
-        let keep = seat.ask(running, |policy| policy.fetched(&needs.response, head, times))?;
+        let keep = seat.ask(running, head, |policy| policy.fetched(&needs.response, head, times))?;
         let is_too_long = body.size_hint().exact().is_some_and(|length| length > longest(running));
         let refusal = match keep.unwrap_or_else(|| Keep::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
             Keep::Store(_) if is_too_long => Refusal::TooLarge,

@@ -8,8 +8,10 @@ use http::HeaderName;
 use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, LookupPlan as LookupPlanSettings};
 use super::contract::types;
 use super::engine::Plugin;
+use super::failure::{Backtraces, Reporter};
 use super::host::value_name;
 use super::instance::{Instance, Trap};
+use super::lines::Lines;
 use crate::edit::{Part, Planned, Refused, Template, field_name, field_value};
 use crate::head::{Head, ValueName};
 
@@ -20,6 +22,8 @@ pub struct Binding {
     pub(super) plugin: Arc<Plugin>,
     pub(super) config: String,
     pub(super) limits: Limits,
+    /// The log of its failures and lines.
+    pub(super) reporter: Arc<Reporter>,
     /// What a failed call means for the exchange.
     pub on_error: OnError,
     /// Who gets a fresh instance.
@@ -170,7 +174,7 @@ pub enum BindError {
     #[error("{}", .0.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; "))]
     Config(Vec<(String, String)>),
     #[error("the plugin failed while it was configured: {0}")]
-    Trap(#[from] Trap),
+    Failed(String),
     #[error("the plugin declared what can't be: {0}")]
     Refused(#[from] Refused),
 }
@@ -184,7 +188,10 @@ impl Default for Limits {
 
 /// What a plugin says of itself.
 pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, Trap> {
-    Instance::bare(plugin, "describe".into(), Limits::default())?.describe()
+    let lines = Lines::new("describe".into());
+    let description = Instance::bare(plugin, "describe".into(), Limits::default(), lines)?.describe()?;
+    plugin.note_version(&description.version);
+    Ok(description)
 }
 
 impl Binding {
@@ -197,8 +204,9 @@ impl Binding {
         on_error: OnError,
         isolation: Isolation,
     ) -> Result<Self, BindError> {
-        let mut first = Instance::bare(&plugin, name.clone(), limits)?;
-        let settings = first.configure(&config)?.map_err(BindError::Config)?;
+        let (lines, failed) = (Lines::new(name.clone()), |trap| BindError::Failed(limits.reason(&trap)));
+        let mut first = Instance::bare(&plugin, name.clone(), limits, lines.clone()).map_err(failed)?;
+        let settings = first.configure(&config).map_err(failed)?.map_err(BindError::Config)?;
         let names = |values: Vec<types::ValueName>| values.into_iter().map(value_name).collect::<Result<Vec<_>, _>>();
         let plan = |plan: Vec<types::PlannedEdit>| plan.into_iter().map(planned).collect::<Result<Vec<_>, _>>();
         let plans = settings.plans.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
@@ -224,11 +232,14 @@ impl Binding {
         let mode = |mode: Option<types::BodyMode>| body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits);
         let request_body = plugin.request_body.as_ref().map(|_| mode(settings.request_body)).transpose()?;
         let response_body = plugin.response_body.as_ref().map(|_| mode(settings.response_body)).transpose()?;
+        let (plugin_name, version) = (name.clone(), plugin.version());
+        let reporter = Reporter { plugin: plugin_name, version, limits, lines, backtraces: Backtraces::default() };
         Ok(Binding {
             name,
             plugin,
             config,
             limits,
+            reporter: Arc::new(reporter),
             on_error,
             isolation,
             plans,

@@ -1,7 +1,7 @@
 //! The engine for plugins that can't wait: what it allows, and how components get into it.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use wasmtime::component::{Component, HasSelf, Linker};
@@ -12,6 +12,8 @@ use super::contract::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
 use super::host::{self, HostState};
+use crate::printable;
+use crate::supervise::{Task, guard};
 
 /// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
@@ -21,6 +23,12 @@ const INSTANCES: u32 = 2_000;
 
 /// No plugin's memory limit can be higher.
 pub const MOST_MEMORY: usize = 256 << 20;
+
+/// Digits of a digest that tell the builds of a plugin from each other.
+const DIGITS: usize = 12;
+
+/// Bytes of a version in the log.
+const LONGEST_VERSION: usize = 32;
 
 /// Loads components.
 #[derive(Clone)]
@@ -45,6 +53,10 @@ pub struct Plugin {
     pub(super) response_body: Option<response_body::ResponseBodyHookIndices>,
     pub(super) looks_back: bool,
     imports: Vec<String>,
+    /// The beginning of the component's digest.
+    digest: String,
+    /// The version that the component describes itself with, once it has.
+    version: OnceLock<String>,
 }
 
 /// The engine doesn't start on this machine.
@@ -83,7 +95,7 @@ impl Runtime {
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {
             while let Some(engine) = clock.upgrade() {
-                engine.increment_epoch();
+                let _ = guard(Task::PluginClock, || engine.increment_epoch());
                 drop(engine);
                 std::thread::sleep(TICK);
             }
@@ -125,6 +137,8 @@ impl Runtime {
             response_body,
             looks_back,
             imports,
+            digest: blake3::hash(bytes).to_hex()[..DIGITS].into(),
+            version: OnceLock::new(),
         })
     }
 }
@@ -142,6 +156,17 @@ impl Runtime {
 }
 
 impl Plugin {
+    /// Notes the version of the component's own description.
+    pub(super) fn note_version(&self, version: &str) {
+        let _ = self.version.set(printable::one_line(version, LONGEST_VERSION).into_owned());
+    }
+
+    /// The version of the component, and the beginning of its digest: two builds may have one version.
+    pub fn version(&self) -> String {
+        let described = self.version.get().map(String::as_str).unwrap_or_default();
+        format!("{described} {}", self.digest).trim_start().into()
+    }
+
     /// The hooks that it has.
     pub fn hooks(&self) -> Vec<&'static str> {
         let hooks = [

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 use wasmtime::component::{Linker, Resource, ResourceTable, ResourceType};
-use wasmtime::{StoreContextMut, StoreLimits, StoreLimitsBuilder};
+use wasmtime::{StoreContextMut, StoreLimitsBuilder};
 use wasmtime_wasi::p2::bindings::sync::io::streams::StreamError;
 use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
@@ -15,6 +15,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::contract::{endpoints, exchange, log, metrics, types};
 use super::lines::{Level, Lines, Printed};
+use super::memory::Room;
 use crate::head::{Head, ValueName};
 use crate::metrics::{Custom, CustomKind, Place};
 use crate::upstream::endpoint::Endpoint;
@@ -24,7 +25,7 @@ use crate::upstream::live::Members;
 pub struct HostState {
     wasi: WasiCtx,
     table: ResourceTable,
-    pub(super) limits: StoreLimits,
+    pub(super) limits: Room,
     name: Arc<str>,
     lines: Lines,
     /// The exchange at hand, lent for the length of a call.
@@ -56,10 +57,10 @@ const MOST_METRICS: usize = 64;
 
 impl HostState {
     /// The state of a fresh instance that may use so much memory.
-    pub fn new(name: Arc<str>, memory: usize) -> Self {
+    pub fn new(name: Arc<str>, memory: usize, lines: Lines) -> Self {
         let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).instances(16).tables(16);
-        let limits = limits.table_elements(MOST_TABLE_ELEMENTS).build();
-        let (lines, mut table) = (Lines::new(name.clone()), ResourceTable::new());
+        let limits = Room::new(limits.table_elements(MOST_TABLE_ELEMENTS).build());
+        let mut table = ResourceTable::new();
         table.set_max_capacity(MOST_RESOURCES);
         let wasi = WasiCtx::builder().stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).build();
         let (head, members, figures, defined) = (None, None, None, Vec::new());

@@ -17,11 +17,14 @@ use super::contract::{
     response_filter, timer, types,
 };
 use super::engine::{Plugin, TICK};
+use super::failure;
 use super::host::HostState;
-use super::lines::LONGEST;
+use super::lines::{LONGEST, Lines};
+use super::memory::Room;
 use crate::edit::{self, Edit, Refused, Side};
 use crate::head::{Head, Value, ValueName};
 use crate::metrics::Place;
+use crate::printable::one_line;
 use crate::upstream::live::{Member, Members, Offer};
 
 pub use types::Summary;
@@ -68,16 +71,36 @@ pub struct Picked {
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Trap {
-    #[error("{0:#}")]
+    #[error("{}", failure::cause(.0))]
     Wasm(wasmtime::Error),
-    #[error("it ran longer than its limit")]
-    Deadline,
+    #[error("limits.cpu exceeded")]
+    Deadline(wasmtime::Error),
+    /// The guest gave up after it was refused more memory.
+    #[error("limits.memory exceeded")]
+    Memory(wasmtime::Error),
     #[error("it asked for an edit that is refused: {0}")]
     Refused(#[from] Refused),
-    #[error("it gave up: {0}")]
+    #[error("it gave up: {}", one_line(.0, LONGEST))]
     Failed(String),
     #[error("it doesn't export this hook")]
     NoHook,
+}
+
+impl Trap {
+    /// The error of wasm, where the guest has met one.
+    pub fn error(&self) -> Option<&wasmtime::Error> {
+        match self {
+            Trap::Wasm(error) | Trap::Deadline(error) | Trap::Memory(error) => Some(error),
+            Trap::Refused(_) | Trap::Failed(_) | Trap::NoHook => None,
+        }
+    }
+
+    fn explained(self, room: &Room) -> Self {
+        match self {
+            Trap::Wasm(error) if room.is_refused => Trap::Memory(error),
+            other => other,
+        }
+    }
 }
 
 /// One worker's place for an instance of a binding: makes one where there is none, and drops one that failed. Boxed,
@@ -91,8 +114,8 @@ pub struct Slot {
 
 impl Instance {
     /// A copy that isn't configured yet.
-    pub fn bare(plugin: &Arc<Plugin>, name: Arc<str>, limits: Limits) -> Result<Self, Trap> {
-        let mut store = Store::new(&plugin.engine, HostState::new(name, limits.memory));
+    pub(super) fn bare(plugin: &Arc<Plugin>, name: Arc<str>, limits: Limits, lines: Lines) -> Result<Self, Trap> {
+        let mut store = Store::new(&plugin.engine, HostState::new(name, limits.memory, lines));
         store.limiter(|state| &mut state.limits);
         // What a call may hand over, in bytes as the host keeps it: no more than the plugin may have itself.
         store.set_hostcall_fuel(limits.memory);
@@ -100,7 +123,8 @@ impl Instance {
         let deadline = (limits.cpu.as_micros().div_ceil(TICK.as_micros()) + 1) as u64;
         // On a busy machine a thread that has just been started may wait longer than a request's call should take.
         store.set_epoch_deadline(deadline * PATIENCE);
-        let instance = plugin.instance.instantiate(&mut store).map_err(trapped)?;
+        let made = plugin.instance.instantiate(&mut store).map_err(trapped);
+        let instance = made.map_err(|trap| trap.explained(&store.data().limits))?;
         let lifecycle = plugin.lifecycle.load(&mut store, &instance).map_err(trapped)?;
         // A hook that is there loads, for its type was checked when the component was.
         macro_rules! load {
@@ -131,7 +155,8 @@ impl Instance {
 
     /// A copy ready for hooks, whose own figures go to a worker's place in the registry.
     pub fn new(binding: &Binding, figures: &Place) -> Result<Self, Trap> {
-        let mut instance = Instance::bare(&binding.plugin, binding.name.clone(), binding.limits)?;
+        let lines = binding.reporter.lines.clone();
+        let mut instance = Instance::bare(&binding.plugin, binding.name.clone(), binding.limits, lines)?;
         instance.store.data_mut().figures = Some(figures.clone());
         match instance.configure(&binding.config)? {
             Ok(_) => Ok(instance),
@@ -150,9 +175,9 @@ impl Instance {
         self.store.set_epoch_deadline(self.deadline * PATIENCE);
         let answer = self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config);
         let errors = |errors: Vec<lifecycle::exports::plugway::plugin::lifecycle::ConfigError>| {
-            errors.into_iter().map(|error| (error.path, error.message)).collect()
+            errors.into_iter().map(|error| (error.path, one_line(&error.message, LONGEST).into_owned())).collect()
         };
-        Ok(answer.map_err(trapped)?.map_err(errors))
+        Ok(answer.map_err(|error| self.explained(trapped(error)))?.map_err(errors))
     }
 
     /// Calls the filter's hook for one side with the declared values.
@@ -234,7 +259,13 @@ impl Instance {
 
     /// Gives the next call its time.
     pub(super) fn begin_call(&mut self) {
+        self.store.data_mut().limits.forget();
         self.store.set_epoch_deadline(self.deadline);
+    }
+
+    /// A failure of a call, told from others of its kind by what the host has refused meanwhile.
+    pub(super) fn explained(&self, trap: Trap) -> Trap {
+        trap.explained(&self.store.data().limits)
     }
 
     fn call_filter(&mut self, side: Side, values: &[Option<&[u8]>]) -> Result<types::Verdict, Trap> {
@@ -274,7 +305,7 @@ impl Slot {
         call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
     ) -> Result<R, Trap> {
         let mut instance = self.instance.take().map_or_else(|| prepare().map(Box::new), Ok)?;
-        let result = call(&mut instance);
+        let result = call(&mut instance).map_err(|trap| instance.explained(trap));
         let returned = matches!(result, Ok(_) | Err(Trap::Failed(_) | Trap::Refused(_) | Trap::NoHook));
         if returned && self.isolation == Isolation::Worker {
             self.instance = Some(instance);
@@ -306,7 +337,7 @@ pub(super) fn gave_up(mut reason: String) -> Trap {
 
 pub(super) fn trapped(error: wasmtime::Error) -> Trap {
     match error.downcast_ref::<wasmtime::Trap>() {
-        Some(wasmtime::Trap::Interrupt) => Trap::Deadline,
+        Some(wasmtime::Trap::Interrupt) => Trap::Deadline(error),
         _ => Trap::Wasm(error),
     }
 }

@@ -2,15 +2,17 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use wasmtime::component::ResourceAny;
 
 use super::binding::{Beyond, Binding, BodyMode};
+use super::failure::{Exchange, Reporter};
 use super::instance::{Instance, Trap, gave_up, trapped};
 use crate::edit::{self, Side};
-use crate::metrics::Place;
+use crate::metrics::{Place, PluginFigures};
 
 /// Bodies that one worker has in one plugin at a time. Each holds an instance, and the process has a bounded number of
 /// these: slow clients of one route must not use up those of all others.
@@ -47,6 +49,9 @@ pub struct Transform {
     side: Side,
     body: ResourceAny,
     state: State,
+    reporter: Arc<Reporter>,
+    /// The exchange of the body, and the figures that count a failure in it.
+    exchange: Option<(Exchange, Arc<PluginFigures>)>,
 }
 
 enum State {
@@ -82,7 +87,7 @@ macro_rules! call {
                 hook.plugway_plugin_response_body().transform().$method(store, *body $(, $argument)*)
             }
         }
-        .map_err(trapped)?
+        .map_err(|error| instance.explained(trapped(error)))?
         .map_err(gave_up)?
     }};
 }
@@ -107,7 +112,29 @@ impl Transform {
             BodyMode::Streamed => State::Streaming,
             BodyMode::Buffered(limit, beyond) => State::Gathering(BytesMut::new(), limit, beyond),
         };
-        Ok(Transform { _turn: turn, body: body.map_err(trapped)?, instance, side, state })
+        let body = body.map_err(|error| instance.explained(trapped(error)))?;
+        let reporter = binding.reporter.clone();
+        Ok(Transform { _turn: turn, body, instance, side, state, reporter, exchange: None })
+    }
+
+    /// Names the exchange of the body for the log, and the figures that count a failure in it.
+    pub fn belongs_to(&mut self, exchange: Exchange, figures: Arc<PluginFigures>) {
+        self.exchange = Some((exchange, figures));
+    }
+
+    /// Logs and counts a failure of this plugin. A body that is too long is none.
+    pub fn failed(&self, error: &TransformError) {
+        let hook = if self.side == Side::Request { "request-body" } else { "response-body" };
+        match error {
+            TransformError::Trap(trap) => {
+                let exchange = self.exchange.as_ref();
+                exchange.iter().for_each(|(_, figures)| figures.failures.add(1));
+                self.reporter.failed(hook, trap, exchange.map(|(exchange, _)| exchange));
+            }
+            TransformError::TooLarge(_) => {
+                tracing::debug!(plugin = &*self.reporter.plugin, hook, %error, "body refused")
+            }
+        }
     }
 
     /// Takes a chunk and gives what goes on now, which may be nothing.
