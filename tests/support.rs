@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,29 @@ impl Proxy {
         proxy
     }
 
+    /// Starts the proxy, and reads its log only until both its listener and its admin listener are known. The rest is
+    /// the caller's.
+    pub fn start_unread(mut command: Command, manifest: &str) -> (Proxy, BufReader<ChildStderr>) {
+        let folder = tempfile::tempdir().unwrap();
+        write_manifest(folder.path(), manifest);
+        let path = folder.path().join("plugway.toml");
+        let mut child = command.arg("run").arg(path).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let (_, log) = mpsc::channel();
+        let mut proxy = Proxy { child, address: String::new(), folder, noted: String::new(), log };
+        while proxy.address.is_empty() || proxy.noted.is_empty() {
+            let mut line = String::new();
+            assert!(stderr.read_line(&mut line).unwrap() > 0, "the proxy ended");
+            let address = line.rsplit("http://").next().unwrap().trim();
+            match line.contains("admin at http://") {
+                true => proxy.noted = address.into(),
+                false if line.contains("listening at http://") => proxy.address = address.into(),
+                false => {}
+            }
+        }
+        (proxy, stderr)
+    }
+
     /// Waits for one more listener to be told of; gives its address. They come in the order of their addresses.
     pub fn next_listener(&self) -> String {
         self.wait_log("listening at http").rsplit("://").next().unwrap().trim().into()
@@ -133,6 +156,18 @@ impl Proxy {
             assert!(Instant::now() < deadline, "the proxy does not end");
             std::thread::yield_now();
         }
+    }
+
+    /// Takes the pipe that is its standard output.
+    pub fn take_stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("a command with a piped standard output")
+    }
+
+    /// The value of a line of `/metrics`, given with its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.ask_admin("GET /metrics").text();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
     }
 
     /// Resident memory in KiB.
