@@ -463,8 +463,25 @@ fn a_worker_that_ends_ends_the_process_in_order() {
     assert!(whole > 0, "those of the other worker end well");
 }
 
+/// Writes to a pipe until it takes no more.
+fn fill(mut pipe: &std::io::PipeWriter) {
+    rustix::fs::fcntl_setfl(pipe, rustix::fs::OFlags::NONBLOCK).unwrap();
+    while pipe.write(&[b'x'; 1024]).is_ok() {}
+    rustix::fs::fcntl_setfl(pipe, rustix::fs::OFlags::empty()).unwrap();
+}
+
 #[test]
-fn a_start_that_fails_says_why_though_the_log_is_slow() {
+fn an_error_at_the_end_waits_for_no_reader() {
     let (code, error) = run(&["run", "/nowhere/plugway.toml"]);
     assert!(code == Some(1) && error.contains("/nowhere/plugway.toml"), "{error}");
+    // As much as a pipe takes, so that nothing more fits.
+    let (_reader, writer) = std::io::pipe().unwrap();
+    fill(&writer);
+    let mut child = plugway().args(["run", "/nowhere/plugway.toml"]).stderr(writer).spawn().unwrap();
+    let mut ended = None;
+    until("it ends", || {
+        ended = child.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert_eq!(ended.unwrap().code(), Some(1));
 }

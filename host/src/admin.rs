@@ -4,6 +4,7 @@
 mod cache;
 mod upstreams;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -230,8 +231,11 @@ fn metrics(admin: &Admin) -> String {
     }
     let dropped = "plugway_plugin_log_dropped_total";
     family(&mut out, dropped, "counter", "Lines of a plugin beyond what it may log in a second.");
-    for binding in &generation.bindings {
-        line(&mut out, dropped, &[("plugin", &binding.name)], binding.dropped_lines() as f64);
+    // Several routes may have a plugin of one name, each with a configuration of its own.
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    generation.bindings.iter().for_each(|binding| *sums.entry(&binding.name).or_default() += binding.dropped_lines());
+    for (name, count) in sums {
+        line(&mut out, dropped, &[("plugin", name)], count as f64);
     }
     let custom = admin.registry.custom();
     for (name, kind) in [("plugway_plugin_counter", CustomKind::Counter), ("plugway_plugin_gauge", CustomKind::Gauge)] {

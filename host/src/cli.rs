@@ -127,12 +127,13 @@ pub fn main() -> ExitCode {
     start_log();
     let command = Cli::parse().command;
     let done = guard(Task::Other, || run(command)).unwrap_or_else(|panicked| Err(panicked.into()));
-    process_log::flush(FLUSH);
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            process_log::flush(FLUSH);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            // After the log, whose lines may say more. That it can't be printed changes no exit code.
-            let _ = writeln!(std::io::stderr(), "{error:#}");
+            process_log::print(&format!("{error:#}"), FLUSH);
             ExitCode::FAILURE
         }
     }
@@ -148,7 +149,7 @@ fn start_log() {
     // The layer would print what it can't write, and a print to a closed pipe panics.
     log.log_internal_errors(false).init();
     supervise::install();
-    // A process that can't have one more thread serves without a log.
+    // A process that can't have one more thread couldn't serve either, and says so by its exit code.
     let _ = process_log::start();
 }
 

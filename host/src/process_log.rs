@@ -71,6 +71,14 @@ pub fn flush(within: Duration) {
     drop(LOG.is_written.wait_timeout_while(LOG.lock(), within, is_waiting));
 }
 
+/// Writes text after all that is queued, as it is: the error that a command ends with. Waits for a reader for a limited
+/// time, as [`flush`] does.
+pub fn print(text: &str, within: Duration) {
+    LOG.append(&mut LOG.lock(), text, "");
+    LOG.is_filled.notify_one();
+    flush(within);
+}
+
 /// The number of lines that were dropped since the start.
 pub fn dropped() -> u64 {
     LOG.dropped.load(Ordering::Relaxed)
@@ -104,11 +112,15 @@ impl Log {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        queue.lines.extend_from_slice(kept.as_bytes());
-        queue.lines.extend_from_slice(mark.as_bytes());
-        queue.lines.push(b'\n');
+        self.append(&mut queue, &kept, mark);
         drop(queue);
         self.is_filled.notify_one();
+    }
+
+    fn append(&self, queue: &mut Queue, text: &str, mark: &str) {
+        for part in [text, mark, "\n"] {
+            queue.lines.extend_from_slice(part.as_bytes());
+        }
     }
 
     /// Waits for lines and writes them.
