@@ -8,6 +8,7 @@ use crate::error::Kind;
 use crate::generation::Running;
 use crate::head::Head;
 use crate::plugin::instance::Summary;
+use crate::supervise::{Task, guard};
 use crate::upload::Upload;
 
 /// Rides with the response to its last byte.
@@ -93,6 +94,13 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
+        // A panic may have ended the exchange, and one more while that unwinds would end the process.
+        let _ = guard(Task::Connection, || self.end());
+    }
+}
+
+impl Ending {
+    fn end(&mut self) {
         let took = self.began.elapsed();
         let figures = self.place.and_then(|place| self.running.routes.get(place)).unwrap_or(&self.running.unrouted);
         figures.ended(self.status, self.error, self.response_bytes, took);
