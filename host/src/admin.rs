@@ -2,6 +2,7 @@
 //! otherwise.
 
 mod cache;
+mod plugins;
 mod upstreams;
 
 use std::convert::Infallible;
@@ -147,18 +148,12 @@ fn status(admin: &Admin) -> String {
         let chain = route.chain.iter().map(|place| &*generation.bindings[*place].name).collect::<Vec<_>>();
         json!({ "name": &*route.name, "upstream": &*generation.upstreams[route.upstream].name, "plugins": chain })
     };
-    let plugins = admin.registry.plugins();
-    let plugin = |(name, figures): (&Arc<str>, &Vec<_>)| {
-        let sum = |one: fn(&crate::metrics::PluginFigures) -> &Count| sum(figures, one);
-        let seconds = sum(|figures| &figures.nanoseconds) as f64 / 1e9;
-        json!({ "name": &**name, "calls": sum(|f| &f.calls), "failures": sum(|f| &f.failures), "seconds": seconds })
-    };
     let document = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "generation": admin.serial.load(Ordering::Relaxed),
         "routes": generation.routes.iter().map(route).collect::<Vec<_>>(),
         "upstreams": generation.upstreams.iter().map(upstreams::status).collect::<Vec<_>>(),
-        "plugins": plugins.iter().map(plugin).collect::<Vec<_>>(),
+        "plugins": plugins::status(admin, &generation),
         "cache": cache::status(admin, &generation.store),
     });
     format!("{document:#}\n")
@@ -221,6 +216,7 @@ fn metrics(admin: &Admin) -> String {
         let seconds = sum(figures, |f| &f.nanoseconds) as f64 / 1e9;
         line(&mut out, "plugway_plugin_seconds_total", &[("plugin", name)], seconds);
     }
+    plugins::metrics(&mut out, admin, &generation);
     let custom = admin.registry.custom();
     for (name, kind) in [("plugway_plugin_counter", CustomKind::Counter), ("plugway_plugin_gauge", CustomKind::Gauge)] {
         let (word, help) = match kind {

@@ -6,6 +6,7 @@ mod endpoints;
 mod listeners;
 mod misfit;
 mod plugins;
+pub mod pool;
 mod routes;
 mod settings;
 mod upkeep;
@@ -89,7 +90,7 @@ struct Loaded {
 struct Draft<'a> {
     assembly: &'a mut Assembly,
     problems: Problems,
-    bindings: Vec<Binding>,
+    bindings: Vec<Arc<Binding>>,
     /// Named plugins, as places in `bindings`; none if theirs failed.
     named: BTreeMap<String, Option<usize>>,
     round_robin: Option<usize>,

@@ -80,7 +80,7 @@ struct Stale {
 pub struct Answered {
     pub response: Response<ResponseBody>,
     /// What the balancer wants done for this client alone.
-    pub edits: Option<Rc<[Edit]>>,
+    pub edits: Option<Arc<[Edit]>>,
     /// Those above the cache.
     pub depth: Depth,
 }
@@ -312,7 +312,8 @@ impl Asking {
             return;
         }
         self.why = Forward::Stale;
-        let (running, clock, mut head) = (running.clone(), clock.clone(), Box::new(head.copy()));
+        let (running, in_chain) = (running.clone(), running.enter_chain());
+        let (clock, mut head) = (clock.clone(), Box::new(head.copy()));
         self.seat.count(&running, &mut head, CacheOutcome::Validated);
         spawn_local(async move {
             let [total] = clock.deadlines();
@@ -320,6 +321,7 @@ impl Asking {
             let fetch = Fetch { asking: &self, running: &running, route, upstream, clock: &clock };
             // What came of it is in the store, or in the log.
             let _ = total.until_met(fetch.run(&mut head, Some(lead))).await;
+            drop(in_chain);
         });
     }
 
@@ -462,9 +464,7 @@ impl Seat {
     }
 
     fn call<R>(self, running: &Running, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
-        chain::counted(running, self.binding, || {
-            running.filters[self.binding].borrow_mut().call(|| running.instance(self.binding), call)
-        })
+        running.call(self.binding, call)
     }
 }
 

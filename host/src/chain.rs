@@ -1,7 +1,6 @@
 //! The pipeline: request hooks down the list, response hooks up it, and what a failed plugin means for the exchange.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use http::{Response, header};
 use http_body::Body;
@@ -12,7 +11,6 @@ use crate::edit::{self, Edit, Refused, Side};
 use crate::error::{Error, Kind};
 use crate::generation::{Route, Running};
 use crate::head::{Head, ValueName};
-use crate::metrics::SAMPLE;
 use crate::passage::Passage;
 use crate::plugin::binding::{Beyond, Binding, BodyMode, Hook, OnError};
 use crate::plugin::instance::{Trap, Verdict};
@@ -161,10 +159,7 @@ fn call(
     needs: &[ValueName],
     head: &mut Box<Head>,
 ) -> Result<Verdict, Trap> {
-    counted(running, place, || {
-        let mut slot = running.filters[place].borrow_mut();
-        slot.call(|| running.instance(place), |instance| instance.filter(side, needs, head))
-    })
+    running.call(place, |instance| instance.filter(side, needs, head))
 }
 
 fn carry_out(binding: &Binding, plan: u32, side: Side, head: &mut Head) -> Result<(), Trap> {
@@ -216,9 +211,7 @@ pub fn stages(
             let error = Error::new(kind, format!("{length} bytes, and `{}` takes {limit}", binding.name));
             return Err(Failed { error, status: kind.status(), depth: Depth(depth) });
         }
-        let begun =
-            running.bodies[*place].begin().and_then(|turn| Transform::begin(binding, side, mode, &running.place, turn));
-        match begun {
+        match Transform::begin(&running.guards[*place], &running.bodies[*place], side, mode) {
             Ok(stage) => stages.push(stage),
             Err(trap) => on_error(running, *place, trap, Depth(depth))?,
         }
@@ -259,18 +252,6 @@ pub fn filtered(
         return Ok(body);
     }
     Ok(ResponseBody::Filtered(Box::new(Passage::new(body, stages))))
-}
-
-/// Makes a call, and counts it; one in [`SAMPLE`] is timed.
-pub fn counted<R>(running: &Running, place: usize, call: impl FnOnce() -> Result<R, Trap>) -> Result<R, Trap> {
-    let figures = &running.plugins[place];
-    figures.calls.add(1);
-    let began = figures.calls.value().is_multiple_of(SAMPLE).then(Instant::now);
-    let result = call();
-    if let Some(began) = began {
-        figures.nanoseconds.add(began.elapsed().as_nanos() as u64 * SAMPLE);
-    }
-    result
 }
 
 fn chosen(running: &Running, name: &str) -> Result<usize, Trap> {

@@ -13,7 +13,7 @@ use crate::assemble::Assembly;
 use crate::config::load;
 use crate::demo;
 use crate::plugin::binding::{self, Binding, Isolation, Limits, OnError};
-use crate::plugin::engine::Runtime;
+use crate::plugin::engine::{LEAST_INSTANCES, Runtime};
 use crate::serve;
 use crate::tls;
 
@@ -195,7 +195,7 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
 
 fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
-    let made = Assembly::for_check(Runtime::start(cache)?)?.assemble(&files)?;
+    let made = Assembly::for_check(Runtime::start(cache, LEAST_INSTANCES)?)?.assemble(&files)?;
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
     println!("{} is good: {routes} routes, {plugins} configured plugins", manifest.display());
     Ok(())
@@ -206,7 +206,7 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
     let bytes = stock.map_or_else(|| std::fs::read(file), |(_, bytes)| Ok(bytes.to_vec()));
     let in_file = || file.display().to_string();
     let bytes = bytes.with_context(in_file)?;
-    let plugin = Arc::new(Runtime::start(None)?.load(&bytes).with_context(in_file)?);
+    let plugin = Arc::new(Runtime::start(None, LEAST_INSTANCES)?.load(&bytes).with_context(in_file)?);
     let description = binding::describe(&plugin).with_context(in_file)?;
     println!("{} {}, {} KiB\n{}", description.name, description.version, bytes.len() / 1024, description.summary);
     println!("hooks: {}", plugin.hooks().join(", "));

@@ -72,6 +72,7 @@ impl Client {
         timers: Rc<Timers>,
     ) -> impl Future<Output = Response<Outgoing>> + use<> {
         let running = self.current.borrow().clone();
+        let in_chain = running.enter_chain();
         let mut ending = Ending::new(running.clone(), upload);
         let begun = exchange::begin(&running, request, &self.arrival, &timers, &mut ending);
         async move {
@@ -80,6 +81,7 @@ impl Client {
                 Begun::Onward(mut onward) => Box::pin(onward.run(&running, &timers, &mut ending)).await,
                 Begun::Answered(response) => response,
             };
+            drop(in_chain);
             response.map(|body| Outgoing { body, total: timers.total.clone(), ending: Some(ending) })
         }
     }

@@ -80,10 +80,7 @@ impl Ending {
                 duration_us: took.as_micros() as u64,
                 error: self.error.map(|kind| kind.token().into()),
             };
-            let mut slot = self.running.filters[*binding].borrow_mut();
-            self.running.plugins[*binding].calls.add(1);
-            let called =
-                slot.call(|| self.running.instance(*binding), |instance| instance.observe(needs, head, &summary));
+            let called = self.running.call(*binding, |instance| instance.observe(needs, head, &summary));
             if let Err(trap) = called {
                 self.running.plugin_failed(*binding, "observer", &trap);
             }

@@ -80,8 +80,23 @@ pub struct RouteFigures {
 pub struct PluginFigures {
     pub calls: Count,
     pub failures: Count,
+    /// Calls that were not made.
+    pub rejected: [Count; Rejection::ALL.len()],
     /// Of every [`SAMPLE`]th call, times [`SAMPLE`].
     pub nanoseconds: Count,
+}
+
+/// The reasons for which a plugin is not called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The plugin has used its share of the worker's time.
+    Share,
+    /// The plugin's breaker is open.
+    Breaker,
+    /// The plugin has lost its instance, and no other is ready.
+    Instance,
+    /// As many bodies pass through the plugin as may.
+    Bodies,
 }
 
 /// A worker's figures of a cache, by what became of requests.
@@ -141,6 +156,21 @@ impl Registry {
     /// The figures of all plugins, each plugin's workers together.
     pub fn plugins(&self) -> BTreeMap<Arc<str>, Vec<Arc<PluginFigures>>> {
         self.plugins.by_name()
+    }
+}
+
+impl Rejection {
+    /// All reasons, in the order of their declaration.
+    pub const ALL: [Rejection; 4] = [Rejection::Share, Rejection::Breaker, Rejection::Instance, Rejection::Bodies];
+
+    /// Returns the word for the reason.
+    pub fn word(self) -> &'static str {
+        match self {
+            Rejection::Share => "share",
+            Rejection::Breaker => "breaker",
+            Rejection::Instance => "instance",
+            Rejection::Bodies => "bodies",
+        }
     }
 }
 

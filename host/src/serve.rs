@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, ReloadOrder};
+use crate::assemble::pool::instances;
 use crate::assemble::{AdminAddress, Assembled, Assembly};
 use crate::config::load::Files;
 use crate::config::problem::Problems;
@@ -28,14 +29,14 @@ use crate::worker::{self, Orders, SocketOrder};
 
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
 pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
-    let mut assembly = Assembly::new(Runtime::start(cache)?)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     let mut watch = control.block_on(async { Watch::new() });
     let (files, _) = watch.load(&load);
     let files = files?;
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let mut assembly = Assembly::new(Runtime::start(cache, instances(&files, cores))?)?;
     let first = assembly.assemble(&files)?;
     first.generation.resize_store();
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = first.workers.unwrap_or(cores);
     let (publish, generation) = watch::channel(Arc::new(first.generation));
     let (stop, stopping) = watch::channel(false);

@@ -77,7 +77,7 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let first = generation.borrow().clone();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let alike = (pools.clone(), alive.downgrade());
-    let running = match prepare(first, &alike, &place) {
+    let running = match prepare(first, &alike, &place).await {
         Ok(running) => running,
         Err(error) => {
             let _ = swapped.send(Err(error.clone()));
@@ -109,22 +109,22 @@ async fn swap(
 ) {
     while generation.changed().await.is_ok() {
         let next = generation.borrow_and_update().clone();
-        let outcome = prepare(next, &alike, &place).map(|next| drop(current.replace(Rc::new(next))));
+        let outcome = prepare(next, &alike, &place).await.map(|next| current.replace(Rc::new(next)).retire());
         let _ = swapped.send(outcome);
     }
 }
 
-/// The worker's view of a generation. Whatever goes wrong is told: who waits for the worker would wait for ever.
-fn prepare(
+/// The worker's view of a generation, whose instances are made by another thread. Whatever goes wrong is told: who waits
+/// for the worker would wait for ever.
+async fn prepare(
     generation: Arc<Generation>,
     (pools, alive): &(Rc<Pools>, mpsc::WeakSender<()>),
     place: &Place,
 ) -> Result<Running, String> {
     let made = AssertUnwindSafe(|| Running::new(generation, pools, place.clone(), alive.clone(), Instant::now()));
-    match catch_unwind(made) {
-        Ok(running) => running.map_err(|trap| trap.to_string()),
-        Err(_) => Err("a plugin could not be instantiated".into()),
-    }
+    let running = catch_unwind(made).map_err(|_| String::from("a worker could not take the manifest into service"))?;
+    running.warm().await.map_err(|trap| trap.to_string())?;
+    Ok(running)
 }
 
 async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {

@@ -12,7 +12,7 @@ use crate::config::locate;
 use crate::config::manifest::{self, PluginRef};
 use crate::config::problem::Source;
 use crate::plugin::binding::{self, BindError, Binding, Isolation, Limits, OnError};
-use crate::plugin::engine::MOST_MEMORY;
+use crate::plugin::engine::{MOST_BODIES, MOST_MEMORY};
 
 impl Assembly {
     /// Loads a component and asks it who it is; the same bytes are compiled once.
@@ -60,7 +60,7 @@ impl Draft<'_> {
         }
         match Binding::new(name.into(), loaded.plugin, config.to_string(), limits, on_error, isolation) {
             Ok(binding) => {
-                self.bindings.push(binding);
+                self.bindings.push(Arc::new(binding));
                 return Some(self.bindings.len() - 1);
             }
             Err(BindError::Config(errors)) => {
@@ -124,7 +124,9 @@ impl Draft<'_> {
             }
         });
         let cpu = self.duration(source, limits.cpu.as_ref(), defaults.cpu);
-        Limits { memory: memory.unwrap_or(defaults.memory), cpu }
+        let share = self.count(source, limits.share.as_ref(), defaults.share.into(), 100) as u8;
+        let bodies = self.count(source, limits.bodies.as_ref(), defaults.bodies as usize, MOST_BODIES as usize) as u32;
+        Limits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies }
     }
 
     fn on_error(&mut self, source: &Arc<Source>, on_error: Option<&Spanned<manifest::OnError>>) -> OnError {

@@ -43,7 +43,7 @@ pub struct Fetch<'a> {
 /// What came from below; the head of the response is in the exchange's.
 struct Below {
     body: ResponseBody,
-    edits: Option<Rc<[Edit]>>,
+    edits: Option<Arc<[Edit]>>,
     /// It is the response of the upstream that what is stored is of.
     is_ours: bool,
 }

@@ -458,8 +458,12 @@ pub struct Plugin {
 pub struct Limits {
     /// `"16 MiB"` if not given.
     pub memory: Option<Spanned<String>>,
-    /// Time per call; `"50ms"` if not given.
+    /// CPU time per call; `"50ms"` if not given.
     pub cpu: Option<Spanned<String>>,
+    /// Percent of a worker's time, 1 to 100; 50 if not given, and 100 is no limit.
+    pub share: Option<Spanned<usize>>,
+    /// Bodies at a time, over all workers; 256 if not given.
+    pub bodies: Option<Spanned<usize>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -9,7 +9,9 @@ use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Descriptio
 use super::contract::types;
 use super::engine::Plugin;
 use super::host::value_name;
-use super::instance::{Instance, Trap};
+use super::instance::{Instance, PATIENCE, Trap};
+use super::share::DEFAULT_SHARE;
+use super::supply::Supply;
 use crate::edit::{Part, Planned, Refused, Template, field_name, field_value};
 use crate::head::{Head, ValueName};
 
@@ -20,6 +22,8 @@ pub struct Binding {
     pub(super) plugin: Arc<Plugin>,
     pub(super) config: String,
     pub(super) limits: Limits,
+    /// What all workers, and later generations, share of it.
+    pub supply: Arc<Supply>,
     /// What a failed call means for the exchange.
     pub on_error: OnError,
     /// Who gets a fresh instance.
@@ -122,6 +126,9 @@ pub enum Beyond {
     Pass,
 }
 
+/// Each body holds an instance, and slow clients of one plugin must not use up what others need.
+const DEFAULT_BODIES: u32 = 256;
+
 /// A shorter interval would be called no more often.
 const SHORTEST_TIMER: Duration = crate::clock::TICK;
 
@@ -136,12 +143,16 @@ pub enum Hook {
 }
 
 /// What an instance may use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Linear memory, in bytes.
     pub memory: usize,
-    /// Time per call.
+    /// CPU time per call.
     pub cpu: Duration,
+    /// The share of a worker's time, in percent; 100 is no limit.
+    pub share: u8,
+    /// Bodies that pass through the plugin at a time, over all workers.
+    pub bodies: u32,
 }
 
 /// What becomes of an exchange whose plugin failed.
@@ -178,13 +189,22 @@ pub enum BindError {
 impl Default for Limits {
     /// 16 MiB hold any filter that doesn't keep bodies; 50 ms is two and a half scheduler rounds of a busy machine.
     fn default() -> Self {
-        Limits { memory: 16 << 20, cpu: Duration::from_millis(50) }
+        Limits { memory: 16 << 20, cpu: Duration::from_millis(50), share: DEFAULT_SHARE, bodies: DEFAULT_BODIES }
+    }
+}
+
+impl Limits {
+    /// Returns the CPU time of a step in making an instance, off the workers: parsing a large configuration, or tables for
+    /// a thousand endpoints, may take longer than a request should.
+    pub fn making_time(self) -> Duration {
+        self.cpu * PATIENCE
     }
 }
 
 /// What a plugin says of itself.
 pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, Trap> {
-    Instance::bare(plugin, "describe".into(), Limits::default())?.describe()
+    let limits = Limits::default();
+    Instance::bare(plugin, "describe".into(), limits, limits.cpu * PATIENCE)?.describe(limits.cpu * PATIENCE)
 }
 
 impl Binding {
@@ -197,8 +217,12 @@ impl Binding {
         on_error: OnError,
         isolation: Isolation,
     ) -> Result<Self, BindError> {
-        let mut first = Instance::bare(&plugin, name.clone(), limits)?;
-        let settings = first.configure(&config)?.map_err(BindError::Config)?;
+        let supply = Supply::of(&plugin, &name, &config, limits, isolation);
+        let (settings, first) = supply.measure(|| {
+            let mut first = Instance::bare(&plugin, name.clone(), limits, limits.making_time())?;
+            let settings = first.configure(&config, limits.making_time())?.map_err(BindError::Config)?;
+            Ok::<_, BindError>((settings, Box::new(first)))
+        })?;
         let names = |values: Vec<types::ValueName>| values.into_iter().map(value_name).collect::<Result<Vec<_>, _>>();
         let plan = |plan: Vec<types::PlannedEdit>| plan.into_iter().map(planned).collect::<Result<Vec<_>, _>>();
         let plans = settings.plans.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
@@ -224,11 +248,12 @@ impl Binding {
         let mode = |mode: Option<types::BodyMode>| body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits);
         let request_body = plugin.request_body.as_ref().map(|_| mode(settings.request_body)).transpose()?;
         let response_body = plugin.response_body.as_ref().map(|_| mode(settings.response_body)).transpose()?;
-        Ok(Binding {
+        let binding = Binding {
             name,
             plugin,
             config,
             limits,
+            supply,
             on_error,
             isolation,
             plans,
@@ -241,7 +266,11 @@ impl Binding {
             timer,
             request_body,
             response_body,
-        })
+        };
+        if binding.is_called() || binding.balances() || binding.takes_bodies() {
+            binding.supply.keep(first);
+        }
+        Ok(binding)
     }
 
     /// What each head hook, balancer and observer is called with, in words for people.
@@ -278,6 +307,11 @@ impl Binding {
         let called = |hook: &Hook| matches!(hook, Hook::Call(_));
         let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
         called(&self.request) || called(&self.response) || is_told
+    }
+
+    /// Whether bodies pass through it.
+    fn takes_bodies(&self) -> bool {
+        self.request_body.is_some() || self.response_body.is_some()
     }
 
     /// Whether it can choose endpoints.

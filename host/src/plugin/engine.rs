@@ -1,7 +1,7 @@
 //! The engine for plugins that can't wait: what it allows, and how components get into it.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use wasmtime::component::{Component, HasSelf, Linker};
@@ -12,12 +12,18 @@ use super::contract::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
 use super::host::{self, HostState};
+use super::maker::Maker;
+use super::supply::Supply;
 
 /// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
 
-/// Instances that can live at once, over all workers and generations. Each costs 4 GiB of address space, no memory.
-const INSTANCES: u32 = 2_000;
+/// Instances that room is made for at least, over all workers and generations. Each costs 4 GiB of address space, no
+/// memory.
+pub const LEAST_INSTANCES: u32 = 2_000;
+
+/// No plugin's limit of bodies can be higher: each body holds an instance.
+pub const MOST_BODIES: u32 = 4096;
 
 /// No plugin's memory limit can be higher.
 pub const MOST_MEMORY: usize = 256 << 20;
@@ -28,6 +34,7 @@ pub struct Runtime {
     engine: Engine,
     linker: Arc<Linker<HostState>>,
     artifacts: Option<Arc<Artifacts>>,
+    maker: Maker,
 }
 
 /// A loaded component, ready to be instantiated, with the hooks that it exports.
@@ -44,6 +51,10 @@ pub struct Plugin {
     pub(super) request_body: Option<request_body::RequestBodyHookIndices>,
     pub(super) response_body: Option<response_body::ResponseBodyHookIndices>,
     pub(super) looks_back: bool,
+    /// Makes its instances.
+    pub(super) maker: Maker,
+    /// The shared parts of its configured plugins.
+    pub(super) supplies: Mutex<Vec<Weak<Supply>>>,
     imports: Vec<String>,
 }
 
@@ -66,17 +77,18 @@ pub enum LoadError {
 }
 
 impl Runtime {
-    /// Starts the engine, and the thread that ticks its clock. Compiled code is kept in a folder, if one is given.
-    pub fn start(cache: Option<&Path>) -> Result<Self, StartError> {
+    /// Starts the engine with room for so many instances, and the thread that ticks its clock. Compiled code is kept in a
+    /// folder, if one is given.
+    pub fn start(cache: Option<&Path>, instances: u32) -> Result<Self, StartError> {
         let open = |folder: &Path| Artifacts::open(folder);
         let opened = cache.map(open).transpose().inspect_err(|error| {
             tracing::warn!(%error, "plugins are compiled at each start");
         });
-        Runtime::new(opened.ok().flatten().map(Arc::new)).map_err(StartError)
+        Runtime::new(opened.ok().flatten().map(Arc::new), instances).map_err(StartError)
     }
 
-    fn new(artifacts: Option<Arc<Artifacts>>) -> wasmtime::Result<Self> {
-        let engine = engine()?;
+    fn new(artifacts: Option<Arc<Artifacts>>, instances: u32) -> wasmtime::Result<Self> {
+        let engine = engine(instances)?;
         let mut linker = Linker::new(&engine);
         host::add_wasi(&mut linker)?;
         super::contract::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
@@ -88,7 +100,7 @@ impl Runtime {
                 std::thread::sleep(TICK);
             }
         })?;
-        Ok(Runtime { engine, linker: Arc::new(linker), artifacts })
+        Ok(Runtime { engine, linker: Arc::new(linker), artifacts, maker: Maker::start()? })
     }
 
     /// Compiles a component and looks at its exports.
@@ -124,6 +136,8 @@ impl Runtime {
             request_body,
             response_body,
             looks_back,
+            maker: self.maker.clone(),
+            supplies: Mutex::default(),
             imports,
         })
     }
@@ -165,18 +179,33 @@ impl Plugin {
 
 /// An engine with room for many instances set aside or, where address space is short (a container, `ulimit -v`), one
 /// that asks the system for each instance.
-fn engine() -> wasmtime::Result<Engine> {
+fn engine(wanted: u32) -> wasmtime::Result<Engine> {
     let mut config = Config::new();
     config.concurrency_support(false).epoch_interruption(true);
+    let mut instances = wanted;
+    loop {
+        let pooling =
+            config.clone().allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances))).to_owned();
+        match Engine::new(&pooling) {
+            Ok(engine) => return Ok(engine),
+            Err(error) if instances <= LEAST_INSTANCES => {
+                tracing::info!("instances are not pooled: {error:#}");
+                return Engine::new(config.allocation_strategy(InstanceAllocationStrategy::OnDemand));
+            }
+            Err(_) => {
+                instances = (instances / 2).max(LEAST_INSTANCES);
+                tracing::info!(wanted, instances, "address space (`ulimit -v`) limits the pool of plugin instances");
+            }
+        }
+    }
+}
+
+fn pool(instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
-    pool.total_component_instances(INSTANCES).total_core_instances(INSTANCES * 4);
-    pool.total_memories(INSTANCES).total_tables(INSTANCES * 4).max_memory_size(MOST_MEMORY);
+    pool.total_component_instances(instances).total_core_instances(instances * 4);
+    pool.total_memories(instances).total_tables(instances * 4).max_memory_size(MOST_MEMORY);
     pool.max_unused_warm_slots(16);
-    let pooling = config.clone().allocation_strategy(InstanceAllocationStrategy::Pooling(pool)).to_owned();
-    Engine::new(&pooling).or_else(|error| {
-        tracing::info!("instances are not pooled: {error:#}");
-        Engine::new(config.allocation_strategy(InstanceAllocationStrategy::OnDemand))
-    })
+    pool
 }
 
 /// A cause as it fits into a message; the rest of what a parser has to say helps nobody.

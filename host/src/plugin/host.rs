@@ -14,6 +14,7 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::contract::{endpoints, exchange, log, metrics, types};
+use super::cpu::CpuMeter;
 use super::lines::{Level, Lines, Printed};
 use crate::head::{Head, ValueName};
 use crate::metrics::{Custom, CustomKind, Place};
@@ -25,6 +26,7 @@ pub struct HostState {
     wasi: WasiCtx,
     table: ResourceTable,
     pub(super) limits: StoreLimits,
+    pub(super) cpu: CpuMeter,
     name: Arc<str>,
     lines: Lines,
     /// The exchange at hand, lent for the length of a call.
@@ -35,8 +37,8 @@ pub struct HostState {
     pub(super) tried: SmallVec<[u32; 4]>,
     /// When the call at hand began.
     pub(super) now: Instant,
-    /// Where the plugin's own figures go; nowhere while it is only being looked at.
-    pub(super) figures: Option<Place>,
+    /// Where the plugin's own metrics are kept; `None` while the instance belongs to no worker.
+    figures: Option<Place>,
     defined: Vec<Arc<Custom>>,
 }
 
@@ -63,8 +65,18 @@ impl HostState {
         table.set_max_capacity(MOST_RESOURCES);
         let wasi = WasiCtx::builder().stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).build();
         let (head, members, figures, defined) = (None, None, None, Vec::new());
-        let (tried, now) = (SmallVec::new(), Instant::now());
-        HostState { wasi, table, limits, name, lines, head, members, tried, now, figures, defined }
+        let (tried, now, cpu) = (SmallVec::new(), Instant::now(), CpuMeter::default());
+        HostState { wasi, table, limits, cpu, name, lines, head, members, tried, now, figures, defined }
+    }
+
+    /// Counts the plugin's own metrics for a worker from now on: those that `configure` defined too.
+    pub(super) fn adopt(&mut self, place: &Place) {
+        for custom in &mut self.defined {
+            let own = place.custom(&self.name, Custom::new(custom.name.clone(), custom.kind, custom.help.clone()));
+            own.add(custom.value());
+            *custom = own;
+        }
+        self.figures = Some(place.clone());
     }
 }
 
