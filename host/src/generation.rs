@@ -124,7 +124,7 @@ struct Timer {
     failures: Cell<u32>,
 }
 
-/// What failed without a request is repeated after this time, which doubles with each failure.
+/// The pause before a call that no request causes is repeated, after a failure; each further failure doubles the pause.
 const BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 

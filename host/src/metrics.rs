@@ -95,7 +95,7 @@ pub enum Rejection {
     Breaker,
     /// The plugin has lost its instance, and no other is ready.
     Instance,
-    /// As many bodies pass through the plugin as may.
+    /// The plugin has reached `limits.bodies`.
     Bodies,
 }
 

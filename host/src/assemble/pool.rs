@@ -7,7 +7,7 @@ use crate::config::problem::Source;
 use crate::plugin::binding::Limits;
 use crate::plugin::engine::LEAST_INSTANCES;
 
-/// More would take more than half of a process's address space. Each instance has 4 GiB of it, and no memory.
+/// The largest room: half of a process's address space, of which an instance has 4 GiB, and no memory.
 const MOST_INSTANCES: usize = 16_000;
 
 /// Spare instances of a plugin.

@@ -22,7 +22,7 @@ pub struct Binding {
     pub(super) plugin: Arc<Plugin>,
     pub(super) config: String,
     pub(super) limits: Limits,
-    /// What all workers, and later generations, share of it.
+    /// The part that all workers and generations share.
     pub supply: Arc<Supply>,
     /// What a failed call means for the exchange.
     pub on_error: OnError,

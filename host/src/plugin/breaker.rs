@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::engine::TICK;
 
-/// A breaker.
+/// The circuit breaker of a configured plugin.
 #[derive(Debug)]
 pub struct Breaker {
     plugin: Arc<str>,

@@ -37,7 +37,7 @@ pub struct HostState {
     pub(super) tried: SmallVec<[u32; 4]>,
     /// When the call at hand began.
     pub(super) now: Instant,
-    /// Where the plugin's own metrics are kept; `None` while the instance belongs to no worker.
+    /// The place of the plugin's own metrics; `None` while the instance belongs to no worker.
     figures: Option<Place>,
     defined: Vec<Arc<Custom>>,
 }

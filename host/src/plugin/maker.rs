@@ -30,7 +30,7 @@ enum Order {
     Instance(Commission),
 }
 
-/// An instance that somebody waits for.
+/// An order for an instance that a worker waits for.
 struct Commission {
     binding: Arc<Binding>,
     /// The endpoints that are passed to it, if it is a balancer.
@@ -60,7 +60,7 @@ const QUEUE: usize = 4096;
 /// passed: instances that are lost over and over take at most a tenth of a core.
 const REST: u32 = 9;
 
-/// The same for plugins with a fresh instance for each call, whose instances are not lost by failures.
+/// The rest for plugins with a fresh instance for each call, whose instances are not lost by failures.
 const REST_PER_CALL: u32 = 1;
 
 /// The backoff after the first failure; it doubles up to [`LONGEST_BACKOFF`].
