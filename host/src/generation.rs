@@ -213,25 +213,20 @@ impl Running {
         }
     }
 
-    /// Has all instances made, on the thread for that: the worker serves meanwhile.
+    /// Has all instances made, one after the other, on the thread for that: the worker serves meanwhile.
     pub async fn warm(&self) -> Result<(), Trap> {
         let generation = &self.generation;
         let mut filters: Vec<usize> = generation.routes.iter().flat_map(|route| route.chain.iter().copied()).collect();
         filters.sort_unstable();
         filters.dedup();
         filters.retain(|binding| generation.bindings[*binding].is_called());
-        let ordered: Vec<_> = filters.into_iter().map(|binding| (binding, self.guards[binding].order(None))).collect();
-        let mut balancers = Vec::new();
-        for (place, upstream) in generation.upstreams.iter().enumerate() {
+        for binding in filters {
+            self.filters[binding].fill(self.guards[binding].made(None).await?);
+        }
+        for (upstream, view) in generation.upstreams.iter().zip(&self.upstreams) {
             let Some(binding) = upstream.balancer else { continue };
-            let members = self.upstreams[place].seats.borrow().members.clone();
-            balancers.push((place, binding, self.guards[binding].order(Some(members))));
-        }
-        for (binding, instance) in ordered {
-            self.filters[binding].fill(self.guards[binding].receive(instance).await?);
-        }
-        for (place, binding, instance) in balancers {
-            self.upstreams[place].balancer.fill(self.guards[binding].receive(instance).await?);
+            let members = view.seats.borrow().members.clone();
+            view.balancer.fill(self.guards[binding].made(Some(members)).await?);
         }
         Ok(())
     }

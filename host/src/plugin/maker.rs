@@ -53,7 +53,7 @@ struct Later {
     failures: u32,
 }
 
-/// Orders that may wait. A reload has one for each worker and plugin, and sends no more than this at a time.
+/// Orders that may wait: workers send one at a time for a new generation, and one for each balancer that learns endpoints.
 const QUEUE: usize = 4096;
 
 /// After a spare instance that took some time, the next one of the same plugin is due when so many times that time has

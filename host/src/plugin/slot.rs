@@ -148,9 +148,9 @@ impl Guard {
         self.supply().maker().order(&self.binding, members)
     }
 
-    /// Waits for an ordered instance, and hands it to this worker.
-    pub async fn receive(&self, ordered: Ordered) -> Result<Box<Instance>, Trap> {
-        Ok(self.adopt(ordered.wait().await?))
+    /// Has an instance made by the thread for that, and waits for it.
+    pub async fn made(&self, members: Option<Arc<Members>>) -> Result<Box<Instance>, Trap> {
+        Ok(self.adopt(self.order(members).wait().await?))
     }
 
     /// Whether endpoints are passed to a balancer quickly enough to do so on the worker.

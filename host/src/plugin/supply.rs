@@ -25,6 +25,7 @@ pub struct Supply {
     isolation: Isolation,
     pub breaker: Breaker,
     maker: Maker,
+    #[allow(clippy::vec_box, reason = "instances move between slots without being copied")]
     spares: Mutex<Vec<Box<Instance>>>,
     /// Whether the maker has an order for a spare instance.
     is_ordered: AtomicBool,

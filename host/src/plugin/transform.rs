@@ -16,6 +16,7 @@ use super::supply::BodyPermit;
 use crate::edit::{self, Side};
 
 /// The instances of a worker that wait for the next body in a plugin.
+#[allow(clippy::vec_box, reason = "instances move between bodies without being copied")]
 #[derive(Default)]
 pub struct Bodies(RefCell<Vec<Box<Instance>>>);
 
