@@ -28,6 +28,7 @@ pub mod assemble;
 pub mod attempt;
 pub mod balance;
 pub mod body;
+pub mod bounds;
 pub mod cache;
 pub mod caching;
 pub mod chain;

@@ -188,14 +188,18 @@ impl Fetch<'_> {
     ) -> Result<Response<ResponseBody>, Failed> {
         let (asking, running) = (self.asking, self.running);
         let (mut stored, came) = (stale.head(), taken(head));
-        if is_of_another(&stored.headers, &came.headers) {
+        let refused = if is_of_another(&stored.headers, &came.headers) {
             // It is a word about something that we don't have (RFC 9111 §4.3.4).
+            Some("other-etag")
+        } else {
+            (!freshen(&mut stored.headers, &came.headers)).then_some("too-many-fields")
+        };
+        if refused.is_some() {
             running.generation.store.remove(asking.id, stale);
             end(lead, Landing::Pass);
-            let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED).detail(Some("other-etag"));
+            let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED).detail(refused);
             return Ok(asking.serve(running, head, stale, report).unwrap_or_else(|| asking.timeout(running)));
         }
-        freshen(&mut stored.headers, &came.headers);
         stored.headers.entry(header::DATE).or_insert_with(today);
         head.response = Some(stored);
         let body = ResponseBody::Full(Default::default());
