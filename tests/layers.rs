@@ -10,6 +10,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "bounds",
             "config",
             "edit",
+            "edit_plan",
+            "edit_room",
             "error",
             "forwarding",
             "framing",

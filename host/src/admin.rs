@@ -228,8 +228,8 @@ fn metrics(admin: &Admin) -> String {
             CustomKind::Gauge => ("gauge", "Gauges that plugins define."),
         };
         family(&mut out, name, word, help);
-        for (plugin, custom, sum) in custom.iter().filter(|(_, custom, _)| custom.kind == kind) {
-            line(&mut out, name, &[("plugin", plugin), ("name", &custom.name)], *sum);
+        for (plugin, custom, sum) in custom.iter().filter(|(_, custom, _)| custom.definition.kind == kind) {
+            line(&mut out, name, &[("plugin", plugin), ("name", &custom.definition.name)], *sum);
         }
     }
     upstreams::metrics(&mut out, &generation.upstreams);

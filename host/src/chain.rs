@@ -169,7 +169,7 @@ fn call(
 
 fn carry_out(binding: &Binding, plan: u32, side: Side, head: &mut Head) -> Result<(), Trap> {
     let plan = binding.plans.get(plan as usize).ok_or(Refused::Plan(plan))?;
-    edit::apply_plan(plan, side, head);
+    edit::apply_plan(plan, side, head)?;
     Ok(())
 }
 
@@ -275,7 +275,9 @@ pub fn counted<R>(running: &Running, place: usize, call: impl FnOnce() -> Result
 
 fn chosen(running: &Running, name: &str) -> Result<usize, Trap> {
     let place = running.generation.upstream_places.get(name).copied();
-    place.ok_or_else(|| Trap::Failed(format!("it chose the upstream `{name}`, which the manifest doesn't have")))
+    place.ok_or_else(|| {
+        Trap::Failed(format!("it chose the upstream `{}`, which the manifest doesn't have", edit::shown(name)))
+    })
 }
 
 /// What a failed plugin means for the exchange: nothing, or its end.

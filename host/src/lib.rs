@@ -11,6 +11,8 @@
 //!   [`upstream`], and sends the request with its [`upload`], which [`resend`] keeps where it may be sent again
 //! - where the chain has a cache, [`caching`] looks in [`cache`], its store, and stores there what comes; long content
 //!   lies in [`pages`]
+//! - what hooks ask for is carried out by [`edit`], within [`bounds`]: [`edit_plan`] has the edits that are known
+//!   beforehand, [`edit_room`] what a message has room for
 //! - [`chain`] runs the response hooks, and [`body`] streams to the client; bodies pass plugins by [`passage`]
 //! - [`ending`] tells [`metrics`], [`access_log`] and observers
 //!
@@ -38,6 +40,8 @@ pub mod config;
 pub mod connection;
 mod demo;
 pub mod edit;
+pub mod edit_plan;
+pub mod edit_room;
 pub mod ending;
 pub mod error;
 pub mod exchange;

@@ -4,9 +4,12 @@ mod artifact;
 pub mod binding;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod contract;
+pub mod declared;
 pub mod engine;
+mod figures;
 mod host;
 pub mod instance;
 mod lines;
 pub mod policy;
 pub mod transform;
+mod wasi;

@@ -1,17 +1,19 @@
 //! A plugin bound to a configuration: what it declared, checked once.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::HeaderName;
-
-use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, LookupPlan as LookupPlanSettings};
+use super::contract::lifecycle::exports::plugway::plugin::lifecycle::Description;
 use super::contract::types;
+use super::declared::{self, LookupPlan, names};
 use super::engine::Plugin;
 use super::host::value_name;
 use super::instance::{Instance, Trap};
-use crate::edit::{Part, Planned, Refused, Template, field_name, field_value};
-use crate::head::{Head, ValueName};
+use crate::edit::Refused;
+use crate::edit_plan::Plan;
+use crate::head::ValueName;
+use crate::metrics::{Custom, Definition, Place};
 
 /// A plugin with its configuration and limits; workers make instances of it.
 pub struct Binding {
@@ -25,7 +27,7 @@ pub struct Binding {
     /// Who gets a fresh instance.
     pub isolation: Isolation,
     /// What its hooks can have carried out.
-    pub plans: Vec<Vec<Planned>>,
+    pub plans: Vec<Plan>,
     /// How requests pass it.
     pub request: Hook,
     /// How responses pass it.
@@ -44,6 +46,10 @@ pub struct Binding {
     pub request_body: Option<BodyMode>,
     /// How it takes response bodies; none if it doesn't.
     pub response_body: Option<BodyMode>,
+    /// The metrics that the first instance defined. No other instance may define more.
+    metrics: Vec<Definition>,
+    /// The metrics of each worker, which last as long as the binding; locked when an instance is made.
+    figures: Mutex<BTreeMap<usize, Arc<[Arc<Custom>]>>>,
 }
 
 /// What a cache policy declared.
@@ -58,52 +64,6 @@ pub struct CacheNeeds {
     pub name: Option<String>,
     /// Whether the key is told there.
     pub tells_key: bool,
-}
-
-/// A piece of a key.
-enum KeyPart {
-    Text(Vec<u8>),
-    /// Nothing where it is absent.
-    Value(ValueName),
-}
-
-/// A lookup that needs no call.
-pub struct LookupPlan {
-    key: Vec<KeyPart>,
-    /// Fields that a request may not have.
-    fields: Vec<HeaderName>,
-    /// Other values that there may not be.
-    values: Vec<ValueName>,
-}
-
-impl LookupPlan {
-    /// The key of a request; none if it is a matter for the plugin.
-    pub fn key(&self, head: &Head) -> Option<Vec<u8>> {
-        let fields = &head.request.headers;
-        // Most requests have none of them, which one look at the names they do have nearly always tells.
-        let present = fields.keys().fold(0, |present, name| present | trace(name));
-        let has = |name: &HeaderName| present & trace(name) != 0 && fields.contains_key(name);
-        if self.fields.iter().any(has) || self.values.iter().any(|name| head.value(name).is_some()) {
-            return None;
-        }
-        let mut key = Vec::new();
-        for part in &self.key {
-            match part {
-                KeyPart::Text(text) => key.extend_from_slice(text),
-                KeyPart::Value(ValueName::Uri) => head.put_uri(&mut key),
-                KeyPart::Value(name) => {
-                    key.extend_from_slice(head.value(name).as_ref().map_or(b"", |value| value.bytes()))
-                }
-            }
-        }
-        Some(key)
-    }
-}
-
-/// One of 64 bits, by the length and the end of a name.
-fn trace(name: &HeaderName) -> u64 {
-    let name = name.as_str().as_bytes();
-    1 << ((name.len() * 7 + usize::from(name.last().copied().unwrap_or(0))) % 64)
 }
 
 /// How a plugin takes bodies.
@@ -171,8 +131,16 @@ pub enum BindError {
     Config(Vec<(String, String)>),
     #[error("the plugin failed while it was configured: {0}")]
     Trap(#[from] Trap),
-    #[error("the plugin declared what can't be: {0}")]
+    #[error("the plugin declared {}", what(.0))]
     Refused(#[from] Refused),
+}
+
+/// Names a refused declaration.
+fn what(refused: &Refused) -> String {
+    match refused {
+        Refused::Many { .. } => refused.to_string(),
+        _ => format!("what can't be: {refused}"),
+    }
 }
 
 impl Default for Limits {
@@ -183,8 +151,9 @@ impl Default for Limits {
 }
 
 /// What a plugin says of itself.
-pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, Trap> {
-    Instance::bare(plugin, "describe".into(), Limits::default())?.describe()
+pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, BindError> {
+    let description = Instance::bare(plugin, "describe".into(), Limits::default())?.describe()?;
+    Ok(declared::description(description)?)
 }
 
 impl Binding {
@@ -198,22 +167,21 @@ impl Binding {
         isolation: Isolation,
     ) -> Result<Self, BindError> {
         let mut first = Instance::bare(&plugin, name.clone(), limits)?;
-        let settings = first.configure(&config)?.map_err(BindError::Config)?;
-        let names = |values: Vec<types::ValueName>| values.into_iter().map(value_name).collect::<Result<Vec<_>, _>>();
-        let plan = |plan: Vec<types::PlannedEdit>| plan.into_iter().map(planned).collect::<Result<Vec<_>, _>>();
-        let plans = settings.plans.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
-        let request = hook(&plans, plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
-        let response =
-            hook(&plans, plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;
+        let refused = |errors| BindError::Config(declared::config_errors(errors));
+        let settings = first.configure(&config)?.map_err(refused)?;
+        let plans = declared::plans(settings.plans)?;
+        let hook = |exported, values, plan| declared::hook(&plans, exported, values, plan);
+        let request = hook(plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
+        let response = hook(plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;
         let balancer = names(settings.balancer_values)?;
         let balancer_key = settings.balancer_key.map(value_name).transpose()?;
         let cache = match &plugin.cache_policy {
             Some(_) => {
                 let (request, response) =
                     (names(settings.cache_request_values)?, names(settings.cache_response_values)?);
-                let plan = settings.lookup_plan.map(lookup_plan).transpose()?;
+                let plan = settings.lookup_plan.map(declared::lookup_plan).transpose()?;
                 let tells_key = settings.cache_status.as_ref().is_some_and(|status| status.key);
-                let name = settings.cache_status.map(|status| token(status.name)).transpose()?;
+                let name = settings.cache_status.map(|status| declared::token(status.name)).transpose()?;
                 Some(CacheNeeds { request, response, plan, name, tells_key })
             }
             None => None,
@@ -221,7 +189,8 @@ impl Binding {
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
         let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(SHORTEST_TIMER));
         let timer = plugin.timer.as_ref().and(interval);
-        let mode = |mode: Option<types::BodyMode>| body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits);
+        let mode =
+            |mode: Option<types::BodyMode>| declared::body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits);
         let request_body = plugin.request_body.as_ref().map(|_| mode(settings.request_body)).transpose()?;
         let response_body = plugin.response_body.as_ref().map(|_| mode(settings.response_body)).transpose()?;
         Ok(Binding {
@@ -241,7 +210,16 @@ impl Binding {
             timer,
             request_body,
             response_body,
+            metrics: first.defined(),
+            figures: Mutex::default(),
         })
+    }
+
+    /// The plugin's own metrics, as a worker has them.
+    pub(super) fn figures(&self, place: &Place) -> Arc<[Arc<Custom>]> {
+        let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || self.metrics.iter().map(|definition| place.custom(&self.name, definition)).collect();
+        figures.entry(place.worker).or_insert_with(new).clone()
     }
 
     /// What each head hook, balancer and observer is called with, in words for people.
@@ -253,7 +231,7 @@ impl Binding {
         let head = |hook: &Hook| match hook {
             Hook::Absent => None,
             Hook::Plan(plan) => {
-                Some(format!("is a plan of {} edits, carried out by the host", self.plans[*plan].len()))
+                Some(format!("is a plan of {} edits, carried out by the host", self.plans[*plan].edits.len()))
             }
             Hook::Call(names) => Some(list(names)),
         };
@@ -284,78 +262,4 @@ impl Binding {
     pub fn balances(&self) -> bool {
         self.plugin.balancer.is_some()
     }
-}
-
-fn lookup_plan(plan: LookupPlanSettings) -> Result<LookupPlan, Refused> {
-    let (mut fields, mut values) = (Vec::new(), Vec::new());
-    for name in plan.unless {
-        match value_name(name)? {
-            ValueName::RequestField(name) => fields.push(name),
-            name => values.push(name),
-        }
-    }
-    let part = |part| match part {
-        types::TemplatePart::Text(text) => Ok(KeyPart::Text(text)),
-        types::TemplatePart::Value(name) => value_name(name).map(KeyPart::Value),
-    };
-    Ok(LookupPlan { key: plan.key.into_iter().map(part).collect::<Result<_, _>>()?, fields, values })
-}
-
-/// A name that is a token (RFC 9110 §5.6.2), as those of fields are.
-fn token(name: String) -> Result<String, Refused> {
-    field_name(&name).map(|_| name)
-}
-
-fn hook(
-    plans: &[Vec<Planned>],
-    exported: bool,
-    values: Vec<types::ValueName>,
-    plan: Option<u32>,
-) -> Result<Hook, Refused> {
-    match plan {
-        _ if !exported => Ok(Hook::Absent),
-        Some(place) => match plans.get(place as usize) {
-            Some(plan) if plan.is_empty() => Ok(Hook::Absent),
-            Some(_) => Ok(Hook::Plan(place as usize)),
-            None => Err(Refused::Plan(place)),
-        },
-        None => values.into_iter().map(value_name).collect::<Result<_, _>>().map(Hook::Call),
-    }
-}
-
-fn planned(edit: types::PlannedEdit) -> Result<Planned, Refused> {
-    use types::PlannedEdit as Wit;
-    Ok(match edit {
-        Wit::SetField((name, value)) => Planned::Set(field_name(&name)?, template(&name, value)?),
-        Wit::AppendField((name, value)) => Planned::Append(field_name(&name)?, template(&name, value)?),
-        Wit::DefaultField((name, value)) => Planned::Default(field_name(&name)?, template(&name, value)?),
-        Wit::RemoveField(name) => Planned::Remove(field_name(&name)?),
-        Wit::RenameField((from, to)) => Planned::Rename(field_name(&from)?, field_name(&to)?),
-        Wit::SetNote((name, value)) => Planned::Note(name.clone(), template(&name, value)?),
-    })
-}
-
-fn template(name: &str, parts: Vec<types::TemplatePart>) -> Result<Template, Refused> {
-    let part = |part| match part {
-        types::TemplatePart::Text(text) => field_value(name, &text).map(Part::Text),
-        types::TemplatePart::Value(name) => value_name(name).map(Part::Value),
-    };
-    parts.into_iter().map(part).collect::<Result<_, _>>().map(Template)
-}
-
-fn body_mode(mode: types::BodyMode, limits: Limits) -> Result<BodyMode, Refused> {
-    Ok(match mode {
-        types::BodyMode::Streamed => BodyMode::Streamed,
-        // A body that its memory can't hold would only be gathered here for nothing.
-        types::BodyMode::Buffered(types::BufferLimit { bytes, .. }) if bytes > limits.memory as u64 => {
-            return Err(Refused::Buffer(bytes));
-        }
-        types::BodyMode::Buffered(types::BufferLimit { bytes, beyond }) => {
-            let beyond = match beyond {
-                types::BeyondLimit::Refuse => Beyond::Refuse,
-                types::BeyondLimit::Pass => Beyond::Pass,
-            };
-            BodyMode::Buffered(bytes, beyond)
-        }
-    })
 }

@@ -11,7 +11,8 @@ use super::artifact::Artifacts;
 use super::contract::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
-use super::host::{self, HostState};
+use super::host::HostState;
+use super::wasi;
 
 /// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
@@ -78,7 +79,7 @@ impl Runtime {
     fn new(artifacts: Option<Arc<Artifacts>>) -> wasmtime::Result<Self> {
         let engine = engine()?;
         let mut linker = Linker::new(&engine);
-        host::add_wasi(&mut linker)?;
+        wasi::add_to_linker(&mut linker)?;
         super::contract::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {

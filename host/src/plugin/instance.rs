@@ -16,12 +16,14 @@ use super::contract::{
     balancer as balancer_hook, cache_policy, lifecycle, observer, request_body, request_filter, response_body,
     response_filter, timer, types,
 };
+use super::declared::shortened;
 use super::engine::{Plugin, TICK};
+use super::figures::Figures;
 use super::host::HostState;
-use super::lines::LONGEST;
-use crate::edit::{self, Edit, Refused, Side};
+use crate::bounds;
+use crate::edit::{self, Edit, Refused, Side, at_most};
 use crate::head::{Head, Value, ValueName};
-use crate::metrics::Place;
+use crate::metrics::{Definition, Place};
 use crate::upstream::live::{Member, Members, Offer};
 
 pub use types::Summary;
@@ -95,7 +97,8 @@ impl Instance {
         let mut store = Store::new(&plugin.engine, HostState::new(name, limits.memory));
         store.limiter(|state| &mut state.limits);
         // What a call may hand over, in bytes as the host keeps it: no more than the plugin may have itself.
-        store.set_hostcall_fuel(limits.memory);
+        store.set_hostcall_fuel(limits.memory.min(bounds::HANDED_OVER));
+        store.set_max_component_handles(bounds::HANDLES);
         // A deadline is met at the first tick after its time has passed.
         let deadline = (limits.cpu.as_micros().div_ceil(TICK.as_micros()) + 1) as u64;
         // On a busy machine a thread that has just been started may wait longer than a request's call should take.
@@ -132,7 +135,7 @@ impl Instance {
     /// A copy ready for hooks, whose own figures go to a worker's place in the registry.
     pub fn new(binding: &Binding, figures: &Place) -> Result<Self, Trap> {
         let mut instance = Instance::bare(&binding.plugin, binding.name.clone(), binding.limits)?;
-        instance.store.data_mut().figures = Some(figures.clone());
+        instance.store.data_mut().figures = Figures::known(binding.figures(figures));
         match instance.configure(&binding.config)? {
             Ok(_) => Ok(instance),
             Err(_) => Err(Trap::Failed("it refused a configuration that it took before".into())),
@@ -148,11 +151,18 @@ impl Instance {
     pub fn configure(&mut self, config: &str) -> Result<Result<Settings, Vec<(String, String)>>, Trap> {
         // Parsing a large configuration may take longer than a request should.
         self.store.set_epoch_deadline(self.deadline * PATIENCE);
+        self.store.data_mut().figures.is_configuring = true;
         let answer = self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config);
+        self.store.data_mut().figures.is_configuring = false;
         let errors = |errors: Vec<lifecycle::exports::plugway::plugin::lifecycle::ConfigError>| {
             errors.into_iter().map(|error| (error.path, error.message)).collect()
         };
         Ok(answer.map_err(trapped)?.map_err(errors))
+    }
+
+    /// The metrics that the instance has defined, if it is the first of its binding.
+    pub(super) fn defined(&mut self) -> Vec<Definition> {
+        self.store.data_mut().figures.first()
     }
 
     /// Calls the filter's hook for one side with the declared values.
@@ -186,8 +196,7 @@ impl Instance {
         self.store.data_mut().members = Some(members.clone());
         let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
         let plans = hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, &told).map_err(trapped)?;
-        let checked = plans.into_iter().map(|edits| Ok(checked_edits(Side::Response, edits)?.into_vec().into()));
-        self.response_plans = checked.collect::<Result<_, Refused>>()?;
+        self.response_plans = checked_plans(plans, members.list.len())?;
         Ok(())
     }
 
@@ -299,9 +308,8 @@ fn told(member: &Member) -> balancer::Endpoint<'_> {
 }
 
 /// What a plugin says of its failure, cut to what a log line holds.
-pub(super) fn gave_up(mut reason: String) -> Trap {
-    reason.truncate(reason.floor_char_boundary(LONGEST));
-    Trap::Failed(reason)
+pub(super) fn gave_up(reason: String) -> Trap {
+    Trap::Failed(shortened(reason, bounds::REASON))
 }
 
 pub(super) fn trapped(error: wasmtime::Error) -> Trap {
@@ -316,12 +324,10 @@ fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
         types::Verdict::Proceed(edits) => Ok(Verdict::Proceed(checked_edits(side, edits)?)),
         types::Verdict::Plan(place) => Ok(Verdict::Plan(place)),
         types::Verdict::Respond(types::Response { status, fields, body }) => {
+            at_most(bounds::RESPONSE_BODY, body.len(), "bytes of a response's body")?;
             let mut response = http::Response::new(body);
             *response.status_mut() = edit::status(status)?;
-            edit::count(fields.len())?;
-            for (name, value) in fields {
-                response.headers_mut().append(edit::field_name(&name)?, edit::field_value(&name, &value)?);
-            }
+            *response.headers_mut() = edit::checked_fields(&fields)?;
             Ok(Verdict::Respond(response))
         }
         types::Verdict::Fail(reason) => Err(gave_up(reason)),
@@ -329,8 +335,22 @@ fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
 }
 
 fn checked_edits(side: Side, edits: Vec<types::Edit>) -> Result<SmallVec<[Edit; 4]>, Refused> {
-    edit::count(edits.len())?;
+    at_most(bounds::EDITS, edits.len(), "edits of a call")?;
     edits.into_iter().map(|edit| checked_edit(side, edit)).collect()
+}
+
+/// The plans of a balancer that knows so many endpoints.
+fn checked_plans(plans: Vec<Vec<types::Edit>>, endpoints: usize) -> Result<Vec<Rc<[Edit]>>, Refused> {
+    at_most(bounds::RESPONSE_PLANS + endpoints, plans.len(), "plans for responses, with one for each endpoint")?;
+    let most = bounds::DECLARED + bounds::DECLARED_PER_ENDPOINT * endpoints;
+    let mut declared = 0;
+    let plan = |edits| {
+        let edits = checked_edits(Side::Response, edits)?.into_vec();
+        declared += edits.iter().map(Edit::declared).sum::<usize>();
+        at_most(most, declared, "bytes of plans for responses, with 64 for each edit")?;
+        Ok(edits.into())
+    };
+    plans.into_iter().map(plan).collect()
 }
 
 fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
@@ -344,29 +364,35 @@ fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
         Wit::RenameField((from, to)) => Edit::Rename(edit::field_name(&from)?, edit::field_name(&to)?),
         Wit::SetMethod(method) => {
             only(Side::Request, "request's method")?;
-            Edit::Method(http::Method::from_bytes(method.as_bytes()).map_err(|_| Refused::Method(method))?)
+            Edit::Method(edit::method(&method)?)
         }
         Wit::SetPath(path) => {
             only(Side::Request, "request's path")?;
-            Edit::Path(path)
+            Edit::Path(edit::target_part(path)?)
         }
         Wit::SetQuery(query) => {
             only(Side::Request, "request's query")?;
-            Edit::Query(query)
+            Edit::Query(query.map(edit::target_part).transpose()?)
         }
         Wit::SetAuthority(authority) => {
             only(Side::Request, "request's authority")?;
+            edit::name(&authority)?;
             Edit::Authority(edit::field_value("host", authority.as_bytes())?)
         }
         Wit::SetUpstream(name) => {
             only(Side::Request, "request's upstream")?;
+            edit::name(&name)?;
             Edit::Upstream(name)
         }
         Wit::SetStatus(status) => {
             only(Side::Response, "response's status")?;
             Edit::Status(edit::status(status)?)
         }
-        Wit::SetNote((name, value)) => Edit::Note(name.clone(), edit::field_value(&name, &value)?),
+        Wit::SetNote((name, value)) => {
+            edit::name(&name)?;
+            let value = edit::field_value(&name, &value)?;
+            Edit::Note(name, value)
+        }
         Wit::Plan(place) => Edit::Plan(place),
     })
 }

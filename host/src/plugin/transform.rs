@@ -91,6 +91,8 @@ impl Transform {
     /// Begins a body.
     pub fn begin(binding: &Binding, side: Side, mode: BodyMode, figures: &Place, turn: Turn) -> Result<Self, Trap> {
         let mut instance = Box::new(Instance::new(binding, figures)?);
+        // A body that a plugin wants whole, or has gathered by itself, is handed over whole.
+        instance.store.set_hostcall_fuel(binding.limits.memory);
         instance.begin_call();
         let Instance { store, request_body, response_body, .. } = &mut *instance;
         let body = match side {
@@ -156,12 +158,6 @@ impl Transform {
             |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), value.as_bytes().to_vec());
         let fields: Vec<(String, Vec<u8>)> = received.iter().map(owned).collect();
         let sent = call!(self, call_trailers, &fields);
-        edit::count(sent.len()).map_err(Trap::from)?;
-        let mut trailers = HeaderMap::new();
-        for (name, value) in sent {
-            let value = edit::field_value(&name, &value).map_err(Trap::from)?;
-            trailers.append(edit::field_name(&name).map_err(Trap::from)?, value);
-        }
-        Ok(trailers)
+        Ok(edit::checked_fields(&sent).map_err(Trap::from)?)
     }
 }
