@@ -74,6 +74,8 @@ pub enum Trap {
     Wasm(wasmtime::Error),
     #[error("it ran longer than its limit")]
     Deadline,
+    #[error("it handed over more data in one call than 5 MiB, or its `limits.memory`, allow")]
+    HandedOver,
     #[error("it asked for an edit that is refused: {0}")]
     Refused(#[from] Refused),
     #[error("it gave up: {0}")]
@@ -315,6 +317,8 @@ pub(super) fn gave_up(reason: String) -> Trap {
 pub(super) fn trapped(error: wasmtime::Error) -> Trap {
     match error.downcast_ref::<wasmtime::Trap>() {
         Some(wasmtime::Trap::Interrupt) => Trap::Deadline,
+        // wasmtime has no type for this error that others can name.
+        _ if error.root_cause().to_string().contains("fuel allocated for hostcalls") => Trap::HandedOver,
         _ => Trap::Wasm(error),
     }
 }
