@@ -166,14 +166,14 @@ impl<P: CachePolicy> Harness<P> {
                 Part::Value(name) => request.value(name, None).unwrap_or_default(),
             };
             let key = plan.key.iter().flat_map(part).collect();
-            return Lookup::Under(Place { key, fresh_will_do: true, only_if_cached: false });
+            return checks::lookup(Lookup::Under(Place { key, fresh_will_do: true, only_if_cached: false }));
         }
         self.called_lookup(request)
     }
 
     /// The same by the hook alone, which a plan has to agree with.
     pub fn called_lookup(&mut self, request: &Request) -> Lookup {
-        self.plugin.on_lookup(&resolve(&self.setup.cache_request, request, None))
+        checks::lookup(self.plugin.on_lookup(&resolve(&self.setup.cache_request, request, None)))
     }
 
     /// What it would do with a stored response.
@@ -182,13 +182,25 @@ impl<P: CachePolicy> Harness<P> {
     }
 
     /// Whether it would keep a response that came at a time of the test's own.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the host would refuse the answer for one of the [`bounds`](crate::bounds).
     pub fn fetched(&mut self, request: &Request, response: &Response, times: &Times) -> Keep {
-        self.plugin.on_fetched(&resolve(&self.setup.cache_response, request, Some(response)), times)
+        let keep = self.plugin.on_fetched(&resolve(&self.setup.cache_response, request, Some(response)), times);
+        checks::accepted(checks::keep(&keep));
+        keep
     }
 
     /// The keys under which nothing holds after a request that changed something.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the host would refuse the answer for one of the [`bounds`](crate::bounds).
     pub fn changed(&mut self, request: &Request, response: &Response) -> Vec<Vec<u8>> {
-        self.plugin.on_changed(&resolve(&self.setup.cache_response, request, Some(response)))
+        let keys = self.plugin.on_changed(&resolve(&self.setup.cache_response, request, Some(response)));
+        checks::accepted(checks::keys(&keys));
+        keys
     }
 
     /// Whether it would serve a stored response in place of a failure.

@@ -2,7 +2,7 @@
 
 use super::{Request, planned};
 use crate::bindings::types::{PlannedEdit, TemplatePart};
-use crate::{Edit, Part, Response, Setup, bounds};
+use crate::{BypassReason, Edit, Keep, Lookup, Part, Response, Setup, bounds};
 
 /// The cost of the edits of one call, as the host counts it before it carries them out.
 #[derive(Default)]
@@ -47,6 +47,43 @@ pub fn response(response: &Response) -> Result<(), String> {
     at_most(bounds::FIELDS, response.fields.len(), "fields")?;
     let bytes = response.fields.iter().map(|(name, value)| field(name, value.len())).sum();
     at_most(bounds::FIELD_BYTES, bytes, "bytes of fields")
+}
+
+/// Returns a lookup as the host takes it: with a key that is too long, the cache is bypassed.
+pub fn lookup(lookup: Lookup) -> Lookup {
+    match lookup {
+        Lookup::Under(place) if place.key.len() > bounds::KEY => {
+            Lookup::Bypass(BypassReason::Other("key-too-long".into()))
+        }
+        lookup => lookup,
+    }
+}
+
+/// Refuses lists of a cache policy that the host would refuse.
+pub fn keep(keep: &Keep) -> Result<(), String> {
+    let Keep::Store(storage) = keep else { return Ok(()) };
+    let lists = [
+        (&storage.tags, "tags of a stored response"),
+        (&storage.vary, "names of `vary`"),
+        (&storage.drop_fields, "fields to drop"),
+    ];
+    lists.into_iter().try_for_each(|(names, what)| {
+        at_most(bounds::CACHE_LIST, names.len(), what)?;
+        names.iter().try_for_each(|name| at_most(bounds::NAME, name.len(), "bytes of a name"))
+    })
+}
+
+/// Refuses keys that the host would refuse.
+pub fn keys(keys: &[Vec<u8>]) -> Result<(), String> {
+    at_most(bounds::CACHE_LIST, keys.len(), "keys that a change concerns")?;
+    keys.iter().try_for_each(|key| at_most(bounds::KEY, key.len(), "bytes of a key"))
+}
+
+/// Ends a test whose plugin the host would refuse.
+pub fn accepted(checked: Result<(), String>) {
+    if let Err(refused) = checked {
+        panic!("the host refuses the call: {refused}");
+    }
 }
 
 fn plan(plan: &[PlannedEdit]) -> Result<(), String> {
