@@ -15,6 +15,7 @@ mod limits;
 mod manifests;
 mod name_server;
 mod operating;
+mod plugin_bounds;
 mod plugins;
 mod python;
 mod streams;

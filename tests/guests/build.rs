@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-const GUESTS: [&str; 8] = [
+const GUESTS: [&str; 9] = [
     "example-api-key",
     "example-split",
     "example-retitle",
     "example-tenant",
     "example-shop-cache",
+    "test-greedy",
     "test-hooks",
     "test-misbehave",
     "test-policy",

@@ -11,6 +11,8 @@ pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
 pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
 /// `examples/shop-cache`.
 pub const SHOP_CACHE: &str = env!("GUEST_EXAMPLE_SHOP_CACHE");
+/// `tests/guests/greedy`.
+pub const GREEDY: &str = env!("GUEST_TEST_GREEDY");
 /// `tests/guests/misbehave`.
 pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");
 /// `tests/guests/policy`.
