@@ -1,6 +1,6 @@
 //! Edits that plugins ask for: checked first, then carried out, all or none.
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue, IntoHeaderName};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use smallvec::SmallVec;
@@ -250,11 +250,11 @@ fn carry_out_plan(plan: &Plan, side: Side, room: &mut Room, head: &mut Head) -> 
 
 fn carry_out_planned(edit: &Planned, value: Option<HeaderValue>, side: Side, head: &mut Head) -> Result<(), Refused> {
     match (edit, value) {
-        (Planned::Set(name, _), Some(value)) => set(name.clone(), value, fields(side, head)),
-        (Planned::Append(name, _), Some(value)) => append(name.clone(), value, fields(side, head)),
+        (Planned::Set(name, _), Some(value)) => set(name, value, fields(side, head)),
+        (Planned::Append(name, _), Some(value)) => append(name, value, fields(side, head)),
         (Planned::Default(name, _), Some(value)) => {
             let fields = fields(side, head);
-            if fields.contains_key(name) { Ok(()) } else { set(name.clone(), value, fields) }
+            if fields.contains_key(name) { Ok(()) } else { set(name, value, fields) }
         }
         (Planned::Note(name, _), Some(value)) => {
             head.set_note(name.clone(), value);
@@ -276,11 +276,11 @@ fn fields(side: Side, head: &mut Head) -> &mut HeaderMap {
     }
 }
 
-fn set(name: HeaderName, value: HeaderValue, fields: &mut HeaderMap) -> Result<(), Refused> {
+fn set(name: impl IntoHeaderName, value: HeaderValue, fields: &mut HeaderMap) -> Result<(), Refused> {
     fields.try_insert(name, value).map(drop).map_err(full)
 }
 
-fn append(name: HeaderName, value: HeaderValue, fields: &mut HeaderMap) -> Result<(), Refused> {
+fn append(name: impl IntoHeaderName, value: HeaderValue, fields: &mut HeaderMap) -> Result<(), Refused> {
     fields.try_append(name, value).map(drop).map_err(full)
 }
 
@@ -291,7 +291,7 @@ fn rename(from: &HeaderName, to: &HeaderName, fields: &mut HeaderMap) -> Result<
     }
     fields.remove(from);
     fields.remove(to);
-    lines.into_iter().try_for_each(|line| append(to.clone(), line, fields))
+    lines.into_iter().try_for_each(|line| append(to, line, fields))
 }
 
 /// A map has no room for another field: [`Room`] has let too many pass.
