@@ -8,8 +8,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
         "pure",
         &["config", "edit", "error", "forwarding", "framing", "head", "path", "proxy_protocol", "router", "target"],
     ),
-    ("base", &["apart", "clock", "metered", "metrics", "pages", "tcp", "wire"]),
-    ("mechanisms", &["access_log", "cache", "listener", "passage", "plugin", "resend", "tls", "upload", "upstream"]),
+    ("base", &["apart", "clock", "descriptors", "metered", "metrics", "pages", "tcp", "wire"]),
+    ("mechanisms", &["access_log", "admission", "cache", "census", "listener", "passage", "plugin", "resend", "tls", "upload", "upstream"]),
     (
         "exchange",
         &["attempt", "balance", "body", "caching", "chain", "ending", "exchange", "forward", "generation", "respond"],

@@ -6,6 +6,7 @@ mod balance;
 mod cache_disk;
 mod caching;
 mod discovery;
+mod floods;
 mod forwarding;
 mod framing;
 mod hooks;

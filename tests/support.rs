@@ -135,6 +135,11 @@ impl Proxy {
         }
     }
 
+    /// A file of the process below `/proc`.
+    pub fn proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
+    }
+
     /// Resident memory in KiB.
     pub fn memory_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -207,6 +212,14 @@ pub fn plugway_with_short_files(kib: usize) -> Command {
     // Ignored signals stay ignored: a write fails in place of ending the process.
     let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", kib * 2);
     command.args(["-c", &script, env!("CARGO_BIN_EXE_plugway")]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).env("XDG_CACHE_HOME", cache());
+    command
+}
+
+/// The program, after a command of the shell that sets a limit, such as `ulimit -n 128`.
+pub fn plugway_after(limit: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{limit}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_plugway")]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).env("XDG_CACHE_HOME", cache());
     command
 }

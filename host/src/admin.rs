@@ -2,6 +2,7 @@
 //! otherwise.
 
 mod cache;
+mod connections;
 mod upstreams;
 
 use std::convert::Infallible;
@@ -232,6 +233,7 @@ fn metrics(admin: &Admin) -> String {
             line(&mut out, name, &[("plugin", plugin), ("name", &custom.name)], *sum);
         }
     }
+    connections::metrics(&mut out, &generation.listeners);
     upstreams::metrics(&mut out, &generation.upstreams);
     cache::metrics(&mut out, admin, &generation.store);
     family(&mut out, "plugway_access_log_dropped_total", "counter", "Lines that found the queue full.");

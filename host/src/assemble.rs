@@ -23,10 +23,10 @@ use toml::Spanned;
 
 use crate::access_log::{AccessLog, Format, Target};
 use crate::cache::store::Store;
+use crate::census::Census;
 use crate::config::manifest::Manifest;
 use crate::config::problem::{Problems, Source};
 use crate::generation::{Generation, Upstream};
-use crate::listener::Census;
 use crate::plugin::binding::Binding;
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::router::Router;

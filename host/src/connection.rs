@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::admission::Presence;
 use crate::body::ResponseBody;
 use crate::clock::{Clock, Deadline};
 use crate::ending::Ending;
@@ -52,6 +53,8 @@ pub struct Client {
     pub current: Rc<RefCell<Rc<Running>>>,
     pub clock: Rc<Clock>,
     pub arrival: Arrival,
+    /// Notes whether the connection waits for a request: then it may be evicted.
+    pub presence: Presence,
 }
 
 /// The content of a response, and with its end that of the exchange.

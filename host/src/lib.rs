@@ -22,6 +22,7 @@
 
 pub mod access_log;
 pub mod admin;
+pub mod admission;
 pub mod apart;
 pub mod arrival;
 pub mod assemble;
@@ -30,12 +31,14 @@ pub mod balance;
 pub mod body;
 pub mod cache;
 pub mod caching;
+pub mod census;
 pub mod chain;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connection;
 mod demo;
+pub mod descriptors;
 pub mod edit;
 pub mod ending;
 pub mod error;

@@ -15,9 +15,11 @@ use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, ReloadOrder};
+use crate::admission::{self, Admission};
 use crate::assemble::{AdminAddress, Assembled, Assembly};
 use crate::config::load::Files;
 use crate::config::problem::Problems;
+use crate::descriptors::{self, Descriptors};
 use crate::generation::Generation;
 use crate::keeper::Keeper;
 use crate::listen::Listeners;
@@ -28,6 +30,7 @@ use crate::worker::{self, Orders, SocketOrder};
 
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
 pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
+    descriptors::raise();
     let mut assembly = Assembly::new(Runtime::start(cache)?)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     let mut watch = control.block_on(async { Watch::new() });
@@ -48,16 +51,20 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         keeper.adopt(&first).await;
         keeper
     });
-    let (threads, sockets) = start_workers(workers, &generation, &stopping, &registry, &swapped)?;
+    let admission = Admission::new(workers);
+    let (threads, sockets) = start_workers(workers, &generation, &stopping, &registry, &swapped, &admission)?;
     drop(swapped);
     let mut listeners = Listeners::new(sockets);
     let bound = listeners.prepare(&first.listeners)?;
+    let descriptors = Descriptors::now();
+    admission.limit(descriptors);
     control.block_on(async {
         // Before anyone is told that we listen: a SIGHUP that comes first would end the process.
         let (mut hangup, mut terminate) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
         let (mut interrupt, mut reopen) = (signal(SignalKind::interrupt())?, signal(SignalKind::user_defined1())?);
         acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
         listeners.adopt(bound);
+        admission::warn_of_limits(generation.borrow().listeners.values(), descriptors);
         let serial = Arc::new(AtomicU64::new(1));
         let (reload_orders, mut reloads) = mpsc::channel(1);
         let admin = Arc::new(Admin { registry, generation, serial: serial.clone(), reload: reload_orders });
@@ -247,12 +254,14 @@ fn start_workers(
     stopping: &watch::Receiver<bool>,
     registry: &Arc<Registry>,
     swapped: &mpsc::UnboundedSender<Result<(), String>>,
+    admission: &Arc<Admission>,
 ) -> std::io::Result<(Threads, Sockets)> {
     let (mut threads, mut ends) = (Vec::new(), Vec::new());
     for worker in 0..workers {
         let (end, sockets) = mpsc::unbounded_channel();
         let place = Place { registry: registry.clone(), worker };
-        let orders = Orders { generation: generation.clone(), sockets, stopping: stopping.clone(), place };
+        let (generation, stopping, admission) = (generation.clone(), stopping.clone(), admission.clone());
+        let orders = Orders { generation, sockets, stopping, place, admission };
         let swapped = swapped.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{worker}"));
         threads.push(thread.spawn(move || worker::run(orders, swapped))?);

@@ -147,6 +147,11 @@ impl Pools {
         }
     }
 
+    /// Closes all idle connections of HTTP/1, as descriptors are missing.
+    pub fn close_idle(&self) {
+        self.0.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
+    }
+
     /// Closes what nobody used for the longest idle time, and forgets pools of endpoints that are gone.
     pub fn sweep(&self, now: Instant, longest: Duration) {
         self.0.borrow_mut().retain(|_, pool| {

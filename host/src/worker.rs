@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,10 +12,12 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 
+use crate::admission::{Admission, Entrance};
 use crate::arrival::{self, Seat};
 use crate::clock::{Clock, TICK};
+use crate::error::is_of_this_machine;
 use crate::generation::{Generation, Running};
 use crate::metered::Metered;
 use crate::metrics::Place;
@@ -43,6 +46,8 @@ pub struct Orders {
     pub stopping: watch::Receiver<bool>,
     /// Where the worker's figures are kept.
     pub place: Place,
+    /// The count of client connections, over all workers.
+    pub admission: Arc<Admission>,
 }
 
 /// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
@@ -52,7 +57,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// closed.
 pub const BACKLOG: i32 = 4096;
 
-/// How long to wait after the system refused a connection, most often for want of file descriptors.
+/// The pause after the system has refused a connection, or while there is no descriptor for one more client.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 enum Listener {
@@ -72,7 +77,8 @@ pub fn run(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -
 }
 
 async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
-    let Orders { generation, sockets, stopping, place } = orders;
+    let Orders { generation, sockets, stopping, place, admission } = orders;
+    let worker = place.worker;
     let pools = Rc::new(Pools::default());
     let first = generation.borrow().clone();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
@@ -88,9 +94,9 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let clock = Clock::new();
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_local(sweep(pools.clone(), current.clone()));
-    let ticking = spawn_local(tick(clock.clone(), pools.clone(), current.clone()));
+    let ticking = spawn_local(tick(clock.clone(), pools.clone(), current.clone(), admission.clone()));
     let swapping = spawn_local(swap(generation, place, alike, current.clone(), swapped));
-    listen(sockets, Seat { current, clock: clock.clone() }, alive, stopping).await;
+    listen(sockets, Seat { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
     clock.stop();
     // Every connection holds a sender, so this ends with the last of them.
     let _ = all_ended.recv().await;
@@ -127,13 +133,17 @@ fn prepare(
     }
 }
 
-async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
+async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>, admission: Arc<Admission>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         clock.tick();
         pools.give_way();
+        admission.tick(clock.now());
+        if admission.is_starved(clock.now()) {
+            pools.close_idle();
+        }
         let running = current.borrow().clone();
         running.tick(clock.now());
     }
@@ -205,19 +215,47 @@ async fn accept(
         };
         left = left.map(|left| left - 1);
         match accepted {
-            Ok(Accepted::Tcp(stream, client, reached)) => {
-                let (stream, ends) = (Metered::new(Tcp(stream)), Some((client, reached)));
-                serve_client(arrival::serve(seat.clone(), stream, address.clone(), ends), &alive);
-            }
-            Ok(Accepted::Unix(stream)) => {
-                serve_client(arrival::serve(seat.clone(), Metered::new(stream), address.clone(), None), &alive);
+            Ok(accepted) => {
+                while !seat.admission.has_room(accepted.descriptor(), seat.clock.now()) {
+                    let pause = tokio::time::sleep(ACCEPT_PAUSE);
+                    tokio::select! {
+                        _ = &mut closed, if left.is_none() => left = Some(BACKLOG),
+                        () = pause => {}
+                    }
+                }
+                admit(accepted, &address, &seat, &alive);
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
+                if is_of_this_machine(&error) {
+                    seat.admission.refused(&error, seat.clock.now());
+                } else {
+                    tracing::debug!(%error, %address, "connection not accepted");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+}
+
+/// Serves a client on a task of its own, which ends with the connection, unless there are too many.
+fn admit(accepted: Accepted, address: &Arc<str>, seat: &Seat, alive: &mpsc::Sender<()>) {
+    // A listener that the manifest no longer has is about to be closed.
+    let known = seat.current.borrow().generation.listeners.get(address).cloned();
+    let Some(listener) = known else { return };
+    let entrance = Entrance { listener, address: address.clone() };
+    let Some(admitted) = seat.admission.admit(&entrance, seat.worker, seat.clock.now()) else { return };
+    let presence = admitted.presence();
+    let seat = seat.clone();
+    let task = match accepted {
+        Accepted::Tcp(stream, client, reached) => {
+            let (stream, ends) = (Metered::new(Tcp(stream)), Some((client, reached)));
+            serve_client(arrival::serve(seat, stream, entrance, admitted, ends), alive)
+        }
+        Accepted::Unix(stream) => {
+            serve_client(arrival::serve(seat, Metered::new(stream), entrance, admitted, None), alive)
+        }
+    };
+    presence.ends_with(task);
 }
 
 impl Listener {
@@ -241,11 +279,21 @@ impl Listener {
     }
 }
 
-/// Serves a client on a task of its own, which ends with the connection.
-fn serve_client(served: impl Future<Output = ()> + 'static, alive: &mpsc::Sender<()>) {
+impl Accepted {
+    fn descriptor(&self) -> usize {
+        let descriptor = match self {
+            Accepted::Tcp(stream, ..) => stream.as_raw_fd(),
+            Accepted::Unix(stream) => stream.as_raw_fd(),
+        };
+        usize::try_from(descriptor).unwrap_or(0)
+    }
+}
+
+fn serve_client(served: impl Future<Output = ()> + 'static, alive: &mpsc::Sender<()>) -> AbortHandle {
     let alive = alive.clone();
-    spawn_local(async move {
+    let task = spawn_local(async move {
         served.await;
         drop(alive);
     });
+    task.abort_handle()
 }

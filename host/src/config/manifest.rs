@@ -183,7 +183,7 @@ pub struct ListenerLimits {
     pub requests: Option<Spanned<usize>>,
     /// Connections at this listener; 20,000 if not given.
     pub connections: Option<Spanned<usize>>,
-    /// Connections of one client address at this listener; as many as `connections` if not given.
+    /// Connections of one client at this listener, an IPv4 address or an IPv6 /64 network; as many as `connections` if not given.
     pub connections_per_client: Option<Spanned<usize>>,
     /// Requests at a time on a connection with HTTP/2; 128 if not given.
     pub streams: Option<Spanned<usize>>,

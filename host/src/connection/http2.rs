@@ -182,6 +182,7 @@ impl Streams {
         self.open.set(self.open.get() + 1);
         self.served.set(self.served.get() + 1);
         self.idle.set(LOOK);
+        self.client.presence.serve();
         Open { streams: self.clone(), is_whole: Cell::new(false) }
     }
 
@@ -247,6 +248,7 @@ impl Drop for Open {
         if streams.open.get() > 0 {
             return;
         }
+        streams.client.presence.wait(streams.client.clock.now());
         if streams.told.get().is_some() {
             streams.told.set(Some(streams.client.clock.now()));
             streams.idle.set(LOOK);
