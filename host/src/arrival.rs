@@ -15,6 +15,7 @@ use tokio_rustls::server::TlsStream;
 use crate::admission::{Admission, Admitted, Entrance};
 use crate::apart::apart;
 use crate::clock::Clock;
+use crate::connection::frames::PREFACE;
 use crate::connection::{self, Client, Transport};
 use crate::exchange::Arrival;
 use crate::generation::Running;
@@ -32,9 +33,6 @@ pub struct Seat {
     /// The number of the worker.
     pub worker: usize,
 }
-
-/// The head of a connection with HTTP/2 that was not agreed on before (RFC 9113 §3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a socket that a listener has accepted. `ends`: the client's address and that which it reached; none of a unix
 /// socket.

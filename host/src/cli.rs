@@ -118,9 +118,12 @@ struct PurgeWhat {
     all: bool,
 }
 
+/// The log that is written if `PLUGWAY_LOG` doesn't say. h2 warns of frames, and so as often as clients like.
+const FILTER: &str = "info,h2=error";
+
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| FILTER.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let cache = cache_folder();
     let done = match Cli::parse().command {

@@ -29,6 +29,9 @@ use crate::upload::Upload;
 
 mod aborted;
 mod client_io;
+mod frame_budget;
+mod frame_io;
+pub mod frames;
 mod gathered;
 pub mod http1;
 pub mod http2;

@@ -196,13 +196,21 @@ where
     }
 }
 
+/// The most bytes that are read after the last word, as over HTTP/2: no client in good faith has more on its way.
+const UNREAD: usize = 1 << 20;
+
 /// Says a last word and ends the connection in good order.
 async fn part(mut socket: impl Transport, farewell: Bytes, session: Rc<Session>) {
     let parting = async {
         socket.write_all(&farewell).await?;
         socket.shutdown().await?;
-        let mut unread = [0; 2 << 10];
-        while !session.heard_all.get() && socket.read(&mut unread).await? > 0 {}
+        let (mut unread, mut left) = ([0; 2 << 10], UNREAD);
+        while !session.heard_all.get() && left > 0 {
+            match socket.read(&mut unread).await? {
+                0 => break,
+                length => left = left.saturating_sub(length),
+            }
+        }
         io::Result::Ok(())
     };
     // Whoever doesn't hear us out has only himself to blame.

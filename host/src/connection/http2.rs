@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -20,16 +20,20 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::aborted::Aborted;
+use super::frame_budget::FrameKind;
+use super::frame_io::FrameIo;
 use super::gathered::Gathered;
 use super::patient::Patient;
 use super::{Client, LINGER, Outgoing, Transport, tunnel};
 use crate::body::ResponseBody;
+use crate::census::Closed;
 use crate::clock::Deadline;
 use crate::error::{Error, Kind};
 use crate::exchange::{self, Timers};
+use crate::listener::Limits;
 use crate::passage::BodyError;
 use crate::upload::Upload;
 use crate::wire::OnThisWorker;
@@ -57,7 +61,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let [idle, send, linger] = client.clock.deadlines();
     let now = client.clock.now();
     let io = Patient::new(stream, ahead, send, limits.send_timeout);
-    let io = Gathered::new(Lingering { io, linger, allowance: None });
+    let io = Gathered::new(FrameIo::new(Lingering { io, linger, allowance: None }, client.clock.clone()));
     let streams = Rc::new(Streams {
         client,
         idle,
@@ -70,17 +74,8 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         given: RefCell::default(),
     });
     let service = service_fn(|request| streams.clone().exchange(request));
-    let mut builder = http2::Builder::new(OnThisWorker);
-    builder
-        .max_concurrent_streams(limits.streams)
-        .max_header_list_size(u32::try_from(limits.framing.head_bytes).unwrap_or(u32::MAX))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(LOCAL_RESETS)
-        .enable_connect_protocol();
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io.clone()), service));
+    // Boxed, so that it can end before the socket does.
+    let mut connection = Box::pin(builder(&limits).serve_connection(TokioIo::new(io.clone()), service));
     streams.idle.set(limits.head_timeout);
     let served = poll_fn(|cx| {
         streams.idle.watch(cx);
@@ -95,7 +90,10 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         let served = connection.as_mut().poll(cx).map_err(io::Error::other);
         // What it has said in this turn leaves. At its end it has sent all itself, or there is nobody to send it to.
         let sent = io.poll_send(cx);
-        streams.note_departed(io.socket().io.socket.departed());
+        streams.note_departed(io.socket().io.io.socket.departed());
+        if io.socket().flood().is_some() {
+            return Poll::Ready(Ok(()));
+        }
         match (served, sent) {
             (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
             (served, _) => served,
@@ -104,6 +102,37 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     if let Err(error) = served.await {
         tracing::debug!(%error, "client connection");
     }
+    // With it end the exchanges that it still has.
+    drop(connection);
+    if let Some(kind) = streams.flood(&io) {
+        streams.client.arrival.listener.census.count(Closed::Flood);
+        tracing::debug!(client = ?streams.client.arrival.peer.address, frames = kind.name(), "too many HTTP/2 frames");
+        let _ = streams.idle.limit(LINGER, calm(io)).await;
+    }
+}
+
+fn builder(limits: &Limits) -> http2::Builder<OnThisWorker> {
+    let mut builder = http2::Builder::new(OnThisWorker);
+    builder
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.framing.head_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(LOCAL_RESETS)
+        .enable_connect_protocol();
+    builder
+}
+
+/// Tells the client to calm down, and closes the connection.
+async fn calm<T: Transport>(mut io: Gathered<FrameIo<Lingering<T>>>) -> io::Result<()> {
+    poll_fn(|cx| io.poll_send(cx)).await?;
+    let farewell = io.socket().farewell();
+    if let Some(farewell) = farewell {
+        io.write_all(&farewell).await?;
+    }
+    io.shutdown().await
 }
 
 /// The exchanges of a connection.
@@ -199,6 +228,12 @@ impl Streams {
             self.departed.set(departed);
             self.taken.set(self.client.clock.now());
         }
+    }
+
+    /// The kind of frame that the client sends far more often than its requests explain; `None` if there is none.
+    fn flood<T>(&self, io: &Gathered<FrameIo<T>>) -> Option<FrameKind> {
+        let resets = || self.aborted.are_too_many().then_some(FrameKind::Reset);
+        io.socket().flood().or_else(resets)
     }
 
     /// Whether no stream should begin any more.
