@@ -7,12 +7,16 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use socket2::{Domain, Socket, Type};
 
 use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GET, GOAWAY, HEADERS};
 use crate::http2::{PING, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE};
 use crate::support::{
-    PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, plugway_after, raw_origin, read_message, sized, until,
+    PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, plugway, plugway_after, raw_origin, read_message,
+    sized, until,
 };
 
 /// An origin that holds the requests for `/held` until they are released, and answers others at once.
@@ -339,6 +343,70 @@ fn crumbs_of_cookies_are_joined_within_the_limit_of_fields() {
         frame.stream == 1 && frame.flags & END_STREAM != 0
     });
     assert!(body > 9_900 * 5, "{body}");
+}
+
+// === TLS ===
+
+/// A proxy that speaks TLS, with what its clients need to trust it.
+struct Secure {
+    proxy: Proxy,
+    config: Arc<ClientConfig>,
+    _folder: tempfile::TempDir,
+}
+
+impl Secure {
+    fn start(limits: &str) -> Secure {
+        let folder = tempfile::tempdir().unwrap();
+        let made = plugway().args(["cert", "--self-signed", "--out"]).arg(folder.path()).status().unwrap();
+        assert!(made.success());
+        let tls = "[listener.tls]\ncertificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]\n";
+        let listener = format!("address = \"127.0.0.1:0\"\nlimits = {{ {limits} }}\n{tls}");
+        let text = manifest(&echo(), "", "").replace("address = \"127.0.0.1:0\"\n", &listener);
+        let proxy = Proxy::start_in(folder.path(), &text);
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(folder.path().join("cert.pem")).unwrap()).unwrap();
+        let config = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
+        Secure { proxy, config, _folder: folder }
+    }
+
+    /// A client that has got a response.
+    fn client(&self) -> StreamOwned<ClientConnection, TcpStream> {
+        let connection = ClientConnection::new(self.config.clone(), "localhost".try_into().unwrap()).unwrap();
+        let mut client = StreamOwned::new(connection, self.proxy.connect());
+        client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        assert_eq!(read_message(&mut BufReader::new(&mut client)).unwrap().status(), 200);
+        client
+    }
+}
+
+#[test]
+fn handshakes_that_never_end_keep_no_other_out() {
+    let secure = Secure::start("connections = 40, head-timeout = \"1h\"");
+    let mut all = silent(&secure.proxy, "127.0.0.2", 60);
+    // The beginning of a ClientHello of 16 KiB.
+    let begun = [0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc];
+    all.iter_mut().step_by(2).for_each(|stream| drop(stream.write_all(&begun)));
+    for _ in 0..5 {
+        secure.client();
+    }
+}
+
+#[test]
+fn floods_of_key_updates_end_their_connection() {
+    let secure = Secure::start("");
+    let mut client = secure.client();
+    // rustls accepts 32 without content between them.
+    for _ in 0..100 {
+        client.conn.refresh_traffic_keys().unwrap();
+        if client.flush().is_err() {
+            break;
+        }
+    }
+    match client.read(&mut [0; 100]) {
+        Ok(read) => assert_eq!(read, 0),
+        Err(error) => assert!(!matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}"),
+    }
+    secure.client();
 }
 
 // === Honest traffic ===
