@@ -9,7 +9,22 @@ const LAYERS: [(&str, &[&str]); 6] = [
         &["config", "edit", "error", "forwarding", "framing", "head", "path", "proxy_protocol", "router", "target"],
     ),
     ("base", &["apart", "clock", "descriptors", "metered", "metrics", "pages", "tcp", "wire"]),
-    ("mechanisms", &["access_log", "admission", "cache", "census", "listener", "passage", "plugin", "resend", "tls", "upload", "upstream"]),
+    (
+        "mechanisms",
+        &[
+            "access_log",
+            "admission",
+            "cache",
+            "census",
+            "listener",
+            "passage",
+            "plugin",
+            "resend",
+            "tls",
+            "upload",
+            "upstream",
+        ],
+    ),
     (
         "exchange",
         &["attempt", "balance", "body", "caching", "chain", "ending", "exchange", "forward", "generation", "respond"],

@@ -75,7 +75,7 @@ struct Crowd {
     waiting: Vec<(u64, Arc<Entry>)>,
 }
 
-/// A limit of the manifest.
+/// A limit, by its key in the manifest or its name.
 struct Limit {
     key: &'static str,
     most: usize,
@@ -129,6 +129,15 @@ impl Admission {
     /// The number of client connections for which there are descriptors.
     fn ceiling(&self) -> usize {
         self.descriptors.get().map_or(usize::MAX, |descriptors| descriptors.clients())
+    }
+
+    /// The limit that the connections of a listener meet first.
+    fn limit_of(&self, listener: &Listener) -> Limit {
+        let (connections, ceiling) = (listener.limits.connections, self.ceiling());
+        if ceiling < connections {
+            return Limit { key: "descriptors", most: ceiling };
+        }
+        Limit { key: "limits.connections", most: connections }
     }
 
     /// Whether there is a descriptor for a client that has just been accepted at this one, if need be after evicting
@@ -326,7 +335,7 @@ impl Admitted {
     pub fn is_client_admitted(&self, entrance: &Entrance, client: Option<IpAddr>, now: Instant) -> bool {
         let (census, limits) = (&entrance.listener.census, &entrance.listener.limits);
         let Some(net) = ClientNet::new(client) else { return true };
-        let most = limits.connections.min(self.admission.ceiling());
+        let Limit { key, most } = self.admission.limit_of(&entrance.listener);
         let share = census.enter_client(net, most);
         self.entry.client.store(net.to_bits(), Ordering::SeqCst);
         if self.entry.state.load(Ordering::SeqCst) == GONE {
@@ -339,7 +348,7 @@ impl Admitted {
         }
         // The last fifth is kept for clients that have less than their share.
         let has_room = share.held <= share.fair || census.all() <= most - most / 5 || self.take_own(share.held, now);
-        has_room || self.refuse(entrance, Closed::FairShare, Limit { key: "limits.connections", most })
+        has_room || self.refuse(entrance, Closed::FairShare, Limit { key, most })
     }
 
     /// Evicts other connections of the same client, which has so many; `false` if all of them are served.
