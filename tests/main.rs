@@ -1,6 +1,7 @@
 //! Whole-program tests: the real binary, real sockets, real components.
 #![forbid(unsafe_code)]
 
+mod admin;
 mod backend;
 mod balance;
 mod cache_disk;

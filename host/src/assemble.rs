@@ -1,6 +1,7 @@
 //! From a manifest to a generation: names become places, texts become values, plugins are loaded and configured.
 //! After this nothing is parsed, looked up by name or checked again. All mistakes are found before any is told.
 
+pub mod admin;
 mod dialers;
 mod endpoints;
 mod listeners;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use toml::Spanned;
 
+use self::admin::AdminSettings;
 use crate::access_log::{AccessLog, Format, Target};
 use crate::cache::store::Store;
 use crate::config::manifest::Manifest;
@@ -67,16 +69,7 @@ pub struct Assembled {
     pub workers: Option<usize>,
     /// How long a stop waits for exchanges.
     pub drain: Duration,
-    pub admin: AdminAddress,
-}
-
-/// Where the admin listener is wanted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AdminAddress {
-    /// At the usual place, if that is free.
-    Default,
-    At(std::net::SocketAddr),
-    Off,
+    pub admin: AdminSettings,
 }
 
 #[derive(Clone)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::admin::client::Target;
 use crate::assemble::Assembly;
 use crate::config::load;
 use crate::demo;
@@ -57,12 +58,22 @@ enum Command {
     },
     /// Tells a running proxy to read its manifest again, and waits until it serves it or says what is wrong.
     Reload {
-        /// The manifest that it serves: says where its admin listener is.
-        #[arg(default_value = "plugway.toml")]
-        manifest: PathBuf,
-        /// The admin listener, in place of a manifest.
-        #[arg(long)]
-        admin: Option<String>,
+        #[command(flatten)]
+        proxy: RunningProxy,
+    },
+    /// Stops sending new requests to an endpoint of a running proxy.
+    Drain {
+        #[command(flatten)]
+        endpoint: NamedEndpoint,
+        #[command(flatten)]
+        proxy: RunningProxy,
+    },
+    /// Sends requests to a drained endpoint again.
+    Undrain {
+        #[command(flatten)]
+        endpoint: NamedEndpoint,
+        #[command(flatten)]
+        proxy: RunningProxy,
     },
     /// Takes stored responses out of a running proxy's cache, or makes them stale; prints how many that were.
     Purge {
@@ -71,12 +82,8 @@ enum Command {
         /// They stay, as stale: served while they are validated, where the policy allows that.
         #[arg(long)]
         soft: bool,
-        /// The manifest that it serves: says where its admin listener is.
-        #[arg(default_value = "plugway.toml")]
-        manifest: PathBuf,
-        /// The admin listener, in place of a manifest.
-        #[arg(long)]
-        admin: Option<String>,
+        #[command(flatten)]
+        proxy: RunningProxy,
     },
     /// Makes a certificate for development, that no browser trusts: cert.pem and key.pem.
     Cert {
@@ -102,6 +109,28 @@ enum Command {
     },
 }
 
+/// Options that say which running proxy a command is for.
+#[derive(clap::Args)]
+struct RunningProxy {
+    /// The manifest that the proxy serves, by which its admin socket is found; plugway.toml if neither is given.
+    manifest: Option<PathBuf>,
+    /// The admin listener: an address such as 127.0.0.1:9145, or unix:/path.
+    #[arg(long)]
+    admin: Option<String>,
+    /// A file with the token that changes over TCP need: the token-file of [admin] in the manifest.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+}
+
+/// Arguments that name an endpoint.
+#[derive(clap::Args)]
+struct NamedEndpoint {
+    /// The name of the upstream.
+    upstream: String,
+    /// The address of the endpoint, as the status document writes it.
+    endpoint: String,
+}
+
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct PurgeWhat {
@@ -124,8 +153,10 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let cache = cache_folder();
     let done = match Cli::parse().command {
-        Command::Reload { manifest, admin } => order(&manifest, admin, "/reload"),
-        Command::Purge { what, soft, manifest, admin } => order(&manifest, admin, &purge(&what, soft)),
+        Command::Reload { proxy } => order(proxy, "/reload"),
+        Command::Purge { what, soft, proxy } => order(proxy, &purge(&what, soft)),
+        Command::Drain { endpoint, proxy } => order(proxy, &drain("/drain", &endpoint)),
+        Command::Undrain { endpoint, proxy } => order(proxy, &drain("/undrain", &endpoint)),
         Command::Cert { self_signed: _, names, out } => certificate(&names, &out),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut std::io::stdout());
@@ -153,27 +184,29 @@ pub fn main() -> ExitCode {
 fn purge(what: &PurgeWhat, soft: bool) -> String {
     let PurgeWhat { uri, prefix, tag, all: _ } = what;
     let named = [("uri", uri), ("prefix", prefix), ("tag", tag)];
-    let named = named.into_iter().find_map(|(name, value)| {
-        let value = percent_encoding::utf8_percent_encode(value.as_ref()?, percent_encoding::NON_ALPHANUMERIC);
-        Some(format!("{name}={value}"))
-    });
+    let named = named.into_iter().find_map(|(name, value)| Some(format!("{name}={}", encoded(value.as_ref()?))));
     format!("/purge?{}{}", named.unwrap_or("all".into()), if soft { "&soft" } else { "" })
 }
 
-fn order(manifest: &Path, admin: Option<String>, order: &str) -> anyhow::Result<()> {
-    let address = match admin {
-        Some(address) => address,
-        // Never by guess: what listens at the default place may be another proxy.
-        None => {
-            let files = load::load(manifest).map_err(|problems| anyhow::anyhow!("nothing was done:\n{problems}"))?;
-            let named = files.iter().find_map(|(_, file)| file.admin.as_ref());
-            let address = named.map_or(crate::admin::DEFAULT_ADDRESS.into(), |admin| admin.address.get_ref().clone());
-            let known = address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.port() != 0);
-            anyhow::ensure!(known, "{} doesn't say where: name the address with --admin", manifest.display());
-            address
-        }
+/// The order to drain an endpoint, or to use it again.
+fn drain(path: &str, NamedEndpoint { upstream, endpoint }: &NamedEndpoint) -> String {
+    format!("{path}?upstream={}&endpoint={}", encoded(upstream), encoded(endpoint))
+}
+
+fn encoded(value: &str) -> percent_encoding::PercentEncode<'_> {
+    percent_encoding::utf8_percent_encode(value, percent_encoding::NON_ALPHANUMERIC)
+}
+
+fn order(RunningProxy { manifest, admin, token_file }: RunningProxy, order: &str) -> anyhow::Result<()> {
+    // An address alone says which proxy is meant.
+    let manifest = manifest.or_else(|| admin.is_none().then(|| "plugway.toml".into()));
+    let absolute = |path: PathBuf| {
+        let named = path.display().to_string();
+        std::path::absolute(&path).and_then(|path| path.metadata().map(|_| path)).context(named)
     };
-    crate::admin::order(&address, order).map(|answer| println!("{answer}"))
+    let manifest = manifest.map(absolute).transpose()?;
+    let target = Target { manifest, address: admin, token_file };
+    crate::admin::client::order(&target, order).map(|answer| println!("{answer}"))
 }
 
 fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {

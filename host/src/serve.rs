@@ -8,14 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
-use crate::admin::{self, Admin, ReloadOrder};
-use crate::assemble::{AdminAddress, Assembled, Assembly};
+use crate::admin::listener::AdminListeners;
+use crate::admin::{Admin, ReloadOrder};
+use crate::assemble::{Assembled, Assembly};
 use crate::config::load::Files;
 use crate::config::problem::Problems;
 use crate::generation::Generation;
@@ -61,7 +60,7 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         let serial = Arc::new(AtomicU64::new(1));
         let (reload_orders, mut reloads) = mpsc::channel(1);
         let admin = Arc::new(Admin { registry, generation, serial: serial.clone(), reload: reload_orders });
-        let admin = AdminSeat::start(&first.admin, admin).await?;
+        let admin = AdminListeners::start(&first.admin, admin).await?;
         let drain = first.drain;
         let mut reloader =
             Reloader { assembly, publish, outcomes, workers, serial, watch, listeners, keeper, admin, drain };
@@ -85,7 +84,7 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
         info!("stopping");
         let _ = stop.send(true);
         // Now, not at the end: another process may have bound the same paths by then.
-        drop(reloader.listeners);
+        drop((reloader.listeners, reloader.admin, reloads));
         let ended = async { while reloader.outcomes.recv().await.is_some() {} };
         let store = reloader.publish.borrow().store.clone();
         tokio::select! {
@@ -120,16 +119,9 @@ struct Reloader {
     watch: Watch,
     listeners: Listeners,
     keeper: Keeper,
-    admin: AdminSeat,
+    admin: AdminListeners,
     /// Exchanges that still run so long after the first signal to stop are cut off.
     drain: Duration,
-}
-
-/// The admin listener, where it is wanted.
-struct AdminSeat {
-    admin: Arc<Admin>,
-    wanted: AdminAddress,
-    task: Option<AbortHandle>,
 }
 
 impl Reloader {
@@ -193,47 +185,6 @@ impl Reloader {
             Ok(assembled) => assembled.map_err(|problems| problems.to_string()),
             Err(_) => Err("the manifest could not be assembled; the lines above say why".into()),
         }
-    }
-}
-
-impl AdminSeat {
-    async fn start(wanted: &AdminAddress, admin: Arc<Admin>) -> anyhow::Result<Self> {
-        let mut seat = AdminSeat { admin, wanted: AdminAddress::Off, task: None };
-        seat.change(wanted).await?;
-        Ok(seat)
-    }
-
-    /// Listens at another address. At its default place it gives way to another process's.
-    async fn change(&mut self, wanted: &AdminAddress) -> anyhow::Result<()> {
-        let place = |wanted: &AdminAddress| match wanted {
-            AdminAddress::Off => None,
-            AdminAddress::At(address) => Some(address.to_string()),
-            AdminAddress::Default => Some(admin::DEFAULT_ADDRESS.into()),
-        };
-        let address: Option<String> = place(wanted);
-        if place(&self.wanted) == address {
-            return Ok(());
-        }
-        let listener = match address {
-            None => None,
-            Some(address) => match tokio::net::TcpListener::bind(&address).await {
-                Ok(listener) => Some(listener),
-                Err(error) if *wanted == AdminAddress::Default => {
-                    warn!(%error, "no admin listener at {address}; choose a place with [admin] address");
-                    None
-                }
-                Err(error) => return Err(error).context(format!("the admin listener can't listen at {address}")),
-            },
-        };
-        if let Some(old) = self.task.take() {
-            old.abort();
-        }
-        if let Some(listener) = listener {
-            info!("admin at http://{}", listener.local_addr()?);
-            self.task = Some(tokio::task::spawn_local(admin::serve(listener, self.admin.clone())).abort_handle());
-        }
-        self.wanted = wanted.clone();
-        Ok(())
     }
 }
 

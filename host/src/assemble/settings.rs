@@ -1,4 +1,4 @@
-//! What a manifest says about the process: workers, admin, access log, error pages.
+//! The settings of the process in a manifest: workers, access log, error pages.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use toml::Spanned;
 
 use super::values::status_class;
-use super::{AdminAddress, Draft, beside, head_of};
+use super::{Draft, beside, head_of};
 use crate::access_log::{AccessLog, Format, Target};
 use crate::cache::index::PARTS;
 use crate::cache::store::{DiskLimits, Limits, Store};
@@ -110,22 +110,6 @@ impl Draft<'_> {
             self.problems.at(source, text.span(), message);
         }
         object as u64
-    }
-
-    pub(super) fn admin(&mut self, files: &[(Arc<Source>, Manifest)]) -> AdminAddress {
-        let named = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?)));
-        let Some((source, admin)) = named else { return AdminAddress::Default };
-        match admin.address.get_ref().as_str() {
-            "off" => AdminAddress::Off,
-            address => address.parse().map_or_else(
-                |_| {
-                    let message = format!("`{address}` is no address; write `127.0.0.1:9145` or `off`");
-                    self.problems.at(source, admin.address.span(), message);
-                    AdminAddress::Off
-                },
-                AdminAddress::At,
-            ),
-        }
     }
 
     pub(super) fn access_log(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<AccessLog> {

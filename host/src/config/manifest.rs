@@ -73,7 +73,8 @@ impl Manifest {
         let authorities = authorities.chain(upstreams.filter_map(|tls| tls.ca.as_ref()));
         let lists = self.upstream.values().flat_map(|upstream| &upstream.endpoints);
         let lists = lists.filter_map(|endpoint| endpoint.get_ref().file());
-        certificates.chain(authorities).chain(self.error_page.values()).chain(lists).map(Spanned::get_ref)
+        let token = self.admin.iter().filter_map(|admin| admin.token_file.as_ref());
+        certificates.chain(authorities).chain(self.error_page.values()).chain(lists).chain(token).map(Spanned::get_ref)
     }
 }
 
@@ -109,11 +110,13 @@ pub enum AccessLogFormat {
     Off,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Admin {
-    /// An address, or `"off"`; `127.0.0.1:9145` if not given.
-    pub address: Spanned<String>,
+    /// An address, `unix:/path`, or `"off"`; `127.0.0.1:9145` if not given.
+    pub address: Option<Spanned<String>>,
+    /// The file with the token that changes over TCP need, relative to this file.
+    pub token_file: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
