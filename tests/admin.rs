@@ -357,6 +357,30 @@ fn a_socket_can_take_the_place_of_tcp() {
 }
 
 #[test]
+fn the_owner_of_a_socket_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("busy.sock");
+    let _busy = UnixListener::bind(&path).unwrap();
+    let connect = || {
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.connect(&socket2::SockAddr::unix(&path).unwrap()).map(|()| socket)
+    };
+    // A process that accepts nothing, as if it were stopped: its queue is full.
+    let waiting: Vec<_> = std::iter::from_fn(|| connect().ok()).collect();
+    assert!(waiting.len() > 1);
+    let place = format!("unix:{}", path.display());
+    let served = manifest(&echo(), "", "[admin]\naddress = \"off\"\n").replace("127.0.0.1:0", &place);
+    let admin = manifest(&echo(), "", &format!("[admin]\naddress = \"{place}\"\n"));
+    for text in [served, admin] {
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        let (code, error) = run(&["run", folder.path().join("plugway.toml").to_str().unwrap()]);
+        assert!(code == Some(1) && error.contains("busy.sock") && error.contains("in use"), "{error}");
+    }
+    assert!(path.exists(), "it isn't ours to remove");
+}
+
+#[test]
 fn off_means_no_listener_and_no_socket() {
     let sockets = tempfile::tempdir().unwrap();
     let mut command = plugway();

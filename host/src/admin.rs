@@ -11,7 +11,7 @@ pub mod client;
 mod connection;
 mod document;
 pub mod listener;
-mod socket;
+pub(crate) mod socket;
 mod upstreams;
 
 use std::fmt::Write as _;
