@@ -10,6 +10,7 @@ use plugway::balance;
 use plugway::config::load;
 use plugway::generation::Running;
 use plugway::head::Head;
+use plugway::loading::Loader;
 use plugway::metrics::Place;
 use plugway::plugin::engine::Runtime;
 use plugway::upstream::Pools;
@@ -37,7 +38,8 @@ struct Took {
 }
 
 fn main() {
-    let mut assembly = Assembly::new(Runtime::start(None).expect("the engine starts")).expect("tickets are made");
+    let runtime = Runtime::start(None).expect("the engine starts");
+    let mut assembly = Assembly::new(runtime, Loader::in_process()).expect("tickets are made");
     let fixed = measured(&mut assembly, 1, "{}");
     println!("a single endpoint: {} ns ({})", fixed.least, fixed.median);
     println!("{:<20}{:>20}{:>20}", "policy", "3 endpoints", "1,000 endpoints");

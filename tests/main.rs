@@ -12,6 +12,7 @@ mod hooks;
 mod http2;
 mod layers;
 mod limits;
+mod loading;
 mod manifests;
 mod name_server;
 mod operating;

@@ -237,6 +237,13 @@ fn metrics(admin: &Admin) -> String {
     family(&mut out, "plugway_access_log_dropped_total", "counter", "Lines that found the queue full.");
     let dropped = generation.access_log.as_ref().map_or(0, |log| log.dropped());
     line(&mut out, "plugway_access_log_dropped_total", &[], dropped as f64);
+    family(
+        &mut out,
+        "plugway_control_holds_total",
+        "counter",
+        "Times that the control thread was held up for a second.",
+    );
+    line(&mut out, "plugway_control_holds_total", &[], admin.registry.control_holds.value() as f64);
     family(&mut out, "plugway_generation", "gauge", "Generations served so far.");
     line(&mut out, "plugway_generation", &[], admin.serial.load(Ordering::Relaxed) as f64);
     out

@@ -12,8 +12,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::assemble::Assembly;
 use crate::config::load;
 use crate::demo;
-use crate::plugin::binding::{self, Binding, Isolation, Limits, OnError};
-use crate::plugin::engine::Runtime;
+use crate::loading::{About, Component, Failure, Loader, Stop, Verdict, confined};
+use crate::plugin::binding::{Binding, Isolation, Limits, OnError};
+use crate::plugin::engine::{Plugin, Runtime};
+use crate::printable::{one_line, printable};
 use crate::serve;
 use crate::tls;
 
@@ -120,6 +122,9 @@ struct PurgeWhat {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == confined::ARGUMENT) {
+        return confined::main();
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let cache = cache_folder();
@@ -195,29 +200,60 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
 
 fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
-    let made = Assembly::for_check(Runtime::start(cache)?)?.assemble(&files)?;
+    let loader = Loader::in_children(Stop::default());
+    let made = Assembly::for_check(Runtime::start(cache)?, loader)?.assemble(&files)?;
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
     println!("{} is good: {routes} routes, {plugins} configured plugins", manifest.display());
     Ok(())
 }
 
 fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
-    let stock = plugway_plugins::STOCK.iter().find(|(name, _)| Path::new(name) == file);
-    let bytes = stock.map_or_else(|| std::fs::read(file), |(_, bytes)| Ok(bytes.to_vec()));
     let in_file = || file.display().to_string();
-    let bytes = bytes.with_context(in_file)?;
-    let plugin = Arc::new(Runtime::start(None)?.load(&bytes).with_context(in_file)?);
-    let description = binding::describe(&plugin).with_context(in_file)?;
-    println!("{} {}, {} KiB\n{}", description.name, description.version, bytes.len() / 1024, description.summary);
+    let stock = plugway_plugins::STOCK.iter().find(|(name, _)| Path::new(name) == file);
+    let opened = stock.map_or_else(|| Component::open(file), |(_, bytes)| Ok(Component::stock(bytes)));
+    let mut component = opened.with_context(in_file)?;
+    let runtime = Runtime::start(None)?;
+    let seal = runtime.seal(&component.digest);
+    let loader = Loader::in_children(Stop::default());
+    let said = |error: Failure| anyhow::Error::msg(printable(&error.to_string()).into_owned());
+    let mut examination = loader.start(&mut component, None, seal.clone()).map_err(said).with_context(in_file)?;
+    // By then it may have died of the configuration, and what it is must still be shown.
+    let sealed = examination.sealed().map_err(said).with_context(in_file)?;
+    let verdict = examination.check(&config, Limits::default());
+    let (_, plugin) =
+        runtime.unseal(&seal, &sealed).context("its compiled code can't be used").with_context(in_file)?;
+    let plugin = Arc::new(plugin);
+    let About { name, version, summary, schema } = &examination.about;
+    let (name, version, summary) = (one_line(name), one_line(version), one_line(summary));
+    println!("{name} {version}, {} KiB\n{summary}", component.len()? / 1024);
     println!("hooks: {}", plugin.hooks().join(", "));
-    let (limits, on_error) = (Limits::default(), OnError::Fail);
-    match Binding::new("inspected".into(), plugin.clone(), config, limits, on_error, Isolation::Worker) {
-        Ok(binding) => binding.needs().iter().for_each(|(hook, needs)| println!("  {hook}: {needs}")),
-        Err(error) => println!("  what they need is known with a configuration that it takes (--config): {error}"),
+    match verdict.map_err(|failure| failure.to_string()).and_then(|verdict| needs(verdict, plugin.clone(), config)) {
+        Ok(needs) => needs.iter().for_each(|line| println!("  {}", one_line(line))),
+        Err(error) => {
+            let error = printable(&error).into_owned();
+            println!("  what they need is known with a configuration that it takes (--config): {error}");
+        }
     }
-    println!("imports: {}", plugin.imports().join(", "));
-    println!("schema: {}", description.config_schema.unwrap_or_else(|| "none".into()));
+    println!("imports: {}", one_line(&plugin.imports().join(", ")));
+    println!("schema: {}", printable(schema.as_deref().unwrap_or("none")));
     Ok(())
+}
+
+/// What a plugin's hooks need with a configuration that it has accepted.
+fn needs(verdict: Verdict, plugin: Arc<Plugin>, config: String) -> Result<Vec<String>, String> {
+    match verdict {
+        Verdict::Accepted => {}
+        Verdict::Failed(message) => return Err(message),
+        Verdict::Refused { complaints, more } => {
+            let told = complaints.into_iter().map(|complaint| complaint.message);
+            let more = (more > 0).then(|| format!("and {more} more"));
+            return Err(told.chain(more).collect::<Vec<_>>().join("; "));
+        }
+    }
+    let (name, limits) = ("inspected".into(), Limits::default());
+    let binding = Binding::new(name, plugin, config, limits, OnError::Fail, Isolation::Worker);
+    let binding = binding.map_err(|error| error.to_string())?;
+    Ok(binding.needs().iter().map(|(hook, needs)| format!("{hook}: {needs}")).collect())
 }
 
 fn proxy_manifest(endpoints: &[String], listen: &str, workers: Option<usize>) -> String {

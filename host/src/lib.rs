@@ -16,7 +16,8 @@
 //!
 //! [`apart`] keeps what few exchanges need out of the way of the others.
 //!
-//! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]), but for who
+//! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]), with components
+//! that a child process has examined ([`loading`]), but for who
 //! is in an upstream's set and well, which [`keeper`] sees to. Plugins run in [`plugin`]. Modules import in one direction;
 //! `tests/layers.rs` has the table.
 
@@ -26,6 +27,7 @@ pub mod apart;
 pub mod arrival;
 pub mod assemble;
 pub mod attempt;
+mod background;
 pub mod balance;
 pub mod body;
 pub mod cache;
@@ -40,6 +42,7 @@ pub mod edit;
 pub mod ending;
 pub mod error;
 pub mod exchange;
+mod files;
 pub mod forward;
 pub mod forwarding;
 pub mod framing;
@@ -48,12 +51,14 @@ pub mod head;
 pub mod keeper;
 mod listen;
 pub mod listener;
+pub mod loading;
 pub mod metered;
 pub mod metrics;
 pub mod pages;
 pub mod passage;
 pub mod path;
 pub mod plugin;
+mod printable;
 pub mod proxy_protocol;
 pub mod resend;
 pub mod respond;
@@ -65,5 +70,6 @@ pub mod tls;
 pub mod upload;
 pub mod upstream;
 mod watch;
+mod watchdog;
 pub mod wire;
 pub mod worker;

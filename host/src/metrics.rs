@@ -15,6 +15,8 @@ pub struct Registry {
     plugins: PerWorker<PluginFigures>,
     caches: PerWorker<CacheFigures>,
     custom: Mutex<BTreeMap<CustomOwner, Arc<Custom>>>,
+    /// Times that the control thread was held up; written by the watchdog.
+    pub control_holds: Count,
 }
 
 /// A worker's place in a registry.

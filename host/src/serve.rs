@@ -3,102 +3,40 @@
 use std::fmt::Display;
 use std::num::NonZero;
 use std::path::Path;
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, ReloadOrder};
 use crate::assemble::{AdminAddress, Assembled, Assembly};
+use crate::background;
 use crate::config::load::Files;
 use crate::config::problem::Problems;
 use crate::generation::Generation;
 use crate::keeper::Keeper;
 use crate::listen::Listeners;
+use crate::loading::{Loader, Stop};
 use crate::metrics::{Place, Registry};
 use crate::plugin::engine::Runtime;
-use crate::watch::Watch;
+use crate::watch::{Load, Watch};
+use crate::watchdog::Watchdog;
 use crate::worker::{self, Orders, SocketOrder};
 
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
-pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
-    let mut assembly = Assembly::new(Runtime::start(cache)?)?;
+pub fn run(
+    load: impl Fn() -> Result<Files, Problems> + Send + Sync + 'static,
+    cache: Option<&Path>,
+) -> anyhow::Result<()> {
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
-    let mut watch = control.block_on(async { Watch::new() });
-    let (files, _) = watch.load(&load);
-    let files = files?;
-    let first = assembly.assemble(&files)?;
-    first.generation.resize_store();
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let workers = first.workers.unwrap_or(cores);
-    let (publish, generation) = watch::channel(Arc::new(first.generation));
-    let (stop, stopping) = watch::channel(false);
-    let (swapped, mut outcomes) = mpsc::unbounded_channel();
-    let registry = Arc::new(Registry::default());
-    // Before the workers make their balancers, which want to know the endpoints.
-    let keeper = control.block_on(async {
-        let mut keeper = Keeper::start();
-        let first = generation.borrow().clone();
-        keeper.adopt(&first).await;
-        keeper
-    });
-    let (threads, sockets) = start_workers(workers, &generation, &stopping, &registry, &swapped)?;
-    drop(swapped);
-    let mut listeners = Listeners::new(sockets);
-    let bound = listeners.prepare(&first.listeners)?;
-    control.block_on(async {
-        // Before anyone is told that we listen: a SIGHUP that comes first would end the process.
-        let (mut hangup, mut terminate) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
-        let (mut interrupt, mut reopen) = (signal(SignalKind::interrupt())?, signal(SignalKind::user_defined1())?);
-        acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
-        listeners.adopt(bound);
-        let serial = Arc::new(AtomicU64::new(1));
-        let (reload_orders, mut reloads) = mpsc::channel(1);
-        let admin = Arc::new(Admin { registry, generation, serial: serial.clone(), reload: reload_orders });
-        let admin = AdminSeat::start(&first.admin, admin).await?;
-        let drain = first.drain;
-        let mut reloader =
-            Reloader { assembly, publish, outcomes, workers, serial, watch, listeners, keeper, admin, drain };
-        loop {
-            tokio::select! {
-                _ = hangup.recv() => drop(reloader.reload(&load).await),
-                () = reloader.watch.changed() => reloader.reload_changed(&load).await,
-                Some(order) = reloads.recv() => {
-                    let order: ReloadOrder = order;
-                    let _ = order.send(reloader.reload(&load).await);
-                }
-                _ = reopen.recv() => {
-                    if let Some(log) = &reloader.publish.borrow().access_log {
-                        log.reopen();
-                    }
-                }
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-            }
-        }
-        info!("stopping");
-        let _ = stop.send(true);
-        // Now, not at the end: another process may have bound the same paths by then.
-        drop(reloader.listeners);
-        let ended = async { while reloader.outcomes.recv().await.is_some() {} };
-        let store = reloader.publish.borrow().store.clone();
-        tokio::select! {
-            _ = ended => store.flush(FLUSH),
-            _ = terminate.recv() => warn!("stopped at once"),
-            _ = interrupt.recv() => warn!("stopped at once"),
-            _ = tokio::time::sleep(reloader.drain) => {
-                warn!("the drain time has passed; what still ran is cut off");
-                store.flush(FLUSH);
-            }
-        }
-        anyhow::Ok(())
-    })?;
+    let threads = control.block_on(serve(Arc::new(load), cache))?;
     for thread in threads.into_iter().filter(|thread| thread.is_finished()) {
         if let Ok(outcome) = thread.join() {
             outcome?;
@@ -107,22 +45,174 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
     Ok(())
 }
 
+/// The control thread. It decides and waits, but computes nothing that could take long: whatever reads files, loads
+/// plugins or assembles does so on a thread of its own, while signals and the admin listener are answered.
+async fn serve(load: Load, cache: Option<&Path>) -> anyhow::Result<Threads> {
+    // Before all that takes time: a signal that comes first would end the process.
+    let mut signals = Signals::new()?;
+    let registry = Arc::new(Registry::default());
+    let _watchdog = Watchdog::start(registry.clone())?;
+    let stop = Stop::default();
+    let assembly = Assembly::new(Runtime::start(cache)?, Loader::in_children(stop.clone()))?;
+    let loads = Loads { load, assembly: Arc::new(Mutex::new(assembly)), watch: Watch::new() };
+    let Some(started) = signals.during(start(loads, registry), || {}).await else {
+        stop.order();
+        info!("stopped before anything was served");
+        return Ok(Threads::new());
+    };
+    let Started { mut reloader, mut reload_orders, stopping, threads } = started?;
+    let generation = reloader.publish.subscribe();
+    let reopen = || {
+        if let Some(log) = &generation.borrow().access_log {
+            log.reopen();
+        }
+    };
+    loop {
+        let orders = tokio::select! {
+            _ = signals.hangup.recv() => Reason::Order(Vec::new()),
+            () = reloader.loads.watch.changed() => Reason::Change,
+            Some(order) = reload_orders.recv() => Reason::Order(vec![order]),
+            _ = signals.reopen.recv() => {
+                reopen();
+                continue;
+            }
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+        };
+        let orders = orders.and_waiting(&mut reload_orders);
+        if signals.during(reloader.reload(orders), reopen).await.is_none() {
+            break;
+        }
+    }
+    // A plugin that is being loaded is for nobody any more.
+    stop.order();
+    info!("stopping");
+    let _ = stopping.send(true);
+    reloader.stop(&mut signals).await;
+    Ok(threads)
+}
+
+/// Orders from outside.
+struct Signals {
+    hangup: Signal,
+    reopen: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for an order to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Does something, and meanwhile what can't wait; `None` if an order to stop has come. An order to reload stays.
+    async fn during<T>(&mut self, work: impl Future<Output = T>, reopen: impl Fn()) -> Option<T> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                _ = self.reopen.recv() => reopen(),
+                _ = self.terminate.recv() => return None,
+                _ = self.interrupt.recv() => return None,
+            }
+        }
+    }
+}
+
+/// Why a manifest is loaded again.
+enum Reason {
+    /// A signal, or orders by the admin listener, who want to know the outcome.
+    Order(Vec<ReloadOrder>),
+    /// A file has changed, or was only touched.
+    Change,
+}
+
+impl Reason {
+    /// With the orders that have come meanwhile: all of them are content with one reload.
+    fn and_waiting(self, orders: &mut mpsc::Receiver<ReloadOrder>) -> Self {
+        let waiting = std::iter::from_fn(|| orders.try_recv().ok());
+        match self {
+            Reason::Order(known) => Reason::Order(known.into_iter().chain(waiting).collect()),
+            Reason::Change => match waiting.collect::<Vec<_>>() {
+                none if none.is_empty() => Reason::Change,
+                orders => Reason::Order(orders),
+            },
+        }
+    }
+}
+
+/// What runs after the start.
+struct Started {
+    reloader: Reloader,
+    reload_orders: mpsc::Receiver<ReloadOrder>,
+    stopping: watch::Sender<bool>,
+    threads: Threads,
+}
+
+async fn start(mut loads: Loads, registry: Arc<Registry>) -> anyhow::Result<Started> {
+    let (files, _) = loads.watch.load(&loads.load).await?;
+    let first = loads.assemble(files?).await.map_err(anyhow::Error::msg)?;
+    first.generation.resize_store();
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = first.workers.unwrap_or(cores);
+    let (publish, generation) = watch::channel(Arc::new(first.generation));
+    let (stopping, stop) = watch::channel(false);
+    let (swapped, mut outcomes) = mpsc::unbounded_channel();
+    // Before the workers make their balancers, which want to know the endpoints.
+    let mut keeper = Keeper::start();
+    let first_generation = generation.borrow().clone();
+    keeper.adopt(&first_generation).await;
+    let (threads, sockets) = start_workers(workers, &generation, &stop, &registry, &swapped)?;
+    drop(swapped);
+    let mut listeners = Listeners::new(sockets);
+    let bound = listeners.prepare(&first.listeners)?;
+    acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
+    listeners.adopt(bound);
+    let serial = Arc::new(AtomicU64::new(1));
+    let (reload, reload_orders) = mpsc::channel(1);
+    let admin = Arc::new(Admin { registry, generation, serial: serial.clone(), reload });
+    let admin = AdminSeat::start(&first.admin, admin).await?;
+    let drain = first.drain;
+    let reloader = Reloader { loads, publish, outcomes, workers, serial, listeners, keeper, admin, drain };
+    Ok(Started { reloader, reload_orders, stopping, threads })
+}
+
 /// What is stored may take so long to reach the disk at the end.
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Serves generations one after the other.
 struct Reloader {
-    assembly: Assembly,
+    loads: Loads,
     publish: watch::Sender<Arc<Generation>>,
     outcomes: mpsc::UnboundedReceiver<Result<(), String>>,
     workers: usize,
     serial: Arc<AtomicU64>,
-    watch: Watch,
     listeners: Listeners,
     keeper: Keeper,
     admin: AdminSeat,
     /// Exchanges that still run so long after the first signal to stop are cut off.
     drain: Duration,
+}
+
+/// Makes generations of what there is to load, one at a time, on threads of their own.
+struct Loads {
+    load: Load,
+    /// Locked by the one thread that assembles.
+    assembly: Arc<Mutex<Assembly>>,
+    watch: Watch,
 }
 
 /// The admin listener, where it is wanted.
@@ -132,24 +222,56 @@ struct AdminSeat {
     task: Option<AbortHandle>,
 }
 
+impl Loads {
+    /// Assembles on a thread of its own: plugins run there, and must find no runtime that they could block, nor anyone
+    /// whom they could take along.
+    async fn assemble(&mut self, files: Files) -> Result<Assembled, String> {
+        let assembly = self.assembly.clone();
+        let assemble = move || {
+            let mut assembly = assembly.lock().unwrap_or_else(PoisonError::into_inner);
+            assembly.assemble(&files).map_err(|problems| problems.to_string())
+        };
+        let assembled = background::run("assembly", assemble).await;
+        assembled.unwrap_or_else(|error| Err(format!("the manifest could not be assembled: {error}")))
+    }
+}
+
 impl Reloader {
-    /// Loads and serves what there is.
-    async fn reload(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
-        let (loaded, _) = self.watch.load(load);
-        self.take(loaded).await
+    /// Loads and serves what there is. After a change only if it is other than what was loaded before: a file that was
+    /// touched, or that a command has already told of, is no change.
+    async fn reload(&mut self, reason: Reason) {
+        let (loaded, is_other) = match self.loads.watch.load(&self.loads.load).await {
+            Ok((loaded, is_other)) => (loaded.map_err(|problems| problems.to_string()), is_other),
+            Err(error) => (Err(format!("the manifest could not be read: {error}")), true),
+        };
+        match reason {
+            Reason::Change if !is_other => {}
+            Reason::Change => drop(self.take(loaded).await),
+            Reason::Order(orders) => {
+                let outcome = self.take(loaded).await;
+                orders.into_iter().for_each(|order| drop(order.send(outcome.clone())));
+            }
+        }
     }
 
-    /// The same if it is other than what was loaded before: a file that was touched, or that a command has already told
-    /// of, is no change.
-    async fn reload_changed(&mut self, load: &impl Fn() -> Result<Files, Problems>) {
-        let (loaded, is_other) = self.watch.load(load);
-        if is_other {
-            let _ = self.take(loaded).await;
+    /// Lets exchanges end, until their time is over or another signal comes.
+    async fn stop(mut self, signals: &mut Signals) {
+        // Now, not at the end: another process may have bound the same paths by then.
+        drop(self.listeners);
+        let ended = async { while self.outcomes.recv().await.is_some() {} };
+        let store = self.publish.borrow().store.clone();
+        tokio::select! {
+            _ = ended => store.flush(FLUSH),
+            () = signals.stop() => warn!("stopped at once"),
+            _ = tokio::time::sleep(self.drain) => {
+                warn!("the drain time has passed; what still ran is cut off");
+                store.flush(FLUSH);
+            }
         }
     }
 
     /// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.
-    async fn take(&mut self, loaded: Result<Files, Problems>) -> Result<String, String> {
+    async fn take(&mut self, loaded: Result<Files, String>) -> Result<String, String> {
         let outcome = self.replace(loaded).await;
         match &outcome {
             Ok(message) => info!("{message}"),
@@ -158,9 +280,10 @@ impl Reloader {
         outcome
     }
 
-    async fn replace(&mut self, loaded: Result<Files, Problems>) -> Result<String, String> {
+    async fn replace(&mut self, loaded: Result<Files, String>) -> Result<String, String> {
         let refused = |why: &dyn Display| format!("not reloaded, the old manifest goes on serving:\n{why}");
-        let next = self.assemble(loaded).map_err(|problems| refused(&problems))?;
+        let files = loaded.map_err(|problems| refused(&problems))?;
+        let next = self.loads.assemble(files).await.map_err(|problems| refused(&problems))?;
         let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
         self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
         let next_generation = Arc::new(next.generation);
@@ -181,18 +304,6 @@ impl Reloader {
             warn!("the number of workers changes at the next start");
         }
         Ok(format!("reloaded: generation {serial}"))
-    }
-
-    /// Assembles on a thread of its own: plugins run there, and must find no runtime that they could block, nor anyone
-    /// whom they could take along.
-    fn assemble(&mut self, loaded: Result<Files, Problems>) -> Result<Assembled, String> {
-        let files = loaded.map_err(|problems| problems.to_string())?;
-        let assembly = &mut self.assembly;
-        let assembled = std::thread::scope(|scope| scope.spawn(|| assembly.assemble(&files)).join());
-        match assembled {
-            Ok(assembled) => assembled.map_err(|problems| problems.to_string()),
-            Err(_) => Err("the manifest could not be assembled; the lines above say why".into()),
-        }
     }
 }
 

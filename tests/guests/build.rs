@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-const GUESTS: [&str; 8] = [
+const GUESTS: [&str; 9] = [
     "example-api-key",
     "example-split",
     "example-retitle",
     "example-tenant",
     "example-shop-cache",
     "test-hooks",
+    "test-loading",
     "test-misbehave",
     "test-policy",
 ];

@@ -33,10 +33,21 @@ pub struct Manifest {
     pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
     /// Plugins with their configurations.
     pub plugin: BTreeMap<Spanned<String>, Plugin>,
+    /// What the loading of a plugin's component may take.
+    pub load: Option<Load>,
     /// Who looks names up for endpoints.
     pub resolver: Option<Resolver>,
     /// Where the plugins that cache keep responses.
     pub cache: Option<Spanned<Cache>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Load {
+    /// CPU time of the child process that loads a new component; 30s if not given.
+    pub time: Option<Spanned<String>>,
+    /// Memory of that process; 1 GiB if not given.
+    pub memory: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,12 +4,16 @@
 pub mod config;
 #[path = "../../../host/src/edit.rs"]
 pub mod edit;
+#[path = "../../../host/src/files.rs"]
+mod files;
 #[path = "../../../host/src/framing.rs"]
 pub mod framing;
 #[path = "../../../host/src/head.rs"]
 pub mod head;
 #[path = "../../../host/src/path.rs"]
 pub mod path;
+#[path = "../../../host/src/printable.rs"]
+mod printable;
 #[path = "../../../host/src/proxy_protocol.rs"]
 pub mod proxy_protocol;
 #[path = "../../../host/src/router.rs"]

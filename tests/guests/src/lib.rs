@@ -17,3 +17,5 @@ pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");
 pub const POLICY: &str = env!("GUEST_TEST_POLICY");
 /// `tests/guests/hooks`.
 pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");
+/// `tests/guests/loading`.
+pub const LOADING: &str = env!("GUEST_TEST_LOADING");
