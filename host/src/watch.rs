@@ -28,6 +28,9 @@ const SETTLED: Duration = Duration::from_millis(150);
 /// Something may change all the time, as a log among the manifests: that is no reason to wait for ever.
 const SURELY_SETTLED: Duration = Duration::from_secs(3);
 
+/// Each takes the control thread some microseconds at each reload; systems allow 8,192 watches and more.
+const MOST_FOLDERS: usize = 4_096;
+
 /// As many as Linux follows.
 const MOST_LINKS: usize = 40;
 
@@ -102,7 +105,12 @@ impl Watch {
         self.wanted = wanted;
         let Some(folders) = &mut self.folders else { return false };
         let parents = self.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
-        folders.keep(&parents.chain(self.wanted.folders.iter().cloned()).collect())
+        let mut all: BTreeSet<PathBuf> = parents.chain(self.wanted.folders.iter().cloned()).collect();
+        if let Some(first_beyond) = all.iter().nth(MOST_FOLDERS).cloned() {
+            tracing::warn!(folders = all.len(), most = MOST_FOLDERS, "not all folders of the manifest are watched");
+            drop(all.split_off(&first_beyond));
+        }
+        folders.keep(&all)
     }
 
     /// Waits for a change that has settled. May be dropped at any time; no change is lost by that.

@@ -45,6 +45,8 @@ impl Child {
         command.env("RAYON_NUM_THREADS", threads.to_string());
         // The allocator's first gigabyte is to count when it is used.
         command.env("MIMALLOC_ARENA_EAGER_COMMIT", "0");
+        // Signals of a terminal are for the proxy, which decides what becomes of its child.
+        command.process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn()?;
         let (Some(input), Some(output)) = (process.stdin.take(), process.stdout.take()) else {
