@@ -225,7 +225,7 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
     let plugin = Arc::new(plugin);
     let About { name, version, summary, schema } = &examination.about;
     let (name, version, summary) = (one_line(name), one_line(version), one_line(summary));
-    println!("{name} {version}, {} KiB\n{summary}", component.len()? / 1024);
+    println!("{name} {version}, {} KiB\n{summary}", component.size()? / 1024);
     println!("hooks: {}", plugin.hooks().join(", "));
     match verdict.map_err(|failure| failure.to_string()).and_then(|verdict| needs(verdict, plugin.clone(), config)) {
         Ok(needs) => needs.iter().for_each(|line| println!("  {}", one_line(line))),

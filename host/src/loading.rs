@@ -115,7 +115,7 @@ impl Loader {
                 child.receive()?
             }
             None => {
-                child.send(&self.setup(seal, Form::Component, component.len()?))?;
+                child.send(&self.setup(seal, Form::Component, component.size()?))?;
                 component.copy(&mut child)?;
                 child.receive()?
             }
@@ -158,7 +158,7 @@ impl Component {
     }
 
     /// The number of bytes.
-    pub fn len(&self) -> io::Result<u64> {
+    pub fn size(&self) -> io::Result<u64> {
         match &self.bytes {
             Bytes::Stock(bytes) => Ok(bytes.len() as u64),
             Bytes::File(file) => Ok(file.metadata()?.len()),
