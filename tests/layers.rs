@@ -8,7 +8,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
         "pure",
         &["config", "edit", "error", "forwarding", "framing", "head", "path", "proxy_protocol", "router", "target"],
     ),
-    ("base", &["apart", "clock", "metered", "metrics", "pages", "tcp", "wire"]),
+    ("base", &["apart", "backlog", "clock", "metered", "metrics", "pages", "tcp", "wire"]),
     ("mechanisms", &["access_log", "cache", "listener", "passage", "plugin", "resend", "tls", "upload", "upstream"]),
     (
         "exchange",

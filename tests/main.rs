@@ -17,6 +17,7 @@ mod name_server;
 mod operating;
 mod plugins;
 mod python;
+mod slow_clients;
 mod streams;
 mod support;
 mod swap;

@@ -4,6 +4,7 @@
 mod cache;
 mod upstreams;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -25,6 +26,7 @@ use tracing::info;
 use crate::body::ResponseBody;
 use crate::error::Kind;
 use crate::generation::Generation;
+use crate::listener::SendLimit;
 use crate::metrics::{BOUNDS, Count, CustomKind, Registry};
 
 /// Where it listens if the manifest doesn't say.
@@ -234,12 +236,26 @@ fn metrics(admin: &Admin) -> String {
     }
     upstreams::metrics(&mut out, &generation.upstreams);
     cache::metrics(&mut out, admin, &generation.store);
+    clients(&mut out, &generation);
     family(&mut out, "plugway_access_log_dropped_total", "counter", "Lines that found the queue full.");
     let dropped = generation.access_log.as_ref().map_or(0, |log| log.dropped());
     line(&mut out, "plugway_access_log_dropped_total", &[], dropped as f64);
     family(&mut out, "plugway_generation", "gauge", "Generations served so far.");
     line(&mut out, "plugway_generation", &[], admin.serial.load(Ordering::Relaxed) as f64);
     out
+}
+
+/// Writes what the listeners counted of their clients.
+fn clients(out: &mut String, generation: &Generation) {
+    let name = "plugway_clients_cut_off_total";
+    family(out, name, "counter", "Connections and streams whose client took too little, by the limit that was met.");
+    let listeners: BTreeMap<_, _> = generation.listeners.iter().collect();
+    for (address, listener) in listeners {
+        for limit in SendLimit::ALL {
+            let labels = [("listener", &**address), ("limit", limit.key())];
+            line(out, name, &labels, listener.census.cut_off_by(limit) as f64);
+        }
+    }
 }
 
 fn sum<T>(figures: &[Arc<T>], one: impl Fn(&T) -> &Count) -> u64 {

@@ -21,6 +21,7 @@ use crate::head::{ClientCertificate, Peer, PeerTls};
 use crate::listener::{Counted, Listener};
 use crate::proxy_protocol::{self, Parsed};
 use crate::tls::facts::{self, Facts};
+use crate::tls::server;
 
 /// What a client's connection shares with the others of its worker.
 #[derive(Clone)]
@@ -86,7 +87,8 @@ async fn arrive<T: Transport>(
     };
     let (stream, ahead, is_http2) = match &listener.tls {
         Some(acceptor) => {
-            let stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late)??;
+            let mut stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late)??;
+            stream.get_mut().1.set_buffer_limit(Some(server::SEND_BUFFER));
             let facts = facts::facts(stream.get_ref().1);
             let is_http2 = facts.alpn_h2;
             peer.secure(fields(facts));

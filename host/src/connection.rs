@@ -23,7 +23,7 @@ use crate::exchange::{self, Arrival, Begun, Timers};
 use crate::generation::Running;
 use crate::metered::Metered;
 use crate::passage::BodyError;
-use crate::tcp::Tcp;
+use crate::tcp::{self, Tcp};
 use crate::upload::Upload;
 
 mod aborted;
@@ -33,6 +33,7 @@ pub mod http1;
 pub mod http2;
 mod patient;
 mod session;
+mod stalled;
 mod tunnel;
 
 /// After the last word of a connection the client's is listened to for so long: closed at once, the socket would be
@@ -45,6 +46,12 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
 
     /// How many bytes have departed from it.
     fn departed(&self) -> u64;
+
+    /// How many bytes the client's system has taken. Asks the kernel.
+    fn taken(&self) -> u64;
+
+    /// Has the kernel drop what it still holds once the socket is closed, instead of sending it for as long as that takes.
+    fn forget_unsent(&self);
 }
 
 /// Who is served, and by what.
@@ -104,6 +111,14 @@ impl Transport for Metered<Tcp> {
     fn departed(&self) -> u64 {
         self.departed
     }
+
+    fn taken(&self) -> u64 {
+        self.departed.saturating_sub(self.socket.waiting())
+    }
+
+    fn forget_unsent(&self) {
+        self.socket.forget_unsent();
+    }
 }
 
 impl Transport for Metered<UnixStream> {
@@ -114,6 +129,13 @@ impl Transport for Metered<UnixStream> {
     fn departed(&self) -> u64 {
         self.departed
     }
+
+    fn taken(&self) -> u64 {
+        self.departed.saturating_sub(tcp::waiting(&self.socket))
+    }
+
+    /// Does nothing: what waits is the client's, and none of it is in the kernel once that closes.
+    fn forget_unsent(&self) {}
 }
 
 /// What rustls has deciphered has been read by the time that a connection rests.
@@ -124,6 +146,14 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
 
     fn departed(&self) -> u64 {
         self.get_ref().0.departed()
+    }
+
+    fn taken(&self) -> u64 {
+        self.get_ref().0.taken()
+    }
+
+    fn forget_unsent(&self) {
+        self.get_ref().0.forget_unsent();
     }
 }
 

@@ -26,6 +26,7 @@ pub mod apart;
 pub mod arrival;
 pub mod assemble;
 pub mod attempt;
+pub mod backlog;
 pub mod balance;
 pub mod body;
 pub mod cache;

@@ -30,6 +30,11 @@ impl<B> Passage<B> {
     pub fn new(source: B, stages: Vec<Transform>) -> Self {
         Passage { source, stages, state: State::Passing }
     }
+
+    /// The body before it passes any plugin.
+    pub fn source(&self) -> &B {
+        &self.source
+    }
 }
 
 impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {

@@ -25,6 +25,7 @@ pub mod dns;
 pub mod endpoint;
 pub mod health;
 pub mod live;
+pub mod reads;
 pub mod retry;
 pub mod seats;
 pub mod slots;

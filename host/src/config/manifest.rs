@@ -193,6 +193,10 @@ pub struct ListenerLimits {
     pub body_rate: Option<Spanned<String>>,
     /// For a client that takes nothing of its response; `"60s"` if not given.
     pub send_timeout: Option<Spanned<String>>,
+    /// The least that a client has to take of its response per second, over half of `send-timeout`; `"128 B"` if not given.
+    pub send_rate: Option<Spanned<String>>,
+    /// The most that waits on a connection with HTTP/2 for its client, and as much for endpoints; `"1 MiB"` if not given.
+    pub buffer: Option<Spanned<String>>,
     /// For an upgraded connection on which nothing passes; `"1h"` if not given.
     pub tunnel_timeout: Option<Spanned<String>>,
 }
