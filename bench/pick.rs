@@ -10,8 +10,9 @@ use plugway::balance;
 use plugway::config::load;
 use plugway::generation::Running;
 use plugway::head::Head;
+use plugway::loading::Loader;
 use plugway::metrics::Place;
-use plugway::plugin::engine::Runtime;
+use plugway::plugin::engine::{LEAST_INSTANCES, Runtime};
 use plugway::upstream::Pools;
 use plugway::upstream::seats::Flight;
 
@@ -37,7 +38,8 @@ struct Took {
 }
 
 fn main() {
-    let mut assembly = Assembly::new(Runtime::start(None).expect("the engine starts")).expect("tickets are made");
+    let runtime = Runtime::start(None, LEAST_INSTANCES).expect("the engine starts");
+    let mut assembly = Assembly::new(runtime, Loader::in_process()).expect("tickets are made");
     let fixed = measured(&mut assembly, 1, "{}");
     println!("a single endpoint: {} ns ({})", fixed.least, fixed.median);
     println!("{:<20}{:>20}{:>20}", "policy", "3 endpoints", "1,000 endpoints");
@@ -88,5 +90,8 @@ fn running(assembly: &mut Assembly, endpoints: usize, config: &str) -> Running {
     let place = Place { registry: Arc::default(), worker: 0 };
     let (alive, _) = tokio::sync::mpsc::channel(1);
     let (pools, alive) = (Rc::new(Pools::default()), alive.downgrade());
-    Running::new(Arc::new(generation), &pools, place, alive, Instant::now()).expect("it starts")
+    let running = Running::new(Arc::new(generation), &pools, place, alive, Instant::now());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(running.warm()).expect("it starts");
+    running
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use plugway_test_guests::{MISBEHAVE, POLICY, SHOP_CACHE, SPLIT};
 
-use crate::support::{Message, Proxy, manifest, origin, output, plugway, raw_origin, read_message, until};
+use crate::support::{Message, Proxy, manifest, origin, output, raw_origin, read_message, until};
 
 pub const CACHE: &str = r#""cache""#;
 pub const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
@@ -499,9 +499,9 @@ fn purges_take_what_they_name() {
     until("the new one is there", || proxy.get("/a", "").text() != "8");
     let refused = proxy.ask_admin("POST /purge?uri=a&tag=b");
     assert_eq!(refused.status(), 400, "{refused:?}");
-    let mut command = plugway();
-    command.args(["purge", "--tag", "red", "--admin", &proxy.noted]).stdout(Stdio::piped());
-    let by_command = output(&mut command);
+    let path = proxy.folder.path().join("plugway.toml");
+    let mut command = proxy.command(&["purge", "--tag", "red", path.to_str().unwrap()]);
+    let by_command = output(command.stdout(Stdio::piped()));
     assert_eq!(by_command, "1 purged\n");
 }
 

@@ -134,41 +134,42 @@ fn grpc_passes_in_all_its_kinds() {
 
 // === Raw frames ===
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-const ENHANCE_YOUR_CALM: u32 = 11;
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+pub const ACK: u8 = 1;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+pub const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// `GET http://a/`, by the static table of HPACK and one literal.
-const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
+pub const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
 
 /// A client that sends whatever it likes.
-struct Raw(TcpStream);
+pub struct Raw(pub TcpStream);
 
-struct Frame {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    payload: Vec<u8>,
+/// A frame that a client received.
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
 }
 
 impl Frame {
     /// How many bytes of content it brings.
-    fn content(&self) -> usize {
+    pub fn content(&self) -> usize {
         if self.kind == DATA { self.payload.len() } else { 0 }
     }
 }
 
 impl Raw {
-    fn connect(proxy: &Proxy) -> Raw {
+    pub fn connect(proxy: &Proxy) -> Raw {
         let mut raw = Raw(proxy.connect());
         raw.0.set_nodelay(true).unwrap();
         raw.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
@@ -177,17 +178,17 @@ impl Raw {
     }
 
     /// Sends a frame; false once the proxy takes no more.
-    fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
+    pub fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
         let length = payload.len() as u32;
         let head = [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes()[..]].concat();
         self.0.write_all(&[&head[..], payload].concat()).is_ok()
     }
 
-    fn request(&mut self, stream: u32) -> bool {
+    pub fn request(&mut self, stream: u32) -> bool {
         self.send(HEADERS, END_STREAM | END_HEADERS, stream, GET)
     }
 
-    fn frame(&mut self) -> Option<Frame> {
+    pub fn frame(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).ok()?;
         let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
@@ -196,7 +197,7 @@ impl Raw {
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
-    fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Frame {
+    pub fn until(&mut self, mut wanted: impl FnMut(&Frame) -> bool) -> Frame {
         loop {
             let frame = self.frame().expect("the connection ended before");
             if wanted(&frame) {
@@ -206,7 +207,7 @@ impl Raw {
     }
 
     /// The code with which the proxy ends the connection.
-    fn goaway(&mut self) -> u32 {
+    pub fn goaway(&mut self) -> u32 {
         let frame = self.until(|frame| frame.kind == GOAWAY);
         u32::from_be_bytes(frame.payload[4..8].try_into().unwrap())
     }

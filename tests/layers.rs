@@ -6,16 +6,64 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 6] = [
     (
         "pure",
-        &["config", "edit", "error", "forwarding", "framing", "head", "path", "proxy_protocol", "router", "target"],
+        &[
+            "bounds",
+            "config",
+            "edit",
+            "edit_plan",
+            "edit_room",
+            "error",
+            "files",
+            "forwarding",
+            "framing",
+            "head",
+            "path",
+            "printable",
+            "proxy_protocol",
+            "router",
+            "target",
+        ],
     ),
-    ("base", &["apart", "clock", "metered", "metrics", "pages", "tcp", "wire"]),
-    ("mechanisms", &["access_log", "cache", "listener", "passage", "plugin", "resend", "tls", "upload", "upstream"]),
+    (
+        "base",
+        &[
+            "apart",
+            "background",
+            "backlog",
+            "clock",
+            "descriptors",
+            "metered",
+            "metrics",
+            "output",
+            "pages",
+            "process_log",
+            "supervise",
+            "tcp",
+            "wire",
+        ],
+    ),
+    (
+        "mechanisms",
+        &[
+            "access_log",
+            "admission",
+            "cache",
+            "census",
+            "listener",
+            "passage",
+            "plugin",
+            "resend",
+            "tls",
+            "upload",
+            "upstream",
+        ],
+    ),
     (
         "exchange",
         &["attempt", "balance", "body", "caching", "chain", "ending", "exchange", "forward", "generation", "respond"],
     ),
-    ("serving", &["arrival", "assemble", "connection", "worker"]),
-    ("front", &["admin", "cli", "demo", "keeper", "lib", "listen", "main", "serve", "watch"]),
+    ("serving", &["arrival", "assemble", "connection", "loading", "worker"]),
+    ("front", &["admin", "cli", "demo", "keeper", "lib", "listen", "main", "serve", "watch", "watchdog"]),
 ];
 
 /// Words that stand in these modules alone; the path is that of the file below `host/src`.
@@ -25,9 +73,9 @@ const DOORS: [(&str, &[&str]); 8] = [
     ("wasmtime", &["plugin"]),
     ("inotify::", &["watch/linux.rs"]),
     ("notify::", &["watch/"]),
-    ("serde::", &["cache/disk/format.rs", "config/", "access_log.rs", "admin.rs", "admin/"]),
-    ("jsonschema::", &["assemble"]),
-    ("crate::config", &["config/", "assemble", "cli.rs", "demo.rs", "serve.rs", "watch.rs"]),
+    ("serde::", &["cache/disk/format.rs", "config/", "access_log.rs", "admin.rs", "admin/", "loading/"]),
+    ("jsonschema::", &["loading/"]),
+    ("crate::config", &["config/", "assemble", "loading/", "cli.rs", "demo.rs", "serve.rs", "watch.rs"]),
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

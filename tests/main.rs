@@ -1,22 +1,29 @@
 //! Whole-program tests: the real binary, real sockets, real components.
 #![forbid(unsafe_code)]
 
+mod admin;
 mod backend;
 mod balance;
 mod cache_disk;
 mod caching;
 mod discovery;
+mod failing_plugins;
+mod floods;
 mod forwarding;
 mod framing;
 mod hooks;
 mod http2;
 mod layers;
 mod limits;
+mod loading;
+mod logs;
 mod manifests;
 mod name_server;
 mod operating;
+mod plugin_bounds;
 mod plugins;
 mod python;
+mod slow_clients;
 mod streams;
 mod support;
 mod swap;

@@ -1,13 +1,12 @@
-//! What people who run the proxy see of it: access log, figures, status, reload by command.
+//! What people who run the proxy see of it: access log, figures, status.
 
-use std::io::{BufReader, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, MISBEHAVE};
 
-use crate::support::{PATIENCE, Proxy, echo, manifest, origin, read_message, run, until};
+use crate::support::{PATIENCE, Proxy, echo, manifest, origin, until};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
@@ -143,30 +142,4 @@ fn figures_count_responses_errors_and_plugin_failures() {
     }
     let status = proxy.ask_admin("GET /status").text();
     assert!(status.contains("\"plugins\": [\n        \"bad\"") && status.contains("\"failures\": 1"), "{status}");
-}
-
-#[test]
-fn reload_by_command_tells_the_outcome() {
-    let text = manifest(&echo(), "", ADMIN);
-    let proxy = with_admin(&text);
-    assert_eq!(run(&["reload", "--admin", &proxy.noted]), (Some(0), String::new()));
-    // Where the manifest doesn't say which proxy, nobody's is reloaded by guess.
-    let (code, error) = run(&["reload", proxy.folder.path().join("plugway.toml").to_str().unwrap()]);
-    assert!(code == Some(1) && error.contains("name the address with --admin"), "{error}");
-    std::fs::write(proxy.folder.path().join("plugway.toml"), text.replace("upstream = \"app\"", "upstream = \"ap\""))
-        .unwrap();
-    let (code, error) = run(&["reload", "--admin", &proxy.noted]);
-    assert_eq!(code, Some(1));
-    assert!(error.contains("there is no upstream `ap`") && error.contains("plugway.toml:"), "{error}");
-    assert_eq!(proxy.get("/", "").status(), 200);
-}
-
-#[test]
-fn the_admin_listener_answers_to_addresses_only() {
-    let proxy = with_admin(&manifest(&echo(), "", ADMIN));
-    let mut stream = TcpStream::connect(&proxy.noted).unwrap();
-    write!(stream, "POST /reload HTTP/1.1\r\nHost: attacker.example\r\nConnection: close\r\n\r\n").unwrap();
-    assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 403);
-    assert_eq!(proxy.ask_admin("GET /reload").status(), 405);
-    assert_eq!(proxy.ask_admin("GET /else").status(), 404);
 }

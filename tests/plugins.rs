@@ -105,7 +105,7 @@ fn what_a_plugin_prints_reaches_the_log_and_chatter_is_cut_off() {
     assert_eq!(proxy.get("/", "\r\nX-Misbehave: chatter").status(), 200);
     // The line before counts too: a hundred in all.
     proxy.wait_log("chatter 98");
-    let told = proxy.log_until("more than 100 lines", || drop(proxy.get("/", "\r\nX-Misbehave: print")));
+    let told = proxy.log_until("plugin lines left out", || drop(proxy.get("/", "\r\nX-Misbehave: print")));
     assert!(!told.iter().any(|line| line.contains("chatter")), "{told:?}");
 }
 
@@ -134,5 +134,5 @@ fn a_loop_ends_at_its_limit() {
     let start = Instant::now();
     assert_eq!(proxy.get("/", "\r\nX-Misbehave: spin").status(), 502);
     assert!(start.elapsed().as_millis() >= 100, "{:?}", start.elapsed());
-    proxy.wait_log("longer than its limit");
+    proxy.wait_log("limits.cpu of 100 ms exceeded");
 }

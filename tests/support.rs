@@ -2,8 +2,9 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ pub struct Proxy {
     /// What followed the line that `start_after` waited for.
     pub noted: String,
     log: mpsc::Receiver<String>,
+    /// The folder of its admin socket, unless the test named one.
+    sockets: tempfile::TempDir,
 }
 
 /// A message that a client or an origin received.
@@ -58,7 +61,10 @@ impl Proxy {
     /// The same by a command that becomes the proxy.
     pub fn start_by(mut command: Command, folder: &Path, manifest: &str) -> Proxy {
         write_manifest(folder, manifest);
-        let path = folder.join("plugway.toml");
+        let (path, sockets) = (folder.join("plugway.toml"), tempfile::tempdir().unwrap());
+        if !command.get_envs().any(|(name, value)| name == RUNTIME && value.is_some_and(|value| value != runtime())) {
+            command.env(RUNTIME, sockets.path());
+        }
         let mut child = command.arg("run").arg(path).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (lines, log) = mpsc::channel();
@@ -68,9 +74,34 @@ impl Proxy {
             }
         });
         let folder = tempfile::tempdir().unwrap();
-        let mut proxy = Proxy { child, address: String::new(), folder, noted: String::new(), log };
+        let mut proxy = Proxy { child, address: String::new(), folder, noted: String::new(), log, sockets };
         proxy.address = proxy.next_listener();
         proxy
+    }
+
+    /// Starts the proxy, and reads its log only until both its listener and its admin listener are known. The rest is
+    /// the caller's.
+    pub fn start_unread(mut command: Command, manifest: &str) -> (Proxy, BufReader<ChildStderr>) {
+        let folder = tempfile::tempdir().unwrap();
+        write_manifest(folder.path(), manifest);
+        let path = folder.path().join("plugway.toml");
+        let sockets = tempfile::tempdir().unwrap();
+        command.env(RUNTIME, sockets.path());
+        let mut child = command.arg("run").arg(path).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let (_, log) = mpsc::channel();
+        let mut proxy = Proxy { child, address: String::new(), folder, noted: String::new(), log, sockets };
+        while proxy.address.is_empty() || proxy.noted.is_empty() {
+            let mut line = String::new();
+            assert!(stderr.read_line(&mut line).unwrap() > 0, "the proxy ended");
+            let address = line.rsplit("http://").next().unwrap().trim();
+            match line.contains("admin at http://") {
+                true => proxy.noted = address.into(),
+                false if line.contains("listening at http://") => proxy.address = address.into(),
+                false => {}
+            }
+        }
+        (proxy, stderr)
     }
 
     /// Waits for one more listener to be told of; gives its address. They come in the order of their addresses.
@@ -118,6 +149,11 @@ impl Proxy {
         self.signal("HUP");
     }
 
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
@@ -135,6 +171,23 @@ impl Proxy {
         }
     }
 
+    /// Takes the pipe that is its standard output.
+    pub fn take_stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("a command with a piped standard output")
+    }
+
+    /// The value of a line of `/metrics`, given with its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.ask_admin("GET /metrics").text();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+    }
+
+    /// A file of the process below `/proc`.
+    pub fn proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
+    }
+
     /// Resident memory in KiB.
     pub fn memory_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -149,11 +202,34 @@ impl Proxy {
         read_message(&mut BufReader::new(stream)).unwrap()
     }
 
-    /// One request to the admin listener, whose address `start_after` noted.
+    /// One request by the admin socket, which needs no token.
     pub fn ask_admin(&self, request: &str) -> Message {
-        let mut stream = TcpStream::connect(&self.noted).unwrap();
-        write!(stream, "{request} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.noted).unwrap();
+        let mut stream = UnixStream::connect(self.admin_socket()).unwrap();
+        write!(stream, "{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         read_message(&mut BufReader::new(stream)).unwrap()
+    }
+
+    /// The path of the admin socket, once it is there.
+    pub fn admin_socket(&self) -> PathBuf {
+        let socket = || {
+            let entries = std::fs::read_dir(self.sockets.path()).unwrap().map(|entry| entry.unwrap().path());
+            entries.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        };
+        let listens = |path: &PathBuf| UnixStream::connect(path).is_ok();
+        until("there is an admin socket", || socket().is_some_and(|path| listens(&path)));
+        socket().unwrap()
+    }
+
+    /// A command of the program that finds this proxy's admin socket.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = plugway();
+        command.args(args).env(RUNTIME, self.sockets.path());
+        command
+    }
+
+    /// The file descriptors that the process has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
     pub fn get(&self, path: &str, fields: &str) -> Message {
@@ -197,7 +273,7 @@ impl Message {
 /// The program under test.
 pub fn plugway() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plugway"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).env("XDG_CACHE_HOME", cache());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).env("XDG_CACHE_HOME", cache()).env(RUNTIME, runtime());
     command
 }
 
@@ -209,6 +285,22 @@ pub fn plugway_with_short_files(kib: usize) -> Command {
     command.args(["-c", &script, env!("CARGO_BIN_EXE_plugway")]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).env("XDG_CACHE_HOME", cache());
     command
+}
+
+/// The program, after a command of the shell that sets a limit, such as `ulimit -n 128`.
+pub fn plugway_after(limit: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{limit}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_plugway")]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).env("XDG_CACHE_HOME", cache()).env(RUNTIME, runtime());
+    command
+}
+
+/// The variable by which a service manager names the folder of sockets.
+pub const RUNTIME: &str = "RUNTIME_DIRECTORY";
+
+/// The folder of the admin sockets of proxies that no test asks.
+fn runtime() -> &'static str {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-runtime")
 }
 
 /// Where the tests' proxies keep compiled plugins: apart from the user's.
@@ -224,7 +316,12 @@ pub fn output(command: &mut Command) -> String {
 
 /// The program, ended, with its exit code and standard error.
 pub fn run(args: &[&str]) -> (Option<i32>, String) {
-    let output = plugway().args(args).stderr(Stdio::piped()).output().unwrap();
+    outcome(plugway().args(args))
+}
+
+/// The exit code and standard error of a command that has ended.
+pub fn outcome(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.stderr(Stdio::piped()).output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 

@@ -1,18 +1,24 @@
-//! The access log: a line for each exchange, written by a thread of its own. A worker never waits for a disk: lines
-//! that find the queue full are dropped and counted.
+//! The access log: a line for each exchange, written by a thread of its own. A worker never waits for a disk or a
+//! reader: lines that find the queue full are dropped and counted.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
 use crate::error::Kind;
 use crate::head::{CacheOutcome, Head, ValueName};
+use crate::output::Output;
+use crate::printable::{TRUNCATED, is_hostile};
+use crate::supervise::{Task, guard};
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +41,24 @@ pub enum Target {
 #[derive(Clone)]
 pub struct AccessLog {
     format: Format,
-    queue: SyncSender<Order>,
-    dropped: Arc<AtomicU64>,
+    queue: SyncSender<Vec<u8>>,
+    shared: Arc<Shared>,
+    _end: Arc<End>,
+}
+
+/// Tells the thread that no worker has the log any more.
+struct End(Arc<Shared>);
+
+/// The state that workers and the thread that writes share.
+#[derive(Default)]
+struct Shared {
+    /// Bytes of memory of the lines that are not written yet.
+    queued: AtomicUsize,
+    dropped: AtomicU64,
+    /// Whether the file is to be opened again. A flag, so that the order needs no room in the queue.
+    reopens: AtomicBool,
+    /// Whether the writer stops to wait for a reader that stands still.
+    is_leaving: AtomicBool,
 }
 
 /// What an exchange came to, besides its head.
@@ -50,21 +72,35 @@ pub struct Outcome {
     pub took: Duration,
 }
 
-enum Order {
-    Line(Vec<u8>),
-    Reopen,
-}
+/// Lines that may wait to be written.
+const MOST_LINES: usize = 8192;
 
-/// Lines that may wait for the disk; about 2 MiB.
-const QUEUE: usize = 8192;
+/// Bytes of memory that these may take. A usual line has 200 to 500.
+const MOST_BYTES: usize = 4 << 20;
+
+/// Bytes that are written at once.
+const BATCH: usize = 64 << 10;
+
+/// The least time between two log lines about a log that can't be written.
+const REPORT: Duration = Duration::from_secs(60);
+
+/// Bytes of a request target in a line: the longest that most servers accept.
+const LONGEST_TARGET: usize = 8 << 10;
+
+/// Bytes of any other text in a line, and of all notes together.
+const LONGEST_TEXT: usize = 1 << 10;
+const LONGEST_NOTES: usize = 8 << 10;
 
 impl AccessLog {
     /// Starts the thread that writes.
     pub fn start(format: Format, target: Target) -> io::Result<Self> {
-        let output = open(&target)?;
-        let (queue, orders) = sync_channel(QUEUE);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || write(output, &target, &orders))?;
-        Ok(AccessLog { format, queue, dropped: Arc::default() })
+        let output = Output::new(open(&target)?);
+        let (queue, lines) = sync_channel(MOST_LINES);
+        let shared = Arc::<Shared>::default();
+        let writer = Writer { output, target, shared: shared.clone(), reported: None };
+        std::thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&lines))?;
+        let end = Arc::new(End(shared.clone()));
+        Ok(AccessLog { format, queue, shared, _end: end })
     }
 
     /// Logs an exchange that began at a time.
@@ -73,90 +109,172 @@ impl AccessLog {
             Format::Combined => combined(head, outcome, began),
             Format::Json => json(head, outcome, began),
         };
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Order::Line(line)) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        let size = line.capacity();
+        let is_full = self.shared.queued.fetch_add(size, Ordering::Relaxed) + size > MOST_BYTES;
+        if is_full || self.queue.try_send(line).is_err() {
+            self.shared.queued.fetch_sub(size, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Opens the file anew, after it was moved away.
+    /// Opens the file again, after it was moved away.
     pub fn reopen(&self) {
-        let _ = self.queue.try_send(Order::Reopen);
+        self.shared.reopens.store(true, Ordering::Release);
+        // Wakes the writer; with a full queue it is awake.
+        let _ = self.queue.try_send(Vec::new());
+    }
+
+    /// Waits until all lines are written, or the time is over; then the writer waits for no reader any more.
+    pub fn flush(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        while self.shared.queued.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.shared.is_leaving.store(true, Ordering::Relaxed);
     }
 
     /// Lines that were dropped.
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.shared.dropped.load(Ordering::Relaxed)
     }
 }
 
-fn write(mut output: Box<dyn Write>, target: &Target, orders: &Receiver<Order>) {
-    while let Ok(order) = orders.recv() {
-        let mut next = Some(order);
-        while let Some(order) = next {
-            let done = match order {
-                Order::Line(line) => output.write_all(&line),
-                Order::Reopen => output.flush().and_then(|()| open(target)).map(|opened| output = opened),
-            };
-            if let Err(error) = done {
-                tracing::error!(%error, "access log");
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.is_leaving.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The thread's end of the log.
+struct Writer {
+    output: Output,
+    target: Target,
+    shared: Arc<Shared>,
+    /// The time of the last log line about a failure.
+    reported: Option<Instant>,
+}
+
+impl Writer {
+    /// Writes until no worker has the log.
+    fn run(mut self, lines: &Receiver<Vec<u8>>) {
+        while let Ok(first) = lines.recv() {
+            // A panic loses the lines at hand, and not the log.
+            let _ = guard(Task::AccessLog, || self.write_batch(first, lines));
+        }
+    }
+
+    fn write_batch(&mut self, first: Vec<u8>, lines: &Receiver<Vec<u8>>) {
+        let mut batch = Batch { shared: self.shared.clone(), text: Vec::with_capacity(BATCH), lines: 0, size: 0 };
+        batch.add(&first);
+        while let Some(next) = (batch.text.len() < BATCH).then(|| lines.try_recv().ok()).flatten() {
+            batch.add(&next);
+        }
+        if self.shared.reopens.swap(false, Ordering::Acquire) {
+            match open(&self.target) {
+                Ok(file) => self.output = Output::new(file),
+                Err(error) => self.report(&error, "access log can't be opened again"),
             }
-            next = orders.try_recv().ok();
         }
-        // Nothing waits: what was written so far should be seen.
-        if let Err(error) = output.flush() {
-            tracing::error!(%error, "access log");
+        let shared = self.shared.clone();
+        // Neither the end of the log nor an order to open the file again can wait for a reader that stands still.
+        let may_wait = || !shared.is_leaving.load(Ordering::Relaxed) && !shared.reopens.load(Ordering::Relaxed);
+        if let Err((_, error)) = self.output.write(&batch.text, may_wait) {
+            self.shared.dropped.fetch_add(batch.lines, Ordering::Relaxed);
+            self.report(&error, "access log can't be written");
+        }
+    }
+
+    /// Logs a failure, at a limited rate.
+    fn report(&mut self, error: &io::Error, what: &'static str) {
+        if self.reported.is_none_or(|last| last.elapsed() >= REPORT) {
+            self.reported = Some(Instant::now());
+            tracing::error!(%error, dropped = self.shared.dropped.load(Ordering::Relaxed), "{what}");
         }
     }
 }
 
-fn open(target: &Target) -> io::Result<Box<dyn Write + Send>> {
-    let buffered = |file: File| Box::new(io::BufWriter::with_capacity(64 << 10, file)) as Box<dyn Write + Send>;
-    match target {
-        Target::Stdout => Ok(Box::new(io::BufWriter::with_capacity(64 << 10, io::stdout()))),
-        Target::File(path) => OpenOptions::new().append(true).create(true).open(path).map(buffered),
+/// Lines that are written together. They count as queued until they are dropped.
+struct Batch {
+    shared: Arc<Shared>,
+    text: Vec<u8>,
+    lines: u64,
+    size: usize,
+}
+
+impl Batch {
+    fn add(&mut self, line: &Vec<u8>) {
+        self.text.extend_from_slice(line);
+        self.lines += u64::from(!line.is_empty());
+        self.size += line.capacity();
     }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.shared.queued.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}
+
+fn open(target: &Target) -> io::Result<File> {
+    match target {
+        Target::Stdout => Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
+        Target::File(path) => open_file(path),
+    }
+}
+
+/// Opens a file to append to. A FIFO is opened for reading too: so the open needs no reader, and a reader that ends and
+/// begins again loses the lines of that time only.
+fn open_file(path: &Path) -> io::Result<File> {
+    let is_fifo = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    // Whatever is there, an open must not wait.
+    OpenOptions::new().append(true).create(true).read(is_fifo).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
 fn combined(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
     let mut line = Vec::with_capacity(256);
-    quoted(&mut line, head.value(&ValueName::ClientAddress).as_ref().map_or(b"-", |value| value.bytes()));
+    quoted(&mut line, head.value(&ValueName::ClientAddress).as_ref().map_or(b"-", |value| value.bytes()), LONGEST_TEXT);
     line.extend_from_slice(b" - - [");
     line.extend_from_slice(common_date(began).as_bytes());
     line.extend_from_slice(b"] \"");
     let received = &head.received;
-    quoted(&mut line, format!("{} {} {:?}", received.method, received.target, received.version).as_bytes());
-    line.extend_from_slice(format!("\" {} {} \"", outcome.status, outcome.response_bytes).as_bytes());
+    quoted(&mut line, received.method.as_str().as_bytes(), LONGEST_TEXT);
+    line.push(b' ');
+    quoted(&mut line, received.target.to_string().as_bytes(), LONGEST_TARGET);
+    line.extend_from_slice(
+        format!(" {:?}\" {} {} \"", received.version, outcome.status, outcome.response_bytes).as_bytes(),
+    );
     for (name, end) in [(http::header::REFERER, &b"\" \""[..]), (http::header::USER_AGENT, b"\"\n")] {
-        quoted(&mut line, head.request.headers.get(name).map_or(b"-", |value| value.as_bytes()));
+        quoted(&mut line, head.request.headers.get(name).map_or(b"-", |value| value.as_bytes()), LONGEST_TEXT);
         line.extend_from_slice(end);
     }
     line
 }
 
-/// Bytes that would end a quotation or a line are escaped as nginx does.
-fn quoted(line: &mut Vec<u8>, bytes: &[u8]) {
-    for byte in bytes {
+/// Appends a text of at most so many bytes. Bytes that would end a quotation or a line are escaped as nginx does.
+fn quoted(line: &mut Vec<u8>, bytes: &[u8], most: usize) {
+    for byte in &bytes[..bytes.len().min(most)] {
         match byte {
             b'"' | b'\\' | 0..0x20 | 0x7f.. => line.extend_from_slice(format!("\\x{byte:02X}").as_bytes()),
             _ => line.push(*byte),
         }
     }
+    if bytes.len() > most {
+        line.extend_from_slice(TRUNCATED.as_bytes());
+    }
 }
 
 fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
-    let text = |name: &ValueName| head.value(name).map(|value| String::from_utf8_lossy(value.bytes()).into_owned());
-    let field = |name| {
-        head.request.headers.get(name).map(|value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()))
-    };
-    let notes = head.notes.iter().map(|(name, value)| (name.clone(), String::from_utf8_lossy(value.as_bytes()).into()));
+    let value = |name: &ValueName| head.value(name).map(|value| text(value.bytes(), LONGEST_TEXT).into_owned());
+    let field =
+        |name: http::HeaderName| head.request.headers.get(name).map(|value| text(value.as_bytes(), LONGEST_TEXT));
     let received = &head.received;
     let line = json!({
         "time": rfc3339(began),
-        "client": text(&ValueName::ClientAddress),
-        "method": received.method.as_str(),
-        "target": received.target.to_string(),
+        "client": value(&ValueName::ClientAddress),
+        "method": text(received.method.as_str().as_bytes(), LONGEST_TEXT),
+        "target": text(received.target.to_string().as_bytes(), LONGEST_TARGET),
         "protocol": format!("{:?}", received.version),
-        "host": text(&ValueName::Authority),
+        "host": value(&ValueName::Authority),
         "status": outcome.status,
         "bytes": outcome.response_bytes,
         "duration_us": outcome.took.as_micros() as u64,
@@ -168,10 +286,50 @@ fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
         "error": outcome.error.map(Kind::token),
         "request_id": head.request_id(),
         "user_agent": field(http::header::USER_AGENT),
-        "notes": notes.collect::<serde_json::Map<_, _>>(),
+        "notes": notes(head),
     });
-    let mut line = line.to_string().into_bytes();
+    let mut line = escaped(line.to_string()).into_bytes();
     line.push(b'\n');
+    line
+}
+
+/// A text of at most so many bytes, with a mark where it was longer.
+fn text(bytes: &[u8], most: usize) -> Cow<'_, str> {
+    if bytes.len() <= most {
+        return String::from_utf8_lossy(bytes);
+    }
+    let mut kept = String::from_utf8_lossy(&bytes[..most]).into_owned();
+    kept.push_str(TRUNCATED);
+    Cow::Owned(kept)
+}
+
+/// The notes of an exchange, as many as a line has room for.
+fn notes(head: &Head) -> serde_json::Map<String, serde_json::Value> {
+    let (mut notes, mut size) = (serde_json::Map::new(), 0);
+    for (name, value) in &head.notes {
+        size += name.len() + value.len();
+        if size > LONGEST_NOTES {
+            notes.insert(TRUNCATED.into(), format!("{} notes in all", head.notes.len()).into());
+            break;
+        }
+        notes.insert(name.clone(), text(value.as_bytes(), LONGEST_TEXT).into());
+    }
+    notes
+}
+
+/// JSON in which no character can steer a terminal; those of ASCII are escaped already.
+fn escaped(json: String) -> String {
+    if json.is_ascii() {
+        return json;
+    }
+    let mut line = String::with_capacity(json.len() + 16);
+    for character in json.chars() {
+        if is_hostile(character) {
+            line.push_str(&format!("\\u{:04x}", u32::from(character)));
+        } else {
+            line.push(character);
+        }
+    }
     line
 }
 
@@ -217,7 +375,16 @@ mod tests {
     #[test]
     fn no_byte_of_a_request_ends_the_quotation_or_the_line() {
         let mut line = Vec::new();
-        quoted(&mut line, b"a\"b\\c\nd\xff");
+        quoted(&mut line, b"a\"b\\c\nd\xff", 100);
         assert_eq!(line, br"a\x22b\x5Cc\x0Ad\xFF");
+        assert_eq!(escaped(json!("\u{9b}\u{202e}\n\u{7f}ä").to_string()), r#""\u009b\u202e\n\u007fä""#);
+    }
+
+    #[test]
+    fn long_texts_are_truncated_with_a_mark() {
+        let mut line = Vec::new();
+        quoted(&mut line, b"abcdef", 3);
+        assert_eq!(line, b"abc...");
+        assert_eq!((text(b"abc", 3), text(b"abcd", 3)), ("abc".into(), "abc...".into()));
     }
 }

@@ -1,34 +1,48 @@
-//! The admin listener: figures for Prometheus, the state for people, and reload. Loopback unless the manifest says
-//! otherwise.
+//! The admin listener: figures for Prometheus, the state for people, and changes by order. It listens at loopback, and
+//! at a unix socket of the owner, unless the manifest says otherwise.
+//!
+//! [`listener`] has its sockets, [`connection`] the limits of clients, [`access`] the rules of who may ask, [`answer`] the
+//! responses; [`client`] is the other side, for the commands.
 
+mod access;
+mod answer;
 mod cache;
+pub mod client;
+mod connection;
+mod connections;
+mod document;
+pub mod listener;
+mod plugins;
+pub(crate) mod socket;
 mod upstreams;
 
-use std::convert::Infallible;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use http::{Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
 use crate::body::ResponseBody;
+use crate::census::SendLimit;
 use crate::error::Kind;
 use crate::generation::Generation;
 use crate::metrics::{BOUNDS, Count, CustomKind, Registry};
+use crate::process_log;
+use crate::supervise::Task;
 
-/// Where it listens if the manifest doesn't say.
-pub const DEFAULT_ADDRESS: &str = "127.0.0.1:9145";
+/// The address of the admin listener if the manifest names none.
+pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9145));
+
+/// The field by which a command names the manifest that it means, percent-encoded. Another proxy refuses the order.
+const MANIFEST_FIELD: &str = "plugway-manifest";
 
 /// Asks for a reload; the answer is what `plugway reload` prints.
 pub type ReloadOrder = oneshot::Sender<Result<String, String>>;
@@ -40,73 +54,6 @@ pub struct Admin {
     /// Generations served so far.
     pub serial: Arc<AtomicU64>,
     pub reload: mpsc::Sender<ReloadOrder>,
-}
-
-/// Serves until dropped.
-pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            continue;
-        };
-        let admin = admin.clone();
-        let service = service_fn(move |request| {
-            let admin = admin.clone();
-            async move { Ok::<_, Infallible>(answer(&admin, request).await) }
-        });
-        tokio::task::spawn_local(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-    }
-}
-
-/// Asks the process behind an admin listener to do something, such as `/reload`; the error is what it says is wrong.
-pub fn order(address: &str, order: &str) -> anyhow::Result<String> {
-    let mut stream = std::net::TcpStream::connect(address).map_err(|error| {
-        anyhow::anyhow!("nothing answers at the admin address {address}: {error}; name it with --admin")
-    })?;
-    write!(stream, "POST {order} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    if head.starts_with("HTTP/1.1 200 ") {
-        Ok(body.trim_end().into())
-    } else {
-        Err(anyhow::anyhow!("{}", body.trim_end()))
-    }
-}
-
-async fn answer(admin: &Admin, request: Request<Incoming>) -> Response<ResponseBody> {
-    // A page in a browser could be made to ask loopback by a name of its own; by an address it can't.
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);
-    if name != "localhost" && name.parse::<std::net::IpAddr>().is_err() {
-        return text(StatusCode::FORBIDDEN, "text/plain", "use the address of the admin listener\n".into());
-    }
-    match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => text(StatusCode::OK, "text/plain; version=0.0.4", metrics(admin)),
-        (&Method::GET, "/" | "/status") => text(StatusCode::OK, "application/json", status(admin)),
-        (&Method::POST, "/reload") => {
-            let (done, outcome) = oneshot::channel();
-            let sent = admin.reload.send(done).await.is_ok();
-            match outcome.await {
-                Ok(Ok(message)) if sent => text(StatusCode::OK, "text/plain", message + "\n"),
-                Ok(Err(problems)) => text(StatusCode::UNPROCESSABLE_ENTITY, "text/plain", problems + "\n"),
-                _ => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the process is stopping\n".into()),
-            }
-        }
-        (&Method::POST, "/drain") => drain(admin, request.uri().query(), true),
-        (&Method::POST, "/undrain") => drain(admin, request.uri().query(), false),
-        (&Method::POST, "/purge") => cache::purge(admin, request.uri().query()).await,
-        (_, path @ ("/metrics" | "/status" | "/" | "/reload" | "/drain" | "/undrain" | "/purge")) => {
-            let allowed = if ["/metrics", "/status", "/"].contains(&path) { "GET" } else { "POST" };
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", format!("this takes {allowed}\n"));
-            response.headers_mut().insert(header::ALLOW, http::HeaderValue::from_static(allowed));
-            response
-        }
-        _ => {
-            let known = "/status, /metrics, POST /reload, /drain, /undrain, /purge\n";
-            text(StatusCode::NOT_FOUND, "text/plain", known.into())
-        }
-    }
 }
 
 /// Has an endpoint get nothing new, or lets it have its share again: `upstream=app&endpoint=127.0.0.1:8000`, the endpoint
@@ -123,7 +70,7 @@ fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseB
     if !generation.upstreams[*place].live.drain(&endpoint, drains, Instant::now()) {
         return text(StatusCode::NOT_FOUND, "text/plain", "the upstream has no such endpoint; see /status\n".into());
     }
-    info!(%upstream, %endpoint, "{}", if drains { "drained by order" } else { "in use again by order" });
+    info!(?upstream, ?endpoint, "{}", if drains { "drained by order" } else { "in use again by order" });
     text(StatusCode::OK, "text/plain", if drains { "draining\n" } else { "in use\n" }.into())
 }
 
@@ -134,11 +81,40 @@ fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
 }
 
+/// A response with a text, in which control characters are made visible: names come from manifests and plugins, and
+/// the text is shown in a terminal.
 fn text(status: StatusCode, media_type: &'static str, body: String) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::Full(body.into()));
+    respond(status, media_type, printable(&body).into())
+}
+
+/// A response that no browser stores, interprets or shows to another page.
+fn respond(status: StatusCode, media_type: &'static str, body: Bytes) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Full(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(media_type));
+    let fields = [
+        (header::CONTENT_TYPE, media_type),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ];
+    for (name, value) in fields {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
     response
+}
+
+/// Returns a text with escapes instead of control characters, but for line ends and tabs.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\n' | '\t' => shown.push(letter),
+            letter if letter.is_control() => shown.extend(letter.escape_default()),
+            letter => shown.push(letter),
+        }
+    }
+    shown
 }
 
 fn status(admin: &Admin) -> String {
@@ -147,18 +123,12 @@ fn status(admin: &Admin) -> String {
         let chain = route.chain.iter().map(|place| &*generation.bindings[*place].name).collect::<Vec<_>>();
         json!({ "name": &*route.name, "upstream": &*generation.upstreams[route.upstream].name, "plugins": chain })
     };
-    let plugins = admin.registry.plugins();
-    let plugin = |(name, figures): (&Arc<str>, &Vec<_>)| {
-        let sum = |one: fn(&crate::metrics::PluginFigures) -> &Count| sum(figures, one);
-        let seconds = sum(|figures| &figures.nanoseconds) as f64 / 1e9;
-        json!({ "name": &**name, "calls": sum(|f| &f.calls), "failures": sum(|f| &f.failures), "seconds": seconds })
-    };
     let document = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "generation": admin.serial.load(Ordering::Relaxed),
         "routes": generation.routes.iter().map(route).collect::<Vec<_>>(),
         "upstreams": generation.upstreams.iter().map(upstreams::status).collect::<Vec<_>>(),
-        "plugins": plugins.iter().map(plugin).collect::<Vec<_>>(),
+        "plugins": plugins::status(admin, &generation),
         "cache": cache::status(admin, &generation.store),
     });
     format!("{document:#}\n")
@@ -221,6 +191,15 @@ fn metrics(admin: &Admin) -> String {
         let seconds = sum(figures, |f| &f.nanoseconds) as f64 / 1e9;
         line(&mut out, "plugway_plugin_seconds_total", &[("plugin", name)], seconds);
     }
+    let dropped = "plugway_plugin_log_dropped_total";
+    family(&mut out, dropped, "counter", "Lines of a plugin beyond what it may log in a second.");
+    // Several routes may have a plugin of one name, each with a configuration of its own.
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    generation.bindings.iter().for_each(|binding| *sums.entry(&binding.name).or_default() += binding.dropped_lines());
+    for (name, count) in sums {
+        line(&mut out, dropped, &[("plugin", name)], count as f64);
+    }
+    plugins::metrics(&mut out, admin, &generation);
     let custom = admin.registry.custom();
     for (name, kind) in [("plugway_plugin_counter", CustomKind::Counter), ("plugway_plugin_gauge", CustomKind::Gauge)] {
         let (word, help) = match kind {
@@ -228,18 +207,51 @@ fn metrics(admin: &Admin) -> String {
             CustomKind::Gauge => ("gauge", "Gauges that plugins define."),
         };
         family(&mut out, name, word, help);
-        for (plugin, custom, sum) in custom.iter().filter(|(_, custom, _)| custom.kind == kind) {
-            line(&mut out, name, &[("plugin", plugin), ("name", &custom.name)], *sum);
+        for (plugin, custom, sum) in custom.iter().filter(|(_, custom, _)| custom.definition.kind == kind) {
+            line(&mut out, name, &[("plugin", plugin), ("name", &custom.definition.name)], *sum);
         }
     }
+    connections::metrics(&mut out, &generation.listeners);
     upstreams::metrics(&mut out, &generation.upstreams);
     cache::metrics(&mut out, admin, &generation.store);
-    family(&mut out, "plugway_access_log_dropped_total", "counter", "Lines that found the queue full.");
+    clients(&mut out, &generation);
+    family(
+        &mut out,
+        "plugway_access_log_dropped_total",
+        "counter",
+        "Lines of the access log that could not be written.",
+    );
     let dropped = generation.access_log.as_ref().map_or(0, |log| log.dropped());
     line(&mut out, "plugway_access_log_dropped_total", &[], dropped as f64);
+    family(&mut out, "plugway_log_dropped_total", "counter", "Lines of the process log that could not be written.");
+    line(&mut out, "plugway_log_dropped_total", &[], process_log::dropped() as f64);
+    family(&mut out, "plugway_panics_total", "counter", "Panics, by the task that they ended.");
+    for task in Task::ALL {
+        line(&mut out, "plugway_panics_total", &[("task", task.name())], task.panics() as f64);
+    }
+    family(
+        &mut out,
+        "plugway_control_holds_total",
+        "counter",
+        "Times that the control thread was held up for a second.",
+    );
+    line(&mut out, "plugway_control_holds_total", &[], admin.registry.control_holds.value() as f64);
     family(&mut out, "plugway_generation", "gauge", "Generations served so far.");
     line(&mut out, "plugway_generation", &[], admin.serial.load(Ordering::Relaxed) as f64);
     out
+}
+
+/// Writes what the listeners counted of their clients.
+fn clients(out: &mut String, generation: &Generation) {
+    let name = "plugway_clients_cut_off_total";
+    family(out, name, "counter", "Connections and streams whose client took too little, by the limit that was met.");
+    let listeners: BTreeMap<_, _> = generation.listeners.iter().collect();
+    for (address, listener) in listeners {
+        for limit in SendLimit::ALL {
+            let labels = [("listener", &**address), ("limit", limit.key())];
+            line(out, name, &labels, listener.census.cut_off_by(limit) as f64);
+        }
+    }
 }
 
 fn sum<T>(figures: &[Arc<T>], one: impl Fn(&T) -> &Count) -> u64 {
@@ -251,8 +263,47 @@ fn family(out: &mut String, name: &str, kind: &str, help: &str) {
 }
 
 fn line(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
-    let escaped = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    let labels: Vec<String> = labels.iter().map(|(label, text)| format!("{label}=\"{}\"", escaped(text))).collect();
-    let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-    let _ = writeln!(out, "{name}{labels} {value}");
+    out.push_str(name);
+    for (place, (label, text)) in labels.iter().enumerate() {
+        out.push_str(if place == 0 { "{" } else { "," });
+        let _ = write!(out, "{label}=\"");
+        escape(out, text);
+        out.push('"');
+    }
+    let end = if labels.is_empty() { "" } else { "}" };
+    let _ = writeln!(out, "{end} {value}");
+}
+
+/// Writes a label's value. The format has escapes for three characters; other control characters appear as the text of
+/// their escape, since the page is read in terminals too.
+fn escape(out: &mut String, text: &str) {
+    for letter in text.chars() {
+        match letter {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            letter if letter.is_control() => {
+                let _ = write!(out, "\\\\u{{{:x}}}", u32::from(letter));
+            }
+            letter => out.push(letter),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_values_are_escaped() {
+        let mut out = String::new();
+        line(&mut out, "a", &[("x", "b\\\"\n"), ("y", "\r\u{1b}[2Jü\u{9b}\0")], 1.0);
+        line(&mut out, "b", &[], 0.5);
+        assert_eq!(out, "a{x=\"b\\\\\\\"\\n\",y=\"\\\\u{d}\\\\u{1b}[2Jü\\\\u{9b}\\\\u{0}\"} 1\nb 0.5\n");
+    }
+
+    #[test]
+    fn texts_show_control_characters() {
+        assert_eq!(printable("a\tb\nc\u{1b}[31m\r\u{9d}ü"), "a\tb\nc\\u{1b}[31m\\r\\u{9d}ü");
+    }
 }

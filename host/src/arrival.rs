@@ -12,39 +12,43 @@ use http::HeaderValue;
 use tokio::io::AsyncReadExt;
 use tokio_rustls::server::TlsStream;
 
+use crate::admission::{Admission, Admitted, Entrance};
 use crate::apart::apart;
 use crate::clock::Clock;
+use crate::connection::frames::PREFACE;
 use crate::connection::{self, Client, Transport};
 use crate::exchange::Arrival;
 use crate::generation::Running;
 use crate::head::{ClientCertificate, Peer, PeerTls};
-use crate::listener::{Counted, Listener};
 use crate::proxy_protocol::{self, Parsed};
 use crate::tls::facts::{self, Facts};
+use crate::tls::server;
 
 /// What a client's connection shares with the others of its worker.
 #[derive(Clone)]
 pub struct Seat {
     pub current: Rc<RefCell<Rc<Running>>>,
     pub clock: Rc<Clock>,
+    /// The count of client connections, over all workers.
+    pub admission: Arc<Admission>,
+    /// The number of the worker.
+    pub worker: usize,
 }
 
-/// The head of a connection with HTTP/2 that was not agreed on before (RFC 9113 §3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Serves a socket that a listener, given by its address in the manifest, has accepted. `ends`: the client's address and
-/// that which it reached; none of a unix socket.
-pub async fn serve(seat: Seat, stream: impl Transport, listener: Arc<str>, ends: Option<(SocketAddr, SocketAddr)>) {
-    let running = seat.current.borrow().clone();
-    let Some(rules) = running.generation.listeners.get(&listener).cloned() else { return };
-    drop(running);
-    let Some(counted) = rules.admit() else {
-        return tracing::debug!(%listener, "refused: there are too many connections");
-    };
+/// Serves a socket that a listener has accepted. `ends`: the client's address and that which it reached; none of a unix
+/// socket.
+pub async fn serve(
+    seat: Seat,
+    stream: impl Transport,
+    entrance: Entrance,
+    admitted: Admitted,
+    ends: Option<(SocketAddr, SocketAddr)>,
+) {
+    let address = entrance.address.clone();
     // What comes before HTTP is over soon, and the connection may live long.
-    match apart(|| arrive(&seat, stream, &listener, rules, counted, ends)).await {
+    match apart(|| arrive(&seat, stream, entrance, admitted, ends)).await {
         Ok(arrived) => arrived.serve(seat).await,
-        Err(error) => tracing::debug!(%listener, %error, "a connection did not come to HTTP"),
+        Err(error) => tracing::debug!(listener = %address, %error, "a connection did not come to HTTP"),
     }
 }
 
@@ -55,7 +59,7 @@ struct Arrived<T: Transport> {
     ahead: Bytes,
     is_http2: bool,
     arrival: Arrival,
-    counted: Counted,
+    admitted: Admitted,
 }
 
 enum Carrier<T: Transport> {
@@ -66,27 +70,28 @@ enum Carrier<T: Transport> {
 async fn arrive<T: Transport>(
     seat: &Seat,
     mut stream: T,
-    address: &str,
-    listener: Arc<Listener>,
-    mut counted: Counted,
+    entrance: Entrance,
+    admitted: Admitted,
     mut ends: Option<(SocketAddr, SocketAddr)>,
 ) -> io::Result<Arrived<T>> {
+    let listener = entrance.listener.clone();
     let [limit] = seat.clock.deadlines();
     let timeout = listener.limits.head_timeout;
     let late = |_| io::Error::from(io::ErrorKind::TimedOut);
     if listener.is_proxy(client(ends)) {
         ends = limit.limit(timeout, told(&mut stream)).await.map_err(late)??.or(ends);
     }
-    if !listener.admit_client(&mut counted, client(ends)) {
+    if !admitted.is_client_admitted(&entrance, client(ends), seat.clock.now()) {
         return Err(io::Error::other("its client has too many connections"));
     }
     let mut peer = match ends {
         Some((client, reached)) => Peer::tcp(client, reached),
-        None => Peer::unix(address),
+        None => Peer::unix(&entrance.address),
     };
     let (stream, ahead, is_http2) = match &listener.tls {
         Some(acceptor) => {
-            let stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late)??;
+            let mut stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late)??;
+            stream.get_mut().1.set_buffer_limit(Some(server::SEND_BUFFER));
             let facts = facts::facts(stream.get_ref().1);
             let is_http2 = facts.alpn_h2;
             peer.secure(fields(facts));
@@ -99,20 +104,21 @@ async fn arrive<T: Transport>(
             (Carrier::Clear(stream), ahead, is_http2)
         }
     };
-    Ok(Arrived { stream, ahead, is_http2, arrival: Arrival { peer: Arc::new(peer), listener }, counted })
+    Ok(Arrived { stream, ahead, is_http2, arrival: Arrival { peer: Arc::new(peer), listener }, admitted })
 }
 
 impl<T: Transport> Arrived<T> {
     async fn serve(self, seat: Seat) {
-        let Arrived { stream, ahead, is_http2, arrival, counted } = self;
-        let client = Client { current: seat.current, clock: seat.clock, arrival };
+        let Arrived { stream, ahead, is_http2, arrival, admitted } = self;
+        let presence = admitted.presence();
+        let client = Client { current: seat.current, clock: seat.clock, arrival, presence };
         match (stream, is_http2) {
             (Carrier::Clear(stream), false) => connection::http1::serve(stream, ahead, client).await,
             (Carrier::Tls(stream), false) => connection::http1::serve(stream, ahead, client).await,
             (Carrier::Clear(stream), true) => apart(|| connection::http2::serve(stream, ahead, client)).await,
             (Carrier::Tls(stream), true) => apart(|| connection::http2::serve(stream, ahead, client)).await,
         }
-        drop(counted);
+        drop(admitted);
     }
 }
 

@@ -1,11 +1,12 @@
 //! From a manifest to a generation: names become places, texts become values, plugins are loaded and configured.
 //! After this nothing is parsed, looked up by name or checked again. All mistakes are found before any is told.
 
+pub mod admin;
 mod dialers;
 mod endpoints;
 mod listeners;
-mod misfit;
 mod plugins;
+pub mod pool;
 mod routes;
 mod settings;
 mod upkeep;
@@ -21,12 +22,14 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use toml::Spanned;
 
+use self::admin::AdminSettings;
 use crate::access_log::{AccessLog, Format, Target};
 use crate::cache::store::Store;
+use crate::census::Census;
 use crate::config::manifest::Manifest;
 use crate::config::problem::{Problems, Source};
 use crate::generation::{Generation, Upstream};
-use crate::listener::Census;
+use crate::loading::{Examination, Loader};
 use crate::plugin::binding::Binding;
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::router::Router;
@@ -40,6 +43,7 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// Makes generations; keeps what outlives them.
 pub struct Assembly {
     runtime: Runtime,
+    loader: Loader,
     /// The endpoints of each upstream, by its name.
     live: HashMap<Arc<str>, Arc<Live>>,
     /// The connections that each upstream may have, by its name and the limits.
@@ -67,56 +71,61 @@ pub struct Assembled {
     pub workers: Option<usize>,
     /// How long a stop waits for exchanges.
     pub drain: Duration,
-    pub admin: AdminAddress,
+    pub admin: AdminSettings,
 }
 
-/// Where the admin listener is wanted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AdminAddress {
-    /// At the usual place, if that is free.
-    Default,
-    At(std::net::SocketAddr),
-    Off,
-}
-
-#[derive(Clone)]
+/// A component that was found good.
 struct Loaded {
     plugin: Arc<Plugin>,
-    schema: Option<Arc<serde_json::Value>>,
+    /// The digests of the configurations that it accepts, with their limits.
+    accepted: HashSet<[u8; 32]>,
+    /// Whether there are some that are not on disk yet.
+    has_new: bool,
 }
 
 /// The state of one assembly.
 struct Draft<'a> {
     assembly: &'a mut Assembly,
     problems: Problems,
-    bindings: Vec<Binding>,
+    bindings: Vec<Arc<Binding>>,
     /// Named plugins, as places in `bindings`; none if theirs failed.
     named: BTreeMap<String, Option<usize>>,
     round_robin: Option<usize>,
+    /// Components in child processes, the last used at the end.
+    examinations: Vec<Examination>,
+    /// Components whose loading ended at a limit, or in a crash, with the error: they are not tried again.
+    broken: HashMap<blake3::Hash, String>,
+    /// The number of regular expressions.
+    regexes: usize,
     /// Digests of the components in use.
     used: HashSet<blake3::Hash>,
 }
 
 impl Assembly {
-    pub fn new(runtime: Runtime) -> anyhow::Result<Self> {
+    /// Makes nothing yet; new components are loaded by a loader.
+    pub fn new(runtime: Runtime, loader: Loader) -> anyhow::Result<Self> {
         let tickets = Tickets::new()?;
         let (live, slots, census) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
         let stores = HashMap::new();
         let (log, is_check) = (None, false);
-        Ok(Assembly { runtime, live, slots, census, tickets, dialers, plugins, stores, is_check, log })
+        Ok(Assembly { runtime, loader, live, slots, census, tickets, dialers, plugins, stores, is_check, log })
     }
 
     /// One that finds mistakes, and makes nothing that is served.
-    pub fn for_check(runtime: Runtime) -> anyhow::Result<Self> {
-        Ok(Assembly { is_check: true, ..Assembly::new(runtime)? })
+    pub fn for_check(runtime: Runtime, loader: Loader) -> anyhow::Result<Self> {
+        Ok(Assembly { is_check: true, ..Assembly::new(runtime, loader)? })
     }
 
     /// Makes a generation of a manifest's files.
     pub fn assemble(&mut self, files: &[(Arc<Source>, Manifest)]) -> Result<Assembled, Problems> {
         let (bindings, named) = (Vec::new(), BTreeMap::new());
         let (problems, used) = (Problems::default(), HashSet::new());
-        let mut draft = Draft { assembly: self, problems, bindings, named, round_robin: None, used };
+        let examinations = Vec::new();
+        let (round_robin, broken, regexes) = (None, HashMap::new(), 0);
+        let mut draft =
+            Draft { assembly: self, problems, bindings, named, round_robin, examinations, broken, regexes, used };
+        draft.assembly.loader.limits = draft.load_limits(files);
         for (source, file) in files {
             for (name, plugin) in &file.plugin {
                 let binding = draft.bind(source, name.get_ref(), plugin);
@@ -168,8 +177,9 @@ impl Assembly {
         let store_limits = draft.store_limits(files);
         let store = draft.store(files, &store_limits);
         let Draft { problems, bindings, used, .. } = draft;
+        self.keep_accepted();
         let router = match router {
-            Ok(router) if problems.list.is_empty() => router,
+            Ok(router) if problems.count() == 0 => router,
             _ => return Err(problems),
         };
         self.plugins.retain(|digest, _| used.contains(digest));
@@ -251,6 +261,13 @@ impl Draft<'_> {
 /// A file that a manifest names, which is relative to it.
 fn beside(source: &Source, file: &str) -> PathBuf {
     source.path.parent().unwrap_or(Path::new(".")).join(file)
+}
+
+/// Names for a message, not all if there are many.
+fn some_of(names: &[&str]) -> String {
+    const SHOWN: usize = 20;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() <= SHOWN { shown } else { format!("{shown} and {} more", names.len() - SHOWN) }
 }
 
 /// The beginning of a table, to be shown in its place.

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use crate::chain;
 use crate::edit::Edit;
 use crate::error::{Error, Kind};
 use crate::generation::Running;
@@ -18,7 +17,7 @@ use crate::upstream::seats::{Seat, Seats};
 /// Where a request goes, and what its response is to have besides.
 pub struct Choice {
     pub seat: Rc<Seat>,
-    pub edits: Option<Rc<[Edit]>>,
+    pub edits: Option<Arc<[Edit]>>,
 }
 
 /// Chooses for a request to an upstream, given by its place, that has failed at some endpoints already.
@@ -28,12 +27,9 @@ pub fn choose(running: &Running, place: usize, head: &Head, tried: &[Rc<Seat>], 
     let Some(at) = upstream.balancer else { return only(&seats) };
     let binding = &running.generation.bindings[at];
     let tried = places(&seats, tried);
-    let picked = chain::counted(running, at, || {
-        running.balance(place, |instance| {
-            instance.pick((&binding.balancer, binding.balancer_key.as_ref()), head, tried, now)
-        })
-    });
-    let picked = picked.inspect_err(|trap| running.plugin_failed(at, "balancer", trap));
+    let picked = running
+        .balance(place, |instance| instance.pick((&binding.balancer, binding.balancer_key.as_ref()), head, tried, now));
+    let picked = picked.inspect_err(|trap| running.plugin_failed(at, "balancer", trap, Some(head)));
     let picked = picked.map_err(|trap| Error::new(Kind::PluginError, trap))?;
     let Picked { endpoint: index, edits } = picked.ok_or_else(|| unavailable("the balancer found no endpoint"))?;
     let seat = seats.list.get(index as usize).filter(|seat| seat.offer != Offer::Draining).cloned();

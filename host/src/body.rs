@@ -63,6 +63,11 @@ pub struct Lease {
     pub step: Deadline,
 }
 
+/// The bytes that are read of an endpoint at once, unless the client's connection bounds them otherwise: each client with
+/// HTTP/1 that takes nothing holds two or three such pieces. One less than hyper takes for a full buffer, which it would
+/// double.
+const READ: usize = (32 << 10) - 1;
+
 impl Lease {
     /// The endpoint didn't send the whole response, which speaks against it.
     fn broken(&self) {
@@ -72,7 +77,14 @@ impl Lease {
 
 impl UpstreamBody {
     pub fn new(content: Incoming, lease: Lease) -> Self {
+        lease.connection.limit_reads(Some(READ));
         UpstreamBody { content, lease: Some(lease) }
+    }
+
+    fn limit_reads(&self, bytes: usize) {
+        if let Some(lease) = &self.lease {
+            lease.connection.limit_reads(Some(bytes));
+        }
     }
 
     /// The body has been read to its end: the connection may serve others.
@@ -81,6 +93,7 @@ impl UpstreamBody {
             if is_good {
                 flight.seat().ended_well();
             }
+            connection.limit_reads(None);
             flight.seat().pool.put_back(connection, &rules, step.clock().now());
         }
     }
@@ -133,6 +146,17 @@ impl Body for UpstreamBody {
 
     fn size_hint(&self) -> SizeHint {
         self.content.size_hint()
+    }
+}
+
+impl ResponseBody {
+    /// Bounds what is read of the endpoint at once, in bytes: the length of the next pieces.
+    pub fn limit_reads(&self, bytes: usize) {
+        match self {
+            ResponseBody::Upstream(body) => body.limit_reads(bytes),
+            ResponseBody::Filtered(passage) => passage.source().limit_reads(bytes),
+            ResponseBody::Stored(_) | ResponseBody::Parts(_) | ResponseBody::Full(_) | ResponseBody::Switched(_) => {}
+        }
     }
 }
 

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Response, StatusCode, request};
-use tokio::task::spawn_local;
 
 use crate::body::ResponseBody;
 use crate::cache::disk::Filed;
@@ -20,7 +19,7 @@ use crate::cache::index::Found;
 use crate::cache::now_ms;
 use crate::cache::object::{Content, Object};
 use crate::cache::purges::Moment;
-use crate::chain::{self, Depth, Failed};
+use crate::chain::{self, Depth, Failed, Failing};
 use crate::clock::Clock;
 use crate::edit::Edit;
 use crate::error::Error;
@@ -30,6 +29,7 @@ use crate::metrics::CacheFigures;
 use crate::plugin::binding::CacheNeeds;
 use crate::plugin::instance::{Instance, Trap};
 use crate::plugin::policy::{self, BypassReason, Lookup, Place, Reuse, StoredResponse};
+use crate::supervise::{Task, spawn};
 use fetch::Fetch;
 use report::{Forward, Report};
 
@@ -80,7 +80,7 @@ struct Stale {
 pub struct Answered {
     pub response: Response<ResponseBody>,
     /// What the balancer wants done for this client alone.
-    pub edits: Option<Rc<[Edit]>>,
+    pub edits: Option<Arc<[Edit]>>,
     /// Those above the cache.
     pub depth: Depth,
 }
@@ -114,7 +114,7 @@ pub fn look(
     let lookup = match planned {
         Some(key) => policy::under(Place { key, fresh_will_do: true, only_if_cached: false }),
         None => seat
-            .ask(running, |policy| policy.lookup(&needs.request, head))?
+            .ask(running, head, |policy| policy.lookup(&needs.request, head))?
             .unwrap_or_else(|| Lookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))),
     };
     let place = match lookup {
@@ -173,7 +173,7 @@ impl Past {
         if let Some(request) = self.changes.filter(|_| status.is_success() || status.is_redirection()) {
             // The policy sees what it would see of a request that looks for what is stored.
             let sent = std::mem::replace(&mut head.request, *request);
-            let keys = seat.tell(running, |policy| policy.changed(&needs.response, head));
+            let keys = seat.tell(running, head, |policy| policy.changed(&needs.response, head));
             head.request = sent;
             let store = &running.generation.store;
             keys.unwrap_or_default().iter().for_each(|key| store.change(store.id(key)));
@@ -285,7 +285,7 @@ impl Asking {
             Reuse::Serve
         } else {
             let described = described(&object, now);
-            let reuse = self.seat.ask(running, |policy| policy.stored(&needs.request, head, described))?;
+            let reuse = self.seat.ask(running, head, |policy| policy.stored(&needs.request, head, described))?;
             reuse.unwrap_or(Reuse::Validate)
         };
         if let Reuse::Serve | Reuse::ServeAndRevalidate = reuse
@@ -312,14 +312,16 @@ impl Asking {
             return;
         }
         self.why = Forward::Stale;
-        let (running, clock, mut head) = (running.clone(), clock.clone(), Box::new(head.copy()));
+        let (running, in_chain) = (running.clone(), running.enter_chain());
+        let (clock, mut head) = (clock.clone(), Box::new(head.copy()));
         self.seat.count(&running, &mut head, CacheOutcome::Validated);
-        spawn_local(async move {
+        spawn(Task::Revalidate, async move {
             let [total] = clock.deadlines();
             total.set(running.generation.routes[route].timeout.unwrap_or(LONGEST));
             let fetch = Fetch { asking: &self, running: &running, route, upstream, clock: &clock };
             // What came of it is in the store, or in the log.
             let _ = total.until_met(fetch.run(&mut head, Some(lead))).await;
+            drop(in_chain);
         });
     }
 
@@ -381,8 +383,9 @@ impl Asking {
         let object = &self.stale.as_ref()?.object;
         let (needs, now) = (self.seat.needs(running), now_ms());
         let code = status.map(|status| status.as_u16());
-        let allowed =
-            self.seat.tell(running, |policy| policy.upstream_error(&needs.request, head, described(object, now), code));
+        let allowed = self
+            .seat
+            .tell(running, head, |policy| policy.upstream_error(&needs.request, head, described(object, now), code));
         if allowed != Some(true) {
             return None;
         }
@@ -447,24 +450,26 @@ impl Seat {
     fn ask<R>(
         self,
         running: &Running,
+        head: &Head,
         call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
     ) -> Result<Option<R>, Failed> {
         match self.call(running, call) {
             Ok(answer) => Ok(Some(answer)),
-            Err(trap) => chain::on_error(running, self.binding, trap, self.at).map(|()| None),
+            Err(trap) => {
+                let failing = Failing { hook: "cache-policy", head };
+                chain::on_error(running, self.binding, trap, self.at, failing).map(|()| None)
+            }
         }
     }
 
     /// Asks the policy when the exchange is decided: none where it failed.
-    fn tell<R>(self, running: &Running, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Option<R> {
+    fn tell<R>(self, running: &Running, head: &Head, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Option<R> {
         let answer = self.call(running, call);
-        answer.inspect_err(|trap| running.plugin_failed(self.binding, "cache policy", trap)).ok()
+        answer.inspect_err(|trap| running.plugin_failed(self.binding, "cache-policy", trap, Some(head))).ok()
     }
 
     fn call<R>(self, running: &Running, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
-        chain::counted(running, self.binding, || {
-            running.filters[self.binding].borrow_mut().call(|| running.instance(self.binding), call)
-        })
+        running.call(self.binding, call)
     }
 }
 

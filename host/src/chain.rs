@@ -1,7 +1,6 @@
 //! The pipeline: request hooks down the list, response hooks up it, and what a failed plugin means for the exchange.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use http::{Response, header};
 use http_body::Body;
@@ -12,9 +11,9 @@ use crate::edit::{self, Edit, Refused, Side};
 use crate::error::{Error, Kind};
 use crate::generation::{Route, Running};
 use crate::head::{Head, ValueName};
-use crate::metrics::SAMPLE;
 use crate::passage::Passage;
 use crate::plugin::binding::{Beyond, Binding, BodyMode, Hook, OnError};
+use crate::plugin::failure::Exchange;
 use crate::plugin::instance::{Trap, Verdict};
 use crate::plugin::transform::Transform;
 
@@ -102,7 +101,7 @@ pub fn down(
         match hooked {
             Ok(None) => {}
             Ok(Some(response)) => return Ok(Down::Answer(response, Depth(depth))),
-            Err(trap) => on_error(running, *place, trap, Depth(depth))?,
+            Err(trap) => on_error(running, *place, trap, Depth(depth), Failing { hook: "request-filter", head })?,
         }
         if binding.cache.is_some() {
             return Ok(Down::Cache(Depth(depth)));
@@ -140,7 +139,7 @@ pub fn up(
             },
         };
         if let Err(trap) = hooked {
-            on_error(running, *place, trap, Depth(depth))?;
+            on_error(running, *place, trap, Depth(depth), Failing { hook: "response-filter", head })?;
         }
     }
     Ok(content)
@@ -161,15 +160,12 @@ fn call(
     needs: &[ValueName],
     head: &mut Box<Head>,
 ) -> Result<Verdict, Trap> {
-    counted(running, place, || {
-        let mut slot = running.filters[place].borrow_mut();
-        slot.call(|| running.instance(place), |instance| instance.filter(side, needs, head))
-    })
+    running.call(place, |instance| instance.filter(side, needs, head))
 }
 
 fn carry_out(binding: &Binding, plan: u32, side: Side, head: &mut Head) -> Result<(), Trap> {
     let plan = binding.plans.get(plan as usize).ok_or(Refused::Plan(plan))?;
-    edit::apply_plan(plan, side, head);
+    edit::apply_plan(plan, side, head)?;
     Ok(())
 }
 
@@ -203,6 +199,7 @@ pub fn stages(
     plugins: Range<usize>,
     side: Side,
     length: Option<u64>,
+    head: &Head,
 ) -> Result<Vec<Transform>, Failed> {
     let mut stages = Vec::new();
     for (depth, place) in plugins.clone().zip(&route.chain[plugins]) {
@@ -216,11 +213,15 @@ pub fn stages(
             let error = Error::new(kind, format!("{length} bytes, and `{}` takes {limit}", binding.name));
             return Err(Failed { error, status: kind.status(), depth: Depth(depth) });
         }
-        let begun =
-            running.bodies[*place].begin().and_then(|turn| Transform::begin(binding, side, mode, &running.place, turn));
-        match begun {
-            Ok(stage) => stages.push(stage),
-            Err(trap) => on_error(running, *place, trap, Depth(depth))?,
+        match Transform::begin(&running.guards[*place], &running.bodies[*place], side, mode) {
+            Ok(mut stage) => {
+                stage.belongs_to(Exchange::of(head));
+                stages.push(stage);
+            }
+            Err(trap) => {
+                let hook = if side == Side::Request { "request-body" } else { "response-body" };
+                on_error(running, *place, trap, Depth(depth), Failing { hook, head })?;
+            }
         }
     }
     if side == Side::Response {
@@ -249,7 +250,7 @@ pub fn filtered(
     let stages = if body.is_end_stream() {
         Vec::new()
     } else {
-        stages(running, route, plugins, Side::Response, body.size_hint().exact())?
+        stages(running, route, plugins, Side::Response, body.size_hint().exact(), head)?
     };
     // Under HEAD and 304 the length is that of a content which plugins would have changed (RFC 9110 §8.6).
     if let Some(response) = head.response.as_mut().filter(|_| body.is_end_stream() || !stages.is_empty()) {
@@ -261,26 +262,22 @@ pub fn filtered(
     Ok(ResponseBody::Filtered(Box::new(Passage::new(body, stages))))
 }
 
-/// Makes a call, and counts it; one in [`SAMPLE`] is timed.
-pub fn counted<R>(running: &Running, place: usize, call: impl FnOnce() -> Result<R, Trap>) -> Result<R, Trap> {
-    let figures = &running.plugins[place];
-    figures.calls.add(1);
-    let began = figures.calls.value().is_multiple_of(SAMPLE).then(Instant::now);
-    let result = call();
-    if let Some(began) = began {
-        figures.nanoseconds.add(began.elapsed().as_nanos() as u64 * SAMPLE);
-    }
-    result
-}
-
 fn chosen(running: &Running, name: &str) -> Result<usize, Trap> {
     let place = running.generation.upstream_places.get(name).copied();
-    place.ok_or_else(|| Trap::Failed(format!("it chose the upstream `{name}`, which the manifest doesn't have")))
+    place.ok_or_else(|| {
+        Trap::Failed(format!("it chose the upstream `{}`, which the manifest doesn't have", edit::shown(name)))
+    })
+}
+
+/// The hook that failed, and the exchange that it failed in.
+pub struct Failing<'a> {
+    pub hook: &'static str,
+    pub head: &'a Head,
 }
 
 /// What a failed plugin means for the exchange: nothing, or its end.
-pub fn on_error(running: &Running, place: usize, trap: Trap, depth: Depth) -> Result<(), Failed> {
-    running.plugin_failed(place, "plugin", &trap);
+pub fn on_error(running: &Running, place: usize, trap: Trap, depth: Depth, failing: Failing<'_>) -> Result<(), Failed> {
+    running.plugin_failed(place, failing.hook, &trap, Some(failing.head));
     let status = match running.generation.bindings[place].on_error {
         OnError::Skip => return Ok(()),
         OnError::Fail => Kind::PluginError.status(),

@@ -5,16 +5,23 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::admin::client::Target;
 use crate::assemble::Assembly;
 use crate::config::load;
 use crate::demo;
-use crate::plugin::binding::{self, Binding, Isolation, Limits, OnError};
-use crate::plugin::engine::Runtime;
+use crate::loading::{About, Component, Failure, Loader, Stop, Verdict, confined};
+use crate::output;
+use crate::plugin::binding::{Binding, Isolation, Limits, OnError};
+use crate::plugin::engine::{LEAST_INSTANCES, Plugin, Runtime};
+use crate::printable::{one_line, record};
+use crate::process_log;
 use crate::serve;
+use crate::supervise::{self, Task, guard};
 use crate::tls;
 
 /// A reverse proxy whose behaviour is a chain of WebAssembly components.
@@ -57,12 +64,22 @@ enum Command {
     },
     /// Tells a running proxy to read its manifest again, and waits until it serves it or says what is wrong.
     Reload {
-        /// The manifest that it serves: says where its admin listener is.
-        #[arg(default_value = "plugway.toml")]
-        manifest: PathBuf,
-        /// The admin listener, in place of a manifest.
-        #[arg(long)]
-        admin: Option<String>,
+        #[command(flatten)]
+        proxy: RunningProxy,
+    },
+    /// Stops sending new requests to an endpoint of a running proxy.
+    Drain {
+        #[command(flatten)]
+        endpoint: NamedEndpoint,
+        #[command(flatten)]
+        proxy: RunningProxy,
+    },
+    /// Sends requests to a drained endpoint again.
+    Undrain {
+        #[command(flatten)]
+        endpoint: NamedEndpoint,
+        #[command(flatten)]
+        proxy: RunningProxy,
     },
     /// Takes stored responses out of a running proxy's cache, or makes them stale; prints how many that were.
     Purge {
@@ -71,12 +88,8 @@ enum Command {
         /// They stay, as stale: served while they are validated, where the policy allows that.
         #[arg(long)]
         soft: bool,
-        /// The manifest that it serves: says where its admin listener is.
-        #[arg(default_value = "plugway.toml")]
-        manifest: PathBuf,
-        /// The admin listener, in place of a manifest.
-        #[arg(long)]
-        admin: Option<String>,
+        #[command(flatten)]
+        proxy: RunningProxy,
     },
     /// Makes a certificate for development, that no browser trusts: cert.pem and key.pem.
     Cert {
@@ -102,6 +115,28 @@ enum Command {
     },
 }
 
+/// Options that say which running proxy a command is for.
+#[derive(clap::Args)]
+struct RunningProxy {
+    /// The manifest that the proxy serves, by which its admin socket is found; plugway.toml if neither is given.
+    manifest: Option<PathBuf>,
+    /// The admin listener: an address such as 127.0.0.1:9145, or unix:/path.
+    #[arg(long)]
+    admin: Option<String>,
+    /// A file with the token that changes over TCP need: the token-file of [admin] in the manifest.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+}
+
+/// Arguments that name an endpoint.
+#[derive(clap::Args)]
+struct NamedEndpoint {
+    /// The name of the upstream.
+    upstream: String,
+    /// The address of the endpoint, as the status document writes it.
+    endpoint: String,
+}
+
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct PurgeWhat {
@@ -118,18 +153,55 @@ struct PurgeWhat {
     all: bool,
 }
 
+/// The log that is written if `PLUGWAY_LOG` doesn't say. h2 warns of frames, and so as often as clients like.
+const FILTER: &str = "info,h2=error";
+
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == confined::ARGUMENT) {
+        return confined::main();
+    }
+    start_log();
+    let command = Cli::parse().command;
+    let done = guard(Task::Other, || run(command)).unwrap_or_else(|panicked| Err(panicked.into()));
+    match done {
+        Ok(()) => {
+            process_log::flush(FLUSH);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            process_log::print(&format!("{error:#}"), FLUSH);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The time that the end of the process waits for the reader of its log.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Sends log lines and panics to the process log.
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| FILTER.into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| process_log::Record);
+    // The layer would print what it can't write, and a print to a closed pipe panics.
+    log.log_internal_errors(false).init();
+    supervise::install();
+    // A process that can't have one more thread couldn't serve either, and says so by its exit code.
+    let _ = process_log::start();
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
     let cache = cache_folder();
-    let done = match Cli::parse().command {
-        Command::Reload { manifest, admin } => order(&manifest, admin, "/reload"),
-        Command::Purge { what, soft, manifest, admin } => order(&manifest, admin, &purge(&what, soft)),
+    match command {
+        Command::Reload { proxy } => order(proxy, "/reload"),
+        Command::Purge { what, soft, proxy } => order(proxy, &purge(&what, soft)),
+        Command::Drain { endpoint, proxy } => order(proxy, &drain("/drain", &endpoint)),
+        Command::Undrain { endpoint, proxy } => order(proxy, &drain("/undrain", &endpoint)),
         Command::Cert { self_signed: _, names, out } => certificate(&names, &out),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut std::io::stdout());
-            Ok(())
+            let mut completions = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut completions);
+            print(&String::from_utf8_lossy(&completions))
         }
         Command::Run { manifest } => serve::run(move || load::load(&manifest), cache.as_deref()),
         Command::Proxy { to, listen, workers } => {
@@ -139,41 +211,41 @@ pub fn main() -> ExitCode {
         Command::Check { manifest } => check(&manifest, cache.as_deref()),
         Command::Demo { listen } => demo::run(&listen, cache.as_deref()),
         Command::Inspect { file, config } => inspect(&file, config),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
     }
+}
+
+/// Prints to standard output; the error of a closed pipe or a full disk ends the command.
+fn print(text: &str) -> anyhow::Result<()> {
+    output::print(text).context("standard output can't be written")
 }
 
 /// The order to purge, as the admin listener takes it.
 fn purge(what: &PurgeWhat, soft: bool) -> String {
     let PurgeWhat { uri, prefix, tag, all: _ } = what;
     let named = [("uri", uri), ("prefix", prefix), ("tag", tag)];
-    let named = named.into_iter().find_map(|(name, value)| {
-        let value = percent_encoding::utf8_percent_encode(value.as_ref()?, percent_encoding::NON_ALPHANUMERIC);
-        Some(format!("{name}={value}"))
-    });
+    let named = named.into_iter().find_map(|(name, value)| Some(format!("{name}={}", encoded(value.as_ref()?))));
     format!("/purge?{}{}", named.unwrap_or("all".into()), if soft { "&soft" } else { "" })
 }
 
-fn order(manifest: &Path, admin: Option<String>, order: &str) -> anyhow::Result<()> {
-    let address = match admin {
-        Some(address) => address,
-        // Never by guess: what listens at the default place may be another proxy.
-        None => {
-            let files = load::load(manifest).map_err(|problems| anyhow::anyhow!("nothing was done:\n{problems}"))?;
-            let named = files.iter().find_map(|(_, file)| file.admin.as_ref());
-            let address = named.map_or(crate::admin::DEFAULT_ADDRESS.into(), |admin| admin.address.get_ref().clone());
-            let known = address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.port() != 0);
-            anyhow::ensure!(known, "{} doesn't say where: name the address with --admin", manifest.display());
-            address
-        }
+/// The order to drain an endpoint, or to use it again.
+fn drain(path: &str, NamedEndpoint { upstream, endpoint }: &NamedEndpoint) -> String {
+    format!("{path}?upstream={}&endpoint={}", encoded(upstream), encoded(endpoint))
+}
+
+fn encoded(value: &str) -> percent_encoding::PercentEncode<'_> {
+    percent_encoding::utf8_percent_encode(value, percent_encoding::NON_ALPHANUMERIC)
+}
+
+fn order(RunningProxy { manifest, admin, token_file }: RunningProxy, order: &str) -> anyhow::Result<()> {
+    // An address alone says which proxy is meant.
+    let manifest = manifest.or_else(|| admin.is_none().then(|| "plugway.toml".into()));
+    let absolute = |path: PathBuf| {
+        let named = path.display().to_string();
+        std::path::absolute(&path).and_then(|path| path.metadata().map(|_| path)).context(named)
     };
-    crate::admin::order(&address, order).map(|answer| println!("{answer}"))
+    let manifest = manifest.map(absolute).transpose()?;
+    let target = Target { manifest, address: admin, token_file };
+    print(&(crate::admin::client::order(&target, order)? + "\n"))
 }
 
 fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
@@ -188,36 +260,74 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
     };
     write("cert.pem", &chain, 0o644)?;
     write("key.pem", &key, 0o600)?;
-    println!("{0}/cert.pem and {0}/key.pem are for {1}", folder.display(), names.join(", "));
-    println!("\n[listener.tls]\ncertificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]");
-    Ok(())
+    let (folder, names) = (folder.display(), names.join(", "));
+    print(&format!(
+        "{folder}/cert.pem and {folder}/key.pem are for {names}\n\n[listener.tls]\n\
+         certificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]\n"
+    ))
 }
 
 fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
-    let made = Assembly::for_check(Runtime::start(cache)?)?.assemble(&files)?;
+    let loader = Loader::in_children(Stop::default());
+    let made = Assembly::for_check(Runtime::start(cache, LEAST_INSTANCES)?, loader)?.assemble(&files)?;
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
-    println!("{} is good: {routes} routes, {plugins} configured plugins", manifest.display());
-    Ok(())
+    print(&format!("{} is good: {routes} routes, {plugins} configured plugins\n", manifest.display()))
 }
 
 fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
-    let stock = plugway_plugins::STOCK.iter().find(|(name, _)| Path::new(name) == file);
-    let bytes = stock.map_or_else(|| std::fs::read(file), |(_, bytes)| Ok(bytes.to_vec()));
     let in_file = || file.display().to_string();
-    let bytes = bytes.with_context(in_file)?;
-    let plugin = Arc::new(Runtime::start(None)?.load(&bytes).with_context(in_file)?);
-    let description = binding::describe(&plugin).with_context(in_file)?;
-    println!("{} {}, {} KiB\n{}", description.name, description.version, bytes.len() / 1024, description.summary);
-    println!("hooks: {}", plugin.hooks().join(", "));
-    let (limits, on_error) = (Limits::default(), OnError::Fail);
-    match Binding::new("inspected".into(), plugin.clone(), config, limits, on_error, Isolation::Worker) {
-        Ok(binding) => binding.needs().iter().for_each(|(hook, needs)| println!("  {hook}: {needs}")),
-        Err(error) => println!("  what they need is known with a configuration that it takes (--config): {error}"),
+    let stock = plugway_plugins::STOCK.iter().find(|(name, _)| Path::new(name) == file);
+    let opened = stock.map_or_else(|| Component::open(file), |(_, bytes)| Ok(Component::stock(bytes)));
+    let mut component = opened.with_context(in_file)?;
+    let runtime = Runtime::start(None, LEAST_INSTANCES)?;
+    let seal = runtime.seal(&component.digest);
+    let loader = Loader::in_children(Stop::default());
+    let said = |error: Failure| anyhow::Error::msg(record(&error.to_string()).into_owned());
+    let mut examination = loader.start(&mut component, None, seal.clone()).map_err(said).with_context(in_file)?;
+    // By then it may have died of the configuration, and what it is must still be shown.
+    let sealed = examination.sealed().map_err(said).with_context(in_file)?;
+    let verdict = examination.check(&config, Limits::default());
+    let (_, plugin) =
+        runtime.unseal(&seal, &sealed).context("its compiled code can't be used").with_context(in_file)?;
+    let plugin = Arc::new(plugin);
+    let About { name, version, summary, schema } = &examination.about;
+    let shown = |text: &str| one_line(text, usize::MAX).into_owned();
+    let mut text = format!(
+        "{} {}, {} KiB\n{}\nhooks: {}\n",
+        shown(name),
+        shown(version),
+        component.size()? / 1024,
+        shown(summary),
+        plugin.hooks().join(", ")
+    );
+    match verdict.map_err(|failure| failure.to_string()).and_then(|verdict| needs(verdict, plugin.clone(), config)) {
+        Ok(needs) => needs.iter().for_each(|line| text += &format!("  {}\n", shown(line))),
+        Err(error) => {
+            let error = record(&error);
+            text += &format!("  what they need is known with a configuration that it takes (--config): {error}\n");
+        }
     }
-    println!("imports: {}", plugin.imports().join(", "));
-    println!("schema: {}", description.config_schema.unwrap_or_else(|| "none".into()));
-    Ok(())
+    text += &format!("imports: {}\n", shown(&plugin.imports().join(", ")));
+    text += &format!("schema: {}\n", record(schema.as_deref().unwrap_or("none")));
+    print(&text)
+}
+
+/// What a plugin's hooks need with a configuration that it has accepted.
+fn needs(verdict: Verdict, plugin: Arc<Plugin>, config: String) -> Result<Vec<String>, String> {
+    match verdict {
+        Verdict::Accepted => {}
+        Verdict::Failed(message) => return Err(message),
+        Verdict::Refused { complaints, more } => {
+            let told = complaints.into_iter().map(|complaint| complaint.message);
+            let more = (more > 0).then(|| format!("and {more} more"));
+            return Err(told.chain(more).collect::<Vec<_>>().join("; "));
+        }
+    }
+    let (name, limits) = ("inspected".into(), Limits::default());
+    let binding = Binding::new(name, plugin, config, limits, OnError::Fail, Isolation::Worker);
+    let binding = binding.map_err(|error| error.to_string())?;
+    Ok(binding.needs().iter().map(|(hook, needs)| format!("{hook}: {needs}")).collect())
 }
 
 fn proxy_manifest(endpoints: &[String], listen: &str, workers: Option<usize>) -> String {

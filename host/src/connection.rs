@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::admission::Presence;
 use crate::body::ResponseBody;
 use crate::clock::{Clock, Deadline};
 use crate::ending::Ending;
@@ -23,16 +24,20 @@ use crate::exchange::{self, Arrival, Begun, Timers};
 use crate::generation::Running;
 use crate::metered::Metered;
 use crate::passage::BodyError;
-use crate::tcp::Tcp;
+use crate::tcp::{self, Tcp};
 use crate::upload::Upload;
 
 mod aborted;
 mod client_io;
+mod frame_budget;
+mod frame_io;
+pub mod frames;
 mod gathered;
 pub mod http1;
 pub mod http2;
 mod patient;
 mod session;
+mod stalled;
 mod tunnel;
 
 /// After the last word of a connection the client's is listened to for so long: closed at once, the socket would be
@@ -45,6 +50,12 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
 
     /// How many bytes have departed from it.
     fn departed(&self) -> u64;
+
+    /// How many bytes the client's system has taken. Asks the kernel.
+    fn taken(&self) -> u64;
+
+    /// Has the kernel drop what it still holds once the socket is closed, instead of sending it for as long as that takes.
+    fn forget_unsent(&self);
 }
 
 /// Who is served, and by what.
@@ -52,6 +63,8 @@ pub struct Client {
     pub current: Rc<RefCell<Rc<Running>>>,
     pub clock: Rc<Clock>,
     pub arrival: Arrival,
+    /// Notes whether the connection waits for a request: then it may be evicted.
+    pub presence: Presence,
 }
 
 /// The content of a response, and with its end that of the exchange.
@@ -72,6 +85,7 @@ impl Client {
         timers: Rc<Timers>,
     ) -> impl Future<Output = Response<Outgoing>> + use<> {
         let running = self.current.borrow().clone();
+        let in_chain = running.enter_chain();
         let mut ending = Ending::new(running.clone(), upload);
         let begun = exchange::begin(&running, request, &self.arrival, &timers, &mut ending);
         async move {
@@ -80,6 +94,7 @@ impl Client {
                 Begun::Onward(mut onward) => Box::pin(onward.run(&running, &timers, &mut ending)).await,
                 Begun::Answered(response) => response,
             };
+            drop(in_chain);
             response.map(|body| Outgoing { body, total: timers.total.clone(), ending: Some(ending) })
         }
     }
@@ -104,6 +119,14 @@ impl Transport for Metered<Tcp> {
     fn departed(&self) -> u64 {
         self.departed
     }
+
+    fn taken(&self) -> u64 {
+        self.departed.saturating_sub(self.socket.waiting())
+    }
+
+    fn forget_unsent(&self) {
+        self.socket.forget_unsent();
+    }
 }
 
 impl Transport for Metered<UnixStream> {
@@ -114,6 +137,13 @@ impl Transport for Metered<UnixStream> {
     fn departed(&self) -> u64 {
         self.departed
     }
+
+    fn taken(&self) -> u64 {
+        self.departed.saturating_sub(tcp::waiting(&self.socket))
+    }
+
+    /// Does nothing: what waits is the client's, and none of it is in the kernel once that closes.
+    fn forget_unsent(&self) {}
 }
 
 /// What rustls has deciphered has been read by the time that a connection rests.
@@ -124,6 +154,14 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
 
     fn departed(&self) -> u64 {
         self.get_ref().0.departed()
+    }
+
+    fn taken(&self) -> u64 {
+        self.get_ref().0.taken()
+    }
+
+    fn forget_unsent(&self) {
+        self.get_ref().0.forget_unsent();
     }
 }
 

@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 
 use crate::body::ResponseBody;
 use crate::config::load;
+use crate::output;
 use crate::serve;
 
 /// Serves the demo at an address.
@@ -46,11 +47,12 @@ X-Forwarded-Proto = "{{scheme}}"
 X-Served-By       = "{{endpoint}}"
 "#
     );
-    println!(
-        "{text}\n# Try, in another terminal:\n#   curl -i http://{listen}/hello     headers: see what the origin got, and X-Served-By"
-    );
-    println!("#   curl -s http://{listen}/ again and again     balance: three origins take turns");
-    println!("#   curl -i http://{listen}/cached   twice           cache: Age and Cache-Status, fresh for 10 s\n");
+    output::print(&format!(
+        "{text}\n# Try, in another terminal:\n\
+         #   curl -i http://{listen}/hello     headers: see what the origin got, and X-Served-By\n\
+         #   curl -s http://{listen}/ again and again     balance: three origins take turns\n\
+         #   curl -i http://{listen}/cached   twice           cache: Age and Cache-Status, fresh for 10 s\n\n"
+    ))?;
     serve::run(move || load::parse("demo manifest", text.clone()), cache)
 }
 

@@ -1,11 +1,14 @@
 //! Edits that plugins ask for: checked first, then carried out, all or none.
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue, IntoHeaderName};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use smallvec::SmallVec;
 
-use crate::head::{Head, Value, ValueName};
+use crate::bounds;
+use crate::edit_plan::{Cost, Plan, Planned};
+use crate::edit_room::{Kept, Room};
+use crate::head::Head;
 
 /// One checked edit.
 #[derive(Clone, Debug)]
@@ -26,26 +29,37 @@ pub enum Edit {
     Plan(u32),
 }
 
-/// An edit whose value is a template.
-#[derive(Debug)]
-pub enum Planned {
-    Set(HeaderName, Template),
-    Append(HeaderName, Template),
-    Default(HeaderName, Template),
-    Remove(HeaderName),
-    Rename(HeaderName, HeaderName),
-    Note(String, Template),
-}
+impl Edit {
+    /// Bytes that the edit takes of [`bounds::DECLARED`].
+    pub fn declared(&self) -> usize {
+        let text = match self {
+            Edit::Set(name, value) | Edit::Append(name, value) | Edit::Default(name, value) => {
+                name.as_str().len() + value.len()
+            }
+            Edit::Remove(name) => name.as_str().len(),
+            Edit::Rename(from, to) => from.as_str().len() + to.as_str().len(),
+            Edit::Path(text) | Edit::Query(Some(text)) => text.len(),
+            Edit::Note(name, value) => name.len() + value.len(),
+            Edit::Upstream(name) => name.len(),
+            Edit::Authority(value) => value.len(),
+            Edit::Method(_) | Edit::Query(None) | Edit::Status(_) | Edit::Plan(_) => 0,
+        };
+        bounds::DECLARED_ITEM + text
+    }
 
-/// Text with values.
-#[derive(Debug)]
-pub struct Template(pub Vec<Part>);
-
-/// A piece of a template.
-#[derive(Debug)]
-pub enum Part {
-    Text(HeaderValue),
-    Value(ValueName),
+    /// The cost, with that of the plan if the edit is one.
+    fn cost(&self, plans: &[Plan]) -> Result<Cost, Refused> {
+        Ok(match self {
+            Edit::Set(name, value) | Edit::Append(name, value) | Edit::Default(name, value) => {
+                Cost::field(name, value.len())
+            }
+            Edit::Authority(value) => Cost::field(&header::HOST, value.len()),
+            Edit::Rename(_, to) => Cost::rename(to),
+            Edit::Note(name, value) => Cost::note(name, value.len()),
+            Edit::Plan(place) => plans.get(*place as usize).ok_or(Refused::Plan(*place))?.cost,
+            _ => Cost::plain(),
+        })
+    }
 }
 
 /// Which message an edit of a field concerns.
@@ -55,7 +69,7 @@ pub enum Side {
     Response,
 }
 
-/// An edit that can't be made.
+/// An edit, or a declaration of edits, that is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     #[error("`{0}` is no field name (RFC 9110 §5.1)")]
@@ -74,19 +88,16 @@ pub enum Refused {
     Side(&'static str),
     #[error("it declared no plan {0}")]
     Plan(u32),
-    #[error("{0} edits, fields or notes are too many; {MOST} are allowed")]
-    TooMany(usize),
+    /// A bound of [`bounds`] was exceeded.
+    #[error("{found} {what}; at most {most} are allowed")]
+    Many { what: &'static str, found: usize, most: usize },
     #[error("it wants bodies whole up to {0} bytes, which its memory limit doesn't hold")]
     Buffer(u64),
 }
 
-/// Edits and fields that one call may ask for, and notes that an exchange may have: far more than any filter needs, and
-/// few enough for maps and searches that were made for heads of messages.
-pub const MOST: usize = 256;
-
-/// Whether so many edits, fields or notes are few enough.
-pub fn count(count: usize) -> Result<(), Refused> {
-    if count > MOST { Err(Refused::TooMany(count)) } else { Ok(()) }
+/// Returns an error if so many of something are more than allowed.
+pub fn at_most(most: usize, found: usize, what: &'static str) -> Result<(), Refused> {
+    if found > most { Err(Refused::Many { what, found, most }) } else { Ok(()) }
 }
 
 const FRAMING: [HeaderName; 8] = [
@@ -102,18 +113,41 @@ const FRAMING: [HeaderName; 8] = [
 
 /// A field name that plugins may edit.
 pub fn field_name(name: &str) -> Result<HeaderName, Refused> {
-    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(shown(name)))?;
+    let name = any_field_name(name)?;
     if FRAMING.contains(&name) { Err(Refused::Framing(name)) } else { Ok(name) }
 }
 
+/// A field name that plugins may read or name.
+pub fn any_field_name(name: &str) -> Result<HeaderName, Refused> {
+    self::name(name)?;
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(shown(name)))
+}
+
+/// Refuses names that are too long.
+pub fn name(name: &str) -> Result<(), Refused> {
+    at_most(bounds::NAME, name.len(), "bytes of a name")
+}
+
 /// As much of a name as belongs into a message.
-fn shown(name: &str) -> String {
+pub fn shown(name: &str) -> String {
     name.chars().take(64).collect()
 }
 
 /// A field value.
 pub fn field_value(name: &str, value: &[u8]) -> Result<HeaderValue, Refused> {
+    at_most(bounds::VALUE, value.len(), "bytes of a value")?;
     HeaderValue::from_bytes(value).map_err(|_| Refused::Value(shown(name)))
+}
+
+/// Returns a method; an error if it is malformed or too long.
+pub fn method(method: &str) -> Result<Method, Refused> {
+    name(method)?;
+    Method::from_bytes(method.as_bytes()).map_err(|_| Refused::Method(shown(method)))
+}
+
+/// A path or query, as far as it can be checked without the message.
+pub fn target_part(bytes: Vec<u8>) -> Result<Vec<u8>, Refused> {
+    at_most(bounds::VALUE, bytes.len(), "bytes of a path or query").map(|()| bytes)
 }
 
 /// A status that a plugin may give.
@@ -121,97 +155,117 @@ pub fn status(code: u16) -> Result<StatusCode, Refused> {
     StatusCode::from_u16(code).ok().filter(|status| (200..600).contains(&status.as_u16())).ok_or(Refused::Status(code))
 }
 
-/// Carries out checked edits, or none if their target or a plan can't be.
-pub fn apply(edits: SmallVec<[Edit; 4]>, plans: &[Vec<Planned>], side: Side, head: &mut Head) -> Result<(), Refused> {
-    count(head.notes.len() + edits.iter().filter(|edit| matches!(edit, Edit::Note(..))).count())?;
-    for edit in &edits {
-        if let Edit::Plan(place) = edit
-            && *place as usize >= plans.len()
-        {
-            return Err(Refused::Plan(*place));
-        }
+/// The fields of a response or of trailers that a plugin made.
+pub fn checked_fields(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, Refused> {
+    at_most(bounds::FIELDS, given.len(), "fields")?;
+    let bytes = given.iter().map(|(name, value)| name.len() + value.len() + bounds::FIELD_OVERHEAD).sum();
+    at_most(bounds::FIELD_BYTES, bytes, "bytes of fields")?;
+    let mut fields = HeaderMap::new();
+    for (name, value) in given {
+        fields.try_append(field_name(name)?, field_value(name, value)?).map_err(full)?;
     }
-    if let Some(uri) = target(&edits, head)? {
+    Ok(fields)
+}
+
+/// Carries out checked edits, or none if one of them can't be.
+pub fn apply(edits: SmallVec<[Edit; 4]>, plans: &[Plan], side: Side, head: &mut Head) -> Result<(), Refused> {
+    if let [Edit::Plan(place)] = edits[..] {
+        return apply_plan(plans.get(place as usize).ok_or(Refused::Plan(place))?, side, head);
+    }
+    let cost = edits.iter().try_fold(Cost::default(), |cost, edit| edit.cost(plans).map(|more| cost.and(more)))?;
+    let mut room = Room::of(cost, side, head)?;
+    let uri = target(&edits, head)?;
+    // Only the values of templates can still exceed a bound.
+    let kept = (cost.values > 0).then(|| Kept::of(side, head));
+    if let Some(uri) = uri {
         head.request.uri = uri;
     }
-    for edit in edits {
-        match edit {
-            Edit::Path(_) | Edit::Query(_) | Edit::Upstream(_) => {}
-            Edit::Method(method) => head.request.method = method,
-            Edit::Authority(host) => drop(head.request.headers.insert(header::HOST, host)),
-            Edit::Note(name, value) => head.set_note(name, value),
-            Edit::Plan(place) => {
-                if let Some(plan) = plans.get(place as usize) {
-                    apply_plan(plan, side, head);
-                }
-            }
-            Edit::Status(status) => {
-                if let Some(response) = &mut head.response {
-                    response.status = status;
-                }
-            }
-            edit => apply_field(edit, fields(side, head)),
+    let done = edits.into_iter().try_for_each(|edit| carry_out(edit, plans, side, &mut room, head));
+    finish(done, kept, room, side, head)
+}
+
+/// Carries out a plan, or nothing of it if a value exceeds a bound.
+pub fn apply_plan(plan: &Plan, side: Side, head: &mut Head) -> Result<(), Refused> {
+    let mut room = Room::of(plan.cost, side, head)?;
+    if plan.is_chained {
+        let kept = Some(Kept::of(side, head));
+        let done = carry_out_plan(plan, side, &mut room, head);
+        return finish(done, kept, room, side, head);
+    }
+    // What no edit changes is read before the first of them.
+    let values: SmallVec<[Option<HeaderValue>; 8]> =
+        plan.edits.iter().map(|edit| room.fill(edit, side, head)).collect::<Result<_, _>>()?;
+    let done = plan.edits.iter().zip(values).try_for_each(|(edit, value)| carry_out_planned(edit, value, side, head));
+    finish(done, None, room, side, head)
+}
+
+/// Counts what was added or, where an edit failed, brings the message back to what it was.
+fn finish(
+    done: Result<(), Refused>,
+    kept: Option<Kept>,
+    room: Room,
+    side: Side,
+    head: &mut Head,
+) -> Result<(), Refused> {
+    match done {
+        Ok(()) => room.close(side, head),
+        Err(_) => kept.into_iter().for_each(|kept| kept.restore(head)),
+    }
+    done
+}
+
+fn carry_out(edit: Edit, plans: &[Plan], side: Side, room: &mut Room, head: &mut Head) -> Result<(), Refused> {
+    match edit {
+        Edit::Path(_) | Edit::Query(_) | Edit::Upstream(_) => {}
+        Edit::Method(method) => head.request.method = method,
+        Edit::Authority(host) => set(header::HOST, host, &mut head.request.headers)?,
+        Edit::Note(name, value) => head.set_note(name, value),
+        Edit::Plan(place) => {
+            let plan = plans.get(place as usize).ok_or(Refused::Plan(place))?;
+            carry_out_plan(plan, side, room, head)?;
         }
+        Edit::Status(status) => {
+            if let Some(response) = &mut head.response {
+                response.status = status;
+            }
+        }
+        Edit::Set(name, value) => set(name, value, fields(side, head))?,
+        Edit::Append(name, value) => append(name, value, fields(side, head))?,
+        Edit::Default(name, value) => {
+            fields(side, head).try_entry(name).map_err(full)?.or_try_insert(value).map_err(full)?;
+        }
+        Edit::Remove(name) => drop(fields(side, head).remove(name)),
+        Edit::Rename(from, to) => rename(&from, &to, fields(side, head))?,
     }
     Ok(())
 }
 
-/// Carries out a plan.
-pub fn apply_plan(plan: &[Planned], side: Side, head: &mut Head) {
-    for edit in plan {
-        match edit {
-            Planned::Set(name, template) => match template.fill(head) {
-                Some(value) => drop(fields(side, head).insert(name, value)),
-                None => drop(fields(side, head).remove(name)),
-            },
-            Planned::Append(name, template) => {
-                if let Some(value) = template.fill(head) {
-                    fields(side, head).append(name, value);
-                }
-            }
-            Planned::Default(name, template) => {
-                if !fields(side, head).contains_key(name)
-                    && let Some(value) = template.fill(head)
-                {
-                    fields(side, head).insert(name, value);
-                }
-            }
-            Planned::Remove(name) => drop(fields(side, head).remove(name)),
-            Planned::Rename(from, to) => rename(from, to, fields(side, head)),
-            Planned::Note(name, template) => {
-                if let Some(value) = template.fill(head) {
-                    head.set_note(name.clone(), value);
-                }
-            }
-        }
-    }
+/// Carries out a plan edit by edit, each with the values that those before it left.
+fn carry_out_plan(plan: &Plan, side: Side, room: &mut Room, head: &mut Head) -> Result<(), Refused> {
+    plan.edits.iter().try_for_each(|edit| {
+        let value = room.fill(edit, side, head)?;
+        carry_out_planned(edit, value, side, head)
+    })
 }
 
-impl Template {
-    /// The value for an exchange; none if it comes out empty.
-    fn fill(&self, head: &Head) -> Option<HeaderValue> {
-        match self.0.as_slice() {
-            [Part::Text(text)] => return Some(text.clone()).filter(|text| !text.is_empty()),
-            [Part::Value(name)] => {
-                if let Value::Field(value) = head.value(name)? {
-                    return Some(value.clone()).filter(|value| !value.is_empty());
-                }
-            }
-            _ => {}
+fn carry_out_planned(edit: &Planned, value: Option<HeaderValue>, side: Side, head: &mut Head) -> Result<(), Refused> {
+    match (edit, value) {
+        (Planned::Set(name, _), Some(value)) => set(name, value, fields(side, head)),
+        (Planned::Append(name, _), Some(value)) => append(name, value, fields(side, head)),
+        (Planned::Default(name, _), Some(value)) => {
+            let fields = fields(side, head);
+            if fields.contains_key(name) { Ok(()) } else { set(name, value, fields) }
         }
-        let mut filled: SmallVec<[u8; 128]> = SmallVec::new();
-        for part in &self.0 {
-            match part {
-                Part::Text(text) => filled.extend_from_slice(text.as_bytes()),
-                Part::Value(name) => {
-                    if let Some(value) = head.value(name) {
-                        filled.extend_from_slice(value.bytes());
-                    }
-                }
-            }
+        (Planned::Note(name, _), Some(value)) => {
+            head.set_note(name.clone(), value);
+            Ok(())
         }
-        // Values come from a parsed head, so only what no field may have is lost here.
-        HeaderValue::from_bytes(&filled).ok().filter(|value| !value.is_empty())
+        (Planned::Rename(from, to), _) => rename(from, to, fields(side, head)),
+        (Planned::Set(name, _), None) | (Planned::Remove(name), _) => {
+            fields(side, head).remove(name);
+            Ok(())
+        }
+        (Planned::Append(..) | Planned::Default(..) | Planned::Note(..), None) => Ok(()),
     }
 }
 
@@ -222,27 +276,27 @@ fn fields(side: Side, head: &mut Head) -> &mut HeaderMap {
     }
 }
 
-fn apply_field(edit: Edit, fields: &mut HeaderMap) {
-    match edit {
-        Edit::Set(name, value) => drop(fields.insert(name, value)),
-        Edit::Append(name, value) => drop(fields.append(name, value)),
-        Edit::Default(name, value) => drop(fields.entry(name).or_insert(value)),
-        Edit::Remove(name) => drop(fields.remove(name)),
-        Edit::Rename(from, to) => rename(&from, &to, fields),
-        _ => {}
-    }
+fn set(name: impl IntoHeaderName, value: HeaderValue, fields: &mut HeaderMap) -> Result<(), Refused> {
+    fields.try_insert(name, value).map(drop).map_err(full)
 }
 
-fn rename(from: &HeaderName, to: &HeaderName, fields: &mut HeaderMap) {
+fn append(name: impl IntoHeaderName, value: HeaderValue, fields: &mut HeaderMap) -> Result<(), Refused> {
+    fields.try_append(name, value).map(drop).map_err(full)
+}
+
+fn rename(from: &HeaderName, to: &HeaderName, fields: &mut HeaderMap) -> Result<(), Refused> {
     let lines: SmallVec<[HeaderValue; 2]> = fields.get_all(from).iter().cloned().collect();
     if lines.is_empty() || from == to {
-        return;
+        return Ok(());
     }
     fields.remove(from);
     fields.remove(to);
-    for line in lines {
-        fields.append(to, line);
-    }
+    lines.into_iter().try_for_each(|line| append(to, line, fields))
+}
+
+/// A map has no room for another field: [`Room`] has let too many pass.
+fn full(_: impl std::fmt::Debug) -> Refused {
+    Refused::Many { what: "fields of a message", found: bounds::MESSAGE_FIELDS + 1, most: bounds::MESSAGE_FIELDS }
 }
 
 /// The request target that the edits ask for, if they ask for another.
@@ -250,8 +304,8 @@ fn target(edits: &[Edit], head: &Head) -> Result<Option<http::Uri>, Refused> {
     let (mut path, mut query) = (None, None);
     for edit in edits {
         match edit {
-            Edit::Path(bytes) => path = Some(bytes.clone()),
-            Edit::Query(bytes) => query = Some(bytes.clone()),
+            Edit::Path(bytes) => path = Some(bytes),
+            Edit::Query(bytes) => query = Some(bytes),
             _ => {}
         }
     }
@@ -259,8 +313,8 @@ fn target(edits: &[Edit], head: &Head) -> Result<Option<http::Uri>, Refused> {
         return Ok(None);
     }
     let uri = &head.request.uri;
-    let mut target = path.unwrap_or_else(|| uri.path().into());
-    let query = query.unwrap_or_else(|| uri.query().map(Into::into));
+    let mut target = path.cloned().unwrap_or_else(|| uri.path().into());
+    let query = query.cloned().unwrap_or_else(|| uri.query().map(Into::into));
     let bad = |byte: &u8| byte.is_ascii_control() || *byte == b' ' || *byte == b'#';
     let misplaced = target.first() != Some(&b'/') || target.contains(&b'?');
     if misplaced || target.iter().any(bad) || query.iter().flatten().any(bad) {

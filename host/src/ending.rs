@@ -8,6 +8,7 @@ use crate::error::Kind;
 use crate::generation::Running;
 use crate::head::Head;
 use crate::plugin::instance::Summary;
+use crate::supervise::{Task, guard};
 use crate::upload::Upload;
 
 /// Rides with the response to its last byte.
@@ -80,12 +81,9 @@ impl Ending {
                 duration_us: took.as_micros() as u64,
                 error: self.error.map(|kind| kind.token().into()),
             };
-            let mut slot = self.running.filters[*binding].borrow_mut();
-            self.running.plugins[*binding].calls.add(1);
-            let called =
-                slot.call(|| self.running.instance(*binding), |instance| instance.observe(needs, head, &summary));
+            let called = self.running.call(*binding, |instance| instance.observe(needs, head, &summary));
             if let Err(trap) = called {
-                self.running.plugin_failed(*binding, "observer", &trap);
+                self.running.plugin_failed(*binding, "observer", &trap, Some(head));
             }
         }
     }
@@ -93,6 +91,13 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
+        // A panic may have ended the exchange, and one more while that unwinds would end the process.
+        let _ = guard(Task::Connection, || self.end());
+    }
+}
+
+impl Ending {
+    fn end(&mut self) {
         let took = self.began.elapsed();
         let figures = self.place.and_then(|place| self.running.routes.get(place)).unwrap_or(&self.running.unrouted);
         figures.ended(self.status, self.error, self.response_bytes, took);

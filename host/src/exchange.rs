@@ -334,7 +334,7 @@ fn content(
         return Err(Error::new(Kind::RequestBodySize, cause).into());
     }
     let plugins = Depth::whole(route).plugins();
-    let stages = chain::stages(running, route, plugins, Side::Request, body.size_hint().exact())?;
+    let stages = chain::stages(running, route, plugins, Side::Request, body.size_hint().exact(), head)?;
     let body = receiving(body, upload.clone());
     if stages.is_empty() {
         return Ok(Sending { body: RequestBody::Incoming(Box::new(body)), upload, hop });

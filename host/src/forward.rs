@@ -35,7 +35,7 @@ pub struct Sending {
 /// A response, with the edits that the balancer wants made to it.
 pub struct Forwarded {
     pub response: Response<ResponseBody>,
-    pub edits: Option<Rc<[Edit]>>,
+    pub edits: Option<Arc<[Edit]>>,
 }
 
 impl From<Response<ResponseBody>> for Forwarded {
@@ -48,7 +48,7 @@ impl From<Response<ResponseBody>> for Forwarded {
 /// An attempt to be made.
 struct Next {
     seat: Rc<Seat>,
-    edits: Option<Rc<[Edit]>>,
+    edits: Option<Arc<[Edit]>>,
     flight: Flight,
 }
 

@@ -12,10 +12,14 @@ use tokio::sync::mpsc;
 
 use crate::access_log::AccessLog;
 use crate::cache::store::{Limits, Store};
+use crate::head::Head;
 use crate::listener::Listener;
-use crate::metrics::{CacheFigures, Place, PluginFigures, RouteFigures};
+use crate::metrics::{CacheFigures, Place, RouteFigures};
 use crate::plugin::binding::Binding;
-use crate::plugin::instance::{Instance, Slot, Trap};
+use crate::plugin::failure::Exchange;
+use crate::plugin::instance::{Instance, Trap};
+use crate::plugin::maker::Ordered;
+use crate::plugin::slot::{Guard, Slot};
 use crate::plugin::transform::Bodies;
 use crate::respond::ErrorPages;
 use crate::router::Router;
@@ -36,7 +40,7 @@ pub struct Generation {
     pub routes: Vec<Route>,
     pub upstreams: Vec<Upstream>,
     pub upstream_places: HashMap<Arc<str>, usize>,
-    pub bindings: Vec<Binding>,
+    pub bindings: Vec<Arc<Binding>>,
     /// By their addresses in the manifest.
     pub listeners: HashMap<Arc<str>, Arc<Listener>>,
     pub error_pages: ErrorPages,
@@ -81,10 +85,13 @@ pub struct Upstream {
 /// A worker's view of a generation. An exchange holds on to the one that it began with.
 pub struct Running {
     pub generation: Arc<Generation>,
-    /// One instance per binding is enough: a hook runs to its end before the worker does anything else.
-    pub filters: Vec<RefCell<Slot>>,
-    /// Bodies that pass through each binding at the moment.
-    pub bodies: Vec<Bodies>,
+    /// By the places of bindings. One instance each is enough: a hook runs to its end before the worker does anything
+    /// else.
+    filters: Vec<Slot>,
+    /// The calls of each binding.
+    pub guards: Vec<Rc<Guard>>,
+    /// Instances for bodies that pass through each binding.
+    pub bodies: Vec<Rc<Bodies>>,
     pub upstreams: Vec<RunningUpstream>,
     /// This worker's figures, by the places of routes and bindings.
     pub routes: Vec<Arc<RouteFigures>>,
@@ -92,7 +99,6 @@ pub struct Running {
     /// other's way if they did that in one place.
     pub route_names: Vec<Arc<str>>,
     pub unrouted: Arc<RouteFigures>,
-    pub plugins: Vec<Arc<PluginFigures>>,
     pub caches: Vec<Arc<CacheFigures>>,
     /// Where this worker's figures are kept.
     pub place: Place,
@@ -100,15 +106,28 @@ pub struct Running {
     pub alive: mpsc::WeakSender<()>,
     pools: Rc<Pools>,
     timers: Vec<Timer>,
+    /// Exchanges whose response has not passed the plugins yet.
+    in_chains: Cell<usize>,
+    /// Whether a later generation has taken over.
+    is_retired: Cell<bool>,
 }
+
+/// The use of a generation's instances by an exchange, until dropped: that is, until its response has passed the plugins.
+pub struct InChain(Rc<Running>);
 
 /// An instance whose timer is called.
 struct Timer {
     whose: Timed,
     binding: usize,
     interval: Duration,
-    last: Cell<Instant>,
+    next: Cell<Instant>,
+    /// Calls that failed in a row.
+    failures: Cell<u32>,
 }
+
+/// The pause before a call that no request causes is repeated, after a failure; each further failure doubles the pause.
+const BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy)]
 enum Timed {
@@ -125,102 +144,164 @@ pub struct RunningUpstream {
     /// Those of the upstream, at hand for what outlives a borrow of it.
     pub rules: Rc<Rules>,
     seats: RefCell<Rc<Seats>>,
-    /// None where nobody is asked.
-    balancer: Option<RefCell<Slot>>,
+    balancer: Slot,
+    replacement: RefCell<Option<Replacement>>,
+    /// Replacements that failed in a row, and when the next one may be ordered.
+    failures: Cell<u32>,
+    retry_at: Cell<Option<Instant>>,
+}
+
+/// A balancer's instance that is on its way from the thread that makes instances.
+struct Replacement {
+    /// The endpoints that the instance knows.
+    seats: Rc<Seats>,
+    instance: Ordered,
 }
 
 impl Running {
-    /// Makes the worker's view, with its instances warm.
+    /// Makes the worker's view, which has no instances yet.
     pub fn new(
         generation: Arc<Generation>,
         pools: &Rc<Pools>,
         place: Place,
         alive: mpsc::WeakSender<()>,
         now: Instant,
-    ) -> Result<Self, Trap> {
-        let slot = |binding: &Binding| RefCell::new(Slot::new(binding.isolation));
-        let balancer = |upstream: &Upstream| upstream.balancer.map(|binding| slot(&generation.bindings[binding]));
+    ) -> Self {
         let view = |upstream: &Upstream| RunningUpstream {
             name: Arc::from(&*upstream.name),
             budget: RefCell::new(Budget::new(now)),
             rules: Rc::new(upstream.rules),
             seats: RefCell::new(Rc::new(Seats::new(&upstream.live, pools, place.worker))),
-            balancer: balancer(upstream),
+            balancer: Slot::default(),
+            replacement: RefCell::default(),
+            failures: Cell::new(0),
+            retry_at: Cell::new(None),
         };
         let upstreams = generation.upstreams.iter().map(view).collect();
-        let filters = generation.bindings.iter().map(slot).collect();
-        let bodies = generation.bindings.iter().map(|_| Bodies::default()).collect();
+        let filters = generation.bindings.iter().map(|_| Slot::default()).collect();
+        let guard = |binding: &Arc<Binding>| Rc::new(Guard::new(binding.clone(), place.clone(), now));
+        let guards: Vec<Rc<Guard>> = generation.bindings.iter().map(guard).collect();
+        let bodies = generation.bindings.iter().map(|_| Rc::default()).collect();
         let timers = timers(&generation, now);
         let routes = generation.routes.iter().map(|route| place.registry.route(&route.name, place.worker)).collect();
         let route_names = generation.routes.iter().map(|route| Arc::from(&*route.name)).collect();
-        let plugins =
-            generation.bindings.iter().map(|binding| place.registry.plugin(&binding.name, place.worker)).collect();
-        let cache = |binding: &Binding| match &binding.cache {
+        let cache = |binding: &Arc<Binding>| match &binding.cache {
             Some(_) => place.registry.cache(&binding.name, place.worker),
             None => Arc::default(),
         };
         let caches = generation.bindings.iter().map(cache).collect();
         let unrouted = place.registry.route(&UNROUTED.into(), place.worker);
         let pools = pools.clone();
-        let running = Running {
+        let (in_chains, is_retired) = (Cell::new(0), Cell::new(false));
+        Running {
             generation,
             filters,
+            guards,
             bodies,
             upstreams,
             routes,
             route_names,
             unrouted,
-            plugins,
             caches,
             place,
             alive,
             pools,
             timers,
-        };
-        let generation = &running.generation;
-        for binding in generation.routes.iter().flat_map(|route| &route.chain) {
-            if !generation.bindings[*binding].is_called() {
-                continue;
-            }
-            running.filters[*binding].borrow_mut().warm(|| running.instance(*binding))?;
+            in_chains,
+            is_retired,
         }
-        for (upstream, view) in running.upstreams.iter().enumerate() {
-            if let Some(slot) = &view.balancer {
-                slot.borrow_mut().warm(|| running.balancer(upstream))?;
-            }
+    }
+
+    /// Has all instances made, one after the other, on the thread for that: the worker serves meanwhile.
+    pub async fn warm(&self) -> Result<(), Trap> {
+        let generation = &self.generation;
+        let mut filters: Vec<usize> = generation.routes.iter().flat_map(|route| route.chain.iter().copied()).collect();
+        filters.sort_unstable();
+        filters.dedup();
+        filters.retain(|binding| generation.bindings[*binding].is_called());
+        for binding in filters {
+            self.filters[binding].fill(self.guards[binding].made(None).await?);
         }
-        Ok(running)
+        for (upstream, view) in generation.upstreams.iter().zip(&self.upstreams) {
+            let Some(binding) = upstream.balancer else { continue };
+            let members = view.seats.borrow().members.clone();
+            view.balancer.fill(self.guards[binding].made(Some(members)).await?);
+        }
+        Ok(())
     }
 }
 
 impl Running {
-    /// A fresh instance of a binding.
-    pub fn instance(&self, binding: usize) -> Result<Instance, Trap> {
-        Instance::new(&self.generation.bindings[binding], &self.place)
+    /// Calls a hook of a binding in chains.
+    pub fn call<R>(&self, binding: usize, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
+        self.guards[binding].call(&self.filters[binding], call)
     }
 
     /// Calls the timers whose interval has passed.
     pub fn tick(&self, now: Instant) {
-        for Timer { whose, binding, interval, last } in &self.timers {
-            if now.saturating_duration_since(last.get()) < *interval {
-                continue;
-            }
-            last.set(now);
-            let called = match whose {
-                Timed::Filter => self.filters[*binding].borrow_mut().call(|| self.instance(*binding), Instance::timer),
-                Timed::Balancer(upstream) => self.balance(*upstream, Instance::timer),
+        self.generation.bindings.iter().for_each(|binding| binding.report_lines());
+        for timer in self.timers.iter().filter(|timer| timer.next.get() <= now) {
+            let called = match timer.whose {
+                Timed::Filter => self.call(timer.binding, Instance::timer),
+                Timed::Balancer(upstream) => self.balance(upstream, Instance::timer),
             };
+            let failures = if called.is_err() { timer.failures.get().saturating_add(1) } else { 0 };
+            timer.failures.set(failures);
+            timer.next.set(now + timer.interval.max(backoff(failures)));
             if let Err(trap) = called {
-                self.plugin_failed(*binding, "timer", &trap);
+                self.plugin_failed(timer.binding, "timer", &trap, None);
             }
         }
     }
 
-    /// Logs and counts a failed call of a binding, of which `what` failed.
-    pub fn plugin_failed(&self, binding: usize, what: &str, trap: &Trap) {
-        let plugin = &*self.generation.bindings[binding].name;
-        tracing::warn!(plugin, error = %trap, "{what} failed");
-        self.plugins[binding].failures.add(1);
+    /// Logs and counts a failed call of a binding's hook, in an exchange if there is one.
+    pub fn plugin_failed(&self, binding: usize, hook: &'static str, trap: &Trap, head: Option<&Head>) {
+        self.guards[binding].failed(hook, trap, head.map(Exchange::of).as_ref());
+    }
+}
+
+/// The life of the instances of a generation that another one has followed.
+impl Running {
+    /// Notes that an exchange may call plugins until the result is dropped.
+    pub fn enter_chain(self: &Rc<Self>) -> InChain {
+        self.in_chains.set(self.in_chains.get() + 1);
+        InChain(self.clone())
+    }
+
+    /// Notes that no exchange begins with this generation any more.
+    pub fn retire(&self) {
+        self.is_retired.set(true);
+        self.release_if_unused();
+    }
+
+    /// Drops the instances that nothing can use. Tunnels, and bodies on their way, hold a generation for hours, but then
+    /// call its observers at most, for which an instance is made at the end.
+    fn release_if_unused(&self) {
+        if !self.is_retired.get() || self.in_chains.get() > 0 {
+            return;
+        }
+        self.guards.iter().for_each(|guard| guard.release());
+        self.filters.iter().for_each(Slot::clear);
+        self.bodies.iter().for_each(|bodies| bodies.clear());
+        for upstream in &self.upstreams {
+            upstream.balancer.clear();
+            upstream.replacement.take();
+        }
+    }
+}
+
+impl Drop for InChain {
+    fn drop(&mut self) {
+        self.0.in_chains.set(self.0.in_chains.get() - 1);
+        self.0.release_if_unused();
+    }
+}
+
+/// Returns the backoff after so many failures in a row.
+fn backoff(failures: u32) -> Duration {
+    match failures {
+        0 => Duration::ZERO,
+        failures => (BACKOFF * (1 << (failures - 1).min(6))).min(LONGEST_BACKOFF),
     }
 }
 
@@ -228,7 +309,7 @@ impl Running {
 fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
     let timer = |whose, binding: usize| {
         let interval = generation.bindings[binding].timer?;
-        Some(Timer { whose, binding, interval, last: Cell::new(now) })
+        Some(Timer { whose, binding, interval, next: Cell::new(now + interval), failures: Cell::new(0) })
     };
     let in_chains = |binding: &usize| generation.routes.iter().any(|route| route.chain.contains(binding));
     let filters = (0..generation.bindings.len()).filter(in_chains);
@@ -240,35 +321,83 @@ fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
 
 /// Of upstreams, by their places.
 impl Running {
-    /// The endpoints as they are now. Where they have changed, the balancer is told.
+    /// Returns the endpoints, as far as the balancer knows them. Where they have changed, they are passed to the balancer
+    /// here if that is quick, and else to another instance off the worker, until which the old endpoints are used.
     pub fn seats(&self, place: usize) -> Rc<Seats> {
         let (upstream, view) = (&self.generation.upstreams[place], &self.upstreams[place]);
+        if let Some(binding) = upstream.balancer {
+            self.receive_replacement(place, binding);
+        }
         let seats = view.seats.borrow().clone();
         if seats.members.version == upstream.live.version() {
             return seats;
         }
-        let seats = Rc::new(Seats::new(&upstream.live, &self.pools, self.place.worker));
-        view.seats.replace(seats.clone());
-        let told = self.balance(place, |instance| instance.endpoints_changed(&seats.members));
-        if let (Err(trap), Some(binding)) = (told, upstream.balancer) {
-            // The next pick makes another instance, and tells that.
-            self.plugin_failed(binding, "balancer", &trap);
+        let next = Rc::new(Seats::new(&upstream.live, &self.pools, self.place.worker));
+        let Some(binding) = upstream.balancer else {
+            view.seats.replace(next.clone());
+            return next;
+        };
+        if !view.balancer.is_filled() || self.guards[binding].tells_quickly() {
+            view.seats.replace(next.clone());
+            if view.balancer.is_filled()
+                && let Err(trap) = self.guards[binding].tell(&view.balancer, &next.members)
+            {
+                // The next pick has another instance made, which knows the endpoints.
+                view.balancer.clear();
+                self.plugin_failed(binding, "balancer", &trap, None);
+            }
+            return next;
         }
+        self.order_replacement(place, binding, next);
         seats
     }
 
     /// Calls the balancer.
     pub fn balance<R>(&self, place: usize, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
-        let slot = self.upstreams[place].balancer.as_ref().ok_or(Trap::NoHook)?;
-        slot.borrow_mut().call(|| self.balancer(place), call)
+        let (binding, view) = (self.generation.upstreams[place].balancer.ok_or(Trap::NoHook)?, &self.upstreams[place]);
+        let guard = &self.guards[binding];
+        if !view.balancer.is_filled() && !guard.tells_quickly() {
+            self.order_replacement(place, binding, view.seats.borrow().clone());
+            return Err(Trap::NoInstance("one that knows the endpoints is being made"));
+        }
+        let tell = |instance: &mut Instance| {
+            let members = view.seats.borrow().members.clone();
+            guard.telling(instance, &members)
+        };
+        guard.call_prepared(&view.balancer, tell, call)
     }
 
-    /// An instance of the balancer that knows the endpoints.
-    fn balancer(&self, place: usize) -> Result<Instance, Trap> {
-        let binding = self.generation.upstreams[place].balancer.ok_or(Trap::NoHook)?;
-        let mut instance = Instance::new(&self.generation.bindings[binding], &self.place)?;
-        instance.endpoints_changed(&self.upstreams[place].seats.borrow().members)?;
-        Ok(instance)
+    /// Puts a balancer's instance that the maker has sent into its slot.
+    fn receive_replacement(&self, place: usize, binding: usize) {
+        let view = &self.upstreams[place];
+        let mut waited = view.replacement.borrow_mut();
+        let Some(replacement) = &mut *waited else { return };
+        match replacement.instance.poll() {
+            None => {}
+            Some(Ok(instance)) => {
+                view.balancer.fill(self.guards[binding].adopt(instance));
+                view.seats.replace(replacement.seats.clone());
+                view.failures.set(0);
+                *waited = None;
+            }
+            Some(Err(trap)) => {
+                *waited = None;
+                drop(waited);
+                view.failures.set(view.failures.get().saturating_add(1));
+                view.retry_at.set(Some(Instant::now() + backoff(view.failures.get())));
+                self.plugin_failed(binding, "balancer", &trap, None);
+            }
+        }
+    }
+
+    fn order_replacement(&self, place: usize, binding: usize, seats: Rc<Seats>) {
+        let view = &self.upstreams[place];
+        let is_resting = view.retry_at.get().is_some_and(|retry_at| Instant::now() < retry_at);
+        let mut waited = view.replacement.borrow_mut();
+        if waited.is_none() && !is_resting {
+            let instance = self.guards[binding].order(Some(seats.members.clone()));
+            *waited = Some(Replacement { seats, instance });
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use crate::edit::Side;
+
 /// The heads of both messages, and where the exchange stands.
 #[derive(Debug)]
 pub struct Head {
@@ -29,7 +31,43 @@ pub struct Head {
     pub cache: Option<CacheOutcome>,
     /// Values left by plugins.
     pub notes: Vec<(String, HeaderValue)>,
+    /// How much of this is the work of plugins.
+    pub added: Added,
     id: OnceCell<[u8; 32]>,
+}
+
+/// Counts what the plugins of a chain have added to an exchange. What they removed again still counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Added {
+    request: AddedFields,
+    response: AddedFields,
+    /// Bytes of notes, with their names.
+    pub note_bytes: usize,
+}
+
+/// Counts the fields that were added to a message.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AddedFields {
+    pub fields: usize,
+    pub bytes: usize,
+}
+
+impl Added {
+    /// The count for one side.
+    pub fn to(&self, side: Side) -> AddedFields {
+        match side {
+            Side::Request => self.request,
+            Side::Response => self.response,
+        }
+    }
+
+    /// The count for one side, to be changed.
+    pub fn to_mut(&mut self, side: Side) -> &mut AddedFields {
+        match side {
+            Side::Request => &mut self.request,
+            Side::Response => &mut self.response,
+        }
+    }
 }
 
 /// What became of a request at a cache.
@@ -157,6 +195,17 @@ pub enum ValueName {
     ClientCertificateFingerprint,
 }
 
+impl ValueName {
+    /// Bytes of the text that the name holds.
+    pub fn text_len(&self) -> usize {
+        match self {
+            ValueName::RequestField(name) | ValueName::ResponseField(name) => name.as_str().len(),
+            ValueName::Cookie(name) | ValueName::QueryParameter(name) | ValueName::Note(name) => name.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// As templates write it.
 impl fmt::Display for ValueName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -202,7 +251,7 @@ pub enum Value<'a> {
     Bytes(Cow<'a, [u8]>),
 }
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 impl Head {
     /// The head of an exchange that begins.
@@ -214,7 +263,8 @@ impl Head {
         upstream: Arc<str>,
     ) -> Self {
         let (response, endpoint, cache, notes, id) = (None, None, None, Vec::new(), OnceCell::new());
-        Head { received, request, response, peer, route, upstream, endpoint, cache, notes, id }
+        let added = Added::default();
+        Head { received, request, response, peer, route, upstream, endpoint, cache, notes, added, id }
     }
 
     /// Of what could not be read.
@@ -243,7 +293,7 @@ impl Head {
         let received = Received { method: method.clone(), target: target.clone(), version: *version };
         let (peer, route, upstream) = (self.peer.clone(), self.route.clone(), self.upstream.clone());
         let mut copy = Head::new(received, self.request.clone(), peer, route, upstream);
-        copy.notes = self.notes.clone();
+        (copy.notes, copy.added) = (self.notes.clone(), self.added);
         copy
     }
 
@@ -406,7 +456,10 @@ fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Value<'a>> {
     let first = lines.next()?;
     let Some(second) = lines.next() else { return Some(Value::Field(first)) };
     let mut list = [first.as_bytes(), b", ", second.as_bytes()].concat();
-    lines.for_each(|line| list.extend([b", ", line.as_bytes()].concat()));
+    for line in lines {
+        list.extend_from_slice(b", ");
+        list.extend_from_slice(line.as_bytes());
+    }
     Some(Value::Bytes(Cow::Owned(list)))
 }
 

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::generation::{Generation, Upstream};
+use crate::supervise::{self, guard, supervised};
 use crate::upstream::EndpointAddr;
 use crate::upstream::check::{Check, check};
 use crate::upstream::discovery::{Found, Name, Plan};
-use crate::upstream::dns::Resolver;
+use crate::upstream::dns::{LookupError, Resolver};
 use crate::upstream::health;
 use crate::upstream::live::{Live, Wanted};
 
@@ -62,7 +63,7 @@ impl Keeper {
     /// Keeps nothing yet, and lets time pass.
     pub fn start() -> Self {
         let live = Rc::<RefCell<Vec<Arc<Live>>>>::default();
-        let ticking = Task::start(tick(live.clone()));
+        let ticking = Task::start(supervise::Task::UpstreamTick, tick(live.clone()));
         Keeper { kept: HashMap::new(), live, _ticking: ticking }
     }
 
@@ -129,7 +130,19 @@ impl Set {
             }
         };
         let names = 0..self.plan.names.len();
-        names.map(|name| Task::start(look_up(self.clone(), name, resolver.clone(), looking.clone()))).collect()
+        let look_up = |name| look_up(self.clone(), name, resolver.clone(), looking.clone());
+        names.map(|name| Task::start(supervise::Task::Lookup, look_up(name))).collect()
+    }
+
+    /// Looks a name up once; returns how long the answer holds.
+    async fn look_up(&self, name: usize, resolver: &Resolver) -> Result<Duration, String> {
+        let turn = async {
+            let Found { members, lifetime } = self.plan.names[name].look_up(resolver).await?;
+            self.found(name, members);
+            Ok::<_, LookupError>(lifetime)
+        };
+        let found = supervised(supervise::Task::Lookup, turn).await;
+        found.map_err(|panicked| panicked.to_string())?.map_err(|error| error.to_string())
     }
 
     /// Takes what a name stands for now.
@@ -152,7 +165,10 @@ impl Set {
             let mut checks = self.checks.borrow_mut();
             checks.retain(|address, _| members.iter().any(|member| member.address == *address));
             for member in &members {
-                let watch = || Task::start(watch_health(self.live.clone(), rules.clone(), member.address.clone()));
+                let watch = || {
+                    let watched = watch_health(self.live.clone(), rules.clone(), member.address.clone());
+                    Task::start(supervise::Task::HealthCheck, watched)
+                };
                 checks.entry(member.address.clone()).or_insert_with(watch);
             }
         }
@@ -165,9 +181,8 @@ async fn look_up(set: Rc<Set>, name: usize, resolver: Rc<Resolver>, looking: mps
     let mut looking = Some(looking);
     let mut pause = RETRY;
     loop {
-        let next = match set.plan.names[name].look_up(&resolver).await {
-            Ok(Found { members, lifetime }) => {
-                set.found(name, members);
+        let next = match set.look_up(name, &resolver).await {
+            Ok(lifetime) => {
                 pause = RETRY;
                 lifetime
             }
@@ -191,11 +206,15 @@ async fn look_up(set: Rc<Set>, name: usize, resolver: Rc<Resolver>, looking: mps
 /// Checks an endpoint over and over.
 async fn watch_health(live: Arc<Live>, rules: Check, address: EndpointAddr) {
     loop {
-        let (shown, why) = match check(&rules, &address).await {
-            Ok(()) => (health::Check::Passed, String::new()),
-            Err(why) => (health::Check::Failed, why),
+        let turn = async {
+            let (shown, why) = match check(&rules, &address).await {
+                Ok(()) => (health::Check::Passed, String::new()),
+                Err(why) => (health::Check::Failed, why),
+            };
+            live.checked(&address, shown, &why, Instant::now());
         };
-        live.checked(&address, shown, &why, Instant::now());
+        // A panic says nothing about the endpoint, whose state stays until the next check.
+        let _ = supervised(supervise::Task::HealthCheck, turn).await;
         sleep(jittered(rules.interval)).await;
     }
 }
@@ -214,13 +233,15 @@ async fn tick(live: Rc<RefCell<Vec<Arc<Live>>>>) {
     loop {
         ticks.tick().await;
         let now = Instant::now();
-        live.borrow().iter().for_each(|live| live.tick(now));
+        let live = live.borrow().clone();
+        let tick = |live: &Arc<Live>| drop(guard(supervise::Task::UpstreamTick, || live.tick(now)));
+        live.iter().for_each(tick);
     }
 }
 
 impl Task {
-    fn start(task: impl Future<Output = ()> + 'static) -> Self {
-        Task(spawn_local(task).abort_handle())
+    fn start(name: supervise::Task, task: impl Future<Output = ()> + 'static) -> Self {
+        Task(supervise::spawn_turns(name, task).abort_handle())
     }
 }
 

@@ -11,35 +11,50 @@
 //!   [`upstream`], and sends the request with its [`upload`], which [`resend`] keeps where it may be sent again
 //! - where the chain has a cache, [`caching`] looks in [`cache`], its store, and stores there what comes; long content
 //!   lies in [`pages`]
+//! - what hooks ask for is carried out by [`edit`], within [`bounds`]: [`edit_plan`] has the edits that are known
+//!   beforehand, [`edit_room`] what a message has room for
 //! - [`chain`] runs the response hooks, and [`body`] streams to the client; bodies pass plugins by [`passage`]
 //! - [`ending`] tells [`metrics`], [`access_log`] and observers
 //!
+//! [`supervise`] catches panics of tasks, [`process_log`] and [`access_log`] write through [`output`] without making any
+//! other thread wait; [`printable`] escapes text from outside.
+//!
 //! [`apart`] keeps what few exchanges need out of the way of the others.
 //!
-//! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]), but for who
+//! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]), with components
+//! that a child process has examined ([`loading`]), but for who
 //! is in an upstream's set and well, which [`keeper`] sees to. Plugins run in [`plugin`]. Modules import in one direction;
 //! `tests/layers.rs` has the table.
 
 pub mod access_log;
 pub mod admin;
+pub mod admission;
 pub mod apart;
 pub mod arrival;
 pub mod assemble;
 pub mod attempt;
+mod background;
+pub mod backlog;
 pub mod balance;
 pub mod body;
+pub mod bounds;
 pub mod cache;
 pub mod caching;
+pub mod census;
 pub mod chain;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connection;
 mod demo;
+pub mod descriptors;
 pub mod edit;
+pub mod edit_plan;
+pub mod edit_room;
 pub mod ending;
 pub mod error;
 pub mod exchange;
+mod files;
 pub mod forward;
 pub mod forwarding;
 pub mod framing;
@@ -48,22 +63,28 @@ pub mod head;
 pub mod keeper;
 mod listen;
 pub mod listener;
+pub mod loading;
 pub mod metered;
 pub mod metrics;
+pub mod output;
 pub mod pages;
 pub mod passage;
 pub mod path;
 pub mod plugin;
+pub mod printable;
+pub mod process_log;
 pub mod proxy_protocol;
 pub mod resend;
 pub mod respond;
 pub mod router;
 mod serve;
+pub mod supervise;
 pub mod target;
 pub mod tcp;
 pub mod tls;
 pub mod upload;
 pub mod upstream;
 mod watch;
+mod watchdog;
 pub mod wire;
 pub mod worker;

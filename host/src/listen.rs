@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -11,6 +12,7 @@ use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::mpsc;
 use tracing::info;
 
+use crate::admin::socket::is_live;
 use crate::worker::{BACKLOG, Socket, SocketOrder};
 
 /// All listeners, by their addresses as the manifest writes them.
@@ -132,7 +134,7 @@ fn tcp_socket(address: SocketAddr) -> std::io::Result<RawSocket> {
 fn bind_unix(path: &str) -> std::io::Result<UnixListener> {
     // A socket that nobody listens at is left from a run that was killed. Anything else is not ours to remove.
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    if is_socket && UnixStream::connect(path).is_err() {
+    if is_socket && !is_live(Path::new(path)) {
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;

@@ -1,14 +1,14 @@
-//! What a listener demands of its clients, and how many of them there are.
+//! The rules of a listener for its clients.
 
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::census::Census;
 use crate::framing;
 
 /// The rules of a listener in a generation; a connection keeps those that it began with.
@@ -41,24 +41,20 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Bytes that a request's content has to make per second.
     pub body_rate: u64,
-    /// For a client that takes nothing.
-    pub send_timeout: Duration,
+    pub send: SendLimits,
+    /// Bytes that wait on a connection with HTTP/2 for its client, and as many for endpoints.
+    pub buffer: usize,
     /// For an upgraded connection on which nothing passes.
     pub tunnel_timeout: Duration,
 }
 
-/// The connections at a listener, over all workers.
-#[derive(Debug, Default)]
-pub struct Census {
-    all: AtomicUsize,
-    // Locked when a connection begins and ends, and only where the manifest limits clients; never for a request.
-    clients: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// A connection that is counted, until dropped.
-pub struct Counted {
-    census: Arc<Census>,
-    client: Option<IpAddr>,
+/// The pace at which a client has to take its responses.
+#[derive(Clone, Copy, Debug)]
+pub struct SendLimits {
+    /// For a client that takes nothing.
+    pub timeout: Duration,
+    /// Bytes per second, over each of two windows of time in which the client is waited for.
+    pub rate: u64,
 }
 
 impl Listener {
@@ -66,35 +62,22 @@ impl Listener {
     pub fn is_proxy(&self, client: Option<IpAddr>) -> bool {
         client.is_some_and(|client| self.proxies.iter().any(|net| net.contains(&client)))
     }
-
-    /// Counts one more connection, unless there are too many.
-    pub fn admit(&self) -> Option<Counted> {
-        let before = self.census.all.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted { census: self.census.clone(), client: None };
-        (before < self.limits.connections).then_some(counted)
-    }
-
-    /// Counts a connection as its client's, unless the client has too many.
-    pub fn admit_client(&self, counted: &mut Counted, client: Option<IpAddr>) -> bool {
-        let (Some(most), Some(client)) = (self.limits.connections_per_client, client) else { return true };
-        let mut clients = self.census.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = clients.entry(client).or_default();
-        *known += 1;
-        counted.client = Some(client);
-        *known <= most
-    }
 }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.census.all.fetch_sub(1, Ordering::Relaxed);
-        let Some(client) = self.client else { return };
-        let mut clients = self.census.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = clients.get_mut(&client) {
-            *known -= 1;
-            if *known == 0 {
-                clients.remove(&client);
-            }
+impl SendLimits {
+    /// The time that the rate is looked at over: a pause now and then is no fault.
+    pub fn window(&self) -> Duration {
+        self.timeout / 2
+    }
+
+    /// Whether a client that took so many bytes in a window takes too little: in two windows, of which `slow` counts the
+    /// first. One in which it takes nothing at all doesn't count: a film may be paused, and there is a timeout.
+    pub fn is_too_slow(&self, bytes: u64, slow: &Cell<u8>) -> bool {
+        if bytes == 0 {
+            return false;
         }
+        let wanted = u128::from(self.rate) * self.window().as_millis() / 1000;
+        slow.set(if u128::from(bytes) < wanted { slow.get().saturating_add(1) } else { 0 });
+        slow.get() > 1
     }
 }

@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::error::Kind;
 use crate::head::CacheOutcome;
 
-/// All figures of the process; they outlive generations.
+/// All metrics of the process. Each is kept as long as a generation has its owner, so that it continues over reloads.
 #[derive(Default)]
 pub struct Registry {
-    routes: PerWorker<RouteFigures>,
-    plugins: PerWorker<PluginFigures>,
-    caches: PerWorker<CacheFigures>,
-    custom: Mutex<BTreeMap<CustomOwner, Arc<Custom>>>,
+    routes: PerOwner<Owner, RouteFigures>,
+    plugins: PerOwner<Owner, PluginFigures>,
+    caches: PerOwner<Owner, CacheFigures>,
+    custom: PerOwner<CustomOwner, Custom>,
+    /// Times that the control thread was held up; written by the watchdog.
+    pub control_holds: Count,
 }
 
 /// A worker's place in a registry.
@@ -27,11 +29,17 @@ pub struct Place {
 /// A figure that a plugin defined, as one worker sees it.
 #[derive(Debug)]
 pub struct Custom {
+    pub definition: Definition,
+    /// The bits of a number.
+    value: AtomicU64,
+}
+
+/// The definition of a plugin's own figure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Definition {
     pub name: String,
     pub kind: CustomKind,
     pub help: String,
-    /// The bits of a number.
-    value: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,8 +56,15 @@ struct CustomOwner {
     worker: usize,
 }
 
-/// Figures of things with names, each worker's apart; locked at a swap and when somebody asks, never by a request.
-struct PerWorker<T>(Mutex<BTreeMap<Owner, Arc<T>>>);
+/// Metrics by their owners, kept as long as a generation holds them. The lock is taken at a swap and when the admin
+/// listener reads, never by a request.
+struct PerOwner<O, T>(Mutex<Owned<O, T>>);
+
+struct Owned<O, T> {
+    figures: BTreeMap<O, Weak<T>>,
+    /// The number of entries at which the unused ones are removed.
+    sweep_at: usize,
+}
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Owner {
@@ -80,8 +95,23 @@ pub struct RouteFigures {
 pub struct PluginFigures {
     pub calls: Count,
     pub failures: Count,
+    /// Calls that were not made.
+    pub rejected: [Count; Rejection::ALL.len()],
     /// Of every [`SAMPLE`]th call, times [`SAMPLE`].
     pub nanoseconds: Count,
+}
+
+/// The reasons for which a plugin is not called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The plugin has used its share of the worker's time.
+    Share,
+    /// The plugin's breaker is open.
+    Breaker,
+    /// The plugin has lost its instance, and no other is ready.
+    Instance,
+    /// The plugin has reached `limits.bodies`.
+    Bodies,
 }
 
 /// A worker's figures of a cache, by what became of requests.
@@ -115,17 +145,17 @@ pub const SAMPLE: u64 = 16;
 impl Registry {
     /// A worker's figures of a route, by name.
     pub fn route(&self, name: &Arc<str>, worker: usize) -> Arc<RouteFigures> {
-        self.routes.of(name, worker)
+        self.routes.of_worker(name, worker)
     }
 
     /// A worker's figures of a plugin, by name.
     pub fn plugin(&self, name: &Arc<str>, worker: usize) -> Arc<PluginFigures> {
-        self.plugins.of(name, worker)
+        self.plugins.of_worker(name, worker)
     }
 
     /// A worker's figures of a cache, by the name of its plugin.
     pub fn cache(&self, name: &Arc<str>, worker: usize) -> Arc<CacheFigures> {
-        self.caches.of(name, worker)
+        self.caches.of_worker(name, worker)
     }
 
     /// The figures of all caches, each cache's workers together.
@@ -144,24 +174,73 @@ impl Registry {
     }
 }
 
-impl<T: Default> PerWorker<T> {
-    fn of(&self, name: &Arc<str>, worker: usize) -> Arc<T> {
-        let mut figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        figures.entry(Owner { name: name.clone(), worker }).or_default().clone()
+impl Rejection {
+    /// All reasons, in the order of their declaration.
+    pub const ALL: [Rejection; 4] = [Rejection::Share, Rejection::Breaker, Rejection::Instance, Rejection::Bodies];
+
+    /// Returns the word for the reason.
+    pub fn word(self) -> &'static str {
+        match self {
+            Rejection::Share => "share",
+            Rejection::Breaker => "breaker",
+            Rejection::Instance => "instance",
+            Rejection::Bodies => "bodies",
+        }
+    }
+}
+
+impl<O: Ord, T> PerOwner<O, T> {
+    /// Returns the metrics of an owner: new ones, if no generation holds any.
+    fn of(&self, owner: O, new: impl FnOnce() -> T) -> Arc<T> {
+        let mut owned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if owned.figures.len() >= owned.sweep_at {
+            owned.sweep();
+        }
+        if let Some(known) = owned.figures.get(&owner).and_then(Weak::upgrade) {
+            return known;
+        }
+        let figures = Arc::new(new());
+        owned.figures.insert(owner, Arc::downgrade(&figures));
+        figures
+    }
+
+    /// Calls a function with all metrics that a generation holds, in the order of their owners.
+    fn each(&self, mut call: impl FnMut(&O, Arc<T>)) {
+        let mut owned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        owned.sweep();
+        owned
+            .figures
+            .iter()
+            .filter_map(|(owner, figures)| Some((owner, figures.upgrade()?)))
+            .for_each(|(owner, figures)| call(owner, figures));
+    }
+}
+
+impl<O: Ord, T> Owned<O, T> {
+    fn sweep(&mut self) {
+        self.figures.retain(|_, figures| figures.strong_count() > 0);
+        self.sweep_at = (self.figures.len() * 2).max(SWEEP_AT);
+    }
+}
+
+/// Entries that are not worth a sweep.
+const SWEEP_AT: usize = 64;
+
+impl<T: Default> PerOwner<Owner, T> {
+    fn of_worker(&self, name: &Arc<str>, worker: usize) -> Arc<T> {
+        self.of(Owner { name: name.clone(), worker }, T::default)
     }
 
     fn by_name(&self) -> BTreeMap<Arc<str>, Vec<Arc<T>>> {
         let mut together: BTreeMap<Arc<str>, Vec<Arc<T>>> = BTreeMap::new();
-        for (owner, figures) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            together.entry(owner.name.clone()).or_default().push(figures.clone());
-        }
+        self.each(|owner, figures| together.entry(owner.name.clone()).or_default().push(figures));
         together
     }
 }
 
-impl<T> Default for PerWorker<T> {
+impl<O: Ord, T> Default for PerOwner<O, T> {
     fn default() -> Self {
-        PerWorker(Mutex::default())
+        PerOwner(Mutex::new(Owned { figures: BTreeMap::new(), sweep_at: SWEEP_AT }))
     }
 }
 
@@ -169,37 +248,37 @@ impl Registry {
     /// The plugins' own figures: plugin, figure, and the sum over all workers.
     pub fn custom(&self) -> Vec<(Arc<str>, Arc<Custom>, f64)> {
         let mut sums: Vec<(Arc<str>, Arc<Custom>, f64)> = Vec::new();
-        for (owner, custom) in self.custom.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            match sums.last_mut() {
-                Some((plugin, known, sum))
-                    if *plugin == owner.plugin && known.name == owner.name && known.kind == owner.kind =>
-                {
-                    *sum += custom.value();
-                }
-                _ => sums.push((owner.plugin.clone(), custom.clone(), custom.value())),
+        self.custom.each(|owner, custom| match sums.last_mut() {
+            Some((plugin, known, sum))
+                if *plugin == owner.plugin
+                    && known.definition.name == owner.name
+                    && known.definition.kind == owner.kind =>
+            {
+                *sum += custom.value();
             }
-        }
+            _ => sums.push((owner.plugin.clone(), custom.clone(), custom.value())),
+        });
         sums
     }
 }
 
 impl Place {
-    /// The worker's figure of that name and kind: this one, if there is none yet.
-    pub fn custom(&self, plugin: &Arc<str>, new: Custom) -> Arc<Custom> {
-        let owner = CustomOwner { plugin: plugin.clone(), name: new.name.clone(), kind: new.kind, worker: self.worker };
-        let mut all = self.registry.custom.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(owner).or_insert_with(|| Arc::new(new)).clone()
+    /// Returns the worker's figure of a plugin by its definition.
+    pub fn custom(&self, plugin: &Arc<str>, definition: &Definition) -> Arc<Custom> {
+        let Definition { name, kind, .. } = definition;
+        let owner = CustomOwner { plugin: plugin.clone(), name: name.clone(), kind: *kind, worker: self.worker };
+        self.registry.custom.of(owner, || Custom::new(definition.clone()))
     }
 }
 
 impl Custom {
-    pub fn new(name: String, kind: CustomKind, help: String) -> Self {
-        Custom { name, kind, help, value: AtomicU64::new(0f64.to_bits()) }
+    pub fn new(definition: Definition) -> Self {
+        Custom { definition, value: AtomicU64::new(0f64.to_bits()) }
     }
 
     /// Adds; a counter ignores what would lower it, and neither takes what is no number.
     pub fn add(&self, amount: f64) {
-        if amount.is_finite() && (self.kind == CustomKind::Gauge || amount >= 0.0) {
+        if amount.is_finite() && (self.definition.kind == CustomKind::Gauge || amount >= 0.0) {
             self.value.store((self.value() + amount).to_bits(), Ordering::Relaxed);
         }
     }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use crate::backlog::Piece;
 use crate::passage::BodyError;
 use crate::upload::RequestBody;
 
@@ -42,7 +43,8 @@ impl Content {
     /// Content of which up to `most` bytes are kept to be sent again.
     pub fn new(content: RequestBody, most: usize) -> Self {
         let empty = content.is_end_stream();
-        if empty || most == 0 {
+        let length = content.size_hint().exact().map_or(most, |length| most.min(length as usize));
+        if empty || most == 0 || !content.grant_copy(length) {
             return Content { ready: Some(content), kept: None, empty };
         }
         let kept = Kept { rest: content, read: Vec::new(), bytes: 0, most, is_lost: false, turn: 0 };
@@ -105,10 +107,10 @@ impl Resent {
 }
 
 impl Body for Resent {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
         let Resent { kept, turn, next } = &mut *self;
         let mut kept = kept.borrow_mut();
         if kept.turn != *turn {
@@ -116,13 +118,13 @@ impl Body for Resent {
         }
         if let Some(piece) = kept.read.get(*next) {
             *next += 1;
-            return Poll::Ready(Some(Ok(Frame::data(piece.clone()))));
+            return Poll::Ready(Some(Ok(Frame::data(piece.clone().into()))));
         }
         let frame = Pin::new(&mut kept.rest).poll_frame(cx);
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 match frame.data_ref() {
-                    Some(piece) => kept.keep(piece),
+                    Some(piece) => kept.keep(piece.content()),
                     // Trailers come but once.
                     None => kept.lose(),
                 }
@@ -160,7 +162,7 @@ mod tests {
     fn read(body: &mut RequestBody, pieces: usize) -> Vec<Bytes> {
         let mut context = Context::from_waker(std::task::Waker::noop());
         let mut frame = || match Pin::new(&mut *body).poll_frame(&mut context) {
-            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+            Poll::Ready(Some(Ok(frame))) => Some(frame.into_data().ok()?.content().clone()),
             _ => None,
         };
         (0..pieces).map_while(|_| frame()).collect()

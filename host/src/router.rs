@@ -1,6 +1,7 @@
 //! Which route a request takes: the most specific that matches, whatever the order in the manifest.
 
-use std::cmp::Reverse;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use http::request::Parts;
 
@@ -42,7 +43,7 @@ pub enum PathMatch {
 /// The routes, most specific first; the number is the place in the list that it was made from.
 #[derive(Debug)]
 pub struct Router {
-    table: Vec<(Option<HostMatch>, Match, usize)>,
+    table: Vec<(Option<HostMatch>, Arc<Match>, usize)>,
     /// Whether any route asks for a host; if none does, nobody needs to know it.
     by_host: bool,
 }
@@ -50,20 +51,22 @@ pub struct Router {
 impl Router {
     /// Orders routes; the error names two that no request can tell apart.
     pub fn new(routes: Vec<Match>) -> Result<Self, (usize, usize)> {
-        let mut table = Vec::new();
-        for (place, route) in routes.into_iter().enumerate() {
-            let hosts: Vec<Option<HostMatch>> =
-                if route.hosts.is_empty() { vec![None] } else { route.hosts.iter().cloned().map(Some).collect() };
-            table.extend(hosts.into_iter().map(|host| (host, route.clone(), place)));
+        let mut ranked = Vec::new();
+        for (place, mut route) in routes.into_iter().enumerate() {
+            let hosts = std::mem::take(&mut route.hosts);
+            let hosts: Vec<_> = if hosts.is_empty() { vec![None] } else { hosts.into_iter().map(Some).collect() };
+            // Shared, as a route may have thousands of hosts, and as many conditions.
+            let (rank, route) = (Rc::new(rank(&route)), Arc::new(route));
+            ranked.extend(
+                hosts.into_iter().map(|host| ((host_rank(host.as_ref()), rank.clone()), (host, route.clone(), place))),
+            );
         }
-        table.sort_by_cached_key(|(host, route, _)| Reverse(rank(host.as_ref(), route)));
-        let same = |a: &(Option<HostMatch>, Match, usize), b: &(Option<HostMatch>, Match, usize)| {
-            rank(a.0.as_ref(), &a.1) == rank(b.0.as_ref(), &b.1)
-        };
-        match table.windows(2).find(|pair| same(&pair[0], &pair[1])) {
-            Some(pair) => Err((pair[0].2.min(pair[1].2), pair[0].2.max(pair[1].2))),
-            None => Ok(Router { by_host: table.iter().any(|(host, ..)| host.is_some()), table }),
+        ranked.sort_by(|(one, _), (other, _)| other.cmp(one));
+        if let Some([(_, one), (_, other)]) = ranked.array_windows().find(|[(one, _), (other, _)]| one == other) {
+            return Err((one.2.min(other.2), one.2.max(other.2)));
         }
+        let table: Vec<_> = ranked.into_iter().map(|(_, entry)| entry).collect();
+        Ok(Router { by_host: table.iter().any(|(host, ..)| host.is_some()), table })
     }
 
     /// The place of the route for a request.
@@ -118,15 +121,20 @@ impl PathMatch {
     }
 }
 
-type Rank<'a> = (Option<(bool, usize, String)>, u8, usize, String, usize, String);
+type HostRank = Option<(bool, usize, String)>;
+type Rank = (u8, usize, String, usize, String);
 
-/// Exact hosts before wildcards before any, longer before shorter; exact paths before regexes before prefixes; then
-/// the number of further conditions. The texts make the rank of two routes equal only if they ask the same.
-fn rank<'a>(host: Option<&HostMatch>, route: &Match) -> Rank<'a> {
-    let host = host.map(|host| match host {
+/// Exact hosts before wildcards before any, longer before shorter.
+fn host_rank(host: Option<&HostMatch>) -> HostRank {
+    host.map(|host| match host {
         HostMatch::Exact(name) => (true, name.len(), name.clone()),
         HostMatch::Below(name) => (false, name.len(), name.clone()),
-    });
+    })
+}
+
+/// Exact paths before regexes before prefixes; then the number of further conditions. The texts make the rank of two
+/// routes equal only if they ask the same.
+fn rank(route: &Match) -> Rank {
     let (kind, path) = match &route.path {
         PathMatch::Any => (0, String::new()),
         PathMatch::Prefix(path) => (1, path.clone()),
@@ -135,7 +143,7 @@ fn rank<'a>(host: Option<&HostMatch>, route: &Match) -> Rank<'a> {
     };
     let conditions = usize::from(!route.methods.is_empty()) + route.fields.len() + route.query.len();
     let rest = format!("{:?}{:?}{:?}", route.methods, route.fields, route.query);
-    (host, kind, path.len(), path, conditions, rest)
+    (kind, path.len(), path, conditions, rest)
 }
 
 #[cfg(test)]

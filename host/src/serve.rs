@@ -3,103 +3,46 @@
 use std::fmt::Display;
 use std::num::NonZero;
 use std::path::Path;
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
-use crate::admin::{self, Admin, ReloadOrder};
-use crate::assemble::{AdminAddress, Assembled, Assembly};
+use crate::admin::listener::AdminListeners;
+use crate::admin::{Admin, ReloadOrder};
+use crate::admission::{self, Admission};
+use crate::assemble::pool::instances;
+use crate::assemble::{Assembled, Assembly};
+use crate::background;
 use crate::config::load::Files;
 use crate::config::problem::Problems;
+use crate::descriptors::{self, Descriptors};
 use crate::generation::Generation;
 use crate::keeper::Keeper;
 use crate::listen::Listeners;
+use crate::loading::{Loader, Stop};
 use crate::metrics::{Place, Registry};
 use crate::plugin::engine::Runtime;
-use crate::watch::Watch;
+use crate::supervise::{Panicked, Task, guard, supervised};
+use crate::watch::{Load, Watch};
+use crate::watchdog::Watchdog;
 use crate::worker::{self, Orders, SocketOrder};
 
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
-pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> anyhow::Result<()> {
-    let mut assembly = Assembly::new(Runtime::start(cache)?)?;
+pub fn run(
+    load: impl Fn() -> Result<Files, Problems> + Send + Sync + 'static,
+    cache: Option<&Path>,
+) -> anyhow::Result<()> {
+    descriptors::raise();
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
-    let mut watch = control.block_on(async { Watch::new() });
-    let (files, _) = watch.load(&load);
-    let files = files?;
-    let first = assembly.assemble(&files)?;
-    first.generation.resize_store();
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let workers = first.workers.unwrap_or(cores);
-    let (publish, generation) = watch::channel(Arc::new(first.generation));
-    let (stop, stopping) = watch::channel(false);
-    let (swapped, mut outcomes) = mpsc::unbounded_channel();
-    let registry = Arc::new(Registry::default());
-    // Before the workers make their balancers, which want to know the endpoints.
-    let keeper = control.block_on(async {
-        let mut keeper = Keeper::start();
-        let first = generation.borrow().clone();
-        keeper.adopt(&first).await;
-        keeper
-    });
-    let (threads, sockets) = start_workers(workers, &generation, &stopping, &registry, &swapped)?;
-    drop(swapped);
-    let mut listeners = Listeners::new(sockets);
-    let bound = listeners.prepare(&first.listeners)?;
-    control.block_on(async {
-        // Before anyone is told that we listen: a SIGHUP that comes first would end the process.
-        let (mut hangup, mut terminate) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
-        let (mut interrupt, mut reopen) = (signal(SignalKind::interrupt())?, signal(SignalKind::user_defined1())?);
-        acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
-        listeners.adopt(bound);
-        let serial = Arc::new(AtomicU64::new(1));
-        let (reload_orders, mut reloads) = mpsc::channel(1);
-        let admin = Arc::new(Admin { registry, generation, serial: serial.clone(), reload: reload_orders });
-        let admin = AdminSeat::start(&first.admin, admin).await?;
-        let drain = first.drain;
-        let mut reloader =
-            Reloader { assembly, publish, outcomes, workers, serial, watch, listeners, keeper, admin, drain };
-        loop {
-            tokio::select! {
-                _ = hangup.recv() => drop(reloader.reload(&load).await),
-                () = reloader.watch.changed() => reloader.reload_changed(&load).await,
-                Some(order) = reloads.recv() => {
-                    let order: ReloadOrder = order;
-                    let _ = order.send(reloader.reload(&load).await);
-                }
-                _ = reopen.recv() => {
-                    if let Some(log) = &reloader.publish.borrow().access_log {
-                        log.reopen();
-                    }
-                }
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-            }
-        }
-        info!("stopping");
-        let _ = stop.send(true);
-        // Now, not at the end: another process may have bound the same paths by then.
-        drop(reloader.listeners);
-        let ended = async { while reloader.outcomes.recv().await.is_some() {} };
-        let store = reloader.publish.borrow().store.clone();
-        tokio::select! {
-            _ = ended => store.flush(FLUSH),
-            _ = terminate.recv() => warn!("stopped at once"),
-            _ = interrupt.recv() => warn!("stopped at once"),
-            _ = tokio::time::sleep(reloader.drain) => {
-                warn!("the drain time has passed; what still ran is cut off");
-                store.flush(FLUSH);
-            }
-        }
-        anyhow::Ok(())
-    })?;
+    let threads = control.block_on(serve(Arc::new(load), cache))?;
     for thread in threads.into_iter().filter(|thread| thread.is_finished()) {
+        // A panic was reported when the worker ended.
         if let Ok(outcome) = thread.join() {
             outcome?;
         }
@@ -107,49 +50,279 @@ pub fn run(load: impl Fn() -> Result<Files, Problems>, cache: Option<&Path>) -> 
     Ok(())
 }
 
+/// The control thread. It decides and waits, but computes nothing that could take long: whatever reads files, loads
+/// plugins or assembles does so on a thread of its own, while signals and the admin listener are answered.
+async fn serve(load: Load, cache: Option<&Path>) -> anyhow::Result<Threads> {
+    // Before all that takes time: a signal that comes first would end the process.
+    let mut signals = Signals::new()?;
+    let registry = Arc::new(Registry::default());
+    let _watchdog = Watchdog::start(registry.clone())?;
+    let stop = Stop::default();
+    let beginning = start(Beginning { load, cache, stop: stop.clone(), registry });
+    let Some(started) = signals.during(beginning, || {}).await else {
+        stop.order();
+        info!("stopped before anything was served");
+        return Ok(Threads::new());
+    };
+    let Started { mut reloader, mut reload_orders, mut endings, stopping, threads } = started?;
+    let mut failure = None;
+    let generation = reloader.publish.subscribe();
+    let reopen = || {
+        if let Some(log) = &generation.borrow().access_log {
+            log.reopen();
+        }
+    };
+    loop {
+        let orders = tokio::select! {
+            _ = signals.hangup.recv() => Reason::Order(Vec::new()),
+            () = reloader.loads.watch.changed() => Reason::Change,
+            Some(order) = reload_orders.recv() => Reason::Order(vec![order]),
+            _ = signals.reopen.recv() => {
+                reopen();
+                continue;
+            }
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            // The other workers can't take over its connections, so another process has to.
+            Some(why) = endings.recv() => {
+                error!(%why, "a worker has ended: the process stops");
+                failure = Some(why);
+                break;
+            }
+        };
+        let orders = orders.and_waiting(&mut reload_orders);
+        if signals.during(reloader.reload_supervised(orders), reopen).await.is_none() {
+            break;
+        }
+    }
+    // A plugin that is being loaded is for nobody any more.
+    stop.order();
+    info!("stopping");
+    let _ = stopping.send(true);
+    drop(reload_orders);
+    reloader.stop(&mut signals).await;
+    failure.map_or(Ok(threads), |why| Err(anyhow::anyhow!("a worker has ended: {why}")))
+}
+
+/// Orders from outside.
+struct Signals {
+    hangup: Signal,
+    reopen: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for an order to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Does something, and meanwhile what can't wait; `None` if an order to stop has come. An order to reload stays.
+    async fn during<T>(&mut self, work: impl Future<Output = T>, reopen: impl Fn()) -> Option<T> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                _ = self.reopen.recv() => reopen(),
+                _ = self.terminate.recv() => return None,
+                _ = self.interrupt.recv() => return None,
+            }
+        }
+    }
+}
+
+/// Why a manifest is loaded again.
+enum Reason {
+    /// A signal, or orders by the admin listener, who want to know the outcome.
+    Order(Vec<ReloadOrder>),
+    /// A file has changed, or was only touched.
+    Change,
+}
+
+impl Reason {
+    /// With the orders that have come meanwhile: all of them are content with one reload.
+    fn and_waiting(self, orders: &mut mpsc::Receiver<ReloadOrder>) -> Self {
+        let waiting = std::iter::from_fn(|| orders.try_recv().ok());
+        match self {
+            Reason::Order(known) => Reason::Order(known.into_iter().chain(waiting).collect()),
+            Reason::Change => match waiting.collect::<Vec<_>>() {
+                none if none.is_empty() => Reason::Change,
+                orders => Reason::Order(orders),
+            },
+        }
+    }
+}
+
+/// The parts that the first generation is made with.
+struct Beginning<'a> {
+    load: Load,
+    cache: Option<&'a Path>,
+    stop: Stop,
+    registry: Arc<Registry>,
+}
+
+/// The parts that run after the start.
+struct Started {
+    reloader: Reloader,
+    reload_orders: mpsc::Receiver<ReloadOrder>,
+    /// The workers that have ended before they were told to.
+    endings: mpsc::UnboundedReceiver<String>,
+    stopping: watch::Sender<bool>,
+    threads: Threads,
+}
+
+async fn start(beginning: Beginning<'_>) -> anyhow::Result<Started> {
+    let Beginning { load, cache, stop, registry } = beginning;
+    let mut watch = Watch::new();
+    let (files, _) = watch.load(&load).await?;
+    let files = files?;
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let runtime = Runtime::start(cache, instances(&files, cores))?;
+    let assembly = Assembly::new(runtime, Loader::in_children(stop))?;
+    let mut loads = Loads { load, assembly: Arc::new(Mutex::new(assembly)), watch };
+    let first = loads.assemble(files).await.map_err(anyhow::Error::msg)?;
+    first.generation.resize_store();
+    let workers = first.workers.unwrap_or(cores);
+    let (publish, generation) = watch::channel(Arc::new(first.generation));
+    let (stopping, stop) = watch::channel(false);
+    let (swapped, mut outcomes) = mpsc::unbounded_channel();
+    let (ended, endings) = mpsc::unbounded_channel();
+    // Before the workers make their balancers, which want to know the endpoints.
+    let mut keeper = Keeper::start();
+    let first_generation = generation.borrow().clone();
+    keeper.adopt(&first_generation).await;
+    let admission = Admission::new(workers);
+    let reports = WorkerReports { swapped, ended };
+    let (threads, sockets) = start_workers(workers, &generation, &stop, &registry, &reports, &admission)?;
+    drop(reports);
+    let mut listeners = Listeners::new(sockets);
+    let bound = listeners.prepare(&first.listeners)?;
+    let descriptors = Descriptors::now();
+    admission.limit(descriptors);
+    acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
+    listeners.adopt(bound);
+    admission::warn_of_limits(generation.borrow().listeners.values(), descriptors);
+    let serial = Arc::new(AtomicU64::new(1));
+    let (reload, reload_orders) = mpsc::channel(1);
+    let admin = Arc::new(Admin { registry, generation, serial: serial.clone(), reload });
+    let admin = AdminListeners::start(&first.admin, admin).await?;
+    let drain = first.drain;
+    let reloader = Reloader { loads, publish, outcomes, workers, serial, listeners, keeper, admin, drain };
+    Ok(Started { reloader, reload_orders, endings, stopping, threads })
+}
+
 /// What is stored may take so long to reach the disk at the end.
 const FLUSH: Duration = Duration::from_secs(5);
 
+/// The time that the lines of the access log may take to be written at the end.
+const FLUSH_LOG: Duration = Duration::from_secs(1);
+
 /// Serves generations one after the other.
 struct Reloader {
-    assembly: Assembly,
+    loads: Loads,
     publish: watch::Sender<Arc<Generation>>,
     outcomes: mpsc::UnboundedReceiver<Result<(), String>>,
     workers: usize,
     serial: Arc<AtomicU64>,
-    watch: Watch,
     listeners: Listeners,
     keeper: Keeper,
-    admin: AdminSeat,
+    admin: AdminListeners,
     /// Exchanges that still run so long after the first signal to stop are cut off.
     drain: Duration,
 }
 
-/// The admin listener, where it is wanted.
-struct AdminSeat {
-    admin: Arc<Admin>,
-    wanted: AdminAddress,
-    task: Option<AbortHandle>,
+/// Makes generations of what there is to load, one at a time, on threads of their own.
+struct Loads {
+    load: Load,
+    /// Locked by the one thread that assembles.
+    assembly: Arc<Mutex<Assembly>>,
+    watch: Watch,
+}
+
+impl Loads {
+    /// Assembles on a thread of its own: plugins run there, and must find no runtime that they could block, nor anyone
+    /// whom they could take along.
+    async fn assemble(&mut self, files: Files) -> Result<Assembled, String> {
+        let assembly = self.assembly.clone();
+        let assemble = move || {
+            let mut assembly = assembly.lock().unwrap_or_else(PoisonError::into_inner);
+            assembly.assemble(&files).map_err(|problems| problems.to_string())
+        };
+        let assembled = background::run(Task::Assemble, assemble).await;
+        assembled.unwrap_or_else(|error| Err(format!("the manifest could not be assembled: {error}")))
+    }
 }
 
 impl Reloader {
-    /// Loads and serves what there is.
-    async fn reload(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> Result<String, String> {
-        let (loaded, _) = self.watch.load(load);
-        self.take(loaded).await
+    /// Calls [`Reloader::reload`], and tells those who ordered a reload the outcome. A panic on the way leaves the old
+    /// generation in service.
+    async fn reload_supervised(&mut self, reason: Reason) {
+        let outcome = match supervised(Task::Reload, self.reload(&reason)).await {
+            Ok(outcome) => outcome,
+            Err(panicked) => Some(Err(self.recover(&panicked).await)),
+        };
+        if let (Reason::Order(orders), Some(outcome)) = (reason, outcome) {
+            orders.into_iter().for_each(|order| drop(order.send(outcome.clone())));
+        }
     }
 
-    /// The same if it is other than what was loaded before: a file that was touched, or that a command has already told
-    /// of, is no change.
-    async fn reload_changed(&mut self, load: &impl Fn() -> Result<Files, Problems>) {
-        let (loaded, is_other) = self.watch.load(load);
-        if is_other {
-            let _ = self.take(loaded).await;
+    /// Watches the endpoints of the generation in service again, after a panic that may have ended that; returns the error
+    /// of the reload.
+    async fn recover(&mut self, panicked: &Panicked) -> String {
+        let served = self.publish.borrow().clone();
+        let _ = supervised(Task::Reload, self.keeper.adopt(&served)).await;
+        let message = format!("not reloaded: {panicked}");
+        error!("{message}");
+        message
+    }
+
+    /// Loads and serves the manifest. After a change of a file, `None` if the contents are those that were loaded before.
+    async fn reload(&mut self, reason: &Reason) -> Option<Result<String, String>> {
+        let (loaded, is_other) = match self.loads.watch.load(&self.loads.load).await {
+            Ok((loaded, is_other)) => (loaded.map_err(|problems| problems.to_string()), is_other),
+            Err(error) => (Err(format!("the manifest could not be read: {error}")), true),
+        };
+        if matches!(reason, Reason::Change) && !is_other {
+            return None;
+        }
+        Some(self.take(loaded).await)
+    }
+
+    /// Lets exchanges end, until their time is over or another signal comes.
+    async fn stop(mut self, signals: &mut Signals) {
+        // Now, not at the end: another process may have bound the same paths by then.
+        drop((self.listeners, self.admin));
+        let ended = async { while self.outcomes.recv().await.is_some() {} };
+        let last = self.publish.borrow().clone();
+        let flush = || {
+            last.store.flush(FLUSH);
+            last.access_log.iter().for_each(|log| log.flush(FLUSH_LOG));
+        };
+        tokio::select! {
+            _ = ended => flush(),
+            () = signals.stop() => warn!("stopped at once"),
+            _ = tokio::time::sleep(self.drain) => {
+                warn!("the drain time has passed; what still ran is cut off");
+                flush();
+            }
         }
     }
 
     /// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.
-    async fn take(&mut self, loaded: Result<Files, Problems>) -> Result<String, String> {
+    async fn take(&mut self, loaded: Result<Files, String>) -> Result<String, String> {
         let outcome = self.replace(loaded).await;
         match &outcome {
             Ok(message) => info!("{message}"),
@@ -158,11 +331,14 @@ impl Reloader {
         outcome
     }
 
-    async fn replace(&mut self, loaded: Result<Files, Problems>) -> Result<String, String> {
+    async fn replace(&mut self, loaded: Result<Files, String>) -> Result<String, String> {
         let refused = |why: &dyn Display| format!("not reloaded, the old manifest goes on serving:\n{why}");
-        let next = self.assemble(loaded).map_err(|problems| refused(&problems))?;
+        let files = loaded.map_err(|problems| refused(&problems))?;
+        let next = self.loads.assemble(files).await.map_err(|problems| refused(&problems))?;
         let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
         self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
+        // A reload that a panic ended may have left some.
+        while self.outcomes.try_recv().is_ok() {}
         let next_generation = Arc::new(next.generation);
         self.keeper.adopt(&next_generation).await;
         let old = self.publish.send_replace(next_generation);
@@ -182,63 +358,34 @@ impl Reloader {
         }
         Ok(format!("reloaded: generation {serial}"))
     }
-
-    /// Assembles on a thread of its own: plugins run there, and must find no runtime that they could block, nor anyone
-    /// whom they could take along.
-    fn assemble(&mut self, loaded: Result<Files, Problems>) -> Result<Assembled, String> {
-        let files = loaded.map_err(|problems| problems.to_string())?;
-        let assembly = &mut self.assembly;
-        let assembled = std::thread::scope(|scope| scope.spawn(|| assembly.assemble(&files)).join());
-        match assembled {
-            Ok(assembled) => assembled.map_err(|problems| problems.to_string()),
-            Err(_) => Err("the manifest could not be assembled; the lines above say why".into()),
-        }
-    }
-}
-
-impl AdminSeat {
-    async fn start(wanted: &AdminAddress, admin: Arc<Admin>) -> anyhow::Result<Self> {
-        let mut seat = AdminSeat { admin, wanted: AdminAddress::Off, task: None };
-        seat.change(wanted).await?;
-        Ok(seat)
-    }
-
-    /// Listens at another address. At its default place it gives way to another process's.
-    async fn change(&mut self, wanted: &AdminAddress) -> anyhow::Result<()> {
-        let place = |wanted: &AdminAddress| match wanted {
-            AdminAddress::Off => None,
-            AdminAddress::At(address) => Some(address.to_string()),
-            AdminAddress::Default => Some(admin::DEFAULT_ADDRESS.into()),
-        };
-        let address: Option<String> = place(wanted);
-        if place(&self.wanted) == address {
-            return Ok(());
-        }
-        let listener = match address {
-            None => None,
-            Some(address) => match tokio::net::TcpListener::bind(&address).await {
-                Ok(listener) => Some(listener),
-                Err(error) if *wanted == AdminAddress::Default => {
-                    warn!(%error, "no admin listener at {address}; choose a place with [admin] address");
-                    None
-                }
-                Err(error) => return Err(error).context(format!("the admin listener can't listen at {address}")),
-            },
-        };
-        if let Some(old) = self.task.take() {
-            old.abort();
-        }
-        if let Some(listener) = listener {
-            info!("admin at http://{}", listener.local_addr()?);
-            self.task = Some(tokio::task::spawn_local(admin::serve(listener, self.admin.clone())).abort_handle());
-        }
-        self.wanted = wanted.clone();
-        Ok(())
-    }
 }
 
 type Sockets = Vec<mpsc::UnboundedSender<SocketOrder>>;
 type Threads = Vec<JoinHandle<std::io::Result<()>>>;
+
+/// The ends by which workers report to the control thread.
+#[derive(Clone)]
+struct WorkerReports {
+    /// Each generation that a worker serves, or can't.
+    swapped: mpsc::UnboundedSender<Result<(), String>>,
+    /// A worker that has ended before it was told to.
+    ended: mpsc::UnboundedSender<String>,
+}
+
+impl WorkerReports {
+    /// Runs a worker on its thread, and reports an end that is not in order.
+    fn run(self, worker: usize, orders: Orders) -> std::io::Result<()> {
+        let swapped = self.swapped.clone();
+        let ran = guard(Task::Worker, || worker::run(orders, swapped)).map_err(std::io::Error::other).flatten();
+        if let Err(error) = &ran {
+            let why = format!("worker-{worker}: {error}");
+            let _ = self.ended.send(why.clone());
+            // A swap may wait for it.
+            let _ = self.swapped.send(Err(why));
+        }
+        ran
+    }
+}
 
 /// Starts a thread for each worker; gives them, and the ends by which they are given sockets.
 fn start_workers(
@@ -246,16 +393,18 @@ fn start_workers(
     generation: &watch::Receiver<Arc<Generation>>,
     stopping: &watch::Receiver<bool>,
     registry: &Arc<Registry>,
-    swapped: &mpsc::UnboundedSender<Result<(), String>>,
+    reports: &WorkerReports,
+    admission: &Arc<Admission>,
 ) -> std::io::Result<(Threads, Sockets)> {
     let (mut threads, mut ends) = (Vec::new(), Vec::new());
     for worker in 0..workers {
         let (end, sockets) = mpsc::unbounded_channel();
         let place = Place { registry: registry.clone(), worker };
-        let orders = Orders { generation: generation.clone(), sockets, stopping: stopping.clone(), place };
-        let swapped = swapped.clone();
+        let (generation, stopping, admission) = (generation.clone(), stopping.clone(), admission.clone());
+        let orders = Orders { generation, sockets, stopping, place, admission };
+        let reports = reports.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{worker}"));
-        threads.push(thread.spawn(move || worker::run(orders, swapped))?);
+        threads.push(thread.spawn(move || reports.run(worker, orders))?);
         ends.push(end);
     }
     Ok((threads, ends))

@@ -2,8 +2,10 @@
 //! system call alone: glibc's `send` also looks, twice, whether its thread is to end.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::net::SendFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -57,6 +59,16 @@ impl AsyncWrite for Tcp {
 }
 
 impl Tcp {
+    /// Returns how many bytes wait in the kernel for the other side to take them; 0 if the system doesn't tell.
+    pub fn waiting(&self) -> u64 {
+        waiting(&self.0)
+    }
+
+    /// Has the kernel drop what it still holds, up to some MiB, once the socket is closed.
+    pub fn forget_unsent(&self) {
+        let _ = rustix::net::sockopt::set_socket_linger(&self.0, Some(Duration::ZERO));
+    }
+
     /// Sends a head as it is, and content from its place in the pages; as much of that as the socket takes.
     fn poll_pages(
         &mut self,
@@ -91,4 +103,19 @@ impl Tcp {
             }
         }
     }
+}
+
+/// Returns how many bytes a socket has taken that the other side hasn't; 0 if the system doesn't tell.
+#[cfg(target_os = "linux")]
+pub fn waiting(socket: &impl AsRawFd) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    #[expect(unsafe_code, reason = "the request is not among those that rustix knows")]
+    // SAFETY: TIOCOUTQ writes one integer, to a place that outlives the call.
+    let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if outcome == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn waiting(_: &impl AsRawFd) -> u64 {
+    0
 }

@@ -3,13 +3,15 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::backlog::{Piece, StreamBacklog};
 use crate::clock::Deadline;
 use crate::error::Kind;
 use crate::forwarding;
@@ -64,16 +66,18 @@ struct Pace {
 const WINDOW: Duration = Duration::from_secs(30);
 
 /// How far a request body is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Upload(Rc<Progress>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Progress {
     over: Cell<bool>,
     unhurried: Cell<bool>,
     failed: Cell<Option<Kind>>,
     bytes: Cell<u64>,
     awaited: Cell<bool>,
+    /// Bounds what waits for the endpoint; `None` where the client's own buffer does.
+    backlog: Option<Arc<StreamBacklog>>,
 }
 
 impl Upload {
@@ -82,6 +86,11 @@ impl Upload {
         let upload = Upload::default();
         upload.end();
         upload
+    }
+
+    /// Returns one of which only so much waits for the endpoint.
+    pub fn bounded(backlog: Arc<StreamBacklog>) -> Self {
+        Upload(Rc::new(Progress { backlog: Some(backlog), ..Progress::default() }))
     }
 
     /// Nothing more will be sent.
@@ -112,6 +121,18 @@ impl Upload {
     /// Why it was given up, if neither the endpoint nor the end of the connection was the reason.
     pub fn failed(&self) -> Option<Kind> {
         self.0.failed.get()
+    }
+
+    /// Waits until the endpoint has taken what came before.
+    fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        self.0.backlog.as_ref().map_or(Poll::Ready(()), |backlog| backlog.poll_room(cx))
+    }
+
+    fn hold(&self, content: Bytes) -> Piece {
+        match &self.0.backlog {
+            Some(backlog) => backlog.hold(content),
+            None => content.into(),
+        }
     }
 
     fn fail(&self, kind: Kind, why: &'static str) -> BodyError {
@@ -208,14 +229,39 @@ impl Pace {
 
 // === RequestBody ===
 
+/// Counts what has come as held until the endpoint has taken it.
+fn held(
+    frame: Poll<Option<Result<Frame<Bytes>, BodyError>>>,
+    upload: &Upload,
+) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+    frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(|content| upload.hold(content)))))
+}
+
+impl RequestBody {
+    /// Grants so many bytes to be kept for another attempt; `false` if the client's connection holds too much.
+    pub fn grant_copy(&self, bytes: usize) -> bool {
+        let upload = match self {
+            RequestBody::Incoming(body) => &body.upload,
+            RequestBody::Filtered(_, upload) => upload,
+            RequestBody::Resent(_) | RequestBody::Whole(_) | RequestBody::Empty => return true,
+        };
+        upload.0.backlog.as_ref().is_none_or(|backlog| backlog.grant_copy(bytes))
+    }
+}
+
 impl Body for RequestBody {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
         match &mut *self {
-            RequestBody::Incoming(body) => Pin::new(&mut **body).poll_frame(cx),
+            RequestBody::Incoming(body) => {
+                ready!(body.upload.poll_room(cx));
+                let frame = Pin::new(&mut **body).poll_frame(cx);
+                held(frame, &body.upload)
+            }
             RequestBody::Filtered(passage, upload) => {
+                ready!(upload.poll_room(cx));
                 let frame = Pin::new(&mut **passage).poll_frame(cx);
                 if let Poll::Ready(Some(Err(error))) = &frame {
                     match error.downcast_ref() {
@@ -224,11 +270,11 @@ impl Body for RequestBody {
                         None => {}
                     }
                 }
-                frame
+                held(frame, upload)
             }
             RequestBody::Resent(body) => Pin::new(body).poll_frame(cx),
             RequestBody::Whole(content) if content.is_empty() => Poll::Ready(None),
-            RequestBody::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
+            RequestBody::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content).into())))),
             RequestBody::Empty => Poll::Ready(None),
         }
     }

@@ -25,6 +25,7 @@ pub mod dns;
 pub mod endpoint;
 pub mod health;
 pub mod live;
+pub mod reads;
 pub mod retry;
 pub mod seats;
 pub mod slots;
@@ -145,6 +146,11 @@ impl Pools {
             // One that is shared ends with the requests that it has.
             pool.shared.borrow_mut().take_if(|(sender, _)| sender.counted().is_wanted());
         }
+    }
+
+    /// Closes all idle connections of HTTP/1, as descriptors are missing.
+    pub fn close_idle(&self) {
+        self.0.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
     }
 
     /// Closes what nobody used for the longest idle time, and forgets pools of endpoints that are gone.

@@ -1,6 +1,7 @@
 //! Notices when a file of the manifest, or one that it names (a plugin, a certificate, a page), has changed.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,9 +11,12 @@ use elsewhere::Folders;
 #[cfg(target_os = "linux")]
 use linux::Folders;
 
+use crate::background;
 use crate::config::load::Files;
 use crate::config::manifest::{Manifest, PluginRef};
 use crate::config::problem::{Problems, Source};
+use crate::files;
+use crate::supervise::Task;
 
 #[cfg(not(target_os = "linux"))]
 mod elsewhere;
@@ -24,6 +28,9 @@ const SETTLED: Duration = Duration::from_millis(150);
 
 /// Something may change all the time, as a log among the manifests: that is no reason to wait for ever.
 const SURELY_SETTLED: Duration = Duration::from_secs(3);
+
+/// Each takes the control thread some microseconds at each reload; systems allow 8,192 watches and more.
+const MOST_FOLDERS: usize = 4_096;
 
 /// As many as Linux follows.
 const MOST_LINKS: usize = 40;
@@ -38,7 +45,18 @@ pub struct Watch {
     seen: Option<blake3::Hash>,
 }
 
-#[derive(Default)]
+/// Reads a manifest, on any thread.
+pub type Load = Arc<dyn Fn() -> Result<Files, Problems> + Send + Sync>;
+
+/// The files of a manifest, and where all that they name lies.
+struct Reading {
+    files: Result<Files, Problems>,
+    wanted: Wanted,
+    /// Of all contents; `None` if not all could be read.
+    digest: Option<blake3::Hash>,
+}
+
+#[derive(Clone, Default)]
 struct Wanted {
     /// The folder of the manifest. Folders in it may be put in the place of others.
     home: PathBuf,
@@ -63,57 +81,37 @@ impl Watch {
         Watch { folders: folders.ok(), wanted: Wanted::default(), unsettled: None, seen: None }
     }
 
-    /// Loads what there is, and watches that from now on. Whether it is other than what was loaded before.
-    pub fn load(&mut self, load: &impl Fn() -> Result<Files, Problems>) -> (Result<Files, Problems>, bool) {
-        let mut loaded = load();
-        if self.follow(&loaded) {
-            loaded = load();
-            self.follow(&loaded);
+    /// Loads what there is, and watches that from now on. Whether it is other than what was loaded before. Files are read
+    /// on a thread of its own: a disk, or whatever is mounted there, may be slow.
+    pub async fn load(&mut self, load: &Load) -> io::Result<(Result<Files, Problems>, bool)> {
+        let mut reading = self.read(load).await?;
+        if self.follow(reading.wanted) {
+            reading = self.read(load).await?;
+            self.follow(reading.wanted);
         }
-        let is_other = loaded.as_ref().map_or(true, |files| self.note(files));
-        (loaded, is_other)
+        let is_other = reading.digest.is_none_or(|digest| self.seen.replace(digest) != Some(digest));
+        Ok((reading.files, is_other))
     }
 
-    /// Watches these files, and those that they name. Whether they may have changed since they were read, as nobody
-    /// watched all of them.
-    fn follow(&mut self, loaded: &Result<Files, Problems>) -> bool {
-        match loaded {
-            Ok(files) => {
-                self.wanted = Wanted::of(files);
-                self.follow_again()
-            }
-            Err(problems) => self.follow_too(&problems.files),
-        }
+    async fn read(&self, load: &Load) -> io::Result<Reading> {
+        let (load, before) = (load.clone(), self.wanted.clone());
+        background::run(Task::Manifest, move || Reading::new(&load, before)).await
     }
 
-    /// Watches these besides: they are looked for in vain, or make no sense yet.
-    fn follow_too(&mut self, files: &[PathBuf]) -> bool {
-        self.wanted.tried = files.iter().filter_map(|file| std::path::absolute(file).ok()).collect();
-        self.follow_again()
-    }
-
-    /// Watches the same files where they lie now, as links may lead elsewhere. Whether there are folders that nobody
-    /// watched before.
-    fn follow_again(&mut self) -> bool {
+    /// Watches these files from now on. Whether they may have changed since they were read, as nobody watched all of
+    /// them.
+    fn follow(&mut self, wanted: Wanted) -> bool {
         // What was noticed before has been read by now, and what follows is noticed by itself.
         self.unsettled = None;
-        self.wanted.find();
+        self.wanted = wanted;
         let Some(folders) = &mut self.folders else { return false };
         let parents = self.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
-        folders.keep(&parents.chain(self.wanted.folders.iter().cloned()).collect())
-    }
-
-    /// Takes note of the contents. Whether they are others than at the last call.
-    fn note(&mut self, files: &[(Arc<Source>, Manifest)]) -> bool {
-        let mut digest = blake3::Hasher::new();
-        files.iter().for_each(|(source, _)| {
-            digest.update(source.text.as_bytes()).update(&[0]);
-        });
-        for named in &self.wanted.named {
-            digest.update(&std::fs::read(named).unwrap_or_default()).update(&[0]);
+        let mut all: BTreeSet<PathBuf> = parents.chain(self.wanted.folders.iter().cloned()).collect();
+        if let Some(first_beyond) = all.iter().nth(MOST_FOLDERS).cloned() {
+            tracing::warn!(folders = all.len(), most = MOST_FOLDERS, "not all folders of the manifest are watched");
+            drop(all.split_off(&first_beyond));
         }
-        let digest = Some(digest.finalize());
-        std::mem::replace(&mut self.seen, digest) != digest
+        folders.keep(&all)
     }
 
     /// Waits for a change that has settled. May be dropped at any time; no change is lost by that.
@@ -145,7 +143,37 @@ impl Watch {
     }
 }
 
+impl Reading {
+    fn new(load: &Load, before: Wanted) -> Self {
+        let files = load();
+        let mut wanted = match &files {
+            Ok(files) => Wanted::of(files),
+            Err(problems) => before.and_tried(&problems.files),
+        };
+        wanted.find();
+        let digest = files.as_ref().ok().map(|files| wanted.digest(files));
+        Reading { files, wanted, digest }
+    }
+}
+
 impl Wanted {
+    /// The same, and files that are looked for in vain, or make no sense yet.
+    fn and_tried(mut self, files: &[PathBuf]) -> Self {
+        self.tried = files.iter().filter_map(|file| std::path::absolute(file).ok()).collect();
+        self
+    }
+
+    /// A digest of the contents of all files.
+    fn digest(&self, files: &[(Arc<Source>, Manifest)]) -> blake3::Hash {
+        let mut digest = blake3::Hasher::new();
+        files.iter().for_each(|(source, _)| {
+            digest.update(source.text.as_bytes()).update(&[0]);
+        });
+        // Of the kind that may be the largest.
+        self.named.iter().for_each(|named| files::update_digest(&mut digest, named, files::COMPONENT));
+        digest.finalize()
+    }
+
     fn of(files: &[(Arc<Source>, Manifest)]) -> Self {
         let mut wanted = Wanted::default();
         for (source, manifest) in files.iter().filter(|(source, _)| source.is_file) {
@@ -231,10 +259,16 @@ mod tests {
 
     fn watch(file: &Path) -> Watch {
         let mut watch = Watch::new();
-        watch.wanted.home = file.parent().unwrap().into();
-        watch.wanted.manifests.insert(file.to_path_buf());
-        watch.follow_again();
+        let home = file.parent().unwrap().into();
+        let wanted = Wanted { home, manifests: [file.to_path_buf()].into(), ..Wanted::default() };
+        follow(&mut watch, wanted);
         watch
+    }
+
+    /// Watches files where they lie now. Whether there are folders that nobody watched before.
+    fn follow(watch: &mut Watch, mut wanted: Wanted) -> bool {
+        wanted.find();
+        watch.follow(wanted)
     }
 
     #[tokio::test]
@@ -275,11 +309,13 @@ mod tests {
     async fn only_what_was_not_watched_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let mut watch = watch(&folder.path().join("plugway.toml"));
-        assert!(!watch.follow_again());
-        assert!(!watch.follow_too(&[folder.path().join("site.toml")]));
+        let same = watch.wanted.clone();
+        assert!(!follow(&mut watch, same.clone()));
+        assert!(!follow(&mut watch, same.clone().and_tried(&[folder.path().join("site.toml")])));
         std::fs::create_dir(folder.path().join("sites")).unwrap();
-        assert!(watch.follow_too(&[folder.path().join("sites/site.toml")]));
-        assert!(!watch.follow_again());
+        let more = same.and_tried(&[folder.path().join("sites/site.toml")]);
+        assert!(follow(&mut watch, more.clone()));
+        assert!(!follow(&mut watch, more));
     }
 
     #[tokio::test]

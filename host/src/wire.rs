@@ -9,6 +9,8 @@ use hyper_util::rt::TokioIo;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::supervise::{Task, spawn};
+
 /// A socket, on which a short message leaves by one plain `send`: for the kernel that is less work than `writev`, by
 /// more than it costs to put head and content together here.
 pub struct Wire<T>(TokioIo<T>);
@@ -36,7 +38,7 @@ where
 {
     fn execute(&self, task: F) {
         // Boxed, as a task that begins is moved several times, and these are large.
-        tokio::task::spawn_local(Box::pin(task));
+        spawn(Task::Stream, Box::pin(task));
     }
 }
 

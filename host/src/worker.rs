@@ -4,20 +4,23 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::spawn_local;
+use tokio::task::AbortHandle;
 
+use crate::admission::{Admission, Entrance};
 use crate::arrival::{self, Seat};
 use crate::clock::{Clock, TICK};
+use crate::error::is_of_this_machine;
 use crate::generation::{Generation, Running};
 use crate::metered::Metered;
 use crate::metrics::Place;
+use crate::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, turn};
 use crate::tcp::Tcp;
 use crate::upstream::Pools;
 
@@ -43,6 +46,8 @@ pub struct Orders {
     pub stopping: watch::Receiver<bool>,
     /// Where the worker's figures are kept.
     pub place: Place,
+    /// The count of client connections, over all workers.
+    pub admission: Arc<Admission>,
 }
 
 /// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
@@ -52,7 +57,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// closed.
 pub const BACKLOG: i32 = 4096;
 
-/// How long to wait after the system refused a connection, most often for want of file descriptors.
+/// The pause after the system has refused a connection, or while there is no descriptor for one more client.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 enum Listener {
@@ -72,12 +77,13 @@ pub fn run(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -
 }
 
 async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
-    let Orders { generation, sockets, stopping, place } = orders;
+    let Orders { generation, sockets, stopping, place, admission } = orders;
+    let worker = place.worker;
     let pools = Rc::new(Pools::default());
     let first = generation.borrow().clone();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let alike = (pools.clone(), alive.downgrade());
-    let running = match prepare(first, &alike, &place) {
+    let running = match prepare(first, &alike, &place).await {
         Ok(running) => running,
         Err(error) => {
             let _ = swapped.send(Err(error.clone()));
@@ -87,10 +93,10 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let current = Rc::new(RefCell::new(Rc::new(running)));
     let clock = Clock::new();
     let _ = swapped.send(Ok(()));
-    let sweeping = spawn_local(sweep(pools.clone(), current.clone()));
-    let ticking = spawn_local(tick(clock.clone(), pools.clone(), current.clone()));
-    let swapping = spawn_local(swap(generation, place, alike, current.clone(), swapped));
-    listen(sockets, Seat { current, clock: clock.clone() }, alive, stopping).await;
+    let sweeping = spawn_turns(Task::Sweep, sweep(pools.clone(), current.clone()));
+    let ticking = spawn_turns(Task::Tick, tick(clock.clone(), pools.clone(), current.clone(), admission.clone()));
+    let swapping = spawn_turns(Task::Swap, swap(generation, place, alike, current.clone(), swapped));
+    listen(sockets, Seat { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
     clock.stop();
     // Every connection holds a sender, so this ends with the last of them.
     let _ = all_ended.recv().await;
@@ -109,42 +115,55 @@ async fn swap(
 ) {
     while generation.changed().await.is_ok() {
         let next = generation.borrow_and_update().clone();
-        let outcome = prepare(next, &alike, &place).map(|next| drop(current.replace(Rc::new(next))));
+        // What the old view of the worker does at its end is no part of the swap.
+        let outcome = prepare(next, &alike, &place).await;
+        let outcome = outcome.map(|next| drop(guard(Task::Swap, || current.replace(Rc::new(next)).retire())));
         let _ = swapped.send(outcome);
     }
 }
 
-/// The worker's view of a generation. Whatever goes wrong is told: who waits for the worker would wait for ever.
-fn prepare(
+/// The worker's view of a generation, whose instances are made by another thread. Whatever goes wrong is told: who waits
+/// for the worker would wait for ever.
+async fn prepare(
     generation: Arc<Generation>,
     (pools, alive): &(Rc<Pools>, mpsc::WeakSender<()>),
     place: &Place,
 ) -> Result<Running, String> {
-    let made = AssertUnwindSafe(|| Running::new(generation, pools, place.clone(), alive.clone(), Instant::now()));
-    match catch_unwind(made) {
-        Ok(running) => running.map_err(|trap| trap.to_string()),
-        Err(_) => Err("a plugin could not be instantiated".into()),
-    }
+    let made = || Running::new(generation, pools, place.clone(), alive.clone(), Instant::now());
+    let running = guard(Task::Swap, made).map_err(|panicked| panicked.to_string())?;
+    running.warm().await.map_err(|trap| trap.to_string())?;
+    Ok(running)
 }
 
-async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
+async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>, admission: Arc<Admission>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        clock.tick();
-        pools.give_way();
-        let running = current.borrow().clone();
-        running.tick(clock.now());
+        // A turn of its own each: what fails in one keeps no deadline from being met.
+        let _ = guard(Task::Tick, || {
+            clock.tick();
+            pools.give_way();
+            admission.tick(clock.now());
+            if admission.is_starved(clock.now()) {
+                pools.close_idle();
+            }
+        });
+        let _ = guard(Task::Timer, || {
+            let running = current.borrow().clone();
+            running.tick(clock.now());
+        });
     }
 }
 
 async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        let running = current.borrow().clone();
-        let idle_times = running.generation.upstreams.iter().map(|upstream| upstream.rules.idle_timeout);
-        pools.sweep(Instant::now(), idle_times.max().unwrap_or(SWEEP));
+        let _ = guard(Task::Sweep, || {
+            let running = current.borrow().clone();
+            let idle_times = running.generation.upstreams.iter().map(|upstream| upstream.rules.idle_timeout);
+            pools.sweep(Instant::now(), idle_times.max().unwrap_or(SWEEP));
+        });
     }
 }
 
@@ -163,12 +182,13 @@ async fn listen(
             order = sockets.recv() => order,
             _ = stopping.wait_for(|stopping| *stopping) => None,
         };
+        turn(Task::Worker);
         match order {
             Some(SocketOrder::Open(address, socket)) => match Listener::new(socket) {
                 Ok(listener) => {
                     let (close, closed) = oneshot::channel::<()>();
-                    let task = accept(listener, address.clone(), closed, seat.clone(), alive.clone());
-                    accepting.insert(address, (close, spawn_local(task)));
+                    let task = keep_accepting(listener, address.clone(), closed, seat.clone(), alive.clone());
+                    accepting.insert(address, (close, spawn_turns(Task::Accept, task)));
                 }
                 Err(error) => tracing::error!(%address, %error, "not listening"),
             },
@@ -183,20 +203,37 @@ async fn listen(
     }
 }
 
-/// Accepts until closed; who waits in the queue by then is still served.
-async fn accept(
+/// Accepts until closed, after a panic too.
+async fn keep_accepting(
     listener: Listener,
     address: Arc<str>,
     mut closed: oneshot::Receiver<()>,
     seat: Seat,
     alive: mpsc::Sender<()>,
 ) {
+    loop {
+        let accepting = accept(&listener, &address, &mut closed, &seat, &alive);
+        match supervised(Task::Accept, accepting).await {
+            Err(Panicked(_)) if !closed.is_terminated() => tokio::time::sleep(ACCEPT_PAUSE).await,
+            _ => return,
+        }
+    }
+}
+
+/// Accepts until closed; who waits in the queue by then is still served.
+async fn accept(
+    listener: &Listener,
+    address: &Arc<str>,
+    closed: &mut oneshot::Receiver<()>,
+    seat: &Seat,
+    alive: &mpsc::Sender<()>,
+) {
     // How many more may be taken, once closed.
     let mut left = None;
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = &mut closed, if left.is_none() => {
+            _ = &mut *closed, if left.is_none() => {
                 left = Some(BACKLOG);
                 continue;
             }
@@ -205,19 +242,47 @@ async fn accept(
         };
         left = left.map(|left| left - 1);
         match accepted {
-            Ok(Accepted::Tcp(stream, client, reached)) => {
-                let (stream, ends) = (Metered::new(Tcp(stream)), Some((client, reached)));
-                serve_client(arrival::serve(seat.clone(), stream, address.clone(), ends), &alive);
-            }
-            Ok(Accepted::Unix(stream)) => {
-                serve_client(arrival::serve(seat.clone(), Metered::new(stream), address.clone(), None), &alive);
+            Ok(accepted) => {
+                while !seat.admission.has_room(accepted.descriptor(), seat.clock.now()) {
+                    let pause = tokio::time::sleep(ACCEPT_PAUSE);
+                    tokio::select! {
+                        _ = &mut *closed, if left.is_none() => left = Some(BACKLOG),
+                        () = pause => {}
+                    }
+                }
+                admit(accepted, address, seat, alive);
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
+                if is_of_this_machine(&error) {
+                    seat.admission.refused(&error, seat.clock.now());
+                } else {
+                    tracing::debug!(%error, %address, "connection not accepted");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+}
+
+/// Serves a client on a task of its own, which ends with the connection, unless there are too many.
+fn admit(accepted: Accepted, address: &Arc<str>, seat: &Seat, alive: &mpsc::Sender<()>) {
+    // A listener that the manifest no longer has is about to be closed.
+    let known = seat.current.borrow().generation.listeners.get(address).cloned();
+    let Some(listener) = known else { return };
+    let entrance = Entrance { listener, address: address.clone() };
+    let Some(admitted) = seat.admission.admit(&entrance, seat.worker, seat.clock.now()) else { return };
+    let presence = admitted.presence();
+    let seat = seat.clone();
+    let task = match accepted {
+        Accepted::Tcp(stream, client, reached) => {
+            let (stream, ends) = (Metered::new(Tcp(stream)), Some((client, reached)));
+            serve_client(arrival::serve(seat, stream, entrance, admitted, ends), alive)
+        }
+        Accepted::Unix(stream) => {
+            serve_client(arrival::serve(seat, Metered::new(stream), entrance, admitted, None), alive)
+        }
+    };
+    presence.ends_with(task);
 }
 
 impl Listener {
@@ -241,11 +306,21 @@ impl Listener {
     }
 }
 
-/// Serves a client on a task of its own, which ends with the connection.
-fn serve_client(served: impl Future<Output = ()> + 'static, alive: &mpsc::Sender<()>) {
+impl Accepted {
+    fn descriptor(&self) -> usize {
+        let descriptor = match self {
+            Accepted::Tcp(stream, ..) => stream.as_raw_fd(),
+            Accepted::Unix(stream) => stream.as_raw_fd(),
+        };
+        usize::try_from(descriptor).unwrap_or(0)
+    }
+}
+
+fn serve_client(served: impl Future<Output = ()> + 'static, alive: &mpsc::Sender<()>) -> AbortHandle {
     let alive = alive.clone();
-    spawn_local(async move {
+    let task = spawn(Task::Connection, async move {
         served.await;
         drop(alive);
     });
+    task.abort_handle()
 }

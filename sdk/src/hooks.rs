@@ -120,7 +120,8 @@ pub type BodyError = String;
 /// ```
 pub trait Balancer: Plugin {
     /// The set, a weight or a state has changed. Called before the first [`pick`](Balancer::pick), with twenty times
-    /// the time of other calls. Edits that a pick wants made to the response go into `plans`.
+    /// the time of other calls; a plugin that takes longer than 2 ms learns changes on a new instance, with new state. Edits
+    /// that a pick wants made to the response go into `plans`.
     fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, plans: &mut ResponsePlans);
 
     /// Gives the endpoint for a request, by its index. `request` has the values declared in [`Setup::balancer`],

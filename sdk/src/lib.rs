@@ -57,6 +57,7 @@
 
 #[doc(hidden)]
 pub mod bindings;
+pub mod bounds;
 pub mod cache;
 pub mod exchange;
 mod export;

@@ -1,4 +1,5 @@
-//! The host's log. In native tests the lines go to standard error.
+//! The host's log: up to 100 lines and 64 KiB a second over all instances of a plugin. In native tests the lines go to
+//! standard error.
 
 use crate::bindings::log as host;
 

@@ -2,6 +2,8 @@
 
 use crate::ConfigError;
 use crate::bindings::metrics as host;
+#[cfg(not(target_family = "wasm"))]
+use crate::bounds;
 
 /// A figure that only grows.
 #[derive(Clone, Copy, Debug)]
@@ -11,7 +13,8 @@ pub struct Counter(u32);
 #[derive(Clone, Copy, Debug)]
 pub struct Gauge(u32);
 
-/// Names a counter, `[a-z][a-z0-9_]*`; to be called in [`Plugin::new`](crate::Plugin::new).
+/// Names a counter, `[a-z][a-z0-9_]*` with at most 64 characters; its help has at most 1,024 bytes. A plugin has at most
+/// 64 metrics, all of which it defines in [`Plugin::new`](crate::Plugin::new), the same in each of its instances.
 pub fn counter(name: &str, help: &str) -> Result<Counter, ConfigError> {
     define(name, host::Kind::Counter, help).map(Counter)
 }
@@ -41,8 +44,17 @@ fn define(name: &str, kind: host::Kind, help: &str) -> Result<u32, ConfigError> 
 }
 
 #[cfg(not(target_family = "wasm"))]
-fn define(_: &str, _: host::Kind, _: &str) -> Result<u32, ConfigError> {
-    Ok(0)
+fn define(name: &str, _: host::Kind, help: &str) -> Result<u32, ConfigError> {
+    let later = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    let is_name = name.len() <= bounds::METRIC_NAME && name.bytes().all(later);
+    let error = if !is_name || !name.starts_with(|first: char| first.is_ascii_lowercase()) {
+        host::DefineError::BadName
+    } else if help.len() > bounds::NAME {
+        host::DefineError::LongHelp
+    } else {
+        return Ok(0);
+    };
+    Err(ConfigError::at("", format!("metric `{name}`: {error:?}")))
 }
 
 fn add(metric: u32, amount: f64) {

@@ -150,6 +150,10 @@ impl Setup {
         self.plans.get(plan as usize).map_or(&[], |plan| &plan.0)
     }
 
+    pub(crate) fn plans(&self) -> Vec<&[types::PlannedEdit]> {
+        self.plans.iter().map(|plan| plan.0.as_slice()).collect()
+    }
+
     #[doc(hidden)]
     pub fn into_settings(self) -> lifecycle::Settings {
         lifecycle::Settings {

@@ -1,7 +1,9 @@
 //! Runs a plugin natively on made-up messages: no wasm, no host, plain `cargo test`.
 //!
-//! It resolves declared values and carries out edits and plans as the host does, so that a test can say what the
-//! upstream or the client would see. See the crate's example.
+//! It resolves declared values and carries out edits and plans as the host does, within the same
+//! [`bounds`](crate::bounds), so that a test can say what the upstream or the client would see. See the crate's example.
+
+mod checks;
 
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::cache::key::origin;
@@ -51,6 +53,7 @@ impl<P: Plugin> Harness<P> {
         let config = crate::glue::parse(&config.to_string())?;
         let mut setup = Setup::default();
         let plugin = P::new(config, &mut setup)?;
+        checks::setup(&setup).map_err(|refused| ConfigError::at("", format!("the plugin declared {refused}")))?;
         Ok(Harness { plugin, setup })
     }
 
@@ -67,11 +70,19 @@ impl<P: Plugin> Harness<P> {
             Ok(edits) => edits,
             Err(outcome) => return outcome,
         };
+        let mut room = match checks::Room::for_request(&edits, &self.setup, &request) {
+            Ok(room) => room,
+            Err(refused) => return Outcome::Failed(refused),
+        };
         for edit in edits {
             match edit {
                 Edit::Plan(plan) => {
-                    let planned = planned(self.setup.planned(plan), &request, None);
-                    planned.into_iter().for_each(|edit| request.apply(edit));
+                    for edit in self.setup.planned(plan) {
+                        match room.fill(edit, &request, None) {
+                            Ok(edit) => edit.into_iter().for_each(|edit| request.apply(edit)),
+                            Err(refused) => return Outcome::Failed(refused),
+                        }
+                    }
                 }
                 edit => request.apply(edit),
             }
@@ -92,11 +103,19 @@ impl<P: Plugin> Harness<P> {
             Ok(edits) => edits,
             Err(outcome) => return outcome,
         };
+        let mut room = match checks::Room::for_response(&edits, &self.setup, request, &response) {
+            Ok(room) => room,
+            Err(refused) => return Outcome::Failed(refused),
+        };
         for edit in edits {
             match edit {
                 Edit::Plan(plan) => {
-                    let planned = planned(self.setup.planned(plan), request, Some(&response));
-                    planned.into_iter().for_each(|edit| edit_fields(&mut response.fields, edit));
+                    for edit in self.setup.planned(plan) {
+                        match room.fill(edit, request, Some(&response)) {
+                            Ok(edit) => edit.into_iter().for_each(|edit| edit_fields(&mut response.fields, edit)),
+                            Err(refused) => return Outcome::Failed(refused),
+                        }
+                    }
                 }
                 Edit::SetStatus(status) => response.status = status,
                 edit => edit_fields(&mut response.fields, edit),
@@ -147,14 +166,14 @@ impl<P: CachePolicy> Harness<P> {
                 Part::Value(name) => request.value(name, None).unwrap_or_default(),
             };
             let key = plan.key.iter().flat_map(part).collect();
-            return Lookup::Under(Place { key, fresh_will_do: true, only_if_cached: false });
+            return checks::lookup(Lookup::Under(Place { key, fresh_will_do: true, only_if_cached: false }));
         }
         self.called_lookup(request)
     }
 
     /// The same by the hook alone, which a plan has to agree with.
     pub fn called_lookup(&mut self, request: &Request) -> Lookup {
-        self.plugin.on_lookup(&resolve(&self.setup.cache_request, request, None))
+        checks::lookup(self.plugin.on_lookup(&resolve(&self.setup.cache_request, request, None)))
     }
 
     /// What it would do with a stored response.
@@ -163,13 +182,25 @@ impl<P: CachePolicy> Harness<P> {
     }
 
     /// Whether it would keep a response that came at a time of the test's own.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the host would refuse the answer for one of the [`bounds`](crate::bounds).
     pub fn fetched(&mut self, request: &Request, response: &Response, times: &Times) -> Keep {
-        self.plugin.on_fetched(&resolve(&self.setup.cache_response, request, Some(response)), times)
+        let keep = self.plugin.on_fetched(&resolve(&self.setup.cache_response, request, Some(response)), times);
+        checks::accepted(checks::keep(&keep));
+        keep
     }
 
     /// The keys under which nothing holds after a request that changed something.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the host would refuse the answer for one of the [`bounds`](crate::bounds).
     pub fn changed(&mut self, request: &Request, response: &Response) -> Vec<Vec<u8>> {
-        self.plugin.on_changed(&resolve(&self.setup.cache_response, request, Some(response)))
+        let keys = self.plugin.on_changed(&resolve(&self.setup.cache_response, request, Some(response)));
+        checks::accepted(checks::keys(&keys));
+        keys
     }
 
     /// Whether it would serve a stored response in place of a failure.
@@ -353,12 +384,16 @@ fn edits<M>(verdict: Verdict) -> Result<Vec<Edit>, Outcome<M>> {
     match verdict {
         Verdict::Proceed(edits) => Ok(edits),
         Verdict::Plan(plan) => Ok(vec![Edit::Plan(plan.0)]),
-        Verdict::Respond(response) => Err(Outcome::Answered(response)),
+        Verdict::Respond(response) => Err(match checks::response(&response) {
+            Ok(()) => Outcome::Answered(response),
+            Err(refused) => Outcome::Failed(refused),
+        }),
         Verdict::Fail(reason) => Err(Outcome::Failed(reason)),
     }
 }
 
-fn planned(plan: &[PlannedEdit], request: &Request, response: Option<&Response>) -> Vec<Edit> {
+/// The edit that an edit of a plan comes to, or `None` if it does nothing.
+fn planned(edit: &PlannedEdit, request: &Request, response: Option<&Response>) -> Option<Edit> {
     let fill = |template: &[TemplatePart]| -> Vec<u8> {
         let part = |part: &TemplatePart| match part {
             TemplatePart::Text(text) => text.clone(),
@@ -370,7 +405,7 @@ fn planned(plan: &[PlannedEdit], request: &Request, response: Option<&Response>)
         let value = fill(template);
         (!value.is_empty()).then(|| (name.clone(), value))
     };
-    let edit = |edit: &PlannedEdit| match edit {
+    match edit {
         PlannedEdit::SetField((name, template)) => {
             Some(filled(name, template).map_or_else(|| Edit::RemoveField(name.clone()), Edit::SetField))
         }
@@ -379,8 +414,7 @@ fn planned(plan: &[PlannedEdit], request: &Request, response: Option<&Response>)
         PlannedEdit::RemoveField(name) => Some(Edit::RemoveField(name.clone())),
         PlannedEdit::RenameField(names) => Some(Edit::RenameField(names.clone())),
         PlannedEdit::SetNote((name, template)) => filled(name, template).map(Edit::SetNote),
-    };
-    plan.iter().filter_map(edit).collect()
+    }
 }
 
 fn edit_fields(fields: &mut Vec<(String, Vec<u8>)>, edit: Edit) {

@@ -2,14 +2,18 @@
 
 use std::path::Path;
 
-const GUESTS: [&str; 8] = [
+const GUESTS: &[&str] = &[
     "example-api-key",
     "example-split",
     "example-retitle",
     "example-tenant",
     "example-shop-cache",
+    "test-greedy",
     "test-hooks",
+    "test-late",
+    "test-loading",
     "test-misbehave",
+    "test-noisy",
     "test-policy",
 ];
 

@@ -1,9 +1,11 @@
 //! The caches on the admin listener: their figures, and purges.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::{Admin, family, line, parameter, sum, text};
 use crate::body::ResponseBody;
@@ -27,14 +29,14 @@ const DISK: [DiskFigure; 4] = [
 /// The store and its caches, in the status document.
 pub fn status(admin: &Admin, store: &Store) -> Value {
     let caches = admin.registry.caches();
-    let cache = |(name, figures): (&std::sync::Arc<str>, &Vec<_>)| {
+    let cache = |(name, figures): (&Arc<str>, &Vec<_>)| {
         let requests = CacheOutcome::ALL.iter().map(|outcome| {
             (outcome.word().into(), sum(figures, |figures: &CacheFigures| figures.requests(*outcome)).into())
         });
         let requests: serde_json::Map<String, Value> = requests.collect();
         json!({ "plugin": &**name, "requests": requests, "stored": sum(figures, |figures| &figures.stored) })
     };
-    let disk = |disk: &std::sync::Arc<Disk>| {
+    let disk = |disk: &Arc<Disk>| {
         let count = |(word, one): &DiskFigure| ((*word).into(), one(&disk.figures).load(Ordering::Relaxed).into());
         let counts: serde_json::Map<String, Value> = DISK.iter().map(count).collect();
         json!({
@@ -107,7 +109,7 @@ pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
 }
 
 /// Purges what the query names: `uri`, `prefix`, `tag`, or `all`; with `soft` it stays, as stale.
-pub async fn purge(admin: &Admin, query: Option<&str>) -> Response<ResponseBody> {
+pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) -> Response<ResponseBody> {
     let store = admin.generation.borrow().store.clone();
     let what = [
         parameter(query, "uri").map(Purged::Uri),
@@ -123,9 +125,13 @@ pub async fn purge(admin: &Admin, query: Option<&str>) -> Response<ResponseBody>
     };
     let strength = if parameter(query, "soft").is_some() { Strength::Soft } else { Strength::Hard };
     let purge = Purge { what, strength };
-    tracing::info!(?purge, "purge");
-    // It may take a while, and others want to be answered meanwhile.
-    match tokio::task::spawn_blocking(move || store.purge(&purge)).await {
+    let permit = purges.clone().acquire_owned().await;
+    // On another thread, since a large store takes long. The purge continues if its client leaves.
+    let purged = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        store.purge(&purge)
+    });
+    match purged.await {
         Ok(purged) => text(StatusCode::OK, "text/plain", format!("{purged} purged\n")),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
     }

@@ -11,6 +11,7 @@ use super::listeners::certificate_files;
 use super::{Draft, beside};
 use crate::config::manifest;
 use crate::config::problem::Source;
+use crate::files;
 use crate::tls;
 use crate::tls::client::{ClientFiles, Place, Roots, Verify};
 use crate::upstream::connect::Dialer;
@@ -73,9 +74,7 @@ impl Draft<'_> {
 /// Of all that a configuration is made of: two with the same digest are the same.
 fn digest(files: &ClientFiles) -> blake3::Hash {
     let mut digest = blake3::Hasher::new();
-    let mut content = |path: &std::path::Path| {
-        digest.update(&std::fs::read(path).unwrap_or_default()).update(&[0]);
-    };
+    let mut content = |path: &std::path::Path| files::update_digest(&mut digest, path, files::PEM);
     if let Roots::File(path) = &files.roots {
         content(path);
     }

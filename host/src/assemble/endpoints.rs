@@ -1,5 +1,6 @@
 //! From an upstream's list of endpoints to who is in its set: addresses, names to look up, files with more.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ use crate::upstream::{EndpointAddr, Place, Speaks};
 #[derive(Default)]
 pub(super) struct Members {
     pub list: Vec<Wanted>,
+    /// The addresses in the list.
+    known: HashSet<EndpointAddr>,
     pub names: Vec<Name>,
 }
 
@@ -54,7 +57,7 @@ impl Draft<'_> {
         members: &mut Members,
     ) {
         let path = beside(owner, file.get_ref());
-        if !path.is_file() {
+        if !path.exists() {
             let message = format!("there is no file `{}`", path.display());
             return self.problems.at(owner, file.span(), message);
         }
@@ -103,7 +106,7 @@ impl Draft<'_> {
             (None, None) => {
                 let Some(place) = place(rest) else { return self.no_endpoint(list, span, text) };
                 let address = EndpointAddr { text: text.into(), place, speaks };
-                if members.list.iter().any(|known| known.address == address) {
+                if !members.known.insert(address.clone()) {
                     let message =
                         format!("`{text}` is named already; name it once, with a `weight` if it is to get more");
                     return self.problems.at(list.source, span, message);

@@ -13,7 +13,7 @@ use super::{Draft, beside, head_of};
 use crate::config::manifest::{self, Manifest, Redirect};
 use crate::config::problem::Source;
 use crate::framing;
-use crate::listener::{Limits, Listener};
+use crate::listener::{Limits, Listener, SendLimits};
 use crate::tls;
 use crate::tls::server::{CertificateFiles, ClientAuth, MinimumVersion, Place, ServerFiles};
 
@@ -38,6 +38,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_RATE: usize = 128;
 /// As nginx.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same as of what clients send.
+const SEND_RATE: usize = BODY_RATE;
+/// Enough for a fast client on a long way; 20,000 connections that all take nothing hold 20 GB at worst.
+const BUFFER: usize = 1 << 20;
 /// Longer than WebSocket libraries leave between pings.
 const TUNNEL_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -115,9 +119,22 @@ impl Draft<'_> {
             streams: streams as u32,
             body_timeout: self.duration(source, limits.body_timeout.as_ref(), BODY_TIMEOUT),
             body_rate: self.bytes(source, limits.body_rate.as_ref(), BODY_RATE) as u64,
-            send_timeout: self.duration(source, limits.send_timeout.as_ref(), SEND_TIMEOUT),
+            send: SendLimits {
+                timeout: self.duration(source, limits.send_timeout.as_ref(), SEND_TIMEOUT),
+                rate: self.bytes(source, limits.send_rate.as_ref(), SEND_RATE) as u64,
+            },
+            buffer: self.buffer(source, limits.buffer.as_ref()),
             tunnel_timeout: self.duration(source, limits.tunnel_timeout.as_ref(), TUNNEL_TIMEOUT),
         }
+    }
+
+    fn buffer(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>) -> usize {
+        let buffer = self.bytes(source, text, BUFFER);
+        if let Some(text) = text.filter(|_| !(LEAST_BUFFER..=MOST_BUFFER).contains(&buffer)) {
+            let message = format!("`{}` is out of range; `buffer` is from 64 KiB to 1 GiB", text.get_ref());
+            self.problems.at(source, text.span(), message);
+        }
+        buffer
     }
 
     fn acceptor(&mut self, source: &Arc<Source>, tls: &Spanned<manifest::Tls>) -> Option<TlsAcceptor> {
@@ -190,6 +207,10 @@ pub(super) fn addresses(listeners: &HashMap<Arc<str>, Arc<Listener>>) -> Vec<(Ar
 
 /// Each connection may hold one.
 const MOST_HEAD: usize = 16 << 20;
+/// The window that HTTP/2 begins with.
+const LEAST_BUFFER: usize = 64 << 10;
+/// Half of the largest window of HTTP/2.
+const MOST_BUFFER: usize = 1 << 30;
 /// A head has to be looked through for each of them.
 const MOST_FIELDS: usize = 10_000;
 /// Each may hold a response in memory.

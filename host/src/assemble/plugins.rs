@@ -1,77 +1,202 @@
-//! From a plugin's table to a binding: load the component, check its configuration, configure it.
+//! From a plugin's table to a binding: load the component, check its configuration, configure it. Whatever could harm the
+//! process is tried in a child process first ([`crate::loading`]).
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use toml::Spanned;
 
-use super::misfit::{self, pointed};
 use super::values::bytes;
-use super::{Assembly, Draft, Loaded, beside};
-use crate::config::locate;
+use super::{Assembly, Draft, Loaded, beside, some_of};
+use crate::config::locate::Places;
 use crate::config::manifest::{self, PluginRef};
 use crate::config::problem::Source;
-use crate::plugin::binding::{self, BindError, Binding, Isolation, Limits, OnError};
-use crate::plugin::engine::MOST_MEMORY;
+use crate::loading::{self, Complaint, Component, Examination, Failure, Verdict};
+use crate::plugin::binding::{BindError, Binding, Isolation, Limits, OnError};
+use crate::plugin::declared::ConfigErrors;
+use crate::plugin::engine::{MOST_BODIES, MOST_MEMORY, Plugin};
+
+/// Children that are kept while a manifest is assembled: routes often use a few components in turns, each with many
+/// configurations.
+const MOST_EXAMINATIONS: usize = 4;
+
+/// Components that may break their limits before the rest is not tried any more: each takes its time.
+const MOST_BROKEN: usize = 4;
+
+/// Why a plugin can't be used with a configuration.
+enum Rejection {
+    /// The component is no good.
+    Component(String),
+    /// Its loading ended at a limit, or in a crash.
+    Broken(String),
+    Config {
+        complaints: Vec<Complaint>,
+        more: u64,
+    },
+}
+
+impl From<Failure> for Rejection {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(message) => Rejection::Component(message),
+            failure => Rejection::Broken(failure.to_string()),
+        }
+    }
+}
 
 impl Assembly {
-    /// Loads a component and asks it who it is; the same bytes are compiled once.
-    fn load(&mut self, bytes: &[u8]) -> Result<Loaded, String> {
-        let digest = blake3::hash(bytes);
-        if let Some(known) = self.plugins.get(&digest) {
-            return Ok(known.clone());
+    /// Notes on disk what was found accepted, for the next start.
+    pub(super) fn keep_accepted(&mut self) {
+        for (digest, loaded) in self.plugins.iter_mut().filter(|(_, loaded)| loaded.has_new) {
+            self.runtime.artifacts().accept(&self.runtime.seal(digest), &loaded.accepted);
+            loaded.has_new = false;
         }
-        let plugin = Arc::new(self.runtime.load(bytes).map_err(|error| error.to_string())?);
-        let description = binding::describe(&plugin).map_err(|trap| format!("it fails to describe itself: {trap}"))?;
-        let schema = description.config_schema.map(|schema| serde_json::from_str(&schema)).transpose();
-        let schema = schema.map_err(|error| format!("its schema is no JSON: {error}"))?.map(Arc::new);
-        let loaded = Loaded { plugin, schema };
-        self.plugins.insert(digest, loaded.clone());
-        Ok(loaded)
+    }
+
+    /// A component that is loaded, or was compiled before.
+    fn known(&mut self, digest: &blake3::Hash) -> Option<&mut Loaded> {
+        if !self.plugins.contains_key(digest) {
+            let seal = self.runtime.seal(digest);
+            let (about, plugin) = self.runtime.kept(&seal)?;
+            loading::version(&about).iter().for_each(|version| plugin.note_version(version));
+            let accepted = self.runtime.artifacts().accepted(&seal);
+            self.plugins.insert(*digest, Loaded { plugin: Arc::new(plugin), accepted, has_new: false });
+        }
+        self.plugins.get_mut(digest)
+    }
+
+    /// Takes the compiled component out of a child that has found it good.
+    fn take(&mut self, examination: &mut Examination) -> Result<(), Failure> {
+        let seal = self.runtime.seal(&examination.digest);
+        let sealed = examination.sealed()?;
+        let unsealed = self.runtime.unseal(&seal, &sealed);
+        let (about, plugin) =
+            unsealed.ok_or_else(|| Failure::Refused("its compiled code can't be used here".into()))?;
+        loading::version(&about).iter().for_each(|version| plugin.note_version(version));
+        self.runtime.artifacts().store(&seal, &sealed);
+        let loaded = Loaded { plugin: Arc::new(plugin), accepted: Default::default(), has_new: false };
+        self.plugins.insert(examination.digest, loaded);
+        Ok(())
     }
 }
 
 impl Draft<'_> {
     pub(super) fn bind(&mut self, source: &Arc<Source>, name: &str, plugin: &manifest::Plugin) -> Option<usize> {
-        let before = self.problems.list.len();
+        let before = self.problems.count();
         let limits = self.limits(source, &plugin.limits);
         let on_error = self.on_error(source, plugin.on_error.as_ref());
         let isolation = self.isolation(source, plugin.isolation.as_ref());
         let place = plugin.r#use.span();
-        let loaded = component(source, plugin.r#use.get_ref()).and_then(|bytes| {
-            self.used.insert(blake3::hash(&bytes));
-            self.assembly.load(&bytes)
-        });
-        let loaded = loaded.map_err(|message| self.problems.at(source, place.clone(), message)).ok()?;
         let config = plugin.config.as_ref().map(|config| serde_json::to_value(config).unwrap_or_default());
-        let config = config.unwrap_or_else(|| serde_json::json!({}));
-        if let Some(schema) = &loaded.schema {
-            match jsonschema::validator_for(schema) {
-                Ok(validator) => {
-                    validator
-                        .iter_errors(&config)
-                        .for_each(|error| misfit::tell(&mut self.problems, source, &place, &error));
-                }
-                Err(error) => self.problems.at(source, place.clone(), format!("its schema is not valid: {error}")),
+        let config = config.unwrap_or_else(|| serde_json::json!({})).to_string();
+        let examined = component(source, plugin.r#use.get_ref()).map_err(Rejection::Component);
+        let examined = examined.and_then(|component| self.examine(component, &config, limits));
+        let plugin = match examined {
+            Ok(plugin) => plugin,
+            Err(rejection) => {
+                self.reject(source, place, rejection);
+                return None;
             }
-        }
-        if self.problems.list.len() > before {
+        };
+        if self.problems.count() > before {
             return None;
         }
-        match Binding::new(name.into(), loaded.plugin, config.to_string(), limits, on_error, isolation) {
+        match Binding::new(name.into(), plugin, config, limits, on_error, isolation) {
             Ok(binding) => {
-                self.bindings.push(binding);
+                self.bindings.push(Arc::new(binding));
                 return Some(self.bindings.len() - 1);
             }
-            Err(BindError::Config(errors)) => {
-                for (pointer, message) in errors {
-                    let span = locate::config(&source.text, &place, &pointer);
-                    self.problems.at(source, span, format!("config{}: {message}", pointed(&pointer)));
-                }
+            // It has accepted this before; it may do now and then as it likes.
+            Err(BindError::Config(ConfigErrors { shown, more })) => {
+                let complaint = |(pointer, message)| Complaint { pointer, key: None, message };
+                let complaints = shown.into_iter().map(complaint).collect();
+                self.reject(source, place, Rejection::Config { complaints, more: more as u64 });
             }
             Err(error) => self.problems.at(source, place, error.to_string()),
         }
         None
+    }
+
+    /// A component that is good, and accepts a configuration.
+    fn examine(&mut self, mut component: Component, config: &str, limits: Limits) -> Result<Arc<Plugin>, Rejection> {
+        let digest = component.digest;
+        self.used.insert(digest);
+        let wanted = acceptance(config, limits);
+        if let Some(known) = self.assembly.known(&digest)
+            && known.accepted.contains(&wanted)
+        {
+            return Ok(known.plugin.clone());
+        }
+        if let Some(error) = self.broken.get(&digest) {
+            return Err(Rejection::Component(error.clone()));
+        }
+        if self.broken.len() >= MOST_BROKEN {
+            return Err(Rejection::Component("it was not tried, as too many others could not be loaded".into()));
+        }
+        let tried = self.try_apart(&mut component, config, limits);
+        if let Err(Rejection::Broken(error)) = &tried {
+            self.broken.insert(digest, error.clone());
+        }
+        tried?;
+        let loaded = self.assembly.plugins.get_mut(&digest);
+        let loaded = loaded.ok_or_else(|| Rejection::Component("it was dropped meanwhile".into()))?;
+        loaded.has_new |= loaded.accepted.insert(wanted);
+        Ok(loaded.plugin.clone())
+    }
+
+    /// Has a child load a component and check a configuration, and takes the component over if all is good.
+    fn try_apart(&mut self, component: &mut Component, config: &str, limits: Limits) -> Result<(), Rejection> {
+        let mut examination = self.examination(component)?;
+        let verdict = examination.check(config, limits)?;
+        let is_known = self.assembly.plugins.contains_key(&component.digest);
+        if verdict == Verdict::Accepted && !is_known {
+            self.assembly.take(&mut examination)?;
+        }
+        self.examinations.push(examination);
+        match verdict {
+            Verdict::Accepted => Ok(()),
+            Verdict::Refused { complaints, more } => Err(Rejection::Config { complaints, more }),
+            Verdict::Failed(message) => Err(Rejection::Component(message)),
+        }
+    }
+
+    /// The examination of a component: one that has begun, or a new one.
+    fn examination(&mut self, component: &mut Component) -> Result<Examination, Failure> {
+        if let Some(at) = self.examinations.iter().position(|known| known.digest == component.digest) {
+            return Ok(self.examinations.remove(at));
+        }
+        if self.examinations.len() >= MOST_EXAMINATIONS {
+            self.examinations.remove(0);
+        }
+        let seal = self.assembly.runtime.seal(&component.digest);
+        // Only one that has been found whole: a child would have nothing to say of another.
+        let is_known = self.assembly.plugins.contains_key(&component.digest);
+        let artifact = is_known.then(|| self.assembly.runtime.artifacts().file(&seal)).flatten();
+        match self.assembly.loader.start(component, artifact, seal.clone()) {
+            // Something has happened to the file since it was loaded.
+            Err(Failure::Refused(_)) if is_known => self.assembly.loader.start(component, None, seal),
+            begun => begun,
+        }
+    }
+
+    fn reject(&mut self, source: &Arc<Source>, place: Range<usize>, rejection: Rejection) {
+        let (complaints, more) = match rejection {
+            Rejection::Component(message) | Rejection::Broken(message) => {
+                return self.problems.at(source, place, message);
+            }
+            Rejection::Config { complaints, more } => (complaints, more),
+        };
+        let mut places = None;
+        for Complaint { pointer, key, message } in complaints {
+            if !self.problems.has_room() {
+                self.problems.and_more(1);
+                continue;
+            }
+            let places = places.get_or_insert_with(|| Places::new(&source.text, &place));
+            let span = key.map_or_else(|| places.value(&pointer), |key| places.key(&pointer, &key));
+            self.problems.at(source, span, format!("config{}: {message}", pointed(&pointer)));
+        }
+        self.problems.and_more(more as usize);
     }
 
     pub(super) fn reference(&mut self, source: &Arc<Source>, reference: &Spanned<PluginRef>) -> Option<usize> {
@@ -82,7 +207,6 @@ impl Draft<'_> {
                     return *known;
                 }
                 let stock = plugway_plugins::STOCK.iter().map(|(name, _)| *name);
-                let known: Vec<&str> = self.named.keys().map(String::as_str).chain(stock.clone()).collect();
                 if stock.clone().any(|stock| stock == name) {
                     let plain = manifest::Plugin {
                         r#use: Spanned::new(reference.span(), name.clone()),
@@ -93,10 +217,13 @@ impl Draft<'_> {
                     };
                     return self.bind(source, name, &plain);
                 }
-                let message = format!(
-                    "there is no plugin `{name}`; known here: {}; or add it as [plugin.{name}]",
-                    known.join(", ")
-                );
+                if !self.problems.has_room() {
+                    self.problems.and_more(1);
+                    return None;
+                }
+                let known: Vec<&str> = self.named.keys().map(String::as_str).chain(stock).collect();
+                let known = some_of(&known);
+                let message = format!("there is no plugin `{name}`; known here: {known}; or add it as [plugin.{name}]");
                 self.problems.at(source, reference.span(), message);
                 None
             }
@@ -124,7 +251,9 @@ impl Draft<'_> {
             }
         });
         let cpu = self.duration(source, limits.cpu.as_ref(), defaults.cpu);
-        Limits { memory: memory.unwrap_or(defaults.memory), cpu }
+        let share = self.count(source, limits.share.as_ref(), defaults.share.into(), 100) as u8;
+        let bodies = self.count(source, limits.bodies.as_ref(), defaults.bodies as usize, MOST_BODIES as usize) as u32;
+        Limits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies }
     }
 
     fn on_error(&mut self, source: &Arc<Source>, on_error: Option<&Spanned<manifest::OnError>>) -> OnError {
@@ -158,15 +287,26 @@ impl Draft<'_> {
     }
 }
 
-/// The bytes of a component by what `use` says.
-fn component(source: &Source, name: &str) -> Result<Vec<u8>, String> {
+/// A configuration with the limits of who is to accept it, as a digest.
+fn acceptance(config: &str, limits: Limits) -> [u8; 32] {
+    let limits = [limits.memory as u64, limits.cpu.as_micros() as u64].map(u64::to_le_bytes);
+    *blake3::Hasher::new().update(limits.as_flattened()).update(config.as_bytes()).finalize().as_bytes()
+}
+
+/// A JSON pointer as people write keys.
+fn pointed(pointer: &str) -> String {
+    pointer.replace('/', ".").replace("~1", "/").replace("~0", "~")
+}
+
+/// The component that `use` names.
+fn component(source: &Source, name: &str) -> Result<Component, String> {
     if let Some((_, bytes)) = plugway_plugins::STOCK.iter().find(|(stock, _)| *stock == name) {
-        return Ok(bytes.to_vec());
+        return Ok(Component::stock(bytes));
     }
     let stock: Vec<&str> = plugway_plugins::STOCK.iter().map(|(name, _)| *name).collect();
     if !name.ends_with(".wasm") {
         return Err(format!("`{name}` is neither a stock plugin ({}) nor a `.wasm` file", stock.join(", ")));
     }
     let path = beside(source, name);
-    std::fs::read(&path).map_err(|error| format!("the plugin `{}` can't be read: {error}", path.display()))
+    Component::open(&path).map_err(|error| format!("the plugin `{}` can't be read: {error}", path.display()))
 }

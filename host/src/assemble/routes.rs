@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Draft;
+use super::{Draft, some_of};
 use crate::config::manifest::{self, OtherPath};
 use crate::config::problem::Source;
 use crate::generation::Route;
@@ -14,7 +14,20 @@ use crate::router::{HostMatch, Match, PathMatch};
 /// More than nearly anyone uploads. The content passes in pieces: this is for the endpoint's sake.
 const MAX_BODY: usize = 1 << 30;
 
+/// The compiled form of a regular expression, in bytes: what a path is matched by has some kilobytes.
+const LARGEST_REGEX: usize = 1 << 20;
+/// Each may be tried for a request.
+const MOST_REGEXES: usize = 1_000;
+
 impl Draft<'_> {
+    fn regex(&mut self, text: &str) -> Result<regex::Regex, regex::Error> {
+        self.regexes += 1;
+        if self.regexes > MOST_REGEXES {
+            return Err(regex::Error::Syntax(format!("a manifest has {MOST_REGEXES} of them at most")));
+        }
+        regex::RegexBuilder::new(text).size_limit(LARGEST_REGEX).dfa_size_limit(LARGEST_REGEX).build()
+    }
+
     pub(super) fn route(
         &mut self,
         source: &Arc<Source>,
@@ -22,11 +35,13 @@ impl Draft<'_> {
         upstreams: &HashMap<Arc<str>, usize>,
     ) -> Route {
         let place = upstreams.get(route.upstream.get_ref().as_str()).copied();
-        if place.is_none() {
+        if place.is_none() && self.problems.has_room() {
             let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
             known.sort_unstable();
-            let message = format!("there is no upstream `{}`; known: {}", route.upstream.get_ref(), known.join(", "));
+            let message = format!("there is no upstream `{}`; known: {}", route.upstream.get_ref(), some_of(&known));
             self.problems.at(source, route.upstream.span(), message);
+        } else if place.is_none() {
+            self.problems.and_more(1);
         }
         let mut chain: Vec<usize> = Vec::new();
         for plugin in &route.plugins {
@@ -78,7 +93,7 @@ impl Draft<'_> {
                 }
             };
             matching.path = match path_key.get_ref() {
-                manifest::Path::Other(OtherPath::Regex(text)) => match regex::Regex::new(text) {
+                manifest::Path::Other(OtherPath::Regex(text)) => match self.regex(text) {
                     Ok(regex) => PathMatch::Regex(regex),
                     Err(error) => {
                         self.problems.at(

@@ -1,18 +1,21 @@
-//! What a manifest says about the process: workers, admin, access log, error pages.
+//! The settings of the process in a manifest: workers, access log, error pages.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use toml::Spanned;
 
 use super::values::status_class;
-use super::{AdminAddress, Draft, beside, head_of};
+use super::{Draft, beside, head_of};
 use crate::access_log::{AccessLog, Format, Target};
 use crate::cache::index::PARTS;
 use crate::cache::store::{DiskLimits, Limits, Store};
 use crate::config::manifest::{AccessLogFormat, Disk, Manifest};
 use crate::config::problem::Source;
+use crate::files;
+use crate::loading;
 use crate::respond::ErrorPages;
 
 /// In bytes.
@@ -29,6 +32,22 @@ impl Draft<'_> {
             self.problems.at(source, workers.span(), message);
         }
         Some(*workers.get_ref())
+    }
+
+    /// What the loading of a component may take.
+    pub(super) fn load_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> loading::Limits {
+        let defaults = loading::Limits::default();
+        let named = files.iter().find_map(|(source, file)| Some((source, file.load.as_ref()?)));
+        let Some((source, load)) = named else { return defaults };
+        let time = self.duration(source, load.time.as_ref(), defaults.time);
+        if let Some(text) = load.time.as_ref().filter(|_| !LOAD_TIME.contains(&time)) {
+            self.problems.at(source, text.span(), "time is between `1s` and `1h`, such as `30s`");
+        }
+        let memory = self.bytes(source, load.memory.as_ref(), defaults.memory as usize) as u64;
+        if let Some(text) = load.memory.as_ref().filter(|_| !LOAD_MEMORY.contains(&memory)) {
+            self.problems.at(source, text.span(), "memory is a size between `256 MiB` and `64 GiB`, such as `1 GiB`");
+        }
+        loading::Limits { time, memory }
     }
 
     /// Who is asked about names.
@@ -71,7 +90,7 @@ impl Draft<'_> {
         if let Some(store) = stores.get(&folder).and_then(Weak::upgrade) {
             return store;
         }
-        if self.assembly.is_check || !self.problems.list.is_empty() {
+        if self.assembly.is_check || self.problems.count() > 0 {
             return Store::new(limits.memory);
         }
         let store = Store::open(limits).unwrap_or_else(|message| {
@@ -110,22 +129,6 @@ impl Draft<'_> {
             self.problems.at(source, text.span(), message);
         }
         object as u64
-    }
-
-    pub(super) fn admin(&mut self, files: &[(Arc<Source>, Manifest)]) -> AdminAddress {
-        let named = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?)));
-        let Some((source, admin)) = named else { return AdminAddress::Default };
-        match admin.address.get_ref().as_str() {
-            "off" => AdminAddress::Off,
-            address => address.parse().map_or_else(
-                |_| {
-                    let message = format!("`{address}` is no address; write `127.0.0.1:9145` or `off`");
-                    self.problems.at(source, admin.address.span(), message);
-                    AdminAddress::Off
-                },
-                AdminAddress::At,
-            ),
-        }
     }
 
     pub(super) fn access_log(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<AccessLog> {
@@ -170,7 +173,7 @@ impl Draft<'_> {
                 continue;
             };
             let path = beside(source, file.get_ref());
-            match std::fs::read_to_string(&path) {
+            match files::read_text(&path, files::PAGE) {
                 Ok(page) => pages.add(range, &page),
                 Err(error) => {
                     let message = format!("`{}` can't be read: {error}", path.display());
@@ -186,6 +189,11 @@ fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
     let codes = status_class(text).or_else(|| text.parse().ok().map(|code| code..=code));
     codes.filter(|codes| (400..=599).contains(codes.start()))
 }
+
+/// Less would be over before a child has begun; more would leave a bomb burning for hours.
+const LOAD_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
+/// In bytes. The program itself and one instance need some 100 MiB.
+const LOAD_MEMORY: RangeInclusive<u64> = 256 << 20..=64 << 30;
 
 /// More threads than any machine of today has cores.
 const MOST_WORKERS: usize = 1024;

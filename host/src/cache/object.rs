@@ -10,6 +10,7 @@ use super::disk::reading::Opened;
 use super::fill::Fill;
 use super::index::Variant;
 use super::label::Label;
+use crate::bounds;
 
 /// A stored response.
 #[derive(Debug)]
@@ -163,8 +164,15 @@ impl Fields {
     }
 }
 
-/// Takes the fields of a 304 into the head of the stored response that it validated (RFC 9111 §3.2).
-pub fn freshen(stored: &mut HeaderMap, validated: &HeaderMap) {
+/// Takes the fields of a 304 into the head of the stored response that it validated (RFC 9111 §3.2). Returns `false`, and
+/// leaves the head as it is, if that could become too large: each 304 may bring other fields.
+pub fn freshen(stored: &mut HeaderMap, validated: &HeaderMap) -> bool {
+    let bytes = |fields: &HeaderMap| -> usize {
+        fields.iter().map(|(name, value)| name.as_str().len() + value.len() + bounds::FIELD_OVERHEAD).sum()
+    };
+    if stored.len() + validated.len() > MOST_FIELDS || bytes(stored) + bytes(validated) > bounds::FIELD_BYTES {
+        return false;
+    }
     // Both are of the moment when the stored response came, which is over.
     stored.remove(header::AGE);
     stored.remove(header::DATE);
@@ -173,7 +181,28 @@ pub fn freshen(stored: &mut HeaderMap, validated: &HeaderMap) {
     for name in validated.keys().filter(|name| is_taken(name)) {
         stored.remove(name);
     }
-    for (name, value) in validated.iter().filter(|(name, _)| is_taken(name)) {
-        stored.append(name.clone(), value.clone());
+    let mut taken = validated.iter().filter(|(name, _)| is_taken(name));
+    taken.all(|(name, value)| stored.try_append(name.clone(), value.clone()).is_ok())
+}
+
+/// Fields of a stored response after a validation: those of the longest head that an endpoint may send, twice.
+const MOST_FIELDS: usize = 4_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn validations_cannot_make_a_head_grow_for_ever() {
+        let fields = |turn: usize| -> HeaderMap {
+            let name = |n| HeaderName::try_from(format!("x-{turn}-{n}")).unwrap();
+            (0..90).map(|n| (name(n), HeaderValue::from_static("1"))).collect()
+        };
+        let mut stored = fields(0);
+        // Each 304 has other fields. A map panics behind the 273rd.
+        let taken = (1..400).take_while(|turn| freshen(&mut stored, &fields(*turn))).count();
+        assert!((10..50).contains(&taken) && stored.len() <= MOST_FIELDS, "{taken}");
+        let long = HeaderMap::from_iter([(header::LINK, HeaderValue::try_from("x".repeat(300_000)).unwrap())]);
+        assert!(!freshen(&mut fields(0), &long));
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, response};
 use http_body::Body;
-use tokio::task::spawn_local;
 
 use super::filling::{Destination, Filling};
 use super::reply;
@@ -29,6 +28,7 @@ use crate::generation::Running;
 use crate::head::Head;
 use crate::metrics::REFUSALS;
 use crate::plugin::policy::{Keep, Refusal, Storage, Times};
+use crate::supervise::{Task, spawn};
 use crate::upload::{RequestBody, Upload};
 
 /// A fetch, in the name of a request.
@@ -43,7 +43,7 @@ pub struct Fetch<'a> {
 /// What came from below; the head of the response is in the exchange's.
 struct Below {
     body: ResponseBody,
-    edits: Option<Rc<[Edit]>>,
+    edits: Option<Arc<[Edit]>>,
     /// It is the response of the upstream that what is stored is of.
     is_ours: bool,
 }
@@ -166,7 +166,7 @@ impl Fetch<'_> {
             return Ok(Err(Refusal::Status));
         }
         let needs = seat.needs(running);
-        let keep = seat.ask(running, |policy| policy.fetched(&needs.response, head, times))?;
+        let keep = seat.ask(running, head, |policy| policy.fetched(&needs.response, head, times))?;
         let is_too_long = body.size_hint().exact().is_some_and(|length| length > longest(running));
         let refusal = match keep.unwrap_or_else(|| Keep::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
             Keep::Store(_) if is_too_long => Refusal::TooLarge,
@@ -188,14 +188,18 @@ impl Fetch<'_> {
     ) -> Result<Response<ResponseBody>, Failed> {
         let (asking, running) = (self.asking, self.running);
         let (mut stored, came) = (stale.head(), taken(head));
-        if is_of_another(&stored.headers, &came.headers) {
+        let refused = if is_of_another(&stored.headers, &came.headers) {
             // It is a word about something that we don't have (RFC 9111 §4.3.4).
+            Some("other-etag")
+        } else {
+            (!freshen(&mut stored.headers, &came.headers)).then_some("too-many-fields")
+        };
+        if refused.is_some() {
             running.generation.store.remove(asking.id, stale);
             end(lead, Landing::Pass);
-            let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED).detail(Some("other-etag"));
+            let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED).detail(refused);
             return Ok(asking.serve(running, head, stale, report).unwrap_or_else(|| asking.timeout(running)));
         }
-        freshen(&mut stored.headers, &came.headers);
         stored.headers.entry(header::DATE).or_insert_with(today);
         head.response = Some(stored);
         let body = ResponseBody::Full(Default::default());
@@ -275,7 +279,7 @@ impl Fetch<'_> {
         asking.seat.figures(running).stored.add(1);
         // Others may read it on other workers, which don't end with this one.
         let alive = running.alive.upgrade();
-        spawn_local(async move {
+        spawn(Task::CacheFill, async move {
             filling.run(body).await;
             drop(alive);
         });

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::manifest::{EndpointFile, Manifest};
-use super::problem::{Problem, Problems, Source};
+use super::problem::{Problems, Source};
 use super::wording::worded;
+use crate::files;
 
 /// A manifest and its includes; the first is the manifest itself.
 pub type Files = Vec<(Arc<Source>, Manifest)>;
@@ -16,30 +17,47 @@ pub type Files = Vec<(Arc<Source>, Manifest)>;
 pub fn load(path: &Path) -> Result<Files, Problems> {
     let mut problems = Problems::default();
     let mut files = Vec::new();
-    if let Some((source, manifest)) = read::<Manifest>(path, &mut problems) {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        for pattern in &manifest.include {
-            match matching(folder, pattern.get_ref()) {
-                Ok(paths) => files.extend(paths.iter().filter_map(|path| {
-                    let (included, manifest) = read::<Manifest>(path, &mut problems)?;
-                    if let Some(further) = manifest.include.first() {
-                        problems.at(
-                            &included,
-                            further.span(),
-                            "an included file can't include others; name them in the manifest",
-                        );
-                    }
-                    Some((included, manifest))
-                })),
-                Err(message) => {
-                    problems.files.push(folder.join(pattern.get_ref()));
-                    problems.at(&source, pattern.span(), message);
-                }
-            }
-        }
-        files.insert(0, (source, manifest));
+    if let Some((source, manifest)) = read(path, files::MANIFEST, &mut problems) {
+        let included = include(path, &source, &manifest, &mut problems);
+        files.push((source, manifest));
+        files.extend(included);
     }
-    if problems.list.is_empty() { Ok(files) } else { Err(problems) }
+    if problems.count() == 0 { Ok(files) } else { Err(problems) }
+}
+
+/// The files that one manifest may include: more than any that is written by hand.
+const MOST_INCLUDED: usize = 1_000;
+
+/// The bytes that a manifest and its includes may have together.
+const MOST_BYTES: usize = 32 << 20;
+
+fn include(path: &Path, source: &Arc<Source>, manifest: &Manifest, problems: &mut Problems) -> Files {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let (mut files, mut bytes) = (Files::new(), source.text.len());
+    for pattern in &manifest.include {
+        let paths = matching(folder, pattern.get_ref()).unwrap_or_else(|message| {
+            problems.files.push(folder.join(pattern.get_ref()));
+            problems.at(source, pattern.span(), message);
+            Vec::new()
+        });
+        for path in paths {
+            if files.len() == MOST_INCLUDED || bytes > MOST_BYTES {
+                let most = MOST_BYTES >> 20;
+                let message =
+                    format!("this includes too much: {MOST_INCLUDED} files at most, of {most} MiB at most together");
+                problems.at(source, pattern.span(), message);
+                return files;
+            }
+            let Some((included, manifest)) = read::<Manifest>(&path, files::MANIFEST, problems) else { continue };
+            if let Some(further) = manifest.include.first() {
+                let message = "an included file can't include others; name them in the manifest";
+                problems.at(&included, further.span(), message);
+            }
+            bytes += included.text.len();
+            files.push((included, manifest));
+        }
+    }
+    files
 }
 
 /// Takes a manifest that is no file.
@@ -47,43 +65,43 @@ pub fn parse(name: &str, text: String) -> Result<Files, Problems> {
     let source = Arc::new(Source { path: name.into(), text, is_file: false });
     match toml::from_str(&source.text) {
         Ok(manifest) => Ok(vec![(source, manifest)]),
-        Err(error) => Err(Problems { list: vec![syntax(&source, &error)], files: Vec::new() }),
+        Err(error) => {
+            let mut problems = Problems::default();
+            problems.push(&source, error.span(), worded(error.message()));
+            Err(problems)
+        }
     }
 }
 
 /// Reads a file with endpoints.
 pub fn endpoints(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, EndpointFile)> {
-    read(path, problems)
+    read(path, files::ENDPOINTS, problems)
 }
 
-fn read<T: DeserializeOwned>(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, T)> {
+fn read<T: DeserializeOwned>(path: &Path, kind: files::Kind, problems: &mut Problems) -> Option<(Arc<Source>, T)> {
     problems.files.push(path.into());
-    let text = std::fs::read_to_string(path);
+    let text = files::read_text(path, kind);
     let content = text.as_deref().unwrap_or_default().into();
     let source = Arc::new(Source { path: path.into(), text: content, is_file: true });
     if let Err(error) = text {
-        let message = format!("the manifest can't be read: {error}");
-        problems.list.push(Problem { source, span: None, message });
+        problems.of_file(&source, format!("the manifest can't be read: {error}"));
         return None;
     }
     match toml::from_str(&source.text) {
         Ok(manifest) => Some((source, manifest)),
         Err(error) => {
-            problems.list.push(syntax(&source, &error));
+            problems.push(&source, error.span(), worded(error.message()));
             None
         }
     }
-}
-
-fn syntax(source: &Arc<Source>, error: &toml::de::Error) -> Problem {
-    Problem { source: source.clone(), span: error.span(), message: worded(error.message()) }
 }
 
 /// The files that a pattern stands for; one without `*` has to exist.
 fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let whole = folder.join(pattern);
     let Some((before, after)) = pattern.rsplit('/').next().and_then(|last| last.split_once('*')) else {
-        return if whole.is_file() { Ok(vec![whole]) } else { Err(format!("there is no file `{}`", whole.display())) };
+        // Something else than a file is read in vain, with an error that says so.
+        return if whole.exists() { Ok(vec![whole]) } else { Err(format!("there is no file `{}`", whole.display())) };
     };
     let folder = whole.parent().unwrap_or(folder);
     let entries =
@@ -92,7 +110,8 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
     };
-    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(fits).collect();
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(fits);
+    let mut paths: Vec<PathBuf> = paths.take(MOST_INCLUDED + 1).collect();
     paths.sort();
     Ok(paths)
 }

@@ -7,39 +7,51 @@ use toml::de::{DeTable, DeValue};
 
 type Node<'a> = Spanned<DeValue<'a>>;
 
-/// The place of the value at a JSON pointer (RFC 6901) into the `config` beside the `use` that stands at `place`: of
-/// the value itself, or of the nearest around it that there is.
-pub fn config(text: &str, place: &Range<usize>, pointer: &str) -> Range<usize> {
-    find(text, place, pointer, None).unwrap_or_else(|| place.clone())
+/// The places of a plugin's configuration: the one beside the `use` that stands at a place of a text. The text is parsed
+/// once, however many values are looked for.
+pub struct Places<'a> {
+    document: Option<Spanned<DeTable<'a>>>,
+    place: Range<usize>,
 }
 
-/// Likewise the place of a key in the table at a JSON pointer.
-pub fn config_key(text: &str, place: &Range<usize>, pointer: &str, key: &str) -> Range<usize> {
-    find(text, place, pointer, Some(key)).unwrap_or_else(|| place.clone())
-}
+impl<'a> Places<'a> {
+    /// Parses the text of a manifest.
+    pub fn new(text: &'a str, place: &Range<usize>) -> Self {
+        Places { document: DeTable::parse(text).ok(), place: place.clone() }
+    }
 
-fn find(text: &str, place: &Range<usize>, pointer: &str, key: Option<&str>) -> Option<Range<usize>> {
-    let document = DeTable::parse(text).ok()?;
-    let plugin = beside(document.get_ref(), place)?;
-    let (name, config) = plugin.get_key_value("config")?;
-    // A table that is written in pieces has no good place of its own; the key in front of it has.
-    let (mut at, mut value) = (name.span(), config);
-    for step in pointer.split('/').skip(1) {
-        let step = step.replace("~1", "/").replace("~0", "~");
-        let next = match value.get_ref() {
-            DeValue::Table(table) => table.get_key_value(step.as_str()).map(|(name, value)| (name.span(), value)),
-            DeValue::Array(array) => {
-                step.parse().ok().and_then(|index: usize| Some((array.get(index)?.span(), array.get(index)?)))
-            }
-            _ => None,
-        };
-        let Some(next) = next else { break };
-        (at, value) = next;
+    /// Returns the place of the value at a JSON pointer (RFC 6901), or of the nearest around it that there is.
+    pub fn value(&self, pointer: &str) -> Range<usize> {
+        self.find(pointer, None).unwrap_or_else(|| self.place.clone())
     }
-    if let (Some(key), DeValue::Table(table)) = (key, value.get_ref()) {
-        return table.get_key_value(key).map(|(name, _)| name.span());
+
+    /// Returns the place of a key in the table at a JSON pointer.
+    pub fn key(&self, pointer: &str, key: &str) -> Range<usize> {
+        self.find(pointer, Some(key)).unwrap_or_else(|| self.place.clone())
     }
-    Some(if matches!(value.get_ref(), DeValue::Table(_)) { at } else { value.span() })
+
+    fn find(&self, pointer: &str, key: Option<&str>) -> Option<Range<usize>> {
+        let plugin = beside(self.document.as_ref()?.get_ref(), &self.place)?;
+        let (name, config) = plugin.get_key_value("config")?;
+        // A table that is written in pieces has no good place of its own; the key in front of it has.
+        let (mut at, mut value) = (name.span(), config);
+        for step in pointer.split('/').skip(1) {
+            let step = step.replace("~1", "/").replace("~0", "~");
+            let next = match value.get_ref() {
+                DeValue::Table(table) => table.get_key_value(step.as_str()).map(|(name, value)| (name.span(), value)),
+                DeValue::Array(array) => {
+                    step.parse().ok().and_then(|index: usize| Some((array.get(index)?.span(), array.get(index)?)))
+                }
+                _ => None,
+            };
+            let Some(next) = next else { break };
+            (at, value) = next;
+        }
+        if let (Some(key), DeValue::Table(table)) = (key, value.get_ref()) {
+            return table.get_key_value(key).map(|(name, _)| name.span());
+        }
+        Some(if matches!(value.get_ref(), DeValue::Table(_)) { at } else { value.span() })
+    }
 }
 
 /// The table whose `use` stands at a place.
@@ -72,7 +84,7 @@ plugins = ["b", { use = "y", config = { list = [1, "two"], "a/b" = 3 } }]
 
     fn found(name: &str, pointer: &str) -> &'static str {
         let place = TEXT.find(name).unwrap();
-        &TEXT[config(TEXT, &(place..place + name.len()), pointer)]
+        &TEXT[Places::new(TEXT, &(place..place + name.len())).value(pointer)]
     }
 
     #[test]
@@ -83,6 +95,6 @@ plugins = ["b", { use = "y", config = { list = [1, "two"], "a/b" = 3 } }]
         assert_eq!(found("\"y\"", "/list/1"), "\"two\"");
         assert_eq!(found("\"y\"", "/a~1b"), "3");
         let place = TEXT.find("\"x\"").unwrap();
-        assert_eq!(&TEXT[config_key(TEXT, &(place..place + 3), "/set", "one")], "one");
+        assert_eq!(&TEXT[Places::new(TEXT, &(place..place + 3)).key("/set", "one")], "one");
     }
 }

@@ -33,10 +33,21 @@ pub struct Manifest {
     pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
     /// Plugins with their configurations.
     pub plugin: BTreeMap<Spanned<String>, Plugin>,
+    /// What the loading of a plugin's component may take.
+    pub load: Option<Load>,
     /// Who looks names up for endpoints.
     pub resolver: Option<Resolver>,
     /// Where the plugins that cache keep responses.
     pub cache: Option<Spanned<Cache>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Load {
+    /// CPU time of the child process that loads a new component; 30s if not given.
+    pub time: Option<Spanned<String>>,
+    /// Memory of that process; 1 GiB if not given.
+    pub memory: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,7 +84,8 @@ impl Manifest {
         let authorities = authorities.chain(upstreams.filter_map(|tls| tls.ca.as_ref()));
         let lists = self.upstream.values().flat_map(|upstream| &upstream.endpoints);
         let lists = lists.filter_map(|endpoint| endpoint.get_ref().file());
-        certificates.chain(authorities).chain(self.error_page.values()).chain(lists).map(Spanned::get_ref)
+        let token = self.admin.iter().filter_map(|admin| admin.token_file.as_ref());
+        certificates.chain(authorities).chain(self.error_page.values()).chain(lists).chain(token).map(Spanned::get_ref)
     }
 }
 
@@ -109,11 +121,13 @@ pub enum AccessLogFormat {
     Off,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Admin {
-    /// An address, or `"off"`; `127.0.0.1:9145` if not given.
-    pub address: Spanned<String>,
+    /// An address, `unix:/path`, or `"off"`; `127.0.0.1:9145` if not given.
+    pub address: Option<Spanned<String>>,
+    /// The file with the token that changes over TCP need, relative to this file.
+    pub token_file: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -183,7 +197,7 @@ pub struct ListenerLimits {
     pub requests: Option<Spanned<usize>>,
     /// Connections at this listener; 20,000 if not given.
     pub connections: Option<Spanned<usize>>,
-    /// Connections of one client address at this listener; as many as `connections` if not given.
+    /// Connections of one client at this listener, an IPv4 address or an IPv6 /64 network; as many as `connections` if not given.
     pub connections_per_client: Option<Spanned<usize>>,
     /// Requests at a time on a connection with HTTP/2; 128 if not given.
     pub streams: Option<Spanned<usize>>,
@@ -193,6 +207,10 @@ pub struct ListenerLimits {
     pub body_rate: Option<Spanned<String>>,
     /// For a client that takes nothing of its response; `"60s"` if not given.
     pub send_timeout: Option<Spanned<String>>,
+    /// The least that a client has to take of its response per second, over half of `send-timeout`; `"128 B"` if not given.
+    pub send_rate: Option<Spanned<String>>,
+    /// The most that waits on a connection with HTTP/2 for its client, and as much for endpoints; `"1 MiB"` if not given.
+    pub buffer: Option<Spanned<String>>,
     /// For an upgraded connection on which nothing passes; `"1h"` if not given.
     pub tunnel_timeout: Option<Spanned<String>>,
 }
@@ -458,8 +476,12 @@ pub struct Plugin {
 pub struct Limits {
     /// `"16 MiB"` if not given.
     pub memory: Option<Spanned<String>>,
-    /// Time per call; `"50ms"` if not given.
+    /// CPU time per call; `"50ms"` if not given.
     pub cpu: Option<Spanned<String>>,
+    /// Percent of a worker's time, 1 to 100; 50 if not given, and 100 is no limit.
+    pub share: Option<Spanned<usize>>,
+    /// Bodies at a time, over all workers; 256 if not given.
+    pub bodies: Option<Spanned<usize>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -31,8 +31,8 @@ use crate::wire::Wire;
 pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Future<Output = ()> {
     let scanner = Scanner::new(client.arrival.listener.limits.framing);
     let session = Session::new(client);
-    let (send, patience) = (session.send.clone(), session.client.arrival.listener.limits.send_timeout);
-    let io = Patient::new(stream, ahead, send, patience);
+    let listener = &session.client.arrival.listener;
+    let io = Patient::new(stream, ahead, session.send.clone(), listener.limits.send, listener.census.clone());
     let io = ClientIo { io, scanner, session: session.clone() };
     // A closure, whose future hyper keeps in place: a boxed one would be one more allocation for each request.
     let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
@@ -155,8 +155,9 @@ where
     }
 }
 
-/// hyper's usual bound of its buffer, which it reads content through too.
-const BUFFER: usize = 408 << 10;
+/// The least bound of hyper's buffers, in bytes, which content passes in both directions: what waits to be written is that
+/// much and one more piece.
+const BUFFER: usize = 32 << 10;
 /// As many fields hyper has room for on its stack. Told a larger number, it allocates room for each request.
 const FIELDS: usize = 100;
 /// Something to spare.
@@ -196,13 +197,21 @@ where
     }
 }
 
+/// The most bytes that are read after the last word, as over HTTP/2: no client in good faith has more on its way.
+const UNREAD: usize = 1 << 20;
+
 /// Says a last word and ends the connection in good order.
 async fn part(mut socket: impl Transport, farewell: Bytes, session: Rc<Session>) {
     let parting = async {
         socket.write_all(&farewell).await?;
         socket.shutdown().await?;
-        let mut unread = [0; 2 << 10];
-        while !session.heard_all.get() && socket.read(&mut unread).await? > 0 {}
+        let (mut unread, mut left) = ([0; 2 << 10], UNREAD);
+        while !session.heard_all.get() && left > 0 {
+            match socket.read(&mut unread).await? {
+                0 => break,
+                length => left = left.saturating_sub(length),
+            }
+        }
         io::Result::Ok(())
     };
     // Whoever doesn't hear us out has only himself to blame.

@@ -4,8 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -16,31 +17,37 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
+use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::aborted::Aborted;
+use super::frame_budget::FrameKind;
+use super::frame_io::FrameIo;
 use super::gathered::Gathered;
 use super::patient::Patient;
+use super::stalled::{Look, Stream, StreamTask};
 use super::{Client, LINGER, Outgoing, Transport, tunnel};
+use crate::backlog::{Backlog, Piece, StreamBacklog};
 use crate::body::ResponseBody;
+use crate::census::{Closed, SendLimit};
 use crate::clock::Deadline;
 use crate::error::{Error, Kind};
 use crate::exchange::{self, Timers};
+use crate::listener::Limits;
 use crate::passage::BodyError;
+use crate::supervise::{Task, spawn};
 use crate::upload::Upload;
 use crate::wire::OnThisWorker;
 
 /// For the window of a stream: what may wait here for an endpoint that reads slowly.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// For all streams of a connection together.
-const CONNECTION_WINDOW: u32 = 1 << 20;
-/// What may wait here, per stream, for a client that reads slowly.
+/// The bytes that h2 asks a stream for before the client has taken those before: the backlog decides about more.
 const SEND_BUFFER: usize = 64 << 10;
-/// Streams are looked at this often for clients that take nothing.
+/// The longest time between two looks at the streams, for clients that take too little.
 const LOOK: Duration = Duration::from_secs(5);
 /// A client that was told to go, and has no streams any more, may stay for so many times the send-timeout.
 const LEAVE: u32 = 10;
@@ -56,8 +63,9 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
     let [idle, send, linger] = client.clock.deadlines();
     let now = client.clock.now();
-    let io = Patient::new(stream, ahead, send, limits.send_timeout);
-    let io = Gathered::new(Lingering { io, linger, allowance: None });
+    let io = Patient::new(stream, ahead, send, limits.send, client.arrival.listener.census.clone());
+    let io = Lingering { io, linger, allowance: None, most: limits.buffer };
+    let io = Gathered::new(FrameIo::new(io, client.clock.clone()));
     let streams = Rc::new(Streams {
         client,
         idle,
@@ -67,20 +75,17 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         aborted: Aborted::new(now),
         taken: Cell::new(now),
         departed: Cell::new(0),
-        given: RefCell::default(),
+        backlog: Backlog::new(limits.buffer),
+        uploads: Backlog::new(limits.buffer),
+        all: RefCell::default(),
+        starting: Cell::new(None),
+        looked: Cell::new(now),
+        was_full: Cell::new(false),
     });
     let service = service_fn(|request| streams.clone().exchange(request));
-    let mut builder = http2::Builder::new(OnThisWorker);
-    builder
-        .max_concurrent_streams(limits.streams)
-        .max_header_list_size(u32::try_from(limits.framing.head_bytes).unwrap_or(u32::MAX))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(LOCAL_RESETS)
-        .enable_connect_protocol();
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io.clone()), service));
+    // Boxed, so that it can end before the socket does.
+    let builder = builder(&limits, Tasks(streams.clone()));
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(io.clone()), service));
     streams.idle.set(limits.head_timeout);
     let served = poll_fn(|cx| {
         streams.idle.watch(cx);
@@ -88,14 +93,18 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
             streams.told.set(Some(streams.client.clock.now()));
             connection.as_mut().graceful_shutdown();
             // For the client to hear of it.
-            streams.idle.set(LOOK);
+            streams.idle.set(streams.look_after());
         } else if streams.is_given_up() {
             return Poll::Ready(Ok(()));
         }
         let served = connection.as_mut().poll(cx).map_err(io::Error::other);
         // What it has said in this turn leaves. At its end it has sent all itself, or there is nobody to send it to.
         let sent = io.poll_send(cx);
-        streams.note_departed(io.socket().io.socket.departed());
+        streams.note_departed(io.socket().io.io.socket.departed());
+        streams.was_full.set(streams.was_full.get() || sent.is_pending());
+        if io.socket().flood().is_some() {
+            return Poll::Ready(Ok(()));
+        }
         match (served, sent) {
             (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
             (served, _) => served,
@@ -104,6 +113,37 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     if let Err(error) = served.await {
         tracing::debug!(%error, "client connection");
     }
+    // With it end the exchanges that it still has.
+    drop(connection);
+    if let Some(kind) = streams.flood(&io) {
+        streams.client.arrival.listener.census.count(Closed::Flood);
+        tracing::debug!(client = ?streams.client.arrival.peer.address, frames = kind.name(), "too many HTTP/2 frames");
+        let _ = streams.idle.limit(LINGER, calm(io)).await;
+    }
+}
+
+fn builder(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
+    let mut builder = http2::Builder::new(tasks);
+    builder
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.framing.head_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(u32::try_from(limits.buffer).unwrap_or(u32::MAX))
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(LOCAL_RESETS)
+        .enable_connect_protocol();
+    builder
+}
+
+/// Tells the client to calm down, and closes the connection.
+async fn calm<T: Transport>(mut io: Gathered<FrameIo<Lingering<T>>>) -> io::Result<()> {
+    poll_fn(|cx| io.poll_send(cx)).await?;
+    let farewell = io.socket().farewell();
+    if let Some(farewell) = farewell {
+        io.write_all(&farewell).await?;
+    }
+    io.shutdown().await
 }
 
 /// The exchanges of a connection.
@@ -121,11 +161,23 @@ struct Streams {
     taken: Cell<Instant>,
     /// How many bytes had departed by then.
     departed: Cell<u64>,
-    /// Since when what was given to each stream waits for the client to take it.
-    given: RefCell<Vec<Weak<Given>>>,
+    /// The bytes of responses that wait for the client.
+    backlog: Arc<Backlog>,
+    /// The bytes of requests that wait for endpoints, apart from those that wait in h2 within its window.
+    uploads: Arc<Backlog>,
+    /// The streams that are open.
+    all: RefCell<Vec<Weak<Stream>>>,
+    /// The stream whose task hyper begins next.
+    starting: Cell<Option<Rc<Stream>>>,
+    /// When the streams were last looked at.
+    looked: Cell<Instant>,
+    /// Whether the socket was full since then.
+    was_full: Cell<bool>,
 }
 
-type Given = Cell<Option<Instant>>;
+/// Has hyper's tasks run on the worker that they begin on, each bound to its stream.
+#[derive(Clone)]
+struct Tasks(Rc<Streams>);
 
 /// An open stream, until dropped.
 struct Open {
@@ -137,8 +189,21 @@ struct Open {
 /// The content of a response on its way into a stream.
 struct Streamed {
     outgoing: Outgoing,
-    given: Rc<Given>,
+    stream: Rc<Stream>,
     open: Option<Open>,
+}
+
+impl<F: Future + 'static> Executor<F> for Tasks
+where
+    F::Output: 'static,
+{
+    fn execute(&self, task: F) {
+        match self.0.starting.take() {
+            Some(stream) => drop(spawn(Task::Stream, StreamTask::new(task, stream))),
+            // What carries a tunnel.
+            None => OnThisWorker.execute(task),
+        }
+    }
 }
 
 impl Streams {
@@ -147,14 +212,17 @@ impl Streams {
         mut request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Streamed>, Infallible>> {
         let open = self.open();
+        let stream = self.begin();
         let [step, total] = self.client.clock.deadlines();
         let timers = Rc::new(Timers { step, total });
         let tunnel = extended_connect(&mut request);
+        let upload = self.upload(request.body());
         let exchange = match self.excess(&request) {
-            None => Ok(self.client.exchange(request, Upload::default(), timers.clone())),
+            None => Ok(self.client.exchange(request, upload, timers.clone())),
             Some((status, why)) => Err(self.client.refuse(Error::new(Kind::RequestError, why), status)),
         };
-        async move {
+        // Boxed, so that its room is given back while the response is sent.
+        Box::pin(async move {
             let response = match exchange {
                 Ok(exchange) => exchange.await,
                 Err(refused) => refused,
@@ -163,8 +231,11 @@ impl Streams {
                 Some(client) => connect(response, client, open, &timers.step),
                 None => (response, Some(open)),
             };
-            Ok(response.map(|outgoing| Streamed { outgoing, given: self.give(), open }))
-        }
+            Ok(response.map(|outgoing| {
+                outgoing.body.limit_reads(stream.backlog.read_limit());
+                Streamed { outgoing, stream, open }
+            }))
+        })
     }
 
     /// What of a request is beyond the limits that h2 doesn't know.
@@ -181,16 +252,45 @@ impl Streams {
     fn open(self: &Rc<Self>) -> Open {
         self.open.set(self.open.get() + 1);
         self.served.set(self.served.get() + 1);
-        self.idle.set(LOOK);
+        if self.open.get() == 1 {
+            // Further ones don't put the look off, or a client that opens one each second would never be looked at.
+            self.idle.set(self.look_after());
+        }
+        self.client.presence.serve();
         Open { streams: self.clone(), is_whole: Cell::new(false) }
     }
 
-    fn give(&self) -> Rc<Given> {
-        let given = Rc::new(Cell::new(None));
-        let mut all = self.given.borrow_mut();
-        all.retain(|given| given.strong_count() > 0);
-        all.push(Rc::downgrade(&given));
-        given
+    fn begin(&self) -> Rc<Stream> {
+        let stream = Stream::new(&self.backlog);
+        self.starting.set(Some(stream.clone()));
+        let mut all = self.all.borrow_mut();
+        all.retain(|stream| stream.strong_count() > 0);
+        all.push(Rc::downgrade(&stream));
+        stream
+    }
+
+    /// Returns the progress of a request's content, which is bounded if there is any.
+    fn upload(&self, content: &Incoming) -> Upload {
+        match content.is_end_stream() {
+            true => Upload::default(),
+            false => Upload::bounded(StreamBacklog::new(&self.uploads)),
+        }
+    }
+
+    /// The time to the next look at the streams.
+    fn look_after(&self) -> Duration {
+        LOOK.min(self.client.arrival.listener.limits.send.timeout / 2)
+    }
+
+    /// Looks at all streams, and resets those whose window the client opens too slowly.
+    fn look(&self, now: Instant) {
+        let listener = &self.client.arrival.listener;
+        let look = Look { now, last: self.looked.replace(now), was_full: self.was_full.replace(false) };
+        let all = self.all.borrow();
+        for stream in all.iter().filter_map(Weak::upgrade).filter(|one| one.is_too_slow(look, listener.limits.send)) {
+            listener.census.cut_off(SendLimit::Rate);
+            stream.cut_off();
+        }
     }
 
     fn note_departed(&self, departed: u64) {
@@ -198,6 +298,12 @@ impl Streams {
             self.departed.set(departed);
             self.taken.set(self.client.clock.now());
         }
+    }
+
+    /// The kind of frame that the client sends far more often than its requests explain; `None` if there is none.
+    fn flood<T>(&self, io: &Gathered<FrameIo<T>>) -> Option<FrameKind> {
+        let resets = || self.aborted.are_too_many().then_some(FrameKind::Reset);
+        io.socket().flood().or_else(resets)
     }
 
     /// Whether no stream should begin any more.
@@ -219,17 +325,21 @@ impl Streams {
         if !self.idle.is_met() {
             return false;
         }
-        self.idle.set(LOOK);
+        self.idle.set(self.look_after());
         let now = self.client.clock.now();
-        let patience = limits.send_timeout;
-        let is_long = |since: Instant| now.saturating_duration_since(since) >= patience;
-        let is_stuck = |given: &Weak<Given>| given.upgrade().and_then(|given| given.get()).is_some_and(is_long);
-        let takes_nothing = is_long(self.taken.get());
+        self.look(now);
+        let patience = limits.send.timeout;
+        let is_stuck = |stream: &Weak<Stream>| stream.upgrade().is_some_and(|stream| stream.is_stuck(now, patience));
+        let takes_nothing = now.saturating_duration_since(self.taken.get()) >= patience;
         let open = self.open.get();
         let Some(told) = self.told.get().filter(|_| open == 0) else {
             // One stream may well be left alone for a while, as by who pauses a film; then the others go on.
-            let stuck = self.given.borrow().iter().filter(|given| is_stuck(given)).count();
-            return stuck > 0 && stuck >= open && takes_nothing;
+            let stuck = self.all.borrow().iter().filter(|stream| is_stuck(stream)).count();
+            let is_met = stuck > 0 && stuck >= open && takes_nothing;
+            if is_met {
+                self.client.arrival.listener.census.cut_off(SendLimit::Timeout);
+            }
+            return is_met;
         };
         // A stream is over here once h2 has the last of it, and h2 doesn't tell when that has left. Who sends PINGs
         // takes something as often as it likes.
@@ -247,12 +357,21 @@ impl Drop for Open {
         if streams.open.get() > 0 {
             return;
         }
+        streams.client.presence.wait(streams.client.clock.now());
         if streams.told.get().is_some() {
             streams.told.set(Some(streams.client.clock.now()));
-            streams.idle.set(LOOK);
+            streams.idle.set(streams.look_after());
         } else {
             streams.idle.set(streams.client.arrival.listener.limits.keep_alive);
         }
+    }
+}
+
+impl Streamed {
+    fn hold(&self, frame: Frame<Bytes>) -> Frame<Piece> {
+        let frame = frame.map_data(|content| self.stream.backlog.hold(content));
+        self.outgoing.body.limit_reads(self.stream.backlog.read_limit());
+        frame
     }
 }
 
@@ -265,10 +384,14 @@ impl Drop for Streamed {
 }
 
 impl Body for Streamed {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+        if self.stream.backlog.poll_room(cx).is_pending() && !self.outgoing.total.is_met() {
+            self.outgoing.total.watch(cx);
+            return Poll::Pending;
+        }
         let frame = Pin::new(&mut self.outgoing).poll_frame(cx);
         // What fails here is not the client's doing.
         let is_last = match &frame {
@@ -280,8 +403,8 @@ impl Body for Streamed {
             open.is_whole.set(true);
         }
         // The next is asked for once this one has been taken.
-        self.given.set(frame.is_ready().then(|| self.outgoing.total.clock().now()));
-        frame
+        self.stream.given(frame.is_ready().then(|| self.outgoing.total.clock().now()));
+        frame.map(|frame| frame.map(|frame| frame.map(|frame| self.hold(frame))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -353,7 +476,7 @@ fn connect(
     }
     let (idle, deadline) = (open.streams.client.arrival.listener.limits.tunnel_timeout, deadline.clone());
     open.is_whole.set(true);
-    tokio::task::spawn_local(async move {
+    spawn(Task::Tunnel, async move {
         match client.await {
             Ok(client) => tunnel::run(TokioIo::new(client), Bytes::new(), *switched, idle, deadline, ending).await,
             Err(error) => tracing::debug!(%error, "tunnel"),
@@ -375,6 +498,8 @@ struct Lingering<T> {
     linger: Deadline,
     /// How many bytes may still come, once this side is closed.
     allowance: Option<usize>,
+    /// The most that a client in good faith has on its way: the window of the connection.
+    most: usize,
 }
 
 impl<T: Transport> AsyncRead for Lingering<T> {
@@ -411,8 +536,7 @@ impl<T: Transport> AsyncWrite for Lingering<T> {
         if this.allowance.is_none() {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
         }
-        // No client in good faith has more on its way.
-        let allowance = this.allowance.get_or_insert(CONNECTION_WINDOW as usize);
+        let allowance = this.allowance.get_or_insert(this.most);
         let mut unread = [0; 2 << 10];
         loop {
             let mut unread = ReadBuf::new(&mut unread);

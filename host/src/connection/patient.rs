@@ -1,16 +1,20 @@
-//! The socket of a client of either version: what was read ahead of it comes first, and who takes nothing of what is
-//! sent is waited for only so long.
+//! The socket of a client of either version: what was read ahead of it comes first, and a client that takes too little of
+//! what is sent is cut off.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Transport;
+use crate::census::{Census, SendLimit};
 use crate::clock::Deadline;
+use crate::listener::SendLimits;
 
 /// A socket with some patience.
 pub struct Patient<T> {
@@ -19,29 +23,92 @@ pub struct Patient<T> {
     pub ahead: Bytes,
     /// For the client to take something.
     pub send: Deadline,
-    patience: Duration,
-    /// Bytes that had departed when the client was last waited for.
-    departed: u64,
+    pace: Pace,
+    census: Arc<Census>,
 }
 
+/// The pace at which a client takes what is sent. Only time in which the socket was full counts.
+struct Pace {
+    limits: SendLimits,
+    /// Since when the socket has been full.
+    since: Option<Instant>,
+    /// How long it had been full before, in this window.
+    waited: Duration,
+    /// Bytes that the client had taken when this window began.
+    before: u64,
+    /// Bytes that the client had taken when it was last looked at.
+    taken: u64,
+    /// Windows in which the client took something, but too little.
+    slow: Cell<u8>,
+    /// When the client was last seen to have taken something, or the socket became full.
+    progress: Option<Instant>,
+}
+
+/// How often a client that is waited for is looked at within its `send-timeout`: each time costs a call of the system.
+const LOOKS: u32 = 4;
+
 impl<T: Transport> Patient<T> {
-    pub fn new(socket: T, ahead: Bytes, send: Deadline, patience: Duration) -> Self {
-        Patient { socket, ahead, send, patience, departed: 0 }
+    pub fn new(socket: T, ahead: Bytes, send: Deadline, limits: SendLimits, census: Arc<Census>) -> Self {
+        let pace = Pace {
+            limits,
+            since: None,
+            waited: Duration::ZERO,
+            before: 0,
+            taken: 0,
+            slow: Cell::new(0),
+            progress: None,
+        };
+        Patient { socket, ahead, send, pace, census }
     }
 
     fn sent<R>(&mut self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
-        if written.is_pending() && self.socket.departed() > self.departed {
-            self.departed = self.socket.departed();
-            self.send.clear();
+        if written.is_ready() {
+            self.pace.go_on(&self.send);
+            return written;
         }
-        match written {
-            Poll::Pending if self.send.is_late(self.patience, cx) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(written) => {
-                self.send.clear();
-                Poll::Ready(written)
-            }
+        let Some(met) = self.pace.met(&self.socket, &self.send, cx) else { return Poll::Pending };
+        self.census.cut_off(met);
+        self.socket.forget_unsent();
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl Pace {
+    /// Notes that the socket takes more.
+    fn go_on(&mut self, deadline: &Deadline) {
+        if let Some(since) = self.since.take() {
+            self.waited += deadline.clock().now().saturating_duration_since(since);
+            deadline.clear();
         }
+    }
+
+    /// Returns the limit that the client has met, for a socket that is full.
+    fn met(&mut self, socket: &impl Transport, deadline: &Deadline, cx: &Context<'_>) -> Option<SendLimit> {
+        let now = deadline.clock().now();
+        deadline.watch(cx);
+        let Some(since) = self.since else {
+            (self.since, self.progress) = (Some(now), Some(now));
+            deadline.set(self.limits.timeout / LOOKS);
+            return None;
+        };
+        if !deadline.is_met() {
+            return None;
+        }
+        deadline.set(self.limits.timeout / LOOKS);
+        let taken = socket.taken();
+        if taken > self.taken {
+            (self.taken, self.progress) = (taken, Some(now));
+        }
+        let idle = now.saturating_duration_since(self.progress.unwrap_or(since));
+        if idle >= self.limits.timeout {
+            return Some(SendLimit::Timeout);
+        }
+        if self.waited + now.saturating_duration_since(since) < self.limits.window() {
+            return None;
+        }
+        let in_window = self.taken - self.before;
+        (self.since, self.waited, self.before) = (Some(now), Duration::ZERO, self.taken);
+        self.limits.is_too_slow(in_window, &self.slow).then_some(SendLimit::Rate)
     }
 }
 
@@ -125,13 +192,20 @@ mod tests {
         fn departed(&self) -> u64 {
             self.1
         }
+
+        fn taken(&self) -> u64 {
+            self.1
+        }
+
+        fn forget_unsent(&self) {}
     }
 
     #[test]
     fn a_client_that_takes_a_little_of_what_tls_has_in_hand_is_waited_for() {
         let (clock, cx) = (Clock::new(), &mut Context::from_waker(Waker::noop()));
         let [send] = clock.deadlines();
-        let mut io = Patient::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, TICK);
+        let limits = SendLimits { timeout: TICK, rate: 0 };
+        let mut io = Patient::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, limits, Arc::default());
         let mut flush = |departed| {
             // Time is the subject.
             std::thread::sleep(3 * TICK);
@@ -144,5 +218,29 @@ mod tests {
         assert!(flush(3).is_pending());
         let Poll::Ready(Err(error)) = flush(3) else { panic!("it took nothing") };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    /// Whether a client that takes so many bytes in each look is cut off within twenty.
+    fn is_cut_off(timeout: Duration, rate: u64, bytes: u64) -> bool {
+        let (clock, cx) = (Clock::new(), &mut Context::from_waker(Waker::noop()));
+        let [send] = clock.deadlines();
+        let limits = SendLimits { timeout, rate };
+        let mut io = Patient::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, limits, Arc::default());
+        (0..20).any(|look| {
+            // Time is the subject.
+            std::thread::sleep(2 * TICK);
+            clock.tick();
+            io.socket.1 = look * bytes;
+            Pin::new(&mut io).poll_flush(cx).is_ready()
+        })
+    }
+
+    #[test]
+    fn a_client_that_takes_less_than_the_rate_is_cut_off() {
+        let timeout = 10 * TICK;
+        // Looks are at least 100 ms apart, and at most as far as a busy machine makes them.
+        assert!(is_cut_off(timeout, 1_000_000, 100));
+        assert!(!is_cut_off(timeout, 1, 100));
+        assert!(!is_cut_off(60 * timeout, 1_000_000, 0), "nothing at all is a matter of the timeout");
     }
 }

@@ -122,6 +122,7 @@ impl Session {
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Tracked>, Infallible>> {
         self.busy.set(true);
+        self.client.presence.serve();
         self.speaking.set(true);
         self.served.set(self.served.get() + 1);
         self.rest.clear();
@@ -157,6 +158,7 @@ impl Session {
         if !self.ended.take().is_empty() && !self.busy.get() {
             let limits = &self.client.arrival.listener.limits;
             self.head.set(if self.in_head.get() { limits.head_timeout } else { limits.keep_alive });
+            self.client.presence.wait(self.client.clock.now());
         }
     }
 

@@ -1,33 +1,50 @@
 //! The engine for plugins that can't wait: what it allows, and how components get into it.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use super::artifact::Artifacts;
+use super::artifact::{Artifacts, Seal};
 use super::contract::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
-use super::host::{self, HostState};
+use super::host::HostState;
+use super::maker::Maker;
+use super::proposals;
+use super::supply::Supply;
+use super::wasi;
+use crate::printable;
+use crate::supervise::{Task, guard};
 
 /// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
 
-/// Instances that can live at once, over all workers and generations. Each costs 4 GiB of address space, no memory.
-const INSTANCES: u32 = 2_000;
+/// Instances that room is made for at least, over all workers and generations. Each costs 4 GiB of address space, no
+/// memory.
+pub const LEAST_INSTANCES: u32 = 2_000;
+
+/// No plugin's limit of bodies can be higher: each body holds an instance.
+pub const MOST_BODIES: u32 = 4096;
 
 /// No plugin's memory limit can be higher.
 pub const MOST_MEMORY: usize = 256 << 20;
+
+/// Digits of a digest that tell the builds of a plugin from each other.
+const DIGITS: usize = 12;
+
+/// Bytes of a version in the log.
+const LONGEST_VERSION: usize = 32;
 
 /// Loads components.
 #[derive(Clone)]
 pub struct Runtime {
     engine: Engine,
     linker: Arc<Linker<HostState>>,
-    artifacts: Option<Arc<Artifacts>>,
+    artifacts: Arc<Artifacts>,
+    maker: Maker,
 }
 
 /// A loaded component, ready to be instantiated, with the hooks that it exports.
@@ -44,13 +61,25 @@ pub struct Plugin {
     pub(super) request_body: Option<request_body::RequestBodyHookIndices>,
     pub(super) response_body: Option<response_body::ResponseBodyHookIndices>,
     pub(super) looks_back: bool,
+    /// Makes its instances.
+    pub(super) maker: Maker,
+    /// The shared parts of its configured plugins.
+    pub(super) supplies: Mutex<Vec<Weak<Supply>>>,
     imports: Vec<String>,
+    /// The beginning of the component's digest.
+    digest: String,
+    /// The version that the component describes itself with, once it has.
+    version: OnceLock<String>,
 }
 
 /// The engine doesn't start on this machine.
 #[derive(Debug, thiserror::Error)]
-#[error("the plugin engine doesn't start: {0:#}")]
-pub struct StartError(wasmtime::Error);
+pub enum StartError {
+    #[error("the plugin engine doesn't start: {0:#}")]
+    Engine(wasmtime::Error),
+    #[error("there is no key for compiled plugins: {0}")]
+    Key(std::io::Error),
+}
 
 /// A component that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -66,47 +95,81 @@ pub enum LoadError {
 }
 
 impl Runtime {
-    /// Starts the engine, and the thread that ticks its clock. Compiled code is kept in a folder, if one is given.
-    pub fn start(cache: Option<&Path>) -> Result<Self, StartError> {
-        let open = |folder: &Path| Artifacts::open(folder);
-        let opened = cache.map(open).transpose().inspect_err(|error| {
+    /// Starts the engine with room for so many instances, and the thread that ticks its clock. Compiled code is kept in a
+    /// folder, if one is given.
+    pub fn start(cache: Option<&Path>, instances: u32) -> Result<Self, StartError> {
+        let opened = cache.map(Artifacts::open).transpose().inspect_err(|error| {
             tracing::warn!(%error, "plugins are compiled at each start");
         });
-        Runtime::new(opened.ok().flatten().map(Arc::new)).map_err(StartError)
+        let artifacts = opened.ok().flatten().map_or_else(Artifacts::unkept, Ok).map_err(StartError::Key)?;
+        Runtime::new(pooling_engine(instances).map_err(StartError::Engine)?, artifacts).map_err(StartError::Engine)
     }
 
-    fn new(artifacts: Option<Arc<Artifacts>>) -> wasmtime::Result<Self> {
-        let engine = engine()?;
+    /// Starts an engine that compiles for the one of [`Runtime::start`], without room set aside for instances.
+    pub fn start_for_loading() -> Result<Self, StartError> {
+        let engine = Engine::new(&settings()).map_err(StartError::Engine)?;
+        Runtime::new(engine, Artifacts::unkept().map_err(StartError::Key)?).map_err(StartError::Engine)
+    }
+
+    fn new(engine: Engine, artifacts: Artifacts) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(&engine);
-        host::add_wasi(&mut linker)?;
+        wasi::add_to_linker(&mut linker)?;
         super::contract::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {
             while let Some(engine) = clock.upgrade() {
-                engine.increment_epoch();
+                let _ = guard(Task::PluginClock, || engine.increment_epoch());
                 drop(engine);
                 std::thread::sleep(TICK);
             }
         })?;
-        Ok(Runtime { engine, linker: Arc::new(linker), artifacts })
+        Ok(Runtime { engine, linker: Arc::new(linker), artifacts: Arc::new(artifacts), maker: Maker::start()? })
     }
 
-    /// Compiles a component and looks at its exports.
+    /// The compiled components that are kept.
+    pub fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
+    }
+
+    /// The seal of a component's artifact, by the component's digest.
+    pub fn seal(&self, component: &blake3::Hash) -> Seal {
+        self.artifacts.seal(&self.engine, component)
+    }
+
+    /// Returns a component that was compiled before, with what it says of itself; `None` if it wasn't.
+    pub fn kept(&self, seal: &Seal) -> Option<(Vec<u8>, Plugin)> {
+        let (about, component) = self.artifacts.load(&self.engine, seal)?;
+        Some((about, self.prepare(&component, &seal.name).ok()?))
+    }
+
+    /// Opens a sealed artifact; `None` if the seal is another.
+    pub fn unseal(&self, seal: &Seal, sealed: &[u8]) -> Option<(Vec<u8>, Plugin)> {
+        let (about, component) = seal.component(&self.engine, sealed)?;
+        Some((about, self.prepare(&component, &seal.name).ok()?))
+    }
+
+    /// Compiles a component and looks at its exports. To be called where nothing else is served: compiling may take any
+    /// time and memory.
     pub fn load(&self, bytes: &[u8]) -> Result<Plugin, LoadError> {
-        let component = self.compiled(bytes).map_err(LoadError::NotAComponent)?;
-        let instance = self.linker.instantiate_pre(&component).map_err(LoadError::Imports)?;
+        let component = Component::from_binary(&self.engine, bytes).map_err(LoadError::NotAComponent)?;
+        self.prepare(&component, &blake3::hash(bytes).to_hex())
+    }
+
+    /// Looks at the exports of a component, which is named by its digest.
+    fn prepare(&self, component: &Component, digest: &str) -> Result<Plugin, LoadError> {
+        let instance = self.linker.instantiate_pre(component).map_err(LoadError::Imports)?;
         let lifecycle = lifecycle::LifecycleHookIndices::new(&instance).map_err(LoadError::Lifecycle)?;
         let request_filter =
-            hook(&component, "request-filter", || request_filter::RequestFilterHookIndices::new(&instance))?;
+            hook(component, "request-filter", || request_filter::RequestFilterHookIndices::new(&instance))?;
         let response_filter =
-            hook(&component, "response-filter", || response_filter::ResponseFilterHookIndices::new(&instance))?;
-        let balancer = hook(&component, "balancer", || balancer::BalancerHookIndices::new(&instance))?;
-        let cache_policy = hook(&component, "cache-policy", || cache_policy::CachePolicyHookIndices::new(&instance))?;
-        let observer = hook(&component, "observer", || observer::ObserverHookIndices::new(&instance))?;
-        let timer = hook(&component, "timer", || timer::TimerHookIndices::new(&instance))?;
-        let request_body = hook(&component, "request-body", || request_body::RequestBodyHookIndices::new(&instance))?;
+            hook(component, "response-filter", || response_filter::ResponseFilterHookIndices::new(&instance))?;
+        let balancer = hook(component, "balancer", || balancer::BalancerHookIndices::new(&instance))?;
+        let cache_policy = hook(component, "cache-policy", || cache_policy::CachePolicyHookIndices::new(&instance))?;
+        let observer = hook(component, "observer", || observer::ObserverHookIndices::new(&instance))?;
+        let timer = hook(component, "timer", || timer::TimerHookIndices::new(&instance))?;
+        let request_body = hook(component, "request-body", || request_body::RequestBodyHookIndices::new(&instance))?;
         let response_body =
-            hook(&component, "response-body", || response_body::ResponseBodyHookIndices::new(&instance))?;
+            hook(component, "response-body", || response_body::ResponseBodyHookIndices::new(&instance))?;
         let component_type = component.component_type();
         let imports: Vec<String> = component_type.imports(&self.engine).map(|(name, _)| name.to_string()).collect();
         let looks_back = imports.iter().any(|name| name.contains("/exchange@"));
@@ -124,24 +187,27 @@ impl Runtime {
             request_body,
             response_body,
             looks_back,
+            maker: self.maker.clone(),
+            supplies: Mutex::default(),
             imports,
+            digest: digest.get(..DIGITS).unwrap_or(digest).into(),
+            version: OnceLock::new(),
         })
     }
 }
 
-impl Runtime {
-    fn compiled(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
-        let Some(artifacts) = &self.artifacts else { return Component::from_binary(&self.engine, bytes) };
-        if let Some(component) = artifacts.load(&self.engine, bytes) {
-            return Ok(component);
-        }
-        let component = Component::from_binary(&self.engine, bytes)?;
-        artifacts.store(&self.engine, bytes, &component);
-        Ok(component)
-    }
-}
-
 impl Plugin {
+    /// Notes the version of the component's own description.
+    pub fn note_version(&self, version: &str) {
+        let _ = self.version.set(printable::one_line(version, LONGEST_VERSION).into_owned());
+    }
+
+    /// The version of the component, and the beginning of its digest: two builds may have one version.
+    pub fn version(&self) -> String {
+        let described = self.version.get().map(String::as_str).unwrap_or_default();
+        format!("{described} {}", self.digest).trim_start().into()
+    }
+
     /// The hooks that it has.
     pub fn hooks(&self) -> Vec<&'static str> {
         let hooks = [
@@ -157,26 +223,53 @@ impl Plugin {
         hooks.into_iter().filter(|(_, present)| *present).map(|(name, _)| name).collect()
     }
 
+    /// Returns the compiled code, as a seal is put on it.
+    pub fn code(&self) -> Option<Vec<u8>> {
+        self.instance.component().serialize().ok()
+    }
+
     /// The interfaces that it imports.
     pub fn imports(&self) -> &[String] {
         &self.imports
     }
 }
 
-/// An engine with room for many instances set aside or, where address space is short (a container, `ulimit -v`), one
-/// that asks the system for each instance.
-fn engine() -> wasmtime::Result<Engine> {
+/// The settings that code is compiled for, the same wherever it runs.
+fn settings() -> Config {
     let mut config = Config::new();
     config.concurrency_support(false).epoch_interruption(true);
+    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+    proposals::choose(&mut config);
+    config
+}
+
+/// An engine with room for many instances set aside or, where address space is short (a container, `ulimit -v`), one
+/// that asks the system for each instance.
+fn pooling_engine(wanted: u32) -> wasmtime::Result<Engine> {
+    let mut instances = wanted;
+    loop {
+        let mut pooling = settings();
+        pooling.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances)));
+        match Engine::new(&pooling) {
+            Ok(engine) => return Ok(engine),
+            Err(error) if instances <= LEAST_INSTANCES => {
+                tracing::info!("instances are not pooled: {error:#}");
+                return Engine::new(&settings());
+            }
+            Err(_) => {
+                instances = (instances / 2).max(LEAST_INSTANCES);
+                tracing::info!(wanted, instances, "address space (`ulimit -v`) limits the pool of plugin instances");
+            }
+        }
+    }
+}
+
+fn pool(instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
-    pool.total_component_instances(INSTANCES).total_core_instances(INSTANCES * 4);
-    pool.total_memories(INSTANCES).total_tables(INSTANCES * 4).max_memory_size(MOST_MEMORY);
+    pool.total_component_instances(instances).total_core_instances(instances * 4);
+    pool.total_memories(instances).total_tables(instances * 4).max_memory_size(MOST_MEMORY);
     pool.max_unused_warm_slots(16);
-    let pooling = config.clone().allocation_strategy(InstanceAllocationStrategy::Pooling(pool)).to_owned();
-    Engine::new(&pooling).or_else(|error| {
-        tracing::info!("instances are not pooled: {error:#}");
-        Engine::new(config.allocation_strategy(InstanceAllocationStrategy::OnDemand))
-    })
+    pool
 }
 
 /// A cause as it fits into a message; the rest of what a parser has to say helps nobody.

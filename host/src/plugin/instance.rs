@@ -1,27 +1,33 @@
 //! A live copy of a plugin, and the rule for failures: a copy is spent when a call begins and whole again when the
 //! call has returned, so a trap, a deadline or a refused growth costs exactly this copy.
 
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use wasmtime::Store;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::binding::{Binding, Isolation, Limits};
+use super::binding::{Binding, Limits};
 use super::contract::balancer::exports::plugway::plugin::balancer;
 use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::contract::{
     balancer as balancer_hook, cache_policy, lifecycle, observer, request_body, request_filter, response_body,
     response_filter, timer, types,
 };
-use super::engine::{Plugin, TICK};
+use super::declared::shortened;
+use super::engine::Plugin;
+use super::failure;
+use super::figures::Figures;
 use super::host::HostState;
-use super::lines::LONGEST;
-use crate::edit::{self, Edit, Refused, Side};
+use super::lines::{LONGEST, Lines};
+use super::memory::Room;
+use super::supply::Counted;
+use crate::bounds;
+use crate::edit::{self, Edit, Refused, Side, at_most};
 use crate::head::{Head, Value, ValueName};
-use crate::metrics::Place;
+use crate::metrics::{Definition, Place, Rejection};
+use crate::printable::one_line;
 use crate::upstream::live::{Member, Members, Offer};
 
 pub use types::Summary;
@@ -29,7 +35,10 @@ pub use types::Summary;
 /// A live copy.
 pub struct Instance {
     pub(super) store: Store<HostState>,
-    deadline: u64,
+    /// The CPU time of a call, `limits.cpu`.
+    limit: Duration,
+    /// The CPU time of the next calls: `limit`, or less while the plugin's breaker is half open.
+    budget: Duration,
     looks_back: bool,
     lifecycle: lifecycle::LifecycleHook,
     request_filter: Option<request_filter::RequestFilterHook>,
@@ -41,11 +50,13 @@ pub struct Instance {
     pub(super) request_body: Option<request_body::RequestBodyHook>,
     pub(super) response_body: Option<response_body::ResponseBodyHook>,
     /// What its balancer may want done to responses.
-    response_plans: Vec<Rc<[Edit]>>,
+    response_plans: Vec<Arc<[Edit]>>,
+    /// Counts the instance among those of its version.
+    pub(super) counted: Option<Counted>,
 }
 
-/// How many times a call's limit making and configuring an instance may take.
-const PATIENCE: u64 = 20;
+/// How many times a call's limit making and configuring an instance may take where no request waits: off the workers.
+pub(super) const PATIENCE: u32 = 20;
 
 /// What a filter decided, checked.
 pub enum Verdict {
@@ -62,45 +73,51 @@ pub struct Picked {
     /// Its index.
     pub endpoint: u32,
     /// For the response.
-    pub edits: Option<Rc<[Edit]>>,
+    pub edits: Option<Arc<[Edit]>>,
 }
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Trap {
-    #[error("{0:#}")]
+    #[error("{}", failure::cause(.0))]
     Wasm(wasmtime::Error),
-    #[error("it ran longer than its limit")]
-    Deadline,
+    #[error("limits.cpu exceeded")]
+    Deadline(wasmtime::Error),
+    /// The guest gave up after it was refused more memory.
+    #[error("limits.memory exceeded")]
+    Memory(wasmtime::Error),
+    #[error("it handed over more data in one call than 5 MiB, or its `limits.memory`, allow")]
+    HandedOver,
     #[error("it asked for an edit that is refused: {0}")]
     Refused(#[from] Refused),
-    #[error("it gave up: {0}")]
+    #[error("it gave up: {}", one_line(.0, LONGEST))]
     Failed(String),
     #[error("it doesn't export this hook")]
     NoHook,
-}
-
-/// One worker's place for an instance of a binding: makes one where there is none, and drops one that failed. Boxed,
-/// since it leaves its place for every call.
-pub struct Slot {
-    instance: Option<Box<Instance>>,
-    isolation: Isolation,
+    #[error("limits.share of {0} % of a worker's time is used up")]
+    Share(u8),
+    #[error("its breaker is open after late or failed calls")]
+    Open,
+    #[error("no instance is ready: {0}")]
+    NoInstance(&'static str),
+    #[error("limits.bodies of {0} is reached")]
+    Bodies(u32),
 }
 
 // === Instance ===
 
 impl Instance {
-    /// A copy that isn't configured yet.
-    pub fn bare(plugin: &Arc<Plugin>, name: Arc<str>, limits: Limits) -> Result<Self, Trap> {
-        let mut store = Store::new(&plugin.engine, HostState::new(name, limits.memory));
+    /// Returns an instance that is not configured yet. Each step of making the instance may take `time`.
+    pub fn bare(plugin: &Arc<Plugin>, limits: Limits, lines: Lines, time: Duration) -> Result<Self, Trap> {
+        let mut store = Store::new(&plugin.engine, HostState::new(limits.memory, lines));
         store.limiter(|state| &mut state.limits);
         // What a call may hand over, in bytes as the host keeps it: no more than the plugin may have itself.
-        store.set_hostcall_fuel(limits.memory);
-        // A deadline is met at the first tick after its time has passed.
-        let deadline = (limits.cpu.as_micros().div_ceil(TICK.as_micros()) + 1) as u64;
-        // On a busy machine a thread that has just been started may wait longer than a request's call should take.
-        store.set_epoch_deadline(deadline * PATIENCE);
-        let instance = plugin.instance.instantiate(&mut store).map_err(trapped)?;
+        store.set_hostcall_fuel(limits.memory.min(bounds::HANDED_OVER));
+        store.set_max_component_handles(bounds::HANDLES);
+        store.epoch_deadline_callback(|mut store| Ok(store.data_mut().cpu.tick()));
+        begin(&mut store, time);
+        let made = plugin.instance.instantiate(&mut store).map_err(trapped);
+        let instance = made.map_err(|trap| trap.explained(&store.data().limits))?;
         let lifecycle = plugin.lifecycle.load(&mut store, &instance).map_err(trapped)?;
         // A hook that is there loads, for its type was checked when the component was.
         macro_rules! load {
@@ -114,7 +131,8 @@ impl Instance {
         let (request_body, response_body) = (load!(request_body), load!(response_body));
         Ok(Instance {
             store,
-            deadline,
+            limit: limits.cpu,
+            budget: limits.cpu,
             looks_back: plugin.looks_back,
             lifecycle,
             request_filter,
@@ -126,33 +144,50 @@ impl Instance {
             request_body,
             response_body,
             response_plans: Vec::new(),
+            counted: None,
         })
     }
 
-    /// A copy ready for hooks, whose own figures go to a worker's place in the registry.
-    pub fn new(binding: &Binding, figures: &Place) -> Result<Self, Trap> {
-        let mut instance = Instance::bare(&binding.plugin, binding.name.clone(), binding.limits)?;
-        instance.store.data_mut().figures = Some(figures.clone());
-        match instance.configure(&binding.config)? {
-            Ok(_) => Ok(instance),
+    /// Returns an instance that is ready for hooks, and belongs to no worker yet. Each step may take `time`.
+    pub fn new(binding: &Binding, time: Duration) -> Result<Self, Trap> {
+        let lines = binding.reporter.lines.clone();
+        let mut instance = Instance::bare(&binding.plugin, binding.limits, lines, time)?;
+        instance.store.data_mut().figures = Figures::known(binding.loose_figures());
+        match instance.configure(&binding.config, time)? {
+            Ok(_) => {
+                instance.counted = Some(binding.supply.count());
+                Ok(instance)
+            }
             Err(_) => Err(Trap::Failed("it refused a configuration that it took before".into())),
         }
     }
 
-    pub fn describe(&mut self) -> Result<Description, Trap> {
-        self.store.set_epoch_deadline(self.deadline * PATIENCE);
+    /// Hands the instance to a worker, whose metrics the plugin's own metrics are from then on.
+    pub fn adopt(&mut self, binding: &Binding, place: &Place) {
+        self.store.data_mut().figures.adopt(binding.figures(place));
+    }
+
+    /// Calls `describe`, which may take `time`.
+    pub fn describe(&mut self, time: Duration) -> Result<Description, Trap> {
+        begin(&mut self.store, time);
         self.lifecycle.plugway_plugin_lifecycle().call_describe(&mut self.store).map_err(trapped)
     }
 
     /// Gives the plugin its configuration; the inner error has JSON pointers and messages.
-    pub fn configure(&mut self, config: &str) -> Result<Result<Settings, Vec<(String, String)>>, Trap> {
-        // Parsing a large configuration may take longer than a request should.
-        self.store.set_epoch_deadline(self.deadline * PATIENCE);
+    pub fn configure(&mut self, config: &str, time: Duration) -> Result<Result<Settings, Vec<(String, String)>>, Trap> {
+        begin(&mut self.store, time);
+        self.store.data_mut().figures.is_configuring = true;
         let answer = self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config);
+        self.store.data_mut().figures.is_configuring = false;
         let errors = |errors: Vec<lifecycle::exports::plugway::plugin::lifecycle::ConfigError>| {
-            errors.into_iter().map(|error| (error.path, error.message)).collect()
+            errors.into_iter().map(|error| (error.path, one_line(&error.message, LONGEST).into_owned())).collect()
         };
-        Ok(answer.map_err(trapped)?.map_err(errors))
+        Ok(answer.map_err(|error| self.explained(trapped(error)))?.map_err(errors))
+    }
+
+    /// The metrics that the instance has defined, if it is the first of its binding.
+    pub(super) fn defined(&mut self) -> Vec<Definition> {
+        self.store.data_mut().figures.first()
     }
 
     /// Calls the filter's hook for one side with the declared values.
@@ -178,16 +213,14 @@ impl Instance {
         checked(side, verdict?)
     }
 
-    /// Tells a balancer its endpoints, which are also what it can ask about from now on.
-    pub fn endpoints_changed(&mut self, members: &Arc<Members>) -> Result<(), Trap> {
-        // Tables for a thousand endpoints take longer than a request's call should.
-        self.store.set_epoch_deadline(self.deadline * PATIENCE);
+    /// Passes its endpoints to a balancer, which may take `time`. From then on, the plugin can ask about these.
+    pub fn endpoints_changed(&mut self, members: &Arc<Members>, time: Duration) -> Result<(), Trap> {
+        begin(&mut self.store, time);
         let told: Vec<balancer::Endpoint<'_>> = members.list.iter().map(told).collect();
         self.store.data_mut().members = Some(members.clone());
         let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
         let plans = hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, &told).map_err(trapped)?;
-        let checked = plans.into_iter().map(|edits| Ok(checked_edits(Side::Response, edits)?.into_vec().into()));
-        self.response_plans = checked.collect::<Result<_, Refused>>()?;
+        self.response_plans = checked_plans(plans, members.list.len())?;
         Ok(())
     }
 
@@ -232,9 +265,24 @@ impl Instance {
         hook.plugway_plugin_timer().call_on_timer(&mut self.store).map_err(trapped)
     }
 
-    /// Gives the next call its time.
+    /// Starts the measurement of a call.
     pub(super) fn begin_call(&mut self) {
-        self.store.set_epoch_deadline(self.deadline);
+        begin(&mut self.store, self.budget);
+    }
+
+    /// Limits the CPU time of the next calls, at most to `limits.cpu`.
+    pub(super) fn set_budget(&mut self, budget: Duration) {
+        self.budget = self.limit.min(budget);
+    }
+
+    /// Returns the CPU time of the last call since its first tick; `None` if no tick met the call.
+    pub(super) fn cpu_since_tick(&self) -> Option<Duration> {
+        self.store.data().cpu.since_tick()
+    }
+
+    /// A failure of a call, told from others of its kind by what the host has refused meanwhile.
+    pub(super) fn explained(&self, trap: Trap) -> Trap {
+        trap.explained(&self.store.data().limits)
     }
 
     fn call_filter(&mut self, side: Side, values: &[Option<&[u8]>]) -> Result<types::Verdict, Trap> {
@@ -251,36 +299,39 @@ impl Instance {
     }
 }
 
-// === Slot ===
-
-impl Slot {
-    /// An empty place.
-    pub fn new(isolation: Isolation) -> Self {
-        Slot { instance: None, isolation }
-    }
-
-    /// Makes the instance ahead of its first call.
-    pub fn warm(&mut self, prepare: impl FnOnce() -> Result<Instance, Trap>) -> Result<(), Trap> {
-        if self.instance.is_none() {
-            self.instance = Some(Box::new(prepare()?));
+impl Trap {
+    /// Returns the reason if no call was made.
+    pub fn rejection(&self) -> Option<Rejection> {
+        match self {
+            Trap::Share(_) => Some(Rejection::Share),
+            Trap::Open => Some(Rejection::Breaker),
+            Trap::NoInstance(_) => Some(Rejection::Instance),
+            Trap::Bodies(_) => Some(Rejection::Bodies),
+            _ => None,
         }
-        Ok(())
     }
 
-    /// Runs a call; the instance goes back to its place only if the call returned, and if others may have it.
-    pub fn call<R>(
-        &mut self,
-        prepare: impl FnOnce() -> Result<Instance, Trap>,
-        call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
-    ) -> Result<R, Trap> {
-        let mut instance = self.instance.take().map_or_else(|| prepare().map(Box::new), Ok)?;
-        let result = call(&mut instance);
-        let returned = matches!(result, Ok(_) | Err(Trap::Failed(_) | Trap::Refused(_) | Trap::NoHook));
-        if returned && self.isolation == Isolation::Worker {
-            self.instance = Some(instance);
+    /// The error of wasm, where the guest has met one.
+    pub fn error(&self) -> Option<&wasmtime::Error> {
+        match self {
+            Trap::Wasm(error) | Trap::Deadline(error) | Trap::Memory(error) => Some(error),
+            _ => None,
         }
-        result
     }
+
+    fn explained(self, room: &Room) -> Self {
+        match self {
+            Trap::Wasm(error) if room.is_refused => Trap::Memory(error),
+            other => other,
+        }
+    }
+}
+
+/// Starts the measurement of a call that may take `time`: the next tick is the first that the call notices.
+fn begin(store: &mut Store<HostState>, time: Duration) {
+    store.set_epoch_deadline(1);
+    store.data_mut().limits.forget();
+    store.data_mut().cpu.begin(time);
 }
 
 /// What a balancer is told of an endpoint.
@@ -299,14 +350,18 @@ fn told(member: &Member) -> balancer::Endpoint<'_> {
 }
 
 /// What a plugin says of its failure, cut to what a log line holds.
-pub(super) fn gave_up(mut reason: String) -> Trap {
-    reason.truncate(reason.floor_char_boundary(LONGEST));
-    Trap::Failed(reason)
+pub(super) fn gave_up(reason: String) -> Trap {
+    Trap::Failed(shortened(reason, bounds::REASON))
 }
 
 pub(super) fn trapped(error: wasmtime::Error) -> Trap {
+    if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+        return Trap::NoInstance("the pool of instances, sized at start from the manifest, is used up");
+    }
     match error.downcast_ref::<wasmtime::Trap>() {
-        Some(wasmtime::Trap::Interrupt) => Trap::Deadline,
+        Some(wasmtime::Trap::Interrupt) => Trap::Deadline(error),
+        // wasmtime has no type for this error that others can name.
+        _ if error.root_cause().to_string().contains("fuel allocated for hostcalls") => Trap::HandedOver,
         _ => Trap::Wasm(error),
     }
 }
@@ -316,12 +371,10 @@ fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
         types::Verdict::Proceed(edits) => Ok(Verdict::Proceed(checked_edits(side, edits)?)),
         types::Verdict::Plan(place) => Ok(Verdict::Plan(place)),
         types::Verdict::Respond(types::Response { status, fields, body }) => {
+            at_most(bounds::RESPONSE_BODY, body.len(), "bytes of a response's body")?;
             let mut response = http::Response::new(body);
             *response.status_mut() = edit::status(status)?;
-            edit::count(fields.len())?;
-            for (name, value) in fields {
-                response.headers_mut().append(edit::field_name(&name)?, edit::field_value(&name, &value)?);
-            }
+            *response.headers_mut() = edit::checked_fields(&fields)?;
             Ok(Verdict::Respond(response))
         }
         types::Verdict::Fail(reason) => Err(gave_up(reason)),
@@ -329,8 +382,22 @@ fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
 }
 
 fn checked_edits(side: Side, edits: Vec<types::Edit>) -> Result<SmallVec<[Edit; 4]>, Refused> {
-    edit::count(edits.len())?;
+    at_most(bounds::EDITS, edits.len(), "edits of a call")?;
     edits.into_iter().map(|edit| checked_edit(side, edit)).collect()
+}
+
+/// The plans of a balancer that knows so many endpoints.
+fn checked_plans(plans: Vec<Vec<types::Edit>>, endpoints: usize) -> Result<Vec<Arc<[Edit]>>, Refused> {
+    at_most(bounds::RESPONSE_PLANS + endpoints, plans.len(), "plans for responses, with one for each endpoint")?;
+    let most = bounds::DECLARED + bounds::DECLARED_PER_ENDPOINT * endpoints;
+    let mut declared = 0;
+    let plan = |edits| {
+        let edits = checked_edits(Side::Response, edits)?.into_vec();
+        declared += edits.iter().map(Edit::declared).sum::<usize>();
+        at_most(most, declared, "bytes of plans for responses, with 64 for each edit")?;
+        Ok(edits.into())
+    };
+    plans.into_iter().map(plan).collect()
 }
 
 fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
@@ -344,29 +411,35 @@ fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
         Wit::RenameField((from, to)) => Edit::Rename(edit::field_name(&from)?, edit::field_name(&to)?),
         Wit::SetMethod(method) => {
             only(Side::Request, "request's method")?;
-            Edit::Method(http::Method::from_bytes(method.as_bytes()).map_err(|_| Refused::Method(method))?)
+            Edit::Method(edit::method(&method)?)
         }
         Wit::SetPath(path) => {
             only(Side::Request, "request's path")?;
-            Edit::Path(path)
+            Edit::Path(edit::target_part(path)?)
         }
         Wit::SetQuery(query) => {
             only(Side::Request, "request's query")?;
-            Edit::Query(query)
+            Edit::Query(query.map(edit::target_part).transpose()?)
         }
         Wit::SetAuthority(authority) => {
             only(Side::Request, "request's authority")?;
+            edit::name(&authority)?;
             Edit::Authority(edit::field_value("host", authority.as_bytes())?)
         }
         Wit::SetUpstream(name) => {
             only(Side::Request, "request's upstream")?;
+            edit::name(&name)?;
             Edit::Upstream(name)
         }
         Wit::SetStatus(status) => {
             only(Side::Response, "response's status")?;
             Edit::Status(edit::status(status)?)
         }
-        Wit::SetNote((name, value)) => Edit::Note(name.clone(), edit::field_value(&name, &value)?),
+        Wit::SetNote((name, value)) => {
+            edit::name(&name)?;
+            let value = edit::field_value(&name, &value)?;
+            Edit::Note(name, value)
+        }
         Wit::Plan(place) => Edit::Plan(place),
     })
 }

@@ -1,23 +1,30 @@
-//! What a plugin tells the log, by the log's interface or by printing: cut where it is long, dropped where it is much.
+//! The log lines of a plugin, by the log's interface, by printing or about its failures: truncated, escaped, and limited
+//! for all instances of the plugin together.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::io::AsyncWrite;
-use tracing::{debug, error, info, trace, warn};
+use tracing::{debug, enabled, error, info, trace, warn};
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use crate::printable::one_line;
+
 /// A longer line is cut, as the WIT says.
 pub(super) const LONGEST: usize = 4 << 10;
 
-/// Lines that one instance may log in a second: enough to follow a fault, too few to fill a disk.
-const A_SECOND: u32 = 100;
+/// Lines that one plugin may log in a second: enough to follow a fault, too few to fill a disk.
+const LINES_A_SECOND: u64 = 100;
 
-/// How loud a line is.
+/// Bytes of these lines: half a day at this rate fills 2.6 GiB, and 100 usual lines fit.
+const BYTES_A_SECOND: u64 = 64 << 10;
+
+/// A log level.
 #[derive(Clone, Copy, Debug)]
 pub enum Level {
     Error,
@@ -27,45 +34,47 @@ pub enum Level {
     Trace,
 }
 
-/// The lines of one instance.
+/// The lines of one plugin, over all its instances and workers.
 #[derive(Clone)]
-pub struct Lines {
-    plugin: Arc<str>,
-    // Locked by the one thread that runs the instance, and only to log.
-    second: Arc<Mutex<Second>>,
-}
+pub struct Lines(Arc<Counted>);
 
-struct Second {
+/// Counters rather than a lock: workers that log at the same moment may let a line too many through, and never wait.
+struct Counted {
+    plugin: Arc<str>,
     began: Instant,
-    lines: u32,
+    /// The second that the next two count in, since `began`.
+    second: AtomicU64,
+    lines: AtomicU64,
+    bytes: AtomicU64,
+    /// Lines that were left out and not reported yet.
+    left_out: AtomicU64,
+    /// Lines that were left out in all.
+    dropped: AtomicU64,
 }
 
 impl Lines {
-    /// For an instance of a plugin.
+    /// Makes the counters of a plugin, by its name in the manifest.
     pub fn new(plugin: Arc<str>) -> Self {
-        Lines { plugin, second: Arc::new(Mutex::new(Second { began: Instant::now(), lines: 0 })) }
+        let [second, lines, bytes, left_out, dropped] = [const { AtomicU64::new(0) }; 5];
+        Lines(Arc::new(Counted { plugin, began: Instant::now(), second, lines, bytes, left_out, dropped }))
     }
 
-    /// Logs a line, unless there were too many in this second.
+    /// Logs a line, unless its second is full.
     pub fn write(&self, level: Level, line: &str) {
-        let plugin = &*self.plugin;
-        let dropped = {
-            let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut dropped = 0;
-            if second.began.elapsed() > Duration::from_secs(1) {
-                dropped = second.lines.saturating_sub(A_SECOND);
-                *second = Second { began: Instant::now(), lines: 0 };
-            }
-            second.lines = second.lines.saturating_add(1);
-            if second.lines > A_SECOND {
-                return;
-            }
-            dropped
+        let is_shown = match level {
+            Level::Error => enabled!(tracing::Level::ERROR),
+            Level::Warn => enabled!(tracing::Level::WARN),
+            Level::Info => enabled!(tracing::Level::INFO),
+            Level::Debug => enabled!(tracing::Level::DEBUG),
+            Level::Trace => enabled!(tracing::Level::TRACE),
         };
-        if dropped > 0 {
-            warn!(plugin, dropped, "the plugin logged more than {A_SECOND} lines in a second");
+        if !is_shown {
+            return;
         }
-        let line = &line[..line.floor_char_boundary(LONGEST)];
+        let (plugin, line) = (&*self.0.plugin, one_line(line, LONGEST));
+        if !self.admits(line.len()) {
+            return;
+        }
         match level {
             Level::Error => error!(plugin, "{line}"),
             Level::Warn => warn!(plugin, "{line}"),
@@ -73,6 +82,42 @@ impl Lines {
             Level::Debug => debug!(plugin, "{line}"),
             Level::Trace => trace!(plugin, "{line}"),
         }
+    }
+
+    /// Counts a line of so many bytes, and says whether the second has room for it.
+    pub(super) fn admits(&self, bytes: usize) -> bool {
+        self.report();
+        let lines = self.0.lines.fetch_add(1, Ordering::Relaxed) + 1;
+        let bytes = self.0.bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        let has_room = lines <= LINES_A_SECOND && bytes <= BYTES_A_SECOND;
+        if !has_room {
+            self.0.left_out.fetch_add(1, Ordering::Relaxed);
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        has_room
+    }
+
+    /// Begins a new second if the last one is over, and logs how many lines that left out. Called at each line and by
+    /// the ticks of workers, so that the end of a burst is reported too.
+    pub fn report(&self) {
+        let counted = &*self.0;
+        let (now, second) = (counted.began.elapsed().as_secs(), counted.second.load(Ordering::Relaxed));
+        let begins = || counted.second.compare_exchange(second, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if now == second || !begins() {
+            return;
+        }
+        counted.lines.store(0, Ordering::Relaxed);
+        counted.bytes.store(0, Ordering::Relaxed);
+        let left_out = counted.left_out.swap(0, Ordering::Relaxed);
+        if left_out > 0 {
+            let plugin = &*counted.plugin;
+            warn!(plugin, left_out, "plugin lines left out: at most {LINES_A_SECOND} and 64 KiB a second");
+        }
+    }
+
+    /// The number of lines that were left out in all.
+    pub fn dropped(&self) -> u64 {
+        self.0.dropped.load(Ordering::Relaxed)
     }
 }
 
@@ -166,5 +211,20 @@ impl AsyncWrite for Printing {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_has_room_for_so_many_lines_of_all_instances() {
+        let lines = Lines::new("plugin".into());
+        let admitted = |bytes: usize| (0..1000).filter(|_| lines.clone().admits(bytes)).count() as u64;
+        // The clock may begin a new second meanwhile.
+        assert!((LINES_A_SECOND..=2 * LINES_A_SECOND).contains(&admitted(10)));
+        assert!(admitted(LONGEST) <= 2 * BYTES_A_SECOND / LONGEST as u64);
+        assert!(lines.dropped() >= 2000 - 2 * LINES_A_SECOND - 32);
     }
 }

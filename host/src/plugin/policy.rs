@@ -5,8 +5,9 @@ use smallvec::SmallVec;
 
 use super::contract::cache_policy::exports::plugway::plugin::cache_policy as wit;
 use super::instance::{Instance, Trap, trapped};
+use crate::bounds;
 use crate::cache::object::Rules;
-use crate::edit::{self, Refused};
+use crate::edit::{self, Refused, at_most};
 use crate::head::{Head, Value, ValueName};
 
 pub use wit::{BypassReason, Lookup, Place, Refusal, Reuse, StoredResponse, Times};
@@ -28,9 +29,6 @@ pub struct Storage {
     pub dropped: Vec<HeaderName>,
 }
 
-/// The longest key, in bytes.
-const LONGEST_KEY: usize = 8 << 10;
-
 /// Of times, in milliseconds: some thousand years, and nothing that sums could overflow.
 const LONGEST_TIME: u64 = 1 << 46;
 
@@ -40,6 +38,7 @@ impl Instance {
         let lookup = self.ask(needs, head, |policy, store, values| policy.call_on_lookup(store, values))?;
         Ok(match lookup {
             Lookup::Under(place) => under(place),
+            Lookup::Bypass(BypassReason::Other(why)) => Lookup::Bypass(BypassReason::Other(detail(why)?)),
             lookup => lookup,
         })
     }
@@ -52,6 +51,7 @@ impl Instance {
     /// Whether to keep a response.
     pub fn fetched(&mut self, needs: &[ValueName], head: &Head, times: Times) -> Result<Keep, Trap> {
         match self.ask(needs, head, |policy, store, values| policy.call_on_fetched(store, values, times))? {
+            wit::Keep::Refuse(Refusal::Other(why)) => Ok(Keep::Refuse(Refusal::Other(detail(why)?))),
             wit::Keep::Refuse(refusal) => Ok(Keep::Refuse(refusal)),
             wit::Keep::Store(storage) => Ok(Keep::Store(checked(storage)?)),
         }
@@ -60,7 +60,8 @@ impl Instance {
     /// What is stale from now on.
     pub fn changed(&mut self, needs: &[ValueName], head: &Head) -> Result<Vec<Vec<u8>>, Trap> {
         let keys = self.ask(needs, head, |policy, store, values| policy.call_on_changed(store, values))?;
-        edit::count(keys.len())?;
+        at_most(bounds::CACHE_LIST, keys.len(), "keys that a change concerns")?;
+        keys.iter().try_for_each(|key| at_most(bounds::KEY, key.len(), "bytes of a key"))?;
         Ok(keys)
     }
 
@@ -97,17 +98,23 @@ impl Instance {
 /// To look at a place, if its key isn't too long.
 pub fn under(place: Place) -> Lookup {
     match place.key.len() {
-        0..=LONGEST_KEY => Lookup::Under(place),
+        0..=bounds::KEY => Lookup::Under(place),
         _ => Lookup::Bypass(BypassReason::Other("key-too-long".into())),
     }
 }
 
+/// Returns a policy's own text for `Cache-Status`; an error if it is too long.
+fn detail(text: String) -> Result<String, Refused> {
+    at_most(bounds::DETAIL, text.len(), "bytes of a cache policy's reason").map(|()| text)
+}
+
 fn checked(storage: wit::Storage) -> Result<Storage, Refused> {
-    let name = |name: &String| HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(name.clone()));
-    let names = |names: Vec<String>| {
-        edit::count(names.len())?;
-        names.iter().map(name).collect::<Result<Vec<_>, Refused>>()
+    let names = |names: Vec<String>, what| {
+        at_most(bounds::CACHE_LIST, names.len(), what)?;
+        names.iter().map(|name| edit::any_field_name(name)).collect::<Result<Vec<_>, Refused>>()
     };
+    at_most(bounds::CACHE_LIST, storage.tags.len(), "tags of a stored response")?;
+    storage.tags.iter().try_for_each(|tag| edit::name(tag))?;
     let rules = Rules {
         lifetime_ms: storage.lifetime_ms.min(LONGEST_TIME),
         initial_age_ms: storage.initial_age_ms.min(LONGEST_TIME),
@@ -115,6 +122,7 @@ fn checked(storage: wit::Storage) -> Result<Storage, Refused> {
         stale_if_error_ms: storage.stale_if_error_ms.min(LONGEST_TIME),
         must_revalidate: storage.must_revalidate,
     };
-    let tags = storage.tags.into_iter().take(edit::MOST).map(String::into_boxed_str).collect();
-    Ok(Storage { rules, tags, vary: names(storage.vary)?, dropped: names(storage.drop_fields)? })
+    let tags = storage.tags.into_iter().map(String::into_boxed_str).collect();
+    let (vary, dropped) = (names(storage.vary, "names of `vary`")?, names(storage.drop_fields, "fields to drop")?);
+    Ok(Storage { rules, tags, vary, dropped })
 }

@@ -1,52 +1,57 @@
-//! A body passing through a plugin, on an instance of its own: what it holds dies with it, and nobody else's does.
+//! A body passing through a plugin, on an instance that it has to itself meanwhile: what the body holds dies with the
+//! instance if a call fails. An instance that a body has left well serves the next one.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use wasmtime::component::ResourceAny;
 
-use super::binding::{Beyond, Binding, BodyMode};
+use super::binding::{Beyond, BodyMode};
+use super::failure::Exchange;
 use super::instance::{Instance, Trap, gave_up, trapped};
+use super::slot::Guard;
+use super::supply::BodyPermit;
 use crate::edit::{self, Side};
-use crate::metrics::Place;
 
-/// Bodies that one worker has in one plugin at a time. Each holds an instance, and the process has a bounded number of
-/// these: slow clients of one route must not use up those of all others.
-const MOST_BODIES: usize = 256;
-
-/// Counts the bodies that a worker has in a plugin.
+/// The instances of a worker that wait for the next body in a plugin.
+#[allow(clippy::vec_box, reason = "instances move between bodies without being copied")]
 #[derive(Default)]
-pub struct Bodies(Rc<Cell<usize>>);
+pub struct Bodies(RefCell<Vec<Box<Instance>>>);
 
-/// The leave to have one more, until it is dropped.
-pub struct Turn(Rc<Cell<usize>>);
+/// Instances that are kept for later bodies: as many as most routes have at a time.
+const MOST_IDLE: usize = 4;
 
 impl Bodies {
-    /// One more, if there are not too many.
-    pub fn begin(&self) -> Result<Turn, Trap> {
-        if self.0.get() >= MOST_BODIES {
-            return Err(Trap::Failed(format!("{MOST_BODIES} bodies pass through it already")));
-        }
-        self.0.set(self.0.get() + 1);
-        Ok(Turn(self.0.clone()))
+    /// Drops the instances that wait.
+    pub fn clear(&self) {
+        self.0.take();
     }
-}
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+    fn keep(&self, instance: Box<Instance>) {
+        let mut idle = self.0.borrow_mut();
+        if idle.len() < MOST_IDLE {
+            idle.push(instance);
+        }
     }
 }
 
 /// One body in one plugin.
 pub struct Transform {
-    _turn: Turn,
-    instance: Box<Instance>,
+    _permit: BodyPermit,
+    guard: Rc<Guard>,
+    bodies: Rc<Bodies>,
+    /// `None` after a failed call.
+    instance: Option<Box<Instance>>,
     side: Side,
     body: ResourceAny,
     state: State,
+    /// Whether the body has come to its end.
+    is_over: bool,
+    /// The exchange of the body, for the log.
+    exchange: Option<Exchange>,
 }
 
 enum State {
@@ -69,45 +74,81 @@ pub enum TransformError {
 /// Calls a method of the body on either side's interface.
 macro_rules! call {
     ($transform:expr, $method:ident $(, $argument:expr)*) => {{
-        let Transform { instance, side, body, .. } = $transform;
-        instance.begin_call();
-        let Instance { store, request_body, response_body, .. } = &mut **instance;
-        match side {
-            Side::Request => {
-                let hook = request_body.as_ref().ok_or(Trap::NoHook)?;
-                hook.plugway_plugin_request_body().transform().$method(store, *body $(, $argument)*)
-            }
-            Side::Response => {
-                let hook = response_body.as_ref().ok_or(Trap::NoHook)?;
-                hook.plugway_plugin_response_body().transform().$method(store, *body $(, $argument)*)
-            }
-        }
-        .map_err(trapped)?
-        .map_err(gave_up)?
+        let (side, body) = ($transform.side, $transform.body);
+        $transform.call(|instance| {
+            let Instance { store, request_body, response_body, .. } = instance;
+            let result = match side {
+                Side::Request => {
+                    let hook = request_body.as_ref().ok_or(Trap::NoHook)?;
+                    hook.plugway_plugin_request_body().transform().$method(store, body $(, $argument)*)
+                }
+                Side::Response => {
+                    let hook = response_body.as_ref().ok_or(Trap::NoHook)?;
+                    hook.plugway_plugin_response_body().transform().$method(store, body $(, $argument)*)
+                }
+            };
+            result.map_err(trapped)?.map_err(gave_up)
+        })?
     }};
 }
 
 impl Transform {
     /// Begins a body.
-    pub fn begin(binding: &Binding, side: Side, mode: BodyMode, figures: &Place, turn: Turn) -> Result<Self, Trap> {
-        let mut instance = Box::new(Instance::new(binding, figures)?);
-        instance.begin_call();
-        let Instance { store, request_body, response_body, .. } = &mut *instance;
-        let body = match side {
-            Side::Request => {
-                let hook = request_body.as_ref().ok_or(Trap::NoHook)?;
-                hook.plugway_plugin_request_body().transform().call_constructor(store)
-            }
-            Side::Response => {
-                let hook = response_body.as_ref().ok_or(Trap::NoHook)?;
-                hook.plugway_plugin_response_body().transform().call_constructor(store)
-            }
-        };
+    pub fn begin(guard: &Rc<Guard>, bodies: &Rc<Bodies>, side: Side, mode: BodyMode) -> Result<Self, Trap> {
+        let admitted = guard.admit()?;
+        let permit = BodyPermit::new(&guard.binding)?;
+        let kept = bodies.0.borrow_mut().pop();
+        let fresh = || guard.fresh(|_| Ok(())).inspect_err(|trap| guard.settle_without_call(admitted, trap));
+        let mut instance = kept.map_or_else(fresh, Ok)?;
+        // A body that a plugin wants whole, or has gathered by itself, is handed over whole.
+        instance.store.set_hostcall_fuel(guard.binding.limits.memory);
+        let body = guard.run(&mut instance, admitted, |instance| construct(instance, side))?;
         let state = match mode {
             BodyMode::Streamed => State::Streaming,
             BodyMode::Buffered(limit, beyond) => State::Gathering(BytesMut::new(), limit, beyond),
         };
-        Ok(Transform { _turn: turn, body: body.map_err(trapped)?, instance, side, state })
+        let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(instance));
+        let (is_over, exchange) = (false, None);
+        Ok(Transform { _permit: permit, guard, bodies, instance, side, body, state, is_over, exchange })
+    }
+
+    /// Names the exchange of the body for the log.
+    pub fn belongs_to(&mut self, exchange: Exchange) {
+        self.exchange = Some(exchange);
+    }
+
+    /// Logs and counts a failure of this plugin. A body that is too long is none.
+    pub fn failed(&self, error: &TransformError) {
+        let hook = if self.side == Side::Request { "request-body" } else { "response-body" };
+        match error {
+            TransformError::Trap(trap) => self.guard.failed(hook, trap, self.exchange.as_ref()),
+            TransformError::TooLarge(_) => {
+                tracing::debug!(plugin = &*self.guard.binding.name, hook, %error, "body refused");
+            }
+        }
+    }
+
+    /// Returns the time until the plugin's share admits the next call; `None` if it does now.
+    pub fn wait(&self) -> Option<Duration> {
+        if matches!(self.state, State::Passing) { None } else { self.guard.wait() }
+    }
+
+    /// Returns the error of a body that has waited for too long.
+    pub fn spent(&self) -> TransformError {
+        TransformError::Trap(self.guard.spent())
+    }
+
+    /// Calls the body's instance, which is dropped if the call fails.
+    fn call<R>(&mut self, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
+        let mut instance = self.instance.take().ok_or(Trap::NoInstance("an earlier call for the body failed"))?;
+        let result = self.guard.run(&mut instance, self.guard.admit_further(), |instance| {
+            instance.begin_call();
+            call(instance)
+        });
+        if result.is_ok() {
+            self.instance = Some(instance);
+        }
+        result
     }
 
     /// Takes a chunk and gives what goes on now, which may be nothing.
@@ -136,7 +177,10 @@ impl Transform {
     pub fn finish(&mut self) -> Result<Bytes, TransformError> {
         let mut out = BytesMut::new();
         match &mut self.state {
-            State::Passing => return Ok(Bytes::new()),
+            State::Passing => {
+                self.is_over = true;
+                return Ok(Bytes::new());
+            }
             State::Streaming => {}
             State::Gathering(gathered, ..) => {
                 let whole = gathered.split().freeze();
@@ -144,6 +188,7 @@ impl Transform {
             }
         }
         out.extend_from_slice(&call!(self, call_finish));
+        self.is_over = true;
         Ok(out.freeze())
     }
 
@@ -156,12 +201,37 @@ impl Transform {
             |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), value.as_bytes().to_vec());
         let fields: Vec<(String, Vec<u8>)> = received.iter().map(owned).collect();
         let sent = call!(self, call_trailers, &fields);
-        edit::count(sent.len()).map_err(Trap::from)?;
-        let mut trailers = HeaderMap::new();
-        for (name, value) in sent {
-            let value = edit::field_value(&name, &value).map_err(Trap::from)?;
-            trailers.append(edit::field_name(&name).map_err(Trap::from)?, value);
-        }
-        Ok(trailers)
+        Ok(edit::checked_fields(&sent).map_err(Trap::from)?)
     }
+}
+
+impl Drop for Transform {
+    /// Keeps the instance of a body that came to its end, once the plugin has dropped what it held for the body.
+    fn drop(&mut self) {
+        if !self.is_over || self.guard.is_released() {
+            return;
+        }
+        let body = self.body;
+        if self.call(|instance| body.resource_drop(&mut instance.store).map_err(trapped)).is_ok()
+            && let Some(instance) = self.instance.take()
+        {
+            self.bodies.keep(instance);
+        }
+    }
+}
+
+fn construct(instance: &mut Instance, side: Side) -> Result<ResourceAny, Trap> {
+    instance.begin_call();
+    let Instance { store, request_body, response_body, .. } = instance;
+    let body = match side {
+        Side::Request => {
+            let hook = request_body.as_ref().ok_or(Trap::NoHook)?;
+            hook.plugway_plugin_request_body().transform().call_constructor(store)
+        }
+        Side::Response => {
+            let hook = response_body.as_ref().ok_or(Trap::NoHook)?;
+            hook.plugway_plugin_response_body().transform().call_constructor(store)
+        }
+    };
+    body.map_err(trapped)
 }

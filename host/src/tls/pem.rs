@@ -15,6 +15,7 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::server::CertificateFiles;
+use crate::files;
 
 /// Which of the two files is wrong, and why.
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +156,7 @@ fn mismatch(files: &CertificateFiles, certified: &CertifiedKey) -> Fault {
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     let shown = path.display();
-    std::fs::read(path).map_err(|error| match error.kind() {
+    files::read(path, files::PEM).map_err(|error| match error.kind() {
         ErrorKind::NotFound => format!("there is no file `{shown}`; paths are relative to the manifest"),
         ErrorKind::PermissionDenied => format!("`{shown}` may not be read by the user that runs the proxy; allow it"),
         _ => format!("`{shown}` can't be read: {error}"),

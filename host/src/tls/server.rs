@@ -18,6 +18,9 @@ use super::Mistake;
 use super::names::Certificates;
 use super::pem::{self, Fault};
 
+/// The bytes that a session holds, enciphered, for a client that takes nothing: two records.
+pub const SEND_BUFFER: usize = 32 << 10;
+
 /// What a listener's manifest says about TLS.
 pub struct ServerFiles {
     /// The first one is shown to clients that name nothing, or something that none is for.

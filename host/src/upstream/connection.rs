@@ -19,8 +19,10 @@ use hyper_util::rt::TokioTimer;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::reads::{BoundedReads, ReadLimit};
 use super::slots::{Counted, Slot};
 use crate::error::{Error, Kind};
+use crate::supervise::{Task, spawn};
 use crate::upload::RequestBody;
 use crate::wire::{OnThisWorker, Wire};
 
@@ -34,6 +36,8 @@ pub struct Connection {
     sender: Sender,
     /// None if it has a task.
     pub driver: Option<Driver>,
+    /// The bound of each read; `None` over HTTP/2, which has windows.
+    reads: Option<ReadLimit>,
     /// What lets it be there; with its task, if it has one.
     slot: Slot,
     counted: Counted,
@@ -103,10 +107,14 @@ pin_project! {
     }
 }
 
-/// For the window of a stream: what may wait here for a client that reads slowly.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// For all streams of a connection: a few slow clients don't hold up the others.
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// The bound of hyper's buffers over HTTP/1, in bytes: of the longest head, as over HTTP/2, and of what is read at once.
+const BUFFER: usize = 64 << 10;
+/// The window of a stream, in bytes: what waits here for a client that reads slowly.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// The window of a connection, in bytes: 256 streams whose clients take nothing hold up no other.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The bytes of a request's content that wait here, per stream, for an endpoint that reads slowly.
+const SEND_BUFFER: usize = 64 << 10;
 /// An endpoint that is silent while something is asked of it is asked whether it is there.
 const PING: Duration = Duration::from_secs(20);
 const PONG: Duration = Duration::from_secs(10);
@@ -117,13 +125,17 @@ impl Connection {
     /// Speaks HTTP/1.1 over a transport.
     pub async fn http1(transport: impl Transport, slot: Slot) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::ConnectionTerminated, error);
-        let (sender, connection) = http1::Builder::new().handshake(Wire::new(transport)).await.map_err(failed)?;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(BUFFER);
+        let reads = ReadLimit::new();
+        let transport = BoundedReads::new(transport, reads.clone());
+        let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
         let task = Mutex::new(Waker::noop().clone());
         let relay = Arc::new(Relay { polling: AtomicBool::new(false), again: AtomicBool::new(false), task });
         let (connection, waker) = (Some(Box::new(connection) as Box<dyn Driving>), relay.clone().into());
         let driver = Driver { connection, ended: None, waker, relay, task: Waker::noop().clone() };
         let counted = slot.counted();
-        Ok(Connection { sender: Sender::Http1(sender), driver: Some(driver), slot, counted })
+        Ok(Connection { sender: Sender::Http1(sender), driver: Some(driver), reads: Some(reads), slot, counted })
     }
 
     /// Speaks HTTP/2 over a transport. Its task ends when the last sender is dropped, or the endpoint closes.
@@ -131,11 +143,11 @@ impl Connection {
         let failed = |error| Error::new(Kind::ConnectionTerminated, error);
         let mut builder = http2::Builder::new(OnThisWorker);
         builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
-        builder.max_header_list_size(HEADER_LIST);
+        builder.max_header_list_size(HEADER_LIST).max_send_buf_size(SEND_BUFFER);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
         let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
         let counted = slot.counted();
-        tokio::task::spawn_local(async move {
+        spawn(Task::UpstreamConnection, async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection");
             }
@@ -147,7 +159,7 @@ impl Connection {
     /// One more use of a shared connection.
     pub fn of_shared(sender: SharedSender) -> Self {
         let counted = sender.counted.clone();
-        Connection { sender: Sender::Http2(sender), driver: None, slot: Slot::default(), counted }
+        Connection { sender: Sender::Http2(sender), driver: None, reads: None, slot: Slot::default(), counted }
     }
 
     /// The end that others can use too, if this version has such.
@@ -229,6 +241,13 @@ impl Connection {
         ready == Poll::Ready(true) && driver.connection.is_some() && !sender.is_closed()
     }
 
+    /// Bounds what is read at once from now on, in bytes; `None` for the bound that new exchanges begin with.
+    pub fn limit_reads(&self, bytes: Option<usize>) {
+        if let Some(reads) = &self.reads {
+            reads.set(bytes);
+        }
+    }
+
     /// Among which it was counted.
     pub fn counted(&self) -> &Counted {
         &self.counted
@@ -274,14 +293,14 @@ where
     }
 }
 
-impl<T: Transport> Driving for http1::Connection<Wire<T>, RequestBody> {
+impl<T: Transport> Driving for http1::Connection<Wire<BoundedReads<T>>, RequestBody> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
         self.poll_without_shutdown(cx)
     }
 
     fn into_stream(self: Box<Self>, slot: Slot) -> Stream {
         let parts = self.into_parts();
-        Stream { slot, transport: Box::new(parts.io.into_socket()), ahead: parts.read_buf }
+        Stream { slot, transport: Box::new(parts.io.into_socket().into_inner()), ahead: parts.read_buf }
     }
 }
 
@@ -334,7 +353,7 @@ impl Driver {
 
     fn detach(&mut self, slot: Slot) {
         if let Some(mut connection) = self.connection.take() {
-            tokio::task::spawn_local(async move {
+            spawn(Task::UpstreamConnection, async move {
                 if let Err(error) = std::future::poll_fn(|cx| connection.poll(cx)).await {
                     tracing::debug!(%error, "upstream connection");
                 }

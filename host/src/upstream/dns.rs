@@ -17,6 +17,8 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver, system_conf};
 use tokio::task::JoinSet;
 
+use crate::supervise::{Task, supervised};
+
 /// Asks name servers.
 #[derive(Clone)]
 pub struct Resolver {
@@ -207,16 +209,16 @@ impl Resolver {
         let mut lookups = JoinSet::new();
         for host in hosts {
             if lookups.len() == AT_ONCE {
-                found.extend(lookups.join_next().await.into_iter().flatten());
+                found.extend(lookups.join_next().await.into_iter().flatten().flatten());
             }
             let resolver = self.clone();
-            lookups.spawn(async move {
+            lookups.spawn(supervised(Task::Lookup, async move {
                 let addresses = resolver.addresses_of(&host).await;
                 (host, addresses)
-            });
+            }));
         }
         while let Some(lookup) = lookups.join_next().await {
-            found.extend(lookup);
+            found.extend(lookup.into_iter().flatten());
         }
         found
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::directives::{Directives, is_token, seconds};
 use super::key::KeyParts;
 use super::{Cookies, Options, Query};
+use crate::bounds;
 use crate::{
     BypassReason, Keep, Lookup, LookupPlan, Need, Part, Place, Refusal, Reuse, Setup, Storage, StoredResponse, Times,
     ValueName, Values,
@@ -78,9 +79,6 @@ const HEURISTIC: [u16; 6] = [200, 203, 204, 300, 301, 308];
 
 /// Errors of which a client is the reason, or the moment: kept only where the configuration says so.
 const ANOTHERS: [u16; 9] = [400, 408, 413, 421, 425, 429, 431, 505, 511];
-
-/// The host takes no longer lists of names: a response with one isn't stored, in place of failing.
-const MOST_NAMES: usize = 256;
 
 /// Status codes of RFC 9110 §15 and those that came after, all of which mean nothing special for storing.
 const UNDERSTOOD: [std::ops::RangeInclusive<u16>; 5] = [200..=205, 300..=308, 400..=417, 421..=431, 500..=505];
@@ -202,7 +200,9 @@ impl Standard {
         let (needs, query, sorts) = (&self.response, &self.options.query, self.options.sort_query);
         let referred = [needs.location, needs.content_location].into_iter().filter_map(|need| response.bytes(need));
         let referred = referred.filter_map(|reference| needs.key.referred(response, reference, query, sorts));
-        std::iter::once(needs.key.key(response, query, sorts)).chain(referred).collect()
+        let keys = std::iter::once(needs.key.key(response, query, sorts)).chain(referred);
+        // Nothing is stored under a longer one.
+        keys.filter(|key| key.len() <= bounds::KEY).collect()
     }
 
     /// Whether a stored response may stand for a failure (RFC 5861 §4).
@@ -254,7 +254,10 @@ impl Standard {
             return Err(Refusal::Private);
         }
         let vary = list(response.bytes(needs.vary));
-        if vary.len() > MOST_NAMES || vary.iter().any(|name| name == "*" || !is_token(name)) {
+        // The host refuses longer lists and names: a response with one isn't stored.
+        let fits =
+            |names: &[String]| names.len() <= bounds::CACHE_LIST && names.iter().all(|name| name.len() <= bounds::NAME);
+        if !fits(&vary) || vary.iter().any(|name| name == "*" || !is_token(name)) {
             return Err(Refusal::Vary);
         }
         let shares = said.public || said.s_maxage.is_some() || said.must_revalidate;
@@ -273,7 +276,7 @@ impl Standard {
         if options.hide_tags {
             drop_fields.extend(options.tags.iter().cloned());
         }
-        if drop_fields.len() > MOST_NAMES {
+        if !fits(&drop_fields) {
             return Err(Refusal::Other("too-many-fields".into()));
         }
         let lifetime = self.lifetime(response, times, status, &said, is_targeted)?;
@@ -293,7 +296,10 @@ impl Standard {
         if lifetime.is_zero() && !is_validated && stale_while_revalidate.is_zero() && stale_if_error.is_zero() {
             return Err(Refusal::NoLifetime);
         }
-        let tags = needs.tags.iter().flat_map(|need| words(response.bytes(*need))).collect();
+        let tags: Vec<String> = needs.tags.iter().flat_map(|need| words(response.bytes(*need))).collect();
+        if !fits(&tags) {
+            return Err(Refusal::Other("too-many-tags".into()));
+        }
         Ok(Storage {
             lifetime_ms: lifetime.as_millis() as u64,
             initial_age_ms: initial_age(response.bytes(needs.age), response.text(needs.date), times),

@@ -8,3 +8,5 @@ pub mod locate;
 pub mod manifest;
 #[path = "../../../host/src/config/problem.rs"]
 pub mod problem;
+#[path = "../../../host/src/config/wording.rs"]
+mod wording;

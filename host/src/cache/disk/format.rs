@@ -258,9 +258,10 @@ fn encoded(fields: &HeaderMap) -> Fields {
 }
 
 fn decoded(fields: &Fields) -> Option<HeaderMap> {
-    let mut map = HeaderMap::with_capacity(fields.len());
+    // A file may say anything.
+    let mut map = HeaderMap::try_with_capacity(fields.len()).ok()?;
     for (name, value) in fields {
-        map.append(HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(value).ok()?);
+        map.try_append(HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(value).ok()?).ok()?;
     }
     Some(map)
 }

@@ -12,9 +12,18 @@ use super::folder::remove;
 use super::{Disk, format};
 use crate::cache::index::name_of;
 use crate::cache::purges::Moment;
+use crate::supervise::{Task, guard};
 
-/// Looks through a folder, as long as anybody has it.
+/// Looks through a folder, as long as anybody has it. A panic ends the search, and leaves what is not found yet.
 pub fn run(disk: &Weak<Disk>) {
+    let _ = guard(Task::CacheScan, || find_all(disk));
+    // Purges wait for the end of the search.
+    let Some(disk) = disk.upgrade() else { return };
+    *disk.is_found.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    disk.found.notify_all();
+}
+
+fn find_all(disk: &Weak<Disk>) {
     let began = Instant::now();
     let Some((folder, asked)) = disk.upgrade().map(|disk| (disk.claim.folder.clone(), disk.purges.moment())) else {
         return;
@@ -44,9 +53,6 @@ pub fn run(disk: &Weak<Disk>) {
             }
         }
     }
-    let Some(disk) = disk.upgrade() else { return };
-    *disk.is_found.lock().unwrap_or_else(PoisonError::into_inner) = true;
-    disk.found.notify_all();
     let (folder, took) = (folder.path().display(), began.elapsed());
     match broken + unreadable {
         0 => info!(%folder, found, ?took, "cache on disk"),

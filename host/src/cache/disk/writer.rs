@@ -14,6 +14,7 @@ use super::format::{self, Entry, Sums};
 use super::{Disk, Filed, MOST_OLD, weight};
 use crate::cache::object::{Content, Object};
 use crate::cache::purges::Moment;
+use crate::supervise::{Task, guard};
 
 /// What is to be done.
 #[derive(Debug)]
@@ -36,23 +37,31 @@ pub enum Job {
 /// Does what is to be done, until nobody has anything to do any more.
 pub fn run(disk: &Weak<Disk>, folder: &Folder, queue: Receiver<Job>) {
     for job in queue {
-        match job {
-            Job::Keep { id, key, object, asked } => {
-                let Some(disk) = disk.upgrade() else { continue };
-                keep(&disk, id, &key, &object, asked);
-                disk.queued.fetch_sub(weight(&object), Ordering::Relaxed);
-            }
-            Job::Remove(number) => remove(&folder.file(number)),
-            Job::Discard(number) => remove(&folder.temporary(number)),
-            Job::Mark(number) => {
-                let file = OpenOptions::new().read(true).write(true).open(folder.file(number));
-                // One that isn't there needs no mark.
-                if let Err(error) = file.and_then(|file| format::mark(&file)) {
-                    debug!(%error, "mark of a purge");
-                }
-            }
-            Job::Flush(done) => drop(done.send(())),
+        let queued = if let Job::Keep { object, .. } = &job { weight(object) } else { 0 };
+        // A panic loses the job at hand, and not the thread.
+        let _ = guard(Task::CacheWriter, || work(disk, folder, job));
+        if let Some(disk) = disk.upgrade().filter(|_| queued > 0) {
+            disk.queued.fetch_sub(queued, Ordering::Relaxed);
         }
+    }
+}
+
+fn work(disk: &Weak<Disk>, folder: &Folder, job: Job) {
+    match job {
+        Job::Keep { id, key, object, asked } => {
+            let Some(disk) = disk.upgrade() else { return };
+            keep(&disk, id, &key, &object, asked);
+        }
+        Job::Remove(number) => remove(&folder.file(number)),
+        Job::Discard(number) => remove(&folder.temporary(number)),
+        Job::Mark(number) => {
+            let file = OpenOptions::new().read(true).write(true).open(folder.file(number));
+            // One that isn't there needs no mark.
+            if let Err(error) = file.and_then(|file| format::mark(&file)) {
+                debug!(%error, "mark of a purge");
+            }
+        }
+        Job::Flush(done) => drop(done.send(())),
     }
 }
 

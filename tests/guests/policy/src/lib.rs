@@ -2,7 +2,8 @@
 
 use plugway_sdk::cache::{Options, Standard};
 use plugway_sdk::{
-    CachePolicy, ConfigError, Keep, Lookup, Need, Plugin, Reuse, Setup, Storage, StoredResponse, Times, Values, export,
+    BypassReason, CachePolicy, ConfigError, Keep, Lookup, Need, Plugin, Refusal, Reuse, Setup, Storage, StoredResponse,
+    Times, Values, export,
 };
 
 pub struct Policy {
@@ -27,6 +28,7 @@ impl CachePolicy for Policy {
         match (request.text(self.asked), &mut lookup) {
             (Some("lookup-trap"), _) => panic!("told to trap"),
             (Some("long-key"), Lookup::Under(place)) => place.key.resize(9 << 10, b'k'),
+            (Some("long-bypass"), _) => return Lookup::Bypass(BypassReason::Other("x".repeat(200))),
             (Some("post-under"), _) => {
                 let place = plugway_sdk::Place { key: b"k".to_vec(), fresh_will_do: true, only_if_cached: false };
                 return Lookup::Under(place);
@@ -51,6 +53,10 @@ impl CachePolicy for Policy {
                 (*lifetime_ms, *initial_age_ms, *stale_if_error_ms) = (u64::MAX, u64::MAX - 1, u64::MAX);
             }
             (Some("bad-name"), Keep::Store(storage)) => storage.vary.push("no name".into()),
+            (Some("many-tags"), Keep::Store(storage)) => storage.tags = vec!["x".into(); 300],
+            (Some("long-tag"), Keep::Store(storage)) => storage.tags = vec!["x".repeat(2_000)],
+            (Some("many-vary"), Keep::Store(storage)) => storage.vary = vec!["x".into(); 300],
+            (Some("long-refusal"), keep) => *keep = Keep::Refuse(Refusal::Other("x".repeat(200))),
             (Some("many-names"), Keep::Store(storage)) => storage.drop_fields = vec!["x".into(); 10_000],
             _ => {}
         }
@@ -61,7 +67,11 @@ impl CachePolicy for Policy {
         if response.text(self.answered) == Some("changed-trap") {
             panic!("told to trap");
         }
-        self.standard.changed(response)
+        match response.text(self.answered) {
+            Some("many-keys") => vec![Vec::new(); 300],
+            Some("long-keys") => vec![vec![b'k'; 9 << 10]],
+            _ => self.standard.changed(response),
+        }
     }
 
     fn on_upstream_error(&mut self, _: &Values, _: &StoredResponse, _: Option<u16>) -> bool {

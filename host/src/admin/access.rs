@@ -1,0 +1,118 @@
+//! The rules of the admin listener: which requests are refused before anything is done for them. Pure.
+
+use std::net::IpAddr;
+
+use http::header::{self, HeaderName};
+use http::uri::Authority;
+use http::{HeaderMap, Method, Request, StatusCode};
+
+use crate::assemble::admin::AdminToken;
+
+/// How a client is connected, which decides what it may do without a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A unix socket, from a process of our own user or of root.
+    Owner,
+    /// A unix socket, from a process of another user.
+    OtherUser,
+    /// TCP, at a loopback address.
+    Loopback,
+    /// TCP, at an address that other machines reach.
+    Network,
+}
+
+/// A refused request: its status, and the reason for people.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: StatusCode,
+    pub reason: &'static str,
+}
+
+/// Browsers tell by this field which kind of page a request comes from (Fetch Metadata Request Headers, W3C).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+const FOREIGN_HOST: Refusal = forbidden("use the address of the admin listener, not another host name");
+const FOREIGN_PAGE: Refusal = forbidden("requests of web pages are refused");
+const NO_TOKEN: Refusal = forbidden(
+    "changes over TCP need a token: use the admin socket, as plugway reload, purge and drain do by default, or set \
+     token-file in [admin] and send its content with --token-file or as Authorization: Bearer",
+);
+const OTHER_USER: Refusal = forbidden("this socket obeys the proxy's own user and root only");
+const WRONG_TOKEN: Refusal = Refusal {
+    status: StatusCode::UNAUTHORIZED,
+    reason: "the token of the proxy's token-file is needed, as Authorization: Bearer; plugway sends it with \
+             --token-file",
+};
+const CONTENT: Refusal =
+    Refusal { status: StatusCode::PAYLOAD_TOO_LARGE, reason: "no content is taken; send parameters in the query" };
+
+const fn forbidden(reason: &'static str) -> Refusal {
+    Refusal { status: StatusCode::FORBIDDEN, reason }
+}
+
+/// Refuses what a web page could have sent, and what this client may not do without the token.
+pub fn check<B>(request: &Request<B>, transport: Transport, token: Option<&AdminToken>) -> Result<(), Refusal> {
+    let fields = request.headers();
+    // A page that made its own name resolve to loopback (DNS rebinding) still sends that name.
+    let host = one(fields, header::HOST).filter(|host| is_own_address(host)).ok_or(FOREIGN_HOST)?;
+    if request.uri().authority().is_some_and(|authority| !is_own_address(authority.as_str())) {
+        return Err(FOREIGN_HOST);
+    }
+    if !is_own_origin(fields, host) || !is_own_site(fields) {
+        return Err(FOREIGN_PAGE);
+    }
+    check_token(request, transport, token)?;
+    let has_length = fields.get_all(header::CONTENT_LENGTH).iter().any(|length| length != "0");
+    if has_length || fields.contains_key(header::TRANSFER_ENCODING) { Err(CONTENT) } else { Ok(()) }
+}
+
+fn check_token<B>(request: &Request<B>, transport: Transport, token: Option<&AdminToken>) -> Result<(), Refusal> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    match (transport, token) {
+        (Transport::Owner, _) => Ok(()),
+        (Transport::Loopback, _) if reads => Ok(()),
+        (_, Some(token)) if shown(request.headers()).is_some_and(|shown| token.matches(shown)) => Ok(()),
+        (_, Some(_)) => Err(WRONG_TOKEN),
+        (Transport::OtherUser, None) => Err(OTHER_USER),
+        (Transport::Loopback | Transport::Network, None) => Err(NO_TOKEN),
+    }
+}
+
+/// The token that a client shows (RFC 6750 §2.1); the name of the scheme is compared without case (RFC 9110 §11.1).
+fn shown(fields: &HeaderMap) -> Option<&[u8]> {
+    let value = one(fields, header::AUTHORIZATION)?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' ').as_bytes())
+}
+
+/// The value of a field that stands once.
+fn one(fields: &HeaderMap, name: HeaderName) -> Option<&str> {
+    let mut values = fields.get_all(name).iter();
+    let value = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(value)
+}
+
+/// Whether an authority is `localhost` or an address, neither of which a page's owner can point elsewhere. Some systems
+/// connect `0.0.0.0` to loopback, and browsers once sent requests there without telling the page, so that isn't one.
+fn is_own_address(text: &str) -> bool {
+    let Ok(authority) = text.parse::<Authority>() else { return false };
+    let name = authority.host();
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let is_address = address.is_ok_and(|address| !address.to_canonical().is_unspecified());
+    !text.contains('@') && (name.eq_ignore_ascii_case("localhost") || is_address)
+}
+
+/// Whether a request has no `Origin`, or that of the admin listener's own documents.
+fn is_own_origin(fields: &HeaderMap, host: &str) -> bool {
+    let is_own = |origin: &str| origin.strip_prefix("http://").is_some_and(|own| own.eq_ignore_ascii_case(host));
+    !fields.contains_key(header::ORIGIN) || one(fields, header::ORIGIN).is_some_and(is_own)
+}
+
+/// Whether a browser says that a person typed the address, or that the admin listener's own document asks.
+fn is_own_site(fields: &HeaderMap) -> bool {
+    let site = one(fields, SEC_FETCH_SITE);
+    !fields.contains_key(SEC_FETCH_SITE) || matches!(site, Some("none" | "same-origin"))
+}
+
+#[cfg(test)]
+mod tests;

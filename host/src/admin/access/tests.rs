@@ -1,0 +1,118 @@
+use super::*;
+
+const TOKEN: &str = "0123456789abcdef";
+
+fn outcome(method: &str, fields: &[(&str, &str)], transport: Transport, token: Option<&AdminToken>) -> u16 {
+    let mut request = Request::builder().method(method).uri("/purge?all");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    check(&request.body(()).unwrap(), transport, token).map_or_else(|refusal| refusal.status.as_u16(), |()| 200)
+}
+
+#[test]
+fn hosts_are_addresses_or_localhost() {
+    let good = ["127.0.0.1", "127.0.0.1:9145", "[::1]", "[::1]:9145", "localhost", "LocalHost:1", "192.168.0.7:9145"];
+    let bad = [
+        "attacker.example",
+        "localhost.attacker.example",
+        "127.0.0.1.attacker.example:9145",
+        "x@127.0.0.1",
+        "localhost@attacker.example",
+        "0.0.0.0:9145",
+        "[::]:9145",
+        "[::ffff:0.0.0.0]",
+        "::1",
+        "",
+        "127.0.0.1, attacker.example",
+        "127.0.0.1/",
+    ];
+    good.iter()
+        .for_each(|host| assert_eq!(outcome("GET", &[("host", host)], Transport::Loopback, None), 200, "{host}"));
+    bad.iter().for_each(|host| assert_eq!(outcome("GET", &[("host", host)], Transport::Loopback, None), 403, "{host}"));
+    let two = [("host", "127.0.0.1"), ("host", "attacker.example")];
+    assert_eq!(outcome("GET", &two, Transport::Owner, None), 403);
+    assert_eq!(outcome("GET", &[], Transport::Owner, None), 403);
+}
+
+#[test]
+fn an_absolute_target_is_held_to_the_same_rule() {
+    let request = |uri: &str| Request::get(uri).header("host", "127.0.0.1").body(()).unwrap();
+    assert_eq!(check(&request("http://127.0.0.1/status"), Transport::Owner, None), Ok(()));
+    assert_eq!(check(&request("http://attacker.example/status"), Transport::Owner, None), Err(FOREIGN_HOST));
+}
+
+#[test]
+fn what_pages_send_is_refused_on_every_transport() {
+    let refused: [&[(&str, &str)]; 10] = [
+        &[("origin", "http://attacker.example")],
+        &[("origin", "null")],
+        &[("origin", "")],
+        &[("origin", "https://127.0.0.1:9145")],
+        &[("origin", "http://127.0.0.1:3000")],
+        &[("origin", "http://127.0.0.1:9145"), ("origin", "http://attacker.example")],
+        &[("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "same-site")],
+        &[("sec-fetch-site", "None")],
+        &[("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")],
+    ];
+    let taken: [&[(&str, &str)]; 4] = [
+        &[],
+        &[("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate")],
+        &[("sec-fetch-site", "same-origin")],
+        &[("origin", "http://127.0.0.1:9145")],
+    ];
+    let token = AdminToken::new(TOKEN.as_bytes());
+    let bearer = format!("Bearer {TOKEN}");
+    let own = [("host", "127.0.0.1:9145"), ("authorization", &*bearer)];
+    for transport in [Transport::Owner, Transport::OtherUser, Transport::Loopback, Transport::Network] {
+        for method in ["GET", "POST", "OPTIONS"] {
+            for (fields, status) in refused.iter().map(|row| (row, 403)).chain(taken.iter().map(|row| (row, 200))) {
+                let fields = [&own, *fields].concat();
+                assert_eq!(
+                    outcome(method, &fields, transport, Some(&token)),
+                    status,
+                    "{transport:?} {method} {fields:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_is_needed_by_transport_and_method() {
+    use Transport::{Loopback, Network, OtherUser, Owner};
+    let token = AdminToken::new(TOKEN.as_bytes());
+    // The transport, whether a token is configured, then statuses of GET and POST without a token, and with it.
+    let rows = [
+        (Owner, false, [200, 200], [200, 200]),
+        (Owner, true, [200, 200], [200, 200]),
+        (OtherUser, false, [403, 403], [403, 403]),
+        (OtherUser, true, [401, 401], [200, 200]),
+        (Loopback, false, [200, 403], [200, 403]),
+        (Loopback, true, [200, 401], [200, 200]),
+        (Network, false, [403, 403], [403, 403]),
+        (Network, true, [401, 401], [200, 200]),
+    ];
+    for (transport, has_token, without, with) in rows {
+        let known = has_token.then_some(&token);
+        let ask = |method, authorization: &str| {
+            let fields = [("host", "127.0.0.1"), ("authorization", authorization)];
+            outcome(method, &fields[..if authorization.is_empty() { 1 } else { 2 }], transport, known)
+        };
+        assert_eq!(["GET", "POST"].map(|method| ask(method, "")), without, "{transport:?} {has_token}");
+        for spelled in [format!("Bearer {TOKEN}"), format!("bearer  {TOKEN} ")] {
+            assert_eq!(["GET", "POST"].map(|method| ask(method, &spelled)), with, "{transport:?} {spelled}");
+        }
+        for wrong in ["Bearer 0123456789abcdeF", "Bearer 0123456789abcde", "Bearer ", "Basic 0123456789abcdef", TOKEN] {
+            assert_eq!(["GET", "POST"].map(|method| ask(method, wrong)), without, "{transport:?} {wrong}");
+        }
+    }
+}
+
+#[test]
+fn content_is_refused() {
+    let with = |name, value| outcome("POST", &[("host", "localhost"), (name, value)], Transport::Owner, None);
+    assert_eq!((with("content-length", "0"), with("content-length", "1")), (200, 413));
+    assert_eq!(with("transfer-encoding", "chunked"), 413);
+}

@@ -1,0 +1,142 @@
+//! The commands' side of the admin listener: finds the proxy that serves a manifest, and sends it an order.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{MANIFEST_FIELD, printable, socket};
+
+/// A proxy to send an order to.
+pub struct Target {
+    /// The absolute path of the manifest that it must serve; `None` if the address alone says which proxy.
+    pub manifest: Option<PathBuf>,
+    /// An address, or `unix:` and a path; `None` if the manifest's path says where.
+    pub address: Option<String>,
+    /// The file with the token for changes over TCP.
+    pub token_file: Option<PathBuf>,
+}
+
+/// An answer of a proxy.
+struct Answer {
+    status: u16,
+    text: String,
+}
+
+/// For a connection, and for a request to leave: local proxies accept at once.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+
+/// For an answer. A reload answers when the manifest is served, and loading plugins may take minutes.
+const ANSWER_TIME: Duration = Duration::from_secs(600);
+
+/// In bytes. All mistakes of a manifest are shorter.
+const LONGEST_ANSWER: u64 = 4 << 20;
+
+/// In bytes; more than the proxy takes from its own.
+const LONGEST_TOKEN_FILE: u64 = 4 << 10;
+
+const OK: u16 = 200;
+const CONFLICT: u16 = 409;
+
+/// Sends an order, such as `/reload`, to the proxy that is meant, and returns its answer. The error is what the proxy
+/// says is wrong.
+pub fn order(target: &Target, order: &str) -> anyhow::Result<String> {
+    let answer = match (&target.address, &target.manifest) {
+        (Some(address), _) => {
+            ask(address, target, order).with_context(|| format!("nothing answers at the admin address {address}"))?
+        }
+        (None, Some(manifest)) => find(manifest, target, order)?,
+        (None, None) => bail!("name a manifest, or a proxy with --admin"),
+    };
+    match answer {
+        Answer { status: OK, text } => Ok(text),
+        Answer { text, .. } => Err(anyhow::anyhow!("{text}")),
+    }
+}
+
+/// Asks the proxy whose socket is named after the manifest; failing that, each that has its socket in the same folders,
+/// as a link to the manifest may have come to lead elsewhere since the start. Those that serve another one refuse.
+fn find(manifest: &Path, target: &Target, order: &str) -> anyhow::Result<Answer> {
+    let (name, folders) = (socket::name_of(Some(manifest)), socket::folders());
+    let named: Vec<PathBuf> = folders.iter().map(|folder| folder.join(&name)).collect();
+    let others = folders.iter().flat_map(|folder| socket::sockets_in(folder));
+    let others: Vec<PathBuf> = others.filter(|path| !named.contains(path)).collect();
+    let mut notes = Vec::new();
+    for path in named.iter().chain(&others) {
+        match ask(&format!("unix:{}", path.display()), target, order) {
+            Ok(Answer { status: CONFLICT, text }) => notes.push(text),
+            Ok(answer) => return Ok(answer),
+            Err(error) if is_absent(&error) => {}
+            Err(error) => notes.push(format!("{}: {error:#}", path.display())),
+        }
+    }
+    let looked = folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ");
+    let notes = notes.iter().map(|note| format!("\n{note}")).collect::<String>();
+    bail!(
+        "no running proxy that serves {} was found by its socket in {looked}; name the admin listener with --admin, \
+         as the proxy logs it at its start{notes}",
+        manifest.display()
+    )
+}
+
+/// Whether there is no process at a socket.
+fn is_absent(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    matches!(kind, Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory))
+}
+
+fn ask(address: &str, target: &Target, order: &str) -> anyhow::Result<Answer> {
+    let mut stream = connect(address)?;
+    stream.set_read_timeout(Some(ANSWER_TIME))?;
+    stream.set_write_timeout(Some(CONNECT_TIME))?;
+    let host = if address.starts_with("unix:") { "localhost" } else { address };
+    let mut head = format!("POST {order} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 0\r\n");
+    if let Some(manifest) = &target.manifest {
+        let path = percent_encode(manifest.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+        head += &format!("{MANIFEST_FIELD}: {path}\r\n");
+    }
+    if let Some(file) = &target.token_file {
+        head += &format!("Authorization: Bearer {}\r\n", token(file)?);
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST_ANSWER).read_to_end(&mut answer).context("the proxy doesn't answer")?;
+    parse(&String::from_utf8_lossy(&answer)).context("that is no answer of a proxy")
+}
+
+fn connect(address: &str) -> anyhow::Result<Socket> {
+    let (kind, place) = match address.strip_prefix("unix:") {
+        Some(path) => (Domain::UNIX, SockAddr::unix(path)?),
+        None => {
+            let mut addresses = address.to_socket_addrs().context("write 127.0.0.1:9145 or unix:/path")?;
+            let address = addresses.next().context("the name has no address")?;
+            return Ok(TcpStream::connect_timeout(&address, CONNECT_TIME)?.into());
+        }
+    };
+    let socket = Socket::new(kind, Type::STREAM.cloexec(), None)?;
+    // The time limit of writes is that of a connection which waits in a full queue, too.
+    socket.set_write_timeout(Some(CONNECT_TIME))?;
+    socket.connect(&place)?;
+    Ok(socket)
+}
+
+fn token(file: &Path) -> anyhow::Result<String> {
+    let named = || file.display().to_string();
+    let mut text = String::new();
+    let opened = std::fs::File::open(file).with_context(named)?;
+    opened.take(LONGEST_TOKEN_FILE).read_to_string(&mut text).with_context(named)?;
+    let token = text.trim_ascii_end();
+    ensure!(token.bytes().all(|byte| byte.is_ascii_graphic()), "{}: a token has visible ASCII characters", named());
+    Ok(token.into())
+}
+
+fn parse(answer: &str) -> Option<Answer> {
+    let (head, text) = answer.split_once("\r\n\r\n")?;
+    let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
+    Some(Answer { status, text: printable(text.trim_end()) })
+}

@@ -1,0 +1,241 @@
+//! The connections of one admin listener: how many, how long in each phase, and which one is closed for a new one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::AbortHandle;
+
+/// Connections at once of one listener. Monitoring needs a few, a person one.
+pub const MOST_CONNECTIONS: usize = 64;
+
+/// For a request head, and for the first one after connecting: local clients send it at once.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+
+/// Between requests, longer than monitoring systems usually wait between two readings.
+const IDLE_TIME: Duration = Duration::from_secs(75);
+
+/// Without the client taking anything of a response.
+const STALL_TIME: Duration = Duration::from_secs(10);
+
+/// For a whole response, however slowly it is taken; Prometheus gives up after 10 s by default.
+const SEND_TIME: Duration = Duration::from_secs(60);
+
+/// In bytes, of different documents that are being sent at once. The slowest reader's goes first: readers that stand
+/// still can't make the process keep more.
+const MOST_SENDING: usize = 64 << 20;
+
+/// The open connections.
+#[derive(Default)]
+pub struct Connections {
+    open: RefCell<BTreeMap<u64, Open>>,
+    opened: Cell<u64>,
+    is_stopping: Cell<bool>,
+}
+
+struct Open {
+    state: Rc<ConnectionState>,
+    task: AbortHandle,
+}
+
+/// The progress of a connection, kept by its socket and its requests.
+pub struct ConnectionState {
+    phase: Cell<Phase>,
+    /// When the phase began, or when the client last took something.
+    since: Cell<Instant>,
+    /// When the last response began.
+    answered: Cell<Instant>,
+    /// The document that is being sent.
+    sending: RefCell<Option<Bytes>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Connected, and nothing has come yet.
+    New,
+    /// A part of a request head has come.
+    Head,
+    /// Between two requests.
+    Idle,
+    /// A response is on its way.
+    Sending,
+    /// A document is made.
+    Reading,
+    /// A change is carried out, for a client that may demand it.
+    Changing,
+}
+
+impl Connections {
+    /// Adds a connection, which `start` begins to serve.
+    pub fn add(&self, now: Instant, start: impl FnOnce(Rc<ConnectionState>, u64) -> AbortHandle) {
+        let id = self.opened.get();
+        self.opened.set(id + 1);
+        let state = Rc::new(ConnectionState::new(now));
+        let task = start(state.clone(), id);
+        self.open.borrow_mut().insert(id, Open { state, task });
+    }
+
+    /// Removes a connection that has ended.
+    pub fn remove(&self, id: u64) {
+        self.open.borrow_mut().remove(&id);
+    }
+
+    /// Whether there is room for one more, if need be by closing the one that waits longest and does least.
+    pub fn make_room(&self) -> bool {
+        let mut open = self.open.borrow_mut();
+        if open.len() < MOST_CONNECTIONS {
+            return true;
+        }
+        let can_go = open.iter().filter(|(_, open)| open.state.phase.get() != Phase::Changing);
+        let first = can_go.min_by_key(|(_, open)| (open.state.phase.get(), open.state.since.get())).map(|(id, _)| *id);
+        first.and_then(|id| open.remove(&id)).is_some_and(|closed| closed.close("a new connection needs its place"))
+    }
+
+    /// Closes those that have been too long in their phase.
+    pub fn close_late(&self, now: Instant) {
+        let is_stopping = self.is_stopping.get();
+        self.open.borrow_mut().retain(|_, open| !(open.state.is_late(now, is_stopping) && open.close("timeout")));
+    }
+
+    /// Finishes what is under way, and closes all others.
+    pub fn stop(&self, now: Instant) {
+        self.is_stopping.set(true);
+        self.close_late(now);
+    }
+
+    /// Whether connections are to close after the response that is under way.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.get()
+    }
+
+    /// Notes that a connection is to send a document; for that others who take theirs slowly may have to go.
+    pub fn send(&self, state: &Rc<ConnectionState>, document: Bytes, now: Instant) {
+        state.answered.set(now);
+        state.enter(Phase::Sending, now);
+        *state.sending.borrow_mut() = Some(document);
+        let mut open = self.open.borrow_mut();
+        while sending(&open) > MOST_SENDING {
+            let others = open.iter().filter(|(_, open)| !Rc::ptr_eq(&open.state, state));
+            let slow = others.filter(|(_, open)| open.state.sending.borrow().is_some());
+            let Some(id) = slow.min_by_key(|(_, open)| open.state.answered.get()).map(|(id, _)| *id) else { break };
+            if let Some(closed) = open.remove(&id) {
+                closed.close("it reads too slowly");
+            }
+        }
+    }
+}
+
+/// The bytes of all different documents that are being sent.
+fn sending(open: &BTreeMap<u64, Open>) -> usize {
+    let documents = open.values().filter_map(|open| open.state.sending.borrow().clone());
+    documents.map(|document| (document.as_ptr(), document.len())).collect::<HashMap<_, _>>().values().sum()
+}
+
+impl Open {
+    fn close(&self, why: &str) -> bool {
+        tracing::debug!(why, phase = ?self.state.phase.get(), "admin connection closed");
+        self.task.abort();
+        true
+    }
+}
+
+impl ConnectionState {
+    fn new(now: Instant) -> Self {
+        let (since, answered) = (Cell::new(now), Cell::new(now));
+        ConnectionState { phase: Cell::new(Phase::New), since, answered, sending: RefCell::default() }
+    }
+
+    /// Begins a phase.
+    pub fn enter(&self, phase: Phase, now: Instant) {
+        self.phase.set(phase);
+        self.since.set(now);
+    }
+
+    fn is_late(&self, now: Instant, is_stopping: bool) -> bool {
+        let waited = now.saturating_duration_since(self.since.get());
+        match self.phase.get() {
+            Phase::New | Phase::Head | Phase::Idle if is_stopping => true,
+            Phase::New | Phase::Head => waited > HEAD_TIME,
+            Phase::Idle => waited > IDLE_TIME,
+            Phase::Sending => waited > STALL_TIME || now.saturating_duration_since(self.answered.get()) > SEND_TIME,
+            Phase::Reading => waited > SEND_TIME,
+            // Bounded by the change itself.
+            Phase::Changing => false,
+        }
+    }
+}
+
+/// A socket that tells the state of its connection what passes.
+pub struct WatchedSocket<S> {
+    socket: S,
+    state: Rc<ConnectionState>,
+}
+
+impl<S> WatchedSocket<S> {
+    /// Watches a socket.
+    pub fn new(socket: S, state: Rc<ConnectionState>) -> Self {
+        WatchedSocket { socket, state }
+    }
+
+    fn wrote(&self, count: usize) {
+        if count > 0 {
+            self.state.enter(Phase::Sending, Instant::now());
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for WatchedSocket<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
+        if buffer.filled().len() > before && matches!(self.state.phase.get(), Phase::New | Phase::Idle) {
+            self.state.enter(Phase::Head, Instant::now());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedSocket<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.socket).poll_write(cx, bytes))?;
+        self.wrote(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, slices))?;
+        self.wrote(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    /// hyper flushes when all of a response is written.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+        if self.state.phase.get() == Phase::Sending {
+            self.state.enter(Phase::Idle, Instant::now());
+            self.state.sending.take();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

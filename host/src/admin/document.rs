@@ -1,0 +1,62 @@
+//! Documents that are made when a client asks, on a thread of their own: thousands of routes and plugins take longer
+//! than the control thread can spare.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tokio::task::JoinError;
+
+use super::Admin;
+
+/// A document, made by one thread at a time. Clients that wait for it together share it.
+pub struct Document {
+    make: fn(&Admin) -> String,
+    last: Arc<Mutex<Option<Made>>>,
+}
+
+struct Made {
+    /// When making began: the document shows what happened before.
+    begun: Instant,
+    content: Bytes,
+}
+
+impl Document {
+    /// A document that `make` makes.
+    pub fn new(make: fn(&Admin) -> String) -> Self {
+        Document { make, last: Arc::default() }
+    }
+
+    /// Returns the document as it is now, or a little later.
+    pub async fn current(&self, admin: &Arc<Admin>) -> Result<Bytes, JoinError> {
+        let asked = Instant::now();
+        let mut last = self.last.clone().lock_owned().await;
+        let made = last.as_ref().filter(|made| made.begun >= asked).map(|made| made.content.clone());
+        let content = if let Some(content) = made {
+            drop(last);
+            content
+        } else {
+            let (admin, make) = (admin.clone(), self.make);
+            // The thread keeps the lock, though its client may leave: there is never a second one.
+            let thread = tokio::task::spawn_blocking(move || {
+                let begun = Instant::now();
+                let content = Bytes::from(make(&admin));
+                *last = Some(Made { begun, content: content.clone() });
+                content
+            });
+            thread.await?
+        };
+        self.forget();
+        Ok(content)
+    }
+
+    /// Frees the last document, unless another client waits for it.
+    fn forget(&self) {
+        if Arc::strong_count(&self.last) == 1
+            && let Ok(mut last) = self.last.try_lock()
+        {
+            *last = None;
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The `[admin]` table of a manifest: the address of the admin listener, and the token that it asks for.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::Spanned;
+
+use super::{Draft, beside};
+use crate::config::manifest::{Admin, Manifest};
+use crate::config::problem::Source;
+
+/// The settings of the admin listeners.
+#[derive(Clone)]
+pub struct AdminSettings {
+    pub address: AdminAddress,
+    /// The token for changes over TCP; `None` if the manifest names no token file.
+    pub token: Option<AdminToken>,
+    /// The absolute path of the manifest; `None` for a proxy that runs without a manifest.
+    pub manifest: Option<PathBuf>,
+}
+
+/// The address of the admin listener, besides the socket that is found by the manifest's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// The usual address, if it is free.
+    Default,
+    At(SocketAddr),
+    /// A unix socket instead of a TCP address.
+    Unix(PathBuf),
+    /// No admin listener at all, and no socket.
+    Off,
+}
+
+/// A secret that a client shows over TCP. Only its digest is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct AdminToken(blake3::Hash);
+
+/// A token file that can't be used; the text names the remedy.
+#[derive(Debug, thiserror::Error)]
+enum TokenError {
+    #[error("can't be read: {0}")]
+    Unreadable(#[from] std::io::Error),
+    #[error("is not a regular file")]
+    NotAFile,
+    #[error("can be read by every user of this machine; run `chmod 600` on it")]
+    Exposed,
+    #[error(
+        "holds no token: expected {SHORTEST_TOKEN} to {LONGEST_TOKEN} visible ASCII characters in one line; \
+         `openssl rand -hex 32` makes one"
+    )]
+    NoToken,
+}
+
+/// In characters. Shorter tokens could be guessed by a process that tries for days: 16 hexadecimal digits have 64 bits.
+const SHORTEST_TOKEN: usize = 16;
+
+/// In characters; below what a request head may take, with room for other fields.
+const LONGEST_TOKEN: usize = 512;
+
+/// In bytes. A token, and line ends that editors add.
+const LONGEST_TOKEN_FILE: u64 = 4 << 10;
+
+impl AdminToken {
+    /// The token of that text.
+    pub fn new(text: &[u8]) -> Self {
+        AdminToken(blake3::hash(text))
+    }
+
+    /// Whether a client has shown this token. Digests are compared, in constant time.
+    pub fn matches(&self, shown: &[u8]) -> bool {
+        self.0 == blake3::hash(shown)
+    }
+}
+
+impl Draft<'_> {
+    /// The settings of the admin listeners.
+    pub(super) fn admin(&mut self, files: &[(Arc<Source>, Manifest)]) -> AdminSettings {
+        let manifest = files.first().filter(|(source, _)| source.is_file);
+        let manifest = manifest.and_then(|(source, _)| std::path::absolute(&source.path).ok());
+        let named = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?)));
+        let Some((source, admin)) = named else {
+            return AdminSettings { address: AdminAddress::Default, token: None, manifest };
+        };
+        let address = admin.address.as_ref().map_or(AdminAddress::Default, |text| self.admin_address(source, text));
+        let token = admin.token_file.as_ref().and_then(|file| self.admin_token(source, file));
+        self.check_reach(source, admin, &address);
+        AdminSettings { address, token, manifest }
+    }
+
+    fn admin_address(&mut self, source: &Arc<Source>, text: &Spanned<String>) -> AdminAddress {
+        let address = text.get_ref().as_str();
+        match (address, address.strip_prefix("unix:").map(PathBuf::from)) {
+            ("off", _) => return AdminAddress::Off,
+            (_, Some(path)) if path.is_absolute() => return AdminAddress::Unix(path),
+            _ => {}
+        }
+        address.parse().map_or_else(
+            |_| {
+                let message = format!(
+                    "invalid address `{address}`: expected an address and port such as `127.0.0.1:9145`, an absolute \
+                     path such as `unix:/run/plugway-admin.sock`, or `off`"
+                );
+                self.problems.at(source, text.span(), message);
+                AdminAddress::Off
+            },
+            AdminAddress::At,
+        )
+    }
+
+    fn admin_token(&mut self, source: &Arc<Source>, file: &Spanned<String>) -> Option<AdminToken> {
+        match read_token(&beside(source, file.get_ref())) {
+            Ok(token) => Some(token),
+            Err(error) => {
+                self.problems.at(source, file.span(), format!("the token file `{}` {error}", file.get_ref()));
+                None
+            }
+        }
+    }
+
+    /// Other machines reach what isn't bound to loopback: without a token all of them could read and change.
+    fn check_reach(&mut self, source: &Arc<Source>, admin: &Admin, address: &AdminAddress) {
+        if let (AdminAddress::At(at), Some(text), None) = (address, &admin.address, &admin.token_file)
+            && !at.ip().to_canonical().is_loopback()
+        {
+            let message = format!(
+                "other machines reach `{at}`, so that requests there need a token: add `token-file = \"admin.token\"`, \
+                 made by `(umask 077; openssl rand -hex 32 > admin.token)`, or listen at a loopback address"
+            );
+            self.problems.at(source, text.span(), message);
+        }
+    }
+}
+
+/// Reads a token from a file, which users besides its owner and group must not be able to read.
+fn read_token(path: &Path) -> Result<AdminToken, TokenError> {
+    // Opening a FIFO would wait for its writer.
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(TokenError::NotAFile);
+    }
+    if metadata.permissions().mode() & 0o007 != 0 {
+        return Err(TokenError::Exposed);
+    }
+    let mut text = Vec::new();
+    file.take(LONGEST_TOKEN_FILE + 1).read_to_end(&mut text)?;
+    let token = text.trim_ascii_end();
+    let is_token = token.iter().all(u8::is_ascii_graphic);
+    if !is_token || !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token.len()) {
+        return Err(TokenError::NoToken);
+    }
+    Ok(AdminToken::new(token))
+}

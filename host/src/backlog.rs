@@ -1,0 +1,283 @@
+//! The bytes that the streams of a client's connection hold until they are taken, and the bound on them. `connection` makes
+//! a [`Backlog`] for each direction of a connection with HTTP/2, and a [`StreamBacklog`] for each content that passes.
+//!
+//! A stream may always hold one short piece, so that no stream waits for another. Longer pieces are granted from what the
+//! connection has left.
+
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf, Bytes};
+
+/// The bound of a connection.
+pub struct Backlog {
+    /// Bytes that are granted to no stream.
+    left: Number,
+    /// Bytes that streams may be granted beyond [`SHORT`].
+    growth: Number,
+}
+
+/// The bytes that one stream holds.
+pub struct StreamBacklog {
+    connection: Arc<Backlog>,
+    /// What the stream may hold, in bytes: a long piece, or short ones up to a quarter of that and a long one.
+    piece: Number,
+    /// What of `piece` was granted by the connection, in bytes.
+    granted: Number,
+    /// Bytes that were granted for copies.
+    copies: Number,
+    held: Number,
+    taken: Number,
+    /// Locked by one worker only, so never contended.
+    waiting: Mutex<Option<Waker>>,
+}
+
+/// A piece of content. What a stream holds counts as held until the piece is dropped.
+pub struct Piece {
+    content: Bytes,
+    length: usize,
+    /// `None` if nothing bounds the content but its sender's own buffer.
+    stream: Option<Arc<StreamBacklog>>,
+}
+
+/// A number that one worker changes. Atomic only since hyper wants what it sends to an endpoint to be [`Send`].
+struct Number(AtomicUsize);
+
+/// The piece that a stream is always granted, in bytes: the least that hyper reads a response into.
+pub const SHORT: usize = 8 << 10;
+
+/// The longest piece, in bytes: an endpoint's connection reads no longer ones.
+const LONG: usize = 64 << 10;
+
+impl Number {
+    fn new(number: usize) -> Self {
+        Number(AtomicUsize::new(number))
+    }
+
+    fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, number: usize) {
+        self.0.store(number, Ordering::Relaxed);
+    }
+}
+
+impl Backlog {
+    /// Returns a backlog of at most so many bytes, or [`SHORT`] for each stream if that is more.
+    pub fn new(most: usize) -> Arc<Self> {
+        // Half is kept for streams that begin later.
+        Arc::new(Backlog { left: Number::new(most), growth: Number::new(most / 2) })
+    }
+
+    /// Grants up to so many bytes.
+    fn grant(&self, bytes: usize) -> usize {
+        let granted = bytes.min(self.left.get());
+        self.left.set(self.left.get() - granted);
+        granted
+    }
+
+    /// Grants all of so many bytes, or none of them.
+    fn grow(&self, bytes: usize) -> bool {
+        if bytes > self.left.get().min(self.growth.get()) {
+            return false;
+        }
+        self.growth.set(self.growth.get() - bytes);
+        self.left.set(self.left.get() - bytes);
+        true
+    }
+}
+
+impl StreamBacklog {
+    /// Returns the backlog of a new stream.
+    pub fn new(connection: &Arc<Backlog>) -> Arc<Self> {
+        Arc::new(StreamBacklog {
+            granted: Number::new(connection.grant(SHORT)),
+            connection: connection.clone(),
+            piece: Number::new(SHORT),
+            copies: Number::new(0),
+            held: Number::new(0),
+            taken: Number::new(0),
+            waiting: Mutex::new(None),
+        })
+    }
+
+    /// Waits until the stream may hold one more piece.
+    pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        // Short pieces are put together; a long one waits until the one before has left.
+        if self.held.get() <= self.piece.get() / 4 {
+            return Poll::Ready(());
+        }
+        *self.waiting() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Counts content as held.
+    pub fn hold(self: &Arc<Self>, content: Bytes) -> Piece {
+        let (length, piece) = (content.len(), self.piece.get());
+        self.held.set(self.held.get() + length);
+        if length >= piece / 2 && piece < LONG && self.connection.grow(piece) {
+            self.piece.set(2 * piece);
+            self.granted.set(self.granted.get() + piece);
+        }
+        Piece { content, length, stream: Some(self.clone()) }
+    }
+
+    /// Grants so many bytes more, for content that is kept to be sent again.
+    pub fn grant_copy(&self, bytes: usize) -> bool {
+        let is_granted = self.connection.grow(bytes);
+        if is_granted {
+            self.copies.set(self.copies.get() + bytes);
+        }
+        is_granted
+    }
+
+    /// The most bytes to read at once for this stream. One less than hyper takes for a full buffer, which it would double.
+    pub fn read_limit(&self) -> usize {
+        self.piece.get() / 4 * 3 - 1
+    }
+
+    /// Whether anything waits to be taken.
+    pub fn is_empty(&self) -> bool {
+        self.held.get() == 0
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that were taken so far.
+    pub fn taken(&self) -> u64 {
+        self.taken.get() as u64
+    }
+}
+
+impl Drop for StreamBacklog {
+    fn drop(&mut self) {
+        let (left, growth) = (&self.connection.left, &self.connection.growth);
+        left.set(left.get() + self.granted.get() + self.copies.get());
+        growth.set(growth.get() + (self.piece.get() - SHORT) + self.copies.get());
+    }
+}
+
+// === Piece ===
+
+impl Piece {
+    /// Returns the content that is left.
+    pub fn content(&self) -> &Bytes {
+        &self.content
+    }
+}
+
+impl From<Bytes> for Piece {
+    fn from(content: Bytes) -> Self {
+        Piece { length: content.len(), content, stream: None }
+    }
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.content.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.content
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.content.chunks_vectored(slices)
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.content.advance(count);
+        if let Some(stream) = &self.stream {
+            stream.taken.set(stream.taken.get() + count);
+        }
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let Some(stream) = &self.stream else { return };
+        stream.held.set(stream.held.get() - self.length);
+        let waiting = stream.waiting().take();
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn may_hold(stream: &StreamBacklog) -> bool {
+        stream.poll_room(&Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    /// A stream that holds as much as it may, of an endpoint that sends without end.
+    fn fill(stream: &Arc<StreamBacklog>) -> Vec<Piece> {
+        let mut held = Vec::new();
+        while may_hold(stream) {
+            held.push(stream.hold(Bytes::from(vec![0; stream.read_limit()])));
+        }
+        held
+    }
+
+    fn held(streams: &[Arc<StreamBacklog>]) -> usize {
+        streams.iter().map(|stream| stream.held.get()).sum()
+    }
+
+    #[test]
+    fn a_stream_gets_longer_pieces_as_the_client_takes_them() {
+        let stream = StreamBacklog::new(&Backlog::new(1 << 20));
+        let mut lengths = Vec::new();
+        for _ in 0..5 {
+            let pieces = fill(&stream);
+            assert_eq!(pieces.len(), 1);
+            lengths.push(pieces[0].remaining() + 1);
+        }
+        assert_eq!(lengths, [6 << 10, 12 << 10, 24 << 10, 48 << 10, 48 << 10]);
+    }
+
+    #[test]
+    fn streams_together_hold_no_more_than_the_connection_may() {
+        for (most, streams) in [(1 << 20, 1), (1 << 20, 8), (1 << 20, 64), (256 << 10, 32), (64 << 10, 4)] {
+            let backlog = Backlog::new(most);
+            let streams: Vec<_> = (0..streams).map(|_| StreamBacklog::new(&backlog)).collect();
+            let mut pieces = Vec::new();
+            for _ in 0..5 {
+                drop(std::mem::take(&mut pieces));
+                pieces = streams.iter().map(fill).collect();
+            }
+            assert!(held(&streams) <= most, "{} of {most}", held(&streams));
+        }
+    }
+
+    #[test]
+    fn one_short_piece_is_always_granted() {
+        let backlog = Backlog::new(64 << 10);
+        let streams: Vec<_> = (0..100).map(|_| StreamBacklog::new(&backlog)).collect();
+        let pieces: Vec<_> = streams.iter().map(fill).collect();
+        assert!(pieces.iter().all(|pieces| pieces.len() == 1));
+        assert!(held(&streams) <= 100 * SHORT);
+        drop((pieces, streams));
+        assert_eq!((backlog.left.get(), backlog.growth.get()), (64 << 10, 32 << 10), "all of it is given back");
+    }
+
+    #[test]
+    fn short_pieces_are_put_together() {
+        let stream = StreamBacklog::new(&Backlog::new(1 << 20));
+        let mut pieces = Vec::new();
+        while may_hold(&stream) {
+            pieces.push(stream.hold(Bytes::from_static(&[0; 100])));
+        }
+        assert_eq!(pieces.len(), SHORT / 4 / 100 + 1);
+        pieces[0].advance(60);
+        assert_eq!((stream.taken(), may_hold(&stream)), (60, false), "the rest of it is still held");
+        pieces.truncate(1);
+        assert!(may_hold(&stream) && !stream.is_empty());
+    }
+}

@@ -1,0 +1,246 @@
+//! The number of HTTP/2 frames of each kind that a client may send beyond what its requests and our responses explain.
+//!
+//! PING, SETTINGS, WINDOW_UPDATE and their like cost the client a few bytes, and the proxy a parse and often an answer
+//! (CVE-2019-9512, -9513, -9515, -9518). Each kind has an allowance that grows with time, with each request and with
+//! what the proxy sends: honest clients send such frames in proportion to one of these.
+
+use std::time::{Duration, Instant};
+
+use super::frames::FrameHead;
+
+/// The allowances that are left to a client.
+#[derive(Debug)]
+pub struct FrameBudget {
+    left: [u64; KINDS],
+    /// The time up to which allowances have grown.
+    since: Instant,
+}
+
+/// A kind of frame that is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameKind {
+    /// DATA that carries nothing and doesn't end its stream.
+    EmptyData,
+    /// PRIORITY and PRIORITY_UPDATE (RFC 9218).
+    Priority,
+    /// RST_STREAM; how many streams are reset while they are served is limited apart.
+    Reset,
+    Settings,
+    Ping,
+    /// Acknowledgements of PING and SETTINGS.
+    Ack,
+    WindowUpdate,
+    /// CONTINUATION; h2 limits how many there are in one list of fields.
+    Continuation,
+    /// Frames without a use here: of unknown types, GOAWAY, PUSH_PROMISE.
+    Other,
+}
+
+const KINDS: usize = FrameKind::Other as usize + 1;
+
+/// The growth of an allowance.
+struct Allowance {
+    /// At the beginning of a connection, and the most that time alone restores.
+    burst: u64,
+    per_second: u64,
+    /// For each HEADERS frame of the client.
+    per_request: u64,
+    /// For each HEADERS or DATA frame that is sent to the client.
+    per_sent: u64,
+    /// For each KiB of DATA that is sent to the client.
+    per_kib: u64,
+}
+
+/// In the order of [`FrameKind`]. A stranger's PINGs in a second cost less than one request.
+const ALLOWANCES: [Allowance; KINDS] = [
+    // h2 ends a connection after 100 of them.
+    Allowance { burst: 200, per_second: 1, per_request: 2, per_sent: 0, per_kib: 0 },
+    // Browsers change the priority of what comes into view; old Firefox built a tree of six nodes.
+    Allowance { burst: 200, per_second: 10, per_request: 8, per_sent: 0, per_kib: 0 },
+    // A stream is reset once at most.
+    Allowance { burst: 100, per_second: 1, per_request: 1, per_sent: 0, per_kib: 0 },
+    // Clients send one, and some another when a window grows.
+    Allowance { burst: 20, per_second: 1, per_request: 0, per_sent: 0, per_kib: 0 },
+    // gRPC measures the bandwidth with a PING per DATA frame that it gets, at most.
+    Allowance { burst: 100, per_second: 2, per_request: 1, per_sent: 1, per_kib: 0 },
+    // The proxy sends one SETTINGS frame, and a PING when it says farewell.
+    Allowance { burst: 10, per_second: 1, per_request: 0, per_sent: 0, per_kib: 0 },
+    // A client that reads in small pieces opens two windows for each of them.
+    Allowance { burst: 1000, per_second: 100, per_request: 8, per_sent: 4, per_kib: 16 },
+    // A head of 32 KiB fits in three frames; a longer one, where allowed, has ten in 64 KiB or more.
+    Allowance { burst: 2000, per_second: 10, per_request: 8, per_sent: 0, per_kib: 0 },
+    // Chrome greases connections with frames of unknown types.
+    Allowance { burst: 100, per_second: 2, per_request: 2, per_sent: 0, per_kib: 0 },
+];
+
+/// The most that an allowance grows to. A client may first read all that its windows let through, and open them again
+/// afterwards, bit by bit.
+const MOST: u64 = 100_000;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
+
+impl FrameBudget {
+    /// Creates the budget of a connection that begins.
+    pub fn new(now: Instant) -> Self {
+        FrameBudget { left: ALLOWANCES.each_ref().map(|allowance| allowance.burst), since: now }
+    }
+
+    /// Lets allowances grow with the time that has passed, in whole seconds.
+    pub fn pass(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.since).as_secs();
+        if passed == 0 {
+            return;
+        }
+        self.since += Duration::from_secs(passed);
+        for (left, allowance) in self.left.iter_mut().zip(&ALLOWANCES) {
+            let grown = left.saturating_add(passed.saturating_mul(allowance.per_second));
+            *left = grown.min(allowance.burst).max(*left);
+        }
+    }
+
+    /// Lets allowances grow with a frame that is sent to the client.
+    pub fn sent(&mut self, head: FrameHead) {
+        if head.kind == DATA || head.kind == HEADERS {
+            let kib = (head.length >> 10) as u64;
+            self.grow(|allowance| allowance.per_sent + kib * allowance.per_kib);
+        }
+    }
+
+    /// Counts a frame of the client; the error is the kind that is beyond its allowance.
+    pub fn received(&mut self, head: FrameHead) -> Result<(), FrameKind> {
+        if head.kind == HEADERS {
+            self.grow(|allowance| allowance.per_request);
+        }
+        let Some(kind) = FrameKind::of(head) else { return Ok(()) };
+        let left = &mut self.left[kind as usize];
+        *left = left.checked_sub(1).ok_or(kind)?;
+        Ok(())
+    }
+
+    fn grow(&mut self, by: impl Fn(&Allowance) -> u64) {
+        for (left, allowance) in self.left.iter_mut().zip(&ALLOWANCES) {
+            *left = (*left + by(allowance)).min(MOST);
+        }
+    }
+}
+
+impl FrameKind {
+    /// Returns the kind of a frame, or `None` if its number needs no limit here.
+    fn of(head: FrameHead) -> Option<Self> {
+        let is_ack = head.flags & ACK != 0;
+        Some(match head.kind {
+            DATA if head.length == 0 && head.flags & END_STREAM == 0 => FrameKind::EmptyData,
+            DATA | HEADERS => return None,
+            2 | 16 => FrameKind::Priority,
+            3 => FrameKind::Reset,
+            4 | 6 if is_ack => FrameKind::Ack,
+            4 => FrameKind::Settings,
+            6 => FrameKind::Ping,
+            8 => FrameKind::WindowUpdate,
+            9 => FrameKind::Continuation,
+            _ => FrameKind::Other,
+        })
+    }
+
+    /// The name of the kind in the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            FrameKind::EmptyData => "empty DATA",
+            FrameKind::Priority => "PRIORITY",
+            FrameKind::Reset => "RST_STREAM",
+            FrameKind::Settings => "SETTINGS",
+            FrameKind::Ping => "PING",
+            FrameKind::Ack => "ACK of PING or SETTINGS",
+            FrameKind::WindowUpdate => "WINDOW_UPDATE",
+            FrameKind::Continuation => "CONTINUATION",
+            FrameKind::Other => "frames without a use",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PING: u8 = 6;
+    const WINDOW_UPDATE: u8 = 8;
+
+    fn frame(kind: u8, flags: u8, length: usize) -> FrameHead {
+        FrameHead { length, kind, flags, stream: 1 }
+    }
+
+    /// Counts frames until one is refused; returns how many were accepted, up to a million.
+    fn accepted(budget: &mut FrameBudget, head: FrameHead) -> usize {
+        (0..1_000_000).take_while(|_| budget.received(head).is_ok()).count()
+    }
+
+    #[test]
+    fn each_kind_has_an_end() {
+        let kinds = [
+            (frame(DATA, 0, 0), 200),
+            (frame(2, 0, 5), 200),
+            (frame(16, 0, 9), 200),
+            (frame(3, 0, 4), 100),
+            (frame(4, 0, 0), 20),
+            (frame(4, ACK, 0), 10),
+            (frame(PING, 0, 8), 100),
+            (frame(PING, ACK, 8), 10),
+            (frame(WINDOW_UPDATE, 0, 4), 1000),
+            (frame(9, 0, 0), 2000),
+            (frame(5, 0, 4), 100),
+            (frame(7, 0, 8), 100),
+            (frame(0x2a, 0, 100), 100),
+        ];
+        for (head, most) in kinds {
+            assert_eq!(accepted(&mut FrameBudget::new(Instant::now()), head), most, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn content_and_requests_have_no_end_here() {
+        let mut budget = FrameBudget::new(Instant::now());
+        for head in [frame(DATA, 0, 1), frame(DATA, END_STREAM, 0), frame(HEADERS, 0, 10)] {
+            assert_eq!(accepted(&mut budget, head), 1_000_000);
+        }
+    }
+
+    #[test]
+    fn time_restores_the_burst_and_no_more() {
+        let begin = Instant::now();
+        let mut budget = FrameBudget::new(begin);
+        accepted(&mut budget, frame(PING, 0, 8));
+        budget.pass(begin + Duration::from_millis(900));
+        assert_eq!(accepted(&mut budget, frame(PING, 0, 8)), 0);
+        // Nothing of a second is lost by looking often.
+        budget.pass(begin + Duration::from_millis(1900));
+        budget.pass(begin + Duration::from_millis(2000));
+        assert_eq!(accepted(&mut budget, frame(PING, 0, 8)), 4);
+        budget.pass(begin + Duration::from_secs(86_400));
+        assert_eq!(accepted(&mut budget, frame(PING, 0, 8)), 100);
+    }
+
+    #[test]
+    fn a_long_download_may_be_followed_by_all_its_window_updates() {
+        let mut budget = FrameBudget::new(Instant::now());
+        // 64 MiB in frames of 16 KiB, read in pieces of 4 KiB.
+        (0..4096).for_each(|_| budget.sent(frame(DATA, 0, 16 << 10)));
+        assert!(accepted(&mut budget, frame(WINDOW_UPDATE, 0, 4)) >= 2 * (64 << 8));
+    }
+
+    #[test]
+    fn a_ping_for_each_message_of_grpc_is_no_flood() {
+        let mut budget = FrameBudget::new(Instant::now());
+        for _ in 0..20_000 {
+            budget.sent(frame(DATA, 0, 15));
+            assert_eq!(budget.received(frame(PING, 0, 8)), Ok(()));
+            assert_eq!(budget.received(frame(WINDOW_UPDATE, 0, 4)), Ok(()));
+            assert_eq!(budget.received(frame(WINDOW_UPDATE, 0, 4)), Ok(()));
+        }
+        // Acknowledgements that are sent to the client explain nothing.
+        (0..20_000).for_each(|_| budget.sent(frame(PING, ACK, 8)));
+        assert_eq!(accepted(&mut budget, frame(PING, 0, 8)), 100);
+    }
+}

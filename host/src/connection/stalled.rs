@@ -1,0 +1,163 @@
+//! The streams of a client with HTTP/2 that wait for it: how long each has waited, and what it took meanwhile. A stream
+//! whose window opens by a few bytes now and then is reset.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use pin_project_lite::pin_project;
+
+use crate::backlog::{Backlog, StreamBacklog};
+use crate::listener::SendLimits;
+
+/// The state of a stream from its request to the last byte of its response.
+pub struct Stream {
+    pub backlog: Arc<StreamBacklog>,
+    /// Since when the stream has had something that the client may take; `None` while the endpoint is waited for.
+    since: Cell<Option<Instant>>,
+    /// How long the client was waited for, in this window.
+    waited: Cell<Duration>,
+    /// Bytes that the client had taken when this window began.
+    before: Cell<u64>,
+    /// Windows in which the client took something, but too little.
+    slow: Cell<u8>,
+    is_cut_off: Cell<bool>,
+    task: Cell<Option<Waker>>,
+}
+
+pin_project! {
+    /// The task of a stream, which ends when the stream is cut off.
+    pub struct StreamTask<F> {
+        #[pin]
+        task: F,
+        stream: Rc<Stream>,
+    }
+}
+
+/// A look at all streams of a connection.
+#[derive(Clone, Copy)]
+pub struct Look {
+    pub now: Instant,
+    /// When the last one was.
+    pub last: Instant,
+    /// Whether the socket was full since then: then each stream may have waited for the others.
+    pub was_full: bool,
+}
+
+impl Stream {
+    pub fn new(backlog: &Arc<Backlog>) -> Rc<Self> {
+        Rc::new(Stream {
+            backlog: StreamBacklog::new(backlog),
+            since: Cell::new(None),
+            waited: Cell::new(Duration::ZERO),
+            before: Cell::new(0),
+            slow: Cell::new(0),
+            is_cut_off: Cell::new(false),
+            task: Cell::new(None),
+        })
+    }
+
+    /// Notes that the client was given something, or that there is nothing for it to take.
+    pub fn given(&self, since: Option<Instant>) {
+        self.since.set(since);
+    }
+
+    /// Whether the client has taken nothing for so long, of what it was given.
+    pub fn is_stuck(&self, now: Instant, patience: Duration) -> bool {
+        self.since.get().is_some_and(|since| now.saturating_duration_since(since) >= patience)
+    }
+
+    /// Returns whether the client opens the window of the stream too slowly.
+    pub fn is_too_slow(&self, look: Look, limits: SendLimits) -> bool {
+        let Some(since) = self.since.get().filter(|_| !look.was_full && !self.backlog.is_empty()) else { return false };
+        self.waited.set(self.waited.get() + look.now.saturating_duration_since(since.max(look.last)));
+        if self.waited.get() < limits.window() {
+            return false;
+        }
+        let taken = self.backlog.taken();
+        let in_window = taken - self.before.replace(taken);
+        self.waited.set(Duration::ZERO);
+        limits.is_too_slow(in_window, &self.slow)
+    }
+
+    /// Ends the stream's task, by which h2 resets the stream.
+    pub fn cut_off(&self) {
+        self.is_cut_off.set(true);
+        if let Some(task) = self.task.take() {
+            task.wake();
+        }
+    }
+
+    fn watch(&self, cx: &Context<'_>) {
+        let waker = self.task.take().filter(|waker| waker.will_wake(cx.waker()));
+        self.task.set(Some(waker.unwrap_or_else(|| cx.waker().clone())));
+    }
+}
+
+impl<F> StreamTask<F> {
+    pub fn new(task: F, stream: Rc<Stream>) -> Self {
+        StreamTask { task, stream }
+    }
+}
+
+impl<F: Future> Future for StreamTask<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.stream.is_cut_off.get() {
+            return Poll::Ready(());
+        }
+        this.stream.watch(cx);
+        this.task.poll(cx).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{Buf, Bytes};
+
+    use super::*;
+
+    const LIMITS: SendLimits = SendLimits { timeout: Duration::from_secs(60), rate: 128 };
+
+    /// Whether a stream is found too slow within two minutes, of which so many bytes are taken in every five seconds.
+    fn is_found(bytes: usize, was_full: bool) -> bool {
+        let stream = Stream::new(&Backlog::new(1 << 20));
+        let mut piece = stream.backlog.hold(Bytes::from(vec![0; 1 << 20]));
+        let mut last = Instant::now();
+        stream.given(Some(last));
+        (0..24).any(|_| {
+            piece.advance(bytes);
+            let now = last + Duration::from_secs(5);
+            let look = Look { now, last, was_full };
+            last = now;
+            stream.is_too_slow(look, LIMITS)
+        })
+    }
+
+    #[test]
+    fn a_drip_is_too_slow_and_nothing_at_all_is_not() {
+        assert!(is_found(1, false));
+        assert!(is_found(5 * 127, false));
+        assert!(!is_found(5 * 128, false));
+        assert!(!is_found(0, false), "that is a matter of the timeout");
+        assert!(!is_found(1, true), "the socket was full: the stream waited for others");
+    }
+
+    #[test]
+    fn a_stream_that_is_quiet_waits_for_no_client() {
+        let stream = Stream::new(&Backlog::new(1 << 20));
+        let begin = Instant::now();
+        let look = Look { now: begin + Duration::from_secs(600), last: begin, was_full: false };
+        assert!(!stream.is_too_slow(look, LIMITS));
+        let mut piece = stream.backlog.hold(Bytes::from_static(b"event"));
+        piece.advance(5);
+        drop(piece);
+        stream.given(Some(begin));
+        assert!(!stream.is_too_slow(look, LIMITS), "all of it was taken");
+    }
+}

@@ -1,0 +1,162 @@
+//! Files that a manifest names: each is opened once, has to be a regular file, and is read up to a bound of its kind.
+//!
+//! Whatever else may have that name (a named pipe, a device, a folder) is an error: a reader would wait for a pipe's
+//! writer without end, and a device such as `/dev/zero` never ends.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+/// A kind of file, with the most bytes that one of them may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    name: &'static str,
+    most_bytes: u64,
+}
+
+/// A manifest of 20,000 routes has some 2 MiB.
+pub const MANIFEST: Kind = Kind { name: "a manifest", most_bytes: 4 << 20 };
+/// A list of 50,000 endpoints has some 2 MiB.
+pub const ENDPOINTS: Kind = Kind { name: "a list of endpoints", most_bytes: 4 << 20 };
+/// JavaScript and Python bring their interpreters along, with 12 to 20 MB.
+pub const COMPONENT: Kind = Kind { name: "a component", most_bytes: 64 << 20 };
+/// The compiled form of one; see `MOST_SEALED`.
+pub const ARTIFACT: Kind = Kind { name: "a compiled component", most_bytes: 128 << 20 };
+/// A system's whole list of authorities has some 220 KiB.
+pub const PEM: Kind = Kind { name: "a file of certificates or keys", most_bytes: 1 << 20 };
+/// An error page is held in memory and sent whole.
+pub const PAGE: Kind = Kind { name: "an error page", most_bytes: 1 << 20 };
+
+/// The bytes that are read at once where a file isn't kept.
+const PIECE: usize = 64 << 10;
+
+/// Opens a regular file for reading. Never waits for a writer of a named pipe.
+pub fn open(path: &Path, kind: Kind) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let found = file.metadata()?;
+    if let Some(name) = other_kind(found.file_type()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {name}, not a regular file")));
+    }
+    if found.len() > kind.most_bytes { Err(kind.too_large()) } else { Ok(file) }
+}
+
+/// Returns the bytes of a file.
+pub fn read(path: &Path, kind: Kind) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // One byte more than allowed: a file may grow after its size was looked at.
+    open(path, kind)?.take(kind.most_bytes + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > kind.most_bytes { Err(kind.too_large()) } else { Ok(bytes) }
+}
+
+/// Returns the text of a file, which has to be UTF-8.
+pub fn read_text(path: &Path, kind: Kind) -> io::Result<String> {
+    let invalid = |_| io::Error::new(io::ErrorKind::InvalidData, "stream did not contain valid UTF-8");
+    String::from_utf8(read(path, kind)?).map_err(invalid)
+}
+
+/// Passes a file's bytes to `each` in pieces, and returns their number.
+pub fn pieces(file: &mut File, kind: Kind, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
+    let (mut piece, mut total) = (vec![0; PIECE], 0);
+    loop {
+        let read = match file.read(&mut piece) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        if read == 0 {
+            return Ok(total);
+        }
+        total += read as u64;
+        if total > kind.most_bytes {
+            return Err(kind.too_large());
+        }
+        each(&piece[..read])?;
+    }
+}
+
+/// Adds a file's content to a digest; of one that can't be read, the error's text instead.
+pub fn update_digest(digest: &mut blake3::Hasher, path: &Path, kind: Kind) {
+    let read = open(path, kind).and_then(|mut file| {
+        pieces(&mut file, kind, |piece| {
+            digest.update(piece);
+            Ok(())
+        })
+    });
+    if let Err(error) = read {
+        digest.update(error.to_string().as_bytes());
+    }
+    digest.update(&[0]);
+}
+
+impl Kind {
+    fn too_large(self) -> io::Error {
+        let most = self.most_bytes >> 20;
+        io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {most} MiB, the most for {}", self.name))
+    }
+}
+
+/// The name of a file's type; `None` if it is a regular file.
+fn other_kind(found: std::fs::FileType) -> Option<&'static str> {
+    if found.is_file() {
+        None
+    } else if found.is_dir() {
+        Some("a folder")
+    } else if found.is_fifo() {
+        Some("a named pipe")
+    } else if found.is_socket() {
+        Some("a socket")
+    } else {
+        Some("a device")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: Kind = Kind { name: "a test file", most_bytes: 1 << 20 };
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let zero = folder.path().join("zero");
+        std::os::unix::fs::symlink("/dev/zero", &zero).unwrap();
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (path, wanted) in [(&pipe, "a named pipe"), (&zero, "a device"), (&folder.path().to_path_buf(), "a folder")]
+        {
+            let error = read(path, SMALL).unwrap_err().to_string();
+            assert_eq!(error, format!("it is {wanted}, not a regular file"));
+        }
+        read(&socket, SMALL).unwrap_err();
+    }
+
+    #[test]
+    fn a_file_may_have_so_many_bytes_and_no_more() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        assert_eq!(read(file.path(), SMALL).unwrap().len(), 1 << 20);
+        file.as_file().set_len((1 << 20) + 1).unwrap();
+        assert_eq!(
+            read(file.path(), SMALL).unwrap_err().to_string(),
+            "it has more than 1 MiB, the most for a test file"
+        );
+    }
+
+    #[test]
+    fn a_file_that_grows_is_read_up_to_its_bound() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut opened = open(file.path(), SMALL).unwrap();
+        file.as_file().set_len(2 << 20).unwrap();
+        let mut read = 0;
+        let error = pieces(&mut opened, SMALL, |piece| {
+            read += piece.len();
+            Ok(())
+        });
+        assert!(error.unwrap_err().to_string().starts_with("it has more than 1 MiB"));
+        assert_eq!(read, 1 << 20);
+    }
+}

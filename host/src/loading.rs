@@ -1,0 +1,245 @@
+//! Loads components in a child process: a component may make the compiler, or whatever else looks at it, take any time
+//! and memory, or crash. Such a child has limits and may die; the proxy only gets an error.
+//!
+//! [`Loader::start`] gives a component to a child ([`confined`] is what runs there), which compiles it and has it describe
+//! itself. Then the child checks configurations, and hands the compiled code over under the seal of
+//! [`crate::plugin::artifact`]. [`crate::assemble`] and `plugway inspect` call this; nothing here touches a manifest.
+
+pub mod confined;
+mod confinement;
+mod failure;
+mod pipe;
+mod verdict;
+mod wire;
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+pub use failure::Failure;
+pub use wire::{About, Complaint, Verdict};
+
+use crate::files;
+use crate::plugin::artifact::{MOST_SEALED, Seal};
+use crate::plugin::binding::Limits as InstanceLimits;
+use confined::Examiner;
+use pipe::Child;
+use wire::{Form, Order, Setup};
+
+/// Returns the version of a component, from the description in its artifact; `None` if there is no description.
+pub fn version(about: &[u8]) -> Option<String> {
+    wire::content::<About>(about).ok().map(|about| about.version)
+}
+
+/// The limits of one loading, as `[load]` sets them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The CPU time of all its threads.
+    pub time: Duration,
+    /// The memory that it may write to, in bytes.
+    pub memory: u64,
+}
+
+/// Starts children that load components.
+#[derive(Clone)]
+pub struct Loader {
+    is_apart: bool,
+    /// Whether whatever runs is to end at once.
+    stop: Stop,
+    pub limits: Limits,
+}
+
+/// An order to end loading at once, as the process ends. Clones share it.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+/// A component's bytes, not held in memory where they lie in a file.
+pub struct Component {
+    pub digest: blake3::Hash,
+    bytes: Bytes,
+}
+
+enum Bytes {
+    Stock(&'static [u8]),
+    /// A file that was opened once: what is loaded is what the digest is of.
+    File(File),
+}
+
+/// A component under examination, until dropped.
+pub struct Examination {
+    place: Place,
+    pub about: About,
+    pub digest: blake3::Hash,
+}
+
+enum Place {
+    Child(Child),
+    Here(Box<Examiner>),
+}
+
+impl Default for Limits {
+    /// A component of Python or JavaScript (12 to 20 MB) takes some 20 s of one core where this was measured, and less than 600 MiB; nothing honest
+    /// takes much more.
+    fn default() -> Self {
+        Limits { time: Duration::from_secs(30), memory: 1 << 30 }
+    }
+}
+
+// === Loader ===
+
+impl Loader {
+    /// Loads in children of this program.
+    pub fn in_children(stop: Stop) -> Self {
+        Loader { is_apart: true, stop, limits: Limits::default() }
+    }
+
+    /// Loads in this process, without any limit: for benchmarks and tests that are no `plugway`.
+    #[doc(hidden)]
+    pub fn in_process() -> Self {
+        Loader { is_apart: false, stop: Stop::default(), limits: Limits::default() }
+    }
+
+    /// Loads a component, or its artifact where there is one, and has it describe itself.
+    pub fn start(&self, component: &mut Component, artifact: Option<File>, seal: Seal) -> Result<Examination, Failure> {
+        let digest = component.digest;
+        if !self.is_apart {
+            let bytes = component.bytes()?;
+            let (examiner, about) = Examiner::compile(seal, &bytes).map_err(Failure::Refused)?;
+            return Ok(Examination { place: Place::Here(Box::new(examiner)), about, digest });
+        }
+        let mut child = Child::start(self.limits, self.stop.clone())?;
+        let about = match artifact {
+            Some(mut file) => {
+                let length = file.metadata()?.len();
+                child.send(&self.setup(seal, Form::Artifact, length))?;
+                let copied = files::pieces(&mut file, files::ARTIFACT, |piece| child.write(piece))?;
+                ensure_whole(copied == length)?;
+                child.receive()?
+            }
+            None => {
+                child.send(&self.setup(seal, Form::Component, component.size()?))?;
+                component.copy(&mut child)?;
+                child.receive()?
+            }
+        };
+        let about: Result<About, String> = about;
+        Ok(Examination { about: about.map_err(Failure::Refused)?, place: Place::Child(child), digest })
+    }
+
+    fn setup(&self, seal: Seal, form: Form, length: u64) -> Setup {
+        let cpu_seconds = self.limits.time.as_millis().div_ceil(1000) as u64;
+        let (key, name) = (seal.key, seal.name);
+        Setup { parent: std::process::id(), memory: self.limits.memory, cpu_seconds, key, name, form, length }
+    }
+}
+
+impl Stop {
+    /// Ends whatever loads.
+    pub fn order(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_ordered(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+// === Component ===
+
+impl Component {
+    /// A component that is part of the program.
+    pub fn stock(bytes: &'static [u8]) -> Self {
+        Component { digest: blake3::hash(bytes), bytes: Bytes::Stock(bytes) }
+    }
+
+    /// Opens a file, and makes a digest of it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let mut file = files::open(path, files::COMPONENT)?;
+        let digest = digest(&mut file)?;
+        Ok(Component { digest, bytes: Bytes::File(file) })
+    }
+
+    /// The number of bytes.
+    pub fn size(&self) -> io::Result<u64> {
+        match &self.bytes {
+            Bytes::Stock(bytes) => Ok(bytes.len() as u64),
+            Bytes::File(file) => Ok(file.metadata()?.len()),
+        }
+    }
+
+    fn bytes(&mut self) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        match &mut self.bytes {
+            Bytes::Stock(bytes) => all.extend_from_slice(bytes),
+            Bytes::File(file) => {
+                file.rewind()?;
+                files::pieces(file, files::COMPONENT, |piece| {
+                    all.extend_from_slice(piece);
+                    Ok(())
+                })?;
+            }
+        }
+        ensure_whole(blake3::hash(&all) == self.digest)?;
+        Ok(all)
+    }
+
+    fn copy(&mut self, child: &mut Child) -> io::Result<()> {
+        let file = match &mut self.bytes {
+            Bytes::Stock(bytes) => return child.write(bytes),
+            Bytes::File(file) => file,
+        };
+        file.rewind()?;
+        let mut digest = blake3::Hasher::new();
+        files::pieces(file, files::COMPONENT, |piece| {
+            digest.update(piece);
+            child.write(piece)
+        })?;
+        ensure_whole(digest.finalize() == self.digest)
+    }
+}
+
+fn digest(file: &mut File) -> io::Result<blake3::Hash> {
+    let mut digest = blake3::Hasher::new();
+    files::pieces(file, files::COMPONENT, |piece| {
+        digest.update(piece);
+        Ok(())
+    })?;
+    Ok(digest.finalize())
+}
+
+fn ensure_whole(is_whole: bool) -> io::Result<()> {
+    if is_whole { Ok(()) } else { Err(io::Error::other("it was changed while it was read")) }
+}
+
+// === Examination ===
+
+impl Examination {
+    /// Checks a configuration by the component's schema, and has the component take it.
+    pub fn check(&mut self, config: &str, limits: InstanceLimits) -> Result<Verdict, Failure> {
+        let child = match &mut self.place {
+            Place::Here(examiner) => return Ok(examiner.check(config, limits)),
+            Place::Child(child) => child,
+        };
+        let cpu_us = limits.cpu.as_micros() as u64;
+        child.send(&Order::Check { config: config.into(), memory: limits.memory as u64, cpu_us })?;
+        child.receive()
+    }
+
+    /// Returns the compiled code with what the component says of itself, sealed.
+    pub fn sealed(&mut self) -> Result<Vec<u8>, Failure> {
+        let child = match &mut self.place {
+            Place::Here(examiner) => return examiner.sealed().map_err(Failure::Refused),
+            Place::Child(child) => child,
+        };
+        child.send(&Order::Seal)?;
+        let sealed: Result<u64, String> = child.receive()?;
+        let length = sealed.map_err(Failure::Refused)?;
+        if length > MOST_SEALED as u64 {
+            return Err(Failure::Refused(confined::too_much_code(length)));
+        }
+        child.read(length as usize)
+    }
+}

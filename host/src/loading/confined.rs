@@ -1,0 +1,157 @@
+//! The child's side: loads one component and does what it is ordered, until the orders end. Whatever happens here
+//! happens under the limits of [`super::confinement`], in a process that nobody else depends on.
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::confinement::confine;
+use super::verdict::Schema;
+use super::wire::{self, About, Complaint, Form, Order, Setup, Verdict};
+use crate::config::problem::MOST_SHOWN;
+use crate::plugin::artifact::{MOST_SEALED, Seal};
+use crate::plugin::binding::{self, BindError, Binding, Isolation, Limits, OnError};
+use crate::plugin::declared::ConfigErrors;
+use crate::plugin::engine::{Plugin, Runtime};
+use crate::printable::cut;
+
+/// The argument by which the program becomes such a child; no command for people.
+pub const ARGUMENT: &str = "load-component";
+
+/// The bytes of a plugin's own words that are passed on.
+const LONGEST_TEXT: usize = 4 << 10;
+
+/// A component that is loaded.
+pub(super) struct Examiner {
+    plugin: Arc<Plugin>,
+    about: About,
+    /// Made of the description when a configuration is first checked.
+    schema: Option<Schema>,
+    seal: Seal,
+}
+
+/// The stack of the thread that does it all, in bytes. Rules that nest too deeply end at its guard page, which says so;
+/// the main thread's would only be a fault.
+const STACK: usize = 2 << 20;
+
+/// Runs the child: orders come from standard input, answers go to standard output.
+pub fn main() -> ExitCode {
+    let work = || serve(&mut io::stdin().lock(), &mut io::stdout().lock());
+    let thread = std::thread::Builder::new().name("loading".into()).stack_size(STACK).spawn(work);
+    match thread.map(std::thread::JoinHandle::join) {
+        Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn serve(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
+    let Some(setup) = wire::read::<Setup>(input)? else { return Ok(()) };
+    confine(&setup)?;
+    let mut bytes = Vec::new();
+    input.take(setup.length).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 != setup.length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let seal = Seal { key: setup.key, name: setup.name };
+    let loaded = match setup.form {
+        Form::Component => Examiner::compile(seal, &bytes),
+        Form::Artifact => Examiner::unseal(seal, &bytes),
+    };
+    drop(bytes);
+    let mut examiner = match loaded {
+        Ok((examiner, about)) => wire::write(output, &Ok::<_, String>(about)).map(|()| examiner)?,
+        Err(message) => return wire::write(output, &Err::<About, _>(message)),
+    };
+    while let Some(order) = wire::read(input)? {
+        match order {
+            Order::Check { config, memory, cpu_us } => {
+                let limits =
+                    Limits { memory: memory as usize, cpu: Duration::from_micros(cpu_us), ..Limits::default() };
+                wire::write(output, &examiner.check(&config, limits))?;
+            }
+            Order::Seal => {
+                let sealed = examiner.sealed();
+                wire::write(output, &sealed.as_ref().map(|sealed| sealed.len() as u64).map_err(String::clone))?;
+                output.write_all(&sealed.unwrap_or_default())?;
+                output.flush()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Examiner {
+    /// Compiles a component and has it describe itself.
+    pub fn compile(seal: Seal, bytes: &[u8]) -> Result<(Self, About), String> {
+        let runtime = Runtime::start_for_loading().map_err(|error| error.to_string())?;
+        let plugin = Arc::new(runtime.load(bytes).map_err(|error| text(&error.to_string()))?);
+        let said = binding::describe(&plugin);
+        let said = said.map_err(|trap| text(&format!("it fails to describe itself: {trap}")))?;
+        let (name, version, summary) = (text(&said.name), text(&said.version), text(&said.summary));
+        let about = About { name, version, summary, schema: said.config_schema };
+        let schema = about.schema.as_deref().map(Schema::new).transpose()?;
+        Ok((Examiner { plugin, about: about.clone(), schema, seal }, about))
+    }
+
+    /// Opens an artifact that was sealed before.
+    fn unseal(seal: Seal, sealed: &[u8]) -> Result<(Self, About), String> {
+        let runtime = Runtime::start_for_loading().map_err(|error| error.to_string())?;
+        let (about, plugin) = runtime.unseal(&seal, sealed).ok_or("its compiled code is not ours; load it again")?;
+        let about: About = wire::content(&about).map_err(|error| error.to_string())?;
+        Ok((Examiner { plugin: Arc::new(plugin), about: about.clone(), schema: None, seal }, about))
+    }
+
+    /// Checks a configuration by the schema, and has a fresh instance take it.
+    pub fn check(&mut self, config: &str, limits: Limits) -> Verdict {
+        let refusal = self.check_by_schema(config);
+        refusal.unwrap_or_else(|| self.configure(config, limits))
+    }
+
+    /// Returns the compiled code and the description, sealed.
+    pub fn sealed(&self) -> Result<Vec<u8>, String> {
+        let code = self.plugin.code().ok_or("its code can't be handed over")?;
+        let about = postcard::to_stdvec(&self.about).map_err(|error| error.to_string())?;
+        let sealed = self.seal.close(&about, &code);
+        if sealed.len() > MOST_SEALED { Err(too_much_code(sealed.len() as u64)) } else { Ok(sealed) }
+    }
+
+    /// `None` if there is nothing against the configuration.
+    fn check_by_schema(&mut self, config: &str) -> Option<Verdict> {
+        let text = self.about.schema.as_deref()?;
+        if self.schema.is_none() {
+            match Schema::new(text) {
+                Ok(schema) => self.schema = Some(schema),
+                Err(message) => return Some(Verdict::Failed(message)),
+            }
+        }
+        self.schema.as_ref()?.check(config)
+    }
+
+    fn configure(&self, config: &str, limits: Limits) -> Verdict {
+        let (name, plugin) = ("configured".into(), self.plugin.clone());
+        match Binding::new(name, plugin, config.into(), limits, OnError::Fail, Isolation::Worker) {
+            Ok(_) => Verdict::Accepted,
+            Err(BindError::Config(ConfigErrors { shown, more })) => {
+                let more = (more + shown.len().saturating_sub(MOST_SHOWN)) as u64;
+                let complaint = |(pointer, message): (String, String)| Complaint {
+                    pointer: text(&pointer),
+                    key: None,
+                    message: text(&message),
+                };
+                Verdict::Refused { complaints: shown.into_iter().take(MOST_SHOWN).map(complaint).collect(), more }
+            }
+            Err(error) => Verdict::Failed(text(&error.to_string())),
+        }
+    }
+}
+
+/// The error about a component whose artifact is too large.
+pub(super) fn too_much_code(bytes: u64) -> String {
+    format!("its compiled code has {} MiB; {} MiB are the most", bytes >> 20, MOST_SEALED >> 20)
+}
+
+/// A plugin's own words, or an error that holds some.
+pub(super) fn text(words: &str) -> String {
+    cut(words, LONGEST_TEXT).into_owned()
+}

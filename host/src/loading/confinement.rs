@@ -1,0 +1,62 @@
+//! The limits that a child puts on itself before it looks at anything.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::wire::Setup;
+
+/// Address space besides the memory: an instance reserves 4 GiB for its linear memory, and guards around it, which cost
+/// nothing until they are used.
+const RESERVED: u64 = 8 << 30;
+
+/// Three pipes, and what the allocator, the engine and its memory images open.
+const DESCRIPTORS: u64 = 64;
+
+/// The child gets a third of a core that serving workers want, and whole ones that they don't.
+const NICENESS: i32 = 5;
+
+/// Limits this process, and has it end with its parent.
+pub fn confine(setup: &Setup) -> io::Result<()> {
+    end_with(setup.parent)?;
+    limit(Resource::Core, 0)?;
+    limit_time(setup.cpu_seconds)?;
+    // Private memory that can be written to: what is only reserved isn't counted.
+    limit(Resource::Data, setup.memory)?;
+    limit(Resource::As, setup.memory.saturating_add(RESERVED))?;
+    // Images of memories are files without names.
+    limit(Resource::Fsize, setup.memory)?;
+    limit(Resource::Nofile, DESCRIPTORS)?;
+    rustix::process::nice(NICENESS)?;
+    Ok(())
+}
+
+/// Lowers a limit; one that is lower already stays.
+fn limit(resource: Resource, most: u64) -> io::Result<()> {
+    let known = getrlimit(resource);
+    let lower = |known: Option<u64>| Some(known.map_or(most, |known| known.min(most)));
+    setrlimit(resource, Rlimit { current: lower(known.current), maximum: lower(known.maximum) })?;
+    Ok(())
+}
+
+/// Limits the CPU time. Where both limits are the same the signal is one that says nothing of the reason.
+fn limit_time(seconds: u64) -> io::Result<()> {
+    let maximum = getrlimit(Resource::Cpu).maximum;
+    let lower = |most: u64| Some(maximum.map_or(most, |known| known.min(most)));
+    setrlimit(Resource::Cpu, Rlimit { current: lower(seconds), maximum: lower(seconds + 1) })?;
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn end_with(parent: u32) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    // It may have ended before that.
+    let has_ended = rustix::process::getppid().is_none_or(|found| found.as_raw_nonzero().get() as u32 != parent);
+    if has_ended { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+}
+
+/// Elsewhere a child notices at its next order, or when its CPU time is over.
+#[cfg(not(target_os = "linux"))]
+fn end_with(_: u32) -> io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! A plugin's schema, and what it has against a configuration, in the words of a manifest.
+
+use jsonschema::error::ValidationErrorKind as Kind;
+use jsonschema::{ValidationError, Validator};
+
+use super::confined::text;
+use super::wire::{Complaint, Verdict};
+use crate::config::problem::MOST_SHOWN;
+
+/// A schema that is valid itself.
+pub(super) struct Schema(Validator);
+
+impl Schema {
+    /// Parses a schema.
+    pub fn new(schema: &str) -> Result<Self, String> {
+        let schema = serde_json::from_str(schema).map_err(|error| format!("its schema is no JSON: {error}"))?;
+        let validator = jsonschema::validator_for(&schema);
+        validator.map(Schema).map_err(|error| text(&format!("its schema is not valid: {error}")))
+    }
+
+    /// Checks a configuration; `None` if the schema has nothing against it.
+    pub fn check(&self, config: &str) -> Option<Verdict> {
+        let config = match serde_json::from_str(config) {
+            Ok(config) => config,
+            Err(error) => return Some(Verdict::Failed(format!("the configuration is no JSON: {error}"))),
+        };
+        let mut complaints = Complaints::default();
+        self.0.iter_errors(&config).for_each(|error| complaints.note(&error));
+        let Complaints { list, more } = complaints;
+        (!list.is_empty()).then_some(Verdict::Refused { complaints: list, more })
+    }
+}
+
+#[derive(Default)]
+struct Complaints {
+    list: Vec<Complaint>,
+    /// The number of those that are not in the list.
+    more: u64,
+}
+
+impl Complaints {
+    fn note(&mut self, error: &ValidationError<'_>) {
+        if self.list.len() >= MOST_SHOWN {
+            self.more += 1;
+            return;
+        }
+        let pointer = error.instance_path().to_string();
+        match error.kind() {
+            Kind::AdditionalProperties { unexpected } => {
+                let room = MOST_SHOWN - self.list.len();
+                self.more += unexpected.len().saturating_sub(room) as u64;
+                for key in unexpected.iter().take(room) {
+                    let message = format!("the plugin knows no key `{key}` here");
+                    self.push(&pointer, Some(text(key)), &message);
+                }
+            }
+            Kind::AnyOf { context } | Kind::OneOfNotValid { context } => match (words(context), closest(context)) {
+                (Some(words), _) => self.push(&pointer, None, &format!("{} is none of {words}", error.instance())),
+                (None, Some(branch)) => branch.iter().for_each(|error| self.note(error)),
+                (None, None) => self.push(&pointer, None, &error.to_string()),
+            },
+            _ => self.push(&pointer, None, &error.to_string()),
+        }
+    }
+
+    fn push(&mut self, pointer: &str, key: Option<String>, message: &str) {
+        self.list.push(Complaint { pointer: text(pointer), key, message: text(message) });
+    }
+}
+
+/// The words that would have done, if words were wanted: a documented enum is a choice among constants.
+fn words(branches: &[Vec<ValidationError<'static>>]) -> Option<String> {
+    let word = |branch: &Vec<ValidationError<'static>>| match branch.first()?.kind() {
+        Kind::Constant { expected_value } => Some(expected_value.to_string()),
+        Kind::Enum { options } => {
+            Some(options.as_array()?.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+        }
+        _ => None,
+    };
+    branches.iter().map(word).collect::<Option<Vec<_>>>().map(|words| words.join(", "))
+}
+
+/// The branch that fits furthest: what was meant, most likely.
+fn closest<'a>(branches: &'a [Vec<ValidationError<'static>>]) -> Option<&'a Vec<ValidationError<'static>>> {
+    let depth = |error: &ValidationError<'_>| error.instance_path().to_string().matches('/').count();
+    branches.iter().max_by_key(|branch| branch.iter().map(depth).max())
+}

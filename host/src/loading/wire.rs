@@ -1,0 +1,110 @@
+//! Messages between the proxy and a child that loads: each has its length in front of it, in four bytes.
+
+use std::io::{self, Read, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The first message to a child; `length` bytes of the component, or of its artifact, follow it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Setup {
+    /// The process that waits.
+    pub parent: u32,
+    /// In bytes.
+    pub memory: u64,
+    pub cpu_seconds: u64,
+    /// The key and the name of the seal.
+    pub key: [u8; 32],
+    pub name: String,
+    pub form: Form,
+    pub length: u64,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) enum Form {
+    Component,
+    Artifact,
+}
+
+/// An order to a child that has loaded its component.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Order {
+    /// To check a configuration, with an instance of these limits.
+    Check { config: String, memory: u64, cpu_us: u64 },
+    /// To hand over the compiled code.
+    Seal,
+}
+
+/// What a component says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    pub name: String,
+    pub version: String,
+    pub summary: String,
+    /// The JSON Schema of its configuration.
+    pub schema: Option<String>,
+}
+
+/// What became of the check of a configuration.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    Accepted,
+    /// The configuration is wrong at these places, and at `more` besides.
+    Refused {
+        complaints: Vec<Complaint>,
+        more: u64,
+    },
+    /// The plugin can't be used with the configuration, for a reason that has no place in it.
+    Failed(String),
+}
+
+/// A mistake in a configuration.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Complaint {
+    /// A JSON pointer (RFC 6901).
+    pub pointer: String,
+    /// The key of the table there that is meant.
+    pub key: Option<String>,
+    pub message: String,
+}
+
+/// The most bytes of a message: a configuration has no more than its manifest.
+pub(super) const MOST_BYTES: usize = 8 << 20;
+
+/// Makes a message of something.
+pub(super) fn message<T: Serialize>(content: &T) -> io::Result<Vec<u8>> {
+    let mut message = postcard::to_extend(content, vec![0; 4]).map_err(io::Error::other)?;
+    let length = message.len() - 4;
+    if length > MOST_BYTES {
+        return Err(io::Error::other("a message to or from a plugin's loading is too long"));
+    }
+    message[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(message)
+}
+
+/// Returns what a message is made of.
+pub(super) fn content<T: DeserializeOwned>(message: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(message).map_err(io::Error::other)
+}
+
+/// Reads a message; `None` at the end.
+pub(super) fn read<T: DeserializeOwned>(input: &mut impl Read) -> io::Result<Option<T>> {
+    let mut length = [0; 4];
+    match input.read_exact(&mut length) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MOST_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = vec![0; length];
+    input.read_exact(&mut bytes)?;
+    content(&bytes).map(Some)
+}
+
+/// Writes a message.
+pub(super) fn write<T: Serialize>(output: &mut impl Write, content: &T) -> io::Result<()> {
+    output.write_all(&message(content)?)?;
+    output.flush()
+}

@@ -1,0 +1,137 @@
+//! A file, pipe or socket that a log is written to by a thread of its own, without trusting its reader.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// The end of a log.
+pub struct Output {
+    file: File,
+    /// Writes to a regular file never wait for a reader.
+    is_regular: bool,
+    /// Whether a failed write has left a part of a line.
+    is_within_line: bool,
+}
+
+/// Bytes that a pipe takes at once when it reports room (`PIPE_BUF` of POSIX on Linux).
+const CHUNK: usize = 4096;
+
+/// The time between two looks at whether waiting still makes sense.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// A pipe can be non-blocking and still report no room; a retry then waits so long.
+const PAUSE: Duration = Duration::from_millis(10);
+
+impl Output {
+    /// Takes over an open file.
+    pub fn new(file: File) -> Self {
+        let is_regular = file.metadata().is_ok_and(|found| found.is_file());
+        Output { file, is_regular, is_within_line: false }
+    }
+
+    /// Writes whole lines. Waits for a reader that stands still as long as `may_wait` says. The error comes with the
+    /// number of bytes that were written.
+    pub fn write(&mut self, lines: &[u8], may_wait: impl Fn() -> bool) -> Result<(), (usize, io::Error)> {
+        if self.is_within_line {
+            // The rest of the line is lost, and the next line must not continue it.
+            self.write_some(b"\n", &may_wait).map_err(|error| (0, error))?;
+            self.is_within_line = false;
+        }
+        self.write_all(lines, &may_wait)
+    }
+
+    fn write_all(&mut self, bytes: &[u8], may_wait: &impl Fn() -> bool) -> Result<(), (usize, io::Error)> {
+        let mut written = 0;
+        while written < bytes.len() {
+            let rest = &bytes[written..];
+            match self.write_some(rest, may_wait) {
+                Ok(more) => written += more,
+                Err(error) => {
+                    self.is_within_line = written > 0 && bytes[written - 1] != b'\n';
+                    return Err((written, error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_some(&mut self, bytes: &[u8], may_wait: &impl Fn() -> bool) -> io::Result<usize> {
+        let bytes = if self.is_regular { bytes } else { &bytes[..bytes.len().min(CHUNK)] };
+        loop {
+            if !self.is_regular {
+                self.wait(may_wait)?;
+            }
+            match self.file.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(PAUSE),
+                done => return done,
+            }
+        }
+    }
+
+    /// Waits for room.
+    fn wait(&self, may_wait: &impl Fn() -> bool) -> io::Result<()> {
+        loop {
+            match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&LOOK)) {
+                Ok(0) if !may_wait() => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                // An error of the file is met by the write.
+                Ok(_) | Err(_) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Prints to standard output, for commands that serve nothing yet. The error is that of a closed pipe or a full disk.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    fn pipe() -> (io::PipeReader, Output) {
+        let (reader, writer) = io::pipe().unwrap();
+        (reader, Output::new(File::from(OwnedFd::from(writer))))
+    }
+
+    #[test]
+    fn a_reader_that_stands_still_is_left() {
+        let (_reader, mut output) = pipe();
+        let looks = Cell::new(3);
+        let may_wait = || looks.replace(looks.get() - 1) > 0;
+        let (written, error) = output.write(&[b'x'; 1 << 20], may_wait).unwrap_err();
+        assert!(error.kind() == io::ErrorKind::TimedOut && written > 0 && written < 1 << 20, "{written} {error}");
+    }
+
+    #[test]
+    fn a_line_after_a_lost_one_begins_anew() {
+        let (mut reader, mut output) = pipe();
+        let first = [b'x'; 1 << 20];
+        let (written, _) = output.write(&first, || false).unwrap_err();
+        let mut got = vec![0; written];
+        reader.read_exact(&mut got).unwrap();
+        output.write(b"next\n", || false).unwrap();
+        drop(output);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "\nnext\n");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_an_error() {
+        let (reader, mut output) = pipe();
+        drop(reader);
+        assert_eq!(output.write(b"line\n", || true).unwrap_err().1.kind(), io::ErrorKind::BrokenPipe);
+    }
+}

@@ -1,0 +1,357 @@
+//! The circuit breaker of a configured plugin, shared by all workers. A late call costs every request that waits behind
+//! it on its worker, so a few of them stop all calls for a while; failures that cost others nothing stop calls only when
+//! nothing else has come from the plugin for seconds, or any client could switch a plugin off.
+//!
+//! Workers read `mode` before a call. The lock is taken after late calls alone.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::engine::TICK;
+
+/// The circuit breaker of a configured plugin.
+#[derive(Debug)]
+pub struct Breaker {
+    plugin: Arc<str>,
+    began: Instant,
+    mode: AtomicU8,
+    /// The number of openings in a row for late calls; decides the backoff and the CPU time of trial calls.
+    level: AtomicU32,
+    /// When the mode ends, in milliseconds since `began`.
+    until: AtomicU64,
+    /// Failed calls since the last one that succeeded, and when the first of them ended, in milliseconds since `began`.
+    in_a_row: AtomicU32,
+    row_began: AtomicU64,
+    /// When the last late calls ended.
+    late: Mutex<VecDeque<Instant>>,
+}
+
+/// The state of a breaker, as operators see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Calls are made.
+    Closed,
+    /// No calls are made.
+    Open,
+    /// A trial call is due or under way, or a trial has succeeded and calls get little CPU time.
+    HalfOpen,
+}
+
+/// The permission to make a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permit {
+    /// The call may use the plugin's limits.
+    Usual,
+    /// The call may use so much CPU time, because earlier calls were late.
+    Short(Duration),
+    /// The call decides whether others are made.
+    Trial(Duration),
+}
+
+/// The result of a call, as far as a breaker is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The plugin returned.
+    Returned,
+    /// The call was given up early, and cost others little.
+    Failed,
+    /// The call met its limit of CPU time.
+    Late,
+}
+
+const CLOSED: u8 = 0;
+const CAUTIOUS: u8 = 1;
+const OPEN: u8 = 2;
+const TRIAL: u8 = 3;
+
+/// Late calls within [`LATE_WINDOW`] that open a closed breaker. One alone may be an accident.
+const MOST_LATE: usize = 3;
+const LATE_WINDOW: Duration = Duration::from_secs(10);
+
+/// Failures in a row that open a breaker if no call has succeeded for [`ROW_TIME`]. A client that wants to switch a
+/// plugin off has to send so many requests between any two successful ones of all others.
+const MOST_IN_A_ROW: u32 = 100;
+const ROW_TIME: Duration = Duration::from_secs(3);
+
+/// The first backoff; each further opening for late calls doubles the backoff, up to [`LONGEST_BACKOFF`].
+const BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Backoffs double so many times at most.
+const MOST_DOUBLINGS: u32 = 6;
+
+impl Breaker {
+    /// A closed breaker.
+    pub fn new(plugin: Arc<str>, now: Instant) -> Self {
+        Breaker {
+            plugin,
+            began: now,
+            mode: AtomicU8::new(CLOSED),
+            level: AtomicU32::new(0),
+            until: AtomicU64::new(0),
+            in_a_row: AtomicU32::new(0),
+            row_began: AtomicU64::new(0),
+            late: Mutex::default(),
+        }
+    }
+
+    /// Whether calls may be made without asking [`Breaker::admit`].
+    pub fn is_closed(&self) -> bool {
+        self.mode.load(Ordering::Relaxed) == CLOSED
+    }
+
+    /// Returns the permission for a call; `None` if no call may be made.
+    pub fn admit(&self, now: Instant) -> Option<Permit> {
+        let (mode, is_over) = (self.mode.load(Ordering::Acquire), self.ms(now) >= self.until.load(Ordering::Acquire));
+        match mode {
+            CAUTIOUS if !is_over => Some(Permit::Short(self.short_limit())),
+            CAUTIOUS => {
+                if self.change(CAUTIOUS, CLOSED) {
+                    self.level.store(0, Ordering::Relaxed);
+                }
+                Some(Permit::Usual)
+            }
+            // A trial that never ended, because its worker panicked, is repeated.
+            OPEN | TRIAL if is_over => {
+                let until = self.ms(now + self.backoff());
+                let old = self.until.load(Ordering::Acquire);
+                // Whichever worker moves the end of the mode has the trial.
+                if old > self.ms(now)
+                    || self.until.compare_exchange(old, until, Ordering::AcqRel, Ordering::Relaxed).is_err()
+                {
+                    return None;
+                }
+                self.mode.store(TRIAL, Ordering::Release);
+                Some(Permit::Trial(self.short_limit()))
+            }
+            OPEN | TRIAL => None,
+            _ => Some(Permit::Usual),
+        }
+    }
+
+    /// Returns the permission for the further calls of a body that has begun.
+    pub fn further(&self) -> Permit {
+        match self.mode.load(Ordering::Relaxed) {
+            CLOSED => Permit::Usual,
+            _ => Permit::Short(self.short_limit()),
+        }
+    }
+
+    /// Takes the result of a call into account.
+    pub fn settle(&self, permit: Permit, outcome: Outcome, now: Instant) {
+        match (permit, outcome) {
+            (Permit::Trial(_), Outcome::Returned) => self.succeed(now),
+            (Permit::Trial(_), Outcome::Late) => self.open(now, "limits.cpu"),
+            (Permit::Trial(_), Outcome::Failed) => self.reopen(now),
+            (_, Outcome::Returned) => self.end_row(),
+            (_, Outcome::Failed) => self.count_failure(now),
+            (Permit::Short(_), Outcome::Late) => self.open(now, "limits.cpu"),
+            (Permit::Usual, Outcome::Late) => self.count_late(now),
+        }
+    }
+
+    /// Returns the state that operators see.
+    pub fn state(&self) -> State {
+        match self.mode.load(Ordering::Relaxed) {
+            CLOSED => State::Closed,
+            OPEN if self.ms(Instant::now()) < self.until.load(Ordering::Relaxed) => State::Open,
+            _ => State::HalfOpen,
+        }
+    }
+
+    fn count_late(&self, now: Instant) {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        late.retain(|ended| now.saturating_duration_since(*ended) < LATE_WINDOW);
+        late.push_back(now);
+        if late.len() >= MOST_LATE {
+            late.clear();
+            drop(late);
+            self.open(now, "limits.cpu");
+        }
+    }
+
+    fn count_failure(&self, now: Instant) {
+        let count = self.in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if count == 1 {
+            self.row_began.store(self.ms(now), Ordering::Relaxed);
+        }
+        let lasted = self.ms(now).saturating_sub(self.row_began.load(Ordering::Relaxed));
+        if count >= MOST_IN_A_ROW && u128::from(lasted) >= ROW_TIME.as_millis() {
+            self.end_row();
+            // Workers that still fail while the breaker is open change nothing.
+            if self.change(CLOSED, OPEN) || self.change(CAUTIOUS, OPEN) {
+                self.until.store(self.ms(now + BACKOFF), Ordering::Release);
+                warn!(plugin = &*self.plugin, failures = count, retry_in = ?BACKOFF, "plugin breaker opened");
+            }
+        }
+    }
+
+    /// Notes that a call has succeeded.
+    pub(super) fn end_row(&self) {
+        if self.in_a_row.load(Ordering::Relaxed) > 0 {
+            self.in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Opens the breaker for twice as long as the last time.
+    fn open(&self, now: Instant, limit: &str) {
+        if self.mode.swap(OPEN, Ordering::AcqRel) == OPEN {
+            return;
+        }
+        let level = self.level.load(Ordering::Relaxed);
+        self.level.store((level + 1).min(MOST_DOUBLINGS + 1), Ordering::Relaxed);
+        let backoff = self.backoff();
+        self.until.store(self.ms(now + backoff), Ordering::Release);
+        warn!(plugin = &*self.plugin, limit, retry_in = ?backoff, "plugin breaker opened");
+    }
+
+    /// Opens the breaker again after a trial that failed without cost.
+    fn reopen(&self, now: Instant) {
+        self.until.store(self.ms(now + self.backoff()), Ordering::Release);
+        self.mode.store(OPEN, Ordering::Release);
+    }
+
+    /// Closes the breaker after a trial. For twice the backoff, calls get as little CPU time as the trial had, and a
+    /// late one opens the breaker at once.
+    fn succeed(&self, now: Instant) {
+        self.end_row();
+        let is_late_before = self.level.load(Ordering::Relaxed) > 0;
+        self.until.store(self.ms(now + 2 * self.backoff()), Ordering::Release);
+        self.mode.store(if is_late_before { CAUTIOUS } else { CLOSED }, Ordering::Release);
+        info!(plugin = &*self.plugin, "plugin breaker closed");
+    }
+
+    fn change(&self, from: u8, to: u8) -> bool {
+        self.mode.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    fn backoff(&self) -> Duration {
+        let doublings = self.level.load(Ordering::Relaxed).saturating_sub(1).min(MOST_DOUBLINGS);
+        (BACKOFF * (1 << doublings)).min(LONGEST_BACKOFF)
+    }
+
+    /// The CPU time of calls after late ones: in proportion to the backoff, so that trials never cost a worker more than
+    /// a hundredth of its time, and a plugin that needs all of its limit still passes one.
+    fn short_limit(&self) -> Duration {
+        match self.level.load(Ordering::Relaxed) {
+            0 => Duration::MAX,
+            level => TICK * (1 << (level - 1).min(MOST_DOUBLINGS)),
+        }
+    }
+
+    fn ms(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_millis() as u64
+    }
+}
+
+impl State {
+    /// All states, in the order of their numbers in metrics.
+    pub const ALL: [State; 3] = [State::Closed, State::Open, State::HalfOpen];
+
+    /// Returns the word for the state.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Closed => "closed",
+            State::Open => "open",
+            State::HalfOpen => "half-open",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn breaker() -> (Breaker, Instant) {
+        let now = Instant::now();
+        (Breaker::new("p".into(), now), now)
+    }
+
+    fn at(began: Instant, ms: u64) -> Instant {
+        began + Duration::from_millis(ms)
+    }
+
+    fn late(breaker: &Breaker, now: Instant) {
+        let permit = breaker.admit(now).unwrap();
+        breaker.settle(permit, Outcome::Late, now);
+    }
+
+    #[test]
+    fn late_calls_open_it_and_a_trial_closes_it() {
+        let (breaker, began) = breaker();
+        (0..2).for_each(|n| late(&breaker, at(began, n)));
+        assert_eq!(breaker.admit(at(began, 2)), Some(Permit::Usual));
+        late(&breaker, at(began, 2));
+        assert!(!breaker.is_closed());
+        assert_eq!(breaker.admit(at(began, 900)), None);
+        let trial = breaker.admit(at(began, 1003)).unwrap();
+        assert_eq!(trial, Permit::Trial(TICK));
+        assert_eq!(breaker.admit(at(began, 1004)), None, "one trial at a time");
+        breaker.settle(trial, Outcome::Returned, at(began, 1005));
+        assert_eq!(breaker.admit(at(began, 1006)), Some(Permit::Short(TICK)));
+        assert_eq!(breaker.admit(at(began, 3100)), Some(Permit::Usual));
+        assert!(breaker.is_closed());
+    }
+
+    #[test]
+    fn the_backoff_doubles_up_to_a_minute_and_trials_get_more_time_with_it() {
+        let (breaker, began) = breaker();
+        (0..3).for_each(|_| late(&breaker, began));
+        let mut now = began;
+        for (seconds, ticks) in [(1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (32, 32), (60, 64), (60, 64)] {
+            assert_eq!(breaker.admit(now + Duration::from_millis(seconds * 1000 - 1)), None);
+            now += Duration::from_secs(seconds);
+            let trial = breaker.admit(now).unwrap();
+            assert_eq!(trial, Permit::Trial(TICK * ticks));
+            breaker.settle(trial, Outcome::Late, now);
+        }
+    }
+
+    #[test]
+    fn a_late_call_soon_after_a_trial_opens_it_at_once() {
+        let (breaker, began) = breaker();
+        (0..3).for_each(|_| late(&breaker, began));
+        let trial = breaker.admit(at(began, 1000)).unwrap();
+        breaker.settle(trial, Outcome::Returned, at(began, 1000));
+        late(&breaker, at(began, 1500));
+        assert_eq!(breaker.admit(at(began, 3400)), None);
+        assert_eq!(breaker.admit(at(began, 3500)), Some(Permit::Trial(2 * TICK)));
+    }
+
+    #[test]
+    fn cheap_failures_open_it_only_while_nothing_succeeds() {
+        let (breaker, began) = breaker();
+        for n in 0..10_000 {
+            breaker.settle(Permit::Usual, Outcome::Failed, at(began, n));
+            if n % 1000 == 0 {
+                breaker.settle(Permit::Usual, Outcome::Returned, at(began, n));
+            }
+        }
+        assert!(breaker.is_closed());
+        (0..2100).for_each(|n| breaker.settle(Permit::Usual, Outcome::Failed, at(began, 10_000 + n)));
+        assert_eq!(breaker.admit(at(began, 12_900)), None);
+        // As often as one call a second may find out that the plugin works again.
+        for second in 0..5 {
+            let now = at(began, 15_000 + second * 1000);
+            let trial = breaker.admit(now).unwrap();
+            assert_eq!(trial, Permit::Trial(Duration::MAX));
+            breaker.settle(trial, Outcome::Failed, now);
+        }
+        let trial = breaker.admit(at(began, 20_000)).unwrap();
+        breaker.settle(trial, Outcome::Returned, at(began, 20_000));
+        assert!(breaker.is_closed());
+    }
+
+    #[test]
+    fn a_trial_that_never_ended_is_repeated() {
+        let (breaker, began) = breaker();
+        (0..3).for_each(|_| late(&breaker, began));
+        breaker.admit(at(began, 1000)).unwrap();
+        assert_eq!(breaker.admit(at(began, 1900)), None);
+        assert!(matches!(breaker.admit(at(began, 2000)), Some(Permit::Trial(_))));
+    }
+}

@@ -1,0 +1,47 @@
+//! The CPU time of a plugin's call, measured at ticks of the engine's clock: a call that no tick meets costs no clock
+//! reading.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use wasmtime::UpdateDeadline;
+
+/// The CPU time of the call under way.
+#[derive(Default)]
+pub(super) struct CpuMeter {
+    limit: Duration,
+    /// The thread's CPU time at the first tick within the call; `None` before that tick.
+    base: Option<Duration>,
+}
+
+impl CpuMeter {
+    /// Starts the measurement of a call that may use `limit`.
+    pub(super) fn begin(&mut self, limit: Duration) {
+        self.limit = limit;
+        self.base = None;
+    }
+
+    /// Handles a tick that was met within the call.
+    ///
+    /// The time before the first tick is not known, and not counted: a call always gets its limit, and at most two
+    /// ticks more.
+    pub(super) fn tick(&mut self) -> UpdateDeadline {
+        let now = thread_time();
+        let base = *self.base.get_or_insert(now);
+        match now.saturating_sub(base) >= self.limit {
+            true => UpdateDeadline::Interrupt,
+            false => UpdateDeadline::Continue(1),
+        }
+    }
+
+    /// Returns the CPU time since the call's first tick; `None` if no tick met the call.
+    pub(super) fn since_tick(&self) -> Option<Duration> {
+        self.base.map(|base| thread_time().saturating_sub(base))
+    }
+}
+
+/// Returns the CPU time that the current thread has used.
+pub(super) fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+}

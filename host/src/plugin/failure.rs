@@ -1,0 +1,192 @@
+//! Failed calls of a plugin in the log: the reason with the key of the limit that was met, the exchange, the plugin, and
+//! at times the functions that the call was in.
+
+use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+use wasmtime::WasmBacktrace;
+
+use super::binding::{Binding, Limits};
+use super::instance::Trap;
+use super::lines::Lines;
+use crate::head::Head;
+use crate::printable::{TRUNCATED, truncated};
+
+/// Bytes of a reason in the log.
+const LONGEST_REASON: usize = 1 << 10;
+
+/// Bytes of a failure's line besides its reason and its frames, about.
+const OTHER_FIELDS: usize = 256;
+
+/// Functions of a backtrace, innermost first, and bytes of the name of each. Deeper ones are those of the runtime.
+const MOST_FRAMES: usize = 16;
+const LONGEST_NAME: usize = 120;
+
+/// The least time between two backtraces of one kind, that is of one hook and one trap.
+const BACKTRACE: Duration = Duration::from_secs(60);
+
+/// Kinds that a plugin can have at most: eight hooks, some twenty traps.
+const MOST_KINDS: usize = 160;
+
+/// An exchange that a plugin failed in, as the log names it.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    pub request_id: String,
+    pub route: String,
+}
+
+/// The backtraces that were logged last, by their kinds.
+#[derive(Default)]
+// Locked once for a failure that is logged, of which a second has a bounded number.
+pub struct Backtraces(Mutex<Vec<(Kind, Instant)>>);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    hook: &'static str,
+    trap: Option<wasmtime::Trap>,
+}
+
+/// The source of a plugin's failures: what each of their lines has.
+pub struct Reporter {
+    pub(super) plugin: std::sync::Arc<str>,
+    pub(super) version: String,
+    pub(super) limits: Limits,
+    pub(super) lines: Lines,
+    pub(super) backtraces: Backtraces,
+}
+
+impl Exchange {
+    /// Names the exchange of a head.
+    pub fn of(head: &Head) -> Self {
+        Exchange { request_id: head.request_id().into(), route: head.route.to_string() }
+    }
+}
+
+impl Reporter {
+    /// Logs a failed call of a hook.
+    pub fn failed(&self, hook: &'static str, trap: &Trap, exchange: Option<&Exchange>) {
+        let reason = self.limits.reason(trap);
+        let reason = shortened(&reason, LONGEST_REASON);
+        if !self.lines.admits(reason.len() + OTHER_FIELDS) {
+            return;
+        }
+        let (request_id, route) = (exchange.map(|at| &*at.request_id), exchange.map(|at| &*at.route));
+        let (plugin, version) = (&*self.plugin, &*self.version);
+        let frames = self.frames(hook, trap);
+        // A text as the value of a field is quoted, with its control characters escaped.
+        warn!(reason = &*reason, request_id, route, plugin, version, hook, frames, "plugin failed");
+    }
+
+    /// The functions that a trap was met in, unless a trap of this kind was logged with them lately.
+    fn frames(&self, hook: &'static str, trap: &Trap) -> Option<String> {
+        let error = trap.error()?;
+        let backtrace: &WasmBacktrace = error.downcast_ref()?;
+        let kind = Kind { hook, trap: error.downcast_ref().copied() };
+        self.backtraces.is_due(kind, Instant::now()).then(|| names(backtrace))
+    }
+}
+
+impl Backtraces {
+    fn is_due(&self, kind: Kind, now: Instant) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, at)) = last.iter_mut().find(|(known, _)| *known == kind) {
+            let is_due = now.saturating_duration_since(*at) >= BACKTRACE;
+            *at = if is_due { now } else { *at };
+            return is_due;
+        }
+        let has_room = last.len() < MOST_KINDS;
+        if has_room {
+            last.push((kind, now));
+        }
+        has_room
+    }
+}
+
+impl Limits {
+    /// A failure in words; those of a limit name its key and its value.
+    pub fn reason(&self, trap: &Trap) -> String {
+        match trap {
+            Trap::Deadline(_) => format!("limits.cpu of {} ms exceeded", self.cpu.as_millis()),
+            Trap::Memory(_) => format!("limits.memory of {} exceeded", size(self.memory)),
+            // The log escapes it; an escape of its own would be shown twice.
+            Trap::Failed(why) => format!("it gave up: {why}"),
+            other => other.to_string(),
+        }
+    }
+}
+
+impl Binding {
+    /// Logs how many of the plugin's lines were left out, once their second is over.
+    pub fn report_lines(&self) {
+        self.reporter.lines.report();
+    }
+
+    /// The number of the plugin's lines that were left out.
+    pub fn dropped_lines(&self) -> u64 {
+        self.reporter.lines.dropped()
+    }
+}
+
+/// The cause of a trap without its backtrace, which is a context of the error.
+pub(super) fn cause(error: &wasmtime::Error) -> String {
+    match error.downcast_ref::<wasmtime::Trap>() {
+        Some(trap) => trap.to_string(),
+        None => error.root_cause().to_string(),
+    }
+}
+
+/// The names of functions, innermost first.
+fn names(backtrace: &WasmBacktrace) -> String {
+    let name = |frame: &wasmtime::FrameInfo| match frame.func_name() {
+        Some(name) => {
+            // Only a part is demangled: the name of a function may be as long as its component.
+            let demangled = format!("{:#}", rustc_demangle::demangle(truncated(name, 4 * LONGEST_NAME)));
+            shortened(&demangled, LONGEST_NAME).into_owned()
+        }
+        None => format!("function {}", frame.func_index()),
+    };
+    backtrace.frames().iter().take(MOST_FRAMES).map(name).collect::<Vec<_>>().join(" < ")
+}
+
+fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    let kept = truncated(text, most);
+    if kept.len() == text.len() { Cow::Borrowed(text) } else { Cow::Owned(format!("{kept}{TRUNCATED}")) }
+}
+
+/// A size as manifests write it.
+fn size(bytes: usize) -> String {
+    match bytes {
+        whole if whole % (1 << 20) == 0 => format!("{} MiB", whole >> 20),
+        whole if whole % (1 << 10) == 0 => format!("{} KiB", whole >> 10),
+        bytes => format!("{bytes} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_has_a_backtrace_a_minute() {
+        let (backtraces, began) = (Backtraces::default(), Instant::now());
+        let kind = |hook| Kind { hook, trap: Some(wasmtime::Trap::UnreachableCodeReached) };
+        let due = |hook, after| backtraces.is_due(kind(hook), began + Duration::from_secs(after));
+        assert!(due("timer", 0) && !due("timer", 59) && due("observer", 59) && due("timer", 60) && !due("timer", 61));
+    }
+
+    #[test]
+    fn reasons_name_keys_and_values() {
+        let limits = Limits { memory: 64 << 10, cpu: Duration::from_millis(50), ..Limits::default() };
+        let error = || wasmtime::Error::from(wasmtime::Trap::UnreachableCodeReached);
+        assert_eq!(limits.reason(&Trap::Deadline(error())), "limits.cpu of 50 ms exceeded");
+        assert_eq!(limits.reason(&Trap::Memory(error())), "limits.memory of 64 KiB exceeded");
+        assert_eq!((size(16 << 20), size(3)), ("16 MiB".into(), "3 B".into()));
+        assert!(
+            limits.reason(&Trap::Wasm(error())).starts_with("wasm trap: "),
+            "{}",
+            limits.reason(&Trap::Wasm(error()))
+        );
+    }
+}

@@ -1,0 +1,102 @@
+//! A transport to an endpoint that reads at most so many bytes at once. hyper sizes its buffer by what it reads, so this
+//! bounds what an HTTP/1 connection holds for a client that is slow to take it.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
+
+use crate::backlog::SHORT;
+
+/// The bound of a single read, in bytes, shared by a transport and the exchange that uses it.
+#[derive(Clone)]
+pub struct ReadLimit(Rc<Cell<usize>>);
+
+/// A transport whose reads are bounded.
+pub struct BoundedReads<T> {
+    transport: Take<T>,
+    limit: ReadLimit,
+}
+
+impl ReadLimit {
+    /// Returns the bound that holds for the head of a response, before anything is known of its client.
+    pub fn new() -> Self {
+        ReadLimit(Rc::new(Cell::new(SHORT - 1)))
+    }
+
+    /// Sets the bound of each read from now on; `None` for that of a new exchange.
+    pub fn set(&self, bytes: Option<usize>) {
+        self.0.set(bytes.unwrap_or(SHORT - 1));
+    }
+}
+
+impl<T: AsyncRead> BoundedReads<T> {
+    pub fn new(transport: T, limit: ReadLimit) -> Self {
+        BoundedReads { transport: transport.take(0), limit }
+    }
+
+    /// Returns the transport itself, whose reads are no longer bounded.
+    pub fn into_inner(self) -> T {
+        self.transport.into_inner()
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for BoundedReads<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let limit = self.limit.0.get() as u64;
+        self.transport.set_limit(limit);
+        Pin::new(&mut self.transport).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for BoundedReads<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(self.transport.get_mut()).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(self.transport.get_mut()).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.transport.get_ref().is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.transport.get_mut()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.transport.get_mut()).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[test]
+    fn each_read_is_bounded_and_none_is_the_end() {
+        let limit = ReadLimit::new();
+        let mut transport = BoundedReads::new(&[7_u8; 30_000][..], limit.clone());
+        let mut read = || {
+            let mut room = vec![0; 64 << 10];
+            let mut buffer = ReadBuf::new(&mut room);
+            let polled = Pin::new(&mut transport).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer);
+            assert!(polled.is_ready());
+            buffer.filled().len()
+        };
+        let short = [read(), read()];
+        limit.set(Some(16_000));
+        assert_eq!((short, read(), read()), ([SHORT - 1; 2], 30_000 - 2 * (SHORT - 1), 0));
+    }
+}

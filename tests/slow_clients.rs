@@ -1,0 +1,333 @@
+//! Clients that take their responses slowly or not at all: what they cost, and when they are cut off. How much others notice
+//! of them is measured by `tests/drills/slow_readers.py`.
+
+use std::io::{BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::support::{PATIENCE, Proxy, limited, manifest, raw_origin, read_message, until};
+
+/// An origin that answers `/N` with N bytes, and counts what was taken of all its responses.
+struct Source {
+    address: String,
+    taken: Arc<AtomicU64>,
+}
+
+impl Source {
+    fn start() -> Source {
+        let taken = Arc::new(AtomicU64::new(0));
+        let count = taken.clone();
+        let address = raw_origin(move |mut stream| {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            while let Some(request) = read_message(&mut reader) {
+                let mut left = request.number();
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {left}\r\n\r\n");
+                let mut sent = stream.write_all(head.as_bytes());
+                while sent.is_ok() && left > 0 {
+                    let piece = left.min(PIECE.len());
+                    sent = stream.write_all(&PIECE[..piece]);
+                    count.fetch_add(piece as u64, Ordering::Relaxed);
+                    left -= piece;
+                }
+                if sent.is_err() {
+                    break;
+                }
+            }
+        });
+        Source { address, taken }
+    }
+
+    /// Waits until nothing is taken any more.
+    fn until_still(&self) {
+        let (mut last, mut since) = (0, Instant::now());
+        until("all stands still", || {
+            let taken = self.taken.load(Ordering::Relaxed);
+            if taken != last {
+                (last, since) = (taken, Instant::now());
+            }
+            since.elapsed() > Duration::from_millis(700)
+        });
+    }
+}
+
+const PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
+
+/// A connection whose system takes only a few KiB by itself.
+fn narrow(proxy: &Proxy) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    // Before it connects: the window that it begins with is as small.
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    socket.connect(&proxy.address.parse::<SocketAddr>().unwrap().into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn ask(stream: &mut TcpStream, length: usize) {
+    write!(stream, "GET /{length} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+}
+
+/// Reads so many bytes at a time with a pause between, until the proxy closes or all was read; gives what came.
+fn sip(stream: &mut TcpStream, bytes: usize, pause: Duration, most: usize) -> usize {
+    let (mut got, mut room) = (0, vec![0; bytes]);
+    let begin = Instant::now();
+    while got < most && begin.elapsed() < PATIENCE {
+        match stream.read(&mut room) {
+            Ok(0) | Err(_) => return got,
+            Ok(length) => got += length,
+        }
+        // The subject: a client that takes its time.
+        std::thread::sleep(pause);
+    }
+    got
+}
+
+const LARGE: usize = 16 << 20;
+
+#[test]
+fn a_client_that_takes_nothing_costs_little() {
+    const CLIENTS: u64 = 100;
+    let source = Source::start();
+    let proxy = limited(&source.address, "", "");
+    assert_eq!(proxy.get("/10", "").body.len(), 10);
+    let before = proxy.memory_kib();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| narrow(&proxy)).collect();
+    clients.iter_mut().for_each(|client| ask(client, LARGE));
+    source.until_still();
+    let each = proxy.memory_kib().saturating_sub(before) / CLIENTS;
+    // Seen: 495 KiB before the buffers were bounded.
+    assert!(each < 192, "{each} KiB for each of {CLIENTS} clients");
+}
+
+#[test]
+fn a_client_that_takes_a_drip_is_cut_off() {
+    let source = Source::start();
+    let admin = "[admin]\naddress = \"127.0.0.1:0\"\n";
+    let limits = "address = \"127.0.0.1:0\"\nlimits = { send-timeout = \"4s\", send-rate = \"64 KiB\" }\n";
+    let text = manifest(&source.address, "", admin).replacen("address = \"127.0.0.1:0\"\n", limits, 1);
+    let proxy = Proxy::start_after(&text, "admin at");
+    let mut slow = narrow(&proxy);
+    ask(&mut slow, LARGE);
+    let got = sip(&mut slow, 100, Duration::from_millis(10), LARGE);
+    assert!(got > 0 && got < LARGE / 2, "{got} bytes before it is cut off");
+    let figures = proxy.ask_admin("GET /metrics").text();
+    let counted = figures.lines().find(|line| line.contains("cut_off") && line.contains("send-rate"));
+    assert!(counted.is_some_and(|line| line.ends_with(" 1")), "{counted:?}");
+}
+
+#[test]
+fn a_client_that_takes_enough_is_waited_for() {
+    const ENOUGH: usize = 256 << 10;
+    let source = Source::start();
+    let proxy = limited(&source.address, "send-timeout = \"2s\", send-rate = \"1 KiB\"", "");
+    let mut slow = narrow(&proxy);
+    let begin = Instant::now();
+    ask(&mut slow, LARGE);
+    // Of the system's buffer a third has to be free before the proxy can send more, which takes longer than the timeout.
+    let got = sip(&mut slow, 1 << 10, Duration::from_millis(25), ENOUGH);
+    assert!(got >= ENOUGH, "{got} bytes in {:?}", begin.elapsed());
+    assert!(begin.elapsed() > Duration::from_secs(4), "too quick to show anything");
+}
+
+// === HTTP/2 ===
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
+const ACK: u8 = 1;
+const CANCEL: u32 = 8;
+const WIDE: u32 = (1 << 31) - 1;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len() as u32;
+    [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes()[..], payload].concat()
+}
+
+fn update(stream: u32, bytes: u32) -> Vec<u8> {
+    frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
+}
+
+/// A request for so many bytes.
+fn get(stream: u32, length: usize) -> Vec<u8> {
+    let path = format!("/{length}");
+    let block = [&[0x82, 0x86, 0x41, 1, b'a', 0x04, path.len() as u8][..], path.as_bytes()].concat();
+    frame(HEADERS, 5, stream, &block)
+}
+
+/// A connection with HTTP/2 whose streams begin with such a window.
+fn http2(proxy: &Proxy, window: u32) -> TcpStream {
+    let mut stream = narrow(proxy);
+    let settings = [&[0, 4][..], &window.to_be_bytes()].concat();
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(SETTINGS, 0, 0, &settings)[..]].concat();
+    stream.write_all(&[preface, update(0, WIDE - 65_535)].concat()).unwrap();
+    stream
+}
+
+fn streams(count: u32) -> impl Iterator<Item = u32> {
+    (1..2 * count).step_by(2)
+}
+
+/// The next frame: its kind, its stream, its payload.
+fn read_frame(stream: &mut TcpStream) -> Option<(u8, u32, Vec<u8>)> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).ok()?;
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    stream.read_exact(&mut payload).ok()?;
+    Some((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+}
+
+#[test]
+fn streams_that_stand_still_share_a_buffer() {
+    const CLIENTS: u64 = 4;
+    let source = Source::start();
+    let proxy = limited(&source.address, "", "");
+    assert_eq!(proxy.get("/10", "").body.len(), 10);
+    let before = proxy.memory_kib();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| http2(&proxy, WIDE)).collect();
+    for client in &mut clients {
+        client.write_all(&streams(100).flat_map(|stream| get(stream, LARGE)).collect::<Vec<_>>()).unwrap();
+    }
+    source.until_still();
+    let each = proxy.memory_kib().saturating_sub(before) / CLIENTS;
+    // Seen: 13 MiB before there was a bound.
+    assert!(each < 4 << 10, "{each} KiB for each of {CLIENTS} connections with 100 streams");
+}
+
+#[test]
+fn windows_that_are_opened_by_a_drip_cost_little() {
+    let source = Source::start();
+    let proxy = limited(&source.address, "", "");
+    assert_eq!(proxy.get("/10", "").body.len(), 10);
+    let before = proxy.memory_kib();
+    let mut clients: Vec<_> = (0..3).map(|_| http2(&proxy, 0)).collect();
+    for client in &mut clients {
+        client.write_all(&streams(128).flat_map(|stream| get(stream, LARGE)).collect::<Vec<_>>()).unwrap();
+    }
+    for _ in 0..5 {
+        source.until_still();
+        for client in &mut clients {
+            client.write_all(&streams(128).flat_map(|stream| update(stream, 1)).collect::<Vec<_>>()).unwrap();
+        }
+        assert_eq!(proxy.get("/10", "").body.len(), 10, "others are served");
+    }
+    let grown = proxy.memory_kib().saturating_sub(before);
+    assert!(grown < 20 << 10, "{grown} KiB for 3 connections with 128 streams");
+}
+
+#[test]
+fn a_stream_that_is_taken_by_a_drip_is_reset_and_the_others_are_not() {
+    let source = Source::start();
+    let proxy = limited(&source.address, "send-timeout = \"2s\", send-rate = \"10 KiB\"", "");
+    let mut client = http2(&proxy, 10);
+    client.set_nodelay(true).unwrap();
+    // A drip, a stream that stands still, and one that is taken whole in the end.
+    client.write_all(&[get(1, LARGE), get(3, LARGE), get(5, 100)].concat()).unwrap();
+    let mut writer = client.try_clone().unwrap();
+    let dripping = std::thread::spawn(move || {
+        while writer.write_all(&update(1, 20)).is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let (_, stream, code) = std::iter::from_fn(|| read_frame(&mut client)).find(|frame| frame.0 == RST_STREAM).unwrap();
+    assert_eq!((stream, code), (1, CANCEL.to_be_bytes().to_vec()));
+    client.write_all(&update(5, 1000)).unwrap();
+    let rest = std::iter::from_fn(|| read_frame(&mut client)).find(|(kind, stream, _)| (*kind, *stream) == (DATA, 5));
+    assert_eq!(rest.map(|(.., payload)| payload.len()), Some(90));
+    client.shutdown(std::net::Shutdown::Both).unwrap();
+    dripping.join().unwrap();
+}
+
+#[test]
+fn a_stream_with_nothing_to_send_is_left_alone() {
+    let (next, said) = std::sync::mpsc::channel::<&str>();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").unwrap();
+        while let Ok(event) = said.recv() {
+            stream.write_all(event.as_bytes()).unwrap();
+        }
+    });
+    let proxy = limited(&address, "send-timeout = \"1s\"", "");
+    let mut client = http2(&proxy, 65_535);
+    client.write_all(&get(1, 1)).unwrap();
+    for event in ["data: one\n\n", "data: two\n\n"] {
+        next.send(event).unwrap();
+        let (_, stream, payload) = std::iter::from_fn(|| read_frame(&mut client))
+            .find(|frame| matches!(frame.0, DATA | RST_STREAM))
+            .expect("the connection ended");
+        assert_eq!((stream, payload.as_slice()), (1, event.as_bytes()));
+        // The subject: an endpoint that is quiet for longer than a client may be.
+        std::thread::sleep(Duration::from_secs(3));
+    }
+}
+
+// === Uploads ===
+
+/// What a client may still send: the window of the connection, and that of each stream.
+struct Windows {
+    connection: usize,
+    streams: Vec<usize>,
+}
+
+impl Windows {
+    /// Sends content on all streams, as far as the windows go.
+    fn fill(&mut self, client: &mut TcpStream) {
+        for (place, window) in self.streams.iter_mut().enumerate() {
+            while *window > 0 && self.connection > 0 {
+                let length = (*window).min(self.connection).min(16 << 10);
+                client.write_all(&frame(DATA, 0, 2 * place as u32 + 1, &PIECE[..length])).unwrap();
+                *window -= length;
+                self.connection -= length;
+            }
+        }
+    }
+
+    fn open(&mut self, stream: u32, payload: &[u8]) {
+        let bytes = u32::from_be_bytes(payload.try_into().unwrap()) as usize;
+        match stream {
+            0 => self.connection += bytes,
+            stream => self.streams[stream as usize / 2] += bytes,
+        }
+    }
+}
+
+#[test]
+fn content_for_an_endpoint_that_reads_nothing_costs_little() {
+    const STREAMS: u32 = 64;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 4 << 10).unwrap();
+    let proxy = limited(&listener.local_addr().unwrap().to_string(), "", "");
+    let before = proxy.memory_kib();
+    let mut client = http2(&proxy, WIDE);
+    client.set_nodelay(true).unwrap();
+    // The windows that the proxy announces: 1 MiB for all, and 256 KiB for each stream.
+    let mut windows = Windows { connection: 65_535, streams: vec![256 << 10; STREAMS as usize] };
+    for stream in streams(STREAMS) {
+        client.write_all(&frame(HEADERS, 4, stream, &[0x83, 0x86, 0x41, 1, b'a', 0x84])).unwrap();
+    }
+    // Until it is told of no more room.
+    client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    while let Some((kind, stream, payload)) = read_frame(&mut client) {
+        assert!(!matches!(kind, HEADERS | RST_STREAM), "stream {stream} has ended: {payload:?}");
+        match kind {
+            // From then on the windows of streams are as the proxy wants them.
+            SETTINGS if !payload.is_empty() => client.write_all(&frame(SETTINGS, ACK, 0, &[])).unwrap(),
+            WINDOW_UPDATE => windows.open(stream, &payload),
+            _ => {}
+        }
+        windows.fill(&mut client);
+    }
+    let grown = proxy.memory_kib().saturating_sub(before);
+    assert!(windows.connection < 16 << 10, "the window of the connection is used up");
+    // Seen: 256 KiB a stream before there was a bound.
+    assert!(grown < 8 << 10, "{grown} KiB for {STREAMS} streams");
+}
