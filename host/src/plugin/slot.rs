@@ -15,7 +15,7 @@ use super::failure::Exchange;
 use super::instance::{Instance, Trap};
 use super::maker::Ordered;
 use super::share::Share;
-use super::supply::Supply;
+use super::supply::{Need, Supply};
 use crate::metrics::{Place, PluginFigures, SAMPLE};
 use crate::upstream::live::Members;
 
@@ -72,7 +72,11 @@ impl Guard {
     ) -> Result<R, Trap> {
         let permit = self.admit()?;
         let kept = slot.0.borrow_mut().take();
-        let found = kept.map_or_else(|| self.fresh(prepare), Ok);
+        let fresh = || {
+            let mut instance = self.fresh(Need::Loss)?;
+            prepare(&mut instance).map(|()| instance)
+        };
+        let found = kept.map_or_else(fresh, Ok);
         let mut instance = found.inspect_err(|trap| self.settle_without_call(permit, trap))?;
         let result = self.run(&mut instance, permit, call);
         if is_whole(&result) && self.binding.isolation == Isolation::Worker && !self.is_released.get() {
@@ -131,11 +135,9 @@ impl Guard {
     }
 
     /// Returns a fresh instance for this worker.
-    pub(super) fn fresh(&self, prepare: impl FnOnce(&mut Instance) -> Result<(), Trap>) -> Result<Box<Instance>, Trap> {
-        let mut instance = self.supply().obtain(&self.binding, &self.share, self.is_released.get())?;
-        instance.adopt(&self.binding, &self.place);
-        prepare(&mut instance)?;
-        Ok(instance)
+    pub(super) fn fresh(&self, need: Need) -> Result<Box<Instance>, Trap> {
+        let need = if self.is_released.get() { Need::Last } else { need };
+        self.supply().obtain(&self.binding, &self.share, need).map(|instance| self.adopt(instance))
     }
 
     /// Hands an instance of the maker's to this worker.

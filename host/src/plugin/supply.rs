@@ -42,6 +42,17 @@ pub struct Supply {
     logged: [AtomicU64; Rejection::ALL.len()],
 }
 
+/// The reason why a worker needs an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// The worker has lost its own.
+    Loss,
+    /// One more body passes through the plugin at a time.
+    Body,
+    /// The generation has none left, since no new exchange uses it.
+    Last,
+}
+
 /// The count of a live instance, until dropped.
 pub(super) struct Counted(Arc<AtomicU32>);
 
@@ -191,22 +202,24 @@ impl Supply {
         u128::from(self.telling.load(Ordering::Relaxed)) <= CHEAP.as_micros()
     }
 
-    /// Returns an instance at once, for a call on a worker that has none: a spare one, or a new one where that is cheap.
-    /// `is_last` is given for generations that no new exchange uses: there, an instance may be made in the CPU time of a
-    /// call.
-    pub(super) fn obtain(&self, binding: &Arc<Binding>, share: &Share, is_last: bool) -> Result<Box<Instance>, Trap> {
+    /// Returns an instance at once, for a call on a worker that has none: a spare one, or a new one where that is cheap or
+    /// the need is no loss.
+    pub(super) fn obtain(&self, binding: &Arc<Binding>, share: &Share, need: Need) -> Result<Box<Instance>, Trap> {
         if self.isolation == Isolation::Request && self.is_cheap() {
             // Waking the maker's thread for each call would cost more than it saves.
             return self.make(binding, share, self.limits.cpu);
         }
         let spare = self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if !is_last {
+        if need != Need::Last {
             self.order(binding);
         }
+        let is_loss = need == Need::Loss && self.isolation == Isolation::Worker;
         match spare {
             Some(spare) => Ok(spare),
             None if self.is_cheap() => self.make(binding, share, self.limits.cpu.min(MAKING)),
-            None if is_last => self.make(binding, share, self.limits.cpu),
+            None if need == Need::Last => self.make(binding, share, self.limits.cpu),
+            // More exchanges at a time than ever before are no fault of the plugin's.
+            None if !is_loss && !self.is_failing() => self.make(binding, share, self.limits.cpu),
             None if self.is_failing() => {
                 Err(Trap::NoInstance("the last one could not be made, it is tried again later"))
             }

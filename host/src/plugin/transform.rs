@@ -13,7 +13,7 @@ use super::binding::{Beyond, BodyMode};
 use super::failure::Exchange;
 use super::instance::{Instance, Trap, gave_up, trapped};
 use super::slot::Guard;
-use super::supply::BodyPermit;
+use super::supply::{BodyPermit, Need};
 use crate::edit::{self, Side};
 
 /// The instances of a worker that wait for the next body in a plugin.
@@ -98,7 +98,7 @@ impl Transform {
         let admitted = guard.admit()?;
         let permit = BodyPermit::new(&guard.binding)?;
         let kept = bodies.0.borrow_mut().pop();
-        let fresh = || guard.fresh(|_| Ok(())).inspect_err(|trap| guard.settle_without_call(admitted, trap));
+        let fresh = || guard.fresh(Need::Body).inspect_err(|trap| guard.settle_without_call(admitted, trap));
         let mut instance = kept.map_or_else(fresh, Ok)?;
         // A body that a plugin wants whole, or has gathered by itself, is handed over whole.
         instance.store.set_hostcall_fuel(guard.binding.limits.memory);
