@@ -54,7 +54,7 @@ impl Source {
     }
 }
 
-const PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
+static PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
 
 /// A connection whose system takes only a few KiB by itself.
 fn narrow(proxy: &Proxy) -> TcpStream {

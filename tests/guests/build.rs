@@ -23,7 +23,7 @@ fn main() {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     let target_dir = root.join("target/guests");
-    match plugway_build::components(&root.join("Cargo.toml"), &GUESTS, &["--profile", "guest"], &target_dir) {
+    match plugway_build::components(&root.join("Cargo.toml"), GUESTS, &["--profile", "guest"], &target_dir) {
         Ok(folder) => {
             for name in GUESTS {
                 let variable = name.to_uppercase().replace('-', "_");

@@ -159,9 +159,9 @@ async fn is_meant(fields: &HeaderMap, served: Option<&Path>) -> Result<(), Respo
     let Some(named) = fields.get(MANIFEST_FIELD) else { return Ok(()) };
     let named = percent_decode(named.as_bytes()).collect::<Vec<u8>>();
     let named = PathBuf::from(std::ffi::OsStr::from_bytes(&named));
-    let conflict = |message: String| Err(text(StatusCode::CONFLICT, "text/plain", message));
+    let conflict = |message: String| text(StatusCode::CONFLICT, "text/plain", message);
     let Some(served) = served.map(Path::to_path_buf) else {
-        return conflict(format!("this proxy serves no manifest, and not {}\n", named.display()));
+        return Err(conflict(format!("this proxy serves no manifest, and not {}\n", named.display())));
     };
     // Links may have come to lead elsewhere since the start. A file system may take its time, so on another thread.
     let looked = tokio::task::spawn_blocking(move || {
@@ -171,7 +171,7 @@ async fn is_meant(fields: &HeaderMap, served: Option<&Path>) -> Result<(), Respo
     });
     match looked.await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(message)) => conflict(message),
+        Ok(Err(message)) => Err(conflict(message)),
         Err(error) => Err(failed(&error)),
     }
 }

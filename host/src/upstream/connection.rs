@@ -127,7 +127,7 @@ impl Connection {
         let failed = |error| Error::new(Kind::ConnectionTerminated, error);
         let mut builder = http1::Builder::new();
         builder.max_buf_size(BUFFER);
-        let reads = ReadLimit::new();
+        let reads = ReadLimit::default();
         let transport = BoundedReads::new(transport, reads.clone());
         let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
         let task = Mutex::new(Waker::noop().clone());

@@ -21,12 +21,14 @@ pub struct BoundedReads<T> {
     limit: ReadLimit,
 }
 
-impl ReadLimit {
+impl Default for ReadLimit {
     /// Returns the bound that holds for the head of a response, before anything is known of its client.
-    pub fn new() -> Self {
+    fn default() -> Self {
         ReadLimit(Rc::new(Cell::new(SHORT - 1)))
     }
+}
 
+impl ReadLimit {
     /// Sets the bound of each read from now on; `None` for that of a new exchange.
     pub fn set(&self, bytes: Option<usize>) {
         self.0.set(bytes.unwrap_or(SHORT - 1));
@@ -86,7 +88,7 @@ mod tests {
 
     #[test]
     fn each_read_is_bounded_and_none_is_the_end() {
-        let limit = ReadLimit::new();
+        let limit = ReadLimit::default();
         let mut transport = BoundedReads::new(&[7_u8; 30_000][..], limit.clone());
         let mut read = || {
             let mut room = vec![0; 64 << 10];

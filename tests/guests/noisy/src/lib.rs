@@ -48,7 +48,7 @@ impl RequestFilter for Noisy {
 #[inline(never)]
 fn trap(depth: u32) {
     if std::hint::black_box(depth) > 0 {
-        return trap(depth - 1);
+        trap(depth - 1)
     }
     #[cfg(target_arch = "wasm32")]
     core::arch::wasm32::unreachable();
