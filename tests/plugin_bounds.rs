@@ -42,7 +42,7 @@ fn declarations_beyond_a_bound_are_errors_of_the_manifest() {
         ("cookie", "2000 bytes of a name; at most 1024 are allowed"),
         ("errors", "and 49950 more"),
         ("metrics", "TooMany"),
-        ("metric-help", "LongHelp"),
+        ("metric-help", "BadName"),
     ] {
         let error = check(folder.path(), &greedy("127.0.0.1:1", &format!("config.declare = {declared:?}")));
         assert!(error.contains(why), "{declared}: {error}");
@@ -156,7 +156,7 @@ fn calls_of_the_host_are_bounded() {
     for what in ["some-pollables", "read"] {
         assert_eq!(ask(&proxy, what, "").status(), 200, "{what}");
     }
-    for (what, answer) in [("splice", "false"), ("long-value", "false"), ("define", "NotConfiguring")] {
+    for (what, answer) in [("splice", "false"), ("long-value", "false"), ("define", "TooMany")] {
         let got = ask(&proxy, what, "").text();
         assert!(got.lines().any(|line| line.starts_with("x-answer: ") && line.contains(answer)), "{what}: {got}");
     }

@@ -47,14 +47,10 @@ fn define(name: &str, kind: host::Kind, help: &str) -> Result<u32, ConfigError> 
 fn define(name: &str, _: host::Kind, help: &str) -> Result<u32, ConfigError> {
     let later = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     let is_name = name.len() <= bounds::METRIC_NAME && name.bytes().all(later);
-    let error = if !is_name || !name.starts_with(|first: char| first.is_ascii_lowercase()) {
-        host::DefineError::BadName
-    } else if help.len() > bounds::NAME {
-        host::DefineError::LongHelp
-    } else {
+    if is_name && name.starts_with(|first: char| first.is_ascii_lowercase()) && help.len() <= bounds::NAME {
         return Ok(0);
-    };
-    Err(ConfigError::at("", format!("metric `{name}`: {error:?}")))
+    }
+    Err(ConfigError::at("", format!("metric `{name}`: {:?}", host::DefineError::BadName)))
 }
 
 fn add(metric: u32, amount: f64) {

@@ -53,13 +53,10 @@ impl Figures {
     /// Defines a metric, and returns its handle.
     pub fn define(&mut self, new: Definition) -> Result<u32, DefineError> {
         if !self.is_configuring {
-            return Err(DefineError::NotConfiguring);
+            return Err(DefineError::TooMany);
         }
-        if !is_name(&new.name) {
+        if !is_name(&new.name) || new.help.len() > bounds::NAME {
             return Err(DefineError::BadName);
-        }
-        if new.help.len() > bounds::NAME {
-            return Err(DefineError::LongHelp);
         }
         if let Some((handle, known)) = self.definitions().enumerate().find(|(_, known)| known.name == new.name) {
             return if known.kind == new.kind { Ok(handle as u32) } else { Err(DefineError::OtherKind) };
@@ -69,8 +66,7 @@ impl Figures {
                 defined.push(new);
                 Ok(defined.len() as u32 - 1)
             }
-            Defined::First(_) => Err(DefineError::TooMany),
-            Defined::Known(_) => Err(DefineError::NotFirst),
+            Defined::First(_) | Defined::Known(_) => Err(DefineError::TooMany),
         }
     }
 
