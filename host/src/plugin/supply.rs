@@ -197,6 +197,11 @@ impl Supply {
         !self.is_failing() && u128::from(self.making.load(Ordering::Relaxed)) <= CHEAP.as_micros()
     }
 
+    /// Whether an instance is made in the CPU time of a call.
+    fn fits_a_call(&self) -> bool {
+        u128::from(self.making.load(Ordering::Relaxed)) <= self.limits.cpu.as_micros()
+    }
+
     /// Whether workers may pass endpoints to a balancer themselves.
     pub(super) fn is_telling_cheap(&self) -> bool {
         u128::from(self.telling.load(Ordering::Relaxed)) <= CHEAP.as_micros()
@@ -218,8 +223,11 @@ impl Supply {
             Some(spare) => Ok(spare),
             None if self.is_cheap() => self.make(binding, share, self.limits.cpu.min(MAKING)),
             None if need == Need::Last => self.make(binding, share, self.limits.cpu),
-            // More exchanges at a time than ever before are no fault of the plugin's.
-            None if !is_loss && !self.is_failing() => self.make(binding, share, self.limits.cpu),
+            // More exchanges at a time than ever before are no fault of the plugin's; and a loss is to harm no other request
+            // as long as the share pays for a new instance that takes no longer than a call.
+            None if !self.is_failing() && (!is_loss || self.fits_a_call()) => {
+                self.make(binding, share, self.limits.cpu)
+            }
             None if self.is_failing() => {
                 Err(Trap::NoInstance("the last one could not be made, it is tried again later"))
             }
