@@ -22,9 +22,9 @@ pub struct Backlog {
 /// The bytes that one stream holds.
 pub struct StreamBacklog {
     connection: Arc<Backlog>,
-    /// What the stream may hold, in bytes: a long piece, or short ones up to a quarter of that and a long one.
+    /// The bytes that the stream may hold: a long piece, or short ones up to a quarter of that and a long one.
     piece: Number,
-    /// What of `piece` was granted by the connection, in bytes.
+    /// The bytes of `piece` that were granted by the connection.
     granted: Number,
     /// Bytes that were granted for copies.
     copies: Number,

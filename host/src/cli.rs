@@ -313,7 +313,7 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
     print(&text)
 }
 
-/// What a plugin's hooks need with a configuration that it has accepted.
+/// Returns the inputs of a plugin's hooks with a configuration that the plugin has accepted.
 fn needs(verdict: Verdict, plugin: Arc<Plugin>, config: String) -> Result<Vec<String>, String> {
     match verdict {
         Verdict::Accepted => {}

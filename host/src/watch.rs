@@ -52,7 +52,7 @@ pub type Load = Arc<dyn Fn() -> Result<Files, Problems> + Send + Sync>;
 struct Reading {
     files: Result<Files, Problems>,
     wanted: Wanted,
-    /// Of all contents; `None` if not all could be read.
+    /// The digest of all contents; `None` if not all could be read.
     digest: Option<blake3::Hash>,
 }
 
@@ -157,7 +157,7 @@ impl Reading {
 }
 
 impl Wanted {
-    /// The same, and files that are looked for in vain, or make no sense yet.
+    /// Returns the wanted files, and those that are missing or malformed.
     fn and_tried(mut self, files: &[PathBuf]) -> Self {
         self.tried = files.iter().filter_map(|file| std::path::absolute(file).ok()).collect();
         self

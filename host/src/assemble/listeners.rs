@@ -38,7 +38,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_RATE: usize = 128;
 /// As nginx.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same as of what clients send.
+/// The bounds that also hold for content that clients send.
 const SEND_RATE: usize = BODY_RATE;
 /// Enough for a fast client on a long way; 20,000 connections that all take nothing hold 20 GB at worst.
 const BUFFER: usize = 1 << 20;

@@ -27,7 +27,7 @@ const MOST_BROKEN: usize = 4;
 enum Rejection {
     /// The component is no good.
     Component(String),
-    /// Its loading ended at a limit, or in a crash.
+    /// The loading of the component ended at a limit, or in a crash.
     Broken(String),
     Config {
         complaints: Vec<Complaint>,

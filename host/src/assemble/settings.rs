@@ -34,7 +34,7 @@ impl Draft<'_> {
         Some(*workers.get_ref())
     }
 
-    /// What the loading of a component may take.
+    /// Returns the limits for the loading of a component.
     pub(super) fn load_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> loading::Limits {
         let defaults = loading::Limits::default();
         let named = files.iter().find_map(|(source, file)| Some((source, file.load.as_ref()?)));

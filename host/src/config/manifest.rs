@@ -33,7 +33,7 @@ pub struct Manifest {
     pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
     /// Plugins with their configurations.
     pub plugin: BTreeMap<Spanned<String>, Plugin>,
-    /// What the loading of a plugin's component may take.
+    /// The limits for the loading of a plugin's component.
     pub load: Option<Load>,
     /// Who looks names up for endpoints.
     pub resolver: Option<Resolver>,

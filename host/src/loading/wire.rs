@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub(super) struct Setup {
     /// The process that waits.
     pub parent: u32,
-    /// In bytes.
+    /// The memory that the child may write to, in bytes.
     pub memory: u64,
     pub cpu_seconds: u64,
     /// The key and the name of the seal.
@@ -35,7 +35,7 @@ pub(super) enum Order {
     Seal,
 }
 
-/// What a component says of itself.
+/// The description that a component gives of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
     pub name: String,
@@ -45,7 +45,7 @@ pub struct About {
     pub schema: Option<String>,
 }
 
-/// What became of the check of a configuration.
+/// The result of the check of a configuration.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     Accepted,

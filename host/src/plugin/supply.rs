@@ -47,7 +47,7 @@ pub struct Supply {
 pub(super) enum Need {
     /// The worker has lost its own.
     Loss,
-    /// One more body passes through the plugin at a time.
+    /// The plugin has one more body at a time.
     Body,
     /// The generation has none left, since no new exchange uses it.
     Last,
