@@ -89,7 +89,7 @@ fn a_bad_manifest_leaves_the_old_one_serving() {
     proxy.wait_log("evaluate-eech");
     assert_eq!(proxy.get("/", "").field("x-version"), Some("1"));
     proxy.reload(&version(&origin, 3));
-    proxy.wait_log("reloaded");
+    proxy.wait_log("reloaded: generation 2");
     assert_eq!(proxy.get("/", "").field("x-version"), Some("3"));
 }
 
