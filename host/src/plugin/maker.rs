@@ -4,7 +4,6 @@
 //! One plugin can't keep the thread from the others: it rests after each spare instance, and backs off after a failure.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use super::binding::{Binding, Isolation};
 use super::cpu::thread_time;
 use super::instance::{Instance, Trap};
 use super::supply::Supply;
+use crate::supervise::{Task, guard};
 use crate::upstream::live::Members;
 
 /// Orders for the thread that makes instances.
@@ -215,7 +215,7 @@ fn make(binding: &Arc<Binding>, supply: &Supply) -> Result<Box<Instance>, Trap> 
 
 /// Turns a panic into a failure: the thread serves all plugins.
 fn guarded<R>(work: impl FnOnce() -> Result<R, Trap>) -> Result<R, Trap> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Trap::Failed("the host panicked".into())))
+    guard(Task::Other, work).unwrap_or_else(|_| Err(Trap::Failed("the host panicked".into())))
 }
 
 fn lower_priority() {
