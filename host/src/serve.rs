@@ -95,7 +95,7 @@ async fn serve(load: Load, cache: Option<&Path>) -> anyhow::Result<Threads> {
             break;
         }
     }
-    // A plugin that is being loaded is for nobody any more.
+    // The result of a load that is under way will not be used.
     stop.order();
     info!("stopping");
     let _ = stopping.send(true);
@@ -253,8 +253,8 @@ struct Loads {
 }
 
 impl Loads {
-    /// Assembles on a thread of its own: plugins run there, and must find no runtime that they could block, nor anyone
-    /// whom they could take along.
+    /// Assembles on a thread of its own: plugins run there, and must neither block the control thread's runtime nor end it
+    /// with a panic.
     async fn assemble(&mut self, files: Files) -> Result<Assembled, String> {
         let assembly = self.assembly.clone();
         let assemble = move || {

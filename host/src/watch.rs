@@ -98,8 +98,8 @@ impl Watch {
         background::run(Task::Manifest, move || Reading::new(&load, before)).await
     }
 
-    /// Watches these files from now on. Whether they may have changed since they were read, as nobody watched all of
-    /// them.
+    /// Watches these files from now on. Returns whether they may have changed since they were read, because some were not
+    /// watched before.
     fn follow(&mut self, wanted: Wanted) -> bool {
         // What was noticed before has been read by now, and what follows is noticed by itself.
         self.unsettled = None;
@@ -265,7 +265,7 @@ mod tests {
         watch
     }
 
-    /// Watches files where they lie now. Whether there are folders that nobody watched before.
+    /// Watches files at their present places. Returns whether there are folders that were not watched before.
     fn follow(watch: &mut Watch, mut wanted: Wanted) -> bool {
         wanted.find();
         watch.follow(wanted)

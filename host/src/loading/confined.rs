@@ -1,5 +1,5 @@
 //! The child's side: loads one component and does what it is ordered, until the orders end. Whatever happens here
-//! happens under the limits of [`super::confinement`], in a process that nobody else depends on.
+//! happens under the limits of [`super::confinement`], in a process that no other process depends on.
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;

@@ -207,8 +207,8 @@ impl Supply {
         u128::from(self.telling.load(Ordering::Relaxed)) <= CHEAP.as_micros()
     }
 
-    /// Returns an instance at once, for a call on a worker that has none: a spare one, or a new one where that is cheap or
-    /// the need is no loss.
+    /// Returns an instance at once, for a call on a worker that has none: a spare one, or a new one if that is cheap, if it
+    /// fits into the CPU time of a call, or if the need is no loss.
     pub(super) fn obtain(&self, binding: &Arc<Binding>, share: &Share, need: Need) -> Result<Box<Instance>, Trap> {
         if self.isolation == Isolation::Request && self.is_cheap() {
             // Waking the maker's thread for each call would cost more than it saves.
