@@ -22,6 +22,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "proxy_protocol",
             "router",
             "target",
+            "transformed",
         ],
     ),
     (

@@ -28,5 +28,6 @@ mod streams;
 mod support;
 mod swap;
 mod tls;
+mod transformed;
 mod tunnels;
 mod upstreams;

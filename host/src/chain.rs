@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use http::{Response, header};
+use http::Response;
 use http_body::Body;
 use smallvec::SmallVec;
 
@@ -16,6 +16,7 @@ use crate::plugin::binding::{Beyond, Binding, BodyMode, Hook, OnError};
 use crate::plugin::failure::Exchange;
 use crate::plugin::instance::{Trap, Verdict};
 use crate::plugin::transform::Transform;
+use crate::transformed;
 
 /// What came out of the way down.
 pub enum Down {
@@ -102,6 +103,9 @@ pub fn down(
             Ok(None) => {}
             Ok(Some(response)) => return Ok(Down::Answer(response, Depth(depth))),
             Err(trap) => on_error(running, *place, trap, Depth(depth), Failing { hook: "request-filter", head })?,
+        }
+        if binding.response_body.is_some() {
+            transformed::ask(&mut head.request.headers);
         }
         if binding.cache.is_some() {
             return Ok(Down::Cache(Depth(depth)));
@@ -244,7 +248,15 @@ pub fn filtered(
         ResponseBody::Upstream(_) | ResponseBody::Stored(_) | ResponseBody::Parts(_) | ResponseBody::Filtered(_)
     );
     let transforms = |place: &usize| running.generation.bindings[*place].response_body.is_some();
-    if !comes_from_upstream || !route.chain[plugins.clone()].iter().any(transforms) {
+    let is_forbidden = |head: &Head| head.response.as_ref().is_some_and(transformed::is_forbidden);
+    if !comes_from_upstream || !route.chain[plugins.clone()].iter().any(transforms) || is_forbidden(head) {
+        return Ok(body);
+    }
+    if let Some(obstacle) = head.response.as_ref().and_then(transformed::obstacle).filter(|_| !body.is_end_stream()) {
+        for (depth, place) in plugins.clone().zip(&route.chain[plugins]).filter(|(_, place)| transforms(place)) {
+            let failing = Failing { hook: "response-body", head };
+            on_error(running, *place, Trap::Failed(obstacle.clone()), Depth(depth), failing)?;
+        }
         return Ok(body);
     }
     let stages = if body.is_end_stream() {
@@ -252,9 +264,8 @@ pub fn filtered(
     } else {
         stages(running, route, plugins, Side::Response, body.size_hint().exact(), head)?
     };
-    // Under HEAD and 304 the length is that of a content which plugins would have changed (RFC 9110 §8.6).
     if let Some(response) = head.response.as_mut().filter(|_| body.is_end_stream() || !stages.is_empty()) {
-        response.headers.remove(header::CONTENT_LENGTH);
+        transformed::response(&mut response.headers);
     }
     if stages.is_empty() {
         return Ok(body);

@@ -25,6 +25,7 @@ use crate::listener::Listener;
 use crate::passage::Passage;
 use crate::respond;
 use crate::target;
+use crate::transformed;
 use crate::upload::{Receiving, RequestBody, Upload, UploadLimits};
 
 /// Why a request has no route.
@@ -339,7 +340,7 @@ fn content(
     if stages.is_empty() {
         return Ok(Sending { body: RequestBody::Incoming(Box::new(body)), upload, hop });
     }
-    head.request.headers.remove(header::CONTENT_LENGTH);
+    transformed::request(&mut head.request.headers);
     let passage = Box::new(Passage::new(body, stages));
     Ok(Sending { body: RequestBody::Filtered(passage, upload.clone()), upload, hop })
 }

@@ -76,10 +76,15 @@ fn upgrade(version: Version, fields: &HeaderMap) -> Option<HeaderValue> {
     (has_token(fields, header::CONNECTION, "upgrade") && !is_http2).then(|| protocol.clone())
 }
 
-/// Whether a token stands in a list, be it in one line or in several (RFC 9110 §5.6.1).
-fn has_token(fields: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
+/// Whether a token is a member of a list.
+pub fn has_token(fields: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
+    members(fields, name).any(|token| token.eq_ignore_ascii_case(wanted))
+}
+
+/// Returns the members of a list, be it in one line or in several (RFC 9110 §5.6.1).
+pub fn members(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     let lines = fields.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).any(|token| token.trim().eq_ignore_ascii_case(wanted))
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())
 }
 
 /// HTTP/2 may send each cookie in a line of its own; others want one line (RFC 9113 §8.2.3).

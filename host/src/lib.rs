@@ -82,6 +82,7 @@ pub mod supervise;
 pub mod target;
 pub mod tcp;
 pub mod tls;
+pub mod transformed;
 pub mod upload;
 pub mod upstream;
 mod watch;

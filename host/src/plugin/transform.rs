@@ -15,6 +15,7 @@ use super::instance::{Instance, Trap, gave_up, trapped};
 use super::slot::Guard;
 use super::supply::{BodyPermit, Need};
 use crate::edit::{self, Side};
+use crate::transformed;
 
 /// The instances of a worker that wait for the next body in a plugin.
 #[allow(clippy::vec_box, reason = "instances move between bodies without being copied")]
@@ -199,7 +200,8 @@ impl Transform {
         }
         let owned =
             |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), value.as_bytes().to_vec());
-        let fields: Vec<(String, Vec<u8>)> = received.iter().map(owned).collect();
+        let is_true = |(name, _): &(&http::HeaderName, &http::HeaderValue)| !transformed::is_digest(name);
+        let fields: Vec<(String, Vec<u8>)> = received.iter().filter(is_true).map(owned).collect();
         let sent = call!(self, call_trailers, &fields);
         Ok(edit::checked_fields(&sent).map_err(Trap::from)?)
     }

@@ -1,0 +1,130 @@
+//! What a message says about its content where a plugin transforms that content (RFC 9110 §7.7).
+
+use std::io::{BufReader, Read, Write};
+
+use plugway_test_guests::HOOKS;
+
+use crate::support::{Message, Proxy, manifest, ok, origin, read_message};
+
+/// What the origin says about its content.
+const FIELDS: &str = "ETag: \"strong\"\r\nAccept-Ranges: bytes\r\nRepr-Digest: sha-256=:AAAA=:\r\n\
+                      Content-Digest: sha-256=:AAAA=:\r\nDigest: sha-256=AAAA\r\nContent-MD5: AAAA\r\n\
+                      Last-Modified: Sat, 01 Jan 2000 00:00:00 GMT\r\n";
+
+const CONTENT: &str = "the cat sat on the mat";
+
+/// Serves parts and codings, and says in `X-Asked` which of them it was asked for.
+fn files() -> String {
+    origin(|request| {
+        let asked = |name: &str| request.field(name).unwrap_or("-").to_string();
+        let seen = ["range", "if-range", "accept-encoding"].map(asked).join("|");
+        let path = request.start.split(' ').nth(1).unwrap_or("/");
+        let more = match path {
+            "/fixed" => "Cache-Control: max-age=60, No-Transform\r\n",
+            "/coded" => "Content-Encoding: gzip\r\n",
+            "/identity" => "Content-Encoding: identity\r\n",
+            _ => "",
+        };
+        let (status, content) = match (request.field("range"), request.field("if-none-match"), path) {
+            (_, Some(_), _) => {
+                return format!("HTTP/1.1 304 Not Modified\r\n{FIELDS}X-Asked: {seen}\r\n\r\n").into_bytes();
+            }
+            (Some(_), ..) | (_, _, "/part") => ("206 Partial Content\r\nContent-Range: bytes 0-2/22", &CONTENT[..3]),
+            _ => ("200 OK", CONTENT),
+        };
+        let length = content.len();
+        let content = if request.start.starts_with("HEAD") { "" } else { content };
+        format!("HTTP/1.1 {status}\r\n{FIELDS}{more}X-Asked: {seen}\r\nContent-Length: {length}\r\n\r\n{content}")
+            .into_bytes()
+    })
+}
+
+fn capitals(on_error: &str) -> Proxy {
+    Proxy::start(&manifest(&files(), &format!("{{ use = {HOOKS:?}{on_error} }}"), ""))
+}
+
+fn assert_says_nothing_false(message: &Message) {
+    assert_eq!(message.field("etag"), Some("W/\"strong\""));
+    for name in ["accept-ranges", "repr-digest", "content-digest", "digest", "content-md5", "content-range"] {
+        assert_eq!(message.field(name), None, "{name}");
+    }
+    assert!(message.field("last-modified").is_some());
+}
+
+#[test]
+fn transformed_content_keeps_nothing_that_was_true_of_the_old() {
+    let proxy = capitals("");
+    let whole = proxy.get("/", "");
+    assert_eq!(whole.text(), format!("{}!", CONTENT.to_uppercase()));
+    assert_says_nothing_false(&whole);
+    assert_says_nothing_false(&proxy.exchange("HEAD / HTTP/1.1\r\nHost: a"));
+    let fresh = proxy.get("/", "\r\nIf-None-Match: W/\"strong\"");
+    assert_eq!(fresh.status(), 304);
+    assert_says_nothing_false(&fresh);
+}
+
+#[test]
+fn content_that_is_to_be_transformed_is_asked_for_whole_and_uncoded() {
+    let proxy = capitals("");
+    let resumed = "\r\nRange: bytes=3-\r\nIf-Range: \"strong\"\r\nAccept-Encoding: gzip, br";
+    let whole = proxy.get("/", resumed);
+    assert_eq!((whole.status(), whole.field("x-asked")), (200, Some("-|-|identity")));
+    assert_eq!(whole.text(), format!("{}!", CONTENT.to_uppercase()));
+    assert_says_nothing_false(&whole);
+}
+
+#[test]
+fn content_that_must_not_be_transformed_passes_as_it_is() {
+    let proxy = capitals("");
+    let fixed = proxy.get("/fixed", "");
+    assert_eq!((fixed.text().as_str(), fixed.field("etag")), (CONTENT, Some("\"strong\"")));
+    assert_eq!((fixed.field("accept-ranges"), fixed.field("content-length")), (Some("bytes"), Some("22")));
+    assert_eq!(proxy.get("/identity", "").text(), format!("{}!", CONTENT.to_uppercase()));
+}
+
+#[test]
+fn content_that_can_not_be_transformed_is_a_matter_of_on_error() {
+    let proxy = capitals("");
+    for (path, cause) in [("/coded", "the content is coded with `gzip`"), ("/part", "the content is a part")] {
+        assert_eq!(proxy.get(path, "").status(), 502);
+        let line = proxy.wait_log(cause);
+        assert!(line.contains("response-body"), "{line}");
+    }
+    let proxy = capitals(", on-error = \"skip\"");
+    let coded = proxy.get("/coded", "");
+    assert_eq!((coded.text().as_str(), coded.field("etag")), (CONTENT, Some("\"strong\"")));
+}
+
+#[test]
+fn content_of_a_request_that_is_transformed_loses_its_digests() {
+    let origin = origin(|request| {
+        let told = ["content-digest", "repr-digest", "digest", "content-md5"].map(|name| request.field(name).is_some());
+        ok(&format!("{told:?} {}", request.text()))
+    });
+    let proxy = Proxy::start(&manifest(&origin, &format!("{{ use = {HOOKS:?} }}"), ""));
+    let mut stream = proxy.connect();
+    stream
+        .write_all(
+            b"PUT / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Digest: a=:AA=:\r\nRepr-Digest: a=:AA=:\r\n\
+              Digest: a=AA\r\nContent-MD5: AA\r\nContent-Length: 3\r\n\r\nabc",
+        )
+        .unwrap();
+    let answer = read_message(&mut BufReader::new(stream)).unwrap();
+    assert_eq!(answer.text(), "[FALSE, FALSE, FALSE, FALSE] ABC!!");
+}
+
+#[test]
+fn trailers_of_transformed_content_lose_its_digests() {
+    let origin = origin(|_| {
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Repr-Digest, X-Kept\r\n\r\n3\r\nabc\r\n0\r\n\
+          Repr-Digest: sha-256=:AAAA=:\r\nX-Kept: 1\r\n\r\n"
+            .to_vec()
+    });
+    let proxy = Proxy::start(&manifest(&origin, &format!("{{ use = {HOOKS:?} }}"), ""));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: close, TE\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (_, trailers) = answer.split_once("\r\n0\r\n").unwrap();
+    assert!(answer.contains("ABC") && trailers.contains("x-kept: 1") && !trailers.contains("digest"), "{answer}");
+}
