@@ -1,5 +1,6 @@
 //! Plugins in the running proxy: the examples at work, and what a bad one can't do.
 
+use std::io::{Read, Write};
 use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, MISBEHAVE, RETITLE, SPLIT};
@@ -81,6 +82,100 @@ fn nothing_is_changed_by_a_call_that_fails() {
     let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more));
     let got = proxy.get("/", "\r\nX-Misbehave: half");
     assert!(got.status() == 200 && !got.text().contains("x-half"), "{got:?}");
+}
+
+#[test]
+fn an_edit_makes_no_message_that_a_client_could_not_send() {
+    let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\n");
+    let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more));
+    let refused = [
+        "authority a@b",
+        "authority a/b",
+        "authority a,b",
+        "authority a:b",
+        "set-host a b",
+        "set-host [::1",
+        "default-host a/b",
+        "append-host a",
+        "rename-host x-misbehave",
+        "set expect",
+        "set http2-settings",
+        "method CONNECT",
+        "method G(T",
+        "path /a b",
+        "path /caf\u{e9}",
+        "path /a%2fb",
+        "path /a\\b",
+        "path /%zz",
+        "path /..",
+        "path /..;/b",
+        "path /a?b",
+        "path *",
+        "query a#b",
+        "query \u{e9}",
+    ];
+    for edit in refused {
+        let fields = if edit.starts_with("default") { "" } else { "Host: example.org\r\n" };
+        let version = if edit.starts_with("default") { "1.0" } else { "1.1" };
+        let answer = proxy.exchange(&format!("GET / HTTP/{version}\r\n{fields}X-Misbehave: edit {edit}"));
+        assert_eq!(answer.status(), 502, "{edit}: {answer:?}");
+    }
+    let made = |edit: &str| proxy.get("/", &format!("\r\nX-Misbehave: edit {edit}")).text();
+    assert!(made("authority other.example:81").contains("host: other.example:81\n"));
+    assert!(made("path /a/./%7eb/../c//d").starts_with("GET /a/c/d HTTP"), "{}", made("path /a/./%7eb/../c//d"));
+    // Spaces around a value are no part of it, and HTTP/2 forbids them (RFC 9113 §8.2.1).
+    assert!(made("value _a_b_").contains("x-value: a b\n"));
+    let options = proxy.exchange("OPTIONS * HTTP/1.1\r\nHost: a\r\nX-Misbehave: edit method GET");
+    assert_eq!(options.status(), 502, "{options:?}");
+}
+
+#[test]
+fn a_method_that_a_plugin_changes_leaves_no_false_length() {
+    let origin = crate::support::origin(|request| {
+        let content = if request.start.starts_with("HEAD") { "" } else { "content" };
+        format!("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{content}").into_bytes()
+    });
+    let more = format!("[plugin.bad]\nuse = {MISBEHAVE:?}\n");
+    let proxy = Proxy::start(&manifest(&origin, r#""bad""#, &more));
+    let got = proxy.get("/", "\r\nX-Misbehave: edit method HEAD");
+    assert_eq!((got.status(), got.text().as_str()), (200, ""));
+    assert_ne!(got.field("content-length"), Some("7"));
+    let mut stream = proxy.connect();
+    write!(stream, "HEAD / HTTP/1.1\r\nHost: a\r\nX-Misbehave: edit method GET\r\nConnection: close\r\n\r\n").unwrap();
+    let mut head = String::new();
+    stream.read_to_string(&mut head).unwrap();
+    assert!(head.ends_with("\r\n\r\n") && head.contains("content-length: 7"), "{head}");
+}
+
+#[test]
+fn a_constant_edit_that_no_message_can_have_is_a_mistake_of_the_manifest() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plugway.toml");
+    let cases = [
+        ("request.set = { host = \"a b\" }", "Host"),
+        ("request.set = { host = \"a/${path}\", x-a = \"1\" }", ""),
+        ("request.append = { host = \"a\" }", "host"),
+        ("request.rename = { x-host = \"host\" }", "host"),
+        ("request.set = { expect = \"100-continue\" }", "expect"),
+    ];
+    for (config, part) in cases {
+        let more = format!("[plugin.headers]\nuse = \"headers\"\nconfig.{}\n", config);
+        std::fs::write(&file, manifest("127.0.0.1:9", r#""headers""#, &more)).unwrap();
+        let (code, output) = crate::support::run(&["check", file.to_str().unwrap()]);
+        if part.is_empty() {
+            assert_eq!(code, Some(0), "a value that is known only later: {output}");
+        } else {
+            assert!(code == Some(1) && output.contains(part), "{config}: {output}");
+        }
+    }
+}
+
+#[test]
+fn a_template_makes_no_host_that_a_client_could_not_send() {
+    let more = "[plugin.headers]\nuse = \"headers\"\nconfig.request.set = { host = \"${request.header.x-host}\" }\n";
+    let proxy = Proxy::start(&manifest(&echo(), r#""headers""#, more));
+    assert!(proxy.get("/", "\r\nX-Host: b.example").text().contains("host: b.example\n"));
+    assert_eq!(proxy.get("/", "\r\nX-Host: b.example/x").status(), 502);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Edits that plugins ask for: checked first, then carried out, all or none.
 
+use std::borrow::Cow;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue, IntoHeaderName};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
@@ -8,7 +10,9 @@ use smallvec::SmallVec;
 use crate::bounds;
 use crate::edit_plan::{Cost, Plan, Planned};
 use crate::edit_room::{Kept, Room};
+use crate::framing::is_authority;
 use crate::head::Head;
+use crate::path;
 
 /// One checked edit.
 #[derive(Clone, Debug)]
@@ -78,10 +82,16 @@ pub enum Refused {
     Value(String),
     #[error("`{0}` belongs to the framing of the connection and is the proxy's own (RFC 9110 §7.6.1)")]
     Framing(HeaderName),
-    #[error("`{0}` is no method")]
+    #[error("`{0}` is no authority, as Host has to be (RFC 9110 §7.2)")]
+    Host(String),
+    #[error(
+        "`host` can be set and removed, but not appended to, nor be what a rename makes: a request has one (RFC 9112 §3.2)"
+    )]
+    OneHost,
+    #[error("`{0}` is no method, or none that is served here")]
     Method(String),
-    #[error("the path or query can't stand in a request target")]
-    Target,
+    #[error("the path or query can't stand in a request target: {0}")]
+    Target(&'static str),
     #[error("{0} is no status between 200 and 599")]
     Status(u16),
     #[error("a {0} can't be changed here")]
@@ -100,13 +110,15 @@ pub fn at_most(most: usize, found: usize, what: &'static str) -> Result<(), Refu
     if found > most { Err(Refused::Many { what, found, most }) } else { Ok(()) }
 }
 
-const FRAMING: [HeaderName; 8] = [
+const FRAMING: [HeaderName; 10] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
+    header::EXPECT,
     header::TE,
     header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];
@@ -115,6 +127,12 @@ const FRAMING: [HeaderName; 8] = [
 pub fn field_name(name: &str) -> Result<HeaderName, Refused> {
     let name = any_field_name(name)?;
     if FRAMING.contains(&name) { Err(Refused::Framing(name)) } else { Ok(name) }
+}
+
+/// A field name that plugins may append to, or give to other fields.
+pub fn repeatable_name(name: &str) -> Result<HeaderName, Refused> {
+    let name = field_name(name)?;
+    if name == header::HOST { Err(Refused::OneHost) } else { Ok(name) }
 }
 
 /// A field name that plugins may read or name.
@@ -133,16 +151,39 @@ pub fn shown(name: &str) -> String {
     name.chars().take(64).collect()
 }
 
-/// A field value.
+/// A field value. Spaces around it are no part of it (RFC 9110 §5.5).
 pub fn field_value(name: &str, value: &[u8]) -> Result<HeaderValue, Refused> {
-    at_most(bounds::VALUE, value.len(), "bytes of a value")?;
-    HeaderValue::from_bytes(value).map_err(|_| Refused::Value(shown(name)))
+    let value = field_text(name, trimmed(value))?;
+    if name.eq_ignore_ascii_case("host") { host(value) } else { Ok(value) }
 }
 
-/// Returns a method; an error if it is malformed or too long.
+/// A piece of a field value.
+pub fn field_text(name: &str, text: &[u8]) -> Result<HeaderValue, Refused> {
+    at_most(bounds::VALUE, text.len(), "bytes of a value")?;
+    HeaderValue::from_bytes(text).map_err(|_| Refused::Value(shown(name)))
+}
+
+/// A value without the spaces around it.
+pub fn trimmed(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// The value of `Host`: an error if it could not come from a client.
+pub fn host(value: HeaderValue) -> Result<HeaderValue, Refused> {
+    if is_authority(value.as_bytes()) {
+        return Ok(value);
+    }
+    Err(Refused::Host(shown(&String::from_utf8_lossy(value.as_bytes()))))
+}
+
+/// Returns a method; an error if it is malformed, too long or not served.
 pub fn method(method: &str) -> Result<Method, Refused> {
     name(method)?;
-    Method::from_bytes(method.as_bytes()).map_err(|_| Refused::Method(shown(method)))
+    let is_served = |method: &Method| *method != Method::CONNECT;
+    Method::from_bytes(method.as_bytes()).ok().filter(is_served).ok_or_else(|| Refused::Method(shown(method)))
 }
 
 /// A path or query, as far as it can be checked without the message.
@@ -175,6 +216,11 @@ pub fn apply(edits: SmallVec<[Edit; 4]>, plans: &[Plan], side: Side, head: &mut 
     let cost = edits.iter().try_fold(Cost::default(), |cost, edit| edit.cost(plans).map(|more| cost.and(more)))?;
     let mut room = Room::of(cost, side, head)?;
     let uri = target(&edits, head)?;
+    let is_asterisk = uri.as_ref().unwrap_or(&head.request.uri).path() == "*";
+    let leaves_options = |edit: &Edit| matches!(edit, Edit::Method(method) if *method != Method::OPTIONS);
+    if is_asterisk && edits.iter().any(leaves_options) {
+        return Err(Refused::Target("`*` is a target for OPTIONS alone"));
+    }
     // Only the values of templates can still exceed a bound.
     let kept = (cost.values > 0).then(|| Kept::of(side, head));
     if let Some(uri) = uri {
@@ -299,7 +345,7 @@ fn full(_: impl std::fmt::Debug) -> Refused {
     Refused::Many { what: "fields of a message", found: bounds::MESSAGE_FIELDS + 1, most: bounds::MESSAGE_FIELDS }
 }
 
-/// The request target that the edits ask for, if they ask for another.
+/// The request target that the edits ask for, in its normal form, if they ask for another.
 fn target(edits: &[Edit], head: &Head) -> Result<Option<http::Uri>, Refused> {
     let (mut path, mut query) = (None, None);
     for edit in edits {
@@ -313,18 +359,29 @@ fn target(edits: &[Edit], head: &Head) -> Result<Option<http::Uri>, Refused> {
         return Ok(None);
     }
     let uri = &head.request.uri;
-    let mut target = path.cloned().unwrap_or_else(|| uri.path().into());
-    let query = query.cloned().unwrap_or_else(|| uri.query().map(Into::into));
-    let bad = |byte: &u8| byte.is_ascii_control() || *byte == b' ' || *byte == b'#';
-    let misplaced = target.first() != Some(&b'/') || target.contains(&b'?');
-    if misplaced || target.iter().any(bad) || query.iter().flatten().any(bad) {
-        return Err(Refused::Target);
-    }
+    let mut target = path.map_or(Ok(Cow::Borrowed(uri.path())), |path| normal_path(path))?.into_owned();
+    let query = query.map_or_else(|| Ok(uri.query()), |query| query.as_deref().map(uri_text).transpose())?;
     if let Some(query) = query {
-        target.push(b'?');
-        target.extend(query);
+        target.push('?');
+        target.push_str(query);
     }
+    let malformed = "it is no path with a query";
     let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(PathAndQuery::try_from(target).map_err(|_| Refused::Target)?);
-    http::Uri::from_parts(parts).map(Some).map_err(|_| Refused::Target)
+    parts.path_and_query = Some(PathAndQuery::try_from(target).map_err(|_| Refused::Target(malformed))?);
+    http::Uri::from_parts(parts).map(Some).map_err(|_| Refused::Target(malformed))
+}
+
+/// The path that a plugin gives, in its normal form.
+fn normal_path(path: &[u8]) -> Result<Cow<'_, str>, Refused> {
+    let path = uri_text(path)?;
+    if !path.starts_with('/') || path.contains('?') {
+        return Err(Refused::Target("a path begins with `/`, and has no `?` in it"));
+    }
+    path::normal(path).map_err(|why| Refused::Target(why.reason()))
+}
+
+/// Text that can stand in a path or query.
+fn uri_text(text: &[u8]) -> Result<&str, Refused> {
+    let is_fit = text.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
+    std::str::from_utf8(text).ok().filter(|_| is_fit).ok_or(Refused::Target("it has bytes that must be escaped"))
 }

@@ -7,7 +7,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use crate::bounds;
-use crate::edit::{Refused, at_most};
+use crate::edit::{Refused, at_most, trimmed};
 use crate::head::{Head, Value, ValueName, X_FORWARDED_FOR};
 
 /// An edit plan with what it costs, which is known before any exchange but for the values of its templates.
@@ -127,6 +127,11 @@ impl Planned {
         }
     }
 
+    /// Whether the value becomes that of `Host`.
+    pub fn makes_host(&self) -> bool {
+        matches!(self, Planned::Set(name, _) | Planned::Default(name, _) if *name == header::HOST)
+    }
+
     fn cost(&self) -> Cost {
         let cost = match self {
             Planned::Set(name, _) | Planned::Append(name, _) | Planned::Default(name, _) => Cost::field(name, 0),
@@ -213,7 +218,7 @@ fn field(value: Value<'_>) -> Result<Option<HeaderValue>, Refused> {
     let value = match value {
         Value::Field(value) => Some(value.clone()),
         // Values come from a parsed head, so only what no field may have is lost here.
-        Value::Bytes(bytes) => HeaderValue::from_bytes(&bytes).ok(),
+        Value::Bytes(bytes) => HeaderValue::from_bytes(trimmed(&bytes)).ok(),
     };
     Ok(value.filter(|value| !value.is_empty()))
 }

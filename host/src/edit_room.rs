@@ -4,7 +4,7 @@
 use http::header::{HeaderMap, HeaderValue};
 
 use crate::bounds;
-use crate::edit::{Refused, Side, at_most};
+use crate::edit::{self, Refused, Side, at_most};
 use crate::edit_plan::{Cost, Planned};
 use crate::head::Head;
 
@@ -36,11 +36,14 @@ impl Room {
 
     /// Returns the value of an edit's template, or `None` if it has none or comes out empty; an error if it exceeds a
     /// bound.
-    pub fn fill(&mut self, edit: &Planned, side: Side, head: &Head) -> Result<Option<HeaderValue>, Refused> {
-        let Some(template) = edit.template() else { return Ok(None) };
-        let value = template.fill(head)?;
+    pub fn fill(&mut self, planned: &Planned, side: Side, head: &Head) -> Result<Option<HeaderValue>, Refused> {
+        let Some(template) = planned.template() else { return Ok(None) };
+        let mut value = template.fill(head)?;
+        if planned.makes_host() {
+            value = value.map(edit::host).transpose()?;
+        }
         let length = value.as_ref().map_or(0, HeaderValue::len);
-        match edit {
+        match planned {
             Planned::Note(..) => self.note_bytes += length,
             _ => self.bytes += length,
         }

@@ -7,7 +7,7 @@ use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Descriptio
 use super::contract::types;
 use super::host::value_name;
 use crate::bounds;
-use crate::edit::{self, Refused, at_most, field_name, field_value};
+use crate::edit::{self, Refused, at_most, field_name, field_text, field_value, repeatable_name};
 use crate::edit_plan::{Part, Plan, Planned, Template};
 use crate::head::{Head, ValueName};
 
@@ -187,10 +187,10 @@ fn planned(edit: types::PlannedEdit) -> Result<Planned, Refused> {
     use types::PlannedEdit as Wit;
     Ok(match edit {
         Wit::SetField((name, value)) => Planned::Set(field_name(&name)?, template(&name, value)?),
-        Wit::AppendField((name, value)) => Planned::Append(field_name(&name)?, template(&name, value)?),
+        Wit::AppendField((name, value)) => Planned::Append(repeatable_name(&name)?, template(&name, value)?),
         Wit::DefaultField((name, value)) => Planned::Default(field_name(&name)?, template(&name, value)?),
         Wit::RemoveField(name) => Planned::Remove(field_name(&name)?),
-        Wit::RenameField((from, to)) => Planned::Rename(field_name(&from)?, field_name(&to)?),
+        Wit::RenameField((from, to)) => Planned::Rename(field_name(&from)?, repeatable_name(&to)?),
         Wit::SetNote((name, value)) => {
             edit::name(&name)?;
             let value = template(&name, value)?;
@@ -201,12 +201,15 @@ fn planned(edit: types::PlannedEdit) -> Result<Planned, Refused> {
 
 fn template(name: &str, parts: Vec<types::TemplatePart>) -> Result<Template, Refused> {
     at_most(bounds::TEMPLATE_PARTS, parts.len(), "parts of a template")?;
+    if let [types::TemplatePart::Text(constant)] = parts.as_slice() {
+        return Ok(Template(vec![Part::Text(field_value(name, constant)?)]));
+    }
     let mut text = 0;
     let part = |part| match part {
         types::TemplatePart::Text(bytes) => {
             text += bytes.len();
             at_most(bounds::VALUE, text, "bytes of text in a template")?;
-            field_value(name, &bytes).map(Part::Text)
+            field_text(name, &bytes).map(Part::Text)
         }
         types::TemplatePart::Value(name) => value_name(name).map(Part::Value),
     };

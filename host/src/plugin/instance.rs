@@ -405,10 +405,12 @@ fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
     let only = |wanted, what| if side == wanted { Ok(()) } else { Err(Refused::Side(what)) };
     Ok(match edit {
         Wit::SetField((name, value)) => Edit::Set(edit::field_name(&name)?, edit::field_value(&name, &value)?),
-        Wit::AppendField((name, value)) => Edit::Append(edit::field_name(&name)?, edit::field_value(&name, &value)?),
+        Wit::AppendField((name, value)) => {
+            Edit::Append(edit::repeatable_name(&name)?, edit::field_value(&name, &value)?)
+        }
         Wit::DefaultField((name, value)) => Edit::Default(edit::field_name(&name)?, edit::field_value(&name, &value)?),
         Wit::RemoveField(name) => Edit::Remove(edit::field_name(&name)?),
-        Wit::RenameField((from, to)) => Edit::Rename(edit::field_name(&from)?, edit::field_name(&to)?),
+        Wit::RenameField((from, to)) => Edit::Rename(edit::field_name(&from)?, edit::repeatable_name(&to)?),
         Wit::SetMethod(method) => {
             only(Side::Request, "request's method")?;
             Edit::Method(edit::method(&method)?)

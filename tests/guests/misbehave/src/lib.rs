@@ -62,10 +62,32 @@ impl RequestFilter for Misbehave {
             Some("notes") => (0..200_000).fold(Verdict::proceed(), |all, n| all.set_note(&n.to_string(), "1")),
             // Empty strings cost the plugin next to nothing and the host a lot.
             Some("hoard") => Verdict::Proceed(vec![Edit::RemoveField(String::new()); 400_000]),
+            Some(told) if told.starts_with("edit ") => {
+                edit(told).map_or_else(Verdict::proceed, |edit| Verdict::proceed().edit(edit))
+            }
             Some("unknown-plan") => Verdict::proceed().edit(Edit::Plan(7)),
             _ => Verdict::proceed().set_field("x-calls", self.calls.to_string()),
         }
     }
+}
+
+/// Returns the edit that a request asks for: `edit WHAT TEXT`.
+fn edit(told: &str) -> Option<Edit> {
+    let (what, text) = told.strip_prefix("edit ")?.split_once(' ')?;
+    let host = || ("host".to_string(), text.as_bytes().to_vec());
+    Some(match what {
+        "authority" => Edit::SetAuthority(text.into()),
+        "set-host" => Edit::SetField(host()),
+        "append-host" => Edit::AppendField(host()),
+        "default-host" => Edit::DefaultField(host()),
+        "rename-host" => Edit::RenameField((text.into(), "host".into())),
+        "set" => Edit::SetField((text.into(), b"1".to_vec())),
+        "value" => Edit::SetField(("x-value".into(), text.replace('_', " ").into_bytes())),
+        "method" => Edit::SetMethod(text.into()),
+        "path" => Edit::SetPath(text.as_bytes().to_vec()),
+        "query" => Edit::SetQuery(Some(text.as_bytes().to_vec())),
+        _ => return None,
+    })
 }
 
 export!(Misbehave: RequestFilter);
