@@ -84,7 +84,7 @@ fn running(assembly: &mut Assembly, endpoints: usize, config: &str) -> Running {
         addresses.join(", ")
     );
     let files = load::parse("bench", text).expect("the manifest is well-formed");
-    let generation = assembly.assemble(&files).unwrap_or_else(|problems| panic!("{problems}")).generation;
+    let generation = assembly.assemble(files).unwrap_or_else(|problems| panic!("{problems}")).generation;
     let upstream = &generation.upstreams[0];
     upstream.live.set_members(upstream.plan.members.clone(), Instant::now());
     let place = Place { registry: Arc::default(), worker: 0 };

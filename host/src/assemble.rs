@@ -2,6 +2,7 @@
 //! After this nothing is parsed, looked up by name or checked again. All mistakes are found before any is told.
 
 pub mod admin;
+mod conditions;
 mod dialers;
 mod endpoints;
 mod listeners;
@@ -26,8 +27,10 @@ use self::admin::AdminSettings;
 use crate::access_log::{AccessLog, Format, Target};
 use crate::cache::store::Store;
 use crate::census::Census;
-use crate::config::manifest::Manifest;
+use crate::config::load::Files;
+use crate::config::manifest;
 use crate::config::problem::{Problems, Source};
+use crate::config::structure::LeftOut;
 use crate::generation::{Generation, Upstream};
 use crate::loading::{Examination, Loader};
 use crate::plugin::binding::Binding;
@@ -87,6 +90,7 @@ struct Loaded {
 struct Draft<'a> {
     assembly: &'a mut Assembly,
     problems: Problems,
+    left_out: LeftOut,
     bindings: Vec<Arc<Binding>>,
     /// Named plugins, as places in `bindings`; none if theirs failed.
     named: BTreeMap<String, Option<usize>>,
@@ -118,13 +122,25 @@ impl Assembly {
     }
 
     /// Makes a generation of a manifest's files.
-    pub fn assemble(&mut self, files: &[(Arc<Source>, Manifest)]) -> Result<Assembled, Problems> {
+    pub fn assemble(&mut self, files: Files) -> Result<Assembled, Problems> {
+        let Files { list: files, problems, left_out } = files;
+        let files = files.as_slice();
         let (bindings, named) = (Vec::new(), BTreeMap::new());
-        let (problems, used) = (Problems::default(), HashSet::new());
+        let used = HashSet::new();
         let examinations = Vec::new();
         let (round_robin, broken, regexes) = (None, HashMap::new(), 0);
-        let mut draft =
-            Draft { assembly: self, problems, bindings, named, round_robin, examinations, broken, regexes, used };
+        let mut draft = Draft {
+            assembly: self,
+            problems,
+            left_out,
+            bindings,
+            named,
+            round_robin,
+            examinations,
+            broken,
+            regexes,
+            used,
+        };
         draft.assembly.loader.limits = draft.load_limits(files);
         for (source, file) in files {
             for (name, plugin) in &file.plugin {
@@ -146,16 +162,28 @@ impl Assembly {
             }
         }
         let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let mut are_sound = !draft.left_out.has_any("route");
         for (source, route) in
             files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route)))
         {
+            let before = draft.problems.count();
             let matching = draft.matching(source, route.get_ref());
+            are_sound &= draft.problems.count() == before;
             routes.push(draft.route(source, route.get_ref(), &upstream_places));
             matches.push(matching);
             places.push((source, route.span()));
         }
+        let redirects = |listener: &manifest::Listener| listener.redirect_to_https.is_some();
+        let needs_route = !files.iter().flat_map(|(_, file)| &file.listener).all(redirects);
+        if let (Some((source, _)), true) =
+            (files.first(), routes.is_empty() && needs_route && !draft.left_out.has_any("route"))
+        {
+            let message = "there is no route; add `[[route]]` with `upstream = \"app\"`";
+            draft.problems.at(source, 0..0, message);
+        }
         let router = Router::new(matches);
-        if let Err((first, second)) = &router {
+        // Routes that lack what was wrong in them may look alike.
+        if let (Err((first, second)), true) = (&router, are_sound) {
             let (source, span) = &places[*second];
             let (other, at) = &places[*first];
             let line =

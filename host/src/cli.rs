@@ -270,7 +270,7 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
 fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
     let loader = Loader::in_children(Stop::default());
-    let made = Assembly::for_check(Runtime::start(cache, LEAST_INSTANCES)?, loader)?.assemble(&files)?;
+    let made = Assembly::for_check(Runtime::start(cache, LEAST_INSTANCES)?, loader)?.assemble(files)?;
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
     print(&format!("{} is good: {routes} routes, {plugins} configured plugins\n", manifest.display()))
 }

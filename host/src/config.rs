@@ -4,4 +4,5 @@ pub mod load;
 pub mod locate;
 pub mod manifest;
 pub mod problem;
+pub mod structure;
 mod wording;

@@ -190,7 +190,7 @@ async fn start(beginning: Beginning<'_>) -> anyhow::Result<Started> {
     let (files, _) = watch.load(&load).await?;
     let files = files?;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let runtime = Runtime::start(cache, instances(&files, cores))?;
+    let runtime = Runtime::start(cache, instances(&files.list, cores))?;
     let assembly = Assembly::new(runtime, Loader::in_children(stop))?;
     let mut loads = Loads { load, assembly: Arc::new(Mutex::new(assembly)), watch };
     let first = loads.assemble(files).await.map_err(anyhow::Error::msg)?;
@@ -259,7 +259,7 @@ impl Loads {
         let assembly = self.assembly.clone();
         let assemble = move || {
             let mut assembly = assembly.lock().unwrap_or_else(PoisonError::into_inner);
-            assembly.assemble(&files).map_err(|problems| problems.to_string())
+            assembly.assemble(files).map_err(|problems| problems.to_string())
         };
         let assembled = background::run(Task::Assemble, assemble).await;
         assembled.unwrap_or_else(|error| Err(format!("the manifest could not be assembled: {error}")))

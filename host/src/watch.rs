@@ -147,11 +147,12 @@ impl Reading {
     fn new(load: &Load, before: Wanted) -> Self {
         let files = load();
         let mut wanted = match &files {
-            Ok(files) => Wanted::of(files),
+            Ok(files) => Wanted::of(&files.list).and_tried(&files.problems.files),
             Err(problems) => before.and_tried(&problems.files),
         };
         wanted.find();
-        let digest = files.as_ref().ok().map(|files| wanted.digest(files));
+        let whole = files.as_ref().ok().filter(|files| files.problems.count() == 0);
+        let digest = whole.map(|files| wanted.digest(&files.list));
         Reading { files, wanted, digest }
     }
 }

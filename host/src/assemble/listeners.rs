@@ -63,7 +63,8 @@ impl Draft<'_> {
                 listeners.insert(address.into(), Arc::new(self.listener(source, listener)));
             }
         }
-        if let (Some((source, _)), true) = (files.first(), files.iter().all(|(_, file)| file.listener.is_empty())) {
+        let has_none = files.iter().all(|(_, file)| file.listener.is_empty()) && !self.left_out.has_any("listener");
+        if let (Some((source, _)), true) = (files.first(), has_none) {
             let message = "there is no listener; add `[[listener]]` with `address = \"127.0.0.1:8080\"`";
             self.problems.at(source, 0..0, message);
         }

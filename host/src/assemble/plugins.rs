@@ -217,6 +217,9 @@ impl Draft<'_> {
                     };
                     return self.bind(source, name, &plain);
                 }
+                if self.left_out.has("plugin", name) {
+                    return None;
+                }
                 if !self.problems.has_room() {
                     self.problems.and_more(1);
                     return None;

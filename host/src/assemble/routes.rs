@@ -4,11 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Draft, some_of};
+use super::{Draft, conditions, some_of};
 use crate::config::manifest::{self, OtherPath};
 use crate::config::problem::Source;
 use crate::generation::Route;
-use crate::path;
 use crate::router::{HostMatch, Match, PathMatch};
 
 /// More than nearly anyone uploads. The content passes in pieces: this is for the endpoint's sake.
@@ -35,7 +34,10 @@ impl Draft<'_> {
         upstreams: &HashMap<Arc<str>, usize>,
     ) -> Route {
         let place = upstreams.get(route.upstream.get_ref().as_str()).copied();
-        if place.is_none() && self.problems.has_room() {
+        let is_left_out = self.left_out.has("upstream", route.upstream.get_ref());
+        if place.is_none() && is_left_out {
+            // Its own mistakes are told.
+        } else if place.is_none() && self.problems.has_room() {
             let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
             known.sort_unstable();
             let message = format!("there is no upstream `{}`; known: {}", route.upstream.get_ref(), some_of(&known));
@@ -49,6 +51,12 @@ impl Draft<'_> {
             let is_cache = |binding: &usize| self.bindings[*binding].cache.is_some();
             if is_cache(&binding) && chain.iter().any(is_cache) {
                 let message = "a chain has one cache at most; what is stored once needs no other";
+                self.problems.at(source, plugin.span(), message);
+            }
+            let is_balancer_alone = self.bindings[binding].balances() && !self.bindings[binding].is_in_chains();
+            if is_balancer_alone {
+                let message =
+                    "this plugin is a balancer, which does nothing in a chain; name it in `balancer` of the upstream";
                 self.problems.at(source, plugin.span(), message);
             }
             chain.push(binding);
@@ -75,15 +83,11 @@ impl Draft<'_> {
             let name = host.get_ref().to_ascii_lowercase();
             matching.hosts.push(match name.strip_prefix('*') {
                 Some(below) if below.starts_with('.') => HostMatch::Below(below.into()),
-                _ => {
-                    if name.contains(['*', ':', '/']) {
-                        let message =
-                            format!("`{name}` is no host; write `example.org` or `*.example.org`, without a port");
-                        self.problems.at(source, host.span(), message);
-                    }
-                    HostMatch::Exact(name)
-                }
+                _ => HostMatch::Exact(name.clone()),
             });
+            if let Some(message) = conditions::host(&name) {
+                self.problems.at(source, host.span(), message);
+            }
         }
         if let Some(path_key) = &route.path {
             let text = match path_key.get_ref() {
@@ -107,16 +111,8 @@ impl Draft<'_> {
                         PathMatch::Any
                     }
                 },
-                _ if text.starts_with('/') && path::normal(text).map_or(true, |normal| normal != *text) => {
-                    let message = match path::normal(text) {
-                        Ok(normal) => format!("requests never have this path: write `{normal}`, their normal form"),
-                        Err(why) => format!("requests never have this path: {}", why.reason()),
-                    };
+                _ if let Some(message) = conditions::path(text) => {
                     self.problems.at(source, path_key.span(), message);
-                    PathMatch::Any
-                }
-                _ if !text.starts_with('/') => {
-                    self.problems.at(source, path_key.span(), format!("a path begins with `/`: write `/{text}`"));
                     PathMatch::Any
                 }
                 manifest::Path::Other(OtherPath::Exact(text)) => PathMatch::Exact(text.clone()),
@@ -126,8 +122,11 @@ impl Draft<'_> {
         }
         for method in &route.methods {
             match http::Method::from_bytes(method.get_ref().as_bytes()) {
-                Ok(method) => matching.methods.push(method),
-                Err(_) => self.problems.at(source, method.span(), format!("`{}` is no method", method.get_ref())),
+                Ok(parsed) if conditions::method(method.get_ref()).is_none() => matching.methods.push(parsed),
+                _ => {
+                    let message = conditions::method(method.get_ref()).unwrap_or_default();
+                    self.problems.at(source, method.span(), message);
+                }
             }
         }
         let wanted = |value: &String| (value != "*").then(|| value.clone());
@@ -137,7 +136,12 @@ impl Draft<'_> {
                 Err(_) => self.problems.at(source, name.span(), format!("`{}` is no field name", name.get_ref())),
             }
         }
-        matching.query = route.query.iter().map(|(name, value)| (name.clone(), wanted(value))).collect();
+        for (name, value) in &route.query {
+            if let Some(message) = conditions::query(name.get_ref()).or_else(|| conditions::query(value)) {
+                self.problems.at(source, name.span(), message);
+            }
+        }
+        matching.query = route.query.iter().map(|(name, value)| (name.get_ref().clone(), wanted(value))).collect();
         matching
     }
 }

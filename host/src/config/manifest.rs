@@ -423,7 +423,7 @@ pub struct Route {
     pub fields: BTreeMap<Spanned<String>, String>,
     /// All of these query parameters with these values; `"*"` for any value.
     #[serde(default)]
-    pub query: BTreeMap<String, String>,
+    pub query: BTreeMap<Spanned<String>, String>,
     /// Where to.
     pub upstream: Spanned<String>,
     /// The largest content of a request; `"1 GiB"` if not given. It is never held whole, so this protects the upstream.
@@ -442,11 +442,32 @@ pub enum Path {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "PathTable")]
 pub enum OtherPath {
     Exact(String),
     Prefix(String),
     Regex(String),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct PathTable {
+    exact: Option<String>,
+    prefix: Option<String>,
+    regex: Option<String>,
+}
+
+impl TryFrom<PathTable> for OtherPath {
+    type Error = &'static str;
+
+    fn try_from(table: PathTable) -> Result<Self, Self::Error> {
+        match table {
+            PathTable { exact: Some(path), prefix: None, regex: None } => Ok(OtherPath::Exact(path)),
+            PathTable { prefix: Some(path), exact: None, regex: None } => Ok(OtherPath::Prefix(path)),
+            PathTable { regex: Some(path), exact: None, prefix: None } => Ok(OtherPath::Regex(path)),
+            _ => Err("a path is matched in one way: keep one of `exact`, `prefix` and `regex`"),
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -32,6 +32,8 @@ pub struct Problems {
     list: Vec<Problem>,
     /// The number of mistakes that are not in the list.
     more: usize,
+    /// Tables of which a mistake is known that may be the reason for others.
+    excused: Vec<(Arc<Source>, Range<usize>)>,
     /// The files that were looked for, be they there or not: mending one of them may mend it all.
     pub files: Vec<PathBuf>,
 }
@@ -56,6 +58,11 @@ impl Problems {
         self.push(source, None, message.into());
     }
 
+    /// Ignores further mistakes of these tables as a whole: they may come from those that are known.
+    pub(super) fn excuse(&mut self, source: &Arc<Source>, tables: Vec<Range<usize>>) {
+        self.excused.extend(tables.into_iter().map(|table| (source.clone(), table)));
+    }
+
     /// Notes mistakes that are not told one by one.
     pub fn and_more(&mut self, count: usize) {
         self.more += count;
@@ -72,6 +79,12 @@ impl Problems {
     }
 
     pub(super) fn push(&mut self, source: &Arc<Source>, span: Option<Range<usize>>, message: String) {
+        let is_here = |excused: &(Arc<Source>, Range<usize>)| {
+            Arc::ptr_eq(&excused.0, source) && span.as_ref() == Some(&excused.1)
+        };
+        if self.excused.iter().any(is_here) {
+            return;
+        }
         if self.has_room() {
             self.list.push(Problem { source: source.clone(), span, message });
         } else {

@@ -310,6 +310,13 @@ impl Binding {
         self.request_body.is_some() || self.response_body.is_some()
     }
 
+    /// Whether it has anything to do in a chain, though with this configuration it may do nothing.
+    pub fn is_in_chains(&self) -> bool {
+        let has = |hook: &Hook| !matches!(hook, Hook::Absent);
+        let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
+        has(&self.request) || has(&self.response) || self.takes_bodies() || is_told
+    }
+
     /// Whether it can choose endpoints.
     pub fn balances(&self) -> bool {
         self.plugin.balancer.is_some()

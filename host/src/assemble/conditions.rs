@@ -1,0 +1,163 @@
+//! What a route can ask of requests: why no request ever has such a host, path, method or query parameter.
+
+use crate::path;
+
+/// Why no request has such a host, which may begin with `*.`.
+pub fn host(host: &str) -> Option<String> {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    if name.contains("${") {
+        return Some(format!("`{host}` is no host: there are no templates here"));
+    }
+    if !name.is_ascii() {
+        return Some(format!("requests have `{host}` in its ASCII form, which begins with `xn--`: write that"));
+    }
+    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(is_fit);
+    let is_name = name.len() <= 253 && name.split('.').all(is_label);
+    let is_address = || name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(is_ipv6);
+    (!is_name && !is_address())
+        .then(|| format!("`{host}` is no host; write `example.org` or `*.example.org`, without a port"))
+}
+
+fn is_ipv6(text: &str) -> bool {
+    text.parse::<std::net::Ipv6Addr>().is_ok()
+}
+
+/// Why no request has such a path, or one below it.
+pub fn path(path: &str) -> Option<String> {
+    if path.contains("${") {
+        return Some("requests never have this path: there are no templates here".into());
+    }
+    if !path.starts_with('/') {
+        return Some(format!("a path begins with `/`: write `/{path}`"));
+    }
+    if path.contains(['?', '#']) {
+        return Some(
+            "a path ends before `?` and `#`: write what stands before, and `query = { name = \"value\" }`".into(),
+        );
+    }
+    if let Some(escaped) = escaped(path) {
+        return Some(format!("requests never have this path: write `{escaped}`"));
+    }
+    match path::normal(path) {
+        Ok(normal) if normal == path => None,
+        Ok(normal) => Some(format!("requests never have this path: write `{normal}`, their normal form")),
+        Err(why) => Some(format!("requests never have this path: {}", why.reason())),
+    }
+}
+
+/// Why no request has such a method.
+pub fn method(method: &str) -> Option<String> {
+    let Ok(parsed) = http::Method::from_bytes(method.as_bytes()) else {
+        return Some(format!("`{method}` is no method"));
+    };
+    if parsed == http::Method::CONNECT {
+        return Some("this is no forward proxy: CONNECT is not served".into());
+    }
+    // Methods are case-sensitive (RFC 9110 §9.1).
+    let upper = method.to_ascii_uppercase();
+    let is_known = STANDARD.contains(&upper.as_str()) && upper != method;
+    is_known.then(|| format!("requests never have this method: write `{upper}`"))
+}
+
+/// The methods that clients have in use (RFC 9110 §9.3, RFC 5789, RFC 4918).
+const STANDARD: [&str; 16] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "OPTIONS",
+    "TRACE",
+    "PATCH",
+    "QUERY",
+    "PROPFIND",
+    "PROPPATCH",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "LOCK",
+    "UNLOCK",
+];
+
+/// Why no request has such a name or value of a query parameter.
+pub fn query(text: &str) -> Option<String> {
+    if text.contains("${") {
+        return Some("requests never have this parameter: there are no templates here".into());
+    }
+    if text.contains(['&', '#']) {
+        return Some(format!("`{text}` can't stand in a query: write `&` as `%26`, `#` as `%23`"));
+    }
+    escaped(text).map(|escaped| format!("requests never have this parameter: write `{escaped}`"))
+}
+
+/// Escapes what can't stand in a URI (RFC 3986 §2.1); `None` if there is no such byte.
+fn escaped(text: &str) -> Option<String> {
+    let is_fit = |byte: &u8| byte.is_ascii_graphic();
+    if text.bytes().all(|byte| is_fit(&byte)) {
+        return None;
+    }
+    let escape = |byte: u8| if is_fit(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    Some(text.bytes().map(escape).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_requests_can_have_are_told_from_others() {
+        for good in
+            ["example.org", "*.example.org", "localhost", "127.0.0.1", "[::1]", "a_b.example", "xn--bcher-kva.example"]
+        {
+            assert_eq!(host(good), None, "{good}");
+        }
+        let long = "a".repeat(64);
+        let bad = [
+            "",
+            "a b",
+            "a..b",
+            ".a",
+            "*",
+            "*.",
+            "a.*",
+            "a:80",
+            "a/b",
+            "bücher.example",
+            "${host}",
+            "[::1",
+            "a@b",
+            &long,
+        ];
+        for bad in bad {
+            assert!(host(bad).is_some(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_that_requests_can_have_are_told_from_others() {
+        for good in ["/", "/a", "/a/b.c/", "/caf%C3%A9", "/a%20b"] {
+            assert_eq!(path(good), None, "{good}");
+        }
+        for bad in ["", "a", "/a b", "/a?b=1", "/a#b", "/café", "/${path}", "/a//b", "/a/../b", "/%zz", "/%2F", "/\t"]
+        {
+            assert!(path(bad).is_some(), "{bad}");
+        }
+        assert!(path("/café").unwrap().contains("`/caf%C3%A9`"));
+    }
+
+    #[test]
+    fn methods_and_parameters_that_requests_can_have_are_told_from_others() {
+        for good in ["GET", "PURGE", "purge"] {
+            assert_eq!(method(good), None, "{good}");
+        }
+        for bad in ["get", "Post", "", "A B", "CONNECT"] {
+            assert!(method(bad).is_some(), "{bad}");
+        }
+        for (text, is_good) in
+            [("a", true), ("a%20b", true), ("a b", false), ("a&b", false), ("${x}", false), ("é", false)]
+        {
+            assert_eq!(query(text).is_none(), is_good, "{text}");
+        }
+    }
+}

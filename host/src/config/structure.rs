@@ -1,0 +1,199 @@
+//! The structure of a file: which keys it has, of which types. All mistakes in it are found in one go: what can't be
+//! understood is left out, and the rest is tried again.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue, Deserializer, Error};
+
+use super::problem::MOST_SHOWN;
+use super::wording::worded;
+
+/// A file, as far as it could be understood.
+pub struct Structure<T> {
+    /// `None` if too little of the file could be understood.
+    pub content: Option<T>,
+    pub mistakes: Vec<Mistake>,
+    pub left_out: LeftOut,
+    /// The places of tables that lack what was left out of them: that it is missing is no further mistake.
+    pub damaged: Vec<Range<usize>>,
+}
+
+/// A mistake and its place in the text.
+pub struct Mistake {
+    pub span: Option<Range<usize>>,
+    pub message: String,
+}
+
+/// The tables that could not be understood, or only in part. What refers to one of them is no mistake by itself.
+#[derive(Debug, Default)]
+pub struct LeftOut {
+    /// Any table may be among them.
+    all: bool,
+    /// Tables of the manifest by their keys, such as `upstream.app`, or `upstream` for all of these.
+    tables: BTreeSet<String>,
+}
+
+/// A step from a table or list to what is in it.
+#[derive(Debug)]
+enum Step {
+    Key(String),
+    At(usize),
+}
+
+/// Reads the structure of a text.
+pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
+    let (mut document, errors) = DeTable::parse_recoverable(text);
+    let (mistakes, damaged) = (Vec::new(), Vec::new());
+    let mut structure = Structure { content: None, mistakes, left_out: LeftOut::default(), damaged };
+    if !errors.is_empty() {
+        structure.mistakes.extend(errors.iter().map(Mistake::of));
+        structure.left_out.all = true;
+        return structure;
+    }
+    while structure.mistakes.len() < MOST_SHOWN {
+        let error = match T::deserialize(Deserializer::from(document.clone())) {
+            Ok(content) => {
+                structure.content = Some(content);
+                return structure;
+            }
+            Err(error) => error,
+        };
+        let span = error.span();
+        if !span.as_ref().is_some_and(|span| structure.damaged.contains(span)) {
+            structure.mistakes.push(Mistake::of(&error));
+        }
+        let Some(Found { way, around }) = span.and_then(|span| find(document.get_ref(), &span)) else { break };
+        structure.left_out.add(&way);
+        structure.damaged.extend(around);
+        remove(&mut document, &way);
+    }
+    structure.left_out.all = true;
+    structure
+}
+
+// === LeftOut ===
+
+impl LeftOut {
+    /// Whether a table of some kind may have been left out.
+    pub fn has(&self, kind: &str, name: &str) -> bool {
+        self.all || self.tables.contains(kind) || self.tables.contains(&format!("{kind}.{name}"))
+    }
+
+    /// Whether any table of some kind may have been left out, or a part of one.
+    pub fn has_any(&self, kind: &str) -> bool {
+        let is_of_kind =
+            |table: &String| table.strip_prefix(kind).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        self.all || self.tables.iter().any(is_of_kind)
+    }
+
+    /// Notes that a whole file was left out.
+    pub fn add_file(&mut self) {
+        self.all = true;
+    }
+
+    /// Adds what was left out of another file.
+    pub fn extend(&mut self, other: LeftOut) {
+        self.all |= other.all;
+        self.tables.extend(other.tables);
+    }
+
+    fn add(&mut self, way: &[Step]) {
+        let table = match way {
+            [Step::Key(kind)] => kind.clone(),
+            [Step::Key(kind), Step::Key(name), ..] => format!("{kind}.{name}"),
+            [Step::Key(kind), Step::At(place), ..] => format!("{kind}.{place}"),
+            _ => return,
+        };
+        self.tables.insert(table);
+    }
+}
+
+// === Mistake ===
+
+impl Mistake {
+    fn of(error: &Error) -> Self {
+        Mistake { span: error.span(), message: worded(error.message()) }
+    }
+}
+
+// === Finding ===
+
+/// A value in a document.
+struct Found {
+    way: Vec<Step>,
+    /// The place of the table or list that it is in; `None` for the document itself.
+    around: Option<Range<usize>>,
+}
+
+/// The value that an error is about: the innermost that stands at its place, or around it.
+fn find(table: &DeTable, span: &Range<usize>) -> Option<Found> {
+    let is_around = |at: &Range<usize>| at.start <= span.start && span.end <= at.end;
+    in_table(table, None, &|at| at == span).or_else(|| in_table(table, None, &is_around))
+}
+
+type Fits<'a> = &'a dyn Fn(&Range<usize>) -> bool;
+
+fn in_table(table: &DeTable, around: Option<&Range<usize>>, fits: Fits<'_>) -> Option<Found> {
+    table.iter().find_map(|(key, value)| {
+        let step = Step::Key(key.get_ref().to_string());
+        at(step, Some(key.span()), value, around, fits)
+    })
+}
+
+fn at(
+    step: Step,
+    key: Option<Range<usize>>,
+    value: &Spanned<DeValue>,
+    around: Option<&Range<usize>>,
+    fits: Fits<'_>,
+) -> Option<Found> {
+    let span = value.span();
+    let within = match value.get_ref() {
+        DeValue::Table(table) => in_table(table, Some(&span), fits),
+        DeValue::Array(list) => {
+            list.iter().enumerate().find_map(|(place, item)| at(Step::At(place), None, item, Some(&span), fits))
+        }
+        _ => None,
+    };
+    if let Some(mut found) = within {
+        found.way.insert(0, step);
+        return Some(found);
+    }
+    let is_here = key.is_some_and(|key| fits(&key)) || fits(&span);
+    is_here.then(|| Found { way: vec![step], around: around.cloned() })
+}
+
+fn remove(document: &mut Spanned<DeTable>, way: &[Step]) {
+    let [Step::Key(first), rest @ ..] = way else { return };
+    remove_from_table(document.get_mut(), first, rest);
+}
+
+fn remove_from_table(table: &mut DeTable, key: &str, rest: &[Step]) {
+    if rest.is_empty() {
+        table.remove(key);
+        return;
+    }
+    let found = table.iter_mut().find(|(known, _)| known.get_ref() == key);
+    match (found.map(|(_, value)| value.get_mut()), rest) {
+        (Some(DeValue::Table(table)), [Step::Key(next), rest @ ..]) => remove_from_table(table, next, rest),
+        (Some(DeValue::Array(list)), [Step::At(place), rest @ ..]) => remove_from_list(list, *place, rest),
+        _ => {}
+    }
+}
+
+fn remove_from_list(list: &mut DeArray, place: usize, rest: &[Step]) {
+    match (list.get_mut(place).map(Spanned::get_mut), rest) {
+        (_, []) => {
+            let mut kept = DeArray::new();
+            let others = list.iter().enumerate().filter(|(at, _)| *at != place);
+            others.for_each(|(_, value)| kept.push(value.clone()));
+            *list = kept;
+        }
+        (Some(DeValue::Table(table)), [Step::Key(next), rest @ ..]) => remove_from_table(table, next, rest),
+        (Some(DeValue::Array(list)), [Step::At(next), rest @ ..]) => remove_from_list(list, *next, rest),
+        _ => {}
+    }
+}
