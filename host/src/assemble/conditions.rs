@@ -80,6 +80,15 @@ const STANDARD: [&str; 16] = [
     "UNLOCK",
 ];
 
+/// Why no request has such a value of a field.
+pub fn field_value(value: &str) -> Option<String> {
+    if value.contains("${") {
+        return Some("requests never have this value: there are no templates here".into());
+    }
+    let is_fit = http::HeaderValue::from_str(value).is_ok() && value.trim_matches([' ', '\t']) == value;
+    (!is_fit).then(|| "no field has this value: it has control characters in it, or spaces around it".into())
+}
+
 /// Why no request has such a name or value of a query parameter.
 pub fn query(text: &str) -> Option<String> {
     if text.contains("${") {

@@ -82,6 +82,15 @@ impl Draft<'_> {
             let message = "this listener speaks TLS already; redirect from one without `tls`";
             self.problems.at(source, redirect.span(), message);
         }
+        let own_port = listener.address.get_ref().parse::<SocketAddr>().ok().map(|address| address.port());
+        if let (Some(port), Some(span)) = (redirect, listener.redirect_to_https.as_ref().map(Spanned::span))
+            && own_port == Some(port)
+            && listener.tls.is_none()
+        {
+            let message =
+                format!("this listener has the port {port} itself, and speaks no TLS; name the port of one that does");
+            self.problems.at(source, span, message);
+        }
         let proxies = listener.proxy_protocol_from.iter().filter_map(|net| self.network(source, net)).collect();
         Listener { tls, proxies, redirect, limits: self.client_limits(source, &listener.limits), census }
     }

@@ -131,6 +131,9 @@ impl Draft<'_> {
         }
         let wanted = |value: &String| (value != "*").then(|| value.clone());
         for (name, value) in &route.fields {
+            if let Some(message) = conditions::field_value(value) {
+                self.problems.at(source, name.span(), message);
+            }
             match http::HeaderName::from_bytes(name.get_ref().as_bytes()) {
                 Ok(name) => matching.fields.push((name, wanted(value))),
                 Err(_) => self.problems.at(source, name.span(), format!("`{}` is no field name", name.get_ref())),

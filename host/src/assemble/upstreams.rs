@@ -32,6 +32,11 @@ impl Draft<'_> {
         if upstream.endpoints.is_empty() {
             self.problems.at(source, name.span(), "an upstream needs at least one endpoint");
         }
+        let may_speak_tls = |endpoint: &Spanned<manifest::Endpoint>| endpoint.get_ref().may_speak_tls();
+        if let (Some(tls), false) = (&upstream.tls, upstream.endpoints.iter().any(may_speak_tls)) {
+            let message = "no endpoint of this upstream speaks TLS; write `https://` before those that do";
+            self.problems.at(source, tls.span(), message);
+        }
         let balancer = self.balancer(source, name, upstream, &members);
         let rules = self.rules(source, upstream);
         let check = upstream.health.as_ref().and_then(|health| {

@@ -396,6 +396,18 @@ impl Endpoint {
         file.is_some() && !says_more && tier.is_none() && zone.is_none() && !draining
     }
 
+    /// Whether TLS may be spoken to it, as far as can be told without the file that it stands for.
+    pub fn may_speak_tls(&self) -> bool {
+        let is_https = |text: &str| text.starts_with("https://");
+        match self {
+            Endpoint::Address(address) => is_https(address),
+            Endpoint::Table(table) => {
+                let texts = [&table.address, &table.dns, &table.srv];
+                table.file.is_some() || texts.into_iter().flatten().any(|text| is_https(text.get_ref()))
+            }
+        }
+    }
+
     /// The file that it stands for.
     pub fn file(&self) -> Option<&Spanned<String>> {
         match self {
