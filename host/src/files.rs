@@ -25,6 +25,10 @@ pub const COMPONENT: Kind = Kind { name: "a component", most_bytes: 64 << 20 };
 pub const ARTIFACT: Kind = Kind { name: "a compiled component", most_bytes: 128 << 20 };
 /// A system's whole list of authorities has some 220 KiB.
 pub const PEM: Kind = Kind { name: "a file of certificates or keys", most_bytes: 1 << 20 };
+/// What a cache on disk says of itself.
+pub const MARKER: Kind = Kind { name: "the marker of a cache", most_bytes: 4 << 10 };
+/// A stored response, whose size `[cache.disk] size` bounds.
+pub const STORED: Kind = Kind { name: "a stored response", most_bytes: u64::MAX };
 /// An error page is held in memory and sent whole.
 pub const PAGE: Kind = Kind { name: "an error page", most_bytes: 1 << 20 };
 
@@ -33,13 +37,22 @@ const PIECE: usize = 64 << 10;
 
 /// Opens a regular file for reading. Never waits for a writer of a named pipe.
 pub fn open(path: &Path, kind: Kind) -> io::Result<File> {
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let file = open_regular(OpenOptions::new().read(true), path)?;
     let found = file.metadata()?;
-    if let Some(name) = other_kind(found.file_type()) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {name}, not a regular file")));
-    }
     if found.len() > kind.most_bytes { Err(kind.too_large()) } else { Ok(file) }
+}
+
+/// Opens or makes a regular file that is to be locked.
+pub fn open_lock(path: &Path) -> io::Result<File> {
+    open_regular(OpenOptions::new().create(true).truncate(false).read(true).write(true), path)
+}
+
+fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    match other_kind(file.metadata()?.file_type()) {
+        Some(name) => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {name}, not a regular file"))),
+        None => Ok(file),
+    }
 }
 
 /// Returns the bytes of a file.

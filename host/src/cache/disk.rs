@@ -8,7 +8,6 @@ mod scan;
 mod spill;
 mod writer;
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,6 +25,7 @@ use super::object::{Content, Object};
 use super::purges::{Moment, Purge, Purges};
 use super::vary::Selectors;
 use crate::error::is_of_this_machine;
+use crate::files;
 use folder::Claim;
 use format::Entry;
 use reading::Opened;
@@ -204,7 +204,7 @@ impl Disk {
     }
 
     fn read(self: &Arc<Self>, filed: &Arc<Filed>, key: &[u8], most: u64) -> io::Result<Recalled> {
-        let file = File::open(self.claim.folder.file(filed.number))?;
+        let file = files::open(&self.claim.folder.file(filed.number), files::STORED)?;
         let Entry { key: known, object, trailers, sums, length, .. } = format::read(&file, self.claim.seed)?;
         if *known != *key || !object.label.is_for_the_same(&filed.label) {
             return Err(format::broken());

@@ -1,6 +1,6 @@
 //! A folder that is one process's: who has it, what its files are called, and the seed that they were written with.
 
-use std::fs::{DirBuilder, DirEntry, File, OpenOptions};
+use std::fs::{DirBuilder, DirEntry, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
+
+use crate::files;
 
 /// The places of files in a folder.
 #[derive(Clone, Debug)]
@@ -37,8 +39,9 @@ impl Claim {
         let failed = |what: &str, error: io::Error| format!("`{}` can't be {what}: {error}", path.display());
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(path).map_err(|error| failed("made", error))?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK));
-        let lock = lock.map_err(|error| failed("written to", error))?;
+        // Nothing is left in a folder that is not a cache's.
+        known_seed(path).map_err(|error| failed("used", error))?;
+        let lock = files::open_lock(&path.join(LOCK)).map_err(|error| failed("locked", named(LOCK, error)))?;
         let deadline = Instant::now() + TURN;
         while lock.try_lock().is_err() {
             if Instant::now() > deadline {
@@ -113,7 +116,7 @@ fn numbers(subfolder: &Path) -> Vec<u64> {
 
 /// The seed of a folder that has this format; none if it has another, or is empty.
 fn known_seed(path: &Path) -> io::Result<Option<u64>> {
-    let text = match std::fs::read_to_string(path.join(MARKER)) {
+    let text = match files::read_text(&path.join(MARKER), files::MARKER) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let is_other = |entry: io::Result<DirEntry>| entry.is_ok_and(|entry| entry.file_name() != LOCK);
@@ -122,10 +125,15 @@ fn known_seed(path: &Path) -> io::Result<Option<u64>> {
             }
             return Ok(None);
         }
-        Err(error) => return Err(error),
+        Err(error) => return Err(named(MARKER, error)),
     };
     let seed = text.split_once(' ').filter(|(format, _)| *format == FORMAT).map(|(_, seed)| seed.trim());
     Ok(seed.and_then(|seed| u64::from_str_radix(seed, 16).ok()))
+}
+
+/// An error with the name of the file in a cache's folder that it is about.
+fn named(file: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("`{file}` in it: {error}"))
 }
 
 /// Empties a folder, and gives it a seed.

@@ -1,6 +1,5 @@
 //! Finds what was stored when the process began, while it serves already.
 
-use std::fs::File;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, Weak};
@@ -12,6 +11,7 @@ use super::folder::remove;
 use super::{Disk, format};
 use crate::cache::index::name_of;
 use crate::cache::purges::Moment;
+use crate::files;
 use crate::supervise::{Task, guard};
 
 /// Looks through a folder, as long as anybody has it. A panic ends the search, and leaves what is not found yet.
@@ -61,7 +61,7 @@ fn find_all(disk: &Weak<Disk>) {
 }
 
 fn find(disk: &Disk, number: u64, asked: Moment) -> io::Result<()> {
-    let read = format::read(&File::open(disk.claim.folder.file(number))?, disk.claim.seed)?;
+    let read = format::read(&files::open(&disk.claim.folder.file(number), files::STORED)?, disk.claim.seed)?;
     let id = name_of(&read.key, disk.claim.seed);
     // What this process has written needs not to be found.
     if disk.index.numbered(id, number).is_some() {

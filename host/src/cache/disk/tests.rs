@@ -178,3 +178,35 @@ fn what_was_purged_softly_while_it_was_written_is_stale_and_stays_so() {
     close(disk);
     assert!(is_purged(&open(folder.path())));
 }
+
+#[test]
+fn only_regular_files_of_a_folder_are_opened() {
+    let pipe = |path: PathBuf| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    let refused = |folder: &Path| Disk::open(folder, 64 << 20, &Arc::default()).err().unwrap().to_string();
+    let locked = tempfile::tempdir().unwrap();
+    pipe(locked.path().join("lock"));
+    assert!(refused(locked.path()).contains("a named pipe"), "{}", refused(locked.path()));
+    let marked = tempfile::tempdir().unwrap();
+    pipe(marked.path().join(MARKER));
+    assert!(refused(marked.path()).contains("a named pipe"));
+    let endless = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/dev/zero", endless.path().join(MARKER)).unwrap();
+    assert!(refused(endless.path()).contains("a device"), "{}", refused(endless.path()));
+    // A stored response that is a pipe is left out, and the others are found.
+    let stored = tempfile::tempdir().unwrap();
+    let disk = open(stored.path());
+    let number = put(&disk, "content");
+    close(disk);
+    pipe(path_of(stored.path(), number + 1));
+    let disk = open(stored.path());
+    assert_eq!(read(&disk), Some("content".into()));
+    close(disk);
+}
+
+#[test]
+fn a_folder_of_others_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("theirs"), "").unwrap();
+    assert!(Disk::open(folder.path(), 64 << 20, &Arc::default()).is_err());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
