@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, HOOKS};
 
-use crate::support::{Message, PATIENCE, Proxy, manifest, ok, origin, read_message, run};
+use crate::support::{Message, PATIENCE, Proxy, manifest, ok, origin, read_message, run, until};
 
 fn post(proxy: &Proxy, body: &str) -> Message {
     let mut stream = proxy.connect();
@@ -165,4 +165,15 @@ fn an_observer_keeps_no_client_waiting() {
     assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 200);
     assert!(!proxy.has_logged("hook=\"observer\""), "the response came after the observer");
     proxy.wait_log("hook=\"observer\"");
+}
+
+#[test]
+fn a_trap_at_the_end_of_a_body_is_logged_and_counted() {
+    let more = format!("[plugin.hooks]\nuse = {HOOKS:?}\n");
+    let proxy = Proxy::start(&manifest(&mirror(), r#""hooks""#, &more));
+    assert_eq!(post(&proxy, "drop").text(), "DROP!!");
+    let line = proxy.wait_log("plugin failed");
+    assert!(line.contains("request-body"), "{line}");
+    until("the failure is counted", || proxy.metric("plugway_plugin_failures_total{plugin=\"hooks\"}") > 0.0);
+    assert_eq!(post(&proxy, "next").text(), "NEXT!!");
 }

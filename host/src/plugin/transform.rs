@@ -23,7 +23,7 @@ use crate::transformed;
 pub struct Bodies(RefCell<Vec<Box<Instance>>>);
 
 /// Instances that are kept for later bodies: as many as most routes have at a time.
-const MOST_IDLE: usize = 4;
+pub const MOST_IDLE: usize = 4;
 
 impl Bodies {
     /// Drops the instances that wait.
@@ -214,10 +214,10 @@ impl Drop for Transform {
             return;
         }
         let body = self.body;
-        if self.call(|instance| body.resource_drop(&mut instance.store).map_err(trapped)).is_ok()
-            && let Some(instance) = self.instance.take()
-        {
-            self.bodies.keep(instance);
+        match self.call(|instance| body.resource_drop(&mut instance.store).map_err(trapped)) {
+            Ok(()) => self.instance.take().into_iter().for_each(|instance| self.bodies.keep(instance)),
+            // The content has left by then, and nothing is lost but the instance.
+            Err(trap) => self.failed(&TransformError::Trap(trap)),
         }
     }
 }

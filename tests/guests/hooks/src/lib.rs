@@ -28,6 +28,14 @@ pub struct Hooks {
 
 pub struct Capitals {
     chunks: u32,
+    /// Panics when the body is dropped.
+    ends_badly: bool,
+}
+
+impl Drop for Capitals {
+    fn drop(&mut self) {
+        assert!(!self.ends_badly, "told to trap at the end of a body");
+    }
 }
 
 impl Plugin for Hooks {
@@ -54,7 +62,7 @@ impl RequestBody for Hooks {
     type Body = Capitals;
 
     fn request_body(&mut self) -> Capitals {
-        Capitals { chunks: 0 }
+        Capitals { chunks: 0, ends_badly: false }
     }
 }
 
@@ -62,7 +70,7 @@ impl ResponseBody for Hooks {
     type Body = Capitals;
 
     fn response_body(&mut self) -> Capitals {
-        Capitals { chunks: 0 }
+        Capitals { chunks: 0, ends_badly: false }
     }
 }
 
@@ -72,6 +80,7 @@ impl BodyFilter for Capitals {
         if chunk.windows(4).any(|part| part == b"trap") {
             panic!("told to trap in a body");
         }
+        self.ends_badly |= chunk.windows(4).any(|part| part == b"drop");
         Ok(chunk.to_ascii_uppercase())
     }
 
