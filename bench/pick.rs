@@ -12,7 +12,7 @@ use plugway::generation::Running;
 use plugway::head::Head;
 use plugway::loading::Loader;
 use plugway::metrics::Place;
-use plugway::plugin::engine::{LEAST_INSTANCES, Runtime};
+use plugway::plugin::engine::Runtime;
 use plugway::upstream::Pools;
 use plugway::upstream::seats::Flight;
 
@@ -38,7 +38,7 @@ struct Took {
 }
 
 fn main() {
-    let runtime = Runtime::start(None, LEAST_INSTANCES).expect("the engine starts");
+    let runtime = Runtime::start(None).expect("the engine starts");
     let mut assembly = Assembly::new(runtime, Loader::in_process()).expect("tickets are made");
     let fixed = measured(&mut assembly, 1, "{}");
     println!("a single endpoint: {} ns ({})", fixed.least, fixed.median);

@@ -20,6 +20,7 @@ mod logs;
 mod manifests;
 mod name_server;
 mod operating;
+mod places;
 mod plugin_bounds;
 mod plugins;
 mod python;

@@ -6,8 +6,8 @@ mod conditions;
 mod dialers;
 mod endpoints;
 mod listeners;
+mod places;
 mod plugins;
-pub mod pool;
 mod routes;
 mod settings;
 mod upkeep;
@@ -28,13 +28,14 @@ use crate::access_log::{AccessLog, Format, Target};
 use crate::cache::store::Store;
 use crate::census::Census;
 use crate::config::load::Files;
-use crate::config::manifest;
+use crate::config::manifest::{self, Manifest};
 use crate::config::problem::{Problems, Source};
 use crate::config::structure::LeftOut;
 use crate::generation::{Generation, Upstream};
 use crate::loading::{Examination, Loader};
 use crate::plugin::binding::Binding;
 use crate::plugin::engine::{Plugin, Runtime};
+use crate::plugin::places::Reserved;
 use crate::router::Router;
 use crate::tls::server::Tickets;
 use crate::upstream::live::Live;
@@ -62,6 +63,8 @@ pub struct Assembly {
     stores: HashMap<Option<PathBuf>, Weak<Store>>,
     /// Nothing is to be served: what others may have in use is left alone.
     is_check: bool,
+    /// The number of workers, as the first manifest says.
+    workers: Option<usize>,
     /// The log of the last generation: kept while the manifest asks for the same.
     log: Option<((Format, Target), AccessLog)>,
 }
@@ -101,6 +104,8 @@ struct Draft<'a> {
     broken: HashMap<blake3::Hash, String>,
     /// The number of regular expressions.
     regexes: usize,
+    /// The places of the instances; `None` if there are too few.
+    reserved: Option<Reserved>,
     /// Digests of the components in use.
     used: HashSet<blake3::Hash>,
 }
@@ -112,8 +117,8 @@ impl Assembly {
         let (live, slots, census) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
         let stores = HashMap::new();
-        let (log, is_check) = (None, false);
-        Ok(Assembly { runtime, loader, live, slots, census, tickets, dialers, plugins, stores, is_check, log })
+        let (log, is_check, workers) = (None, false, None);
+        Ok(Assembly { runtime, loader, live, slots, census, tickets, dialers, plugins, stores, is_check, workers, log })
     }
 
     /// One that finds mistakes, and makes nothing that is served.
@@ -140,8 +145,10 @@ impl Assembly {
             broken,
             regexes,
             used,
+            reserved: None,
         };
         draft.assembly.loader.limits = draft.load_limits(files);
+        draft.reserve(files);
         for (source, file) in files {
             for (name, plugin) in &file.plugin {
                 let binding = draft.bind(source, name.get_ref(), plugin);
@@ -204,12 +211,13 @@ impl Assembly {
         let name_servers = draft.name_servers(files);
         let store_limits = draft.store_limits(files);
         let store = draft.store(files, &store_limits);
-        let Draft { problems, bindings, used, .. } = draft;
+        let Draft { problems, bindings, used, reserved, .. } = draft;
         self.keep_accepted();
-        let router = match router {
-            Ok(router) if problems.count() == 0 => router,
+        let (router, reserved) = match (router, reserved) {
+            (Ok(router), Some(reserved)) if problems.count() == 0 => (router, reserved),
             _ => return Err(problems),
         };
+        let tenancy = reserved.into_tenancy(self.workers(files) as u32);
         self.plugins.retain(|digest, _| used.contains(digest));
         self.census.retain(|address, _| listeners.contains_key(address));
         self.dialers.retain(|_, config| Arc::strong_count(config) > 1);
@@ -229,6 +237,7 @@ impl Assembly {
             store,
             store_limits,
             access_log,
+            tenancy,
         };
         Ok(Assembled { generation, admin, listeners: addresses, workers, drain })
     }
@@ -247,7 +256,24 @@ impl Assembly {
     }
 }
 
+impl Assembly {
+    /// Returns the number of workers that take a generation into service. A reload doesn't change it.
+    fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> usize {
+        *self.workers.get_or_insert_with(|| places::workers(files))
+    }
+}
+
 impl Draft<'_> {
+    /// Reserves the places for the instances, but for those of bodies.
+    fn reserve(&mut self, files: &[(Arc<Source>, Manifest)]) {
+        let wanted = places::places(files, self.assembly.workers(files));
+        match (self.assembly.runtime.places().reserve_for_generation(wanted), files.first()) {
+            (Ok(reserved), _) => self.reserved = Some(reserved),
+            (Err(shortage), Some((source, _))) => self.problems.of_file(source, shortage.to_string()),
+            (Err(_), None) => {}
+        }
+    }
+
     fn bytes(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>, default: usize) -> usize {
         let Some(text) = text else { return default };
         values::bytes(text.get_ref()).unwrap_or_else(|| {

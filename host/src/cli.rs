@@ -17,7 +17,7 @@ use crate::demo;
 use crate::loading::{About, Component, Failure, Loader, Stop, Verdict, confined};
 use crate::output;
 use crate::plugin::binding::{Binding, Isolation, Limits, OnError};
-use crate::plugin::engine::{LEAST_INSTANCES, Plugin, Runtime};
+use crate::plugin::engine::{Plugin, Runtime};
 use crate::printable::{one_line, record};
 use crate::process_log;
 use crate::serve;
@@ -270,7 +270,7 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
 fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
     let loader = Loader::in_children(Stop::default());
-    let made = Assembly::for_check(Runtime::start(cache, LEAST_INSTANCES)?, loader)?.assemble(files)?;
+    let made = Assembly::for_check(Runtime::start(cache)?, loader)?.assemble(files)?;
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
     print(&format!("{} is good: {routes} routes, {plugins} configured plugins\n", manifest.display()))
 }
@@ -280,7 +280,7 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
     let stock = plugway_plugins::STOCK.iter().find(|(name, _)| Path::new(name) == file);
     let opened = stock.map_or_else(|| Component::open(file), |(_, bytes)| Ok(Component::stock(bytes)));
     let mut component = opened.with_context(in_file)?;
-    let runtime = Runtime::start(None, LEAST_INSTANCES)?;
+    let runtime = Runtime::start(None)?;
     let seal = runtime.seal(&component.digest);
     let loader = Loader::in_children(Stop::default());
     let said = |error: Failure| anyhow::Error::msg(record(&error.to_string()).into_owned());

@@ -19,6 +19,7 @@ use crate::plugin::binding::Binding;
 use crate::plugin::failure::Exchange;
 use crate::plugin::instance::{Instance, Trap};
 use crate::plugin::maker::Ordered;
+use crate::plugin::places::Tenancy;
 use crate::plugin::slot::{Guard, Slot};
 use crate::plugin::transform::Bodies;
 use crate::respond::ErrorPages;
@@ -51,6 +52,8 @@ pub struct Generation {
     pub store_limits: Limits,
     /// None if it is off.
     pub access_log: Option<AccessLog>,
+    /// The places of the plugins' instances.
+    pub tenancy: Tenancy,
 }
 
 /// Where a matched request goes.
@@ -110,6 +113,8 @@ pub struct Running {
     in_chains: Cell<usize>,
     /// Whether a later generation has taken over.
     is_retired: Cell<bool>,
+    /// Whether the instances were dropped for good.
+    is_released: Cell<bool>,
 }
 
 /// The use of a generation's instances by an exchange, until dropped: that is, until its response has passed the plugins.
@@ -192,7 +197,7 @@ impl Running {
         let caches = generation.bindings.iter().map(cache).collect();
         let unrouted = place.registry.route(&UNROUTED.into(), place.worker);
         let pools = pools.clone();
-        let (in_chains, is_retired) = (Cell::new(0), Cell::new(false));
+        let (in_chains, is_retired, is_released) = (Cell::new(0), Cell::new(false), Cell::new(false));
         Running {
             generation,
             filters,
@@ -209,6 +214,7 @@ impl Running {
             timers,
             in_chains,
             is_retired,
+            is_released,
         }
     }
 
@@ -280,12 +286,16 @@ impl Running {
         if !self.is_retired.get() || self.in_chains.get() > 0 {
             return;
         }
+        let was_released = self.is_released.replace(true);
         self.guards.iter().for_each(|guard| guard.release());
         self.filters.iter().for_each(Slot::clear);
         self.bodies.iter().for_each(|bodies| bodies.clear());
         for upstream in &self.upstreams {
             upstream.balancer.clear();
             upstream.replacement.take();
+        }
+        if !was_released {
+            self.generation.tenancy.leave();
         }
     }
 }

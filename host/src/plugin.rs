@@ -15,6 +15,7 @@ pub mod instance;
 mod lines;
 pub mod maker;
 mod memory;
+pub mod places;
 pub mod policy;
 mod proposals;
 mod share;

@@ -16,7 +16,6 @@ use tracing::{error, info, warn};
 use crate::admin::listener::AdminListeners;
 use crate::admin::{Admin, ReloadOrder};
 use crate::admission::{self, Admission};
-use crate::assemble::pool::instances;
 use crate::assemble::{Assembled, Assembly};
 use crate::background;
 use crate::config::load::Files;
@@ -190,7 +189,7 @@ async fn start(beginning: Beginning<'_>) -> anyhow::Result<Started> {
     let (files, _) = watch.load(&load).await?;
     let files = files?;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let runtime = Runtime::start(cache, instances(&files.list, cores))?;
+    let runtime = Runtime::start(cache)?;
     let assembly = Assembly::new(runtime, Loader::in_children(stop))?;
     let mut loads = Loads { load, assembly: Arc::new(Mutex::new(assembly)), watch };
     let first = loads.assemble(files).await.map_err(anyhow::Error::msg)?;

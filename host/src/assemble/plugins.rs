@@ -7,7 +7,7 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::values::bytes;
-use super::{Assembly, Draft, Loaded, beside, some_of};
+use super::{Assembly, Draft, Loaded, beside, places, some_of};
 use crate::config::locate::Places;
 use crate::config::manifest::{self, PluginRef};
 use crate::config::problem::Source;
@@ -71,7 +71,7 @@ impl Assembly {
         let sealed = examination.sealed()?;
         let unsealed = self.runtime.unseal(&seal, &sealed);
         let (about, plugin) =
-            unsealed.ok_or_else(|| Failure::Refused("its compiled code can't be used here".into()))?;
+            unsealed.map_err(|error| Failure::Refused(format!("its compiled code can't be used here: {error}")))?;
         loading::version(&about).iter().for_each(|version| plugin.note_version(version));
         self.runtime.artifacts().store(&seal, &sealed);
         let loaded = Loaded { plugin: Arc::new(plugin), accepted: Default::default(), has_new: false };
@@ -82,6 +82,8 @@ impl Assembly {
 
 impl Draft<'_> {
     pub(super) fn bind(&mut self, source: &Arc<Source>, name: &str, plugin: &manifest::Plugin) -> Option<usize> {
+        // Too few places: that is the mistake, and nothing is made of this manifest.
+        self.reserved.as_ref()?;
         let before = self.problems.count();
         let limits = self.limits(source, &plugin.limits);
         let on_error = self.on_error(source, plugin.on_error.as_ref());
@@ -103,6 +105,16 @@ impl Draft<'_> {
         }
         match Binding::new(name.into(), plugin, config, limits, on_error, isolation) {
             Ok(binding) => {
+                let wanted = if binding.takes_bodies() {
+                    places::of_bodies(limits, self.assembly.workers.unwrap_or(1))
+                } else {
+                    0
+                };
+                let extended = self.reserved.as_mut().map(|reserved| reserved.extend(wanted));
+                if let Some(Err(shortage)) = extended {
+                    self.problems.at(source, place, shortage.to_string());
+                    return None;
+                }
                 self.bindings.push(Arc::new(binding));
                 return Some(self.bindings.len() - 1);
             }

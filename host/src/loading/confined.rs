@@ -97,7 +97,8 @@ impl Examiner {
     /// Opens an artifact that was sealed before.
     fn unseal(seal: Seal, sealed: &[u8]) -> Result<(Self, About), String> {
         let runtime = Runtime::start_for_loading().map_err(|error| error.to_string())?;
-        let (about, plugin) = runtime.unseal(&seal, sealed).ok_or("its compiled code is not ours; load it again")?;
+        let (about, plugin) =
+            runtime.unseal(&seal, sealed).map_err(|error| format!("its compiled code can't be used: {error}"))?;
         let about: About = wire::content(&about).map_err(|error| error.to_string())?;
         Ok((Examiner { plugin: Arc::new(plugin), about: about.clone(), schema: None, seal }, about))
     }

@@ -6,9 +6,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::wire::Setup;
 
-/// Address space besides the memory: an instance reserves 4 GiB for its linear memory, and guards around it, which cost
-/// nothing until they are used.
-const RESERVED: u64 = 8 << 30;
+/// Address space besides the memory: each of the engine's places reserves 4 GiB for a linear memory, and guards around it,
+/// which cost nothing until they are used.
+const RESERVED: u64 = 32 << 30;
 
 /// Three pipes, and what the allocator, the engine and its memory images open.
 const DESCRIPTORS: u64 = 64;

@@ -19,6 +19,9 @@ use std::time::{Duration, SystemTime};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use super::engine::LoadError;
+use crate::files;
+
 /// The compiled components of this machine, and the key that vouches for them.
 pub struct Artifacts {
     /// `None` if they are not kept on disk.
@@ -82,7 +85,7 @@ impl Artifacts {
 
     /// The file of an artifact, if it is there; whether it is ours is for [`Seal::open`] to say.
     pub fn file(&self, seal: &Seal) -> Option<File> {
-        let file = File::open(self.folder.as_ref()?.join(&seal.name)).ok()?;
+        let file = files::open(&self.folder.as_ref()?.join(&seal.name), files::ARTIFACT).ok()?;
         // Without the mark of its use, the file is only removed earlier than others.
         let _ = file.set_modified(SystemTime::now());
         (file.metadata().ok()?.len() <= MOST_SEALED as u64).then_some(file)
@@ -92,7 +95,8 @@ impl Artifacts {
     pub fn load(&self, engine: &Engine, seal: &Seal) -> Option<(Vec<u8>, Component)> {
         let mut sealed = Vec::new();
         self.file(seal)?.take(MOST_SEALED as u64).read_to_end(&mut sealed).ok()?;
-        seal.component(engine, &sealed)
+        let opened = seal.component(engine, &sealed);
+        opened.inspect_err(|error| tracing::warn!(file = seal.name, %error, "compiled code is not used")).ok()
     }
 
     /// Keeps a sealed artifact; that it can't be is no reason not to serve.
@@ -108,7 +112,7 @@ impl Artifacts {
     pub fn accepted(&self, seal: &Seal) -> HashSet<[u8; 32]> {
         let mut file = Vec::new();
         let path = self.folder.as_ref().map(|folder| folder.join(accepted(seal)));
-        let read = path.and_then(|path| File::open(path).ok()).map(|found| {
+        let read = path.and_then(|path| files::open(&path, files::ARTIFACT).ok()).map(|found| {
             let most = (MOST_ACCEPTED + 1) * blake3::OUT_LEN;
             found.take(most as u64).read_to_end(&mut file)
         });
@@ -167,6 +171,17 @@ impl Artifacts {
     }
 }
 
+/// An artifact that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    #[error("its MAC is wrong")]
+    Mac,
+    #[error("{0:#}")]
+    Engine(wasmtime::Error),
+    #[error("{0}")]
+    Exports(#[from] LoadError),
+}
+
 impl Seal {
     /// Seals compiled code with what the component says of itself.
     pub fn close(&self, about: &[u8], code: &[u8]) -> Vec<u8> {
@@ -179,20 +194,16 @@ impl Seal {
         sealed
     }
 
-    /// The component of a sealed artifact and what it says of itself; `None` if the MAC is another.
-    pub fn component(&self, engine: &Engine, sealed: &[u8]) -> Option<(Vec<u8>, Component)> {
-        let Some(body) = self.body(sealed) else {
-            tracing::warn!(file = self.name, "compiled code with a wrong MAC is not used");
-            return None;
-        };
-        let (length, rest) = body.split_first_chunk()?;
-        let (about, code) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    /// Returns the component of a sealed artifact, and what it says of itself.
+    pub fn component(&self, engine: &Engine, sealed: &[u8]) -> Result<(Vec<u8>, Component), Unusable> {
+        let body = self.body(sealed).ok_or(Unusable::Mac)?;
+        let (length, rest) = body.split_first_chunk().ok_or(Unusable::Mac)?;
+        let (about, code) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(Unusable::Mac)?;
         #[expect(unsafe_code, reason = "the MAC says that this very program wrote these bytes from its own compiler")]
         // SAFETY: `deserialize` wants what `Component::serialize` gave. Only `close` above makes a MAC with our key, over
         // just that; the name holds the engine's settings and version.
         let loaded = unsafe { Component::deserialize(engine, code) };
-        let component = loaded.inspect_err(|error| tracing::warn!(%error, "compiled code is not used")).ok()?;
-        Some((about.to_vec(), component))
+        Ok((about.to_vec(), loaded.map_err(Unusable::Engine)?))
     }
 
     fn body<'a>(&self, sealed: &'a [u8]) -> Option<&'a [u8]> {
@@ -271,7 +282,7 @@ fn key(path: &Path) -> io::Result<[u8; 32]> {
         Ok(mut file) => file.write_all(&key).map(|()| key),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let mut bytes = Vec::new();
-            File::open(path)?.take(64).read_to_end(&mut bytes)?;
+            files::open(path, files::ARTIFACT)?.take(64).read_to_end(&mut bytes)?;
             bytes.try_into().map_err(|_| io::Error::other(format!("{} is no key; remove it", path.display())))
         }
         Err(error) => Err(error),

@@ -306,7 +306,7 @@ impl Binding {
     }
 
     /// Whether bodies pass through it.
-    fn takes_bodies(&self) -> bool {
+    pub fn takes_bodies(&self) -> bool {
         self.request_body.is_some() || self.response_body.is_some()
     }
 

@@ -7,12 +7,13 @@ use std::time::Duration;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use super::artifact::{Artifacts, Seal};
+use super::artifact::{Artifacts, Seal, Unusable};
 use super::contract::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
-use super::host::HostState;
+use super::host::{HostState, MOST_TABLE_ELEMENTS};
 use super::maker::Maker;
+use super::places::Places;
 use super::proposals;
 use super::supply::Supply;
 use super::wasi;
@@ -22,9 +23,18 @@ use crate::supervise::{Task, guard};
 /// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
 
-/// Instances that room is made for at least, over all workers and generations. Each costs 4 GiB of address space, no
-/// memory.
-pub const LEAST_INSTANCES: u32 = 2_000;
+/// The places for instances, over all workers and generations. Each costs 4 GiB of address space, a quarter of what a
+/// process has in all, and 300 bytes of memory.
+const INSTANCES: u32 = 8_000;
+
+/// Where address space is short, so many places are made at least.
+const LEAST_INSTANCES: u32 = 2_000;
+
+/// One place in so many is not reserved by generations: bodies on their way outlive the generation that they began with.
+const MARGIN: u32 = 8;
+
+/// Places of an engine that loads components, and serves nothing.
+const INSTANCES_FOR_LOADING: u32 = 4;
 
 /// No plugin's limit of bodies can be higher: each body holds an instance.
 pub const MOST_BODIES: u32 = 4096;
@@ -45,6 +55,7 @@ pub struct Runtime {
     linker: Arc<Linker<HostState>>,
     artifacts: Arc<Artifacts>,
     maker: Maker,
+    places: Arc<Places>,
 }
 
 /// A loaded component, ready to be instantiated, with the hooks that it exports.
@@ -63,6 +74,8 @@ pub struct Plugin {
     pub(super) looks_back: bool,
     /// Makes its instances.
     pub(super) maker: Maker,
+    /// Where its instances have their places.
+    pub(super) places: Arc<Places>,
     /// The shared parts of its configured plugins.
     pub(super) supplies: Mutex<Vec<Weak<Supply>>>,
     imports: Vec<String>,
@@ -95,23 +108,25 @@ pub enum LoadError {
 }
 
 impl Runtime {
-    /// Starts the engine with room for so many instances, and the thread that ticks its clock. Compiled code is kept in a
-    /// folder, if one is given.
-    pub fn start(cache: Option<&Path>, instances: u32) -> Result<Self, StartError> {
+    /// Starts the engine, and the thread that ticks its clock. Compiled code is kept in a folder, if one is given.
+    pub fn start(cache: Option<&Path>) -> Result<Self, StartError> {
         let opened = cache.map(Artifacts::open).transpose().inspect_err(|error| {
             tracing::warn!(%error, "plugins are compiled at each start");
         });
         let artifacts = opened.ok().flatten().map_or_else(Artifacts::unkept, Ok).map_err(StartError::Key)?;
-        Runtime::new(pooling_engine(instances).map_err(StartError::Engine)?, artifacts).map_err(StartError::Engine)
+        let (engine, places) = pooling_engine(INSTANCES, LEAST_INSTANCES).map_err(StartError::Engine)?;
+        Runtime::new(engine, artifacts, Places::new(places - places / MARGIN)).map_err(StartError::Engine)
     }
 
-    /// Starts an engine that compiles for the one of [`Runtime::start`], without room set aside for instances.
+    /// Starts an engine that compiles for the one of [`Runtime::start`], and finds all that one would have against a
+    /// component.
     pub fn start_for_loading() -> Result<Self, StartError> {
-        let engine = Engine::new(&settings()).map_err(StartError::Engine)?;
-        Runtime::new(engine, Artifacts::unkept().map_err(StartError::Key)?).map_err(StartError::Engine)
+        let engine = pooling_engine(INSTANCES_FOR_LOADING, INSTANCES_FOR_LOADING).map_err(StartError::Engine)?.0;
+        let artifacts = Artifacts::unkept().map_err(StartError::Key)?;
+        Runtime::new(engine, artifacts, Places::new(u32::MAX)).map_err(StartError::Engine)
     }
 
-    fn new(engine: Engine, artifacts: Artifacts) -> wasmtime::Result<Self> {
+    fn new(engine: Engine, artifacts: Artifacts, places: Arc<Places>) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(&engine);
         wasi::add_to_linker(&mut linker)?;
         super::contract::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
@@ -123,7 +138,13 @@ impl Runtime {
                 std::thread::sleep(TICK);
             }
         })?;
-        Ok(Runtime { engine, linker: Arc::new(linker), artifacts: Arc::new(artifacts), maker: Maker::start()? })
+        let (linker, artifacts) = (Arc::new(linker), Arc::new(artifacts));
+        Ok(Runtime { engine, linker, artifacts, maker: Maker::start()?, places })
+    }
+
+    /// The places for instances.
+    pub fn places(&self) -> &Arc<Places> {
+        &self.places
     }
 
     /// The compiled components that are kept.
@@ -142,10 +163,10 @@ impl Runtime {
         Some((about, self.prepare(&component, &seal.name).ok()?))
     }
 
-    /// Opens a sealed artifact; `None` if the seal is another.
-    pub fn unseal(&self, seal: &Seal, sealed: &[u8]) -> Option<(Vec<u8>, Plugin)> {
+    /// Opens a sealed artifact.
+    pub fn unseal(&self, seal: &Seal, sealed: &[u8]) -> Result<(Vec<u8>, Plugin), Unusable> {
         let (about, component) = seal.component(&self.engine, sealed)?;
-        Some((about, self.prepare(&component, &seal.name).ok()?))
+        Ok((about, self.prepare(&component, &seal.name)?))
     }
 
     /// Compiles a component and looks at its exports. To be called where nothing else is served: compiling may take any
@@ -188,6 +209,7 @@ impl Runtime {
             response_body,
             looks_back,
             maker: self.maker.clone(),
+            places: self.places.clone(),
             supplies: Mutex::default(),
             imports,
             digest: digest.get(..DIGITS).unwrap_or(digest).into(),
@@ -243,21 +265,21 @@ fn settings() -> Config {
     config
 }
 
-/// An engine with room for many instances set aside or, where address space is short (a container, `ulimit -v`), one
-/// that asks the system for each instance.
-fn pooling_engine(wanted: u32) -> wasmtime::Result<Engine> {
+/// Returns an engine with places for many instances, and their number; or, where address space is short (a container,
+/// `ulimit -v`), one that asks the system for each instance.
+fn pooling_engine(wanted: u32, least: u32) -> wasmtime::Result<(Engine, u32)> {
     let mut instances = wanted;
     loop {
         let mut pooling = settings();
         pooling.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances)));
         match Engine::new(&pooling) {
-            Ok(engine) => return Ok(engine),
-            Err(error) if instances <= LEAST_INSTANCES => {
+            Ok(engine) => return Ok((engine, instances)),
+            Err(error) if instances <= least => {
                 tracing::info!("instances are not pooled: {error:#}");
-                return Engine::new(&settings());
+                return Ok((Engine::new(&settings())?, wanted));
             }
             Err(_) => {
-                instances = (instances / 2).max(LEAST_INSTANCES);
+                instances = (instances / 2).max(least);
                 tracing::info!(wanted, instances, "address space (`ulimit -v`) limits the pool of plugin instances");
             }
         }
@@ -268,7 +290,7 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
     pool.total_component_instances(instances).total_core_instances(instances * 4);
     pool.total_memories(instances).total_tables(instances * 4).max_memory_size(MOST_MEMORY);
-    pool.max_unused_warm_slots(16);
+    pool.table_elements(MOST_TABLE_ELEMENTS).max_unused_warm_slots(16);
     pool
 }
 

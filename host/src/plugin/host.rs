@@ -45,7 +45,7 @@ pub struct HostState {
 const MOST_RESOURCES: usize = 256;
 
 /// Functions that an instance may call indirectly; large guests have some thousands.
-const MOST_TABLE_ELEMENTS: usize = 100_000;
+pub(super) const MOST_TABLE_ELEMENTS: usize = 100_000;
 
 impl HostState {
     /// The state of a fresh instance that may use so much memory.

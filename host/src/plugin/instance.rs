@@ -100,6 +100,8 @@ pub enum Trap {
     Open,
     #[error("no instance is ready: {0}")]
     NoInstance(&'static str),
+    #[error("the places for instances are used up, by bodies of all plugins")]
+    NoPlace,
     #[error("limits.bodies of {0} is reached")]
     Bodies(u32),
 }
@@ -305,7 +307,7 @@ impl Trap {
         match self {
             Trap::Share(_) => Some(Rejection::Share),
             Trap::Open => Some(Rejection::Breaker),
-            Trap::NoInstance(_) => Some(Rejection::Instance),
+            Trap::NoInstance(_) | Trap::NoPlace => Some(Rejection::Instance),
             Trap::Bodies(_) => Some(Rejection::Bodies),
             _ => None,
         }
@@ -356,7 +358,7 @@ pub(super) fn gave_up(reason: String) -> Trap {
 
 pub(super) fn trapped(error: wasmtime::Error) -> Trap {
     if error.is::<wasmtime::PoolConcurrencyLimitError>() {
-        return Trap::NoInstance("the pool of instances, sized at start from the manifest, is used up");
+        return Trap::NoPlace;
     }
     match error.downcast_ref::<wasmtime::Trap>() {
         Some(wasmtime::Trap::Interrupt) => Trap::Deadline(error),

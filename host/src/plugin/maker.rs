@@ -67,6 +67,9 @@ const REST_PER_CALL: u32 = 1;
 const BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
+/// An instance that found no place is tried again after this time.
+const SHORTAGE: Duration = Duration::from_millis(100);
+
 /// Workers go first where cores are scarce: the thread has a third of a worker's weight.
 const NICENESS: i32 = 5;
 
@@ -180,6 +183,10 @@ impl Queues {
                 let rest = if binding.isolation == Isolation::Request { REST_PER_CALL } else { REST };
                 let due = Instant::now() + thread_time().saturating_sub(began) * rest;
                 self.later.push(Later { due, wanted: later.wanted, failures: 0 });
+            }
+            Err(Trap::NoPlace) => {
+                supply.lacked_place();
+                self.later.push(Later { due: Instant::now() + SHORTAGE, ..later });
             }
             Err(error) => {
                 let backoff = (BACKOFF * (1 << later.failures.min(6))).min(LONGEST_BACKOFF);

@@ -14,6 +14,7 @@ use super::cpu::thread_time;
 use super::engine::Plugin;
 use super::instance::{Instance, Trap};
 use super::maker::Maker;
+use super::places::Reserved;
 use super::share::Share;
 use crate::metrics::Rejection;
 
@@ -57,7 +58,14 @@ pub(super) enum Need {
 pub(super) struct Counted(Arc<AtomicU32>);
 
 /// A body that passes through a plugin, until dropped.
-pub struct BodyPermit(Arc<Binding>);
+pub struct BodyPermit {
+    binding: Arc<Binding>,
+    /// The place of a body beyond [`RESERVED_BODIES`].
+    _place: Option<Reserved>,
+}
+
+/// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
+pub const RESERVED_BODIES: u32 = 32;
 
 /// Work that takes longer is done by the maker's thread only: a worker would keep others waiting.
 const CHEAP: Duration = Duration::from_millis(if cfg!(debug_assertions) { 8 } else { 2 });
@@ -67,10 +75,10 @@ const CHEAP: Duration = Duration::from_millis(if cfg!(debug_assertions) { 8 } el
 const MAKING: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20 } else { 5 });
 
 /// Spare instances: one covers a trap until the next one is made.
-const SPARES: usize = 1;
+pub const SPARES: usize = 1;
 
 /// Spare instances of plugins that get a fresh one for each call and take longer than [`CHEAP`] to make.
-const SPARES_PER_CALL: usize = 16;
+pub const SPARES_PER_CALL: usize = 16;
 
 /// A rejected call is logged once in this time, for each kind and version.
 const LOG_PAUSE: Duration = Duration::from_secs(60);
@@ -147,6 +155,11 @@ impl Supply {
         let before = last.load(Ordering::Relaxed);
         let is_due = before == 0 || now.saturating_sub(before) >= LOG_PAUSE.as_millis() as u64;
         is_due && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Notes that the last instance was not made for a reason that is no failure of the plugin.
+    pub(super) fn lacked_place(&self) {
+        self.is_failing.store(false, Ordering::Relaxed);
     }
 
     /// Makes an instance, and notes the CPU time that was used.
@@ -253,9 +266,9 @@ impl Supply {
         let made = Instance::new(binding, time);
         let took = thread_time().saturating_sub(began);
         share.charge_time(took, Instant::now());
-        if made.is_err() {
+        if let Err(trap) = &made {
             // The maker finds out if it is only that this took longer than usual.
-            self.is_failing.store(true, Ordering::Relaxed);
+            self.is_failing.store(!matches!(trap, Trap::NoPlace), Ordering::Relaxed);
             self.order(binding);
         }
         made.map(Box::new)
@@ -263,12 +276,17 @@ impl Supply {
 }
 
 impl BodyPermit {
-    /// Reserves a place for one more body; the error is that `limits.bodies` is reached.
+    /// Reserves a place for one more body; the error is that `limits.bodies` is reached, or that the bodies of all plugins
+    /// have no more places.
     pub(super) fn new(binding: &Arc<Binding>) -> Result<Self, Trap> {
         let (bodies, most) = (&binding.supply.bodies, binding.limits.bodies);
         let add = |count: u32| (count < most).then_some(count + 1);
-        bodies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| Trap::Bodies(most))?;
-        Ok(BodyPermit(binding.clone()))
+        let before = bodies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| Trap::Bodies(most))?;
+        let mut permit = BodyPermit { binding: binding.clone(), _place: None };
+        if before >= RESERVED_BODIES {
+            permit._place = Some(binding.plugin.places.reserve(1).map_err(|_| Trap::NoPlace)?);
+        }
+        Ok(permit)
     }
 }
 
@@ -280,7 +298,7 @@ impl Drop for Counted {
 
 impl Drop for BodyPermit {
     fn drop(&mut self) {
-        self.0.supply.bodies.fetch_sub(1, Ordering::Relaxed);
+        self.binding.supply.bodies.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

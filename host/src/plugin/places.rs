@@ -1,0 +1,125 @@
+//! The places for instances. The engine has a fixed number of them, and each generation reserves those that it needs
+//! before it makes an instance: no plugin takes the places of another, and a manifest that is refused takes none.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The places of a process.
+#[derive(Debug)]
+pub struct Places {
+    all: u32,
+    taken: AtomicU32,
+}
+
+/// Places that are taken until this is dropped.
+#[derive(Debug)]
+pub struct Reserved {
+    of: Arc<Places>,
+    places: u32,
+}
+
+/// The places of a generation, given back when the last worker has left it or the generation is dropped.
+#[derive(Debug)]
+pub struct Tenancy {
+    reserved: Mutex<Option<Reserved>>,
+    /// Workers that may still use the generation.
+    workers: AtomicU32,
+}
+
+/// There are fewer free places than are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this needs {wanted} places for instances of plugins, and {free} of {all} are free for one manifest: {REMEDY}")]
+pub struct Shortage {
+    wanted: u32,
+    free: u32,
+    all: u32,
+}
+
+const REMEDY: &str = "use fewer plugins or workers, or wait until exchanges of earlier manifests have ended";
+
+impl Places {
+    /// Returns so many free places.
+    pub fn new(all: u32) -> Arc<Self> {
+        Arc::new(Places { all, taken: AtomicU32::new(0) })
+    }
+
+    /// Reserves the places of a generation, all or none of them. It gets half of all at most, since another has to find its
+    /// places beside it.
+    pub fn reserve_for_generation(self: &Arc<Self>, places: u32) -> Result<Reserved, Shortage> {
+        let half = self.all / 2;
+        if places > half {
+            return Err(Shortage { wanted: places, free: half, all: self.all });
+        }
+        self.reserve(places)
+    }
+
+    /// Reserves places, all or none of them.
+    pub fn reserve(self: &Arc<Self>, places: u32) -> Result<Reserved, Shortage> {
+        self.take(places)?;
+        Ok(Reserved { of: self.clone(), places })
+    }
+
+    fn take(&self, wanted: u32) -> Result<(), Shortage> {
+        let take = |taken: u32| taken.checked_add(wanted).filter(|taken| *taken <= self.all);
+        let taken = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        let shortage = |taken| Shortage { wanted, free: self.all.saturating_sub(taken), all: self.all };
+        taken.map(drop).map_err(shortage)
+    }
+}
+
+impl Reserved {
+    /// Reserves further places, all or none of them.
+    pub fn extend(&mut self, places: u32) -> Result<(), Shortage> {
+        self.of.take(places)?;
+        self.places += places;
+        Ok(())
+    }
+
+    /// Returns the tenancy of a generation that so many workers take into service.
+    pub fn into_tenancy(self, workers: u32) -> Tenancy {
+        Tenancy { reserved: Mutex::new(Some(self)), workers: AtomicU32::new(workers) }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.of.taken.fetch_sub(self.places, Ordering::Relaxed);
+    }
+}
+
+impl Tenancy {
+    /// Notes that a worker has dropped its instances for good.
+    pub fn leave(&self) {
+        if self.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_taken_all_or_none_and_come_back() {
+        let all = Places::new(10);
+        let mut first = all.reserve(4).unwrap();
+        assert_eq!(all.reserve(7).unwrap_err(), Shortage { wanted: 7, free: 6, all: 10 });
+        first.extend(6).unwrap();
+        assert!(first.extend(1).is_err() && all.reserve(u32::MAX).is_err());
+        drop(first);
+        assert!(all.reserve(10).is_ok());
+        assert!(all.reserve_for_generation(5).is_ok() && all.reserve_for_generation(6).is_err());
+    }
+
+    #[test]
+    fn a_generation_gives_its_places_back_with_the_last_worker() {
+        let all = Places::new(10);
+        let tenancy = all.reserve(10).unwrap().into_tenancy(2);
+        tenancy.leave();
+        assert!(all.reserve(1).is_err());
+        tenancy.leave();
+        assert!(all.reserve(10).is_ok());
+        drop(tenancy);
+    }
+}
