@@ -49,7 +49,7 @@ struct Number(AtomicUsize);
 pub const SHORT: usize = 8 << 10;
 
 /// The longest piece, in bytes: an endpoint's connection reads no longer ones.
-const LONG: usize = 64 << 10;
+const LONG: usize = 128 << 10;
 
 impl Number {
     fn new(number: usize) -> Self {
@@ -239,7 +239,7 @@ mod tests {
             assert_eq!(pieces.len(), 1);
             lengths.push(pieces[0].remaining() + 1);
         }
-        assert_eq!(lengths, [6 << 10, 12 << 10, 24 << 10, 48 << 10, 48 << 10]);
+        assert_eq!(lengths, [6 << 10, 12 << 10, 24 << 10, 48 << 10, 96 << 10]);
     }
 
     #[test]

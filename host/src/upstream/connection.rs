@@ -108,7 +108,7 @@ pin_project! {
 }
 
 /// The bound of hyper's buffers over HTTP/1, in bytes: of the longest head, as over HTTP/2, and of what is read at once.
-const BUFFER: usize = 64 << 10;
+const BUFFER: usize = 128 << 10;
 /// The window of a stream, in bytes: what waits here for a client that reads slowly.
 const STREAM_WINDOW: u32 = 64 << 10;
 /// The window of a connection, in bytes: 256 streams whose clients take nothing hold up no other.
