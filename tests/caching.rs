@@ -188,6 +188,39 @@ fn rfc_9111_section_4_3_2_clients_hear_that_they_have_it() {
 }
 
 #[test]
+fn a_part_of_what_is_not_stored_is_asked_for_as_a_part() {
+    let origin = Origin::new(|request, _| match request.field("range") {
+        Some("bytes=2-4") => {
+            "HTTP/1.1 206 Partial Content\r\nCache-Control: no-store\r\nContent-Range: bytes 2-4/10\r\n\
+                               Content-Length: 3\r\n\r\n234"
+                .into()
+        }
+        Some(other) => panic!("{other}"),
+        None => response("Cache-Control: no-store\r\nAccept-Ranges: bytes", "0123456789"),
+    });
+    let proxy = origin.proxy();
+    for asked in [2, 3] {
+        let part = proxy.get("/", "\r\nRange: bytes=2-4");
+        assert_eq!((part.status(), part.text().as_str()), (206, "234"));
+        assert_eq!(part.field("content-range"), Some("bytes 2-4/10"));
+        assert_eq!(origin.count(), asked, "from the second time on it is known that the response is not stored");
+    }
+    assert_eq!(proxy.get("/", "").text(), "0123456789");
+}
+
+#[test]
+fn dates_of_clients_may_be_in_any_case_and_form() {
+    let fields = "Cache-Control: max-age=60\r\nLast-Modified: wed, 01 JAN 2020 00:00:00 gmt";
+    let origin = Origin::new(move |_, _| response(fields, "content"));
+    let proxy = origin.proxy();
+    assert_eq!(proxy.get("/", "").status(), 200);
+    for date in ["Wed, 01 Jan 2020 00:00:00 GMT", "WEDNESDAY, 01-jan-20 00:00:00 gmt", "wed jan  1 00:00:00 2020"] {
+        assert_eq!(proxy.get("/", &format!("\r\nIf-Modified-Since: {date}")).status(), 304, "{date}");
+    }
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
 fn rfc_9110_section_14_ranges_come_from_the_whole() {
     let fields = "Cache-Control: max-age=60\r\nETag: \"a\"\r\nContent-Type: text/x";
     let origin = Origin::new(move |_, _| response(fields, "0123456789"));

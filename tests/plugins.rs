@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, MISBEHAVE, RETITLE, SPLIT};
 
-use crate::support::{Proxy, echo, manifest, ok, origin};
+use crate::support::{Proxy, echo, manifest, ok, origin, run};
 
 /// The manifest of an example, word for word but for addresses and the place where the plugin was built.
 fn example(name: &str, component: &str, app: &str) -> String {
@@ -131,7 +131,7 @@ fn an_edit_makes_no_message_that_a_client_could_not_send() {
 
 #[test]
 fn a_method_that_a_plugin_changes_leaves_no_false_length() {
-    let origin = crate::support::origin(|request| {
+    let origin = origin(|request| {
         let content = if request.start.starts_with("HEAD") { "" } else { "content" };
         format!("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{content}").into_bytes()
     });
@@ -161,7 +161,7 @@ fn a_constant_edit_that_no_message_can_have_is_a_mistake_of_the_manifest() {
     for (config, part) in cases {
         let more = format!("[plugin.headers]\nuse = \"headers\"\nconfig.{}\n", config);
         std::fs::write(&file, manifest("127.0.0.1:9", r#""headers""#, &more)).unwrap();
-        let (code, output) = crate::support::run(&["check", file.to_str().unwrap()]);
+        let (code, output) = run(&["check", file.to_str().unwrap()]);
         if part.is_empty() {
             assert_eq!(code, Some(0), "a value that is known only later: {output}");
         } else {

@@ -96,11 +96,30 @@ impl Fetch<'_> {
                 Err(refusal) => {
                     self.refused(status, &refusal);
                     end(lead, Landing::Pass);
+                    if reply::asks_for_part(head) {
+                        drop(body);
+                        return self.again(head, refusal).await;
+                    }
                     self.passed(head, body, Some(refusal))
                 }
             }
         };
         Ok(Answered { edits, ..asking.answered(response) })
+    }
+
+    /// Asks once more, for the part that the client asks for: the whole can't be stored, and would be too much.
+    async fn again(&self, head: &mut Box<Head>, refusal: Refusal) -> Result<Answered, Failed> {
+        let received = head.request.clone();
+        head.response = None;
+        let below = self.below(head).await;
+        head.request = received;
+        match below {
+            Ok(Below { body, edits, .. }) => {
+                let response = self.passed(head, body, Some(refusal));
+                Ok(Answered { edits, ..self.asking.answered(response) })
+            }
+            Err(failed) => self.asking.instead(self.running, head, None, failed),
+        }
     }
 
     /// Makes the request one for the whole response, or for whether what is stored still holds; gives that.

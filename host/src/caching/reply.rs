@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use crate::body::ResponseBody;
 use crate::cache::object::{Content, Object};
 use crate::cache::stored::Stored;
+use crate::head::Head;
 
 /// As many parts of a response are sent at most; who asks for more gets all (RFC 9110 §14.2).
 const MOST_RANGES: usize = 16;
@@ -136,6 +137,13 @@ fn is_ascending(parts: &[(u64, u64)]) -> bool {
     parts.windows(2).all(|pair| pair[0].1 < pair[1].0)
 }
 
+/// Whether the client asks for a part of a response of which the upstream may give parts.
+pub fn asks_for_part(head: &Head) -> bool {
+    let response = head.response.as_ref().filter(|response| response.status == StatusCode::OK);
+    let has_none = |fields: &HeaderMap| fields.get(header::ACCEPT_RANGES).is_some_and(|unit| unit == "none");
+    head.request.headers.contains_key(header::RANGE) && response.is_some_and(|response| !has_none(&response.headers))
+}
+
 /// First and last byte of a range; none inside if it is none of the content's, none outside if it is malformed.
 fn bounds(spec: &str, length: u64) -> Option<Option<(u64, u64)>> {
     let (first, last) = spec.split_once('-')?;
@@ -258,8 +266,21 @@ fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
+/// Any of the three forms of a date, in any case: caches are to be that tolerant (RFC 9111 §4.2).
 fn date(value: &HeaderValue) -> Option<std::time::SystemTime> {
-    httpdate::parse_http_date(value.to_str().ok()?).ok()
+    let text = value.to_str().ok()?;
+    httpdate::parse_http_date(text).or_else(|_| httpdate::parse_http_date(&in_usual_case(text))).ok()
+}
+
+/// `sun, 06 NOV 1994 08:49:37 gmt` as `Sun, 06 Nov 1994 08:49:37 GMT`.
+fn in_usual_case(date: &str) -> String {
+    let mut begins = true;
+    let usual = date.chars().map(|letter| {
+        let usual = if begins { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() };
+        begins = !letter.is_ascii_alphabetic();
+        usual
+    });
+    usual.collect::<String>().replace("Gmt", "GMT")
 }
 
 #[cfg(test)]

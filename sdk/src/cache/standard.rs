@@ -371,10 +371,21 @@ fn initial_age(age: Option<&[u8]>, date: Option<&str>, times: &Times) -> u64 {
     Some(apparent.max(corrected)).filter(|age| *age >= 1000).unwrap_or(0)
 }
 
-/// Any of the three forms of a date (RFC 9110 §5.6.7), in milliseconds of Unix time.
+/// Any of the three forms of a date (RFC 9110 §5.6.7), in any case (RFC 9111 §4.2), in milliseconds of Unix time.
 fn unix_ms(date: &str) -> Option<u64> {
-    let date = httpdate::parse_http_date(date).ok()?;
+    let date = httpdate::parse_http_date(date).or_else(|_| httpdate::parse_http_date(&in_usual_case(date))).ok()?;
     date.duration_since(UNIX_EPOCH).ok().map(|since| since.as_millis() as u64)
+}
+
+/// `sun, 06 NOV 1994 08:49:37 gmt` as `Sun, 06 Nov 1994 08:49:37 GMT`.
+fn in_usual_case(date: &str) -> String {
+    let mut begins = true;
+    let usual = date.chars().map(|letter| {
+        let usual = if begins { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() };
+        begins = !letter.is_ascii_alphabetic();
+        usual
+    });
+    usual.collect::<String>().replace("Gmt", "GMT")
 }
 
 /// The members of a list, in lower case, each once.
