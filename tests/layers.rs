@@ -23,6 +23,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "router",
             "target",
             "transformed",
+            "trust",
+            "websocket",
         ],
     ),
     (

@@ -159,13 +159,17 @@ fn websocket_works_between_a_real_client_and_a_real_server() {
 }
 
 /// Asks for a protocol by extended CONNECT (RFC 8441), and talks to whatever comes of it.
-async fn by_connect(address: String, text: &str) -> (http::Response<hyper::body::Incoming>, Option<String>) {
+async fn by_connect(
+    address: String,
+    protocol: &'static str,
+    text: &str,
+) -> (http::Response<hyper::body::Incoming>, Option<String>) {
     let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
     let local = hyper_util::rt::TokioExecutor::new();
     let (mut sender, connection) = http2::handshake(local, TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let mut request = http::Request::connect(format!("http://{address}/chat"));
-    request = request.extension(Protocol::from_static("echo")).header("x-mine", "1");
+    request = request.extension(Protocol::from_static(protocol)).header("x-mine", "1");
     let body = http_body_util::Empty::<bytes::Bytes>::new();
     // The server's settings say that it is allowed; with an answer they are there.
     let first = http::Request::get(format!("http://{address}/")).body(body).unwrap();
@@ -187,12 +191,60 @@ async fn by_connect(address: String, text: &str) -> (http::Response<hyper::body:
 fn a_tunnel_over_http2_ends_in_an_upgrade() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let proxy = Proxy::start(&manifest(&switching(), "", ""));
-    let (response, said) = runtime.block_on(by_connect(proxy.address.clone(), "hello"));
+    let (response, said) = runtime.block_on(by_connect(proxy.address.clone(), "echo", "hello"));
     let said = said.unwrap();
     assert_eq!(response.status(), 200);
     assert!(response.headers().contains_key("x-origin") && !response.headers().contains_key("upgrade"));
     assert!(said.starts_with("GET /chat HTTP/1.1\r\n") && said.contains("upgrade: echo\r\n"), "{said}");
     let declining = Proxy::start(&manifest(&echo(), "", ""));
-    let (response, said) = runtime.block_on(by_connect(declining.address.clone(), "hello"));
+    let (response, said) = runtime.block_on(by_connect(declining.address.clone(), "echo", "hello"));
     assert_eq!((response.status().as_u16(), said), (502, None), "success would mean that there is a tunnel");
+}
+
+/// An origin that switches to WebSocket, with further fields that are made of the key it got.
+fn accepting(fields: impl Fn(&str) -> String + Send + Sync + Clone + 'static) -> String {
+    raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let head = head(&mut reader);
+        let Some((_, rest)) = head.split_once("sec-websocket-key: ") else {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno");
+            return;
+        };
+        let fields = fields(rest.split("\r\n").next().unwrap());
+        let answer = format!("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n{fields}\r\n");
+        let _ = stream.write_all(answer.as_bytes());
+        let _ = std::io::copy(&mut reader, &mut stream);
+    })
+}
+
+/// What a server answers to a key (RFC 6455 §4.2.2).
+fn proof(key: &str) -> String {
+    const SCRIPT: &str = "import base64, hashlib, sys\n\
+        key = sys.argv[1] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11'\n\
+        print(base64.b64encode(hashlib.sha1(key.encode()).digest()).decode(), end='')";
+    python::run(SCRIPT, &[key])
+}
+
+#[test]
+fn a_switch_to_websocket_over_http2_needs_its_proof() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ask = |protocol, fields: fn(&str) -> String| {
+        let proxy = Proxy::start(&manifest(&accepting(fields), "", ""));
+        let (response, said) = runtime.block_on(by_connect(proxy.address.clone(), protocol, "hello"));
+        (response.status().as_u16(), said)
+    };
+    let good = |key: &str| format!("Upgrade: websocket\r\nSec-WebSocket-Accept: {}\r\n", proof(key));
+    for protocol in ["websocket", "WebSocket"] {
+        assert_eq!(ask(protocol, good), (200, Some("hello".into())), "{protocol}");
+    }
+    let bad: [(&str, fn(&str) -> String); 5] = [
+        ("none", |_| "Upgrade: websocket\r\n".into()),
+        ("the key", |key| format!("Upgrade: websocket\r\nSec-WebSocket-Accept: {key}\r\n")),
+        ("of another key", |_| "Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n".into()),
+        ("another protocol", |key| format!("Upgrade: echo\r\nSec-WebSocket-Accept: {}\r\n", proof(key))),
+        ("no protocol", |key| format!("Sec-WebSocket-Accept: {}\r\n", proof(key))),
+    ];
+    for (what, fields) in bad {
+        assert_eq!(ask("websocket", fields), (502, None), "{what}");
+    }
 }

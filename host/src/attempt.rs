@@ -25,6 +25,7 @@ use crate::upstream::retry::Reached;
 use crate::upstream::seats::Flight;
 use crate::upstream::slots::Slots;
 use crate::upstream::{EndpointAddr, Leave, Rules, Speaks};
+use crate::websocket;
 
 /// What is sent, and under which rules.
 pub struct Attempt<'a> {
@@ -208,6 +209,16 @@ impl Attempt<'_> {
         }
         let (rules, step) = (self.rules.clone(), self.step.clone());
         Ok(Answer { response, lease: Lease { connection, flight, is_good: true, rules, step } })
+    }
+
+    /// Whether a switch to WebSocket is one. A client with HTTP/1 sees for itself; for one with HTTP/2 this proxy has made the
+    /// handshake.
+    fn has_proof(&self, response: &Response<Incoming>) -> bool {
+        let is_websocket = self.hop.upgrade.as_ref().is_some_and(websocket::is_websocket);
+        let request = &self.head.request;
+        !is_websocket
+            || request.version != Version::HTTP_2
+            || websocket::is_accepted(&request.headers, response.headers())
     }
 
     /// Whether a request that died with a kept connection may go out on another.

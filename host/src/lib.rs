@@ -87,5 +87,6 @@ pub mod upload;
 pub mod upstream;
 mod watch;
 mod watchdog;
+pub mod websocket;
 pub mod wire;
 pub mod worker;

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -41,6 +40,7 @@ use crate::listener::Limits;
 use crate::passage::BodyError;
 use crate::supervise::{Task, spawn};
 use crate::upload::Upload;
+use crate::websocket;
 use crate::wire::OnThisWorker;
 
 /// For the window of a stream: what may wait here for an endpoint that reads slowly.
@@ -426,20 +426,13 @@ fn extended_connect(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
     let client = hyper::upgrade::on(&mut *request);
     *request.method_mut() = Method::GET;
     let fields = request.headers_mut();
-    if protocol.as_bytes() == b"websocket" {
-        fields.insert(header::SEC_WEBSOCKET_KEY, websocket_key());
+    if websocket::is_websocket(&protocol) {
+        // HTTP/1.1 wants a key, and HTTP/2 has no need for one.
+        fields.insert(header::SEC_WEBSOCKET_KEY, websocket::key());
     }
     fields.insert(header::UPGRADE, protocol);
     fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     Some(client)
-}
-
-/// What HTTP/1.1 wants and HTTP/2 has no need for: 16 random bytes (RFC 6455 §4.1), in Base64.
-fn websocket_key() -> HeaderValue {
-    let mut random = [0; 16];
-    // It protects nobody here: it only proves to a client, which this is not, that the endpoint speaks WebSocket.
-    let _ = getrandom::fill(&mut random);
-    HeaderValue::try_from(BASE64_STANDARD.encode(random)).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Answers a request for a tunnel as HTTP/2 does. Any success means that there is one, so nothing else may say so.
