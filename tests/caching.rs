@@ -874,3 +874,22 @@ fn what_is_not_stored_is_known_by_its_own_date_alone() {
         assert_eq!(got.status(), 200, "{got:?}");
     }
 }
+
+#[test]
+fn every_spelling_of_a_host_is_one_entry() {
+    let origin = Origin::always("Cache-Control: max-age=60");
+    let proxy = origin.proxy();
+    let ask = |host: &str| proxy.exchange(&format!("GET / HTTP/1.1\r\nHost: {host}")).text();
+    let first = ask("example.org");
+    for host in ["EXAMPLE.org", "example.org.", "example.org:80", "example.org:080", "example.org:", "ex%61mple.org"] {
+        assert_eq!(ask(host), first, "{host}");
+    }
+    for host in ["[::1]", "[0:0:0:0:0:0:0:1]", "[::0001]:80"] {
+        ask(host);
+    }
+    assert_eq!(origin.count(), 2);
+    // A change under one spelling is a change under all of them.
+    proxy.exchange("POST / HTTP/1.1\r\nHost: Example.org.:0080\r\nContent-Length: 0");
+    ask("example.org");
+    assert_eq!(origin.count(), 4);
+}

@@ -252,3 +252,44 @@ fn as_many_connections_are_kept_as_were_needed_at_once() {
     }
     assert_eq!(opened.load(Ordering::Relaxed), CROWD);
 }
+
+/// An answer of the endpoint `name`, which says so.
+fn named(name: &'static str) -> String {
+    origin(move |request| ok(&format!("{name} {} {}", request.start, request.field("host").unwrap_or("none"))))
+}
+
+#[test]
+fn every_spelling_of_a_host_reaches_the_same_route_and_is_sent_on_as_one() {
+    let (site, any) = (named("site"), named("any"));
+    let more = format!(
+        "[upstream.any]\nendpoints = [{any:?}]\n[[route]]\nupstream = \"any\"\n[[route]]\nupstream = \"any\"\n\
+         hosts = [\"*.below.example\", \"[2001:DB8::0]\", \"192.0.2.1\", \"Dotted.example.\"]\npath = \"/x\"\n"
+    );
+    let proxy =
+        Proxy::start(&manifest(&site, "", &more).replacen("[[route]]", "[[route]]\nhosts = [\"Example.ORG\"]", 1));
+    let ask = |host: &str, path: &str| proxy.exchange(&format!("GET {path} HTTP/1.1\r\nHost: {host}"));
+    for host in [
+        "example.org",
+        "EXAMPLE.org",
+        "example.org.",
+        "ex%61mple%2Eorg",
+        "example.org:80",
+        "Example.org.:0080",
+        "example.org:",
+    ] {
+        assert_eq!(ask(host, "/").text(), "site GET / HTTP/1.1 example.org", "{host}");
+        let absolute = proxy.exchange(&format!("GET http://{host}/ HTTP/1.1\r\nHost: other.example"));
+        // hyper knows no escapes in the authority of a target.
+        let wanted = if host.contains('%') { "400 " } else { "site GET / HTTP/1.1 example.org" };
+        assert!(absolute.text().starts_with(wanted), "{host}: {absolute:?}");
+    }
+    assert_eq!(ask("example.org:08080", "/").text(), "site GET / HTTP/1.1 example.org:8080");
+    assert_eq!(ask("[2001:db8:0:0::]", "/x").text(), "any GET /x HTTP/1.1 [2001:db8::]");
+    assert_eq!(ask("0xc0.0.513", "/x").text(), "any GET /x HTTP/1.1 192.0.2.1");
+    assert_eq!(ask("3221225985", "/x").text(), "any GET /x HTTP/1.1 192.0.2.1");
+    assert_eq!(ask("A.Below.example.", "/x").text(), "any GET /x HTTP/1.1 a.below.example");
+    assert_eq!(ask("dotted.example", "/x").text(), "any GET /x HTTP/1.1 dotted.example");
+    for host in ["a..b", ".", "example.org..", "a%2Fb", "a%C3%A9", "a:65536", "[::zz]", "[1.2.3.4]", "a%zz"] {
+        assert_eq!(ask(host, "/").status(), 400, "{host}");
+    }
+}

@@ -192,7 +192,7 @@ fn what_passes_has_one_form() {
         assert!(got.starts_with("HTTP/1.1 200 OK"), "{request:?}: {got}");
         assert!(origin.text().contains(wanted), "{request:?}: {}", origin.text());
     }
-    assert!(origin.text().contains("host: B.example\r\n"), "absolute-form stands for Host: {}", origin.text());
+    assert!(origin.text().contains("host: b.example\r\n"), "absolute-form stands for Host: {}", origin.text());
     let chunked = "POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\nConnection: close\r\n\r\n\
                    3;a=\"b\"\r\nabc\r\n002\r\nde\r\n0\r\n\r\n";
     assert!(answers(&proxy, chunked.as_bytes()).starts_with("HTTP/1.1 200 OK"));

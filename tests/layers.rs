@@ -7,6 +7,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
     (
         "pure",
         &[
+            "authority",
             "bounds",
             "config",
             "edit",

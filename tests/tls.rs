@@ -114,6 +114,11 @@ fn the_certificate_is_chosen_by_name() {
     assert_eq!(shown(&["-servername", "a.b.wild.example"]), "first", "a wildcard stands for one label");
     assert_eq!(shown(&["-servername", "unknown.example"]), "first");
     assert_eq!(shown(&["-noservername"]), "first");
+    for (spelling, wanted) in
+        [("EXACT.Wild.example", "exact"), ("exact.wild.example.", "exact"), ("A.wild.example.", "wild")]
+    {
+        assert_eq!(shown(&["-servername", spelling]), wanted, "{spelling}");
+    }
 }
 
 #[test]

@@ -239,7 +239,7 @@ async fn ask(
 
 /// The place of a request's route.
 fn routed(running: &Running, request: &mut Parts, arrival: &Arrival) -> Result<usize, Unrouted> {
-    target::accept(request).map_err(Unrouted::Failed)?;
+    target::accept(request, arrival.peer.tls.is_some()).map_err(Unrouted::Failed)?;
     if let Some(port) = arrival.listener.redirect {
         let unnamed = || Unrouted::Failed(Error::new(Kind::RequestError, "no Host says where to go with https"));
         return Err(Unrouted::Elsewhere(target::with_https(request, port).ok_or_else(unnamed)?));

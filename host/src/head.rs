@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use crate::authority;
 use crate::edit::Side;
 
 /// The heads of both messages, and where the exchange stands.
@@ -343,14 +344,15 @@ impl Head {
 
     /// Writes the target URI, in its normal form (RFC 9110 §7.1, §4.2.3).
     pub fn put_uri(&self, into: &mut Vec<u8>) {
-        let is_secure = self.peer.scheme.as_bytes() == b"https";
-        let (scheme, port) = if is_secure { (&b"https://"[..], &b":443"[..]) } else { (&b"http://"[..], &b":80"[..]) };
+        let is_secure = self.peer.tls.is_some();
+        let (scheme, port) = if is_secure { (&b"https://"[..], 443) } else { (&b"http://"[..], 80) };
         let authority = self.request.headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
-        let authority = authority.strip_suffix(port).or_else(|| authority.strip_suffix(b":")).unwrap_or(authority);
+        // What a plugin has put into Host may have no normal form.
+        let authority = authority::normal(authority, port).unwrap_or(Cow::Borrowed(authority));
         let target = self.request.uri.path_and_query().map_or("/", |target| target.as_str());
         into.reserve(scheme.len() + authority.len() + target.len());
         into.extend_from_slice(scheme);
-        into.extend(authority.iter().map(u8::to_ascii_lowercase));
+        into.extend_from_slice(&authority);
         into.extend_from_slice(target.as_bytes());
     }
 

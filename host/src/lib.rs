@@ -33,6 +33,7 @@ pub mod apart;
 pub mod arrival;
 pub mod assemble;
 pub mod attempt;
+pub mod authority;
 mod background;
 pub mod backlog;
 pub mod balance;

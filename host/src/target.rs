@@ -8,16 +8,16 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Uri, Version};
 
+use crate::authority;
 use crate::error::{Error, Kind};
-use crate::framing::is_authority;
 use crate::path;
 
-/// Brings a request into form.
-pub fn accept(request: &mut Parts) -> Result<(), Error> {
+/// Brings a request, which came over TLS or without, into form.
+pub fn accept(request: &mut Parts, is_secure: bool) -> Result<(), Error> {
     if request.method == Method::CONNECT {
         return refused("this is no forward proxy: CONNECT is not served");
     }
-    settle_authority(request)?;
+    settle_authority(request, if is_secure { 443 } else { 80 })?;
     settle_path(request)
 }
 
@@ -31,8 +31,9 @@ pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("https://{host}{port}{target}")).ok()
 }
 
-/// `Host` says in all that follows what the target's authority said (RFC 9112 §3.2.2, RFC 9113 §8.3.1).
-fn settle_authority(request: &mut Parts) -> Result<(), Error> {
+/// `Host` says in all that follows what the target's authority said (RFC 9112 §3.2.2, RFC 9113 §8.3.1), in its normal
+/// form.
+fn settle_authority(request: &mut Parts, scheme_port: u16) -> Result<(), Error> {
     let mut hosts = request.headers.get_all(header::HOST).iter();
     let (host, second) = (hosts.next(), hosts.next());
     let lacks_host = match request.version {
@@ -43,21 +44,25 @@ fn settle_authority(request: &mut Parts) -> Result<(), Error> {
     if second.is_some() || lacks_host {
         return refused("a request has one Host (RFC 9112 §3.2)");
     }
-    let Some(authority) = request.uri.authority() else {
-        return match host.is_some_and(|host| !is_authority(host.as_bytes())) {
-            true => refused("Host is no authority"),
-            false => Ok(()),
-        };
+    let normal = |authority| authority::normal(authority, scheme_port).or_else(|why| refused(why.reason()));
+    let settled = match (request.uri.authority(), host) {
+        (Some(authority), host) => {
+            let settled = normal(authority.as_str().as_bytes())?;
+            // HTTP/1.1 has the target's stand for Host, whatever that said; in HTTP/2 both have to be the same.
+            if let Some(host) = host.filter(|_| request.version == Version::HTTP_2)
+                && normal(host.as_bytes())? != settled
+            {
+                return refused("Host is another than `:authority`");
+            }
+            settled
+        }
+        (None, Some(host)) => match normal(host.as_bytes())? {
+            Cow::Borrowed(same) if same.len() == host.len() => return Ok(()),
+            settled => settled,
+        },
+        (None, None) => return Ok(()),
     };
-    if !is_authority(authority.as_str().as_bytes()) {
-        return refused("the target's authority is none");
-    }
-    // HTTP/1.1 has the target's stand for Host, whatever that said; in HTTP/2 both have to be the same.
-    let differs = |host: &HeaderValue| !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
-    if request.version == Version::HTTP_2 && host.is_some_and(differs) {
-        return refused("Host is another than `:authority`");
-    }
-    match HeaderValue::from_str(authority.as_str()) {
+    match HeaderValue::from_bytes(&settled) {
         Ok(host) => request.headers.insert(header::HOST, host),
         Err(_) => return refused("the authority can't stand in Host"),
     };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Draft, conditions, some_of};
+use crate::authority;
 use crate::config::manifest::{self, OtherPath};
 use crate::config::problem::Source;
 use crate::generation::Route;
@@ -80,7 +81,7 @@ impl Draft<'_> {
     pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::Route) -> Match {
         let mut matching = Match::default();
         for host in &route.hosts {
-            let name = host.get_ref().to_ascii_lowercase();
+            let name = host_name(host.get_ref());
             matching.hosts.push(match name.strip_prefix('*') {
                 Some(below) if below.starts_with('.') => HostMatch::Below(below.into()),
                 _ => HostMatch::Exact(name.clone()),
@@ -147,4 +148,12 @@ impl Draft<'_> {
         matching.query = route.query.iter().map(|(name, value)| (name.get_ref().clone(), wanted(value))).collect();
         matching
     }
+}
+
+/// A host, or what follows the `*` of a pattern, in the form in which requests have it.
+fn host_name(text: &str) -> String {
+    let (star, name) = text.strip_prefix("*.").map_or(("", text), |name| ("*.", name));
+    let normal = authority::host(name.as_bytes()).ok().and_then(|name| String::from_utf8(name.into_owned()).ok());
+    // What has no normal form is told as it stands.
+    format!("{star}{}", normal.unwrap_or_else(|| name.to_ascii_lowercase()))
 }

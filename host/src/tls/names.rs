@@ -52,9 +52,9 @@ impl Certificates {
         names.entry(key.into()).or_default().0.push(certificate.clone());
     }
 
-    /// For a name in lower case.
+    /// For a name in lower case. A dot at its end says nothing more (RFC 6066 §3 has names without).
     fn choice(&self, name: Option<&str>) -> &Choice {
-        let named = name.and_then(|name| {
+        let named = name.map(|name| name.strip_suffix('.').unwrap_or(name)).and_then(|name| {
             let wildcard = || self.wildcards.get(name.split_once('.')?.1);
             self.exact.get(name).or_else(wildcard)
         });
@@ -89,7 +89,7 @@ fn dns_names(certificate: &CertifiedKey) -> BTreeSet<String> {
     let names = leaf.subject_alternative_name().ok().flatten();
     let names = names.iter().flat_map(|names| &names.value.general_names);
     let dns = names.filter_map(|name| match name {
-        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::DNSName(name) => Some(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()),
         _ => None,
     });
     dns.collect()

@@ -159,13 +159,53 @@ fn split_authority(rest: &[u8]) -> (Option<&[u8]>, &[u8]) {
     (Some(&rest[..end]), &rest[end..])
 }
 
-/// Scheme and authority in their normal form (RFC 9110 §4.2.3).
+/// Scheme and authority in their normal form (RFC 9110 §4.2.3). The host brings a request's authority into it beforehand;
+/// this is for what plugins and responses say.
 pub(crate) fn origin(scheme: &[u8], authority: &[u8], into: &mut Vec<u8>) {
     into.extend_from_slice(scheme);
     into.extend_from_slice(b"://");
-    let default = if scheme == b"https" { &b":443"[..] } else { b":80" };
-    let authority = authority.strip_suffix(default).or_else(|| authority.strip_suffix(b":")).unwrap_or(authority);
-    into.extend(authority.iter().map(u8::to_ascii_lowercase));
+    let (host, port) = match authority.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if authority[colon + 1..].iter().all(u8::is_ascii_digit) => {
+            (&authority[..colon], &authority[colon + 1..])
+        }
+        _ => (authority, &b""[..]),
+    };
+    let begin = into.len();
+    put_host(host, into);
+    if into.len() > begin + 1 && into.ends_with(b".") {
+        into.pop();
+    }
+    let zeros = port.iter().take_while(|digit| **digit == b'0').count();
+    let port = if zeros == port.len() { &port[zeros.saturating_sub(1)..] } else { &port[zeros..] };
+    let default = if scheme == b"https" { &b"443"[..] } else { b"80" };
+    if !port.is_empty() && port != default {
+        into.push(b':');
+        into.extend_from_slice(port);
+    }
+}
+
+/// A host in lower case, with escapes of unreserved characters decoded, and an IPv6 address in one form.
+fn put_host(host: &[u8], into: &mut Vec<u8>) {
+    let literal = host.strip_prefix(b"[").and_then(|rest| std::str::from_utf8(rest.strip_suffix(b"]")?).ok());
+    if let Some(Ok(address)) = literal.map(str::parse::<std::net::Ipv6Addr>) {
+        return into.extend_from_slice(format!("[{address}]").as_bytes());
+    }
+    let mut rest = host;
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = digits.filter(|digits| *first == b'%' && digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let byte = byte.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match byte.filter(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(byte)) {
+            Some(byte) => {
+                into.push(byte.to_ascii_lowercase());
+                rest = &after[2..];
+            }
+            None => {
+                into.push(first.to_ascii_lowercase());
+                rest = after;
+            }
+        }
+    }
 }
 
 fn put_query(search: &[u8], query: &Query, sorts: bool, into: &mut Vec<u8>) {
@@ -288,6 +328,11 @@ mod tests {
         assert_eq!(form("https", "example.org:443"), "https://example.org");
         assert_eq!(form("https", "example.org:80"), "https://example.org:80");
         assert_eq!(form("http", "[::1]:8080"), "http://[::1]:8080");
+        assert_eq!(form("http", "[0:0::1]:0080"), "http://[::1]");
+        assert_eq!(form("http", "Ex%61mple%2eorg.:08080"), "http://example.org:8080");
+        assert_eq!(form("http", "example.org.:"), "http://example.org");
+        assert_eq!(form("http", "example.org:000"), "http://example.org:0");
+        assert_eq!(form("http", ""), "http://");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The pure modules of the host, for the targets in `fuzz_targets`. Run one with
 //! `RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz framing` (after `cargo install cargo-fuzz`).
 
+#[path = "../../../host/src/authority.rs"]
+pub mod authority;
 #[path = "../../../host/src/bounds.rs"]
 pub mod bounds;
 pub mod config;
