@@ -293,3 +293,42 @@ fn every_spelling_of_a_host_reaches_the_same_route_and_is_sent_on_as_one() {
         assert_eq!(ask(host, "/").status(), 400, "{host}");
     }
 }
+
+#[test]
+fn routes_match_paths_without_parameters_and_send_them_on() {
+    let (site, admin) = (named("site"), named("admin"));
+    let route = |path: &str| format!("[[route]]\nupstream = \"admin\"\npath = {path}\n");
+    let more = format!(
+        "[upstream.admin]\nendpoints = [{admin:?}]\n{}{}{}",
+        route("\"/admin\""),
+        route("{ exact = \"/exact\" }"),
+        route("{ regex = \"^/regex/[0-9]+$\" }")
+    );
+    let proxy = Proxy::start(&manifest(&site, "", &more));
+    for path in [
+        "/admin",
+        "/admin;a=1",
+        "/admin;",
+        "/;/admin",
+        "/;a;b/;c/admin/x",
+        "/admin%3Ba",
+        "/admin%3ba",
+        "/%3B/admin;x/y",
+        "/exact;a",
+        "/exact%3B",
+        "/;/exact",
+        "/regex/1;a",
+        "/regex;x/12",
+        "/x/;/../../admin",
+    ] {
+        let got = proxy.get(path, "").text();
+        let sent = path.replace("%3b", "%3B").replace("/x/;/../../admin", "/admin");
+        assert_eq!(got, format!("admin GET {sent} HTTP/1.1 example.org"), "{path}");
+    }
+    for path in ["/adminx;/", "/x;/admin", "/a;admin", "/exact;/x", "/admi;n"] {
+        assert!(proxy.get(path, "").text().starts_with("site "), "{path}");
+    }
+    for path in ["/x/..;/admin", "/.;/admin", "/..%3B/admin"] {
+        assert_eq!(proxy.get(path, "").status(), 400, "{path}");
+    }
+}

@@ -9,8 +9,8 @@
 //! - Empty segments are merged, as nginx does, so that `//admin` does not slip past the route of `/admin`. They go before
 //!   dot segments are removed: `/a//../b` is `/b`.
 //! - Dot segments are removed (RFC 3986 §5.2.4). Above the root there is nothing: such paths are refused.
-//! - `..;x` is refused, because Tomcat and its like drop the parameter and see `..`. Other parameters are part of their
-//!   segment.
+//! - `..;x` is refused, because Tomcat and its like drop the parameter and see `..`. Other parameters stay in their
+//!   segment, and routes match without them ([`without_parameters`]).
 //!
 //! It knows neither queries nor the target `*`, which passes as it is.
 
@@ -39,6 +39,34 @@ pub fn normal(path: &str) -> Result<Cow<'_, str>, Refused> {
         return Ok(Cow::Borrowed(path));
     }
     without_dots(&settled(path)?).map(Cow::Owned)
+}
+
+/// Returns the text that routes match of a path in its normal form: without the parameters of its segments (`;` and what follows, RFC 3986
+/// §3.3), be the semicolon escaped or not, and without the segments that have nothing else. Servlet containers read
+/// `/admin;a=1`, `/;/admin` and, some of them, `/admin%3Ba` as `/admin`.
+pub fn without_parameters(path: &str) -> Cow<'_, str> {
+    let Some(first) = parameter(path) else { return Cow::Borrowed(path) };
+    let (mut plain, mut rest) = (String::with_capacity(path.len()), path);
+    let mut next = Some(first);
+    while let Some(at) = next {
+        plain.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let end = rest.find('/').unwrap_or(rest.len());
+        // The slash before a segment without a name is the slash before the next one.
+        rest = if end < rest.len() && plain.ends_with('/') { &rest[end + 1..] } else { &rest[end..] };
+        next = parameter(rest);
+    }
+    plain.push_str(rest);
+    Cow::Owned(plain)
+}
+
+/// The place of the first semicolon, which may be escaped.
+fn parameter(path: &str) -> Option<usize> {
+    let bytes = path.as_bytes();
+    memchr::memchr2_iter(b';', b'%', bytes).find(|at| match &bytes[*at..] {
+        [b'%', escaped @ ..] => escaped.starts_with(b"3B") || escaped.starts_with(b"3b"),
+        _ => true,
+    })
 }
 
 impl Refused {
@@ -190,6 +218,34 @@ mod tests {
     }
 
     #[test]
+    fn routes_match_without_parameters() {
+        let cases = [
+            ("/admin", "/admin"),
+            ("/admin;a=1", "/admin"),
+            ("/admin;a=1/x;b/y", "/admin/x/y"),
+            ("/;/admin", "/admin"),
+            ("/;a=1;b/;c/admin", "/admin"),
+            ("/admin/;x/;y", "/admin/"),
+            ("/admin;x/", "/admin/"),
+            ("/admin/;x/", "/admin/"),
+            ("/admin%3Ba=1/x", "/admin/x"),
+            ("/%3B/admin", "/admin"),
+            ("/;", "/"),
+            ("/;/", "/"),
+            ("/a;b%3Bc;d", "/a"),
+            ("/a%3A;b", "/a%3A"),
+            ("/a%20b", "/a%20b"),
+            ("*", "*"),
+        ];
+        for (path, wanted) in cases {
+            assert_eq!(without_parameters(path), wanted, "{path}");
+            let plain = normal(wanted).expect(wanted);
+            assert_eq!((&*plain, &*without_parameters(wanted)), (wanted, wanted), "{path}");
+        }
+        assert!(matches!(without_parameters("/a%20b/c"), Cow::Borrowed(_)));
+    }
+
+    #[test]
     fn nothing_is_copied_where_nothing_changes() {
         let paths = ["*", "/", "/a/b/", "/.well-known/x", "/caf%C3%A9", "/a;b=1", "/100%25", "/a..", "/...", "/..a;b"];
         for path in paths {
@@ -259,6 +315,9 @@ mod tests {
             good += 1;
             assert!(matches!(normal(&once), Ok(Cow::Borrowed(same)) if same == once), "{path} became {once}");
             assert_eq!(matches!(once, Cow::Borrowed(_)), once == path, "{path} was copied");
+            let plain = without_parameters(&once);
+            assert_eq!(normal(&plain).as_deref(), Ok(&*plain), "{path} became {once}");
+            assert!(!plain.contains(';') && !plain.contains("%3B"), "{path} became {plain}");
             let never = NEVER.iter().find(|part| once.contains(**part));
             assert!(once.starts_with('/') && never.is_none(), "{path} became {once}");
             assert!(!once.ends_with("/.") && !once.ends_with("/.."), "{path} became {once}");

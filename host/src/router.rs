@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::request::Parts;
 
 use crate::head::host;
+use crate::path::without_parameters;
 
 /// What a route asks of a request.
 #[derive(Clone, Debug, Default)]
@@ -74,10 +75,10 @@ impl Router {
         let authority = || request.headers.get(http::header::HOST);
         let name = self.by_host.then(authority).flatten().and_then(host);
         let name = name.as_ref().map_or(&b""[..], |name| name.bytes());
-        let mut matching = self
-            .table
-            .iter()
-            .filter(|(host, route, _)| host.as_ref().is_none_or(|host| host.matches(name)) && route.matches(request));
+        let path = without_parameters(request.uri.path());
+        let mut matching = self.table.iter().filter(|(host, route, _)| {
+            host.as_ref().is_none_or(|host| host.matches(name)) && route.matches(request, &path)
+        });
         matching.next().map(|(_, _, place)| *place)
     }
 }
@@ -92,11 +93,12 @@ impl HostMatch {
 }
 
 impl Match {
-    fn matches(&self, request: &Parts) -> bool {
+    /// Whether a request matches, given its path without parameters.
+    fn matches(&self, request: &Parts, path: &str) -> bool {
         let query = || {
             request.uri.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
         };
-        self.path.matches(request.uri.path())
+        self.path.matches(path)
             && (self.methods.is_empty() || self.methods.contains(&request.method))
             && self.fields.iter().all(|(name, wanted)| {
                 let mut lines = request.headers.get_all(name).iter();

@@ -40,7 +40,10 @@ pub fn path(path: &str) -> Option<String> {
         return Some(format!("requests never have this path: write `{escaped}`"));
     }
     match path::normal(path) {
-        Ok(normal) if normal == path => None,
+        Ok(normal) if normal == path => match path::without_parameters(path) {
+            plain if plain == path => None,
+            plain => Some(format!("routes match paths without their parameters: write `{plain}`")),
+        },
         Ok(normal) => Some(format!("requests never have this path: write `{normal}`, their normal form")),
         Err(why) => Some(format!("requests never have this path: {}", why.reason())),
     }
@@ -148,7 +151,7 @@ mod tests {
         for good in ["/", "/a", "/a/b.c/", "/caf%C3%A9", "/a%20b"] {
             assert_eq!(path(good), None, "{good}");
         }
-        for bad in ["", "a", "/a b", "/a?b=1", "/a#b", "/café", "/${path}", "/a//b", "/a/../b", "/%zz", "/%2F", "/\t"]
+        for bad in ["", "a", "/a b", "/a?b=1", "/a#b", "/café", "/${path}", "/a//b", "/a/../b", "/%zz", "/%2F", "/\t", "/a;b"]
         {
             assert!(path(bad).is_some(), "{bad}");
         }

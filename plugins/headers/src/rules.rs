@@ -1,5 +1,7 @@
 //! Edits and conditions, parsed.
 
+use std::borrow::Cow;
+
 use plugway_sdk::{ConfigError, Need, Needs, Plan, ValueName, Values};
 
 use crate::config::{Edits, When};
@@ -53,9 +55,25 @@ impl Conditions {
     pub fn hold(&self, values: &Values) -> bool {
         let text = |need| values.text(need).unwrap_or_default();
         let is_one = |(need, allowed): &(Need, Vec<String>)| allowed.iter().any(|one| one == text(*need));
-        let begins = |(need, allowed): &(Need, Vec<String>)| allowed.iter().any(|one| text(*need).starts_with(one));
+        let begins = |(need, allowed): &(Need, Vec<String>)| {
+            let path = without_parameters(text(*need));
+            allowed.iter().any(|one| path.starts_with(one))
+        };
         self.methods.as_ref().is_none_or(is_one)
             && self.paths.as_ref().is_none_or(begins)
             && self.statuses.as_ref().is_none_or(is_one)
     }
+}
+
+/// A path as routes match it: without the parameters of its segments, and without the segments that have nothing else.
+fn without_parameters(path: &str) -> Cow<'_, str> {
+    if !path.contains(';') && !path.contains("%3B") {
+        return path.into();
+    }
+    let segments: Vec<&str> = path.split('/').collect();
+    let last = segments.len() - 1;
+    let name = |segment: &&str| segment.split(';').next().and_then(|name| name.split("%3B").next()).unwrap_or("").len();
+    let kept = segments.iter().enumerate().filter(|(at, segment)| *at == 0 || *at == last || name(segment) > 0);
+    let kept: Vec<&str> = kept.map(|(_, segment)| &segment[..name(segment)]).collect();
+    kept.join("/").into()
 }
