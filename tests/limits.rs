@@ -1,11 +1,12 @@
 //! What a client may ask for, and how long it may take: slow ones are let go, and keep nobody from being served.
 
 use std::io::{BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, read_message, sized};
+use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, read_message, sized, until};
 
 /// All that comes until the proxy closes, and how long that took.
 fn until_closed(stream: &mut TcpStream) -> (String, Duration) {
@@ -205,7 +206,7 @@ fn errors_speak_the_clients_language_and_name_the_request() {
 #[test]
 fn events_reach_the_client_at_once() {
     let (next, said) = std::sync::mpsc::channel::<&str>();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
@@ -287,6 +288,38 @@ fn endpoints_can_be_told_who_the_client_is() {
     }
 }
 
+/// The header of the PROXY protocol with which the first connection to an endpoint begins, and what follows it.
+fn preface(endpoint: &TcpListener, length: usize) -> Vec<u8> {
+    let (mut stream, _) = endpoint.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut read = vec![0; length];
+    stream.read_exact(&mut read).unwrap();
+    read
+}
+
+#[test]
+fn what_has_no_client_to_name_says_so_to_endpoints() {
+    for (version, wanted) in [("v1", &b"PROXY UNKNOWN\r\nGET "[..]), ("v2", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET ")] {
+        let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
+        let told = format!("proxy-protocol = \"{version}\"\nendpoints");
+        let text = manifest(&endpoint.local_addr().unwrap().to_string(), "", "").replace("endpoints", &told);
+        let checked = Proxy::start(&format!("{text}[upstream.app.health]\n"));
+        assert_eq!(preface(&endpoint, wanted.len()), wanted, "{version}, of a health check");
+        drop(checked);
+
+        let endpoint = TcpListener::bind("127.0.0.1:0").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let text = manifest(&endpoint.local_addr().unwrap().to_string(), "", "").replace("endpoints", &told);
+        let text = format!("{text}[[listener]]\naddress = \"unix:{}\"\n", path.display());
+        let _proxy = Proxy::start(&text);
+        until("the socket is there", || UnixStream::connect(&path).is_ok());
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert_eq!(preface(&endpoint, wanted.len()), wanted, "{version}, of a client at a unix socket");
+    }
+}
+
 #[test]
 fn a_reload_that_tells_endpoints_takes_no_connection_that_was_not_told() {
     let inner = Proxy::start(&manifest(&echo(), "", ""));
@@ -301,7 +334,7 @@ fn a_reload_that_tells_endpoints_takes_no_connection_that_was_not_told() {
 
 #[test]
 fn content_that_never_ends_after_its_response_holds_nothing() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (told, seen) = std::sync::mpsc::channel();
     std::thread::spawn(move || {

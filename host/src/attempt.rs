@@ -100,7 +100,7 @@ impl Attempt<'_> {
             Leave::Connect(slot) => slot,
         };
         let late = |_| nobody(Error::new(Kind::ConnectionTimeout, format!("no connection after {within:?}")));
-        let connecting = pool.fresh((self.slots, slot), wanted, &self.head.peer, rules, clock);
+        let connecting = pool.fresh((self.slots, slot), wanted, self.head.peer.ends, rules, clock);
         let connected = self.step.limit(within, connecting).await.map_err(late)?;
         connected.map(Connected::Fresh).map_err(nobody)
     }

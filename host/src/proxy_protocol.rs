@@ -39,8 +39,10 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
     if bytes[..known] == v2::PROTOCOL_PREFIX[..known] { binary(bytes) } else { line(bytes) }
 }
 
-/// A header.
-pub fn encode(version: Version, client: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+/// A header that names a client and the address which it reached. Without a client the header says that there is none to
+/// name: the connection is this proxy's own, or its client has no address.
+pub fn encode(version: Version, ends: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+    let Some((client, destination)) = ends else { return unnamed(version) };
     let (client, destination) = same_family(client, destination);
     let header = match version {
         Version::V1 => Ok(text(client, destination).into_bytes()),
@@ -53,6 +55,14 @@ pub fn encode(version: Version, client: SocketAddr, destination: SocketAddr) -> 
     };
     // Only what is longer than 64 KiB can't be built.
     header.unwrap_or_default()
+}
+
+fn unnamed(version: Version) -> Vec<u8> {
+    match version {
+        Version::V1 => [UNKNOWN, b"\r\n"].concat(),
+        // The family is unspecified, and no addresses follow.
+        Version::V2 => [v2::PROTOCOL_PREFIX, &[LOCAL, 0, 0, 0]].concat(),
+    }
 }
 
 fn line(bytes: &[u8]) -> Result<Parsed, Malformed> {
@@ -204,7 +214,7 @@ mod tests {
         ];
         for ((client, destination), wanted) in cases {
             for version in [Version::V1, Version::V2] {
-                let header = encode(version, client, destination);
+                let header = encode(version, Some((client, destination)));
                 for length in 0..header.len() {
                     assert_eq!(parse(&header[..length]), Ok(Parsed::Incomplete), "{version:?} {length}");
                 }
@@ -223,6 +233,8 @@ mod tests {
         let unix = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x31\x00\xd8"[..], &[0; 216]].concat();
         let lines: [&[u8]; 3] =
             [b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ::1 ::1 1 1\r\n", b"PROXY UNKNOWN a  b c d e f \xff\r\n"];
+        let own = [encode(Version::V1, None), encode(Version::V2, None)];
+        assert_eq!(own, [lines[0], &local[..]]);
         for header in lines.into_iter().chain([&local[..], of_odd_family, datagrams, unspecified, &unix]) {
             for length in 0..header.len() {
                 assert_eq!(parse(&header[..length]), Ok(Parsed::Incomplete), "{header:?} {length}");
@@ -268,7 +280,7 @@ mod tests {
     #[test]
     fn what_follows_a_header_is_never_swallowed() {
         let (client, destination) = ends("192.0.2.1:1000", "192.0.2.2:80");
-        let encoded = [Version::V1, Version::V2].map(|version| encode(version, client, destination));
+        let encoded = [Version::V1, Version::V2].map(|version| encode(version, Some((client, destination))));
         for header in encoded.into_iter().chain([b"PROXY UNKNOWN\r\n".to_vec()]) {
             for after in [&b"G"[..], b"\n", b"\r\n", b"GET / HTTP/1.1\r\n"] {
                 assert_eq!(parse(&[&header, after].concat()), Err(Malformed), "{header:?} {after:?}");

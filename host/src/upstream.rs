@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use tokio::sync::Notify;
 
 use crate::clock::Clock;
 use crate::error::Error;
-use crate::head::Peer;
 use crate::proxy_protocol;
 
 pub mod check;
@@ -220,12 +220,12 @@ impl Pool {
         &self,
         (slots, slot): (&Slots, Slot),
         wanted: Wanted,
-        peer: &Peer,
+        ends: Option<(SocketAddr, SocketAddr)>,
         rules: &Rules,
         clock: &Clock,
     ) -> Result<Box<Connection>, Error> {
         if self.exclusive.get() || wanted == Wanted::Http1 || rules.proxy_protocol.is_some() {
-            let connected = connect::connect(&self.address, Wanted::Http1, peer, rules.proxy_protocol, slot);
+            let connected = connect::connect(&self.address, Wanted::Http1, ends, rules.proxy_protocol, slot);
             return connected.await.map(Box::new);
         }
         let first = self.first.lock().await;
@@ -235,9 +235,9 @@ impl Pool {
         if self.exclusive.get() {
             // Whoever was first has found out: nobody has to wait for another.
             drop(first);
-            return connect::connect(&self.address, Wanted::Http1, peer, None, slot).await.map(Box::new);
+            return connect::connect(&self.address, Wanted::Http1, ends, None, slot).await.map(Box::new);
         }
-        let connection = connect::connect(&self.address, wanted, peer, None, slot).await?;
+        let connection = connect::connect(&self.address, wanted, ends, None, slot).await?;
         match connection.shared() {
             Some(sender) => {
                 *self.shared.borrow_mut() = Some((sender, clock.now()));

@@ -15,7 +15,6 @@ use super::connect::{self, Wanted};
 use super::connection::Connection;
 use super::slots::Slot;
 use super::statuses::Statuses;
-use crate::head::Peer;
 use crate::proxy_protocol;
 use crate::upload::RequestBody;
 
@@ -63,8 +62,7 @@ pub async fn check(check: &Check, address: &EndpointAddr) -> Result<(), String> 
 }
 
 async fn asked(check: &Check, address: &EndpointAddr) -> Result<(), String> {
-    let peer = Peer::unix("health check");
-    let connecting = connect::connect(address, Wanted::Any, &peer, check.proxy_protocol, Slot::default());
+    let connecting = connect::connect(address, Wanted::Any, None, check.proxy_protocol, Slot::default());
     let mut connection = connecting.await.map_err(|error| error.to_string())?;
     match &check.kind {
         Kind::Tcp => Ok(()),

@@ -16,7 +16,6 @@ use super::connection::{Connection, Transport};
 use super::slots::Slot;
 use super::{EndpointAddr, Place, Speaks};
 use crate::error::{Error, Kind, is_of_this_machine};
-use crate::head::Peer;
 use crate::proxy_protocol;
 use crate::tcp::Tcp;
 
@@ -40,11 +39,12 @@ pub enum Wanted {
     Http1,
 }
 
-/// Makes a connection. Nothing is left behind if this is dropped half-way.
+/// Makes a connection. `ends` are the address of its client and the one that this reached, for the PROXY protocol; `None`
+/// if there is no client, or it has no address. Nothing is left behind if this is dropped half-way.
 pub async fn connect(
     address: &EndpointAddr,
     wanted: Wanted,
-    peer: &Peer,
+    ends: Option<(SocketAddr, SocketAddr)>,
     told: Option<proxy_protocol::Version>,
     slot: Slot,
 ) -> Result<Connection, Error> {
@@ -53,10 +53,10 @@ pub async fn connect(
             let found = lookup_host(&**place).await.map_err(unknown)?.collect::<SmallVec<[SocketAddr; 2]>>();
             let stream = TcpStream::connect(&*found).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
-            speak(Tcp(stream), address, wanted, peer, told, slot).await
+            speak(Tcp(stream), address, wanted, ends, told, slot).await
         }
         Place::Unix(path) => {
-            speak(UnixStream::connect(&**path).await.map_err(refused)?, address, wanted, peer, told, slot).await
+            speak(UnixStream::connect(&**path).await.map_err(refused)?, address, wanted, ends, told, slot).await
         }
     }
 }
@@ -76,14 +76,12 @@ async fn speak(
     mut stream: impl Transport,
     address: &EndpointAddr,
     wanted: Wanted,
-    peer: &Peer,
+    ends: Option<(SocketAddr, SocketAddr)>,
     told: Option<proxy_protocol::Version>,
     slot: Slot,
 ) -> Result<Connection, Error> {
     if let Some(version) = told {
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        let (client, reached) = peer.ends.unwrap_or((unknown, unknown));
-        let told = stream.write_all(&proxy_protocol::encode(version, client, reached)).await;
+        let told = stream.write_all(&proxy_protocol::encode(version, ends)).await;
         told.map_err(|error| Error::new(Kind::ConnectionTerminated, error))?;
     }
     match &address.speaks {
