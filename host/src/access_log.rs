@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::json;
 
 use crate::error::Kind;
-use crate::head::{CacheOutcome, Head, ValueName};
+use crate::head::{CacheOutcome, Head};
 use crate::output::Output;
 use crate::printable::{TRUNCATED, is_hostile};
 use crate::supervise::{Task, guard};
@@ -232,7 +232,7 @@ fn open_file(path: &Path) -> io::Result<File> {
 
 fn combined(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
     let mut line = Vec::with_capacity(256);
-    quoted(&mut line, head.value(&ValueName::ClientAddress).as_ref().map_or(b"-", |value| value.bytes()), LONGEST_TEXT);
+    quoted(&mut line, head.peer.address.as_ref().map_or(b"-", |address| address.as_bytes()), LONGEST_TEXT);
     line.extend_from_slice(b" - - [");
     line.extend_from_slice(common_date(began).as_bytes());
     line.extend_from_slice(b"] \"");
@@ -243,8 +243,11 @@ fn combined(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
     line.extend_from_slice(
         format!(" {:?}\" {} {} \"", received.version, outcome.status, outcome.response_bytes).as_bytes(),
     );
-    for (name, end) in [(http::header::REFERER, &b"\" \""[..]), (http::header::USER_AGENT, b"\"\n")] {
-        quoted(&mut line, head.request.headers.get(name).map_or(b"-", |value| value.as_bytes()), LONGEST_TEXT);
+    let words = received.words.as_deref();
+    let (referer, agent) =
+        (words.and_then(|words| words.referer.as_ref()), words.and_then(|words| words.user_agent.as_ref()));
+    for (value, end) in [(referer, &b"\" \""[..]), (agent, b"\"\n")] {
+        quoted(&mut line, value.map_or(b"-", |value| value.as_bytes()), LONGEST_TEXT);
         line.extend_from_slice(end);
     }
     line
@@ -264,17 +267,17 @@ fn quoted(line: &mut Vec<u8>, bytes: &[u8], most: usize) {
 }
 
 fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
-    let value = |name: &ValueName| head.value(name).map(|value| text(value.bytes(), LONGEST_TEXT).into_owned());
-    let field =
-        |name: http::HeaderName| head.request.headers.get(name).map(|value| text(value.as_bytes(), LONGEST_TEXT));
+    let shown =
+        |value: Option<&http::HeaderValue>| value.map(|value| text(value.as_bytes(), LONGEST_TEXT).into_owned());
     let received = &head.received;
+    let words = received.words.as_deref();
     let line = json!({
         "time": rfc3339(began),
-        "client": value(&ValueName::ClientAddress),
+        "client": shown(head.peer.address.as_ref()),
         "method": text(received.method.as_str().as_bytes(), LONGEST_TEXT),
         "target": text(received.target.to_string().as_bytes(), LONGEST_TARGET),
         "protocol": format!("{:?}", received.version),
-        "host": value(&ValueName::Authority),
+        "host": shown(words.and_then(|words| words.host.as_ref())),
         "status": outcome.status,
         "bytes": outcome.response_bytes,
         "duration_us": outcome.took.as_micros() as u64,
@@ -285,7 +288,8 @@ fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
         "cache": head.cache.map(CacheOutcome::word),
         "error": outcome.error.map(Kind::token),
         "request_id": head.request_id(),
-        "user_agent": field(http::header::USER_AGENT),
+        "user_agent": shown(words.and_then(|words| words.user_agent.as_ref())),
+        "referer": shown(words.and_then(|words| words.referer.as_ref())),
         "notes": notes(head),
     });
     let mut line = escaped(line.to_string()).into_bytes();

@@ -20,7 +20,7 @@ use crate::error::{Error, Kind};
 use crate::forward::{Forwarded, Sending, forward};
 use crate::forwarding::{self, Hop};
 use crate::generation::{Route, Running, UNROUTED};
-use crate::head::{Head, Peer, Received};
+use crate::head::{Head, Peer, Received, Words};
 use crate::listener::Listener;
 use crate::passage::Passage;
 use crate::respond;
@@ -98,7 +98,8 @@ pub fn begin(
     ending: &mut Ending,
 ) -> Begun {
     let (mut parts, body) = request.into_parts();
-    let received = Received::of(&parts);
+    let words = if running.generation.access_log.is_some() { Words::Logged } else { Words::Unneeded };
+    let received = Received::of(&parts, words);
     let routed = routed(running, &mut parts, arrival);
     let head = |parts, route, upstream| Box::new(Head::new(received, parts, arrival.peer.clone(), route, upstream));
     let place = match routed {

@@ -121,6 +121,24 @@ pub struct Received {
     pub method: http::Method,
     pub target: http::Uri,
     pub version: http::Version,
+    /// `None` if there is no access log.
+    pub words: Option<Box<ReceivedFields>>,
+}
+
+/// The fields of the access log as the client sent them.
+#[derive(Debug)]
+pub struct ReceivedFields {
+    /// `Host`, or the target's authority.
+    pub host: Option<HeaderValue>,
+    pub referer: Option<HeaderValue>,
+    pub user_agent: Option<HeaderValue>,
+}
+
+/// Whether the fields of the access log are kept as the client sent them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Words {
+    Logged,
+    Unneeded,
 }
 
 /// Facts of a client connection, ready for use in fields.
@@ -276,6 +294,7 @@ impl Head {
             method: http::Method::from_bytes(b"-").unwrap_or_default(),
             target: http::Uri::from_static("*"),
             version: http::Version::HTTP_11,
+            words: None,
         };
         (head.route, head.upstream) = ("-".into(), "-".into());
         head
@@ -284,14 +303,14 @@ impl Head {
     /// A stand-in while the real head is lent to a plugin.
     pub fn empty() -> Self {
         let (request, ()) = http::Request::new(()).into_parts();
-        let received = Received::of(&request);
+        let received = Received::of(&request, Words::Unneeded);
         Head::new(received, request, Arc::new(Peer::unix("")), "".into(), "".into())
     }
 
     /// Another exchange's, for the same request.
     pub fn copy(&self) -> Self {
-        let Received { method, target, version } = &self.received;
-        let received = Received { method: method.clone(), target: target.clone(), version: *version };
+        let Received { method, target, version, .. } = &self.received;
+        let received = Received { method: method.clone(), target: target.clone(), version: *version, words: None };
         let (peer, route, upstream) = (self.peer.clone(), self.route.clone(), self.upstream.clone());
         let mut copy = Head::new(received, self.request.clone(), peer, route, upstream);
         (copy.notes, copy.added) = (self.notes.clone(), self.added);
@@ -397,9 +416,15 @@ impl Head {
 }
 
 impl Received {
-    /// The line of a request that nobody has changed yet.
-    pub fn of(request: &http::request::Parts) -> Self {
-        Received { method: request.method.clone(), target: request.uri.clone(), version: request.version }
+    /// The words of a request that nobody has changed yet.
+    pub fn of(request: &http::request::Parts, words: Words) -> Self {
+        let words = (words == Words::Logged).then(|| {
+            let field = |name| request.headers.get(name).cloned();
+            let authority = || HeaderValue::from_str(request.uri.authority()?.as_str()).ok();
+            let host = field(header::HOST).or_else(authority);
+            Box::new(ReceivedFields { host, referer: field(header::REFERER), user_agent: field(header::USER_AGENT) })
+        });
+        Received { method: request.method.clone(), target: request.uri.clone(), version: request.version, words }
     }
 }
 

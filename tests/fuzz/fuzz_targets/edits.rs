@@ -27,7 +27,7 @@ fn checked(kind: u8, name: &str, value: &[u8]) -> Result<Edit, Refused> {
 fn head() -> Head {
     let request = http::Request::post("/path?query").header("content-length", "5").header("connection", "close");
     let (parts, ()) = request.header("x-a", "1").body(()).unwrap().into_parts();
-    let received = Received::of(&parts);
+    let received = Received::of(&parts, Words::Unneeded);
     Head::new(received, parts, Arc::new(Peer::unix("fuzzed")), "route".into(), "upstream".into())
 }
 
