@@ -558,8 +558,12 @@ fn nobody_poisons_what_others_get() {
         response("Cache-Control: max-age=60", &format!("{named} {}", request.text()))
     });
     let proxy = origin.proxy();
-    assert_eq!(proxy.get("/", "\r\nX-Forwarded-Host: evil.example").text(), "evil.example ");
-    assert_eq!(proxy.get("/", "").text(), "example.org ");
+    assert_eq!(proxy.get("/", "\r\nX-Forwarded-Host: evil.example").text(), "example.org ", "its word is dropped");
+    let trusting = "address = \"127.0.0.1:0\"\ntrusted-proxies = [\"127.0.0.1\"]\n";
+    let text = manifest(&origin.address, "\"cache\"", "").replace("address = \"127.0.0.1:0\"\n", trusting);
+    let trusting = Proxy::start(&text);
+    assert_eq!(trusting.get("/", "\r\nX-Forwarded-Host: evil.example").text(), "evil.example ");
+    assert_eq!(trusting.get("/", "").text(), "example.org ");
     let other = proxy.exchange("GET / HTTP/1.1\r\nHost: evil.example");
     assert_eq!(other.text(), "evil.example ");
     let mut fat = proxy.connect();
@@ -742,7 +746,10 @@ fn fields_that_origins_obey_are_in_the_key() {
         let sent = request.fields.iter().map(|(name, value)| format!("{name}={value} "));
         response("Cache-Control: max-age=60", &sent.collect::<String>())
     });
-    let proxy = origin.proxy();
+    let listener =
+        "address = \"127.0.0.1:0\"\ntrusted-proxies = [\"127.0.0.1\"]\nclient-address-from = \"forwarded\"\n";
+    let text = manifest(&origin.address, CACHE, "").replace("address = \"127.0.0.1:0\"\n", listener);
+    let proxy = Proxy::start(&text);
     for field in [
         "Forwarded: for=192.0.2.1;host=evil",
         "X-Forwarded-Server: evil",

@@ -25,12 +25,7 @@ fn the_classic_fields_reach_the_origin() {
     let proxy = Proxy::start(&manifest(&echo(), r#""forwarded""#, CLASSIC));
     let got = proxy.get("/a?b=c", "\r\nX-Forwarded-For: 203.0.113.7").text();
     assert!(got.starts_with("GET /a?b=c HTTP/1.1\n"), "{got}");
-    for line in [
-        "host: example.org",
-        "x-real-ip: 127.0.0.1",
-        "x-forwarded-for: 203.0.113.7, 127.0.0.1",
-        "x-forwarded-proto: http",
-    ] {
+    for line in ["host: example.org", "x-real-ip: 127.0.0.1", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http"] {
         assert!(got.lines().any(|known| known == line), "no `{line}` in\n{got}");
     }
 }

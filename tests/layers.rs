@@ -9,11 +9,13 @@ const LAYERS: [(&str, &[&str]); 6] = [
         &[
             "authority",
             "bounds",
+            "client_address",
             "config",
             "edit",
             "edit_plan",
             "edit_room",
             "error",
+            "field_alias",
             "files",
             "forwarding",
             "framing",

@@ -6,6 +6,7 @@ mod backend;
 mod balance;
 mod cache_disk;
 mod caching;
+mod client_address;
 mod discovery;
 mod failing_plugins;
 mod floods;

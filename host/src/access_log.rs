@@ -232,7 +232,7 @@ fn open_file(path: &Path) -> io::Result<File> {
 
 fn combined(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
     let mut line = Vec::with_capacity(256);
-    quoted(&mut line, head.peer.address.as_ref().map_or(b"-", |address| address.as_bytes()), LONGEST_TEXT);
+    quoted(&mut line, head.client_address().map_or(b"-", |address| address.as_bytes()), LONGEST_TEXT);
     line.extend_from_slice(b" - - [");
     line.extend_from_slice(common_date(began).as_bytes());
     line.extend_from_slice(b"] \"");
@@ -273,7 +273,7 @@ fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
     let words = received.words.as_deref();
     let line = json!({
         "time": rfc3339(began),
-        "client": shown(head.peer.address.as_ref()),
+        "client": shown(head.client_address()),
         "method": text(received.method.as_str().as_bytes(), LONGEST_TEXT),
         "target": text(received.target.to_string().as_bytes(), LONGEST_TARGET),
         "protocol": format!("{:?}", received.version),

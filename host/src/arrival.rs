@@ -78,16 +78,20 @@ async fn arrive<T: Transport>(
     let [limit] = seat.clock.deadlines();
     let timeout = listener.limits.head_timeout;
     let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-    if listener.is_proxy(client(ends)) {
+    if listener.proxies.has(client(ends)) {
         ends = limit.limit(timeout, told(&mut stream)).await.map_err(late)??.or(ends);
     }
-    if !admitted.is_client_admitted(&entrance, client(ends), seat.clock.now()) {
+    // A trusted proxy has the connections of many clients, whose requests are counted one by one.
+    let is_trusted = listener.client.trusted.has(client(ends));
+    let counted = client(ends).filter(|_| !is_trusted);
+    if !admitted.is_client_admitted(&entrance, counted, seat.clock.now()) {
         return Err(io::Error::other("its client has too many connections"));
     }
     let mut peer = match ends {
         Some((client, reached)) => Peer::tcp(client, reached),
         None => Peer::unix(&entrance.address),
     };
+    peer.is_trusted = is_trusted;
     let (stream, ahead, is_http2) = match &listener.tls {
         Some(acceptor) => {
             let mut stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late)??;

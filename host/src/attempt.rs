@@ -100,7 +100,7 @@ impl Attempt<'_> {
             Leave::Connect(slot) => slot,
         };
         let late = |_| nobody(Error::new(Kind::ConnectionTimeout, format!("no connection after {within:?}")));
-        let connecting = pool.fresh((self.slots, slot), wanted, self.head.peer.ends, rules, clock);
+        let connecting = pool.fresh((self.slots, slot), wanted, self.head.ends(), rules, clock);
         let connected = self.step.limit(within, connecting).await.map_err(late)?;
         connected.map(Connected::Fresh).map_err(nobody)
     }
@@ -206,6 +206,9 @@ impl Attempt<'_> {
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS && self.hop.upgrade.is_none() {
             return Err(malformed("a switch of protocols that nobody asked for"));
+        }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS && !self.has_proof(&response) {
+            return Err(malformed("the endpoint switched protocols without the proof that it speaks WebSocket"));
         }
         let (rules, step) = (self.rules.clone(), self.step.clone());
         Ok(Answer { response, lease: Lease { connection, flight, is_good: true, rules, step } })

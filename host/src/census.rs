@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The connections at a listener, over all workers; outlives generations.
 #[derive(Debug, Default)]
@@ -11,7 +11,8 @@ pub struct Census {
     all: AtomicUsize,
     /// Clients that have a connection.
     clients: AtomicUsize,
-    // Locked when a connection begins and ends, never for a request.
+    // Locked when a connection begins and ends. For a request only if it comes by a trusted proxy and the number of
+    // connections per client is limited: each shard is another client's nearly always, and held for some instructions.
     shards: [Mutex<HashMap<ClientNet, usize>>; SHARDS],
     closed: [AtomicU64; Closed::ALL.len()],
     /// The connections and streams that were cut off, in the order of [`SendLimit::ALL`].
@@ -37,6 +38,13 @@ pub struct ClientNet(u64);
 pub struct Share {
     pub held: usize,
     pub fair: usize,
+}
+
+/// A request that came by a trusted proxy, counted as a connection of its client until dropped.
+#[derive(Debug)]
+pub struct CountedRequest {
+    census: Arc<Census>,
+    client: ClientNet,
 }
 
 /// A reason why a connection was closed before its time.
@@ -136,6 +144,18 @@ impl Census {
         Share { held: *held, fair: (limit / (2 * self.clients.load(Ordering::Relaxed).max(1))).max(FAIR) }
     }
 
+    /// Counts a request of a client behind a trusted proxy as a connection of that client; `None` if the client has as many
+    /// already as the limit allows.
+    pub fn enter_request(self: &Arc<Self>, client: ClientNet, limit: usize) -> Option<CountedRequest> {
+        let held = self.enter_client(client, limit).held;
+        let counted = CountedRequest { census: self.clone(), client };
+        if held > limit {
+            self.count(Closed::ConnectionsPerClient);
+            return None;
+        }
+        Some(counted)
+    }
+
     /// Counts a connection that ends.
     pub fn leave(&self) {
         self.all.fetch_sub(1, Ordering::Relaxed);
@@ -171,6 +191,12 @@ impl Census {
         // The low bits of IPv4 addresses differ most, and of IPv6 networks the middle ones.
         let place = (client.0 ^ (client.0 >> 16) ^ (client.0 >> 32)) as usize % SHARDS;
         self.shards[place].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for CountedRequest {
+    fn drop(&mut self) {
+        self.census.leave_client(self.client);
     }
 }
 
@@ -233,6 +259,17 @@ mod tests {
         census.leave_client(one);
         assert_eq!(census.enter_client(other, 1000), Share { held: 2, fair: 500 });
         assert_eq!(census.enter_client(other, 10), Share { held: 3, fair: FAIR });
+    }
+
+    #[test]
+    fn requests_by_trusted_proxies_count_as_connections_of_their_client() {
+        let census = Arc::new(Census::default());
+        let (one, other) = (net("192.0.2.1"), net("192.0.2.2"));
+        let held = [census.enter_request(one, 2).unwrap(), census.enter_request(one, 2).unwrap()];
+        assert!(census.enter_request(one, 2).is_none() && census.enter_request(other, 2).is_some());
+        assert_eq!(census.closed(Closed::ConnectionsPerClient), 1);
+        drop(held);
+        assert_eq!(census.enter_client(one, 1000).held, 1);
     }
 
     #[test]

@@ -7,8 +7,9 @@ use http::header::{self, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use crate::bounds;
+use crate::client_address::X_FORWARDED_FOR;
 use crate::edit::{Refused, at_most, trimmed};
-use crate::head::{Head, Value, ValueName, X_FORWARDED_FOR};
+use crate::head::{Head, Value, ValueName};
 
 /// An edit plan with what it costs, which is known before any exchange but for the values of its templates.
 #[derive(Debug)]

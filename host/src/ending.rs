@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::access_log::Outcome;
+use crate::census::CountedRequest;
 use crate::error::Kind;
 use crate::generation::Running;
 use crate::head::Head;
@@ -26,6 +27,8 @@ pub struct Ending {
     pub response_bytes: u64,
     /// How far the request's content is.
     pub upload: Upload,
+    /// Counts the request as its client's; `None` if the connection is counted so, or nothing is limited.
+    pub counted: Option<CountedRequest>,
 }
 
 impl Ending {
@@ -42,6 +45,7 @@ impl Ending {
             error: None,
             response_bytes: 0,
             upload,
+            counted: None,
         }
     }
 

@@ -12,7 +12,9 @@ use hyper::body::Incoming;
 use crate::apart::apart;
 use crate::body::ResponseBody;
 use crate::caching::{self, Answered, Asking, Looked, Past};
+use crate::census::ClientNet;
 use crate::chain::{self, Depth, Down, Failed};
+use crate::client_address::{self, Settled};
 use crate::clock::Deadline;
 use crate::edit::Side;
 use crate::ending::Ending;
@@ -30,7 +32,7 @@ use crate::upload::{Receiving, RequestBody, Upload, UploadLimits};
 
 /// Why a request has no route.
 enum Unrouted {
-    Failed(Error),
+    Failed(Failed),
     /// Its listener sends everybody to another place.
     Elsewhere(HeaderValue),
 }
@@ -100,15 +102,23 @@ pub fn begin(
     let (mut parts, body) = request.into_parts();
     let words = if running.generation.access_log.is_some() { Words::Logged } else { Words::Unneeded };
     let received = Received::of(&parts, words);
-    let routed = routed(running, &mut parts, arrival);
-    let head = |parts, route, upstream| Box::new(Head::new(received, parts, arrival.peer.clone(), route, upstream));
+    let Arrival { peer, listener } = arrival;
+    // Before anything else reads the request.
+    let settled = client_address::settle(&mut parts.headers, peer.ip(), peer.is_trusted, &listener.client);
+    let counted = counted(&settled, arrival, ending);
+    let routed = counted.and_then(|()| routed(running, &mut parts, &settled, arrival));
+    let head = |parts, route, upstream| {
+        let mut head = Box::new(Head::new(received, parts, peer.clone(), route, upstream));
+        (head.client, head.has_aliases) = (settled.client, settled.has_aliases);
+        head
+    };
     let place = match routed {
         Ok(place) => place,
         Err(unrouted) => {
             ending.unrouted(head(parts, UNROUTED.into(), UNROUTED.into()));
             ending.upload.end();
             return Begun::Answered(match unrouted {
-                Unrouted::Failed(error) => fail(error.into(), running, ending),
+                Unrouted::Failed(failed) => fail(failed, running, ending),
                 Unrouted::Elsewhere(location) => {
                     let response = respond::redirect(location);
                     ending.status = response.status().as_u16();
@@ -127,7 +137,7 @@ pub fn begin(
     }
 
     let receiving = |body, upload| {
-        let limits = &arrival.listener.limits;
+        let limits = &listener.limits;
         let (most, pause, rate) = (route.max_body, limits.body_timeout, limits.body_rate);
         let limits = UploadLimits { most, pause, rate, knows_end: version == Version::HTTP_2 };
         // It may be read by another task than the client's.
@@ -238,15 +248,36 @@ async fn ask(
     finish(running, place, head, forwarded, (None, depth), ending)
 }
 
+/// Counts a request that came by a trusted proxy as its client's, where that is limited.
+fn counted(settled: &Settled, arrival: &Arrival, ending: &mut Ending) -> Result<(), Unrouted> {
+    let Some(most) = arrival.listener.limits.connections_per_client.filter(|_| arrival.peer.is_trusted) else {
+        return Ok(());
+    };
+    let address = settled.client.as_ref().map(|client| client.socket.ip());
+    let Some(client) = ClientNet::new(address) else { return Ok(()) };
+    ending.counted = arrival.listener.census.enter_request(client, most);
+    if ending.counted.is_some() {
+        return Ok(());
+    }
+    let cause = format!("limits.connections-per-client of {most} is reached by the requests of a client");
+    let (error, status) = (Error::new(Kind::LimitReached, cause), StatusCode::TOO_MANY_REQUESTS);
+    Err(Unrouted::Failed(Failed { error, status, depth: Depth::none() }))
+}
+
 /// The place of a request's route.
-fn routed(running: &Running, request: &mut Parts, arrival: &Arrival) -> Result<usize, Unrouted> {
-    target::accept(request, arrival.peer.tls.is_some()).map_err(Unrouted::Failed)?;
+fn routed(running: &Running, request: &mut Parts, settled: &Settled, arrival: &Arrival) -> Result<usize, Unrouted> {
+    let failed = |error: Error| Unrouted::Failed(error.into());
+    if settled.is_rejected {
+        let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";
+        return Err(failed(Error::new(Kind::RequestError, cause)));
+    }
+    target::accept(request, arrival.peer.is_secure()).map_err(failed)?;
     if let Some(port) = arrival.listener.redirect {
-        let unnamed = || Unrouted::Failed(Error::new(Kind::RequestError, "no Host says where to go with https"));
+        let unnamed = || failed(Error::new(Kind::RequestError, "no Host says where to go with https"));
         return Err(Unrouted::Elsewhere(target::with_https(request, port).ok_or_else(unnamed)?));
     }
-    let none = || Error::new(Kind::NoRoute, "no route of the manifest matches the request");
-    running.generation.router.route(request).ok_or_else(|| Unrouted::Failed(none()))
+    let none = || failed(Error::new(Kind::NoRoute, "no route of the manifest matches the request"));
+    running.generation.router.route(request).ok_or_else(none)
 }
 
 /// Takes a response through the plugins above a depth, and past a cache among them.

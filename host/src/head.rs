@@ -9,7 +9,9 @@ use std::sync::Arc;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::authority;
+use crate::client_address::{Client, X_FORWARDED_FOR};
 use crate::edit::Side;
+use crate::field_alias;
 
 /// The heads of both messages, and where the exchange stands.
 #[derive(Debug)]
@@ -22,6 +24,10 @@ pub struct Head {
     pub response: Option<http::response::Parts>,
     /// What the connection tells of the client.
     pub peer: Arc<Peer>,
+    /// The client that trusted proxies name; `None` if it is the peer.
+    pub client: Option<Box<Client>>,
+    /// Whether the request may have fields that an origin takes for others.
+    pub has_aliases: bool,
     /// The name of the matched route.
     pub route: Arc<str>,
     /// The name of the upstream that the request goes to.
@@ -115,7 +121,7 @@ impl CacheOutcome {
     }
 }
 
-/// A request line.
+/// A request line, and what the access log shows besides.
 #[derive(Debug)]
 pub struct Received {
     pub method: http::Method,
@@ -154,6 +160,8 @@ pub struct Peer {
     pub scheme: HeaderValue,
     /// The client's address and that which it reached; none for a unix socket.
     pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// Whether the listener takes the peer's word about its clients.
+    pub is_trusted: bool,
     pub tls: Option<Box<PeerTls>>,
 }
 
@@ -270,8 +278,6 @@ pub enum Value<'a> {
     Bytes(Cow<'a, [u8]>),
 }
 
-pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-
 impl Head {
     /// The head of an exchange that begins.
     pub fn new(
@@ -282,8 +288,22 @@ impl Head {
         upstream: Arc<str>,
     ) -> Self {
         let (response, endpoint, cache, notes, id) = (None, None, None, Vec::new(), OnceCell::new());
-        let added = Added::default();
-        Head { received, request, response, peer, route, upstream, endpoint, cache, notes, added, id }
+        let (added, client, has_aliases) = (Added::default(), None, false);
+        Head {
+            received,
+            request,
+            response,
+            peer,
+            client,
+            has_aliases,
+            route,
+            upstream,
+            endpoint,
+            cache,
+            notes,
+            added,
+            id,
+        }
     }
 
     /// Of what could not be read.
@@ -314,6 +334,7 @@ impl Head {
         let (peer, route, upstream) = (self.peer.clone(), self.route.clone(), self.upstream.clone());
         let mut copy = Head::new(received, self.request.clone(), peer, route, upstream);
         (copy.notes, copy.added) = (self.notes.clone(), self.added);
+        (copy.client, copy.has_aliases) = (self.client.clone(), self.has_aliases);
         copy
     }
 
@@ -333,8 +354,11 @@ impl Head {
                 Some(Value::Bytes(Cow::Owned(uri)))
             }
             ValueName::Protocol => text(&format!("{:?}", self.request.version)),
-            ValueName::ClientAddress => self.peer.address.as_ref().map(Value::Field),
-            ValueName::ClientPort => self.peer.port.as_ref().map(Value::Field),
+            ValueName::ClientAddress => self.client_address().map(Value::Field),
+            ValueName::ClientPort => match &self.client {
+                Some(client) => client.port.as_ref().map(Value::Field),
+                None => self.peer.port.as_ref().map(Value::Field),
+            },
             ValueName::ListenerAddress => Some(Value::Field(&self.peer.listener)),
             ValueName::Route => Some(borrowed(&self.route)),
             ValueName::Upstream => Some(borrowed(&self.upstream)),
@@ -363,8 +387,7 @@ impl Head {
 
     /// Writes the target URI, in its normal form (RFC 9110 §7.1, §4.2.3).
     pub fn put_uri(&self, into: &mut Vec<u8>) {
-        let is_secure = self.peer.tls.is_some();
-        let (scheme, port) = if is_secure { (&b"https://"[..], 443) } else { (&b"http://"[..], 80) };
+        let (scheme, port) = if self.peer.is_secure() { (&b"https://"[..], 443) } else { (&b"http://"[..], 80) };
         let authority = self.request.headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
         // What a plugin has put into Host may have no normal form.
         let authority = authority::normal(authority, port).unwrap_or(Cow::Borrowed(authority));
@@ -406,17 +429,46 @@ impl Head {
         std::str::from_utf8(digits).unwrap_or_default()
     }
 
+    /// The address of the client; `None` if it is unknown.
+    pub fn client_address(&self) -> Option<&HeaderValue> {
+        self.client.as_ref().map(|client| &client.address).or(self.peer.address.as_ref())
+    }
+
+    /// The client's address and that which it reached; `None` if the client's is unknown.
+    pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let Some(client) = &self.client else { return self.peer.ends };
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+        Some((client.socket, self.peer.ends.map_or(unknown, |(_, reached)| reached)))
+    }
+
+    /// The value of a field for the key of a cache: with the lines that an origin may take for the field's.
+    pub fn value_with_aliases(&self, name: &ValueName) -> Option<Value<'_>> {
+        let value = self.value(name);
+        let ValueName::RequestField(name) = name else { return value };
+        if !self.has_aliases {
+            return value;
+        }
+        let mut whole = value.as_ref().map_or(Vec::new(), |value| value.bytes().to_vec());
+        let has_more = field_alias::put_aliases(&self.request.headers, name, &mut whole);
+        if has_more { Some(Value::Bytes(Cow::Owned(whole))) } else { value }
+    }
+
+    /// The chain that trusted proxies have sent, or their client, with the peer at the end. A peer at a unix socket has no
+    /// address to be put there: it is on this machine, and the next proxy reads the chain as if it weren't there.
     fn forwarded_for(&self) -> Option<Value<'_>> {
-        let client = self.peer.address.as_ref()?;
-        Some(match joined(&self.request.headers, &X_FORWARDED_FOR) {
-            None => Value::Field(client),
-            Some(list) => Value::Bytes(Cow::Owned([list.bytes(), b", ", client.as_bytes()].concat())),
+        let peer = self.peer.address.as_ref();
+        let client = || self.client.as_ref().map(|client| Value::Field(&client.address));
+        let chain = joined(&self.request.headers, &X_FORWARDED_FOR).or_else(client);
+        Some(match (chain, peer) {
+            (Some(chain), Some(peer)) => Value::Bytes(Cow::Owned([chain.bytes(), b", ", peer.as_bytes()].concat())),
+            (Some(chain), None) => chain,
+            (None, peer) => Value::Field(peer?),
         })
     }
 }
 
 impl Received {
-    /// The words of a request that nobody has changed yet.
+    /// Copies what is kept of a request that no plugin has changed yet.
     pub fn of(request: &http::request::Parts, words: Words) -> Self {
         let words = (words == Words::Logged).then(|| {
             let field = |name| request.headers.get(name).cloned();
@@ -436,13 +488,23 @@ impl Peer {
         let field = |text: String| HeaderValue::from_str(&text).ok();
         let ends = Some((client, listener));
         let listener = field(listener.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        Peer { address: field(address), port: field(port), listener, scheme: HTTP, ends, tls: None }
+        Peer { address: field(address), port: field(port), listener, scheme: HTTP, ends, is_trusted: false, tls: None }
     }
 
     /// The facts of a connection over a unix socket.
     pub fn unix(listener: &str) -> Self {
         let listener = HeaderValue::from_str(listener).unwrap_or(HeaderValue::from_static("unix"));
-        Peer { address: None, port: None, listener, scheme: HTTP, ends: None, tls: None }
+        Peer { address: None, port: None, listener, scheme: HTTP, ends: None, is_trusted: false, tls: None }
+    }
+
+    /// The address that connected; `None` at a unix socket.
+    pub fn ip(&self) -> Option<std::net::IpAddr> {
+        self.ends.map(|(client, _)| client.ip().to_canonical())
+    }
+
+    /// Whether the client has spoken TLS to this listener.
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// The same over TLS.

@@ -1,22 +1,24 @@
 //! The rules of a listener for its clients.
 
 use std::cell::Cell;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::census::Census;
+use crate::client_address;
 use crate::framing;
+use crate::trust::Peers;
 
 /// The rules of a listener in a generation; a connection keeps those that it began with.
 pub struct Listener {
     /// None where HTTP is spoken in clear.
     pub tls: Option<TlsAcceptor>,
-    /// Who has to say with the PROXY protocol for whom it speaks.
-    pub proxies: Vec<IpNet>,
+    /// Load balancers that have to name the client with the PROXY protocol.
+    pub proxies: Peers,
+    /// Whose word about the client is taken.
+    pub client: client_address::Rules,
     /// The port that every request is sent to with `https`.
     pub redirect: Option<u16>,
     pub limits: Limits,
@@ -55,13 +57,6 @@ pub struct SendLimits {
     pub timeout: Duration,
     /// Bytes per second, over each of two windows of time in which the client is waited for.
     pub rate: u64,
-}
-
-impl Listener {
-    /// Whether who connects from here speaks for others.
-    pub fn is_proxy(&self, client: Option<IpAddr>) -> bool {
-        client.is_some_and(|client| self.proxies.iter().any(|net| net.contains(&client)))
-    }
 }
 
 impl SendLimits {

@@ -5,17 +5,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ipnet::IpNet;
 use tokio_rustls::TlsAcceptor;
 use toml::Spanned;
 
 use super::{Draft, beside, head_of};
+use crate::client_address::{Aliases, Rules, Source as ClientSource};
 use crate::config::manifest::{self, Manifest, Redirect};
 use crate::config::problem::Source;
+use crate::edit::field_name;
+use crate::field_alias;
 use crate::framing;
 use crate::listener::{Limits, Listener, SendLimits};
 use crate::tls;
 use crate::tls::server::{CertificateFiles, ClientAuth, MinimumVersion, Place, ServerFiles};
+use crate::trust::Peers;
 
 /// Fits what browsers send with many cookies; as much as nginx takes.
 const HEAD: usize = 32 << 10;
@@ -91,18 +94,62 @@ impl Draft<'_> {
                 format!("this listener has the port {port} itself, and speaks no TLS; name the port of one that does");
             self.problems.at(source, span, message);
         }
-        let proxies = listener.proxy_protocol_from.iter().filter_map(|net| self.network(source, net)).collect();
-        Listener { tls, proxies, redirect, limits: self.client_limits(source, &listener.limits), census }
+        let proxies = self.peers(source, &listener.proxy_protocol_from);
+        let client = Rules {
+            trusted: self.peers(source, &listener.trusted_proxies),
+            source: self.client_source(source, listener),
+            aliases: self.aliases(source, listener.field_aliases.as_ref()),
+        };
+        Listener { tls, proxies, client, redirect, limits: self.client_limits(source, &listener.limits), census }
     }
 
-    fn network(&mut self, source: &Arc<Source>, text: &Spanned<String>) -> Option<IpNet> {
-        let address = || text.get_ref().parse::<std::net::IpAddr>().ok().map(IpNet::from);
-        let net = text.get_ref().parse().ok().or_else(address);
-        if net.is_none() {
-            let message = format!("`{}` is no network; write `10.0.0.0/8` or `::1`", text.get_ref());
+    fn peers(&mut self, source: &Arc<Source>, texts: &[Spanned<String>]) -> Peers {
+        let mut peers = Peers::default();
+        for text in texts {
+            if !peers.add(text.get_ref()) {
+                let wanted = "write `10.0.0.0/8`, `::1`, or `unix:` for all that connect to a unix socket";
+                let message = format!("`{}` is no network; {wanted}", text.get_ref());
+                self.problems.at(source, text.span(), message);
+            }
+        }
+        peers
+    }
+
+    fn client_source(&mut self, source: &Arc<Source>, listener: &manifest::Listener) -> ClientSource {
+        let Some(text) = &listener.client_address_from else { return ClientSource::default() };
+        if listener.trusted_proxies.is_empty() {
+            let message = "this is read from trusted proxies alone: add `trusted-proxies`, such as [\"10.0.0.0/8\"]";
             self.problems.at(source, text.span(), message);
         }
-        net
+        let name = text.get_ref().to_ascii_lowercase();
+        match name.as_str() {
+            "x-forwarded-for" => ClientSource::XForwardedFor,
+            "forwarded" => ClientSource::Forwarded,
+            // Not one that is removed from every request, or that no request can do without.
+            name if !field_alias::is_ambiguous(name) && name != "host" && field_name(name).is_ok() => {
+                field_name(name).map_or_else(|_| ClientSource::default(), ClientSource::Field)
+            }
+            _ => {
+                let wanted = "write \"x-forwarded-for\", \"forwarded\", or a name such as \"cf-connecting-ip\"";
+                let message = format!("`{}` is no field of a client's address; {wanted}", text.get_ref());
+                self.problems.at(source, text.span(), message);
+                ClientSource::default()
+            }
+        }
+    }
+
+    fn aliases(&mut self, source: &Arc<Source>, word: Option<&Spanned<String>>) -> Aliases {
+        let Some(word) = word else { return Aliases::default() };
+        match word.get_ref().as_str() {
+            "remove" => Aliases::Remove,
+            "reject" => Aliases::Reject,
+            "pass" => Aliases::Pass,
+            other => {
+                let message = format!("`{other}` is no rule for aliases; write \"remove\", \"reject\" or \"pass\"");
+                self.problems.at(source, word.span(), message);
+                Aliases::default()
+            }
+        }
     }
 
     fn client_limits(&mut self, source: &Arc<Source>, limits: &manifest::ListenerLimits) -> Limits {

@@ -90,7 +90,11 @@ impl Draft<'_> {
         let isolation = self.isolation(source, plugin.isolation.as_ref());
         let place = plugin.r#use.span();
         let config = plugin.config.as_ref().map(|config| serde_json::to_value(config).unwrap_or_default());
-        let config = config.unwrap_or_else(|| serde_json::json!({})).to_string();
+        let config = config.unwrap_or_else(|| serde_json::json!({}));
+        if plugin.r#use.get_ref() == "headers" && config.pointer(MOVED).is_some() {
+            warn_of_moved(source, &place);
+        }
+        let config = config.to_string();
         let examined = component(source, plugin.r#use.get_ref()).map_err(Rejection::Component);
         let examined = examined.and_then(|component| self.examine(component, &config, limits));
         let plugin = match examined {
@@ -300,6 +304,22 @@ impl Draft<'_> {
             }
         }
     }
+}
+
+/// The key of the plugin `headers` whose place a key of listeners has taken.
+const MOVED: &str = "/forwarded/trusted-proxies";
+
+/// Says that a manifest has a key which has no effect any more, and what to write in its place.
+fn warn_of_moved(source: &Source, plugin: &Range<usize>) {
+    let at = Places::new(&source.text, plugin).key("/forwarded", "trusted-proxies").start;
+    let line = memchr::memchr_iter(b'\n', &source.text.as_bytes()[..at.min(source.text.len())]).count() + 1;
+    let place = format!("{}:{line}", source.path.display());
+    tracing::warn!(
+        %place,
+        key = "config.forwarded.trusted-proxies",
+        remedy = "write `trusted-proxies = [...]` in the [[listener]] that these proxies connect to",
+        "key without effect: whose word about the client is taken, a listener says for the whole proxy"
+    );
 }
 
 /// A configuration with the limits of who is to accept it, as a digest.

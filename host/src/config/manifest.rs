@@ -143,6 +143,15 @@ pub struct Listener {
     /// They have to; from others it is not taken.
     #[serde(default)]
     pub proxy_protocol_from: Vec<Spanned<String>>,
+    /// Addresses and networks of proxies whose word about the client is taken, and `unix:` for all that connect to a unix
+    /// socket.
+    #[serde(default)]
+    pub trusted_proxies: Vec<Spanned<String>>,
+    /// The field in which these name the client: `"x-forwarded-for"`, `"forwarded"` or another; the first if not given.
+    pub client_address_from: Option<Spanned<String>>,
+    /// `"remove"`, `"reject"` or `"pass"`: what becomes of fields whose names origins take for those of others; remove if
+    /// not given.
+    pub field_aliases: Option<Spanned<String>>,
     /// What a client may ask for.
     #[serde(default)]
     pub limits: ListenerLimits,

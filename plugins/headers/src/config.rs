@@ -56,8 +56,7 @@ pub struct When {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Forwarded {
-    /// Networks of proxies whose word is taken: `10.0.0.0/8`, `2001:db8::1`. From anyone else, what the request says
-    /// about its way is thrown away.
+    /// Has no effect any more: a listener's `trusted-proxies` says whose word is taken, for the whole proxy.
     pub trusted_proxies: Vec<String>,
     /// Which fields to send.
     pub fields: ForwardedFields,

@@ -1,116 +1,172 @@
-//! Tells the upstream of the client when other proxies may stand in front of this one.
+//! Tells the upstream of the client when other proxies may stand in front of this one. Who the client is, and what of the
+//! received fields is believed, the host has decided by its listener's `trusted-proxies`: the rest is gone by now.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
-use plugway_sdk::{ConfigError, Need, Setup, ValueName, Values, Verdict};
+use plugway_sdk::{Need, Setup, ValueName, Values, Verdict};
 
 use crate::config::{Forwarded, ForwardedFields};
 
-/// What to send, and whom to believe.
+/// The fields to send, and the values that they are made of.
 pub struct Forwarding {
-    trusted: Vec<IpNet>,
     fields: ForwardedFields,
     client: Need,
+    /// The received chain with the peer at the end.
+    chain: Need,
+    listener: Need,
     scheme: Need,
     authority: Need,
     received: Received,
 }
 
-/// What the request says about its way.
+/// The fields in which trusted proxies have described the request's way.
 struct Received {
-    chain: Need,
     proto: Need,
     host: Need,
     forwarded: Need,
 }
 
 impl Forwarding {
-    /// Parses the networks and declares the values.
-    pub fn new(config: Forwarded, setup: &mut Setup) -> Result<Self, ConfigError> {
-        let network = |(at, text): (usize, &String)| {
-            let parsed = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            parsed.map_err(|_| {
-                let why = format!("`{text}` is no network; write one like `10.0.0.0/8` or an address");
-                ConfigError::at(format!("/forwarded/trusted-proxies/{at}"), why)
-            })
-        };
+    /// Declares the values.
+    pub fn new(config: &Forwarded, setup: &mut Setup) -> Self {
         let needs = &mut setup.request;
-        Ok(Forwarding {
-            trusted: config.trusted_proxies.iter().enumerate().map(network).collect::<Result<_, _>>()?,
+        Forwarding {
             fields: config.fields,
             client: needs.value(ValueName::ClientAddress),
+            chain: needs.value(ValueName::ForwardedFor),
+            listener: needs.value(ValueName::ListenerAddress),
             scheme: needs.value(ValueName::Scheme),
             authority: needs.value(ValueName::Authority),
             received: Received {
-                chain: needs.field("x-forwarded-for"),
                 proto: needs.field("x-forwarded-proto"),
                 host: needs.field("x-forwarded-host"),
                 forwarded: needs.field("forwarded"),
             },
-        })
+        }
     }
 
-    /// The edits for a request; the address that is believed to be the client's also becomes the note `client`.
+    /// The edits for a request; the client's address also becomes the note `client`.
     pub fn apply(&self, request: &Values) -> Verdict {
-        let peer = request.text(self.client).unwrap_or("unknown");
-        let believed = self.trusts(peer);
-        let told = |need| request.text(need).filter(|_| believed);
-        let client = self.origin(peer, told(self.received.chain));
-        let mut verdict = Verdict::proceed().set_note("client", client);
-        if self.fields != ForwardedFields::Rfc7239 {
-            let own = |need| request.text(need).unwrap_or_default();
-            verdict = verdict
-                .set_field("x-forwarded-for", appended(told(self.received.chain), peer))
-                .set_field("x-forwarded-proto", told(self.received.proto).unwrap_or(own(self.scheme)))
-                .set_field("x-forwarded-host", told(self.received.host).unwrap_or(own(self.authority)))
-                .set_field("x-real-ip", client);
+        let client = request.text(self.client);
+        let mut verdict = Verdict::proceed();
+        if let Some(client) = client {
+            verdict = verdict.set_note("client", client);
         }
-        if self.fields != ForwardedFields::XForwarded {
-            let hop = self.element(peer, request);
-            verdict = verdict.set_field("forwarded", appended(told(self.received.forwarded), &hop));
+        let fields = self.fields;
+        if fields != ForwardedFields::Rfc7239 {
+            let set = |verdict: Verdict, name: &str, value: Option<&str>| match value {
+                Some(value) => verdict.set_field(name, value),
+                None => verdict.remove_field(name),
+            };
+            let (host, proto) = self.told(request);
+            verdict = set(verdict, "x-forwarded-for", request.text(self.chain));
+            verdict = set(verdict, "x-forwarded-proto", proto.as_deref().or(request.text(self.scheme)));
+            verdict = set(verdict, "x-forwarded-host", host.as_deref().or(request.text(self.authority)));
+            verdict = set(verdict, "x-real-ip", client);
+        }
+        if fields != ForwardedFields::XForwarded {
+            verdict = verdict.set_field("forwarded", self.forwarded(request));
         }
         verdict
     }
 
-    /// The last address of the way that no trusted proxy stands behind.
-    fn origin<'a>(&self, peer: &'a str, chain: Option<&'a str>) -> &'a str {
-        let mut client = peer;
-        for hop in chain.unwrap_or_default().rsplit(',') {
-            // A hop that names no address ends the search: who stands behind it can't be told from a forgery.
-            let Some(hop) = node(hop.trim()).filter(|_| self.trusts(client)) else { break };
-            client = hop;
-        }
-        client
+    /// The host that the client asked for and the scheme that it used, if trusted proxies have said so.
+    fn told(&self, request: &Values) -> (Option<String>, Option<String>) {
+        let forwarded = request.text(self.received.forwarded);
+        let told = |need, name| {
+            let said = request.text(need).map(String::from);
+            said.or_else(|| forwarded.and_then(|forwarded| first_parameter(forwarded, name)))
+        };
+        (told(self.received.host, "host"), told(self.received.proto, "proto"))
     }
 
-    fn trusts(&self, address: &str) -> bool {
-        let address = address.parse::<IpAddr>().map(|address| address.to_canonical());
-        address.is_ok_and(|address| self.trusted.iter().any(|network| network.contains(&address)))
-    }
-
-    /// One hop in the form of RFC 7239 §4; an IPv6 address is bracketed and quoted (§6.1).
-    fn element(&self, peer: &str, request: &Values) -> String {
-        let node = if peer.contains(':') { format!("\"[{peer}]\"") } else { peer.into() };
-        let mut element = format!("for={node}");
-        for (parameter, need) in [("host", self.authority), ("proto", self.scheme)] {
-            let Some(value) = request.text(need) else { continue };
-            let quoted = format!("\"{}\"", value.replace(['"', '\\'], ""));
-            let is_token = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
-            element += &format!(";{parameter}={}", if is_token { value } else { &quoted });
+    /// The elements of RFC 7239 §4: those that were received, or what the chain of addresses says, and the peer's.
+    fn forwarded(&self, request: &Values) -> String {
+        let own = [request.text(self.authority), request.text(self.scheme)];
+        let chain = request.text(self.chain).unwrap_or_default();
+        let mut hops: Vec<&str> = chain.split(',').map(str::trim).filter(|hop| !hop.is_empty()).collect();
+        let is_local = request.text(self.listener).is_some_and(|listener| listener.starts_with("unix:"));
+        // A peer at a unix socket has no address, and is on this machine: its element would say nothing.
+        let peer = if is_local { None } else { hops.pop() };
+        let peer = peer.map(|peer| element(peer, own));
+        if let Some(received) = request.text(self.received.forwarded) {
+            return [Some(received), peer.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(", ");
         }
-        element
+        let (host, proto) = self.told(request);
+        let mut told = [host.as_deref(), proto.as_deref()];
+        let mut elements: Vec<String> =
+            hops.into_iter().map(|hop| element(hop, std::mem::take(&mut told))).chain(peer).collect();
+        if elements.is_empty() {
+            elements.push(element("unknown", own));
+        }
+        elements.join(", ")
     }
 }
 
-/// The address of a hop, which may stand alone, bracketed, or with a port.
-fn node(hop: &str) -> Option<&str> {
-    let is_address = |text: &&str| text.parse::<IpAddr>().is_ok();
-    let bracketed = hop.strip_prefix('[').and_then(|rest| Some(rest.split_once(']')?.0));
-    let with_port = || hop.rsplit_once(':').map(|(address, _)| address);
-    Some(hop).filter(is_address).or(bracketed.filter(is_address)).or_else(|| with_port().filter(is_address))
+/// One hop in the form of RFC 7239 §4, with a host and a scheme.
+fn element(hop: &str, [host, proto]: [Option<&str>; 2]) -> String {
+    let mut element = format!("for={}", node(hop));
+    for (parameter, value) in [("host", host), ("proto", proto)] {
+        let Some(value) = value else { continue };
+        element += &format!(";{parameter}={}", quoted(value));
+    }
+    element
 }
 
-fn appended(list: Option<&str>, hop: &str) -> String {
-    list.map_or_else(|| hop.into(), |list| format!("{list}, {hop}"))
+/// A hop as RFC 7239 §6 has it: an IPv6 address in brackets, and in quotes if it is no token.
+fn node(hop: &str) -> String {
+    match hop.parse::<std::net::Ipv6Addr>() {
+        Ok(address) => format!("\"[{address}]\""),
+        Err(_) => quoted(hop),
+    }
+}
+
+fn quoted(value: &str) -> String {
+    let is_token = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
+    if is_token && !value.is_empty() { value.into() } else { format!("\"{}\"", value.replace(['"', '\\'], "")) }
+}
+
+/// A parameter of the first element of a list (RFC 7239 §4).
+fn first_parameter(forwarded: &str, wanted: &str) -> Option<String> {
+    let (mut name, mut value) = (String::new(), None::<String>);
+    let (mut is_quoted, mut letters) = (false, forwarded.chars());
+    let mut found = None;
+    loop {
+        let letter = letters.next();
+        match (letter, is_quoted) {
+            (Some('\\'), true) => value.as_mut()?.push(letters.next()?),
+            (Some('"'), _) => is_quoted = !is_quoted,
+            (None | Some(',' | ';'), false) => {
+                if name.trim().eq_ignore_ascii_case(wanted) {
+                    found = value.take().map(|value| value.trim().to_string());
+                }
+                (name, value) = (String::new(), None);
+                if letter != Some(';') {
+                    return found.filter(|found| !found.is_empty());
+                }
+            }
+            (None, true) => return None,
+            (Some('='), false) if value.is_none() => value = Some(String::new()),
+            (Some(letter), _) => value.as_mut().unwrap_or(&mut name).push(letter),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_of_the_first_element_are_read() {
+        let cases = [
+            ("for=a;proto=https", "proto", Some("https")),
+            ("for=a; Host=\"a.example:80\";proto=https, host=b", "host", Some("a.example:80")),
+            ("for=\"a;host=evil,\\\"\";host=b", "host", Some("b")),
+            ("for=a, host=b", "host", None),
+            ("host", "host", None),
+            ("host=\"b", "host", None),
+            ("host=", "host", None),
+        ];
+        for (forwarded, name, wanted) in cases {
+            assert_eq!(first_parameter(forwarded, name).as_deref(), wanted, "{forwarded}");
+        }
+    }
 }

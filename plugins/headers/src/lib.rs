@@ -1,7 +1,7 @@
 //! The stock plugin `headers`: what the manifest says about fields, carried out.
 //!
 //! All edits are plans, handed to the host once. Where they always apply, the host carries them out by itself;
-//! conditions and a list of trusted proxies need a call per message.
+//! conditions and `forwarded` need a call per message.
 
 mod config;
 mod forwarded;
@@ -41,7 +41,7 @@ impl Plugin for Headers {
             response,
             request_if: Conditions::declare(&when, None, &mut setup.request),
             response_if: Conditions::declare(&when, Some(&when.statuses), &mut setup.response),
-            forwarding: config.forwarded.map(|forwarded| Forwarding::new(forwarded, setup)).transpose()?,
+            forwarding: config.forwarded.map(|forwarded| Forwarding::new(&forwarded, setup)),
         })
     }
 }

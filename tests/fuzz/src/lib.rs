@@ -5,6 +5,8 @@
 pub mod authority;
 #[path = "../../../host/src/bounds.rs"]
 pub mod bounds;
+#[path = "../../../host/src/client_address.rs"]
+pub mod client_address;
 pub mod config;
 #[path = "../../../host/src/edit.rs"]
 pub mod edit;
@@ -12,6 +14,8 @@ pub mod edit;
 pub mod edit_plan;
 #[path = "../../../host/src/edit_room.rs"]
 pub mod edit_room;
+#[path = "../../../host/src/field_alias.rs"]
+pub mod field_alias;
 #[path = "../../../host/src/files.rs"]
 mod files;
 #[path = "../../../host/src/framing.rs"]
@@ -26,3 +30,5 @@ mod printable;
 pub mod proxy_protocol;
 #[path = "../../../host/src/router.rs"]
 pub mod router;
+#[path = "../../../host/src/trust.rs"]
+pub mod trust;

@@ -1,0 +1,262 @@
+//! The client of a request, by what the proxies between it and this one say: the one answer that the access log, limits,
+//! hashing, plugins and templates get. Fields about a request's way that no trusted proxy vouches for are removed here,
+//! before anything reads them.
+//!
+//! A chain (`X-Forwarded-For`, `Forwarded`) is read from its right end, which the nearest proxy wrote: over trusted
+//! addresses, to the first that isn't. That one is the client, and what stands left of it is its own word. A hop that
+//! names no address (`unknown`, an obfuscated identifier, anything malformed) ends the search, since what stands left of
+//! it can't be told from a forgery: the client is then the last hop that is known.
+
+mod chain;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
+
+use self::chain::Grammar;
+use crate::field_alias::{are_alike, is_ambiguous, is_plain};
+use crate::trust::Peers;
+
+/// Whose word about the client a listener takes, and what it does with words that have more than one meaning.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    pub trusted: Peers,
+    pub source: Source,
+    pub aliases: Aliases,
+}
+
+/// The field in which trusted proxies name the client.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+    /// A field with an address, or with a list of them as in `X-Forwarded-For`.
+    Field(HeaderName),
+}
+
+/// The treatment of fields whose names origins take for those of others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aliases {
+    #[default]
+    Remove,
+    /// The request is refused.
+    Reject,
+    Pass,
+}
+
+/// A client that is not the peer, as trusted proxies name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// With port 0 if no port is known.
+    pub socket: SocketAddr,
+    /// The address without port.
+    pub address: HeaderValue,
+    /// The port, in decimal.
+    pub port: Option<HeaderValue>,
+}
+
+/// The facts about a request's way, after fields that aren't believed are removed.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// `None` if the client is the peer.
+    pub client: Option<Box<Client>>,
+    /// Whether there are fields left that an origin may take for others.
+    pub has_aliases: bool,
+    /// Whether the request is refused for such a field.
+    pub is_rejected: bool,
+}
+
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Finds the client, and removes the fields about the request's way that no trusted proxy vouches for. `peer` is the address
+/// that connected, `None` at a unix socket.
+pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, rules: &Rules) -> Settled {
+    let mut settled = Settled::default();
+    let mut unwanted = SmallVec::<[HeaderName; 4]>::new();
+    let mut said = SmallVec::<[HeaderName; 4]>::new();
+    for name in fields.keys() {
+        let text = name.as_str();
+        if is_ambiguous(text) {
+            match rules.aliases {
+                Aliases::Remove => unwanted.push(name.clone()),
+                Aliases::Reject => settled.is_rejected = true,
+                // No proxy that is worth trust writes these names so.
+                Aliases::Pass if tells_way(text) || rules.source.is_alike(text) => unwanted.push(name.clone()),
+                Aliases::Pass => settled.has_aliases |= !is_plain(text),
+            }
+        } else if tells(text) || rules.source.is_alike(text) {
+            if is_trusted { said.push(name.clone()) } else { unwanted.push(name.clone()) }
+        }
+    }
+    unwanted.iter().for_each(|name| drop(fields.remove(name)));
+    if is_trusted {
+        settled.client = named(fields, &said, peer, rules);
+    }
+    settled
+}
+
+/// The client that trusted proxies name, `None` if it is the peer. Removes from the fields of those names what contradicts
+/// that, and the words of those who aren't trusted.
+fn named(fields: &mut HeaderMap, said: &[HeaderName], peer: Option<IpAddr>, rules: &Rules) -> Option<Box<Client>> {
+    let source = rules.source.name();
+    let found = rules.source.grammar().search(fields, &source, peer, &rules.trusted);
+    match found.is_empty() {
+        true => drop(fields.remove(&source)),
+        false => found.keep(fields, &source),
+    }
+    for name in said.iter().filter(|name| **name != source) {
+        let Some(grammar) = grammar(name) else { continue };
+        let other = grammar.search(fields, name, peer, &rules.trusted);
+        if other.client.ip() == found.client.ip() && !other.is_empty() {
+            other.keep(fields, name);
+        } else {
+            fields.remove(name);
+        }
+    }
+    let chain::Node::Address(address, port) = found.client else { return None };
+    (Some(address) != peer || port.is_some()).then(|| Box::new(Client::new(address, port)))
+}
+
+/// How a field names a client; `None` if it tells something else of the way.
+fn grammar(name: &HeaderName) -> Option<Grammar> {
+    match name.as_str() {
+        "forwarded" => Some(Grammar::Forwarded),
+        "x-forwarded-for" | "x-original-forwarded-for" => Some(Grammar::List),
+        name => names_client(name).then_some(Grammar::List),
+    }
+}
+
+impl Client {
+    fn new(address: IpAddr, port: Option<u16>) -> Self {
+        let field = |text: String| HeaderValue::try_from(text).ok();
+        Client {
+            socket: SocketAddr::new(address, port.unwrap_or(0)),
+            // The text of an address is always fit for a field.
+            address: field(address.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
+            port: port.and_then(|port| field(port.to_string())),
+        }
+    }
+}
+
+impl Source {
+    fn name(&self) -> HeaderName {
+        match self {
+            Source::XForwardedFor => X_FORWARDED_FOR,
+            Source::Forwarded => header::FORWARDED,
+            Source::Field(name) => name.clone(),
+        }
+    }
+
+    fn grammar(&self) -> Grammar {
+        if *self == Source::Forwarded { Grammar::Forwarded } else { Grammar::List }
+    }
+
+    /// Whether a name is that of a field of the manifest's own, or an origin may take it for that.
+    fn is_alike(&self, name: &str) -> bool {
+        matches!(self, Source::Field(own) if are_alike(own.as_str(), name))
+    }
+}
+
+/// Whether a field tells of a request's way, given its name in lower case or an alias of that: a field in which proxies and
+/// CDNs name the client, or say how it reached them, what of TLS and certificates it showed (RFC 9440), or what it asked
+/// them for.
+pub fn tells_way(name: &str) -> bool {
+    if is_plain(name) {
+        return tells(name);
+    }
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
+    tells(&name.chars().map(plain).collect::<String>())
+}
+
+/// A choice by the first letter, since each name of each request is asked about.
+fn tells(name: &str) -> bool {
+    let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| name.starts_with(beginning));
+    match name.as_bytes().first() {
+        Some(b'x') => {
+            begins(&["x-forwarded", "x-original-forwarded", "x-envoy-", "x-ssl-", "x-tls-", "x-arr-"])
+                || begins(&["x-client-cert", "x-amzn-mtls-"])
+                || names_client(name)
+                || tells_more(name)
+        }
+        Some(b'c') => {
+            begins(&["cf-", "cl"])
+                && (begins(&["client-cert", "cloudfront-"]) || names_client(name) || tells_more(name))
+        }
+        Some(b'f') => begins(&["forwarded"]) || names_client(name) || tells_more(name),
+        Some(b's') => begins(&["ssl-client-"]),
+        Some(b'd' | b'i' | b'p' | b't' | b'w') => names_client(name),
+        _ => false,
+    }
+}
+
+/// Whether a field names one client.
+fn names_client(name: &str) -> bool {
+    matches!(
+        name,
+        "cf-connecting-ip"
+            | "cf-connecting-ipv6"
+            | "client-ip"
+            | "cloudfront-viewer-address"
+            | "do-connecting-ip"
+            | "fastly-client-ip"
+            | "fly-client-ip"
+            | "incap-client-ip"
+            | "proxy-client-ip"
+            | "true-client-ip"
+            | "wl-proxy-client-ip"
+            | "x-appengine-user-ip"
+            | "x-azure-clientip"
+            | "x-client-ip"
+            | "x-cluster-client-ip"
+            | "x-envoy-external-address"
+            | "x-nf-client-connection-ip"
+            | "x-original-for"
+            | "x-originating-ip"
+            | "x-proxyuser-ip"
+            | "x-real-ip"
+            | "x-remote-addr"
+            | "x-remote-ip"
+            | "x-sucuri-clientip"
+            | "x-true-client-ip"
+            | "x-true-ip"
+    )
+}
+
+/// Whether a field says otherwise how the client reached a proxy, or what it asked for there.
+fn tells_more(name: &str) -> bool {
+    matches!(
+        name,
+        "cf-pseudo-ipv4"
+            | "cf-visitor"
+            | "fastly-ssl"
+            | "front-end-https"
+            | "x-azure-socketip"
+            | "x-client-port"
+            | "x-client-proto"
+            | "x-client-scheme"
+            | "x-host"
+            | "x-https"
+            | "x-original-host"
+            | "x-original-method"
+            | "x-original-port"
+            | "x-original-proto"
+            | "x-original-scheme"
+            | "x-original-uri"
+            | "x-original-url"
+            | "x-proto"
+            | "x-real-host"
+            | "x-real-port"
+            | "x-real-proto"
+            | "x-real-scheme"
+            | "x-remote-port"
+            | "x-rewrite-url"
+            | "x-scheme"
+            | "x-ssl"
+            | "x-url-scheme"
+    )
+}

@@ -1,0 +1,331 @@
+//! Who the client is, behind proxies that are trusted and others; and field names that origins take for others.
+
+use std::io::{BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use crate::support::{Message, PATIENCE, Proxy, echo, manifest, plugway, read_message, run, until};
+
+/// All that a client can say about its way.
+const SAID: [&str; 16] = [
+    "X-Forwarded-For: 6.6.6.6",
+    "X-Forwarded-Proto: https",
+    "X-Forwarded-Host: evil.example",
+    "X-Forwarded-Port: 443",
+    "X-Forwarded-Prefix: /evil",
+    "X-Forwarded-Server: evil.example",
+    "X-Forwarded-Ssl: on",
+    "X-Forwarded-Scheme: https",
+    "X-Forwarded-Client-Cert: By=evil",
+    "X-Real-IP: 6.6.6.6",
+    "Forwarded: for=6.6.6.6;proto=https;host=evil.example",
+    "True-Client-IP: 6.6.6.6",
+    "CF-Connecting-IP: 6.6.6.6",
+    "X_Forwarded_For: 6.6.6.6",
+    "X-Forwarded_Proto: https",
+    "X-Original-URL: /evil",
+];
+
+/// A template of a plugin that tells the origin what it knows of the client.
+const TELLING: &str =
+    "{ use = \"headers\", config.request.set = { X-Knows = \"{client.ip} {client.port} {forwarded-for}\" } }";
+
+/// A manifest whose listener has more keys.
+fn listening(origin: &str, keys: &str, plugins: &str, more: &str) -> String {
+    let listener = format!("address = \"127.0.0.1:0\"\n{keys}\n");
+    manifest(origin, plugins, more).replacen("address = \"127.0.0.1:0\"\n", &listener, 1)
+}
+
+/// A GET with further fields.
+fn get(proxy: &Proxy, fields: &[&str]) -> Message {
+    let fields: String = fields.iter().map(|field| format!("\r\n{field}")).collect();
+    proxy.get("/", &fields)
+}
+
+/// The lines of what an echoing origin got for a field.
+fn got(message: &Message, name: &str) -> Vec<String> {
+    let text = message.text();
+    let lines = text.lines().filter_map(|line| line.split_once(": ").filter(|(known, _)| *known == name));
+    lines.map(|(_, value)| value.into()).collect()
+}
+
+/// One request over a unix socket.
+fn over_unix(path: &Path, fields: &str) -> Message {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET / HTTP/1.1\r\nHost: example.org{fields}\r\nConnection: close\r\n\r\n").unwrap();
+    read_message(&mut BufReader::new(stream)).unwrap()
+}
+
+fn lines(file: &Path, count: usize) -> Vec<String> {
+    let read = || std::fs::read_to_string(file).unwrap_or_default();
+    until("the access log has its lines", || read().lines().count() >= count);
+    read().lines().map(Into::into).collect()
+}
+
+#[test]
+fn what_an_untrusted_client_says_of_its_way_reaches_nobody() {
+    let forwarded = |fields: &str| format!("{{ use = \"headers\", config.forwarded.fields = \"{fields}\" }}");
+    let chains = [String::new(), forwarded("x-forwarded"), forwarded("rfc7239"), forwarded("both")];
+    let listeners = ["", "trusted-proxies = [\"192.0.2.0/24\", \"unix:\"]", "field-aliases = \"pass\""];
+    for (chain, listener) in chains.iter().zip(listeners.iter().cycle()) {
+        let proxy = Proxy::start(&listening(&echo(), listener, chain, ""));
+        let text = get(&proxy, &SAID).text().to_ascii_lowercase();
+        for said in SAID.map(str::to_ascii_lowercase) {
+            assert!(!text.contains(&said), "{said} through {chain} in\n{text}");
+        }
+        assert!(!text.contains("6.6.6.6") && !text.contains("evil"), "{text}");
+    }
+    // Nor does it choose a route.
+    let text = manifest(&echo(), "", "[[route]]\nupstream = \"app\"\nfields = { X-Forwarded-Proto = \"https\" }\n");
+    let proxy = Proxy::start(&(text + "plugins = [{ use = \"headers\", config.request.set.X-Chosen = \"yes\" }]\n"));
+    assert_eq!(got(&get(&proxy, &SAID), "x-chosen"), [""; 0]);
+}
+
+#[test]
+fn a_trusted_chain_gives_one_answer_to_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n";
+    let text = listening(&echo(), "trusted-proxies = [\"127.0.0.1\", \"10.0.0.0/8\"]", TELLING, log);
+    let proxy = Proxy::start_in(folder.path(), &text);
+    let chain = "X-Forwarded-For: 6.6.6.6, 203.0.113.9:4711, 10.0.0.7";
+    let message = get(&proxy, &[chain, "X-Real-IP: 6.6.6.6", "X-Forwarded-Proto: https", "Forwarded: for=6.6.6.6"]);
+    let chain = "203.0.113.9:4711, 10.0.0.7, 127.0.0.1";
+    assert_eq!(got(&message, "x-knows"), [format!("203.0.113.9 4711 {chain}")]);
+    assert_eq!(got(&message, "x-forwarded-for"), ["203.0.113.9:4711, 10.0.0.7"]);
+    assert_eq!(got(&message, "x-forwarded-proto"), ["https"]);
+    assert_eq!(got(&message, "x-real-ip"), [""; 0], "it contradicts the chain");
+    assert_eq!(got(&message, "forwarded"), [""; 0], "it contradicts the chain");
+    let line = &lines(&folder.path().join("access.log"), 1)[0];
+    assert!(line.contains("\"client\":\"203.0.113.9\""), "{line}");
+    let direct = get(&proxy, &["X-Forwarded-For: unknown"]);
+    assert!(got(&direct, "x-knows")[0].starts_with("127.0.0.1 "), "{}", direct.text());
+}
+
+#[test]
+fn the_client_is_named_in_the_field_that_the_manifest_says() {
+    let by = |field: &str| {
+        let keys = format!("trusted-proxies = [\"127.0.0.1\"]\nclient-address-from = \"{field}\"");
+        Proxy::start(&listening(&echo(), &keys, TELLING, ""))
+    };
+    let both = ["X-Forwarded-For: 6.6.6.6", "Forwarded: for=\"[2001:db8::9]:47\";proto=https", "X-Edge: 203.0.113.5"];
+    let message = get(&by("forwarded"), &both);
+    assert_eq!(got(&message, "x-knows"), ["2001:db8::9 47 2001:db8::9, 127.0.0.1"]);
+    assert_eq!(got(&message, "forwarded"), ["for=\"[2001:db8::9]:47\";proto=https"]);
+    let message = get(&by("X-Edge"), &both);
+    assert_eq!(got(&message, "x-knows"), ["203.0.113.5  203.0.113.5, 127.0.0.1"]);
+    let untrusting = "trusted-proxies = [\"10.0.0.0/8\"]\nclient-address-from = \"x-edge\"";
+    let untrusting = Proxy::start(&listening(&echo(), untrusting, TELLING, ""));
+    assert_eq!(got(&get(&untrusting, &both), "x-edge"), [""; 0]);
+}
+
+#[test]
+fn a_front_at_a_unix_socket_can_be_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("front");
+    let start = |trusted: &str, plugin: &str| {
+        let _ = std::fs::remove_file(&path);
+        let text =
+            manifest(&echo(), plugin, &format!("[[listener]]\naddress = \"unix:{}\"\n{trusted}", path.display()));
+        let proxy = Proxy::start(&text);
+        until("the socket is there", || UnixStream::connect(&path).is_ok());
+        proxy
+    };
+    let said = "\r\nX-Forwarded-For: 6.6.6.6, 203.0.113.9\r\nX-Forwarded-Proto: https";
+    let fields = "{ use = \"headers\", config.forwarded.fields = \"both\" }";
+    {
+        let _proxy = start("trusted-proxies = [\"unix:\"]\n", &format!("{TELLING}, {fields}"));
+        let message = over_unix(&path, said);
+        assert_eq!(got(&message, "x-knows"), ["203.0.113.9  203.0.113.9"]);
+        assert_eq!(got(&message, "x-forwarded-for"), ["203.0.113.9"]);
+        assert_eq!(got(&message, "x-forwarded-proto"), ["https"]);
+        assert_eq!(got(&message, "x-real-ip"), ["203.0.113.9"]);
+        assert_eq!(got(&message, "forwarded"), ["for=203.0.113.9;proto=https"]);
+    }
+    let _proxy = start("", fields);
+    let message = over_unix(&path, said);
+    assert_eq!(got(&message, "x-forwarded-for"), [""; 0]);
+    assert_eq!(got(&message, "x-real-ip"), [""; 0]);
+    assert_eq!(got(&message, "x-forwarded-proto"), ["http"]);
+    assert_eq!(got(&message, "forwarded"), ["for=unknown;host=example.org;proto=http"]);
+}
+
+#[test]
+fn the_proxy_protocol_says_who_the_peer_is_and_its_chain_is_read_from_there() {
+    let keys = "proxy-protocol-from = [\"127.0.0.1\"]\ntrusted-proxies = [\"192.0.2.1\"]";
+    let proxy = Proxy::start(&listening(&echo(), keys, TELLING, ""));
+    let knows = |peer: &str| {
+        let mut stream = proxy.connect();
+        let head = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\nConnection: close\r\n\r\n";
+        write!(stream, "PROXY TCP4 {peer} 192.0.2.9 1000 443\r\n{head}").unwrap();
+        got(&read_message(&mut BufReader::new(stream)).unwrap(), "x-knows").remove(0)
+    };
+    assert_eq!(knows("192.0.2.1"), "203.0.113.9  203.0.113.9, 192.0.2.1");
+    assert_eq!(knows("192.0.2.2"), "192.0.2.2 1000 192.0.2.2");
+}
+
+#[test]
+fn a_balancer_at_a_unix_socket_can_speak_the_proxy_protocol() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("balancer");
+    let listener = format!("[[listener]]\naddress = \"unix:{}\"\nproxy-protocol-from = [\"unix:\"]\n", path.display());
+    let _proxy = Proxy::start(&manifest(&echo(), TELLING, &listener));
+    until("the socket is there", || UnixStream::connect(&path).is_ok());
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6\r\nConnection: close\r\n\r\n";
+    write!(stream, "PROXY TCP4 203.0.113.9 192.0.2.9 1000 443\r\n{head}").unwrap();
+    let message = read_message(&mut BufReader::new(stream)).unwrap();
+    assert_eq!(got(&message, "x-knows"), ["203.0.113.9 1000 203.0.113.9"]);
+}
+
+#[test]
+fn clients_behind_a_trusted_proxy_have_their_limits_each() {
+    let gate = TcpListener::bind("127.0.0.1:0").unwrap();
+    let keys = "trusted-proxies = [\"127.0.0.1\"]\nlimits.connections-per-client = 2";
+    let text = listening(&gate.local_addr().unwrap().to_string(), keys, "", "");
+    let proxy = Proxy::start(&text);
+    let ask = |client: &str| {
+        let mut stream = proxy.connect();
+        write!(stream, "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {client}\r\nConnection: close\r\n\r\n").unwrap();
+        BufReader::new(stream)
+    };
+    // Has the endpoint get a request, and keep it.
+    let reach = |client: &str| {
+        let client = ask(client);
+        let mut endpoint = BufReader::new(gate.accept().unwrap().0);
+        read_message(&mut endpoint).unwrap();
+        (client, endpoint)
+    };
+    let answer = |(mut client, endpoint): (BufReader<TcpStream>, BufReader<TcpStream>)| {
+        endpoint.into_inner().write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").unwrap();
+        assert_eq!(read_message(&mut client).unwrap().status(), 204);
+    };
+    // Requests under way count, whichever connections of the proxy they come by.
+    let held = [reach("203.0.113.9"), reach("203.0.113.9")];
+    let refused = read_message(&mut ask("203.0.113.9")).unwrap();
+    assert_eq!(refused.status(), 429, "{refused:?}");
+    answer(reach("203.0.113.10"));
+    held.into_iter().for_each(answer);
+    answer(reach("203.0.113.9"));
+    let closed = "plugway_client_connections_closed_total{listener=\"127.0.0.1:0\",reason=\"connections-per-client\"}";
+    assert_eq!(proxy.metric(closed), 1.0);
+}
+
+#[test]
+fn endpoints_are_told_of_the_client_that_a_trusted_proxy_names() {
+    let behind = "proxy-protocol-from = [\"127.0.0.1\"]";
+    let inner = Proxy::start(&listening(&echo(), behind, TELLING, ""));
+    let text = listening(&inner.address, "trusted-proxies = [\"127.0.0.1\"]", "", "");
+    let outer = Proxy::start(&text.replace("endpoints", "proxy-protocol = \"v2\"\nendpoints"));
+    let message = get(&outer, &["X-Forwarded-For: 203.0.113.9:4711"]);
+    assert_eq!(got(&message, "x-knows"), ["203.0.113.9 4711 203.0.113.9"]);
+}
+
+#[test]
+fn hashing_by_client_sees_the_client_that_a_trusted_proxy_names() {
+    let (one, other) = (echo_name("one"), echo_name("other"));
+    let text = listening(&one, "trusted-proxies = [\"127.0.0.1\"]", "", "").replace(
+        &format!("endpoints = [{one:?}]"),
+        &format!(
+            "endpoints = [{one:?}, {other:?}]\nbalancer = {{ use = \"balance\", config = {{ policy = \"source-hash\" }} }}"
+        ),
+    );
+    let proxy = Proxy::start(&text);
+    let ask = |client: usize| get(&proxy, &[&format!("X-Forwarded-For: 203.0.113.{client}")]).text();
+    let names: Vec<String> = (0..32).map(ask).collect();
+    assert_eq!(names, (0..32).map(ask).collect::<Vec<_>>(), "a client stays where it is");
+    assert!(names.iter().any(|name| *name != names[0]), "clients are spread");
+}
+
+fn echo_name(name: &'static str) -> String {
+    crate::support::origin(move |_| crate::support::ok(name))
+}
+
+#[test]
+fn mistakes_in_the_trust_of_a_listener_are_told() {
+    let check = |keys: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plugway.toml");
+        std::fs::write(&path, listening("127.0.0.1:1", keys, "", "")).unwrap();
+        run(&["check", path.to_str().unwrap()])
+    };
+    let cases = [
+        ("trusted-proxies = [\"unix\"]", "`unix` is no network"),
+        ("trusted-proxies = [\"10/8\"]", "write `10.0.0.0/8`, `::1`, or `unix:`"),
+        ("client-address-from = \"forwarded\"", "add `trusted-proxies`"),
+        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"x real\"", "no field of a client's address"),
+        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"X_Real\"", "no field of a client's address"),
+        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"Host\"", "no field of a client's address"),
+        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"connection\"", "no field of a client's address"),
+        ("field-aliases = \"drop\"", "write \"remove\", \"reject\" or \"pass\""),
+    ];
+    for (keys, wanted) in cases {
+        let (code, said) = check(keys);
+        assert!(code == Some(1) && said.contains(wanted), "{keys}: {said}");
+    }
+    let (code, said) = check("trusted-proxies = [\"::1\", \"unix:\"]\nfield-aliases = \"reject\"");
+    assert_eq!((code, said.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_plugins_own_list_of_trusted_proxies_is_told_to_have_moved() {
+    let plugin = "{ use = \"headers\", config.forwarded.trusted-proxies = [\"127.0.0.1\"] }";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, manifest(&echo(), plugin, "")).unwrap();
+    let output = plugway().arg("check").arg(&path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("key without effect") && said.contains("[[listener]]"), "{said}");
+    assert!(said.contains("plugway.toml:8"), "{said}");
+    let proxy = Proxy::start(&manifest(&echo(), plugin, ""));
+    assert_eq!(got(&get(&proxy, &["X-Forwarded-For: 6.6.6.6"]), "x-forwarded-for"), ["127.0.0.1"]);
+}
+
+// === Aliases of field names ===
+
+const ALIASES: [&str; 6] =
+    ["X-User: 0", "X_User: 1", "X.User: 2", "Proxy: http://evil.example", "Content_Length: 9", "X-Plain: 3"];
+
+#[test]
+fn field_names_that_origins_take_for_others_are_removed_refused_or_passed() {
+    let by = |keys: &str| get(&Proxy::start(&listening(&echo(), keys, "", "")), &ALIASES);
+    let removed = by("");
+    assert_eq!((got(&removed, "x-user"), got(&removed, "x-plain")), (vec!["0".into()], vec!["3".into()]));
+    for name in ["x_user", "x.user", "proxy", "content_length"] {
+        assert_eq!(got(&removed, name), [""; 0], "{name}");
+    }
+    assert_eq!(by("field-aliases = \"reject\"").status(), 400);
+    let passed = by("field-aliases = \"pass\"");
+    for (name, value) in [("x_user", "1"), ("x.user", "2"), ("x-user", "0"), ("content_length", "9")] {
+        assert_eq!(got(&passed, name), [value], "{name}");
+    }
+}
+
+// === The access log ===
+
+#[test]
+fn the_access_log_shows_the_clients_own_words() {
+    let edit = "{ use = \"headers\", config.request = { set = { Host = \"inner.example\", Referer = \"https://edited/\" }, \
+                remove = [\"User-Agent\"] } }";
+    for (format, wanted) in [
+        ("json", vec!["\"host\":\"EXAMPLE.org:80\"", "\"user_agent\":\"own/1\"", "\"referer\":\"https://own/\""]),
+        ("combined", vec!["\"https://own/\" \"own/1\""]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let log = format!("[access-log]\nformat = \"{format}\"\nfile = \"access.log\"\n");
+        let proxy = Proxy::start_in(folder.path(), &manifest(&echo(), edit, &log));
+        let head = "GET / HTTP/1.1\r\nHost: EXAMPLE.org:80\r\nUser-Agent: own/1\r\nReferer: https://own/";
+        let message = proxy.exchange(head);
+        assert_eq!(got(&message, "host"), ["inner.example"]);
+        let line = lines(&folder.path().join("access.log"), 1).remove(0);
+        for part in wanted {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+        // Also of a request that no route is for, and of one that is refused.
+        assert_eq!(proxy.exchange("GET / HTTP/1.1\r\nHost: a..b\r\nUser-Agent: own/2").status(), 400);
+        let line = lines(&folder.path().join("access.log"), 2).remove(1);
+        assert!(line.contains("own/2"), "{line}");
+    }
+}
