@@ -303,6 +303,51 @@ fn field_names_that_origins_take_for_others_are_removed_refused_or_passed() {
     }
 }
 
+#[test]
+fn an_edit_of_a_field_covers_its_aliases() {
+    let edits = [
+        ("set = { X-User = \"anonymous\" }", vec!["anonymous"]),
+        ("remove = [\"X-User\"]", vec![]),
+        ("append = { X-User = \"1\" }", vec!["0", "1"]),
+        ("default = { X-User = \"anonymous\" }", vec!["0"]),
+        ("set = { X-User = \"{note.absent}\" }", vec![]),
+        ("rename = { X-User = \"X-Other\" }", vec![]),
+    ];
+    for each in ["", "evaluate-each = true, "] {
+        for (edit, wanted) in &edits {
+            let plugin = format!("{{ use = \"headers\", config = {{ {each}request = {{ {edit} }} }} }}");
+            let proxy = Proxy::start(&listening(&echo(), "field-aliases = \"pass\"", &plugin, ""));
+            let message = get(&proxy, &ALIASES);
+            assert_eq!(got(&message, "x-user"), *wanted, "{edit}");
+            assert_eq!((got(&message, "x_user"), got(&message, "x.user")), (vec![], vec![]), "{edit}");
+            assert_eq!(got(&message, "content_length"), ["9"], "{edit}");
+        }
+    }
+}
+
+#[test]
+fn a_fields_alias_is_in_the_key_of_a_cache_where_the_field_is() {
+    let origin = crate::caching::Origin::new(|request, number| {
+        let vary = if request.start.contains("/vary") { "\r\nVary: X-Device" } else { "" };
+        crate::caching::response(&format!("Cache-Control: max-age=60{vary}"), &number.to_string())
+    });
+    let cache = "{ use = \"cache\", config.key.values = [\"request.header.x-tenant\"] }";
+    let proxy = Proxy::start(&listening(&origin.address, "field-aliases = \"pass\"", cache, ""));
+    let ask = |path: &str, field: &str| proxy.get(path, field).text();
+    for (path, own, alias) in [
+        ("/key", "\r\nX-Tenant: a", "\r\nX_Tenant: a"),
+        ("/plan", "", "\r\nX_Tenant: a"),
+        ("/obeyed", "", "\r\nX_HTTP_Method_Override: a"),
+        ("/vary", "\r\nX-Device: a", "\r\nX_Device: a"),
+        ("/vary-none", "", "\r\nX.Device: a"),
+        ("/both", "\r\nX-Tenant: a", "\r\nX-Tenant: a\r\nX_Tenant: b"),
+    ] {
+        let (first, second) = (ask(path, own), ask(path, alias));
+        assert_ne!(first, second, "{path}");
+        assert_eq!((ask(path, own), ask(path, alias)), (first, second), "{path}: each is stored");
+    }
+}
+
 // === The access log ===
 
 #[test]

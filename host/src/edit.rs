@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use crate::bounds;
 use crate::edit_plan::{Cost, Plan, Planned};
 use crate::edit_room::{Kept, Room};
+use crate::field_alias::{is_plain, remove_aliases};
 use crate::framing::is_authority;
 use crate::head::Head;
 use crate::path;
@@ -275,13 +276,13 @@ fn carry_out(edit: Edit, plans: &[Plan], side: Side, room: &mut Room, head: &mut
                 response.status = status;
             }
         }
-        Edit::Set(name, value) => set(name, value, fields(side, head))?,
-        Edit::Append(name, value) => append(name, value, fields(side, head))?,
+        Edit::Set(name, value) => set(&name, value, edited(&name, side, head))?,
+        Edit::Append(name, value) => append(&name, value, edited(&name, side, head))?,
         Edit::Default(name, value) => {
-            fields(side, head).try_entry(name).map_err(full)?.or_try_insert(value).map_err(full)?;
+            edited(&name, side, head).try_entry(name).map_err(full)?.or_try_insert(value).map_err(full)?;
         }
-        Edit::Remove(name) => drop(fields(side, head).remove(name)),
-        Edit::Rename(from, to) => rename(&from, &to, fields(side, head))?,
+        Edit::Remove(name) => drop(edited(&name, side, head).remove(name)),
+        Edit::Rename(from, to) => rename(&from, &to, side, head)?,
     }
     Ok(())
 }
@@ -296,19 +297,19 @@ fn carry_out_plan(plan: &Plan, side: Side, room: &mut Room, head: &mut Head) -> 
 
 fn carry_out_planned(edit: &Planned, value: Option<HeaderValue>, side: Side, head: &mut Head) -> Result<(), Refused> {
     match (edit, value) {
-        (Planned::Set(name, _), Some(value)) => set(name, value, fields(side, head)),
-        (Planned::Append(name, _), Some(value)) => append(name, value, fields(side, head)),
+        (Planned::Set(name, _), Some(value)) => set(name, value, edited(name, side, head)),
+        (Planned::Append(name, _), Some(value)) => append(name, value, edited(name, side, head)),
         (Planned::Default(name, _), Some(value)) => {
-            let fields = fields(side, head);
+            let fields = edited(name, side, head);
             if fields.contains_key(name) { Ok(()) } else { set(name, value, fields) }
         }
         (Planned::Note(name, _), Some(value)) => {
             head.set_note(name.clone(), value);
             Ok(())
         }
-        (Planned::Rename(from, to), _) => rename(from, to, fields(side, head)),
+        (Planned::Rename(from, to), _) => rename(from, to, side, head),
         (Planned::Set(name, _), None) | (Planned::Remove(name), _) => {
-            fields(side, head).remove(name);
+            edited(name, side, head).remove(name);
             Ok(())
         }
         (Planned::Append(..) | Planned::Default(..) | Planned::Note(..), None) => Ok(()),
@@ -322,6 +323,18 @@ fn fields(side: Side, head: &mut Head) -> &mut HeaderMap {
     }
 }
 
+/// The fields of a message for an edit of one of them, without those that an origin would take for it: an edit of a
+/// field concerns its aliases too.
+fn edited<'a>(name: &HeaderName, side: Side, head: &'a mut Head) -> &'a mut HeaderMap {
+    if side == Side::Request {
+        head.has_aliases |= !is_plain(name.as_str());
+        if head.has_aliases {
+            remove_aliases(&mut head.request.headers, name);
+        }
+    }
+    fields(side, head)
+}
+
 fn set(name: impl IntoHeaderName, value: HeaderValue, fields: &mut HeaderMap) -> Result<(), Refused> {
     fields.try_insert(name, value).map(drop).map_err(full)
 }
@@ -330,12 +343,14 @@ fn append(name: impl IntoHeaderName, value: HeaderValue, fields: &mut HeaderMap)
     fields.try_append(name, value).map(drop).map_err(full)
 }
 
-fn rename(from: &HeaderName, to: &HeaderName, fields: &mut HeaderMap) -> Result<(), Refused> {
+fn rename(from: &HeaderName, to: &HeaderName, side: Side, head: &mut Head) -> Result<(), Refused> {
+    let fields = edited(from, side, head);
     let lines: SmallVec<[HeaderValue; 2]> = fields.get_all(from).iter().cloned().collect();
     if lines.is_empty() || from == to {
         return Ok(());
     }
     fields.remove(from);
+    let fields = edited(to, side, head);
     fields.remove(to);
     lines.into_iter().try_for_each(|line| append(to, line, fields))
 }

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use crate::bounds;
 use crate::client_address::X_FORWARDED_FOR;
 use crate::edit::{Refused, at_most, trimmed};
+use crate::field_alias::are_alike;
 use crate::head::{Head, Value, ValueName};
 
 /// An edit plan with what it costs, which is known before any exchange but for the values of its templates.
@@ -157,7 +158,9 @@ impl Planned {
     /// Whether the edit can change a value.
     fn changes(&self, value: &ValueName) -> bool {
         let changed = |changed: &HeaderName| match value {
-            ValueName::RequestField(name) | ValueName::ResponseField(name) => name == changed,
+            // An edit of a field concerns its aliases too.
+            ValueName::RequestField(name) => are_alike(name.as_str(), changed.as_str()),
+            ValueName::ResponseField(name) => name == changed,
             ValueName::Authority | ValueName::Host | ValueName::Uri => *changed == header::HOST,
             ValueName::Cookie(_) => *changed == header::COOKIE,
             ValueName::ForwardedFor => *changed == X_FORWARDED_FOR,

@@ -311,8 +311,31 @@ impl Request {
                 self.notes.retain(|(known, _)| *known != name);
                 self.notes.push((name, value));
             }
-            edit => edit_fields(&mut self.fields, edit),
+            edit => {
+                self.remove_aliases(&edit);
+                edit_fields(&mut self.fields, edit);
+            }
         }
+    }
+
+    /// Removes what an origin may take for the fields of an edit, such as `X_User` for `X-User`: an edit concerns it too.
+    fn remove_aliases(&mut self, edit: &Edit) {
+        let names = match edit {
+            Edit::SetField((name, _)) | Edit::AppendField((name, _)) | Edit::DefaultField((name, _)) => [name, name],
+            Edit::RemoveField(name) => [name, name],
+            Edit::RenameField((from, to)) if self.fields.iter().any(|line| line.0.eq_ignore_ascii_case(from)) => {
+                [from, to]
+            }
+            Edit::RenameField((from, _)) => [from, from],
+            _ => return,
+        };
+        let normal =
+            |name: &str| name.to_ascii_lowercase().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+        let is_alias = |known: &str, name: &str| !known.eq_ignore_ascii_case(name) && normal(known) == normal(name);
+        // Of the two names of a rename neither stands for the other.
+        self.fields.retain(|(known, _)| {
+            !names.iter().any(|name| is_alias(known, name)) || names.iter().any(|name| known.eq_ignore_ascii_case(name))
+        });
     }
 
     fn value(&self, name: &ValueName, response: Option<&Response>) -> Option<Vec<u8>> {

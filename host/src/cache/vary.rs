@@ -2,6 +2,8 @@
 
 use http::header::{self, HeaderMap, HeaderName};
 
+use crate::field_alias::{aliases, put_aliases};
+
 /// The request fields that a response depends on, with the values that it was made for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selectors(Box<[Selector]>);
@@ -17,7 +19,7 @@ impl Selectors {
     /// The values that a request has.
     pub fn of(names: impl Iterator<Item = HeaderName>, request: &HeaderMap) -> Self {
         let selector = |name: HeaderName| {
-            let value = normal(&name, request).map(Vec::into_boxed_slice);
+            let value = wanted(&name, request).map(Vec::into_boxed_slice);
             Selector { name, value }
         };
         Selectors(names.map(selector).collect())
@@ -28,7 +30,7 @@ impl Selectors {
         self.0.iter().all(|Selector { name, value }| {
             // Most often it is the same to the byte.
             let same = value.as_deref().is_some_and(|value| is_just(request, name, value));
-            same || normal(name, request).as_deref() == value.as_deref()
+            same || wanted(name, request).as_deref() == value.as_deref()
         })
     }
 
@@ -70,7 +72,16 @@ impl Selectors {
 
 fn is_just(request: &HeaderMap, name: &HeaderName, value: &[u8]) -> bool {
     let mut lines = request.get_all(name).iter();
-    lines.next().is_some_and(|line| line.as_bytes() == value) && lines.next().is_none()
+    let is_same = lines.next().is_some_and(|line| line.as_bytes() == value) && lines.next().is_none();
+    is_same && aliases(request, name).is_empty()
+}
+
+/// A field's value with the lines that an origin may take for the field's; `None` if there is neither.
+fn wanted(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
+    let (own, mut value) = (normal(name, request), Vec::new());
+    own.iter().for_each(|own| value.extend_from_slice(own));
+    let has_more = put_aliases(request, name, &mut value);
+    (own.is_some() || has_more).then_some(value)
 }
 
 /// A field's lines as one, without what makes no difference where its definition says so: space around members, case,

@@ -32,6 +32,10 @@ impl LookupPlan {
     /// The key of a request; none if it is a matter for the plugin. A key that becomes too long ends behind the part that
     /// makes it so.
     pub fn key(&self, head: &Head) -> Option<Vec<u8>> {
+        // What an origin may take for one of the fields is a matter for the plugin.
+        if head.has_aliases {
+            return None;
+        }
         let fields = &head.request.headers;
         // Most requests have none of them, which one look at the names they do have nearly always tells.
         let present = fields.keys().fold(0, |present, name| present | trace(name));

@@ -87,7 +87,7 @@ impl Instance {
         ) -> wasmtime::Result<R>,
     ) -> Result<R, Trap> {
         self.begin_call();
-        let found: SmallVec<[Option<Value>; 24]> = needs.iter().map(|name| head.value(name)).collect();
+        let found: SmallVec<[Option<Value>; 24]> = needs.iter().map(|name| head.value_with_aliases(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 24]> =
             found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
         let hook = self.cache_policy.as_ref().ok_or(Trap::NoHook)?;
