@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::{Admin, family, line, parameter, sum, text};
+use crate::authority;
 use crate::body::ResponseBody;
 use crate::cache::disk::{Disk, Figures};
 use crate::cache::label::Strength;
@@ -15,6 +16,7 @@ use crate::cache::purges::{Purge, Purged};
 use crate::cache::store::Store;
 use crate::head::CacheOutcome;
 use crate::metrics::{CacheFigures, REFUSALS};
+use crate::path;
 
 /// What became of files, by the words that both documents use.
 type DiskFigure = (&'static str, fn(&Figures) -> &AtomicU64);
@@ -112,8 +114,8 @@ pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
 pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) -> Response<ResponseBody> {
     let store = admin.generation.borrow().store.clone();
     let what = [
-        parameter(query, "uri").map(Purged::Uri),
-        parameter(query, "prefix").map(Purged::Prefix),
+        parameter(query, "uri").map(|uri| Purged::Uri(normal_uri(&uri).unwrap_or(uri))),
+        parameter(query, "prefix").map(|prefix| Purged::Prefix(normal_prefix(&prefix).unwrap_or(prefix))),
         parameter(query, "tag").map(Purged::Tag),
         parameter(query, "all").map(|_| Purged::All),
     ];
@@ -134,5 +136,55 @@ pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) 
     match purged.await {
         Ok(purged) => text(StatusCode::OK, "text/plain", format!("{purged} purged\n")),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+    }
+}
+
+/// A URI in the form in which responses are stored under it, whatever its spelling; `None` if it is no such URI.
+fn normal_uri(uri: &str) -> Option<String> {
+    let (origin, target) = normal_origin(uri)?;
+    let (path, query) = target.find('?').map_or((target, ""), |at| target.split_at(at));
+    let path = path::normal(if path.is_empty() { "/" } else { path }).ok()?;
+    Some(format!("{origin}{path}{query}"))
+}
+
+/// The beginning of URIs, with its host in the normal form if it is there whole.
+fn normal_prefix(prefix: &str) -> Option<String> {
+    let (origin, target) = normal_origin(prefix).filter(|(_, target)| !target.is_empty())?;
+    Some(format!("{origin}{target}"))
+}
+
+/// Scheme and authority of a URI in their normal form, and what follows them.
+fn normal_origin(uri: &str) -> Option<(String, &str)> {
+    let (scheme, rest) = uri.split_once("://")?;
+    let scheme = scheme.to_ascii_lowercase();
+    let port = match scheme.as_str() {
+        "http" => 80,
+        "https" => 443,
+        _ => return None,
+    };
+    let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let authority = authority::normal(authority.as_bytes(), port).ok()?;
+    Some((format!("{scheme}://{}", std::str::from_utf8(&authority).ok()?), target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn purges_name_what_is_stored_in_any_spelling() {
+        let cases = [
+            ("HTTP://EXAMPLE.org.:0080", "http://example.org/"),
+            ("https://example.org:443/a/../b?c", "https://example.org/b?c"),
+            ("http://[0:0::1]:81/%7ea", "http://[::1]:81/~a"),
+            ("http://example.org?a", "http://example.org/?a"),
+        ];
+        for (uri, wanted) in cases {
+            assert_eq!(normal_uri(uri).as_deref(), Some(wanted), "{uri}");
+        }
+        assert_eq!(normal_prefix("http://Example.org./a/.").as_deref(), Some("http://example.org/a/."));
+        for prefix in ["http://example.or", "key:", "ftp://a/"] {
+            assert_eq!(normal_prefix(prefix), None, "{prefix}");
+        }
     }
 }
