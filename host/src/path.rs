@@ -4,8 +4,8 @@
 //! - Escapes of unreserved characters are decoded, all others stay, in upper case (RFC 3986 §6.2.2).
 //! - An escaped slash and any backslash are refused: an endpoint that decodes them would see another path than the route
 //!   did. (nginx decodes them, Envoy lets one choose.)
-//! - An escape that is escaped once more is refused where it hides a dot, a slash, a backslash, a percent sign or a NUL,
-//!   in whatever way its digits are spelled. Other uses of `%25` stay as they are.
+//! - An escape that is escaped once more is refused where it hides a dot, a slash, a backslash, a semicolon, a percent sign
+//!   or a NUL, in whatever way its digits are spelled. Other uses of `%25` stay as they are.
 //! - Empty segments are merged, as nginx does, so that `//admin` does not slip past the route of `/admin`. They go before
 //!   dot segments are removed: `/a//../b` is `/b`.
 //! - Dot segments are removed (RFC 3986 §5.2.4). Above the root there is nothing: such paths are refused.
@@ -146,9 +146,10 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-/// Whether these digits, behind a percent sign, would be a dot, a slash, a backslash, a percent sign again, or a NUL.
+/// Whether these digits, behind a percent sign, would be a dot, a slash, a backslash, a semicolon, a percent sign again, or
+/// a NUL.
 fn is_doubtful_escape(digits: &[u8]) -> bool {
-    escaped(digits).is_ok_and(|byte| matches!(byte, b'.' | b'/' | b'\\' | b'%' | 0))
+    escaped(digits).is_ok_and(|byte| matches!(byte, b'.' | b'/' | b'\\' | b';' | b'%' | 0))
 }
 
 /// Removes dot segments and empty ones, after the escapes are settled.
@@ -268,6 +269,8 @@ mod tests {
             ("/%252e%252e/", Refused::Twice),
             ("/%252f", Refused::Twice),
             ("/%25252e", Refused::Twice),
+            ("/admin%253Ba", Refused::Twice),
+            ("/admin%25%33b", Refused::Twice),
             ("/%255C", Refused::Twice),
             ("/%2500", Refused::Twice),
             ("/%25%32%65", Refused::Twice),
