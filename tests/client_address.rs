@@ -1,6 +1,6 @@
 //! Who the client is, behind proxies that are trusted and others; and field names that origins take for others.
 
-use std::io::{BufReader, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -373,4 +373,26 @@ fn the_access_log_shows_the_clients_own_words() {
         let line = lines(&folder.path().join("access.log"), 2).remove(1);
         assert!(line.contains("own/2"), "{line}");
     }
+}
+
+#[test]
+fn trailers_say_nothing_of_the_way_either() {
+    let origin = crate::support::raw_origin(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let (mut got, mut line) = (String::new(), String::new());
+        while !got.contains("\r\n0\r\n") || !got.ends_with("\r\n\r\n") {
+            line.clear();
+            assert!(reader.read_line(&mut line).unwrap() > 0);
+            got += &line;
+        }
+        stream.write_all(&crate::support::ok(&got)).unwrap();
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let mut stream = proxy.connect();
+    let head =
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\nConnection: close\r\n\r\n";
+    let trailers = "X-Forwarded-For: 6.6.6.6\r\nx_real_ip: 6.6.6.6\r\nX-Sum: 1\r\n";
+    write!(stream, "{head}1\r\na\r\n0\r\n{trailers}\r\n").unwrap();
+    let text = read_message(&mut BufReader::new(stream)).unwrap().text();
+    assert!(text.contains("x-sum: 1") && !text.contains("6.6.6.6"), "{text}");
 }

@@ -7,6 +7,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::Frame;
 use smallvec::SmallVec;
 
+use crate::client_address::tells_way;
 use crate::framing;
 
 /// What a request asks of the hop to the endpoint, since it asked it of this one.
@@ -51,6 +52,17 @@ pub fn frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
         trailers(fields);
     }
     frame
+}
+
+/// Makes a frame of a request fit to be sent on, as [`frame`] does. Trailers about the request's way are removed too, since
+/// some origins merge trailers into the head.
+pub fn request_frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(fields) = frame.trailers_mut() {
+        let is_unwanted = |name: &&HeaderName| tells_way(name.as_str()) || name.as_str() == "proxy";
+        let names: SmallVec<[HeaderName; 4]> = fields.keys().filter(is_unwanted).cloned().collect();
+        names.iter().for_each(|name| drop(fields.remove(name)));
+    }
+    self::frame(frame)
 }
 
 /// Takes out of trailers what would change the meaning of a message whose head has long been acted on

@@ -188,7 +188,7 @@ impl Body for Receiving {
         {
             upload.0.failed.set(Some(Kind::RequestError));
         }
-        Poll::Ready(frame.map(|frame| frame.map(forwarding::frame).map_err(Into::into)))
+        Poll::Ready(frame.map(|frame| frame.map(forwarding::request_frame).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
