@@ -41,14 +41,14 @@ impl Refused {
     }
 }
 
-/// Brings an authority into its normal form, which leaves out the port of the scheme.
-pub fn normal(authority: &[u8], scheme_port: u16) -> Result<Cow<'_, [u8]>, Refused> {
+/// Brings an authority into its normal form, which leaves out the port of the scheme if that is known.
+pub fn normal(authority: &[u8], scheme_port: Option<u16>) -> Result<Cow<'_, [u8]>, Refused> {
     if !is_authority(authority) {
         return Err(Refused::Form);
     }
     let (written, digits) = split(authority);
     let host = host(written)?;
-    let Some(port) = port(digits)?.filter(|port| *port != scheme_port) else { return Ok(host) };
+    let Some(port) = port(digits)?.filter(|port| Some(*port) != scheme_port) else { return Ok(host) };
     let port = port.to_string();
     match host {
         Cow::Borrowed(_) if digits == port.as_bytes() => Ok(Cow::Borrowed(authority)),
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     fn form(authority: &str) -> Result<String, Refused> {
-        normal(authority.as_bytes(), 80).map(|form| String::from_utf8(form.into_owned()).unwrap())
+        normal(authority.as_bytes(), Some(80)).map(|form| String::from_utf8(form.into_owned()).unwrap())
     }
 
     #[test]
@@ -227,14 +227,15 @@ mod tests {
             assert_eq!(form(authority).as_deref(), Ok(wanted), "{authority}");
             assert_eq!(form(wanted).as_deref(), Ok(wanted), "the normal form of {authority} is its own");
         }
-        assert_eq!(normal(b"example.org:443", 443).unwrap(), &b"example.org"[..]);
-        assert_eq!(normal(b"example.org:80", 443).unwrap(), &b"example.org:80"[..]);
+        assert_eq!(normal(b"example.org:443", Some(443)).unwrap(), &b"example.org"[..]);
+        assert_eq!(normal(b"example.org:80", Some(443)).unwrap(), &b"example.org:80"[..]);
+        assert_eq!(normal(b"Example.org:080", None).unwrap(), &b"example.org:80"[..]);
     }
 
     #[test]
     fn nothing_is_copied_where_nothing_changes() {
         for authority in ["example.org", "example.org:8080", "[::1]", "[::1]:8080", "127.0.0.1:81", "localhost"] {
-            assert!(matches!(normal(authority.as_bytes(), 80), Ok(Cow::Borrowed(_))), "{authority}");
+            assert!(matches!(normal(authority.as_bytes(), Some(80)), Ok(Cow::Borrowed(_))), "{authority}");
         }
     }
 

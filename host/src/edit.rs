@@ -7,11 +7,11 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use smallvec::SmallVec;
 
+use crate::authority;
 use crate::bounds;
 use crate::edit_plan::{Cost, Plan, Planned};
 use crate::edit_room::{Kept, Room};
 use crate::field_alias::{is_plain, remove_aliases};
-use crate::framing::is_authority;
 use crate::head::Head;
 use crate::path;
 
@@ -172,12 +172,14 @@ pub fn trimmed(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// The value of `Host`: an error if it could not come from a client.
+/// The value of `Host` in its normal form: an error if it could not come from a client.
 pub fn host(value: HeaderValue) -> Result<HeaderValue, Refused> {
-    if is_authority(value.as_bytes()) {
-        return Ok(value);
-    }
-    Err(Refused::Host(shown(&String::from_utf8_lossy(value.as_bytes()))))
+    let normal = match authority::normal(value.as_bytes(), None) {
+        Ok(Cow::Borrowed(_)) => return Ok(value),
+        Ok(Cow::Owned(normal)) => HeaderValue::try_from(normal).ok(),
+        Err(_) => None,
+    };
+    normal.ok_or_else(|| Refused::Host(shown(&String::from_utf8_lossy(value.as_bytes()))))
 }
 
 /// Returns a method; an error if it is malformed, too long or not served.

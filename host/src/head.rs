@@ -390,7 +390,7 @@ impl Head {
         let (scheme, port) = if self.peer.is_secure() { (&b"https://"[..], 443) } else { (&b"http://"[..], 80) };
         let authority = self.request.headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
         // What a plugin has put into Host may have no normal form.
-        let authority = authority::normal(authority, port).unwrap_or(Cow::Borrowed(authority));
+        let authority = authority::normal(authority, Some(port)).unwrap_or(Cow::Borrowed(authority));
         let target = self.request.uri.path_and_query().map_or("/", |target| target.as_str());
         into.reserve(scheme.len() + authority.len() + target.len());
         into.extend_from_slice(scheme);

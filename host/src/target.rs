@@ -44,7 +44,7 @@ fn settle_authority(request: &mut Parts, scheme_port: u16) -> Result<(), Error> 
     if second.is_some() || lacks_host {
         return refused("a request has one Host (RFC 9112 §3.2)");
     }
-    let normal = |authority| authority::normal(authority, scheme_port).or_else(|why| refused(why.reason()));
+    let normal = |authority| authority::normal(authority, Some(scheme_port)).or_else(|why| refused(why.reason()));
     let settled = match (request.uri.authority(), host) {
         (Some(authority), host) => {
             let settled = normal(authority.as_str().as_bytes())?;

@@ -163,7 +163,7 @@ fn normal_origin(uri: &str) -> Option<(String, &str)> {
         _ => return None,
     };
     let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let authority = authority::normal(authority.as_bytes(), port).ok()?;
+    let authority = authority::normal(authority.as_bytes(), Some(port)).ok()?;
     Some((format!("{scheme}://{}", std::str::from_utf8(&authority).ok()?), target))
 }
 
