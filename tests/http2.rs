@@ -60,7 +60,7 @@ fn a_stop_tells_the_client_and_finishes_its_streams() {
 // === gRPC ===
 
 /// A server with a method of each kind, over bytes.
-const SERVER: &str = r#"
+pub const SERVER: &str = r#"
 import grpc, time
 from concurrent import futures
 def unary(request, context):
@@ -495,6 +495,13 @@ fn limits_of_targets_and_fields_hold_for_http2_too() {
         curl.args(["-H", &format!("x-{n}: y")]);
     }
     assert_eq!(output(curl.arg(format!("http://{}/", proxy.address))), "431");
+}
+
+#[test]
+fn a_failure_has_no_content_for_head() {
+    let proxy = Proxy::start(&manifest(&echo(), "", "").replace("[[route]]", "[[route]]\npath = \"/here\""));
+    let got = curl(&proxy, &["--head", "--write-out", "%{http_code}"]);
+    assert!(got.ends_with("404") && got.contains("content-length: ") && got.contains("error=no_route"), "{got}");
 }
 
 #[test]

@@ -217,6 +217,7 @@ impl Streams {
         let timers = Rc::new(Timers { step, total });
         let tunnel = extended_connect(&mut request);
         let upload = self.upload(request.body());
+        let is_head = *request.method() == Method::HEAD;
         let exchange = match self.excess(&request) {
             None => Ok(self.client.exchange(request, upload, timers.clone())),
             Some((status, why)) => Err(self.client.refuse(Error::new(Kind::RequestError, why), status)),
@@ -231,6 +232,8 @@ impl Streams {
                 Some(client) => connect(response, client, open, &timers.step),
                 None => (response, Some(open)),
             };
+            let has_none = is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            let response = if has_none { without_content(response, is_head) } else { response };
             Ok(response.map(|outgoing| {
                 outgoing.body.limit_reads(stream.backlog.read_limit());
                 Streamed { outgoing, stream, open }
@@ -414,6 +417,18 @@ impl Body for Streamed {
     fn size_hint(&self) -> SizeHint {
         self.outgoing.size_hint()
     }
+}
+
+/// Leaves out content that was made here for a response that has none, and keeps its length in one to HEAD (RFC 9110
+/// §6.4.1, §9.3.2). Over HTTP/1 hyper does that.
+fn without_content(mut response: Response<Outgoing>, is_head: bool) -> Response<Outgoing> {
+    if let ResponseBody::Full(content) = &mut response.body_mut().body {
+        let length = std::mem::take(content).len();
+        if is_head && length > 0 {
+            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+    }
+    response
 }
 
 // === Extended CONNECT (RFC 8441) ===
