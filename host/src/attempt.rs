@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
 use hyper::body::Incoming;
 
@@ -162,7 +162,8 @@ impl Attempt<'_> {
         version: Version,
     ) -> Result<(), Error> {
         let head = &mut self.head.request;
-        let framed = request.body().is_end_stream() || head.headers.contains_key(header::CONTENT_LENGTH);
+        let request_is_empty = request.body().is_end_stream();
+        let framed = request_is_empty || head.headers.contains_key(header::CONTENT_LENGTH);
         *request.method_mut() = head.method.clone();
         let target = head.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
         let fields = request.headers_mut();
@@ -183,6 +184,9 @@ impl Attempt<'_> {
             *request.version_mut() = version;
             return Ok(());
         }
+        if request_is_empty && wants_length(&head.method) && !fields.contains_key(header::CONTENT_LENGTH) {
+            fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         if !framed {
             // hyper takes content of unknown length for none where the method rarely has any, as with GET.
             fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -195,12 +199,15 @@ impl Attempt<'_> {
     /// A response that can be passed on, with the connection that it streams from.
     fn answered(
         &self,
-        response: Response<Incoming>,
+        mut response: Response<Incoming>,
         connection: Box<Connection>,
         flight: Flight,
     ) -> Result<Answer, Failure> {
         let malformed = |why| Failure { error: Error::new(Kind::ProtocolError, why), reached: Reached::Endpoint };
         let version = response.version();
+        if !forwarding::settle_length(response.headers_mut()) {
+            return Err(malformed("the response's Content-Length is not one number"));
+        }
         if version != Version::HTTP_2 && !forwarding::is_framed(version, response.headers()) {
             return Err(malformed("the response's framing is ambiguous"));
         }
@@ -267,6 +274,12 @@ fn spent() -> Failure {
     }
 }
 
+/// Whether a request without content says so, as its method gives content a meaning (RFC 9110 §8.6): some servers refuse it
+/// otherwise.
+fn wants_length(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH) || method.as_str() == "QUERY"
+}
+
 /// Whether an endpoint closed a connection that it had kept, before it said a byte of response.
 fn is_stale(error: &hyper::Error) -> bool {
     error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error) || is_unread(error)
@@ -291,6 +304,8 @@ fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
 }
 
 fn from_hyper(error: hyper::Error) -> Error {
-    let kind = if error.is_parse() { Kind::ProtocolError } else { Kind::ConnectionTerminated };
+    let is_malformed = cause::<h2::Error>(&error)
+        .is_some_and(|error| error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR));
+    let kind = if error.is_parse() || is_malformed { Kind::ProtocolError } else { Kind::ConnectionTerminated };
     Error::new(kind, error)
 }

@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 
 use crate::apart::apart;
 use crate::body::ResponseBody;
@@ -292,6 +293,7 @@ fn finish(
     let route = &running.generation.routes[place];
     let (mut parts, body) = forwarded.response.into_parts();
     forwarding::response(&mut parts.headers);
+    let came = parts.status;
     head.response = Some(parts);
     let edited = chain::balanced(forwarded.edits.as_deref(), &mut head);
     let up = edited.and_then(|()| up(running, route, (past, depth), &mut head)).and_then(|content| {
@@ -307,6 +309,12 @@ fn finish(
             if let Some(mut parts) = head.response.take() {
                 if let ResponseBody::Switched(switched) = response.body() {
                     forwarding::switch(&switched.protocol, &mut parts.headers);
+                }
+                // HTTP/1 has words for the status; those of another status would be wrong.
+                if parts.status == came
+                    && let Some(reason) = parts.extensions.remove::<ReasonPhrase>()
+                {
+                    response.extensions_mut().insert(reason);
                 }
                 *response.status_mut() = parts.status;
                 *response.headers_mut() = parts.headers;

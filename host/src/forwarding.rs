@@ -122,6 +122,38 @@ pub fn response(fields: &mut HeaderMap) {
     remove_hop_by_hop(Present::among(fields), fields);
 }
 
+/// Writes the length of a response as one number in one line; returns `false` if it is anything but the same number once
+/// or several times (RFC 9110 §8.6). It also counts where there is no content, as in the response to HEAD.
+pub fn settle_length(fields: &mut HeaderMap) -> bool {
+    let mut settled = None;
+    let (mut lines, mut is_plain) = (0, true);
+    for line in fields.get_all(header::CONTENT_LENGTH) {
+        lines += 1;
+        for number in line.as_bytes().split(|byte| *byte == b',') {
+            let text = number.trim_ascii();
+            is_plain &= text.len() == line.len() && (text.len() == 1 || text.first() != Some(&b'0'));
+            match length(text) {
+                Some(length) if settled.is_none_or(|before| before == length) => settled = Some(length),
+                _ => return false,
+            }
+        }
+    }
+    if let Some(length) = settled.filter(|_| lines > 1 || !is_plain) {
+        fields.insert(header::CONTENT_LENGTH, length.into());
+    }
+    true
+}
+
+fn length(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |length, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        length.checked_mul(10)?.checked_add(digit)
+    })
+}
+
 /// Whether it is beyond doubt where a response in HTTP/1 ends (RFC 9112 §6.3). What is here taken for content, somebody
 /// else could take for another response.
 pub fn is_framed(version: Version, fields: &HeaderMap) -> bool {
@@ -218,6 +250,39 @@ mod tests {
         assert!(HOP_BY_HOP.iter().zip(0..).all(|(name, at)| place(name) == Some(at)));
         assert_eq!(HOP_BY_HOP.len(), usize::from(EXPECT));
         assert_eq!(place(&header::HOST), None);
+    }
+
+    #[test]
+    fn a_length_is_one_number_or_the_response_is_refused() {
+        let cases: [(&[&str], Option<&[&str]>); 16] = [
+            (&[], Some(&[])),
+            (&["5"], Some(&["5"])),
+            (&["0"], Some(&["0"])),
+            (&["5, 5"], Some(&["5"])),
+            (&["5,\t5 ", "5"], Some(&["5"])),
+            (&["5", "5"], Some(&["5"])),
+            (&["007"], Some(&["7"])),
+            (&["18446744073709551615"], Some(&["18446744073709551615"])),
+            (&["18446744073709551616"], None),
+            (&["5, 6"], None),
+            (&["5", "6"], None),
+            (&["+5"], None),
+            (&["-5"], None),
+            (&["5,"], None),
+            (&[""], None),
+            (&["0x5"], None),
+        ];
+        for (lines, wanted) in cases {
+            let mut fields = HeaderMap::new();
+            for line in lines {
+                fields.append(header::CONTENT_LENGTH, HeaderValue::from_static(line));
+            }
+            let is_settled = settle_length(&mut fields);
+            assert_eq!(is_settled, wanted.is_some(), "{lines:?}");
+            let left: Vec<&[u8]> = fields.get_all(header::CONTENT_LENGTH).iter().map(HeaderValue::as_bytes).collect();
+            let wanted: Vec<&[u8]> = wanted.unwrap_or(lines).iter().map(|line| line.as_bytes()).collect();
+            assert_eq!(left, wanted, "{lines:?}");
+        }
     }
 
     #[test]
