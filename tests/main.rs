@@ -15,6 +15,7 @@ mod framing;
 mod hooks;
 mod http2;
 mod http2_endpoint;
+mod idle_streams;
 mod layers;
 mod limits;
 mod loading;

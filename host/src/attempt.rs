@@ -18,7 +18,7 @@ use crate::error::{Error, Kind};
 use crate::forwarding::{self, Hop};
 use crate::head::Head;
 use crate::resend::Content;
-use crate::upload::{RequestBody, Upload};
+use crate::upload::{RequestBody, Rest, Upload};
 use crate::upstream::connect::Wanted;
 use crate::upstream::connection::{Answered, Connection, Unsent};
 use crate::upstream::retry::Reached;
@@ -138,12 +138,19 @@ impl Attempt<'_> {
             connection.send(request)
         });
         let mut sent = 0;
+        let mut rest = Rest::new(upload);
         let sending = poll_fn(|cx| {
             let polled = connection.drive(cx, |cx| answer.as_mut().poll(cx));
             // As long as the client's content goes on, or is waited for, the endpoint can't be expected to answer.
             if upload.bytes() > sent || upload.is_awaited() {
                 sent = upload.bytes();
                 step.set(rules.response_timeout);
+            }
+            if step.is_met()
+                && upload.takes_time()
+                && let Some(more) = rest.longer(upload, rules.response_timeout, rules.stream_timeout)
+            {
+                step.set(more);
             }
             polled
         });
@@ -217,8 +224,8 @@ impl Attempt<'_> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS && !self.has_proof(&response) {
             return Err(malformed("the endpoint switched protocols without the proof that it speaks WebSocket"));
         }
-        let (rules, step) = (self.rules.clone(), self.step.clone());
-        Ok(Answer { response, lease: Lease { connection, flight, is_good: true, rules, step } })
+        let (rules, step, upload) = (self.rules.clone(), self.step.clone(), self.upload.clone());
+        Ok(Answer { response, lease: Lease { connection, flight, is_good: true, rules, step, upload } })
     }
 
     /// Whether a switch to WebSocket is one. A client with HTTP/1 sees for itself; for one with HTTP/2 this proxy has made the

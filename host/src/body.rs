@@ -15,6 +15,7 @@ use crate::cache::stored::Stored;
 use crate::clock::Deadline;
 use crate::forwarding;
 use crate::passage::{BodyError, Passage};
+use crate::upload::{Rest, Upload};
 use crate::upstream::Rules;
 use crate::upstream::connection::{Connection, Stream};
 use crate::upstream::seats::Flight;
@@ -49,6 +50,7 @@ pub struct UpstreamBody {
     content: Incoming,
     /// None once the body is over.
     lease: Option<Lease>,
+    rest: Rest,
 }
 
 /// The use of a connection until the body of a response is over.
@@ -61,6 +63,8 @@ pub struct Lease {
     pub rules: Rc<Rules>,
     /// For the next piece.
     pub step: Deadline,
+    /// The content of the request, which may go on.
+    pub upload: Upload,
 }
 
 /// The bytes that are read of an endpoint at once, unless the client's connection bounds them otherwise. Each client with
@@ -69,6 +73,16 @@ pub struct Lease {
 const READ: usize = (128 << 10) - 1;
 
 impl Lease {
+    /// Whether the endpoint has paused too long. While the client's content goes on as well, both may rest.
+    fn is_late(&self, rest: &mut Rest, cx: &Context<'_>) -> bool {
+        let Rules { read_timeout, stream_timeout, .. } = *self.rules;
+        if !self.step.is_late(read_timeout, cx) {
+            return false;
+        }
+        let more = rest.longer(&self.upload, read_timeout, stream_timeout);
+        more.inspect(|more| self.step.set(*more)).is_none()
+    }
+
     /// The endpoint didn't send the whole response, which speaks against it.
     fn broken(&self) {
         self.flight.seat().failed(Duration::ZERO, self.step.clock().now());
@@ -78,7 +92,8 @@ impl Lease {
 impl UpstreamBody {
     pub fn new(content: Incoming, lease: Lease) -> Self {
         lease.connection.limit_reads(Some(READ));
-        UpstreamBody { content, lease: Some(lease) }
+        let rest = Rest::new(&lease.upload);
+        UpstreamBody { content, lease: Some(lease), rest }
     }
 
     fn limit_reads(&self, bytes: usize) {
@@ -89,7 +104,7 @@ impl UpstreamBody {
 
     /// The body has been read to its end: the connection may serve others.
     fn end(&mut self) {
-        if let Some(Lease { connection, flight, is_good, rules, step }) = self.lease.take() {
+        if let Some(Lease { connection, flight, is_good, rules, step, .. }) = self.lease.take() {
             if is_good {
                 flight.seat().ended_well();
             }
@@ -112,11 +127,11 @@ impl Body for UpstreamBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let UpstreamBody { content, lease } = &mut *self;
+        let UpstreamBody { content, lease, rest } = &mut *self;
         let Some(lease) = lease else { return Poll::Ready(None) };
         // Short content came with the head.
         let frame = match lease.connection.drive_for_more(cx, |cx| Pin::new(&mut *content).poll_frame(cx)) {
-            Poll::Pending if lease.step.is_late(lease.rules.read_timeout, cx) => {
+            Poll::Pending if lease.is_late(rest, cx) => {
                 lease.broken();
                 return Poll::Ready(Some(Err("the endpoint paused too long".into())));
             }
@@ -124,6 +139,7 @@ impl Body for UpstreamBody {
             Poll::Ready(frame) => frame,
         };
         lease.step.clear();
+        *rest = Rest::new(&lease.upload);
         match &frame {
             // Nobody asks for more after them.
             Some(Ok(last)) if last.is_trailers() => self.end(),

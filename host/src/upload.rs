@@ -72,12 +72,24 @@ pub struct Upload(Rc<Progress>);
 #[derive(Default)]
 struct Progress {
     over: Cell<bool>,
+    /// Whether the client has sent all of it, though some may still be on its way to the endpoint.
+    received: Cell<bool>,
     unhurried: Cell<bool>,
     failed: Cell<Option<Kind>>,
     bytes: Cell<u64>,
     awaited: Cell<bool>,
     /// Bounds what waits for the endpoint; `None` where the client's own buffer does.
     backlog: Option<Arc<StreamBacklog>>,
+}
+
+/// The time for which an exchange rests that is open both ways: neither the client nor the endpoint has sent all of its
+/// content, and neither sends.
+pub struct Rest {
+    /// The bytes of the request's content when the rest began.
+    bytes: u64,
+    rested: Duration,
+    /// Whether the request's content went on when the endpoint was last waited for.
+    was_open: bool,
 }
 
 impl Upload {
@@ -103,9 +115,19 @@ impl Upload {
         self.0.unhurried.set(true);
     }
 
+    /// Whether the client may take its time.
+    pub fn takes_time(&self) -> bool {
+        self.0.unhurried.get()
+    }
+
     /// Whether all has been sent, or given up.
     pub fn is_over(&self) -> bool {
         self.0.over.get()
+    }
+
+    /// Whether nothing more comes from the client.
+    pub fn is_received(&self) -> bool {
+        self.0.received.get() || self.is_over()
     }
 
     /// The bytes that were sent.
@@ -141,6 +163,28 @@ impl Upload {
     }
 }
 
+// === Rest ===
+
+impl Rest {
+    /// A rest that begins now.
+    pub fn new(upload: &Upload) -> Self {
+        Rest { bytes: upload.bytes(), rested: Duration::ZERO, was_open: !upload.is_received() }
+    }
+
+    /// Returns how much longer an endpoint that has been silent for `pause` may be so, up to `most` in all; `None` if it may
+    /// not. After the end of the request's content, it has one pause more.
+    pub fn longer(&mut self, upload: &Upload, pause: Duration, most: Duration) -> Option<Duration> {
+        let is_open = !upload.is_received();
+        let was_open = std::mem::replace(&mut self.was_open, is_open);
+        if upload.bytes() != self.bytes {
+            (self.bytes, self.rested) = (upload.bytes(), Duration::ZERO);
+        }
+        self.rested += pause;
+        let left = most.saturating_sub(self.rested).min(pause);
+        ((is_open || was_open) && !left.is_zero()).then_some(left)
+    }
+}
+
 // === Receiving ===
 
 impl Receiving {
@@ -171,6 +215,7 @@ impl Body for Receiving {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(frame) => frame,
         };
+        upload.0.received.set(frame.is_none() || content.is_end_stream());
         let length = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len) as u64;
         pace.took(length);
         upload.0.bytes.set(upload.0.bytes.get() + length);
@@ -297,5 +342,26 @@ impl Body for RequestBody {
             RequestBody::Whole(content) => SizeHint::with_exact(content.len() as u64),
             RequestBody::Empty => SizeHint::with_exact(0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exchange_rests_while_it_is_open_both_ways_and_one_pause_longer() {
+        let (second, most) = (Duration::from_secs(1), Duration::from_millis(2500));
+        let upload = Upload::default();
+        let mut rest = Rest::new(&upload);
+        let mut longer = |upload: &Upload| rest.longer(upload, second, most);
+        assert_eq!((longer(&upload), longer(&upload)), (Some(second), Some(second / 2)));
+        upload.0.bytes.set(9);
+        assert_eq!(longer(&upload), Some(second), "the client has sent something");
+        upload.end();
+        assert_eq!((longer(&upload), longer(&upload)), (Some(second / 2), None));
+        assert_eq!(Rest::new(&Upload::over()).longer(&Upload::over(), second, most), None);
+        let mut short = Rest::new(&Upload::default());
+        assert_eq!(short.longer(&Upload::default(), second, second / 2), None, "never shorter than a pause");
     }
 }

@@ -69,6 +69,8 @@ pub struct Rules {
     pub response_timeout: Duration,
     /// Between two pieces of a response.
     pub read_timeout: Duration,
+    /// The same while the request's content goes on as well.
+    pub stream_timeout: Duration,
     pub idle_timeout: Duration,
     /// Idle connections per worker and endpoint.
     pub idle_connections: usize,

@@ -87,6 +87,7 @@ impl Draft<'_> {
         Rules {
             proxy_protocol,
             read_timeout: self.duration(source, upstream.read_timeout.as_ref(), Duration::from_secs(60)),
+            stream_timeout: self.duration(source, upstream.stream_timeout.as_ref(), STREAM_TIMEOUT),
             connect_timeout: self.duration(source, upstream.connect_timeout.as_ref(), Duration::from_secs(5)),
             response_timeout: self.duration(source, upstream.response_timeout.as_ref(), Duration::from_secs(60)),
             idle_timeout: self.duration(source, upstream.idle_timeout.as_ref(), Duration::from_secs(60)),
@@ -107,6 +108,10 @@ impl Draft<'_> {
         self.assembly.slots(name, connections as u32, pending as u32)
     }
 }
+
+/// The time for which streams that are open both ways may rest, if the manifest doesn't say: longer than clients and
+/// servers of gRPC keep a stream without a ping, and short enough that abandoned ones don't pile up.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// As many as a semaphore can count, and far more than there are ports.
 const MOST_CONNECTIONS: usize = 1 << 24;
