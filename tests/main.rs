@@ -35,4 +35,5 @@ mod swap;
 mod tls;
 mod transformed;
 mod tunnels;
+mod unread;
 mod upstreams;

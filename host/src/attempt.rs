@@ -1,6 +1,6 @@
 //! One attempt at one endpoint: get a connection, send the request, wait for the head of the response. A connection that
-//! had been kept and turns out dead is no failed attempt: the request goes out once more on a fresh one where that is
-//! safe.
+//! had been kept and turns out dead is no failed attempt, nor is a stream that the endpoint has not read: the request goes
+//! out once more on another connection where that is safe.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -57,25 +57,30 @@ pub struct Failure {
 impl Attempt<'_> {
     /// Sends the request to the endpoint of a flight.
     pub async fn run(&mut self, flight: Flight) -> Result<Answer, Failure> {
-        let pool = flight.seat().pool.clone();
         let wanted = self.wanted(&flight.seat().endpoint.address)?;
-        let kept = pool.idle(wanted, self.rules, self.slots, self.step.clock().now());
-        if let Some(mut connection) = kept
-            && let Some(response) = self.send_kept(&mut connection, &flight).await?
-        {
-            return self.answered(response, connection, flight);
+        let mut kept = self.kept(&flight, wanted);
+        for left in (0..TRIES).rev() {
+            let (mut connection, origin) = match kept.take() {
+                Some(connection) => (connection, Origin::Kept),
+                None => apart(|| self.connect(&flight, wanted)).await?,
+            };
+            let sent = self.send(&mut connection, &flight).await.inspect_err(|failure| {
+                if failure.error.kind == Kind::ResponseTimeout && origin == Origin::Kept {
+                    flight.seat().pool.give_up_shared();
+                }
+            });
+            match sent? {
+                Ok(response) => return self.answered(response, connection, flight),
+                Err(unsent) if left > 0 && self.repeats(&unsent, &connection, origin) => drop(self.take_back(unsent)),
+                Err(unsent) => return Err(self.failed(unsent, &connection)),
+            }
         }
-        let mut connection = match apart(|| self.connect(&flight, wanted)).await? {
-            Connected::Fresh(connection) => connection,
-            Connected::Kept(mut connection) => match self.send_kept(&mut connection, &flight).await? {
-                Some(response) => return self.answered(response, connection, flight),
-                None => return Err(nobody(Error::new(Kind::ConnectionTerminated, "two kept connections were dead"))),
-            },
-        };
-        match self.send(&mut connection, &flight).await? {
-            Ok(response) => self.answered(response, connection, flight),
-            Err(unsent) => Err(self.failed(unsent)),
-        }
+        Err(nobody(Error::new(Kind::ConnectionTerminated, "several connections in a row were dead")))
+    }
+
+    /// Returns an idle or shared connection that seems alive.
+    fn kept(&self, flight: &Flight, wanted: Wanted) -> Option<Box<Connection>> {
+        flight.seat().pool.idle(wanted, self.rules, self.slots, self.step.clock().now())
     }
 
     fn wanted(&self, address: &EndpointAddr) -> Result<Wanted, Failure> {
@@ -90,40 +95,19 @@ impl Attempt<'_> {
     }
 
     /// A connection of the request's own, or one that has become free.
-    async fn connect(&self, flight: &Flight, wanted: Wanted) -> Result<Connected, Failure> {
+    async fn connect(&self, flight: &Flight, wanted: Wanted) -> Result<(Box<Connection>, Origin), Failure> {
         let (rules, pool, clock) = (self.rules, &flight.seat().pool, self.step.clock());
         let within = rules.connect_timeout;
         let full = |_| nobody(Error::new(Kind::LimitReached, format!("no connection became free in {within:?}")));
         let leave = self.step.limit(within, pool.leave(self.slots, wanted, rules, clock));
         let slot = match leave.await.map_err(full)?.map_err(nobody)? {
-            Leave::Use(connection) => return Ok(Connected::Kept(connection)),
+            Leave::Use(connection) => return Ok((connection, Origin::Kept)),
             Leave::Connect(slot) => slot,
         };
         let late = |_| nobody(Error::new(Kind::ConnectionTimeout, format!("no connection after {within:?}")));
         let connecting = pool.fresh((self.slots, slot), wanted, self.head.ends(), rules, clock);
         let connected = self.step.limit(within, connecting).await.map_err(late)?;
-        connected.map(Connected::Fresh).map_err(nobody)
-    }
-
-    /// Sends on a connection that was kept; none if that turns out dead and the request may go out on another.
-    async fn send_kept(
-        &mut self,
-        connection: &mut Connection,
-        flight: &Flight,
-    ) -> Result<Option<Response<Incoming>>, Failure> {
-        let sent = self.send(connection, flight).await.inspect_err(|failure| {
-            if failure.error.kind == Kind::ResponseTimeout {
-                flight.seat().pool.give_up_shared();
-            }
-        });
-        match sent? {
-            Ok(response) => Ok(Some(response)),
-            Err(unsent) if self.repeats(&unsent) => {
-                self.take_back(unsent);
-                Ok(None)
-            }
-            Err(unsent) => Err(self.failed(unsent)),
-        }
+        connected.map(|connection| (connection, Origin::Fresh)).map_err(nobody)
     }
 
     /// Sends, and waits for the head of the response, driving the connection meanwhile.
@@ -238,11 +222,15 @@ impl Attempt<'_> {
             || websocket::is_accepted(&request.headers, response.headers())
     }
 
-    /// Whether a request that died with a kept connection may go out on another.
-    fn repeats(&self, unsent: &Unsent) -> bool {
-        let is_untouched = unsent.message().is_some();
-        let is_harmless = is_stale(unsent.error()) && self.head.request.method.is_idempotent();
-        self.upload.failed().is_none() && (is_untouched || is_harmless && self.content.borrow().is_whole())
+    /// Whether a request that died with its connection may go out on another.
+    fn repeats(&self, unsent: &Unsent, connection: &Connection, origin: Origin) -> bool {
+        // Other requests may have made a shared connection, and used it up.
+        let was_in_use = origin == Origin::Kept || connection.version() == Version::HTTP_2;
+        let is_untouched = unsent.message().is_some() && was_in_use;
+        let is_harmless =
+            origin == Origin::Kept && is_stale(unsent.error()) && self.head.request.method.is_idempotent();
+        let may_repeat = is_harmless || is_unread(unsent.error(), connection);
+        self.upload.failed().is_none() && (is_untouched || may_repeat && self.content.borrow().is_whole())
     }
 
     /// Keeps what is left of a request for another attempt.
@@ -253,21 +241,30 @@ impl Attempt<'_> {
         unsent.into_error()
     }
 
-    fn failed(&self, unsent: Box<Unsent>) -> Failure {
+    fn failed(&self, unsent: Box<Unsent>, connection: &Connection) -> Failure {
         let is_untouched = unsent.message().is_some();
         let error = self.take_back(unsent);
         match self.upload.failed() {
             Some(kind) => Failure { error: Error::new(kind, error), reached: Reached::Endpoint },
-            None if is_untouched || is_unread(&error) => nobody(from_hyper(error)),
-            None => Failure { error: from_hyper(error), reached: Reached::Endpoint },
+            None if is_untouched => nobody(from_hyper(error)),
+            None => {
+                let reached = if is_unread(&error, connection) { Reached::Unread } else { Reached::Endpoint };
+                Failure { error: from_hyper(error), reached }
+            }
         }
     }
 }
 
-enum Connected {
-    Fresh(Box<Connection>),
-    Kept(Box<Connection>),
+/// Where the connection of a request comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Fresh,
+    Kept,
 }
+
+/// The times that a request goes out within an attempt. An endpoint that closes connections in good order does so to many
+/// requests at once, so that the second connection may be used up as well; one that has closed three is not well.
+const TRIES: u32 = 3;
 
 /// A failure that the endpoint can't know of.
 fn nobody(error: Error) -> Failure {
@@ -289,14 +286,16 @@ fn wants_length(method: &Method) -> bool {
 
 /// Whether an endpoint closed a connection that it had kept, before it said a byte of response.
 fn is_stale(error: &hyper::Error) -> bool {
-    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error) || is_unread(error)
+    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error)
 }
 
-/// Whether an endpoint said that it has done nothing about a request (RFC 9113 §6.8, §8.7).
-fn is_unread(error: &hyper::Error) -> bool {
-    cause::<h2::Error>(error).is_some_and(|error| {
+/// Whether an endpoint said that it has done nothing about a request (RFC 9113 §6.8, §8.7), or the request was still
+/// waiting for a stream when the connection ended: hyper then drops it with its task.
+fn is_unread(error: &hyper::Error, connection: &Connection) -> bool {
+    let is_refused = cause::<h2::Error>(error).is_some_and(|error| {
         error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-    })
+    });
+    is_refused || error.is_user() && connection.version() == Version::HTTP_2
 }
 
 fn is_reset(error: &hyper::Error) -> bool {

@@ -21,7 +21,7 @@ use crate::generation::{Running, Upstream};
 use crate::head::Head;
 use crate::resend::Content;
 use crate::upload::{RequestBody, Upload};
-use crate::upstream::retry;
+use crate::upstream::retry::{self, Reached};
 use crate::upstream::seats::{Flight, Seat};
 
 /// What is sent with a request, and how far that is.
@@ -73,7 +73,9 @@ pub async fn forward(
     let upstream = &running.generation.upstreams[place];
     let Sending { body, upload, hop } = sending;
     let body = std::mem::replace(body, RequestBody::Empty);
-    let kept = if upstream.retry.may_repeat(&head.request.method) { upstream.retry.buffer } else { 0 };
+    // An endpoint that speaks HTTP/2 may say that it has not read a request, which is then repeated whatever its method.
+    let is_kept = upstream.may_speak_http2 || upstream.retry.may_repeat(&head.request.method);
+    let kept = if is_kept { upstream.retry.buffer } else { 0 };
     let content = RefCell::new(Content::new(body, kept));
     let mut attempts = Attempts::new(running, place, step.clock().now());
     let refused = |error: Error| {
@@ -143,6 +145,8 @@ impl<'a> Attempts<'a> {
                     seat.answered_badly(status, took, now);
                 }
             }
+            // That an endpoint closes a connection in good order says nothing against it.
+            Err(Failure { reached: Reached::Unread, .. }) => {}
             Err(failure) if failure.error.kind.blames_endpoint() => seat.failed(took, now),
             Err(_) => {}
         }

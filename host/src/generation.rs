@@ -80,6 +80,8 @@ pub struct Upstream {
     pub balancer: Option<usize>,
     pub rules: Rules,
     pub retry: retry::Policy,
+    /// Whether some endpoint may speak HTTP/2.
+    pub may_speak_http2: bool,
     pub slots: Slots,
     /// Requests at a time, over all workers.
     pub most_in_flight: u32,

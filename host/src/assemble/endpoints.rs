@@ -31,6 +31,14 @@ struct List<'a> {
     upstream: &'a manifest::Upstream,
 }
 
+impl Members {
+    /// Returns what each member or name speaks.
+    pub fn speak(&self) -> impl Iterator<Item = &Speaks> {
+        let listed = self.list.iter().map(|member| &member.address.speaks);
+        listed.chain(self.names.iter().map(|name| &name.speaks))
+    }
+}
+
 impl Draft<'_> {
     /// The endpoints of an upstream.
     pub(super) fn members(&mut self, source: &Arc<Source>, upstream: &manifest::Upstream) -> Members {

@@ -17,7 +17,7 @@ use crate::proxy_protocol;
 use crate::upstream::Speaks;
 use crate::upstream::check::{Check, HttpCheck, Kind};
 use crate::upstream::health::{Outliers, Rules};
-use crate::upstream::retry::{Methods, Policy, Triggers};
+use crate::upstream::retry::{BUFFER, Methods, Policy, Triggers};
 use crate::upstream::statuses::Statuses;
 
 impl Draft<'_> {
@@ -153,9 +153,7 @@ impl Draft<'_> {
         members: &Members,
     ) {
         let Some(kind) = checks.get_ref().kind.as_ref().filter(|kind| kind.get_ref() == "grpc") else { return };
-        let speaks = members.list.iter().map(|member| &member.address.speaks);
-        let mut speaks = speaks.chain(members.names.iter().map(|name| &name.speaks));
-        if speaks.any(|speaks| *speaks == Speaks::Http1) {
+        if members.speak().any(|speaks| *speaks == Speaks::Http1) {
             let message = "gRPC needs HTTP/2: write `h2c://` or `https://` before the endpoints";
             self.problems.at(source, kind.span(), message);
         }
@@ -181,7 +179,7 @@ impl Draft<'_> {
             on,
             methods,
             budget: self.up_to(source, retry.budget.as_ref(), 20, 0..=100) as u32,
-            buffer: self.bytes(source, retry.buffer.as_ref(), 64 << 10),
+            buffer: self.bytes(source, retry.buffer.as_ref(), BUFFER),
         }
     }
 

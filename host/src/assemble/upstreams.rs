@@ -11,9 +11,9 @@ use crate::config::manifest;
 use crate::config::problem::Source;
 use crate::generation::Upstream;
 use crate::proxy_protocol;
-use crate::upstream::Rules;
 use crate::upstream::discovery::Plan;
 use crate::upstream::slots::Slots;
+use crate::upstream::{Rules, Speaks};
 
 /// So many may wait for a connection if the manifest doesn't say.
 const PENDING: usize = 1024;
@@ -44,6 +44,12 @@ impl Draft<'_> {
             self.check(source, health.get_ref(), rules.proxy_protocol)
         });
         let health = self.health(source, upstream);
+        let offers_http2 = upstream.tls.as_ref().is_none_or(|tls| tls.get_ref().http2 != Some(false));
+        let may_speak_http2 = members.speak().any(|speaks| match speaks {
+            Speaks::Http1 => false,
+            Speaks::Http2 => true,
+            Speaks::Tls(_) => offers_http2,
+        });
         let plan = Plan { members: members.list, names: members.names, health, check };
         let (retry, name) = (self.retry(source, &upstream.retry), Arc::<str>::from(name.get_ref().as_str()));
         let slots = self.slots(source, &name, &upstream.limits);
@@ -53,7 +59,7 @@ impl Draft<'_> {
             .as_ref()
             .map_or(u32::MAX, |requests| self.up_to(source, Some(requests), 1, 1..=u32::MAX as usize) as u32);
         let live = self.assembly.live(&name);
-        Upstream { name, live, plan, balancer, rules, retry, slots, most_in_flight }
+        Upstream { name, live, plan, balancer, rules, retry, may_speak_http2, slots, most_in_flight }
     }
 
     fn balancer(

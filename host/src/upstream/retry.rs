@@ -24,7 +24,7 @@ pub struct Policy {
 /// Failures that are retried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Triggers {
-    /// There was no connection, or the request didn't get into it: the endpoint knows nothing of it.
+    /// There was no connection, the request didn't get into it, or the endpoint said that it has not read the request.
     pub connect: bool,
     /// The endpoint closed before it answered.
     pub reset: bool,
@@ -47,11 +47,16 @@ pub enum Methods {
 /// How far a failed request got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reached {
-    /// The endpoint can't know of it.
+    /// No connection was made, or nothing of the request was sent on it.
     Nobody,
+    /// The endpoint said that it has not acted on the request (RFC 9113 §6.8, §8.7), or the request waited for a stream.
+    Unread,
     /// The endpoint may have acted on it.
     Endpoint,
 }
+
+/// The bytes of a request's content that are kept to be sent again, if the manifest doesn't say.
+pub const BUFFER: usize = 64 << 10;
 
 /// Keeps retries to a share of the requests, so that an outage isn't made worse by them. Each worker has its own.
 #[derive(Debug)]
@@ -78,7 +83,7 @@ const RESERVE: u32 = 10;
 impl Policy {
     /// No retries.
     pub fn never() -> Self {
-        Policy { retries: 0, on: Triggers::default(), methods: Methods::Idempotent, budget: 0, buffer: 0 }
+        Policy { retries: 0, on: Triggers::default(), methods: Methods::Idempotent, budget: 0, buffer: BUFFER }
     }
 
     /// Whether a request that failed so may be sent once more.
@@ -86,7 +91,7 @@ impl Policy {
         // What isn't the endpoint's fault would fail at another, too.
         kind.blames_endpoint()
             && match reached {
-                Reached::Nobody => self.on.connect,
+                Reached::Nobody | Reached::Unread => self.on.connect,
                 Reached::Endpoint => self.may_repeat(method) && self.on.covers(kind),
             }
     }
@@ -170,6 +175,7 @@ mod tests {
         let cases = [
             (Kind::ConnectionRefused, Reached::Nobody, Method::POST, true),
             (Kind::ConnectionTerminated, Reached::Nobody, Method::POST, true),
+            (Kind::ConnectionTerminated, Reached::Unread, Method::PATCH, true),
             (Kind::LimitReached, Reached::Nobody, Method::GET, false),
             (Kind::InternalError, Reached::Nobody, Method::GET, false),
             (Kind::ConnectionTerminated, Reached::Endpoint, Method::POST, false),

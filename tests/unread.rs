@@ -1,0 +1,151 @@
+//! Requests that an endpoint has not read, as it says itself: repeated whatever their method, and no failure of anyone.
+
+use std::io::{BufReader, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
+use crate::backend::{Backend, load};
+use crate::http2::{HEADERS, SETTINGS};
+use crate::http2_endpoint::{REFUSED_STREAM, answering, endpoint};
+use crate::support::{Message, PATIENCE, Proxy, read_message, until};
+
+const POST: &str = "POST / HTTP/1.1\r\nContent-Length: 0";
+
+fn start(endpoints: &[&str], more: &str) -> Proxy {
+    Proxy::start(&format!(
+        "workers = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"app\"\n[upstream.app]\n\
+         endpoints = {endpoints:?}\n{more}"
+    ))
+}
+
+fn send(proxy: &Proxy, method: &str, content: &str) -> Message {
+    let mut stream = proxy.connect();
+    let length = content.len();
+    let head = format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    stream.write_all(format!("{head}{content}").as_bytes()).unwrap();
+    read_message(&mut BufReader::new(stream)).unwrap()
+}
+
+/// A sum over the endpoints.
+fn sum(proxy: &Proxy, name: &str) -> f64 {
+    let text = proxy.ask_admin("GET /metrics").text();
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+#[test]
+fn what_an_endpoint_has_not_read_is_repeated_whatever_the_method() {
+    for is_go_away in [true, false] {
+        for (method, content) in [("GET", ""), ("POST", ""), ("POST", "abc"), ("PATCH", "abc"), ("PUT", "abc")] {
+            for (first, more) in [(0, ""), (1, ""), (0, "retry = false"), (1, "retry = false")] {
+                // The first request meets a new connection, the second one that was kept.
+                let address = answering(move |number, request, raw| {
+                    if number != first {
+                        return false;
+                    }
+                    match is_go_away {
+                        true => raw.go_away(request.stream - 1),
+                        false => raw.reset(request.stream, REFUSED_STREAM),
+                    }
+                    true
+                });
+                let proxy = start(&[&address], more);
+                for _ in 0..2 {
+                    let response = send(&proxy, method, content);
+                    let what = format!("{method} `{content}` {is_go_away} {first} {more}");
+                    assert_eq!((response.status(), response.text().as_str()), (200, content), "{what}");
+                }
+                assert_eq!(sum(&proxy, "plugway_endpoint_failures_total"), 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_that_reads_nothing_is_asked_a_few_times_and_not_blamed() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let refusing = answering(move |_, request, raw| {
+        count.fetch_add(1, Ordering::SeqCst);
+        raw.reset(request.stream, REFUSED_STREAM);
+        true
+    });
+    let good = Backend::start("good");
+    let proxy = start(&[&refusing, &good.address], "");
+    for _ in 0..12 {
+        assert_eq!(send(&proxy, "POST", "abc").status(), 200);
+    }
+    assert_eq!(sum(&proxy, "plugway_endpoint_failures_total"), 0.0);
+    assert_eq!(sum(&proxy, "plugway_endpoint_ejections_total"), 0.0);
+    let proxy = start(&[&refusing], "");
+    let before = asked.load(Ordering::SeqCst);
+    assert_eq!(send(&proxy, "POST", "abc").status(), 502);
+    let times = asked.load(Ordering::SeqCst) - before;
+    assert!((3..=9).contains(&times), "{times}");
+}
+
+#[test]
+fn endpoints_that_recycle_their_connections_lose_nothing_and_stay() {
+    // After twenty requests a connection ends in good order, with others under way on it.
+    let recycling = || {
+        endpoint(|raw| {
+            for _ in 0..20 {
+                let Some(request) = raw.next_request() else { return };
+                raw.respond(request.stream, &[("x-backend", "any")], b"ok");
+                if request.stream == 39 {
+                    raw.go_away(39);
+                }
+            }
+            while raw.frame().is_some() {}
+        })
+    };
+    let endpoints = [recycling(), recycling()];
+    let proxy = start(&[&endpoints[0], &endpoints[1]], "");
+    let seen = load(&proxy, 12, POST, || {
+        until("enough have passed", || sum(&proxy, "plugway_responses_total") > 4_000.0);
+    });
+    assert_eq!(seen.status(200), seen.total(), "{seen:?}");
+    assert_eq!(sum(&proxy, "plugway_endpoint_failures_total"), 0.0);
+    assert_eq!(sum(&proxy, "plugway_endpoint_ejections_total"), 0.0);
+}
+
+#[test]
+fn requests_that_wait_for_a_stream_go_out_again() {
+    // One stream at a time: what comes after the first waits in the proxy, and is none of the endpoint's.
+    let connections = Arc::new(AtomicUsize::new(0));
+    let (go_on, waits) = mpsc::channel::<()>();
+    let waits = Arc::new(Mutex::new(waits));
+    let address = endpoint(move |raw| {
+        if connections.fetch_add(1, Ordering::SeqCst) > 0 {
+            while let Some(request) = raw.next_request() {
+                raw.respond(request.stream, &[], b"ok");
+            }
+            return;
+        }
+        raw.send(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 1]);
+        let first = raw.next_request().unwrap();
+        raw.respond(first.stream, &[], b"ok");
+        let second = raw.next_request().unwrap();
+        waits.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        raw.go_away(second.stream);
+        raw.respond(second.stream, &[], b"ok");
+        while raw.frame().is_some_and(|frame| frame.kind != HEADERS) {}
+    });
+    let proxy = start(&[&address], "retry = false");
+    assert_eq!(send(&proxy, "POST", "").status(), 200);
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let mut stream = proxy.connect();
+            stream
+                .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
+                .unwrap();
+            stream
+        })
+        .collect();
+    until("all are under way", || sum(&proxy, "plugway_endpoint_in_flight") == 4.0);
+    go_on.send(()).unwrap();
+    for client in clients {
+        assert_eq!(read_message(&mut BufReader::new(client)).unwrap().status(), 200);
+    }
+    assert_eq!(sum(&proxy, "plugway_endpoint_failures_total"), 0.0);
+}
