@@ -7,6 +7,7 @@ mod balance;
 mod cache_disk;
 mod caching;
 mod client_address;
+mod dead_endpoints;
 mod discovery;
 mod failing_plugins;
 mod floods;

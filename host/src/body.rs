@@ -18,6 +18,7 @@ use crate::passage::{BodyError, Passage};
 use crate::upload::{Rest, Upload};
 use crate::upstream::Rules;
 use crate::upstream::connection::{Connection, Stream};
+use crate::upstream::health::Failed;
 use crate::upstream::seats::Flight;
 
 /// The content of a response: the upstream's, streamed, or some that was made here.
@@ -85,7 +86,7 @@ impl Lease {
 
     /// The endpoint didn't send the whole response, which speaks against it.
     fn broken(&self) {
-        self.flight.seat().failed(Duration::ZERO, self.step.clock().now());
+        self.flight.seat().failed(Failed::Exchange, Duration::ZERO, self.step.clock().now());
     }
 }
 
@@ -105,11 +106,12 @@ impl UpstreamBody {
     /// The body has been read to its end: the connection may serve others.
     fn end(&mut self) {
         if let Some(Lease { connection, flight, is_good, rules, step, .. }) = self.lease.take() {
+            let now = step.clock().now();
             if is_good {
-                flight.seat().ended_well();
+                flight.seat().ended_well(now);
             }
             connection.limit_reads(None);
-            flight.seat().pool.put_back(connection, &rules, step.clock().now());
+            flight.seat().pool.put_back(connection, &rules, now);
         }
     }
 }

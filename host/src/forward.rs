@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
+use smallvec::SmallVec;
 
 use crate::attempt::{Answer, Attempt, Failure};
 use crate::balance::{self, Choice};
@@ -21,6 +22,8 @@ use crate::generation::{Running, Upstream};
 use crate::head::Head;
 use crate::resend::Content;
 use crate::upload::{RequestBody, Upload};
+use crate::upstream::endpoint::Endpoint;
+use crate::upstream::health::Failed;
 use crate::upstream::retry::{self, Reached};
 use crate::upstream::seats::{Flight, Seat};
 
@@ -59,7 +62,21 @@ struct Attempts<'a> {
     upstream: &'a Upstream,
     /// Where it has failed.
     tried: Vec<Rc<Seat>>,
+    /// The retries that count, of those that were made.
+    counted: u32,
 }
+
+/// The cost of another attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cost {
+    /// Nothing was sent: at an endpoint that wasn't tried yet, another attempt is no load that the request isn't itself.
+    Free,
+    /// A retry, within the upstream's number of them and within its budget.
+    Counted,
+}
+
+/// The attempts of a request in all. Where this many endpoints can't be connected to, it is not the endpoints.
+const MOST_ATTEMPTS: usize = 16;
 
 /// Sends the request of `head` with a body to an upstream, given by its place. The body is taken out of `sending`. `step`
 /// limits each thing that is waited for, up to the end of the response.
@@ -84,23 +101,23 @@ pub async fn forward(
         }
         error
     };
-    let mut next = attempts.next(head, step, 0).map_err(refused)?;
+    let mut next = attempts.next(head, step).and_then(|choice| attempts.begin(choice, 0)).map_err(refused)?;
     loop {
         let Next { seat, edits, flight } = next;
+        head.endpoint = Some(seat.name.clone());
         attempts.pause(&seat).await;
         let (rules, slots, began) = (&running.upstreams[place].rules, &upstream.slots, Instant::now());
         let mut attempt = Attempt { head, content: &content, upload, hop, rules, slots, step };
         let mut outcome = attempt.run(flight).await;
         let now = Instant::now();
         attempts.note(&seat, &mut outcome, now - began, now);
-        let again = attempts.are_worth_another(&outcome, &head.request.method, &content.borrow(), now);
-        if again {
+        let cost = attempts.are_worth_another(&outcome, &head.request.method, &content.borrow());
+        if let Some(cost) = cost {
             attempts.tried.push(seat);
             // A response in hand still counts as in flight, and makes room for the one in its place.
             let in_hand = outcome.is_ok().into();
             // Where there is nobody to ask, what came of this one is what the client gets.
-            if let Ok(another) = attempts.next(head, step, in_hand) {
-                attempts.again(now);
+            if let Some(another) = attempts.another(cost, head, step, in_hand) {
                 next = another;
                 continue;
             }
@@ -120,17 +137,55 @@ impl<'a> Attempts<'a> {
         if upstream.retry.retries > 0 {
             running.upstreams[place].budget.borrow_mut().request(now);
         }
-        Attempts { running, place, upstream, tried: Vec::new() }
+        Attempts { running, place, upstream, tried: Vec::new(), counted: 0 }
     }
 
-    /// Whom to ask, with a place for that among those in flight, of which so many are this request's own.
-    fn next(&self, head: &mut Head, step: &Deadline, own: u32) -> Result<Next, Error> {
-        let Choice { seat, edits } = balance::choose(self.running, self.place, head, &self.tried, step.clock().now())?;
+    /// Picks the endpoint of the next attempt.
+    fn next(&self, head: &Head, step: &Deadline) -> Result<Choice, Error> {
+        balance::choose(self.running, self.place, head, &self.tried, step.clock().now())
+    }
+
+    /// Reserves a place in flight for an attempt. `own` is the number of places that this request holds already.
+    fn begin(&self, Choice { seat, edits }: Choice, own: u32) -> Result<Next, Error> {
         let full = || Error::new(Kind::LimitReached, "as many requests are in flight as may be");
         let most = self.upstream.most_in_flight.saturating_add(own);
         let flight = Flight::begin(&seat, most).ok_or_else(full)?;
-        head.endpoint = Some(seat.name.clone());
         Ok(Next { seat, edits, flight })
+    }
+
+    /// Prepares another attempt; `None` if there is no endpoint for it, or no retry left.
+    fn another(&mut self, cost: Cost, head: &Head, step: &Deadline, own: u32) -> Option<Next> {
+        let now = step.clock().now();
+        if cost == Cost::Counted && !self.may_go_on(now) {
+            return None;
+        }
+        let picked = self.next(head, step).ok();
+        if cost != Cost::Counted {
+            let is_free = |choice: &Choice| !self.has_tried(&choice.seat);
+            let elsewhere = picked.filter(is_free).or_else(|| self.last_resort(head, step));
+            if let Some(next) = elsewhere.and_then(|choice| self.begin(choice, own).ok()) {
+                self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
+                return Some(next);
+            }
+            // All have been tried: to ask one of them again is a retry as any other.
+            return self.another(Cost::Counted, head, step, own);
+        }
+        let next = self.begin(picked?, own).ok()?;
+        self.again(now);
+        Some(next)
+    }
+
+    fn has_tried(&self, seat: &Rc<Seat>) -> bool {
+        self.tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint, &seat.endpoint))
+    }
+
+    /// Picks among the ejected endpoints too, where none that is up can be connected to: one may be well again.
+    fn last_resort(&self, head: &Head, step: &Deadline) -> Option<Choice> {
+        let tried: SmallVec<[&Endpoint; 4]> = self.tried.iter().map(|seat| &*seat.endpoint).collect();
+        if !self.upstream.live.is_exhausted_by(&tried, step.clock().now()) {
+            return None;
+        }
+        self.next(head, step).ok().filter(|choice| !self.has_tried(&choice.seat))
     }
 
     /// Takes note of what an attempt says of its endpoint.
@@ -147,30 +202,34 @@ impl<'a> Attempts<'a> {
             }
             // That an endpoint closes a connection in good order says nothing against it.
             Err(Failure { reached: Reached::Unread, .. }) => {}
-            Err(failure) if failure.error.kind.blames_endpoint() => seat.failed(took, now),
+            Err(failure) if failure.error.kind.blames_endpoint() => {
+                let failed = if failure.reached == Reached::Nobody { Failed::Connect } else { Failed::Exchange };
+                seat.failed(failed, took, now);
+            }
             Err(_) => {}
         }
     }
 
-    /// Whether a request is to be sent once more.
-    fn are_worth_another(
-        &self,
-        outcome: &Result<Answer, Failure>,
-        method: &Method,
-        content: &Content,
-        now: Instant,
-    ) -> bool {
+    /// Returns what another attempt of a request would cost; `None` if there is to be none.
+    fn are_worth_another(&self, outcome: &Result<Answer, Failure>, method: &Method, content: &Content) -> Option<Cost> {
         let retry = &self.upstream.retry;
-        let is_covered = match outcome {
-            Ok(answer) => retry.covers_status(answer.response.status(), method),
-            Err(failure) => retry.covers(failure.error.kind, failure.reached, method),
+        let (is_covered, cost) = match outcome {
+            Ok(answer) => (retry.covers_status(answer.response.status(), method), Cost::Counted),
+            Err(failure) => {
+                let cost = match failure.reached {
+                    Reached::Nobody => Cost::Free,
+                    Reached::Unread | Reached::Endpoint => Cost::Counted,
+                };
+                (retry.covers(failure.error.kind, failure.reached, method), cost)
+            }
         };
-        is_covered && content.is_whole() && self.may_go_on(now)
+        let may_go_on = retry.retries > 0 && self.tried.len() + 1 < MOST_ATTEMPTS;
+        (is_covered && may_go_on && content.is_whole()).then_some(cost)
     }
 
     fn may_go_on(&self, now: Instant) -> bool {
         let retry = &self.upstream.retry;
-        if self.tried.len() >= retry.retries as usize {
+        if self.counted >= retry.retries {
             return false;
         }
         let allowed = self.running.upstreams[self.place].budget.borrow_mut().allows(retry.budget, now);
@@ -181,7 +240,8 @@ impl<'a> Attempts<'a> {
     }
 
     /// Takes note of a retry that is made.
-    fn again(&self, now: Instant) {
+    fn again(&mut self, now: Instant) {
+        self.counted += 1;
         self.running.upstreams[self.place].budget.borrow_mut().retry(now);
         self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
     }
@@ -219,6 +279,6 @@ fn switched(response: Response<Incoming>, lease: Lease) -> Result<Response<Respo
     let protocol = response.headers().get(header::UPGRADE).cloned().unwrap_or(HeaderValue::from_static("unknown"));
     let lost = || Error::new(Kind::ConnectionTerminated, "the endpoint closed as it switched protocols");
     let stream = connection.into_stream().ok_or_else(lost)?;
-    flight.seat().ended_well();
+    flight.seat().ended_well(Instant::now());
     Ok(response.map(|_| ResponseBody::Switched(Box::new(Switched { protocol, stream, flight }))))
 }

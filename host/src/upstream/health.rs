@@ -39,7 +39,7 @@ pub struct Outliers {
     /// How long the first time; the second time twice as long, and so on.
     pub ejection: Duration,
     pub longest: Duration,
-    /// No more than this share of the endpoints at a time, in percent.
+    /// No more than this share of the endpoints at a time, in percent, are out that still do some of their work.
     pub most: u32,
 }
 
@@ -83,6 +83,19 @@ pub enum State {
 pub enum Check {
     Passed,
     Failed,
+}
+
+/// The multiple of `consecutive` at which failures of exchanges in a row mean that an endpoint is dead: of one that answers
+/// every other request, five fail in a row each minute, and twenty once in weeks.
+const DEAD: u32 = 4;
+
+/// What failed of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// There was no connection, so that nothing of the request has to do with it.
+    Connect,
+    /// The response: it didn't come, was cut off or malformed, or its status counts as a failure.
+    Exchange,
 }
 
 /// The least share in a slow start, in percent: a request now and then is what warms it.
@@ -155,6 +168,15 @@ impl Health {
         time
     }
 
+    /// Ends an ejection early; returns `false` if there is none.
+    pub fn readmit(&mut self, now: Instant) -> bool {
+        let was_ejected = self.ejected_until.take().is_some();
+        if was_ejected {
+            self.back_since = Some(now);
+        }
+        was_ejected
+    }
+
     /// Lets time pass; says whether an ejection has ended.
     pub fn tick(&mut self, rules: &Rules, now: Instant) -> bool {
         let whole = rules.slow_start.unwrap_or_default();
@@ -223,6 +245,16 @@ impl Outliers {
     pub fn most_of(&self, endpoints: usize) -> usize {
         let share = endpoints * self.most as usize / 100;
         if endpoints > 1 && self.most > 0 { share.max(1).min(endpoints) } else { 0 }
+    }
+
+    /// Whether an endpoint does nothing of its work, so that it is of no use in rotation. Failures of exchanges may be
+    /// those of one client's requests, so more of them are needed in a row than connections that were not made.
+    pub fn is_dead(&self, failed: Failed, in_a_row: u32) -> bool {
+        let needed = match failed {
+            Failed::Connect => self.consecutive,
+            Failed::Exchange => self.consecutive.saturating_mul(DEAD),
+        };
+        self.consecutive > 0 && in_a_row >= needed
     }
 
     /// Whether an interval's figures speak against an endpoint. `median_us` is the median of the endpoints' latencies.
@@ -342,5 +374,24 @@ mod tests {
             assert_eq!(found, condemned, "{requests} {failures} {latency:?}");
         }
         assert_eq!([1, 2, 3, 10].map(|endpoints| outliers.most_of(endpoints)), [0, 1, 1, 5]);
+    }
+
+    #[test]
+    fn an_endpoint_without_connections_is_dead_sooner_than_one_that_fails_requests() {
+        let outliers = outliers();
+        assert_eq!([4, 5].map(|failures| outliers.is_dead(Failed::Connect, failures)), [false, true]);
+        assert_eq!([5, 19, 20].map(|failures| outliers.is_dead(Failed::Exchange, failures)), [false, false, true]);
+        let never = Outliers { consecutive: 0, ..outliers };
+        assert!(!never.is_dead(Failed::Connect, 1_000));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_readmitted_starts_slowly() {
+        let (now, rules) = (Instant::now(), rules());
+        let mut health = Health::default();
+        assert!(!health.readmit(now));
+        health.eject(&outliers(), now);
+        assert!(health.readmit(now) && health.state() == State::Up);
+        assert_eq!(health.share(&rules, now), LEAST_SHARE);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::EndpointAddr;
 use super::endpoint::{Endpoint, InFlight, Totals};
-use super::health::{Check, Health, Rules, State};
+use super::health::{Check, Failed, Health, Rules, State};
 
 /// The living set.
 pub struct Live {
@@ -99,6 +99,15 @@ struct Seat {
     seen: Totals,
 }
 
+/// How much of an endpoint's work fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// Some of it, as far as is known.
+    Failing,
+    /// All of it.
+    Dead,
+}
+
 /// Who comes so soon after the first belongs to them, and starts with its whole share: names are looked up one by one.
 const BEGINNING: Duration = Duration::from_secs(5);
 
@@ -179,16 +188,55 @@ impl Live {
     }
 
     /// A request has failed at an endpoint, so many in a row.
-    pub fn failed(&self, endpoint: &Endpoint, in_a_row: u32, now: Instant) {
+    pub fn failed(&self, endpoint: &Endpoint, failed: Failed, in_a_row: u32, now: Instant) {
         let consecutive = self.consecutive.load(Ordering::Relaxed);
         if consecutive == 0 || !in_a_row.is_multiple_of(consecutive) {
             return;
         }
         let mut set = self.lock();
         let Some(place) = set.seats.iter().position(|seat| std::ptr::eq(&*seat.endpoint, endpoint)) else { return };
-        if self.eject(&mut set, place, &format!("{in_a_row} failures in a row"), now) {
+        let outliers = set.rules.outliers.as_ref();
+        let is_dead =
+            outliers.is_some_and(|outliers| outliers.is_dead(failed, in_a_row)) && set.spares(place, consecutive);
+        let extent = if is_dead { Extent::Dead } else { Extent::Failing };
+        if self.eject(&mut set, place, extent, &format!("{in_a_row} failures in a row"), now) {
             self.publish(&mut set, now);
         }
+    }
+
+    /// A request has succeeded at an endpoint where others failed. With all endpoints in use since none is well, that ends
+    /// its ejection: it is the one that can carry the load.
+    pub fn recovered(&self, endpoint: &Endpoint, now: Instant) {
+        let mut set = self.lock();
+        if !set.snapshot.panicking {
+            return;
+        }
+        let known = set.seats.iter_mut().find(|seat| std::ptr::eq(&*seat.endpoint, endpoint));
+        if let Some(seat) = known.filter(|seat| seat.health.is_ejected())
+            && seat.health.readmit(now)
+        {
+            tracing::info!(upstream = &*self.name, endpoint = &*endpoint.address.text, "back from its ejection early");
+            self.publish(&mut set, now);
+        }
+    }
+
+    /// A request could not be connected to these endpoints. If they are all that are up while others are ejected, they are
+    /// ejected as well, so that all are used; returns whether that was so.
+    pub fn is_exhausted_by(&self, tried: &[&Endpoint], now: Instant) -> bool {
+        let mut set = self.lock();
+        let is_up = |seat: &Seat| seat.state(&set.drained) == State::Up;
+        let up: Vec<usize> = (0..set.seats.len()).filter(|place| is_up(&set.seats[*place])).collect();
+        let is_tried =
+            |place: &usize| tried.iter().any(|endpoint| std::ptr::eq(&*set.seats[*place].endpoint, *endpoint));
+        let has_ejected = set.seats.iter().any(|seat| seat.state(&set.drained) == State::Ejected);
+        if set.rules.panic == 0 || !has_ejected || !up.iter().all(is_tried) {
+            return false;
+        }
+        for place in up {
+            self.eject(&mut set, place, Extent::Dead, "no endpoint that is up can be connected to", now);
+        }
+        self.publish(&mut set, now);
+        set.snapshot.panicking
     }
 
     /// Has an endpoint get nothing new, or lets it have its share again; says whether there is such an endpoint.
@@ -213,8 +261,9 @@ impl Live {
         for seat in seats {
             if seat.health.tick(rules, now) {
                 tracing::info!(upstream = &*self.name, endpoint = &*seat.wanted.address.text, "back from its ejection");
-                // Those that were in flight when it was taken out say nothing of it as it is now.
-                seat.endpoint.failures.store(0, Ordering::Relaxed);
+                // It is on probation: its next failure ejects it again, unless a request succeeds before.
+                let consecutive = rules.outliers.as_ref().map_or(0, |outliers| outliers.consecutive);
+                seat.endpoint.failures.store(consecutive.saturating_sub(1), Ordering::Relaxed);
                 *is_full = false;
                 changes = true;
             }
@@ -251,21 +300,21 @@ impl Live {
             let failures = since.failures + since.bad_responses;
             if outliers.condemns(requests, failures, latency, median) {
                 let why = format!("{failures} of {requests} requests failed, mean latency {latency:?} µs");
-                self.eject(set, place, &why, now);
+                self.eject(set, place, Extent::Failing, &why, now);
             } else {
                 set.seats[place].health.made_up();
             }
         }
     }
 
-    /// Takes an endpoint out, unless too many are out already.
-    fn eject(&self, set: &mut Set, place: usize, why: &str, now: Instant) -> bool {
+    /// Takes an endpoint out, unless too many are out already. A dead one is of no use there, however many are out.
+    fn eject(&self, set: &mut Set, place: usize, extent: Extent, why: &str, now: Instant) -> bool {
         let Some(outliers) = set.rules.outliers.clone() else { return false };
         let out = set.seats.iter().filter(|seat| seat.health.is_ejected()).count();
         let Some(seat) = set.seats.get_mut(place).filter(|seat| !seat.health.is_ejected()) else { return false };
         let (upstream, endpoint) = (&*self.name, &*seat.wanted.address.text);
         let most = outliers.most_of(set.snapshot.list.len());
-        if out >= most {
+        if out >= most && (extent == Extent::Failing || most == 0) {
             // Said once, not with each failure.
             if most > 0 && !std::mem::replace(&mut set.is_full, true) {
                 tracing::warn!(upstream, endpoint, why, "not ejected: as many are as may be");
@@ -297,6 +346,16 @@ impl Live {
 }
 
 impl Set {
+    /// Whether requests have somewhere to go without an endpoint: another one is up and answers, or all of them are used
+    /// where none is up.
+    fn spares(&self, place: usize, consecutive: u32) -> bool {
+        let answers = |seat: &Seat| {
+            seat.state(&self.drained) == State::Up && seat.endpoint.failures.load(Ordering::Relaxed) < consecutive
+        };
+        let others = || self.seats.iter().enumerate().filter(|(other, _)| *other != place).map(|(_, seat)| seat);
+        others().any(answers) || self.rules.panic > 0 && self.seats.len() > 1
+    }
+
     fn members(&self, version: u64, in_flight: Arc<InFlight>, now: Instant) -> Members {
         let states: Vec<State> = self.seats.iter().map(|seat| seat.state(&self.drained)).collect();
         let count = |wanted: fn(State) -> bool| states.iter().filter(|state| wanted(**state)).count();

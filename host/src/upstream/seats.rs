@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 
 use super::endpoint::{Endpoint, EndpointFigures};
+use super::health::Failed;
 use super::live::{Live, Members, Offer};
 use super::{Pool, Pools};
 
@@ -54,9 +55,10 @@ impl Seat {
     }
 
     /// A response came to its end, so that no failures in a row count any more.
-    pub fn ended_well(&self) {
+    pub fn ended_well(&self, now: Instant) {
         if self.endpoint.failures.load(Ordering::Relaxed) > 0 {
             self.endpoint.failures.store(0, Ordering::Relaxed);
+            self.live.recovered(&self.endpoint, now);
         }
     }
 
@@ -64,13 +66,13 @@ impl Seat {
     pub fn answered_badly(&self, status: StatusCode, took: Duration, now: Instant) {
         self.count(status, took);
         self.figures.bad_responses.add(1);
-        self.in_a_row(took, now);
+        self.in_a_row(Failed::Exchange, took, now);
     }
 
     /// A request failed after so long.
-    pub fn failed(&self, took: Duration, now: Instant) {
+    pub fn failed(&self, failed: Failed, took: Duration, now: Instant) {
         self.figures.failures.add(1);
-        self.in_a_row(took, now);
+        self.in_a_row(failed, took, now);
     }
 
     fn count(&self, status: StatusCode, took: Duration) {
@@ -78,10 +80,10 @@ impl Seat {
         self.figures.latency_us.add(took.as_micros() as u64);
     }
 
-    fn in_a_row(&self, took: Duration, now: Instant) {
+    fn in_a_row(&self, failed: Failed, took: Duration, now: Instant) {
         self.endpoint.latency.failed(took, now);
         let failures = self.endpoint.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        self.live.failed(&self.endpoint, failures, now);
+        self.live.failed(&self.endpoint, failed, failures, now);
     }
 }
 

@@ -1,0 +1,159 @@
+//! Upstreams of which most endpoints are dead: what the others can carry is not lost.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use crate::backend::{Backend, Does, ask, load};
+use crate::support::{Proxy, until};
+
+const GET: &str = "GET / HTTP/1.1";
+const POST: &str = "POST / HTTP/1.1\r\nContent-Length: 0";
+
+/// An address at which the system drops what asks for a connection, as its queue is full.
+struct Hole {
+    address: SocketAddr,
+    _socket: socket2::Socket,
+    _queued: Vec<socket2::Socket>,
+}
+
+impl Hole {
+    fn at(ip: Ipv4Addr, port: u16) -> Hole {
+        let new = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let socket = new();
+        socket.bind(&SocketAddr::from((ip, port)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let queued = (0..4).map(|_| {
+            let queued = new();
+            queued.set_nonblocking(true).unwrap();
+            let _ = queued.connect(&address.into());
+            queued
+        });
+        let hole = Hole { address, _queued: queued.collect(), _socket: socket };
+        until("its queue is full", || TcpStream::connect_timeout(&address, Duration::from_millis(50)).is_err());
+        hole
+    }
+
+    fn new() -> Hole {
+        Hole::at(Ipv4Addr::LOCALHOST, 0)
+    }
+}
+
+fn refusing() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+fn manifest(endpoints: &[String], more: &str) -> String {
+    format!(
+        "workers = 2\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"app\"\n[upstream.app]\n\
+         endpoints = {endpoints:?}\n{more}"
+    )
+}
+
+/// The state of each endpoint, in order.
+fn states(proxy: &Proxy) -> Vec<String> {
+    let status: serde_json::Value = serde_json::from_str(&proxy.ask_admin("GET /status").text()).unwrap();
+    let endpoints = status["upstreams"][0]["endpoints"].as_array().unwrap().iter();
+    endpoints.map(|endpoint| endpoint["state"].as_str().unwrap().into()).collect()
+}
+
+#[test]
+fn of_many_that_refuse_connections_the_one_that_is_well_gets_all_requests() {
+    let good = Backend::start("good");
+    for dead in [1, 2, 4, 9] {
+        let endpoints: Vec<String> = (0..dead).map(|_| refusing()).chain([good.address.clone()]).collect();
+        for method in [GET, POST] {
+            let proxy = Proxy::start(&manifest(&endpoints, ""));
+            let before = good.requests();
+            let seen = load(&proxy, 8, method, || until("3,000 have passed", || good.requests() > before + 3_000));
+            assert_eq!(seen.status(200), seen.total(), "{dead} dead, {method}: {seen:?}");
+            let states = states(&proxy);
+            assert!(states[..dead].iter().all(|state| state == "ejected"), "{states:?}");
+            assert_eq!(states[dead], "up");
+            assert_eq!(proxy.metric("plugway_upstream_retries_denied_total{upstream=\"app\"}"), 0.0);
+        }
+    }
+}
+
+#[test]
+fn connections_that_are_not_made_cost_no_retry() {
+    let good = Backend::start("good");
+    // More are dead than there are retries, and none may be ejected.
+    let endpoints = [refusing(), refusing(), refusing(), refusing(), good.address.clone()];
+    for more in ["outliers = false", "outliers = false\nretry = { retries = 1, budget = 1 }"] {
+        let proxy = Proxy::start(&manifest(&endpoints, more));
+        let seen = ask(&proxy, 400, POST);
+        assert_eq!(seen.status(200), 400, "{seen:?}");
+    }
+    let proxy = Proxy::start(&manifest(&endpoints, "outliers = false\nretry = false"));
+    assert!(ask(&proxy, 10, POST).status(502) >= 7, "nothing is repeated against the operator's word");
+    let proxy = Proxy::start(&manifest(&endpoints[..4], ""));
+    assert_eq!(ask(&proxy, 20, POST).status(502), 20, "with all of them dead, the client is told");
+}
+
+#[test]
+fn addresses_that_answer_nothing_are_passed_over_and_left_out() {
+    let (good, holes) = (Backend::start("good"), [Hole::new(), Hole::new()]);
+    let endpoints = [holes[0].address.to_string(), holes[1].address.to_string(), good.address.clone()];
+    let proxy = Proxy::start(&manifest(&endpoints, "connect-timeout = \"200ms\""));
+    let seen = load(&proxy, 8, POST, || until("enough have passed", || good.requests() > 500));
+    assert_eq!(seen.status(200), seen.total(), "{seen:?}");
+    assert_eq!(states(&proxy), ["ejected", "ejected", "up"]);
+}
+
+#[test]
+fn the_last_that_answers_is_not_left_among_dead_ones_by_a_limit() {
+    let good = Backend::start("good");
+    let ill = [Backend::start("a"), Backend::start("b"), Backend::start("c")];
+    ill.iter().for_each(|ill| ill.does(Does::Status(503)));
+    let endpoints: Vec<String> = ill.iter().chain([&good]).map(|backend| backend.address.clone()).collect();
+    let more = "retry = { on = [503] }\noutliers = { statuses = [503], ejection = \"1m\" }";
+    let proxy = Proxy::start(&manifest(&endpoints, more));
+    until("the dead are out", || {
+        ask(&proxy, 10, GET);
+        states(&proxy) == ["ejected", "ejected", "ejected", "up"]
+    });
+    assert_eq!(ask(&proxy, 100, GET).of("good"), 100);
+    // One that does half of its work is spared, as `most` says.
+    let more = "outliers = { consecutive = 2, most = 1, statuses = [503], ejection = \"1m\" }\nretry = false";
+    let proxy = Proxy::start(&manifest(&endpoints, more));
+    for _ in 0..20 {
+        ill[1].does(Does::Answer);
+        ask(&proxy, 4, GET);
+        ill[1].does(Does::Status(503));
+        ask(&proxy, 8, GET);
+    }
+    assert_eq!(states(&proxy), ["ejected", "up", "ejected", "up"]);
+}
+
+#[test]
+fn of_endpoints_that_are_all_out_the_first_that_answers_is_taken_back() {
+    let mut all = [Backend::start("a"), Backend::start("b"), Backend::start("c")];
+    let endpoints: Vec<String> = all.iter().map(|backend| backend.address.clone()).collect();
+    let proxy = Proxy::start(&manifest(&endpoints, "outliers = { ejection = \"1h\", longest-ejection = \"1h\" }"));
+    for backend in &mut all {
+        backend.kill();
+    }
+    ask(&proxy, 30, GET);
+    assert_eq!(states(&proxy), ["ejected", "ejected", "ejected"]);
+    for at in [1, 2] {
+        all[at].revive();
+        assert_eq!(ask(&proxy, 50, GET).status(200), 50);
+        assert_eq!(states(&proxy)[at], "up");
+        all[at].kill();
+        ask(&proxy, 30, GET);
+    }
+}
+
+#[test]
+fn an_ejected_endpoint_is_asked_before_a_request_fails() {
+    let (mut a, mut b) = (Backend::start("a"), Backend::start("b"));
+    let endpoints = [a.address.clone(), b.address.clone()];
+    let proxy = Proxy::start(&manifest(&endpoints, "outliers = { ejection = \"1h\", longest-ejection = \"1h\" }"));
+    a.kill();
+    assert_eq!(ask(&proxy, 20, GET).status(200), 20);
+    assert_eq!(states(&proxy), ["ejected", "up"]);
+    a.revive();
+    b.kill();
+    assert_eq!(ask(&proxy, 40, POST).of("a"), 40);
+}
