@@ -1,10 +1,11 @@
 //! Upstreams of which most endpoints are dead: what the others can carry is not lost.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Does, ask, load};
-use crate::support::{Proxy, until};
+use crate::support::{Proxy, RUNTIME, plugway, until};
 
 const GET: &str = "GET / HTTP/1.1";
 const POST: &str = "POST / HTTP/1.1\r\nContent-Length: 0";
@@ -102,6 +103,30 @@ fn addresses_that_answer_nothing_are_passed_over_and_left_out() {
 }
 
 #[test]
+fn an_address_that_answers_nothing_holds_up_no_request_for_long() {
+    let (good, holes) = (Backend::start("good"), [Hole::new(), Hole::new()]);
+    let endpoints = [holes[0].address.to_string(), holes[1].address.to_string(), good.address.clone()];
+    // With a whole connect-timeout of five seconds for each of them, a request would take ten.
+    let proxy = Proxy::start(&manifest(&endpoints, ""));
+    for method in [GET, POST] {
+        let began = Instant::now();
+        assert_eq!(ask(&proxy, 30, method).of("good"), 30);
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    }
+    let failures = |place: usize| {
+        let address = holes[place].address;
+        proxy.metric(&format!("plugway_endpoint_failures_total{{upstream=\"app\",endpoint=\"{address}\"}}"))
+    };
+    until("the failures are noted", || failures(0) > 0.0 && failures(1) > 0.0);
+    assert!(failures(0) + failures(1) < 6.0, "and once for each worker that had to find out");
+    // With no other endpoint to go to, a request waits for as long as it may.
+    let proxy = Proxy::start(&manifest(&endpoints[..2], "connect-timeout = \"1s\"\nretry = { retries = 1 }"));
+    let began = Instant::now();
+    assert_eq!(ask(&proxy, 1, GET).status(504), 1);
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[test]
 fn the_last_that_answers_is_not_left_among_dead_ones_by_a_limit() {
     let good = Backend::start("good");
     let ill = [Backend::start("a"), Backend::start("b"), Backend::start("c")];
@@ -156,4 +181,48 @@ fn an_ejected_endpoint_is_asked_before_a_request_fails() {
     a.revive();
     b.kill();
     assert_eq!(ask(&proxy, 40, POST).of("a"), 40);
+}
+
+// === Names ===
+
+/// The proxy, for which the system looks up a name in a file of hosts.
+fn start_with_hosts(hosts: &str, manifest: &str) -> (Proxy, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("hosts"), format!("127.0.0.1 localhost\n{hosts}")).unwrap();
+    // A namespace of its own, in which the file lies over the system's.
+    let mut command = Command::new("unshare");
+    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+    let program = plugway();
+    command.arg(folder.path().join("hosts")).arg(program.get_program());
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    for (name, value) in program.get_envs().filter(|(name, _)| *name != RUNTIME) {
+        command.env(name, value.unwrap());
+    }
+    (Proxy::start_by(command, folder.path(), manifest), folder)
+}
+
+/// A port at which one address of loopback is a hole, and others are free.
+fn with_hole(hole: Ipv4Addr, good: Ipv4Addr) -> (Hole, Backend) {
+    let listener = TcpListener::bind((good, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (Hole::at(hole, port), Backend::listening("good", listener))
+}
+
+#[test]
+fn a_name_whose_first_address_is_dead_is_reached_at_the_next() {
+    let (dead, alive) = (Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3));
+    let (_hole, good) = with_hole(dead, alive);
+    let port = good.address.rsplit(':').next().unwrap();
+    let text = manifest(&[format!("two.test:{port}")], "[upstream.app.health]\nkind = \"tcp\"\ninterval = \"100ms\"");
+    for hosts in [format!("{dead} two.test\n{alive} two.test\n"), format!("{alive} two.test\n{dead} two.test\n")] {
+        let (proxy, _folder) = start_with_hosts(&hosts, &text);
+        let before = good.requests();
+        let began = Instant::now();
+        assert_eq!(ask(&proxy, 20, POST).of("good"), 20);
+        assert_eq!(good.requests() - before, 20);
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        // The first check decides at once, so that a check has passed once the endpoint is up after a second one.
+        assert_eq!(states(&proxy), ["up"]);
+    }
 }

@@ -20,11 +20,12 @@ use crate::head::Head;
 use crate::resend::Content;
 use crate::upload::{RequestBody, Rest, Upload};
 use crate::upstream::connect::Wanted;
+use crate::upstream::connecting::Connecting;
 use crate::upstream::connection::{Answered, Connection, Unsent};
 use crate::upstream::retry::Reached;
 use crate::upstream::seats::Flight;
 use crate::upstream::slots::Slots;
-use crate::upstream::{EndpointAddr, Leave, Rules, Speaks};
+use crate::upstream::{EndpointAddr, Leave, Rules, Speaks, race};
 use crate::websocket;
 
 /// What is sent, and under which rules.
@@ -40,6 +41,8 @@ pub struct Attempt<'a> {
     pub slots: &'a Slots,
     /// Limits each thing that is waited for.
     pub step: &'a Deadline,
+    /// Whether the request may go to another endpoint if this one has no connection for it.
+    pub elsewhere: &'a dyn Fn() -> bool,
 }
 
 /// The head of a response, with the connection that the rest streams from.
@@ -98,15 +101,30 @@ impl Attempt<'_> {
     async fn connect(&self, flight: &Flight, wanted: Wanted) -> Result<(Box<Connection>, Origin), Failure> {
         let (rules, pool, clock) = (self.rules, &flight.seat().pool, self.step.clock());
         let within = rules.connect_timeout;
+        let late = |after| nobody(Error::new(Kind::ConnectionTimeout, format!("no connection after {after:?}")));
+        let waiting = || Failure { reached: Reached::Waiting, ..late(race::DELAY) };
+        if pool.is_stuck() && (self.elsewhere)() {
+            return Err(waiting());
+        }
         let full = |_| nobody(Error::new(Kind::LimitReached, format!("no connection became free in {within:?}")));
         let leave = self.step.limit(within, pool.leave(self.slots, wanted, rules, clock));
         let slot = match leave.await.map_err(full)?.map_err(nobody)? {
             Leave::Use(connection) => return Ok((connection, Origin::Kept)),
             Leave::Connect(slot) => slot,
         };
-        let late = |_| nobody(Error::new(Kind::ConnectionTimeout, format!("no connection after {within:?}")));
-        let connecting = pool.fresh((self.slots, slot), wanted, self.head.ends(), rules, clock);
-        let connected = self.step.limit(within, connecting).await.map_err(late)?;
+        let mut connecting = Connecting::new(flight.seat(), (self.slots, slot), wanted, self.head.ends(), rules, clock);
+        let mut left = within;
+        if within > race::DELAY && (self.elsewhere)() {
+            match self.step.limit(race::DELAY, connecting.attempt()).await {
+                Ok(connected) => return connected.map(|connection| (connection, Origin::Fresh)).map_err(nobody),
+                Err(_) if !connecting.has_reached() => {
+                    connecting.go_on_alone(within - race::DELAY);
+                    return Err(waiting());
+                }
+                Err(_) => left -= race::DELAY,
+            }
+        }
+        let connected = self.step.limit(left, connecting.attempt()).await.map_err(|_| late(within))?;
         connected.map(|connection| (connection, Origin::Fresh)).map_err(nobody)
     }
 

@@ -24,6 +24,7 @@ use crate::resend::Content;
 use crate::upload::{RequestBody, Upload};
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::health::Failed;
+use crate::upstream::live::Offer;
 use crate::upstream::retry::{self, Reached};
 use crate::upstream::seats::{Flight, Seat};
 
@@ -71,6 +72,8 @@ struct Attempts<'a> {
 enum Cost {
     /// Nothing was sent: at an endpoint that wasn't tried yet, another attempt is no load that the request isn't itself.
     Free,
+    /// A connection is still being made: nor is it at the same endpoint, if the balancer has no other.
+    FreeAnywhere,
     /// A retry, within the upstream's number of them and within its budget.
     Counted,
 }
@@ -107,7 +110,9 @@ pub async fn forward(
         head.endpoint = Some(seat.name.clone());
         attempts.pause(&seat).await;
         let (rules, slots, began) = (&running.upstreams[place].rules, &upstream.slots, Instant::now());
-        let mut attempt = Attempt { head, content: &content, upload, hop, rules, slots, step };
+        let elsewhere = || attempts.have_another(&seat);
+        let elsewhere = &elsewhere;
+        let mut attempt = Attempt { head, content: &content, upload, hop, rules, slots, step, elsewhere };
         let mut outcome = attempt.run(flight).await;
         let now = Instant::now();
         attempts.note(&seat, &mut outcome, now - began, now);
@@ -161,7 +166,7 @@ impl<'a> Attempts<'a> {
         }
         let picked = self.next(head, step).ok();
         if cost != Cost::Counted {
-            let is_free = |choice: &Choice| !self.has_tried(&choice.seat);
+            let is_free = |choice: &Choice| cost == Cost::FreeAnywhere || !self.has_tried(&choice.seat);
             let elsewhere = picked.filter(is_free).or_else(|| self.last_resort(head, step));
             if let Some(next) = elsewhere.and_then(|choice| self.begin(choice, own).ok()) {
                 self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
@@ -173,6 +178,16 @@ impl<'a> Attempts<'a> {
         let next = self.begin(picked?, own).ok()?;
         self.again(now);
         Some(next)
+    }
+
+    /// Whether a request that has no connection to an endpoint may go to another that is up.
+    fn have_another(&self, seat: &Rc<Seat>) -> bool {
+        let retry = &self.upstream.retry;
+        let is_other = |other: &Rc<Seat>| {
+            other.offer == Offer::Up && !Arc::ptr_eq(&other.endpoint, &seat.endpoint) && !self.has_tried(other)
+        };
+        let may_go_on = retry.retries > 0 && retry.on.connect && self.tried.len() + 1 < MOST_ATTEMPTS;
+        may_go_on && !self.has_tried(seat) && self.running.seats(self.place).list.iter().any(is_other)
     }
 
     fn has_tried(&self, seat: &Rc<Seat>) -> bool {
@@ -200,8 +215,9 @@ impl<'a> Attempts<'a> {
                     seat.answered_badly(status, took, now);
                 }
             }
-            // That an endpoint closes a connection in good order says nothing against it.
-            Err(Failure { reached: Reached::Unread, .. }) => {}
+            // That an endpoint closes a connection in good order says nothing against it. What becomes of a connection that
+            // is still being made is noted when it is known.
+            Err(Failure { reached: Reached::Unread | Reached::Waiting, .. }) => {}
             Err(failure) if failure.error.kind.blames_endpoint() => {
                 let failed = if failure.reached == Reached::Nobody { Failed::Connect } else { Failed::Exchange };
                 seat.failed(failed, took, now);
@@ -218,6 +234,7 @@ impl<'a> Attempts<'a> {
             Err(failure) => {
                 let cost = match failure.reached {
                     Reached::Nobody => Cost::Free,
+                    Reached::Waiting => Cost::FreeAnywhere,
                     Reached::Unread | Reached::Endpoint => Cost::Counted,
                 };
                 (retry.covers(failure.error.kind, failure.reached, method), cost)

@@ -19,19 +19,21 @@ use crate::proxy_protocol;
 
 pub mod check;
 pub mod connect;
+pub mod connecting;
 pub mod connection;
 pub mod discovery;
 pub mod dns;
 pub mod endpoint;
 pub mod health;
 pub mod live;
+pub mod race;
 pub mod reads;
 pub mod retry;
 pub mod seats;
 pub mod slots;
 pub mod statuses;
 
-use connect::{Dialer, Wanted};
+use connect::{Dialer, Terms, Wanted};
 use connection::{Connection, SharedSender};
 use slots::{Slot, Slots};
 
@@ -98,6 +100,10 @@ pub struct Pool {
     waiting: Cell<u32>,
     /// Connections that were taken back while somebody waited for one.
     contended: Cell<u32>,
+    /// The address that was connected to last, where the endpoint's name has several.
+    last: Cell<Option<SocketAddr>>,
+    /// Connections that are being made for no request any more, as the endpoint doesn't answer.
+    stuck: Cell<u32>,
 }
 
 /// What somebody who wanted to connect got.
@@ -176,6 +182,8 @@ impl Pool {
             returned: Notify::new(),
             waiting: Cell::new(0),
             contended: Cell::new(0),
+            last: Cell::new(None),
+            stuck: Cell::new(0),
         }
     }
 
@@ -217,18 +225,21 @@ impl Pool {
         }
     }
 
-    /// A fresh connection, or a shared one that somebody else has just made.
+    /// A fresh connection, or a shared one that another request has just made. `reached` is set when the endpoint's machine
+    /// has answered.
     pub async fn fresh(
         &self,
         (slots, slot): (&Slots, Slot),
         wanted: Wanted,
-        ends: Option<(SocketAddr, SocketAddr)>,
+        (ends, reached): (Option<(SocketAddr, SocketAddr)>, &Cell<bool>),
         rules: &Rules,
         clock: &Clock,
     ) -> Result<Box<Connection>, Error> {
+        let (proxy_protocol, within) = (rules.proxy_protocol, rules.connect_timeout);
+        let (last, reached) = (Some(&self.last), Some(reached));
+        let terms = |wanted| Terms { wanted, ends, proxy_protocol, within, last, reached };
         if self.exclusive.get() || wanted == Wanted::Http1 || rules.proxy_protocol.is_some() {
-            let connected = connect::connect(&self.address, Wanted::Http1, ends, rules.proxy_protocol, slot);
-            return connected.await.map(Box::new);
+            return connect::connect(&self.address, &terms(Wanted::Http1), slot).await.map(Box::new);
         }
         let first = self.first.lock().await;
         if let Some(connection) = self.shared(slots, clock.now()) {
@@ -237,9 +248,9 @@ impl Pool {
         if self.exclusive.get() {
             // Whoever was first has found out: nobody has to wait for another.
             drop(first);
-            return connect::connect(&self.address, Wanted::Http1, ends, None, slot).await.map(Box::new);
+            return connect::connect(&self.address, &terms(Wanted::Http1), slot).await.map(Box::new);
         }
-        let connection = connect::connect(&self.address, wanted, ends, None, slot).await?;
+        let connection = connect::connect(&self.address, &terms(wanted), slot).await?;
         match connection.shared() {
             Some(sender) => {
                 *self.shared.borrow_mut() = Some((sender, clock.now()));
@@ -248,6 +259,11 @@ impl Pool {
             None => self.exclusive.set(true),
         }
         Ok(Box::new(connection))
+    }
+
+    /// Whether the endpoint has not answered a connection for longer than it should, and still doesn't.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.get() > 0
     }
 
     /// Takes a connection back once its exchange is over.

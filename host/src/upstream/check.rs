@@ -10,8 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
 use http_body::Body;
 use hyper::body::Incoming;
 
-use super::EndpointAddr;
-use super::connect::{self, Wanted};
+use super::connect::{self, Terms, Wanted};
 use super::connection::Connection;
 use super::slots::Slot;
 use super::statuses::Statuses;
@@ -62,7 +61,15 @@ pub async fn check(check: &Check, address: &EndpointAddr) -> Result<(), String> 
 }
 
 async fn asked(check: &Check, address: &EndpointAddr) -> Result<(), String> {
-    let connecting = connect::connect(address, Wanted::Any, None, check.proxy_protocol, Slot::default());
+    let terms = Terms {
+        wanted: Wanted::Any,
+        ends: None,
+        proxy_protocol: check.proxy_protocol,
+        within: check.timeout,
+        last: None,
+        reached: None,
+    };
+    let connecting = connect::connect(address, &terms, Slot::default());
     let mut connection = connecting.await.map_err(|error| error.to_string())?;
     match &check.kind {
         Kind::Tcp => Ok(()),

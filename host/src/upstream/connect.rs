@@ -1,20 +1,21 @@
 //! Makes connections to endpoints: a socket, the word of whom it is for, TLS, and the version of HTTP.
 
+use std::cell::Cell;
 use std::hash::{Hash, Hasher};
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use smallvec::SmallVec;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
 use super::connection::{Connection, Transport};
 use super::slots::Slot;
-use super::{EndpointAddr, Place, Speaks};
+use super::{EndpointAddr, Place, Speaks, race};
 use crate::error::{Error, Kind, is_of_this_machine};
 use crate::proxy_protocol;
 use crate::tcp::Tcp;
@@ -39,24 +40,47 @@ pub enum Wanted {
     Http1,
 }
 
-/// Makes a connection. `ends` are the address of its client and the one that this reached, for the PROXY protocol; `None`
-/// if there is no client, or it has no address. Nothing is left behind if this is dropped half-way.
-pub async fn connect(
-    address: &EndpointAddr,
-    wanted: Wanted,
-    ends: Option<(SocketAddr, SocketAddr)>,
-    told: Option<proxy_protocol::Version>,
-    slot: Slot,
-) -> Result<Connection, Error> {
+/// The terms of a new connection.
+pub struct Terms<'a> {
+    pub wanted: Wanted,
+    /// The client's address and that which it reached, for the PROXY protocol; `None` if there is no client, or it has no
+    /// address.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+    pub proxy_protocol: Option<proxy_protocol::Version>,
+    /// The time that the caller allows.
+    pub within: Duration,
+    /// The address that was connected to last, of those that the endpoint's name has.
+    pub last: Option<&'a Cell<Option<SocketAddr>>>,
+    /// Set when the endpoint's machine has answered.
+    pub reached: Option<&'a Cell<bool>>,
+}
+
+impl Terms<'_> {
+    fn answered(&self) {
+        if let Some(reached) = self.reached {
+            reached.set(true);
+        }
+    }
+}
+
+/// Makes a connection. Nothing is left behind if this is dropped half-way.
+pub async fn connect(address: &EndpointAddr, terms: &Terms<'_>, slot: Slot) -> Result<Connection, Error> {
     match &address.place {
         Place::Tcp(place) => {
             let found = lookup_host(&**place).await.map_err(unknown)?.collect::<SmallVec<[SocketAddr; 2]>>();
-            let stream = TcpStream::connect(&*found).await.map_err(refused)?;
+            let order = race::ordered(&found, terms.last.and_then(Cell::get));
+            let stream = race::connect(&order, terms.within).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
-            speak(Tcp(stream), address, wanted, ends, told, slot).await
+            terms.answered();
+            if let Some(last) = terms.last.filter(|_| order.len() > 1) {
+                last.set(stream.peer_addr().ok());
+            }
+            speak(Tcp(stream), address, terms, slot).await
         }
         Place::Unix(path) => {
-            speak(UnixStream::connect(&**path).await.map_err(refused)?, address, wanted, ends, told, slot).await
+            let stream = UnixStream::connect(&**path).await.map_err(refused)?;
+            terms.answered();
+            speak(stream, address, terms, slot).await
         }
     }
 }
@@ -68,27 +92,24 @@ fn unknown(error: std::io::Error) -> Error {
 
 fn refused(error: std::io::Error) -> Error {
     // What this machine lacks is not the endpoint's fault.
-    let is_own = is_of_this_machine(&error) || error.kind() == ErrorKind::AddrNotAvailable;
-    Error::new(if is_own { Kind::InternalError } else { Kind::ConnectionRefused }, error)
+    Error::new(if race::is_own(&error) { Kind::InternalError } else { Kind::ConnectionRefused }, error)
 }
 
 async fn speak(
     mut stream: impl Transport,
     address: &EndpointAddr,
-    wanted: Wanted,
-    ends: Option<(SocketAddr, SocketAddr)>,
-    told: Option<proxy_protocol::Version>,
+    terms: &Terms<'_>,
     slot: Slot,
 ) -> Result<Connection, Error> {
-    if let Some(version) = told {
-        let told = stream.write_all(&proxy_protocol::encode(version, ends)).await;
+    if let Some(version) = terms.proxy_protocol {
+        let told = stream.write_all(&proxy_protocol::encode(version, terms.ends)).await;
         told.map_err(|error| Error::new(Kind::ConnectionTerminated, error))?;
     }
     match &address.speaks {
         Speaks::Http1 => Connection::http1(stream, slot).await,
         Speaks::Http2 => Connection::http2(stream, slot).await,
         Speaks::Tls(dialer) => {
-            let config = if wanted == Wanted::Http1 { &dialer.http1 } else { &dialer.any };
+            let config = if terms.wanted == Wanted::Http1 { &dialer.http1 } else { &dialer.any };
             let connecting = TlsConnector::from(config.clone()).connect(dialer.name.clone(), stream).await;
             let stream = connecting.map_err(untrusted)?;
             match stream.get_ref().1.alpn_protocol() {

@@ -49,6 +49,8 @@ pub enum Methods {
 pub enum Reached {
     /// No connection was made, or nothing of the request was sent on it.
     Nobody,
+    /// The connection is still being made; another endpoint may be quicker.
+    Waiting,
     /// The endpoint said that it has not acted on the request (RFC 9113 §6.8, §8.7), or the request waited for a stream.
     Unread,
     /// The endpoint may have acted on it.
@@ -91,7 +93,7 @@ impl Policy {
         // What isn't the endpoint's fault would fail at another, too.
         kind.blames_endpoint()
             && match reached {
-                Reached::Nobody | Reached::Unread => self.on.connect,
+                Reached::Nobody | Reached::Waiting | Reached::Unread => self.on.connect,
                 Reached::Endpoint => self.may_repeat(method) && self.on.covers(kind),
             }
     }
