@@ -81,9 +81,16 @@ impl Attempt<'_> {
         Err(nobody(Error::new(Kind::ConnectionTerminated, "several connections in a row were dead")))
     }
 
-    /// Returns an idle or shared connection that seems alive.
+    /// Returns an idle or shared connection that seems alive. A request that can't be repeated is not sent on one whose
+    /// end has come already.
     fn kept(&self, flight: &Flight, wanted: Wanted) -> Option<Box<Connection>> {
-        flight.seat().pool.idle(wanted, self.rules, self.slots, self.step.clock().now())
+        let pool = &flight.seat().pool;
+        loop {
+            let mut connection = pool.idle(wanted, self.rules, self.slots, self.step.clock().now())?;
+            if self.head.request.method.is_idempotent() || connection.is_open_now() {
+                return Some(connection);
+            }
+        }
     }
 
     fn wanted(&self, address: &EndpointAddr) -> Result<Wanted, Failure> {

@@ -31,6 +31,7 @@ pub mod reads;
 pub mod retry;
 pub mod seats;
 pub mod slots;
+mod socket;
 pub mod statuses;
 
 use connect::{Dialer, Terms, Wanted};

@@ -15,6 +15,7 @@ use tokio_rustls::TlsConnector;
 
 use super::connection::{Connection, Transport};
 use super::slots::Slot;
+use super::socket::{EndpointSocket, ReadNow};
 use super::{EndpointAddr, Place, Speaks, race};
 use crate::error::{Error, Kind, is_of_this_machine};
 use crate::proxy_protocol;
@@ -65,6 +66,7 @@ impl Terms<'_> {
 
 /// Makes a connection. Nothing is left behind if this is dropped half-way.
 pub async fn connect(address: &EndpointAddr, terms: &Terms<'_>, slot: Slot) -> Result<Connection, Error> {
+    let now = ReadNow::default();
     match &address.place {
         Place::Tcp(place) => {
             let found = lookup_host(&**place).await.map_err(unknown)?.collect::<SmallVec<[SocketAddr; 2]>>();
@@ -75,12 +77,12 @@ pub async fn connect(address: &EndpointAddr, terms: &Terms<'_>, slot: Slot) -> R
             if let Some(last) = terms.last.filter(|_| order.len() > 1) {
                 last.set(stream.peer_addr().ok());
             }
-            speak(Tcp(stream), address, terms, slot).await
+            speak(EndpointSocket::new(Tcp(stream), now.clone()), address, terms, now, slot).await
         }
         Place::Unix(path) => {
             let stream = UnixStream::connect(&**path).await.map_err(refused)?;
             terms.answered();
-            speak(stream, address, terms, slot).await
+            speak(EndpointSocket::new(stream, now.clone()), address, terms, now, slot).await
         }
     }
 }
@@ -99,6 +101,7 @@ async fn speak(
     mut stream: impl Transport,
     address: &EndpointAddr,
     terms: &Terms<'_>,
+    now: ReadNow,
     slot: Slot,
 ) -> Result<Connection, Error> {
     if let Some(version) = terms.proxy_protocol {
@@ -106,7 +109,7 @@ async fn speak(
         told.map_err(|error| Error::new(Kind::ConnectionTerminated, error))?;
     }
     match &address.speaks {
-        Speaks::Http1 => Connection::http1(stream, slot).await,
+        Speaks::Http1 => Connection::http1(stream, now, slot).await,
         Speaks::Http2 => Connection::http2(stream, slot).await,
         Speaks::Tls(dialer) => {
             let config = if terms.wanted == Wanted::Http1 { &dialer.http1 } else { &dialer.any };
@@ -114,7 +117,7 @@ async fn speak(
             let stream = connecting.map_err(untrusted)?;
             match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Connection::http2(stream, slot).await,
-                _ => Connection::http1(stream, slot).await,
+                _ => Connection::http1(stream, now, slot).await,
             }
         }
     }

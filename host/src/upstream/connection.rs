@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::reads::{BoundedReads, ReadLimit};
 use super::slots::{Counted, Slot};
+use super::socket::ReadNow;
 use crate::error::{Error, Kind};
 use crate::supervise::{Task, spawn};
 use crate::upload::RequestBody;
@@ -38,6 +39,8 @@ pub struct Connection {
     pub driver: Option<Driver>,
     /// The bound of each read; `None` over HTTP/2, which has windows.
     reads: Option<ReadLimit>,
+    /// Has the socket read at once; `None` over HTTP/2, which is read by a task.
+    now: Option<ReadNow>,
     /// What lets it be there; with its task, if it has one.
     slot: Slot,
     counted: Counted,
@@ -122,8 +125,8 @@ const PONG: Duration = Duration::from_secs(10);
 const HEADER_LIST: u32 = 64 << 10;
 
 impl Connection {
-    /// Speaks HTTP/1.1 over a transport.
-    pub async fn http1(transport: impl Transport, slot: Slot) -> Result<Self, Error> {
+    /// Speaks HTTP/1.1 over a transport, whose socket obeys `now`.
+    pub async fn http1(transport: impl Transport, now: ReadNow, slot: Slot) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::ConnectionTerminated, error);
         let mut builder = http1::Builder::new();
         builder.max_buf_size(BUFFER);
@@ -135,7 +138,8 @@ impl Connection {
         let (connection, waker) = (Some(Box::new(connection) as Box<dyn Driving>), relay.clone().into());
         let driver = Driver { connection, ended: None, waker, relay, task: Waker::noop().clone() };
         let counted = slot.counted();
-        Ok(Connection { sender: Sender::Http1(sender), driver: Some(driver), reads: Some(reads), slot, counted })
+        let (sender, driver, reads) = (Sender::Http1(sender), Some(driver), Some(reads));
+        Ok(Connection { sender, driver, reads, now: Some(now), slot, counted })
     }
 
     /// Speaks HTTP/2 over a transport. Its task ends when the last sender is dropped, or the endpoint closes.
@@ -158,8 +162,8 @@ impl Connection {
 
     /// One more use of a shared connection.
     pub fn of_shared(sender: SharedSender) -> Self {
-        let counted = sender.counted.clone();
-        Connection { sender: Sender::Http2(sender), driver: None, reads: None, slot: Slot::default(), counted }
+        let (counted, sender) = (sender.counted.clone(), Sender::Http2(sender));
+        Connection { sender, driver: None, reads: None, now: None, slot: Slot::default(), counted }
     }
 
     /// The end that others can use too, if this version has such.
@@ -239,6 +243,11 @@ impl Connection {
         let ready = driver.poll(&mut idle, |cx| sender.poll_ready(cx).map(|ready| ready.is_ok()));
         // It may have ended just now, with its sender still at ease.
         ready == Poll::Ready(true) && driver.connection.is_some() && !sender.is_closed()
+    }
+
+    /// Whether an idle connection is still open, after a look at its socket. One of HTTP/2 is read by its task.
+    pub fn is_open_now(&mut self) -> bool {
+        self.now.clone().is_none_or(|now| now.during(|| self.is_fit()))
     }
 
     /// Bounds what is read at once from now on, in bytes; `None` for the bound that new exchanges begin with.
