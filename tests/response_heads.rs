@@ -4,7 +4,126 @@ use std::io::{BufReader, Read, Write};
 use std::process::Command;
 
 use crate::http2_endpoint::endpoint;
-use crate::support::{Message, Proxy, echo, manifest, output, read_message};
+use crate::support::{Message, Proxy, echo, manifest, origin, output, read_message};
+
+const TOO_LARGE: Option<&str> = Some("plugway; error=http_response_header_section_size");
+
+/// An origin whose response has the fields and the bytes that the path of the request says.
+fn heads() -> String {
+    origin(|request| {
+        let (fields, bytes) = wanted(&request.start);
+        let mut text = String::from("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n");
+        (1..fields).for_each(|n| text += &format!("x-{n}: 1\r\n"));
+        let left = bytes.saturating_sub(text.len() + 10);
+        if left > 0 {
+            text += &format!("x-pad: {}\r\n", "y".repeat(left));
+        }
+        (text + "\r\n").into_bytes()
+    })
+}
+
+fn wanted(start: &str) -> (usize, usize) {
+    let mut numbers = start.split(' ').nth(1).unwrap().split('/').skip(1).map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+fn with_limits(origin: &str, limits: &str) -> Proxy {
+    Proxy::start(&manifest(origin, "", &format!("[upstream.app.limits]\n{limits}\n")))
+}
+
+#[test]
+fn the_head_of_a_response_has_limits_that_the_manifest_sets() {
+    let origin = heads();
+    let cases = [
+        ("", 101, 0, 200),
+        ("", 500, 0, 200),
+        ("", 501, 0, 502),
+        ("", 2, 30 << 10, 200),
+        ("", 2, 33 << 10, 502),
+        ("", 2, 120 << 10, 502),
+        ("response-fields = 120", 120, 0, 200),
+        ("response-fields = 120", 121, 0, 502),
+        ("response-fields = 10", 11, 0, 502),
+        ("response-head = \"200 KiB\"", 2, 190 << 10, 200),
+        ("response-head = \"200 KiB\"", 2, 210 << 10, 502),
+        ("response-head = \"1 KiB\"", 2, 1000, 200),
+        ("response-head = \"1 KiB\"", 2, 1100, 502),
+    ];
+    for (limits, fields, bytes, status) in cases {
+        let proxy = with_limits(&origin, limits);
+        // The second on the same connection to the origin, if that is kept.
+        for _ in 0..2 {
+            let response = proxy.get(&format!("/{fields}/{bytes}"), "");
+            assert_eq!(response.status(), status, "{limits} {fields} {bytes}");
+            assert!(status == 200 || response.field("proxy-status") == TOO_LARGE, "{:?}", response.fields);
+            assert!(
+                status != 200
+                    || response.fields.iter().filter(|(name, _)| name.starts_with("x-")).count() >= fields - 1
+            );
+        }
+    }
+}
+
+#[test]
+fn the_limits_hold_for_http2_too_and_are_named() {
+    let address = endpoint(|raw| {
+        let mut sent = 0;
+        while let Some(request) = raw.next_request() {
+            sent += 1;
+            let names: Vec<String> = (0..if sent % 2 == 0 { 99 } else { 101 }).map(|n| format!("x-{n}")).collect();
+            let fields: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "1")).collect();
+            raw.respond(request.stream, &fields, b"ok");
+        }
+    });
+    let mut command = crate::support::plugway();
+    command.env("PLUGWAY_LOG", "debug");
+    let folder = tempfile::tempdir().unwrap();
+    let text = manifest(&address, "", "[upstream.app.limits]\nresponse-fields = 100\n");
+    let proxy = Proxy::start_by(command, folder.path(), &text.replace("workers = 2", "workers = 1"));
+    for status in [502, 200, 502, 200] {
+        let response = proxy.get("/", "");
+        assert_eq!(response.status(), status);
+        assert!(status == 200 || response.field("proxy-status") == TOO_LARGE, "{:?}", response.fields);
+    }
+    let line = proxy.wait_log("exchange failed");
+    assert!(line.contains("limits.response-head") && line.contains("limits.response-fields"), "{line}");
+
+    let long = endpoint(|raw| {
+        while let Some(request) = raw.next_request() {
+            let value = "y".repeat(100);
+            raw.respond(request.stream, &[("x-a", value.as_str()); 12], b"ok");
+        }
+    });
+    let proxy = with_limits(&long, "response-head = \"1 KiB\"");
+    assert_eq!(proxy.get("/", "").field("proxy-status"), TOO_LARGE);
+    // What is far beyond the limit isn't even read, so that h2 can't be told by which rule it is refused.
+    let proxy = with_limits(&long, "response-head = \"2 KiB\"");
+    assert_eq!(proxy.get("/", "").status(), 200);
+}
+
+#[test]
+fn a_head_beyond_the_limit_is_not_the_endpoints_failure() {
+    let proxy = with_limits(&heads(), "response-fields = 10");
+    (0..8).for_each(|_| assert_eq!(proxy.get("/11/0", "").status(), 502));
+    let metrics = proxy.ask_admin("GET /metrics").text();
+    let failures = metrics.lines().find(|line| line.starts_with("plugway_endpoint_failures_total")).unwrap();
+    assert!(failures.ends_with(" 0"), "{failures}");
+    assert!(metrics.contains("kind=\"http_response_header_section_size\"} 8"), "{metrics}");
+}
+
+#[test]
+fn a_reload_changes_the_limits_of_connections_that_are_kept() {
+    let origin = heads();
+    let text = manifest(&origin, "", "").replace("workers = 2", "workers = 1");
+    let proxy = Proxy::start(&text);
+    assert_eq!(proxy.get("/200/0", "").status(), 200);
+    proxy.reload(&format!("{text}[upstream.app.limits]\nresponse-fields = 100\n"));
+    proxy.wait_log("reloaded");
+    assert_eq!(proxy.get("/200/0", "").status(), 502);
+    proxy.reload(&text);
+    proxy.wait_log("reloaded");
+    assert_eq!(proxy.get("/200/0", "").status(), 200);
+}
 
 #[test]
 fn a_request_without_content_says_so_where_its_method_gives_content_a_meaning() {

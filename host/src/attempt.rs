@@ -25,7 +25,7 @@ use crate::upstream::connection::{Answered, Connection, Unsent};
 use crate::upstream::retry::Reached;
 use crate::upstream::seats::Flight;
 use crate::upstream::slots::Slots;
-use crate::upstream::{EndpointAddr, Leave, Rules, Speaks, race};
+use crate::upstream::{EndpointAddr, HeadLimits, Leave, Rules, Speaks, race};
 use crate::websocket;
 
 /// What is sent, and under which rules.
@@ -221,6 +221,9 @@ impl Attempt<'_> {
     ) -> Result<Answer, Failure> {
         let malformed = |why| Failure { error: Error::new(Kind::ProtocolError, why), reached: Reached::Endpoint };
         let version = response.version();
+        if version == Version::HTTP_2 && !self.rules.head.allow(response.headers()) {
+            return Err(Failure { error: too_large(self.rules.head), reached: Reached::Endpoint });
+        }
         if !forwarding::settle_length(response.headers_mut()) {
             return Err(malformed("the response's Content-Length is not one number"));
         }
@@ -271,10 +274,10 @@ impl Attempt<'_> {
         let error = self.take_back(unsent);
         match self.upload.failed() {
             Some(kind) => Failure { error: Error::new(kind, error), reached: Reached::Endpoint },
-            None if is_untouched => nobody(from_hyper(error)),
+            None if is_untouched => nobody(from_hyper(error, self.rules.head)),
             None => {
                 let reached = if is_unread(&error, connection) { Reached::Unread } else { Reached::Endpoint };
-                Failure { error: from_hyper(error), reached }
+                Failure { error: from_hyper(error, self.rules.head), reached }
             }
         }
     }
@@ -334,9 +337,17 @@ fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
     std::error::Error::source(error)?.downcast_ref()
 }
 
-fn from_hyper(error: hyper::Error) -> Error {
+fn from_hyper(error: hyper::Error, limits: HeadLimits) -> Error {
+    if error.is_parse_too_large() {
+        return too_large(limits);
+    }
     let is_malformed = cause::<h2::Error>(&error)
         .is_some_and(|error| error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR));
     let kind = if error.is_parse() || is_malformed { Kind::ProtocolError } else { Kind::ConnectionTerminated };
     Error::new(kind, error)
+}
+
+fn too_large(HeadLimits { bytes, fields }: HeadLimits) -> Error {
+    let limits = format!("`limits.response-head` ({bytes} bytes) or `limits.response-fields` ({fields})");
+    Error::new(Kind::ResponseHeadSize, format!("the response's head is larger than {limits} of the upstream"))
 }

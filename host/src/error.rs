@@ -39,6 +39,8 @@ pub enum Kind {
     RequestBodySize,
     /// The response's content is longer than a plugin takes.
     ResponseBodySize,
+    /// The response's head is longer, or has more fields, than the upstream's limits allow.
+    ResponseHeadSize,
     /// A plugin trapped, ran out of time or memory, or returned what can't be done.
     PluginError,
 }
@@ -60,7 +62,7 @@ pub struct Error {
 
 impl Kind {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 18] = [
         Kind::NoRoute,
         Kind::RequestError,
         Kind::DestinationUnavailable,
@@ -77,6 +79,7 @@ impl Kind {
         Kind::RequestTimeout,
         Kind::RequestBodySize,
         Kind::ResponseBodySize,
+        Kind::ResponseHeadSize,
         Kind::PluginError,
     ];
 
@@ -99,6 +102,7 @@ impl Kind {
             Kind::RequestTimeout => "http_request_timeout",
             Kind::RequestBodySize => "http_request_body_size",
             Kind::ResponseBodySize => "http_response_body_size",
+            Kind::ResponseHeadSize => "http_response_header_section_size",
             Kind::PluginError => "plugin_error",
         }
     }
@@ -120,6 +124,7 @@ impl Kind {
             | Kind::TlsError
             | Kind::ProtocolError
             | Kind::ResponseBodySize
+            | Kind::ResponseHeadSize
             | Kind::PluginError => http::StatusCode::BAD_GATEWAY,
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
@@ -74,11 +74,19 @@ pub struct Rules {
     pub read_timeout: Duration,
     /// The same while the request's content goes on as well.
     pub stream_timeout: Duration,
+    pub head: HeadLimits,
     pub idle_timeout: Duration,
     /// Idle connections per worker and endpoint.
     pub idle_connections: usize,
     /// Tells the endpoint of the client, on a connection for each request.
     pub proxy_protocol: Option<proxy_protocol::Version>,
+}
+
+/// The limits of a response's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HeadLimits {
+    pub bytes: usize,
+    pub fields: usize,
 }
 
 /// All connections of one worker; outlives generations, so that a reload keeps them.
@@ -118,6 +126,21 @@ pub enum Leave {
 /// Of the connections that come back while somebody waits, this one in so many is closed and so goes to whoever has
 /// waited longest, on any worker; the others go on at once with a request of their own worker.
 const FAIRNESS: u32 = 8;
+
+impl Default for HeadLimits {
+    /// Those of the manifest reference: as many bytes as of a request, and more fields than origins are known to send.
+    fn default() -> Self {
+        HeadLimits { bytes: 32 << 10, fields: 500 }
+    }
+}
+
+impl HeadLimits {
+    /// Whether the fields of a response are within the limits, each counted as HTTP/1 writes it.
+    pub fn allow(self, fields: &HeaderMap) -> bool {
+        let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        fields.len() <= self.fields && bytes <= self.bytes
+    }
+}
 
 impl Place {
     /// What stands for the endpoint in `Host` where the client named none.
@@ -194,7 +217,7 @@ impl Pool {
             return None;
         }
         if wanted == Wanted::Any
-            && let Some(connection) = self.shared(slots, now)
+            && let Some(connection) = self.shared(rules, slots, now)
         {
             return Some(connection);
         }
@@ -202,7 +225,8 @@ impl Pool {
         loop {
             let (connection, since) = idle.pop()?;
             let is_fresh = now.saturating_duration_since(since) < rules.idle_timeout;
-            if is_fresh && slots.have(connection.counted()) && !connection.is_closed() {
+            let is_usable = slots.have(connection.counted()) && connection.head_limits() == rules.head;
+            if is_fresh && is_usable && !connection.is_closed() {
                 return Some(connection);
             }
         }
@@ -236,14 +260,14 @@ impl Pool {
         rules: &Rules,
         clock: &Clock,
     ) -> Result<Box<Connection>, Error> {
-        let (proxy_protocol, within) = (rules.proxy_protocol, rules.connect_timeout);
+        let (proxy_protocol, head, within) = (rules.proxy_protocol, rules.head, rules.connect_timeout);
         let (last, reached) = (Some(&self.last), Some(reached));
-        let terms = |wanted| Terms { wanted, ends, proxy_protocol, within, last, reached };
+        let terms = |wanted| Terms { wanted, ends, proxy_protocol, head, within, last, reached };
         if self.exclusive.get() || wanted == Wanted::Http1 || rules.proxy_protocol.is_some() {
             return connect::connect(&self.address, &terms(Wanted::Http1), slot).await.map(Box::new);
         }
         let first = self.first.lock().await;
-        if let Some(connection) = self.shared(slots, clock.now()) {
+        if let Some(connection) = self.shared(rules, slots, clock.now()) {
             return Ok(connection);
         }
         if self.exclusive.get() {
@@ -293,9 +317,10 @@ impl Pool {
         *self.shared.borrow_mut() = None;
     }
 
-    fn shared(&self, slots: &Slots, now: Instant) -> Option<Box<Connection>> {
+    fn shared(&self, rules: &Rules, slots: &Slots, now: Instant) -> Option<Box<Connection>> {
         let mut shared = self.shared.borrow_mut();
-        shared.take_if(|(sender, _)| sender.is_closed() || !slots.have(sender.counted()));
+        let is_usable = |sender: &SharedSender| slots.have(sender.counted()) && sender.head_limits() == rules.head;
+        shared.take_if(|(sender, _)| sender.is_closed() || !is_usable(sender));
         let (sender, used) = shared.as_mut()?;
         *used = now;
         Some(Box::new(Connection::of_shared(sender.clone())))

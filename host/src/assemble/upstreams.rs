@@ -13,7 +13,7 @@ use crate::generation::Upstream;
 use crate::proxy_protocol;
 use crate::upstream::discovery::Plan;
 use crate::upstream::slots::Slots;
-use crate::upstream::{Rules, Speaks};
+use crate::upstream::{HeadLimits, Rules, Speaks};
 
 /// So many may wait for a connection if the manifest doesn't say.
 const PENDING: usize = 1024;
@@ -94,11 +94,24 @@ impl Draft<'_> {
             proxy_protocol,
             read_timeout: self.duration(source, upstream.read_timeout.as_ref(), Duration::from_secs(60)),
             stream_timeout: self.duration(source, upstream.stream_timeout.as_ref(), STREAM_TIMEOUT),
+            head: self.head_limits(source, &upstream.limits),
             connect_timeout: self.duration(source, upstream.connect_timeout.as_ref(), Duration::from_secs(5)),
             response_timeout: self.duration(source, upstream.response_timeout.as_ref(), Duration::from_secs(60)),
             idle_timeout: self.duration(source, upstream.idle_timeout.as_ref(), Duration::from_secs(60)),
             idle_connections: upstream.idle_connections.unwrap_or(IDLE_CONNECTIONS),
         }
+    }
+
+    fn head_limits(&mut self, source: &Arc<Source>, limits: &manifest::UpstreamLimits) -> HeadLimits {
+        let default = HeadLimits::default();
+        let head = limits.response_head.as_ref();
+        let bytes = self.bytes(source, head, default.bytes);
+        if let Some(head) = head.filter(|_| !(LEAST_HEAD..=MOST_HEAD).contains(&bytes)) {
+            let message = "a response's head has between 1 KiB and 16 MiB; write `response-head = \"32 KiB\"`";
+            self.problems.at(source, head.span(), message);
+        }
+        let fields = self.up_to(source, limits.response_fields.as_ref(), default.fields, 1..=MOST_FIELDS);
+        HeadLimits { bytes, fields }
     }
 
     /// The same queue as before, where the limits are the same: those who hold a connection go on counting.
@@ -118,6 +131,13 @@ impl Draft<'_> {
 /// The time for which streams that are open both ways may rest, if the manifest doesn't say: longer than clients and
 /// servers of gRPC keep a stream without a ping, and short enough that abandoned ones don't pile up.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// The least limit of a head that hyper's buffer and the fields of a plain response leave room for.
+const LEAST_HEAD: usize = 1 << 10;
+/// As for requests.
+const MOST_HEAD: usize = 16 << 20;
+/// As for requests.
+const MOST_FIELDS: usize = 10_000;
 
 /// As many as a semaphore can count, and far more than there are ports.
 const MOST_CONNECTIONS: usize = 1 << 24;

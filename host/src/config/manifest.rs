@@ -346,6 +346,10 @@ pub struct UpstreamLimits {
     pub connections: Option<Spanned<usize>>,
     /// Requests that wait for a connection; 1,024 if not given.
     pub pending: Option<Spanned<usize>>,
+    /// Bytes of a response's head; `"32 KiB"` if not given.
+    pub response_head: Option<Spanned<String>>,
+    /// Fields of a response's head; 500 if not given.
+    pub response_fields: Option<Spanned<usize>>,
 }
 
 /// A status code, a class of them, or a word.

@@ -65,6 +65,7 @@ async fn asked(check: &Check, address: &EndpointAddr) -> Result<(), String> {
         wanted: Wanted::Any,
         ends: None,
         proxy_protocol: check.proxy_protocol,
+        head: HeadLimits::default(),
         within: check.timeout,
         last: None,
         reached: None,

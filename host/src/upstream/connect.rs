@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use super::connection::{Connection, Transport};
 use super::slots::Slot;
 use super::socket::{EndpointSocket, ReadNow};
-use super::{EndpointAddr, Place, Speaks, race};
+use super::{EndpointAddr, HeadLimits, Place, Speaks, race};
 use crate::error::{Error, Kind, is_of_this_machine};
 use crate::proxy_protocol;
 use crate::tcp::Tcp;
@@ -48,6 +48,8 @@ pub struct Terms<'a> {
     /// address.
     pub ends: Option<(SocketAddr, SocketAddr)>,
     pub proxy_protocol: Option<proxy_protocol::Version>,
+    /// The limits of a response's head.
+    pub head: HeadLimits,
     /// The time that the caller allows.
     pub within: Duration,
     /// The address that was connected to last, of those that the endpoint's name has.
@@ -109,15 +111,15 @@ async fn speak(
         told.map_err(|error| Error::new(Kind::ConnectionTerminated, error))?;
     }
     match &address.speaks {
-        Speaks::Http1 => Connection::http1(stream, now, slot).await,
-        Speaks::Http2 => Connection::http2(stream, slot).await,
+        Speaks::Http1 => Connection::http1(stream, now, terms.head, slot).await,
+        Speaks::Http2 => Connection::http2(stream, terms.head, slot).await,
         Speaks::Tls(dialer) => {
             let config = if terms.wanted == Wanted::Http1 { &dialer.http1 } else { &dialer.any };
             let connecting = TlsConnector::from(config.clone()).connect(dialer.name.clone(), stream).await;
             let stream = connecting.map_err(untrusted)?;
             match stream.get_ref().1.alpn_protocol() {
-                Some(b"h2") => Connection::http2(stream, slot).await,
-                _ => Connection::http1(stream, now, slot).await,
+                Some(b"h2") => Connection::http2(stream, terms.head, slot).await,
+                _ => Connection::http1(stream, now, terms.head, slot).await,
             }
         }
     }

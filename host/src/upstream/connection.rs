@@ -19,6 +19,7 @@ use hyper_util::rt::TokioTimer;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::HeadLimits;
 use super::reads::{BoundedReads, ReadLimit};
 use super::slots::{Counted, Slot};
 use super::socket::ReadNow;
@@ -41,6 +42,7 @@ pub struct Connection {
     reads: Option<ReadLimit>,
     /// Has the socket read at once; `None` over HTTP/2, which is read by a task.
     now: Option<ReadNow>,
+    head: HeadLimits,
     /// What lets it be there; with its task, if it has one.
     slot: Slot,
     counted: Counted,
@@ -56,6 +58,7 @@ enum Sender {
 pub struct SharedSender {
     sender: http2::SendRequest<RequestBody>,
     counted: Counted,
+    head: HeadLimits,
 }
 
 /// What a connection has become after its endpoint has switched protocols: bytes.
@@ -110,8 +113,10 @@ pin_project! {
     }
 }
 
-/// The bound of hyper's buffers over HTTP/1, in bytes: of the longest head, as over HTTP/2, and of what is read at once.
+/// The least bound of hyper's buffers over HTTP/1, in bytes: of what is read at once.
 const BUFFER: usize = 128 << 10;
+/// The bytes by which hyper's buffer is longer than the longest head, so that one read fits in behind it.
+const BEHIND_HEAD: usize = 4 << 10;
 /// The window of a stream, in bytes: what waits here for a client that reads slowly.
 const STREAM_WINDOW: u32 = 64 << 10;
 /// The window of a connection, in bytes: 256 streams whose clients take nothing hold up no other.
@@ -121,15 +126,17 @@ const SEND_BUFFER: usize = 64 << 10;
 /// An endpoint that is silent while something is asked of it is asked whether it is there.
 const PING: Duration = Duration::from_secs(20);
 const PONG: Duration = Duration::from_secs(10);
-/// As long a list of fields as from an endpoint that speaks HTTP/1.
-const HEADER_LIST: u32 = 64 << 10;
+/// The multiple of the longest head up to which a list of fields over HTTP/2 is read, to say by which limit it is refused.
+/// A longer list ends its stream in h2, as one that is malformed does.
+const HEADER_LIST: usize = 4;
 
 impl Connection {
     /// Speaks HTTP/1.1 over a transport, whose socket obeys `now`.
-    pub async fn http1(transport: impl Transport, now: ReadNow, slot: Slot) -> Result<Self, Error> {
+    pub async fn http1(transport: impl Transport, now: ReadNow, head: HeadLimits, slot: Slot) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::ConnectionTerminated, error);
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(BUFFER);
+        builder.max_buf_size(head.bytes.saturating_add(BEHIND_HEAD).max(BUFFER));
+        builder.max_header_size(head.bytes).max_headers(head.fields);
         let reads = ReadLimit::default();
         let transport = BoundedReads::new(transport, reads.clone());
         let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
@@ -139,15 +146,16 @@ impl Connection {
         let driver = Driver { connection, ended: None, waker, relay, task: Waker::noop().clone() };
         let counted = slot.counted();
         let (sender, driver, reads) = (Sender::Http1(sender), Some(driver), Some(reads));
-        Ok(Connection { sender, driver, reads, now: Some(now), slot, counted })
+        Ok(Connection { sender, driver, reads, now: Some(now), head, slot, counted })
     }
 
     /// Speaks HTTP/2 over a transport. Its task ends when the last sender is dropped, or the endpoint closes.
-    pub async fn http2(transport: impl Transport, slot: Slot) -> Result<Self, Error> {
+    pub async fn http2(transport: impl Transport, head: HeadLimits, slot: Slot) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::ConnectionTerminated, error);
         let mut builder = http2::Builder::new(OnThisWorker);
         builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
-        builder.max_header_list_size(HEADER_LIST).max_send_buf_size(SEND_BUFFER);
+        let list = u32::try_from(head.bytes.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX);
+        builder.max_header_list_size(list).max_send_buf_size(SEND_BUFFER);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
         let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
         let counted = slot.counted();
@@ -157,13 +165,14 @@ impl Connection {
             }
             drop(slot);
         });
-        Ok(Connection::of_shared(SharedSender { sender, counted }))
+        Ok(Connection::of_shared(SharedSender { sender, counted, head }))
     }
 
     /// One more use of a shared connection.
     pub fn of_shared(sender: SharedSender) -> Self {
-        let (counted, sender) = (sender.counted.clone(), Sender::Http2(sender));
-        Connection { sender, driver: None, reads: None, now: None, slot: Slot::default(), counted }
+        let (counted, head) = (sender.counted.clone(), sender.head);
+        let sender = Sender::Http2(sender);
+        Connection { sender, driver: None, reads: None, now: None, head, slot: Slot::default(), counted }
     }
 
     /// The end that others can use too, if this version has such.
@@ -250,6 +259,11 @@ impl Connection {
         self.now.clone().is_none_or(|now| now.during(|| self.is_fit()))
     }
 
+    /// The limits of the heads of responses.
+    pub fn head_limits(&self) -> HeadLimits {
+        self.head
+    }
+
     /// Bounds what is read at once from now on, in bytes; `None` for the bound that new exchanges begin with.
     pub fn limit_reads(&self, bytes: Option<usize>) {
         if let Some(reads) = &self.reads {
@@ -279,6 +293,11 @@ impl SharedSender {
     /// Among which its connection was counted.
     pub fn counted(&self) -> &Counted {
         &self.counted
+    }
+
+    /// The limits of the heads of responses.
+    pub fn head_limits(&self) -> HeadLimits {
+        self.head
     }
 
     pub fn is_closed(&self) -> bool {
