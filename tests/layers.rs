@@ -36,6 +36,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "apart",
             "background",
             "backlog",
+            "bind_error",
             "clock",
             "descriptors",
             "metered",

@@ -19,7 +19,7 @@
 //! [`supervise`] catches panics of tasks, [`process_log`] and [`access_log`] write through [`output`] without making any
 //! other thread wait; [`printable`] escapes text from outside.
 //!
-//! [`apart`] keeps what few exchanges need out of the way of the others.
+//! [`bind_error`] says why an address can't be bound. [`apart`] keeps what few exchanges need out of the way of the others.
 //!
 //! All that decides about a request is a [`generation`], which [`assemble`] makes of a manifest ([`config`]), with components
 //! that a child process has examined ([`loading`]), but for who
@@ -37,6 +37,7 @@ pub mod authority;
 mod background;
 pub mod backlog;
 pub mod balance;
+mod bind_error;
 pub mod body;
 pub mod bounds;
 pub mod cache;

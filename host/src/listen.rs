@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use crate::admin::socket::is_live;
+use crate::bind_error::BindError;
 use crate::worker::{BACKLOG, Socket, SocketOrder};
 
 /// All listeners, by their addresses as the manifest writes them.
@@ -50,7 +51,8 @@ impl Listeners {
             if let Some(tcp) = tcp(address)
                 && own.insert(tcp.port())
             {
-                check_unused(tcp).with_context(|| format!("can't listen at {address}: something else does"))?;
+                let bound = check_unused(tcp).map_err(|error| BindError::tcp(tcp, error));
+                bound.with_context(|| format!("can't listen at {address}"))?;
             }
             New::bind(address, *is_tls, self.workers.len()).with_context(|| format!("can't listen at {address}"))
         });
@@ -88,7 +90,7 @@ impl Drop for Listeners {
 impl New {
     fn bind(address: &Arc<str>, is_tls: bool, workers: usize) -> anyhow::Result<Self> {
         if let Some(path) = address.strip_prefix("unix:") {
-            let listener = bind_unix(path)?;
+            let listener = bind_unix(path).map_err(|error| BindError::unix(Path::new(path), error))?;
             let shared = |_| Ok(Socket::Unix(listener.try_clone()?));
             let sockets = (0..workers).map(shared).collect::<std::io::Result<_>>()?;
             return Ok(New { address: address.clone(), shown: address.to_string(), sockets });
@@ -96,7 +98,7 @@ impl New {
         let mut bound: SocketAddr = address.parse()?;
         let mut sockets = Vec::new();
         for _ in 0..workers {
-            let listener = bind_tcp(bound)?;
+            let listener = bind_tcp(bound).map_err(|error| BindError::tcp(bound, error))?;
             bound = listener.local_addr()?;
             sockets.push(Socket::Tcp(listener));
         }

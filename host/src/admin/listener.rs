@@ -30,6 +30,7 @@ use super::connection::{ConnectionState, Connections, WatchedSocket};
 use super::socket::{self, AdminSocket};
 use super::{Admin, DEFAULT_ADDRESS, text};
 use crate::assemble::admin::{AdminAddress, AdminSettings};
+use crate::bind_error::BindError;
 use crate::supervise::{Task, spawn_turns, supervised};
 
 /// Between two attempts to bind an address that another process has, and two looks for a socket that was removed.
@@ -144,8 +145,11 @@ fn places(wanted: &AdminSettings) -> Vec<(Place, Need)> {
 impl Place {
     async fn bind(&self) -> anyhow::Result<Bound> {
         let bound = match self {
-            Place::Tcp(address) => Bound::Tcp(TcpListener::bind(address).await?),
-            Place::Socket(path) => Bound::Socket(socket::bind(path)?),
+            Place::Tcp(address) => {
+                let listener = TcpListener::bind(address).await;
+                Bound::Tcp(listener.map_err(|error| BindError::tcp(*address, error))?)
+            }
+            Place::Socket(path) => Bound::Socket(socket::bind(path).map_err(|error| BindError::unix(path, error))?),
             Place::DefaultSocket(name) => Bound::Socket(socket::bind_default(name).await?),
         };
         match &bound {

@@ -14,6 +14,8 @@ use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 
+use crate::bind_error::BindError;
+
 /// A bound unix socket. Its file is removed when this is dropped, unless another process has replaced it.
 pub struct AdminSocket {
     pub listener: UnixListener,
@@ -180,7 +182,7 @@ async fn bind_in(folder: &Path, name: &str) -> anyhow::Result<AdminSocket> {
     sockets_in(folder).iter().filter(|path| !is_live(path)).for_each(|path| drop(std::fs::remove_file(path)));
     bind(&folder.join(name)).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => anyhow::anyhow!("another process serves the same manifest"),
-        _ => error.into(),
+        _ => BindError::unix(&folder.join(name), error).into(),
     })
 }
 

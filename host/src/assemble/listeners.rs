@@ -10,6 +10,7 @@ use toml::Spanned;
 
 use super::{Draft, beside, head_of};
 use crate::client_address::{Aliases, Rules, Source as ClientSource};
+use crate::bind_error::LONGEST_PATH;
 use crate::config::manifest::{self, Manifest, Redirect};
 use crate::config::problem::Source;
 use crate::edit::field_name;
@@ -59,6 +60,13 @@ impl Draft<'_> {
             if !address.starts_with("unix:/") && address.parse::<SocketAddr>().is_err() {
                 let message =
                     format!("`{address}` is no address to listen at; write `0.0.0.0:80`, `[::]:80` or `unix:/path`");
+                self.problems.at(source, span, message);
+            } else if let Some(path) = address.strip_prefix("unix:").filter(|path| path.len() > LONGEST_PATH) {
+                let message = format!(
+                    "the path of this unix socket has {} bytes, and at most {LONGEST_PATH} are possible; choose a shorter \
+                     one",
+                    path.len()
+                );
                 self.problems.at(source, span, message);
             } else if listeners.contains_key(address) {
                 self.problems.at(source, span, format!("another listener has the address `{address}`"));
