@@ -30,6 +30,7 @@ mod plugins;
 mod python;
 mod response_heads;
 mod slow_clients;
+mod starting;
 mod streams;
 mod support;
 mod swap;

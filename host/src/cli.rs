@@ -20,7 +20,7 @@ use crate::plugin::binding::{Binding, Isolation, Limits, OnError};
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::printable::{one_line, record};
 use crate::process_log;
-use crate::serve;
+use crate::serve::{self, Control};
 use crate::supervise::{self, Task, guard};
 use crate::tls;
 
@@ -156,14 +156,21 @@ struct PurgeWhat {
 /// The log that is written if `PLUGWAY_LOG` doesn't say. h2 warns of frames, and so as often as clients like.
 const FILTER: &str = "info,h2=error";
 
+/// The commands that serve. Others leave signals as they are: a hang-up of the terminal ends them.
+const SERVING: [&str; 3] = ["run", "proxy", "demo"];
+
 /// Runs the command line.
 pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == confined::ARGUMENT) {
         return confined::main();
     }
+    // Before all else: a signal that comes first would end the process.
+    let serves = std::env::args_os().nth(1).is_some_and(|argument| SERVING.iter().any(|command| argument == *command));
+    let control = serves.then(Control::start);
     start_log();
     let command = Cli::parse().command;
-    let done = guard(Task::Other, || run(command)).unwrap_or_else(|panicked| Err(panicked.into()));
+    let control = move || control.unwrap_or_else(Control::start);
+    let done = guard(Task::Other, || run(command, control)).unwrap_or_else(|panicked| Err(panicked.into()));
     match done {
         Ok(()) => {
             process_log::flush(FLUSH);
@@ -190,7 +197,7 @@ fn start_log() {
     let _ = process_log::start();
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> anyhow::Result<()> {
     let cache = cache_folder();
     match command {
         Command::Reload { proxy } => order(proxy, "/reload"),
@@ -203,13 +210,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut completions);
             print(&String::from_utf8_lossy(&completions))
         }
-        Command::Run { manifest } => serve::run(move || load::load(&manifest), cache.as_deref()),
+        Command::Run { manifest } => serve::run(control()?, move || load::load(&manifest), cache.as_deref()),
         Command::Proxy { to, listen, workers } => {
             let text = proxy_manifest(&to, &listen, workers);
-            serve::run(move || load::parse("command line", text.clone()), cache.as_deref())
+            serve::run(control()?, move || load::parse("command line", text.clone()), cache.as_deref())
         }
         Command::Check { manifest } => check(&manifest, cache.as_deref()),
-        Command::Demo { listen } => demo::run(&listen, cache.as_deref()),
+        Command::Demo { listen } => demo::run(control()?, &listen, cache.as_deref()),
         Command::Inspect { file, config } => inspect(&file, config),
     }
 }

@@ -14,10 +14,10 @@ use hyper_util::rt::TokioIo;
 use crate::body::ResponseBody;
 use crate::config::load;
 use crate::output;
-use crate::serve;
+use crate::serve::{self, Control};
 
 /// Serves the demo at an address.
-pub fn run(listen: &str, cache: Option<&Path>) -> anyhow::Result<()> {
+pub fn run(control: Control, listen: &str, cache: Option<&Path>) -> anyhow::Result<()> {
     let origins = (0..3).map(|_| origin()).collect::<io::Result<Vec<_>>>()?;
     let text = format!(
         r#"[[listener]]
@@ -53,7 +53,7 @@ X-Served-By       = "{{endpoint}}"
          #   curl -s http://{listen}/ again and again     balance: three origins take turns\n\
          #   curl -i http://{listen}/cached   twice           cache: Age and Cache-Status, fresh for 10 s\n\n"
     ))?;
-    serve::run(move || load::parse("demo manifest", text.clone()), cache)
+    serve::run(control, move || load::parse("demo manifest", text.clone()), cache)
 }
 
 /// Starts an origin on a free port and gives its address.

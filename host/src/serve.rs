@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::runtime::LocalRuntime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
@@ -32,14 +33,29 @@ use crate::watch::{Load, Watch};
 use crate::watchdog::Watchdog;
 use crate::worker::{self, Orders, SocketOrder};
 
+/// The runtime of the control thread, which has handlers for signals from its start on.
+pub struct Control {
+    runtime: LocalRuntime,
+    signals: Signals,
+}
+
+impl Control {
+    pub fn start() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+        let signals = runtime.block_on(async { Signals::new() })?;
+        Ok(Control { runtime, signals })
+    }
+}
+
 /// Serves what `load` gives, at the start and at each reload, until told to stop.
 pub fn run(
+    control: Control,
     load: impl Fn() -> Result<Files, Problems> + Send + Sync + 'static,
     cache: Option<&Path>,
 ) -> anyhow::Result<()> {
     descriptors::raise();
-    let control = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
-    let threads = control.block_on(serve(Arc::new(load), cache))?;
+    let Control { runtime, signals } = control;
+    let threads = runtime.block_on(serve(signals, Arc::new(load), cache))?;
     for thread in threads.into_iter().filter(|thread| thread.is_finished()) {
         // A panic was reported when the worker ended.
         if let Ok(outcome) = thread.join() {
@@ -51,9 +67,7 @@ pub fn run(
 
 /// The control thread. It decides and waits, but computes nothing that could take long: whatever reads files, loads
 /// plugins or assembles does so on a thread of its own, while signals and the admin listener are answered.
-async fn serve(load: Load, cache: Option<&Path>) -> anyhow::Result<Threads> {
-    // Before all that takes time: a signal that comes first would end the process.
-    let mut signals = Signals::new()?;
+async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow::Result<Threads> {
     let registry = Arc::new(Registry::default());
     let _watchdog = Watchdog::start(registry.clone())?;
     let stop = Stop::default();

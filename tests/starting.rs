@@ -1,0 +1,127 @@
+//! The start of the process: signals that come before it serves, and addresses that it can't have.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Instant;
+
+use crate::support::{PATIENCE, Proxy, echo, manifest, outcome, plugway};
+
+/// A line of `/proc/PID/status`, by its name; empty once the process has ended.
+fn status(child: &Child, name: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_string()
+}
+
+/// Whether the process has a handler for a signal.
+fn catches(child: &Child, signal: i32) -> bool {
+    u64::from_str_radix(&status(child, "SigCgt:"), 16).is_ok_and(|caught| caught & 1 << (signal - 1) != 0)
+}
+
+#[test]
+fn signals_are_handled_before_anything_else_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, manifest(&echo(), "", "")).unwrap();
+    // A filter that takes a while to be parsed, after which the log has a thread.
+    let filter: Vec<String> = (0..5000).map(|number| format!("module{number}=warn")).collect();
+    for (signal, number) in [("HUP", libc::SIGHUP), ("USR1", libc::SIGUSR1)] {
+        let mut command = plugway();
+        command.arg("run").arg(&path).env("PLUGWAY_LOG", filter.join(",")).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let began = Instant::now();
+        while !catches(&child, number) {
+            assert!(began.elapsed() < PATIENCE && child.try_wait().unwrap().is_none());
+        }
+        assert_eq!(status(&child, "Threads:"), "1", "{signal} has a handler before any thread begins");
+        let sent = std::process::Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+        while status(&child, "Threads:").parse::<u32>().is_ok_and(|threads| threads < 4) {
+            assert!(began.elapsed() < PATIENCE);
+        }
+        assert!(child.try_wait().unwrap().is_none(), "{signal} ended the process");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+/// The error of a start with one listener at an address.
+fn refused(folder: &Path, address: &str) -> String {
+    let path = folder.join("plugway.toml");
+    std::fs::write(&path, manifest(&echo(), "", "").replace("127.0.0.1:0", address)).unwrap();
+    let (code, error) = outcome(plugway().arg("run").arg(&path));
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains(&format!("can't listen at {address}: ")) || error.contains("plugway.toml:"), "{error}");
+    error
+}
+
+#[test]
+fn an_address_that_cannot_be_bound_is_an_error_with_a_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| format!("unix:{}/{name}", folder.path().display());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, port) = (taken.local_addr().unwrap().to_string(), taken.local_addr().unwrap().port());
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let _live = UnixListener::bind(folder.path().join("live")).unwrap();
+    for (address, what) in [
+        (address.as_str(), format!("another process listens at port {port}: stop it")),
+        ("192.0.2.1:8080", "this machine has no address 192.0.2.1: choose one that `ip address` shows".into()),
+        (&at("missing/a.sock"), format!("there is no folder `{}/missing`: create it", folder.path().display())),
+        (&at("file"), "a file is there that is no socket: remove it".into()),
+        (&at("file/a.sock"), "is no folder, or leads through a file".into()),
+        (&at("live"), "another process listens there: stop it".into()),
+        (&at(&"x".repeat(108)), "at most 107 are possible; choose a shorter one".into()),
+    ] {
+        let error = refused(folder.path(), address);
+        assert!(error.contains(&what), "{error}");
+    }
+}
+
+#[test]
+fn a_stale_socket_is_no_obstacle_and_a_reload_says_what_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("front.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    let text = manifest(&echo(), "", "");
+    let also =
+        |address: &str| text.replace("[[listener]]", &format!("[[listener]]\naddress = \"{address}\"\n[[listener]]"));
+    let proxy = Proxy::start(&also(&format!("unix:{}", path.display())));
+    proxy.wait_log("listening at unix:");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    proxy.reload(&also(&taken.local_addr().unwrap().to_string()));
+    proxy.wait_log("another process listens at port");
+    assert_eq!(proxy.get("/", "").status(), 200);
+}
+
+#[test]
+fn what_a_user_may_not_bind_is_told_with_a_remedy() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let path = folder.path().join("plugway.toml");
+    for (address, what) in [
+        ("127.0.0.1:81".to_string(), "port 81 needs a privilege: add `AmbientCapabilities=CAP_NET_BIND_SERVICE`"),
+        (format!("unix:{}/a.sock", folder.path().display()), "may not create files in"),
+    ] {
+        std::fs::write(&path, manifest(&echo(), "", "").replace("127.0.0.1:0", &address)).unwrap();
+        // Without the capabilities of root, and as another user.
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]);
+        command
+            .arg(env!("CARGO_BIN_EXE_plugway"))
+            .arg("run")
+            .arg(&path)
+            .env_remove("XDG_CACHE_HOME")
+            .env_remove("HOME");
+        let lowest = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+        if address.contains(":81") && lowest.trim().parse::<u16>().is_ok_and(|lowest| lowest <= 81) {
+            continue;
+        }
+        let (code, error) = outcome(&mut command);
+        assert!(code == Some(1) && error.contains(what), "{code:?}: {error}");
+    }
+}
