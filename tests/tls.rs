@@ -3,7 +3,7 @@
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use crate::support::{Proxy, echo, manifest, output, plugway, read_message, sized};
 
 /// An authority whose certificates clients can be told to trust.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(pub CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new(folder: &Path) -> Authority {
+    pub fn new(folder: &Path) -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, "Tests");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -27,7 +27,7 @@ impl Authority {
     }
 
     /// Writes `NAME.pem` and `NAME.key` for these names.
-    fn issue(&self, folder: &Path, file: &str, names: &[&str]) {
+    pub fn issue(&self, folder: &Path, file: &str, names: &[&str]) {
         self.issue_until(folder, file, names, 2100);
     }
 
@@ -48,14 +48,14 @@ fn replace(path: &Path, text: &str) {
 }
 
 /// The manifest of one listener with TLS in front of an origin.
-fn secure(origin: &str, tls: &str, more: &str) -> String {
+pub fn secure(origin: &str, tls: &str, more: &str) -> String {
     let plugins = "{ use = \"headers\", config.request.set = { X-Tls = \"{scheme} {tls.version} {tls.server-name} \
                    {tls.client.subject} {tls.client.names} {protocol}\", X-Print = \"{tls.client.fingerprint}\" } }";
     let listener = format!("address = \"127.0.0.1:0\"\n[listener.tls]\n{tls}\n");
     manifest(origin, plugins, more).replace("address = \"127.0.0.1:0\"\n", &listener)
 }
 
-const SITE: &str = "certificates = [{ chain = \"site.pem\", key = \"site.key\" }]";
+pub const SITE: &str = "certificates = [{ chain = \"site.pem\", key = \"site.key\" }]";
 
 /// Asks for `https://NAME:PORT/` with curl, and gives what it prints with the version of HTTP.
 fn curl(proxy: &Proxy, folder: &Path, name: &str, args: &[&str]) -> String {
@@ -219,8 +219,6 @@ fn a_renewed_certificate_is_taken_and_a_bad_one_refused() {
         proxy.wait_log(what);
         assert_eq!(serial(), renewed, "the old one goes on");
     };
-    authority.issue_until(folder.path(), "site", &["site.example"], 2021);
-    refused("expired");
     replace(&folder.path().join("site.pem"), "no certificate at all");
     refused("no certificate");
     authority.issue(folder.path(), "other", &["site.example"]);
@@ -229,11 +227,40 @@ fn a_renewed_certificate_is_taken_and_a_bad_one_refused() {
 }
 
 #[test]
+fn a_certificate_that_has_expired_ends_no_other_site() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "site", &["site.example"]);
+    authority.issue_until(folder.path(), "old", &["old.example"], 2021);
+    let files = |name| format!("{{ chain = \"{name}.pem\", key = \"{name}.key\" }}");
+    let list = format!("certificates = [{}, {}]", files("site"), files("old"));
+    let text = secure(&echo(), &list, "");
+    let proxy = Proxy::start_in(folder.path(), &text);
+    let warning = proxy.wait_log("certificate has expired");
+    assert!(warning.contains("WARN") && warning.contains("old.pem") && warning.contains("2021"), "{warning}");
+    assert!(curl(&proxy, folder.path(), "site.example", &[]).ends_with("200"));
+    let refused = curl(&proxy, folder.path(), "old.example", &[]);
+    assert!(refused.contains("expired"), "{refused}");
+    assert!(curl(&proxy, folder.path(), "old.example", &["--insecure"]).ends_with("200"), "it is shown");
+    // Its time stands in the way of no reload.
+    replace(&folder.path().join("plugway.toml"), &text.replace("[[route]]", "[[route]]\nname = \"new\""));
+    proxy.wait_log("certificate has expired");
+    proxy.wait_log("reloaded: generation 2");
+    let metric = |name: &str, file: &str| {
+        let path = folder.path().join(file);
+        proxy.metric(&format!("plugway_certificate_{name}_seconds{{chain=\"{}\"}}", path.display()))
+    };
+    assert_eq!(metric("not_after", "old.pem"), 1_609_459_200.0);
+    assert_eq!(metric("not_before", "old.pem"), 1_577_836_800.0);
+    assert_eq!(metric("not_after", "site.pem"), 4_102_444_800.0);
+    let checked = output(plugway().arg("check").arg(folder.path().join("plugway.toml")).stdout(Stdio::piped()));
+    assert!(checked.contains("is good") && checked.contains("certificate has expired"), "{checked}");
+}
+
+#[test]
 fn a_certificate_for_development_takes_one_command() {
     let folder = tempfile::tempdir().unwrap();
-    let made = output(
-        plugway().args(["cert", "--self-signed", "--out"]).arg(folder.path()).stdout(std::process::Stdio::piped()),
-    );
+    let made = output(plugway().args(["cert", "--self-signed", "--out"]).arg(folder.path()).stdout(Stdio::piped()));
     assert!(made.contains("certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]"), "{made}");
     std::fs::copy(folder.path().join("cert.pem"), folder.path().join("ca.pem")).unwrap();
     let proxy = start(folder.path(), "certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]");

@@ -37,6 +37,7 @@ use crate::generation::Generation;
 use crate::metrics::{BOUNDS, Count, CustomKind, Registry};
 use crate::process_log;
 use crate::supervise::Task;
+use crate::tls::validity::Validity;
 
 /// The address of the admin listener if the manifest names none.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9145));
@@ -236,6 +237,7 @@ fn metrics(admin: &Admin) -> String {
         "Times that the control thread was held up for a second.",
     );
     line(&mut out, "plugway_control_holds_total", &[], admin.registry.control_holds.value() as f64);
+    certificates(&mut out, &generation);
     family(&mut out, "plugway_generation", "gauge", "Generations served so far.");
     line(&mut out, "plugway_generation", &[], admin.serial.load(Ordering::Relaxed) as f64);
     out
@@ -250,6 +252,23 @@ fn clients(out: &mut String, generation: &Generation) {
         for limit in SendLimit::ALL {
             let labels = [("listener", &**address), ("limit", limit.key())];
             line(out, name, &labels, listener.census.cut_off_by(limit) as f64);
+        }
+    }
+}
+
+/// Writes the dates of certificates. A comparison with the time says which are not valid, or will soon not be.
+fn certificates(out: &mut String, generation: &Generation) {
+    let dates: [(&str, &str, fn(Validity) -> i64); 2] = [
+        ("plugway_certificate_not_after_seconds", "Time at which a certificate expires.", |validity| validity.until),
+        ("plugway_certificate_not_before_seconds", "Time from which on a certificate is valid.", |validity| {
+            validity.from
+        }),
+    ];
+    for (name, help, date) in dates {
+        family(out, name, "gauge", help);
+        for dated in &generation.certificates {
+            let chain = dated.chain.to_string_lossy();
+            line(out, name, &[("chain", &chain)], date(dated.validity) as f64);
         }
     }
 }

@@ -38,6 +38,7 @@ use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::places::Reserved;
 use crate::router::Router;
 use crate::tls::server::Tickets;
+use crate::tls::validity::Dated;
 use crate::upstream::live::Live;
 use crate::upstream::slots::Slots;
 
@@ -108,6 +109,8 @@ struct Draft<'a> {
     reserved: Option<Reserved>,
     /// Digests of the components in use.
     used: HashSet<blake3::Hash>,
+    /// The certificates that listeners and upstreams show; one for each use.
+    certificates: Vec<Dated>,
 }
 
 impl Assembly {
@@ -134,6 +137,7 @@ impl Assembly {
         let used = HashSet::new();
         let examinations = Vec::new();
         let (round_robin, broken, regexes) = (None, HashMap::new(), 0);
+        let certificates = Vec::new();
         let mut draft = Draft {
             assembly: self,
             problems,
@@ -146,6 +150,7 @@ impl Assembly {
             regexes,
             used,
             reserved: None,
+            certificates,
         };
         draft.assembly.loader.limits = draft.load_limits(files);
         draft.reserve(files);
@@ -211,7 +216,9 @@ impl Assembly {
         let name_servers = draft.name_servers(files);
         let store_limits = draft.store_limits(files);
         let store = draft.store(files, &store_limits);
-        let Draft { problems, bindings, used, reserved, .. } = draft;
+        let Draft { problems, bindings, used, reserved, mut certificates, .. } = draft;
+        certificates.sort_by(|one, other| one.chain.cmp(&other.chain));
+        certificates.dedup_by(|one, other| one.chain == other.chain);
         self.keep_accepted();
         let (router, reserved) = match (router, reserved) {
             (Ok(router), Some(reserved)) if problems.count() == 0 => (router, reserved),
@@ -238,6 +245,7 @@ impl Assembly {
             store_limits,
             access_log,
             tenancy,
+            certificates,
         };
         Ok(Assembled { generation, admin, listeners: addresses, workers, drain })
     }

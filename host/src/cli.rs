@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -278,6 +278,7 @@ fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
     let loader = Loader::in_children(Stop::default());
     let made = Assembly::for_check(Runtime::start(cache)?, loader)?.assemble(files)?;
+    tls::validity::warn_of(&made.generation.certificates, SystemTime::now());
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
     print(&format!("{} is good: {routes} routes, {plugins} configured plugins\n", manifest.display()))
 }

@@ -24,6 +24,7 @@ use crate::plugin::slot::{Guard, Slot};
 use crate::plugin::transform::Bodies;
 use crate::respond::ErrorPages;
 use crate::router::Router;
+use crate::tls::validity::Dated;
 use crate::upstream::discovery::Plan;
 use crate::upstream::live::Live;
 use crate::upstream::retry::{self, Budget};
@@ -54,6 +55,8 @@ pub struct Generation {
     pub access_log: Option<AccessLog>,
     /// The places of the plugins' instances.
     pub tenancy: Tenancy,
+    /// The certificates that clients and endpoints are shown, by their files.
+    pub certificates: Vec<Dated>,
 }
 
 /// Where a matched request goes.

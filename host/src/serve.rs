@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::LocalRuntime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -29,6 +29,7 @@ use crate::loading::{Loader, Stop};
 use crate::metrics::{Place, Registry};
 use crate::plugin::engine::Runtime;
 use crate::supervise::{Panicked, Task, guard, supervised};
+use crate::tls::validity;
 use crate::watch::{Load, Watch};
 use crate::watchdog::Watchdog;
 use crate::worker::{self, Orders, SocketOrder};
@@ -85,8 +86,13 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
             log.reopen();
         }
     };
+    let mut dates = tokio::time::interval(DATES);
     loop {
         let orders = tokio::select! {
+            _ = dates.tick() => {
+                validity::warn_of(&generation.borrow().certificates, SystemTime::now());
+                continue;
+            }
             _ = signals.hangup.recv() => Reason::Order(Vec::new()),
             () = reloader.loads.watch.changed() => Reason::Change,
             Some(order) = reload_orders.recv() => Reason::Order(vec![order]),
@@ -116,6 +122,9 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
     reloader.stop(&mut signals).await;
     failure.map_or(Ok(threads), |why| Err(anyhow::anyhow!("a worker has ended: {why}")))
 }
+
+/// The time between two looks for certificates that have expired in service.
+const DATES: Duration = Duration::from_secs(3600);
 
 /// Orders from outside.
 struct Signals {
@@ -365,6 +374,7 @@ impl Reloader {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         self.listeners.adopt(sockets);
         self.publish.borrow().resize_store();
+        validity::warn_of(&self.publish.borrow().certificates, SystemTime::now());
         self.drain = next.drain;
         if next.workers.is_some_and(|workers| workers != self.workers) {
             warn!("the number of workers changes at the next start");

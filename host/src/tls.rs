@@ -7,6 +7,7 @@
 //! - [`client`]: towards endpoints
 //! - [`facts`]: what a finished handshake tells about a client
 //! - [`self_signed`]: a certificate for development
+//! - [`validity`]: certificates that have expired, or are not valid yet
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ pub mod self_signed;
 pub mod server;
 #[cfg(test)]
 mod tests;
+pub mod validity;
 
 /// Something wrong with a file, and with which of those that a configuration is made of.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls_pki_types::ServerName;
 use toml::Spanned;
@@ -14,6 +13,7 @@ use crate::config::problem::Source;
 use crate::files;
 use crate::tls;
 use crate::tls::client::{ClientFiles, Place, Roots, Verify};
+use crate::tls::validity::Dated;
 use crate::upstream::connect::Dialer;
 
 impl Draft<'_> {
@@ -43,11 +43,12 @@ impl Draft<'_> {
             verify: if tls.insecure_skip_verify { Verify::Never } else { Verify::Always },
             http2: tls.http2.unwrap_or(true),
         };
+        self.certificates.extend(files.certificate.as_ref().and_then(|files| Dated::read(&files.chain)));
         let digest = digest(&files);
         if let Some(config) = self.assembly.dialers.get(&digest) {
             return Some(Dialer::new(config.clone(), name, digest));
         }
-        match tls::client::client(&files, SystemTime::now()) {
+        match tls::client::client(&files) {
             Ok(config) => {
                 self.assembly.dialers.insert(digest, config.clone());
                 Some(Dialer::new(config, name, digest))

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
 use toml::Spanned;
@@ -19,6 +19,7 @@ use crate::framing;
 use crate::listener::{Limits, Listener, SendLimits};
 use crate::tls;
 use crate::tls::server::{CertificateFiles, ClientAuth, MinimumVersion, Place, ServerFiles};
+use crate::tls::validity::Dated;
 use crate::trust::Peers;
 
 /// Fits what browsers send with many cookies; as much as nginx takes.
@@ -223,9 +224,12 @@ impl Draft<'_> {
         let files = |certificate: &Spanned<manifest::Certificate>| certificate_files(source, certificate.get_ref());
         let certificates = tls.certificates.iter().map(files).collect();
         let wanted = ServerFiles { certificates, client, minimum, http2: tls.http2.unwrap_or(true) };
-        let made = tls::server::server(&wanted, &self.assembly.tickets, SystemTime::now());
+        let made = tls::server::server(&wanted, &self.assembly.tickets);
         let mistakes = match made {
-            Ok(config) => return Some(TlsAcceptor::from(config)),
+            Ok(config) => {
+                self.certificates.extend(wanted.certificates.iter().filter_map(|files| Dated::read(&files.chain)));
+                return Some(TlsAcceptor::from(config));
+            }
             Err(mistakes) => mistakes,
         };
         for mistake in mistakes {

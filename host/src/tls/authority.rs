@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256,
@@ -102,5 +101,5 @@ pub fn params(name: &str, names: &[&str]) -> CertificateParams {
 }
 
 pub fn made(files: &ClientFiles) -> Arc<ClientConfig> {
-    client(files, SystemTime::now()).unwrap()
+    client(files).unwrap()
 }

@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -53,12 +52,12 @@ pub enum Place {
 struct Credulous(WebPkiSupportedAlgorithms);
 
 /// How TLS is spoken to endpoints. Sessions are resumed by what the configuration remembers, so it is to be shared.
-pub fn client(files: &ClientFiles, now: SystemTime) -> Result<Arc<ClientConfig>, Vec<Mistake<Place>>> {
+pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, Vec<Mistake<Place>>> {
     let provider = super::provider();
     let mut mistakes = Vec::new();
     let roots = roots(files);
     let roots = roots.map_err(|message| mistakes.push(Mistake { place: Place::Roots, message }));
-    let certificate = certificate(files, &provider, now);
+    let certificate = certificate(files, &provider);
     let certificate = certificate.map_err(|faults| mistakes.extend(faults.into_iter().map(Mistake::from)));
     let (Ok(roots), Ok(certificate)) = (roots, certificate) else { return Err(mistakes) };
 
@@ -98,12 +97,8 @@ fn system_roots() -> Result<RootCertStore, String> {
     Err(format!("this system has no authorities{why}; install `ca-certificates`, or name a file of them"))
 }
 
-fn certificate(
-    files: &ClientFiles,
-    provider: &CryptoProvider,
-    now: SystemTime,
-) -> Result<Option<CertifiedKey>, Vec<Fault>> {
-    files.certificate.as_ref().map(|files| pem::certified(files, provider, now)).transpose()
+fn certificate(files: &ClientFiles, provider: &CryptoProvider) -> Result<Option<CertifiedKey>, Vec<Fault>> {
+    files.certificate.as_ref().map(|files| pem::certified(files, provider)).transpose()
 }
 
 // === Mistake ===

@@ -3,11 +3,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{SignatureAlgorithm, SignatureScheme};
 use x509_parser::extensions::GeneralName;
+
+use super::validity::Validity;
 
 /// A listener's certificates, by the DNS names in them. Common names don't count, as with clients (RFC 9525 §2).
 #[derive(Debug)]
@@ -19,67 +22,94 @@ pub(super) struct Certificates {
     default: Choice,
 }
 
-/// Certificates for the same name with different kinds of keys, the cheapest to sign with first.
+/// Certificates for the same name with different kinds of keys or dates, the cheapest to sign with first.
 #[derive(Debug, Default)]
-struct Choice(Vec<Arc<CertifiedKey>>);
+struct Choice(Vec<Shown>);
+
+/// A certificate that may be shown.
+#[derive(Clone, Debug)]
+struct Shown {
+    certificate: Arc<CertifiedKey>,
+    validity: Option<Validity>,
+}
 
 // === Certificates ===
 
 impl Certificates {
     /// The first is the default, together with those that have the same names.
     pub(super) fn new(certificates: Vec<CertifiedKey>) -> Self {
-        let named = certificates.into_iter().map(|certificate| (dns_names(&certificate), Arc::new(certificate)));
+        let named = certificates.into_iter().map(|certificate| (dns_names(&certificate), Shown::new(certificate)));
         let mut named: Vec<_> = named.collect();
         let default_names = named.first().map(|(names, _)| names.clone()).unwrap_or_default();
         // A stable order: of two that are alike in this, the earlier in the manifest is taken.
-        named.sort_by_key(|(_, certificate)| certificate.key.algorithm() == SignatureAlgorithm::RSA);
+        named.sort_by_key(|(_, shown)| shown.certificate.key.algorithm() == SignatureAlgorithm::RSA);
 
         let mut all = Certificates { exact: HashMap::new(), wildcards: HashMap::new(), default: Choice::default() };
-        for (names, certificate) in named {
+        for (names, shown) in named {
             if names == default_names {
-                all.default.0.push(certificate.clone());
+                all.default.0.push(shown.clone());
             }
-            names.into_iter().for_each(|name| all.add(&name, &certificate));
+            names.into_iter().for_each(|name| all.add(&name, &shown));
         }
         all
     }
 
-    fn add(&mut self, name: &str, certificate: &Arc<CertifiedKey>) {
+    fn add(&mut self, name: &str, shown: &Shown) {
         let (names, key) = match name.strip_prefix("*.") {
             Some(parent) => (&mut self.wildcards, parent),
             None => (&mut self.exact, name),
         };
-        names.entry(key.into()).or_default().0.push(certificate.clone());
+        names.entry(key.into()).or_default().0.push(shown.clone());
     }
 
-    /// For a name in lower case. A dot at its end says nothing more (RFC 6066 §3 has names without).
-    fn choice(&self, name: Option<&str>) -> &Choice {
-        let named = name.map(|name| name.strip_suffix('.').unwrap_or(name)).and_then(|name| {
-            let wildcard = || self.wildcards.get(name.split_once('.')?.1);
-            self.exact.get(name).or_else(wildcard)
-        });
-        named.unwrap_or(&self.default)
+    /// For a name in lower case. A dot at its end says nothing more (RFC 6066 §3 has names without). A wildcard stands in for
+    /// a certificate of the exact name that is not valid.
+    fn choice(&self, name: Option<&str>, now: SystemTime) -> &Choice {
+        let Some(name) = name else { return &self.default };
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let exact = self.exact.get(name);
+        let wildcard = name.split_once('.').and_then(|(_, parent)| self.wildcards.get(parent));
+        let is_valid = |choice: &&Choice| choice.0.iter().any(|shown| shown.is_valid(now));
+        let valid = exact.filter(is_valid).or_else(|| wildcard.filter(is_valid));
+        valid.or(exact).or(wildcard).unwrap_or(&self.default)
     }
 }
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // rustls has put the name in lower case.
-        self.choice(hello.server_name()).for_client(hello.signature_schemes())
+        let now = SystemTime::now();
+        self.choice(hello.server_name(), now).for_client(hello.signature_schemes(), now)
     }
 }
 
 // === Choice ===
 
 impl Choice {
-    /// One whose signatures the client understands; if there is none, the handshake fails with rustls's own words.
-    fn for_client(&self, understood: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let Choice(certificates) = self;
-        if let [only] = certificates.as_slice() {
-            return Some(only.clone());
-        }
-        let fit = certificates.iter().find(|certificate| certificate.key.choose_scheme(understood).is_some());
-        fit.or(certificates.first()).cloned()
+    /// One whose signatures the client understands, and which is valid if there is such; if the client understands none,
+    /// the handshake fails with rustls's own words.
+    fn for_client(&self, understood: &[SignatureScheme], now: SystemTime) -> Option<Arc<CertifiedKey>> {
+        let Choice(all) = self;
+        let fits = |shown: &&Shown| shown.certificate.key.choose_scheme(understood).is_some();
+        let valid = || all.iter().find(|shown| shown.is_valid(now) && fits(shown));
+        let chosen = match all.as_slice() {
+            [only] => Some(only),
+            _ => valid().or_else(|| all.iter().find(fits)).or(all.first()),
+        };
+        chosen.map(|shown| shown.certificate.clone())
+    }
+}
+
+// === Shown ===
+
+impl Shown {
+    fn new(certificate: CertifiedKey) -> Self {
+        let validity = certificate.cert.first().and_then(|leaf| Validity::of(leaf));
+        Shown { certificate: Arc::new(certificate), validity }
+    }
+
+    fn is_valid(&self, now: SystemTime) -> bool {
+        self.validity.is_none_or(|validity| validity.invalid(now).is_none())
     }
 }
 

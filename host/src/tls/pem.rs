@@ -6,7 +6,6 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::crypto::CryptoProvider;
 use rustls::sign::{CertifiedKey, SigningKey};
@@ -26,13 +25,9 @@ pub(super) enum Fault {
     Key(String),
 }
 
-/// A certificate with its chain and its key, fit for use at this time.
-pub(super) fn certified(
-    files: &CertificateFiles,
-    provider: &CryptoProvider,
-    now: SystemTime,
-) -> Result<CertifiedKey, Vec<Fault>> {
-    let (chain, key) = match (chain(&files.chain, now), private_key(&files.key, provider)) {
+/// A certificate with its chain and its key.
+pub(super) fn certified(files: &CertificateFiles, provider: &CryptoProvider) -> Result<CertifiedKey, Vec<Fault>> {
+    let (chain, key) = match (chain(&files.chain), private_key(&files.key, provider)) {
         (Ok(chain), Ok(key)) => (chain, key),
         (chain, key) => {
             let chain = chain.err().map(Fault::Chain);
@@ -63,31 +58,18 @@ pub(super) fn authorities(path: &Path) -> Result<(RootCertStore, Vec<Certificate
 
 // === Certificates ===
 
-fn chain(path: &Path, now: SystemTime) -> Result<Vec<CertificateDer<'static>>, String> {
+fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let chain = certificates(path)?;
-    // The first only: chains in good order often carry an authority's older certificate that has run out.
+    // The first only: chains in good order often carry an authority's older certificate. Its dates are no mistake of the
+    // manifest, see `validity`.
     if let Some(leaf) = chain.first() {
-        check_dates(leaf, path, now)?;
+        x509_parser::parse_x509_certificate(leaf).map_err(|error| unreadable(path, &error.to_string()))?;
     }
     Ok(chain)
 }
 
-fn check_dates(leaf: &[u8], path: &Path, now: SystemTime) -> Result<(), String> {
-    let (_, leaf) = x509_parser::parse_x509_certificate(leaf).map_err(|error| unreadable(path, &error.to_string()))?;
-    let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
-    let (from, until) = (leaf.validity().not_before, leaf.validity().not_after);
-    let path = path.display();
-    if now > until.timestamp() {
-        return Err(format!("the certificate in `{path}` has expired on {until}; renew it"));
-    }
-    if now < from.timestamp() {
-        return Err(format!("the certificate in `{path}` is not valid before {from}; is this machine's clock right?"));
-    }
-    Ok(())
-}
-
 /// One certificate or more.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let bytes = read(path)?;
     let found: Vec<CertificateDer> = sections(path, &bytes)?;
     if !found.is_empty() {

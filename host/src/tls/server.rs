@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::Ticketer;
@@ -77,14 +76,10 @@ struct ScopedTickets {
 struct Scope(Vec<u8>);
 
 /// The running configuration of a listener's TLS. All that it needs of the files is read here.
-pub fn server(
-    files: &ServerFiles,
-    tickets: &Tickets,
-    now: SystemTime,
-) -> Result<Arc<ServerConfig>, Vec<Mistake<Place>>> {
+pub fn server(files: &ServerFiles, tickets: &Tickets) -> Result<Arc<ServerConfig>, Vec<Mistake<Place>>> {
     let provider = super::provider();
     let mut mistakes = Vec::new();
-    let certificates = certificates(&files.certificates, &provider, now, &mut mistakes);
+    let certificates = certificates(&files.certificates, &provider, &mut mistakes);
     let client = client_auth(&files.client, &provider);
     let client = client.map_err(|message| mistakes.push(Mistake { place: Place::ClientCa, message }));
     let (Ok((verifier, scope)), []) = (client, mistakes.as_slice()) else { return Err(mistakes) };
@@ -107,7 +102,6 @@ pub fn server(
 fn certificates(
     files: &[CertificateFiles],
     provider: &CryptoProvider,
-    now: SystemTime,
     mistakes: &mut Vec<Mistake<Place>>,
 ) -> Vec<CertifiedKey> {
     if files.is_empty() {
@@ -116,7 +110,7 @@ fn certificates(
     }
     let mut certificates = Vec::new();
     for (at, files) in files.iter().enumerate() {
-        match pem::certified(files, provider, now) {
+        match pem::certified(files, provider) {
             Ok(certificate) => certificates.push(certificate),
             Err(faults) => mistakes.extend(faults.into_iter().map(|fault| Mistake::of_certificate(at, fault))),
         }

@@ -18,14 +18,15 @@ use super::client::{ClientFiles, Place as ClientPlace, Roots, Verify, client};
 use super::facts::facts;
 use super::self_signed::self_signed;
 use super::server::{CertificateFiles, ClientAuth, MinimumVersion, Place, ServerFiles, Tickets, server};
+use super::validity::{Dated, Invalid};
 
 fn served(files: &ServerFiles) -> Arc<ServerConfig> {
-    server(files, &Tickets::new().unwrap(), SystemTime::now()).unwrap()
+    server(files, &Tickets::new().unwrap()).unwrap()
 }
 
 /// The mistakes, with paths cut to names of files.
 fn mistakes(authority: &Authority, files: &ServerFiles) -> Vec<(Place, String)> {
-    let mistakes = server(files, &Tickets::new().unwrap(), SystemTime::now()).unwrap_err();
+    let mistakes = server(files, &Tickets::new().unwrap()).unwrap_err();
     let folder = format!("{}/", authority.folder.path().display());
     mistakes.into_iter().map(|Mistake { place, message }| (place, message.replace(&folder, ""))).collect()
 }
@@ -156,7 +157,7 @@ fn sessions_are_resumed_by_another_configuration_of_the_same_process() {
     let authority = Authority::with_site();
     let files = authority.served(&["site"], ClientAuth::None);
     let tickets = Tickets::new().unwrap();
-    let config = || server(&files, &tickets, SystemTime::now()).unwrap();
+    let config = || server(&files, &tickets).unwrap();
     for version in [&TLS12, &TLS13] {
         let client = authority.client_of(super::provider(), version);
         let kind = |server: &Arc<ServerConfig>| {
@@ -174,7 +175,7 @@ fn a_ticket_is_no_way_around_a_client_certificate() {
     let (authority, other) = (Authority::with_site(), Authority::new());
     authority.issue("alice", &PKCS_ECDSA_P256_SHA256, &[]);
     let tickets = Tickets::new().unwrap();
-    let config = |client| server(&authority.served(&["site"], client), &tickets, SystemTime::now()).unwrap();
+    let config = |client| server(&authority.served(&["site"], client), &tickets).unwrap();
     let optional = || ClientAuth::Optional(authority.path("ca.pem"));
     let nobody = authority.client(None);
     for easy in [config(ClientAuth::None), config(optional())] {
@@ -264,7 +265,7 @@ fn mistakes_of_an_upstream_are_told_together() {
     let certificate = Some(CertificateFiles { chain: authority.path("no.pem"), key: authority.path("ca.pem") });
     let roots = Roots::File(authority.path("site.key"));
     let files = ClientFiles { roots, certificate, verify: Verify::Always, http2: true };
-    let mistakes = client(&files, SystemTime::now()).unwrap_err();
+    let mistakes = client(&files).unwrap_err();
     let places: Vec<_> = mistakes.iter().map(|mistake| mistake.place).collect();
     assert_eq!(places, [ClientPlace::Roots, ClientPlace::Certificate, ClientPlace::Key]);
 }
@@ -282,8 +283,31 @@ fn a_self_signed_certificate_serves_those_who_trust_it() {
         assert_eq!(common_name(&client), "localhost");
     }
     let later = SystemTime::now() + Duration::from_secs(91 * 24 * 60 * 60);
-    let files = authority.served(&["own"], ClientAuth::None);
-    assert!(server(&files, &Tickets::new().unwrap(), later).is_err());
+    let dated = Dated::read(&authority.path("own.pem")).unwrap();
+    assert_eq!(dated.validity.invalid(SystemTime::now()), None);
+    assert_eq!(dated.validity.invalid(later), Some(Invalid::Expired));
+}
+
+// === Dates ===
+
+#[test]
+fn a_certificate_that_is_not_valid_is_served_unless_there_is_one_that_is() {
+    let authority = Authority::new();
+    let dated = |file: &str, names: &[&str], from, until| {
+        let mut params = params(file, names);
+        (params.not_before, params.not_after) = (date_time_ymd(from, 1, 1), date_time_ymd(until, 1, 1));
+        authority.issue_by(file, &PKCS_ECDSA_P256_SHA256, params);
+    };
+    dated("expired", &["a.site.example", "b.other.example"], 2020, 2021);
+    dated("early", &["a.site.example"], 2100, 2101);
+    let config = served(&authority.served(&["expired", "early"], ClientAuth::None));
+    assert_eq!(shown(&config, "a.site.example"), "expired");
+    for (valid, names) in [("exact", ["a.site.example", "x.example"]), ("wild", ["*.site.example", "y.example"])] {
+        dated(valid, &names, 2020, 2100);
+        let config = served(&authority.served(&["expired", "early", valid], ClientAuth::None));
+        assert_eq!(shown(&config, "a.site.example"), valid);
+        assert_eq!(shown(&config, "b.other.example"), "expired");
+    }
 }
 
 // === Files ===
@@ -306,12 +330,6 @@ fn what_is_wrong_with_a_file_is_told() {
     let (chain, key) = (authority.read("site.pem"), authority.read("site.key"));
     authority.issue("other", &PKCS_ECDSA_P256_SHA256, &["site.example"]);
     let other = authority.read("other.pem");
-    let dated = |from, until| {
-        let mut params = params("dated", &["site.example"]);
-        (params.not_before, params.not_after) = (date_time_ymd(from, 1, 1), date_time_ymd(until, 1, 1));
-        authority.issue_by("dated", &PKCS_ECDSA_P256_SHA256, params);
-        (authority.read("dated.pem"), authority.read("dated.key"))
-    };
     let encrypted = key.replace("PRIVATE", "ENCRYPTED PRIVATE");
     let old_encrypted = key.replacen('\n', "\nProc-Type: 4,ENCRYPTED\n", 1).replace("PRIVATE", "EC PRIVATE");
     let (chain_place, key_place) = (Place::Certificate(0), Place::Key(0));
@@ -330,8 +348,6 @@ fn what_is_wrong_with_a_file_is_told() {
         ),
         ((chain.replacen("MII", "M*I", 1), key.clone()), chain_place, "isn't whole"),
         ((chain.replacen("MII", "AII", 1), key.clone()), chain_place, "can't be read"),
-        (dated(2020, 2021), chain_place, "`a.pem` has expired on Jan  1 00:00:00 2021 +00:00; renew it"),
-        (dated(2100, 2101), chain_place, "`a.pem` is not valid before Jan  1 00:00:00 2100 +00:00; is this"),
         ((format!("{other}{chain}"), key.clone()), chain_place, "put it first"),
         ((other, key.clone()), key_place, "the key in `a.key` doesn't belong to the certificate in `a.pem`"),
         ((chain.clone(), String::new()), key_place, "`a.key` has no private key in it; one begins with"),

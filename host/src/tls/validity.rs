@@ -1,0 +1,108 @@
+//! The time in which a certificate is valid. One that isn't is served all the same, with warnings: its site may be one of
+//! many, and its clients see the reason.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::pem;
+
+/// The first and the last moment of a certificate, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    pub from: i64,
+    pub until: i64,
+}
+
+/// The certificate in a file that a manifest names.
+#[derive(Clone, Debug)]
+pub struct Dated {
+    pub chain: PathBuf,
+    pub validity: Validity,
+}
+
+/// What keeps a certificate from being accepted by clients at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    Expired,
+    NotYetValid,
+}
+
+impl Validity {
+    /// Reads the dates of a certificate; `None` if it can't be parsed.
+    pub fn of(certificate: &[u8]) -> Option<Self> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        let validity = parsed.validity();
+        Some(Validity { from: validity.not_before.timestamp(), until: validity.not_after.timestamp() })
+    }
+
+    /// Returns what is wrong with the certificate at a time; `None` if nothing is.
+    pub fn invalid(self, now: SystemTime) -> Option<Invalid> {
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+        if now > self.until {
+            return Some(Invalid::Expired);
+        }
+        (now < self.from).then_some(Invalid::NotYetValid)
+    }
+}
+
+impl Dated {
+    /// Reads the dates of the first certificate in a file; `None` if there is none that can be parsed.
+    pub fn read(chain: &Path) -> Option<Self> {
+        let certificates = pem::certificates(chain).ok()?;
+        Some(Dated { chain: chain.into(), validity: Validity::of(certificates.first()?)? })
+    }
+
+    /// Warns if the certificate is not valid at a time.
+    pub fn warn(&self, now: SystemTime) {
+        let Validity { from, until } = self.validity;
+        let (chain, date) = (self.chain.display(), |seconds| Date(seconds).to_string());
+        match self.validity.invalid(now) {
+            Some(Invalid::Expired) => tracing::warn!(
+                %chain,
+                expired = date(until),
+                remedy = "renew it; the new file is taken as soon as it is in place",
+                "certificate has expired: it is still shown, and refused by most of its peers"
+            ),
+            Some(Invalid::NotYetValid) => tracing::warn!(
+                %chain,
+                valid_from = date(from),
+                remedy = "set this machine's clock, or wait",
+                "certificate is not yet valid: it is shown all the same, and refused by most of its peers"
+            ),
+            None => {}
+        }
+    }
+}
+
+/// Warns of all certificates that are not valid at a time.
+pub fn warn_of(certificates: &[Dated], now: SystemTime) {
+    certificates.iter().for_each(|dated| dated.warn(now));
+}
+
+/// A moment, in seconds since 1970, as certificates write it.
+struct Date(i64);
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match x509_parser::time::ASN1Time::from_timestamp(self.0) {
+            Ok(time) => time.fmt(f),
+            Err(_) => write!(f, "{} s after 1970", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_valid_from_its_first_to_its_last_second() {
+        let validity = Validity { from: 100, until: 200 };
+        let at = |seconds| validity.invalid(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!((at(99), at(100)), (Some(Invalid::NotYetValid), None));
+        assert_eq!((at(200), at(201)), (None, Some(Invalid::Expired)));
+    }
+}
