@@ -89,6 +89,8 @@ pub fn server(files: &ServerFiles, tickets: &Tickets) -> Result<Arc<ServerConfig
     let certificates = Arc::new(Certificates::new(certificates));
     let mut config = builder.with_client_cert_verifier(verifier).with_cert_resolver(certificates);
     config.alpn_protocols = super::protocols(files.http2);
+    // The order of the provider, strongest first. A client's own order may be anything, and scanners complain of it.
+    config.ignore_client_order = true;
     config.ticketer = Arc::new(ScopedTickets { all: tickets.0.clone(), scope });
     // Sessions are with the clients alone: no memory that workers would share behind a lock, nothing to look through.
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -310,6 +310,22 @@ fn a_certificate_that_is_not_valid_is_served_unless_there_is_one_that_is() {
     }
 }
 
+#[test]
+fn the_servers_order_of_cipher_suites_holds() {
+    let authority = Authority::with_site();
+    let config = served(&authority.served(&["site"], ClientAuth::None));
+    for (version, expected) in [(&TLS13, "TLS_AES_256_GCM_SHA384"), (&TLS12, "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384")]
+    {
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        for _ in 0..2 {
+            let (_, server) =
+                shake_hands(&authority.client_of(provider.clone().into(), version), &config, "site.example").unwrap();
+            assert_eq!(facts(&server).cipher, expected);
+            provider.cipher_suites.reverse();
+        }
+    }
+}
+
 // === Files ===
 
 #[test]
