@@ -13,6 +13,7 @@ mod failing_plugins;
 mod floods;
 mod forwarding;
 mod framing;
+mod half_close;
 mod hooks;
 mod http2;
 mod http2_endpoint;

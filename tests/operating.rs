@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, MISBEHAVE};
 
-use crate::support::{PATIENCE, Proxy, echo, manifest, origin, until};
+use crate::support::{PATIENCE, Proxy, echo, manifest, origin, until, vanish};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
@@ -57,7 +57,7 @@ fn an_exchange_that_the_client_left_is_logged() {
     stream.write_all(b"GET /left HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let (mut upstream, _) = silent.accept().unwrap();
     assert!(std::io::Read::read(&mut upstream, &mut [0; 1]).unwrap() > 0);
-    drop(stream);
+    vanish(stream);
     let line = &lines(&proxy.folder.path().join("access.log"), 1)[0];
     assert!(line.contains("\"target\":\"/left\"") && line.contains("\"status\":0"), "{line}");
 }

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, raw_origin, read_message};
+use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, raw_origin, read_message, vanish};
 
 const MIB: usize = 1 << 20;
 
@@ -97,7 +97,7 @@ fn a_client_that_vanishes_frees_its_upstream_connection() {
     let mut stream = proxy.connect();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert_eq!(seen.recv_timeout(PATIENCE), Ok("request"));
-    drop(stream);
+    vanish(stream);
     assert_eq!(seen.recv_timeout(PATIENCE), Ok("end"), "the proxy hangs up at the origin");
 }
 

@@ -391,6 +391,12 @@ pub fn limited(origin: &str, limits: &str, route: &str) -> Proxy {
     Proxy::start(&text.replace("[[route]]", &format!("[[route]]\n{route}")))
 }
 
+/// Closes a client's connection so that the proxy notices: by a reset. The end of what a client sends alone is no sign
+/// that it is gone (RFC 9112 §9.6).
+pub fn vanish(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
 /// Reads a message framed by its length, by chunks, or by the end of the connection.
 pub fn read_message(reader: &mut impl BufRead) -> Option<Message> {
     let mut line = || {

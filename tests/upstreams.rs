@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Does, Seen, ask, load};
-use crate::support::{PATIENCE, Proxy, ok, origin, raw_origin, read_message, until};
+use crate::support::{PATIENCE, Proxy, ok, origin, raw_origin, read_message, until, vanish};
 
 const GET: &str = "GET / HTTP/1.1";
 
@@ -335,7 +335,7 @@ fn a_full_upstream_says_so_at_once() {
     assert_eq!(refused.field("proxy-status"), Some("plugway; error=connection_limit_reached"));
     assert!(began.elapsed() < Duration::from_secs(2));
     assert_eq!(upstream(&proxy)["overflows"], 1);
-    drop(waiting);
+    waiting.into_iter().for_each(vanish);
     a.does(Does::Answer);
     until("there is room again", || proxy.get("/", "").status() == 200);
 }

@@ -118,6 +118,11 @@ impl Deadline {
         self.due().set(None);
     }
 
+    /// Whether it has been set and not cleared.
+    pub fn is_set(&self) -> bool {
+        self.due().get().is_some()
+    }
+
     /// Whether it is met.
     pub fn is_met(&self) -> bool {
         self.due().get().is_some_and(|due| due <= self.clock().now())

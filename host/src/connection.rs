@@ -56,6 +56,9 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
 
     /// Has the kernel drop what it still holds once the socket is closed, instead of sending it for as long as that takes.
     fn forget_unsent(&self);
+
+    /// Whether the client has reset the connection. Asks the kernel.
+    fn is_gone(&self) -> bool;
 }
 
 /// Who is served, and by what.
@@ -127,6 +130,10 @@ impl Transport for Metered<Tcp> {
     fn forget_unsent(&self) {
         self.socket.forget_unsent();
     }
+
+    fn is_gone(&self) -> bool {
+        tcp::is_gone(&self.socket.0)
+    }
 }
 
 impl Transport for Metered<UnixStream> {
@@ -144,6 +151,10 @@ impl Transport for Metered<UnixStream> {
 
     /// Does nothing: what waits is the client's, and none of it is in the kernel once that closes.
     fn forget_unsent(&self) {}
+
+    fn is_gone(&self) -> bool {
+        tcp::is_gone(&self.socket)
+    }
 }
 
 /// What rustls has deciphered has been read by the time that a connection rests.
@@ -162,6 +173,10 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
 
     fn forget_unsent(&self) {
         self.get_ref().0.forget_unsent();
+    }
+
+    fn is_gone(&self) -> bool {
+        self.get_ref().0.is_gone()
     }
 }
 

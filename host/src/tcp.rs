@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::SendFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -109,6 +110,15 @@ impl Tcp {
             }
         }
     }
+}
+
+/// Whether the other side has reset the connection, or has closed both directions of a unix socket. An end of what it sends
+/// alone is no such sign.
+pub fn is_gone(socket: &impl AsFd) -> bool {
+    // Hang-ups and errors are reported without being asked for.
+    let mut sockets = [PollFd::new(socket, PollFlags::empty())];
+    let polled = poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    polled.is_ok() && sockets[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 /// Returns how many bytes a socket has taken that the other side hasn't; 0 if the system doesn't tell.

@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -12,6 +13,10 @@ use super::Transport;
 use super::patient::Patient;
 use super::session::{Refused, Session};
 use crate::framing::Scanner;
+
+/// The time between two looks whether a client is gone that sends nothing more and waits for its response: no byte of it
+/// would show that. Each look costs a call of the system.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A socket whose bytes are looked through.
 pub struct ClientIo<T> {
@@ -23,9 +28,6 @@ pub struct ClientIo<T> {
 impl<T> ClientIo<T> {
     /// Looks through what was read; says whether hyper may have it.
     fn admit(&mut self, bytes: &[u8]) -> bool {
-        if bytes.is_empty() {
-            self.session.heard_all.set(true);
-        }
         if let Err(refusal) = self.scanner.take(bytes) {
             self.session.refused.set(Some(Refused::Framing(refusal)));
             return false;
@@ -46,6 +48,12 @@ impl<T> ClientIo<T> {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the content's framing is refused")))
     }
 
+    /// Whether the client has closed its sending side after a whole request (RFC 9112 §9.6), and its response is still due.
+    /// hyper would take that end for the client's leave.
+    fn is_owed_a_response(&self) -> bool {
+        self.session.heard_all.get() && self.scanner.is_between() && self.session.owes_response()
+    }
+
     /// What hyper says by itself is an answer to what it can't parse; the same is said in our own words.
     fn overhear(&self, bytes: &[u8]) -> bool {
         if self.session.speaking.get() {
@@ -59,13 +67,36 @@ impl<T> ClientIo<T> {
     }
 }
 
+impl<T: Transport> ClientIo<T> {
+    /// For a client that is owed a response: pending, until it turns out to be gone.
+    fn poll_gone(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let look = &self.session.head;
+        if look.is_set() && !look.is_met() {
+            look.watch(cx);
+            return Poll::Pending;
+        }
+        if self.io.socket.is_gone() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        look.set(LOOK);
+        look.watch(cx);
+        Poll::Pending
+    }
+}
+
 impl<T: Transport> AsyncRead for ClientIo<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.session.refused.get().is_some() {
             return self.end_of_sense();
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+        if !self.session.heard_all.get() {
+            ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+            self.session.heard_all.set(buffer.filled().len() == before);
+        }
+        if self.is_owed_a_response() {
+            return self.poll_gone(cx);
+        }
         if self.admit(&buffer.filled()[before..]) {
             return Poll::Ready(Ok(()));
         }
@@ -103,8 +134,13 @@ impl<T: Transport> AsyncWrite for ClientIo<T> {
     /// for the next request, which then takes the room of this one: nobody holds a part of it any more.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        let owed = self.session.owes_response();
         self.session.flushed.set(true);
         self.session.settle();
+        if self.session.heard_all.get() && owed && !self.session.owes_response() {
+            // hyper has not been told yet, and looks for the next request only when it is polled again.
+            cx.waker().wake_by_ref();
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -198,6 +198,10 @@ mod tests {
         }
 
         fn forget_unsent(&self) {}
+
+        fn is_gone(&self) -> bool {
+            false
+        }
     }
 
     #[test]

@@ -149,6 +149,11 @@ impl Session {
         self.timers.step.clone()
     }
 
+    /// Whether a response isn't sent to its last byte, or not even begun.
+    pub fn owes_response(&self) -> bool {
+        self.busy.get() || !self.flushed.get() || !self.ended.borrow().is_empty()
+    }
+
     /// All that was written has been sent: exchanges whose body is over have ended, and the next request is waited for.
     pub fn settle(&self) {
         if !self.busy.get() {
