@@ -29,6 +29,7 @@ mod places;
 mod plugin_bounds;
 mod plugins;
 mod python;
+mod refused_uploads;
 mod response_heads;
 mod slow_clients;
 mod starting;

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_rustls::server::TlsStream;
@@ -25,10 +24,11 @@ use crate::generation::Running;
 use crate::metered::Metered;
 use crate::passage::BodyError;
 use crate::tcp::{self, Tcp};
-use crate::upload::Upload;
+use crate::upload::{ClientContent, Upload};
 
 mod aborted;
 mod client_io;
+mod discard;
 mod frame_budget;
 mod frame_io;
 pub mod frames;
@@ -40,9 +40,17 @@ mod session;
 mod stalled;
 mod tunnel;
 
-/// After the last word of a connection the client's is listened to for so long: closed at once, the socket would be
-/// reset, and the client might never read that word (RFC 9112 §9.6).
+/// The longest wait for more of what a client still sends after its last response. Closed at once, the connection would be
+/// reset, and the client might never read that response (RFC 9112 §9.6, RFC 9113 §8.1).
 const LINGER: Duration = Duration::from_secs(2);
+
+/// The longest time for which content is read on and discarded after a response that did not wait for its end: a client
+/// that is a slow line away has sent a window of content before it hears of the response.
+const DISCARD_TIME: Duration = Duration::from_secs(10);
+
+/// The bytes of such content that are read at most. A client that sends more has time to read its response, for
+/// [`LINGER`], but is no longer read.
+const DISCARD_BYTES: usize = 16 << 20;
 
 /// What carries a client's connection.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
@@ -83,7 +91,7 @@ impl Client {
     /// Takes a request on its way; the future goes on from there to the response.
     fn exchange(
         &self,
-        request: Request<Incoming>,
+        request: Request<ClientContent>,
         upload: Upload,
         timers: Rc<Timers>,
     ) -> impl Future<Output = Response<Outgoing>> + use<> {

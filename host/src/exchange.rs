@@ -7,7 +7,6 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
-use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 
 use crate::apart::apart;
@@ -29,7 +28,7 @@ use crate::passage::Passage;
 use crate::respond;
 use crate::target;
 use crate::transformed;
-use crate::upload::{Receiving, RequestBody, Upload, UploadLimits};
+use crate::upload::{ClientContent, Receiving, RequestBody, Upload, UploadLimits};
 
 /// Why a request has no route.
 enum Unrouted {
@@ -95,7 +94,7 @@ enum Passed {
 /// Not part of the future of [`Onward::run`], which would carry the request about for nothing.
 pub fn begin(
     running: &Rc<Running>,
-    request: Request<Incoming>,
+    request: Request<ClientContent>,
     arrival: &Arrival,
     timers: &Timers,
     ending: &mut Ending,
@@ -355,9 +354,9 @@ fn content(
     running: &Running,
     route: &Route,
     head: &mut Head,
-    (body, mut hop): (Incoming, Hop),
+    (body, mut hop): (ClientContent, Hop),
     upload: Upload,
-    receiving: impl FnOnce(Incoming, Upload) -> Receiving,
+    receiving: impl FnOnce(ClientContent, Upload) -> Receiving,
 ) -> Result<Sending, Failed> {
     if body.is_end_stream() {
         upload.end();

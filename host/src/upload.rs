@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -32,9 +32,17 @@ pub enum RequestBody {
     Empty,
 }
 
+/// The content of a request as its connection receives it. What an exchange leaves of it unread goes back to the connection,
+/// by way of its [`Upload`].
+pub struct ClientContent {
+    /// `None` while dropped.
+    incoming: Option<Incoming>,
+    upload: Upload,
+}
+
 /// The client's content, as long as it is neither too long nor too slow.
 pub struct Receiving {
-    content: Incoming,
+    content: ClientContent,
     upload: Upload,
     limits: UploadLimits,
     pace: Pace,
@@ -80,6 +88,16 @@ struct Progress {
     awaited: Cell<bool>,
     /// Bounds what waits for the endpoint; `None` where the client's own buffer does.
     backlog: Option<Arc<StreamBacklog>>,
+    /// `None` where the connection discards by itself what is left unread, as with HTTP/1.
+    rest: Option<Remainder>,
+}
+
+/// What is left of content once no exchange reads it.
+#[derive(Default)]
+struct Remainder {
+    is_left: Cell<bool>,
+    content: Cell<Option<Incoming>>,
+    task: Cell<Option<Waker>>,
 }
 
 /// The time for which an exchange rests that is open both ways: neither the client nor the endpoint has sent all of its
@@ -100,9 +118,9 @@ impl Upload {
         upload
     }
 
-    /// Returns one of which only so much waits for the endpoint.
+    /// Returns one of which only so much waits for the endpoint, and whose unread rest the connection wants to have.
     pub fn bounded(backlog: Arc<StreamBacklog>) -> Self {
-        Upload(Rc::new(Progress { backlog: Some(backlog), ..Progress::default() }))
+        Upload(Rc::new(Progress { backlog: Some(backlog), rest: Some(Rest::default()), ..Progress::default() }))
     }
 
     /// Nothing more will be sent.
@@ -145,6 +163,25 @@ impl Upload {
         self.0.failed.get()
     }
 
+    /// Waits until no exchange reads the content any more; `None` if nothing is left of it.
+    pub fn poll_rest(&self, cx: &Context<'_>) -> Poll<Option<Incoming>> {
+        let Some(rest) = &self.0.rest else { return Poll::Ready(None) };
+        if !rest.is_left.get() {
+            rest.task.set(Some(cx.waker().clone()));
+            return Poll::Pending;
+        }
+        Poll::Ready(rest.content.take())
+    }
+
+    fn leave(&self, content: Incoming) {
+        let Some(rest) = &self.0.rest else { return };
+        rest.is_left.set(true);
+        rest.content.set(Some(content).filter(|content| !content.is_end_stream()));
+        if let Some(task) = rest.task.take() {
+            task.wake();
+        }
+    }
+
     /// Waits until the endpoint has taken what came before.
     fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
         self.0.backlog.as_ref().map_or(Poll::Ready(()), |backlog| backlog.poll_room(cx))
@@ -185,10 +222,43 @@ impl Rest {
     }
 }
 
+// === ClientContent ===
+
+impl ClientContent {
+    pub fn new(incoming: Incoming, upload: Upload) -> Self {
+        ClientContent { incoming: Some(incoming), upload }
+    }
+}
+
+impl Drop for ClientContent {
+    fn drop(&mut self) {
+        if let Some(incoming) = self.incoming.take() {
+            self.upload.leave(incoming);
+        }
+    }
+}
+
+impl Body for ClientContent {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default()
+    }
+}
+
 // === Receiving ===
 
 impl Receiving {
-    pub fn new(content: Incoming, upload: Upload, limits: UploadLimits, deadline: Deadline) -> Self {
+    pub fn new(content: ClientContent, upload: Upload, limits: UploadLimits, deadline: Deadline) -> Self {
         let pace = Pace { deadline, since: None, waited: Duration::ZERO, bytes: 0 };
         Receiving { content, upload, limits, pace }
     }

@@ -4,14 +4,13 @@
 //! makes them anew.
 
 use std::convert::Infallible;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{StatusCode, response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
@@ -20,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::client_io::ClientIo;
 use super::patient::Patient;
 use super::session::{Refused, Session, Tracked};
-use super::{Client, LINGER, Transport, tunnel};
+use super::{Client, DISCARD_BYTES, DISCARD_TIME, LINGER, Transport, tunnel};
 use crate::apart::apart;
 use crate::body::ResponseBody;
 use crate::error::{Error, Kind};
@@ -197,25 +196,26 @@ where
     }
 }
 
-/// The most bytes that are read after the last word, as over HTTP/2: no client in good faith has more on its way.
-const UNREAD: usize = 1 << 20;
-
 /// Says a last word and ends the connection in good order.
 async fn part(mut socket: impl Transport, farewell: Bytes, session: Rc<Session>) {
-    let parting = async {
+    let limit = session.spare();
+    let last_word = async {
         socket.write_all(&farewell).await?;
-        socket.shutdown().await?;
-        let (mut unread, mut left) = ([0; 2 << 10], UNREAD);
-        while !session.heard_all.get() && left > 0 {
-            match socket.read(&mut unread).await? {
-                0 => break,
-                length => left = left.saturating_sub(length),
-            }
-        }
-        io::Result::Ok(())
+        socket.shutdown().await
     };
-    // Whoever doesn't hear us out has only himself to blame.
-    let _ = session.spare().limit(LINGER, parting).await;
+    // A client that doesn't take it in time loses the rest of it.
+    if !matches!(limit.limit(LINGER, last_word).await, Ok(Ok(()))) {
+        return;
+    }
+    let (until, mut left, mut unread) = (limit.clock().now() + DISCARD_TIME, DISCARD_BYTES, [0; 4 << 10]);
+    while !session.heard_all.get() && limit.clock().now() < until {
+        match limit.limit(LINGER, socket.read(&mut unread)).await {
+            Ok(Ok(length)) if (1..=left).contains(&length) => left -= length,
+            // Closed now, the socket would be reset while the client still sends.
+            Ok(Ok(1..)) => return drop(limit.limit(LINGER, std::future::pending::<()>()).await),
+            _ => return,
+        }
+    }
 }
 
 /// The response to what never became a request.
@@ -232,11 +232,17 @@ fn farewell(session: &Session, refused: Refused) -> Bytes {
         ResponseBody::Full(content) => content.clone(),
         _ => Bytes::new(),
     };
+    written(&parts, &content)
+}
+
+/// Writes a response that is the last of its connection.
+fn written(parts: &response::Parts, content: &[u8]) -> Bytes {
+    let status = parts.status;
     let mut text =
         format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n", content.len()).into_bytes();
     text.extend(format!("date: {}\r\n", httpdate::fmt_http_date(SystemTime::now())).bytes());
     for (name, value) in &parts.headers {
         text.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
     }
-    [&text[..], b"\r\n", &content].concat().into()
+    [&text[..], b"\r\n", content].concat().into()
 }

@@ -34,12 +34,13 @@ use crate::backlog::{Backlog, Piece, StreamBacklog};
 use crate::body::ResponseBody;
 use crate::census::{Closed, SendLimit};
 use crate::clock::Deadline;
+use crate::ending::Ending;
 use crate::error::{Error, Kind};
 use crate::exchange::{self, Timers};
 use crate::listener::Limits;
 use crate::passage::BodyError;
 use crate::supervise::{Task, spawn};
-use crate::upload::Upload;
+use crate::upload::{ClientContent, Upload};
 use crate::websocket;
 use crate::wire::OnThisWorker;
 
@@ -166,9 +167,9 @@ struct Streams {
     /// The bytes of requests that wait for endpoints, apart from those that wait in h2 within its window.
     uploads: Arc<Backlog>,
     /// The streams that are open.
-    all: RefCell<Vec<Weak<Stream>>>,
+    all: RefCell<Vec<Weak<Stream<Held>>>>,
     /// The stream whose task hyper begins next.
-    starting: Cell<Option<Rc<Stream>>>,
+    starting: Cell<Option<Rc<Stream<Held>>>>,
     /// When the streams were last looked at.
     looked: Cell<Instant>,
     /// Whether the socket was full since then.
@@ -186,10 +187,16 @@ struct Open {
     is_whole: Cell<bool>,
 }
 
+/// What ends with a response.
+struct Held {
+    _ending: Option<Ending>,
+    _open: Option<Open>,
+}
+
 /// The content of a response on its way into a stream.
 struct Streamed {
     outgoing: Outgoing,
-    stream: Rc<Stream>,
+    stream: Rc<Stream<Held>>,
     open: Option<Open>,
 }
 
@@ -199,7 +206,7 @@ where
 {
     fn execute(&self, task: F) {
         match self.0.starting.take() {
-            Some(stream) => drop(spawn(Task::Stream, StreamTask::new(task, stream))),
+            Some(stream) => drop(spawn(Task::Stream, StreamTask::new(task, stream, &self.0.client.clock))),
             // What carries a tunnel.
             None => OnThisWorker.execute(task),
         }
@@ -218,6 +225,10 @@ impl Streams {
         let tunnel = extended_connect(&mut request);
         let upload = self.upload(request.body());
         let is_head = *request.method() == Method::HEAD;
+        if !request.body().is_end_stream() {
+            stream.receives(&upload);
+        }
+        let request = request.map(|content| ClientContent::new(content, upload.clone()));
         let exchange = match self.excess(&request) {
             None => Ok(self.client.exchange(request, upload, timers.clone())),
             Some((status, why)) => Err(self.client.refuse(Error::new(Kind::RequestError, why), status)),
@@ -242,7 +253,7 @@ impl Streams {
     }
 
     /// What of a request is beyond the limits that h2 doesn't know.
-    fn excess(&self, request: &Request<Incoming>) -> Option<(StatusCode, &'static str)> {
+    fn excess<B>(&self, request: &Request<B>) -> Option<(StatusCode, &'static str)> {
         let limits = &self.client.arrival.listener.limits.framing;
         let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
         if target > limits.target_bytes {
@@ -263,7 +274,7 @@ impl Streams {
         Open { streams: self.clone(), is_whole: Cell::new(false) }
     }
 
-    fn begin(&self) -> Rc<Stream> {
+    fn begin(&self) -> Rc<Stream<Held>> {
         let stream = Stream::new(&self.backlog);
         self.starting.set(Some(stream.clone()));
         let mut all = self.all.borrow_mut();
@@ -332,7 +343,8 @@ impl Streams {
         let now = self.client.clock.now();
         self.look(now);
         let patience = limits.send.timeout;
-        let is_stuck = |stream: &Weak<Stream>| stream.upgrade().is_some_and(|stream| stream.is_stuck(now, patience));
+        let is_stuck =
+            |stream: &Weak<Stream<Held>>| stream.upgrade().is_some_and(|stream| stream.is_stuck(now, patience));
         let takes_nothing = now.saturating_duration_since(self.taken.get()) >= patience;
         let open = self.open.get();
         let Some(told) = self.told.get().filter(|_| open == 0) else {
@@ -376,12 +388,23 @@ impl Streamed {
         self.outgoing.body.limit_reads(self.stream.backlog.read_limit());
         frame
     }
+
+    /// Has the exchange end once the last of the response is with h2, though the stream may still receive content.
+    fn end(&mut self) {
+        if let Some(open) = &self.open {
+            open.is_whole.set(true);
+        }
+        let held = Held { _ending: self.outgoing.ending.take(), _open: self.open.take() };
+        if held._ending.is_some() || held._open.is_some() {
+            self.stream.hold(held);
+        }
+    }
 }
 
 impl Drop for Streamed {
     fn drop(&mut self) {
-        if let Some(open) = self.open.as_ref().filter(|_| self.outgoing.is_end_stream()) {
-            open.is_whole.set(true);
+        if self.outgoing.is_end_stream() {
+            self.end();
         }
     }
 }
@@ -397,16 +420,19 @@ impl Body for Streamed {
         }
         let frame = Pin::new(&mut self.outgoing).poll_frame(cx);
         // What fails here is not the client's doing.
-        let is_last = match &frame {
-            Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
-            Poll::Ready(_) => true,
-            Poll::Pending => false,
-        };
-        if let Some(open) = self.open.as_ref().filter(|_| is_last) {
+        if let (Poll::Ready(Some(Err(_))), Some(open)) = (&frame, &self.open) {
             open.is_whole.set(true);
         }
+        let is_last = match &frame {
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || self.outgoing.is_end_stream(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => false,
+            Poll::Ready(None) => true,
+        };
         // The next is asked for once this one has been taken.
         self.stream.given(frame.is_ready().then(|| self.outgoing.total.clock().now()));
+        if is_last {
+            self.end();
+        }
         frame.map(|frame| frame.map(|frame| frame.map(|frame| self.hold(frame))))
     }
 

@@ -23,7 +23,7 @@ use crate::error::Kind;
 use crate::exchange::Timers;
 use crate::framing::Refusal;
 use crate::passage::BodyError;
-use crate::upload::Upload;
+use crate::upload::{ClientContent, Upload};
 
 /// A connection that rests this long gives its buffers back. Making them anew costs about as much as a request's
 /// parsing, so clients that go on at once should keep them.
@@ -129,6 +129,7 @@ impl Session {
         self.head.clear();
         let upload = Upload::default();
         self.upload.replace(upload.clone());
+        let request = request.map(|content| ClientContent::new(content, upload.clone()));
         let exchange = self.client.exchange(request, upload, self.timers.clone());
         Exchanging { exchange, session: self }
     }

@@ -1,20 +1,23 @@
 //! The streams of a client with HTTP/2 that wait for it: how long each has waited, and what it took meanwhile. A stream
 //! whose window opens by a few bytes now and then is reset.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
 
+use super::discard::Discard;
 use crate::backlog::{Backlog, StreamBacklog};
+use crate::clock::Clock;
 use crate::listener::SendLimits;
+use crate::upload::Upload;
 
 /// The state of a stream from its request to the last byte of its response.
-pub struct Stream {
+pub struct Stream<H> {
     pub backlog: Arc<StreamBacklog>,
     /// Since when the stream has had something that the client may take; `None` while the endpoint is waited for.
     since: Cell<Option<Instant>>,
@@ -26,14 +29,22 @@ pub struct Stream {
     slow: Cell<u8>,
     is_cut_off: Cell<bool>,
     task: Cell<Option<Waker>>,
+    /// The content of the request, if there is any.
+    upload: OnceCell<Upload>,
+    /// What ends once h2 has the response to its last byte.
+    held: Cell<Option<H>>,
 }
 
 pin_project! {
-    /// The task of a stream, which ends when the stream is cut off.
-    pub struct StreamTask<F> {
+    /// The task of a stream, which ends when the stream is cut off. After the response it discards what is left of the
+    /// request's content: h2 resets the stream as soon as the task is dropped.
+    pub struct StreamTask<F, H> {
         #[pin]
         task: F,
-        stream: Rc<Stream>,
+        stream: Rc<Stream<H>>,
+        clock: Rc<Clock>,
+        is_over: bool,
+        discard: Option<Discard>,
     }
 }
 
@@ -47,7 +58,7 @@ pub struct Look {
     pub was_full: bool,
 }
 
-impl Stream {
+impl<H> Stream<H> {
     pub fn new(backlog: &Arc<Backlog>) -> Rc<Self> {
         Rc::new(Stream {
             backlog: StreamBacklog::new(backlog),
@@ -57,7 +68,19 @@ impl Stream {
             slow: Cell::new(0),
             is_cut_off: Cell::new(false),
             task: Cell::new(None),
+            upload: OnceCell::new(),
+            held: Cell::new(None),
         })
+    }
+
+    /// Names the content of the stream's request.
+    pub fn receives(&self, upload: &Upload) {
+        let _ = self.upload.set(upload.clone());
+    }
+
+    /// Keeps what ends with the response, of which h2 asks for nothing more.
+    pub fn hold(&self, held: H) {
+        self.held.set(Some(held));
     }
 
     /// Notes that the client was given something, or that there is nothing for it to take.
@@ -97,13 +120,13 @@ impl Stream {
     }
 }
 
-impl<F> StreamTask<F> {
-    pub fn new(task: F, stream: Rc<Stream>) -> Self {
-        StreamTask { task, stream }
+impl<F, H> StreamTask<F, H> {
+    pub fn new(task: F, stream: Rc<Stream<H>>, clock: &Rc<Clock>) -> Self {
+        StreamTask { task, stream, clock: clock.clone(), is_over: false, discard: None }
     }
 }
 
-impl<F: Future> Future for StreamTask<F> {
+impl<F: Future, H> Future for StreamTask<F, H> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -112,7 +135,22 @@ impl<F: Future> Future for StreamTask<F> {
             return Poll::Ready(());
         }
         this.stream.watch(cx);
-        this.task.poll(cx).map(drop)
+        if !*this.is_over {
+            ready!(this.task.poll(cx));
+            *this.is_over = true;
+            this.stream.given(None);
+            // A stream that failed, or that the client has reset, is dropped at once, and its exchange with it.
+            if this.stream.held.take().is_none() {
+                return Poll::Ready(());
+            }
+        }
+        let Some(upload) = this.stream.upload.get() else { return Poll::Ready(()) };
+        if this.discard.is_none() {
+            // As long as it goes to the endpoint, its own limits hold.
+            let Some(rest) = ready!(upload.poll_rest(cx)) else { return Poll::Ready(()) };
+            *this.discard = Some(Discard::new(rest, this.clock));
+        }
+        this.discard.as_mut().map_or(Poll::Ready(()), |discard| discard.poll(cx))
     }
 }
 
@@ -126,7 +164,7 @@ mod tests {
 
     /// Whether a stream is found too slow within two minutes, of which so many bytes are taken in every five seconds.
     fn is_found(bytes: usize, was_full: bool) -> bool {
-        let stream = Stream::new(&Backlog::new(1 << 20));
+        let stream = Stream::<()>::new(&Backlog::new(1 << 20));
         let mut piece = stream.backlog.hold(Bytes::from(vec![0; 1 << 20]));
         let mut last = Instant::now();
         stream.given(Some(last));
@@ -150,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_is_quiet_waits_for_no_client() {
-        let stream = Stream::new(&Backlog::new(1 << 20));
+        let stream = Stream::<()>::new(&Backlog::new(1 << 20));
         let begin = Instant::now();
         let look = Look { now: begin + Duration::from_secs(600), last: begin, was_full: false };
         assert!(!stream.is_too_slow(look, LIMITS));

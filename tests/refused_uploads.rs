@@ -1,0 +1,164 @@
+//! Uploads that are answered before they are over: by the proxy, a plugin or the endpoint, over both versions of HTTP.
+
+use std::io::{BufReader, Read, Write};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::http2::{DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, Raw, WINDOW_UPDATE};
+use crate::support::{PATIENCE, Proxy, echo, manifest, output, raw_origin, read_message};
+
+/// `POST http://a/`, by the static table of HPACK and one literal.
+const POST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'a'];
+/// The longest frame that is allowed unasked.
+const PIECE: [u8; 16 << 10] = [b'x'; 16 << 10];
+/// The bytes that are read of refused content at most, and the window of a stream.
+const MOST: usize = (16 << 20) + (256 << 10);
+
+/// A proxy that has a route for `/ok` alone.
+fn refusing(more: &str) -> Proxy {
+    Proxy::start(&manifest(&echo(), "", "").replace("[[route]]", &format!("[[route]]\n{more}")))
+}
+
+fn is_answer(frame: &Frame, stream: u32) -> bool {
+    frame.kind == HEADERS && frame.stream == stream
+}
+
+fn error_code(frame: &Frame) -> u32 {
+    u32::from_be_bytes(frame.payload[..4].try_into().unwrap())
+}
+
+#[test]
+fn content_that_was_on_its_way_is_no_mistake_of_the_client() {
+    let proxy = refusing("path = \"/ok\"");
+    let mut client = Raw::connect(&proxy);
+    // More than the streams that a client may have reset by its mistakes.
+    for stream in (1..600).step_by(2) {
+        assert!(client.send(HEADERS, END_HEADERS, stream, POST));
+        assert!(client.send(DATA, 0, stream, &PIECE));
+        client.until(|frame| {
+            assert!(!matches!(frame.kind, RST_STREAM | GOAWAY), "kind {}", frame.kind);
+            is_answer(frame, stream)
+        });
+        // The client has not read the answer yet.
+        assert!(client.send(DATA, 0, stream, &PIECE) && client.send(DATA, END_STREAM, stream, &PIECE));
+    }
+    assert!(client.request(601), "others are served");
+    client.until(|frame| {
+        assert!(!matches!(frame.kind, RST_STREAM | GOAWAY), "kind {} on {}", frame.kind, frame.stream);
+        is_answer(frame, 601)
+    });
+}
+
+#[test]
+fn a_refused_upload_that_goes_on_is_reset_without_an_error() {
+    let proxy = refusing("path = \"/ok\"");
+    let mut client = Raw::connect(&proxy);
+    client.send(HEADERS, END_HEADERS, 1, POST);
+    let (mut connection, mut window, mut sent) = (65_535_usize, 65_535_usize, 0_usize);
+    let (mut answered, began) = (None, Instant::now());
+    client.0.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let reset = loop {
+        assert!(began.elapsed() < PATIENCE, "no reset after {sent} bytes");
+        while connection >= PIECE.len() && window >= PIECE.len() {
+            assert!(client.send(DATA, 0, 1, &PIECE));
+            (connection, window, sent) = (connection - PIECE.len(), window - PIECE.len(), sent + PIECE.len());
+        }
+        let mut first = [0];
+        if client.0.peek(&mut first).is_err() {
+            continue;
+        }
+        client.0.set_read_timeout(Some(PATIENCE)).unwrap();
+        let frame = client.frame().expect("the connection ended");
+        client.0.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        match frame.kind {
+            HEADERS => answered = Some(Instant::now()),
+            WINDOW_UPDATE if frame.stream == 0 => connection += error_code(&frame) as usize,
+            WINDOW_UPDATE => window += error_code(&frame) as usize,
+            RST_STREAM => break frame,
+            GOAWAY => panic!("the connection ends"),
+            _ => {}
+        }
+    };
+    assert_eq!((reset.stream, error_code(&reset)), (1, 0), "NO_ERROR");
+    let waited = answered.expect("an answer before the reset").elapsed();
+    assert!(waited >= Duration::from_secs(1), "the client has {waited:?} to read its answer");
+    assert!(sent <= MOST, "{sent} bytes were read");
+    client.0.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.request(3);
+    client.until(|frame| is_answer(frame, 3));
+}
+
+#[test]
+fn a_refused_upload_that_stands_still_is_reset_without_an_error() {
+    let proxy = refusing("path = \"/ok\"");
+    let mut client = Raw::connect(&proxy);
+    client.send(HEADERS, END_HEADERS, 1, POST);
+    client.until(|frame| is_answer(frame, 1));
+    let began = Instant::now();
+    let reset = client.until(|frame| frame.kind == RST_STREAM);
+    assert_eq!((reset.stream, error_code(&reset)), (1, 0), "NO_ERROR");
+    assert!(began.elapsed() >= Duration::from_secs(1), "after {:?}", began.elapsed());
+}
+
+/// Uploads by curl in so many bytes; returns what it says of each.
+fn uploads(proxy: &Proxy, options: &[&str], bytes: usize, times: usize) -> Vec<String> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&vec![b'x'; bytes]).unwrap();
+    let upload = || {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--max-time", "60", "--output", "/dev/null"]).args(options);
+        curl.args(["--write-out", "%{http_code}", "--header", "Expect:", "--data-binary"]);
+        output(curl.arg(format!("@{}", file.path().display())).arg(format!("http://{}/up", proxy.address)))
+    };
+    (0..times).map(|_| upload()).collect()
+}
+
+#[test]
+fn curl_sees_the_status_of_a_refused_upload() {
+    let unrouted = refusing("path = \"/ok\"");
+    let too_long = refusing("max-body = \"1 KiB\"");
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        for (proxy, status) in [(&unrouted, "404"), (&too_long, "413")] {
+            for (bytes, times) in [(100_000, 20), (3_000_000, 10), (60_000_000, 2)] {
+                let seen = uploads(proxy, &[version], bytes, times);
+                assert!(seen.iter().all(|seen| seen == status), "{version}, {bytes} bytes: {seen:?}");
+            }
+            // Of unknown length, so that the limit is met on the way.
+            let seen = uploads(proxy, &[version, "--header", "Transfer-Encoding: chunked"], 3_000_000, 5);
+            assert!(seen.iter().all(|seen| seen == status), "{version}, chunked: {seen:?}");
+        }
+    }
+}
+
+#[test]
+fn an_endpoints_early_answer_reaches_curl() {
+    let origin = raw_origin(|mut stream| {
+        let mut head = [0; 1024];
+        if stream.read(&mut head).is_ok_and(|length| length > 0) {
+            let _ = stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno");
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        }
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let seen = uploads(&proxy, &[version], 3_000_000, 10);
+        assert!(seen.iter().all(|seen| seen == "401"), "{version}: {seen:?}");
+    }
+}
+
+#[test]
+fn a_client_that_reads_nothing_before_it_has_sent_all_gets_its_response() {
+    let proxy = refusing("path = \"/ok\"");
+    for (head, status) in [
+        ("POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 8000000\r\n\r\n", 404),
+        ("POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+    ] {
+        let mut stream = proxy.connect();
+        stream.write_all(head.as_bytes()).unwrap();
+        (0..500).for_each(|piece| {
+            stream.write_all(&PIECE[..16_000]).unwrap_or_else(|error| panic!("piece {piece} of {head}: {error}"));
+        });
+        assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), status);
+    }
+}
