@@ -258,6 +258,36 @@ fn a_certificate_that_has_expired_ends_no_other_site() {
 }
 
 #[test]
+fn http_at_a_port_of_tls_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
+    let proxy = start(folder.path(), SITE);
+    for request in
+        ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "POST /up HTTP/1.0\r\n\r\nabc"]
+    {
+        let mut stream = proxy.connect();
+        // The first byte alone tells the two apart.
+        stream.set_nodelay(true).unwrap();
+        let (first, rest) = request.split_at(1);
+        stream.write_all(first.as_bytes()).unwrap();
+        stream.write_all(rest.as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        let response = read_message(&mut reader).unwrap();
+        assert_eq!((response.status(), response.field("connection")), (400, Some("close")), "{request}");
+        assert!(response.start.starts_with("HTTP/1.1 ") && response.text().contains("use https"), "{response:?}");
+    }
+    for other in ["SSH-2.0-OpenSSH_9.2\r\n", "\0\0\0\0", "hello\r\n"] {
+        let mut stream = proxy.connect();
+        stream.write_all(other.as_bytes()).unwrap();
+        let mut got = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut stream, &mut got);
+        assert!(!got.starts_with(b"HTTP/"), "{other:?}");
+    }
+    assert!(curl(&proxy, folder.path(), "site.example", &[]).ends_with("200"));
+    assert_eq!(proxy.metric("plugway_errors_total{route=\"-\",kind=\"http_request_error\"}"), 3.0);
+}
+
+#[test]
 fn a_certificate_for_development_takes_one_command() {
     let folder = tempfile::tempdir().unwrap();
     let made = output(plugway().args(["cert", "--self-signed", "--out"]).arg(folder.path()).stdout(Stdio::piped()));

@@ -2,6 +2,7 @@
 //! finds out which version of HTTP the client speaks.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -65,6 +66,8 @@ struct Arrived<T: Transport> {
 enum Carrier<T: Transport> {
     Clear(T),
     Tls(Box<TlsStream<T>>),
+    /// HTTP in clear at a listener with TLS.
+    Misplaced(T),
 }
 
 async fn arrive<T: Transport>(
@@ -93,6 +96,9 @@ async fn arrive<T: Transport>(
     };
     peer.is_trusted = is_trusted;
     let (stream, ahead, is_http2) = match &listener.tls {
+        Some(_) if limit.limit(timeout, speaks_http(&stream)).await.map_err(late)?? => {
+            (Carrier::Misplaced(stream), Bytes::new(), false)
+        }
         Some(acceptor) => {
             let mut stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late)??;
             stream.get_mut().1.set_buffer_limit(Some(server::SEND_BUFFER));
@@ -119,6 +125,7 @@ impl<T: Transport> Arrived<T> {
         match (stream, is_http2) {
             (Carrier::Clear(stream), false) => connection::http1::serve(stream, ahead, client).await,
             (Carrier::Tls(stream), false) => connection::http1::serve(stream, ahead, client).await,
+            (Carrier::Misplaced(stream), _) => apart(|| connection::http1::misplaced(stream, client)).await,
             (Carrier::Clear(stream), true) => apart(|| connection::http2::serve(stream, ahead, client)).await,
             (Carrier::Tls(stream), true) => apart(|| connection::http2::serve(stream, ahead, client)).await,
         }
@@ -141,6 +148,13 @@ async fn told(stream: &mut impl Transport) -> io::Result<Option<(SocketAddr, Soc
             Parsed::Incomplete => header.push(stream.read_u8().await?),
         }
     }
+}
+
+/// Whether the first byte is that of a method rather than of TLS, whose records begin with a number below 32. Nothing is
+/// read.
+async fn speaks_http(stream: &impl Transport) -> io::Result<bool> {
+    let first = poll_fn(|cx| stream.poll_peek(cx)).await?;
+    Ok(first.ok_or(io::ErrorKind::UnexpectedEof)?.is_ascii_uppercase())
 }
 
 /// Reads the first bytes, until they tell the versions apart.

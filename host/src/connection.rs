@@ -4,13 +4,13 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixStream;
 use tokio_rustls::server::TlsStream;
 
@@ -55,6 +55,9 @@ const DISCARD_BYTES: usize = 16 << 20;
 /// What carries a client's connection.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Returns the next byte and leaves it to be read; `None` if the client has ended what it sends.
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>>;
 
     /// How many bytes have departed from it.
     fn departed(&self) -> u64;
@@ -127,6 +130,16 @@ impl Transport for Metered<Tcp> {
         self.socket.0.poll_read_ready(cx)
     }
 
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+        loop {
+            ready!(self.socket.0.poll_read_ready(cx))?;
+            match self.socket.0.try_io(Interest::READABLE, || tcp::peek(&self.socket.0)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                peeked => return Poll::Ready(peeked),
+            }
+        }
+    }
+
     fn departed(&self) -> u64 {
         self.departed
     }
@@ -149,6 +162,16 @@ impl Transport for Metered<UnixStream> {
         self.socket.poll_read_ready(cx)
     }
 
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+        loop {
+            ready!(self.socket.poll_read_ready(cx))?;
+            match self.socket.try_io(Interest::READABLE, || tcp::peek(&self.socket)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                peeked => return Poll::Ready(peeked),
+            }
+        }
+    }
+
     fn departed(&self) -> u64 {
         self.departed
     }
@@ -169,6 +192,11 @@ impl Transport for Metered<UnixStream> {
 impl<T: Transport> Transport for Box<TlsStream<T>> {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.get_ref().0.poll_read_ready(cx)
+    }
+
+    /// Of what TLS has enciphered.
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+        self.get_ref().0.poll_peek(cx)
     }
 
     fn departed(&self) -> u64 {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -110,6 +110,13 @@ impl Tcp {
             }
         }
     }
+}
+
+/// Returns the next byte of a socket and leaves it there; `None` if the other side has ended what it sends.
+pub fn peek(socket: &impl AsFd) -> io::Result<Option<u8>> {
+    let mut byte = [0];
+    let (_, length) = rustix::net::recv(socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok((length > 0).then_some(byte[0]))
 }
 
 /// Whether the other side has reset the connection, or has closed both directions of a unix socket. An end of what it sends

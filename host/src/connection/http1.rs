@@ -4,12 +4,14 @@
 //! makes them anew.
 
 use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
+use http::header::{self, HeaderValue};
 use http::{StatusCode, response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -245,4 +247,65 @@ fn written(parts: &response::Parts, content: &[u8]) -> Bytes {
         text.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
     }
     [&text[..], b"\r\n", content].concat().into()
+}
+
+// === HTTP in clear where TLS is spoken ===
+
+/// Tells a client that speaks HTTP to a listener with TLS of its mistake, in the protocol that it speaks. What is no
+/// request line is closed without an answer.
+pub async fn misplaced(mut stream: impl Transport, client: Client) {
+    let session = Session::new(client);
+    let limit = session.spare();
+    let mut line = Vec::new();
+    let reading = async {
+        while !line.contains(&b'\n') && line.len() < LONGEST_LINE {
+            if stream.read_buf(&mut (&mut line).limit(LONGEST_LINE)).await? == 0 {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    };
+    let read = limit.limit(session.client.arrival.listener.limits.head_timeout, reading).await;
+    if !matches!(read, Ok(Ok(()))) || !is_request_line(&line) {
+        tracing::debug!(client = ?session.client.arrival.peer.address, "neither TLS nor HTTP");
+        return;
+    }
+    let error = Error::new(Kind::RequestError, "HTTP was spoken without TLS to a listener with `tls`");
+    let (mut parts, _) = session.client.refuse(error, StatusCode::BAD_REQUEST).into_parts();
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let farewell = written(&parts, MISPLACED.as_bytes());
+    session.leave();
+    part(stream, farewell, session.clone()).await;
+}
+
+const MISPLACED: &str = "400 Bad Request\nThis port speaks TLS, and the request came without it: use https.\n";
+
+/// The bytes of a line that are looked at.
+const LONGEST_LINE: usize = 16 << 10;
+
+/// Whether bytes begin with the request line of a version of HTTP, or with so long a target that the version is not there
+/// yet.
+fn is_request_line(bytes: &[u8]) -> bool {
+    let mut parts = bytes.split(|byte| *byte == b' ');
+    let method = parts.next().unwrap_or_default();
+    let is_method = !method.is_empty() && method.iter().all(|byte| byte.is_ascii_uppercase() || *byte == b'-');
+    let (target, version) = (parts.next().unwrap_or_default(), parts.next());
+    let is_cut = bytes.len() >= LONGEST_LINE && version.is_none();
+    is_method && !target.is_empty() && (is_cut || version.is_some_and(|version| version.starts_with(b"HTTP/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_lines_are_told_from_other_protocols() {
+        let long = format!("GET /{}", "x".repeat(LONGEST_LINE));
+        for line in ["GET / HTTP/1.1\r\nHost: a", "PRI * HTTP/2.0\r\n", "M-SEARCH * HTTP/1.1\r\n", &long] {
+            assert!(is_request_line(line.as_bytes()), "{line}");
+        }
+        for line in ["SSH-2.0-OpenSSH_9.2\r\n", "EHLO example.org\r\n", "GET /\r\n", "GET  HTTP/1.1", "", "\0\0"] {
+            assert!(!is_request_line(line.as_bytes()), "{line}");
+        }
+    }
 }

@@ -189,6 +189,10 @@ mod tests {
             Poll::Pending
         }
 
+        fn poll_peek(&self, _: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+            Poll::Pending
+        }
+
         fn departed(&self) -> u64 {
             self.1
         }
