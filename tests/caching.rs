@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use plugway_test_guests::{MISBEHAVE, POLICY, SHOP_CACHE, SPLIT};
 
-use crate::support::{Message, Proxy, manifest, origin, output, raw_origin, read_message, until};
+use crate::support::{Message, Proxy, manifest, origin, output, raw_origin, read_message, until, vanish};
 
 pub const CACHE: &str = r#""cache""#;
 pub const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
@@ -415,7 +415,7 @@ fn who_waits_takes_over_when_the_leader_leaves() {
     let leader = begin(&proxy);
     until("the leader has asked", || origin.count() == 1);
     let follower = begin(&proxy);
-    drop(leader);
+    vanish(leader);
     until("the follower asks by itself", || origin.count() == 2);
     left.store(1, Ordering::Relaxed);
     let got = read_message(&mut BufReader::new(follower)).unwrap();

@@ -39,6 +39,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "bind_error",
             "clock",
             "descriptors",
+            "failure_log",
             "metered",
             "metrics",
             "output",

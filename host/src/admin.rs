@@ -33,6 +33,7 @@ use tracing::info;
 use crate::body::ResponseBody;
 use crate::census::SendLimit;
 use crate::error::Kind;
+use crate::failure_log::{self, Topic};
 use crate::generation::Generation;
 use crate::metrics::{BOUNDS, Count, CustomKind, Registry};
 use crate::process_log;
@@ -226,6 +227,17 @@ fn metrics(admin: &Admin) -> String {
     line(&mut out, "plugway_access_log_dropped_total", &[], dropped as f64);
     family(&mut out, "plugway_log_dropped_total", "counter", "Lines of the process log that could not be written.");
     line(&mut out, "plugway_log_dropped_total", &[], process_log::dropped() as f64);
+    let left_out = "plugway_log_failures_left_out_total";
+    family(
+        &mut out,
+        left_out,
+        "counter",
+        "Failures without a line in the process log, beyond what a second has room for.",
+    );
+    for topic in Topic::all().filter(|topic| failure_log::dropped(*topic) > 0) {
+        let labels = [("topic", topic.name()), ("kind", topic.kind().unwrap_or("-"))];
+        line(&mut out, left_out, &labels, failure_log::dropped(topic) as f64);
+    }
     family(&mut out, "plugway_panics_total", "counter", "Panics, by the task that they ended.");
     for task in Task::ALL {
         line(&mut out, "plugway_panics_total", &[("task", task.name())], task.panics() as f64);

@@ -18,10 +18,12 @@ use crate::apart::apart;
 use crate::clock::Clock;
 use crate::connection::frames::PREFACE;
 use crate::connection::{self, Client, Transport};
+use crate::error::causes;
 use crate::exchange::Arrival;
+use crate::failure_log::{self, Topic};
 use crate::generation::Running;
 use crate::head::{ClientCertificate, Peer, PeerTls};
-use crate::proxy_protocol::{self, Parsed};
+use crate::proxy_protocol::{self, Malformed, Parsed};
 use crate::tls::facts::{self, Facts};
 use crate::tls::server;
 
@@ -49,7 +51,24 @@ pub async fn serve(
     // What comes before HTTP is over soon, and the connection may live long.
     match apart(|| arrive(&seat, stream, entrance, admitted, ends)).await {
         Ok(arrived) => arrived.serve(seat).await,
-        Err(error) => tracing::debug!(listener = %address, %error, "a connection did not come to HTTP"),
+        Err(error) => log(&address, client(ends), &error),
+    }
+}
+
+/// Logs why a connection did not come to HTTP, unless its client has merely gone away, or the log has a line of the limit
+/// that was met.
+fn log(listener: &str, client: Option<IpAddr>, error: &io::Error) {
+    let is_tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
+    let is_proxy = error.get_ref().is_some_and(|cause| cause.is::<Malformed>());
+    let is_late = error.kind() == io::ErrorKind::TimedOut;
+    let (cause, client) = (causes(error), client.map(|client| client.to_string()));
+    if is_proxy && failure_log::admits(Topic::ProxyProtocol, listener) {
+        tracing::warn!(listener, client, cause, "connection without the PROXY protocol refused");
+    } else if (is_tls || is_late) && failure_log::admits(Topic::Handshake, listener) {
+        let limit = is_late.then_some("limits.head-timeout");
+        tracing::warn!(listener, client, cause, limit, "handshake failed");
+    } else {
+        tracing::debug!(listener, client, cause, "a connection did not come to HTTP");
     }
 }
 
@@ -80,9 +99,11 @@ async fn arrive<T: Transport>(
     let listener = entrance.listener.clone();
     let [limit] = seat.clock.deadlines();
     let timeout = listener.limits.head_timeout;
-    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    let late = |step| move |_| io::Error::new(io::ErrorKind::TimedOut, format!("{step} took too long"));
+    // Browsers connect ahead of need: a client that has said nothing has failed at nothing.
+    let silent = |_| io::Error::from(io::ErrorKind::UnexpectedEof);
     if listener.proxies.has(client(ends)) {
-        ends = limit.limit(timeout, told(&mut stream)).await.map_err(late)??.or(ends);
+        ends = limit.limit(timeout, told(&mut stream)).await.map_err(late("PROXY protocol"))??.or(ends);
     }
     // A trusted proxy has the connections of many clients, whose requests are counted one by one.
     let is_trusted = listener.client.trusted.has(client(ends));
@@ -96,11 +117,11 @@ async fn arrive<T: Transport>(
     };
     peer.is_trusted = is_trusted;
     let (stream, ahead, is_http2) = match &listener.tls {
-        Some(_) if limit.limit(timeout, speaks_http(&stream)).await.map_err(late)?? => {
+        Some(_) if limit.limit(timeout, speaks_http(&stream)).await.map_err(silent)?? => {
             (Carrier::Misplaced(stream), Bytes::new(), false)
         }
         Some(acceptor) => {
-            let mut stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late)??;
+            let mut stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late("TLS handshake"))??;
             stream.get_mut().1.set_buffer_limit(Some(server::SEND_BUFFER));
             let facts = facts::facts(stream.get_ref().1);
             let is_http2 = facts.alpn_h2;
@@ -110,7 +131,7 @@ async fn arrive<T: Transport>(
         None => {
             let sensing = seat.clock.unless_stopping(sense(&mut stream));
             let stopping = || Err(io::Error::other("the proxy is stopping"));
-            let (ahead, is_http2) = limit.limit(timeout, sensing).await.map_err(late)?.unwrap_or_else(stopping)?;
+            let (ahead, is_http2) = limit.limit(timeout, sensing).await.map_err(silent)?.unwrap_or_else(stopping)?;
             (Carrier::Clear(stream), ahead, is_http2)
         }
     };
@@ -139,7 +160,7 @@ fn client(ends: Option<(SocketAddr, SocketAddr)>) -> Option<IpAddr> {
 
 /// Reads what a load balancer says of its client; none if it speaks for itself.
 async fn told(stream: &mut impl Transport) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
-    let malformed = |error: proxy_protocol::Malformed| io::Error::other(format!("PROXY protocol: {error}"));
+    let malformed = |error: Malformed| io::Error::new(io::ErrorKind::InvalidData, error);
     let mut header = Vec::new();
     loop {
         match proxy_protocol::parse(&header).map_err(malformed)? {

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use crate::apart::apart;
 use crate::body::Lease;
 use crate::clock::Deadline;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, causes};
 use crate::forwarding::{self, Hop};
 use crate::head::Head;
 use crate::resend::Content;
@@ -108,12 +108,18 @@ impl Attempt<'_> {
     async fn connect(&self, flight: &Flight, wanted: Wanted) -> Result<(Box<Connection>, Origin), Failure> {
         let (rules, pool, clock) = (self.rules, &flight.seat().pool, self.step.clock());
         let within = rules.connect_timeout;
-        let late = |after| nobody(Error::new(Kind::ConnectionTimeout, format!("no connection after {after:?}")));
+        let late = |after| {
+            let error = Error::new(Kind::ConnectionTimeout, format!("no connection after {after:?}"));
+            nobody(error.met("connect-timeout"))
+        };
         let waiting = || Failure { reached: Reached::Waiting, ..late(race::DELAY) };
         if pool.is_stuck() && (self.elsewhere)() {
             return Err(waiting());
         }
-        let full = |_| nobody(Error::new(Kind::LimitReached, format!("no connection became free in {within:?}")));
+        let full = |_| {
+            let error = Error::new(Kind::LimitReached, format!("no connection became free in {within:?}"));
+            nobody(error.met("connect-timeout"))
+        };
         let leave = self.step.limit(within, pool.leave(self.slots, wanted, rules, clock));
         let slot = match leave.await.map_err(full)?.map_err(nobody)? {
             Leave::Use(connection) => return Ok((connection, Origin::Kept)),
@@ -165,7 +171,7 @@ impl Attempt<'_> {
         });
         let late = |_| {
             let error = Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
-            Failure { error, reached: Reached::Endpoint }
+            Failure { error: error.met("response-timeout"), reached: Reached::Endpoint }
         };
         step.limit(rules.response_timeout, sending).await.map_err(late)
     }
@@ -258,7 +264,7 @@ impl Attempt<'_> {
         let is_harmless =
             origin == Origin::Kept && is_stale(unsent.error()) && self.head.request.method.is_idempotent();
         let may_repeat = is_harmless || is_unread(unsent.error(), connection);
-        self.upload.failed().is_none() && (is_untouched || may_repeat && self.content.borrow().is_whole())
+        self.upload.fault().is_none() && (is_untouched || may_repeat && self.content.borrow().is_whole())
     }
 
     /// Keeps what is left of a request for another attempt.
@@ -272,8 +278,8 @@ impl Attempt<'_> {
     fn failed(&self, unsent: Box<Unsent>, connection: &Connection) -> Failure {
         let is_untouched = unsent.message().is_some();
         let error = self.take_back(unsent);
-        match self.upload.failed() {
-            Some(kind) => Failure { error: Error::new(kind, error), reached: Reached::Endpoint },
+        match self.upload.fault() {
+            Some(fault) => Failure { error: fault.error(causes(&error)), reached: Reached::Endpoint },
             None if is_untouched => nobody(from_hyper(error, self.rules.head)),
             None => {
                 let reached = if is_unread(&error, connection) { Reached::Unread } else { Reached::Endpoint };

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 
 use crate::cache::stored::Stored;
 use crate::clock::Deadline;
+use crate::error::{Error, Kind};
 use crate::forwarding;
 use crate::passage::{BodyError, Passage};
 use crate::upload::{Rest, Upload};
@@ -135,7 +136,8 @@ impl Body for UpstreamBody {
         let frame = match lease.connection.drive_for_more(cx, |cx| Pin::new(&mut *content).poll_frame(cx)) {
             Poll::Pending if lease.is_late(rest, cx) => {
                 lease.broken();
-                return Poll::Ready(Some(Err("the endpoint paused too long".into())));
+                let paused = Error::new(Kind::ResponseTimeout, "the endpoint paused too long").met("read-timeout");
+                return Poll::Ready(Some(Err(paused.into())));
             }
             Poll::Pending => return Poll::Pending,
             Poll::Ready(frame) => frame,
@@ -151,7 +153,8 @@ impl Body for UpstreamBody {
             // rest of a request (RFC 9113 §8.1), so only a length can tell.
             None if lease.connection.version() == Version::HTTP_2 && content.size_hint().lower() > 0 => {
                 lease.broken();
-                return Poll::Ready(Some(Err("the endpoint gave up within its response".into())));
+                let short = Error::new(Kind::ConnectionTerminated, "the endpoint gave up within its response");
+                return Poll::Ready(Some(Err(short.into())));
             }
             None => self.end(),
         }

@@ -22,7 +22,8 @@ use crate::cache::purges::Moment;
 use crate::chain::{self, Depth, Failed, Failing};
 use crate::clock::Clock;
 use crate::edit::Edit;
-use crate::error::Error;
+use crate::ending;
+use crate::error::{Error, Kind};
 use crate::generation::{Route, Running};
 use crate::head::{CacheOutcome, Head};
 use crate::metrics::CacheFigures;
@@ -319,8 +320,11 @@ impl Asking {
             let [total] = clock.deadlines();
             total.set(running.generation.routes[route].timeout.unwrap_or(LONGEST));
             let fetch = Fetch { asking: &self, running: &running, route, upstream, clock: &clock };
-            // What came of it is in the store, or in the log.
-            let _ = total.until_met(fetch.run(&mut head, Some(lead))).await;
+            let validated = total.until_met(fetch.run(&mut head, Some(lead))).await;
+            let late = |_| Error::new(Kind::ResponseTimeout, "the route's timeout has passed").met("timeout").into();
+            if let Err(Failed { error, .. }) = validated.unwrap_or_else(|met| Err(late(met))) {
+                ending::log(&error, Some(&head), "stored response not validated");
+            }
             drop(in_chain);
         });
     }
@@ -370,8 +374,9 @@ impl Asking {
         status: Option<StatusCode>,
         failed: Failed,
     ) -> Result<Answered, Failed> {
-        let covered = self.covered(running, head, status);
-        covered.map(|response| self.answered(response)).ok_or(failed)
+        let Some(response) = self.covered(running, head, status) else { return Err(failed) };
+        ending::log(&failed.error, Some(head), "exchange failed, a stored response stands for it");
+        Ok(self.answered(response))
     }
 
     fn covered(

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::failure_log::{self, Topic};
+
 /// The connections at a listener, over all workers; outlives generations.
 #[derive(Debug, Default)]
 pub struct Census {
@@ -102,6 +104,14 @@ impl ClientNet {
 impl SendLimit {
     pub const ALL: [SendLimit; 2] = [SendLimit::Timeout, SendLimit::Rate];
 
+    /// The key in the manifest, with its table.
+    pub fn limit(self) -> &'static str {
+        match self {
+            SendLimit::Timeout => "limits.send-timeout",
+            SendLimit::Rate => "limits.send-rate",
+        }
+    }
+
     /// The key in the manifest.
     pub fn key(self) -> &'static str {
         match self {
@@ -113,8 +123,10 @@ impl SendLimit {
 
 impl Census {
     /// Counts a connection or a stream that is cut off, since its client takes too little.
-    pub fn cut_off(&self, met: SendLimit) {
-        tracing::debug!(limit = met.key(), "client took too little of a response");
+    pub fn cut_off(&self, met: SendLimit, client: Option<&str>) {
+        if failure_log::admits(Topic::SlowClient, client.unwrap_or_default()) {
+            tracing::warn!(client, limit = met.limit(), "client took too little of a response");
+        }
         self.cut_off[met as usize].fetch_add(1, Ordering::Relaxed);
     }
 

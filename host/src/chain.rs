@@ -42,7 +42,7 @@ pub struct Failed {
 impl From<Error> for Failed {
     /// A failure that no plugin sees.
     fn from(error: Error) -> Self {
-        Failed { status: error.kind.status(), error, depth: Depth::none() }
+        Failed { status: error.status.unwrap_or(error.kind.status()), error, depth: Depth::none() }
     }
 }
 
@@ -294,5 +294,8 @@ pub fn on_error(running: &Running, place: usize, trap: Trap, depth: Depth, faili
         OnError::Fail => Kind::PluginError.status(),
         OnError::Respond(status) => status,
     };
-    Err(Failed { error: Error::new(Kind::PluginError, trap), status, depth })
+    // Of calls that were not made, the log has one line a minute, which names no exchange.
+    let is_logged = trap.rejection().is_none();
+    let error = Error { is_logged, ..Error::new(Kind::PluginError, trap) };
+    Err(Failed { error, status, depth })
 }

@@ -18,7 +18,7 @@ use crate::admission::Presence;
 use crate::body::ResponseBody;
 use crate::clock::{Clock, Deadline};
 use crate::ending::Ending;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::exchange::{self, Arrival, Begun, Timers};
 use crate::generation::Running;
 use crate::metered::Metered;
@@ -228,8 +228,15 @@ impl Body for Outgoing {
         if let (Poll::Ready(Some(Ok(frame))), Some(ending)) = (&frame, &mut this.ending) {
             ending.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
         }
-        if this.total.is_met() {
-            return Poll::Ready(Some(Err("the route's timeout has passed".into())));
+        let frame = match frame {
+            Poll::Ready(_) | Poll::Pending if this.total.is_met() => {
+                let late = Error::new(Kind::ResponseTimeout, "the route's timeout has passed").met("timeout");
+                Poll::Ready(Some(Err(late.into())))
+            }
+            frame => frame,
+        };
+        if let (Poll::Ready(Some(Err(error))), Some(ending)) = (&frame, &mut this.ending) {
+            ending.cut(error);
         }
         frame
     }

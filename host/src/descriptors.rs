@@ -30,7 +30,7 @@ pub fn raise() {
     if current != maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
     {
-        tracing::debug!(%error, "descriptor limit not raised");
+        tracing::warn!(%error, "descriptor limit not raised");
     }
 }
 

@@ -5,12 +5,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::access_log::Outcome;
 use crate::census::CountedRequest;
-use crate::error::Kind;
-use crate::generation::Running;
+use crate::error::{Error, Kind, causes};
+use crate::failure_log::{self, Topic};
+use crate::generation::{Running, UNROUTED};
 use crate::head::Head;
+use crate::passage::BodyError;
 use crate::plugin::instance::Summary;
+use crate::plugin::transform::TransformError;
 use crate::supervise::{Task, guard};
 use crate::upload::Upload;
+
+const CUT: &str = "response cut off";
 
 /// Rides with the response to its last byte.
 pub struct Ending {
@@ -64,12 +69,54 @@ impl Ending {
         self.head = Some(head);
     }
 
+    /// Logs why the exchange has failed, unless that is done already, or the client has merely gone away.
+    pub fn log(&self, error: &Error, what: &'static str) {
+        if self.upload.is_abandoned() {
+            tracing::debug!(kind = error.kind.token(), cause = error.causes(), "{what}");
+        } else {
+            log(error, self.head.as_deref(), what);
+        }
+    }
+
+    /// Notes that the response was cut off within its content.
+    pub fn cut(&mut self, error: &BodyError) {
+        let kind = match error.downcast_ref::<Error>() {
+            Some(error) => {
+                self.log(error, CUT);
+                error.kind
+            }
+            None => {
+                let (kind, is_logged) = match error.downcast_ref() {
+                    Some(TransformError::Trap(trap)) => (Kind::PluginError, trap.rejection().is_none()),
+                    Some(TransformError::TooLarge(_)) => (Kind::ResponseBodySize, false),
+                    None => (Kind::ConnectionTerminated, false),
+                };
+                self.log(&Error { is_logged, ..Error::new(kind, causes(&**error)) }, CUT);
+                kind
+            }
+        };
+        self.error.get_or_insert(kind);
+    }
+
     /// The endpoint's response has begun.
     pub fn answered(&mut self) {
         if self.running.generation.access_log.is_some() {
             self.answered = Some(self.began.elapsed());
         }
     }
+}
+
+/// Logs a failure of an exchange, unless that is done already.
+pub fn log(error: &Error, head: Option<&Head>, what: &'static str) {
+    let (route, kind) = (head.map_or(UNROUTED, |head| &*head.route), error.kind.token());
+    if error.is_logged || !failure_log::admits(Topic::Exchange(error.kind), route) {
+        return;
+    }
+    let request_id = head.map(Head::request_id);
+    let upstream = head.map(|head| &*head.upstream).filter(|upstream| *upstream != UNROUTED);
+    let endpoint = head.and_then(|head| head.endpoint.as_deref());
+    let (cause, limit) = (error.causes(), error.limit);
+    tracing::warn!(kind, request_id, route, upstream, endpoint, cause, limit, "{what}");
 }
 
 impl Ending {
@@ -102,6 +149,10 @@ impl Drop for Ending {
 
 impl Ending {
     fn end(&mut self) {
+        // After the head of the response, there is no other word of what the client sent on.
+        if let (None, Some(fault)) = (self.error, self.upload.fault()) {
+            self.log(&fault.error("the content failed after its response had begun"), "content failed");
+        }
         let took = self.began.elapsed();
         let figures = self.place.and_then(|place| self.running.routes.get(place)).unwrap_or(&self.running.unrouted);
         figures.ended(self.status, self.error, self.response_bytes, took);

@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 
+use crate::printable::one_line;
+
 /// The kind decides the status; its token names it in the response, the log and the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -51,6 +53,23 @@ pub fn is_of_this_machine(error: &io::Error) -> bool {
         || error.kind() == io::ErrorKind::OutOfMemory
 }
 
+/// An error with all that is behind it, in one line. What a text says already isn't said again.
+pub fn causes(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    one_line(&text, LONGEST).into_owned()
+}
+
+/// Bytes of a cause in the log.
+const LONGEST: usize = 1 << 10;
+
 /// A failed exchange.
 #[derive(Debug)]
 pub struct Error {
@@ -58,6 +77,12 @@ pub struct Error {
     pub kind: Kind,
     /// What the log is told.
     pub cause: Box<dyn StdError + Send + Sync>,
+    /// The key of the limit that was met, if the failure is one of a limit.
+    pub limit: Option<&'static str>,
+    /// The status that the client gets, where it isn't that of the kind.
+    pub status: Option<http::StatusCode>,
+    /// Whether the log has a line of it already.
+    pub is_logged: bool,
 }
 
 impl Kind {
@@ -147,7 +172,24 @@ impl Kind {
 impl Error {
     /// An error of a kind with its cause.
     pub fn new(kind: Kind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Error { kind, cause: cause.into() }
+        Error { kind, cause: cause.into(), limit: None, status: None, is_logged: false }
+    }
+
+    /// Names the limit that was met, by its key in the manifest.
+    pub fn met(mut self, limit: &'static str) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// Notes that the log has a line of the failure.
+    pub fn logged(mut self) -> Self {
+        self.is_logged = true;
+        self
+    }
+
+    /// The cause with all that is behind it, in one line.
+    pub fn causes(&self) -> String {
+        causes(&*self.cause)
     }
 }
 

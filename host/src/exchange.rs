@@ -55,7 +55,7 @@ impl Timers {
     /// What is said when the exchange's time is over, for which there is all the time it wants.
     fn late(&self) -> Error {
         self.total.clear();
-        Error::new(Kind::ResponseTimeout, "the route's timeout has passed")
+        Error::new(Kind::ResponseTimeout, "the route's timeout has passed").met("timeout")
     }
 }
 
@@ -371,7 +371,7 @@ fn content(
     }
     if let Some(length) = body.size_hint().exact().filter(|length| *length > route.max_body) {
         let cause = format!("{length} bytes, and the route takes {}", route.max_body);
-        return Err(Error::new(Kind::RequestBodySize, cause).into());
+        return Err(Error::new(Kind::RequestBodySize, cause).met("max-body").into());
     }
     let plugins = Depth::whole(route).plugins();
     let stages = chain::stages(running, route, plugins, Side::Request, body.size_hint().exact(), head)?;
@@ -404,7 +404,7 @@ pub fn instead(error: Error, ending: &mut Ending) -> Response<ResponseBody> {
 
 fn fail(failed: Failed, running: &Running, ending: &mut Ending) -> Response<ResponseBody> {
     let Failed { error, status, .. } = failed;
-    tracing::debug!(kind = error.kind.token(), cause = %error.cause, "exchange failed");
+    ending.log(&error, "exchange failed");
     (ending.status, ending.error) = (status.as_u16(), Some(error.kind));
     respond::error(error.kind, status, ending.head.as_deref(), &running.generation.error_pages)
 }

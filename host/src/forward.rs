@@ -17,6 +17,7 @@ use crate::body::{Lease, ResponseBody, Switched, UpstreamBody};
 use crate::clock::Deadline;
 use crate::edit::Edit;
 use crate::error::{Error, Kind};
+use crate::failure_log::{self, Topic};
 use crate::forwarding::Hop;
 use crate::generation::{Running, Upstream};
 use crate::head::Head;
@@ -118,6 +119,7 @@ pub async fn forward(
         attempts.note(&seat, &mut outcome, now - began, now);
         let cost = attempts.are_worth_another(&outcome, &head.request.method, &content.borrow());
         if let Some(cost) = cost {
+            attempts.log(&seat, &outcome, head);
             attempts.tried.push(seat);
             // A response in hand still counts as in flight, and makes room for the one in its place.
             let in_hand = outcome.is_ok().into();
@@ -152,7 +154,7 @@ impl<'a> Attempts<'a> {
 
     /// Reserves a place in flight for an attempt. `own` is the number of places that this request holds already.
     fn begin(&self, Choice { seat, edits }: Choice, own: u32) -> Result<Next, Error> {
-        let full = || Error::new(Kind::LimitReached, "as many requests are in flight as may be");
+        let full = || Error::new(Kind::LimitReached, "as many requests are in flight as may be").met("limits.requests");
         let most = self.upstream.most_in_flight.saturating_add(own);
         let flight = Flight::begin(&seat, most).ok_or_else(full)?;
         Ok(Next { seat, edits, flight })
@@ -224,6 +226,31 @@ impl<'a> Attempts<'a> {
             }
             Err(_) => {}
         }
+    }
+
+    /// Logs a failed attempt that another one is to follow: no client hears of it.
+    fn log(&self, seat: &Seat, outcome: &Result<Answer, Failure>, head: &Head) {
+        let error = outcome.as_ref().err().map(|failure| &failure.error);
+        let kind = error.map_or(Kind::ProtocolError, |error| error.kind);
+        if !failure_log::admits(Topic::Attempt(kind), &seat.name) {
+            return;
+        }
+        let status = outcome.as_ref().ok().map(|answer| answer.response.status().as_u16());
+        let (kind, cause) = (error.map(|error| error.kind.token()), error.map(Error::causes));
+        let limit = error.and_then(|error| error.limit);
+        let (request_id, route, upstream) = (head.request_id(), &*head.route, &*self.upstream.name);
+        let endpoint = &*seat.name;
+        tracing::warn!(
+            kind,
+            status,
+            request_id,
+            route,
+            upstream,
+            endpoint,
+            cause,
+            limit,
+            "attempt failed, another follows"
+        );
     }
 
     /// Returns what another attempt of a request would cost; `None` if there is to be none.

@@ -330,6 +330,16 @@ impl Refusal {
         }
     }
 
+    /// The key of the limit that was met; `None` if it is a matter of form.
+    pub fn limit(self) -> Option<&'static str> {
+        match self {
+            Refusal::LongTarget => Some("limits.target"),
+            Refusal::LongHead => Some("limits.head"),
+            Refusal::ManyFields => Some("limits.fields"),
+            _ => None,
+        }
+    }
+
     /// For the log.
     pub fn reason(self) -> &'static str {
         match self {

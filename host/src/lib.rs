@@ -17,7 +17,7 @@
 //! - [`ending`] tells [`metrics`], [`access_log`] and observers
 //!
 //! [`supervise`] catches panics of tasks, [`process_log`] and [`access_log`] write through [`output`] without making any
-//! other thread wait; [`printable`] escapes text from outside.
+//! other thread wait; [`failure_log`] limits what failures say there; [`printable`] escapes text from outside.
 //!
 //! [`bind_error`] says why an address can't be bound. [`apart`] keeps what few exchanges need out of the way of the others.
 //!
@@ -57,6 +57,7 @@ pub mod edit_room;
 pub mod ending;
 pub mod error;
 pub mod exchange;
+mod failure_log;
 pub mod field_alias;
 mod files;
 pub mod forward;

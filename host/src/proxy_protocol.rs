@@ -196,6 +196,8 @@ impl fmt::Display for Malformed {
     }
 }
 
+impl std::error::Error for Malformed {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! The content of a request on its way to an endpoint.
 
 use std::cell::Cell;
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,12 +9,13 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::backlog::{Piece, StreamBacklog};
 use crate::clock::Deadline;
-use crate::error::Kind;
+use crate::error::{Error, Kind};
 use crate::forwarding;
 use crate::passage::{BodyError, Passage};
 use crate::plugin::transform::TransformError;
@@ -83,13 +85,37 @@ struct Progress {
     /// Whether the client has sent all of it, though some may still be on its way to the endpoint.
     received: Cell<bool>,
     unhurried: Cell<bool>,
-    failed: Cell<Option<Kind>>,
+    fault: Cell<Option<Fault>>,
+    abandoned: Cell<bool>,
     bytes: Cell<u64>,
     awaited: Cell<bool>,
     /// Bounds what waits for the endpoint; `None` where the client's own buffer does.
     backlog: Option<Arc<StreamBacklog>>,
     /// `None` where the connection discards by itself what is left unread, as with HTTP/1.
     rest: Option<Remainder>,
+}
+
+/// Why content can't go on to its endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    pub kind: Kind,
+    /// The key of the limit that was met.
+    limit: Option<&'static str>,
+    /// What a failed plugin's `on-error` says.
+    status: Option<StatusCode>,
+    is_logged: bool,
+}
+
+impl Fault {
+    fn new(kind: Kind) -> Self {
+        Fault { kind, limit: None, status: None, is_logged: false }
+    }
+
+    /// The error of the exchange.
+    pub fn error(self, cause: impl Into<BodyError>) -> Error {
+        let Fault { kind, limit, status, is_logged } = self;
+        Error { limit, status, is_logged, ..Error::new(kind, cause) }
+    }
 }
 
 /// What is left of content once no exchange reads it.
@@ -120,7 +146,7 @@ impl Upload {
 
     /// Returns one of which only so much waits for the endpoint, and whose unread rest the connection wants to have.
     pub fn bounded(backlog: Arc<StreamBacklog>) -> Self {
-        Upload(Rc::new(Progress { backlog: Some(backlog), rest: Some(Rest::default()), ..Progress::default() }))
+        Upload(Rc::new(Progress { backlog: Some(backlog), rest: Some(Remainder::default()), ..Progress::default() }))
     }
 
     /// Nothing more will be sent.
@@ -160,7 +186,17 @@ impl Upload {
 
     /// Why it was given up, if neither the endpoint nor the end of the connection was the reason.
     pub fn failed(&self) -> Option<Kind> {
-        self.0.failed.get()
+        self.0.fault.get().map(|fault| fault.kind)
+    }
+
+    /// The same with the limit that was met, and what the client is told.
+    pub fn fault(&self) -> Option<Fault> {
+        self.0.fault.get()
+    }
+
+    /// Whether the client went away within it.
+    pub fn is_abandoned(&self) -> bool {
+        self.0.abandoned.get()
     }
 
     /// Waits until no exchange reads the content any more; `None` if nothing is left of it.
@@ -194,8 +230,8 @@ impl Upload {
         }
     }
 
-    fn fail(&self, kind: Kind, why: &'static str) -> BodyError {
-        self.0.failed.set(Some(kind));
+    fn fail(&self, kind: Kind, limit: Option<&'static str>, why: &'static str) -> BodyError {
+        self.0.fault.set(Some(Fault { limit, ..Fault::new(kind) }));
         why.into()
     }
 }
@@ -279,10 +315,12 @@ impl Body for Receiving {
         let polled = Pin::new(&mut *content).poll_frame(cx);
         upload.0.awaited.set(polled.is_pending());
         let frame = match polled {
-            Poll::Pending if !upload.0.unhurried.get() && pace.is_too_slow(*limits, cx) => {
-                return Poll::Ready(Some(Err(upload.fail(Kind::RequestTimeout, "the client's content is too slow"))));
+            Poll::Pending => {
+                let met = if upload.0.unhurried.get() { None } else { pace.met(*limits, cx) };
+                let Some(limit) = met else { return Poll::Pending };
+                let why = "the client's content is too slow";
+                return Poll::Ready(Some(Err(upload.fail(Kind::RequestTimeout, Some(limit), why))));
             }
-            Poll::Pending => return Poll::Pending,
             Poll::Ready(frame) => frame,
         };
         upload.0.received.set(frame.is_none() || content.is_end_stream());
@@ -290,18 +328,23 @@ impl Body for Receiving {
         pace.took(length);
         upload.0.bytes.set(upload.0.bytes.get() + length);
         if upload.bytes() > limits.most {
-            return Poll::Ready(Some(Err(
-                upload.fail(Kind::RequestBodySize, "the content is longer than the route takes")
-            )));
+            let why = "the content is longer than the route takes";
+            return Poll::Ready(Some(Err(upload.fail(Kind::RequestBodySize, Some("max-body"), why))));
         }
         if frame.is_none() && limits.knows_end && !content.is_end_stream() {
-            return Poll::Ready(Some(Err(upload.fail(Kind::RequestError, "the client gave up within its content"))));
+            upload.0.abandoned.set(true);
+            return Poll::Ready(Some(Err(upload.fail(
+                Kind::RequestError,
+                None,
+                "the client gave up within its content",
+            ))));
         }
         if let Some(Err(error)) = &frame
             && !error.is_incomplete_message()
             && !error.is_closed()
         {
-            upload.0.failed.set(Some(Kind::RequestError));
+            upload.0.fault.set(Some(Fault::new(Kind::RequestError)));
+            upload.0.abandoned.set(is_departure(error));
         }
         Poll::Ready(frame.map(|frame| frame.map(forwarding::request_frame).map_err(Into::into)))
     }
@@ -315,6 +358,26 @@ impl Body for Receiving {
     }
 }
 
+/// Whether an error of content says that the client has gone, or has reset its stream, rather than that it broke a rule.
+fn is_departure(error: &hyper::Error) -> bool {
+    let io = || cause::<std::io::Error>(error).map(std::io::Error::kind);
+    let reset = || cause::<h2::Error>(error).is_some_and(|error| error.is_remote() || error.is_io());
+    matches!(
+        io(),
+        Some(
+            ErrorKind::UnexpectedEof
+                | ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::BrokenPipe
+        )
+    ) || reset()
+}
+
+/// What is behind an error, if it is of this kind.
+fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
 // === Pace ===
 
 impl Pace {
@@ -325,20 +388,20 @@ impl Pace {
         self.deadline.clear();
     }
 
-    /// For content that is pending.
-    fn is_too_slow(&mut self, limits: UploadLimits, cx: &Context<'_>) -> bool {
+    /// For content that is pending: the limit that the client has met.
+    fn met(&mut self, limits: UploadLimits, cx: &Context<'_>) -> Option<&'static str> {
         let now = self.deadline.clock().now();
         let pause = now.saturating_duration_since(*self.since.get_or_insert(now));
         if self.waited + pause >= WINDOW {
             if self.bytes < limits.rate.saturating_mul(WINDOW.as_secs()) {
-                return true;
+                return Some("limits.body-rate");
             }
             (self.waited, self.bytes) = (Duration::ZERO, 0);
         }
         let left = limits.pause.saturating_sub(pause);
         self.deadline.set(left.min(WINDOW.saturating_sub(self.waited + pause)));
         self.deadline.watch(cx);
-        left.is_zero()
+        left.is_zero().then_some("limits.body-timeout")
     }
 }
 
@@ -380,8 +443,13 @@ impl Body for RequestBody {
                 let frame = Pin::new(&mut **passage).poll_frame(cx);
                 if let Poll::Ready(Some(Err(error))) = &frame {
                     match error.downcast_ref() {
-                        Some(TransformError::TooLarge(_)) => upload.0.failed.set(Some(Kind::RequestBodySize)),
-                        Some(TransformError::Trap(_)) => upload.0.failed.set(Some(Kind::PluginError)),
+                        Some(TransformError::TooLarge(_)) => {
+                            upload.0.fault.set(Some(Fault::new(Kind::RequestBodySize)))
+                        }
+                        Some(TransformError::Trap(trap)) => {
+                            let (status, is_logged) = (None, trap.rejection().is_none());
+                            upload.0.fault.set(Some(Fault { status, is_logged, ..Fault::new(Kind::PluginError) }));
+                        }
                         None => {}
                     }
                 }

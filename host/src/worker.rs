@@ -17,6 +17,7 @@ use crate::admission::{Admission, Entrance};
 use crate::arrival::{self, Seat};
 use crate::clock::{Clock, TICK};
 use crate::error::is_of_this_machine;
+use crate::failure_log::{self, Topic};
 use crate::generation::{Generation, Running};
 use crate::metered::Metered;
 use crate::metrics::Place;
@@ -144,6 +145,7 @@ async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running
         let _ = guard(Task::Tick, || {
             clock.tick();
             pools.give_way();
+            failure_log::report();
             admission.tick(clock.now());
             if admission.is_starved(clock.now()) {
                 pools.close_idle();
@@ -256,7 +258,11 @@ async fn accept(
                 if is_of_this_machine(&error) {
                     seat.admission.refused(&error, seat.clock.now());
                 } else {
-                    tracing::debug!(%error, %address, "connection not accepted");
+                    // One that its client has given up before is no failure.
+                    let is_gone = error.kind() == io::ErrorKind::ConnectionAborted;
+                    if !is_gone && failure_log::admits(Topic::Accept, address) {
+                        tracing::warn!(listener = &**address, %error, "connection not accepted");
+                    }
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }

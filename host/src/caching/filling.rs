@@ -16,6 +16,9 @@ use crate::cache::object::Object;
 use crate::cache::purges::Moment;
 use crate::cache::room::Room;
 use crate::cache::store::Store;
+use crate::error::{Error, causes};
+use crate::failure_log::{self, Topic};
+use crate::passage::BodyError;
 
 /// A response on its way into the store.
 pub struct Filling {
@@ -55,7 +58,7 @@ impl Filling {
             let Ok(frame) = frame.await else { return };
             match frame.transpose() {
                 Err(error) => {
-                    tracing::debug!(%error, "response on its way into the cache");
+                    self.log(&error);
                     return;
                 }
                 Ok(None) => break,
@@ -91,6 +94,17 @@ impl Filling {
             }
             Destination::Nowhere => {}
         }
+    }
+
+    /// Logs what has kept a response from coming whole. Its readers have lines of their own, and it may have none.
+    fn log(&self, error: &BodyError) {
+        if !failure_log::admits(Topic::Cache, "") {
+            return;
+        }
+        let known = error.downcast_ref::<Error>();
+        let (kind, limit) = (known.map(|error| error.kind.token()), known.and_then(|error| error.limit));
+        let cause = known.map_or_else(|| causes(&**error), Error::causes);
+        tracing::warn!(kind, cause, limit, "response not stored: it came only in part");
     }
 
     /// Finds a place for what has come: memory, a file for what is too long for that, or none.

@@ -25,6 +25,7 @@ use super::{Client, DISCARD_BYTES, DISCARD_TIME, LINGER, Transport, tunnel};
 use crate::apart::apart;
 use crate::body::ResponseBody;
 use crate::error::{Error, Kind};
+use crate::failure_log::{self, Topic};
 use crate::framing::Scanner;
 use crate::wire::Wire;
 
@@ -34,6 +35,7 @@ pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Futur
     let session = Session::new(client);
     let listener = &session.client.arrival.listener;
     let io = Patient::new(stream, ahead, session.send.clone(), listener.limits.send, listener.census.clone());
+    let io = io.of(&session.client.arrival.peer);
     let io = ClientIo { io, scanner, session: session.clone() };
     // A closure, whose future hyper keeps in place: a boxed one would be one more allocation for each request.
     let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
@@ -222,13 +224,14 @@ async fn part(mut socket: impl Transport, farewell: Bytes, session: Rc<Session>)
 
 /// The response to what never became a request.
 fn farewell(session: &Session, refused: Refused) -> Bytes {
-    let (kind, status, cause) = match refused {
-        Refused::Framing(refusal) => (Kind::RequestError, refusal.status(), refusal.reason()),
-        Refused::Late => (Kind::RequestTimeout, 408, "the head took too long"),
-        Refused::Malformed(status) => (Kind::RequestError, status, "no request that can be parsed"),
+    let (kind, status, cause, limit) = match refused {
+        Refused::Framing(refusal) => (Kind::RequestError, refusal.status(), refusal.reason(), refusal.limit()),
+        Refused::Late => (Kind::RequestTimeout, 408, "the head took too long", Some("limits.head-timeout")),
+        Refused::Malformed(status) => (Kind::RequestError, status, "no request that can be parsed", None),
     };
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-    let response = session.client.refuse(Error::new(kind, cause), status);
+    let error = Error { limit, ..Error::new(kind, cause) };
+    let response = session.client.refuse(error, status);
     let (parts, outgoing) = response.into_parts();
     let content = match &outgoing.body {
         ResponseBody::Full(content) => content.clone(),
@@ -267,7 +270,11 @@ pub async fn misplaced(mut stream: impl Transport, client: Client) {
     };
     let read = limit.limit(session.client.arrival.listener.limits.head_timeout, reading).await;
     if !matches!(read, Ok(Ok(()))) || !is_request_line(&line) {
-        tracing::debug!(client = ?session.client.arrival.peer.address, "neither TLS nor HTTP");
+        let client = session.client.arrival.peer.address.as_ref().and_then(|address| address.to_str().ok());
+        // Without a whole line the client has merely gone away.
+        if line.contains(&b'\n') && failure_log::admits(Topic::Handshake, client.unwrap_or_default()) {
+            tracing::warn!(client, cause = "neither TLS nor HTTP", "handshake failed");
+        }
         return;
     }
     let error = Error::new(Kind::RequestError, "HTTP was spoken without TLS to a listener with `tls`");

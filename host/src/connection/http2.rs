@@ -35,8 +35,9 @@ use crate::body::ResponseBody;
 use crate::census::{Closed, SendLimit};
 use crate::clock::Deadline;
 use crate::ending::Ending;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, causes};
 use crate::exchange::{self, Timers};
+use crate::failure_log::{self, Topic};
 use crate::listener::Limits;
 use crate::passage::BodyError;
 use crate::supervise::{Task, spawn};
@@ -64,7 +65,8 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
     let [idle, send, linger] = client.clock.deadlines();
     let now = client.clock.now();
-    let io = Patient::new(stream, ahead, send, limits.send, client.arrival.listener.census.clone());
+    let io =
+        Patient::new(stream, ahead, send, limits.send, client.arrival.listener.census.clone()).of(&client.arrival.peer);
     let io = Lingering { io, linger, allowance: None, most: limits.buffer };
     let io = Gathered::new(FrameIo::new(io, client.clock.clone()));
     let streams = Rc::new(Streams {
@@ -112,13 +114,16 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         }
     });
     if let Err(error) = served.await {
-        tracing::debug!(%error, "client connection");
+        streams.log(&error);
     }
     // With it end the exchanges that it still has.
     drop(connection);
     if let Some(kind) = streams.flood(&io) {
         streams.client.arrival.listener.census.count(Closed::Flood);
-        tracing::debug!(client = ?streams.client.arrival.peer.address, frames = kind.name(), "too many HTTP/2 frames");
+        let client = streams.client_address();
+        if failure_log::admits(Topic::Client, client.unwrap_or_default()) {
+            tracing::warn!(client, frames = kind.name(), "too many HTTP/2 frames");
+        }
         let _ = streams.idle.limit(LINGER, calm(io)).await;
     }
 }
@@ -231,7 +236,9 @@ impl Streams {
         let request = request.map(|content| ClientContent::new(content, upload.clone()));
         let exchange = match self.excess(&request) {
             None => Ok(self.client.exchange(request, upload, timers.clone())),
-            Some((status, why)) => Err(self.client.refuse(Error::new(Kind::RequestError, why), status)),
+            Some((status, limit, why)) => {
+                Err(self.client.refuse(Error::new(Kind::RequestError, why).met(limit), status))
+            }
         };
         // Boxed, so that its room is given back while the response is sent.
         Box::pin(async move {
@@ -252,15 +259,16 @@ impl Streams {
         })
     }
 
-    /// What of a request is beyond the limits that h2 doesn't know.
-    fn excess<B>(&self, request: &Request<B>) -> Option<(StatusCode, &'static str)> {
+    /// What of a request is beyond the limits that h2 doesn't know: the status, the limit and why.
+    fn excess<B>(&self, request: &Request<B>) -> Option<(StatusCode, &'static str, &'static str)> {
         let limits = &self.client.arrival.listener.limits.framing;
         let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
         if target > limits.target_bytes {
-            return Some((StatusCode::URI_TOO_LONG, "the target is too long"));
+            return Some((StatusCode::URI_TOO_LONG, "limits.target", "the target is too long"));
         }
         let many = request.headers().len() > limits.fields;
-        many.then_some((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "there are too many fields"))
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        many.then_some((status, "limits.fields", "there are too many fields"))
     }
 
     fn open(self: &Rc<Self>) -> Open {
@@ -302,8 +310,28 @@ impl Streams {
         let look = Look { now, last: self.looked.replace(now), was_full: self.was_full.replace(false) };
         let all = self.all.borrow();
         for stream in all.iter().filter_map(Weak::upgrade).filter(|one| one.is_too_slow(look, listener.limits.send)) {
-            listener.census.cut_off(SendLimit::Rate);
+            listener.census.cut_off(SendLimit::Rate, self.client_address());
             stream.cut_off();
+        }
+    }
+
+    /// The client's address for the log; `None` behind a unix socket.
+    fn client_address(&self) -> Option<&str> {
+        self.client.arrival.peer.address.as_ref()?.to_str().ok()
+    }
+
+    /// Logs why a connection has failed, unless its client has merely gone away.
+    fn log(&self, error: &io::Error) {
+        let cause = error.get_ref().and_then(|error| error.downcast_ref::<hyper::Error>());
+        let cause = cause.and_then(std::error::Error::source).and_then(|error| error.downcast_ref::<h2::Error>());
+        let client = self.client_address();
+        // What this side has found wrong.
+        let is_mistake = cause.is_some_and(|cause| !cause.is_io() && !cause.is_remote());
+        if is_mistake && failure_log::admits(Topic::Client, client.unwrap_or_default()) {
+            let cause = causes(error);
+            tracing::warn!(client, cause, "HTTP/2 connection ended for what its client sent");
+        } else {
+            tracing::debug!(%error, "client connection");
         }
     }
 
@@ -352,7 +380,7 @@ impl Streams {
             let stuck = self.all.borrow().iter().filter(|stream| is_stuck(stream)).count();
             let is_met = stuck > 0 && stuck >= open && takes_nothing;
             if is_met {
-                self.client.arrival.listener.census.cut_off(SendLimit::Timeout);
+                self.client.arrival.listener.census.cut_off(SendLimit::Timeout, self.client_address());
             }
             return is_met;
         };

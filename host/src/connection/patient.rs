@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::Transport;
 use crate::census::{Census, SendLimit};
 use crate::clock::Deadline;
+use crate::head::Peer;
 use crate::listener::SendLimits;
 
 /// A socket with some patience.
@@ -25,6 +26,7 @@ pub struct Patient<T> {
     pub send: Deadline,
     pace: Pace,
     census: Arc<Census>,
+    peer: Option<Arc<Peer>>,
 }
 
 /// The pace at which a client takes what is sent. Only time in which the socket was full counts.
@@ -58,7 +60,13 @@ impl<T: Transport> Patient<T> {
             slow: Cell::new(0),
             progress: None,
         };
-        Patient { socket, ahead, send, pace, census }
+        Patient { socket, ahead, send, pace, census, peer: None }
+    }
+
+    /// Names the client for the log.
+    pub fn of(mut self, peer: &Arc<Peer>) -> Self {
+        self.peer = Some(peer.clone());
+        self
     }
 
     fn sent<R>(&mut self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
@@ -67,7 +75,8 @@ impl<T: Transport> Patient<T> {
             return written;
         }
         let Some(met) = self.pace.met(&self.socket, &self.send, cx) else { return Poll::Pending };
-        self.census.cut_off(met);
+        let address = self.peer.as_ref().and_then(|peer| peer.address.as_ref());
+        self.census.cut_off(met, address.and_then(|address| address.to_str().ok()));
         self.socket.forget_unsent();
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }

@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectiona
 use crate::body::Switched;
 use crate::clock::Deadline;
 use crate::ending::Ending;
+use crate::failure_log::{self, Topic};
+use crate::head::Head;
 
 /// Per direction, as long as the tunnel lives: frames of WebSocket are mostly shorter.
 const BUFFER: usize = 8 << 10;
@@ -25,22 +27,36 @@ pub async fn run(
     mut ending: Option<Ending>,
 ) {
     let Switched { mut stream, flight, .. } = switched;
-    let mut client = Watched { io: client, idle, deadline: deadline.clone(), written: 0 };
+    let mut client = Watched { io: client, idle, deadline: deadline.clone(), written: 0, has_failed: false };
     deadline.set(idle);
     let carrying = async {
         stream.transport.write_all(&ahead).await?;
         client.write_all(&stream.ahead).await?;
         copy_bidirectional_with_sizes(&mut client, &mut stream.transport, BUFFER, BUFFER).await
     };
+    let endpoint = flight.seat().name.clone();
     match deadline.until_met(carrying).await {
         Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "tunnel"),
-        Err(_) => tracing::debug!(?idle, "nothing passed in the tunnel"),
+        // Clients leave tunnels as they like.
+        Ok(Err(error)) if client.has_failed => tracing::debug!(%error, "tunnel"),
+        Ok(Err(error)) => log(&endpoint, ending.as_ref(), &error.to_string(), None),
+        Err(_) => {
+            log(&endpoint, ending.as_ref(), &format!("nothing passed for {idle:?}"), Some("limits.tunnel-timeout"))
+        }
     }
     if let Some(ending) = &mut ending {
         ending.response_bytes += client.written;
     }
     drop((flight, stream.slot));
+}
+
+fn log(endpoint: &str, ending: Option<&Ending>, cause: &str, limit: Option<&'static str>) {
+    if !failure_log::admits(Topic::Tunnel, endpoint) {
+        return;
+    }
+    let head = ending.and_then(|ending| ending.head.as_deref());
+    let (request_id, route) = (head.map(Head::request_id), head.map(|head| &*head.route));
+    tracing::warn!(request_id, route, endpoint, cause, limit, "tunnel ended");
 }
 
 /// The client's side, by which is told whether anything passes.
@@ -49,12 +65,15 @@ struct Watched<T> {
     idle: Duration,
     deadline: Deadline,
     written: u64,
+    /// Whether an error has come from the client's side.
+    has_failed: bool,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.io).poll_read(cx, buffer);
-        if read.is_ready() {
+        if let Poll::Ready(read) = &read {
+            self.has_failed |= read.is_err();
             self.deadline.set(self.idle);
         }
         read
@@ -64,9 +83,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
-        if let Poll::Ready(Ok(length)) = written {
-            self.written += length as u64;
-            self.deadline.set(self.idle);
+        match written {
+            Poll::Ready(Ok(length)) => {
+                self.written += length as u64;
+                self.deadline.set(self.idle);
+            }
+            Poll::Ready(Err(_)) => self.has_failed = true,
+            Poll::Pending => {}
         }
         written
     }

@@ -49,7 +49,8 @@ impl Slots {
         if let Ok(permit) = limited.free.clone().try_acquire_owned() {
             return Ok(held(permit));
         }
-        let full = || Error::new(Kind::LimitReached, "all connections are in use, and the queue is full");
+        let why = "all connections are in use, and the queue is full";
+        let full = || Error::new(Kind::LimitReached, why).met("limits.pending");
         let _waiting = Waiting::begin(limited).ok_or_else(full)?;
         let permit = limited.free.clone().acquire_owned().await;
         permit.map(held).map_err(|error| Error::new(Kind::LimitReached, error))

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use tracing::debug;
+use tracing::warn;
 
 use super::folder::{Folder, remove};
 use super::format::{self, Entry, Sums};
@@ -58,7 +58,7 @@ fn work(disk: &Weak<Disk>, folder: &Folder, job: Job) {
             let file = OpenOptions::new().read(true).write(true).open(folder.file(number));
             // One that isn't there needs no mark.
             if let Err(error) = file.and_then(|file| format::mark(&file)) {
-                debug!(%error, "mark of a purge");
+                warn!(path = %folder.file(number).display(), %error, "a purged response can't be marked: it may be served again");
             }
         }
         Job::Flush(done) => drop(done.send(())),

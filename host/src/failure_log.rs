@@ -1,0 +1,213 @@
+//! The limits of the lines that failures leave in the log: each topic may have so many in a second, and so many of them of
+//! one part, such as a route, so that a part that fails all the time hides no other. What is left out is counted.
+//!
+//! Callers ask [`admits`] first, and then log the line themselves.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::error::Kind;
+
+/// What a line is about; each has limits of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// A failed exchange.
+    Exchange(Kind),
+    /// An attempt at an endpoint that another one has followed.
+    Attempt(Kind),
+    /// A handshake of TLS with a client.
+    Handshake,
+    /// What should have been the PROXY protocol.
+    ProxyProtocol,
+    /// A client's connection that was ended for what the client did.
+    Client,
+    /// A client that took too little of a response.
+    SlowClient,
+    /// A connection that couldn't be accepted.
+    Accept,
+    /// A connection that has left HTTP.
+    Tunnel,
+    /// A response on its way into a cache.
+    Cache,
+}
+
+/// The lines of a topic in a second.
+const LINES: u64 = 20;
+
+/// The lines of one part of a topic in a second.
+const LINES_OF_PART: u64 = 10;
+
+/// Parts that are told apart, by a hash of their names.
+const PARTS: usize = 16;
+
+const KINDS: usize = Kind::ALL.len();
+const TOPICS: usize = 2 * KINDS + 7;
+
+/// Counters rather than a lock: workers that log at the same moment may let a line too many through, and never wait.
+struct Limiter {
+    /// The second that the next two count in, since the first line.
+    second: AtomicU64,
+    lines: AtomicU64,
+    parts: [AtomicU64; PARTS],
+    /// Lines that were left out and not reported yet.
+    left_out: AtomicU64,
+    /// Lines that were left out in all.
+    dropped: AtomicU64,
+}
+
+static LIMITERS: [Limiter; TOPICS] = [const { Limiter::new() }; TOPICS];
+static BEGAN: OnceLock<Instant> = OnceLock::new();
+
+/// Whether the log has room for a line of a topic about a part of it, such as a route or an endpoint.
+pub fn admits(topic: Topic, part: &str) -> bool {
+    LIMITERS[topic.place()].admits(topic, part, second())
+}
+
+/// Logs how many lines were left out in seconds that are over. Called by the ticks of workers.
+pub fn report() {
+    for topic in Topic::all() {
+        let limiter = &LIMITERS[topic.place()];
+        if limiter.left_out.load(Ordering::Relaxed) > 0 {
+            limiter.turn(topic, second());
+        }
+    }
+}
+
+/// The lines of a topic that were left out so far.
+pub fn dropped(topic: Topic) -> u64 {
+    LIMITERS[topic.place()].dropped.load(Ordering::Relaxed)
+}
+
+fn second() -> u64 {
+    BEGAN.get_or_init(Instant::now).elapsed().as_secs()
+}
+
+impl Topic {
+    /// All topics, in the order of their places.
+    pub fn all() -> impl Iterator<Item = Topic> {
+        let exchanges = Kind::ALL.into_iter().map(Topic::Exchange);
+        let attempts = Kind::ALL.into_iter().map(Topic::Attempt);
+        let others = [
+            Topic::Handshake,
+            Topic::ProxyProtocol,
+            Topic::Client,
+            Topic::SlowClient,
+            Topic::Accept,
+            Topic::Tunnel,
+            Topic::Cache,
+        ];
+        exchanges.chain(attempts).chain(others)
+    }
+
+    fn place(self) -> usize {
+        match self {
+            Topic::Exchange(kind) => kind as usize,
+            Topic::Attempt(kind) => KINDS + kind as usize,
+            Topic::Handshake => 2 * KINDS,
+            Topic::ProxyProtocol => 2 * KINDS + 1,
+            Topic::Client => 2 * KINDS + 2,
+            Topic::SlowClient => 2 * KINDS + 3,
+            Topic::Accept => 2 * KINDS + 4,
+            Topic::Tunnel => 2 * KINDS + 5,
+            Topic::Cache => 2 * KINDS + 6,
+        }
+    }
+
+    /// The name of the topic in the log and the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Topic::Exchange(_) => "exchange",
+            Topic::Attempt(_) => "attempt",
+            Topic::Handshake => "tls-handshake",
+            Topic::ProxyProtocol => "proxy-protocol",
+            Topic::Client => "client",
+            Topic::SlowClient => "slow-client",
+            Topic::Accept => "accept",
+            Topic::Tunnel => "tunnel",
+            Topic::Cache => "cache",
+        }
+    }
+
+    /// The kind of failure, for topics that have such.
+    pub fn kind(self) -> Option<&'static str> {
+        match self {
+            Topic::Exchange(kind) | Topic::Attempt(kind) => Some(kind.token()),
+            _ => None,
+        }
+    }
+}
+
+impl Limiter {
+    const fn new() -> Self {
+        Limiter {
+            second: AtomicU64::new(0),
+            lines: AtomicU64::new(0),
+            parts: [const { AtomicU64::new(0) }; PARTS],
+            left_out: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    fn admits(&self, topic: Topic, part: &str, now: u64) -> bool {
+        self.turn(topic, now);
+        // FNV-1a: short names, and nobody gains by two in one place.
+        let hash = part
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        let of_part = self.parts[hash as usize % PARTS].fetch_add(1, Ordering::Relaxed) + 1;
+        // A part beyond its limit takes no room of the others.
+        let has_room = of_part <= LINES_OF_PART && self.lines.fetch_add(1, Ordering::Relaxed) < LINES;
+        if !has_room {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        has_room
+    }
+
+    /// Begins a new second if the last one is over, and logs how many lines that left out.
+    fn turn(&self, topic: Topic, now: u64) {
+        let second = self.second.load(Ordering::Relaxed);
+        let begins = || self.second.compare_exchange(second, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if now == second || !begins() {
+            return;
+        }
+        self.lines.store(0, Ordering::Relaxed);
+        self.parts.iter().for_each(|part| part.store(0, Ordering::Relaxed));
+        let left_out = self.left_out.swap(0, Ordering::Relaxed);
+        if left_out > 0 {
+            let (topic, kind) = (topic.name(), topic.kind());
+            tracing::warn!(
+                topic,
+                kind,
+                left_out,
+                "failures left out: at most {LINES} a second, {LINES_OF_PART} of a part"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOPIC: Topic = Topic::Tunnel;
+
+    #[test]
+    fn each_topic_has_a_place_of_its_own() {
+        let places: Vec<usize> = Topic::all().map(Topic::place).collect();
+        assert_eq!(places, (0..TOPICS).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_part_that_fails_all_the_time_hides_no_other() {
+        let limiter = Limiter::new();
+        let admitted = |part, now| (0..1000).filter(|_| limiter.admits(TOPIC, part, now)).count() as u64;
+        assert_eq!(admitted("a", 0), LINES_OF_PART);
+        assert_eq!(admitted("b", 0), LINES_OF_PART);
+        assert_eq!(admitted("c", 0), 0, "the topic is full");
+        assert_eq!(limiter.dropped.load(Ordering::Relaxed), 3000 - LINES);
+        assert_eq!(admitted("c", 1), LINES_OF_PART, "a new second");
+        assert_eq!(limiter.left_out.load(Ordering::Relaxed), 1000 - LINES_OF_PART, "the last second was reported");
+    }
+}

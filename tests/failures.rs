@@ -1,0 +1,350 @@
+//! What the log says of failures at its default level: one line each, with what an operator needs to find the cause, limited
+//! in their number; and nothing of clients that merely go away.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::channel;
+use std::time::Instant;
+
+use crate::http2::{END_HEADERS, HEADERS, RST_STREAM, Raw};
+use crate::support::{
+    Message, PATIENCE, Proxy, echo, limited, manifest, ok, origin, raw_origin, read_message, sized, until, vanish,
+};
+use crate::tls::{Authority, SITE, secure};
+
+const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
+
+/// An address where nothing listens.
+fn refusing() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// An origin that reads requests and says nothing.
+fn silent() -> String {
+    raw_origin(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())))
+}
+
+/// A proxy whose route is `front`, with more keys of its upstream and its route.
+fn front(endpoint: &str, upstream: &str, route: &str) -> Proxy {
+    let text = manifest(endpoint, "", ADMIN);
+    let text = text.replace("[[route]]", &format!("{upstream}\n[[route]]\nname = \"front\"\n{route}"));
+    Proxy::start(&text)
+}
+
+/// The identifier of the request in an error page.
+fn id(response: &Message) -> String {
+    response.text().lines().last().unwrap().trim_start_matches("request ").to_string()
+}
+
+/// Waits for the line of a failure, which has all these parts and is a warning.
+fn warned(proxy: &Proxy, message: &str, parts: &[&str]) -> String {
+    let line = proxy.wait_log(message);
+    for part in parts {
+        assert!(line.contains(part), "`{part}` in {line}");
+    }
+    assert!(line.contains(" WARN "), "{line}");
+    line
+}
+
+#[test]
+fn a_failed_exchange_is_one_warning_that_names_its_request_and_cause() {
+    let address = refusing();
+    let proxy = front(&address, "", "");
+    let failed = proxy.get("/", "");
+    assert_eq!(failed.status(), 502);
+    let request = format!("request_id={:?}", id(&failed));
+    let endpoint = format!("endpoint={address:?}");
+    warned(
+        &proxy,
+        "exchange failed",
+        &[
+            "kind=\"connection_refused\"",
+            &request,
+            "route=\"front\"",
+            "upstream=\"app\"",
+            &endpoint,
+            "Connection refused",
+        ],
+    );
+    assert!(!proxy.has_logged("failed"), "once");
+}
+
+#[test]
+fn each_limit_of_an_exchange_is_named_by_its_key() {
+    let late = |key: &str, upstream: &str, route: &str| {
+        let proxy = front(&silent(), upstream, route);
+        assert_eq!(proxy.get("/", "").status(), 504);
+        warned(
+            &proxy,
+            "exchange failed",
+            &["kind=\"http_response_timeout\"", &format!("limit={key:?}"), "route=\"front\""],
+        );
+    };
+    late("response-timeout", "response-timeout = \"300ms\"", "");
+    late("timeout", "", "timeout = \"300ms\"");
+    let proxy = front(&silent(), "[upstream.app.limits]\nrequests = 1", "");
+    let mut first = proxy.connect();
+    first.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    until("the upstream is full", || {
+        let figures = proxy.ask_admin("GET /metrics").text();
+        figures.lines().any(|line| line.starts_with("plugway_endpoint_in_flight") && line.ends_with(" 1"))
+    });
+    assert_eq!(proxy.get("/", "").status(), 503);
+    warned(&proxy, "exchange failed", &["kind=\"connection_limit_reached\"", "limit=\"limits.requests\""]);
+
+    let proxy = limited(
+        &echo(),
+        "body-timeout = \"300ms\", head-timeout = \"300ms\", target = \"100 B\"",
+        "max-body = \"10 B\"",
+    );
+    let says = |request: &str| {
+        let mut stream = proxy.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        read_message(&mut BufReader::new(stream)).unwrap().status()
+    };
+    assert_eq!(says("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n"), 413);
+    warned(&proxy, "exchange failed", &["kind=\"http_request_body_size\"", "limit=\"max-body\""]);
+    assert_eq!(
+        says("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n12345678901\r\n0\r\n\r\n"),
+        413
+    );
+    warned(&proxy, "exchange failed", &["kind=\"http_request_body_size\"", "limit=\"max-body\""]);
+    assert_eq!(says("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nx"), 408);
+    warned(&proxy, "exchange failed", &["kind=\"http_request_timeout\"", "limit=\"limits.body-timeout\""]);
+    assert_eq!(says("GET / HTTP/1.1\r\nHost: a\r\n"), 408);
+    warned(&proxy, "exchange failed", &["kind=\"http_request_timeout\"", "limit=\"limits.head-timeout\""]);
+    assert_eq!(says(&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(200))), 414);
+    warned(&proxy, "exchange failed", &["kind=\"http_request_error\"", "limit=\"limits.target\""]);
+    assert_eq!(says("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"), 400);
+    warned(&proxy, "exchange failed", &["kind=\"http_request_error\"", "Content-Length is repeated"]);
+}
+
+#[test]
+fn a_response_that_is_cut_off_is_a_warning_and_stands_in_the_access_log() {
+    let half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
+    let closing = raw_origin(|mut stream| {
+        read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        stream.write_all(half).unwrap();
+    });
+    let pausing = raw_origin(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        read_message(&mut reader);
+        stream.write_all(half).unwrap();
+        let _ = reader.read_until(0, &mut Vec::new());
+    });
+    for (origin, keys, parts) in [
+        (&closing, ("", ""), ["kind=\"connection_terminated\"", "route=\"front\""]),
+        (&pausing, ("read-timeout = \"300ms\"", ""), ["kind=\"http_response_timeout\"", "limit=\"read-timeout\""]),
+        (&pausing, ("", "timeout = \"300ms\""), ["kind=\"http_response_timeout\"", "limit=\"timeout\""]),
+    ] {
+        let proxy = front(origin, keys.0, keys.1);
+        let mut stream = proxy.connect();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let mut got = Vec::new();
+        let _ = stream.read_to_end(&mut got);
+        assert!(got.ends_with(b"half"));
+        let line = warned(&proxy, "response cut off", &parts);
+        assert!(line.contains("request_id=\"") && line.contains(&format!("endpoint={origin:?}")), "{line}");
+        let kind = parts[0].trim_start_matches("kind=");
+        assert_eq!(proxy.metric(&format!("plugway_errors_total{{route=\"front\",kind={kind}}}")), 1.0);
+    }
+}
+
+#[test]
+fn an_endpoint_that_only_ever_refuses_is_seen_behind_retries() {
+    let (bad, good) = (refusing(), origin(|_| ok("good")));
+    let text = manifest("ENDPOINTS", "", ADMIN).replace("\"ENDPOINTS\"", &format!("{bad:?}, {good:?}"));
+    let proxy = Proxy::start(&text);
+    (0..4).for_each(|_| assert_eq!(proxy.get("/", "").text(), "good"));
+    let endpoint = format!("endpoint={bad:?}");
+    warned(
+        &proxy,
+        "attempt failed",
+        &["kind=\"connection_refused\"", &endpoint, "request_id=\"", "route=\"", "upstream=\"app\""],
+    );
+}
+
+#[test]
+fn warnings_are_limited_and_those_left_out_are_counted() {
+    let proxy = front(&echo(), "", "path = \"/here\"");
+    const FAILURES: usize = 200;
+    (0..FAILURES).for_each(|_| assert_eq!(proxy.get("/nowhere", "").status(), 404));
+    // Another kind has its own room.
+    let mut bad = proxy.connect();
+    bad.write_all(b"BAD\r\n\r\n").unwrap();
+    let _ = bad.read_to_end(&mut Vec::new());
+    let (mut lines, mut left_out, mut others, mut seconds) = (0, 0, 0, 0);
+    let deadline = Instant::now() + PATIENCE;
+    while lines + left_out < FAILURES || others == 0 {
+        assert!(Instant::now() < deadline, "{lines} lines, {left_out} left out, {others} others");
+        let line = proxy.wait_log("WARN");
+        if line.contains("kind=\"no_route\"") && line.contains("exchange failed") {
+            lines += 1;
+        } else if line.contains("failures left out") && line.contains("kind=\"no_route\"") {
+            seconds += 1;
+            let count = line.split("left_out=").nth(1).unwrap().split(' ').next().unwrap();
+            left_out += count.parse::<usize>().unwrap();
+        } else if line.contains("kind=\"http_request_error\"") {
+            others += 1;
+        }
+    }
+    assert!(lines <= 10 * (seconds + 2), "{lines} lines in {seconds} seconds");
+    assert!(left_out > 0);
+    let dropped = proxy.metric("plugway_log_failures_left_out_total{topic=\"exchange\",kind=\"no_route\"}");
+    assert_eq!(dropped, left_out as f64);
+}
+
+#[test]
+fn handshakes_that_fail_are_warnings() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
+    let text =
+        secure(&echo(), SITE, "").replace("[listener.tls]", "limits = { head-timeout = \"500ms\" }\n[listener.tls]");
+    let proxy = Proxy::start_in(folder.path(), &text);
+    let send = |bytes: &[u8]| {
+        let mut stream = proxy.connect();
+        stream.write_all(bytes).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    };
+    // A record of a handshake that is none.
+    send(b"\x16\x03\x01\x00\x05hello");
+    warned(&proxy, "handshake failed", &["client=\"127.0.0.1\"", "listener=\"127.0.0.1:0\"", "cause=\""]);
+    send(b"\x16\x03\x01\x02\x00begun");
+    warned(&proxy, "handshake failed", &["TLS handshake took too long", "limit=\"limits.head-timeout\""]);
+    send(b"SSH-2.0-OpenSSH_9.2\r\n");
+    warned(&proxy, "handshake failed", &["neither TLS nor HTTP"]);
+    let distrusting =
+        std::process::Command::new("curl").args(["--silent", &format!("https://{}/", proxy.address)]).output();
+    assert!(!distrusting.unwrap().status.success());
+    warned(&proxy, "handshake failed", &["received fatal alert"]);
+    send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    warned(&proxy, "exchange failed", &["kind=\"http_request_error\"", "without TLS"]);
+
+    let told = manifest(&echo(), "", "").replace("[upstream", "proxy-protocol-from = [\"127.0.0.1\"]\n[upstream");
+    let proxy = Proxy::start(&told);
+    let mut untold = proxy.connect();
+    untold.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let _ = untold.read_to_end(&mut Vec::new());
+    warned(&proxy, "without the PROXY protocol refused", &["client=\"127.0.0.1\"", "listener=\"127.0.0.1:0\""]);
+}
+
+#[test]
+fn a_client_that_merely_goes_away_is_no_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
+    let clear = "[[listener]]\naddress = \"127.0.0.1:0\"\nlimits = { head-timeout = \"300ms\" }\n[[listener]]\n";
+    let text = secure(&silent(), SITE, "[admin]\naddress = \"off\"\n").replacen("[[listener]]\n", clear, 1);
+    // Both would listen at the same address of the manifest.
+    let text = text.replacen("127.0.0.1:0", "127.0.0.2:0", 1);
+    let proxy = Proxy::start_in(folder.path(), &text);
+    let addresses = [proxy.address.clone(), proxy.next_listener()];
+    for address in &addresses {
+        let connect = || TcpStream::connect(address).unwrap();
+        drop(connect());
+        vanish(connect());
+        let is_clear = address.starts_with("127.0.0.2");
+        for begun in if is_clear { [&b"G"[..], b"GET / HTTP/1.1\r\nHo"] } else { [&b"G"[..], b"\x16\x03\x01"] } {
+            for end in [drop, vanish] {
+                let mut stream = connect();
+                stream.write_all(begun).unwrap();
+                end(stream);
+            }
+        }
+    }
+    let clear = addresses.iter().find(|address| address.starts_with("127.0.0.2")).unwrap();
+    for request in [
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    ] {
+        for end in [drop, vanish] {
+            let mut stream = TcpStream::connect(clear).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            end(stream);
+        }
+    }
+    // A browser's connection ahead of need.
+    let mut idle = TcpStream::connect(clear).unwrap();
+    idle.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(idle.read(&mut [0]).unwrap_or(0), 0);
+    // HTTP/2: a stream that is reset within its content, and one that waits for its response.
+    let mut raw = Raw(TcpStream::connect(clear).unwrap());
+    raw.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    raw.send(4, 0, 0, &[]);
+    raw.send(HEADERS, END_HEADERS, 1, &[0x83, 0x86, 0x84, 0x41, 1, b'a']);
+    raw.send(0, 0, 1, b"some");
+    raw.send(RST_STREAM, 0, 1, &8u32.to_be_bytes());
+    raw.request(3);
+    raw.send(RST_STREAM, 0, 3, &8u32.to_be_bytes());
+    raw.send(6, 0, 0, &[0; 8]);
+    raw.until(|frame| frame.kind == 6);
+    drop(raw);
+    proxy.signal("HUP");
+    let lines = proxy.log_until("reloaded", || ());
+    let warned = lines.iter().filter(|line| line.contains(" WARN ") && !line.contains("too few descriptors"));
+    assert_eq!(warned.count(), 0, "{}", lines.join("\n"));
+}
+
+#[test]
+fn a_client_that_takes_too_little_is_a_warning_with_the_limit() {
+    let proxy = limited(&sized(), "send-timeout = \"1s\"", "");
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET /50000000 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    warned(&proxy, "client took too little", &["client=\"127.0.0.1\"", "limit=\"limits.send-timeout\""]);
+}
+
+#[test]
+fn a_tunnel_that_its_endpoint_breaks_is_a_warning_and_one_that_its_client_leaves_is_not() {
+    let (breaks, broken) = channel::<()>();
+    let broken = std::sync::Arc::new(std::sync::Mutex::new(broken));
+    let address = raw_origin(move |mut stream| {
+        read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n").unwrap();
+        let _ = broken.lock().unwrap().recv();
+        vanish(stream);
+    });
+    let proxy = limited(&address, "tunnel-timeout = \"2s\"", "name = \"front\"");
+    let open = || {
+        let mut stream = proxy.connect();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n").unwrap();
+        let mut reader = BufReader::new(stream);
+        assert_eq!(read_message(&mut reader).unwrap().status(), 101);
+        reader
+    };
+    vanish(open().into_inner());
+    breaks.send(()).unwrap();
+    let held = open();
+    breaks.send(()).unwrap();
+    warned(&proxy, "tunnel ended", &["route=\"front\"", &format!("endpoint={address:?}"), "reset by peer"]);
+    drop(held);
+    let _idle = open();
+    warned(&proxy, "tunnel ended", &["limit=\"limits.tunnel-timeout\"", "nothing passed for 2s"]);
+}
+
+#[test]
+fn a_response_that_is_not_stored_for_its_endpoint_is_a_warning() {
+    let broken = raw_origin(|mut stream| {
+        read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        stream.write_all(b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 100\r\n\r\nhalf").unwrap();
+    });
+    let proxy = Proxy::start(&manifest(&broken, "{ use = \"cache\" }", ""));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let _ = stream.read_to_end(&mut Vec::new());
+    warned(&proxy, "response not stored", &["cause=\""]);
+}
+
+#[test]
+fn a_failing_reload_and_a_name_that_is_unknown_are_said() {
+    let proxy = front(&echo(), "", "");
+    proxy.reload("no manifest");
+    assert!(proxy.wait_log("not reloaded").contains("ERROR"));
+    let unknown = Proxy::start(
+        &manifest("nowhere.invalid:80", "", ADMIN)
+            .replace("[\"nowhere.invalid:80\"]", "[{ dns = \"nowhere.invalid:80\" }]"),
+    );
+    let line = unknown.wait_log("can't be looked up");
+    assert!(line.contains("ERROR") && line.contains("nowhere.invalid"), "{line}");
+    assert_eq!(unknown.get("/", "").status(), 503);
+    warned(&unknown, "exchange failed", &["kind=\"destination_unavailable\""]);
+}
