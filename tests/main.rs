@@ -25,6 +25,7 @@ mod loading;
 mod logs;
 mod manifests;
 mod name_server;
+mod on_error;
 mod operating;
 mod places;
 mod plugin_bounds;

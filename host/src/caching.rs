@@ -19,9 +19,8 @@ use crate::cache::index::Found;
 use crate::cache::now_ms;
 use crate::cache::object::{Content, Object};
 use crate::cache::purges::Moment;
-use crate::chain::{self, Depth, Failed, Failing};
+use crate::chain::{self, BalancerEdits, Depth, Failed, Failing};
 use crate::clock::Clock;
-use crate::edit::Edit;
 use crate::ending;
 use crate::error::{Error, Kind};
 use crate::generation::{Route, Running};
@@ -81,7 +80,7 @@ struct Stale {
 pub struct Answered {
     pub response: Response<ResponseBody>,
     /// What the balancer wants done for this client alone.
-    pub edits: Option<Arc<[Edit]>>,
+    pub edits: Option<BalancerEdits>,
     /// Those above the cache.
     pub depth: Depth,
 }

@@ -1,6 +1,7 @@
 //! The pipeline: request hooks down the list, response hooks up it, and what a failed plugin means for the exchange.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use http::Response;
 use http_body::Body;
@@ -37,6 +38,14 @@ pub struct Failed {
     pub error: Error,
     pub status: http::StatusCode,
     pub depth: Depth,
+}
+
+/// The edits that a balancer wants made to the response.
+#[derive(Clone)]
+pub struct BalancerEdits {
+    /// The place of the balancer in the generation.
+    pub binding: usize,
+    pub edits: Arc<[Edit]>,
 }
 
 impl From<Error> for Failed {
@@ -150,10 +159,12 @@ pub fn up(
 }
 
 /// Makes the edits that a balancer wants made to the response.
-pub fn balanced(edits: Option<&[Edit]>, head: &mut Head) -> Result<(), Failed> {
-    let Some(edits) = edits else { return Ok(()) };
-    let applied = edit::apply(edits.iter().cloned().collect(), &[], Side::Response, head);
-    applied.map_err(|refused| Error::new(Kind::PluginError, refused).into())
+pub fn balanced(running: &Running, wanted: Option<&BalancerEdits>, head: &mut Head) -> Result<(), Failed> {
+    let Some(BalancerEdits { binding, edits }) = wanted else { return Ok(()) };
+    match edit::apply(edits.iter().cloned().collect(), &[], Side::Response, head) {
+        Ok(()) => Ok(()),
+        Err(refused) => on_error(running, *binding, refused.into(), Depth::none(), Failing { hook: "balancer", head }),
+    }
 }
 
 /// Calls a head hook.
@@ -276,7 +287,7 @@ pub fn filtered(
 fn chosen(running: &Running, name: &str) -> Result<usize, Trap> {
     let place = running.generation.upstream_places.get(name).copied();
     place.ok_or_else(|| {
-        Trap::Failed(format!("it chose the upstream `{}`, which the manifest doesn't have", edit::shown(name)))
+        Trap::Senseless(format!("it chose the upstream `{}`, which the manifest doesn't have", edit::shown(name)))
     })
 }
 

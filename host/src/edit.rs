@@ -12,6 +12,7 @@ use crate::bounds;
 use crate::edit_plan::{Cost, Plan, Planned};
 use crate::edit_room::{Kept, Room};
 use crate::field_alias::{is_plain, remove_aliases};
+use crate::framing::is_forbidden_trailer;
 use crate::head::Head;
 use crate::path;
 
@@ -89,6 +90,8 @@ pub enum Refused {
         "`host` can be set and removed, but not appended to, nor be what a rename makes: a request has one (RFC 9112 §3.2)"
     )]
     OneHost,
+    #[error("`{0}` can't stand in trailers (RFC 9110 §6.5.1)")]
+    Trailer(HeaderName),
     #[error("`{0}` is no method, or none that is served here")]
     Method(String),
     #[error("the path or query can't stand in a request target: {0}")]
@@ -209,6 +212,15 @@ pub fn checked_fields(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, Refused>
         fields.try_append(field_name(name)?, field_value(name, value)?).map_err(full)?;
     }
     Ok(fields)
+}
+
+/// Checks the trailers that a plugin has returned.
+pub fn checked_trailers(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, Refused> {
+    let fields = checked_fields(given)?;
+    match fields.keys().find(|name| is_forbidden_trailer(name.as_str().as_bytes())) {
+        Some(name) => Err(Refused::Trailer(name.clone())),
+        None => Ok(fields),
+    }
 }
 
 /// Carries out checked edits, or none if one of them can't be.

@@ -88,7 +88,7 @@ impl Ending {
             None => {
                 let (kind, is_logged) = match error.downcast_ref() {
                     Some(TransformError::Trap(trap)) => (Kind::PluginError, trap.rejection().is_none()),
-                    Some(TransformError::TooLarge(_)) => (Kind::ResponseBodySize, false),
+                    Some(TransformError::TooLarge { .. }) => (Kind::ResponseBodySize, false),
                     None => (Kind::ConnectionTerminated, false),
                 };
                 self.log(&Error { is_logged, ..Error::new(kind, causes(&**error)) }, CUT);

@@ -294,7 +294,7 @@ fn finish(
     forwarding::response(&mut parts.headers);
     let came = parts.status;
     head.response = Some(parts);
-    let edited = chain::balanced(forwarded.edits.as_deref(), &mut head);
+    let edited = chain::balanced(running, forwarded.edits.as_ref(), &mut head);
     let up = edited.and_then(|()| up(running, route, (past, depth), &mut head)).and_then(|content| {
         let body = match content {
             Some(content) => ResponseBody::Full(Bytes::from(content)),

@@ -14,8 +14,8 @@ use smallvec::SmallVec;
 use crate::attempt::{Answer, Attempt, Failure};
 use crate::balance::{self, Choice};
 use crate::body::{Lease, ResponseBody, Switched, UpstreamBody};
+use crate::chain::BalancerEdits;
 use crate::clock::Deadline;
-use crate::edit::Edit;
 use crate::error::{Error, Kind};
 use crate::failure_log::{self, Topic};
 use crate::forwarding::Hop;
@@ -40,7 +40,7 @@ pub struct Sending {
 /// A response, with the edits that the balancer wants made to it.
 pub struct Forwarded {
     pub response: Response<ResponseBody>,
-    pub edits: Option<Arc<[Edit]>>,
+    pub edits: Option<BalancerEdits>,
 }
 
 impl From<Response<ResponseBody>> for Forwarded {
@@ -53,7 +53,7 @@ impl From<Response<ResponseBody>> for Forwarded {
 /// An attempt to be made.
 struct Next {
     seat: Rc<Seat>,
-    edits: Option<Arc<[Edit]>>,
+    edits: Option<BalancerEdits>,
     flight: Flight,
 }
 

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
@@ -21,6 +21,8 @@ pub struct Passage<B> {
     state: State,
     /// The wait for a plugin that has used its share of the worker's time.
     pause: Option<Pause>,
+    /// What the `on-error` of a plugin that has failed says, if that is a status.
+    status: Option<StatusCode>,
 }
 
 /// A wait, in steps, until all plugins may be called again.
@@ -44,7 +46,7 @@ enum State {
 
 impl<B> Passage<B> {
     pub fn new(source: B, stages: Vec<Transform>) -> Self {
-        Passage { source, stages, state: State::Passing, pause: None }
+        Passage { source, stages, state: State::Passing, pause: None, status: None }
     }
 
     /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.
@@ -53,7 +55,7 @@ impl<B> Passage<B> {
             if let Some(pause) = &mut self.pause {
                 ready!(pause.sleep.as_mut().poll(cx));
             }
-            let waits = self.stages.iter().filter_map(|stage| Some((stage.wait()?, stage)));
+            let waits = self.stages.iter_mut().filter_map(|stage| Some((stage.wait()?, stage)));
             let Some((wait, stage)) = waits.max_by_key(|(wait, _)| *wait) else {
                 self.pause = None;
                 return Poll::Ready(Ok(()));
@@ -61,13 +63,23 @@ impl<B> Passage<B> {
             let began = self.pause.as_ref().map_or_else(Instant::now, |pause| pause.began);
             let left = LONGEST_PAUSE.saturating_sub(began.elapsed());
             if left.is_zero() {
-                let error = stage.spent();
-                stage.failed(&error);
-                return Poll::Ready(Err(error));
+                let spent = stage.spent();
+                if let Err(error) = stage.skip(spent) {
+                    stage.failed(&error);
+                    self.status = stage.status();
+                    return Poll::Ready(Err(error));
+                }
+                self.pause = None;
+                continue;
             }
             let sleep = Box::pin(tokio::time::sleep(wait.clamp(SHORTEST_STEP, left.max(SHORTEST_STEP))));
             self.pause = Some(Pause { began, sleep });
         }
+    }
+
+    /// The status that a plugin which has failed wants the client to get.
+    pub fn status(&self) -> Option<StatusCode> {
+        self.status
     }
 
     /// The body before it passes any plugin.
@@ -98,7 +110,10 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
                 Err(error) => Err(error.into()),
                 Ok(()) => match ready!(Pin::new(&mut this.source).poll_frame(cx)).transpose() {
                     Err(error) => Err(error),
-                    Ok(frame) => pass(&mut this.stages, frame, &mut this.state).map_err(BodyError::from),
+                    Ok(frame) => pass(&mut this.stages, frame, &mut this.state).map_err(|(error, status)| {
+                        this.status = status;
+                        BodyError::from(error)
+                    }),
                 },
             };
             if !matches!(this.state, State::Passing) {
@@ -123,7 +138,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
 }
 
 /// Takes what the source gave through all stages.
-fn pass(stages: &mut [Transform], frame: Option<Frame<Bytes>>, state: &mut State) -> Result<Bytes, TransformError> {
+fn pass(stages: &mut [Transform], frame: Option<Frame<Bytes>>, state: &mut State) -> Result<Bytes, Failure> {
     let mut trailers = match frame.map(Frame::into_data) {
         Some(Ok(data)) => return stages.iter_mut().try_fold(data, |data, stage| reported(stage, |at| at.push(data))),
         Some(Err(other)) => other.into_trailers().ok(),
@@ -144,6 +159,12 @@ fn pass(stages: &mut [Transform], frame: Option<Frame<Bytes>>, state: &mut State
 fn reported<R>(
     stage: &mut Transform,
     call: impl FnOnce(&mut Transform) -> Result<R, TransformError>,
-) -> Result<R, TransformError> {
-    call(stage).inspect_err(|error| stage.failed(error))
+) -> Result<R, Failure> {
+    call(stage).map_err(|error| {
+        stage.failed(&error);
+        (error, stage.status())
+    })
 }
+
+/// The error of a stage, and the status that its plugin's `on-error` says.
+type Failure = (TransformError, Option<StatusCode>);

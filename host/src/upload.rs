@@ -443,11 +443,11 @@ impl Body for RequestBody {
                 let frame = Pin::new(&mut **passage).poll_frame(cx);
                 if let Poll::Ready(Some(Err(error))) = &frame {
                     match error.downcast_ref() {
-                        Some(TransformError::TooLarge(_)) => {
+                        Some(TransformError::TooLarge { .. }) => {
                             upload.0.fault.set(Some(Fault::new(Kind::RequestBodySize)))
                         }
                         Some(TransformError::Trap(trap)) => {
-                            let (status, is_logged) = (None, trap.rejection().is_none());
+                            let (status, is_logged) = (passage.status(), trap.rejection().is_none());
                             upload.0.fault.set(Some(Fault { status, is_logged, ..Fault::new(Kind::PluginError) }));
                         }
                         None => {}

@@ -18,9 +18,8 @@ use crate::cache::now_ms;
 use crate::cache::object::{Content, Object, freshen};
 use crate::cache::purges::Moment;
 use crate::cache::vary::Selectors;
-use crate::chain::{self, Depth, Down, Failed};
+use crate::chain::{self, BalancerEdits, Depth, Down, Failed};
 use crate::clock::Clock;
-use crate::edit::Edit;
 use crate::error::Kind;
 use crate::forward::{Sending, forward};
 use crate::forwarding::{self, Hop};
@@ -43,7 +42,7 @@ pub struct Fetch<'a> {
 /// What came from below; the head of the response is in the exchange's.
 struct Below {
     body: ResponseBody,
-    edits: Option<Arc<[Edit]>>,
+    edits: Option<BalancerEdits>,
     /// It is the response of the upstream that what is stored is of.
     is_ours: bool,
 }

@@ -92,6 +92,9 @@ pub enum Trap {
     Refused(#[from] Refused),
     #[error("it gave up: {}", one_line(.0, LONGEST))]
     Failed(String),
+    /// The call returned, and its result makes no sense.
+    #[error("it returned what can't be done: {0}")]
+    Senseless(String),
     #[error("it doesn't export this hook")]
     NoHook,
     #[error("limits.share of {0} % of a worker's time is used up")]

@@ -236,5 +236,5 @@ impl Guard {
 
 /// Whether an instance may serve further calls after one with this result.
 pub(super) fn is_whole<R>(result: &Result<R, Trap>) -> bool {
-    matches!(result, Ok(_) | Err(Trap::Failed(_) | Trap::Refused(_) | Trap::NoHook))
+    matches!(result, Ok(_) | Err(Trap::Failed(_) | Trap::Senseless(_) | Trap::Refused(_) | Trap::NoHook))
 }

@@ -3,13 +3,14 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use wasmtime::component::ResourceAny;
 
-use super::binding::{Beyond, BodyMode};
+use super::binding::{Beyond, BodyMode, OnError};
 use super::failure::Exchange;
 use super::instance::{Instance, Trap, gave_up, trapped};
 use super::slot::Guard;
@@ -49,6 +50,8 @@ pub struct Transform {
     side: Side,
     body: ResourceAny,
     state: State,
+    /// Whether the plugin has taken anything of the body that can't be had back.
+    has_taken: bool,
     /// Whether the body has come to its end.
     is_over: bool,
     /// The exchange of the body, for the log.
@@ -68,8 +71,8 @@ enum State {
 pub enum TransformError {
     #[error("the plugin failed: {0}")]
     Trap(#[from] Trap),
-    #[error("the body is longer than the {0} bytes that a plugin takes")]
-    TooLarge(u64),
+    #[error("the body is longer than the {limit} bytes that the plugin `{plugin}` takes")]
+    TooLarge { plugin: Arc<str>, limit: u64 },
 }
 
 /// Calls a method of the body on either side's interface.
@@ -109,8 +112,8 @@ impl Transform {
             BodyMode::Buffered(limit, beyond) => State::Gathering(BytesMut::new(), limit, beyond),
         };
         let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(instance));
-        let (is_over, exchange) = (false, None);
-        Ok(Transform { _permit: permit, guard, bodies, instance, side, body, state, is_over, exchange })
+        let (has_taken, is_over, exchange) = (false, false, None);
+        Ok(Transform { _permit: permit, guard, bodies, instance, side, body, state, has_taken, is_over, exchange })
     }
 
     /// Names the exchange of the body for the log.
@@ -123,10 +126,30 @@ impl Transform {
         let hook = if self.side == Side::Request { "request-body" } else { "response-body" };
         match error {
             TransformError::Trap(trap) => self.guard.failed(hook, trap, self.exchange.as_ref()),
-            TransformError::TooLarge(_) => {
+            TransformError::TooLarge { .. } => {
                 tracing::debug!(plugin = &*self.guard.binding.name, hook, %error, "body refused");
             }
         }
+    }
+
+    /// What the client gets instead of a message that has not begun, if a call fails; `None` for the status of the failure.
+    pub fn status(&self) -> Option<StatusCode> {
+        match self.guard.binding.on_error {
+            OnError::Respond(status) => Some(status),
+            OnError::Fail | OnError::Skip => None,
+        }
+    }
+
+    /// Has the rest of the body pass as it is after a failed call, where `on-error` says so and the plugin has nothing of
+    /// the body that would be missing.
+    pub fn skip(&mut self, error: TransformError) -> Result<(), TransformError> {
+        let is_trap = matches!(error, TransformError::Trap(_));
+        if !is_trap || self.has_taken || self.guard.binding.on_error != OnError::Skip {
+            return Err(error);
+        }
+        self.failed(&error);
+        self.state = State::Passing;
+        Ok(())
     }
 
     /// Returns the time until the plugin's share admits the next call; `None` if it does now.
@@ -157,14 +180,21 @@ impl Transform {
         match &mut self.state {
             State::Passing => Ok(chunk),
             State::Streaming if chunk.is_empty() => Ok(chunk),
-            State::Streaming => Ok(Bytes::from(call!(self, call_push, &chunk))),
+            State::Streaming => match self.transformed(&chunk) {
+                Ok(out) => {
+                    self.has_taken = true;
+                    Ok(out)
+                }
+                Err(error) => self.skip(error).map(|()| chunk),
+            },
             State::Gathering(gathered, limit, beyond) => {
                 if (gathered.len() + chunk.len()) as u64 <= *limit {
                     gathered.extend_from_slice(&chunk);
                     return Ok(Bytes::new());
                 }
                 if *beyond == Beyond::Refuse {
-                    return Err(TransformError::TooLarge(*limit));
+                    let plugin = self.guard.binding.name.clone();
+                    return Err(TransformError::TooLarge { plugin, limit: *limit });
                 }
                 gathered.extend_from_slice(&chunk);
                 let all = gathered.split().freeze();
@@ -174,22 +204,37 @@ impl Transform {
         }
     }
 
+    fn transformed(&mut self, chunk: &[u8]) -> Result<Bytes, TransformError> {
+        Ok(Bytes::from(call!(self, call_push, chunk)))
+    }
+
     /// The body is over: gives what was held back.
     pub fn finish(&mut self) -> Result<Bytes, TransformError> {
-        let mut out = BytesMut::new();
-        match &mut self.state {
+        let whole = match &mut self.state {
             State::Passing => {
                 self.is_over = true;
                 return Ok(Bytes::new());
             }
-            State::Streaming => {}
-            State::Gathering(gathered, ..) => {
-                let whole = gathered.split().freeze();
-                out.extend_from_slice(&call!(self, call_push, &whole));
-            }
+            State::Streaming => None,
+            State::Gathering(gathered, ..) => Some(gathered.split().freeze()),
+        };
+        let out = match self.rest(whole.as_deref()) {
+            Ok(out) => out,
+            Err(error) => self.skip(error).map(|()| whole.unwrap_or_default())?,
+        };
+        // From here on only the trailers are left.
+        self.has_taken = false;
+        self.is_over = true;
+        Ok(out)
+    }
+
+    /// The last bytes of a body that the plugin has streamed, or all of one that it wants whole.
+    fn rest(&mut self, whole: Option<&[u8]>) -> Result<Bytes, TransformError> {
+        let mut out = BytesMut::new();
+        if let Some(whole) = whole {
+            out.extend_from_slice(&self.transformed(whole)?);
         }
         out.extend_from_slice(&call!(self, call_finish));
-        self.is_over = true;
         Ok(out.freeze())
     }
 
@@ -198,12 +243,19 @@ impl Transform {
         if matches!(self.state, State::Passing) {
             return Ok(received.clone());
         }
+        match self.edited(received) {
+            Ok(trailers) => Ok(trailers),
+            Err(error) => self.skip(error).map(|()| received.clone()),
+        }
+    }
+
+    fn edited(&mut self, received: &HeaderMap) -> Result<HeaderMap, TransformError> {
         let owned =
             |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), value.as_bytes().to_vec());
         let is_true = |(name, _): &(&http::HeaderName, &http::HeaderValue)| !transformed::is_digest(name);
         let fields: Vec<(String, Vec<u8>)> = received.iter().filter(is_true).map(owned).collect();
         let sent = call!(self, call_trailers, &fields);
-        Ok(edit::checked_fields(&sent).map_err(Trap::from)?)
+        Ok(edit::checked_trailers(&sent).map_err(Trap::from)?)
     }
 }
 

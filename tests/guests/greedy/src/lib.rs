@@ -71,7 +71,9 @@ impl balancer::Guest for Glue {
         if what == b"loads" {
             plugway_sdk::bindings::endpoints::loads(&vec![0; 1_000_000]);
         }
-        Some(balancer::Choice { endpoint: 0, response_plan: None })
+        assert!(what != b"trap", "told to trap in a pick");
+        let endpoint = if what == b"beyond" { 99 } else { 0 };
+        Some(balancer::Choice { endpoint, response_plan: (what == b"plan").then_some(7) })
     }
 }
 

@@ -28,13 +28,22 @@ pub struct Hooks {
 
 pub struct Capitals {
     chunks: u32,
-    /// Panics when the body is dropped.
-    ends_badly: bool,
+    /// What the body asks to be done wrong at its end.
+    wrong: Wrong,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Wrong {
+    Nothing,
+    Finish,
+    Trailers,
+    IllegalTrailers,
+    Drop,
 }
 
 impl Drop for Capitals {
     fn drop(&mut self) {
-        assert!(!self.ends_badly, "told to trap at the end of a body");
+        assert!(self.wrong != Wrong::Drop, "told to trap as the body is dropped");
     }
 }
 
@@ -62,7 +71,7 @@ impl RequestBody for Hooks {
     type Body = Capitals;
 
     fn request_body(&mut self) -> Capitals {
-        Capitals { chunks: 0, ends_badly: false }
+        Capitals { chunks: 0, wrong: Wrong::Nothing }
     }
 }
 
@@ -70,22 +79,40 @@ impl ResponseBody for Hooks {
     type Body = Capitals;
 
     fn response_body(&mut self) -> Capitals {
-        Capitals { chunks: 0, ends_badly: false }
+        Capitals { chunks: 0, wrong: Wrong::Nothing }
     }
 }
 
 impl BodyFilter for Capitals {
     fn push(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, BodyError> {
         self.chunks += 1;
+        let has = |word: &[u8]| chunk.windows(word.len()).any(|part| part == word);
+        let asked = [
+            (&b"bad-end"[..], Wrong::Finish),
+            (b"bad-trailers", Wrong::Trailers),
+            (b"illegal", Wrong::IllegalTrailers),
+            (b"drop", Wrong::Drop),
+        ];
+        if let Some((_, wrong)) = asked.into_iter().find(|(word, _)| has(word)) {
+            self.wrong = wrong;
+        }
         if chunk.windows(4).any(|part| part == b"trap") {
             panic!("told to trap in a body");
         }
-        self.ends_badly |= chunk.windows(4).any(|part| part == b"drop");
         Ok(chunk.to_ascii_uppercase())
     }
 
     fn finish(&mut self) -> Result<Vec<u8>, BodyError> {
+        assert!(self.wrong != Wrong::Finish, "told to trap at the end of a body");
         Ok(b"!".to_vec())
+    }
+
+    fn trailers(&mut self, mut received: Vec<(String, Vec<u8>)>) -> Result<Vec<(String, Vec<u8>)>, BodyError> {
+        assert!(self.wrong != Wrong::Trailers, "told to trap in trailers");
+        if self.wrong == Wrong::IllegalTrailers {
+            received.push(("set-cookie".into(), b"a=1".to_vec()));
+        }
+        Ok(received)
     }
 }
 
