@@ -1,5 +1,5 @@
-//! The limits of the lines that failures leave in the log: each topic may have so many in a second, and so many of them of
-//! one part, such as a route, so that a part that fails all the time hides no other. What is left out is counted.
+//! The limits of the lines that failures leave in the log: each topic may have so many at once and so many a second, and a
+//! part of it, such as a route, fewer, so that a part that fails all the time hides no other. What is left out is counted.
 //!
 //! Callers ask [`admits`] first, and then log the line themselves.
 
@@ -32,11 +32,13 @@ pub enum Topic {
     Cache,
 }
 
-/// The lines of a topic in a second.
+/// The lines of a topic at once, and in each second after that: a day of failures of one kind fills 50 MB.
 const LINES: u64 = 20;
+const LINES_A_SECOND: u64 = 2;
 
-/// The lines of one part of a topic in a second.
+/// The lines of one part of a topic at once, and in each second after that.
 const LINES_OF_PART: u64 = 10;
+const LINES_OF_PART_A_SECOND: u64 = 1;
 
 /// Parts that are told apart, by a hash of their names.
 const PARTS: usize = 16;
@@ -46,8 +48,9 @@ const TOPICS: usize = 2 * KINDS + 7;
 
 /// Counters rather than a lock: workers that log at the same moment may let a line too many through, and never wait.
 struct Limiter {
-    /// The second that the next two count in, since the first line.
+    /// The second up to which the next two have sunk, since the first line.
     second: AtomicU64,
+    /// Lines that still count.
     lines: AtomicU64,
     parts: [AtomicU64; PARTS],
     /// Lines that were left out and not reported yet.
@@ -155,9 +158,12 @@ impl Limiter {
         let hash = part
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-        let of_part = self.parts[hash as usize % PARTS].fetch_add(1, Ordering::Relaxed) + 1;
-        // A part beyond its limit takes no room of the others.
-        let has_room = of_part <= LINES_OF_PART && self.lines.fetch_add(1, Ordering::Relaxed) < LINES;
+        let part = &self.parts[hash as usize % PARTS];
+        let has_room = part.load(Ordering::Relaxed) < LINES_OF_PART && self.lines.load(Ordering::Relaxed) < LINES;
+        if has_room {
+            part.fetch_add(1, Ordering::Relaxed);
+            self.lines.fetch_add(1, Ordering::Relaxed);
+        }
         if !has_room {
             self.left_out.fetch_add(1, Ordering::Relaxed);
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -165,15 +171,16 @@ impl Limiter {
         has_room
     }
 
-    /// Begins a new second if the last one is over, and logs how many lines that left out.
+    /// Lets the counts sink if a second is over, and logs how many lines were left out since the last time.
     fn turn(&self, topic: Topic, now: u64) {
         let second = self.second.load(Ordering::Relaxed);
         let begins = || self.second.compare_exchange(second, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if now == second || !begins() {
             return;
         }
-        self.lines.store(0, Ordering::Relaxed);
-        self.parts.iter().for_each(|part| part.store(0, Ordering::Relaxed));
+        let passed = now.saturating_sub(second);
+        sink(&self.lines, passed.saturating_mul(LINES_A_SECOND));
+        self.parts.iter().for_each(|part| sink(part, passed.saturating_mul(LINES_OF_PART_A_SECOND)));
         let left_out = self.left_out.swap(0, Ordering::Relaxed);
         if left_out > 0 {
             let (topic, kind) = (topic.name(), topic.kind());
@@ -185,6 +192,10 @@ impl Limiter {
             );
         }
     }
+}
+
+fn sink(count: &AtomicU64, by: u64) {
+    count.store(count.load(Ordering::Relaxed).saturating_sub(by), Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -207,7 +218,8 @@ mod tests {
         assert_eq!(admitted("b", 0), LINES_OF_PART);
         assert_eq!(admitted("c", 0), 0, "the topic is full");
         assert_eq!(limiter.dropped.load(Ordering::Relaxed), 3000 - LINES);
-        assert_eq!(admitted("c", 1), LINES_OF_PART, "a new second");
-        assert_eq!(limiter.left_out.load(Ordering::Relaxed), 1000 - LINES_OF_PART, "the last second was reported");
+        assert_eq!(admitted("c", 1), LINES_A_SECOND, "what a second makes room for");
+        assert_eq!(limiter.left_out.load(Ordering::Relaxed), 1000 - LINES_A_SECOND, "what was before is reported");
+        assert_eq!(admitted("a", 100), LINES_OF_PART, "after a while all is as in the beginning");
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use tokio::runtime::LocalRuntime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use crate::admin::listener::AdminListeners;
@@ -87,6 +88,7 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
         }
     };
     let mut dates = tokio::time::interval(DATES);
+    dates.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let orders = tokio::select! {
             _ = dates.tick() => {
