@@ -148,6 +148,23 @@ fn an_endpoints_early_answer_reaches_curl() {
 }
 
 #[test]
+fn an_endpoint_that_closes_with_content_unread_is_heard_out() {
+    let origin = raw_origin(|mut stream| {
+        let mut some = [0; 20_000];
+        if stream.read(&mut some).is_ok_and(|length| length > 0) {
+            // The socket is closed with bytes unread, by which the system resets the connection.
+            let _ = stream.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno");
+        }
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let seen = uploads(&proxy, &[version], 3_000_000, 40);
+        let failed = seen.iter().filter(|seen| *seen != "413").count();
+        assert_eq!(failed, 0, "{version}: {seen:?}");
+    }
+}
+
+#[test]
 fn a_client_that_reads_nothing_before_it_has_sent_all_gets_its_response() {
     let proxy = refusing("path = \"/ok\"");
     for (head, status) in [

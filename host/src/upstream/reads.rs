@@ -1,5 +1,8 @@
 //! A transport to an endpoint that reads at most so many bytes at once. hyper sizes its buffer by what it reads, so this
 //! bounds what an HTTP/1 connection holds for a client that is slow to take it.
+//!
+//! An endpoint may answer before it has read all of a request's content, and close: the reset that follows fails the next
+//! write, though the response can still be read. hyper gives up at a failed write, so that is left for the read to tell.
 
 use std::cell::Cell;
 use std::io;
@@ -19,6 +22,8 @@ pub struct ReadLimit(Rc<Cell<usize>>);
 pub struct BoundedReads<T> {
     transport: Take<T>,
     limit: ReadLimit,
+    /// Whether the endpoint takes nothing any more.
+    is_reset: bool,
 }
 
 impl Default for ReadLimit {
@@ -37,7 +42,14 @@ impl ReadLimit {
 
 impl<T: AsyncRead> BoundedReads<T> {
     pub fn new(transport: T, limit: ReadLimit) -> Self {
-        BoundedReads { transport: transport.take(0), limit }
+        BoundedReads { transport: transport.take(0), limit, is_reset: false }
+    }
+
+    /// Takes a failed write for one of so many bytes, where the endpoint has closed the connection.
+    fn written(&mut self, written: Poll<io::Result<usize>>, length: usize) -> Poll<io::Result<usize>> {
+        let Poll::Ready(Err(error)) = &written else { return written };
+        self.is_reset = matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+        if self.is_reset { Poll::Ready(Ok(length)) } else { written }
     }
 
     /// Returns the transport itself, whose reads are no longer bounded.
@@ -56,7 +68,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for BoundedReads<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for BoundedReads<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(self.transport.get_mut()).poll_write(cx, bytes)
+        if self.is_reset {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let written = Pin::new(self.transport.get_mut()).poll_write(cx, bytes);
+        self.written(written, bytes.len())
     }
 
     fn poll_write_vectored(
@@ -64,7 +80,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for BoundedReads<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(self.transport.get_mut()).poll_write_vectored(cx, slices)
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        if self.is_reset {
+            return Poll::Ready(Ok(length));
+        }
+        let written = Pin::new(self.transport.get_mut()).poll_write_vectored(cx, slices);
+        self.written(written, length)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -72,7 +93,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for BoundedReads<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.transport.get_mut()).poll_flush(cx)
+        if self.is_reset {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = Pin::new(self.transport.get_mut()).poll_flush(cx);
+        self.written(flushed.map_ok(|()| 0), 0).map_ok(drop)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
