@@ -148,6 +148,25 @@ fn an_endpoints_early_answer_reaches_curl() {
 }
 
 #[test]
+fn a_connection_that_is_to_end_after_a_refusal_says_so() {
+    let proxy = refusing("path = \"/ok\"");
+    let ask = |stream: &mut std::net::TcpStream, request: &str| {
+        stream.write_all(request.as_bytes()).unwrap();
+        read_message(&mut BufReader::new(stream)).unwrap()
+    };
+    let mut stream = proxy.connect();
+    let cut = ask(&mut stream, "POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nabc");
+    assert_eq!((cut.status(), cut.field("connection")), (404, Some("close")));
+    // Content that is there already costs no connection.
+    let mut stream = proxy.connect();
+    for _ in 0..3 {
+        let whole = ask(&mut stream, "POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc");
+        assert_eq!((whole.status(), whole.field("connection")), (404, None));
+    }
+    assert_eq!(ask(&mut stream, "GET /ok HTTP/1.1\r\nHost: a\r\n\r\n").status(), 200);
+}
+
+#[test]
 fn an_endpoint_that_closes_with_content_unread_is_heard_out() {
     let origin = raw_origin(|mut stream| {
         let mut some = [0; 20_000];

@@ -154,7 +154,7 @@ impl Limiter {
 
     fn admits(&self, topic: Topic, part: &str, now: u64) -> bool {
         self.turn(topic, now);
-        // FNV-1a: short names, and nobody gains by two in one place.
+        // FNV-1a: the names are short, and two in one place only share their limit.
         let hash = part
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));

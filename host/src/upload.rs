@@ -87,6 +87,8 @@ struct Progress {
     unhurried: Cell<bool>,
     fault: Cell<Option<Fault>>,
     abandoned: Cell<bool>,
+    /// Whether it was dropped before its end.
+    unread: Cell<bool>,
     bytes: Cell<u64>,
     awaited: Cell<bool>,
     /// Bounds what waits for the endpoint; `None` where the client's own buffer does.
@@ -194,6 +196,11 @@ impl Upload {
         self.0.fault.get()
     }
 
+    /// Whether no exchange reads the rest of it. Content in chunks may be whole all the same.
+    pub fn is_unread(&self) -> bool {
+        self.0.unread.get()
+    }
+
     /// Whether the client went away within it.
     pub fn is_abandoned(&self) -> bool {
         self.0.abandoned.get()
@@ -210,6 +217,7 @@ impl Upload {
     }
 
     fn leave(&self, content: Incoming) {
+        self.0.unread.set(!content.is_end_stream());
         let Some(rest) = &self.0.rest else { return };
         rest.is_left.set(true);
         rest.content.set(Some(content).filter(|content| !content.is_end_stream()));

@@ -33,6 +33,7 @@ impl<T> ClientIo<T> {
             return false;
         }
         let in_head = self.scanner.is_in_head();
+        self.session.has_whole.set(in_head || self.scanner.is_between());
         if in_head && !self.session.in_head.get() && !self.session.busy.get() {
             self.session.head.set(self.session.client.arrival.listener.limits.head_timeout);
         }

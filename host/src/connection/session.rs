@@ -43,6 +43,8 @@ pub struct Session {
     pub busy: Cell<bool>,
     /// Whether a head has begun and isn't whole yet.
     pub in_head: Cell<bool>,
+    /// Whether all of the last request has been read from the socket.
+    pub has_whole: Cell<bool>,
     /// Whether the client has said its last word.
     pub heard_all: Cell<bool>,
     /// Whether what hyper writes is of an exchange, and not its own word.
@@ -105,6 +107,7 @@ impl Session {
             send,
             busy: Cell::new(false),
             in_head: Cell::new(false),
+            has_whole: Cell::new(false),
             heard_all: Cell::new(false),
             speaking: Cell::new(false),
             flushed: Cell::new(true),
@@ -139,7 +142,12 @@ impl Session {
         let is_last = self.served.get() >= self.client.arrival.listener.limits.requests;
         // Whoever sends what has two meanings may have meant the rest otherwise too.
         let is_doubtful = |kind| matches!(kind, Kind::RequestError | Kind::RequestTimeout | Kind::RequestBodySize);
-        if is_last || response.body().ending.as_ref().and_then(|ending| ending.error).is_some_and(is_doubtful) {
+        // What is still to come of its content is discarded, and so would be a request behind it.
+        let is_cut_short = self.upload.borrow().is_unread() && !self.has_whole.get();
+        if is_last
+            || is_cut_short
+            || response.body().ending.as_ref().and_then(|ending| ending.error).is_some_and(is_doubtful)
+        {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.map(|outgoing| Tracked { outgoing, cut: None, session: self.clone() })
