@@ -14,6 +14,7 @@ use super::connect::{self, Terms, Wanted};
 use super::connection::Connection;
 use super::slots::Slot;
 use super::statuses::Statuses;
+use super::{EndpointAddr, HeadLimits};
 use crate::proxy_protocol;
 use crate::upload::RequestBody;
 

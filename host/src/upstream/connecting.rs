@@ -2,9 +2,9 @@
 //! answer must not hold requests up that another endpoint could serve.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connect::Wanted;
