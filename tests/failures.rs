@@ -4,7 +4,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::channel;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::http2::{END_HEADERS, HEADERS, RST_STREAM, Raw};
 use crate::support::{
@@ -24,9 +26,21 @@ fn silent() -> String {
     raw_origin(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())))
 }
 
+/// An address at which connections are not accepted: its queue is full, by the connections that are given with it.
+fn unaccepting() -> (String, (Socket, Vec<TcpStream>)) {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(300));
+    let held = std::iter::from_fn(|| connect().ok()).collect();
+    (address.to_string(), (listener, held))
+}
+
 /// A proxy whose route is `front`, with more keys of its upstream and its route.
 fn front(endpoint: &str, upstream: &str, route: &str) -> Proxy {
-    let text = manifest(endpoint, "", ADMIN);
+    let log = "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n";
+    let text = manifest(endpoint, "", &format!("{ADMIN}{log}"));
     let text = text.replace("[[route]]", &format!("{upstream}\n[[route]]\nname = \"front\"\n{route}"));
     Proxy::start(&text)
 }
@@ -82,6 +96,10 @@ fn each_limit_of_an_exchange_is_named_by_its_key() {
     };
     late("response-timeout", "response-timeout = \"300ms\"", "");
     late("timeout", "", "timeout = \"300ms\"");
+    let (full, _held) = unaccepting();
+    let proxy = front(&full, "connect-timeout = \"300ms\"", "");
+    assert_eq!(proxy.get("/", "").status(), 504);
+    warned(&proxy, "exchange failed", &["kind=\"connection_timeout\"", "limit=\"connect-timeout\""]);
     let proxy = front(&silent(), "[upstream.app.limits]\nrequests = 1", "");
     let mut first = proxy.connect();
     first.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
@@ -146,6 +164,10 @@ fn a_response_that_is_cut_off_is_a_warning_and_stands_in_the_access_log() {
         let line = warned(&proxy, "response cut off", &parts);
         assert!(line.contains("request_id=\"") && line.contains(&format!("endpoint={origin:?}")), "{line}");
         let kind = parts[0].trim_start_matches("kind=");
+        let log = proxy.folder.path().join("access.log");
+        let logged = || std::fs::read_to_string(&log).unwrap_or_default();
+        until("the access log has its line", || logged().ends_with('\n'));
+        assert!(logged().contains(&format!("\"error\":{kind}")) && logged().contains("\"status\":200"), "{}", logged());
         assert_eq!(proxy.metric(&format!("plugway_errors_total{{route=\"front\",kind={kind}}}")), 1.0);
     }
 }
