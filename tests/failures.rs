@@ -265,7 +265,8 @@ fn a_client_that_merely_goes_away_is_no_warning() {
         drop(connect());
         vanish(connect());
         let is_clear = address.starts_with("127.0.0.2");
-        for begun in if is_clear { [&b"G"[..], b"GET / HTTP/1.1\r\nHo"] } else { [&b"G"[..], b"\x16\x03\x01"] } {
+        let second = if is_clear { &b"GET / HTTP/1.1\r\nHo"[..] } else { b"\x16\x03\x01" };
+        for begun in [b"G", second] {
             for end in [drop, vanish] {
                 let mut stream = connect();
                 stream.write_all(begun).unwrap();

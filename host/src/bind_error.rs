@@ -102,7 +102,7 @@ fn of_any(error: &io::Error) -> String {
     }
 }
 
-/// What is at a path where a socket is to be.
+/// Returns the reason for a path that something occupies already.
 fn in_the_way(path: &Path) -> String {
     let found = std::fs::symlink_metadata(path).map(|found| found.file_type());
     match found {

@@ -194,7 +194,7 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
         self.get_ref().0.poll_read_ready(cx)
     }
 
-    /// Of what TLS has enciphered.
+    /// Returns the next byte of the records, which are enciphered.
     fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
         self.get_ref().0.poll_peek(cx)
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::error::Kind;
 
-/// What a line is about; each has limits of its own.
+/// The subject of a line; each subject has limits of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
     /// A failed exchange.
@@ -18,7 +18,7 @@ pub enum Topic {
     Attempt(Kind),
     /// A handshake of TLS with a client.
     Handshake,
-    /// What should have been the PROXY protocol.
+    /// A connection that didn't begin with the PROXY protocol.
     ProxyProtocol,
     /// A client's connection that was ended for what the client did.
     Client,

@@ -21,7 +21,7 @@ pub struct Passage<B> {
     state: State,
     /// The wait for a plugin that has used its share of the worker's time.
     pause: Option<Pause>,
-    /// What the `on-error` of a plugin that has failed says, if that is a status.
+    /// The status in the `on-error` of a plugin that has failed; `None` if it has none.
     status: Option<StatusCode>,
 }
 
@@ -110,7 +110,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
                 Err(error) => Err(error.into()),
                 Ok(()) => match ready!(Pin::new(&mut this.source).poll_frame(cx)).transpose() {
                     Err(error) => Err(error),
-                    Ok(frame) => pass(&mut this.stages, frame, &mut this.state).map_err(|(error, status)| {
+                    Ok(frame) => pass(&mut this.stages, frame, &mut this.state).map_err(|Failure { error, status }| {
                         this.status = status;
                         BodyError::from(error)
                     }),
@@ -162,9 +162,12 @@ fn reported<R>(
 ) -> Result<R, Failure> {
     call(stage).map_err(|error| {
         stage.failed(&error);
-        (error, stage.status())
+        Failure { status: stage.status(), error }
     })
 }
 
-/// The error of a stage, and the status that its plugin's `on-error` says.
-type Failure = (TransformError, Option<StatusCode>);
+/// The error of a stage, with the status in its plugin's `on-error`.
+struct Failure {
+    error: TransformError,
+    status: Option<StatusCode>,
+}

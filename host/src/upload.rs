@@ -97,13 +97,13 @@ struct Progress {
     rest: Option<Remainder>,
 }
 
-/// Why content can't go on to its endpoint.
+/// A failure that ends content on its way to the endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     pub kind: Kind,
     /// The key of the limit that was met.
     limit: Option<&'static str>,
-    /// What a failed plugin's `on-error` says.
+    /// The status in the `on-error` of a failed plugin.
     status: Option<StatusCode>,
     is_logged: bool,
 }
@@ -120,7 +120,7 @@ impl Fault {
     }
 }
 
-/// What is left of content once no exchange reads it.
+/// The rest of content that no exchange reads any more.
 #[derive(Default)]
 struct Remainder {
     is_left: Cell<bool>,
@@ -191,7 +191,7 @@ impl Upload {
         self.0.fault.get().map(|fault| fault.kind)
     }
 
-    /// The same with the limit that was met, and what the client is told.
+    /// The reason for which it was given up, with the limit that was met and the status for the client.
     pub fn fault(&self) -> Option<Fault> {
         self.0.fault.get()
     }
@@ -381,7 +381,7 @@ fn is_departure(error: &hyper::Error) -> bool {
     ) || reset()
 }
 
-/// What is behind an error, if it is of this kind.
+/// Returns the source of an error, if it is of this type.
 fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
     std::error::Error::source(error)?.downcast_ref()
 }

@@ -192,10 +192,10 @@ struct Open {
     is_whole: Cell<bool>,
 }
 
-/// What ends with a response.
+/// The parts of an exchange that end once h2 has its whole response.
 struct Held {
-    _ending: Option<Ending>,
-    _open: Option<Open>,
+    ending: Option<Ending>,
+    open: Option<Open>,
 }
 
 /// The content of a response on its way into a stream.
@@ -259,7 +259,7 @@ impl Streams {
         })
     }
 
-    /// What of a request is beyond the limits that h2 doesn't know: the status, the limit and why.
+    /// Returns the status, the key and the cause of a limit that h2 doesn't know and the request exceeds.
     fn excess<B>(&self, request: &Request<B>) -> Option<(StatusCode, &'static str, &'static str)> {
         let limits = &self.client.arrival.listener.limits.framing;
         let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
@@ -422,8 +422,8 @@ impl Streamed {
         if let Some(open) = &self.open {
             open.is_whole.set(true);
         }
-        let held = Held { _ending: self.outgoing.ending.take(), _open: self.open.take() };
-        if held._ending.is_some() || held._open.is_some() {
+        let held = Held { ending: self.outgoing.ending.take(), open: self.open.take() };
+        if held.ending.is_some() || held.open.is_some() {
             self.stream.hold(held);
         }
     }

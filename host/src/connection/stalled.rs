@@ -31,7 +31,7 @@ pub struct Stream<H> {
     task: Cell<Option<Waker>>,
     /// The content of the request, if there is any.
     upload: OnceCell<Upload>,
-    /// What ends once h2 has the response to its last byte.
+    /// The parts of the exchange that end once h2 has the response to its last byte.
     held: Cell<Option<H>>,
 }
 

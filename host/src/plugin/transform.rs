@@ -132,7 +132,7 @@ impl Transform {
         }
     }
 
-    /// What the client gets instead of a message that has not begun, if a call fails; `None` for the status of the failure.
+    /// The status that `on-error` names for a message that has not begun; `None` if it names none.
     pub fn status(&self) -> Option<StatusCode> {
         match self.guard.binding.on_error {
             OnError::Respond(status) => Some(status),

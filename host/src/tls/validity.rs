@@ -21,7 +21,7 @@ pub struct Dated {
     pub validity: Validity,
 }
 
-/// What keeps a certificate from being accepted by clients at some moment.
+/// The reason for which clients don't accept a certificate at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalid {
     Expired,
