@@ -163,8 +163,7 @@ impl Limiter {
         if has_room {
             part.fetch_add(1, Ordering::Relaxed);
             self.lines.fetch_add(1, Ordering::Relaxed);
-        }
-        if !has_room {
+        } else {
             self.left_out.fetch_add(1, Ordering::Relaxed);
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -188,7 +187,7 @@ impl Limiter {
                 topic,
                 kind,
                 left_out,
-                "failures left out: at most {LINES} a second, {LINES_OF_PART} of a part"
+                "failures left out: {LINES} at once and {LINES_A_SECOND} a second are logged, half as many of a part"
             );
         }
     }
