@@ -289,14 +289,14 @@ impl Attempt<'_> {
     }
 }
 
-/// Where the connection of a request comes from.
+/// The origin of a request's connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Fresh,
     Kept,
 }
 
-/// The times that a request goes out within an attempt. An endpoint that closes connections in good order does so to many
+/// The number of times that a request is sent within an attempt. An endpoint that closes connections in good order does so to many
 /// requests at once, so that the second connection may be used up as well; one that has closed three is not well.
 const TRIES: u32 = 3;
 

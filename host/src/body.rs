@@ -65,7 +65,7 @@ pub struct Lease {
     pub rules: Rc<Rules>,
     /// For the next piece.
     pub step: Deadline,
-    /// The content of the request, which may go on.
+    /// The progress of the request's content, which may be unfinished.
     pub upload: Upload,
 }
 
@@ -75,7 +75,7 @@ pub struct Lease {
 const READ: usize = (128 << 10) - 1;
 
 impl Lease {
-    /// Whether the endpoint has paused too long. While the client's content goes on as well, both may rest.
+    /// Whether the endpoint has paused too long. While the client's content is unfinished too, both sides may rest.
     fn is_late(&self, rest: &mut Rest, cx: &Context<'_>) -> bool {
         let Rules { read_timeout, stream_timeout, .. } = *self.rules;
         if !self.step.is_late(read_timeout, cx) {

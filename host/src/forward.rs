@@ -71,9 +71,9 @@ struct Attempts<'a> {
 /// The cost of another attempt.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cost {
-    /// Nothing was sent: at an endpoint that wasn't tried yet, another attempt is no load that the request isn't itself.
+    /// The attempt failed before anything was sent, so that another at an endpoint not yet tried adds no load.
     Free,
-    /// A connection is still being made: nor is it at the same endpoint, if the balancer has no other.
+    /// The connection is still being made: another attempt adds no load at the same endpoint either.
     FreeAnywhere,
     /// A retry, within the upstream's number of them and within its budget.
     Counted,
@@ -217,8 +217,8 @@ impl<'a> Attempts<'a> {
                     seat.answered_badly(status, took, now);
                 }
             }
-            // That an endpoint closes a connection in good order says nothing against it. What becomes of a connection that
-            // is still being made is noted when it is known.
+            // To close a connection in good order is no failure of an endpoint. The outcome of a connection that is still
+            // being made is noted when it is known.
             Err(Failure { reached: Reached::Unread | Reached::Waiting, .. }) => {}
             Err(failure) if failure.error.kind.blames_endpoint() => {
                 let failed = if failure.reached == Reached::Nobody { Failed::Connect } else { Failed::Exchange };

@@ -72,7 +72,7 @@ pub struct Rules {
     pub response_timeout: Duration,
     /// Between two pieces of a response.
     pub read_timeout: Duration,
-    /// The same while the request's content goes on as well.
+    /// The longest pause of the endpoint while the request's content is unfinished too.
     pub stream_timeout: Duration,
     pub head: HeadLimits,
     pub idle_timeout: Duration,
@@ -128,7 +128,8 @@ pub enum Leave {
 const FAIRNESS: u32 = 8;
 
 impl Default for HeadLimits {
-    /// Those of the manifest reference: as many bytes as of a request, and more fields than origins are known to send.
+    /// Returns the limits of the manifest reference: the bytes of a request's head, and more fields than origins are known to
+    /// send.
     fn default() -> Self {
         HeadLimits { bytes: 32 << 10, fields: 500 }
     }

@@ -134,9 +134,9 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The least limit of a head that hyper's buffer and the fields of a plain response leave room for.
 const LEAST_HEAD: usize = 1 << 10;
-/// As for requests.
+/// The largest limit of a head in bytes, as for requests.
 const MOST_HEAD: usize = 16 << 20;
-/// As for requests.
+/// The largest limit of fields, as for requests.
 const MOST_FIELDS: usize = 10_000;
 
 /// As many as a semaphore can count, and far more than there are ports.

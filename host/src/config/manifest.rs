@@ -238,7 +238,8 @@ pub struct Upstream {
     pub response_timeout: Option<Spanned<String>>,
     /// How long the endpoint may pause within its response; 60s if not given.
     pub read_timeout: Option<Spanned<String>>,
-    /// The same while the request's content goes on as well, as in gRPC's streams; 1h if not given.
+    /// The longest pause of the endpoint while the request's content is unfinished too, as in gRPC's streams; 1h if not
+    /// given.
     pub stream_timeout: Option<Spanned<String>>,
     /// How `https://` endpoints are spoken to.
     pub tls: Option<Spanned<UpstreamTls>>,

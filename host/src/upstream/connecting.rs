@@ -58,7 +58,7 @@ impl Connecting {
         self.reached.get()
     }
 
-    /// Goes on without the request for a while: the connection is kept for others, or its failure is noted.
+    /// Continues without the request for a while: the connection is kept for others, or its failure is noted.
     pub fn go_on_alone(self, within: Duration) {
         let Connecting { attempt, seat, rules, began, .. } = self;
         let stuck = Stuck::new(&seat.pool);

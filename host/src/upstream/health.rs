@@ -89,7 +89,7 @@ pub enum Check {
 /// every other request, five fail in a row each minute, and twenty once in weeks.
 const DEAD: u32 = 4;
 
-/// What failed of a request.
+/// The part of a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failed {
     /// There was no connection, so that nothing of the request has to do with it.

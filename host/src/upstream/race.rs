@@ -54,7 +54,7 @@ pub fn is_own(error: &io::Error) -> bool {
     is_of_this_machine(error) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
-/// Of two addresses that failed, the error that says more of the endpoint.
+/// Returns the error that says more of the endpoint, of two addresses that failed.
 fn more_telling(before: Option<io::Error>, error: io::Error) -> io::Error {
     before.filter(|before| !is_own(before)).unwrap_or(error)
 }
