@@ -417,7 +417,9 @@ fn the_port_is_given_up_when_the_process_is_told_to_stop() {
     let new = with_admin(&new());
     assert_eq!(new.noted, old.noted);
     assert_eq!(ask_plainly(&new, "GET /status", "").status(), 200);
-    assert_eq!((&idle).read(&mut [0; 1]).unwrap(), 0, "an idle connection is closed");
+    // One that was not accepted yet is reset.
+    let read = (&idle).read(&mut [0; 1]);
+    assert!(matches!(&read, Ok(0) | Err(_)), "an idle connection is closed: {read:?}");
     answer.send(()).unwrap();
     assert_eq!(read_message(&mut BufReader::new(client)).unwrap().text(), "late");
     assert_eq!(old.wait_exit(), Some(0));

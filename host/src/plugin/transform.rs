@@ -262,7 +262,8 @@ impl Transform {
 impl Drop for Transform {
     /// Keeps the instance of a body that came to its end, once the plugin has dropped what it held for the body.
     fn drop(&mut self) {
-        if !self.is_over || self.guard.is_released() {
+        // What has failed before was logged, and its instance is gone.
+        if !self.is_over || self.instance.is_none() || self.guard.is_released() {
             return;
         }
         let body = self.body;
