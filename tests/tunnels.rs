@@ -237,7 +237,8 @@ fn a_switch_to_websocket_over_http2_needs_its_proof() {
     for protocol in ["websocket", "WebSocket"] {
         assert_eq!(ask(protocol, good), (200, Some("hello".into())), "{protocol}");
     }
-    let bad: [(&str, fn(&str) -> String); 5] = [
+    type Forge = fn(&str) -> String;
+    let bad: [(&str, Forge); 5] = [
         ("none", |_| "Upgrade: websocket\r\n".into()),
         ("the key", |key| format!("Upgrade: websocket\r\nSec-WebSocket-Accept: {key}\r\n")),
         ("of another key", |_| "Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n".into()),

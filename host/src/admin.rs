@@ -270,7 +270,8 @@ fn clients(out: &mut String, generation: &Generation) {
 
 /// Writes the dates of certificates. A comparison with the time says which are not valid, or will soon not be.
 fn certificates(out: &mut String, generation: &Generation) {
-    let dates: [(&str, &str, fn(Validity) -> i64); 2] = [
+    type Date = fn(Validity) -> i64;
+    let dates: [(&str, &str, Date); 2] = [
         ("plugway_certificate_not_after_seconds", "Time at which a certificate expires.", |validity| validity.until),
         ("plugway_certificate_not_before_seconds", "Time from which on a certificate is valid.", |validity| {
             validity.from

@@ -9,8 +9,8 @@ use tokio_rustls::TlsAcceptor;
 use toml::Spanned;
 
 use super::{Draft, beside, head_of};
-use crate::client_address::{Aliases, Rules, Source as ClientSource};
 use crate::bind_error::LONGEST_PATH;
+use crate::client_address::{Aliases, Rules, Source as ClientSource};
 use crate::config::manifest::{self, Manifest, Redirect};
 use crate::config::problem::Source;
 use crate::edit::field_name;

@@ -59,11 +59,14 @@ fn more_telling(before: Option<io::Error>, error: io::Error) -> io::Error {
     before.filter(|before| !is_own(before)).unwrap_or(error)
 }
 
+/// The connect to one address.
+type Try = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
+
 /// The attempts to connect.
 struct Race<'a> {
     delay: Duration,
     waiting: std::slice::Iter<'a, SocketAddr>,
-    running: SmallVec<[Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>; 2]>,
+    running: SmallVec<[Try; 2]>,
     error: Option<io::Error>,
 }
 
