@@ -25,7 +25,7 @@ pub const COMPONENT: Kind = Kind { name: "a component", most_bytes: 64 << 20 };
 pub const ARTIFACT: Kind = Kind { name: "a compiled component", most_bytes: 128 << 20 };
 /// A system's whole list of authorities has some 220 KiB.
 pub const PEM: Kind = Kind { name: "a file of certificates or keys", most_bytes: 1 << 20 };
-/// What a cache on disk says of itself.
+/// The file that marks a folder as that of a cache.
 pub const MARKER: Kind = Kind { name: "the marker of a cache", most_bytes: 4 << 10 };
 /// A stored response, whose size `[cache.disk] size` bounds.
 pub const STORED: Kind = Kind { name: "a stored response", most_bytes: u64::MAX };

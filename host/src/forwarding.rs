@@ -93,7 +93,7 @@ pub fn has_token(fields: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
     members(fields, name).any(|token| token.eq_ignore_ascii_case(wanted))
 }
 
-/// Returns the members of a list, be it in one line or in several (RFC 9110 §5.6.1).
+/// Returns the members of a list that stands in one line or in several (RFC 9110 §5.6.1).
 pub fn members(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     let lines = fields.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())

@@ -81,8 +81,7 @@ enum Place {
 }
 
 impl Default for Limits {
-    /// A component of Python or JavaScript (12 to 20 MB) takes some 20 s of one core where this was measured, and less than 600 MiB; nothing honest
-    /// takes much more.
+    /// Enough for components of Python or JavaScript, of 12 to 20 MB.
     fn default() -> Self {
         Limits { time: Duration::from_secs(30), memory: 1 << 30 }
     }

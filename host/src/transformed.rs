@@ -1,5 +1,5 @@
-//! What a message says about its content, where a plugin transforms that content (RFC 9110 §7.7): what was true of the
-//! content as it came must not be said of the content that is sent.
+//! The fields of messages whose content a plugin transforms (RFC 9110 §7.7): what was true of the content as it came must
+//! not be said of the content that is sent.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, response};

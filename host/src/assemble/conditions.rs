@@ -1,4 +1,5 @@
-//! What a route can ask of requests: why no request ever has such a host, path, method or query parameter.
+//! The conditions of routes: each function returns why no request ever has such a host, path, method, field or query
+//! parameter.
 
 use crate::path;
 

@@ -42,7 +42,7 @@ impl Failure {
             return Failure::Stack;
         }
         match signal {
-            // Nobody here sends it.
+            // The proxy ends its children otherwise.
             Some(libc::SIGKILL) => Failure::Crash("killed; was the system short of memory?".into()),
             Some(signal) => Failure::Signal(signal, limits),
             None => Failure::Crash(format!("exit code {}", status.code().unwrap_or_default())),

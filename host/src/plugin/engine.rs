@@ -27,7 +27,7 @@ pub const TICK: Duration = Duration::from_millis(5);
 /// process has in all, and 300 bytes of memory.
 const INSTANCES: u32 = 8_000;
 
-/// Where address space is short, so many places are made at least.
+/// The least number of places, made where address space is short.
 const LEAST_INSTANCES: u32 = 2_000;
 
 /// One place in so many is not reserved by generations: bodies on their way outlive the generation that they began with.
@@ -74,7 +74,7 @@ pub struct Plugin {
     pub(super) looks_back: bool,
     /// Makes its instances.
     pub(super) maker: Maker,
-    /// Where its instances have their places.
+    /// The places of its instances.
     pub(super) places: Arc<Places>,
     /// The shared parts of its configured plugins.
     pub(super) supplies: Mutex<Vec<Weak<Supply>>>,
