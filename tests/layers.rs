@@ -18,6 +18,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "field_alias",
             "files",
             "forwarding",
+            "frames",
             "framing",
             "head",
             "path",

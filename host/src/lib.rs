@@ -62,6 +62,7 @@ pub mod field_alias;
 mod files;
 pub mod forward;
 pub mod forwarding;
+pub mod frames;
 pub mod framing;
 pub mod generation;
 pub mod head;

@@ -10,9 +10,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::frame_budget::{FrameBudget, FrameKind};
-use super::frames::{FrameScanner, PREFACE};
 use crate::clock::Clock;
+use crate::frames::budget::{FrameBudget, FrameKind};
+use crate::frames::{FrameScanner, HEADERS, PREFACE};
 
 /// A socket whose frames are counted.
 pub struct FrameIo<T> {
@@ -26,7 +26,6 @@ pub struct FrameIo<T> {
     flood: Option<FrameKind>,
 }
 
-const HEADERS: u8 = 1;
 /// GOAWAY on the connection, with eight bytes.
 const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
 /// RFC 9113 §7.

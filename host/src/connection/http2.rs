@@ -24,7 +24,6 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::aborted::Aborted;
-use super::frame_budget::FrameKind;
 use super::frame_io::FrameIo;
 use super::gathered::Gathered;
 use super::patient::Patient;
@@ -38,6 +37,7 @@ use crate::ending::Ending;
 use crate::error::{Error, Kind, causes};
 use crate::exchange::{self, Timers};
 use crate::failure_log::{self, Topic};
+use crate::frames::budget::FrameKind;
 use crate::listener::Limits;
 use crate::passage::BodyError;
 use crate::supervise::{Task, spawn};

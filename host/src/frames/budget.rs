@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::frames::FrameHead;
+use super::{FrameHead, HEADERS};
 
 /// The allowances that are left to a client.
 #[derive(Debug)]
@@ -78,7 +78,6 @@ const ALLOWANCES: [Allowance; KINDS] = [
 const MOST: u64 = 100_000;
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 

@@ -3,8 +3,13 @@
 //! h2 parses the same bytes again and judges them; the scanner only shows which frames there are, and skips their
 //! payloads by length.
 
+pub mod budget;
+
 /// The first bytes of a connection with HTTP/2 (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The type of a frame that begins a head or trailers.
+pub const HEADERS: u8 = 1;
 
 /// The bytes of a frame header.
 const HEAD: usize = 9;
