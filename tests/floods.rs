@@ -587,3 +587,39 @@ fn what_leads_to_no_request_has_an_end() {
     }
     assert!(proxy.memory_kib() < before + 16 * 1024);
 }
+
+/// An endpoint that speaks HTTP/2 and answers each request with frames of one kind, as long as they are taken; it says
+/// when it was cut off.
+fn flooding(frame: &'static [u8], cut_off: Sender<()>) -> String {
+    raw_origin(move |mut stream| {
+        // SETTINGS.
+        stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+        let mut received = vec![0; 64 << 10];
+        let frames = frame.repeat(100);
+        while stream.read(&mut received).is_ok_and(|length| length > 0) {
+            while stream.write_all(&frames).is_ok() {}
+        }
+        let _ = cut_off.send(());
+    })
+}
+
+#[test]
+fn an_endpoint_that_floods_is_cut_off() {
+    let floods: [(&str, &[u8]); 5] = [
+        ("PING", &[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ("SETTINGS", &[0, 0, 0, 4, 0, 0, 0, 0, 0]),
+        ("WINDOW_UPDATE", &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        ("frames without a use", &[0, 0, 1, 0x2a, 0, 0, 0, 0, 0, 7]),
+        // `:status` 103, over and over.
+        ("HEADERS", &[0, 0, 5, 1, 4, 0, 0, 0, 1, 8, 3, b'1', b'0', b'3']),
+    ];
+    for (kind, frame) in floods {
+        let (told, cut_off) = mpsc::channel();
+        let origin = format!("h2c://{}", flooding(frame, told));
+        let proxy = Proxy::start(&manifest(&origin, "", "").replace("endpoints", "retry = false\nendpoints"));
+        assert_eq!(proxy.get("/", "").status(), 502, "{kind}");
+        assert!(cut_off.recv_timeout(PATIENCE).is_ok(), "{kind}");
+        let line = proxy.wait_log("too many frames");
+        assert!(line.contains(kind), "{line}");
+    }
+}

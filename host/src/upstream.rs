@@ -24,6 +24,7 @@ pub mod connection;
 pub mod discovery;
 pub mod dns;
 pub mod endpoint;
+mod frame_limit;
 pub mod health;
 pub mod live;
 pub mod race;

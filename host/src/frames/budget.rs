@@ -1,4 +1,5 @@
-//! The number of HTTP/2 frames of each kind that a client may send beyond what its requests and our responses explain.
+//! The number of HTTP/2 frames of each kind that a client may send beyond what its requests and our responses explain, or
+//! an endpoint beyond what its responses and our requests do.
 //!
 //! PING, SETTINGS, WINDOW_UPDATE and their like cost the client a few bytes, and the proxy a parse and often an answer
 //! (CVE-2019-9512, -9513, -9515, -9518). Each kind has an allowance that grows with time, with each request and with
