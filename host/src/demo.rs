@@ -49,9 +49,9 @@ X-Served-By       = "{{endpoint}}"
     );
     output::print(&format!(
         "{text}\n# Try, in another terminal:\n\
-         #   curl -i http://{listen}/hello     headers: see what the origin got, and X-Served-By\n\
-         #   curl -s http://{listen}/ again and again     balance: three origins take turns\n\
-         #   curl -i http://{listen}/cached   twice           cache: Age and Cache-Status, fresh for 10 s\n\n"
+         #   curl -i http://{listen}/hello    # headers: what the origin got, and X-Served-By\n\
+         #   curl -s http://{listen}/         # balance: three origins take turns\n\
+         #   curl -i http://{listen}/cached   # cache: Age and Cache-Status of the second time, fresh for 10 s\n\n"
     ))?;
     serve::run(control, move || load::parse("demo manifest", text.clone()), cache)
 }
