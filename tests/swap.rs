@@ -11,7 +11,9 @@ fn version(origin: &str, version: u32) -> String {
     let plugin = format!(
         "{{ use = \"headers\", config = {{ evaluate-each = true, response = {{ set = {{ X-Version = \"{version}\" }} }} }} }}"
     );
-    manifest(origin, &plugin, "")
+    // A client may send more requests than one connection has by default before all versions were there.
+    let limits = "address = \"127.0.0.1:0\"\nlimits = { requests = 1000000000 }\n";
+    manifest(origin, &plugin, "").replace("address = \"127.0.0.1:0\"\n", limits)
 }
 
 #[test]
