@@ -128,3 +128,21 @@ fn trailers_of_transformed_content_lose_its_digests() {
     let (_, trailers) = answer.split_once("\r\n0\r\n").unwrap();
     assert!(answer.contains("ABC") && trailers.contains("x-kept: 1") && !trailers.contains("digest"), "{answer}");
 }
+
+#[test]
+fn what_a_cache_below_answers_without_content_says_nothing_false() {
+    let origin = origin(|_| {
+        let (fields, length) = (FIELDS, CONTENT.len());
+        format!("HTTP/1.1 200 OK\r\n{fields}Cache-Control: max-age=60\r\nContent-Length: {length}\r\n\r\n{CONTENT}")
+            .into_bytes()
+    });
+    let proxy = Proxy::start(&manifest(&origin, &format!("{{ use = {HOOKS:?} }}, \"cache\""), ""));
+    assert_eq!(proxy.get("/", "").text(), format!("{}!", CONTENT.to_uppercase()));
+    let head = proxy.exchange("HEAD / HTTP/1.1\r\nHost: example.org");
+    assert!(head.field("cache-status").is_some_and(|status| status.contains("hit")), "{head:?}");
+    assert_says_nothing_false(&head);
+    assert_eq!(head.field("content-length"), None);
+    let fresh = proxy.get("/", "\r\nIf-None-Match: W/\"strong\"");
+    assert_eq!(fresh.status(), 304);
+    assert_says_nothing_false(&fresh);
+}

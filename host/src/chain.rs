@@ -11,7 +11,7 @@ use crate::body::ResponseBody;
 use crate::edit::{self, Edit, Refused, Side};
 use crate::error::{Error, Kind};
 use crate::generation::{Route, Running};
-use crate::head::{Head, ValueName};
+use crate::head::{CacheOutcome, Head, ValueName};
 use crate::passage::Passage;
 use crate::plugin::binding::{Beyond, Binding, BodyMode, Hook, OnError};
 use crate::plugin::failure::Exchange;
@@ -258,6 +258,9 @@ pub fn filtered(
         body,
         ResponseBody::Upstream(_) | ResponseBody::Stored(_) | ResponseBody::Parts(_) | ResponseBody::Filtered(_)
     );
+    // A cache below has answered HEAD, or that its content is what the client has.
+    let is_of_cache = || head.cache.is_some_and(|outcome| outcome != CacheOutcome::Bypass) && body.is_end_stream();
+    let comes_from_upstream = comes_from_upstream || is_of_cache();
     let transforms = |place: &usize| running.generation.bindings[*place].response_body.is_some();
     let is_forbidden = |head: &Head| head.response.as_ref().is_some_and(transformed::is_forbidden);
     if !comes_from_upstream || !route.chain[plugins.clone()].iter().any(transforms) || is_forbidden(head) {
