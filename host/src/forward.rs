@@ -119,12 +119,12 @@ pub async fn forward(
         attempts.note(&seat, &mut outcome, now - began, now);
         let cost = attempts.are_worth_another(&outcome, &head.request.method, &content.borrow());
         if let Some(cost) = cost {
-            attempts.log(&seat, &outcome, head);
-            attempts.tried.push(seat);
+            attempts.tried.push(seat.clone());
             // A response in hand still counts as in flight, and makes room for the one in its place.
             let in_hand = outcome.is_ok().into();
             // Where there is nobody to ask, what came of this one is what the client gets.
             if let Some(another) = attempts.another(cost, head, step, in_hand) {
+                attempts.log(&seat, &outcome, head);
                 next = another;
                 continue;
             }
