@@ -41,7 +41,8 @@ impl Draft<'_> {
         } else if place.is_none() && self.problems.has_room() {
             let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
             known.sort_unstable();
-            let message = format!("there is no upstream `{}`; known: {}", route.upstream.get_ref(), some_of(&known));
+            let known = if known.is_empty() { String::new() } else { format!("; known: {}", some_of(&known)) };
+            let message = format!("there is no upstream `{}`{known}", route.upstream.get_ref());
             self.problems.at(source, route.upstream.span(), message);
         } else if place.is_none() {
             self.problems.and_more(1);

@@ -36,6 +36,9 @@ pub struct LeftOut {
     tables: BTreeSet<String>,
 }
 
+/// The letters in which a key may differ from the one that is meant.
+const MISSPELT: usize = 2;
+
 /// A step from a table or list to what is in it.
 #[derive(Debug)]
 enum Step {
@@ -79,14 +82,23 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
 impl LeftOut {
     /// Whether a table of some kind may have been left out.
     pub fn has(&self, kind: &str, name: &str) -> bool {
-        self.all || self.tables.contains(kind) || self.tables.contains(&format!("{kind}.{name}"))
+        self.all
+            || self.has_misspelt(kind)
+            || self.tables.contains(kind)
+            || self.tables.contains(&format!("{kind}.{name}"))
     }
 
     /// Whether any table of some kind may have been left out, or a part of one.
     pub fn has_any(&self, kind: &str) -> bool {
         let is_of_kind =
             |table: &String| table.strip_prefix(kind).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        self.all || self.tables.iter().any(is_of_kind)
+        self.all || self.has_misspelt(kind) || self.tables.iter().any(is_of_kind)
+    }
+
+    /// Whether a key was left out that may be a kind of table with its name misspelt.
+    fn has_misspelt(&self, kind: &str) -> bool {
+        let is_near = |key: &str| key != kind && strsim::damerau_levenshtein(key, kind) <= MISSPELT;
+        self.tables.iter().any(|table| is_near(table.split('.').next().unwrap_or_default()))
     }
 
     /// Notes that a whole file was left out.
