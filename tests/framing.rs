@@ -4,7 +4,7 @@ use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 
-use crate::support::{Proxy, manifest, raw_origin, read_message};
+use crate::support::{Proxy, echo, manifest, raw_origin, read_message};
 
 /// An origin that keeps all bytes it gets, and answers each connection once it has seen the end of a head.
 struct Recorder {
@@ -258,4 +258,29 @@ fn ambiguous_responses_are_bad_gateways() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(*connections.lock().unwrap(), AMBIGUOUS.len(), "no connection is used again");
     assert_eq!(*requests.lock().unwrap(), AMBIGUOUS.len(), "no request is sent again");
+}
+
+#[test]
+fn whole_requests_before_a_refused_one_are_served() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let good = "GET /one HTTP/1.1\r\nHost: a\r\n\r\n";
+    let posted = "POST /two HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    let bad = [
+        ("GET /bad HTTP/1.1\r\n\r\n", 400),
+        ("GET /bad HTTP/2.5\r\nHost: a\r\n\r\n", 505),
+        ("POST /bad HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        ("GET /bad HTTP/1.1\r\nHost: a\r\nbad line\r\n\r\n", 400),
+    ];
+    for (refused, status) in bad {
+        for (before, count) in [(good.to_string(), 1), (format!("{good}{posted}{good}"), 3)] {
+            let mut stream = proxy.connect();
+            stream.write_all(format!("{before}{refused}").as_bytes()).unwrap();
+            let mut reader = BufReader::new(stream);
+            for _ in 0..count {
+                assert_eq!(read_message(&mut reader).unwrap().status(), 200, "{refused}");
+            }
+            assert_eq!(read_message(&mut reader).unwrap().status(), status, "{refused}");
+            assert!(read_message(&mut reader).is_none(), "the connection ends");
+        }
+    }
 }

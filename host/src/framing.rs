@@ -23,6 +23,8 @@ pub struct Scanner {
     /// The begun line, where a read ended in the middle of one.
     line: Vec<u8>,
     head: Head,
+    /// Bytes of the last read up to the end of the last whole message in it.
+    whole: usize,
 }
 
 /// Why a message is refused.
@@ -103,11 +105,13 @@ const EXTENSIONS: usize = 16 << 10;
 impl Scanner {
     /// For a connection that begins.
     pub fn new(limits: Limits) -> Self {
-        Scanner { limits, state: State::Between, line: Vec::new(), head: Head::default() }
+        Scanner { limits, state: State::Between, line: Vec::new(), head: Head::default(), whole: 0 }
     }
 
     /// Takes the next bytes. After an error the connection can't go on.
     pub fn take(&mut self, mut bytes: &[u8]) -> Result<(), Refusal> {
+        let length = bytes.len();
+        self.whole = 0;
         while !bytes.is_empty() {
             let taken = match self.state {
                 State::Content(left) => {
@@ -123,8 +127,16 @@ impl Scanner {
                 _ => self.take_line(bytes)?,
             };
             bytes = &bytes[taken..];
+            if self.is_between() {
+                self.whole = length - bytes.len();
+            }
         }
         Ok(())
+    }
+
+    /// Returns how many of the last bytes belong to messages that are whole: they are good, whatever follows.
+    pub fn whole(&self) -> usize {
+        self.whole
     }
 
     /// Whether the next byte begins a message.

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::Transport;
 use super::patient::Patient;
 use super::session::{Refused, Session};
-use crate::framing::Scanner;
+use crate::framing::{Refusal, Scanner};
 
 /// The time between two looks whether a client is gone that sends nothing more and waits for its response: no byte of it
 /// would show that. Each look costs a call of the system.
@@ -23,14 +23,23 @@ pub struct ClientIo<T> {
     pub io: Patient<T>,
     pub scanner: Scanner,
     pub session: Rc<Session>,
+    /// What came after whole messages in one read: it is refused once these are served.
+    pub refusal: Option<Refusal>,
 }
 
 impl<T> ClientIo<T> {
-    /// Looks through what was read; says whether hyper may have it.
-    fn admit(&mut self, bytes: &[u8]) -> bool {
+    /// Looks through what was read, and returns how much of it hyper may have; `None` if it is refused.
+    fn admit(&mut self, bytes: &[u8]) -> Option<usize> {
         if let Err(refusal) = self.scanner.take(bytes) {
-            self.session.refused.set(Some(Refused::Framing(refusal)));
-            return false;
+            let whole = self.scanner.whole();
+            if whole == 0 {
+                self.session.refused.set(Some(Refused::Framing(refusal)));
+                return None;
+            }
+            self.refusal = Some(refusal);
+            self.session.has_whole.set(true);
+            self.session.in_head.set(false);
+            return Some(whole);
         }
         let in_head = self.scanner.is_in_head();
         self.session.has_whole.set(in_head || self.scanner.is_between());
@@ -38,7 +47,7 @@ impl<T> ClientIo<T> {
             self.session.head.set(self.session.client.arrival.listener.limits.head_timeout);
         }
         self.session.in_head.set(in_head);
-        true
+        Some(bytes.len())
     }
 
     /// After a refusal nothing more is read: content breaks off, and whoever waits for a request waits in vain.
@@ -87,6 +96,9 @@ impl<T: Transport> ClientIo<T> {
 
 impl<T: Transport> AsyncRead for ClientIo<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(refusal) = self.refusal.take() {
+            self.session.refused.set(Some(Refused::Framing(refusal)));
+        }
         if self.session.refused.get().is_some() {
             return self.end_of_sense();
         }
@@ -98,11 +110,9 @@ impl<T: Transport> AsyncRead for ClientIo<T> {
         if self.is_owed_a_response() {
             return self.poll_gone(cx);
         }
-        if self.admit(&buffer.filled()[before..]) {
-            return Poll::Ready(Ok(()));
-        }
-        buffer.set_filled(before);
-        self.end_of_sense()
+        let admitted = self.admit(&buffer.filled()[before..]);
+        buffer.set_filled(before + admitted.unwrap_or(0));
+        if admitted.is_some() { Poll::Ready(Ok(())) } else { self.end_of_sense() }
     }
 }
 

@@ -36,7 +36,7 @@ pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Futur
     let listener = &session.client.arrival.listener;
     let io = Patient::new(stream, ahead, session.send.clone(), listener.limits.send, listener.census.clone());
     let io = io.of(&session.client.arrival.peer);
-    let io = ClientIo { io, scanner, session: session.clone() };
+    let io = ClientIo { io, scanner, session: session.clone(), refusal: None };
     // A closure, whose future hyper keeps in place: a boxed one would be one more allocation for each request.
     let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
     Connection { state: State::Resting(Box::new(io)), session, exchanges, graceful: false, fresh: true }
