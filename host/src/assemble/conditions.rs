@@ -12,16 +12,28 @@ pub fn host(host: &str) -> Option<String> {
     if !name.is_ascii() {
         return Some(format!("requests have `{host}` in its ASCII form, which begins with `xn--`: write that"));
     }
-    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(is_fit);
-    let is_name = name.len() <= 253 && name.split('.').all(is_label);
-    let is_address = || name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(is_ipv6);
-    (!is_name && !is_address())
+    (!is_name(name) && !is_literal(name))
         .then(|| format!("`{host}` is no host; write `example.org` or `*.example.org`, without a port"))
 }
 
-fn is_ipv6(text: &str) -> bool {
-    text.parse::<std::net::Ipv6Addr>().is_ok()
+/// Whether a text is a domain name or an IPv4 address. A name whose last label is a number is none (RFC 1123 §2.1).
+pub fn is_name(text: &str) -> bool {
+    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_label = |label: &str| {
+        let has_hyphen = label.starts_with('-') || label.ends_with('-');
+        (1..=63).contains(&label.len()) && label.bytes().all(is_fit) && !has_hyphen
+    };
+    let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    let ends_in_number = text.rsplit('.').next().is_some_and(is_number);
+    text.len() <= 253
+        && text.split('.').all(is_label)
+        && (!ends_in_number || text.parse::<std::net::Ipv4Addr>().is_ok())
+}
+
+/// Whether a text is an IPv6 address in brackets.
+pub fn is_literal(text: &str) -> bool {
+    let address = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
 /// Why no request has such a path, or one below it.

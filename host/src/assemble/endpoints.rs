@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use toml::Spanned;
 
+use super::conditions::{is_literal, is_name};
 use super::{Draft, beside};
 use crate::config::load;
 use crate::config::manifest::{self, EndpointTable};
@@ -198,7 +199,9 @@ fn place(text: &str) -> Option<Place> {
 
 fn host_and_port(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
-    let is_host = !host.is_empty() && !host.contains(['/', ' ', '@']) && (!host.contains(':') || host.starts_with('['));
+    // A zone of IPv6 names an interface of this machine; a dot at the end says that the name is whole.
+    let is_zoned = host.starts_with('[') && host.ends_with(']') && host.contains('%');
+    let is_host = is_name(host.strip_suffix('.').unwrap_or(host)) || is_literal(host) || is_zoned;
     let port = port.parse().ok().filter(|port| *port > 0)?;
     is_host.then_some((host, port))
 }

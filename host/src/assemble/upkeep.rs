@@ -11,6 +11,7 @@ use toml::Spanned;
 use super::Draft;
 use super::endpoints::Members;
 use super::values::status_class;
+use crate::authority;
 use crate::config::manifest::{self, StatusWord, Switch};
 use crate::config::problem::Source;
 use crate::proxy_protocol;
@@ -111,7 +112,7 @@ impl Draft<'_> {
         let target = match &checks.path {
             None => PathAndQuery::from_static("/"),
             Some(path) => match PathAndQuery::try_from(path.get_ref().as_str()) {
-                Ok(target) if path.get_ref().starts_with('/') => target,
+                Ok(target) if path.get_ref().starts_with('/') && !path.get_ref().contains('#') => target,
                 _ => {
                     self.problems.at(source, path.span(), "this is no path; write `/healthz`");
                     return None;
@@ -121,9 +122,7 @@ impl Draft<'_> {
         let host = match &checks.host {
             None => None,
             Some(host) => match HeaderValue::from_str(host.get_ref()) {
-                Ok(value) if value.to_str().is_ok_and(|text| text.parse::<http::uri::Authority>().is_ok()) => {
-                    Some(value)
-                }
+                Ok(value) if authority::normal(value.as_bytes(), None).is_ok() && !value.is_empty() => Some(value),
                 _ => {
                     self.problems.at(source, host.span(), "this is no host; write `app.internal`");
                     return None;
