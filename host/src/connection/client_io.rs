@@ -23,7 +23,7 @@ pub struct ClientIo<T> {
     pub io: Patient<T>,
     pub scanner: Scanner,
     pub session: Rc<Session>,
-    /// What came after whole messages in one read: it is refused once these are served.
+    /// The refusal of bytes that came after whole messages in one read, due once these are served.
     pub refusal: Option<Refusal>,
 }
 
