@@ -296,7 +296,7 @@ enum Origin {
     Kept,
 }
 
-/// The number of times that a request is sent within an attempt. An endpoint that closes connections in good order does so to many
+/// The number of times that a request is sent within an attempt. An endpoint that properly closes connections does so to many
 /// requests at once, so that the second connection may be used up as well; one that has closed three is not well.
 const TRIES: u32 = 3;
 

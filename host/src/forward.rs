@@ -217,7 +217,7 @@ impl<'a> Attempts<'a> {
                     seat.answered_badly(status, took, now);
                 }
             }
-            // To close a connection in good order is no failure of an endpoint. The outcome of a connection that is still
+            // An endpoint may shut down a connection: that is no failure. The outcome of a connection that is still
             // being made is noted when it is known.
             Err(Failure { reached: Reached::Unread | Reached::Waiting, .. }) => {}
             Err(failure) if failure.error.kind.blames_endpoint() => {

@@ -1,4 +1,4 @@
-//! The conditions of routes: each function returns why no request ever has such a host, path, method, field or query
+//! The conditions of routes: each function tells why no request ever has such a host, path, method, field or query
 //! parameter.
 
 use crate::path;
@@ -62,18 +62,16 @@ pub fn path(path: &str) -> Option<String> {
     }
 }
 
-/// Why no request has such a method.
-pub fn method(method: &str) -> Option<String> {
-    let Ok(parsed) = http::Method::from_bytes(method.as_bytes()) else {
-        return Some(format!("`{method}` is no method"));
-    };
+/// Returns a method; the error is why no request has it.
+pub fn method(method: &str) -> Result<http::Method, String> {
+    let parsed = http::Method::from_bytes(method.as_bytes()).map_err(|_| format!("`{method}` is no method"))?;
     if parsed == http::Method::CONNECT {
-        return Some("this is no forward proxy: CONNECT is not served".into());
+        return Err("this is no forward proxy: CONNECT is not served".into());
     }
     // Methods are case-sensitive (RFC 9110 §9.1).
     let upper = method.to_ascii_uppercase();
     let is_known = STANDARD.contains(&upper.as_str()) && upper != method;
-    is_known.then(|| format!("requests never have this method: write `{upper}`"))
+    if is_known { Err(format!("requests never have this method: write `{upper}`")) } else { Ok(parsed) }
 }
 
 /// The methods that clients have in use (RFC 9110 §9.3, RFC 5789, RFC 4918).
@@ -175,10 +173,10 @@ mod tests {
     #[test]
     fn methods_and_parameters_that_requests_can_have_are_told_from_others() {
         for good in ["GET", "PURGE", "purge"] {
-            assert_eq!(method(good), None, "{good}");
+            assert!(method(good).is_ok(), "{good}");
         }
         for bad in ["get", "Post", "", "A B", "CONNECT"] {
-            assert!(method(bad).is_some(), "{bad}");
+            assert!(method(bad).is_err(), "{bad}");
         }
         for (text, is_good) in
             [("a", true), ("a%20b", true), ("a b", false), ("a&b", false), ("${x}", false), ("é", false)]

@@ -35,16 +35,15 @@ impl Draft<'_> {
         upstreams: &HashMap<Arc<str>, usize>,
     ) -> Route {
         let place = upstreams.get(route.upstream.get_ref().as_str()).copied();
-        let is_left_out = self.left_out.has("upstream", route.upstream.get_ref());
-        if place.is_none() && is_left_out {
-            // Its own mistakes are told.
-        } else if place.is_none() && self.problems.has_room() {
+        // The mistakes of one that was left out are told already.
+        let is_mistake = place.is_none() && !self.left_out.has("upstream", route.upstream.get_ref());
+        if is_mistake && self.problems.has_room() {
             let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
             known.sort_unstable();
             let known = if known.is_empty() { String::new() } else { format!("; known: {}", some_of(&known)) };
             let message = format!("there is no upstream `{}`{known}", route.upstream.get_ref());
             self.problems.at(source, route.upstream.span(), message);
-        } else if place.is_none() {
+        } else if is_mistake {
             self.problems.and_more(1);
         }
         let mut chain: Vec<usize> = Vec::new();
@@ -123,12 +122,9 @@ impl Draft<'_> {
             };
         }
         for method in &route.methods {
-            match http::Method::from_bytes(method.get_ref().as_bytes()) {
-                Ok(parsed) if conditions::method(method.get_ref()).is_none() => matching.methods.push(parsed),
-                _ => {
-                    let message = conditions::method(method.get_ref()).unwrap_or_default();
-                    self.problems.at(source, method.span(), message);
-                }
+            match conditions::method(method.get_ref()) {
+                Ok(parsed) => matching.methods.push(parsed),
+                Err(message) => self.problems.at(source, method.span(), message),
             }
         }
         let wanted = |value: &String| (value != "*").then(|| value.clone());

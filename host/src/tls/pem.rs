@@ -60,7 +60,7 @@ pub(super) fn authorities(path: &Path) -> Result<(RootCertStore, Vec<Certificate
 
 fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let chain = certificates(path)?;
-    // The first only: chains in good order often carry an authority's older certificate. Its dates are no mistake of the
+    // The first only: correct chains often carry an authority's older certificate. Its dates are no mistake of the
     // manifest, see `validity`.
     if let Some(leaf) = chain.first() {
         x509_parser::parse_x509_certificate(leaf).map_err(|error| unreadable(path, &error.to_string()))?;
