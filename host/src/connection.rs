@@ -27,9 +27,9 @@ use crate::tcp::{self, Tcp};
 use crate::upload::{ClientContent, Upload};
 
 mod aborted;
+mod client_frames;
 mod client_io;
 mod discard;
-mod frame_io;
 mod gathered;
 pub mod http1;
 pub mod http2;

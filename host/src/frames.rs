@@ -4,6 +4,7 @@
 //! payloads by length.
 
 pub mod budget;
+pub mod counted;
 
 /// The first bytes of a connection with HTTP/2 (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

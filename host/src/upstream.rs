@@ -24,7 +24,7 @@ pub mod connection;
 pub mod discovery;
 pub mod dns;
 pub mod endpoint;
-mod frame_limit;
+mod endpoint_frames;
 pub mod health;
 pub mod live;
 pub mod race;

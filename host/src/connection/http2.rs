@@ -24,7 +24,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::aborted::Aborted;
-use super::frame_io::FrameIo;
+use super::client_frames::ClientFrames;
 use super::gathered::Gathered;
 use super::patient::Patient;
 use super::stalled::{Look, Stream, StreamTask};
@@ -38,6 +38,7 @@ use crate::error::{Error, Kind, causes};
 use crate::exchange::{self, Timers};
 use crate::failure_log::{self, Topic};
 use crate::frames::budget::FrameKind;
+use crate::frames::counted::CountedFrames;
 use crate::listener::Limits;
 use crate::passage::BodyError;
 use crate::supervise::{Task, spawn};
@@ -68,7 +69,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let io =
         Patient::new(stream, ahead, send, limits.send, client.arrival.listener.census.clone()).of(&client.arrival.peer);
     let io = Lingering { io, linger, allowance: None, most: limits.buffer };
-    let io = Gathered::new(FrameIo::new(io, client.clock.clone()));
+    let io = Gathered::new(CountedFrames { io, counter: ClientFrames::new(client.clock.clone()) });
     let streams = Rc::new(Streams {
         client,
         idle,
@@ -105,7 +106,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         let sent = io.poll_send(cx);
         streams.note_departed(io.socket().io.io.socket.departed());
         streams.was_full.set(streams.was_full.get() || sent.is_pending());
-        if io.socket().flood().is_some() {
+        if io.socket().counter.flood().is_some() {
             return Poll::Ready(Ok(()));
         }
         match (served, sent) {
@@ -143,9 +144,9 @@ fn builder(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
 }
 
 /// Tells the client to calm down, and closes the connection.
-async fn calm<T: Transport>(mut io: Gathered<FrameIo<Lingering<T>>>) -> io::Result<()> {
+async fn calm<T: Transport>(mut io: Gathered<CountedFrames<Lingering<T>, ClientFrames>>) -> io::Result<()> {
     poll_fn(|cx| io.poll_send(cx)).await?;
-    let farewell = io.socket().farewell();
+    let farewell = io.socket().counter.farewell();
     if let Some(farewell) = farewell {
         io.write_all(&farewell).await?;
     }
@@ -343,9 +344,9 @@ impl Streams {
     }
 
     /// The kind of frame that the client sends far more often than its requests explain; `None` if there is none.
-    fn flood<T>(&self, io: &Gathered<FrameIo<T>>) -> Option<FrameKind> {
+    fn flood<T>(&self, io: &Gathered<CountedFrames<T, ClientFrames>>) -> Option<FrameKind> {
         let resets = || self.aborted.are_too_many().then_some(FrameKind::Reset);
-        io.socket().flood().or_else(resets)
+        io.socket().counter.flood().or_else(resets)
     }
 
     /// Whether no stream should begin any more.

@@ -20,11 +20,12 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::HeadLimits;
-use super::frame_limit::FrameLimit;
+use super::endpoint_frames::EndpointFrames;
 use super::reads::{BoundedReads, ReadLimit};
 use super::slots::{Counted, Slot};
 use super::socket::ReadNow;
 use crate::error::{Error, Kind};
+use crate::frames::counted::CountedFrames;
 use crate::supervise::{Task, spawn};
 use crate::upload::RequestBody;
 use crate::wire::{OnThisWorker, Wire};
@@ -158,7 +159,8 @@ impl Connection {
         let list = u32::try_from(head.bytes.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX);
         builder.max_header_list_size(list).max_send_buf_size(SEND_BUFFER);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
-        let (sender, connection) = builder.handshake(Wire::new(FrameLimit::new(transport))).await.map_err(failed)?;
+        let transport = CountedFrames { io: transport, counter: EndpointFrames::default() };
+        let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
         let counted = slot.counted();
         spawn(Task::UpstreamConnection, async move {
             if let Err(error) = connection.await {
