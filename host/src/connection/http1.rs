@@ -111,7 +111,8 @@ where
             session.rest.clear();
             let parts = connection.into_parts();
             let mut io = parts.io.into_socket();
-            io.io.ahead = parts.read_buf;
+            // A copy, nearly always of nothing: hyper's own buffer would be held for as long as the connection rests.
+            io.io.ahead = Bytes::copy_from_slice(&parts.read_buf);
             return State::Resting(Box::new(io));
         }
         State::Serving(connection)

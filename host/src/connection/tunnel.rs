@@ -29,9 +29,13 @@ pub async fn run(
     let Switched { mut stream, flight, .. } = switched;
     let mut client = Watched { io: client, idle, deadline: deadline.clone(), written: 0, has_failed: false };
     deadline.set(idle);
+    // Both are parts of buffers that hyper has read into, and are dropped once they are written.
+    let behind = std::mem::take(&mut stream.ahead);
     let carrying = async {
         stream.transport.write_all(&ahead).await?;
-        client.write_all(&stream.ahead).await?;
+        drop(ahead);
+        client.write_all(&behind).await?;
+        drop(behind);
         copy_bidirectional_with_sizes(&mut client, &mut stream.transport, BUFFER, BUFFER).await
     };
     let endpoint = flight.seat().name.clone();
