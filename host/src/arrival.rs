@@ -5,11 +5,14 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderValue;
+use pin_project_lite::pin_project;
 use tokio::io::AsyncReadExt;
 use tokio_rustls::server::TlsStream;
 
@@ -40,18 +43,25 @@ pub struct Seat {
 
 /// Serves a socket that a listener has accepted. `ends`: the client's address and that which it reached; none of a unix
 /// socket.
-pub async fn serve(
+pub fn serve(
     seat: Seat,
     stream: impl Transport,
     entrance: Entrance,
     admitted: Admitted,
     ends: Option<(SocketAddr, SocketAddr)>,
-) {
-    let address = entrance.address.clone();
+) -> impl Future<Output = ()> {
+    let (address, clock) = (entrance.address.clone(), seat.clock.clone());
     // What comes before HTTP is over soon, and the connection may live long.
-    match apart(|| arrive(&seat, stream, entrance, admitted, ends)).await {
-        Ok(arrived) => arrived.serve(seat).await,
-        Err(error) => log(&address, client(ends), &error),
+    let arriving = apart(|| arrive(clock, stream, entrance, admitted, ends));
+    async move {
+        match arriving.await {
+            Ok(arrived) => {
+                let (serving, admitted) = arrived.serve(seat);
+                serving.await;
+                drop(admitted);
+            }
+            Err(error) => log(&address, client(ends), &error),
+        }
     }
 }
 
@@ -90,14 +100,14 @@ enum Carrier<T: Transport> {
 }
 
 async fn arrive<T: Transport>(
-    seat: &Seat,
+    clock: Rc<Clock>,
     mut stream: T,
     entrance: Entrance,
     admitted: Admitted,
     mut ends: Option<(SocketAddr, SocketAddr)>,
 ) -> io::Result<Arrived<T>> {
     let listener = entrance.listener.clone();
-    let [limit] = seat.clock.deadlines();
+    let [limit] = clock.deadlines();
     let timeout = listener.limits.head_timeout;
     let late = |step| move |_| io::Error::new(io::ErrorKind::TimedOut, format!("{step} took too long"));
     // Browsers connect ahead of need: a client that has said nothing has failed at nothing.
@@ -108,7 +118,7 @@ async fn arrive<T: Transport>(
     // A trusted proxy has the connections of many clients, whose requests are counted one by one.
     let is_trusted = listener.client.trusted.has(client(ends));
     let counted = client(ends).filter(|_| !is_trusted);
-    if !admitted.is_client_admitted(&entrance, counted, seat.clock.now()) {
+    if !admitted.is_client_admitted(&entrance, counted, clock.now()) {
         return Err(io::Error::other("its client has too many connections"));
     }
     let mut peer = match ends {
@@ -129,7 +139,7 @@ async fn arrive<T: Transport>(
             (Carrier::Tls(Box::new(stream)), Bytes::new(), is_http2)
         }
         None => {
-            let sensing = seat.clock.unless_stopping(sense(&mut stream));
+            let sensing = clock.unless_stopping(sense(&mut stream));
             let stopping = || Err(io::Error::other("the proxy is stopping"));
             let (ahead, is_http2) = limit.limit(timeout, sensing).await.map_err(silent)?.unwrap_or_else(stopping)?;
             (Carrier::Clear(stream), ahead, is_http2)
@@ -139,18 +149,49 @@ async fn arrive<T: Transport>(
 }
 
 impl<T: Transport> Arrived<T> {
-    async fn serve(self, seat: Seat) {
+    /// Serves HTTP on the connection, which is counted until the second is dropped.
+    fn serve(self, seat: Seat) -> (impl Future<Output = ()>, Admitted) {
         let Arrived { stream, ahead, is_http2, arrival, admitted } = self;
         let presence = admitted.presence();
         let client = Client { current: seat.current, clock: seat.clock, arrival, presence };
-        match (stream, is_http2) {
-            (Carrier::Clear(stream), false) => connection::http1::serve(stream, ahead, client).await,
-            (Carrier::Tls(stream), false) => connection::http1::serve(stream, ahead, client).await,
-            (Carrier::Misplaced(stream), _) => apart(|| connection::http1::misplaced(stream, client)).await,
-            (Carrier::Clear(stream), true) => apart(|| connection::http2::serve(stream, ahead, client)).await,
-            (Carrier::Tls(stream), true) => apart(|| connection::http2::serve(stream, ahead, client)).await,
+        let serving = match (stream, is_http2) {
+            (Carrier::Clear(stream), false) => {
+                Serving::Clear { served: connection::http1::serve(stream, ahead, client) }
+            }
+            (Carrier::Tls(stream), false) => Serving::Tls { served: connection::http1::serve(stream, ahead, client) },
+            (Carrier::Misplaced(stream), _) => {
+                Serving::Apart { served: apart(|| connection::http1::misplaced(stream, client)) }
+            }
+            (Carrier::Clear(stream), true) => {
+                Serving::Apart { served: apart(|| connection::http2::serve(stream, ahead, client)) }
+            }
+            (Carrier::Tls(stream), true) => {
+                Serving::Apart { served: apart(|| connection::http2::serve(stream, ahead, client)) }
+            }
+        };
+        (serving, admitted)
+    }
+}
+
+pin_project! {
+    /// HTTP on a connection. Not an `async` block: that would have room for each of them, twice.
+    #[project = ServingProjection]
+    enum Serving<C, T> {
+        Clear { #[pin] served: C },
+        Tls { #[pin] served: T },
+        Apart { served: Pin<Box<dyn Future<Output = ()>>> },
+    }
+}
+
+impl<C: Future<Output = ()>, T: Future<Output = ()>> Future for Serving<C, T> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.project() {
+            ServingProjection::Clear { served } => served.poll(cx),
+            ServingProjection::Tls { served } => served.poll(cx),
+            ServingProjection::Apart { served } => served.as_mut().poll(cx),
         }
-        drop(admitted);
     }
 }
 

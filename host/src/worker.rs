@@ -5,10 +5,13 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use pin_project_lite::pin_project;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -323,10 +326,23 @@ impl Accepted {
 }
 
 fn serve_client(served: impl Future<Output = ()> + 'static, alive: &mpsc::Sender<()>) -> AbortHandle {
-    let alive = alive.clone();
-    let task = spawn(Task::Connection, async move {
-        served.await;
-        drop(alive);
-    });
-    task.abort_handle()
+    spawn(Task::Connection, Alive { served, _alive: alive.clone() }).abort_handle()
+}
+
+pin_project! {
+    /// A client's connection, which keeps its worker alive. Not an `async` block: that would have room for what it runs
+    /// twice, for as long as the connection lives.
+    struct Alive<F> {
+        #[pin]
+        served: F,
+        _alive: mpsc::Sender<()>,
+    }
+}
+
+impl<F: Future> Future for Alive<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().served.poll(cx)
+    }
 }
