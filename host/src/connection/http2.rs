@@ -402,6 +402,8 @@ impl Drop for Open {
             return;
         }
         streams.client.presence.wait(streams.client.clock.now());
+        // None of them is open: an idle connection holds no memory of streams that it had.
+        drop(streams.all.take());
         if streams.told.get().is_some() {
             streams.told.set(Some(streams.client.clock.now()));
             streams.idle.set(streams.look_after());
