@@ -4,7 +4,7 @@ use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -139,6 +139,42 @@ fn clients_that_are_all_served_let_others_wait_for_a_descriptor() {
     (0..40).for_each(|_| held.release.send(()).unwrap());
     let served = streams.iter().filter(|stream| status(stream) == 200).count();
     assert_eq!(served, 40);
+}
+
+/// An origin that answers once it has as many requests as there are clients, each on a connection of its own, or when that
+/// takes too long.
+fn crowded(clients: usize) -> String {
+    let arrived = Arc::new((Mutex::new(0), Condvar::new()));
+    origin(move |_| {
+        let (count, all) = &*arrived;
+        *count.lock().unwrap() += 1;
+        all.notify_all();
+        let wait = all.wait_timeout_while(count.lock().unwrap(), PATIENCE / 4, |count| *count < clients);
+        drop(wait.unwrap());
+        ok("answered")
+    })
+}
+
+#[test]
+fn idle_connections_to_endpoints_make_room_for_a_connection_to_another() {
+    const CLIENTS: usize = 12;
+    const UPSTREAMS: usize = 10;
+    let mut text = String::from("workers = 1\n[admin]\naddress = \"off\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n");
+    for number in 0..UPSTREAMS {
+        let address = crowded(CLIENTS);
+        text += &format!("[upstream.u{number}]\nendpoints = [{address:?}]\n");
+        text += &format!("[[route]]\npath = \"/{number}\"\nupstream = \"u{number}\"\n");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start_by(plugway_after("ulimit -n 100"), folder.path(), &text);
+    // No client comes later: the limits of clients are not what makes room.
+    let mut streams: Vec<TcpStream> = (1..=CLIENTS).map(|n| connect_from(&proxy, &format!("127.0.0.{n}"))).collect();
+    for number in 0..UPSTREAMS {
+        streams.iter_mut().for_each(|stream| assert!(ask(stream, &format!("/{number}"))));
+        let statuses: Vec<u16> = streams.iter().map(status).collect();
+        // Seen: 500 for some from the sixth upstream on, each of which kept its twelve connections.
+        assert_eq!(statuses, [200; CLIENTS], "upstream {number}");
+    }
 }
 
 #[test]

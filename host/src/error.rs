@@ -53,6 +53,11 @@ pub fn is_of_this_machine(error: &io::Error) -> bool {
         || error.kind() == io::ErrorKind::OutOfMemory
 }
 
+/// Whether all file descriptors are in use, of the process or of the machine.
+pub fn lacks_descriptor(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// An error with all that is behind it, in one line. What a text says already isn't said again.
 pub fn causes(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -114,6 +114,8 @@ pub struct Pool {
     last: Cell<Option<SocketAddr>>,
     /// Connections that are being made for no request any more, as the endpoint doesn't answer.
     stuck: Cell<u32>,
+    /// All pools of the worker, this one among them.
+    all: Weak<Pools>,
 }
 
 /// What somebody who wanted to connect got.
@@ -166,8 +168,9 @@ impl EndpointAddr {
 
 impl Pools {
     /// The pool for an address.
-    pub fn pool(&self, address: &EndpointAddr) -> Rc<Pool> {
-        self.0.borrow_mut().entry(address.clone()).or_insert_with(|| Rc::new(Pool::new(address.clone()))).clone()
+    pub fn pool(self: &Rc<Self>, address: &EndpointAddr) -> Rc<Pool> {
+        let made = || Rc::new(Pool::new(address.clone(), self));
+        self.0.borrow_mut().entry(address.clone()).or_insert_with(made).clone()
     }
 
     /// Gives up connections that requests of other workers or endpoints wait for, one per endpoint.
@@ -187,6 +190,18 @@ impl Pools {
         self.0.borrow().values().for_each(|pool| pool.idle.borrow_mut().clear());
     }
 
+    /// Closes the connection that has been idle for the longest time, to whichever endpoint, as a descriptor is missing.
+    /// Returns `false` if there is none.
+    pub async fn free_descriptor(&self) -> bool {
+        let oldest = |pools: &HashMap<EndpointAddr, Rc<Pool>>| {
+            let idle = pools.values().filter_map(|pool| Some((pool.idle_since()?, pool.clone())));
+            idle.min_by_key(|(since, _)| *since).map(|(_, pool)| pool)
+        };
+        let Some(pool) = oldest(&self.0.borrow()) else { return false };
+        pool.close_oldest().await;
+        true
+    }
+
     /// Closes what nobody used for the longest idle time, and forgets pools of endpoints that are gone.
     pub fn sweep(&self, now: Instant, longest: Duration) {
         self.0.borrow_mut().retain(|_, pool| {
@@ -198,7 +213,7 @@ impl Pools {
 }
 
 impl Pool {
-    fn new(address: EndpointAddr) -> Self {
+    fn new(address: EndpointAddr, all: &Rc<Pools>) -> Self {
         Pool {
             exclusive: Cell::new(address.speaks == Speaks::Http1),
             address,
@@ -210,6 +225,7 @@ impl Pool {
             contended: Cell::new(0),
             last: Cell::new(None),
             stuck: Cell::new(0),
+            all: Rc::downgrade(all),
         }
     }
 
@@ -264,7 +280,9 @@ impl Pool {
     ) -> Result<Box<Connection>, Error> {
         let (proxy_protocol, head, within) = (rules.proxy_protocol, rules.head, rules.connect_timeout);
         let (last, reached) = (Some(&self.last), Some(reached));
-        let terms = |wanted| Terms { wanted, ends, proxy_protocol, head, within, last, reached };
+        let all = self.all.upgrade();
+        let pools = all.as_deref();
+        let terms = |wanted| Terms { wanted, ends, proxy_protocol, head, within, last, reached, pools };
         if self.exclusive.get() || wanted == Wanted::Http1 || rules.proxy_protocol.is_some() {
             return connect::connect(&self.address, &terms(Wanted::Http1), slot).await.map(Box::new);
         }
@@ -305,6 +323,25 @@ impl Pool {
             if is_limited {
                 self.returned.notify_one();
             }
+        }
+    }
+
+    /// Returns since when a connection has been idle, the oldest of them; `None` if none is.
+    fn idle_since(&self) -> Option<Instant> {
+        let exclusive = self.idle.borrow().first().map(|(_, since)| *since);
+        let shared = self.shared.borrow();
+        let shared = shared.as_ref().filter(|(sender, _)| sender.is_unused()).map(|(_, used)| *used);
+        exclusive.into_iter().chain(shared).min()
+    }
+
+    /// Closes the connection that has been idle for the longest time.
+    async fn close_oldest(&self) {
+        let oldest = self.idle_since();
+        let shared = self.shared.borrow_mut().take_if(|(sender, used)| sender.is_unused() && Some(*used) == oldest);
+        match shared {
+            Some((sender, _)) => sender.close().await,
+            None if !self.idle.borrow().is_empty() => drop(self.idle.borrow_mut().remove(0)),
+            None => {}
         }
     }
 

@@ -70,6 +70,7 @@ async fn asked(check: &Check, address: &EndpointAddr) -> Result<(), String> {
         within: check.timeout,
         last: None,
         reached: None,
+        pools: None,
     };
     let connecting = connect::connect(address, &terms, Slot::default());
     let mut connection = connecting.await.map_err(|error| error.to_string())?;

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use tokio_rustls::TlsConnector;
 use super::connection::{Connection, Transport};
 use super::slots::Slot;
 use super::socket::{EndpointSocket, ReadNow};
-use super::{EndpointAddr, HeadLimits, Place, Speaks, race};
-use crate::error::{Error, Kind, is_of_this_machine};
+use super::{EndpointAddr, HeadLimits, Place, Pools, Speaks, race};
+use crate::error::{Error, Kind, is_of_this_machine, lacks_descriptor};
 use crate::proxy_protocol;
 use crate::tcp::Tcp;
 
@@ -56,12 +57,22 @@ pub struct Terms<'a> {
     pub last: Option<&'a Cell<Option<SocketAddr>>>,
     /// Set when the endpoint's machine has answered.
     pub reached: Option<&'a Cell<bool>>,
+    /// The worker's pools, whose idle connections make room for this one where descriptors are used up.
+    pub pools: Option<&'a Pools>,
 }
 
 impl Terms<'_> {
     fn answered(&self) {
         if let Some(reached) = self.reached {
             reached.set(true);
+        }
+    }
+
+    /// Opens something, and once more after an idle connection was closed, if a descriptor is missing.
+    async fn open<T, F: Future<Output = io::Result<T>>>(&self, open: impl Fn() -> F) -> io::Result<T> {
+        match (open().await, self.pools) {
+            (Err(error), Some(pools)) if lacks_descriptor(&error) && pools.free_descriptor().await => open().await,
+            (opened, _) => opened,
         }
     }
 }
@@ -71,9 +82,10 @@ pub async fn connect(address: &EndpointAddr, terms: &Terms<'_>, slot: Slot) -> R
     let now = ReadNow::default();
     match &address.place {
         Place::Tcp(place) => {
-            let found = lookup_host(&**place).await.map_err(unknown)?.collect::<SmallVec<[SocketAddr; 2]>>();
+            let found = terms.open(|| lookup_host(&**place)).await.map_err(unknown)?;
+            let found = found.collect::<SmallVec<[SocketAddr; 2]>>();
             let order = race::ordered(&found, terms.last.and_then(Cell::get));
-            let stream = race::connect(&order, terms.within).await.map_err(refused)?;
+            let stream = terms.open(|| race::connect(&order, terms.within)).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
             terms.answered();
             if let Some(last) = terms.last.filter(|_| order.len() > 1) {
@@ -82,7 +94,7 @@ pub async fn connect(address: &EndpointAddr, terms: &Terms<'_>, slot: Slot) -> R
             speak(EndpointSocket::new(Tcp(stream), now.clone()), address, terms, now, slot).await
         }
         Place::Unix(path) => {
-            let stream = UnixStream::connect(&**path).await.map_err(refused)?;
+            let stream = terms.open(|| UnixStream::connect(&**path)).await.map_err(refused)?;
             terms.answered();
             speak(EndpointSocket::new(stream, now.clone()), address, terms, now, slot).await
         }
@@ -90,11 +102,11 @@ pub async fn connect(address: &EndpointAddr, terms: &Terms<'_>, slot: Slot) -> R
 }
 
 /// A name that the system can't look up.
-fn unknown(error: std::io::Error) -> Error {
+fn unknown(error: io::Error) -> Error {
     Error::new(if is_of_this_machine(&error) { Kind::InternalError } else { Kind::DnsError }, error)
 }
 
-fn refused(error: std::io::Error) -> Error {
+fn refused(error: io::Error) -> Error {
     // What this machine lacks is not the endpoint's fault.
     Error::new(if race::is_own(&error) { Kind::InternalError } else { Kind::ConnectionRefused }, error)
 }
@@ -125,7 +137,7 @@ async fn speak(
     }
 }
 
-fn untrusted(error: std::io::Error) -> Error {
+fn untrusted(error: io::Error) -> Error {
     let is_tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
     Error::new(if is_tls { Kind::TlsError } else { Kind::ConnectionTerminated }, error)
 }

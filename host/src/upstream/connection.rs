@@ -6,6 +6,7 @@
 //! sent does it get a task, since the client may read nothing before it has sent everything.
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -18,6 +19,7 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioTimer;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
 
 use super::HeadLimits;
 use super::endpoint_frames::EndpointFrames;
@@ -26,7 +28,7 @@ use super::slots::{Counted, Slot};
 use super::socket::ReadNow;
 use crate::error::{Error, Kind};
 use crate::frames::counted::CountedFrames;
-use crate::supervise::{Task, spawn};
+use crate::supervise::{Panicked, Task, spawn};
 use crate::upload::RequestBody;
 use crate::wire::{OnThisWorker, Wire};
 
@@ -61,6 +63,8 @@ pub struct SharedSender {
     sender: http2::SendRequest<RequestBody>,
     counted: Counted,
     head: HeadLimits,
+    /// The task of the connection, held by all its senders.
+    task: Rc<JoinHandle<Result<(), Panicked>>>,
 }
 
 /// What a connection has become after its endpoint has switched protocols: bytes.
@@ -162,13 +166,13 @@ impl Connection {
         let transport = CountedFrames { io: transport, counter: EndpointFrames::default() };
         let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
         let counted = slot.counted();
-        spawn(Task::UpstreamConnection, async move {
+        let task = spawn(Task::UpstreamConnection, async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection");
             }
             drop(slot);
         });
-        Ok(Connection::of_shared(SharedSender { sender, counted, head }))
+        Ok(Connection::of_shared(SharedSender { sender, counted, head, task: Rc::new(task) }))
     }
 
     /// One more use of a shared connection.
@@ -305,6 +309,19 @@ impl SharedSender {
 
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    /// Whether no exchange has a sender of the connection.
+    pub fn is_unused(&self) -> bool {
+        Rc::strong_count(&self.task) == 1
+    }
+
+    /// Closes the connection, and waits until its socket is closed. Exchanges that have a sender of it fail.
+    pub async fn close(self) {
+        self.task.abort();
+        if let Ok(task) = Rc::try_unwrap(self.task) {
+            let _ = task.await;
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Flight(Rc<Seat>);
 
 impl Seats {
     /// The view of the set as it is now.
-    pub fn new(live: &Arc<Live>, pools: &Pools, worker: usize) -> Self {
+    pub fn new(live: &Arc<Live>, pools: &Rc<Pools>, worker: usize) -> Self {
         let members = live.members();
         let seat = |member: &super::live::Member| {
             let endpoint = member.endpoint.clone();
