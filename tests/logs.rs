@@ -440,26 +440,64 @@ fn a_panic_in_a_stream_ends_that_stream() {
 }
 
 #[test]
-fn a_worker_that_ends_ends_the_process_in_order() {
-    let text = hasty(
-        &origin(|_| {
-            // The subject: an exchange that is under way.
-            std::thread::sleep(Duration::from_millis(700));
-            ok("whole")
-        }),
-        "",
-        "",
-    );
-    // Two workers begin and have a turn for each listener; the fifth turn is the first for a second listener.
-    let mut proxy = panicking("worker:5", &text);
+fn a_panic_of_the_control_thread_ends_one_turn() {
+    // At once, and after the first order: the first look at certificates is a turn too.
+    for turn in [1, 3] {
+        let text = hasty(&slow(), "", "");
+        let mut proxy = panicking(&format!("control:{turn}"), &text);
+        until("a panic in control", || {
+            let _ = proxy.ask_admin("POST /reload");
+            panicked(&proxy, "control")
+        });
+        serves(&proxy, &text);
+        proxy.reload(&text);
+        until("the slow origin again", || proxy.get("/", "").text() == "whole");
+        let clients = asking(&proxy);
+        proxy.signal("TERM");
+        assert_eq!(clients.filter(|answer| answer.text() == "whole").count(), 16, "{turn}");
+        assert_eq!(proxy.wait_exit(), Some(0), "{turn}");
+    }
+}
+
+#[test]
+fn a_panic_at_the_stop_cuts_nothing_off() {
+    // As listeners are closed, and as exchanges are waited for.
+    for turn in [1, 2] {
+        let mut proxy = panicking(&format!("drain:{turn}"), &hasty(&slow(), "", ""));
+        let clients = asking(&proxy);
+        proxy.signal("TERM");
+        assert_eq!(clients.filter(|answer| answer.text() == "whole").count(), 16, "{turn}");
+        assert_eq!(proxy.wait_exit(), Some(0), "{turn}");
+    }
+}
+
+/// The answers to 16 clients, whose requests were sent when this returns.
+fn asking(proxy: &Proxy) -> impl Iterator<Item = Message> + use<> {
     let mut under_way: Vec<_> = (0..16).map(|_| proxy.connect()).collect();
     for stream in &mut under_way {
         stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
     }
+    under_way.into_iter().filter_map(|stream| read_message(&mut BufReader::new(stream)))
+}
+
+/// An origin that takes its time.
+fn slow() -> String {
+    origin(|_| {
+        // The subject: an exchange that is under way.
+        std::thread::sleep(Duration::from_millis(700));
+        ok("whole")
+    })
+}
+
+#[test]
+fn a_worker_that_ends_ends_the_process_in_order() {
+    let text = hasty(&slow(), "", "");
+    // Two workers begin and have a turn for each listener; the fifth turn is the first for a second listener.
+    let mut proxy = panicking("worker:5", &text);
+    let under_way = asking(&proxy);
     let socket = proxy.folder.path().join("socket");
     proxy.reload(&format!("{text}[[listener]]\naddress = \"unix:{}\"\n", socket.display()));
-    let answers = under_way.into_iter().filter_map(|stream| read_message(&mut BufReader::new(stream)));
-    let whole = answers.filter(|answer| answer.text() == "whole").count();
+    let whole = under_way.filter(|answer| answer.text() == "whole").count();
     assert_eq!(proxy.wait_exit(), Some(1));
     assert!(whole > 0, "those of the other worker end well");
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use tokio::runtime::LocalRuntime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use crate::admin::listener::AdminListeners;
@@ -79,54 +79,103 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
         info!("stopped before anything was served");
         return Ok(Threads::new());
     };
-    let Started { mut reloader, mut reload_orders, mut endings, stopping, threads } = started?;
-    let mut failure = None;
-    let generation = reloader.publish.subscribe();
-    let reopen = || {
-        if let Some(log) = &generation.borrow().access_log {
-            log.reopen();
-        }
-    };
+    let Started { reloader, reload_orders, endings, stopping, threads } = started?;
     let mut dates = tokio::time::interval(DATES);
     dates.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    let mut serving = Serving { signals, reloader, reload_orders, endings, dates };
+    let outcome = serving.run().await;
+    // The result of a load that is under way will not be used.
+    stop.order();
+    info!("stopping");
+    let _ = stopping.send(true);
+    let Serving { mut signals, reloader, .. } = serving;
+    reloader.stop(&mut signals).await;
+    outcome.map(|()| threads)
+}
+
+/// The time between two looks for certificates that have expired in service.
+const DATES: Duration = Duration::from_secs(3600);
+
+/// The pause after a turn that ended with a panic.
+const PANIC_PAUSE: Duration = Duration::from_millis(500);
+
+/// Turns in a row that end with a panic until the process stops: it would serve requests, but obey no order.
+const MOST_PANICS: u32 = 5;
+
+/// The work of the control thread between start and stop, in turns.
+struct Serving {
+    signals: Signals,
+    reloader: Reloader,
+    reload_orders: mpsc::Receiver<ReloadOrder>,
+    endings: mpsc::UnboundedReceiver<String>,
+    dates: Interval,
+}
+
+/// What follows a turn.
+enum Turn {
+    Next,
+    Stop,
+    Fail(String),
+}
+
+impl Serving {
+    /// Takes turns until the process is to stop; the error is the failure for which it stops. Orders wait in their queues
+    /// while a turn ends with a panic.
+    async fn run(&mut self) -> anyhow::Result<()> {
+        let mut panics = 0;
+        loop {
+            match supervised(Task::Control, self.turn()).await {
+                Ok(Turn::Next) => panics = 0,
+                Ok(Turn::Stop) => return Ok(()),
+                Ok(Turn::Fail(why)) => anyhow::bail!("a worker has ended: {why}"),
+                Err(panicked) => {
+                    panics += 1;
+                    if panics == MOST_PANICS {
+                        error!(%panicked, "the control thread fails at each turn: the process stops");
+                        anyhow::bail!("the control thread has failed: {panicked}");
+                    }
+                    tokio::time::sleep(PANIC_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for an order, and carries it out.
+    async fn turn(&mut self) -> Turn {
+        let Serving { signals, reloader, reload_orders, endings, dates } = self;
+        let generation = reloader.publish.subscribe();
+        let reopen = || {
+            if let Some(log) = &generation.borrow().access_log {
+                log.reopen();
+            }
+        };
         let orders = tokio::select! {
             _ = dates.tick() => {
                 validity::warn_of(&generation.borrow().certificates, SystemTime::now());
-                continue;
+                return Turn::Next;
             }
             _ = signals.hangup.recv() => Reason::Order(Vec::new()),
             () = reloader.loads.watch.changed() => Reason::Change,
             Some(order) = reload_orders.recv() => Reason::Order(vec![order]),
             _ = signals.reopen.recv() => {
                 reopen();
-                continue;
+                return Turn::Next;
             }
-            _ = signals.terminate.recv() => break,
-            _ = signals.interrupt.recv() => break,
+            _ = signals.terminate.recv() => return Turn::Stop,
+            _ = signals.interrupt.recv() => return Turn::Stop,
             // The other workers can't take over its connections, so another process has to.
             Some(why) = endings.recv() => {
                 error!(%why, "a worker has ended: the process stops");
-                failure = Some(why);
-                break;
+                return Turn::Fail(why);
             }
         };
-        let orders = orders.and_waiting(&mut reload_orders);
-        if signals.during(reloader.reload_supervised(orders), reopen).await.is_none() {
-            break;
+        let orders = orders.and_waiting(reload_orders);
+        match signals.during(reloader.reload_supervised(orders), reopen).await {
+            Some(()) => Turn::Next,
+            None => Turn::Stop,
         }
     }
-    // The result of a load that is under way will not be used.
-    stop.order();
-    info!("stopping");
-    let _ = stopping.send(true);
-    drop(reload_orders);
-    reloader.stop(&mut signals).await;
-    failure.map_or(Ok(threads), |why| Err(anyhow::anyhow!("a worker has ended: {why}")))
 }
-
-/// The time between two looks for certificates that have expired in service.
-const DATES: Duration = Duration::from_secs(3600);
 
 /// Orders from outside.
 struct Signals {
@@ -326,21 +375,15 @@ impl Reloader {
     }
 
     /// Lets exchanges end, until their time is over or another signal comes.
-    async fn stop(mut self, signals: &mut Signals) {
+    async fn stop(self, signals: &mut Signals) {
+        let Reloader { listeners, admin, mut outcomes, publish, drain, .. } = self;
         // Now, not at the end: another process may have bound the same paths by then.
-        drop((self.listeners, self.admin));
-        let ended = async { while self.outcomes.recv().await.is_some() {} };
-        let last = self.publish.borrow().clone();
-        let flush = || {
-            last.store.flush(FLUSH);
-            last.access_log.iter().for_each(|log| log.flush(FLUSH_LOG));
-        };
-        tokio::select! {
-            _ = ended => flush(),
-            () = signals.stop() => warn!("stopped at once"),
-            _ = tokio::time::sleep(self.drain) => {
-                warn!("the drain time has passed; what still ran is cut off");
-                flush();
+        let _ = guard(Task::Drain, || drop((listeners, admin)));
+        let (until, last) = (Instant::now() + drain, publish.borrow().clone());
+        // Once more after a panic, which is to cut no exchange off.
+        for _ in 0..2 {
+            if supervised(Task::Drain, drained(&mut outcomes, signals, until, &last)).await.is_ok() {
+                return;
             }
         }
     }
@@ -382,6 +425,28 @@ impl Reloader {
             warn!("the number of workers changes at the next start");
         }
         Ok(format!("reloaded: generation {serial}"))
+    }
+}
+
+/// Waits until all workers have ended, the time is over or another signal comes; then writes what is still to be written.
+async fn drained(
+    outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>,
+    signals: &mut Signals,
+    until: Instant,
+    last: &Generation,
+) {
+    let ended = async { while outcomes.recv().await.is_some() {} };
+    let flush = || {
+        last.store.flush(FLUSH);
+        last.access_log.iter().for_each(|log| log.flush(FLUSH_LOG));
+    };
+    tokio::select! {
+        _ = ended => flush(),
+        () = signals.stop() => warn!("stopped at once"),
+        () = tokio::time::sleep_until(until) => {
+            warn!("the drain time has passed; what still ran is cut off");
+            flush();
+        }
     }
 }
 

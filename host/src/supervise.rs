@@ -21,6 +21,8 @@ pub enum Task {
     CacheScan,
     CacheWriter,
     Connection,
+    Control,
+    Drain,
     HealthCheck,
     Log,
     Lookup,
@@ -56,7 +58,7 @@ thread_local! {
 
 impl Task {
     /// All tasks, each at its own discriminant.
-    pub const ALL: [Task; 25] = [
+    pub const ALL: [Task; 27] = [
         Task::AccessLog,
         Task::Accept,
         Task::Admin,
@@ -65,6 +67,8 @@ impl Task {
         Task::CacheScan,
         Task::CacheWriter,
         Task::Connection,
+        Task::Control,
+        Task::Drain,
         Task::HealthCheck,
         Task::Log,
         Task::Lookup,
@@ -95,6 +99,8 @@ impl Task {
             Task::CacheScan => "cache-scan",
             Task::CacheWriter => "cache-writer",
             Task::Connection => "connection",
+            Task::Control => "control",
+            Task::Drain => "drain",
             Task::HealthCheck => "health-check",
             Task::Log => "log",
             Task::Lookup => "lookup",
