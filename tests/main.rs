@@ -19,6 +19,7 @@ mod hooks;
 mod http2;
 mod http2_endpoint;
 mod idle_streams;
+mod interim;
 mod layers;
 mod limits;
 mod loading;

@@ -22,6 +22,7 @@ use crate::upload::{RequestBody, Rest, Upload};
 use crate::upstream::connect::Wanted;
 use crate::upstream::connecting::Connecting;
 use crate::upstream::connection::{Answered, Connection, Unsent};
+use crate::upstream::interim;
 use crate::upstream::retry::Reached;
 use crate::upstream::seats::Flight;
 use crate::upstream::slots::Slots;
@@ -344,6 +345,9 @@ fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
 }
 
 fn from_hyper(error: hyper::Error, limits: HeadLimits) -> Error {
+    if let Some(refusal) = interim::refusal(&error) {
+        return Error::new(Kind::ResponseHeadSize, refusal).met("limits.response-head");
+    }
     if error.is_parse_too_large() {
         return too_large(limits);
     }

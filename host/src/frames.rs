@@ -12,6 +12,18 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The type of a frame that begins a head or trailers.
 pub const HEADERS: u8 = 1;
 
+/// The type of a frame of content.
+pub const DATA: u8 = 0;
+
+/// The type of a frame that ends a stream before its time.
+pub const RST_STREAM: u8 = 3;
+
+/// The type of a frame that goes on with a head or trailers.
+pub const CONTINUATION: u8 = 9;
+
+/// The flag of HEADERS and DATA that end their side of a stream.
+pub const END_STREAM: u8 = 1;
+
 /// The bytes of a frame header.
 const HEAD: usize = 9;
 

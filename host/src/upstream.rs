@@ -26,6 +26,7 @@ pub mod dns;
 pub mod endpoint;
 mod endpoint_frames;
 pub mod health;
+pub mod interim;
 pub mod live;
 pub mod race;
 pub mod reads;

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{FrameHead, HEADERS};
+use super::{DATA, END_STREAM, FrameHead, HEADERS};
 
 /// The allowances that are left to a client.
 #[derive(Debug)]
@@ -78,9 +78,7 @@ const ALLOWANCES: [Allowance; KINDS] = [
 /// afterwards, bit by bit.
 const MOST: u64 = 100_000;
 
-const DATA: u8 = 0;
 const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
 
 impl FrameBudget {
     /// Creates the budget of a connection that begins.

@@ -15,6 +15,7 @@ use super::connection::Connection;
 use super::slots::Slot;
 use super::statuses::Statuses;
 use super::{EndpointAddr, HeadLimits};
+use crate::error::causes;
 use crate::proxy_protocol;
 use crate::upload::RequestBody;
 
@@ -169,7 +170,7 @@ fn aim(
 async fn exchange(connection: &mut Connection, request: Request<RequestBody>) -> Result<Answer, String> {
     let mut answer = pin!(connection.send(request));
     let response = poll_fn(|cx| connection.drive(cx, |cx| answer.as_mut().poll(cx))).await;
-    let (head, mut content) = response.map_err(|unsent| unsent.into_error().to_string())?.into_parts();
+    let (head, mut content) = response.map_err(|unsent| causes(&unsent.into_error()))?.into_parts();
     let mut answer = Answer { status: head.status, content: Vec::new(), trailers: HeaderMap::new() };
     // A response without content may have its gRPC status among the fields.
     if let Some(status) = head.headers.get(&GRPC_STATUS) {

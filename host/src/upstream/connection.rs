@@ -114,7 +114,7 @@ pin_project! {
     /// The response of either version.
     #[project = AnswerProjection]
     enum Answer<A, B> {
-        Http1 { #[pin] answer: A },
+        Http1 { #[pin] answer: A, reads: Option<ReadLimit> },
         Http2 { #[pin] answer: B },
     }
 }
@@ -163,7 +163,7 @@ impl Connection {
         let list = u32::try_from(head.bytes.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX);
         builder.max_header_list_size(list).max_send_buf_size(SEND_BUFFER);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
-        let transport = CountedFrames { io: transport, counter: EndpointFrames::default() };
+        let transport = CountedFrames { io: transport, counter: EndpointFrames::new(head.bytes) };
         let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
         let counted = slot.counted();
         let task = spawn(Task::UpstreamConnection, async move {
@@ -209,7 +209,11 @@ impl Connection {
     /// Hands a request over. What comes of it is known as the connection is driven.
     pub fn send(&mut self, request: Request<RequestBody>) -> impl Future<Output = Answered> + use<> {
         match &mut self.sender {
-            Sender::Http1(sender) => Answer::Http1 { answer: sender.try_send_request(request) },
+            Sender::Http1(sender) => {
+                let reads = self.reads.clone();
+                reads.iter().for_each(|reads| reads.before_response().begin(self.head.bytes));
+                Answer::Http1 { answer: sender.try_send_request(request), reads }
+            }
             Sender::Http2(sender) => Answer::Http2 { answer: sender.sender.try_send_request(request) },
         }
     }
@@ -334,7 +338,15 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
         let polled = match self.project() {
-            AnswerProjection::Http1 { answer } => answer.poll(cx),
+            AnswerProjection::Http1 { answer, reads } => {
+                let polled = answer.poll(cx);
+                match reads.as_ref().map(ReadLimit::before_response) {
+                    Some(before) if polled.is_pending() => before.still_missing(),
+                    Some(before) => before.end(),
+                    None => {}
+                }
+                polled
+            }
             AnswerProjection::Http2 { answer } => answer.poll(cx),
         };
         polled.map_err(Box::new)

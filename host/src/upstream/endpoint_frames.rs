@@ -1,66 +1,201 @@
 //! The frames of an endpoint that speaks HTTP/2. Its connection ends if it sends far more of them than its responses
 //! explain: h2 handles PINGs, SETTINGS and the like without end, on a worker that has others to serve.
 
+use std::collections::HashMap;
 use std::io;
 use std::task::Poll;
 use std::time::Instant;
 
+use super::interim;
 use crate::frames::budget::FrameBudget;
 use crate::frames::counted::Counter;
-use crate::frames::{FrameHead, FrameScanner, HEADERS, PREFACE};
+use crate::frames::{CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, HEADERS, PREFACE, RST_STREAM};
 
 /// The counter of an endpoint's frames. Reads fail once a kind of frame is beyond its allowance.
 pub struct EndpointFrames {
     incoming: FrameScanner,
     outgoing: FrameScanner,
     budget: FrameBudget,
-    /// Heads and trailers that the endpoint may send.
-    heads_left: u64,
-    flood: Option<&'static str>,
+    heads: Heads,
+    flood: Option<Flood>,
 }
 
-/// Heads that an endpoint may send for each request: interim ones, the final one, and trailers.
-const HEADS_PER_REQUEST: u64 = 32;
+/// The heads that an endpoint sends.
+struct Heads {
+    /// The limit of the heads before a response's own, in bytes.
+    limit: usize,
+    /// Heads and trailers that the endpoint may send on all streams.
+    left: usize,
+    /// The bytes of heads on each stream that has not ended.
+    streams: HashMap<u32, usize>,
+}
 
-impl Default for EndpointFrames {
-    /// Returns the counter of a connection whose preface hasn't been sent yet.
-    fn default() -> Self {
+/// The frames that are too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flood {
+    Kind(&'static str),
+    /// Heads before a response's own.
+    Interim,
+}
+
+/// A head counts as so many bytes at least: what it takes once it is decoded.
+const LEAST_HEAD: usize = 1 << 10;
+
+/// The bytes of a response's head and its trailers, as they count beside those of informational responses.
+const OWN_HEADS: usize = 3 * LEAST_HEAD;
+
+/// Streams whose heads are counted: more than any endpoint serves at a time.
+const MOST_STREAMS: usize = 1 << 16;
+
+impl EndpointFrames {
+    /// Returns the counter of a connection whose preface hasn't been sent yet. The limit of a response's head, in bytes,
+    /// holds for informational responses before it too.
+    pub fn new(limit: usize) -> Self {
         let (incoming, outgoing) = (FrameScanner::after(0), FrameScanner::after(PREFACE.len()));
-        let budget = FrameBudget::new(Instant::now());
-        EndpointFrames { incoming, outgoing, budget, heads_left: 0, flood: None }
+        let heads = Heads { limit, left: 0, streams: HashMap::new() };
+        EndpointFrames { incoming, outgoing, budget: FrameBudget::new(Instant::now()), heads, flood: None }
     }
 }
 
 impl Counter for EndpointFrames {
     fn received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
-        let EndpointFrames { incoming, budget, heads_left, flood, .. } = self;
+        let EndpointFrames { incoming, budget, heads, flood, .. } = self;
         incoming.scan(bytes, |head| {
-            if let Err(name) = count(budget, heads_left, head) {
+            let counted = heads.received(head).and_then(|()| {
+                let kind = |kind: crate::frames::budget::FrameKind| Flood::Kind(kind.name());
+                budget.received(head).map_err(kind)
+            });
+            if let Err(name) = counted {
                 flood.get_or_insert(name);
             }
         });
     }
 
     fn sent(&mut self, bytes: &[u8]) {
-        let EndpointFrames { outgoing, budget, heads_left, .. } = self;
+        let EndpointFrames { outgoing, budget, heads, .. } = self;
         outgoing.scan(bytes, |head| {
-            if head.kind == HEADERS {
-                *heads_left += HEADS_PER_REQUEST;
-            }
+            heads.sent(head);
             budget.sent(head);
         });
     }
 
     fn end_of_reads(&self) -> Option<Poll<io::Result<()>>> {
-        let kind = self.flood?;
-        Some(Poll::Ready(Err(io::Error::other(format!("the endpoint sends too many frames ({kind})")))))
+        let error = match self.flood? {
+            Flood::Kind(kind) => io::Error::other(format!("the endpoint sends too many frames ({kind})")),
+            Flood::Interim => interim::refused(self.heads.limit),
+        };
+        Some(Poll::Ready(Err(error)))
     }
 }
 
-fn count(budget: &mut FrameBudget, heads_left: &mut u64, head: FrameHead) -> Result<(), &'static str> {
-    if head.kind == HEADERS {
-        *heads_left = heads_left.checked_sub(1).ok_or("HEADERS")?;
+impl Heads {
+    fn sent(&mut self, head: FrameHead) {
+        match head.kind {
+            HEADERS => self.left += self.limit.saturating_add(OWN_HEADS) / LEAST_HEAD,
+            RST_STREAM => drop(self.streams.remove(&head.stream)),
+            _ => {}
+        }
     }
-    budget.received(head).map_err(|kind| kind.name())
+
+    fn received(&mut self, head: FrameHead) -> Result<(), Flood> {
+        let ends = head.flags & END_STREAM != 0;
+        match head.kind {
+            HEADERS => {
+                if !ends {
+                    self.begin_head(head)?;
+                }
+                self.left = self.left.checked_sub(1).ok_or(Flood::Kind("HEADERS"))?;
+            }
+            CONTINUATION => {
+                if let Some(bytes) = self.streams.get_mut(&head.stream) {
+                    *bytes = bytes.saturating_add(head.length);
+                }
+            }
+            _ => {}
+        }
+        if head.kind == RST_STREAM || ends && matches!(head.kind, HEADERS | DATA) {
+            self.streams.remove(&head.stream);
+        }
+        Ok(())
+    }
+
+    /// Counts a head that doesn't end its stream. Those before it on the stream were of informational responses.
+    fn begin_head(&mut self, head: FrameHead) -> Result<(), Flood> {
+        if self.streams.len() >= MOST_STREAMS {
+            return Err(Flood::Kind("HEADERS"));
+        }
+        let before = self.streams.entry(head.stream).or_default();
+        if *before > self.limit {
+            return Err(Flood::Interim);
+        }
+        *before = before.saturating_add(head.length.max(LEAST_HEAD));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32) -> FrameHead {
+        FrameHead { length: 5, kind, flags, stream }
+    }
+
+    fn heads(limit: usize) -> Heads {
+        let mut heads = Heads { limit, left: 0, streams: HashMap::new() };
+        heads.sent(frame(HEADERS, END_STREAM, 1));
+        heads
+    }
+
+    /// Counts frames until one is refused; returns the number of accepted ones, and the reason.
+    fn accepted(heads: &mut Heads, head: FrameHead) -> (usize, Option<Flood>) {
+        let refused = (0..10_000).find_map(|number| heads.received(head).err().map(|flood| (number, Some(flood))));
+        refused.unwrap_or((10_000, None))
+    }
+
+    #[test]
+    fn heads_before_a_response_have_an_end_on_each_stream() {
+        let interim = frame(HEADERS, 0, 1);
+        assert_eq!(accepted(&mut heads(32 << 10), interim), (33, Some(Flood::Interim)));
+        assert_eq!(accepted(&mut heads(1 << 10), interim), (2, Some(Flood::Interim)));
+        // Earlier requests leave a stream no more than its own.
+        let mut many = heads(4 << 10);
+        for stream in (3..2000).step_by(2) {
+            many.sent(frame(HEADERS, END_STREAM, stream));
+            for (kind, flags) in [(HEADERS, 0), (HEADERS, 0), (DATA, 0), (HEADERS, END_STREAM)] {
+                assert_eq!(many.received(frame(kind, flags, stream)), Ok(()));
+            }
+        }
+        assert_eq!((accepted(&mut many, interim), many.streams.len()), ((5, Some(Flood::Interim)), 1));
+    }
+
+    #[test]
+    fn long_heads_count_as_they_are() {
+        let mut heads = heads(32 << 10);
+        let long = FrameHead { length: 16 << 10, ..frame(HEADERS, 0, 1) };
+        assert_eq!(heads.received(long), Ok(()));
+        assert_eq!(heads.received(FrameHead { length: 16 << 10, ..frame(CONTINUATION, 0, 1) }), Ok(()));
+        assert_eq!(accepted(&mut heads, long), (1, Some(Flood::Interim)));
+    }
+
+    #[test]
+    fn heads_of_streams_that_have_ended_have_an_end() {
+        let (accepted, flood) = accepted(&mut heads(32 << 10), frame(HEADERS, END_STREAM, 1));
+        assert!(accepted <= 40 && flood == Some(Flood::Kind("HEADERS")), "{accepted} {flood:?}");
+    }
+
+    #[test]
+    fn streams_that_have_ended_are_forgotten() {
+        let mut heads = heads(32 << 10);
+        for end in [frame(DATA, END_STREAM, 1), frame(RST_STREAM, 0, 1), frame(HEADERS, END_STREAM, 1)] {
+            heads.received(frame(HEADERS, 0, 1)).unwrap();
+            assert_eq!(heads.streams.len(), 1);
+            heads.received(end).unwrap();
+            assert!(heads.streams.is_empty());
+        }
+        heads.received(frame(HEADERS, 0, 1)).unwrap();
+        heads.sent(frame(RST_STREAM, 0, 1));
+        assert!(heads.streams.is_empty());
+    }
 }

@@ -1,4 +1,4 @@
-//! A transport to an endpoint that reads at most so many bytes at once. hyper sizes its buffer by what it reads, so this
+//! A transport to an endpoint that reads at most so many bytes at once, and at most so many before a response. hyper sizes its buffer by what it reads, so this
 //! bounds what an HTTP/1 connection holds for a client that is slow to take it.
 //!
 //! An endpoint may answer before it has read all of a request's content, and close: the reset that follows fails the next
@@ -8,15 +8,22 @@ use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 
+use super::interim::{BeforeResponse, Permission};
 use crate::backlog::SHORT;
 
-/// The bound of a single read, in bytes, shared by a transport and the exchange that uses it.
+/// The bounds of reads, shared by a transport and the exchange that uses it.
 #[derive(Clone)]
-pub struct ReadLimit(Rc<Cell<usize>>);
+pub struct ReadLimit(Rc<Bounds>);
+
+struct Bounds {
+    /// The bound of a single read, in bytes.
+    piece: Cell<usize>,
+    before_response: BeforeResponse,
+}
 
 /// A transport whose reads are bounded.
 pub struct BoundedReads<T> {
@@ -29,14 +36,19 @@ pub struct BoundedReads<T> {
 impl Default for ReadLimit {
     /// Returns the bound that holds for the head of a response, before anything is known of its client.
     fn default() -> Self {
-        ReadLimit(Rc::new(Cell::new(SHORT - 1)))
+        ReadLimit(Rc::new(Bounds { piece: Cell::new(SHORT - 1), before_response: BeforeResponse::default() }))
     }
 }
 
 impl ReadLimit {
     /// Sets the bound of each read from now on; `None` for that of a new exchange.
     pub fn set(&self, bytes: Option<usize>) {
-        self.0.set(bytes.unwrap_or(SHORT - 1));
+        self.0.piece.set(bytes.unwrap_or(SHORT - 1));
+    }
+
+    /// Returns what bounds the bytes before a response.
+    pub fn before_response(&self) -> &BeforeResponse {
+        &self.0.before_response
     }
 }
 
@@ -60,9 +72,20 @@ impl<T: AsyncRead> BoundedReads<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for BoundedReads<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let limit = self.limit.0.get() as u64;
-        self.transport.set_limit(limit);
-        Pin::new(&mut self.transport).poll_read(cx, buffer)
+        let BoundedReads { transport, limit, .. } = &mut *self;
+        match limit.before_response().permission() {
+            Permission::Read => {}
+            Permission::Wait => {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Permission::Refused(error) => return Poll::Ready(Err(error)),
+        }
+        transport.set_limit(limit.0.piece.get() as u64);
+        let before = buffer.filled().len();
+        ready!(Pin::new(transport).poll_read(cx, buffer))?;
+        limit.before_response().read(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
     }
 }
 
