@@ -20,6 +20,7 @@ use crate::plugin::failure::Exchange;
 use crate::plugin::instance::{Instance, Trap};
 use crate::plugin::maker::Ordered;
 use crate::plugin::places::Tenancy;
+use crate::plugin::share::Shares;
 use crate::plugin::slot::{Guard, Slot};
 use crate::plugin::transform::Bodies;
 use crate::respond::ErrorPages;
@@ -173,6 +174,7 @@ impl Running {
     pub fn new(
         generation: Arc<Generation>,
         pools: &Rc<Pools>,
+        shares: &Rc<Shares>,
         place: Place,
         alive: mpsc::WeakSender<()>,
         now: Instant,
@@ -189,7 +191,7 @@ impl Running {
         };
         let upstreams = generation.upstreams.iter().map(view).collect();
         let filters = generation.bindings.iter().map(|_| Slot::default()).collect();
-        let guard = |binding: &Arc<Binding>| Rc::new(Guard::new(binding.clone(), place.clone(), now));
+        let guard = |binding: &Arc<Binding>| Rc::new(Guard::new(binding.clone(), place.clone(), shares, now));
         let guards: Vec<Rc<Guard>> = generation.bindings.iter().map(guard).collect();
         let bodies = generation.bindings.iter().map(|_| Rc::default()).collect();
         let timers = timers(&generation, now);

@@ -18,7 +18,7 @@ mod memory;
 pub mod places;
 pub mod policy;
 mod proposals;
-mod share;
+pub mod share;
 pub mod slot;
 pub mod supply;
 pub mod transform;

@@ -24,6 +24,7 @@ use crate::failure_log::{self, Topic};
 use crate::generation::{Generation, Running};
 use crate::metered::Metered;
 use crate::metrics::Place;
+use crate::plugin::share::Shares;
 use crate::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, turn};
 use crate::tcp::Tcp;
 use crate::upstream::Pools;
@@ -52,6 +53,15 @@ pub struct Orders {
     pub place: Place,
     /// The count of client connections, over all workers.
     pub admission: Arc<Admission>,
+}
+
+/// The parts of a worker that all its generations share.
+#[derive(Clone)]
+struct Lasting {
+    pools: Rc<Pools>,
+    shares: Rc<Shares>,
+    /// The worker ends with the last holder.
+    alive: mpsc::WeakSender<()>,
 }
 
 /// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
@@ -86,8 +96,8 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let pools = Rc::new(Pools::default());
     let first = generation.borrow().clone();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
-    let alike = (pools.clone(), alive.downgrade());
-    let running = match prepare(first, &alike, &place).await {
+    let lasting = Lasting { pools: pools.clone(), shares: Rc::default(), alive: alive.downgrade() };
+    let running = match prepare(first, &lasting, &place).await {
         Ok(running) => running,
         Err(error) => {
             let _ = swapped.send(Err(error.clone()));
@@ -99,7 +109,7 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_turns(Task::Sweep, sweep(pools.clone(), current.clone()));
     let ticking = spawn_turns(Task::Tick, tick(clock.clone(), pools.clone(), current.clone(), admission.clone()));
-    let swapping = spawn_turns(Task::Swap, swap(generation, place, alike, current.clone(), swapped));
+    let swapping = spawn_turns(Task::Swap, swap(generation, place, lasting, current.clone(), swapped));
     listen(sockets, Seat { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
     clock.stop();
     // Every connection holds a sender, so this ends with the last of them.
@@ -113,14 +123,14 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
 async fn swap(
     mut generation: watch::Receiver<Arc<Generation>>,
     place: Place,
-    alike: (Rc<Pools>, mpsc::WeakSender<()>),
+    lasting: Lasting,
     current: Rc<RefCell<Rc<Running>>>,
     swapped: mpsc::UnboundedSender<Result<(), String>>,
 ) {
     while generation.changed().await.is_ok() {
         let next = generation.borrow_and_update().clone();
         // What the old view of the worker does at its end is no part of the swap.
-        let outcome = prepare(next, &alike, &place).await;
+        let outcome = prepare(next, &lasting, &place).await;
         let outcome = outcome.map(|next| drop(guard(Task::Swap, || current.replace(Rc::new(next)).retire())));
         let _ = swapped.send(outcome);
     }
@@ -128,12 +138,9 @@ async fn swap(
 
 /// The worker's view of a generation, whose instances are made by another thread. Whatever goes wrong is told: who waits
 /// for the worker would wait for ever.
-async fn prepare(
-    generation: Arc<Generation>,
-    (pools, alive): &(Rc<Pools>, mpsc::WeakSender<()>),
-    place: &Place,
-) -> Result<Running, String> {
-    let made = || Running::new(generation, pools, place.clone(), alive.clone(), Instant::now());
+async fn prepare(generation: Arc<Generation>, lasting: &Lasting, place: &Place) -> Result<Running, String> {
+    let Lasting { pools, shares, alive } = lasting;
+    let made = || Running::new(generation, pools, shares, place.clone(), alive.clone(), Instant::now());
     let running = guard(Task::Swap, made).map_err(|panicked| panicked.to_string())?;
     running.warm().await.map_err(|trap| trap.to_string())?;
     Ok(running)

@@ -1,24 +1,50 @@
-//! The share of a worker's time that a configured plugin may take: a token bucket, charged at ticks of the engine's
-//! clock.
+//! The share of a worker's time that a configured plugin may take: token buckets, charged at ticks of the engine's clock.
 //!
 //! A tick meets a call of `t` with the probability `t / TICK`, at a time that is spread evenly over the call. A charge
 //! of `TICK * weight(time left in the call)` at each tick is therefore, on average, the integral of `weight` over the
 //! call, though no clock is read for calls that no tick meets.
+//!
+//! All calls take from a bucket that holds the share of a minute. Long calls take from another one too, which holds the
+//! share of twenty seconds, or one call that takes all of its limit: what may be used at once is used within a second by
+//! a plugin that is called all the time, and then it makes few calls. The refill of that bucket is divided between the
+//! plugins of a worker that have made long calls lately: requests that wait behind calls don't care how many plugins
+//! those belong to.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use super::engine::TICK;
 
 /// The share of a configured plugin on one worker.
 pub struct Share {
+    /// The address of what the plugin's version has in common: a reload that doesn't change the version keeps the share.
+    version: usize,
     /// Percent of the worker's time.
     percent: u8,
-    /// Microseconds that may still be charged; negative while the share is used up.
+    /// The bucket of all calls.
+    all: Bucket,
+    /// The bucket of calls that are longer than [`SHORT`].
+    long: Bucket,
+    /// The time at which `long` is full again, as the plugins of the worker know it.
+    full_at: Cell<Instant>,
+    worker: Rc<Shares>,
+    is_spent: Cell<bool>,
+}
+
+/// The shares of all plugins of a worker.
+#[derive(Default)]
+pub struct Shares(RefCell<Vec<Weak<Share>>>);
+
+/// A token bucket that is refilled by time. Its tokens are microseconds of the worker's time of which the share is what
+/// calls may take.
+struct Bucket {
+    /// Negative while the share is used up.
     level: Cell<i64>,
     /// When `level` was last refilled.
     refilled: Cell<Instant>,
-    is_spent: Cell<bool>,
+    /// The highest level.
+    most: i64,
 }
 
 /// The default of `limits.share`. Calls of 20 µs may come 25,000 times a second; a call of 45 ms once in twelve seconds.
@@ -27,9 +53,13 @@ pub const DEFAULT_SHARE: u8 = 50;
 /// A share that is not limited.
 pub const WHOLE: u8 = 100;
 
-/// The time whose share may be used at once, and that a single call can use up at most. Some four calls of 50 ms: a few
-/// late calls are forgiven, and no call blocks a plugin for longer than a minute.
+/// The time whose share calls may use at once, and that a single call can use up at most: no call blocks a plugin that
+/// is the only one with long calls for longer than a minute.
 const WINDOW: Duration = Duration::from_secs(60);
+
+/// The time whose share long calls may use at once: two calls of 45 ms by default. With four, so many would be left for
+/// a worker after a second of ten late requests, spread over two workers, that they show in the others' 99th percentile.
+const LONG_WINDOW: Duration = Duration::from_secs(20);
 
 /// A call that lasts longer delays requests that wait behind it, as many as come meanwhile, each for as long as the call
 /// still takes. Its cost therefore grows with the square of the time beyond this.
@@ -40,11 +70,23 @@ const SHORT: Duration = Duration::from_millis(1);
 const STEEPNESS: i64 = 3;
 
 impl Share {
-    /// A share that has not been used yet.
-    pub fn new(percent: u8, now: Instant) -> Self {
-        let share = Share { percent, level: Cell::new(0), refilled: Cell::new(now), is_spent: Cell::new(false) };
-        share.level.set(share.most());
-        share
+    /// Returns the share of a plugin's version, or one that has not been used yet; calls take `limit` at most.
+    pub fn of(version: usize, percent: u8, limit: Duration, worker: &Rc<Shares>, now: Instant) -> Rc<Self> {
+        let known = worker.0.borrow().iter().filter_map(Weak::upgrade).find(|share| share.version == version);
+        known.unwrap_or_else(|| {
+            let share = Rc::new(Share::new(version, percent, limit, worker, now));
+            worker.0.borrow_mut().push(Rc::downgrade(&share));
+            share
+        })
+    }
+
+    fn new(version: usize, percent: u8, limit: Duration, worker: &Rc<Shares>, now: Instant) -> Self {
+        // One call that takes all of its limit is forgiven: the calls after it are not to blame.
+        let one = cost(limit + TICK).saturating_mul(100) / i64::from(percent.max(1));
+        let long = Bucket::new(one.clamp(micros(LONG_WINDOW), micros(WINDOW)), now);
+        let all = Bucket::new(micros(WINDOW), now);
+        let (full_at, worker, is_spent) = (Cell::new(now), worker.clone(), Cell::new(false));
+        Share { version, percent, all, long, full_at, worker, is_spent }
     }
 
     /// Whether the share was used up at the last charge.
@@ -54,53 +96,87 @@ impl Share {
 
     /// Returns `None` if a call may be made, or the time until one may be made.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
-        self.refill(now);
-        if self.level.get() >= 0 {
-            self.is_spent.set(false);
-            return None;
-        }
-        Some(Duration::from_micros(self.level.get().unsigned_abs() * 100 / u64::from(self.percent.max(1))))
+        let others = self.others(now);
+        self.all.refill(now, 1);
+        self.long.refill(now, others + 1);
+        let missing = (-self.all.level.get()).max((-self.long.level.get()).saturating_mul(others + 1));
+        self.is_spent.set(missing > 0);
+        (missing > 0).then(|| Duration::from_micros(missing.unsigned_abs()))
     }
 
     /// Charges a call that was met by a tick, and then took so much more CPU time.
     pub fn charge_ticks(&self, since_first_tick: Duration, now: Instant) {
         let mut left = since_first_tick;
-        let mut cost = tick_cost(left);
+        let (mut time, mut cost) = (micros(TICK), tick_cost(left));
         while let Some(later) = left.checked_sub(TICK)
-            && cost < 2 * self.most()
+            && cost < 2 * micros(WINDOW)
         {
             left = later;
+            time += micros(TICK);
             cost += tick_cost(left);
         }
-        self.charge(cost, now);
+        self.charge(time, if since_first_tick > SHORT { cost } else { 0 }, now);
     }
 
     /// Charges work whose CPU time is known.
     pub fn charge_time(&self, time: Duration, now: Instant) {
-        let beyond = micros(time.saturating_sub(SHORT));
-        let square = beyond.saturating_mul(beyond) / micros(SHORT);
-        self.charge(micros(time).saturating_add(square.saturating_mul(STEEPNESS)), now);
+        self.charge(micros(time), if time > SHORT { cost(time) } else { 0 }, now);
     }
 
-    fn charge(&self, cost: i64, now: Instant) {
+    /// Charges the time of a call, and its cost as a long one.
+    fn charge(&self, time: i64, long: i64, now: Instant) {
         if self.percent >= WHOLE {
             return;
         }
-        self.refill(now);
-        self.level.set(self.level.get().saturating_sub(cost).max(-self.most()));
-        self.is_spent.set(self.level.get() < 0);
+        self.all.refill(now, 1);
+        self.all.charge(time, self.percent);
+        if long > 0 {
+            let others = self.others(now);
+            self.long.refill(now, others + 1);
+            self.long.charge(long, self.percent);
+            let missing = (self.long.most - self.long.level.get()).saturating_mul(others + 1);
+            self.full_at.set(now + Duration::from_micros(missing.unsigned_abs()));
+        }
+        self.is_spent.set(self.all.level.get() < 0 || self.long.level.get() < 0);
     }
 
-    fn refill(&self, now: Instant) {
-        let passed = micros(now.saturating_duration_since(self.refilled.replace(now)).min(2 * WINDOW));
-        let refilled = self.level.get() + passed * i64::from(self.percent) / 100;
-        self.level.set(refilled.min(self.most()));
+    /// The number of other plugins of the worker that have made long calls lately.
+    fn others(&self, now: Instant) -> i64 {
+        let shares = self.worker.0.borrow();
+        let is_other = |share: &Rc<Share>| share.full_at.get() > now && !std::ptr::eq(&**share, self);
+        i64::try_from(shares.iter().filter_map(Weak::upgrade).filter(is_other).count()).unwrap_or(i64::MAX - 1)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.worker.0.borrow_mut().retain(|share| share.strong_count() > 0);
+    }
+}
+
+impl Bucket {
+    fn new(most: i64, now: Instant) -> Self {
+        Bucket { level: Cell::new(most), refilled: Cell::new(now), most }
     }
 
-    /// The highest level, in microseconds.
-    fn most(&self) -> i64 {
-        micros(WINDOW) * i64::from(self.percent) / 100
+    /// Adds the time that has passed, of which others have a part each.
+    fn refill(&self, now: Instant, parts: i64) {
+        let passed = micros(now.saturating_duration_since(self.refilled.replace(now)));
+        self.level.set(self.level.get().saturating_add(passed / parts).min(self.most));
     }
+
+    /// Takes the time of which this is so many percent.
+    fn charge(&self, time: i64, percent: u8) {
+        let taken = time.saturating_mul(100) / i64::from(percent.max(1));
+        self.level.set(self.level.get().saturating_sub(taken).max(-micros(WINDOW)));
+    }
+}
+
+/// The cost of a call in microseconds.
+fn cost(time: Duration) -> i64 {
+    let beyond = micros(time.saturating_sub(SHORT));
+    let square = beyond.saturating_mul(beyond) / micros(SHORT);
+    micros(time).saturating_add(square.saturating_mul(STEEPNESS))
 }
 
 /// The cost of a tick that met a call with so much time left: [`TICK`] times the derivative of the cost of a call.
@@ -118,32 +194,69 @@ fn micros(time: Duration) -> i64 {
 mod tests {
     use super::*;
 
-    /// The calls of a length that a share admits in ten minutes, when calls come as fast as they can. Ticks meet them at
-    /// random, as on a machine that does other things too: a caller in step with ticks would be charged by chance.
-    fn admitted(length: Duration, percent: u8) -> u64 {
-        let began = Instant::now();
-        let (share, mut now, mut calls) = (Share::new(percent, began), began, 0);
-        let (mut next_tick, mut random) = (began + TICK, 1_u64);
-        while now < began + Duration::from_secs(600) {
-            if let Some(wait) = share.wait(now) {
-                now += wait + Duration::from_micros(1);
-                continue;
+    const CPU: Duration = Duration::from_millis(50);
+    const LONG: Duration = Duration::from_millis(45);
+
+    /// A worker whose plugins are called over and over, by a clock of its own. Ticks meet calls at random, as on a machine
+    /// that does other things too: a caller in step with ticks would be charged by chance.
+    struct Worker {
+        began: Instant,
+        now: Instant,
+        next_tick: Instant,
+        random: u64,
+        shares: Rc<Shares>,
+    }
+
+    impl Worker {
+        fn new(random: u64) -> Self {
+            let now = Instant::now();
+            Worker { began: now, now, next_tick: now + TICK, random, shares: Rc::default() }
+        }
+
+        /// The share of a new version.
+        fn share(&self, percent: u8) -> Rc<Share> {
+            let version = self.shares.0.borrow().len();
+            Share::of(version, percent, CPU, &self.shares, self.now)
+        }
+
+        /// Makes a call if the share admits it.
+        fn call(&mut self, share: &Share, length: Duration) -> Result<(), Duration> {
+            if share.is_spent()
+                && let Some(wait) = share.wait(self.now)
+            {
+                return Err(wait);
             }
-            while next_tick <= now {
-                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                next_tick += TICK + Duration::from_micros((random >> 33) % 500);
+            while self.next_tick <= self.now {
+                self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                self.next_tick += TICK + Duration::from_micros((self.random >> 33) % 500);
             }
-            let end = now + length;
-            if next_tick < end {
-                share.charge_ticks(end - next_tick, end);
+            self.now += length;
+            if self.next_tick < self.now {
+                share.charge_ticks(self.now - self.next_tick, self.now);
             }
-            (now, calls) = (end + Duration::from_micros(7), calls + 1);
+            Ok(())
+        }
+
+        fn passed(&self) -> Duration {
+            self.now - self.began
+        }
+    }
+
+    /// The calls of a length that a share admits in a time, when calls come as fast as they can.
+    fn admitted(length: Duration, percent: u8, time: Duration, random: u64) -> u64 {
+        let (mut worker, mut calls) = (Worker::new(random), 0);
+        let share = worker.share(percent);
+        while worker.passed() < time {
+            match worker.call(&share, length) {
+                Ok(()) => (worker.now, calls) = (worker.now + Duration::from_micros(7), calls + 1),
+                Err(wait) => worker.now += wait + Duration::from_micros(1),
+            }
         }
         calls
     }
 
     fn portion(length: Duration, percent: u8) -> f64 {
-        length.as_secs_f64() * admitted(length, percent) as f64 / 600.0
+        length.as_secs_f64() * admitted(length, percent, Duration::from_secs(600), 1) as f64 / 600.0
     }
 
     #[test]
@@ -151,30 +264,88 @@ mod tests {
         // Less than half: after each wait, calls are made until the next tick, which is half a tick away on average.
         let short = portion(Duration::from_micros(200), 50);
         assert!((0.3..0.60).contains(&short), "{short}");
-        let long = portion(Duration::from_millis(45), 50);
+        let long = portion(LONG, 50);
         assert!(long < 0.006, "{long}");
         let between = portion(Duration::from_millis(3), 50);
         assert!((0.02..0.2).contains(&between), "{between}");
     }
 
     #[test]
-    fn a_single_late_call_is_forgiven_and_no_call_blocks_for_longer_than_the_window() {
-        let now = Instant::now();
-        let share = Share::new(DEFAULT_SHARE, now);
-        share.charge_ticks(Duration::from_millis(55), now);
-        assert!(!share.is_spent());
-        share.charge_ticks(Duration::from_secs(3600), now);
-        assert!(share.is_spent());
-        let wait = share.wait(now).unwrap();
-        assert!(wait <= WINDOW, "{wait:?}");
-        assert_eq!(share.wait(now + wait + Duration::from_millis(1)), None);
+    fn two_long_calls_may_follow_each_other_and_one_more_in_twelve_seconds() {
+        for random in 1..50 {
+            let at_once = admitted(LONG, 50, Duration::from_secs(1), random);
+            let calls = admitted(LONG, 50, Duration::from_secs(12), random);
+            assert!((2..=3).contains(&at_once) && (3..=4).contains(&calls), "{at_once} {calls}");
+        }
+    }
+
+    #[test]
+    fn many_plugins_with_long_calls_have_one_refill_between_them() {
+        for plugins in [3, 10] {
+            let mut worker = Worker::new(1);
+            let shares: Vec<Rc<Share>> = (0..plugins).map(|_| worker.share(50)).collect();
+            let mut late = 0;
+            while worker.passed() < Duration::from_secs(600) {
+                let after_burst = worker.passed() > Duration::from_secs(10);
+                for share in &shares {
+                    late += u32::from(worker.call(share, LONG).is_ok() && after_burst);
+                }
+                worker.now += Duration::from_millis(10);
+            }
+            // One plugin makes 50; the first refill of each comes a little sooner, as it doesn't know of the others yet.
+            assert!((30..80).contains(&late), "{plugins}: {late}");
+        }
+    }
+
+    #[test]
+    fn a_long_call_a_minute_is_never_refused_nor_are_short_ones_between() {
+        let mut worker = Worker::new(1);
+        let (share, bad) = (worker.share(50), [worker.share(50), worker.share(50)]);
+        for call in 0..20_000 {
+            for bad in &bad {
+                let _ = worker.call(bad, LONG);
+            }
+            let length = if call % 1000 == 0 { Duration::from_millis(40) } else { Duration::from_micros(300) };
+            assert_eq!(worker.call(&share, length), Ok(()), "{call}");
+            worker.now += Duration::from_millis(60);
+        }
+    }
+
+    #[test]
+    fn the_longest_call_is_forgiven_and_no_call_blocks_for_longer_than_the_window() {
+        for cpu in [5, 50, 80, 130] {
+            let (now, cpu) = (Instant::now(), Duration::from_millis(cpu));
+            let share = Share::of(0, DEFAULT_SHARE, cpu, &Rc::default(), now);
+            share.charge_ticks(cpu.min(Duration::from_millis(95)), now);
+            assert!(!share.is_spent(), "{cpu:?}");
+            share.charge_ticks(Duration::from_secs(3600), now);
+            assert!(share.is_spent());
+            let wait = share.wait(now).unwrap();
+            assert!(wait <= WINDOW, "{wait:?}");
+            assert_eq!(share.wait(now + wait + Duration::from_millis(1)), None);
+        }
+    }
+
+    #[test]
+    fn a_version_has_one_share_until_nothing_uses_it() {
+        let (now, shares) = (Instant::now(), Rc::default());
+        let share = |version| Share::of(version, 50, CPU, &shares, now);
+        let first = share(7);
+        first.charge_time(Duration::from_millis(500), now);
+        assert!(share(7).is_spent() && !share(8).is_spent());
+        drop(first);
+        assert!(!share(7).is_spent());
+        assert!(shares.0.borrow().is_empty());
     }
 
     #[test]
     fn the_whole_share_is_not_limited() {
         let now = Instant::now();
-        let share = Share::new(WHOLE, now);
-        (0..100).for_each(|_| share.charge_time(Duration::from_secs(1), now));
+        let (shares, second) = (Rc::default(), Duration::from_secs(1));
+        let share = Share::of(0, WHOLE, second, &shares, now);
+        (0..100).for_each(|_| share.charge_time(second, now));
         assert!(!share.is_spent());
+        // Nor does it take anything from others.
+        assert_eq!(Share::of(1, 50, second, &shares, now).others(now), 0);
     }
 }

@@ -5,6 +5,7 @@
 //! clock reading beyond the sample for metrics.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,8 @@ use super::engine::TICK;
 use super::failure::Exchange;
 use super::instance::{Instance, Trap};
 use super::maker::Ordered;
-use super::share::Share;
-use super::supply::{Need, Supply};
+use super::share::{Share, Shares};
+use super::supply::{Need, SLOWNESS, Supply};
 use crate::metrics::{Place, PluginFigures, SAMPLE};
 use crate::upstream::live::Members;
 
@@ -26,7 +27,7 @@ pub struct Slot(RefCell<Option<Box<Instance>>>);
 /// A worker's view of a configured plugin: its share of the worker's time, and its metrics.
 pub struct Guard {
     pub(super) binding: Arc<Binding>,
-    pub(super) share: Share,
+    pub(super) share: Rc<Share>,
     pub figures: Arc<PluginFigures>,
     place: Place,
     /// Whether no new exchange uses the generation, so that no instances are kept.
@@ -51,9 +52,10 @@ impl Slot {
 }
 
 impl Guard {
-    pub fn new(binding: Arc<Binding>, place: Place, now: Instant) -> Self {
+    pub fn new(binding: Arc<Binding>, place: Place, shares: &Rc<Shares>, now: Instant) -> Self {
         let figures = place.registry.plugin(&binding.name, place.worker);
-        let share = Share::new(binding.limits.share, now);
+        let (version, limits) = (Arc::as_ptr(&binding.supply).addr(), binding.limits);
+        let share = Share::of(version, limits.share, limits.cpu.saturating_mul(SLOWNESS), shares, now);
         Guard { binding, share, figures, place, is_released: Cell::new(false) }
     }
 

@@ -74,6 +74,9 @@ const CHEAP: Duration = Duration::from_millis(if cfg!(debug_assertions) { 8 } el
 /// several times as long.
 const MAKING: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20 } else { 5 });
 
+/// The factor by which the host's part in plugins takes longer in builds without optimisation.
+pub(super) const SLOWNESS: u32 = if cfg!(debug_assertions) { 4 } else { 1 };
+
 /// Spare instances: one covers a trap until the next one is made.
 pub const SPARES: usize = 1;
 
@@ -265,7 +268,7 @@ impl Supply {
         let began = thread_time();
         let made = Instance::new(binding, time);
         let took = thread_time().saturating_sub(began);
-        share.charge_time(took, Instant::now());
+        share.charge_time(took / SLOWNESS, Instant::now());
         if let Err(trap) = &made {
             // The maker finds out if it is only that this took longer than usual.
             self.is_failing.store(!matches!(trap, Trap::NoPlace), Ordering::Relaxed);

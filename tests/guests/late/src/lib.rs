@@ -26,6 +26,9 @@ pub struct Config {
     timer: String,
     /// What each push of a body does, as in `x-late`.
     push: String,
+    /// What each choice of an endpoint does, and each end of an exchange.
+    pick: String,
+    end: String,
 }
 
 pub struct Late {
@@ -144,6 +147,7 @@ impl Balancer for Late {
 
     fn pick(&mut self, _: &Values, _: &[u32], _: &Endpoints) -> Option<Choice> {
         self.picks += 1;
+        act(&self.config.pick);
         self.up.get(self.picks % self.up.len().max(1)).map(|index| (*index).into())
     }
 }
@@ -151,6 +155,7 @@ impl Balancer for Late {
 impl Observer for Late {
     fn on_end(&mut self, _: &Values, _: &Summary) {
         self.ended.add(1);
+        act(&self.config.end);
     }
 }
 
