@@ -83,7 +83,7 @@ enum Place {
 impl Default for Limits {
     /// Enough for components of Python or JavaScript, of 12 to 20 MB.
     fn default() -> Self {
-        Limits { time: Duration::from_secs(30), memory: 1 << 30 }
+        Limits { time: Duration::from_secs(60), memory: 1 << 30 }
     }
 }
 

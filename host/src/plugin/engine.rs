@@ -11,7 +11,7 @@ use super::artifact::{Artifacts, Seal, Unusable};
 use super::contract::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
-use super::host::{HostState, MOST_TABLE_ELEMENTS};
+use super::host::{HostState, MOST_CORE_INSTANCES, MOST_TABLE_ELEMENTS};
 use super::maker::Maker;
 use super::places::Places;
 use super::proposals;
@@ -288,7 +288,8 @@ fn pooling_engine(wanted: u32, least: u32) -> wasmtime::Result<(Engine, u32)> {
 
 fn pool(instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
-    pool.total_component_instances(instances).total_core_instances(instances * 4);
+    // Only counted, so that a component with many takes none from others.
+    pool.total_component_instances(instances).total_core_instances(instances * MOST_CORE_INSTANCES as u32);
     pool.total_memories(instances).total_tables(instances * 4).max_memory_size(MOST_MEMORY);
     pool.table_elements(MOST_TABLE_ELEMENTS).max_unused_warm_slots(16);
     pool

@@ -44,14 +44,18 @@ pub struct HostState {
 /// Streams and the like that an instance may hold: standard input, output and error need three.
 const MOST_RESOURCES: usize = 256;
 
+/// Core instances of one component: those from Python have one for each library, some 40 in all.
+pub(super) const MOST_CORE_INSTANCES: usize = 64;
+
 /// Functions that an instance may call indirectly; large guests have some thousands.
 pub(super) const MOST_TABLE_ELEMENTS: usize = 100_000;
 
 impl HostState {
     /// The state of a fresh instance that may use so much memory.
     pub fn new(memory: usize, lines: Lines) -> Self {
-        let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).instances(16).tables(16);
-        let limits = Room::new(limits.table_elements(MOST_TABLE_ELEMENTS).build());
+        let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).tables(16);
+        let limits = limits.instances(MOST_CORE_INSTANCES).table_elements(MOST_TABLE_ELEMENTS);
+        let limits = Room::new(limits.build());
         let mut table = ResourceTable::new();
         table.set_max_capacity(MOST_RESOURCES);
         let mut wasi = WasiCtx::builder();
