@@ -1,5 +1,6 @@
-//! Stored responses: kept in memory for all workers, found by key and request fields, filled while others read them,
-//! and answered from. Knows nothing of freshness but the figures that a policy gave (`cache-policy` in the WIT).
+//! The store of cached responses: kept in memory and on disk for all workers, found by cache key and `Vary` values,
+//! streamed to clients while they are still being fetched. The store takes freshness values only from the cache policy
+//! (`cache-policy` in the WIT) and does not compute them.
 
 pub mod disk;
 pub mod fill;
@@ -15,8 +16,8 @@ pub mod vary;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Milliseconds of Unix time. Stored responses go by it, for they may outlive the process; a clock that is set back
-/// makes them younger, never negative.
+/// Returns the current Unix time in milliseconds. Stored responses use wall-clock time, because they may outlive the
+/// process. A clock that is set back makes a response younger, but its age is never negative.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -1,5 +1,5 @@
-//! Stored responses in a folder: one file for each, an index of them in memory, and a thread that writes and removes.
-//! The files are found again at the next start, whatever has happened to the process; what isn't whole is removed.
+//! Stored responses in a directory: one file per response, an index of the files in memory, and a thread that writes
+//! and removes files. The files are found again at the next start, even after a crash; incomplete files are removed.
 
 mod folder;
 pub mod format;
@@ -32,79 +32,80 @@ use reading::Opened;
 pub use spill::Spill;
 use writer::Job;
 
-/// A folder of stored responses.
+/// The disk part of the store: a directory of stored responses.
 pub struct Disk {
     claim: Claim,
     index: Index<Filed>,
     purges: Arc<Purges>,
-    /// The number of the next file; newer ones have greater ones, over restarts too.
+    /// The number of the next file. Newer files have greater numbers, also across restarts.
     next: AtomicU64,
     jobs: Sender<Job>,
-    /// What waits to be written, in bytes of memory.
+    /// The responses that are queued for writing, in bytes of memory.
     queued: AtomicU64,
-    /// What is being written as it comes, in bytes.
+    /// The responses that are written to disk while they arrive, in bytes.
     coming: Arc<AtomicU64>,
-    /// Nothing is written until then, in milliseconds of Unix time: a write has failed.
+    /// The Unix time in milliseconds until which nothing is written, because a write has failed.
     rests_until_ms: AtomicU64,
-    /// Whether all that was there at the start has been found.
+    /// Whether the scan for the files of earlier processes has finished.
     is_found: Mutex<bool>,
     found: Condvar,
     pub figures: Figures,
 }
 
-/// Since the start.
+/// Counters of the disk since the start of the process.
 #[derive(Debug, Default)]
 pub struct Figures {
     /// Responses that were read.
     pub reads: AtomicU64,
     /// Responses that were written.
     pub writes: AtomicU64,
-    /// Those that weren't, as more waited to be written than may.
+    /// Responses that were not written because the write queue was full.
     pub skipped: AtomicU64,
     /// Files that couldn't be written or read.
     pub failures: AtomicU64,
 }
 
-/// A file, as the index knows it.
+/// A stored response on disk, as the index knows it.
 #[derive(Debug)]
 pub struct Filed {
     label: Arc<Label>,
     id: u128,
     number: u64,
-    /// In bytes.
+    /// The size of the file, in bytes.
     size: u64,
-    /// Another entry has taken the file over.
+    /// Whether another index entry has taken over the file, so that dropping this entry doesn't remove the file.
     is_taken_over: AtomicBool,
     jobs: Sender<Job>,
 }
 
-/// A response of a file.
+/// A response that was read from its file.
 pub struct Recalled {
     pub object: Arc<Object>,
-    /// It has come into memory whole.
+    /// Whether the content was read into memory completely.
     pub is_whole: bool,
 }
 
-/// So much may wait to be written; what comes then isn't.
+/// The limit of the write queue, in bytes. Responses beyond the limit are not written to disk.
 const MOST_QUEUED: u64 = 64 << 20;
 
-/// After a failed write nothing is written for so long.
+/// The pause after a failed write, during which nothing is written.
 const REST: Duration = Duration::from_secs(10);
 
-/// For the index to choose how finely it is sharded.
+/// The typical size of a stored response, in bytes; the index derives its number of shards from it.
 const TYPICAL: u64 = 64 << 10;
 
-/// A file takes whole blocks of the file system.
+/// The block size of the file system, in bytes. A file occupies whole blocks.
 const CLUSTER: u64 = 4096;
 
-/// A file whose older records take more than this, and more than its content, is written anew.
+/// The limit for outdated records in a file, in bytes. A file is rewritten when its old records exceed the limit and
+/// the size of its content.
 const MOST_OLD: u64 = 64 << 10;
 
 impl Disk {
-    /// Opens a folder, or makes it, for so many bytes of files. The error says what to do.
+    /// Opens or creates a directory that may hold `bytes` of files. The error explains how to fix the problem.
     pub fn open(folder: &Path, bytes: u64, purges: &Arc<Purges>) -> Result<Arc<Self>, String> {
         let claim = Claim::new(folder)?;
-        // What is removed and marked is bounded by what is there, and what is kept by `MOST_QUEUED`.
+        // Removals and marks are bounded by the number of entries, and writes by `MOST_QUEUED`.
         let (jobs, queue) = mpsc::channel();
         let disk = Arc::new(Disk {
             claim,
@@ -119,7 +120,7 @@ impl Disk {
             found: Condvar::new(),
             figures: Figures::default(),
         });
-        // Both threads end by themselves when nobody has the disk any more.
+        // Both threads end by themselves when the last reference to the disk is dropped.
         let (writer, scanner, place) = (Arc::downgrade(&disk), Arc::downgrade(&disk), disk.claim.folder.clone());
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
         let spawned = thread("cache-writer").spawn(move || writer::run(&writer, &place, queue));
@@ -136,27 +137,28 @@ impl Disk {
         self.claim.seed
     }
 
-    /// The file of a response that fits a request.
+    /// Returns the index entry of a stored response that matches the request; `None` if there is none.
     pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<Arc<Filed>> {
         self.index.variant(id, key, scope, request)
     }
 
-    /// As [`Index::selectors`].
+    /// Returns the `Vary` values of a request; see [`Index::selectors`].
     pub fn selectors(&self, id: u128, scope: u64, request: &HeaderMap) -> Option<Selectors> {
         self.index.selectors(id, scope, request)
     }
 
-    /// The number of a file to be.
+    /// Returns a new number for a file.
     pub fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Has a response written in the background, in place of another.
+    /// Queues a response for writing in the background. The response replaces an older one for the same requests.
     pub fn keep(&self, id: u128, key: &[u8], object: &Arc<Object>, asked: Moment) {
-        // At once, for a write may fail: then there is none, but never one that doesn't hold any more.
+        // The old response is removed now, because the write may fail: no response on disk is better than an outdated
+        // one.
         self.index.remove_if(id, |filed| filed.label.is_for_the_same(&object.label) && filed.number != object.number);
         let (queued, weight) = (self.queued.load(Ordering::Relaxed), weight(object));
-        // One alone may be as long as it is.
+        // A single response may exceed the limit.
         if self.rests() || queued > 0 && queued + weight > MOST_QUEUED {
             self.figures.skipped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -165,27 +167,28 @@ impl Disk {
         let _ = self.jobs.send(Job::Keep { id, key: key.into(), object: object.clone(), asked });
     }
 
-    /// Takes out what is there for the same requests as something.
+    /// Removes the stored response that has the same scope and `Vary` values as `label`.
     pub fn remove(&self, id: u128, label: &Label) {
         self.index.remove_if(id, |filed| filed.label.is_for_the_same(label));
     }
 
-    /// Takes out all under a key; gives how many those were.
+    /// Removes all responses under a cache key. Returns how many of them were not counted as purged before.
     pub fn change(&self, id: u128) -> usize {
         self.index.remove_all(id)
     }
 
-    /// Purges; gives how many of them nobody has counted. What hasn't been found yet is waited for.
+    /// Purges responses, after the initial scan has finished. Returns how many of them were not counted as purged
+    /// before.
     pub fn purge(&self, purge: &Purge) -> usize {
         let is_found = self.is_found.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.found.wait_while(is_found, |is_found| !*is_found).unwrap_or_else(PoisonError::into_inner));
         self.index.purge(purge)
     }
 
-    /// Waits until all is written and removed that was to be, or the time is over.
+    /// Waits until all queued writes and removals are done, but no longer than `within`.
     pub fn flush(&self, within: Duration) {
         let deadline = Instant::now() + within;
-        // Twice, for what has been written may have to be removed.
+        // Two rounds, because a response that was just written may have to be removed.
         for _ in 0..2 {
             let (done, is_done) = mpsc::sync_channel(1);
             let _ = self.jobs.send(Job::Flush(done));
@@ -193,7 +196,7 @@ impl Disk {
         }
     }
 
-    /// Reads a response from its file; its content too, where that is no longer than `most`. Blocks.
+    /// Reads a stored response from its file, with its content if that has at most `most` bytes. Blocks the thread.
     pub fn recall(self: &Arc<Self>, filed: &Arc<Filed>, key: &[u8], most: u64) -> Option<Recalled> {
         let recalled = self.read(filed, key, most);
         match &recalled {
@@ -219,9 +222,9 @@ impl Disk {
         Ok(Recalled { object, is_whole })
     }
 
-    /// Whoever needed a file that can't be read goes without. It is of no use, unless it isn't at fault.
+    /// Handles a file that can't be read. The entry is removed, unless the cause is this machine and not the file.
     fn read_failed(&self, filed: &Filed, error: &io::Error) {
-        // One that has just been removed is no failure.
+        // A file that was removed a moment ago is not a failure.
         if error.kind() != io::ErrorKind::NotFound {
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
             let path = self.claim.folder.file(filed.number);
@@ -238,7 +241,7 @@ impl Disk {
         self.rests_until_ms.load(Ordering::Relaxed) > now_ms()
     }
 
-    /// Nothing is written for a while.
+    /// Suspends writing for a while.
     fn write_failed(&self, error: &io::Error) {
         self.figures.failures.fetch_add(1, Ordering::Relaxed);
         if self.rests() {
@@ -249,7 +252,7 @@ impl Disk {
         warn!(%folder, %error, "responses can't be stored on disk, and are kept in memory alone; the next try is in {REST:?}");
     }
 
-    /// Takes note of what came of writing a file, or of adding to it: its size.
+    /// Records the result of writing a file or of appending to one; `size` is the new size of the file in bytes.
     fn written(&self, id: u128, key: &[u8], object: &Object, size: io::Result<u64>, asked: Moment) {
         match size {
             Ok(size) => {
@@ -260,7 +263,7 @@ impl Disk {
         }
     }
 
-    /// Puts a finished file into the index, in place of an older one, unless the response was purged meanwhile.
+    /// Adds a finished file to the index and replaces an older entry, unless the response was purged meanwhile.
     fn enter(&self, id: u128, key: &[u8], label: &Arc<Label>, (number, size): (u64, u64), asked: Moment) {
         let filed = Arc::new(Filed {
             label: label.clone(),
@@ -270,7 +273,7 @@ impl Disk {
             is_taken_over: AtomicBool::new(false),
             jobs: self.jobs.clone(),
         });
-        // The same file, with a newer record, which may be for other requests.
+        // The entry for an older record of this file. The newer record may be for other requests.
         let known = self.index.numbered(id, number);
         known.iter().for_each(|known| known.is_taken_over.store(true, Ordering::Relaxed));
         self.index.offer(id, key, filed, &self.purges, asked);
@@ -280,12 +283,12 @@ impl Disk {
     }
 }
 
-/// What an object takes of the memory while it waits to be written.
+/// Returns the memory that a response occupies while it waits to be written, in bytes.
 fn weight(object: &Object) -> u64 {
     if let Content::File(_) = object.content { 0 } else { object.weight() as u64 }
 }
 
-/// For people.
+/// Methods for configuration and for metrics.
 impl Disk {
     pub fn resize(&self, bytes: u64) {
         self.index.resize(bytes);
@@ -307,19 +310,19 @@ impl Disk {
         self.index.keys()
     }
 
-    /// Whether all is found that was there at the start.
+    /// Returns whether the scan for the files of earlier processes has finished.
     pub fn is_found(&self) -> bool {
         *self.is_found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Filed {
-    /// In bytes.
+    /// Returns the size of the file, in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The name of the flight of those who want it read.
+    /// Returns the name under which concurrent reads of the file are collapsed.
     pub fn flight(&self) -> u128 {
         u128::from(self.number)
     }

@@ -1,4 +1,5 @@
-//! One fetch at a time for what many ask for: the first leads, the others wait for what it brings.
+//! Collapsing: of many requests for the same response, one leads and fetches it, and the others wait and share the
+//! result.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,39 +10,39 @@ use super::object::Object;
 use super::purges::Moment;
 use crate::error::Kind;
 
-/// Fetches under way.
+/// The fetches in progress, by name.
 #[derive(Debug)]
 pub struct Flights([Mutex<HashMap<u128, watch::Receiver<Landing>>>; SHARDS]);
 
 const SHARDS: usize = 16;
 
-/// What became of a fetch.
+/// The state of a fetch, as its followers see it.
 #[derive(Clone, Debug)]
 pub enum Landing {
-    /// Nothing yet.
+    /// The fetch has no result yet.
     Pending,
-    /// This, which may still be on its way, and when it was asked for.
+    /// The response has begun, and its content may still be arriving. The [`Moment`] is when it was requested.
     Object(Arc<Object>, Moment),
-    /// A response that isn't anybody else's.
+    /// The response can't be shared.
     Pass,
-    /// No response, for such a reason.
+    /// The fetch failed with this kind of error.
     Failed(Kind),
-    /// Who led has left.
+    /// The leader was dropped without a result.
     Left,
 }
 
-/// What a request has to do with a fetch.
+/// The role of a request in a fetch.
 pub enum Joined {
     Lead(Lead),
     Follow(watch::Receiver<Landing>),
 }
 
-/// The duty to fetch, and to say what became of it; dropped without a word, it falls to another.
+/// The leader of a fetch, which has to publish the result. If it is dropped without a result, a follower takes over.
 pub struct Lead {
     flights: Arc<Flights>,
     id: u128,
     landing: watch::Sender<Landing>,
-    /// Whether newcomers still find what it brought.
+    /// Whether new requests still join this fetch.
     is_listed: bool,
 }
 
@@ -50,7 +51,7 @@ impl Flights {
         Arc::new(Flights(std::array::from_fn(|_| Mutex::default())))
     }
 
-    /// Joins the fetch of that name, or begins it.
+    /// Joins the fetch with this name, or starts one.
     pub fn join(self: &Arc<Self>, id: u128) -> Joined {
         let mut shard = self.shard(id);
         if let Some(landing) = shard.get(&id) {
@@ -61,7 +62,7 @@ impl Flights {
         Joined::Lead(Lead { flights: self.clone(), id, landing, is_listed: true })
     }
 
-    /// Has those who come from now on begin anew, where this is still what they would join.
+    /// Detaches the fetch, so that new requests start another one; has no effect if another fetch has its name already.
     pub fn outdate(&self, id: u128, flight: &watch::Receiver<Landing>) {
         let mut shard = self.shard(id);
         if shard.get(&id).is_some_and(|listed| listed.same_channel(flight)) {
@@ -75,12 +76,12 @@ impl Flights {
 }
 
 impl Lead {
-    /// The response is anybody's; it stays listed until this is dropped, for by then the store has it.
+    /// Publishes a response that can be shared. New requests find it until this is dropped; by then the store has it.
     pub fn bring(&self, object: Arc<Object>, asked: Moment) {
         self.landing.send_replace(Landing::Object(object, asked));
     }
 
-    /// Nobody else can have what came: all who wait go on at the same time.
+    /// Ends the fetch without a response for new requests, and wakes all followers at once.
     pub fn end(mut self, landing: Landing) {
         self.unlist();
         self.landing.send_replace(landing);
@@ -95,7 +96,7 @@ impl Lead {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        // Before the word: whoever hears it begins anew.
+        // Removed before the followers wake, because they start a new fetch.
         self.unlist();
         self.landing.send_if_modified(|landing| {
             let is_pending = matches!(landing, Landing::Pending);

@@ -1,5 +1,5 @@
-//! What is stored, by key, for all workers: sharded, and within a budget of bytes. What is read once doesn't drive out
-//! what is read again and again.
+//! The index of stored responses by cache key, shared by all workers: sharded, and bounded by a budget of bytes.
+//! Responses that are read once don't evict those that are read often.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,47 +13,48 @@ use super::label::{Label, Strength};
 use super::purges::{Moment, Purge, Purges};
 use super::vary::Selectors;
 
-/// One of the responses under a key.
+/// A stored response in an index: one of the variants under a cache key.
 pub trait Variant: Send + Sync + 'static {
     fn label(&self) -> &Label;
 
-    /// What it takes of the budget, in bytes.
+    /// Returns the share of the budget that the variant uses, in bytes.
     fn weight(&self) -> usize;
 
-    /// The greater, the newer, where that is known.
+    /// Returns a number that is greater for newer variants, if the age is known.
     fn number(&self) -> u64;
 
-    /// It stands in the index no more.
+    /// Called when the variant has left the index or was not inserted.
     fn left(&self) {}
 
-    /// It was purged softly.
+    /// Called when the variant was soft-purged.
     fn purged(&self) {}
 }
 
-/// Variants by the names of keys.
+/// An index of variants by the hash of the cache key.
 pub struct Index<V: Variant> {
     resources: Cache<u128, Arc<Resource<V>>, Weight, DefaultHashBuilder, Leaving>,
-    /// Held by whoever sets the budget.
+    /// Locked while the budget is set.
     resizing: Mutex<()>,
 }
 
-/// All under one key.
+/// All variants under one cache key.
 struct Resource<V> {
     key: Box<[u8]>,
-    /// The newest first.
+    /// The variants, newest first.
     variants: SmallVec<[Arc<V>; 1]>,
-    /// Until then its responses are taken for nobody else's, in milliseconds of Unix time.
+    /// The Unix time in milliseconds until which the key is hit-for-miss: its responses are expected not to be
+    /// cacheable.
     passes_until_ms: u64,
 }
 
-/// What a request finds.
+/// The result of a lookup in the index.
 pub enum Found<V> {
     Nothing,
-    /// Nothing that fits the request, but for others there is.
+    /// Other variants are stored under the key, but none matches the request.
     Others,
-    /// This.
+    /// A variant matches the request.
     Variant(Arc<V>),
-    /// That its response will most likely be nobody else's.
+    /// The key is hit-for-miss: the response will most likely not be cacheable.
     Passes,
 }
 
@@ -63,26 +64,26 @@ struct Weight;
 #[derive(Clone)]
 struct Leaving;
 
-/// What had to give way, to be told of that outside all locks.
+/// The evicted entries, kept so that their variants are notified outside all locks.
 struct Evicted<V: Variant>(Vec<Arc<Resource<V>>>);
 
-/// The budget is divided into so many parts with a lock each: enough to keep workers apart, and few enough for a part to
-/// hold a large object.
+/// The number of parts that the budget is divided into, each with its own lock: enough to avoid contention between
+/// workers, and few enough for one part to hold a large response.
 pub const PARTS: usize = 16;
 
-/// Different responses under one key; the oldest gives way.
+/// The maximum number of variants under one key. The oldest is evicted first.
 const MOST_VARIANTS: usize = 64;
 
-/// What the index takes for a key, besides its variants.
+/// The part of the budget that a key uses besides its variants, in bytes.
 const OVERHEAD: usize = size_of::<Resource<()>>() + 64;
 
-/// The name of a key. The seed is told to nobody, so that nobody can make two keys fall together.
+/// Returns the hash of a cache key. The seed is secret, so that no client can construct keys that collide.
 pub fn name_of(key: &[u8], seed: u64) -> u128 {
     xxh3_128_with_seed(key, seed)
 }
 
 impl<V: Variant> Index<V> {
-    /// An empty one for so many bytes, in entries of such a size.
+    /// Returns an empty index with a budget of `bytes`, for entries with a size of about `typical` bytes.
     pub fn new(bytes: u64, typical: u64) -> Self {
         let options = OptionsBuilder::new()
             .weight_capacity(bytes)
@@ -96,7 +97,7 @@ impl<V: Variant> Index<V> {
         Index { resources, resizing: Mutex::default() }
     }
 
-    /// What fits a request; `now_ms` is Unix time in milliseconds.
+    /// Looks up the variant that matches a request; `now_ms` is Unix time in milliseconds.
     pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap, now_ms: u64) -> Found<V> {
         let Some(resource) = self.resource(id, key) else { return Found::Nothing };
         match resource.select(scope, request) {
@@ -107,7 +108,7 @@ impl<V: Variant> Index<V> {
         }
     }
 
-    /// What fits a request, whatever is known of responses to come.
+    /// Returns the variant that matches a request, even if the key is hit-for-miss; `None` if there is none.
     pub fn variant(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<Arc<V>> {
         self.resource(id, key)?.select(scope, request)
     }
@@ -116,14 +117,15 @@ impl<V: Variant> Index<V> {
         self.resources.get(&id).filter(|resource| *resource.key == *key)
     }
 
-    /// The request fields that responses under a key depended on so far, with a request's values.
+    /// Returns a request's values of the fields that the latest response under the key depended on; `None` if none is
+    /// stored.
     pub fn selectors(&self, id: u128, scope: u64, request: &HeaderMap) -> Option<Selectors> {
         let resource = self.resources.peek(&id)?;
         let latest = resource.variants.iter().find(|variant| variant.label().scope == scope)?;
         Some(Selectors::of(latest.label().selectors.names(), request))
     }
 
-    /// Puts a variant in, in place of the one for the same requests, unless that is newer.
+    /// Inserts a variant. It replaces the variant for the same requests, unless that one is newer.
     fn insert(&self, id: u128, key: &[u8], variant: Arc<V>) {
         let mut is_late = false;
         self.update(id, Some(key), |resource| {
@@ -142,7 +144,7 @@ impl<V: Variant> Index<V> {
         }
     }
 
-    /// Puts in what was asked for at a moment, in place of what is older, unless it was purged since.
+    /// Inserts a variant that was requested at `asked`, unless the response was purged since. It replaces an older one.
     pub fn offer(&self, id: u128, key: &[u8], variant: Arc<V>, purges: &Purges, asked: Moment) {
         let is_gone = || {
             let purged = purges.since(asked, id, key, variant.label());
@@ -150,45 +152,45 @@ impl<V: Variant> Index<V> {
                 variant.label().purge(Strength::Soft);
                 variant.purged();
             }
-            // Such as where a purge has met it on disk, while it was being read.
+            // For example, a purge found the response on disk while it was being read.
             purged == Some(Strength::Hard) || variant.label().is_gone()
         };
         if is_gone() {
             return variant.left();
         }
         self.insert(id, key, variant.clone());
-        // A purge that came meanwhile may have looked before it was there.
+        // A purge may have searched the index before the variant was inserted.
         if is_gone() {
             self.remove_if(id, |known| std::ptr::eq(known, &*variant));
         }
     }
 
-    /// What is there of such a number.
+    /// Returns the variant with this number; `None` if there is none.
     pub fn numbered(&self, id: u128, number: u64) -> Option<Arc<V>> {
         let resource = self.resources.peek(&id)?;
         resource.variants.iter().find(|known| known.number() == number).cloned()
     }
 
-    /// Takes out what is there and such.
+    /// Removes the variants under a key that satisfy a condition.
     pub fn remove_if(&self, id: u128, is_meant: impl Fn(&V) -> bool) {
         if self.resources.peek(&id).is_some_and(|resource| resource.variants.iter().any(|known| is_meant(known))) {
             self.update(id, None, |resource| resource.variants.retain(|known| !is_meant(known)));
         }
     }
 
-    /// Takes out all under a key; gives how many of those nobody has counted.
+    /// Removes all variants under a key. Returns how many of them were not counted as purged before.
     pub fn remove_all(&self, id: u128) -> usize {
         let Some((_, resource)) = self.resources.remove(&id) else { return 0 };
         resource.leave();
         resource.variants.iter().filter(|variant| variant.label().purge(Strength::Hard)).count()
     }
 
-    /// Remembers up to a time that a response couldn't be stored.
+    /// Marks a key as hit-for-miss until `until_ms`, in milliseconds of Unix time.
     pub fn pass(&self, id: u128, key: &[u8], until_ms: u64) {
         self.update(id, Some(key), |resource| resource.passes_until_ms = until_ms);
     }
 
-    /// Changes what is under a key. What is there is made anew where it isn't, unless no key is given.
+    /// Changes the entry of a cache key. A missing entry is created if `key` is given.
     fn update(&self, id: u128, key: Option<&[u8]>, change: impl FnOnce(&mut Resource<V>)) {
         let most = self.most() as usize;
         let mut change = Some(change);
@@ -199,7 +201,7 @@ impl<V: Variant> Index<V> {
                     let variants = old.variants.clone();
                     Resource { key: old.key.clone(), variants, passes_until_ms: old.passes_until_ms }
                 }
-                // Another key that falls on the same place gives way.
+                // The entry of another key with the same hash is replaced.
                 _ => Resource { key: key.unwrap_or_default().into(), variants: SmallVec::new(), passes_until_ms: 0 },
             };
             if let Some(change) = change.take() {
@@ -226,7 +228,7 @@ impl<V: Variant> Index<V> {
                 resource.leave();
             }
         }
-        // Whoever has grown in place has driven nobody out.
+        // `quick_cache` doesn't evict others when an entry is updated and grows.
         if self.bytes() > self.capacity() {
             let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
             self.resources.set_capacity(self.capacity());
@@ -234,7 +236,7 @@ impl<V: Variant> Index<V> {
         left.iter().for_each(|variant| variant.left());
     }
 
-    /// Purges what is meant; gives how many variants of those nobody has counted. Looks through all, shard by shard.
+    /// Purges the matching variants, shard by shard. Returns how many of them were not counted as purged before.
     pub fn purge(&self, purge: &Purge) -> usize {
         let is_meant = |key: &[u8], variant: &V| purge.what.is(key, variant.label());
         let concerned: Vec<(u128, Arc<Resource<V>>)> = self
@@ -256,7 +258,7 @@ impl<V: Variant> Index<V> {
         purged
     }
 
-    /// Another budget; what is beyond it goes.
+    /// Sets the budget and evicts what exceeds it.
     pub fn resize(&self, bytes: u64) {
         let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.resources.capacity() != bytes {
@@ -264,22 +266,22 @@ impl<V: Variant> Index<V> {
         }
     }
 
-    /// The budget, in bytes.
+    /// Returns the budget, in bytes.
     pub fn capacity(&self) -> u64 {
         self.resources.capacity()
     }
 
-    /// The heaviest that is let in, in bytes.
+    /// Returns the maximum size of an entry, in bytes.
     pub fn most(&self) -> u64 {
         self.resources.shard_capacity() / 100 * 97
     }
 
-    /// How many keys there are.
+    /// Returns the number of cache keys.
     pub fn keys(&self) -> usize {
         self.resources.len()
     }
 
-    /// What they take, in bytes.
+    /// Returns the size of all entries, in bytes.
     pub fn bytes(&self) -> u64 {
         self.resources.weight()
     }

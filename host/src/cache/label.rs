@@ -1,26 +1,27 @@
-//! What tells one stored response from others under the same key, and finds it for a purge.
+//! The properties that distinguish the variants under a cache key, and by which a purge finds a stored response.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::vary::Selectors;
 
-/// Immutable but for the mark of a purge, which all who have the response see.
+/// The scope, `Vary` values, URI and tags of a stored response. Only the purge mark changes, and all readers share it.
 #[derive(Debug, Default)]
 pub struct Label {
-    /// What belongs to another route or upstream is another's, whatever its key.
+    /// The hash of the route and the upstream. Responses of another scope are never used, even under the same cache
+    /// key.
     pub scope: u64,
     pub selectors: Selectors,
-    /// The URI that was asked for, where that isn't the key.
+    /// The request URI; `None` if the cache key is the URI.
     pub uri: Option<Box<str>>,
     pub tags: Box<[Box<str>]>,
-    /// By the strongest purge; zero for none.
+    /// The strongest purge that has hit the response; zero if none has.
     purged: AtomicU8,
 }
 
-/// How a purge takes a response.
+/// The kind of a purge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Strength {
-    /// It stays, as stale.
+    /// The response stays in the store, but is stale.
     Soft = 1,
     Hard = 2,
 }
@@ -32,12 +33,12 @@ impl Label {
         Label { scope, selectors, uri, tags, purged: AtomicU8::new(0) }
     }
 
-    /// Whether it takes the place of another.
+    /// Returns whether this response replaces the other one: both have the same scope and `Vary` values.
     pub fn is_for_the_same(&self, other: &Label) -> bool {
         self.scope == other.scope && self.selectors == other.selectors
     }
 
-    /// Makes it stale; says whether nobody has done as much before.
+    /// Marks the response as purged. Returns `true` if no purge of this or a stronger kind has marked it before.
     pub fn purge(&self, strength: Strength) -> bool {
         self.purged.fetch_max(strength as u8, Ordering::Relaxed) < strength as u8
     }
@@ -46,12 +47,12 @@ impl Label {
         self.purged.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether it was purged and is not to stay.
+    /// Returns whether the response was hard-purged.
     pub fn is_gone(&self) -> bool {
         self.purged.load(Ordering::Relaxed) == Strength::Hard as u8
     }
 
-    /// What it takes of the memory, in bytes.
+    /// Returns the memory that the label occupies, in bytes.
     pub fn weight(&self) -> usize {
         let tags: usize = self.tags.iter().map(|tag| tag.len() + TAG).sum();
         size_of::<Label>() + tags + self.uri.as_ref().map_or(0, |uri| uri.len()) + self.selectors.weight()

@@ -1,11 +1,11 @@
-//! What has been purged and changed of late, for responses that were asked for before and come after.
+//! The log of recent purges and invalidations, for responses that were requested before a purge and arrive after it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::label::{Label, Strength};
 
-/// What is purged, and how.
+/// A purge: its target and its kind.
 #[derive(Clone, Debug)]
 pub struct Purge {
     pub what: Purged,
@@ -15,18 +15,18 @@ pub struct Purge {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purged {
     All,
-    /// A URI as it was asked for or as it stands in the key, such as `https://example.org/a?b`.
+    /// The URI as requested or as in the cache key, such as `https://example.org/a?b`.
     Uri(String),
-    /// All URIs that begin so.
+    /// All URIs with this prefix.
     Prefix(String),
     Tag(String),
 }
 
-/// A time, as the store sees it: purges and changes before and after.
+/// A position in the log of purges and invalidations.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment(u64);
 
-/// Purges and changes of late.
+/// The log of recent purges and invalidations.
 #[derive(Debug, Default)]
 pub struct Purges(Mutex<Late>);
 
@@ -34,24 +34,24 @@ pub struct Purges(Mutex<Late>);
 struct Late {
     so_far: u64,
     purges: VecDeque<(u64, Purge)>,
-    /// The number of the last purge that is forgotten.
+    /// The number of the last purge that was dropped from the log.
     purges_forgotten: u64,
-    /// By the names of keys, for there may be many a second.
+    /// Invalidations by the hash of the cache key, because there may be many per second.
     changes: HashMap<u128, u64>,
     changes_forgotten: u64,
 }
 
-/// So many are remembered; what was asked for before the first of them isn't stored.
+/// The maximum number of purges in the log. A response that was requested before the oldest of them isn't stored.
 const MOST_PURGES: usize = 1024;
 const MOST_CHANGES: usize = 64 << 10;
 
 impl Purges {
-    /// This moment.
+    /// Returns the current position in the log.
     pub fn moment(&self) -> Moment {
         Moment(self.late().so_far)
     }
 
-    /// A purge happens now.
+    /// Records a purge.
     pub fn purge(&self, purge: &Purge) {
         let mut late = self.late();
         late.so_far += 1;
@@ -64,7 +64,7 @@ impl Purges {
         }
     }
 
-    /// What is stored under a key is changed now.
+    /// Records the invalidation of a cache key.
     pub fn change(&self, id: u128) {
         let mut late = self.late();
         if late.changes.len() == MOST_CHANGES {
@@ -76,7 +76,8 @@ impl Purges {
         late.changes.insert(id, number);
     }
 
-    /// The strongest purge of a response since a moment; a change is a hard one.
+    /// Returns the strongest purge that hit a response after `asked`; an invalidation counts as a hard purge. `None` if
+    /// there was none.
     pub fn since(&self, asked: Moment, id: u128, key: &[u8], label: &Label) -> Option<Strength> {
         let late = self.late();
         let Moment(asked) = asked;
@@ -94,8 +95,8 @@ impl Purges {
 }
 
 impl Purged {
-    /// Whether a response is meant. The beginning of a key, up to the end of its line, is a URI too: that of all requests
-    /// which ask for the same with parameters that don't count.
+    /// Returns whether a response is a target of the purge. The first line of a cache key is also a URI: that of all
+    /// requests which differ only in ignored query parameters.
     pub fn is(&self, key: &[u8], label: &Label) -> bool {
         let of_key = || key.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let of_either =

@@ -1,32 +1,32 @@
-//! The part of a budget that responses on their way take, besides what is stored.
+//! The reservation of memory or disk space for responses that are still arriving.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What one response on its way takes; given back when this is dropped.
+/// The bytes reserved for one arriving response. The reservation is released on drop.
 #[derive(Debug)]
 pub struct Room {
-    /// What all of them take, in bytes.
+    /// The bytes reserved for all arriving responses.
     coming: Arc<AtomicU64>,
     bytes: u64,
 }
 
-/// Such a part of the budget is for them.
+/// The divisor of the budget: a quarter of it is for arriving responses.
 const PART: u64 = 4;
 
 impl Room {
-    /// None yet, of what all take.
+    /// Creates an empty reservation; `coming` is the total over all arriving responses.
     pub fn new(coming: &Arc<AtomicU64>) -> Self {
         Room { coming: coming.clone(), bytes: 0 }
     }
 
-    /// Takes more; says whether there is as much in a budget.
+    /// Reserves more bytes. Returns whether the total is still within the part of the budget for arriving responses.
     pub fn take(&mut self, bytes: u64, budget: u64) -> bool {
         self.bytes += bytes;
         self.coming.fetch_add(bytes, Ordering::Relaxed) + bytes <= budget / PART
     }
 
-    /// Gives back what it has.
+    /// Releases the reservation.
     pub fn leave(&mut self) {
         self.coming.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Stored responses, for all workers: in memory, and where there is a folder for that, on disk.
+//! The store of cached responses for all workers: in memory and, if a directory is configured, on disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,63 +17,63 @@ use super::object::{Content, Object};
 use super::purges::{Moment, Purge, Purges};
 use super::room::Room;
 
-/// Stored responses, and what is known of those to come.
+/// The stored responses, the fetches in progress, and the log of purges.
 pub struct Store {
     memory: Index<Object>,
     disk: Option<Arc<Disk>>,
     pub flights: Arc<Flights>,
-    /// Nobody who doesn't know it can make two keys fall together.
+    /// The secret seed for hashing cache keys. A client that doesn't know it can't construct keys that collide.
     seed: u64,
     purges: Arc<Purges>,
-    /// Responses that were taken out or made stale by a purge or a change.
+    /// The number of responses that were removed or made stale by a purge or an invalidation.
     pub purged: AtomicU64,
-    /// What responses on their way into the store take, in bytes.
+    /// The bytes of memory reserved for responses that are still arriving.
     coming: Arc<AtomicU64>,
 }
 
-/// What the store may take.
+/// The limits of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Of the memory, in bytes.
+    /// The memory budget, in bytes.
     pub memory: u64,
-    /// The longest content there, in bytes.
+    /// The maximum length of content in memory, in bytes.
     pub object: u64,
     pub disk: Option<DiskLimits>,
 }
 
-/// What it may take of a disk.
+/// The limits of the disk part of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskLimits {
     pub folder: PathBuf,
-    /// Of files, in bytes.
+    /// The budget for files, in bytes.
     pub bytes: u64,
-    /// The longest content, in bytes.
+    /// The maximum length of content on disk, in bytes.
     pub object: u64,
 }
 
 impl Default for Limits {
-    /// What a small machine can spare, and a page with all that belongs to it.
+    /// A budget that a small machine can spare, and a size that fits a web page with all its resources.
     fn default() -> Self {
         Limits { memory: 256 << 20, object: 16 << 20, disk: None }
     }
 }
 
-/// For so long a response that couldn't be stored is a reason not to wait for another.
+/// The time for which a key is hit-for-miss after a response couldn't be stored.
 const PASSING: Duration = Duration::from_secs(10);
 
-/// A purge waits so long at most for what is being written.
+/// The maximum time that a purge waits for pending writes.
 const WRITING: Duration = Duration::from_secs(60);
 
-/// For the index to choose how finely it is sharded.
+/// The typical size of a stored response, in bytes; the index derives its number of shards from it.
 const TYPICAL: u64 = 16 << 10;
 
 impl Store {
-    /// An empty store for so many bytes of memory.
+    /// Creates an empty store with a memory budget of `bytes`.
     pub fn new(bytes: u64) -> Arc<Self> {
         Store::with(bytes, None, Arc::default())
     }
 
-    /// A store of such limits, with what is on disk already; the error says what to do.
+    /// Creates a store with these limits and the responses already on disk. The error explains how to fix the problem.
     pub fn open(limits: &Limits) -> Result<Arc<Self>, String> {
         let Some(disk) = &limits.disk else { return Ok(Store::new(limits.memory)) };
         let purges = Arc::default();
@@ -83,7 +83,7 @@ impl Store {
 
     fn with(bytes: u64, disk: Option<Arc<Disk>>, purges: Arc<Purges>) -> Arc<Self> {
         let mut seed = [0; 8];
-        // Keys are compared whole, so without random numbers only the speed is at stake.
+        // Keys are compared completely, so a seed that isn't random only costs speed.
         let _ = getrandom::fill(&mut seed);
         let seed = disk.as_ref().map_or(u64::from_ne_bytes(seed), |disk| disk.seed());
         Arc::new(Store {
@@ -97,12 +97,13 @@ impl Store {
         })
     }
 
-    /// The name of a key in the index.
+    /// Returns the hash of a cache key in the index.
     pub fn id(&self, key: &[u8]) -> u128 {
         name_of(key, self.seed)
     }
 
-    /// The name of a fetch: of all for the same response, as far as can be told before it.
+    /// Returns the name of the fetch that a request joins. Requests that will probably get the same response share a
+    /// name.
     pub fn flight(&self, id: u128, scope: u64, request: &HeaderMap) -> u128 {
         let on_disk = || self.disk.as_ref()?.selectors(id, scope, request);
         let selectors = self.memory.selectors(id, scope, request).or_else(on_disk);
@@ -112,23 +113,24 @@ impl Store {
         xxh3_128_with_seed(&name, self.seed)
     }
 
-    /// The name of a route's responses from an upstream.
+    /// Returns the scope of a route's responses from an upstream.
     pub fn scope(&self, route: &str, upstream: &str) -> u64 {
         xxh3_64_with_seed(route.as_bytes(), xxh3_64_with_seed(upstream.as_bytes(), self.seed))
     }
 
-    /// What fits a request; `now_ms` is Unix time in milliseconds.
+    /// Looks up a stored response in memory; `now_ms` is Unix time in milliseconds.
     pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap, now_ms: u64) -> Found<Object> {
         self.memory.find(id, key, scope, request, now_ms)
     }
 
-    /// What fits a request on disk, and the moment at which it was there.
+    /// Looks up a stored response on disk. Returns its entry and the purge-log position of the lookup; `None` if there
+    /// is none.
     pub fn filed(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<(Arc<Filed>, Moment)> {
         let (disk, now) = (self.disk.as_ref()?, self.moment());
         Some((disk.find(id, key, scope, request)?, now))
     }
 
-    /// Reads a response from disk, and keeps it in memory where its content is no longer than `most`.
+    /// Reads a response from disk, and keeps it in memory if its content has at most `most` bytes.
     pub async fn recall(
         &self,
         id: u128,
@@ -137,7 +139,7 @@ impl Store {
         most: u64,
     ) -> Option<Arc<Object>> {
         let (disk, filed, owned, mut room) = (self.disk.clone()?, filed.clone(), key.to_vec(), self.room());
-        // Where as much is on its way into the memory already, it streams.
+        // If too many bytes are already arriving in memory, the content is streamed from the file.
         let most = if room.take(filed.size().min(most), self.capacity()) { most } else { 0 };
         let recalled = spawn_blocking(move || disk.recall(&filed, &owned, most)).await.ok().flatten()?;
         if recalled.is_whole {
@@ -146,17 +148,17 @@ impl Store {
         Some(recalled.object)
     }
 
-    /// The number of a file to be, where there are files.
+    /// Returns a number for a new file; 0 without a disk.
     pub fn number(&self) -> u64 {
         self.disk.as_ref().map_or(0, |disk| disk.number())
     }
 
-    /// Where what is too long for the memory goes.
+    /// Returns the disk part, for responses that are too long for the memory; `None` if no directory is configured.
     pub fn disk(&self) -> Option<&Arc<Disk>> {
         self.disk.as_ref()
     }
 
-    /// Stores a response that was asked for at a moment, in place of the one that it takes the place of.
+    /// Stores a response that was requested at `asked`, and replaces the older response for the same requests.
     pub fn insert(&self, id: u128, key: &[u8], object: Arc<Object>, asked: Moment) {
         if let Some(disk) = &self.disk {
             disk.keep(id, key, &object, asked);
@@ -166,12 +168,12 @@ impl Store {
         }
     }
 
-    /// A response was stored on disk alone: what it takes the place of leaves the memory.
+    /// Removes the older response from memory, after a newer one was stored on disk only.
     pub fn outgrown(&self, id: u128, object: &Object) {
         self.memory.remove_if(id, |known| known.label.is_for_the_same(&object.label) && known.number < object.number);
     }
 
-    /// Takes a response out.
+    /// Removes a response from memory and disk.
     pub fn remove(&self, id: u128, object: &Object) {
         self.memory.remove_if(id, |known| known.label.is_for_the_same(&object.label));
         if let Some(disk) = &self.disk {
@@ -179,32 +181,32 @@ impl Store {
         }
     }
 
-    /// Remembers for a while that a response couldn't be stored.
+    /// Marks a cache key as hit-for-miss for a while, because a response couldn't be stored.
     pub fn pass(&self, id: u128, key: &[u8], now_ms: u64) {
         self.memory.pass(id, key, now_ms + PASSING.as_millis() as u64);
     }
 
-    /// For a response on its way.
+    /// Returns an empty memory reservation for an arriving response.
     pub fn room(&self) -> Room {
         Room::new(&self.coming)
     }
 }
 
-/// Of purges.
+/// Methods for purges and invalidations.
 impl Store {
-    /// This moment.
+    /// Returns the current position in the log of purges.
     pub fn moment(&self) -> Moment {
         self.purges.moment()
     }
 
-    /// Purges; gives how many responses that were.
+    /// Purges responses and returns how many.
     pub fn purge(&self, purge: &Purge) -> usize {
-        // Before it looks, for those that are on their way.
+        // Recorded before the search, so that responses which are still arriving are covered.
         self.purges.purge(purge);
         let mut purged = self.memory.purge(purge);
         if let Some(disk) = &self.disk {
             purged += disk.purge(purge);
-            // What was read from there just before that.
+            // Again, for responses that were read from disk just before.
             purged += self.memory.purge(purge);
             disk.flush(WRITING);
         }
@@ -212,7 +214,7 @@ impl Store {
         purged
     }
 
-    /// What is stored under a key holds no more.
+    /// Invalidates all responses under a cache key.
     pub fn change(&self, id: u128) {
         self.purges.change(id);
         // Memory last, as with a purge.
@@ -221,15 +223,15 @@ impl Store {
         self.purged.fetch_add(changed as u64, Ordering::Relaxed);
     }
 
-    /// Whether a response was purged since a moment, however softly.
+    /// Returns whether a response was purged after `asked`, by a soft or a hard purge.
     pub fn was_purged(&self, asked: Moment, id: u128, key: &[u8], label: &Label) -> bool {
         self.purges.since(asked, id, key, label).is_some()
     }
 }
 
-/// For people.
+/// Methods for configuration and for metrics.
 impl Store {
-    /// Other budgets; what is beyond them goes.
+    /// Sets new limits and evicts what exceeds them.
     pub fn resize(&self, limits: &Limits) {
         self.memory.resize(limits.memory);
         if let (Some(disk), Some(limits)) = (&self.disk, &limits.disk) {
@@ -237,40 +239,40 @@ impl Store {
         }
     }
 
-    /// Whether it is in such a folder, or in none.
+    /// Returns whether the store uses this directory; `None` stands for memory only.
     pub fn is_in(&self, folder: Option<&Path>) -> bool {
         self.disk.as_ref().map(|disk| disk.folder()) == folder
     }
 
-    /// Waits until what is stored stands on disk, so long at most.
+    /// Waits until pending responses are written to disk, but no longer than `within`.
     pub fn flush(&self, within: Duration) {
         if let Some(disk) = &self.disk {
             disk.flush(within);
         }
     }
 
-    /// The budget, in bytes.
+    /// Returns the memory budget, in bytes.
     pub fn capacity(&self) -> u64 {
         self.memory.capacity()
     }
 
-    /// The longest content that fits in, with a head of some size, in bytes.
+    /// Returns the maximum length of content that fits in memory together with a head, in bytes.
     pub fn most(&self) -> u64 {
         self.memory.most().saturating_sub(HEAD)
     }
 
-    /// How many keys there are.
+    /// Returns the number of cache keys.
     pub fn keys(&self) -> usize {
         self.memory.keys()
     }
 
-    /// What they take, in bytes.
+    /// Returns the size of the stored responses, in bytes.
     pub fn bytes(&self) -> u64 {
         self.memory.bytes()
     }
 }
 
-/// What a head with a key takes, if it is a long one.
+/// The size of a long head with its cache key, in bytes.
 const HEAD: u64 = 16 << 10;
 
 #[cfg(test)]

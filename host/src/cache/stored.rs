@@ -1,4 +1,4 @@
-//! Stored content, or a part of it, on its way to a client.
+//! Stored content, or a part of it, as the body of a response.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use super::fill::Reading;
 use super::object::{Content, Pieces};
 use crate::passage::BodyError;
 
-/// All of some content, or a part.
+/// The body of a response from the store: the whole content or a part of it.
 #[derive(Debug)]
 pub struct Stored {
     source: Source,
-    /// Bytes to leave out before the first.
+    /// The number of bytes to skip before the first one.
     skip: u64,
-    /// Bytes to send; none for all there is, and the trailers.
+    /// The number of bytes left to send; `None` to send all of them and the trailers.
     left: Option<u64>,
 }
 
@@ -31,7 +31,7 @@ enum Source {
 }
 
 impl Stored {
-    /// All of it; none if its beginning is gone.
+    /// Returns a body with the whole content; `None` if its beginning is gone.
     pub fn all(content: &Content) -> Option<Self> {
         Stored::from(content, 0)
     }
@@ -56,18 +56,18 @@ impl Stored {
         Some(Stored { source, skip, left: None })
     }
 
-    /// What stands between parts.
+    /// Returns a body with the text between two parts of a `multipart/byteranges` response.
     pub fn text(text: String) -> Self {
         let left = Some(text.len() as u64);
         Stored { source: Source::Whole(text.into()), skip: 0, left }
     }
 
-    /// The bytes that are still to come, of a part.
+    /// Returns the number of bytes left to send; `None` if the body isn't a part with a known length.
     pub fn left(&self) -> Option<u64> {
         self.left
     }
 
-    /// From an offset on so many bytes; none as above.
+    /// Returns a body with `length` bytes from `offset` on; `None` if the beginning of that part is gone.
     pub fn part(content: &Content, offset: u64, length: u64) -> Option<Self> {
         Some(Stored { left: Some(length), ..Stored::from(content, offset)? })
     }

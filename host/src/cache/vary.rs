@@ -1,22 +1,22 @@
-//! Which of several responses under one key a request gets (RFC 9111 §4.1).
+//! Selecting one of several responses under a cache key by the request fields in `Vary` (RFC 9111 §4.1).
 
 use http::header::{self, HeaderMap, HeaderName};
 
 use crate::field_alias::{aliases, put_aliases};
 
-/// The request fields that a response depends on, with the values that it was made for.
+/// The `Vary` values of a stored response: the request fields that it depends on, with their values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selectors(Box<[Selector]>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Selector {
     name: HeaderName,
-    /// None where the request didn't have it.
+    /// The value of the field; `None` if the request didn't have the field.
     value: Option<Box<[u8]>>,
 }
 
 impl Selectors {
-    /// The values that a request has.
+    /// Returns a request's values of the given fields.
     pub fn of(names: impl Iterator<Item = HeaderName>, request: &HeaderMap) -> Self {
         let selector = |name: HeaderName| {
             let value = wanted(&name, request).map(Vec::into_boxed_slice);
@@ -25,33 +25,33 @@ impl Selectors {
         Selectors(names.map(selector).collect())
     }
 
-    /// Whether a request has the same.
+    /// Returns whether a request has the same values.
     pub fn select(&self, request: &HeaderMap) -> bool {
         self.0.iter().all(|Selector { name, value }| {
-            // Most often it is the same to the byte.
+            // In most cases the field is equal byte for byte.
             let same = value.as_deref().is_some_and(|value| is_just(request, name, value));
             same || wanted(name, request).as_deref() == value.as_deref()
         })
     }
 
-    /// Of values as they were written.
+    /// Restores values that were written to disk.
     pub fn from_values(values: Vec<(HeaderName, Option<Vec<u8>>)>) -> Self {
         let selector =
             |(name, value): (HeaderName, Option<Vec<u8>>)| Selector { name, value: value.map(Vec::into_boxed_slice) };
         Selectors(values.into_iter().map(selector).collect())
     }
 
-    /// The values, with the names.
+    /// Returns the names with their values.
     pub fn values(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
         self.0.iter().map(|selector| (selector.name.as_str(), selector.value.as_deref()))
     }
 
-    /// The names.
+    /// Returns the names of the fields.
     pub fn names(&self) -> impl Iterator<Item = HeaderName> + '_ {
         self.0.iter().map(|selector| selector.name.clone())
     }
 
-    /// The values, in a form that tells them from others.
+    /// Returns an unambiguous encoding of the names and values.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for Selector { name, value } in &self.0 {
@@ -63,7 +63,7 @@ impl Selectors {
         bytes
     }
 
-    /// In bytes.
+    /// Returns the memory that the values occupy, in bytes.
     pub fn weight(&self) -> usize {
         let value = |selector: &Selector| selector.value.as_ref().map_or(0, |value| value.len());
         self.0.iter().map(|selector| size_of::<Selector>() + value(selector)).sum()
@@ -76,7 +76,8 @@ fn is_just(request: &HeaderMap, name: &HeaderName, value: &[u8]) -> bool {
     is_same && aliases(request, name).is_empty()
 }
 
-/// A field's value with the lines that an origin may take for the field's; `None` if there is neither.
+/// Returns the value of a field, together with the lines that an origin may take for the field; `None` if there is
+/// neither.
 fn wanted(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
     let (own, mut value) = (normal(name, request), Vec::new());
     own.iter().for_each(|own| value.extend_from_slice(own));
@@ -84,8 +85,9 @@ fn wanted(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
     (own.is_some() || has_more).then_some(value)
 }
 
-/// A field's lines as one, without what makes no difference where its definition says so: space around members, case,
-/// order (RFC 9110 §12.5.3, §12.5.4). Of other fields nobody knows whether their commas part anything.
+/// Returns the lines of a field as one normalised value. Spaces, case and order are ignored where the definition of the
+/// field allows that (RFC 9110 §12.5.3, §12.5.4). In other fields a comma may be part of a value. `None` if the field
+/// is absent.
 fn normal(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
     let mut lines = request.get_all(name).iter();
     let first = lines.next()?;
@@ -105,7 +107,7 @@ fn normal(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
         });
     }
     if name == header::ACCEPT_ENCODING {
-        // Its members are weighed, not ranked by their order.
+        // Members are ranked by their weights, not by their order.
         members.sort_unstable();
     }
     members.retain(|member| !member.is_empty());

@@ -1,4 +1,4 @@
-//! A folder that is one process's: who has it, what its files are called, and the seed that they were written with.
+//! The directory of a disk cache: its lock, so that one process uses it at a time, its file names and its seed.
 
 use std::fs::{DirBuilder, DirEntry, File};
 use std::io;
@@ -11,35 +11,37 @@ use tracing::warn;
 
 use crate::files;
 
-/// The places of files in a folder.
+/// The paths of the files in a cache directory.
 #[derive(Clone, Debug)]
 pub struct Folder(Arc<Path>);
 
-/// A folder, as long as it is this process's.
+/// A lock on a cache directory that belongs to this process until it is dropped.
 #[derive(Debug)]
 pub struct Claim {
     pub folder: Folder,
-    /// Of this folder, to name keys by, and to tell its own records from others'.
+    /// The random seed of this directory. Cache keys are hashed with it, and records of other directories are
+    /// recognised.
     pub seed: u64,
     _lock: File,
 }
 
-/// Whoever had the folder before may take so long to leave it.
+/// The time that a previous process has to release the directory.
 const TURN: Duration = Duration::from_secs(1);
 
-/// At the top of the folder: the format and the seed.
+/// The name of the marker file at the top of the directory, which holds the format version and the seed.
 pub const MARKER: &str = "plugway-cache";
 const FORMAT: &str = "1";
 const LOCK: &str = "lock";
 const TEMPORARY: &str = "tmp";
 
 impl Claim {
-    /// Takes a folder for this process, and makes it ready, or makes it. The error says what to do.
+    /// Locks a directory for this process, and creates or prepares it if necessary. The error explains how to fix the
+    /// problem.
     pub fn new(path: &Path) -> Result<Self, String> {
         let failed = |what: &str, error: io::Error| format!("`{}` can't be {what}: {error}", path.display());
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(path).map_err(|error| failed("made", error))?;
-        // Nothing is left in a folder that is not a cache's.
+        // Nothing is created in a directory that does not belong to a cache.
         known_seed(path).map_err(|error| failed("used", error))?;
         let lock = files::open_lock(&path.join(LOCK)).map_err(|error| failed("locked", named(LOCK, error)))?;
         let deadline = Instant::now() + TURN;
@@ -51,7 +53,7 @@ impl Claim {
         }
         let seed = known_seed(path).and_then(|known| known.map_or_else(|| begin_anew(path), Ok));
         let seed = seed.map_err(|error| failed("used", error))?;
-        // What nobody has finished.
+        // Files of writes that never finished.
         clear(&path.join(TEMPORARY)).map_err(|error| failed("cleared", error))?;
         for name in subfolders().chain([TEMPORARY.into()]) {
             builder.create(path.join(name)).map_err(|error| failed("written to", error))?;
@@ -69,23 +71,23 @@ impl Folder {
         &self.0
     }
 
-    /// Where a file is.
+    /// Returns the path of a finished file.
     pub fn file(&self, number: u64) -> PathBuf {
         self.0.join(format!("{:02x}", number & 0xff)).join(format!("{number:016x}"))
     }
 
-    /// Where it is before it is whole.
+    /// Returns the path of a file that is still being written.
     pub fn temporary(&self, number: u64) -> PathBuf {
         self.0.join(TEMPORARY).join(format!("{number:016x}"))
     }
 
-    /// The numbers of all files.
+    /// Returns the numbers of all finished files.
     pub fn numbers(&self) -> Vec<u64> {
         subfolders().flat_map(|name| numbers(&self.0.join(name))).collect()
     }
 }
 
-/// Removes a file, if it is there.
+/// Removes a file if it exists.
 pub fn remove(path: &Path) {
     if let Err(error) = std::fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
@@ -94,13 +96,13 @@ pub fn remove(path: &Path) {
     }
 }
 
-/// Removes a folder with all that is in it, if it is there.
+/// Removes a directory with its content if it exists.
 fn clear(folder: &Path) -> io::Result<()> {
     std::fs::remove_dir_all(folder)
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
-/// Enough of them for none to become long.
+/// Returns the names of the subdirectories: enough of them to keep each one short.
 fn subfolders() -> impl Iterator<Item = String> {
     (0..=u8::MAX).map(|number| format!("{number:02x}"))
 }
@@ -114,7 +116,7 @@ fn numbers(subfolder: &Path) -> Vec<u64> {
     entries.into_iter().flatten().flatten().filter_map(number).collect()
 }
 
-/// The seed of a folder that has this format; none if it has another, or is empty.
+/// Reads the seed of a directory. `None` if the directory is empty or has another format version.
 fn known_seed(path: &Path) -> io::Result<Option<u64>> {
     let text = match files::read_text(&path.join(MARKER), files::MARKER) {
         Ok(text) => text,
@@ -131,12 +133,12 @@ fn known_seed(path: &Path) -> io::Result<Option<u64>> {
     Ok(seed.and_then(|seed| u64::from_str_radix(seed, 16).ok()))
 }
 
-/// An error with the name of the file in a cache's folder that it is about.
+/// Adds the name of the file in the cache directory to an error.
 fn named(file: &str, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("`{file}` in it: {error}"))
 }
 
-/// Empties a folder, and gives it a seed.
+/// Empties a directory and writes a new seed.
 fn begin_anew(path: &Path) -> io::Result<u64> {
     subfolders().try_for_each(|name| clear(&path.join(name)))?;
     let mut seed = [0; 8];

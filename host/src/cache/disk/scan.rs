@@ -1,4 +1,4 @@
-//! Finds what was stored when the process began, while it serves already.
+//! The scan at start: finds the stored responses of earlier processes while this one already serves requests.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -14,10 +14,10 @@ use crate::cache::purges::Moment;
 use crate::files;
 use crate::supervise::{Task, guard};
 
-/// Looks through a folder, as long as anybody has it. A panic ends the search, and leaves what is not found yet.
+/// Scans the directory as long as the disk is in use. A panic ends the scan, and the remaining files are not found.
 pub fn run(disk: &Weak<Disk>) {
     let _ = guard(Task::CacheScan, || find_all(disk));
-    // Purges wait for the end of the search.
+    // Purges wait for the end of the scan.
     let Some(disk) = disk.upgrade() else { return };
     *disk.is_found.lock().unwrap_or_else(PoisonError::into_inner) = true;
     disk.found.notify_all();
@@ -29,10 +29,10 @@ fn find_all(disk: &Weak<Disk>) {
         return;
     };
     let mut numbers = folder.numbers();
-    // The newest comes last, as it came before.
+    // In ascending order, so that the newest file is inserted last, as when it was written.
     numbers.sort_unstable();
     if let (Some(disk), Some(newest)) = (disk.upgrade(), numbers.last()) {
-        // A clock that was set back makes nothing that comes now the older one.
+        // New files get greater numbers even if the clock was set back.
         disk.next.fetch_max(newest.saturating_add(1), Ordering::Relaxed);
     }
     let (mut found, mut broken, mut unreadable) = (0, 0, 0);
@@ -45,7 +45,7 @@ fn find_all(disk: &Weak<Disk>) {
                 broken += 1;
                 remove(&folder.file(number));
             }
-            // One that has just been replaced.
+            // The file was replaced a moment ago.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 debug!(path = %folder.file(number).display(), %error, "unreadable");
@@ -63,7 +63,7 @@ fn find_all(disk: &Weak<Disk>) {
 fn find(disk: &Disk, number: u64, asked: Moment) -> io::Result<()> {
     let read = format::read(&files::open(&disk.claim.folder.file(number), files::STORED)?, disk.claim.seed)?;
     let id = name_of(&read.key, disk.claim.seed);
-    // What this process has written needs not to be found.
+    // Files that this process has written are in the index already.
     if disk.index.numbered(id, number).is_some() {
         return Ok(());
     }

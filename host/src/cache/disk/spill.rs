@@ -1,4 +1,4 @@
-//! A response that goes into a file as it comes, being too long for the memory.
+//! Writing a response to a file while it arrives, because it is too long for the memory.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,7 +17,7 @@ use crate::cache::object::Object;
 use crate::cache::purges::Moment;
 use crate::cache::room::Room;
 
-/// A file that is being written; removed if it isn't finished.
+/// A file that is being written. The file is removed if it is dropped before it is finished.
 pub struct Spill {
     disk: Arc<Disk>,
     file: Arc<File>,
@@ -28,7 +28,7 @@ pub struct Spill {
 }
 
 impl Spill {
-    /// Begins; none if nothing can be written, of which the log tells.
+    /// Starts a file. `None` if nothing can be written; the reason is logged.
     pub async fn begin(disk: &Arc<Disk>, fill: &Fill, number: u64) -> Option<Self> {
         if disk.rests() {
             return None;
@@ -43,14 +43,15 @@ impl Spill {
         Some(Spill { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })
     }
 
-    /// Writes the blocks that have come, and at the end what is left; false if that can't be, or there is no room for it.
+    /// Writes the blocks that have arrived and, at the end, the rest. Returns `false` if a write fails or there is no
+    /// room.
     pub async fn write(&mut self, fill: &Fill, is_last: bool) -> bool {
         while let Some((at, block)) = fill.next_block(BLOCK, is_last) {
             let (file, length) = (self.file.clone(), block.len() as u64);
             if !self.room.take(length, self.disk.capacity()) {
                 return false;
             }
-            // A copy that comes back, to be freed where it was made.
+            // This thread keeps a reference of its own, so that the block is freed on the thread that allocated it.
             let here = block.clone();
             let written = spawn_blocking(move || write(&file, at, &block)).await;
             drop(here);
@@ -66,7 +67,7 @@ impl Spill {
         true
     }
 
-    /// All is written: from now on it is found.
+    /// Finishes the file, after which requests can find it.
     pub async fn finish(
         mut self,
         (id, key, asked): (u128, Vec<u8>, Moment),
@@ -85,7 +86,7 @@ impl Spill {
             self.is_finished = size.is_ok();
             self.disk.written(id, &key, &object, size, asked);
         });
-        // It doesn't panic, and where the process ends nobody needs it.
+        // The task doesn't panic, and at the end of the process its result isn't needed.
         let _ = finished.await;
     }
 }
@@ -93,7 +94,7 @@ impl Spill {
 impl Drop for Spill {
     fn drop(&mut self) {
         if !self.is_finished {
-            // Not here: to give back the blocks of a long file takes its time.
+            // Not on this thread, because freeing the blocks of a long file takes time.
             let _ = self.disk.jobs.send(Job::Discard(self.number));
         }
     }

@@ -12,7 +12,7 @@ use crate::cache::purges::Purged;
 
 const KEY: &[u8] = b"http://a/";
 
-/// As a process that begins would, once all is found.
+/// Opens the directory as a new process does, and waits for the end of the scan.
 fn open(folder: &Path) -> Arc<Disk> {
     let disk = Disk::open(folder, 64 << 20, &Arc::default()).unwrap();
     let is_found = disk.is_found.lock().unwrap();
@@ -20,7 +20,7 @@ fn open(folder: &Path) -> Arc<Disk> {
     disk
 }
 
-/// Waits until nobody has the folder any more.
+/// Drops the disk and waits until the directory is released.
 fn close(disk: Arc<Disk>) {
     disk.flush(Duration::from_secs(60));
     let weak = Arc::downgrade(&disk);
@@ -30,7 +30,7 @@ fn close(disk: Arc<Disk>) {
     }
 }
 
-/// Has a response written that has just been asked for; gives the number of its file.
+/// Writes a response that was requested just now; returns the number of its file.
 fn put(disk: &Disk, content: &'static str) -> u64 {
     put_asked(disk, content, disk.purges.moment())
 }
@@ -67,7 +67,7 @@ fn of_two_files_for_the_same_the_newer_counts() {
     let new = path_of(folder.path(), put(&disk, "new"));
     close(disk);
     assert!(!old.exists() && new.exists());
-    // As if the process had ended between the one and the other.
+    // As if the process had ended between the two steps.
     std::fs::rename(&aside, &old).unwrap();
     let disk = open(folder.path());
     assert_eq!(read(&disk).as_deref(), Some(&b"new"[..]));
@@ -81,7 +81,7 @@ fn a_clock_that_was_set_back_loses_nothing() {
     let disk = open(folder.path());
     let number = put(&disk, "old");
     close(disk);
-    // As if that had been a year later.
+    // As if the write had happened a year later.
     let later = number + ((366 * 24 * 3_600_000) << 16);
     std::fs::rename(path_of(folder.path(), number), path_of(folder.path(), later)).unwrap();
     let left = folder.path().join("tmp/left");
@@ -192,7 +192,7 @@ fn only_regular_files_of_a_folder_are_opened() {
     let endless = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("/dev/zero", endless.path().join(MARKER)).unwrap();
     assert!(refused(endless.path()).contains("a device"), "{}", refused(endless.path()));
-    // A stored response that is a pipe is left out, and the others are found.
+    // The scan skips a pipe and finds the other files.
     let stored = tempfile::tempdir().unwrap();
     let disk = open(stored.path());
     let number = put(&disk, "content");

@@ -1,4 +1,4 @@
-//! The thread that writes and removes files, one after the other.
+//! The thread that writes and removes the files of the disk cache, one at a time.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ use crate::cache::object::{Content, Object};
 use crate::cache::purges::Moment;
 use crate::supervise::{Task, guard};
 
-/// What is to be done.
+/// A job for the writer thread.
 #[derive(Debug)]
 pub enum Job {
     Keep {
@@ -26,19 +26,19 @@ pub enum Job {
         asked: Moment,
     },
     Remove(u64),
-    /// It wasn't finished.
+    /// The file was not finished and is to be removed.
     Discard(u64),
-    /// It was purged softly.
+    /// The response was soft-purged, so that its file is to be marked stale.
     Mark(u64),
-    /// To be told when all before it is done.
+    /// All earlier jobs are to be finished before the sender is notified.
     Flush(SyncSender<()>),
 }
 
-/// Does what is to be done, until nobody has anything to do any more.
+/// Runs jobs until every reference to the disk is dropped.
 pub fn run(disk: &Weak<Disk>, folder: &Folder, queue: Receiver<Job>) {
     for job in queue {
         let queued = if let Job::Keep { object, .. } = &job { weight(object) } else { 0 };
-        // A panic loses the job at hand, and not the thread.
+        // A panic loses the current job, but not the thread.
         let _ = guard(Task::CacheWriter, || work(disk, folder, job));
         if let Some(disk) = disk.upgrade().filter(|_| queued > 0) {
             disk.queued.fetch_sub(queued, Ordering::Relaxed);
@@ -56,7 +56,7 @@ fn work(disk: &Weak<Disk>, folder: &Folder, job: Job) {
         Job::Discard(number) => remove(&folder.temporary(number)),
         Job::Mark(number) => {
             let file = OpenOptions::new().read(true).write(true).open(folder.file(number));
-            // One that isn't there needs no mark.
+            // A file that doesn't exist needs no mark.
             if let Err(error) = file.and_then(|file| format::mark(&file)) {
                 warn!(path = %folder.file(number).display(), %error, "a purged response can't be marked: it may be served again");
             }
@@ -72,13 +72,15 @@ fn keep(disk: &Disk, id: u128, key: &[u8], object: &Object, asked: Moment) {
     let known = disk.index.numbered(id, object.number);
     match (write(disk, known.as_deref(), key, object).transpose(), known) {
         (Some(size), _) => disk.written(id, key, object, size, asked),
-        // What stands in its file alone can't be written anew; with too many records it is given up.
+        // Content that is only in its file can't be rewritten. If the file has too many records, the response is
+        // dropped.
         (None, Some(known)) => disk.index.remove_if(id, |filed| filed.number == known.number),
         (None, None) => {}
     }
 }
 
-/// Writes a response, or what is new about one that has a file; gives the file's size, or nothing if neither can be.
+/// Writes a response, or appends the changes if it has a file. Returns the size of the file; `None` if neither is
+/// possible.
 fn write(disk: &Disk, known: Option<&Filed>, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
     if let Some(filed) = known
         && let Some(size) = append_record(disk, filed, key, object)?
@@ -88,7 +90,7 @@ fn write(disk: &Disk, known: Option<&Filed>, key: &[u8], object: &Object) -> io:
     write_whole(disk, key, object)
 }
 
-/// Writes what is new about a response behind its file; gives the file's size, or nothing if it has grown too long.
+/// Appends the changes of a response to its file. Returns the size of the file; `None` if the file has grown too long.
 fn append_record(disk: &Disk, filed: &Filed, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
     let (folder, seed) = (&disk.claim.folder, disk.claim.seed);
     let mut file = OpenOptions::new().read(true).append(true).open(folder.file(filed.number))?;
@@ -101,7 +103,7 @@ fn append_record(disk: &Disk, filed: &Filed, key: &[u8], object: &Object) -> io:
     Ok(Some(size + record.len() as u64))
 }
 
-/// Writes a file with all of a response; gives its size, or nothing if its content isn't in memory.
+/// Writes a file with the whole response. Returns the size of the file; `None` if the content isn't in memory.
 fn write_whole(disk: &Disk, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
     let pieces: Vec<Bytes> = match &object.content {
         Content::Whole(content) => vec![content.clone()],

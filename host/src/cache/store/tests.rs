@@ -66,7 +66,7 @@ fn what_comes_late_does_not_take_the_place_of_the_newer() {
     }
 }
 
-/// Such as what was read from disk before the purge got there, by a request that came after the purge.
+/// For example, a request that came after the purge read the response from disk before the purge got there.
 #[test]
 fn what_was_purged_is_not_let_in_whenever_it_was_asked_for() {
     let store = Store::new(1 << 20);
