@@ -1,5 +1,5 @@
-//! What a cache in the chain does with a request: answers it from what is stored, lets it past, or asks below, once for
-//! all who want the same.
+//! The cache in a plugin chain: answers a request from the store, bypasses the cache, or fetches the response below the
+//! cache, once for all requests that can share it.
 
 mod fetch;
 mod filling;
@@ -33,70 +33,71 @@ use crate::supervise::{Task, spawn};
 use fetch::Fetch;
 use report::{Forward, Report};
 
-/// What becomes of a request at a cache.
+/// The result of looking up a request in the cache.
 pub enum Looked {
-    /// It is answered.
+    /// The request is answered from the store.
     Served(Response<ResponseBody>),
-    /// It goes past, and its response comes past.
+    /// The cache is bypassed for the request and for its response.
     Past(Past),
-    /// The upstream is to be asked.
+    /// The store can't answer the request, or the response is on disk; the caller runs [`Asking::run`].
     Ask(Box<Asking>),
 }
 
-/// A request that went past a cache.
+/// A request that bypasses the cache.
 pub struct Past {
     at: Depth,
     why: Forward,
     detail: Option<String>,
-    /// The request as it came to the cache, if its response may have changed what is stored.
+    /// The request as the cache received it; `None` unless its response may invalidate stored responses.
     changes: Option<Box<request::Parts>>,
 }
 
-/// A request that nothing answers which is in memory.
+/// A request that no response in memory can answer.
 #[derive(Clone)]
 pub struct Asking {
     seat: Seat,
     place: Place,
     id: u128,
     scope: u64,
-    /// What is stored on disk.
+    /// The stored response on disk, with the purge-log position of the lookup; `None` if there is none.
     filed: Option<(Arc<Filed>, Moment)>,
-    /// What is stored and can't be served as it is.
+    /// The stored response that can't be served as it is; `None` if there is none.
     stale: Option<Stale>,
     why: Forward,
-    /// Responses there are most likely nobody else's.
+    /// Whether responses to this request are not expected to be cacheable, so that the request doesn't wait for another
+    /// one.
     passes: bool,
 }
 
-/// Something stored that fits the request.
+/// A stored response that matches the request but can't be served as it is.
 #[derive(Clone)]
 struct Stale {
     object: Arc<Object>,
-    /// Whether the upstream may be asked just whether it still holds.
+    /// Whether the fetch may be conditional, to revalidate the stored response.
     validates: bool,
 }
 
-/// A response from below or from the store, for those above.
+/// A response from the store or from below the cache, for the plugins above it.
 pub struct Answered {
     pub response: Response<ResponseBody>,
-    /// What the balancer wants done for this client alone.
+    /// The edits of the balancer to the response for this client only; `None` if there are none.
     pub edits: Option<BalancerEdits>,
-    /// Those above the cache.
+    /// The position of the cache; the plugins above it still see the response.
     pub depth: Depth,
 }
 
-/// A cache in a chain.
+/// The stage of the cache in a chain.
 #[derive(Clone, Copy)]
 struct Seat {
-    /// Those above it.
+    /// The position of the cache in the chain.
     at: Depth,
-    /// Its place in the generation.
+    /// The index of the configured plugin in the generation.
     binding: usize,
 }
 
-/// Looks for a stored response. `is_plain` says that the request has no content and wants no other protocol.
+/// Looks up a request in the store. `is_plain` is `true` if the request has no content and doesn't switch protocols.
 ///
-/// Never a part of its caller, through which all exchanges pass: it takes twice as much of the stack as all else there.
+/// Never inlined into the caller, through which all exchanges pass, because it takes twice as much stack as the rest.
 #[inline(never)]
 pub fn look(
     running: &Rc<Running>,
@@ -160,18 +161,18 @@ impl Past {
         Past { at, why, detail, changes: changes.then(|| Box::new(request.clone())) }
     }
 
-    /// Those above the cache.
+    /// Returns the position of the cache in the chain.
     pub fn depth(&self) -> Depth {
         self.at
     }
 
-    /// Takes note of the response in `head`, as it comes past.
+    /// Handles the response in `head`: invalidates stored responses if necessary, and adds `Cache-Status`.
     pub fn come_back(self, running: &Running, route: &Route, head: &mut Head) {
         let seat = Seat { at: self.at, binding: self.at.plugin(route) };
         let needs = seat.needs(running);
         let Some(status) = head.response.as_ref().map(|response| response.status) else { return };
         if let Some(request) = self.changes.filter(|_| status.is_success() || status.is_redirection()) {
-            // The policy sees what it would see of a request that looks for what is stored.
+            // The policy receives the request as the cache received it, so that keys are the same as in lookups.
             let sent = std::mem::replace(&mut head.request, *request);
             let keys = seat.tell(running, head, |policy| policy.changed(&needs.response, head));
             head.request = sent;
@@ -186,7 +187,7 @@ impl Past {
 }
 
 impl Asking {
-    /// Asks the upstream, or waits for what another asks.
+    /// Answers the request: from disk, by collapsing with another request's fetch, or by a fetch of its own.
     pub async fn run(
         &mut self,
         running: &Rc<Running>,
@@ -206,7 +207,7 @@ impl Asking {
         }
         let mut turns = 0;
         let lead = loop {
-            // Whoever wants to be sure that it is of now asks by itself.
+            // If the policy doesn't accept a fresh response without a check, the request fetches on its own.
             if self.passes || !self.place.fresh_will_do || turns == MOST_TURNS {
                 break None;
             }
@@ -250,7 +251,7 @@ impl Asking {
         Fetch { asking: self, running, route, upstream, clock }.run(head, lead).await
     }
 
-    /// What is in a file, read once for all who want it now.
+    /// Reads a response from disk. Concurrent reads of one file are collapsed. `None` if the file can't be read.
     async fn recall(&self, running: &Running, filed: &Arc<Filed>, asked: Moment) -> Option<Arc<Object>> {
         let (store, most) = (&running.generation.store, fetch::most_in_memory(running));
         loop {
@@ -270,7 +271,8 @@ impl Asking {
         }
     }
 
-    /// The response from something stored that fits the request, where it may be served; if not, it is kept in mind.
+    /// Evaluates a stored response that matches the request. Returns it if it may be served; otherwise keeps it for
+    /// validation.
     fn weigh(
         &mut self,
         running: &Rc<Running>,
@@ -304,10 +306,10 @@ impl Asking {
         Ok(None)
     }
 
-    /// Validates behind the client's back, unless somebody does already.
+    /// Starts a background revalidation, unless a fetch of the response is already in progress.
     fn revalidate(mut self, running: &Rc<Running>, (route, upstream): (usize, usize), head: &Head, clock: &Rc<Clock>) {
         let Joined::Lead(lead) = running.generation.store.flights.join(self.flight(running, head)) else { return };
-        // Another may have just done so.
+        // Another request may have just finished the revalidation.
         if self.newer(running, head).is_some() {
             return;
         }
@@ -328,18 +330,18 @@ impl Asking {
         });
     }
 
-    /// The name of the fetch that answers the request.
+    /// Returns the name of the fetch that answers the request.
     fn flight(&self, running: &Running, head: &Head) -> u128 {
         running.generation.store.flight(self.id, self.scope, &head.request.headers)
     }
 
-    /// Whether what another has fetched was purged since that was begun.
+    /// Returns whether another request's response was purged after that request had begun its fetch.
     fn is_outdated(&self, running: &Running, object: &Object, asked: Moment) -> bool {
         let store = &running.generation.store;
         store.was_purged(asked, self.id, &self.place.key, &object.label)
     }
 
-    /// What has been stored since it was looked for.
+    /// Returns a fresh response that was stored after the lookup; `None` if there is none.
     fn newer(&self, running: &Running, head: &Head) -> Option<Arc<Object>> {
         let (store, now) = (&running.generation.store, now_ms());
         match store.find(self.id, &self.place.key, self.scope, &head.request.headers, now) {
@@ -348,10 +350,11 @@ impl Asking {
         }
     }
 
-    /// What another has fetched, where it may be served.
+    /// Returns another request's response if it may be served to this request; otherwise `None`.
     fn shared(&mut self, running: &Running, head: &Head, object: &Arc<Object>) -> Option<Response<ResponseBody>> {
         if object.label.scope != self.scope || !object.label.selectors.select(&head.request.headers) {
-            // By now it is known on which fields it depends, if it is stored; where it isn't yet, nobody waits again.
+            // The stored response shows by now which fields it depends on. If it is still arriving, the request doesn't
+            // wait again.
             self.passes |= matches!(object.content, Content::Filling(_));
             return None;
         }
@@ -365,7 +368,7 @@ impl Asking {
         response
     }
 
-    /// What is stored in place of what failed, where the policy allows that.
+    /// Returns a stale response instead of the failure if the policy allows that; otherwise returns the failure.
     fn instead(
         &self,
         running: &Running,
@@ -401,7 +404,7 @@ impl Asking {
         self.serve(running, head, object, report)
     }
 
-    /// The response from something stored; none if its beginning is gone.
+    /// Returns a stored response with `Cache-Status`; `None` if the beginning of its content is gone.
     fn serve(&self, running: &Running, head: &Head, object: &Object, report: Report) -> Option<Response<ResponseBody>> {
         let now = now_ms();
         let mut response = reply::reply(object, &head.request, now)?;
@@ -410,7 +413,7 @@ impl Asking {
         Some(response)
     }
 
-    /// The response where nothing stored will do and nobody may be asked.
+    /// Returns 504, because no stored response can be served and the upstream must not be asked.
     fn timeout(&self, running: &Running) -> Response<ResponseBody> {
         let mut response = Response::new(ResponseBody::Full(Default::default()));
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
@@ -424,13 +427,13 @@ impl Asking {
     }
 }
 
-/// Why the cache is left out where its policy failed.
+/// The reason in `Cache-Status` if the cache is bypassed because its policy failed.
 const POLICY_FAILED: &str = "policy-failed";
 
-/// A request waits for others' fetches so often at most.
+/// The maximum number of fetches of other requests that a request waits for.
 const MOST_TURNS: usize = 3;
 
-/// How long a validation behind a client's back may take where its route says nothing.
+/// The timeout of a background revalidation if the route has none.
 const LONGEST: Duration = Duration::from_secs(600);
 
 impl Seat {
@@ -444,13 +447,14 @@ impl Seat {
         &running.caches[self.binding]
     }
 
-    /// Tells figures and logs what became of a request.
+    /// Records the cache outcome of the request for metrics and the access log.
     fn count(self, running: &Running, head: &mut Head, outcome: CacheOutcome) {
         head.cache = Some(outcome);
         self.figures(running).requests(outcome).add(1);
     }
 
-    /// Asks the policy what decides the exchange; none where it failed, and the exchange goes on all the same.
+    /// Calls the policy for a decision. `None` if the call failed and the plugin's `on-error` lets the exchange
+    /// continue.
     fn ask<R>(
         self,
         running: &Running,
@@ -466,7 +470,7 @@ impl Seat {
         }
     }
 
-    /// Asks the policy when the exchange is decided: none where it failed.
+    /// Calls the policy when its failure can't change the exchange any more; `None` if the call failed.
     fn tell<R>(self, running: &Running, head: &Head, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Option<R> {
         let answer = self.call(running, call);
         answer.inspect_err(|trap| running.plugin_failed(self.binding, "cache-policy", trap, Some(head))).ok()
@@ -481,7 +485,7 @@ fn is_read(request: &request::Parts) -> bool {
     request.method == Method::GET || request.method == Method::HEAD
 }
 
-/// A stored response, as a policy is told of it.
+/// Returns the description of a stored response that a policy receives.
 fn described(object: &Object, now_ms: u64) -> StoredResponse {
     let rules = &object.rules;
     StoredResponse {

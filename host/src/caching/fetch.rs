@@ -1,4 +1,4 @@
-//! Asks for a response below the cache, and stores it where the policy wants that.
+//! Fetching a response from below the cache, and storing it if the policy decides so.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::plugin::policy::{Keep, Refusal, Storage, Times};
 use crate::supervise::{Task, spawn};
 use crate::upload::{RequestBody, Upload};
 
-/// A fetch, in the name of a request.
+/// A fetch on behalf of a request.
 pub struct Fetch<'a> {
     pub asking: &'a Asking,
     pub running: &'a Rc<Running>,
@@ -39,20 +39,20 @@ pub struct Fetch<'a> {
     pub clock: &'a Rc<Clock>,
 }
 
-/// What came from below; the head of the response is in the exchange's.
+/// A response from below the cache; its head is in the exchange context.
 struct Below {
     body: ResponseBody,
     edits: Option<BalancerEdits>,
-    /// It is the response of the upstream that what is stored is of.
+    /// Whether the response is from the upstream that the stored responses belong to.
     is_ours: bool,
 }
 
 impl Fetch<'_> {
-    /// Fetches, and says what came of it to those who wait.
+    /// Fetches the response and publishes the result to the followers.
     pub async fn run(self, head: &mut Box<Head>, lead: Option<Lead>) -> Result<Answered, Failed> {
         let (asking, running) = (self.asking, self.running);
         let asked = running.generation.store.moment();
-        // Where the response is nobody else's, the client gets just what it asks for.
+        // If the response is not expected to be cacheable, the client's own conditions and ranges are forwarded.
         let is_own =
             asking.passes && (reply::is_conditional(&head.request.headers) || head.request.method == Method::HEAD);
         let received = head.request.clone();
@@ -67,7 +67,8 @@ impl Fetch<'_> {
             Err(failed) => {
                 let kind = failed.error.kind;
                 let answered = asking.instead(running, head, None, failed);
-                // What this request alone may be the reason of, others may try themselves: with the lead it falls to one.
+                // Errors that only this request may have caused are not published: a follower takes the lead over and
+                // tries itself.
                 if is_anybodys(kind) {
                     end(lead, Landing::Failed(kind));
                 }
@@ -82,7 +83,7 @@ impl Fetch<'_> {
         if status.is_server_error()
             && let Some(response) = asking.covered(running, head, Some(status))
         {
-            // For those who wait it has failed too: what they have in store will do for them.
+            // For the followers the fetch has failed too; each one serves its own stale response.
             end(lead, Landing::Failed(Kind::DestinationUnavailable));
             return Ok(Answered { edits, ..asking.answered(response) });
         }
@@ -106,7 +107,7 @@ impl Fetch<'_> {
         Ok(Answered { edits, ..asking.answered(response) })
     }
 
-    /// Asks once more, for the part that the client asks for: the whole can't be stored, and would be too much.
+    /// Fetches again with the client's range, because the whole response can't be stored and may be long.
     async fn again(&self, head: &mut Box<Head>, refusal: Refusal) -> Result<Answered, Failed> {
         let received = head.request.clone();
         head.response = None;
@@ -121,7 +122,8 @@ impl Fetch<'_> {
         }
     }
 
-    /// Makes the request one for the whole response, or for whether what is stored still holds; gives that.
+    /// Rewrites the request to ask for the whole response or for revalidation. Returns the stored response to be
+    /// revalidated; `None` if there is none.
     fn generalise(&self, head: &mut Head) -> Option<Arc<Object>> {
         let fields = &mut head.request.headers;
         reply::ask_for_all(fields);
@@ -137,7 +139,7 @@ impl Fetch<'_> {
         tag.or(modified).map(|_| stale.object.clone())
     }
 
-    /// Takes the request through the plugins below the cache to the upstream, and its response back up to the cache.
+    /// Runs the request through the plugins below the cache to the upstream, and the response back up to the cache.
     async fn below(&self, head: &mut Box<Head>) -> Result<Below, Failed> {
         let (running, route) = (self.running, &self.running.generation.routes[self.route]);
         let (top, mut upstream) = (self.asking.seat.at.next(), self.upstream);
@@ -145,7 +147,7 @@ impl Fetch<'_> {
         let (response, edits, depth) = match chain::down(running, route, top, head, &mut upstream)? {
             Down::Answer(response, depth) => (response.map(|content| ResponseBody::Full(content.into())), None, depth),
             Down::Forward | Down::Cache(_) => {
-                // What another upstream is asked isn't whether our response holds.
+                // The validators of our stored response mean nothing to another upstream.
                 if !is_ours(upstream) {
                     reply::ask_for_all(&mut head.request.headers);
                 }
@@ -168,9 +170,9 @@ impl Fetch<'_> {
     }
 }
 
-/// What comes of a response.
+/// Decisions about a response.
 impl Fetch<'_> {
-    /// Whether it is kept: the policy's word, where the host can at all.
+    /// Decides whether the response is stored: the policy decides, if the host can store such a response at all.
     fn keep(
         &self,
         head: &mut Box<Head>,
@@ -195,7 +197,7 @@ impl Fetch<'_> {
         Ok(Err(refusal))
     }
 
-    /// The stored response has been found to hold (RFC 9111 §4.3.4).
+    /// Handles a 304 for the stored response (RFC 9111 §4.3.4).
     fn validated(
         &self,
         head: &mut Box<Head>,
@@ -207,7 +209,7 @@ impl Fetch<'_> {
         let (asking, running) = (self.asking, self.running);
         let (mut stored, came) = (stale.head(), taken(head));
         let refused = if is_of_another(&stored.headers, &came.headers) {
-            // It is a word about something that we don't have (RFC 9111 §4.3.4).
+            // The 304 refers to a response that the store doesn't have (RFC 9111 §4.3.4).
             Some("other-etag")
         } else {
             (!freshen(&mut stored.headers, &came.headers)).then_some("too-many-fields")
@@ -228,14 +230,14 @@ impl Fetch<'_> {
         let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED);
         let (object, report, landing) = match storage {
             Ok(mut storage) => {
-                // What isn't stored can't be told by what is: tags that are hidden hold as long as no others come.
+                // Hidden tags are not in the stored head, so the old ones stay valid unless the 304 brings new ones.
                 if storage.tags.is_empty() {
                     storage.tags.clone_from(&stale.label.tags);
                 }
                 own = take_out(&storage.dropped, &mut stored.headers);
                 let object = self.object(head, stored, stale.content.clone(), storage, times);
                 let object = Arc::new(object.numbered(stale.number));
-                // What still comes in is put in by whoever lets it in.
+                // A response that is still arriving is inserted by its `Filling`.
                 if !matches!(object.content, Content::Filling(_)) {
                     store.insert(asking.id, key, object.clone(), asked);
                 }
@@ -255,7 +257,7 @@ impl Fetch<'_> {
         Ok(response)
     }
 
-    /// The response is stored as it comes in; the client reads it from there like all others.
+    /// Starts to store the response while it arrives; the client reads it from the store like all others.
     fn stored(
         &self,
         head: &mut Box<Head>,
@@ -276,7 +278,7 @@ impl Fetch<'_> {
         let object = self.object(head, came, Content::Filling(fill.clone()), storage, times);
         let object = Arc::new(object.numbered(running.generation.store.number()));
         let report = Report::forwarded(asking.why).status(status).stored();
-        // The first of its readers, before it may be found to be too long.
+        // The client's reader has to exist before the response may turn out to be too long.
         let response = asking.serve(running, head, &object, report);
         if let Some(lead) = &lead {
             lead.bring(object.clone(), asked);
@@ -295,7 +297,7 @@ impl Fetch<'_> {
             into: Destination::Memory,
         };
         asking.seat.figures(running).stored.add(1);
-        // Others may read it on other workers, which don't end with this one.
+        // Requests on other workers may read the response, and those workers may outlive this one.
         let alive = running.alive.upgrade();
         spawn(Task::CacheFill, async move {
             filling.run(body).await;
@@ -315,7 +317,7 @@ impl Fetch<'_> {
         Object::new(label, &came, content, storage.rules, times.received_ms)
     }
 
-    /// The response is the client's alone.
+    /// Returns the response to this client only, without storing it.
     fn passed(&self, head: &mut Head, body: ResponseBody, refusal: Option<Refusal>) -> Response<ResponseBody> {
         let mut came = taken(head);
         let status = came.status;
@@ -325,7 +327,7 @@ impl Fetch<'_> {
         });
         let report = Report::forwarded(self.asking.why).status(status).detail(detail.as_deref());
         report.tell(self.asking.seat.needs(self.running), Some(&self.asking.place.key), &mut came.headers);
-        // It was asked for whole, whatever the client has.
+        // The request to the upstream was unconditional, so the client's conditions are evaluated here.
         if reply::is_known(&came, came.headers.get(header::LAST_MODIFIED), &head.request.headers) {
             return reply::not_modified(came);
         }
@@ -333,10 +335,10 @@ impl Fetch<'_> {
         Response::from_parts(came, if is_head { ResponseBody::Full(Default::default()) } else { body })
     }
 
-    /// Others need not wait for such a response, and what was stored doesn't hold any more.
+    /// Marks the cache key as hit-for-miss, and removes the stored response that is not valid any more.
     fn refused(&self, status: StatusCode, refusal: &Refusal) {
         let (store, asking, now) = (&self.running.generation.store, self.asking, now_ms());
-        // Nothing that a client does is to take away what others get.
+        // A client's own error must not remove what other clients get.
         let is_gone = status == StatusCode::NOT_FOUND || status == StatusCode::GONE;
         let is_own = status.is_client_error() && !is_gone || matches!(refusal, Refusal::Authorization);
         if status.is_server_error() || is_own {
@@ -352,27 +354,27 @@ impl Fetch<'_> {
     }
 }
 
-/// Whether a failure would meet others as well.
+/// Returns whether a failure would also occur for other requests.
 fn is_anybodys(kind: Kind) -> bool {
     !matches!(kind, Kind::PluginError | Kind::RequestError | Kind::ProtocolError | Kind::ConnectionTerminated)
 }
 
-/// Whether a 304 speaks of another response than the stored one, by strong entity tags.
+/// Returns whether a 304 refers to another response than the stored one, by strong entity tags.
 fn is_of_another(stored: &HeaderMap, came: &HeaderMap) -> bool {
     let strong = |fields: &HeaderMap| fields.get(header::ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"")).cloned();
     matches!((strong(stored), strong(came)), (Some(stored), Some(came)) if stored != came)
 }
 
-/// This moment, as a date.
+/// Returns the current time as a `Date` value.
 fn today() -> HeaderValue {
     let date = httpdate::fmt_http_date(std::time::SystemTime::now());
     HeaderValue::from_str(&date).unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
 }
 
-/// Why what another upstream answered isn't kept among the responses of this one.
+/// The reason for not storing a response that came from another upstream.
 const ANOTHERS: &str = "another-upstream";
 
-/// Takes fields out of a head, which are this client's, but nobody else's.
+/// Removes the fields from a head that only this client may get, and returns them.
 fn take_out(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
     let mut own = HeaderMap::new();
     for name in names {
@@ -382,12 +384,12 @@ fn take_out(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
     own
 }
 
-/// The longest content that is stored in memory, in bytes.
+/// Returns the maximum length of content that is stored in memory, in bytes.
 pub fn most_in_memory(running: &Running) -> u64 {
     running.generation.store_limits.object.min(running.generation.store.most())
 }
 
-/// The longest that is stored at all, in bytes.
+/// Returns the maximum length of content that is stored at all, in bytes.
 fn longest(running: &Running) -> u64 {
     let (store, limits) = (&running.generation.store, &running.generation.store_limits);
     let on_disk = store.disk().zip(limits.disk.as_ref()).map_or(0, |(disk, limits)| limits.object.min(disk.most()));
@@ -404,7 +406,7 @@ fn taken(head: &mut Head) -> response::Parts {
     head.response.take().unwrap_or_else(|| Response::new(()).into_parts().0)
 }
 
-/// The place of a refusal in [`REFUSALS`].
+/// Returns the index of a refusal in [`REFUSALS`].
 fn place(refusal: &Refusal) -> usize {
     match refusal {
         Refusal::NoStore => 0,

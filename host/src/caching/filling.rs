@@ -1,4 +1,4 @@
-//! A response on its way into the store: its content goes to memory, into a file, or to those alone who read it now.
+//! Storing a response while it arrives: its content goes to memory, to a file, or only to the clients that read it now.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -20,33 +20,33 @@ use crate::error::{Error, causes};
 use crate::failure_log::{self, Topic};
 use crate::passage::BodyError;
 
-/// A response on its way into the store.
+/// A response that is being stored while it arrives.
 pub struct Filling {
     pub fill: Arc<Fill>,
     pub object: Arc<Object>,
-    /// Newcomers find it by this until it is stored.
+    /// The leader of the fetch, by which new requests find the response until it is stored.
     pub lead: Option<Lead>,
     pub room: Room,
     pub store: Arc<Store>,
     pub id: u128,
     pub key: Vec<u8>,
     pub asked: Moment,
-    /// The longest that is kept in memory, and the longest that is kept at all, in bytes.
+    /// The maximum length of content in memory, and the maximum length of stored content, in bytes.
     pub most: u64,
     pub longest: u64,
     pub into: Destination,
 }
 
-/// Where a response goes.
+/// The destination of the arriving content.
 pub enum Destination {
     Memory,
     File(Box<Spill>),
-    /// To those who read it now, and no further.
+    /// The content goes only to the current readers and is not stored.
     Nowhere,
 }
 
 impl Filling {
-    /// Lets the content in, to its end.
+    /// Reads the body to its end and stores its content.
     pub async fn run(mut self, mut body: ResponseBody) {
         let (mut trailers, mut bytes) = (None, 0);
         loop {
@@ -96,7 +96,7 @@ impl Filling {
         }
     }
 
-    /// Logs what has kept a response from coming whole. Its readers have lines of their own, and it may have none.
+    /// Logs why a response did not arrive completely. Its readers log their own failures, and it may have no readers.
     fn log(&self, error: &BodyError) {
         if !failure_log::admits(Topic::Cache, "") {
             return;
@@ -107,7 +107,7 @@ impl Filling {
         tracing::warn!(kind, cause, limit, "response not stored: it came only in part");
     }
 
-    /// Finds a place for what has come: memory, a file for what is too long for that, or none.
+    /// Chooses the destination for the content so far: memory, a file if the content is too long for memory, or none.
     async fn settle(&mut self, bytes: u64, more: u64) {
         match &mut self.into {
             Destination::Memory => {
@@ -138,11 +138,11 @@ impl Filling {
         }
     }
 
-    /// It is longer than may be stored, or there is no place for it.
+    /// Stops storing the response, because it is too long or there is no room for it.
     fn pass(&mut self) {
         self.into = Destination::Nowhere;
         self.fill.pass();
-        // What was stored doesn't hold any more.
+        // The older stored response is outdated.
         self.store.remove(self.id, &self.object);
         self.store.pass(self.id, &self.key, now_ms());
         self.lead = None;
@@ -151,7 +151,7 @@ impl Filling {
 
 impl Drop for Filling {
     fn drop(&mut self) {
-        // Unless it has come to its end.
+        // No effect if the content is complete.
         self.fill.fail();
     }
 }

@@ -1,5 +1,4 @@
-//! The response to a request that is answered from what is stored: whole, in part, or with the word that the client has
-//! it already (RFC 9110 §13, §14).
+//! Responses from the store: complete, partial, or 304 if the client has the response already (RFC 9110 §13, §14).
 
 use std::fmt::Write as _;
 
@@ -13,24 +12,24 @@ use crate::cache::object::{Content, Object};
 use crate::cache::stored::Stored;
 use crate::head::Head;
 
-/// As many parts of a response are sent at most; who asks for more gets all (RFC 9110 §14.2).
+/// The maximum number of ranges in a response. A request for more ranges gets the complete content (RFC 9110 §14.2).
 const MOST_RANGES: usize = 16;
 
-/// The fields by which a client says what it has or wants of a response.
+/// The request fields for conditions and ranges that the cache evaluates itself.
 static CONDITIONS: [HeaderName; 4] =
     [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE, header::IF_RANGE];
 
-/// Has a request ask for the whole response.
+/// Removes conditions and ranges from a request, so that it asks for the complete response.
 pub fn ask_for_all(fields: &mut HeaderMap) {
     CONDITIONS.iter().for_each(|name| drop(fields.remove(name)));
 }
 
-/// Whether a request may have no use for the whole.
+/// Returns whether a request has conditions or ranges.
 pub fn is_conditional(fields: &HeaderMap) -> bool {
     CONDITIONS.iter().any(|name| fields.contains_key(name))
 }
 
-/// The answer to a request from what is stored; none if its beginning is gone.
+/// Returns the response to a request from a stored one; `None` if the beginning of its content is gone.
 pub fn reply(object: &Object, request: &request::Parts, now_ms: u64) -> Option<Response<ResponseBody>> {
     let mut head = object.head();
     if let Ok(age) = HeaderValue::from_str(&(object.age_ms(now_ms) / 1000).to_string()) {
@@ -42,7 +41,7 @@ pub fn reply(object: &Object, request: &request::Parts, now_ms: u64) -> Option<R
     {
         head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(content.len()));
     }
-    // Without a date of modification, it is not newer than itself (RFC 9111 §4.3.2).
+    // Without `Last-Modified`, the `Date` is used for `If-Modified-Since` (RFC 9111 §4.3.2).
     let modified = head.headers.get(header::LAST_MODIFIED).or_else(|| head.headers.get(header::DATE));
     if is_known(&head, modified, &request.headers) {
         return Some(not_modified(head));
@@ -61,8 +60,8 @@ pub fn reply(object: &Object, request: &request::Parts, now_ms: u64) -> Option<R
     Some(Response::from_parts(head, body))
 }
 
-/// Whether a client has what this head belongs to, which was modified then (RFC 9110 §13.2.2). If-Match and If-Unmodified-Since are for the origin
-/// to evaluate (RFC 9111 §4.3.2).
+/// Returns whether the client already has the response with this head, last modified at `modified` (RFC 9110 §13.2.2).
+/// `If-Match` and `If-Unmodified-Since` are evaluated by the origin (RFC 9111 §4.3.2).
 pub fn is_known(head: &response::Parts, modified: Option<&HeaderValue>, request: &HeaderMap) -> bool {
     if !head.status.is_success() {
         return false;
@@ -80,7 +79,7 @@ pub fn is_known(head: &response::Parts, modified: Option<&HeaderValue>, request:
     }
 }
 
-/// The response to a client that has it (RFC 9110 §15.4.5).
+/// Returns a 304 with the fields of `head` (RFC 9110 §15.4.5).
 pub fn not_modified(mut head: response::Parts) -> Response<ResponseBody> {
     head.status = StatusCode::NOT_MODIFIED;
     let speaks_of_content = [
@@ -94,12 +93,12 @@ pub fn not_modified(mut head: response::Parts) -> Response<ResponseBody> {
     Response::from_parts(head, ResponseBody::Full(Bytes::new()))
 }
 
-/// What a client wants of a response.
+/// The part of a response that a client asks for.
 enum Wanted {
     All,
-    /// Nothing that there is, of so many bytes.
+    /// The ranges are not satisfiable; the content has this number of bytes.
     Nothing(u64),
-    /// First and last byte of each part, of so many bytes.
+    /// The ranges are satisfiable: first and last byte of each, and the length of the content in bytes.
     Parts(SmallVec<[(u64, u64); 1]>, u64),
 }
 
@@ -125,9 +124,9 @@ fn wanted(object: &Object, head: &response::Parts, request: &HeaderMap) -> Wante
     let total: u64 = parts.iter().map(|(first, last)| last - first + 1).sum();
     match parts.len() {
         0 => Wanted::Nothing(length),
-        // Parts that overlap are no use to anybody (RFC 9110 §17.15).
+        // Overlapping ranges don't help any client (RFC 9110 §17.15).
         _ if total > length => Wanted::All,
-        // What is let through alone waits for the reader of each part, and they read one after the other.
+        // Content that isn't stored waits for its slowest reader, and the ranges are read one after the other.
         _ if matches!(object.content, Content::Filling(_)) && !is_ascending(&parts) => Wanted::All,
         _ => Wanted::Parts(parts, length),
     }
@@ -137,14 +136,16 @@ fn is_ascending(parts: &[(u64, u64)]) -> bool {
     parts.windows(2).all(|pair| pair[0].1 < pair[1].0)
 }
 
-/// Whether the client asks for a part of a response of which the upstream may give parts.
+/// Returns whether the client asks for ranges of a response, and the upstream doesn't say that it has no support for
+/// them.
 pub fn asks_for_part(head: &Head) -> bool {
     let response = head.response.as_ref().filter(|response| response.status == StatusCode::OK);
     let has_none = |fields: &HeaderMap| fields.get(header::ACCEPT_RANGES).is_some_and(|unit| unit == "none");
     head.request.headers.contains_key(header::RANGE) && response.is_some_and(|response| !has_none(&response.headers))
 }
 
-/// First and last byte of a range; none inside if it is none of the content's, none outside if it is malformed.
+/// Returns the first and last byte of a range. `Some(None)` if the range is outside the content, `None` if it is
+/// malformed.
 fn bounds(spec: &str, length: u64) -> Option<Option<(u64, u64)>> {
     let (first, last) = spec.split_once('-')?;
     let number = |text: &str| {
@@ -163,14 +164,14 @@ fn bounds(spec: &str, length: u64) -> Option<Option<(u64, u64)>> {
     Some((first < length).then(|| (first, last.min(length - 1))))
 }
 
-/// Whether a client's part is of this response, by strong comparison (RFC 9110 §13.1.5).
+/// Returns whether `If-Range` matches the response, by strong comparison (RFC 9110 §13.1.5).
 fn is_same(condition: &HeaderValue, head: &response::Parts) -> bool {
     let condition_bytes = condition.as_bytes();
     if condition_bytes.starts_with(b"\"") || condition_bytes.starts_with(b"W/") {
         let own = head.headers.get(header::ETAG).map(HeaderValue::as_bytes);
         return own == Some(condition_bytes) && !condition_bytes.starts_with(b"W/");
     }
-    // A date is strong where it is a good while older than the response (RFC 9110 §8.8.2.2).
+    // A date is a strong validator only if it is at least a second before `Date` (RFC 9110 §8.8.2.2).
     let (modified, sent) = (head.headers.get(header::LAST_MODIFIED), head.headers.get(header::DATE));
     let (Some(modified), Some(sent)) = (modified.and_then(date), sent.and_then(date)) else { return false };
     let is_strong = sent.duration_since(modified).is_ok_and(|passed| passed.as_secs() >= 1);
@@ -226,10 +227,10 @@ fn partial(
     Some(Response::from_parts(head, body))
 }
 
-/// What the content can't have in it but by a chance of 2 to the power of 128.
+/// Returns a boundary between parts. The chance that the content contains it is 2 to the power of -128.
 fn boundary() -> String {
     let mut random = [0; 16];
-    // Without random numbers it is still one that is unlikely.
+    // If the system has no random numbers, the content is still unlikely to contain the boundary.
     let _ = getrandom::fill(&mut random);
     random.iter().fold(String::from("plugway-"), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -237,7 +238,7 @@ fn boundary() -> String {
     })
 }
 
-/// The members of a list of entity tags (RFC 9110 §8.8.3), which may have commas in them.
+/// Returns the members of a list of entity tags (RFC 9110 §8.8.3). A tag may contain commas.
 fn entity_tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = list;
     std::iter::from_fn(move || {
@@ -261,18 +262,18 @@ fn entity_tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// An entity tag without its weakness, for weak comparison (RFC 9110 §8.8.3.2).
+/// Returns an entity tag without its `W/` prefix, for weak comparison (RFC 9110 §8.8.3.2).
 fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// Any of the three forms of a date, in any case: caches are to be that tolerant (RFC 9111 §4.2).
+/// Parses a date in any of the three formats and in any letter case, as RFC 9111 §4.2 asks of caches.
 fn date(value: &HeaderValue) -> Option<std::time::SystemTime> {
     let text = value.to_str().ok()?;
     httpdate::parse_http_date(text).or_else(|_| httpdate::parse_http_date(&in_usual_case(text))).ok()
 }
 
-/// `sun, 06 NOV 1994 08:49:37 gmt` as `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// Returns a date in the usual case: `sun, 06 NOV 1994 08:49:37 gmt` as `Sun, 06 Nov 1994 08:49:37 GMT`.
 fn in_usual_case(date: &str) -> String {
     let mut begins = true;
     let usual = date.chars().map(|letter| {
@@ -310,7 +311,8 @@ mod tests {
         assert_eq!(bounds("0-", 0), Some(None), "empty content has no bytes");
     }
 
-    /// The readers of parts come one after the other: what is let through alone wouldn't wait for the first and the second.
+    /// Ranges are read one after the other. Content that isn't stored can't wait for the second reader and the first
+    /// one.
     #[test]
     fn what_still_comes_in_is_not_sent_in_another_order() {
         let (head, ()) = Response::new(()).into_parts();

@@ -1,4 +1,4 @@
-//! What a response tells of the cache, in `Cache-Status` (RFC 9211).
+//! The `Cache-Status` field of a response (RFC 9211).
 
 use std::fmt::Write as _;
 
@@ -8,25 +8,25 @@ use crate::plugin::binding::CacheNeeds;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Why a request went on (RFC 9211 §2.2).
+/// The reason why a request was forwarded to the next hop (RFC 9211 §2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forward {
     Bypass,
     Method,
     UriMiss,
     VaryMiss,
-    /// What is stored is fresh, but not for this request.
+    /// The stored response is fresh, but the request doesn't accept it.
     Request,
     Stale,
 }
 
-/// One cache's word.
+/// The entry of one cache in `Cache-Status`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report<'a> {
     hit: bool,
     forward: Option<Forward>,
     status: Option<StatusCode>,
-    /// In seconds; negative for what is stale.
+    /// The remaining freshness lifetime in seconds; negative for a stale response, `None` if not reported.
     ttl: Option<i64>,
     stored: bool,
     collapsed: bool,
@@ -34,47 +34,47 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// It was served from what is stored.
+    /// Returns the entry of a response from the store.
     pub fn hit() -> Self {
         Report { hit: true, ..Report::default() }
     }
 
-    /// It went on.
+    /// Returns the entry of a response to a forwarded request.
     pub fn forwarded(why: Forward) -> Self {
         Report { forward: Some(why), ..Report::default() }
     }
 
-    /// Neither.
+    /// Returns the entry of a response that is neither a hit nor forwarded.
     pub fn missed() -> Self {
         Report::default()
     }
 
-    /// What the next hop answered.
+    /// Adds the status code of the next hop's response.
     pub fn status(self, status: StatusCode) -> Self {
         Report { status: Some(status), ..self }
     }
 
-    /// How long it stays fresh.
+    /// Adds the remaining freshness lifetime.
     pub fn ttl(self, seconds: i64) -> Self {
         Report { ttl: Some(seconds), ..self }
     }
 
-    /// The response is stored.
+    /// Adds that the response is stored.
     pub fn stored(self) -> Self {
         Report { stored: true, ..self }
     }
 
-    /// It has waited for another request's response.
+    /// Adds that the request was collapsed with another one.
     pub fn collapsed(self) -> Self {
         Report { collapsed: true, ..self }
     }
 
-    /// More, where there is more to say.
+    /// Adds a detail, if there is one.
     pub fn detail(self, detail: Option<&'a str>) -> Self {
         Report { detail, ..self }
     }
 
-    /// Says so in a response, behind what other caches have said.
+    /// Appends the entry to `Cache-Status`, after the entries of other caches.
     pub fn tell(&self, needs: &CacheNeeds, key: Option<&[u8]>, fields: &mut HeaderMap) {
         let Some(name) = &needs.name else { return };
         let mut text = String::with_capacity(64);
@@ -133,13 +133,13 @@ impl Forward {
     }
 }
 
-/// Whether a text is a token of a structured field (RFC 9651 §3.3.4).
+/// Returns whether a text is a token of a structured field (RFC 9651 §3.3.4).
 fn is_token(text: &str) -> bool {
     let rest = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte);
     text.bytes().next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'*') && text.bytes().all(rest)
 }
 
-/// A string of a structured field (RFC 9651 §3.3.3); what can't stand there is left out.
+/// Appends a string of a structured field (RFC 9651 §3.3.3). Characters that are not allowed there are left out.
 fn quote(text: &[u8], into: &mut String) {
     into.push('"');
     for byte in text.iter().filter(|byte| (0x20..0x7f).contains(*byte)) {
