@@ -1,4 +1,5 @@
-//! What `wit-bindgen` makes of `wit/`: the imports once, and one module per hook that a plugin can export.
+//! The code that `wit-bindgen` generates from `wit/`: the imports once, and one module per hook that a plugin can
+//! export.
 #![allow(missing_docs, unsafe_code, clippy::all, reason = "generated")]
 
 mod imports {

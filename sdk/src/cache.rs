@@ -1,11 +1,11 @@
-//! HTTP caching as RFC 9111 has it for shared caches, for policies to build on: the stock `cache` plugin is this with a
-//! configuration, and a policy of one's own changes an answer here and there.
+//! HTTP caching by RFC 9111 for shared caches, as a base for policies. The stock `cache` plugin is this module with a
+//! configuration, and your own policy changes some of its decisions.
 //!
 //! ```
 //! use plugway_sdk::cache::{Options, Standard};
 //! use plugway_sdk::{CachePolicy, ConfigError, Keep, Lookup, Plugin, Reuse, Setup, StoredResponse, Times, Values};
 //!
-//! /// Keeps everything for a minute at least.
+//! /// A policy that stores everything for at least a minute.
 //! struct Minute(Standard);
 //!
 //! impl Plugin for Minute {
@@ -56,59 +56,59 @@ use std::time::Duration;
 
 use crate::ValueName;
 
-/// A value, and how it is called in the key.
+/// A value of the cache key, with its name in the key.
 type Wanted = (ValueName, String);
 
-/// What a policy may say where the messages don't.
+/// The options of a policy, for decisions that the messages leave open.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which part of the query is in the key.
+    /// The part of the query that is in the cache key.
     pub query: Query,
-    /// Whether parameters of the query are put in order by name.
+    /// Whether the parameters of the query are sorted by name.
     pub sort_query: bool,
-    /// Further values in the key.
+    /// The additional values in the cache key.
     pub key: Vec<ValueName>,
-    /// Requests that have one of these go past the cache.
+    /// The values that make a request bypass the cache if it has one of them.
     pub bypass: Vec<ValueName>,
-    /// Whether what requests say about caching counts (RFC 9111 §5.2.1).
+    /// Whether the caching directives of requests are obeyed (RFC 9111 §5.2.1).
     pub obey_requests: bool,
-    /// Fields that go before `Cache-Control`, in this order (RFC 9213).
+    /// The fields that take precedence over `Cache-Control`, in this order (RFC 9213).
     pub targeted: Vec<String>,
-    /// Fields with tags for purging, separated by spaces or commas.
+    /// The fields with tags for purging, separated by spaces or commas.
     pub tags: Vec<String>,
-    /// Whether fields with tags are kept from clients.
+    /// Whether fields with tags are hidden from clients.
     pub hide_tags: bool,
-    /// What becomes of responses with `Set-Cookie`.
+    /// The handling of responses with `Set-Cookie`.
     pub cookies: Cookies,
-    /// Of the time since a response was modified, for so many hundredths it is fresh where it doesn't say
-    /// (RFC 9111 §4.2.2).
+    /// The heuristic freshness lifetime, in percent of the time since the last modification, for responses without an
+    /// explicit lifetime (RFC 9111 §4.2.2).
     pub heuristic_percent: u64,
-    /// And no longer than this.
+    /// The maximum of the heuristic freshness lifetime.
     pub heuristic_most: Duration,
-    /// How long a response is fresh that says nothing about it, by status; the first that fits counts.
+    /// The lifetime of responses without an explicit one, by status; the first range that contains the status applies.
     pub lifetimes: Vec<(std::ops::RangeInclusive<u16>, Duration)>,
-    /// No response is fresh for longer than this.
+    /// The maximum freshness lifetime of any response.
     pub longest: Duration,
-    /// Where the response doesn't say (RFC 5861 §3).
+    /// The time for stale-while-revalidate if the response doesn't set it (RFC 5861 §3).
     pub stale_while_revalidate: Duration,
-    /// Where the response doesn't say (RFC 5861 §4).
+    /// The time for stale-if-error if the response doesn't set it (RFC 5861 §4).
     pub stale_if_error: Duration,
 }
 
-/// What becomes of responses with `Set-Cookie`.
+/// The handling of responses with `Set-Cookie`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Cookies {
-    /// They aren't stored.
+    /// Responses with `Set-Cookie` aren't stored.
     #[default]
     Refuse,
-    /// They are stored without: only the client that made the request gets the cookie.
+    /// The response is stored without the cookie; only the client that made the request gets the cookie.
     Strip,
-    /// They are stored with the cookie, and everybody gets the same.
+    /// The response is stored with the cookie, and all clients get the same cookie.
     Keep,
 }
 
 impl Default for Options {
-    /// What RFC 9111 says and nothing beyond it.
+    /// Returns the options for exactly the rules of RFC 9111.
     fn default() -> Self {
         Options {
             query: Query::Whole,

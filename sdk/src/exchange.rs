@@ -1,9 +1,9 @@
-//! The exchange at hand, for what was not declared. A call to the host each: declare what you always need.
-//! In native tests everything is absent.
+//! The current exchange, for values that were not declared. Each function is a call of the host, so declare the values
+//! that you always need. In native tests everything is absent.
 
 use crate::ValueName;
 
-/// A value of the exchange.
+/// Returns a value of the exchange; `None` if it is absent.
 pub fn value(name: &ValueName) -> Option<Vec<u8>> {
     #[cfg(target_family = "wasm")]
     return crate::bindings::exchange::value(name);
@@ -14,7 +14,7 @@ pub fn value(name: &ValueName) -> Option<Vec<u8>> {
     }
 }
 
-/// All fields of the request as it stands now.
+/// Returns all fields of the request in its current state.
 pub fn request_fields() -> Vec<(String, Vec<u8>)> {
     #[cfg(target_family = "wasm")]
     return crate::bindings::exchange::request_fields();
@@ -22,7 +22,7 @@ pub fn request_fields() -> Vec<(String, Vec<u8>)> {
     Vec::new()
 }
 
-/// All fields of the response as it stands now; none during the request.
+/// Returns all fields of the response in its current state; an empty list during the request.
 pub fn response_fields() -> Vec<(String, Vec<u8>)> {
     #[cfg(target_family = "wasm")]
     return crate::bindings::exchange::response_fields();

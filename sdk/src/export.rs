@@ -1,4 +1,4 @@
-//! [`export!`](crate::export): from a type that implements the traits to the exports of a component.
+//! The macro [`export!`](crate::export), which exports a type that implements the traits as a component.
 
 /// Exports a plugin with the hooks that it implements:
 ///
@@ -13,8 +13,8 @@
 /// ```
 ///
 /// The hooks are `RequestFilter`, `ResponseFilter`, `RequestBody`, `ResponseBody`, `Balancer`, `CachePolicy`,
-/// `Observer` and `Timer`. Name, version and summary of the plugin are those of the crate. Outside wasm this expands
-/// to a check that the traits are there.
+/// `Observer` and `Timer`. The plugin has the name, version and summary of the crate. Outside wasm the macro expands to
+/// a check that the traits are implemented.
 #[macro_export]
 macro_rules! export {
     ($plugin:ty: $($hook:ident),+ $(,)?) => {
@@ -182,14 +182,14 @@ macro_rules! __export_body {
     };
 }
 
-/// What the expansion of [`export!`](crate::export) calls.
+/// The functions that the expansion of [`export!`](crate::export) calls.
 #[doc(hidden)]
 pub mod glue {
     use crate::bindings::lifecycle::exports::plugway::plugin::lifecycle::{self, Description, Settings};
     use crate::{ConfigError, Plugin, Setup};
 
     pub fn describe<P: Plugin>(name: &str, version: &str, summary: &str) -> Description {
-        // The unit configuration is written as an empty table, which its schema, `null`, would refuse.
+        // The unit configuration is written as an empty table, which its schema, `null`, would reject.
         let schema = Some(schemars::schema_for!(P::Config)).filter(|schema| schema.get("type") != Some(&"null".into()));
         Description {
             name: name.into(),
@@ -208,7 +208,7 @@ pub mod glue {
         Ok((plugin, setup.into_settings()))
     }
 
-    /// An empty table also stands for the unit configuration.
+    /// Parses a configuration. An empty table also stands for the unit configuration.
     pub fn parse<C: serde::de::DeserializeOwned>(config: &str) -> Result<C, ConfigError> {
         serde_json::from_str(config)
             .or_else(|error| if config == "{}" { serde_json::from_str("null").map_err(|_| error) } else { Err(error) })

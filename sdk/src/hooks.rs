@@ -9,19 +9,19 @@ pub use bindings::cache_policy::exports::plugway::plugin::cache_policy::{
 };
 pub use bindings::types::Summary;
 
-/// What every plugin is: something made from a configuration.
+/// A plugin, created from a configuration.
 ///
-/// The host makes one instance per worker, and makes a new one whenever it likes: what must outlive a request belongs
-/// into a note, a metric or the upstream.
+/// The host creates one instance per worker, and may create a new one at any time. State that has to outlive a request
+/// belongs in a note, a metric or the upstream.
 pub trait Plugin: Sized + 'static {
-    /// The configuration, as it stands in the manifest; its schema travels in the component.
+    /// The type of the configuration in the manifest. Its JSON Schema is part of the component.
     type Config: serde::de::DeserializeOwned + schemars::JsonSchema;
 
-    /// Makes the plugin and declares what it needs. An error keeps the manifest from being served.
+    /// Creates the plugin and declares the values that it needs. An error prevents the manifest from being served.
     fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, ConfigError>;
 }
 
-/// Sees the head of each request.
+/// A hook for the head of each request.
 ///
 /// ```
 /// # use plugway_sdk::*;
@@ -37,18 +37,18 @@ pub trait Plugin: Sized + 'static {
 /// }
 /// ```
 pub trait RequestFilter: Plugin {
-    /// Decides on a request; `request` has the values declared in [`Setup::request`].
+    /// Decides about a request; `request` has the values declared in [`Setup::request`].
     fn on_request(&mut self, request: &Values) -> Verdict;
 }
 
-/// Sees the head of each response, be it of the upstream, the cache or a plugin below.
+/// A hook for the head of each response, which comes from the upstream, the cache or a plugin below.
 pub trait ResponseFilter: Plugin {
-    /// Decides on a response; `response` has the values declared in [`Setup::response`].
+    /// Decides about a response; `response` has the values declared in [`Setup::response`].
     fn on_response(&mut self, response: &Values) -> Verdict;
 }
 
-/// Transforms one body while it passes; made anew for each. Name it `RequestBody` or `ResponseBody` in
-/// [`export!`](crate::export).
+/// The transformation of one body while it passes; a new value is created for each body. Name the hook `RequestBody` or
+/// `ResponseBody` in [`export!`](crate::export).
 ///
 /// ```
 /// # use plugway_sdk::*;
@@ -60,15 +60,15 @@ pub trait ResponseFilter: Plugin {
 /// }
 /// ```
 pub trait BodyFilter: Sized + 'static {
-    /// Takes a chunk and gives the bytes to pass on now, which may be none.
+    /// Receives a chunk and returns the bytes to pass on now, which may be empty.
     fn push(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, BodyError>;
 
-    /// The body is over: gives what was held back.
+    /// Receives the end of the body and returns the bytes that were held back.
     fn finish(&mut self) -> Result<Vec<u8>, BodyError> {
         Ok(Vec::new())
     }
 
-    /// Takes the trailers and gives those to pass on.
+    /// Receives the trailers and returns those to pass on.
     fn trailers(&mut self, received: Vec<(String, Vec<u8>)>) -> Result<Vec<(String, Vec<u8>)>, BodyError> {
         Ok(received)
     }
@@ -76,30 +76,30 @@ pub trait BodyFilter: Sized + 'static {
 
 /// A plugin that transforms the content of requests.
 pub trait RequestBody: Plugin {
-    /// What transforms one body.
+    /// The type that transforms one body.
     type Body: BodyFilter;
 
-    /// Begins a body.
+    /// Starts a body.
     fn request_body(&mut self) -> Self::Body;
 }
 
 /// A plugin that transforms the content of responses.
 pub trait ResponseBody: Plugin {
-    /// What transforms one body.
+    /// The type that transforms one body.
     type Body: BodyFilter;
 
-    /// Begins a body.
+    /// Starts a body.
     fn response_body(&mut self) -> Self::Body;
 }
 
-/// Why a body can't go on; it goes to the log, and the exchange ends.
+/// The reason why a body can't be continued; it is logged, and the exchange ends.
 pub type BodyError = String;
 
-/// Chooses an endpoint of an upstream.
+/// A hook that chooses an endpoint of an upstream.
 ///
 /// ```
 /// # use plugway_sdk::*;
-/// /// Asks the first that is up.
+/// /// A balancer that chooses the first endpoint that is up.
 /// struct First(Option<u32>);
 ///
 /// impl Plugin for First {
@@ -119,25 +119,26 @@ pub type BodyError = String;
 /// }
 /// ```
 pub trait Balancer: Plugin {
-    /// The set, a weight or a state has changed. Called before the first [`pick`](Balancer::pick), with twenty times
-    /// the time of other calls; a plugin that takes longer than 2 ms learns changes on a new instance, with new state. Edits
-    /// that a pick wants made to the response go into `plans`.
+    /// Receives the endpoints, because the set, a weight or a state has changed. Called before the first
+    /// [`pick`](Balancer::pick), with twenty times the time of other calls. A plugin that takes longer than 2 ms
+    /// receives changes on a new instance, with new state. Edits that a pick applies to the response are added to
+    /// `plans`.
     fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, plans: &mut ResponsePlans);
 
-    /// Gives the endpoint for a request, by its index. `request` has the values declared in [`Setup::balancer`],
-    /// `tried` are the endpoints that this request has failed on.
+    /// Returns the index of the endpoint for a request; `None` if no endpoint is suitable. `request` has the values
+    /// declared in [`Setup::balancer`], `tried` are the endpoints that this request has failed on.
     fn pick(&mut self, request: &Values, tried: &[u32], endpoints: &Endpoints) -> Option<Choice>;
 }
 
-/// Edits to responses, made ready when the endpoints change.
+/// A list of edits to responses, prepared when the endpoints change.
 #[derive(Debug, Default)]
 pub struct ResponsePlans(Vec<Vec<Edit>>);
 
-/// Edits that the host has, for [`Choice::with`]; until the endpoints change again.
+/// A prepared list of edits for [`Choice::with`]; valid until the endpoints change again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponsePlan(u32);
 
-/// The live figures of the endpoints of the upstream at hand; 0 for an index that there isn't.
+/// The live values of the endpoints of the current upstream; 0 for an unknown index.
 #[derive(Debug, Default)]
 #[cfg_attr(target_family = "wasm", expect(dead_code, reason = "the host has the figures"))]
 pub struct Endpoints {
@@ -146,34 +147,35 @@ pub struct Endpoints {
     failures: Vec<u32>,
 }
 
-/// Hears of each exchange after its end.
+/// A hook that receives each exchange after its end.
 pub trait Observer: Plugin {
-    /// An exchange is over; `values` are those declared in [`Setup::observer`].
+    /// Receives an exchange that has ended; `values` are those declared in [`Setup::observer`].
     fn on_end(&mut self, values: &Values, summary: &Summary);
 }
 
-/// Is called at [`Setup::timer_interval`].
+/// A hook that runs at [`Setup::timer_interval`].
 pub trait Timer: Plugin {
-    /// The interval has passed.
+    /// Runs each time the interval has passed.
     fn on_timer(&mut self);
 }
 
-/// Decides what the cache looks up, keeps and serves; see `cache-policy` in the WIT.
+/// A hook that decides what the cache looks up, stores and serves; see `cache-policy` in the WIT.
 pub trait CachePolicy: Plugin {
-    /// What to do with a request, before anything is looked up.
+    /// Decides about a request, before the cache is looked up.
     fn on_lookup(&mut self, request: &Values) -> Lookup;
-    /// Something stored fits the request: may it be served?
+    /// Decides whether a stored response that matches the request may be served.
     fn on_stored(&mut self, request: &Values, stored: &StoredResponse) -> Reuse;
-    /// The upstream answered: is it kept?
+    /// Decides whether a response of the upstream is stored.
     fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep;
-    /// The upstream answered a request that [changes](Lookup::Changes) something: which keys are stale from now on?
+    /// Returns the keys that are invalidated, after the upstream has answered a request with [`Lookup::Changes`].
     fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>>;
-    /// The upstream failed, with a status or without a response: may the stale response be served?
+    /// Decides whether a stale response may be served after the upstream has failed; `status` is `None` without a
+    /// response.
     fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool;
 }
 
 impl Endpoints {
-    /// Requests in flight at an endpoint, over all workers.
+    /// Returns the requests in flight at an endpoint, over all workers.
     pub fn in_flight(&self, index: u32) -> u32 {
         #[cfg(target_family = "wasm")]
         return bindings::endpoints::in_flight(index);
@@ -181,7 +183,7 @@ impl Endpoints {
         at(&self.loads, index)
     }
 
-    /// The same for several endpoints, in the order asked: one call for many.
+    /// Returns the requests in flight at several endpoints, in the order of `indices`, with one call of the host.
     pub fn loads(&self, indices: &[u32]) -> Vec<u32> {
         #[cfg(target_family = "wasm")]
         return bindings::endpoints::loads(indices);
@@ -189,7 +191,7 @@ impl Endpoints {
         indices.iter().map(|index| at(&self.loads, *index)).collect()
     }
 
-    /// Requests in flight at all endpoints together.
+    /// Returns the requests in flight at all endpoints together.
     pub fn total_in_flight(&self) -> u32 {
         #[cfg(target_family = "wasm")]
         return bindings::endpoints::total_in_flight();
@@ -197,8 +199,8 @@ impl Endpoints {
         self.loads.iter().sum()
     }
 
-    /// How long an endpoint takes to begin a response, in microseconds: an average that follows a rise at once and a
-    /// fall slowly; 0 if nothing is known.
+    /// Returns the time that an endpoint takes to begin a response, in microseconds; 0 if unknown. The value is an
+    /// average that follows a rise at once and a fall slowly.
     pub fn latency_us(&self, index: u32) -> u32 {
         #[cfg(target_family = "wasm")]
         return bindings::endpoints::latency_us(index);
@@ -206,7 +208,7 @@ impl Endpoints {
         at(&self.latencies_us, index)
     }
 
-    /// Requests that failed at an endpoint since the last that didn't.
+    /// Returns the number of consecutive failed requests at an endpoint, up to now.
     pub fn failures(&self, index: u32) -> u32 {
         #[cfg(target_family = "wasm")]
         return bindings::endpoints::failures(index);
@@ -214,17 +216,17 @@ impl Endpoints {
         at(&self.failures, index)
     }
 
-    /// Made-up figures, for tests: requests in flight.
+    /// Creates endpoints for tests with these requests in flight.
     pub fn made_up(loads: Vec<u32>) -> Self {
         Endpoints { loads, ..Endpoints::default() }
     }
 
-    /// And latencies, in microseconds.
+    /// Sets the latencies for tests, in microseconds.
     pub fn with_latencies_us(self, latencies_us: Vec<u32>) -> Self {
         Endpoints { latencies_us, ..self }
     }
 
-    /// And failures.
+    /// Sets the failures for tests.
     pub fn with_failures(self, failures: Vec<u32>) -> Self {
         Endpoints { failures, ..self }
     }
@@ -236,27 +238,27 @@ fn at(figures: &[u32], index: u32) -> u32 {
 }
 
 impl From<u32> for Choice {
-    /// The endpoint with this index, and its response as it is.
+    /// Chooses the endpoint with this index, without edits to its response.
     fn from(endpoint: u32) -> Self {
         Choice { endpoint, response_plan: None }
     }
 }
 
 impl Choice {
-    /// With these edits to the response.
+    /// Adds prepared edits to the response.
     pub fn with(self, plan: ResponsePlan) -> Self {
         Choice { response_plan: Some(plan.0), ..self }
     }
 }
 
 impl ResponsePlans {
-    /// Hands edits to the host, which checks them once.
+    /// Adds a list of edits, which the host checks once.
     pub fn plan(&mut self, edits: Vec<Edit>) -> ResponsePlan {
         self.0.push(edits);
         ResponsePlan(self.0.len() as u32 - 1)
     }
 
-    /// The edits that a choice asks for, for tests.
+    /// Returns the edits that a choice applies, for tests.
     pub fn edits(&self, choice: &Choice) -> &[Edit] {
         choice.response_plan.and_then(|place| self.0.get(place as usize)).map_or(&[], Vec::as_slice)
     }

@@ -4,15 +4,15 @@
 //! [`ResponseFilter`], [`BodyFilter`], [`Balancer`], [`Observer`], [`Timer`], [`CachePolicy`]. [`export!`] names
 //! the hooks, and `cargo build --target wasm32-wasip2` makes a component that the proxy loads.
 //!
-//! A filter says in [`Plugin::new`] which values it wants to see and gets just those with each call. It never changes
-//! a message itself: it returns a [`Verdict`], and the host carries it out.
+//! A filter declares in [`Plugin::new`] which values it needs and receives exactly those with each call. It never
+//! changes a message itself: it returns a [`Verdict`], which the host applies.
 //!
 //! ```
 //! use std::collections::BTreeMap;
 //!
 //! use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Response, Setup, Values, Verdict, export};
 //!
-//! /// Lets in who has a key, and tells the upstream who it is.
+//! /// A filter that requires a known key and passes the user of the key to the upstream.
 //! #[derive(serde::Deserialize, schemars::JsonSchema)]
 //! struct Config {
 //!     /// The user of each key.
@@ -69,7 +69,7 @@ pub mod test;
 mod values;
 mod verdict;
 
-/// The README's filter has to compile.
+/// The code of the README, which has to compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct Readme;

@@ -1,24 +1,24 @@
-//! The host's log: up to 100 lines and 64 KiB a second over all instances of a plugin. In native tests the lines go to
-//! standard error.
+//! The log of the host: up to 100 lines and 64 KiB a second over all instances of a plugin. In native tests the lines
+//! are written to standard error.
 
 use crate::bindings::log as host;
 
-/// Something needs a person.
+/// Logs a problem that needs a person.
 pub fn error(message: &str) {
     write(host::Level::Error, message);
 }
 
-/// Something was lost or refused unusually.
+/// Logs an unusual loss or rejection.
 pub fn warn(message: &str) {
     write(host::Level::Warn, message);
 }
 
-/// Something worth knowing; not for every request.
+/// Logs useful information; not for every request.
 pub fn info(message: &str) {
     write(host::Level::Info, message);
 }
 
-/// For finding faults.
+/// Logs details for debugging.
 pub fn debug(message: &str) {
     write(host::Level::Debug, message);
 }

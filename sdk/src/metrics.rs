@@ -1,25 +1,26 @@
-//! The plugin's own figures, shown on the admin listener. In native tests they go nowhere.
+//! The plugin's own metrics, shown on the admin listener. In native tests they are discarded.
 
 use crate::ConfigError;
 use crate::bindings::metrics as host;
 #[cfg(not(target_family = "wasm"))]
 use crate::bounds;
 
-/// A figure that only grows.
+/// A metric that only increases.
 #[derive(Clone, Copy, Debug)]
 pub struct Counter(u32);
 
-/// A figure that goes up and down.
+/// A metric that increases and decreases.
 #[derive(Clone, Copy, Debug)]
 pub struct Gauge(u32);
 
-/// Names a counter, `[a-z][a-z0-9_]*` with at most 64 characters; its help has at most 1,024 bytes. A plugin has at most
-/// 64 metrics, all of which it defines in [`Plugin::new`](crate::Plugin::new), the same in each of its instances.
+/// Defines a counter with a name `[a-z][a-z0-9_]*` of at most 64 characters and a help text of at most 1,024 bytes. A
+/// plugin has at most 64 metrics. It defines all of them in [`Plugin::new`](crate::Plugin::new), the same in each of
+/// its instances.
 pub fn counter(name: &str, help: &str) -> Result<Counter, ConfigError> {
     define(name, host::Kind::Counter, help).map(Counter)
 }
 
-/// Names a gauge, under the rules for [`counter`].
+/// Defines a gauge, under the rules of [`counter`].
 pub fn gauge(name: &str, help: &str) -> Result<Gauge, ConfigError> {
     define(name, host::Kind::Gauge, help).map(Gauge)
 }
@@ -32,7 +33,7 @@ impl Counter {
 }
 
 impl Gauge {
-    /// Moves the gauge up or, by a negative amount, down.
+    /// Increases the gauge or, by a negative amount, decreases it.
     pub fn add(self, amount: f64) {
         add(self.0, amount);
     }

@@ -1,66 +1,67 @@
-//! What a plugin declares while it is configured.
+//! The declarations of a plugin while it is configured.
 
 use crate::bindings::lifecycle::exports::plugway::plugin::lifecycle;
 use crate::bindings::types;
 
-/// One thing that a plugin may want to know about an exchange; see `types.value-name` in the WIT for each.
+/// The name of a value of an exchange; see `types.value-name` in the WIT for each.
 pub use crate::bindings::types::ValueName;
 
-/// Declares what a plugin wants to see and how it wants to be called; given to [`Plugin::new`](crate::Plugin::new).
+/// The declarations of a plugin: which values it needs and how it is called; passed to
+/// [`Plugin::new`](crate::Plugin::new).
 #[derive(Debug, Default)]
 pub struct Setup {
-    /// Values that arrive with [`on_request`](crate::RequestFilter::on_request).
+    /// The values for [`on_request`](crate::RequestFilter::on_request).
     pub request: Needs,
-    /// Values that arrive with [`on_response`](crate::ResponseFilter::on_response).
+    /// The values for [`on_response`](crate::ResponseFilter::on_response).
     pub response: Needs,
-    /// Values that arrive with [`pick`](crate::Balancer::pick).
+    /// The values for [`pick`](crate::Balancer::pick).
     pub balancer: Needs,
-    /// A value of which [`pick`](crate::Balancer::pick) gets the hash, as [`Values::key`](crate::Values::key).
+    /// A value whose hash [`pick`](crate::Balancer::pick) receives as [`Values::key`](crate::Values::key).
     pub balancer_key: Option<ValueName>,
-    /// Values that arrive with [`on_end`](crate::Observer::on_end).
+    /// The values for [`on_end`](crate::Observer::on_end).
     pub observer: Needs,
-    /// Values that arrive with the request hooks of a [`CachePolicy`](crate::CachePolicy).
+    /// The values for the request hooks of a [`CachePolicy`](crate::CachePolicy).
     pub cache_request: Needs,
-    /// Values that arrive with the response hooks of a [`CachePolicy`](crate::CachePolicy).
+    /// The values for the response hooks of a [`CachePolicy`](crate::CachePolicy).
     pub cache_response: Needs,
-    /// Answers in place of [`on_lookup`](crate::CachePolicy::on_lookup) for most requests.
+    /// A plan that the host uses for most requests instead of calling [`on_lookup`](crate::CachePolicy::on_lookup).
     pub lookup_plan: Option<LookupPlan>,
-    /// What responses tell of the cache.
+    /// The entry of the cache in `Cache-Status`.
     pub cache_status: CacheStatus,
-    /// A plan that the host carries out for every request by itself: `on_request` is then never called.
+    /// A plan that the host applies to every request, so that `on_request` is never called.
     pub request_plan: Option<PlanId>,
-    /// A plan that the host carries out for every response by itself: `on_response` is then never called.
+    /// A plan that the host applies to every response, so that `on_response` is never called.
     pub response_plan: Option<PlanId>,
-    /// How request bodies arrive; [`BodyMode::Streamed`] if nothing is said.
+    /// The way in which request bodies are passed; [`BodyMode::Streamed`] by default.
     pub request_body: BodyMode,
-    /// How response bodies arrive; [`BodyMode::Streamed`] if nothing is said.
+    /// The way in which response bodies are passed; [`BodyMode::Streamed`] by default.
     pub response_body: BodyMode,
-    /// How often [`on_timer`](crate::Timer::on_timer) is called, to within 50 ms.
+    /// The interval at which [`on_timer`](crate::Timer::on_timer) is called, to within 50 ms.
     pub timer_interval: Option<std::time::Duration>,
     plans: Vec<Plan>,
 }
 
-/// A lookup that the host carries out by itself, under a key that is a template, for GET and HEAD that have nothing of
-/// what is excepted. A hit then costs no call at all.
+/// A lookup that the host does without calling the plugin, under a key that is a template. The plan applies to GET and
+/// HEAD requests without an excepted value. A hit then costs no call at all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LookupPlan {
-    /// The key.
+    /// The template of the cache key.
     pub key: Vec<Part>,
-    /// Requests that have one of these are a matter for [`on_lookup`](crate::CachePolicy::on_lookup).
+    /// The values that make a request an exception, for which [`on_lookup`](crate::CachePolicy::on_lookup) is called.
     pub unless: Vec<ValueName>,
 }
 
-/// What `Cache-Status` tells of a cache (RFC 9211).
+/// The entry of a cache in `Cache-Status` (RFC 9211).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheStatus {
-    /// By which the cache is known there, a token; none for no such field.
+    /// The name of the cache, a token; `None` for no entry.
     pub name: Option<String>,
-    /// Whether the key is told.
+    /// Whether the entry contains the cache key.
     pub key: bool,
 }
 
 impl Default for CacheStatus {
-    /// As `plugway`, without the key.
+    /// Returns the name `plugway`, without the key.
     fn default() -> Self {
         CacheStatus { name: Some("plugway".into()), key: false }
     }
@@ -70,58 +71,59 @@ impl Default for CacheStatus {
 #[derive(Debug, Default)]
 pub struct Needs(Vec<ValueName>);
 
-/// The place of a declared value among those that arrive with a call.
+/// The handle of a declared value, by which a call finds it in [`Values`](crate::Values).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need(pub(crate) usize);
 
-/// Edits known when the plugin is configured, with templates for values. [`Setup::plan`] hands it to the host.
+/// Edits that are known when the plugin is configured, with templates for values. [`Setup::plan`] passes them to the
+/// host.
 #[derive(Clone, Debug, Default)]
 pub struct Plan(Vec<types::PlannedEdit>);
 
-/// A plan that the host has, for [`Verdict::Plan`](crate::Verdict::Plan) and the plans of [`Setup`].
+/// The handle of a plan, for [`Verdict::Plan`](crate::Verdict::Plan) and the plans of [`Setup`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanId(pub(crate) u32);
 
 /// A piece of a template.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Part {
-    /// Text as it is.
+    /// A fixed text.
     Text(Vec<u8>),
-    /// A value, which is nothing where it is absent.
+    /// A value, which is empty if it is absent.
     Value(ValueName),
 }
 
-/// How bodies arrive at a [`BodyFilter`](crate::BodyFilter).
+/// The way in which bodies are passed to a [`BodyFilter`](crate::BodyFilter).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BodyMode {
-    /// Chunk by chunk.
+    /// The body is passed chunk by chunk.
     #[default]
     Streamed,
-    /// Whole, up to so many bytes.
+    /// The body is passed as a whole, up to this number of bytes.
     Buffered(u64, Beyond),
 }
 
-/// What happens to a body beyond the limit of [`BodyMode::Buffered`].
+/// The handling of a body beyond the limit of [`BodyMode::Buffered`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beyond {
-    /// It is refused.
+    /// The body is rejected.
     Refuse,
-    /// It passes untouched.
+    /// The body passes unchanged.
     Pass,
 }
 
-/// Says that a configuration can't be used, and why.
+/// An error in a configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConfigError {
-    /// A JSON pointer to the culprit, such as `/request/set/Host`; empty for the whole.
+    /// A JSON pointer to the wrong value, such as `/request/set/Host`; empty for the whole configuration.
     pub path: String,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what is expected instead.
     pub message: String,
 }
 
 impl Setup {
-    /// Hands a plan to the host, which checks it once. A hook that returns [`Verdict::Plan`](crate::Verdict::Plan) has
-    /// it carried out, at a third of the price of edits that it makes itself.
+    /// Passes a plan to the host, which checks it once. A hook applies it by returning
+    /// [`Verdict::Plan`](crate::Verdict::Plan), at a third of the cost of edits that the hook makes itself.
     ///
     /// ```
     /// # use plugway_sdk::*;
@@ -190,7 +192,7 @@ impl CacheStatus {
 }
 
 impl Needs {
-    /// Declares a value; the same value twice has one place.
+    /// Declares a value. A value that is declared twice has one handle.
     pub fn value(&mut self, name: ValueName) -> Need {
         let place = self.0.iter().position(|known| *known == name).unwrap_or_else(|| {
             self.0.push(name);
@@ -219,14 +221,14 @@ impl Needs {
         self.value(ValueName::Note(name.into()))
     }
 
-    /// The declared values, in order.
+    /// Returns the declared values, in order.
     pub fn names(&self) -> &[ValueName] {
         &self.0
     }
 }
 
-/// As templates write them between braces: `client.ip`, `request.header.NAME`, `cookie.NAME`, …; the error names them
-/// all.
+/// Parses a value name as in templates, between braces: `client.ip`, `request.header.NAME`, `cookie.NAME`, …; the error
+/// lists all names.
 impl std::str::FromStr for ValueName {
     type Err = String;
 
@@ -277,7 +279,7 @@ const NAMES: &str = "method, scheme, host, authority, path, query, uri, protocol
                      request.header.NAME, response.header.NAME, cookie.NAME, query.NAME, note.NAME";
 
 impl Plan {
-    /// Replaces all lines of a field by one.
+    /// Replaces all lines of a field by one line.
     pub fn set_field(self, name: &str, template: Vec<Part>) -> Self {
         self.with(types::PlannedEdit::SetField((name.into(), wit_parts(template))))
     }
@@ -297,17 +299,17 @@ impl Plan {
         self.with(types::PlannedEdit::RemoveField(name.into()))
     }
 
-    /// Gives all lines of `from` the name `to`, in place of any lines that have it.
+    /// Renames all lines of `from` to `to`, and removes any older lines of `to`.
     pub fn rename_field(self, from: &str, to: &str) -> Self {
         self.with(types::PlannedEdit::RenameField((from.into(), to.into())))
     }
 
-    /// Leaves a note.
+    /// Sets a note.
     pub fn set_note(self, name: &str, template: Vec<Part>) -> Self {
         self.with(types::PlannedEdit::SetNote((name.into(), wit_parts(template))))
     }
 
-    /// Whether it has no edits.
+    /// Returns whether the plan has no edits.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -334,7 +336,7 @@ impl BodyMode {
 }
 
 impl ConfigError {
-    /// An error about the value at a JSON pointer.
+    /// Returns an error about the value at a JSON pointer.
     pub fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
         ConfigError { path: path.into(), message: message.into() }
     }

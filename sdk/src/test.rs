@@ -1,7 +1,8 @@
-//! Runs a plugin natively on made-up messages: no wasm, no host, plain `cargo test`.
+//! A harness that runs a plugin natively on test messages: no wasm, no host, plain `cargo test`.
 //!
-//! It resolves declared values and carries out edits and plans as the host does, within the same
-//! [`bounds`](crate::bounds), so that a test can say what the upstream or the client would see. See the crate's example.
+//! The harness resolves declared values and applies edits and plans as the host does, within the same
+//! [`bounds`](crate::bounds). A test can therefore check what the upstream or the client would receive. See the example
+//! of the crate.
 
 mod checks;
 
@@ -13,16 +14,16 @@ use crate::{
     Verdict,
 };
 
-/// A configured plugin with what it declared.
+/// A configured plugin with its declarations.
 #[derive(Debug)]
 pub struct Harness<P> {
-    /// The plugin itself, for its hooks without a harness (a balancer's, a body's).
+    /// The plugin itself, for hooks that the harness doesn't run, such as those of a body.
     pub plugin: P,
-    /// What it declared.
+    /// The declarations of the plugin.
     pub setup: Setup,
 }
 
-/// A request, made up or as a filter left it.
+/// A request, made by a test or edited by a filter.
 #[derive(Clone, Debug)]
 pub struct Request {
     method: String,
@@ -36,19 +37,19 @@ pub struct Request {
     upstream: Option<String>,
 }
 
-/// What became of a message.
+/// The result of running a filter on a message.
 #[derive(Debug)]
 pub enum Outcome<M> {
-    /// It goes on, edited.
+    /// The filter passed the message on, with its edits applied.
     Passed(M),
-    /// The filter answered.
+    /// The filter responded.
     Answered(Response),
-    /// The filter failed.
+    /// The filter failed with this text.
     Failed(String),
 }
 
 impl<P: Plugin> Harness<P> {
-    /// Configures the plugin from JSON, as the host would from the manifest.
+    /// Configures the plugin from JSON, as the host does from the manifest.
     pub fn new(config: serde_json::Value) -> Result<Self, ConfigError> {
         let config = crate::glue::parse(&config.to_string())?;
         let mut setup = Setup::default();
@@ -57,7 +58,7 @@ impl<P: Plugin> Harness<P> {
         Ok(Harness { plugin, setup })
     }
 
-    /// Runs the request hook, or the plan that stands for it.
+    /// Runs the request hook, or the plan that replaces it.
     pub fn request(&mut self, mut request: Request) -> Outcome<Request>
     where
         P: RequestFilter,
@@ -90,7 +91,7 @@ impl<P: Plugin> Harness<P> {
         Outcome::Passed(request)
     }
 
-    /// Runs the response hook, or the plan that stands for it.
+    /// Runs the response hook, or the plan that replaces it.
     pub fn response(&mut self, request: &Request, mut response: Response) -> Outcome<Response>
     where
         P: ResponseFilter,
@@ -125,7 +126,7 @@ impl<P: Plugin> Harness<P> {
     }
 }
 
-/// A policy is asked about made-up messages, at times of the test's own:
+/// Methods that call a cache policy on test messages, at times that the test sets:
 ///
 /// ```
 /// # use plugway_sdk::cache::{Options, Standard};
@@ -155,7 +156,7 @@ impl<P: Plugin> Harness<P> {
 /// assert_eq!((storage.lifetime_ms, storage.initial_age_ms), (60_000, 10_000));
 /// ```
 impl<P: CachePolicy> Harness<P> {
-    /// What a cache would do with a request, by the plan or by the hook.
+    /// Returns the decision about a request, by the lookup plan or by the hook.
     pub fn lookup(&mut self, request: &Request) -> Lookup {
         if let Some(plan) = &self.setup.lookup_plan
             && ["GET", "HEAD"].contains(&request.method.as_str())
@@ -171,53 +172,53 @@ impl<P: CachePolicy> Harness<P> {
         self.called_lookup(request)
     }
 
-    /// The same by the hook alone, which a plan has to agree with.
+    /// Returns the decision about a request by the hook alone. A lookup plan has to agree with it.
     pub fn called_lookup(&mut self, request: &Request) -> Lookup {
         checks::lookup(self.plugin.on_lookup(&resolve(&self.setup.cache_request, request, None)))
     }
 
-    /// What it would do with a stored response.
+    /// Returns the decision about a stored response.
     pub fn stored(&mut self, request: &Request, stored: &StoredResponse) -> Reuse {
         self.plugin.on_stored(&resolve(&self.setup.cache_request, request, None), stored)
     }
 
-    /// Whether it would keep a response that came at a time of the test's own.
+    /// Returns the decision about storing a response that arrived at a given time.
     ///
     /// # Panics
     ///
-    /// Panics if the host would refuse the answer for one of the [`bounds`](crate::bounds).
+    /// Panics if the host would reject the result because of one of the [`bounds`](crate::bounds).
     pub fn fetched(&mut self, request: &Request, response: &Response, times: &Times) -> Keep {
         let keep = self.plugin.on_fetched(&resolve(&self.setup.cache_response, request, Some(response)), times);
         checks::accepted(checks::keep(&keep));
         keep
     }
 
-    /// The keys under which nothing holds after a request that changed something.
+    /// Returns the cache keys that a request invalidates.
     ///
     /// # Panics
     ///
-    /// Panics if the host would refuse the answer for one of the [`bounds`](crate::bounds).
+    /// Panics if the host would reject the result because of one of the [`bounds`](crate::bounds).
     pub fn changed(&mut self, request: &Request, response: &Response) -> Vec<Vec<u8>> {
         let keys = self.plugin.on_changed(&resolve(&self.setup.cache_response, request, Some(response)));
         checks::accepted(checks::keys(&keys));
         keys
     }
 
-    /// Whether it would serve a stored response in place of a failure.
+    /// Returns whether the policy serves a stored response instead of an error.
     pub fn upstream_error(&mut self, request: &Request, stored: &StoredResponse, status: Option<u16>) -> bool {
         self.plugin.on_upstream_error(&resolve(&self.setup.cache_request, request, None), stored, status)
     }
 }
 
 impl<P: Balancer> Harness<P> {
-    /// Tells the plugin its endpoints; gives the edits to responses that it has made ready.
+    /// Passes the endpoints to the plugin. Returns the edits to responses that the plugin has prepared.
     pub fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>) -> ResponsePlans {
         let mut plans = ResponsePlans::default();
         self.plugin.endpoints_changed(endpoints, &mut plans);
         plans
     }
 
-    /// Runs a pick for a request that has failed at some endpoints. Tell the plugin its endpoints first.
+    /// Picks an endpoint for a request that has failed at the endpoints in `tried`. Call `endpoints_changed` first.
     pub fn pick(&mut self, request: &Request, tried: &[u32], endpoints: &Endpoints) -> Option<Choice> {
         let key = self.setup.balancer_key.as_ref().and_then(|name| request.value(name, None));
         let key = key.map(|value| xxhash_rust::xxh3::xxh3_64(&value));
@@ -226,12 +227,12 @@ impl<P: Balancer> Harness<P> {
 }
 
 impl Request {
-    /// A GET of a path, with a query if there is one, for `example.org` from 192.0.2.1.
+    /// Creates a GET request for a path and an optional query, to `example.org` from 192.0.2.1.
     pub fn get(target: &str) -> Self {
         Request::new("GET", target)
     }
 
-    /// A request with another method.
+    /// Creates a request with another method.
     pub fn new(method: &str, target: &str) -> Self {
         let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
         Request {
@@ -253,49 +254,49 @@ impl Request {
         self
     }
 
-    /// Sets another Host.
+    /// Sets the authority of the request.
     pub fn authority(mut self, authority: &str) -> Self {
         self.authority = authority.into();
         self
     }
 
-    /// Comes by `https`.
+    /// Sets the scheme to `https`.
     pub fn secure(mut self) -> Self {
         self.scheme = "https".into();
         self
     }
 
-    /// Comes from another address.
+    /// Sets the address of the client.
     pub fn from(mut self, client: &str) -> Self {
         self.client = client.into();
         self
     }
 
-    /// Leaves a note.
+    /// Sets a note.
     pub fn note(mut self, name: &str, value: &str) -> Self {
         self.notes.push((name.into(), value.into()));
         self
     }
 
-    /// The lines of a field, joined, if it is UTF-8; of the first line only where there are several.
+    /// Returns the first line of a field; `None` if the field is absent or not UTF-8.
     pub fn text(&self, name: &str) -> Option<&str> {
         let (_, value) = self.fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
         std::str::from_utf8(value).ok()
     }
 
-    /// All lines of a field.
+    /// Returns all lines of a field.
     pub fn lines(&self, name: &str) -> Vec<String> {
         let lines = self.fields.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
         lines.map(|(_, value)| String::from_utf8_lossy(value).into_owned()).collect()
     }
 
-    /// A note, if it is UTF-8.
+    /// Returns a note; `None` if absent or not UTF-8.
     pub fn noted(&self, name: &str) -> Option<&str> {
         let (_, value) = self.notes.iter().find(|(known, _)| known == name)?;
         std::str::from_utf8(value).ok()
     }
 
-    /// The upstream that a filter chose.
+    /// Returns the upstream that a filter selected; `None` if it selected none.
     pub fn upstream(&self) -> Option<&str> {
         self.upstream.as_deref()
     }
@@ -318,7 +319,8 @@ impl Request {
         }
     }
 
-    /// Removes what an origin may take for the fields of an edit, such as `X_User` for `X-User`: an edit concerns it too.
+    /// Removes fields that an origin may take for the field of an edit, such as `X_User` for `X-User`, because the edit
+    /// applies to them too.
     fn remove_aliases(&mut self, edit: &Edit) {
         let names = match edit {
             Edit::SetField((name, _)) | Edit::AppendField((name, _)) | Edit::DefaultField((name, _)) => [name, name],
@@ -332,7 +334,7 @@ impl Request {
         let normal =
             |name: &str| name.to_ascii_lowercase().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
         let is_alias = |known: &str, name: &str| !known.eq_ignore_ascii_case(name) && normal(known) == normal(name);
-        // Of the two names of a rename neither stands for the other.
+        // Neither name of a rename is removed as an alias of the other.
         self.fields.retain(|(known, _)| {
             !names.iter().any(|name| is_alias(known, name)) || names.iter().any(|name| known.eq_ignore_ascii_case(name))
         });
@@ -382,7 +384,7 @@ impl Request {
 }
 
 impl<M> Outcome<M> {
-    /// The message, if it went on.
+    /// Returns the message if the filter passed it on; otherwise `None`.
     pub fn passed(self) -> Option<M> {
         match self {
             Outcome::Passed(message) => Some(message),
@@ -390,7 +392,7 @@ impl<M> Outcome<M> {
         }
     }
 
-    /// The answer, if the filter gave one.
+    /// Returns the response if the filter responded; otherwise `None`.
     pub fn answered(self) -> Option<Response> {
         match self {
             Outcome::Answered(response) => Some(response),
@@ -415,7 +417,7 @@ fn edits<M>(verdict: Verdict) -> Result<Vec<Edit>, Outcome<M>> {
     }
 }
 
-/// The edit that an edit of a plan comes to, or `None` if it does nothing.
+/// Returns the edit that results from an edit of a plan; `None` if the edit does nothing.
 fn planned(edit: &PlannedEdit, request: &Request, response: Option<&Response>) -> Option<Edit> {
     let fill = |template: &[TemplatePart]| -> Vec<u8> {
         let part = |part: &TemplatePart| match part {

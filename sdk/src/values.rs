@@ -1,8 +1,8 @@
-//! The values that arrive with a call.
+//! The values that are passed to a call.
 
 use crate::Need;
 
-/// The values that a plugin declared, as they are at the moment of the call.
+/// The declared values of a plugin at the time of the call.
 #[derive(Debug)]
 pub struct Values {
     values: Vec<Option<Vec<u8>>>,
@@ -10,17 +10,18 @@ pub struct Values {
 }
 
 impl Values {
-    /// The bytes of a value, if it is there.
+    /// Returns the bytes of a value; `None` if it is absent.
     pub fn bytes(&self, need: Need) -> Option<&[u8]> {
         self.values.get(need.0)?.as_deref()
     }
 
-    /// The value as text, if it is there and is UTF-8.
+    /// Returns a value as text; `None` if it is absent or not UTF-8.
     pub fn text(&self, need: Need) -> Option<&str> {
         std::str::from_utf8(self.bytes(need)?).ok()
     }
 
-    /// The hash of the value that a balancer declared as its [`key`](crate::Setup::balancer_key), if it is there.
+    /// Returns the hash of the value that a balancer declared as its [`key`](crate::Setup::balancer_key); `None` if it
+    /// is absent.
     pub fn key(&self) -> Option<u64> {
         self.key
     }

@@ -1,42 +1,42 @@
-//! What a hook decides.
+//! The decision of a hook.
 
 use crate::PlanId;
 use crate::bindings::types;
 
-/// One change to a message; see `types.edit` in the WIT for the rules.
+/// A change to a message; see `types.edit` in the WIT for the rules.
 pub use crate::bindings::types::Edit;
 
-/// What a hook decides: go on with some edits, answer, or give up.
+/// The decision of a hook: continue with some edits, respond, or fail.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// Go on, with these edits.
+    /// Continue with these edits.
     Proceed(Vec<Edit>),
-    /// Go on, with the edits of a plan; costs least.
+    /// Continue with the edits of a plan, which costs least.
     Plan(PlanId),
-    /// Answer the client with this response.
+    /// Respond to the client with this response.
     Respond(Response),
-    /// The plugin can't decide: its `on-error` says what the client gets, the text goes to the log.
+    /// Fail the call: the plugin's `on-error` decides about the response, and the text is logged.
     Fail(String),
 }
 
 /// A response made by a plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Response {
-    /// 200 to 599.
+    /// The status code, 200 to 599.
     pub status: u16,
-    /// The fields, without `content-length`, which is the host's.
+    /// The fields without `content-length`, which the host sets.
     pub fields: Vec<(String, Vec<u8>)>,
-    /// The content.
+    /// The complete content.
     pub body: Vec<u8>,
 }
 
 impl Verdict {
-    /// Go on; edits can follow.
+    /// Continues without edits; edits can be added.
     pub fn proceed() -> Self {
         Verdict::Proceed(Vec::new())
     }
 
-    /// Adds an edit; without effect on other verdicts than [`Verdict::Proceed`].
+    /// Adds an edit to [`Verdict::Proceed`]; has no effect on other verdicts.
     pub fn edit(mut self, edit: Edit) -> Self {
         if let Verdict::Proceed(edits) = &mut self {
             edits.push(edit);
@@ -44,7 +44,7 @@ impl Verdict {
         self
     }
 
-    /// Replaces all lines of a field by one.
+    /// Replaces all lines of a field by one line.
     pub fn set_field(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
         self.edit(Edit::SetField((name.into(), value.into())))
     }
@@ -59,17 +59,17 @@ impl Verdict {
         self.edit(Edit::RemoveField(name.into()))
     }
 
-    /// Leaves a note for later hooks, other plugins, templates and the access log.
+    /// Sets a note for later hooks, other plugins, templates and the access log.
     pub fn set_note(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
         self.edit(Edit::SetNote((name.into(), value.into())))
     }
 
-    /// Sends the request to another upstream of the manifest.
+    /// Selects another upstream of the manifest for the request.
     pub fn set_upstream(self, name: &str) -> Self {
         self.edit(Edit::SetUpstream(name.into()))
     }
 
-    /// Carries out a plan.
+    /// Adds the edits of a plan.
     pub fn plan(self, plan: PlanId) -> Self {
         self.edit(Edit::Plan(plan.0))
     }
@@ -88,7 +88,7 @@ impl Verdict {
 }
 
 impl Response {
-    /// An empty response.
+    /// Creates a response without content.
     pub fn new(status: u16) -> Self {
         Response { status, fields: Vec::new(), body: Vec::new() }
     }
@@ -99,7 +99,7 @@ impl Response {
         self
     }
 
-    /// Gives it content of a media type.
+    /// Sets content and its media type.
     pub fn body(self, media_type: &str, content: impl Into<Vec<u8>>) -> Self {
         Response { body: content.into(), ..self.field("content-type", media_type) }
     }

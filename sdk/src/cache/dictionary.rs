@@ -1,7 +1,7 @@
-//! Dictionaries of structured fields (RFC 9651 §3.2), as far as caching needs them: what a member's value is, without its
-//! parameters.
+//! Dictionaries of structured fields (RFC 9651 §3.2), as far as caching needs them: the values of members, without
+//! their parameters.
 
-/// The value of a member.
+/// The value of a dictionary member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     True,
@@ -10,7 +10,8 @@ pub enum Item {
     Other(String),
 }
 
-/// The members in order; of two with the same key the last counts. None if it is no dictionary.
+/// Parses the members in order; of members with the same key the last one counts. `None` if the field is not a
+/// dictionary.
 pub fn parse(field: &[u8]) -> Option<Vec<(String, Item)>> {
     let mut rest = std::str::from_utf8(field).ok()?.trim_matches(' ');
     let mut members: Vec<(String, Item)> = Vec::new();
@@ -41,7 +42,7 @@ pub fn parse(field: &[u8]) -> Option<Vec<(String, Item)>> {
     Some(members)
 }
 
-/// A value that stands alone (RFC 9651 §3.3).
+/// Parses a bare item (RFC 9651 §3.3).
 fn item(rest: &mut &str) -> Option<Item> {
     match rest.bytes().next()? {
         b'?' => boolean(rest),
@@ -64,7 +65,7 @@ fn item(rest: &mut &str) -> Option<Item> {
     }
 }
 
-/// Values in parentheses (RFC 9651 §3.1.1), which no directive has.
+/// Parses an inner list (RFC 9651 §3.1.1), which no caching directive has.
 fn inner_list(rest: &mut &str) -> Option<Item> {
     *rest = rest.strip_prefix('(')?;
     loop {
@@ -116,7 +117,7 @@ fn number(rest: &mut &str) -> Option<Item> {
     }
 }
 
-/// What stands between two marks; no directive has such.
+/// Parses a value between two marks, which no caching directive has.
 fn quoted(rest: &mut &str, mark: char, is_part: impl Fn(u8) -> bool) -> Option<Item> {
     *rest = rest.strip_prefix(mark)?;
     take(rest, is_part);

@@ -1,49 +1,49 @@
-//! `Cache-Control` (RFC 9111 §5.2), and its targeted kind (RFC 9213).
+//! `Cache-Control` (RFC 9111 §5.2) and targeted cache control fields (RFC 9213).
 
 use super::dictionary::{self, Item};
 
-/// What a message says about caching. Of a directive that stands there twice the first counts (RFC 9111 §4.2.1).
+/// The caching directives of a message. If a directive is repeated, the first one counts (RFC 9111 §4.2.1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Directives {
-    /// `no-store`.
+    /// Whether `no-store` is present.
     pub no_store: bool,
-    /// `no-cache`; with the names of the fields that it is about.
+    /// The field names of `no-cache`, empty for the whole response; `None` without the directive.
     pub no_cache: Option<Vec<String>>,
-    /// `private`; likewise.
+    /// The field names of `private`, empty for the whole response; `None` without the directive.
     pub private: Option<Vec<String>>,
-    /// `public`.
+    /// Whether `public` is present.
     pub public: bool,
-    /// `must-revalidate`.
+    /// Whether `must-revalidate` is present.
     pub must_revalidate: bool,
-    /// `proxy-revalidate`.
+    /// Whether `proxy-revalidate` is present.
     pub proxy_revalidate: bool,
-    /// `must-understand`.
+    /// Whether `must-understand` is present.
     pub must_understand: bool,
-    /// `only-if-cached`.
+    /// Whether `only-if-cached` is present.
     pub only_if_cached: bool,
-    /// `max-age`, in seconds.
+    /// The value of `max-age`, in seconds.
     pub max_age: Option<u64>,
-    /// `s-maxage`, in seconds.
+    /// The value of `s-maxage`, in seconds.
     pub s_maxage: Option<u64>,
-    /// `min-fresh`, in seconds.
+    /// The value of `min-fresh`, in seconds.
     pub min_fresh: Option<u64>,
-    /// `max-stale`, in seconds; without a number, as long as may be.
+    /// The value of `max-stale`, in seconds; the maximum if the directive has no value.
     pub max_stale: Option<u64>,
-    /// `stale-while-revalidate` (RFC 5861 §3), in seconds.
+    /// The value of `stale-while-revalidate` (RFC 5861 §3), in seconds.
     pub stale_while_revalidate: Option<u64>,
-    /// `stale-if-error` (RFC 5861 §4), in seconds.
+    /// The value of `stale-if-error` (RFC 5861 §4), in seconds.
     pub stale_if_error: Option<u64>,
 }
 
-/// Directives that are times.
+/// The directives whose values are times.
 const TIMES: [&str; 4] = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"];
 
-/// No time is longer than this (RFC 9111 §1.2.2).
+/// The maximum time, in seconds (RFC 9111 §1.2.2).
 const LONGEST: u64 = 1 << 31;
 
 impl Directives {
-    /// Reads `Cache-Control`. What isn't known or well formed is left out, but for a lifetime that is no number: it is 0,
-    /// for what can't be understood had better be asked again.
+    /// Parses `Cache-Control`. Unknown and malformed directives are ignored, except that a malformed lifetime is 0,
+    /// because a response that can't be understood should be fetched again.
     pub fn parse(field: &[u8]) -> Self {
         let mut directives = Directives::default();
         for (name, value) in members(field) {
@@ -52,8 +52,8 @@ impl Directives {
         directives
     }
 
-    /// Reads a targeted field, a dictionary (RFC 9651 §3.2); none if it isn't one, has no members, or a time that is no
-    /// integer (RFC 9213 §2.1).
+    /// Parses a targeted field, a dictionary (RFC 9651 §3.2). `None` if the field is not a dictionary, has no members,
+    /// or has a time that is not an integer (RFC 9213 §2.1).
     pub fn parse_targeted(field: &[u8]) -> Option<Self> {
         let mut directives = Directives::default();
         let members = dictionary::parse(field).filter(|members| !members.is_empty())?;
@@ -72,13 +72,13 @@ impl Directives {
         let names = || {
             let names = value.unwrap_or_default().split(',').map(|name| name.trim().to_ascii_lowercase());
             let names: Vec<String> = names.filter(|name| !name.is_empty()).collect();
-            // A name that is none may have been meant for any field.
+            // An invalid name may have been meant for any field, so the directive applies to the whole response.
             if names.iter().all(|name| is_token(name)) { names } else { Vec::new() }
         };
         let set = |time: &mut Option<u64>| *time = time.or(Some(seconds(value)));
         match name {
             "no-store" => self.no_store = true,
-            // Without fields it is about the whole, whatever else is said.
+            // A directive without fields applies to the whole response, even if it is repeated with fields.
             "no-cache" => self.no_cache = Some(narrower(self.no_cache.take(), names())),
             "private" => self.private = Some(narrower(self.private.take(), names())),
             "public" => self.public = true,
@@ -106,19 +106,19 @@ fn narrower(before: Option<Vec<String>>, now: Vec<String>) -> Vec<String> {
     }
 }
 
-/// Whether it can be the name of a field (RFC 9110 §5.6.2).
+/// Returns whether a text can be the name of a field (RFC 9110 §5.6.2).
 pub(super) fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-/// Delta-seconds (RFC 9111 §1.2.2).
+/// Parses delta-seconds (RFC 9111 §1.2.2).
 pub(super) fn seconds(value: Option<&str>) -> u64 {
     let digits = value.filter(|value| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()));
     digits.map_or(0, |digits| digits.parse().unwrap_or(LONGEST).min(LONGEST))
 }
 
-/// The members of a list of directives. Only a whole quoted string, from `=` to the end of its member, hides commas: any
-/// other quote ends at the next one, so that it hides no directive.
+/// Returns the members of a list of directives. Only a complete quoted string, from `=` to the end of its member, may
+/// contain commas. Any other quote ends at the next one, so that it can't hide a directive.
 fn members(field: &[u8]) -> Vec<(String, Option<String>)> {
     let (mut members, mut rest) = (Vec::new(), field);
     while !rest.is_empty() {

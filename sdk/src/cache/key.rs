@@ -1,30 +1,30 @@
-//! The key of a response: what it depends on, as far as `Vary` doesn't say.
+//! The cache key of a response: the values that it depends on besides `Vary`.
 
 use super::Wanted;
 use crate::{Need, Needs, ValueName, Values};
 
-/// Which parts of the query count.
+/// The parts of the query that are in the cache key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Query {
-    /// All of it, as it stands.
+    /// The complete query is in the key, unchanged.
     #[default]
     Whole,
-    /// All but the parameters of these names; `*` at the end stands for any rest.
+    /// The query is in the key without the parameters of these names; `*` at the end of a name matches any suffix.
     Without(Vec<String>),
-    /// The parameters of these names alone; likewise.
+    /// Only the parameters of these names are in the key; `*` at the end of a name matches any suffix.
     Only(Vec<String>),
 }
 
-/// The parts of a key.
+/// The declared values that a cache key is made of.
 #[derive(Clone, Debug)]
 pub(super) struct KeyParts {
     scheme: Need,
     authority: Need,
     path: Need,
     query: Need,
-    /// With their names, where they are there.
+    /// The fields with their names; absent fields are not in the key.
     fields: Vec<(Need, String)>,
-    /// With their names in any case.
+    /// The additional values with their names, which are in the key even if a value is absent.
     extra: Vec<(Need, String)>,
 }
 
@@ -44,7 +44,7 @@ impl KeyParts {
         }
     }
 
-    /// Scheme, authority, path and query, then what else a response depends on.
+    /// Returns the cache key: scheme, authority, path and query, then the other values that a response depends on.
     pub fn key(&self, values: &Values, query: &Query, sorts: bool) -> Vec<u8> {
         let bytes = |need| values.bytes(need).unwrap_or_default();
         let (scheme, authority, path) = (bytes(self.scheme), bytes(self.authority), bytes(self.path));
@@ -60,8 +60,8 @@ impl KeyParts {
         key
     }
 
-    /// The key of another resource of the same origin, by a reference from this one (RFC 3986 §5.2), for a request that
-    /// is like this one otherwise; none for another origin's.
+    /// Returns the key of another resource of the same origin, by a reference from this one (RFC 3986 §5.2), for a
+    /// request that is otherwise equal to this one. `None` for a resource of another origin.
     pub fn referred(&self, values: &Values, reference: &[u8], query: &Query, sorts: bool) -> Option<Vec<u8>> {
         let bytes = |need| values.bytes(need).unwrap_or_default();
         let mut key = Vec::new();
@@ -100,7 +100,7 @@ impl KeyParts {
         Some(key)
     }
 
-    /// What a response depends on besides the URI.
+    /// Appends the values that a response depends on besides the URI.
     fn put_rest(&self, values: &Values, into: &mut Vec<u8>) {
         let mut put = |label: &str, value: &[u8]| {
             into.push(b'\n');
@@ -126,10 +126,11 @@ impl KeyParts {
     }
 }
 
-/// The field of RFC 7239.
+/// The name of the field of RFC 7239.
 const FORWARDED: &str = "forwarded";
 
-/// What `Forwarded` says of the request, such as its host; not from whom it comes, which would make one key for each.
+/// Returns what `Forwarded` says about the request, such as its host. The client's address is left out, because each
+/// client would get a key of its own.
 fn of_the_request(forwarded: &[u8]) -> Vec<u8> {
     let parts = forwarded.split(|byte| b",;".contains(byte)).map(<[u8]>::trim_ascii);
     let is_who = |part: &[u8]| {
@@ -140,7 +141,7 @@ fn of_the_request(forwarded: &[u8]) -> Vec<u8> {
     parts.join(&b';')
 }
 
-/// The scheme of a reference, if it has one, and what is behind the colon (RFC 3986 §3.1).
+/// Returns the scheme of a reference, if it has one, and the text after the colon (RFC 3986 §3.1).
 fn split_scheme(reference: &[u8]) -> (Option<&[u8]>, &[u8]) {
     let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
     let end = reference.iter().position(|byte| !is_part(byte)).unwrap_or(reference.len());
@@ -152,15 +153,15 @@ fn split_scheme(reference: &[u8]) -> (Option<&[u8]>, &[u8]) {
     }
 }
 
-/// The authority, if there is one, and what is behind it (RFC 3986 §3.2).
+/// Returns the authority of a reference, if it has one, and the text after the authority (RFC 3986 §3.2).
 fn split_authority(rest: &[u8]) -> (Option<&[u8]>, &[u8]) {
     let Some(rest) = rest.strip_prefix(b"//") else { return (None, rest) };
     let end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
     (Some(&rest[..end]), &rest[end..])
 }
 
-/// Scheme and authority in their normal form (RFC 9110 §4.2.3). The host brings a request's authority into it beforehand;
-/// this is for what plugins and responses say.
+/// Appends scheme and authority in normal form (RFC 9110 §4.2.3). The host normalises the authority of requests
+/// already; this function is for authorities from plugins and responses.
 pub(crate) fn origin(scheme: &[u8], authority: &[u8], into: &mut Vec<u8>) {
     into.extend_from_slice(scheme);
     into.extend_from_slice(b"://");
@@ -184,7 +185,7 @@ pub(crate) fn origin(scheme: &[u8], authority: &[u8], into: &mut Vec<u8>) {
     }
 }
 
-/// A host in lower case, with escapes of unreserved characters decoded, and an IPv6 address in one form.
+/// Appends a host in lower case, with escapes of unreserved characters decoded, and an IPv6 address in one form.
 fn put_host(host: &[u8], into: &mut Vec<u8>) {
     let literal = host.strip_prefix(b"[").and_then(|rest| std::str::from_utf8(rest.strip_suffix(b"]")?).ok());
     if let Some(Ok(address)) = literal.map(str::parse::<std::net::Ipv6Addr>) {
@@ -219,7 +220,7 @@ fn put_query(search: &[u8], query: &Query, sorts: bool, into: &mut Vec<u8>) {
         let is_named = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, name));
         match query {
             Query::Whole => true,
-            // Some origins part parameters at `;` too: another may hide behind one that doesn't count.
+            // Some origins also split parameters at `;`, so that an ignored parameter could hide one that counts.
             Query::Without(patterns) => parameter.contains(&b';') || !is_named(patterns),
             Query::Only(patterns) => is_ambiguous(parameter) || is_named(patterns),
         }
@@ -235,7 +236,7 @@ fn put_query(search: &[u8], query: &Query, sorts: bool, into: &mut Vec<u8>) {
         return parameters.for_each(put);
     }
     let mut parameters: Vec<&[u8]> = parameters.collect();
-    // By name alone: the order of values of one name may mean something.
+    // Sorted by name only, because the order of values of one name may be significant.
     parameters.sort_by_key(|parameter| name_of(parameter));
     parameters.into_iter().for_each(put);
 }
@@ -244,8 +245,8 @@ fn name_of(parameter: &[u8]) -> &[u8] {
     parameter.split(|byte| *byte == b'=').next().unwrap_or_default()
 }
 
-/// Whether origins may read a parameter under another name than the one that stands there, be it decoded, as a list, or
-/// parted at a `;`: whoever could hide one from the key could give others the response to it.
+/// Returns whether origins may read a parameter under another name than the written one: decoded, as a list, or split
+/// at a `;`. A client that could hide such a parameter from the key could give its response to other clients.
 fn is_ambiguous(parameter: &[u8]) -> bool {
     parameter.contains(&b';') || name_of(parameter).iter().any(|byte| b"%+[".contains(byte))
 }
@@ -257,7 +258,7 @@ fn matches(pattern: &str, name: &[u8]) -> bool {
     }
 }
 
-/// A path without its dot segments (RFC 3986 §5.2.4).
+/// Returns a path without its dot segments (RFC 3986 §5.2.4).
 fn without_dots(path: &[u8]) -> Vec<u8> {
     let mut segments: Vec<&[u8]> = Vec::new();
     let mut parts = path.strip_prefix(b"/").unwrap_or(path).split(|byte| *byte == b'/').peekable();

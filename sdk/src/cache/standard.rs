@@ -1,4 +1,4 @@
-//! The answers of RFC 9111.
+//! The decisions of a shared cache by RFC 9111.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ use crate::{
     ValueName, Values,
 };
 
-/// A shared cache's policy. Make it in [`Plugin::new`](crate::Plugin::new), and let it answer the hooks.
+/// The policy of a shared cache. Create it in [`Plugin::new`](crate::Plugin::new), and call its methods in the hooks.
 #[derive(Debug)]
 pub struct Standard {
     options: Options,
@@ -49,8 +49,8 @@ struct ResponseNeeds {
     content_location: Need,
 }
 
-/// Fields that origins are known to obey and that clients can send: in the key, so that nobody gets what was made for
-/// another's.
+/// The fields that clients can send and that origins are known to obey. They are in the cache key, so that no client
+/// gets a response that was made for another client's field.
 const OBEYED: [&str; 17] = [
     "forwarded",
     "x-forwarded-host",
@@ -71,20 +71,20 @@ const OBEYED: [&str; 17] = [
     "x-method-override",
 ];
 
-/// Methods that change nothing (IANA's registry of methods), but for GET and HEAD.
+/// The safe methods of IANA's registry, except GET and HEAD.
 const SAFE: [&[u8]; 7] = [b"OPTIONS", b"TRACE", b"PROPFIND", b"REPORT", b"SEARCH", b"QUERY", b"PRI"];
 
-/// Status codes that a response may be kept with for a while where it doesn't say (RFC 9110 §15.1), but for errors.
+/// The status codes that are cacheable by default (RFC 9110 §15.1), except errors.
 const HEURISTIC: [u16; 6] = [200, 203, 204, 300, 301, 308];
 
-/// Errors of which a client is the reason, or the moment: kept only where the configuration says so.
+/// The errors that depend on the client or the moment; they are stored only if the configuration says so.
 const ANOTHERS: [u16; 9] = [400, 408, 413, 421, 425, 429, 431, 505, 511];
 
-/// Status codes of RFC 9110 §15 and those that came after, all of which mean nothing special for storing.
+/// The status codes of RFC 9110 §15 and of later RFCs, none of which has special rules for storing.
 const UNDERSTOOD: [std::ops::RangeInclusive<u16>; 5] = [200..=205, 300..=308, 400..=417, 421..=431, 500..=505];
 
 impl Standard {
-    /// Declares what it needs.
+    /// Creates the policy and declares the values that it needs.
     pub fn new(setup: &mut Setup, options: Options) -> Self {
         let fields = OBEYED.iter().map(|name| ValueName::RequestField((*name).into()));
         let labelled = |name: ValueName| (name.clone(), label(&name));
@@ -121,8 +121,8 @@ impl Standard {
         Standard { options, request, response }
     }
 
-    /// The lookups that the host can carry out by itself, for [`Setup::lookup_plan`]: where `on_lookup` answers just as
-    /// [`Standard::lookup`] does, and the query counts as it stands.
+    /// Returns a lookup plan for [`Setup::lookup_plan`]. Use it if your `on_lookup` returns exactly the result of
+    /// [`Standard::lookup`]. `None` if the query isn't used unchanged.
     pub fn plan(&self) -> Option<LookupPlan> {
         let options = &self.options;
         if options.query != Query::Whole || options.sort_query {
@@ -139,7 +139,7 @@ impl Standard {
         Some(LookupPlan { key, unless: fields.chain(options.bypass.iter().cloned()).collect() })
     }
 
-    /// What to do with a request.
+    /// Decides about a request; for `on_lookup`.
     pub fn lookup(&self, request: &Values) -> Lookup {
         let needs = &self.request;
         let method = request.bytes(needs.method).unwrap_or_default();
@@ -149,7 +149,7 @@ impl Standard {
         if needs.bypass.iter().any(|need| request.bytes(*need).is_some_and(|value| !value.is_empty())) {
             return Lookup::Bypass(BypassReason::Configured);
         }
-        // Only the origin can tell (RFC 9111 §4.3.2).
+        // Only the origin can evaluate these conditions (RFC 9111 §4.3.2).
         if request.bytes(needs.if_match).is_some() || request.bytes(needs.if_unmodified).is_some() {
             return Lookup::Bypass(BypassReason::Request);
         }
@@ -165,7 +165,7 @@ impl Standard {
         place(fresh_will_do, asked.only_if_cached)
     }
 
-    /// What to do with a stored response.
+    /// Decides about a stored response; for `on_stored`.
     pub fn stored(&self, request: &Values, stored: &StoredResponse) -> Reuse {
         let asked = self.asked(request).unwrap_or_default();
         let age = stored.age_ms;
@@ -190,22 +190,22 @@ impl Standard {
         Reuse::Validate
     }
 
-    /// Whether a response is kept, and how.
+    /// Decides whether and how a response is stored; for `on_fetched`.
     pub fn fetched(&self, response: &Values, times: &Times) -> Keep {
         self.storage(response, times).map_or_else(Keep::Refuse, Keep::Store)
     }
 
-    /// What is stale after a request that changed something (RFC 9111 §4.4).
+    /// Returns the cache keys that a request invalidates (RFC 9111 §4.4); for `on_changed`.
     pub fn changed(&self, response: &Values) -> Vec<Vec<u8>> {
         let (needs, query, sorts) = (&self.response, &self.options.query, self.options.sort_query);
         let referred = [needs.location, needs.content_location].into_iter().filter_map(|need| response.bytes(need));
         let referred = referred.filter_map(|reference| needs.key.referred(response, reference, query, sorts));
         let keys = std::iter::once(needs.key.key(response, query, sorts)).chain(referred);
-        // Nothing is stored under a longer one.
+        // No response is stored under a longer key.
         keys.filter(|key| key.len() <= bounds::KEY).collect()
     }
 
-    /// Whether a stored response may stand for a failure (RFC 5861 §4).
+    /// Decides whether a stale response may be served instead of an error (RFC 5861 §4); for `on_upstream_error`.
     pub fn upstream_error(&self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool {
         let asked = self.asked(request).unwrap_or_default();
         if !matches!(status, None | Some(500 | 502..=504)) || asked.no_cache.is_some() {
@@ -219,14 +219,14 @@ impl Standard {
         !stored.must_revalidate && window > 0 && staleness <= window
     }
 
-    /// What a request says about caching; none if it says nothing, which is the common case.
+    /// Returns the caching directives of a request; `None` if it has none, which is the common case.
     pub fn asked(&self, request: &Values) -> Option<Directives> {
         if !self.options.obey_requests {
             return None;
         }
         match (request.bytes(self.request.control), request.bytes(self.request.pragma)) {
             (Some(control), _) => Some(Directives::parse(control)),
-            // From before HTTP/1.1 (RFC 9111 §5.4).
+            // `Pragma` is the directive from before HTTP/1.1 (RFC 9111 §5.4).
             (None, Some(pragma)) => {
                 let is_no_cache = pragma.to_ascii_lowercase().windows(8).any(|word| word == b"no-cache");
                 is_no_cache.then(|| Directives { no_cache: Some(Vec::new()), ..Directives::default() })
@@ -235,7 +235,7 @@ impl Standard {
         }
     }
 
-    /// The rules of RFC 9111 §3.
+    /// Applies the rules for storing of RFC 9111 §3.
     fn storage(&self, response: &Values, times: &Times) -> Result<Storage, Refusal> {
         let (needs, options) = (&self.response, &self.options);
         let status = response.text(needs.status).and_then(|status| status.parse().ok()).unwrap_or(0);
@@ -254,7 +254,7 @@ impl Standard {
             return Err(Refusal::Private);
         }
         let vary = list(response.bytes(needs.vary));
-        // The host refuses longer lists and names: a response with one isn't stored.
+        // The host rejects longer lists and names, so a response with one of them isn't stored.
         let fits =
             |names: &[String]| names.len() <= bounds::CACHE_LIST && names.iter().all(|name| name.len() <= bounds::NAME);
         if !fits(&vary) || vary.iter().any(|name| name == "*" || !is_token(name)) {
@@ -282,8 +282,8 @@ impl Standard {
         let lifetime = self.lifetime(response, times, status, &said, is_targeted)?;
         let no_cache = said.no_cache.as_ref().is_some_and(Vec::is_empty);
         let lifetime = if no_cache { Duration::ZERO } else { lifetime.min(options.longest) };
-        // An `s-maxage` stands for `proxy-revalidate` too (RFC 9111 §5.2.2.10), unless the response itself says for how long
-        // it may be served stale.
+        // An `s-maxage` implies `proxy-revalidate` (RFC 9111 §5.2.2.10), unless the response itself sets a time for
+        // which it may be served stale.
         let says_stale = said.stale_while_revalidate.is_some() || said.stale_if_error.is_some();
         let must_revalidate =
             no_cache || said.must_revalidate || said.proxy_revalidate || said.s_maxage.is_some() && !says_stale;
@@ -312,7 +312,7 @@ impl Standard {
         })
     }
 
-    /// The freshness lifetime (RFC 9111 §4.2.1, §4.2.2).
+    /// Returns the freshness lifetime (RFC 9111 §4.2.1, §4.2.2).
     fn lifetime(
         &self,
         response: &Values,
@@ -324,7 +324,7 @@ impl Standard {
         let (needs, options) = (&self.response, &self.options);
         let date = response.text(needs.date).and_then(unix_ms).unwrap_or(times.received_ms);
         let expires = response.bytes(needs.expires).filter(|_| !is_targeted);
-        // What is no date is over (RFC 9111 §5.3).
+        // An invalid date is in the past (RFC 9111 §5.3).
         let expires = expires.map(|expires| std::str::from_utf8(expires).ok().and_then(unix_ms).unwrap_or(0));
         let expires = expires.map(|expires| expires.saturating_sub(date));
         let explicit = said.s_maxage.or(said.max_age).map(Duration::from_secs);
@@ -362,22 +362,23 @@ fn is_fresh(stored: &StoredResponse) -> bool {
     !stored.purged && stored.age_ms < stored.lifetime_ms
 }
 
-/// The age at arrival (RFC 9111 §4.2.3), in milliseconds.
+/// Returns the age at arrival (RFC 9111 §4.2.3), in milliseconds.
 fn initial_age(age: Option<&[u8]>, date: Option<&str>, times: &Times) -> u64 {
     let apparent = date.and_then(unix_ms).map_or(0, |date| times.received_ms.saturating_sub(date));
     let first = age.and_then(|age| std::str::from_utf8(age.split(|byte| *byte == b',').next()?.trim_ascii()).ok());
     let corrected = (seconds(first) * 1000).saturating_add(times.delay_ms);
-    // Dates and ages have whole seconds: what is younger than one is no age.
+    // Dates and ages are in whole seconds, so an age of less than a second is noise.
     Some(apparent.max(corrected)).filter(|age| *age >= 1000).unwrap_or(0)
 }
 
-/// Any of the three forms of a date (RFC 9110 §5.6.7), in any case (RFC 9111 §4.2), in milliseconds of Unix time.
+/// Parses a date in any of the three formats (RFC 9110 §5.6.7) and in any letter case (RFC 9111 §4.2). Returns
+/// milliseconds of Unix time.
 fn unix_ms(date: &str) -> Option<u64> {
     let date = httpdate::parse_http_date(date).or_else(|_| httpdate::parse_http_date(&in_usual_case(date))).ok()?;
     date.duration_since(UNIX_EPOCH).ok().map(|since| since.as_millis() as u64)
 }
 
-/// `sun, 06 NOV 1994 08:49:37 gmt` as `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// Returns a date in the usual case: `sun, 06 NOV 1994 08:49:37 gmt` as `Sun, 06 Nov 1994 08:49:37 GMT`.
 fn in_usual_case(date: &str) -> String {
     let mut begins = true;
     let usual = date.chars().map(|letter| {
@@ -388,7 +389,7 @@ fn in_usual_case(date: &str) -> String {
     usual.collect::<String>().replace("Gmt", "GMT")
 }
 
-/// The members of a list, in lower case, each once.
+/// Returns the members of a list, in lower case and without duplicates.
 fn list(field: Option<&[u8]>) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for name in field.unwrap_or_default().split(|byte| *byte == b',') {

@@ -1,10 +1,10 @@
-//! The bounds of the host, enforced in native tests with the words of its errors.
+//! The limits of the host, enforced in native tests with the same error texts.
 
 use super::{Request, planned};
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::{BypassReason, Edit, Keep, Lookup, Part, Response, Setup, bounds};
 
-/// The cost of the edits of one call, as the host counts it before it carries them out.
+/// The cost of the edits of one call, as the host counts it before it applies them.
 #[derive(Default)]
 pub struct Room {
     edits: usize,
@@ -18,7 +18,7 @@ pub struct Room {
     most_bytes: usize,
 }
 
-/// Refuses a declaration that the host would refuse.
+/// Rejects a declaration that the host would reject.
 pub fn setup(setup: &Setup) -> Result<(), String> {
     let hooks = [
         &setup.request,
@@ -41,7 +41,7 @@ pub fn setup(setup: &Setup) -> Result<(), String> {
     plan.key.iter().try_for_each(|part| at_most(bounds::KEY, text(part), "bytes of a key"))
 }
 
-/// Refuses a response that the host would refuse.
+/// Rejects a response that the host would reject.
 pub fn response(response: &Response) -> Result<(), String> {
     at_most(bounds::RESPONSE_BODY, response.body.len(), "bytes of a response's body")?;
     at_most(bounds::FIELDS, response.fields.len(), "fields")?;
@@ -49,7 +49,7 @@ pub fn response(response: &Response) -> Result<(), String> {
     at_most(bounds::FIELD_BYTES, bytes, "bytes of fields")
 }
 
-/// Returns a lookup as the host takes it: with a key that is too long, the cache is bypassed.
+/// Returns a lookup as the host handles it: a key that is too long bypasses the cache.
 pub fn lookup(lookup: Lookup) -> Lookup {
     match lookup {
         Lookup::Under(place) if place.key.len() > bounds::KEY => {
@@ -59,7 +59,7 @@ pub fn lookup(lookup: Lookup) -> Lookup {
     }
 }
 
-/// Refuses lists of a cache policy that the host would refuse.
+/// Rejects lists of a cache policy that the host would reject.
 pub fn keep(keep: &Keep) -> Result<(), String> {
     let Keep::Store(storage) = keep else { return Ok(()) };
     let lists = [
@@ -73,13 +73,13 @@ pub fn keep(keep: &Keep) -> Result<(), String> {
     })
 }
 
-/// Refuses keys that the host would refuse.
+/// Rejects keys that the host would reject.
 pub fn keys(keys: &[Vec<u8>]) -> Result<(), String> {
     at_most(bounds::CACHE_LIST, keys.len(), "keys that a change concerns")?;
     keys.iter().try_for_each(|key| at_most(bounds::KEY, key.len(), "bytes of a key"))
 }
 
-/// Ends a test whose plugin the host would refuse.
+/// Panics if the host would reject the result of the plugin.
 pub fn accepted(checked: Result<(), String>) {
     if let Err(refused) = checked {
         panic!("the host refuses the call: {refused}");
@@ -132,13 +132,13 @@ fn field(name: &str, value: usize) -> usize {
 }
 
 impl Room {
-    /// Returns the room for edits to a request.
+    /// Returns the cost of edits to a request.
     pub fn for_request(edits: &[Edit], setup: &Setup, request: &Request) -> Result<Room, String> {
         let room = Room { most_bytes: bounds::ADDED_TO_REQUEST, ..Room::default() };
         room.with(edits, setup, request.fields.len(), request)
     }
 
-    /// Returns the room for edits to a response.
+    /// Returns the cost of edits to a response.
     pub fn for_response(edits: &[Edit], setup: &Setup, request: &Request, response: &Response) -> Result<Room, String> {
         let room = Room { most_bytes: bounds::ADDED_TO_RESPONSE, ..Room::default() };
         room.with(edits, setup, response.fields.len(), request)
@@ -162,7 +162,7 @@ impl Room {
         Ok(self)
     }
 
-    /// Returns the edit that an edit of a plan comes to, or `None` if it does nothing.
+    /// Returns the edit that results from an edit of a plan; `None` if the edit does nothing.
     pub fn fill(
         &mut self,
         edit: &PlannedEdit,
@@ -257,7 +257,7 @@ mod tests {
     struct Greedy;
 
     impl Plugin for Greedy {
-        /// Plans, edits of each, and values in the template of each edit.
+        /// The numbers of plans, of edits in each plan, and of values in the template of each edit.
         type Config = (usize, usize, usize);
 
         fn new((plans, edits, values): Self::Config, setup: &mut Setup) -> Result<Self, ConfigError> {

@@ -1,4 +1,4 @@
-//! By the sections of RFC 9111, with a clock of the test's own.
+//! Tests by the sections of RFC 9111, with times that each test sets.
 
 use super::*;
 use crate::test::{Harness, Request};
@@ -36,10 +36,10 @@ impl CachePolicy for Plain {
     }
 }
 
-/// 2023-11-14 22:13:20 UTC.
+/// The time of the tests: 2023-11-14 22:13:20 UTC.
 const NOW: Times = Times { received_ms: 1_700_000_000_000, delay_ms: 0 };
 
-/// Ten hours before.
+/// A date ten hours before [`NOW`].
 const MORNING: &str = "Tue, 14 Nov 2023 12:13:20 GMT";
 
 fn plain() -> Harness<Plain> {
