@@ -12,7 +12,7 @@
 //!
 //! use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Response, Setup, Values, Verdict, export};
 //!
-//! /// A filter that requires a known key and passes the user of the key to the upstream.
+//! /// The configuration of a filter that requires a known key and passes its user to the upstream.
 //! #[derive(serde::Deserialize, schemars::JsonSchema)]
 //! struct Config {
 //!     /// The user of each key.

@@ -117,7 +117,7 @@ pub enum Beyond {
 pub struct ConfigError {
     /// A JSON pointer to the wrong value, such as `/request/set/Host`; empty for the whole configuration.
     pub path: String,
-    /// What is wrong, and what is expected instead.
+    /// The message, which says what is wrong and what is expected instead.
     pub message: String,
 }
 
