@@ -1,4 +1,4 @@
-//! The configuration as it stands in the manifest, and the rules that a schema can't tell.
+//! The configuration as written in the manifest, and the rules that a schema can't express.
 
 use std::ops::RangeInclusive;
 
@@ -6,92 +6,92 @@ use plugway_sdk::{ConfigError, ValueName};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// How to choose the endpoint of a request.
+/// The configuration of the balancer.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// The policy.
+    /// The policy that chooses the endpoint of a request.
     pub policy: PolicyName,
-    /// With `consistent-hash`, the value that decides, written as in templates but without braces:
-    /// `request.header.x-tenant`, `cookie.session`, `query.user`, `path`. A request that has no such value goes to a
-    /// random endpoint.
+    /// With `consistent-hash`, the value that is hashed, written as in templates but without braces:
+    /// `request.header.x-tenant`, `cookie.session`, `query.user`, `path`. A request without this value goes to a random
+    /// endpoint.
     pub key: Option<String>,
-    /// With `source-hash` and `consistent-hash`, the most that an endpoint may have in flight, in percent of the
-    /// average for its weight: 101 to 1000. What is beyond goes to other endpoints. Without it there is no bound.
+    /// With `source-hash` and `consistent-hash`, the maximum of requests in flight at an endpoint, in percent of the
+    /// average for its weight: 101 to 1000. Further requests go to other endpoints. Without it there is no limit.
     pub bounded_load: Option<u32>,
-    /// Sends a client back to the endpoint that it had before, by a cookie.
+    /// Sticky sessions: a cookie sends a client back to the same endpoint.
     pub sticky: Option<StickyConfig>,
-    /// How much of its usual load a tier can bear, in percent: 100 to 1000. As long as the healthy part of a tier can
-    /// bear all of it, the tier gets everything; beyond, the rest goes to the next tier.
+    /// The load that a tier can bear, in percent of its usual load: 100 to 1000. As long as the healthy endpoints of a
+    /// tier can bear its full load, the tier gets all requests; otherwise the rest goes to the next tier.
     pub overflow: u32,
-    /// Prefers the endpoints of this zone: within each tier they come first, and overflow to the others of the tier.
+    /// The preferred zone: within each tier its endpoints come first, and overflow to the other endpoints of the tier.
     pub zone: Option<String>,
 }
 
-/// The known policies.
+/// The policies by which an endpoint is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyName {
-    /// One after the other, spread evenly by weight.
+    /// Endpoints take turns, spread evenly by weight.
     #[default]
     RoundRobin,
-    /// The one with the fewest requests in flight for its weight.
+    /// The endpoint with the fewest requests in flight for its weight.
     LeastConnections,
-    /// The less loaded of two drawn at random.
+    /// The less loaded of two endpoints drawn at random.
     RandomTwoChoices,
-    /// Of two drawn at random, the one that answers sooner, by its recent latency and its requests in flight.
+    /// The faster of two endpoints drawn at random, by recent latency and requests in flight.
     PeakEwma,
-    /// Always the same for an address of a client, as far as the set of endpoints allows.
+    /// The same endpoint for the same client address, as far as the set of endpoints allows.
     SourceHash,
-    /// Always the same for a value of `key`, as far as the set of endpoints allows.
+    /// The same endpoint for the same value of `key`, as far as the set of endpoints allows.
     ConsistentHash,
 }
 
-/// The cookie that names a client's endpoint, without giving its address away.
+/// The cookie that names a client's endpoint without revealing its address.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StickyConfig {
-    /// The cookie's name.
+    /// The name of the cookie.
     #[serde(default = "default_cookie")]
     pub cookie: String,
-    /// Keeps the cookie from being forged: at least 16 characters, the same in all proxies of a site.
+    /// The secret that protects the cookie from forgery: at least 16 characters, the same in all proxies of a site.
     pub secret: String,
-    /// The path that the cookie is for.
+    /// The path of the cookie.
     #[serde(default = "default_path")]
     pub path: String,
-    /// How long the cookie lives, in seconds; without it, until the browser is closed.
+    /// The lifetime of the cookie, in seconds; without it, the cookie is deleted when the browser is closed.
     #[serde(default)]
     pub max_age: Option<u64>,
-    /// The domain that the cookie is for, with its subdomains; without it, just the host of the request.
+    /// The domain of the cookie, including its subdomains; without it, only the host of the request.
     #[serde(default)]
     pub domain: Option<String>,
     /// Whether the cookie is sent over HTTPS only.
     #[serde(default)]
     pub secure: bool,
-    /// Whether the cookie is kept from scripts.
+    /// Whether the cookie is hidden from scripts.
     #[serde(default = "default_http_only")]
     pub http_only: bool,
-    /// Whether the cookie comes along with requests from other sites.
+    /// The requests from other sites that include the cookie.
     #[serde(default)]
     pub same_site: SameSite,
 }
 
-/// Which requests from other sites bring the cookie along.
+/// The requests from other sites that include the cookie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SameSite {
-    /// Those that follow a link.
+    /// Only requests that follow a link include the cookie.
     #[default]
     Lax,
-    /// None of them.
+    /// No requests from other sites include the cookie.
     Strict,
-    /// All of them; needs `secure`.
+    /// All requests include the cookie; needs `secure`.
     None,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        // Envoy's factor: a tier may lose nearly three in ten before it sheds load.
+        // Envoy's factor: a tier may lose nearly three in ten of its endpoints before requests overflow.
         let overflow = 140;
         Config { policy: PolicyName::default(), key: None, bounded_load: None, sticky: None, overflow, zone: None }
     }
@@ -112,7 +112,7 @@ fn default_http_only() -> bool {
 // === Rules ===
 
 impl Config {
-    /// What is wrong apart from `key`.
+    /// Validates everything except `key`.
     pub fn check(&self) -> Result<(), ConfigError> {
         if let Some(percent) = self.bounded_load {
             ensure(self.policy.hashes(), "/bounded-load", || {
@@ -125,7 +125,7 @@ impl Config {
         self.sticky.as_ref().map_or(Ok(()), StickyConfig::check)
     }
 
-    /// The value that a policy hashes, if it does.
+    /// Returns the value that the policy hashes; `None` if the policy doesn't hash a value.
     pub fn hashed_value(&self) -> Result<Option<ValueName>, ConfigError> {
         const EXAMPLES: &str = "`request.header.x-tenant`, `cookie.session` or `path`";
         let wrong = |message: String| Err(ConfigError::at("/key", message));
@@ -146,7 +146,7 @@ impl Config {
 }
 
 impl PolicyName {
-    /// Whether it sends the same value to the same endpoint.
+    /// Returns whether the policy sends the same value to the same endpoint.
     pub fn hashes(self) -> bool {
         matches!(self, PolicyName::SourceHash | PolicyName::ConsistentHash)
     }
@@ -173,7 +173,7 @@ impl StickyConfig {
         self.check_as_browsers_do()
     }
 
-    /// Browsers throw away cookies that ask for too much (RFC 6265bis §5.7).
+    /// Rejects cookies that browsers discard (RFC 6265bis §5.7).
     fn check_as_browsers_do(&self) -> Result<(), ConfigError> {
         let name = self.cookie.to_ascii_lowercase();
         let of_host = name.starts_with("__host-");
@@ -199,13 +199,14 @@ fn ensure_percent(pointer: &str, percent: u32, allowed: RangeInclusive<u32>) -> 
     })
 }
 
-/// RFC 9110 §5.6.2.
+/// Returns whether a text is a token (RFC 9110 §5.6.2).
 fn is_token(text: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !text.is_empty() && text.bytes().all(is_allowed)
 }
 
-/// RFC 6265 §4.1.1: no control characters, and `;` ends the attribute.
+/// Returns whether a byte may be in a cookie path. RFC 6265 §4.1.1 excludes control characters and `;`, which ends the
+/// attribute.
 fn is_path_byte(byte: u8) -> bool {
     (b' '..=b'~').contains(&byte) && byte != b';'
 }

@@ -1,5 +1,5 @@
-//! Who may be chosen, in levels: the tiers, each split in two where a zone is preferred; and what share of the
-//! requests each level gets.
+//! The endpoints that may be chosen, in levels, and the share of the requests that each level gets. A level is a tier,
+//! or a part of it: a preferred zone splits each tier in two.
 
 use std::collections::BTreeMap;
 
@@ -10,39 +10,39 @@ use crate::maglev;
 /// An endpoint that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Member {
-    /// Its index in the host's list.
+    /// The index of the endpoint in the host's list.
     pub index: u32,
-    /// Never 0.
+    /// The weight of the endpoint, never 0.
     pub weight: u32,
-    /// Stands for the address, so that hash tables don't depend on the order of the list.
+    /// The hash of the address, so that hash tables don't depend on the order of the list.
     pub address_hash: u64,
 }
 
-/// Endpoints that are equally preferred.
+/// A group of endpoints with the same preference.
 #[derive(Debug, PartialEq)]
 pub struct Level {
-    /// Those that are up: at least one.
+    /// The endpoints that are up: at least one.
     pub members: Vec<Member>,
-    /// The part of all requests that goes here, from 0 to 1.
+    /// The share of all requests that this level gets, from 0 to 1.
     pub share: f64,
 }
 
-/// Makes levels of those that are up, the preferred first. `overflow` is in percent.
+/// Groups the endpoints that are up into levels, in order of preference. `overflow` is in percent.
 pub fn levels(endpoints: &[Endpoint], zone: Option<&str>, overflow: u32) -> Vec<Level> {
     let groups: Vec<Group> = groups(endpoints, zone).into_values().filter(|group| !group.members.is_empty()).collect();
     let shares = shares(groups.iter().map(|group| group.health() * f64::from(overflow) / 100.0).collect());
     groups.into_iter().zip(shares).map(|(group, share)| Level { members: group.members, share }).collect()
 }
 
-/// A level in the making.
+/// A level under construction.
 #[derive(Default)]
 struct Group {
     members: Vec<Member>,
-    /// With those that are down.
+    /// The total weight, including endpoints that are down.
     total_weight: u64,
 }
 
-/// By tier, and whether they are in another zone than the preferred.
+/// Groups endpoints by tier, and by whether they are outside the preferred zone.
 fn groups(endpoints: &[Endpoint], zone: Option<&str>) -> BTreeMap<(u32, bool), Group> {
     let mut groups = BTreeMap::<(u32, bool), Group>::new();
     for (endpoint, index) in endpoints.iter().zip(0..) {
@@ -62,19 +62,19 @@ fn groups(endpoints: &[Endpoint], zone: Option<&str>) -> BTreeMap<(u32, bool), G
 }
 
 impl Group {
-    /// The part of its weight that is up.
+    /// Returns the part of the weight that is up, from 0 to 1.
     fn health(&self) -> f64 {
         weight(&self.members) as f64 / self.total_weight as f64
     }
 }
 
-/// The weight of members together.
+/// Returns the total weight of the members.
 pub fn weight(members: &[Member]) -> u64 {
     members.iter().map(|member| u64::from(member.weight)).sum()
 }
 
-/// From what each level could take of the requests to what it gets: as much as it can of what those before it leave.
-/// If all together can't take everything, each takes more, in proportion.
+/// Converts the capacity of each level to its share. A level gets the requests that earlier levels can't take, up to
+/// its capacity. If all levels together can't take all requests, the shares grow in proportion.
 fn shares(mut capacities: Vec<f64>) -> Vec<f64> {
     let missing = capacities.iter().sum::<f64>().min(1.0);
     let mut left = 1.0;
@@ -94,7 +94,7 @@ mod tests {
         Endpoint { address: format!("{tier}{zone}"), weight: 1, state, tier, zone: zone.into() }
     }
 
-    /// Tiers of 100 endpoints, so many of which are up.
+    /// Returns tiers of 100 endpoints each, with the given numbers of endpoints that are up.
     fn tiers(up: &[usize]) -> Vec<Endpoint> {
         let state = |place, up| if place < up { Up } else { Down };
         let tier = |(tier, up): (u32, &usize)| {
@@ -108,7 +108,7 @@ mod tests {
         levels.iter().map(|level| (level.share * 1000.0).round() / 10.0).collect()
     }
 
-    /// As in the tables of Envoy's documentation ("Priority levels"), which rounds to whole percents.
+    /// The values are from the tables in Envoy's documentation ("Priority levels"), which rounds to whole percents.
     #[test]
     fn what_a_tier_cannot_bear_overflows_to_the_next() {
         let table: [(&[usize], &[f64]); 13] = [

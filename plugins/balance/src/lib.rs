@@ -1,7 +1,7 @@
-//! The stock plugin `balance`: which endpoint gets the next request.
+//! The stock plugin `balance`, which chooses the endpoint of each request.
 //!
-//! What can be computed beforehand is, whenever the endpoints change: the levels and their shares, the turns, the hash
-//! tables, the tokens of the cookie. A pick looks up.
+//! All precomputation happens when the endpoints change: the levels and their shares, the turns, the hash tables, the
+//! tokens of the cookie. A pick only looks values up.
 
 mod config;
 mod levels;

@@ -1,7 +1,7 @@
-//! The policies: which member of a level gets a request.
+//! The policies, which choose the member of a level for each request.
 //!
-//! [`Pool`](crate::pool::Pool) calls this. Each policy prepares what it needs from the members; a pick asks the host
-//! for live figures, and allocates only where the host gives a list, or where the request has failed before.
+//! [`Pool`](crate::pool::Pool) calls this module. Each policy prepares data from the members. A pick asks the host for
+//! live values, and allocates only if the host returns a list or the request has failed before.
 
 mod hashing;
 mod least_connections;
@@ -21,26 +21,26 @@ use two_choices::{Cost, TwoChoices};
 
 pub use two_choices::Weights;
 
-/// A policy with what it prepared and what it remembers.
+/// A policy with its prepared data and its state.
 pub enum Policy {
-    /// In turn.
+    /// Members take turns.
     RoundRobin(RoundRobin),
-    /// By load.
+    /// The least loaded member is chosen.
     LeastConnections(LeastConnections),
-    /// By load or latency, at random.
+    /// The better of two random members is chosen, by load or latency.
     TwoChoices(TwoChoices),
-    /// By the hash of a value.
+    /// The hash of a value chooses the member.
     Hashing(Hashing),
 }
 
-/// What is to be decided.
+/// The input for a pick.
 #[derive(Clone, Copy)]
 pub struct Attempt<'a> {
-    /// The hash of the value that decides, for policies that hash.
+    /// The hash of the value that chooses the member, for policies that hash.
     pub key: Option<u64>,
-    /// Indices of those that the request has failed on.
+    /// The indices of the endpoints that the request has failed on.
     pub tried: &'a [u32],
-    /// The live figures.
+    /// The live values of the endpoints.
     pub endpoints: &'a Endpoints,
 }
 
@@ -57,7 +57,7 @@ impl Policy {
         }
     }
 
-    /// Chooses a member that hasn't been tried; none if all have.
+    /// Chooses a member that hasn't been tried; `None` if all have been.
     pub fn pick(&mut self, attempt: &Attempt<'_>, random: &mut Random) -> Option<u32> {
         match self {
             Policy::RoundRobin(policy) => policy.pick(attempt),
@@ -69,7 +69,7 @@ impl Policy {
 }
 
 impl Attempt<'_> {
-    /// Whether the request hasn't failed on this endpoint.
+    /// Returns whether the request hasn't failed on this endpoint.
     pub fn may_go_to(&self, index: u32) -> bool {
         !self.tried.contains(&index)
     }

@@ -1,6 +1,6 @@
-//! The endpoints, ready to be chosen: levels, each with a policy of its own.
+//! The pool of endpoints that can be chosen: levels, each with a policy of its own.
 //!
-//! The plugin calls this; it knows nothing of cookies.
+//! The plugin calls this module, which doesn't deal with cookies.
 
 use plugway_sdk::{Endpoint, Endpoints};
 
@@ -9,38 +9,38 @@ use crate::levels::{Level, Member, levels};
 use crate::policy::{Attempt, Policy, Weights};
 use crate::random::Random;
 
-/// Everything that a pick looks up.
+/// The data that a pick uses.
 pub struct Pool {
     policy: PolicyName,
     bounded_load: Option<u32>,
     overflow: u32,
     zone: Option<String>,
     random: Random,
-    /// Those that get requests, the preferred first.
+    /// The levels that get requests, in order of preference.
     open: Vec<Open>,
-    /// Those that get no requests as things stand, the preferred first.
+    /// The levels that get no requests at present, in order of preference.
     spare: Vec<Level>,
 }
 
 /// A level that gets requests.
 struct Open {
     level: Level,
-    /// Where its part of the requests ends, between 0 and [`ALL`].
+    /// The end of the level's share of the requests, between 0 and [`ALL`].
     until: u64,
     policy: Policy,
 }
 
-/// Half of the bits of a random number or a hash.
+/// The end of the range of shares: half of the bits of a random number or a hash.
 const ALL: u64 = 1 << 32;
 
 impl Pool {
-    /// A pool before it knows any endpoint.
+    /// Creates a pool without endpoints.
     pub fn new(config: &Config, random: Random) -> Self {
         let Config { policy, bounded_load, overflow, ref zone, .. } = *config;
         Pool { policy, bounded_load, overflow, zone: zone.clone(), random, open: Vec::new(), spare: Vec::new() }
     }
 
-    /// Prepares all that depends on the endpoints.
+    /// Prepares all data that depends on the endpoints.
     pub fn endpoints_changed(&mut self, endpoints: &[Endpoint]) {
         let levels = levels(endpoints, self.zone.as_deref(), self.overflow);
         let (open, spare): (Vec<_>, Vec<_>) = levels.into_iter().partition(|level| level.share * ALL as f64 >= 1.0);
@@ -53,8 +53,8 @@ impl Pool {
         }
     }
 
-    /// Chooses for a request with this key, or at random where a key is wanted and there is none. Of those that were
-    /// tried, one is chosen only if there is no other in any level.
+    /// Chooses an endpoint by the key, or at random if the policy needs a key and there is none. A tried endpoint is
+    /// chosen only if no other one is left in any level.
     pub fn pick(&mut self, key: Option<u64>, tried: &[u32], endpoints: &Endpoints) -> Option<u32> {
         let key = self.policy.hashes().then(|| key.unwrap_or_else(|| self.random.number()));
         let at = self.level(key);
@@ -67,7 +67,7 @@ impl Pool {
             .or_else(|| self.open[at].policy.pick(&Attempt { tried: &[], ..attempt }, &mut self.random))
     }
 
-    /// The place of the level that gets a request. A key keeps its level, as far as the shares allow.
+    /// Returns the index of the level that gets a request. A key keeps its level, as far as the shares allow.
     fn level(&mut self, key: Option<u64>) -> usize {
         match self.open.first() {
             Some(first) if first.until < ALL => {
@@ -78,8 +78,8 @@ impl Pool {
         }
     }
 
-    /// Any that wasn't tried, by weight, of the most preferred level that has one. So seldom needed that no policy is
-    /// prepared for it.
+    /// Returns a random untried endpoint, by weight, of the most preferred level that has one. This is needed so seldom
+    /// that no policy is prepared for it.
     fn untried(&mut self, attempt: &Attempt<'_>) -> Option<u32> {
         let levels = self.open.iter().map(|open| &open.level).chain(&self.spare);
         let untried = levels.map(|level| -> Vec<Member> {

@@ -1,4 +1,4 @@
-//! Sticky sessions: a cookie that names the endpoint by a token which nobody can make or read without the secret.
+//! Sticky sessions: a cookie names the endpoint by a token that can't be made or read without the secret.
 
 use std::collections::HashMap;
 
@@ -6,28 +6,29 @@ use plugway_sdk::{Choice, Edit, Endpoint, EndpointState, Need, Needs, ResponsePl
 
 use crate::config::{SameSite, StickyConfig};
 
-/// Tokens, and the cookie around them.
+/// The tokens of the endpoints, and the cookie that contains one.
 pub struct Sticky {
     received: Need,
     key: [u8; blake3::KEY_LEN],
-    /// The cookie's name and `=`.
+    /// The text before the token: the cookie's name and `=`.
     before: String,
-    /// The attributes.
+    /// The text after the token: the cookie's attributes.
     after: String,
-    /// That set the cookie, by the index of the endpoint.
+    /// The plans that set the cookie, by the index of the endpoint.
     plans: Vec<ResponsePlan>,
-    /// Of the endpoints that may be chosen.
+    /// The indices by token, of the endpoints that may be chosen.
     indices: HashMap<String, u32>,
 }
 
-/// Keeps the key apart from any other made of the same secret; to change it is to forget all sessions.
+/// The context for deriving the key. It separates this key from other keys of the same secret. Changing it invalidates
+/// all sessions.
 const PURPOSE: &str = "plugway balance 2026 endpoint token in sticky cookie";
 
-/// 16 bytes of the MAC: beyond guessing.
+/// The length of a token in hexadecimal digits: 16 bytes of the MAC, which can't be guessed.
 const TOKEN_DIGITS: usize = 32;
 
 impl Sticky {
-    /// Derives the key and declares the cookie.
+    /// Derives the key and declares the cookie as a value.
     pub fn new(config: &StickyConfig, needs: &mut Needs) -> Self {
         Sticky {
             received: needs.cookie(&config.cookie),
@@ -39,7 +40,7 @@ impl Sticky {
         }
     }
 
-    /// Computes the token of each endpoint: of its address, so that it is the same everywhere.
+    /// Computes the token of each endpoint from its address, so that all workers and proxies compute the same token.
     pub fn endpoints_changed(&mut self, endpoints: &[Endpoint], plans: &mut ResponsePlans) {
         let token = |endpoint: &Endpoint| {
             let mac = blake3::keyed_hash(&self.key, endpoint.address.as_bytes());
@@ -54,13 +55,13 @@ impl Sticky {
         self.indices = up.map(|((_, token), index)| (token.clone(), index)).collect();
     }
 
-    /// The endpoint that the cookie of a request names, if it may be chosen.
+    /// Returns the endpoint that the cookie of a request names; `None` if the endpoint can't be chosen.
     pub fn remembered(&self, request: &Values, tried: &[u32]) -> Option<u32> {
         let index = *self.indices.get(request.text(self.received)?)?;
         (!tried.contains(&index)).then_some(index)
     }
 
-    /// The choice of an endpoint, with the cookie that will name it.
+    /// Returns the choice of an endpoint, with the plan that sets its cookie.
     pub fn choice(&self, index: u32) -> Choice {
         let choice = Choice::from(index);
         self.plans.get(index as usize).map_or(choice, |plan| choice.with(*plan))

@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// The plugin, with the edits that it has made ready.
+/// The plugin with the edits that it has prepared.
 struct Played {
     harness: Harness<Balance>,
     plans: ResponsePlans,
 }
 
-/// A choice, with the line that it sets a cookie with.
+/// A choice, with the `Set-Cookie` line that it adds.
 #[derive(Clone, Debug, PartialEq)]
 struct Picked {
     endpoint: u32,
@@ -39,7 +39,7 @@ fn endpoints(states: &[EndpointState]) -> Vec<Endpoint> {
     states.iter().zip(0..).map(endpoint).collect()
 }
 
-/// Picks for a request whose declared values are these.
+/// Picks an endpoint for a request with these declared values.
 fn pick(balance: &mut Played, values: &[Option<&str>], tried: &[u32]) -> Option<Picked> {
     let values = values.iter().map(|value| value.map(Into::into)).collect();
     let choice = balance.harness.plugin.pick(&Values::new(values), tried, &Endpoints::default())?;
@@ -51,7 +51,7 @@ fn pick(balance: &mut Played, values: &[Option<&str>], tried: &[u32]) -> Option<
     Some(Picked { endpoint: choice.endpoint, cookie })
 }
 
-/// The cookie's value of a choice that sets it.
+/// Returns the cookie's value from a choice that sets the cookie.
 fn token(choice: &Picked) -> String {
     let line = choice.cookie.as_ref().expect("a new cookie");
     line.split(['=', ';']).nth(1).unwrap().into()

@@ -1,4 +1,4 @@
-//! The configuration, and what it comes to.
+//! The configuration, and its conversion to the options of the policy.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -9,74 +9,75 @@ use plugway_sdk::{CacheStatus, ConfigError, ValueName};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// What the cache does where messages leave it free to. With nothing here it does what RFC 9111 says.
+/// The configuration of the cache, for decisions that the messages leave open. The defaults are the rules of RFC 9111.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// What a response depends on besides its URI and `Vary`.
+    /// The values that a response depends on besides its URI and `Vary`.
     pub key: Key,
-    /// Values, such as `cookie.session`: requests that have one go past the cache.
+    /// Values, such as `cookie.session`: requests that have one of them bypass the cache.
     pub bypass: Vec<String>,
-    /// `true`: what requests say about caching (`Cache-Control`, `Pragma`) doesn't count.
+    /// `true`: the caching directives of requests (`Cache-Control`, `Pragma`) are ignored.
     pub ignore_requests: bool,
-    /// Fields that go before `Cache-Control`, in this order (RFC 9213); `["CDN-Cache-Control"]` if not given.
+    /// Fields that take precedence over `Cache-Control`, in this order (RFC 9213); `["CDN-Cache-Control"]` by default.
     pub targeted: Option<Vec<String>>,
-    /// Fields with tags for purging; `["Surrogate-Key", "Cache-Tag"]` if not given.
+    /// Fields with tags for purging; `["Surrogate-Key", "Cache-Tag"]` by default.
     pub tags: Option<Vec<String>>,
-    /// `true`: fields with tags aren't stored, so that hits don't have them.
+    /// `true`: fields with tags aren't stored, so that hits don't contain them.
     pub hide_tags: bool,
-    /// What becomes of responses with `Set-Cookie`.
+    /// The handling of responses with `Set-Cookie`.
     pub cookies: CookieRule,
-    /// How long a response is fresh that doesn't say.
+    /// The freshness lifetimes of responses without an explicit lifetime.
     pub lifetimes: Lifetimes,
-    /// For so long beyond its lifetime a response is served while it is validated, where it doesn't say (RFC 5861 §3).
+    /// The time beyond its lifetime in which a response is served while it is revalidated, if the response doesn't set
+    /// it (RFC 5861 §3).
     pub stale_while_revalidate: Option<String>,
-    /// For so long beyond its lifetime a response is served when the upstream fails, where it doesn't say
-    /// (RFC 5861 §4).
+    /// The time beyond its lifetime in which a response is served when the upstream fails, if the response doesn't set
+    /// it (RFC 5861 §4).
     pub stale_if_error: Option<String>,
-    /// The name of the cache in `Cache-Status` (RFC 9211), or `false` for no such field; `plugway` if not given.
+    /// The name of the cache in `Cache-Status` (RFC 9211), or `false` for no such field; `plugway` by default.
     pub report: Option<Report>,
-    /// `true`: `Cache-Status` tells the key.
+    /// `true`: `Cache-Status` contains the cache key.
     pub report_key: bool,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Key {
-    /// Query parameters that don't count; `*` at the end of one stands for any rest.
+    /// Query parameters that are not in the cache key; `*` at the end of a name matches any suffix.
     pub ignore_query: Vec<String>,
-    /// The only query parameters that count; likewise. An empty list: none counts.
+    /// The only query parameters in the cache key; `*` at the end of a name matches any suffix. An empty list: none.
     pub only_query: Option<Vec<String>>,
-    /// `true`: the order of query parameters doesn't count.
+    /// `true`: the order of query parameters doesn't matter.
     pub sort_query: bool,
-    /// Further values that count, such as `cookie.lang` or `request.header.x-device`.
+    /// Additional values in the cache key, such as `cookie.lang` or `request.header.x-device`.
     pub values: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Lifetimes {
-    /// By status (`"404"`) or class (`"2xx"`), where the response has no lifetime of its own. Errors are kept only so, or
-    /// where they say it themselves.
+    /// Lifetimes by status (`"404"`) or class (`"2xx"`), for responses without an explicit lifetime. Error responses
+    /// are stored only with such an entry or with an explicit lifetime.
     pub status: BTreeMap<String, String>,
-    /// Hundredths of the time since its last modification for which a response is fresh that doesn't say
-    /// (RFC 9111 §4.2.2); 10 if not given, 0 for never.
+    /// The heuristic lifetime, in percent of the time since the last modification, for responses without an explicit
+    /// lifetime (RFC 9111 §4.2.2); 10 by default, 0 for no heuristic.
     pub heuristic_percent: Option<u64>,
-    /// The most that comes of that; 24h if not given.
+    /// The maximum of the heuristic lifetime; 24h by default.
     pub heuristic_most: Option<String>,
-    /// No response is fresh for longer.
+    /// The maximum freshness lifetime of any response.
     pub most: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CookieRule {
-    /// They aren't stored.
+    /// Responses with `Set-Cookie` aren't stored.
     #[default]
     Refuse,
-    /// They are stored without the cookie, which only the client gets that made the request.
+    /// The response is stored without the cookie; only the client that made the request gets the cookie.
     Strip,
-    /// They are stored with the cookie: everybody gets the same one.
+    /// The response is stored with the cookie; all clients get the same cookie.
     Keep,
 }
 
@@ -88,7 +89,7 @@ pub enum Report {
 }
 
 impl Config {
-    /// What responses tell of the cache.
+    /// Returns the entry of the cache in `Cache-Status`.
     pub fn cache_status(&self) -> Result<CacheStatus, ConfigError> {
         let name = match &self.report {
             Some(Report::Switch(false)) => None,
@@ -104,7 +105,7 @@ impl Config {
         Ok(CacheStatus { name, key: self.report_key })
     }
 
-    /// What the policy is to do.
+    /// Returns the options of the policy.
     pub fn options(self) -> Result<Options, ConfigError> {
         let defaults = Options::default();
         let query = match self.key.only_query {
@@ -153,7 +154,7 @@ impl Config {
     }
 }
 
-/// Names of fields, in lower case.
+/// Returns names of fields in lower case; the error is about an invalid name.
 fn fields(names: &[String], path: &str) -> Result<Vec<String>, ConfigError> {
     let field = |(place, name): (usize, &String)| {
         let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
@@ -180,7 +181,7 @@ fn values(names: &[String], path: &str) -> Result<Vec<ValueName>, ConfigError> {
     names.iter().enumerate().map(value).collect()
 }
 
-/// Codes before classes, so that the narrower counts.
+/// Returns the lifetimes by status, with codes before classes, so that the narrower entry applies.
 fn lifetimes(status: &BTreeMap<String, String>) -> Result<Vec<(RangeInclusive<u16>, Duration)>, ConfigError> {
     let mut lifetimes = Vec::new();
     for (codes, text) in status {
@@ -201,7 +202,7 @@ fn lifetimes(status: &BTreeMap<String, String>) -> Result<Vec<(RangeInclusive<u1
     Ok(lifetimes)
 }
 
-/// As the manifest writes times, and days.
+/// Parses a duration as in the manifest, and also in days.
 fn duration(text: &str, path: &str) -> Result<Duration, ConfigError> {
     let digits = text.len() - text.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
     let number: Option<u64> = text[..digits].parse().ok().filter(|number| *number <= 1 << 32);

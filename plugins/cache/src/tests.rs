@@ -1,4 +1,4 @@
-//! The configuration; the rules themselves are tested where they are, in the SDK.
+//! Tests of the configuration. The rules of the policy are tested in the SDK.
 
 use plugway_sdk::test::{Harness, Request};
 use plugway_sdk::{BypassReason, Keep, Lookup, Refusal, Response, Reuse, StoredResponse, Times};

@@ -1,14 +1,14 @@
-//! The configuration as it stands in the manifest.
+//! The configuration as written in the manifest.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// What to do with fields.
+/// The edits to the fields of requests and responses.
 ///
-/// Values are templates: `{host}`, `{client.ip}`, `{request.header.NAME}`, `{note.NAME}` and more stand for values of
-/// the exchange, `{{` and `}}` for braces. A value that comes out empty removes the field.
+/// Values are templates: `{host}`, `{client.ip}`, `{request.header.NAME}`, `{note.NAME}` and others are replaced by
+/// values of the exchange, `{{` and `}}` by braces. A field whose value is empty is removed.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
@@ -16,11 +16,11 @@ pub struct Config {
     pub request: Edits,
     /// Edits to responses.
     pub response: Edits,
-    /// Makes the edits only where all of this holds.
+    /// Conditions: the edits are made only if all conditions hold.
     pub when: Option<When>,
-    /// Tells the upstream who the client is, by the rules for proxies behind proxies.
+    /// Fields that describe the client to the upstream, by the rules for proxies behind proxies.
     pub forwarded: Option<Forwarded>,
-    /// Runs the filter for each message even where the host could make the edits by itself; for comparing the two.
+    /// Calls the filter for each message even if the host could make the edits by itself; for comparing both ways.
     pub evaluate_each: bool,
 }
 
@@ -28,11 +28,11 @@ pub struct Config {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Edits {
-    /// Gives all lines of a field another name.
+    /// Renames all lines of a field.
     pub rename: BTreeMap<String, String>,
-    /// Removes fields.
+    /// Removes the fields with these names.
     pub remove: Vec<String>,
-    /// Replaces all lines of a field by one.
+    /// Replaces all lines of a field by one line.
     pub set: BTreeMap<String, String>,
     /// Adds a line to a field.
     pub append: BTreeMap<String, String>,
@@ -40,29 +40,29 @@ pub struct Edits {
     pub default: BTreeMap<String, String>,
 }
 
-/// Conditions; an empty list asks for nothing.
+/// Conditions for edits; an empty list is no condition.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct When {
-    /// One of these methods.
+    /// The method is one of these.
     pub methods: Vec<String>,
-    /// A path that begins with one of these.
+    /// The path begins with one of these.
     pub paths: Vec<String>,
-    /// A response with one of these status codes; says nothing about requests.
+    /// The status code of the response is one of these; no condition for requests.
     pub statuses: Vec<u16>,
 }
 
-/// How the upstream learns of the client.
+/// The fields that describe the client to the upstream.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Forwarded {
-    /// Has no effect any more: a listener's `trusted-proxies` says whose word is taken, for the whole proxy.
+    /// Has no effect any more: a listener's `trusted-proxies` decides which proxies are trusted, for the whole proxy.
     pub trusted_proxies: Vec<String>,
-    /// Which fields to send.
+    /// The fields to send.
     pub fields: ForwardedFields,
 }
 
-/// Which fields tell of the client.
+/// The fields that describe the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardedFields {
@@ -71,6 +71,6 @@ pub enum ForwardedFields {
     XForwarded,
     /// `Forwarded` (RFC 7239).
     Rfc7239,
-    /// Both.
+    /// All of these fields.
     Both,
 }

@@ -1,15 +1,15 @@
-//! Tells the upstream of the client when other proxies may stand in front of this one. Who the client is, and what of the
-//! received fields is believed, the host has decided by its listener's `trusted-proxies`: the rest is gone by now.
+//! Describes the client to the upstream, also behind other proxies. The host has already decided, by the listener's
+//! `trusted-proxies`, which client address and which received fields are trusted; it has removed the other fields.
 
 use plugway_sdk::{Need, Setup, ValueName, Values, Verdict};
 
 use crate::config::{Forwarded, ForwardedFields};
 
-/// The fields to send, and the values that they are made of.
+/// The fields to send, and the values that they contain.
 pub struct Forwarding {
     fields: ForwardedFields,
     client: Need,
-    /// The received chain with the peer at the end.
+    /// The received chain of addresses, with the address of the connecting client or proxy at the end.
     chain: Need,
     listener: Need,
     scheme: Need,
@@ -17,7 +17,7 @@ pub struct Forwarding {
     received: Received,
 }
 
-/// The fields in which trusted proxies have described the request's way.
+/// The fields in which trusted proxies have described the client.
 struct Received {
     proto: Need,
     host: Need,
@@ -25,7 +25,7 @@ struct Received {
 }
 
 impl Forwarding {
-    /// Declares the values.
+    /// Declares the values that the fields need.
     pub fn new(config: &Forwarded, setup: &mut Setup) -> Self {
         let needs = &mut setup.request;
         Forwarding {
@@ -43,7 +43,7 @@ impl Forwarding {
         }
     }
 
-    /// The edits for a request; the client's address also becomes the note `client`.
+    /// Returns the edits for a request. The client's address is also set as the note `client`.
     pub fn apply(&self, request: &Values) -> Verdict {
         let client = request.text(self.client);
         let mut verdict = Verdict::proceed();
@@ -68,7 +68,7 @@ impl Forwarding {
         verdict
     }
 
-    /// The host that the client asked for and the scheme that it used, if trusted proxies have said so.
+    /// Returns the host and the scheme that the client used, if trusted proxies have sent them.
     fn told(&self, request: &Values) -> (Option<String>, Option<String>) {
         let forwarded = request.text(self.received.forwarded);
         let told = |need, name| {
@@ -78,13 +78,15 @@ impl Forwarding {
         (told(self.received.host, "host"), told(self.received.proto, "proto"))
     }
 
-    /// The elements of RFC 7239 §4: those that were received, or what the chain of addresses says, and the peer's.
+    /// Returns the elements of RFC 7239 §4: the received ones, or elements from the chain of addresses, and the last
+    /// hop's.
     fn forwarded(&self, request: &Values) -> String {
         let own = [request.text(self.authority), request.text(self.scheme)];
         let chain = request.text(self.chain).unwrap_or_default();
         let mut hops: Vec<&str> = chain.split(',').map(str::trim).filter(|hop| !hop.is_empty()).collect();
         let is_local = request.text(self.listener).is_some_and(|listener| listener.starts_with("unix:"));
-        // A peer at a unix socket has no address, and is on this machine: its element would say nothing.
+        // A client or proxy at a unix socket has no address and is on this machine, so an element for it has no
+        // information.
         let peer = if is_local { None } else { hops.pop() };
         let peer = peer.map(|peer| element(peer, own));
         if let Some(received) = request.text(self.received.forwarded) {
@@ -101,7 +103,7 @@ impl Forwarding {
     }
 }
 
-/// One hop in the form of RFC 7239 §4, with a host and a scheme.
+/// Returns the element of one hop (RFC 7239 §4), with a host and a scheme.
 fn element(hop: &str, [host, proto]: [Option<&str>; 2]) -> String {
     let mut element = format!("for={}", node(hop));
     for (parameter, value) in [("host", host), ("proto", proto)] {
@@ -111,7 +113,7 @@ fn element(hop: &str, [host, proto]: [Option<&str>; 2]) -> String {
     element
 }
 
-/// A hop as RFC 7239 §6 has it: an IPv6 address in brackets, and in quotes if it is no token.
+/// Returns a hop in the form of RFC 7239 §6: an IPv6 address in brackets, and quoted if the hop is not a token.
 fn node(hop: &str) -> String {
     match hop.parse::<std::net::Ipv6Addr>() {
         Ok(address) => format!("\"[{address}]\""),
@@ -124,7 +126,7 @@ fn quoted(value: &str) -> String {
     if is_token && !value.is_empty() { value.into() } else { format!("\"{}\"", value.replace(['"', '\\'], "")) }
 }
 
-/// A parameter of the first element of a list (RFC 7239 §4).
+/// Returns a parameter of the first element of a list (RFC 7239 §4); `None` if there is none.
 fn first_parameter(forwarded: &str, wanted: &str) -> Option<String> {
     let (mut name, mut value) = (String::new(), None::<String>);
     let (mut is_quoted, mut letters) = (false, forwarded.chars());

@@ -1,7 +1,7 @@
-//! The stock plugin `headers`: what the manifest says about fields, carried out.
+//! The stock plugin `headers`, which edits fields as the manifest says.
 //!
-//! All edits are plans, handed to the host once. Where they always apply, the host carries them out by itself;
-//! conditions and `forwarded` need a call per message.
+//! All edits are plans that are passed to the host once. If the edits apply to every message, the host applies them by
+//! itself; conditions and `forwarded` need a call per message.
 
 mod config;
 mod forwarded;

@@ -1,4 +1,4 @@
-//! Edits and conditions, parsed.
+//! Parsing of edits and conditions.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use plugway_sdk::{ConfigError, Need, Needs, Plan, ValueName, Values};
 use crate::config::{Edits, When};
 use crate::template;
 
-/// The edits of one kind of message, which stand at the JSON pointer `at`, as a plan for the host.
+/// Returns the plan for the edits of one kind of message; `at` is the JSON pointer to the edits.
 pub fn plan(edits: &Edits, at: &str) -> Result<Plan, ConfigError> {
     let parsed = |kind: &str, name: &str, text: &str| {
         let pointer = || format!("{at}/{kind}/{}", name.replace('~', "~0").replace('/', "~1"));
@@ -32,7 +32,7 @@ pub fn plan(edits: &Edits, at: &str) -> Result<Plan, ConfigError> {
     Ok(plan)
 }
 
-/// When to make them.
+/// The conditions for edits.
 pub struct Conditions {
     methods: Option<(Need, Vec<String>)>,
     paths: Option<(Need, Vec<String>)>,
@@ -40,7 +40,7 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    /// Declares the values that the conditions ask about; of `statuses` only in responses.
+    /// Declares the values that the conditions need; `statuses` is given for responses only.
     pub fn declare(when: &When, statuses: Option<&Vec<u16>>, needs: &mut Needs) -> Self {
         let mut asked = |name, allowed: Vec<String>| (!allowed.is_empty()).then(|| (needs.value(name), allowed));
         let codes = |codes: &Vec<u16>| codes.iter().map(u16::to_string).collect();
@@ -51,7 +51,7 @@ impl Conditions {
         }
     }
 
-    /// Whether all conditions hold.
+    /// Returns whether all conditions hold.
     pub fn hold(&self, values: &Values) -> bool {
         let text = |need| values.text(need).unwrap_or_default();
         let is_one = |(need, allowed): &(Need, Vec<String>)| allowed.iter().any(|one| one == text(*need));
@@ -65,7 +65,7 @@ impl Conditions {
     }
 }
 
-/// A path as routes match it: without the parameters of its segments, and without the segments that have nothing else.
+/// Returns a path as routes match it: without path parameters, and without segments that consist only of parameters.
 fn without_parameters(path: &str) -> Cow<'_, str> {
     if !path.contains(';') && !path.contains("%3B") {
         return path.into();

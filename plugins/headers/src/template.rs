@@ -2,7 +2,7 @@
 
 use plugway_sdk::Part;
 
-/// Parses `text`; the error says what is wrong and what would be right.
+/// Parses a template. The error says what is wrong and what is expected.
 pub fn parse(text: &str) -> Result<Vec<Part>, String> {
     let (mut parts, mut plain, mut rest) = (Vec::new(), String::new(), text);
     while let Some(at) = rest.find(['{', '}']) {

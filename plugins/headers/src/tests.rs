@@ -67,7 +67,7 @@ fn the_upstream_is_told_of_the_client_and_of_the_way() {
     assert_eq!(direct.text("forwarded"), Some("for=198.51.100.1;host=example.org;proto=http"));
     assert_eq!(direct.noted("client"), Some("198.51.100.1"));
 
-    // What is left of the received fields is believed.
+    // The received fields that the host has kept are trusted.
     let request = Request::get("/").from("2001:db8::1").field("x-forwarded-for", "203.0.113.9, 10.0.0.7:80");
     let request = request.field("x-forwarded-proto", "https").field("x-forwarded-host", "a.example:8080");
     let behind = told("both", request.clone());

@@ -8,7 +8,7 @@ fn members(weights: &[u32]) -> Vec<Member> {
     weights.iter().zip(0..).map(member).collect()
 }
 
-/// The owner of each entry, by index.
+/// Returns the owner of each entry, by index.
 fn owners(members: &[Member]) -> Vec<u32> {
     Maglev::new(members).entries.iter().map(|place| members[*place as usize].index).collect()
 }
@@ -19,7 +19,8 @@ fn entries(owners: &[u32], count: usize) -> Vec<usize> {
     entries
 }
 
-/// Of the entries whose owner stayed, those that have another, in percent; the mean and the worst over some departures.
+/// Returns how many entries changed their owner although the owner stayed, in percent: the mean and the maximum over
+/// several departures.
 fn moved(count: usize, leavers: &[u32]) -> (f64, f64) {
     let all = members(&vec![1; count]);
     let before = owners(&all);
@@ -58,7 +59,7 @@ fn entries_go_by_weight() {
     }
 }
 
-/// To join is to leave in reverse, so this holds for both.
+/// Joining is the reverse of leaving, so the test covers both.
 #[test]
 fn few_move_when_one_of_ten_comes_or_goes() {
     let (mean, worst) = moved(10, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);

@@ -1,33 +1,35 @@
-//! The same member for the same key, as long as the members stay; with a bound on the load if so configured
-//! (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded Loads).
+//! Consistent hashing: the same member for the same key, as long as the members stay. Optionally with a bound on the
+//! load (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded Loads).
 
 use crate::levels::{Level, Member, weight};
 use crate::maglev::Maglev;
 use crate::policy::Attempt;
 
-/// A table of members.
+/// A hash table of members.
 pub struct Hashing {
     members: Vec<Member>,
     table: Maglev,
-    /// Of each request in flight at the upstream, how much a member may have per unit of its weight.
+    /// The bound on a member's requests in flight, as a factor of its weight and of the requests in flight at the
+    /// upstream.
     bound: Option<f64>,
 }
 
-/// Up to so many steps of the table are looked at one by one, before the loads of all members are fetched at once.
+/// The number of steps in the table for which loads are fetched one by one. After that, the loads of all members are
+/// fetched at once.
 const STEPS: usize = 16;
 
 impl Hashing {
     /// Builds the table. `bounded_load` is in percent.
     pub fn new(level: &Level, bounded_load: Option<u32>) -> Self {
         let average = level.share / weight(&level.members) as f64;
-        // Taken down a little, so that a bound that is a whole number isn't passed for want of digits.
+        // Reduced a little, so that a rounding error doesn't raise a bound that is a whole number.
         let bound = bounded_load.map(|percent| f64::from(percent) / 100.0 * average * (1.0 - 1e-9));
         Hashing { members: level.members.clone(), table: Maglev::new(&level.members), bound }
     }
 
-    /// The first member from the key's entry on that hasn't been tried and has room.
+    /// Returns the first member, from the entry of the key on, that hasn't been tried and is below its bound.
     pub fn pick(&self, attempt: &Attempt<'_>) -> Option<u32> {
-        // The pool gives a key to each policy that hashes.
+        // The pool passes a key to each policy that hashes.
         let key = attempt.key?;
         match self.bound {
             Some(bound) => self.pick_bounded(key, attempt, bound),
@@ -47,12 +49,12 @@ impl Hashing {
         let loads = attempt.endpoints.loads(&indices);
         let has_room = |place: usize| loads.get(place).is_some_and(|load| has_room(&self.members[place], *load));
         let roomy = (0..indices.len()).any(|place| has_room(place) && attempt.may_go_to(indices[place]));
-        // If none has room, because the load of other levels moved here, the key decides alone.
+        // If all members are at their bounds, because requests of other levels moved here, the key alone decides.
         let (_, member) = self.walk(key, attempt).find(|(place, _)| !roomy || has_room(*place))?;
         Some(member.index)
     }
 
-    /// The untried members with their places, from the key's entry on.
+    /// Iterates over the untried members with their positions, from the entry of the key on.
     fn walk(&self, key: u64, attempt: &Attempt<'_>) -> impl Iterator<Item = (usize, &Member)> {
         let members = self.table.walk(key).map(|place| (place, &self.members[place]));
         members.filter(|(_, member)| attempt.may_go_to(member.index))

@@ -1,31 +1,32 @@
 //! The member with the fewest requests in flight for its weight.
 //!
-//! Of up to 32 members it is found exactly. Of more, it is the least loaded of 32 that stand together in a random order,
-//! which keeps the price of a pick the same for any number: on average only 3 % of all members are less loaded than the
-//! chosen one, and in 97 of 100 picks it is among the best tenth. The usual choice of two leaves a third behind on
-//! average.
+//! With up to 32 members the choice is exact. With more, it is the least loaded of 32 neighbours in a random order, so
+//! that the cost of a pick is the same for any number of members. On average only 3 % of all members are less loaded
+//! than the chosen one, and in 97 of 100 picks it is among the best tenth. With the usual choice of two members, a
+//! third are less loaded on average.
 
 use crate::levels::Member;
 use crate::policy::Attempt;
 use crate::random::Random;
 
-/// The members in a random order, their beginning repeated at the end, so that every window is one slice.
+/// The members in a random order. The beginning is repeated at the end, so that every window is one slice.
 pub struct LeastConnections {
     indices: Vec<u32>,
-    /// What a request in flight counts, by place: the reciprocal of the weight.
+    /// The load of one request in flight, by position: the reciprocal of the weight.
     prices: Vec<f32>,
     count: usize,
     next: usize,
 }
 
-/// How many members are compared.
+/// The number of members that are compared.
 const WINDOW: usize = 32;
 
-/// Up to so many figures are fetched one by one: a flat call costs about a quarter of a call that brings a list.
+/// The maximum number of loads that are fetched one by one: a flat call costs about a quarter of a call that returns a
+/// list.
 const FEW: usize = 4;
 
 impl LeastConnections {
-    /// Brings the members into an order.
+    /// Puts the members in a random order.
     pub fn new(members: &[Member], random: &mut Random) -> Self {
         let (mut members, count) = (members.to_vec(), members.len());
         random.shuffle(&mut members);
@@ -38,7 +39,7 @@ impl LeastConnections {
         }
     }
 
-    /// The least loaded that hasn't been tried; equals take turns.
+    /// Returns the least loaded member that hasn't been tried; equally loaded members take turns.
     pub fn pick(&mut self, attempt: &Attempt<'_>, random: &mut Random) -> Option<u32> {
         let start = if self.count <= WINDOW { self.next } else { random.place(self.count) };
         let indices = &self.indices[start..start + self.count.min(WINDOW)];

@@ -1,4 +1,4 @@
-//! Smooth weighted round robin, laid out for one whole round.
+//! Smooth weighted round robin, precomputed for one whole round.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,21 +13,22 @@ pub struct RoundRobin {
     next: usize,
 }
 
-/// A sequence longer than this is cut, at the cost of the finest differences of weight: a quarter of a megabyte.
+/// The maximum length of the sequence: a quarter of a megabyte. Weights are rounded to keep it.
 const LONGEST_SEQUENCE: u64 = 1 << 16;
 
-/// Of a step, to tell turns apart that must come within the same one.
+/// The fractions of a step, which order turns that have to be in the same step.
 const FRACTIONS: u64 = 1 << 12;
 
 impl RoundRobin {
-    /// Lays out the turns.
+    /// Computes the sequence of turns.
     pub fn new(members: &[Member], random: &mut Random) -> Self {
         let sequence = smooth_sequence(members);
-        // Workers start apart from each other, else the first endpoint gets every worker's first request.
+        // Workers start at different positions, because otherwise the first endpoint would get the first request of
+        // every worker.
         RoundRobin { next: random.place(sequence.len()), sequence }
     }
 
-    /// The next in turn that hasn't been tried.
+    /// Returns the next member that hasn't been tried; `None` if all have been.
     pub fn pick(&mut self, attempt: &Attempt<'_>) -> Option<u32> {
         let (before, from) = self.sequence.split_at(self.next);
         let mut turns = from.iter().chain(before).copied();
@@ -37,8 +38,9 @@ impl RoundRobin {
     }
 }
 
-/// Each member's turns are due at even distances over the round. A step takes, of the turns that are due, the one that
-/// must come first; so no member is ever a whole turn ahead or behind, and a step costs little however many there are.
+/// Computes a smooth sequence, in which each member's turns are due at even distances over the round. Each step takes
+/// the most urgent of the turns that are due. No member is therefore ever a whole turn ahead or behind, and a step
+/// costs little for any number of members.
 fn smooth_sequence(members: &[Member]) -> Vec<u32> {
     let weights = smallest_weights(members);
     let total: u64 = weights.iter().sum();
@@ -60,7 +62,7 @@ fn smooth_sequence(members: &[Member]) -> Vec<u32> {
     (0..total).map_while(step).collect()
 }
 
-/// The same ratios in the smallest numbers that make a sequence of bounded length.
+/// Returns weights with the same ratios, in the smallest numbers that give a sequence of bounded length.
 fn smallest_weights(members: &[Member]) -> Vec<u64> {
     let weights = members.iter().map(|member| u64::from(member.weight));
     let divisor = weights.clone().fold(0, greatest_common_divisor);

@@ -6,37 +6,37 @@ use crate::levels::Member;
 use crate::policy::Attempt;
 use crate::random::Random;
 
-/// Members to draw from, and what is compared.
+/// The members to draw from, and the cost that is compared.
 pub struct TwoChoices {
     members: Vec<Member>,
     weights: Weights,
     cost: Cost,
 }
 
-/// Draws places with a probability that goes by weight.
+/// A random choice of positions, with probabilities by weight.
 pub struct Weights {
-    /// Sums of the weights up to and with each place.
+    /// The sums of the weights up to and including each position.
     sums: Vec<u64>,
 }
 
-/// What makes a member worse.
+/// The cost that makes a member worse.
 #[derive(Clone, Copy, Debug)]
 pub enum Cost {
-    /// Requests in flight.
+    /// The number of requests in flight.
     InFlight,
-    /// Requests in flight, times how long the member takes to begin a response.
+    /// The number of requests in flight times the latency until a response begins.
     Latency,
 }
 
 // === TwoChoices ===
 
 impl TwoChoices {
-    /// Prepares to draw.
+    /// Prepares the random choice.
     pub fn new(members: &[Member], cost: Cost) -> Self {
         TwoChoices { members: members.to_vec(), weights: Weights::new(members), cost }
     }
 
-    /// The better of two that haven't been tried.
+    /// Returns the better of two random members that haven't been tried.
     pub fn pick(&self, attempt: &Attempt<'_>, random: &mut Random) -> Option<u32> {
         if attempt.tried.is_empty() {
             return self.better(&self.members, &self.weights, attempt.endpoints, random);
@@ -60,7 +60,7 @@ impl TwoChoices {
 // === Weights ===
 
 impl Weights {
-    /// Sums up.
+    /// Computes the sums of the weights.
     pub fn new(members: &[Member]) -> Self {
         let mut sum = 0;
         let add = |member: &Member| {
@@ -70,13 +70,13 @@ impl Weights {
         Weights { sums: members.iter().map(add).collect() }
     }
 
-    /// A place.
+    /// Returns a random position.
     pub fn draw(&self, random: &mut Random) -> usize {
         let point = random.below(self.sum(self.sums.len()));
         self.sums.partition_point(|sum| *sum <= point)
     }
 
-    /// A place other than this one, of at least two.
+    /// Returns a random position other than `place`; there are at least two.
     fn draw_other(&self, place: usize, random: &mut Random) -> usize {
         let (start, end) = (self.sum(place), self.sum(place + 1));
         let point = random.below(self.sum(self.sums.len()) - (end - start));
@@ -84,7 +84,7 @@ impl Weights {
         self.sums.partition_point(|sum| *sum <= point)
     }
 
-    /// The weight of the first so many places.
+    /// Returns the sum of the first `count` weights.
     fn sum(&self, count: usize) -> u64 {
         count.checked_sub(1).map_or(0, |last| self.sums[last])
     }
@@ -92,8 +92,8 @@ impl Weights {
 
 // === Cost ===
 
-/// The latency, in microseconds, that is assumed of a member that has work and hasn't ever answered: it may be slow, so
-/// it gets one request to prove itself, and not a flood of them.
+/// The latency, in microseconds, that is assumed for a member that has requests in flight but has never answered. The
+/// member may be slow, so it gets one request at first, and not many.
 const UNPROVEN_US: f64 = 1e6;
 
 impl Cost {

@@ -32,7 +32,7 @@ fn pool(policy: PolicyName, endpoints: &[Endpoint]) -> Pool {
     pool_of(Config { policy, ..Config::default() }, endpoints)
 }
 
-/// How often each endpoint is chosen, by so many requests with a key each.
+/// Returns how often each endpoint is chosen in a number of picks with different keys.
 fn counts(pool: &mut Pool, live: &Endpoints, endpoints: usize, picks: usize) -> Vec<usize> {
     let mut counts = vec![0; endpoints];
     for pick in 0..picks {
@@ -42,8 +42,8 @@ fn counts(pool: &mut Pool, live: &Endpoints, endpoints: usize, picks: usize) -> 
     counts
 }
 
-/// Draws that go by the weights have a chi-square of about the degrees of freedom; more than four standard deviations
-/// above that comes once in ten thousand seeds.
+/// Checks that draws follow the weights. Their chi-square is then about the degrees of freedom; more than four standard
+/// deviations above that occurs once in ten thousand seeds.
 fn assert_drawn_by(weights: &[u32], counts: &[usize]) {
     let (total, picks) = (f64::from(weights.iter().sum::<u32>()), counts.iter().sum::<usize>() as f64);
     let deviation = |(count, weight): (&usize, &u32)| {
@@ -54,7 +54,7 @@ fn assert_drawn_by(weights: &[u32], counts: &[usize]) {
     assert!(sum < freedom + 4.0 * (2.0 * freedom).sqrt(), "chi-square {sum} of {counts:?}");
 }
 
-/// Shares of all picks, to within so many percentage points.
+/// Checks shares of all picks, within a number of percentage points.
 fn assert_shares(counts: &[usize], expected: &[f64], within: f64) {
     let picks: usize = counts.iter().sum();
     for (count, expected) in counts.iter().zip(expected) {
@@ -113,7 +113,7 @@ fn the_least_of_many_is_found_nearly() {
         let mut pool = pool(PolicyName::LeastConnections, &endpoints);
         let live = Endpoints::made_up(loads.clone());
         let rank = |pick: u32| {
-            // Now and then another order, as one has windows of its own.
+            // A new order now and then, because each order has windows of its own.
             if pick.is_multiple_of(100) {
                 pool.endpoints_changed(&endpoints);
             }
@@ -133,7 +133,7 @@ fn the_least_of_many_is_found_nearly() {
 #[test]
 fn two_choices_are_drawn_by_weight() {
     for weights in [vec![1; 10], vec![1, 2, 3, 4], vec![100, 1, 1]] {
-        // With the same load for each unit of weight, the first that is drawn is taken.
+        // With the same load per unit of weight, the first drawn member is chosen.
         let loads: Vec<u32> = weights.iter().map(|weight| weight * 10 - 1).collect();
         for policy in [PolicyName::RandomTwoChoices, PolicyName::PeakEwma] {
             let live = Endpoints::made_up(loads.clone()).with_latencies_us(vec![500; weights.len()]);
@@ -144,7 +144,8 @@ fn two_choices_are_drawn_by_weight() {
 
 #[test]
 fn the_second_choice_is_another_drawn_by_weight() {
-    // The first place is much the worst, so it never wins, and whoever is drawn beside it does.
+    // The first member is much worse than the others, so it never wins, and a member drawn together with it always
+    // wins.
     let live = Endpoints::made_up(vec![999_999, 9, 29]);
     let counts = counts(&mut pool(PolicyName::RandomTwoChoices, &up(&[6, 1, 3])), &live, 3, 100_000);
     let (one_wins, three_wins) = (0.6 * 0.25 + 0.1 * 6.0 / 9.0, 0.6 * 0.75 + 0.3 * 6.0 / 7.0);
@@ -194,7 +195,7 @@ fn keys_spread_by_weight() {
 #[test]
 fn a_key_stays_where_it_is_whatever_the_order_and_the_worker() {
     let endpoints: Vec<Endpoint> = (0..30).map(|place| endpoint(place, 1, Up, (place / 10) as u32)).collect();
-    // Half of each tier is down, so that keys are spread over tiers too.
+    // Half of each tier is down, so that keys are spread over both tiers.
     let half = |endpoint: &Endpoint, place: usize| Endpoint {
         state: if place.is_multiple_of(2) { Up } else { Down },
         ..endpoint.clone()
@@ -230,7 +231,7 @@ fn nobody_gets_more_than_the_bound() {
         let mut loads = vec![0u32; weights.len()];
         let whole: u32 = weights.iter().sum();
         for total in 1..=2000 {
-            // All the world wants the same.
+            // All requests have the same key.
             let index = pool.pick(Some(hash(b"popular")), &[], &Endpoints::made_up(loads.clone())).unwrap() as usize;
             loads[index] += 1;
             let bound = (percent * total * weights[index]).div_ceil(100 * whole);
@@ -248,7 +249,7 @@ fn a_key_keeps_its_endpoint_while_that_has_room() {
         let key = key.to_le_bytes();
         let own = free.pick(Some(hash(&key)), &[], &even);
         assert_eq!(bounded.pick(Some(hash(&key)), &[], &even), own);
-        // Average 13.6 with this request, so 20 is the most.
+        // The average is 13.6 with this request, so the bound is 20.
         let mut loads = vec![10; 10];
         loads[own.unwrap() as usize] = 20 + 15;
         assert_ne!(bounded.pick(Some(hash(&key)), &[], &Endpoints::made_up(loads)), own);
@@ -257,7 +258,7 @@ fn a_key_keeps_its_endpoint_while_that_has_room() {
 
 #[test]
 fn where_everybody_is_full_the_key_decides() {
-    // The other tier has all the load that the bound is reckoned from, but for what fills this one.
+    // The other tier has all the load from which the bound is computed, except for the load that fills this tier.
     let endpoints: Vec<Endpoint> = [(Up, 0), (Down, 0), (Up, 1), (Up, 1)]
         .iter()
         .zip(0..)
@@ -276,7 +277,7 @@ fn where_everybody_is_full_the_key_decides() {
 
 // === Levels ===
 
-/// Two tiers of ten: so many of the first are up, all of the second.
+/// Returns two tiers of ten endpoints: `up` endpoints of the first tier are up, and all of the second.
 fn two_tiers(up: usize) -> Vec<Endpoint> {
     let state = |place| if (up..10).contains(&place) { Down } else { Up };
     (0..20).map(|place| endpoint(place, 1, state(place), u32::from(place >= 10))).collect()
@@ -327,7 +328,7 @@ fn what_was_tried_is_avoided_while_another_is_left_in_any_level() {
         let config = Config { policy, bounded_load, ..Config::default() };
         let endpoints: Vec<Endpoint> = (0..50).map(|place| endpoint(place, 1, Up, u32::from(place >= 40))).collect();
         let mut pool = pool_of(config, &endpoints);
-        // Nothing in flight at those that are tried, so that they'd be taken.
+        // The tried endpoints have no requests in flight, so that they would be preferred.
         let live = Endpoints::made_up((0..50).map(|index| index % 40).collect());
         let mut tried: Vec<u32> = Vec::new();
         for attempt in 0..50 {
