@@ -1,4 +1,4 @@
-//! Lets in who has a key, and tells the upstream who it is.
+//! A filter that requires a known key and passes the user of the key to the upstream.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Response, Setup, Val
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The user of each key.
+    /// The users by their keys.
     keys: BTreeMap<String, String>,
 }
 

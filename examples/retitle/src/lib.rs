@@ -1,15 +1,15 @@
-//! Replaces a text in a field of responses.
+//! A filter that replaces a text in a field of responses.
 
 use plugway_sdk::{ConfigError, Need, Plugin, ResponseFilter, Setup, Values, Verdict, export};
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The field.
+    /// The name of the field.
     field: String,
-    /// What to look for.
+    /// The text to search for.
     from: String,
-    /// What to put there.
+    /// The replacement of the text.
     to: String,
 }
 

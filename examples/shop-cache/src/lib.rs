@@ -1,5 +1,5 @@
-//! A cache policy: RFC 9111, but tracking parameters don't count, phones get what was made for phones, and articles may
-//! be stale for a day while they are validated, and for a week while the upstream is ill.
+//! A cache policy: RFC 9111 with four changes. Tracking parameters are not in the cache key, and phones get responses
+//! of their own. Articles may be stale for a day while they are revalidated, and for a week while the upstream fails.
 
 use plugway_sdk::cache::{Options, Query, Standard};
 use plugway_sdk::{
@@ -64,7 +64,7 @@ impl CachePolicy for ShopCache {
     }
 }
 
-/// At the end of keys.
+/// The end of the cache keys for phones.
 const PHONE: &[u8] = b"\nphone";
 const OTHER: &[u8] = b"\nother";
 

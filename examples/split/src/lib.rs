@@ -1,4 +1,4 @@
-//! Sends visitors with a cookie `variant=b` to another upstream, and notes which variant everyone got.
+//! A filter that sends clients with a cookie `variant=b` to another upstream, and notes the variant of each exchange.
 
 use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Setup, Values, Verdict, export};
 

@@ -1,5 +1,5 @@
-//! A balancer: tenants that are named here have endpoints of their own, the zone of which bears their name; all others
-//! share those that bear none. Who asks is told by a field that a trusted filter sets.
+//! A balancer for tenants: a tenant with a zone of its own name gets the endpoints of that zone; all other tenants
+//! share the endpoints without a zone. A trusted filter sets the field that names the tenant.
 
 use plugway_sdk::{
     Balancer, Choice, ConfigError, Endpoint, EndpointState, Endpoints, Need, Plugin, ResponsePlans, Setup, Values,
@@ -15,7 +15,7 @@ pub struct Config {
 
 pub struct Tenant {
     field: Need,
-    /// The zones of the endpoints that are up, by their indices.
+    /// The indices of the endpoints that are up, with their zones.
     up: Vec<(u32, String)>,
 }
 
@@ -40,7 +40,7 @@ impl Balancer for Tenant {
 }
 
 impl Tenant {
-    /// The endpoint of a zone with the fewest requests in flight.
+    /// Returns the untried endpoint of a zone with the fewest requests in flight; `None` if there is none.
     fn least(&self, zone: &str, tried: &[u32], endpoints: &Endpoints) -> Option<u32> {
         let fits = |(index, of): &&(u32, String)| of == zone && !tried.contains(index);
         self.up.iter().filter(fits).map(|(index, _)| *index).min_by_key(|index| endpoints.in_flight(*index))

@@ -1,27 +1,27 @@
-//! Where the plugins of the whole-program tests lie, built.
+//! The paths of the plugins that the whole-program tests use; the build script builds them.
 #![forbid(unsafe_code)]
 
-/// `examples/api-key`.
+/// The path of the plugin `examples/api-key`.
 pub const API_KEY: &str = env!("GUEST_EXAMPLE_API_KEY");
-/// `examples/split`.
+/// The path of the plugin `examples/split`.
 pub const SPLIT: &str = env!("GUEST_EXAMPLE_SPLIT");
-/// `examples/retitle`.
+/// The path of the plugin `examples/retitle`.
 pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
-/// `examples/tenant`.
+/// The path of the plugin `examples/tenant`.
 pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
-/// `examples/shop-cache`.
+/// The path of the plugin `examples/shop-cache`.
 pub const SHOP_CACHE: &str = env!("GUEST_EXAMPLE_SHOP_CACHE");
-/// `tests/guests/greedy`.
+/// The path of the plugin `tests/guests/greedy`.
 pub const GREEDY: &str = env!("GUEST_TEST_GREEDY");
-/// `tests/guests/misbehave`.
+/// The path of the plugin `tests/guests/misbehave`.
 pub const MISBEHAVE: &str = env!("GUEST_TEST_MISBEHAVE");
-/// `tests/guests/noisy`.
+/// The path of the plugin `tests/guests/noisy`.
 pub const NOISY: &str = env!("GUEST_TEST_NOISY");
-/// `tests/guests/policy`.
+/// The path of the plugin `tests/guests/policy`.
 pub const POLICY: &str = env!("GUEST_TEST_POLICY");
-/// `tests/guests/hooks`.
+/// The path of the plugin `tests/guests/hooks`.
 pub const HOOKS: &str = env!("GUEST_TEST_HOOKS");
-/// `tests/guests/late`.
+/// The path of the plugin `tests/guests/late`.
 pub const LATE: &str = env!("GUEST_TEST_LATE");
-/// `tests/guests/loading`.
+/// The path of the plugin `tests/guests/loading`.
 pub const LOADING: &str = env!("GUEST_TEST_LOADING");

@@ -1,4 +1,4 @@
-//! What a call returns and asks for.
+//! The excessive results and calls of the hooks.
 
 use plugway_sdk::bindings::types::{Edit, Response, Verdict};
 use plugway_sdk::bindings::{exchange, log, metrics, types};
@@ -21,7 +21,7 @@ fn response(fields: Vec<(String, Vec<u8>)>, body: Vec<u8>) -> Verdict {
 
 pub fn verdict(what: &str) -> Verdict {
     match what {
-        // Plans, by their places in what was declared.
+        // Plans, by their indices among the declared plans.
         "expand" => Verdict::Proceed(vec![Edit::Plan(0); 256]),
         "fill-up" => Verdict::Proceed(vec![Edit::Plan(0)]),
         "plan-bytes" => Verdict::Plan(1),
@@ -46,14 +46,14 @@ pub fn verdict(what: &str) -> Verdict {
         "respond-body" => response(Vec::new(), vec![0; (4 << 20) + 1]),
         "respond-fields" => response((0..257).map(|n| (format!("x-{n}"), Vec::new())).collect(), Vec::new()),
         "respond-bytes" => response(vec![("x".into(), vec![b'x'; 60_000]); 5], Vec::new()),
-        // Empty names cost the plugin next to nothing and the host a lot.
+        // Empty names cost the plugin next to nothing, but the host a lot.
         "hoard" => Verdict::Proceed(vec![Edit::RemoveField(String::new()); 400_000]),
         "reason" => Verdict::Fail(format!("reason {}", "x".repeat(1_000_000))),
         _ => asked(what),
     }
 }
 
-/// Calls of the host. Those that are refused by a value say so in `x-answer`.
+/// Calls functions of the host. If a call returns an error, the field `x-answer` contains it.
 fn asked(what: &str) -> Verdict {
     match what {
         "random" => drop(random::get_random_bytes(HUGE)),

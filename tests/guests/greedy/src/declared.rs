@@ -1,4 +1,4 @@
-//! What `configure` declares.
+//! The excessive declarations of `configure`.
 
 use plugway_sdk::bindings::lifecycle::exports::plugway::plugin::lifecycle::{ConfigError, LookupPlan, Settings};
 use plugway_sdk::bindings::metrics::{self, Kind};
@@ -16,12 +16,12 @@ fn append(name: &str, parts: Vec<TemplatePart>) -> PlannedEdit {
     PlannedEdit::AppendField((name.into(), parts))
 }
 
-/// Plans that are all within their bounds, but more than one call may have carried out.
+/// Returns plans that are each within the limits, but together more than one call may apply.
 fn plans() -> Vec<Vec<PlannedEdit>> {
     let fields = (0..200).map(|n| append(&format!("x-{n}"), vec![text(1)])).collect();
     let long = (0..200).map(|_| append("x-a", vec![text(1_000)])).collect();
     let template = vec![append("x-b", vec![value("x-long"); 64])];
-    // Doubles a field until it is too long.
+    // Doubles a field until its value is too long.
     let double = |_| PlannedEdit::SetField(("x-c".into(), vec![value("x-c"); 2]));
     let chained = (0..30).map(double).collect();
     let notes = (0..60).map(|n| PlannedEdit::SetNote((format!("n{n}"), vec![text(3_000)]))).collect();
@@ -71,7 +71,7 @@ pub fn settings(what: &str) -> Result<Settings, Vec<ConfigError>> {
             let defined = metrics::define("a", Kind::Counter, &"x".repeat(2_000));
             return defined.map(|_| settings).map_err(refused);
         }
-        // The name is another one in each instance.
+        // The name differs in each instance.
         "metric-names" => {
             let name = format!("m{}", wasip2::random::random::get_random_u64());
             let defined = metrics::define(&name, Kind::Counter, "");

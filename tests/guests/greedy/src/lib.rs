@@ -1,5 +1,5 @@
-//! Declares, returns and asks for more than a plugin may: at `configure` what its configuration names, at a call what the
-//! request names in `x-greedy`. It is written from the WIT, past the checks of the SDK.
+//! A plugin that declares, returns and asks for more than the limits allow: in `configure` as its configuration says,
+//! in a call as the request says in `x-greedy`. It uses the WIT directly, because the SDK would check the limits.
 #![cfg(target_family = "wasm")]
 #![allow(unsafe_code, reason = "the canonical ABI's exports are raw")]
 
@@ -12,15 +12,15 @@ use plugway_sdk::bindings::request_filter::exports::plugway::plugin::request_fil
 use plugway_sdk::bindings::response_body::exports::plugway::plugin::response_body;
 use plugway_sdk::bindings::types::{Edit, Verdict};
 
-/// The configuration.
+/// The configuration of the plugin.
 #[derive(Default, serde::Deserialize)]
 #[serde(default)]
 struct Config {
-    /// The excess that `configure` declares.
+    /// The name of the excess that `configure` declares.
     declare: String,
-    /// Bytes that each `push` of a body returns.
+    /// The number of bytes that each `push` of a body returns.
     amplify: usize,
-    /// Lists of edits that `endpoints-changed` returns.
+    /// The number of lists of edits that `endpoints-changed` returns.
     response_plans: usize,
 }
 
@@ -28,7 +28,8 @@ std::thread_local! {
     static CONFIG: std::cell::RefCell<Config> = std::cell::RefCell::default();
 }
 
-/// A test that wants `describe` to be greedy writes other words into the component, which are as long.
+/// The switch for an excessive `describe`: a test overwrites these bytes in the component with others of the same
+/// length.
 static DESCRIBE: [u8; 16] = *b"describe:modest!";
 
 struct Glue;

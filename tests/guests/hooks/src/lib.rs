@@ -1,4 +1,5 @@
-//! Has every hook beside the head filters: bodies in capitals, an observer that logs and counts, a timer that counts.
+//! A plugin with every hook besides the head filters: bodies in capitals, an observer that logs and counts, a timer
+//! that counts.
 
 use std::time::Duration;
 
@@ -11,9 +12,9 @@ use plugway_sdk::{
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Takes bodies whole, up to so many bytes.
+    /// The limit in bytes for buffered bodies; `None` to stream bodies.
     buffer: Option<u64>,
-    /// Lets longer bodies pass.
+    /// Whether longer bodies pass unchanged.
     #[serde(default)]
     pass: bool,
 }
@@ -28,7 +29,7 @@ pub struct Hooks {
 
 pub struct Capitals {
     chunks: u32,
-    /// What the body asks to be done wrong at its end.
+    /// The failure that the body asks for, which occurs at its end.
     wrong: Wrong,
 }
 

@@ -1,5 +1,5 @@
-//! Takes too long, or fails, wherever its configuration or a request says so. A request says it in `x-late`: `spin`,
-//! `trap`, `busy:MS` (by the clock) or `work:N` (rounds of a computation).
+//! A plugin that takes too long or fails, as its configuration or a request says. A request says so in `x-late`:
+//! `spin`, `trap`, `busy:MS` (by the clock) or `work:N` (rounds of a computation).
 
 use std::cell::Cell;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,18 +13,18 @@ use plugway_sdk::{
 #[derive(Clone, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// How long `configure` takes, in milliseconds.
+    /// The time that `configure` takes, in milliseconds.
     configure_busy: u64,
-    /// `configure` never returns after this time, in milliseconds since 1970.
+    /// The time after which `configure` never returns, in milliseconds of Unix time.
     configure_spins_after: Option<u64>,
-    /// `configure` traps after this time.
+    /// The time after which `configure` traps, in milliseconds of Unix time.
     configure_traps_after: Option<u64>,
-    /// How long `endpoints-changed` takes, in milliseconds.
+    /// The time that `endpoints-changed` takes, in milliseconds.
     endpoints_busy: u64,
-    /// The interval of the timer, in milliseconds, and what a call of the timer does, as in `x-late`.
+    /// The interval of the timer, in milliseconds, and the action of each call, as in `x-late`.
     timer_interval: Option<u64>,
     timer: String,
-    /// What each push of a body does, as in `x-late`.
+    /// The action of each push of a body, as in `x-late`.
     push: String,
     /// What each choice of an endpoint does, and each end of an exchange.
     pick: String,
@@ -47,7 +47,7 @@ pub struct Numbered {
     number: u32,
 }
 
-/// Does what a word says.
+/// Executes the action that a text names.
 fn act(word: &str) {
     match word.split_once(':') {
         Some(("busy", ms)) => busy(ms.parse().unwrap()),
@@ -132,7 +132,7 @@ impl BodyFilter for Numbered {
         Ok(chunk)
     }
 
-    /// Tells how many bodies the instance has had.
+    /// Returns the number of bodies that the instance has had.
     fn finish(&mut self) -> Result<Vec<u8>, BodyError> {
         Ok(format!("#{}", self.number).into_bytes())
     }

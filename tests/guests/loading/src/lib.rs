@@ -1,5 +1,5 @@
-//! Has the schema that a test writes into its file, and does while it is configured what no plugin should. Without the
-//! SDK, which would write a schema of its own.
+//! A plugin whose schema a test writes into its file, and which misbehaves in `configure`. It doesn't use the SDK,
+//! which would write a schema of its own.
 #![cfg(target_family = "wasm")]
 
 #[allow(missing_docs, unsafe_code, clippy::all, unused_qualifications, reason = "generated")]
@@ -14,7 +14,7 @@ use bindings::exports::plugway::plugin::lifecycle::{ConfigError, Description, Gu
 
 struct Loading;
 
-/// The place of the schema. The test that writes it knows the first bytes and the size.
+/// The space for the schema. The test that writes it knows the first bytes and the size.
 static SCHEMA: [u8; 900 << 10] = {
     let (mut schema, marker) = ([b' '; 900 << 10], *b"{}SCHEMA-GOES-HERE");
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! Does what no plugin should do when a request asks for it in `x-misbehave`; else tags the request.
+//! A plugin that misbehaves if a request asks for it in `x-misbehave`, and tags other requests.
 
 use plugway_sdk::{ConfigError, Edit, Need, Plugin, RequestFilter, Response, Setup, Values, Verdict, export, log};
 
@@ -60,7 +60,7 @@ impl RequestFilter for Misbehave {
                 response.into()
             }
             Some("notes") => (0..200_000).fold(Verdict::proceed(), |all, n| all.set_note(&n.to_string(), "1")),
-            // Empty strings cost the plugin next to nothing and the host a lot.
+            // Empty strings cost the plugin next to nothing, but the host a lot.
             Some("hoard") => Verdict::Proceed(vec![Edit::RemoveField(String::new()); 400_000]),
             Some(told) if told.starts_with("edit ") => {
                 edit(told).map_or_else(Verdict::proceed, |edit| Verdict::proceed().edit(edit))
@@ -71,7 +71,7 @@ impl RequestFilter for Misbehave {
     }
 }
 
-/// Returns the edit that a request asks for: `edit WHAT TEXT`.
+/// Returns the edit that a request asks for with `edit WHAT TEXT`.
 fn edit(told: &str) -> Option<Edit> {
     let (what, text) = told.strip_prefix("edit ")?.split_once(' ')?;
     let host = || ("host".to_string(), text.as_bytes().to_vec());

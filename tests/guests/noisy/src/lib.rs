@@ -1,11 +1,11 @@
-//! Writes to the log what no plugin should, in the way that a request names in `x-noise`.
+//! A plugin that writes harmful text to the log, as a request says in `x-noise`.
 
 use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Setup, Values, Verdict, export, log};
 
 /// The configuration of the plugin.
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 pub struct Config {
-    /// Whether `configure` refuses the configuration, with a hostile message.
+    /// Whether `configure` rejects the configuration, with a hostile message.
     #[serde(default)]
     refuse: bool,
 }
@@ -14,7 +14,7 @@ pub struct Noisy {
     how: Need,
 }
 
-/// A forged record, an escape sequence of ASCII and one of Latin-1, a text that is shown backwards, a line separator.
+/// A forged record, escape sequences of ASCII and of Latin-1, a text that is shown backwards, a line separator.
 const HOSTILE: &str = "begin\n2026-01-01T00:00:00Z ERROR forged\r\x1b[2J\u{9b}31m\u{202e}drawkcab\u{2066}\u{2028}end";
 
 impl Plugin for Noisy {
@@ -44,7 +44,7 @@ impl RequestFilter for Noisy {
     }
 }
 
-/// Traps without a message, some calls deep.
+/// Traps without a message, after some nested calls.
 #[inline(never)]
 fn trap(depth: u32) {
     if std::hint::black_box(depth) > 0 {

@@ -1,4 +1,4 @@
-//! A cache policy that does what none should, when a request asks for it in `x-misbehave`; else it is that of RFC 9111.
+//! A cache policy that misbehaves if a request asks for it in `x-misbehave`, and follows RFC 9111 otherwise.
 
 use plugway_sdk::cache::{Options, Standard};
 use plugway_sdk::{
