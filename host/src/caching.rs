@@ -413,7 +413,7 @@ impl Asking {
         Some(response)
     }
 
-    /// Returns 504, because no stored response can be served and the upstream must not be asked.
+    /// Returns 504 for a request that can't be answered from the store.
     fn timeout(&self, running: &Running) -> Response<ResponseBody> {
         let mut response = Response::new(ResponseBody::Full(Default::default()));
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;

@@ -55,13 +55,13 @@ pub struct Disk {
 /// Counters of the disk since the start of the process.
 #[derive(Debug, Default)]
 pub struct Figures {
-    /// Responses that were read.
+    /// The number of responses that were read from disk.
     pub reads: AtomicU64,
-    /// Responses that were written.
+    /// The number of responses that were written to disk.
     pub writes: AtomicU64,
-    /// Responses that were not written because the write queue was full.
+    /// The number of responses that were not written because the write queue was full.
     pub skipped: AtomicU64,
-    /// Files that couldn't be written or read.
+    /// The number of files that couldn't be written or read.
     pub failures: AtomicU64,
 }
 

@@ -20,7 +20,7 @@ pub trait Variant: Send + Sync + 'static {
     /// Returns the share of the budget that the variant uses, in bytes.
     fn weight(&self) -> usize;
 
-    /// Returns a number that is greater for newer variants, if the age is known.
+    /// Returns a number that is greater for newer variants, where the order is known.
     fn number(&self) -> u64;
 
     /// Called when the variant has left the index or was not inserted.
