@@ -41,9 +41,9 @@ pub enum PolicyName {
     RandomTwoChoices,
     /// The faster of two endpoints drawn at random, by recent latency and requests in flight.
     PeakEwma,
-    /// The same endpoint for the same client address, as far as the set of endpoints allows.
+    /// A fixed endpoint for each client address, as far as the set of endpoints allows.
     SourceHash,
-    /// The same endpoint for the same value of `key`, as far as the set of endpoints allows.
+    /// A fixed endpoint for each value of `key`, as far as the set of endpoints allows.
     ConsistentHash,
 }
 

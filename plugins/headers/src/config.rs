@@ -12,9 +12,9 @@ use serde::Deserialize;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// Edits to requests.
+    /// The edits to requests.
     pub request: Edits,
-    /// Edits to responses.
+    /// The edits to responses.
     pub response: Edits,
     /// Conditions: the edits are made only if all conditions hold.
     pub when: Option<When>,
@@ -24,7 +24,7 @@ pub struct Config {
     pub evaluate_each: bool,
 }
 
-/// Edits to one kind of message, in this order: rename, remove, set, append, default.
+/// The edits to one kind of message, made in this order: rename, remove, set, append, default.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Edits {
@@ -66,10 +66,10 @@ pub struct Forwarded {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardedFields {
-    /// `X-Forwarded-For`, `-Proto` and `-Host`, and `X-Real-IP`.
+    /// The fields `X-Forwarded-For`, `-Proto` and `-Host`, and `X-Real-IP`.
     #[default]
     XForwarded,
-    /// `Forwarded` (RFC 7239).
+    /// The field `Forwarded` (RFC 7239).
     Rfc7239,
     /// All of these fields.
     Both,

@@ -60,8 +60,8 @@ impl KeyParts {
         key
     }
 
-    /// Returns the key of another resource of the same origin, by a reference from this one (RFC 3986 §5.2), for a
-    /// request that is otherwise equal to this one. `None` for a resource of another origin.
+    /// Returns the key of another resource, by a reference from this one (RFC 3986 §5.2), for an otherwise equal
+    /// request. `None` for a resource of another origin.
     pub fn referred(&self, values: &Values, reference: &[u8], query: &Query, sorts: bool) -> Option<Vec<u8>> {
         let bytes = |need| values.bytes(need).unwrap_or_default();
         let mut key = Vec::new();

@@ -1,9 +1,9 @@
 //! The member with the fewest requests in flight for its weight.
 //!
-//! With up to 32 members the choice is exact. With more, it is the least loaded of 32 neighbours in a random order, so
-//! that the cost of a pick is the same for any number of members. On average only 3 % of all members are less loaded
-//! than the chosen one, and in 97 of 100 picks it is among the best tenth. With the usual choice of two members, a
-//! third are less loaded on average.
+//! With up to 32 members the choice is exact. With more, it is the least loaded of 32 neighbours in a random order. The
+//! cost of a pick is therefore the same for any number of members. On average only 3 % of all members are less loaded
+//! than the chosen one. In 97 of 100 picks the chosen one is among the best tenth. With the usual choice of two
+//! members, a third are less loaded on average.
 
 use crate::levels::Member;
 use crate::policy::Attempt;
