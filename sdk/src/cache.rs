@@ -68,7 +68,7 @@ pub struct Options {
     pub sort_query: bool,
     /// The additional values in the cache key.
     pub key: Vec<ValueName>,
-    /// The values that make a request bypass the cache if it has one of them.
+    /// The values that make a request bypass the cache if one of them is not empty.
     pub bypass: Vec<ValueName>,
     /// Whether the caching directives of requests are obeyed (RFC 9111 §5.2.1).
     pub obey_requests: bool,

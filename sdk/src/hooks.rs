@@ -130,7 +130,7 @@ pub trait Balancer: Plugin {
     fn pick(&mut self, request: &Values, tried: &[u32], endpoints: &Endpoints) -> Option<Choice>;
 }
 
-/// A list of edits to responses, prepared when the endpoints change.
+/// The lists of edits to responses that a balancer prepares when the endpoints change.
 #[derive(Debug, Default)]
 pub struct ResponsePlans(Vec<Vec<Edit>>);
 

@@ -15,7 +15,7 @@ use serde::Deserialize;
 pub struct Config {
     /// The values that a response depends on besides its URI and `Vary`.
     pub key: Key,
-    /// Values, such as `cookie.session`: requests that have one of them bypass the cache.
+    /// Values, such as `cookie.session`: a request in which one of them is not empty bypasses the cache.
     pub bypass: Vec<String>,
     /// `true`: the caching directives of requests (`Cache-Control`, `Pragma`) are ignored.
     pub ignore_requests: bool,
