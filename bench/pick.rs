@@ -90,7 +90,7 @@ fn running(assembly: &mut Assembly, endpoints: usize, config: &str) -> Running {
     let place = Place { registry: Arc::default(), worker: 0 };
     let (alive, _) = tokio::sync::mpsc::channel(1);
     let (pools, alive) = (Rc::new(Pools::default()), alive.downgrade());
-    let running = Running::new(Arc::new(generation), &pools, place, alive, Instant::now());
+    let running = Running::new(Arc::new(generation), &pools, &Rc::default(), place, alive, Instant::now());
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(running.warm()).expect("it starts");
     running
