@@ -1,5 +1,5 @@
-//! The access log: a line for each exchange, written by a thread of its own. A worker never waits for a disk or a
-//! reader: lines that find the queue full are dropped and counted.
+//! The access log: one line per exchange, written by a dedicated thread. A worker never waits for a disk or a reader:
+//! if the queue is full, lines are dropped and counted.
 
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
@@ -20,7 +20,7 @@ use crate::output::Output;
 use crate::printable::{TRUNCATED, is_hostile};
 use crate::supervise::{Task, guard};
 
-/// How a line looks.
+/// The format of the log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Apache's and nginx's `combined`.
@@ -29,15 +29,15 @@ pub enum Format {
     Json,
 }
 
-/// Where lines go.
+/// The destination of the log lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     Stdout,
-    /// Opened for appending, and anew on SIGUSR1.
+    /// A file, opened for appending, and reopened on SIGUSR1.
     File(PathBuf),
 }
 
-/// A worker's end of the log.
+/// A worker's handle to the log.
 #[derive(Clone)]
 pub struct AccessLog {
     format: Format,
@@ -46,53 +46,53 @@ pub struct AccessLog {
     _end: Arc<End>,
 }
 
-/// Tells the thread that no worker has the log any more.
+/// Informs the writer thread, when dropped, that no worker uses the log any more.
 struct End(Arc<Shared>);
 
-/// The state that workers and the thread that writes share.
+/// The state that the workers and the writer thread share.
 #[derive(Default)]
 struct Shared {
-    /// Bytes of memory of the lines that are not written yet.
+    /// The size of the lines that are not written yet, in bytes of memory.
     queued: AtomicUsize,
     dropped: AtomicU64,
-    /// Whether the file is to be opened again. A flag, so that the order needs no room in the queue.
+    /// Whether the writer has to reopen the file. A flag, so that the order needs no room in the queue.
     reopens: AtomicBool,
-    /// Whether the writer stops to wait for a reader that stands still.
+    /// Whether the writer stops waiting for a reader that does not read.
     is_leaving: AtomicBool,
 }
 
-/// What an exchange came to, besides its head.
+/// The result of an exchange, besides its head.
 pub struct Outcome {
     pub status: u16,
     pub error: Option<Kind>,
     pub response_bytes: u64,
-    /// Until the endpoint's response began; none if it didn't.
+    /// The time until the endpoint's response began; `None` if there was none.
     pub answered: Option<Duration>,
-    /// Until the last byte.
+    /// The time until the last byte.
     pub took: Duration,
 }
 
-/// Lines that may wait to be written.
+/// The maximum number of queued lines.
 const MOST_LINES: usize = 8192;
 
-/// Bytes of memory that these may take. A usual line has 200 to 500.
+/// The maximum size of the queued lines, in bytes of memory. A usual line has 200 to 500.
 const MOST_BYTES: usize = 4 << 20;
 
-/// Bytes that are written at once.
+/// The number of bytes that are written at once.
 const BATCH: usize = 64 << 10;
 
-/// The least time between two log lines about a log that can't be written.
+/// The minimum time between two log lines about an access log that can't be written.
 const REPORT: Duration = Duration::from_secs(60);
 
-/// Bytes of a request target in a line: the longest that most servers accept.
+/// The maximum length of a request target in a line, in bytes: the longest that most servers accept.
 const LONGEST_TARGET: usize = 8 << 10;
 
-/// Bytes of any other text in a line, and of all notes together.
+/// The maximum length of any other text in a line, and of all notes together, in bytes.
 const LONGEST_TEXT: usize = 1 << 10;
 const LONGEST_NOTES: usize = 8 << 10;
 
 impl AccessLog {
-    /// Starts the thread that writes.
+    /// Starts the writer thread.
     pub fn start(format: Format, target: Target) -> io::Result<Self> {
         let output = Output::new(open(&target)?);
         let (queue, lines) = sync_channel(MOST_LINES);
@@ -103,7 +103,7 @@ impl AccessLog {
         Ok(AccessLog { format, queue, shared, _end: end })
     }
 
-    /// Logs an exchange that began at a time.
+    /// Logs an exchange that began at `began`.
     pub fn write(&self, head: &Head, outcome: &Outcome, began: SystemTime) {
         let line = match self.format {
             Format::Combined => combined(head, outcome, began),
@@ -117,14 +117,15 @@ impl AccessLog {
         }
     }
 
-    /// Opens the file again, after it was moved away.
+    /// Reopens the file, after it was moved away.
     pub fn reopen(&self) {
         self.shared.reopens.store(true, Ordering::Release);
         // Wakes the writer; with a full queue it is awake.
         let _ = self.queue.try_send(Vec::new());
     }
 
-    /// Waits until all lines are written, or the time is over; then the writer waits for no reader any more.
+    /// Waits until all lines are written, for at most `within`; afterwards the writer does not wait for a reader any
+    /// more.
     pub fn flush(&self, within: Duration) {
         let deadline = Instant::now() + within;
         while self.shared.queued.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
@@ -133,7 +134,7 @@ impl AccessLog {
         self.shared.is_leaving.store(true, Ordering::Relaxed);
     }
 
-    /// Lines that were dropped.
+    /// Returns the number of dropped lines.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
     }
@@ -145,7 +146,7 @@ impl Drop for End {
     }
 }
 
-/// The thread's end of the log.
+/// The writer thread's side of the log.
 struct Writer {
     output: Output,
     target: Target,
@@ -158,7 +159,7 @@ impl Writer {
     /// Writes until no worker has the log.
     fn run(mut self, lines: &Receiver<Vec<u8>>) {
         while let Ok(first) = lines.recv() {
-            // A panic loses the lines at hand, and not the log.
+            // A panic loses the current lines, but not the log.
             let _ = guard(Task::AccessLog, || self.write_batch(first, lines));
         }
     }
@@ -176,7 +177,7 @@ impl Writer {
             }
         }
         let shared = self.shared.clone();
-        // Neither the end of the log nor an order to open the file again can wait for a reader that stands still.
+        // A reader that does not read must delay neither the end of the log nor a reopening of the file.
         let may_wait = || !shared.is_leaving.load(Ordering::Relaxed) && !shared.reopens.load(Ordering::Relaxed);
         if let Err((_, error)) = self.output.write(&batch.text, may_wait) {
             self.shared.dropped.fetch_add(batch.lines, Ordering::Relaxed);
@@ -193,7 +194,7 @@ impl Writer {
     }
 }
 
-/// Lines that are written together. They count as queued until they are dropped.
+/// A batch of lines that are written together. The lines count as queued until the batch is dropped.
 struct Batch {
     shared: Arc<Shared>,
     text: Vec<u8>,
@@ -222,11 +223,11 @@ fn open(target: &Target) -> io::Result<File> {
     }
 }
 
-/// Opens a file to append to. A FIFO is opened for reading too: so the open needs no reader, and a reader that ends and
-/// begins again loses the lines of that time only.
+/// Opens a file for appending. A FIFO is opened for reading too: the open then needs no reader, and if a reader
+/// restarts, only the lines of the meantime are lost.
 fn open_file(path: &Path) -> io::Result<File> {
     let is_fifo = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
-    // Whatever is there, an open must not wait.
+    // The open must not wait, whatever kind of file the path names.
     OpenOptions::new().append(true).create(true).read(is_fifo).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
@@ -253,7 +254,7 @@ fn combined(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
     line
 }
 
-/// Appends a text of at most so many bytes. Bytes that would end a quotation or a line are escaped as nginx does.
+/// Appends a text of at most `most` bytes. Bytes that would end a quotation or a line are escaped as nginx does.
 fn quoted(line: &mut Vec<u8>, bytes: &[u8], most: usize) {
     for byte in &bytes[..bytes.len().min(most)] {
         match byte {
@@ -297,7 +298,7 @@ fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
     line
 }
 
-/// A text of at most so many bytes, with a mark where it was longer.
+/// Returns at most `most` bytes of a text, with a mark if the text was longer.
 fn text(bytes: &[u8], most: usize) -> Cow<'_, str> {
     if bytes.len() <= most {
         return String::from_utf8_lossy(bytes);
@@ -307,7 +308,7 @@ fn text(bytes: &[u8], most: usize) -> Cow<'_, str> {
     Cow::Owned(kept)
 }
 
-/// The notes of an exchange, as many as a line has room for.
+/// Returns the notes of an exchange, as many as fit into a line.
 fn notes(head: &Head) -> serde_json::Map<String, serde_json::Value> {
     let (mut notes, mut size) = (serde_json::Map::new(), 0);
     for (name, value) in &head.notes {
@@ -321,7 +322,7 @@ fn notes(head: &Head) -> serde_json::Map<String, serde_json::Value> {
     notes
 }
 
-/// JSON in which no character can steer a terminal; those of ASCII are escaped already.
+/// Returns JSON without characters that control a terminal; those of ASCII are escaped already.
 fn escaped(json: String) -> String {
     if json.is_ascii() {
         return json;
@@ -337,7 +338,7 @@ fn escaped(json: String) -> String {
     line
 }
 
-/// Year, month, day, hour, minute, second of a time, in UTC (days to civil date after Hinnant).
+/// Returns year, month, day, hour, minute and second of a time, in UTC (days to civil date after Hinnant).
 fn civil(time: SystemTime) -> (i64, usize, u64, u64, u64, u64) {
     let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (days, second) = (seconds / 86_400, seconds % 86_400);
