@@ -1,7 +1,7 @@
-//! The admin listener: figures for Prometheus, the state for people, and changes by order. It listens at loopback, and
-//! at a unix socket of the owner, unless the manifest says otherwise.
+//! The admin listener: metrics for Prometheus, the status document, and commands. By default it listens at loopback and
+//! at a unix socket of the owner.
 //!
-//! [`listener`] has its sockets, [`connection`] the limits of clients, [`access`] the rules of who may ask, [`answer`] the
+//! [`listener`] has its sockets, [`connection`] the limits of clients, [`access`] the access rules, [`answer`] the
 //! responses; [`client`] is the other side, for the commands.
 
 mod access;
@@ -40,26 +40,27 @@ use crate::process_log;
 use crate::supervise::Task;
 use crate::tls::validity::Validity;
 
-/// The address of the admin listener if the manifest names none.
+/// The default address of the admin listener, used if the manifest names none.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9145));
 
-/// The field by which a command names the manifest that it means, percent-encoded. Another proxy refuses the order.
+/// The field in which a command names the manifest that it means, percent-encoded. A proxy of another manifest rejects
+/// the command.
 const MANIFEST_FIELD: &str = "plugway-manifest";
 
-/// Asks for a reload; the answer is what `plugway reload` prints.
+/// A request for a reload; the result is the text that `plugway reload` prints.
 pub type ReloadOrder = oneshot::Sender<Result<String, String>>;
 
-/// What the admin listener shows.
+/// The state that the admin listener reports.
 pub struct Admin {
     pub registry: Arc<Registry>,
     pub generation: watch::Receiver<Arc<Generation>>,
-    /// Generations served so far.
+    /// The number of generations served so far.
     pub serial: Arc<AtomicU64>,
     pub reload: mpsc::Sender<ReloadOrder>,
 }
 
-/// Has an endpoint get nothing new, or lets it have its share again: `upstream=app&endpoint=127.0.0.1:8000`, the endpoint
-/// as the status document writes it.
+/// Drains or undrains an endpoint: `upstream=app&endpoint=127.0.0.1:8000`. The endpoint is written as in the status
+/// document.
 fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseBody> {
     let (Some(upstream), Some(endpoint)) = (parameter(query, "upstream"), parameter(query, "endpoint")) else {
         let usage = "name both, such as upstream=app&endpoint=127.0.0.1:8000\n";
@@ -76,20 +77,20 @@ fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseB
     text(StatusCode::OK, "text/plain", if drains { "draining\n" } else { "in use\n" }.into())
 }
 
-/// A parameter of a query; empty where it stands without a value.
+/// Returns a parameter of a query; the empty string if the parameter has no value.
 fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     let mut pairs = query?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let (_, value) = pairs.find(|(known, _)| *known == name)?;
     Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
 }
 
-/// A response with a text, in which control characters are made visible: names come from manifests and plugins, and
+/// Returns a response with a text in which control characters are escaped: names come from manifests and plugins, and
 /// the text is shown in a terminal.
 fn text(status: StatusCode, media_type: &'static str, body: String) -> Response<ResponseBody> {
     respond(status, media_type, printable(&body).into())
 }
 
-/// A response that no browser stores, interprets or shows to another page.
+/// Returns a response that no browser stores, interprets or shows to another page.
 fn respond(status: StatusCode, media_type: &'static str, body: Bytes) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::Full(body));
     *response.status_mut() = status;
@@ -106,7 +107,7 @@ fn respond(status: StatusCode, media_type: &'static str, body: Bytes) -> Respons
     response
 }
 
-/// Returns a text with escapes instead of control characters, but for line ends and tabs.
+/// Returns a text in which control characters are escaped, except line ends and tabs.
 fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -195,7 +196,7 @@ fn metrics(admin: &Admin) -> String {
     }
     let dropped = "plugway_plugin_log_dropped_total";
     family(&mut out, dropped, "counter", "Lines of a plugin beyond what it may log in a second.");
-    // Several routes may have a plugin of one name, each with a configuration of its own.
+    // Several routes may use one plugin, each with its own configuration.
     let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
     generation.bindings.iter().for_each(|binding| *sums.entry(&binding.name).or_default() += binding.dropped_lines());
     for (name, count) in sums {
@@ -255,7 +256,7 @@ fn metrics(admin: &Admin) -> String {
     out
 }
 
-/// Writes what the listeners counted of their clients.
+/// Writes the listeners' metrics of their clients.
 fn clients(out: &mut String, generation: &Generation) {
     let name = "plugway_clients_cut_off_total";
     family(out, name, "counter", "Connections and streams whose client took too little, by the limit that was met.");
@@ -268,7 +269,8 @@ fn clients(out: &mut String, generation: &Generation) {
     }
 }
 
-/// Writes the dates of certificates. A comparison with the time says which are not valid, or will soon not be.
+/// Writes the validity dates of certificates. Comparing them with the current time shows which certificates are invalid
+/// or expire soon.
 fn certificates(out: &mut String, generation: &Generation) {
     type Date = fn(Validity) -> i64;
     let dates: [(&str, &str, Date); 2] = [
@@ -306,8 +308,8 @@ fn line(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
     let _ = writeln!(out, "{end} {value}");
 }
 
-/// Writes a label's value. The format has escapes for three characters; other control characters appear as the text of
-/// their escape, since the page is read in terminals too.
+/// Writes a label's value. The format has escapes for three characters; other control characters are written as the
+/// text of their escapes, since the page is read in terminals too.
 fn escape(out: &mut String, text: &str) {
     for letter in text.chars() {
         match letter {

@@ -1,4 +1,4 @@
-//! The rules of the admin listener: which requests are refused before anything is done for them. Pure.
+//! The access rules of the admin listener: decides which requests are rejected before anything is done for them. Pure.
 
 use std::net::IpAddr;
 
@@ -8,27 +8,27 @@ use http::{HeaderMap, Method, Request, StatusCode};
 
 use crate::assemble::admin::AdminToken;
 
-/// How a client is connected, which decides what it may do without a token.
+/// The kind of connection of a client, which decides which commands need a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// A unix socket, from a process of our own user or of root.
+    /// A unix socket, connected by a process of our own user or of root.
     Owner,
-    /// A unix socket, from a process of another user.
+    /// A unix socket, connected by a process of another user.
     OtherUser,
-    /// TCP, at a loopback address.
+    /// TCP at a loopback address.
     Loopback,
-    /// TCP, at an address that other machines reach.
+    /// TCP at an address that other machines reach.
     Network,
 }
 
-/// A refused request: its status, and the reason for people.
+/// A rejected request: its status, and the reason as a text.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub status: StatusCode,
     pub reason: &'static str,
 }
 
-/// Browsers tell by this field which kind of page a request comes from (Fetch Metadata Request Headers, W3C).
+/// The field by which browsers say which kind of page a request comes from (Fetch Metadata Request Headers, W3C).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 const FOREIGN_HOST: Refusal = forbidden("use the address of the admin listener, not another host name");
@@ -50,10 +50,10 @@ const fn forbidden(reason: &'static str) -> Refusal {
     Refusal { status: StatusCode::FORBIDDEN, reason }
 }
 
-/// Refuses what a web page could have sent, and what this client may not do without the token.
+/// Rejects requests that a web page could have sent, and requests that this client may not send without the token.
 pub fn check<B>(request: &Request<B>, transport: Transport, token: Option<&AdminToken>) -> Result<(), Refusal> {
     let fields = request.headers();
-    // A page that made its own name resolve to loopback (DNS rebinding) still sends that name.
+    // A page that resolves its own name to loopback (DNS rebinding) still sends that name.
     let host = one(fields, header::HOST).filter(|host| is_own_address(host)).ok_or(FOREIGN_HOST)?;
     if request.uri().authority().is_some_and(|authority| !is_own_address(authority.as_str())) {
         return Err(FOREIGN_HOST);
@@ -78,22 +78,22 @@ fn check_token<B>(request: &Request<B>, transport: Transport, token: Option<&Adm
     }
 }
 
-/// The token that a client shows (RFC 6750 §2.1); the name of the scheme is compared without case (RFC 9110 §11.1).
+/// Returns the token that a client sends (RFC 6750 §2.1); the scheme's name is compared without case (RFC 9110 §11.1).
 fn shown(fields: &HeaderMap) -> Option<&[u8]> {
     let value = one(fields, header::AUTHORIZATION)?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' ').as_bytes())
 }
 
-/// The value of a field that stands once.
+/// Returns the value of a field; `None` if the field is missing or repeated.
 fn one(fields: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = fields.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;
     values.next().is_none().then_some(value)
 }
 
-/// Whether an authority is `localhost` or an address, neither of which a page's owner can point elsewhere. Some systems
-/// connect `0.0.0.0` to loopback, and browsers once sent requests there without telling the page, so that isn't one.
+/// Whether an authority is `localhost` or an address, which a page's owner can't resolve elsewhere. `0.0.0.0` is not
+/// accepted: some systems connect it to loopback, and browsers once sent such requests without the page's knowledge.
 fn is_own_address(text: &str) -> bool {
     let Ok(authority) = text.parse::<Authority>() else { return false };
     let name = authority.host();
@@ -102,13 +102,13 @@ fn is_own_address(text: &str) -> bool {
     !text.contains('@') && (name.eq_ignore_ascii_case("localhost") || is_address)
 }
 
-/// Whether a request has no `Origin`, or that of the admin listener's own documents.
+/// Whether a request has no `Origin`, or the origin of the admin listener's own documents.
 fn is_own_origin(fields: &HeaderMap, host: &str) -> bool {
     let is_own = |origin: &str| origin.strip_prefix("http://").is_some_and(|own| own.eq_ignore_ascii_case(host));
     !fields.contains_key(header::ORIGIN) || one(fields, header::ORIGIN).is_some_and(is_own)
 }
 
-/// Whether a browser says that a person typed the address, or that the admin listener's own document asks.
+/// Whether a browser says that a person typed the address, or that an admin document sent the request.
 fn is_own_site(fields: &HeaderMap) -> bool {
     let site = one(fields, SEC_FETCH_SITE);
     !fields.contains_key(SEC_FETCH_SITE) || matches!(site, Some("none" | "same-origin"))

@@ -1,4 +1,4 @@
-//! From a request at the admin listener to its response: what is asked for, and changes by order.
+//! From a request at the admin listener to its response: routing, documents and commands.
 
 use std::cell::RefCell;
 use std::os::unix::ffi::OsStrExt;
@@ -22,13 +22,14 @@ use super::{Admin, MANIFEST_FIELD, cache, metrics, status, text};
 use crate::assemble::admin::AdminSettings;
 use crate::body::ResponseBody;
 
-/// How long a client waits for the outcome of its reload. Loading has its own limits; this is for what they don't cover.
+/// The maximum time that a client waits for the result of its reload. Loading has its own limits; this one covers the
+/// rest.
 const RELOAD_TIME: Duration = Duration::from_secs(600);
 
-/// Purges at once; others wait. Each looks through the whole store.
+/// The maximum number of concurrent purges; others wait. Each purge scans the whole store.
 const MOST_PURGES: usize = 2;
 
-/// Refusals are logged no more often than this.
+/// The minimum time between two log lines about rejected requests.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The state that all admin listeners share to answer requests.
@@ -41,19 +42,19 @@ pub struct Answers {
     refusals: RefCell<Refusals>,
 }
 
-/// Refused requests that no log line has reported.
+/// The rejected requests that are not logged yet.
 #[derive(Default)]
 struct Refusals {
     count: u64,
     logged: Option<Instant>,
 }
 
-/// The paths that are answered.
+/// The paths that can be read.
 const READS: [&str; 3] = ["/metrics", "/status", "/"];
 const CHANGES: [&str; 4] = ["/reload", "/drain", "/undrain", "/purge"];
 
 impl Answers {
-    /// Creates the answers about a process, for clients that the settings allow.
+    /// Creates the shared state for a process, with the settings of who has access.
     pub fn new(admin: Arc<Admin>, settings: AdminSettings) -> Self {
         let (metrics, status) = (Document::new(metrics), Document::new(status));
         let settings = RefCell::new(Rc::new(settings));
@@ -61,12 +62,12 @@ impl Answers {
         Answers { admin, settings, metrics, status, purges, refusals: RefCell::default() }
     }
 
-    /// Follows other settings from now on.
+    /// Replaces the settings.
     pub fn obey(&self, settings: AdminSettings) {
         self.settings.replace(Rc::new(settings));
     }
 
-    /// Returns the response to a request, and notes in the state of its connection what is being done.
+    /// Returns the response to a request, and sets the phase of its connection.
     pub async fn answer(
         &self,
         request: Request<Incoming>,
@@ -154,7 +155,7 @@ impl Answers {
     }
 }
 
-/// Whether the manifest that a client names, if any, is the one that is served.
+/// Checks that the manifest that a client names, if any, is the one in service.
 async fn is_meant(fields: &HeaderMap, served: Option<&Path>) -> Result<(), Response<ResponseBody>> {
     let Some(named) = fields.get(MANIFEST_FIELD) else { return Ok(()) };
     let named = percent_decode(named.as_bytes()).collect::<Vec<u8>>();
@@ -163,7 +164,7 @@ async fn is_meant(fields: &HeaderMap, served: Option<&Path>) -> Result<(), Respo
     let Some(served) = served.map(Path::to_path_buf) else {
         return Err(conflict(format!("this proxy serves no manifest, and not {}\n", named.display())));
     };
-    // Links may have come to lead elsewhere since the start. A file system may take its time, so on another thread.
+    // Links may have changed since the start. A file system may be slow, so the check runs on another thread.
     let looked = tokio::task::spawn_blocking(move || {
         let is_same =
             served == named || served.canonicalize().ok().is_some_and(|real| named.canonicalize().ok() == Some(real));

@@ -1,4 +1,4 @@
-//! The caches on the admin listener: their figures, and purges.
+//! Caches on the admin listener: their status, metrics, and purges.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use crate::head::CacheOutcome;
 use crate::metrics::{CacheFigures, REFUSALS};
 use crate::path;
 
-/// What became of files, by the words that both documents use.
+/// A count of files on disk: its name in both documents, and how to read it.
 type DiskFigure = (&'static str, fn(&Figures) -> &AtomicU64);
 
 const DISK: [DiskFigure; 4] = [
@@ -28,7 +28,7 @@ const DISK: [DiskFigure; 4] = [
     ("failed", |figures| &figures.failures),
 ];
 
-/// The store and its caches, in the status document.
+/// Returns the store and its caches for the status document.
 pub fn status(admin: &Admin, store: &Store) -> Value {
     let caches = admin.registry.caches();
     let cache = |(name, figures): (&Arc<str>, &Vec<_>)| {
@@ -60,7 +60,7 @@ pub fn status(admin: &Admin, store: &Store) -> Value {
     })
 }
 
-/// The same for Prometheus.
+/// Writes the metrics of the store and its caches for Prometheus.
 pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
     let caches = admin.registry.caches();
     let requests = "plugway_cache_requests_total";
@@ -110,7 +110,8 @@ pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
     }
 }
 
-/// Purges what the query names: `uri`, `prefix`, `tag`, or `all`; with `soft` it stays, as stale.
+/// Purges the responses that the query names: `uri`, `prefix`, `tag`, or `all`. With `soft` they stay in the store as
+/// stale.
 pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) -> Response<ResponseBody> {
     let store = admin.generation.borrow().store.clone();
     let what = [
@@ -128,7 +129,7 @@ pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) 
     let strength = if parameter(query, "soft").is_some() { Strength::Soft } else { Strength::Hard };
     let purge = Purge { what, strength };
     let permit = purges.clone().acquire_owned().await;
-    // On another thread, since a large store takes long. The purge continues if its client leaves.
+    // A purge of a large store takes long, so it runs on another thread. It continues if its client disconnects.
     let purged = tokio::task::spawn_blocking(move || {
         let _permit = permit;
         store.purge(&purge)
@@ -139,7 +140,7 @@ pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) 
     }
 }
 
-/// A URI in the form in which responses are stored under it, whatever its spelling; `None` if it is no such URI.
+/// Returns a URI in the normal form in which responses are stored; `None` if the text is no such URI.
 fn normal_uri(uri: &str) -> Option<String> {
     let (origin, target) = normal_origin(uri)?;
     let (path, query) = target.find('?').map_or((target, ""), |at| target.split_at(at));
@@ -147,13 +148,13 @@ fn normal_uri(uri: &str) -> Option<String> {
     Some(format!("{origin}{path}{query}"))
 }
 
-/// The beginning of URIs, with its host in the normal form if it is there whole.
+/// Returns a prefix of URIs in normal form; its host is normalised if it is complete.
 fn normal_prefix(prefix: &str) -> Option<String> {
     let (origin, target) = normal_origin(prefix).filter(|(_, target)| !target.is_empty())?;
     Some(format!("{origin}{target}"))
 }
 
-/// Scheme and authority of a URI in their normal form, and what follows them.
+/// Returns scheme and authority of a URI in normal form, and the rest of the URI.
 fn normal_origin(uri: &str) -> Option<(String, &str)> {
     let (scheme, rest) = uri.split_once("://")?;
     let scheme = scheme.to_ascii_lowercase();

@@ -1,4 +1,5 @@
-//! The commands' side of the admin listener: finds the proxy that serves a manifest, and sends it an order.
+//! The client side of the admin listener, for the commands: finds the proxy that serves a manifest, and sends it a
+//! command.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -12,39 +13,38 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{MANIFEST_FIELD, printable, socket};
 
-/// A proxy to send an order to.
+/// A proxy that a command is sent to.
 pub struct Target {
-    /// The absolute path of the manifest that it must serve; `None` if the address alone says which proxy.
+    /// The absolute path of the manifest that the proxy must serve; `None` if the address alone identifies the proxy.
     pub manifest: Option<PathBuf>,
-    /// An address, or `unix:` and a path; `None` if the manifest's path says where.
+    /// An address, or `unix:` and a path; `None` if the manifest's path determines it.
     pub address: Option<String>,
-    /// The file with the token for changes over TCP.
+    /// The file with the token that commands over TCP need.
     pub token_file: Option<PathBuf>,
 }
 
-/// An answer of a proxy.
+/// A response of a proxy.
 struct Answer {
     status: u16,
     text: String,
 }
 
-/// For a connection, and for a request to leave: local proxies accept at once.
+/// The timeout for connecting and for sending a request: local proxies accept at once.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 
-/// For an answer. A reload answers when the manifest is served, and loading plugins may take minutes.
+/// The timeout for a response. A reload responds when the manifest is in service, and loading plugins may take minutes.
 const ANSWER_TIME: Duration = Duration::from_secs(600);
 
-/// In bytes. All mistakes of a manifest are shorter.
+/// The maximum length of a response, in bytes. All errors of a manifest are shorter.
 const LONGEST_ANSWER: u64 = 4 << 20;
 
-/// In bytes; more than the proxy takes from its own.
+/// The maximum length of a token file, in bytes: more than the proxy accepts for its own.
 const LONGEST_TOKEN_FILE: u64 = 4 << 10;
 
 const OK: u16 = 200;
 const CONFLICT: u16 = 409;
 
-/// Sends an order, such as `/reload`, to the proxy that is meant, and returns its answer. The error is what the proxy
-/// says is wrong.
+/// Sends a command, such as `/reload`, to a proxy, and returns its response. The error is the proxy's error message.
 pub fn order(target: &Target, order: &str) -> anyhow::Result<String> {
     let answer = match (&target.address, &target.manifest) {
         (Some(address), _) => {
@@ -59,8 +59,9 @@ pub fn order(target: &Target, order: &str) -> anyhow::Result<String> {
     }
 }
 
-/// Asks the proxy whose socket is named after the manifest; failing that, each that has its socket in the same folders,
-/// as a link to the manifest may have come to lead elsewhere since the start. Those that serve another one refuse.
+/// Sends a command to the proxy whose socket is named after the manifest. Otherwise it tries each socket in the same
+/// folders, since a link to the manifest may have changed since the start. Proxies of other manifests reject the
+/// command.
 fn find(manifest: &Path, target: &Target, order: &str) -> anyhow::Result<Answer> {
     let (name, folders) = (socket::name_of(Some(manifest)), socket::folders());
     let named: Vec<PathBuf> = folders.iter().map(|folder| folder.join(&name)).collect();
@@ -84,7 +85,7 @@ fn find(manifest: &Path, target: &Target, order: &str) -> anyhow::Result<Answer>
     )
 }
 
-/// Whether there is no process at a socket.
+/// Whether an error says that no process listens at a socket.
 fn is_absent(error: &anyhow::Error) -> bool {
     let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     matches!(kind, Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory))
@@ -119,7 +120,7 @@ fn connect(address: &str) -> anyhow::Result<Socket> {
         }
     };
     let socket = Socket::new(kind, Type::STREAM.cloexec(), None)?;
-    // The time limit of writes is that of a connection which waits in a full queue, too.
+    // The timeout of writes also applies to a connection that waits in a full accept queue.
     socket.set_write_timeout(Some(CONNECT_TIME))?;
     socket.connect(&place)?;
     Ok(socket)

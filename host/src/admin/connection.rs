@@ -1,4 +1,5 @@
-//! The connections of one admin listener: how many, how long in each phase, and which one is closed for a new one.
+//! The connections of an admin listener: their number, the time limit of each phase, and which one is closed for a new
+//! one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -12,26 +13,26 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 
-/// Connections at once of one listener. Monitoring needs a few, a person one.
+/// The maximum number of concurrent connections of a listener. Monitoring needs a few, a person one.
 pub const MOST_CONNECTIONS: usize = 64;
 
-/// For a request head, and for the first one after connecting: local clients send it at once.
+/// The timeout for a request head, and for the first one after connecting: local clients send it at once.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 
-/// Between requests, longer than monitoring systems usually wait between two readings.
+/// The timeout between requests, longer than the usual interval of monitoring systems.
 const IDLE_TIME: Duration = Duration::from_secs(75);
 
-/// Without the client taking anything of a response.
+/// The timeout for a client that accepts no data of a response.
 const STALL_TIME: Duration = Duration::from_secs(10);
 
-/// For a whole response, however slowly it is taken; Prometheus gives up after 10 s by default.
+/// The timeout for a whole response, however slowly the client reads; Prometheus gives up after 10 s by default.
 const SEND_TIME: Duration = Duration::from_secs(60);
 
-/// In bytes, of different documents that are being sent at once. The slowest reader's goes first: readers that stand
-/// still can't make the process keep more.
+/// The maximum size of different documents that are being sent, in bytes. Beyond it the slowest reader is closed, so
+/// that readers that do not read can't make the process keep more.
 const MOST_SENDING: usize = 64 << 20;
 
-/// The open connections.
+/// The open connections of an admin listener.
 #[derive(Default)]
 pub struct Connections {
     open: RefCell<BTreeMap<u64, Open>>,
@@ -44,30 +45,30 @@ struct Open {
     task: AbortHandle,
 }
 
-/// The progress of a connection, kept by its socket and its requests.
+/// The state of a connection, updated by its socket and its requests.
 pub struct ConnectionState {
     phase: Cell<Phase>,
-    /// When the phase began, or when the client last took something.
+    /// The time when the phase began, or when the client last accepted data.
     since: Cell<Instant>,
-    /// When the last response began.
+    /// The time when the last response began.
     answered: Cell<Instant>,
-    /// The document that is being sent.
+    /// The document that is being sent; `None` if there is none.
     sending: RefCell<Option<Bytes>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Connected, and nothing has come yet.
+    /// The connection is open, and the client has sent nothing yet.
     New,
-    /// A part of a request head has come.
+    /// A part of a request head has arrived.
     Head,
-    /// Between two requests.
+    /// The connection is between two requests.
     Idle,
-    /// A response is on its way.
+    /// A response is being sent.
     Sending,
-    /// A document is made.
+    /// A document is being created.
     Reading,
-    /// A change is carried out, for a client that may demand it.
+    /// A command is being carried out, for a client that is allowed to send it.
     Changing,
 }
 
@@ -86,7 +87,8 @@ impl Connections {
         self.open.borrow_mut().remove(&id);
     }
 
-    /// Whether there is room for one more, if need be by closing the one that waits longest and does least.
+    /// Makes room for a connection, if necessary by closing the one with the least progress; `false` if there is no
+    /// room.
     pub fn make_room(&self) -> bool {
         let mut open = self.open.borrow_mut();
         if open.len() < MOST_CONNECTIONS {
@@ -97,24 +99,24 @@ impl Connections {
         first.and_then(|id| open.remove(&id)).is_some_and(|closed| closed.close("a new connection needs its place"))
     }
 
-    /// Closes those that have been too long in their phase.
+    /// Closes the connections that exceed the time limit of their phase.
     pub fn close_late(&self, now: Instant) {
         let is_stopping = self.is_stopping.get();
         self.open.borrow_mut().retain(|_, open| !(open.state.is_late(now, is_stopping) && open.close("timeout")));
     }
 
-    /// Finishes what is under way, and closes all others.
+    /// Finishes requests that are being served, and closes all other connections.
     pub fn stop(&self, now: Instant) {
         self.is_stopping.set(true);
         self.close_late(now);
     }
 
-    /// Whether connections are to close after the response that is under way.
+    /// Whether connections close after the current response.
     pub fn is_stopping(&self) -> bool {
         self.is_stopping.get()
     }
 
-    /// Notes that a connection is to send a document; for that others who take theirs slowly may have to go.
+    /// Notes that a connection sends a document. Slow readers of other documents may be closed for that.
     pub fn send(&self, state: &Rc<ConnectionState>, document: Bytes, now: Instant) {
         state.answered.set(now);
         state.enter(Phase::Sending, now);
@@ -131,7 +133,7 @@ impl Connections {
     }
 }
 
-/// The bytes of all different documents that are being sent.
+/// Returns the total size of the different documents that are being sent, in bytes.
 fn sending(open: &BTreeMap<u64, Open>) -> usize {
     let documents = open.values().filter_map(|open| open.state.sending.borrow().clone());
     documents.map(|document| (document.as_ptr(), document.len())).collect::<HashMap<_, _>>().values().sum()
@@ -151,7 +153,7 @@ impl ConnectionState {
         ConnectionState { phase: Cell::new(Phase::New), since, answered, sending: RefCell::default() }
     }
 
-    /// Begins a phase.
+    /// Enters a phase.
     pub fn enter(&self, phase: Phase, now: Instant) {
         self.phase.set(phase);
         self.since.set(now);
@@ -165,20 +167,20 @@ impl ConnectionState {
             Phase::Idle => waited > IDLE_TIME,
             Phase::Sending => waited > STALL_TIME || now.saturating_duration_since(self.answered.get()) > SEND_TIME,
             Phase::Reading => waited > SEND_TIME,
-            // Bounded by the change itself.
+            // The duration is bounded by the command itself.
             Phase::Changing => false,
         }
     }
 }
 
-/// A socket that tells the state of its connection what passes.
+/// A socket that records its progress in the state of its connection.
 pub struct WatchedSocket<S> {
     socket: S,
     state: Rc<ConnectionState>,
 }
 
 impl<S> WatchedSocket<S> {
-    /// Watches a socket.
+    /// Wraps a socket.
     pub fn new(socket: S, state: Rc<ConnectionState>) -> Self {
         WatchedSocket { socket, state }
     }
@@ -222,7 +224,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedSocket<S> {
         self.socket.is_write_vectored()
     }
 
-    /// hyper flushes when all of a response is written.
+    /// Records the end of a response: hyper flushes when all of the response is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
         if self.state.phase.get() == Phase::Sending {

@@ -7,7 +7,7 @@ use super::{family, line};
 use crate::census::Closed;
 use crate::listener::Listener;
 
-/// Writes the connections that listeners have, and those that were closed before their time.
+/// Writes the number of connections of each listener, and the number of connections that the listener closed.
 pub fn metrics(out: &mut String, listeners: &HashMap<Arc<str>, Arc<Listener>>) {
     let listeners: BTreeMap<_, _> = listeners.iter().collect();
     family(out, "plugway_client_connections", "gauge", "Client connections, by listener.");

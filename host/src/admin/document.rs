@@ -1,5 +1,5 @@
-//! Documents that are made when a client asks, on a thread of their own: thousands of routes and plugins take longer
-//! than the control thread can spare.
+//! Documents that are created when a client requests them, on a thread of their own: thousands of routes and plugins
+//! take longer than the control thread can spare.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,25 +10,25 @@ use tokio::task::JoinError;
 
 use super::Admin;
 
-/// A document, made by one thread at a time. Clients that wait for it together share it.
+/// A document, created by one thread at a time. Clients that wait for it concurrently share the result.
 pub struct Document {
     make: fn(&Admin) -> String,
     last: Arc<Mutex<Option<Made>>>,
 }
 
 struct Made {
-    /// When making began: the document shows what happened before.
+    /// The time when the creation began: the document shows the state from then on.
     begun: Instant,
     content: Bytes,
 }
 
 impl Document {
-    /// A document that `make` makes.
+    /// Creates a document with `make` as its source.
     pub fn new(make: fn(&Admin) -> String) -> Self {
         Document { make, last: Arc::default() }
     }
 
-    /// Returns the document as it is now, or a little later.
+    /// Returns the document with the state of now, or slightly later.
     pub async fn current(&self, admin: &Arc<Admin>) -> Result<Bytes, JoinError> {
         let asked = Instant::now();
         let mut last = self.last.clone().lock_owned().await;
@@ -38,7 +38,7 @@ impl Document {
             content
         } else {
             let (admin, make) = (admin.clone(), self.make);
-            // The thread keeps the lock, though its client may leave: there is never a second one.
+            // The thread keeps the lock even if its client disconnects: there is never a second thread.
             let thread = tokio::task::spawn_blocking(move || {
                 let begun = Instant::now();
                 let content = Bytes::from(make(&admin));

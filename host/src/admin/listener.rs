@@ -1,5 +1,5 @@
-//! The sockets of the admin listener: bound at the start and at reloads, again when a taken address becomes free, and
-//! closed when the process is told to stop, so that the next one finds them free.
+//! The sockets of the admin listener: bound at the start and at reloads, retried while an address is in use, and closed
+//! on shutdown, so that the next process can bind them.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -33,50 +33,51 @@ use crate::assemble::admin::{AdminAddress, AdminSettings};
 use crate::bind_error::BindError;
 use crate::supervise::{Task, spawn_turns, supervised};
 
-/// Between two attempts to bind an address that another process has, and two looks for a socket that was removed.
+/// The time between two attempts to bind an address in use, and between two checks whether a socket was removed.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// Between two looks for connections that are late.
+/// The time between two checks for connections that exceed their time limits.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// After a failed accept, which is for want of descriptors or memory.
+/// The pause after a failed accept, which is caused by missing descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// In bytes; hyper takes no less than 8 KiB. Purged URIs may be long, the fields of browsers too.
+/// The maximum length of a request head, in bytes; hyper's minimum is 8 KiB. Purged URIs and the fields of browsers may
+/// be long.
 const LONGEST_HEAD: usize = 16 << 10;
 
-/// Browsers send some twenty.
+/// The maximum number of fields; browsers send some twenty.
 const MOST_FIELDS: usize = 64;
 
-/// The admin listeners of the process. Dropped, they are closed; responses under way are finished.
+/// The admin listeners of the process. Dropping closes them; current responses are finished.
 pub struct AdminListeners {
     answers: Rc<Answers>,
     open: Vec<OpenPlace>,
 }
 
-/// A place where the admin listener is wanted.
+/// An address or path at which the admin listener is configured.
 #[derive(Clone, PartialEq, Eq)]
 enum Place {
     Tcp(SocketAddr),
     Socket(PathBuf),
-    /// The socket that is found by the manifest's path, by its file name.
+    /// The default socket, found by the manifest's path; its file name.
     DefaultSocket(String),
 }
 
-/// The importance of a place.
+/// Whether a failure to bind is an error.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Need {
-    /// The manifest names the place: a failure to bind it is an error.
+    /// The manifest names the address: a failure to bind it is an error.
     Required,
-    /// A failure is logged, and binding is retried.
+    /// The address is a default: a failure is logged, and binding is retried.
     Optional,
 }
 
-/// A place that is bound, or will be once it is free.
+/// An address that is bound, or that is being retried.
 struct OpenPlace {
     place: Place,
     is_bound: Rc<Cell<bool>>,
-    /// Dropped, the task that serves the place ends.
+    /// The stop signal: when dropped, the task that serves the address ends.
     _stop: watch::Sender<()>,
 }
 
@@ -93,15 +94,15 @@ struct Accepted {
     transport: Transport,
 }
 
-/// Why a place is no longer served.
+/// A reason why an address is no longer served.
 enum End {
     Stopped,
-    /// The file of the socket was removed.
+    /// The file of the unix socket was removed.
     Removed,
 }
 
 impl AdminListeners {
-    /// Listens where the settings say.
+    /// Listens at the addresses of the settings.
     pub async fn start(wanted: &AdminSettings, admin: Arc<Admin>) -> anyhow::Result<Self> {
         let answers = Rc::new(Answers::new(admin, wanted.clone()));
         let mut listeners = AdminListeners { answers, open: Vec::new() };
@@ -109,7 +110,7 @@ impl AdminListeners {
         Ok(listeners)
     }
 
-    /// Listens where other settings say, and obeys these from then on. On an error nothing has changed.
+    /// Applies other settings, and listens at their addresses. On an error nothing has changed.
     pub async fn change(&mut self, wanted: &AdminSettings) -> anyhow::Result<()> {
         let places = places(wanted);
         let mut opened = Vec::new();
@@ -130,7 +131,7 @@ impl AdminListeners {
     }
 }
 
-/// The places that settings ask for.
+/// Returns the addresses that settings ask for.
 fn places(wanted: &AdminSettings) -> Vec<(Place, Need)> {
     let named = match &wanted.address {
         AdminAddress::Off => return Vec::new(),
@@ -171,7 +172,7 @@ impl fmt::Display for Place {
 }
 
 impl OpenPlace {
-    /// Binds a place and serves it; an optional one is tried again later if that fails.
+    /// Binds an address and serves it; an optional one is retried later if that fails.
     async fn start(place: &Place, need: Need, answers: &Rc<Answers>) -> anyhow::Result<Self> {
         let bound = match place.bind().await {
             Ok(bound) => Some(bound),
@@ -199,7 +200,7 @@ impl Place {
     }
 }
 
-/// Serves a place until it is to stop; binds it again and again while it can't be had.
+/// Serves an address until stopped; retries binding while the address is in use.
 async fn keep(
     place: Place,
     mut bound: Option<Bound>,
@@ -225,7 +226,7 @@ async fn keep(
     }
 }
 
-/// Accepts connections and watches them, until the place is to be left; then finishes what is under way.
+/// Accepts connections and watches their time limits until the stop signal, and then finishes current requests.
 async fn serve(bound: Bound, answers: &Rc<Answers>, stopping: &mut watch::Receiver<()>) -> End {
     let (connections, mut tasks) = (Rc::new(Connections::default()), JoinSet::new());
     let (mut sweep, mut look) = (interval(SWEEP), interval(RETRY));
@@ -244,7 +245,7 @@ async fn serve(bound: Bound, answers: &Rc<Answers>, stopping: &mut watch::Receiv
             },
             Some(_) = tasks.join_next() => {}
         }
-        // A new connection reads what lies there before another one may need its place.
+        // A new connection reads the bytes that have arrived before another one may evict it.
         tokio::task::yield_now().await;
     };
     // The address is free from here on.
@@ -266,7 +267,7 @@ fn open(connections: &Rc<Connections>, tasks: &mut JoinSet<()>, accepted: Accept
     });
 }
 
-/// A connection's entry in the list of all, removed when this is dropped.
+/// A connection's entry in the list of all, removed when dropped.
 struct ConnectionPlace {
     connections: Rc<Connections>,
     id: u64,
@@ -278,7 +279,7 @@ impl Drop for ConnectionPlace {
     }
 }
 
-/// Answers the requests of a connection, one after the other.
+/// Answers the requests of a connection in sequence.
 async fn converse(accepted: Accepted, place: ConnectionPlace, state: Rc<ConnectionState>, answers: Rc<Answers>) {
     let Accepted { stream, transport } = accepted;
     let connections = &place.connections;
@@ -293,7 +294,7 @@ async fn converse(accepted: Accepted, place: ConnectionPlace, state: Rc<Connecti
     });
     let socket = TokioIo::new(WatchedSocket::new(stream, state.clone()));
     let mut http = http1::Builder::new();
-    // Why it ended concerns its client alone.
+    // The error concerns only the client.
     let _ = http.max_buf_size(LONGEST_HEAD).max_headers(MOST_FIELDS).serve_connection(socket, service).await;
 }
 
@@ -319,7 +320,8 @@ impl Bound {
     }
 }
 
-/// The owner's are processes of our own user, and of root, which could do anything to us anyway.
+/// Returns the transport of a unix socket. The owner's processes are those of our own user and of root, which could
+/// control us anyway.
 fn transport_of(stream: &UnixStream) -> io::Result<Transport> {
     let user = stream.peer_cred()?.uid();
     let is_owner = user == geteuid().as_raw() || user == 0;

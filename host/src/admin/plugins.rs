@@ -1,4 +1,4 @@
-//! Plugins as the admin listener shows them: calls, failures, calls that were not made, and the state of the breaker.
+//! Plugins on the admin listener: calls, failures, rejected calls, and the state of the breaker.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::metrics::{Count, PluginFigures, Rejection};
 use crate::plugin::binding::Binding;
 use crate::plugin::breaker::State;
 
-/// Returns the plugins for the status document: those of the generation, and those that had calls before.
+/// Returns the plugins for the status document: those of the generation, and those with earlier calls.
 pub(super) fn status(admin: &Admin, generation: &Generation) -> Vec<Value> {
     let known = by_name(generation);
     let plugin = |(name, figures): (&Arc<str>, &Vec<Arc<PluginFigures>>)| {

@@ -1,5 +1,5 @@
 //! Unix sockets of the admin listener: the folder and the name by which `plugway reload` finds a proxy, and binding
-//! them without taking the place of a proxy that runs.
+//! that never replaces the socket of a running proxy.
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
@@ -16,44 +16,46 @@ use tokio::net::UnixListener;
 
 use crate::bind_error::BindError;
 
-/// A bound unix socket. Its file is removed when this is dropped, unless another process has replaced it.
+/// A bound unix socket. Dropping it removes its file, unless another process has replaced the file.
 pub struct AdminSocket {
     pub listener: UnixListener,
     pub path: PathBuf,
     file: FileId,
 }
 
-/// The identity of a file, whatever its name.
+/// The identity of a file, independent of its name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct FileId {
     device: u64,
     inode: u64,
 }
 
-/// A folder where admin sockets may be.
+/// A folder that may hold admin sockets.
 struct Candidate {
     folder: PathBuf,
-    /// Whether every user can create files beside the folder.
+    /// Whether every user can create files in the parent folder.
     is_in_shared_place: bool,
 }
 
 /// The folder of a process that runs as root.
 const SYSTEM_FOLDER: &str = "/run/plugway";
 
-/// Connections that wait to be accepted; as many as are served at once.
+/// The length of the accept queue: the number of connections that are served at once.
 const BACKLOG: i32 = 64;
 
-/// Another process holds the lock for a few system calls; more than this many rounds means that it was stopped.
+/// The maximum number of attempts to lock. A process holds the lock for a few system calls; more attempts mean that it
+/// was stopped.
 const LOCK_ROUNDS: usize = 50;
 const LOCK_ROUND: Duration = Duration::from_millis(10);
 
-/// Sockets of the folder that are looked at, for those of processes that were killed. A machine runs fewer proxies.
+/// The maximum number of sockets that are examined in a folder. Killed processes leave sockets; a machine runs fewer
+/// proxies.
 pub const MOST_SOCKETS: usize = 256;
 
-/// The longest extension that a socket's name has.
+/// The longest extension of a socket's name.
 const EXTENSION: &str = "sock";
 
-/// Returns the file name of the socket of a proxy: a digest of its manifest's path, or its process if it has none.
+/// Returns the file name of a proxy's socket: a digest of its manifest's path, or its process id if it has none.
 pub fn name_of(manifest: Option<&Path>) -> String {
     let Some(path) = manifest else { return format!("proxy-{}.{EXTENSION}", std::process::id()) };
     let canonical = path.canonicalize();
@@ -61,25 +63,25 @@ pub fn name_of(manifest: Option<&Path>) -> String {
     format!("{}.{EXTENSION}", &digest.to_hex()[..16])
 }
 
-/// Returns the folders where a proxy of this user may have its socket, the likeliest first.
+/// Returns the folders that may hold this user's socket, the likeliest first.
 pub fn folders() -> Vec<PathBuf> {
     let usable = candidates().into_iter().filter(|candidate| !candidate.is_in_shared_place || candidate.is_ours());
     let mut folders: Vec<PathBuf> = usable.map(|candidate| candidate.folder).collect();
-    // The service of another user: its socket refuses us, with a better reason than that it isn't there.
+    // The service may run as another user: its socket rejects us, with a better reason than that the socket is missing.
     if !folders.iter().any(|folder| folder == Path::new(SYSTEM_FOLDER)) {
         folders.push(SYSTEM_FOLDER.into());
     }
     folders
 }
 
-/// Returns the admin sockets in a folder, a bounded number of them.
+/// Returns the admin sockets in a folder, up to a maximum number.
 pub fn sockets_in(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().take(4 * MOST_SOCKETS);
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     paths.filter(|path| path.extension() == Some(OsStr::new(EXTENSION)) && is_socket(path)).take(MOST_SOCKETS).collect()
 }
 
-/// Binds the socket of that name in the first folder that can be had.
+/// Binds the socket of this name in the first folder that can be used.
 pub async fn bind_default(name: &str) -> anyhow::Result<AdminSocket> {
     let mut reasons = Vec::new();
     for candidate in candidates() {
@@ -107,7 +109,7 @@ pub fn bind(path: &Path) -> io::Result<AdminSocket> {
     Ok(AdminSocket { listener: UnixListener::from_std(socket.into())?, path: path.into(), file })
 }
 
-/// Whether a process listens at a socket. Never waits: one whose queue is full is alive.
+/// Whether a process listens at a socket. Never waits: a process whose accept queue is full counts as alive.
 pub fn is_live(path: &Path) -> bool {
     let connected = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)
         .and_then(|socket| socket.connect(&SockAddr::unix(path)?));
@@ -115,7 +117,7 @@ pub fn is_live(path: &Path) -> bool {
 }
 
 impl AdminSocket {
-    /// Whether the path still leads to this socket: those who clean folders may have removed it.
+    /// Whether the path still leads to this socket: a cleanup of the folder may have removed the file.
     pub fn is_in_place(&self) -> bool {
         std::fs::symlink_metadata(&self.path).is_ok_and(|found| FileId::of(&found) == self.file)
     }
@@ -123,7 +125,7 @@ impl AdminSocket {
 
 impl Drop for AdminSocket {
     fn drop(&mut self) {
-        // Before the listener is closed: until then no other process takes the socket for a stale one.
+        // Done before the listener is closed: until then no other process takes the socket for a stale one.
         if self.is_in_place() {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -136,7 +138,8 @@ impl FileId {
     }
 }
 
-/// The folders in their order: what the service manager made, root's, the session's, and one of our own among others'.
+/// Returns the candidate folders in order: the service manager's, root's, the session's, and our own in a shared
+/// folder.
 fn candidates() -> Vec<Candidate> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     // systemd lists several folders with colons between them.
@@ -155,7 +158,7 @@ fn path_of(bytes: &[u8]) -> PathBuf {
 }
 
 impl Candidate {
-    /// Makes the folder if it isn't there; an error if others could put sockets into it.
+    /// Creates the folder if it is missing; the error says that others could create sockets in it.
     fn prepare(&self) -> anyhow::Result<()> {
         match DirBuilder::new().mode(0o700).create(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
@@ -165,9 +168,9 @@ impl Candidate {
         Ok(())
     }
 
-    /// Whether the folder is there and only its owner, which is us, can put files into it.
+    /// Whether the folder exists and only its owner, which is our user, can create files in it.
     fn is_ours(&self) -> bool {
-        // In a place where everyone may put links, a link may be anyone's.
+        // In a shared folder, a link may belong to anyone.
         let shared = self.is_in_shared_place;
         let found = if shared { std::fs::symlink_metadata(&self.folder) } else { std::fs::metadata(&self.folder) };
         found.is_ok_and(|found| {

@@ -1,4 +1,4 @@
-//! What the admin listener shows of upstreams and their endpoints.
+//! Upstreams and their endpoints on the admin listener: status and metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::upstream::endpoint::Totals;
 use crate::upstream::health::State;
 use crate::upstream::live::{Events, Member};
 
-/// An upstream in the status document.
+/// Returns an upstream for the status document.
 pub fn status(upstream: &Upstream) -> Value {
     let (members, now) = (upstream.live.members(), Instant::now());
     let events = &upstream.live.events;
@@ -44,7 +44,7 @@ fn endpoint(member: &Member, now: Instant) -> Value {
     })
 }
 
-/// An endpoint with its figures, all read at one moment.
+/// An endpoint with its metrics, all read at one moment.
 struct Row<'a> {
     upstream: &'a str,
     member: &'a Member,
@@ -52,7 +52,7 @@ struct Row<'a> {
     latency_us: u32,
 }
 
-/// What there is one number of for each endpoint.
+/// A metric with one value per endpoint.
 struct Figure {
     name: &'static str,
     kind: &'static str,
@@ -60,7 +60,7 @@ struct Figure {
     value: fn(&Row<'_>) -> f64,
 }
 
-/// The figures of all upstreams.
+/// Writes the metrics of all upstreams.
 pub fn metrics(out: &mut String, upstreams: &[Upstream]) {
     let (sets, now) = (upstreams.iter().map(|upstream| upstream.live.members()).collect::<Vec<_>>(), Instant::now());
     let rows = upstreams.iter().zip(&sets).flat_map(|(upstream, set)| {

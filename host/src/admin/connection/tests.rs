@@ -1,6 +1,6 @@
 use super::*;
 
-/// Connections with their states, the first one the oldest; tasks that never end.
+/// Opens connections, the first one the oldest, whose tasks never end; returns them with their states.
 fn opened(count: usize, now: Instant) -> (Connections, Vec<Rc<ConnectionState>>) {
     let (connections, mut states) = (Connections::default(), Vec::new());
     for place in 0..count {
@@ -16,7 +16,7 @@ fn ids(connections: &Connections) -> Vec<u64> {
     connections.open.borrow().keys().copied().collect()
 }
 
-/// Runs a test where tasks can be started.
+/// Runs a test in a runtime on which tasks can be spawned.
 fn within_a_runtime(test: impl FnOnce(Instant)) {
     let runtime = tokio::runtime::Builder::new_current_thread().build_local(Default::default()).unwrap();
     runtime.block_on(async { test(Instant::now()) });
