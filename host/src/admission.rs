@@ -1,8 +1,8 @@
 //! The admission of client connections, over all listeners and workers.
 //!
-//! A connection that waits for its first or next request may be evicted where there is no room for a newcomer: first
-//! that which has waited longest, of the client that has the most connections. Connections that are served are never
-//! evicted; where there are no others, the newcomer is closed, or waits for a descriptor.
+//! An idle connection may be evicted if there is no room for a new one: first the longest idle one of the client with
+//! the most connections. Connections with a request are never evicted; if all have one, the new connection is closed,
+//! or waits for a descriptor.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -21,24 +21,24 @@ use crate::listener::Listener;
 /// The client connections of the process.
 pub struct Admission {
     began: Instant,
-    /// The connections of each worker. Locked when one begins or ends, and when one is evicted; never for a request.
+    /// The connections of each worker. Locked when a connection begins, ends or is evicted; never for a request.
     workers: Vec<Mutex<HashMap<usize, Arc<Entry>>>>,
     open: AtomicUsize,
     descriptors: OnceLock<Descriptors>,
     shortage: Mutex<Option<Shortage>>,
     search: Search,
-    /// Until when idle connections to endpoints are closed too, in milliseconds of the process.
+    /// The time until which idle endpoint connections are closed too, in milliseconds of the process.
     starved_until: AtomicU64,
 }
 
-/// A connection that was admitted, counted until dropped.
+/// An admitted connection, counted until dropped.
 pub struct Admitted {
     admission: Arc<Admission>,
     entry: Arc<Entry>,
     worker: usize,
 }
 
-/// Notes whether a connection waits for a request; held by what serves the connection.
+/// Records whether a connection waits for a request; held by the task that serves the connection.
 #[derive(Clone)]
 pub struct Presence(Arc<Entry>);
 
@@ -46,36 +46,36 @@ pub struct Presence(Arc<Entry>);
 #[derive(Clone)]
 pub struct Entrance {
     pub listener: Arc<Listener>,
-    /// The address of the listener in the manifest.
+    /// The address of the listener, as the manifest writes it.
     pub address: Arc<str>,
 }
 
 struct Entry {
     began: Instant,
     census: Arc<Census>,
-    /// [`SERVED`], [`GONE`], or [`WAITING`] plus the time from which on the connection can be evicted, in milliseconds of
+    /// [`SERVED`], [`GONE`], or [`WAITING`] plus the time from which the connection can be evicted, in milliseconds of
     /// the process.
     state: AtomicU64,
-    /// The [`ClientNet`], while the connection is counted as its client's, else [`UNCOUNTED`].
+    /// The [`ClientNet`] while the connection is counted for its client, otherwise [`UNCOUNTED`].
     client: AtomicU64,
     task: OnceLock<AbortHandle>,
 }
 
-/// A time in which descriptors for clients are short.
+/// A period in which descriptors for clients are short.
 struct Shortage {
     since: Instant,
-    /// When a descriptor was last missing.
+    /// The time when a descriptor was last missing.
     last: Instant,
 }
 
-/// The connections of a client, of which some wait.
+/// The connections of a client, some of which wait for a request.
 struct Crowd {
     held: usize,
-    /// The connections that wait, in the order of their waiting, the longest last.
+    /// The waiting connections, ordered by their waiting time, the longest last.
     waiting: Vec<(u64, Arc<Entry>)>,
 }
 
-/// A limit, by its key in the manifest or its name.
+/// A limit, with its key in the manifest or its name.
 struct Limit {
     key: &'static str,
     most: usize,
@@ -85,30 +85,30 @@ const SERVED: u64 = 0;
 const GONE: u64 = 1;
 const WAITING: u64 = 2;
 
-/// No network of a client has these bits.
+/// The value of an uncounted connection: no client network has these bits.
 const UNCOUNTED: u64 = u64::MAX - 1;
 
-/// One connection in so many is evicted at a time: all have to be looked at for that.
+/// The fraction of connections that is evicted at a time: one in `BATCH`. Each eviction has to scan all connections.
 const BATCH: usize = 64;
 
-/// A connection can be evicted when its last response has had so much time to leave.
+/// The minimum time between a response and an eviction, so that the response reaches the client.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// A new connection can be evicted when its first request has had so many milliseconds to come. At a listener that is
-/// full of newer ones, it can be evicted at once.
+/// The time for the first request of a new connection before it can be evicted, in milliseconds. If a listener is full
+/// of newer connections, it can be evicted at once.
 const HEAD_START: u64 = 100;
 
-/// A shortage is over when no descriptor was missing for so long.
+/// The time without a missing descriptor after which a shortage is over.
 const RELIEF: Duration = Duration::from_secs(2);
 
-/// Idle connections to endpoints are closed for so many milliseconds after a descriptor was missing.
+/// The time for which idle endpoint connections are closed after a descriptor was missing, in milliseconds.
 const STARVED: u64 = 1000;
 
-/// Ways to more descriptors, for the log.
+/// The advice to get more descriptors, for the log.
 const REMEDY: &str = "raise LimitNOFILE= of the systemd unit or `ulimit -n`, or lower limits.connections";
 
 impl Admission {
-    /// Creates the admission of a process with so many workers.
+    /// Creates the admission of a process with this number of workers.
     pub fn new(workers: usize) -> Arc<Self> {
         Arc::new(Admission {
             began: Instant::now(),
@@ -121,17 +121,17 @@ impl Admission {
         })
     }
 
-    /// Keeps clients within what these descriptors allow.
+    /// Sets the number of connections that these descriptors allow.
     pub fn limit(&self, descriptors: Descriptors) {
         let _ = self.descriptors.set(descriptors);
     }
 
-    /// The number of client connections for which there are descriptors.
+    /// Returns the number of client connections for which there are descriptors.
     fn ceiling(&self) -> usize {
         self.descriptors.get().map_or(usize::MAX, |descriptors| descriptors.clients())
     }
 
-    /// The limit that the connections of a listener meet first.
+    /// Returns the limit that the connections of a listener reach first.
     fn limit_of(&self, listener: &Listener) -> Limit {
         let (connections, ceiling) = (listener.limits.connections, self.ceiling());
         if ceiling < connections {
@@ -140,8 +140,8 @@ impl Admission {
         Limit { key: "limits.connections", most: connections }
     }
 
-    /// Whether there is a descriptor for a client that has just been accepted at this one, if need be after evicting
-    /// others.
+    /// Whether there is a descriptor for a client that was accepted at `descriptor`, if necessary after evicting other
+    /// connections.
     pub fn has_room(&self, descriptor: usize, now: Instant) -> bool {
         let is_scarce = self.descriptors.get().is_some_and(|descriptors| descriptors.is_nearly_last(descriptor));
         let is_full = || self.open.load(Ordering::Relaxed) >= self.ceiling();
@@ -152,13 +152,13 @@ impl Admission {
         self.relieve(now) || !is_full()
     }
 
-    /// Makes room after the system has refused a connection.
+    /// Evicts connections after the system has refused an accept.
     pub fn refused(&self, error: &dyn Display, now: Instant) {
         self.feel_shortage(error, true, now);
         self.relieve(now);
     }
 
-    /// Whether idle connections to endpoints are to be closed, as descriptors are missing.
+    /// Whether idle endpoint connections are to be closed, because descriptors are missing.
     pub fn is_starved(&self, now: Instant) -> bool {
         self.millis(now) < self.starved_until.load(Ordering::Relaxed)
     }
@@ -182,13 +182,13 @@ impl Admission {
         Some(Admitted { admission: self.clone(), entry, worker })
     }
 
-    /// Evicts connections of any listener; `false` if all of them are served.
+    /// Evicts connections of any listener; `false` if all of them have a request.
     fn relieve(&self, now: Instant) -> bool {
         let now = self.millis(now);
         self.search.find(now, || self.evict(now, self.ceiling(), |_| true))
     }
 
-    /// Evicts connections of a listener that is full; `false` if all of them are served.
+    /// Evicts connections of a full listener; `false` if all of them have a request.
     fn make_room(&self, entrance: &Entrance, now: Instant) -> bool {
         let (census, most) = (&entrance.listener.census, entrance.listener.limits.connections);
         let is_here = |entry: &Entry| Arc::ptr_eq(&entry.census, census);
@@ -205,7 +205,7 @@ impl Admission {
         has_room
     }
 
-    /// Evicts waiting connections among those that fit, one in [`BATCH`] of so many; returns how many.
+    /// Evicts waiting connections that `fits` accepts, one in [`BATCH`] of `of`; returns their number.
     fn evict(&self, now: u64, of: usize, fits: impl Fn(&Entry) -> bool) -> usize {
         let mut crowds = self.crowds(now, fits);
         let mut largest: BinaryHeap<_> = crowds.iter().filter_map(|(client, crowd)| crowd.rank(*client)).collect();
@@ -223,7 +223,7 @@ impl Admission {
         evicted
     }
 
-    /// The connections that fit, by their clients, with those that have waited so long that they can be evicted.
+    /// Returns the connections that `fits` accepts by client, with those that have waited long enough to be evicted.
     fn crowds(&self, now: u64, fits: impl Fn(&Entry) -> bool) -> HashMap<u64, Crowd> {
         let mut crowds: HashMap<u64, Crowd> = HashMap::new();
         for worker in 0..self.workers.len() {
@@ -241,13 +241,13 @@ impl Admission {
         crowds
     }
 
-    /// Evicts a connection, unless a request has begun on it meanwhile.
+    /// Evicts a connection, unless a request has begun on it in the meantime.
     fn evict_one(&self, entry: &Entry, since: u64) -> bool {
         let waits = WAITING + since;
         if entry.state.compare_exchange(waits, GONE, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             return false;
         }
-        // Counted out at once, as its worker may take a while to drop it.
+        // Uncounted at once, as its worker may take a while to drop it.
         self.count_out(entry);
         entry.census.count(Closed::Evicted);
         if let Some(task) = entry.task.get() {
@@ -271,10 +271,10 @@ impl Admission {
     }
 }
 
-// === What the log says ===
+// === Log lines ===
 
 impl Admission {
-    /// Logs that a limit of a listener is met, once a minute and reason.
+    /// Logs that a listener has reached a limit, once a minute and reason.
     fn log(&self, entrance: &Entrance, reason: Closed, Limit { key, most }: Limit) {
         let census = &entrance.listener.census;
         if !census.may_log(reason, self.began.elapsed().as_secs() / 60) {
@@ -284,7 +284,7 @@ impl Admission {
         tracing::warn!(listener, key, most, reason, so_far, "client connection limit reached");
     }
 
-    /// Notes that descriptors for clients are short, and logs when that begins.
+    /// Records that descriptors for clients are short, and logs when a shortage begins.
     fn feel_shortage(&self, cause: &dyn Display, is_starved: bool, now: Instant) {
         if is_starved {
             self.starved_until.store(self.millis(now) + STARVED, Ordering::Relaxed);
@@ -303,7 +303,7 @@ impl Admission {
 
     /// Logs the end of a shortage.
     pub fn tick(&self, now: Instant) {
-        // While another worker has it, there is nothing to wait for.
+        // If another worker holds the lock, there is no need to wait.
         let Ok(mut shortage) = self.shortage.try_lock() else { return };
         let Some(over) = shortage.take_if(|known| now.saturating_duration_since(known.last) >= RELIEF) else { return };
         drop(shortage);
@@ -331,7 +331,7 @@ pub fn warn_of_limits<'a>(listeners: impl Iterator<Item = &'a Arc<Listener>>, de
 // === Admitted ===
 
 impl Admitted {
-    /// Counts the connection as its client's; `false` if the client has too many.
+    /// Counts the connection for its client; `false` if the client has too many.
     pub fn is_client_admitted(&self, entrance: &Entrance, client: Option<IpAddr>, now: Instant) -> bool {
         let (census, limits) = (&entrance.listener.census, &entrance.listener.limits);
         let Some(net) = ClientNet::new(client) else { return true };
@@ -339,19 +339,19 @@ impl Admitted {
         let share = census.enter_client(net, most);
         self.entry.client.store(net.to_bits(), Ordering::SeqCst);
         if self.entry.state.load(Ordering::SeqCst) == GONE {
-            // It was evicted meanwhile, and its client may not have been counted out.
+            // The connection was evicted in the meantime, and its client may still be counted.
             self.entry.count_client_out();
         }
         if let Some(most) = limits.connections_per_client.filter(|most| share.held > *most) {
             let limit = Limit { key: "limits.connections-per-client", most };
             return self.refuse(entrance, Closed::ConnectionsPerClient, limit);
         }
-        // The last fifth is kept for clients that have less than their share.
+        // The last fifth is reserved for clients that have less than their share.
         let has_room = share.held <= share.fair || census.all() <= most - most / 5 || self.take_own(share.held, now);
         has_room || self.refuse(entrance, Closed::FairShare, Limit { key, most })
     }
 
-    /// Evicts other connections of the same client, which has so many; `false` if all of them are served.
+    /// Evicts other connections of a client that holds `held`; `false` if all of them have a request.
     fn take_own(&self, held: usize, now: Instant) -> bool {
         let client = self.entry.client.load(Ordering::Relaxed);
         let is_own = |entry: &Entry| {
@@ -386,17 +386,17 @@ impl Drop for Admitted {
 // === Presence ===
 
 impl Presence {
-    /// Names the task that ends when the connection is evicted.
+    /// Sets the task to abort when the connection is evicted.
     pub fn ends_with(&self, task: AbortHandle) {
         let _ = self.0.task.set(task);
     }
 
-    /// Notes that a request has begun.
+    /// Records that a request has begun.
     pub fn serve(&self) {
         self.note(SERVED);
     }
 
-    /// Notes that the connection waits for a request from now on.
+    /// Records that the connection waits for a request from now on.
     pub fn wait(&self, now: Instant) {
         self.note(WAITING + millis_of(self.0.began, now + GRACE));
     }
@@ -410,7 +410,7 @@ impl Presence {
 // === Entry, Crowd ===
 
 impl Entry {
-    /// The time from which on the connection can be evicted; `None` if it has a request, or is about to end.
+    /// Returns the time from which the connection can be evicted; `None` if it has a request, or is about to end.
     fn waits_since(&self) -> Option<u64> {
         self.state.load(Ordering::Relaxed).checked_sub(WAITING)
     }
@@ -424,7 +424,7 @@ impl Entry {
 }
 
 impl Crowd {
-    /// The order in which crowds lose connections: the largest first, then the one with the longest wait.
+    /// Returns the order of eviction: the client with the most connections first, then the longest wait.
     fn rank(&self, client: u64) -> Option<(usize, Reverse<u64>, u64)> {
         let (since, _) = self.waiting.last()?;
         Some((self.held, Reverse(*since), client))

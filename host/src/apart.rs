@@ -1,10 +1,10 @@
-//! Futures that are made and polled apart from the way that most exchanges take.
+//! Futures that are created and polled outside their caller's frame.
 
 use std::pin::Pin;
 
-/// Boxes a future that few exchanges need. A future that is made or polled in its caller's frame takes room there, 55 KiB
-/// for a connection that is being made, and each poll of any exchange steps over that to other lines of the processor's
-/// cache. Here it is made in a frame of its own, and polled through a pointer.
+/// Boxes a future that few exchanges need. A future that is created or polled in its caller's frame takes room there,
+/// 55 KiB for a connection that is being made. Each poll of any exchange then steps over that room to other lines of
+/// the processor's cache. The boxed future is created in a frame of its own, and polled through a pointer.
 #[inline(never)]
 pub fn apart<'a, F: Future + 'a>(make: impl FnOnce() -> F) -> Pin<Box<dyn Future<Output = F::Output> + 'a>> {
     Box::pin(make())
