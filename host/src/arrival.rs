@@ -1,5 +1,5 @@
-//! From an accepted socket to HTTP: counts the connection, hears from a load balancer whom it is for, speaks TLS, and
-//! finds out which version of HTTP the client speaks.
+//! From an accepted socket to HTTP: counts the connection, reads the PROXY header, makes the TLS handshake, and finds
+//! out which version of HTTP the client speaks.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -30,7 +30,7 @@ use crate::proxy_protocol::{self, Malformed, Parsed};
 use crate::tls::facts::{self, Facts};
 use crate::tls::server;
 
-/// What a client's connection shares with the others of its worker.
+/// The state that a client connection shares with the others of its worker.
 #[derive(Clone)]
 pub struct Seat {
     pub current: Rc<RefCell<Rc<Running>>>,
@@ -65,8 +65,8 @@ pub fn serve(
     }
 }
 
-/// Logs why a connection did not come to HTTP, unless its client has merely gone away, or the log has a line of the limit
-/// that was met.
+/// Logs why a connection did not reach HTTP, unless its client has merely disconnected, or the limit that was met is
+/// logged already.
 fn log(listener: &str, client: Option<IpAddr>, error: &io::Error) {
     let is_tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
     let is_proxy = error.get_ref().is_some_and(|cause| cause.is::<Malformed>());
@@ -85,7 +85,7 @@ fn log(listener: &str, client: Option<IpAddr>, error: &io::Error) {
 /// A connection on which HTTP begins.
 struct Arrived<T: Transport> {
     stream: Carrier<T>,
-    /// What was read already.
+    /// The bytes that were read already.
     ahead: Bytes,
     is_http2: bool,
     arrival: Arrival,
@@ -95,7 +95,7 @@ struct Arrived<T: Transport> {
 enum Carrier<T: Transport> {
     Clear(T),
     Tls(Box<TlsStream<T>>),
-    /// HTTP in clear at a listener with TLS.
+    /// Plain HTTP at a listener with TLS.
     Misplaced(T),
 }
 
@@ -110,12 +110,12 @@ async fn arrive<T: Transport>(
     let [limit] = clock.deadlines();
     let timeout = listener.limits.head_timeout;
     let late = |step| move |_| io::Error::new(io::ErrorKind::TimedOut, format!("{step} took too long"));
-    // Browsers connect ahead of need: a client that has said nothing has failed at nothing.
+    // Browsers connect in advance: a client that has sent nothing has not failed.
     let silent = |_| io::Error::from(io::ErrorKind::UnexpectedEof);
     if listener.proxies.has(client(ends)) {
         ends = limit.limit(timeout, told(&mut stream)).await.map_err(late("PROXY protocol"))??.or(ends);
     }
-    // A trusted proxy has the connections of many clients, whose requests are counted one by one.
+    // A trusted proxy has the connections of many clients, whose requests are counted individually.
     let is_trusted = listener.client.trusted.has(client(ends));
     let counted = client(ends).filter(|_| !is_trusted);
     if !admitted.is_client_admitted(&entrance, counted, clock.now()) {
@@ -199,27 +199,27 @@ fn client(ends: Option<(SocketAddr, SocketAddr)>) -> Option<IpAddr> {
     ends.map(|(client, _)| client.ip().to_canonical())
 }
 
-/// Reads what a load balancer says of its client; none if it speaks for itself.
+/// Reads the PROXY header of a load balancer; `None` if it names no client.
 async fn told(stream: &mut impl Transport) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
     let malformed = |error: Malformed| io::Error::new(io::ErrorKind::InvalidData, error);
     let mut header = Vec::new();
     loop {
         match proxy_protocol::parse(&header).map_err(malformed)? {
             Parsed::Done(addresses) => return Ok(addresses.map(|told| (told.client, told.destination))),
-            // No byte more than belongs to it: what follows is TLS or HTTP. It is short, and comes once.
+            // Reads no byte beyond the header: TLS or HTTP follows. The header is short, and read once.
             Parsed::Incomplete => header.push(stream.read_u8().await?),
         }
     }
 }
 
-/// Whether the first byte is that of a method rather than of TLS, whose records begin with a number below 32. Nothing is
-/// read.
+/// Whether the first byte is that of an HTTP method instead of a TLS record, which begins with a number below 32. The
+/// byte stays unread.
 async fn speaks_http(stream: &impl Transport) -> io::Result<bool> {
     let first = poll_fn(|cx| stream.poll_peek(cx)).await?;
     Ok(first.ok_or(io::ErrorKind::UnexpectedEof)?.is_ascii_uppercase())
 }
 
-/// Reads the first bytes, until they tell the versions apart.
+/// Reads the first bytes, until they distinguish the HTTP versions.
 async fn sense(stream: &mut impl Transport) -> io::Result<(Bytes, bool)> {
     let mut first = Vec::with_capacity(1 << 10);
     loop {
