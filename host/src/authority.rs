@@ -1,10 +1,10 @@
 //! The normal form of an authority: a host has one meaning, however it is spelled (RFC 3986 §3.2.2, §6.2.2, §6.2.3).
-//! [`crate::target`] brings `Host` into it, so that routes, caches, plugins and endpoints know one spelling.
+//! [`crate::target`] normalises `Host`, so that routes, caches, plugins and endpoints see one spelling.
 //!
-//! - Letters are in lower case, escapes of unreserved characters are decoded, other escapes are refused.
-//! - The dot that ends a fully qualified name is left out (RFC 3986 §3.2.2); empty labels are refused.
-//! - A port has no leading zeros; an empty port and that of the scheme are left out (RFC 9110 §4.2.3).
-//! - An IPv6 address is written as RFC 5952 says; a literal that is no address is refused.
+//! - Letters are in lower case, escapes of unreserved characters are decoded, other escapes are rejected.
+//! - The dot that ends a fully qualified name is removed (RFC 3986 §3.2.2); empty labels are rejected.
+//! - A port has no leading zeros; an empty port and that of the scheme are removed (RFC 9110 §4.2.3).
+//! - An IPv6 address is written as in RFC 5952; a literal that is no address is rejected.
 //! - A name whose last label is a number is an IPv4 address in one of the forms that `inet_aton` and browsers read
 //!   (`127.1`, `0x7f.1`, `2130706433`), and is written with four decimal numbers (RFC 3986 §7.4).
 
@@ -13,12 +13,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::framing::is_authority;
 
-/// Why an authority has no normal form.
+/// The reason why an authority has no normal form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// The text is no host with an optional port.
     Form,
-    /// The host has an escape that is malformed, or stands for a reserved character.
+    /// The host has an escape that is malformed, or that encodes a reserved character.
     Escape,
     /// The port is more than 65535.
     Port,
@@ -29,7 +29,7 @@ pub enum Refused {
 }
 
 impl Refused {
-    /// The reason, for the log.
+    /// Returns the reason as a text for the log.
     pub fn reason(self) -> &'static str {
         match self {
             Refused::Form => "Host is no authority",
@@ -41,7 +41,7 @@ impl Refused {
     }
 }
 
-/// Brings an authority into its normal form, which leaves out the port of the scheme if that is known.
+/// Returns the normal form of an authority, without the port of the scheme if that is known.
 pub fn normal(authority: &[u8], scheme_port: Option<u16>) -> Result<Cow<'_, [u8]>, Refused> {
     if !is_authority(authority) {
         return Err(Refused::Form);
@@ -56,7 +56,7 @@ pub fn normal(authority: &[u8], scheme_port: Option<u16>) -> Result<Cow<'_, [u8]
     }
 }
 
-/// Brings a host without port into its normal form.
+/// Returns the normal form of a host without port.
 pub fn host(host: &[u8]) -> Result<Cow<'_, [u8]>, Refused> {
     if let Some(literal) = host.strip_prefix(b"[") {
         let literal = literal.strip_suffix(b"]").and_then(|literal| std::str::from_utf8(literal).ok());
@@ -79,7 +79,7 @@ pub fn host(host: &[u8]) -> Result<Cow<'_, [u8]>, Refused> {
     Ok(if name == host { Cow::Borrowed(host) } else { Cow::Owned(name) })
 }
 
-/// The host, and the digits of the port behind the colon, of an authority that is one.
+/// Splits a valid authority into the host, and the digits of the port behind the colon.
 fn split(authority: &[u8]) -> (&[u8], &[u8]) {
     let end = match authority.first() {
         Some(b'[') => authority.iter().position(|byte| *byte == b']').map(|at| at + 1),
@@ -97,7 +97,7 @@ fn port(digits: &[u8]) -> Result<Option<u16>, Refused> {
     }
 }
 
-/// Whether a name is in its normal form beyond doubt, as nearly all are.
+/// Whether a name certainly is in its normal form, as nearly all are.
 fn is_normal_name(name: &[u8]) -> bool {
     let mut before = b'.';
     for byte in name {
@@ -110,7 +110,7 @@ fn is_normal_name(name: &[u8]) -> bool {
     last.first().is_some_and(|first| !first.is_ascii_digit())
 }
 
-/// The bytes in lower case, with escapes of unreserved characters decoded.
+/// Returns the bytes in lower case, with escapes of unreserved characters decoded.
 fn decoded(name: &[u8]) -> Result<Vec<u8>, Refused> {
     let (mut decoded, mut rest) = (Vec::with_capacity(name.len()), name);
     while let Some((first, after)) = rest.split_first() {
@@ -129,7 +129,7 @@ fn decoded(name: &[u8]) -> Result<Vec<u8>, Refused> {
     Ok(decoded)
 }
 
-/// An IPv6 address, or one of a later version (RFC 3986 §3.2.2), with its brackets.
+/// Returns the normal form of an IPv6 address, or of one of a later version (RFC 3986 §3.2.2), with its brackets.
 fn normal_literal(literal: &str) -> Option<String> {
     if let Ok(address) = literal.parse::<Ipv6Addr>() {
         return Some(format!("[{address}]"));
@@ -141,7 +141,7 @@ fn normal_literal(literal: &str) -> Option<String> {
     is_literal.then(|| format!("[{}]", literal.to_ascii_lowercase()))
 }
 
-/// The address that a name stands for: up to four numbers, of which the last fills what the others leave.
+/// Parses a name as an IPv4 address: up to four numbers, of which the last fills the remaining bytes.
 fn ipv4(name: &[u8]) -> Option<Ipv4Addr> {
     let parts: Vec<&str> = std::str::from_utf8(name).ok()?.split('.').collect();
     let (last, others) = parts.split_last()?;
@@ -158,7 +158,7 @@ fn ipv4(name: &[u8]) -> Option<Ipv4Addr> {
     (last < 1 << bits).then(|| Ipv4Addr::from((high | last) as u32))
 }
 
-/// A number in decimal, in octal behind `0`, or in hexadecimal behind `0x`.
+/// Parses a number in decimal, in octal behind `0`, or in hexadecimal behind `0x`.
 fn number(text: &str) -> Option<u32> {
     if !text.starts_with(|first: char| first.is_ascii_digit()) {
         return None;
@@ -169,7 +169,7 @@ fn number(text: &str) -> Option<u32> {
         None if text.len() > 1 && text.starts_with('0') => (&text[1..], 8),
         None => (text, 10),
     };
-    // A sign is no digit.
+    // `from_str_radix` would accept a sign.
     digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u32::from_str_radix(digits, radix).ok())?
 }
 
@@ -212,7 +212,7 @@ mod tests {
             ("0177.0.0.01", "127.0.0.1"),
             ("127.0.0x0001", "127.0.0.1"),
             ("255.255.255.255", "255.255.255.255"),
-            // No addresses, and so names.
+            // These are no addresses, and so names.
             ("256.0.0.1", "256.0.0.1"),
             ("1.2.3.4.5", "1.2.3.4.5"),
             ("4294967296", "4294967296"),

@@ -1,11 +1,10 @@
-//! The client of a request, by what the proxies between it and this one say: the one answer that the access log, limits,
-//! hashing, plugins and templates get. Fields about a request's way that no trusted proxy vouches for are removed here,
-//! before anything reads them.
+//! The client of a request, as the proxies before this one name it, for the access log, limits, hashing, plugins and
+//! templates. Fields about a request's way that no trusted proxy vouches for are removed before anything reads them.
 //!
 //! A chain (`X-Forwarded-For`, `Forwarded`) is read from its right end, which the nearest proxy wrote: over trusted
-//! addresses, to the first that isn't. That one is the client, and what stands left of it is its own word. A hop that
-//! names no address (`unknown`, an obfuscated identifier, anything malformed) ends the search, since what stands left of
-//! it can't be told from a forgery: the client is then the last hop that is known.
+//! addresses, to the first untrusted one. That address is the client; elements left of it are the client's own claims.
+//! A hop that names no address (`unknown`, an obfuscated identifier, anything malformed) ends the search, since
+//! elements left of it can't be distinguished from forgeries: the client is then the last known hop.
 
 mod chain;
 #[cfg(test)]
@@ -20,7 +19,7 @@ use self::chain::Grammar;
 use crate::field_alias::{are_alike, is_ambiguous, is_plain};
 use crate::trust::Peers;
 
-/// Whose word about the client a listener takes, and what it does with words that have more than one meaning.
+/// The rules of a listener: which peers may name a client, and how ambiguous fields are treated.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     pub trusted: Peers,
@@ -39,42 +38,42 @@ pub enum Source {
     Field(HeaderName),
 }
 
-/// The treatment of fields whose names origins take for those of others.
+/// The treatment of fields whose names origins may confuse with others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Aliases {
     #[default]
     Remove,
-    /// The request is refused.
+    /// The request is rejected.
     Reject,
     Pass,
 }
 
-/// A client that is not the peer, as trusted proxies name it.
+/// A client other than the peer, as trusted proxies name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// With port 0 if no port is known.
+    /// The client's address; the port is 0 if unknown.
     pub socket: SocketAddr,
     /// The address without port.
     pub address: HeaderValue,
-    /// The port, in decimal.
+    /// The port, in decimal; `None` if unknown.
     pub port: Option<HeaderValue>,
 }
 
-/// The facts about a request's way, after fields that aren't believed are removed.
+/// The facts about a request's way, after untrusted fields are removed.
 #[derive(Debug, Default)]
 pub struct Settled {
-    /// `None` if the client is the peer.
+    /// The client; `None` if the client is the peer.
     pub client: Option<Box<Client>>,
-    /// Whether there are fields left that an origin may take for others.
+    /// Whether there are fields left that an origin may confuse with others.
     pub has_aliases: bool,
-    /// Whether the request is refused for such a field.
+    /// Whether the request is rejected because of such a field.
     pub is_rejected: bool,
 }
 
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Finds the client, and removes the fields about the request's way that no trusted proxy vouches for. `peer` is the address
-/// that connected, `None` at a unix socket.
+/// Finds the client, and removes the fields about the request's way that no trusted proxy vouches for. `peer` is the
+/// address that connected, `None` at a unix socket.
 pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, rules: &Rules) -> Settled {
     let mut settled = Settled::default();
     let mut unwanted = SmallVec::<[HeaderName; 4]>::new();
@@ -85,7 +84,7 @@ pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, ru
             match rules.aliases {
                 Aliases::Remove => unwanted.push(name.clone()),
                 Aliases::Reject => settled.is_rejected = true,
-                // No proxy that is worth trust writes these names so.
+                // No trustworthy proxy spells these names like this.
                 Aliases::Pass if tells_way(text) || rules.source.is_alike(text) => unwanted.push(name.clone()),
                 Aliases::Pass => settled.has_aliases |= !is_plain(text),
             }
@@ -100,8 +99,8 @@ pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, ru
     settled
 }
 
-/// The client that trusted proxies name, `None` if it is the peer. Removes from the fields of those names what contradicts
-/// that, and the words of those who aren't trusted.
+/// Returns the client that trusted proxies name; `None` if the client is the peer. Removes contradicting and untrusted
+/// values from the fields of those names.
 fn named(fields: &mut HeaderMap, said: &[HeaderName], peer: Option<IpAddr>, rules: &Rules) -> Option<Box<Client>> {
     let source = rules.source.name();
     let found = rules.source.grammar().search(fields, &source, peer, &rules.trusted);
@@ -122,7 +121,7 @@ fn named(fields: &mut HeaderMap, said: &[HeaderName], peer: Option<IpAddr>, rule
     (Some(address) != peer || port.is_some()).then(|| Box::new(Client::new(address, port)))
 }
 
-/// How a field names a client; `None` if it tells something else of the way.
+/// Returns how a field names a client; `None` if the field has other facts of the way.
 fn grammar(name: &HeaderName) -> Option<Grammar> {
     match name.as_str() {
         "forwarded" => Some(Grammar::Forwarded),
@@ -136,7 +135,7 @@ impl Client {
         let field = |text: String| HeaderValue::try_from(text).ok();
         Client {
             socket: SocketAddr::new(address, port.unwrap_or(0)),
-            // The text of an address is always fit for a field.
+            // The text of an address is always a valid field value.
             address: field(address.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
             port: port.and_then(|port| field(port.to_string())),
         }
@@ -156,15 +155,15 @@ impl Source {
         if *self == Source::Forwarded { Grammar::Forwarded } else { Grammar::List }
     }
 
-    /// Whether a name is that of a field of the manifest's own, or an origin may take it for that.
+    /// Whether an origin may read a name as the manifest's own field, or the name is that field's.
     fn is_alike(&self, name: &str) -> bool {
         matches!(self, Source::Field(own) if are_alike(own.as_str(), name))
     }
 }
 
-/// Whether a field tells of a request's way, given its name in lower case or an alias of that: a field in which proxies and
-/// CDNs name the client, or say how it reached them, what of TLS and certificates it showed (RFC 9440), or what it asked
-/// them for.
+/// Whether a field describes a request's way, given its name in lower case or an alias of that. Proxies and CDNs use
+/// such fields to name the client, and to say how it reached them, which TLS and certificates it used (RFC 9440), or
+/// what it requested.
 pub fn tells_way(name: &str) -> bool {
     if is_plain(name) {
         return tells(name);
@@ -173,7 +172,8 @@ pub fn tells_way(name: &str) -> bool {
     tells(&name.chars().map(plain).collect::<String>())
 }
 
-/// A choice by the first letter, since each name of each request is asked about.
+/// Whether a name describes a request's way. The first letter decides first, since each name of each request is
+/// checked.
 fn tells(name: &str) -> bool {
     let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| name.starts_with(beginning));
     match name.as_bytes().first() {
@@ -227,7 +227,7 @@ fn names_client(name: &str) -> bool {
     )
 }
 
-/// Whether a field says otherwise how the client reached a proxy, or what it asked for there.
+/// Whether a field otherwise describes how the client reached a proxy, or what it requested there.
 fn tells_more(name: &str) -> bool {
     matches!(
         name,

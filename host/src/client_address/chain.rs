@@ -1,4 +1,4 @@
-//! The chains of proxies in fields, read from the right.
+//! Chains of proxies in fields, parsed from the right.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -7,12 +7,12 @@ use smallvec::SmallVec;
 
 use crate::trust::{Peers, UNIX};
 
-/// How a chain is written.
+/// The syntax of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Grammar {
     /// Addresses between commas, as in `X-Forwarded-For`.
     List,
-    /// RFC 7239 §4.
+    /// Elements with parameters, as in RFC 7239 §4.
     Forwarded,
 }
 
@@ -23,23 +23,22 @@ pub(super) enum Node {
     Address(IpAddr, Option<u16>),
     /// A unix socket, as nginx writes it.
     Unix,
-    /// No address: `unknown`, an obfuscated identifier, or something malformed.
+    /// No address: `unknown`, an obfuscated identifier, or a malformed element.
     Hidden,
 }
 
-/// The outcome of a search.
+/// The result of a search.
 #[derive(Debug)]
 pub(super) struct Found {
     pub client: Node,
-    /// The elements from the right end to that of the client, or to the one that ended the search, in the order of the
-    /// chain.
+    /// The elements from the right end to the client's, or to the one that ended the search, in the order of the chain.
     believed: SmallVec<[Vec<u8>; 4]>,
-    /// Whether the chain has more than these.
+    /// Whether the chain has more elements than `believed`.
     has_more: bool,
 }
 
 impl Node {
-    /// The address, if there is one.
+    /// Returns the address; `None` if there is none.
     pub fn ip(self) -> Option<IpAddr> {
         match self {
             Node::Address(address, _) => Some(address),
@@ -49,7 +48,7 @@ impl Node {
 }
 
 impl Grammar {
-    /// Searches the chain in a field for the client, from the peer on, which is trusted.
+    /// Searches the chain in a field for the client, beginning at the trusted peer.
     pub fn search(self, fields: &HeaderMap, name: &HeaderName, peer: Option<IpAddr>, trusted: &Peers) -> Found {
         let client = peer.map_or(Node::Unix, |address| Node::Address(address, None));
         let mut found = Found { client, believed: SmallVec::new(), has_more: false };
@@ -91,7 +90,7 @@ impl Found {
         self.believed.is_empty()
     }
 
-    /// Leaves in the field what is believed of it.
+    /// Keeps only the believed elements in the field.
     pub fn keep(&self, fields: &mut HeaderMap, name: &HeaderName) {
         if !self.has_more {
             return;
@@ -103,12 +102,12 @@ impl Found {
     }
 }
 
-/// The elements of a line from right to left, without those that are empty (RFC 9110 §5.6.1.2).
+/// The elements of a line from right to left, without empty ones (RFC 9110 §5.6.1.2).
 ///
-/// Quotes are told from the right too: what a trusted proxy has appended is understood whatever stands left of it, such as
-/// a quote that nothing closes.
+/// Quotes are matched from the right too: an element that a trusted proxy has appended is parsed correctly even if a
+/// quote left of it is never closed.
 struct FromRight<'a> {
-    /// `None` if nothing is left.
+    /// The unread part of the line; `None` if nothing is left.
     left: Option<&'a [u8]>,
     grammar: Grammar,
 }
@@ -132,7 +131,7 @@ impl<'a> Iterator for FromRight<'a> {
     }
 }
 
-/// The place of the last comma outside of quotes.
+/// Returns the index of the last comma outside of quotes.
 fn last_comma(text: &[u8]) -> Option<usize> {
     let mut at = text.len();
     let mut is_quoted = false;
@@ -142,7 +141,7 @@ fn last_comma(text: &[u8]) -> Option<usize> {
             b',' if !is_quoted => return Some(place),
             b'"' => {
                 let backslashes = text[..place].iter().rev().take_while(|byte| **byte == b'\\').count();
-                // Within a string, a quote behind a backslash belongs to it (RFC 9110 §5.6.4).
+                // Within a quoted string, a quote behind a backslash belongs to the string (RFC 9110 §5.6.4).
                 is_quoted = !is_quoted || !backslashes.is_multiple_of(2);
             }
             _ => {}
@@ -151,7 +150,7 @@ fn last_comma(text: &[u8]) -> Option<usize> {
     None
 }
 
-/// An address that stands alone, in brackets, or with a port.
+/// Parses an address that is bare, in brackets, or followed by a port.
 fn list_node(element: &[u8]) -> Node {
     let Ok(text) = std::str::from_utf8(element) else { return Node::Hidden };
     if text == UNIX {
@@ -163,7 +162,7 @@ fn list_node(element: &[u8]) -> Node {
     }
 }
 
-/// An address as RFC 7239 §6 has it: IPv6 in brackets, either with a port or without.
+/// Parses an address as in RFC 7239 §6: IPv6 in brackets, either with a port or without.
 fn with_port(text: &str) -> Node {
     let (address, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -192,11 +191,11 @@ fn port_of(text: &str) -> Option<Option<u16>> {
     is_number.then(|| port.parse().ok().map(Some))?
 }
 
-/// The node of `for` in an element of `Forwarded`.
+/// Returns the node of `for` in an element of `Forwarded`.
 fn forwarded_node(element: &[u8]) -> Node {
     let Some(pairs) = std::str::from_utf8(element).ok().and_then(pairs) else { return Node::Hidden };
     let mut nodes = pairs.iter().filter(|(name, _)| name.eq_ignore_ascii_case("for"));
-    // A name stands there once (RFC 7239 §4).
+    // An element has each name only once (RFC 7239 §4).
     match (nodes.next(), nodes.next()) {
         (Some((_, node)), None) if node.as_str() == UNIX => Node::Unix,
         (Some((_, node)), None) => with_port(node),
@@ -204,7 +203,7 @@ fn forwarded_node(element: &[u8]) -> Node {
     }
 }
 
-/// The pairs of an element, with their quotes undone; `None` if they are malformed.
+/// Parses the pairs of an element and unquotes their values; `None` if they are malformed.
 fn pairs(element: &str) -> Option<SmallVec<[(&str, String); 4]>> {
     let (mut pairs, mut rest) = (SmallVec::new(), element);
     loop {
@@ -225,8 +224,8 @@ fn pairs(element: &str) -> Option<SmallVec<[(&str, String); 4]>> {
     }
 }
 
-/// The value at the beginning of a text, and what follows. Brackets and colons without quotes are taken too: some
-/// proxies write addresses so.
+/// Parses the value at the beginning of a text, and returns it with the rest. Brackets and colons without quotes are
+/// accepted too: some proxies write addresses like this.
 fn value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let is_part =
@@ -245,7 +244,7 @@ fn value(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// RFC 9110 §5.6.2.
+/// Whether a byte may be part of a token (RFC 9110 §5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -15,7 +15,7 @@ fn fields(lines: &[(&str, &str)]) -> HeaderMap {
     fields
 }
 
-/// The client that lines of a field name behind the trusted peer 10.0.0.1, and what is left of them.
+/// Returns the client that lines of a field name behind the trusted peer 10.0.0.1, and the remaining lines.
 fn search(source: &Source, lines: &[&str]) -> (String, String) {
     let name = source.name();
     let lines: Vec<(&str, &str)> = lines.iter().map(|line| (name.as_str(), *line)).collect();
@@ -84,7 +84,7 @@ fn rfc_7239_is_understood_exactly() {
         (&["for=\"2\\03.0.113.9\""], "203.0.113.9", "for=\"2\\03.0.113.9\""),
         (&["by=\"a\\\", for=6.6.6.6\";for=203.0.113.9"], "203.0.113.9", "by=\"a\\\", for=6.6.6.6\";for=203.0.113.9"),
         (&["for=6.6.6.6, by=\"a\\\\\", for=203.0.113.9"], "203.0.113.9", "for=203.0.113.9"),
-        // No address: the search ends.
+        // An element without address ends the search.
         (&["for=6.6.6.6, for=unknown"], "10.0.0.1", "for=unknown"),
         (&["for=6.6.6.6, for=_obfuscated, for=10.0.0.7"], "10.0.0.7", "for=_obfuscated, for=10.0.0.7"),
         (&["for=6.6.6.6, proto=https"], "10.0.0.1", "proto=https"),
@@ -99,7 +99,7 @@ fn rfc_7239_is_understood_exactly() {
         (&["for=6.6.6.6, for=\"203.0.113.9:123456\""], "10.0.0.1", "for=\"203.0.113.9:123456\""),
         (&["for=6.6.6.6, for=\"203.0.113.9:_\""], "10.0.0.1", "for=\"203.0.113.9:_\""),
         (&["for=6.6.6.6, 203.0.113.9"], "10.0.0.1", "203.0.113.9"),
-        // A quote that nothing closes hides nothing of what stands behind it.
+        // An unclosed quote hides no element right of it.
         (&["for=6.6.6.6;x=\", for=203.0.113.9"], "203.0.113.9", "for=203.0.113.9"),
         (&["for=6.6.6.6;x=\", for=\"[2001:db8::9]:1\""], "[2001:db8::9]:1", "for=\"[2001:db8::9]:1\""),
         (&["for=6.6.6.6;x=\"\\, for=203.0.113.9;host=\"a:80\""], "203.0.113.9", "for=203.0.113.9;host=\"a:80\""),
@@ -217,7 +217,7 @@ fn nothing_that_a_client_says_hides_what_a_trusted_proxy_has_appended() {
         let (source, appended) = &appended[round % appended.len()];
         let (client, _) = search(source, &[&format!("{said}, {appended}")]);
         assert!(client.contains("2001:db8::9") || client.starts_with("203.0.113.9"), "{said}: {client}");
-        // Alone, it may name anything, and has no end that isn't found.
+        // A field of its own may name any client, and its end is always found.
         search(source, &[&said]);
     }
 }
