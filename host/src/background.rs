@@ -1,4 +1,4 @@
-//! Work on a thread of its own, for a thread that must not be held up.
+//! Work on a thread of its own, for a thread that must not be blocked.
 
 use std::io;
 
@@ -6,8 +6,8 @@ use tokio::sync::oneshot;
 
 use crate::supervise::{Task, guard};
 
-/// Runs work on a new thread, and returns its result. A panic is an error. If the future is dropped, the work runs to its
-/// end, and its result is dropped.
+/// Runs work on a new thread, and returns its result. A panic is an error. If the future is dropped, the work still
+/// runs to its end, and its result is dropped.
 pub async fn run<T: Send + 'static>(task: Task, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let (done, result) = oneshot::channel();
     let thread = std::thread::Builder::new().name(task.name().into());

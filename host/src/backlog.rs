@@ -1,8 +1,6 @@
-//! The bytes that the streams of a client's connection hold until they are taken, and the bound on them. `connection` makes
-//! a [`Backlog`] for each direction of a connection with HTTP/2, and a [`StreamBacklog`] for each content that passes.
-//!
-//! A stream may always hold one short piece, so that no stream waits for another. Longer pieces are granted from what the
-//! connection has left.
+//! The bytes that the streams of a client connection buffer, and the bound on them. `connection` makes a [`Backlog`]
+//! per direction of an HTTP/2 connection, and a [`StreamBacklog`] per body. A stream may always hold one short piece,
+//! so that no stream waits for another. Longer pieces are granted from the connection's remaining bytes.
 
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,22 +9,22 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
 
-/// The bound of a connection.
+/// The bound of a connection's buffered bytes.
 pub struct Backlog {
-    /// Bytes that are granted to no stream.
+    /// The bytes that are granted to no stream.
     left: Number,
-    /// Bytes that streams may be granted beyond [`SHORT`].
+    /// The bytes that streams may be granted beyond [`SHORT`].
     growth: Number,
 }
 
-/// The bytes that one stream holds.
+/// The bytes that one stream buffers.
 pub struct StreamBacklog {
     connection: Arc<Backlog>,
     /// The bytes that the stream may hold: a long piece, or short ones up to a quarter of that and a long one.
     piece: Number,
-    /// The bytes of `piece` that were granted by the connection.
+    /// The bytes of `piece` that the connection has granted.
     granted: Number,
-    /// Bytes that were granted for copies.
+    /// The bytes that were granted for copies.
     copies: Number,
     held: Number,
     taken: Number,
@@ -34,21 +32,21 @@ pub struct StreamBacklog {
     waiting: Mutex<Option<Waker>>,
 }
 
-/// A piece of content. What a stream holds counts as held until the piece is dropped.
+/// A piece of a body. Its bytes count as held by the stream until the piece is dropped.
 pub struct Piece {
     content: Bytes,
     length: usize,
-    /// `None` if nothing bounds the content but its sender's own buffer.
+    /// The stream that holds the piece; `None` if only the sender's own buffer bounds the body.
     stream: Option<Arc<StreamBacklog>>,
 }
 
-/// A number that one worker changes. Atomic only since hyper wants what it sends to an endpoint to be [`Send`].
+/// A number that one worker changes. Atomic only because hyper requires request bodies to be [`Send`].
 struct Number(AtomicUsize);
 
-/// The piece that a stream is always granted, in bytes: the least that hyper reads a response into.
+/// The length of the piece that a stream is always granted, in bytes: hyper's minimum for reading a response.
 pub const SHORT: usize = 8 << 10;
 
-/// The longest piece, in bytes: an endpoint's connection reads no longer ones.
+/// The maximum length of a piece, in bytes: an endpoint's connection reads no longer ones.
 const LONG: usize = 128 << 10;
 
 impl Number {
@@ -66,20 +64,20 @@ impl Number {
 }
 
 impl Backlog {
-    /// Returns a backlog of at most so many bytes, or [`SHORT`] for each stream if that is more.
+    /// Returns a backlog of at most `most` bytes, or of [`SHORT`] for each stream if that is more.
     pub fn new(most: usize) -> Arc<Self> {
-        // Half is kept for streams that begin later.
+        // Half is reserved for streams that begin later.
         Arc::new(Backlog { left: Number::new(most), growth: Number::new(most / 2) })
     }
 
-    /// Grants up to so many bytes.
+    /// Grants up to `bytes`; returns how many.
     fn grant(&self, bytes: usize) -> usize {
         let granted = bytes.min(self.left.get());
         self.left.set(self.left.get() - granted);
         granted
     }
 
-    /// Grants all of so many bytes, or none of them.
+    /// Grants all of `bytes`, or nothing; `false` if nothing.
     fn grow(&self, bytes: usize) -> bool {
         if bytes > self.left.get().min(self.growth.get()) {
             return false;
@@ -106,7 +104,7 @@ impl StreamBacklog {
 
     /// Waits until the stream may hold one more piece.
     pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
-        // Short pieces are put together; a long one waits until the one before has left.
+        // Short pieces are collected; a long piece waits until the one before was taken.
         if self.held.get() <= self.piece.get() / 4 {
             return Poll::Ready(());
         }
@@ -114,7 +112,7 @@ impl StreamBacklog {
         Poll::Pending
     }
 
-    /// Counts content as held.
+    /// Counts a piece as held.
     pub fn hold(self: &Arc<Self>, content: Bytes) -> Piece {
         let (length, piece) = (content.len(), self.piece.get());
         self.held.set(self.held.get() + length);
@@ -125,7 +123,7 @@ impl StreamBacklog {
         Piece { content, length, stream: Some(self.clone()) }
     }
 
-    /// Grants so many bytes more, for content that is kept to be sent again.
+    /// Grants bytes for a copy of a body that is kept for a retry; `false` if there are too few left.
     pub fn grant_copy(&self, bytes: usize) -> bool {
         let is_granted = self.connection.grow(bytes);
         if is_granted {
@@ -134,12 +132,13 @@ impl StreamBacklog {
         is_granted
     }
 
-    /// The most bytes to read at once for this stream. One less than hyper takes for a full buffer, which it would double.
+    /// Returns the maximum number of bytes to read at once for this stream: one less than a full buffer to hyper, which
+    /// would double it.
     pub fn read_limit(&self) -> usize {
         self.piece.get() / 4 * 3 - 1
     }
 
-    /// Whether anything waits to be taken.
+    /// Whether no bytes wait to be taken.
     pub fn is_empty(&self) -> bool {
         self.held.get() == 0
     }
@@ -148,7 +147,7 @@ impl StreamBacklog {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that were taken so far.
+    /// Returns the number of bytes that were taken so far.
     pub fn taken(&self) -> u64 {
         self.taken.get() as u64
     }
@@ -165,7 +164,7 @@ impl Drop for StreamBacklog {
 // === Piece ===
 
 impl Piece {
-    /// Returns the content that is left.
+    /// Returns the bytes of the piece that are left.
     pub fn content(&self) -> &Bytes {
         &self.content
     }
@@ -217,7 +216,7 @@ mod tests {
         stream.poll_room(&Context::from_waker(Waker::noop())).is_ready()
     }
 
-    /// A stream that holds as much as it may, of an endpoint that sends without end.
+    /// Fills a stream up to its bound, as an endpoint does that sends without end.
     fn fill(stream: &Arc<StreamBacklog>) -> Vec<Piece> {
         let mut held = Vec::new();
         while may_hold(stream) {

@@ -1,4 +1,4 @@
-//! The reasons for which the system refuses to bind an address, each with a remedy.
+//! The reasons why the system refuses to bind an address, each with a remedy.
 
 use std::fmt;
 use std::io;
@@ -6,22 +6,22 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-/// An address that can't be bound.
+/// An address that can't be bound, with the reason.
 #[derive(Debug, thiserror::Error)]
 pub struct BindError {
-    /// Without the address, which the caller names.
+    /// The reason, without the address, which the caller names.
     reason: String,
     source: io::Error,
 }
 
-/// The bytes of a path that fit into the address of a unix socket, without the byte that ends it.
+/// The maximum length of a path in the address of a unix socket, in bytes, without the byte that ends it.
 #[cfg(target_os = "linux")]
 pub const LONGEST_PATH: usize = 107;
 #[cfg(not(target_os = "linux"))]
 pub const LONGEST_PATH: usize = 103;
 
 impl BindError {
-    /// Explains why an address of TCP can't be bound.
+    /// Explains why a TCP address can't be bound.
     pub fn tcp(address: SocketAddr, source: io::Error) -> Self {
         let port = address.port();
         let reason = match source.raw_os_error() {
@@ -90,7 +90,7 @@ impl fmt::Display for BindError {
     }
 }
 
-/// Reasons that have nothing to do with the address.
+/// Returns a reason that is independent of the address.
 fn of_any(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EMFILE) => {
@@ -102,7 +102,7 @@ fn of_any(error: &io::Error) -> String {
     }
 }
 
-/// Returns the reason for a path that something occupies already.
+/// Returns the reason for a path that exists already.
 fn in_the_way(path: &Path) -> String {
     let found = std::fs::symlink_metadata(path).map(|found| found.file_type());
     match found {
@@ -116,7 +116,7 @@ fn in_the_way(path: &Path) -> String {
     }
 }
 
-/// The uppermost folder on the way to this one that is missing.
+/// Returns the uppermost missing folder on the way to this one; `None` if none is missing.
 fn first_missing(folder: &Path) -> Option<PathBuf> {
     let missing = folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
     missing.last().map(Path::to_path_buf)
@@ -126,7 +126,7 @@ fn is_socket(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
-/// The first port that no privilege is needed for, unless `net.ipv4.ip_unprivileged_port_start` is another.
+/// The first port that needs no privilege, unless `net.ipv4.ip_unprivileged_port_start` is different.
 const FIRST_FREE_PORT: u16 = 1024;
 
 #[cfg(test)]

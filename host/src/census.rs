@@ -1,4 +1,4 @@
-//! The count of client connections at a listener: all of them, those of each client, and those that were not served.
+//! The count of client connections at a listener: all of them, those of each client, and those that were closed early.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::failure_log::{self, Topic};
 
-/// The connections at a listener, over all workers; outlives generations.
+/// The connections at a listener, over all workers; kept over generations.
 #[derive(Debug, Default)]
 pub struct Census {
     all: AtomicUsize,
-    /// Clients that have a connection.
+    /// The number of clients that have a connection.
     clients: AtomicUsize,
-    // Locked when a connection begins and ends. For a request only if it comes by a trusted proxy and the number of
-    // connections per client is limited: each shard is another client's nearly always, and held for some instructions.
+    // Locked when a connection begins and ends. For a request only if it comes from a trusted proxy and the number of
+    // connections per client is limited. Shards are hardly contended: clients are spread over them, and each is held
+    // for some instructions.
     shards: [Mutex<HashMap<ClientNet, usize>>; SHARDS],
     closed: [AtomicU64; Closed::ALL.len()],
     /// The connections and streams that were cut off, in the order of [`SendLimit::ALL`].
@@ -27,61 +28,63 @@ pub struct Census {
     pub client_search: Search,
 }
 
-/// A pause in searching, after a search that has found nothing: each looks at all connections.
+/// A search for connections to evict, with a pause after a search without result: each scans all connections.
 #[derive(Debug, Default)]
 pub struct Search(AtomicU64);
 
-/// An IPv4 address, or the /64 network of an IPv6 address: a client has as many addresses of that as it likes.
+/// The network of a client: an IPv4 address, or the /64 network of an IPv6 address, in which a client can choose any
+/// address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientNet(u64);
 
-/// The connections of one client, and how many it may have while they are scarce.
+/// The number of connections of one client, and its fair share while connections are scarce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     pub held: usize,
     pub fair: usize,
 }
 
-/// A request that came by a trusted proxy, counted as a connection of its client until dropped.
+/// A request from a trusted proxy, counted as a connection of its client until dropped.
 #[derive(Debug)]
 pub struct CountedRequest {
     census: Arc<Census>,
     client: ClientNet,
 }
 
-/// A reason why a connection was closed before its time.
+/// A reason why a connection was closed early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// `limits.connections` was reached, and none of the others could be evicted.
+    /// The listener reached `limits.connections`, and none of the other connections could be evicted.
     Connections,
-    /// `limits.connections-per-client` was reached.
+    /// The client reached `limits.connections-per-client`.
     ConnectionsPerClient,
     /// The listener was nearly full, and the client had more than its share.
     FairShare,
     /// The connection waited without a request, and others needed the room.
     Evicted,
-    /// The client sent HTTP/2 frames far beyond what its requests explain.
+    /// The client sent far more HTTP/2 frames than its requests explain.
     Flood,
 }
 
-/// The limit that a client which takes too little has met.
+/// The limit of a slow reader: a client that accepts too little of what is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendLimit {
     Timeout,
     Rate,
 }
 
-/// The length of a pause, in milliseconds: connections that are served seldom all end sooner.
+/// The length of a pause, in milliseconds: connections with requests seldom all end sooner.
 const PAUSE: u64 = 100;
 
-/// Few connections begin at the same instant.
+/// The number of shards. Few connections begin at the same instant.
 const SHARDS: usize = 16;
 
-/// A client may always have so many connections: browsers make six to a host, and a few of them share an address.
+/// The number of connections that a client may always have: browsers make six per host, and a few of them share an
+/// address.
 const FAIR: usize = 16;
 
 impl ClientNet {
-    /// Stands before an IPv4 address; no IPv6 client has an address that begins like that.
+    /// The prefix of IPv4 addresses; no IPv6 client has an address that begins like that.
     const IPV4: u64 = 0xffff << 48;
 
     /// Returns the network of a client; `None` if it has no address, as behind a unix socket.
@@ -104,7 +107,7 @@ impl ClientNet {
 impl SendLimit {
     pub const ALL: [SendLimit; 2] = [SendLimit::Timeout, SendLimit::Rate];
 
-    /// The key in the manifest, with its table.
+    /// Returns the key in the manifest, with its table.
     pub fn limit(self) -> &'static str {
         match self {
             SendLimit::Timeout => "limits.send-timeout",
@@ -112,7 +115,7 @@ impl SendLimit {
         }
     }
 
-    /// The key in the manifest.
+    /// Returns the key in the manifest.
     pub fn key(self) -> &'static str {
         match self {
             SendLimit::Timeout => "send-timeout",
@@ -122,7 +125,7 @@ impl SendLimit {
 }
 
 impl Census {
-    /// Counts a connection or a stream that is cut off, since its client takes too little.
+    /// Counts a connection or a stream that is cut off because its client accepts too little.
     pub fn cut_off(&self, met: SendLimit, client: Option<&str>) {
         if failure_log::admits(Topic::SlowClient, client.unwrap_or_default()) {
             tracing::warn!(client, limit = met.limit(), "client took too little of a response");
@@ -130,22 +133,22 @@ impl Census {
         self.cut_off[met as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The connections and streams that were cut off for a limit.
+    /// Returns the number of connections and streams that were cut off for a limit.
     pub fn cut_off_by(&self, limit: SendLimit) -> u64 {
         self.cut_off[limit as usize].load(Ordering::Relaxed)
     }
 
-    /// The connections at the listener now.
+    /// Returns the number of open connections at the listener.
     pub fn all(&self) -> usize {
         self.all.load(Ordering::Relaxed)
     }
 
-    /// Counts a connection that begins; returns how many there were before.
+    /// Counts a new connection; returns how many there were before.
     pub fn enter(&self) -> usize {
         self.all.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Counts a connection as its client's. `limit` is the number of connections that the listener may have.
+    /// Counts a connection for its client. `limit` is the maximum number of connections of the listener.
     pub fn enter_client(&self, client: ClientNet, limit: usize) -> Share {
         let mut shard = self.shard(client);
         let held = shard.entry(client).or_default();
@@ -156,8 +159,8 @@ impl Census {
         Share { held: *held, fair: (limit / (2 * self.clients.load(Ordering::Relaxed).max(1))).max(FAIR) }
     }
 
-    /// Counts a request of a client behind a trusted proxy as a connection of that client; `None` if the client has as many
-    /// already as the limit allows.
+    /// Counts a request of a client behind a trusted proxy as a connection of that client; `None` if the client has
+    /// reached the limit.
     pub fn enter_request(self: &Arc<Self>, client: ClientNet, limit: usize) -> Option<CountedRequest> {
         let held = self.enter_client(client, limit).held;
         let counted = CountedRequest { census: self.clone(), client };
@@ -168,12 +171,12 @@ impl Census {
         Some(counted)
     }
 
-    /// Counts a connection that ends.
+    /// Uncounts a connection that ends.
     pub fn leave(&self) {
         self.all.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Counts a connection of a client that ends.
+    /// Uncounts a connection of a client.
     pub fn leave_client(&self, client: ClientNet) {
         let mut shard = self.shard(client);
         let Some(held) = shard.get_mut(&client) else { return };
@@ -184,12 +187,12 @@ impl Census {
         }
     }
 
-    /// Counts a connection that was closed before its time; returns how many there were so far.
+    /// Counts a connection that was closed early; returns how many there were so far.
     pub fn count(&self, reason: Closed) -> u64 {
         self.closed[reason as usize].fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// The number of connections that were closed for a reason.
+    /// Returns the number of connections that were closed for a reason.
     pub fn closed(&self, reason: Closed) -> u64 {
         self.closed[reason as usize].load(Ordering::Relaxed)
     }
@@ -200,7 +203,7 @@ impl Census {
     }
 
     fn shard(&self, client: ClientNet) -> MutexGuard<'_, HashMap<ClientNet, usize>> {
-        // The low bits of IPv4 addresses differ most, and of IPv6 networks the middle ones.
+        // IPv4 addresses differ most in the low bits, and IPv6 networks in the middle ones.
         let place = (client.0 ^ (client.0 >> 16) ^ (client.0 >> 32)) as usize % SHARDS;
         self.shards[place].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,7 +216,7 @@ impl Drop for CountedRequest {
 }
 
 impl Search {
-    /// Searches, unless there is a pause, and returns whether something was found. Times are in milliseconds.
+    /// Searches, unless there is a pause, and returns whether a connection was found. Times are in milliseconds.
     pub fn find(&self, now: u64, search: impl FnOnce() -> usize) -> bool {
         if now < self.0.load(Ordering::Relaxed) {
             return false;
@@ -230,7 +233,7 @@ impl Closed {
     pub const ALL: [Closed; 5] =
         [Closed::Connections, Closed::ConnectionsPerClient, Closed::FairShare, Closed::Evicted, Closed::Flood];
 
-    /// The name of the reason in metrics and the log.
+    /// Returns the name of the reason in metrics and the log.
     pub fn name(self) -> &'static str {
         match self {
             Closed::Connections => "connections",

@@ -1,5 +1,5 @@
-//! Deadlines that cost nothing while they are not met: a worker looks through them a few times a second, in place of
-//! a timer for each request.
+//! Deadlines that cost nothing until they are met: a worker scans them a few times a second, instead of a timer for
+//! each request.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
 
-/// How exact deadlines are: late by up to this much.
+/// The precision of deadlines: they are late by up to this time.
 pub const TICK: Duration = Duration::from_millis(50);
 
-/// A worker's deadlines.
+/// The deadlines of a worker.
 pub struct Clock {
     now: Cell<Instant>,
     stopping: Cell<bool>,
     tasks: RefCell<Vec<Weak<Task>>>,
 }
 
-/// One deadline of a task, set and cleared over and over by its owner.
+/// A deadline of a task, set and cleared repeatedly by its owner.
 #[derive(Clone)]
 pub struct Deadline {
     task: Rc<Task>,
@@ -34,10 +34,10 @@ struct Task {
     waker: RefCell<Option<Waker>>,
 }
 
-/// As many as a connection of HTTP/1 needs.
+/// The maximum number of deadlines per task: an HTTP/1 connection needs this many.
 const MOST: usize = 5;
 
-/// A future took too long.
+/// The error of a future that took too long.
 #[derive(Debug)]
 pub struct Late;
 
@@ -47,7 +47,7 @@ impl Clock {
         Rc::new(Clock { now: Cell::new(Instant::now()), stopping, tasks })
     }
 
-    /// Deadlines of one task, not set yet. Who watches one of them from another task takes the others' wake away.
+    /// Returns unset deadlines of one task. Watching one of them from another task redirects the wake-ups of all.
     pub fn deadlines<const N: usize>(self: &Rc<Self>) -> [Deadline; N] {
         const { assert!(N <= MOST) };
         let task = Rc::new(Task { clock: self.clone(), due: Default::default(), waker: RefCell::default() });
@@ -55,13 +55,13 @@ impl Clock {
         std::array::from_fn(|place| Deadline { task: task.clone(), place })
     }
 
-    /// The time, as it was at the last tick.
+    /// Returns the time of the last tick.
     pub fn now(&self) -> Instant {
         self.now.get()
     }
 
-    /// Runs a future to its end; given up if the process is to stop and it isn't there yet. Woken by whichever deadline
-    /// its caller watches.
+    /// Runs a future to its end; `None` if the process stops before. Relies on a deadline that the caller watches to be
+    /// woken.
     pub async fn unless_stopping<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = pin!(future);
         poll_fn(|cx| match future.as_mut().poll(cx) {
@@ -76,13 +76,13 @@ impl Clock {
         self.stopping.get()
     }
 
-    /// Wakes everyone who has a deadline, to notice that the process is to stop.
+    /// Wakes every task with a deadline, so that it notices that the process is to stop.
     pub fn stop(&self) {
         self.stopping.set(true);
         self.wake(|_| true);
     }
 
-    /// Lets time pass; wakes those whose deadline is met.
+    /// Updates the time, and wakes the tasks whose deadlines are met.
     pub fn tick(&self) {
         let now = Instant::now();
         self.now.set(now);
@@ -108,27 +108,27 @@ impl Deadline {
         &self.task.due[self.place]
     }
 
-    /// Sets it to some time from now; never early, since the clock may be a tick behind.
+    /// Sets the deadline to `after` from now; never early, since the clock may be a tick behind.
     pub fn set(&self, after: Duration) {
         self.due().set(self.clock().now().checked_add(TICK + after));
     }
 
-    /// Clears it.
+    /// Clears the deadline.
     pub fn clear(&self) {
         self.due().set(None);
     }
 
-    /// Whether it has been set and not cleared.
+    /// Whether the deadline is set.
     pub fn is_set(&self) -> bool {
         self.due().get().is_some()
     }
 
-    /// Whether it is met.
+    /// Whether the deadline is met.
     pub fn is_met(&self) -> bool {
         self.due().get().is_some_and(|due| due <= self.clock().now())
     }
 
-    /// Has the task woken when any of its deadlines is met, or when the process stops.
+    /// Registers the task to be woken when any of its deadlines is met, or when the process stops.
     pub fn watch(&self, cx: &Context<'_>) {
         let mut waker = self.task.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -136,12 +136,12 @@ impl Deadline {
         }
     }
 
-    /// The clock that it goes by.
+    /// Returns the clock of the deadline.
     pub fn clock(&self) -> &Rc<Clock> {
         &self.task.clock
     }
 
-    /// For something that is pending: whether it has been so for this long. The time runs from the first call after
+    /// Whether something pending has been pending for `after`. The time runs from the first call after
     /// [`Deadline::clear`].
     pub fn is_late(&self, after: Duration, cx: &Context<'_>) -> bool {
         if self.due().get().is_none() {
@@ -151,20 +151,20 @@ impl Deadline {
         self.is_met()
     }
 
-    /// Runs a future for at most so long from now on.
+    /// Runs a future for at most `after` from now on.
     pub fn limit<F: Future>(&self, after: Duration, future: F) -> Limited<'_, F> {
         self.set(after);
         Limited { future, deadline: self, ending: Ending::Clears }
     }
 
-    /// Runs a future, until the deadline is met if it is set.
+    /// Runs a future until the deadline is met, if it is set.
     pub fn until_met<F: Future>(&self, future: F) -> Limited<'_, F> {
         Limited { future, deadline: self, ending: Ending::Leaves }
     }
 }
 
 pin_project! {
-    /// A future with a deadline. Not an `async fn`: that would have room for what it runs twice.
+    /// A future with a deadline. Not an `async fn`, which would reserve room for the future twice.
     pub struct Limited<'a, F> {
         #[pin]
         future: F,
@@ -173,7 +173,7 @@ pin_project! {
     }
 }
 
-/// What becomes of the deadline at the end.
+/// The treatment of the deadline when the future ends.
 #[derive(Clone, Copy, PartialEq)]
 enum Ending {
     Clears,
