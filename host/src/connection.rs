@@ -1,4 +1,4 @@
-//! A client's connection: what its exchanges share, whichever version of HTTP it speaks.
+//! A client connection: the state that its exchanges share, independent of the HTTP version.
 
 use std::cell::RefCell;
 use std::io;
@@ -38,58 +38,59 @@ mod session;
 mod stalled;
 mod tunnel;
 
-/// The longest wait for more of what a client still sends after its last response. Closed at once, the connection would be
-/// reset, and the client might never read that response (RFC 9112 §9.6, RFC 9113 §8.1).
+/// The maximum time of a lingering close, in which data of the client is still read after its last response. An
+/// immediate close would reset the connection, and the client might never read that response (RFC 9112 §9.6, RFC 9113
+/// §8.1).
 const LINGER: Duration = Duration::from_secs(2);
 
-/// The longest time for which content is read on and discarded after a response that did not wait for its end: a client
-/// that is a slow line away has sent a window of content before it hears of the response.
+/// The maximum time for which a request body is read and discarded after a response that did not wait for its end. A
+/// client on a slow line has sent a window of its body before it receives the response.
 const DISCARD_TIME: Duration = Duration::from_secs(10);
 
-/// The bytes of such content that are read at most. A client that sends more has time to read its response, for
-/// [`LINGER`], but is no longer read.
+/// The maximum number of bytes of such a body that are read. A client that sends more has [`LINGER`] to read its
+/// response, but is no longer read.
 const DISCARD_BYTES: usize = 16 << 20;
 
-/// What carries a client's connection.
+/// The socket or stream under a client connection.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Returns the next byte and leaves it to be read; `None` if the client has ended what it sends.
+    /// Returns the next byte without consuming it; `None` if the client has closed its sending side.
     fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>>;
 
-    /// How many bytes have departed from it.
+    /// Returns how many bytes were sent on the connection.
     fn departed(&self) -> u64;
 
-    /// How many bytes the client's system has taken. Asks the kernel.
+    /// Returns how many bytes the client's system has acknowledged. Costs a system call.
     fn taken(&self) -> u64;
 
-    /// Has the kernel drop what it still holds once the socket is closed, instead of sending it for as long as that takes.
+    /// Makes the kernel drop unsent bytes once the socket is closed, instead of sending them for as long as that takes.
     fn forget_unsent(&self);
 
-    /// Whether the client has reset the connection. Asks the kernel.
+    /// Whether the client has reset the connection. Costs a system call.
     fn is_gone(&self) -> bool;
 }
 
-/// Who is served, and by what.
+/// A client connection, as its exchanges see it.
 pub struct Client {
     pub current: Rc<RefCell<Rc<Running>>>,
     pub clock: Rc<Clock>,
     pub arrival: Arrival,
-    /// Notes whether the connection waits for a request: then it may be evicted.
+    /// Records whether the connection waits for a request: then it may be evicted.
     pub presence: Presence,
 }
 
-/// The content of a response, and with its end that of the exchange.
+/// The body of a response to a client; its end is the end of the exchange.
 struct Outgoing {
     body: ResponseBody,
-    /// For the exchange as a whole.
+    /// The timeout of the exchange as a whole.
     total: Deadline,
-    /// There until the body is dropped.
+    /// The record of the exchange; `None` once the body is dropped.
     ending: Option<Ending>,
 }
 
 impl Client {
-    /// Takes a request on its way; the future goes on from there to the response.
+    /// Begins an exchange; the returned future resolves to the response.
     fn exchange(
         &self,
         request: Request<ClientContent>,
@@ -102,7 +103,7 @@ impl Client {
         let begun = exchange::begin(&running, request, &self.arrival, &timers, &mut ending);
         async move {
             let response = match begun {
-                // Boxed: hyper moves the future of an exchange about before it is polled, and this part of it is large.
+                // Boxed: hyper moves the future of an exchange before it is polled, and this part of it is large.
                 Begun::Onward(mut onward) => Box::pin(onward.run(&running, &timers, &mut ending)).await,
                 Begun::Answered(response) => response,
             };
@@ -111,7 +112,7 @@ impl Client {
         }
     }
 
-    /// The response to what never became a request.
+    /// Returns the response to bytes that never became a request.
     fn refuse(&self, error: Error, status: StatusCode) -> Response<Outgoing> {
         let running = self.current.borrow().clone();
         let mut ending = Ending::new(running.clone(), Upload::over());
@@ -178,7 +179,7 @@ impl Transport for Metered<UnixStream> {
         self.departed.saturating_sub(tcp::waiting(&self.socket))
     }
 
-    /// Does nothing: what waits is the client's, and none of it is in the kernel once that closes.
+    /// Does nothing: unsent bytes belong to the client, and none of them is in the kernel once that closes.
     fn forget_unsent(&self) {}
 
     fn is_gone(&self) -> bool {
@@ -186,7 +187,7 @@ impl Transport for Metered<UnixStream> {
     }
 }
 
-/// What rustls has deciphered has been read by the time that a connection rests.
+/// A TLS connection. By the time that it is idle, all bytes that rustls has deciphered are read.
 impl<T: Transport> Transport for Box<TlsStream<T>> {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.get_ref().0.poll_read_ready(cx)

@@ -1,20 +1,20 @@
-//! How many streams a client of HTTP/2 has given up while they were served, which h2 doesn't count.
+//! Counts the streams that an HTTP/2 client resets while they are served (rapid reset); h2 doesn't count them.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// A count that is forgotten little by little.
+/// A count of reset streams that decreases over time.
 pub struct Aborted {
     count: Cell<u64>,
-    /// Up to when the time is made up for.
+    /// The time up to which the count has been decreased.
     forgiven: Cell<Instant>,
 }
 
-/// Beyond, the client is told to go, and beyond twice as many the connection is closed. Browsers that leave a page reset
-/// tens.
+/// The count above which GOAWAY is sent; above twice this count the connection is closed. Browsers that leave a page
+/// reset tens of streams.
 const MOST: u64 = 200;
 
-/// Of each second: so many are nobody's attack.
+/// The number of resets per second that is subtracted from the count: no attack is that slow.
 const FORGIVEN: u64 = 10;
 
 impl Aborted {
@@ -22,7 +22,7 @@ impl Aborted {
         Aborted { count: Cell::new(0), forgiven: Cell::new(now) }
     }
 
-    /// One more.
+    /// Counts a reset stream.
     pub fn note(&self, now: Instant) {
         let passed = now.saturating_duration_since(self.forgiven.get()).as_secs();
         self.forgiven.set(self.forgiven.get() + Duration::from_secs(passed));
@@ -48,7 +48,7 @@ mod tests {
         let aborted = Aborted::new(begin);
         let note = |at: u64, times: u64| (0..times).for_each(|_| aborted.note(begin + Duration::from_secs(at)));
         (1..=100).for_each(|second| note(second, 10));
-        // A burst a minute.
+        // One burst a minute stays below the limit.
         (1..=10).for_each(|minute| note(100 + 60 * minute, 150));
         assert!(!aborted.are_many());
         note(700, 51);

@@ -1,5 +1,5 @@
-//! The frames of a client that speaks HTTP/2. Once a kind of frame is beyond its allowance, nothing more is read, and the
-//! connection is to say farewell and end.
+//! The frames of an HTTP/2 client. Once a kind of frame exceeds its allowance, no more is read, GOAWAY is sent, and the
+//! connection ends.
 
 use std::io;
 use std::rc::Rc;
@@ -21,9 +21,9 @@ pub struct ClientFrames {
     flood: Option<FrameKind>,
 }
 
-/// GOAWAY on the connection, with eight bytes.
+/// The header of a GOAWAY frame on the connection, with eight bytes of payload.
 const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
-/// RFC 9113 §7.
+/// The error code of RFC 9113 §7 for a peer that causes excessive load.
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 impl ClientFrames {
@@ -34,12 +34,12 @@ impl ClientFrames {
         ClientFrames { clock, incoming, outgoing, budget, last_stream: 0, flood: None }
     }
 
-    /// The kind of frame that is beyond its allowance; `None` if all are within.
+    /// Returns the kind of frame that exceeds its allowance; `None` if all are within.
     pub fn flood(&self) -> Option<FrameKind> {
         self.flood
     }
 
-    /// Returns the GOAWAY frame that tells the client to calm down, or `None` if a frame has been sent only in part.
+    /// Returns the GOAWAY frame with ENHANCE_YOUR_CALM; `None` if another frame has been sent only in part.
     pub fn farewell(&self) -> Option<Vec<u8>> {
         let payload = [self.last_stream.to_be_bytes(), ENHANCE_YOUR_CALM.to_be_bytes()].concat();
         self.outgoing.is_between().then(|| [&GOAWAY[..], &payload].concat())
@@ -64,7 +64,7 @@ impl Counter for ClientFrames {
         self.outgoing.scan(bytes, |head| self.budget.sent(head));
     }
 
-    /// Returns nothing more after a flood, which `serve` looks for after each poll of the connection.
+    /// Ends reads after a flood, which `serve` checks for after each poll of the connection.
     fn end_of_reads(&self) -> Option<Poll<io::Result<()>>> {
         self.flood.is_some().then_some(Poll::Pending)
     }

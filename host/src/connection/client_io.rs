@@ -1,5 +1,5 @@
-//! The socket of a client that speaks HTTP/1, as hyper sees it: what comes is looked through before hyper gets it, and
-//! what goes is watched.
+//! The socket of an HTTP/1 client: the framing scanner screens every byte before hyper parses it, and the responses are
+//! observed.
 
 use std::io;
 use std::pin::Pin;
@@ -14,21 +14,21 @@ use super::patient::Patient;
 use super::session::{Refused, Session};
 use crate::framing::{Refusal, Scanner};
 
-/// The time between two looks whether a client is gone that sends nothing more and waits for its response: no byte of it
-/// would show that. Each look costs a call of the system.
+/// The time between two checks whether a client is gone that sends nothing and waits for its response: no received byte
+/// would show that. Each check costs a system call.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A socket whose bytes are looked through.
+/// A socket whose received bytes are screened.
 pub struct ClientIo<T> {
     pub io: Patient<T>,
     pub scanner: Scanner,
     pub session: Rc<Session>,
-    /// The refusal of bytes that came after whole messages in one read, due once these are served.
+    /// The rejection of bytes behind whole messages in one read; applied once these messages are served.
     pub refusal: Option<Refusal>,
 }
 
 impl<T> ClientIo<T> {
-    /// Looks through what was read, and returns how much of it hyper may have; `None` if it is refused.
+    /// Scans received bytes, and returns how many of them are passed to hyper; `None` if the bytes are rejected.
     fn admit(&mut self, bytes: &[u8]) -> Option<usize> {
         if let Err(refusal) = self.scanner.take(bytes) {
             let whole = self.scanner.whole();
@@ -50,7 +50,7 @@ impl<T> ClientIo<T> {
         Some(bytes.len())
     }
 
-    /// After a refusal nothing more is read: content breaks off, and whoever waits for a request waits in vain.
+    /// Ends reads after a rejection: a body fails, and a wait for a request stays pending.
     fn end_of_sense(&self) -> Poll<io::Result<()>> {
         if self.session.upload.borrow().is_over() {
             return Poll::Pending;
@@ -58,13 +58,14 @@ impl<T> ClientIo<T> {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the content's framing is refused")))
     }
 
-    /// Whether the client has closed its sending side after a whole request (RFC 9112 §9.6), and its response is still due.
-    /// hyper would take that end for the client's leave.
+    /// Whether the client has closed its sending side after a whole request (RFC 9112 §9.6) whose response is not
+    /// complete. hyper would treat that end as an aborted connection.
     fn is_owed_a_response(&self) -> bool {
         self.session.heard_all.get() && self.scanner.is_between() && self.session.owes_response()
     }
 
-    /// What hyper says by itself is an answer to what it can't parse; the same is said in our own words.
+    /// Intercepts hyper's own response to bytes that it can't parse, so that the proxy's error response is sent
+    /// instead.
     fn overhear(&self, bytes: &[u8]) -> bool {
         if self.session.speaking.get() {
             return false;
@@ -78,7 +79,7 @@ impl<T> ClientIo<T> {
 }
 
 impl<T: Transport> ClientIo<T> {
-    /// For a client that is owed a response: pending, until it turns out to be gone.
+    /// Waits until a client that still gets a response is gone; pending until then.
     fn poll_gone(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         let look = &self.session.head;
         if look.is_set() && !look.is_met() {
@@ -141,21 +142,22 @@ impl<T: Transport> AsyncWrite for ClientIo<T> {
         self.io.is_write_vectored()
     }
 
-    /// hyper flushes the socket once all that it had is written. What is over by then ends here, before hyper makes room
-    /// for the next request, which then takes the room of this one: nobody holds a part of it any more.
+    /// Flushes the socket and finishes the exchanges that are completely written. hyper flushes once all its bytes are
+    /// written, before it allocates memory for the next request. That request then reuses the memory of the finished
+    /// exchange.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         let owed = self.session.owes_response();
         self.session.flushed.set(true);
         self.session.settle();
         if self.session.heard_all.get() && owed && !self.session.owes_response() {
-            // hyper has not been told yet, and looks for the next request only when it is polled again.
+            // hyper polls for the next request only if it is woken: it has not seen the end yet.
             cx.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))
     }
 
-    /// hyper's last word need not be the connection's: there may be more to say, or a tunnel to open.
+    /// Does nothing: after hyper's end, an error response or a tunnel may follow.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,6 +1,6 @@
-//! Content of a stream with HTTP/2 that its response did not wait for: read and discarded within bounds, so that what was on
-//! its way is no mistake of the client, and the reset that asks for no more (RFC 9113 §8.1) comes after the client has read
-//! its response.
+//! Discards the rest of a request body over HTTP/2 that the response did not wait for, within bounds. Frames that were
+//! already sent are then no error of the client, and the reset that stops the upload (RFC 9113 §8.1) follows after the
+//! client has read its response.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,15 +12,15 @@ use hyper::body::Incoming;
 use super::{DISCARD_BYTES, DISCARD_TIME, LINGER};
 use crate::clock::{Clock, Deadline};
 
-/// The rest of a request's content.
+/// The rest of a request body.
 pub struct Discard {
-    /// `None` once enough of it was read: then h2 discards what the window of the stream still lets through.
+    /// The body; `None` once enough was read: then h2 discards the rest of the stream's window.
     content: Option<Incoming>,
-    /// The bytes that may still be read.
+    /// The number of bytes that may still be read.
     left: usize,
-    /// For the next piece.
+    /// The timeout for the next piece.
     pause: Deadline,
-    /// For all of it.
+    /// The timeout for all of the body.
     total: Deadline,
 }
 
@@ -32,7 +32,7 @@ impl Discard {
         Discard { content: Some(content), left: DISCARD_BYTES, pause, total }
     }
 
-    /// Reads on; ready once the content is over or a bound is met.
+    /// Reads and discards; ready once the body has ended or a bound is met.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Some(content) = &mut self.content {
             match Pin::new(content).poll_frame(cx) {

@@ -1,5 +1,5 @@
-//! The socket of a client that speaks HTTP/2. What its streams have to say in one turn of their connection leaves together:
-//! each piece by itself would be a call of the system, and over TLS a record, for every response.
+//! The socket of an HTTP/2 client. Coalesces the writes of all streams within one poll of their connection: each piece
+//! alone would cost a system call, and over TLS a record, for every response.
 
 use std::cell::{Ref, RefCell};
 use std::io;
@@ -9,29 +9,31 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A socket, shared by the connection, which writes, and by who polls the connection, and then [sends](Self::poll_send).
+/// A buffered socket, shared by the connection, which writes, and by the task that polls the connection and then
+/// [sends](Self::poll_send).
 pub struct Gathered<T>(Rc<RefCell<Shared<T>>>);
 
 struct Shared<T> {
     socket: T,
-    /// There only while something waits to be sent, so that all connections of a worker have the use of the same memory.
+    /// The buffered bytes. Allocated only while bytes wait to be sent, so that all connections of a worker reuse the
+    /// same memory.
     unsent: Vec<u8>,
-    /// How much of that has left.
+    /// The number of buffered bytes that were sent.
     sent: usize,
-    /// Whether the socket keeps what was written to it.
+    /// Whether the socket's own buffers are empty.
     is_flushed: bool,
 }
 
-/// How a piece leaves.
+/// The way in which a piece is written.
 #[derive(PartialEq, Eq)]
 enum Way {
     Gathered,
-    /// By itself, from where it lies.
+    /// The piece is written directly, without copying.
     Straight,
 }
 
-/// What is gathered before it is sent in any case; what alone is longer is never gathered. As much as is in a record of
-/// TLS.
+/// The size at which the buffer is sent in any case, in bytes; longer pieces are never buffered. It is the size of a
+/// TLS record.
 const MOST: usize = 16 << 10;
 
 impl<T> Gathered<T> {
@@ -80,7 +82,7 @@ impl<T: AsyncWrite + Unpin> Shared<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Makes room for so much more.
+    /// Makes room for `length` more bytes; returns how to write them.
     fn poll_room(&mut self, cx: &mut Context<'_>, length: usize) -> Poll<io::Result<Way>> {
         if self.unsent.len() + length > MOST {
             ready!(self.poll_empty(cx))?;
@@ -130,8 +132,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
         true
     }
 
-    /// A connection flushes after each piece. Whether that was its last word in this turn knows who polls it. What TLS has
-    /// to say by itself, such as an alert, leaves with the next piece.
+    /// Does nothing: a connection flushes after each piece, and only the task that polls the connection knows when the
+    /// poll is over. Bytes that TLS itself produces, such as an alert, are sent with the next piece.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -153,7 +155,7 @@ mod tests {
 
     use super::*;
 
-    /// A socket that notes each call, and takes so many bytes before it is full.
+    /// A socket that records each call, and accepts a number of bytes before it is full.
     #[derive(Default)]
     struct Socket {
         writes: Vec<Vec<u8>>,
@@ -202,7 +204,7 @@ mod tests {
         assert!(lengths(&socket).is_empty());
         assert!(socket.poll_send(cx).is_ready());
         assert_eq!(socket.0.borrow().socket.writes, [b"one, two, three"]);
-        // With nothing more to say, the socket is left alone.
+        // Without buffered bytes, the socket is not called.
         assert!(socket.poll_send(cx).is_ready());
         assert_eq!((lengths(&socket).len(), socket.0.borrow().socket.flushes), (1, 1));
     }

@@ -1,7 +1,6 @@
-//! A client's connection with HTTP/1: serves its exchanges, costs little between them, and ends in good order.
-//!
-//! A connection that rests a while gives its HTTP state and buffers back and keeps only its socket; the next byte
-//! makes them anew.
+//! An HTTP/1 connection of a client: serves its exchanges, uses little memory while idle, and closes without losing a
+//! response. After some idle time the connection frees its HTTP state and buffers and keeps only its socket; the next
+//! byte creates them again.
 
 use std::convert::Infallible;
 use std::io;
@@ -29,7 +28,7 @@ use crate::failure_log::{self, Topic};
 use crate::framing::Scanner;
 use crate::wire::Wire;
 
-/// Serves a client's connection until either side ends it. `ahead` is what was read already.
+/// Serves a client connection until either side ends it. `ahead` holds bytes that were read already.
 pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Future<Output = ()> {
     let scanner = Scanner::new(client.arrival.listener.limits.framing);
     let session = Session::new(client);
@@ -37,7 +36,7 @@ pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Futur
     let io = Patient::new(stream, ahead, session.send.clone(), listener.limits.send, listener.census.clone());
     let io = io.of(&session.client.arrival.peer);
     let io = ClientIo { io, scanner, session: session.clone(), refusal: None };
-    // A closure, whose future hyper keeps in place: a boxed one would be one more allocation for each request.
+    // A closure, whose future hyper stores inline: a boxed one would cost an allocation per request.
     let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
     Connection { state: State::Resting(Box::new(io)), session, exchanges, graceful: false, fresh: true }
 }
@@ -45,19 +44,19 @@ pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Futur
 struct Connection<T: Transport, E, S: HttpService<Incoming>> {
     state: State<T, S>,
     session: Rc<Session>,
-    /// Makes hyper's view of the session.
+    /// Creates hyper's service from the session.
     exchanges: E,
     graceful: bool,
-    /// Nothing has been read yet, but TLS may have got more than its handshake.
+    /// Whether nothing has been read yet; TLS may have received more than its handshake.
     fresh: bool,
 }
 
 enum State<T: Transport, S: HttpService<Incoming>> {
-    /// With hyper's state and buffers.
+    /// The connection is active, with hyper's state and buffers.
     Serving(Box<http1::Connection<Wire<ClientIo<T>>, S>>),
-    /// A socket and nothing else. Boxed, as the state is moved with each poll.
+    /// The connection is idle: a socket and nothing else. Boxed, as the state is moved with each poll.
     Resting(Box<ClientIo<T>>),
-    /// What comes after HTTP: a tunnel, or a farewell.
+    /// The connection has left HTTP: it is a tunnel, or it sends a last response and closes.
     Leaving(Pin<Box<dyn Future<Output = ()>>>),
     Ended,
 }
@@ -75,13 +74,13 @@ where
         let session = &self.session;
         let mut polled = Pin::new(&mut *connection).poll(cx);
         if polled.is_pending() && session.head.clock().is_stopping() && !self.graceful {
-            // Not before: what has been read already is still served.
+            // Set only here: bytes that have been read already are still served.
             self.graceful = true;
             Pin::new(&mut *connection).graceful_shutdown();
             polled = Pin::new(&mut *connection).poll(cx);
         }
         if matches!(polled, Poll::Ready(Ok(()))) && !session.flushed.get() && session.switched.borrow().is_none() {
-            // After a request for an upgrade hyper leaves its buffer to whoever takes over; nobody does.
+            // After a request for an upgrade hyper leaves its buffer to the next owner; there is none here.
             polled = Pin::new(&mut *connection).poll(cx);
         }
         if let Poll::Ready(served) = polled {
@@ -97,15 +96,15 @@ where
         if session.refused.get().is_some() && session.flushed.get() {
             return self.leave(*connection);
         }
-        // Content that goes on after its response has as long as the next head. Whoever takes that slowly is waited for as
-        // long as it takes something.
+        // A body that continues after its response has the time of the next head. A slow reader of the response keeps
+        // that time from running as long as it accepts data.
         if session.head.is_met() && session.flushed.get() {
             if session.in_head.get() {
                 session.refused.set(Some(Refused::Late));
             }
             return self.leave(*connection);
         }
-        // With a head begun, hyper would have to be given its first bytes a second time.
+        // With a partial head, hyper would need its first bytes a second time.
         let may_rest = !self.graceful && session.upload.borrow().is_over() && !session.in_head.get();
         if may_rest && session.rest.is_met() && session.flushed.get() {
             session.rest.clear();
@@ -118,7 +117,7 @@ where
         State::Serving(connection)
     }
 
-    /// What is left to do once hyper is done.
+    /// Returns the state after hyper is done: a tunnel, a last response, or a close.
     fn leave(&self, connection: http1::Connection<Wire<ClientIo<T>>, S>) -> State<T, S> {
         let parts = connection.into_parts();
         let io = parts.io.into_socket().io;
@@ -150,7 +149,7 @@ where
         let exchanges = (self.exchanges)(self.session.clone());
         let head = self.session.client.arrival.listener.limits.framing;
         let mut builder = http1::Builder::new();
-        // The scanner has refused what is longer: hyper's own limits only have to be no lower.
+        // The scanner has rejected longer heads: hyper's own limits only have to be no lower.
         builder.max_buf_size(head.head_bytes.saturating_add(HEAD_END).max(BUFFER));
         if head.fields > FIELDS {
             builder.max_headers(head.fields);
@@ -159,12 +158,12 @@ where
     }
 }
 
-/// The least bound of hyper's buffers, in bytes, which content passes in both directions: what waits to be written is that
-/// much and one more piece.
+/// The minimum bound of hyper's buffers, in bytes; bodies pass them in both directions. At most this many bytes and one
+/// more piece wait to be written.
 const BUFFER: usize = 32 << 10;
-/// As many fields hyper has room for on its stack. Told a larger number, it allocates room for each request.
+/// The maximum number of fields that hyper parses on its stack. With a larger number, it allocates for each request.
 const FIELDS: usize = 100;
-/// Something to spare.
+/// The spare room behind the head limit, in bytes.
 const HEAD_END: usize = 1 << 10;
 
 impl<T, E, S> Future for Connection<T, E, S>
@@ -201,14 +200,14 @@ where
     }
 }
 
-/// Says a last word and ends the connection in good order.
+/// Sends a last response and closes the connection so that the client can read it.
 async fn part(mut socket: impl Transport, farewell: Bytes, session: Rc<Session>) {
     let limit = session.spare();
     let last_word = async {
         socket.write_all(&farewell).await?;
         socket.shutdown().await
     };
-    // A client that doesn't take it in time loses the rest of it.
+    // A client that does not accept the response in time loses the rest of it.
     if !matches!(limit.limit(LINGER, last_word).await, Ok(Ok(()))) {
         return;
     }
@@ -216,14 +215,14 @@ async fn part(mut socket: impl Transport, farewell: Bytes, session: Rc<Session>)
     while !session.heard_all.get() && limit.clock().now() < until {
         match limit.limit(LINGER, socket.read(&mut unread)).await {
             Ok(Ok(length)) if (1..=left).contains(&length) => left -= length,
-            // Closed now, the socket would be reset while the client still sends.
+            // Closing now would reset the socket while the client still sends.
             Ok(Ok(1..)) => return drop(limit.limit(LINGER, std::future::pending::<()>()).await),
             _ => return,
         }
     }
 }
 
-/// The response to what never became a request.
+/// Returns the response to bytes that never became a request.
 fn farewell(session: &Session, refused: Refused) -> Bytes {
     let (kind, status, cause, limit) = match refused {
         Refused::Framing(refusal) => (Kind::RequestError, refusal.status(), refusal.reason(), refusal.limit()),
@@ -241,7 +240,7 @@ fn farewell(session: &Session, refused: Refused) -> Bytes {
     written(&parts, &content)
 }
 
-/// Writes a response that is the last of its connection.
+/// Serialises a response that is the last of its connection.
 fn written(parts: &response::Parts, content: &[u8]) -> Bytes {
     let status = parts.status;
     let mut text =
@@ -253,10 +252,10 @@ fn written(parts: &response::Parts, content: &[u8]) -> Bytes {
     [&text[..], b"\r\n", content].concat().into()
 }
 
-// === HTTP in clear where TLS is spoken ===
+// === Plain HTTP at a TLS port ===
 
-/// Tells a client that speaks HTTP to a listener with TLS of its mistake, in the protocol that it speaks. What is no
-/// request line is closed without an answer.
+/// Responds in plain HTTP to a client that uses it at a listener with TLS. A client that does not send a request line
+/// is closed without a response.
 pub async fn misplaced(mut stream: impl Transport, client: Client) {
     let session = Session::new(client);
     let limit = session.spare();
@@ -272,7 +271,7 @@ pub async fn misplaced(mut stream: impl Transport, client: Client) {
     let read = limit.limit(session.client.arrival.listener.limits.head_timeout, reading).await;
     if !matches!(read, Ok(Ok(()))) || !is_request_line(&line) {
         let client = session.client.arrival.peer.address.as_ref().and_then(|address| address.to_str().ok());
-        // Without a whole line the client has merely gone away.
+        // Without a whole line the client has merely disconnected.
         if line.contains(&b'\n') && failure_log::admits(Topic::Handshake, client.unwrap_or_default()) {
             tracing::warn!(client, cause = "neither TLS nor HTTP", "handshake failed");
         }
@@ -288,11 +287,10 @@ pub async fn misplaced(mut stream: impl Transport, client: Client) {
 
 const MISPLACED: &str = "400 Bad Request\nThis port speaks TLS, and the request came without it: use https.\n";
 
-/// The bytes of a line that are looked at.
+/// The maximum number of bytes of a line that are examined.
 const LONGEST_LINE: usize = 16 << 10;
 
-/// Whether bytes begin with the request line of a version of HTTP, or with so long a target that the version is not there
-/// yet.
+/// Whether bytes begin with an HTTP request line, or with a target so long that the version hasn't arrived yet.
 fn is_request_line(bytes: &[u8]) -> bool {
     let mut parts = bytes.split(|byte| *byte == b' ');
     let method = parts.next().unwrap_or_default();

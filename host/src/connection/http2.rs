@@ -1,4 +1,4 @@
-//! A client's connection with HTTP/2: each stream is an exchange of its own.
+//! An HTTP/2 connection of a client: each stream is one exchange.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -46,22 +46,25 @@ use crate::upload::{ClientContent, Upload};
 use crate::websocket;
 use crate::wire::OnThisWorker;
 
-/// For the window of a stream: what may wait here for an endpoint that reads slowly.
+/// The window of a stream, in bytes: the maximum that is buffered for an endpoint that reads slowly.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// The bytes that h2 asks a stream for before the client has taken those before: the backlog decides about more.
+/// The number of bytes that h2 requests from a stream before the client has taken the previous ones; the backlog bounds
+/// more.
 const SEND_BUFFER: usize = 64 << 10;
-/// The longest time between two looks at the streams, for clients that take too little.
+/// The maximum time between two checks of the streams for slow readers.
 const LOOK: Duration = Duration::from_secs(5);
-/// A client that was told to go, and has no streams any more, may stay for so many times the send-timeout.
+/// The multiple of `send-timeout` for which a client without streams may stay after GOAWAY.
 const LEAVE: u32 = 10;
-/// Streams that the client has reset before they were begun; beyond, the connection is closed (CVE-2023-44487).
+/// The maximum number of streams that the client resets before they begin; beyond, the connection is closed
+/// (CVE-2023-44487).
 const PENDING_RESETS: usize = 20;
-/// More than answers to some PINGs.
+/// The number of bytes that counts as progress: more than answers to some PINGs.
 const SOMETHING: u64 = 1 << 10;
-/// Streams that were reset since the client broke a rule; beyond, the connection is closed (CVE-2025-8671).
+/// The maximum number of streams that are reset because the client broke a rule; beyond, the connection is closed
+/// (CVE-2025-8671).
 const LOCAL_RESETS: usize = 100;
 
-/// Serves a client's connection until either side ends it. `ahead` is what was read already.
+/// Serves a client connection until either side ends it. `ahead` holds bytes that were read already.
 pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
     let [idle, send, linger] = client.clock.deadlines();
@@ -96,13 +99,14 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         if streams.told.get().is_none() && streams.is_over() {
             streams.told.set(Some(streams.client.clock.now()));
             connection.as_mut().graceful_shutdown();
-            // For the client to hear of it.
+            // Wakes the connection, so that it sends GOAWAY to the client.
             streams.idle.set(streams.look_after());
         } else if streams.is_given_up() {
             return Poll::Ready(Ok(()));
         }
         let served = connection.as_mut().poll(cx).map_err(io::Error::other);
-        // What it has said in this turn leaves. At its end it has sent all itself, or there is nobody to send it to.
+        // Sends the bytes of this poll. A connection that has ended has sent everything itself, or has no peer any
+        // more.
         let sent = io.poll_send(cx);
         streams.note_departed(io.socket().io.io.socket.departed());
         streams.was_full.set(streams.was_full.get() || sent.is_pending());
@@ -117,7 +121,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     if let Err(error) = served.await {
         streams.log(&error);
     }
-    // With it end the exchanges that it still has.
+    // The drop ends the exchanges that are left.
     drop(connection);
     if let Some(kind) = streams.flood(&io) {
         streams.client.arrival.listener.census.count(Closed::Flood);
@@ -143,7 +147,7 @@ fn builder(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
     builder
 }
 
-/// Tells the client to calm down, and closes the connection.
+/// Sends GOAWAY with ENHANCE_YOUR_CALM, and closes the connection.
 async fn calm<T: Transport>(mut io: Gathered<CountedFrames<Lingering<T>, ClientFrames>>) -> io::Result<()> {
     poll_fn(|cx| io.poll_send(cx)).await?;
     let farewell = io.socket().counter.farewell();
@@ -156,50 +160,50 @@ async fn calm<T: Transport>(mut io: Gathered<CountedFrames<Lingering<T>, ClientF
 /// The exchanges of a connection.
 struct Streams {
     client: Client,
-    /// For another stream to begin where there is none, and for those there are to be looked at.
+    /// The deadline of the idle timeout, and of the next check of the open streams.
     idle: Deadline,
     open: Cell<usize>,
     served: Cell<usize>,
-    /// When the client was told to go, or had its last stream after that.
+    /// The time of GOAWAY, or of the end of the last stream after that; `None` before GOAWAY.
     told: Cell<Option<Instant>>,
-    /// Those that the client has given up before their end, not long ago.
+    /// The recent number of streams that the client reset before their end.
     aborted: Aborted,
-    /// When the client last took something.
+    /// The time when the client last accepted data.
     taken: Cell<Instant>,
-    /// How many bytes had departed by then.
+    /// The number of bytes that were sent by then.
     departed: Cell<u64>,
     /// The bytes of responses that wait for the client.
     backlog: Arc<Backlog>,
-    /// The bytes of requests that wait for endpoints, apart from those that wait in h2 within its window.
+    /// The bytes of requests that wait for endpoints, in addition to those that wait in h2 within its window.
     uploads: Arc<Backlog>,
     /// The streams that are open.
     all: RefCell<Vec<Weak<Stream<Held>>>>,
-    /// The stream whose task hyper begins next.
+    /// The stream whose task hyper spawns next.
     starting: Cell<Option<Rc<Stream<Held>>>>,
-    /// When the streams were last looked at.
+    /// The time when the streams were last checked.
     looked: Cell<Instant>,
-    /// Whether the socket was full since then.
+    /// Whether the socket was full since the last check.
     was_full: Cell<bool>,
 }
 
-/// Has hyper's tasks run on the worker that they begin on, each bound to its stream.
+/// Spawns hyper's tasks on the worker that they begin on, each bound to its stream.
 #[derive(Clone)]
 struct Tasks(Rc<Streams>);
 
 /// An open stream, until dropped.
 struct Open {
     streams: Rc<Streams>,
-    /// Whether its response was sent whole, or is no longer a response.
+    /// Whether the response was sent whole, or has become a tunnel.
     is_whole: Cell<bool>,
 }
 
-/// The parts of an exchange that end once h2 has its whole response.
+/// The parts of an exchange that end once h2 has the whole response.
 struct Held {
     ending: Option<Ending>,
     open: Option<Open>,
 }
 
-/// The content of a response on its way into a stream.
+/// The body of a response that is written to a stream.
 struct Streamed {
     outgoing: Outgoing,
     stream: Rc<Stream<Held>>,
@@ -213,7 +217,7 @@ where
     fn execute(&self, task: F) {
         match self.0.starting.take() {
             Some(stream) => drop(spawn(Task::Stream, StreamTask::new(task, stream, &self.0.client.clock))),
-            // What carries a tunnel.
+            // The task of a tunnel.
             None => OnThisWorker.execute(task),
         }
     }
@@ -241,7 +245,7 @@ impl Streams {
                 Err(self.client.refuse(Error::new(Kind::RequestError, why).met(limit), status))
             }
         };
-        // Boxed, so that its room is given back while the response is sent.
+        // Boxed, so that its memory is freed while the response is sent.
         Box::pin(async move {
             let response = match exchange {
                 Ok(exchange) => exchange.await,
@@ -260,7 +264,7 @@ impl Streams {
         })
     }
 
-    /// Returns the status, the key and the cause of a limit that h2 doesn't know and the request exceeds.
+    /// Returns status, key and cause of a limit that h2 doesn't know and the request exceeds; `None` if there is none.
     fn excess<B>(&self, request: &Request<B>) -> Option<(StatusCode, &'static str, &'static str)> {
         let limits = &self.client.arrival.listener.limits.framing;
         let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
@@ -276,7 +280,7 @@ impl Streams {
         self.open.set(self.open.get() + 1);
         self.served.set(self.served.get() + 1);
         if self.open.get() == 1 {
-            // Further ones don't put the look off, or a client that opens one each second would never be looked at.
+            // Later streams don't delay the check, or a client that opens one each second would never be checked.
             self.idle.set(self.look_after());
         }
         self.client.presence.serve();
@@ -292,7 +296,7 @@ impl Streams {
         stream
     }
 
-    /// Returns the progress of a request's content, which is bounded if there is any.
+    /// Returns the upload progress of a request body, which is bounded if there is a body.
     fn upload(&self, content: &Incoming) -> Upload {
         match content.is_end_stream() {
             true => Upload::default(),
@@ -300,12 +304,12 @@ impl Streams {
         }
     }
 
-    /// The time to the next look at the streams.
+    /// Returns the time to the next check of the streams.
     fn look_after(&self) -> Duration {
         LOOK.min(self.client.arrival.listener.limits.send.timeout / 2)
     }
 
-    /// Looks at all streams, and resets those whose window the client opens too slowly.
+    /// Checks all streams, and resets those whose window the client opens too slowly.
     fn look(&self, now: Instant) {
         let listener = &self.client.arrival.listener;
         let look = Look { now, last: self.looked.replace(now), was_full: self.was_full.replace(false) };
@@ -316,17 +320,17 @@ impl Streams {
         }
     }
 
-    /// The client's address for the log; `None` behind a unix socket.
+    /// Returns the client's address for the log; `None` behind a unix socket.
     fn client_address(&self) -> Option<&str> {
         self.client.arrival.peer.address.as_ref()?.to_str().ok()
     }
 
-    /// Logs why a connection has failed, unless its client has merely gone away.
+    /// Logs why a connection has failed, unless its client has merely disconnected.
     fn log(&self, error: &io::Error) {
         let cause = error.get_ref().and_then(|error| error.downcast_ref::<hyper::Error>());
         let cause = cause.and_then(std::error::Error::source).and_then(|error| error.downcast_ref::<h2::Error>());
         let client = self.client_address();
-        // What this side has found wrong.
+        // A protocol error that this side has detected.
         let is_mistake = cause.is_some_and(|cause| !cause.is_io() && !cause.is_remote());
         if is_mistake && failure_log::admits(Topic::Client, client.unwrap_or_default()) {
             let cause = causes(error);
@@ -343,24 +347,24 @@ impl Streams {
         }
     }
 
-    /// The kind of frame that the client sends far more often than its requests explain; `None` if there is none.
+    /// Returns the kind of frame of which the client sends far more than its requests explain; `None` if there is none.
     fn flood<T>(&self, io: &Gathered<CountedFrames<T, ClientFrames>>) -> Option<FrameKind> {
         let resets = || self.aborted.are_too_many().then_some(FrameKind::Reset);
         io.socket().counter.flood().or_else(resets)
     }
 
-    /// Whether no stream should begin any more.
+    /// Whether no more streams should begin.
     fn is_over(&self) -> bool {
         let limits = &self.client.arrival.listener.limits;
         let is_idle = self.open.get() == 0 && self.idle.is_met();
         is_idle || self.aborted.are_many() || self.served.get() >= limits.requests || self.idle.clock().is_stopping()
     }
 
-    /// Whether it is time to close: the client takes nothing, be it of its streams or of what was left of them when it
-    /// was told to go, or it asks for what it doesn't want, or doesn't go.
+    /// Whether the connection has to close: the client accepts no data of its streams, resets too many of them, or
+    /// stays too long after GOAWAY.
     fn is_given_up(&self) -> bool {
         let limits = &self.client.arrival.listener.limits;
-        // Those that were under way as it was told to go, and as it heard of that.
+        // The second term covers streams under way at GOAWAY, and those that begin until the client receives it.
         let most = limits.requests.saturating_add(2 * limits.streams as usize);
         if self.aborted.are_too_many() || self.served.get() > most {
             return true;
@@ -377,7 +381,8 @@ impl Streams {
         let takes_nothing = now.saturating_duration_since(self.taken.get()) >= patience;
         let open = self.open.get();
         let Some(told) = self.told.get().filter(|_| open == 0) else {
-            // One stream may well be left alone for a while, as by who pauses a film; then the others go on.
+            // A single stream may be left unread for a while, as when a film is paused; other streams then make
+            // progress.
             let stuck = self.all.borrow().iter().filter(|stream| is_stuck(stream)).count();
             let is_met = stuck > 0 && stuck >= open && takes_nothing;
             if is_met {
@@ -385,8 +390,8 @@ impl Streams {
             }
             return is_met;
         };
-        // A stream is over here once h2 has the last of it, and h2 doesn't tell when that has left. Who sends PINGs
-        // takes something as often as it likes.
+        // A stream ends here once h2 has the last of its bytes, and h2 doesn't report when these are sent. A client
+        // that sends PINGs accepts data as often as it likes.
         self.served.get() == 0 || takes_nothing || now.saturating_duration_since(told) >= LEAVE * patience
     }
 }
@@ -420,7 +425,7 @@ impl Streamed {
         frame
     }
 
-    /// Has the exchange end once the last of the response is with h2, though the stream may still receive content.
+    /// Ends the exchange once h2 has the last of the response, though the stream may still receive its request body.
     fn end(&mut self) {
         if let Some(open) = &self.open {
             open.is_whole.set(true);
@@ -450,7 +455,7 @@ impl Body for Streamed {
             return Poll::Pending;
         }
         let frame = Pin::new(&mut self.outgoing).poll_frame(cx);
-        // What fails here is not the client's doing.
+        // A body that fails here is not the client's doing.
         if let (Poll::Ready(Some(Err(_))), Some(open)) = (&frame, &self.open) {
             open.is_whole.set(true);
         }
@@ -459,7 +464,7 @@ impl Body for Streamed {
             Poll::Ready(Some(Err(_))) | Poll::Pending => false,
             Poll::Ready(None) => true,
         };
-        // The next is asked for once this one has been taken.
+        // The next piece is requested once this one has been taken.
         self.stream.given(frame.is_ready().then(|| self.outgoing.total.clock().now()));
         if is_last {
             self.end();
@@ -476,8 +481,8 @@ impl Body for Streamed {
     }
 }
 
-/// Leaves out content that was made here for a response that has none, and keeps its length in one to HEAD (RFC 9110
-/// §6.4.1, §9.3.2). Over HTTP/1 hyper does that.
+/// Removes a generated body from a response that has none, and keeps its length in one to HEAD (RFC 9110 §6.4.1,
+/// §9.3.2). Over HTTP/1 hyper does that.
 fn without_content(mut response: Response<Outgoing>, is_head: bool) -> Response<Outgoing> {
     if let ResponseBody::Full(content) = &mut response.body_mut().body {
         let length = std::mem::take(content).len();
@@ -490,8 +495,8 @@ fn without_content(mut response: Response<Outgoing>, is_head: bool) -> Response<
 
 // === Extended CONNECT (RFC 8441) ===
 
-/// Makes of a request for a protocol what asks for the same in HTTP/1.1, as its endpoint will be asked. Gives the
-/// client's end of the tunnel to be.
+/// Turns an extended CONNECT request into the equivalent HTTP/1.1 upgrade, as it is sent to the endpoint. Returns the
+/// client's end of the future tunnel; `None` for other requests.
 fn extended_connect(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
     let protocol = request.extensions().get::<Protocol>().filter(|_| request.method() == Method::CONNECT)?;
     let protocol = HeaderValue::from_str(protocol.as_str()).ok()?;
@@ -499,7 +504,7 @@ fn extended_connect(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
     *request.method_mut() = Method::GET;
     let fields = request.headers_mut();
     if websocket::is_websocket(&protocol) {
-        // HTTP/1.1 wants a key, and HTTP/2 has no need for one.
+        // HTTP/1.1 requires a key, which HTTP/2 doesn't have.
         fields.insert(header::SEC_WEBSOCKET_KEY, websocket::key());
     }
     fields.insert(header::UPGRADE, protocol);
@@ -507,7 +512,8 @@ fn extended_connect(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
     Some(client)
 }
 
-/// Answers a request for a tunnel as HTTP/2 does. Any success means that there is one, so nothing else may say so.
+/// Returns the response to a request for a tunnel, as HTTP/2 requires it. Any success means a tunnel, so other
+/// responses must not have such a status.
 fn connect(
     mut response: Response<Outgoing>,
     client: OnUpgrade,
@@ -555,15 +561,15 @@ fn not_switched() -> Error {
     Error::new(Kind::ProtocolError, "the endpoint didn't switch protocols")
 }
 
-// === Lingering ===
+// === Lingering close ===
 
-/// A socket whose client has some time to close its side too.
+/// A socket that leaves its client some time to close its sending side.
 struct Lingering<T> {
     io: Patient<T>,
     linger: Deadline,
-    /// How many bytes may still come, once this side is closed.
+    /// The number of bytes that may still arrive after this side is closed; `None` before.
     allowance: Option<usize>,
-    /// The most that a client in good faith has on its way: the window of the connection.
+    /// The maximum that a well-behaved client has on its way, in bytes: the window of the connection.
     most: usize,
 }
 
@@ -594,8 +600,8 @@ impl<T: Transport> AsyncWrite for Lingering<T> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    /// The end of HTTP. The client's is listened to for a while: a socket that is closed with something unread, or that
-    /// gets more, is reset, and what the client hasn't yet got of its last responses is lost.
+    /// Closes the sending side, and reads the client's data for a while. A socket that is closed with unread data, or
+    /// that gets more, is reset, and the client loses the unread rest of its last responses.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.allowance.is_none() {

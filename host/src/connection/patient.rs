@@ -1,5 +1,5 @@
-//! The socket of a client of either version: what was read ahead of it comes first, and a client that takes too little of
-//! what is sent is cut off.
+//! The socket of a client with either HTTP version: returns the bytes that were read ahead, and fails writes to a
+//! client that accepts data too slowly.
 
 use std::cell::Cell;
 use std::io;
@@ -17,36 +17,36 @@ use crate::clock::Deadline;
 use crate::head::Peer;
 use crate::listener::SendLimits;
 
-/// A socket with some patience.
+/// A socket with a write timeout.
 pub struct Patient<T> {
     pub socket: T,
-    /// What was read already.
+    /// The bytes that were read already, and are returned first.
     pub ahead: Bytes,
-    /// For the client to take something.
+    /// The timeout for the client to accept data.
     pub send: Deadline,
     pace: Pace,
     census: Arc<Census>,
     peer: Option<Arc<Peer>>,
 }
 
-/// The pace at which a client takes what is sent. Only time in which the socket was full counts.
+/// The rate at which a client accepts data. Only time in which the socket was full counts.
 struct Pace {
     limits: SendLimits,
-    /// Since when the socket has been full.
+    /// The time since when the socket has been full; `None` if it isn't.
     since: Option<Instant>,
-    /// How long it had been full before, in this window.
+    /// The time that the socket was full before, in this window.
     waited: Duration,
-    /// Bytes that the client had taken when this window began.
+    /// The number of bytes that the client had accepted when this window began.
     before: u64,
-    /// Bytes that the client had taken when it was last looked at.
+    /// The number of bytes that the client had accepted at the last check.
     taken: u64,
-    /// Windows in which the client took something, but too little.
+    /// The number of windows in which the client accepted data, but too little.
     slow: Cell<u8>,
-    /// When the client was last seen to have taken something, or the socket became full.
+    /// The time when the client was last seen to accept data, or when the socket became full.
     progress: Option<Instant>,
 }
 
-/// How often a client that is waited for is looked at within its `send-timeout`: each time costs a call of the system.
+/// The number of checks within `send-timeout` of a client that is waited for: each costs a system call.
 const LOOKS: u32 = 4;
 
 impl<T: Transport> Patient<T> {
@@ -63,7 +63,7 @@ impl<T: Transport> Patient<T> {
         Patient { socket, ahead, send, pace, census, peer: None }
     }
 
-    /// Names the client for the log.
+    /// Sets the client's address for the log.
     pub fn of(mut self, peer: &Arc<Peer>) -> Self {
         self.peer = Some(peer.clone());
         self
@@ -83,7 +83,7 @@ impl<T: Transport> Patient<T> {
 }
 
 impl Pace {
-    /// Notes that the socket takes more.
+    /// Records that the socket accepts data again.
     fn go_on(&mut self, deadline: &Deadline) {
         if let Some(since) = self.since.take() {
             self.waited += deadline.clock().now().saturating_duration_since(since);
@@ -91,7 +91,7 @@ impl Pace {
         }
     }
 
-    /// Returns the limit that the client has met, for a socket that is full.
+    /// Returns the limit that the client of a full socket has reached; `None` if it has reached none.
     fn met(&mut self, socket: &impl Transport, deadline: &Deadline, cx: &Context<'_>) -> Option<SendLimit> {
         let now = deadline.clock().now();
         deadline.watch(cx);
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, TICK};
 
-    /// TLS that has something in hand, of which so many bytes have departed.
+    /// A TLS-like stream with unsent bytes; the number counts the bytes that were sent.
     struct Slow(DuplexStream, u64);
 
     impl AsyncRead for Slow {
@@ -224,7 +224,7 @@ mod tests {
         let limits = SendLimits { timeout: TICK, rate: 0 };
         let mut io = Patient::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, limits, Arc::default());
         let mut flush = |departed| {
-            // Time is the subject.
+            // Time is the subject of this test.
             std::thread::sleep(3 * TICK);
             clock.tick();
             io.socket.1 = departed;
@@ -237,14 +237,14 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
-    /// Whether a client that takes so many bytes in each look is cut off within twenty.
+    /// Whether a client that accepts `bytes` between two checks is cut off within twenty checks.
     fn is_cut_off(timeout: Duration, rate: u64, bytes: u64) -> bool {
         let (clock, cx) = (Clock::new(), &mut Context::from_waker(Waker::noop()));
         let [send] = clock.deadlines();
         let limits = SendLimits { timeout, rate };
         let mut io = Patient::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, limits, Arc::default());
         (0..20).any(|look| {
-            // Time is the subject.
+            // Time is the subject of this test.
             std::thread::sleep(2 * TICK);
             clock.tick();
             io.socket.1 = look * bytes;
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn a_client_that_takes_less_than_the_rate_is_cut_off() {
         let timeout = 10 * TICK;
-        // Looks are at least 100 ms apart, and at most as far as a busy machine makes them.
+        // Checks are at least 100 ms apart, and at most as far as a busy machine makes them.
         assert!(is_cut_off(timeout, 1_000_000, 100));
         assert!(!is_cut_off(timeout, 1, 100));
         assert!(!is_cut_off(60 * timeout, 1_000_000, 0), "nothing at all is a matter of the timeout");

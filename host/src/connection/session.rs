@@ -1,4 +1,4 @@
-//! What the exchanges of a connection with HTTP/1 share, and what passes between them and the connection.
+//! The state that an HTTP/1 connection shares with its exchanges.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -25,59 +25,59 @@ use crate::framing::Refusal;
 use crate::passage::BodyError;
 use crate::upload::{ClientContent, Upload};
 
-/// A connection that rests this long gives its buffers back. Making them anew costs about as much as a request's
-/// parsing, so clients that go on at once should keep them.
+/// The idle time after which a connection frees its buffers. Recreating them costs about as much as parsing a request,
+/// so that clients without a pause should keep them.
 const REST: Duration = Duration::from_millis(100);
 
-/// The state of a connection, as far as its exchanges and its socket have a part in it.
+/// The state of an HTTP/1 connection that its exchanges and its socket use.
 pub struct Session {
     pub client: Client,
     timers: Rc<Timers>,
-    /// For the next head to begin, and then to be whole.
+    /// The timeout for the next head to begin, and then to be complete.
     pub head: Deadline,
-    /// For the buffers to be given back.
+    /// The deadline for the buffers to be freed.
     pub rest: Deadline,
-    /// For the client to take something of what is sent.
+    /// The timeout for the client to accept data.
     pub send: Deadline,
     /// Whether an exchange is under way.
     pub busy: Cell<bool>,
-    /// Whether a head has begun and isn't whole yet.
+    /// Whether a head has begun and isn't complete yet.
     pub in_head: Cell<bool>,
     /// Whether all of the last request has been read from the socket.
     pub has_whole: Cell<bool>,
-    /// Whether the client has said its last word.
+    /// Whether the client has closed its sending side.
     pub heard_all: Cell<bool>,
-    /// Whether what hyper writes is of an exchange, and not its own word.
+    /// Whether the bytes that hyper writes belong to an exchange, and not to hyper's own error response.
     pub speaking: Cell<bool>,
     /// Whether all that was written has left hyper's buffers.
     pub flushed: Cell<bool>,
-    /// The content of the last request. It may take longer than its response, and until it is over what the client
-    /// sends is no new request.
+    /// The upload progress of the last request. The body may take longer than its response, and until it ends the
+    /// client's bytes are no new request.
     pub upload: RefCell<Upload>,
-    /// What makes the connection unfit for another request.
+    /// The reason why the connection can't have another request; `None` if it can.
     pub refused: Cell<Option<Refused>>,
-    /// What the connection has become, once the head that says so is sent.
+    /// The switched protocol of the connection, once the response head that says so is sent.
     pub switched: RefCell<Option<(Switched, Option<Ending>)>>,
-    /// Exchanges whose last bytes may still be in hyper's buffers: what is due at their end waits until the client has
-    /// its response.
+    /// Exchanges whose last bytes may still be in hyper's buffers: their records are reported once the client has its
+    /// response.
     ended: RefCell<SmallVec<[Ending; 1]>>,
-    /// Requests so far.
+    /// The number of requests so far.
     served: Cell<usize>,
 }
 
-/// Why a request never became an exchange.
+/// The reason why bytes never became a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// Its framing is ambiguous, or it is too long.
+    /// The framing is ambiguous, or a part is too long.
     Framing(Refusal),
-    /// It didn't come in time.
+    /// The request didn't arrive in time.
     Late,
-    /// hyper can't parse it, and would answer with this status.
+    /// hyper can't parse the request, and would answer with this status.
     Malformed(u16),
 }
 
 pin_project! {
-    /// An exchange, up to its response. Not an `async` block: that would have room for what it runs twice.
+    /// An exchange, up to its response. Not an `async` block, which would reserve room for the future twice.
     struct Exchanging<F> {
         #[pin]
         exchange: F,
@@ -85,11 +85,11 @@ pin_project! {
     }
 }
 
-/// The content of a response on its way into hyper.
+/// The body of a response that hyper writes.
 pub struct Tracked {
     outgoing: Outgoing,
-    /// What cut the body off, until the client has all that came before: hyper drops what it still holds when a body
-    /// fails, be it the head.
+    /// The error of the body, kept until the client has all previous bytes: when a body fails, hyper drops all that it
+    /// still holds, even the head.
     cut: Option<BodyError>,
     session: Rc<Session>,
 }
@@ -119,7 +119,7 @@ impl Session {
         })
     }
 
-    /// Takes a request on its way.
+    /// Begins an exchange for a request.
     pub fn exchange(
         self: Rc<Self>,
         request: Request<Incoming>,
@@ -137,12 +137,12 @@ impl Session {
         Exchanging { exchange, session: self }
     }
 
-    /// Has a response tell of its end, and of the connection's where it is the last.
+    /// Makes a response report its end, and announce the connection's end if it is the last one.
     fn track(self: &Rc<Self>, mut response: Response<Outgoing>) -> Response<Tracked> {
         let is_last = self.served.get() >= self.client.arrival.listener.limits.requests;
-        // Whoever sends what has two meanings may have meant the rest otherwise too.
+        // A client that sends ambiguous bytes may have meant the following ones differently too.
         let is_doubtful = |kind| matches!(kind, Kind::RequestError | Kind::RequestTimeout | Kind::RequestBodySize);
-        // What is still to come of its content is discarded, and so would be a request behind it.
+        // The rest of the request body is discarded, and a request behind it would be discarded too.
         let is_cut_short = self.upload.borrow().is_unread() && !self.has_whole.get();
         if is_last
             || is_cut_short
@@ -153,7 +153,7 @@ impl Session {
         response.map(|outgoing| Tracked { outgoing, cut: None, session: self.clone() })
     }
 
-    /// A deadline that is free once HTTP is over.
+    /// Returns a deadline that is unused once HTTP is over.
     pub fn spare(&self) -> Deadline {
         self.timers.step.clone()
     }
@@ -163,12 +163,13 @@ impl Session {
         self.busy.get() || !self.flushed.get() || !self.ended.borrow().is_empty()
     }
 
-    /// All that was written has been sent: exchanges whose body is over have ended, and the next request is waited for.
+    /// Records that all written bytes were sent: finishes the exchanges whose body has ended, and waits for the next
+    /// request.
     pub fn settle(&self) {
         if !self.busy.get() {
             self.speaking.set(false);
         }
-        // Not before: while the client takes its time for a response, no other request can be expected of it.
+        // Not before: while the client reads a response slowly, it can't be expected to send another request.
         if !self.ended.take().is_empty() && !self.busy.get() {
             let limits = &self.client.arrival.listener.limits;
             self.head.set(if self.in_head.get() { limits.head_timeout } else { limits.keep_alive });
@@ -176,7 +177,7 @@ impl Session {
         }
     }
 
-    /// The next request may come.
+    /// Records the end of an exchange, so that the next request may arrive.
     pub fn end(&self) {
         self.busy.set(false);
         self.timers.step.clear();
@@ -184,7 +185,7 @@ impl Session {
         self.rest.set(REST);
     }
 
-    /// HTTP is over: its deadlines would wake whatever comes after it.
+    /// Clears the deadlines after HTTP, since they would wake the tunnel or the lingering close.
     pub fn leave(&self) {
         for deadline in [&self.head, &self.rest, &self.send, &self.timers.step, &self.timers.total] {
             deadline.clear();

@@ -1,4 +1,4 @@
-//! The streams of a client with HTTP/2 that wait for it: how long each has waited, and what it took meanwhile. A stream
+//! HTTP/2 streams whose client reads slowly: how long each has waited, and how much was accepted meanwhile. A stream
 //! whose window opens by a few bytes now and then is reset.
 
 use std::cell::{Cell, OnceCell};
@@ -19,25 +19,25 @@ use crate::upload::Upload;
 /// The state of a stream from its request to the last byte of its response.
 pub struct Stream<H> {
     pub backlog: Arc<StreamBacklog>,
-    /// Since when the stream has had something that the client may take; `None` while the endpoint is waited for.
+    /// The time since when the stream has data for the client; `None` while the endpoint is waited for.
     since: Cell<Option<Instant>>,
-    /// How long the client was waited for, in this window.
+    /// The time that the client was waited for, in this window.
     waited: Cell<Duration>,
-    /// Bytes that the client had taken when this window began.
+    /// The number of bytes that the client had accepted when this window began.
     before: Cell<u64>,
-    /// Windows in which the client took something, but too little.
+    /// The number of windows in which the client accepted data, but too little.
     slow: Cell<u8>,
     is_cut_off: Cell<bool>,
     task: Cell<Option<Waker>>,
-    /// The content of the request, if there is any.
+    /// The upload progress of the request; unset if there is no body.
     upload: OnceCell<Upload>,
     /// The parts of the exchange that end once h2 has the response to its last byte.
     held: Cell<Option<H>>,
 }
 
 pin_project! {
-    /// The task of a stream, which ends when the stream is cut off. After the response it discards what is left of the
-    /// request's content: h2 resets the stream as soon as the task is dropped.
+    /// The task of a stream, which ends when the stream is cut off. After the response it discards the rest of the
+    /// request body: h2 resets the stream as soon as the task is dropped.
     pub struct StreamTask<F, H> {
         #[pin]
         task: F,
@@ -48,13 +48,13 @@ pin_project! {
     }
 }
 
-/// A look at all streams of a connection.
+/// A check of all streams of a connection.
 #[derive(Clone, Copy)]
 pub struct Look {
     pub now: Instant,
-    /// When the last one was.
+    /// The time of the previous check.
     pub last: Instant,
-    /// Whether the socket was full since then: then each stream may have waited for the others.
+    /// Whether the socket was full since the previous check: then each stream may have waited for the others.
     pub was_full: bool,
 }
 
@@ -73,27 +73,27 @@ impl<H> Stream<H> {
         })
     }
 
-    /// Names the content of the stream's request.
+    /// Sets the upload progress of the stream's request.
     pub fn receives(&self, upload: &Upload) {
         let _ = self.upload.set(upload.clone());
     }
 
-    /// Keeps what ends with the response, of which h2 asks for nothing more.
+    /// Keeps the parts that end with the response, of which h2 requests no more bytes.
     pub fn hold(&self, held: H) {
         self.held.set(Some(held));
     }
 
-    /// Notes that the client was given something, or that there is nothing for it to take.
+    /// Records when data for the client became available; `None` if there is none.
     pub fn given(&self, since: Option<Instant>) {
         self.since.set(since);
     }
 
-    /// Whether the client has taken nothing for so long, of what it was given.
+    /// Whether the client has accepted none of its available data for `patience`.
     pub fn is_stuck(&self, now: Instant, patience: Duration) -> bool {
         self.since.get().is_some_and(|since| now.saturating_duration_since(since) >= patience)
     }
 
-    /// Returns whether the client opens the window of the stream too slowly.
+    /// Whether the client opens the window of the stream too slowly.
     pub fn is_too_slow(&self, look: Look, limits: SendLimits) -> bool {
         let Some(since) = self.since.get().filter(|_| !look.was_full && !self.backlog.is_empty()) else { return false };
         self.waited.set(self.waited.get() + look.now.saturating_duration_since(since.max(look.last)));
@@ -106,7 +106,7 @@ impl<H> Stream<H> {
         limits.is_too_slow(in_window, &self.slow)
     }
 
-    /// Ends the stream's task, by which h2 resets the stream.
+    /// Ends the stream's task, upon which h2 resets the stream.
     pub fn cut_off(&self) {
         self.is_cut_off.set(true);
         if let Some(task) = self.task.take() {
@@ -146,7 +146,7 @@ impl<F: Future, H> Future for StreamTask<F, H> {
         }
         let Some(upload) = this.stream.upload.get() else { return Poll::Ready(()) };
         if this.discard.is_none() {
-            // As long as it goes to the endpoint, its own limits hold.
+            // While the body is sent to the endpoint, its own limits apply.
             let Some(rest) = ready!(upload.poll_rest(cx)) else { return Poll::Ready(()) };
             *this.discard = Some(Discard::new(rest, this.clock));
         }
@@ -162,7 +162,7 @@ mod tests {
 
     const LIMITS: SendLimits = SendLimits { timeout: Duration::from_secs(60), rate: 128 };
 
-    /// Whether a stream is found too slow within two minutes, of which so many bytes are taken in every five seconds.
+    /// Whether a stream is found too slow within two minutes, if `bytes` are accepted in every five seconds.
     fn is_found(bytes: usize, was_full: bool) -> bool {
         let stream = Stream::<()>::new(&Backlog::new(1 << 20));
         let mut piece = stream.backlog.hold(Bytes::from(vec![0; 1 << 20]));

@@ -1,4 +1,4 @@
-//! A connection that has left HTTP: bytes pass both ways until either side ends or nothing has passed for long.
+//! A tunnel, after a protocol switch: copies bytes both ways until either side ends or no byte has passed for long.
 
 use std::io;
 use std::pin::Pin;
@@ -14,10 +14,11 @@ use crate::ending::Ending;
 use crate::failure_log::{self, Topic};
 use crate::head::Head;
 
-/// Per direction, as long as the tunnel lives: frames of WebSocket are mostly shorter.
+/// The buffer size per direction, in bytes, as long as the tunnel lives: WebSocket frames are mostly shorter.
 const BUFFER: usize = 8 << 10;
 
-/// Carries bytes between a client and the endpoint that switched protocols. `ahead` is what the client sent already.
+/// Copies bytes between a client and the endpoint that switched protocols. `ahead` holds the client's bytes that were
+/// read already.
 pub async fn run(
     client: impl AsyncRead + AsyncWrite + Unpin,
     ahead: Bytes,
@@ -41,7 +42,7 @@ pub async fn run(
     let endpoint = flight.seat().name.clone();
     match deadline.until_met(carrying).await {
         Ok(Ok(_)) => {}
-        // Clients leave tunnels as they like.
+        // Clients may close tunnels at any time.
         Ok(Err(error)) if client.has_failed => tracing::debug!(%error, "tunnel"),
         Ok(Err(error)) => log(&endpoint, ending.as_ref(), &error.to_string(), None),
         Err(_) => {
@@ -63,13 +64,13 @@ fn log(endpoint: &str, ending: Option<&Ending>, cause: &str, limit: Option<&'sta
     tracing::warn!(request_id, route, endpoint, cause, limit, "tunnel ended");
 }
 
-/// The client's side, by which is told whether anything passes.
+/// The client's side, which records whether bytes pass.
 struct Watched<T> {
     io: T,
     idle: Duration,
     deadline: Deadline,
     written: u64,
-    /// Whether an error has come from the client's side.
+    /// Whether the client's side has failed.
     has_failed: bool,
 }
 
