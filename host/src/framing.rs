@@ -1,13 +1,11 @@
-//! Watches the bytes of a client's connection with HTTP/1 before anything else parses them, and refuses every message
-//! that somebody on its way could understand otherwise (RFC 9112).
-//!
-//! What passes is parsed again by hyper; here is decided only where messages begin and end, and whether that is beyond
-//! doubt. Content is skipped by its length, so it costs next to nothing.
+//! The framing scanner: scans the bytes of an HTTP/1 client before hyper parses them, and rejects every message that
+//! another recipient could parse differently (RFC 9112). The scanner decides only where messages begin and end, and
+//! whether that is unambiguous. Bodies are skipped by their length, so that they cost next to nothing.
 
 #[cfg(test)]
 mod tests;
 
-/// What a client may send before it is refused.
+/// The limits of a client's messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub head_bytes: usize,
@@ -15,19 +13,19 @@ pub struct Limits {
     pub target_bytes: usize,
 }
 
-/// Where a connection stands in its stream of messages.
+/// The position of a connection in its stream of messages.
 #[derive(Debug)]
 pub struct Scanner {
     limits: Limits,
     state: State,
-    /// The begun line, where a read ended in the middle of one.
+    /// The bytes of a partial line, if a read ended within one.
     line: Vec<u8>,
     head: Head,
-    /// Bytes of the last read up to the end of the last whole message in it.
+    /// The number of bytes of the last read up to the end of the last whole message in it.
     whole: usize,
 }
 
-/// Why a message is refused.
+/// The reason why a message is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// A line doesn't end with CRLF, or has a control byte in it (RFC 9112 §2.2).
@@ -36,7 +34,7 @@ pub enum Refusal {
     RequestLine,
     /// The target has none of the forms of §3.2.
     Target,
-    /// The version is none that is spoken here (§2.3).
+    /// The version is not supported (§2.3).
     Version,
     /// A field line continues the one before (§5.2).
     Fold,
@@ -46,19 +44,19 @@ pub enum Refusal {
     Host,
     /// `Content-Length` is repeated or no number (RFC 9110 §8.6).
     Length,
-    /// `Transfer-Encoding` is repeated or malformed, or stands in HTTP/1.0 (RFC 9112 §6.1).
+    /// `Transfer-Encoding` is repeated, malformed, or used in HTTP/1.0 (RFC 9112 §6.1).
     Coding,
-    /// A transfer coding that isn't understood here (§6.1).
+    /// The transfer coding isn't supported (§6.1).
     UnknownCoding,
-    /// Both a length and a coding (§6.1).
+    /// The message has both a length and a coding (§6.1).
     LengthAndCoding,
     /// A chunk isn't `size CRLF data CRLF` (§7.1).
     Chunk,
-    /// A trailer that would change the meaning of the message (RFC 9110 §6.5.1).
+    /// A trailer would change the meaning of the message (RFC 9110 §6.5.1).
     Trailer,
     /// The target is too long.
     LongTarget,
-    /// The head, or the trailers, are too long.
+    /// The head or the trailers are too long.
     LongHead,
     /// There are too many fields.
     ManyFields,
@@ -66,22 +64,22 @@ pub enum Refusal {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Before a request line. Empty lines may stand there (§2.2).
+    /// The next byte begins a request line. Empty lines may precede it (§2.2).
     Between,
     Fields,
-    /// So many bytes of content are left.
+    /// The scanner is in a body; holds the number of bytes that are left.
     Content(u64),
     ChunkSize,
-    /// So many bytes of the chunk are left.
+    /// The scanner is in the data of a chunk; holds the number of bytes that are left.
     ChunkData(u64),
     ChunkEnd,
     Trailers,
 }
 
-/// What the head of the message said so far.
+/// The facts of the message's head that were read so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
-    /// Bytes of the head, of the trailers, or of chunk extensions.
+    /// The length of the head, of the trailers, or of chunk extensions, in bytes.
     bytes: usize,
     fields: usize,
     empty_lines: u8,
@@ -89,26 +87,26 @@ struct Head {
     hosts: u8,
     length: Option<u64>,
     is_chunked: bool,
-    /// Over the whole content.
+    /// The length of the chunk extensions in the whole body, in bytes.
     extensions: usize,
 }
 
-/// Empty lines that a client may leave before a request.
+/// The maximum number of empty lines that a client may send before a request.
 const EMPTY_LINES: u8 = 4;
-/// The line of a chunk's size, with extensions that nobody uses.
+/// The maximum length of a line with a chunk's size, in bytes, including unused extensions.
 const CHUNK_LINE: usize = 256;
-/// Digits of a chunk's size: those of 64 bits. More are zeros, which some parsers cut or overflow on.
+/// The maximum number of digits of a chunk's size: 64 bits. More are zeros, which some parsers truncate or overflow on.
 const CHUNK_DIGITS: usize = 16;
-/// Bytes of extensions in all: each is work for whoever reads it, and none carries anything (CVE-2023-39326).
+/// The maximum length of all extensions, in bytes: recipients have to parse them, and none is used (CVE-2023-39326).
 const EXTENSIONS: usize = 16 << 10;
 
 impl Scanner {
-    /// For a connection that begins.
+    /// Creates a scanner for a new connection.
     pub fn new(limits: Limits) -> Self {
         Scanner { limits, state: State::Between, line: Vec::new(), head: Head::default(), whole: 0 }
     }
 
-    /// Takes the next bytes. After an error the connection can't go on.
+    /// Scans the next bytes. After an error no more bytes of the connection can be scanned.
     pub fn take(&mut self, mut bytes: &[u8]) -> Result<(), Refusal> {
         let length = bytes.len();
         self.whole = 0;
@@ -134,7 +132,7 @@ impl Scanner {
         Ok(())
     }
 
-    /// Returns how many of the last bytes belong to messages that are whole: they are good, whatever follows.
+    /// Returns how many of the last bytes belong to whole messages: these are valid, whatever follows.
     pub fn whole(&self) -> usize {
         self.whole
     }
@@ -144,7 +142,7 @@ impl Scanner {
         self.state == State::Between && self.line.is_empty()
     }
 
-    /// Whether a head has begun and isn't whole yet.
+    /// Whether a head has begun and isn't complete yet.
     pub fn is_in_head(&self) -> bool {
         self.state == State::Fields || self.state == State::Between && !self.line.is_empty()
     }
@@ -154,7 +152,7 @@ impl Scanner {
         State::Between
     }
 
-    /// Takes bytes up to the end of a line; gives how many.
+    /// Scans bytes up to the end of a line; returns how many.
     fn take_line(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
         let Some(end) = memchr::memchr(b'\n', bytes) else {
             self.line.extend_from_slice(bytes);
@@ -170,25 +168,25 @@ impl Scanner {
             self.line = line;
         }
         if self.state == State::Between {
-            // What a long head needed, the connection doesn't keep.
+            // The memory of a long head is freed.
             self.line = Vec::new();
         }
         Ok(end + 1)
     }
 
-    /// A line whose end hasn't come: it is refused as soon as it can't become good, lest somebody waits for its end.
+    /// Checks a partial line: an invalid line is rejected at once, so that no peer waits for its end.
     fn check_begun(&self) -> Result<(), Refusal> {
         self.check_length(self.line.strip_suffix(b"\r").unwrap_or(&self.line))
     }
 
-    /// Refuses a line, given without CRLF, that is too long or has become so: a longer one never fares better, so that
-    /// the outcome doesn't depend on where reads cut it.
+    /// Rejects a line, given without CRLF, that is or has become too long. Longer lines are never accepted either, so
+    /// that the result doesn't depend on where reads split the line.
     fn check_length(&self, line: &[u8]) -> Result<(), Refusal> {
         if matches!(self.state, State::ChunkSize | State::ChunkEnd) {
             return if line.len() > CHUNK_LINE { Err(Refusal::Chunk) } else { Ok(()) };
         }
         let room = self.limits.head_bytes.saturating_sub(self.head.bytes + b"\r\n".len());
-        // Whichever limit comes first in the line is the one that it breaks.
+        // The limit that comes first in the line is the one that the line exceeds.
         let (within, most) = (&line[..line.len().min(room)], self.limits.target_bytes);
         if self.state == State::Between && within.len() > most && target_of(within).len() > most {
             return Err(Refusal::LongTarget);
@@ -196,10 +194,10 @@ impl Scanner {
         if line.len() > room { Err(Refusal::LongHead) } else { Ok(()) }
     }
 
-    /// Takes a line, given without its LF.
+    /// Scans a line, given without its LF.
     fn whole_line(&mut self, line: &[u8]) -> Result<(), Refusal> {
         let text = line.strip_suffix(b"\r");
-        // First, as a line that came in pieces is refused for its length before its end is seen.
+        // Checked first, as a line that arrives in pieces is rejected for its length before its end is read.
         self.check_length(text.unwrap_or(line))?;
         let line = text.filter(|text| is_text(text)).ok_or(Refusal::Line)?;
         self.state = match self.state {
@@ -212,7 +210,7 @@ impl Scanner {
             State::ChunkEnd => return Err(Refusal::Chunk),
             State::Trailers if line.is_empty() => self.next_message(),
             State::Trailers => self.field(line, |_, name, _| trailer(name))?,
-            // Content has no lines.
+            // A body has no lines.
             content @ (State::Content(_) | State::ChunkData(_)) => content,
         };
         Ok(())
@@ -297,9 +295,9 @@ impl Scanner {
 }
 
 impl Head {
-    /// Takes a field of a request as far as it concerns framing and authority.
+    /// Evaluates a field of a request that concerns framing or authority.
     fn understand(&mut self, name: &[u8], value: &[u8]) -> Result<(), Refusal> {
-        // Most names have another length than any of the three.
+        // Most names differ in length from these three.
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 self.hosts += 1;
@@ -315,7 +313,7 @@ impl Head {
                 Ok(())
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                // Whoever speaks HTTP/1.0 may have passed on what it doesn't know, whatever the coding is.
+                // An HTTP/1.0 sender may have forwarded a coding that it doesn't know, whatever the coding is.
                 if self.is_http_10
                     || self.is_chunked
                     || !value.split(|byte| *byte == b',').all(|coding| is_token(coding.trim_ascii()))
@@ -331,7 +329,7 @@ impl Head {
 }
 
 impl Refusal {
-    /// The status code of the answer.
+    /// Returns the status code of the error response.
     pub fn status(self) -> u16 {
         match self {
             Refusal::LongTarget => 414,
@@ -342,7 +340,7 @@ impl Refusal {
         }
     }
 
-    /// The key of the limit that was met; `None` if it is a matter of form.
+    /// Returns the key of the limit that was met; `None` if the message is malformed.
     pub fn limit(self) -> Option<&'static str> {
         match self {
             Refusal::LongTarget => Some("limits.target"),
@@ -352,7 +350,7 @@ impl Refusal {
         }
     }
 
-    /// For the log.
+    /// Returns the reason as a text for the log.
     pub fn reason(self) -> &'static str {
         match self {
             Refusal::Line => "a line doesn't end with CRLF, or has a control byte in it",
@@ -375,23 +373,23 @@ impl Refusal {
     }
 }
 
-/// How many of these bytes are content of which so many are left; and how many then are.
+/// Returns how many of the bytes belong to a body with `left` bytes, and how many of these are left then.
 fn skip(left: u64, bytes: &[u8]) -> (usize, u64) {
     let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
     (taken, left - taken as u64)
 }
 
-/// What comes after the first space, up to the second.
+/// Returns the text between the first space and the second.
 fn target_of(line: &[u8]) -> &[u8] {
     line.split(|byte| *byte == b' ').nth(1).unwrap_or_default()
 }
 
-/// All bytes are looked at, whatever is found, so that it is done many at a time.
+/// Whether a line has no control bytes but tabs. All bytes are tested, whatever is found, so that many are tested at a time.
 fn is_text(line: &[u8]) -> bool {
     line.iter().fold(true, |fit, byte| fit & ((*byte >= b' ') & (*byte != 0x7f) | (*byte == b'\t')))
 }
 
-/// A table of the visible bytes but for some. A search among those took a fortieth of the time of a request.
+/// Returns a table of the visible bytes except `others`. A search among those took a fortieth of the time of a request.
 const fn visible_but(others: &[u8]) -> [bool; 256] {
     let (mut are, mut byte) = ([false; 256], 0x21);
     while byte < 0x7f {
@@ -406,24 +404,24 @@ const fn visible_but(others: &[u8]) -> [bool; 256] {
     are
 }
 
-/// The bytes of tokens: all but the delimiters (RFC 9110 §5.6.2).
+/// The bytes of tokens: all except the delimiters (RFC 9110 §5.6.2).
 const IN_TOKENS: [bool; 256] = visible_but(b"\"(),/:;<=>?@[\\]{}");
 
-/// The bytes of hosts, but for brackets around an address.
+/// The bytes of hosts, except the brackets around an address.
 const IN_HOSTS: [bool; 256] = visible_but(b"/@,\\?#\"<>{}|^`[]");
 
 fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| IN_TOKENS[usize::from(*byte)])
 }
 
-/// RFC 9112 §3.2.
+/// Whether a target has a valid form (RFC 9112 §3.2).
 fn is_target(method: &[u8], target: &[u8]) -> bool {
     let is_uri = target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
     let scheme = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
     let authority = |from: usize| {
         let rest = &target[from..];
         let end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
-        // An HTTP URI without a host is none (RFC 9110 §4.2.1).
+        // An HTTP URI without a host is invalid (RFC 9110 §4.2.1).
         end > 0 && rest[0] != b':' && is_authority(&rest[..end])
     };
     is_uri
@@ -437,11 +435,11 @@ fn is_target(method: &[u8], target: &[u8]) -> bool {
         }
 }
 
-/// A host and perhaps a port (RFC 9110 §7.2), which may be empty: nothing that somebody takes for more.
+/// Whether a text is a host with an optional port (RFC 9110 §7.2), which may be empty, and can't be taken for more.
 pub fn is_authority(text: &[u8]) -> bool {
     let is_fit = |byte: &u8| IN_HOSTS[usize::from(*byte)];
     let (host, port) = match text.strip_prefix(b"[") {
-        // In brackets, colons belong to the address.
+        // Colons within brackets belong to the address.
         Some(rest) => rest.split_at(rest.iter().position(|byte| *byte == b']').unwrap_or(rest.len())),
         None => text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(text.len())),
     };
@@ -454,7 +452,7 @@ fn trailer(name: &[u8]) -> Result<(), Refusal> {
     if is_forbidden_trailer(name) { Err(Refusal::Trailer) } else { Ok(()) }
 }
 
-/// Names that have no business behind the content: who merges trailers into the head would be misled.
+/// Whether a name is forbidden in trailers: a recipient that merges trailers into the head would be misled.
 pub fn is_forbidden_trailer(name: &[u8]) -> bool {
     const FORBIDDEN: [&[u8]; 18] = [
         b"authorization",

@@ -2,14 +2,14 @@ use super::*;
 
 const LIMITS: Limits = Limits { head_bytes: 512, fields: 8, target_bytes: 64 };
 
-/// What becomes of bytes that come in pieces of a length.
+/// Returns the state after bytes that arrive in pieces of a length.
 fn scanned(bytes: &[u8], piece: usize) -> Result<(bool, bool), Refusal> {
     let mut scanner = Scanner::new(LIMITS);
     bytes.chunks(piece).try_for_each(|piece| scanner.take(piece))?;
     Ok((scanner.is_between(), scanner.is_in_head()))
 }
 
-/// The same however the bytes are cut: in pieces of each length, and in two at each place.
+/// Scans bytes in pieces of each length, and in two at each position, and returns the one result of all.
 fn each_way(bytes: &[u8]) -> Result<(bool, bool), Refusal> {
     let whole = scanned(bytes, usize::MAX);
     for piece in 1..=bytes.len().min(64) {
@@ -156,11 +156,11 @@ fn each_byte_is_of_names_and_hosts_or_is_not() {
         // RFC 9110 §5.6.2.
         let is_tchar = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         let field = [b"GET / HTTP/1.1\r\nHost: a\r\nx", &[byte][..], b"y: z\r\n\r\n"].concat();
-        // A colon there ends the name.
+        // In a field name, a colon ends the name.
         assert_eq!(scanned(&field, usize::MAX).is_ok(), is_tchar || byte == b':', "in a name: {byte:#04x}");
         let method = [b"G", &[byte][..], b"T / HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
         assert_eq!(scanned(&method, usize::MAX).is_ok(), is_tchar, "in a method: {byte:#04x}");
-        // RFC 3986 §3.2.2, and a colon before an empty port is followed by digits alone.
+        // RFC 3986 §3.2.2; behind a colon there may be only digits.
         let is_in_hosts = byte.is_ascii_graphic() && !b"/@,\\?#\"<>{}|^`[]:".contains(&byte);
         let host = [b"GET / HTTP/1.1\r\nHost: a", &[byte][..], b"b\r\n\r\n"].concat();
         assert_eq!(scanned(&host, usize::MAX).is_ok(), is_in_hosts, "in a host: {byte:#04x}");
