@@ -1,12 +1,10 @@
-//! A scanner of HTTP/2 frame headers (RFC 9113 §4.1) in a stream of bytes, however reads or writes split it.
-//!
-//! h2 parses the same bytes again and judges them; the scanner only shows which frames there are, and skips their
-//! payloads by length.
+//! A scanner of HTTP/2 frame headers (RFC 9113 §4.1) in a stream of bytes, however reads or writes split it. h2 parses
+//! the same bytes again and validates them; the scanner only reports the frames, and skips their payloads by length.
 
 pub mod budget;
 pub mod counted;
 
-/// The first bytes of a connection with HTTP/2 (RFC 9113 §3.4).
+/// The first bytes of an HTTP/2 connection (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The type of a frame that begins a head or trailers.
@@ -30,18 +28,18 @@ const HEAD: usize = 9;
 /// The position of a scanner in its stream of frames.
 #[derive(Debug)]
 pub struct FrameScanner {
-    /// The begun header of a frame.
+    /// The bytes of a partial frame header.
     head: [u8; HEAD],
-    /// How many bytes of the header have been read.
+    /// The number of bytes of the header that have been read.
     filled: usize,
-    /// Bytes to skip before the next frame header.
+    /// The number of bytes to skip before the next frame header.
     skip: usize,
 }
 
 /// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHead {
-    /// Bytes of the payload.
+    /// The length of the payload, in bytes.
     pub length: usize,
     pub kind: u8,
     pub flags: u8,
@@ -50,12 +48,12 @@ pub struct FrameHead {
 }
 
 impl FrameScanner {
-    /// Creates a scanner of bytes that begin with a preface, of this length, which is no frame.
+    /// Creates a scanner of bytes that begin with a preface of this length, which is no frame.
     pub fn after(preface: usize) -> Self {
         FrameScanner { head: [0; HEAD], filled: 0, skip: preface }
     }
 
-    /// Reads the next bytes and shows each frame whose header they complete.
+    /// Scans the next bytes and calls `each` for each frame whose header they complete.
     pub fn scan(&mut self, mut bytes: &[u8], mut each: impl FnMut(FrameHead)) {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
@@ -102,7 +100,7 @@ mod tests {
         [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
     }
 
-    /// A preface and some frames, among whose payloads are bytes that look like frames.
+    /// Returns a preface and some frames, among whose payloads are bytes that look like frames.
     fn stream() -> Vec<u8> {
         let tricky = frame(6, 0, 0, &[0; 8]);
         let frames = [

@@ -1,15 +1,14 @@
-//! The number of HTTP/2 frames of each kind that a client may send beyond what its requests and our responses explain, or
-//! an endpoint beyond what its responses and our requests do.
-//!
-//! PING, SETTINGS, WINDOW_UPDATE and their like cost the client a few bytes, and the proxy a parse and often an answer
-//! (CVE-2019-9512, -9513, -9515, -9518). Each kind has an allowance that grows with time, with each request and with
-//! what the proxy sends: honest clients send such frames in proportion to one of these.
+//! The number of HTTP/2 frames of each kind that a client may send beyond what its requests and our responses explain.
+//! Of an endpoint, its responses and our requests explain them. PING, SETTINGS, WINDOW_UPDATE and similar frames cost
+//! the client a few bytes, and the proxy a parse and often an answer (CVE-2019-9512, -9513, -9515, -9518). Each kind
+//! has an allowance that grows with time, requests and sent frames: honest clients send such frames in proportion to
+//! these.
 
 use std::time::{Duration, Instant};
 
 use super::{DATA, END_STREAM, FrameHead, HEADERS};
 
-/// The allowances that are left to a client.
+/// The remaining allowances of a client.
 #[derive(Debug)]
 pub struct FrameBudget {
     left: [u64; KINDS],
@@ -20,20 +19,20 @@ pub struct FrameBudget {
 /// A kind of frame that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {
-    /// DATA that carries nothing and doesn't end its stream.
+    /// DATA that has no payload and doesn't end its stream.
     EmptyData,
     /// PRIORITY and PRIORITY_UPDATE (RFC 9218).
     Priority,
-    /// RST_STREAM; how many streams are reset while they are served is limited apart.
+    /// RST_STREAM; resets of streams that are being served have a separate limit.
     Reset,
     Settings,
     Ping,
     /// Acknowledgements of PING and SETTINGS.
     Ack,
     WindowUpdate,
-    /// CONTINUATION; h2 limits how many there are in one list of fields.
+    /// CONTINUATION; h2 limits their number in one list of fields.
     Continuation,
-    /// Frames without a use here: of unknown types, GOAWAY, PUSH_PROMISE.
+    /// Frames that this proxy does not use: unknown types, GOAWAY, PUSH_PROMISE.
     Other,
 }
 
@@ -41,30 +40,30 @@ const KINDS: usize = FrameKind::Other as usize + 1;
 
 /// The growth of an allowance.
 struct Allowance {
-    /// At the beginning of a connection, and the most that time alone restores.
+    /// The allowance at the beginning of a connection, and the most that time alone restores.
     burst: u64,
     per_second: u64,
-    /// For each HEADERS frame of the client.
+    /// The growth per HEADERS frame of the client.
     per_request: u64,
-    /// For each HEADERS or DATA frame that is sent to the client.
+    /// The growth per HEADERS or DATA frame that is sent to the client.
     per_sent: u64,
-    /// For each KiB of DATA that is sent to the client.
+    /// The growth per KiB of DATA that is sent to the client.
     per_kib: u64,
 }
 
-/// In the order of [`FrameKind`]. A stranger's PINGs in a second cost less than one request.
+/// The allowances in the order of [`FrameKind`]. One second of a stranger's PINGs costs less than one request.
 const ALLOWANCES: [Allowance; KINDS] = [
-    // h2 ends a connection after 100 of them.
+    // h2 closes a connection after 100 of them.
     Allowance { burst: 200, per_second: 1, per_request: 2, per_sent: 0, per_kib: 0 },
     // Browsers change the priority of what comes into view; old Firefox built a tree of six nodes.
     Allowance { burst: 200, per_second: 10, per_request: 8, per_sent: 0, per_kib: 0 },
     // A stream is reset once at most.
     Allowance { burst: 100, per_second: 1, per_request: 1, per_sent: 0, per_kib: 0 },
-    // Clients send one, and some another when a window grows.
+    // Clients send one, and some send another when a window grows.
     Allowance { burst: 20, per_second: 1, per_request: 0, per_sent: 0, per_kib: 0 },
-    // gRPC measures the bandwidth with a PING per DATA frame that it gets, at most.
+    // gRPC measures the bandwidth with at most one PING per received DATA frame.
     Allowance { burst: 100, per_second: 2, per_request: 1, per_sent: 1, per_kib: 0 },
-    // The proxy sends one SETTINGS frame, and a PING when it says farewell.
+    // The proxy sends one SETTINGS frame, and a PING before it closes the connection.
     Allowance { burst: 10, per_second: 1, per_request: 0, per_sent: 0, per_kib: 0 },
     // A client that reads in small pieces opens two windows for each of them.
     Allowance { burst: 1000, per_second: 100, per_request: 8, per_sent: 4, per_kib: 16 },
@@ -74,19 +73,19 @@ const ALLOWANCES: [Allowance; KINDS] = [
     Allowance { burst: 100, per_second: 2, per_request: 2, per_sent: 0, per_kib: 0 },
 ];
 
-/// The most that an allowance grows to. A client may first read all that its windows let through, and open them again
-/// afterwards, bit by bit.
+/// The maximum of an allowance. A client may first read all that its windows allow, and open them again afterwards in
+/// small steps.
 const MOST: u64 = 100_000;
 
 const ACK: u8 = 1;
 
 impl FrameBudget {
-    /// Creates the budget of a connection that begins.
+    /// Creates the budget of a new connection.
     pub fn new(now: Instant) -> Self {
         FrameBudget { left: ALLOWANCES.each_ref().map(|allowance| allowance.burst), since: now }
     }
 
-    /// Lets allowances grow with the time that has passed, in whole seconds.
+    /// Increases allowances by the time that has passed, in whole seconds.
     pub fn pass(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.since).as_secs();
         if passed == 0 {
@@ -99,7 +98,7 @@ impl FrameBudget {
         }
     }
 
-    /// Lets allowances grow with a frame that is sent to the client.
+    /// Increases allowances by a frame that is sent to the client.
     pub fn sent(&mut self, head: FrameHead) {
         if head.kind == DATA || head.kind == HEADERS {
             let kib = (head.length >> 10) as u64;
@@ -107,7 +106,7 @@ impl FrameBudget {
         }
     }
 
-    /// Counts a frame of the client; the error is the kind that is beyond its allowance.
+    /// Counts a frame of the client; the error is the kind that exceeds its allowance.
     pub fn received(&mut self, head: FrameHead) -> Result<(), FrameKind> {
         if head.kind == HEADERS {
             self.grow(|allowance| allowance.per_request);
@@ -126,7 +125,7 @@ impl FrameBudget {
 }
 
 impl FrameKind {
-    /// Returns the kind of a frame, or `None` if its number needs no limit here.
+    /// Returns the kind of a frame; `None` if its number needs no limit here.
     fn of(head: FrameHead) -> Option<Self> {
         let is_ack = head.flags & ACK != 0;
         Some(match head.kind {
@@ -143,7 +142,7 @@ impl FrameKind {
         })
     }
 
-    /// The name of the kind in the log.
+    /// Returns the name of the kind in the log.
     pub fn name(self) -> &'static str {
         match self {
             FrameKind::EmptyData => "empty DATA",
@@ -170,7 +169,7 @@ mod tests {
         FrameHead { length, kind, flags, stream: 1 }
     }
 
-    /// Counts frames until one is refused; returns how many were accepted, up to a million.
+    /// Counts frames until one is rejected; returns how many were accepted, up to a million.
     fn accepted(budget: &mut FrameBudget, head: FrameHead) -> usize {
         (0..1_000_000).take_while(|_| budget.received(head).is_ok()).count()
     }
@@ -212,7 +211,7 @@ mod tests {
         accepted(&mut budget, frame(PING, 0, 8));
         budget.pass(begin + Duration::from_millis(900));
         assert_eq!(accepted(&mut budget, frame(PING, 0, 8)), 0);
-        // Nothing of a second is lost by looking often.
+        // Frequent calls lose no part of a second.
         budget.pass(begin + Duration::from_millis(1900));
         budget.pass(begin + Duration::from_millis(2000));
         assert_eq!(accepted(&mut budget, frame(PING, 0, 8)), 4);
@@ -237,7 +236,7 @@ mod tests {
             assert_eq!(budget.received(frame(WINDOW_UPDATE, 0, 4)), Ok(()));
             assert_eq!(budget.received(frame(WINDOW_UPDATE, 0, 4)), Ok(()));
         }
-        // Acknowledgements that are sent to the client explain nothing.
+        // Acknowledgements that are sent to the client explain no frames.
         (0..20_000).for_each(|_| budget.sent(frame(PING, ACK, 8)));
         assert_eq!(accepted(&mut budget, frame(PING, 0, 8)), 100);
     }

@@ -1,6 +1,5 @@
-//! A socket whose frames are counted in both directions: h2 doesn't tell of them.
-//!
-//! It stands below h2 and above TLS, so it sees plain frames.
+//! A socket whose frames are counted in both directions, since h2 doesn't report them. The socket is below h2 and above
+//! TLS, so that it reads plain frames.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +15,7 @@ pub trait Counter {
     /// Counts the frames in bytes that were written.
     fn sent(&mut self, bytes: &[u8]);
 
-    /// Returns what reads give from now on instead of bytes; `None` while all kinds of frames are within their allowance.
+    /// Returns the result of further reads; `None` while all kinds of frames are within their allowances.
     fn end_of_reads(&self) -> Option<Poll<io::Result<()>>>;
 }
 
