@@ -1,4 +1,5 @@
-//! Why an exchange failed: a kind named after IANA's HTTP proxy error types (RFC 9209 §2.3), and its cause for the log.
+//! The errors of an exchange: a kind named after IANA's HTTP proxy error types (RFC 9209 §2.3), and a cause for the
+//! log.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -6,48 +7,48 @@ use std::io;
 
 use crate::printable::one_line;
 
-/// The kind decides the status; its token names it in the response, the log and the metrics.
+/// The kind of an error. It determines the status; its token names the kind in the response, the log and the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// No route matches the request.
     NoRoute,
-    /// The request is not one that can be forwarded.
+    /// The request can't be forwarded.
     RequestError,
-    /// The upstream has no endpoint to offer.
+    /// The upstream has no available endpoint.
     DestinationUnavailable,
-    /// The upstream has as many requests or connections as it may have.
+    /// The upstream has reached its limit of requests or connections.
     LimitReached,
-    /// This machine has no means for another connection: no file descriptors, no ports, no memory.
+    /// This machine lacks resources for another connection: file descriptors, ports or memory.
     InternalError,
     /// The endpoint can't switch to another protocol.
     UpgradeFailed,
-    /// The name of the endpoint can't be looked up.
+    /// The name of the endpoint can't be resolved.
     DnsError,
     /// The endpoint refused the connection.
     ConnectionRefused,
     /// The endpoint didn't accept the connection in time.
     ConnectionTimeout,
-    /// The endpoint closed the connection before it answered.
+    /// The endpoint closed the connection before it responded.
     ConnectionTerminated,
-    /// The endpoint's TLS can't be spoken, or its certificate not be trusted.
+    /// The TLS handshake with the endpoint failed, or its certificate isn't trusted.
     TlsError,
-    /// The endpoint didn't answer in time.
+    /// The endpoint didn't respond in time.
     ResponseTimeout,
-    /// What the endpoint sent is no HTTP response.
+    /// The endpoint sent bytes that are no HTTP response.
     ProtocolError,
-    /// The request didn't come in time.
+    /// The request didn't arrive in time.
     RequestTimeout,
-    /// The request's content is longer than the route or a plugin takes.
+    /// The request body is longer than the route or a plugin accepts.
     RequestBodySize,
-    /// The response's content is longer than a plugin takes.
+    /// The response body is longer than a plugin accepts.
     ResponseBodySize,
-    /// The response's head is longer, or has more fields, than the upstream's limits allow.
+    /// The response head is longer, or has more fields, than the upstream's limits allow.
     ResponseHeadSize,
-    /// A plugin trapped, ran out of time or memory, or returned what can't be done.
+    /// A plugin trapped, exceeded its time or memory, or returned an invalid result.
     PluginError,
 }
 
-/// Whether this machine has no means for something, be that a connection or a file: no descriptors, no memory.
+/// Whether an error says that this machine lacks resources, for a connection or a file: descriptors or memory.
 pub fn is_of_this_machine(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
         || error.kind() == io::ErrorKind::OutOfMemory
@@ -72,26 +73,26 @@ pub fn causes(error: &(dyn StdError + 'static)) -> String {
     one_line(&text, LONGEST).into_owned()
 }
 
-/// Bytes of a cause in the log.
+/// The maximum length of a cause in the log, in bytes.
 const LONGEST: usize = 1 << 10;
 
-/// A failed exchange.
+/// The error of a failed exchange.
 #[derive(Debug)]
 pub struct Error {
-    /// What the client is told.
+    /// The kind, which the client learns.
     pub kind: Kind,
-    /// What the log is told.
+    /// The cause, which is only logged.
     pub cause: Box<dyn StdError + Send + Sync>,
-    /// The key of the limit that was met, if the failure is one of a limit.
+    /// The manifest key of the limit that was met; `None` if the failure is not about a limit.
     pub limit: Option<&'static str>,
-    /// The status that the client gets, where it isn't that of the kind.
+    /// The status for the client; `None` if it is that of the kind.
     pub status: Option<http::StatusCode>,
-    /// Whether the log has a line of it already.
+    /// Whether the failure is logged already.
     pub is_logged: bool,
 }
 
 impl Kind {
-    /// All of them, in the order of their declaration.
+    /// All kinds, in the order of their declaration.
     pub const ALL: [Kind; 18] = [
         Kind::NoRoute,
         Kind::RequestError,
@@ -113,7 +114,7 @@ impl Kind {
         Kind::PluginError,
     ];
 
-    /// The name, as in `Proxy-Status`.
+    /// Returns the name of the kind, as in `Proxy-Status`.
     pub fn token(self) -> &'static str {
         match self {
             Kind::NoRoute => "no_route",
@@ -137,7 +138,7 @@ impl Kind {
         }
     }
 
-    /// The status code that the client gets.
+    /// Returns the status code for the client.
     pub fn status(self) -> http::StatusCode {
         match self {
             Kind::NoRoute => http::StatusCode::NOT_FOUND,
@@ -159,7 +160,7 @@ impl Kind {
         }
     }
 
-    /// Whether it speaks against the endpoint that was asked.
+    /// Whether the error counts as a failure of the endpoint.
     pub fn blames_endpoint(self) -> bool {
         matches!(
             self,
@@ -175,24 +176,24 @@ impl Kind {
 }
 
 impl Error {
-    /// An error of a kind with its cause.
+    /// Creates an error of a kind with its cause.
     pub fn new(kind: Kind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Error { kind, cause: cause.into(), limit: None, status: None, is_logged: false }
     }
 
-    /// Names the limit that was met, by its key in the manifest.
+    /// Sets the limit that was met, by its key in the manifest.
     pub fn met(mut self, limit: &'static str) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Notes that the log has a line of the failure.
+    /// Marks the failure as logged.
     pub fn logged(mut self) -> Self {
         self.is_logged = true;
         self
     }
 
-    /// The cause with all that is behind it, in one line.
+    /// Returns the cause with its sources in one line.
     pub fn causes(&self) -> String {
         causes(&*self.cause)
     }

@@ -1,7 +1,6 @@
-//! The limits of the lines that failures leave in the log: each topic may have so many at once and so many a second, and a
-//! part of it, such as a route, fewer, so that a part that fails all the time hides no other. What is left out is counted.
-//!
-//! Callers ask [`admits`] first, and then log the line themselves.
+//! The rate limits of log lines about failures, per topic and second. A part of a topic, such as a route, has a lower
+//! limit, so that a part that always fails hides no other. Suppressed lines are counted. Callers ask [`admits`] first,
+//! and then log the line themselves.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,65 +8,65 @@ use std::time::Instant;
 
 use crate::error::Kind;
 
-/// The subject of a line; each subject has limits of its own.
+/// The topic of a log line; each topic has its own limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
     /// A failed exchange.
     Exchange(Kind),
-    /// An attempt at an endpoint that another one has followed.
+    /// A failed attempt at an endpoint that another attempt has followed.
     Attempt(Kind),
-    /// A handshake of TLS with a client.
+    /// A failed TLS handshake with a client.
     Handshake,
     /// A connection that didn't begin with the PROXY protocol.
     ProxyProtocol,
-    /// A client's connection that was ended for what the client did.
+    /// A client connection that was closed because of the client's behaviour.
     Client,
-    /// A client that took too little of a response.
+    /// A slow reader: a client that accepted too little of a response.
     SlowClient,
     /// A connection that couldn't be accepted.
     Accept,
-    /// A connection that has left HTTP.
+    /// A failed tunnel.
     Tunnel,
-    /// A response on its way into a cache.
+    /// A response that failed while it was stored in a cache.
     Cache,
 }
 
-/// The lines of a topic at once, and in each second after that: a day of failures of one kind fills 50 MB.
+/// The maximum number of lines per topic at once, and per second after that: a day of failures of one kind fills 50 MB.
 const LINES: u64 = 20;
 const LINES_A_SECOND: u64 = 2;
 
-/// The lines of one part of a topic at once, and in each second after that.
+/// The maximum number of lines per part of a topic at once, and per second after that.
 const LINES_OF_PART: u64 = 10;
 const LINES_OF_PART_A_SECOND: u64 = 1;
 
-/// Parts that are told apart, by a hash of their names.
+/// The number of parts that are distinguished, by a hash of their names.
 const PARTS: usize = 16;
 
 const KINDS: usize = Kind::ALL.len();
 const TOPICS: usize = 2 * KINDS + 7;
 
-/// Counters rather than a lock: workers that log at the same moment may let a line too many through, and never wait.
+/// Counters instead of a lock: workers that log at the same moment may admit a line too many, and never wait.
 struct Limiter {
-    /// The second up to which the next two have sunk, since the first line.
+    /// The second, since the first line, up to which `lines` and the counts of parts have decreased.
     second: AtomicU64,
-    /// Lines that still count.
+    /// The number of lines that still count.
     lines: AtomicU64,
     parts: [AtomicU64; PARTS],
-    /// Lines that were left out and not reported yet.
+    /// The number of lines that were suppressed and not reported yet.
     left_out: AtomicU64,
-    /// Lines that were left out in all.
+    /// The total number of suppressed lines.
     dropped: AtomicU64,
 }
 
 static LIMITERS: [Limiter; TOPICS] = [const { Limiter::new() }; TOPICS];
 static BEGAN: OnceLock<Instant> = OnceLock::new();
 
-/// Whether the log has room for a line of a topic about a part of it, such as a route or an endpoint.
+/// Whether a line about a part of a topic, such as a route or an endpoint, is within the limits.
 pub fn admits(topic: Topic, part: &str) -> bool {
     LIMITERS[topic.place()].admits(topic, part, second())
 }
 
-/// Logs how many lines were left out in seconds that are over. Called by the ticks of workers.
+/// Logs how many lines were suppressed in previous seconds. Called by the ticks of workers.
 pub fn report() {
     for topic in Topic::all() {
         let limiter = &LIMITERS[topic.place()];
@@ -77,7 +76,7 @@ pub fn report() {
     }
 }
 
-/// The lines of a topic that were left out so far.
+/// Returns the number of suppressed lines of a topic.
 pub fn dropped(topic: Topic) -> u64 {
     LIMITERS[topic.place()].dropped.load(Ordering::Relaxed)
 }
@@ -87,7 +86,7 @@ fn second() -> u64 {
 }
 
 impl Topic {
-    /// All topics, in the order of their places.
+    /// Returns all topics, in the order of their indices.
     pub fn all() -> impl Iterator<Item = Topic> {
         let exchanges = Kind::ALL.into_iter().map(Topic::Exchange);
         let attempts = Kind::ALL.into_iter().map(Topic::Attempt);
@@ -117,7 +116,7 @@ impl Topic {
         }
     }
 
-    /// The name of the topic in the log and the metrics.
+    /// Returns the name of the topic in the log and the metrics.
     pub fn name(self) -> &'static str {
         match self {
             Topic::Exchange(_) => "exchange",
@@ -132,7 +131,7 @@ impl Topic {
         }
     }
 
-    /// The kind of failure, for topics that have such.
+    /// Returns the kind of failure; `None` if the topic has none.
     pub fn kind(self) -> Option<&'static str> {
         match self {
             Topic::Exchange(kind) | Topic::Attempt(kind) => Some(kind.token()),
@@ -154,7 +153,7 @@ impl Limiter {
 
     fn admits(&self, topic: Topic, part: &str, now: u64) -> bool {
         self.turn(topic, now);
-        // FNV-1a: the names are short, and two in one place only share their limit.
+        // FNV-1a: the names are short, and two that collide only share their limit.
         let hash = part
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
@@ -170,7 +169,7 @@ impl Limiter {
         has_room
     }
 
-    /// Lets the counts sink if a second is over, and logs how many lines were left out since the last time.
+    /// Decreases the counts if a second is over, and logs how many lines were suppressed since the last time.
     fn turn(&self, topic: Topic, now: u64) {
         let second = self.second.load(Ordering::Relaxed);
         let begins = || self.second.compare_exchange(second, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
