@@ -1,18 +1,18 @@
-//! Field names that an origin may take for another. CGI, WSGI and FastCGI give a field to an application as
-//! `HTTP_` and its name in capitals, with `_` for `-` (RFC 3875 §4.1.18), and some servers put `_` for every byte that
-//! is no letter or digit: `X_User` and `X.User` become `HTTP_X_USER` like `X-User`. `Proxy` becomes `HTTP_PROXY`, which
-//! libraries take for the proxy of their own requests (CVE-2016-5385, "httpoxy").
+//! Field names that an origin may confuse with another. CGI, WSGI and FastCGI pass a field to an application as `HTTP_`
+//! and its name in capitals, with `_` for `-` (RFC 3875 §4.1.18). Some servers write `_` for every byte that is no
+//! letter or digit: `X_User` and `X.User` become `HTTP_X_USER` like `X-User`. `Proxy` becomes `HTTP_PROXY`, which
+//! libraries use as the proxy of their own requests (CVE-2016-5385, "httpoxy").
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
-/// Whether a name in lower case has only letters, digits and `-`, so that no origin takes it for another.
+/// Whether a name in lower case has only letters, digits and `-`, so that no origin confuses it with another.
 pub fn is_plain(name: &str) -> bool {
-    // All bytes are looked at, whatever is found: no name takes a branch of its own.
+    // All bytes are tested, whatever is found: no name needs a branch of its own.
     name.bytes().fold(true, |plain, byte| plain & PLAIN[usize::from(byte)])
 }
 
-/// The bytes that every origin leaves as they are.
+/// The bytes that every origin keeps unchanged.
 const PLAIN: [bool; 256] = {
     let (mut plain, mut byte) = ([false; 256], 0_u8);
     while byte < 0x80 {
@@ -22,29 +22,29 @@ const PLAIN: [bool; 256] = {
     plain
 };
 
-/// Whether an origin may take the field of a name in lower case for another field, or for more than a field.
+/// Whether an origin may confuse the field of a name in lower case with another field, or with more than a field.
 pub fn is_ambiguous(name: &str) -> bool {
     !is_plain(name) || name == "proxy"
 }
 
-/// Whether an origin may take two names in lower case for the same.
+/// Whether an origin may treat two names in lower case as equal.
 pub fn are_alike(one: &str, other: &str) -> bool {
     let normal = |byte: u8| if byte.is_ascii_alphanumeric() { byte } else { b'-' };
     one.len() == other.len() && one.bytes().map(normal).eq(other.bytes().map(normal))
 }
 
-/// The names among those of a message that are aliases of a name, and not the name.
+/// Returns the names in a message that are aliases of a name, without the name.
 pub fn aliases(fields: &HeaderMap, of: &HeaderName) -> SmallVec<[HeaderName; 2]> {
     fields.keys().filter(|name| *name != of && are_alike(name.as_str(), of.as_str())).cloned().collect()
 }
 
-/// Removes the aliases of a field, and not the field.
+/// Removes the aliases of a field, but not the field.
 pub fn remove_aliases(fields: &mut HeaderMap, of: &HeaderName) {
     aliases(fields, of).iter().for_each(|alias| drop(fields.remove(alias)));
 }
 
-/// Writes the lines of a field's aliases behind a line break, each with its name: what origins may read as the field,
-/// in a form that no value of the field itself has. `false` if there are none.
+/// Writes the lines of a field's aliases behind a line break, each with its name: values that origins may read as the
+/// field's, in a form that no value of the field itself has. Returns `false` if there are none.
 pub fn put_aliases(fields: &HeaderMap, of: &HeaderName, into: &mut Vec<u8>) -> bool {
     let aliases = aliases(fields, of);
     let lines = aliases.iter().flat_map(|alias| fields.get_all(alias).iter().map(move |line| (alias, line)));

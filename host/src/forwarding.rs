@@ -1,5 +1,5 @@
-//! What HTTP demands of every intermediary, whatever the manifest says: fields of one hop go no further, and `Via`
-//! tells that a proxy stood here.
+//! The rules of HTTP for every intermediary, independent of the manifest: hop-by-hop fields are removed, and `Via` is
+//! added.
 
 use bytes::Bytes;
 use http::Version;
@@ -10,16 +10,16 @@ use smallvec::SmallVec;
 use crate::client_address::tells_way;
 use crate::framing;
 
-/// What a request asks of the hop to the endpoint, since it asked it of this one.
+/// The options of a request that concern one hop, and that are requested again from the endpoint.
 #[derive(Debug, Default)]
 pub struct Hop {
-    /// The protocol to switch to (RFC 9110 §7.8).
+    /// The protocol to switch to (RFC 9110 §7.8); `None` if there is none.
     pub upgrade: Option<HeaderValue>,
-    /// Whether trailers are welcome (RFC 9110 §6.5.1); endpoints of gRPC insist on being told.
+    /// Whether trailers are accepted (RFC 9110 §6.5.1); gRPC endpoints require the announcement.
     pub trailers: bool,
 }
 
-/// Makes a request, received in a version of HTTP, fit to be sent on (RFC 9110 §7.6).
+/// Prepares the fields of a request, received in a version of HTTP, for forwarding (RFC 9110 §7.6).
 pub fn request(version: Version, fields: &mut HeaderMap) -> Hop {
     let present = Present::among(fields);
     let upgrade = if present.has(UPGRADE) { upgrade(version, fields) } else { None };
@@ -28,7 +28,7 @@ pub fn request(version: Version, fields: &mut HeaderMap) -> Hop {
     if version == Version::HTTP_2 {
         join_cookies(fields);
     }
-    // This proxy answers 100 by itself, when the body is first asked for (RFC 9110 §10.1.1).
+    // This proxy sends 100 itself, when the body is first requested (RFC 9110 §10.1.1).
     if present.has(EXPECT) {
         fields.remove(header::EXPECT);
     }
@@ -36,7 +36,7 @@ pub fn request(version: Version, fields: &mut HeaderMap) -> Hop {
     hop
 }
 
-/// Says on the next hop what is asked of it.
+/// Writes the options of a hop into the fields of an outgoing request.
 pub fn ask(hop: &Hop, version: Version, fields: &mut HeaderMap) {
     if hop.trailers && version == Version::HTTP_2 {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -46,7 +46,7 @@ pub fn ask(hop: &Hop, version: Version, fields: &mut HeaderMap) {
     }
 }
 
-/// A piece of content, or the trailers behind it in a form that is fit to be sent on.
+/// Prepares a frame of a body for forwarding: trailers lose the fields that must not be sent.
 pub fn frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
     if let Some(fields) = frame.trailers_mut() {
         trailers(fields);
@@ -54,8 +54,8 @@ pub fn frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
     frame
 }
 
-/// Makes a frame of a request fit to be sent on, as [`frame`] does. Trailers about the request's way are removed too, since
-/// some origins merge trailers into the head.
+/// Prepares a frame of a request for forwarding, as [`frame`] does. Trailers about the request's way are removed too,
+/// since some origins merge trailers into the head.
 pub fn request_frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
     if let Some(fields) = frame.trailers_mut() {
         let is_unwanted = |name: &&HeaderName| tells_way(name.as_str()) || name.as_str() == "proxy";
@@ -65,8 +65,8 @@ pub fn request_frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
     self::frame(frame)
 }
 
-/// Takes out of trailers what would change the meaning of a message whose head has long been acted on
-/// (RFC 9110 §6.5.1), and what concerns one connection only.
+/// Removes trailers that would change the meaning of a message whose head was acted on long ago (RFC 9110 §6.5.1), and
+/// hop-by-hop fields.
 fn trailers(fields: &mut HeaderMap) {
     let names: SmallVec<[HeaderName; 4]> =
         fields.keys().filter(|name| framing::is_forbidden_trailer(name.as_str().as_bytes())).cloned().collect();
@@ -74,14 +74,14 @@ fn trailers(fields: &mut HeaderMap) {
     remove_hop_by_hop(Present::among(fields), fields);
 }
 
-/// Says what the connection is to become, or has become.
+/// Writes the fields that announce or confirm a protocol switch.
 pub fn switch(protocol: &HeaderValue, fields: &mut HeaderMap) {
     fields.insert(header::UPGRADE, protocol.clone());
     fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
 }
 
-/// The protocol that a client wants to switch to. HTTP/2 in clear isn't passed on: what follows would be requests that
-/// nobody here sees.
+/// Returns the protocol that a client wants to switch to; `None` if there is none. HTTP/2 in clear isn't forwarded: it
+/// would carry requests that this proxy does not see.
 fn upgrade(version: Version, fields: &HeaderMap) -> Option<HeaderValue> {
     let protocol = fields.get(header::UPGRADE).filter(|_| version != Version::HTTP_10)?;
     let is_http2 = protocol.as_bytes().to_ascii_lowercase().windows(3).any(|word| word == b"h2c");
@@ -93,13 +93,14 @@ pub fn has_token(fields: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
     members(fields, name).any(|token| token.eq_ignore_ascii_case(wanted))
 }
 
-/// Returns the members of a list that stands in one line or in several (RFC 9110 §5.6.1).
+/// Returns the members of a list that consists of one line or of several (RFC 9110 §5.6.1).
 pub fn members(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     let lines = fields.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())
 }
 
-/// HTTP/2 may send each cookie in a line of its own; others want one line (RFC 9113 §8.2.3).
+/// Joins the cookies of a request: HTTP/2 may send each in a line of its own; other versions require one line (RFC 9113
+/// §8.2.3).
 fn join_cookies(fields: &mut HeaderMap) {
     let lines: Vec<&[u8]> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if lines.len() > 1
@@ -117,13 +118,13 @@ fn via(received: Version) -> &'static str {
     }
 }
 
-/// Makes a received response fit to be sent on.
+/// Prepares the fields of a received response for forwarding.
 pub fn response(fields: &mut HeaderMap) {
     remove_hop_by_hop(Present::among(fields), fields);
 }
 
-/// Writes the length of a response as one number in one line; returns `false` if it is anything but the same number once
-/// or several times (RFC 9110 §8.6). It also counts where there is no content, as in the response to HEAD.
+/// Writes the length of a response as one number in one line; returns `false` unless it is one number, once or repeated
+/// (RFC 9110 §8.6). The length also matters without a body, as in the response to HEAD.
 pub fn settle_length(fields: &mut HeaderMap) -> bool {
     let mut settled = None;
     let (mut lines, mut is_plain) = (0, true);
@@ -154,8 +155,8 @@ fn length(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// Whether it is beyond doubt where a response in HTTP/1 ends (RFC 9112 §6.3). What is here taken for content, somebody
-/// else could take for another response.
+/// Whether the end of an HTTP/1 response is unambiguous (RFC 9112 §6.3). Other parsers could take a part of an
+/// ambiguous body for another response.
 pub fn is_framed(version: Version, fields: &HeaderMap) -> bool {
     let (mut lengths, mut codings) = (0, SmallVec::<[&HeaderValue; 1]>::new());
     for (name, value) in fields {
@@ -172,7 +173,7 @@ pub fn is_framed(version: Version, fields: &HeaderMap) -> bool {
     }
 }
 
-/// Removes what concerns one connection only, and what `Connection` names (RFC 9110 §7.6.1).
+/// Removes the hop-by-hop fields, including those that `Connection` names (RFC 9110 §7.6.1).
 fn remove_hop_by_hop(present: Present, fields: &mut HeaderMap) {
     if present.has(CONNECTION) {
         named_by_connection(fields).into_iter().for_each(|name| drop(fields.remove(name)));
@@ -184,8 +185,8 @@ fn remove_hop_by_hop(present: Present, fields: &mut HeaderMap) {
     }
 }
 
-/// Which fields a message has of those that concern a hop. Most messages have few of them or none: one look at the names
-/// they do have costs less than a question for each.
+/// The set of hop-by-hop fields that a message has. Most messages have few of them or none: one scan over their names
+/// costs less than a lookup of each field.
 #[derive(Clone, Copy)]
 struct Present(u8);
 
@@ -199,14 +200,14 @@ impl Present {
     }
 }
 
-/// The further fields that `Connection` declares to be of this hop.
+/// Returns the further fields that `Connection` declares to be hop-by-hop.
 fn named_by_connection(fields: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
-    // What nearly every message has there names no field.
+    // The usual members name no field.
     let is_usual = |line: &[u8]| line.eq_ignore_ascii_case(b"keep-alive") || line.eq_ignore_ascii_case(b"close");
     let lines = fields.get_all(header::CONNECTION).iter().filter(|line| !is_usual(line.as_bytes()));
     let names = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim);
     let names = names.filter_map(|name| name.parse::<HeaderName>().ok());
-    // `Connection` can't take away what the message can't do without.
+    // `Connection` can't remove fields that the message requires.
     names.filter(|name| name != header::HOST && name != header::CONTENT_LENGTH).collect()
 }
 
@@ -223,10 +224,10 @@ static HOP_BY_HOP: [HeaderName; 7] = [
 const CONNECTION: u8 = 0;
 const TE: u8 = 4;
 const UPGRADE: u8 = 6;
-/// No field of one hop, but the answer to it is.
+/// The bit of `Expect`, which is no hop-by-hop field, but its answer concerns one hop.
 const EXPECT: u8 = 7;
 
-/// The place of a name in [`HOP_BY_HOP`], or behind it.
+/// Returns the index of a name in [`HOP_BY_HOP`], or the one behind it for `Expect`; `None` for other names.
 fn place(name: &HeaderName) -> Option<u8> {
     match name.as_str() {
         "connection" => Some(CONNECTION),
