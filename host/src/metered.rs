@@ -1,4 +1,5 @@
-//! The socket of a client, which counts what departs: TLS above it takes in more than that, and doesn't tell.
+//! The socket of a client, which counts the bytes that are sent: TLS above it buffers more bytes, and doesn't report
+//! how many.
 
 use std::io;
 use std::pin::Pin;
@@ -6,10 +7,10 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A socket that counts.
+/// A socket that counts its sent bytes.
 pub struct Metered<T> {
     pub socket: T,
-    /// Bytes that it has taken.
+    /// The number of bytes that the socket has accepted.
     pub departed: u64,
 }
 

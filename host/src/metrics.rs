@@ -1,4 +1,4 @@
-//! Figures: each written by one worker alone, and added up when somebody asks.
+//! Metrics: each is written by one worker alone, and summed when it is read.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,26 +15,26 @@ pub struct Registry {
     plugins: PerOwner<Owner, PluginFigures>,
     caches: PerOwner<Owner, CacheFigures>,
     custom: PerOwner<CustomOwner, Custom>,
-    /// Times that the control thread was held up; written by the watchdog.
+    /// The number of times that the control thread was blocked; written by the watchdog.
     pub control_holds: Count,
 }
 
-/// A worker's place in a registry.
+/// A worker's metrics in a registry.
 #[derive(Clone)]
 pub struct Place {
     pub registry: Arc<Registry>,
     pub worker: usize,
 }
 
-/// A figure that a plugin defined, as one worker sees it.
+/// A metric that a plugin defined, as one worker has it.
 #[derive(Debug)]
 pub struct Custom {
     pub definition: Definition,
-    /// The bits of a number.
+    /// The bits of a floating-point number.
     value: AtomicU64,
 }
 
-/// The definition of a plugin's own figure.
+/// The definition of a plugin's own metric.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Definition {
     pub name: String,
@@ -56,7 +56,7 @@ struct CustomOwner {
     worker: usize,
 }
 
-/// Metrics by their owners, kept as long as a generation holds them. The lock is taken at a swap and when the admin
+/// Metrics by their owners, kept as long as a generation holds them. The lock is acquired at a swap and when the admin
 /// listener reads, never by a request.
 struct PerOwner<O, T>(Mutex<Owned<O, T>>);
 
@@ -72,36 +72,37 @@ struct Owner {
     worker: usize,
 }
 
-/// A number that one thread writes: no bus lock, unlike an addition that several could make.
+/// A counter that one thread writes: no bus lock, unlike an addition that several threads could make.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
 
-/// A worker's figures of a route.
+/// A worker's metrics of a route.
 #[derive(Debug, Default)]
 pub struct RouteFigures {
-    /// By the first digit of the status.
+    /// The number of responses, by the first digit of the status.
     pub responses: [Count; 6],
-    /// By the kind of failure, in the order of [`Kind::ALL`].
+    /// The number of failures, in the order of [`Kind::ALL`].
     pub errors: [Count; Kind::ALL.len()],
     pub request_bytes: Count,
     pub response_bytes: Count,
-    /// Exchanges that took no longer than [`BOUNDS`], and in the last place all longer ones.
+    /// The number of exchanges by duration, with the upper bounds of [`BOUNDS`]; the last element counts all longer
+    /// ones.
     pub durations: [Count; BOUNDS.len() + 1],
     pub duration_us: Count,
 }
 
-/// A worker's figures of a plugin.
+/// A worker's metrics of a plugin.
 #[derive(Debug, Default)]
 pub struct PluginFigures {
     pub calls: Count,
     pub failures: Count,
-    /// Calls that were not made.
+    /// The number of rejected calls, in the order of [`Rejection::ALL`].
     pub rejected: [Count; Rejection::ALL.len()],
-    /// Of every [`SAMPLE`]th call, times [`SAMPLE`].
+    /// The estimated time of all calls, in nanoseconds: the time of every [`SAMPLE`]th call, times [`SAMPLE`].
     pub nanoseconds: Count,
 }
 
-/// The reasons for which a plugin is not called.
+/// The reason why a plugin is not called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
     /// The plugin has used its share of the worker's time.
@@ -114,61 +115,61 @@ pub enum Rejection {
     Bodies,
 }
 
-/// A worker's figures of a cache, by what became of requests.
+/// A worker's metrics of a cache, by the outcome of requests.
 #[derive(Debug, Default)]
 pub struct CacheFigures {
     requests: [Count; CacheOutcome::ALL.len()],
-    /// Responses that were stored, and validated ones.
+    /// The number of responses that were stored or validated.
     pub stored: Count,
-    /// Responses that weren't, in the order of [`REFUSALS`].
+    /// The number of responses that weren't stored, in the order of [`REFUSALS`].
     pub refused: [Count; REFUSALS.len()],
 }
 
 impl CacheFigures {
-    /// Requests of which that became.
+    /// Returns the counter of requests with an outcome.
     pub fn requests(&self, outcome: CacheOutcome) -> &Count {
         &self.requests[outcome as usize]
     }
 }
 
-/// Why responses are not stored.
+/// The reasons why responses are not stored.
 pub const REFUSALS: [&str; 9] =
     ["no-store", "private", "authorization", "status", "no-lifetime", "set-cookie", "vary", "too-large", "other"];
 
-/// Upper bounds of the duration histogram, in microseconds.
+/// The upper bounds of the duration histogram, in microseconds.
 pub const BOUNDS: [u64; 12] =
     [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
 
-/// Reading the clock twice costs a tenth of a small filter, so only one call in so many is timed.
+/// The interval of timed calls, one in `SAMPLE`: reading the clock twice costs a tenth of a small filter.
 pub const SAMPLE: u64 = 16;
 
 impl Registry {
-    /// A worker's figures of a route, by name.
+    /// Returns a worker's metrics of a route, by name.
     pub fn route(&self, name: &Arc<str>, worker: usize) -> Arc<RouteFigures> {
         self.routes.of_worker(name, worker)
     }
 
-    /// A worker's figures of a plugin, by name.
+    /// Returns a worker's metrics of a plugin, by name.
     pub fn plugin(&self, name: &Arc<str>, worker: usize) -> Arc<PluginFigures> {
         self.plugins.of_worker(name, worker)
     }
 
-    /// A worker's figures of a cache, by the name of its plugin.
+    /// Returns a worker's metrics of a cache, by the name of its plugin.
     pub fn cache(&self, name: &Arc<str>, worker: usize) -> Arc<CacheFigures> {
         self.caches.of_worker(name, worker)
     }
 
-    /// The figures of all caches, each cache's workers together.
+    /// Returns the metrics of all caches, with all workers of each cache.
     pub fn caches(&self) -> BTreeMap<Arc<str>, Vec<Arc<CacheFigures>>> {
         self.caches.by_name()
     }
 
-    /// The figures of all routes, each route's workers together.
+    /// Returns the metrics of all routes, with all workers of each route.
     pub fn routes(&self) -> BTreeMap<Arc<str>, Vec<Arc<RouteFigures>>> {
         self.routes.by_name()
     }
 
-    /// The figures of all plugins, each plugin's workers together.
+    /// Returns the metrics of all plugins, with all workers of each plugin.
     pub fn plugins(&self) -> BTreeMap<Arc<str>, Vec<Arc<PluginFigures>>> {
         self.plugins.by_name()
     }
@@ -223,7 +224,7 @@ impl<O: Ord, T> Owned<O, T> {
     }
 }
 
-/// Entries that are not worth a sweep.
+/// The minimum number of entries for a sweep.
 const SWEEP_AT: usize = 64;
 
 impl<T: Default> PerOwner<Owner, T> {
@@ -245,7 +246,7 @@ impl<O: Ord, T> Default for PerOwner<O, T> {
 }
 
 impl Registry {
-    /// The plugins' own figures: plugin, figure, and the sum over all workers.
+    /// Returns the plugins' own metrics: plugin, metric, and the sum over all workers.
     pub fn custom(&self) -> Vec<(Arc<str>, Arc<Custom>, f64)> {
         let mut sums: Vec<(Arc<str>, Arc<Custom>, f64)> = Vec::new();
         self.custom.each(|owner, custom| match sums.last_mut() {
@@ -263,7 +264,7 @@ impl Registry {
 }
 
 impl Place {
-    /// Returns the worker's figure of a plugin by its definition.
+    /// Returns the worker's metric of a plugin by its definition.
     pub fn custom(&self, plugin: &Arc<str>, definition: &Definition) -> Arc<Custom> {
         let Definition { name, kind, .. } = definition;
         let owner = CustomOwner { plugin: plugin.clone(), name: name.clone(), kind: *kind, worker: self.worker };
@@ -276,7 +277,7 @@ impl Custom {
         Custom { definition, value: AtomicU64::new(0f64.to_bits()) }
     }
 
-    /// Adds; a counter ignores what would lower it, and neither takes what is no number.
+    /// Adds an amount; a counter ignores negative amounts, and all metrics ignore amounts that are no number.
     pub fn add(&self, amount: f64) {
         if amount.is_finite() && (self.definition.kind == CustomKind::Gauge || amount >= 0.0) {
             self.value.store((self.value() + amount).to_bits(), Ordering::Relaxed);
@@ -299,7 +300,7 @@ impl Count {
 }
 
 impl RouteFigures {
-    /// Counts an exchange that is over.
+    /// Counts an exchange that has ended.
     pub fn ended(&self, status: u16, error: Option<Kind>, bytes: u64, took: Duration) {
         let took = took.as_micros() as u64;
         self.responses[usize::from(status / 100).min(5)].add(1);
