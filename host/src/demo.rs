@@ -1,4 +1,4 @@
-//! `plugway demo`: the stock plugins in front of an origin that shows what it got.
+//! The command `plugway demo`: the stock plugins in front of an origin that shows the requests it receives.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -56,7 +56,7 @@ X-Served-By       = "{{endpoint}}"
     serve::run(control, move || load::parse("demo manifest", text.clone()), cache)
 }
 
-/// Starts an origin on a free port and gives its address.
+/// Starts an origin on a free port and returns its address.
 fn origin() -> io::Result<String> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;

@@ -1,30 +1,30 @@
-//! The file descriptors that the process may have, and how many of them clients may take.
+//! The file descriptors of the process, and the share of them that clients may use.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The descriptors of the process.
+/// The numbers of the process's descriptors.
 #[derive(Clone, Copy, Debug)]
 pub struct Descriptors {
-    /// How many may be open at a time.
+    /// The maximum number of open descriptors.
     pub limit: usize,
-    /// How many were open before the first client came.
+    /// The number of descriptors that were open before the first client connected.
     pub own: usize,
 }
 
-/// Kept free for what isn't a client or made for one: the admin listener, DNS, health checks, logs, plugins and stored
-/// responses that are read.
+/// The number of descriptors that are reserved for other uses: the admin listener, DNS, health checks, logs, plugins
+/// and stored responses that are read.
 const SPARE: usize = 32;
-/// One descriptor in so many is kept free too, as more of the others are open where there are many clients.
+/// The fraction of descriptors that is reserved too, one in `SPARE_SHARE`, as other uses grow with the number of
+/// clients.
 const SPARE_SHARE: usize = 16;
-/// The least number of clients, however low the limit is.
+/// The minimum number of clients, however low the limit is.
 const LEAST: usize = 8;
-/// Stands for no limit: more than any kernel allows a process.
+/// The value for no limit: more than any kernel allows a process.
 const UNLIMITED: usize = 1 << 30;
-/// Assumed to be open where the system doesn't tell.
+/// The assumed number of open descriptors if the system doesn't report it.
 const ASSUMED: usize = 64;
 
-/// Raises the soft limit to the hard one, so that `ulimit` need not be called first. The limit stays as it is if the
-/// system refuses.
+/// Raises the soft limit to the hard one, so that `ulimit` is not needed. The limit is unchanged if the system refuses.
 pub fn raise() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
@@ -42,17 +42,19 @@ impl Descriptors {
         Descriptors { limit: limit.unwrap_or(UNLIMITED).min(UNLIMITED), own }
     }
 
-    /// The number of client connections for which there are descriptors. Each may need a second one, to an endpoint.
+    /// Returns the number of client connections for which there are descriptors. Each may need a second one, to an
+    /// endpoint.
     pub fn clients(self) -> usize {
         (self.limit.saturating_sub(self.kept()) / 2).max(LEAST)
     }
 
-    /// The number of descriptors that so many client connections may need, with all others.
+    /// Returns the number of descriptors that `clients` client connections may need, including all other uses.
     pub fn needed(self, clients: usize) -> usize {
         clients.saturating_mul(2).saturating_add(self.kept())
     }
 
-    /// Whether a descriptor with this number tells that nearly all are taken: a new one is always the lowest free one.
+    /// Whether nearly all descriptors are in use, judged by the number of a new one: a new one is always the lowest
+    /// free one.
     pub fn is_nearly_last(self, descriptor: usize) -> bool {
         descriptor.saturating_add(self.spare() / 2) >= self.limit
     }
@@ -89,7 +91,7 @@ mod tests {
     fn descriptors_that_are_open_are_counted() {
         let before = Descriptors::now();
         let files: Vec<_> = (0..50).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
-        // Other tests open and close theirs meanwhile.
+        // Other tests open and close descriptors in the meantime.
         assert!(Descriptors::now().own + 25 > before.own + files.len(), "{before:?}");
         assert!(before.limit > before.own);
     }

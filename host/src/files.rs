@@ -1,38 +1,37 @@
-//! Files that a manifest names: each is opened once, has to be a regular file, and is read up to a bound of its kind.
-//!
-//! Whatever else may have that name (a named pipe, a device, a folder) is an error: a reader would wait for a pipe's
-//! writer without end, and a device such as `/dev/zero` never ends.
+//! Files that a manifest names: each is opened once, has to be a regular file, and is read up to a maximum size of its
+//! kind. Other types of file (a named pipe, a device, a folder) are an error: a reader would wait endlessly for a
+//! pipe's writer, and a device such as `/dev/zero` never ends.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// A kind of file, with the most bytes that one of them may have.
+/// A kind of file, with its maximum size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
     name: &'static str,
     most_bytes: u64,
 }
 
-/// A manifest of 20,000 routes has some 2 MiB.
+/// A manifest; one of 20,000 routes has some 2 MiB.
 pub const MANIFEST: Kind = Kind { name: "a manifest", most_bytes: 4 << 20 };
-/// A list of 50,000 endpoints has some 2 MiB.
+/// A list of endpoints; one of 50,000 endpoints has some 2 MiB.
 pub const ENDPOINTS: Kind = Kind { name: "a list of endpoints", most_bytes: 4 << 20 };
-/// JavaScript and Python bring their interpreters along, with 12 to 20 MB.
+/// A component; JavaScript and Python bring their interpreters along, with 12 to 20 MB.
 pub const COMPONENT: Kind = Kind { name: "a component", most_bytes: 64 << 20 };
-/// The compiled form of one; see `MOST_SEALED`.
+/// The compiled form of a component; see `MOST_SEALED`.
 pub const ARTIFACT: Kind = Kind { name: "a compiled component", most_bytes: 128 << 20 };
-/// A system's whole list of authorities has some 220 KiB.
+/// A file of certificates or keys; a system's whole list of authorities has some 220 KiB.
 pub const PEM: Kind = Kind { name: "a file of certificates or keys", most_bytes: 1 << 20 };
 /// The file that marks a folder as that of a cache.
 pub const MARKER: Kind = Kind { name: "the marker of a cache", most_bytes: 4 << 10 };
 /// A stored response, whose size `[cache.disk] size` bounds.
 pub const STORED: Kind = Kind { name: "a stored response", most_bytes: u64::MAX };
-/// An error page is held in memory and sent whole.
+/// An error page, which is held in memory and sent whole.
 pub const PAGE: Kind = Kind { name: "an error page", most_bytes: 1 << 20 };
 
-/// The bytes that are read at once where a file isn't kept.
+/// The number of bytes that are read at once if a file isn't kept in memory.
 const PIECE: usize = 64 << 10;
 
 /// Opens a regular file for reading. Never waits for a writer of a named pipe.
@@ -42,7 +41,7 @@ pub fn open(path: &Path, kind: Kind) -> io::Result<File> {
     if found.len() > kind.most_bytes { Err(kind.too_large()) } else { Ok(file) }
 }
 
-/// Opens or makes a regular file that is to be locked.
+/// Opens or creates a regular file that is to be locked.
 pub fn open_lock(path: &Path) -> io::Result<File> {
     open_regular(OpenOptions::new().create(true).truncate(false).read(true).write(true), path)
 }
@@ -58,7 +57,7 @@ fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 /// Returns the bytes of a file.
 pub fn read(path: &Path, kind: Kind) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    // One byte more than allowed: a file may grow after its size was looked at.
+    // One byte more than allowed: a file may grow after its size was read.
     open(path, kind)?.take(kind.most_bytes + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > kind.most_bytes { Err(kind.too_large()) } else { Ok(bytes) }
 }
@@ -88,7 +87,7 @@ pub fn pieces(file: &mut File, kind: Kind, mut each: impl FnMut(&[u8]) -> io::Re
     }
 }
 
-/// Adds a file's content to a digest; of one that can't be read, the error's text instead.
+/// Adds a file's bytes to a digest, or the error's text if the file can't be read.
 pub fn update_digest(digest: &mut blake3::Hasher, path: &Path, kind: Kind) {
     let read = open(path, kind).and_then(|mut file| {
         pieces(&mut file, kind, |piece| {
@@ -109,7 +108,7 @@ impl Kind {
     }
 }
 
-/// The name of a file's type; `None` if it is a regular file.
+/// Returns the name of a file's type; `None` if it is a regular file.
 fn other_kind(found: std::fs::FileType) -> Option<&'static str> {
     if found.is_file() {
         None

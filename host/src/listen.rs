@@ -1,4 +1,4 @@
-//! The sockets that the process listens at: bound once for each worker, and kept while the manifest asks for them.
+//! The listening sockets of the process: bound once for each worker, and kept while the manifest has them.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
@@ -22,7 +22,7 @@ pub struct Listeners {
     open: BTreeSet<Arc<str>>,
 }
 
-/// What is to change. New sockets are bound already, but nobody accepts at them: dropped, they are closed.
+/// A change of the listeners. New sockets are bound already, but no worker accepts at them: dropping closes them.
 pub struct Change {
     new: Vec<New>,
     gone: Vec<Arc<str>>,
@@ -30,14 +30,14 @@ pub struct Change {
 
 struct New {
     address: Arc<str>,
-    /// The address as it came out, with the port that was free.
+    /// The bound address, with the port that the system chose.
     shown: String,
-    /// One for each worker.
+    /// The sockets, one for each worker.
     sockets: Vec<Socket>,
 }
 
 impl Listeners {
-    /// None yet, for these workers.
+    /// Creates an empty set of listeners for these workers.
     pub fn new(workers: Vec<mpsc::UnboundedSender<SocketOrder>>) -> Self {
         Listeners { workers, open: BTreeSet::new() }
     }
@@ -61,7 +61,7 @@ impl Listeners {
         Ok(Change { new: new.collect::<Result<_, _>>()?, gone })
     }
 
-    /// Has the workers accept at what is new, and take no more from what is gone.
+    /// Makes the workers accept at new sockets, and stop accepting at removed ones.
     pub fn adopt(&mut self, change: Change) {
         for New { address, shown, sockets } in change.new {
             for (worker, socket) in self.workers.iter().zip(sockets) {
@@ -106,12 +106,13 @@ impl New {
     }
 }
 
-/// The address of a listener, unless that is a path.
+/// Parses the address of a listener; `None` if it is a path.
 fn tcp(address: &str) -> Option<SocketAddr> {
     address.parse().ok()
 }
 
-/// Our workers share a port, and so could another process, which would get a part of the connections unnoticed.
+/// Checks that no other process uses a port. Our workers share the port, and so could another process, which would get
+/// a part of the connections unnoticed.
 fn check_unused(address: SocketAddr) -> std::io::Result<()> {
     tcp_socket(address)?.bind(&address.into())
 }
@@ -134,7 +135,7 @@ fn tcp_socket(address: SocketAddr) -> std::io::Result<RawSocket> {
 }
 
 fn bind_unix(path: &str) -> std::io::Result<UnixListener> {
-    // A socket that nobody listens at is left from a run that was killed. Anything else is not ours to remove.
+    // A socket without a listener is left from a killed process. Other files are not ours to remove.
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     if is_socket && !is_live(Path::new(path)) {
         std::fs::remove_file(path)?;
@@ -144,7 +145,7 @@ fn bind_unix(path: &str) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Takes away the file of a unix socket that we made.
+/// Removes the file of a unix socket that this process has created.
 fn unlink(address: &str) {
     if let Some(path) = address.strip_prefix("unix:") {
         let _ = std::fs::remove_file(path);

@@ -1,6 +1,6 @@
 //! The `plugway` program.
 
-/// Faster than the system's for many small allocations from several threads.
+/// The allocator, faster than the system's for many small allocations from several threads.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
