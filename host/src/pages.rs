@@ -1,8 +1,7 @@
-//! Memory that the kernel can send without copying it: the pages of a file without a name. What lies there is written
-//! once, read where it is mapped, and sent from the file; its pages are given back when nobody has it any more.
-//!
-//! A page that still waits in a socket is the socket's own by then: giving it back takes it out of the file, and what is
-//! written to the same place later gets another page.
+//! An arena in a memfd, for bodies that the kernel sends without copying. An extent is written once, read through a
+//! mapping, and sent from the file; its pages are freed when the last reference is dropped. A page that still waits in
+//! a socket belongs to the socket by then: freeing the page removes it from the file, and later writes at the same
+//! offset get another page.
 
 use bytes::Bytes;
 #[cfg(not(target_os = "linux"))]
@@ -11,16 +10,17 @@ use elsewhere as system;
 use linux as system;
 pub use system::{place_of, send};
 
-/// Shorter content is copied more cheaply than it is sent by a call of its own.
+/// The minimum length of a body in the arena, in bytes: copying shorter ones costs less than a system call of their
+/// own.
 #[cfg(target_os = "linux")]
 const LEAST: usize = 32 << 10;
 
-/// Pieces put together, to stay: there if they are long enough.
+/// Joins pieces for storage: in the arena if they are long enough.
 pub fn joined(pieces: &[Bytes]) -> Bytes {
     system::keep(pieces).unwrap_or_else(|| pieces.concat().into())
 }
 
-/// Where the kernel has nothing of the kind, all is copied.
+/// The fallback for kernels without such files: all bytes are copied.
 #[cfg(not(target_os = "linux"))]
 mod elsewhere {
     use std::io;
@@ -53,23 +53,23 @@ mod linux {
     use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create, sendfile};
     use rustix::mm::{MapFlags, ProtFlags, mmap};
 
-    /// All such memory of the process.
+    /// The arena of the process.
     struct Pages {
         file: File,
-        /// Where it is mapped, all the time that the process lives.
+        /// The address of the mapping, which lives as long as the process.
         base: usize,
         free: Mutex<Free>,
     }
 
     #[derive(Default)]
     struct Free {
-        /// Places that were given back, by the power of two of their length.
+        /// The offsets of freed extents, by the power of two of their length.
         places: [Vec<u64>; CLASSES],
-        /// Beyond it nothing was ever used.
+        /// The end of the used part of the file, as an offset.
         end: u64,
     }
 
-    /// A place in it, which is nobody else's.
+    /// A part of the file with one owner.
     struct Extent {
         pages: &'static Pages,
         at: u64,
@@ -77,14 +77,14 @@ mod linux {
         length: usize,
     }
 
-    /// Addresses only: what isn't used takes no memory.
+    /// The size of the mapping, in bytes. It reserves addresses only: unused parts take no memory.
     const SPACE: usize = 64 << 30;
 
-    /// The shortest places, and the longest: twice that of each class before.
+    /// The length of the shortest extents, in bytes; each class is twice as long as the one before.
     const SHORTEST: usize = super::LEAST;
     const CLASSES: usize = 6;
 
-    /// Puts pieces together there; none where that can't be, or their length is of no use there.
+    /// Joins pieces in the arena; `None` if that fails, or if their length does not fit the arena.
     pub fn keep(pieces: &[Bytes]) -> Option<Bytes> {
         let length = pieces.iter().map(Bytes::len).sum();
         let class = (0..CLASSES).find(|class| length <= SHORTEST << class).filter(|_| length >= SHORTEST)?;
@@ -97,18 +97,19 @@ mod linux {
         Some(Bytes::from_owner(extent))
     }
 
-    /// Where bytes lie in it, if they do, and are more than is copied.
+    /// Returns the offset of bytes in the file; `None` if they are not in the arena, or are so few that they are
+    /// copied.
     pub fn place_of(bytes: &[u8]) -> Option<u64> {
         if bytes.len() < super::LEAST {
             return None;
         }
-        // Nobody has been given any before it was made.
+        // Before the arena is created, no bytes are in it.
         let pages = PAGES.get()?.as_ref()?;
         let at = (bytes.as_ptr() as usize).checked_sub(pages.base)?;
         (at < SPACE).then_some(at as u64)
     }
 
-    /// Sends so many bytes from a place.
+    /// Sends `length` bytes of the file, beginning at the offset `at`.
     pub fn send(socket: impl AsFd, at: u64, length: usize) -> io::Result<usize> {
         let pages = PAGES.get().and_then(Option::as_ref).ok_or(io::ErrorKind::Unsupported)?;
         let mut at = at;
@@ -137,7 +138,7 @@ mod linux {
                 unsafe_code,
                 reason = "a new mapping at a place of the kernel's choice, of a file that nobody shortens"
             )]
-            // SAFETY: nothing is mapped over, and the mapping stays for as long as the process lives.
+            // SAFETY: the mapping replaces no other, and stays for as long as the process lives.
             let base = unsafe { mmap(std::ptr::null_mut(), SPACE, ProtFlags::READ, flags, &file, 0) }?;
             Ok(Pages { file, base: base as usize, free: Mutex::default() })
         }
@@ -159,12 +160,12 @@ mod linux {
         }
     }
 
-    /// Whether a page lies in one place only. A part of a larger one would be overwritten while it waits in a socket.
+    /// Whether each page is freed on its own. A part of a larger page would be overwritten while it waits in a socket.
     fn are_pages_small() -> bool {
         let of_all = Path::new("/sys/kernel/mm/transparent_hugepage");
         let mut of_each_size = std::fs::read_dir(of_all).into_iter().flatten().flatten().map(|entry| entry.path());
         let is_off = |folder: &Path| {
-            // Where there is no such file, there are no such pages.
+            // Without the setting, the kernel has no larger pages.
             let setting = std::fs::read_to_string(folder.join("shmem_enabled")).unwrap_or_default();
             ["[always]", "[within_size]", "[force]"].iter().all(|on| !setting.contains(on))
         };
@@ -178,7 +179,8 @@ mod linux {
                 unsafe_code,
                 reason = "the place is this extent's alone, and isn't written to once it is given out"
             )]
-            // SAFETY: it lies within the mapping, which is never undone, and its bytes stay as they are until the drop.
+            // SAFETY: the range is within the mapping, which is never undone, and its bytes don't change until the
+            // drop.
             unsafe {
                 std::slice::from_raw_parts(start, self.length)
             }
@@ -189,7 +191,7 @@ mod linux {
         fn drop(&mut self) {
             let length = (SHORTEST << self.class) as u64;
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            // A place whose pages the file still has must not be used again: sockets may have them too.
+            // An extent whose pages the file still has must not be reused: sockets may have these pages too.
             if fallocate(&self.pages.file, flags, self.at, length).is_ok() {
                 let mut free = self.pages.free.lock().unwrap_or_else(PoisonError::into_inner);
                 free.places[self.class].push(self.at);
@@ -225,7 +227,7 @@ mod linux {
             let first = keep(&[Bytes::from(vec![1; length])]).unwrap();
             let sent = send(&sender, place_of(&first).unwrap(), length).unwrap();
             drop(first);
-            // More than enough for the same place to be taken again.
+            // Enough extents for the same offset to be reused.
             let others: Vec<Bytes> = (0..64).map(|_| keep(&[Bytes::from(vec![2; length])]).unwrap()).collect();
             let mut came = vec![0; sent];
             receiver.read_exact(&mut came).unwrap();

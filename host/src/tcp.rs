@@ -1,5 +1,5 @@
-//! A socket of TCP. What lies in [`pages`] leaves it without being copied, and what leaves in one piece does so by the
-//! system call alone: glibc's `send` also looks, twice, whether its thread is to end.
+//! A TCP socket. Bodies in [`pages`] are sent without copying, and single pieces by the system call alone: glibc's
+//! `send` also checks, twice, whether its thread is to end.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::pages;
 
-/// A socket, of a client or to an endpoint.
+/// A TCP socket, of a client or to an endpoint.
 #[derive(Debug)]
 pub struct Tcp(pub TcpStream);
 
@@ -43,7 +43,7 @@ impl AsyncWrite for Tcp {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        // The head of a response may stand before its content.
+        // The head of a response may precede its body.
         let in_pages = |(at, slice): (usize, &io::IoSlice<'_>)| Some((at, (pages::place_of(slice)?, slice.len())));
         match slices.iter().take(2).enumerate().find_map(in_pages) {
             Some((0, content)) => self.poll_pages(cx, &[], content),
@@ -66,17 +66,17 @@ impl AsyncWrite for Tcp {
 }
 
 impl Tcp {
-    /// Returns how many bytes wait in the kernel for the other side to take them; 0 if the system doesn't tell.
+    /// Returns how many bytes wait in the kernel for the peer; 0 if the system doesn't report it.
     pub fn waiting(&self) -> u64 {
         waiting(&self.0)
     }
 
-    /// Has the kernel drop what it still holds, up to some MiB, once the socket is closed.
+    /// Makes the kernel drop unsent bytes, up to some MiB, once the socket is closed.
     pub fn forget_unsent(&self) {
         let _ = rustix::net::sockopt::set_socket_linger(&self.0, Some(Duration::ZERO));
     }
 
-    /// Sends a head as it is, and content from its place in the pages; as much of that as the socket takes.
+    /// Sends a head by a copy, and as much of a body as the socket accepts from its offset in the pages.
     fn poll_pages(
         &mut self,
         cx: &mut Context<'_>,
@@ -87,12 +87,12 @@ impl Tcp {
             if head.is_empty() {
                 return pages::send(socket, place, length);
             }
-            // It waits for what follows it.
+            // The head waits in the kernel for the body.
             let sent = rustix::net::send(socket, head, SendFlags::MORE | SendFlags::NOSIGNAL)?;
             if sent < head.len() {
                 return Ok(sent);
             }
-            // The head has left: what keeps the content from leaving is met again by the next write.
+            // The head was sent: an error of the body recurs at the next write.
             Ok(sent + pages::send(socket, place, length).unwrap_or(0))
         })
     }
@@ -112,28 +112,28 @@ impl Tcp {
     }
 }
 
-/// Returns the next byte of a socket and leaves it there; `None` if the other side has ended what it sends.
+/// Returns the next byte of a socket without consuming it; `None` if the peer has closed its sending side.
 pub fn peek(socket: &impl AsFd) -> io::Result<Option<u8>> {
     let mut byte = [0];
     let (_, length) = rustix::net::recv(socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
     Ok((length > 0).then_some(byte[0]))
 }
 
-/// Whether the other side has reset the connection, or has closed both directions of a unix socket. An end of what it sends
-/// alone is no such sign.
+/// Whether the peer has reset the connection, or has closed both directions of a unix socket. A closed sending side
+/// alone does not count.
 pub fn is_gone(socket: &impl AsFd) -> bool {
-    // Hang-ups and errors are reported without being asked for.
+    // Hang-ups and errors are reported without being requested.
     let mut sockets = [PollFd::new(socket, PollFlags::empty())];
     let polled = poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     polled.is_ok() && sockets[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
-/// Returns how many bytes a socket has taken that the other side hasn't; 0 if the system doesn't tell.
+/// Returns how many bytes a socket has accepted that the peer hasn't received; 0 if the system doesn't report it.
 #[cfg(target_os = "linux")]
 pub fn waiting(socket: &impl AsRawFd) -> u64 {
     let mut bytes: libc::c_int = 0;
     #[expect(unsafe_code, reason = "the request is not among those that rustix knows")]
-    // SAFETY: TIOCOUTQ writes one integer, to a place that outlives the call.
+    // SAFETY: TIOCOUTQ writes one integer, to a location that outlives the call.
     let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if outcome == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
 }

@@ -1,4 +1,4 @@
-//! Sockets and tasks as hyper wants them.
+//! Adapters of sockets and tasks to the traits of hyper.
 
 use std::io;
 use std::pin::Pin;
@@ -11,11 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::supervise::{Task, spawn};
 
-/// A socket, on which a short message leaves by one plain `send`: for the kernel that is less work than `writev`, by
-/// more than it costs to put head and content together here.
+/// A socket that sends a short message by one plain `send`. That is less work for the kernel than `writev`, by more
+/// than it costs to join head and body here.
 pub struct Wire<T>(TokioIo<T>);
 
-/// Longer messages leave from where they lie. A head and a small page fit; chosen by measuring 1 KiB responses.
+/// The maximum length of a joined message, in bytes; longer ones are sent without copying. A head and a small page fit;
+/// chosen by measuring 1 KiB responses.
 const SHORT: usize = 2 << 10;
 
 impl<T> Wire<T> {
@@ -28,7 +29,7 @@ impl<T> Wire<T> {
     }
 }
 
-/// Has hyper's tasks run on the worker that they begin on.
+/// Spawns hyper's tasks on the worker that they begin on.
 #[derive(Clone, Copy, Debug)]
 pub struct OnThisWorker;
 
@@ -37,7 +38,7 @@ where
     F::Output: 'static,
 {
     fn execute(&self, task: F) {
-        // Boxed, as a task that begins is moved several times, and these are large.
+        // Boxed, as a new task is moved several times, and these are large.
         spawn(Task::Stream, Box::pin(task));
     }
 }
