@@ -1,39 +1,39 @@
-//! The normal form of a path: what routes and plugins match, and what the endpoint gets. Two spellings of the same path
-//! become one, and a path that some would understand otherwise than others is refused.
+//! The normal form of a path: the form that routes and plugins match, and that the endpoint gets. Different spellings
+//! of a path become one, and a path that recipients may parse differently is rejected.
 //!
 //! - Escapes of unreserved characters are decoded, all others stay, in upper case (RFC 3986 §6.2.2).
-//! - An escaped slash and any backslash are refused: an endpoint that decodes them would see another path than the route
-//!   did. (nginx decodes them, Envoy lets one choose.)
-//! - An escape that is escaped once more is refused where it hides a dot, a slash, a backslash, a semicolon, a percent sign
-//!   or a NUL, in whatever way its digits are spelled. Other uses of `%25` stay as they are.
-//! - Empty segments are merged, as nginx does, so that `//admin` does not slip past the route of `/admin`. They go before
-//!   dot segments are removed: `/a//../b` is `/b`.
-//! - Dot segments are removed (RFC 3986 §5.2.4). Above the root there is nothing: such paths are refused.
-//! - `..;x` is refused, because Tomcat and its like drop the parameter and see `..`. Other parameters stay in their
-//!   segment, and routes match without them ([`without_parameters`]).
+//! - An escaped slash and any backslash are rejected: an endpoint that decodes them would see another path than the
+//!   route did. (nginx decodes them, Envoy has an option.)
+//! - An escape that is escaped once more is rejected if it hides a dot, a slash, a backslash, a semicolon, a percent
+//!   sign or a NUL, however its digits are spelled. Other uses of `%25` stay as they are.
+//! - Empty segments are merged, as nginx does, so that `//admin` does not bypass the route of `/admin`. They are
+//!   removed before dot segments: `/a//../b` is `/b`.
+//! - Dot segments are removed (RFC 3986 §5.2.4). Paths that lead above the root are rejected.
+//! - `..;x` is rejected, because Tomcat and similar servers drop the parameter and see `..`. Other parameters stay in
+//!   their segment, and routes match without them ([`without_parameters`]).
 //!
-//! It knows neither queries nor the target `*`, which passes as it is.
+//! Queries and the target `*` are not handled here; `*` is forwarded unchanged.
 
 use std::borrow::Cow;
 
-/// Why a path has no normal form.
+/// The reason why a path has no normal form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// `%` without two hexadecimal digits.
+    /// The path has a `%` without two hexadecimal digits.
     Escape,
-    /// An escaped NUL: to some it ends the path.
+    /// The path has an escaped NUL, which ends the path for some recipients.
     Nul,
-    /// A slash or backslash that is escaped, or any backslash: to some it divides segments.
+    /// The path has an escaped slash or backslash, or any backslash, which divides segments for some recipients.
     Slash,
-    /// An escape that is escaped once more: whoever decodes twice sees dots or slashes.
+    /// The path has an escape that is escaped once more: a recipient that decodes twice sees dots or slashes.
     Twice,
-    /// `..` or `.` with a parameter: to some it is a dot segment.
+    /// The path has `..` or `.` with a parameter, which is a dot segment for some recipients.
     Parameter,
-    /// More `..` than there are segments.
+    /// The path has more `..` than other segments.
     AboveRoot,
 }
 
-/// Brings a path, which begins with `/`, into its normal form.
+/// Returns the normal form of a path, which begins with `/`.
 pub fn normal(path: &str) -> Result<Cow<'_, str>, Refused> {
     if is_normal(path.as_bytes()) {
         return Ok(Cow::Borrowed(path));
@@ -41,9 +41,9 @@ pub fn normal(path: &str) -> Result<Cow<'_, str>, Refused> {
     without_dots(&settled(path)?).map(Cow::Owned)
 }
 
-/// Returns the text that routes match of a path in its normal form: without the parameters of its segments (`;` and what follows, RFC 3986
-/// §3.3), be the semicolon escaped or not, and without the segments that have nothing else. Servlet containers read
-/// `/admin;a=1`, `/;/admin` and, some of them, `/admin%3Ba` as `/admin`.
+/// Returns the text of a normalised path that routes match: without the parameters of its segments (`;` and what
+/// follows, RFC 3986 §3.3), whether the semicolon is escaped or not. Segments that consist of parameters alone are
+/// removed. Servlet containers read `/admin;a=1`, `/;/admin` and, some of them, `/admin%3Ba` as `/admin`.
 pub fn without_parameters(path: &str) -> Cow<'_, str> {
     let Some(first) = parameter(path) else { return Cow::Borrowed(path) };
     let (mut plain, mut rest) = (String::with_capacity(path.len()), path);
@@ -60,7 +60,7 @@ pub fn without_parameters(path: &str) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// The place of the first semicolon, which may be escaped.
+/// Returns the index of the first semicolon, which may be escaped; `None` if there is none.
 fn parameter(path: &str) -> Option<usize> {
     let bytes = path.as_bytes();
     memchr::memchr2_iter(b';', b'%', bytes).find(|at| match &bytes[*at..] {
@@ -70,7 +70,7 @@ fn parameter(path: &str) -> Option<usize> {
 }
 
 impl Refused {
-    /// For the log.
+    /// Returns the reason as a text for the log.
     pub fn reason(self) -> &'static str {
         match self {
             Refused::Escape => "the path has a `%` without two hexadecimal digits",
@@ -83,8 +83,8 @@ impl Refused {
     }
 }
 
-/// Whether there is nothing to do, as with nearly all paths. Exactly those are passed that [`normal`] would give back as
-/// they are; one look at each byte, and nothing is copied.
+/// Whether a path is in its normal form, as nearly all are. Returns `true` exactly for the paths that [`normal`] would
+/// return unchanged; tests each byte once, and copies nothing.
 fn is_normal(path: &[u8]) -> bool {
     path.iter().enumerate().all(|(at, byte)| match byte {
         b'/' => !begins_with_dots_or_nothing(&path[at + 1..]),
@@ -94,15 +94,15 @@ fn is_normal(path: &[u8]) -> bool {
     })
 }
 
-/// Whether what follows a slash is an empty segment, or a dot segment with or without a parameter. Nothing at all is the
-/// end of a folder's path, which is fine.
+/// Whether the text behind a slash begins with an empty segment, or a dot segment with or without a parameter. An empty
+/// text is the end of a folder's path, which is valid.
 fn begins_with_dots_or_nothing(segment: &[u8]) -> bool {
     let Some(after) = segment.strip_prefix(b".") else { return segment.starts_with(b"/") };
     let after = after.strip_prefix(b".").unwrap_or(after);
     matches!(after, [] | [b'/' | b';', ..] | [b'%', b'3', b'B' | b'b', ..])
 }
 
-/// Whether an escape, given from its digits on, is one that stays.
+/// Whether an escape, given from its digits on, is kept in the normal form.
 fn is_settled(digits: &[u8]) -> bool {
     let is_upper = digits.iter().take(2).all(|digit| !digit.is_ascii_lowercase());
     is_upper
@@ -113,7 +113,7 @@ fn is_settled(digits: &[u8]) -> bool {
         })
 }
 
-/// Settles the escapes.
+/// Returns the path with normalised escapes.
 fn settled(path: &str) -> Result<String, Refused> {
     let mut settled = String::with_capacity(path.len());
     let mut rest = path;
@@ -129,30 +129,31 @@ fn settled(path: &str) -> Result<String, Refused> {
         rest = &digits[2..];
     }
     settled.push_str(rest);
-    // Not before all are settled: the digits behind a percent sign may have been escaped themselves (`%25%32%65`).
+    // Tested only after all escapes are normalised: the digits behind a percent sign may have been escaped themselves
+    // (`%25%32%65`).
     let hides = |(at, percent): (usize, &str)| is_doubtful_escape(&settled.as_bytes()[at + percent.len()..]);
     if settled.match_indices("%25").any(hides) { Err(Refused::Twice) } else { Ok(settled) }
 }
 
-/// The byte of an escape, given from its digits on.
+/// Returns the byte of an escape, given from its digits on.
 fn escaped(digits: &[u8]) -> Result<u8, Refused> {
     let value = |digit: &u8| char::from(*digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
     let [high, low, ..] = digits else { return Err(Refused::Escape) };
     value(high).zip(value(low)).map(|(high, low)| high << 4 | low).ok_or(Refused::Escape)
 }
 
-/// RFC 3986 §2.3.
+/// Whether a byte is an unreserved character (RFC 3986 §2.3).
 fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-/// Whether these digits, behind a percent sign, would be a dot, a slash, a backslash, a semicolon, a percent sign again, or
-/// a NUL.
+/// Whether these digits, behind a percent sign, would encode a dot, a slash, a backslash, a semicolon, a percent sign
+/// again, or a NUL.
 fn is_doubtful_escape(digits: &[u8]) -> bool {
     escaped(digits).is_ok_and(|byte| matches!(byte, b'.' | b'/' | b'\\' | b';' | b'%' | 0))
 }
 
-/// Removes dot segments and empty ones, after the escapes are settled.
+/// Removes dot segments and empty ones, after the escapes are normalised.
 fn without_dots(path: &str) -> Result<String, Refused> {
     let mut segments: Vec<&str> = Vec::new();
     let is_folder = path.ends_with('/') || path.ends_with("/.") || path.ends_with("/..");
@@ -160,7 +161,7 @@ fn without_dots(path: &str) -> Result<String, Refused> {
         match segment {
             "" | "." => {}
             ".." => drop(segments.pop().ok_or(Refused::AboveRoot)?),
-            // Dots alone were seen to above.
+            // Segments of dots alone are handled above.
             _ if begins_with_dots_or_nothing(segment.as_bytes()) => return Err(Refused::Parameter),
             _ => segments.push(segment),
         }
@@ -297,7 +298,7 @@ mod tests {
 
     #[test]
     fn the_normal_form_of_anything_is_its_own() {
-        // Digits alone too, so that escapes are put together of what was escaped.
+        // Single digits too, so that escapes are formed of escaped parts.
         const PIECES: [&str; 24] = [
             "/", "/", ".", "..", "%2e", "%2E", "%2f", "%25", "a", "b", ";", "%3b", "%c3", "\\", "%", "~", "2", "5",
             "e", "%32", "%35", "%65", "%41", "\u{e9}",

@@ -1,5 +1,5 @@
-//! The request line and what it says about where a request is to go: refuses what has more than one meaning, and brings
-//! the rest into one form, which is what routes and plugins match and the endpoint gets.
+//! The request target: rejects ambiguous targets, and normalises the others into the one form that routes and plugins
+//! match and the endpoint gets.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use crate::authority;
 use crate::error::{Error, Kind};
 use crate::path;
 
-/// Brings a request, which came over TLS or without, into form.
+/// Normalises the target of a request, which arrived over TLS or in clear.
 pub fn accept(request: &mut Parts, is_secure: bool) -> Result<(), Error> {
     if request.method == Method::CONNECT {
         return refused("this is no forward proxy: CONNECT is not served");
@@ -21,7 +21,7 @@ pub fn accept(request: &mut Parts, is_secure: bool) -> Result<(), Error> {
     settle_path(request)
 }
 
-/// Where the same request would be with `https` (RFC 9110 §4.2.2).
+/// Returns the location of the same request with `https` (RFC 9110 §4.2.2).
 pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
     let host = request.headers.get(header::HOST)?;
     let host = crate::head::host(host)?;
@@ -31,8 +31,8 @@ pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("https://{host}{port}{target}")).ok()
 }
 
-/// `Host` says in all that follows what the target's authority said (RFC 9112 §3.2.2, RFC 9113 §8.3.1), in its normal
-/// form.
+/// Writes the target's authority into `Host`, in its normal form (RFC 9112 §3.2.2, RFC 9113 §8.3.1); all later steps
+/// read `Host`.
 fn settle_authority(request: &mut Parts, scheme_port: u16) -> Result<(), Error> {
     let mut hosts = request.headers.get_all(header::HOST).iter();
     let (host, second) = (hosts.next(), hosts.next());
@@ -48,7 +48,7 @@ fn settle_authority(request: &mut Parts, scheme_port: u16) -> Result<(), Error> 
     let settled = match (request.uri.authority(), host) {
         (Some(authority), host) => {
             let settled = normal(authority.as_str().as_bytes())?;
-            // HTTP/1.1 has the target's stand for Host, whatever that said; in HTTP/2 both have to be the same.
+            // In HTTP/1.1 the target's authority replaces Host, whatever its value; in HTTP/2 both have to be equal.
             if let Some(host) = host.filter(|_| request.version == Version::HTTP_2)
                 && normal(host.as_bytes())? != settled
             {

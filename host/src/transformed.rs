@@ -1,12 +1,12 @@
-//! The fields of messages whose content a plugin transforms (RFC 9110 §7.7): what was true of the content as it came must
-//! not be said of the content that is sent.
+//! The fields of messages whose body a plugin transforms (RFC 9110 §7.7): facts about the received body must not
+//! describe the body that is sent.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, response};
 
 use crate::forwarding;
 
-/// Digests of the content or of the representation, current (RFC 9530) and obsolete ones.
+/// The fields with digests of the body or of the representation, current (RFC 9530) and obsolete ones.
 static DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("repr-digest"),
@@ -16,7 +16,7 @@ static DIGESTS: [HeaderName; 4] = [
 
 const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 
-/// Has a request ask for content that can be transformed: the whole, and uncoded.
+/// Makes a request ask for a body that can be transformed: complete, and without a content coding.
 pub fn ask(fields: &mut HeaderMap) {
     fields.remove(header::RANGE);
     fields.remove(header::IF_RANGE);
@@ -25,12 +25,12 @@ pub fn ask(fields: &mut HeaderMap) {
     }
 }
 
-/// Whether the origin forbids to transform the content of a response.
+/// Whether the origin forbids transforming the body of a response.
 pub fn is_forbidden(response: &response::Parts) -> bool {
     forwarding::has_token(&response.headers, header::CACHE_CONTROL, "no-transform")
 }
 
-/// Why the content of a response can't be transformed; `None` if it can.
+/// Returns the reason why the body of a response can't be transformed; `None` if it can.
 pub fn obstacle(response: &response::Parts) -> Option<String> {
     if response.status == StatusCode::PARTIAL_CONTENT {
         return Some("the content is a part (206), and plugins transform whole content".into());
@@ -41,17 +41,17 @@ pub fn obstacle(response: &response::Parts) -> Option<String> {
     Some(format!("the content is coded with `{coding}`, although uncoded content was asked for"))
 }
 
-/// Characters of a coding in the log.
+/// The maximum length of a coding in the log, in characters.
 const LONGEST_CODING: usize = 64;
 
-/// Takes out of a request what is not true of its transformed content.
+/// Removes the fields of a request that its transformed body makes untrue.
 pub fn request(fields: &mut HeaderMap) {
     fields.remove(header::CONTENT_LENGTH);
     remove_digests(fields);
 }
 
-/// Takes out of a response what is not true of its transformed content. The length under HEAD and 304 is that of content
-/// which plugins would have changed too (RFC 9110 §8.6).
+/// Removes the fields of a response that its transformed body makes untrue. The length under HEAD and 304 describes a
+/// body that plugins would have changed too (RFC 9110 §8.6).
 pub fn response(fields: &mut HeaderMap) {
     fields.remove(header::CONTENT_LENGTH);
     fields.remove(header::ACCEPT_RANGES);
@@ -60,12 +60,13 @@ pub fn response(fields: &mut HeaderMap) {
         && !tag.as_bytes().starts_with(b"W/")
         && let Ok(weak) = HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat())
     {
-        // Other bytes need another strong validator (RFC 9110 §8.8.1); that it means the same, only a weak one can say.
+        // Other bytes need another strong validator (RFC 9110 §8.8.1); only a weak one can say that the meaning is the
+        // same.
         *tag = weak;
     }
 }
 
-/// Whether a trailer is true of the content before it was transformed, and of no other.
+/// Whether a trailer describes only the body before it was transformed.
 pub fn is_digest(name: &HeaderName) -> bool {
     DIGESTS.contains(name)
 }

@@ -11,7 +11,7 @@ pub struct Peers {
     has_unix: bool,
 }
 
-/// The word for peers at a unix socket, in manifests and in what proxies say of their peers.
+/// The word for peers at a unix socket, in manifests and in the fields that proxies write about their peers.
 pub const UNIX: &str = "unix:";
 
 impl Peers {
@@ -35,7 +35,7 @@ impl Peers {
     }
 }
 
-/// A network of IPv4 addresses that is written as one of IPv6, as such: addresses are compared in this form.
+/// Returns a network of IPv4 addresses that is written as IPv6 in IPv4 form, in which addresses are compared.
 fn canonical(network: IpNet) -> IpNet {
     let IpNet::V6(net) = network else { return network };
     let mapped = net.addr().to_ipv4_mapped().filter(|_| net.prefix_len() >= 96);

@@ -1,5 +1,5 @@
-//! The handshake of WebSocket over HTTP/1.1 (RFC 6455 §4), as far as this proxy is its client: a client with HTTP/2 asks
-//! by extended CONNECT (RFC 8441), which has no handshake of its own.
+//! The WebSocket handshake over HTTP/1.1 (RFC 6455 §4), with this proxy as its client: a client with HTTP/2 uses
+//! extended CONNECT (RFC 8441), which has no such handshake.
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -8,10 +8,10 @@ use http::header::{self, HeaderMap, HeaderValue};
 /// The name of the protocol in `Upgrade` and in `:protocol`.
 pub const PROTOCOL: &str = "websocket";
 
-/// The text that a server puts behind a key before it takes the hash (RFC 6455 §1.3).
+/// The text that a server appends to a key before hashing it (RFC 6455 §1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Whether a protocol is WebSocket. Names of protocols have no case (RFC 9110 §16.7).
+/// Whether a protocol is WebSocket. Names of protocols are compared without case (RFC 9110 §16.7).
 pub fn is_websocket(protocol: &HeaderValue) -> bool {
     protocol.as_bytes().eq_ignore_ascii_case(PROTOCOL.as_bytes())
 }
@@ -24,8 +24,8 @@ pub fn key() -> HeaderValue {
     HeaderValue::try_from(BASE64_STANDARD.encode(random)).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// Whether a response accepts the handshake of a request: it switches to WebSocket, and has what only a server that
-/// speaks it makes of the key (RFC 6455 §4.1).
+/// Whether a response accepts the handshake of a request: it switches to WebSocket, and has the value that only a
+/// WebSocket server derives from the key (RFC 6455 §4.1).
 pub fn is_accepted(request: &HeaderMap, response: &HeaderMap) -> bool {
     let mut protocols = response.get_all(header::UPGRADE).iter();
     let mut proofs = response.get_all(header::SEC_WEBSOCKET_ACCEPT).iter();
