@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 and 2: the first bytes of a connection, in which one proxy tells the next for whom it
-//! speaks (HAProxy's proxy-protocol.txt). It reads no TLVs, and so verifies no CRC32C.
+//! The PROXY protocol, versions 1 and 2: the first bytes of a connection, in which one proxy names the client to the
+//! next (HAProxy's proxy-protocol.txt). TLVs are not read, and so CRC32C is not verified.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,12 +13,13 @@ pub enum Version {
     V2,
 }
 
-/// What the bytes so far are.
+/// The result of parsing the bytes so far.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// The beginning of a header.
+    /// The bytes are the beginning of a header.
     Incomplete,
-    /// A header. None where the connection's own addresses stand: it is the proxy's own, or of a client without any.
+    /// The bytes are a header. `None` if the connection's own addresses apply: it is the proxy's own, or its client has
+    /// no address.
     Done(Option<Addresses>),
 }
 
@@ -28,19 +29,19 @@ pub struct Addresses {
     pub destination: SocketAddr,
 }
 
-/// These bytes are no header.
+/// The error of bytes that are no header.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Parses a header that is all there is of the bytes. More bytes than the header are malformed: nothing here would say
-/// where it ends, and what follows would be lost.
+/// Parses a header that consists of all the bytes. More bytes than the header are malformed: the result would not say
+/// where the header ends, and the rest would be lost.
 pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
     let known = bytes.len().min(v2::PROTOCOL_PREFIX.len());
     if bytes[..known] == v2::PROTOCOL_PREFIX[..known] { binary(bytes) } else { line(bytes) }
 }
 
-/// A header that names a client and the address which it reached. Without a client the header says that there is none to
-/// name: the connection is this proxy's own, or its client has no address.
+/// Returns a header that names a client and the address that it reached. With `None` the header says that there is no
+/// client to name: the connection is this proxy's own, or its client has no address.
 pub fn encode(version: Version, ends: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
     let Some((client, destination)) = ends else { return unnamed(version) };
     let (client, destination) = same_family(client, destination);
@@ -53,7 +54,7 @@ pub fn encode(version: Version, ends: Option<(SocketAddr, SocketAddr)>) -> Vec<u
         )
         .build(),
     };
-    // Only what is longer than 64 KiB can't be built.
+    // Only headers longer than 64 KiB can't be built.
     header.unwrap_or_default()
 }
 
@@ -75,7 +76,7 @@ fn line(bytes: &[u8]) -> Result<Parsed, Malformed> {
 }
 
 fn whole_line(line: &[u8]) -> Result<Parsed, Malformed> {
-    // Whatever stands behind UNKNOWN is to be ignored; ppp objects when it is more than addresses.
+    // Text behind UNKNOWN is to be ignored; ppp rejects it if it is more than addresses.
     if line.starts_with(UNKNOWN) {
         return if line.ends_with(b"\r\n") { Ok(Parsed::Done(None)) } else { Err(Malformed) };
     }
@@ -87,8 +88,8 @@ const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
 const TCP4: &[u8] = b"PROXY TCP4 ";
 const TCP6: &[u8] = b"PROXY TCP6 ";
 
-/// Whether this can be what precedes the LF of a line. ppp can't tell: to it a line that ends just before the second port
-/// is bad for ever, and bad addresses are good until that port is there.
+/// Whether a text can be the beginning of a line, before its LF. ppp can't decide that: it always rejects a line that
+/// ends just before the second port, and accepts bad addresses until that port has arrived.
 fn is_begun_line(line: &[u8]) -> bool {
     let agrees = |start: &[u8]| line.iter().zip(start).all(|(byte, wanted)| byte == wanted);
     let rest = |start: &[u8]| line.get(start.len()..).unwrap_or_default();
@@ -97,7 +98,7 @@ fn is_begun_line(line: &[u8]) -> bool {
         || agrees(TCP6) && are_begun_ends::<Ipv6Addr>(rest(TCP6))
 }
 
-/// Two addresses and two ports, as far as they have come.
+/// Whether a text can be the beginning of two addresses and two ports.
 fn are_begun_ends<Ip: FromStr>(ends: &[u8]) -> bool {
     let mut words = ends.split_inclusive(|byte| matches!(byte, b' ' | b'\r')).enumerate();
     words.all(|(at, word)| match word.strip_suffix(if at == 3 { b"\r" } else { b" " }) {
@@ -107,7 +108,7 @@ fn are_begun_ends<Ip: FromStr>(ends: &[u8]) -> bool {
     })
 }
 
-/// ppp would let a sign pass.
+/// Whether a word is a port number; ppp would accept a sign.
 fn is_port(word: &[u8]) -> bool {
     let is_number = word.iter().all(u8::is_ascii_digit) && (word == b"0" || !word.starts_with(b"0"));
     is_number && str::from_utf8(word).is_ok_and(|word| word.parse::<u16>().is_ok())
@@ -120,23 +121,24 @@ fn binary(bytes: &[u8]) -> Result<Parsed, Malformed> {
         return Err(Malformed);
     }
     if start[12] == LOCAL {
-        // Its family is to be ignored, whatever it is; ppp wants one that it knows, with addresses.
+        // The family is to be ignored, whatever it is; ppp requires a known one, with addresses.
         return Ok(if bytes.len() == length { Parsed::Done(None) } else { Parsed::Incomplete });
     }
     match v2::Header::try_from(bytes) {
         Ok(header) if header.protocol == v2::Protocol::Stream => Ok(Parsed::Done(of_v2(header.addresses))),
-        // We serve no datagrams: as with HAProxy and nginx, the connection's own addresses stand.
+        // The proxy serves no datagrams: as with HAProxy and nginx, the connection's own addresses apply.
         Ok(_) => Ok(Parsed::Done(None)),
         Err(v2::ParseError::Partial(..)) => Ok(Parsed::Incomplete),
         Err(_) => Err(Malformed),
     }
 }
 
-/// The longest line of version 1, as the protocol has it.
+/// The maximum length of a version 1 line, in bytes, as the protocol defines it.
 const LONGEST_V1: usize = 107;
-/// Addresses and everything that proxies are known to add: certificates' names, identifiers.
+/// The maximum length of a version 2 header, in bytes: addresses and all that proxies are known to add (certificates'
+/// names, identifiers).
 const LONGEST_V2: usize = START_V2 + 2048;
-/// What precedes the addresses in version 2: signature, command, family, length.
+/// The length of the part before the addresses in version 2, in bytes: signature, command, family, length.
 const START_V2: usize = 16;
 const LOCAL: u8 = v2::Version::Two as u8 | v2::Command::Local as u8;
 
@@ -146,7 +148,7 @@ fn text(client: SocketAddr, destination: SocketAddr) -> String {
     format!("PROXY {family} {from} {to} {} {}\r\n", client.port(), destination.port())
 }
 
-/// Where one end speaks IPv4 and the other IPv6, both are written as IPv6.
+/// Returns both addresses in one family: if one is IPv4 and the other IPv6, both are written as IPv6.
 fn same_family(client: SocketAddr, destination: SocketAddr) -> (SocketAddr, SocketAddr) {
     let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let (client, destination) = (canonical(client), canonical(destination));
@@ -319,7 +321,7 @@ mod tests {
             let bytes = [starts[round % 4], &tail].concat();
             let is_refused = parse(&bytes).is_err();
             refused += usize::from(is_refused);
-            // What was refused stays refused, whatever comes.
+            // A rejected beginning stays rejected, whatever bytes follow.
             let longer = [&bytes[..], &[next() as u8]].concat();
             assert!(!is_refused || parse(&longer).is_err(), "{longer:?}");
         }
