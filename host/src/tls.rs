@@ -1,11 +1,11 @@
-//! TLS: what rustls needs to know, made of the files that a manifest names. `assemble` makes configurations here once a
-//! load, `arrival` and `upstream/connect` shake hands by them, `arrival` asks [`facts`] what came of it.
+//! TLS: creates the configurations of rustls from the files that a manifest names. `assemble` creates them once per
+//! load, `arrival` and `upstream/connect` use them for handshakes, and `arrival` reads the results from [`facts`].
 //!
-//! Nothing here reads a socket, and no file is read once a configuration is made.
+//! This module reads no socket, and reads no file once a configuration is created.
 //!
-//! - [`server`]: towards clients: certificates by name, client certificates, tickets
-//! - [`client`]: towards endpoints
-//! - [`facts`]: what a finished handshake tells about a client
+//! - [`server`]: for clients: certificates by name, client certificates, tickets
+//! - [`client`]: for endpoints
+//! - [`facts`]: the facts about a client after a finished handshake
 //! - [`self_signed`]: a certificate for development
 //! - [`validity`]: certificates that have expired, or are not valid yet
 
@@ -26,7 +26,7 @@ pub mod server;
 mod tests;
 pub mod validity;
 
-/// Something wrong with a file, and with which of those that a configuration is made of.
+/// An error of a file, with the setting that names the file.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Mistake<Place> {
@@ -34,19 +34,19 @@ pub struct Mistake<Place> {
     pub message: String,
 }
 
-/// The cryptography of every configuration. Given to each, for a default of the process would be a global that whoever
-/// comes first sets.
+/// Returns the cryptography provider of every configuration. It is passed explicitly, since a default of the process
+/// would be a global that the first caller sets.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(default_provider())
 }
 
-/// What is offered or taken by ALPN, the preferred first.
+/// Returns the ALPN protocols that are offered or accepted, the preferred first.
 fn protocols(http2: bool) -> Vec<Vec<u8>> {
     let names: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     names.iter().map(|name| name.to_vec()).collect()
 }
 
-/// By the hash of a cipher suite, which is in the program anyway.
+/// Returns the SHA-256 digest, computed by the hash of a cipher suite, which the program contains anyway.
 fn sha256(bytes: &[u8]) -> hash::Output {
     let suite = cipher_suite::TLS13_AES_128_GCM_SHA256;
     let suite = suite.tls13().expect("its name says that it is one of TLS 1.3");

@@ -1,4 +1,4 @@
-//! For tests: an authority with a folder of certificates, and both kinds of configuration made of them.
+//! An authority for tests, with a folder of certificates, and both kinds of configuration made of them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::client::{ClientFiles, Roots, Verify, client};
 use super::pem;
 use super::server::{CertificateFiles, ClientAuth, MinimumVersion, ServerFiles};
 
-/// A folder with an authority, `ca.pem`, and what it has issued.
+/// A folder with an authority, `ca.pem`, and the certificates that it has issued.
 pub struct Authority {
     pub folder: TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -31,7 +31,7 @@ impl Authority {
         authority
     }
 
-    /// An authority that has issued `site.pem` to `site.example`.
+    /// Creates an authority that has issued `site.pem` to `site.example`.
     pub fn with_site() -> Self {
         let authority = Self::new();
         authority.issue("site", &PKCS_ECDSA_P256_SHA256, &["site.example"]);
@@ -74,14 +74,14 @@ impl Authority {
         ClientAuth::Required(self.path("ca.pem"))
     }
 
-    /// A client that trusts this authority, and shows a certificate if it has one.
+    /// Returns a client that trusts this authority, and presents a certificate if it has one.
     pub fn client(&self, certificate: Option<&str>) -> Arc<ClientConfig> {
         let certificate = certificate.map(|name| self.files(name));
         let roots = Roots::File(self.path("ca.pem"));
         made(&ClientFiles { roots, certificate, verify: Verify::Always, http2: true })
     }
 
-    /// A client that trusts this authority, of one version.
+    /// Returns a client that trusts this authority, of one version.
     pub fn client_of(
         &self,
         provider: Arc<CryptoProvider>,

@@ -1,5 +1,5 @@
-//! TLS towards endpoints: whom to believe, what to show, which HTTP is offered. `assemble` calls [`client`] for each
-//! upstream with TLS; the name that an endpoint has to prove is given with each connection, by `upstream/connect`.
+//! TLS towards endpoints: trusted roots, our certificate, and the offered HTTP versions. `assemble` calls [`client`]
+//! for each upstream with TLS; `upstream/connect` passes the name that an endpoint has to prove with each connection.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use super::Mistake;
 use super::pem::{self, Fault};
 use super::server::CertificateFiles;
 
-/// What an upstream's manifest says about TLS.
+/// The TLS settings of an upstream in the manifest.
 pub struct ClientFiles {
     pub roots: Roots,
-    /// Shown to endpoints that ask for one.
+    /// The certificate that is presented to endpoints that request one; `None` if there is none.
     pub certificate: Option<CertificateFiles>,
     pub verify: Verify,
     pub http2: bool,
 }
 
-/// Whose word is taken for what an endpoint's name is.
+/// The authorities that are trusted to certify an endpoint's name.
 pub enum Roots {
     /// The system's authorities, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
     System,
@@ -34,11 +34,11 @@ pub enum Roots {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verify {
     Always,
-    /// `insecure-skip-verify = true`: whoever answers is believed, and [`Roots`] aren't looked at.
+    /// The setting is `insecure-skip-verify = true`: any certificate is accepted, and [`Roots`] aren't used.
     Never,
 }
 
-/// Which of the [`ClientFiles`] is wrong.
+/// The setting of the [`ClientFiles`] that has an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Roots,
@@ -46,12 +46,12 @@ pub enum Place {
     Key,
 }
 
-/// Believes whoever answers. The handshake's signatures are checked nevertheless: they cost little, and keep out what
-/// isn't even TLS done right.
+/// Accepts any certificate. The signatures of the handshake are verified nevertheless: that costs little, and rejects
+/// peers with broken TLS.
 #[derive(Debug)]
 struct Credulous(WebPkiSupportedAlgorithms);
 
-/// How TLS is spoken to endpoints. Sessions are resumed by what the configuration remembers, so it is to be shared.
+/// Returns the TLS configuration for endpoints. The configuration stores the sessions to resume, so it is to be shared.
 pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, Vec<Mistake<Place>>> {
     let provider = super::provider();
     let mut mistakes = Vec::new();
@@ -76,7 +76,7 @@ pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, Vec<Mistake<Plac
     Ok(Arc::new(config))
 }
 
-/// None if everybody is believed.
+/// Returns the trusted roots; `None` if any certificate is accepted.
 fn roots(files: &ClientFiles) -> Result<Option<RootCertStore>, String> {
     match (files.verify, &files.roots) {
         (Verify::Never, _) => Ok(None),
@@ -85,7 +85,7 @@ fn roots(files: &ClientFiles) -> Result<Option<RootCertStore>, String> {
     }
 }
 
-/// Those of the system that can be read: among so many there is often an odd one, which nobody here could mend.
+/// Returns the readable ones of the system's roots: some systems have an unusual root, which this proxy can't repair.
 fn system_roots() -> Result<RootCertStore, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();

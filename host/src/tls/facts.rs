@@ -1,8 +1,6 @@
-//! What a finished handshake tells about a client: for logs, and for plugins that decide by it. `arrival` asks once a
-//! connection.
-//!
-//! A certificate was checked by then, but what an authority lets its clients write into it may be anything. So all
-//! texts are of visible letters of ASCII, and a separator within a value is told from one between values.
+//! The facts about a client after a finished handshake, for logs and for plugins that use them. `arrival` reads them
+//! once per connection. A certificate is verified by then, but its authority may let a client write any text into it.
+//! All texts are therefore visible letters of ASCII, and a separator within a value differs from one between values.
 
 use std::net::IpAddr;
 
@@ -12,37 +10,37 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::objects::{oid_registry, oid2abbrev};
 use x509_parser::x509::{AttributeTypeAndValue, RelativeDistinguishedName, X509Name};
 
-/// Of a connection.
+/// The facts of a TLS connection.
 pub struct Facts {
-    /// `TLSv1.3` or `TLSv1.2`.
+    /// The protocol version: `TLSv1.3` or `TLSv1.2`.
     pub version: &'static str,
-    /// As IANA names it: `TLS_AES_128_GCM_SHA256`.
+    /// The cipher suite by its IANA name, such as `TLS_AES_128_GCM_SHA256`.
     pub cipher: String,
-    /// What the client asked for, in lower case.
+    /// The server name that the client requested, in lower case; `None` if it named none.
     pub server_name: Option<String>,
-    /// Whether HTTP/2 was agreed on.
+    /// Whether HTTP/2 was negotiated.
     pub alpn_h2: bool,
-    /// Checked against the listener's authorities.
+    /// The client's certificate, verified against the listener's authorities; `None` if it presented none.
     pub client: Option<ClientCertificate>,
 }
 
-/// Of a client's certificate. What can't be read in it is an empty text.
+/// The facts of a client's certificate. A fact that can't be parsed is an empty text.
 pub struct ClientCertificate {
-    /// In the certificate's order, mostly from the general to the particular: `C=DE, O=Example, CN=alice`. Escaped by
-    /// RFC 4514 §2.4.
+    /// The subject in the certificate's order, mostly from the general to the particular: `C=DE, O=Example, CN=alice`.
+    /// Escaped as in RFC 4514 §2.4.
     pub subject: String,
-    /// The subject's other names: `DNS:a.example,IP:::1,URI:spiffe://example/a,email:a@example.org`. In a name, `,` is
-    /// written `\,`.
+    /// The subject's alternative names: `DNS:a.example,IP:::1,URI:spiffe://example/a,email:a@example.org`. In a name,
+    /// `,` is written `\,`.
     pub names: String,
-    /// SHA-256 of the whole, in hexadecimal digits, which are in lower case.
+    /// The SHA-256 digest of the whole certificate, in lower-case hexadecimal digits.
     pub fingerprint: String,
-    /// As the subject.
+    /// The issuer, written like the subject.
     pub issuer: String,
-    /// In hexadecimal digits, in lower case.
+    /// The serial number, in lower-case hexadecimal digits.
     pub serial: String,
 }
 
-/// After the handshake; before it, there is little to tell.
+/// Returns the facts of a connection. They are complete only after the handshake.
 pub fn facts(connection: &ServerConnection) -> Facts {
     let version = match connection.protocol_version() {
         Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -52,7 +50,7 @@ pub fn facts(connection: &ServerConnection) -> Facts {
     let cipher = connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
     Facts {
         version,
-        // rustls has a name of its own for those of TLS 1.3.
+        // rustls has its own names for the cipher suites of TLS 1.3.
         cipher: cipher.replacen("TLS13_", "TLS_", 1),
         server_name: connection.server_name().map(str::to_owned),
         alpn_h2: connection.alpn_protocol() == Some(b"h2"),
@@ -78,7 +76,7 @@ impl ClientCertificate {
 }
 
 fn serial(leaf: &X509Certificate) -> String {
-    // A number whose first bit is set has a zero before it, which isn't shown elsewhere either.
+    // A number whose first bit is set has a leading zero, which other programs don't show either.
     let bytes = leaf.raw_serial();
     hex(bytes.strip_prefix(&[0]).filter(|rest| !rest.is_empty()).unwrap_or(bytes))
 }
@@ -89,7 +87,7 @@ fn names(leaf: &X509Certificate) -> String {
     names.filter_map(alternative).collect::<Vec<_>>().join(",")
 }
 
-/// None for kinds that have no usual text.
+/// Returns the text of an alternative name; `None` for kinds that have no usual text.
 fn alternative(name: &GeneralName) -> Option<String> {
     let (kind, value) = match name {
         GeneralName::DNSName(name) => ("DNS", escaped(name, IN_NAMES)),
@@ -124,7 +122,7 @@ fn attribute(attribute: &AttributeTypeAndValue) -> String {
     format!("{kind}={value}")
 }
 
-/// With a backslash before what is special, and `\C3` for a byte that is no visible letter of ASCII.
+/// Escapes special characters with a backslash, and bytes that are no visible letters of ASCII as `\C3`.
 fn escaped(text: &str, special: &[u8]) -> String {
     let mut escaped = String::with_capacity(text.len());
     let last = text.len().saturating_sub(1);
@@ -145,7 +143,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What separates names, and the escape itself.
+/// The separator of names, and the escape character itself.
 const IN_NAMES: &[u8] = b",\\";
-/// RFC 4514 §2.4.
+/// The characters that RFC 4514 §2.4 escapes.
 const IN_DISTINGUISHED: &[u8] = b",+\"\\<>;";

@@ -1,5 +1,5 @@
-//! Which certificate a client is shown, by the name that it asks for (SNI) and the signatures that it understands.
-//! [`server`](super::server) makes it once a load; rustls asks it once a handshake.
+//! The certificate that a client gets, chosen by the requested name (SNI) and the signatures that the client supports.
+//! [`server`](super::server) creates the choice once per load; rustls queries it once per handshake.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use super::validity::Validity;
 #[derive(Debug)]
 pub(super) struct Certificates {
     exact: HashMap<String, Choice>,
-    /// By what follows `*.`, which stands for one label (RFC 9525 §6.3).
+    /// The wildcard certificates, by the text behind `*.`, which stands for one label (RFC 9525 §6.3).
     wildcards: HashMap<String, Choice>,
-    /// For clients that name nothing, or something unknown: those then decide whether they like it.
+    /// The choice for clients that send no name or an unknown one; they decide whether to accept it.
     default: Choice,
 }
 
-/// Certificates for the same name with different kinds of keys or dates, the cheapest to sign with first.
+/// The certificates for the same name with different kinds of keys or dates, the cheapest to sign with first.
 #[derive(Debug, Default)]
 struct Choice(Vec<Shown>);
 
-/// A certificate that may be shown.
+/// A certificate that may be presented.
 #[derive(Clone, Debug)]
 struct Shown {
     certificate: Arc<CertifiedKey>,
@@ -36,12 +36,12 @@ struct Shown {
 // === Certificates ===
 
 impl Certificates {
-    /// The first is the default, together with those that have the same names.
+    /// Creates the choice. The first certificate is the default, together with those that have the same names.
     pub(super) fn new(certificates: Vec<CertifiedKey>) -> Self {
         let named = certificates.into_iter().map(|certificate| (dns_names(&certificate), Shown::new(certificate)));
         let mut named: Vec<_> = named.collect();
         let default_names = named.first().map(|(names, _)| names.clone()).unwrap_or_default();
-        // A stable order: of two that are alike in this, the earlier in the manifest is taken.
+        // A stable order: of two certificates that are equal in this respect, the earlier one in the manifest is used.
         named.sort_by_key(|(_, shown)| shown.certificate.key.algorithm() == SignatureAlgorithm::RSA);
 
         let mut all = Certificates { exact: HashMap::new(), wildcards: HashMap::new(), default: Choice::default() };
@@ -62,8 +62,8 @@ impl Certificates {
         names.entry(key.into()).or_default().0.push(shown.clone());
     }
 
-    /// For a name in lower case. A dot at its end says nothing more (RFC 6066 §3 has names without). A wildcard stands in for
-    /// a certificate of the exact name that is not valid.
+    /// Returns the choice for a name in lower case. A trailing dot has no meaning (RFC 6066 §3 has names without). A
+    /// wildcard replaces a certificate of the exact name that is not valid.
     fn choice(&self, name: Option<&str>, now: SystemTime) -> &Choice {
         let Some(name) = name else { return &self.default };
         let name = name.strip_suffix('.').unwrap_or(name);
@@ -86,8 +86,8 @@ impl ResolvesServerCert for Certificates {
 // === Choice ===
 
 impl Choice {
-    /// One whose signatures the client understands, and which is valid if there is such; if the client understands none,
-    /// the handshake fails with rustls's own words.
+    /// Returns a certificate whose signatures the client supports, preferably a valid one. If the client supports none,
+    /// the handshake fails with rustls's own error.
     fn for_client(&self, understood: &[SignatureScheme], now: SystemTime) -> Option<Arc<CertifiedKey>> {
         let Choice(all) = self;
         let fits = |shown: &&Shown| shown.certificate.key.choose_scheme(understood).is_some();

@@ -1,12 +1,12 @@
-//! A certificate for development that nobody vouches for. Only `cli` calls this: a proxy never makes one up by itself,
-//! for its clients would get used to warnings.
+//! A self-signed certificate for development, which no authority has signed. Only `cli` calls this module: a proxy
+//! never creates such a certificate by itself, for its clients would get used to warnings.
 
 use std::time::{Duration, SystemTime};
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 
-/// A certificate for DNS names and addresses, and its key (ECDSA, P-256), both in PEM. Clients are told to trust the
-/// certificate itself.
+/// Returns a certificate for DNS names and addresses, and its key (ECDSA, P-256), both in PEM. Clients have to trust
+/// the certificate itself.
 pub fn self_signed(names: &[String]) -> Result<(String, String), rcgen::Error> {
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name = DistinguishedName::new();
@@ -22,7 +22,7 @@ pub fn self_signed(names: &[String]) -> Result<(String, String), rcgen::Error> {
     Ok((certificate.pem(), key.serialize_pem()))
 }
 
-/// For clients whose clocks are behind.
+/// The time by which the certificate is backdated, for clients whose clocks are behind.
 const BACKDATED: Duration = Duration::from_secs(24 * 60 * 60);
-/// Long enough for a piece of work, and too short to be forgotten in production.
+/// The lifetime: long enough for a piece of work, and too short to be forgotten in production.
 const LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);

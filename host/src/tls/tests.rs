@@ -24,14 +24,14 @@ fn served(files: &ServerFiles) -> Arc<ServerConfig> {
     server(files, &Tickets::new().unwrap()).unwrap()
 }
 
-/// The mistakes, with paths cut to names of files.
+/// Returns the errors, with paths reduced to file names.
 fn mistakes(authority: &Authority, files: &ServerFiles) -> Vec<(Place, String)> {
     let mistakes = server(files, &Tickets::new().unwrap()).unwrap_err();
     let folder = format!("{}/", authority.folder.path().display());
     mistakes.into_iter().map(|Mistake { place, message }| (place, message.replace(&folder, ""))).collect()
 }
 
-/// The two ends of a connection, when everything is said that is to be said without a request.
+/// Completes a handshake without a request, and returns the two ends of the connection.
 fn shake_hands(
     client: &Arc<ClientConfig>,
     server: &Arc<ServerConfig>,
@@ -47,7 +47,7 @@ fn shake_hands(
     Ok((client, server))
 }
 
-/// All that one end has to say to the other.
+/// Passes all pending bytes of one end to the other.
 fn pass<A: SideData, B: SideData>(from: &mut ConnectionCommon<A>, to: &mut ConnectionCommon<B>) -> Result<(), Error> {
     let mut bytes = Vec::new();
     while from.wants_write() {
@@ -61,7 +61,7 @@ fn pass<A: SideData, B: SideData>(from: &mut ConnectionCommon<A>, to: &mut Conne
     Ok(())
 }
 
-/// Which certificate a client gets that believes whoever answers: its common name.
+/// Returns the common name of the certificate that a client gets that accepts any certificate.
 fn shown(config: &Arc<ServerConfig>, name: &'static str) -> String {
     let roots = Roots::System;
     let client = made(&ClientFiles { roots, certificate: None, verify: Verify::Never, http2: false });
@@ -91,11 +91,11 @@ fn the_certificate_is_chosen_by_name() {
         ("A.WILD.example", "wild"),
         ("exact.wild.example", "exact"),
         ("other.example", "exact"),
-        // A wildcard is for one label, and not for none.
+        // A wildcard matches exactly one label.
         ("a.b.wild.example", "first"),
         ("wild.example", "first"),
         ("unknown.example", "first"),
-        // Clients name no addresses.
+        // Clients request no addresses by name.
         ("192.0.2.1", "first"),
     ] {
         assert_eq!(shown(&config, name), expected, "{name}");
@@ -221,7 +221,7 @@ fn clients_show_certificates_where_these_are_asked_for() {
     assert_eq!(refused.err(), Some(Error::NoCertificatesPresented));
 }
 
-/// What stands after `=`, as we write it.
+/// Returns the text behind `=`, in our notation.
 fn openssl(authority: &Authority, args: &str) -> String {
     let made = Command::new("openssl").args(args.split(' ')).current_dir(authority.folder.path()).output().unwrap();
     let text = String::from_utf8(made.stdout).unwrap();

@@ -1,5 +1,5 @@
-//! The time in which a certificate is valid. One that isn't is served all the same, with warnings: its site may be one of
-//! many, and its clients see the reason.
+//! The validity period of a certificate. An invalid certificate is served nevertheless, with warnings: its site may be
+//! one of many, and its clients see the reason.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,21 +7,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::pem;
 
-/// The first and the last moment of a certificate, in seconds since 1970.
+/// The first and the last moment of a certificate's validity, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     pub from: i64,
     pub until: i64,
 }
 
-/// The certificate in a file that a manifest names.
+/// The validity of the certificate in a file that a manifest names.
 #[derive(Clone, Debug)]
 pub struct Dated {
     pub chain: PathBuf,
     pub validity: Validity,
 }
 
-/// The reason for which clients don't accept a certificate at some moment.
+/// The reason why clients don't accept a certificate at a given time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalid {
     Expired,
@@ -36,7 +36,7 @@ impl Validity {
         Some(Validity { from: validity.not_before.timestamp(), until: validity.not_after.timestamp() })
     }
 
-    /// Returns what is wrong with the certificate at a time; `None` if nothing is.
+    /// Returns the reason why the certificate is invalid at a time; `None` if it is valid.
     pub fn invalid(self, now: SystemTime) -> Option<Invalid> {
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
         if now > self.until {
@@ -47,7 +47,7 @@ impl Validity {
 }
 
 impl Dated {
-    /// Reads the dates of the first certificate in a file; `None` if there is none that can be parsed.
+    /// Reads the dates of the first certificate in a file; `None` if no certificate can be parsed.
     pub fn read(chain: &Path) -> Option<Self> {
         let certificates = pem::certificates(chain).ok()?;
         Some(Dated { chain: chain.into(), validity: Validity::of(certificates.first()?)? })
@@ -75,12 +75,12 @@ impl Dated {
     }
 }
 
-/// Warns of all certificates that are not valid at a time.
+/// Warns about all certificates that are not valid at a time.
 pub fn warn_of(certificates: &[Dated], now: SystemTime) {
     certificates.iter().for_each(|dated| dated.warn(now));
 }
 
-/// A moment, in seconds since 1970, as certificates write it.
+/// A date, in seconds since 1970, displayed as certificates write it.
 struct Date(i64);
 
 impl fmt::Display for Date {
