@@ -1,4 +1,4 @@
-//! Notices when a file of the manifest, or one that it names (a plugin, a certificate, a page), has changed.
+//! Reports when a file of the manifest, or one that it names (a plugin, a certificate, a page), has changed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,32 +23,33 @@ mod elsewhere;
 #[cfg(target_os = "linux")]
 mod linux;
 
-/// Editors and builds write in bursts: a change counts once nothing has followed it for so long.
+/// The time without events after which a change counts: editors and builds write in bursts.
 const SETTLED: Duration = Duration::from_millis(150);
 
-/// Something may change all the time, as a log among the manifests: that is no reason to wait for ever.
+/// The maximum time to wait for the end of events: some files change all the time, such as a log among the manifests.
 const SURELY_SETTLED: Duration = Duration::from_secs(3);
 
-/// Each takes the control thread some microseconds at each reload; systems allow 8,192 watches and more.
+/// The maximum number of watched folders. Each costs the control thread some microseconds per reload; systems allow
+/// 8,192 watches and more.
 const MOST_FOLDERS: usize = 4_096;
 
-/// As many as Linux follows.
+/// The maximum number of links that are followed, as on Linux.
 const MOST_LINKS: usize = 40;
 
-/// Watches the folders of the files in question.
+/// A watch on the folders of the configuration's files.
 pub struct Watch {
-    /// None where the system can't watch; then only SIGHUP and the admin listener reload.
+    /// The watched folders; `None` if the system can't watch: then only SIGHUP and the admin listener reload.
     folders: Option<Folders>,
     wanted: Wanted,
-    /// Since when something has changed, and what follows it is waited for.
+    /// The time of the first event of a change that has not settled; `None` if there is none.
     unsettled: Option<Instant>,
     seen: Option<blake3::Hash>,
 }
 
-/// Reads a manifest, on any thread.
+/// A function that reads a manifest, on any thread.
 pub type Load = Arc<dyn Fn() -> Result<Files, Problems> + Send + Sync>;
 
-/// The files of a manifest, and where all that they name lies.
+/// The files of a manifest, and the locations of all files that it names.
 struct Reading {
     files: Result<Files, Problems>,
     wanted: Wanted,
@@ -58,31 +59,31 @@ struct Reading {
 
 #[derive(Clone, Default)]
 struct Wanted {
-    /// The folder of the manifest. Folders in it may be put in the place of others.
+    /// The folder of the manifest. Folders in it may be replaced by others.
     home: PathBuf,
     /// The manifest and its includes.
     manifests: BTreeSet<PathBuf>,
-    /// The files that they name.
+    /// The files that the manifests name.
     named: BTreeSet<PathBuf>,
-    /// The folders of their patterns.
+    /// The folders of the manifests' patterns.
     patterns: BTreeSet<PathBuf>,
-    /// What was looked for besides, the last time that it couldn't all be read.
+    /// The additional files of the last attempt in which not all could be read.
     tried: BTreeSet<PathBuf>,
-    /// Where all these files lie, and the folders and links on the way.
+    /// The locations of all these files, and the folders and links on the way.
     files: BTreeSet<PathBuf>,
-    /// Any file here counts: a pattern may match it.
+    /// The folders in which any file counts: a pattern may match it.
     folders: BTreeSet<PathBuf>,
 }
 
 impl Watch {
-    /// Watches nothing yet. Within a runtime.
+    /// Creates a watch without files. Requires a runtime.
     pub fn new() -> Self {
         let folders = Folders::new().inspect_err(|error| tracing::warn!(%error, "files are not watched"));
         Watch { folders: folders.ok(), wanted: Wanted::default(), unsettled: None, seen: None }
     }
 
-    /// Loads what there is, and watches that from now on. Whether it is other than what was loaded before. Files are read
-    /// on a thread of its own: a disk, or whatever is mounted there, may be slow.
+    /// Loads the manifest and watches its files from now on; also returns whether the contents differ from the last
+    /// load. Files are read on a thread of its own, since a disk or a mounted file system may be slow.
     pub async fn load(&mut self, load: &Load) -> io::Result<(Result<Files, Problems>, bool)> {
         let mut reading = self.read(load).await?;
         if self.follow(reading.wanted) {
@@ -98,10 +99,10 @@ impl Watch {
         background::run(Task::Manifest, move || Reading::new(&load, before)).await
     }
 
-    /// Watches these files from now on. Returns whether they may have changed since they were read, because some were not
-    /// watched before.
+    /// Watches these files from now on. Returns whether they may have changed since they were read, because some were
+    /// not watched before.
     fn follow(&mut self, wanted: Wanted) -> bool {
-        // What was noticed before has been read by now, and what follows is noticed by itself.
+        // Files with earlier events have been read by now, and later events are reported anew.
         self.unsettled = None;
         self.wanted = wanted;
         let Some(folders) = &mut self.folders else { return false };
@@ -114,7 +115,7 @@ impl Watch {
         folders.keep(&all)
     }
 
-    /// Waits for a change that has settled. May be dropped at any time; no change is lost by that.
+    /// Waits for a change that has settled. Cancel safe: no change is lost.
     pub async fn changed(&mut self) {
         let Watch { folders: Some(folders), wanted, unsettled, .. } = self else {
             return std::future::pending().await;
@@ -170,7 +171,7 @@ impl Wanted {
         files.iter().for_each(|(source, _)| {
             digest.update(source.text.as_bytes()).update(&[0]);
         });
-        // Of the kind that may be the largest.
+        // With the size limit of the largest kind.
         self.named.iter().for_each(|named| files::update_digest(&mut digest, named, files::COMPONENT));
         digest.finalize()
     }
@@ -201,15 +202,15 @@ impl Wanted {
         wanted
     }
 
-    /// Finds where it all lies. A folder has one name, or its events come under the other.
+    /// Finds the locations of all files. A folder is watched under one name, since its events have only one.
     fn find(&mut self) {
         let given = || self.manifests.iter().chain(&self.named).chain(&self.patterns).chain(&self.tried);
         self.files = given().flat_map(|path| self.way(path)).collect();
         self.folders = self.patterns.iter().filter_map(|folder| folder.canonicalize().ok()).collect();
     }
 
-    /// What may be exchanged on the way to a file: where it stands itself, the folders beside the manifest, the links.
-    /// Not folders further up: of what happens among a system's temporary files one would be told too much.
+    /// Returns the paths that may be replaced on the way to a file: the file itself, the folders beside the manifest,
+    /// the links. Folders further up are not watched: events of a system's temporary files would be too many.
     fn way(&self, path: &Path) -> impl Iterator<Item = PathBuf> {
         let is_beside = |folder: &&Path| folder.strip_prefix(&self.home).is_ok_and(leads_down);
         let folders = path.ancestors().skip(1).take_while(is_beside);
@@ -222,17 +223,17 @@ impl Wanted {
     }
 }
 
-/// Whether a way from a folder ends within it.
+/// Whether a path from a folder stays within that folder.
 fn leads_down(way: &Path) -> bool {
     way != Path::new("") && way.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Where a file or a link stands, by the one name of its folder.
+/// Returns the location of a file or a link, by the canonical name of its folder.
 fn stand(file: &Path) -> Option<PathBuf> {
     Some(file.parent()?.canonicalize().ok()?.join(file.file_name()?))
 }
 
-/// The links on the way to a file. To put another in the place of one, as is done with whole folders, changes the file.
+/// Returns the links on the way to a file. Replacing such a link, as is done with whole folders, changes the file.
 fn links(file: &Path) -> Vec<PathBuf> {
     let (mut file, mut found) = (file.to_path_buf(), Vec::new());
     while found.len() < MOST_LINKS {
@@ -242,12 +243,12 @@ fn links(file: &Path) -> Vec<PathBuf> {
         let (Some(standing), Ok(target)) = (stand(link), std::fs::read_link(link)) else { break };
         let rest = file.strip_prefix(link).unwrap_or(Path::new(""));
         let folder = link.parent().unwrap_or(Path::new("/"));
-        // By its parts: an empty rest would leave a slash at the end, which is to follow what is there.
+        // Joined by components: an empty rest would leave a trailing slash, which would follow the link.
         let led = folder.join(target).components().chain(rest.components()).collect();
         found.push(standing);
         file = led;
     }
-    // Where they lead to, which need not be there yet.
+    // The targets of the links, which may not exist yet.
     found.extend(stand(&file).filter(|_| !found.is_empty()));
     found
 }
@@ -266,7 +267,7 @@ mod tests {
         watch
     }
 
-    /// Watches files at their present places. Returns whether there are folders that were not watched before.
+    /// Watches files at their present locations. Returns whether there are folders that were not watched before.
     fn follow(watch: &mut Watch, mut wanted: Wanted) -> bool {
         wanted.find();
         watch.follow(wanted)
@@ -278,7 +279,7 @@ mod tests {
         let file = folder.path().join("plugway.toml");
         let mut watch = watch(&file);
         std::fs::write(&file, "").unwrap();
-        // It has noticed the change, and is dropped before that has settled.
+        // The future has seen the change, and is dropped before the change has settled.
         tokio::select! {
             biased;
             () = watch.changed() => unreachable!("it had no time to settle"),

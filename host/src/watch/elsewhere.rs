@@ -1,4 +1,4 @@
-//! Folders watched by whatever the system has.
+//! The portable backend: watches folders with the mechanism of the system.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,15 +14,15 @@ pub struct Folders {
     watcher: RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
     changed: mpsc::Receiver<Vec<PathBuf>>,
-    /// Whether there was more than was told, which may be anything.
+    /// Whether events were lost, which may have concerned any file.
     overflowed: Arc<AtomicBool>,
 }
 
-/// Events that wait to be looked at.
+/// The maximum number of queued events.
 const MOST: usize = 1 << 10;
 
 impl Folders {
-    /// Watches nothing yet.
+    /// Creates a watch without folders.
     pub fn new() -> io::Result<Self> {
         let (sender, changed) = mpsc::channel(MOST);
         let overflowed = Arc::new(AtomicBool::new(false));
@@ -36,7 +36,7 @@ impl Folders {
             }
             if sender.try_send(event.paths).is_err() {
                 overflow.store(true, Ordering::Relaxed);
-                // Should there be room by now, then nobody has seen that.
+                // If there is room by now, the reader hasn't seen the overflow yet.
                 let _ = sender.try_send(Vec::new());
             }
         };
@@ -44,8 +44,8 @@ impl Folders {
         Ok(Folders { watcher, watched: BTreeSet::new(), changed, overflowed })
     }
 
-    /// Watches these from now on, and no others. Whether something may have been missed: there are new ones among them,
-    /// or the system has begun anew with all of them.
+    /// Watches exactly these folders from now on. Returns whether events may have been missed, because some folders are
+    /// new or the system has restarted all watches.
     pub fn keep(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
         for gone in self.watched.difference(folders) {
             let _ = self.watcher.unwatch(gone);
@@ -60,7 +60,7 @@ impl Folders {
         is_other
     }
 
-    /// Waits until a file changes that is of concern. May be dropped at any time.
+    /// Waits until a file changes that `is_of_concern` accepts. Cancel safe.
     pub async fn changed(&mut self, is_of_concern: impl Fn(&Path) -> bool) -> io::Result<()> {
         while let Some(paths) = self.changed.recv().await {
             if self.overflowed.swap(false, Ordering::Relaxed) || paths.iter().any(|path| is_of_concern(path)) {

@@ -1,5 +1,5 @@
-//! Folders watched by inotify. It tells of files that were written to and closed, were put there, or went; not of each
-//! write to a file that stays open: a log that grows beside a manifest costs nothing.
+//! The Linux backend: watches folders with inotify. Events are files that were written and closed, created, moved or
+//! removed; not each write to an open file: a log that grows beside a manifest costs nothing.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
@@ -17,8 +17,8 @@ pub struct Folders {
     watched: HashMap<WatchDescriptor, PathBuf>,
 }
 
-/// What may change a file for who reads it: it was written to, a file or a link was put there or went, or it may now be
-/// read.
+/// The events that may change a file for a reader: the file was written, a file or a link was created or removed, or
+/// the file may have become readable.
 const CHANGES: WatchMask = WatchMask::CLOSE_WRITE
     .union(WatchMask::CREATE)
     .union(WatchMask::MOVED_TO)
@@ -26,20 +26,20 @@ const CHANGES: WatchMask = WatchMask::CLOSE_WRITE
     .union(WatchMask::DELETE)
     .union(WatchMask::ATTRIB);
 
-/// For events that are read at once: at least one with the longest name, of some 270 bytes.
+/// The buffer for events that are read at once, in bytes: at least one with the longest name, of some 270 bytes.
 const ROOM: usize = 4 << 10;
 
 impl Folders {
-    /// Watches nothing yet. Within a runtime.
+    /// Creates a watch without folders. Requires a runtime.
     pub fn new() -> io::Result<Self> {
         Ok(Folders { events: Inotify::init()?.into_event_stream([0; ROOM])?, watched: HashMap::new() })
     }
 
-    /// Watches these from now on, and no others. Whether there are new ones among them.
+    /// Watches exactly these folders from now on. Returns whether there are new ones among them.
     pub fn keep(&mut self, folders: &BTreeSet<PathBuf>) -> bool {
         let mut watched = HashMap::new();
         for folder in folders {
-            // One that is watched already has its descriptor; one that was put in the place of another has a new one.
+            // A folder that is watched already has its descriptor; a folder that replaced another has a new one.
             match self.events.watches().add(folder, CHANGES) {
                 Ok(descriptor) => drop(watched.insert(descriptor, folder.clone())),
                 Err(error) => tracing::warn!(%error, folder = %folder.display(), "not watched"),
@@ -54,7 +54,7 @@ impl Folders {
         are_new
     }
 
-    /// Waits until a file changes that is of concern. May be dropped at any time.
+    /// Waits until a file changes that `is_of_concern` accepts. Cancel safe.
     pub async fn changed(&mut self, is_of_concern: impl Fn(&Path) -> bool) -> io::Result<()> {
         while let Some(event) = poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)).await {
             let EventOwned { wd, mask, name, .. } = event?;
@@ -75,7 +75,7 @@ impl Folders {
         if mask.contains(EventMask::IGNORED) {
             self.watched.remove(folder);
         }
-        // What there was no room for may be anything.
+        // Events that were lost may have concerned any file.
         let is_any = mask.contains(EventMask::Q_OVERFLOW);
         is_any || self.watched.get(folder).zip(name).is_some_and(|(folder, name)| is_of_concern(&folder.join(name)))
     }
@@ -87,9 +87,9 @@ mod tests {
 
     use super::*;
 
-    /// Whether something happened that is of concern.
+    /// Whether an event of concern has occurred.
     async fn is_told(folders: &mut Folders, is_of_concern: impl Fn(&Path) -> bool) -> bool {
-        // What has happened is there at the first look.
+        // Past events are available at the first poll.
         tokio::select! {
             biased;
             changed = folders.changed(is_of_concern) => changed.map(|()| true).unwrap(),
