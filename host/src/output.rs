@@ -1,4 +1,4 @@
-//! A file, pipe or socket that a log is written to by a thread of its own, without trusting its reader.
+//! A file, pipe or socket that a log is written to by a thread of its own, even if its reader is slow or stops.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -6,36 +6,36 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// The end of a log.
+/// The destination of a log.
 pub struct Output {
     file: File,
-    /// Writes to a regular file never wait for a reader.
+    /// Whether the destination is a regular file, so that writes never wait for a reader.
     is_regular: bool,
-    /// Whether a failed write has left a part of a line.
+    /// Whether a failed write has left a partial line.
     is_within_line: bool,
 }
 
-/// Bytes that a pipe takes at once when it reports room (`PIPE_BUF` of POSIX on Linux).
+/// The number of bytes that a pipe accepts at once when it reports room (`PIPE_BUF` of POSIX on Linux).
 const CHUNK: usize = 4096;
 
-/// The time between two looks at whether waiting still makes sense.
+/// The time between two checks whether to continue waiting.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// A pipe can be non-blocking and still report no room; a retry then waits so long.
+/// The pause before a retry. A non-blocking pipe can report room that it doesn't have.
 const PAUSE: Duration = Duration::from_millis(10);
 
 impl Output {
-    /// Takes over an open file.
+    /// Wraps an open file.
     pub fn new(file: File) -> Self {
         let is_regular = file.metadata().is_ok_and(|found| found.is_file());
         Output { file, is_regular, is_within_line: false }
     }
 
-    /// Writes whole lines. Waits for a reader that stands still as long as `may_wait` says. The error comes with the
-    /// number of bytes that were written.
+    /// Writes whole lines. Waits for a reader that does not read as long as `may_wait` returns `true`. The error has
+    /// the number of bytes that were written.
     pub fn write(&mut self, lines: &[u8], may_wait: impl Fn() -> bool) -> Result<(), (usize, io::Error)> {
         if self.is_within_line {
-            // The rest of the line is lost, and the next line must not continue it.
+            // The rest of the partial line is lost, and the next line must not continue it.
             self.write_some(b"\n", &may_wait).map_err(|error| (0, error))?;
             self.is_within_line = false;
         }
@@ -72,13 +72,13 @@ impl Output {
         }
     }
 
-    /// Waits for room.
+    /// Waits until the destination has room.
     fn wait(&self, may_wait: &impl Fn() -> bool) -> io::Result<()> {
         loop {
             match poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&LOOK)) {
                 Ok(0) if !may_wait() => return Err(io::ErrorKind::TimedOut.into()),
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                // An error of the file is met by the write.
+                // The next write returns the error of the file.
                 Ok(_) | Err(_) => return Ok(()),
             }
         }

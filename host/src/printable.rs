@@ -19,7 +19,7 @@ pub fn one_line(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
-/// Escapes the control characters of several lines, and indents all lines but the first, so that no line passes for the
+/// Escapes the control characters of several lines, and indents all lines but the first, so that no line looks like the
 /// beginning of another record.
 pub fn record(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_hostile) {
@@ -35,7 +35,7 @@ pub fn record(text: &str) -> Cow<'_, str> {
     Cow::Owned(record)
 }
 
-/// Truncates a text to so many bytes, and says how long the text was.
+/// Truncates a text to `most` bytes, and appends the original length.
 pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return Cow::Borrowed(text);
@@ -43,12 +43,13 @@ pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{} … ({} bytes in all)", truncated(text, most), text.len()))
 }
 
-/// The longest beginning of a text that has at most so many bytes and ends with a whole character.
+/// Returns the longest beginning of a text that has at most `most` bytes and ends with a whole character.
 pub fn truncated(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }
 
-/// Whether a character can break a line, steer a terminal, change the order in which a line is shown, or is invisible.
+/// Whether a character can break a line, control a terminal, change the order in which a line is shown, or is
+/// invisible.
 pub fn is_hostile(character: char) -> bool {
     // Control characters of ASCII and Latin-1 (C0, DEL, C1), Unicode's line breaks, its bidirectional controls, and marks of
     // no width.

@@ -12,16 +12,16 @@ use crate::output::Output;
 use crate::printable;
 use crate::supervise::{Task, guard};
 
-/// Bytes that may wait to be written: some thousand lines, and little enough to be no matter for memory.
+/// The maximum size of queued lines, in bytes: some thousand lines, which are little memory.
 const MOST_QUEUED: usize = 1 << 20;
 
-/// Bytes of one record. An error message about a whole manifest fits.
+/// The maximum length of one record, in bytes. An error message about a whole manifest fits.
 const LONGEST: usize = 64 << 10;
 
-/// Room that the buffers keep after a burst, in bytes.
+/// The capacity that the buffers keep after a burst, in bytes.
 const KEPT: usize = 16 << 10;
 
-/// The queue, one for the process as there is one standard error.
+/// The queue of the process, which has one standard error.
 static LOG: Log = Log {
     queue: Mutex::new(Queue { lines: Vec::new(), writing: 0, unreported: 0, has_reserve: false }),
     is_filled: Condvar::new(),
@@ -30,21 +30,21 @@ static LOG: Log = Log {
 };
 
 struct Log {
-    // Held to copy one line or to swap two buffers, never during a write or a format; and lines of the log are rare.
+    // Locked to copy one line or to swap two buffers, never during a write or a format; and log lines are rare.
     queue: Mutex<Queue>,
     is_filled: Condvar,
     is_written: Condvar,
-    /// Lines that were dropped since the start.
+    /// The number of lines that were dropped since the start.
     dropped: AtomicU64,
 }
 
 struct Queue {
     lines: Vec<u8>,
-    /// Bytes that the thread is writing.
+    /// The number of bytes that the thread is writing.
     writing: usize,
-    /// Dropped lines that the log has not reported yet.
+    /// The number of dropped lines that the log has not reported yet.
     unreported: u64,
-    /// Whether one more line may exceed the limit: the report of those that were dropped.
+    /// Whether one more line may exceed the limit: the report of dropped lines.
     has_reserve: bool,
 }
 
@@ -60,18 +60,18 @@ pub fn start() -> io::Result<()> {
 
 fn write_all(mut output: Output) {
     loop {
-        // A panic loses the lines at hand, and not the log.
+        // A panic loses the current lines, but not the log.
         let _ = guard(Task::Log, || LOG.write_next(&mut output));
     }
 }
 
-/// Waits until all lines are written, or the time is over.
+/// Waits until all lines are written, for at most `within`.
 pub fn flush(within: Duration) {
     let is_waiting = |queue: &mut Queue| queue.writing > 0 || !queue.lines.is_empty();
     drop(LOG.is_written.wait_timeout_while(LOG.lock(), within, is_waiting));
 }
 
-/// Writes text after all that is queued, as it is: the error that a command ends with. Waits for a reader for a limited
+/// Writes a text unchanged after all queued lines: the error that a command ends with. Waits for a reader for a limited
 /// time, as [`flush`] does.
 pub fn print(text: &str, within: Duration) {
     LOG.append(&mut LOG.lock(), text, "");
@@ -79,7 +79,7 @@ pub fn print(text: &str, within: Duration) {
     flush(within);
 }
 
-/// The number of lines that were dropped since the start.
+/// Returns the number of lines that were dropped since the start.
 pub fn dropped() -> u64 {
     LOG.dropped.load(Ordering::Relaxed)
 }
@@ -131,7 +131,7 @@ impl Log {
         self.dropped.fetch_add(lost, Ordering::Relaxed);
         let mut queue = self.lock();
         (queue.writing, queue.unreported) = (0, queue.unreported + lost);
-        // A log that can't be written is told of its losses once it can.
+        // A log that can't be written gets the report of dropped lines once it can.
         let unreported = if outcome.is_ok() { std::mem::take(&mut queue.unreported) } else { 0 };
         queue.has_reserve = unreported > 0;
         drop(queue);
@@ -143,7 +143,7 @@ impl Log {
 
     fn take(&self) -> Vec<u8> {
         let queue = self.is_filled.wait_while(self.lock(), |queue| {
-            // A panic may have left it.
+            // A panic may have left a number here.
             queue.writing = 0;
             queue.lines.is_empty()
         });
