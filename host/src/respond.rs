@@ -77,14 +77,15 @@ fn filled(page: &str, status: StatusCode, id: &str) -> String {
     page.replace("{status}", status.as_str()).replace("{reason}", reason).replace("{request-id}", id)
 }
 
-/// None of the texts has a character that JSON would want to be escaped.
+/// Returns an error as JSON. The texts have no character that JSON would escape.
 fn json(kind: Kind, status: StatusCode, id: &str) -> String {
     let reason = status.canonical_reason().unwrap_or_default();
     let (code, kind) = (status.as_u16(), kind.token());
     format!("{{\"status\":{code},\"reason\":\"{reason}\",\"error\":\"{kind}\",\"request-id\":\"{id}\"}}\n")
 }
 
-/// Whichever of the two the client names first; whoever takes anything is a tool and gets text.
+/// Returns the format that the client prefers: the one it names first. A client that accepts anything is a tool and
+/// gets text.
 fn language(accept: &HeaderValue) -> Language {
     let names = accept.to_str().unwrap_or_default().split(',').map(|name| name.split(';').next().unwrap_or("").trim());
     let known = |name: &str| match name {

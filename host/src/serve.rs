@@ -1,4 +1,4 @@
-//! The life of the process: sockets and workers at the start, generations while it runs, a graceful end.
+//! The life of the process: starts sockets and workers, serves generations, and shuts down gracefully.
 
 use std::fmt::Display;
 use std::num::NonZero;
@@ -35,7 +35,7 @@ use crate::watch::{Load, Watch};
 use crate::watchdog::Watchdog;
 use crate::worker::{self, Orders, SocketOrder};
 
-/// The runtime of the control thread, which has handlers for signals from its start on.
+/// The runtime of the control thread, with signal handlers from its start on.
 pub struct Control {
     runtime: LocalRuntime,
     signals: Signals,
@@ -49,7 +49,7 @@ impl Control {
     }
 }
 
-/// Serves what `load` gives, at the start and at each reload, until told to stop.
+/// Serves the manifest that `load` returns, at the start and at each reload, until stopped.
 pub fn run(
     control: Control,
     load: impl Fn() -> Result<Files, Problems> + Send + Sync + 'static,
@@ -67,8 +67,8 @@ pub fn run(
     Ok(())
 }
 
-/// The control thread. It decides and waits, but computes nothing that could take long: whatever reads files, loads
-/// plugins or assembles does so on a thread of its own, while signals and the admin listener are answered.
+/// Runs the control thread. The thread decides and waits, but computes nothing that could take long: files, plugins and
+/// assembly are loaded on threads of their own, while signals and the admin listener are served.
 async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow::Result<Threads> {
     let registry = Arc::new(Registry::default());
     let _watchdog = Watchdog::start(registry.clone())?;
@@ -203,7 +203,8 @@ impl Signals {
         }
     }
 
-    /// Does something, and meanwhile what can't wait; `None` if an order to stop has come. An order to reload stays.
+    /// Runs work, and handles urgent orders meanwhile; `None` if an order to stop has arrived. An order to reload stays
+    /// queued.
     async fn during<T>(&mut self, work: impl Future<Output = T>, reopen: impl Fn()) -> Option<T> {
         let mut work = pin!(work);
         loop {
@@ -217,16 +218,16 @@ impl Signals {
     }
 }
 
-/// Why a manifest is loaded again.
+/// The reason why a manifest is loaded again.
 enum Reason {
-    /// A signal, or orders by the admin listener, who want to know the outcome.
+    /// A signal, or commands of the admin listener, which wait for the result.
     Order(Vec<ReloadOrder>),
-    /// A file has changed, or was only touched.
+    /// A file has changed, or only its modification time.
     Change,
 }
 
 impl Reason {
-    /// With the orders that have come meanwhile: all of them are content with one reload.
+    /// Adds the commands that have arrived meanwhile: one reload serves all of them.
     fn and_waiting(self, orders: &mut mpsc::Receiver<ReloadOrder>) -> Self {
         let waiting = std::iter::from_fn(|| orders.try_recv().ok());
         match self {
@@ -239,7 +240,7 @@ impl Reason {
     }
 }
 
-/// The parts that the first generation is made with.
+/// The inputs of the first generation.
 struct Beginning<'a> {
     load: Load,
     cache: Option<&'a Path>,
@@ -251,7 +252,7 @@ struct Beginning<'a> {
 struct Started {
     reloader: Reloader,
     reload_orders: mpsc::Receiver<ReloadOrder>,
-    /// The workers that have ended before they were told to.
+    /// The workers that ended before they were stopped.
     endings: mpsc::UnboundedReceiver<String>,
     stopping: watch::Sender<bool>,
     threads: Threads,
@@ -273,7 +274,7 @@ async fn start(beginning: Beginning<'_>) -> anyhow::Result<Started> {
     let (stopping, stop) = watch::channel(false);
     let (swapped, mut outcomes) = mpsc::unbounded_channel();
     let (ended, endings) = mpsc::unbounded_channel();
-    // Before the workers make their balancers, which want to know the endpoints.
+    // Before the workers create their balancers, which need the endpoints.
     let mut keeper = Keeper::start();
     let first_generation = generation.borrow().clone();
     keeper.adopt(&first_generation).await;
@@ -297,13 +298,13 @@ async fn start(beginning: Beginning<'_>) -> anyhow::Result<Started> {
     Ok(Started { reloader, reload_orders, endings, stopping, threads })
 }
 
-/// What is stored may take so long to reach the disk at the end.
+/// The maximum time for writing stored responses to the disk on shutdown.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// The time that the lines of the access log may take to be written at the end.
+/// The maximum time for writing the lines of the access log on shutdown.
 const FLUSH_LOG: Duration = Duration::from_secs(1);
 
-/// Serves generations one after the other.
+/// Serves generations in sequence.
 struct Reloader {
     loads: Loads,
     publish: watch::Sender<Arc<Generation>>,
@@ -313,11 +314,11 @@ struct Reloader {
     listeners: Listeners,
     keeper: Keeper,
     admin: AdminListeners,
-    /// Exchanges that still run so long after the first signal to stop are cut off.
+    /// The time after the first signal to stop after which running exchanges are cut off.
     drain: Duration,
 }
 
-/// Makes generations of what there is to load, one at a time, on threads of their own.
+/// Assembles generations, one at a time, on threads of their own.
 struct Loads {
     load: Load,
     /// Locked by the one thread that assembles.
@@ -326,8 +327,8 @@ struct Loads {
 }
 
 impl Loads {
-    /// Assembles on a thread of its own: plugins run there, and must neither block the control thread's runtime nor end it
-    /// with a panic.
+    /// Assembles on a thread of its own: plugins run there, and must neither block the control thread's runtime nor end
+    /// it with a panic.
     async fn assemble(&mut self, files: Files) -> Result<Assembled, String> {
         let assembly = self.assembly.clone();
         let assemble = move || {
@@ -340,7 +341,7 @@ impl Loads {
 }
 
 impl Reloader {
-    /// Calls [`Reloader::reload`], and tells those who ordered a reload the outcome. A panic on the way leaves the old
+    /// Calls [`Reloader::reload`], and returns the result to the commands that wait for it. A panic leaves the old
     /// generation in service.
     async fn reload_supervised(&mut self, reason: Reason) {
         let outcome = match supervised(Task::Reload, self.reload(&reason)).await {
@@ -352,8 +353,8 @@ impl Reloader {
         }
     }
 
-    /// Watches the endpoints of the generation in service again, after a panic that may have ended that; returns the error
-    /// of the reload.
+    /// Restarts the monitoring of the endpoints of the generation in service, which a panic may have ended; returns the
+    /// error of the reload.
     async fn recover(&mut self, panicked: &Panicked) -> String {
         let served = self.publish.borrow().clone();
         let _ = supervised(Task::Reload, self.keeper.adopt(&served)).await;
@@ -362,7 +363,8 @@ impl Reloader {
         message
     }
 
-    /// Loads and serves the manifest. After a change of a file, `None` if the contents are those that were loaded before.
+    /// Loads and serves the manifest. After a change of a file, `None` if the contents are those that were loaded
+    /// before.
     async fn reload(&mut self, reason: &Reason) -> Option<Result<String, String>> {
         let (loaded, is_other) = match self.loads.watch.load(&self.loads.load).await {
             Ok((loaded, is_other)) => (loaded.map_err(|problems| problems.to_string()), is_other),
@@ -388,7 +390,7 @@ impl Reloader {
         }
     }
 
-    /// Builds the next generation whole, then lets all workers swap; any mistake leaves the old one serving.
+    /// Builds the next generation completely, then makes all workers swap; any error leaves the old one in service.
     async fn take(&mut self, loaded: Result<Files, String>) -> Result<String, String> {
         let outcome = self.replace(loaded).await;
         match &outcome {
@@ -404,13 +406,13 @@ impl Reloader {
         let next = self.loads.assemble(files).await.map_err(|problems| refused(&problems))?;
         let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
         self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
-        // A reload that a panic ended may have left some.
+        // A reload that a panic ended may have left results.
         while self.outcomes.try_recv().is_ok() {}
         let next_generation = Arc::new(next.generation);
         self.keeper.adopt(&next_generation).await;
         let old = self.publish.send_replace(next_generation);
         if let Err(error) = acknowledged(&mut self.outcomes, self.workers).await {
-            // The others go back too: workers that differ would answer by chance.
+            // The other workers swap back too: workers that differ would answer by chance.
             self.keeper.adopt(&old).await;
             self.publish.send_replace(old);
             let _ = acknowledged(&mut self.outcomes, self.workers).await;
@@ -453,31 +455,31 @@ async fn drained(
 type Sockets = Vec<mpsc::UnboundedSender<SocketOrder>>;
 type Threads = Vec<JoinHandle<std::io::Result<()>>>;
 
-/// The ends by which workers report to the control thread.
+/// The channels by which workers report to the control thread.
 #[derive(Clone)]
 struct WorkerReports {
-    /// Each generation that a worker serves, or can't.
+    /// The result of each swap of a worker to a generation.
     swapped: mpsc::UnboundedSender<Result<(), String>>,
-    /// A worker that has ended before it was told to.
+    /// The reason of a worker that has ended before it was stopped.
     ended: mpsc::UnboundedSender<String>,
 }
 
 impl WorkerReports {
-    /// Runs a worker on its thread, and reports an end that is not in order.
+    /// Runs a worker on its thread, and reports an end that was not ordered.
     fn run(self, worker: usize, orders: Orders) -> std::io::Result<()> {
         let swapped = self.swapped.clone();
         let ran = guard(Task::Worker, || worker::run(orders, swapped)).map_err(std::io::Error::other).flatten();
         if let Err(error) = &ran {
             let why = format!("worker-{worker}: {error}");
             let _ = self.ended.send(why.clone());
-            // A swap may wait for it.
+            // A swap may wait for this worker.
             let _ = self.swapped.send(Err(why));
         }
         ran
     }
 }
 
-/// Starts a thread for each worker; gives them, and the ends by which they are given sockets.
+/// Starts a thread for each worker; returns the threads, and the channels that pass sockets to them.
 fn start_workers(
     workers: usize,
     generation: &watch::Receiver<Arc<Generation>>,

@@ -1,5 +1,5 @@
-//! Panics of tasks and threads: caught, logged in one line, counted by task. Callers decide what follows, so that the
-//! process is never left with a part of its tasks.
+//! Panics of tasks and threads: caught, logged in one line, counted by task. Callers decide how to continue, so that
+//! the process never runs with only a part of its tasks.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
@@ -39,7 +39,7 @@ pub enum Task {
     UpstreamConnection,
     UpstreamTick,
     Worker,
-    /// All code that runs outside the others.
+    /// All code that runs outside the other tasks.
     Other,
 }
 
@@ -48,7 +48,7 @@ pub enum Task {
 #[error("a panic in the task `{}`; the log has its message", .0.name())]
 pub struct Panicked(pub Task);
 
-/// Panics since the start, in the order of [`Task::ALL`].
+/// The number of panics since the start, in the order of [`Task::ALL`].
 static PANICS: [AtomicU64; Task::ALL.len()] = [const { AtomicU64::new(0) }; Task::ALL.len()];
 
 thread_local! {
@@ -88,7 +88,7 @@ impl Task {
         Task::Other,
     ];
 
-    /// The name of the task in logs and metrics.
+    /// Returns the name of the task in logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Task::AccessLog => "access-log",
@@ -121,13 +121,13 @@ impl Task {
         }
     }
 
-    /// The number of panics since the start.
+    /// Returns the number of panics since the start.
     pub fn panics(self) -> u64 {
         PANICS[self as usize].load(Ordering::Relaxed)
     }
 }
 
-/// Runs code as a part of a task; a panic in it ends there.
+/// Runs code as a part of a task; a panic in the code becomes an error.
 pub fn guard<R>(task: Task, code: impl FnOnce() -> R) -> Result<R, Panicked> {
     within(task, || {
         injected::meet(task);
@@ -140,12 +140,12 @@ pub fn turn(task: Task) {
     injected::meet(task);
 }
 
-/// Runs a future as a part of a task; a panic in one of its polls ends there.
+/// Wraps a future as a part of a task; a panic in one of its polls becomes an error.
 pub fn supervised<F: Future>(task: Task, future: F) -> Supervised<F> {
     Supervised { future, task, has_begun: false }
 }
 
-/// Spawns a future on this worker as a task that a panic ends.
+/// Spawns a future on this worker as a task that ends at a panic.
 pub fn spawn<F: Future + 'static>(task: Task, future: F) -> JoinHandle<Result<F::Output, Panicked>> {
     tokio::task::spawn_local(supervised(task, future))
 }
@@ -155,7 +155,7 @@ pub fn spawn_turns<F: Future + 'static>(task: Task, turns: F) -> JoinHandle<Resu
     tokio::task::spawn_local(Supervised { future: turns, task, has_begun: true })
 }
 
-/// Logs and counts panics from now on, instead of printing them: a print to a closed pipe panics itself.
+/// Installs a panic hook that logs and counts panics instead of printing them: a print to a closed pipe panics itself.
 pub fn install() {
     injected::arm();
     std::panic::set_hook(Box::new(report));
@@ -179,11 +179,11 @@ fn report(panic: &PanicHookInfo<'_>) {
     tracing::error!(task = task.name(), %reason, location, "panic");
 }
 
-/// Bytes of a panic's message in the log.
+/// The maximum length of a panic's message in the log, in bytes.
 const LONGEST: usize = 1 << 10;
 
 pin_project! {
-    /// A future whose panics end in its output.
+    /// A future whose panics become an error in its output.
     pub struct Supervised<F> {
         #[pin]
         future: F,
@@ -241,7 +241,7 @@ mod injected {
     }
 }
 
-/// A release build panics on no demand.
+/// Does nothing in a release build, which panics on no demand.
 #[cfg(not(debug_assertions))]
 mod injected {
     pub fn arm() {}

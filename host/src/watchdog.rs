@@ -1,4 +1,4 @@
-//! Notices when the control thread is held up: then signals, health checks, lookups and the admin listener all wait.
+//! Reports when the control thread is blocked: then signals, health checks, lookups and the admin listener all wait.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,26 +11,26 @@ use tracing::{info, warn};
 
 use crate::metrics::Registry;
 
-/// Watches the control thread until dropped.
+/// A watchdog of the control thread, active until dropped.
 pub struct Watchdog {
     beating: AbortHandle,
 }
 
-/// How often the control thread shows that it runs.
+/// The interval in which the control thread shows that it runs.
 const BEAT: Duration = Duration::from_millis(250);
 
-/// Four beats: less may be a busy machine.
+/// The time after which the control thread counts as blocked: four beats, since a busy machine may delay fewer.
 const HELD: Duration = Duration::from_secs(1);
 
-/// When the control thread last ran.
+/// The time when the control thread last ran.
 struct Heart {
     start: Instant,
-    /// Milliseconds since the start.
+    /// The last beat, in milliseconds since the start.
     last: AtomicU64,
 }
 
 impl Watchdog {
-    /// Watches the thread that calls this, which has to run a runtime.
+    /// Watches the calling thread, which has to run a runtime.
     pub fn start(registry: Arc<Registry>) -> io::Result<Self> {
         let heart = Arc::new(Heart { start: Instant::now(), last: AtomicU64::new(0) });
         let watched = Arc::downgrade(&heart);
@@ -63,7 +63,7 @@ fn watch(heart: &Weak<Heart>, registry: &Registry) {
         let Some(heart) = heart.upgrade() else { return };
         let silent = heart.start.elapsed() - Duration::from_millis(heart.last.load(Ordering::Relaxed));
         match held {
-            // The whole process, or the machine, stood still.
+            // The whole process, or the machine, was suspended.
             _ if overslept => {}
             None if silent > HELD => {
                 registry.control_holds.add(1);
@@ -92,7 +92,7 @@ mod tests {
         let _watchdog = runtime.block_on(async { Watchdog::start(registry.clone()) }).unwrap();
         runtime.block_on(async { tokio::time::sleep(BEAT * 2).await });
         assert_eq!(registry.control_holds.value(), 0);
-        // The runtime doesn't run, as if something held it up.
+        // The runtime doesn't run, as if a task blocked it.
         let deadline = Instant::now() + Duration::from_secs(30);
         while registry.control_holds.value() == 0 {
             assert!(Instant::now() < deadline, "not noticed");

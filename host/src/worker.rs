@@ -1,4 +1,4 @@
-//! A worker: one thread with a runtime, listeners, connections, pools and instances of its own.
+//! A worker: one thread with its own runtime, listeners, connections, pools and instances.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -29,27 +29,27 @@ use crate::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, tu
 use crate::tcp::Tcp;
 use crate::upstream::Pools;
 
-/// A bound socket, handed to a worker.
+/// A bound socket for a worker.
 pub enum Socket {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
 }
 
-/// Where to listen, by the address in the manifest.
+/// A change of the sockets of a worker, by the address in the manifest.
 pub enum SocketOrder {
     Open(Arc<str>, Socket),
     Close(Arc<str>),
 }
 
-/// What the front tells a worker.
+/// The channels from the control thread to a worker.
 pub struct Orders {
     /// The generation to serve.
     pub generation: watch::Receiver<Arc<Generation>>,
-    /// Where to listen.
+    /// The changes of the worker's sockets.
     pub sockets: mpsc::UnboundedReceiver<SocketOrder>,
-    /// Turns true when the process is to stop.
+    /// Whether the process is to stop.
     pub stopping: watch::Receiver<bool>,
-    /// Where the worker's figures are kept.
+    /// The worker's metrics.
     pub place: Place,
     /// The count of client connections, over all workers.
     pub admission: Arc<Admission>,
@@ -67,8 +67,8 @@ struct Lasting {
 /// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// Connections that may wait to be accepted; the system's own limit may be lower. So many may be left when a listener is
-/// closed.
+/// The length of the accept queue; the system's own limit may be lower. At most this many connections may be left when
+/// a listener is closed.
 pub const BACKLOG: i32 = 4096;
 
 /// The pause after the system has refused a connection, or while there is no descriptor for one more client.
@@ -84,7 +84,7 @@ enum Accepted {
     Unix(UnixStream),
 }
 
-/// Serves until told to stop and all connections have ended. `swapped` hears of each generation that is in service.
+/// Serves until stopped and all connections have ended. Sends the result of each swap to a generation to `swapped`.
 pub fn run(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     runtime.block_on(serve(orders, swapped))
@@ -112,7 +112,7 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
     let swapping = spawn_turns(Task::Swap, swap(generation, place, lasting, current.clone(), swapped));
     listen(sockets, Seat { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
     clock.stop();
-    // Every connection holds a sender, so this ends with the last of them.
+    // Every connection holds a sender, so this ends with the last connection.
     let _ = all_ended.recv().await;
     sweeping.abort();
     ticking.abort();
@@ -151,7 +151,7 @@ async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        // A turn of its own each: what fails in one keeps no deadline from being met.
+        // Each in a turn of its own: a failure in one delays no deadline.
         let _ = guard(Task::Tick, || {
             clock.tick();
             pools.give_way();
@@ -179,9 +179,9 @@ async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
     }
 }
 
-/// Accepts at the sockets that it is given, until told to stop.
+/// Accepts at the sockets that the worker receives, until stopped.
 ///
-/// Every connection holds `alive`: the worker ends with the last of them.
+/// Every connection holds `alive`: the worker ends with the last connection.
 async fn listen(
     mut sockets: mpsc::UnboundedReceiver<SocketOrder>,
     seat: Seat,
@@ -204,7 +204,7 @@ async fn listen(
                 }
                 Err(error) => tracing::error!(%address, %error, "not listening"),
             },
-            // Its task hears of it by the sender that is dropped, and ends by itself.
+            // Its task notices the dropped sender, and ends by itself.
             Some(SocketOrder::Close(address)) => drop(accepting.remove(&address)),
             None => break,
         }
@@ -215,7 +215,7 @@ async fn listen(
     }
 }
 
-/// Accepts until closed, after a panic too.
+/// Accepts until closed, and continues after a panic.
 async fn keep_accepting(
     listener: Listener,
     address: Arc<str>,
@@ -232,7 +232,7 @@ async fn keep_accepting(
     }
 }
 
-/// Accepts until closed; who waits in the queue by then is still served.
+/// Accepts until closed; clients that are queued by then are still served.
 async fn accept(
     listener: &Listener,
     address: &Arc<str>,
@@ -240,7 +240,7 @@ async fn accept(
     seat: &Seat,
     alive: &mpsc::Sender<()>,
 ) {
-    // How many more may be taken, once closed.
+    // The number of connections that may still be accepted after closing; `None` before.
     let mut left = None;
     loop {
         let accepted = tokio::select! {
@@ -268,7 +268,7 @@ async fn accept(
                 if is_of_this_machine(&error) {
                     seat.admission.refused(&error, seat.clock.now());
                 } else {
-                    // One that its client has given up before is no failure.
+                    // A connection that its client has closed before is no failure.
                     let is_gone = error.kind() == io::ErrorKind::ConnectionAborted;
                     if !is_gone && failure_log::admits(Topic::Accept, address) {
                         tracing::warn!(listener = &**address, %error, "connection not accepted");
