@@ -1,4 +1,4 @@
-//! The commands.
+//! The command line: its commands and options.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -51,7 +51,7 @@ enum Command {
         #[arg(long)]
         workers: Option<usize>,
     },
-    /// Says what is wrong with a manifest, loading and configuring all its plugins.
+    /// Validates a manifest, loads and configures its plugins, and reports all errors.
     Check {
         #[arg(default_value = "plugway.toml")]
         manifest: PathBuf,
@@ -62,7 +62,7 @@ enum Command {
         #[arg(long, default_value = "127.0.0.1:8080")]
         listen: String,
     },
-    /// Tells a running proxy to read its manifest again, and waits until it serves it or says what is wrong.
+    /// Makes a running proxy reload its manifest, and waits until it is in service or its errors are reported.
     Reload {
         #[command(flatten)]
         proxy: RunningProxy,
@@ -81,41 +81,41 @@ enum Command {
         #[command(flatten)]
         proxy: RunningProxy,
     },
-    /// Takes stored responses out of a running proxy's cache, or makes them stale; prints how many that were.
+    /// Purges stored responses of a running proxy's cache, or makes them stale; prints their number.
     Purge {
         #[command(flatten)]
         what: PurgeWhat,
-        /// They stay, as stale: served while they are validated, where the policy allows that.
+        /// Keeps the responses as stale: they are served during revalidation, if the policy allows that.
         #[arg(long)]
         soft: bool,
         #[command(flatten)]
         proxy: RunningProxy,
     },
-    /// Makes a certificate for development, that no browser trusts: cert.pem and key.pem.
+    /// Creates a certificate for development that no browser trusts: cert.pem and key.pem.
     Cert {
-        /// The only kind there is: signed by itself.
+        /// The only supported kind: self-signed.
         #[arg(long, required = true)]
         self_signed: bool,
-        /// Names and addresses that it is for.
+        /// The names and addresses of the certificate.
         #[arg(default_values = ["localhost", "127.0.0.1", "::1"])]
         names: Vec<String>,
-        /// Where to put the two files.
+        /// The folder of the two files.
         #[arg(long, default_value = ".")]
         out: PathBuf,
     },
     /// Prints completions for a shell.
     Completions { shell: clap_complete::Shell },
-    /// Shows what a plugin is: its hooks, what they need, its imports, and the schema of its configuration.
+    /// Shows a plugin: its hooks, their inputs, its imports, and the schema of its configuration.
     Inspect {
         /// A component, or the name of a stock plugin.
         file: PathBuf,
-        /// A configuration, as JSON: what a plugin needs may depend on it.
+        /// A configuration, as JSON: the inputs of a plugin may depend on it.
         #[arg(long, default_value = "{}")]
         config: String,
     },
 }
 
-/// Options that say which running proxy a command is for.
+/// The options that select the running proxy of a command.
 #[derive(clap::Args)]
 struct RunningProxy {
     /// The manifest that the proxy serves, by which its admin socket is found; plugway.toml if neither is given.
@@ -128,7 +128,7 @@ struct RunningProxy {
     token_file: Option<PathBuf>,
 }
 
-/// Arguments that name an endpoint.
+/// The arguments that name an endpoint.
 #[derive(clap::Args)]
 struct NamedEndpoint {
     /// The name of the upstream.
@@ -140,10 +140,10 @@ struct NamedEndpoint {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct PurgeWhat {
-    /// A URI as clients ask for it, such as https://example.org/a?b.
+    /// A URI as clients request it, such as https://example.org/a?b.
     #[arg(long)]
     uri: Option<String>,
-    /// All URIs that begin so.
+    /// All URIs that begin with this text.
     #[arg(long)]
     prefix: Option<String>,
     /// All responses with a tag.
@@ -153,10 +153,10 @@ struct PurgeWhat {
     all: bool,
 }
 
-/// The log that is written if `PLUGWAY_LOG` doesn't say. h2 warns of frames, and so as often as clients like.
+/// The default log filter, without `PLUGWAY_LOG`. h2 warns about frames, and so as often as clients like.
 const FILTER: &str = "info,h2=error";
 
-/// The commands that serve. Others leave signals as they are: a hang-up of the terminal ends them.
+/// The commands that serve. Others leave signals at their defaults: a hang-up of the terminal ends them.
 const SERVING: [&str; 3] = ["run", "proxy", "demo"];
 
 /// Runs the command line.
@@ -164,7 +164,7 @@ pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == confined::ARGUMENT) {
         return confined::main();
     }
-    // Before all else: a signal that comes first would end the process.
+    // Before all else: an earlier signal would end the process.
     let serves = std::env::args_os().nth(1).is_some_and(|argument| SERVING.iter().any(|command| argument == *command));
     let control = serves.then(Control::start);
     start_log();
@@ -183,17 +183,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The time that the end of the process waits for the reader of its log.
+/// The maximum time that the end of the process waits for the reader of its log.
 const FLUSH: Duration = Duration::from_secs(1);
 
 /// Sends log lines and panics to the process log.
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| FILTER.into());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| process_log::Record);
-    // The layer would print what it can't write, and a print to a closed pipe panics.
+    // The layer would print the lines that it can't write, and a print to a closed pipe panics.
     log.log_internal_errors(false).init();
     supervise::install();
-    // A process that can't have one more thread couldn't serve either, and says so by its exit code.
+    // A process that can't start one more thread couldn't serve either, and reports that by its exit code.
     let _ = process_log::start();
 }
 
@@ -226,7 +226,7 @@ fn print(text: &str) -> anyhow::Result<()> {
     output::print(text).context("standard output can't be written")
 }
 
-/// The order to purge, as the admin listener takes it.
+/// Returns the path and query of a purge, as the admin listener parses it.
 fn purge(what: &PurgeWhat, soft: bool) -> String {
     let PurgeWhat { uri, prefix, tag, all: _ } = what;
     let named = [("uri", uri), ("prefix", prefix), ("tag", tag)];
@@ -234,7 +234,7 @@ fn purge(what: &PurgeWhat, soft: bool) -> String {
     format!("/purge?{}{}", named.unwrap_or("all".into()), if soft { "&soft" } else { "" })
 }
 
-/// The order to drain an endpoint, or to use it again.
+/// Returns the path and query that drain or undrain an endpoint.
 fn drain(path: &str, NamedEndpoint { upstream, endpoint }: &NamedEndpoint) -> String {
     format!("{path}?upstream={}&endpoint={}", encoded(upstream), encoded(endpoint))
 }
@@ -244,7 +244,7 @@ fn encoded(value: &str) -> percent_encoding::PercentEncode<'_> {
 }
 
 fn order(RunningProxy { manifest, admin, token_file }: RunningProxy, order: &str) -> anyhow::Result<()> {
-    // An address alone says which proxy is meant.
+    // An address alone identifies the proxy.
     let manifest = manifest.or_else(|| admin.is_none().then(|| "plugway.toml".into()));
     let absolute = |path: PathBuf| {
         let named = path.display().to_string();
@@ -257,7 +257,7 @@ fn order(RunningProxy { manifest, admin, token_file }: RunningProxy, order: &str
 
 fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
     let (chain, key) = tls::self_signed::self_signed(names)?;
-    // Never over what may be in use.
+    // Never overwrites a file, which may be in use.
     let write = |name: &str, text: &str, mode: u32| {
         let path = folder.join(name);
         let mut options = std::fs::OpenOptions::new();
@@ -293,7 +293,7 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
     let loader = Loader::in_children(Stop::default());
     let said = |error: Failure| anyhow::Error::msg(record(&error.to_string()).into_owned());
     let mut examination = loader.start(&mut component, None, seal.clone()).map_err(said).with_context(in_file)?;
-    // By then it may have died of the configuration, and what it is must still be shown.
+    // The configuration may have failed the plugin by then, and its description must still be shown.
     let sealed = examination.sealed().map_err(said).with_context(in_file)?;
     let verdict = examination.check(&config, Limits::default());
     let (_, plugin) =
@@ -348,7 +348,7 @@ fn proxy_manifest(endpoints: &[String], listen: &str, workers: Option<usize>) ->
     )
 }
 
-/// Where compiled plugins are kept.
+/// Returns the folder of compiled plugins.
 fn cache_folder() -> Option<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let base = base.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
