@@ -36,7 +36,7 @@ impl ErrorPages {
     }
 }
 
-/// The response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209).
+/// Returns the response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209).
 pub fn error(kind: Kind, status: StatusCode, head: Option<&Head>, pages: &ErrorPages) -> Response<ResponseBody> {
     let unknown = head.is_none().then(Head::empty);
     let head = head.or(unknown.as_ref());
@@ -61,7 +61,7 @@ pub fn error(kind: Kind, status: StatusCode, head: Option<&Head>, pages: &ErrorP
     response
 }
 
-/// The response that sends a client elsewhere, with the same method and content.
+/// Returns the response that redirects a client, with the same method and body.
 pub fn redirect(location: HeaderValue) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::Full(Bytes::new()));
     *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
