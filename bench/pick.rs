@@ -1,5 +1,5 @@
-//! What it costs to choose an endpoint: the stock `balance` plugin by policy, through the real runtime, beside an
-//! upstream with a single endpoint, for which nobody is asked. `cargo bench --package plugway --bench pick`
+//! The cost of choosing an endpoint: the stock `balance` plugin by policy, through the real runtime, beside an upstream
+//! with a single endpoint, for which no balancer is called. `cargo bench --package plugway --bench pick`
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use plugway::plugin::engine::Runtime;
 use plugway::upstream::Pools;
 use plugway::upstream::seats::Flight;
 
-/// With what each policy is to be compared: 0.5 µs for those that look up in a table, 1.5 for those that look at load.
+/// The target of each policy: 0.5 µs for those that look up in a table, 1.5 for those that compare load.
 const POLICIES: [(&str, &str); 7] = [
     ("round-robin", "{ policy = \"round-robin\" }"),
     ("source-hash", "{ policy = \"source-hash\" }"),
@@ -27,11 +27,12 @@ const POLICIES: [(&str, &str); 7] = [
     ("peak-ewma", "{ policy = \"peak-ewma\" }"),
 ];
 
-/// Picks in a turn. Of the turns, the quickest is told, which was disturbed least, and in brackets the median.
+/// The number of picks in a turn. The quickest turn is printed, since it was disturbed least, and in brackets the
+/// median.
 const PICKS: u32 = 10_000;
 const TURNS: usize = 40;
 
-/// How long a pick took, in nanoseconds.
+/// The time of one pick, in nanoseconds.
 struct Took {
     least: u128,
     median: u128,

@@ -1,4 +1,4 @@
-//! The admin listener: whom it obeys, how the commands find it, and what its clients can't do to it.
+//! The admin listener: its access rules, how the commands find it, and requests that must not harm it.
 
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -22,7 +22,7 @@ fn with_admin(text: &str) -> Proxy {
     Proxy::start_after(text, "admin at http://")
 }
 
-/// A folder with a token file for its owner alone.
+/// Creates a folder with a token file that only its owner can read.
 fn folder_with_token(token: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_token(folder.path(), token);
@@ -43,19 +43,19 @@ fn with_token(folder: &Path) -> Proxy {
     proxy
 }
 
-/// One request over TCP, with fields besides those that every client sends.
+/// Sends one request over TCP, with fields besides those that every client sends.
 fn ask(address: &str, request: &str, fields: &str) -> Message {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "{request} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n").unwrap();
     read_message(&mut BufReader::new(stream)).unwrap()
 }
 
-/// One request over TCP, as curl sends it, with more fields.
+/// Sends one request over TCP, as curl sends it, with more fields.
 fn ask_plainly(proxy: &Proxy, request: &str, fields: &str) -> Message {
     ask(&proxy.noted, request, &format!("Host: {}\r\n{fields}", proxy.noted))
 }
 
-/// The state of the first endpoint, and the number of the generation.
+/// Returns the state of the first endpoint, and the number of the generation.
 fn state(proxy: &Proxy) -> (String, u64) {
     let status: serde_json::Value = serde_json::from_str(&proxy.ask_admin("GET /status").text()).unwrap();
     let state = status["upstreams"][0]["endpoints"][0]["state"].as_str().unwrap().into();
@@ -189,7 +189,7 @@ fn the_socket_is_for_its_owner_alone() {
         eprintln!("not root: can't be another user");
         return;
     }
-    // Opened for all, it still asks who is there.
+    // Open to all users, the socket still checks the client's user.
     std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
     std::fs::set_permissions(socket.parent().unwrap(), PermissionsExt::from_mode(0o755)).unwrap();
     for request in [&["-X", "POST", "http://localhost/reload"][..], &["http://localhost/status"][..]] {
@@ -491,7 +491,7 @@ fn large_heads_and_content_are_refused() {
     assert_eq!(ask_plainly(&proxy, "GET /status", "").status(), 200);
 }
 
-/// A manifest of many routes, whose documents are larger than what sockets buffer.
+/// Returns a manifest of many routes, whose documents are larger than socket buffers.
 fn many_routes(count: usize) -> String {
     let more: String =
         (0..count).map(|n| format!("[[route]]\nname = \"route-{n}\"\npath = \"/{n}\"\nupstream = \"app\"\n")).collect();
@@ -534,7 +534,7 @@ fn names_are_escaped() {
     assert!(!control(&status) && parsed["routes"][0]["name"] == "a\"\\\n\u{1b}[2Jb", "{status}");
 }
 
-/// Measured for docs/admin.md: how long documents take, and what the control thread does meanwhile.
+/// Measures for docs/admin.md how long documents take, and how the control thread is delayed meanwhile.
 #[test]
 #[ignore = "a measurement: run it by name with --ignored --nocapture"]
 fn documents_of_ten_thousand_routes() {

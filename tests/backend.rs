@@ -1,4 +1,4 @@
-//! A backend that behaves as it is told, and clients that count what they saw.
+//! A backend with configurable behaviour, and clients that count outcomes.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};
@@ -9,26 +9,26 @@ use std::time::Duration;
 
 use crate::support::{Message, PATIENCE, Proxy, read_message};
 
-/// What a backend does with requests.
+/// The behaviour of a backend.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Does {
-    /// Answers 200 with its name.
+    /// Answers 200 with the backend's name.
     Answer,
-    /// Answers 200 with its name, after a time.
+    /// Answers 200 with the backend's name, after a time.
     AnswerLate(Duration),
     /// Answers with another status.
     Status(u16),
     /// Reads the request, then closes with a reset.
     Reset,
-    /// Reads the request, and says nothing.
+    /// Reads the request, and sends nothing.
     Hang,
-    /// Says something that is no HTTP.
+    /// Sends bytes that are no HTTP.
     Babble,
-    /// Sends half of what it promised.
+    /// Sends half of the announced body.
     Half,
 }
 
-/// A backend on an address of its own; can be killed and come back.
+/// A backend on an address of its own, which can be killed and restarted.
 pub struct Backend {
     pub address: String,
     pub name: String,
@@ -40,7 +40,7 @@ struct State {
     does: Mutex<Does>,
     requests: AtomicU64,
     seen: Mutex<Vec<Message>>,
-    /// Connections that are open, to be cut when the backend is killed.
+    /// The open connections, which are cut when the backend is killed.
     open: Mutex<Vec<TcpStream>>,
 }
 
@@ -50,12 +50,12 @@ struct Alive {
 }
 
 impl Backend {
-    /// One that answers.
+    /// Starts a backend that answers 200.
     pub fn start(name: &str) -> Backend {
         Backend::listening(name, TcpListener::bind("127.0.0.1:0").unwrap())
     }
 
-    /// One that answers at a listener.
+    /// Starts a backend that answers at a listener.
     pub fn listening(name: &str, listener: TcpListener) -> Backend {
         let address = listener.local_addr().unwrap().to_string();
         let (does, requests) = (Mutex::new(Does::Answer), AtomicU64::new(0));
@@ -69,17 +69,17 @@ impl Backend {
         *self.state.does.lock().unwrap() = what;
     }
 
-    /// Requests that it has read.
+    /// Returns the number of requests that the backend has read.
     pub fn requests(&self) -> u64 {
         self.state.requests.load(Ordering::SeqCst)
     }
 
-    /// The requests themselves.
+    /// Returns the requests that the backend has read.
     pub fn seen(&self) -> Vec<Message> {
         self.state.seen.lock().unwrap().clone()
     }
 
-    /// Stops listening and cuts all connections, as a process that is killed.
+    /// Stops listening and cuts all connections, as a killed process does.
     pub fn kill(&mut self) {
         let alive = self.alive.take().unwrap();
         alive.over.store(true, Ordering::SeqCst);
@@ -154,25 +154,25 @@ fn answer(code: u16, content: &str) -> String {
     format!("HTTP/1.1 {code} Said\r\nContent-Length: {}\r\nX-Backend: {content}\r\n\r\n{content}", content.len())
 }
 
-/// Closes a connection the hard way.
+/// Closes a connection with a reset.
 fn reset(stream: &TcpStream) {
     let socket = socket2::SockRef::from(stream);
     let _ = socket.set_linger(Some(Duration::ZERO));
     let _ = stream.shutdown(std::net::Shutdown::Both);
 }
 
-/// What clients saw: how often each outcome came, as `200 a` with the backend's name, or `lost` where no response came.
+/// The count of each outcome that clients saw: `200 a` with the backend's name, or `lost` without a response.
 #[derive(Debug, Default, PartialEq)]
 pub struct Seen(pub BTreeMap<String, usize>);
 
 impl Seen {
-    /// How often a status came, whoever sent it.
+    /// Returns the count of a status, from any backend.
     pub fn status(&self, code: u16) -> usize {
         let code = code.to_string();
         self.0.iter().filter(|(outcome, _)| outcome.starts_with(&code)).map(|(_, count)| count).sum()
     }
 
-    /// How often a backend answered with 200.
+    /// Returns how often a backend answered with 200.
     pub fn of(&self, name: &str) -> usize {
         self.0.get(&format!("200 {name}")).copied().unwrap_or(0)
     }
@@ -195,12 +195,12 @@ impl Seen {
     }
 }
 
-/// So many requests, one after the other on one connection.
+/// Sends `count` requests in sequence on one connection.
 pub fn ask(proxy: &Proxy, requests: usize, head: &str) -> Seen {
     client(&proxy.address, head, |seen| seen.total() < requests)
 }
 
-/// Clients that ask without a pause while something is done; what all of them saw.
+/// Runs clients that send requests without a pause during an action; returns all their outcomes.
 pub fn load(proxy: &Proxy, clients: usize, head: &str, meanwhile: impl FnOnce()) -> Seen {
     let over = Arc::new(AtomicBool::new(false));
     let start = |_| {

@@ -1,4 +1,4 @@
-//! Balancers in the running proxy: the stock one by its policies, and one of a user's own.
+//! Balancers in the running proxy: the stock balancer by its policies, and a custom one.
 
 use std::collections::HashMap;
 
@@ -26,7 +26,7 @@ fn three() -> [Backend; 3] {
     ["a", "b", "c"].map(Backend::start)
 }
 
-/// That each backend got its share of the responses, to within so much of it.
+/// Checks that each backend got its share of the responses, within a tolerance.
 fn shares(seen: &Seen, wanted: &[(&str, f64)], within: f64) {
     let sum: f64 = wanted.iter().map(|(_, share)| share).sum();
     for (name, share) in wanted {
@@ -158,7 +158,7 @@ fn tiers_overflow_and_zones_are_preferred() {
     shares(&ask(&proxy, 100, GET), &[("b", 1.0), ("c", 1.0)], 0.0);
 }
 
-/// The manifest of the example, word for word but for addresses and the place where the plugin was built.
+/// Returns the manifest of the example, unchanged except for addresses and the path of the built plugin.
 #[test]
 fn the_tenant_example_gives_each_tenant_its_endpoints() {
     let [shared, acme, globex] = three();

@@ -1,4 +1,4 @@
-//! The cache on disk: what outlasts the process, whatever has happened to it or to its files.
+//! The cache on disk: stored responses outlast the process, even if the process or its files are damaged.
 
 use std::io::{BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -11,13 +11,13 @@ use crate::support::{
     Message, Proxy, manifest, output, plugway, plugway_with_short_files, raw_origin, read_message, until,
 };
 
-/// Longer than the memory takes with the limits below.
+/// The length of a body that is longer than the memory accepts with the limits below.
 const LONG: usize = 3 << 20;
 
-/// Asks the origin whatever is stored.
+/// A request field that makes the cache ask the origin, whatever is stored.
 const RELOAD: &str = "\r\nCache-Control: no-cache";
 
-/// A proxy with a cache on disk, in a folder that outlasts it.
+/// The manifest of a proxy with a cache on disk, in a folder that outlasts the proxy.
 struct Warm {
     folder: tempfile::TempDir,
     text: String,
@@ -32,7 +32,7 @@ impl Warm {
         Warm { folder, text }
     }
 
-    /// The same with a disk of another size.
+    /// Returns the manifest with another size of the disk.
     fn of_size(self, size: &str) -> Self {
         Warm { text: self.text.replace("256 MiB", size), ..self }
     }
@@ -41,7 +41,7 @@ impl Warm {
         self.started(Proxy::start_in(self.folder.path(), &self.text))
     }
 
-    /// Once all is found that is there.
+    /// Waits until the proxy has found all stored responses.
     fn started(&self, mut proxy: Proxy) -> Proxy {
         proxy.note("admin at");
         until("the files are found", || status(&proxy).contains("\"found\":true"));
@@ -63,7 +63,7 @@ impl Warm {
         self.start()
     }
 
-    /// The files of stored responses.
+    /// Returns the files of stored responses.
     fn files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         for place in std::fs::read_dir(self.folder.path().join("store")).unwrap() {
@@ -75,7 +75,7 @@ impl Warm {
         files
     }
 
-    /// The files of those that are on their way.
+    /// Returns the files that are being written.
     fn unfinished(&self) -> Vec<PathBuf> {
         let temporary = std::fs::read_dir(self.folder.path().join("store/tmp")).unwrap();
         temporary.map(|file| file.unwrap().path()).collect()
@@ -90,7 +90,7 @@ fn text_of(length: usize, seed: usize) -> String {
     (0..length).map(|at| char::from(b'a' + ((at * 7 + at / 1000 + seed) % 26) as u8)).collect()
 }
 
-/// The status document, without spaces.
+/// Returns the status document, without spaces.
 fn status(proxy: &Proxy) -> String {
     proxy.ask_admin("GET /status").text().split_whitespace().collect()
 }
@@ -155,7 +155,7 @@ fn a_restart_begins_warm() {
     assert!(status.contains("\"read\":10"), "the long one three times twice, the others once: {status}");
 }
 
-/// What stands in memory already doesn't ask the disk; a crowd that wants what doesn't has it read once.
+/// A response in memory needs no disk access; concurrent requests for one on disk read its record once.
 #[test]
 fn a_crowd_has_a_file_read_once() {
     let origin = Origin::always("Cache-Control: max-age=60");
@@ -199,7 +199,7 @@ fn what_was_purged_or_changed_stays_so() {
     assert_eq!(proxy.get("/d", "").text(), "9");
 }
 
-/// However much waits to be written when a purge comes, and whatever happens as soon as it is answered.
+/// A purge is complete when it is answered, however many writes are queued.
 #[test]
 fn what_was_purged_does_not_come_back_with_a_crash() {
     let origin = Origin::new(|_, _| response("Cache-Control: max-age=600", &text_of(200_000, 1)));
@@ -227,7 +227,7 @@ fn what_has_grown_beyond_the_memory_takes_the_place_of_what_was_there() {
     assert_eq!(origin.count(), 2);
 }
 
-/// Its record is short, however long it is itself.
+/// The record on disk is short, however long the URI is.
 #[test]
 fn a_304_renews_what_is_longer_than_may_wait_to_be_written() {
     const LONGER: usize = 70 << 20;
@@ -244,7 +244,7 @@ fn a_304_renews_what_is_longer_than_may_wait_to_be_written() {
     assert_eq!(origin.count(), 2);
 }
 
-/// Then it is the same file, which is found by another request.
+/// The file stays the same, and another request finds it.
 #[test]
 fn a_304_may_change_what_a_response_varies_by() {
     for length in [100, LONG] {
@@ -297,7 +297,7 @@ fn a_304_is_written_too() {
     assert_eq!((origin.count(), warm.files().len()), (4, 2));
 }
 
-/// The drill: the process is killed again and again in the middle of its work.
+/// The drill: the process is killed repeatedly while it works.
 #[test]
 fn whatever_kills_the_process_nothing_corrupt_is_served() {
     let origin = Origin::new(|request, _| {
@@ -348,7 +348,7 @@ fn whatever_kills_the_process_nothing_corrupt_is_served() {
     until("nothing is half written", || warm.unfinished().is_empty());
 }
 
-/// A disk that gives back something else than it was given.
+/// A disk that returns other bytes than were written.
 #[test]
 fn files_that_are_damaged_are_missed_and_removed() {
     let origin = Origin::new(|request, _| {
@@ -413,7 +413,7 @@ fn a_long_response_that_is_damaged_breaks_off_and_is_fetched_anew() {
     assert_eq!(origin.count(), 2);
 }
 
-/// A write that fails, as on a full disk: what is in memory is served from there, and the log says so once.
+/// A write that fails, as on a full disk: responses in memory are served from memory, and the log reports it once.
 #[test]
 fn without_room_on_disk_the_memory_serves() {
     let origin = Origin::new(|request, _| {
@@ -443,7 +443,7 @@ fn without_room_on_disk_the_memory_serves() {
     until("nothing is half written", || warm.unfinished().is_empty());
 }
 
-/// Longer than all the memory that the cache may have: through the disk, in little memory, for those who are behind too.
+/// A body that is longer than the cache's memory: it passes through the disk, for slow readers too.
 #[test]
 fn what_is_longer_than_the_memory_streams_to_and_from_the_disk() {
     const LENGTH: usize = 100 << 20;
@@ -517,7 +517,7 @@ fn the_disk_has_its_budget() {
     assert!(is_hit(&proxy.get(&stored, "")), "a reload loses nothing");
 }
 
-/// Even if all of them are on their way at the same time, and nobody waits for them.
+/// Many files are written at the same time, while no client waits for them.
 #[test]
 fn what_is_on_its_way_has_a_part_of_the_disk() {
     const COME: usize = 900 << 10;

@@ -13,14 +13,14 @@ use crate::support::{Message, Proxy, manifest, origin, output, raw_origin, read_
 pub const CACHE: &str = r#""cache""#;
 pub const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
-/// An origin that says how often, and with what, it was asked.
+/// An origin that counts and records its requests.
 pub struct Origin {
     pub address: String,
     asked: Arc<Mutex<Vec<Message>>>,
 }
 
 impl Origin {
-    /// One that answers as a test wants; the number is that of the request, from 1 on.
+    /// Starts an origin with an answer per request; the number is that of the request, from 1 on.
     pub fn new(answer: impl Fn(&Message, usize) -> String + Send + Sync + Clone + 'static) -> Self {
         let asked = Arc::<Mutex<Vec<Message>>>::default();
         let known = asked.clone();
@@ -35,7 +35,7 @@ impl Origin {
         Origin { address, asked }
     }
 
-    /// One that always says the same fields; its content is the number of the request.
+    /// Starts an origin that always sends the same fields; its body is the number of the request.
     pub fn always(fields: &'static str) -> Self {
         Origin::new(move |_, number| response(fields, &number.to_string()))
     }
@@ -62,7 +62,7 @@ pub fn status_of(message: &Message) -> &str {
     message.field("cache-status").unwrap_or("none")
 }
 
-/// Asks until the cache says something.
+/// Repeats a request until the cache reports a given status.
 fn until_says(proxy: &Proxy, path: &str, wanted: &str) -> Message {
     let mut last = None;
     until(wanted, || {
@@ -295,7 +295,7 @@ fn rfc_5861_stale_is_served_at_once_and_validated_behind_the_clients_back() {
     until("the new one is there", || proxy.get("/", "").text() == "2");
 }
 
-/// The drill: the origin goes down, answers with errors, and comes back.
+/// The drill: the origin stops, answers with errors, and recovers.
 #[test]
 fn rfc_5861_stale_stands_for_a_failing_origin() {
     let ill = Arc::new(AtomicUsize::new(0));
@@ -333,14 +333,14 @@ fn set_cookie_is_for_one_client_alone_where_it_is_stripped() {
     assert!(status_of(&second).contains("hit") && second.field("set-cookie").is_none(), "{second:?}");
 }
 
-/// A client that has asked for `/`, and has read nothing yet.
+/// A client that has requested `/`, and has read nothing yet.
 pub fn begin(proxy: &Proxy) -> TcpStream {
     let mut client = proxy.connect();
     write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
     client
 }
 
-/// Many of them, counted as they ask.
+/// Starts many clients, counted when they send their request.
 fn crowd(proxy: &Proxy, clients: usize, asked: &AtomicUsize) -> Vec<TcpStream> {
     let client = |_| {
         let client = begin(proxy);
@@ -374,7 +374,7 @@ fn a_stampede_is_one_fetch() {
     assert_eq!((count("miss"), count("collapsed") + count("hit")), (1, CLIENTS - 1), "{metrics}");
 }
 
-/// Those who waited for what turns out to be one client's alone go on together, not one after the other.
+/// Requests that waited for a response that is private to one client continue together, not in sequence.
 #[test]
 fn a_response_that_is_one_clients_alone_makes_no_queue() {
     const CLIENTS: usize = 20;
@@ -423,7 +423,7 @@ fn who_waits_takes_over_when_the_leader_leaves() {
     assert!(proxy.get("/", "").text() == got.text(), "it is stored");
 }
 
-/// An origin whose content comes in two halves, the second when the test says so.
+/// An origin whose body arrives in two halves, the second on a signal of the test.
 fn halves(head: &'static str, gate: &Arc<AtomicUsize>, asked: &Arc<AtomicUsize>) -> String {
     let (gate, asked) = (gate.clone(), asked.clone());
     raw_origin(move |mut stream| {
@@ -600,7 +600,7 @@ fn a_chain_has_one_cache() {
     proxy.wait_log("a chain has one cache at most");
 }
 
-/// The manifest of the example, word for word but for addresses and the place where the plugin was built.
+/// Returns the manifest of the example, unchanged except for addresses and the path of the built plugin.
 #[test]
 fn the_shop_example_keeps_devices_apart_and_tracking_out() {
     let origin = Origin::always("Cache-Control: max-age=60");
@@ -632,7 +632,7 @@ fn a_cookie_that_comes_with_a_304_is_not_stored_either() {
     assert!(status_of(&after).contains("hit") && after.field("set-cookie").is_none(), "{after:?}");
 }
 
-/// Whatever a policy does, it harms the request that made it do so, and no other.
+/// A misbehaving policy harms only the request that triggered it.
 #[test]
 fn a_policy_that_traps_or_lies_harms_its_own_request_only() {
     let ill = Arc::new(AtomicUsize::new(0));
@@ -700,7 +700,7 @@ fn a_change_is_told_of_the_request_as_the_cache_saw_it() {
     assert_eq!(proxy.get("/", "").text(), "3");
 }
 
-/// Who comes after a purge gets nothing that was asked for before it.
+/// A request after a purge gets no response that was requested before the purge.
 #[test]
 fn a_fetch_that_a_purge_overtook_is_joined_no_more() {
     let (gate, asked) = (Arc::default(), Arc::default());
@@ -764,7 +764,7 @@ fn fields_that_origins_obey_are_in_the_key() {
     assert!(status_of(&proxy.get("/for", "\r\nForwarded: for=192.0.2.2")).contains("hit"), "who asks doesn't count");
 }
 
-/// Whatever one client sends, what others get stays.
+/// No request of one client changes the responses of others.
 #[test]
 fn one_client_takes_nothing_from_others() {
     let origin = Origin::new(|request, number| match request.field("x-ill") {
@@ -811,7 +811,7 @@ fn what_another_upstream_answered_is_not_kept_for_this_one() {
     assert_eq!(proxy.get("/", "").text(), "1");
 }
 
-/// A request that makes the upstream fail fails by itself.
+/// A request that makes the upstream fail fails alone.
 #[test]
 fn a_failure_of_ones_own_is_not_shared() {
     let (joined, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));

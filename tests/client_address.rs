@@ -1,4 +1,4 @@
-//! Who the client is, behind proxies that are trusted and others; and field names that origins take for others.
+//! The client's address behind trusted and other proxies; and field names that origins confuse with others.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::support::{Message, PATIENCE, Proxy, echo, manifest, plugway, read_message, run, until};
 
-/// All that a client can say about its way.
+/// All fields in which a client can describe its way.
 const SAID: [&str; 16] = [
     "X-Forwarded-For: 6.6.6.6",
     "X-Forwarded-Proto: https",
@@ -27,30 +27,30 @@ const SAID: [&str; 16] = [
     "X-Original-URL: /evil",
 ];
 
-/// A template of a plugin that tells the origin what it knows of the client.
+/// A template of a plugin that passes the client's facts to the origin.
 const TELLING: &str =
     "{ use = \"headers\", config.request.set = { X-Knows = \"{client.ip} {client.port} {forwarded-for}\" } }";
 
-/// A manifest whose listener has more keys.
+/// Returns a manifest whose listener has more keys.
 fn listening(origin: &str, keys: &str, plugins: &str, more: &str) -> String {
     let listener = format!("address = \"127.0.0.1:0\"\n{keys}\n");
     manifest(origin, plugins, more).replacen("address = \"127.0.0.1:0\"\n", &listener, 1)
 }
 
-/// A GET with further fields.
+/// Returns a GET with further fields.
 fn get(proxy: &Proxy, fields: &[&str]) -> Message {
     let fields: String = fields.iter().map(|field| format!("\r\n{field}")).collect();
     proxy.get("/", &fields)
 }
 
-/// The lines of what an echoing origin got for a field.
+/// Returns the lines that an echoing origin received for a field.
 fn got(message: &Message, name: &str) -> Vec<String> {
     let text = message.text();
     let lines = text.lines().filter_map(|line| line.split_once(": ").filter(|(known, _)| *known == name));
     lines.map(|(_, value)| value.into()).collect()
 }
 
-/// One request over a unix socket.
+/// Sends one request over a unix socket.
 fn over_unix(path: &Path, fields: &str) -> Message {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();

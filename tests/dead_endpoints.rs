@@ -1,4 +1,4 @@
-//! Upstreams of which most endpoints are dead: what the others can carry is not lost.
+//! Upstreams whose endpoints are mostly dead: the other endpoints still get as many requests as they can serve.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use crate::support::{Proxy, RUNTIME, plugway, until};
 const GET: &str = "GET / HTTP/1.1";
 const POST: &str = "POST / HTTP/1.1\r\nContent-Length: 0";
 
-/// An address at which the system drops what asks for a connection, as its queue is full.
+/// An address at which the system drops connection requests, as its accept queue is full.
 struct Hole {
     address: SocketAddr,
     _socket: socket2::Socket,
@@ -51,7 +51,7 @@ fn manifest(endpoints: &[String], more: &str) -> String {
     )
 }
 
-/// The state of each endpoint, in order.
+/// Returns the state of each endpoint, in order.
 fn states(proxy: &Proxy) -> Vec<String> {
     let status: serde_json::Value = serde_json::from_str(&proxy.ask_admin("GET /status").text()).unwrap();
     let endpoints = status["upstreams"][0]["endpoints"].as_array().unwrap().iter();
@@ -185,7 +185,7 @@ fn an_ejected_endpoint_is_asked_before_a_request_fails() {
 
 // === Names ===
 
-/// The proxy, for which the system looks up a name in a file of hosts.
+/// Starts the proxy with a name that the system resolves by a hosts file.
 fn start_with_hosts(hosts: &str, manifest: &str) -> (Proxy, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("hosts"), format!("127.0.0.1 localhost\n{hosts}")).unwrap();
@@ -202,7 +202,7 @@ fn start_with_hosts(hosts: &str, manifest: &str) -> (Proxy, tempfile::TempDir) {
     (Proxy::start_by(command, folder.path(), manifest), folder)
 }
 
-/// A port at which one address of loopback is a hole, and others are free.
+/// Returns a port at which one loopback address drops connections, and others are free.
 fn with_hole(hole: Ipv4Addr, good: Ipv4Addr) -> (Hole, Backend) {
     let listener = TcpListener::bind((good, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();

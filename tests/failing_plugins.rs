@@ -1,4 +1,4 @@
-//! Plugins that take too long, fail over and over, or lose their instances: others keep their time.
+//! Plugins that take too long, fail repeatedly, or lose their instances: other plugins keep their time.
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use plugway_test_guests::{LATE, MISBEHAVE};
 
 use crate::support::{Message, Proxy, echo, manifest, ok, origin, plugway, read_message, until};
 
-/// A manifest with the plugin `late` in front of the path `/late`, and nothing in front of other paths.
+/// Returns a manifest with the plugin `late` for the path `/late`, and no plugin for other paths.
 fn late(origin: &str, workers: usize, plugin: &str) -> String {
     let more = format!(
         "[[route]]\npath = \"/late\"\nupstream = \"app\"\nplugins = [\"late\"]\n[admin]\naddress = \"127.0.0.1:0\"\n\
@@ -27,7 +27,7 @@ fn call(proxy: &Proxy, how: &str) -> Message {
     proxy.get("/late", &field)
 }
 
-/// What the status document says of the plugin `late`.
+/// Returns the plugin `late` in the status document.
 fn plugin(proxy: &Proxy) -> serde_json::Value {
     let status: serde_json::Value = serde_json::from_slice(&proxy.ask_admin("GET /status").body).unwrap();
     let plugins = status["plugins"].as_array().unwrap();
@@ -48,7 +48,7 @@ fn ms_from_now(ms: u128) -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() + ms
 }
 
-/// The number of calls that the instance which served a request has had.
+/// Returns the number of calls of the instance that served a request.
 fn calls(response: &Message) -> Option<u32> {
     response.text().lines().find_map(|line| line.strip_prefix("x-calls: ")?.parse().ok())
 }
@@ -59,7 +59,7 @@ fn late_calls_open_the_breaker_and_it_closes_by_a_trial() {
     assert_eq!(plugin(&proxy)["breaker"], "closed");
     let opened = proxy.log_until("plugin breaker opened", || assert_eq!(call(&proxy, "spin").status(), 502));
     assert!(opened.iter().filter(|line| line.contains("limit")).count() <= 3, "{opened:?}");
-    // Nobody waits for the plugin now, be the request a good one or not.
+    // No request waits for the plugin now, whether it succeeds or not.
     assert_eq!(call(&proxy, "").status(), 502);
     assert!(rejected(&proxy, "breaker") >= 1.0);
     proxy.wait_log("breaker is open");

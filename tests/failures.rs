@@ -1,5 +1,5 @@
-//! What the log says of failures at its default level: one line each, with what an operator needs to find the cause, limited
-//! in their number; and nothing of clients that merely go away.
+//! Log lines about failures at the default level: one line each, with the details to find the cause, limited in number.
+//! Clients that merely disconnect are not logged.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,17 +16,17 @@ use crate::tls::{Authority, SITE, secure};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
-/// An address where nothing listens.
+/// Returns an address without a listener.
 fn refusing() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-/// An origin that reads requests and says nothing.
+/// Starts an origin that reads requests and sends nothing.
 fn silent() -> String {
     raw_origin(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())))
 }
 
-/// An address at which connections are not accepted: its queue is full, by the connections that are given with it.
+/// Returns an address at which connections are not accepted, with the connections that fill its queue.
 fn unaccepting() -> (String, (Socket, Vec<TcpStream>)) {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     listener.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -37,7 +37,7 @@ fn unaccepting() -> (String, (Socket, Vec<TcpStream>)) {
     (address.to_string(), (listener, held))
 }
 
-/// A proxy whose route is `front`, with more keys of its upstream and its route.
+/// Starts a proxy whose route is `front`, with more keys of its upstream and its route.
 fn front(endpoint: &str, upstream: &str, route: &str) -> Proxy {
     let log = "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n";
     let text = manifest(endpoint, "", &format!("{ADMIN}{log}"));
@@ -45,7 +45,7 @@ fn front(endpoint: &str, upstream: &str, route: &str) -> Proxy {
     Proxy::start(&text)
 }
 
-/// The identifier of the request in an error page.
+/// Returns the identifier of the request in an error page.
 fn id(response: &Message) -> String {
     response.text().lines().last().unwrap().trim_start_matches("request ").to_string()
 }

@@ -1,4 +1,4 @@
-//! Floods of connections and of frames: each is bounded, and ends nobody else's service.
+//! Floods of connections and of frames: each is bounded, and other clients are still served.
 
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -47,7 +47,7 @@ impl Holding {
     }
 }
 
-/// A connection from one of the addresses of loopback.
+/// Opens a connection from one of the loopback addresses.
 fn connect_from(proxy: &Proxy, from: &str) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&format!("{from}:0").parse::<SocketAddr>().unwrap().into()).unwrap();
@@ -62,12 +62,12 @@ fn ask(stream: &mut TcpStream, path: &str) -> bool {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).is_ok()
 }
 
-/// The status of the next response; 0 if the connection is closed before.
+/// Returns the status of the next response; 0 if the connection is closed before.
 fn status(stream: &TcpStream) -> u16 {
     read_message(&mut BufReader::new(stream.try_clone().unwrap())).map_or(0, |message| message.status())
 }
 
-/// A request for `/` on a new connection from an address.
+/// Sends a request for `/` on a new connection from an address.
 fn is_served_from(proxy: &Proxy, from: &str) -> bool {
     let mut stream = connect_from(proxy, from);
     ask(&mut stream, "/") && status(&stream) == 200
@@ -83,7 +83,7 @@ fn metric(proxy: &Proxy, name: &str, labels: &str) -> f64 {
     line.unwrap_or_else(|| panic!("no {name} with {labels} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// A manifest of a listener with limits, and an admin listener.
+/// Returns a manifest of a listener with limits, and an admin listener.
 fn with_admin(origin: &str, limits: &str) -> String {
     let listener = format!("address = \"127.0.0.1:0\"\nlimits = {{ {limits} }}\n");
     manifest(origin, "", "[admin]\naddress = \"127.0.0.1:0\"\n")
@@ -281,10 +281,10 @@ fn behind_a_load_balancer_each_told_client_has_its_share() {
 
 // === Frames ===
 
-/// `:status 200` in the static table of HPACK.
+/// The index of `:status 200` in the static table of HPACK.
 const STATUS_200: u8 = 0x88;
 
-/// A frame that is sent over and over.
+/// A frame that is sent repeatedly.
 struct Flood {
     what: &'static str,
     kind: u8,
@@ -383,7 +383,7 @@ fn crumbs_of_cookies_are_joined_within_the_limit_of_fields() {
 
 // === TLS ===
 
-/// A proxy that speaks TLS, with what its clients need to trust it.
+/// Starts a proxy with TLS, and returns the trust that its clients need.
 struct Secure {
     proxy: Proxy,
     config: Arc<ClientConfig>,
@@ -405,7 +405,7 @@ impl Secure {
         Secure { proxy, config, _folder: folder }
     }
 
-    /// A client that has got a response.
+    /// A client that has received a response.
     fn client(&self) -> StreamOwned<ClientConnection, TcpStream> {
         let connection = ClientConnection::new(self.config.clone(), "localhost".try_into().unwrap()).unwrap();
         let mut client = StreamOwned::new(connection, self.proxy.connect());
@@ -455,7 +455,7 @@ fn many_requests_on_a_connection_are_no_flood() {
     assert!(report.contains("10000 succeeded, 0 failed, 0 errored, 0 timeout"), "{report}");
 }
 
-/// An origin that sends each chunk of a request's content back at once.
+/// An origin that echoes each chunk of a request body at once.
 fn parrot() -> String {
     raw_origin(|mut stream| {
         let mut piece = [0; 16 << 10];
@@ -624,8 +624,8 @@ fn what_leads_to_no_request_has_an_end() {
     assert!(proxy.memory_kib() < before + 16 * 1024);
 }
 
-/// An endpoint that speaks HTTP/2 and answers each request with frames of one kind, as long as they are taken; it says
-/// when it was cut off.
+/// An HTTP/2 endpoint that answers each request with frames of one kind as long as they are accepted, and reports when
+/// its connection was closed.
 fn flooding(frame: &'static [u8], cut_off: Sender<()>) -> String {
     raw_origin(move |mut stream| {
         // SETTINGS.

@@ -1,4 +1,4 @@
-//! What HTTP and the manifest ask of a forwarded message.
+//! The rules of HTTP and of the manifest for forwarded messages.
 
 use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener};
@@ -184,8 +184,8 @@ fn a_hyper_client_and_a_hyper_origin_stream_to_each_other() {
     });
 }
 
-/// An endpoint that closes idle connections, as most do after some seconds: the proxy lets go of them, and no request
-/// waits meanwhile, until its timeout, at a connection that nobody drives any more.
+/// An endpoint closes idle connections, as most do after some seconds: the proxy closes its side too, and no request
+/// waits until its timeout on a dead connection.
 #[test]
 fn connections_that_endpoints_close_while_idle_are_let_go() {
     let origin = raw_origin(move |mut stream| {
@@ -204,7 +204,7 @@ fn connections_that_endpoints_close_while_idle_are_let_go() {
     });
 }
 
-/// Also where no request comes that would find out.
+/// The proxy closes the connection even if no further request uses it.
 #[test]
 fn a_connection_that_was_closed_while_idle_is_let_go_by_itself() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -221,7 +221,7 @@ fn a_connection_that_was_closed_while_idle_is_let_go_by_itself() {
     assert_eq!(endpoint.read(&mut [0]).expect("the proxy closes it too"), 0);
 }
 
-/// A crowd that comes again finds the connections of the first time.
+/// A second burst of requests reuses the connections of the first.
 #[test]
 fn as_many_connections_are_kept_as_were_needed_at_once() {
     const CROWD: usize = 300;
@@ -249,7 +249,7 @@ fn as_many_connections_are_kept_as_were_needed_at_once() {
     assert_eq!(opened.load(Ordering::Relaxed), CROWD);
 }
 
-/// An answer of the endpoint `name`, which says so.
+/// Returns an answer of the endpoint `name`, which contains that name.
 fn named(name: &'static str) -> String {
     origin(move |request| ok(&format!("{name} {} {}", request.start, request.field("host").unwrap_or("none"))))
 }

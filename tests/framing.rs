@@ -1,4 +1,4 @@
-//! Messages with more than one meaning: none of them passes, in either direction, and what passes has one meaning.
+//! Ambiguous messages: none of them is forwarded, in either direction, and every forwarded message has one meaning.
 
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::{Proxy, echo, manifest, raw_origin, read_message};
 
-/// An origin that keeps all bytes it gets, and answers each connection once it has seen the end of a head.
+/// An origin that records all received bytes, and answers each connection after the end of a head.
 struct Recorder {
     address: String,
     bytes: Arc<Mutex<Vec<u8>>>,
@@ -38,7 +38,7 @@ fn record(mut stream: TcpStream, kept: &Mutex<Vec<u8>>) {
     }
 }
 
-/// Sends bytes to the proxy; gives all that comes back until it closes.
+/// Sends bytes to the proxy; returns all received bytes until the proxy closes.
 fn answers(proxy: &Proxy, bytes: &[u8]) -> String {
     let mut stream = proxy.connect();
     stream.write_all(bytes).unwrap();
@@ -47,7 +47,7 @@ fn answers(proxy: &Proxy, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&got).into_owned()
 }
 
-/// What is refused: the request, the status, and what it is an example of.
+/// The rejected requests: the request, the status, and the rule that it breaks.
 const REFUSED: &[(&str, u16, &str)] = &[
     ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabcde", 400, "two lengths"),
     ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400, "a repeated length"),
@@ -128,7 +128,7 @@ fn what_has_two_meanings_is_refused() {
     let proxy = Proxy::start(&manifest(&origin.address, "", ""));
     let mut wrong = Vec::new();
     for (request, status, what) in REFUSED {
-        // Something that would be a second request to whoever reads the first otherwise.
+        // These bytes are a second request for a recipient that parses the first differently.
         let bytes = format!("{request}GET /second HTTP/1.1\r\nHost: a\r\n\r\n");
         let got = answers(&proxy, bytes.as_bytes());
         let count = got.matches("HTTP/1.1 ").count();
@@ -140,7 +140,7 @@ fn what_has_two_meanings_is_refused() {
     assert_eq!(origin.text(), "", "nothing has reached the origin");
 }
 
-/// What breaks off in its content: the head may have gone on, but never what follows.
+/// Requests that become invalid within their body: the head may be forwarded, but never the bytes behind the error.
 const BROKEN_OFF: &[(&str, &str)] = &[
     ("x\r\nabc\r\n0\r\n\r\n", "a size that is no number"),
     ("\r\nabc\r\n0\r\n\r\n", "no size"),

@@ -364,7 +364,7 @@ fn the_last_response_reaches_a_client_that_has_more_to_say() {
             break;
         }
     }
-    // It reads nothing for a while, and goes on talking.
+    // The client reads nothing for a while, and continues to send.
     for _ in 0..50 {
         client.send(PING, 0, 0, &[0; 8]);
         std::thread::sleep(Duration::from_millis(10));

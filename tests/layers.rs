@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Lowest first. A module may use its own layer and those above it in this list.
+/// The layers, lowest first. A module may use its own layer and those above it in this list.
 const LAYERS: [(&str, &[&str]); 6] = [
     (
         "pure",
@@ -75,7 +75,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
     ("front", &["admin", "cli", "demo", "keeper", "lib", "listen", "main", "serve", "watch", "watchdog"]),
 ];
 
-/// Words that stand in these modules alone; the path is that of the file below `host/src`.
+/// Words that only these modules may use; the path is that of the file below `host/src`.
 const DOORS: [(&str, &[&str]); 8] = [
     ("hickory_resolver::", &["upstream/dns.rs", "upstream/dns/tests.rs"]),
     ("rustls::", &["arrival.rs", "assemble", "connection.rs", "listener.rs", "tls", "upstream/connect.rs"]),
@@ -112,7 +112,7 @@ fn layer(module: &str) -> usize {
     found.unwrap_or_else(|| panic!("`{module}` stands in no layer: give it a place in tests/layers.rs"))
 }
 
-/// The modules that a file names by `crate::`, be it in `use` lines or in code.
+/// Returns the modules that a file names by `crate::`, both in `use` lines and in code.
 fn named(text: &str) -> impl Iterator<Item = &str> {
     text.match_indices("crate::").map(|(at, word)| {
         let rest = &text[at + word.len()..];

@@ -1,4 +1,5 @@
-//! What a client may ask for, and how long it may take: slow ones are let go, and keep nobody from being served.
+//! The limits of clients: the size of their requests and their timeouts. Slow clients are disconnected and don't
+//! prevent others from being served.
 
 use std::io::{BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, read_message, sized, until};
 
-/// All that comes until the proxy closes, and how long that took.
+/// Returns all bytes until the proxy closes, and how long that took.
 fn until_closed(stream: &mut TcpStream) -> (String, Duration) {
     let (began, mut got) = (Instant::now(), Vec::new());
     let _ = stream.read_to_end(&mut got);
@@ -90,7 +91,7 @@ fn content_has_its_limits() {
     assert!(says(&proxy, expecting).starts_with("HTTP/1.1 413 "), "refused before it is sent");
 }
 
-/// A connection that is served, once there is a place for it: that of another is free when the proxy has heard its end.
+/// Opens a connection that is served; retries until the proxy has noticed the end of another one.
 fn admitted(proxy: &Proxy) -> TcpStream {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -154,7 +155,7 @@ fn a_client_that_takes_nothing_is_let_go() {
     assert!(got.len() < 64 << 20, "{} bytes", got.len());
 }
 
-/// Clients of slowhttptest, each with many connections.
+/// Runs slowhttptest with many connections per client.
 const SLOW: [(&str, &[&str]); 3] = [
     ("slow heads", &["-H", "-i", "1", "-r", "200"]),
     ("slow content", &["-B", "-i", "1", "-r", "200", "-s", "8192"]),
@@ -288,7 +289,7 @@ fn endpoints_can_be_told_who_the_client_is() {
     }
 }
 
-/// The header of the PROXY protocol with which the first connection to an endpoint begins, and what follows it.
+/// Returns the PROXY header of the first connection to an endpoint, and the bytes behind it.
 fn preface(endpoint: &TcpListener, length: usize) -> Vec<u8> {
     let (mut stream, _) = endpoint.accept().unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -368,7 +369,7 @@ fn keep_alive_begins_once_a_response_has_left() {
         let response = read_message(&mut BufReader::new(stream)).unwrap_or_else(|| panic!("{length} don't come"));
         assert_eq!(response.body.len(), length);
     };
-    // Nobody knows how much the sockets take. Of one of these, the rest that they don't take is all within the proxy.
+    // The capacity of the sockets is unknown. Of one of these bodies, the part beyond it is all within the proxy.
     let ask = &ask;
     std::thread::scope(|scope| (1..40).for_each(|part| drop(scope.spawn(move || ask(part * 120_000)))));
 }

@@ -131,7 +131,7 @@ fn naming(plugin: &str, more: &str) -> String {
     manifest("127.0.0.1:9", &format!("{{ use = \"./{plugin}\" }}"), more)
 }
 
-/// What `plugway check` says of a manifest: an ordinary error.
+/// Returns the output of `plugway check` for a manifest, which is an ordinary error.
 fn checked(folder: &Path, text: &str) -> String {
     std::fs::write(folder.join("plugway.toml"), text).unwrap();
     let (code, error) = run(&["check", folder.join("plugway.toml").to_str().unwrap()]);
@@ -139,7 +139,7 @@ fn checked(folder: &Path, text: &str) -> String {
     error
 }
 
-/// What `plugway inspect` says of a file: an ordinary error.
+/// Returns the output of `plugway inspect` for a file, which is an ordinary error.
 fn inspected(file: &Path) -> String {
     let (code, error) = run(&["inspect", file.to_str().unwrap()]);
     assert_eq!(code, Some(1), "{error}");

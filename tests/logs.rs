@@ -42,7 +42,7 @@ fn serves(proxy: &Proxy, text: &str) {
     times_out(proxy);
 }
 
-/// A client whose head doesn't come is let go.
+/// A client whose head doesn't arrive is disconnected.
 fn times_out(proxy: &Proxy) {
     let mut slow = proxy.connect();
     slow.write_all(b"GET / HTTP/1.1\r\nHo").unwrap();
@@ -57,7 +57,7 @@ fn ends(proxy: &mut Proxy) {
     assert_eq!(proxy.wait_exit(), Some(0));
 }
 
-/// Fills the queue of the log of a proxy that nobody reads the log of, by long messages about a manifest.
+/// Fills the log queue of a proxy whose log has no reader, by long messages about a manifest.
 fn fill_log(proxy: &Proxy, text: &str) {
     let routes: String =
         (0..300).map(|number| format!("[[route]]\npath = \"/{number}\"\nupstream = \"nowhere\"\n")).collect();
@@ -335,7 +335,7 @@ fn panicking(task: &str, text: &str) -> Proxy {
     let mut command = plugway();
     command.env("PLUGWAY_TEST_PANIC", task);
     let (proxy, mut stderr) = Proxy::start_unread(command, text);
-    // Somebody reads it.
+    // The log has a reader from here on.
     std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
     proxy
 }

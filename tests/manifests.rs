@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::plugway;
 
-/// What `plugway check` says of a manifest in a folder, with its exit code.
+/// Returns the output of `plugway check` for a manifest in a folder, with its exit code.
 fn check(folder: &Path, manifest: &str) -> (Option<i32>, String) {
     let output = plugway().args(["check", manifest]).current_dir(folder).output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())

@@ -12,18 +12,18 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 /// Answers until the test program ends.
 pub struct NameServer {
-    /// `127.0.0.1:port`, for UDP and TCP.
+    /// The address as `127.0.0.1:port`, for UDP and TCP.
     pub address: String,
     zone: Arc<Mutex<Zone>>,
 }
 
-/// What a server does with all questions.
+/// The way in which a server answers all questions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Failing {
     #[default]
     Never,
     NoSuchName,
-    /// Doesn't answer at all.
+    /// The server doesn't answer at all.
     Silent,
     ServerFailure,
 }

@@ -1,5 +1,5 @@
-//! What `on-error` means for hooks beside the filters of heads: bodies, trailers and balancers. Each failure is counted, and
-//! logged once with the plugin's name.
+//! The effect of `on-error` in hooks other than the filters of heads: bodies, trailers and balancers. Each failure is
+//! counted, and logged once with the plugin's name.
 
 use std::io::{BufReader, Read, Write};
 

@@ -1,4 +1,4 @@
-//! What people who run the proxy see of it: access log, figures, status.
+//! The output for operators of the proxy: access log, metrics, status.
 
 use std::io::Write;
 use std::path::Path;

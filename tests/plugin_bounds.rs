@@ -70,7 +70,7 @@ fn descriptions_beyond_a_bound_are_errors_of_the_manifest() {
     }
 }
 
-/// What the origin got, or why it got nothing.
+/// Returns the request that the origin got, or the reason why it got none.
 fn ask(proxy: &Proxy, what: &str, fields: &str) -> Message {
     proxy.get("/", &format!("\r\nX-Greedy: {what}{fields}"))
 }

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 /// A program that runs until dropped.
 pub struct Python {
     child: Child,
-    /// What it printed first, most often a port.
+    /// The first line that the program printed, most often a port.
     pub first_line: String,
 }
 

@@ -294,7 +294,7 @@ fn a_stream_with_nothing_to_send_is_left_alone() {
 
 // === Uploads ===
 
-/// What a client may still send: the window of the connection, and that of each stream.
+/// The bytes that a client may still send: the window of the connection, and that of each stream.
 struct Windows {
     connection: usize,
     streams: Vec<usize>,

@@ -1,4 +1,4 @@
-//! The cast of a test: an origin, the proxy as a process, a client.
+//! The parts of a test: an origin, the proxy as a process, a client.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,7 +16,7 @@ pub struct Proxy {
     child: Child,
     pub address: String,
     pub folder: tempfile::TempDir,
-    /// What followed the line that `start_after` waited for.
+    /// The text behind the log line that `start_after` waited for.
     pub noted: String,
     log: mpsc::Receiver<String>,
     /// The folder of its admin socket, unless the test named one.
@@ -58,7 +58,7 @@ impl Proxy {
         Proxy::start_by(plugway(), folder, manifest)
     }
 
-    /// The same by a command that becomes the proxy.
+    /// Starts the proxy by a command that becomes its process.
     pub fn start_by(mut command: Command, folder: &Path, manifest: &str) -> Proxy {
         write_manifest(folder, manifest);
         let (path, sockets) = (folder.join("plugway.toml"), tempfile::tempdir().unwrap());
@@ -122,12 +122,12 @@ impl Proxy {
         panic!("no `{part}` in the log:\n{}", seen.join("\n"));
     }
 
-    /// Whether a line with `part` is in what was logged so far and nobody has waited for.
+    /// Whether the log has a line with `part` that no call has waited for yet.
     pub fn has_logged(&self, part: &str) -> bool {
         self.log.try_iter().any(|line| line.contains(part))
     }
 
-    /// Does something over and over until a line of the log has `part` in it; gives the lines before.
+    /// Repeats an action until a line of the log has `part` in it; returns the lines before.
     pub fn log_until(&self, part: &str, mut again: impl FnMut()) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = Vec::new();
@@ -149,7 +149,7 @@ impl Proxy {
         self.signal("HUP");
     }
 
-    /// The process.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -303,12 +303,12 @@ fn runtime() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-runtime")
 }
 
-/// Where the tests' proxies keep compiled plugins: apart from the user's.
+/// The folder of the tests' compiled plugins, separate from the user's.
 fn cache() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-cache")
 }
 
-/// What a command prints, once it has ended; it may end in failure.
+/// Returns the output of a command that has ended; it may have failed.
 pub fn output(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap();
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()

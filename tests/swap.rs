@@ -150,7 +150,7 @@ fn listeners_come_and_go_with_the_manifest() {
     proxy.wait_log("can't listen at");
     assert!(UnixStream::connect(&socket).is_ok());
 
-    // A listener that goes takes no new connections; those that it has go on.
+    // A removed listener accepts no new connections; its open ones continue.
     proxy.reload(&plain);
     proxy.wait_log("no longer listening at");
     assert!(!socket.exists());

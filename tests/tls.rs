@@ -397,7 +397,7 @@ fn the_rest_of_a_response_reaches_a_client_that_reads_late() {
         let response = read_message(&mut BufReader::new(stream)).unwrap_or_else(|| panic!("{length} don't come"));
         assert_eq!(response.body.len(), length);
     };
-    // Nobody knows how much the sockets take. Of one of these, the rest that they don't take is all within TLS.
+    // The capacity of the sockets is unknown. Of one of these bodies, the part beyond it is all within TLS.
     let ask = &ask;
     thread::scope(|scope| (1..100).for_each(|part| drop(scope.spawn(move || ask(part * 48_000)))));
 }

@@ -1,4 +1,4 @@
-//! What a message says about its content where a plugin transforms that content (RFC 9110 §7.7).
+//! The fields that describe a body which a plugin transforms (RFC 9110 §7.7).
 
 use std::io::{BufReader, Read, Write};
 
@@ -6,7 +6,7 @@ use plugway_test_guests::HOOKS;
 
 use crate::support::{Message, Proxy, manifest, ok, origin, read_message};
 
-/// What the origin says about its content.
+/// The fields with which the origin describes its body.
 const FIELDS: &str = "ETag: \"strong\"\r\nAccept-Ranges: bytes\r\nRepr-Digest: sha-256=:AAAA=:\r\n\
                       Content-Digest: sha-256=:AAAA=:\r\nDigest: sha-256=AAAA\r\nContent-MD5: AAAA\r\n\
                       Last-Modified: Sat, 01 Jan 2000 00:00:00 GMT\r\n";

@@ -217,7 +217,7 @@ fn accepting(fields: impl Fn(&str) -> String + Send + Sync + Clone + 'static) ->
     })
 }
 
-/// What a server answers to a key (RFC 6455 §4.2.2).
+/// Returns the answer of a server to a key (RFC 6455 §4.2.2).
 fn proof(key: &str) -> String {
     const SCRIPT: &str = "import base64, hashlib, sys\n\
         key = sys.argv[1] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11'\n\

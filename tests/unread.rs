@@ -86,7 +86,7 @@ fn an_endpoint_that_reads_nothing_is_asked_a_few_times_and_not_blamed() {
 
 #[test]
 fn endpoints_that_recycle_their_connections_lose_nothing_and_stay() {
-    // After twenty requests a connection ends in good order, with others under way on it.
+    // After twenty requests a connection closes gracefully, with others under way on it.
     let recycling = || {
         endpoint(|raw| {
             for _ in 0..20 {

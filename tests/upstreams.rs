@@ -1,4 +1,4 @@
-//! Upstreams whose endpoints fail in every way: what clients see, and who gets requests.
+//! Upstreams whose endpoints fail in every way: the responses that clients get, and the endpoints that get requests.
 
 use std::io::{BufReader, Read, Write};
 use std::net::TcpListener;
@@ -267,7 +267,7 @@ fn a_check_asks_for_a_host_and_looks_for_content() {
 #[test]
 fn what_is_known_of_endpoints_survives_a_reload() {
     let (mut a, b) = (Backend::start("a"), Backend::start("b"));
-    // Whoever is asked while it is down isn't covered for by another.
+    // An endpoint that is asked while it is down isn't replaced by another.
     let more = "retry = false\noutliers = false\n[upstream.app.health]\nkind = \"tcp\"\ninterval = \"50ms\"";
     let text = manifest(&[&a, &b], more);
     let proxy = start(&text);
@@ -488,7 +488,7 @@ fn endpoints_are_well_again_when_nobody_checks_them_any_more() {
 fn what_clients_and_limits_do_is_not_the_endpoints_fault() {
     let a = Backend::start("a");
     let more = "response-timeout = \"300ms\"\noutliers = { consecutive = 1, ejection = \"1m\" }";
-    // A second one, since nobody is ejected alone.
+    // A second endpoint, since the only one is never ejected.
     let b = Backend::start("b");
     let proxy = start(&manifest(&[&a, &b], more));
     let mut stream = proxy.connect();
