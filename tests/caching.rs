@@ -333,7 +333,7 @@ fn set_cookie_is_for_one_client_alone_where_it_is_stripped() {
     assert!(status_of(&second).contains("hit") && second.field("set-cookie").is_none(), "{second:?}");
 }
 
-/// A client that has requested `/`, and has read nothing yet.
+/// Starts a client that requests `/`, and reads nothing yet.
 pub fn begin(proxy: &Proxy) -> TcpStream {
     let mut client = proxy.connect();
     write!(client, "GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n").unwrap();
@@ -423,7 +423,7 @@ fn who_waits_takes_over_when_the_leader_leaves() {
     assert!(proxy.get("/", "").text() == got.text(), "it is stored");
 }
 
-/// An origin whose body arrives in two halves, the second on a signal of the test.
+/// Starts an origin whose body arrives in two halves, the second on a signal of the test.
 fn halves(head: &'static str, gate: &Arc<AtomicUsize>, asked: &Arc<AtomicUsize>) -> String {
     let (gate, asked) = (gate.clone(), asked.clone());
     raw_origin(move |mut stream| {

@@ -383,7 +383,7 @@ fn crumbs_of_cookies_are_joined_within_the_limit_of_fields() {
 
 // === TLS ===
 
-/// Starts a proxy with TLS, and returns the trust that its clients need.
+/// A proxy with TLS, and the trust that its clients need.
 struct Secure {
     proxy: Proxy,
     config: Arc<ClientConfig>,
@@ -405,7 +405,7 @@ impl Secure {
         Secure { proxy, config, _folder: folder }
     }
 
-    /// A client that has received a response.
+    /// Opens a connection of a client that has received a response.
     fn client(&self) -> StreamOwned<ClientConnection, TcpStream> {
         let connection = ClientConnection::new(self.config.clone(), "localhost".try_into().unwrap()).unwrap();
         let mut client = StreamOwned::new(connection, self.proxy.connect());
@@ -455,7 +455,7 @@ fn many_requests_on_a_connection_are_no_flood() {
     assert!(report.contains("10000 succeeded, 0 failed, 0 errored, 0 timeout"), "{report}");
 }
 
-/// An origin that echoes each chunk of a request body at once.
+/// Starts an origin that echoes each chunk of a request body at once.
 fn parrot() -> String {
     raw_origin(|mut stream| {
         let mut piece = [0; 16 << 10];
@@ -624,8 +624,8 @@ fn what_leads_to_no_request_has_an_end() {
     assert!(proxy.memory_kib() < before + 16 * 1024);
 }
 
-/// An HTTP/2 endpoint that answers each request with frames of one kind as long as they are accepted, and reports when
-/// its connection was closed.
+/// Starts an HTTP/2 endpoint that answers each request with frames of one kind as long as they are accepted. The
+/// endpoint reports when its connection was closed.
 fn flooding(frame: &'static [u8], cut_off: Sender<()>) -> String {
     raw_origin(move |mut stream| {
         // SETTINGS.

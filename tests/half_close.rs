@@ -27,7 +27,7 @@ fn told(mut stream: TcpStream, request: &str) -> String {
     String::from_utf8(got).unwrap()
 }
 
-/// An origin that answers once it is told to, and tells when it has got a request and when its connection ends.
+/// Starts an origin that answers on a signal, and reports when it has received a request and when its connection ends.
 fn held() -> (String, Receiver<&'static str>, std::sync::mpsc::Sender<()>) {
     let (release, released) = channel::<()>();
     let released = Arc::new(std::sync::Mutex::new(released));

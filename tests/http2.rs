@@ -162,7 +162,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// How many bytes of content it brings.
+    /// Returns the number of body bytes in the frame.
     pub fn content(&self) -> usize {
         if self.kind == DATA { self.payload.len() } else { 0 }
     }
@@ -177,7 +177,7 @@ impl Raw {
         raw
     }
 
-    /// Sends a frame; false once the proxy takes no more.
+    /// Sends a frame; `false` once the proxy accepts no more.
     pub fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
         let length = payload.len() as u32;
         let head = [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes()[..]].concat();
@@ -206,19 +206,19 @@ impl Raw {
         }
     }
 
-    /// The code with which the proxy ends the connection.
+    /// Returns the error code with which the proxy closes the connection.
     pub fn goaway(&mut self) -> u32 {
         let frame = self.until(|frame| frame.kind == GOAWAY);
         u32::from_be_bytes(frame.payload[4..8].try_into().unwrap())
     }
 }
 
-/// A second connection is served, whatever the first does.
+/// Checks that a second connection is served, whatever the first does.
 fn serves_others(proxy: &Proxy) {
     assert!(curl(proxy, &[]).contains("GET / HTTP/1.1"));
 }
 
-/// A client that sends a frame on each of its streams right after the request is told to calm down.
+/// Checks that a client gets ENHANCE_YOUR_CALM if it sends a frame on each of its streams right after the request.
 fn ends_calmly_after(kind: u8, payload: u32) {
     let proxy = Proxy::start(&manifest(&echo(), "", ""));
     let mut client = Raw::connect(&proxy);

@@ -30,8 +30,7 @@ pub fn endpoint(serve: impl Fn(&mut Raw) + Send + Sync + Clone + 'static) -> Str
     format!("h2c://{address}")
 }
 
-/// Starts an endpoint that answers 200, after `refuse` has had its turn with the number of each request, from 0: it returns
-/// whether the request is left unanswered.
+/// Starts an endpoint that answers 200, unless `refuse` returns `true` for the number of the request, from 0.
 pub fn answering(refuse: impl Fn(usize, &Request, &mut Raw) -> bool + Send + Sync + Clone + 'static) -> String {
     let requests = Arc::new(AtomicUsize::new(0));
     endpoint(move |raw| {
@@ -45,7 +44,7 @@ pub fn answering(refuse: impl Fn(usize, &Request, &mut Raw) -> bool + Send + Syn
 }
 
 impl Raw {
-    /// Waits for the end of the next request, where one comes after the other; `None` at the end of the connection.
+    /// Waits for the end of the next request, if requests arrive in sequence; `None` at the end of the connection.
     pub fn next_request(&mut self) -> Option<Request> {
         let mut content = Vec::new();
         loop {
@@ -73,7 +72,7 @@ impl Raw {
         }
     }
 
-    /// Says that nothing after a stream has been read, nor will be.
+    /// Sends GOAWAY: no stream after a given one has been read, nor will be.
     pub fn go_away(&mut self, last: u32) {
         self.send(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat());
     }
@@ -83,7 +82,7 @@ impl Raw {
     }
 }
 
-/// A block of fields without compression, behind what stands before them.
+/// Returns a block of fields without compression, behind the bytes of `before`.
 pub fn head(before: &[u8], fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = before.to_vec();
     for (name, value) in fields {

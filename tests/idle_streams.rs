@@ -53,7 +53,7 @@ fn a_stream_of_grpc_may_rest_while_it_is_open_both_ways() {
     assert_eq!(python::run(CLIENT, &[&proxy.address]).trim(), "StatusCode.UNAVAILABLE");
 }
 
-/// An endpoint that answers each line of a request's content, after its head alone, until it is told to be silent.
+/// Starts an endpoint that sends its head alone, and then answers each line of a request body until it is silenced.
 fn lines(answers: mpsc::Receiver<()>) -> String {
     let answers = Arc::new(Mutex::new(answers));
     raw_origin(move |mut stream| {

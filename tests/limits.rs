@@ -155,7 +155,7 @@ fn a_client_that_takes_nothing_is_let_go() {
     assert!(got.len() < 64 << 20, "{} bytes", got.len());
 }
 
-/// Runs slowhttptest with many connections per client.
+/// The attacks of slowhttptest, each with many connections.
 const SLOW: [(&str, &[&str]); 3] = [
     ("slow heads", &["-H", "-i", "1", "-r", "200"]),
     ("slow content", &["-B", "-i", "1", "-r", "200", "-s", "8192"]),

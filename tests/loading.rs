@@ -1,5 +1,5 @@
-//! What is loaded can't hurt what serves: components, manifests and files that burn time, eat memory, crash a compiler,
-//! never end, or were bent at random, by `inspect`, by `check`, and put in the place of a good plugin under load.
+//! Loading can't harm the running proxy: components, manifests and files that burn time, exhaust memory, crash a
+//! compiler, never end, or are randomly changed. They are inspected, checked, and replace a good plugin under load.
 
 use std::fmt::Write as _;
 use std::io::{BufReader, Read, Write as _};
@@ -23,7 +23,7 @@ const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
 // === Components ===
 
-/// A section of a component.
+/// Returns a section of a component.
 fn section(kind: u8, content: &[u8]) -> Vec<u8> {
     let (mut section, mut length) = (vec![kind], content.len());
     while length > 0x7f {
@@ -35,12 +35,12 @@ fn section(kind: u8, content: &[u8]) -> Vec<u8> {
     section
 }
 
-/// A good component with one more core module, written as text.
+/// Returns a good component with one more core module, written as text.
 fn with_module(text: &str) -> Vec<u8> {
     [std::fs::read(MISBEHAVE).unwrap(), section(1, &wat::parse_str(text).unwrap())].concat()
 }
 
-/// Nested loops, each of which carries all locals along: compiling them takes more than a minute.
+/// Returns nested loops, each of which carries all locals along: compiling them takes more than a minute.
 fn burns_time() -> Vec<u8> {
     let depth = 500;
     let text = format!(
@@ -65,7 +65,7 @@ fn eats_memory() -> Vec<u8> {
     wat::parse_str(text).unwrap()
 }
 
-/// The guest with a schema.
+/// Returns the guest with a schema.
 fn with_schema(schema: &str) -> Vec<u8> {
     const MARKER: &[u8] = b"{}SCHEMA-GOES-HERE";
     let mut bytes = std::fs::read(LOADING).unwrap();
@@ -76,7 +76,7 @@ fn with_schema(schema: &str) -> Vec<u8> {
     bytes
 }
 
-/// A chain of references, so long that following it overflows a stack.
+/// Returns a chain of references, so long that following it overflows a stack.
 fn crashes() -> Vec<u8> {
     let links = 16_000;
     let chain: String = (0..links).map(|at| format!("\"{at}\":{{\"$ref\":\"#/$defs/{}\"}},", at + 1)).collect();
@@ -103,7 +103,7 @@ impl Random {
         (self.0 % most as u64) as usize
     }
 
-    /// A good file with some bytes changed, a piece cut out, or a piece twice.
+    /// Returns a good file with some bytes changed, a piece removed, or a piece repeated.
     fn bent(&mut self, good: &[u8]) -> Vec<u8> {
         let mut bytes = good.to_vec();
         let (at, length) = (self.below(bytes.len()), 1 + self.below(64));
@@ -126,7 +126,7 @@ impl Random {
 
 // === What the program says ===
 
-/// A manifest that names a plugin, with more keys.
+/// Returns a manifest that names a plugin, with more keys.
 fn naming(plugin: &str, more: &str) -> String {
     manifest("127.0.0.1:9", &format!("{{ use = \"./{plugin}\" }}"), more)
 }
@@ -311,7 +311,7 @@ fn bent_components_and_manifests_are_errors_or_good() {
 
 // === While it serves ===
 
-/// The children of a process.
+/// Returns the children of a process.
 fn children(process: u32) -> Vec<u32> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
@@ -328,7 +328,7 @@ impl Drop for Ended {
     }
 }
 
-/// A proxy in front of an origin, whose plugin lies in its folder, with an admin listener and an access log.
+/// Starts a proxy in front of an origin, with its plugin in its folder, an admin listener and an access log.
 fn serving() -> Proxy {
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(MISBEHAVE, folder.path().join("plugin.wasm")).unwrap();
@@ -339,7 +339,7 @@ fn serving() -> Proxy {
     proxy
 }
 
-/// Puts a file in the place of the proxy's plugin.
+/// Replaces the file of the proxy's plugin.
 fn swap_in(proxy: &Proxy, bytes: &[u8]) {
     let new = proxy.folder.path().join("new.wasm");
     std::fs::write(&new, bytes).unwrap();
@@ -443,7 +443,7 @@ fn bombs_put_in_the_place_of_a_plugin_leave_the_old_one_serving() {
     until("the children are gone", || children(proxy.id()).is_empty());
 }
 
-/// The program, started on a manifest whose plugin burns time; with the child that loads it.
+/// Starts the program on a manifest whose plugin burns time; returns it with the child that loads the plugin.
 fn starting(folder: &Path) -> (Ended, u32) {
     std::fs::write(folder.join("bomb.wasm"), burns_time()).unwrap();
     let path: PathBuf = folder.join("plugway.toml");

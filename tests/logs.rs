@@ -1,4 +1,4 @@
-//! Logs that can't be written, logs that are flooded, and panics: none of them stops what serves.
+//! Logs that can't be written, logs that are flooded, and panics: none of them stops the running proxy.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +13,7 @@ use crate::support::{Message, PATIENCE, Proxy, echo, manifest, ok, origin, outpu
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
-/// A manifest with an admin listener whose clients have little time for a head.
+/// Returns a manifest with an admin listener whose clients have little time for a head.
 fn hasty(origin: &str, plugins: &str, more: &str) -> String {
     let listener = "address = \"127.0.0.1:0\"\nlimits = { head-timeout = \"300ms\" }\n";
     let text = manifest(origin, plugins, &format!("{ADMIN}{more}"));
@@ -21,12 +21,12 @@ fn hasty(origin: &str, plugins: &str, more: &str) -> String {
     text.replacen("address = \"127.0.0.1:0\"\n", listener, 1)
 }
 
-/// An origin with one answer.
+/// Starts an origin with one answer.
 fn says(body: &'static str) -> String {
     origin(move |_| ok(body))
 }
 
-/// Requests, timeouts and reloads by signal and by order work.
+/// Checks that requests, timeouts and reloads by signal and by command work.
 fn serves(proxy: &Proxy, text: &str) {
     until("a good response", || proxy.get("/", "").status() == 200);
     times_out(proxy);
@@ -42,7 +42,7 @@ fn serves(proxy: &Proxy, text: &str) {
     times_out(proxy);
 }
 
-/// A client whose head doesn't arrive is disconnected.
+/// Checks that a client whose head doesn't arrive is disconnected.
 fn times_out(proxy: &Proxy) {
     let mut slow = proxy.connect();
     slow.write_all(b"GET / HTTP/1.1\r\nHo").unwrap();
@@ -51,7 +51,7 @@ fn times_out(proxy: &Proxy) {
     assert!(answer.starts_with("HTTP/1.1 408 ") && began.elapsed() < PATIENCE, "{answer}");
 }
 
-/// The proxy ends in time and without a failure.
+/// Checks that the proxy ends in time and without a failure.
 fn ends(proxy: &mut Proxy) {
     proxy.signal("TERM");
     assert_eq!(proxy.wait_exit(), Some(0));
@@ -163,7 +163,7 @@ fn no_line_of_the_log_can_be_forged() {
 
 // === Plugins ===
 
-/// All lines of the log from now on, until no more come for a second; with the seconds that took.
+/// Returns all lines of the log from now on, until none arrives for a second, with the seconds that took.
 fn read_lines(stderr: BufReader<std::process::ChildStderr>, mut proxy: Proxy) -> Vec<String> {
     let reading = std::thread::spawn(move || stderr.lines().map_while(Result::ok).collect::<Vec<_>>());
     ends(&mut proxy);
@@ -330,7 +330,7 @@ fn an_access_log_on_a_full_disk_is_reported_once() {
 
 // === Panics ===
 
-/// A proxy of which a task panics once, in a turn.
+/// Starts a proxy in which a task panics once, in a turn.
 fn panicking(task: &str, text: &str) -> Proxy {
     let mut command = plugway();
     command.env("PLUGWAY_TEST_PANIC", task);
@@ -344,7 +344,7 @@ fn panicked(proxy: &Proxy, task: &str) -> bool {
     proxy.metric(&format!("plugway_panics_total{{task=\"{task}\"}}")) >= 1.0
 }
 
-/// Waits for the panic, which requests may have to bring about; then all works.
+/// Waits for the panic, which requests may have to trigger; then checks that all works.
 fn survives(task: &str, turn: u32, text: &str) {
     let mut proxy = panicking(&format!("{task}:{turn}"), text);
     until(&format!("a panic in {task}"), || {
@@ -502,7 +502,7 @@ fn a_worker_that_ends_ends_the_process_in_order() {
     assert!(whole > 0, "those of the other worker end well");
 }
 
-/// Writes to a pipe until it takes no more.
+/// Writes to a pipe until it accepts no more.
 fn fill(mut pipe: &std::io::PipeWriter) {
     rustix::fs::fcntl_setfl(pipe, rustix::fs::OFlags::NONBLOCK).unwrap();
     while pipe.write(&[b'x'; 1024]).is_ok() {}

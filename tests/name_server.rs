@@ -72,7 +72,7 @@ impl NameServer {
         self.replace(name, &[RecordType::CNAME], vec![RData::CNAME(CNAME(absolute(target)))], ttl);
     }
 
-    /// From now on.
+    /// Sets the way in which the server answers from now on.
     pub fn fail(&self, how: Failing) {
         self.zone.lock().unwrap().failing = how;
     }
@@ -94,7 +94,7 @@ impl NameServer {
     }
 }
 
-/// Both on one port, which may be taken for TCP when the system chooses it for UDP.
+/// Returns both sockets on one port, which may be in use for TCP when the system chooses it for UDP.
 fn sockets() -> (UdpSocket, TcpListener) {
     let pair = || {
         let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -125,7 +125,7 @@ fn answer_datagrams(socket: &UdpSocket, zone: &Mutex<Zone>) {
     }
 }
 
-/// Each message comes after its length (RFC 1035 §4.2.2).
+/// Answers over TCP, where each message follows its length (RFC 1035 §4.2.2).
 fn answer_stream(mut stream: TcpStream, zone: &Mutex<Zone>) {
     let mut length = [0; 2];
     while stream.read_exact(&mut length).is_ok() {

@@ -9,7 +9,7 @@ use crate::support::{Message, Proxy, manifest, ok, origin, raw_origin, read_mess
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
-/// A proxy whose route has the plugin `hooks`, in front of an origin.
+/// Starts a proxy whose route has the plugin `hooks`, in front of an origin.
 fn with_hooks(origin: &str, on_error: &str, config: &str) -> Proxy {
     let more = format!("{ADMIN}[plugin.hooks]\nuse = {HOOKS:?}\non-error = {on_error}\n{config}\n");
     Proxy::start(&manifest(origin, "\"hooks\"", &more).replace("[[route]]", "[[route]]\nname = \"front\""))
@@ -25,7 +25,7 @@ fn is_told(proxy: &Proxy, plugin: &str, hook: &str, reason: &str, failures: f64)
     assert!(!proxy.has_logged("failed"), "one line for one failure");
 }
 
-/// An origin that sends content back with `(sent)`, in chunks with a trailer.
+/// Starts an origin that echoes a body with `(sent)`, in chunks with a trailer.
 fn mirror() -> String {
     origin(|request| {
         let body = request.text().to_lowercase();
@@ -37,7 +37,7 @@ fn mirror() -> String {
     })
 }
 
-/// Posts content in chunks, with a trailer.
+/// Posts a body in chunks, with a trailer.
 fn post(proxy: &Proxy, content: &str) -> String {
     let mut stream = proxy.connect();
     let length = content.len();
@@ -125,7 +125,7 @@ fn trailers_of_a_response_that_may_not_be_are_refused() {
     is_told(&proxy, "hooks", "response-body", "`set-cookie` can't stand in trailers", 1.0);
 }
 
-/// A proxy whose upstream has the plugin `picks` as its balancer.
+/// Starts a proxy whose upstream has the plugin `picks` as its balancer.
 fn with_balancer(on_error: &str) -> Proxy {
     let endpoints = ["a", "b"].map(|name| format!("{:?}", origin(move |_| ok(name)))).join(", ");
     let plugin = format!("[plugin.picks]\nuse = {GREEDY:?}\non-error = {on_error}\nconfig.declare = \"\"\n");

@@ -15,7 +15,7 @@ fn with_admin(text: &str) -> Proxy {
     Proxy::start_after(text, "admin at http://")
 }
 
-/// The lines of a file, once there are so many.
+/// Returns the lines of a file, once there are `count`.
 fn lines(path: &Path, count: usize) -> Vec<String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -28,7 +28,7 @@ fn lines(path: &Path, count: usize) -> Vec<String> {
     }
 }
 
-/// The line of the exchange with a target, of a log in JSON.
+/// Returns the line of the exchange with a target, from a log in JSON.
 fn logged(lines: &[String], target: &str) -> serde_json::Value {
     let mut all = lines.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     all.find(|line| line["target"] == target).unwrap_or_else(|| panic!("no {target} in {lines:?}"))

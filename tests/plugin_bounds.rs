@@ -9,12 +9,12 @@ use plugway_test_guests::{GREEDY, POLICY};
 
 use crate::support::{Message, PATIENCE, Proxy, echo, manifest, ok, origin, plugway, raw_origin, read_message, until};
 
-/// A manifest with the greedy plugin in its chain. What it takes of a worker's time is not the subject.
+/// Returns a manifest with the greedy plugin in its chain. The plugin's use of a worker's time is not the subject.
 fn greedy(origin: &str, table: &str) -> String {
     manifest(origin, r#""greedy""#, &format!("[plugin.greedy]\nuse = {GREEDY:?}\nlimits.share = 100\n{table}\n"))
 }
 
-/// The errors of a manifest.
+/// Returns the errors of a manifest.
 fn check(folder: &Path, manifest: &str) -> String {
     std::fs::write(folder.join("plugway.toml"), manifest).unwrap();
     let output = plugway().args(["check", "plugway.toml"]).current_dir(folder).output().unwrap();
@@ -196,7 +196,7 @@ fn a_balancer_declares_and_asks_for_so_much() {
     assert!(code == Some(1) && error.contains("259 plans for responses"), "{error}");
 }
 
-/// The lines of the metrics that a name is in.
+/// Returns the lines of the metrics that contain a name.
 fn metrics(proxy: &Proxy, name: &str) -> Vec<String> {
     let text = proxy.ask_admin("GET /metrics").text();
     text.lines().filter(|line| line.contains(name)).map(String::from).collect()

@@ -7,7 +7,7 @@ use plugway_test_guests::{API_KEY, MISBEHAVE, RETITLE, SPLIT};
 
 use crate::support::{Proxy, echo, manifest, ok, origin, run};
 
-/// The manifest of an example, word for word but for addresses and the place where the plugin was built.
+/// Returns the manifest of an example, unchanged except for addresses and the path of the built plugin.
 fn example(name: &str, component: &str, app: &str) -> String {
     let path = format!("{}/../examples/{name}/plugway.toml", env!("CARGO_MANIFEST_DIR"));
     let built = format!("../../target/wasm32-wasip2/release/example_{}.wasm", name.replace('-', "_"));

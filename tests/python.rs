@@ -10,7 +10,7 @@ pub struct Python {
     pub first_line: String,
 }
 
-/// The interpreter that `tests/run` sets up.
+/// Returns the interpreter that `tests/run` sets up.
 fn interpreter() -> Command {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-venv/bin/python");
     assert!(std::path::Path::new(path).exists(), "run the tests by tests/run, which sets up Python");
@@ -27,7 +27,7 @@ impl Python {
         Python { child, first_line: first_line.trim().into() }
     }
 
-    /// Tells the program something.
+    /// Writes a text to the program's standard input.
     pub fn write(&mut self, text: &str) {
         self.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
@@ -40,7 +40,7 @@ impl Drop for Python {
     }
 }
 
-/// Runs a program to its end; gives what it printed, and fails where it fails.
+/// Runs a program to its end; returns its output, and fails if the program fails.
 pub fn run(program: &str, args: &[&str]) -> String {
     let output = interpreter().args(["-c", program]).args(args).output().unwrap();
     let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();

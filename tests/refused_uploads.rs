@@ -9,12 +9,12 @@ use crate::support::{PATIENCE, Proxy, echo, manifest, output, raw_origin, read_m
 
 /// `POST http://a/`, by the static table of HPACK and one literal.
 const POST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'a'];
-/// The longest frame that is allowed unasked.
+/// The maximum length of a frame without negotiation.
 const PIECE: [u8; 16 << 10] = [b'x'; 16 << 10];
-/// The bytes that are read of refused content at most, and the window of a stream.
+/// The maximum number of bytes of a rejected body that are read, and the window of a stream.
 const MOST: usize = (16 << 20) + (256 << 10);
 
-/// A proxy that has a route for `/ok` alone.
+/// Starts a proxy that has a route for `/ok` alone.
 fn refusing(more: &str) -> Proxy {
     Proxy::start(&manifest(&echo(), "", "").replace("[[route]]", &format!("[[route]]\n{more}")))
 }

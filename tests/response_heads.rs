@@ -1,4 +1,4 @@
-//! Heads of requests and responses where an endpoint is concerned: their size, their length, their words.
+//! Heads of requests and responses at an endpoint: their size, their length, their words.
 
 use std::io::{BufReader, Read, Write};
 use std::process::Command;
@@ -8,7 +8,7 @@ use crate::support::{Message, Proxy, echo, manifest, origin, output, read_messag
 
 const TOO_LARGE: Option<&str> = Some("plugway; error=http_response_header_section_size");
 
-/// An origin whose response has the fields and the bytes that the path of the request says.
+/// Starts an origin whose response has the fields and the bytes that the path of the request names.
 fn heads() -> String {
     origin(|request| {
         let (fields, bytes) = wanted(&request.start);
@@ -147,7 +147,7 @@ fn a_request_without_content_says_so_where_its_method_gives_content_a_meaning() 
     }
 }
 
-/// An origin that sends a head as it is, and closes.
+/// Starts an origin that sends a head unchanged, and closes.
 fn said(head: &'static str) -> String {
     crate::support::raw_origin(move |mut stream| {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
@@ -157,7 +157,7 @@ fn said(head: &'static str) -> String {
     })
 }
 
-/// The response to a request, without content if the method is HEAD.
+/// Returns the response to a request, without a body if the method is HEAD.
 fn head(proxy: &Proxy, method: &str) -> Message {
     let mut stream = proxy.connect();
     write!(stream, "{method} / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();

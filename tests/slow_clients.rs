@@ -1,5 +1,5 @@
-//! Clients that take their responses slowly or not at all: what they cost, and when they are cut off. How much others notice
-//! of them is measured by `tests/drills/slow_readers.py`.
+//! Clients that read their responses slowly or not at all: their cost, and the time when they are cut off.
+//! `tests/drills/slow_readers.py` measures the effect on other clients.
 
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::support::{PATIENCE, Proxy, limited, manifest, raw_origin, read_message, until};
 
-/// An origin that answers `/N` with N bytes, and counts what was taken of all its responses.
+/// An origin that answers `/N` with N bytes, and counts the bytes of all its responses that were accepted.
 struct Source {
     address: String,
     taken: Arc<AtomicU64>,
@@ -41,7 +41,7 @@ impl Source {
         Source { address, taken }
     }
 
-    /// Waits until nothing is taken any more.
+    /// Waits until no more bytes are accepted.
     fn until_still(&self) {
         let (mut last, mut since) = (0, Instant::now());
         until("all stands still", || {
@@ -56,7 +56,7 @@ impl Source {
 
 static PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
 
-/// A connection whose system takes only a few KiB by itself.
+/// Opens a connection whose system buffers only a few KiB.
 fn narrow(proxy: &Proxy) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     // Before it connects: the window that it begins with is as small.
@@ -71,7 +71,7 @@ fn ask(stream: &mut TcpStream, length: usize) {
     write!(stream, "GET /{length} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
 }
 
-/// Reads so many bytes at a time with a pause between, until the proxy closes or all was read; gives what came.
+/// Reads so many bytes at a time with a pause between, until the proxy closes or all was read; returns the bytes.
 fn sip(stream: &mut TcpStream, bytes: usize, pause: Duration, most: usize) -> usize {
     let (mut got, mut room) = (0, vec![0; bytes]);
     let begin = Instant::now();
@@ -175,14 +175,14 @@ fn update(stream: u32, bytes: u32) -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
 }
 
-/// A request for so many bytes.
+/// Returns a request for `length` bytes.
 fn get(stream: u32, length: usize) -> Vec<u8> {
     let path = format!("/{length}");
     let block = [&[0x82, 0x86, 0x41, 1, b'a', 0x04, path.len() as u8][..], path.as_bytes()].concat();
     frame(HEADERS, 5, stream, &block)
 }
 
-/// A connection with HTTP/2 whose streams begin with such a window.
+/// Opens an HTTP/2 connection whose streams begin with a given window.
 fn http2(proxy: &Proxy, window: u32) -> TcpStream {
     let mut stream = narrow(proxy);
     let settings = [&[0, 4][..], &window.to_be_bytes()].concat();
@@ -195,7 +195,7 @@ fn streams(count: u32) -> impl Iterator<Item = u32> {
     (1..2 * count).step_by(2)
 }
 
-/// The next frame: its kind, its stream, its payload.
+/// Returns the next frame: its kind, its stream, its payload.
 fn read_frame(stream: &mut TcpStream) -> Option<(u8, u32, Vec<u8>)> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).ok()?;
@@ -301,7 +301,7 @@ struct Windows {
 }
 
 impl Windows {
-    /// Sends content on all streams, as far as the windows go.
+    /// Sends bodies on all streams, as far as the windows allow.
     fn fill(&mut self, client: &mut TcpStream) {
         for (place, window) in self.streams.iter_mut().enumerate() {
             while *window > 0 && self.connection > 0 {

@@ -1,4 +1,4 @@
-//! The start of the process: signals that come before it serves, and addresses that it can't have.
+//! The start of the process: signals that arrive before it serves, and addresses that it can't bind.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::support::{PATIENCE, Proxy, echo, manifest, outcome, plugway};
 
-/// A line of `/proc/PID/status`, by its name; empty once the process has ended.
+/// Returns a line of `/proc/PID/status`, by its name; empty once the process has ended.
 fn status(child: &Child, name: &str) -> String {
     let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_string()
@@ -47,7 +47,7 @@ fn signals_are_handled_before_anything_else_begins() {
     }
 }
 
-/// The error of a start with one listener at an address.
+/// Returns the error of a start with one listener at an address.
 fn refused(folder: &Path, address: &str) -> String {
     let path = folder.join("plugway.toml");
     std::fs::write(&path, manifest(&echo(), "", "").replace("127.0.0.1:0", address)).unwrap();

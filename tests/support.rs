@@ -8,7 +8,7 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// How long a condition may take before the test fails.
+/// The maximum time until a condition holds, after which the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The proxy, running a manifest in a folder of its own.
@@ -19,7 +19,7 @@ pub struct Proxy {
     /// The text behind the log line that `start_after` waited for.
     pub noted: String,
     log: mpsc::Receiver<String>,
-    /// The folder of its admin socket, unless the test named one.
+    /// The folder of the proxy's admin socket, unless the test named one.
     sockets: tempfile::TempDir,
 }
 
@@ -104,7 +104,7 @@ impl Proxy {
         (proxy, stderr)
     }
 
-    /// Waits for one more listener to be told of; gives its address. They come in the order of their addresses.
+    /// Waits for the log line of one more listener; returns its address. The lines are in the order of the addresses.
     pub fn next_listener(&self) -> String {
         self.wait_log("listening at http").rsplit("://").next().unwrap().trim().into()
     }
@@ -143,7 +143,7 @@ impl Proxy {
         }
     }
 
-    /// Replaces the manifest and tells the proxy to reload.
+    /// Replaces the manifest and makes the proxy reload.
     pub fn reload(&self, manifest: &str) {
         write_manifest(self.folder.path(), manifest);
         self.signal("HUP");
@@ -159,7 +159,7 @@ impl Proxy {
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
-    /// The exit code, once the process has ended.
+    /// Returns the exit code, once the process has ended.
     pub fn wait_exit(&mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -171,45 +171,45 @@ impl Proxy {
         }
     }
 
-    /// Takes the pipe that is its standard output.
+    /// Returns the pipe that is the process's standard output.
     pub fn take_stdout(&mut self) -> ChildStdout {
         self.child.stdout.take().expect("a command with a piped standard output")
     }
 
-    /// The value of a line of `/metrics`, given with its labels.
+    /// Returns the value of a line of `/metrics`, given with its labels.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.ask_admin("GET /metrics").text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
     }
 
-    /// A file of the process below `/proc`.
+    /// Returns a file of the process below `/proc`.
     pub fn proc(&self, file: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
     }
 
-    /// Resident memory in KiB.
+    /// Returns the resident memory of the process, in KiB.
     pub fn memory_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// One request on a connection of its own, given as a head without its end.
+    /// Sends one request on a connection of its own, given as a head without its end.
     pub fn exchange(&self, head: &str) -> Message {
         let mut stream = self.connect();
         stream.write_all(format!("{head}\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
         read_message(&mut BufReader::new(stream)).unwrap()
     }
 
-    /// One request by the admin socket, which needs no token.
+    /// Sends one request over the admin socket, which needs no token.
     pub fn ask_admin(&self, request: &str) -> Message {
         let mut stream = UnixStream::connect(self.admin_socket()).unwrap();
         write!(stream, "{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         read_message(&mut BufReader::new(stream)).unwrap()
     }
 
-    /// The path of the admin socket, once it is there.
+    /// Returns the path of the admin socket, once it exists.
     pub fn admin_socket(&self) -> PathBuf {
         let socket = || {
             let entries = std::fs::read_dir(self.sockets.path()).unwrap().map(|entry| entry.unwrap().path());
@@ -220,14 +220,14 @@ impl Proxy {
         socket().unwrap()
     }
 
-    /// A command of the program that finds this proxy's admin socket.
+    /// Returns a command of the program that finds this proxy's admin socket.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = plugway();
         command.args(args).env(RUNTIME, self.sockets.path());
         command
     }
 
-    /// The file descriptors that the process has open.
+    /// Returns the number of open file descriptors of the process.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
@@ -251,7 +251,7 @@ impl Drop for Proxy {
 }
 
 impl Message {
-    /// The number that is the path of a request.
+    /// Returns the number that is the path of a request.
     pub fn number(&self) -> usize {
         self.start.split(['/', ' ']).nth(2).unwrap().parse().unwrap()
     }
@@ -270,14 +270,14 @@ impl Message {
     }
 }
 
-/// The program under test.
+/// Returns the program under test.
 pub fn plugway() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plugway"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).env("XDG_CACHE_HOME", cache()).env(RUNTIME, runtime());
     command
 }
 
-/// The program, for which no file can be longer than so many KiB.
+/// Returns the program, with a maximum length of its files in KiB.
 pub fn plugway_with_short_files(kib: usize) -> Command {
     let mut command = Command::new("sh");
     // Ignored signals stay ignored: a write fails in place of ending the process.
@@ -287,7 +287,7 @@ pub fn plugway_with_short_files(kib: usize) -> Command {
     command
 }
 
-/// The program, after a command of the shell that sets a limit, such as `ulimit -n 128`.
+/// Returns the program, after a command of the shell that sets a limit, such as `ulimit -n 128`.
 pub fn plugway_after(limit: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{limit}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_plugway")]);
@@ -298,12 +298,12 @@ pub fn plugway_after(limit: &str) -> Command {
 /// The variable by which a service manager names the folder of sockets.
 pub const RUNTIME: &str = "RUNTIME_DIRECTORY";
 
-/// The folder of the admin sockets of proxies that no test asks.
+/// Returns the folder of the admin sockets of proxies that no test queries.
 fn runtime() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-runtime")
 }
 
-/// The folder of the tests' compiled plugins, separate from the user's.
+/// Returns the folder of the tests' compiled plugins, separate from the user's.
 fn cache() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-cache")
 }
@@ -314,12 +314,12 @@ pub fn output(command: &mut Command) -> String {
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
-/// The program, ended, with its exit code and standard error.
+/// Runs the program to its end; returns its exit code and standard error.
 pub fn run(args: &[&str]) -> (Option<i32>, String) {
     outcome(plugway().args(args))
 }
 
-/// The exit code and standard error of a command that has ended.
+/// Runs a command to its end; returns its exit code and standard error.
 pub fn outcome(command: &mut Command) -> (Option<i32>, String) {
     let output = command.stderr(Stdio::piped()).output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -334,7 +334,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// An origin that answers each request with what `answer` makes of it; gives its address.
+/// Starts an origin that answers each request with the result of `answer`; returns its address.
 pub fn origin(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + Clone + 'static) -> String {
     raw_origin(move |mut stream| {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
@@ -346,7 +346,7 @@ pub fn origin(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + Clone + 'stat
     })
 }
 
-/// An origin that gives each connection to `serve`; its address.
+/// Starts an origin that passes each connection to `serve`; returns its address.
 pub fn raw_origin(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -359,12 +359,12 @@ pub fn raw_origin(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> 
     address
 }
 
-/// An origin that answers `/N` with N bytes.
+/// Starts an origin that answers `/N` with N bytes.
 pub fn sized() -> String {
     origin(|request| ok(&"x".repeat(request.number())))
 }
 
-/// An origin that answers with the head that it got.
+/// Starts an origin that answers with the head that it received.
 pub fn echo() -> String {
     origin(|request| {
         let fields: String = request.fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
@@ -376,7 +376,7 @@ pub fn ok(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nX-Origin: yes\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-/// A manifest with one listener, one upstream and one route, and more.
+/// Returns a manifest with one listener, one upstream and one route, and more.
 pub fn manifest(origin: &str, plugins: &str, more: &str) -> String {
     format!(
         "workers = 2\n[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.app]\nendpoints = [{origin:?}]\n\
@@ -384,15 +384,15 @@ pub fn manifest(origin: &str, plugins: &str, more: &str) -> String {
     )
 }
 
-/// A proxy in front of an origin, with limits of its listener and more keys of its route.
+/// Starts a proxy in front of an origin, with limits of its listener and more keys of its route.
 pub fn limited(origin: &str, limits: &str, route: &str) -> Proxy {
     let listener = format!("address = \"127.0.0.1:0\"\nlimits = {{ {limits} }}\n");
     let text = manifest(origin, "", "").replace("address = \"127.0.0.1:0\"\n", &listener);
     Proxy::start(&text.replace("[[route]]", &format!("[[route]]\n{route}")))
 }
 
-/// Closes a client's connection so that the proxy notices: by a reset. The end of what a client sends alone is no sign
-/// that it is gone (RFC 9112 §9.6).
+/// Closes a client connection by a reset, so that the proxy notices. A closed sending side alone does not mean that the
+/// client is gone (RFC 9112 §9.6).
 pub fn vanish(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }

@@ -47,7 +47,7 @@ fn replace(path: &Path, text: &str) {
     std::fs::rename(path.with_extension("new"), path).unwrap();
 }
 
-/// The manifest of one listener with TLS in front of an origin.
+/// Returns the manifest of one listener with TLS in front of an origin.
 pub fn secure(origin: &str, tls: &str, more: &str) -> String {
     let plugins = "{ use = \"headers\", config.request.set = { X-Tls = \"{scheme} {tls.version} {tls.server-name} \
                    {tls.client.subject} {tls.client.names} {protocol}\", X-Print = \"{tls.client.fingerprint}\" } }";
@@ -57,7 +57,7 @@ pub fn secure(origin: &str, tls: &str, more: &str) -> String {
 
 pub const SITE: &str = "certificates = [{ chain = \"site.pem\", key = \"site.key\" }]";
 
-/// Asks for `https://NAME:PORT/` with curl, and gives what it prints with the version of HTTP.
+/// Requests `https://NAME:PORT/` with curl, and returns its output with the HTTP version.
 fn curl(proxy: &Proxy, folder: &Path, name: &str, args: &[&str]) -> String {
     let port = proxy.address.rsplit(':').next().unwrap();
     let mut curl = Command::new("curl");
@@ -70,7 +70,7 @@ fn s_client(proxy: &Proxy, args: &[&str]) -> String {
     output(Command::new("openssl").args(["s_client", "-connect", &proxy.address]).args(args))
 }
 
-/// A proxy with TLS in front of an echo, in a folder with an authority.
+/// Starts a proxy with TLS in front of an echo, in a folder with an authority.
 fn start(folder: &Path, tls: &str) -> Proxy {
     Proxy::start_in(folder, &secure(&echo(), tls, ""))
 }
@@ -313,7 +313,7 @@ fn a_listener_can_send_everybody_to_https() {
 
 // === To endpoints ===
 
-/// A manifest whose upstream is an `https://` endpoint.
+/// Returns a manifest whose upstream is an `https://` endpoint.
 fn to_secure(endpoint: &str, tls: &str) -> String {
     manifest(&format!("https://{endpoint}"), "", &format!("[upstream.app.tls]\n{tls}\n"))
 }

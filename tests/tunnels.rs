@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::python::{self, Python};
 use crate::support::{Proxy, echo, limited, manifest, raw_origin};
 
-/// An origin that switches to a protocol which sends back what it gets; tells the head it got, as its first bytes.
+/// Starts an origin that switches to an echo protocol, and sends the head that it received as its first bytes.
 fn switching() -> String {
     raw_origin(switch)
 }
@@ -42,7 +42,7 @@ fn head(reader: &mut impl BufRead) -> String {
 const ASK: &str =
     "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: echo\r\nX-Mine: 1\r\n\r\n";
 
-/// Asks for the switch; gives the two heads, and what carries the protocol.
+/// Requests the switch; returns the two heads, and the connection with the protocol.
 fn open(proxy: &Proxy) -> (String, String, BufReader<TcpStream>) {
     let mut stream = proxy.connect();
     stream.write_all(ASK.as_bytes()).unwrap();
@@ -124,7 +124,7 @@ fn what_is_no_upgrade_stays_http() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "an origin may decline: {answer}");
 }
 
-/// A server of WebSocket that says back what it is told.
+/// The program of a WebSocket server that echoes messages.
 const SERVER: &str = r#"
 import asyncio, websockets
 async def main():
@@ -158,7 +158,7 @@ fn websocket_works_between_a_real_client_and_a_real_server() {
     assert_eq!(said.trim(), "closed 1000");
 }
 
-/// Asks for a protocol by extended CONNECT (RFC 8441), and talks to whatever comes of it.
+/// Requests a protocol by extended CONNECT (RFC 8441), and uses the resulting tunnel.
 async fn by_connect(
     address: String,
     protocol: &'static str,
@@ -201,7 +201,7 @@ fn a_tunnel_over_http2_ends_in_an_upgrade() {
     assert_eq!((response.status().as_u16(), said), (502, None), "success would mean that there is a tunnel");
 }
 
-/// An origin that switches to WebSocket, with further fields that are made of the key it got.
+/// Starts an origin that switches to WebSocket, with further fields that are derived from the received key.
 fn accepting(fields: impl Fn(&str) -> String + Send + Sync + Clone + 'static) -> String {
     raw_origin(move |mut stream| {
         let mut reader = BufReader::new(stream.try_clone().unwrap());

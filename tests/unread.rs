@@ -1,4 +1,4 @@
-//! Requests that an endpoint has not read, as it says itself: repeated whatever their method, and no failure of anyone.
+//! Requests that an endpoint reports as unread: they are retried whatever their method, and count as no failure.
 
 use std::io::{BufReader, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +26,7 @@ fn send(proxy: &Proxy, method: &str, content: &str) -> Message {
     read_message(&mut BufReader::new(stream)).unwrap()
 }
 
-/// A sum over the endpoints.
+/// Returns a sum over the endpoints.
 fn sum(proxy: &Proxy, name: &str) -> f64 {
     let text = proxy.ask_admin("GET /metrics").text();
     let lines = text.lines().filter(|line| line.starts_with(name));

@@ -10,7 +10,7 @@ use crate::support::{PATIENCE, Proxy, ok, origin, raw_origin, read_message, unti
 
 const GET: &str = "GET / HTTP/1.1";
 
-/// A manifest for backends, with more in its upstream, and an admin listener.
+/// Returns a manifest for backends, with more in its upstream, and an admin listener.
 fn manifest(backends: &[&Backend], more: &str) -> String {
     let endpoints: Vec<&str> = backends.iter().map(|backend| &*backend.address).collect();
     with_endpoints(&format!("{endpoints:?}"), more)
@@ -36,7 +36,7 @@ fn upstream(proxy: &Proxy) -> serde_json::Value {
     status["upstreams"][0].clone()
 }
 
-/// The state of each endpoint, in order.
+/// Returns the state of each endpoint, in order.
 fn states(proxy: &Proxy) -> Vec<String> {
     let upstream = upstream(proxy);
     let endpoints = upstream["endpoints"].as_array().unwrap().iter();

@@ -165,7 +165,7 @@ impl Wanted {
         self
     }
 
-    /// A digest of the contents of all files.
+    /// Returns a digest of the contents of all files.
     fn digest(&self, files: &[(Arc<Source>, Manifest)]) -> blake3::Hash {
         let mut digest = blake3::Hasher::new();
         files.iter().for_each(|(source, _)| {
