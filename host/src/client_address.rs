@@ -161,9 +161,9 @@ impl Source {
     }
 }
 
-/// Whether a field describes a request's way, given its name in lower case or an alias of that. Proxies and CDNs use
-/// such fields to name the client, and to say how it reached them, which TLS and certificates it used (RFC 9440), or
-/// what it requested.
+/// Whether a field describes a request's way, given its name in lower case or an alias of that. Proxies and CDNs name
+/// the client in such fields, or say how it reached them. Others have its TLS and certificates (RFC 9440), or its
+/// original request.
 pub fn tells_way(name: &str) -> bool {
     if is_plain(name) {
         return tells(name);

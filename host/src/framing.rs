@@ -384,7 +384,8 @@ fn target_of(line: &[u8]) -> &[u8] {
     line.split(|byte| *byte == b' ').nth(1).unwrap_or_default()
 }
 
-/// Whether a line has no control bytes but tabs. All bytes are tested, whatever is found, so that many are tested at a time.
+/// Whether a line has no control bytes but tabs. All bytes are tested, whatever is found, so that many are tested at
+/// once.
 fn is_text(line: &[u8]) -> bool {
     line.iter().fold(true, |fit, byte| fit & ((*byte >= b' ') & (*byte != 0x7f) | (*byte == b'\t')))
 }

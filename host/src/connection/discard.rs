@@ -1,5 +1,5 @@
-//! Discards the rest of a request body over HTTP/2 that the response did not wait for, within bounds. Frames that were
-//! already sent are then no error of the client, and the reset that stops the upload (RFC 9113 §8.1) follows after the
+//! Discards the rest of a request body over HTTP/2 that the response did not wait for, within bounds. Frames that are
+//! already under way are then no error of the client. The reset that stops the upload (RFC 9113 §8.1) follows after the
 //! client has read its response.
 
 use std::pin::Pin;
