@@ -360,7 +360,7 @@ impl Streams {
         is_idle || self.aborted.are_many() || self.served.get() >= limits.requests || self.idle.clock().is_stopping()
     }
 
-    /// Whether the connection has to close: the client accepts no data of its streams, resets too many of them, or
+    /// Whether the connection has to close: the client accepts no data, resets too many streams, begins too many, or
     /// stays too long after GOAWAY.
     fn is_given_up(&self) -> bool {
         let limits = &self.client.arrival.listener.limits;
