@@ -223,7 +223,7 @@ fn a_renewed_certificate_is_taken_and_a_bad_one_refused() {
     refused("no certificate");
     authority.issue(folder.path(), "other", &["site.example"]);
     std::fs::copy(folder.path().join("other.pem"), folder.path().join("site.pem")).unwrap();
-    refused("doesn't belong");
+    refused("private key of another certificate");
 }
 
 #[test]

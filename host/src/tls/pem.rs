@@ -50,7 +50,7 @@ pub(super) fn authorities(path: &Path) -> Result<(RootCertStore, Vec<Certificate
     for (at, certificate) in certificates.iter().enumerate() {
         let added = roots.add(certificate.clone());
         added.map_err(|error| {
-            format!("certificate {} of `{}` can't be an authority: {error}; take it out", at + 1, path.display())
+            format!("invalid authority: certificate {} of `{}`: {error}; remove it", at + 1, path.display())
         })?;
     }
     Ok((roots, certificates))
@@ -77,11 +77,13 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     }
     let shown = path.display();
     Err(if bytes.starts_with(DER_SEQUENCE) {
-        format!("`{shown}` has no certificate in PEM; from DER it is made by `openssl x509 -inform der -in {shown}`")
+        format!("no certificate in PEM: `{shown}` is in DER; convert it by `openssl x509 -inform der -in {shown}`")
     } else if contains(&bytes, b"PRIVATE KEY-----") {
-        format!("`{shown}` has no certificate in it but a private key; were the two files swapped?")
+        format!("no certificate: `{shown}` holds a private key; `chain` and `key` may be swapped")
     } else {
-        format!("`{shown}` has no certificate in it; one begins with `-----BEGIN CERTIFICATE-----`")
+        format!(
+            "no certificate: found none in `{shown}`; expected PEM, which begins with `-----BEGIN CERTIFICATE-----`"
+        )
     })
 }
 
@@ -92,18 +94,18 @@ fn private_key(path: &Path, provider: &CryptoProvider) -> Result<Arc<dyn Signing
     let shown = path.display();
     if ENCRYPTED.iter().any(|sign| contains(&bytes, sign)) {
         return Err(format!(
-            "the key in `{shown}` is encrypted, and nobody is asked for its password; decrypt it with openssl: \
-             `openssl pkey -in {shown} -out plain.key`"
+            "encrypted private key: `{shown}`; decrypt it by `openssl pkey -in {shown} -out plain.key`, and name that file"
         ));
     }
     let mut keys: Vec<PrivateKeyDer> = sections(path, &bytes)?;
     match (keys.pop(), keys.len()) {
-        (Some(key), 0) => provider.key_provider.load_private_key(key).map_err(|_| {
-            format!(
-                "the key in `{shown}` is of no kind that is served, which are {KEYS}; make another, or copy it anew"
-            )
-        }),
-        (Some(_), more) => Err(format!("`{shown}` has {} private keys in it; keep the certificate's only", more + 1)),
+        (Some(key), 0) => provider
+            .key_provider
+            .load_private_key(key)
+            .map_err(|_| format!("unsupported private key: `{shown}`; expected {KEYS}")),
+        (Some(_), more) => {
+            Err(format!("several private keys: `{shown}` has {}; keep that of the certificate", more + 1))
+        }
         (None, _) => Err(no_key(path, &bytes)),
     }
 }
@@ -111,11 +113,13 @@ fn private_key(path: &Path, provider: &CryptoProvider) -> Result<Arc<dyn Signing
 fn no_key(path: &Path, bytes: &[u8]) -> String {
     let shown = path.display();
     if bytes.starts_with(DER_SEQUENCE) {
-        format!("`{shown}` has no private key in PEM; from DER it is made by `openssl pkey -inform der -in {shown}`")
+        format!("no private key in PEM: `{shown}` is in DER; convert it by `openssl pkey -inform der -in {shown}`")
     } else if contains(bytes, b"-----BEGIN CERTIFICATE-----") {
-        format!("`{shown}` has no private key in it but a certificate; were the two files swapped?")
+        format!("no private key: `{shown}` holds a certificate; `chain` and `key` may be swapped")
     } else {
-        format!("`{shown}` has no private key in it; one begins with `-----BEGIN PRIVATE KEY-----`")
+        format!(
+            "no private key: found none in `{shown}`; expected PEM, which begins with `-----BEGIN PRIVATE KEY-----`"
+        )
     }
 }
 
@@ -126,11 +130,11 @@ fn mismatch(files: &CertificateFiles, certified: &CertifiedKey) -> Fault {
     };
     if certified.cert.iter().skip(1).any(fits) {
         return Fault::Chain(format!(
-            "the first certificate in `{chain}` is another than that of the key; put it first"
+            "wrong order of certificates: that of the key is not the first in `{chain}`; move it to the top"
         ));
     }
     Fault::Key(format!(
-        "the key in `{key}` doesn't belong to the certificate in `{chain}`; name the two that were made together"
+        "private key of another certificate: `{key}` doesn't match `{chain}`; name the two that were made together"
     ))
 }
 
@@ -139,9 +143,11 @@ fn mismatch(files: &CertificateFiles, certified: &CertifiedKey) -> Fault {
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     let shown = path.display();
     files::read(path, files::PEM).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => format!("there is no file `{shown}`; paths are relative to the manifest"),
-        ErrorKind::PermissionDenied => format!("`{shown}` may not be read by the user that runs the proxy; allow it"),
-        _ => format!("`{shown}` can't be read: {error}"),
+        ErrorKind::NotFound => format!("no such file: `{shown}`; paths are relative to the manifest"),
+        ErrorKind::PermissionDenied => {
+            format!("no permission to read `{shown}`: allow it to the user that runs plugway")
+        }
+        _ => format!("cannot read `{shown}`: {error}"),
     })
 }
 
@@ -155,15 +161,12 @@ fn sections<T: PemObject>(path: &Path, bytes: &[u8]) -> Result<Vec<T>, String> {
             pem::Error::Base64Decode(_) => "something in a section isn't base64",
             _ => "its form is wrong",
         };
-        format!("`{}` isn't whole: {what}; copy it anew", path.display())
+        format!("damaged PEM: in `{}` {what}; copy the file again", path.display())
     })
 }
 
 fn unreadable(path: &Path, why: &str) -> String {
-    format!(
-        "the first certificate in `{}` can't be read: {why}; have it issued anew, as X.509 version 3",
-        path.display()
-    )
+    format!("invalid certificate: the first in `{}` cannot be parsed: {why}; expected X.509 version 3", path.display())
 }
 
 fn contains(bytes: &[u8], what: &[u8]) -> bool {

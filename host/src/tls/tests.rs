@@ -350,28 +350,24 @@ fn what_is_wrong_with_a_file_is_told() {
     let old_encrypted = key.replacen('\n', "\nProc-Type: 4,ENCRYPTED\n", 1).replace("PRIVATE", "EC PRIVATE");
     let (chain_place, key_place) = (Place::Certificate(0), Place::Key(0));
     let cases = [
-        ((String::new(), key.clone()), chain_place, "`a.pem` has no certificate in it; one begins with"),
-        (
-            (key.clone(), key.clone()),
-            chain_place,
-            "no certificate in it but a private key; were the two files swapped?",
-        ),
+        ((String::new(), key.clone()), chain_place, "no certificate: found none in `a.pem`; expected PEM"),
+        ((key.clone(), key.clone()), chain_place, "holds a private key; `chain` and `key` may be swapped"),
         (("0\u{3}".into(), key.clone()), chain_place, "`openssl x509 -inform der -in a.pem`"),
         (
             (chain.replace("-----END", "END"), key.clone()),
             chain_place,
-            "`a.pem` isn't whole: a section has no `-----END`",
+            "damaged PEM: in `a.pem` a section has no `-----END`",
         ),
-        ((chain.replacen("MII", "M*I", 1), key.clone()), chain_place, "isn't whole"),
-        ((chain.replacen("MII", "AII", 1), key.clone()), chain_place, "can't be read"),
-        ((format!("{other}{chain}"), key.clone()), chain_place, "put it first"),
-        ((other, key.clone()), key_place, "the key in `a.key` doesn't belong to the certificate in `a.pem`"),
-        ((chain.clone(), String::new()), key_place, "`a.key` has no private key in it; one begins with"),
-        ((chain.clone(), chain.clone()), key_place, "no private key in it but a certificate"),
-        ((chain.clone(), encrypted), key_place, "decrypt it with openssl: `openssl pkey -in a.key -out plain.key`"),
-        ((chain.clone(), old_encrypted), key_place, "decrypt it with openssl"),
-        ((chain.clone(), format!("{key}{key}")), key_place, "`a.key` has 2 private keys in it"),
-        ((chain.clone(), key.replacen("MI", "AI", 1)), key_place, "of no kind that is served"),
+        ((chain.replacen("MII", "M*I", 1), key.clone()), chain_place, "damaged PEM: in `a.pem`"),
+        ((chain.replacen("MII", "AII", 1), key.clone()), chain_place, "cannot be parsed"),
+        ((format!("{other}{chain}"), key.clone()), chain_place, "move it to the top"),
+        ((other, key.clone()), key_place, "private key of another certificate: `a.key` doesn't match `a.pem`"),
+        ((chain.clone(), String::new()), key_place, "no private key: found none in `a.key`; expected PEM"),
+        ((chain.clone(), chain.clone()), key_place, "no private key: `a.key` holds a certificate"),
+        ((chain.clone(), encrypted), key_place, "decrypt it by `openssl pkey -in a.key -out plain.key`"),
+        ((chain.clone(), old_encrypted), key_place, "encrypted private key: `a.key`"),
+        ((chain.clone(), format!("{key}{key}")), key_place, "several private keys: `a.key` has 2"),
+        ((chain.clone(), key.replacen("MI", "AI", 1)), key_place, "unsupported private key: `a.key`"),
     ];
     for ((chain, key), place, what) in cases {
         authority.write("a.pem", &chain);
@@ -389,9 +385,9 @@ fn mistakes_of_a_listener_are_told_together() {
         mistakes(&authority, &authority.served(&["site", "gone"], ClientAuth::Required(authority.path("site.key"))));
     let places: Vec<_> = told.iter().map(|(place, _)| *place).collect();
     assert_eq!(places, [Place::Certificate(1), Place::Key(1), Place::ClientCa]);
-    assert_eq!(told[0].1, "there is no file `gone.pem`; paths are relative to the manifest");
+    assert_eq!(told[0].1, "no such file: `gone.pem`; paths are relative to the manifest");
     assert_eq!(mistakes(&authority, &authority.served(&[], ClientAuth::None))[0].0, Place::Certificate(0));
     let folder = CertificateFiles { chain: Path::new("/").into(), key: authority.path("site.key") };
     let files = ServerFiles { certificates: vec![folder], ..authority.served(&[], ClientAuth::None) };
-    assert!(mistakes(&authority, &files)[0].1.starts_with("`/` can't be read: "));
+    assert!(mistakes(&authority, &files)[0].1.starts_with("cannot read `/`: "));
 }
