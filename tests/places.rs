@@ -56,7 +56,7 @@ fn a_manifest_that_needs_too_many_places_is_refused_and_takes_none() {
     for _ in 0..3 {
         std::fs::write(folder.path().join("plugway.toml"), crowded(&origin, 100)).unwrap();
         proxy.signal("HUP");
-        proxy.wait_log("places for instances of plugins, and");
+        proxy.wait_log("too many plugin instances: ");
         for _ in 0..20 {
             assert_eq!(proxy.get("/fresh", "").status(), 200);
         }

@@ -97,13 +97,29 @@ pub enum StartError {
 /// A component that can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("this is no WebAssembly component; build it for wasm32-wasip2 ({})", one_line(.0))]
+    #[error("not WebAssembly: the file doesn't begin with `\\0asm`; expected a component, built for wasm32-wasip2")]
+    NotWebAssembly,
+    #[error(
+        "not a component: found a core module; build it for wasm32-wasip2, or make a component of it by `wasm-tools \
+         component new`"
+    )]
+    CoreModule,
+    #[error("not a component: {}; build it for wasm32-wasip2", one_line(.0))]
     NotAComponent(wasmtime::Error),
-    #[error("it imports what plugins don't get: {0:#}")]
+    #[error("unknown import: {0:#}; expected those of WIT package `plugway:plugin@0.1.0` and of WASI 0.2 alone")]
     Imports(wasmtime::Error),
-    #[error("it doesn't export `plugway:plugin/lifecycle@0.1.0` as this version knows it: {0:#}")]
+    #[error(
+        "built for another version of the interface: found `{0}`; expected version 0.1.0, so build it with the SDK of this \
+         version of plugway"
+    )]
+    OtherVersion(String),
+    #[error(
+        "not a plugin: it has no export `plugway:plugin/lifecycle@0.1.0`; build it with `plugway-sdk`, and `export!` a plugin"
+    )]
+    NotAPlugin,
+    #[error("wrong export `plugway:plugin/lifecycle@0.1.0`: {0:#}; build it with the SDK of this version of plugway")]
     Lifecycle(wasmtime::Error),
-    #[error("it exports `{0}`, but not as this version knows it: {1:#}")]
+    #[error("wrong export `{0}`: {1:#}; build it with the SDK of this version of plugway")]
     Hook(&'static str, wasmtime::Error),
 }
 
@@ -111,7 +127,9 @@ impl Runtime {
     /// Starts the engine, and the thread that ticks its clock. Compiled code is kept in a folder, if one is given.
     pub fn start(cache: Option<&Path>) -> Result<Self, StartError> {
         let opened = cache.map(Artifacts::open).transpose().inspect_err(|error| {
-            tracing::warn!(%error, "plugins are compiled at each start");
+            let folder = cache.map(|folder| folder.display().to_string()).unwrap_or_default();
+            let remedy = "let the user that runs plugway write there, or name another folder by XDG_CACHE_HOME";
+            tracing::warn!(folder, %error, remedy, "plugins are compiled at each start: no folder for compiled code");
         });
         let artifacts = opened.ok().flatten().map_or_else(Artifacts::unkept, Ok).map_err(StartError::Key)?;
         let (engine, places) = pooling_engine(INSTANCES, LEAST_INSTANCES).map_err(StartError::Engine)?;
@@ -172,13 +190,27 @@ impl Runtime {
     /// Compiles a component and looks at its exports. To be called where nothing else is served: compiling may take any
     /// time and memory.
     pub fn load(&self, bytes: &[u8]) -> Result<Plugin, LoadError> {
+        // The format's version, and that a file is a module rather than a component.
+        const MODULE: &[u8] = b"\0asm\x01\0\0\0";
+        if bytes.starts_with(MODULE) {
+            return Err(LoadError::CoreModule);
+        }
+        if !bytes.starts_with(&MODULE[..4]) {
+            return Err(LoadError::NotWebAssembly);
+        }
         let component = Component::from_binary(&self.engine, bytes).map_err(LoadError::NotAComponent)?;
         self.prepare(&component, &blake3::hash(bytes).to_hex())
     }
 
     /// Looks at the exports of a component, which is named by its digest.
     fn prepare(&self, component: &Component, digest: &str) -> Result<Plugin, LoadError> {
+        if let Some(name) = self.other_version(component) {
+            return Err(LoadError::OtherVersion(name));
+        }
         let instance = self.linker.instantiate_pre(component).map_err(LoadError::Imports)?;
+        if component.get_export_index(None, format!("{PACKAGE}lifecycle{VERSION}")).is_none() {
+            return Err(LoadError::NotAPlugin);
+        }
         let lifecycle = lifecycle::LifecycleHookIndices::new(&instance).map_err(LoadError::Lifecycle)?;
         let request_filter =
             hook(component, "request-filter", || request_filter::RequestFilterHookIndices::new(&instance))?;
@@ -217,6 +249,20 @@ impl Runtime {
         })
     }
 }
+
+impl Runtime {
+    /// Returns an import or export of another version of the plugin interface; `None` if there is none.
+    fn other_version(&self, component: &Component) -> Option<String> {
+        let kind = component.component_type();
+        let imports = kind.imports(&self.engine).map(|(name, _)| name.to_string());
+        let names: Vec<String> = imports.chain(kind.exports(&self.engine).map(|(name, _)| name.to_string())).collect();
+        names.into_iter().find(|name| name.starts_with(PACKAGE) && !name.ends_with(VERSION))
+    }
+}
+
+/// What the names of the plugin interface begin and end with.
+const PACKAGE: &str = "plugway:plugin/";
+const VERSION: &str = "@0.1.0";
 
 impl Plugin {
     /// Notes the version of the component's own description.

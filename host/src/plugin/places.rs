@@ -28,7 +28,7 @@ pub struct Tenancy {
 
 /// There are fewer free places than are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this needs {wanted} places for instances of plugins, and {free} of {all} are free for one manifest: {REMEDY}")]
+#[error("too many plugin instances: {wanted} places needed, and {free} of {all} are free for one manifest; {REMEDY}")]
 pub struct Shortage {
     wanted: u32,
     free: u32,
