@@ -244,7 +244,7 @@ fn a_proxy_refuses_the_order_for_another_manifest() {
         assert_eq!((code, error.trim()), (Some(1), &*format!("this proxy serves {own}, not {other}")));
         // Found in the folder, but not meant.
         let (code, error) = outcome(&mut proxy.command(&[order, &[&*other][..]].concat()));
-        assert!(code == Some(1) && error.contains("no running proxy that serves") && error.contains(&own), "{error}");
+        assert!(code == Some(1) && error.contains("no running proxy serves") && error.contains(&own), "{error}");
     }
     let fields = "Host: localhost\r\nPlugway-Manifest: %2Fnowhere%0A%1b[31m\r\n";
     let mut stream = UnixStream::connect(proxy.admin_socket()).unwrap();
@@ -352,7 +352,7 @@ fn a_socket_can_take_the_place_of_tcp() {
     assert!(!path.exists());
     std::fs::write(&path, "text").unwrap();
     let (code, error) = run(&["run", folder.path().join("plugway.toml").to_str().unwrap()]);
-    assert!(code == Some(1) && error.contains("can't listen at unix:"), "{error}");
+    assert!(code == Some(1) && error.contains("cannot listen at unix:"), "{error}");
     assert_eq!(std::fs::read_to_string(path).unwrap(), "text");
 }
 

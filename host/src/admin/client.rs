@@ -48,10 +48,10 @@ const CONFLICT: u16 = 409;
 pub fn order(target: &Target, order: &str) -> anyhow::Result<String> {
     let answer = match (&target.address, &target.manifest) {
         (Some(address), _) => {
-            ask(address, target, order).with_context(|| format!("nothing answers at the admin address {address}"))?
+            ask(address, target, order).with_context(|| format!("no answer at the admin address {address}: start the proxy, or name the address that it logs at its start"))?
         }
         (None, Some(manifest)) => find(manifest, target, order)?,
-        (None, None) => bail!("name a manifest, or a proxy with --admin"),
+        (None, None) => bail!("no proxy named: name its manifest, or its admin listener by --admin"),
     };
     match answer {
         Answer { status: OK, text } => Ok(text),
@@ -79,8 +79,8 @@ fn find(manifest: &Path, target: &Target, order: &str) -> anyhow::Result<Answer>
     let looked = folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ");
     let notes = notes.iter().map(|note| format!("\n{note}")).collect::<String>();
     bail!(
-        "no running proxy that serves {} was found by its socket in {looked}; name the admin listener with --admin, \
-         as the proxy logs it at its start{notes}",
+        "no running proxy serves {}: found no admin socket of it in {looked}; start it by `plugway run`, or name its admin \
+         listener by --admin, as the proxy logs it at its start{notes}",
         manifest.display()
     )
 }
@@ -114,7 +114,9 @@ fn connect(address: &str) -> anyhow::Result<Socket> {
     let (kind, place) = match address.strip_prefix("unix:") {
         Some(path) => (Domain::UNIX, SockAddr::unix(path)?),
         None => {
-            let mut addresses = address.to_socket_addrs().context("write 127.0.0.1:9145 or unix:/path")?;
+            let mut addresses = address
+                .to_socket_addrs()
+                .context("invalid address: expected one such as 127.0.0.1:9145 or unix:/path")?;
             let address = addresses.next().context("the name has no address")?;
             return Ok(TcpStream::connect_timeout(&address, CONNECT_TIME)?.into());
         }

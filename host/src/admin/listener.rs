@@ -177,10 +177,10 @@ impl OpenPlace {
         let bound = match place.bind().await {
             Ok(bound) => Some(bound),
             Err(error) if need == Need::Required => {
-                return Err(error).context(format!("the admin listener can't listen at {place}"));
+                return Err(error).context(format!("cannot listen at {place} for the admin listener; set `address` in [admin] to another one, or to \"off\""));
             }
             Err(error) => {
-                warn!(error = format!("{error:#}"), "no admin listener at {place}; {}", place.remedy());
+                warn!(address = %place, error = format!("{error:#}"), remedy = place.remedy(), "no admin listener");
                 None
             }
         };
@@ -194,8 +194,8 @@ impl OpenPlace {
 impl Place {
     fn remedy(&self) -> &'static str {
         match self {
-            Place::Tcp(_) => "choose a place with [admin] address",
-            _ => "reload with SIGHUP, or over TCP with [admin] token-file",
+            Place::Tcp(_) => "free the port, or set `address` in [admin] to another one, or to \"off\"",
+            _ => "reload by SIGHUP, or over TCP with `token-file` in [admin]",
         }
     }
 }
