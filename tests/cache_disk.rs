@@ -551,7 +551,7 @@ fn a_folder_has_one_process_and_nothing_else() {
     let proxy = warm.start();
     let path = warm.folder.path().join("plugway.toml");
     let second = output(plugway().arg("run").arg(&path).stderr(std::process::Stdio::piped()));
-    assert!(second.contains("plugway.toml:") && second.contains("in use by another process"), "{second}");
+    assert!(second.contains("plugway.toml:") && second.contains("folder used by another process"), "{second}");
     let check = output(plugway().arg("check").arg(&path).stdout(std::process::Stdio::piped()));
     assert!(check.contains("is good"), "a check leaves it alone: {check}");
     let other = warm.folder.path().join("other");
@@ -559,7 +559,7 @@ fn a_folder_has_one_process_and_nothing_else() {
     std::fs::write(other.join("letter"), "dear").unwrap();
     std::fs::write(&path, warm.text.replace("path = \"store\"", "path = \"other\"")).unwrap();
     proxy.signal("HUP");
-    let refused = proxy.wait_log("name an empty folder");
+    let refused = proxy.wait_log("it holds other files");
     assert!(refused.contains("other"), "{refused}");
     assert!(other.join("letter").exists());
     assert_eq!(proxy.get("/", "").text(), "1", "and the old manifest goes on serving");

@@ -597,7 +597,7 @@ fn plugins_below_are_stored_and_plugins_above_see_hits() {
 fn a_chain_has_one_cache() {
     let proxy = Proxy::start(&manifest("127.0.0.1:9", CACHE, ""));
     proxy.reload(&manifest("127.0.0.1:9", r#""cache", { use = "cache" }"#, ""));
-    proxy.wait_log("a chain has one cache at most");
+    proxy.wait_log("second cache in a chain");
 }
 
 /// Returns the manifest of the example, unchanged except for addresses and the path of the built plugin.

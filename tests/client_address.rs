@@ -78,7 +78,8 @@ fn what_an_untrusted_client_says_of_its_way_reaches_nobody() {
         assert!(!text.contains("6.6.6.6") && !text.contains("evil"), "{text}");
     }
     // Nor does it choose a route.
-    let text = manifest(&echo(), "", "[[route]]\nupstream = \"app\"\nfields = { X-Forwarded-Proto = \"https\" }\n");
+    let route = "[[route]]\nupstream = \"app\"\nfields = { X-Forwarded-Proto = \"https\" }\n";
+    let text = listening(&echo(), listeners[1], "", route);
     let proxy = Proxy::start(&(text + "plugins = [{ use = \"headers\", config.request.set.X-Chosen = \"yes\" }]\n"));
     assert_eq!(got(&get(&proxy, &SAID), "x-chosen"), [""; 0]);
 }
@@ -252,14 +253,14 @@ fn mistakes_in_the_trust_of_a_listener_are_told() {
         run(&["check", path.to_str().unwrap()])
     };
     let cases = [
-        ("trusted-proxies = [\"unix\"]", "`unix` is no network"),
-        ("trusted-proxies = [\"10/8\"]", "write `10.0.0.0/8`, `::1`, or `unix:`"),
-        ("client-address-from = \"forwarded\"", "add `trusted-proxies`"),
-        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"x real\"", "no field of a client's address"),
-        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"X_Real\"", "no field of a client's address"),
-        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"Host\"", "no field of a client's address"),
-        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"connection\"", "no field of a client's address"),
-        ("field-aliases = \"drop\"", "write \"remove\", \"reject\" or \"pass\""),
+        ("trusted-proxies = [\"unix\"]", "invalid network: `unix`"),
+        ("trusted-proxies = [\"10/8\"]", "such as `10.0.0.0/8` or `::1`, or `unix:`"),
+        ("client-address-from = \"forwarded\"", "add `trusted-proxies = "),
+        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"x real\"", "invalid field for the client's address"),
+        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"X_Real\"", "invalid field for the client's address"),
+        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"Host\"", "invalid field for the client's address"),
+        ("trusted-proxies = [\"::1\"]\nclient-address-from = \"connection\"", "invalid field for the client's address"),
+        ("field-aliases = \"drop\"", "expected \"remove\", \"reject\" or \"pass\""),
     ];
     for (keys, wanted) in cases {
         let (code, said) = check(keys);

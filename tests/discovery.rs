@@ -137,7 +137,7 @@ fn a_file_of_endpoints_is_read_when_it_changes() {
     write(&format!("endpoints = [{:?}, {{ address = {:?}, weight = 2 }}]", a.address, b.address));
     until("both are used", || names(&proxy) == ["200 a", "200 b"]);
     write("endpoints = [\"nonsense\"]");
-    let refused = proxy.wait_log("`nonsense` is no endpoint");
+    let refused = proxy.wait_log("invalid endpoint: `nonsense`");
     assert!(refused.contains("error"), "{refused}");
     assert_eq!(names(&proxy), ["200 a", "200 b"]);
     write(&format!("endpoints = [{:?}]", b.address));

@@ -65,5 +65,5 @@ fn the_manifest_of_the_readme_is_good() {
 fn a_missing_manifest_is_named() {
     let (code, error) = check(Path::new("/"), "nowhere/plugway.toml");
     assert_eq!(code, Some(1));
-    assert!(error.contains("nowhere/plugway.toml") && error.contains("can't be read"), "{error}");
+    assert!(error.contains("nowhere/plugway.toml") && error.contains("no manifest: there is no file"), "{error}");
 }

@@ -66,13 +66,19 @@ fn an_address_that_cannot_be_bound_is_an_error_with_a_remedy() {
     std::fs::write(folder.path().join("file"), "").unwrap();
     let _live = UnixListener::bind(folder.path().join("live")).unwrap();
     for (address, what) in [
-        (address.as_str(), format!("another process listens at port {port}: stop it")),
+        (address.as_str(), format!("port {port} is in use: stop the process")),
         ("192.0.2.1:8080", "this machine has no address 192.0.2.1: choose one that `ip address` shows".into()),
         (&at("missing/a.sock"), format!("there is no folder `{}/missing`: create it", folder.path().display())),
         (&at("file"), "a file is there that is no socket: remove it".into()),
         (&at("file/a.sock"), "is no folder, or leads through a file".into()),
         (&at("live"), "another process listens there: stop it".into()),
-        (&at(&"x".repeat(108)), "at most 107 are possible; choose a shorter one".into()),
+        (
+            &at(&"x".repeat(108)),
+            format!(
+                "found {} bytes; expected 107 at most, so choose a shorter one",
+                at(&"x".repeat(108)).len() - "unix:".len()
+            ),
+        ),
     ] {
         let error = refused(folder.path(), address);
         assert!(error.contains(&what), "{error}");
@@ -91,7 +97,7 @@ fn a_stale_socket_is_no_obstacle_and_a_reload_says_what_is() {
     proxy.wait_log("listening at unix:");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     proxy.reload(&also(&taken.local_addr().unwrap().to_string()));
-    proxy.wait_log("another process listens at port");
+    proxy.wait_log("is in use: stop the process");
     assert_eq!(proxy.get("/", "").status(), 200);
 }
 

@@ -115,7 +115,7 @@ fn a_changed_manifest_include_or_plugin_is_noticed() {
     assert_eq!(proxy.get("/", "").status(), 200);
 
     site("on-error = \"ignore\"");
-    proxy.wait_log("on-error is");
+    proxy.wait_log("invalid `on-error`");
     assert_eq!(proxy.get("/", "").status(), 200);
     site("config.keys = {}");
     proxy.wait_log("config");

@@ -1,15 +1,20 @@
 //! From a manifest to a generation: names become places, texts become values, plugins are loaded and configured.
 //! After this nothing is parsed, looked up by name or checked again. All mistakes are found before any is told.
 
+mod addresses;
 pub mod admin;
 mod conditions;
 mod dialers;
 mod endpoints;
 mod listeners;
+mod once;
+mod path_regex;
 mod places;
 mod plugins;
+mod reach;
 mod routes;
 mod settings;
+mod unused;
 mod upkeep;
 mod upstreams;
 mod values;
@@ -24,6 +29,8 @@ use rustls::ClientConfig;
 use toml::Spanned;
 
 use self::admin::AdminSettings;
+use self::path_regex::Paths;
+use self::reach::Reach;
 use crate::access_log::{AccessLog, Format, Target};
 use crate::cache::store::Store;
 use crate::census::Census;
@@ -105,6 +112,10 @@ struct Draft<'a> {
     broken: HashMap<blake3::Hash, String>,
     /// The number of regular expressions.
     regexes: usize,
+    /// The paths that routes see; `None` before the first regular expression.
+    paths: Option<Paths>,
+    /// The request fields that reach the routes.
+    reach: Reach,
     /// The places of the instances; `None` if there are too few.
     reserved: Option<Reserved>,
     /// Digests of the components in use.
@@ -138,6 +149,7 @@ impl Assembly {
         let examinations = Vec::new();
         let (round_robin, broken, regexes) = (None, HashMap::new(), 0);
         let certificates = Vec::new();
+        let (paths, reach) = (None, Reach::of(files, &left_out));
         let mut draft = Draft {
             assembly: self,
             problems,
@@ -148,6 +160,8 @@ impl Assembly {
             examinations,
             broken,
             regexes,
+            paths,
+            reach,
             used,
             reserved: None,
             certificates,
@@ -158,7 +172,11 @@ impl Assembly {
             for (name, plugin) in &file.plugin {
                 let binding = draft.bind(source, name.get_ref(), plugin);
                 if draft.named.insert(name.get_ref().clone(), binding).is_some() {
-                    draft.problems.at(source, name.span(), "this plugin name is taken by another file");
+                    let message = format!(
+                        "plugin name used twice: `{}` stands in another file too; choose another",
+                        name.get_ref()
+                    );
+                    draft.problems.at(source, name.span(), message);
                 }
             }
         }
@@ -168,7 +186,11 @@ impl Assembly {
             for (name, upstream) in &file.upstream {
                 let made = draft.upstream(source, name, upstream);
                 if upstream_places.insert(made.name.clone(), upstreams.len()).is_some() {
-                    draft.problems.at(source, name.span(), "this upstream name is taken by another file");
+                    let message = format!(
+                        "upstream name used twice: `{}` stands in another file too; choose another",
+                        name.get_ref()
+                    );
+                    draft.problems.at(source, name.span(), message);
                 }
                 upstreams.push(made);
             }
@@ -190,7 +212,7 @@ impl Assembly {
         if let (Some((source, _)), true) =
             (files.first(), routes.is_empty() && needs_route && !draft.left_out.has_any("route"))
         {
-            let message = "there is no route; add `[[route]]` with `upstream = \"app\"`";
+            let message = "no route: add `[[route]]` with `upstream = \"app\"`";
             draft.problems.at(source, 0..0, message);
         }
         let router = Router::new(matches);
@@ -198,12 +220,10 @@ impl Assembly {
         if let (Err((first, second)), true) = (&router, are_sound) {
             let (source, span) = &places[*second];
             let (other, at) = &places[*first];
-            let line =
-                other.text.as_bytes()[..at.start.min(other.text.len())].iter().filter(|byte| **byte == b'\n').count()
-                    + 1;
             let message = format!(
-                "no request can tell this route from the one at {}:{line}; change or remove one",
-                other.path.display()
+                "equal routes: this one matches the same requests as the route at {}; change a condition, such as `path`, \
+                 or remove one",
+                other.place(at)
             );
             draft.problems.at(source, head_of(span), message);
         }
@@ -216,6 +236,8 @@ impl Assembly {
         let name_servers = draft.name_servers(files);
         let store_limits = draft.store_limits(files);
         let store = draft.store(files, &store_limits);
+        draft.once(files);
+        draft.warn_of_unused(files);
         let Draft { problems, bindings, used, reserved, mut certificates, .. } = draft;
         certificates.sort_by(|one, other| one.chain.cmp(&other.chain));
         certificates.dedup_by(|one, other| one.chain == other.chain);
@@ -285,7 +307,10 @@ impl Draft<'_> {
     fn bytes(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>, default: usize) -> usize {
         let Some(text) = text else { return default };
         values::bytes(text.get_ref()).unwrap_or_else(|| {
-            let message = format!("`{}` is no size; write `512 B`, `64 KiB`, `16 MiB` or `1 GiB`", text.get_ref());
+            let message = format!(
+                "invalid size: {}; expected one such as `64 KiB`, `16 MiB` or `1 GiB`",
+                values::found_size(text.get_ref())
+            );
             self.problems.at(source, text.span(), message);
             default
         })
@@ -304,7 +329,8 @@ impl Draft<'_> {
     ) -> usize {
         let Some(number) = number else { return default };
         if !allowed.contains(number.get_ref()) {
-            let message = format!("this is a number between {} and {}", allowed.start(), allowed.end());
+            let message =
+                format!("number out of range: {}; expected {} to {}", number.get_ref(), allowed.start(), allowed.end());
             self.problems.at(source, number.span(), message);
         }
         *number.get_ref()
@@ -313,7 +339,10 @@ impl Draft<'_> {
     fn duration(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>, default: Duration) -> Duration {
         let Some(text) = text else { return default };
         values::duration(text.get_ref()).unwrap_or_else(|| {
-            let message = format!("`{}` is no time; write `50ms`, `10s`, `5m` or `1h`", text.get_ref());
+            let message = format!(
+                "invalid duration: {}; expected one such as `50ms`, `10s`, `5m` or `1h`",
+                values::found_duration(text.get_ref())
+            );
             self.problems.at(source, text.span(), message);
             default
         })

@@ -26,7 +26,7 @@ impl BindError {
         let port = address.port();
         let reason = match source.raw_os_error() {
             Some(libc::EADDRINUSE) => format!(
-                "another process listens at port {port}: stop it (`ss -ltnp 'sport = :{port}'` shows it), or choose \
+                "port {port} is in use: stop the process that listens there (`ss -ltnp 'sport = :{port}'` shows it), or choose \
                  another port"
             ),
             Some(libc::EACCES) if port < FIRST_FREE_PORT => format!(
@@ -81,6 +81,19 @@ impl BindError {
             _ => of_any(&source),
         };
         BindError { reason, source }
+    }
+}
+
+/// Returns what stands in the way of a unix socket, other than a socket: what binding it will find. `None` if nothing does.
+pub fn obstacle(path: &Path) -> Option<String> {
+    let folder = path.parent()?;
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => Some(in_the_way(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            first_missing(folder).map(|missing| format!("there is no folder `{}`: create it", missing.display()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Some(BindError::unix(path, error).reason),
+        _ => None,
     }
 }
 
@@ -142,7 +155,7 @@ mod tests {
     #[test]
     fn each_errno_of_tcp_has_its_reason_and_remedy() {
         for (address, errno, what) in [
-            ("0.0.0.0:80", libc::EADDRINUSE, "another process listens at port 80: stop it"),
+            ("0.0.0.0:80", libc::EADDRINUSE, "port 80 is in use: stop the process"),
             ("0.0.0.0:80", libc::EACCES, "port 80 needs a privilege: add `AmbientCapabilities="),
             ("0.0.0.0:8080", libc::EACCES, "a rule of this system forbids it (Permission denied"),
             ("192.0.2.1:80", libc::EADDRNOTAVAIL, "this machine has no address 192.0.2.1: choose one"),

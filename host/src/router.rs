@@ -23,7 +23,7 @@ pub struct Match {
     pub query: Vec<(String, Option<String>)>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostMatch {
     /// `*.example.org`, kept as `.example.org`: any name below, at any depth.
     Below(String),

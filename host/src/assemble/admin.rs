@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use toml::Spanned;
 
+use super::addresses::Address;
 use super::{Draft, beside};
 use crate::config::manifest::{Admin, Manifest};
 use crate::config::problem::Source;
@@ -88,6 +89,20 @@ impl Draft<'_> {
         let token = admin.token_file.as_ref().and_then(|file| self.admin_token(source, file));
         self.check_reach(source, admin, &address);
         AdminSettings { address, token, manifest }
+    }
+
+    /// Reports an admin address that a listener takes.
+    pub(super) fn admin_apart(&mut self, files: &[(Arc<Source>, Manifest)], listener: &Address, text: &str) {
+        let named = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?.address.as_ref()?)));
+        let Some((source, admin)) = named else { return };
+        if Address::parse(admin.get_ref()).is_ok_and(|admin| admin.overlaps(listener)) {
+            let message = format!(
+                "address used twice: `{}` of the admin listener is taken by the listener at `{text}`; choose another port, \
+                 such as `127.0.0.1:9145`",
+                admin.get_ref()
+            );
+            self.problems.at(source, admin.span(), message);
+        }
     }
 
     fn admin_address(&mut self, source: &Arc<Source>, text: &Spanned<String>) -> AdminAddress {

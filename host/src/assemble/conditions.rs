@@ -7,13 +7,16 @@ use crate::path;
 pub fn host(host: &str) -> Option<String> {
     let name = host.strip_prefix("*.").unwrap_or(host);
     if name.contains("${") {
-        return Some(format!("`{host}` is no host: there are no templates here"));
+        return Some(format!("template in a host: `{host}`; expected a name such as `example.org`"));
     }
     if !name.is_ascii() {
-        return Some(format!("requests have `{host}` in its ASCII form, which begins with `xn--`: write that"));
+        return Some(format!(
+            "host beyond ASCII: `{host}`; expected its ASCII form, which has labels such as `xn--bcher-kva`"
+        ));
     }
-    (!is_name(name) && !is_literal(name))
-        .then(|| format!("`{host}` is no host; write `example.org` or `*.example.org`, without a port"))
+    (!is_name(name) && !is_literal(name)).then(|| {
+        format!("invalid host: `{host}`; expected one without a port, such as `example.org` or `*.example.org`")
+    })
 }
 
 /// Whether a text is a domain name or an IPv4 address. A name whose last label is a number is none (RFC 1123 §2.1).
@@ -39,39 +42,42 @@ pub fn is_literal(text: &str) -> bool {
 /// Why no request has such a path, or one below it.
 pub fn path(path: &str) -> Option<String> {
     if path.contains("${") {
-        return Some("requests never have this path: there are no templates here".into());
+        return Some(format!("template in a path: `{path}`; expected a path such as `/api`"));
     }
     if !path.starts_with('/') {
-        return Some(format!("a path begins with `/`: write `/{path}`"));
+        return Some(format!("invalid path: `{path}` does not begin with `/`; write `/{path}`"));
     }
     if path.contains(['?', '#']) {
-        return Some(
-            "a path ends before `?` and `#`: write what stands before, and `query = { name = \"value\" }`".into(),
-        );
+        return Some(format!(
+            "invalid path: `{path}`; a path ends before `?` and `#`, so move a query to `query = {{ name = \"value\" }}`"
+        ));
     }
     if let Some(escaped) = escaped(path) {
-        return Some(format!("requests never have this path: write `{escaped}`"));
+        return Some(format!("path that no request has: `{path}`; write `{escaped}`"));
     }
     match path::normal(path) {
         Ok(normal) if normal == path => match path::without_parameters(path) {
             plain if plain == path => None,
-            plain => Some(format!("routes match paths without their parameters: write `{plain}`")),
+            plain => {
+                Some(format!("path with parameters: `{path}`; routes match paths without them, so write `{plain}`"))
+            }
         },
-        Ok(normal) => Some(format!("requests never have this path: write `{normal}`, their normal form")),
-        Err(why) => Some(format!("requests never have this path: {}", why.reason())),
+        Ok(normal) => Some(format!("path that no request has: `{path}`; write its normal form `{normal}`")),
+        Err(why) => Some(format!("path that no request has: `{path}`; {}", why.reason())),
     }
 }
 
 /// Returns a method; the error is why no request has it.
 pub fn method(method: &str) -> Result<http::Method, String> {
-    let parsed = http::Method::from_bytes(method.as_bytes()).map_err(|_| format!("`{method}` is no method"))?;
+    let parsed = http::Method::from_bytes(method.as_bytes())
+        .map_err(|_| format!("invalid method: `{method}`; expected one such as `GET`"))?;
     if parsed == http::Method::CONNECT {
-        return Err("this is no forward proxy: CONNECT is not served".into());
+        return Err("unsupported method: `CONNECT`, since this is no forward proxy; remove it".into());
     }
     // Methods are case-sensitive (RFC 9110 §9.1).
     let upper = method.to_ascii_uppercase();
     let is_known = STANDARD.contains(&upper.as_str()) && upper != method;
-    if is_known { Err(format!("requests never have this method: write `{upper}`")) } else { Ok(parsed) }
+    if is_known { Err(format!("method in lower case: `{method}`; write `{upper}`")) } else { Ok(parsed) }
 }
 
 /// The methods that clients have in use (RFC 9110 §9.3, RFC 5789, RFC 4918).
@@ -94,24 +100,93 @@ const STANDARD: [&str; 16] = [
     "UNLOCK",
 ];
 
+/// Whether a field, by its name in lower case, may hold the address of a client and nothing else. Fields of HTTP and of
+/// browsers hold something else, and so do those that say otherwise how a client reached a proxy.
+pub fn may_name_client(name: &str) -> bool {
+    const BEGINNINGS: [&str; 6] = ["accept", "access-control-", "content-", "if-", "sec-", "proxy-auth"];
+    const OTHERS: [&str; 44] = [
+        "age",
+        "alt-used",
+        "authorization",
+        "cache-control",
+        "connection",
+        "cookie",
+        "date",
+        "dnt",
+        "early-data",
+        "expect",
+        "from",
+        "host",
+        "http2-settings",
+        "keep-alive",
+        "last-event-id",
+        "max-forwards",
+        "origin",
+        "pragma",
+        "prefer",
+        "priority",
+        "proxy-connection",
+        "range",
+        "referer",
+        "save-data",
+        "set-cookie",
+        "te",
+        "traceparent",
+        "tracestate",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "upgrade-insecure-requests",
+        "user-agent",
+        "via",
+        "warning",
+        "x-csrf-token",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-prefix",
+        "x-forwarded-proto",
+        "x-forwarded-scheme",
+        "x-forwarded-server",
+        "x-request-id",
+        "x-requested-with",
+    ];
+    !BEGINNINGS.iter().any(|beginning| name.starts_with(beginning)) && !OTHERS.contains(&name)
+}
+
 /// Why no request has such a value of a field.
 pub fn field_value(value: &str) -> Option<String> {
     if value.contains("${") {
-        return Some("requests never have this value: there are no templates here".into());
+        return Some(format!("template in a value: `{value}`; expected the value itself, or `*` for any"));
     }
     let is_fit = http::HeaderValue::from_str(value).is_ok() && value.trim_matches([' ', '\t']) == value;
-    (!is_fit).then(|| "no field has this value: it has control characters in it, or spaces around it".into())
+    (!is_fit).then(|| {
+        format!(
+            "value that no field has: {value:?}; expected one without control characters, and without spaces around it"
+        )
+    })
+}
+
+/// Why no request has such a name of a query parameter.
+pub fn query_name(name: &str) -> Option<String> {
+    let (before, after) = name.split_once('=').unwrap_or((name, ""));
+    let has_value = before.len() < name.len();
+    if has_value {
+        return Some(format!(
+            "the name of a parameter ends before `=`: found `{name}`; write `query = {{ {before:?} = {after:?} }}`"
+        ));
+    }
+    query(name)
 }
 
 /// Why no request has such a name or value of a query parameter.
 pub fn query(text: &str) -> Option<String> {
     if text.contains("${") {
-        return Some("requests never have this parameter: there are no templates here".into());
+        return Some(format!("template in a parameter: `{text}`; expected the value itself, or `*` for any"));
     }
     if text.contains(['&', '#']) {
-        return Some(format!("`{text}` can't stand in a query: write `&` as `%26`, `#` as `%23`"));
+        return Some(format!("invalid parameter: `{text}`; write `&` as `%26` and `#` as `%23`"));
     }
-    escaped(text).map(|escaped| format!("requests never have this parameter: write `{escaped}`"))
+    escaped(text).map(|escaped| format!("parameter that no request has: `{text}`; write `{escaped}`"))
 }
 
 /// Escapes what can't stand in a URI (RFC 3986 §2.1); `None` if there is no such byte.

@@ -32,8 +32,9 @@ impl Draft<'_> {
             None => (host, (endpoint, span)),
         };
         let Ok(name) = ServerName::try_from(name.to_owned()) else {
-            let message =
-                format!("`{name}` can't be the name in a certificate; set `server-name` under [upstream.….tls]");
+            let message = format!(
+                "invalid name for a certificate: `{name}`; expected a host, such as `server-name = \"app.internal\"` in `tls`"
+            );
             self.problems.at(place.0, place.1, message);
             return None;
         };

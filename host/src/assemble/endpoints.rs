@@ -1,13 +1,16 @@
 //! From an upstream's list of endpoints to who is in its set: addresses, names to look up, files with more.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use toml::Spanned;
 
 use super::conditions::{is_literal, is_name};
 use super::{Draft, beside};
+use crate::bind_error::LONGEST_PATH;
 use crate::config::load;
 use crate::config::manifest::{self, EndpointTable};
 use crate::config::problem::Source;
@@ -19,8 +22,8 @@ use crate::upstream::{EndpointAddr, Place, Speaks};
 #[derive(Default)]
 pub(super) struct Members {
     pub list: Vec<Wanted>,
-    /// The addresses in the list.
-    known: HashSet<EndpointAddr>,
+    /// The addresses and names in the list, without their schemes, each in one spelling.
+    known: HashSet<String>,
     pub names: Vec<Name>,
 }
 
@@ -47,7 +50,8 @@ impl Draft<'_> {
         for endpoint in &upstream.endpoints {
             match endpoint.get_ref().file() {
                 Some(_) if !endpoint.get_ref().is_file_alone() => {
-                    let message = "a `file` stands alone; what else is to be said of endpoints stands in it";
+                    let message =
+                        "`file` beside other keys: expected it alone; write weights and other keys in the file";
                     self.problems.at(source, endpoint.span(), message);
                 }
                 Some(file) => self.listed(source, file, upstream, &mut members),
@@ -66,15 +70,16 @@ impl Draft<'_> {
         members: &mut Members,
     ) {
         let path = beside(owner, file.get_ref());
-        if !path.exists() {
-            let message = format!("there is no file `{}`", path.display());
-            return self.problems.at(owner, file.span(), message);
-        }
-        let Some((source, listed)) = load::endpoints(&path, &mut self.problems) else { return };
+        let asked = (owner, file.span());
+        let Some((source, listed)) = load::endpoints(&path, asked, &mut self.problems) else { return };
         for endpoint in &listed.endpoints {
             match endpoint.get_ref().file() {
                 Some(further) => {
-                    self.problems.at(&source, further.span(), "a file with endpoints can't name another");
+                    self.problems.at(
+                        &source,
+                        further.span(),
+                        "`file` in a file of endpoints: expected addresses or names there, such as \"127.0.0.1:8000\"",
+                    );
                 }
                 None => self.member(&List { source: &source, owner, upstream }, endpoint, members),
             }
@@ -90,7 +95,7 @@ impl Draft<'_> {
                     (&**table, text.get_ref().as_str(), text.span())
                 }
                 _ => {
-                    let message = "an endpoint has one of `address`, `dns`, `srv` and `file`";
+                    let message = "invalid endpoint: expected one of `address`, `dns`, `srv` and `file`, such as { address = \"127.0.0.1:8000\" }";
                     return self.problems.at(list.source, endpoint.span(), message);
                 }
             },
@@ -100,7 +105,7 @@ impl Draft<'_> {
             self.problems.at(
                 list.source,
                 weight.span(),
-                "the records of a service have weights of their own; leave it out",
+                "`weight` beside `srv`: the records of a service have weights of their own; remove it",
             );
         }
         let weight = self.weight(list.source, table.weight.as_ref());
@@ -114,10 +119,21 @@ impl Draft<'_> {
         let kind = match (&table.dns, &table.srv) {
             (None, None) => {
                 let Some(place) = place(rest) else { return self.no_endpoint(list, span, text) };
+                if let Place::Unix(path) = &place
+                    && (path.len() > LONGEST_PATH || path.contains('\0'))
+                {
+                    let message = format!(
+                        "invalid path of a unix socket: found {} bytes; expected {LONGEST_PATH} at most, and no NUL",
+                        path.len()
+                    );
+                    return self.problems.at(list.source, span, message);
+                }
+                let spelling = identity(&place, rest);
                 let address = EndpointAddr { text: text.into(), place, speaks };
-                if !members.known.insert(address.clone()) {
-                    let message =
-                        format!("`{text}` is named already; name it once, with a `weight` if it is to get more");
+                if !members.known.insert(spelling) {
+                    let message = format!(
+                        "endpoint named twice: `{text}`; name it once, with a `weight` if it is to get more requests"
+                    );
                     return self.problems.at(list.source, span, message);
                 }
                 return members.list.push(Wanted { address, weight, tier, zone, draining });
@@ -126,14 +142,21 @@ impl Draft<'_> {
             (None, Some(_)) => is_service(rest).then(|| NameKind::Service(rest.into())),
         };
         let Some(kind) = kind else { return self.no_endpoint(list, span, text) };
+        if !members.known.insert(format!("name {}", rest.to_ascii_lowercase())) {
+            let message =
+                format!("endpoint named twice: `{text}`; name it once, with a `weight` if it is to get more requests");
+            return self.problems.at(list.source, span, message);
+        }
         let scheme = scheme.text();
         members.names.push(Name { kind, scheme, speaks, weight, tier, zone, draining });
     }
 
     fn no_endpoint(&mut self, list: &List<'_>, span: Range<usize>, text: &str) {
+        let meant = meant(text).filter(|meant| meant != text);
+        let meant = meant.map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
         let message = format!(
-            "`{text}` is no endpoint; write `127.0.0.1:8000`, `https://app.internal:443` or `unix:/path`, or as a table \
-             {{ dns = \"app.internal:8000\" }} or {{ srv = \"_http._tcp.app.internal\" }}"
+            "invalid endpoint: `{text}`; {meant}expected `127.0.0.1:8000`, `https://app.internal:443` or `unix:/path`, or a \
+             table such as {{ dns = \"app.internal:8000\" }} or {{ srv = \"_http._tcp.app.internal\" }}"
         );
         self.problems.at(list.source, span, message);
     }
@@ -154,7 +177,11 @@ impl Draft<'_> {
         match u16::try_from(*weight.get_ref()) {
             Ok(given @ 1..) => given.into(),
             _ => {
-                self.problems.at(source, weight.span(), "a weight is a number between 1 and 65535");
+                self.problems.at(
+                    source,
+                    weight.span(),
+                    format!("`weight` out of range: {}; expected 1 to 65535", weight.get_ref()),
+                );
                 1
             }
         }
@@ -197,6 +224,16 @@ fn place(text: &str) -> Option<Place> {
     host_and_port(text).map(|_| Place::Tcp(text.into()))
 }
 
+/// Returns one spelling for all spellings of an endpoint's address. Paths have a case.
+fn identity(place: &Place, text: &str) -> String {
+    match place {
+        Place::Unix(path) => format!("unix:{}", Path::new(&**path).components().collect::<PathBuf>().display()),
+        Place::Tcp(_) => {
+            text.parse::<SocketAddr>().map_or_else(|_| text.to_ascii_lowercase(), |known| known.to_string())
+        }
+    }
+}
+
 fn host_and_port(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     // A zone of IPv6 names an interface of this machine; a dot at the end says that the name is whole.
@@ -210,6 +247,17 @@ fn is_service(text: &str) -> bool {
     text.starts_with('_') && text.contains("._") && !text.contains([':', '/', ' ', '@'])
 }
 
+/// Returns the address that is probably meant by one that has a path, or no port.
+fn meant(text: &str) -> Option<String> {
+    let (scheme, rest) = scheme(text);
+    let address = rest.split(['/', '?']).next().filter(|_| !rest.starts_with("unix:"))?;
+    let port = if scheme == Scheme::Https { 443 } else { 80 };
+    let with_port = format!("{address}:{port}");
+    let address = [address.to_string(), with_port].into_iter().find(|address| host_and_port(address).is_some())?;
+    let shown = if scheme == Scheme::Http { "" } else { scheme.text() };
+    Some(format!("{shown}{address}"))
+}
+
 /// The host of an endpoint's address, without brackets.
 fn host(text: &str) -> &str {
     let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
@@ -219,6 +267,15 @@ fn host(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spellings_of_one_endpoint_are_equal() {
+        let of = |text: &str| identity(&place(text).unwrap(), text);
+        assert_eq!(of("[::1]:80"), of("[0:0::1]:80"));
+        assert_eq!(of("App.internal:80"), of("app.internal:80"));
+        assert_eq!(of("unix:/run/a.sock"), of("unix:/run/.//a.sock"));
+        assert_ne!(of("unix:/run/a.sock"), of("unix:/run/A.sock"));
+    }
 
     #[test]
     fn endpoints_have_a_port_or_a_path() {

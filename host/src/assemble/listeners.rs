@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio_rustls::TlsAcceptor;
 use toml::Spanned;
 
-use super::{Draft, beside, head_of};
-use crate::bind_error::LONGEST_PATH;
+use super::addresses::Address;
+use super::{Draft, beside, conditions, head_of};
+use crate::bind_error;
 use crate::client_address::{Aliases, Rules, Source as ClientSource};
 use crate::config::manifest::{self, Manifest, Redirect};
 use crate::config::problem::Source;
@@ -54,30 +55,37 @@ impl Draft<'_> {
     /// The listeners by their addresses; the first file is the manifest itself.
     pub(super) fn listeners(&mut self, files: &[(Arc<Source>, Manifest)]) -> HashMap<Arc<str>, Arc<Listener>> {
         let mut listeners = HashMap::new();
+        let mut known: Vec<(Address, String)> = Vec::new();
         for (source, listener) in
             files.iter().flat_map(|(source, file)| file.listener.iter().map(move |one| (source, one)))
         {
             let (address, span) = (listener.address.get_ref().as_str(), listener.address.span());
-            if !address.starts_with("unix:/") && address.parse::<SocketAddr>().is_err() {
+            let parsed = match Address::parse(address) {
+                Ok(parsed) => parsed,
+                Err(message) => {
+                    self.problems.at(source, span, message);
+                    continue;
+                }
+            };
+            if let Some((_, place)) = known.iter().find(|(known, _)| *known == parsed) {
                 let message =
-                    format!("`{address}` is no address to listen at; write `0.0.0.0:80`, `[::]:80` or `unix:/path`");
+                    format!("address used twice: `{address}` is that of the listener at {place}; choose another");
                 self.problems.at(source, span, message);
-            } else if let Some(path) = address.strip_prefix("unix:").filter(|path| path.len() > LONGEST_PATH) {
-                let message = format!(
-                    "the path of this unix socket has {} bytes, and at most {LONGEST_PATH} are possible; choose a shorter \
-                     one",
-                    path.len()
-                );
-                self.problems.at(source, span, message);
-            } else if listeners.contains_key(address) {
-                self.problems.at(source, span, format!("another listener has the address `{address}`"));
-            } else {
-                listeners.insert(address.into(), Arc::new(self.listener(source, listener)));
+                continue;
             }
+            self.admin_apart(files, &parsed, address);
+            if let Address::Unix(path) = &parsed
+                && let Some(obstacle) = bind_error::obstacle(path)
+            {
+                self.problems.at(source, span, format!("cannot listen at `{address}`: {obstacle}"));
+                continue;
+            }
+            known.push((parsed, source.place(&span)));
+            listeners.insert(address.into(), Arc::new(self.listener(source, listener)));
         }
         let has_none = files.iter().all(|(_, file)| file.listener.is_empty()) && !self.left_out.has_any("listener");
         if let (Some((source, _)), true) = (files.first(), has_none) {
-            let message = "there is no listener; add `[[listener]]` with `address = \"127.0.0.1:8080\"`";
+            let message = "no listener: add `[[listener]]` with `address = \"127.0.0.1:8080\"`";
             self.problems.at(source, 0..0, message);
         }
         listeners
@@ -91,19 +99,28 @@ impl Draft<'_> {
             Redirect::Port(port) => Some(*port),
         });
         if let (Some(redirect), true) = (&listener.redirect_to_https, listener.tls.is_some()) {
-            let message = "this listener speaks TLS already; redirect from one without `tls`";
+            let message =
+                "`redirect-to-https` beside `tls`: this listener speaks TLS; redirect from a listener without `tls`";
+            self.problems.at(source, redirect.span(), message);
+        }
+        if let (Some(0), Some(redirect)) = (redirect, &listener.redirect_to_https) {
+            let message = "invalid port: 0; expected the port of HTTPS, such as `redirect-to-https = 443`";
             self.problems.at(source, redirect.span(), message);
         }
         let own_port = listener.address.get_ref().parse::<SocketAddr>().ok().map(|address| address.port());
         if let (Some(port), Some(span)) = (redirect, listener.redirect_to_https.as_ref().map(Spanned::span))
             && own_port == Some(port)
+            && port != 0
             && listener.tls.is_none()
         {
-            let message =
-                format!("this listener has the port {port} itself, and speaks no TLS; name the port of one that does");
+            let message = format!(
+                "redirect to itself: port {port} is that of this listener, which speaks no TLS; name the port of one \
+                         that does, such as `redirect-to-https = 443`"
+            );
             self.problems.at(source, span, message);
         }
         let proxies = self.peers(source, &listener.proxy_protocol_from);
+        self.unreachable_peers(source, listener);
         let client = Rules {
             trusted: self.peers(source, &listener.trusted_proxies),
             source: self.client_source(source, listener),
@@ -116,31 +133,61 @@ impl Draft<'_> {
         let mut peers = Peers::default();
         for text in texts {
             if !peers.add(text.get_ref()) {
-                let wanted = "write `10.0.0.0/8`, `::1`, or `unix:` for all that connect to a unix socket";
-                let message = format!("`{}` is no network; {wanted}", text.get_ref());
+                let message = format!(
+                    "invalid network: `{}`; expected an address or a network such as `10.0.0.0/8` or `::1`, or `unix:` for all \
+                     that connect to a unix socket",
+                    text.get_ref()
+                );
                 self.problems.at(source, text.span(), message);
             }
         }
         peers
     }
 
+    /// Reports peers that can't connect to this kind of socket.
+    fn unreachable_peers(&mut self, source: &Arc<Source>, listener: &manifest::Listener) {
+        let is_unix = listener.address.get_ref().starts_with("unix:");
+        let never = |text: &&Spanned<String>| (text.get_ref() == "unix:") != is_unix;
+        let kind = if is_unix { "a unix socket" } else { "TCP" };
+        let expected = if is_unix { "`unix:`, for all that connect to it" } else { "a network such as `10.0.0.0/8`" };
+        let senders = listener.proxy_protocol_from.iter().filter(never);
+        // An address that the PROXY protocol tells may be trusted, and one further back in a chain.
+        let is_told = !listener.proxy_protocol_from.is_empty();
+        let trusts_none = listener.trusted_proxies.iter().all(|text| never(&text)) && !is_told;
+        let trusted = listener.trusted_proxies.iter().filter(|_| trusts_none);
+        for text in senders.chain(trusted) {
+            let message = format!(
+                "peer that never connects: this listener is at {kind}, found `{}`; expected {expected}",
+                text.get_ref()
+            );
+            self.problems.at(source, text.span(), message);
+        }
+    }
+
     fn client_source(&mut self, source: &Arc<Source>, listener: &manifest::Listener) -> ClientSource {
         let Some(text) = &listener.client_address_from else { return ClientSource::default() };
         if listener.trusted_proxies.is_empty() {
-            let message = "this is read from trusted proxies alone: add `trusted-proxies`, such as [\"10.0.0.0/8\"]";
+            let message = "`client-address-from` without `trusted-proxies`: the field is read from trusted proxies alone; add \
+                           `trusted-proxies = [\"10.0.0.0/8\"]`";
             self.problems.at(source, text.span(), message);
         }
         let name = text.get_ref().to_ascii_lowercase();
         match name.as_str() {
             "x-forwarded-for" => ClientSource::XForwardedFor,
             "forwarded" => ClientSource::Forwarded,
-            // Not one that is removed from every request, or that no request can do without.
-            name if !field_alias::is_ambiguous(name) && name != "host" && field_name(name).is_ok() => {
+            // Not one that is removed from every request, or that says something else.
+            name if !field_alias::is_ambiguous(name)
+                && conditions::may_name_client(name)
+                && field_name(name).is_ok() =>
+            {
                 field_name(name).map_or_else(|_| ClientSource::default(), ClientSource::Field)
             }
             _ => {
-                let wanted = "write \"x-forwarded-for\", \"forwarded\", or a name such as \"cf-connecting-ip\"";
-                let message = format!("`{}` is no field of a client's address; {wanted}", text.get_ref());
+                let message = format!(
+                    "invalid field for the client's address: `{}`; expected \"x-forwarded-for\", \"forwarded\", or a field \
+                     that holds addresses alone, such as \"cf-connecting-ip\"",
+                    text.get_ref()
+                );
                 self.problems.at(source, text.span(), message);
                 ClientSource::default()
             }
@@ -154,7 +201,7 @@ impl Draft<'_> {
             "reject" => Aliases::Reject,
             "pass" => Aliases::Pass,
             other => {
-                let message = format!("`{other}` is no rule for aliases; write \"remove\", \"reject\" or \"pass\"");
+                let message = format!("unknown value: `{other}`; expected \"remove\", \"reject\" or \"pass\"");
                 self.problems.at(source, word.span(), message);
                 Aliases::default()
             }
@@ -172,8 +219,34 @@ impl Draft<'_> {
         let connections_per_client =
             per_client.map(|count| self.count(source, Some(count), connections, u32::MAX as usize));
         let streams = self.count(source, limits.streams.as_ref(), STREAMS, MOST_STREAMS);
-        if let Some(head) = limits.head.as_ref().filter(|_| framing.head_bytes > MOST_HEAD) {
-            self.problems.at(source, head.span(), "a head of more than 16 MiB would be held whole in memory");
+        if let Some(head) = limits.head.as_ref().filter(|_| !(LEAST_HEAD..=MOST_HEAD).contains(&framing.head_bytes)) {
+            let message =
+                format!("`head` out of range: `{}`; expected `1 KiB` to `16 MiB`, such as `32 KiB`", head.get_ref());
+            self.problems.at(source, head.span(), message);
+        }
+        if let Some(target) = limits.target.as_ref().filter(|_| framing.target_bytes == 0) {
+            self.problems.at(
+                source,
+                target.span(),
+                "`target` out of range: no request has an empty target; expected a size such as `8 KiB`",
+            );
+        }
+        if let Some(target) = limits.target.as_ref().filter(|_| framing.target_bytes > framing.head_bytes) {
+            let message = format!(
+                "`target` larger than the head that it is in: `{}`; expected at most the value of `head`, {} B",
+                target.get_ref(),
+                framing.head_bytes
+            );
+            self.problems.at(source, target.span(), message);
+        }
+        // A large number beside the default of `connections` is a way to say that a client may have them all.
+        let is_total_given = limits.connections.is_some();
+        if let Some(count) = per_client.filter(|count| is_total_given && *count.get_ref() > connections) {
+            let message = format!(
+                "`connections-per-client` larger than `connections`: {}; expected at most {connections}, or raise `connections`",
+                count.get_ref()
+            );
+            self.problems.at(source, count.span(), message);
         }
         Limits {
             framing,
@@ -184,20 +257,33 @@ impl Draft<'_> {
             connections_per_client,
             streams: streams as u32,
             body_timeout: self.duration(source, limits.body_timeout.as_ref(), BODY_TIMEOUT),
-            body_rate: self.bytes(source, limits.body_rate.as_ref(), BODY_RATE) as u64,
+            body_rate: self.rate(source, limits.body_rate.as_ref(), BODY_RATE),
             send: SendLimits {
                 timeout: self.duration(source, limits.send_timeout.as_ref(), SEND_TIMEOUT),
-                rate: self.bytes(source, limits.send_rate.as_ref(), SEND_RATE) as u64,
+                rate: self.rate(source, limits.send_rate.as_ref(), SEND_RATE),
             },
             buffer: self.buffer(source, limits.buffer.as_ref()),
             tunnel_timeout: self.duration(source, limits.tunnel_timeout.as_ref(), TUNNEL_TIMEOUT),
         }
     }
 
+    fn rate(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>, default: usize) -> u64 {
+        let rate = self.bytes(source, text, default);
+        if let Some(text) = text.filter(|_| rate > MOST_RATE) {
+            let message = format!(
+                "rate out of range: `{}` a second, which no client keeps up; expected `0 B` to `1 GiB`, such as `128 B`",
+                text.get_ref()
+            );
+            self.problems.at(source, text.span(), message);
+        }
+        rate as u64
+    }
+
     fn buffer(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>) -> usize {
         let buffer = self.bytes(source, text, BUFFER);
         if let Some(text) = text.filter(|_| !(LEAST_BUFFER..=MOST_BUFFER).contains(&buffer)) {
-            let message = format!("`{}` is out of range; `buffer` is from 64 KiB to 1 GiB", text.get_ref());
+            let message =
+                format!("`buffer` out of range: `{}`; expected `64 KiB` to `1 GiB`, such as `1 MiB`", text.get_ref());
             self.problems.at(source, text.span(), message);
         }
         buffer
@@ -206,7 +292,8 @@ impl Draft<'_> {
     fn acceptor(&mut self, source: &Arc<Source>, tls: &Spanned<manifest::Tls>) -> Option<TlsAcceptor> {
         let (span, tls) = (tls.span(), tls.get_ref());
         if tls.certificates.is_empty() {
-            let message = "`certificates` names at least one: [{ chain = \"cert.pem\", key = \"key.pem\" }]";
+            let message = "no certificate: `certificates` is empty; expected at least one, such as \
+                           [{ chain = \"cert.pem\", key = \"key.pem\" }]";
             self.problems.at(source, head_of(&span), message);
             return None;
         }
@@ -214,7 +301,7 @@ impl Draft<'_> {
             None | Some("1.2") => MinimumVersion::Tls12,
             Some("1.3") => MinimumVersion::Tls13,
             Some(other) => {
-                let message = format!("`{other}` is no version of TLS that is served; write \"1.2\" or \"1.3\"");
+                let message = format!("unknown version of TLS: `{other}`; expected \"1.2\" or \"1.3\"");
                 let place = tls.min_version.as_ref().map_or(span.clone(), Spanned::span);
                 self.problems.at(source, place, message);
                 return None;
@@ -253,8 +340,10 @@ impl Draft<'_> {
             (Some("optional"), Some(ca)) => Some(ClientAuth::Optional(ca)),
             (Some(text), ca) => {
                 let message = match ca {
-                    Some(_) => format!("`{text}` is neither `required` nor `optional`"),
-                    None => "client certificates are checked against `client-ca`: name the file".into(),
+                    Some(_) => format!("unknown value: `{text}`; expected \"required\" or \"optional\""),
+                    None => "`client-certificate` without `client-ca`: client certificates are verified by its authorities; add \
+                             `client-ca = \"ca.pem\"`"
+                        .into(),
                 };
                 self.problems.at(source, wanted.map_or(0..0, Spanned::span), message);
                 None
@@ -274,6 +363,10 @@ pub(super) fn addresses(listeners: &HashMap<Arc<str>, Arc<Listener>>) -> Vec<(Ar
     ordered.into_iter().collect()
 }
 
+/// The least that the fields of a plain request need, as for responses.
+const LEAST_HEAD: usize = 1 << 10;
+/// In bytes a second; more than any network brings to one connection.
+const MOST_RATE: usize = 1 << 30;
 /// Each connection may hold one.
 const MOST_HEAD: usize = 16 << 20;
 /// The window that HTTP/2 begins with.

@@ -3,6 +3,7 @@
 use std::num::NonZero;
 use std::sync::Arc;
 
+use super::settings::MOST_WORKERS;
 use crate::config::manifest::{Manifest, Plugin, PluginRef};
 use crate::config::problem::Source;
 use crate::plugin::binding::Limits;
@@ -12,7 +13,10 @@ use crate::plugin::transform::MOST_IDLE;
 /// Returns the number of workers that a manifest asks for.
 pub fn workers(files: &[(Arc<Source>, Manifest)]) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
-    files.iter().find_map(|(_, file)| Some(*file.workers.as_ref()?.get_ref())).unwrap_or_else(cores)
+    files
+        .iter()
+        .find_map(|(_, file)| Some(*file.workers.as_ref()?.get_ref()))
+        .map_or_else(cores, |workers| workers.clamp(1, MOST_WORKERS))
 }
 
 /// Returns the number of places that the plugins need besides those of bodies: each worker has an instance of each plugin

@@ -11,6 +11,7 @@ use super::{Assembly, Draft, Loaded, beside, places, some_of};
 use crate::config::locate::Places;
 use crate::config::manifest::{self, PluginRef};
 use crate::config::problem::Source;
+use crate::config::wording::meant;
 use crate::loading::{self, Complaint, Component, Examination, Failure, Verdict};
 use crate::plugin::binding::{BindError, Binding, Isolation, Limits, OnError};
 use crate::plugin::declared::ConfigErrors;
@@ -89,8 +90,11 @@ impl Draft<'_> {
         let on_error = self.on_error(source, plugin.on_error.as_ref());
         let isolation = self.isolation(source, plugin.isolation.as_ref());
         let place = plugin.r#use.span();
-        let config = plugin.config.as_ref().map(|config| serde_json::to_value(config).unwrap_or_default());
-        let config = config.unwrap_or_else(|| serde_json::json!({}));
+        let before_config = self.problems.count();
+        let config = self.config(source, &place, plugin.config.as_ref());
+        if self.problems.count() > before_config {
+            return None;
+        }
         if plugin.r#use.get_ref() == "headers" && config.pointer(MOVED).is_some() {
             warn_of_moved(source, &place);
         }
@@ -131,6 +135,27 @@ impl Draft<'_> {
             Err(error) => self.problems.at(source, place, error.to_string()),
         }
         None
+    }
+
+    /// The configuration of a plugin in JSON, which has neither dates nor numbers that aren't finite: a date is the text of
+    /// it, and of other numbers it is told that the plugin can't get them.
+    fn config(
+        &mut self,
+        source: &Arc<Source>,
+        place: &Range<usize>,
+        config: Option<&toml::Table>,
+    ) -> serde_json::Value {
+        let mut bad = Vec::new();
+        let table = config.map(|table| object(table, "", &mut bad));
+        for (pointer, number) in bad {
+            let span = Places::new(&source.text, place).value(&pointer);
+            let message = format!(
+                "config{}: number without a value: found {number}; expected a finite number",
+                pointed(&pointer)
+            );
+            self.problems.at(source, span, message);
+        }
+        table.unwrap_or_else(|| serde_json::json!({}))
     }
 
     /// A component that is good, and accepts a configuration.
@@ -241,8 +266,10 @@ impl Draft<'_> {
                     return None;
                 }
                 let known: Vec<&str> = self.named.keys().map(String::as_str).chain(stock).collect();
+                let hint = hint(name, &known);
                 let known = some_of(&known);
-                let message = format!("there is no plugin `{name}`; known here: {known}; or add it as [plugin.{name}]");
+                let message =
+                    format!("unknown plugin `{name}`; {hint}known here: {known}; or add it as `[plugin.{name}]`");
                 self.problems.at(source, reference.span(), message);
                 None
             }
@@ -261,11 +288,11 @@ impl Draft<'_> {
         let memory = limits.memory.as_ref().map(|text| match bytes(text.get_ref()) {
             Some(bytes) if (64 << 10..=MOST_MEMORY).contains(&bytes) => bytes,
             _ => {
-                self.problems.at(
-                    source,
-                    text.span(),
-                    "memory is a size between `64 KiB` and `256 MiB`, such as `16 MiB`",
+                let message = format!(
+                    "`memory` out of range: `{}`; expected `64 KiB` to `256 MiB`, such as `16 MiB`",
+                    text.get_ref()
                 );
+                self.problems.at(source, text.span(), message);
                 defaults.memory
             }
         });
@@ -284,11 +311,11 @@ impl Draft<'_> {
                 http::StatusCode::from_u16(*code).map_or(OnError::Fail, OnError::Respond)
             }
             _ => {
-                self.problems.at(
-                    source,
-                    on_error.span(),
-                    "on-error is \"fail\", \"skip\" or a status between 200 and 599",
+                let found = source.text.get(on_error.span()).unwrap_or_default();
+                let message = format!(
+                    "invalid `on-error`: found `{found}`; expected \"fail\", \"skip\" or a status from 200 to 599, such as 503"
                 );
+                self.problems.at(source, on_error.span(), message);
                 OnError::Fail
             }
         }
@@ -298,8 +325,9 @@ impl Draft<'_> {
         match isolation.map(|word| (word.get_ref().as_str(), word.span())) {
             None | Some(("worker", _)) => Isolation::Worker,
             Some(("request", _)) => Isolation::Request,
-            Some((_, span)) => {
-                self.problems.at(source, span, "isolation is \"worker\" or \"request\"");
+            Some((word, span)) => {
+                let message = format!("unknown value: `{word}`; expected \"worker\" or \"request\"");
+                self.problems.at(source, span, message);
                 Isolation::Worker
             }
         }
@@ -322,10 +350,44 @@ fn warn_of_moved(source: &Source, plugin: &Range<usize>) {
     );
 }
 
+/// Returns the known name that is probably meant, as a part of a message.
+fn hint(name: &str, known: &[&str]) -> String {
+    meant(name, known.iter().copied()).map_or(String::new(), |meant| format!("did you mean `{meant}`? "))
+}
+
 /// A configuration with the limits of who is to accept it, as a digest.
 fn acceptance(config: &str, limits: Limits) -> [u8; 32] {
     let limits = [limits.memory as u64, limits.cpu.as_micros() as u64].map(u64::to_le_bytes);
     *blake3::Hasher::new().update(limits.as_flattened()).update(config.as_bytes()).finalize().as_bytes()
+}
+
+/// A table as JSON; notes numbers that JSON doesn't have by their pointers.
+fn object(table: &toml::Table, pointer: &str, bad: &mut Vec<(String, f64)>) -> serde_json::Value {
+    let step = |key: &str| format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"));
+    table
+        .iter()
+        .map(|(key, value)| (key.clone(), json(value, &step(key), bad)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+fn json(value: &toml::Value, pointer: &str, bad: &mut Vec<(String, f64)>) -> serde_json::Value {
+    match value {
+        toml::Value::Table(table) => object(table, pointer, bad),
+        toml::Value::Array(list) => {
+            let items = list.iter().enumerate().map(|(at, item)| json(item, &format!("{pointer}/{at}"), bad));
+            items.collect::<Vec<_>>().into()
+        }
+        toml::Value::Datetime(date) => date.to_string().into(),
+        toml::Value::Float(number) if !number.is_finite() => {
+            bad.push((pointer.into(), *number));
+            serde_json::Value::Null
+        }
+        toml::Value::Float(number) => (*number).into(),
+        toml::Value::String(text) => text.as_str().into(),
+        toml::Value::Integer(number) => (*number).into(),
+        toml::Value::Boolean(is_true) => (*is_true).into(),
+    }
 }
 
 /// A JSON pointer as people write keys.
@@ -340,8 +402,25 @@ fn component(source: &Source, name: &str) -> Result<Component, String> {
     }
     let stock: Vec<&str> = plugway_plugins::STOCK.iter().map(|(name, _)| *name).collect();
     if !name.ends_with(".wasm") {
-        return Err(format!("`{name}` is neither a stock plugin ({}) nor a `.wasm` file", stock.join(", ")));
+        let hint = hint(name, &stock);
+        return Err(format!(
+            "unknown plugin `{name}`; {hint}expected a stock plugin ({}) or a file such as `./plugin.wasm`",
+            stock.join(", ")
+        ));
     }
     let path = beside(source, name);
-    Component::open(&path).map_err(|error| format!("the plugin `{}` can't be read: {error}", path.display()))
+    Component::open(&path).map_err(|error| {
+        let path = path.display();
+        match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                format!(
+                    "no such plugin file: `{path}`; build it, or correct the path, which is relative to the manifest"
+                )
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                format!("no permission to read the plugin `{path}`: allow it to the user that runs plugway")
+            }
+            _ => format!("cannot read the plugin `{path}`: {error}; expected a component, built for wasm32-wasip2"),
+        }
+    })
 }

@@ -1,13 +1,15 @@
 //! From a route's table to what it asks of a request and where it sends it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::path_regex::Paths;
 use super::{Draft, conditions, some_of};
 use crate::authority;
 use crate::config::manifest::{self, OtherPath};
 use crate::config::problem::Source;
+use crate::config::wording::meant;
 use crate::generation::Route;
 use crate::router::{HostMatch, Match, PathMatch};
 
@@ -40,24 +42,27 @@ impl Draft<'_> {
         if is_mistake && self.problems.has_room() {
             let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
             known.sort_unstable();
-            let known = if known.is_empty() { String::new() } else { format!("; known: {}", some_of(&known)) };
-            let message = format!("there is no upstream `{}`{known}", route.upstream.get_ref());
+            let name = route.upstream.get_ref();
+            let meant =
+                meant(name, known.iter().copied()).map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
+            let known = if known.is_empty() { String::new() } else { format!("known: {}; or ", some_of(&known)) };
+            let message = format!("unknown upstream `{name}`; {meant}{known}add it as `[upstream.{name}]`");
             self.problems.at(source, route.upstream.span(), message);
         } else if is_mistake {
             self.problems.and_more(1);
         }
+        self.warn_of_twice(source, &route.plugins);
         let mut chain: Vec<usize> = Vec::new();
         for plugin in &route.plugins {
             let Some(binding) = self.reference(source, plugin) else { continue };
             let is_cache = |binding: &usize| self.bindings[*binding].cache.is_some();
             if is_cache(&binding) && chain.iter().any(is_cache) {
-                let message = "a chain has one cache at most; what is stored once needs no other";
+                let message = "second cache in a chain: expected one at most; remove one of them";
                 self.problems.at(source, plugin.span(), message);
             }
             let is_balancer_alone = self.bindings[binding].balances() && !self.bindings[binding].is_in_chains();
             if is_balancer_alone {
-                let message =
-                    "this plugin is a balancer, which does nothing in a chain; name it in `balancer` of the upstream";
+                let message = "balancer in a chain: it has no effect there; name it in the upstream, such as `balancer = \"balance\"`";
                 self.problems.at(source, plugin.span(), message);
             }
             chain.push(binding);
@@ -80,15 +85,22 @@ impl Draft<'_> {
 
     pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::Route) -> Match {
         let mut matching = Match::default();
+        let mut known_hosts = HashSet::new();
         for host in &route.hosts {
             let name = host_name(host.get_ref());
-            matching.hosts.push(match name.strip_prefix('*') {
+            let wanted = match name.strip_prefix('*') {
                 Some(below) if below.starts_with('.') => HostMatch::Below(below.into()),
                 _ => HostMatch::Exact(name.clone()),
-            });
+            };
             if let Some(message) = conditions::host(&name) {
                 self.problems.at(source, host.span(), message);
+            } else if !known_hosts.insert(wanted.clone()) {
+                let message =
+                    format!("host named twice: `{}` is `{name}`, which this route has; remove it", host.get_ref());
+                self.problems.at(source, host.span(), message);
+                continue;
             }
+            matching.hosts.push(wanted);
         }
         if let Some(path_key) = &route.path {
             let text = match path_key.get_ref() {
@@ -99,16 +111,19 @@ impl Draft<'_> {
             };
             matching.path = match path_key.get_ref() {
                 manifest::Path::Other(OtherPath::Regex(text)) => match self.regex(text) {
-                    Ok(regex) => PathMatch::Regex(regex),
+                    Ok(regex) => {
+                        if let Some(reason) = self.paths.get_or_insert_with(Paths::new).mismatch(text) {
+                            let message = format!("no path matches the regular expression `{text}`: {reason}");
+                            self.problems.at(source, path_key.span(), message);
+                        }
+                        PathMatch::Regex(regex)
+                    }
                     Err(error) => {
-                        self.problems.at(
-                            source,
-                            path_key.span(),
-                            format!(
-                                "this is no regular expression: {}",
-                                error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ")
-                            ),
-                        );
+                        let error = error.to_string();
+                        let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                        let message =
+                            format!("invalid regular expression: {reason}; expected one such as `^/users/[0-9]+$`");
+                        self.problems.at(source, path_key.span(), message);
                         PathMatch::Any
                     }
                 },
@@ -127,18 +142,31 @@ impl Draft<'_> {
                 Err(message) => self.problems.at(source, method.span(), message),
             }
         }
+        // Sorted, so that routes which ask the same in another order are seen to.
+        matching.methods.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        matching.methods.dedup();
         let wanted = |value: &String| (value != "*").then(|| value.clone());
         for (name, value) in &route.fields {
             if let Some(message) = conditions::field_value(value) {
                 self.problems.at(source, name.span(), message);
             }
-            match http::HeaderName::from_bytes(name.get_ref().as_bytes()) {
-                Ok(name) => matching.fields.push((name, wanted(value))),
-                Err(_) => self.problems.at(source, name.span(), format!("`{}` is no field name", name.get_ref())),
+            let Ok(field) = http::HeaderName::from_bytes(name.get_ref().as_bytes()) else {
+                let message = format!("invalid field name `{}`: expected one such as `X-Version`", name.get_ref());
+                self.problems.at(source, name.span(), message);
+                continue;
+            };
+            if let Some(message) = self.reach.obstacle(name.get_ref()) {
+                self.problems.at(source, name.span(), message);
+            } else if matching.fields.iter().any(|(known, _)| *known == field) {
+                let message =
+                    format!("field named twice: `{}`; names of fields have no case, so keep one", name.get_ref());
+                self.problems.at(source, name.span(), message);
             }
+            matching.fields.push((field, wanted(value)));
         }
+        matching.fields.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
         for (name, value) in &route.query {
-            if let Some(message) = conditions::query(name.get_ref()).or_else(|| conditions::query(value)) {
+            if let Some(message) = conditions::query_name(name.get_ref()).or_else(|| conditions::query(value)) {
                 self.problems.at(source, name.span(), message);
             }
         }

@@ -12,6 +12,7 @@ use super::{Draft, beside, head_of};
 use crate::access_log::{AccessLog, Format, Target};
 use crate::cache::index::PARTS;
 use crate::cache::store::{DiskLimits, Limits, Store};
+use crate::config::locate;
 use crate::config::manifest::{AccessLogFormat, Disk, Manifest};
 use crate::config::problem::Source;
 use crate::files;
@@ -28,7 +29,10 @@ impl Draft<'_> {
     pub(super) fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<usize> {
         let (source, workers) = files.iter().find_map(|(source, file)| Some((source, file.workers.as_ref()?)))?;
         if !(1..=MOST_WORKERS).contains(workers.get_ref()) {
-            let message = format!("workers is a number between 1 and {MOST_WORKERS}; leave it out for one per core");
+            let message = format!(
+                "`workers` out of range: {}; expected 1 to {MOST_WORKERS}, or no `workers` for one per core",
+                workers.get_ref()
+            );
             self.problems.at(source, workers.span(), message);
         }
         Some(*workers.get_ref())
@@ -41,11 +45,19 @@ impl Draft<'_> {
         let Some((source, load)) = named else { return defaults };
         let time = self.duration(source, load.time.as_ref(), defaults.time);
         if let Some(text) = load.time.as_ref().filter(|_| !LOAD_TIME.contains(&time)) {
-            self.problems.at(source, text.span(), "time is between `1s` and `1h`, such as `30s`");
+            self.problems.at(
+                source,
+                text.span(),
+                format!("`time` out of range: `{}`; expected `1s` to `1h`, such as `30s`", text.get_ref()),
+            );
         }
         let memory = self.bytes(source, load.memory.as_ref(), defaults.memory as usize) as u64;
         if let Some(text) = load.memory.as_ref().filter(|_| !LOAD_MEMORY.contains(&memory)) {
-            self.problems.at(source, text.span(), "memory is a size between `256 MiB` and `64 GiB`, such as `1 GiB`");
+            self.problems.at(
+                source,
+                text.span(),
+                format!("`memory` out of range: `{}`; expected `256 MiB` to `64 GiB`, such as `1 GiB`", text.get_ref()),
+            );
         }
         loading::Limits { time, memory }
     }
@@ -54,12 +66,21 @@ impl Draft<'_> {
     pub(super) fn name_servers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Vec<SocketAddr> {
         let named = files.iter().find_map(|(source, file)| Some((source, file.resolver.as_ref()?)));
         let Some((source, resolver)) = named else { return Vec::new() };
+        if resolver.servers.is_empty() {
+            let span = locate::key(&source.text, "resolver").unwrap_or(0..0);
+            let message =
+                "no name server: `servers` is empty; name one, such as \"127.0.0.1:53\", or remove `[resolver]`";
+            self.problems.at(source, span, message);
+        }
         let mut servers = Vec::new();
         for server in &resolver.servers {
-            match server.get_ref().parse() {
-                Ok(server) => servers.push(server),
-                Err(_) => {
-                    let message = format!("`{}` is no name server; write `127.0.0.1:53`", server.get_ref());
+            match server.get_ref().parse::<SocketAddr>() {
+                Ok(server) if server.port() > 0 => servers.push(server),
+                _ => {
+                    let message = format!(
+                        "invalid name server: `{}`; expected an address and a port, such as `127.0.0.1:53`",
+                        server.get_ref()
+                    );
                     self.problems.at(source, server.span(), message);
                 }
             }
@@ -74,7 +95,11 @@ impl Draft<'_> {
         let Some((source, cache)) = named else { return defaults };
         let memory = self.bytes(source, cache.get_ref().memory.as_ref(), defaults.memory as usize);
         if let Some(text) = cache.get_ref().memory.as_ref().filter(|_| memory < LEAST_MEMORY) {
-            self.problems.at(source, text.span(), "a cache has at least `1 MiB` of memory");
+            self.problems.at(
+                source,
+                text.span(),
+                format!("`memory` too small: `{}`; expected at least `1 MiB`", text.get_ref()),
+            );
         }
         let longest = (cache.get_ref().max_object.as_ref(), defaults.object as usize);
         let object = self.longest_object(source, longest, memory, "memory");
@@ -90,10 +115,12 @@ impl Draft<'_> {
         if let Some(store) = stores.get(&folder).and_then(Weak::upgrade) {
             return store;
         }
-        if self.assembly.is_check || self.problems.count() > 0 {
-            return Store::new(limits.memory);
-        }
-        let store = Store::open(limits).unwrap_or_else(|message| {
+        let is_only_looked_at = self.assembly.is_check || self.problems.count() > 0;
+        let opened = match is_only_looked_at {
+            true => Store::check(limits).map(|()| Store::new(limits.memory)),
+            false => Store::open(limits),
+        };
+        let store = opened.unwrap_or_else(|message| {
             let disk = |file: &Manifest| Some(file.cache.as_ref()?.get_ref().disk.as_ref()?.get_ref().path.span());
             let named = files.iter().find_map(|(source, file)| Some((source, disk(file)?)));
             if let Some((source, place)) = named {
@@ -101,6 +128,9 @@ impl Draft<'_> {
             }
             Store::new(limits.memory)
         });
+        if is_only_looked_at {
+            return store;
+        }
         self.assembly.stores.insert(folder, Arc::downgrade(&store));
         store
     }
@@ -108,9 +138,17 @@ impl Draft<'_> {
     fn disk_limits(&mut self, source: &Arc<Source>, disk: &Disk) -> DiskLimits {
         let size = self.bytes(source, Some(&disk.size), LEAST_DISK);
         if size < LEAST_DISK {
-            self.problems.at(source, disk.size.span(), "a cache on disk has at least `16 MiB`");
+            self.problems.at(
+                source,
+                disk.size.span(),
+                format!("`size` too small: `{}`; expected at least `16 MiB`", disk.size.get_ref()),
+            );
         }
         let object = self.longest_object(source, (disk.max_object.as_ref(), MOST_ON_DISK), size, "disk's size");
+        if disk.path.get_ref().is_empty() {
+            let message = "empty path: a cache has a folder of its own; expected one such as `/var/cache/plugway`";
+            self.problems.at(source, disk.path.span(), message);
+        }
         DiskLimits { folder: beside(source, disk.path.get_ref()), bytes: size as u64, object }
     }
 
@@ -125,7 +163,11 @@ impl Draft<'_> {
         let most = budget / PARTS;
         let object = self.bytes(source, text, most.min(default));
         if let Some(text) = text.filter(|_| object > most) {
-            let message = format!("an object takes a sixteenth of the {what} at most: here {} KiB", most >> 10);
+            let message = format!(
+                "`max-object` too large: `{}`; expected a sixteenth of the {what} at most, which is `{} KiB`",
+                text.get_ref(),
+                most >> 10
+            );
             self.problems.at(source, text.span(), message);
         }
         object as u64
@@ -153,7 +195,10 @@ impl Draft<'_> {
                 Some(log)
             }
             Err(error) => {
-                self.problems.at(source, head_of(&wanted.span()), format!("the access log can't be opened: {error}"));
+                self.problems.at(source, head_of(&wanted.span()), format!(
+                    "cannot open the access log {:?}: {error}; name a file in a folder that the user who runs plugway may write to",
+                    file.map_or("-", String::as_str)
+                ));
                 None
             }
         }
@@ -168,7 +213,10 @@ impl Draft<'_> {
         named.sort_by_key(|(_, (codes, _))| codes.get_ref().ends_with("xx"));
         for (source, (codes, file)) in named {
             let Some(range) = codes_of(codes.get_ref()) else {
-                let message = format!("`{}` is no status of an error; write \"404\" or \"5xx\"", codes.get_ref());
+                let message = format!(
+                    "invalid status of an error page: `{}`; expected an error such as 404, or a class such as \"5xx\"",
+                    codes.get_ref()
+                );
                 self.problems.at(source, codes.span(), message);
                 continue;
             };
@@ -176,7 +224,7 @@ impl Draft<'_> {
             match files::read_text(&path, files::PAGE) {
                 Ok(page) => pages.add(range, &page),
                 Err(error) => {
-                    let message = format!("`{}` can't be read: {error}", path.display());
+                    let message = format!("cannot read the error page `{}`: {error}", path.display());
                     self.problems.at(source, file.span(), message);
                 }
             }
@@ -186,7 +234,9 @@ impl Draft<'_> {
 }
 
 fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
-    let codes = status_class(text).or_else(|| text.parse().ok().map(|code| code..=code));
+    let is_code = text.len() == 3 && text.bytes().all(|digit| digit.is_ascii_digit());
+    let code = text.parse().ok().filter(|_| is_code).map(|code| code..=code);
+    let codes = status_class(text).or(code);
     codes.filter(|codes| (400..=599).contains(codes.start()))
 }
 
@@ -196,4 +246,4 @@ const LOAD_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 const LOAD_MEMORY: RangeInclusive<u64> = 256 << 20..=64 << 30;
 
 /// More threads than any machine of today has cores.
-const MOST_WORKERS: usize = 1024;
+pub(super) const MOST_WORKERS: usize = 1024;

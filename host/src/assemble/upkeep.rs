@@ -47,7 +47,7 @@ impl Draft<'_> {
         let ejection = self.duration(source, outliers.ejection.as_ref(), defaults.ejection);
         let longest = self.duration(source, outliers.longest_ejection.as_ref(), defaults.longest.max(ejection));
         if let Some(span) = outliers.longest_ejection.as_ref().filter(|_| longest < ejection).map(Spanned::span) {
-            let message = format!("the first ejection lasts longer already: {ejection:?}; write at least that");
+            let message = format!("`longest-ejection` shorter than `ejection`: expected at least {ejection:?}");
             self.problems.at(source, span, message);
         }
         Outliers {
@@ -78,7 +78,8 @@ impl Draft<'_> {
             "tcp" => Kind::Tcp,
             "grpc" => Kind::Grpc(checks.service.as_ref().map(|service| service.get_ref().clone()).unwrap_or_default()),
             other => {
-                let message = format!("`{other}` is no kind of check; write \"http\", \"tcp\" or \"grpc\"");
+                let message =
+                    format!("unknown kind of health check: `{other}`; expected \"http\", \"tcp\" or \"grpc\"");
                 let span = checks.kind.as_ref().map(Spanned::span).unwrap_or_default();
                 self.problems.at(source, span, message);
                 return None;
@@ -102,7 +103,8 @@ impl Draft<'_> {
         let of_grpc = of_grpc.into_iter().filter(|_| kind != "grpc").map(|(key, span)| (key, span, "grpc"));
         for (key, span, needed) in of_http.chain(of_grpc) {
             if let Some(span) = span {
-                let message = format!("`{key}` is for `kind = \"{needed}\"`; leave it out, or write that");
+                let message =
+                    format!("`{key}` without `kind = \"{needed}\"`: it has no effect; remove it, or set that kind");
                 self.problems.at(source, span, message);
             }
         }
@@ -114,7 +116,11 @@ impl Draft<'_> {
             Some(path) => match PathAndQuery::try_from(path.get_ref().as_str()) {
                 Ok(target) if path.get_ref().starts_with('/') && !path.get_ref().contains('#') => target,
                 _ => {
-                    self.problems.at(source, path.span(), "this is no path; write `/healthz`");
+                    self.problems.at(
+                        source,
+                        path.span(),
+                        format!("invalid path: `{}`; expected one such as `/healthz`", path.get_ref()),
+                    );
                     return None;
                 }
             },
@@ -124,14 +130,22 @@ impl Draft<'_> {
             Some(host) => match HeaderValue::from_str(host.get_ref()) {
                 Ok(value) if authority::normal(value.as_bytes(), None).is_ok() && !value.is_empty() => Some(value),
                 _ => {
-                    self.problems.at(source, host.span(), "this is no host; write `app.internal`");
+                    self.problems.at(
+                        source,
+                        host.span(),
+                        format!("invalid host: `{}`; expected one such as `app.internal`", host.get_ref()),
+                    );
                     return None;
                 }
             },
         };
         let statuses = match &checks.statuses {
             Some(statuses) if statuses.get_ref().is_empty() => {
-                self.problems.at(source, statuses.span(), "no answer would be good; write [\"2xx\"]");
+                self.problems.at(
+                    source,
+                    statuses.span(),
+                    "no status: `statuses` is empty, so that no endpoint is healthy; expected some, such as [\"2xx\"]",
+                );
                 return None;
             }
             Some(statuses) => self.statuses(source, statuses.get_ref()),
@@ -153,7 +167,7 @@ impl Draft<'_> {
     ) {
         let Some(kind) = checks.get_ref().kind.as_ref().filter(|kind| kind.get_ref() == "grpc") else { return };
         if members.speak().any(|speaks| *speaks == Speaks::Http1) {
-            let message = "gRPC needs HTTP/2: write `h2c://` or `https://` before the endpoints";
+            let message = "gRPC over HTTP/1: an endpoint has neither `h2c://` nor `https://`; write one of them, such as \"h2c://127.0.0.1:50051\"";
             self.problems.at(source, kind.span(), message);
         }
     }
@@ -168,8 +182,9 @@ impl Draft<'_> {
         let methods = match retry.methods.as_ref().map(|word| (word.get_ref().as_str(), word.span())) {
             None | Some(("idempotent", _)) => Methods::Idempotent,
             Some(("any", _)) => Methods::Any,
-            Some((_, span)) => {
-                self.problems.at(source, span, "methods is \"idempotent\" or \"any\"");
+            Some((word, span)) => {
+                let message = format!("unknown value: `{word}`; expected \"idempotent\" or \"any\"");
+                self.problems.at(source, span, message);
                 Methods::Idempotent
             }
         };
@@ -193,8 +208,11 @@ impl Draft<'_> {
                 status => match codes(status).filter(|codes| *codes.start() >= 400) {
                     Some(codes) => triggers.statuses.add(codes),
                     None => {
-                        let message = "write \"connect\", \"reset\", \"timeout\", \"malformed\", the status code of an \
-                                       error, or a class of those such as \"5xx\"";
+                        let message = format!(
+                            "unknown reason for a retry: {}; expected \"connect\", \"reset\", \"timeout\", \"malformed\", the \
+                             status code of an error such as 503, or a class such as \"5xx\"",
+                            shown(word.get_ref())
+                        );
                         self.problems.at(source, word.span(), message);
                     }
                 },
@@ -208,7 +226,14 @@ impl Draft<'_> {
         for word in words {
             match codes(word.get_ref()) {
                 Some(codes) => statuses.add(codes),
-                None => self.problems.at(source, word.span(), "write a status code, or a class such as \"5xx\""),
+                None => self.problems.at(
+                    source,
+                    word.span(),
+                    format!(
+                        "invalid status: {}; expected a code from 200 to 599, or a class such as \"5xx\"",
+                        shown(word.get_ref())
+                    ),
+                ),
             }
         }
         statuses
@@ -217,6 +242,13 @@ impl Draft<'_> {
 
 /// Each goes to another endpoint if there is one: more only keep a client waiting.
 const MOST_RETRIES: usize = 10;
+
+fn shown(word: &StatusWord) -> String {
+    match word {
+        StatusWord::Code(code) => code.to_string(),
+        StatusWord::Word(word) => format!("`{word}`"),
+    }
+}
 
 fn codes(word: &StatusWord) -> Option<RangeInclusive<u16>> {
     match word {

@@ -29,12 +29,20 @@ impl Draft<'_> {
         upstream: &manifest::Upstream,
     ) -> Upstream {
         let members = self.members(source, upstream);
+        if name.get_ref().trim().is_empty() {
+            let message = "upstream without a name: expected one such as `[upstream.app]`";
+            self.problems.at(source, name.span(), message);
+        }
         if upstream.endpoints.is_empty() {
-            self.problems.at(source, name.span(), "an upstream needs at least one endpoint");
+            self.problems.at(
+                source,
+                name.span(),
+                "no endpoint: `endpoints` is empty; expected at least one, such as [\"127.0.0.1:8000\"]",
+            );
         }
         let may_speak_tls = |endpoint: &Spanned<manifest::Endpoint>| endpoint.get_ref().may_speak_tls();
         if let (Some(tls), false) = (&upstream.tls, upstream.endpoints.iter().any(may_speak_tls)) {
-            let message = "no endpoint of this upstream speaks TLS; write `https://` before those that do";
+            let message = "`tls` without an endpoint that speaks TLS: write `https://` before those that do, such as \"https://app.internal:443\"";
             self.problems.at(source, tls.span(), message);
         }
         let balancer = self.balancer(source, name, upstream, &members);
@@ -75,7 +83,11 @@ impl Draft<'_> {
         };
         let place = self.reference(source, reference);
         if place.is_some_and(|place| !self.bindings[place].balances()) {
-            self.problems.at(source, reference.span(), "this plugin is no balancer: it doesn't export that hook");
+            self.problems.at(
+                source,
+                reference.span(),
+                "not a balancer: this plugin has no such hook; expected one that has, such as `balancer = \"balance\"`",
+            );
         }
         place
     }
@@ -85,7 +97,7 @@ impl Draft<'_> {
             "v1" => Some(proxy_protocol::Version::V1),
             "v2" => Some(proxy_protocol::Version::V2),
             other => {
-                let message = format!("`{other}` is no version of the PROXY protocol; write \"v1\" or \"v2\"");
+                let message = format!("unknown version of the PROXY protocol: `{other}`; expected \"v1\" or \"v2\"");
                 self.problems.at(source, version.span(), message);
                 None
             }
@@ -107,7 +119,10 @@ impl Draft<'_> {
         let head = limits.response_head.as_ref();
         let bytes = self.bytes(source, head, default.bytes);
         if let Some(head) = head.filter(|_| !(LEAST_HEAD..=MOST_HEAD).contains(&bytes)) {
-            let message = "a response's head has between 1 KiB and 16 MiB; write `response-head = \"32 KiB\"`";
+            let message = format!(
+                "`response-head` out of range: `{}`; expected `1 KiB` to `16 MiB`, such as `32 KiB`",
+                head.get_ref()
+            );
             self.problems.at(source, head.span(), message);
         }
         let fields = self.up_to(source, limits.response_fields.as_ref(), default.fields, 1..=MOST_FIELDS);
@@ -118,7 +133,11 @@ impl Draft<'_> {
     fn slots(&mut self, source: &Arc<Source>, name: &Arc<str>, limits: &manifest::UpstreamLimits) -> Slots {
         if limits.connections.is_none() {
             if let Some(pending) = &limits.pending {
-                self.problems.at(source, pending.span(), "nobody waits without a limit of `connections`");
+                self.problems.at(
+                    source,
+                    pending.span(),
+                    "`pending` without `connections`: it has no effect; add `connections`, or remove `pending`",
+                );
             }
             return Slots::default();
         }

@@ -7,14 +7,50 @@ use std::time::Duration;
 pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.len() - text.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
     let number: u64 = text[..digits].parse().ok().filter(|number| (1..=1 << 32).contains(number))?;
-    match text[digits..].trim_start() {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_secs(number * 60)),
-        "h" => Some(Duration::from_secs(number * 3600)),
-        _ => None,
-    }
+    let duration = match text[digits..].trim_start() {
+        "ms" => Duration::from_millis(number),
+        "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number * 60),
+        "h" => Duration::from_secs(number * 3600),
+        _ => return None,
+    };
+    (duration <= LONGEST).then_some(duration)
 }
+
+/// Describes a text that is no duration, with the reason where it is known.
+pub fn found_duration(text: &str) -> String {
+    let number = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let reason = match text[number.len()..].trim() {
+        _ if number.is_empty() || number.contains(|letter: char| !letter.is_ascii_digit()) => {
+            " is no whole number with a unit"
+        }
+        "" => " has no unit",
+        "ms" | "s" | "m" | "h" if number.bytes().all(|digit| digit == b'0') => " is no time at all",
+        "ms" | "s" | "m" | "h" => " is more than a year",
+        _ => " has an unknown unit",
+    };
+    format!("`{text}`{reason}")
+}
+
+/// Describes a text that is no size, with the reason where it is known.
+pub fn found_size(text: &str) -> String {
+    let number = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let reason = match text[number.len()..].trim() {
+        _ if number.is_empty() || number.contains(|letter: char| !letter.is_ascii_digit()) => {
+            " is no whole number with a unit"
+        }
+        "" => " has no unit",
+        "B" | "KiB" | "MiB" | "GiB" => " is more than 1024 TiB",
+        _ => " has an unknown unit",
+    };
+    format!("`{text}`{reason}")
+}
+
+/// The longest duration. What a user means by more is no limit at all, and a longer one might not be added to a time.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// The largest size in bytes: more than any machine has, and little enough to be multiplied.
+const LARGEST: usize = 1 << 50;
 
 /// The codes of `2xx` to `5xx`.
 pub fn status_class(text: &str) -> Option<RangeInclusive<u16>> {
@@ -38,7 +74,7 @@ pub fn bytes(text: &str) -> Option<usize> {
         "GiB" => 1 << 30,
         _ => return None,
     };
-    number.checked_mul(unit)
+    number.checked_mul(unit).filter(|bytes| *bytes <= LARGEST)
 }
 
 #[cfg(test)]
@@ -50,6 +86,17 @@ mod tests {
         assert_eq!(duration("50ms"), Some(Duration::from_millis(50)));
         assert_eq!(duration("2 h"), Some(Duration::from_secs(7200)));
         assert_eq!((duration("5"), duration("s"), duration("0s"), duration("1d")), (None, None, None, None));
+        assert_eq!((duration("8784h"), duration("8785h")), (Some(LONGEST), None));
+        assert_eq!((bytes("1048576 GiB"), bytes("1048577 GiB")), (Some(LARGEST), None));
+        for (text, what) in
+            [("5", "no unit"), ("1.5s", "whole number"), ("0s", "no time"), ("9999h", "a year"), ("1d", "unknown")]
+        {
+            assert!(found_duration(text).contains(what), "{text}");
+        }
+        for (text, what) in [("5", "no unit"), ("1.5 MiB", "whole number"), ("9999999 GiB", "TiB"), ("1 MB", "unknown")]
+        {
+            assert!(found_size(text).contains(what), "{text}");
+        }
         assert_eq!(
             (bytes("16 MiB"), bytes("1KiB"), bytes("16"), bytes("16 MB")),
             (Some(16 << 20), Some(1024), None, None)

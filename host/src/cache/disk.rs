@@ -27,6 +27,7 @@ use super::vary::Selectors;
 use crate::error::is_of_this_machine;
 use crate::files;
 use folder::Claim;
+pub use folder::check;
 use format::Entry;
 use reading::Opened;
 pub use spill::Spill;

@@ -81,6 +81,11 @@ impl Store {
         Ok(Store::with(limits.memory, Some(disk), purges))
     }
 
+    /// Looks whether a store with such limits could be opened, and changes nothing. The error says what to do.
+    pub fn check(limits: &Limits) -> Result<(), String> {
+        limits.disk.as_ref().map_or(Ok(()), |disk| super::disk::check(&disk.folder))
+    }
+
     fn with(bytes: u64, disk: Option<Arc<Disk>>, purges: Arc<Purges>) -> Arc<Self> {
         let mut seed = [0; 8];
         // Keys are compared completely, so a seed that isn't random only costs speed.

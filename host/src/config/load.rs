@@ -1,11 +1,15 @@
 //! Reads a manifest and the files that it includes.
 
+use std::collections::HashSet;
+use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 
+use super::foreign;
 use super::manifest::{EndpointFile, Manifest};
 use super::problem::{Problems, Source};
 use super::structure::{self, LeftOut, Mistake, Structure};
@@ -25,7 +29,9 @@ pub struct Files {
 /// Reads `path` and its includes. The error is that nothing could be understood; other mistakes stand among the files.
 pub fn load(path: &Path) -> Result<Files, Problems> {
     let mut files = Files::default();
-    let Some((source, manifest)) = files.read::<Manifest>(path, files::MANIFEST) else { return Err(files.problems) };
+    let Some((source, manifest)) = files.read::<Manifest>(path, files::MANIFEST, None) else {
+        return Err(files.problems);
+    };
     let patterns = manifest.include.clone();
     files.list.push((source.clone(), manifest));
     files.include(path, &source, &patterns);
@@ -40,7 +46,8 @@ const MOST_BYTES: usize = 32 << 20;
 
 impl Files {
     fn include(&mut self, path: &Path, source: &Arc<Source>, patterns: &[Spanned<String>]) {
-        let folder = path.parent().unwrap_or(Path::new("."));
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let mut known = HashSet::from([identity(path)]);
         let mut bytes = source.text.len();
         for pattern in patterns {
             let paths = matching(folder, pattern.get_ref()).unwrap_or_else(|message| {
@@ -53,15 +60,25 @@ impl Files {
                 if self.list.len() > MOST_INCLUDED || bytes > MOST_BYTES {
                     let most = MOST_BYTES >> 20;
                     let message = format!(
-                        "this includes too much: {MOST_INCLUDED} files at most, of {most} MiB at most together"
+                        "too much included by `{}`; expected {MOST_INCLUDED} files at most, of {most} MiB together",
+                        pattern.get_ref()
                     );
                     self.problems.at(source, pattern.span(), message);
                     self.left_out.add_file();
                     return;
                 }
-                let Some((included, manifest)) = self.read::<Manifest>(&path, files::MANIFEST) else { continue };
+                if !known.insert(identity(&path)) {
+                    let message = included_twice(&path, &source.path);
+                    self.problems.at(source, pattern.span(), message);
+                    continue;
+                }
+                let asked = Some((source, pattern.span()));
+                let Some((included, manifest)) = self.read::<Manifest>(&path, files::MANIFEST, asked) else { continue };
                 if let Some(further) = manifest.include.first() {
-                    let message = "an included file can't include others; name them in the manifest";
+                    let message = format!(
+                        "`include` in an included file: found {:?}; only the manifest itself includes files, so name it there",
+                        further.get_ref()
+                    );
                     self.problems.at(&included, further.span(), message);
                 }
                 bytes += included.text.len();
@@ -70,8 +87,13 @@ impl Files {
         }
     }
 
-    fn read<T: DeserializeOwned>(&mut self, path: &Path, kind: files::Kind) -> Option<(Arc<Source>, T)> {
-        let (file, left_out) = read(path, kind, &mut self.problems);
+    fn read<T: DeserializeOwned>(
+        &mut self,
+        path: &Path,
+        kind: files::Kind,
+        asked: Option<Asked<'_>>,
+    ) -> Option<(Arc<Source>, T)> {
+        let (file, left_out) = read(path, kind, asked, &mut self.problems);
         self.left_out.extend(left_out);
         file
     }
@@ -88,28 +110,103 @@ pub fn parse(name: &str, text: String) -> Result<Files, Problems> {
     Ok(files)
 }
 
-/// Reads a file with endpoints.
-pub fn endpoints(path: &Path, problems: &mut Problems) -> Option<(Arc<Source>, EndpointFile)> {
-    read(path, files::ENDPOINTS, problems).0
+/// Reads a file with endpoints, which a manifest names at a place.
+pub fn endpoints(path: &Path, asked: Asked<'_>, problems: &mut Problems) -> Option<(Arc<Source>, EndpointFile)> {
+    read(path, files::ENDPOINTS, Some(asked), problems).0
 }
+
+/// The place where a manifest names a file.
+type Asked<'a> = (&'a Arc<Source>, Range<usize>);
 
 fn read<T: DeserializeOwned>(
     path: &Path,
     kind: files::Kind,
+    asked: Option<Asked<'_>>,
     problems: &mut Problems,
 ) -> (Option<(Arc<Source>, T)>, LeftOut) {
     problems.files.push(path.into());
-    let text = files::read_text(path, kind);
-    let content = text.as_deref().unwrap_or_default().into();
-    let source = Arc::new(Source { path: path.into(), text: content, is_file: true });
-    if let Err(error) = text {
-        problems.of_file(&source, format!("the manifest can't be read: {error}"));
-        let mut left_out = LeftOut::default();
-        left_out.add_file();
-        return (None, left_out);
+    let bytes = files::read(path, kind);
+    let source = |text: String| Arc::new(Source { path: path.into(), text, is_file: true });
+    let unread = match bytes.map(String::from_utf8) {
+        Ok(Ok(text)) => {
+            let source = source(text);
+            let (content, left_out) = understood(&source, problems);
+            return (content.map(|content| (source, content)), left_out);
+        }
+        Ok(Err(error)) => {
+            let Encoding { span, message } = encoding(error.as_bytes(), error.utf8_error().valid_up_to());
+            problems.at(&source(String::from_utf8_lossy(error.as_bytes()).into_owned()), span, message);
+            None
+        }
+        Err(error) => Some(unreadable(path, &error, asked.is_some())),
+    };
+    match (unread, asked) {
+        (Some(message), Some((source, span))) => problems.at(source, span, message),
+        (Some(message), None) => problems.of_file(&source(String::new()), message),
+        (None, _) => {}
     }
-    let (content, left_out) = understood(&source, problems);
-    (content.map(|content| (source, content)), left_out)
+    let mut left_out = LeftOut::default();
+    left_out.add_file();
+    (None, left_out)
+}
+
+/// Says why a file can't be read, and what to do about it.
+fn unreadable(path: &Path, error: &io::Error, is_named_in_a_manifest: bool) -> String {
+    let shown = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound if is_named_in_a_manifest => {
+            format!("no such file: `{shown}`; paths are relative to the manifest")
+        }
+        io::ErrorKind::NotFound => format!(
+            "no manifest: there is no file `{shown}`; create it, or name another, such as `plugway run FILE.toml` (`plugway \
+             proxy --to 127.0.0.1:8000` needs none)"
+        ),
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "no permission to read `{shown}`: allow it to the user that runs plugway, such as by `chmod a+r {shown}`"
+            )
+        }
+        _ if path.is_dir() => {
+            format!(
+                "cannot read `{shown}`: it is a folder; expected a file, such as `{}`",
+                path.join("plugway.toml").display()
+            )
+        }
+        _ => format!("cannot read `{shown}`: {error}"),
+    }
+}
+
+/// A file in another encoding than UTF-8.
+struct Encoding {
+    /// The place in the text that is made of the file, with a character in place of what is none.
+    span: Range<usize>,
+    message: String,
+}
+
+fn encoding(bytes: &[u8], valid: usize) -> Encoding {
+    if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
+        return Encoding { span: 0..0, message: "unsupported encoding: found UTF-16; save the file as UTF-8".into() };
+    }
+    if let Some(kind) = foreign::binary_kind(bytes) {
+        return Encoding { span: 0..0, message: format!("not a manifest: this looks like {kind}") };
+    }
+    let found = bytes.get(valid).copied().unwrap_or_default();
+    let message = format!("invalid UTF-8: found the byte 0x{found:02X}; save the file as UTF-8");
+    Encoding { span: valid..valid + char::REPLACEMENT_CHARACTER.len_utf8(), message }
+}
+
+/// The file that a path leads to, be it by links or `..`.
+fn identity(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.into())
+}
+
+fn included_twice(path: &Path, manifest: &Path) -> String {
+    let shown = path.display();
+    if identity(path) == identity(manifest) {
+        format!("`{shown}` includes itself: keep included files in a folder of their own, such as `sites/*.toml`")
+    } else {
+        format!("file included twice: `{shown}`; name it once")
+    }
 }
 
 fn understood<T: DeserializeOwned>(source: &Arc<Source>, problems: &mut Problems) -> (Option<T>, LeftOut) {
@@ -124,16 +221,25 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let whole = folder.join(pattern);
     let Some((before, after)) = pattern.rsplit('/').next().and_then(|last| last.split_once('*')) else {
         // Something else than a file is read in vain, with an error that says so.
-        return if whole.exists() { Ok(vec![whole]) } else { Err(format!("there is no file `{}`", whole.display())) };
+        let is_folder_pattern = pattern.contains('*');
+        return match whole.exists() {
+            true => Ok(vec![whole]),
+            false if is_folder_pattern => Err(format!(
+                "`*` in a folder's name: found `{pattern}`; it stands in the last part only, such as `sites/*.toml`"
+            )),
+            false => Err(format!("no such file: `{}`; paths are relative to the manifest", whole.display())),
+        };
     };
     let folder = whole.parent().unwrap_or(folder);
+    // The folder of a file that is named without one.
+    let listed = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let entries =
-        std::fs::read_dir(folder).map_err(|error| format!("`{}` can't be listed: {error}", folder.display()))?;
+        std::fs::read_dir(listed).map_err(|error| format!("cannot list the folder `{}`: {error}", listed.display()))?;
     let fits = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
     };
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(fits);
+    let paths = entries.filter_map(|entry| Some(folder.join(entry.ok()?.file_name()))).filter(fits);
     let mut paths: Vec<PathBuf> = paths.take(MOST_INCLUDED + 1).collect();
     paths.sort();
     Ok(paths)

@@ -54,6 +54,12 @@ impl<'a> Places<'a> {
     }
 }
 
+/// Returns the place of a key at the top of a manifest.
+pub fn key(text: &str, name: &str) -> Option<Range<usize>> {
+    let document = DeTable::parse(text).ok()?;
+    document.get_ref().get_key_value(name).map(|(key, _)| key.span())
+}
+
 /// The table whose `use` stands at a place.
 fn beside<'a, 'i>(table: &'a DeTable<'i>, place: &Range<usize>) -> Option<&'a DeTable<'i>> {
     fn below<'a, 'i>(node: &'a Node<'i>, place: &Range<usize>) -> Option<&'a DeTable<'i>> {

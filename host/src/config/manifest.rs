@@ -158,7 +158,7 @@ pub struct Listener {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "`true`, or the port of HTTPS")]
+#[serde(untagged, expecting = "wrong value: expected `true`, or the port of HTTPS, such as 443")]
 pub enum Redirect {
     Switch(bool),
     Port(u16),
@@ -355,7 +355,7 @@ pub struct UpstreamLimits {
 
 /// A status code, a class of them, or a word.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a status code, or a word such as \"5xx\"")]
+#[serde(untagged, expecting = "wrong value: expected a status code such as 503, or a class such as \"5xx\"")]
 pub enum StatusWord {
     Code(u16),
     Word(String),
@@ -493,7 +493,9 @@ impl TryFrom<PathTable> for OtherPath {
             PathTable { exact: Some(path), prefix: None, regex: None } => Ok(OtherPath::Exact(path)),
             PathTable { prefix: Some(path), exact: None, regex: None } => Ok(OtherPath::Prefix(path)),
             PathTable { regex: Some(path), exact: None, prefix: None } => Ok(OtherPath::Regex(path)),
-            _ => Err("a path is matched in one way: keep one of `exact`, `prefix` and `regex`"),
+            _ => Err(
+                "a path is matched in one way: expected one of `exact`, `prefix` and `regex`, such as { exact = \"/x\" }",
+            ),
         }
     }
 }
@@ -534,7 +536,7 @@ pub struct Limits {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "\"fail\", \"skip\" or a status code")]
+#[serde(untagged, expecting = "wrong value: expected \"fail\", \"skip\" or a status code such as 503")]
 pub enum OnError {
     Word(String),
     Status(u16),
@@ -556,7 +558,7 @@ impl<'de> Deserialize<'de> for Endpoint {
 
 impl<'de> Deserialize<'de> for Path {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let expecting = "a path, or a table with `exact`, `prefix` or `regex`";
+        let expecting = "a path such as \"/api\", or a table with `exact`, `prefix` or `regex`";
         text_or_table(deserializer, expecting, Path::Below, Path::Other)
     }
 }

@@ -122,6 +122,12 @@ struct Line {
 }
 
 impl Source {
+    /// Returns the file and line of a place, such as `plugway.toml:14`.
+    pub fn place(&self, span: &Range<usize>) -> String {
+        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
+        format!("{}:{}", self.path.display(), memchr::memchr_iter(b'\n', before).count() + 1)
+    }
+
     fn line(&self, span: &Range<usize>) -> Line {
         let bytes = self.text.as_bytes();
         let start = self.text.floor_char_boundary(span.start);

@@ -8,8 +8,13 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer, Error};
 
+use super::foreign;
 use super::problem::MOST_SHOWN;
+use super::shape::{self, Misshape};
 use super::wording::worded;
+
+/// The longest value that a message repeats, in bytes.
+const LONGEST_FOUND: usize = 60;
 
 /// A file, as far as it could be understood.
 pub struct Structure<T> {
@@ -40,8 +45,8 @@ pub struct LeftOut {
 const MISSPELT: usize = 2;
 
 /// A step from a table or list to what is in it.
-#[derive(Debug)]
-enum Step {
+#[derive(Clone, Debug)]
+pub(super) enum Step {
     Key(String),
     At(usize),
 }
@@ -52,9 +57,23 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
     let (mistakes, damaged) = (Vec::new(), Vec::new());
     let mut structure = Structure { content: None, mistakes, left_out: LeftOut::default(), damaged };
     if !errors.is_empty() {
-        structure.mistakes.extend(errors.iter().map(Mistake::of));
+        match foreign::kind(text) {
+            Some(kind) => structure.mistakes.push(Mistake {
+                span: Some(0..0),
+                message: format!(
+                    "not a manifest: this looks like {kind}; expected TOML, such as `[[listener]]` and below it `address = \
+                     \"127.0.0.1:8080\"`"
+                ),
+            }),
+            None => structure.mistakes.extend(errors.iter().map(|error| Mistake::of(error, text, None, None))),
+        }
         structure.left_out.all = true;
         return structure;
+    }
+    for Misshape { way, span, message } in shape::misshapes(document.get_ref()) {
+        structure.mistakes.insert(0, Mistake { span: Some(span), message });
+        structure.left_out.add(&way);
+        remove(&mut document, &way);
     }
     while structure.mistakes.len() < MOST_SHOWN {
         let error = match T::deserialize(Deserializer::from(document.clone())) {
@@ -65,10 +84,13 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
             Err(error) => error,
         };
         let span = error.span();
+        let found = span.as_ref().and_then(|span| find(document.get_ref(), span));
         if !span.as_ref().is_some_and(|span| structure.damaged.contains(span)) {
-            structure.mistakes.push(Mistake::of(&error));
+            let key = found.as_ref().and_then(|found| found.key());
+            let is_date = found.as_ref().is_some_and(|found| found.is_date);
+            structure.mistakes.push(Mistake::of(&error, text, key, is_date.then_some("a date")));
         }
-        let Some(Found { way, around }) = span.and_then(|span| find(document.get_ref(), &span)) else { break };
+        let Some(Found { way, around, .. }) = found else { break };
         structure.left_out.add(&way);
         structure.damaged.extend(around);
         remove(&mut document, &way);
@@ -126,9 +148,29 @@ impl LeftOut {
 // === Mistake ===
 
 impl Mistake {
-    fn of(error: &Error) -> Self {
-        Mistake { span: error.span(), message: worded(error.message()) }
+    fn of(error: &Error, text: &str, key: Option<&str>, found: Option<&str>) -> Self {
+        // The parser names no place where it gives up.
+        let span = error.span().unwrap_or_else(|| deepest(text));
+        let mut message = worded(error.message(), key, found);
+        // The parser tries several types there, and says of none what it has found.
+        if let Some(expected) = message.strip_prefix("wrong value: expected ") {
+            let found = text.get(span.clone()).filter(|found| found.len() <= LONGEST_FOUND && !found.contains('\n'));
+            message =
+                found.map_or(message.clone(), |found| format!("wrong value: found `{found}`; expected {expected}"));
+        }
+        Mistake { span: Some(span), message }
     }
+}
+
+/// The place of the line that is most deeply nested, by the look of it.
+fn deepest(text: &str) -> Range<usize> {
+    let lines = text.split_inclusive('\n').scan(0, |end, line| {
+        *end += line.len();
+        Some((*end - line.len(), line))
+    });
+    let depth = |line: &str| line.bytes().filter(|byte| matches!(byte, b'.' | b'[' | b'{')).count();
+    let deepest = lines.max_by_key(|(_, line)| depth(line));
+    deepest.map_or(0..0, |(start, line)| start..start + line.trim_end().len())
 }
 
 // === Finding ===
@@ -138,6 +180,18 @@ struct Found {
     way: Vec<Step>,
     /// The place of the table or list that it is in; `None` for the document itself.
     around: Option<Range<usize>>,
+    /// Whether it is a date, which the parser takes for a table.
+    is_date: bool,
+}
+
+impl Found {
+    /// Returns the key whose value it is, or is in.
+    fn key(&self) -> Option<&str> {
+        self.way.iter().rev().find_map(|step| match step {
+            Step::Key(key) => Some(key.as_str()),
+            Step::At(_) => None,
+        })
+    }
 }
 
 /// The value that an error is about: the innermost that stands at its place, or around it.
@@ -175,7 +229,8 @@ fn at(
         return Some(found);
     }
     let is_here = key.is_some_and(|key| fits(&key)) || fits(&span);
-    is_here.then(|| Found { way: vec![step], around: around.cloned() })
+    let is_date = matches!(value.get_ref(), DeValue::Datetime(_));
+    is_here.then(|| Found { way: vec![step], around: around.cloned(), is_date })
 }
 
 fn remove(document: &mut Spanned<DeTable>, way: &[Step]) {

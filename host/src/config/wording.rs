@@ -1,55 +1,141 @@
-//! What the parser has against a manifest, in the words of whoever wrote it: no types of Rust, and what to write.
+//! The messages of the parser about a manifest, reworded for a user: without types of Rust, and with what to write.
 
-/// Rewords a message of serde; others stay as they are.
-pub fn worded(message: &str) -> String {
+/// Rewords a message of the parser about the value of a key. `found` describes a value that the parser names wrongly.
+pub fn worded(message: &str, key: Option<&str>, found: Option<&str>) -> String {
     let message = message.replace('\n', "; ");
-    mistyped(&message).or_else(|| unknown(&message)).or_else(|| missing(&message)).unwrap_or(message)
+    let reworded =
+        mistyped(&message, key.unwrap_or_default(), found).or_else(|| unknown(&message)).or_else(|| missing(&message));
+    reworded.unwrap_or_else(|| syntax(&message))
 }
 
-fn mistyped(message: &str) -> Option<String> {
+/// Returns the known word that is most like a misspelt one, if any is.
+pub fn meant<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |word: &str| word.to_lowercase().replace('_', "-");
+    let closest = known.map(|word| (strsim::damerau_levenshtein(&plain(found), &plain(word)), word)).min();
+    // At least one letter: the shortest names may have one that is wrong.
+    closest.filter(|(distance, _)| *distance <= (found.chars().count() / 3).max(1)).map(|(_, word)| word)
+}
+
+fn mistyped(message: &str, key: &str, found_instead: Option<&str>) -> Option<String> {
     let rest = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "))?;
-    let (found, wanted) = rest.split_once(", expected ")?;
-    let found = match found {
-        "map" => "a table".into(),
-        "sequence" => "a list".into(),
-        // The value itself stands between marks, where it is told at all.
-        _ => found
-            .split_once(['`', '"'])
-            .map_or(found.into(), |(_, value)| format!("`{}`", value.trim_end_matches(['`', '"']))),
+    let (found, expected) = rest.split_once(", expected ")?;
+    let is_number = found.starts_with("integer") || found.starts_with("floating");
+    let value = found.split_once(['`', '"']).map(|(_, value)| value.trim_end_matches(['`', '"']));
+    let shown = match (found, value) {
+        ("map", _) => "a table".into(),
+        ("sequence", _) => "a list".into(),
+        (_, Some(value)) if found.starts_with("string") => format!("the string {value:?}"),
+        (_, Some(value)) if is_number => format!("the number {value}"),
+        (_, Some(value)) => format!("`{value}`"),
+        (other, None) => other.into(),
     };
-    let wanted = match wanted {
-        "a string" if rest.starts_with("integer") || rest.starts_with("floating") => {
-            "text in quotes, such as \"5s\" for a time or \"16 MiB\" for a size"
+    let shown = found_instead.map_or(shown, Into::into);
+    let digits = value.filter(|value| found.starts_with("string") && value.parse::<u64>().is_ok());
+    let expected = match expected {
+        "a string" if is_number && value.is_some_and(|value| example(key).contains(value)) => {
+            format!("a string, such as {}", example(key))
         }
-        "a string" => "text in quotes",
-        "a boolean" => "`true` or `false`",
-        "a sequence" => "a list in brackets",
-        "a map" => "a table",
-        "usize" | "u64" | "u32" | "u16" | "u8" => "a whole number from 0 on",
-        "i64" | "i32" => "a whole number",
-        other if other.starts_with("struct ") => "a table",
-        other => other,
+        "a string" => format!("a string in quotes, such as {}", example(key)),
+        "a boolean" => "`true` or `false`, without quotes".into(),
+        "a sequence" => format!("a list, such as {}", list_example(key)),
+        "a map" => "a table".into(),
+        "usize" | "u64" | "u32" | "u16" | "u8" => match digits {
+            Some(digits) => format!("a whole number without quotes, such as {digits}"),
+            None => "a whole number from 0 on, such as 2".into(),
+        },
+        "i64" | "i32" => "a whole number, such as 2".into(),
+        other if other.starts_with("struct ") => "a table".into(),
+        other => other.into(),
     };
-    Some(format!("{found} won't do here; write {wanted}"))
+    Some(format!("wrong type: found {shown}; expected {expected}"))
 }
 
-/// A key, or a word, that isn't known, with the one that is most like it.
+/// Returns an example of a string, by the key that it is the value of.
+fn example(key: &str) -> &'static str {
+    const SIZES: [&str; 12] = [
+        "head",
+        "target",
+        "buffer",
+        "memory",
+        "size",
+        "max-object",
+        "max-body",
+        "body-rate",
+        "send-rate",
+        "response-head",
+        "most-bytes",
+        "cache",
+    ];
+    const DURATIONS: [&str; 8] =
+        ["timeout", "interval", "keep-alive", "slow-start", "ejection", "longest-ejection", "time", "cpu"];
+    match key {
+        "address" | "servers" => "\"127.0.0.1:8080\"",
+        "endpoints" | "dns" => "\"127.0.0.1:8000\"",
+        "upstream" => "\"app\"",
+        "use" | "balancer" => "\"headers\"",
+        "plugins" => "[\"headers\"]",
+        "hosts" | "host" | "server-name" => "\"example.org\"",
+        "methods" => "\"GET\"",
+        "min-version" => "\"1.2\"",
+        "kind" => "\"http\"",
+        _ if SIZES.contains(&key) => "\"16 MiB\"",
+        _ if DURATIONS.contains(&key) || key.ends_with("-timeout") => "\"5s\"",
+        _ => "\"text\"",
+    }
+}
+
+/// Returns an example of a list, by the key that it is the value of.
+fn list_example(key: &str) -> &'static str {
+    match key {
+        "endpoints" => "[\"127.0.0.1:8000\"]",
+        "hosts" => "[\"example.org\"]",
+        "methods" => "[\"GET\", \"HEAD\"]",
+        "plugins" => "[\"headers\"]",
+        "servers" => "[\"127.0.0.1:53\"]",
+        "include" => "[\"sites/*.toml\"]",
+        "statuses" => "[\"5xx\"]",
+        "on" => "[\"connect\", \"reset\"]",
+        "certificates" => "[{ chain = \"cert.pem\", key = \"key.pem\" }]",
+        "trusted-proxies" | "proxy-protocol-from" => "[\"10.0.0.0/8\"]",
+        _ => "[\"text\"]",
+    }
+}
+
+/// A key or a word that is not known, with the one that is most like it.
 fn unknown(message: &str) -> Option<String> {
-    let (what, rest) = [("key", "unknown field `"), ("word", "unknown variant `")]
+    let (what, rest) = [("key", "unknown field `"), ("value", "unknown variant `")]
         .into_iter()
         .find_map(|(what, start)| Some((what, message.strip_prefix(start)?)))?;
     let (found, known) = rest.split_once("`, expected ")?;
     let list = known.strip_prefix("one of ").unwrap_or(known);
-    let closest = list.split(['`', ',', ' ']).filter(|word| !word.is_empty() && *word != "or");
-    let closest = closest.map(|word| (strsim::damerau_levenshtein(found, word), word)).min();
-    let meant = closest.filter(|(distance, _)| *distance <= found.len() / 3).map(|(_, word)| word);
-    let meant = meant.map_or(String::new(), |word| format!(" do you mean `{word}`?"));
-    Some(format!("there is no {what} `{found}` here;{meant} known are {}", list.replace("` or `", "`, `")))
+    let words = list.split(['`', ',', ' ']).filter(|word| !word.is_empty() && *word != "or");
+    let meant = meant(found, words).map_or(String::new(), |word| format!("; did you mean `{word}`?"));
+    let separator = if meant.is_empty() { "; " } else { " " };
+    Some(format!("unknown {what} `{found}`{meant}{separator}expected one of {}", list.replace("` or `", "`, `")))
 }
 
 fn missing(message: &str) -> Option<String> {
-    let key = message.strip_prefix("missing field ")?;
-    Some(format!("{key} is missing here"))
+    let key = message.strip_prefix("missing field `")?.trim_end_matches('`');
+    let value = match key {
+        "endpoints" | "certificates" | "servers" => list_example(key),
+        "chain" => "\"cert.pem\"",
+        "key" => "\"key.pem\"",
+        "format" => "\"json\"",
+        "path" => "\"/var/cache/plugway\"",
+        key => example(key),
+    };
+    Some(format!("missing key `{key}`: add it, such as `{key} = {value}`"))
+}
+
+/// A message about the syntax of TOML.
+fn syntax(message: &str) -> String {
+    match message {
+        "cannot recurse further; max recursion depth met" | "recursion limit" => {
+            "nested too deeply: expected at most 80 tables and lists in each other".into()
+        }
+        message if message.starts_with("a path is matched") || message.starts_with("wrong value") => message.into(),
+        message => format!("invalid TOML: {}", message.replace(", expected ", "; expected ")),
+    }
 }
 
 #[cfg(test)]
@@ -57,32 +143,64 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_has_to_know_rust() {
+    fn messages_of_the_parser_are_reworded() {
         let cases = [
-            ("invalid type: boolean `true`, expected struct HealthChecks", "`true` won't do here; write a table"),
-            ("invalid type: string \"x\", expected usize", "`x` won't do here; write a whole number from 0 on"),
-            ("invalid value: integer `-1`, expected usize", "`-1` won't do here; write a whole number from 0 on"),
             (
+                "health",
+                "invalid type: boolean `true`, expected struct HealthChecks",
+                "wrong type: found `true`; expected a table",
+            ),
+            (
+                "workers",
+                "invalid type: string \"2\", expected usize",
+                "wrong type: found the string \"2\"; expected a whole number without quotes, such as 2",
+            ),
+            (
+                "workers",
+                "invalid value: integer `-1`, expected usize",
+                "wrong type: found the number -1; expected a whole number from 0 on, such as 2",
+            ),
+            (
+                "connect-timeout",
                 "invalid type: integer `5`, expected a string",
-                "`5` won't do here; write text in quotes, such as \"5s\" for a time or \"16 MiB\" for a size",
+                "wrong type: found the number 5; expected a string, such as \"5s\"",
             ),
-            ("invalid type: map, expected a string", "a table won't do here; write text in quotes"),
-            ("invalid type: sequence, expected a map", "a list won't do here; write a table"),
-            ("invalid type: integer `3`, expected a table, or `false`", "`3` won't do here; write a table, or `false`"),
-            ("missing field `use`", "`use` is missing here"),
             (
+                "address",
+                "invalid type: integer `80`, expected a string",
+                "wrong type: found the number 80; expected a string, such as \"127.0.0.1:8080\"",
+            ),
+            (
+                "name",
+                "invalid type: map, expected a string",
+                "wrong type: found a table; expected a string in quotes, such as \"text\"",
+            ),
+            ("plugin", "invalid type: sequence, expected a map", "wrong type: found a list; expected a table"),
+            (
+                "retry",
+                "invalid type: integer `3`, expected a table, or `false`",
+                "wrong type: found the number 3; expected a table, or `false`",
+            ),
+            ("", "missing field `use`", "missing key `use`: add it, such as `use = \"headers\"`"),
+            (
+                "",
                 "unknown field `adress`, expected one of `address`, `dns`",
-                "there is no key `adress` here; do you mean `address`? known are `address`, `dns`",
+                "unknown key `adress`; did you mean `address`? expected one of `address`, `dns`",
             ),
-            ("unknown field `x`, expected `a` or `b`", "there is no key `x` here; known are `a`, `b`"),
-            (
-                "unknown variant `prefx`, expected one of `exact`, `prefix`",
-                "there is no word `prefx` here; do you mean `prefix`? known are `exact`, `prefix`",
-            ),
-            ("invalid basic string, expected `\"`", "invalid basic string, expected `\"`"),
+            ("", "unknown field `x`, expected `aaa` or `bbb`", "unknown key `x`; expected one of `aaa`, `bbb`"),
+            ("", "invalid basic string, expected `\"`", "invalid TOML: invalid basic string; expected `\"`"),
         ];
-        for (message, wanted) in cases {
-            assert_eq!(worded(message), wanted);
+        for (key, message, wanted) in cases {
+            assert_eq!(worded(message, Some(key), None), wanted);
         }
+    }
+
+    #[test]
+    fn a_misspelt_word_has_one_that_is_meant() {
+        let known = || ["headers", "balance", "cache"].into_iter();
+        assert_eq!(meant("haeders", known()), Some("headers"));
+        assert_eq!(meant("Cache", known()), Some("cache"));
+        assert_eq!(meant("max_body", ["max-body"].into_iter()), Some("max-body"));
+        assert_eq!(meant("nothing", known()), None);
     }
 }

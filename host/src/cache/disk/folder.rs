@@ -38,7 +38,8 @@ impl Claim {
     /// Locks a directory for this process, and creates or prepares it if necessary. The error explains how to fix the
     /// problem.
     pub fn new(path: &Path) -> Result<Self, String> {
-        let failed = |what: &str, error: io::Error| format!("`{}` can't be {what}: {error}", path.display());
+        check(path)?;
+        let failed = |what: &str, error: io::Error| format!("the folder `{}` can't be {what}: {error}", path.display());
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(path).map_err(|error| failed("made", error))?;
         // Nothing is created in a directory that does not belong to a cache.
@@ -47,7 +48,7 @@ impl Claim {
         let deadline = Instant::now() + TURN;
         while lock.try_lock().is_err() {
             if Instant::now() > deadline {
-                return Err(format!("`{}` is in use by another process; name another folder", path.display()));
+                return Err(format!("folder used by another process: `{}`; name another", path.display()));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -59,6 +60,21 @@ impl Claim {
             builder.create(path.join(name)).map_err(|error| failed("written to", error))?;
         }
         Ok(Claim { folder: Folder::at(path), seed, _lock: lock })
+    }
+}
+
+/// Looks whether a folder could be a cache's, without a change to it. The error says what to do.
+pub fn check(path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => {
+            Err(format!("cannot use the folder `{shown}`: {error}; name another, such as `/var/cache/plugway`"))
+        }
+        Ok(found) if !found.is_dir() => {
+            Err(format!("not a folder: `{shown}`; expected an empty folder, or a new one such as `/var/cache/plugway`"))
+        }
+        Ok(_) => known_seed(path).map(|_| ()).map_err(|error| format!("cannot use the folder `{shown}`: {error}")),
     }
 }
 
@@ -123,7 +139,7 @@ fn known_seed(path: &Path) -> io::Result<Option<u64>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let is_other = |entry: io::Result<DirEntry>| entry.is_ok_and(|entry| entry.file_name() != LOCK);
             if std::fs::read_dir(path)?.any(is_other) {
-                return Err(io::Error::other("there is something else in it; name an empty folder, or a new one"));
+                return Err(io::Error::other("it holds other files; expected an empty folder, or a new one"));
             }
             return Ok(None);
         }

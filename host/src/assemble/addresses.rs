@@ -1,0 +1,112 @@
+//! Addresses to listen at, compared by what they mean: one address may be spelt in several ways.
+
+use std::net::SocketAddr;
+use std::path::{Component, Path, PathBuf};
+
+use crate::bind_error::LONGEST_PATH;
+
+/// An address that a socket is bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Parses an address of a listener; the error says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let expected = "expected one such as `0.0.0.0:80`, `[::]:80` or `unix:/run/plugway.sock`";
+        let Some(path) = text.strip_prefix("unix:") else {
+            let address: SocketAddr = text.parse().map_err(|_| {
+                let hint = hint(text).map_or(String::new(), |hint| format!("; write `{hint}`"));
+                format!("invalid address to listen at: `{text}`; {expected}{hint}")
+            })?;
+            if address.ip().to_canonical() != address.ip() {
+                let plain = SocketAddr::new(address.ip().to_canonical(), address.port());
+                return Err(format!("invalid address to listen at: `{text}` is an address of IPv4; write `{plain}`"));
+            }
+            return Ok(Address::Tcp(address));
+        };
+        if !path.starts_with('/') {
+            return Err(format!("invalid address to listen at: the path in `{text}` is relative; {expected}"));
+        }
+        if path.len() > LONGEST_PATH {
+            return Err(format!(
+                "path of a unix socket too long: found {} bytes; expected {LONGEST_PATH} at most, so choose a shorter one",
+                path.len()
+            ));
+        }
+        if path.ends_with(['/', '.']) && Path::new(path).file_name().is_none()
+            || path.ends_with('/')
+            || path.contains('\0')
+        {
+            return Err(format!("invalid address to listen at: `{text}` names no file; {expected}"));
+        }
+        // What `.` and empty segments mean is known without a look at the file system.
+        let plain = Path::new(path).components().filter(|part| *part != Component::CurDir).collect();
+        Ok(Address::Unix(plain))
+    }
+
+    /// Whether a socket at this address takes what another one at that address is to get, on whichever address comes in.
+    pub fn overlaps(&self, other: &Address) -> bool {
+        match (self, other) {
+            (Address::Tcp(one), Address::Tcp(other)) => {
+                let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+                let is_same_family = one.is_ipv4() == other.is_ipv4();
+                one.port() != 0 && one.port() == other.port() && is_same_family && (is_any || one.ip() == other.ip())
+            }
+            (Address::Unix(one), Address::Unix(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+/// Returns the address that is probably meant by a text that is none.
+fn hint(text: &str) -> Option<String> {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")).unwrap_or(text);
+    let rest = rest.trim_end_matches('/');
+    let (host, port) = rest.rsplit_once(':').unwrap_or(("", rest));
+    let port: u16 = port.parse().ok()?;
+    let host = match host {
+        "" | "*" => "0.0.0.0",
+        "localhost" => "127.0.0.1",
+        "::" | "[::]" => "[::]",
+        host if host.parse::<std::net::Ipv4Addr>().is_ok() => host,
+        _ => return None,
+    };
+    Some(format!("{host}:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spellings_of_one_address_are_equal() {
+        let parsed = |text| Address::parse(text).unwrap();
+        assert_eq!(parsed("[::1]:80"), parsed("[0:0::1]:80"));
+        assert_eq!(parsed("unix:/run/a.sock"), parsed("unix:/run/.//a.sock"));
+        assert!(parsed("0.0.0.0:80").overlaps(&parsed("127.0.0.1:80")));
+        assert!(!parsed("[::]:80").overlaps(&parsed("127.0.0.1:80")));
+        assert!(!parsed("127.0.0.1:0").overlaps(&parsed("127.0.0.1:0")));
+    }
+
+    #[test]
+    fn an_address_that_is_none_has_a_reason() {
+        for (text, what) in [
+            ("*:80", "write `0.0.0.0:80`"),
+            (":80", "write `0.0.0.0:80`"),
+            ("80", "write `0.0.0.0:80`"),
+            ("localhost:80", "write `127.0.0.1:80`"),
+            ("http://127.0.0.1:80/", "write `127.0.0.1:80`"),
+            ("example.org:80", "`example.org:80`; expected one such as"),
+            ("[::ffff:127.0.0.1]:80", "write `127.0.0.1:80`"),
+            ("unix:a.sock", "is relative"),
+            ("unix:/run/", "names no file"),
+            ("unix:/", "names no file"),
+        ] {
+            let error = Address::parse(text).unwrap_err();
+            assert!(error.contains(what), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Keys of the process as a whole that stand in several files of a manifest: only one of them would be obeyed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::Draft;
+use crate::config::locate;
+use crate::config::manifest::Manifest;
+use crate::config::problem::Source;
+
+impl Draft<'_> {
+    /// Reports keys that may stand once, and stand in another file too.
+    pub(super) fn once(&mut self, files: &[(Arc<Source>, Manifest)]) {
+        let mut known: HashMap<&str, String> = HashMap::new();
+        for (source, file) in files {
+            let keys = [
+                ("workers", file.workers.is_some()),
+                ("drain-timeout", file.drain_timeout.is_some()),
+                ("access-log", file.access_log.is_some()),
+                ("admin", file.admin.is_some()),
+                ("load", file.load.is_some()),
+                ("resolver", file.resolver.is_some()),
+                ("cache", file.cache.is_some()),
+            ];
+            for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set) {
+                let span = locate::key(&source.text, key).unwrap_or(0..0);
+                if let Some(place) = known.get(key) {
+                    let message = format!("`{key}` set twice: {place} sets it too; keep one of them");
+                    self.problems.at(source, span, message);
+                } else {
+                    known.insert(key, source.place(&span));
+                }
+            }
+        }
+        let mut pages: HashMap<&str, String> = HashMap::new();
+        for (source, codes) in
+            files.iter().flat_map(|(source, file)| file.error_page.keys().map(move |key| (source, key)))
+        {
+            if let Some(place) = pages.get(codes.get_ref().as_str()) {
+                let message = format!("error page set twice: {place} has one for `{}` too; keep one", codes.get_ref());
+                self.problems.at(source, codes.span(), message);
+            } else {
+                pages.insert(codes.get_ref(), source.place(&codes.span()));
+            }
+        }
+    }
+}

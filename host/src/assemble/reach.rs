@@ -1,0 +1,56 @@
+//! The request fields that never reach a route: each listener removes or rejects them.
+
+use std::sync::Arc;
+
+use crate::client_address::tells_way;
+use crate::config::manifest::{Listener, Manifest};
+use crate::config::problem::Source;
+use crate::config::structure::LeftOut;
+use crate::field_alias::{is_ambiguous, is_plain};
+
+/// The treatment of fields by all listeners together.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    /// Whether a listener has `field-aliases = "pass"`.
+    aliases_pass: bool,
+    /// Whether a listener has trusted proxies.
+    trusts_proxies: bool,
+}
+
+impl Reach {
+    /// Reads what the listeners of a manifest say. Listeners that could not be understood may let any field pass.
+    pub fn of(files: &[(Arc<Source>, Manifest)], left_out: &LeftOut) -> Self {
+        let is_unknown = left_out.has_any("listener");
+        let any = |holds: fn(&Listener) -> bool| files.iter().flat_map(|(_, file)| &file.listener).any(holds);
+        let passes = |listener: &Listener| listener.field_aliases.as_ref().is_some_and(|word| word.get_ref() == "pass");
+        Reach {
+            aliases_pass: is_unknown || any(passes),
+            trusts_proxies: is_unknown || any(|listener| !listener.trusted_proxies.is_empty()),
+        }
+    }
+
+    /// Returns the reason for which no request that reaches a route has a field; `None` if requests may have it.
+    pub fn obstacle(self, name: &str) -> Option<String> {
+        let lower = name.to_ascii_lowercase();
+        if is_ambiguous(&lower) {
+            let is_removed_always = tells_way(&lower);
+            if self.aliases_pass && !is_removed_always {
+                return None;
+            }
+            let cause = if is_removed_always { "" } else { ", unless a listener has `field-aliases = \"pass\"`" };
+            let remedy = if is_plain(&lower) { String::new() } else { format!("; write `{}`", plain(name)) };
+            return Some(format!("requests never have the field `{name}` here: listeners remove it{cause}{remedy}"));
+        }
+        (tells_way(&lower) && !self.trusts_proxies).then(|| {
+            format!(
+                "requests never have the field `{name}` here: it is removed unless a trusted proxy sends it, and no \
+                 listener has any; add `trusted-proxies = [\"10.0.0.0/8\"]` to the listener"
+            )
+        })
+    }
+}
+
+/// Returns the name that origins take an alias for.
+fn plain(name: &str) -> String {
+    name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect()
+}

@@ -1,0 +1,128 @@
+//! The parts of a manifest that have no effect: warnings, since such a manifest works.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use toml::Spanned;
+
+use super::Draft;
+use crate::config::manifest::{Manifest, Plugin, PluginRef, Switch, Upstream};
+use crate::config::problem::Source;
+
+type Files = [(Arc<Source>, Manifest)];
+
+impl Draft<'_> {
+    /// Warns of what has no effect, in a manifest without mistakes.
+    pub(super) fn warn_of_unused(&self, files: &Files) {
+        if self.problems.count() > 0 {
+            return;
+        }
+        warn_of_plugins(files);
+        warn_of_upstreams(files);
+        for (source, upstream) in
+            files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)))
+        {
+            warn_of_rules(source, upstream);
+        }
+        let is_cache = self.bindings.iter().any(|binding| binding.cache.is_some());
+        for (source, cache) in files.iter().filter_map(|(source, file)| Some((source, file.cache.as_ref()?))) {
+            if !is_cache {
+                warn(
+                    source,
+                    &cache.span(),
+                    "`[cache]`: no route has a plugin that caches; add `plugins = [\"cache\"]` to one",
+                );
+            }
+        }
+    }
+
+    /// Warns of a plugin that stands twice in a chain.
+    pub(super) fn warn_of_twice(&self, source: &Source, plugins: &[Spanned<PluginRef>]) {
+        let mut known = HashSet::new();
+        for plugin in plugins {
+            if let PluginRef::Name(name) = plugin.get_ref()
+                && !known.insert(name)
+            {
+                let place = source.place(&plugin.span());
+                tracing::warn!(%place, plugin = name, "plugin runs twice in a chain");
+            }
+        }
+    }
+}
+
+fn warn(source: &Source, span: &Range<usize>, part: &str) {
+    let place = source.place(span);
+    tracing::warn!(%place, part, "part of the manifest without effect");
+}
+
+/// All mentions of plugins.
+fn references(files: &Files) -> impl Iterator<Item = &PluginRef> {
+    let in_routes = files.iter().flat_map(|(_, file)| &file.route).flat_map(|route| &route.get_ref().plugins);
+    let upstreams = files.iter().flat_map(|(_, file)| file.upstream.values());
+    in_routes.chain(upstreams.filter_map(|upstream| upstream.balancer.as_ref())).map(Spanned::get_ref)
+}
+
+fn warn_of_plugins(files: &Files) {
+    let names = references(files).filter_map(|reference| match reference {
+        PluginRef::Name(name) => Some(name.as_str()),
+        PluginRef::Inline(_) => None,
+    });
+    let used: HashSet<&str> = names.collect();
+    for (source, name) in files.iter().flat_map(|(source, file)| file.plugin.keys().map(move |name| (source, name))) {
+        if !used.contains(name.get_ref().as_str()) {
+            warn(
+                source,
+                &name.span(),
+                &format!("plugin `{name}`: no route or upstream names it", name = name.get_ref()),
+            );
+        }
+    }
+}
+
+fn warn_of_upstreams(files: &Files) {
+    // A plugin of the user's own may choose any upstream.
+    let is_own = |plugin: &Plugin| plugin.r#use.get_ref().ends_with(".wasm");
+    let inline = references(files).any(|reference| matches!(reference, PluginRef::Inline(plugin) if is_own(plugin)));
+    if inline || files.iter().flat_map(|(_, file)| file.plugin.values()).any(is_own) {
+        return;
+    }
+    let routes = files.iter().flat_map(|(_, file)| &file.route);
+    let used: HashSet<&str> = routes.map(|route| route.get_ref().upstream.get_ref().as_str()).collect();
+    for (source, name) in files.iter().flat_map(|(source, file)| file.upstream.keys().map(move |name| (source, name))) {
+        if !used.contains(name.get_ref().as_str()) {
+            warn(source, &name.span(), &format!("upstream `{name}`: no route leads to it", name = name.get_ref()));
+        }
+    }
+}
+
+fn warn_of_rules(source: &Source, upstream: &Upstream) {
+    if let Switch::On(outliers) = &upstream.outliers
+        && outliers.error_rate.is_none()
+        && outliers.latency.is_none()
+    {
+        let keys = [
+            ("requests", outliers.requests.as_ref().map(Spanned::span)),
+            ("interval", outliers.interval.as_ref().map(Spanned::span)),
+        ];
+        for (key, span) in keys.into_iter().filter_map(|(key, span)| Some((key, span?))) {
+            warn(source, &span, &format!("`{key}` of `outliers`: it needs `error-rate` or `latency`"));
+        }
+    }
+    if let Switch::On(retry) = &upstream.retry
+        && let (Some(retries), Some(on)) = (&retry.retries, &retry.on)
+        && *retries.get_ref() == 0
+        && !on.is_empty()
+    {
+        warn(source, &retries.span(), "`on` of `retry`: `retries = 0` repeats nothing; write `retry = false`");
+    }
+    if let (Some(read), Some(stream)) = (&upstream.read_timeout, &upstream.stream_timeout)
+        && super::values::duration(stream.get_ref()) < super::values::duration(read.get_ref())
+    {
+        warn(
+            source,
+            &stream.span(),
+            "`stream-timeout`: it is shorter than `read-timeout`, and extends that for streams",
+        );
+    }
+}

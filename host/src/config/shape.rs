@@ -1,0 +1,118 @@
+//! Tables and lists in place of each other. The parser of types would read a list as the keys of a table in their order,
+//! or say of a table what it wants of a key in it.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::structure::Step;
+
+/// A table or list that stands in place of the other.
+pub struct Misshape {
+    pub way: Vec<Step>,
+    pub span: Range<usize>,
+    pub message: String,
+}
+
+/// Keys that are a list of tables at the top of a manifest.
+const LISTS: [&str; 2] = ["listener", "route"];
+/// Keys that are tables of named tables, each with a key that stands in the named one, and a name.
+const NAMED: [(&str, &[&str], &str); 2] =
+    [("upstream", &["endpoints"], "app"), ("plugin", &["use", "config"], "guard")];
+/// Keys that are one table, wherever they stand.
+const TABLES: [&str; 10] =
+    ["access-log", "admin", "cache", "certificate", "disk", "health", "limits", "load", "resolver", "tls"];
+/// Keys whose values are not the manifest's to judge.
+const FREE: [&str; 3] = ["config", "fields", "query"];
+
+/// Finds the misshaped values of a manifest, the last one first, so that they can be removed one after the other.
+pub fn misshapes(document: &DeTable) -> Vec<Misshape> {
+    let mut found = Vec::new();
+    for (key, value) in document {
+        let (name, way) = (&**key.get_ref(), vec![Step::Key(key.get_ref().to_string())]);
+        let mut report = |span: Range<usize>, message: String| found.push(Misshape { way: way.clone(), span, message });
+        if let (true, DeValue::Table(_)) = (LISTS.contains(&name), value.get_ref()) {
+            report(
+                key.span(),
+                format!("single table: found `[{name}]`; expected a list of tables, written `[[{name}]]`"),
+            );
+            continue;
+        }
+        if let Some((_, own, example)) = NAMED.iter().find(|(known, ..)| *known == name) {
+            match value.get_ref() {
+                DeValue::Array(_) => {
+                    let message = format!("table without a name: found `[[{name}]]`; expected `[{name}.{example}]`");
+                    report(key.span(), message);
+                    continue;
+                }
+                DeValue::Table(table) => {
+                    let stray = table.keys().find(|key| own.contains(&&**key.get_ref()));
+                    if let Some(stray) =
+                        stray.filter(|stray| !matches!(table[&**stray.get_ref()].get_ref(), DeValue::Table(_)))
+                    {
+                        let message = format!(
+                            "table without a name: found `{}` in `[{name}]`; expected it in `[{name}.{example}]`",
+                            stray.get_ref()
+                        );
+                        report(stray.span(), message);
+                        continue;
+                    }
+                    for (entry, value) in table.iter().filter(|(_, value)| matches!(value.get_ref(), DeValue::Array(_)))
+                    {
+                        let message = format!(
+                            "list in place of a table: found `[[{name}.{0}]]`; expected `[{name}.{0}]`",
+                            entry.get_ref()
+                        );
+                        let way = vec![Step::Key(name.into()), Step::Key(entry.get_ref().to_string())];
+                        let span = if entry.span().is_empty() { value.span() } else { entry.span() };
+                        found.push(Misshape { way, span, message });
+                    }
+                }
+                _ => {}
+            }
+        }
+        below(key, value, &way, &mut found);
+    }
+    found.reverse();
+    found
+}
+
+fn below(key: &Spanned<std::borrow::Cow<'_, str>>, value: &Spanned<DeValue>, way: &[Step], found: &mut Vec<Misshape>) {
+    let name = &**key.get_ref();
+    if FREE.contains(&name) {
+        return;
+    }
+    match value.get_ref() {
+        DeValue::Array(_) if TABLES.contains(&name) => {
+            let message = format!("list in place of a table: `{name}`; expected a table, such as `{name} = {{ … }}`");
+            found.push(Misshape { way: way.to_vec(), span: value.span(), message });
+        }
+        DeValue::Array(list) => {
+            for (place, item) in list.iter().enumerate() {
+                let mut way = way.to_vec();
+                way.push(Step::At(place));
+                match item.get_ref() {
+                    DeValue::Table(table) => in_table(table, &way, found),
+                    DeValue::Array(_) => {
+                        let message = format!(
+                            "list in a list: found one in `{name}`; expected its items without further brackets"
+                        );
+                        found.push(Misshape { way, span: item.span(), message });
+                    }
+                    _ => {}
+                }
+            }
+        }
+        DeValue::Table(table) => in_table(table, way, found),
+        _ => {}
+    }
+}
+
+fn in_table(table: &DeTable, way: &[Step], found: &mut Vec<Misshape>) {
+    for (key, value) in table {
+        let mut way = way.to_vec();
+        way.push(Step::Key(key.get_ref().to_string()));
+        below(key, value, &way, found);
+    }
+}
