@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::admin::client::Target;
 use crate::assemble::Assembly;
 use crate::config::load;
+use crate::config::wording::meant;
 use crate::demo;
 use crate::loading::{About, Component, Failure, Loader, Stop, Verdict, confined};
 use crate::output;
@@ -34,12 +35,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serves a manifest. SIGHUP reloads it; SIGTERM stops when all exchanges have ended, a second one at once.
+    /// Serves a manifest. SIGHUP reloads it; SIGTERM stops after all exchanges have ended, a second SIGTERM at once.
     Run {
         #[arg(default_value = "plugway.toml")]
         manifest: PathBuf,
     },
-    /// Serves without a manifest: everything goes to the given endpoints.
+    /// Serves without a manifest: forwards all requests to the given endpoints.
     Proxy {
         /// An endpoint, such as 127.0.0.1:8000; may be given several times.
         #[arg(long, required = true)]
@@ -56,13 +57,13 @@ enum Command {
         #[arg(default_value = "plugway.toml")]
         manifest: PathBuf,
     },
-    /// Serves the stock plugins in front of a built-in origin, and says what to try.
+    /// Serves the stock plugins in front of built-in origins, and prints commands to try.
     Demo {
         /// The address to listen at.
         #[arg(long, default_value = "127.0.0.1:8080")]
         listen: String,
     },
-    /// Makes a running proxy reload its manifest, and waits until it is in service or its errors are reported.
+    /// Reloads the manifest of a running proxy; prints whether the proxy serves it, or its errors.
     Reload {
         #[command(flatten)]
         proxy: RunningProxy,
@@ -81,35 +82,35 @@ enum Command {
         #[command(flatten)]
         proxy: RunningProxy,
     },
-    /// Purges stored responses of a running proxy's cache, or makes them stale; prints their number.
+    /// Removes stored responses from a running proxy's cache, or makes them stale; prints their number.
     Purge {
         #[command(flatten)]
         what: PurgeWhat,
-        /// Keeps the responses as stale: they are served during revalidation, if the policy allows that.
+        /// Makes responses stale instead of removing them: they are served while they are validated, where the policy allows it.
         #[arg(long)]
         soft: bool,
         #[command(flatten)]
         proxy: RunningProxy,
     },
-    /// Creates a certificate for development that no browser trusts: cert.pem and key.pem.
+    /// Makes a certificate for development, which no browser trusts: cert.pem and key.pem.
     Cert {
-        /// The only supported kind: self-signed.
+        /// Signs the certificate by its own key; required, since there is no other kind.
         #[arg(long, required = true)]
         self_signed: bool,
-        /// The names and addresses of the certificate.
+        /// Names and addresses that the certificate is for.
         #[arg(default_values = ["localhost", "127.0.0.1", "::1"])]
         names: Vec<String>,
-        /// The folder of the two files.
+        /// The folder for the two files.
         #[arg(long, default_value = ".")]
         out: PathBuf,
     },
     /// Prints completions for a shell.
     Completions { shell: clap_complete::Shell },
-    /// Shows a plugin: its hooks, their inputs, its imports, and the schema of its configuration.
+    /// Shows a plugin: its hooks and their inputs, its imports, and the schema of its configuration.
     Inspect {
         /// A component, or the name of a stock plugin.
         file: PathBuf,
-        /// A configuration, as JSON: the inputs of a plugin may depend on it.
+        /// A configuration in JSON; the inputs of the hooks may depend on it.
         #[arg(long, default_value = "{}")]
         config: String,
     },
@@ -143,12 +144,13 @@ struct PurgeWhat {
     /// A URI as clients request it, such as https://example.org/a?b.
     #[arg(long)]
     uri: Option<String>,
-    /// All URIs that begin with this text.
+    /// The beginning of URIs.
     #[arg(long)]
     prefix: Option<String>,
-    /// All responses with a tag.
+    /// A tag of responses.
     #[arg(long)]
     tag: Option<String>,
+    /// All stored responses.
     #[arg(long)]
     all: bool,
 }
@@ -248,7 +250,12 @@ fn order(RunningProxy { manifest, admin, token_file }: RunningProxy, order: &str
     let manifest = manifest.or_else(|| admin.is_none().then(|| "plugway.toml".into()));
     let absolute = |path: PathBuf| {
         let named = path.display().to_string();
-        std::path::absolute(&path).and_then(|path| path.metadata().map(|_| path)).context(named)
+        std::path::absolute(&path).and_then(|path| path.metadata().map(|_| path)).with_context(|| {
+            format!(
+                "cannot find the manifest `{named}`; name the manifest that the proxy serves, or its admin listener, such as \
+                 `--admin 127.0.0.1:9145`"
+            )
+        })
     };
     let manifest = manifest.map(absolute).transpose()?;
     let target = Target { manifest, address: admin, token_file };
@@ -263,7 +270,9 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create_new(true).mode(mode);
         let written = options.open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
-        written.with_context(|| format!("{} can't be written", path.display()))
+        written.with_context(|| {
+            format!("cannot write `{}`: it is never overwritten; remove it, or name a folder by --out", path.display())
+        })
     };
     write("cert.pem", &chain, 0o644)?;
     write("key.pem", &key, 0o600)?;
@@ -287,7 +296,15 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
     let in_file = || file.display().to_string();
     let stock = plugway_plugins::STOCK.iter().find(|(name, _)| Path::new(name) == file);
     let opened = stock.map_or_else(|| Component::open(file), |(_, bytes)| Ok(Component::stock(bytes)));
-    let mut component = opened.with_context(in_file)?;
+    let known = || plugway_plugins::STOCK.iter().map(|(name, _)| *name);
+    let mut component = opened.with_context(|| {
+        let meant = meant(&in_file(), known()).map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
+        let stock = known().collect::<Vec<_>>().join(", ");
+        format!(
+            "cannot read `{}`; {meant}expected a component such as `plugin.wasm`, or a stock plugin ({stock})",
+            in_file()
+        )
+    })?;
     let runtime = Runtime::start(None)?;
     let seal = runtime.seal(&component.digest);
     let loader = Loader::in_children(Stop::default());
