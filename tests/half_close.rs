@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
+use crate::http2::{DATA, END_HEADERS, END_STREAM, Frame, GET as GET_FIELDS, GOAWAY, HEADERS, RST_STREAM, Raw};
 use crate::support::{
     PATIENCE, Proxy, echo, limited, manifest, ok, origin, raw_origin, read_message, sized, until, vanish,
 };
@@ -267,4 +268,171 @@ fn a_tunnel_passes_the_end_of_a_half_closed_client_on() {
         let got = told(proxy.connect(), &format!("{asks}{early}"));
         assert!(got.starts_with("HTTP/1.1 101 ") && got.ends_with(&format!("got {early}")), "{got}");
     }
+}
+
+// === HTTP/2 ===
+
+/// A preface and an empty SETTINGS frame.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// The fields of a POST.
+const POST_FIELDS: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'a'];
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len() as u32;
+    [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+fn get(stream: u32) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, GET_FIELDS)
+}
+
+/// The head of a POST, and a part of its content.
+fn upload(stream: u32, end: u8) -> Vec<u8> {
+    [frame(HEADERS, END_HEADERS, stream, POST_FIELDS), frame(DATA, end, stream, b"abc")].concat()
+}
+
+/// The frames up to the end of a connection.
+fn frames(mut stream: impl Read) -> Vec<Frame> {
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes);
+    let (mut frames, mut rest) = (Vec::new(), &bytes[..]);
+    while let [a, b, c, kind, flags, s, t, u, v, after @ ..] = rest {
+        let (payload, next) = after.split_at(u32::from_be_bytes([0, *a, *b, *c]) as usize);
+        let stream = u32::from_be_bytes([*s, *t, *u, *v]);
+        frames.push(Frame { kind: *kind, flags: *flags, stream, payload: payload.into() });
+        rest = next;
+    }
+    frames
+}
+
+/// The streams whose response came whole, with its content.
+fn answered(frames: &[Frame]) -> Vec<(u32, String)> {
+    let content = |stream| {
+        let of_stream = frames.iter().filter(|frame| frame.kind == DATA && frame.stream == stream);
+        of_stream.flat_map(|frame| frame.payload.clone()).map(char::from).collect()
+    };
+    let ends = frames.iter().filter(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0);
+    let mut answered: Vec<(u32, String)> = ends.map(|frame| (frame.stream, content(frame.stream))).collect();
+    answered.sort();
+    answered
+}
+
+#[test]
+fn an_http2_client_that_ends_its_sending_side_gets_all_responses() {
+    let origin = origin(|request| ok(&format!("{} {}", request.start, request.text())));
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let requests = [PREFACE, &get(1), &upload(3, END_STREAM), &get(5)].concat();
+    for _ in 0..10 {
+        let mut stream = proxy.connect();
+        stream.write_all(&requests).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let frames = frames(&mut stream);
+        let [got, posted] = ["GET / HTTP/1.1 ", "POST / HTTP/1.1 abc"].map(String::from);
+        assert_eq!(answered(&frames), [(1, got.clone()), (3, posted), (5, got)]);
+        assert_eq!(frames.last().unwrap().kind, GOAWAY, "the connection ends in order");
+    }
+    // Without a request there is nothing to wait for.
+    for begin in [&b""[..], &PREFACE[..10], PREFACE] {
+        let mut stream = proxy.connect();
+        stream.write_all(begin).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let began = Instant::now();
+        frames(&mut stream);
+        assert!(began.elapsed() < Duration::from_secs(5), "{begin:?}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_late_response_reaches_a_half_closed_http2_client() {
+    let (address, seen, release) = held();
+    let proxy = Proxy::start(&manifest(&address, "", ""));
+    let mut client = Raw::connect(&proxy);
+    assert!(client.0.write_all(&upload(1, END_STREAM)).is_ok());
+    assert_eq!(seen.recv_timeout(PATIENCE), Ok("request"));
+    client.0.shutdown(Shutdown::Write).unwrap();
+    // The subject: the endpoint takes longer than the proxy waits before it looks whether the client is gone.
+    assert!(seen.recv_timeout(Duration::from_millis(2500)).is_err(), "the exchange ended");
+    release.send(()).unwrap();
+    assert_eq!(answered(&frames(&mut client.0)), [(1, "late".into())]);
+}
+
+#[test]
+fn over_tls_the_end_of_an_http2_client_is_a_close_notify() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "site", &["localhost"]);
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.0.der().clone()).unwrap();
+    for versions in [&[&rustls::version::TLS13][..], &[&rustls::version::TLS12]] {
+        let (address, seen, release) = held();
+        let proxy = Proxy::start_in(folder.path(), &secure(&address, SITE, ""));
+        let config = ClientConfig::builder_with_protocol_versions(versions);
+        let mut config = config.with_root_certificates(roots.clone()).with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let config = Arc::new(config);
+        let open = || {
+            let connection = ClientConnection::new(config.clone(), "localhost".try_into().unwrap()).unwrap();
+            let mut stream = StreamOwned::new(connection, proxy.connect());
+            stream.write_all(&[PREFACE, &upload(1, END_STREAM)].concat()).unwrap();
+            stream.flush().unwrap();
+            assert_eq!(seen.recv_timeout(PATIENCE), Ok("request"));
+            stream
+        };
+        let mut stream = open();
+        stream.conn.send_close_notify();
+        stream.flush().unwrap();
+        stream.sock.shutdown(Shutdown::Write).unwrap();
+        assert!(seen.recv_timeout(Duration::from_millis(1500)).is_err(), "the exchange ended");
+        release.send(()).unwrap();
+        assert_eq!(answered(&frames(stream)), [(1, "late".into())]);
+        assert_eq!(seen.recv_timeout(PATIENCE), Ok("end"));
+        // Without one the client was cut off.
+        let stream = open();
+        stream.sock.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(seen.recv_timeout(PATIENCE), Ok("end"), "the proxy gives the exchange up");
+    }
+}
+
+#[test]
+fn an_http2_client_that_is_gone_ends_its_exchanges() {
+    type End = fn(TcpStream);
+    let half_closes_first: End = |stream| {
+        stream.shutdown(Shutdown::Write).unwrap();
+        vanish(stream);
+    };
+    for (how, end) in [("reset", vanish as End), ("half-closed, then reset", half_closes_first), ("closed", drop)] {
+        let (address, seen, _release) = held();
+        let proxy = Proxy::start(&manifest(&address, "", ""));
+        let mut client = Raw::connect(&proxy);
+        assert!(client.0.write_all(&get(1)).is_ok());
+        assert_eq!(seen.recv_timeout(PATIENCE), Ok("request"));
+        let began = Instant::now();
+        end(client.0);
+        assert_eq!(seen.recv_timeout(PATIENCE), Ok("end"), "{how}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{how}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn an_http2_request_that_is_cut_off_is_no_request_and_hinders_no_other() {
+    let (address, seen, _release) = held();
+    let whole = origin(|_| ok("whole"));
+    let route =
+        format!("[upstream.held]\nendpoints = [{address:?}]\n[[route]]\nmethods = [\"POST\"]\nupstream = \"held\"\n");
+    let proxy = Proxy::start(&manifest(&whole, "", &route));
+    let mut stream = proxy.connect();
+    // More than the endpoint of the first takes before it has all.
+    let cut = frame(HEADERS, END_HEADERS, 1, POST_FIELDS);
+    stream.write_all(&[PREFACE, &cut, &get(3)].concat()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let frames = frames(&mut stream);
+    assert_eq!(answered(&frames), [(3, "whole".into())]);
+    assert!(!frames.iter().any(|frame| frame.kind == RST_STREAM && frame.stream == 3));
+    // Within a frame, the connection is cut off.
+    let mut stream = proxy.connect();
+    stream.write_all(&[PREFACE, &upload(1, END_STREAM), &get(3)[..12]].concat()).unwrap();
+    assert_eq!(seen.recv_timeout(PATIENCE), Ok("request"));
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(seen.recv_timeout(PATIENCE), Ok("end"));
 }

@@ -31,6 +31,7 @@ mod client_frames;
 mod client_io;
 mod discard;
 mod gathered;
+mod half_closed;
 pub mod http1;
 pub mod http2;
 mod patient;

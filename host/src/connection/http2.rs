@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use super::aborted::Aborted;
 use super::client_frames::ClientFrames;
 use super::gathered::Gathered;
+use super::half_closed::HalfClosed;
 use super::patient::Patient;
 use super::stalled::{Look, Stream, StreamTask};
 use super::{Client, LINGER, Outgoing, Transport, tunnel};
@@ -67,12 +68,14 @@ const LOCAL_RESETS: usize = 100;
 /// Serves a client connection until either side ends it. `ahead` holds bytes that were read already.
 pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     let limits = client.arrival.listener.limits;
-    let [idle, send, linger] = client.clock.deadlines();
+    let [idle, send, linger, look] = client.clock.deadlines();
     let now = client.clock.now();
     let io =
         Patient::new(stream, ahead, send, limits.send, client.arrival.listener.census.clone()).of(&client.arrival.peer);
     let io = Lingering { io, linger, allowance: None, most: limits.buffer };
-    let io = Gathered::new(CountedFrames { io, counter: ClientFrames::new(client.clock.clone()) });
+    let io = CountedFrames { io, counter: ClientFrames::new(client.clock.clone()) };
+    let io = Gathered::new(HalfClosed::new(io, look, Lingering::is_gone));
+    let mut is_acknowledged = false;
     let streams = Rc::new(Streams {
         client,
         idle,
@@ -105,12 +108,14 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
             return Poll::Ready(Ok(()));
         }
         let served = connection.as_mut().poll(cx).map_err(io::Error::other);
-        // Sends the bytes of this poll. A connection that has ended has sent everything itself, or has no peer any
-        // more.
-        let sent = io.poll_send(cx);
-        streams.note_departed(io.socket().io.io.socket.departed());
+        // What it has said in this turn leaves. At its end it has sent all itself, or there is nobody to send it to.
+        let mut sent = io.poll_send(cx);
+        if !is_acknowledged && served.is_pending() && matches!(sent, Poll::Ready(Ok(()))) && io.socket().has_ended() {
+            (is_acknowledged, sent) = acknowledge(&io, cx);
+        }
+        streams.note_departed(io.socket().counted.io.io.socket.departed());
         streams.was_full.set(streams.was_full.get() || sent.is_pending());
-        if io.socket().counter.flood().is_some() {
+        if io.socket().counted.counter.flood().is_some() {
             return Poll::Ready(Ok(()));
         }
         match (served, sent) {
@@ -147,10 +152,24 @@ fn builder(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
     builder
 }
 
-/// Sends GOAWAY with ENHANCE_YOUR_CALM, and closes the connection.
-async fn calm<T: Transport>(mut io: Gathered<CountedFrames<Lingering<T>, ClientFrames>>) -> io::Result<()> {
+/// Replies to a client that has closed its sending side, and returns whether that was possible in this turn. h2 wouldn't: its
+/// farewell has a PING, which such a client can't answer.
+fn acknowledge<T: Transport>(
+    io: &Gathered<HalfClosed<Lingering<T>>>,
+    cx: &mut Context<'_>,
+) -> (bool, Poll<io::Result<()>>) {
+    let Some(frame) = io.socket().counted.counter.acknowledgement() else { return (false, Poll::Ready(Ok(()))) };
+    match Pin::new(&mut io.clone()).poll_write(cx, &frame) {
+        Poll::Ready(Ok(_)) => (true, io.poll_send(cx)),
+        Poll::Ready(Err(error)) => (true, Poll::Ready(Err(error))),
+        Poll::Pending => (false, Poll::Pending),
+    }
+}
+
+/// Tells the client to calm down, and closes the connection.
+async fn calm<T: Transport>(mut io: Gathered<HalfClosed<Lingering<T>>>) -> io::Result<()> {
     poll_fn(|cx| io.poll_send(cx)).await?;
-    let farewell = io.socket().counter.farewell();
+    let farewell = io.socket().counted.counter.farewell();
     if let Some(farewell) = farewell {
         io.write_all(&farewell).await?;
     }
@@ -347,10 +366,10 @@ impl Streams {
         }
     }
 
-    /// Returns the kind of frame of which the client sends far more than its requests explain; `None` if there is none.
-    fn flood<T>(&self, io: &Gathered<CountedFrames<T, ClientFrames>>) -> Option<FrameKind> {
+    /// The kind of frame that the client sends far more often than its requests explain; `None` if there is none.
+    fn flood<T>(&self, io: &Gathered<HalfClosed<T>>) -> Option<FrameKind> {
         let resets = || self.aborted.are_too_many().then_some(FrameKind::Reset);
-        io.socket().counter.flood().or_else(resets)
+        io.socket().counted.counter.flood().or_else(resets)
     }
 
     /// Whether no more streams should begin.
@@ -571,6 +590,12 @@ struct Lingering<T> {
     allowance: Option<usize>,
     /// The maximum that a well-behaved client has on its way, in bytes: the window of the connection.
     most: usize,
+}
+
+impl<T: Transport> Lingering<T> {
+    fn is_gone(&self) -> bool {
+        self.io.socket.is_gone()
+    }
 }
 
 impl<T: Transport> AsyncRead for Lingering<T> {
