@@ -279,7 +279,7 @@ fn carry_out(edit: Edit, plans: &[Plan], side: Side, room: &mut Room, head: &mut
     match edit {
         Edit::Path(_) | Edit::Query(_) | Edit::Upstream(_) => {}
         Edit::Method(method) => head.request.method = method,
-        Edit::Authority(host) => set(header::HOST, host, &mut head.request.headers)?,
+        Edit::Authority(host) => set_host(host, head)?,
         Edit::Note(name, value) => head.set_note(name, value),
         Edit::Plan(place) => {
             let plan = plans.get(place as usize).ok_or(Refused::Plan(place))?;
@@ -301,6 +301,18 @@ fn carry_out(edit: Edit, plans: &[Plan], side: Side, room: &mut Room, head: &mut
     Ok(())
 }
 
+/// Sets `Host` without the port of the scheme, as that of a client is (RFC 9110 §4.2.3).
+fn set_host(host: HeaderValue, head: &mut Head) -> Result<(), Refused> {
+    let port = if head.peer.is_secure() { 443 } else { 80 };
+    let shorter = match authority::normal(host.as_bytes(), Some(port)) {
+        Ok(Cow::Owned(normal)) => HeaderValue::try_from(normal).ok(),
+        // What is still to be refused is refused elsewhere.
+        Ok(Cow::Borrowed(normal)) if normal.len() < host.len() => HeaderValue::from_bytes(normal).ok(),
+        Ok(Cow::Borrowed(_)) | Err(_) => None,
+    };
+    set(header::HOST, shorter.unwrap_or(host), &mut head.request.headers)
+}
+
 /// Carries out a plan edit by edit, each with the values that those before it left.
 fn carry_out_plan(plan: &Plan, side: Side, room: &mut Room, head: &mut Head) -> Result<(), Refused> {
     plan.edits.iter().try_for_each(|edit| {
@@ -311,6 +323,7 @@ fn carry_out_plan(plan: &Plan, side: Side, room: &mut Room, head: &mut Head) -> 
 
 fn carry_out_planned(edit: &Planned, value: Option<HeaderValue>, side: Side, head: &mut Head) -> Result<(), Refused> {
     match (edit, value) {
+        (Planned::Set(name, _), Some(value)) if *name == header::HOST && side == Side::Request => set_host(value, head),
         (Planned::Set(name, _), Some(value)) => set(name, value, edited(name, side, head)),
         (Planned::Append(name, _), Some(value)) => append(name, value, edited(name, side, head)),
         (Planned::Default(name, _), Some(value)) => {

@@ -28,6 +28,8 @@ pub struct Head {
     pub client: Option<Box<Client>>,
     /// Whether the request may have fields that an origin takes for others.
     pub has_aliases: bool,
+    /// The chain of addresses as trusted proxies have sent it.
+    chain: Option<HeaderValue>,
     /// The name of the matched route.
     pub route: Arc<str>,
     /// The name of the upstream that the request goes to.
@@ -289,9 +291,14 @@ impl Head {
     ) -> Self {
         let (response, endpoint, cache, notes, id) = (None, None, None, Vec::new(), OnceCell::new());
         let (added, client, has_aliases) = (Added::default(), None, false);
+        let chain = joined(&request.headers, &X_FORWARDED_FOR).and_then(|chain| match chain {
+            Value::Field(field) => Some(field.clone()),
+            chain => HeaderValue::from_bytes(chain.bytes()).ok(),
+        });
         Head {
             received,
             request,
+            chain,
             response,
             peer,
             client,
@@ -335,6 +342,7 @@ impl Head {
         let mut copy = Head::new(received, self.request.clone(), peer, route, upstream);
         (copy.notes, copy.added) = (self.notes.clone(), self.added);
         (copy.client, copy.has_aliases) = (self.client.clone(), self.has_aliases);
+        copy.chain = self.chain.clone();
         copy
     }
 
@@ -458,7 +466,8 @@ impl Head {
     fn forwarded_for(&self) -> Option<Value<'_>> {
         let peer = self.peer.address.as_ref();
         let client = || self.client.as_ref().map(|client| Value::Field(&client.address));
-        let chain = joined(&self.request.headers, &X_FORWARDED_FOR).or_else(client);
+        // Not the field as it is now: a plugin may have put this hop there already.
+        let chain = self.chain.as_ref().map(Value::Field).or_else(client);
         Some(match (chain, peer) {
             (Some(chain), Some(peer)) => Value::Bytes(Cow::Owned([chain.bytes(), b", ", peer.as_bytes()].concat())),
             (Some(chain), None) => chain,
