@@ -119,11 +119,30 @@ fn an_address_that_answers_nothing_holds_up_no_request_for_long() {
     };
     until("the failures are noted", || failures(0) > 0.0 && failures(1) > 0.0);
     assert!(failures(0) + failures(1) < 6.0, "and once for each worker that had to find out");
-    // With no other endpoint to go to, a request waits for as long as it may.
-    let proxy = Proxy::start(&manifest(&endpoints[..2], "connect-timeout = \"1s\"\nretry = { retries = 1 }"));
+    // With no other endpoint to go to, a request waits for as long as it may, and once.
+    for count in [1, 2] {
+        let proxy = Proxy::start(&manifest(&endpoints[..count], "connect-timeout = \"1s\""));
+        let began = Instant::now();
+        assert_eq!(ask(&proxy, 1, GET).status(504), 1);
+        let took = began.elapsed();
+        assert!((Duration::from_secs(1)..Duration::from_millis(1900)).contains(&took), "{count}: {took:?}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_refuses_is_asked_again_beside_one_that_answers_nothing() {
+    let (hole, refusing) = (Hole::new(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = refusing.local_addr().unwrap();
+    drop(refusing);
+    let endpoints = [hole.address.to_string(), address.to_string()];
+    let proxy = Proxy::start(&manifest(&endpoints, "connect-timeout = \"1s\"\noutliers = false"));
     let began = Instant::now();
-    assert_eq!(ask(&proxy, 1, GET).status(504), 1);
-    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    let seen = ask(&proxy, 1, GET);
+    assert_eq!(seen.status(502) + seen.status(504), 1, "{seen:?}");
+    assert!(began.elapsed() < Duration::from_millis(2600), "{:?}", began.elapsed());
+    let good = Backend::listening("good", TcpListener::bind(address).unwrap());
+    assert_eq!(ask(&proxy, 10, GET).of("good"), 10);
+    drop(good);
 }
 
 #[test]

@@ -324,7 +324,7 @@ impl Asking {
             let validated = total.until_met(fetch.run(&mut head, Some(lead))).await;
             let late = |_| Error::new(Kind::ResponseTimeout, "the route's timeout has passed").met("timeout").into();
             if let Err(Failed { error, .. }) = validated.unwrap_or_else(|met| Err(late(met))) {
-                ending::log(&error, Some(&head), "stored response not validated");
+                ending::log(&error, Some(&head), "stored response not validated", false);
             }
             drop(in_chain);
         });
@@ -377,7 +377,7 @@ impl Asking {
         failed: Failed,
     ) -> Result<Answered, Failed> {
         let Some(response) = self.covered(running, head, status) else { return Err(failed) };
-        ending::log(&failed.error, Some(head), "exchange failed, a stored response stands for it");
+        ending::log(&failed.error, Some(head), "exchange failed, a stored response stands for it", false);
         Ok(self.answered(response))
     }
 

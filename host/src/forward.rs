@@ -64,8 +64,12 @@ struct Attempts<'a> {
     upstream: &'a Upstream,
     /// Where it has failed.
     tried: Vec<Rc<Seat>>,
+    /// The endpoints whose time to accept a connection is over, or will be at this time.
+    silent: Vec<(Rc<Seat>, Instant)>,
     /// The retries that count, of those that were made.
     counted: u32,
+    /// Whether the budget had no room for another retry.
+    is_denied: bool,
 }
 
 /// The cost of another attempt.
@@ -117,7 +121,8 @@ pub async fn forward(
         let mut outcome = attempt.run(flight).await;
         let now = Instant::now();
         attempts.note(&seat, &mut outcome, now - began, now);
-        let cost = attempts.are_worth_another(&outcome, &head.request.method, &content.borrow());
+        attempts.note_silence(&seat, &outcome, began);
+        let cost = attempts.are_worth_another(&mut outcome, &head.request.method, &content.borrow());
         if let Some(cost) = cost {
             attempts.tried.push(seat.clone());
             // A response in hand still counts as in flight, and makes room for the one in its place.
@@ -127,6 +132,11 @@ pub async fn forward(
                 attempts.log(&seat, &outcome, head);
                 next = another;
                 continue;
+            }
+            if let Err(failure) = &mut outcome
+                && attempts.is_denied
+            {
+                failure.error.limit.get_or_insert("retry.budget");
             }
         }
         let Answer { response, lease } = outcome.map_err(|failure| refused(failure.error))?;
@@ -144,7 +154,7 @@ impl<'a> Attempts<'a> {
         if upstream.retry.retries > 0 {
             running.upstreams[place].budget.borrow_mut().request(now);
         }
-        Attempts { running, place, upstream, tried: Vec::new(), counted: 0 }
+        Attempts { running, place, upstream, tried: Vec::new(), silent: Vec::new(), counted: 0, is_denied: false }
     }
 
     /// Picks the endpoint of the next attempt.
@@ -177,9 +187,25 @@ impl<'a> Attempts<'a> {
             // All have been tried: to ask one of them again is a retry as any other.
             return self.another(Cost::Counted, head, step, own);
         }
-        let next = self.begin(picked?, own).ok()?;
+        let next = self.begin(self.unless_silent(picked?, head, step)?, own).ok()?;
         self.again(now);
         Some(next)
+    }
+
+    /// Passes over endpoints that have not accepted a connection in all the time that they had: to wait once more for one of
+    /// them would keep the client for a multiple of `connect-timeout`.
+    fn unless_silent(&self, picked: Choice, head: &Head, step: &Deadline) -> Option<Choice> {
+        let now = Instant::now();
+        let is_silent = |seat: &Rc<Seat>| {
+            let is_it = |(silent, _): &&(Rc<Seat>, Instant)| Arc::ptr_eq(&silent.endpoint, &seat.endpoint);
+            self.silent.iter().find(is_it).is_some_and(|(_, over)| *over <= now)
+        };
+        if !is_silent(&picked.seat) {
+            return Some(picked);
+        }
+        let silent: Vec<Rc<Seat>> = self.silent.iter().map(|(seat, _)| seat.clone()).collect();
+        let other = balance::choose(self.running, self.place, head, &silent, step.clock().now()).ok()?;
+        (!is_silent(&other.seat)).then_some(other)
     }
 
     /// Whether a request that has no connection to an endpoint may go to another that is up.
@@ -228,6 +254,23 @@ impl<'a> Attempts<'a> {
         }
     }
 
+    /// Takes note of an endpoint that has not accepted a connection, and when its time for that is over.
+    fn note_silence(&mut self, seat: &Rc<Seat>, outcome: &Result<Answer, Failure>, began: Instant) {
+        let Err(Failure { error, reached }) = outcome else { return };
+        if error.kind != Kind::ConnectionTimeout {
+            return;
+        }
+        let over = match reached {
+            // The connection is still being made.
+            Reached::Waiting => began + self.running.upstreams[self.place].rules.connect_timeout,
+            _ => Instant::now(),
+        };
+        match self.silent.iter_mut().find(|(silent, _)| Arc::ptr_eq(&silent.endpoint, &seat.endpoint)) {
+            Some((_, known)) => *known = over.min(*known),
+            None => self.silent.push((seat.clone(), over)),
+        }
+    }
+
     /// Logs a failed attempt that another one is to follow: no client hears of it.
     fn log(&self, seat: &Seat, outcome: &Result<Answer, Failure>, head: &Head) {
         let error = outcome.as_ref().err().map(|failure| &failure.error);
@@ -254,9 +297,15 @@ impl<'a> Attempts<'a> {
     }
 
     /// Returns what another attempt of a request would cost; `None` if there is to be none.
-    fn are_worth_another(&self, outcome: &Result<Answer, Failure>, method: &Method, content: &Content) -> Option<Cost> {
+    /// Names the limit for which the content can't be sent again.
+    fn are_worth_another(
+        &self,
+        outcome: &mut Result<Answer, Failure>,
+        method: &Method,
+        content: &Content,
+    ) -> Option<Cost> {
         let retry = &self.upstream.retry;
-        let (is_covered, cost) = match outcome {
+        let (is_covered, cost) = match &outcome {
             Ok(answer) => (retry.covers_status(answer.response.status(), method), Cost::Counted),
             Err(failure) => {
                 let cost = match failure.reached {
@@ -268,10 +317,16 @@ impl<'a> Attempts<'a> {
             }
         };
         let may_go_on = retry.retries > 0 && self.tried.len() + 1 < MOST_ATTEMPTS;
-        (is_covered && may_go_on && content.is_whole()).then_some(cost)
+        if !is_covered || !may_go_on {
+            return None;
+        }
+        if let (Err(failure), Some(limit)) = (outcome, content.limit()) {
+            failure.error.limit.get_or_insert(limit);
+        }
+        content.is_whole().then_some(cost)
     }
 
-    fn may_go_on(&self, now: Instant) -> bool {
+    fn may_go_on(&mut self, now: Instant) -> bool {
         let retry = &self.upstream.retry;
         if self.counted >= retry.retries {
             return false;
@@ -279,6 +334,7 @@ impl<'a> Attempts<'a> {
         let allowed = self.running.upstreams[self.place].budget.borrow_mut().allows(retry.budget, now);
         if !allowed {
             self.upstream.live.events.retries_denied.fetch_add(1, Ordering::Relaxed);
+            self.is_denied = true;
         }
         allowed
     }

@@ -18,6 +18,8 @@ pub struct Content {
     ready: Option<RequestBody>,
     kept: Option<Rc<RefCell<Kept>>>,
     empty: bool,
+    /// The key of the limit for which nothing is kept.
+    limit: Option<&'static str>,
 }
 
 /// Content of which the beginning is kept.
@@ -28,6 +30,7 @@ struct Kept {
     bytes: usize,
     most: usize,
     is_lost: bool,
+    is_too_long: bool,
     /// Attempts so far: what an earlier one left behind must not read on.
     turn: u32,
 }
@@ -39,16 +42,23 @@ pub struct Resent {
     next: usize,
 }
 
+/// The key of the limit of what is kept.
+const BUFFER: &str = "retry.buffer";
+
 impl Content {
     /// Content of which up to `most` bytes are kept to be sent again.
     pub fn new(content: RequestBody, most: usize) -> Self {
         let empty = content.is_end_stream();
         let length = content.size_hint().exact().map_or(most, |length| most.min(length as usize));
-        if empty || most == 0 || !content.grant_copy(length) {
-            return Content { ready: Some(content), kept: None, empty };
+        if empty || most == 0 {
+            return Content { ready: Some(content), kept: None, empty, limit: Some(BUFFER) };
         }
-        let kept = Kept { rest: content, read: Vec::new(), bytes: 0, most, is_lost: false, turn: 0 };
-        let mut content = Content { ready: None, kept: Some(Rc::new(RefCell::new(kept))), empty };
+        if !content.grant_copy(length) {
+            return Content { ready: Some(content), kept: None, empty, limit: Some("limits.buffer") };
+        }
+        let kept =
+            Kept { rest: content, read: Vec::new(), bytes: 0, most, is_lost: false, is_too_long: false, turn: 0 };
+        let mut content = Content { ready: None, kept: Some(Rc::new(RefCell::new(kept))), empty, limit: None };
         content.renew();
         content
     }
@@ -74,6 +84,12 @@ impl Content {
         self.empty || self.ready.is_some() || self.kept.as_ref().is_some_and(|kept| !kept.borrow().is_lost)
     }
 
+    /// Returns the key of the limit that keeps content which is partly sent from another attempt.
+    pub fn limit(&self) -> Option<&'static str> {
+        let is_too_long = || self.kept.as_ref().is_some_and(|kept| kept.borrow().is_too_long);
+        self.limit.filter(|_| !self.is_whole()).or_else(|| is_too_long().then_some(BUFFER))
+    }
+
     fn renew(&mut self) {
         if self.ready.is_some() || !self.is_whole() {
             return;
@@ -88,6 +104,7 @@ impl Kept {
         if self.bytes <= self.most {
             self.read.push(piece.clone());
         } else {
+            self.is_too_long = true;
             self.lose();
         }
     }
