@@ -23,6 +23,8 @@ pub struct ClientFrames {
     requests: OpenRequests,
     /// Whether a head that is sent has frames to come: nothing may stand between these (RFC 9113 §4.3).
     sends_head: bool,
+    /// Heads and trailers that were sent with the end of their stream.
+    last_heads: u64,
     flood: Option<FrameKind>,
 }
 
@@ -52,9 +54,8 @@ const END_HEADERS: u8 = 4;
 /// The last stream that a GOAWAY names which only announces the end (RFC 9113 §6.8).
 const ANY_STREAM: u32 = 0x7fff_ffff;
 
-/// The streams without END_STREAM that are remembered, and cancelled at the end of what the client sends. h2 puts up with 20
-/// that are cancelled before they are served.
-const MOST_OPEN: usize = 16;
+/// The streams without END_STREAM that are remembered, and cancelled at the end of what the client sends.
+const MOST_OPEN: usize = 100;
 
 impl ClientFrames {
     /// Creates the counter of a connection whose preface hasn't been read yet.
@@ -62,7 +63,17 @@ impl ClientFrames {
         let budget = FrameBudget::new(clock.now());
         let (incoming, outgoing) = (FrameScanner::after(PREFACE.len()), FrameScanner::after(0));
         let requests = OpenRequests::default();
-        ClientFrames { clock, incoming, outgoing, budget, last_stream: 0, requests, sends_head: false, flood: None }
+        ClientFrames {
+            clock,
+            incoming,
+            outgoing,
+            budget,
+            last_stream: 0,
+            requests,
+            sends_head: false,
+            last_heads: 0,
+            flood: None,
+        }
     }
 
     /// Returns the kind of frame that exceeds its allowance; `None` if all are within.
@@ -70,7 +81,12 @@ impl ClientFrames {
         self.flood
     }
 
-    /// Returns the GOAWAY frame with ENHANCE_YOUR_CALM; `None` if another frame has been sent only in part.
+    /// The heads and trailers that were sent with the end of their stream so far.
+    pub fn last_heads(&self) -> u64 {
+        self.last_heads
+    }
+
+    /// Returns the GOAWAY frame that tells the client to calm down, or `None` if a frame has been sent only in part.
     pub fn farewell(&self) -> Option<Vec<u8>> {
         self.goaway(self.last_stream, ENHANCE_YOUR_CALM)
     }
@@ -145,9 +161,10 @@ impl Counter for ClientFrames {
     }
 
     fn sent(&mut self, bytes: &[u8]) {
-        let ClientFrames { outgoing, budget, requests, sends_head, .. } = self;
+        let ClientFrames { outgoing, budget, requests, sends_head, last_heads, .. } = self;
         outgoing.scan(bytes, |head| {
             budget.sent(head);
+            *last_heads += u64::from(head.kind == HEADERS && head.flags & END_STREAM != 0);
             match head.kind {
                 HEADERS | CONTINUATION => *sends_head = head.flags & END_HEADERS == 0,
                 RST_STREAM => requests.end(head.stream),
@@ -201,8 +218,8 @@ mod tests {
         assert_eq!(cancelled(&[begun, frame(CONTINUATION, END_HEADERS, 1, b"b")]), Some(vec![]));
         assert_eq!(cancelled(&[frame(HEADERS, whole, 1, b"a")[..8].to_vec()]), None, "within a frame");
         let many = |count: u32| (0..count).map(|at| frame(HEADERS, END_HEADERS, 2 * at + 1, b"a")).collect::<Vec<_>>();
-        assert_eq!(cancelled(&many(16)).map(|streams| streams.len()), Some(16));
-        assert_eq!(cancelled(&many(17)), None, "not all are remembered");
+        assert_eq!(cancelled(&many(100)).map(|streams| streams.len()), Some(100));
+        assert_eq!(cancelled(&many(101)), None, "not all are remembered");
     }
 
     #[test]

@@ -56,10 +56,7 @@ const SEND_BUFFER: usize = 64 << 10;
 const LOOK: Duration = Duration::from_secs(5);
 /// The multiple of `send-timeout` for which a client without streams may stay after GOAWAY.
 const LEAVE: u32 = 10;
-/// The maximum number of streams that the client resets before they begin; beyond, the connection is closed
-/// (CVE-2023-44487).
-const PENDING_RESETS: usize = 20;
-/// The number of bytes that counts as progress: more than answers to some PINGs.
+/// More than answers to some PINGs.
 const SOMETHING: u64 = 1 << 10;
 /// The maximum number of streams that are reset because the client broke a rule; beyond, the connection is closed
 /// (CVE-2025-8671).
@@ -91,6 +88,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         starting: Cell::new(None),
         looked: Cell::new(now),
         was_full: Cell::new(false),
+        last_heads: Cell::new(0),
     });
     let service = service_fn(|request| streams.clone().exchange(request));
     // Boxed, so that it can end before the socket does.
@@ -115,6 +113,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         }
         streams.note_departed(io.socket().counted.io.io.socket.departed());
         streams.was_full.set(streams.was_full.get() || sent.is_pending());
+        streams.note_refused(io.socket().counted.counter.last_heads());
         if io.socket().counted.counter.flood().is_some() {
             return Poll::Ready(Ok(()));
         }
@@ -146,7 +145,9 @@ fn builder(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(u32::try_from(limits.buffer).unwrap_or(u32::MAX))
         .max_send_buf_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
+        // A page that is left before this worker has come to its requests is no attack (CVE-2023-44487): all of them are counted
+        // once they are begun.
+        .max_pending_accept_reset_streams(limits.streams as usize)
         .max_local_error_reset_streams(LOCAL_RESETS)
         .enable_connect_protocol();
     builder
@@ -203,6 +204,8 @@ struct Streams {
     looked: Cell<Instant>,
     /// Whether the socket was full since the last check.
     was_full: Cell<bool>,
+    /// Heads and trailers with the end of their stream that were sent, or that h2 was given to send.
+    last_heads: Cell<u64>,
 }
 
 /// Spawns hyper's tasks on the worker that they begin on, each bound to its stream.
@@ -278,6 +281,9 @@ impl Streams {
             let response = if has_none { without_content(response, is_head) } else { response };
             Ok(response.map(|outgoing| {
                 outgoing.body.limit_reads(stream.backlog.read_limit());
+                if let Some(open) = open.as_ref().filter(|_| outgoing.is_end_stream()) {
+                    open.streams.give_last_head();
+                }
                 Streamed { outgoing, stream, open }
             }))
         })
@@ -356,6 +362,21 @@ impl Streams {
             tracing::warn!(client, cause, "HTTP/2 connection ended for what its client sent");
         } else {
             tracing::debug!(%error, "client connection");
+        }
+    }
+
+    /// Notes that h2 is given a head or trailers to send with the end of the stream.
+    fn give_last_head(&self) {
+        self.last_heads.set(self.last_heads.get() + 1);
+    }
+
+    /// Logs and counts the requests that h2 has refused by itself, of which nothing else tells: more heads were sent with the
+    /// end of their stream than h2 was given. So it refuses lists of fields beyond `limits.head`, with 431.
+    fn note_refused(&self, sent: u64) {
+        while sent > self.last_heads.get() {
+            self.give_last_head();
+            let error = Error::new(Kind::RequestError, "the head is too long").met("limits.head");
+            drop(self.client.refuse(error, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
         }
     }
 
@@ -485,6 +506,11 @@ impl Body for Streamed {
         };
         // The next piece is requested once this one has been taken.
         self.stream.given(frame.is_ready().then(|| self.outgoing.total.clock().now()));
+        if let (Poll::Ready(Some(Ok(frame))), Some(open)) = (&frame, &self.open)
+            && frame.is_trailers()
+        {
+            open.streams.give_last_head();
+        }
         if is_last {
             self.end();
         }
