@@ -46,7 +46,7 @@ pub struct Presence(Arc<Entry>);
 #[derive(Clone)]
 pub struct Entrance {
     pub listener: Arc<Listener>,
-    /// The address of the listener, as the manifest writes it.
+    /// The address of the listener, as the log has it.
     pub address: Arc<str>,
 }
 
@@ -256,6 +256,13 @@ impl Admission {
         true
     }
 
+    /// Ends all connections, whatever they do.
+    pub fn cut_off(&self) {
+        for worker in 0..self.workers.len() {
+            self.entries(worker).values().filter_map(|entry| entry.task.get()).for_each(AbortHandle::abort);
+        }
+    }
+
     fn count_out(&self, entry: &Entry) {
         self.open.fetch_sub(1, Ordering::Relaxed);
         entry.census.leave();
@@ -281,7 +288,7 @@ impl Admission {
             return;
         }
         let (listener, so_far, reason) = (&*entrance.address, census.closed(reason), reason.name());
-        tracing::warn!(listener, key, most, reason, so_far, "client connection limit reached");
+        tracing::warn!(listener, limit = key, most, reason, so_far, "client connection limit reached");
     }
 
     /// Records that descriptors for clients are short, and logs when a shortage begins.

@@ -71,11 +71,7 @@ impl Ending {
 
     /// Logs why the exchange has failed, unless that is done already, or the client has merely gone away.
     pub fn log(&self, error: &Error, what: &'static str) {
-        if self.upload.is_abandoned() {
-            tracing::debug!(kind = error.kind.token(), cause = error.causes(), "{what}");
-        } else {
-            log(error, self.head.as_deref(), what);
-        }
+        log(error, self.head.as_deref(), what, self.upload.is_abandoned());
     }
 
     /// Notes that the response was cut off within its content.
@@ -106,8 +102,9 @@ impl Ending {
     }
 }
 
-/// Logs a failure of an exchange, unless that is done already.
-pub fn log(error: &Error, head: Option<&Head>, what: &'static str) {
+/// Logs a failure of an exchange, unless that is done already. A client that gave up within its content may read on, and be
+/// told the id of its request: that is logged, but is no warning.
+pub fn log(error: &Error, head: Option<&Head>, what: &'static str, is_abandoned: bool) {
     let (route, kind) = (head.map_or(UNROUTED, |head| &*head.route), error.kind.token());
     if error.is_logged || !failure_log::admits(Topic::Exchange(error.kind), route) {
         return;
@@ -116,7 +113,11 @@ pub fn log(error: &Error, head: Option<&Head>, what: &'static str) {
     let upstream = head.map(|head| &*head.upstream).filter(|upstream| *upstream != UNROUTED);
     let endpoint = head.and_then(|head| head.endpoint.as_deref());
     let (cause, limit) = (error.causes(), error.limit);
-    tracing::warn!(kind, request_id, route, upstream, endpoint, cause, limit, "{what}");
+    if is_abandoned {
+        tracing::info!(kind, request_id, route, upstream, endpoint, cause, "{what}: its client gave up");
+    } else {
+        tracing::warn!(kind, request_id, route, upstream, endpoint, cause, limit, "{what}");
+    }
 }
 
 impl Ending {
@@ -149,6 +150,12 @@ impl Drop for Ending {
 
 impl Ending {
     fn end(&mut self) {
+        if let (None, Some(limit)) = (self.error, self.running.place.registry.cut_off.get()) {
+            let error = Error::new(Kind::ResponseTimeout, "the proxy stops, and the exchange was not over");
+            let error = Error { limit: *limit, ..error };
+            self.log(&error, "exchange cut off");
+            self.error = Some(error.kind);
+        }
         // After the head of the response, there is no other word of what the client sent on.
         if let (None, Some(fault)) = (self.error, self.upload.fault()) {
             self.log(&fault.error("the content failed after its response had begun"), "content failed");

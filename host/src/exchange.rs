@@ -260,7 +260,8 @@ fn counted(settled: &Settled, arrival: &Arrival, ending: &mut Ending) -> Result<
         return Ok(());
     }
     let cause = format!("limits.connections-per-client of {most} is reached by the requests of a client");
-    let (error, status) = (Error::new(Kind::LimitReached, cause), StatusCode::TOO_MANY_REQUESTS);
+    let error = Error::new(Kind::LimitReached, cause).met("limits.connections-per-client");
+    let status = StatusCode::TOO_MANY_REQUESTS;
     Err(Unrouted::Failed(Failed { error, status, depth: Depth::none() }))
 }
 
@@ -269,7 +270,7 @@ fn routed(running: &Running, request: &mut Parts, settled: &Settled, arrival: &A
     let failed = |error: Error| Unrouted::Failed(error.into());
     if settled.is_rejected {
         let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";
-        return Err(failed(Error::new(Kind::RequestError, cause)));
+        return Err(failed(Error::new(Kind::RequestError, cause).met("field-aliases")));
     }
     target::accept(request, arrival.peer.is_secure()).map_err(failed)?;
     if let Some(port) = arrival.listener.redirect {

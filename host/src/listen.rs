@@ -1,6 +1,6 @@
 //! The listening sockets of the process: bound once for each worker, and kept while the manifest has them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
@@ -19,7 +19,8 @@ use crate::worker::{BACKLOG, Socket, SocketOrder};
 /// All listeners, by their addresses as the manifest writes them.
 pub struct Listeners {
     workers: Vec<mpsc::UnboundedSender<SocketOrder>>,
-    open: BTreeSet<Arc<str>>,
+    /// With the addresses as the log has them.
+    open: BTreeMap<Arc<str>, String>,
 }
 
 /// A change of the listeners. New sockets are bound already, but no worker accepts at them: dropping closes them.
@@ -39,14 +40,14 @@ struct New {
 impl Listeners {
     /// Creates an empty set of listeners for these workers.
     pub fn new(workers: Vec<mpsc::UnboundedSender<SocketOrder>>) -> Self {
-        Listeners { workers, open: BTreeSet::new() }
+        Listeners { workers, open: BTreeMap::new() }
     }
 
     /// Binds the addresses that are not open yet. Nothing changes before [`Listeners::adopt`].
     pub fn prepare(&self, wanted: &[(Arc<str>, bool)]) -> anyhow::Result<Change> {
-        let new = wanted.iter().filter(|(address, _)| !self.open.contains(address));
+        let new = wanted.iter().filter(|(address, _)| !self.open.contains_key(address));
         let mut own: BTreeSet<u16> =
-            self.open.iter().filter_map(|address| tcp(address)).map(|tcp| tcp.port()).collect();
+            self.open.keys().filter_map(|address| tcp(address)).map(|tcp| tcp.port()).collect();
         let new = new.map(|(address, is_tls)| {
             if let Some(tcp) = tcp(address)
                 && own.insert(tcp.port())
@@ -57,7 +58,7 @@ impl Listeners {
             New::bind(address, *is_tls, self.workers.len()).with_context(|| format!("can't listen at {address}"))
         });
         let is_wanted = |address: &Arc<str>| wanted.iter().any(|(wanted, _)| wanted == address);
-        let gone = self.open.iter().filter(|address| !is_wanted(address)).cloned().collect();
+        let gone = self.open.keys().filter(|address| !is_wanted(address)).cloned().collect();
         Ok(Change { new: new.collect::<Result<_, _>>()?, gone })
     }
 
@@ -68,22 +69,22 @@ impl Listeners {
                 let _ = worker.send(SocketOrder::Open(address.clone(), socket));
             }
             info!("listening at {shown}");
-            self.open.insert(address);
+            self.open.insert(address, shown);
         }
         for address in change.gone {
             for worker in &self.workers {
                 let _ = worker.send(SocketOrder::Close(address.clone()));
             }
-            self.open.remove(&address);
+            let shown = self.open.remove(&address);
             unlink(&address);
-            info!("no longer listening at {address}");
+            info!("no longer listening at {}", shown.as_deref().unwrap_or(&address));
         }
     }
 }
 
 impl Drop for Listeners {
     fn drop(&mut self) {
-        self.open.iter().for_each(|address| unlink(address));
+        self.open.keys().for_each(|address| unlink(address));
     }
 }
 

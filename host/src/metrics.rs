@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::error::Kind;
@@ -17,6 +17,8 @@ pub struct Registry {
     custom: PerOwner<CustomOwner, Custom>,
     /// The number of times that the control thread was blocked; written by the watchdog.
     pub control_holds: Count,
+    /// Set once exchanges are cut off as the process stops, with the key of the limit that was met.
+    pub cut_off: OnceLock<Option<&'static str>>,
 }
 
 /// A worker's metrics in a registry.

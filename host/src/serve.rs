@@ -291,10 +291,11 @@ async fn start(beginning: Beginning<'_>) -> anyhow::Result<Started> {
     admission::warn_of_limits(generation.borrow().listeners.values(), descriptors);
     let serial = Arc::new(AtomicU64::new(1));
     let (reload, reload_orders) = mpsc::channel(1);
-    let admin = Arc::new(Admin { registry, generation, serial: serial.clone(), reload });
+    let admin = Arc::new(Admin { registry: registry.clone(), generation, serial: serial.clone(), reload });
     let admin = AdminListeners::start(&first.admin, admin).await?;
     let drain = first.drain;
-    let reloader = Reloader { loads, publish, outcomes, workers, serial, listeners, keeper, admin, drain };
+    let reloader =
+        Reloader { loads, publish, outcomes, workers, serial, listeners, keeper, admin, admission, registry, drain };
     Ok(Started { reloader, reload_orders, endings, stopping, threads })
 }
 
@@ -304,7 +305,10 @@ const FLUSH: Duration = Duration::from_secs(5);
 /// The maximum time for writing the lines of the access log on shutdown.
 const FLUSH_LOG: Duration = Duration::from_secs(1);
 
-/// Serves generations in sequence.
+/// The time that workers have at the end to drop what is cut off.
+const CUT_OFF: Duration = Duration::from_secs(1);
+
+/// Serves generations one after the other.
 struct Reloader {
     loads: Loads,
     publish: watch::Sender<Arc<Generation>>,
@@ -314,7 +318,9 @@ struct Reloader {
     listeners: Listeners,
     keeper: Keeper,
     admin: AdminListeners,
-    /// The time after the first signal to stop after which running exchanges are cut off.
+    admission: Arc<Admission>,
+    registry: Arc<Registry>,
+    /// Exchanges that still run so long after the first signal to stop are cut off.
     drain: Duration,
 }
 
@@ -378,13 +384,18 @@ impl Reloader {
 
     /// Lets exchanges end, until their time is over or another signal comes.
     async fn stop(self, signals: &mut Signals) {
-        let Reloader { listeners, admin, mut outcomes, publish, drain, .. } = self;
+        let Reloader { listeners, admin, mut outcomes, publish, drain, admission, registry, .. } = self;
         // Now, not at the end: another process may have bound the same paths by then.
         let _ = guard(Task::Drain, || drop((listeners, admin)));
         let (until, last) = (Instant::now() + drain, publish.borrow().clone());
+        // An exchange that ends from then on leaves a line that names the limit.
+        let cut_off = |limit| {
+            let _ = registry.cut_off.set(limit);
+            admission.cut_off();
+        };
         // Once more after a panic, which is to cut no exchange off.
         for _ in 0..2 {
-            if supervised(Task::Drain, drained(&mut outcomes, signals, until, &last)).await.is_ok() {
+            if supervised(Task::Drain, drained(&mut outcomes, signals, until, &last, &cut_off)).await.is_ok() {
                 return;
             }
         }
@@ -430,25 +441,35 @@ impl Reloader {
     }
 }
 
-/// Waits until all workers have ended, the time is over or another signal comes; then writes what is still to be written.
+/// Waits until all workers have ended, the time is over or another signal comes. Then cuts off the exchanges that still
+/// run, and writes what is still to be written.
 async fn drained(
     outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>,
     signals: &mut Signals,
     until: Instant,
     last: &Generation,
+    cut_off: &(dyn Fn(Option<&'static str>) + Sync),
 ) {
-    let ended = async { while outcomes.recv().await.is_some() {} };
+    let mut ended = pin!(async { while outcomes.recv().await.is_some() {} });
     let flush = || {
         last.store.flush(FLUSH);
         last.access_log.iter().for_each(|log| log.flush(FLUSH_LOG));
     };
-    tokio::select! {
-        _ = ended => flush(),
-        () = signals.stop() => warn!("stopped at once"),
+    let limit = tokio::select! {
+        () = &mut ended => return flush(),
+        () = signals.stop() => {
+            warn!("stopped at once");
+            None
+        }
         () = tokio::time::sleep_until(until) => {
             warn!("the drain time has passed; what still ran is cut off");
-            flush();
+            Some("drain-timeout")
         }
+    };
+    cut_off(limit);
+    let _ = tokio::time::timeout(CUT_OFF, ended).await;
+    if limit.is_some() {
+        flush();
     }
 }
 

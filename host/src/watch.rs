@@ -90,7 +90,9 @@ impl Watch {
             reading = self.read(load).await?;
             self.follow(reading.wanted);
         }
-        let is_other = reading.digest.is_none_or(|digest| self.seen.replace(digest) != Some(digest));
+        // What can't be read is a failure that is told, and so is its end.
+        let seen = std::mem::replace(&mut self.seen, reading.digest);
+        let is_other = reading.digest.is_none() || seen != reading.digest;
         Ok((reading.files, is_other))
     }
 

@@ -79,6 +79,12 @@ enum Listener {
     Unix(UnixListener),
 }
 
+/// A listener's address, as the manifest has it and as the log does.
+struct Named {
+    address: Arc<str>,
+    shown: Arc<str>,
+}
+
 enum Accepted {
     Tcp(TcpStream, SocketAddr, SocketAddr),
     Unix(UnixStream),
@@ -223,8 +229,10 @@ async fn keep_accepting(
     seat: Seat,
     alive: mpsc::Sender<()>,
 ) {
+    let shown = listener.shown(&address);
+    let named = Named { address, shown };
     loop {
-        let accepting = accept(&listener, &address, &mut closed, &seat, &alive);
+        let accepting = accept(&listener, &named, &mut closed, &seat, &alive);
         match supervised(Task::Accept, accepting).await {
             Err(Panicked(_)) if !closed.is_terminated() => tokio::time::sleep(ACCEPT_PAUSE).await,
             _ => return,
@@ -235,7 +243,7 @@ async fn keep_accepting(
 /// Accepts until closed; clients that are queued by then are still served.
 async fn accept(
     listener: &Listener,
-    address: &Arc<str>,
+    named: &Named,
     closed: &mut oneshot::Receiver<()>,
     seat: &Seat,
     alive: &mpsc::Sender<()>,
@@ -262,7 +270,7 @@ async fn accept(
                         () = pause => {}
                     }
                 }
-                admit(accepted, address, seat, alive);
+                admit(accepted, named, seat, alive);
             }
             Err(error) => {
                 if is_of_this_machine(&error) {
@@ -270,8 +278,8 @@ async fn accept(
                 } else {
                     // A connection that its client has closed before is no failure.
                     let is_gone = error.kind() == io::ErrorKind::ConnectionAborted;
-                    if !is_gone && failure_log::admits(Topic::Accept, address) {
-                        tracing::warn!(listener = &**address, %error, "connection not accepted");
+                    if !is_gone && failure_log::admits(Topic::Accept, &named.shown) {
+                        tracing::warn!(listener = &*named.shown, %error, "connection not accepted");
                     }
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -281,11 +289,11 @@ async fn accept(
 }
 
 /// Serves a client on a task of its own, which ends with the connection, unless there are too many.
-fn admit(accepted: Accepted, address: &Arc<str>, seat: &Seat, alive: &mpsc::Sender<()>) {
+fn admit(accepted: Accepted, named: &Named, seat: &Seat, alive: &mpsc::Sender<()>) {
     // A listener that the manifest no longer has is about to be closed.
-    let known = seat.current.borrow().generation.listeners.get(address).cloned();
+    let known = seat.current.borrow().generation.listeners.get(&named.address).cloned();
     let Some(listener) = known else { return };
-    let entrance = Entrance { listener, address: address.clone() };
+    let entrance = Entrance { listener, address: named.shown.clone() };
     let Some(admitted) = seat.admission.admit(&entrance, seat.worker, seat.clock.now()) else { return };
     let presence = admitted.presence();
     let seat = seat.clone();
@@ -307,6 +315,15 @@ impl Listener {
             Socket::Tcp(listener) => TcpListener::from_std(listener).map(Listener::Tcp),
             Socket::Unix(listener) => UnixListener::from_std(listener).map(Listener::Unix),
         }
+    }
+
+    /// Returns the address for the log: with the port that the system has chosen, where the manifest leaves that to it.
+    fn shown(&self, address: &Arc<str>) -> Arc<str> {
+        let bound = match self {
+            Listener::Tcp(listener) if address.ends_with(":0") => listener.local_addr().ok(),
+            _ => None,
+        };
+        bound.map_or_else(|| address.clone(), |bound| bound.to_string().into())
     }
 
     async fn accept(&self) -> io::Result<Accepted> {
