@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::http2::{END_HEADERS, HEADERS, RST_STREAM, Raw};
+use crate::http2::{CONTINUATION, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw};
+use crate::http2_endpoint::{self, REFUSED_STREAM};
 use crate::support::{
     Message, PATIENCE, Proxy, echo, limited, manifest, ok, origin, raw_origin, read_message, sized, until, vanish,
 };
@@ -138,6 +139,128 @@ fn each_limit_of_an_exchange_is_named_by_its_key() {
 }
 
 #[test]
+fn an_upload_that_is_too_long_to_be_repeated_names_the_limit() {
+    // The endpoint reads a part, and says that it has acted on nothing.
+    let refusing = |is_go_away: bool| {
+        http2_endpoint::endpoint(move |raw| {
+            let mut bytes = 0;
+            while let Some(frame) = raw.frame() {
+                bytes += frame.content();
+                if bytes >= 2_000 {
+                    match is_go_away {
+                        true => raw.go_away(0),
+                        false => raw.reset(frame.stream, REFUSED_STREAM),
+                    }
+                    bytes = 0;
+                }
+            }
+        })
+    };
+    for (is_go_away, buffer) in [(false, "1 KiB"), (true, "1 KiB"), (false, "0 B")] {
+        let proxy = front(&refusing(is_go_away), &format!("retry = {{ buffer = {buffer:?} }}"), "");
+        let mut stream = proxy.connect();
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\nConnection: close\r\n\r\n";
+        stream.write_all(format!("{head}{}", "x".repeat(4000)).as_bytes()).unwrap();
+        assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), 502);
+        let parts = ["kind=\"connection_terminated\"", "limit=\"retry.buffer\"", "request_id=\"", "route=\"front\""];
+        warned(&proxy, "exchange failed", &parts);
+    }
+}
+
+#[test]
+fn retries_that_the_budget_denies_name_it() {
+    let proxy = front(&refusing(), "retry = { budget = 0 }\noutliers = false", "");
+    assert_eq!(proxy.get("/", "").status(), 502);
+    warned(&proxy, "exchange failed", &["kind=\"connection_refused\"", "limit=\"retry.budget\""]);
+}
+
+#[test]
+fn a_field_that_the_listener_rejects_names_the_key() {
+    let text = manifest(&echo(), "", "").replacen("[[listener]]\n", "[[listener]]\nfield-aliases = \"reject\"\n", 1);
+    let proxy = Proxy::start(&text);
+    assert_eq!(proxy.get("/", "\r\nX_User: root").status(), 400);
+    warned(&proxy, "exchange failed", &["kind=\"http_request_error\"", "limit=\"field-aliases\""]);
+}
+
+#[test]
+fn a_head_that_is_too_long_over_http2_is_a_warning_too() {
+    let text = format!("{}[access-log]\nformat = \"json\"\nfile = \"access.log\"\n", manifest(&echo(), "", ADMIN));
+    let text =
+        text.replacen("address = \"127.0.0.1:0\"\n", "address = \"127.0.0.1:0\"\nlimits = { head = \"1 KiB\" }\n", 1);
+    let proxy = Proxy::start(&text);
+    let mut client = Raw::connect(&proxy);
+    let value = "a".repeat(120);
+    let long = http2_endpoint::head(crate::http2::GET, &[("x-long", &*value)].repeat(10));
+    client.request(1);
+    client.send(HEADERS, END_HEADERS | END_STREAM, 3, &long);
+    client.send(HEADERS, END_STREAM, 5, &long[..500]);
+    client.send(CONTINUATION, END_HEADERS, 5, &long[500..]);
+    client.request(7);
+    for _ in 0..2 {
+        let parts = ["kind=\"http_request_error\"", "limit=\"limits.head\"", "request_id=\""];
+        warned(&proxy, "exchange failed", &parts);
+    }
+    let refused = "plugway_errors_total{route=\"-\",kind=\"http_request_error\"} 2";
+    until("both count", || proxy.ask_admin("GET /metrics").text().lines().any(|line| line == refused));
+    client.request(9);
+    client.until(|frame| frame.stream == 9 && frame.flags & END_STREAM != 0);
+    assert!(!proxy.has_logged("exchange failed"), "requests that are served leave none");
+    let logged = || std::fs::read_to_string(proxy.folder.path().join("access.log")).unwrap_or_default();
+    until("the access log has both", || logged().matches("\"status\":431").count() == 2);
+}
+
+#[test]
+fn a_client_that_gave_up_and_is_told_so_finds_its_request_in_the_log() {
+    let proxy = front(&silent(), "", "");
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let told = read_message(&mut BufReader::new(stream)).unwrap();
+    assert_eq!(told.status(), 400);
+    let line = proxy.wait_log("its client gave up");
+    assert!(line.contains(" INFO ") && line.contains(&format!("request_id={:?}", id(&told))), "{line}");
+}
+
+#[test]
+fn what_is_cut_off_as_the_proxy_stops_is_a_warning() {
+    let half = raw_origin(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        read_message(&mut reader);
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").unwrap();
+        let _ = reader.read_until(0, &mut Vec::new());
+    });
+    let text = |endpoint: &str| {
+        format!(
+            "drain-timeout = \"300ms\"\n{}",
+            manifest(endpoint, "", "").replace("[[route]]", "[[route]]\nname = \"front\"")
+        )
+    };
+    for (endpoint, is_begun) in [(&silent(), false), (&half, true)] {
+        let mut proxy = Proxy::start(&text(endpoint));
+        let mut one = proxy.connect();
+        one.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let mut two = Raw::connect(&proxy);
+        two.request(1);
+        if is_begun {
+            one.read_exact(&mut [0; 15]).unwrap();
+            two.until(|frame| frame.kind == HEADERS);
+        } else {
+            until("both are under way", || {
+                let figures = proxy.ask_admin("GET /metrics").text();
+                figures.lines().any(|line| line.starts_with("plugway_endpoint_in_flight") && line.ends_with(" 2"))
+            });
+        }
+        proxy.signal("TERM");
+        for _ in 0..2 {
+            let parts =
+                ["limit=\"drain-timeout\"", "request_id=\"", "route=\"front\"", "upstream=\"app\"", "endpoint=\""];
+            warned(&proxy, "exchange cut off", &parts);
+        }
+        assert_eq!(proxy.wait_exit(), Some(0));
+    }
+}
+
+#[test]
 fn a_response_that_is_cut_off_is_a_warning_and_stands_in_the_access_log() {
     let half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf";
     let closing = raw_origin(|mut stream| {
@@ -230,7 +353,8 @@ fn handshakes_that_fail_are_warnings() {
     };
     // A record of a handshake that is none.
     send(b"\x16\x03\x01\x00\x05hello");
-    warned(&proxy, "handshake failed", &["client=\"127.0.0.1\"", "listener=\"127.0.0.1:0\"", "cause=\""]);
+    let listener = format!("listener={:?}", proxy.address);
+    warned(&proxy, "handshake failed", &["client=\"127.0.0.1\"", &listener, "cause=\""]);
     send(b"\x16\x03\x01\x02\x00begun");
     warned(&proxy, "handshake failed", &["TLS handshake took too long", "limit=\"limits.head-timeout\""]);
     send(b"SSH-2.0-OpenSSH_9.2\r\n");
@@ -247,7 +371,8 @@ fn handshakes_that_fail_are_warnings() {
     let mut untold = proxy.connect();
     untold.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let _ = untold.read_to_end(&mut Vec::new());
-    warned(&proxy, "without the PROXY protocol refused", &["client=\"127.0.0.1\"", "listener=\"127.0.0.1:0\""]);
+    let listener = format!("listener={:?}", proxy.address);
+    warned(&proxy, "without the PROXY protocol refused", &["client=\"127.0.0.1\"", &listener]);
 }
 
 #[test]

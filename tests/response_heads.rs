@@ -240,3 +240,49 @@ fn the_words_of_a_status_are_kept_between_http1_and_http1() {
     let proxy = Proxy::start(&manifest(&said("HTTP/1.1 299 Nearly\r\nContent-Length: 2\r\n\r\nok"), "", ""));
     assert_eq!(proxy.get("/", "").start, "HTTP/1.1 299 Nearly");
 }
+
+#[test]
+fn a_bare_lf_ends_a_line_and_what_is_ambiguous_is_refused() {
+    let good = [
+        "HTTP/1.1 200 OK\nX-A: 1\nX-B: 2\nContent-Length: 2\n\nok",
+        "HTTP/1.1 200 OK\r\nX-A: 1\nX-B: 2\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\nX-A: 1\r\nX-B: 2\nContent-Length: 2\r\n\nok",
+    ];
+    for response in good {
+        let proxy = Proxy::start(&manifest(&said(response), "", ""));
+        for _ in 0..2 {
+            let got = head(&proxy, "GET");
+            assert_eq!((got.status(), got.field("x-a"), got.field("x-b")), (200, Some("1"), Some("2")), "{response:?}");
+            assert_eq!(got.text(), "ok", "{response:?}");
+        }
+    }
+    let lines = [
+        "X-A: 1\rX-B: 2\r\n",
+        "X-A: 1\r\r\n",
+        "X-A: \r\r\n",
+        "\rX-A: 1\r\n",
+        "X-A: 1\r\n 2\r\n",
+        "X-A: 1\n 2\n",
+        "X-A: 1\n\t2\r\n",
+        "X-A:\r\n 2\r\n",
+        "X-A: 1\0\r\n",
+        "X-A\0: 1\r\n",
+        "X-A: 1\0\n",
+        "X-A : 1\r\n",
+        " X-A: 1\r\n",
+        "X-A: \x7f\r\n",
+        "X-A\r\n",
+        ": 1\r\n",
+    ];
+    for line in lines {
+        let response: &'static str = format!("HTTP/1.1 200 OK\r\n{line}Content-Length: 2\r\n\r\nok").leak();
+        let got = head(&Proxy::start(&manifest(&said(response), "", "")), "GET");
+        let outcome = (got.status(), got.field("proxy-status"));
+        assert_eq!(outcome, (502, Some("plugway; error=http_protocol_error")), "{line:?}");
+    }
+    for start in ["HTTP/1.1 200 O\rK\r\n", "HTTP/1.1 200 O\0K\r\n", "HTTP/1.1 2\r00 OK\r\n", "HTTP/1.1 200\r OK\r\n"] {
+        let response: &'static str = format!("{start}Content-Length: 2\r\n\r\nok").leak();
+        let got = head(&Proxy::start(&manifest(&said(response), "", "")), "GET");
+        assert_eq!(got.status(), 502, "{start:?}");
+    }
+}

@@ -287,3 +287,18 @@ fn a_folder_may_be_put_in_the_place_of_another() {
     release("4");
     until("a new folder is served", || proxy.get("/", "").field("x-version") == Some("4"));
 }
+
+#[test]
+fn the_end_of_a_mistake_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("502.html");
+    std::fs::write(&page, "sorry").unwrap();
+    let text = manifest(&echo(), "", "[error-page]\n502 = \"502.html\"\n");
+    let proxy = Proxy::start_in(folder.path(), &text);
+    for _ in 0..2 {
+        std::fs::rename(&page, folder.path().join("away")).unwrap();
+        proxy.wait_log("not reloaded");
+        std::fs::rename(folder.path().join("away"), &page).unwrap();
+        proxy.wait_log("reloaded: generation");
+    }
+}
