@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use plugway::assemble::Assembly;
-use plugway::balance;
 use plugway::config::load;
+use plugway::context::Head;
+use plugway::exchange::balance;
 use plugway::generation::Running;
-use plugway::head::Head;
 use plugway::loading::Loader;
-use plugway::metrics::Place;
 use plugway::plugin::engine::Runtime;
+use plugway::telemetry::metrics::Place;
 use plugway::upstream::Pools;
-use plugway::upstream::seats::Flight;
+use plugway::upstream::endpoint_view::Flight;
 
 /// The target of each policy: 0.5 µs for those that look up in a table, 1.5 for those that compare load.
 const POLICIES: [(&str, &str); 7] = [

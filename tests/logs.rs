@@ -90,7 +90,7 @@ fn a_log_that_nobody_reads_stops_nothing_and_tells_what_it_lost() {
     assert!(proxy.memory_kib() < before + 32 * 1024, "{} KiB after {before}", proxy.memory_kib());
     let mut lines = stderr.lines().map_while(Result::ok);
     assert!(lines.any(|line| line.contains("log lines dropped lines=")));
-    let reading = std::thread::spawn(move || lines.filter(|line| line.contains("plugway::serve: stopping")).count());
+    let reading = std::thread::spawn(move || lines.filter(|line| line.contains("plugway::server: stopping")).count());
     ends(&mut proxy);
     assert_eq!(reading.join().unwrap(), 1);
 }

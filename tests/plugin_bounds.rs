@@ -291,7 +291,7 @@ fn the_sdk_repeats_the_bounds_of_the_host() {
     let constants = |text: &'static str| -> Vec<&'static str> {
         text.lines().filter(|line| line.starts_with("pub const ")).collect()
     };
-    let host = constants(include_str!("../host/src/bounds.rs"));
+    let host = constants(include_str!("../host/src/context/bounds.rs"));
     let sdk = constants(include_str!("../sdk/src/bounds.rs"));
     assert!(sdk.len() > 20);
     for constant in sdk {

@@ -3,21 +3,21 @@
 
 mod addresses;
 pub mod admin;
-mod conditions;
-mod dialers;
 mod endpoints;
+mod health;
+mod instances;
 mod listeners;
 mod once;
 mod path_regex;
-mod places;
 mod plugins;
+mod process;
 mod reach;
+mod route_conditions;
 mod routes;
-mod settings;
+mod units;
 mod unused;
-mod upkeep;
+mod upstream_tls;
 mod upstreams;
-mod values;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};
@@ -28,26 +28,26 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use toml::Spanned;
 
-use self::admin::AdminSettings;
-use self::path_regex::Paths;
-use self::reach::Reach;
-use crate::access_log::{AccessLog, Format, Target};
-use crate::cache::store::Store;
-use crate::census::Census;
+use crate::assemble::admin::AdminSettings;
+use crate::assemble::path_regex::Paths;
+use crate::assemble::reach::Reach;
+use crate::config::diagnostic::{Problems, Source};
 use crate::config::load::Files;
 use crate::config::manifest::{self, Manifest};
-use crate::config::problem::{Problems, Source};
 use crate::config::structure::LeftOut;
+use crate::generation::connection_counts::Census;
+use crate::generation::router::Router;
 use crate::generation::{Generation, Upstream};
 use crate::loading::{Examination, Loader};
-use crate::plugin::binding::Binding;
+use crate::plugin::configured::Binding;
 use crate::plugin::engine::{Plugin, Runtime};
-use crate::plugin::places::Reserved;
-use crate::router::Router;
+use crate::plugin::instance_limit::Reserved;
+use crate::store::Store;
+use crate::telemetry::access_log::{AccessLog, Format, Target};
 use crate::tls::server::Tickets;
 use crate::tls::validity::Dated;
-use crate::upstream::live::Live;
-use crate::upstream::slots::Slots;
+use crate::upstream::connection_limit::Slots;
+use crate::upstream::endpoint_set::Live;
 
 /// How long a stop waits for exchanges if the manifest doesn't say; as long as orchestrators usually give.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -289,14 +289,14 @@ impl Assembly {
 impl Assembly {
     /// Returns the number of workers that take a generation into service. A reload doesn't change it.
     fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> usize {
-        *self.workers.get_or_insert_with(|| places::workers(files))
+        *self.workers.get_or_insert_with(|| instances::workers(files))
     }
 }
 
 impl Draft<'_> {
     /// Reserves the places for the instances, but for those of bodies.
     fn reserve(&mut self, files: &[(Arc<Source>, Manifest)]) {
-        let wanted = places::places(files, self.assembly.workers(files));
+        let wanted = instances::places(files, self.assembly.workers(files));
         match (self.assembly.runtime.places().reserve_for_generation(wanted), files.first()) {
             (Ok(reserved), _) => self.reserved = Some(reserved),
             (Err(shortage), Some((source, _))) => self.problems.of_file(source, shortage.to_string()),
@@ -306,10 +306,10 @@ impl Draft<'_> {
 
     fn bytes(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>, default: usize) -> usize {
         let Some(text) = text else { return default };
-        values::bytes(text.get_ref()).unwrap_or_else(|| {
+        units::bytes(text.get_ref()).unwrap_or_else(|| {
             let message = format!(
                 "invalid size: {}; expected one such as `64 KiB`, `16 MiB` or `1 GiB`",
-                values::found_size(text.get_ref())
+                units::found_size(text.get_ref())
             );
             self.problems.at(source, text.span(), message);
             default
@@ -338,10 +338,10 @@ impl Draft<'_> {
 
     fn duration(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>, default: Duration) -> Duration {
         let Some(text) = text else { return default };
-        values::duration(text.get_ref()).unwrap_or_else(|| {
+        units::duration(text.get_ref()).unwrap_or_else(|| {
             let message = format!(
                 "invalid duration: {}; expected one such as `50ms`, `10s`, `5m` or `1h`",
-                values::found_duration(text.get_ref())
+                units::found_duration(text.get_ref())
             );
             self.problems.at(source, text.span(), message);
             default

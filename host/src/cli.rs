@@ -1,5 +1,7 @@
 //! The command line: its commands and options.
 
+pub(crate) mod demo;
+
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -10,19 +12,19 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::admin::client::Target;
 use crate::assemble::Assembly;
 use crate::config::load;
-use crate::config::wording::meant;
-use crate::demo;
+use crate::config::serde_messages::meant;
+use crate::server::admin::client::{self, Target};
+
 use crate::loading::{About, Component, Failure, Loader, Stop, Verdict, confined};
-use crate::output;
-use crate::plugin::binding::{Binding, Isolation, Limits, OnError};
+use crate::plugin::configured::{Binding, Isolation, Limits, OnError};
 use crate::plugin::engine::{Plugin, Runtime};
-use crate::printable::{one_line, record};
-use crate::process_log;
-use crate::serve::{self, Control};
-use crate::supervise::{self, Task, guard};
+use crate::server::{self, Control};
+use crate::system::printable::{one_line, record};
+use crate::system::supervise::{self, Task, guard};
+use crate::telemetry::output;
+use crate::telemetry::process_log;
 use crate::tls;
 
 /// A reverse proxy whose behaviour is a chain of WebAssembly components.
@@ -212,10 +214,10 @@ fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> 
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut completions);
             print(&String::from_utf8_lossy(&completions))
         }
-        Command::Run { manifest } => serve::run(control()?, move || load::load(&manifest), cache.as_deref()),
+        Command::Run { manifest } => server::run(control()?, move || load::load(&manifest), cache.as_deref()),
         Command::Proxy { to, listen, workers } => {
             let text = proxy_manifest(&to, &listen, workers);
-            serve::run(control()?, move || load::parse("command line", text.clone()), cache.as_deref())
+            server::run(control()?, move || load::parse("command line", text.clone()), cache.as_deref())
         }
         Command::Check { manifest } => check(&manifest, cache.as_deref()),
         Command::Demo { listen } => demo::run(control()?, &listen, cache.as_deref()),
@@ -259,7 +261,7 @@ fn order(RunningProxy { manifest, admin, token_file }: RunningProxy, order: &str
     };
     let manifest = manifest.map(absolute).transpose()?;
     let target = Target { manifest, address: admin, token_file };
-    print(&(crate::admin::client::order(&target, order)? + "\n"))
+    print(&(client::order(&target, order)? + "\n"))
 }
 
 fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {

@@ -1,10 +1,10 @@
 //! The manifest: its keys, its files, and messages about its mistakes.
 
+pub mod diagnostic;
 mod foreign;
 pub mod load;
-pub mod locate;
 pub mod manifest;
-pub mod problem;
+pub mod serde_messages;
 mod shape;
+pub mod spans;
 pub mod structure;
-pub mod wording;

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 
-use crate::printable::one_line;
+use crate::system::printable::one_line;
 
 /// The kind of an error. It determines the status; its token names the kind in the response, the log and the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,5 +1,15 @@
 //! What the proxy does with a request, from its head to the head of its response.
 
+pub mod attempt;
+pub mod balance;
+pub mod cache;
+pub mod chain;
+pub mod error_response;
+pub mod filtered_body;
+pub mod forward;
+pub mod record;
+pub mod response_body;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -9,26 +19,26 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
-use crate::apart::apart;
-use crate::body::ResponseBody;
-use crate::caching::{self, Answered, Asking, Looked, Past};
-use crate::census::ClientNet;
-use crate::chain::{self, Depth, Down, Failed};
-use crate::client_address::{self, Settled};
-use crate::clock::Deadline;
-use crate::edit::Side;
-use crate::ending::Ending;
+use crate::context::edits::Side;
+use crate::context::{Head, Peer, Received, Words};
 use crate::error::{Error, Kind};
-use crate::forward::{Forwarded, Sending, forward};
-use crate::forwarding::{self, Hop};
+use crate::exchange::cache::{Answered, Asking, Looked, Past};
+use crate::exchange::chain::{Depth, Down, Failed};
+use crate::exchange::filtered_body::Passage;
+use crate::exchange::forward::{Forwarded, Sending, forward};
+use crate::exchange::record::Ending;
+use crate::exchange::response_body::ResponseBody;
+use crate::generation::connection_counts::ClientNet;
+use crate::generation::listener::Listener;
 use crate::generation::{Route, Running, UNROUTED};
-use crate::head::{Head, Peer, Received, Words};
-use crate::listener::Listener;
-use crate::passage::Passage;
-use crate::respond;
-use crate::target;
-use crate::transformed;
-use crate::upload::{ClientContent, Receiving, RequestBody, Upload, UploadLimits};
+use crate::net::boxed::apart;
+use crate::net::deadline::Deadline;
+use crate::protocol::client_address::{self, Settled};
+use crate::protocol::hop_by_hop::{self, Hop};
+
+use crate::body::upload::{ClientContent, Receiving, RequestBody, Upload, UploadLimits};
+use crate::protocol::request_target;
+use crate::protocol::transformed_content;
 
 /// Why a request has no route.
 enum Unrouted {
@@ -120,7 +130,7 @@ pub fn begin(
             return Begun::Answered(match unrouted {
                 Unrouted::Failed(failed) => fail(failed, running, ending),
                 Unrouted::Elsewhere(location) => {
-                    let response = respond::redirect(location);
+                    let response = error_response::redirect(location);
                     ending.status = response.status().as_u16();
                     response
                 }
@@ -129,7 +139,7 @@ pub fn begin(
     };
     let route = &running.generation.routes[place];
     let version = parts.version;
-    let hop = forwarding::request(version, &mut parts.headers);
+    let hop = hop_by_hop::request(version, &mut parts.headers);
     let mut upstream = route.upstream;
     let mut head = head(parts, running.route_names[place].clone(), running.upstreams[upstream].name.clone());
     if let Some(timeout) = route.timeout {
@@ -146,7 +156,7 @@ pub fn begin(
     };
     let is_plain = body.is_end_stream() && hop.upgrade.is_none();
     let cached = |at, head: &mut Box<Head>, upstream| {
-        caching::look(running, place, at, (head, upstream), is_plain, timers.step.clock())
+        cache::look(running, place, at, (head, upstream), is_plain, timers.step.clock())
     };
     let passed = down(running, route, (&mut head, &mut upstream), cached, |head| {
         content(running, route, head, (body, hop), ending.upload.clone(), receiving)
@@ -272,10 +282,10 @@ fn routed(running: &Running, request: &mut Parts, settled: &Settled, arrival: &A
         let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";
         return Err(failed(Error::new(Kind::RequestError, cause).met("field-aliases")));
     }
-    target::accept(request, arrival.peer.is_secure()).map_err(failed)?;
+    request_target::accept(request, arrival.peer.is_secure()).map_err(failed)?;
     if let Some(port) = arrival.listener.redirect {
         let unnamed = || failed(Error::new(Kind::RequestError, "no Host says where to go with https"));
-        return Err(Unrouted::Elsewhere(target::with_https(request, port).ok_or_else(unnamed)?));
+        return Err(Unrouted::Elsewhere(request_target::with_https(request, port).ok_or_else(unnamed)?));
     }
     let none = || failed(Error::new(Kind::NoRoute, "no route of the manifest matches the request"));
     running.generation.router.route(request).ok_or_else(none)
@@ -292,7 +302,7 @@ fn finish(
 ) -> Response<ResponseBody> {
     let route = &running.generation.routes[place];
     let (mut parts, body) = forwarded.response.into_parts();
-    forwarding::response(&mut parts.headers);
+    hop_by_hop::response(&mut parts.headers);
     let came = parts.status;
     head.response = Some(parts);
     let edited = chain::balanced(running, forwarded.edits.as_ref(), &mut head);
@@ -308,7 +318,7 @@ fn finish(
             let mut response = Response::new(body);
             if let Some(mut parts) = head.response.take() {
                 if let ResponseBody::Switched(switched) = response.body() {
-                    forwarding::switch(&switched.protocol, &mut parts.headers);
+                    hop_by_hop::switch(&switched.protocol, &mut parts.headers);
                 }
                 // HTTP/1 has words for the status; those of another status would be wrong.
                 if parts.status == came
@@ -380,7 +390,7 @@ fn content(
     if stages.is_empty() {
         return Ok(Sending { body: RequestBody::Incoming(Box::new(body)), upload, hop });
     }
-    transformed::request(&mut head.request.headers);
+    transformed_content::request(&mut head.request.headers);
     let passage = Box::new(Passage::new(body, stages));
     Ok(Sending { body: RequestBody::Filtered(passage, upload.clone()), upload, hop })
 }
@@ -407,5 +417,5 @@ fn fail(failed: Failed, running: &Running, ending: &mut Ending) -> Response<Resp
     let Failed { error, status, .. } = failed;
     ending.log(&error, "exchange failed");
     (ending.status, ending.error) = (status.as_u16(), Some(error.kind));
-    respond::error(error.kind, status, ending.head.as_deref(), &running.generation.error_pages)
+    error_response::error(error.kind, status, ending.head.as_deref(), &running.generation.error_pages)
 }

@@ -1,5 +1,9 @@
 //! A running configuration: immutable and shared, and each worker's own view of it with live instances and pools.
 
+pub mod connection_counts;
+pub mod listener;
+pub mod router;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,27 +14,27 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use tokio::sync::mpsc;
 
-use crate::access_log::AccessLog;
-use crate::cache::store::{Limits, Store};
-use crate::head::Head;
-use crate::listener::Listener;
-use crate::metrics::{CacheFigures, Place, RouteFigures};
-use crate::plugin::binding::Binding;
+use crate::context::Head;
+use crate::exchange::error_response::ErrorPages;
+use crate::generation::listener::Listener;
+use crate::generation::router::Router;
+use crate::plugin::body_filter::Bodies;
+use crate::plugin::caller::{Guard, Slot};
+use crate::plugin::configured::Binding;
 use crate::plugin::failure::Exchange;
 use crate::plugin::instance::{Instance, Trap};
-use crate::plugin::maker::Ordered;
-use crate::plugin::places::Tenancy;
-use crate::plugin::share::Shares;
-use crate::plugin::slot::{Guard, Slot};
-use crate::plugin::transform::Bodies;
-use crate::respond::ErrorPages;
-use crate::router::Router;
+use crate::plugin::instance_limit::Tenancy;
+use crate::plugin::instance_maker::Ordered;
+use crate::plugin::time_share::Shares;
+use crate::store::{Limits, Store};
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::{CacheFigures, Place, RouteFigures};
 use crate::tls::validity::Dated;
+use crate::upstream::connection_limit::Slots;
 use crate::upstream::discovery::Plan;
-use crate::upstream::live::Live;
+use crate::upstream::endpoint_set::Live;
+use crate::upstream::endpoint_view::Seats;
 use crate::upstream::retry::{self, Budget};
-use crate::upstream::seats::Seats;
-use crate::upstream::slots::Slots;
 use crate::upstream::{Pools, Rules};
 
 /// What stands for the route of requests that none matches.

@@ -3,14 +3,14 @@
 //!
 //! [`Loader::start`] gives a component to a child ([`confined`] is what runs there), which compiles it and has it describe
 //! itself. Then the child checks configurations, and hands the compiled code over under the seal of
-//! [`crate::plugin::artifact`]. [`crate::assemble`] and `plugway inspect` call this; nothing here touches a manifest.
+//! [`crate::plugin::compiled_cache`]. [`crate::assemble`] and `plugway inspect` call this; nothing here touches a manifest.
 
+mod child;
 pub mod confined;
 mod confinement;
 mod failure;
-mod pipe;
+mod messages;
 mod verdict;
-mod wire;
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -20,18 +20,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use failure::Failure;
-pub use wire::{About, Complaint, Verdict};
+pub use messages::{About, Complaint, Verdict};
 
-use crate::files;
-use crate::plugin::artifact::{MOST_SEALED, Seal};
-use crate::plugin::binding::Limits as InstanceLimits;
+use crate::plugin::compiled_cache::{MOST_SEALED, Seal};
+use crate::plugin::configured::Limits as InstanceLimits;
+use crate::system::files;
+use child::Child;
 use confined::Examiner;
-use pipe::Child;
-use wire::{Form, Order, Setup};
+use messages::{Form, Order, Setup};
 
 /// Returns the version of a component, from the description in its artifact; `None` if there is no description.
 pub fn version(about: &[u8]) -> Option<String> {
-    wire::content::<About>(about).ok().map(|about| about.version)
+    messages::content::<About>(about).ok().map(|about| about.version)
 }
 
 /// The limits of one loading, as `[load]` sets them.

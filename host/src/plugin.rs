@@ -1,25 +1,25 @@
 //! The plugin runtime: components, their bindings to configurations, and live instances. Knows nothing of connections.
 
-pub mod artifact;
-pub mod binding;
-pub mod breaker;
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
-pub mod contract;
-mod cpu;
-pub mod declared;
+pub mod bindings;
+pub mod body_filter;
+pub mod breaker;
+pub mod cache_policy;
+pub mod caller;
+pub mod compiled_cache;
+pub mod configured;
+mod cpu_time;
 pub mod engine;
 pub mod failure;
-mod figures;
 mod host;
 pub mod instance;
-mod lines;
-pub mod maker;
-mod memory;
-pub mod places;
-pub mod policy;
+pub mod instance_limit;
+pub mod instance_maker;
+mod log_lines;
+mod memory_limit;
+mod metrics;
 mod proposals;
-pub mod share;
-pub mod slot;
-pub mod supply;
-pub mod transform;
+pub mod settings;
+pub mod time_share;
+pub mod version;
 mod wasi;

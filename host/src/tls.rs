@@ -1,11 +1,11 @@
 //! TLS: creates the configurations of rustls from the files that a manifest names. `assemble` creates them once per
-//! load, `arrival` and `upstream/connect` use them for handshakes, and `arrival` reads the results from [`facts`].
+//! load, `arrival` and `upstream/connect` use them for handshakes, and `arrival` reads the results from [`handshake_info`].
 //!
 //! This module reads no socket, and reads no file once a configuration is created.
 //!
 //! - [`server`]: for clients: certificates by name, client certificates, tickets
 //! - [`client`]: for endpoints
-//! - [`facts`]: the facts about a client after a finished handshake
+//! - [`handshake_info`]: the facts about a client after a finished handshake
 //! - [`self_signed`]: a certificate for development
 //! - [`validity`]: certificates that have expired, or are not valid yet
 
@@ -14,14 +14,14 @@ use std::sync::Arc;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::crypto::{CryptoProvider, hash};
 
-#[cfg(test)]
-mod authority;
+mod certificate_resolver;
 pub mod client;
-pub mod facts;
-mod names;
+pub mod handshake_info;
 mod pem;
 pub mod self_signed;
 pub mod server;
+#[cfg(test)]
+mod test_authority;
 #[cfg(test)]
 mod tests;
 pub mod validity;

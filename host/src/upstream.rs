@@ -1,4 +1,4 @@
-//! Endpoints, and the connections that a worker keeps to each. [`live`] has the set that all workers share, [`seats`] a
+//! Endpoints, and the connections that a worker keeps to each. [`endpoint_set`] has the set that all workers share, [`endpoint_view`] a
 //! worker's view of it, [`health`] and [`retry`] the rules.
 
 use std::cell::{Cell, RefCell};
@@ -13,32 +13,32 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Uri};
 use tokio::sync::Notify;
 
-use crate::clock::Clock;
 use crate::error::Error;
-use crate::proxy_protocol;
+use crate::net::deadline::Clock;
+use crate::protocol::proxy_protocol;
 
-pub mod check;
 pub mod connect;
-pub mod connecting;
 pub mod connection;
+pub mod connection_limit;
 pub mod discovery;
 pub mod dns;
 pub mod endpoint;
 mod endpoint_frames;
+pub mod endpoint_set;
+pub mod endpoint_view;
+pub mod happy_eyeballs;
 pub mod health;
-pub mod interim;
-pub mod live;
-pub mod race;
-pub mod reads;
+pub mod health_check;
+pub mod informational;
+pub mod pending_connection;
+pub mod read_limit;
 pub mod retry;
-pub mod seats;
-pub mod slots;
 mod socket;
-pub mod statuses;
+pub mod status_codes;
 
 use connect::{Dialer, Terms, Wanted};
 use connection::{Connection, SharedSender};
-use slots::{Slot, Slots};
+use connection_limit::{Slot, Slots};
 
 /// Where an endpoint listens, and what it speaks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

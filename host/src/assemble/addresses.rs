@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 
-use crate::bind_error::LONGEST_PATH;
+use crate::system::bind_error::LONGEST_PATH;
 
 /// An address that a socket is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]

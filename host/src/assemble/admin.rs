@@ -10,8 +10,8 @@ use toml::Spanned;
 
 use super::addresses::Address;
 use super::{Draft, beside};
+use crate::config::diagnostic::Source;
 use crate::config::manifest::{Admin, Manifest};
-use crate::config::problem::Source;
 
 /// The settings of the admin listeners.
 #[derive(Clone)]

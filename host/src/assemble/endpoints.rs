@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use toml::Spanned;
 
-use super::conditions::{is_literal, is_name};
+use super::route_conditions::{is_literal, is_name};
 use super::{Draft, beside};
-use crate::bind_error::LONGEST_PATH;
+use crate::config::diagnostic::Source;
 use crate::config::load;
 use crate::config::manifest::{self, EndpointTable};
-use crate::config::problem::Source;
+use crate::system::bind_error::LONGEST_PATH;
 use crate::upstream::discovery::{Name, NameKind};
-use crate::upstream::live::Wanted;
+use crate::upstream::endpoint_set::Wanted;
 use crate::upstream::{EndpointAddr, Place, Speaks};
 
 /// Who is wanted in a set.

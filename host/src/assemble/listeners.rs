@@ -9,19 +9,19 @@ use tokio_rustls::TlsAcceptor;
 use toml::Spanned;
 
 use super::addresses::Address;
-use super::{Draft, beside, conditions, head_of};
-use crate::bind_error;
-use crate::client_address::{Aliases, Rules, Source as ClientSource};
+use super::{Draft, beside, head_of, route_conditions};
+use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest, Redirect};
-use crate::config::problem::Source;
-use crate::edit::field_name;
-use crate::field_alias;
-use crate::framing;
-use crate::listener::{Limits, Listener, SendLimits};
+use crate::context::edits::field_name;
+use crate::generation::listener::{Limits, Listener, SendLimits};
+use crate::protocol::client_address::{Aliases, Rules, Source as ClientSource};
+use crate::protocol::field_alias;
+use crate::protocol::framing;
+use crate::protocol::trusted_peers::Peers;
+use crate::system::bind_error;
 use crate::tls;
 use crate::tls::server::{CertificateFiles, ClientAuth, MinimumVersion, Place, ServerFiles};
 use crate::tls::validity::Dated;
-use crate::trust::Peers;
 
 /// Fits what browsers send with many cookies; as much as nginx takes.
 const HEAD: usize = 32 << 10;
@@ -177,7 +177,7 @@ impl Draft<'_> {
             "forwarded" => ClientSource::Forwarded,
             // Not one that is removed from every request, or that says something else.
             name if !field_alias::is_ambiguous(name)
-                && conditions::may_name_client(name)
+                && route_conditions::may_name_client(name)
                 && field_name(name).is_ok() =>
             {
                 field_name(name).map_or_else(|_| ClientSource::default(), ClientSource::Field)

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Draft;
-use crate::config::locate;
+use crate::config::diagnostic::Source;
 use crate::config::manifest::Manifest;
-use crate::config::problem::Source;
+use crate::config::spans;
 
 impl Draft<'_> {
     /// Reports keys that may stand once, and stand in another file too.
@@ -23,7 +23,7 @@ impl Draft<'_> {
                 ("cache", file.cache.is_some()),
             ];
             for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set) {
-                let span = locate::key(&source.text, key).unwrap_or(0..0);
+                let span = spans::key(&source.text, key).unwrap_or(0..0);
                 if let Some(place) = known.get(key) {
                     let message = format!("`{key}` set twice: {place} sets it too; keep one of them");
                     self.problems.at(source, span, message);

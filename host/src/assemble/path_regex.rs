@@ -1,5 +1,5 @@
 //! The reason for which no request ever has a path that a regular expression matches. Routes match paths in their normal
-//! form and without parameters ([`crate::path`]), and such paths are a regular language themselves: an expression that has
+//! form and without parameters ([`crate::protocol::path`]), and such paths are a regular language themselves: an expression that has
 //! no text in common with that language is a mistake of the manifest.
 
 use std::collections::HashSet;
@@ -60,7 +60,7 @@ const LARGER: [(&str, &str); 5] = [
 ];
 
 /// Returns the expression of all paths. A segment is not empty, and neither `.` nor `..`; escapes are those that
-/// [`crate::path::normal`] keeps. `*` is the target of `OPTIONS *`.
+/// [`crate::protocol::path::normal`] keeps. `*` is the target of `OPTIONS *`.
 fn paths() -> String {
     let is_kept = |byte: &u8| {
         let is_unreserved = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');

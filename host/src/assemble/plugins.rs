@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use toml::Spanned;
 
-use super::values::bytes;
-use super::{Assembly, Draft, Loaded, beside, places, some_of};
-use crate::config::locate::Places;
+use super::units::bytes;
+use super::{Assembly, Draft, Loaded, beside, instances, some_of};
+use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, PluginRef};
-use crate::config::problem::Source;
-use crate::config::wording::meant;
+use crate::config::serde_messages::meant;
+use crate::config::spans::Places;
 use crate::loading::{self, Complaint, Component, Examination, Failure, Verdict};
-use crate::plugin::binding::{BindError, Binding, Isolation, Limits, OnError};
-use crate::plugin::declared::ConfigErrors;
+use crate::plugin::configured::{BindError, Binding, Isolation, Limits, OnError};
 use crate::plugin::engine::{MOST_BODIES, MOST_MEMORY, Plugin};
+use crate::plugin::settings::ConfigErrors;
 
 /// Children that are kept while a manifest is assembled: routes often use a few components in turns, each with many
 /// configurations.
@@ -114,7 +114,7 @@ impl Draft<'_> {
         match Binding::new(name.into(), plugin, config, limits, on_error, isolation) {
             Ok(binding) => {
                 let wanted = if binding.takes_bodies() {
-                    places::of_bodies(limits, self.assembly.workers.unwrap_or(1))
+                    instances::of_bodies(limits, self.assembly.workers.unwrap_or(1))
                 } else {
                     0
                 };

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::client_address::tells_way;
+use crate::config::diagnostic::Source;
 use crate::config::manifest::{Listener, Manifest};
-use crate::config::problem::Source;
 use crate::config::structure::LeftOut;
-use crate::field_alias::{is_ambiguous, is_plain};
+use crate::protocol::client_address::tells_way;
+use crate::protocol::field_alias::{is_ambiguous, is_plain};
 
 /// The treatment of fields by all listeners together.
 #[derive(Clone, Copy, Debug)]

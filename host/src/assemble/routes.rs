@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::path_regex::Paths;
-use super::{Draft, conditions, some_of};
-use crate::authority;
+use super::{Draft, route_conditions, some_of};
+use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, OtherPath};
-use crate::config::problem::Source;
-use crate::config::wording::meant;
+use crate::config::serde_messages::meant;
 use crate::generation::Route;
-use crate::router::{HostMatch, Match, PathMatch};
+use crate::generation::router::{HostMatch, Match, PathMatch};
+use crate::protocol::authority;
 
 /// More than nearly anyone uploads. The content passes in pieces: this is for the endpoint's sake.
 const MAX_BODY: usize = 1 << 30;
@@ -92,7 +92,7 @@ impl Draft<'_> {
                 Some(below) if below.starts_with('.') => HostMatch::Below(below.into()),
                 _ => HostMatch::Exact(name.clone()),
             };
-            if let Some(message) = conditions::host(&name) {
+            if let Some(message) = route_conditions::host(&name) {
                 self.problems.at(source, host.span(), message);
             } else if !known_hosts.insert(wanted.clone()) {
                 let message =
@@ -127,7 +127,7 @@ impl Draft<'_> {
                         PathMatch::Any
                     }
                 },
-                _ if let Some(message) = conditions::path(text) => {
+                _ if let Some(message) = route_conditions::path(text) => {
                     self.problems.at(source, path_key.span(), message);
                     PathMatch::Any
                 }
@@ -137,7 +137,7 @@ impl Draft<'_> {
             };
         }
         for method in &route.methods {
-            match conditions::method(method.get_ref()) {
+            match route_conditions::method(method.get_ref()) {
                 Ok(parsed) => matching.methods.push(parsed),
                 Err(message) => self.problems.at(source, method.span(), message),
             }
@@ -147,7 +147,7 @@ impl Draft<'_> {
         matching.methods.dedup();
         let wanted = |value: &String| (value != "*").then(|| value.clone());
         for (name, value) in &route.fields {
-            if let Some(message) = conditions::field_value(value) {
+            if let Some(message) = route_conditions::field_value(value) {
                 self.problems.at(source, name.span(), message);
             }
             let Ok(field) = http::HeaderName::from_bytes(name.get_ref().as_bytes()) else {
@@ -166,7 +166,9 @@ impl Draft<'_> {
         }
         matching.fields.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
         for (name, value) in &route.query {
-            if let Some(message) = conditions::query_name(name.get_ref()).or_else(|| conditions::query(value)) {
+            if let Some(message) =
+                route_conditions::query_name(name.get_ref()).or_else(|| route_conditions::query(value))
+            {
                 self.problems.at(source, name.span(), message);
             }
         }

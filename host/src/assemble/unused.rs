@@ -7,8 +7,8 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::Draft;
+use crate::config::diagnostic::Source;
 use crate::config::manifest::{Manifest, Plugin, PluginRef, Switch, Upstream};
-use crate::config::problem::Source;
 
 type Files = [(Arc<Source>, Manifest)];
 
@@ -117,7 +117,7 @@ fn warn_of_rules(source: &Source, upstream: &Upstream) {
         warn(source, &retries.span(), "`on` of `retry`: `retries = 0` repeats nothing; write `retry = false`");
     }
     if let (Some(read), Some(stream)) = (&upstream.read_timeout, &upstream.stream_timeout)
-        && super::values::duration(stream.get_ref()) < super::values::duration(read.get_ref())
+        && super::units::duration(stream.get_ref()) < super::units::duration(read.get_ref())
     {
         warn(
             source,

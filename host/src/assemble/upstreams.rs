@@ -7,12 +7,12 @@ use toml::Spanned;
 
 use super::Draft;
 use super::endpoints::Members;
+use crate::config::diagnostic::Source;
 use crate::config::manifest;
-use crate::config::problem::Source;
 use crate::generation::Upstream;
-use crate::proxy_protocol;
+use crate::protocol::proxy_protocol;
+use crate::upstream::connection_limit::Slots;
 use crate::upstream::discovery::Plan;
-use crate::upstream::slots::Slots;
 use crate::upstream::{HeadLimits, Rules, Speaks};
 
 /// So many may wait for a connection if the manifest doesn't say.

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 
+use super::diagnostic::{Problems, Source};
 use super::foreign;
 use super::manifest::{EndpointFile, Manifest};
-use super::problem::{Problems, Source};
 use super::structure::{self, LeftOut, Mistake, Structure};
-use crate::files;
+use crate::system::files;
 
 /// A manifest and its includes, as far as they could be understood.
 #[derive(Default)]

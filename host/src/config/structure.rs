@@ -8,10 +8,10 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer, Error};
 
+use super::diagnostic::MOST_SHOWN;
 use super::foreign;
-use super::problem::MOST_SHOWN;
+use super::serde_messages::worded;
 use super::shape::{self, Misshape};
-use super::wording::worded;
 
 /// The longest value that a message repeats, in bytes.
 const LONGEST_FOUND: usize = 60;

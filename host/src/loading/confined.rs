@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::confinement::confine;
+use super::messages::{self, About, Complaint, Form, Order, Setup, Verdict};
 use super::verdict::Schema;
-use super::wire::{self, About, Complaint, Form, Order, Setup, Verdict};
-use crate::config::problem::MOST_SHOWN;
-use crate::plugin::artifact::{MOST_SEALED, Seal};
-use crate::plugin::binding::{self, BindError, Binding, Isolation, Limits, OnError};
-use crate::plugin::declared::ConfigErrors;
+use crate::config::diagnostic::MOST_SHOWN;
+use crate::plugin::compiled_cache::{MOST_SEALED, Seal};
+use crate::plugin::configured::{self, BindError, Binding, Isolation, Limits, OnError};
 use crate::plugin::engine::{Plugin, Runtime};
-use crate::printable::cut;
+use crate::plugin::settings::ConfigErrors;
+use crate::system::printable::cut;
 
 /// The argument by which the program becomes such a child; no command for people.
 pub const ARGUMENT: &str = "load-component";
@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
-    let Some(setup) = wire::read::<Setup>(input)? else { return Ok(()) };
+    let Some(setup) = messages::read::<Setup>(input)? else { return Ok(()) };
     confine(&setup)?;
     let mut bytes = Vec::new();
     input.take(setup.length).read_to_end(&mut bytes)?;
@@ -60,19 +60,19 @@ fn serve(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     };
     drop(bytes);
     let mut examiner = match loaded {
-        Ok((examiner, about)) => wire::write(output, &Ok::<_, String>(about)).map(|()| examiner)?,
-        Err(message) => return wire::write(output, &Err::<About, _>(message)),
+        Ok((examiner, about)) => messages::write(output, &Ok::<_, String>(about)).map(|()| examiner)?,
+        Err(message) => return messages::write(output, &Err::<About, _>(message)),
     };
-    while let Some(order) = wire::read(input)? {
+    while let Some(order) = messages::read(input)? {
         match order {
             Order::Check { config, memory, cpu_us } => {
                 let limits =
                     Limits { memory: memory as usize, cpu: Duration::from_micros(cpu_us), ..Limits::default() };
-                wire::write(output, &examiner.check(&config, limits))?;
+                messages::write(output, &examiner.check(&config, limits))?;
             }
             Order::Seal => {
                 let sealed = examiner.sealed();
-                wire::write(output, &sealed.as_ref().map(|sealed| sealed.len() as u64).map_err(String::clone))?;
+                messages::write(output, &sealed.as_ref().map(|sealed| sealed.len() as u64).map_err(String::clone))?;
                 output.write_all(&sealed.unwrap_or_default())?;
                 output.flush()?;
             }
@@ -86,7 +86,7 @@ impl Examiner {
     pub fn compile(seal: Seal, bytes: &[u8]) -> Result<(Self, About), String> {
         let runtime = Runtime::start_for_loading().map_err(|error| error.to_string())?;
         let plugin = Arc::new(runtime.load(bytes).map_err(|error| text(&error.to_string()))?);
-        let said = binding::describe(&plugin);
+        let said = configured::describe(&plugin);
         let said = said.map_err(|trap| text(&format!("it fails to describe itself: {trap}")))?;
         let (name, version, summary) = (text(&said.name), text(&said.version), text(&said.summary));
         let about = About { name, version, summary, schema: said.config_schema };
@@ -99,7 +99,7 @@ impl Examiner {
         let runtime = Runtime::start_for_loading().map_err(|error| error.to_string())?;
         let (about, plugin) =
             runtime.unseal(&seal, sealed).map_err(|error| format!("its compiled code can't be used: {error}"))?;
-        let about: About = wire::content(&about).map_err(|error| error.to_string())?;
+        let about: About = messages::content(&about).map_err(|error| error.to_string())?;
         Ok((Examiner { plugin: Arc::new(plugin), about: about.clone(), schema: None, seal }, about))
     }
 

@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::wire::Setup;
+use super::messages::Setup;
 
 /// Address space besides the memory: each of the engine's places reserves 4 GiB for a linear memory, and guards around it,
 /// which cost nothing until they are used.

@@ -4,8 +4,8 @@ use jsonschema::error::ValidationErrorKind as Kind;
 use jsonschema::{ValidationError, Validator};
 
 use super::confined::text;
-use super::wire::{Complaint, Verdict};
-use crate::config::problem::MOST_SHOWN;
+use super::messages::{Complaint, Verdict};
+use crate::config::diagnostic::MOST_SHOWN;
 
 /// A schema that is valid itself.
 pub(super) struct Schema(Validator);

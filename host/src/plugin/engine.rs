@@ -7,18 +7,18 @@ use std::time::Duration;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use super::artifact::{Artifacts, Seal, Unusable};
-use super::contract::{
+use super::bindings::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
+use super::compiled_cache::{Artifacts, Seal, Unusable};
 use super::host::{HostState, MOST_CORE_INSTANCES, MOST_TABLE_ELEMENTS};
-use super::maker::Maker;
-use super::places::Places;
+use super::instance_limit::Places;
+use super::instance_maker::Maker;
 use super::proposals;
-use super::supply::Supply;
+use super::version::Supply;
 use super::wasi;
-use crate::printable;
-use crate::supervise::{Task, guard};
+use crate::system::printable;
+use crate::system::supervise::{Task, guard};
 
 /// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
@@ -147,7 +147,7 @@ impl Runtime {
     fn new(engine: Engine, artifacts: Artifacts, places: Arc<Places>) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(&engine);
         wasi::add_to_linker(&mut linker)?;
-        super::contract::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+        super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {
             while let Some(engine) = clock.upgrade() {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 use wasmtime::WasmBacktrace;
 
-use super::binding::{Binding, Limits};
+use super::configured::{Binding, Limits};
 use super::instance::Trap;
-use super::lines::Lines;
-use crate::head::Head;
-use crate::printable::{TRUNCATED, truncated};
+use super::log_lines::Lines;
+use crate::context::Head;
+use crate::system::printable::{TRUNCATED, truncated};
 
 /// Bytes of a reason in the log.
 const LONGEST_REASON: usize = 1 << 10;

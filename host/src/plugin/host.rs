@@ -10,17 +10,17 @@ use wasmtime::StoreLimitsBuilder;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtx;
 
-use super::contract::{endpoints, exchange, log, metrics, types};
-use super::cpu::CpuMeter;
-use super::figures::Figures;
-use super::lines::{Level, Lines, Printed};
-use super::memory::Room;
-use crate::bounds;
-use crate::edit::{self, Refused};
-use crate::head::{Head, ValueName};
-use crate::metrics::{CustomKind, Definition};
+use super::bindings::{endpoints, exchange, log, metrics, types};
+use super::cpu_time::CpuMeter;
+use super::log_lines::{Level, Lines, Printed};
+use super::memory_limit::Room;
+use super::metrics::Figures;
+use crate::context::bounds;
+use crate::context::edits::{self, Refused};
+use crate::context::{Head, ValueName};
+use crate::telemetry::metrics::{CustomKind, Definition};
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::live::Members;
+use crate::upstream::endpoint_set::Members;
 
 /// The state of one instance.
 pub struct HostState {
@@ -162,8 +162,8 @@ impl HostState {
 /// A declared value; the error is a malformed field name, or a name that is too long.
 pub fn value_name(name: types::ValueName) -> Result<ValueName, Refused> {
     use types::ValueName as Wit;
-    let field = |name: String| edit::any_field_name(&name);
-    let bounded = |name: String| edit::name(&name).map(|()| name);
+    let field = |name: String| edits::any_field_name(&name);
+    let bounded = |name: String| edits::name(&name).map(|()| name);
     Ok(match name {
         Wit::Method => ValueName::Method,
         Wit::Scheme => ValueName::Scheme,

@@ -8,27 +8,27 @@ use smallvec::SmallVec;
 use wasmtime::Store;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::binding::{Binding, Limits};
-use super::contract::balancer::exports::plugway::plugin::balancer;
-use super::contract::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
-use super::contract::{
+use super::bindings::balancer::exports::plugway::plugin::balancer;
+use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
+use super::bindings::{
     balancer as balancer_hook, cache_policy, lifecycle, observer, request_body, request_filter, response_body,
     response_filter, timer, types,
 };
-use super::declared::shortened;
+use super::configured::{Binding, Limits};
 use super::engine::Plugin;
 use super::failure;
-use super::figures::Figures;
 use super::host::HostState;
-use super::lines::{LONGEST, Lines};
-use super::memory::Room;
-use super::supply::Counted;
-use crate::bounds;
-use crate::edit::{self, Edit, Refused, Side, at_most};
-use crate::head::{Head, Value, ValueName};
-use crate::metrics::{Definition, Place, Rejection};
-use crate::printable::one_line;
-use crate::upstream::live::{Member, Members, Offer};
+use super::log_lines::{LONGEST, Lines};
+use super::memory_limit::Room;
+use super::metrics::Figures;
+use super::settings::shortened;
+use super::version::Counted;
+use crate::context::bounds;
+use crate::context::edits::{self, Edit, Refused, Side, at_most};
+use crate::context::{Head, Value, ValueName};
+use crate::system::printable::one_line;
+use crate::telemetry::metrics::{Definition, Place, Rejection};
+use crate::upstream::endpoint_set::{Member, Members, Offer};
 
 pub use types::Summary;
 
@@ -378,8 +378,8 @@ fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
         types::Verdict::Respond(types::Response { status, fields, body }) => {
             at_most(bounds::RESPONSE_BODY, body.len(), "bytes of a response's body")?;
             let mut response = http::Response::new(body);
-            *response.status_mut() = edit::status(status)?;
-            *response.headers_mut() = edit::checked_fields(&fields)?;
+            *response.status_mut() = edits::status(status)?;
+            *response.headers_mut() = edits::checked_fields(&fields)?;
             Ok(Verdict::Respond(response))
         }
         types::Verdict::Fail(reason) => Err(gave_up(reason)),
@@ -409,42 +409,44 @@ fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
     use types::Edit as Wit;
     let only = |wanted, what| if side == wanted { Ok(()) } else { Err(Refused::Side(what)) };
     Ok(match edit {
-        Wit::SetField((name, value)) => Edit::Set(edit::field_name(&name)?, edit::field_value(&name, &value)?),
+        Wit::SetField((name, value)) => Edit::Set(edits::field_name(&name)?, edits::field_value(&name, &value)?),
         Wit::AppendField((name, value)) => {
-            Edit::Append(edit::repeatable_name(&name)?, edit::field_value(&name, &value)?)
+            Edit::Append(edits::repeatable_name(&name)?, edits::field_value(&name, &value)?)
         }
-        Wit::DefaultField((name, value)) => Edit::Default(edit::field_name(&name)?, edit::field_value(&name, &value)?),
-        Wit::RemoveField(name) => Edit::Remove(edit::field_name(&name)?),
-        Wit::RenameField((from, to)) => Edit::Rename(edit::field_name(&from)?, edit::repeatable_name(&to)?),
+        Wit::DefaultField((name, value)) => {
+            Edit::Default(edits::field_name(&name)?, edits::field_value(&name, &value)?)
+        }
+        Wit::RemoveField(name) => Edit::Remove(edits::field_name(&name)?),
+        Wit::RenameField((from, to)) => Edit::Rename(edits::field_name(&from)?, edits::repeatable_name(&to)?),
         Wit::SetMethod(method) => {
             only(Side::Request, "request's method")?;
-            Edit::Method(edit::method(&method)?)
+            Edit::Method(edits::method(&method)?)
         }
         Wit::SetPath(path) => {
             only(Side::Request, "request's path")?;
-            Edit::Path(edit::target_part(path)?)
+            Edit::Path(edits::target_part(path)?)
         }
         Wit::SetQuery(query) => {
             only(Side::Request, "request's query")?;
-            Edit::Query(query.map(edit::target_part).transpose()?)
+            Edit::Query(query.map(edits::target_part).transpose()?)
         }
         Wit::SetAuthority(authority) => {
             only(Side::Request, "request's authority")?;
-            edit::name(&authority)?;
-            Edit::Authority(edit::field_value("host", authority.as_bytes())?)
+            edits::name(&authority)?;
+            Edit::Authority(edits::field_value("host", authority.as_bytes())?)
         }
         Wit::SetUpstream(name) => {
             only(Side::Request, "request's upstream")?;
-            edit::name(&name)?;
+            edits::name(&name)?;
             Edit::Upstream(name)
         }
         Wit::SetStatus(status) => {
             only(Side::Response, "response's status")?;
-            Edit::Status(edit::status(status)?)
+            Edit::Status(edits::status(status)?)
         }
         Wit::SetNote((name, value)) => {
-            edit::name(&name)?;
-            let value = edit::field_value(&name, &value)?;
+            edits::name(&name)?;
+            let value = edits::field_value(&name, &value)?;
             Edit::Note(name, value)
         }
         Wit::Plan(place) => Edit::Plan(place),

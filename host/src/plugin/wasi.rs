@@ -9,7 +9,7 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use wasmtime_wasi::{WasiCtxView, WasiView};
 
 use super::host::HostState;
-use crate::bounds;
+use crate::context::bounds;
 
 type Written = wasmtime::Result<(Result<(), StreamError>,)>;
 type Counted = wasmtime::Result<(Result<u64, StreamError>,)>;

@@ -14,7 +14,7 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::server::CertificateFiles;
-use crate::files;
+use crate::system::files;
 
 /// Which of the two files is wrong, and why.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,7 @@ use rustls::{ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::CertificateDer;
 
 use super::Mistake;
-use super::names::Certificates;
+use super::certificate_resolver::Certificates;
 use super::pem::{self, Fault};
 
 /// The bytes that a session holds, enciphered, for a client that takes nothing: two records.

@@ -13,11 +13,11 @@ use rustls::{
 use rustls_pki_types::ServerName;
 
 use super::Mistake;
-use super::authority::{Authority, made, params};
 use super::client::{ClientFiles, Place as ClientPlace, Roots, Verify, client};
-use super::facts::facts;
+use super::handshake_info::facts;
 use super::self_signed::self_signed;
 use super::server::{CertificateFiles, ClientAuth, MinimumVersion, Place, ServerFiles, Tickets, server};
+use super::test_authority::{Authority, made, params};
 use super::validity::{Dated, Invalid};
 
 fn served(files: &ServerFiles) -> Arc<ServerConfig> {
@@ -135,7 +135,7 @@ fn a_handshake_agrees_on_versions_and_protocols() {
 
     let without = served(&ServerFiles { http2: false, ..authority.served(&["site"], ClientAuth::None) });
     let (client, server) = shake_hands(&authority.client(None), &without, "site.example").unwrap();
-    assert!(!super::facts::facts(&server).alpn_h2);
+    assert!(!super::handshake_info::facts(&server).alpn_h2);
     assert_eq!(client.alpn_protocol(), Some(&b"http/1.1"[..]));
 }
 

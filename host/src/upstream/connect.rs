@@ -15,12 +15,12 @@ use tokio::net::{UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
 use super::connection::{Connection, Transport};
-use super::slots::Slot;
+use super::connection_limit::Slot;
 use super::socket::{EndpointSocket, ReadNow};
-use super::{EndpointAddr, HeadLimits, Place, Pools, Speaks, race};
+use super::{EndpointAddr, HeadLimits, Place, Pools, Speaks, happy_eyeballs};
 use crate::error::{Error, Kind, is_of_this_machine, lacks_descriptor};
-use crate::proxy_protocol;
-use crate::tcp::Tcp;
+use crate::net::tcp::Tcp;
+use crate::protocol::proxy_protocol;
 
 /// How TLS is spoken to an endpoint.
 #[derive(Clone)]
@@ -84,8 +84,8 @@ pub async fn connect(address: &EndpointAddr, terms: &Terms<'_>, slot: Slot) -> R
         Place::Tcp(place) => {
             let found = terms.open(|| lookup_host(&**place)).await.map_err(unknown)?;
             let found = found.collect::<SmallVec<[SocketAddr; 2]>>();
-            let order = race::ordered(&found, terms.last.and_then(Cell::get));
-            let stream = terms.open(|| race::connect(&order, terms.within)).await.map_err(refused)?;
+            let order = happy_eyeballs::ordered(&found, terms.last.and_then(Cell::get));
+            let stream = terms.open(|| happy_eyeballs::connect(&order, terms.within)).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
             terms.answered();
             if let Some(last) = terms.last.filter(|_| order.len() > 1) {
@@ -108,7 +108,7 @@ fn unknown(error: io::Error) -> Error {
 
 fn refused(error: io::Error) -> Error {
     // What this machine lacks is not the endpoint's fault.
-    Error::new(if race::is_own(&error) { Kind::InternalError } else { Kind::ConnectionRefused }, error)
+    Error::new(if happy_eyeballs::is_own(&error) { Kind::InternalError } else { Kind::ConnectionRefused }, error)
 }
 
 async fn speak(

@@ -22,15 +22,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
 use super::HeadLimits;
+use super::connection_limit::{Counted, Slot};
 use super::endpoint_frames::EndpointFrames;
-use super::reads::{BoundedReads, ReadLimit};
-use super::slots::{Counted, Slot};
+use super::read_limit::{BoundedReads, ReadLimit};
 use super::socket::ReadNow;
+use crate::body::upload::RequestBody;
 use crate::error::{Error, Kind};
-use crate::frames::counted::CountedFrames;
-use crate::supervise::{Panicked, Task, spawn};
-use crate::upload::RequestBody;
-use crate::wire::{OnThisWorker, Wire};
+use crate::net::frame_counter::CountedFrames;
+use crate::net::hyper_io::{OnThisWorker, Wire};
+use crate::system::supervise::{Panicked, Task, spawn};
 
 /// What carries a connection.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {}

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::check::Check;
 use super::dns::{LookupError, Resolver};
-use super::live::Wanted;
+use super::endpoint_set::Wanted;
+use super::health_check::Check;
 use super::{EndpointAddr, Place, Speaks, health};
 
 /// What the keeper goes by.

@@ -17,7 +17,7 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver, system_conf};
 use tokio::task::JoinSet;
 
-use crate::supervise::{Task, supervised};
+use crate::system::supervise::{Task, supervised};
 
 /// Asks name servers.
 #[derive(Clone)]

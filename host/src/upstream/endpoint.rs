@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::EndpointAddr;
-use crate::metrics::Count;
+use crate::telemetry::metrics::Count;
 
 /// An endpoint; outlives generations, and its place in the set.
 #[derive(Debug)]

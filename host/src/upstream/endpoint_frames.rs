@@ -6,10 +6,12 @@ use std::io;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::interim;
-use crate::frames::budget::FrameBudget;
-use crate::frames::counted::Counter;
-use crate::frames::{CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, HEADERS, PREFACE, RST_STREAM};
+use super::informational;
+use crate::net::frame_counter::Counter;
+use crate::protocol::http2_frames::budget::FrameBudget;
+use crate::protocol::http2_frames::{
+    CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, HEADERS, PREFACE, RST_STREAM,
+};
 
 /// The counter of an endpoint's frames. Reads fail once a kind of frame is beyond its allowance.
 pub struct EndpointFrames {
@@ -63,7 +65,7 @@ impl Counter for EndpointFrames {
         let EndpointFrames { incoming, budget, heads, flood, .. } = self;
         incoming.scan(bytes, |head| {
             let counted = heads.received(head).and_then(|()| {
-                let kind = |kind: crate::frames::budget::FrameKind| Flood::Kind(kind.name());
+                let kind = |kind: crate::protocol::http2_frames::budget::FrameKind| Flood::Kind(kind.name());
                 budget.received(head).map_err(kind)
             });
             if let Err(name) = counted {
@@ -83,7 +85,7 @@ impl Counter for EndpointFrames {
     fn end_of_reads(&self) -> Option<Poll<io::Result<()>>> {
         let error = match self.flood? {
             Flood::Kind(kind) => io::Error::other(format!("the endpoint sends too many frames ({kind})")),
-            Flood::Interim => interim::refused(self.heads.limit),
+            Flood::Interim => informational::refused(self.heads.limit),
         };
         Some(Poll::Ready(Err(error)))
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::statuses::Statuses;
+use super::status_codes::Statuses;
 
 /// What an upstream makes of checks and failures.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 
-use super::statuses::Statuses;
+use super::status_codes::Statuses;
 use crate::error::Kind;
 
 /// What an upstream's requests may do after a failure.

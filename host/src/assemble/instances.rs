@@ -1,0 +1,55 @@
+//! The places that the instances of a manifest's plugins need.
+
+use std::num::NonZero;
+use std::sync::Arc;
+
+use super::process::MOST_WORKERS;
+use crate::config::diagnostic::Source;
+use crate::config::manifest::{Manifest, Plugin, PluginRef};
+use crate::plugin::body_filter::MOST_IDLE;
+use crate::plugin::configured::Limits;
+use crate::plugin::version::{RESERVED_BODIES, SPARES, SPARES_PER_CALL};
+
+/// Returns the number of workers that a manifest asks for.
+pub fn workers(files: &[(Arc<Source>, Manifest)]) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+    files
+        .iter()
+        .find_map(|(_, file)| Some(*file.workers.as_ref()?.get_ref()))
+        .map_or_else(cores, |workers| workers.clamp(1, MOST_WORKERS))
+}
+
+/// Returns the number of places that the plugins need besides those of bodies: each worker has an instance of each plugin
+/// in a chain and of each balancer, and each plugin has spare ones.
+pub fn places(files: &[(Arc<Source>, Manifest)], workers: usize) -> u32 {
+    let (mut in_workers, mut spares) = (0_usize, 0_usize);
+    for (_, file) in files {
+        in_workers += file.upstream.len();
+        let in_chains = file.route.iter().flat_map(|route| &route.get_ref().plugins);
+        let balancers = file.upstream.values().filter_map(|upstream| upstream.balancer.as_ref());
+        let (mut inline, mut stock) = (Vec::new(), 0);
+        for plugin in in_chains.chain(balancers) {
+            match plugin.get_ref() {
+                PluginRef::Inline(plugin) => inline.push(&**plugin),
+                // Each mention of a stock plugin is a plugin of its own.
+                PluginRef::Name(name) => stock += usize::from(!file.plugin.keys().any(|known| known.get_ref() == name)),
+            }
+        }
+        in_workers += stock;
+        spares += stock * SPARES;
+        for plugin in file.plugin.values().chain(inline) {
+            in_workers += 1;
+            spares += if is_per_call(plugin) { SPARES_PER_CALL } else { SPARES };
+        }
+    }
+    u32::try_from(workers.saturating_mul(in_workers).saturating_add(spares)).unwrap_or(u32::MAX)
+}
+
+/// Returns the number of places that a plugin needs for bodies, whatever others do.
+pub fn of_bodies(limits: Limits, workers: usize) -> u32 {
+    limits.bodies.min(RESERVED_BODIES).saturating_add((workers * MOST_IDLE) as u32)
+}
+
+fn is_per_call(plugin: &Plugin) -> bool {
+    plugin.isolation.as_ref().is_some_and(|isolation| isolation.get_ref() == "request")
+}

@@ -1,0 +1,249 @@
+//! The settings of the process in a manifest: workers, access log, error pages.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::units::status_class;
+use super::{Draft, beside, head_of};
+use crate::config::diagnostic::Source;
+use crate::config::manifest::{AccessLogFormat, Disk, Manifest};
+use crate::config::spans;
+use crate::exchange::error_response::ErrorPages;
+use crate::loading;
+use crate::store::index::PARTS;
+use crate::store::{DiskLimits, Limits, Store};
+use crate::system::files;
+use crate::telemetry::access_log::{AccessLog, Format, Target};
+
+/// In bytes.
+const LEAST_MEMORY: usize = 1 << 20;
+const LEAST_DISK: usize = 16 << 20;
+const MOST_ON_DISK: usize = 1 << 30;
+
+impl Draft<'_> {
+    /// Threads that serve, if the manifest says how many.
+    pub(super) fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<usize> {
+        let (source, workers) = files.iter().find_map(|(source, file)| Some((source, file.workers.as_ref()?)))?;
+        if !(1..=MOST_WORKERS).contains(workers.get_ref()) {
+            let message = format!(
+                "`workers` out of range: {}; expected 1 to {MOST_WORKERS}, or no `workers` for one per core",
+                workers.get_ref()
+            );
+            self.problems.at(source, workers.span(), message);
+        }
+        Some(*workers.get_ref())
+    }
+
+    /// Returns the limits for the loading of a component.
+    pub(super) fn load_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> loading::Limits {
+        let defaults = loading::Limits::default();
+        let named = files.iter().find_map(|(source, file)| Some((source, file.load.as_ref()?)));
+        let Some((source, load)) = named else { return defaults };
+        let time = self.duration(source, load.time.as_ref(), defaults.time);
+        if let Some(text) = load.time.as_ref().filter(|_| !LOAD_TIME.contains(&time)) {
+            self.problems.at(
+                source,
+                text.span(),
+                format!("`time` out of range: `{}`; expected `1s` to `1h`, such as `30s`", text.get_ref()),
+            );
+        }
+        let memory = self.bytes(source, load.memory.as_ref(), defaults.memory as usize) as u64;
+        if let Some(text) = load.memory.as_ref().filter(|_| !LOAD_MEMORY.contains(&memory)) {
+            self.problems.at(
+                source,
+                text.span(),
+                format!("`memory` out of range: `{}`; expected `256 MiB` to `64 GiB`, such as `1 GiB`", text.get_ref()),
+            );
+        }
+        loading::Limits { time, memory }
+    }
+
+    /// Who is asked about names.
+    pub(super) fn name_servers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Vec<SocketAddr> {
+        let named = files.iter().find_map(|(source, file)| Some((source, file.resolver.as_ref()?)));
+        let Some((source, resolver)) = named else { return Vec::new() };
+        if resolver.servers.is_empty() {
+            let span = spans::key(&source.text, "resolver").unwrap_or(0..0);
+            let message =
+                "no name server: `servers` is empty; name one, such as \"127.0.0.1:53\", or remove `[resolver]`";
+            self.problems.at(source, span, message);
+        }
+        let mut servers = Vec::new();
+        for server in &resolver.servers {
+            match server.get_ref().parse::<SocketAddr>() {
+                Ok(server) if server.port() > 0 => servers.push(server),
+                _ => {
+                    let message = format!(
+                        "invalid name server: `{}`; expected an address and a port, such as `127.0.0.1:53`",
+                        server.get_ref()
+                    );
+                    self.problems.at(source, server.span(), message);
+                }
+            }
+        }
+        servers
+    }
+
+    /// What the store of the caches may take.
+    pub(super) fn store_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> Limits {
+        let defaults = Limits::default();
+        let named = files.iter().find_map(|(source, file)| Some((source, file.cache.as_ref()?)));
+        let Some((source, cache)) = named else { return defaults };
+        let memory = self.bytes(source, cache.get_ref().memory.as_ref(), defaults.memory as usize);
+        if let Some(text) = cache.get_ref().memory.as_ref().filter(|_| memory < LEAST_MEMORY) {
+            self.problems.at(
+                source,
+                text.span(),
+                format!("`memory` too small: `{}`; expected at least `1 MiB`", text.get_ref()),
+            );
+        }
+        let longest = (cache.get_ref().max_object.as_ref(), defaults.object as usize);
+        let object = self.longest_object(source, longest, memory, "memory");
+        let disk = cache.get_ref().disk.as_ref().map(|disk| self.disk_limits(source, disk.get_ref()));
+        Limits { memory: memory as u64, object, disk }
+    }
+
+    /// The store of such limits: that of before, or one that anybody still uses, if it is in the same place.
+    pub(super) fn store(&mut self, files: &[(Arc<Source>, Manifest)], limits: &Limits) -> Arc<Store> {
+        let folder = limits.disk.as_ref().map(|disk| disk.folder.clone());
+        let stores = &mut self.assembly.stores;
+        stores.retain(|_, store| store.strong_count() > 0);
+        if let Some(store) = stores.get(&folder).and_then(Weak::upgrade) {
+            return store;
+        }
+        let is_only_looked_at = self.assembly.is_check || self.problems.count() > 0;
+        let opened = match is_only_looked_at {
+            true => Store::check(limits).map(|()| Store::new(limits.memory)),
+            false => Store::open(limits),
+        };
+        let store = opened.unwrap_or_else(|message| {
+            let disk = |file: &Manifest| Some(file.cache.as_ref()?.get_ref().disk.as_ref()?.get_ref().path.span());
+            let named = files.iter().find_map(|(source, file)| Some((source, disk(file)?)));
+            if let Some((source, place)) = named {
+                self.problems.at(source, place, message);
+            }
+            Store::new(limits.memory)
+        });
+        if is_only_looked_at {
+            return store;
+        }
+        self.assembly.stores.insert(folder, Arc::downgrade(&store));
+        store
+    }
+
+    fn disk_limits(&mut self, source: &Arc<Source>, disk: &Disk) -> DiskLimits {
+        let size = self.bytes(source, Some(&disk.size), LEAST_DISK);
+        if size < LEAST_DISK {
+            self.problems.at(
+                source,
+                disk.size.span(),
+                format!("`size` too small: `{}`; expected at least `16 MiB`", disk.size.get_ref()),
+            );
+        }
+        let object = self.longest_object(source, (disk.max_object.as_ref(), MOST_ON_DISK), size, "disk's size");
+        if disk.path.get_ref().is_empty() {
+            let message = "empty path: a cache has a folder of its own; expected one such as `/var/cache/plugway`";
+            self.problems.at(source, disk.path.span(), message);
+        }
+        DiskLimits { folder: beside(source, disk.path.get_ref()), bytes: size as u64, object }
+    }
+
+    /// The longest content that is stored, within a part of a budget.
+    fn longest_object(
+        &mut self,
+        source: &Arc<Source>,
+        (text, default): (Option<&Spanned<String>>, usize),
+        budget: usize,
+        what: &str,
+    ) -> u64 {
+        let most = budget / PARTS;
+        let object = self.bytes(source, text, most.min(default));
+        if let Some(text) = text.filter(|_| object > most) {
+            let message = format!(
+                "`max-object` too large: `{}`; expected a sixteenth of the {what} at most, which is `{} KiB`",
+                text.get_ref(),
+                most >> 10
+            );
+            self.problems.at(source, text.span(), message);
+        }
+        object as u64
+    }
+
+    pub(super) fn access_log(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<AccessLog> {
+        let named = files.iter().find_map(|(source, file)| Some((source, file.access_log.as_ref()?)));
+        let (source, wanted) = named?;
+        let format = match wanted.get_ref().format {
+            AccessLogFormat::Combined => Format::Combined,
+            AccessLogFormat::Json => Format::Json,
+            AccessLogFormat::Off => return None,
+        };
+        let file = wanted.get_ref().file.as_ref();
+        let target = file.map_or(Target::Stdout, |file| Target::File(beside(source, file)));
+        let wanted_log = (format, target);
+        if let Some((known, log)) = &self.assembly.log
+            && *known == wanted_log
+        {
+            return Some(log.clone());
+        }
+        match AccessLog::start(wanted_log.0, wanted_log.1.clone()) {
+            Ok(log) => {
+                self.assembly.log = Some((wanted_log, log.clone()));
+                Some(log)
+            }
+            Err(error) => {
+                self.problems.at(source, head_of(&wanted.span()), format!(
+                    "cannot open the access log {:?}: {error}; name a file in a folder that the user who runs plugway may write to",
+                    file.map_or("-", String::as_str)
+                ));
+                None
+            }
+        }
+    }
+
+    /// The pages of the manifest's own for errors.
+    pub(super) fn error_pages(&mut self, files: &[(Arc<Source>, Manifest)]) -> ErrorPages {
+        let mut pages = ErrorPages::default();
+        let named = files.iter().flat_map(|(source, file)| file.error_page.iter().map(move |page| (source, page)));
+        let mut named: Vec<_> = named.collect();
+        // Single codes first, so that they go before their class.
+        named.sort_by_key(|(_, (codes, _))| codes.get_ref().ends_with("xx"));
+        for (source, (codes, file)) in named {
+            let Some(range) = codes_of(codes.get_ref()) else {
+                let message = format!(
+                    "invalid status of an error page: `{}`; expected an error such as 404, or a class such as \"5xx\"",
+                    codes.get_ref()
+                );
+                self.problems.at(source, codes.span(), message);
+                continue;
+            };
+            let path = beside(source, file.get_ref());
+            match files::read_text(&path, files::PAGE) {
+                Ok(page) => pages.add(range, &page),
+                Err(error) => {
+                    let message = format!("cannot read the error page `{}`: {error}", path.display());
+                    self.problems.at(source, file.span(), message);
+                }
+            }
+        }
+        pages
+    }
+}
+
+fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
+    let is_code = text.len() == 3 && text.bytes().all(|digit| digit.is_ascii_digit());
+    let code = text.parse().ok().filter(|_| is_code).map(|code| code..=code);
+    let codes = status_class(text).or(code);
+    codes.filter(|codes| (400..=599).contains(codes.start()))
+}
+
+/// Less would be over before a child has begun; more would leave a bomb burning for hours.
+const LOAD_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3_600);
+/// In bytes. The program itself and one instance need some 100 MiB.
+const LOAD_MEMORY: RangeInclusive<u64> = 256 << 20..=64 << 30;
+
+/// More threads than any machine of today has cores.
+pub(super) const MOST_WORKERS: usize = 1024;

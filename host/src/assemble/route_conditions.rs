@@ -1,0 +1,262 @@
+//! The conditions of routes: each function tells why no request ever has such a host, path, method, field or query
+//! parameter.
+
+use crate::protocol::path;
+
+/// Why no request has such a host, which may begin with `*.`.
+pub fn host(host: &str) -> Option<String> {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    if name.contains("${") {
+        return Some(format!("template in a host: `{host}`; expected a name such as `example.org`"));
+    }
+    if !name.is_ascii() {
+        return Some(format!(
+            "host beyond ASCII: `{host}`; expected its ASCII form, which has labels such as `xn--bcher-kva`"
+        ));
+    }
+    (!is_name(name) && !is_literal(name)).then(|| {
+        format!("invalid host: `{host}`; expected one without a port, such as `example.org` or `*.example.org`")
+    })
+}
+
+/// Whether a text is a domain name or an IPv4 address. A name whose last label is a number is none (RFC 1123 §2.1).
+pub fn is_name(text: &str) -> bool {
+    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_label = |label: &str| {
+        let has_hyphen = label.starts_with('-') || label.ends_with('-');
+        (1..=63).contains(&label.len()) && label.bytes().all(is_fit) && !has_hyphen
+    };
+    let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    let ends_in_number = text.rsplit('.').next().is_some_and(is_number);
+    text.len() <= 253
+        && text.split('.').all(is_label)
+        && (!ends_in_number || text.parse::<std::net::Ipv4Addr>().is_ok())
+}
+
+/// Whether a text is an IPv6 address in brackets.
+pub fn is_literal(text: &str) -> bool {
+    let address = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok())
+}
+
+/// Why no request has such a path, or one below it.
+pub fn path(path: &str) -> Option<String> {
+    if path.contains("${") {
+        return Some(format!("template in a path: `{path}`; expected a path such as `/api`"));
+    }
+    if !path.starts_with('/') {
+        return Some(format!("invalid path: `{path}` does not begin with `/`; write `/{path}`"));
+    }
+    if path.contains(['?', '#']) {
+        return Some(format!(
+            "invalid path: `{path}`; a path ends before `?` and `#`, so move a query to `query = {{ name = \"value\" }}`"
+        ));
+    }
+    if let Some(escaped) = escaped(path) {
+        return Some(format!("path that no request has: `{path}`; write `{escaped}`"));
+    }
+    match path::normal(path) {
+        Ok(normal) if normal == path => match path::without_parameters(path) {
+            plain if plain == path => None,
+            plain => {
+                Some(format!("path with parameters: `{path}`; routes match paths without them, so write `{plain}`"))
+            }
+        },
+        Ok(normal) => Some(format!("path that no request has: `{path}`; write its normal form `{normal}`")),
+        Err(why) => Some(format!("path that no request has: `{path}`; {}", why.reason())),
+    }
+}
+
+/// Returns a method; the error is why no request has it.
+pub fn method(method: &str) -> Result<http::Method, String> {
+    let parsed = http::Method::from_bytes(method.as_bytes())
+        .map_err(|_| format!("invalid method: `{method}`; expected one such as `GET`"))?;
+    if parsed == http::Method::CONNECT {
+        return Err("unsupported method: `CONNECT`, since this is no forward proxy; remove it".into());
+    }
+    // Methods are case-sensitive (RFC 9110 §9.1).
+    let upper = method.to_ascii_uppercase();
+    let is_known = STANDARD.contains(&upper.as_str()) && upper != method;
+    if is_known { Err(format!("method in lower case: `{method}`; write `{upper}`")) } else { Ok(parsed) }
+}
+
+/// The methods that clients have in use (RFC 9110 §9.3, RFC 5789, RFC 4918).
+const STANDARD: [&str; 16] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "OPTIONS",
+    "TRACE",
+    "PATCH",
+    "QUERY",
+    "PROPFIND",
+    "PROPPATCH",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "LOCK",
+    "UNLOCK",
+];
+
+/// Whether a field, by its name in lower case, may hold the address of a client and nothing else. Fields of HTTP and of
+/// browsers hold something else, and so do those that say otherwise how a client reached a proxy.
+pub fn may_name_client(name: &str) -> bool {
+    const BEGINNINGS: [&str; 6] = ["accept", "access-control-", "content-", "if-", "sec-", "proxy-auth"];
+    const OTHERS: [&str; 44] = [
+        "age",
+        "alt-used",
+        "authorization",
+        "cache-control",
+        "connection",
+        "cookie",
+        "date",
+        "dnt",
+        "early-data",
+        "expect",
+        "from",
+        "host",
+        "http2-settings",
+        "keep-alive",
+        "last-event-id",
+        "max-forwards",
+        "origin",
+        "pragma",
+        "prefer",
+        "priority",
+        "proxy-connection",
+        "range",
+        "referer",
+        "save-data",
+        "set-cookie",
+        "te",
+        "traceparent",
+        "tracestate",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "upgrade-insecure-requests",
+        "user-agent",
+        "via",
+        "warning",
+        "x-csrf-token",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-prefix",
+        "x-forwarded-proto",
+        "x-forwarded-scheme",
+        "x-forwarded-server",
+        "x-request-id",
+        "x-requested-with",
+    ];
+    !BEGINNINGS.iter().any(|beginning| name.starts_with(beginning)) && !OTHERS.contains(&name)
+}
+
+/// Why no request has such a value of a field.
+pub fn field_value(value: &str) -> Option<String> {
+    if value.contains("${") {
+        return Some(format!("template in a value: `{value}`; expected the value itself, or `*` for any"));
+    }
+    let is_fit = http::HeaderValue::from_str(value).is_ok() && value.trim_matches([' ', '\t']) == value;
+    (!is_fit).then(|| {
+        format!(
+            "value that no field has: {value:?}; expected one without control characters, and without spaces around it"
+        )
+    })
+}
+
+/// Why no request has such a name of a query parameter.
+pub fn query_name(name: &str) -> Option<String> {
+    let (before, after) = name.split_once('=').unwrap_or((name, ""));
+    let has_value = before.len() < name.len();
+    if has_value {
+        return Some(format!(
+            "the name of a parameter ends before `=`: found `{name}`; write `query = {{ {before:?} = {after:?} }}`"
+        ));
+    }
+    query(name)
+}
+
+/// Why no request has such a name or value of a query parameter.
+pub fn query(text: &str) -> Option<String> {
+    if text.contains("${") {
+        return Some(format!("template in a parameter: `{text}`; expected the value itself, or `*` for any"));
+    }
+    if text.contains(['&', '#']) {
+        return Some(format!("invalid parameter: `{text}`; write `&` as `%26` and `#` as `%23`"));
+    }
+    escaped(text).map(|escaped| format!("parameter that no request has: `{text}`; write `{escaped}`"))
+}
+
+/// Escapes what can't stand in a URI (RFC 3986 §2.1); `None` if there is no such byte.
+fn escaped(text: &str) -> Option<String> {
+    let is_fit = |byte: &u8| byte.is_ascii_graphic();
+    if text.bytes().all(|byte| is_fit(&byte)) {
+        return None;
+    }
+    let escape = |byte: u8| if is_fit(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    Some(text.bytes().map(escape).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_requests_can_have_are_told_from_others() {
+        for good in
+            ["example.org", "*.example.org", "localhost", "127.0.0.1", "[::1]", "a_b.example", "xn--bcher-kva.example"]
+        {
+            assert_eq!(host(good), None, "{good}");
+        }
+        let long = "a".repeat(64);
+        let bad = [
+            "",
+            "a b",
+            "a..b",
+            ".a",
+            "*",
+            "*.",
+            "a.*",
+            "a:80",
+            "a/b",
+            "bücher.example",
+            "${host}",
+            "[::1",
+            "a@b",
+            &long,
+        ];
+        for bad in bad {
+            assert!(host(bad).is_some(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_that_requests_can_have_are_told_from_others() {
+        for good in ["/", "/a", "/a/b.c/", "/caf%C3%A9", "/a%20b"] {
+            assert_eq!(path(good), None, "{good}");
+        }
+        for bad in
+            ["", "a", "/a b", "/a?b=1", "/a#b", "/café", "/${path}", "/a//b", "/a/../b", "/%zz", "/%2F", "/\t", "/a;b"]
+        {
+            assert!(path(bad).is_some(), "{bad}");
+        }
+        assert!(path("/café").unwrap().contains("`/caf%C3%A9`"));
+    }
+
+    #[test]
+    fn methods_and_parameters_that_requests_can_have_are_told_from_others() {
+        for good in ["GET", "PURGE", "purge"] {
+            assert!(method(good).is_ok(), "{good}");
+        }
+        for bad in ["get", "Post", "", "A B", "CONNECT"] {
+            assert!(method(bad).is_err(), "{bad}");
+        }
+        for (text, is_good) in
+            [("a", true), ("a%20b", true), ("a b", false), ("a&b", false), ("${x}", false), ("é", false)]
+        {
+            assert_eq!(query(text).is_none(), is_good, "{text}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! How TLS is spoken to an upstream's endpoints.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rustls_pki_types::ServerName;
+use toml::Spanned;
+
+use super::listeners::certificate_files;
+use super::{Draft, beside};
+use crate::config::diagnostic::Source;
+use crate::config::manifest;
+use crate::system::files;
+use crate::tls;
+use crate::tls::client::{ClientFiles, Place, Roots, Verify};
+use crate::tls::validity::Dated;
+use crate::upstream::connect::Dialer;
+
+impl Draft<'_> {
+    /// How TLS is spoken to an endpoint.
+    pub(super) fn dialer(
+        &mut self,
+        source: &Arc<Source>,
+        (endpoint, span): (&Arc<Source>, Range<usize>),
+        host: &str,
+        upstream: &manifest::Upstream,
+    ) -> Option<Dialer> {
+        let default = manifest::UpstreamTls::default();
+        let tls = upstream.tls.as_ref().map_or(&default, Spanned::get_ref);
+        let (name, place) = match &tls.server_name {
+            Some(name) => (name.get_ref().as_str(), (source, name.span())),
+            None => (host, (endpoint, span)),
+        };
+        let Ok(name) = ServerName::try_from(name.to_owned()) else {
+            let message = format!(
+                "invalid name for a certificate: `{name}`; expected a host, such as `server-name = \"app.internal\"` in `tls`"
+            );
+            self.problems.at(place.0, place.1, message);
+            return None;
+        };
+        let files = ClientFiles {
+            roots: tls.ca.as_ref().map_or(Roots::System, |file| Roots::File(beside(source, file.get_ref()))),
+            certificate: tls.certificate.as_ref().map(|files| certificate_files(source, files.get_ref())),
+            verify: if tls.insecure_skip_verify { Verify::Never } else { Verify::Always },
+            http2: tls.http2.unwrap_or(true),
+        };
+        self.certificates.extend(files.certificate.as_ref().and_then(|files| Dated::read(&files.chain)));
+        let digest = digest(&files);
+        if let Some(config) = self.assembly.dialers.get(&digest) {
+            return Some(Dialer::new(config.clone(), name, digest));
+        }
+        match tls::client::client(&files) {
+            Ok(config) => {
+                self.assembly.dialers.insert(digest, config.clone());
+                Some(Dialer::new(config, name, digest))
+            }
+            Err(mistakes) => {
+                for mistake in mistakes {
+                    let files = tls.certificate.as_ref().map(Spanned::get_ref);
+                    let span = match mistake.place {
+                        Place::Roots => tls.ca.as_ref().map(Spanned::span),
+                        Place::Certificate => files.map(|files| files.chain.span()),
+                        Place::Key => files.map(|files| files.key.span()),
+                    };
+                    match span {
+                        Some(span) => self.problems.at(source, span, mistake.message),
+                        None => self.problems.at(place.0, place.1.clone(), mistake.message),
+                    }
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Of all that a configuration is made of: two with the same digest are the same.
+fn digest(files: &ClientFiles) -> blake3::Hash {
+    let mut digest = blake3::Hasher::new();
+    let mut content = |path: &std::path::Path| files::update_digest(&mut digest, path, files::PEM);
+    if let Roots::File(path) = &files.roots {
+        content(path);
+    }
+    if let Some(files) = &files.certificate {
+        content(&files.chain);
+        content(&files.key);
+    }
+    let kinds = [matches!(files.roots, Roots::System), files.certificate.is_some(), files.http2];
+    digest.update(&kinds.map(u8::from)).update(&[u8::from(matches!(files.verify, Verify::Never))]);
+    digest.finalize()
+}

@@ -1,0 +1,233 @@
+//! The content of a request, for as many attempts as it may be sent in.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::body::backlog::Piece;
+use crate::body::upload::RequestBody;
+use crate::exchange::filtered_body::BodyError;
+
+/// What there is to send, attempt after attempt.
+pub struct Content {
+    /// Nobody has it yet.
+    ready: Option<RequestBody>,
+    kept: Option<Rc<RefCell<Kept>>>,
+    empty: bool,
+    /// The key of the limit for which nothing is kept.
+    limit: Option<&'static str>,
+}
+
+/// Content of which the beginning is kept.
+struct Kept {
+    rest: RequestBody,
+    /// What has been read of it; emptied once that is more than `most` bytes.
+    read: Vec<Bytes>,
+    bytes: usize,
+    most: usize,
+    is_lost: bool,
+    is_too_long: bool,
+    /// Attempts so far: what an earlier one left behind must not read on.
+    turn: u32,
+}
+
+/// Content that is kept as it is sent: first what was read before, then the rest.
+pub struct Resent {
+    kept: Rc<RefCell<Kept>>,
+    turn: u32,
+    next: usize,
+}
+
+/// The key of the limit of what is kept.
+const BUFFER: &str = "retry.buffer";
+
+impl Content {
+    /// Content of which up to `most` bytes are kept to be sent again.
+    pub fn new(content: RequestBody, most: usize) -> Self {
+        let empty = content.is_end_stream();
+        let length = content.size_hint().exact().map_or(most, |length| most.min(length as usize));
+        if empty || most == 0 {
+            return Content { ready: Some(content), kept: None, empty, limit: Some(BUFFER) };
+        }
+        if !content.grant_copy(length) {
+            return Content { ready: Some(content), kept: None, empty, limit: Some("limits.buffer") };
+        }
+        let kept =
+            Kept { rest: content, read: Vec::new(), bytes: 0, most, is_lost: false, is_too_long: false, turn: 0 };
+        let mut content = Content { ready: None, kept: Some(Rc::new(RefCell::new(kept))), empty, limit: None };
+        content.renew();
+        content
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.empty
+    }
+
+    /// The content for an attempt; none if it can't be sent from its beginning any more.
+    pub fn take(&mut self) -> Option<RequestBody> {
+        self.renew();
+        self.ready.take()
+    }
+
+    /// Takes back content of which nothing was read.
+    pub fn put_back(&mut self, content: RequestBody) {
+        self.ready = Some(content);
+    }
+
+    /// Whether there can be another attempt.
+    pub fn is_whole(&self) -> bool {
+        self.empty || self.ready.is_some() || self.kept.as_ref().is_some_and(|kept| !kept.borrow().is_lost)
+    }
+
+    /// Returns the key of the limit that keeps content which is partly sent from another attempt.
+    pub fn limit(&self) -> Option<&'static str> {
+        let is_too_long = || self.kept.as_ref().is_some_and(|kept| kept.borrow().is_too_long);
+        self.limit.filter(|_| !self.is_whole()).or_else(|| is_too_long().then_some(BUFFER))
+    }
+
+    fn renew(&mut self) {
+        if self.ready.is_some() || !self.is_whole() {
+            return;
+        }
+        self.ready = Some(self.kept.as_ref().map_or(RequestBody::Empty, Resent::begin));
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, piece: &Bytes) {
+        self.bytes += piece.len();
+        if self.bytes <= self.most {
+            self.read.push(piece.clone());
+        } else {
+            self.is_too_long = true;
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        self.is_lost = true;
+        self.read = Vec::new();
+    }
+}
+
+impl Resent {
+    fn begin(kept: &Rc<RefCell<Kept>>) -> RequestBody {
+        let turn = kept.borrow().turn + 1;
+        kept.borrow_mut().turn = turn;
+        RequestBody::Resent(Resent { kept: kept.clone(), turn, next: 0 })
+    }
+}
+
+impl Body for Resent {
+    type Data = Piece;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+        let Resent { kept, turn, next } = &mut *self;
+        let mut kept = kept.borrow_mut();
+        if kept.turn != *turn {
+            return Poll::Ready(Some(Err("the request has gone out once more".into())));
+        }
+        if let Some(piece) = kept.read.get(*next) {
+            *next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(piece.clone().into()))));
+        }
+        let frame = Pin::new(&mut kept.rest).poll_frame(cx);
+        match &frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                match frame.data_ref() {
+                    Some(piece) => kept.keep(piece.content()),
+                    // Trailers come but once.
+                    None => kept.lose(),
+                }
+                *next += 1;
+            }
+            // Content that broke off has an end that looks like any other when it is read again.
+            Poll::Ready(Some(Err(_))) => kept.lose(),
+            _ => {}
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let kept = self.kept.borrow();
+        kept.turn == self.turn && self.next >= kept.read.len() && kept.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let kept = self.kept.borrow();
+        let ahead: usize = kept.read.iter().skip(self.next).map(Bytes::len).sum();
+        let rest = kept.rest.size_hint();
+        let mut hint = SizeHint::new();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(ahead as u64));
+        }
+        hint.set_lower(rest.lower() + ahead as u64);
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &mut RequestBody, pieces: usize) -> Vec<Bytes> {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut frame = || match Pin::new(&mut *body).poll_frame(&mut context) {
+            Poll::Ready(Some(Ok(frame))) => Some(frame.into_data().ok()?.content().clone()),
+            _ => None,
+        };
+        (0..pieces).map_while(|_| frame()).collect()
+    }
+
+    fn content(most: usize) -> Content {
+        Content::new(RequestBody::Whole(Bytes::from_static(b"0123456789")), most)
+    }
+
+    #[test]
+    fn what_was_read_is_sent_again() {
+        let mut content = content(10);
+        for _ in 0..3 {
+            let mut body = content.take().unwrap();
+            assert_eq!(body.size_hint().exact(), Some(10));
+            assert_eq!(read(&mut body, 9), [Bytes::from_static(b"0123456789")]);
+            assert!(body.is_end_stream());
+        }
+    }
+
+    #[test]
+    fn an_earlier_attempt_takes_nothing_from_a_later_one() {
+        let mut content = content(10);
+        let mut first = content.take().unwrap();
+        let mut second = content.take().unwrap();
+        assert!(read(&mut first, 1).is_empty() && !first.is_end_stream());
+        assert_eq!(read(&mut second, 9).concat(), b"0123456789");
+    }
+
+    #[test]
+    fn what_is_longer_than_the_buffer_is_sent_once() {
+        let mut content = content(9);
+        let untouched = content.take().unwrap();
+        drop(untouched);
+        assert!(content.is_whole(), "nothing was read of it");
+        let mut body = content.take().unwrap();
+        assert_eq!(read(&mut body, 9).concat(), b"0123456789");
+        assert!(!content.is_whole() && content.take().is_none());
+    }
+
+    #[test]
+    fn what_is_not_kept_comes_back_only_untouched() {
+        let mut content = content(0);
+        let body = content.take().unwrap();
+        assert!(!content.is_whole());
+        content.put_back(body);
+        assert!(content.is_whole() && content.take().is_some() && content.take().is_none());
+        let mut empty = Content::new(RequestBody::Empty, 0);
+        assert!(empty.take().is_some() && empty.take().is_some());
+    }
+}

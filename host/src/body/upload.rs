@@ -1,0 +1,513 @@
+//! The content of a request on its way to an endpoint.
+
+use std::cell::Cell;
+use std::io::ErrorKind;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::body::backlog::{Piece, StreamBacklog};
+use crate::body::replay::Resent;
+use crate::error::{Error, Kind};
+use crate::exchange::filtered_body::{BodyError, Passage};
+use crate::net::deadline::Deadline;
+use crate::plugin::body_filter::TransformError;
+use crate::protocol::hop_by_hop;
+
+/// The content of a request: the client's, streamed, or none.
+pub enum RequestBody {
+    /// Streams as it comes.
+    Incoming(Box<Receiving>),
+    /// Streams through plugins.
+    Filtered(Box<Passage<Receiving>>, Upload),
+    /// Streams, and may stream once more.
+    Resent(Resent),
+    /// Is there already.
+    Whole(Bytes),
+    Empty,
+}
+
+/// The content of a request as its connection receives it. What an exchange leaves of it unread goes back to the connection,
+/// by way of its [`Upload`].
+pub struct ClientContent {
+    /// `None` while dropped.
+    incoming: Option<Incoming>,
+    upload: Upload,
+}
+
+/// The client's content, as long as it is neither too long nor too slow.
+pub struct Receiving {
+    content: ClientContent,
+    upload: Upload,
+    limits: UploadLimits,
+    pace: Pace,
+}
+
+/// What a client's content has to keep to.
+#[derive(Clone, Copy, Debug)]
+pub struct UploadLimits {
+    /// In bytes.
+    pub most: u64,
+    /// Between two pieces.
+    pub pause: Duration,
+    /// Bytes per second.
+    pub rate: u64,
+    /// Whether the content says by itself that it is whole, as in HTTP/2: there a stream that was reset just ends.
+    pub knows_end: bool,
+}
+
+/// How fast the client sends. Only time in which the endpoint waited for the client counts.
+struct Pace {
+    deadline: Deadline,
+    /// Since when the client is waited for.
+    since: Option<Instant>,
+    waited: Duration,
+    bytes: u64,
+}
+
+/// The rate is looked at over this time: a pause now and then is nobody's fault.
+const WINDOW: Duration = Duration::from_secs(30);
+
+/// How far a request body is.
+#[derive(Clone, Default)]
+pub struct Upload(Rc<Progress>);
+
+#[derive(Default)]
+struct Progress {
+    over: Cell<bool>,
+    /// Whether the client has sent all of it, though some may still be on its way to the endpoint.
+    received: Cell<bool>,
+    unhurried: Cell<bool>,
+    fault: Cell<Option<Fault>>,
+    abandoned: Cell<bool>,
+    /// Whether it was dropped before its end.
+    unread: Cell<bool>,
+    bytes: Cell<u64>,
+    awaited: Cell<bool>,
+    /// Bounds what waits for the endpoint; `None` where the client's own buffer does.
+    backlog: Option<Arc<StreamBacklog>>,
+    /// `None` where the connection discards by itself what is left unread, as with HTTP/1.
+    rest: Option<Remainder>,
+}
+
+/// A failure that ends content on its way to the endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    pub kind: Kind,
+    /// The key of the limit that was met.
+    limit: Option<&'static str>,
+    /// The status in the `on-error` of a failed plugin.
+    status: Option<StatusCode>,
+    is_logged: bool,
+}
+
+impl Fault {
+    fn new(kind: Kind) -> Self {
+        Fault { kind, limit: None, status: None, is_logged: false }
+    }
+
+    /// The error of the exchange.
+    pub fn error(self, cause: impl Into<BodyError>) -> Error {
+        let Fault { kind, limit, status, is_logged } = self;
+        Error { limit, status, is_logged, ..Error::new(kind, cause) }
+    }
+}
+
+/// The rest of content that no exchange reads any more.
+#[derive(Default)]
+struct Remainder {
+    is_left: Cell<bool>,
+    content: Cell<Option<Incoming>>,
+    task: Cell<Option<Waker>>,
+}
+
+/// The time for which an exchange rests that is open both ways: neither the client nor the endpoint has sent all of its
+/// content, and neither sends.
+pub struct Rest {
+    /// The bytes of the request's content when the rest began.
+    bytes: u64,
+    rested: Duration,
+    /// Whether the request's content went on when the endpoint was last waited for.
+    was_open: bool,
+}
+
+impl Upload {
+    /// One that has nothing to send.
+    pub fn over() -> Self {
+        let upload = Upload::default();
+        upload.end();
+        upload
+    }
+
+    /// Returns one of which only so much waits for the endpoint, and whose unread rest the connection wants to have.
+    pub fn bounded(backlog: Arc<StreamBacklog>) -> Self {
+        Upload(Rc::new(Progress { backlog: Some(backlog), rest: Some(Remainder::default()), ..Progress::default() }))
+    }
+
+    /// Nothing more will be sent.
+    pub fn end(&self) {
+        self.0.over.set(true);
+    }
+
+    /// From now on the client may take its time: it and the endpoint talk to each other.
+    pub fn take_time(&self) {
+        self.0.unhurried.set(true);
+    }
+
+    /// Whether the client may take its time.
+    pub fn takes_time(&self) -> bool {
+        self.0.unhurried.get()
+    }
+
+    /// Whether all has been sent, or given up.
+    pub fn is_over(&self) -> bool {
+        self.0.over.get()
+    }
+
+    /// Whether nothing more comes from the client.
+    pub fn is_received(&self) -> bool {
+        self.0.received.get() || self.is_over()
+    }
+
+    /// The bytes that were sent.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes.get()
+    }
+
+    /// Whether the client is waited for, and may not take its time: then nobody can say who waits for whom.
+    pub fn is_awaited(&self) -> bool {
+        self.0.awaited.get() && !self.is_over() && !self.0.unhurried.get()
+    }
+
+    /// Why it was given up, if neither the endpoint nor the end of the connection was the reason.
+    pub fn failed(&self) -> Option<Kind> {
+        self.0.fault.get().map(|fault| fault.kind)
+    }
+
+    /// The reason for which it was given up, with the limit that was met and the status for the client.
+    pub fn fault(&self) -> Option<Fault> {
+        self.0.fault.get()
+    }
+
+    /// Whether no exchange reads the rest of it. Content in chunks may be whole all the same.
+    pub fn is_unread(&self) -> bool {
+        self.0.unread.get()
+    }
+
+    /// Whether the client went away within it.
+    pub fn is_abandoned(&self) -> bool {
+        self.0.abandoned.get()
+    }
+
+    /// Waits until no exchange reads the content any more; `None` if nothing is left of it.
+    pub fn poll_rest(&self, cx: &Context<'_>) -> Poll<Option<Incoming>> {
+        let Some(rest) = &self.0.rest else { return Poll::Ready(None) };
+        if !rest.is_left.get() {
+            rest.task.set(Some(cx.waker().clone()));
+            return Poll::Pending;
+        }
+        Poll::Ready(rest.content.take())
+    }
+
+    fn leave(&self, content: Incoming) {
+        self.0.unread.set(!content.is_end_stream());
+        let Some(rest) = &self.0.rest else { return };
+        rest.is_left.set(true);
+        rest.content.set(Some(content).filter(|content| !content.is_end_stream()));
+        if let Some(task) = rest.task.take() {
+            task.wake();
+        }
+    }
+
+    /// Waits until the endpoint has taken what came before.
+    fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        self.0.backlog.as_ref().map_or(Poll::Ready(()), |backlog| backlog.poll_room(cx))
+    }
+
+    fn hold(&self, content: Bytes) -> Piece {
+        match &self.0.backlog {
+            Some(backlog) => backlog.hold(content),
+            None => content.into(),
+        }
+    }
+
+    fn fail(&self, kind: Kind, limit: Option<&'static str>, why: &'static str) -> BodyError {
+        self.0.fault.set(Some(Fault { limit, ..Fault::new(kind) }));
+        why.into()
+    }
+}
+
+// === Rest ===
+
+impl Rest {
+    /// A rest that begins now.
+    pub fn new(upload: &Upload) -> Self {
+        Rest { bytes: upload.bytes(), rested: Duration::ZERO, was_open: !upload.is_received() }
+    }
+
+    /// Returns how much longer an endpoint that has been silent for `pause` may be so, up to `most` in all; `None` if it may
+    /// not. After the end of the request's content, it has one pause more.
+    pub fn longer(&mut self, upload: &Upload, pause: Duration, most: Duration) -> Option<Duration> {
+        let is_open = !upload.is_received();
+        let was_open = std::mem::replace(&mut self.was_open, is_open);
+        if upload.bytes() != self.bytes {
+            (self.bytes, self.rested) = (upload.bytes(), Duration::ZERO);
+        }
+        self.rested += pause;
+        let left = most.saturating_sub(self.rested).min(pause);
+        ((is_open || was_open) && !left.is_zero()).then_some(left)
+    }
+}
+
+// === ClientContent ===
+
+impl ClientContent {
+    pub fn new(incoming: Incoming, upload: Upload) -> Self {
+        ClientContent { incoming: Some(incoming), upload }
+    }
+}
+
+impl Drop for ClientContent {
+    fn drop(&mut self) {
+        if let Some(incoming) = self.incoming.take() {
+            self.upload.leave(incoming);
+        }
+    }
+}
+
+impl Body for ClientContent {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default()
+    }
+}
+
+// === Receiving ===
+
+impl Receiving {
+    pub fn new(content: ClientContent, upload: Upload, limits: UploadLimits, deadline: Deadline) -> Self {
+        let pace = Pace { deadline, since: None, waited: Duration::ZERO, bytes: 0 };
+        Receiving { content, upload, limits, pace }
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.upload.end();
+    }
+}
+
+impl Body for Receiving {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Receiving { content, upload, limits, pace } = &mut *self;
+        let polled = Pin::new(&mut *content).poll_frame(cx);
+        upload.0.awaited.set(polled.is_pending());
+        let frame = match polled {
+            Poll::Pending => {
+                let met = if upload.0.unhurried.get() { None } else { pace.met(*limits, cx) };
+                let Some(limit) = met else { return Poll::Pending };
+                let why = "the client's content is too slow";
+                return Poll::Ready(Some(Err(upload.fail(Kind::RequestTimeout, Some(limit), why))));
+            }
+            Poll::Ready(frame) => frame,
+        };
+        upload.0.received.set(frame.is_none() || content.is_end_stream());
+        let length = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len) as u64;
+        pace.took(length);
+        upload.0.bytes.set(upload.0.bytes.get() + length);
+        if upload.bytes() > limits.most {
+            let why = "the content is longer than the route takes";
+            return Poll::Ready(Some(Err(upload.fail(Kind::RequestBodySize, Some("max-body"), why))));
+        }
+        if frame.is_none() && limits.knows_end && !content.is_end_stream() {
+            upload.0.abandoned.set(true);
+            return Poll::Ready(Some(Err(upload.fail(
+                Kind::RequestError,
+                None,
+                "the client gave up within its content",
+            ))));
+        }
+        if let Some(Err(error)) = &frame
+            && !error.is_incomplete_message()
+            && !error.is_closed()
+        {
+            upload.0.fault.set(Some(Fault::new(Kind::RequestError)));
+            upload.0.abandoned.set(is_departure(error));
+        }
+        Poll::Ready(frame.map(|frame| frame.map(hop_by_hop::request_frame).map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.content.size_hint()
+    }
+}
+
+/// Whether an error of content says that the client has gone, or has reset its stream, rather than that it broke a rule.
+fn is_departure(error: &hyper::Error) -> bool {
+    let io = || cause::<std::io::Error>(error).map(std::io::Error::kind);
+    let reset = || cause::<h2::Error>(error).is_some_and(|error| error.is_remote() || error.is_io());
+    matches!(
+        io(),
+        Some(
+            ErrorKind::UnexpectedEof
+                | ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::BrokenPipe
+        )
+    ) || reset()
+}
+
+/// Returns the source of an error, if it is of this type.
+fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+// === Pace ===
+
+impl Pace {
+    fn took(&mut self, bytes: u64) {
+        let now = self.deadline.clock().now();
+        self.waited += self.since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.bytes += bytes;
+        self.deadline.clear();
+    }
+
+    /// For content that is pending: the limit that the client has met.
+    fn met(&mut self, limits: UploadLimits, cx: &Context<'_>) -> Option<&'static str> {
+        let now = self.deadline.clock().now();
+        let pause = now.saturating_duration_since(*self.since.get_or_insert(now));
+        if self.waited + pause >= WINDOW {
+            if self.bytes < limits.rate.saturating_mul(WINDOW.as_secs()) {
+                return Some("limits.body-rate");
+            }
+            (self.waited, self.bytes) = (Duration::ZERO, 0);
+        }
+        let left = limits.pause.saturating_sub(pause);
+        self.deadline.set(left.min(WINDOW.saturating_sub(self.waited + pause)));
+        self.deadline.watch(cx);
+        left.is_zero().then_some("limits.body-timeout")
+    }
+}
+
+// === RequestBody ===
+
+/// Counts what has come as held until the endpoint has taken it.
+fn held(
+    frame: Poll<Option<Result<Frame<Bytes>, BodyError>>>,
+    upload: &Upload,
+) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+    frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(|content| upload.hold(content)))))
+}
+
+impl RequestBody {
+    /// Grants so many bytes to be kept for another attempt; `false` if the client's connection holds too much.
+    pub fn grant_copy(&self, bytes: usize) -> bool {
+        let upload = match self {
+            RequestBody::Incoming(body) => &body.upload,
+            RequestBody::Filtered(_, upload) => upload,
+            RequestBody::Resent(_) | RequestBody::Whole(_) | RequestBody::Empty => return true,
+        };
+        upload.0.backlog.as_ref().is_none_or(|backlog| backlog.grant_copy(bytes))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Piece;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+        match &mut *self {
+            RequestBody::Incoming(body) => {
+                ready!(body.upload.poll_room(cx));
+                let frame = Pin::new(&mut **body).poll_frame(cx);
+                held(frame, &body.upload)
+            }
+            RequestBody::Filtered(passage, upload) => {
+                ready!(upload.poll_room(cx));
+                let frame = Pin::new(&mut **passage).poll_frame(cx);
+                if let Poll::Ready(Some(Err(error))) = &frame {
+                    match error.downcast_ref() {
+                        Some(TransformError::TooLarge { .. }) => {
+                            upload.0.fault.set(Some(Fault::new(Kind::RequestBodySize)))
+                        }
+                        Some(TransformError::Trap(trap)) => {
+                            let (status, is_logged) = (passage.status(), trap.rejection().is_none());
+                            upload.0.fault.set(Some(Fault { status, is_logged, ..Fault::new(Kind::PluginError) }));
+                        }
+                        None => {}
+                    }
+                }
+                held(frame, upload)
+            }
+            RequestBody::Resent(body) => Pin::new(body).poll_frame(cx),
+            RequestBody::Whole(content) if content.is_empty() => Poll::Ready(None),
+            RequestBody::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content).into())))),
+            RequestBody::Empty => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            RequestBody::Incoming(body) => body.is_end_stream(),
+            RequestBody::Filtered(..) => false,
+            RequestBody::Resent(body) => body.is_end_stream(),
+            RequestBody::Whole(content) => content.is_empty(),
+            RequestBody::Empty => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            RequestBody::Incoming(body) => body.size_hint(),
+            RequestBody::Filtered(passage, _) => passage.size_hint(),
+            RequestBody::Resent(body) => body.size_hint(),
+            RequestBody::Whole(content) => SizeHint::with_exact(content.len() as u64),
+            RequestBody::Empty => SizeHint::with_exact(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exchange_rests_while_it_is_open_both_ways_and_one_pause_longer() {
+        let (second, most) = (Duration::from_secs(1), Duration::from_millis(2500));
+        let upload = Upload::default();
+        let mut rest = Rest::new(&upload);
+        let mut longer = |upload: &Upload| rest.longer(upload, second, most);
+        assert_eq!((longer(&upload), longer(&upload)), (Some(second), Some(second / 2)));
+        upload.0.bytes.set(9);
+        assert_eq!(longer(&upload), Some(second), "the client has sent something");
+        upload.end();
+        assert_eq!((longer(&upload), longer(&upload)), (Some(second / 2), None));
+        assert_eq!(Rest::new(&Upload::over()).longer(&Upload::over(), second, most), None);
+        let mut short = Rest::new(&Upload::default());
+        assert_eq!(short.longer(&Upload::default(), second, second / 2), None, "never shorter than a pause");
+    }
+}

@@ -1,0 +1,212 @@
+//! Mistakes of a manifest, shown with file, line, column and the line itself.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::system::printable::{cut, one_line, record};
+
+/// A file of the manifest.
+#[derive(Debug)]
+pub struct Source {
+    pub path: PathBuf,
+    pub text: String,
+    /// Not a text that was made by this program, and has a name instead of a path.
+    pub is_file: bool,
+}
+
+/// One mistake.
+#[derive(Debug)]
+pub struct Problem {
+    pub source: Arc<Source>,
+    /// Bytes of the text; none if it concerns the whole file.
+    pub span: Option<Range<usize>>,
+    /// What was found, what is allowed, what to do.
+    pub message: String,
+}
+
+/// All mistakes of a manifest; beyond [`MOST_SHOWN`], their number only.
+#[derive(Debug, Default)]
+pub struct Problems {
+    list: Vec<Problem>,
+    /// The number of mistakes that are not in the list.
+    more: usize,
+    /// Tables of which a mistake is known that may be the reason for others.
+    excused: Vec<(Arc<Source>, Range<usize>)>,
+    /// The files that were looked for, be they there or not: mending one of them may mend it all.
+    pub files: Vec<PathBuf>,
+}
+
+/// The mistakes that are shown: more than anyone mends at once. A generated file may have one in each of its lines.
+pub const MOST_SHOWN: usize = 50;
+
+/// The bytes of a message that are shown: a value that is quoted in it may be long.
+const LONGEST_MESSAGE: usize = 2 << 10;
+
+/// The bytes of a line that are shown before and after the place of a mistake.
+const LONGEST_SIDE: usize = 200;
+
+impl Problems {
+    /// Notes a mistake at a place.
+    pub fn at(&mut self, source: &Arc<Source>, span: Range<usize>, message: impl Into<String>) {
+        self.push(source, Some(span), message.into());
+    }
+
+    /// Notes a mistake of a whole file.
+    pub fn of_file(&mut self, source: &Arc<Source>, message: impl Into<String>) {
+        self.push(source, None, message.into());
+    }
+
+    /// Ignores further mistakes of these tables as a whole: they may come from those that are known.
+    pub(super) fn excuse(&mut self, source: &Arc<Source>, tables: Vec<Range<usize>>) {
+        self.excused.extend(tables.into_iter().map(|table| (source.clone(), table)));
+    }
+
+    /// Notes mistakes that are not told one by one.
+    pub fn and_more(&mut self, count: usize) {
+        self.more += count;
+    }
+
+    /// Returns the number of mistakes, shown or not.
+    pub fn count(&self) -> usize {
+        self.list.len() + self.more
+    }
+
+    /// Whether one more mistake would be shown.
+    pub fn has_room(&self) -> bool {
+        self.list.len() < MOST_SHOWN
+    }
+
+    pub(super) fn push(&mut self, source: &Arc<Source>, span: Option<Range<usize>>, message: String) {
+        let is_here = |excused: &(Arc<Source>, Range<usize>)| {
+            Arc::ptr_eq(&excused.0, source) && span.as_ref() == Some(&excused.1)
+        };
+        if self.excused.iter().any(is_here) {
+            return;
+        }
+        if self.has_room() {
+            self.list.push(Problem { source: source.clone(), span, message });
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.source.path.display().to_string();
+        let (path, message) = (one_line(&path, usize::MAX), cut(&self.message, LONGEST_MESSAGE));
+        let message = record(&message);
+        let Some(span) = &self.span else { return write!(f, "error: {message}\n --> {path}") };
+        let Line { number, column, text, before, marked } = self.source.line(span);
+        let (margin, marks) = (" ".repeat(number.to_string().len()), "^".repeat(marked.max(1)));
+        writeln!(f, "error: {message}")?;
+        writeln!(f, "{margin}--> {path}:{number}:{}", column + 1)?;
+        writeln!(f, "{margin} |\n{number} | {text}")?;
+        write!(f, "{margin} | {}{marks}", " ".repeat(before))
+    }
+}
+
+/// The line of a mistake.
+struct Line {
+    number: usize,
+    /// Characters before the place.
+    column: usize,
+    /// The line as it is shown, without its far ends if it is long.
+    text: String,
+    /// Characters of the shown text before the place.
+    before: usize,
+    /// Characters of the place.
+    marked: usize,
+}
+
+impl Source {
+    /// Returns the file and line of a place, such as `plugway.toml:14`.
+    pub fn place(&self, span: &Range<usize>) -> String {
+        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
+        format!("{}:{}", self.path.display(), memchr::memchr_iter(b'\n', before).count() + 1)
+    }
+
+    fn line(&self, span: &Range<usize>) -> Line {
+        let bytes = self.text.as_bytes();
+        let start = self.text.floor_char_boundary(span.start);
+        let line_start = memchr::memrchr(b'\n', &bytes[..start]).map_or(0, |at| at + 1);
+        let line_end = memchr::memchr(b'\n', &bytes[start..]).map_or(bytes.len(), |at| start + at);
+        let line = self.text[line_start..line_end].trim_end_matches('\r');
+        let place = (start - line_start).min(line.len());
+        let number = memchr::memchr_iter(b'\n', &bytes[..start]).count() + 1;
+        let end = line.floor_char_boundary(span.end.saturating_sub(line_start).min(place + LONGEST_SIDE)).max(place);
+        let shown_from = line.floor_char_boundary(place.saturating_sub(LONGEST_SIDE));
+        let shown_to = line.floor_char_boundary((place + LONGEST_SIDE).max(end));
+        let (head, tail) = (if shown_from > 0 { "…" } else { "" }, if shown_to < line.len() { "…" } else { "" });
+        let before = format!("{head}{}", safe(&line[shown_from..place]));
+        let text = format!("{before}{}{tail}", safe(&line[place..shown_to]));
+        Line {
+            number,
+            column: line[..place].chars().count(),
+            text,
+            before: before.chars().count(),
+            marked: safe(&line[place..end]).chars().count(),
+        }
+    }
+}
+
+/// A piece of a line, with tabs as they are.
+fn safe(piece: &str) -> String {
+    piece.split('\t').map(|part| one_line(part, usize::MAX)).collect::<Vec<_>>().join("\t")
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, problem) in self.list.iter().enumerate() {
+            write!(f, "{}{problem}", if at == 0 { "" } else { "\n\n" })?;
+        }
+        if self.more > 0 {
+            write!(f, "\n\nand {} more", self.more)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Arc<Source> {
+        Arc::new(Source { path: "plugway.toml".into(), text: text.into(), is_file: false })
+    }
+
+    #[test]
+    fn as_many_as_help_are_shown() {
+        let (source, mut problems) = (source("a = 1"), Problems::default());
+        (0..MOST_SHOWN + 7).for_each(|_| problems.at(&source, 0..1, "wrong"));
+        let shown = problems.to_string();
+        assert_eq!(shown.matches("error: wrong").count(), MOST_SHOWN);
+        assert!(shown.ends_with("\n\nand 7 more"), "{shown}");
+        assert_eq!(problems.count(), MOST_SHOWN + 7);
+    }
+
+    #[test]
+    fn of_a_long_line_the_place_is_shown() {
+        let text = format!("a = [{}\"x\", {}]", "1, ".repeat(100_000), "2, ".repeat(100_000));
+        let place = text.find("\"x\"").unwrap();
+        let mut problems = Problems::default();
+        problems.at(&source(&text), place..place + 3, "y".repeat(100_000));
+        let shown = problems.to_string();
+        assert!(shown.len() < 4_000, "{}", shown.len());
+        assert!(shown.contains("1, \"x\", 2") && shown.contains("^^^"), "{shown}");
+        assert!(shown.contains("plugway.toml:1:300006"), "{shown}");
+    }
+
+    #[test]
+    fn nothing_reaches_the_terminal_but_text() {
+        let mut problems = Problems::default();
+        problems.at(&source("a = \u{1b}[2J"), 4..5, "\u{1b}[31m no\nerror: forged");
+        let shown = problems.to_string();
+        assert!(!shown.contains('\u{1b}') && shown.contains("\\u{1b}[2J"), "{shown}");
+        assert_eq!(shown.lines().filter(|line| line.starts_with("error:")).count(), 1, "{shown}");
+    }
+}

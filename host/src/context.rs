@@ -1,0 +1,573 @@
+//! What is known of an exchange besides its bodies, and the values that plugins and templates can read from it.
+
+pub mod bounds;
+pub mod edit_plan;
+pub mod edit_room;
+pub mod edits;
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use crate::context::edits::Side;
+use crate::protocol::authority;
+use crate::protocol::client_address::{Client, X_FORWARDED_FOR};
+use crate::protocol::field_alias;
+
+/// The heads of both messages, and where the exchange stands.
+#[derive(Debug)]
+pub struct Head {
+    /// What the client asked for, before any edit.
+    pub received: Received,
+    /// The request as it stands now.
+    pub request: http::request::Parts,
+    /// The response as it stands now, once there is one.
+    pub response: Option<http::response::Parts>,
+    /// What the connection tells of the client.
+    pub peer: Arc<Peer>,
+    /// The client that trusted proxies name; `None` if it is the peer.
+    pub client: Option<Box<Client>>,
+    /// Whether the request may have fields that an origin takes for others.
+    pub has_aliases: bool,
+    /// The chain of addresses as trusted proxies have sent it.
+    chain: Option<HeaderValue>,
+    /// The name of the matched route.
+    pub route: Arc<str>,
+    /// The name of the upstream that the request goes to.
+    pub upstream: Arc<str>,
+    /// The chosen endpoint.
+    pub endpoint: Option<Arc<str>>,
+    /// What the cache of its chain did with it, if there is one.
+    pub cache: Option<CacheOutcome>,
+    /// Values left by plugins.
+    pub notes: Vec<(String, HeaderValue)>,
+    /// How much of this is the work of plugins.
+    pub added: Added,
+    id: OnceCell<[u8; 32]>,
+}
+
+/// Counts what the plugins of a chain have added to an exchange. What they removed again still counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Added {
+    request: AddedFields,
+    response: AddedFields,
+    /// Bytes of notes, with their names.
+    pub note_bytes: usize,
+}
+
+/// Counts the fields that were added to a message.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AddedFields {
+    pub fields: usize,
+    pub bytes: usize,
+}
+
+impl Added {
+    /// The count for one side.
+    pub fn to(&self, side: Side) -> AddedFields {
+        match side {
+            Side::Request => self.request,
+            Side::Response => self.response,
+        }
+    }
+
+    /// The count for one side, to be changed.
+    pub fn to_mut(&mut self, side: Side) -> &mut AddedFields {
+        match side {
+            Side::Request => &mut self.request,
+            Side::Response => &mut self.response,
+        }
+    }
+}
+
+/// What became of a request at a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheOutcome {
+    /// Served from what was stored and fresh.
+    Hit,
+    /// Served stale, with a validation behind the client's back.
+    Stale,
+    /// The upstream was asked since what was stored was stale, or the client wanted that.
+    Validated,
+    /// The upstream was asked since nothing was stored.
+    Miss,
+    /// Waited for another request's response, and got that.
+    Collapsed,
+    /// Served stale since the upstream failed.
+    ErrorCovered,
+    /// Went past.
+    Bypass,
+}
+
+impl CacheOutcome {
+    pub const ALL: [CacheOutcome; 7] = [
+        CacheOutcome::Hit,
+        CacheOutcome::Stale,
+        CacheOutcome::Validated,
+        CacheOutcome::Miss,
+        CacheOutcome::Collapsed,
+        CacheOutcome::ErrorCovered,
+        CacheOutcome::Bypass,
+    ];
+
+    /// As figures and logs call it.
+    pub fn word(self) -> &'static str {
+        match self {
+            CacheOutcome::Hit => "hit",
+            CacheOutcome::Stale => "stale",
+            CacheOutcome::Validated => "validated",
+            CacheOutcome::Miss => "miss",
+            CacheOutcome::Collapsed => "collapsed",
+            CacheOutcome::ErrorCovered => "error-covered",
+            CacheOutcome::Bypass => "bypass",
+        }
+    }
+}
+
+/// A request line, and what the access log shows besides.
+#[derive(Debug)]
+pub struct Received {
+    pub method: http::Method,
+    pub target: http::Uri,
+    pub version: http::Version,
+    /// `None` if there is no access log.
+    pub words: Option<Box<ReceivedFields>>,
+}
+
+/// The fields of the access log as the client sent them.
+#[derive(Debug)]
+pub struct ReceivedFields {
+    /// `Host`, or the target's authority.
+    pub host: Option<HeaderValue>,
+    pub referer: Option<HeaderValue>,
+    pub user_agent: Option<HeaderValue>,
+}
+
+/// Whether the fields of the access log are kept as the client sent them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Words {
+    Logged,
+    Unneeded,
+}
+
+/// Facts of a client connection, ready for use in fields.
+#[derive(Debug)]
+pub struct Peer {
+    /// Address without port; none for a unix socket.
+    pub address: Option<HeaderValue>,
+    /// Port, in decimal.
+    pub port: Option<HeaderValue>,
+    /// Address and port of the listener.
+    pub listener: HeaderValue,
+    /// How the client reached it.
+    pub scheme: HeaderValue,
+    /// The client's address and that which it reached; none for a unix socket.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// Whether the listener takes the peer's word about its clients.
+    pub is_trusted: bool,
+    pub tls: Option<Box<PeerTls>>,
+}
+
+/// Facts of a client's TLS.
+#[derive(Debug)]
+pub struct PeerTls {
+    pub version: HeaderValue,
+    pub cipher: Option<HeaderValue>,
+    pub server_name: Option<HeaderValue>,
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// A client's certificate, after it was checked.
+#[derive(Debug)]
+pub struct ClientCertificate {
+    pub subject: Option<HeaderValue>,
+    pub issuer: Option<HeaderValue>,
+    pub serial: Option<HeaderValue>,
+    pub names: Option<HeaderValue>,
+    pub fingerprint: Option<HeaderValue>,
+}
+
+const HTTP: HeaderValue = HeaderValue::from_static("http");
+const HTTPS: HeaderValue = HeaderValue::from_static("https");
+
+/// The name of a value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ValueName {
+    Method,
+    Scheme,
+    Authority,
+    Host,
+    Path,
+    Query,
+    Uri,
+    Protocol,
+    ClientAddress,
+    ClientPort,
+    ListenerAddress,
+    Route,
+    Upstream,
+    Endpoint,
+    RequestId,
+    ForwardedFor,
+    Status,
+    RequestField(HeaderName),
+    ResponseField(HeaderName),
+    Cookie(String),
+    QueryParameter(String),
+    Note(String),
+    TlsVersion,
+    TlsCipher,
+    TlsServerName,
+    ClientCertificateSubject,
+    ClientCertificateIssuer,
+    ClientCertificateSerial,
+    ClientCertificateNames,
+    ClientCertificateFingerprint,
+}
+
+impl ValueName {
+    /// Bytes of the text that the name holds.
+    pub fn text_len(&self) -> usize {
+        match self {
+            ValueName::RequestField(name) | ValueName::ResponseField(name) => name.as_str().len(),
+            ValueName::Cookie(name) | ValueName::QueryParameter(name) | ValueName::Note(name) => name.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// As templates write it.
+impl fmt::Display for ValueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ValueName::Method => f.write_str("method"),
+            ValueName::Scheme => f.write_str("scheme"),
+            ValueName::Authority => f.write_str("authority"),
+            ValueName::Host => f.write_str("host"),
+            ValueName::Path => f.write_str("path"),
+            ValueName::Query => f.write_str("query"),
+            ValueName::Uri => f.write_str("uri"),
+            ValueName::Protocol => f.write_str("protocol"),
+            ValueName::ClientAddress => f.write_str("client.ip"),
+            ValueName::ClientPort => f.write_str("client.port"),
+            ValueName::ListenerAddress => f.write_str("listener.address"),
+            ValueName::Route => f.write_str("route"),
+            ValueName::Upstream => f.write_str("upstream"),
+            ValueName::Endpoint => f.write_str("endpoint"),
+            ValueName::RequestId => f.write_str("request-id"),
+            ValueName::ForwardedFor => f.write_str("forwarded-for"),
+            ValueName::Status => f.write_str("status"),
+            ValueName::RequestField(name) => write!(f, "request.header.{name}"),
+            ValueName::ResponseField(name) => write!(f, "response.header.{name}"),
+            ValueName::Cookie(name) => write!(f, "cookie.{name}"),
+            ValueName::QueryParameter(name) => write!(f, "query.{name}"),
+            ValueName::Note(name) => write!(f, "note.{name}"),
+            ValueName::TlsVersion => f.write_str("tls.version"),
+            ValueName::TlsCipher => f.write_str("tls.cipher"),
+            ValueName::TlsServerName => f.write_str("tls.server-name"),
+            ValueName::ClientCertificateSubject => f.write_str("tls.client.subject"),
+            ValueName::ClientCertificateIssuer => f.write_str("tls.client.issuer"),
+            ValueName::ClientCertificateSerial => f.write_str("tls.client.serial"),
+            ValueName::ClientCertificateNames => f.write_str("tls.client.names"),
+            ValueName::ClientCertificateFingerprint => f.write_str("tls.client.fingerprint"),
+        }
+    }
+}
+
+/// A value; a field with one line is borrowed whole, so that it can be sent on without a copy.
+#[derive(Debug)]
+pub enum Value<'a> {
+    Field(&'a HeaderValue),
+    Bytes(Cow<'a, [u8]>),
+}
+
+impl Head {
+    /// The head of an exchange that begins.
+    pub fn new(
+        received: Received,
+        request: http::request::Parts,
+        peer: Arc<Peer>,
+        route: Arc<str>,
+        upstream: Arc<str>,
+    ) -> Self {
+        let (response, endpoint, cache, notes, id) = (None, None, None, Vec::new(), OnceCell::new());
+        let (added, client, has_aliases) = (Added::default(), None, false);
+        let chain = joined(&request.headers, &X_FORWARDED_FOR).and_then(|chain| match chain {
+            Value::Field(field) => Some(field.clone()),
+            chain => HeaderValue::from_bytes(chain.bytes()).ok(),
+        });
+        Head {
+            received,
+            request,
+            chain,
+            response,
+            peer,
+            client,
+            has_aliases,
+            route,
+            upstream,
+            endpoint,
+            cache,
+            notes,
+            added,
+            id,
+        }
+    }
+
+    /// Of what could not be read.
+    pub fn unread(peer: Arc<Peer>) -> Self {
+        let mut head = Head::empty();
+        head.peer = peer;
+        head.received = Received {
+            method: http::Method::from_bytes(b"-").unwrap_or_default(),
+            target: http::Uri::from_static("*"),
+            version: http::Version::HTTP_11,
+            words: None,
+        };
+        (head.route, head.upstream) = ("-".into(), "-".into());
+        head
+    }
+
+    /// A stand-in while the real head is lent to a plugin.
+    pub fn empty() -> Self {
+        let (request, ()) = http::Request::new(()).into_parts();
+        let received = Received::of(&request, Words::Unneeded);
+        Head::new(received, request, Arc::new(Peer::unix("")), "".into(), "".into())
+    }
+
+    /// Another exchange's, for the same request.
+    pub fn copy(&self) -> Self {
+        let Received { method, target, version, .. } = &self.received;
+        let received = Received { method: method.clone(), target: target.clone(), version: *version, words: None };
+        let (peer, route, upstream) = (self.peer.clone(), self.route.clone(), self.upstream.clone());
+        let mut copy = Head::new(received, self.request.clone(), peer, route, upstream);
+        (copy.notes, copy.added) = (self.notes.clone(), self.added);
+        (copy.client, copy.has_aliases) = (self.client.clone(), self.has_aliases);
+        copy.chain = self.chain.clone();
+        copy
+    }
+
+    /// A value, if it is there.
+    pub fn value(&self, name: &ValueName) -> Option<Value<'_>> {
+        let text = |text: &'_ str| Some(Value::Bytes(Cow::Owned(text.as_bytes().to_vec())));
+        match name {
+            ValueName::Method => Some(borrowed(self.request.method.as_str())),
+            ValueName::Scheme => Some(Value::Field(&self.peer.scheme)),
+            ValueName::Authority => self.request.headers.get(header::HOST).map(Value::Field),
+            ValueName::Host => host(self.request.headers.get(header::HOST)?),
+            ValueName::Path => Some(borrowed(self.request.uri.path())),
+            ValueName::Query => self.request.uri.query().map(borrowed),
+            ValueName::Uri => {
+                let mut uri = Vec::new();
+                self.put_uri(&mut uri);
+                Some(Value::Bytes(Cow::Owned(uri)))
+            }
+            ValueName::Protocol => text(&format!("{:?}", self.request.version)),
+            ValueName::ClientAddress => self.client_address().map(Value::Field),
+            ValueName::ClientPort => match &self.client {
+                Some(client) => client.port.as_ref().map(Value::Field),
+                None => self.peer.port.as_ref().map(Value::Field),
+            },
+            ValueName::ListenerAddress => Some(Value::Field(&self.peer.listener)),
+            ValueName::Route => Some(borrowed(&self.route)),
+            ValueName::Upstream => Some(borrowed(&self.upstream)),
+            ValueName::Endpoint => self.endpoint.as_deref().map(borrowed),
+            ValueName::RequestId => Some(Value::Bytes(Cow::Borrowed(self.request_id().as_bytes()))),
+            ValueName::ForwardedFor => self.forwarded_for(),
+            ValueName::Status => self.response.as_ref().and_then(|response| text(response.status.as_str())),
+            ValueName::RequestField(name) => joined(&self.request.headers, name),
+            ValueName::ResponseField(name) => joined(&self.response.as_ref()?.headers, name),
+            ValueName::Cookie(name) => {
+                let lines = self.request.headers.get_all(header::COOKIE).into_iter();
+                lines.filter_map(|line| pair(line.as_bytes(), b';', name)).next()
+            }
+            ValueName::QueryParameter(name) => pair(self.request.uri.query()?.as_bytes(), b'&', name),
+            ValueName::Note(name) => self.note(name).map(Value::Field),
+            ValueName::TlsVersion => self.peer.tls.as_ref().map(|tls| Value::Field(&tls.version)),
+            ValueName::TlsCipher => self.peer.tls.as_ref()?.cipher.as_ref().map(Value::Field),
+            ValueName::TlsServerName => self.peer.tls.as_ref()?.server_name.as_ref().map(Value::Field),
+            ValueName::ClientCertificateSubject => self.certificate()?.subject.as_ref().map(Value::Field),
+            ValueName::ClientCertificateIssuer => self.certificate()?.issuer.as_ref().map(Value::Field),
+            ValueName::ClientCertificateSerial => self.certificate()?.serial.as_ref().map(Value::Field),
+            ValueName::ClientCertificateNames => self.certificate()?.names.as_ref().map(Value::Field),
+            ValueName::ClientCertificateFingerprint => self.certificate()?.fingerprint.as_ref().map(Value::Field),
+        }
+    }
+
+    /// Writes the target URI, in its normal form (RFC 9110 §7.1, §4.2.3).
+    pub fn put_uri(&self, into: &mut Vec<u8>) {
+        let (scheme, port) = if self.peer.is_secure() { (&b"https://"[..], 443) } else { (&b"http://"[..], 80) };
+        let authority = self.request.headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
+        // What a plugin has put into Host may have no normal form.
+        let authority = authority::normal(authority, Some(port)).unwrap_or(Cow::Borrowed(authority));
+        let target = self.request.uri.path_and_query().map_or("/", |target| target.as_str());
+        into.reserve(scheme.len() + authority.len() + target.len());
+        into.extend_from_slice(scheme);
+        into.extend_from_slice(&authority);
+        into.extend_from_slice(target.as_bytes());
+    }
+
+    fn certificate(&self) -> Option<&ClientCertificate> {
+        self.peer.tls.as_ref()?.certificate.as_ref()
+    }
+
+    /// A note, if some plugin left it.
+    pub fn note(&self, name: &str) -> Option<&HeaderValue> {
+        self.notes.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    /// Leaves a note in place of one of that name.
+    pub fn set_note(&mut self, name: String, value: HeaderValue) {
+        self.notes.retain(|(known, _)| *known != name);
+        self.notes.push((name, value));
+    }
+
+    /// 32 random hexadecimal digits, the same for the whole exchange.
+    pub fn request_id(&self) -> &str {
+        let digits = self.id.get_or_init(|| {
+            let mut random = [0; 16];
+            // Without random numbers an identifier of zeros is better than no service.
+            let _ = getrandom::fill(&mut random);
+            let mut digits = [0; 32];
+            for (place, digit) in digits.iter_mut().enumerate() {
+                let nibble = random[place / 2] >> (4 * (place % 2)) & 15;
+                *digit = b"0123456789abcdef"[usize::from(nibble)];
+            }
+            digits
+        });
+        std::str::from_utf8(digits).unwrap_or_default()
+    }
+
+    /// The address of the client; `None` if it is unknown.
+    pub fn client_address(&self) -> Option<&HeaderValue> {
+        self.client.as_ref().map(|client| &client.address).or(self.peer.address.as_ref())
+    }
+
+    /// The client's address and that which it reached; `None` if the client's is unknown.
+    pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let Some(client) = &self.client else { return self.peer.ends };
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+        Some((client.socket, self.peer.ends.map_or(unknown, |(_, reached)| reached)))
+    }
+
+    /// The value of a field for the key of a cache: with the lines that an origin may take for the field's.
+    pub fn value_with_aliases(&self, name: &ValueName) -> Option<Value<'_>> {
+        let value = self.value(name);
+        let ValueName::RequestField(name) = name else { return value };
+        if !self.has_aliases {
+            return value;
+        }
+        let mut whole = value.as_ref().map_or(Vec::new(), |value| value.bytes().to_vec());
+        let has_more = field_alias::put_aliases(&self.request.headers, name, &mut whole);
+        if has_more { Some(Value::Bytes(Cow::Owned(whole))) } else { value }
+    }
+
+    /// The chain that trusted proxies have sent, or their client, with the peer at the end. A peer at a unix socket has no
+    /// address to be put there: it is on this machine, and the next proxy reads the chain as if it weren't there.
+    fn forwarded_for(&self) -> Option<Value<'_>> {
+        let peer = self.peer.address.as_ref();
+        let client = || self.client.as_ref().map(|client| Value::Field(&client.address));
+        // Not the field as it is now: a plugin may have put this hop there already.
+        let chain = self.chain.as_ref().map(Value::Field).or_else(client);
+        Some(match (chain, peer) {
+            (Some(chain), Some(peer)) => Value::Bytes(Cow::Owned([chain.bytes(), b", ", peer.as_bytes()].concat())),
+            (Some(chain), None) => chain,
+            (None, peer) => Value::Field(peer?),
+        })
+    }
+}
+
+impl Received {
+    /// Copies what is kept of a request that no plugin has changed yet.
+    pub fn of(request: &http::request::Parts, words: Words) -> Self {
+        let words = (words == Words::Logged).then(|| {
+            let field = |name| request.headers.get(name).cloned();
+            let authority = || HeaderValue::from_str(request.uri.authority()?.as_str()).ok();
+            let host = field(header::HOST).or_else(authority);
+            Box::new(ReceivedFields { host, referer: field(header::REFERER), user_agent: field(header::USER_AGENT) })
+        });
+        Received { method: request.method.clone(), target: request.uri.clone(), version: request.version, words }
+    }
+}
+
+impl Peer {
+    /// The facts of a connection over TCP.
+    pub fn tcp(client: SocketAddr, listener: SocketAddr) -> Self {
+        // The canonical form: an IPv4 client of a dual-stack socket is an IPv4 client.
+        let (address, port) = (client.ip().to_canonical().to_string(), client.port().to_string());
+        let field = |text: String| HeaderValue::from_str(&text).ok();
+        let ends = Some((client, listener));
+        let listener = field(listener.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        Peer { address: field(address), port: field(port), listener, scheme: HTTP, ends, is_trusted: false, tls: None }
+    }
+
+    /// The facts of a connection over a unix socket.
+    pub fn unix(listener: &str) -> Self {
+        let listener = HeaderValue::from_str(listener).unwrap_or(HeaderValue::from_static("unix"));
+        Peer { address: None, port: None, listener, scheme: HTTP, ends: None, is_trusted: false, tls: None }
+    }
+
+    /// The address that connected; `None` at a unix socket.
+    pub fn ip(&self) -> Option<std::net::IpAddr> {
+        self.ends.map(|(client, _)| client.ip().to_canonical())
+    }
+
+    /// Whether the client has spoken TLS to this listener.
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The same over TLS.
+    pub fn secure(&mut self, tls: PeerTls) {
+        (self.scheme, self.tls) = (HTTPS, Some(Box::new(tls)));
+    }
+}
+
+impl Value<'_> {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Value::Field(value) => value.as_bytes(),
+            Value::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// The host of an authority without its port (RFC 3986 §3.2), in lower case.
+pub fn host(authority: &HeaderValue) -> Option<Value<'_>> {
+    let bytes = authority.as_bytes();
+    let end = match bytes.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if bytes[colon + 1..].iter().all(u8::is_ascii_digit) => colon,
+        _ => bytes.len(),
+    };
+    if bytes.iter().any(u8::is_ascii_uppercase) {
+        return Some(Value::Bytes(Cow::Owned(bytes[..end].to_ascii_lowercase())));
+    }
+    Some(if end == bytes.len() { Value::Field(authority) } else { Value::Bytes(Cow::Borrowed(&bytes[..end])) })
+}
+
+fn borrowed(text: &str) -> Value<'_> {
+    Value::Bytes(Cow::Borrowed(text.as_bytes()))
+}
+
+fn joined<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<Value<'a>> {
+    let mut lines = fields.get_all(name).iter();
+    let first = lines.next()?;
+    let Some(second) = lines.next() else { return Some(Value::Field(first)) };
+    let mut list = [first.as_bytes(), b", ", second.as_bytes()].concat();
+    for line in lines {
+        list.extend_from_slice(b", ");
+        list.extend_from_slice(line.as_bytes());
+    }
+    Some(Value::Bytes(Cow::Owned(list)))
+}
+
+fn pair<'a>(list: &'a [u8], separator: u8, name: &str) -> Option<Value<'a>> {
+    let pairs = list.split(|byte| *byte == separator).map(<[u8]>::trim_ascii);
+    let mut values = pairs.filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+    values.next().map(|value| Value::Bytes(Cow::Borrowed(value)))
+}

@@ -1,0 +1,245 @@
+//! A client connection: the state that its exchanges share, independent of the HTTP version.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::net::UnixStream;
+use tokio_rustls::server::TlsStream;
+
+use crate::body::upload::{ClientContent, Upload};
+use crate::downstream::admission::Presence;
+use crate::error::{Error, Kind};
+use crate::exchange::filtered_body::BodyError;
+use crate::exchange::record::Ending;
+use crate::exchange::response_body::ResponseBody;
+use crate::exchange::{self, Arrival, Begun, Timers};
+use crate::generation::Running;
+use crate::net::byte_counter::Metered;
+use crate::net::deadline::{Clock, Deadline};
+use crate::net::tcp::{self, Tcp};
+
+pub mod admission;
+pub mod handshake;
+pub mod http1;
+pub mod http2;
+mod tunnel;
+mod write_timeout;
+
+/// The maximum time of a lingering close, in which data of the client is still read after its last response. An
+/// immediate close would reset the connection, and the client might never read that response (RFC 9112 §9.6, RFC 9113
+/// §8.1).
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The maximum time for which a request body is read and discarded after a response that did not wait for its end. A
+/// client on a slow line has sent a window of its body before it receives the response.
+const DISCARD_TIME: Duration = Duration::from_secs(10);
+
+/// The maximum number of bytes of such a body that are read. A client that sends more has [`LINGER`] to read its
+/// response, but is no longer read.
+const DISCARD_BYTES: usize = 16 << 20;
+
+/// The socket or stream under a client connection.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Returns the next byte without consuming it; `None` if the client has closed its sending side.
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>>;
+
+    /// Returns how many bytes were sent on the connection.
+    fn departed(&self) -> u64;
+
+    /// Returns how many bytes the client's system has acknowledged. Costs a system call.
+    fn taken(&self) -> u64;
+
+    /// Makes the kernel drop unsent bytes once the socket is closed, instead of sending them for as long as that takes.
+    fn forget_unsent(&self);
+
+    /// Whether the client has reset the connection. Costs a system call.
+    fn is_gone(&self) -> bool;
+}
+
+/// A client connection, as its exchanges see it.
+pub struct Client {
+    pub current: Rc<RefCell<Rc<Running>>>,
+    pub clock: Rc<Clock>,
+    pub arrival: Arrival,
+    /// Records whether the connection waits for a request: then it may be evicted.
+    pub presence: Presence,
+}
+
+/// The body of a response to a client; its end is the end of the exchange.
+struct Outgoing {
+    body: ResponseBody,
+    /// The timeout of the exchange as a whole.
+    total: Deadline,
+    /// The record of the exchange; `None` once the body is dropped.
+    ending: Option<Ending>,
+}
+
+impl Client {
+    /// Begins an exchange; the returned future resolves to the response.
+    fn exchange(
+        &self,
+        request: Request<ClientContent>,
+        upload: Upload,
+        timers: Rc<Timers>,
+    ) -> impl Future<Output = Response<Outgoing>> + use<> {
+        let running = self.current.borrow().clone();
+        let in_chain = running.enter_chain();
+        let mut ending = Ending::new(running.clone(), upload);
+        let begun = exchange::begin(&running, request, &self.arrival, &timers, &mut ending);
+        async move {
+            let response = match begun {
+                // Boxed: hyper moves the future of an exchange before it is polled, and this part of it is large.
+                Begun::Onward(mut onward) => Box::pin(onward.run(&running, &timers, &mut ending)).await,
+                Begun::Answered(response) => response,
+            };
+            drop(in_chain);
+            response.map(|body| Outgoing { body, total: timers.total.clone(), ending: Some(ending) })
+        }
+    }
+
+    /// Returns the response to bytes that never became a request.
+    fn refuse(&self, error: Error, status: StatusCode) -> Response<Outgoing> {
+        let running = self.current.borrow().clone();
+        let mut ending = Ending::new(running.clone(), Upload::over());
+        let response = exchange::refuse(&running, error, status, &self.arrival, &mut ending);
+        let [total] = self.clock.deadlines();
+        response.map(|body| Outgoing { body, total, ending: Some(ending) })
+    }
+}
+
+// === Transport ===
+
+impl Transport for Metered<Tcp> {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.0.poll_read_ready(cx)
+    }
+
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+        loop {
+            ready!(self.socket.0.poll_read_ready(cx))?;
+            match self.socket.0.try_io(Interest::READABLE, || tcp::peek(&self.socket.0)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                peeked => return Poll::Ready(peeked),
+            }
+        }
+    }
+
+    fn departed(&self) -> u64 {
+        self.departed
+    }
+
+    fn taken(&self) -> u64 {
+        self.departed.saturating_sub(self.socket.waiting())
+    }
+
+    fn forget_unsent(&self) {
+        self.socket.forget_unsent();
+    }
+
+    fn is_gone(&self) -> bool {
+        tcp::is_gone(&self.socket.0)
+    }
+}
+
+impl Transport for Metered<UnixStream> {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_read_ready(cx)
+    }
+
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+        loop {
+            ready!(self.socket.poll_read_ready(cx))?;
+            match self.socket.try_io(Interest::READABLE, || tcp::peek(&self.socket)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                peeked => return Poll::Ready(peeked),
+            }
+        }
+    }
+
+    fn departed(&self) -> u64 {
+        self.departed
+    }
+
+    fn taken(&self) -> u64 {
+        self.departed.saturating_sub(tcp::waiting(&self.socket))
+    }
+
+    /// Does nothing: unsent bytes belong to the client, and none of them is in the kernel once that closes.
+    fn forget_unsent(&self) {}
+
+    fn is_gone(&self) -> bool {
+        tcp::is_gone(&self.socket)
+    }
+}
+
+/// A TLS connection. By the time that it is idle, all bytes that rustls has deciphered are read.
+impl<T: Transport> Transport for Box<TlsStream<T>> {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_ref().0.poll_read_ready(cx)
+    }
+
+    /// Returns the next byte of the records, which are enciphered.
+    fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>> {
+        self.get_ref().0.poll_peek(cx)
+    }
+
+    fn departed(&self) -> u64 {
+        self.get_ref().0.departed()
+    }
+
+    fn taken(&self) -> u64 {
+        self.get_ref().0.taken()
+    }
+
+    fn forget_unsent(&self) {
+        self.get_ref().0.forget_unsent();
+    }
+
+    fn is_gone(&self) -> bool {
+        self.get_ref().0.is_gone()
+    }
+}
+
+// === Outgoing ===
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        if let (Poll::Ready(Some(Ok(frame))), Some(ending)) = (&frame, &mut this.ending) {
+            ending.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        let frame = match frame {
+            Poll::Ready(_) | Poll::Pending if this.total.is_met() => {
+                let late = Error::new(Kind::ResponseTimeout, "the route's timeout has passed").met("timeout");
+                Poll::Ready(Some(Err(late.into())))
+            }
+            frame => frame,
+        };
+        if let (Poll::Ready(Some(Err(error))), Some(ending)) = (&frame, &mut this.ending) {
+            ending.cut(error);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,447 @@
+//! The admission of client connections, over all listeners and workers.
+//!
+//! An idle connection may be evicted if there is no room for a new one: first the longest idle one of the client with
+//! the most connections. Connections with a request are never evicted; if all have one, the new connection is closed,
+//! or waits for a descriptor.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::AbortHandle;
+
+use crate::generation::connection_counts::{Census, ClientNet, Closed, Search};
+use crate::generation::listener::Listener;
+use crate::system::descriptors::Descriptors;
+
+/// The client connections of the process.
+pub struct Admission {
+    began: Instant,
+    /// The connections of each worker. Locked when a connection begins, ends or is evicted; never for a request.
+    workers: Vec<Mutex<HashMap<usize, Arc<Entry>>>>,
+    open: AtomicUsize,
+    descriptors: OnceLock<Descriptors>,
+    shortage: Mutex<Option<Shortage>>,
+    search: Search,
+    /// The time until which idle endpoint connections are closed too, in milliseconds of the process.
+    starved_until: AtomicU64,
+}
+
+/// An admitted connection, counted until dropped.
+pub struct Admitted {
+    admission: Arc<Admission>,
+    entry: Arc<Entry>,
+    worker: usize,
+}
+
+/// Records whether a connection waits for a request; held by the task that serves the connection.
+#[derive(Clone)]
+pub struct Presence(Arc<Entry>);
+
+/// A listener that a client has connected to.
+#[derive(Clone)]
+pub struct Entrance {
+    pub listener: Arc<Listener>,
+    /// The address of the listener, as the log has it.
+    pub address: Arc<str>,
+}
+
+struct Entry {
+    began: Instant,
+    census: Arc<Census>,
+    /// [`SERVED`], [`GONE`], or [`WAITING`] plus the time from which the connection can be evicted, in milliseconds of
+    /// the process.
+    state: AtomicU64,
+    /// The [`ClientNet`] while the connection is counted for its client, otherwise [`UNCOUNTED`].
+    client: AtomicU64,
+    task: OnceLock<AbortHandle>,
+}
+
+/// A period in which descriptors for clients are short.
+struct Shortage {
+    since: Instant,
+    /// The time when a descriptor was last missing.
+    last: Instant,
+}
+
+/// The connections of a client, some of which wait for a request.
+struct Crowd {
+    held: usize,
+    /// The waiting connections, ordered by their waiting time, the longest last.
+    waiting: Vec<(u64, Arc<Entry>)>,
+}
+
+/// A limit, with its key in the manifest or its name.
+struct Limit {
+    key: &'static str,
+    most: usize,
+}
+
+const SERVED: u64 = 0;
+const GONE: u64 = 1;
+const WAITING: u64 = 2;
+
+/// The value of an uncounted connection: no client network has these bits.
+const UNCOUNTED: u64 = u64::MAX - 1;
+
+/// The fraction of connections that is evicted at a time: one in `BATCH`. Each eviction has to scan all connections.
+const BATCH: usize = 64;
+
+/// The minimum time between a response and an eviction, so that the response reaches the client.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The time for the first request of a new connection before it can be evicted, in milliseconds. If a listener is full
+/// of newer connections, it can be evicted at once.
+const HEAD_START: u64 = 100;
+
+/// The time without a missing descriptor after which a shortage is over.
+const RELIEF: Duration = Duration::from_secs(2);
+
+/// The time for which idle endpoint connections are closed after a descriptor was missing, in milliseconds.
+const STARVED: u64 = 1000;
+
+/// The advice to get more descriptors, for the log.
+const REMEDY: &str = "raise LimitNOFILE= of the systemd unit or `ulimit -n`, or lower limits.connections";
+
+impl Admission {
+    /// Creates the admission of a process with this number of workers.
+    pub fn new(workers: usize) -> Arc<Self> {
+        Arc::new(Admission {
+            began: Instant::now(),
+            workers: (0..workers).map(|_| Mutex::default()).collect(),
+            open: AtomicUsize::new(0),
+            descriptors: OnceLock::new(),
+            shortage: Mutex::default(),
+            search: Search::default(),
+            starved_until: AtomicU64::new(0),
+        })
+    }
+
+    /// Sets the number of connections that these descriptors allow.
+    pub fn limit(&self, descriptors: Descriptors) {
+        let _ = self.descriptors.set(descriptors);
+    }
+
+    /// Returns the number of client connections for which there are descriptors.
+    fn ceiling(&self) -> usize {
+        self.descriptors.get().map_or(usize::MAX, |descriptors| descriptors.clients())
+    }
+
+    /// Returns the limit that the connections of a listener reach first.
+    fn limit_of(&self, listener: &Listener) -> Limit {
+        let (connections, ceiling) = (listener.limits.connections, self.ceiling());
+        if ceiling < connections {
+            return Limit { key: "descriptors", most: ceiling };
+        }
+        Limit { key: "limits.connections", most: connections }
+    }
+
+    /// Whether there is a descriptor for a client that was accepted at `descriptor`, if necessary after evicting other
+    /// connections.
+    pub fn has_room(&self, descriptor: usize, now: Instant) -> bool {
+        let is_scarce = self.descriptors.get().is_some_and(|descriptors| descriptors.is_nearly_last(descriptor));
+        let is_full = || self.open.load(Ordering::Relaxed) >= self.ceiling();
+        if !is_scarce && !is_full() {
+            return true;
+        }
+        self.feel_shortage(&"limit reached", is_scarce, now);
+        self.relieve(now) || !is_full()
+    }
+
+    /// Evicts connections after the system has refused an accept.
+    pub fn refused(&self, error: &dyn Display, now: Instant) {
+        self.feel_shortage(error, true, now);
+        self.relieve(now);
+    }
+
+    /// Whether idle endpoint connections are to be closed, because descriptors are missing.
+    pub fn is_starved(&self, now: Instant) -> bool {
+        self.millis(now) < self.starved_until.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection at a worker; `None` if there are too many.
+    pub fn admit(self: &Arc<Self>, entrance: &Entrance, worker: usize, now: Instant) -> Option<Admitted> {
+        let (census, limits) = (&entrance.listener.census, &entrance.listener.limits);
+        if census.enter() >= limits.connections && !self.make_room(entrance, now) {
+            census.leave();
+            return None;
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let entry = Arc::new(Entry {
+            began: self.began,
+            census: census.clone(),
+            state: AtomicU64::new(WAITING + self.millis(now) + HEAD_START),
+            client: AtomicU64::new(UNCOUNTED),
+            task: OnceLock::new(),
+        });
+        self.entries(worker).insert(key(&entry), entry.clone());
+        Some(Admitted { admission: self.clone(), entry, worker })
+    }
+
+    /// Evicts connections of any listener; `false` if all of them have a request.
+    fn relieve(&self, now: Instant) -> bool {
+        let now = self.millis(now);
+        self.search.find(now, || self.evict(now, self.ceiling(), |_| true))
+    }
+
+    /// Evicts connections of a full listener; `false` if all of them have a request.
+    fn make_room(&self, entrance: &Entrance, now: Instant) -> bool {
+        let (census, most) = (&entrance.listener.census, entrance.listener.limits.connections);
+        let is_here = |entry: &Entry| Arc::ptr_eq(&entry.census, census);
+        let now = self.millis(now);
+        let has_room = census.search.find(now, || match self.evict(now, most, is_here) {
+            0 => self.evict(now + HEAD_START, most, is_here),
+            evicted => evicted,
+        });
+        if !has_room {
+            census.count(Closed::Connections);
+        }
+        let reason = if has_room { Closed::Evicted } else { Closed::Connections };
+        self.log(entrance, reason, Limit { key: "limits.connections", most });
+        has_room
+    }
+
+    /// Evicts waiting connections that `fits` accepts, one in [`BATCH`] of `of`; returns their number.
+    fn evict(&self, now: u64, of: usize, fits: impl Fn(&Entry) -> bool) -> usize {
+        let mut crowds = self.crowds(now, fits);
+        let mut largest: BinaryHeap<_> = crowds.iter().filter_map(|(client, crowd)| crowd.rank(*client)).collect();
+        let (wanted, mut evicted) = (of.min(self.open.load(Ordering::Relaxed)).div_ceil(BATCH).max(1), 0);
+        while evicted < wanted
+            && let Some((_, _, client)) = largest.pop()
+            && let Some(crowd) = crowds.get_mut(&client)
+        {
+            if crowd.waiting.pop().is_some_and(|(since, entry)| self.evict_one(&entry, since)) {
+                crowd.held -= 1;
+                evicted += 1;
+            }
+            largest.extend(crowd.rank(client));
+        }
+        evicted
+    }
+
+    /// Returns the connections that `fits` accepts by client, with those that have waited long enough to be evicted.
+    fn crowds(&self, now: u64, fits: impl Fn(&Entry) -> bool) -> HashMap<u64, Crowd> {
+        let mut crowds: HashMap<u64, Crowd> = HashMap::new();
+        for worker in 0..self.workers.len() {
+            for entry in self.entries(worker).values().filter(|entry| fits(entry)) {
+                let client = entry.client.load(Ordering::Relaxed);
+                let crowd = crowds.entry(client).or_insert(Crowd { held: 0, waiting: Vec::new() });
+                crowd.held += 1;
+                let since = entry.waits_since().filter(|since| *since <= now && entry.task.get().is_some());
+                crowd.waiting.extend(since.map(|since| (since, entry.clone())));
+            }
+        }
+        for crowd in crowds.values_mut() {
+            crowd.waiting.sort_unstable_by_key(|(since, _)| Reverse(*since));
+        }
+        crowds
+    }
+
+    /// Evicts a connection, unless a request has begun on it in the meantime.
+    fn evict_one(&self, entry: &Entry, since: u64) -> bool {
+        let waits = WAITING + since;
+        if entry.state.compare_exchange(waits, GONE, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        // Uncounted at once, as its worker may take a while to drop it.
+        self.count_out(entry);
+        entry.census.count(Closed::Evicted);
+        if let Some(task) = entry.task.get() {
+            task.abort();
+        }
+        true
+    }
+
+    /// Ends all connections, whatever they do.
+    pub fn cut_off(&self) {
+        for worker in 0..self.workers.len() {
+            self.entries(worker).values().filter_map(|entry| entry.task.get()).for_each(AbortHandle::abort);
+        }
+    }
+
+    fn count_out(&self, entry: &Entry) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        entry.census.leave();
+        entry.count_client_out();
+    }
+
+    fn entries(&self, worker: usize) -> MutexGuard<'_, HashMap<usize, Arc<Entry>>> {
+        self.workers[worker].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        millis_of(self.began, now)
+    }
+}
+
+// === Log lines ===
+
+impl Admission {
+    /// Logs that a listener has reached a limit, once a minute and reason.
+    fn log(&self, entrance: &Entrance, reason: Closed, Limit { key, most }: Limit) {
+        let census = &entrance.listener.census;
+        if !census.may_log(reason, self.began.elapsed().as_secs() / 60) {
+            return;
+        }
+        let (listener, so_far, reason) = (&*entrance.address, census.closed(reason), reason.name());
+        tracing::warn!(listener, limit = key, most, reason, so_far, "client connection limit reached");
+    }
+
+    /// Records that descriptors for clients are short, and logs when a shortage begins.
+    fn feel_shortage(&self, cause: &dyn Display, is_starved: bool, now: Instant) {
+        if is_starved {
+            self.starved_until.store(self.millis(now) + STARVED, Ordering::Relaxed);
+        }
+        let mut shortage = self.shortage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &mut *shortage {
+            known.last = now;
+            return;
+        }
+        *shortage = Some(Shortage { since: now, last: now });
+        drop(shortage);
+        let limit = self.descriptors.get().map_or(0, |descriptors| descriptors.limit);
+        let connections = self.open.load(Ordering::Relaxed);
+        tracing::warn!(%cause, connections, limit, remedy = REMEDY, "descriptors for clients are used up");
+    }
+
+    /// Logs the end of a shortage.
+    pub fn tick(&self, now: Instant) {
+        // If another worker holds the lock, there is no need to wait.
+        let Ok(mut shortage) = self.shortage.try_lock() else { return };
+        let Some(over) = shortage.take_if(|known| now.saturating_duration_since(known.last) >= RELIEF) else { return };
+        drop(shortage);
+        let seconds = over.last.saturating_duration_since(over.since).as_secs_f64();
+        tracing::info!(seconds, "descriptors for clients are free again");
+    }
+}
+
+/// Warns if the listeners may have more connections than there are descriptors for.
+pub fn warn_of_limits<'a>(listeners: impl Iterator<Item = &'a Arc<Listener>>, descriptors: Descriptors) {
+    let connections = listeners.map(|listener| listener.limits.connections).fold(0, usize::saturating_add);
+    let (needed, limit, served) = (descriptors.needed(connections), descriptors.limit, descriptors.clients());
+    if needed > limit {
+        tracing::warn!(
+            connections,
+            needed,
+            limit,
+            served,
+            remedy = REMEDY,
+            "too few descriptors for limits.connections"
+        );
+    }
+}
+
+// === Admitted ===
+
+impl Admitted {
+    /// Counts the connection for its client; `false` if the client has too many.
+    pub fn is_client_admitted(&self, entrance: &Entrance, client: Option<IpAddr>, now: Instant) -> bool {
+        let (census, limits) = (&entrance.listener.census, &entrance.listener.limits);
+        let Some(net) = ClientNet::new(client) else { return true };
+        let Limit { key, most } = self.admission.limit_of(&entrance.listener);
+        let share = census.enter_client(net, most);
+        self.entry.client.store(net.to_bits(), Ordering::SeqCst);
+        if self.entry.state.load(Ordering::SeqCst) == GONE {
+            // The connection was evicted in the meantime, and its client may still be counted.
+            self.entry.count_client_out();
+        }
+        if let Some(most) = limits.connections_per_client.filter(|most| share.held > *most) {
+            let limit = Limit { key: "limits.connections-per-client", most };
+            return self.refuse(entrance, Closed::ConnectionsPerClient, limit);
+        }
+        // The last fifth is reserved for clients that have less than their share.
+        let has_room = share.held <= share.fair || census.all() <= most - most / 5 || self.take_own(share.held, now);
+        has_room || self.refuse(entrance, Closed::FairShare, Limit { key, most })
+    }
+
+    /// Evicts other connections of a client that holds `held`; `false` if all of them have a request.
+    fn take_own(&self, held: usize, now: Instant) -> bool {
+        let client = self.entry.client.load(Ordering::Relaxed);
+        let is_own = |entry: &Entry| {
+            entry.client.load(Ordering::Relaxed) == client
+                && Arc::ptr_eq(&entry.census, &self.entry.census)
+                && !std::ptr::eq(entry, &*self.entry)
+        };
+        let now = self.admission.millis(now);
+        self.entry.census.client_search.find(now, || self.admission.evict(now, held, is_own))
+    }
+
+    fn refuse(&self, entrance: &Entrance, reason: Closed, limit: Limit) -> bool {
+        self.entry.census.count(reason);
+        self.admission.log(entrance, reason, limit);
+        false
+    }
+
+    pub fn presence(&self) -> Presence {
+        Presence(self.entry.clone())
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.admission.entries(self.worker).remove(&key(&self.entry));
+        if self.entry.state.swap(GONE, Ordering::SeqCst) != GONE {
+            self.admission.count_out(&self.entry);
+        }
+    }
+}
+
+// === Presence ===
+
+impl Presence {
+    /// Sets the task to abort when the connection is evicted.
+    pub fn ends_with(&self, task: AbortHandle) {
+        let _ = self.0.task.set(task);
+    }
+
+    /// Records that a request has begun.
+    pub fn serve(&self) {
+        self.note(SERVED);
+    }
+
+    /// Records that the connection waits for a request from now on.
+    pub fn wait(&self, now: Instant) {
+        self.note(WAITING + millis_of(self.0.began, now + GRACE));
+    }
+
+    fn note(&self, state: u64) {
+        let next = |known: u64| (known != GONE).then_some(state);
+        let _ = self.0.state.fetch_update(Ordering::SeqCst, Ordering::Relaxed, next);
+    }
+}
+
+// === Entry, Crowd ===
+
+impl Entry {
+    /// Returns the time from which the connection can be evicted; `None` if it has a request, or is about to end.
+    fn waits_since(&self) -> Option<u64> {
+        self.state.load(Ordering::Relaxed).checked_sub(WAITING)
+    }
+
+    fn count_client_out(&self) {
+        let client = self.client.swap(UNCOUNTED, Ordering::SeqCst);
+        if client != UNCOUNTED {
+            self.census.leave_client(ClientNet::from_bits(client));
+        }
+    }
+}
+
+impl Crowd {
+    /// Returns the order of eviction: the client with the most connections first, then the longest wait.
+    fn rank(&self, client: u64) -> Option<(usize, Reverse<u64>, u64)> {
+        let (since, _) = self.waiting.last()?;
+        Some((self.held, Reverse(*since), client))
+    }
+}
+
+fn key(entry: &Arc<Entry>) -> usize {
+    Arc::as_ptr(entry) as usize
+}
+
+fn millis_of(began: Instant, now: Instant) -> u64 {
+    now.saturating_duration_since(began).as_millis() as u64
+}

@@ -1,0 +1,254 @@
+//! From an accepted socket to HTTP: counts the connection, reads the PROXY header, makes the TLS handshake, and finds
+//! out which version of HTTP the client speaks.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderValue;
+use pin_project_lite::pin_project;
+use tokio::io::AsyncReadExt;
+use tokio_rustls::server::TlsStream;
+
+use crate::context::{ClientCertificate, Peer, PeerTls};
+use crate::downstream::admission::{Admission, Admitted, Entrance};
+use crate::downstream::{self, Client, Transport};
+use crate::error::causes;
+use crate::exchange::Arrival;
+use crate::generation::Running;
+use crate::net::boxed::apart;
+use crate::net::deadline::Clock;
+use crate::protocol::http2_frames::PREFACE;
+use crate::protocol::proxy_protocol::{self, Malformed, Parsed};
+use crate::telemetry::failure_log::{self, Topic};
+use crate::tls::handshake_info::{self, Facts};
+use crate::tls::server;
+
+/// The state that a client connection shares with the others of its worker.
+#[derive(Clone)]
+pub struct Seat {
+    pub current: Rc<RefCell<Rc<Running>>>,
+    pub clock: Rc<Clock>,
+    /// The count of client connections, over all workers.
+    pub admission: Arc<Admission>,
+    /// The number of the worker.
+    pub worker: usize,
+}
+
+/// Serves a socket that a listener has accepted. `ends`: the client's address and that which it reached; none of a unix
+/// socket.
+pub fn serve(
+    seat: Seat,
+    stream: impl Transport,
+    entrance: Entrance,
+    admitted: Admitted,
+    ends: Option<(SocketAddr, SocketAddr)>,
+) -> impl Future<Output = ()> {
+    let (address, clock) = (entrance.address.clone(), seat.clock.clone());
+    // What comes before HTTP is over soon, and the connection may live long.
+    let arriving = apart(|| arrive(clock, stream, entrance, admitted, ends));
+    async move {
+        match arriving.await {
+            Ok(arrived) => {
+                let (serving, admitted) = arrived.serve(seat);
+                serving.await;
+                drop(admitted);
+            }
+            Err(error) => log(&address, client(ends), &error),
+        }
+    }
+}
+
+/// Logs why a connection did not reach HTTP, unless its client has merely disconnected, or the limit that was met is
+/// logged already.
+fn log(listener: &str, client: Option<IpAddr>, error: &io::Error) {
+    let is_tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
+    let is_proxy = error.get_ref().is_some_and(|cause| cause.is::<Malformed>());
+    let is_late = error.kind() == io::ErrorKind::TimedOut;
+    let (cause, client) = (causes(error), client.map(|client| client.to_string()));
+    if is_proxy && failure_log::admits(Topic::ProxyProtocol, listener) {
+        tracing::warn!(listener, client, cause, "connection without the PROXY protocol refused");
+    } else if (is_tls || is_late) && failure_log::admits(Topic::Handshake, listener) {
+        let limit = is_late.then_some("limits.head-timeout");
+        tracing::warn!(listener, client, cause, limit, "handshake failed");
+    } else {
+        tracing::debug!(listener, client, cause, "a connection did not come to HTTP");
+    }
+}
+
+/// A connection on which HTTP begins.
+struct Arrived<T: Transport> {
+    stream: Carrier<T>,
+    /// The bytes that were read already.
+    ahead: Bytes,
+    is_http2: bool,
+    arrival: Arrival,
+    admitted: Admitted,
+}
+
+enum Carrier<T: Transport> {
+    Clear(T),
+    Tls(Box<TlsStream<T>>),
+    /// Plain HTTP at a listener with TLS.
+    Misplaced(T),
+}
+
+async fn arrive<T: Transport>(
+    clock: Rc<Clock>,
+    mut stream: T,
+    entrance: Entrance,
+    admitted: Admitted,
+    mut ends: Option<(SocketAddr, SocketAddr)>,
+) -> io::Result<Arrived<T>> {
+    let listener = entrance.listener.clone();
+    let [limit] = clock.deadlines();
+    let timeout = listener.limits.head_timeout;
+    let late = |step| move |_| io::Error::new(io::ErrorKind::TimedOut, format!("{step} took too long"));
+    // Browsers connect in advance: a client that has sent nothing has not failed.
+    let silent = |_| io::Error::from(io::ErrorKind::UnexpectedEof);
+    if listener.proxies.has(client(ends)) {
+        ends = limit.limit(timeout, told(&mut stream)).await.map_err(late("PROXY protocol"))??.or(ends);
+    }
+    // A trusted proxy has the connections of many clients, whose requests are counted individually.
+    let is_trusted = listener.client.trusted.has(client(ends));
+    let counted = client(ends).filter(|_| !is_trusted);
+    if !admitted.is_client_admitted(&entrance, counted, clock.now()) {
+        return Err(io::Error::other("its client has too many connections"));
+    }
+    let mut peer = match ends {
+        Some((client, reached)) => Peer::tcp(client, reached),
+        None => Peer::unix(&entrance.address),
+    };
+    peer.is_trusted = is_trusted;
+    let (stream, ahead, is_http2) = match &listener.tls {
+        Some(_) if limit.limit(timeout, speaks_http(&stream)).await.map_err(silent)?? => {
+            (Carrier::Misplaced(stream), Bytes::new(), false)
+        }
+        Some(acceptor) => {
+            let mut stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late("TLS handshake"))??;
+            stream.get_mut().1.set_buffer_limit(Some(server::SEND_BUFFER));
+            let facts = handshake_info::facts(stream.get_ref().1);
+            let is_http2 = facts.alpn_h2;
+            peer.secure(fields(facts));
+            (Carrier::Tls(Box::new(stream)), Bytes::new(), is_http2)
+        }
+        None => {
+            let sensing = clock.unless_stopping(sense(&mut stream));
+            let stopping = || Err(io::Error::other("the proxy is stopping"));
+            let (ahead, is_http2) = limit.limit(timeout, sensing).await.map_err(silent)?.unwrap_or_else(stopping)?;
+            (Carrier::Clear(stream), ahead, is_http2)
+        }
+    };
+    Ok(Arrived { stream, ahead, is_http2, arrival: Arrival { peer: Arc::new(peer), listener }, admitted })
+}
+
+impl<T: Transport> Arrived<T> {
+    /// Serves HTTP on the connection, which is counted until the second is dropped.
+    fn serve(self, seat: Seat) -> (impl Future<Output = ()>, Admitted) {
+        let Arrived { stream, ahead, is_http2, arrival, admitted } = self;
+        let presence = admitted.presence();
+        let client = Client { current: seat.current, clock: seat.clock, arrival, presence };
+        let serving = match (stream, is_http2) {
+            (Carrier::Clear(stream), false) => {
+                Serving::Clear { served: downstream::http1::serve(stream, ahead, client) }
+            }
+            (Carrier::Tls(stream), false) => Serving::Tls { served: downstream::http1::serve(stream, ahead, client) },
+            (Carrier::Misplaced(stream), _) => {
+                Serving::Apart { served: apart(|| downstream::http1::misplaced(stream, client)) }
+            }
+            (Carrier::Clear(stream), true) => {
+                Serving::Apart { served: apart(|| downstream::http2::serve(stream, ahead, client)) }
+            }
+            (Carrier::Tls(stream), true) => {
+                Serving::Apart { served: apart(|| downstream::http2::serve(stream, ahead, client)) }
+            }
+        };
+        (serving, admitted)
+    }
+}
+
+pin_project! {
+    /// HTTP on a connection. Not an `async` block: that would have room for each of them, twice.
+    #[project = ServingProjection]
+    enum Serving<C, T> {
+        Clear { #[pin] served: C },
+        Tls { #[pin] served: T },
+        Apart { served: Pin<Box<dyn Future<Output = ()>>> },
+    }
+}
+
+impl<C: Future<Output = ()>, T: Future<Output = ()>> Future for Serving<C, T> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.project() {
+            ServingProjection::Clear { served } => served.poll(cx),
+            ServingProjection::Tls { served } => served.poll(cx),
+            ServingProjection::Apart { served } => served.as_mut().poll(cx),
+        }
+    }
+}
+
+fn client(ends: Option<(SocketAddr, SocketAddr)>) -> Option<IpAddr> {
+    ends.map(|(client, _)| client.ip().to_canonical())
+}
+
+/// Reads the PROXY header of a load balancer; `None` if it names no client.
+async fn told(stream: &mut impl Transport) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
+    let malformed = |error: Malformed| io::Error::new(io::ErrorKind::InvalidData, error);
+    let mut header = Vec::new();
+    loop {
+        match proxy_protocol::parse(&header).map_err(malformed)? {
+            Parsed::Done(addresses) => return Ok(addresses.map(|told| (told.client, told.destination))),
+            // Reads no byte beyond the header: TLS or HTTP follows. The header is short, and read once.
+            Parsed::Incomplete => header.push(stream.read_u8().await?),
+        }
+    }
+}
+
+/// Whether the first byte is that of an HTTP method instead of a TLS record, which begins with a number below 32. The
+/// byte stays unread.
+async fn speaks_http(stream: &impl Transport) -> io::Result<bool> {
+    let first = poll_fn(|cx| stream.poll_peek(cx)).await?;
+    Ok(first.ok_or(io::ErrorKind::UnexpectedEof)?.is_ascii_uppercase())
+}
+
+/// Reads the first bytes, until they distinguish the HTTP versions.
+async fn sense(stream: &mut impl Transport) -> io::Result<(Bytes, bool)> {
+    let mut first = Vec::with_capacity(1 << 10);
+    loop {
+        if stream.read_buf(&mut first).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let length = first.len().min(PREFACE.len());
+        if first[..length] != PREFACE[..length] {
+            return Ok((first.into(), false));
+        }
+        if length == PREFACE.len() {
+            return Ok((first.into(), true));
+        }
+    }
+}
+
+fn fields(facts: Facts) -> PeerTls {
+    let field = |text: String| HeaderValue::try_from(text).ok();
+    let certificate = facts.client.map(|client| ClientCertificate {
+        subject: field(client.subject),
+        issuer: field(client.issuer),
+        serial: field(client.serial),
+        names: field(client.names),
+        fingerprint: field(client.fingerprint),
+    });
+    PeerTls {
+        version: HeaderValue::from_static(facts.version),
+        cipher: field(facts.cipher),
+        server_name: facts.server_name.and_then(field),
+        certificate,
+    }
+}

@@ -1,0 +1,164 @@
+//! The socket of an HTTP/1 client: the framing scanner screens every byte before hyper parses it, and the responses are
+//! observed.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::session::{Refused, Session};
+use crate::downstream::Transport;
+use crate::downstream::write_timeout::Patient;
+use crate::protocol::framing::{Refusal, Scanner};
+
+/// The time between two checks whether a client is gone that sends nothing and waits for its response: no received byte
+/// would show that. Each check costs a system call.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A socket whose received bytes are screened.
+pub struct ClientIo<T> {
+    pub io: Patient<T>,
+    pub scanner: Scanner,
+    pub session: Rc<Session>,
+    /// The rejection of bytes behind whole messages in one read; applied once these messages are served.
+    pub refusal: Option<Refusal>,
+}
+
+impl<T> ClientIo<T> {
+    /// Scans received bytes, and returns how many of them are passed to hyper; `None` if the bytes are rejected.
+    fn admit(&mut self, bytes: &[u8]) -> Option<usize> {
+        if let Err(refusal) = self.scanner.take(bytes) {
+            let whole = self.scanner.whole();
+            if whole == 0 {
+                self.session.refused.set(Some(Refused::Framing(refusal)));
+                return None;
+            }
+            self.refusal = Some(refusal);
+            self.session.has_whole.set(true);
+            self.session.in_head.set(false);
+            return Some(whole);
+        }
+        let in_head = self.scanner.is_in_head();
+        self.session.has_whole.set(in_head || self.scanner.is_between());
+        if in_head && !self.session.in_head.get() && !self.session.busy.get() {
+            self.session.head.set(self.session.client.arrival.listener.limits.head_timeout);
+        }
+        self.session.in_head.set(in_head);
+        Some(bytes.len())
+    }
+
+    /// Ends reads after a rejection: a body fails, and a wait for a request stays pending.
+    fn end_of_sense(&self) -> Poll<io::Result<()>> {
+        if self.session.upload.borrow().is_over() {
+            return Poll::Pending;
+        }
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the content's framing is refused")))
+    }
+
+    /// Whether the client has closed its sending side after a whole request (RFC 9112 §9.6) whose response is not
+    /// complete. hyper would treat that end as an aborted connection.
+    fn is_owed_a_response(&self) -> bool {
+        self.session.heard_all.get() && self.scanner.is_between() && self.session.owes_response()
+    }
+
+    /// Intercepts hyper's own response to bytes that it can't parse, so that the proxy's error response is sent
+    /// instead.
+    fn overhear(&self, bytes: &[u8]) -> bool {
+        if self.session.speaking.get() {
+            return false;
+        }
+        if self.session.refused.get().is_none() {
+            let status = bytes.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
+            self.session.refused.set(Some(Refused::Malformed(status.unwrap_or(400))));
+        }
+        true
+    }
+}
+
+impl<T: Transport> ClientIo<T> {
+    /// Waits until a client that still gets a response is gone; pending until then.
+    fn poll_gone(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        let look = &self.session.head;
+        if look.is_set() && !look.is_met() {
+            look.watch(cx);
+            return Poll::Pending;
+        }
+        if self.io.socket.is_gone() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        look.set(LOOK);
+        look.watch(cx);
+        Poll::Pending
+    }
+}
+
+impl<T: Transport> AsyncRead for ClientIo<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(refusal) = self.refusal.take() {
+            self.session.refused.set(Some(Refused::Framing(refusal)));
+        }
+        if self.session.refused.get().is_some() {
+            return self.end_of_sense();
+        }
+        let before = buffer.filled().len();
+        if !self.session.heard_all.get() {
+            ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+            self.session.heard_all.set(buffer.filled().len() == before);
+        }
+        if self.is_owed_a_response() {
+            return self.poll_gone(cx);
+        }
+        let admitted = self.admit(&buffer.filled()[before..]);
+        buffer.set_filled(before + admitted.unwrap_or(0));
+        if admitted.is_some() { Poll::Ready(Ok(())) } else { self.end_of_sense() }
+    }
+}
+
+impl<T: Transport> AsyncWrite for ClientIo<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.overhear(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        self.session.flushed.set(false);
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.overhear(slices.first().map_or(&[], |slice| slice)) {
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
+        self.session.flushed.set(false);
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    /// Flushes the socket and finishes the exchanges that are completely written. hyper flushes once all its bytes are
+    /// written, before it allocates memory for the next request. That request then reuses the memory of the finished
+    /// exchange.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        let owed = self.session.owes_response();
+        self.session.flushed.set(true);
+        self.session.settle();
+        if self.session.heard_all.get() && owed && !self.session.owes_response() {
+            // hyper polls for the next request only if it is woken: it has not seen the end yet.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Does nothing: after hyper's end, an error response or a tunnel may follow.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,243 @@
+//! The state that an HTTP/1 connection shares with its exchanges.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use smallvec::SmallVec;
+
+use crate::body::upload::{ClientContent, Upload};
+use crate::downstream::{Client, Outgoing};
+use crate::error::Kind;
+use crate::exchange::Timers;
+use crate::exchange::filtered_body::BodyError;
+use crate::exchange::record::Ending;
+use crate::exchange::response_body::{ResponseBody, Switched};
+use crate::net::deadline::Deadline;
+use crate::protocol::framing::Refusal;
+
+/// The idle time after which a connection frees its buffers. Recreating them costs about as much as parsing a request,
+/// so that clients without a pause should keep them.
+const REST: Duration = Duration::from_millis(100);
+
+/// The state of an HTTP/1 connection that its exchanges and its socket use.
+pub struct Session {
+    pub client: Client,
+    timers: Rc<Timers>,
+    /// The timeout for the next head to begin, and then to be complete.
+    pub head: Deadline,
+    /// The deadline for the buffers to be freed.
+    pub rest: Deadline,
+    /// The timeout for the client to accept data.
+    pub send: Deadline,
+    /// Whether an exchange is under way.
+    pub busy: Cell<bool>,
+    /// Whether a head has begun and isn't complete yet.
+    pub in_head: Cell<bool>,
+    /// Whether all of the last request has been read from the socket.
+    pub has_whole: Cell<bool>,
+    /// Whether the client has closed its sending side.
+    pub heard_all: Cell<bool>,
+    /// Whether the bytes that hyper writes belong to an exchange, and not to hyper's own error response.
+    pub speaking: Cell<bool>,
+    /// Whether all that was written has left hyper's buffers.
+    pub flushed: Cell<bool>,
+    /// The upload progress of the last request. The body may take longer than its response, and until it ends the
+    /// client's bytes are no new request.
+    pub upload: RefCell<Upload>,
+    /// The reason why the connection can't have another request; `None` if it can.
+    pub refused: Cell<Option<Refused>>,
+    /// The switched protocol of the connection, once the response head that says so is sent.
+    pub switched: RefCell<Option<(Switched, Option<Ending>)>>,
+    /// Exchanges whose last bytes may still be in hyper's buffers: their records are reported once the client has its
+    /// response.
+    ended: RefCell<SmallVec<[Ending; 1]>>,
+    /// The number of requests so far.
+    served: Cell<usize>,
+}
+
+/// The reason why bytes never became a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The framing is ambiguous, or a part is too long.
+    Framing(Refusal),
+    /// The request didn't arrive in time.
+    Late,
+    /// hyper can't parse the request, and would answer with this status.
+    Malformed(u16),
+}
+
+pin_project! {
+    /// An exchange, up to its response. Not an `async` block, which would reserve room for the future twice.
+    struct Exchanging<F> {
+        #[pin]
+        exchange: F,
+        session: Rc<Session>,
+    }
+}
+
+/// The body of a response that hyper writes.
+pub struct Tracked {
+    outgoing: Outgoing,
+    /// The error of the body, kept until the client has all previous bytes: when a body fails, hyper drops all that it
+    /// still holds, even the head.
+    cut: Option<BodyError>,
+    session: Rc<Session>,
+}
+
+impl Session {
+    pub fn new(client: Client) -> Rc<Self> {
+        let [step, total, head, rest, send] = client.clock.deadlines();
+        head.set(client.arrival.listener.limits.head_timeout);
+        rest.set(REST);
+        Rc::new(Session {
+            client,
+            timers: Rc::new(Timers { step, total }),
+            head,
+            rest,
+            send,
+            busy: Cell::new(false),
+            in_head: Cell::new(false),
+            has_whole: Cell::new(false),
+            heard_all: Cell::new(false),
+            speaking: Cell::new(false),
+            flushed: Cell::new(true),
+            upload: RefCell::new(Upload::over()),
+            refused: Cell::new(None),
+            switched: RefCell::default(),
+            ended: RefCell::default(),
+            served: Cell::new(0),
+        })
+    }
+
+    /// Begins an exchange for a request.
+    pub fn exchange(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Tracked>, Infallible>> {
+        self.busy.set(true);
+        self.client.presence.serve();
+        self.speaking.set(true);
+        self.served.set(self.served.get() + 1);
+        self.rest.clear();
+        self.head.clear();
+        let upload = Upload::default();
+        self.upload.replace(upload.clone());
+        let request = request.map(|content| ClientContent::new(content, upload.clone()));
+        let exchange = self.client.exchange(request, upload, self.timers.clone());
+        Exchanging { exchange, session: self }
+    }
+
+    /// Makes a response report its end, and announce the connection's end if it is the last one.
+    fn track(self: &Rc<Self>, mut response: Response<Outgoing>) -> Response<Tracked> {
+        let is_last = self.served.get() >= self.client.arrival.listener.limits.requests;
+        // A client that sends ambiguous bytes may have meant the following ones differently too.
+        let is_doubtful = |kind| matches!(kind, Kind::RequestError | Kind::RequestTimeout | Kind::RequestBodySize);
+        // The rest of the request body is discarded, and a request behind it would be discarded too.
+        let is_cut_short = self.upload.borrow().is_unread() && !self.has_whole.get();
+        if is_last
+            || is_cut_short
+            || response.body().ending.as_ref().and_then(|ending| ending.error).is_some_and(is_doubtful)
+        {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.map(|outgoing| Tracked { outgoing, cut: None, session: self.clone() })
+    }
+
+    /// Returns a deadline that is unused once HTTP is over.
+    pub fn spare(&self) -> Deadline {
+        self.timers.step.clone()
+    }
+
+    /// Whether a response isn't sent to its last byte, or not even begun.
+    pub fn owes_response(&self) -> bool {
+        self.busy.get() || !self.flushed.get() || !self.ended.borrow().is_empty()
+    }
+
+    /// Records that all written bytes were sent: finishes the exchanges whose body has ended, and waits for the next
+    /// request.
+    pub fn settle(&self) {
+        if !self.busy.get() {
+            self.speaking.set(false);
+        }
+        // Not before: while the client reads a response slowly, it can't be expected to send another request.
+        if !self.ended.take().is_empty() && !self.busy.get() {
+            let limits = &self.client.arrival.listener.limits;
+            self.head.set(if self.in_head.get() { limits.head_timeout } else { limits.keep_alive });
+            self.client.presence.wait(self.client.clock.now());
+        }
+    }
+
+    /// Records the end of an exchange, so that the next request may arrive.
+    pub fn end(&self) {
+        self.busy.set(false);
+        self.timers.step.clear();
+        self.timers.total.clear();
+        self.rest.set(REST);
+    }
+
+    /// Clears the deadlines after HTTP, since they would wake the tunnel or the lingering close.
+    pub fn leave(&self) {
+        for deadline in [&self.head, &self.rest, &self.send, &self.timers.step, &self.timers.total] {
+            deadline.clear();
+        }
+    }
+}
+
+impl<F: Future<Output = Response<Outgoing>>> Future for Exchanging<F> {
+    type Output = Result<Response<Tracked>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        this.exchange.poll(cx).map(|response| Ok(this.session.track(response)))
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.session.end();
+        let ending = self.outgoing.ending.take();
+        match std::mem::replace(&mut self.outgoing.body, ResponseBody::Full(Bytes::new())) {
+            ResponseBody::Switched(switched) => drop(self.session.switched.replace(Some((*switched, ending)))),
+            _ => self.session.ended.borrow_mut().extend(ending),
+        }
+    }
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if this.cut.is_some() {
+            return if this.session.flushed.get() { Poll::Ready(this.cut.take().map(Err)) } else { Poll::Pending };
+        }
+        match Pin::new(&mut this.outgoing).poll_frame(cx) {
+            Poll::Ready(Some(Err(error))) => {
+                this.cut = Some(error);
+                this.session.flushed.set(false);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            frame => frame,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.outgoing.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.outgoing.size_hint()
+    }
+}

@@ -1,0 +1,681 @@
+//! An HTTP/2 connection of a client: each stream is one exchange.
+
+mod client_frames;
+mod discard;
+mod half_closed;
+mod reset_limit;
+mod stalled_streams;
+mod write_buffer;
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::ext::Protocol;
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::http2::client_frames::ClientFrames;
+use super::http2::half_closed::HalfClosed;
+use super::http2::reset_limit::Aborted;
+use super::http2::stalled_streams::{Look, Stream, StreamTask};
+use super::http2::write_buffer::Gathered;
+use super::write_timeout::Patient;
+use super::{Client, LINGER, Outgoing, Transport, tunnel};
+use crate::body::backlog::{Backlog, Piece, StreamBacklog};
+use crate::body::upload::{ClientContent, Upload};
+use crate::error::{Error, Kind, causes};
+use crate::exchange::filtered_body::BodyError;
+use crate::exchange::record::Ending;
+use crate::exchange::response_body::ResponseBody;
+use crate::exchange::{self, Timers};
+use crate::generation::connection_counts::{Closed, SendLimit};
+use crate::generation::listener::Limits;
+use crate::net::deadline::Deadline;
+use crate::net::frame_counter::CountedFrames;
+use crate::net::hyper_io::OnThisWorker;
+use crate::protocol::http2_frames::budget::FrameKind;
+use crate::protocol::websocket;
+use crate::system::supervise::{Task, spawn};
+use crate::telemetry::failure_log::{self, Topic};
+
+/// The window of a stream, in bytes: the maximum that is buffered for an endpoint that reads slowly.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// The number of bytes that h2 requests from a stream before the client has taken the previous ones; the backlog bounds
+/// more.
+const SEND_BUFFER: usize = 64 << 10;
+/// The maximum time between two checks of the streams for slow readers.
+const LOOK: Duration = Duration::from_secs(5);
+/// The multiple of `send-timeout` for which a client without streams may stay after GOAWAY.
+const LEAVE: u32 = 10;
+/// More than answers to some PINGs.
+const SOMETHING: u64 = 1 << 10;
+/// The maximum number of streams that are reset because the client broke a rule; beyond, the connection is closed
+/// (CVE-2025-8671).
+const LOCAL_RESETS: usize = 100;
+
+/// Serves a client connection until either side ends it. `ahead` holds bytes that were read already.
+pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
+    let limits = client.arrival.listener.limits;
+    let [idle, send, linger, look] = client.clock.deadlines();
+    let now = client.clock.now();
+    let io =
+        Patient::new(stream, ahead, send, limits.send, client.arrival.listener.census.clone()).of(&client.arrival.peer);
+    let io = Lingering { io, linger, allowance: None, most: limits.buffer };
+    let io = CountedFrames { io, counter: ClientFrames::new(client.clock.clone()) };
+    let io = Gathered::new(HalfClosed::new(io, look, Lingering::is_gone));
+    let mut is_acknowledged = false;
+    let streams = Rc::new(Streams {
+        client,
+        idle,
+        open: Cell::new(0),
+        served: Cell::new(0),
+        told: Cell::new(None),
+        aborted: Aborted::new(now),
+        taken: Cell::new(now),
+        departed: Cell::new(0),
+        backlog: Backlog::new(limits.buffer),
+        uploads: Backlog::new(limits.buffer),
+        all: RefCell::default(),
+        starting: Cell::new(None),
+        looked: Cell::new(now),
+        was_full: Cell::new(false),
+        last_heads: Cell::new(0),
+    });
+    let service = service_fn(|request| streams.clone().exchange(request));
+    // Boxed, so that it can end before the socket does.
+    let builder = builder(&limits, Tasks(streams.clone()));
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(io.clone()), service));
+    streams.idle.set(limits.head_timeout);
+    let served = poll_fn(|cx| {
+        streams.idle.watch(cx);
+        if streams.told.get().is_none() && streams.is_over() {
+            streams.told.set(Some(streams.client.clock.now()));
+            connection.as_mut().graceful_shutdown();
+            // Wakes the connection, so that it sends GOAWAY to the client.
+            streams.idle.set(streams.look_after());
+        } else if streams.is_given_up() {
+            return Poll::Ready(Ok(()));
+        }
+        let served = connection.as_mut().poll(cx).map_err(io::Error::other);
+        // What it has said in this turn leaves. At its end it has sent all itself, or there is nobody to send it to.
+        let mut sent = io.poll_send(cx);
+        if !is_acknowledged && served.is_pending() && matches!(sent, Poll::Ready(Ok(()))) && io.socket().has_ended() {
+            (is_acknowledged, sent) = acknowledge(&io, cx);
+        }
+        streams.note_departed(io.socket().counted.io.io.socket.departed());
+        streams.was_full.set(streams.was_full.get() || sent.is_pending());
+        streams.note_refused(io.socket().counted.counter.last_heads());
+        if io.socket().counted.counter.flood().is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        match (served, sent) {
+            (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (served, _) => served,
+        }
+    });
+    if let Err(error) = served.await {
+        streams.log(&error);
+    }
+    // The drop ends the exchanges that are left.
+    drop(connection);
+    if let Some(kind) = streams.flood(&io) {
+        streams.client.arrival.listener.census.count(Closed::Flood);
+        let client = streams.client_address();
+        if failure_log::admits(Topic::Client, client.unwrap_or_default()) {
+            tracing::warn!(client, frames = kind.name(), "too many HTTP/2 frames");
+        }
+        let _ = streams.idle.limit(LINGER, calm(io)).await;
+    }
+}
+
+fn builder(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
+    let mut builder = http2::Builder::new(tasks);
+    builder
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.framing.head_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(u32::try_from(limits.buffer).unwrap_or(u32::MAX))
+        .max_send_buf_size(SEND_BUFFER)
+        // A page that is left before this worker has come to its requests is no attack (CVE-2023-44487): all of them are counted
+        // once they are begun.
+        .max_pending_accept_reset_streams(limits.streams as usize)
+        .max_local_error_reset_streams(LOCAL_RESETS)
+        .enable_connect_protocol();
+    builder
+}
+
+/// Replies to a client that has closed its sending side, and returns whether that was possible in this turn. h2 wouldn't: its
+/// farewell has a PING, which such a client can't answer.
+fn acknowledge<T: Transport>(
+    io: &Gathered<HalfClosed<Lingering<T>>>,
+    cx: &mut Context<'_>,
+) -> (bool, Poll<io::Result<()>>) {
+    let Some(frame) = io.socket().counted.counter.acknowledgement() else { return (false, Poll::Ready(Ok(()))) };
+    match Pin::new(&mut io.clone()).poll_write(cx, &frame) {
+        Poll::Ready(Ok(_)) => (true, io.poll_send(cx)),
+        Poll::Ready(Err(error)) => (true, Poll::Ready(Err(error))),
+        Poll::Pending => (false, Poll::Pending),
+    }
+}
+
+/// Tells the client to calm down, and closes the connection.
+async fn calm<T: Transport>(mut io: Gathered<HalfClosed<Lingering<T>>>) -> io::Result<()> {
+    poll_fn(|cx| io.poll_send(cx)).await?;
+    let farewell = io.socket().counted.counter.farewell();
+    if let Some(farewell) = farewell {
+        io.write_all(&farewell).await?;
+    }
+    io.shutdown().await
+}
+
+/// The exchanges of a connection.
+struct Streams {
+    client: Client,
+    /// The deadline of the idle timeout, and of the next check of the open streams.
+    idle: Deadline,
+    open: Cell<usize>,
+    served: Cell<usize>,
+    /// The time of GOAWAY, or of the end of the last stream after that; `None` before GOAWAY.
+    told: Cell<Option<Instant>>,
+    /// The recent number of streams that the client reset before their end.
+    aborted: Aborted,
+    /// The time when the client last accepted data.
+    taken: Cell<Instant>,
+    /// The number of bytes that were sent by then.
+    departed: Cell<u64>,
+    /// The bytes of responses that wait for the client.
+    backlog: Arc<Backlog>,
+    /// The bytes of requests that wait for endpoints, in addition to those that wait in h2 within its window.
+    uploads: Arc<Backlog>,
+    /// The streams that are open.
+    all: RefCell<Vec<Weak<Stream<Held>>>>,
+    /// The stream whose task hyper spawns next.
+    starting: Cell<Option<Rc<Stream<Held>>>>,
+    /// The time when the streams were last checked.
+    looked: Cell<Instant>,
+    /// Whether the socket was full since the last check.
+    was_full: Cell<bool>,
+    /// Heads and trailers with the end of their stream that were sent, or that h2 was given to send.
+    last_heads: Cell<u64>,
+}
+
+/// Spawns hyper's tasks on the worker that they begin on, each bound to its stream.
+#[derive(Clone)]
+struct Tasks(Rc<Streams>);
+
+/// An open stream, until dropped.
+struct Open {
+    streams: Rc<Streams>,
+    /// Whether the response was sent whole, or has become a tunnel.
+    is_whole: Cell<bool>,
+}
+
+/// The parts of an exchange that end once h2 has the whole response.
+struct Held {
+    ending: Option<Ending>,
+    open: Option<Open>,
+}
+
+/// The body of a response that is written to a stream.
+struct Streamed {
+    outgoing: Outgoing,
+    stream: Rc<Stream<Held>>,
+    open: Option<Open>,
+}
+
+impl<F: Future + 'static> Executor<F> for Tasks
+where
+    F::Output: 'static,
+{
+    fn execute(&self, task: F) {
+        match self.0.starting.take() {
+            Some(stream) => drop(spawn(Task::Stream, StreamTask::new(task, stream, &self.0.client.clock))),
+            // The task of a tunnel.
+            None => OnThisWorker.execute(task),
+        }
+    }
+}
+
+impl Streams {
+    fn exchange(
+        self: Rc<Self>,
+        mut request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Streamed>, Infallible>> {
+        let open = self.open();
+        let stream = self.begin();
+        let [step, total] = self.client.clock.deadlines();
+        let timers = Rc::new(Timers { step, total });
+        let tunnel = extended_connect(&mut request);
+        let upload = self.upload(request.body());
+        let is_head = *request.method() == Method::HEAD;
+        if !request.body().is_end_stream() {
+            stream.receives(&upload);
+        }
+        let request = request.map(|content| ClientContent::new(content, upload.clone()));
+        let exchange = match self.excess(&request) {
+            None => Ok(self.client.exchange(request, upload, timers.clone())),
+            Some((status, limit, why)) => {
+                Err(self.client.refuse(Error::new(Kind::RequestError, why).met(limit), status))
+            }
+        };
+        // Boxed, so that its memory is freed while the response is sent.
+        Box::pin(async move {
+            let response = match exchange {
+                Ok(exchange) => exchange.await,
+                Err(refused) => refused,
+            };
+            let (response, open) = match tunnel {
+                Some(client) => connect(response, client, open, &timers.step),
+                None => (response, Some(open)),
+            };
+            let has_none = is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            let response = if has_none { without_content(response, is_head) } else { response };
+            Ok(response.map(|outgoing| {
+                outgoing.body.limit_reads(stream.backlog.read_limit());
+                if let Some(open) = open.as_ref().filter(|_| outgoing.is_end_stream()) {
+                    open.streams.give_last_head();
+                }
+                Streamed { outgoing, stream, open }
+            }))
+        })
+    }
+
+    /// Returns status, key and cause of a limit that h2 doesn't know and the request exceeds; `None` if there is none.
+    fn excess<B>(&self, request: &Request<B>) -> Option<(StatusCode, &'static str, &'static str)> {
+        let limits = &self.client.arrival.listener.limits.framing;
+        let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+        if target > limits.target_bytes {
+            return Some((StatusCode::URI_TOO_LONG, "limits.target", "the target is too long"));
+        }
+        let many = request.headers().len() > limits.fields;
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        many.then_some((status, "limits.fields", "there are too many fields"))
+    }
+
+    fn open(self: &Rc<Self>) -> Open {
+        self.open.set(self.open.get() + 1);
+        self.served.set(self.served.get() + 1);
+        if self.open.get() == 1 {
+            // Later streams don't delay the check, or a client that opens one each second would never be checked.
+            self.idle.set(self.look_after());
+        }
+        self.client.presence.serve();
+        Open { streams: self.clone(), is_whole: Cell::new(false) }
+    }
+
+    fn begin(&self) -> Rc<Stream<Held>> {
+        let stream = Stream::new(&self.backlog);
+        self.starting.set(Some(stream.clone()));
+        let mut all = self.all.borrow_mut();
+        all.retain(|stream| stream.strong_count() > 0);
+        all.push(Rc::downgrade(&stream));
+        stream
+    }
+
+    /// Returns the upload progress of a request body, which is bounded if there is a body.
+    fn upload(&self, content: &Incoming) -> Upload {
+        match content.is_end_stream() {
+            true => Upload::default(),
+            false => Upload::bounded(StreamBacklog::new(&self.uploads)),
+        }
+    }
+
+    /// Returns the time to the next check of the streams.
+    fn look_after(&self) -> Duration {
+        LOOK.min(self.client.arrival.listener.limits.send.timeout / 2)
+    }
+
+    /// Checks all streams, and resets those whose window the client opens too slowly.
+    fn look(&self, now: Instant) {
+        let listener = &self.client.arrival.listener;
+        let look = Look { now, last: self.looked.replace(now), was_full: self.was_full.replace(false) };
+        let all = self.all.borrow();
+        for stream in all.iter().filter_map(Weak::upgrade).filter(|one| one.is_too_slow(look, listener.limits.send)) {
+            listener.census.cut_off(SendLimit::Rate, self.client_address());
+            stream.cut_off();
+        }
+    }
+
+    /// Returns the client's address for the log; `None` behind a unix socket.
+    fn client_address(&self) -> Option<&str> {
+        self.client.arrival.peer.address.as_ref()?.to_str().ok()
+    }
+
+    /// Logs why a connection has failed, unless its client has merely disconnected.
+    fn log(&self, error: &io::Error) {
+        let cause = error.get_ref().and_then(|error| error.downcast_ref::<hyper::Error>());
+        let cause = cause.and_then(std::error::Error::source).and_then(|error| error.downcast_ref::<h2::Error>());
+        let client = self.client_address();
+        // A protocol error that this side has detected.
+        let is_mistake = cause.is_some_and(|cause| !cause.is_io() && !cause.is_remote());
+        if is_mistake && failure_log::admits(Topic::Client, client.unwrap_or_default()) {
+            let cause = causes(error);
+            tracing::warn!(client, cause, "HTTP/2 connection ended for what its client sent");
+        } else {
+            tracing::debug!(%error, "client connection");
+        }
+    }
+
+    /// Notes that h2 is given a head or trailers to send with the end of the stream.
+    fn give_last_head(&self) {
+        self.last_heads.set(self.last_heads.get() + 1);
+    }
+
+    /// Logs and counts the requests that h2 has refused by itself, of which nothing else tells: more heads were sent with the
+    /// end of their stream than h2 was given. So it refuses lists of fields beyond `limits.head`, with 431.
+    fn note_refused(&self, sent: u64) {
+        while sent > self.last_heads.get() {
+            self.give_last_head();
+            let error = Error::new(Kind::RequestError, "the head is too long").met("limits.head");
+            drop(self.client.refuse(error, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+        }
+    }
+
+    fn note_departed(&self, departed: u64) {
+        if departed - self.departed.get() > SOMETHING {
+            self.departed.set(departed);
+            self.taken.set(self.client.clock.now());
+        }
+    }
+
+    /// The kind of frame that the client sends far more often than its requests explain; `None` if there is none.
+    fn flood<T>(&self, io: &Gathered<HalfClosed<T>>) -> Option<FrameKind> {
+        let resets = || self.aborted.are_too_many().then_some(FrameKind::Reset);
+        io.socket().counted.counter.flood().or_else(resets)
+    }
+
+    /// Whether no more streams should begin.
+    fn is_over(&self) -> bool {
+        let limits = &self.client.arrival.listener.limits;
+        let is_idle = self.open.get() == 0 && self.idle.is_met();
+        is_idle || self.aborted.are_many() || self.served.get() >= limits.requests || self.idle.clock().is_stopping()
+    }
+
+    /// Whether the connection has to close: the client accepts no data, resets too many streams, begins too many, or
+    /// stays too long after GOAWAY.
+    fn is_given_up(&self) -> bool {
+        let limits = &self.client.arrival.listener.limits;
+        // The second term covers streams under way at GOAWAY, and those that begin until the client receives it.
+        let most = limits.requests.saturating_add(2 * limits.streams as usize);
+        if self.aborted.are_too_many() || self.served.get() > most {
+            return true;
+        }
+        if !self.idle.is_met() {
+            return false;
+        }
+        self.idle.set(self.look_after());
+        let now = self.client.clock.now();
+        self.look(now);
+        let patience = limits.send.timeout;
+        let is_stuck =
+            |stream: &Weak<Stream<Held>>| stream.upgrade().is_some_and(|stream| stream.is_stuck(now, patience));
+        let takes_nothing = now.saturating_duration_since(self.taken.get()) >= patience;
+        let open = self.open.get();
+        let Some(told) = self.told.get().filter(|_| open == 0) else {
+            // A single stream may be left unread for a while, as when a film is paused; other streams then make
+            // progress.
+            let stuck = self.all.borrow().iter().filter(|stream| is_stuck(stream)).count();
+            let is_met = stuck > 0 && stuck >= open && takes_nothing;
+            if is_met {
+                self.client.arrival.listener.census.cut_off(SendLimit::Timeout, self.client_address());
+            }
+            return is_met;
+        };
+        // A stream ends here once h2 has the last of its bytes, and h2 doesn't report when these are sent. A client
+        // that sends PINGs accepts data as often as it likes.
+        self.served.get() == 0 || takes_nothing || now.saturating_duration_since(told) >= LEAVE * patience
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let streams = &self.streams;
+        if !self.is_whole.get() {
+            streams.aborted.note(streams.client.clock.now());
+        }
+        streams.open.set(streams.open.get() - 1);
+        if streams.open.get() > 0 {
+            return;
+        }
+        streams.client.presence.wait(streams.client.clock.now());
+        // None of them is open: an idle connection holds no memory of streams that it had.
+        drop(streams.all.take());
+        if streams.told.get().is_some() {
+            streams.told.set(Some(streams.client.clock.now()));
+            streams.idle.set(streams.look_after());
+        } else {
+            streams.idle.set(streams.client.arrival.listener.limits.keep_alive);
+        }
+    }
+}
+
+impl Streamed {
+    fn hold(&self, frame: Frame<Bytes>) -> Frame<Piece> {
+        let frame = frame.map_data(|content| self.stream.backlog.hold(content));
+        self.outgoing.body.limit_reads(self.stream.backlog.read_limit());
+        frame
+    }
+
+    /// Ends the exchange once h2 has the last of the response, though the stream may still receive its request body.
+    fn end(&mut self) {
+        if let Some(open) = &self.open {
+            open.is_whole.set(true);
+        }
+        let held = Held { ending: self.outgoing.ending.take(), open: self.open.take() };
+        if held.ending.is_some() || held.open.is_some() {
+            self.stream.hold(held);
+        }
+    }
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        if self.outgoing.is_end_stream() {
+            self.end();
+        }
+    }
+}
+
+impl Body for Streamed {
+    type Data = Piece;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+        if self.stream.backlog.poll_room(cx).is_pending() && !self.outgoing.total.is_met() {
+            self.outgoing.total.watch(cx);
+            return Poll::Pending;
+        }
+        let frame = Pin::new(&mut self.outgoing).poll_frame(cx);
+        // A body that fails here is not the client's doing.
+        if let (Poll::Ready(Some(Err(_))), Some(open)) = (&frame, &self.open) {
+            open.is_whole.set(true);
+        }
+        let is_last = match &frame {
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers() || self.outgoing.is_end_stream(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => false,
+            Poll::Ready(None) => true,
+        };
+        // The next piece is requested once this one has been taken.
+        self.stream.given(frame.is_ready().then(|| self.outgoing.total.clock().now()));
+        if let (Poll::Ready(Some(Ok(frame))), Some(open)) = (&frame, &self.open)
+            && frame.is_trailers()
+        {
+            open.streams.give_last_head();
+        }
+        if is_last {
+            self.end();
+        }
+        frame.map(|frame| frame.map(|frame| frame.map(|frame| self.hold(frame))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.outgoing.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.outgoing.size_hint()
+    }
+}
+
+/// Removes a generated body from a response that has none, and keeps its length in one to HEAD (RFC 9110 §6.4.1,
+/// §9.3.2). Over HTTP/1 hyper does that.
+fn without_content(mut response: Response<Outgoing>, is_head: bool) -> Response<Outgoing> {
+    if let ResponseBody::Full(content) = &mut response.body_mut().body {
+        let length = std::mem::take(content).len();
+        if is_head && length > 0 {
+            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+    }
+    response
+}
+
+// === Extended CONNECT (RFC 8441) ===
+
+/// Turns an extended CONNECT request into the equivalent HTTP/1.1 upgrade, as it is sent to the endpoint. Returns the
+/// client's end of the future tunnel; `None` for other requests.
+fn extended_connect(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
+    let protocol = request.extensions().get::<Protocol>().filter(|_| request.method() == Method::CONNECT)?;
+    let protocol = HeaderValue::from_str(protocol.as_str()).ok()?;
+    let client = hyper::upgrade::on(&mut *request);
+    *request.method_mut() = Method::GET;
+    let fields = request.headers_mut();
+    if websocket::is_websocket(&protocol) {
+        // HTTP/1.1 requires a key, which HTTP/2 doesn't have.
+        fields.insert(header::SEC_WEBSOCKET_KEY, websocket::key());
+    }
+    fields.insert(header::UPGRADE, protocol);
+    fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    Some(client)
+}
+
+/// Returns the response to a request for a tunnel, as HTTP/2 requires it. Any success means a tunnel, so other
+/// responses must not have such a status.
+fn connect(
+    mut response: Response<Outgoing>,
+    client: OnUpgrade,
+    open: Open,
+    deadline: &Deadline,
+) -> (Response<Outgoing>, Option<Open>) {
+    let outgoing = response.body_mut();
+    let switched = match std::mem::replace(&mut outgoing.body, ResponseBody::Full(Bytes::new())) {
+        ResponseBody::Switched(switched) => switched,
+        other => {
+            outgoing.body = other;
+            if response.status().is_success() {
+                let Outgoing { total, ending, .. } = response.into_body();
+                response = match ending {
+                    Some(mut ending) => exchange::instead(not_switched(), &mut ending).map(|body| Outgoing {
+                        body,
+                        total,
+                        ending: Some(ending),
+                    }),
+                    None => open.streams.client.refuse(not_switched(), StatusCode::BAD_GATEWAY),
+                };
+            }
+            return (response, Some(open));
+        }
+    };
+    *response.status_mut() = StatusCode::OK;
+    response.body().total.clear();
+    let ending = response.body_mut().ending.take();
+    for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT, header::CONTENT_LENGTH] {
+        response.headers_mut().remove(name);
+    }
+    let (idle, deadline) = (open.streams.client.arrival.listener.limits.tunnel_timeout, deadline.clone());
+    open.is_whole.set(true);
+    spawn(Task::Tunnel, async move {
+        match client.await {
+            Ok(client) => tunnel::run(TokioIo::new(client), Bytes::new(), *switched, idle, deadline, ending).await,
+            Err(error) => tracing::debug!(%error, "tunnel"),
+        }
+        drop(open);
+    });
+    (response, None)
+}
+
+fn not_switched() -> Error {
+    Error::new(Kind::ProtocolError, "the endpoint didn't switch protocols")
+}
+
+// === Lingering close ===
+
+/// A socket that leaves its client some time to close its sending side.
+struct Lingering<T> {
+    io: Patient<T>,
+    linger: Deadline,
+    /// The number of bytes that may still arrive after this side is closed; `None` before.
+    allowance: Option<usize>,
+    /// The maximum that a well-behaved client has on its way, in bytes: the window of the connection.
+    most: usize,
+}
+
+impl<T: Transport> Lingering<T> {
+    fn is_gone(&self) -> bool {
+        self.io.socket.is_gone()
+    }
+}
+
+impl<T: Transport> AsyncRead for Lingering<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl<T: Transport> AsyncWrite for Lingering<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// Closes the sending side, and reads the client's data for a while. A socket that is closed with unread data, or
+    /// that gets more, is reset, and the client loses the unread rest of its last responses.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.allowance.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        let allowance = this.allowance.get_or_insert(this.most);
+        let mut unread = [0; 2 << 10];
+        loop {
+            let mut unread = ReadBuf::new(&mut unread);
+            match Pin::new(&mut this.io).poll_read(cx, &mut unread) {
+                Poll::Pending if !this.linger.is_late(LINGER, cx) => return Poll::Pending,
+                Poll::Ready(Ok(())) if !unread.filled().is_empty() && *allowance >= unread.filled().len() => {
+                    *allowance -= unread.filled().len();
+                }
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}

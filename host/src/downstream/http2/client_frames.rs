@@ -1,0 +1,233 @@
+//! The frames of an HTTP/2 client. Once a kind of frame exceeds its allowance, no more is read, GOAWAY is sent, and the
+//! connection ends.
+
+use std::io;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::Bytes;
+
+use crate::net::deadline::Clock;
+use crate::net::frame_counter::Counter;
+use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
+use crate::protocol::http2_frames::{FrameHead, FrameScanner, HEADERS, PREFACE};
+
+/// The counter of a client's frames.
+pub struct ClientFrames {
+    clock: Rc<Clock>,
+    incoming: FrameScanner,
+    outgoing: FrameScanner,
+    budget: FrameBudget,
+    /// The last stream that the client has opened.
+    last_stream: u32,
+    requests: OpenRequests,
+    /// Whether a head that is sent has frames to come: nothing may stand between these (RFC 9113 §4.3).
+    sends_head: bool,
+    /// Heads and trailers that were sent with the end of their stream.
+    last_heads: u64,
+    flood: Option<FrameKind>,
+}
+
+/// The requests of which the client hasn't sent all.
+#[derive(Debug, Default)]
+struct OpenRequests {
+    /// Whether the frames of a head or of trailers are still coming.
+    in_head: bool,
+    /// The streams without END_STREAM.
+    streams: Vec<u32>,
+    /// Whether there were more than [`MOST_OPEN`], of which some are not known.
+    are_too_many: bool,
+}
+
+/// GOAWAY on the connection, with eight bytes.
+const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
+/// RFC 9113 §7.
+const NO_ERROR: u32 = 0;
+const CANCEL: u32 = 8;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+const DATA: u8 = 0;
+const RST_STREAM: u8 = 3;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+/// The last stream that a GOAWAY names which only announces the end (RFC 9113 §6.8).
+const ANY_STREAM: u32 = 0x7fff_ffff;
+
+/// The streams without END_STREAM that are remembered, and cancelled at the end of what the client sends.
+const MOST_OPEN: usize = 100;
+
+impl ClientFrames {
+    /// Creates the counter of a connection whose preface hasn't been read yet.
+    pub fn new(clock: Rc<Clock>) -> Self {
+        let budget = FrameBudget::new(clock.now());
+        let (incoming, outgoing) = (FrameScanner::after(PREFACE.len()), FrameScanner::after(0));
+        let requests = OpenRequests::default();
+        ClientFrames {
+            clock,
+            incoming,
+            outgoing,
+            budget,
+            last_stream: 0,
+            requests,
+            sends_head: false,
+            last_heads: 0,
+            flood: None,
+        }
+    }
+
+    /// Returns the kind of frame that exceeds its allowance; `None` if all are within.
+    pub fn flood(&self) -> Option<FrameKind> {
+        self.flood
+    }
+
+    /// The heads and trailers that were sent with the end of their stream so far.
+    pub fn last_heads(&self) -> u64 {
+        self.last_heads
+    }
+
+    /// Returns the GOAWAY frame that tells the client to calm down, or `None` if a frame has been sent only in part.
+    pub fn farewell(&self) -> Option<Vec<u8>> {
+        self.goaway(self.last_stream, ENHANCE_YOUR_CALM)
+    }
+
+    /// Returns the GOAWAY frame that acknowledges the end of what the client sends, or `None` if a frame has been sent only
+    /// in part. The system of a client that is gone replies to it with a reset.
+    pub fn acknowledgement(&self) -> Option<Vec<u8>> {
+        self.goaway(ANY_STREAM, NO_ERROR)
+    }
+
+    fn goaway(&self, last_stream: u32, code: u32) -> Option<Vec<u8>> {
+        (self.outgoing.is_between() && !self.sends_head).then(|| goaway(last_stream, code))
+    }
+
+    /// Returns the frames that say what the end of a client's bytes means for its streams; `None` if the client was cut off
+    /// within a frame or a head, or has more unfinished requests than are remembered.
+    pub fn frames_at_end(&self) -> Option<Bytes> {
+        let OpenRequests { in_head, streams, are_too_many } = &self.requests;
+        if !self.incoming.is_between() || *in_head || *are_too_many {
+            return None;
+        }
+        let mut frames = Vec::new();
+        for stream in streams {
+            frames.extend_from_slice(&[0, 0, 4, RST_STREAM, 0]);
+            frames.extend_from_slice(&[stream.to_be_bytes(), CANCEL.to_be_bytes()].concat());
+        }
+        frames.extend(goaway(0, NO_ERROR));
+        Some(frames.into())
+    }
+}
+
+fn goaway(last_stream: u32, code: u32) -> Vec<u8> {
+    [&GOAWAY[..], &last_stream.to_be_bytes(), &code.to_be_bytes()].concat()
+}
+
+impl OpenRequests {
+    /// Notes a frame of the client. A stream is new if it is beyond `last`.
+    fn received(&mut self, head: FrameHead, last: u32) {
+        match head.kind {
+            HEADERS | CONTINUATION => self.in_head = head.flags & END_HEADERS == 0,
+            DATA | RST_STREAM => {}
+            _ => return,
+        }
+        let is_end = head.kind == RST_STREAM || head.kind != CONTINUATION && head.flags & END_STREAM != 0;
+        if is_end {
+            self.end(head.stream);
+        } else if head.kind == HEADERS && head.stream > last {
+            let has_room = self.streams.len() < MOST_OPEN;
+            self.are_too_many |= !has_room;
+            self.streams.extend(has_room.then_some(head.stream));
+        }
+    }
+
+    fn end(&mut self, stream: u32) {
+        self.streams.retain(|open| *open != stream);
+    }
+}
+
+impl Counter for ClientFrames {
+    fn received(&mut self, bytes: &[u8]) {
+        let ClientFrames { clock, incoming, budget, last_stream, requests, flood, .. } = self;
+        budget.pass(clock.now());
+        incoming.scan(bytes, |head| {
+            requests.received(head, *last_stream);
+            if head.kind == HEADERS {
+                *last_stream = head.stream.max(*last_stream);
+            }
+            if let Err(kind) = budget.received(head) {
+                flood.get_or_insert(kind);
+            }
+        });
+    }
+
+    fn sent(&mut self, bytes: &[u8]) {
+        let ClientFrames { outgoing, budget, requests, sends_head, last_heads, .. } = self;
+        outgoing.scan(bytes, |head| {
+            budget.sent(head);
+            *last_heads += u64::from(head.kind == HEADERS && head.flags & END_STREAM != 0);
+            match head.kind {
+                HEADERS | CONTINUATION => *sends_head = head.flags & END_HEADERS == 0,
+                RST_STREAM => requests.end(head.stream),
+                _ => {}
+            }
+        });
+    }
+
+    /// Ends reads after a flood, which `serve` checks for after each poll of the connection.
+    fn end_of_reads(&self) -> Option<Poll<io::Result<()>>> {
+        self.flood.is_some().then_some(Poll::Pending)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = payload.len() as u32;
+        [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    /// The streams that the end of these bytes cancels; `None` if it is the end of all.
+    fn cancelled(frames: &[Vec<u8>]) -> Option<Vec<u32>> {
+        let mut counter = ClientFrames::new(Clock::new());
+        counter.received(PREFACE);
+        frames.iter().for_each(|frame| counter.received(frame));
+        let end = counter.frames_at_end()?;
+        let (resets, last) = end.split_at(end.len() - 17);
+        assert_eq!(last, goaway(0, NO_ERROR));
+        Some(resets.chunks(13).map(|reset| u32::from_be_bytes(reset[5..9].try_into().unwrap())).collect())
+    }
+
+    #[test]
+    fn the_end_cancels_what_has_no_end_of_its_own() {
+        let whole = END_HEADERS | END_STREAM;
+        assert_eq!(cancelled(&[]), Some(vec![]));
+        assert_eq!(cancelled(&[frame(HEADERS, whole, 1, b"a")]), Some(vec![]));
+        let upload = [frame(HEADERS, END_HEADERS, 1, b"a"), frame(HEADERS, whole, 3, b"a"), frame(DATA, 0, 1, b"part")];
+        assert_eq!(cancelled(&upload), Some(vec![1]));
+        for end in [
+            frame(DATA, END_STREAM, 1, b""),
+            frame(HEADERS, whole, 1, b"trailers"),
+            frame(RST_STREAM, 0, 1, &CANCEL.to_be_bytes()),
+        ] {
+            assert_eq!(cancelled(&[&upload[..], &[end]].concat()), Some(vec![]));
+        }
+        let begun = frame(HEADERS, END_STREAM, 1, b"a");
+        assert_eq!(cancelled(std::slice::from_ref(&begun)), None, "within a head");
+        assert_eq!(cancelled(&[begun, frame(CONTINUATION, END_HEADERS, 1, b"b")]), Some(vec![]));
+        assert_eq!(cancelled(&[frame(HEADERS, whole, 1, b"a")[..8].to_vec()]), None, "within a frame");
+        let many = |count: u32| (0..count).map(|at| frame(HEADERS, END_HEADERS, 2 * at + 1, b"a")).collect::<Vec<_>>();
+        assert_eq!(cancelled(&many(100)).map(|streams| streams.len()), Some(100));
+        assert_eq!(cancelled(&many(101)), None, "not all are remembered");
+    }
+
+    #[test]
+    fn a_stream_that_this_side_resets_is_not_cancelled_again() {
+        let mut counter = ClientFrames::new(Clock::new());
+        counter.received(PREFACE);
+        counter.received(&frame(HEADERS, END_HEADERS, 1, b"a"));
+        counter.sent(&frame(RST_STREAM, 0, 1, &NO_ERROR.to_be_bytes()));
+        assert_eq!(counter.frames_at_end().unwrap(), goaway(0, NO_ERROR));
+    }
+}

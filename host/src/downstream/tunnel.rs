@@ -1,0 +1,109 @@
+//! A tunnel, after a protocol switch: copies bytes both ways until either side ends or no byte has passed for long.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
+
+use crate::context::Head;
+use crate::exchange::record::Ending;
+use crate::exchange::response_body::Switched;
+use crate::net::deadline::Deadline;
+use crate::telemetry::failure_log::{self, Topic};
+
+/// The buffer size per direction, in bytes, as long as the tunnel lives: WebSocket frames are mostly shorter.
+const BUFFER: usize = 8 << 10;
+
+/// Copies bytes between a client and the endpoint that switched protocols. `ahead` holds the client's bytes that were
+/// read already.
+pub async fn run(
+    client: impl AsyncRead + AsyncWrite + Unpin,
+    ahead: Bytes,
+    switched: Switched,
+    idle: Duration,
+    deadline: Deadline,
+    mut ending: Option<Ending>,
+) {
+    let Switched { mut stream, flight, .. } = switched;
+    let mut client = Watched { io: client, idle, deadline: deadline.clone(), written: 0, has_failed: false };
+    deadline.set(idle);
+    // Both are parts of buffers that hyper has read into, and are dropped once they are written.
+    let behind = std::mem::take(&mut stream.ahead);
+    let carrying = async {
+        stream.transport.write_all(&ahead).await?;
+        drop(ahead);
+        client.write_all(&behind).await?;
+        drop(behind);
+        copy_bidirectional_with_sizes(&mut client, &mut stream.transport, BUFFER, BUFFER).await
+    };
+    let endpoint = flight.seat().name.clone();
+    match deadline.until_met(carrying).await {
+        Ok(Ok(_)) => {}
+        // Clients may close tunnels at any time.
+        Ok(Err(error)) if client.has_failed => tracing::debug!(%error, "tunnel"),
+        Ok(Err(error)) => log(&endpoint, ending.as_ref(), &error.to_string(), None),
+        Err(_) => {
+            log(&endpoint, ending.as_ref(), &format!("nothing passed for {idle:?}"), Some("limits.tunnel-timeout"))
+        }
+    }
+    if let Some(ending) = &mut ending {
+        ending.response_bytes += client.written;
+    }
+    drop((flight, stream.slot));
+}
+
+fn log(endpoint: &str, ending: Option<&Ending>, cause: &str, limit: Option<&'static str>) {
+    if !failure_log::admits(Topic::Tunnel, endpoint) {
+        return;
+    }
+    let head = ending.and_then(|ending| ending.head.as_deref());
+    let (request_id, route) = (head.map(Head::request_id), head.map(|head| &*head.route));
+    tracing::warn!(request_id, route, endpoint, cause, limit, "tunnel ended");
+}
+
+/// The client's side, which records whether bytes pass.
+struct Watched<T> {
+    io: T,
+    idle: Duration,
+    deadline: Deadline,
+    written: u64,
+    /// Whether the client's side has failed.
+    has_failed: bool,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if let Poll::Ready(read) = &read {
+            self.has_failed |= read.is_err();
+            self.deadline.set(self.idle);
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        match written {
+            Poll::Ready(Ok(length)) => {
+                self.written += length as u64;
+                self.deadline.set(self.idle);
+            }
+            Poll::Ready(Err(_)) => self.has_failed = true,
+            Poll::Pending => {}
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

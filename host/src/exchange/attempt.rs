@@ -1,0 +1,363 @@
+//! One attempt at one endpoint: get a connection, send the request, wait for the head of the response. A connection that
+//! had been kept and turns out dead is no failed attempt, nor is a stream that the endpoint has not read: the request goes
+//! out once more on another connection where that is safe.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
+use http_body::Body;
+use hyper::body::Incoming;
+
+use crate::body::replay::Content;
+use crate::body::upload::{RequestBody, Rest, Upload};
+use crate::context::Head;
+use crate::error::{Error, Kind, causes};
+use crate::exchange::response_body::Lease;
+use crate::net::boxed::apart;
+use crate::net::deadline::Deadline;
+use crate::protocol::hop_by_hop::{self, Hop};
+use crate::protocol::websocket;
+use crate::upstream::connect::Wanted;
+use crate::upstream::connection::{Answered, Connection, Unsent};
+use crate::upstream::connection_limit::Slots;
+use crate::upstream::endpoint_view::Flight;
+use crate::upstream::informational;
+use crate::upstream::pending_connection::Connecting;
+use crate::upstream::retry::Reached;
+use crate::upstream::{EndpointAddr, HeadLimits, Leave, Rules, Speaks, happy_eyeballs};
+
+/// What is sent, and under which rules.
+pub struct Attempt<'a> {
+    /// Each try takes its fields and leaves a copy.
+    pub head: &'a mut Head,
+    /// Lent for each try.
+    pub content: &'a RefCell<Content>,
+    pub upload: &'a Upload,
+    /// What the endpoint is asked besides.
+    pub hop: &'a Hop,
+    pub rules: &'a Rc<Rules>,
+    pub slots: &'a Slots,
+    /// Limits each thing that is waited for.
+    pub step: &'a Deadline,
+    /// Whether the request may go to another endpoint if this one has no connection for it.
+    pub elsewhere: &'a dyn Fn() -> bool,
+}
+
+/// The head of a response, with the connection that the rest streams from.
+pub struct Answer {
+    pub response: Response<Incoming>,
+    pub lease: Lease,
+}
+
+/// An attempt that brought no response.
+pub struct Failure {
+    pub error: Error,
+    pub reached: Reached,
+}
+
+impl Attempt<'_> {
+    /// Sends the request to the endpoint of a flight.
+    pub async fn run(&mut self, flight: Flight) -> Result<Answer, Failure> {
+        let wanted = self.wanted(&flight.seat().endpoint.address)?;
+        let mut kept = self.kept(&flight, wanted);
+        for left in (0..TRIES).rev() {
+            let (mut connection, origin) = match kept.take() {
+                Some(connection) => (connection, Origin::Kept),
+                None => apart(|| self.connect(&flight, wanted)).await?,
+            };
+            let sent = self.send(&mut connection, &flight).await.inspect_err(|failure| {
+                if failure.error.kind == Kind::ResponseTimeout && origin == Origin::Kept {
+                    flight.seat().pool.give_up_shared();
+                }
+            });
+            match sent? {
+                Ok(response) => return self.answered(response, connection, flight),
+                Err(unsent) if left > 0 && self.repeats(&unsent, &connection, origin) => drop(self.take_back(unsent)),
+                Err(unsent) => return Err(self.failed(unsent, &connection)),
+            }
+        }
+        Err(nobody(Error::new(Kind::ConnectionTerminated, "several connections in a row were dead")))
+    }
+
+    /// Returns an idle or shared connection that seems alive. A request that can't be repeated is not sent on one whose
+    /// end has come already.
+    fn kept(&self, flight: &Flight, wanted: Wanted) -> Option<Box<Connection>> {
+        let pool = &flight.seat().pool;
+        loop {
+            let mut connection = pool.idle(wanted, self.rules, self.slots, self.step.clock().now())?;
+            if self.head.request.method.is_idempotent() || connection.is_open_now() {
+                return Some(connection);
+            }
+        }
+    }
+
+    fn wanted(&self, address: &EndpointAddr) -> Result<Wanted, Failure> {
+        if self.hop.upgrade.is_none() {
+            return Ok(Wanted::Any);
+        }
+        if address.speaks == Speaks::Http2 {
+            let why = "the endpoint speaks HTTP/2 alone, in which nothing is upgraded";
+            return Err(nobody(Error::new(Kind::UpgradeFailed, why)));
+        }
+        Ok(Wanted::Http1)
+    }
+
+    /// A connection of the request's own, or one that has become free.
+    async fn connect(&self, flight: &Flight, wanted: Wanted) -> Result<(Box<Connection>, Origin), Failure> {
+        let (rules, pool, clock) = (self.rules, &flight.seat().pool, self.step.clock());
+        let within = rules.connect_timeout;
+        let late = |after| {
+            let error = Error::new(Kind::ConnectionTimeout, format!("no connection after {after:?}"));
+            nobody(error.met("connect-timeout"))
+        };
+        let waiting = || Failure { reached: Reached::Waiting, ..late(happy_eyeballs::DELAY) };
+        if pool.is_stuck() && (self.elsewhere)() {
+            return Err(waiting());
+        }
+        let full = |_| {
+            let error = Error::new(Kind::LimitReached, format!("no connection became free in {within:?}"));
+            nobody(error.met("connect-timeout"))
+        };
+        let leave = self.step.limit(within, pool.leave(self.slots, wanted, rules, clock));
+        let slot = match leave.await.map_err(full)?.map_err(nobody)? {
+            Leave::Use(connection) => return Ok((connection, Origin::Kept)),
+            Leave::Connect(slot) => slot,
+        };
+        let mut connecting = Connecting::new(flight.seat(), (self.slots, slot), wanted, self.head.ends(), rules, clock);
+        let mut left = within;
+        if within > happy_eyeballs::DELAY && (self.elsewhere)() {
+            match self.step.limit(happy_eyeballs::DELAY, connecting.attempt()).await {
+                Ok(connected) => return connected.map(|connection| (connection, Origin::Fresh)).map_err(nobody),
+                Err(_) if !connecting.has_reached() => {
+                    connecting.go_on_alone(within - happy_eyeballs::DELAY);
+                    return Err(waiting());
+                }
+                Err(_) => left -= happy_eyeballs::DELAY,
+            }
+        }
+        let connected = self.step.limit(left, connecting.attempt()).await.map_err(|_| late(within))?;
+        connected.map(|connection| (connection, Origin::Fresh)).map_err(nobody)
+    }
+
+    /// Sends, and waits for the head of the response, driving the connection meanwhile.
+    async fn send(&mut self, connection: &mut Connection, flight: &Flight) -> Result<Answered, Failure> {
+        let (rules, step, upload) = (self.rules, self.step, self.upload);
+        let body = self.content.borrow_mut().take().ok_or_else(spent)?;
+        let address = &flight.seat().endpoint.address;
+        // The request's name ends here: a future has room for all that has one where it waits.
+        let mut answer = pin!({
+            let mut request = Request::new(body);
+            self.dress(&mut request, address, connection.version()).map_err(nobody)?;
+            connection.send(request)
+        });
+        let mut sent = 0;
+        let mut rest = Rest::new(upload);
+        let sending = poll_fn(|cx| {
+            let polled = connection.drive(cx, |cx| answer.as_mut().poll(cx));
+            // As long as the client's content goes on, or is waited for, the endpoint can't be expected to answer.
+            if upload.bytes() > sent || upload.is_awaited() {
+                sent = upload.bytes();
+                step.set(rules.response_timeout);
+            }
+            if step.is_met()
+                && upload.takes_time()
+                && let Some(more) = rest.longer(upload, rules.response_timeout, rules.stream_timeout)
+            {
+                step.set(more);
+            }
+            polled
+        });
+        let late = |_| {
+            let error = Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
+            Failure { error: error.met("response-timeout"), reached: Reached::Endpoint }
+        };
+        step.limit(rules.response_timeout, sending).await.map_err(late)
+    }
+
+    /// Gives a request its head, in place: it is large.
+    fn dress(
+        &mut self,
+        request: &mut Request<RequestBody>,
+        endpoint: &EndpointAddr,
+        version: Version,
+    ) -> Result<(), Error> {
+        let head = &mut self.head.request;
+        let request_is_empty = request.body().is_end_stream();
+        let framed = request_is_empty || head.headers.contains_key(header::CONTENT_LENGTH);
+        *request.method_mut() = head.method.clone();
+        let target = head.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+        let fields = request.headers_mut();
+        // The copy stays, which has room for what it has and no more. hyper parses a response in HTTP/1 into the map that
+        // leaves, and most responses have more fields.
+        let kept = head.headers.clone();
+        *fields = std::mem::replace(&mut head.headers, kept);
+        hop_by_hop::ask(self.hop, version, fields);
+        if !fields.contains_key(header::HOST)
+            && let Ok(host) = HeaderValue::from_str(endpoint.place.authority())
+        {
+            fields.insert(header::HOST, host);
+        }
+        if version == Version::HTTP_2 {
+            let host = request.headers_mut().remove(header::HOST);
+            let uri = endpoint.uri(host.as_ref(), target);
+            *request.uri_mut() = uri.map_err(|error| Error::new(Kind::RequestError, error))?;
+            *request.version_mut() = version;
+            return Ok(());
+        }
+        if request_is_empty && wants_length(&head.method) && !fields.contains_key(header::CONTENT_LENGTH) {
+            fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        if !framed {
+            // hyper takes content of unknown length for none where the method rarely has any, as with GET.
+            fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
+        *request.uri_mut() = Uri::from(target);
+        Ok(())
+    }
+
+    /// A response that can be passed on, with the connection that it streams from.
+    fn answered(
+        &self,
+        mut response: Response<Incoming>,
+        connection: Box<Connection>,
+        flight: Flight,
+    ) -> Result<Answer, Failure> {
+        let malformed = |why| Failure { error: Error::new(Kind::ProtocolError, why), reached: Reached::Endpoint };
+        let version = response.version();
+        if version == Version::HTTP_2 && !self.rules.head.allow(response.headers()) {
+            return Err(Failure { error: too_large(self.rules.head), reached: Reached::Endpoint });
+        }
+        if !hop_by_hop::settle_length(response.headers_mut()) {
+            return Err(malformed("the response's Content-Length is not one number"));
+        }
+        if version != Version::HTTP_2 && !hop_by_hop::is_framed(version, response.headers()) {
+            return Err(malformed("the response's framing is ambiguous"));
+        }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS && self.hop.upgrade.is_none() {
+            return Err(malformed("a switch of protocols that nobody asked for"));
+        }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS && !self.has_proof(&response) {
+            return Err(malformed("the endpoint switched protocols without the proof that it speaks WebSocket"));
+        }
+        let (rules, step, upload) = (self.rules.clone(), self.step.clone(), self.upload.clone());
+        Ok(Answer { response, lease: Lease { connection, flight, is_good: true, rules, step, upload } })
+    }
+
+    /// Whether a switch to WebSocket is one. A client with HTTP/1 sees for itself; for one with HTTP/2 this proxy has made the
+    /// handshake.
+    fn has_proof(&self, response: &Response<Incoming>) -> bool {
+        let is_websocket = self.hop.upgrade.as_ref().is_some_and(websocket::is_websocket);
+        let request = &self.head.request;
+        !is_websocket
+            || request.version != Version::HTTP_2
+            || websocket::is_accepted(&request.headers, response.headers())
+    }
+
+    /// Whether a request that died with its connection may go out on another.
+    fn repeats(&self, unsent: &Unsent, connection: &Connection, origin: Origin) -> bool {
+        // Other requests may have made a shared connection, and used it up.
+        let was_in_use = origin == Origin::Kept || connection.version() == Version::HTTP_2;
+        let is_untouched = unsent.message().is_some() && was_in_use;
+        let is_harmless =
+            origin == Origin::Kept && is_stale(unsent.error()) && self.head.request.method.is_idempotent();
+        let may_repeat = is_harmless || is_unread(unsent.error(), connection);
+        self.upload.fault().is_none() && (is_untouched || may_repeat && self.content.borrow().is_whole())
+    }
+
+    /// Keeps what is left of a request for another attempt.
+    fn take_back(&self, mut unsent: Box<Unsent>) -> hyper::Error {
+        if let Some(request) = unsent.take_message() {
+            self.content.borrow_mut().put_back(request.into_body());
+        }
+        unsent.into_error()
+    }
+
+    fn failed(&self, unsent: Box<Unsent>, connection: &Connection) -> Failure {
+        let is_untouched = unsent.message().is_some();
+        let error = self.take_back(unsent);
+        match self.upload.fault() {
+            Some(fault) => Failure { error: fault.error(causes(&error)), reached: Reached::Endpoint },
+            None if is_untouched => nobody(from_hyper(error, self.rules.head)),
+            None => {
+                let reached = if is_unread(&error, connection) { Reached::Unread } else { Reached::Endpoint };
+                Failure { error: from_hyper(error, self.rules.head), reached }
+            }
+        }
+    }
+}
+
+/// The origin of a request's connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Fresh,
+    Kept,
+}
+
+/// The number of times that a request is sent within an attempt. An endpoint that properly closes connections does so to many
+/// requests at once, so that the second connection may be used up as well; one that has closed three is not well.
+const TRIES: u32 = 3;
+
+/// A failure that the endpoint can't know of.
+fn nobody(error: Error) -> Failure {
+    Failure { error, reached: Reached::Nobody }
+}
+
+fn spent() -> Failure {
+    Failure {
+        error: Error::new(Kind::ConnectionTerminated, "the content can't be sent again"),
+        reached: Reached::Endpoint,
+    }
+}
+
+/// Whether a request without content says so, as its method gives content a meaning (RFC 9110 §8.6): some servers refuse it
+/// otherwise.
+fn wants_length(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH) || method.as_str() == "QUERY"
+}
+
+/// Whether an endpoint closed a connection that it had kept, before it said a byte of response.
+fn is_stale(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error)
+}
+
+/// Whether an endpoint said that it has done nothing about a request (RFC 9113 §6.8, §8.7), or the request was still
+/// waiting for a stream when the connection ended: hyper then drops it with its task.
+fn is_unread(error: &hyper::Error, connection: &Connection) -> bool {
+    let is_refused = cause::<h2::Error>(error).is_some_and(|error| {
+        error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    });
+    is_refused || error.is_user() && connection.version() == Version::HTTP_2
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    cause::<std::io::Error>(error).is_some_and(|error| {
+        matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// What is behind an error, if it is of this kind.
+fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+fn from_hyper(error: hyper::Error, limits: HeadLimits) -> Error {
+    if let Some(refusal) = informational::refusal(&error) {
+        return Error::new(Kind::ResponseHeadSize, refusal).met("limits.response-head");
+    }
+    if error.is_parse_too_large() {
+        return too_large(limits);
+    }
+    let is_malformed = cause::<h2::Error>(&error)
+        .is_some_and(|error| error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR));
+    let kind = if error.is_parse() || is_malformed { Kind::ProtocolError } else { Kind::ConnectionTerminated };
+    Error::new(kind, error)
+}
+
+fn too_large(HeadLimits { bytes, fields }: HeadLimits) -> Error {
+    let limits = format!("`limits.response-head` ({bytes} bytes) or `limits.response-fields` ({fields})");
+    Error::new(Kind::ResponseHeadSize, format!("the response's head is larger than {limits} of the upstream"))
+}

@@ -1,0 +1,176 @@
+//! The `Cache-Status` field of a response (RFC 9211).
+
+use std::fmt::Write as _;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use crate::plugin::configured::CacheNeeds;
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// The reason why a request was forwarded to the next hop (RFC 9211 §2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    Bypass,
+    Method,
+    UriMiss,
+    VaryMiss,
+    /// The stored response is fresh, but the request doesn't accept it.
+    Request,
+    Stale,
+}
+
+/// The entry of one cache in `Cache-Status`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report<'a> {
+    hit: bool,
+    forward: Option<Forward>,
+    status: Option<StatusCode>,
+    /// The remaining freshness lifetime in seconds; negative for a stale response, `None` if not reported.
+    ttl: Option<i64>,
+    stored: bool,
+    collapsed: bool,
+    detail: Option<&'a str>,
+}
+
+impl<'a> Report<'a> {
+    /// Returns the entry of a response from the store.
+    pub fn hit() -> Self {
+        Report { hit: true, ..Report::default() }
+    }
+
+    /// Returns the entry of a response to a forwarded request.
+    pub fn forwarded(why: Forward) -> Self {
+        Report { forward: Some(why), ..Report::default() }
+    }
+
+    /// Returns the entry of a response that is neither a hit nor forwarded.
+    pub fn missed() -> Self {
+        Report::default()
+    }
+
+    /// Adds the status code of the next hop's response.
+    pub fn status(self, status: StatusCode) -> Self {
+        Report { status: Some(status), ..self }
+    }
+
+    /// Adds the remaining freshness lifetime.
+    pub fn ttl(self, seconds: i64) -> Self {
+        Report { ttl: Some(seconds), ..self }
+    }
+
+    /// Adds that the response is stored.
+    pub fn stored(self) -> Self {
+        Report { stored: true, ..self }
+    }
+
+    /// Adds that the request was collapsed with another one.
+    pub fn collapsed(self) -> Self {
+        Report { collapsed: true, ..self }
+    }
+
+    /// Adds a detail, if there is one.
+    pub fn detail(self, detail: Option<&'a str>) -> Self {
+        Report { detail, ..self }
+    }
+
+    /// Appends the entry to `Cache-Status`, after the entries of other caches.
+    pub fn tell(&self, needs: &CacheNeeds, key: Option<&[u8]>, fields: &mut HeaderMap) {
+        let Some(name) = &needs.name else { return };
+        let mut text = String::with_capacity(64);
+        text.push_str(name);
+        if self.hit {
+            text.push_str("; hit");
+        }
+        if let Some(why) = self.forward {
+            text.push_str("; fwd=");
+            text.push_str(why.token());
+        }
+        if let Some(status) = self.status {
+            text.push_str("; fwd-status=");
+            text.push_str(status.as_str());
+        }
+        if let Some(ttl) = self.ttl {
+            let _ = write!(text, "; ttl={ttl}");
+        }
+        if self.stored {
+            text.push_str("; stored");
+        }
+        if self.collapsed {
+            text.push_str("; collapsed");
+        }
+        if let Some(key) = key.filter(|_| needs.tells_key) {
+            text.push_str("; key=");
+            quote(key, &mut text);
+        }
+        match self.detail {
+            Some(detail) if is_token(detail) => {
+                text.push_str("; detail=");
+                text.push_str(detail);
+            }
+            Some(detail) => {
+                text.push_str("; detail=");
+                quote(detail.as_bytes(), &mut text);
+            }
+            None => {}
+        }
+        if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)) {
+            fields.append(CACHE_STATUS, value);
+        }
+    }
+}
+
+impl Forward {
+    fn token(self) -> &'static str {
+        match self {
+            Forward::Bypass => "bypass",
+            Forward::Method => "method",
+            Forward::UriMiss => "uri-miss",
+            Forward::VaryMiss => "vary-miss",
+            Forward::Request => "request",
+            Forward::Stale => "stale",
+        }
+    }
+}
+
+/// Returns whether a text is a token of a structured field (RFC 9651 §3.3.4).
+fn is_token(text: &str) -> bool {
+    let rest = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte);
+    text.bytes().next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'*') && text.bytes().all(rest)
+}
+
+/// Appends a string of a structured field (RFC 9651 §3.3.3). Characters that are not allowed there are left out.
+fn quote(text: &[u8], into: &mut String) {
+    into.push('"');
+    for byte in text.iter().filter(|byte| (0x20..0x7f).contains(*byte)) {
+        if *byte == b'"' || *byte == b'\\' {
+            into.push('\\');
+        }
+        into.push(char::from(*byte));
+    }
+    into.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(report: Report, tells_key: bool) -> String {
+        let name = Some("edge".into());
+        let needs = CacheNeeds { request: Vec::new(), response: Vec::new(), plan: None, name, tells_key };
+        let mut fields = HeaderMap::new();
+        report.tell(&needs, Some(b"http://a/\"b\xff"), &mut fields);
+        fields[CACHE_STATUS].to_str().unwrap().into()
+    }
+
+    #[test]
+    fn it_reads_as_rfc_9211_writes_it() {
+        assert_eq!(told(Report::hit().ttl(376), false), "edge; hit; ttl=376");
+        let fetched = Report::forwarded(Forward::Stale).status(StatusCode::NOT_MODIFIED).ttl(60).stored();
+        assert_eq!(told(fetched, false), "edge; fwd=stale; fwd-status=304; ttl=60; stored");
+        assert_eq!(told(Report::forwarded(Forward::UriMiss).collapsed(), false), "edge; fwd=uri-miss; collapsed");
+        assert_eq!(told(Report::hit(), true), r#"edge; hit; key="http://a/\"b""#);
+        assert_eq!(told(Report::missed().detail(Some("only-if-cached")), false), "edge; detail=only-if-cached");
+        assert_eq!(told(Report::missed().detail(Some("no way")), false), r#"edge; detail="no way""#);
+    }
+}

@@ -1,0 +1,157 @@
+//! Storing a response while it arrives: its content goes to memory, to a file, or only to the clients that read it now.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+
+use http_body::Body;
+
+use crate::error::{Error, causes};
+use crate::exchange::filtered_body::BodyError;
+use crate::exchange::response_body::ResponseBody;
+use crate::store::Store;
+use crate::store::collapse::Lead;
+use crate::store::disk::Spill;
+use crate::store::memory_budget::Room;
+use crate::store::purge_log::Moment;
+use crate::store::shared_body::Fill;
+use crate::store::stored_response::Object;
+use crate::store::unix_time::now_ms;
+use crate::telemetry::failure_log::{self, Topic};
+
+/// A response that is being stored while it arrives.
+pub struct Filling {
+    pub fill: Arc<Fill>,
+    pub object: Arc<Object>,
+    /// The leader of the fetch, by which new requests find the response until it is stored.
+    pub lead: Option<Lead>,
+    pub room: Room,
+    pub store: Arc<Store>,
+    pub id: u128,
+    pub key: Vec<u8>,
+    pub asked: Moment,
+    /// The maximum length of content in memory, and the maximum length of stored content, in bytes.
+    pub most: u64,
+    pub longest: u64,
+    pub into: Destination,
+}
+
+/// The destination of the arriving content.
+pub enum Destination {
+    Memory,
+    File(Box<Spill>),
+    /// The content goes only to the current readers and is not stored.
+    Nowhere,
+}
+
+impl Filling {
+    /// Reads the body to its end and stores its content.
+    pub async fn run(mut self, mut body: ResponseBody) {
+        let (mut trailers, mut bytes) = (None, 0);
+        loop {
+            let fill = &self.fill;
+            let frame = poll_fn(|cx| match ready!(fill.poll_ready(cx)) {
+                Ok(()) => Pin::new(&mut body).poll_frame(cx).map(Ok),
+                Err(abandoned) => Poll::Ready(Err(abandoned)),
+            });
+            let Ok(frame) = frame.await else { return };
+            match frame.transpose() {
+                Err(error) => {
+                    self.log(&error);
+                    return;
+                }
+                Ok(None) => break,
+                Ok(Some(frame)) => match frame.into_data() {
+                    Ok(piece) => {
+                        let more = piece.len() as u64;
+                        bytes += more;
+                        self.fill.push(piece);
+                        self.settle(bytes, more).await;
+                    }
+                    Err(frame) => trailers = frame.into_trailers().ok(),
+                },
+            }
+        }
+        if self.fill.length().is_some_and(|length| length != bytes) {
+            return;
+        }
+        if let Destination::File(spill) = &mut self.into
+            && !spill.write(&self.fill, true).await
+        {
+            self.pass();
+        }
+        self.fill.finish(trailers.clone());
+        match std::mem::replace(&mut self.into, Destination::Nowhere) {
+            Destination::Memory => {
+                let object = Arc::new(self.object.with(self.fill.content(trailers)));
+                self.store.insert(self.id, &self.key, object, self.asked);
+            }
+            Destination::File(spill) => {
+                let place = (self.id, self.key.clone(), self.asked);
+                spill.finish(place, self.object.clone(), (bytes, trailers)).await;
+                self.store.outgrown(self.id, &self.object);
+            }
+            Destination::Nowhere => {}
+        }
+    }
+
+    /// Logs why a response did not arrive completely. Its readers log their own failures, and it may have no readers.
+    fn log(&self, error: &BodyError) {
+        if !failure_log::admits(Topic::Cache, "") {
+            return;
+        }
+        let known = error.downcast_ref::<Error>();
+        let (kind, limit) = (known.map(|error| error.kind.token()), known.and_then(|error| error.limit));
+        let cause = known.map_or_else(|| causes(&**error), Error::causes);
+        tracing::warn!(kind, cause, limit, "response not stored: it came only in part");
+    }
+
+    /// Chooses the destination for the content so far: memory, a file if the content is too long for memory, or none.
+    async fn settle(&mut self, bytes: u64, more: u64) {
+        match &mut self.into {
+            Destination::Memory => {
+                let is_long = bytes > self.most || self.fill.length().is_some_and(|length| length > self.most);
+                if self.room.take(more, self.store.capacity()) && !is_long {
+                    return;
+                }
+                self.room.leave();
+                let disk = self.store.disk().filter(|_| bytes <= self.longest);
+                self.into = match disk {
+                    Some(disk) => {
+                        let spill = Spill::begin(disk, &self.fill, self.object.number).await;
+                        spill.map_or(Destination::Nowhere, |spill| Destination::File(Box::new(spill)))
+                    }
+                    None => Destination::Nowhere,
+                };
+            }
+            Destination::File(_) if bytes > self.longest => self.into = Destination::Nowhere,
+            Destination::File(_) => {}
+            Destination::Nowhere => return,
+        }
+        let goes_on = match &mut self.into {
+            Destination::File(spill) => spill.write(&self.fill, false).await,
+            Destination::Memory | Destination::Nowhere => false,
+        };
+        if !goes_on {
+            self.pass();
+        }
+    }
+
+    /// Stops storing the response, because it is too long or there is no room for it.
+    fn pass(&mut self) {
+        self.into = Destination::Nowhere;
+        self.fill.pass();
+        // The older stored response is outdated.
+        self.store.remove(self.id, &self.object);
+        self.store.pass(self.id, &self.key, now_ms());
+        self.lead = None;
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        // No effect if the content is complete.
+        self.fill.fail();
+    }
+}

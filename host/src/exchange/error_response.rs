@@ -1,0 +1,117 @@
+//! Responses that the proxy makes itself. The client learns the kind of an error, never the cause.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+
+use crate::context::Head;
+use crate::error::Kind;
+use crate::exchange::response_body::ResponseBody;
+
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// In seconds (RFC 9110 §10.2.3): the least that can be said, and longer than most requests take.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// Pages of the manifest's own, in place of those below.
+#[derive(Debug, Default)]
+pub struct ErrorPages(HashMap<u16, String>);
+
+/// What a client can read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Language {
+    Html,
+    Json,
+    Text,
+}
+
+impl ErrorPages {
+    /// A page for the status codes between two; one that is there already goes before.
+    pub fn add(&mut self, codes: std::ops::RangeInclusive<u16>, page: &str) {
+        for code in codes {
+            self.0.entry(code).or_insert_with(|| page.into());
+        }
+    }
+}
+
+/// Returns the response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209).
+pub fn error(kind: Kind, status: StatusCode, head: Option<&Head>, pages: &ErrorPages) -> Response<ResponseBody> {
+    let unknown = head.is_none().then(Head::empty);
+    let head = head.or(unknown.as_ref());
+    let id = head.map_or("", |head| head.request_id());
+    let language = head.and_then(|head| head.request.headers.get(header::ACCEPT)).map_or(Language::Text, language);
+    let (text, media) = match (pages.0.get(&status.as_u16()), language) {
+        (Some(page), Language::Html | Language::Text) => (filled(page, status, id), "text/html; charset=utf-8"),
+        (_, Language::Html) => (filled(PAGE, status, id), "text/html; charset=utf-8"),
+        (_, Language::Json) => (json(kind, status, id), "application/json"),
+        (_, Language::Text) => (format!("{status}\n{}\nrequest {id}\n", kind.token()), "text/plain; charset=utf-8"),
+    };
+    let mut response = Response::new(ResponseBody::Full(Bytes::from(text)));
+    *response.status_mut() = status;
+    let fields = response.headers_mut();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", kind.token())) {
+        fields.insert(PROXY_STATUS, value);
+    }
+    if kind == Kind::LimitReached {
+        fields.insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    response
+}
+
+/// Returns the response that redirects a client, with the same method and body.
+pub fn redirect(location: HeaderValue) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Full(Bytes::new()));
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    response.headers_mut().insert(header::LOCATION, location);
+    response
+}
+
+const PAGE: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{status} {reason}</title>\
+    <h1>{status} {reason}</h1><p><small>Request {request-id}</small></p></html>\n";
+
+fn filled(page: &str, status: StatusCode, id: &str) -> String {
+    let reason = status.canonical_reason().unwrap_or_default();
+    page.replace("{status}", status.as_str()).replace("{reason}", reason).replace("{request-id}", id)
+}
+
+/// Returns an error as JSON. The texts have no character that JSON would escape.
+fn json(kind: Kind, status: StatusCode, id: &str) -> String {
+    let reason = status.canonical_reason().unwrap_or_default();
+    let (code, kind) = (status.as_u16(), kind.token());
+    format!("{{\"status\":{code},\"reason\":\"{reason}\",\"error\":\"{kind}\",\"request-id\":\"{id}\"}}\n")
+}
+
+/// Returns the format that the client prefers: the one it names first. A client that accepts anything is a tool and
+/// gets text.
+fn language(accept: &HeaderValue) -> Language {
+    let names = accept.to_str().unwrap_or_default().split(',').map(|name| name.split(';').next().unwrap_or("").trim());
+    let known = |name: &str| match name {
+        "text/html" | "application/xhtml+xml" => Some(Language::Html),
+        "application/json" => Some(Language::Json),
+        name if name.ends_with("+json") => Some(Language::Json),
+        _ => None,
+    };
+    names.filter_map(known).next().unwrap_or(Language::Text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_language_that_a_client_names_is_spoken() {
+        let cases = [
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Language::Html),
+            ("application/json, text/html", Language::Json),
+            ("application/problem+json;q=0.5", Language::Json),
+            ("*/*", Language::Text),
+            ("image/png", Language::Text),
+        ];
+        for (accept, wanted) in cases {
+            assert_eq!(language(&HeaderValue::from_static(accept)), wanted, "{accept}");
+        }
+    }
+}

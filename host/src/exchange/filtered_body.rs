@@ -1,0 +1,173 @@
+//! A body on its way through the plugins of a chain that transform bodies.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Sleep;
+
+use crate::plugin::body_filter::{Transform, TransformError};
+
+/// Why a body doesn't go on.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body and the plugins that it passes, in the order of its way.
+pub struct Passage<B> {
+    source: B,
+    stages: Vec<Transform>,
+    state: State,
+    /// The wait for a plugin that has used its share of the worker's time.
+    pause: Option<Pause>,
+    /// The status in the `on-error` of a plugin that has failed; `None` if it has none.
+    status: Option<StatusCode>,
+}
+
+/// A wait, in steps, until all plugins may be called again.
+struct Pause {
+    began: Instant,
+    sleep: Pin<Box<Sleep>>,
+}
+
+/// A body waits no longer than this for a plugin's share of time, and then fails: as long as an idle client may take.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The shortest step of a wait, which is what timers can measure.
+const SHORTEST_STEP: Duration = Duration::from_millis(1);
+
+enum State {
+    Passing,
+    /// All data has gone; these trailers are left.
+    Trailers(HeaderMap),
+    Over,
+}
+
+impl<B> Passage<B> {
+    pub fn new(source: B, stages: Vec<Transform>) -> Self {
+        Passage { source, stages, state: State::Passing, pause: None, status: None }
+    }
+
+    /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.
+    fn poll_share(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransformError>> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.sleep.as_mut().poll(cx));
+            }
+            let waits = self.stages.iter_mut().filter_map(|stage| Some((stage.wait()?, stage)));
+            let Some((wait, stage)) = waits.max_by_key(|(wait, _)| *wait) else {
+                self.pause = None;
+                return Poll::Ready(Ok(()));
+            };
+            let began = self.pause.as_ref().map_or_else(Instant::now, |pause| pause.began);
+            let left = LONGEST_PAUSE.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                let spent = stage.spent();
+                if let Err(error) = stage.skip(spent) {
+                    stage.failed(&error);
+                    self.status = stage.status();
+                    return Poll::Ready(Err(error));
+                }
+                self.pause = None;
+                continue;
+            }
+            let sleep = Box::pin(tokio::time::sleep(wait.clamp(SHORTEST_STEP, left.max(SHORTEST_STEP))));
+            self.pause = Some(Pause { began, sleep });
+        }
+    }
+
+    /// The status that a plugin which has failed wants the client to get.
+    pub fn status(&self) -> Option<StatusCode> {
+        self.status
+    }
+
+    /// The body before it passes any plugin.
+    pub fn source(&self) -> &B {
+        &self.source
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        loop {
+            match std::mem::replace(&mut this.state, State::Passing) {
+                State::Over => {
+                    this.state = State::Over;
+                    return Poll::Ready(None);
+                }
+                State::Trailers(trailers) => {
+                    this.state = State::Over;
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
+                State::Passing => {}
+            }
+            let passed = match ready!(this.poll_share(cx)) {
+                Err(error) => Err(error.into()),
+                Ok(()) => match ready!(Pin::new(&mut this.source).poll_frame(cx)).transpose() {
+                    Err(error) => Err(error),
+                    Ok(frame) => pass(&mut this.stages, frame, &mut this.state).map_err(|Failure { error, status }| {
+                        this.status = status;
+                        BodyError::from(error)
+                    }),
+                },
+            };
+            if !matches!(this.state, State::Passing) {
+                // Their instances serve the next bodies.
+                this.stages.clear();
+            }
+            match passed {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Err(error) => {
+                    this.state = State::Over;
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+
+    /// What the plugins will make of it, nobody knows before.
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+/// Takes what the source gave through all stages.
+fn pass(stages: &mut [Transform], frame: Option<Frame<Bytes>>, state: &mut State) -> Result<Bytes, Failure> {
+    let mut trailers = match frame.map(Frame::into_data) {
+        Some(Ok(data)) => return stages.iter_mut().try_fold(data, |data, stage| reported(stage, |at| at.push(data))),
+        Some(Err(other)) => other.into_trailers().ok(),
+        None => None,
+    };
+    let mut rest = Bytes::new();
+    for stage in stages {
+        let mut out = Vec::from(if rest.is_empty() { rest } else { reported(stage, |at| at.push(rest))? });
+        out.extend_from_slice(&reported(stage, Transform::finish)?);
+        rest = Bytes::from(out);
+        trailers = trailers.map(|trailers| reported(stage, |at| at.trailers(&trailers))).transpose()?;
+    }
+    *state = trailers.map_or(State::Over, State::Trailers);
+    Ok(rest)
+}
+
+/// Makes a call of a stage, and has a failure logged.
+fn reported<R>(
+    stage: &mut Transform,
+    call: impl FnOnce(&mut Transform) -> Result<R, TransformError>,
+) -> Result<R, Failure> {
+    call(stage).map_err(|error| {
+        stage.failed(&error);
+        Failure { status: stage.status(), error }
+    })
+}
+
+/// The error of a stage, with the status in its plugin's `on-error`.
+struct Failure {
+    error: TransformError,
+    status: Option<StatusCode>,
+}

@@ -1,0 +1,384 @@
+//! From a finished request to the head of a response: choose an endpoint, make an attempt, and another one at another
+//! endpoint where the upstream's rules allow that.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use http::{HeaderValue, Method, Response, StatusCode, header};
+use hyper::body::Incoming;
+use smallvec::SmallVec;
+
+use crate::body::replay::Content;
+use crate::body::upload::{RequestBody, Upload};
+use crate::context::Head;
+use crate::error::{Error, Kind};
+use crate::exchange::attempt::{Answer, Attempt, Failure};
+use crate::exchange::balance::{self, Choice};
+use crate::exchange::chain::BalancerEdits;
+use crate::exchange::response_body::{Lease, ResponseBody, Switched, UpstreamBody};
+use crate::generation::{Running, Upstream};
+use crate::net::deadline::Deadline;
+use crate::protocol::hop_by_hop::Hop;
+use crate::telemetry::failure_log::{self, Topic};
+use crate::upstream::endpoint::Endpoint;
+use crate::upstream::endpoint_set::Offer;
+use crate::upstream::endpoint_view::{Flight, Seat};
+use crate::upstream::health::Failed;
+use crate::upstream::retry::{self, Reached};
+
+/// What is sent with a request, and how far that is.
+pub struct Sending {
+    pub body: RequestBody,
+    pub upload: Upload,
+    /// What the endpoint is asked besides.
+    pub hop: Hop,
+}
+
+/// A response, with the edits that the balancer wants made to it.
+pub struct Forwarded {
+    pub response: Response<ResponseBody>,
+    pub edits: Option<BalancerEdits>,
+}
+
+impl From<Response<ResponseBody>> for Forwarded {
+    /// A response that no balancer has to do with.
+    fn from(response: Response<ResponseBody>) -> Self {
+        Forwarded { response, edits: None }
+    }
+}
+
+/// An attempt to be made.
+struct Next {
+    seat: Rc<Seat>,
+    edits: Option<BalancerEdits>,
+    flight: Flight,
+}
+
+/// The attempts of a request so far.
+struct Attempts<'a> {
+    running: &'a Running,
+    place: usize,
+    upstream: &'a Upstream,
+    /// Where it has failed.
+    tried: Vec<Rc<Seat>>,
+    /// The endpoints whose time to accept a connection is over, or will be at this time.
+    silent: Vec<(Rc<Seat>, Instant)>,
+    /// The retries that count, of those that were made.
+    counted: u32,
+    /// Whether the budget had no room for another retry.
+    is_denied: bool,
+}
+
+/// The cost of another attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cost {
+    /// The attempt failed before anything was sent, so that another at an endpoint not yet tried adds no load.
+    Free,
+    /// The connection is still being made: another attempt adds no load at the same endpoint either.
+    FreeAnywhere,
+    /// A retry, within the upstream's number of them and within its budget.
+    Counted,
+}
+
+/// The attempts of a request in all. Where this many endpoints can't be connected to, it is not the endpoints.
+const MOST_ATTEMPTS: usize = 16;
+
+/// Sends the request of `head` with a body to an upstream, given by its place. The body is taken out of `sending`. `step`
+/// limits each thing that is waited for, up to the end of the response.
+pub async fn forward(
+    running: &Running,
+    place: usize,
+    head: &mut Head,
+    sending: &mut Sending,
+    step: &Deadline,
+) -> Result<Forwarded, Error> {
+    let upstream = &running.generation.upstreams[place];
+    let Sending { body, upload, hop } = sending;
+    let body = std::mem::replace(body, RequestBody::Empty);
+    // An endpoint that speaks HTTP/2 may say that it has not read a request, which is then repeated whatever its method.
+    let is_kept = upstream.may_speak_http2 || upstream.retry.may_repeat(&head.request.method);
+    let kept = if is_kept { upstream.retry.buffer } else { 0 };
+    let content = RefCell::new(Content::new(body, kept));
+    let mut attempts = Attempts::new(running, place, step.clock().now());
+    let refused = |error: Error| {
+        if error.kind == Kind::LimitReached {
+            upstream.live.events.overflows.fetch_add(1, Ordering::Relaxed);
+        }
+        error
+    };
+    let mut next = attempts.next(head, step).and_then(|choice| attempts.begin(choice, 0)).map_err(refused)?;
+    loop {
+        let Next { seat, edits, flight } = next;
+        head.endpoint = Some(seat.name.clone());
+        attempts.pause(&seat).await;
+        let (rules, slots, began) = (&running.upstreams[place].rules, &upstream.slots, Instant::now());
+        let elsewhere = || attempts.have_another(&seat);
+        let elsewhere = &elsewhere;
+        let mut attempt = Attempt { head, content: &content, upload, hop, rules, slots, step, elsewhere };
+        let mut outcome = attempt.run(flight).await;
+        let now = Instant::now();
+        attempts.note(&seat, &mut outcome, now - began, now);
+        attempts.note_silence(&seat, &outcome, began);
+        let cost = attempts.are_worth_another(&mut outcome, &head.request.method, &content.borrow());
+        if let Some(cost) = cost {
+            attempts.tried.push(seat.clone());
+            // A response in hand still counts as in flight, and makes room for the one in its place.
+            let in_hand = outcome.is_ok().into();
+            // Where there is nobody to ask, what came of this one is what the client gets.
+            if let Some(another) = attempts.another(cost, head, step, in_hand) {
+                attempts.log(&seat, &outcome, head);
+                next = another;
+                continue;
+            }
+            if let Err(failure) = &mut outcome
+                && attempts.is_denied
+            {
+                failure.error.limit.get_or_insert("retry.budget");
+            }
+        }
+        let Answer { response, lease } = outcome.map_err(|failure| refused(failure.error))?;
+        let empty = content.borrow().is_empty();
+        // What is kept of it is of no use any more, and stands for content that isn't all sent.
+        drop(content);
+        let is_sent = empty || upload.is_over();
+        return received(response, lease, is_sent, upload).map(|response| Forwarded { response, edits });
+    }
+}
+
+impl<'a> Attempts<'a> {
+    fn new(running: &'a Running, place: usize, now: Instant) -> Self {
+        let upstream = &running.generation.upstreams[place];
+        if upstream.retry.retries > 0 {
+            running.upstreams[place].budget.borrow_mut().request(now);
+        }
+        Attempts { running, place, upstream, tried: Vec::new(), silent: Vec::new(), counted: 0, is_denied: false }
+    }
+
+    /// Picks the endpoint of the next attempt.
+    fn next(&self, head: &Head, step: &Deadline) -> Result<Choice, Error> {
+        balance::choose(self.running, self.place, head, &self.tried, step.clock().now())
+    }
+
+    /// Reserves a place in flight for an attempt. `own` is the number of places that this request holds already.
+    fn begin(&self, Choice { seat, edits }: Choice, own: u32) -> Result<Next, Error> {
+        let full = || Error::new(Kind::LimitReached, "as many requests are in flight as may be").met("limits.requests");
+        let most = self.upstream.most_in_flight.saturating_add(own);
+        let flight = Flight::begin(&seat, most).ok_or_else(full)?;
+        Ok(Next { seat, edits, flight })
+    }
+
+    /// Prepares another attempt; `None` if there is no endpoint for it, or no retry left.
+    fn another(&mut self, cost: Cost, head: &Head, step: &Deadline, own: u32) -> Option<Next> {
+        let now = step.clock().now();
+        if cost == Cost::Counted && !self.may_go_on(now) {
+            return None;
+        }
+        let picked = self.next(head, step).ok();
+        if cost != Cost::Counted {
+            let is_free = |choice: &Choice| cost == Cost::FreeAnywhere || !self.has_tried(&choice.seat);
+            let elsewhere = picked.filter(is_free).or_else(|| self.last_resort(head, step));
+            if let Some(next) = elsewhere.and_then(|choice| self.begin(choice, own).ok()) {
+                self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
+                return Some(next);
+            }
+            // All have been tried: to ask one of them again is a retry as any other.
+            return self.another(Cost::Counted, head, step, own);
+        }
+        let next = self.begin(self.unless_silent(picked?, head, step)?, own).ok()?;
+        self.again(now);
+        Some(next)
+    }
+
+    /// Passes over endpoints that have not accepted a connection in all the time that they had: to wait once more for one of
+    /// them would keep the client for a multiple of `connect-timeout`.
+    fn unless_silent(&self, picked: Choice, head: &Head, step: &Deadline) -> Option<Choice> {
+        let now = Instant::now();
+        let is_silent = |seat: &Rc<Seat>| {
+            let is_it = |(silent, _): &&(Rc<Seat>, Instant)| Arc::ptr_eq(&silent.endpoint, &seat.endpoint);
+            self.silent.iter().find(is_it).is_some_and(|(_, over)| *over <= now)
+        };
+        if !is_silent(&picked.seat) {
+            return Some(picked);
+        }
+        let silent: Vec<Rc<Seat>> = self.silent.iter().map(|(seat, _)| seat.clone()).collect();
+        let other = balance::choose(self.running, self.place, head, &silent, step.clock().now()).ok()?;
+        (!is_silent(&other.seat)).then_some(other)
+    }
+
+    /// Whether a request that has no connection to an endpoint may go to another that is up.
+    fn have_another(&self, seat: &Rc<Seat>) -> bool {
+        let retry = &self.upstream.retry;
+        let is_other = |other: &Rc<Seat>| {
+            other.offer == Offer::Up && !Arc::ptr_eq(&other.endpoint, &seat.endpoint) && !self.has_tried(other)
+        };
+        let may_go_on = retry.retries > 0 && retry.on.connect && self.tried.len() + 1 < MOST_ATTEMPTS;
+        may_go_on && !self.has_tried(seat) && self.running.seats(self.place).list.iter().any(is_other)
+    }
+
+    fn has_tried(&self, seat: &Rc<Seat>) -> bool {
+        self.tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint, &seat.endpoint))
+    }
+
+    /// Picks among the ejected endpoints too, where none that is up can be connected to: one may be well again.
+    fn last_resort(&self, head: &Head, step: &Deadline) -> Option<Choice> {
+        let tried: SmallVec<[&Endpoint; 4]> = self.tried.iter().map(|seat| &*seat.endpoint).collect();
+        if !self.upstream.live.is_exhausted_by(&tried, step.clock().now()) {
+            return None;
+        }
+        self.next(head, step).ok().filter(|choice| !self.has_tried(&choice.seat))
+    }
+
+    /// Takes note of what an attempt says of its endpoint.
+    fn note(&self, seat: &Seat, outcome: &mut Result<Answer, Failure>, took: Duration, now: Instant) {
+        match outcome {
+            Ok(Answer { response, lease }) => {
+                let status = response.status();
+                lease.is_good = self.upstream.is_good(status);
+                if lease.is_good {
+                    seat.answered(status, took, now);
+                } else {
+                    seat.answered_badly(status, took, now);
+                }
+            }
+            // An endpoint may shut down a connection: that is no failure. The outcome of a connection that is still
+            // being made is noted when it is known.
+            Err(Failure { reached: Reached::Unread | Reached::Waiting, .. }) => {}
+            Err(failure) if failure.error.kind.blames_endpoint() => {
+                let failed = if failure.reached == Reached::Nobody { Failed::Connect } else { Failed::Exchange };
+                seat.failed(failed, took, now);
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Takes note of an endpoint that has not accepted a connection, and when its time for that is over.
+    fn note_silence(&mut self, seat: &Rc<Seat>, outcome: &Result<Answer, Failure>, began: Instant) {
+        let Err(Failure { error, reached }) = outcome else { return };
+        if error.kind != Kind::ConnectionTimeout {
+            return;
+        }
+        let over = match reached {
+            // The connection is still being made.
+            Reached::Waiting => began + self.running.upstreams[self.place].rules.connect_timeout,
+            _ => Instant::now(),
+        };
+        match self.silent.iter_mut().find(|(silent, _)| Arc::ptr_eq(&silent.endpoint, &seat.endpoint)) {
+            Some((_, known)) => *known = over.min(*known),
+            None => self.silent.push((seat.clone(), over)),
+        }
+    }
+
+    /// Logs a failed attempt that another one is to follow: no client hears of it.
+    fn log(&self, seat: &Seat, outcome: &Result<Answer, Failure>, head: &Head) {
+        let error = outcome.as_ref().err().map(|failure| &failure.error);
+        let kind = error.map_or(Kind::ProtocolError, |error| error.kind);
+        if !failure_log::admits(Topic::Attempt(kind), &seat.name) {
+            return;
+        }
+        let status = outcome.as_ref().ok().map(|answer| answer.response.status().as_u16());
+        let (kind, cause) = (error.map(|error| error.kind.token()), error.map(Error::causes));
+        let limit = error.and_then(|error| error.limit);
+        let (request_id, route, upstream) = (head.request_id(), &*head.route, &*self.upstream.name);
+        let endpoint = &*seat.name;
+        tracing::warn!(
+            kind,
+            status,
+            request_id,
+            route,
+            upstream,
+            endpoint,
+            cause,
+            limit,
+            "attempt failed, another follows"
+        );
+    }
+
+    /// Returns what another attempt of a request would cost; `None` if there is to be none.
+    /// Names the limit for which the content can't be sent again.
+    fn are_worth_another(
+        &self,
+        outcome: &mut Result<Answer, Failure>,
+        method: &Method,
+        content: &Content,
+    ) -> Option<Cost> {
+        let retry = &self.upstream.retry;
+        let (is_covered, cost) = match &outcome {
+            Ok(answer) => (retry.covers_status(answer.response.status(), method), Cost::Counted),
+            Err(failure) => {
+                let cost = match failure.reached {
+                    Reached::Nobody => Cost::Free,
+                    Reached::Waiting => Cost::FreeAnywhere,
+                    Reached::Unread | Reached::Endpoint => Cost::Counted,
+                };
+                (retry.covers(failure.error.kind, failure.reached, method), cost)
+            }
+        };
+        let may_go_on = retry.retries > 0 && self.tried.len() + 1 < MOST_ATTEMPTS;
+        if !is_covered || !may_go_on {
+            return None;
+        }
+        if let (Err(failure), Some(limit)) = (outcome, content.limit()) {
+            failure.error.limit.get_or_insert(limit);
+        }
+        content.is_whole().then_some(cost)
+    }
+
+    fn may_go_on(&mut self, now: Instant) -> bool {
+        let retry = &self.upstream.retry;
+        if self.counted >= retry.retries {
+            return false;
+        }
+        let allowed = self.running.upstreams[self.place].budget.borrow_mut().allows(retry.budget, now);
+        if !allowed {
+            self.upstream.live.events.retries_denied.fetch_add(1, Ordering::Relaxed);
+            self.is_denied = true;
+        }
+        allowed
+    }
+
+    /// Takes note of a retry that is made.
+    fn again(&mut self, now: Instant) {
+        self.counted += 1;
+        self.running.upstreams[self.place].budget.borrow_mut().retry(now);
+        self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits before an endpoint is asked once more that has just failed.
+    async fn pause(&self, next: &Rc<Seat>) {
+        let is_next = |seat: &&Rc<Seat>| Arc::ptr_eq(&seat.endpoint, &next.endpoint);
+        let before = self.tried.iter().filter(is_next).count() as u32;
+        if before > 0 {
+            // Boxed, so that the many exchanges that never wait don't carry room for it.
+            Box::pin(tokio::time::sleep(retry::pause(before - 1))).await;
+        }
+    }
+}
+
+/// What came back, with the connection that it streams from.
+fn received(
+    response: Response<Incoming>,
+    mut lease: Lease,
+    is_sent: bool,
+    upload: &Upload,
+) -> Result<Response<ResponseBody>, Error> {
+    upload.take_time();
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return switched(response, lease);
+    }
+    if !is_sent {
+        lease.connection.detach();
+    }
+    Ok(response.map(|content| ResponseBody::Upstream(Box::new(UpstreamBody::new(content, lease)))))
+}
+
+fn switched(response: Response<Incoming>, lease: Lease) -> Result<Response<ResponseBody>, Error> {
+    let Lease { connection, flight, .. } = lease;
+    let protocol = response.headers().get(header::UPGRADE).cloned().unwrap_or(HeaderValue::from_static("unknown"));
+    let lost = || Error::new(Kind::ConnectionTerminated, "the endpoint closed as it switched protocols");
+    let stream = connection.into_stream().ok_or_else(lost)?;
+    flight.seat().ended_well(Instant::now());
+    Ok(response.map(|_| ResponseBody::Switched(Box::new(Switched { protocol, stream, flight }))))
+}

@@ -1,0 +1,174 @@
+//! What is due when an exchange is over, whichever way it ended: figures, the access log.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::body::upload::Upload;
+use crate::context::Head;
+use crate::error::{Error, Kind, causes};
+use crate::exchange::filtered_body::BodyError;
+use crate::generation::connection_counts::CountedRequest;
+use crate::generation::{Running, UNROUTED};
+use crate::plugin::body_filter::TransformError;
+use crate::plugin::instance::Summary;
+use crate::system::supervise::{Task, guard};
+use crate::telemetry::access_log::Outcome;
+use crate::telemetry::failure_log::{self, Topic};
+
+const CUT: &str = "response cut off";
+
+/// Rides with the response to its last byte.
+pub struct Ending {
+    running: Rc<Running>,
+    /// None where no route matched, so that there is nobody to count for.
+    place: Option<usize>,
+    /// None while it is lent to a plugin, or nothing is known.
+    pub head: Option<Box<Head>>,
+    began: Instant,
+    /// How long the endpoint took to begin its response, where somebody wants to know.
+    answered: Option<Duration>,
+    pub status: u16,
+    pub error: Option<Kind>,
+    pub response_bytes: u64,
+    /// How far the request's content is.
+    pub upload: Upload,
+    /// Counts the request as its client's; `None` if the connection is counted so, or nothing is limited.
+    pub counted: Option<CountedRequest>,
+}
+
+impl Ending {
+    /// For an exchange that begins now.
+    pub fn new(running: Rc<Running>, upload: Upload) -> Self {
+        let began = Instant::now();
+        Ending {
+            running,
+            place: None,
+            head: None,
+            began,
+            answered: None,
+            status: 0,
+            error: None,
+            response_bytes: 0,
+            upload,
+            counted: None,
+        }
+    }
+
+    /// The generation that the exchange began with.
+    pub fn running(&self) -> &Rc<Running> {
+        &self.running
+    }
+
+    /// Notes where it went.
+    pub fn routed(&mut self, place: usize, head: Box<Head>) {
+        (self.place, self.head) = (Some(place), Some(head));
+    }
+
+    /// Notes that it went nowhere.
+    pub fn unrouted(&mut self, head: Box<Head>) {
+        self.head = Some(head);
+    }
+
+    /// Logs why the exchange has failed, unless that is done already, or the client has merely gone away.
+    pub fn log(&self, error: &Error, what: &'static str) {
+        log(error, self.head.as_deref(), what, self.upload.is_abandoned());
+    }
+
+    /// Notes that the response was cut off within its content.
+    pub fn cut(&mut self, error: &BodyError) {
+        let kind = match error.downcast_ref::<Error>() {
+            Some(error) => {
+                self.log(error, CUT);
+                error.kind
+            }
+            None => {
+                let (kind, is_logged) = match error.downcast_ref() {
+                    Some(TransformError::Trap(trap)) => (Kind::PluginError, trap.rejection().is_none()),
+                    Some(TransformError::TooLarge { .. }) => (Kind::ResponseBodySize, false),
+                    None => (Kind::ConnectionTerminated, false),
+                };
+                self.log(&Error { is_logged, ..Error::new(kind, causes(&**error)) }, CUT);
+                kind
+            }
+        };
+        self.error.get_or_insert(kind);
+    }
+
+    /// The endpoint's response has begun.
+    pub fn answered(&mut self) {
+        if self.running.generation.access_log.is_some() {
+            self.answered = Some(self.began.elapsed());
+        }
+    }
+}
+
+/// Logs a failure of an exchange, unless that is done already. A client that gave up within its content may read on, and be
+/// told the id of its request: that is logged, but is no warning.
+pub fn log(error: &Error, head: Option<&Head>, what: &'static str, is_abandoned: bool) {
+    let (route, kind) = (head.map_or(UNROUTED, |head| &*head.route), error.kind.token());
+    if error.is_logged || !failure_log::admits(Topic::Exchange(error.kind), route) {
+        return;
+    }
+    let request_id = head.map(Head::request_id);
+    let upstream = head.map(|head| &*head.upstream).filter(|upstream| *upstream != UNROUTED);
+    let endpoint = head.and_then(|head| head.endpoint.as_deref());
+    let (cause, limit) = (error.causes(), error.limit);
+    if is_abandoned {
+        tracing::info!(kind, request_id, route, upstream, endpoint, cause, "{what}: its client gave up");
+    } else {
+        tracing::warn!(kind, request_id, route, upstream, endpoint, cause, limit, "{what}");
+    }
+}
+
+impl Ending {
+    /// Tells the observers of the route.
+    fn observe(&self, took: Duration) {
+        let (Some(place), Some(head)) = (self.place, &self.head) else { return };
+        for binding in &self.running.generation.routes[place].chain {
+            let Some(needs) = &self.running.generation.bindings[*binding].observer else { continue };
+            let summary = Summary {
+                status: self.status,
+                request_bytes: self.upload.bytes(),
+                response_bytes: self.response_bytes,
+                duration_us: took.as_micros() as u64,
+                error: self.error.map(|kind| kind.token().into()),
+            };
+            let called = self.running.call(*binding, |instance| instance.observe(needs, head, &summary));
+            if let Err(trap) = called {
+                self.running.plugin_failed(*binding, "observer", &trap, Some(head));
+            }
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // A panic may have ended the exchange, and one more while that unwinds would end the process.
+        let _ = guard(Task::Connection, || self.end());
+    }
+}
+
+impl Ending {
+    fn end(&mut self) {
+        if let (None, Some(limit)) = (self.error, self.running.place.registry.cut_off.get()) {
+            let error = Error::new(Kind::ResponseTimeout, "the proxy stops, and the exchange was not over");
+            let error = Error { limit: *limit, ..error };
+            self.log(&error, "exchange cut off");
+            self.error = Some(error.kind);
+        }
+        // After the head of the response, there is no other word of what the client sent on.
+        if let (None, Some(fault)) = (self.error, self.upload.fault()) {
+            self.log(&fault.error("the content failed after its response had begun"), "content failed");
+        }
+        let took = self.began.elapsed();
+        let figures = self.place.and_then(|place| self.running.routes.get(place)).unwrap_or(&self.running.unrouted);
+        figures.ended(self.status, self.error, self.response_bytes, took);
+        figures.request_bytes.add(self.upload.bytes());
+        self.observe(took);
+        if let (Some(log), Some(head)) = (&self.running.generation.access_log, &self.head) {
+            let Ending { status, error, response_bytes, answered, .. } = *self;
+            let outcome = Outcome { status, error, response_bytes, answered, took };
+            log.write(head, &outcome, SystemTime::now() - took);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The content of a response on its way to the client.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::body::upload::{Rest, Upload};
+use crate::error::{Error, Kind};
+use crate::exchange::filtered_body::{BodyError, Passage};
+use crate::net::deadline::Deadline;
+use crate::protocol::hop_by_hop;
+use crate::store::stored_body::Stored;
+use crate::upstream::Rules;
+use crate::upstream::connection::{Connection, Stream};
+use crate::upstream::endpoint_view::Flight;
+use crate::upstream::health::Failed;
+
+/// The content of a response: the upstream's, streamed, or some that was made here.
+pub enum ResponseBody {
+    /// Streams, and drives the connection that it comes from.
+    Upstream(Box<UpstreamBody>),
+    /// Is stored, or on its way into the store.
+    Stored(Stored),
+    /// Several parts of that, with what stands between them.
+    Parts(VecDeque<Stored>),
+    /// One of these, but through plugins.
+    Filtered(Box<Passage<ResponseBody>>),
+    /// Whole; empty once sent.
+    Full(Bytes),
+    /// None: after this head the connection speaks another protocol.
+    Switched(Box<Switched>),
+}
+
+/// The far end of a tunnel.
+pub struct Switched {
+    /// As the endpoint named it.
+    pub protocol: HeaderValue,
+    pub stream: Stream,
+    /// Counts the tunnel as in flight at its endpoint.
+    pub flight: Flight,
+}
+
+/// A body that comes from an endpoint.
+pub struct UpstreamBody {
+    content: Incoming,
+    /// None once the body is over.
+    lease: Option<Lease>,
+    rest: Rest,
+}
+
+/// The use of a connection until the body of a response is over.
+pub struct Lease {
+    pub connection: Box<Connection>,
+    /// Counts the exchange as in flight at its endpoint.
+    pub flight: Flight,
+    /// Whether a response that comes to its end speaks for the endpoint: some statuses speak against it.
+    pub is_good: bool,
+    pub rules: Rc<Rules>,
+    /// For the next piece.
+    pub step: Deadline,
+    /// The progress of the request's content, which may be unfinished.
+    pub upload: Upload,
+}
+
+/// The bytes that are read of an endpoint at once, unless the client's connection bounds them otherwise. Each client with
+/// HTTP/1 that takes nothing holds two or three such pieces, while pieces of a quarter took twice the CPU time for content
+/// of 1 MiB. One less than hyper takes for a full buffer, which it would double.
+const READ: usize = (128 << 10) - 1;
+
+impl Lease {
+    /// Whether the endpoint has paused too long. While the client's content is unfinished too, both sides may rest.
+    fn is_late(&self, rest: &mut Rest, cx: &Context<'_>) -> bool {
+        let Rules { read_timeout, stream_timeout, .. } = *self.rules;
+        if !self.step.is_late(read_timeout, cx) {
+            return false;
+        }
+        let more = rest.longer(&self.upload, read_timeout, stream_timeout);
+        more.inspect(|more| self.step.set(*more)).is_none()
+    }
+
+    /// The endpoint didn't send the whole response, which speaks against it.
+    fn broken(&self) {
+        self.flight.seat().failed(Failed::Exchange, Duration::ZERO, self.step.clock().now());
+    }
+}
+
+impl UpstreamBody {
+    pub fn new(content: Incoming, lease: Lease) -> Self {
+        lease.connection.limit_reads(Some(READ));
+        let rest = Rest::new(&lease.upload);
+        UpstreamBody { content, lease: Some(lease), rest }
+    }
+
+    fn limit_reads(&self, bytes: usize) {
+        if let Some(lease) = &self.lease {
+            lease.connection.limit_reads(Some(bytes));
+        }
+    }
+
+    /// The body has been read to its end: the connection may serve others.
+    fn end(&mut self) {
+        if let Some(Lease { connection, flight, is_good, rules, step, .. }) = self.lease.take() {
+            let now = step.clock().now();
+            if is_good {
+                flight.seat().ended_well(now);
+            }
+            connection.limit_reads(None);
+            flight.seat().pool.put_back(connection, &rules, now);
+        }
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        if self.content.is_end_stream() {
+            self.end();
+        }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let UpstreamBody { content, lease, rest } = &mut *self;
+        let Some(lease) = lease else { return Poll::Ready(None) };
+        // Short content came with the head.
+        let frame = match lease.connection.drive_for_more(cx, |cx| Pin::new(&mut *content).poll_frame(cx)) {
+            Poll::Pending if lease.is_late(rest, cx) => {
+                lease.broken();
+                let paused = Error::new(Kind::ResponseTimeout, "the endpoint paused too long").met("read-timeout");
+                return Poll::Ready(Some(Err(paused.into())));
+            }
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(frame) => frame,
+        };
+        lease.step.clear();
+        *rest = Rest::new(&lease.upload);
+        match &frame {
+            // Nobody asks for more after them.
+            Some(Ok(last)) if last.is_trailers() => self.end(),
+            Some(Ok(_)) => {}
+            Some(Err(_)) => lease.broken(),
+            // A stream of HTTP/2 that was reset without an error just ends: that is also how an endpoint waves off the
+            // rest of a request (RFC 9113 §8.1), so only a length can tell.
+            None if lease.connection.version() == Version::HTTP_2 && content.size_hint().lower() > 0 => {
+                lease.broken();
+                let short = Error::new(Kind::ConnectionTerminated, "the endpoint gave up within its response");
+                return Poll::Ready(Some(Err(short.into())));
+            }
+            None => self.end(),
+        }
+        Poll::Ready(frame.map(|frame| frame.map(hop_by_hop::frame).map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.content.size_hint()
+    }
+}
+
+impl ResponseBody {
+    /// Bounds what is read of the endpoint at once, in bytes: the length of the next pieces.
+    pub fn limit_reads(&self, bytes: usize) {
+        match self {
+            ResponseBody::Upstream(body) => body.limit_reads(bytes),
+            ResponseBody::Filtered(passage) => passage.source().limit_reads(bytes),
+            ResponseBody::Stored(_) | ResponseBody::Parts(_) | ResponseBody::Full(_) | ResponseBody::Switched(_) => {}
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            ResponseBody::Switched(_) => Poll::Ready(None),
+            ResponseBody::Full(content) if content.is_empty() => Poll::Ready(None),
+            ResponseBody::Full(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
+            ResponseBody::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
+            ResponseBody::Stored(stored) => Pin::new(stored).poll_frame(cx),
+            ResponseBody::Parts(parts) => {
+                while let Some(part) = parts.front_mut() {
+                    match Pin::new(part).poll_frame(cx) {
+                        Poll::Ready(None) => drop(parts.pop_front()),
+                        frame => return frame,
+                    }
+                }
+                Poll::Ready(None)
+            }
+            ResponseBody::Filtered(passage) => Pin::new(&mut **passage).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            ResponseBody::Upstream(body) => body.is_end_stream(),
+            ResponseBody::Stored(stored) => stored.is_end_stream(),
+            ResponseBody::Parts(parts) => parts.is_empty(),
+            ResponseBody::Filtered(_) => false,
+            ResponseBody::Full(content) => content.is_empty(),
+            ResponseBody::Switched(_) => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            ResponseBody::Upstream(body) => body.size_hint(),
+            ResponseBody::Stored(stored) => stored.size_hint(),
+            ResponseBody::Parts(parts) => SizeHint::with_exact(parts.iter().filter_map(Stored::left).sum()),
+            ResponseBody::Filtered(passage) => passage.size_hint(),
+            ResponseBody::Full(content) => SizeHint::with_exact(content.len() as u64),
+            ResponseBody::Switched(_) => SizeHint::with_exact(0),
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The count of client connections at a listener: all of them, those of each client, and those that were closed early.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::telemetry::failure_log::{self, Topic};
+
+/// The connections at a listener, over all workers; kept over generations.
+#[derive(Debug, Default)]
+pub struct Census {
+    all: AtomicUsize,
+    /// The number of clients that have a connection.
+    clients: AtomicUsize,
+    // Locked when a connection begins and ends. For a request only if it comes from a trusted proxy and the number of
+    // connections per client is limited. Shards are hardly contended: clients are spread over them, and each is held
+    // for some instructions.
+    shards: [Mutex<HashMap<ClientNet, usize>>; SHARDS],
+    closed: [AtomicU64; Closed::ALL.len()],
+    /// The connections and streams that were cut off, in the order of [`SendLimit::ALL`].
+    cut_off: [AtomicU64; SendLimit::ALL.len()],
+    /// For each reason, the minute of the process in which it was last logged, plus one.
+    logged: [AtomicU64; Closed::ALL.len()],
+    /// The search for connections of the whole listener that can be evicted.
+    pub search: Search,
+    /// The search for connections of one client that can be evicted.
+    pub client_search: Search,
+}
+
+/// A search for connections to evict, with a pause after a search without result: each scans all connections.
+#[derive(Debug, Default)]
+pub struct Search(AtomicU64);
+
+/// The network of a client: an IPv4 address, or the /64 network of an IPv6 address, in which a client can choose any
+/// address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientNet(u64);
+
+/// The number of connections of one client, and its fair share while connections are scarce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub held: usize,
+    pub fair: usize,
+}
+
+/// A request from a trusted proxy, counted as a connection of its client until dropped.
+#[derive(Debug)]
+pub struct CountedRequest {
+    census: Arc<Census>,
+    client: ClientNet,
+}
+
+/// A reason why a connection was closed early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// The listener reached `limits.connections`, and none of the other connections could be evicted.
+    Connections,
+    /// The client reached `limits.connections-per-client`.
+    ConnectionsPerClient,
+    /// The listener was nearly full, and the client had more than its share.
+    FairShare,
+    /// The connection waited without a request, and others needed the room.
+    Evicted,
+    /// The client sent far more HTTP/2 frames than its requests explain.
+    Flood,
+}
+
+/// The limit of a slow reader: a client that accepts too little of what is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendLimit {
+    Timeout,
+    Rate,
+}
+
+/// The length of a pause, in milliseconds: connections with requests seldom all end sooner.
+const PAUSE: u64 = 100;
+
+/// The number of shards. Few connections begin at the same instant.
+const SHARDS: usize = 16;
+
+/// The number of connections that a client may always have: browsers make six per host, and a few of them share an
+/// address.
+const FAIR: usize = 16;
+
+impl ClientNet {
+    /// The prefix of IPv4 addresses; no IPv6 client has an address that begins like that.
+    const IPV4: u64 = 0xffff << 48;
+
+    /// Returns the network of a client; `None` if it has no address, as behind a unix socket.
+    pub fn new(client: Option<IpAddr>) -> Option<Self> {
+        Some(match client?.to_canonical() {
+            IpAddr::V4(address) => ClientNet(ClientNet::IPV4 | u64::from(address.to_bits())),
+            IpAddr::V6(address) => ClientNet((address.to_bits() >> 64) as u64),
+        })
+    }
+
+    pub fn from_bits(bits: u64) -> Self {
+        ClientNet(bits)
+    }
+
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+}
+
+impl SendLimit {
+    pub const ALL: [SendLimit; 2] = [SendLimit::Timeout, SendLimit::Rate];
+
+    /// Returns the key in the manifest, with its table.
+    pub fn limit(self) -> &'static str {
+        match self {
+            SendLimit::Timeout => "limits.send-timeout",
+            SendLimit::Rate => "limits.send-rate",
+        }
+    }
+
+    /// Returns the key in the manifest.
+    pub fn key(self) -> &'static str {
+        match self {
+            SendLimit::Timeout => "send-timeout",
+            SendLimit::Rate => "send-rate",
+        }
+    }
+}
+
+impl Census {
+    /// Counts a connection or a stream that is cut off because its client accepts too little.
+    pub fn cut_off(&self, met: SendLimit, client: Option<&str>) {
+        if failure_log::admits(Topic::SlowClient, client.unwrap_or_default()) {
+            tracing::warn!(client, limit = met.limit(), "client took too little of a response");
+        }
+        self.cut_off[met as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number of connections and streams that were cut off for a limit.
+    pub fn cut_off_by(&self, limit: SendLimit) -> u64 {
+        self.cut_off[limit as usize].load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of open connections at the listener.
+    pub fn all(&self) -> usize {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    /// Counts a new connection; returns how many there were before.
+    pub fn enter(&self) -> usize {
+        self.all.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts a connection for its client. `limit` is the maximum number of connections of the listener.
+    pub fn enter_client(&self, client: ClientNet, limit: usize) -> Share {
+        let mut shard = self.shard(client);
+        let held = shard.entry(client).or_default();
+        *held += 1;
+        if *held == 1 {
+            self.clients.fetch_add(1, Ordering::Relaxed);
+        }
+        Share { held: *held, fair: (limit / (2 * self.clients.load(Ordering::Relaxed).max(1))).max(FAIR) }
+    }
+
+    /// Counts a request of a client behind a trusted proxy as a connection of that client; `None` if the client has
+    /// reached the limit.
+    pub fn enter_request(self: &Arc<Self>, client: ClientNet, limit: usize) -> Option<CountedRequest> {
+        let held = self.enter_client(client, limit).held;
+        let counted = CountedRequest { census: self.clone(), client };
+        if held > limit {
+            self.count(Closed::ConnectionsPerClient);
+            return None;
+        }
+        Some(counted)
+    }
+
+    /// Uncounts a connection that ends.
+    pub fn leave(&self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Uncounts a connection of a client.
+    pub fn leave_client(&self, client: ClientNet) {
+        let mut shard = self.shard(client);
+        let Some(held) = shard.get_mut(&client) else { return };
+        *held -= 1;
+        if *held == 0 {
+            shard.remove(&client);
+            self.clients.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a connection that was closed early; returns how many there were so far.
+    pub fn count(&self, reason: Closed) -> u64 {
+        self.closed[reason as usize].fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Returns the number of connections that were closed for a reason.
+    pub fn closed(&self, reason: Closed) -> u64 {
+        self.closed[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Whether a reason may be logged in this minute of the process: once.
+    pub fn may_log(&self, reason: Closed, minute: u64) -> bool {
+        self.logged[reason as usize].swap(minute + 1, Ordering::Relaxed) != minute + 1
+    }
+
+    fn shard(&self, client: ClientNet) -> MutexGuard<'_, HashMap<ClientNet, usize>> {
+        // IPv4 addresses differ most in the low bits, and IPv6 networks in the middle ones.
+        let place = (client.0 ^ (client.0 >> 16) ^ (client.0 >> 32)) as usize % SHARDS;
+        self.shards[place].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for CountedRequest {
+    fn drop(&mut self) {
+        self.census.leave_client(self.client);
+    }
+}
+
+impl Search {
+    /// Searches, unless there is a pause, and returns whether a connection was found. Times are in milliseconds.
+    pub fn find(&self, now: u64, search: impl FnOnce() -> usize) -> bool {
+        if now < self.0.load(Ordering::Relaxed) {
+            return false;
+        }
+        let has_found = search() > 0;
+        if !has_found {
+            self.0.store(now + PAUSE, Ordering::Relaxed);
+        }
+        has_found
+    }
+}
+
+impl Closed {
+    pub const ALL: [Closed; 5] =
+        [Closed::Connections, Closed::ConnectionsPerClient, Closed::FairShare, Closed::Evicted, Closed::Flood];
+
+    /// Returns the name of the reason in metrics and the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Closed::Connections => "connections",
+            Closed::ConnectionsPerClient => "connections-per-client",
+            Closed::FairShare => "fair-share",
+            Closed::Evicted => "evicted",
+            Closed::Flood => "flood",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(address: &str) -> ClientNet {
+        ClientNet::new(Some(address.parse().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn a_client_of_ipv6_is_its_network() {
+        assert_eq!(net("2001:db8:0:1::1"), net("2001:db8:0:1:ffff::2"));
+        assert_ne!(net("2001:db8:0:1::1"), net("2001:db8:0:2::1"));
+        assert_ne!(net("192.0.2.1"), net("192.0.2.2"));
+        assert_eq!(net("192.0.2.1"), net("::ffff:192.0.2.1"));
+        assert_ne!(net("::1"), net("0.0.0.1"));
+        assert_eq!(ClientNet::new(None), None);
+    }
+
+    #[test]
+    fn a_share_is_half_of_an_equal_part() {
+        let census = Census::default();
+        let (one, other) = (net("192.0.2.1"), net("192.0.2.2"));
+        assert_eq!(census.enter_client(one, 1000), Share { held: 1, fair: 500 });
+        assert_eq!(census.enter_client(one, 1000), Share { held: 2, fair: 500 });
+        assert_eq!(census.enter_client(other, 1000), Share { held: 1, fair: 250 });
+        census.leave_client(one);
+        census.leave_client(one);
+        assert_eq!(census.enter_client(other, 1000), Share { held: 2, fair: 500 });
+        assert_eq!(census.enter_client(other, 10), Share { held: 3, fair: FAIR });
+    }
+
+    #[test]
+    fn requests_by_trusted_proxies_count_as_connections_of_their_client() {
+        let census = Arc::new(Census::default());
+        let (one, other) = (net("192.0.2.1"), net("192.0.2.2"));
+        let held = [census.enter_request(one, 2).unwrap(), census.enter_request(one, 2).unwrap()];
+        assert!(census.enter_request(one, 2).is_none() && census.enter_request(other, 2).is_some());
+        assert_eq!(census.closed(Closed::ConnectionsPerClient), 1);
+        drop(held);
+        assert_eq!(census.enter_client(one, 1000).held, 1);
+    }
+
+    #[test]
+    fn a_search_in_vain_is_followed_by_a_pause() {
+        let search = Search::default();
+        assert!(search.find(0, || 1));
+        assert!(!search.find(0, || 0));
+        assert!(!search.find(PAUSE - 1, || 1));
+        assert!(search.find(PAUSE, || 1));
+    }
+
+    #[test]
+    fn a_reason_is_logged_once_in_a_minute() {
+        let census = Census::default();
+        assert!(census.may_log(Closed::Connections, 0));
+        assert!(!census.may_log(Closed::Connections, 0));
+        assert!(census.may_log(Closed::FairShare, 0));
+        assert!(census.may_log(Closed::Connections, 1));
+    }
+}

@@ -1,0 +1,78 @@
+//! The rules of a listener for its clients.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_rustls::TlsAcceptor;
+
+use crate::generation::connection_counts::Census;
+use crate::protocol::client_address;
+use crate::protocol::framing;
+use crate::protocol::trusted_peers::Peers;
+
+/// The rules of a listener in a generation; a connection keeps those that it began with.
+pub struct Listener {
+    /// None where HTTP is spoken in clear.
+    pub tls: Option<TlsAcceptor>,
+    /// Load balancers that have to name the client with the PROXY protocol.
+    pub proxies: Peers,
+    /// Whose word about the client is taken.
+    pub client: client_address::Rules,
+    /// The port that every request is sent to with `https`.
+    pub redirect: Option<u16>,
+    pub limits: Limits,
+    /// Outlives generations.
+    pub census: Arc<Census>,
+}
+
+/// What a client may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub framing: framing::Limits,
+    /// For a head, and for the handshake of TLS.
+    pub head_timeout: Duration,
+    /// Between two requests.
+    pub keep_alive: Duration,
+    pub requests: usize,
+    pub connections: usize,
+    pub connections_per_client: Option<usize>,
+    /// Requests at a time on a connection with HTTP/2.
+    pub streams: u32,
+    /// Between two pieces of a request's content.
+    pub body_timeout: Duration,
+    /// Bytes that a request's content has to make per second.
+    pub body_rate: u64,
+    pub send: SendLimits,
+    /// Bytes that wait on a connection with HTTP/2 for its client, and as many for endpoints.
+    pub buffer: usize,
+    /// For an upgraded connection on which nothing passes.
+    pub tunnel_timeout: Duration,
+}
+
+/// The pace at which a client has to take its responses.
+#[derive(Clone, Copy, Debug)]
+pub struct SendLimits {
+    /// For a client that takes nothing.
+    pub timeout: Duration,
+    /// Bytes per second, over each of two windows of time in which the client is waited for.
+    pub rate: u64,
+}
+
+impl SendLimits {
+    /// The time that the rate is looked at over: a pause now and then is no fault.
+    pub fn window(&self) -> Duration {
+        self.timeout / 2
+    }
+
+    /// Whether a client that took so many bytes in a window takes too little: in two windows, of which `slow` counts the
+    /// first. One in which it takes nothing at all doesn't count: a film may be paused, and there is a timeout.
+    pub fn is_too_slow(&self, bytes: u64, slow: &Cell<u8>) -> bool {
+        if bytes == 0 {
+            return false;
+        }
+        let wanted = u128::from(self.rate) * self.window().as_millis() / 1000;
+        slow.set(if u128::from(bytes) < wanted { slow.get().saturating_add(1) } else { 0 });
+        slow.get() > 1
+    }
+}

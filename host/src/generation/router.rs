@@ -1,0 +1,200 @@
+//! Which route a request takes: the most specific that matches, whatever the order in the manifest.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::request::Parts;
+
+use crate::context::host;
+use crate::protocol::path::without_parameters;
+
+/// What a route asks of a request.
+#[derive(Clone, Debug, Default)]
+pub struct Match {
+    /// One of these hosts; none: any.
+    pub hosts: Vec<HostMatch>,
+    /// This path.
+    pub path: PathMatch,
+    /// One of these methods; none: any.
+    pub methods: Vec<http::Method>,
+    /// All of these fields, each with this value, or with any.
+    pub fields: Vec<(http::HeaderName, Option<String>)>,
+    /// All of these query parameters, likewise.
+    pub query: Vec<(String, Option<String>)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostMatch {
+    /// `*.example.org`, kept as `.example.org`: any name below, at any depth.
+    Below(String),
+    /// This name.
+    Exact(String),
+}
+
+#[derive(Clone, Debug, Default)]
+pub enum PathMatch {
+    #[default]
+    Any,
+    /// This path and all below it, on segment boundaries.
+    Prefix(String),
+    Regex(regex::Regex),
+    Exact(String),
+}
+
+/// The routes, most specific first; the number is the place in the list that it was made from.
+#[derive(Debug)]
+pub struct Router {
+    table: Vec<(Option<HostMatch>, Arc<Match>, usize)>,
+    /// Whether any route asks for a host; if none does, nobody needs to know it.
+    by_host: bool,
+}
+
+impl Router {
+    /// Orders routes; the error names two that no request can tell apart.
+    pub fn new(routes: Vec<Match>) -> Result<Self, (usize, usize)> {
+        let mut ranked = Vec::new();
+        for (place, mut route) in routes.into_iter().enumerate() {
+            let hosts = std::mem::take(&mut route.hosts);
+            let hosts: Vec<_> = if hosts.is_empty() { vec![None] } else { hosts.into_iter().map(Some).collect() };
+            // Shared, as a route may have thousands of hosts, and as many conditions.
+            let (rank, route) = (Rc::new(rank(&route)), Arc::new(route));
+            ranked.extend(
+                hosts.into_iter().map(|host| ((host_rank(host.as_ref()), rank.clone()), (host, route.clone(), place))),
+            );
+        }
+        ranked.sort_by(|(one, _), (other, _)| other.cmp(one));
+        if let Some([(_, one), (_, other)]) = ranked.array_windows().find(|[(one, _), (other, _)]| one == other) {
+            return Err((one.2.min(other.2), one.2.max(other.2)));
+        }
+        let table: Vec<_> = ranked.into_iter().map(|(_, entry)| entry).collect();
+        Ok(Router { by_host: table.iter().any(|(host, ..)| host.is_some()), table })
+    }
+
+    /// The place of the route for a request.
+    pub fn route(&self, request: &Parts) -> Option<usize> {
+        let authority = || request.headers.get(http::header::HOST);
+        let name = self.by_host.then(authority).flatten().and_then(host);
+        let name = name.as_ref().map_or(&b""[..], |name| name.bytes());
+        let path = without_parameters(request.uri.path());
+        let mut matching = self.table.iter().filter(|(host, route, _)| {
+            host.as_ref().is_none_or(|host| host.matches(name)) && route.matches(request, &path)
+        });
+        matching.next().map(|(_, _, place)| *place)
+    }
+}
+
+impl HostMatch {
+    fn matches(&self, name: &[u8]) -> bool {
+        match self {
+            HostMatch::Exact(exact) => exact.as_bytes() == name,
+            HostMatch::Below(suffix) => name.len() > suffix.len() && name.ends_with(suffix.as_bytes()),
+        }
+    }
+}
+
+impl Match {
+    /// Whether a request matches, given its path without parameters.
+    fn matches(&self, request: &Parts, path: &str) -> bool {
+        let query = || {
+            request.uri.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        };
+        self.path.matches(path)
+            && (self.methods.is_empty() || self.methods.contains(&request.method))
+            && self.fields.iter().all(|(name, wanted)| {
+                let mut lines = request.headers.get_all(name).iter();
+                lines.any(|line| wanted.as_ref().is_none_or(|wanted| line.as_bytes() == wanted.as_bytes()))
+            })
+            && self.query.iter().all(|(name, wanted)| {
+                query().any(|(key, value)| key == name && wanted.as_ref().is_none_or(|wanted| value == wanted))
+            })
+    }
+}
+
+impl PathMatch {
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            PathMatch::Any => true,
+            PathMatch::Exact(exact) => exact == path,
+            PathMatch::Regex(regex) => regex.is_match(path),
+            PathMatch::Prefix(prefix) => path
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/')),
+        }
+    }
+}
+
+type HostRank = Option<(bool, usize, String)>;
+type Rank = (u8, usize, String, usize, String);
+
+/// Exact hosts before wildcards before any, longer before shorter.
+fn host_rank(host: Option<&HostMatch>) -> HostRank {
+    host.map(|host| match host {
+        HostMatch::Exact(name) => (true, name.len(), name.clone()),
+        HostMatch::Below(name) => (false, name.len(), name.clone()),
+    })
+}
+
+/// Exact paths before regexes before prefixes; then the number of further conditions. The texts make the rank of two
+/// routes equal only if they ask the same.
+fn rank(route: &Match) -> Rank {
+    let (kind, path) = match &route.path {
+        PathMatch::Any => (0, String::new()),
+        PathMatch::Prefix(path) => (1, path.clone()),
+        PathMatch::Regex(path) => (2, path.as_str().into()),
+        PathMatch::Exact(path) => (3, path.clone()),
+    };
+    let conditions = usize::from(!route.methods.is_empty()) + route.fields.len() + route.query.len();
+    let rest = format!("{:?}{:?}{:?}", route.methods, route.fields, route.query);
+    (kind, path.len(), path, conditions, rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(hosts: &[&str], path: PathMatch) -> Match {
+        let host = |name: &&str| match name.strip_prefix('*') {
+            Some(suffix) => HostMatch::Below(suffix.into()),
+            None => HostMatch::Exact((*name).into()),
+        };
+        Match { hosts: hosts.iter().map(host).collect(), path, ..Match::default() }
+    }
+
+    fn taken(router: &Router, host: &str, path: &str) -> Option<usize> {
+        let request = http::Request::get(path).header("host", host).body(()).unwrap();
+        router.route(&request.into_parts().0)
+    }
+
+    #[test]
+    fn the_most_specific_route_wins() {
+        let prefix = |path: &str| PathMatch::Prefix(path.into());
+        let router = Router::new(vec![
+            route(&[], PathMatch::Any),
+            route(&["*.example.org"], PathMatch::Any),
+            route(&["www.example.org"], PathMatch::Any),
+            route(&["www.example.org"], prefix("/api")),
+            route(&["www.example.org"], PathMatch::Exact("/api/x".into())),
+            route(&["www.example.org"], PathMatch::Regex(regex::Regex::new("^/api/[0-9]+$").unwrap())),
+        ])
+        .unwrap();
+        let cases = [
+            ("example.org", "/", Some(0)),
+            ("a.b.example.org", "/", Some(1)),
+            ("WWW.example.org:8080", "/", Some(2)),
+            ("www.example.org", "/api", Some(3)),
+            ("www.example.org", "/api/y", Some(3)),
+            ("www.example.org", "/apixy", Some(2)),
+            ("www.example.org", "/api/x", Some(4)),
+            ("www.example.org", "/api/12", Some(5)),
+        ];
+        for (host, path, wanted) in cases {
+            assert_eq!(taken(&router, host, path), wanted, "{host}{path}");
+        }
+    }
+
+    #[test]
+    fn routes_that_ask_the_same_are_refused() {
+        let same = || route(&["example.org"], PathMatch::Prefix("/a".into()));
+        assert_eq!(Router::new(vec![same(), route(&[], PathMatch::Any), same()]).unwrap_err(), (0, 2));
+    }
+}

@@ -1,0 +1,9 @@
+//! Sockets and time, in the forms that tokio and hyper need.
+
+pub mod boxed;
+pub mod byte_counter;
+pub mod deadline;
+pub mod frame_counter;
+pub mod hyper_io;
+pub mod memfd_arena;
+pub mod tcp;

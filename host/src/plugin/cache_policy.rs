@@ -1,0 +1,128 @@
+//! Calls of a cache policy, and what it answers, checked.
+
+use http::HeaderName;
+use smallvec::SmallVec;
+
+use super::bindings::cache_policy::exports::plugway::plugin::cache_policy as wit;
+use super::instance::{Instance, Trap, trapped};
+use crate::context::bounds;
+use crate::context::edits::{self, Refused, at_most};
+use crate::context::{Head, Value, ValueName};
+use crate::store::stored_response::Rules;
+
+pub use wit::{BypassReason, Lookup, Place, Refusal, Reuse, StoredResponse, Times};
+
+/// What a policy says of a response that came.
+pub enum Keep {
+    Store(Storage),
+    Refuse(Refusal),
+}
+
+/// How it is kept.
+pub struct Storage {
+    pub rules: Rules,
+    /// For purging.
+    pub tags: Box<[Box<str>]>,
+    /// Request fields that it depends on.
+    pub vary: Vec<HeaderName>,
+    /// Response fields that are not stored.
+    pub dropped: Vec<HeaderName>,
+}
+
+/// Of times, in milliseconds: some thousand years, and nothing that sums could overflow.
+const LONGEST_TIME: u64 = 1 << 46;
+
+impl Instance {
+    /// What to do with a request.
+    pub fn lookup(&mut self, needs: &[ValueName], head: &Head) -> Result<Lookup, Trap> {
+        let lookup = self.ask(needs, head, |policy, store, values| policy.call_on_lookup(store, values))?;
+        Ok(match lookup {
+            Lookup::Under(place) => under(place),
+            Lookup::Bypass(BypassReason::Other(why)) => Lookup::Bypass(BypassReason::Other(detail(why)?)),
+            lookup => lookup,
+        })
+    }
+
+    /// What to do with something stored.
+    pub fn stored(&mut self, needs: &[ValueName], head: &Head, stored: StoredResponse) -> Result<Reuse, Trap> {
+        self.ask(needs, head, |policy, store, values| policy.call_on_stored(store, values, stored))
+    }
+
+    /// Whether to keep a response.
+    pub fn fetched(&mut self, needs: &[ValueName], head: &Head, times: Times) -> Result<Keep, Trap> {
+        match self.ask(needs, head, |policy, store, values| policy.call_on_fetched(store, values, times))? {
+            wit::Keep::Refuse(Refusal::Other(why)) => Ok(Keep::Refuse(Refusal::Other(detail(why)?))),
+            wit::Keep::Refuse(refusal) => Ok(Keep::Refuse(refusal)),
+            wit::Keep::Store(storage) => Ok(Keep::Store(checked(storage)?)),
+        }
+    }
+
+    /// What is stale from now on.
+    pub fn changed(&mut self, needs: &[ValueName], head: &Head) -> Result<Vec<Vec<u8>>, Trap> {
+        let keys = self.ask(needs, head, |policy, store, values| policy.call_on_changed(store, values))?;
+        at_most(bounds::CACHE_LIST, keys.len(), "keys that a change concerns")?;
+        keys.iter().try_for_each(|key| at_most(bounds::KEY, key.len(), "bytes of a key"))?;
+        Ok(keys)
+    }
+
+    /// Whether something stale may stand for a failure.
+    pub fn upstream_error(
+        &mut self,
+        needs: &[ValueName],
+        head: &Head,
+        stored: StoredResponse,
+        status: Option<u16>,
+    ) -> Result<bool, Trap> {
+        self.ask(needs, head, |policy, store, values| policy.call_on_upstream_error(store, values, stored, status))
+    }
+
+    fn ask<R>(
+        &mut self,
+        needs: &[ValueName],
+        head: &Head,
+        call: impl FnOnce(
+            &wit::Guest,
+            &mut wasmtime::Store<super::host::HostState>,
+            &[Option<&[u8]>],
+        ) -> wasmtime::Result<R>,
+    ) -> Result<R, Trap> {
+        self.begin_call();
+        let found: SmallVec<[Option<Value>; 24]> = needs.iter().map(|name| head.value_with_aliases(name)).collect();
+        let values: SmallVec<[Option<&[u8]>; 24]> =
+            found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
+        let hook = self.cache_policy.as_ref().ok_or(Trap::NoHook)?;
+        call(hook.plugway_plugin_cache_policy(), &mut self.store, &values).map_err(trapped)
+    }
+}
+
+/// To look at a place, if its key isn't too long.
+pub fn under(place: Place) -> Lookup {
+    match place.key.len() {
+        0..=bounds::KEY => Lookup::Under(place),
+        _ => Lookup::Bypass(BypassReason::Other("key-too-long".into())),
+    }
+}
+
+/// Returns a policy's own text for `Cache-Status`; an error if it is too long.
+fn detail(text: String) -> Result<String, Refused> {
+    at_most(bounds::DETAIL, text.len(), "bytes of a cache policy's reason").map(|()| text)
+}
+
+fn checked(storage: wit::Storage) -> Result<Storage, Refused> {
+    let names = |names: Vec<String>, what| {
+        at_most(bounds::CACHE_LIST, names.len(), what)?;
+        names.iter().map(|name| edits::any_field_name(name)).collect::<Result<Vec<_>, Refused>>()
+    };
+    at_most(bounds::CACHE_LIST, storage.tags.len(), "tags of a stored response")?;
+    storage.tags.iter().try_for_each(|tag| edits::name(tag))?;
+    let rules = Rules {
+        lifetime_ms: storage.lifetime_ms.min(LONGEST_TIME),
+        initial_age_ms: storage.initial_age_ms.min(LONGEST_TIME),
+        stale_while_revalidate_ms: storage.stale_while_revalidate_ms.min(LONGEST_TIME),
+        stale_if_error_ms: storage.stale_if_error_ms.min(LONGEST_TIME),
+        must_revalidate: storage.must_revalidate,
+    };
+    let tags = storage.tags.into_iter().map(String::into_boxed_str).collect();
+    let (vary, dropped) = (names(storage.vary, "names of `vary`")?, names(storage.drop_fields, "fields to drop")?);
+    Ok(Storage { rules, tags, vary, dropped })
+}

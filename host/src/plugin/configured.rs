@@ -1,0 +1,324 @@
+//! A plugin bound to a configuration: what it declared, checked once.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::Description;
+use super::bindings::types;
+use super::engine::Plugin;
+use super::failure::{Backtraces, Reporter};
+use super::host::value_name;
+use super::instance::{Instance, PATIENCE};
+use super::log_lines::Lines;
+use super::settings::{self, ConfigErrors, LookupPlan, names};
+use super::time_share::DEFAULT_SHARE;
+use super::version::Supply;
+use crate::context::ValueName;
+use crate::context::edit_plan::Plan;
+use crate::context::edits::Refused;
+use crate::telemetry::metrics::{Custom, Definition, Place};
+
+/// A plugin with its configuration and limits; workers make instances of it.
+pub struct Binding {
+    /// How the manifest names it.
+    pub name: Arc<str>,
+    pub(super) plugin: Arc<Plugin>,
+    pub(super) config: String,
+    pub(super) limits: Limits,
+    /// The log of its failures and lines.
+    pub(super) reporter: Arc<Reporter>,
+    /// The part that all workers and generations share.
+    pub supply: Arc<Supply>,
+    /// What a failed call means for the exchange.
+    pub on_error: OnError,
+    /// Who gets a fresh instance.
+    pub isolation: Isolation,
+    /// What its hooks can have carried out.
+    pub plans: Vec<Plan>,
+    /// How requests pass it.
+    pub request: Hook,
+    /// How responses pass it.
+    pub response: Hook,
+    /// Values for its balancer.
+    pub balancer: Vec<ValueName>,
+    /// The value of which its balancer gets the hash.
+    pub balancer_key: Option<ValueName>,
+    /// What its cache policy wants; none if it has none.
+    pub cache: Option<CacheNeeds>,
+    /// Values for its observer; none if it doesn't observe.
+    pub observer: Option<Vec<ValueName>>,
+    /// How often its timer is called; none if it has none.
+    pub timer: Option<Duration>,
+    /// How it takes request bodies; none if it doesn't.
+    pub request_body: Option<BodyMode>,
+    /// How it takes response bodies; none if it doesn't.
+    pub response_body: Option<BodyMode>,
+    /// The metrics that the first instance defined. No other instance may define more.
+    metrics: Vec<Definition>,
+    /// The metrics of each worker, which last as long as the binding; locked when an instance is made.
+    figures: Mutex<BTreeMap<usize, Arc<[Arc<Custom>]>>>,
+}
+
+/// What a cache policy declared.
+pub struct CacheNeeds {
+    /// Values for the request side.
+    pub request: Vec<ValueName>,
+    /// Values for the response side.
+    pub response: Vec<ValueName>,
+    /// What most requests are looked up by, without a call.
+    pub plan: Option<LookupPlan>,
+    /// How `Cache-Status` names the cache; none for no such field.
+    pub name: Option<String>,
+    /// Whether the key is told there.
+    pub tells_key: bool,
+}
+
+/// How a plugin takes bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyMode {
+    /// Chunk by chunk.
+    Streamed,
+    /// Whole, up to so many bytes.
+    Buffered(u64, Beyond),
+}
+
+/// What happens to a body beyond the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beyond {
+    Refuse,
+    Pass,
+}
+
+/// Each body holds an instance, and slow clients of one plugin must not use up what others need.
+const DEFAULT_BODIES: u32 = 256;
+
+/// A shorter interval would be called no more often.
+const SHORTEST_TIMER: Duration = crate::net::deadline::TICK;
+
+/// What a hook does.
+pub enum Hook {
+    /// It isn't there.
+    Absent,
+    /// The host carries out this plan.
+    Plan(usize),
+    /// It is called with these values.
+    Call(Vec<ValueName>),
+}
+
+/// What an instance may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Linear memory, in bytes.
+    pub memory: usize,
+    /// CPU time per call.
+    pub cpu: Duration,
+    /// The share of a worker's time, in percent; 100 is no limit.
+    pub share: u8,
+    /// Bodies that pass through the plugin at a time, over all workers.
+    pub bodies: u32,
+}
+
+/// What becomes of an exchange whose plugin failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The client gets 502.
+    Fail,
+    /// The exchange goes on as if the plugin weren't there.
+    Skip,
+    /// The client gets this status.
+    Respond(http::StatusCode),
+}
+
+/// How long an instance lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// It serves one request of its worker after the other.
+    Worker,
+    /// It serves one call: nothing that it keeps can reach another request.
+    Request,
+}
+
+/// A configuration that the plugin, or the host, can't take.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("{0}")]
+    Config(ConfigErrors),
+    #[error("the plugin failed while it was configured: {0}")]
+    Failed(String),
+    #[error("the plugin declared {}", what(.0))]
+    Refused(#[from] Refused),
+}
+
+/// Names a refused declaration.
+fn what(refused: &Refused) -> String {
+    match refused {
+        Refused::Many { .. } => refused.to_string(),
+        _ => format!("what can't be: {refused}"),
+    }
+}
+
+impl Default for Limits {
+    /// 16 MiB hold any filter that doesn't keep bodies; 50 ms is two and a half scheduler rounds of a busy machine.
+    fn default() -> Self {
+        Limits { memory: 16 << 20, cpu: Duration::from_millis(50), share: DEFAULT_SHARE, bodies: DEFAULT_BODIES }
+    }
+}
+
+impl Limits {
+    /// Returns the CPU time of a step in making an instance, off the workers: parsing a large configuration, or tables for
+    /// a thousand endpoints, may take longer than a request should.
+    pub fn making_time(self) -> Duration {
+        self.cpu * PATIENCE
+    }
+}
+
+/// What a plugin says of itself.
+pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, BindError> {
+    let (limits, lines) = (Limits::default(), Lines::new("describe".into()));
+    let time = limits.cpu * PATIENCE;
+    let instance = Instance::bare(plugin, limits, lines, time);
+    let described = instance.and_then(|mut instance| instance.describe(time));
+    let description = settings::description(described.map_err(|trap| BindError::Failed(limits.reason(&trap)))?)?;
+    plugin.note_version(&description.version);
+    Ok(description)
+}
+
+impl Binding {
+    /// Configures a first instance, and so learns what the plugin needs.
+    pub fn new(
+        name: Arc<str>,
+        plugin: Arc<Plugin>,
+        config: String,
+        limits: Limits,
+        on_error: OnError,
+        isolation: Isolation,
+    ) -> Result<Self, BindError> {
+        let (lines, failed) = (Lines::new(name.clone()), |trap| BindError::Failed(limits.reason(&trap)));
+        let refused = |errors| BindError::Config(settings::config_errors(errors));
+        let supply = Supply::of(&plugin, &name, &config, limits, isolation);
+        let (settings, mut first) = supply.measure(|| {
+            let time = limits.making_time();
+            let mut first = Instance::bare(&plugin, limits, lines.clone(), time).map_err(failed)?;
+            let settings = first.configure(&config, time).map_err(failed)?.map_err(refused)?;
+            Ok::<_, BindError>((settings, Box::new(first)))
+        })?;
+        let plans = settings::plans(settings.plans)?;
+        let hook = |exported, values, plan| settings::hook(&plans, exported, values, plan);
+        let request = hook(plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
+        let response = hook(plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;
+        let balancer = names(settings.balancer_values)?;
+        let balancer_key = settings.balancer_key.map(value_name).transpose()?;
+        let cache = match &plugin.cache_policy {
+            Some(_) => {
+                let (request, response) =
+                    (names(settings.cache_request_values)?, names(settings.cache_response_values)?);
+                let plan = settings.lookup_plan.map(settings::lookup_plan).transpose()?;
+                let tells_key = settings.cache_status.as_ref().is_some_and(|status| status.key);
+                let name = settings.cache_status.map(|status| settings::token(status.name)).transpose()?;
+                Some(CacheNeeds { request, response, plan, name, tells_key })
+            }
+            None => None,
+        };
+        let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
+        let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(SHORTEST_TIMER));
+        let timer = plugin.timer.as_ref().and(interval);
+        let mode =
+            |mode: Option<types::BodyMode>| settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits);
+        let request_body = plugin.request_body.as_ref().map(|_| mode(settings.request_body)).transpose()?;
+        let response_body = plugin.response_body.as_ref().map(|_| mode(settings.response_body)).transpose()?;
+        let (plugin_name, version) = (name.clone(), plugin.version());
+        let reporter = Reporter { plugin: plugin_name, version, limits, lines, backtraces: Backtraces::default() };
+        let binding = Binding {
+            name,
+            plugin,
+            config,
+            limits,
+            reporter: Arc::new(reporter),
+            supply,
+            on_error,
+            isolation,
+            plans,
+            request,
+            response,
+            balancer,
+            balancer_key,
+            cache,
+            observer,
+            timer,
+            request_body,
+            response_body,
+            metrics: first.defined(),
+            figures: Mutex::default(),
+        };
+        if binding.is_called() || binding.balances() || binding.takes_bodies() {
+            binding.supply.keep(first);
+        }
+        Ok(binding)
+    }
+
+    /// The plugin's own metrics, for an instance that belongs to no worker yet.
+    pub(super) fn loose_figures(&self) -> Arc<[Arc<Custom>]> {
+        self.metrics.iter().map(|definition| Arc::new(Custom::new(definition.clone()))).collect()
+    }
+
+    /// The plugin's own metrics, as a worker has them.
+    pub(super) fn figures(&self, place: &Place) -> Arc<[Arc<Custom>]> {
+        let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || self.metrics.iter().map(|definition| place.custom(&self.name, definition)).collect();
+        figures.entry(place.worker).or_insert_with(new).clone()
+    }
+
+    /// What each head hook, balancer and observer is called with, in words for people.
+    pub fn needs(&self) -> Vec<(&'static str, String)> {
+        let list = |names: &[ValueName]| match names {
+            [] => "is called without values".into(),
+            names => format!("needs {}", names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        };
+        let head = |hook: &Hook| match hook {
+            Hook::Absent => None,
+            Hook::Plan(plan) => {
+                Some(format!("is a plan of {} edits, carried out by the host", self.plans[*plan].edits.len()))
+            }
+            Hook::Call(names) => Some(list(names)),
+        };
+        let request = head(&self.request).map(|needs| ("request-filter", needs));
+        let response = head(&self.response).map(|needs| ("response-filter", needs));
+        let hashed = |key: &ValueName| format!(", with the hash of {key}");
+        let key = self.balancer_key.as_ref().map(hashed).unwrap_or_default();
+        let balancer = self.balances().then(|| ("balancer", list(&self.balancer) + &key));
+        let plan = |needs: &CacheNeeds| match needs.plan {
+            Some(_) => "; most lookups are a plan, carried out by the host",
+            None => "",
+        };
+        let cache = self.cache.as_ref().map(|needs| {
+            ("cache-policy", format!("{}, of responses {}{}", list(&needs.request), list(&needs.response), plan(needs)))
+        });
+        let observer = self.observer.as_ref().map(|names| ("observer", list(names)));
+        [request, response, balancer, cache, observer].into_iter().flatten().collect()
+    }
+
+    /// Whether requests need an instance of it in a chain: where the host carries out plans, nobody is called.
+    pub fn is_called(&self) -> bool {
+        let called = |hook: &Hook| matches!(hook, Hook::Call(_));
+        let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
+        called(&self.request) || called(&self.response) || is_told
+    }
+
+    /// Whether bodies pass through it.
+    pub fn takes_bodies(&self) -> bool {
+        self.request_body.is_some() || self.response_body.is_some()
+    }
+
+    /// Whether it has anything to do in a chain, though with this configuration it may do nothing.
+    pub fn is_in_chains(&self) -> bool {
+        let has = |hook: &Hook| !matches!(hook, Hook::Absent);
+        let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
+        has(&self.request) || has(&self.response) || self.takes_bodies() || is_told
+    }
+
+    /// Whether it can choose endpoints.
+    pub fn balances(&self) -> bool {
+        self.plugin.balancer.is_some()
+    }
+}

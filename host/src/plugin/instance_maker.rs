@@ -1,0 +1,234 @@
+//! The thread that makes instances: for workers that take a generation into service, and spare ones for those that lost
+//! theirs. Workers never wait for it while they serve.
+//!
+//! One plugin can't keep the thread from the others: it rests after each spare instance, and backs off after a failure.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::configured::{Binding, Isolation};
+use super::cpu_time::thread_time;
+use super::instance::{Instance, Trap};
+use super::version::Supply;
+use crate::system::supervise::{Task, guard};
+use crate::upstream::endpoint_set::Members;
+
+/// Orders for the thread that makes instances.
+#[derive(Clone)]
+pub struct Maker(SyncSender<Order>);
+
+/// An instance that will come, or the error of making it.
+pub struct Ordered(oneshot::Receiver<Result<Box<Instance>, Trap>>);
+
+enum Order {
+    Spare(Wanted),
+    Instance(Commission),
+}
+
+/// An order for an instance that a worker waits for.
+struct Commission {
+    binding: Arc<Binding>,
+    /// The endpoints that are passed to it, if it is a balancer.
+    members: Option<Arc<Members>>,
+    reply: oneshot::Sender<Result<Box<Instance>, Trap>>,
+}
+
+/// The plugin that a spare instance is wanted of. The binding is that of the generation which ordered the instance.
+#[derive(Clone)]
+struct Wanted {
+    binding: Weak<Binding>,
+    supply: Weak<Supply>,
+}
+
+/// A spare instance that is due later.
+struct Later {
+    due: Instant,
+    wanted: Wanted,
+    /// Failures before, in a row.
+    failures: u32,
+}
+
+/// Orders that may wait: workers send one at a time for a new generation, and one for each balancer that learns endpoints.
+const QUEUE: usize = 4096;
+
+/// After a spare instance that took some time, the next one of the same plugin is due when so many times that time has
+/// passed: instances that are lost over and over take at most a tenth of a core.
+const REST: u32 = 9;
+
+/// The rest for plugins with a fresh instance for each call, whose instances are not lost by failures.
+const REST_PER_CALL: u32 = 1;
+
+/// The backoff after the first failure; it doubles up to [`LONGEST_BACKOFF`].
+const BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// An instance that found no place is tried again after this time.
+const SHORTAGE: Duration = Duration::from_millis(100);
+
+/// Workers go first where cores are scarce: the thread has a third of a worker's weight.
+const NICENESS: i32 = 5;
+
+impl Maker {
+    /// Starts the thread, which ends with the last sender of orders.
+    pub(super) fn start() -> std::io::Result<Self> {
+        let (orders, queue) = sync_channel(QUEUE);
+        std::thread::Builder::new().name("plugin-maker".into()).spawn(move || run(&queue))?;
+        Ok(Maker(orders))
+    }
+
+    /// Orders a spare instance; returns whether there was room for the order.
+    pub(super) fn order_spare(&self, binding: &Arc<Binding>) -> bool {
+        let wanted = Wanted { binding: Arc::downgrade(binding), supply: Arc::downgrade(&binding.supply) };
+        self.0.try_send(Order::Spare(wanted)).is_ok()
+    }
+
+    /// Orders an instance for a worker. The receiver's sender is dropped if there is no room for the order.
+    pub(super) fn order(&self, binding: &Arc<Binding>, members: Option<Arc<Members>>) -> Ordered {
+        let (reply, receiver) = oneshot::channel();
+        let _ = self.0.try_send(Order::Instance(Commission { binding: binding.clone(), members, reply }));
+        Ordered(receiver)
+    }
+}
+
+impl Ordered {
+    /// Waits for the instance.
+    pub async fn wait(self) -> Result<Box<Instance>, Trap> {
+        self.0.await.unwrap_or_else(|_| Err(dropped()))
+    }
+
+    /// Returns the instance, or why there is none; `None` if the instance is still being made.
+    pub fn poll(&mut self) -> Option<Result<Box<Instance>, Trap>> {
+        match self.0.try_recv() {
+            Ok(made) => Some(made),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(dropped())),
+        }
+    }
+}
+
+fn dropped() -> Trap {
+    Trap::NoInstance("too many are waited for")
+}
+
+/// The state of the thread.
+#[derive(Default)]
+struct Queues {
+    /// Instances that workers wait for to take a generation into service.
+    commissions: VecDeque<Commission>,
+    later: Vec<Later>,
+}
+
+fn run(orders: &Receiver<Order>) {
+    lower_priority();
+    let mut queues = Queues::default();
+    loop {
+        let wait = if queues.commissions.is_empty() { queues.wait() } else { Some(Duration::ZERO) };
+        let received = match wait {
+            Some(wait) => orders.recv_timeout(wait),
+            None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match received {
+            Ok(order) => queues.take(order),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        orders.try_iter().for_each(|order| queues.take(order));
+        // Requests are served less well without a spare instance than with an old generation.
+        if let Some(due) = queues.due() {
+            queues.make_spare(due);
+        } else if let Some(commission) = queues.commissions.pop_front() {
+            commission.make();
+        }
+    }
+}
+
+impl Queues {
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Spare(wanted) => self.later.push(Later { due: Instant::now(), wanted, failures: 0 }),
+            Order::Instance(commission) => self.commissions.push_back(commission),
+        }
+    }
+
+    /// Returns the time until a spare instance is due; `None` if none will be.
+    fn wait(&self) -> Option<Duration> {
+        let next = self.later.iter().map(|later| later.due).min();
+        next.map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    fn due(&mut self) -> Option<Later> {
+        let now = Instant::now();
+        let next = self.later.iter().position(|later| later.due <= now)?;
+        Some(self.later.swap_remove(next))
+    }
+
+    /// Makes a spare instance. The plugin's next one is due after a rest, even if its order comes before.
+    fn make_spare(&mut self, later: Later) {
+        // A version that no generation has any more needs no instances.
+        let Some(supply) = later.wanted.supply.upgrade() else { return };
+        let Some(binding) = later.wanted.binding.upgrade() else { return supply.order_done() };
+        if !supply.is_short() && !supply.is_failing() {
+            supply.order_done();
+            return;
+        }
+        let began = thread_time();
+        match make(&binding, &supply) {
+            Ok(instance) => {
+                supply.keep(instance);
+                let rest = if binding.isolation == Isolation::Request { REST_PER_CALL } else { REST };
+                let due = Instant::now() + thread_time().saturating_sub(began) * rest;
+                self.later.push(Later { due, wanted: later.wanted, failures: 0 });
+            }
+            Err(Trap::NoPlace) => {
+                supply.lacked_place();
+                self.later.push(Later { due: Instant::now() + SHORTAGE, ..later });
+            }
+            Err(error) => {
+                let backoff = (BACKOFF * (1 << later.failures.min(6))).min(LONGEST_BACKOFF);
+                warn!(plugin = &*binding.name, %error, retry_in = ?backoff, "plugin instance not made");
+                let (due, failures) = (Instant::now() + backoff, later.failures + 1);
+                self.later.push(Later { due, wanted: later.wanted, failures });
+            }
+        }
+    }
+}
+
+impl Commission {
+    fn make(self) {
+        // The worker has given up, because another instance could not be made.
+        if self.reply.is_closed() {
+            return;
+        }
+        let binding = &self.binding;
+        let made = make(binding, &binding.supply).and_then(|mut instance| {
+            if let Some(members) = &self.members {
+                let tell = || instance.endpoints_changed(members, binding.limits.making_time());
+                binding.supply.measure_telling(|| guarded(tell))?;
+            }
+            Ok(instance)
+        });
+        let _ = self.reply.send(made);
+    }
+}
+
+fn make(binding: &Arc<Binding>, supply: &Supply) -> Result<Box<Instance>, Trap> {
+    supply.measure(|| guarded(|| Instance::new(binding, binding.limits.making_time()).map(Box::new)))
+}
+
+/// Turns a panic into a failure: the thread serves all plugins.
+fn guarded<R>(work: impl FnOnce() -> Result<R, Trap>) -> Result<R, Trap> {
+    guard(Task::Other, work).unwrap_or_else(|_| Err(Trap::Failed("the host panicked".into())))
+}
+
+fn lower_priority() {
+    // On Linux, the priority is the thread's own.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "the thread that makes instances has the priority of workers");
+    }
+}

@@ -1,0 +1,258 @@
+//! Checks what a plugin says of itself and declares when it is configured, and brings it into the host's form.
+
+use http::HeaderName;
+
+use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, LookupPlan as LookupPlanSettings};
+use super::bindings::types;
+use super::configured::{Beyond, BodyMode, Hook, Limits};
+use super::host::value_name;
+use crate::context::bounds;
+use crate::context::edit_plan::{Part, Plan, Planned, Template};
+use crate::context::edits::{self, Refused, at_most, field_name, field_text, field_value, repeatable_name};
+use crate::context::{Head, ValueName};
+
+/// A lookup that needs no call.
+pub struct LookupPlan {
+    key: Vec<KeyPart>,
+    /// Fields that a request may not have.
+    fields: Vec<HeaderName>,
+    /// Other values that there may not be.
+    values: Vec<ValueName>,
+}
+
+/// A piece of a key.
+enum KeyPart {
+    /// A text as it is.
+    Text(Vec<u8>),
+    /// A value, which is nothing if it is absent.
+    Value(ValueName),
+}
+
+impl LookupPlan {
+    /// The key of a request; none if it is a matter for the plugin. A key that becomes too long ends behind the part that
+    /// makes it so.
+    pub fn key(&self, head: &Head) -> Option<Vec<u8>> {
+        // What an origin may take for one of the fields is a matter for the plugin.
+        if head.has_aliases {
+            return None;
+        }
+        let fields = &head.request.headers;
+        // Most requests have none of them, which one look at the names they do have nearly always tells.
+        let present = fields.keys().fold(0, |present, name| present | trace(name));
+        let has = |name: &HeaderName| present & trace(name) != 0 && fields.contains_key(name);
+        if self.fields.iter().any(has) || self.values.iter().any(|name| head.value(name).is_some()) {
+            return None;
+        }
+        let mut key = Vec::new();
+        for part in &self.key {
+            if key.len() > bounds::KEY {
+                break;
+            }
+            match part {
+                KeyPart::Text(text) => key.extend_from_slice(text),
+                KeyPart::Value(ValueName::Uri) => head.put_uri(&mut key),
+                KeyPart::Value(name) => {
+                    key.extend_from_slice(head.value(name).as_ref().map_or(b"", |value| value.bytes()))
+                }
+            }
+        }
+        Some(key)
+    }
+}
+
+/// One of 64 bits, by the length and the end of a name.
+fn trace(name: &HeaderName) -> u64 {
+    let name = name.as_str().as_bytes();
+    1 << ((name.len() * 7 + usize::from(name.last().copied().unwrap_or(0))) % 64)
+}
+
+/// Returns the description of a plugin; an error if a text is too long or the schema is nested too deeply.
+pub fn description(description: Description) -> Result<Description, Refused> {
+    let texts = [
+        (&description.name, "bytes of its name"),
+        (&description.version, "bytes of its version"),
+        (&description.summary, "bytes of its summary"),
+    ];
+    texts.into_iter().try_for_each(|(text, what)| at_most(bounds::NAME, text.len(), what))?;
+    if let Some(schema) = &description.config_schema {
+        at_most(bounds::SCHEMA, schema.len(), "bytes of a configuration schema")?;
+        at_most(bounds::SCHEMA_DEPTH, depth(schema), "levels of a configuration schema")?;
+    }
+    Ok(description)
+}
+
+/// The levels of arrays and objects in a JSON text, before it is parsed.
+fn depth(json: &str) -> usize {
+    let (mut depth, mut deepest, mut is_text, mut is_escaped) = (0_usize, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            b'{' | b'[' if !is_text => depth += 1,
+            b'}' | b']' if !is_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
+/// The errors that a plugin reports of its configuration, cut to what a message holds.
+#[derive(Debug, Default)]
+pub struct ConfigErrors {
+    /// JSON pointers and messages.
+    pub shown: Vec<(String, String)>,
+    /// The number of errors that are left out.
+    pub more: usize,
+}
+
+/// Returns the errors that a plugin reports, at most [`bounds::CONFIG_ERRORS`] of them.
+pub fn config_errors(errors: Vec<(String, String)>) -> ConfigErrors {
+    let more = errors.len().saturating_sub(bounds::CONFIG_ERRORS);
+    let cut = |(path, message)| (shortened(path, bounds::NAME), shortened(message, bounds::REASON));
+    ConfigErrors { shown: errors.into_iter().take(bounds::CONFIG_ERRORS).map(cut).collect(), more }
+}
+
+impl std::fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown: Vec<&str> = self.shown.iter().map(|(_, message)| message.as_str()).collect();
+        f.write_str(&shown.join("; "))?;
+        if self.more > 0 { write!(f, "; and {} more", self.more) } else { Ok(()) }
+    }
+}
+
+/// Cuts a text for people to a length, and marks the cut.
+pub fn shortened(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push('…');
+    }
+    text
+}
+
+/// Returns the values of a hook.
+pub fn names(values: Vec<types::ValueName>) -> Result<Vec<ValueName>, Refused> {
+    at_most(bounds::VALUES, values.len(), "values of a hook")?;
+    values.into_iter().map(value_name).collect()
+}
+
+/// Returns the edit plans of a plugin.
+pub fn plans(plans: Vec<Vec<types::PlannedEdit>>) -> Result<Vec<Plan>, Refused> {
+    at_most(bounds::PLANS, plans.len(), "plans")?;
+    let mut declared = 0;
+    let plan = |edits: Vec<types::PlannedEdit>| {
+        at_most(bounds::EDITS, edits.len(), "edits of a plan")?;
+        let plan = Plan::new(edits.into_iter().map(planned).collect::<Result<_, _>>()?)?;
+        declared += plan.declared();
+        at_most(bounds::DECLARED, declared, "bytes of plans, with 64 for each edit and part of a template")?;
+        Ok(plan)
+    };
+    plans.into_iter().map(plan).collect()
+}
+
+pub fn lookup_plan(plan: LookupPlanSettings) -> Result<LookupPlan, Refused> {
+    at_most(bounds::KEY_PARTS, plan.key.len(), "parts of a key")?;
+    at_most(bounds::VALUES, plan.unless.len(), "exceptions of a lookup plan")?;
+    let (mut fields, mut values) = (Vec::new(), Vec::new());
+    for name in plan.unless {
+        match value_name(name)? {
+            ValueName::RequestField(name) => fields.push(name),
+            name => values.push(name),
+        }
+    }
+    let part = |part| match part {
+        types::TemplatePart::Text(text) => {
+            at_most(bounds::KEY, text.len(), "bytes of a key").map(|()| KeyPart::Text(text))
+        }
+        types::TemplatePart::Value(name) => value_name(name).map(KeyPart::Value),
+    };
+    Ok(LookupPlan { key: plan.key.into_iter().map(part).collect::<Result<_, _>>()?, fields, values })
+}
+
+/// A name that is a token (RFC 9110 §5.6.2), as those of fields are.
+pub fn token(name: String) -> Result<String, Refused> {
+    field_name(&name).map(|_| name)
+}
+
+pub fn hook(plans: &[Plan], exported: bool, values: Vec<types::ValueName>, plan: Option<u32>) -> Result<Hook, Refused> {
+    match plan {
+        _ if !exported => Ok(Hook::Absent),
+        Some(place) => match plans.get(place as usize) {
+            Some(plan) if plan.edits.is_empty() => Ok(Hook::Absent),
+            Some(_) => Ok(Hook::Plan(place as usize)),
+            None => Err(Refused::Plan(place)),
+        },
+        None => names(values).map(Hook::Call),
+    }
+}
+
+fn planned(edit: types::PlannedEdit) -> Result<Planned, Refused> {
+    use types::PlannedEdit as Wit;
+    Ok(match edit {
+        Wit::SetField((name, value)) => Planned::Set(field_name(&name)?, template(&name, value)?),
+        Wit::AppendField((name, value)) => Planned::Append(repeatable_name(&name)?, template(&name, value)?),
+        Wit::DefaultField((name, value)) => Planned::Default(field_name(&name)?, template(&name, value)?),
+        Wit::RemoveField(name) => Planned::Remove(field_name(&name)?),
+        Wit::RenameField((from, to)) => Planned::Rename(field_name(&from)?, repeatable_name(&to)?),
+        Wit::SetNote((name, value)) => {
+            edits::name(&name)?;
+            let value = template(&name, value)?;
+            Planned::Note(name, value)
+        }
+    })
+}
+
+fn template(name: &str, parts: Vec<types::TemplatePart>) -> Result<Template, Refused> {
+    at_most(bounds::TEMPLATE_PARTS, parts.len(), "parts of a template")?;
+    if let [types::TemplatePart::Text(constant)] = parts.as_slice() {
+        return Ok(Template(vec![Part::Text(field_value(name, constant)?)]));
+    }
+    let mut text = 0;
+    let part = |part| match part {
+        types::TemplatePart::Text(bytes) => {
+            text += bytes.len();
+            at_most(bounds::VALUE, text, "bytes of text in a template")?;
+            field_text(name, &bytes).map(Part::Text)
+        }
+        types::TemplatePart::Value(name) => value_name(name).map(Part::Value),
+    };
+    parts.into_iter().map(part).collect::<Result<_, _>>().map(Template)
+}
+
+pub fn body_mode(mode: types::BodyMode, limits: Limits) -> Result<BodyMode, Refused> {
+    Ok(match mode {
+        types::BodyMode::Streamed => BodyMode::Streamed,
+        // A body that its memory can't hold would only be gathered here for nothing.
+        types::BodyMode::Buffered(types::BufferLimit { bytes, .. }) if bytes > limits.memory as u64 => {
+            return Err(Refused::Buffer(bytes));
+        }
+        types::BodyMode::Buffered(types::BufferLimit { bytes, beyond }) => {
+            let beyond = match beyond {
+                types::BeyondLimit::Refuse => Beyond::Refuse,
+                types::BeyondLimit::Pass => Beyond::Pass,
+            };
+            BodyMode::Buffered(bytes, beyond)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_is_known_before_a_text_is_parsed() {
+        for (json, wanted) in [("{}", 1), ("[[1],[{}]]", 3), (r#"{"[[[":"]{\"{{"}"#, 1), ("1", 0), ("]]]", 0)] {
+            assert_eq!(depth(json), wanted, "{json}");
+        }
+        assert_eq!(depth(&"[".repeat(100_000)), 100_000);
+    }
+
+    #[test]
+    fn a_part_of_many_errors_is_shown_and_the_rest_is_counted() {
+        let ConfigErrors { shown, more } = config_errors(vec![("/a".into(), "x".repeat(10_000)); 250]);
+        assert_eq!((shown.len(), more), (bounds::CONFIG_ERRORS, 150));
+        assert_eq!(shown[0].1.len(), bounds::REASON + "…".len());
+    }
+}

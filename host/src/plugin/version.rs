@@ -1,0 +1,310 @@
+//! Everything that workers and generations share about one version of a configured plugin: instances made ahead, the
+//! breaker, and counts. A version is a component with a name, a configuration, limits and an isolation; a reload that
+//! changes none of them keeps all of this.
+//!
+//! Locks here are taken when an instance is lost or made, not by calls that find their worker's instance in its slot.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::breaker::Breaker;
+use super::configured::{Binding, Isolation, Limits};
+use super::cpu_time::thread_time;
+use super::engine::Plugin;
+use super::instance::{Instance, Trap};
+use super::instance_limit::Reserved;
+use super::instance_maker::Maker;
+use super::time_share::Share;
+use crate::telemetry::metrics::Rejection;
+
+/// The shared part of a configured plugin.
+pub struct Supply {
+    name: Arc<str>,
+    config: String,
+    limits: Limits,
+    isolation: Isolation,
+    pub breaker: Breaker,
+    maker: Maker,
+    #[allow(clippy::vec_box, reason = "instances move between slots without being copied")]
+    spares: Mutex<Vec<Box<Instance>>>,
+    /// Whether the maker has an order for a spare instance.
+    is_ordered: AtomicBool,
+    /// Whether the last attempt to make an instance failed.
+    is_failing: AtomicBool,
+    /// The CPU time that the last instance took, in microseconds.
+    making: AtomicU32,
+    /// The CPU time that `endpoints-changed` took the last time, in microseconds.
+    telling: AtomicU32,
+    bodies: AtomicU32,
+    live: Arc<AtomicU32>,
+    began: Instant,
+    /// When each kind of rejection was last logged, in milliseconds since `began`, plus one; 0 before the first.
+    logged: [AtomicU64; Rejection::ALL.len()],
+}
+
+/// The reason why a worker needs an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// The worker has lost its own.
+    Loss,
+    /// The plugin has one more body at a time.
+    Body,
+    /// The generation has none left, since no new exchange uses it.
+    Last,
+}
+
+/// The count of a live instance, until dropped.
+pub(super) struct Counted(Arc<AtomicU32>);
+
+/// A body that passes through a plugin, until dropped.
+pub struct BodyPermit {
+    binding: Arc<Binding>,
+    /// The place of a body beyond [`RESERVED_BODIES`].
+    _place: Option<Reserved>,
+}
+
+/// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
+pub const RESERVED_BODIES: u32 = 32;
+
+/// Work that takes longer is done by the maker's thread only: a worker would keep others waiting.
+const CHEAP: Duration = Duration::from_millis(if cfg!(debug_assertions) { 8 } else { 2 });
+
+/// The CPU time that a worker may take to make an instance. In builds without optimisation, the host's part of that takes
+/// several times as long.
+const MAKING: Duration = Duration::from_millis(if cfg!(debug_assertions) { 20 } else { 5 });
+
+/// The factor by which the host's part in plugins takes longer in builds without optimisation.
+pub(super) const SLOWNESS: u32 = if cfg!(debug_assertions) { 4 } else { 1 };
+
+/// Spare instances: one covers a trap until the next one is made.
+pub const SPARES: usize = 1;
+
+/// Spare instances of plugins that get a fresh one for each call and take longer than [`CHEAP`] to make.
+pub const SPARES_PER_CALL: usize = 16;
+
+/// A rejected call is logged once in this time, for each kind and version.
+const LOG_PAUSE: Duration = Duration::from_secs(60);
+
+impl Supply {
+    /// Returns the shared part of a version, which may be in use already.
+    pub(super) fn of(
+        plugin: &Plugin,
+        name: &Arc<str>,
+        config: &str,
+        limits: Limits,
+        isolation: Isolation,
+    ) -> Arc<Self> {
+        let mut known = plugin.supplies.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|supply| supply.strong_count() > 0);
+        let is_it = |supply: &Arc<Supply>| {
+            let is_alike = supply.limits == limits && supply.isolation == isolation;
+            is_alike && supply.name == *name && supply.config == config
+        };
+        if let Some(supply) = known.iter().filter_map(std::sync::Weak::upgrade).find(is_it) {
+            return supply;
+        }
+        let supply = Arc::new(Supply::new(plugin.maker.clone(), name.clone(), config.into(), limits, isolation));
+        known.push(Arc::downgrade(&supply));
+        supply
+    }
+
+    fn new(maker: Maker, name: Arc<str>, config: String, limits: Limits, isolation: Isolation) -> Self {
+        let now = Instant::now();
+        Supply {
+            breaker: Breaker::new(name.clone(), now),
+            name,
+            config,
+            limits,
+            isolation,
+            maker,
+            spares: Mutex::default(),
+            is_ordered: AtomicBool::new(false),
+            is_failing: AtomicBool::new(false),
+            making: AtomicU32::new(0),
+            telling: AtomicU32::new(0),
+            bodies: AtomicU32::new(0),
+            live: Arc::default(),
+            began: now,
+            logged: Default::default(),
+        }
+    }
+
+    /// Whether an instance could not be made the last time.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of spare instances.
+    pub fn spares(&self) -> usize {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Returns the number of live instances, over all workers and generations.
+    pub fn live(&self) -> u32 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Counts an instance.
+    pub(super) fn count(&self) -> Counted {
+        self.live.fetch_add(1, Ordering::Relaxed);
+        Counted(self.live.clone())
+    }
+
+    /// Whether a rejection of this kind is to be logged: once a minute.
+    pub fn is_log_due(&self, rejection: Rejection, now: Instant) -> bool {
+        let now = now.saturating_duration_since(self.began).as_millis() as u64 + 1;
+        let last = &self.logged[rejection as usize];
+        let before = last.load(Ordering::Relaxed);
+        let is_due = before == 0 || now.saturating_sub(before) >= LOG_PAUSE.as_millis() as u64;
+        is_due && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Notes that the last instance was not made for a reason that is no failure of the plugin.
+    pub(super) fn lacked_place(&self) {
+        self.is_failing.store(false, Ordering::Relaxed);
+    }
+
+    /// Makes an instance, and notes the CPU time that was used.
+    pub(super) fn measure<R, E>(&self, make: impl FnOnce() -> Result<R, E>) -> Result<R, E> {
+        let began = thread_time();
+        let made = make();
+        store_micros(&self.making, thread_time().saturating_sub(began));
+        self.is_failing.store(made.is_err(), Ordering::Relaxed);
+        made
+    }
+
+    /// Passes endpoints to a balancer, and notes the CPU time that was used.
+    pub(super) fn measure_telling<R>(&self, tell: impl FnOnce() -> R) -> R {
+        let began = thread_time();
+        let told = tell();
+        store_micros(&self.telling, thread_time().saturating_sub(began));
+        told
+    }
+
+    /// Keeps an instance as a spare one, unless there are enough.
+    pub(super) fn keep(&self, mut instance: Box<Instance>) {
+        instance.counted.get_or_insert_with(|| self.count());
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        if spares.len() < self.wanted() {
+            spares.push(instance);
+        }
+    }
+
+    /// Whether more spare instances are wanted.
+    pub(super) fn is_short(&self) -> bool {
+        self.spares() < self.wanted()
+    }
+
+    /// The order for a spare instance has been handled.
+    pub(super) fn order_done(&self) {
+        self.is_ordered.store(false, Ordering::Release);
+    }
+
+    fn wanted(&self) -> usize {
+        match self.isolation {
+            Isolation::Request if !self.is_cheap() => SPARES_PER_CALL,
+            _ => SPARES,
+        }
+    }
+
+    /// Whether workers may make instances themselves.
+    fn is_cheap(&self) -> bool {
+        !self.is_failing() && u128::from(self.making.load(Ordering::Relaxed)) <= CHEAP.as_micros()
+    }
+
+    /// Whether an instance is made in the CPU time of a call.
+    fn fits_a_call(&self) -> bool {
+        u128::from(self.making.load(Ordering::Relaxed)) <= self.limits.cpu.as_micros()
+    }
+
+    /// Whether workers may pass endpoints to a balancer themselves.
+    pub(super) fn is_telling_cheap(&self) -> bool {
+        u128::from(self.telling.load(Ordering::Relaxed)) <= CHEAP.as_micros()
+    }
+
+    /// Returns an instance at once, for a call on a worker that has none: a spare one, or a new one if that is cheap, if it
+    /// fits into the CPU time of a call, or if the need is no loss.
+    pub(super) fn obtain(&self, binding: &Arc<Binding>, share: &Share, need: Need) -> Result<Box<Instance>, Trap> {
+        if self.isolation == Isolation::Request && self.is_cheap() {
+            // Waking the maker's thread for each call would cost more than it saves.
+            return self.make(binding, share, self.limits.cpu);
+        }
+        let spare = self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if need != Need::Last {
+            self.order(binding);
+        }
+        let is_loss = need == Need::Loss && self.isolation == Isolation::Worker;
+        match spare {
+            Some(spare) => Ok(spare),
+            None if self.is_cheap() => self.make(binding, share, self.limits.cpu.min(MAKING)),
+            None if need == Need::Last => self.make(binding, share, self.limits.cpu),
+            // More exchanges at a time than ever before are no fault of the plugin's; and a loss is to harm no other request
+            // as long as the share pays for a new instance that takes no longer than a call.
+            None if !self.is_failing() && (!is_loss || self.fits_a_call()) => {
+                self.make(binding, share, self.limits.cpu)
+            }
+            None if self.is_failing() => {
+                Err(Trap::NoInstance("the last one could not be made, it is tried again later"))
+            }
+            None => Err(Trap::NoInstance("instances are lost faster than they are made")),
+        }
+    }
+
+    /// Orders a spare instance, unless one is ordered already.
+    pub(super) fn order(&self, binding: &Arc<Binding>) {
+        if !self.is_ordered.swap(true, Ordering::AcqRel) && !self.maker.order_spare(binding) {
+            self.order_done();
+        }
+    }
+
+    /// Returns the thread that makes instances.
+    pub(super) fn maker(&self) -> &Maker {
+        &self.maker
+    }
+
+    /// Makes an instance on a worker, at the expense of the plugin's share.
+    fn make(&self, binding: &Arc<Binding>, share: &Share, time: Duration) -> Result<Box<Instance>, Trap> {
+        let began = thread_time();
+        let made = Instance::new(binding, time);
+        let took = thread_time().saturating_sub(began);
+        share.charge_time(took / SLOWNESS, Instant::now());
+        if let Err(trap) = &made {
+            // The maker finds out if it is only that this took longer than usual.
+            self.is_failing.store(!matches!(trap, Trap::NoPlace), Ordering::Relaxed);
+            self.order(binding);
+        }
+        made.map(Box::new)
+    }
+}
+
+impl BodyPermit {
+    /// Reserves a place for one more body; the error is that `limits.bodies` is reached, or that the bodies of all plugins
+    /// have no more places.
+    pub(super) fn new(binding: &Arc<Binding>) -> Result<Self, Trap> {
+        let (bodies, most) = (&binding.supply.bodies, binding.limits.bodies);
+        let add = |count: u32| (count < most).then_some(count + 1);
+        let before = bodies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| Trap::Bodies(most))?;
+        let mut permit = BodyPermit { binding: binding.clone(), _place: None };
+        if before >= RESERVED_BODIES {
+            permit._place = Some(binding.plugin.places.reserve(1).map_err(|_| Trap::NoPlace)?);
+        }
+        Ok(permit)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for BodyPermit {
+    fn drop(&mut self) {
+        self.binding.supply.bodies.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn store_micros(cell: &AtomicU32, time: Duration) {
+    cell.store(u32::try_from(time.as_micros()).unwrap_or(u32::MAX), Ordering::Relaxed);
+}

@@ -1,0 +1,14 @@
+//! The rules of the wire formats. Every module here is pure: bytes or fields in, values out.
+
+pub mod authority;
+pub mod client_address;
+pub mod field_alias;
+pub mod framing;
+pub mod hop_by_hop;
+pub mod http2_frames;
+pub mod path;
+pub mod proxy_protocol;
+pub mod request_target;
+pub mod transformed_content;
+pub mod trusted_peers;
+pub mod websocket;

@@ -1,0 +1,262 @@
+//! The client of a request, as the proxies before this one name it, for the access log, limits, hashing, plugins and
+//! templates. Fields about a request's way that no trusted proxy vouches for are removed before anything reads them.
+//!
+//! A chain (`X-Forwarded-For`, `Forwarded`) is read from its right end, which the nearest proxy wrote: over trusted
+//! addresses, to the first untrusted one. That address is the client; elements left of it are the client's own claims.
+//! A hop that names no address (`unknown`, an obfuscated identifier, anything malformed) ends the search, since
+//! elements left of it can't be distinguished from forgeries: the client is then the last known hop.
+
+mod chain;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
+
+use crate::protocol::client_address::chain::Grammar;
+use crate::protocol::field_alias::{are_alike, is_ambiguous, is_plain};
+use crate::protocol::trusted_peers::Peers;
+
+/// The rules of a listener: which peers may name a client, and how ambiguous fields are treated.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    pub trusted: Peers,
+    pub source: Source,
+    pub aliases: Aliases,
+}
+
+/// The field in which trusted proxies name the client.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+    /// A field with an address, or with a list of them as in `X-Forwarded-For`.
+    Field(HeaderName),
+}
+
+/// The treatment of fields whose names origins may confuse with others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aliases {
+    #[default]
+    Remove,
+    /// The request is rejected.
+    Reject,
+    Pass,
+}
+
+/// A client other than the peer, as trusted proxies name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// The client's address; the port is 0 if unknown.
+    pub socket: SocketAddr,
+    /// The address without port.
+    pub address: HeaderValue,
+    /// The port, in decimal; `None` if unknown.
+    pub port: Option<HeaderValue>,
+}
+
+/// The facts about a request's way, after untrusted fields are removed.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// The client; `None` if the client is the peer.
+    pub client: Option<Box<Client>>,
+    /// Whether there are fields left that an origin may confuse with others.
+    pub has_aliases: bool,
+    /// Whether the request is rejected because of such a field.
+    pub is_rejected: bool,
+}
+
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Finds the client, and removes the fields about the request's way that no trusted proxy vouches for. `peer` is the
+/// address that connected, `None` at a unix socket.
+pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, rules: &Rules) -> Settled {
+    let mut settled = Settled::default();
+    let mut unwanted = SmallVec::<[HeaderName; 4]>::new();
+    let mut said = SmallVec::<[HeaderName; 4]>::new();
+    for name in fields.keys() {
+        let text = name.as_str();
+        if is_ambiguous(text) {
+            match rules.aliases {
+                Aliases::Remove => unwanted.push(name.clone()),
+                Aliases::Reject => settled.is_rejected = true,
+                // No trustworthy proxy spells these names like this.
+                Aliases::Pass if tells_way(text) || rules.source.is_alike(text) => unwanted.push(name.clone()),
+                Aliases::Pass => settled.has_aliases |= !is_plain(text),
+            }
+        } else if tells(text) || rules.source.is_alike(text) {
+            if is_trusted { said.push(name.clone()) } else { unwanted.push(name.clone()) }
+        }
+    }
+    unwanted.iter().for_each(|name| drop(fields.remove(name)));
+    if is_trusted {
+        settled.client = named(fields, &said, peer, rules);
+    }
+    settled
+}
+
+/// Returns the client that trusted proxies name; `None` if the client is the peer. Removes contradicting and untrusted
+/// values from the fields of those names.
+fn named(fields: &mut HeaderMap, said: &[HeaderName], peer: Option<IpAddr>, rules: &Rules) -> Option<Box<Client>> {
+    let source = rules.source.name();
+    let found = rules.source.grammar().search(fields, &source, peer, &rules.trusted);
+    match found.is_empty() {
+        true => drop(fields.remove(&source)),
+        false => found.keep(fields, &source),
+    }
+    for name in said.iter().filter(|name| **name != source) {
+        let Some(grammar) = grammar(name) else { continue };
+        let other = grammar.search(fields, name, peer, &rules.trusted);
+        if other.client.ip() == found.client.ip() && !other.is_empty() {
+            other.keep(fields, name);
+        } else {
+            fields.remove(name);
+        }
+    }
+    let chain::Node::Address(address, port) = found.client else { return None };
+    (Some(address) != peer || port.is_some()).then(|| Box::new(Client::new(address, port)))
+}
+
+/// Returns how a field names a client; `None` if the field has other facts of the way.
+fn grammar(name: &HeaderName) -> Option<Grammar> {
+    match name.as_str() {
+        "forwarded" => Some(Grammar::Forwarded),
+        "x-forwarded-for" | "x-original-forwarded-for" => Some(Grammar::List),
+        name => names_client(name).then_some(Grammar::List),
+    }
+}
+
+impl Client {
+    fn new(address: IpAddr, port: Option<u16>) -> Self {
+        let field = |text: String| HeaderValue::try_from(text).ok();
+        Client {
+            socket: SocketAddr::new(address, port.unwrap_or(0)),
+            // The text of an address is always a valid field value.
+            address: field(address.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
+            port: port.and_then(|port| field(port.to_string())),
+        }
+    }
+}
+
+impl Source {
+    fn name(&self) -> HeaderName {
+        match self {
+            Source::XForwardedFor => X_FORWARDED_FOR,
+            Source::Forwarded => header::FORWARDED,
+            Source::Field(name) => name.clone(),
+        }
+    }
+
+    fn grammar(&self) -> Grammar {
+        if *self == Source::Forwarded { Grammar::Forwarded } else { Grammar::List }
+    }
+
+    /// Whether an origin may read a name as the manifest's own field, or the name is that field's.
+    fn is_alike(&self, name: &str) -> bool {
+        matches!(self, Source::Field(own) if are_alike(own.as_str(), name))
+    }
+}
+
+/// Whether a field describes a request's way, given its name in lower case or an alias of that. Proxies and CDNs name
+/// the client in such fields, or say how it reached them. Others have its TLS and certificates (RFC 9440), or its
+/// original request.
+pub fn tells_way(name: &str) -> bool {
+    if is_plain(name) {
+        return tells(name);
+    }
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
+    tells(&name.chars().map(plain).collect::<String>())
+}
+
+/// Whether a name describes a request's way. The first letter decides first, since each name of each request is
+/// checked.
+fn tells(name: &str) -> bool {
+    let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| name.starts_with(beginning));
+    match name.as_bytes().first() {
+        Some(b'x') => {
+            begins(&["x-forwarded", "x-original-forwarded", "x-envoy-", "x-ssl-", "x-tls-", "x-arr-"])
+                || begins(&["x-client-cert", "x-amzn-mtls-"])
+                || names_client(name)
+                || tells_more(name)
+        }
+        Some(b'c') => {
+            begins(&["cf-", "cl"])
+                && (begins(&["client-cert", "cloudfront-"]) || names_client(name) || tells_more(name))
+        }
+        Some(b'f') => begins(&["forwarded"]) || names_client(name) || tells_more(name),
+        Some(b's') => begins(&["ssl-client-"]),
+        Some(b'd' | b'i' | b'p' | b't' | b'w') => names_client(name),
+        _ => false,
+    }
+}
+
+/// Whether a field names one client.
+fn names_client(name: &str) -> bool {
+    matches!(
+        name,
+        "cf-connecting-ip"
+            | "cf-connecting-ipv6"
+            | "client-ip"
+            | "cloudfront-viewer-address"
+            | "do-connecting-ip"
+            | "fastly-client-ip"
+            | "fly-client-ip"
+            | "incap-client-ip"
+            | "proxy-client-ip"
+            | "true-client-ip"
+            | "wl-proxy-client-ip"
+            | "x-appengine-user-ip"
+            | "x-azure-clientip"
+            | "x-client-ip"
+            | "x-cluster-client-ip"
+            | "x-envoy-external-address"
+            | "x-nf-client-connection-ip"
+            | "x-original-for"
+            | "x-originating-ip"
+            | "x-proxyuser-ip"
+            | "x-real-ip"
+            | "x-remote-addr"
+            | "x-remote-ip"
+            | "x-sucuri-clientip"
+            | "x-true-client-ip"
+            | "x-true-ip"
+    )
+}
+
+/// Whether a field otherwise describes how the client reached a proxy, or what it requested there.
+fn tells_more(name: &str) -> bool {
+    matches!(
+        name,
+        "cf-pseudo-ipv4"
+            | "cf-visitor"
+            | "fastly-ssl"
+            | "front-end-https"
+            | "x-azure-socketip"
+            | "x-client-port"
+            | "x-client-proto"
+            | "x-client-scheme"
+            | "x-host"
+            | "x-https"
+            | "x-original-host"
+            | "x-original-method"
+            | "x-original-port"
+            | "x-original-proto"
+            | "x-original-scheme"
+            | "x-original-uri"
+            | "x-original-url"
+            | "x-proto"
+            | "x-real-host"
+            | "x-real-port"
+            | "x-real-proto"
+            | "x-real-scheme"
+            | "x-remote-port"
+            | "x-rewrite-url"
+            | "x-scheme"
+            | "x-ssl"
+            | "x-url-scheme"
+    )
+}

@@ -1,0 +1,299 @@
+//! The rules of HTTP for every intermediary, independent of the manifest: hop-by-hop fields are removed, and `Via` is
+//! added.
+
+use bytes::Bytes;
+use http::Version;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http_body::Frame;
+use smallvec::SmallVec;
+
+use crate::protocol::client_address::tells_way;
+use crate::protocol::framing;
+
+/// The options of a request that concern one hop, and that are requested again from the endpoint.
+#[derive(Debug, Default)]
+pub struct Hop {
+    /// The protocol to switch to (RFC 9110 §7.8); `None` if there is none.
+    pub upgrade: Option<HeaderValue>,
+    /// Whether trailers are accepted (RFC 9110 §6.5.1); gRPC endpoints require the announcement.
+    pub trailers: bool,
+}
+
+/// Prepares the fields of a request, received in a version of HTTP, for forwarding (RFC 9110 §7.6).
+pub fn request(version: Version, fields: &mut HeaderMap) -> Hop {
+    let present = Present::among(fields);
+    let upgrade = if present.has(UPGRADE) { upgrade(version, fields) } else { None };
+    let hop = Hop { upgrade, trailers: present.has(TE) && has_token(fields, header::TE, "trailers") };
+    remove_hop_by_hop(present, fields);
+    if version == Version::HTTP_2 {
+        join_cookies(fields);
+    }
+    // This proxy sends 100 itself, when the body is first requested (RFC 9110 §10.1.1).
+    if present.has(EXPECT) {
+        fields.remove(header::EXPECT);
+    }
+    fields.append(header::VIA, HeaderValue::from_static(via(version)));
+    hop
+}
+
+/// Writes the options of a hop into the fields of an outgoing request.
+pub fn ask(hop: &Hop, version: Version, fields: &mut HeaderMap) {
+    if hop.trailers && version == Version::HTTP_2 {
+        fields.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(protocol) = &hop.upgrade {
+        switch(protocol, fields);
+    }
+}
+
+/// Prepares a frame of a body for forwarding: trailers lose the fields that must not be sent.
+pub fn frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(fields) = frame.trailers_mut() {
+        trailers(fields);
+    }
+    frame
+}
+
+/// Prepares a frame of a request for forwarding, as [`frame`] does. Trailers about the request's way are removed too,
+/// since some origins merge trailers into the head.
+pub fn request_frame(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(fields) = frame.trailers_mut() {
+        let is_unwanted = |name: &&HeaderName| tells_way(name.as_str()) || name.as_str() == "proxy";
+        let names: SmallVec<[HeaderName; 4]> = fields.keys().filter(is_unwanted).cloned().collect();
+        names.iter().for_each(|name| drop(fields.remove(name)));
+    }
+    self::frame(frame)
+}
+
+/// Removes trailers that would change the meaning of a message whose head was acted on long ago (RFC 9110 §6.5.1), and
+/// hop-by-hop fields.
+fn trailers(fields: &mut HeaderMap) {
+    let names: SmallVec<[HeaderName; 4]> =
+        fields.keys().filter(|name| framing::is_forbidden_trailer(name.as_str().as_bytes())).cloned().collect();
+    names.iter().for_each(|name| drop(fields.remove(name)));
+    remove_hop_by_hop(Present::among(fields), fields);
+}
+
+/// Writes the fields that announce or confirm a protocol switch.
+pub fn switch(protocol: &HeaderValue, fields: &mut HeaderMap) {
+    fields.insert(header::UPGRADE, protocol.clone());
+    fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
+/// Returns the protocol that a client wants to switch to; `None` if there is none. HTTP/2 in clear isn't forwarded: it
+/// would carry requests that this proxy does not see.
+fn upgrade(version: Version, fields: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = fields.get(header::UPGRADE).filter(|_| version != Version::HTTP_10)?;
+    let is_http2 = protocol.as_bytes().to_ascii_lowercase().windows(3).any(|word| word == b"h2c");
+    (has_token(fields, header::CONNECTION, "upgrade") && !is_http2).then(|| protocol.clone())
+}
+
+/// Whether a token is a member of a list.
+pub fn has_token(fields: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
+    members(fields, name).any(|token| token.eq_ignore_ascii_case(wanted))
+}
+
+/// Returns the members of a list that consists of one line or of several (RFC 9110 §5.6.1).
+pub fn members(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lines = fields.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())
+}
+
+/// Joins the cookies of a request: HTTP/2 may send each in a line of its own; other versions require one line (RFC 9113
+/// §8.2.3).
+fn join_cookies(fields: &mut HeaderMap) {
+    let lines: Vec<&[u8]> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        fields.insert(header::COOKIE, joined);
+    }
+}
+
+fn via(received: Version) -> &'static str {
+    match received {
+        Version::HTTP_10 => "1.0 plugway",
+        Version::HTTP_2 => "2 plugway",
+        _ => "1.1 plugway",
+    }
+}
+
+/// Prepares the fields of a received response for forwarding.
+pub fn response(fields: &mut HeaderMap) {
+    remove_hop_by_hop(Present::among(fields), fields);
+}
+
+/// Writes the length of a response as one number in one line; returns `false` unless it is one number, once or repeated
+/// (RFC 9110 §8.6). The length also matters without a body, as in the response to HEAD.
+pub fn settle_length(fields: &mut HeaderMap) -> bool {
+    let mut settled = None;
+    let (mut lines, mut is_plain) = (0, true);
+    for line in fields.get_all(header::CONTENT_LENGTH) {
+        lines += 1;
+        for number in line.as_bytes().split(|byte| *byte == b',') {
+            let text = number.trim_ascii();
+            is_plain &= text.len() == line.len() && (text.len() == 1 || text.first() != Some(&b'0'));
+            match length(text) {
+                Some(length) if settled.is_none_or(|before| before == length) => settled = Some(length),
+                _ => return false,
+            }
+        }
+    }
+    if let Some(length) = settled.filter(|_| lines > 1 || !is_plain) {
+        fields.insert(header::CONTENT_LENGTH, length.into());
+    }
+    true
+}
+
+fn length(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |length, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        length.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+/// Whether the end of an HTTP/1 response is unambiguous (RFC 9112 §6.3). Other parsers could take a part of an
+/// ambiguous body for another response.
+pub fn is_framed(version: Version, fields: &HeaderMap) -> bool {
+    let (mut lengths, mut codings) = (0, SmallVec::<[&HeaderValue; 1]>::new());
+    for (name, value) in fields {
+        if *name == header::CONTENT_LENGTH {
+            lengths += 1;
+        } else if *name == header::TRANSFER_ENCODING {
+            codings.push(value);
+        }
+    }
+    match codings[..] {
+        [] => lengths <= 1,
+        [coding] => coding.as_bytes().eq_ignore_ascii_case(b"chunked") && lengths == 0 && version == Version::HTTP_11,
+        _ => false,
+    }
+}
+
+/// Removes the hop-by-hop fields, including those that `Connection` names (RFC 9110 §7.6.1).
+fn remove_hop_by_hop(present: Present, fields: &mut HeaderMap) {
+    if present.has(CONNECTION) {
+        named_by_connection(fields).into_iter().for_each(|name| drop(fields.remove(name)));
+    }
+    for (name, place) in HOP_BY_HOP.iter().zip(0..) {
+        if present.has(place) {
+            fields.remove(name);
+        }
+    }
+}
+
+/// The set of hop-by-hop fields that a message has. Most messages have few of them or none: one scan over their names
+/// costs less than a lookup of each field.
+#[derive(Clone, Copy)]
+struct Present(u8);
+
+impl Present {
+    fn among(fields: &HeaderMap) -> Self {
+        Present(fields.keys().filter_map(place).fold(0, |present, place| present | 1 << place))
+    }
+
+    fn has(self, place: u8) -> bool {
+        self.0 & 1 << place != 0
+    }
+}
+
+/// Returns the further fields that `Connection` declares to be hop-by-hop.
+fn named_by_connection(fields: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
+    // The usual members name no field.
+    let is_usual = |line: &[u8]| line.eq_ignore_ascii_case(b"keep-alive") || line.eq_ignore_ascii_case(b"close");
+    let lines = fields.get_all(header::CONNECTION).iter().filter(|line| !is_usual(line.as_bytes()));
+    let names = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim);
+    let names = names.filter_map(|name| name.parse::<HeaderName>().ok());
+    // `Connection` can't remove fields that the message requires.
+    names.filter(|name| name != header::HOST && name != header::CONTENT_LENGTH).collect()
+}
+
+static HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+const CONNECTION: u8 = 0;
+const TE: u8 = 4;
+const UPGRADE: u8 = 6;
+/// The bit of `Expect`, which is no hop-by-hop field, but its answer concerns one hop.
+const EXPECT: u8 = 7;
+
+/// Returns the index of a name in [`HOP_BY_HOP`], or the one behind it for `Expect`; `None` for other names.
+fn place(name: &HeaderName) -> Option<u8> {
+    match name.as_str() {
+        "connection" => Some(CONNECTION),
+        "keep-alive" => Some(1),
+        "proxy-authenticate" => Some(2),
+        "proxy-connection" => Some(3),
+        "te" => Some(TE),
+        "transfer-encoding" => Some(5),
+        "upgrade" => Some(UPGRADE),
+        "expect" => Some(EXPECT),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_name_has_its_place() {
+        assert!(HOP_BY_HOP.iter().zip(0..).all(|(name, at)| place(name) == Some(at)));
+        assert_eq!(HOP_BY_HOP.len(), usize::from(EXPECT));
+        assert_eq!(place(&header::HOST), None);
+    }
+
+    #[test]
+    fn a_length_is_one_number_or_the_response_is_refused() {
+        let cases: [(&[&str], Option<&[&str]>); 16] = [
+            (&[], Some(&[])),
+            (&["5"], Some(&["5"])),
+            (&["0"], Some(&["0"])),
+            (&["5, 5"], Some(&["5"])),
+            (&["5,\t5 ", "5"], Some(&["5"])),
+            (&["5", "5"], Some(&["5"])),
+            (&["007"], Some(&["7"])),
+            (&["18446744073709551615"], Some(&["18446744073709551615"])),
+            (&["18446744073709551616"], None),
+            (&["5, 6"], None),
+            (&["5", "6"], None),
+            (&["+5"], None),
+            (&["-5"], None),
+            (&["5,"], None),
+            (&[""], None),
+            (&["0x5"], None),
+        ];
+        for (lines, wanted) in cases {
+            let mut fields = HeaderMap::new();
+            for line in lines {
+                fields.append(header::CONTENT_LENGTH, HeaderValue::from_static(line));
+            }
+            let is_settled = settle_length(&mut fields);
+            assert_eq!(is_settled, wanted.is_some(), "{lines:?}");
+            let left: Vec<&[u8]> = fields.get_all(header::CONTENT_LENGTH).iter().map(HeaderValue::as_bytes).collect();
+            let wanted: Vec<&[u8]> = wanted.unwrap_or(lines).iter().map(|line| line.as_bytes()).collect();
+            assert_eq!(left, wanted, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn fields_of_one_hop_and_those_that_connection_names_go_no_further() {
+        let mut fields = HeaderMap::new();
+        for (name, value) in [("connection", "close, X-Mine"), ("x-mine", "1"), ("te", "trailers"), ("x-kept", "1")] {
+            fields.append(name, HeaderValue::from_static(value));
+        }
+        request(Version::HTTP_11, &mut fields);
+        let left: Vec<&str> = fields.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["x-kept", "via"]);
+    }
+}

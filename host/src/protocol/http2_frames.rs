@@ -1,0 +1,147 @@
+//! A scanner of HTTP/2 frame headers (RFC 9113 §4.1) in a stream of bytes, however reads or writes split it. h2 parses
+//! the same bytes again and validates them; the scanner only reports the frames, and skips their payloads by length.
+
+pub mod budget;
+
+/// The first bytes of an HTTP/2 connection (RFC 9113 §3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The type of a frame that begins a head or trailers.
+pub const HEADERS: u8 = 1;
+
+/// The type of a frame of content.
+pub const DATA: u8 = 0;
+
+/// The type of a frame that ends a stream before its time.
+pub const RST_STREAM: u8 = 3;
+
+/// The type of a frame that goes on with a head or trailers.
+pub const CONTINUATION: u8 = 9;
+
+/// The flag of HEADERS and DATA that end their side of a stream.
+pub const END_STREAM: u8 = 1;
+
+/// The bytes of a frame header.
+const HEAD: usize = 9;
+
+/// The position of a scanner in its stream of frames.
+#[derive(Debug)]
+pub struct FrameScanner {
+    /// The bytes of a partial frame header.
+    head: [u8; HEAD],
+    /// The number of bytes of the header that have been read.
+    filled: usize,
+    /// The number of bytes to skip before the next frame header.
+    skip: usize,
+}
+
+/// The header of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameHead {
+    /// The length of the payload, in bytes.
+    pub length: usize,
+    pub kind: u8,
+    pub flags: u8,
+    /// The stream that the frame belongs to; 0 for the connection.
+    pub stream: u32,
+}
+
+impl FrameScanner {
+    /// Creates a scanner of bytes that begin with a preface of this length, which is no frame.
+    pub fn after(preface: usize) -> Self {
+        FrameScanner { head: [0; HEAD], filled: 0, skip: preface }
+    }
+
+    /// Scans the next bytes and calls `each` for each frame whose header they complete.
+    pub fn scan(&mut self, mut bytes: &[u8], mut each: impl FnMut(FrameHead)) {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let read = (HEAD - self.filled).min(bytes.len());
+            self.head[self.filled..self.filled + read].copy_from_slice(&bytes[..read]);
+            self.filled += read;
+            bytes = &bytes[read..];
+            if self.filled == HEAD {
+                self.filled = 0;
+                let head = FrameHead::parse(&self.head);
+                self.skip = head.length;
+                each(head);
+            }
+        }
+    }
+
+    /// Whether the next byte begins a frame.
+    pub fn is_between(&self) -> bool {
+        self.skip == 0 && self.filled == 0
+    }
+}
+
+impl FrameHead {
+    fn parse(head: &[u8; HEAD]) -> Self {
+        let [high, middle, low, kind, flags, stream @ ..] = *head;
+        FrameHead {
+            length: u32::from_be_bytes([0, high, middle, low]) as usize,
+            kind,
+            flags,
+            // The first bit is reserved.
+            stream: u32::from_be_bytes(stream) & 0x7fff_ffff,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = payload.len() as u32;
+        [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    /// Returns a preface and some frames, among whose payloads are bytes that look like frames.
+    fn stream() -> Vec<u8> {
+        let tricky = frame(6, 0, 0, &[0; 8]);
+        let frames = [
+            frame(4, 0, 0, &[]),
+            frame(0, 1, 1, &tricky),
+            frame(0, 0, 0x8000_0003, &[7; 300]),
+            frame(8, 0, 0, &[1; 4]),
+        ];
+        [PREFACE, &frames.concat()].concat()
+    }
+
+    fn heads<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<FrameHead>, bool) {
+        let (mut scanner, mut heads) = (FrameScanner::after(PREFACE.len()), Vec::new());
+        pieces.for_each(|piece| scanner.scan(piece, |head| heads.push(head)));
+        (heads, scanner.is_between())
+    }
+
+    #[test]
+    fn frames_are_the_same_however_reads_split_them() {
+        let stream = stream();
+        let whole = heads(std::iter::once(&stream[..]));
+        let head = |length, kind, flags, stream| FrameHead { length, kind, flags, stream };
+        assert_eq!(whole.0, [head(0, 4, 0, 0), head(17, 0, 1, 1), head(300, 0, 0, 3), head(4, 8, 0, 0)]);
+        assert!(whole.1);
+        for size in 1..=stream.len() {
+            assert_eq!(heads(stream.chunks(size)), whole, "pieces of {size}");
+        }
+        for first in 0..=stream.len() {
+            for second in first..=stream.len() {
+                let pieces = [&stream[..first], &stream[first..second], &stream[second..]];
+                assert_eq!(heads(pieces.into_iter()), whole, "cuts at {first} and {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_that_ends_within_a_frame_is_not_between_frames() {
+        let stream = stream();
+        let boundaries: Vec<usize> = [24, 33, 59, 368, 381].to_vec();
+        for length in 24..=stream.len() {
+            let (_, is_between) = heads(std::iter::once(&stream[..length]));
+            assert_eq!(is_between, boundaries.contains(&length), "{length}");
+        }
+    }
+}

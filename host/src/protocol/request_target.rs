@@ -1,0 +1,96 @@
+//! The request target: rejects ambiguous targets, and normalises the others into the one form that routes and plugins
+//! match and the endpoint gets.
+
+use std::borrow::Cow;
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Method, Uri, Version};
+
+use crate::error::{Error, Kind};
+use crate::protocol::authority;
+use crate::protocol::path;
+
+/// Normalises the target of a request, which arrived over TLS or in clear.
+pub fn accept(request: &mut Parts, is_secure: bool) -> Result<(), Error> {
+    if request.method == Method::CONNECT {
+        return refused("this is no forward proxy: CONNECT is not served");
+    }
+    settle_authority(request, if is_secure { 443 } else { 80 })?;
+    settle_path(request)
+}
+
+/// Returns the location of the same request with `https` (RFC 9110 §4.2.2).
+pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
+    let host = request.headers.get(header::HOST)?;
+    let host = crate::context::host(host)?;
+    let host = std::str::from_utf8(host.bytes()).ok().filter(|host| !host.is_empty())?;
+    let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    HeaderValue::from_str(&format!("https://{host}{port}{target}")).ok()
+}
+
+/// Writes the target's authority into `Host`, in its normal form (RFC 9112 §3.2.2, RFC 9113 §8.3.1); all later steps
+/// read `Host`.
+fn settle_authority(request: &mut Parts, scheme_port: u16) -> Result<(), Error> {
+    let mut hosts = request.headers.get_all(header::HOST).iter();
+    let (host, second) = (hosts.next(), hosts.next());
+    let lacks_host = match request.version {
+        Version::HTTP_10 => false,
+        Version::HTTP_11 => host.is_none(),
+        _ => host.is_none() && request.uri.authority().is_none(),
+    };
+    if second.is_some() || lacks_host {
+        return refused("a request has one Host (RFC 9112 §3.2)");
+    }
+    let normal = |authority| authority::normal(authority, Some(scheme_port)).or_else(|why| refused(why.reason()));
+    let settled = match (request.uri.authority(), host) {
+        (Some(authority), host) => {
+            let settled = normal(authority.as_str().as_bytes())?;
+            // In HTTP/1.1 the target's authority replaces Host, whatever its value; in HTTP/2 both have to be equal.
+            if let Some(host) = host.filter(|_| request.version == Version::HTTP_2)
+                && normal(host.as_bytes())? != settled
+            {
+                return refused("Host is another than `:authority`");
+            }
+            settled
+        }
+        (None, Some(host)) => match normal(host.as_bytes())? {
+            Cow::Borrowed(same) if same.len() == host.len() => return Ok(()),
+            settled => settled,
+        },
+        (None, None) => return Ok(()),
+    };
+    match HeaderValue::from_bytes(&settled) {
+        Ok(host) => request.headers.insert(header::HOST, host),
+        Err(_) => return refused("the authority can't stand in Host"),
+    };
+    Ok(())
+}
+
+fn settle_path(request: &mut Parts) -> Result<(), Error> {
+    let target = &request.uri;
+    if target.path() == "*" {
+        return if request.method == Method::OPTIONS { Ok(()) } else { refused("`*` is a target for OPTIONS alone") };
+    }
+    let whole = target.path_and_query().map_or("/", PathAndQuery::as_str);
+    if whole.bytes().any(|byte| !byte.is_ascii_graphic()) {
+        return refused("the target has bytes that a URI can't have");
+    }
+    let path = match path::normal(target.path()) {
+        Ok(Cow::Borrowed(_)) if whole.starts_with('/') => return Ok(()),
+        Ok(path) => path.into_owned(),
+        Err(why) => return refused(why.reason()),
+    };
+    let whole = target.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    match PathAndQuery::try_from(whole) {
+        Ok(normal) => request.uri = Uri::from(normal),
+        Err(_) => return refused("the path has bytes that a URI can't have"),
+    }
+    Ok(())
+}
+
+fn refused<T>(why: &'static str) -> Result<T, Error> {
+    Err(Error::new(Kind::RequestError, why))
+}

@@ -1,0 +1,76 @@
+//! The fields of messages whose body a plugin transforms (RFC 9110 §7.7): facts about the received body must not
+//! describe the body that is sent.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{StatusCode, response};
+
+use crate::protocol::hop_by_hop;
+
+/// The fields with digests of the body or of the representation, current (RFC 9530) and obsolete ones.
+static DIGESTS: [HeaderName; 4] = [
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("content-md5"),
+];
+
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+
+/// Makes a request ask for a body that can be transformed: complete, and without a content coding.
+pub fn ask(fields: &mut HeaderMap) {
+    fields.remove(header::RANGE);
+    fields.remove(header::IF_RANGE);
+    if let Some(codings) = fields.get_mut(header::ACCEPT_ENCODING) {
+        *codings = IDENTITY;
+    }
+}
+
+/// Whether the origin forbids transforming the body of a response.
+pub fn is_forbidden(response: &response::Parts) -> bool {
+    hop_by_hop::has_token(&response.headers, header::CACHE_CONTROL, "no-transform")
+}
+
+/// Returns the reason why the body of a response can't be transformed; `None` if it can.
+pub fn obstacle(response: &response::Parts) -> Option<String> {
+    if response.status == StatusCode::PARTIAL_CONTENT {
+        return Some("the content is a part (206), and plugins transform whole content".into());
+    }
+    let coding = hop_by_hop::members(&response.headers, header::CONTENT_ENCODING)
+        .find(|coding| !coding.eq_ignore_ascii_case("identity"))?;
+    let coding: String = coding.chars().take(LONGEST_CODING).collect();
+    Some(format!("the content is coded with `{coding}`, although uncoded content was asked for"))
+}
+
+/// The maximum length of a coding in the log, in characters.
+const LONGEST_CODING: usize = 64;
+
+/// Removes the fields of a request that its transformed body makes untrue.
+pub fn request(fields: &mut HeaderMap) {
+    fields.remove(header::CONTENT_LENGTH);
+    remove_digests(fields);
+}
+
+/// Removes the fields of a response that its transformed body makes untrue. The length under HEAD and 304 describes a
+/// body that plugins would have changed too (RFC 9110 §8.6).
+pub fn response(fields: &mut HeaderMap) {
+    fields.remove(header::CONTENT_LENGTH);
+    fields.remove(header::ACCEPT_RANGES);
+    remove_digests(fields);
+    if let Some(tag) = fields.get_mut(header::ETAG)
+        && !tag.as_bytes().starts_with(b"W/")
+        && let Ok(weak) = HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat())
+    {
+        // Other bytes need another strong validator (RFC 9110 §8.8.1); only a weak one can say that the meaning is the
+        // same.
+        *tag = weak;
+    }
+}
+
+/// Whether a trailer describes only the body before it was transformed.
+pub fn is_digest(name: &HeaderName) -> bool {
+    DIGESTS.contains(name)
+}
+
+fn remove_digests(fields: &mut HeaderMap) {
+    DIGESTS.iter().for_each(|name| drop(fields.remove(name)));
+}

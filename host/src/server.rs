@@ -1,0 +1,542 @@
+//! The life of the process: starts sockets and workers, serves generations, and shuts down gracefully.
+
+pub mod admin;
+pub(crate) mod file_watcher;
+pub(crate) mod sockets;
+pub mod upstream_monitor;
+pub(crate) mod watchdog;
+pub mod worker;
+
+use std::fmt::Display;
+use std::num::NonZero;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use tokio::runtime::LocalRuntime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tracing::{error, info, warn};
+
+use crate::assemble::{Assembled, Assembly};
+use crate::config::diagnostic::Problems;
+use crate::config::load::Files;
+use crate::downstream::admission::{self, Admission};
+use crate::generation::Generation;
+use crate::loading::{Loader, Stop};
+use crate::plugin::engine::Runtime;
+use crate::server::admin::listener::AdminListeners;
+use crate::server::admin::{Admin, ReloadOrder};
+use crate::server::file_watcher::{Load, Watch};
+use crate::server::sockets::Listeners;
+use crate::server::upstream_monitor::Keeper;
+use crate::server::watchdog::Watchdog;
+use crate::server::worker::{Orders, SocketOrder};
+use crate::system::background;
+use crate::system::descriptors::{self, Descriptors};
+use crate::system::supervise::{Panicked, Task, guard, supervised};
+use crate::telemetry::metrics::{Place, Registry};
+use crate::tls::validity;
+
+/// The runtime of the control thread, with signal handlers from its start on.
+pub struct Control {
+    runtime: LocalRuntime,
+    signals: Signals,
+}
+
+impl Control {
+    pub fn start() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+        let signals = runtime.block_on(async { Signals::new() })?;
+        Ok(Control { runtime, signals })
+    }
+}
+
+/// Serves the manifest that `load` returns, at the start and at each reload, until stopped.
+pub fn run(
+    control: Control,
+    load: impl Fn() -> Result<Files, Problems> + Send + Sync + 'static,
+    cache: Option<&Path>,
+) -> anyhow::Result<()> {
+    descriptors::raise();
+    let Control { runtime, signals } = control;
+    let threads = runtime.block_on(serve(signals, Arc::new(load), cache))?;
+    for thread in threads.into_iter().filter(|thread| thread.is_finished()) {
+        // A panic was reported when the worker ended.
+        if let Ok(outcome) = thread.join() {
+            outcome?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs the control thread. The thread decides and waits, but computes nothing that could take long: files, plugins and
+/// assembly are loaded on threads of their own, while signals and the admin listener are served.
+async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow::Result<Threads> {
+    let registry = Arc::new(Registry::default());
+    let _watchdog = Watchdog::start(registry.clone())?;
+    let stop = Stop::default();
+    let beginning = start(Beginning { load, cache, stop: stop.clone(), registry });
+    let Some(started) = signals.during(beginning, || {}).await else {
+        stop.order();
+        info!("stopped before anything was served");
+        return Ok(Threads::new());
+    };
+    let Started { reloader, reload_orders, endings, stopping, threads } = started?;
+    let mut dates = tokio::time::interval(DATES);
+    dates.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut serving = Serving { signals, reloader, reload_orders, endings, dates };
+    let outcome = serving.run().await;
+    // The result of a load that is under way will not be used.
+    stop.order();
+    info!("stopping");
+    let _ = stopping.send(true);
+    let Serving { mut signals, reloader, .. } = serving;
+    reloader.stop(&mut signals).await;
+    outcome.map(|()| threads)
+}
+
+/// The time between two looks for certificates that have expired in service.
+const DATES: Duration = Duration::from_secs(3600);
+
+/// The pause after a turn that ended with a panic.
+const PANIC_PAUSE: Duration = Duration::from_millis(500);
+
+/// Turns in a row that end with a panic until the process stops: it would serve requests, but obey no order.
+const MOST_PANICS: u32 = 5;
+
+/// The work of the control thread between start and stop, in turns.
+struct Serving {
+    signals: Signals,
+    reloader: Reloader,
+    reload_orders: mpsc::Receiver<ReloadOrder>,
+    endings: mpsc::UnboundedReceiver<String>,
+    dates: Interval,
+}
+
+/// What follows a turn.
+enum Turn {
+    Next,
+    Stop,
+    Fail(String),
+}
+
+impl Serving {
+    /// Takes turns until the process is to stop; the error is the failure for which it stops. Orders wait in their queues
+    /// while a turn ends with a panic.
+    async fn run(&mut self) -> anyhow::Result<()> {
+        let mut panics = 0;
+        loop {
+            match supervised(Task::Control, self.turn()).await {
+                Ok(Turn::Next) => panics = 0,
+                Ok(Turn::Stop) => return Ok(()),
+                Ok(Turn::Fail(why)) => anyhow::bail!("a worker has ended: {why}"),
+                Err(panicked) => {
+                    panics += 1;
+                    if panics == MOST_PANICS {
+                        error!(%panicked, "the control thread fails at each turn: the process stops");
+                        anyhow::bail!("the control thread has failed: {panicked}");
+                    }
+                    tokio::time::sleep(PANIC_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for an order, and carries it out.
+    async fn turn(&mut self) -> Turn {
+        let Serving { signals, reloader, reload_orders, endings, dates } = self;
+        let generation = reloader.publish.subscribe();
+        let reopen = || {
+            if let Some(log) = &generation.borrow().access_log {
+                log.reopen();
+            }
+        };
+        let orders = tokio::select! {
+            _ = dates.tick() => {
+                validity::warn_of(&generation.borrow().certificates, SystemTime::now());
+                return Turn::Next;
+            }
+            _ = signals.hangup.recv() => Reason::Order(Vec::new()),
+            () = reloader.loads.watch.changed() => Reason::Change,
+            Some(order) = reload_orders.recv() => Reason::Order(vec![order]),
+            _ = signals.reopen.recv() => {
+                reopen();
+                return Turn::Next;
+            }
+            _ = signals.terminate.recv() => return Turn::Stop,
+            _ = signals.interrupt.recv() => return Turn::Stop,
+            // The other workers can't take over its connections, so another process has to.
+            Some(why) = endings.recv() => {
+                error!(%why, "a worker has ended: the process stops");
+                return Turn::Fail(why);
+            }
+        };
+        let orders = orders.and_waiting(reload_orders);
+        match signals.during(reloader.reload_supervised(orders), reopen).await {
+            Some(()) => Turn::Next,
+            None => Turn::Stop,
+        }
+    }
+}
+
+/// Orders from outside.
+struct Signals {
+    hangup: Signal,
+    reopen: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for an order to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Runs work, and handles urgent orders meanwhile; `None` if an order to stop has arrived. An order to reload stays
+    /// queued.
+    async fn during<T>(&mut self, work: impl Future<Output = T>, reopen: impl Fn()) -> Option<T> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                _ = self.reopen.recv() => reopen(),
+                _ = self.terminate.recv() => return None,
+                _ = self.interrupt.recv() => return None,
+            }
+        }
+    }
+}
+
+/// The reason why a manifest is loaded again.
+enum Reason {
+    /// A signal, or commands of the admin listener, which wait for the result.
+    Order(Vec<ReloadOrder>),
+    /// A file has changed, or only its modification time.
+    Change,
+}
+
+impl Reason {
+    /// Adds the commands that have arrived meanwhile: one reload serves all of them.
+    fn and_waiting(self, orders: &mut mpsc::Receiver<ReloadOrder>) -> Self {
+        let waiting = std::iter::from_fn(|| orders.try_recv().ok());
+        match self {
+            Reason::Order(known) => Reason::Order(known.into_iter().chain(waiting).collect()),
+            Reason::Change => match waiting.collect::<Vec<_>>() {
+                none if none.is_empty() => Reason::Change,
+                orders => Reason::Order(orders),
+            },
+        }
+    }
+}
+
+/// The inputs of the first generation.
+struct Beginning<'a> {
+    load: Load,
+    cache: Option<&'a Path>,
+    stop: Stop,
+    registry: Arc<Registry>,
+}
+
+/// The parts that run after the start.
+struct Started {
+    reloader: Reloader,
+    reload_orders: mpsc::Receiver<ReloadOrder>,
+    /// The workers that ended before they were stopped.
+    endings: mpsc::UnboundedReceiver<String>,
+    stopping: watch::Sender<bool>,
+    threads: Threads,
+}
+
+async fn start(beginning: Beginning<'_>) -> anyhow::Result<Started> {
+    let Beginning { load, cache, stop, registry } = beginning;
+    let mut watch = Watch::new();
+    let (files, _) = watch.load(&load).await?;
+    let files = files?;
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let runtime = Runtime::start(cache)?;
+    let assembly = Assembly::new(runtime, Loader::in_children(stop))?;
+    let mut loads = Loads { load, assembly: Arc::new(Mutex::new(assembly)), watch };
+    let first = loads.assemble(files).await.map_err(anyhow::Error::msg)?;
+    first.generation.resize_store();
+    let workers = first.workers.unwrap_or(cores);
+    let (publish, generation) = watch::channel(Arc::new(first.generation));
+    let (stopping, stop) = watch::channel(false);
+    let (swapped, mut outcomes) = mpsc::unbounded_channel();
+    let (ended, endings) = mpsc::unbounded_channel();
+    // Before the workers create their balancers, which need the endpoints.
+    let mut keeper = Keeper::start();
+    let first_generation = generation.borrow().clone();
+    keeper.adopt(&first_generation).await;
+    let admission = Admission::new(workers);
+    let reports = WorkerReports { swapped, ended };
+    let (threads, sockets) = start_workers(workers, &generation, &stop, &registry, &reports, &admission)?;
+    drop(reports);
+    let mut listeners = Listeners::new(sockets);
+    let bound = listeners.prepare(&first.listeners)?;
+    let descriptors = Descriptors::now();
+    admission.limit(descriptors);
+    acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
+    listeners.adopt(bound);
+    admission::warn_of_limits(generation.borrow().listeners.values(), descriptors);
+    let serial = Arc::new(AtomicU64::new(1));
+    let (reload, reload_orders) = mpsc::channel(1);
+    let admin = Arc::new(Admin { registry: registry.clone(), generation, serial: serial.clone(), reload });
+    let admin = AdminListeners::start(&first.admin, admin).await?;
+    let drain = first.drain;
+    let reloader =
+        Reloader { loads, publish, outcomes, workers, serial, listeners, keeper, admin, admission, registry, drain };
+    Ok(Started { reloader, reload_orders, endings, stopping, threads })
+}
+
+/// The maximum time for writing stored responses to the disk on shutdown.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// The maximum time for writing the lines of the access log on shutdown.
+const FLUSH_LOG: Duration = Duration::from_secs(1);
+
+/// The time that workers have at the end to drop what is cut off.
+const CUT_OFF: Duration = Duration::from_secs(1);
+
+/// Serves generations one after the other.
+struct Reloader {
+    loads: Loads,
+    publish: watch::Sender<Arc<Generation>>,
+    outcomes: mpsc::UnboundedReceiver<Result<(), String>>,
+    workers: usize,
+    serial: Arc<AtomicU64>,
+    listeners: Listeners,
+    keeper: Keeper,
+    admin: AdminListeners,
+    admission: Arc<Admission>,
+    registry: Arc<Registry>,
+    /// Exchanges that still run so long after the first signal to stop are cut off.
+    drain: Duration,
+}
+
+/// Assembles generations, one at a time, on threads of their own.
+struct Loads {
+    load: Load,
+    /// Locked by the one thread that assembles.
+    assembly: Arc<Mutex<Assembly>>,
+    watch: Watch,
+}
+
+impl Loads {
+    /// Assembles on a thread of its own: plugins run there, and must neither block the control thread's runtime nor end
+    /// it with a panic.
+    async fn assemble(&mut self, files: Files) -> Result<Assembled, String> {
+        let assembly = self.assembly.clone();
+        let assemble = move || {
+            let mut assembly = assembly.lock().unwrap_or_else(PoisonError::into_inner);
+            assembly.assemble(files).map_err(|problems| problems.to_string())
+        };
+        let assembled = background::run(Task::Assemble, assemble).await;
+        assembled.unwrap_or_else(|error| Err(format!("the manifest could not be assembled: {error}")))
+    }
+}
+
+impl Reloader {
+    /// Calls [`Reloader::reload`], and returns the result to the commands that wait for it. A panic leaves the old
+    /// generation in service.
+    async fn reload_supervised(&mut self, reason: Reason) {
+        let outcome = match supervised(Task::Reload, self.reload(&reason)).await {
+            Ok(outcome) => outcome,
+            Err(panicked) => Some(Err(self.recover(&panicked).await)),
+        };
+        if let (Reason::Order(orders), Some(outcome)) = (reason, outcome) {
+            orders.into_iter().for_each(|order| drop(order.send(outcome.clone())));
+        }
+    }
+
+    /// Restarts the monitoring of the endpoints of the generation in service, which a panic may have ended; returns the
+    /// error of the reload.
+    async fn recover(&mut self, panicked: &Panicked) -> String {
+        let served = self.publish.borrow().clone();
+        let _ = supervised(Task::Reload, self.keeper.adopt(&served)).await;
+        let message = format!("not reloaded: {panicked}");
+        error!("{message}");
+        message
+    }
+
+    /// Loads and serves the manifest. After a change of a file, `None` if the contents are those that were loaded
+    /// before.
+    async fn reload(&mut self, reason: &Reason) -> Option<Result<String, String>> {
+        let (loaded, is_other) = match self.loads.watch.load(&self.loads.load).await {
+            Ok((loaded, is_other)) => (loaded.map_err(|problems| problems.to_string()), is_other),
+            Err(error) => (Err(format!("the manifest could not be read: {error}")), true),
+        };
+        if matches!(reason, Reason::Change) && !is_other {
+            return None;
+        }
+        Some(self.take(loaded).await)
+    }
+
+    /// Lets exchanges end, until their time is over or another signal comes.
+    async fn stop(self, signals: &mut Signals) {
+        let Reloader { listeners, admin, mut outcomes, publish, drain, admission, registry, .. } = self;
+        // Now, not at the end: another process may have bound the same paths by then.
+        let _ = guard(Task::Drain, || drop((listeners, admin)));
+        let (until, last) = (Instant::now() + drain, publish.borrow().clone());
+        // An exchange that ends from then on leaves a line that names the limit.
+        let cut_off = |limit| {
+            let _ = registry.cut_off.set(limit);
+            admission.cut_off();
+        };
+        // Once more after a panic, which is to cut no exchange off.
+        for _ in 0..2 {
+            if supervised(Task::Drain, drained(&mut outcomes, signals, until, &last, &cut_off)).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Builds the next generation completely, then makes all workers swap; any error leaves the old one in service.
+    async fn take(&mut self, loaded: Result<Files, String>) -> Result<String, String> {
+        let outcome = self.replace(loaded).await;
+        match &outcome {
+            Ok(message) => info!("{message}"),
+            Err(message) => error!("{message}"),
+        }
+        outcome
+    }
+
+    async fn replace(&mut self, loaded: Result<Files, String>) -> Result<String, String> {
+        let refused = |why: &dyn Display| format!("not reloaded, the old manifest goes on serving:\n{why}");
+        let files = loaded.map_err(|problems| refused(&problems))?;
+        let next = self.loads.assemble(files).await.map_err(|problems| refused(&problems))?;
+        let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
+        self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
+        // A reload that a panic ended may have left results.
+        while self.outcomes.try_recv().is_ok() {}
+        let next_generation = Arc::new(next.generation);
+        self.keeper.adopt(&next_generation).await;
+        let old = self.publish.send_replace(next_generation);
+        if let Err(error) = acknowledged(&mut self.outcomes, self.workers).await {
+            // The other workers swap back too: workers that differ would answer by chance.
+            self.keeper.adopt(&old).await;
+            self.publish.send_replace(old);
+            let _ = acknowledged(&mut self.outcomes, self.workers).await;
+            return Err(refused(&error));
+        }
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        self.listeners.adopt(sockets);
+        self.publish.borrow().resize_store();
+        validity::warn_of(&self.publish.borrow().certificates, SystemTime::now());
+        self.drain = next.drain;
+        if next.workers.is_some_and(|workers| workers != self.workers) {
+            warn!("the number of workers changes at the next start");
+        }
+        Ok(format!("reloaded: generation {serial}"))
+    }
+}
+
+/// Waits until all workers have ended, the time is over or another signal comes. Then cuts off the exchanges that still
+/// run, and writes what is still to be written.
+async fn drained(
+    outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>,
+    signals: &mut Signals,
+    until: Instant,
+    last: &Generation,
+    cut_off: &(dyn Fn(Option<&'static str>) + Sync),
+) {
+    let mut ended = pin!(async { while outcomes.recv().await.is_some() {} });
+    let flush = || {
+        last.store.flush(FLUSH);
+        last.access_log.iter().for_each(|log| log.flush(FLUSH_LOG));
+    };
+    let limit = tokio::select! {
+        () = &mut ended => return flush(),
+        () = signals.stop() => {
+            warn!("stopped at once");
+            None
+        }
+        () = tokio::time::sleep_until(until) => {
+            warn!("the drain time has passed; what still ran is cut off");
+            Some("drain-timeout")
+        }
+    };
+    cut_off(limit);
+    let _ = tokio::time::timeout(CUT_OFF, ended).await;
+    if limit.is_some() {
+        flush();
+    }
+}
+
+type Sockets = Vec<mpsc::UnboundedSender<SocketOrder>>;
+type Threads = Vec<JoinHandle<std::io::Result<()>>>;
+
+/// The channels by which workers report to the control thread.
+#[derive(Clone)]
+struct WorkerReports {
+    /// The result of each swap of a worker to a generation.
+    swapped: mpsc::UnboundedSender<Result<(), String>>,
+    /// The reason of a worker that has ended before it was stopped.
+    ended: mpsc::UnboundedSender<String>,
+}
+
+impl WorkerReports {
+    /// Runs a worker on its thread, and reports an end that was not ordered.
+    fn run(self, worker: usize, orders: Orders) -> std::io::Result<()> {
+        let swapped = self.swapped.clone();
+        let ran = guard(Task::Worker, || worker::run(orders, swapped)).map_err(std::io::Error::other).flatten();
+        if let Err(error) = &ran {
+            let why = format!("worker-{worker}: {error}");
+            let _ = self.ended.send(why.clone());
+            // A swap may wait for this worker.
+            let _ = self.swapped.send(Err(why));
+        }
+        ran
+    }
+}
+
+/// Starts a thread for each worker; returns the threads, and the channels that pass sockets to them.
+fn start_workers(
+    workers: usize,
+    generation: &watch::Receiver<Arc<Generation>>,
+    stopping: &watch::Receiver<bool>,
+    registry: &Arc<Registry>,
+    reports: &WorkerReports,
+    admission: &Arc<Admission>,
+) -> std::io::Result<(Threads, Sockets)> {
+    let (mut threads, mut ends) = (Vec::new(), Vec::new());
+    for worker in 0..workers {
+        let (end, sockets) = mpsc::unbounded_channel();
+        let place = Place { registry: registry.clone(), worker };
+        let (generation, stopping, admission) = (generation.clone(), stopping.clone(), admission.clone());
+        let orders = Orders { generation, sockets, stopping, place, admission };
+        let reports = reports.clone();
+        let thread = std::thread::Builder::new().name(format!("worker-{worker}"));
+        threads.push(thread.spawn(move || reports.run(worker, orders))?);
+        ends.push(end);
+    }
+    Ok((threads, ends))
+}
+
+async fn acknowledged(
+    outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>,
+    workers: usize,
+) -> Result<(), String> {
+    let mut result = Ok(());
+    for _ in 0..workers {
+        result = outcomes.recv().await.unwrap_or(Err("a worker has ended".into())).and(result);
+    }
+    result
+}

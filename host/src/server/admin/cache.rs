@@ -1,0 +1,191 @@
+//! Caches on the admin listener: their status, metrics, and purges.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::{Admin, family, line, parameter, sum, text};
+use crate::context::CacheOutcome;
+use crate::exchange::response_body::ResponseBody;
+use crate::protocol::authority;
+use crate::protocol::path;
+use crate::store::Store;
+use crate::store::disk::{Disk, Figures};
+use crate::store::purge_log::{Purge, Purged};
+use crate::store::variant::Strength;
+use crate::telemetry::metrics::{CacheFigures, REFUSALS};
+
+/// A count of files on disk: its name in both documents, and how to read it.
+type DiskFigure = (&'static str, fn(&Figures) -> &AtomicU64);
+
+const DISK: [DiskFigure; 4] = [
+    ("read", |figures| &figures.reads),
+    ("written", |figures| &figures.writes),
+    ("skipped", |figures| &figures.skipped),
+    ("failed", |figures| &figures.failures),
+];
+
+/// Returns the store and its caches for the status document.
+pub fn status(admin: &Admin, store: &Store) -> Value {
+    let caches = admin.registry.caches();
+    let cache = |(name, figures): (&Arc<str>, &Vec<_>)| {
+        let requests = CacheOutcome::ALL.iter().map(|outcome| {
+            (outcome.word().into(), sum(figures, |figures: &CacheFigures| figures.requests(*outcome)).into())
+        });
+        let requests: serde_json::Map<String, Value> = requests.collect();
+        json!({ "plugin": &**name, "requests": requests, "stored": sum(figures, |figures| &figures.stored) })
+    };
+    let disk = |disk: &Arc<Disk>| {
+        let count = |(word, one): &DiskFigure| ((*word).into(), one(&disk.figures).load(Ordering::Relaxed).into());
+        let counts: serde_json::Map<String, Value> = DISK.iter().map(count).collect();
+        json!({
+            "path": disk.folder(),
+            "size": disk.capacity(),
+            "bytes": disk.bytes(),
+            "keys": disk.keys(),
+            "found": disk.is_found(),
+            "files": counts,
+        })
+    };
+    json!({
+        "memory": store.capacity(),
+        "bytes": store.bytes(),
+        "keys": store.keys(),
+        "purged": store.purged.load(Ordering::Relaxed),
+        "disk": store.disk().map(disk),
+        "caches": caches.iter().map(cache).collect::<Vec<_>>(),
+    })
+}
+
+/// Writes the metrics of the store and its caches for Prometheus.
+pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
+    let caches = admin.registry.caches();
+    let requests = "plugway_cache_requests_total";
+    family(out, requests, "counter", "Requests at a cache, by what became of them.");
+    for (name, figures) in &caches {
+        for outcome in CacheOutcome::ALL {
+            let count = sum(figures, |figures| figures.requests(outcome)) as f64;
+            line(out, requests, &[("plugin", name), ("outcome", outcome.word())], count);
+        }
+    }
+    family(out, "plugway_cache_stored_total", "counter", "Responses that were stored or found to hold.");
+    for (name, figures) in &caches {
+        line(out, "plugway_cache_stored_total", &[("plugin", name)], sum(figures, |f| &f.stored) as f64);
+    }
+    family(out, "plugway_cache_refused_total", "counter", "Responses that were not stored, by why.");
+    for (name, figures) in &caches {
+        for (place, why) in REFUSALS.iter().enumerate() {
+            let count = sum(figures, |figures| &figures.refused[place]) as f64;
+            line(out, "plugway_cache_refused_total", &[("plugin", name), ("why", why)], count);
+        }
+    }
+    let gauges = [
+        ("plugway_cache_bytes", "What stored responses take of the memory.", store.bytes()),
+        ("plugway_cache_memory_bytes", "What they may take.", store.capacity()),
+        ("plugway_cache_keys", "Keys under which something is stored.", store.keys() as u64),
+    ];
+    for (name, help, value) in gauges {
+        family(out, name, "gauge", help);
+        line(out, name, &[], value as f64);
+    }
+    family(out, "plugway_cache_purged_total", "counter", "Responses that purges and changes took out or made stale.");
+    line(out, "plugway_cache_purged_total", &[], store.purged.load(Ordering::Relaxed) as f64);
+    let Some(disk) = store.disk() else { return };
+    let gauges = [
+        ("plugway_cache_disk_bytes", "What stored responses take of the disk.", disk.bytes()),
+        ("plugway_cache_disk_size_bytes", "What they may take.", disk.capacity()),
+        ("plugway_cache_disk_keys", "Keys under which something is stored on disk.", disk.keys() as u64),
+    ];
+    for (name, help, value) in gauges {
+        family(out, name, "gauge", help);
+        line(out, name, &[], value as f64);
+    }
+    let files = "plugway_cache_disk_files_total";
+    family(out, files, "counter", "Files of stored responses, by what was done with them.");
+    for (word, one) in DISK {
+        line(out, files, &[("outcome", word)], one(&disk.figures).load(Ordering::Relaxed) as f64);
+    }
+}
+
+/// Purges the responses that the query names: `uri`, `prefix`, `tag`, or `all`. With `soft` they stay in the store as
+/// stale.
+pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) -> Response<ResponseBody> {
+    let store = admin.generation.borrow().store.clone();
+    let what = [
+        parameter(query, "uri").map(|uri| Purged::Uri(normal_uri(&uri).unwrap_or(uri))),
+        parameter(query, "prefix").map(|prefix| Purged::Prefix(normal_prefix(&prefix).unwrap_or(prefix))),
+        parameter(query, "tag").map(Purged::Tag),
+        parameter(query, "all").map(|_| Purged::All),
+    ];
+    let mut what = what.into_iter().flatten();
+    let (Some(what), None) = (what.next(), what.next()) else {
+        let usage = "name one of uri=http://example.org/a, prefix=http://example.org/, tag=a, all; and soft, to keep it \
+                     as stale\n";
+        return text(StatusCode::BAD_REQUEST, "text/plain", usage.into());
+    };
+    let strength = if parameter(query, "soft").is_some() { Strength::Soft } else { Strength::Hard };
+    let purge = Purge { what, strength };
+    let permit = purges.clone().acquire_owned().await;
+    // A purge of a large store takes long, so it runs on another thread. It continues if its client disconnects.
+    let purged = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        store.purge(&purge)
+    });
+    match purged.await {
+        Ok(purged) => text(StatusCode::OK, "text/plain", format!("{purged} purged\n")),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+    }
+}
+
+/// Returns a URI in the normal form in which responses are stored; `None` if the text is no such URI.
+fn normal_uri(uri: &str) -> Option<String> {
+    let (origin, target) = normal_origin(uri)?;
+    let (path, query) = target.find('?').map_or((target, ""), |at| target.split_at(at));
+    let path = path::normal(if path.is_empty() { "/" } else { path }).ok()?;
+    Some(format!("{origin}{path}{query}"))
+}
+
+/// Returns a prefix of URIs in normal form; its host is normalised if it is complete.
+fn normal_prefix(prefix: &str) -> Option<String> {
+    let (origin, target) = normal_origin(prefix).filter(|(_, target)| !target.is_empty())?;
+    Some(format!("{origin}{target}"))
+}
+
+/// Returns scheme and authority of a URI in normal form, and the rest of the URI.
+fn normal_origin(uri: &str) -> Option<(String, &str)> {
+    let (scheme, rest) = uri.split_once("://")?;
+    let scheme = scheme.to_ascii_lowercase();
+    let port = match scheme.as_str() {
+        "http" => 80,
+        "https" => 443,
+        _ => return None,
+    };
+    let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let authority = authority::normal(authority.as_bytes(), Some(port)).ok()?;
+    Some((format!("{scheme}://{}", std::str::from_utf8(&authority).ok()?), target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn purges_name_what_is_stored_in_any_spelling() {
+        let cases = [
+            ("HTTP://EXAMPLE.org.:0080", "http://example.org/"),
+            ("https://example.org:443/a/../b?c", "https://example.org/b?c"),
+            ("http://[0:0::1]:81/%7ea", "http://[::1]:81/~a"),
+            ("http://example.org?a", "http://example.org/?a"),
+        ];
+        for (uri, wanted) in cases {
+            assert_eq!(normal_uri(uri).as_deref(), Some(wanted), "{uri}");
+        }
+        assert_eq!(normal_prefix("http://Example.org./a/.").as_deref(), Some("http://example.org/a/."));
+        for prefix in ["http://example.or", "key:", "ftp://a/"] {
+            assert_eq!(normal_prefix(prefix), None, "{prefix}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The listening sockets of the process: bound once for each worker, and kept while the manifest has them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::server::admin::socket::is_live;
+use crate::server::worker::{BACKLOG, Socket, SocketOrder};
+use crate::system::bind_error::BindError;
+
+/// All listeners, by their addresses as the manifest writes them.
+pub struct Listeners {
+    workers: Vec<mpsc::UnboundedSender<SocketOrder>>,
+    /// With the addresses as the log has them.
+    open: BTreeMap<Arc<str>, String>,
+}
+
+/// A change of the listeners. New sockets are bound already, but no worker accepts at them: dropping closes them.
+pub struct Change {
+    new: Vec<New>,
+    gone: Vec<Arc<str>>,
+}
+
+struct New {
+    address: Arc<str>,
+    /// The bound address, with the port that the system chose.
+    shown: String,
+    /// The sockets, one for each worker.
+    sockets: Vec<Socket>,
+}
+
+impl Listeners {
+    /// Creates an empty set of listeners for these workers.
+    pub fn new(workers: Vec<mpsc::UnboundedSender<SocketOrder>>) -> Self {
+        Listeners { workers, open: BTreeMap::new() }
+    }
+
+    /// Binds the addresses that are not open yet. Nothing changes before [`Listeners::adopt`].
+    pub fn prepare(&self, wanted: &[(Arc<str>, bool)]) -> anyhow::Result<Change> {
+        let new = wanted.iter().filter(|(address, _)| !self.open.contains_key(address));
+        let mut own: BTreeSet<u16> =
+            self.open.keys().filter_map(|address| tcp(address)).map(|tcp| tcp.port()).collect();
+        let new = new.map(|(address, is_tls)| {
+            if let Some(tcp) = tcp(address)
+                && own.insert(tcp.port())
+            {
+                let bound = check_unused(tcp).map_err(|error| BindError::tcp(tcp, error));
+                bound.with_context(|| format!("can't listen at {address}"))?;
+            }
+            New::bind(address, *is_tls, self.workers.len()).with_context(|| format!("can't listen at {address}"))
+        });
+        let is_wanted = |address: &Arc<str>| wanted.iter().any(|(wanted, _)| wanted == address);
+        let gone = self.open.keys().filter(|address| !is_wanted(address)).cloned().collect();
+        Ok(Change { new: new.collect::<Result<_, _>>()?, gone })
+    }
+
+    /// Makes the workers accept at new sockets, and stop accepting at removed ones.
+    pub fn adopt(&mut self, change: Change) {
+        for New { address, shown, sockets } in change.new {
+            for (worker, socket) in self.workers.iter().zip(sockets) {
+                let _ = worker.send(SocketOrder::Open(address.clone(), socket));
+            }
+            info!("listening at {shown}");
+            self.open.insert(address, shown);
+        }
+        for address in change.gone {
+            for worker in &self.workers {
+                let _ = worker.send(SocketOrder::Close(address.clone()));
+            }
+            let shown = self.open.remove(&address);
+            unlink(&address);
+            info!("no longer listening at {}", shown.as_deref().unwrap_or(&address));
+        }
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.open.keys().for_each(|address| unlink(address));
+    }
+}
+
+impl New {
+    fn bind(address: &Arc<str>, is_tls: bool, workers: usize) -> anyhow::Result<Self> {
+        if let Some(path) = address.strip_prefix("unix:") {
+            let listener = bind_unix(path).map_err(|error| BindError::unix(Path::new(path), error))?;
+            let shared = |_| Ok(Socket::Unix(listener.try_clone()?));
+            let sockets = (0..workers).map(shared).collect::<std::io::Result<_>>()?;
+            return Ok(New { address: address.clone(), shown: address.to_string(), sockets });
+        }
+        let mut bound: SocketAddr = address.parse()?;
+        let mut sockets = Vec::new();
+        for _ in 0..workers {
+            let listener = bind_tcp(bound).map_err(|error| BindError::tcp(bound, error))?;
+            bound = listener.local_addr()?;
+            sockets.push(Socket::Tcp(listener));
+        }
+        Ok(New { address: address.clone(), shown: format!("http{}://{bound}", if is_tls { "s" } else { "" }), sockets })
+    }
+}
+
+/// Parses the address of a listener; `None` if it is a path.
+fn tcp(address: &str) -> Option<SocketAddr> {
+    address.parse().ok()
+}
+
+/// Checks that no other process uses a port. Our workers share the port, and so could another process, which would get
+/// a part of the connections unnoticed.
+fn check_unused(address: SocketAddr) -> std::io::Result<()> {
+    tcp_socket(address)?.bind(&address.into())
+}
+
+fn bind_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = tcp_socket(address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn tcp_socket(address: SocketAddr) -> std::io::Result<RawSocket> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+fn bind_unix(path: &str) -> std::io::Result<UnixListener> {
+    // A socket without a listener is left from a killed process. Other files are not ours to remove.
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if is_socket && !is_live(Path::new(path)) {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Removes the file of a unix socket that this process has created.
+fn unlink(address: &str) {
+    if let Some(path) = address.strip_prefix("unix:") {
+        let _ = std::fs::remove_file(path);
+    }
+}

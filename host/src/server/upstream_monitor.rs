@@ -1,0 +1,252 @@
+//! Looks after the endpoints of upstreams, on the control thread: looks names up, checks health, lets time pass.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{error, info, warn};
+
+use crate::generation::{Generation, Upstream};
+use crate::system::supervise::{self, guard, supervised};
+use crate::upstream::EndpointAddr;
+use crate::upstream::discovery::{Found, Name, Plan};
+use crate::upstream::dns::{LookupError, Resolver};
+use crate::upstream::endpoint_set::{Live, Wanted};
+use crate::upstream::health;
+use crate::upstream::health_check::{Check, check};
+
+/// Keeps the endpoints of one generation after the other.
+pub struct Keeper {
+    kept: HashMap<Arc<str>, Kept>,
+    /// Those whose time passes.
+    live: Rc<RefCell<Vec<Arc<Live>>>>,
+    _ticking: Task,
+}
+
+/// An upstream that is looked after, until dropped.
+struct Kept {
+    set: Rc<Set>,
+    servers: Vec<SocketAddr>,
+    /// One for each name.
+    _lookups: Vec<Task>,
+}
+
+/// Who is in an upstream's set, and the checks of each.
+struct Set {
+    live: Arc<Live>,
+    plan: Plan,
+    /// What each name of the plan stood for when it was last found.
+    found: RefCell<Vec<Vec<Wanted>>>,
+    checks: RefCell<HashMap<EndpointAddr, Task>>,
+}
+
+/// A task that ends when this is dropped.
+struct Task(AbortHandle);
+
+/// Ejections and slow starts are late by up to this much.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long a start or a reload waits for names to be looked up; what comes later is taken when it comes.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A name that can't be looked up is tried again after the first of these, doubled each time, up to the second.
+const RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+impl Keeper {
+    /// Keeps nothing yet, and lets time pass.
+    pub fn start() -> Self {
+        let live = Rc::<RefCell<Vec<Arc<Live>>>>::default();
+        let ticking = Task::start(supervise::Task::UpstreamTick, tick(live.clone()));
+        Keeper { kept: HashMap::new(), live, _ticking: ticking }
+    }
+
+    /// Looks after the upstreams of this generation from now on. What didn't change goes on as it was.
+    pub async fn adopt(&mut self, generation: &Generation) {
+        let mut before = std::mem::take(&mut self.kept);
+        let (looking, mut looked) = mpsc::channel::<()>(1);
+        for upstream in &generation.upstreams {
+            let known = before.remove(&upstream.name);
+            let kept = match known {
+                Some(kept) if kept.fits(upstream, &generation.name_servers) => kept,
+                known => Kept::new(upstream, &generation.name_servers, known, &looking),
+            };
+            self.kept.insert(upstream.name.clone(), kept);
+        }
+        *self.live.borrow_mut() = generation.upstreams.iter().map(|upstream| upstream.live.clone()).collect();
+        // Each name holds a sender until it has been looked up, so this ends with the last of them.
+        drop(looking);
+        if timeout(PATIENCE, looked.recv()).await.is_err() {
+            warn!("some names are still being looked up; their endpoints will be used as they are found");
+        }
+    }
+}
+
+impl Kept {
+    fn new(upstream: &Upstream, servers: &[SocketAddr], before: Option<Kept>, looking: &mpsc::Sender<()>) -> Self {
+        let plan = upstream.plan.clone();
+        let of_before = |name: &Name| {
+            let set = &before.as_ref()?.set;
+            let place = set.plan.names.iter().position(|known| known == name)?;
+            set.found.borrow().get(place).cloned()
+        };
+        let found = plan.names.iter().map(|name| of_before(name).unwrap_or_default()).collect();
+        upstream.live.set_rules(&plan.health, Instant::now());
+        let knows_some = plan.names.is_empty() || !plan.members.is_empty();
+        let checks = before.as_ref().filter(|kept| kept.set.plan.check == plan.check);
+        let checks = RefCell::new(checks.map(|kept| kept.set.checks.take()).unwrap_or_default());
+        let set = Rc::new(Set { live: upstream.live.clone(), plan, found: RefCell::new(found), checks });
+        // With nothing but names that nobody has looked up yet, who was in the set before stays.
+        if knows_some || set.found.borrow().iter().any(|found| !found.is_empty()) {
+            set.publish();
+        }
+        let lookups = set.lookups(servers, looking);
+        Kept { set, servers: servers.into(), _lookups: lookups }
+    }
+
+    /// Whether an upstream is looked after by this as it wants to be.
+    fn fits(&self, upstream: &Upstream, servers: &[SocketAddr]) -> bool {
+        Arc::ptr_eq(&self.set.live, &upstream.live) && self.set.plan == upstream.plan && self.servers == servers
+    }
+}
+
+impl Set {
+    /// Starts looking up the names.
+    fn lookups(self: &Rc<Self>, servers: &[SocketAddr], looking: &mpsc::Sender<()>) -> Vec<Task> {
+        if self.plan.names.is_empty() {
+            return Vec::new();
+        }
+        let resolver = match Resolver::new(servers) {
+            Ok(resolver) => Rc::new(resolver),
+            Err(error) => {
+                error!(upstream = self.live.name(), %error, "no name can be looked up");
+                return Vec::new();
+            }
+        };
+        let names = 0..self.plan.names.len();
+        let look_up = |name| look_up(self.clone(), name, resolver.clone(), looking.clone());
+        names.map(|name| Task::start(supervise::Task::Lookup, look_up(name))).collect()
+    }
+
+    /// Looks a name up once; returns how long the answer holds.
+    async fn look_up(&self, name: usize, resolver: &Resolver) -> Result<Duration, String> {
+        let turn = async {
+            let Found { members, lifetime } = self.plan.names[name].look_up(resolver).await?;
+            self.found(name, members);
+            Ok::<_, LookupError>(lifetime)
+        };
+        let found = supervised(supervise::Task::Lookup, turn).await;
+        found.map_err(|panicked| panicked.to_string())?.map_err(|error| error.to_string())
+    }
+
+    /// Takes what a name stands for now.
+    fn found(&self, name: usize, members: Vec<Wanted>) {
+        let before = std::mem::replace(&mut self.found.borrow_mut()[name], members);
+        if before != self.found.borrow()[name] {
+            self.publish();
+            let addresses = |members: &[Wanted]| {
+                members.iter().map(|member| member.address.text.to_string()).collect::<Vec<_>>().join(", ")
+            };
+            let (upstream, found) = (self.live.name(), addresses(&self.found.borrow()[name]));
+            info!(upstream, name = self.plan.names[name].text(), found, "endpoints found");
+        }
+    }
+
+    fn publish(&self) {
+        let mut members = self.plan.members.clone();
+        members.extend(self.found.borrow().iter().flatten().cloned());
+        if let Some(rules) = &self.plan.check {
+            let mut checks = self.checks.borrow_mut();
+            checks.retain(|address, _| members.iter().any(|member| member.address == *address));
+            for member in &members {
+                let watch = || {
+                    let watched = watch_health(self.live.clone(), rules.clone(), member.address.clone());
+                    Task::start(supervise::Task::HealthCheck, watched)
+                };
+                checks.entry(member.address.clone()).or_insert_with(watch);
+            }
+        }
+        self.live.set_members(members, Instant::now());
+    }
+}
+
+/// Looks a name up over and over. What it stood for stays when it can't be found any more.
+async fn look_up(set: Rc<Set>, name: usize, resolver: Rc<Resolver>, looking: mpsc::Sender<()>) {
+    let mut looking = Some(looking);
+    let mut pause = RETRY;
+    loop {
+        let next = match set.look_up(name, &resolver).await {
+            Ok(lifetime) => {
+                pause = RETRY;
+                lifetime
+            }
+            Err(error) => {
+                let kept = set.found.borrow()[name].len();
+                let (upstream, name) = (set.live.name(), set.plan.names[name].text());
+                if kept == 0 {
+                    error!(upstream, name, %error, "no endpoints: the name can't be looked up");
+                } else {
+                    warn!(upstream, name, %error, kept, "the name can't be looked up: its last endpoints are kept");
+                }
+                let longer = (pause * 2).min(LONGEST_RETRY);
+                std::mem::replace(&mut pause, longer)
+            }
+        };
+        looking.take();
+        sleep(next).await;
+    }
+}
+
+/// Checks an endpoint over and over.
+async fn watch_health(live: Arc<Live>, rules: Check, address: EndpointAddr) {
+    loop {
+        let turn = async {
+            let (shown, why) = match check(&rules, &address).await {
+                Ok(()) => (health::Check::Passed, String::new()),
+                Err(why) => (health::Check::Failed, why),
+            };
+            live.checked(&address, shown, &why, Instant::now());
+        };
+        // A panic says nothing about the endpoint, whose state stays until the next check.
+        let _ = supervised(supervise::Task::HealthCheck, turn).await;
+        sleep(jittered(rules.interval)).await;
+    }
+}
+
+/// A tenth more or less, so that checks of many endpoints, or by many proxies, don't come together.
+fn jittered(interval: Duration) -> Duration {
+    let mut random = [0];
+    // Without random numbers all checks are as regular as they are asked to be.
+    let _ = getrandom::fill(&mut random);
+    interval.mul_f64(0.9 + f64::from(random[0]) / 255.0 / 5.0)
+}
+
+async fn tick(live: Rc<RefCell<Vec<Arc<Live>>>>) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = Instant::now();
+        let live = live.borrow().clone();
+        let tick = |live: &Arc<Live>| drop(guard(supervise::Task::UpstreamTick, || live.tick(now)));
+        live.iter().for_each(tick);
+    }
+}
+
+impl Task {
+    fn start(name: supervise::Task, task: impl Future<Output = ()> + 'static) -> Self {
+        Task(supervise::spawn_turns(name, task).abort_handle())
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

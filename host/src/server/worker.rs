@@ -1,0 +1,372 @@
+//! A worker: one thread with its own runtime, listeners, connections, pools and instances.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use pin_project_lite::pin_project;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+
+use crate::downstream::admission::{Admission, Entrance};
+use crate::downstream::handshake::{self, Seat};
+use crate::error::is_of_this_machine;
+use crate::generation::{Generation, Running};
+use crate::net::byte_counter::Metered;
+use crate::net::deadline::{Clock, TICK};
+use crate::net::tcp::Tcp;
+use crate::plugin::time_share::Shares;
+use crate::system::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, turn};
+use crate::telemetry::failure_log::{self, Topic};
+use crate::telemetry::metrics::Place;
+use crate::upstream::Pools;
+
+/// A bound socket for a worker.
+pub enum Socket {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// A change of the sockets of a worker, by the address in the manifest.
+pub enum SocketOrder {
+    Open(Arc<str>, Socket),
+    Close(Arc<str>),
+}
+
+/// The channels from the control thread to a worker.
+pub struct Orders {
+    /// The generation to serve.
+    pub generation: watch::Receiver<Arc<Generation>>,
+    /// The changes of the worker's sockets.
+    pub sockets: mpsc::UnboundedReceiver<SocketOrder>,
+    /// Whether the process is to stop.
+    pub stopping: watch::Receiver<bool>,
+    /// The worker's metrics.
+    pub place: Place,
+    /// The count of client connections, over all workers.
+    pub admission: Arc<Admission>,
+}
+
+/// The parts of a worker that all its generations share.
+#[derive(Clone)]
+struct Lasting {
+    pools: Rc<Pools>,
+    shares: Rc<Shares>,
+    /// The worker ends with the last holder.
+    alive: mpsc::WeakSender<()>,
+}
+
+/// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// The length of the accept queue; the system's own limit may be lower. At most this many connections may be left when
+/// a listener is closed.
+pub const BACKLOG: i32 = 4096;
+
+/// The pause after the system has refused a connection, or while there is no descriptor for one more client.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A listener's address, as the manifest has it and as the log does.
+struct Named {
+    address: Arc<str>,
+    shown: Arc<str>,
+}
+
+enum Accepted {
+    Tcp(TcpStream, SocketAddr, SocketAddr),
+    Unix(UnixStream),
+}
+
+/// Serves until stopped and all connections have ended. Sends the result of each swap to a generation to `swapped`.
+pub fn run(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+    runtime.block_on(serve(orders, swapped))
+}
+
+async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
+    let Orders { generation, sockets, stopping, place, admission } = orders;
+    let worker = place.worker;
+    let pools = Rc::new(Pools::default());
+    let first = generation.borrow().clone();
+    let (alive, mut all_ended) = mpsc::channel::<()>(1);
+    let lasting = Lasting { pools: pools.clone(), shares: Rc::default(), alive: alive.downgrade() };
+    let running = match prepare(first, &lasting, &place).await {
+        Ok(running) => running,
+        Err(error) => {
+            let _ = swapped.send(Err(error.clone()));
+            return Err(io::Error::other(error));
+        }
+    };
+    let current = Rc::new(RefCell::new(Rc::new(running)));
+    let clock = Clock::new();
+    let _ = swapped.send(Ok(()));
+    let sweeping = spawn_turns(Task::Sweep, sweep(pools.clone(), current.clone()));
+    let ticking = spawn_turns(Task::Tick, tick(clock.clone(), pools.clone(), current.clone(), admission.clone()));
+    let swapping = spawn_turns(Task::Swap, swap(generation, place, lasting, current.clone(), swapped));
+    listen(sockets, Seat { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
+    clock.stop();
+    // Every connection holds a sender, so this ends with the last connection.
+    let _ = all_ended.recv().await;
+    sweeping.abort();
+    ticking.abort();
+    swapping.abort();
+    Ok(())
+}
+
+async fn swap(
+    mut generation: watch::Receiver<Arc<Generation>>,
+    place: Place,
+    lasting: Lasting,
+    current: Rc<RefCell<Rc<Running>>>,
+    swapped: mpsc::UnboundedSender<Result<(), String>>,
+) {
+    while generation.changed().await.is_ok() {
+        let next = generation.borrow_and_update().clone();
+        // What the old view of the worker does at its end is no part of the swap.
+        let outcome = prepare(next, &lasting, &place).await;
+        let outcome = outcome.map(|next| drop(guard(Task::Swap, || current.replace(Rc::new(next)).retire())));
+        let _ = swapped.send(outcome);
+    }
+}
+
+/// The worker's view of a generation, whose instances are made by another thread. Whatever goes wrong is told: who waits
+/// for the worker would wait for ever.
+async fn prepare(generation: Arc<Generation>, lasting: &Lasting, place: &Place) -> Result<Running, String> {
+    let Lasting { pools, shares, alive } = lasting;
+    let made = || Running::new(generation, pools, shares, place.clone(), alive.clone(), Instant::now());
+    let running = guard(Task::Swap, made).map_err(|panicked| panicked.to_string())?;
+    running.warm().await.map_err(|trap| trap.to_string())?;
+    Ok(running)
+}
+
+async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>, admission: Arc<Admission>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // Each in a turn of its own: a failure in one delays no deadline.
+        let _ = guard(Task::Tick, || {
+            clock.tick();
+            pools.give_way();
+            failure_log::report();
+            admission.tick(clock.now());
+            if admission.is_starved(clock.now()) {
+                pools.close_idle();
+            }
+        });
+        let _ = guard(Task::Timer, || {
+            let running = current.borrow().clone();
+            running.tick(clock.now());
+        });
+    }
+}
+
+async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let _ = guard(Task::Sweep, || {
+            let running = current.borrow().clone();
+            let idle_times = running.generation.upstreams.iter().map(|upstream| upstream.rules.idle_timeout);
+            pools.sweep(Instant::now(), idle_times.max().unwrap_or(SWEEP));
+        });
+    }
+}
+
+/// Accepts at the sockets that the worker receives, until stopped.
+///
+/// Every connection holds `alive`: the worker ends with the last connection.
+async fn listen(
+    mut sockets: mpsc::UnboundedReceiver<SocketOrder>,
+    seat: Seat,
+    alive: mpsc::Sender<()>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut accepting = HashMap::new();
+    loop {
+        let order = tokio::select! {
+            order = sockets.recv() => order,
+            _ = stopping.wait_for(|stopping| *stopping) => None,
+        };
+        turn(Task::Worker);
+        match order {
+            Some(SocketOrder::Open(address, socket)) => match Listener::new(socket) {
+                Ok(listener) => {
+                    let (close, closed) = oneshot::channel::<()>();
+                    let task = keep_accepting(listener, address.clone(), closed, seat.clone(), alive.clone());
+                    accepting.insert(address, (close, spawn_turns(Task::Accept, task)));
+                }
+                Err(error) => tracing::error!(%address, %error, "not listening"),
+            },
+            // Its task notices the dropped sender, and ends by itself.
+            Some(SocketOrder::Close(address)) => drop(accepting.remove(&address)),
+            None => break,
+        }
+    }
+    for (close, task) in accepting.into_values() {
+        drop(close);
+        let _ = task.await;
+    }
+}
+
+/// Accepts until closed, and continues after a panic.
+async fn keep_accepting(
+    listener: Listener,
+    address: Arc<str>,
+    mut closed: oneshot::Receiver<()>,
+    seat: Seat,
+    alive: mpsc::Sender<()>,
+) {
+    let shown = listener.shown(&address);
+    let named = Named { address, shown };
+    loop {
+        let accepting = accept(&listener, &named, &mut closed, &seat, &alive);
+        match supervised(Task::Accept, accepting).await {
+            Err(Panicked(_)) if !closed.is_terminated() => tokio::time::sleep(ACCEPT_PAUSE).await,
+            _ => return,
+        }
+    }
+}
+
+/// Accepts until closed; clients that are queued by then are still served.
+async fn accept(
+    listener: &Listener,
+    named: &Named,
+    closed: &mut oneshot::Receiver<()>,
+    seat: &Seat,
+    alive: &mpsc::Sender<()>,
+) {
+    // The number of connections that may still be accepted after closing; `None` before.
+    let mut left = None;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = &mut *closed, if left.is_none() => {
+                left = Some(BACKLOG);
+                continue;
+            }
+            accepted = listener.accept(), if left != Some(0) => accepted,
+            () = std::future::ready(()), if left.is_some() => return,
+        };
+        left = left.map(|left| left - 1);
+        match accepted {
+            Ok(accepted) => {
+                while !seat.admission.has_room(accepted.descriptor(), seat.clock.now()) {
+                    let pause = tokio::time::sleep(ACCEPT_PAUSE);
+                    tokio::select! {
+                        _ = &mut *closed, if left.is_none() => left = Some(BACKLOG),
+                        () = pause => {}
+                    }
+                }
+                admit(accepted, named, seat, alive);
+            }
+            Err(error) => {
+                if is_of_this_machine(&error) {
+                    seat.admission.refused(&error, seat.clock.now());
+                } else {
+                    // A connection that its client has closed before is no failure.
+                    let is_gone = error.kind() == io::ErrorKind::ConnectionAborted;
+                    if !is_gone && failure_log::admits(Topic::Accept, &named.shown) {
+                        tracing::warn!(listener = &*named.shown, %error, "connection not accepted");
+                    }
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves a client on a task of its own, which ends with the connection, unless there are too many.
+fn admit(accepted: Accepted, named: &Named, seat: &Seat, alive: &mpsc::Sender<()>) {
+    // A listener that the manifest no longer has is about to be closed.
+    let known = seat.current.borrow().generation.listeners.get(&named.address).cloned();
+    let Some(listener) = known else { return };
+    let entrance = Entrance { listener, address: named.shown.clone() };
+    let Some(admitted) = seat.admission.admit(&entrance, seat.worker, seat.clock.now()) else { return };
+    let presence = admitted.presence();
+    let seat = seat.clone();
+    let task = match accepted {
+        Accepted::Tcp(stream, client, reached) => {
+            let (stream, ends) = (Metered::new(Tcp(stream)), Some((client, reached)));
+            serve_client(handshake::serve(seat, stream, entrance, admitted, ends), alive)
+        }
+        Accepted::Unix(stream) => {
+            serve_client(handshake::serve(seat, Metered::new(stream), entrance, admitted, None), alive)
+        }
+    };
+    presence.ends_with(task);
+}
+
+impl Listener {
+    fn new(socket: Socket) -> io::Result<Self> {
+        match socket {
+            Socket::Tcp(listener) => TcpListener::from_std(listener).map(Listener::Tcp),
+            Socket::Unix(listener) => UnixListener::from_std(listener).map(Listener::Unix),
+        }
+    }
+
+    /// Returns the address for the log: with the port that the system has chosen, where the manifest leaves that to it.
+    fn shown(&self, address: &Arc<str>) -> Arc<str> {
+        let bound = match self {
+            Listener::Tcp(listener) if address.ends_with(":0") => listener.local_addr().ok(),
+            _ => None,
+        };
+        bound.map_or_else(|| address.clone(), |bound| bound.to_string().into())
+    }
+
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, client) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                let reached = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+                Ok(Accepted::Tcp(stream, client, reached))
+            }
+            Listener::Unix(listener) => Ok(Accepted::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+impl Accepted {
+    fn descriptor(&self) -> usize {
+        let descriptor = match self {
+            Accepted::Tcp(stream, ..) => stream.as_raw_fd(),
+            Accepted::Unix(stream) => stream.as_raw_fd(),
+        };
+        usize::try_from(descriptor).unwrap_or(0)
+    }
+}
+
+fn serve_client(served: impl Future<Output = ()> + 'static, alive: &mpsc::Sender<()>) -> AbortHandle {
+    spawn(Task::Connection, Alive { served, _alive: alive.clone() }).abort_handle()
+}
+
+pin_project! {
+    /// A client's connection, which keeps its worker alive. Not an `async` block: that would have room for what it runs
+    /// twice, for as long as the connection lives.
+    struct Alive<F> {
+        #[pin]
+        served: F,
+        _alive: mpsc::Sender<()>,
+    }
+}
+
+impl<F: Future> Future for Alive<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().served.poll(cx)
+    }
+}

@@ -1,0 +1,295 @@
+//! The store of cached responses for all workers: in memory and, if a directory is configured, on disk.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::HeaderMap;
+use tokio::task::spawn_blocking;
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
+
+use super::store::collapse::Flights;
+use super::store::disk::{Disk, Filed};
+use super::store::index::{Found, Index, name_of};
+use super::store::memory_budget::Room;
+use super::store::purge_log::{Moment, Purge, Purges};
+use super::store::stored_response::{Content, Object};
+use super::store::variant::Label;
+
+/// The stored responses, the fetches in progress, and the log of purges.
+pub struct Store {
+    memory: Index<Object>,
+    disk: Option<Arc<Disk>>,
+    pub flights: Arc<Flights>,
+    /// The secret seed for hashing cache keys. A client that doesn't know it can't construct keys that collide.
+    seed: u64,
+    purges: Arc<Purges>,
+    /// The number of responses that were removed or made stale by a purge or an invalidation.
+    pub purged: AtomicU64,
+    /// The bytes of memory reserved for responses that are still arriving.
+    coming: Arc<AtomicU64>,
+}
+
+/// The limits of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The memory budget, in bytes.
+    pub memory: u64,
+    /// The maximum length of content in memory, in bytes.
+    pub object: u64,
+    pub disk: Option<DiskLimits>,
+}
+
+/// The limits of the disk part of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskLimits {
+    pub folder: PathBuf,
+    /// The budget for files, in bytes.
+    pub bytes: u64,
+    /// The maximum length of content on disk, in bytes.
+    pub object: u64,
+}
+
+impl Default for Limits {
+    /// A budget that a small machine can spare, and a size that fits a web page with all its resources.
+    fn default() -> Self {
+        Limits { memory: 256 << 20, object: 16 << 20, disk: None }
+    }
+}
+
+/// The time for which a key is hit-for-miss after a response couldn't be stored.
+const PASSING: Duration = Duration::from_secs(10);
+
+/// The maximum time that a purge waits for pending writes.
+const WRITING: Duration = Duration::from_secs(60);
+
+/// The typical size of a stored response, in bytes; the index derives its number of shards from it.
+const TYPICAL: u64 = 16 << 10;
+
+impl Store {
+    /// Creates an empty store with a memory budget of `bytes`.
+    pub fn new(bytes: u64) -> Arc<Self> {
+        Store::with(bytes, None, Arc::default())
+    }
+
+    /// Creates a store with these limits and the responses already on disk. The error explains how to fix the problem.
+    pub fn open(limits: &Limits) -> Result<Arc<Self>, String> {
+        let Some(disk) = &limits.disk else { return Ok(Store::new(limits.memory)) };
+        let purges = Arc::default();
+        let disk = Disk::open(&disk.folder, disk.bytes, &purges)?;
+        Ok(Store::with(limits.memory, Some(disk), purges))
+    }
+
+    /// Looks whether a store with such limits could be opened, and changes nothing. The error says what to do.
+    pub fn check(limits: &Limits) -> Result<(), String> {
+        limits.disk.as_ref().map_or(Ok(()), |disk| super::store::disk::check(&disk.folder))
+    }
+
+    fn with(bytes: u64, disk: Option<Arc<Disk>>, purges: Arc<Purges>) -> Arc<Self> {
+        let mut seed = [0; 8];
+        // Keys are compared completely, so a seed that isn't random only costs speed.
+        let _ = getrandom::fill(&mut seed);
+        let seed = disk.as_ref().map_or(u64::from_ne_bytes(seed), |disk| disk.seed());
+        Arc::new(Store {
+            memory: Index::new(bytes, TYPICAL),
+            disk,
+            flights: Flights::new(),
+            seed,
+            purges,
+            purged: AtomicU64::new(0),
+            coming: Arc::default(),
+        })
+    }
+
+    /// Returns the hash of a cache key in the index.
+    pub fn id(&self, key: &[u8]) -> u128 {
+        name_of(key, self.seed)
+    }
+
+    /// Returns the name of the fetch that a request joins. Requests that will probably get the same response share a
+    /// name.
+    pub fn flight(&self, id: u128, scope: u64, request: &HeaderMap) -> u128 {
+        let on_disk = || self.disk.as_ref()?.selectors(id, scope, request);
+        let selectors = self.memory.selectors(id, scope, request).or_else(on_disk);
+        let mut name = selectors.map_or_else(Vec::new, |selectors| selectors.bytes());
+        name.extend(id.to_ne_bytes());
+        name.extend(scope.to_ne_bytes());
+        xxh3_128_with_seed(&name, self.seed)
+    }
+
+    /// Returns the scope of a route's responses from an upstream.
+    pub fn scope(&self, route: &str, upstream: &str) -> u64 {
+        xxh3_64_with_seed(route.as_bytes(), xxh3_64_with_seed(upstream.as_bytes(), self.seed))
+    }
+
+    /// Looks up a stored response in memory; `now_ms` is Unix time in milliseconds.
+    pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap, now_ms: u64) -> Found<Object> {
+        self.memory.find(id, key, scope, request, now_ms)
+    }
+
+    /// Looks up a stored response on disk. Returns its entry and the purge-log position of the lookup; `None` if there
+    /// is none.
+    pub fn filed(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<(Arc<Filed>, Moment)> {
+        let (disk, now) = (self.disk.as_ref()?, self.moment());
+        Some((disk.find(id, key, scope, request)?, now))
+    }
+
+    /// Reads a response from disk, and keeps it in memory if its content has at most `most` bytes.
+    pub async fn recall(
+        &self,
+        id: u128,
+        key: &[u8],
+        (filed, asked): (&Arc<Filed>, Moment),
+        most: u64,
+    ) -> Option<Arc<Object>> {
+        let (disk, filed, owned, mut room) = (self.disk.clone()?, filed.clone(), key.to_vec(), self.room());
+        // If too many bytes are already arriving in memory, the content is streamed from the file.
+        let most = if room.take(filed.size().min(most), self.capacity()) { most } else { 0 };
+        let recalled = spawn_blocking(move || disk.recall(&filed, &owned, most)).await.ok().flatten()?;
+        if recalled.is_whole {
+            self.memory.offer(id, key, recalled.object.clone(), &self.purges, asked);
+        }
+        Some(recalled.object)
+    }
+
+    /// Returns a number for a new file; 0 without a disk.
+    pub fn number(&self) -> u64 {
+        self.disk.as_ref().map_or(0, |disk| disk.number())
+    }
+
+    /// Returns the disk part, for responses that are too long for the memory; `None` if no directory is configured.
+    pub fn disk(&self) -> Option<&Arc<Disk>> {
+        self.disk.as_ref()
+    }
+
+    /// Stores a response that was requested at `asked`, and replaces the older response for the same requests.
+    pub fn insert(&self, id: u128, key: &[u8], object: Arc<Object>, asked: Moment) {
+        if let Some(disk) = &self.disk {
+            disk.keep(id, key, &object, asked);
+        }
+        if !matches!(object.content, Content::File(_)) {
+            self.memory.offer(id, key, object, &self.purges, asked);
+        }
+    }
+
+    /// Removes the older response from memory, after a newer one was stored on disk only.
+    pub fn outgrown(&self, id: u128, object: &Object) {
+        self.memory.remove_if(id, |known| known.label.is_for_the_same(&object.label) && known.number < object.number);
+    }
+
+    /// Removes a response from memory and disk.
+    pub fn remove(&self, id: u128, object: &Object) {
+        self.memory.remove_if(id, |known| known.label.is_for_the_same(&object.label));
+        if let Some(disk) = &self.disk {
+            disk.remove(id, &object.label);
+        }
+    }
+
+    /// Marks a cache key as hit-for-miss for a while, because a response couldn't be stored.
+    pub fn pass(&self, id: u128, key: &[u8], now_ms: u64) {
+        self.memory.pass(id, key, now_ms + PASSING.as_millis() as u64);
+    }
+
+    /// Returns an empty memory reservation for an arriving response.
+    pub fn room(&self) -> Room {
+        Room::new(&self.coming)
+    }
+}
+
+/// Methods for purges and invalidations.
+impl Store {
+    /// Returns the current position in the log of purges.
+    pub fn moment(&self) -> Moment {
+        self.purges.moment()
+    }
+
+    /// Purges responses and returns how many.
+    pub fn purge(&self, purge: &Purge) -> usize {
+        // Recorded before the search, so that responses which are still arriving are covered.
+        self.purges.purge(purge);
+        let mut purged = self.memory.purge(purge);
+        if let Some(disk) = &self.disk {
+            purged += disk.purge(purge);
+            // Again, for responses that were read from disk just before.
+            purged += self.memory.purge(purge);
+            disk.flush(WRITING);
+        }
+        self.purged.fetch_add(purged as u64, Ordering::Relaxed);
+        purged
+    }
+
+    /// Invalidates all responses under a cache key.
+    pub fn change(&self, id: u128) {
+        self.purges.change(id);
+        // Memory last, as with a purge.
+        let on_disk = self.disk.as_ref().map_or(0, |disk| disk.change(id));
+        let changed = on_disk + self.memory.remove_all(id);
+        self.purged.fetch_add(changed as u64, Ordering::Relaxed);
+    }
+
+    /// Returns whether a response was purged after `asked`, by a soft or a hard purge.
+    pub fn was_purged(&self, asked: Moment, id: u128, key: &[u8], label: &Label) -> bool {
+        self.purges.since(asked, id, key, label).is_some()
+    }
+}
+
+/// Methods for configuration and for metrics.
+impl Store {
+    /// Sets new limits and evicts what exceeds them.
+    pub fn resize(&self, limits: &Limits) {
+        self.memory.resize(limits.memory);
+        if let (Some(disk), Some(limits)) = (&self.disk, &limits.disk) {
+            disk.resize(limits.bytes);
+        }
+    }
+
+    /// Returns whether the store uses this directory; `None` stands for memory only.
+    pub fn is_in(&self, folder: Option<&Path>) -> bool {
+        self.disk.as_ref().map(|disk| disk.folder()) == folder
+    }
+
+    /// Waits until pending responses are written to disk, but no longer than `within`.
+    pub fn flush(&self, within: Duration) {
+        if let Some(disk) = &self.disk {
+            disk.flush(within);
+        }
+    }
+
+    /// Returns the memory budget, in bytes.
+    pub fn capacity(&self) -> u64 {
+        self.memory.capacity()
+    }
+
+    /// Returns the maximum length of content that fits in memory together with a head, in bytes.
+    pub fn most(&self) -> u64 {
+        self.memory.most().saturating_sub(HEAD)
+    }
+
+    /// Returns the number of cache keys.
+    pub fn keys(&self) -> usize {
+        self.memory.keys()
+    }
+
+    /// Returns the size of the stored responses, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.memory.bytes()
+    }
+}
+
+/// The size of a long head with its cache key, in bytes.
+const HEAD: u64 = 16 << 10;
+
+pub mod collapse;
+pub mod disk;
+pub mod index;
+pub mod memory_budget;
+pub mod purge_log;
+pub mod shared_body;
+pub mod stored_body;
+pub mod stored_response;
+#[cfg(test)]
+mod tests;
+pub mod unix_time;
+pub mod variant;
+pub mod vary;

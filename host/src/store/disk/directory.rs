@@ -1,0 +1,165 @@
+//! The directory of a disk cache: its lock, so that one process uses it at a time, its file names and its seed.
+
+use std::fs::{DirBuilder, DirEntry, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use crate::system::files;
+
+/// The paths of the files in a cache directory.
+#[derive(Clone, Debug)]
+pub struct Folder(Arc<Path>);
+
+/// A lock on a cache directory that belongs to this process until it is dropped.
+#[derive(Debug)]
+pub struct Claim {
+    pub folder: Folder,
+    /// The random seed of this directory. Cache keys are hashed with it, and records of other directories are
+    /// recognised.
+    pub seed: u64,
+    _lock: File,
+}
+
+/// The time that a previous process has to release the directory.
+const TURN: Duration = Duration::from_secs(1);
+
+/// The name of the marker file at the top of the directory, which holds the format version and the seed.
+pub const MARKER: &str = "plugway-cache";
+const FORMAT: &str = "1";
+const LOCK: &str = "lock";
+const TEMPORARY: &str = "tmp";
+
+impl Claim {
+    /// Locks a directory for this process, and creates or prepares it if necessary. The error explains how to fix the
+    /// problem.
+    pub fn new(path: &Path) -> Result<Self, String> {
+        check(path)?;
+        let failed = |what: &str, error: io::Error| format!("the folder `{}` can't be {what}: {error}", path.display());
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(path).map_err(|error| failed("made", error))?;
+        // Nothing is created in a directory that does not belong to a cache.
+        known_seed(path).map_err(|error| failed("used", error))?;
+        let lock = files::open_lock(&path.join(LOCK)).map_err(|error| failed("locked", named(LOCK, error)))?;
+        let deadline = Instant::now() + TURN;
+        while lock.try_lock().is_err() {
+            if Instant::now() > deadline {
+                return Err(format!("folder used by another process: `{}`; name another", path.display()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let seed = known_seed(path).and_then(|known| known.map_or_else(|| begin_anew(path), Ok));
+        let seed = seed.map_err(|error| failed("used", error))?;
+        // Files of writes that never finished.
+        clear(&path.join(TEMPORARY)).map_err(|error| failed("cleared", error))?;
+        for name in subfolders().chain([TEMPORARY.into()]) {
+            builder.create(path.join(name)).map_err(|error| failed("written to", error))?;
+        }
+        Ok(Claim { folder: Folder::at(path), seed, _lock: lock })
+    }
+}
+
+/// Looks whether a folder could be a cache's, without a change to it. The error says what to do.
+pub fn check(path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => {
+            Err(format!("cannot use the folder `{shown}`: {error}; name another, such as `/var/cache/plugway`"))
+        }
+        Ok(found) if !found.is_dir() => {
+            Err(format!("not a folder: `{shown}`; expected an empty folder, or a new one such as `/var/cache/plugway`"))
+        }
+        Ok(_) => known_seed(path).map(|_| ()).map_err(|error| format!("cannot use the folder `{shown}`: {error}")),
+    }
+}
+
+impl Folder {
+    pub fn at(path: &Path) -> Self {
+        Folder(path.into())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Returns the path of a finished file.
+    pub fn file(&self, number: u64) -> PathBuf {
+        self.0.join(format!("{:02x}", number & 0xff)).join(format!("{number:016x}"))
+    }
+
+    /// Returns the path of a file that is still being written.
+    pub fn temporary(&self, number: u64) -> PathBuf {
+        self.0.join(TEMPORARY).join(format!("{number:016x}"))
+    }
+
+    /// Returns the numbers of all finished files.
+    pub fn numbers(&self) -> Vec<u64> {
+        subfolders().flat_map(|name| numbers(&self.0.join(name))).collect()
+    }
+}
+
+/// Removes a file if it exists.
+pub fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        warn!(path = %path.display(), %error, "a stored response can't be removed");
+    }
+}
+
+/// Removes a directory with its content if it exists.
+fn clear(folder: &Path) -> io::Result<()> {
+    std::fs::remove_dir_all(folder)
+        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
+/// Returns the names of the subdirectories: enough of them to keep each one short.
+fn subfolders() -> impl Iterator<Item = String> {
+    (0..=u8::MAX).map(|number| format!("{number:02x}"))
+}
+
+fn numbers(subfolder: &Path) -> Vec<u64> {
+    let entries = std::fs::read_dir(subfolder);
+    if let Err(error) = &entries {
+        warn!(folder = %subfolder.display(), %error, "a part of the cache can't be read");
+    }
+    let number = |entry: DirEntry| u64::from_str_radix(entry.file_name().to_str()?, 16).ok();
+    entries.into_iter().flatten().flatten().filter_map(number).collect()
+}
+
+/// Reads the seed of a directory. `None` if the directory is empty or has another format version.
+fn known_seed(path: &Path) -> io::Result<Option<u64>> {
+    let text = match files::read_text(&path.join(MARKER), files::MARKER) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let is_other = |entry: io::Result<DirEntry>| entry.is_ok_and(|entry| entry.file_name() != LOCK);
+            if std::fs::read_dir(path)?.any(is_other) {
+                return Err(io::Error::other("it holds other files; expected an empty folder, or a new one"));
+            }
+            return Ok(None);
+        }
+        Err(error) => return Err(named(MARKER, error)),
+    };
+    let seed = text.split_once(' ').filter(|(format, _)| *format == FORMAT).map(|(_, seed)| seed.trim());
+    Ok(seed.and_then(|seed| u64::from_str_radix(seed, 16).ok()))
+}
+
+/// Adds the name of the file in the cache directory to an error.
+fn named(file: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("`{file}` in it: {error}"))
+}
+
+/// Empties a directory and writes a new seed.
+fn begin_anew(path: &Path) -> io::Result<u64> {
+    subfolders().try_for_each(|name| clear(&path.join(name)))?;
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(io::Error::other)?;
+    let seed = u64::from_ne_bytes(seed);
+    std::fs::write(path.join(MARKER), format!("{FORMAT} {seed:016x}\n"))?;
+    Ok(seed)
+}

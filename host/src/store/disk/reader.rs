@@ -1,0 +1,155 @@
+//! Content on its way from a file to a client, block by block, each checked before a byte of it goes out.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::Frame;
+#[cfg(target_os = "linux")]
+use rustix::io::{ReadWriteFlags, preadv2};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::record::{BLOCK, Sums, broken};
+use super::{Disk, Filed};
+use crate::exchange::filtered_body::BodyError;
+use crate::net::memfd_arena;
+use crate::store::stored_response::{Content, Pieces};
+
+/// A file that is being read; it may be removed meanwhile.
+#[derive(Debug)]
+pub struct Opened {
+    file: File,
+    sums: Sums,
+    length: u64,
+    trailers: Option<HeaderMap>,
+    filed: Arc<Filed>,
+    disk: Weak<Disk>,
+}
+
+/// A reader of one.
+#[derive(Debug)]
+pub struct Blocks {
+    opened: Arc<Opened>,
+    /// The place of the next block.
+    next: u64,
+    reading: Option<JoinHandle<io::Result<Bytes>>>,
+    had_trailers: bool,
+}
+
+impl Opened {
+    pub fn new(
+        file: File,
+        sums: Sums,
+        length: u64,
+        trailers: Option<HeaderMap>,
+        filed: Arc<Filed>,
+        disk: Weak<Disk>,
+    ) -> Self {
+        Opened { file, sums, length, trailers, filed, disk }
+    }
+
+    /// Of the content, in bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    pub fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_ref()
+    }
+
+    /// Room for a block.
+    fn room(&self, place: u64) -> BytesMut {
+        BytesMut::zeroed((self.length - place * BLOCK as u64).min(BLOCK as u64) as usize)
+    }
+
+    /// A block, if the system has it in memory: then nobody waits, and no other thread is needed.
+    #[cfg(target_os = "linux")]
+    fn at_hand(&self, place: u64, block: &mut BytesMut) -> bool {
+        let length = block.len();
+        let mut room = [io::IoSliceMut::new(block)];
+        preadv2(&self.file, &mut room, place * BLOCK as u64, ReadWriteFlags::NOWAIT) == Ok(length)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn at_hand(&self, _: u64, _: &mut BytesMut) -> bool {
+        false
+    }
+
+    fn block(&self, place: u64, mut block: BytesMut) -> io::Result<Bytes> {
+        let read = self.file.read_exact_at(&mut block, place * BLOCK as u64);
+        self.checked(place, block, read)
+    }
+
+    fn checked(&self, place: u64, block: BytesMut, read: io::Result<()>) -> io::Result<Bytes> {
+        let read = read.and_then(|()| if self.sums.holds(place as usize, &block) { Ok(()) } else { Err(broken()) });
+        if let (Err(error), Some(disk)) = (&read, self.disk.upgrade()) {
+            disk.read_failed(&self.filed, error);
+        }
+        read.map(|()| block.freeze())
+    }
+}
+
+/// Reads content into memory, checked.
+pub fn whole(file: &File, sums: &Sums, length: u64, trailers: Option<HeaderMap>) -> io::Result<Content> {
+    let mut list = Vec::new();
+    let mut at = 0;
+    while at < length {
+        let mut block = vec![0; (length - at).min(BLOCK as u64) as usize];
+        file.read_exact_at(&mut block, at)?;
+        if !sums.holds(list.len(), &block) {
+            return Err(broken());
+        }
+        at += block.len() as u64;
+        list.push(memfd_arena::joined(&[block.into()]));
+    }
+    if trailers.is_none() && list.len() <= 1 {
+        return Ok(Content::Whole(list.pop().unwrap_or_default()));
+    }
+    Ok(Content::Pieces(Arc::new(Pieces { list, length, trailers })))
+}
+
+impl Blocks {
+    /// From a place in the content on; gives also how much of the first block stands before that.
+    pub fn new(opened: &Arc<Opened>, at: u64) -> (Self, u64) {
+        let blocks = Blocks { opened: opened.clone(), next: at / BLOCK as u64, reading: None, had_trailers: false };
+        (blocks, at % BLOCK as u64)
+    }
+
+    /// The bytes from the next block on.
+    pub fn left(&self) -> u64 {
+        self.opened.length.saturating_sub(self.next * BLOCK as u64)
+    }
+
+    pub fn has_trailers(&self) -> bool {
+        self.opened.trailers.is_some()
+    }
+
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.reading.is_none() && self.left() == 0 {
+            let trailers = self.opened.trailers.clone().filter(|_| !self.had_trailers);
+            self.had_trailers = true;
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        let read = match &mut self.reading {
+            Some(reading) => ready!(Pin::new(reading).poll(cx)).map_err(io::Error::other).and_then(|read| read),
+            None => {
+                let (opened, place) = (self.opened.clone(), self.next);
+                // What is allocated here is freed here: memory that goes from thread to thread is given back late.
+                let mut room = opened.room(place);
+                if !opened.at_hand(place, &mut room) {
+                    self.reading = Some(spawn_blocking(move || opened.block(place, room)));
+                    return self.poll_next(cx);
+                }
+                opened.checked(place, room, Ok(()))
+            }
+        };
+        self.reading = None;
+        self.next += 1;
+        Poll::Ready(Some(read.map(Frame::data).map_err(Into::into)))
+    }
+}

@@ -1,0 +1,384 @@
+//! What a file of the cache looks like: the content, the sums of its blocks, and behind them a record of all else with a
+//! footer. A newer record is put behind an older one, and the last counts. What isn't whole isn't used.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::store::stored_response::{Content, Object, Rules};
+use crate::store::variant::{Label, Strength};
+use crate::store::vary::Selectors;
+
+/// Content is read and checked in blocks of so many bytes.
+pub const BLOCK: usize = 256 << 10;
+
+/// Another number for another format.
+const MAGIC: [u8; 8] = *b"plugway1";
+
+/// What a file ends with: magic, length of the content, length of the record, mark of a purge, sum; each in eight bytes,
+/// the numbers with the least first.
+#[derive(Debug)]
+struct Footer {
+    length: u64,
+    record_length: u64,
+    is_purged: bool,
+    sum: u64,
+}
+
+/// Of a footer, in bytes.
+const FOOTER: usize = 40;
+
+/// Where in it the mark stands: outside of what is summed, for it is set later.
+const MARK: usize = 24;
+
+/// No record is longer; what says so is no record.
+const LONGEST_RECORD: u64 = 4 << 20;
+
+/// All of a stored response but its content.
+#[derive(Debug)]
+pub struct Entry {
+    pub key: Box<[u8]>,
+    /// Without content.
+    pub object: Object,
+    pub trailers: Option<HeaderMap>,
+    pub sums: Sums,
+    /// Of the content, in bytes.
+    pub length: u64,
+    /// Of the file, in bytes.
+    pub size: u64,
+}
+
+/// The sums of a content's blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sums(Arc<[u64]>);
+
+type Fields = Vec<(String, Vec<u8>)>;
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    key: Vec<u8>,
+    scope: u64,
+    /// None where the request didn't have the field.
+    selectors: Vec<(String, Option<Vec<u8>>)>,
+    uri: Option<String>,
+    tags: Vec<String>,
+    status: u16,
+    fields: Fields,
+    trailers: Option<Fields>,
+    lifetime_ms: u64,
+    initial_age_ms: u64,
+    stale_while_revalidate_ms: u64,
+    stale_if_error_ms: u64,
+    must_revalidate: bool,
+    since_ms: u64,
+}
+
+impl Sums {
+    /// Of content in pieces of any length.
+    pub fn of<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Self {
+        let (mut sums, mut sum, mut filled) = (Vec::new(), Xxh3::new(), 0);
+        for mut piece in pieces {
+            while !piece.is_empty() {
+                let (part, rest) = piece.split_at(piece.len().min(BLOCK - filled));
+                sum.update(part);
+                filled += part.len();
+                if filled == BLOCK {
+                    sums.push(sum.digest());
+                    sum.reset();
+                    filled = 0;
+                }
+                piece = rest;
+            }
+        }
+        if filled > 0 {
+            sums.push(sum.digest());
+        }
+        Sums(sums.into())
+    }
+
+    /// Of sums that were made one by one.
+    pub fn from_blocks(sums: Vec<u64>) -> Self {
+        Sums(sums.into())
+    }
+
+    /// Whether a block, by its place, is what was written.
+    pub fn holds(&self, place: usize, block: &[u8]) -> bool {
+        self.0.get(place) == Some(&sum(block))
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|sum| sum.to_le_bytes()).collect()
+    }
+}
+
+/// Of one block.
+pub fn sum(block: &[u8]) -> u64 {
+    xxh3_64(block)
+}
+
+/// What stands behind the content of a new file: the sums and the first record.
+pub fn tail(
+    key: &[u8],
+    object: &Object,
+    trailers: Option<&HeaderMap>,
+    content: (u64, &Sums),
+    seed: u64,
+) -> io::Result<Vec<u8>> {
+    let mut tail = content.1.bytes();
+    tail.extend(record(key, object, trailers, content, seed)?);
+    Ok(tail)
+}
+
+/// A record with its footer, to be put behind others: of a response whose content has such a length and sums.
+pub fn record(
+    key: &[u8],
+    object: &Object,
+    trailers: Option<&HeaderMap>,
+    (length, sums): (u64, &Sums),
+    seed: u64,
+) -> io::Result<Vec<u8>> {
+    let label = &object.label;
+    let head = object.head();
+    let record = Record {
+        key: key.into(),
+        scope: label.scope,
+        selectors: label.selectors.values().map(|(name, value)| (name.into(), value.map(Into::into))).collect(),
+        uri: label.uri.as_deref().map(Into::into),
+        tags: label.tags.iter().map(|tag| tag.to_string()).collect(),
+        status: object.status.as_u16(),
+        fields: encoded(&head.headers),
+        trailers: trailers.map(encoded),
+        lifetime_ms: object.rules.lifetime_ms,
+        initial_age_ms: object.rules.initial_age_ms,
+        stale_while_revalidate_ms: object.rules.stale_while_revalidate_ms,
+        stale_if_error_ms: object.rules.stale_if_error_ms,
+        must_revalidate: object.rules.must_revalidate,
+        since_ms: object.since_ms,
+    };
+    let mut bytes = postcard::to_stdvec(&record).map_err(io::Error::other)?;
+    if bytes.len() as u64 > LONGEST_RECORD {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "its head is too long for a file"));
+    }
+    let mut footer = Footer { length, record_length: bytes.len() as u64, is_purged: label.is_purged(), sum: 0 };
+    footer.sum = checksum(sums, &bytes, &footer, seed);
+    bytes.extend(footer.bytes());
+    Ok(bytes)
+}
+
+/// Reads what stands behind the content.
+pub fn read(file: &File, seed: u64) -> io::Result<Entry> {
+    let size = file.metadata()?.len();
+    let footer_at = size.checked_sub(FOOTER as u64).ok_or_else(broken)?;
+    let mut footer = [0; FOOTER];
+    file.read_exact_at(&mut footer, footer_at)?;
+    let footer = Footer::parse(&footer).ok_or_else(broken)?;
+    let Footer { length, record_length, is_purged, sum } = footer;
+    let record_at = footer_at.checked_sub(record_length).filter(|_| record_length <= LONGEST_RECORD);
+    let blocks = length.div_ceil(BLOCK as u64);
+    let record_at = record_at.filter(|at| length.saturating_add(blocks * 8) <= *at).ok_or_else(broken)?;
+    let (mut sums, mut record) = (vec![0; blocks as usize * 8], vec![0; record_length as usize]);
+    file.read_exact_at(&mut sums, length)?;
+    file.read_exact_at(&mut record, record_at)?;
+    let sums = Sums(sums.chunks_exact(8).map(number).collect());
+    if checksum(&sums, &record, &footer, seed) != sum {
+        return Err(broken());
+    }
+    let record: Record = postcard::from_bytes(&record).map_err(|_| broken())?;
+    record.into_entry(is_purged, sums, length, size).ok_or_else(broken)
+}
+
+/// Marks a file as purged softly.
+pub fn mark(file: &File) -> io::Result<()> {
+    let footer_at = file.metadata()?.len().checked_sub(FOOTER as u64).ok_or_else(broken)?;
+    file.write_all_at(&[1], footer_at + MARK as u64)
+}
+
+impl Footer {
+    fn bytes(&self) -> [u8; FOOTER] {
+        let mut bytes = [0; FOOTER];
+        bytes[..MARK].copy_from_slice(&self.summed());
+        bytes[MARK] = u8::from(self.is_purged);
+        bytes[32..].copy_from_slice(&self.sum.to_le_bytes());
+        bytes
+    }
+
+    /// What its sum is of, besides what stands before it.
+    fn summed(&self) -> [u8; MARK] {
+        let mut bytes = [0; MARK];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..16].copy_from_slice(&self.length.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.record_length.to_le_bytes());
+        bytes
+    }
+
+    fn parse(bytes: &[u8; FOOTER]) -> Option<Self> {
+        let (length, record_length) = (number(&bytes[8..16]), number(&bytes[16..24]));
+        let footer = Footer { length, record_length, is_purged: bytes[MARK] != 0, sum: number(&bytes[32..]) };
+        (bytes[..8] == MAGIC).then_some(footer)
+    }
+}
+
+impl Record {
+    fn into_entry(self, is_purged: bool, sums: Sums, length: u64, size: u64) -> Option<Entry> {
+        let name = |name: &String| HeaderName::from_bytes(name.as_bytes()).ok();
+        let selectors = self.selectors.iter().map(|(known, value)| Some((name(known)?, value.clone())));
+        let selectors = Selectors::from_values(selectors.collect::<Option<Vec<_>>>()?);
+        let tags = self.tags.into_iter().map(String::into_boxed_str).collect();
+        let label = Label::new(self.scope, selectors, self.uri.map(Into::into), tags);
+        if is_purged {
+            label.purge(Strength::Soft);
+        }
+        let (mut head, ()) = Response::new(()).into_parts();
+        head.status = StatusCode::from_u16(self.status).ok()?;
+        head.headers = decoded(&self.fields)?;
+        let rules = Rules {
+            lifetime_ms: self.lifetime_ms,
+            initial_age_ms: self.initial_age_ms,
+            stale_while_revalidate_ms: self.stale_while_revalidate_ms,
+            stale_if_error_ms: self.stale_if_error_ms,
+            must_revalidate: self.must_revalidate,
+        };
+        let object = Object::new(label, &head, Content::Whole(Default::default()), rules, self.since_ms);
+        let trailers = match &self.trailers {
+            Some(trailers) => Some(decoded(trailers)?),
+            None => None,
+        };
+        Some(Entry { key: self.key.into(), object, trailers, sums, length, size })
+    }
+}
+
+fn encoded(fields: &HeaderMap) -> Fields {
+    fields.iter().map(|(name, value)| (name.as_str().into(), value.as_bytes().into())).collect()
+}
+
+fn decoded(fields: &Fields) -> Option<HeaderMap> {
+    // A file may say anything.
+    let mut map = HeaderMap::try_with_capacity(fields.len()).ok()?;
+    for (name, value) in fields {
+        map.try_append(HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(value).ok()?).ok()?;
+    }
+    Some(map)
+}
+
+/// Over all that decides what is served, but for the content, which has sums of its own. Whoever doesn't know the seed
+/// can't write content whose end looks like a record, should that be all that is left of a file.
+fn checksum(sums: &Sums, record: &[u8], footer: &Footer, seed: u64) -> u64 {
+    let mut sum = Xxh3::with_seed(seed);
+    sum.update(&sums.bytes());
+    sum.update(record);
+    sum.update(&footer.summed());
+    sum.digest()
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// A file that isn't what it was.
+pub fn broken() -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, "its content or its record is damaged")
+}
+
+/// Whether a file isn't what was written.
+pub fn is_broken(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn object(content: &[u8]) -> Object {
+        let (mut head, ()) = Response::new(()).into_parts();
+        head.headers.append("etag", HeaderValue::from_static("\"a\""));
+        head.headers.append("link", HeaderValue::from_static("a"));
+        head.headers.append("link", HeaderValue::from_bytes(b"\xff").unwrap());
+        let request = HeaderMap::from_iter([(HeaderName::from_static("x-a"), HeaderValue::from_static("1"))]);
+        let names = ["x-a", "x-b"].map(HeaderName::from_static);
+        let selectors = Selectors::of(names.into_iter(), &request);
+        let label = Label::new(7, selectors, Some("http://a/".into()), ["t".into()].into());
+        let rules = Rules { lifetime_ms: 5, must_revalidate: true, ..Rules::default() };
+        Object::new(label, &head, Content::Whole(Bytes::copy_from_slice(content)), rules, 3)
+    }
+
+    fn file(content: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        let sums = Sums::of([content].into_iter());
+        let content_of = (content.len() as u64, &sums);
+        file.write_all(&tail(b"key", &object(content), None, content_of, 5).unwrap()).unwrap();
+        file
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for length in [0, 1, BLOCK - 1, BLOCK, BLOCK * 2 + 1] {
+            let content: Vec<u8> = (0..length).map(|at| at as u8).collect();
+            let (file, object) = (file(&content), object(&content));
+            let entry = read(&file, 5).unwrap();
+            assert!(read(&file, 6).is_err(), "another's");
+            assert_eq!(
+                (&*entry.key, entry.length, entry.size),
+                (&b"key"[..], length as u64, file.metadata().unwrap().len())
+            );
+            assert!(entry.object.label.is_for_the_same(&object.label) && !entry.object.label.is_purged());
+            assert_eq!((&entry.object.label.uri, &entry.object.label.tags), (&object.label.uri, &object.label.tags));
+            assert_eq!(entry.object.head().headers, object.head().headers);
+            assert_eq!((entry.object.rules, entry.object.since_ms), (object.rules, object.since_ms));
+            assert!(content.chunks(BLOCK).enumerate().all(|(place, block)| entry.sums.holds(place, block)));
+            mark(&file).unwrap();
+            assert!(read(&file, 5).unwrap().object.label.is_purged());
+        }
+    }
+
+    #[test]
+    fn the_last_record_counts() {
+        let mut file = file(b"content");
+        let (mut newer, sums) = (object(b"content"), read(&file, 5).unwrap().sums);
+        newer.rules.lifetime_ms = 9;
+        file.write_all(&record(b"key", &newer, None, (7, &sums), 5).unwrap()).unwrap();
+        let entry = read(&file, 5).unwrap();
+        assert_eq!((entry.object.rules.lifetime_ms, entry.length), (9, 7));
+        assert!(entry.sums.holds(0, b"content") && !entry.sums.holds(0, b"c0ntent") && !entry.sums.holds(1, b""));
+    }
+
+    /// Whatever has become of a file, it is what was written, or nothing.
+    #[test]
+    fn what_is_damaged_is_nothing() {
+        let content = b"content";
+        let whole = {
+            let file = file(content);
+            let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        let read_of = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(bytes).unwrap();
+            read(&file, 5)
+        };
+        for length in 0..whole.len() {
+            assert!(read_of(&whole[..length]).is_err(), "cut off at {length}");
+        }
+        let mark = whole.len() - FOOTER + MARK;
+        for place in content.len()..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[place] ^= 0x41;
+            assert!(read_of(&bytes).is_err() || (mark..mark + 8).contains(&place), "byte {place}");
+        }
+        let mut zeros = whole.clone();
+        zeros[content.len()..].fill(0);
+        assert!(read_of(&zeros).is_err());
+        assert!(read_of(&[whole, vec![0; 100]].concat()).is_err());
+    }
+}

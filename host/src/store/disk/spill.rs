@@ -1,0 +1,106 @@
+//! Writing a response to a file while it arrives, because it is too long for the memory.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::task::spawn_blocking;
+
+use super::Disk;
+use super::record::{self, BLOCK, Sums};
+use super::writer::Job;
+use crate::store::memory_budget::Room;
+use crate::store::purge_log::Moment;
+use crate::store::shared_body::Fill;
+use crate::store::stored_response::Object;
+
+/// A file that is being written. The file is removed if it is dropped before it is finished.
+pub struct Spill {
+    disk: Arc<Disk>,
+    file: Arc<File>,
+    number: u64,
+    sums: Vec<u64>,
+    room: Room,
+    is_finished: bool,
+}
+
+impl Spill {
+    /// Starts a file. `None` if nothing can be written; the reason is logged.
+    pub async fn begin(disk: &Arc<Disk>, fill: &Fill, number: u64) -> Option<Self> {
+        if disk.rests() {
+            return None;
+        }
+        let at = disk.claim.folder.temporary(number);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true);
+        let made = spawn_blocking(move || options.open(at)).await.map_err(io::Error::other).and_then(|made| made);
+        let file = Arc::new(made.inspect_err(|error| disk.write_failed(error)).ok()?);
+        fill.spill(file.clone());
+        let room = Room::new(&disk.coming);
+        Some(Spill { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })
+    }
+
+    /// Writes the blocks that have arrived and, at the end, the rest. Returns `false` if a write fails or there is no
+    /// room.
+    pub async fn write(&mut self, fill: &Fill, is_last: bool) -> bool {
+        while let Some((at, block)) = fill.next_block(BLOCK, is_last) {
+            let (file, length) = (self.file.clone(), block.len() as u64);
+            if !self.room.take(length, self.disk.capacity()) {
+                return false;
+            }
+            // This thread keeps a reference of its own, so that the block is freed on the thread that allocated it.
+            let here = block.clone();
+            let written = spawn_blocking(move || write(&file, at, &block)).await;
+            drop(here);
+            match written.map_err(io::Error::other).and_then(|written| written) {
+                Ok(sum) => self.sums.push(sum),
+                Err(error) => {
+                    self.disk.write_failed(&error);
+                    return false;
+                }
+            }
+            fill.stands_in_file(at + length);
+        }
+        true
+    }
+
+    /// Finishes the file, after which requests can find it.
+    pub async fn finish(
+        mut self,
+        (id, key, asked): (u128, Vec<u8>, Moment),
+        object: Arc<Object>,
+        (length, trailers): (u64, Option<HeaderMap>),
+    ) {
+        let finished = spawn_blocking(move || {
+            let sums = Sums::from_blocks(std::mem::take(&mut self.sums));
+            let tail = record::tail(&key, &object, trailers.as_ref(), (length, &sums), self.disk.claim.seed);
+            let size = tail.and_then(|tail| {
+                self.file.write_all_at(&tail, length)?;
+                let folder = &self.disk.claim.folder;
+                std::fs::rename(folder.temporary(self.number), folder.file(self.number))?;
+                Ok(length + tail.len() as u64)
+            });
+            self.is_finished = size.is_ok();
+            self.disk.written(id, &key, &object, size, asked);
+        });
+        // The task doesn't panic, and at the end of the process its result isn't needed.
+        let _ = finished.await;
+    }
+}
+
+impl Drop for Spill {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            // Not on this thread, because freeing the blocks of a long file takes time.
+            let _ = self.disk.jobs.send(Job::Discard(self.number));
+        }
+    }
+}
+
+fn write(file: &File, at: u64, block: &Bytes) -> io::Result<u64> {
+    file.write_all_at(block, at)?;
+    Ok(record::sum(block))
+}

@@ -1,0 +1,212 @@
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use http::Response;
+
+use super::directory::{Folder, MARKER};
+use super::*;
+use crate::store::index::name_of;
+use crate::store::purge_log::Purged;
+use crate::store::stored_response::Rules;
+use crate::store::variant::Strength;
+
+const KEY: &[u8] = b"http://a/";
+
+/// Opens the directory as a new process does, and waits for the end of the scan.
+fn open(folder: &Path) -> Arc<Disk> {
+    let disk = Disk::open(folder, 64 << 20, &Arc::default()).unwrap();
+    let is_found = disk.is_found.lock().unwrap();
+    drop(disk.found.wait_while(is_found, |is_found| !*is_found).unwrap());
+    disk
+}
+
+/// Drops the disk and waits until the directory is released.
+fn close(disk: Arc<Disk>) {
+    disk.flush(Duration::from_secs(60));
+    let weak = Arc::downgrade(&disk);
+    drop(disk);
+    while weak.strong_count() > 0 {
+        std::thread::yield_now();
+    }
+}
+
+/// Writes a response that was requested just now; returns the number of its file.
+fn put(disk: &Disk, content: &'static str) -> u64 {
+    put_asked(disk, content, disk.purges.moment())
+}
+
+fn put_asked(disk: &Disk, content: &'static str, asked: Moment) -> u64 {
+    let (head, ()) = Response::new(()).into_parts();
+    let label = Label::new(1, Selectors::default(), None, ["t".into()].into());
+    let object = Object::new(label, &head, Content::Whole(content.into()), Rules::default(), 0);
+    let object = Arc::new(object.numbered(disk.number()));
+    disk.keep(name_of(KEY, disk.seed()), KEY, &object, asked);
+    disk.flush(Duration::from_secs(60));
+    object.number
+}
+
+fn read(disk: &Arc<Disk>) -> Option<Bytes> {
+    let filed = disk.find(name_of(KEY, disk.seed()), KEY, 1, &HeaderMap::new())?;
+    match &disk.recall(&filed, KEY, u64::MAX)?.object.content {
+        Content::Whole(content) => Some(content.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn path_of(folder: &Path, number: u64) -> PathBuf {
+    Folder::at(folder).file(number)
+}
+
+#[test]
+fn of_two_files_for_the_same_the_newer_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let old = path_of(folder.path(), put(&disk, "old"));
+    let aside = folder.path().join("aside");
+    std::fs::copy(&old, &aside).unwrap();
+    let new = path_of(folder.path(), put(&disk, "new"));
+    close(disk);
+    assert!(!old.exists() && new.exists());
+    // As if the process had ended between the two steps.
+    std::fs::rename(&aside, &old).unwrap();
+    let disk = open(folder.path());
+    assert_eq!(read(&disk).as_deref(), Some(&b"new"[..]));
+    disk.flush(Duration::from_secs(60));
+    assert!(!old.exists());
+}
+
+#[test]
+fn a_clock_that_was_set_back_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let number = put(&disk, "old");
+    close(disk);
+    // As if the write had happened a year later.
+    let later = number + ((366 * 24 * 3_600_000) << 16);
+    std::fs::rename(path_of(folder.path(), number), path_of(folder.path(), later)).unwrap();
+    let left = folder.path().join("tmp/left");
+    std::fs::write(&left, "half").unwrap();
+    let disk = open(folder.path());
+    assert_eq!(read(&disk).as_deref(), Some(&b"old"[..]));
+    assert!(!left.exists());
+    assert!(put(&disk, "new") > later);
+    assert_eq!(read(&disk).as_deref(), Some(&b"new"[..]));
+    assert!(!path_of(folder.path(), later).exists());
+}
+
+#[test]
+fn a_file_is_kept_while_no_file_can_be_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    put(&disk, "old");
+    let filed = disk.find(name_of(KEY, disk.seed()), KEY, 1, &HeaderMap::new()).unwrap();
+    disk.read_failed(&filed, &io::Error::from_raw_os_error(libc::EMFILE));
+    assert_eq!(disk.figures.failures.load(Ordering::Relaxed), 1);
+    assert_eq!(read(&disk).as_deref(), Some(&b"old"[..]));
+    disk.read_failed(&filed, &io::Error::from_raw_os_error(libc::EIO));
+    assert!(read(&disk).is_none());
+}
+
+#[test]
+fn content_that_stays_in_its_file_is_never_told_stale_for_want_of_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let id = name_of(KEY, disk.seed());
+    let number = put(&disk, "content");
+    for since_ms in 1..1_000 {
+        let Some(filed) = disk.find(id, KEY, 1, &HeaderMap::new()) else {
+            assert!(!path_of(folder.path(), number).exists());
+            return;
+        };
+        let mut object = Arc::into_inner(disk.recall(&filed, KEY, 0).unwrap().object).unwrap();
+        assert_eq!(object.since_ms, since_ms - 1, "the newest record counts");
+        object.since_ms = since_ms;
+        disk.keep(id, KEY, &Arc::new(object), disk.purges.moment());
+        disk.flush(Duration::from_secs(60));
+    }
+    panic!("its file grows and grows");
+}
+
+#[test]
+fn what_nobody_finished_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    close(open(folder.path()));
+    let left = folder.path().join("tmp/7");
+    std::fs::write(&left, "half").unwrap();
+    let disk = open(folder.path());
+    assert!(!left.exists());
+    assert_eq!(disk.keys(), 0);
+}
+
+#[test]
+fn another_format_begins_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let file = path_of(folder.path(), put(&disk, "old"));
+    close(disk);
+    std::fs::write(folder.path().join(MARKER), "0 1234\n").unwrap();
+    let disk = open(folder.path());
+    assert!(!file.exists() && read(&disk).is_none());
+    put(&disk, "new");
+    assert_eq!(read(&disk).as_deref(), Some(&b"new"[..]));
+}
+
+#[test]
+fn what_was_purged_while_it_was_written_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let asked = disk.purges.moment();
+    disk.purges.purge(&Purge { what: Purged::Tag("t".into()), strength: Strength::Hard });
+    let number = put_asked(&disk, "content", asked);
+    assert!(read(&disk).is_none() && !path_of(folder.path(), number).exists());
+    put(&disk, "newer");
+    assert!(read(&disk).is_some(), "it was asked for after the purge");
+}
+
+#[test]
+fn what_was_purged_softly_while_it_was_written_is_stale_and_stays_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    let is_purged = |disk: &Disk| {
+        let filed = disk.find(name_of(KEY, disk.seed()), KEY, 1, &HeaderMap::new());
+        filed.is_some_and(|filed| filed.label.is_purged())
+    };
+    let asked = disk.purges.moment();
+    disk.purges.purge(&Purge { what: Purged::All, strength: Strength::Soft });
+    put_asked(&disk, "content", asked);
+    assert!(is_purged(&disk));
+    close(disk);
+    assert!(is_purged(&open(folder.path())));
+}
+
+#[test]
+fn only_regular_files_of_a_folder_are_opened() {
+    let pipe = |path: PathBuf| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    let refused = |folder: &Path| Disk::open(folder, 64 << 20, &Arc::default()).err().unwrap().to_string();
+    let locked = tempfile::tempdir().unwrap();
+    pipe(locked.path().join("lock"));
+    assert!(refused(locked.path()).contains("a named pipe"), "{}", refused(locked.path()));
+    let marked = tempfile::tempdir().unwrap();
+    pipe(marked.path().join(MARKER));
+    assert!(refused(marked.path()).contains("a named pipe"));
+    let endless = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/dev/zero", endless.path().join(MARKER)).unwrap();
+    assert!(refused(endless.path()).contains("a device"), "{}", refused(endless.path()));
+    // The scan skips a pipe and finds the other files.
+    let stored = tempfile::tempdir().unwrap();
+    let disk = open(stored.path());
+    let number = put(&disk, "content");
+    close(disk);
+    pipe(path_of(stored.path(), number + 1));
+    let disk = open(stored.path());
+    assert_eq!(read(&disk), Some("content".into()));
+    close(disk);
+}
+
+#[test]
+fn a_folder_of_others_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("theirs"), "").unwrap();
+    assert!(Disk::open(folder.path(), 64 << 20, &Arc::default()).is_err());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}

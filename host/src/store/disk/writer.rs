@@ -1,0 +1,127 @@
+//! The thread that writes and removes the files of the disk cache, one at a time.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use tracing::warn;
+
+use super::directory::{Folder, remove};
+use super::record::{self, Entry, Sums};
+use super::{Disk, Filed, MOST_OLD, weight};
+use crate::store::purge_log::Moment;
+use crate::store::stored_response::{Content, Object};
+use crate::system::supervise::{Task, guard};
+
+/// A job for the writer thread.
+#[derive(Debug)]
+pub enum Job {
+    Keep {
+        id: u128,
+        key: Box<[u8]>,
+        object: Arc<Object>,
+        asked: Moment,
+    },
+    Remove(u64),
+    /// The file was not finished and is to be removed.
+    Discard(u64),
+    /// The response was soft-purged, so that its file is to be marked stale.
+    Mark(u64),
+    /// All earlier jobs are to be finished before the sender is notified.
+    Flush(SyncSender<()>),
+}
+
+/// Runs jobs until every reference to the disk is dropped.
+pub fn run(disk: &Weak<Disk>, folder: &Folder, queue: Receiver<Job>) {
+    for job in queue {
+        let queued = if let Job::Keep { object, .. } = &job { weight(object) } else { 0 };
+        // A panic loses the current job, but not the thread.
+        let _ = guard(Task::CacheWriter, || work(disk, folder, job));
+        if let Some(disk) = disk.upgrade().filter(|_| queued > 0) {
+            disk.queued.fetch_sub(queued, Ordering::Relaxed);
+        }
+    }
+}
+
+fn work(disk: &Weak<Disk>, folder: &Folder, job: Job) {
+    match job {
+        Job::Keep { id, key, object, asked } => {
+            let Some(disk) = disk.upgrade() else { return };
+            keep(&disk, id, &key, &object, asked);
+        }
+        Job::Remove(number) => remove(&folder.file(number)),
+        Job::Discard(number) => remove(&folder.temporary(number)),
+        Job::Mark(number) => {
+            let file = OpenOptions::new().read(true).write(true).open(folder.file(number));
+            // A file that doesn't exist needs no mark.
+            if let Err(error) = file.and_then(|file| record::mark(&file)) {
+                warn!(path = %folder.file(number).display(), %error, "a purged response can't be marked: it may be served again");
+            }
+        }
+        Job::Flush(done) => drop(done.send(())),
+    }
+}
+
+fn keep(disk: &Disk, id: u128, key: &[u8], object: &Object, asked: Moment) {
+    if disk.rests() {
+        return;
+    }
+    let known = disk.index.numbered(id, object.number);
+    match (write(disk, known.as_deref(), key, object).transpose(), known) {
+        (Some(size), _) => disk.written(id, key, object, size, asked),
+        // Content that is only in its file can't be rewritten. If the file has too many records, the response is
+        // dropped.
+        (None, Some(known)) => disk.index.remove_if(id, |filed| filed.number == known.number),
+        (None, None) => {}
+    }
+}
+
+/// Writes a response, or appends the changes if it has a file. Returns the size of the file; `None` if neither is
+/// possible.
+fn write(disk: &Disk, known: Option<&Filed>, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
+    if let Some(filed) = known
+        && let Some(size) = append_record(disk, filed, key, object)?
+    {
+        return Ok(Some(size));
+    }
+    write_whole(disk, key, object)
+}
+
+/// Appends the changes of a response to its file. Returns the size of the file; `None` if the file has grown too long.
+fn append_record(disk: &Disk, filed: &Filed, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
+    let (folder, seed) = (&disk.claim.folder, disk.claim.seed);
+    let mut file = OpenOptions::new().read(true).append(true).open(folder.file(filed.number))?;
+    let Entry { trailers, sums, length, size, .. } = record::read(&file, seed)?;
+    if size - length > length.max(MOST_OLD) {
+        return Ok(None);
+    }
+    let record = record::record(key, object, trailers.as_ref(), (length, &sums), seed)?;
+    file.write_all(&record)?;
+    Ok(Some(size + record.len() as u64))
+}
+
+/// Writes a file with the whole response. Returns the size of the file; `None` if the content isn't in memory.
+fn write_whole(disk: &Disk, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
+    let pieces: Vec<Bytes> = match &object.content {
+        Content::Whole(content) => vec![content.clone()],
+        Content::Pieces(pieces) => pieces.list.clone(),
+        Content::File(_) | Content::Filling(_) => return Ok(None),
+    };
+    let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+    let sums = Sums::of(pieces.iter().map(|piece| &piece[..]));
+    let tail = record::tail(key, object, object.content.trailers(), (length, &sums), disk.claim.seed)?;
+    let (folder, number) = (&disk.claim.folder, object.number);
+    let temporary = folder.temporary(number);
+    let written = File::create(&temporary).and_then(|mut file| {
+        pieces.iter().try_for_each(|piece| file.write_all(piece))?;
+        file.write_all(&tail)?;
+        std::fs::rename(&temporary, folder.file(number))
+    });
+    if written.is_err() {
+        remove(&temporary);
+    }
+    written.map(|()| Some(length + tail.len() as u64))
+}

@@ -1,0 +1,161 @@
+//! The log of recent purges and invalidations, for responses that were requested before a purge and arrive after it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::variant::{Label, Strength};
+
+/// A purge: its target and its kind.
+#[derive(Clone, Debug)]
+pub struct Purge {
+    pub what: Purged,
+    pub strength: Strength,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purged {
+    All,
+    /// The URI as requested or as in the cache key, such as `https://example.org/a?b`.
+    Uri(String),
+    /// All URIs with this prefix.
+    Prefix(String),
+    Tag(String),
+}
+
+/// A position in the log of purges and invalidations.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment(u64);
+
+/// The log of recent purges and invalidations.
+#[derive(Debug, Default)]
+pub struct Purges(Mutex<Late>);
+
+#[derive(Debug, Default)]
+struct Late {
+    so_far: u64,
+    purges: VecDeque<(u64, Purge)>,
+    /// The number of the last purge that was dropped from the log.
+    purges_forgotten: u64,
+    /// Invalidations by the hash of the cache key, because there may be many per second.
+    changes: HashMap<u128, u64>,
+    changes_forgotten: u64,
+}
+
+/// The maximum number of purges in the log. A response that was requested before the oldest of them isn't stored.
+const MOST_PURGES: usize = 1024;
+const MOST_CHANGES: usize = 64 << 10;
+
+impl Purges {
+    /// Returns the current position in the log.
+    pub fn moment(&self) -> Moment {
+        Moment(self.late().so_far)
+    }
+
+    /// Records a purge.
+    pub fn purge(&self, purge: &Purge) {
+        let mut late = self.late();
+        late.so_far += 1;
+        let number = late.so_far;
+        late.purges.push_back((number, purge.clone()));
+        if late.purges.len() > MOST_PURGES
+            && let Some((first, _)) = late.purges.pop_front()
+        {
+            late.purges_forgotten = first;
+        }
+    }
+
+    /// Records the invalidation of a cache key.
+    pub fn change(&self, id: u128) {
+        let mut late = self.late();
+        if late.changes.len() == MOST_CHANGES {
+            late.changes.clear();
+            late.changes_forgotten = late.so_far;
+        }
+        late.so_far += 1;
+        let number = late.so_far;
+        late.changes.insert(id, number);
+    }
+
+    /// Returns the strongest purge that hit a response after `asked`; an invalidation counts as a hard purge. `None` if
+    /// there was none.
+    pub fn since(&self, asked: Moment, id: u128, key: &[u8], label: &Label) -> Option<Strength> {
+        let late = self.late();
+        let Moment(asked) = asked;
+        let is_forgotten = asked < late.purges_forgotten || asked < late.changes_forgotten;
+        if is_forgotten || late.changes.get(&id).is_some_and(|number| *number > asked) {
+            return Some(Strength::Hard);
+        }
+        let since = late.purges.iter().rev().take_while(|(number, _)| *number > asked);
+        since.filter(|(_, purge)| purge.what.is(key, label)).map(|(_, purge)| purge.strength).max()
+    }
+
+    fn late(&self) -> MutexGuard<'_, Late> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Purged {
+    /// Returns whether a response is a target of the purge. The first line of a cache key is also a URI: that of all
+    /// requests which differ only in ignored query parameters.
+    pub fn is(&self, key: &[u8], label: &Label) -> bool {
+        let of_key = || key.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let of_either =
+            |is: &dyn Fn(&[u8]) -> bool| label.uri.as_deref().is_some_and(|uri| is(uri.as_bytes())) || is(of_key());
+        match self {
+            Purged::All => true,
+            Purged::Uri(wanted) => of_either(&|uri| uri == wanted.as_bytes()),
+            Purged::Prefix(wanted) => of_either(&|uri| uri.starts_with(wanted.as_bytes())),
+            Purged::Tag(wanted) => label.tags.iter().any(|tag| **tag == **wanted),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tagged(tag: &str) -> Label {
+        Label::new(1, Default::default(), Some("http://a/x?utm=1&b=2".into()), [tag.into()].into())
+    }
+
+    #[test]
+    fn a_uri_is_that_of_the_request_or_of_the_key() {
+        let (key, label) = (b"http://a/x?b=2\nlang:de", tagged("red"));
+        for uri in ["http://a/x?utm=1&b=2", "http://a/x?b=2"] {
+            assert!(Purged::Uri(uri.into()).is(key, &label), "{uri}");
+        }
+        assert!(!Purged::Uri("http://a/x".into()).is(key, &label));
+        assert!(Purged::Prefix("http://a/x?b".into()).is(key, &label));
+        assert!(!Purged::Prefix("http://b/".into()).is(key, &label));
+    }
+
+    #[test]
+    fn what_happened_since_is_known_and_what_is_forgotten_counts_as_a_purge() {
+        let (purges, label) = (Purges::default(), tagged("red"));
+        let since = |asked| purges.since(asked, 7, b"http://a/x", &label);
+        let before = purges.moment();
+        assert_eq!(since(before), None);
+        purges.purge(&Purge { what: Purged::Tag("red".into()), strength: Strength::Soft });
+        assert_eq!((since(before), since(purges.moment())), (Some(Strength::Soft), None));
+        let between = purges.moment();
+        purges.change(7);
+        assert_eq!(
+            (since(before), since(between), since(purges.moment())),
+            (Some(Strength::Hard), Some(Strength::Hard), None)
+        );
+        let after = purges.moment();
+        for id in 0..MOST_PURGES as u128 * 2 {
+            purges.change(id + 100);
+        }
+        assert_eq!(since(after), None, "changes of others push out nothing");
+        for _ in 0..=MOST_PURGES {
+            purges.purge(&Purge { what: Purged::Tag("none".into()), strength: Strength::Hard });
+        }
+        assert_eq!(since(after), Some(Strength::Hard));
+        let after = purges.moment();
+        for id in 0..=MOST_CHANGES as u128 {
+            purges.change(id + 100);
+        }
+        assert_eq!(since(after), Some(Strength::Hard));
+    }
+}

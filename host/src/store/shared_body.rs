@@ -1,0 +1,451 @@
+//! Content that is read by some while it still comes in: one writer, readers on any worker.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::Frame;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::stored_response::{Content, Pieces};
+use crate::exchange::filtered_body::BodyError;
+use crate::net::memfd_arena;
+
+/// Content on its way into the store.
+#[derive(Debug)]
+pub struct Fill {
+    /// As its head says.
+    length: Option<u64>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// With their places in the content, from the first that is still needed in memory.
+    pieces: VecDeque<(u64, Bytes)>,
+    /// How much has come.
+    bytes: u64,
+    end: Option<End>,
+    keeping: Keeping,
+    /// Where its beginning is, if anywhere.
+    file: Option<Arc<File>>,
+    /// So many bytes stand there.
+    written: u64,
+    /// None for one that has left.
+    readers: Vec<Option<Reader>>,
+    /// Of the writer, while it waits for readers.
+    writer: Option<Waker>,
+}
+
+/// What becomes of what has come.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Keeping {
+    /// It stays in memory.
+    #[default]
+    Memory,
+    /// It goes into a file, from which those read who are behind.
+    File,
+    /// What all readers have had goes.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct Reader {
+    /// The place of the next byte.
+    at: u64,
+    had_trailers: bool,
+    /// To be woken when there is more.
+    waiting: Option<Waker>,
+}
+
+#[derive(Debug, Clone)]
+enum End {
+    Whole(Option<HeaderMap>),
+    Broken,
+}
+
+/// Of what is not kept in memory so many pieces may wait for slow readers.
+const AHEAD: usize = 16;
+
+/// The longest content that is put into one allocation.
+const WHOLE: u64 = 1 << 20;
+
+/// Pieces of longer content.
+const PIECE: usize = 256 << 10;
+
+/// Why a writer has to stop.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Abandoned;
+
+impl Fill {
+    pub fn new(length: Option<u64>) -> Arc<Self> {
+        Arc::new(Fill { length, state: Mutex::default() })
+    }
+
+    /// As the head says.
+    pub fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a piece.
+    pub fn push(&self, piece: Bytes) {
+        let mut state = self.state();
+        let at = state.bytes;
+        state.bytes += piece.len() as u64;
+        if !piece.is_empty() {
+            state.pieces.push_back((at, piece));
+        }
+        state.wake();
+    }
+
+    /// Ready when the writer may go on: it waits for readers of what isn't kept, and stops when there are none.
+    pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Abandoned>> {
+        let mut state = self.state();
+        if state.keeping != Keeping::Nothing {
+            return Poll::Ready(Ok(()));
+        }
+        if state.readers.iter().all(Option::is_none) {
+            return Poll::Ready(Err(Abandoned));
+        }
+        if state.pieces.len() < AHEAD {
+            return Poll::Ready(Ok(()));
+        }
+        state.writer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// It will not be kept.
+    pub fn pass(&self) {
+        let mut state = self.state();
+        state.keeping = Keeping::Nothing;
+        state.forget();
+    }
+
+    /// It goes into a file from now on, with what has come so far.
+    pub fn spill(&self, file: Arc<File>) {
+        let mut state = self.state();
+        state.keeping = Keeping::File;
+        state.file = Some(file);
+    }
+
+    /// What is to be written next, with its place: a block of such a length, or all that there is.
+    pub fn next_block(&self, block: usize, is_last: bool) -> Option<(u64, Bytes)> {
+        let state = self.state();
+        let left = (state.bytes - state.written) as usize;
+        if left == 0 || left < block && !is_last {
+            return None;
+        }
+        let mut bytes = BytesMut::with_capacity(left.min(block));
+        let mut at = state.written;
+        while bytes.len() < left.min(block) {
+            let piece = state.piece(at)?;
+            let part = piece.slice(..piece.len().min(block - bytes.len()));
+            at += part.len() as u64;
+            bytes.extend_from_slice(&part);
+        }
+        Some((state.written, bytes.freeze()))
+    }
+
+    /// So many bytes stand in the file now.
+    pub fn stands_in_file(&self, bytes: u64) {
+        let mut state = self.state();
+        state.written = bytes;
+        state.forget();
+    }
+
+    /// All has come.
+    pub fn finish(&self, trailers: Option<HeaderMap>) {
+        let mut state = self.state();
+        state.end = Some(End::Whole(trailers));
+        state.wake();
+    }
+
+    /// What is to be stored, where it was kept in memory.
+    pub fn content(&self, trailers: Option<HeaderMap>) -> Content {
+        let state = self.state();
+        let pieces: Vec<Bytes> = state.pieces.iter().map(|(_, piece)| piece.clone()).collect();
+        let length = state.bytes;
+        drop(state);
+        if trailers.is_none() && length <= WHOLE {
+            return Content::Whole(memfd_arena::joined(&pieces));
+        }
+        Content::Pieces(Arc::new(Pieces { list: repacked(pieces), length, trailers }))
+    }
+
+    /// No more will come of it, which readers learn as a failure.
+    pub fn fail(&self) {
+        let mut state = self.state();
+        state.end.get_or_insert(End::Broken);
+        state.wake();
+    }
+
+    /// A reader from some place on; none if what stands there is gone.
+    pub fn reader(self: &Arc<Self>, at: u64) -> Option<Reading> {
+        let mut state = self.state();
+        let is_gone = state.front() > state.written && at < state.front();
+        if is_gone || matches!(state.end, Some(End::Broken)) {
+            return None;
+        }
+        state.readers.push(Some(Reader { at, had_trailers: false, waiting: None }));
+        Some(Reading { fill: self.clone(), place: state.readers.len() - 1, from_file: None })
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        self.readers.iter_mut().flatten().filter_map(|reader| reader.waiting.take()).for_each(Waker::wake);
+    }
+
+    /// The place of the first byte in memory.
+    fn front(&self) -> u64 {
+        self.pieces.front().map_or(self.bytes, |(at, _)| *at)
+    }
+
+    /// What stands at a place, as far as it is in one piece in memory.
+    fn piece(&self, at: u64) -> Option<Bytes> {
+        let next = self.pieces.partition_point(|(start, _)| *start <= at);
+        let (start, piece) = self.pieces.get(next.checked_sub(1)?)?;
+        let from = (at - start) as usize;
+        (from < piece.len()).then(|| piece.slice(from..))
+    }
+
+    /// Drops what is of no more use in memory.
+    fn forget(&mut self) {
+        let is_wanted = |state: &State, end: u64| match state.keeping {
+            Keeping::Memory => true,
+            // Those who keep up needn't read the file.
+            Keeping::File => end > state.written || state.pieces.len() <= AHEAD,
+            Keeping::Nothing => state.readers.iter().flatten().any(|reader| reader.at < end),
+        };
+        while let Some((at, piece)) = self.pieces.front()
+            && !is_wanted(self, at + piece.len() as u64)
+        {
+            self.pieces.pop_front();
+        }
+        let is_alone = || self.readers.iter().all(Option::is_none);
+        if self.pieces.len() < AHEAD || is_alone() {
+            self.writer.take().into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// What was read from connections holds on to their buffers: this doesn't.
+fn repacked(pieces: Vec<Bytes>) -> Vec<Bytes> {
+    let (mut packed, mut parts, mut length) = (Vec::new(), Vec::new(), 0);
+    for mut old in pieces {
+        while !old.is_empty() {
+            let part = old.split_to(old.len().min(PIECE - length));
+            length += part.len();
+            parts.push(part);
+            if length == PIECE {
+                packed.push(memfd_arena::joined(&parts));
+                parts.clear();
+                length = 0;
+            }
+        }
+    }
+    if length > 0 {
+        packed.push(memfd_arena::joined(&parts));
+    }
+    packed
+}
+
+/// A reader's place in content that still comes in.
+#[derive(Debug)]
+pub struct Reading {
+    fill: Arc<Fill>,
+    place: usize,
+    /// What is being read from the file.
+    from_file: Option<JoinHandle<std::io::Result<Bytes>>>,
+}
+
+impl Reading {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            if let Some(reading) = &mut self.from_file {
+                let read = ready!(Pin::new(reading).poll(cx));
+                self.from_file = None;
+                let read = read.map_err(std::io::Error::other).and_then(|read| read);
+                return Poll::Ready(Some(read.map(|piece| self.had(piece)).map_err(Into::into)));
+            }
+            let mut guard = self.fill.state();
+            let state = &mut *guard;
+            let Some(Some(reader)) = state.readers.get(self.place) else { return Poll::Ready(None) };
+            let at = reader.at;
+            if let Some(piece) = state.piece(at) {
+                drop(guard);
+                return Poll::Ready(Some(Ok(self.had(piece))));
+            }
+            if at < state.written
+                && let Some(file) = state.file.clone()
+            {
+                let length = (state.written - at).min(PIECE as u64) as usize;
+                drop(guard);
+                // Not there, for it is freed here.
+                let mut block = BytesMut::zeroed(length);
+                self.from_file = Some(spawn_blocking(move || {
+                    file.read_exact_at(&mut block, at)?;
+                    Ok(block.freeze())
+                }));
+                continue;
+            }
+            let end = state.end.clone();
+            let Some(Some(reader)) = state.readers.get_mut(self.place) else { return Poll::Ready(None) };
+            return match end {
+                None => {
+                    reader.waiting = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                Some(End::Broken) => Poll::Ready(Some(Err("the upstream gave up within its response".into()))),
+                Some(End::Whole(Some(trailers))) if !reader.had_trailers => {
+                    reader.had_trailers = true;
+                    Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+                }
+                Some(End::Whole(_)) => Poll::Ready(None),
+            };
+        }
+    }
+
+    /// Goes on behind a piece.
+    fn had(&self, piece: Bytes) -> Frame<Bytes> {
+        let mut state = self.fill.state();
+        if let Some(Some(reader)) = state.readers.get_mut(self.place) {
+            reader.at += piece.len() as u64;
+        }
+        state.forget();
+        Frame::data(piece)
+    }
+
+    /// As the head says.
+    pub fn length(&self) -> Option<u64> {
+        self.fill.length
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut state = self.fill.state();
+        if let Some(reader) = state.readers.get_mut(self.place) {
+            *reader = None;
+        }
+        state.forget();
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use http_body::Body;
+
+    use super::*;
+    use crate::store::stored_body::Stored;
+
+    pub fn read(stored: &mut Stored) -> Vec<u8> {
+        let (mut cx, mut all) = (Context::from_waker(Waker::noop()), Vec::new());
+        while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut *stored).poll_frame(&mut cx) {
+            all.extend(frame.into_data().unwrap_or_default());
+        }
+        all
+    }
+
+    pub fn filled(pieces: &[&'static str]) -> (Arc<Fill>, Content) {
+        let fill = Fill::new(None);
+        pieces.iter().for_each(|piece| fill.push(Bytes::from_static(piece.as_bytes())));
+        (fill.clone(), Content::Filling(fill))
+    }
+
+    #[test]
+    fn readers_get_all_whenever_they_come() {
+        let (fill, content) = filled(&["abc", "def"]);
+        let mut early = Stored::all(&content).unwrap();
+        assert_eq!(read(&mut early), b"abcdef");
+        fill.push(Bytes::from_static(b"ghi"));
+        fill.finish(None);
+        let whole = fill.content(None);
+        let mut late = Stored::all(&content).unwrap();
+        assert_eq!((read(&mut early), read(&mut late)), (b"ghi".to_vec(), b"abcdefghi".to_vec()));
+        assert_eq!(read(&mut Stored::all(&whole).unwrap()), b"abcdefghi");
+        assert_eq!(whole.length(), Some(9));
+    }
+
+    #[test]
+    fn what_is_not_kept_waits_for_its_slowest_reader_and_ends_with_the_last() {
+        let (fill, content) = filled(&["abc"]);
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut quick, slow) = (Stored::all(&content).unwrap(), Stored::all(&content).unwrap());
+        fill.pass();
+        for _ in 1..AHEAD {
+            assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
+            fill.push(Bytes::from_static(b"d"));
+        }
+        read(&mut quick);
+        assert!(fill.poll_ready(&mut cx).is_pending());
+        drop(slow);
+        assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
+        assert!(Stored::all(&content).is_none(), "its beginning is gone");
+        drop(quick);
+        assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Err(Abandoned)));
+    }
+
+    #[test]
+    fn broken_content_has_no_end_that_looks_like_one() {
+        let (fill, content) = filled(&["abc"]);
+        let mut body = Stored::all(&content).unwrap();
+        read(&mut body);
+        fill.fail();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(Some(Err(_)))));
+    }
+
+    #[test]
+    fn long_content_is_repacked() {
+        let fill = Fill::new(None);
+        for _ in 0..3 {
+            fill.push(Bytes::from(vec![7; 700 << 10]));
+        }
+        let Content::Pieces(pieces) = fill.content(None) else { panic!("2.1 MiB in one allocation") };
+        assert_eq!(pieces.length, 3 * (700 << 10));
+        assert!(pieces.list[..pieces.list.len() - 1].iter().all(|piece| piece.len() == PIECE));
+        assert_eq!(pieces.list.iter().map(Bytes::len).sum::<usize>(), 3 * (700 << 10));
+    }
+
+    /// Those who are behind read the file, those who keep up the memory, which holds little.
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_goes_into_a_file_is_read_from_there() {
+        use http_body_util::BodyExt;
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let (fill, content) = filled(&["abc"]);
+        let early = Stored::all(&content).unwrap();
+        fill.spill(file.clone());
+        let mut all = b"abc".to_vec();
+        for at in 0..200 {
+            let piece = vec![at as u8; 7];
+            all.extend(&piece);
+            fill.push(piece.into());
+            while let Some((place, block)) = fill.next_block(64, false) {
+                file.write_all_at(&block, place).unwrap();
+                fill.stands_in_file(place + block.len() as u64);
+            }
+            assert!(fill.state().pieces.len() <= AHEAD + 10);
+        }
+        let (place, block) = fill.next_block(64, true).unwrap();
+        assert!(block.len() < 64);
+        // The last block isn't written any more.
+        fill.pass();
+        let late = Stored::all(&content).unwrap();
+        let part = Stored::part(&content, 500, 100).unwrap();
+        fill.finish(None);
+        assert_eq!(place as usize + block.len(), all.len());
+        for (body, wanted) in [(early, &all[..]), (late, &all[..]), (part, &all[500..600])] {
+            assert!(body.collect().await.unwrap().to_bytes() == wanted);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Stored content, or a part of it, as the body of a response.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::disk::reader::Blocks;
+use super::shared_body::Reading;
+use super::stored_response::{Content, Pieces};
+use crate::exchange::filtered_body::BodyError;
+
+/// The body of a response from the store: the whole content or a part of it.
+#[derive(Debug)]
+pub struct Stored {
+    source: Source,
+    /// The number of bytes to skip before the first one.
+    skip: u64,
+    /// The number of bytes left to send; `None` to send all of them and the trailers.
+    left: Option<u64>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Whole(Bytes),
+    Pieces(Arc<Pieces>, usize),
+    File(Blocks),
+    Filling(Reading),
+}
+
+impl Stored {
+    /// Returns a body with the whole content; `None` if its beginning is gone.
+    pub fn all(content: &Content) -> Option<Self> {
+        Stored::from(content, 0)
+    }
+
+    fn from(content: &Content, at: u64) -> Option<Self> {
+        let (source, skip) = match content {
+            Content::Whole(content) => (Source::Whole(content.slice(content.len().min(at as usize)..)), 0),
+            Content::Pieces(pieces) => {
+                let (mut place, mut skip) = (0, at);
+                while let Some(piece) = pieces.list.get(place).filter(|piece| piece.len() as u64 <= skip) {
+                    skip -= piece.len() as u64;
+                    place += 1;
+                }
+                (Source::Pieces(pieces.clone(), place), skip)
+            }
+            Content::File(file) => {
+                let (blocks, skip) = Blocks::new(file, at);
+                (Source::File(blocks), skip)
+            }
+            Content::Filling(fill) => (Source::Filling(fill.reader(at)?), 0),
+        };
+        Some(Stored { source, skip, left: None })
+    }
+
+    /// Returns a body with the text between two parts of a `multipart/byteranges` response.
+    pub fn text(text: String) -> Self {
+        let left = Some(text.len() as u64);
+        Stored { source: Source::Whole(text.into()), skip: 0, left }
+    }
+
+    /// Returns the number of bytes left to send; `None` if the body isn't a part with a known length.
+    pub fn left(&self) -> Option<u64> {
+        self.left
+    }
+
+    /// Returns a body with `length` bytes from `offset` on; `None` if the beginning of that part is gone.
+    pub fn part(content: &Content, offset: u64, length: u64) -> Option<Self> {
+        Some(Stored { left: Some(length), ..Stored::from(content, offset)? })
+    }
+
+    fn is_over(&self) -> bool {
+        if self.left == Some(0) {
+            return true;
+        }
+        match &self.source {
+            Source::Whole(content) => content.is_empty(),
+            Source::Pieces(pieces, next) => *next == pieces.list.len() && pieces.trailers.is_none(),
+            Source::File(blocks) => blocks.left() == 0 && !blocks.has_trailers(),
+            Source::Filling(_) => false,
+        }
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.source {
+            Source::Whole(content) if content.is_empty() => Poll::Ready(None),
+            Source::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
+            Source::Pieces(pieces, next) => {
+                *next += 1;
+                let trailers = || pieces.trailers.clone().filter(|_| *next == pieces.list.len() + 1);
+                let frame = pieces.list.get(*next - 1).cloned().map(Frame::data);
+                Poll::Ready(frame.or_else(|| trailers().map(Frame::trailers)).map(Ok))
+            }
+            Source::File(blocks) => blocks.poll_next(cx),
+            Source::Filling(reading) => reading.poll_next(cx),
+        }
+    }
+}
+
+impl Body for Stored {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        loop {
+            if this.left == Some(0) {
+                return Poll::Ready(None);
+            }
+            let frame = ready!(this.poll_source(cx));
+            let Some(left) = &mut this.left else { return Poll::Ready(frame) };
+            let mut piece = match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(piece) => piece,
+                    Err(_) => return Poll::Ready(None),
+                },
+                other => return Poll::Ready(other),
+            };
+            let skipped = this.skip.min(piece.len() as u64);
+            this.skip -= skipped;
+            let part = piece.split_off(skipped as usize);
+            let part = part.slice(..(part.len() as u64).min(*left) as usize);
+            if !part.is_empty() {
+                *left -= part.len() as u64;
+                return Poll::Ready(Some(Ok(Frame::data(part))));
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if let Some(left) = self.left {
+            return SizeHint::with_exact(left);
+        }
+        match &self.source {
+            Source::Whole(content) => SizeHint::with_exact(content.len() as u64),
+            Source::Pieces(pieces, 0) if pieces.trailers.is_none() => SizeHint::with_exact(pieces.length),
+            Source::File(blocks) if !blocks.has_trailers() => SizeHint::with_exact(blocks.left()),
+            Source::Filling(reading) => reading.length().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Source::Pieces(..) | Source::File(_) => SizeHint::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+    use crate::store::shared_body::tests::{filled, read};
+
+    #[test]
+    fn a_part_is_what_was_asked_for() {
+        let (fill, content) = filled(&["abc", "def", "ghi"]);
+        let pieces = Content::Pieces(Arc::new(Pieces {
+            list: vec![Bytes::from_static(b"abcd"), Bytes::from_static(b"efghi")],
+            length: 9,
+            trailers: None,
+        }));
+        fill.finish(None);
+        let whole = fill.content(None);
+        for content in [content, whole, pieces] {
+            for (offset, length) in [(0, 9), (0, 1), (2, 3), (8, 1), (4, 5)] {
+                let part = read(&mut Stored::part(&content, offset, length).unwrap());
+                assert_eq!(part, &b"abcdefghi"[offset as usize..][..length as usize]);
+            }
+        }
+    }
+
+    #[test]
+    fn trailers_come_last_and_once() {
+        let (fill, content) = filled(&["abc"]);
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", HeaderValue::from_static("1"));
+        fill.finish(Some(trailers.clone()));
+        let stored = fill.content(Some(trailers));
+        for content in [content, stored] {
+            let (mut cx, mut body) = (Context::from_waker(Waker::noop()), Stored::all(&content).unwrap());
+            let mut next = || match Pin::new(&mut body).poll_frame(&mut cx) {
+                Poll::Ready(Some(Ok(frame))) => Some(frame.is_trailers()),
+                _ => None,
+            };
+            assert_eq!([next(), next(), next()], [Some(false), Some(true), None]);
+        }
+    }
+}

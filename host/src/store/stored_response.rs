@@ -1,0 +1,208 @@
+//! A stored response, with all that decides about its use.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode, response};
+
+use super::disk::reader::Opened;
+use super::index::Variant;
+use super::shared_body::Fill;
+use super::variant::Label;
+use crate::context::bounds;
+
+/// A stored response.
+#[derive(Debug)]
+pub struct Object {
+    pub label: Arc<Label>,
+    pub status: StatusCode,
+    fields: Fields,
+    pub content: Content,
+    pub rules: Rules,
+    /// Milliseconds of Unix time at which it was `rules.initial_age_ms` old.
+    pub since_ms: u64,
+    /// Of its file, where there are files: the greater, the newer.
+    pub number: u64,
+}
+
+/// How a policy wants it kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    pub lifetime_ms: u64,
+    pub initial_age_ms: u64,
+    pub stale_while_revalidate_ms: u64,
+    pub stale_if_error_ms: u64,
+    pub must_revalidate: bool,
+}
+
+/// Where the content is.
+#[derive(Clone, Debug)]
+pub enum Content {
+    Whole(Bytes),
+    /// More than fits well into one allocation, or with trailers.
+    Pieces(Arc<Pieces>),
+    /// In a file, for it is longer than the memory takes.
+    File(Arc<Opened>),
+    /// Still on its way.
+    Filling(Arc<Fill>),
+}
+
+/// Content in pieces, none of them empty.
+#[derive(Debug)]
+pub struct Pieces {
+    pub list: Vec<Bytes>,
+    pub length: u64,
+    pub trailers: Option<HeaderMap>,
+}
+
+/// The fields of a head; half the size of a map. All values stand in one allocation, which is nobody else's: what was
+/// read from a connection holds on to its whole buffer.
+#[derive(Clone, Debug)]
+struct Fields(Arc<[(HeaderName, HeaderValue)]>);
+
+impl Object {
+    pub fn new(label: Label, head: &response::Parts, content: Content, rules: Rules, since_ms: u64) -> Self {
+        let (status, fields) = (head.status, Fields::of(&head.headers));
+        Object { label: Arc::new(label), status, fields, content, rules, since_ms, number: 0 }
+    }
+
+    /// The same, known by another's label, and in a file of such a number.
+    pub fn labelled(self, label: Arc<Label>, number: u64) -> Self {
+        Object { label, number, ..self }
+    }
+
+    /// The same, in a file of such a number.
+    pub fn numbered(self, number: u64) -> Self {
+        Object { number, ..self }
+    }
+
+    /// The same with another content, such as one that has come to its end.
+    pub fn with(&self, content: Content) -> Self {
+        Object { label: self.label.clone(), fields: self.fields.clone(), content, ..*self }
+    }
+
+    /// Its age (RFC 9111 §4.2.3).
+    pub fn age_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.since_ms).saturating_add(self.rules.initial_age_ms)
+    }
+
+    /// Whether its lifetime lasts.
+    pub fn is_fresh(&self, now_ms: u64) -> bool {
+        !self.label.is_purged() && self.age_ms(now_ms) < self.rules.lifetime_ms
+    }
+
+    /// A field, if it has one line of it.
+    pub fn field(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        self.fields.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    /// Its head as it was stored.
+    pub fn head(&self) -> response::Parts {
+        let (mut head, ()) = Response::new(()).into_parts();
+        head.status = self.status;
+        head.headers.reserve(self.fields.0.len() + 2);
+        for (name, value) in self.fields.0.iter() {
+            head.headers.append(name.clone(), value.clone());
+        }
+        head
+    }
+}
+
+impl Variant for Object {
+    fn label(&self) -> &Label {
+        &self.label
+    }
+
+    /// What it takes of the memory; content in a file counts as if it were there, for that never stays.
+    fn weight(&self) -> usize {
+        let fields: usize = self.fields.0.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
+        let content = self.content.length().unwrap_or(0) as usize;
+        content + fields + self.label.weight() + OVERHEAD
+    }
+
+    fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+/// What an object takes besides its text: itself and what it points to, with their counts, and its place in the index.
+const OVERHEAD: usize = size_of::<Object>() + 176;
+const FIELD: usize = size_of::<(HeaderName, HeaderValue)>();
+
+impl Content {
+    /// Its length, as soon as that is known.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Content::Whole(content) => Some(content.len() as u64),
+            Content::Pieces(pieces) => Some(pieces.length),
+            Content::File(file) => Some(file.length()),
+            Content::Filling(fill) => fill.length(),
+        }
+    }
+
+    /// Its trailers, as far as they are known.
+    pub fn trailers(&self) -> Option<&HeaderMap> {
+        match self {
+            Content::Whole(_) | Content::Filling(_) => None,
+            Content::Pieces(pieces) => pieces.trailers.as_ref(),
+            Content::File(file) => file.trailers(),
+        }
+    }
+}
+
+impl Fields {
+    fn of(fields: &HeaderMap) -> Self {
+        let mut text = BytesMut::with_capacity(fields.values().map(HeaderValue::len).sum());
+        fields.values().for_each(|value| text.extend_from_slice(value.as_bytes()));
+        let mut text = text.freeze();
+        let copy = |(name, value): (&HeaderName, &HeaderValue)| {
+            let value = HeaderValue::from_maybe_shared(text.split_to(value.len())).ok()?;
+            Some((name.clone(), value))
+        };
+        Fields(fields.iter().filter_map(copy).collect())
+    }
+}
+
+/// Takes the fields of a 304 into the head of the stored response that it validated (RFC 9111 §3.2). Returns `false`, and
+/// leaves the head as it is, if that could become too large: each 304 may bring other fields.
+pub fn freshen(stored: &mut HeaderMap, validated: &HeaderMap) -> bool {
+    let bytes = |fields: &HeaderMap| -> usize {
+        fields.iter().map(|(name, value)| name.as_str().len() + value.len() + bounds::FIELD_OVERHEAD).sum()
+    };
+    if stored.len() + validated.len() > MOST_FIELDS || bytes(stored) + bytes(validated) > bounds::FIELD_BYTES {
+        return false;
+    }
+    // Both are of the moment when the stored response came, which is over.
+    stored.remove(header::AGE);
+    stored.remove(header::DATE);
+    // The length is that of the content which is stored.
+    let is_taken = |name: &HeaderName| *name != header::CONTENT_LENGTH;
+    for name in validated.keys().filter(|name| is_taken(name)) {
+        stored.remove(name);
+    }
+    let mut taken = validated.iter().filter(|(name, _)| is_taken(name));
+    taken.all(|(name, value)| stored.try_append(name.clone(), value.clone()).is_ok())
+}
+
+/// Fields of a stored response after a validation: those of the longest head that an endpoint may send, twice.
+const MOST_FIELDS: usize = 4_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn validations_cannot_make_a_head_grow_for_ever() {
+        let fields = |turn: usize| -> HeaderMap {
+            let name = |n| HeaderName::try_from(format!("x-{turn}-{n}")).unwrap();
+            (0..90).map(|n| (name(n), HeaderValue::from_static("1"))).collect()
+        };
+        let mut stored = fields(0);
+        // Each 304 has other fields. A map panics behind the 273rd.
+        let taken = (1..400).take_while(|turn| freshen(&mut stored, &fields(*turn))).count();
+        assert!((10..50).contains(&taken) && stored.len() <= MOST_FIELDS, "{taken}");
+        let long = HeaderMap::from_iter([(header::LINK, HeaderValue::try_from("x".repeat(300_000)).unwrap())]);
+        assert!(!freshen(&mut fields(0), &long));
+    }
+}

@@ -1,0 +1,11 @@
+//! The store of cached responses: kept in memory and on disk for all workers, found by cache key and `Vary` values,
+//! streamed to clients while they are still being fetched. The store takes freshness values only from the cache policy
+//! (`cache-policy` in the WIT) and does not compute them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Returns the current Unix time in milliseconds. Stored responses use wall-clock time, because they may outlive the
+/// process. A clock that is set back makes a response younger, but its age is never negative.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

@@ -1,0 +1,155 @@
+//! Selecting one of several responses under a cache key by the request fields in `Vary` (RFC 9111 §4.1).
+
+use http::header::{self, HeaderMap, HeaderName};
+
+use crate::protocol::field_alias::{aliases, put_aliases};
+
+/// The `Vary` values of a stored response: the request fields that it depends on, with their values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selectors(Box<[Selector]>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Selector {
+    name: HeaderName,
+    /// The value of the field; `None` if the request didn't have the field.
+    value: Option<Box<[u8]>>,
+}
+
+impl Selectors {
+    /// Returns a request's values of the given fields.
+    pub fn of(names: impl Iterator<Item = HeaderName>, request: &HeaderMap) -> Self {
+        let selector = |name: HeaderName| {
+            let value = wanted(&name, request).map(Vec::into_boxed_slice);
+            Selector { name, value }
+        };
+        Selectors(names.map(selector).collect())
+    }
+
+    /// Returns whether a request has the same values.
+    pub fn select(&self, request: &HeaderMap) -> bool {
+        self.0.iter().all(|Selector { name, value }| {
+            // In most cases the field is equal byte for byte.
+            let same = value.as_deref().is_some_and(|value| is_just(request, name, value));
+            same || wanted(name, request).as_deref() == value.as_deref()
+        })
+    }
+
+    /// Restores values that were written to disk.
+    pub fn from_values(values: Vec<(HeaderName, Option<Vec<u8>>)>) -> Self {
+        let selector =
+            |(name, value): (HeaderName, Option<Vec<u8>>)| Selector { name, value: value.map(Vec::into_boxed_slice) };
+        Selectors(values.into_iter().map(selector).collect())
+    }
+
+    /// Returns the names with their values.
+    pub fn values(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        self.0.iter().map(|selector| (selector.name.as_str(), selector.value.as_deref()))
+    }
+
+    /// Returns the names of the fields.
+    pub fn names(&self) -> impl Iterator<Item = HeaderName> + '_ {
+        self.0.iter().map(|selector| selector.name.clone())
+    }
+
+    /// Returns an unambiguous encoding of the names and values.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for Selector { name, value } in &self.0 {
+            bytes.extend(name.as_str().as_bytes());
+            bytes.push(if value.is_some() { b':' } else { b'-' });
+            bytes.extend(value.iter().flat_map(|value| value.iter()));
+            bytes.push(b'\n');
+        }
+        bytes
+    }
+
+    /// Returns the memory that the values occupy, in bytes.
+    pub fn weight(&self) -> usize {
+        let value = |selector: &Selector| selector.value.as_ref().map_or(0, |value| value.len());
+        self.0.iter().map(|selector| size_of::<Selector>() + value(selector)).sum()
+    }
+}
+
+fn is_just(request: &HeaderMap, name: &HeaderName, value: &[u8]) -> bool {
+    let mut lines = request.get_all(name).iter();
+    let is_same = lines.next().is_some_and(|line| line.as_bytes() == value) && lines.next().is_none();
+    is_same && aliases(request, name).is_empty()
+}
+
+/// Returns the value of a field, together with the lines that an origin may take for the field; `None` if there is
+/// neither.
+fn wanted(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
+    let (own, mut value) = (normal(name, request), Vec::new());
+    own.iter().for_each(|own| value.extend_from_slice(own));
+    let has_more = put_aliases(request, name, &mut value);
+    (own.is_some() || has_more).then_some(value)
+}
+
+/// Returns the lines of a field as one normalised value. Spaces, case and order are ignored where the definition of the
+/// field allows that (RFC 9110 §12.5.3, §12.5.4). In other fields a comma may be part of a value. `None` if the field
+/// is absent.
+fn normal(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
+    let mut lines = request.get_all(name).iter();
+    let first = lines.next()?;
+    let is_list = [header::ACCEPT, header::ACCEPT_ENCODING, header::ACCEPT_LANGUAGE].contains(name);
+    let mut members: Vec<Vec<u8>> = Vec::new();
+    for line in std::iter::once(first).chain(lines) {
+        if is_list {
+            members.extend(line.as_bytes().split(|byte| *byte == b',').map(|member| member.trim_ascii().to_vec()));
+        } else {
+            members.push(line.as_bytes().to_vec());
+        }
+    }
+    if name == header::ACCEPT_ENCODING || name == header::ACCEPT_LANGUAGE {
+        members.iter_mut().for_each(|member| {
+            member.retain(|byte| !byte.is_ascii_whitespace());
+            member.make_ascii_lowercase();
+        });
+    }
+    if name == header::ACCEPT_ENCODING {
+        // Members are ranked by their weights, not by their order.
+        members.sort_unstable();
+    }
+    members.retain(|member| !member.is_empty());
+    Some(members.join(&b", "[..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn request(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut fields = HeaderMap::new();
+        for (name, value) in lines {
+            fields.append(*name, HeaderValue::from_static(value));
+        }
+        fields
+    }
+
+    fn select(stored: &[(&'static str, &'static str)], asked: &[(&'static str, &'static str)]) -> bool {
+        let names = stored.iter().map(|(name, _)| HeaderName::from_static(name));
+        Selectors::of(names, &request(stored)).select(&request(asked))
+    }
+
+    #[test]
+    fn what_makes_no_difference_makes_none() {
+        assert!(select(&[("accept-encoding", "gzip, br")], &[("accept-encoding", "BR,gzip")]));
+        assert!(select(&[("accept-encoding", "gzip;q=0.5")], &[("accept-encoding", "gzip; q=0.5")]));
+        assert!(select(&[("accept-language", "de, en")], &[("accept-language", "DE,en")]));
+        assert!(select(&[("accept", "a/b,c/d")], &[("accept", "a/b , c/d")]));
+        assert!(select(&[("x-flags", "a, b")], &[("x-flags", "a"), ("x-flags", "b")]));
+    }
+
+    #[test]
+    fn what_makes_a_difference_makes_one() {
+        assert!(!select(&[("accept-language", "de, en")], &[("accept-language", "en, de")]));
+        assert!(!select(&[("x-flags", "a, b")], &[("x-flags", "A, b")]));
+        assert!(!select(&[("cookie", "a=1, b")], &[("cookie", "a=1,b")]));
+        assert!(!select(&[("x-when", "Fri, 1")], &[("x-when", "Fri,1")]));
+        assert!(!select(&[("x-flags", "a")], &[]), "absent is not the same as there");
+        let absent = Selectors::of([HeaderName::from_static("x-flags")].into_iter(), &HeaderMap::new());
+        assert!(absent.select(&HeaderMap::new()) && !absent.select(&request(&[("x-flags", "")])));
+    }
+}

@@ -1,0 +1,9 @@
+//! The facilities of the system and the process that every other part uses: guarded tasks and threads, files, descriptors,
+//! and text that is safe to print.
+
+pub(crate) mod background;
+pub(crate) mod bind_error;
+pub mod descriptors;
+pub(crate) mod files;
+pub mod printable;
+pub mod supervise;

@@ -1,0 +1,7 @@
+//! The metrics and the logs of the process.
+
+pub mod access_log;
+pub(crate) mod failure_log;
+pub mod metrics;
+pub mod output;
+pub mod process_log;

@@ -1,0 +1,395 @@
+//! The access log: one line per exchange, written by a dedicated thread. A worker never waits for a disk or a reader:
+//! if the queue is full, lines are dropped and counted.
+
+use std::borrow::Cow;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::json;
+
+use crate::context::{CacheOutcome, Head};
+use crate::error::Kind;
+use crate::system::printable::{TRUNCATED, is_hostile};
+use crate::system::supervise::{Task, guard};
+use crate::telemetry::output::Output;
+
+/// The format of the log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Apache's and nginx's `combined`.
+    Combined,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The destination of the log lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Stdout,
+    /// A file, opened for appending, and reopened on SIGUSR1.
+    File(PathBuf),
+}
+
+/// A worker's handle to the log.
+#[derive(Clone)]
+pub struct AccessLog {
+    format: Format,
+    queue: SyncSender<Vec<u8>>,
+    shared: Arc<Shared>,
+    _end: Arc<End>,
+}
+
+/// Informs the writer thread, when dropped, that no worker uses the log any more.
+struct End(Arc<Shared>);
+
+/// The state that the workers and the writer thread share.
+#[derive(Default)]
+struct Shared {
+    /// The size of the lines that are not written yet, in bytes of memory.
+    queued: AtomicUsize,
+    dropped: AtomicU64,
+    /// Whether the writer has to reopen the file. A flag, so that the order needs no room in the queue.
+    reopens: AtomicBool,
+    /// Whether the writer stops waiting for a reader that does not read.
+    is_leaving: AtomicBool,
+}
+
+/// The result of an exchange, besides its head.
+pub struct Outcome {
+    pub status: u16,
+    pub error: Option<Kind>,
+    pub response_bytes: u64,
+    /// The time until the endpoint's response began; `None` if there was none.
+    pub answered: Option<Duration>,
+    /// The time until the last byte.
+    pub took: Duration,
+}
+
+/// The maximum number of queued lines.
+const MOST_LINES: usize = 8192;
+
+/// The maximum size of the queued lines, in bytes of memory. A usual line has 200 to 500.
+const MOST_BYTES: usize = 4 << 20;
+
+/// The number of bytes that are written at once.
+const BATCH: usize = 64 << 10;
+
+/// The minimum time between two log lines about an access log that can't be written.
+const REPORT: Duration = Duration::from_secs(60);
+
+/// The maximum length of a request target in a line, in bytes: the longest that most servers accept.
+const LONGEST_TARGET: usize = 8 << 10;
+
+/// The maximum length of any other text in a line, and of all notes together, in bytes.
+const LONGEST_TEXT: usize = 1 << 10;
+const LONGEST_NOTES: usize = 8 << 10;
+
+impl AccessLog {
+    /// Starts the writer thread.
+    pub fn start(format: Format, target: Target) -> io::Result<Self> {
+        let output = Output::new(open(&target)?);
+        let (queue, lines) = sync_channel(MOST_LINES);
+        let shared = Arc::<Shared>::default();
+        let writer = Writer { output, target, shared: shared.clone(), reported: None };
+        std::thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&lines))?;
+        let end = Arc::new(End(shared.clone()));
+        Ok(AccessLog { format, queue, shared, _end: end })
+    }
+
+    /// Logs an exchange that began at `began`.
+    pub fn write(&self, head: &Head, outcome: &Outcome, began: SystemTime) {
+        let line = match self.format {
+            Format::Combined => combined(head, outcome, began),
+            Format::Json => json(head, outcome, began),
+        };
+        let size = line.capacity();
+        let is_full = self.shared.queued.fetch_add(size, Ordering::Relaxed) + size > MOST_BYTES;
+        if is_full || self.queue.try_send(line).is_err() {
+            self.shared.queued.fetch_sub(size, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Reopens the file, after it was moved away.
+    pub fn reopen(&self) {
+        self.shared.reopens.store(true, Ordering::Release);
+        // Wakes the writer; with a full queue it is awake.
+        let _ = self.queue.try_send(Vec::new());
+    }
+
+    /// Waits until all lines are written, for at most `within`; afterwards the writer does not wait for a reader any
+    /// more.
+    pub fn flush(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        while self.shared.queued.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.shared.is_leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the number of dropped lines.
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.is_leaving.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The writer thread's side of the log.
+struct Writer {
+    output: Output,
+    target: Target,
+    shared: Arc<Shared>,
+    /// The time of the last log line about a failure.
+    reported: Option<Instant>,
+}
+
+impl Writer {
+    /// Writes until no worker has the log.
+    fn run(mut self, lines: &Receiver<Vec<u8>>) {
+        while let Ok(first) = lines.recv() {
+            // A panic loses the current lines, but not the log.
+            let _ = guard(Task::AccessLog, || self.write_batch(first, lines));
+        }
+    }
+
+    fn write_batch(&mut self, first: Vec<u8>, lines: &Receiver<Vec<u8>>) {
+        let mut batch = Batch { shared: self.shared.clone(), text: Vec::with_capacity(BATCH), lines: 0, size: 0 };
+        batch.add(&first);
+        while let Some(next) = (batch.text.len() < BATCH).then(|| lines.try_recv().ok()).flatten() {
+            batch.add(&next);
+        }
+        if self.shared.reopens.swap(false, Ordering::Acquire) {
+            match open(&self.target) {
+                Ok(file) => self.output = Output::new(file),
+                Err(error) => self.report(&error, "access log can't be opened again"),
+            }
+        }
+        let shared = self.shared.clone();
+        // A reader that does not read must delay neither the end of the log nor a reopening of the file.
+        let may_wait = || !shared.is_leaving.load(Ordering::Relaxed) && !shared.reopens.load(Ordering::Relaxed);
+        if let Err((_, error)) = self.output.write(&batch.text, may_wait) {
+            self.shared.dropped.fetch_add(batch.lines, Ordering::Relaxed);
+            self.report(&error, "access log can't be written");
+        }
+    }
+
+    /// Logs a failure, at a limited rate.
+    fn report(&mut self, error: &io::Error, what: &'static str) {
+        if self.reported.is_none_or(|last| last.elapsed() >= REPORT) {
+            self.reported = Some(Instant::now());
+            tracing::error!(%error, dropped = self.shared.dropped.load(Ordering::Relaxed), "{what}");
+        }
+    }
+}
+
+/// A batch of lines that are written together. The lines count as queued until the batch is dropped.
+struct Batch {
+    shared: Arc<Shared>,
+    text: Vec<u8>,
+    lines: u64,
+    size: usize,
+}
+
+impl Batch {
+    fn add(&mut self, line: &Vec<u8>) {
+        self.text.extend_from_slice(line);
+        self.lines += u64::from(!line.is_empty());
+        self.size += line.capacity();
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.shared.queued.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}
+
+fn open(target: &Target) -> io::Result<File> {
+    match target {
+        Target::Stdout => Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
+        Target::File(path) => open_file(path),
+    }
+}
+
+/// Opens a file for appending. A FIFO is opened for reading too: the open then needs no reader, and if a reader
+/// restarts, only the lines of the meantime are lost.
+fn open_file(path: &Path) -> io::Result<File> {
+    let is_fifo = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    // The open must not wait, whatever kind of file the path names.
+    OpenOptions::new().append(true).create(true).read(is_fifo).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+fn combined(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
+    let mut line = Vec::with_capacity(256);
+    quoted(&mut line, head.client_address().map_or(b"-", |address| address.as_bytes()), LONGEST_TEXT);
+    line.extend_from_slice(b" - - [");
+    line.extend_from_slice(common_date(began).as_bytes());
+    line.extend_from_slice(b"] \"");
+    let received = &head.received;
+    quoted(&mut line, received.method.as_str().as_bytes(), LONGEST_TEXT);
+    line.push(b' ');
+    quoted(&mut line, received.target.to_string().as_bytes(), LONGEST_TARGET);
+    line.extend_from_slice(
+        format!(" {:?}\" {} {} \"", received.version, outcome.status, outcome.response_bytes).as_bytes(),
+    );
+    let words = received.words.as_deref();
+    let (referer, agent) =
+        (words.and_then(|words| words.referer.as_ref()), words.and_then(|words| words.user_agent.as_ref()));
+    for (value, end) in [(referer, &b"\" \""[..]), (agent, b"\"\n")] {
+        quoted(&mut line, value.map_or(b"-", |value| value.as_bytes()), LONGEST_TEXT);
+        line.extend_from_slice(end);
+    }
+    line
+}
+
+/// Appends a text of at most `most` bytes. Bytes that would end a quotation or a line are escaped as nginx does.
+fn quoted(line: &mut Vec<u8>, bytes: &[u8], most: usize) {
+    for byte in &bytes[..bytes.len().min(most)] {
+        match byte {
+            b'"' | b'\\' | 0..0x20 | 0x7f.. => line.extend_from_slice(format!("\\x{byte:02X}").as_bytes()),
+            _ => line.push(*byte),
+        }
+    }
+    if bytes.len() > most {
+        line.extend_from_slice(TRUNCATED.as_bytes());
+    }
+}
+
+fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
+    let shown =
+        |value: Option<&http::HeaderValue>| value.map(|value| text(value.as_bytes(), LONGEST_TEXT).into_owned());
+    let received = &head.received;
+    let words = received.words.as_deref();
+    let line = json!({
+        "time": rfc3339(began),
+        "client": shown(head.client_address()),
+        "method": text(received.method.as_str().as_bytes(), LONGEST_TEXT),
+        "target": text(received.target.to_string().as_bytes(), LONGEST_TARGET),
+        "protocol": format!("{:?}", received.version),
+        "host": shown(words.and_then(|words| words.host.as_ref())),
+        "status": outcome.status,
+        "bytes": outcome.response_bytes,
+        "duration_us": outcome.took.as_micros() as u64,
+        "upstream_us": outcome.answered.map(|answered| answered.as_micros() as u64),
+        "route": &*head.route,
+        "upstream": &*head.upstream,
+        "endpoint": head.endpoint.as_deref(),
+        "cache": head.cache.map(CacheOutcome::word),
+        "error": outcome.error.map(Kind::token),
+        "request_id": head.request_id(),
+        "user_agent": shown(words.and_then(|words| words.user_agent.as_ref())),
+        "referer": shown(words.and_then(|words| words.referer.as_ref())),
+        "notes": notes(head),
+    });
+    let mut line = escaped(line.to_string()).into_bytes();
+    line.push(b'\n');
+    line
+}
+
+/// Returns at most `most` bytes of a text, with a mark if the text was longer.
+fn text(bytes: &[u8], most: usize) -> Cow<'_, str> {
+    if bytes.len() <= most {
+        return String::from_utf8_lossy(bytes);
+    }
+    let mut kept = String::from_utf8_lossy(&bytes[..most]).into_owned();
+    kept.push_str(TRUNCATED);
+    Cow::Owned(kept)
+}
+
+/// Returns the notes of an exchange, as many as fit into a line.
+fn notes(head: &Head) -> serde_json::Map<String, serde_json::Value> {
+    let (mut notes, mut size) = (serde_json::Map::new(), 0);
+    for (name, value) in &head.notes {
+        size += name.len() + value.len();
+        if size > LONGEST_NOTES {
+            notes.insert(TRUNCATED.into(), format!("{} notes in all", head.notes.len()).into());
+            break;
+        }
+        notes.insert(name.clone(), text(value.as_bytes(), LONGEST_TEXT).into());
+    }
+    notes
+}
+
+/// Returns JSON without characters that control a terminal; those of ASCII are escaped already.
+fn escaped(json: String) -> String {
+    if json.is_ascii() {
+        return json;
+    }
+    let mut line = String::with_capacity(json.len() + 16);
+    for character in json.chars() {
+        if is_hostile(character) {
+            line.push_str(&format!("\\u{:04x}", u32::from(character)));
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
+/// Returns year, month, day, hour, minute and second of a time, in UTC (days to civil date after Hinnant).
+fn civil(time: SystemTime) -> (i64, usize, u64, u64, u64, u64) {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = (year_of_era + era * 400) as i64 + i64::from(month <= 2);
+    (year, month as usize, day, second / 3600, second / 60 % 60, second % 60)
+}
+
+fn common_date(time: SystemTime) -> String {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (year, month, day, hour, minute, second) = civil(time);
+    format!("{day:02}/{}/{year}:{hour:02}:{minute:02}:{second:02} +0000", MONTHS[(month - 1) % 12])
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    let (year, month, day, hour, minute, second) = civil(time);
+    let millis = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.subsec_millis());
+    format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_civil() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(common_date(at(0)), "01/Jan/1970:00:00:00 +0000");
+        assert_eq!(common_date(at(951_827_696)), "29/Feb/2000:12:34:56 +0000");
+        assert_eq!(rfc3339(at(1_795_501_496)), "2026-11-24T06:24:56.000Z");
+    }
+
+    #[test]
+    fn no_byte_of_a_request_ends_the_quotation_or_the_line() {
+        let mut line = Vec::new();
+        quoted(&mut line, b"a\"b\\c\nd\xff", 100);
+        assert_eq!(line, br"a\x22b\x5Cc\x0Ad\xFF");
+        assert_eq!(escaped(json!("\u{9b}\u{202e}\n\u{7f}ä").to_string()), r#""\u009b\u202e\n\u007fä""#);
+    }
+
+    #[test]
+    fn long_texts_are_truncated_with_a_mark() {
+        let mut line = Vec::new();
+        quoted(&mut line, b"abcdef", 3);
+        assert_eq!(line, b"abc...");
+        assert_eq!((text(b"abc", 3), text(b"abcd", 3)), ("abc".into(), "abc...".into()));
+    }
+}

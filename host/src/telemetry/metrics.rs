@@ -1,0 +1,316 @@
+//! Metrics: each is written by one worker alone, and summed when it is read.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::context::CacheOutcome;
+use crate::error::Kind;
+
+/// All metrics of the process. Each is kept as long as a generation has its owner, so that it continues over reloads.
+#[derive(Default)]
+pub struct Registry {
+    routes: PerOwner<Owner, RouteFigures>,
+    plugins: PerOwner<Owner, PluginFigures>,
+    caches: PerOwner<Owner, CacheFigures>,
+    custom: PerOwner<CustomOwner, Custom>,
+    /// The number of times that the control thread was blocked; written by the watchdog.
+    pub control_holds: Count,
+    /// Set once exchanges are cut off as the process stops, with the key of the limit that was met.
+    pub cut_off: OnceLock<Option<&'static str>>,
+}
+
+/// A worker's metrics in a registry.
+#[derive(Clone)]
+pub struct Place {
+    pub registry: Arc<Registry>,
+    pub worker: usize,
+}
+
+/// A metric that a plugin defined, as one worker has it.
+#[derive(Debug)]
+pub struct Custom {
+    pub definition: Definition,
+    /// The bits of a floating-point number.
+    value: AtomicU64,
+}
+
+/// The definition of a plugin's own metric.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Definition {
+    pub name: String,
+    pub kind: CustomKind,
+    pub help: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CustomKind {
+    Counter,
+    Gauge,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct CustomOwner {
+    plugin: Arc<str>,
+    name: String,
+    kind: CustomKind,
+    worker: usize,
+}
+
+/// Metrics by their owners, kept as long as a generation holds them. The lock is acquired at a swap and when the admin
+/// listener reads, never by a request.
+struct PerOwner<O, T>(Mutex<Owned<O, T>>);
+
+struct Owned<O, T> {
+    figures: BTreeMap<O, Weak<T>>,
+    /// The number of entries at which the unused ones are removed.
+    sweep_at: usize,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Owner {
+    name: Arc<str>,
+    worker: usize,
+}
+
+/// A counter that one thread writes: no bus lock, unlike an addition that several threads could make.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+/// A worker's metrics of a route.
+#[derive(Debug, Default)]
+pub struct RouteFigures {
+    /// The number of responses, by the first digit of the status.
+    pub responses: [Count; 6],
+    /// The number of failures, in the order of [`Kind::ALL`].
+    pub errors: [Count; Kind::ALL.len()],
+    pub request_bytes: Count,
+    pub response_bytes: Count,
+    /// The number of exchanges by duration, with the upper bounds of [`BOUNDS`]; the last element counts all longer
+    /// ones.
+    pub durations: [Count; BOUNDS.len() + 1],
+    pub duration_us: Count,
+}
+
+/// A worker's metrics of a plugin.
+#[derive(Debug, Default)]
+pub struct PluginFigures {
+    pub calls: Count,
+    pub failures: Count,
+    /// The number of rejected calls, in the order of [`Rejection::ALL`].
+    pub rejected: [Count; Rejection::ALL.len()],
+    /// The estimated time of all calls, in nanoseconds: the time of every [`SAMPLE`]th call, times [`SAMPLE`].
+    pub nanoseconds: Count,
+}
+
+/// The reason why a plugin is not called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The plugin has used its share of the worker's time.
+    Share,
+    /// The plugin's breaker is open.
+    Breaker,
+    /// The plugin has lost its instance, and no other is ready.
+    Instance,
+    /// The plugin has reached `limits.bodies`.
+    Bodies,
+}
+
+/// A worker's metrics of a cache, by the outcome of requests.
+#[derive(Debug, Default)]
+pub struct CacheFigures {
+    requests: [Count; CacheOutcome::ALL.len()],
+    /// The number of responses that were stored or validated.
+    pub stored: Count,
+    /// The number of responses that weren't stored, in the order of [`REFUSALS`].
+    pub refused: [Count; REFUSALS.len()],
+}
+
+impl CacheFigures {
+    /// Returns the counter of requests with an outcome.
+    pub fn requests(&self, outcome: CacheOutcome) -> &Count {
+        &self.requests[outcome as usize]
+    }
+}
+
+/// The reasons why responses are not stored.
+pub const REFUSALS: [&str; 9] =
+    ["no-store", "private", "authorization", "status", "no-lifetime", "set-cookie", "vary", "too-large", "other"];
+
+/// The upper bounds of the duration histogram, in microseconds.
+pub const BOUNDS: [u64; 12] =
+    [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
+
+/// The interval of timed calls, one in `SAMPLE`: reading the clock twice costs a tenth of a small filter.
+pub const SAMPLE: u64 = 16;
+
+impl Registry {
+    /// Returns a worker's metrics of a route, by name.
+    pub fn route(&self, name: &Arc<str>, worker: usize) -> Arc<RouteFigures> {
+        self.routes.of_worker(name, worker)
+    }
+
+    /// Returns a worker's metrics of a plugin, by name.
+    pub fn plugin(&self, name: &Arc<str>, worker: usize) -> Arc<PluginFigures> {
+        self.plugins.of_worker(name, worker)
+    }
+
+    /// Returns a worker's metrics of a cache, by the name of its plugin.
+    pub fn cache(&self, name: &Arc<str>, worker: usize) -> Arc<CacheFigures> {
+        self.caches.of_worker(name, worker)
+    }
+
+    /// Returns the metrics of all caches, with all workers of each cache.
+    pub fn caches(&self) -> BTreeMap<Arc<str>, Vec<Arc<CacheFigures>>> {
+        self.caches.by_name()
+    }
+
+    /// Returns the metrics of all routes, with all workers of each route.
+    pub fn routes(&self) -> BTreeMap<Arc<str>, Vec<Arc<RouteFigures>>> {
+        self.routes.by_name()
+    }
+
+    /// Returns the metrics of all plugins, with all workers of each plugin.
+    pub fn plugins(&self) -> BTreeMap<Arc<str>, Vec<Arc<PluginFigures>>> {
+        self.plugins.by_name()
+    }
+}
+
+impl Rejection {
+    /// All reasons, in the order of their declaration.
+    pub const ALL: [Rejection; 4] = [Rejection::Share, Rejection::Breaker, Rejection::Instance, Rejection::Bodies];
+
+    /// Returns the word for the reason.
+    pub fn word(self) -> &'static str {
+        match self {
+            Rejection::Share => "share",
+            Rejection::Breaker => "breaker",
+            Rejection::Instance => "instance",
+            Rejection::Bodies => "bodies",
+        }
+    }
+}
+
+impl<O: Ord, T> PerOwner<O, T> {
+    /// Returns the metrics of an owner: new ones, if no generation holds any.
+    fn of(&self, owner: O, new: impl FnOnce() -> T) -> Arc<T> {
+        let mut owned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if owned.figures.len() >= owned.sweep_at {
+            owned.sweep();
+        }
+        if let Some(known) = owned.figures.get(&owner).and_then(Weak::upgrade) {
+            return known;
+        }
+        let figures = Arc::new(new());
+        owned.figures.insert(owner, Arc::downgrade(&figures));
+        figures
+    }
+
+    /// Calls a function with all metrics that a generation holds, in the order of their owners.
+    fn each(&self, mut call: impl FnMut(&O, Arc<T>)) {
+        let mut owned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        owned.sweep();
+        owned
+            .figures
+            .iter()
+            .filter_map(|(owner, figures)| Some((owner, figures.upgrade()?)))
+            .for_each(|(owner, figures)| call(owner, figures));
+    }
+}
+
+impl<O: Ord, T> Owned<O, T> {
+    fn sweep(&mut self) {
+        self.figures.retain(|_, figures| figures.strong_count() > 0);
+        self.sweep_at = (self.figures.len() * 2).max(SWEEP_AT);
+    }
+}
+
+/// The minimum number of entries for a sweep.
+const SWEEP_AT: usize = 64;
+
+impl<T: Default> PerOwner<Owner, T> {
+    fn of_worker(&self, name: &Arc<str>, worker: usize) -> Arc<T> {
+        self.of(Owner { name: name.clone(), worker }, T::default)
+    }
+
+    fn by_name(&self) -> BTreeMap<Arc<str>, Vec<Arc<T>>> {
+        let mut together: BTreeMap<Arc<str>, Vec<Arc<T>>> = BTreeMap::new();
+        self.each(|owner, figures| together.entry(owner.name.clone()).or_default().push(figures));
+        together
+    }
+}
+
+impl<O: Ord, T> Default for PerOwner<O, T> {
+    fn default() -> Self {
+        PerOwner(Mutex::new(Owned { figures: BTreeMap::new(), sweep_at: SWEEP_AT }))
+    }
+}
+
+impl Registry {
+    /// Returns the plugins' own metrics: plugin, metric, and the sum over all workers.
+    pub fn custom(&self) -> Vec<(Arc<str>, Arc<Custom>, f64)> {
+        let mut sums: Vec<(Arc<str>, Arc<Custom>, f64)> = Vec::new();
+        self.custom.each(|owner, custom| match sums.last_mut() {
+            Some((plugin, known, sum))
+                if *plugin == owner.plugin
+                    && known.definition.name == owner.name
+                    && known.definition.kind == owner.kind =>
+            {
+                *sum += custom.value();
+            }
+            _ => sums.push((owner.plugin.clone(), custom.clone(), custom.value())),
+        });
+        sums
+    }
+}
+
+impl Place {
+    /// Returns the worker's metric of a plugin by its definition.
+    pub fn custom(&self, plugin: &Arc<str>, definition: &Definition) -> Arc<Custom> {
+        let Definition { name, kind, .. } = definition;
+        let owner = CustomOwner { plugin: plugin.clone(), name: name.clone(), kind: *kind, worker: self.worker };
+        self.registry.custom.of(owner, || Custom::new(definition.clone()))
+    }
+}
+
+impl Custom {
+    pub fn new(definition: Definition) -> Self {
+        Custom { definition, value: AtomicU64::new(0f64.to_bits()) }
+    }
+
+    /// Adds an amount; a counter ignores negative amounts, and all metrics ignore amounts that are no number.
+    pub fn add(&self, amount: f64) {
+        if amount.is_finite() && (self.definition.kind == CustomKind::Gauge || amount >= 0.0) {
+            self.value.store((self.value() + amount).to_bits(), Ordering::Relaxed);
+        }
+    }
+
+    pub fn value(&self) -> f64 {
+        f64::from_bits(self.value.load(Ordering::Relaxed))
+    }
+}
+
+impl Count {
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl RouteFigures {
+    /// Counts an exchange that has ended.
+    pub fn ended(&self, status: u16, error: Option<Kind>, bytes: u64, took: Duration) {
+        let took = took.as_micros() as u64;
+        self.responses[usize::from(status / 100).min(5)].add(1);
+        if let Some(kind) = error {
+            self.errors[kind as usize].add(1);
+        }
+        self.response_bytes.add(bytes);
+        self.duration_us.add(took);
+        self.durations[BOUNDS.iter().position(|bound| took <= *bound).unwrap_or(BOUNDS.len())].add(1);
+    }
+}

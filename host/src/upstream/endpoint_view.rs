@@ -1,0 +1,111 @@
+//! What a worker has of an upstream's endpoints: to each the connections, the figures, and the way to report.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+
+use super::endpoint::{Endpoint, EndpointFigures};
+use super::endpoint_set::{Live, Members, Offer};
+use super::health::Failed;
+use super::{Pool, Pools};
+
+/// A worker's view of a set of endpoints, as it was at some version.
+pub struct Seats {
+    pub members: Arc<Members>,
+    /// In the order of the members.
+    pub list: Vec<Rc<Seat>>,
+}
+
+/// A worker's view of one endpoint.
+pub struct Seat {
+    pub endpoint: Arc<Endpoint>,
+    /// The endpoint's, in a copy that exchanges of this worker alone count their uses of.
+    pub name: Arc<str>,
+    pub pool: Rc<Pool>,
+    pub offer: Offer,
+    figures: Arc<EndpointFigures>,
+    live: Arc<Live>,
+}
+
+/// One request in flight, until dropped.
+pub struct Flight(Rc<Seat>);
+
+impl Seats {
+    /// The view of the set as it is now.
+    pub fn new(live: &Arc<Live>, pools: &Rc<Pools>, worker: usize) -> Self {
+        let members = live.members();
+        let seat = |member: &super::endpoint_set::Member| {
+            let endpoint = member.endpoint.clone();
+            let (pool, figures) = (pools.pool(&endpoint.address), endpoint.figures(worker));
+            let name = Arc::from(&*endpoint.address.text);
+            Rc::new(Seat { endpoint, name, pool, offer: member.offer, figures, live: live.clone() })
+        };
+        Seats { list: members.list.iter().map(seat).collect(), members }
+    }
+}
+
+impl Seat {
+    /// A response began, so long after the request.
+    pub fn answered(&self, status: StatusCode, took: Duration, now: Instant) {
+        self.count(status, took);
+        self.endpoint.latency.observe(took, now);
+    }
+
+    /// A response came to its end, so that no failures in a row count any more.
+    pub fn ended_well(&self, now: Instant) {
+        if self.endpoint.failures.load(Ordering::Relaxed) > 0 {
+            self.endpoint.failures.store(0, Ordering::Relaxed);
+            self.live.recovered(&self.endpoint, now);
+        }
+    }
+
+    /// A response began whose status counts as a failure.
+    pub fn answered_badly(&self, status: StatusCode, took: Duration, now: Instant) {
+        self.count(status, took);
+        self.figures.bad_responses.add(1);
+        self.in_a_row(Failed::Exchange, took, now);
+    }
+
+    /// A request failed after so long.
+    pub fn failed(&self, failed: Failed, took: Duration, now: Instant) {
+        self.figures.failures.add(1);
+        self.in_a_row(failed, took, now);
+    }
+
+    fn count(&self, status: StatusCode, took: Duration) {
+        self.figures.responses[usize::from(status.as_u16() / 100).min(5)].add(1);
+        self.figures.latency_us.add(took.as_micros() as u64);
+    }
+
+    fn in_a_row(&self, failed: Failed, took: Duration, now: Instant) {
+        self.endpoint.latency.failed(took, now);
+        let failures = self.endpoint.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        self.live.failed(&self.endpoint, failed, failures, now);
+    }
+}
+
+impl Flight {
+    /// A request in flight at an endpoint; none if the upstream has `most` of them.
+    pub fn begin(seat: &Rc<Seat>, most: u32) -> Option<Self> {
+        if !seat.live.in_flight.begin(most) {
+            return None;
+        }
+        seat.endpoint.in_flight.begin(u32::MAX);
+        Some(Flight(seat.clone()))
+    }
+
+    /// Where.
+    pub fn seat(&self) -> &Rc<Seat> {
+        &self.0
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.endpoint.in_flight.end();
+        self.0.live.in_flight.end();
+    }
+}

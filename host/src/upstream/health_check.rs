@@ -1,0 +1,193 @@
+//! Asks an endpoint whether it is well, on a connection of its own: an accept that hangs is part of the answer.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use http_body::Body;
+use hyper::body::Incoming;
+
+use super::connect::{self, Terms, Wanted};
+use super::connection::Connection;
+use super::connection_limit::Slot;
+use super::status_codes::Statuses;
+use super::{EndpointAddr, HeadLimits};
+use crate::body::upload::RequestBody;
+use crate::error::causes;
+use crate::protocol::proxy_protocol;
+
+/// How endpoints are checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Check {
+    pub kind: Kind,
+    pub interval: Duration,
+    /// For all of a check.
+    pub timeout: Duration,
+    /// As for requests.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kind {
+    /// Takes a connection, and TLS where that is spoken.
+    Tcp,
+    /// Answers a GET.
+    Http(HttpCheck),
+    /// Answers `grpc.health.v1.Health/Check` of a service with `SERVING`; of the server as a whole if it is empty.
+    Grpc(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpCheck {
+    pub target: PathAndQuery,
+    /// In `Host`; the endpoint's address if there is none.
+    pub host: Option<HeaderValue>,
+    /// The good ones.
+    pub statuses: Statuses,
+    /// Stands somewhere in the content.
+    pub content: Option<String>,
+}
+
+/// So much of a response is read, to look for the wanted content.
+const MOST_CONTENT: usize = 64 << 10;
+
+/// Says what was wrong, in words for the log.
+pub async fn check(check: &Check, address: &EndpointAddr) -> Result<(), String> {
+    match tokio::time::timeout(check.timeout, asked(check, address)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(format!("nothing was heard in {:?}", check.timeout)),
+    }
+}
+
+async fn asked(check: &Check, address: &EndpointAddr) -> Result<(), String> {
+    let terms = Terms {
+        wanted: Wanted::Any,
+        ends: None,
+        proxy_protocol: check.proxy_protocol,
+        head: HeadLimits::default(),
+        within: check.timeout,
+        last: None,
+        reached: None,
+        pools: None,
+    };
+    let connecting = connect::connect(address, &terms, Slot::default());
+    let mut connection = connecting.await.map_err(|error| error.to_string())?;
+    match &check.kind {
+        Kind::Tcp => Ok(()),
+        Kind::Http(wanted) => http(&mut connection, address, wanted).await,
+        Kind::Grpc(service) => grpc(&mut connection, address, service).await,
+    }
+}
+
+async fn http(connection: &mut Connection, address: &EndpointAddr, wanted: &HttpCheck) -> Result<(), String> {
+    let mut request = Request::new(RequestBody::Empty);
+    request.headers_mut().insert(header::USER_AGENT, AGENT);
+    let host = wanted.host.as_ref();
+    aim(&mut request, address, connection.version(), host, wanted.target.clone())?;
+    let answer = exchange(connection, request).await?;
+    if !wanted.statuses.contains(answer.status) {
+        return Err(format!("it answered {}", answer.status.as_u16()));
+    }
+    match &wanted.content {
+        Some(text) if memchr::memmem::find(&answer.content, text.as_bytes()).is_none() => {
+            Err(format!("`{text}` is not in its answer"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The gRPC health checking protocol: a request with the name of the service, a response with a status.
+async fn grpc(connection: &mut Connection, address: &EndpointAddr, service: &str) -> Result<(), String> {
+    if connection.version() != Version::HTTP_2 {
+        return Err("it speaks no HTTP/2, and so no gRPC".into());
+    }
+    let mut request = Request::new(RequestBody::Whole(grpc_request(service)));
+    *request.method_mut() = Method::POST;
+    request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+    request.headers_mut().insert(header::USER_AGENT, AGENT);
+    let target = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    aim(&mut request, address, Version::HTTP_2, None, target)?;
+    let answer = exchange(connection, request).await?;
+    let status = answer.trailers.get(&GRPC_STATUS).and_then(|status| status.to_str().ok()).unwrap_or("none");
+    if status != "0" {
+        return Err(format!("its gRPC status is {status}"));
+    }
+    // A message is a flag, a length and, for SERVING, field 1 with the value 1.
+    if answer.content.get(5..) == Some(&[0x08, 0x01]) { Ok(()) } else { Err("it says that it isn't serving".into()) }
+}
+
+/// A message of gRPC with `HealthCheckRequest { service }`: not compressed, its length, and field 1.
+fn grpc_request(service: &str) -> Bytes {
+    let mut message = Vec::new();
+    if !service.is_empty() {
+        message.push(0x0a);
+        let mut length = service.len();
+        while length >= 0x80 {
+            message.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        message.push(length as u8);
+        message.extend(service.as_bytes());
+    }
+    let mut framed = vec![0];
+    framed.extend((message.len() as u32).to_be_bytes());
+    framed.extend(message);
+    framed.into()
+}
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+const AGENT: HeaderValue = HeaderValue::from_static("plugway-health-check");
+
+struct Answer {
+    status: StatusCode,
+    content: Vec<u8>,
+    trailers: HeaderMap,
+}
+
+fn aim(
+    request: &mut Request<RequestBody>,
+    address: &EndpointAddr,
+    version: Version,
+    host: Option<&HeaderValue>,
+    target: PathAndQuery,
+) -> Result<(), String> {
+    if version == Version::HTTP_2 {
+        *request.uri_mut() = address.uri(host, target).map_err(|error| error.to_string())?;
+        *request.version_mut() = version;
+        return Ok(());
+    }
+    let own = || HeaderValue::from_str(address.place.authority()).map_err(|error| error.to_string());
+    request.headers_mut().insert(header::HOST, host.cloned().map_or_else(own, Ok)?);
+    *request.uri_mut() = Uri::from(target);
+    Ok(())
+}
+
+async fn exchange(connection: &mut Connection, request: Request<RequestBody>) -> Result<Answer, String> {
+    let mut answer = pin!(connection.send(request));
+    let response = poll_fn(|cx| connection.drive(cx, |cx| answer.as_mut().poll(cx))).await;
+    let (head, mut content) = response.map_err(|unsent| causes(&unsent.into_error()))?.into_parts();
+    let mut answer = Answer { status: head.status, content: Vec::new(), trailers: HeaderMap::new() };
+    // A response without content may have its gRPC status among the fields.
+    if let Some(status) = head.headers.get(&GRPC_STATUS) {
+        answer.trailers.insert(GRPC_STATUS, status.clone());
+    }
+    while answer.content.len() < MOST_CONTENT {
+        let frame = poll_fn(|cx| connection.drive(cx, |cx| Pin::new(&mut content).poll_frame(cx))).await;
+        let Some(frame) = frame else { break };
+        take(&mut answer, frame)?;
+    }
+    Ok(answer)
+}
+
+fn take(answer: &mut Answer, frame: hyper::Result<http_body::Frame<<Incoming as Body>::Data>>) -> Result<(), String> {
+    match frame.map_err(|error| error.to_string())?.into_data() {
+        Ok(piece) => answer.content.extend(piece),
+        Err(frame) => answer.trailers.extend(frame.into_trailers().unwrap_or_default()),
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! A connection to an endpoint that is being made for a request, which may go elsewhere meanwhile: an address that doesn't
+//! answer must not hold requests up that another endpoint could serve.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::connect::Wanted;
+use super::connection::Connection;
+use super::connection_limit::{Slot, Slots};
+use super::endpoint_view::Seat;
+use super::health::Failed;
+use super::{Pool, Rules};
+use crate::error::Error;
+use crate::net::deadline::Clock;
+use crate::system::supervise::{Task, spawn};
+
+/// A connection that is being made. Nothing is left behind if this is dropped half-way.
+pub struct Connecting {
+    attempt: Pin<Box<dyn Future<Output = Result<Box<Connection>, Error>>>>,
+    /// Whether the endpoint's machine has answered.
+    reached: Rc<Cell<bool>>,
+    seat: Rc<Seat>,
+    rules: Rc<Rules>,
+    began: Instant,
+}
+
+/// Counts a connection that is being made for no request, until dropped.
+struct Stuck(Rc<Pool>);
+
+impl Connecting {
+    /// Prepares a connection for a client's request.
+    pub fn new(
+        seat: &Rc<Seat>,
+        (slots, slot): (&Slots, Slot),
+        wanted: Wanted,
+        ends: Option<(SocketAddr, SocketAddr)>,
+        rules: &Rc<Rules>,
+        clock: &Rc<Clock>,
+    ) -> Self {
+        let reached = Rc::<Cell<bool>>::default();
+        let (pool, slots) = (seat.pool.clone(), slots.clone());
+        let (clock, answered, terms) = (clock.clone(), reached.clone(), rules.clone());
+        let attempt =
+            Box::pin(async move { pool.fresh((&slots, slot), wanted, (ends, &answered), &terms, &clock).await });
+        Connecting { attempt, reached, seat: seat.clone(), rules: rules.clone(), began: Instant::now() }
+    }
+
+    /// The connection, or why there is none.
+    pub fn attempt(&mut self) -> &mut (impl Future<Output = Result<Box<Connection>, Error>> + use<>) {
+        &mut self.attempt
+    }
+
+    /// Whether the endpoint's machine has answered, so that what is left is a matter of its program.
+    pub fn has_reached(&self) -> bool {
+        self.reached.get()
+    }
+
+    /// Continues without the request for a while: the connection is kept for others, or its failure is noted.
+    pub fn go_on_alone(self, within: Duration) {
+        let Connecting { attempt, seat, rules, began, .. } = self;
+        let stuck = Stuck::new(&seat.pool);
+        spawn(Task::UpstreamConnection, async move {
+            let connected = tokio::time::timeout(within, attempt).await;
+            drop(stuck);
+            let now = Instant::now();
+            match connected {
+                Ok(Ok(connection)) => seat.pool.put_back(connection, &rules, now),
+                Ok(Err(error)) if !error.kind.blames_endpoint() => {}
+                Ok(Err(_)) | Err(_) => seat.failed(Failed::Connect, now - began, now),
+            }
+        });
+    }
+}
+
+impl Stuck {
+    fn new(pool: &Rc<Pool>) -> Self {
+        pool.stuck.set(pool.stuck.get() + 1);
+        Stuck(pool.clone())
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        self.0.stuck.set(self.0.stuck.get() - 1);
+    }
+}
