@@ -3,3 +3,6 @@
 pub mod backlog;
 pub mod replay;
 pub mod upload;
+
+/// The error that ends a body before its end.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;

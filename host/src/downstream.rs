@@ -14,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::body::BodyError;
 use crate::body::upload::{ClientContent, Upload};
 use crate::downstream::admission::Presence;
 use crate::error::{Error, Kind};
-use crate::exchange::filtered_body::BodyError;
 use crate::exchange::record::Ending;
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::{self, Arrival, Begun, Timers};

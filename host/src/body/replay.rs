@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
+use crate::body::BodyError;
 use crate::body::backlog::Piece;
 use crate::body::upload::RequestBody;
-use crate::exchange::filtered_body::BodyError;
 
 /// What there is to send, attempt after attempt.
 pub struct Content {

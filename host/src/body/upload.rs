@@ -13,10 +13,11 @@ use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::body::BodyError;
 use crate::body::backlog::{Piece, StreamBacklog};
 use crate::body::replay::Resent;
 use crate::error::{Error, Kind};
-use crate::exchange::filtered_body::{BodyError, Passage};
+use crate::exchange::filtered_body::Passage;
 use crate::net::deadline::Deadline;
 use crate::plugin::body_filter::TransformError;
 use crate::protocol::hop_by_hop;

@@ -9,10 +9,8 @@ use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
+use crate::body::BodyError;
 use crate::plugin::body_filter::{Transform, TransformError};
-
-/// Why a body doesn't go on.
-pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body and the plugins that it passes, in the order of its way.
 pub struct Passage<B> {

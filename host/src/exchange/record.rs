@@ -3,10 +3,10 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::body::BodyError;
 use crate::body::upload::Upload;
 use crate::context::Head;
 use crate::error::{Error, Kind, causes};
-use crate::exchange::filtered_body::BodyError;
 use crate::generation::connection_counts::CountedRequest;
 use crate::generation::{Running, UNROUTED};
 use crate::plugin::body_filter::TransformError;

@@ -11,9 +11,10 @@ use http::{HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::body::BodyError;
 use crate::body::upload::{Rest, Upload};
 use crate::error::{Error, Kind};
-use crate::exchange::filtered_body::{BodyError, Passage};
+use crate::exchange::filtered_body::Passage;
 use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop;
 use crate::store::stored_body::Stored;

@@ -13,7 +13,7 @@ use http_body::Frame;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::stored_response::{Content, Pieces};
-use crate::exchange::filtered_body::BodyError;
+use crate::body::BodyError;
 use crate::net::memfd_arena;
 
 /// Content on its way into the store.

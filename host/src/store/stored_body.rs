@@ -10,7 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::disk::reader::Blocks;
 use super::shared_body::Reading;
 use super::stored_response::{Content, Pieces};
-use crate::exchange::filtered_body::BodyError;
+use crate::body::BodyError;
 
 /// The body of a response from the store: the whole content or a part of it.
 #[derive(Debug)]

@@ -15,11 +15,11 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use smallvec::SmallVec;
 
+use crate::body::BodyError;
 use crate::body::upload::{ClientContent, Upload};
 use crate::downstream::{Client, Outgoing};
 use crate::error::Kind;
 use crate::exchange::Timers;
-use crate::exchange::filtered_body::BodyError;
 use crate::exchange::record::Ending;
 use crate::exchange::response_body::{ResponseBody, Switched};
 use crate::net::deadline::Deadline;

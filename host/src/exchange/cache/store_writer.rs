@@ -7,8 +7,8 @@ use std::task::{Poll, ready};
 
 use http_body::Body;
 
+use crate::body::BodyError;
 use crate::error::{Error, causes};
-use crate::exchange::filtered_body::BodyError;
 use crate::exchange::response_body::ResponseBody;
 use crate::store::Store;
 use crate::store::collapse::Lead;

@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::record::{BLOCK, Sums, broken};
 use super::{Disk, Filed};
-use crate::exchange::filtered_body::BodyError;
+use crate::body::BodyError;
 use crate::net::memfd_arena;
 use crate::store::stored_response::{Content, Pieces};
 
