@@ -4,5 +4,14 @@ pub mod backlog;
 pub mod replay;
 pub mod upload;
 
+use std::pin::Pin;
+
+use http_body::Body;
+
+use backlog::Piece;
+
+/// A body of a request that is not the client's own as it comes: one that passes plugins, or is sent again.
+pub type BoxBody = Pin<Box<dyn Body<Data = Piece, Error = BodyError>>>;
+
 /// The error that ends a body before its end.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;

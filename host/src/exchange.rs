@@ -19,12 +19,12 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
-use crate::context::edits::Side;
+use crate::context::edit_check::Side;
 use crate::context::{Head, Peer, Received, Words};
 use crate::error::{Error, Kind};
 use crate::exchange::cache::{Answered, Asking, Looked, Past};
 use crate::exchange::chain::{Depth, Down, Failed};
-use crate::exchange::filtered_body::Passage;
+use crate::exchange::filtered_body::{FilteredUpload, Passage};
 use crate::exchange::forward::{Forwarded, Sending, forward};
 use crate::exchange::record::Ending;
 use crate::exchange::response_body::ResponseBody;
@@ -391,8 +391,7 @@ fn content(
         return Ok(Sending { body: RequestBody::Incoming(Box::new(body)), upload, hop });
     }
     transformed_content::request(&mut head.request.headers);
-    let passage = Box::new(Passage::new(body, stages));
-    Ok(Sending { body: RequestBody::Filtered(passage, upload.clone()), upload, hop })
+    Ok(Sending { body: FilteredUpload::body(Passage::new(body, stages), upload.clone()), upload, hop })
 }
 
 /// The response to what never became a request.

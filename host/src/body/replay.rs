@@ -119,7 +119,7 @@ impl Resent {
     fn begin(kept: &Rc<RefCell<Kept>>) -> RequestBody {
         let turn = kept.borrow().turn + 1;
         kept.borrow_mut().turn = turn;
-        RequestBody::Resent(Resent { kept: kept.clone(), turn, next: 0 })
+        RequestBody::Stream(Box::pin(Resent { kept: kept.clone(), turn, next: 0 }), None)
     }
 }
 

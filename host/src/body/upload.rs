@@ -13,23 +13,19 @@ use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::body::BodyError;
 use crate::body::backlog::{Piece, StreamBacklog};
-use crate::body::replay::Resent;
+use crate::body::{BodyError, BoxBody};
 use crate::error::{Error, Kind};
-use crate::exchange::filtered_body::Passage;
 use crate::net::deadline::Deadline;
-use crate::plugin::body_filter::TransformError;
 use crate::protocol::hop_by_hop;
 
 /// The content of a request: the client's, streamed, or none.
 pub enum RequestBody {
     /// Streams as it comes.
     Incoming(Box<Receiving>),
-    /// Streams through plugins.
-    Filtered(Box<Passage<Receiving>>, Upload),
-    /// Streams, and may stream once more.
-    Resent(Resent),
+    /// Streams from another source, such as plugins that transform it. With the upload whose connection holds a copy that
+    /// is kept for another attempt; `None` if it is such a copy.
+    Stream(BoxBody, Option<Upload>),
     /// Is there already.
     Whole(Bytes),
     Empty,
@@ -103,14 +99,15 @@ struct Progress {
 pub struct Fault {
     pub kind: Kind,
     /// The key of the limit that was met.
-    limit: Option<&'static str>,
+    pub limit: Option<&'static str>,
     /// The status in the `on-error` of a failed plugin.
-    status: Option<StatusCode>,
-    is_logged: bool,
+    pub status: Option<StatusCode>,
+    pub is_logged: bool,
 }
 
 impl Fault {
-    fn new(kind: Kind) -> Self {
+    /// A fault of a kind that met no limit.
+    pub fn new(kind: Kind) -> Self {
         Fault { kind, limit: None, status: None, is_logged: false }
     }
 
@@ -228,8 +225,21 @@ impl Upload {
     }
 
     /// Waits until the endpoint has taken what came before.
-    fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+    pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
         self.0.backlog.as_ref().map_or(Poll::Ready(()), |backlog| backlog.poll_room(cx))
+    }
+
+    /// Counts the data of a frame as held until the endpoint has taken it.
+    pub fn held(
+        &self,
+        frame: Poll<Option<Result<Frame<Bytes>, BodyError>>>,
+    ) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+        frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(|content| self.hold(content)))))
+    }
+
+    /// Records why the content ends.
+    pub fn fault_is(&self, fault: Fault) {
+        self.0.fault.set(Some(fault));
     }
 
     fn hold(&self, content: Bytes) -> Piece {
@@ -416,21 +426,13 @@ impl Pace {
 
 // === RequestBody ===
 
-/// Counts what has come as held until the endpoint has taken it.
-fn held(
-    frame: Poll<Option<Result<Frame<Bytes>, BodyError>>>,
-    upload: &Upload,
-) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
-    frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(|content| upload.hold(content)))))
-}
-
 impl RequestBody {
     /// Grants so many bytes to be kept for another attempt; `false` if the client's connection holds too much.
     pub fn grant_copy(&self, bytes: usize) -> bool {
         let upload = match self {
             RequestBody::Incoming(body) => &body.upload,
-            RequestBody::Filtered(_, upload) => upload,
-            RequestBody::Resent(_) | RequestBody::Whole(_) | RequestBody::Empty => return true,
+            RequestBody::Stream(_, Some(upload)) => upload,
+            RequestBody::Stream(_, None) | RequestBody::Whole(_) | RequestBody::Empty => return true,
         };
         upload.0.backlog.as_ref().is_none_or(|backlog| backlog.grant_copy(bytes))
     }
@@ -445,26 +447,9 @@ impl Body for RequestBody {
             RequestBody::Incoming(body) => {
                 ready!(body.upload.poll_room(cx));
                 let frame = Pin::new(&mut **body).poll_frame(cx);
-                held(frame, &body.upload)
+                body.upload.held(frame)
             }
-            RequestBody::Filtered(passage, upload) => {
-                ready!(upload.poll_room(cx));
-                let frame = Pin::new(&mut **passage).poll_frame(cx);
-                if let Poll::Ready(Some(Err(error))) = &frame {
-                    match error.downcast_ref() {
-                        Some(TransformError::TooLarge { .. }) => {
-                            upload.0.fault.set(Some(Fault::new(Kind::RequestBodySize)))
-                        }
-                        Some(TransformError::Trap(trap)) => {
-                            let (status, is_logged) = (passage.status(), trap.rejection().is_none());
-                            upload.0.fault.set(Some(Fault { status, is_logged, ..Fault::new(Kind::PluginError) }));
-                        }
-                        None => {}
-                    }
-                }
-                held(frame, upload)
-            }
-            RequestBody::Resent(body) => Pin::new(body).poll_frame(cx),
+            RequestBody::Stream(body, _) => body.as_mut().poll_frame(cx),
             RequestBody::Whole(content) if content.is_empty() => Poll::Ready(None),
             RequestBody::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content).into())))),
             RequestBody::Empty => Poll::Ready(None),
@@ -474,8 +459,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Incoming(body) => body.is_end_stream(),
-            RequestBody::Filtered(..) => false,
-            RequestBody::Resent(body) => body.is_end_stream(),
+            RequestBody::Stream(body, _) => body.is_end_stream(),
             RequestBody::Whole(content) => content.is_empty(),
             RequestBody::Empty => true,
         }
@@ -484,8 +468,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Incoming(body) => body.size_hint(),
-            RequestBody::Filtered(passage, _) => passage.size_hint(),
-            RequestBody::Resent(body) => body.size_hint(),
+            RequestBody::Stream(body, _) => body.size_hint(),
             RequestBody::Whole(content) => SizeHint::with_exact(content.len() as u64),
             RequestBody::Empty => SizeHint::with_exact(0),
         }

@@ -10,6 +10,9 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
 use crate::body::BodyError;
+use crate::body::backlog::Piece;
+use crate::body::upload::{Fault, Receiving, RequestBody, Upload};
+use crate::error::Kind;
 use crate::plugin::body_filter::{Transform, TransformError};
 
 /// A body and the plugins that it passes, in the order of its way.
@@ -132,6 +135,51 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
     /// What the plugins will make of it, nobody knows before.
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
+    }
+}
+
+/// The content of a request that passes plugins, on its way to an endpoint.
+pub struct FilteredUpload {
+    passage: Passage<Receiving>,
+    upload: Upload,
+}
+
+impl FilteredUpload {
+    /// Returns the content as the body of a request.
+    pub fn body(passage: Passage<Receiving>, upload: Upload) -> RequestBody {
+        RequestBody::Stream(Box::pin(FilteredUpload { passage, upload: upload.clone() }), Some(upload))
+    }
+
+    /// The fault of the upload for an error of a plugin; `None` for other errors, which the upload records by itself.
+    fn fault(&self, error: &BodyError) -> Option<Fault> {
+        match error.downcast_ref()? {
+            TransformError::TooLarge { .. } => Some(Fault::new(Kind::RequestBodySize)),
+            TransformError::Trap(trap) => {
+                let (status, is_logged) = (self.passage.status(), trap.rejection().is_none());
+                Some(Fault { status, is_logged, ..Fault::new(Kind::PluginError) })
+            }
+        }
+    }
+}
+
+impl Body for FilteredUpload {
+    type Data = Piece;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+        let this = &mut *self;
+        ready!(this.upload.poll_room(cx));
+        let frame = Pin::new(&mut this.passage).poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = &frame
+            && let Some(fault) = this.fault(error)
+        {
+            this.upload.fault_is(fault);
+        }
+        this.upload.held(frame)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.passage.size_hint()
     }
 }
 
