@@ -1,6 +1,7 @@
 //! A running configuration: immutable and shared, and each worker's own view of it with live instances and pools.
 
 pub mod connection_counts;
+pub mod error_pages;
 pub mod listener;
 pub mod router;
 
@@ -15,7 +16,7 @@ use http::StatusCode;
 use tokio::sync::mpsc;
 
 use crate::context::Head;
-use crate::exchange::error_response::ErrorPages;
+use crate::generation::error_pages::ErrorPages;
 use crate::generation::listener::Listener;
 use crate::generation::router::Router;
 use crate::plugin::body_filter::Bodies;

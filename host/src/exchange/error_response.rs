@@ -1,7 +1,5 @@
 //! Responses that the proxy makes itself. The client learns the kind of an error, never the cause.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
@@ -9,15 +7,12 @@ use http::{Response, StatusCode};
 use crate::context::Head;
 use crate::error::Kind;
 use crate::exchange::response_body::ResponseBody;
+use crate::generation::error_pages::ErrorPages;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// In seconds (RFC 9110 §10.2.3): the least that can be said, and longer than most requests take.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
-
-/// Pages of the manifest's own, in place of those below.
-#[derive(Debug, Default)]
-pub struct ErrorPages(HashMap<u16, String>);
 
 /// What a client can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,22 +22,13 @@ enum Language {
     Text,
 }
 
-impl ErrorPages {
-    /// A page for the status codes between two; one that is there already goes before.
-    pub fn add(&mut self, codes: std::ops::RangeInclusive<u16>, page: &str) {
-        for code in codes {
-            self.0.entry(code).or_insert_with(|| page.into());
-        }
-    }
-}
-
-/// Returns the response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209).
+/// The response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209).
 pub fn error(kind: Kind, status: StatusCode, head: Option<&Head>, pages: &ErrorPages) -> Response<ResponseBody> {
     let unknown = head.is_none().then(Head::empty);
     let head = head.or(unknown.as_ref());
     let id = head.map_or("", |head| head.request_id());
     let language = head.and_then(|head| head.request.headers.get(header::ACCEPT)).map_or(Language::Text, language);
-    let (text, media) = match (pages.0.get(&status.as_u16()), language) {
+    let (text, media) = match (pages.get(status), language) {
         (Some(page), Language::Html | Language::Text) => (filled(page, status, id), "text/html; charset=utf-8"),
         (_, Language::Html) => (filled(PAGE, status, id), "text/html; charset=utf-8"),
         (_, Language::Json) => (json(kind, status, id), "application/json"),
