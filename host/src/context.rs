@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::context::edits::Side;
+use crate::context::edit_check::Side;
 use crate::protocol::authority;
 use crate::protocol::client_address::{Client, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
@@ -358,7 +358,7 @@ impl Head {
             ValueName::Method => Some(borrowed(self.request.method.as_str())),
             ValueName::Scheme => Some(Value::Field(&self.peer.scheme)),
             ValueName::Authority => self.request.headers.get(header::HOST).map(Value::Field),
-            ValueName::Host => host(self.request.headers.get(header::HOST)?),
+            ValueName::Host => Some(host(self.request.headers.get(header::HOST)?)),
             ValueName::Path => Some(borrowed(self.request.uri.path())),
             ValueName::Query => self.request.uri.query().map(borrowed),
             ValueName::Uri => {
@@ -538,16 +538,11 @@ impl Value<'_> {
 }
 
 /// The host of an authority without its port (RFC 3986 §3.2), in lower case.
-pub fn host(authority: &HeaderValue) -> Option<Value<'_>> {
-    let bytes = authority.as_bytes();
-    let end = match bytes.iter().rposition(|byte| *byte == b':') {
-        Some(colon) if bytes[colon + 1..].iter().all(u8::is_ascii_digit) => colon,
-        _ => bytes.len(),
-    };
-    if bytes.iter().any(u8::is_ascii_uppercase) {
-        return Some(Value::Bytes(Cow::Owned(bytes[..end].to_ascii_lowercase())));
+pub fn host(field: &HeaderValue) -> Value<'_> {
+    match authority::without_port(field.as_bytes()) {
+        Cow::Borrowed(host) if host.len() == field.len() => Value::Field(field),
+        host => Value::Bytes(host),
     }
-    Some(if end == bytes.len() { Value::Field(authority) } else { Value::Bytes(Cow::Borrowed(&bytes[..end])) })
 }
 
 fn borrowed(text: &str) -> Value<'_> {

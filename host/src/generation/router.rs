@@ -73,7 +73,7 @@ impl Router {
     /// The place of the route for a request.
     pub fn route(&self, request: &Parts) -> Option<usize> {
         let authority = || request.headers.get(http::header::HOST);
-        let name = self.by_host.then(authority).flatten().and_then(host);
+        let name = self.by_host.then(authority).flatten().map(host);
         let name = name.as_ref().map_or(&b""[..], |name| name.bytes());
         let path = without_parameters(request.uri.path());
         let mut matching = self.table.iter().filter(|(host, route, _)| {

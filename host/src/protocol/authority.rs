@@ -83,7 +83,17 @@ pub fn host(host: &[u8]) -> Result<Cow<'_, [u8]>, Refused> {
     Ok(if name == host { Cow::Borrowed(host) } else { Cow::Owned(name) })
 }
 
-/// Splits a valid authority into the host, and the digits of the port behind the colon.
+/// The host, and the digits of the port behind the colon, of an authority that is one.
+/// Returns the host of an authority without its port, in lower case.
+pub fn without_port(authority: &[u8]) -> Cow<'_, [u8]> {
+    let end = match authority.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if authority[colon + 1..].iter().all(u8::is_ascii_digit) => colon,
+        _ => authority.len(),
+    };
+    let host = &authority[..end];
+    if host.iter().any(u8::is_ascii_uppercase) { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) }
+}
+
 fn split(authority: &[u8]) -> (&[u8], &[u8]) {
     let end = match authority.first() {
         Some(b'[') => authority.iter().position(|byte| *byte == b']').map(|at| at + 1),

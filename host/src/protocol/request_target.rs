@@ -24,8 +24,8 @@ pub fn accept(request: &mut Parts, is_secure: bool) -> Result<(), Error> {
 /// Returns the location of the same request with `https` (RFC 9110 §4.2.2).
 pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
     let host = request.headers.get(header::HOST)?;
-    let host = crate::context::host(host)?;
-    let host = std::str::from_utf8(host.bytes()).ok().filter(|host| !host.is_empty())?;
+    let host = authority::without_port(host.as_bytes());
+    let host = std::str::from_utf8(&host).ok().filter(|host| !host.is_empty())?;
     let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let port = if port == 443 { String::new() } else { format!(":{port}") };
     HeaderValue::from_str(&format!("https://{host}{port}{target}")).ok()
