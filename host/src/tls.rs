@@ -17,7 +17,7 @@ use rustls::crypto::{CryptoProvider, hash};
 mod certificate_resolver;
 pub mod client;
 pub mod handshake_info;
-mod pem;
+pub mod pem;
 pub mod self_signed;
 pub mod server;
 #[cfg(test)]

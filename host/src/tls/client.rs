@@ -11,8 +11,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::Mistake;
+use super::pem::CertificateFiles;
 use super::pem::{self, Fault};
-use super::server::CertificateFiles;
 
 /// The TLS settings of an upstream in the manifest.
 pub struct ClientFiles {

@@ -4,7 +4,7 @@
 //! No text shows anything of what is in a file: it may be a key.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
@@ -13,8 +13,13 @@ use rustls::{Error, InconsistentKeys, RootCertStore};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::server::CertificateFiles;
 use crate::system::files;
+
+/// A certificate with its chain, and its key; both in PEM.
+pub struct CertificateFiles {
+    pub chain: PathBuf,
+    pub key: PathBuf,
+}
 
 /// Which of the two files is wrong, and why.
 #[derive(Debug, thiserror::Error)]

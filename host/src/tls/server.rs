@@ -15,7 +15,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::Mistake;
 use super::certificate_resolver::Certificates;
-use super::pem::{self, Fault};
+use super::pem::{self, CertificateFiles, Fault};
 
 /// The bytes that a session holds, enciphered, for a client that takes nothing: two records.
 pub const SEND_BUFFER: usize = 32 << 10;
@@ -27,12 +27,6 @@ pub struct ServerFiles {
     pub client: ClientAuth,
     pub minimum: MinimumVersion,
     pub http2: bool,
-}
-
-/// A certificate with its chain, and its key; both in PEM.
-pub struct CertificateFiles {
-    pub chain: PathBuf,
-    pub key: PathBuf,
 }
 
 /// Whether clients are asked for certificates; with the file of authorities that these are checked against.

@@ -13,7 +13,8 @@ use tempfile::TempDir;
 
 use super::client::{ClientFiles, Roots, Verify, client};
 use super::pem;
-use super::server::{CertificateFiles, ClientAuth, MinimumVersion, ServerFiles};
+use super::pem::CertificateFiles;
+use super::server::{ClientAuth, MinimumVersion, ServerFiles};
 
 /// A folder with an authority, `ca.pem`, and the certificates that it has issued.
 pub struct Authority {

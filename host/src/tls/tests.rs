@@ -15,8 +15,9 @@ use rustls_pki_types::ServerName;
 use super::Mistake;
 use super::client::{ClientFiles, Place as ClientPlace, Roots, Verify, client};
 use super::handshake_info::facts;
+use super::pem::CertificateFiles;
 use super::self_signed::self_signed;
-use super::server::{CertificateFiles, ClientAuth, MinimumVersion, Place, ServerFiles, Tickets, server};
+use super::server::{ClientAuth, MinimumVersion, Place, ServerFiles, Tickets, server};
 use super::test_authority::{Authority, made, params};
 use super::validity::{Dated, Invalid};
 
