@@ -7,20 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::confinement::confine;
-use super::messages::{self, About, Complaint, Form, Order, Setup, Verdict};
+use super::messages::{self, About, Complaint, Form, Order, Setup, Verdict, text};
 use super::verdict::Schema;
 use crate::config::diagnostic::MOST_SHOWN;
 use crate::plugin::compiled_cache::{MOST_SEALED, Seal};
 use crate::plugin::configured::{self, BindError, Binding, Isolation, Limits, OnError};
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::settings::ConfigErrors;
-use crate::system::printable::cut;
 
 /// The argument by which the program becomes such a child; no command for people.
 pub const ARGUMENT: &str = "load-component";
-
-/// The bytes of a plugin's own words that are passed on.
-const LONGEST_TEXT: usize = 4 << 10;
 
 /// A component that is loaded.
 pub(super) struct Examiner {
@@ -150,9 +146,4 @@ impl Examiner {
 /// The error about a component whose artifact is too large.
 pub(super) fn too_much_code(bytes: u64) -> String {
     format!("its compiled code has {} MiB; {} MiB are the most", bytes >> 20, MOST_SEALED >> 20)
-}
-
-/// A plugin's own words, or an error that holds some.
-pub(super) fn text(words: &str) -> String {
-    cut(words, LONGEST_TEXT).into_owned()
 }

@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::system::printable::cut;
+
 /// The first message to a child; `length` bytes of the component, or of its artifact, follow it.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Setup {
@@ -107,4 +109,12 @@ pub(super) fn read<T: DeserializeOwned>(input: &mut impl Read) -> io::Result<Opt
 pub(super) fn write<T: Serialize>(output: &mut impl Write, content: &T) -> io::Result<()> {
     output.write_all(&message(content)?)?;
     output.flush()
+}
+
+/// The bytes of a plugin's own words that are passed on.
+const LONGEST_TEXT: usize = 4 << 10;
+
+/// A plugin's own words, or an error that holds some.
+pub(super) fn text(words: &str) -> String {
+    cut(words, LONGEST_TEXT).into_owned()
 }

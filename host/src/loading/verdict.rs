@@ -3,8 +3,7 @@
 use jsonschema::error::ValidationErrorKind as Kind;
 use jsonschema::{ValidationError, Validator};
 
-use super::confined::text;
-use super::messages::{Complaint, Verdict};
+use super::messages::{Complaint, Verdict, text};
 use crate::config::diagnostic::MOST_SHOWN;
 
 /// A schema that is valid itself.
