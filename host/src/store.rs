@@ -284,6 +284,7 @@ pub mod collapse;
 pub mod disk;
 pub mod index;
 pub mod memory_budget;
+pub mod memory_content;
 pub mod purge_log;
 pub mod shared_body;
 pub mod stored_body;

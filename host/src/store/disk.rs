@@ -1,6 +1,7 @@
 //! Stored responses in a directory: one file per response, an index of the files in memory, and a thread that writes
 //! and removes files. The files are found again at the next start, even after a crash; incomplete files are removed.
 
+mod blocks;
 mod directory;
 pub mod reader;
 pub mod record;
@@ -213,11 +214,11 @@ impl Disk {
         let file = files::open(&self.claim.folder.file(filed.number), files::STORED)?;
         let Entry { key: known, object, trailers, sums, length, .. } = record::read(&file, self.claim.seed)?;
         if *known != *key || !object.label.is_for_the_same(&filed.label) {
-            return Err(record::broken());
+            return Err(blocks::broken());
         }
         let is_whole = length <= most;
         let content = if is_whole {
-            reader::whole(&file, &sums, length, trailers)?
+            reader::whole(&file, &sums, length, trailers)?.into()
         } else {
             Content::File(Arc::new(Opened::new(file, sums, length, trailers, filed.clone(), Arc::downgrade(self))))
         };

@@ -12,7 +12,7 @@ use http::HeaderMap;
 use http_body::Frame;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::stored_response::{Content, Pieces};
+use super::memory_content::{MemoryContent, Pieces};
 use crate::body::BodyError;
 use crate::net::memfd_arena;
 
@@ -170,15 +170,15 @@ impl Fill {
     }
 
     /// What is to be stored, where it was kept in memory.
-    pub fn content(&self, trailers: Option<HeaderMap>) -> Content {
+    pub fn content(&self, trailers: Option<HeaderMap>) -> MemoryContent {
         let state = self.state();
         let pieces: Vec<Bytes> = state.pieces.iter().map(|(_, piece)| piece.clone()).collect();
         let length = state.bytes;
         drop(state);
         if trailers.is_none() && length <= WHOLE {
-            return Content::Whole(memfd_arena::joined(&pieces));
+            return MemoryContent::Whole(memfd_arena::joined(&pieces));
         }
-        Content::Pieces(Arc::new(Pieces { list: repacked(pieces), length, trailers }))
+        MemoryContent::Pieces(Arc::new(Pieces { list: repacked(pieces), length, trailers }))
     }
 
     /// No more will come of it, which readers learn as a failure.
@@ -347,6 +347,7 @@ pub mod tests {
 
     use super::*;
     use crate::store::stored_body::Stored;
+    use crate::store::stored_response::Content;
 
     pub fn read(stored: &mut Stored) -> Vec<u8> {
         let (mut cx, mut all) = (Context::from_waker(Waker::noop()), Vec::new());
@@ -369,7 +370,7 @@ pub mod tests {
         assert_eq!(read(&mut early), b"abcdef");
         fill.push(Bytes::from_static(b"ghi"));
         fill.finish(None);
-        let whole = fill.content(None);
+        let whole = fill.content(None).into();
         let mut late = Stored::all(&content).unwrap();
         assert_eq!((read(&mut early), read(&mut late)), (b"ghi".to_vec(), b"abcdefghi".to_vec()));
         assert_eq!(read(&mut Stored::all(&whole).unwrap()), b"abcdefghi");
@@ -411,7 +412,7 @@ pub mod tests {
         for _ in 0..3 {
             fill.push(Bytes::from(vec![7; 700 << 10]));
         }
-        let Content::Pieces(pieces) = fill.content(None) else { panic!("2.1 MiB in one allocation") };
+        let MemoryContent::Pieces(pieces) = fill.content(None) else { panic!("2.1 MiB in one allocation") };
         assert_eq!(pieces.length, 3 * (700 << 10));
         assert!(pieces.list[..pieces.list.len() - 1].iter().all(|piece| piece.len() == PIECE));
         assert_eq!(pieces.list.iter().map(Bytes::len).sum::<usize>(), 3 * (700 << 10));

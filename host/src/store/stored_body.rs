@@ -8,8 +8,9 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::disk::reader::Blocks;
+use super::memory_content::Pieces;
 use super::shared_body::Reading;
-use super::stored_response::{Content, Pieces};
+use super::stored_response::Content;
 use crate::body::BodyError;
 
 /// The body of a response from the store: the whole content or a part of it.
@@ -166,7 +167,7 @@ mod tests {
             trailers: None,
         }));
         fill.finish(None);
-        let whole = fill.content(None);
+        let whole = fill.content(None).into();
         for content in [content, whole, pieces] {
             for (offset, length) in [(0, 9), (0, 1), (2, 3), (8, 1), (4, 5)] {
                 let part = read(&mut Stored::part(&content, offset, length).unwrap());
@@ -181,7 +182,7 @@ mod tests {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", HeaderValue::from_static("1"));
         fill.finish(Some(trailers.clone()));
-        let stored = fill.content(Some(trailers));
+        let stored = fill.content(Some(trailers)).into();
         for content in [content, stored] {
             let (mut cx, mut body) = (Context::from_waker(Waker::noop()), Stored::all(&content).unwrap());
             let mut next = || match Pin::new(&mut body).poll_frame(&mut cx) {

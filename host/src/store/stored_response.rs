@@ -8,6 +8,7 @@ use http::{Response, StatusCode, response};
 
 use super::disk::reader::Opened;
 use super::index::Variant;
+use super::memory_content::{MemoryContent, Pieces};
 use super::shared_body::Fill;
 use super::variant::Label;
 use crate::context::bounds;
@@ -46,14 +47,6 @@ pub enum Content {
     File(Arc<Opened>),
     /// Still on its way.
     Filling(Arc<Fill>),
-}
-
-/// Content in pieces, none of them empty.
-#[derive(Debug)]
-pub struct Pieces {
-    pub list: Vec<Bytes>,
-    pub length: u64,
-    pub trailers: Option<HeaderMap>,
 }
 
 /// The fields of a head; half the size of a map. All values stand in one allocation, which is nobody else's: what was
@@ -129,6 +122,15 @@ impl Variant for Object {
 /// What an object takes besides its text: itself and what it points to, with their counts, and its place in the index.
 const OVERHEAD: usize = size_of::<Object>() + 176;
 const FIELD: usize = size_of::<(HeaderName, HeaderValue)>();
+
+impl From<MemoryContent> for Content {
+    fn from(content: MemoryContent) -> Self {
+        match content {
+            MemoryContent::Whole(content) => Content::Whole(content),
+            MemoryContent::Pieces(pieces) => Content::Pieces(pieces),
+        }
+    }
+}
 
 impl Content {
     /// Its length, as soon as that is known.

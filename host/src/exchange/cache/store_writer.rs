@@ -84,7 +84,7 @@ impl Filling {
         self.fill.finish(trailers.clone());
         match std::mem::replace(&mut self.into, Destination::Nowhere) {
             Destination::Memory => {
-                let object = Arc::new(self.object.with(self.fill.content(trailers)));
+                let object = Arc::new(self.object.with(self.fill.content(trailers).into()));
                 self.store.insert(self.id, &self.key, object, self.asked);
             }
             Destination::File(spill) => {

@@ -14,11 +14,11 @@ use http_body::Frame;
 use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::record::{BLOCK, Sums, broken};
+use super::blocks::{BLOCK, Sums, broken};
 use super::{Disk, Filed};
 use crate::body::BodyError;
 use crate::net::memfd_arena;
-use crate::store::stored_response::{Content, Pieces};
+use crate::store::memory_content::{MemoryContent, Pieces};
 
 /// A file that is being read; it may be removed meanwhile.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Opened {
 }
 
 /// Reads content into memory, checked.
-pub fn whole(file: &File, sums: &Sums, length: u64, trailers: Option<HeaderMap>) -> io::Result<Content> {
+pub fn whole(file: &File, sums: &Sums, length: u64, trailers: Option<HeaderMap>) -> io::Result<MemoryContent> {
     let mut list = Vec::new();
     let mut at = 0;
     while at < length {
@@ -108,9 +108,9 @@ pub fn whole(file: &File, sums: &Sums, length: u64, trailers: Option<HeaderMap>)
         list.push(memfd_arena::joined(&[block.into()]));
     }
     if trailers.is_none() && list.len() <= 1 {
-        return Ok(Content::Whole(list.pop().unwrap_or_default()));
+        return Ok(MemoryContent::Whole(list.pop().unwrap_or_default()));
     }
-    Ok(Content::Pieces(Arc::new(Pieces { list, length, trailers })))
+    Ok(MemoryContent::Pieces(Arc::new(Pieces { list, length, trailers })))
 }
 
 impl Blocks {

@@ -4,19 +4,16 @@
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
+use super::blocks::{BLOCK, Sums, broken};
 use crate::store::stored_response::{Content, Object, Rules};
 use crate::store::variant::{Label, Strength};
 use crate::store::vary::Selectors;
-
-/// Content is read and checked in blocks of so many bytes.
-pub const BLOCK: usize = 256 << 10;
 
 /// Another number for another format.
 const MAGIC: [u8; 8] = *b"plugway1";
@@ -54,10 +51,6 @@ pub struct Entry {
     pub size: u64,
 }
 
-/// The sums of a content's blocks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sums(Arc<[u64]>);
-
 type Fields = Vec<(String, Vec<u8>)>;
 
 #[derive(Serialize, Deserialize)]
@@ -77,49 +70,6 @@ struct Record {
     stale_if_error_ms: u64,
     must_revalidate: bool,
     since_ms: u64,
-}
-
-impl Sums {
-    /// Of content in pieces of any length.
-    pub fn of<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Self {
-        let (mut sums, mut sum, mut filled) = (Vec::new(), Xxh3::new(), 0);
-        for mut piece in pieces {
-            while !piece.is_empty() {
-                let (part, rest) = piece.split_at(piece.len().min(BLOCK - filled));
-                sum.update(part);
-                filled += part.len();
-                if filled == BLOCK {
-                    sums.push(sum.digest());
-                    sum.reset();
-                    filled = 0;
-                }
-                piece = rest;
-            }
-        }
-        if filled > 0 {
-            sums.push(sum.digest());
-        }
-        Sums(sums.into())
-    }
-
-    /// Of sums that were made one by one.
-    pub fn from_blocks(sums: Vec<u64>) -> Self {
-        Sums(sums.into())
-    }
-
-    /// Whether a block, by its place, is what was written.
-    pub fn holds(&self, place: usize, block: &[u8]) -> bool {
-        self.0.get(place) == Some(&sum(block))
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|sum| sum.to_le_bytes()).collect()
-    }
-}
-
-/// Of one block.
-pub fn sum(block: &[u8]) -> u64 {
-    xxh3_64(block)
 }
 
 /// What stands behind the content of a new file: the sums and the first record.
@@ -185,7 +135,7 @@ pub fn read(file: &File, seed: u64) -> io::Result<Entry> {
     let (mut sums, mut record) = (vec![0; blocks as usize * 8], vec![0; record_length as usize]);
     file.read_exact_at(&mut sums, length)?;
     file.read_exact_at(&mut record, record_at)?;
-    let sums = Sums(sums.chunks_exact(8).map(number).collect());
+    let sums = Sums::from_blocks(sums.chunks_exact(8).map(number).collect());
     if checksum(&sums, &record, &footer, seed) != sum {
         return Err(broken());
     }
@@ -278,16 +228,6 @@ fn checksum(sums: &Sums, record: &[u8], footer: &Footer, seed: u64) -> u64 {
 
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
-
-/// A file that isn't what it was.
-pub fn broken() -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, "its content or its record is damaged")
-}
-
-/// Whether a file isn't what was written.
-pub fn is_broken(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::directory::remove;
-use super::{Disk, record};
+use super::{Disk, blocks, record};
 use crate::store::index::name_of;
 use crate::store::purge_log::Moment;
 use crate::system::files;
@@ -40,7 +40,7 @@ fn find_all(disk: &Weak<Disk>) {
         let Some(disk) = disk.upgrade() else { return };
         match find(&disk, number, asked) {
             Ok(()) => found += 1,
-            Err(error) if record::is_broken(&error) => {
+            Err(error) if blocks::is_broken(&error) => {
                 debug!(path = %folder.file(number).display(), %error, "not whole");
                 broken += 1;
                 remove(&folder.file(number));

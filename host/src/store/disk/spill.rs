@@ -10,7 +10,8 @@ use http::HeaderMap;
 use tokio::task::spawn_blocking;
 
 use super::Disk;
-use super::record::{self, BLOCK, Sums};
+use super::blocks::{self, BLOCK, Sums};
+use super::record;
 use super::writer::Job;
 use crate::store::memory_budget::Room;
 use crate::store::purge_log::Moment;
@@ -102,5 +103,5 @@ impl Drop for Spill {
 
 fn write(file: &File, at: u64, block: &Bytes) -> io::Result<u64> {
     file.write_all_at(block, at)?;
-    Ok(record::sum(block))
+    Ok(blocks::sum(block))
 }

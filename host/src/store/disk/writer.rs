@@ -9,8 +9,9 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use tracing::warn;
 
+use super::blocks::Sums;
 use super::directory::{Folder, remove};
-use super::record::{self, Entry, Sums};
+use super::record::{self, Entry};
 use super::{Disk, Filed, MOST_OLD, weight};
 use crate::store::purge_log::Moment;
 use crate::store::stored_response::{Content, Object};

@@ -1,0 +1,23 @@
+//! Content in memory: in one allocation, or in pieces.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+/// Content that is in memory to its last byte.
+#[derive(Debug)]
+pub enum MemoryContent {
+    Whole(Bytes),
+    /// More than fits well into one allocation, or with trailers.
+    Pieces(Arc<Pieces>),
+}
+
+/// Content in pieces, none of them empty.
+#[derive(Debug)]
+pub struct Pieces {
+    pub list: Vec<Bytes>,
+    /// The length of all pieces together, in bytes.
+    pub length: u64,
+    pub trailers: Option<HeaderMap>,
+}
