@@ -1,6 +1,7 @@
 //! What is known of an exchange besides its bodies, and the values that plugins and templates can read from it.
 
 pub mod bounds;
+pub mod edit_check;
 pub mod edit_plan;
 pub mod edit_room;
 pub mod edits;

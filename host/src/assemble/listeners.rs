@@ -12,7 +12,7 @@ use super::addresses::Address;
 use super::{Draft, beside, head_of, route_conditions};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest, Redirect};
-use crate::context::edits::field_name;
+use crate::context::edit_check::field_name;
 use crate::generation::listener::{Limits, Listener, SendLimits};
 use crate::protocol::client_address::{Aliases, Rules, Source as ClientSource};
 use crate::protocol::field_alias;
@@ -20,7 +20,8 @@ use crate::protocol::framing;
 use crate::protocol::trusted_peers::Peers;
 use crate::system::bind_error;
 use crate::tls;
-use crate::tls::server::{CertificateFiles, ClientAuth, MinimumVersion, Place, ServerFiles};
+use crate::tls::pem::CertificateFiles;
+use crate::tls::server::{ClientAuth, MinimumVersion, Place, ServerFiles};
 use crate::tls::validity::Dated;
 
 /// Fits what browsers send with many cookies; as much as nginx takes.

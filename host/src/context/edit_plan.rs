@@ -7,7 +7,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use crate::context::bounds;
-use crate::context::edits::{Refused, at_most, trimmed};
+use crate::context::edit_check::{Refused, at_most, trimmed};
 use crate::context::{Head, Value, ValueName};
 use crate::protocol::client_address::X_FORWARDED_FOR;
 use crate::protocol::field_alias::are_alike;

@@ -5,8 +5,8 @@ use http::header::{HeaderMap, HeaderValue};
 
 use crate::context::Head;
 use crate::context::bounds;
+use crate::context::edit_check::{self, Refused, Side, at_most};
 use crate::context::edit_plan::{Cost, Planned};
-use crate::context::edits::{self, Refused, Side, at_most};
 
 /// The cost of the edits of one call, which has passed all bounds; only the values of templates are still added.
 pub struct Room {
@@ -40,7 +40,7 @@ impl Room {
         let Some(template) = planned.template() else { return Ok(None) };
         let mut value = template.fill(head)?;
         if planned.makes_host() {
-            value = value.map(edits::host).transpose()?;
+            value = value.map(edit_check::host).transpose()?;
         }
         let length = value.as_ref().map_or(0, HeaderValue::len);
         match planned {

@@ -7,7 +7,8 @@ use http::Response;
 use http_body::Body;
 use smallvec::SmallVec;
 
-use crate::context::edits::{self, Edit, Refused, Side};
+use crate::context::edit_check::{self, Refused, Side};
+use crate::context::edits::{self, Edit};
 use crate::context::{CacheOutcome, Head, ValueName};
 use crate::error::{Error, Kind};
 use crate::exchange::filtered_body::Passage;
@@ -292,7 +293,7 @@ pub fn filtered(
 fn chosen(running: &Running, name: &str) -> Result<usize, Trap> {
     let place = running.generation.upstream_places.get(name).copied();
     place.ok_or_else(|| {
-        Trap::Senseless(format!("it chose the upstream `{}`, which the manifest doesn't have", edits::shown(name)))
+        Trap::Senseless(format!("it chose the upstream `{}`, which the manifest doesn't have", edit_check::shown(name)))
     })
 }
 

@@ -15,7 +15,7 @@ use super::configured::{Beyond, BodyMode, OnError};
 use super::failure::Exchange;
 use super::instance::{Instance, Trap, gave_up, trapped};
 use super::version::{BodyPermit, Need};
-use crate::context::edits::{self, Side};
+use crate::context::edit_check::{self, Side};
 use crate::protocol::transformed_content;
 
 /// The instances of a worker that wait for the next body in a plugin.
@@ -255,7 +255,7 @@ impl Transform {
         let is_true = |(name, _): &(&http::HeaderName, &http::HeaderValue)| !transformed_content::is_digest(name);
         let fields: Vec<(String, Vec<u8>)> = received.iter().filter(is_true).map(owned).collect();
         let sent = call!(self, call_trailers, &fields);
-        Ok(edits::checked_trailers(&sent).map_err(Trap::from)?)
+        Ok(edit_check::checked_trailers(&sent).map_err(Trap::from)?)
     }
 }
 

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use super::bindings::cache_policy::exports::plugway::plugin::cache_policy as wit;
 use super::instance::{Instance, Trap, trapped};
 use crate::context::bounds;
-use crate::context::edits::{self, Refused, at_most};
+use crate::context::edit_check::{self, Refused, at_most};
 use crate::context::{Head, Value, ValueName};
 use crate::store::stored_response::Rules;
 
@@ -111,10 +111,10 @@ fn detail(text: String) -> Result<String, Refused> {
 fn checked(storage: wit::Storage) -> Result<Storage, Refused> {
     let names = |names: Vec<String>, what| {
         at_most(bounds::CACHE_LIST, names.len(), what)?;
-        names.iter().map(|name| edits::any_field_name(name)).collect::<Result<Vec<_>, Refused>>()
+        names.iter().map(|name| edit_check::any_field_name(name)).collect::<Result<Vec<_>, Refused>>()
     };
     at_most(bounds::CACHE_LIST, storage.tags.len(), "tags of a stored response")?;
-    storage.tags.iter().try_for_each(|tag| edits::name(tag))?;
+    storage.tags.iter().try_for_each(|tag| edit_check::name(tag))?;
     let rules = Rules {
         lifetime_ms: storage.lifetime_ms.min(LONGEST_TIME),
         initial_age_ms: storage.initial_age_ms.min(LONGEST_TIME),

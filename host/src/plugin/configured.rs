@@ -15,8 +15,8 @@ use super::settings::{self, ConfigErrors, LookupPlan, names};
 use super::time_share::DEFAULT_SHARE;
 use super::version::Supply;
 use crate::context::ValueName;
+use crate::context::edit_check::Refused;
 use crate::context::edit_plan::Plan;
-use crate::context::edits::Refused;
 use crate::telemetry::metrics::{Custom, Definition, Place};
 
 /// A plugin with its configuration and limits; workers make instances of it.

@@ -16,7 +16,7 @@ use super::log_lines::{Level, Lines, Printed};
 use super::memory_limit::Room;
 use super::metrics::Figures;
 use crate::context::bounds;
-use crate::context::edits::{self, Refused};
+use crate::context::edit_check::{self, Refused};
 use crate::context::{Head, ValueName};
 use crate::telemetry::metrics::{CustomKind, Definition};
 use crate::upstream::endpoint::Endpoint;
@@ -162,8 +162,8 @@ impl HostState {
 /// A declared value; the error is a malformed field name, or a name that is too long.
 pub fn value_name(name: types::ValueName) -> Result<ValueName, Refused> {
     use types::ValueName as Wit;
-    let field = |name: String| edits::any_field_name(&name);
-    let bounded = |name: String| edits::name(&name).map(|()| name);
+    let field = |name: String| edit_check::any_field_name(&name);
+    let bounded = |name: String| edit_check::name(&name).map(|()| name);
     Ok(match name {
         Wit::Method => ValueName::Method,
         Wit::Scheme => ValueName::Scheme,

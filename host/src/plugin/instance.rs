@@ -24,7 +24,8 @@ use super::metrics::Figures;
 use super::settings::shortened;
 use super::version::Counted;
 use crate::context::bounds;
-use crate::context::edits::{self, Edit, Refused, Side, at_most};
+use crate::context::edit_check::{self, Refused, Side, at_most};
+use crate::context::edits::Edit;
 use crate::context::{Head, Value, ValueName};
 use crate::system::printable::one_line;
 use crate::telemetry::metrics::{Definition, Place, Rejection};
@@ -378,8 +379,8 @@ fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
         types::Verdict::Respond(types::Response { status, fields, body }) => {
             at_most(bounds::RESPONSE_BODY, body.len(), "bytes of a response's body")?;
             let mut response = http::Response::new(body);
-            *response.status_mut() = edits::status(status)?;
-            *response.headers_mut() = edits::checked_fields(&fields)?;
+            *response.status_mut() = edit_check::status(status)?;
+            *response.headers_mut() = edit_check::checked_fields(&fields)?;
             Ok(Verdict::Respond(response))
         }
         types::Verdict::Fail(reason) => Err(gave_up(reason)),
@@ -409,44 +410,46 @@ fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
     use types::Edit as Wit;
     let only = |wanted, what| if side == wanted { Ok(()) } else { Err(Refused::Side(what)) };
     Ok(match edit {
-        Wit::SetField((name, value)) => Edit::Set(edits::field_name(&name)?, edits::field_value(&name, &value)?),
+        Wit::SetField((name, value)) => {
+            Edit::Set(edit_check::field_name(&name)?, edit_check::field_value(&name, &value)?)
+        }
         Wit::AppendField((name, value)) => {
-            Edit::Append(edits::repeatable_name(&name)?, edits::field_value(&name, &value)?)
+            Edit::Append(edit_check::repeatable_name(&name)?, edit_check::field_value(&name, &value)?)
         }
         Wit::DefaultField((name, value)) => {
-            Edit::Default(edits::field_name(&name)?, edits::field_value(&name, &value)?)
+            Edit::Default(edit_check::field_name(&name)?, edit_check::field_value(&name, &value)?)
         }
-        Wit::RemoveField(name) => Edit::Remove(edits::field_name(&name)?),
-        Wit::RenameField((from, to)) => Edit::Rename(edits::field_name(&from)?, edits::repeatable_name(&to)?),
+        Wit::RemoveField(name) => Edit::Remove(edit_check::field_name(&name)?),
+        Wit::RenameField((from, to)) => Edit::Rename(edit_check::field_name(&from)?, edit_check::repeatable_name(&to)?),
         Wit::SetMethod(method) => {
             only(Side::Request, "request's method")?;
-            Edit::Method(edits::method(&method)?)
+            Edit::Method(edit_check::method(&method)?)
         }
         Wit::SetPath(path) => {
             only(Side::Request, "request's path")?;
-            Edit::Path(edits::target_part(path)?)
+            Edit::Path(edit_check::target_part(path)?)
         }
         Wit::SetQuery(query) => {
             only(Side::Request, "request's query")?;
-            Edit::Query(query.map(edits::target_part).transpose()?)
+            Edit::Query(query.map(edit_check::target_part).transpose()?)
         }
         Wit::SetAuthority(authority) => {
             only(Side::Request, "request's authority")?;
-            edits::name(&authority)?;
-            Edit::Authority(edits::field_value("host", authority.as_bytes())?)
+            edit_check::name(&authority)?;
+            Edit::Authority(edit_check::field_value("host", authority.as_bytes())?)
         }
         Wit::SetUpstream(name) => {
             only(Side::Request, "request's upstream")?;
-            edits::name(&name)?;
+            edit_check::name(&name)?;
             Edit::Upstream(name)
         }
         Wit::SetStatus(status) => {
             only(Side::Response, "response's status")?;
-            Edit::Status(edits::status(status)?)
+            Edit::Status(edit_check::status(status)?)
         }
         Wit::SetNote((name, value)) => {
-            edits::name(&name)?;
-            let value = edits::field_value(&name, &value)?;
+            edit_check::name(&name)?;
+            let value = edit_check::field_value(&name, &value)?;
             Edit::Note(name, value)
         }
         Wit::Plan(place) => Edit::Plan(place),

@@ -7,8 +7,8 @@ use super::bindings::types;
 use super::configured::{Beyond, BodyMode, Hook, Limits};
 use super::host::value_name;
 use crate::context::bounds;
+use crate::context::edit_check::{self, Refused, at_most, field_name, field_text, field_value, repeatable_name};
 use crate::context::edit_plan::{Part, Plan, Planned, Template};
-use crate::context::edits::{self, Refused, at_most, field_name, field_text, field_value, repeatable_name};
 use crate::context::{Head, ValueName};
 
 /// A lookup that needs no call.
@@ -196,7 +196,7 @@ fn planned(edit: types::PlannedEdit) -> Result<Planned, Refused> {
         Wit::RemoveField(name) => Planned::Remove(field_name(&name)?),
         Wit::RenameField((from, to)) => Planned::Rename(field_name(&from)?, repeatable_name(&to)?),
         Wit::SetNote((name, value)) => {
-            edits::name(&name)?;
+            edit_check::name(&name)?;
             let value = template(&name, value)?;
             Planned::Note(name, value)
         }

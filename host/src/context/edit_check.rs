@@ -1,0 +1,176 @@
+//! Checks of what plugins name, declare and return: field names and values, methods, targets, status codes, trailers.
+
+use std::borrow::Cow;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+
+use crate::context::bounds;
+use crate::protocol::authority;
+use crate::protocol::framing::is_forbidden_trailer;
+
+/// Which message an edit of a field concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Request,
+    Response,
+}
+
+/// An edit, or a declaration of edits, that is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("`{0}` is no field name (RFC 9110 §5.1)")]
+    Name(String),
+    #[error("the value of `{0}` has bytes that no field may have (RFC 9110 §5.5)")]
+    Value(String),
+    #[error("`{0}` belongs to the framing of the connection and is the proxy's own (RFC 9110 §7.6.1)")]
+    Framing(HeaderName),
+    #[error("`{0}` is no authority, as Host has to be (RFC 9110 §7.2)")]
+    Host(String),
+    #[error(
+        "`host` can be set and removed, but not appended to, nor be what a rename makes: a request has one (RFC 9112 §3.2)"
+    )]
+    OneHost,
+    #[error("`{0}` can't stand in trailers (RFC 9110 §6.5.1)")]
+    Trailer(HeaderName),
+    #[error("`{0}` is no method, or none that is served here")]
+    Method(String),
+    #[error("the path or query can't stand in a request target: {0}")]
+    Target(&'static str),
+    #[error("{0} is no status between 200 and 599")]
+    Status(u16),
+    #[error("a {0} can't be changed here")]
+    Side(&'static str),
+    #[error("it declared no plan {0}")]
+    Plan(u32),
+    /// A bound of [`bounds`] was exceeded.
+    #[error("{found} {what}; at most {most} are allowed")]
+    Many { what: &'static str, found: usize, most: usize },
+    #[error("it wants bodies whole up to {0} bytes, which its memory limit doesn't hold")]
+    Buffer(u64),
+}
+
+/// Returns an error if so many of something are more than allowed.
+pub fn at_most(most: usize, found: usize, what: &'static str) -> Result<(), Refused> {
+    if found > most { Err(Refused::Many { what, found, most }) } else { Ok(()) }
+}
+
+const FRAMING: [HeaderName; 10] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// A field name that plugins may edit.
+pub fn field_name(name: &str) -> Result<HeaderName, Refused> {
+    let name = any_field_name(name)?;
+    if FRAMING.contains(&name) { Err(Refused::Framing(name)) } else { Ok(name) }
+}
+
+/// A field name that plugins may append to, or give to other fields.
+pub fn repeatable_name(name: &str) -> Result<HeaderName, Refused> {
+    let name = field_name(name)?;
+    if name == header::HOST { Err(Refused::OneHost) } else { Ok(name) }
+}
+
+/// A field name that plugins may read or name.
+pub fn any_field_name(name: &str) -> Result<HeaderName, Refused> {
+    self::name(name)?;
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(shown(name)))
+}
+
+/// Refuses names that are too long.
+pub fn name(name: &str) -> Result<(), Refused> {
+    at_most(bounds::NAME, name.len(), "bytes of a name")
+}
+
+/// As much of a name as belongs into a message.
+pub fn shown(name: &str) -> String {
+    name.chars().take(64).collect()
+}
+
+/// A field value. Spaces around it are no part of it (RFC 9110 §5.5).
+pub fn field_value(name: &str, value: &[u8]) -> Result<HeaderValue, Refused> {
+    let value = field_text(name, trimmed(value))?;
+    if name.eq_ignore_ascii_case("host") { host(value) } else { Ok(value) }
+}
+
+/// A piece of a field value.
+pub fn field_text(name: &str, text: &[u8]) -> Result<HeaderValue, Refused> {
+    at_most(bounds::VALUE, text.len(), "bytes of a value")?;
+    HeaderValue::from_bytes(text).map_err(|_| Refused::Value(shown(name)))
+}
+
+/// A value without the spaces around it.
+pub fn trimmed(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// The value of `Host` in its normal form: an error if it could not come from a client.
+pub fn host(value: HeaderValue) -> Result<HeaderValue, Refused> {
+    let normal = match authority::normal(value.as_bytes(), None) {
+        Ok(Cow::Borrowed(_)) => return Ok(value),
+        Ok(Cow::Owned(normal)) => HeaderValue::try_from(normal).ok(),
+        Err(_) => None,
+    };
+    normal.ok_or_else(|| Refused::Host(shown(&String::from_utf8_lossy(value.as_bytes()))))
+}
+
+/// Returns a method; an error if it is malformed, too long or not served.
+pub fn method(method: &str) -> Result<Method, Refused> {
+    name(method)?;
+    let is_served = |method: &Method| *method != Method::CONNECT;
+    Method::from_bytes(method.as_bytes()).ok().filter(is_served).ok_or_else(|| Refused::Method(shown(method)))
+}
+
+/// A path or query, as far as it can be checked without the message.
+pub fn target_part(bytes: Vec<u8>) -> Result<Vec<u8>, Refused> {
+    at_most(bounds::VALUE, bytes.len(), "bytes of a path or query").map(|()| bytes)
+}
+
+/// A status that a plugin may give.
+pub fn status(code: u16) -> Result<StatusCode, Refused> {
+    StatusCode::from_u16(code).ok().filter(|status| (200..600).contains(&status.as_u16())).ok_or(Refused::Status(code))
+}
+
+/// The fields of a response or of trailers that a plugin made.
+pub fn checked_fields(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, Refused> {
+    at_most(bounds::FIELDS, given.len(), "fields")?;
+    let bytes = given.iter().map(|(name, value)| name.len() + value.len() + bounds::FIELD_OVERHEAD).sum();
+    at_most(bounds::FIELD_BYTES, bytes, "bytes of fields")?;
+    let mut fields = HeaderMap::new();
+    for (name, value) in given {
+        fields.try_append(field_name(name)?, field_value(name, value)?).map_err(full)?;
+    }
+    Ok(fields)
+}
+
+/// Checks the trailers that a plugin has returned.
+pub fn checked_trailers(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, Refused> {
+    let fields = checked_fields(given)?;
+    match fields.keys().find(|name| is_forbidden_trailer(name.as_str().as_bytes())) {
+        Some(name) => Err(Refused::Trailer(name.clone())),
+        None => Ok(fields),
+    }
+}
+
+/// Text that can stand in a path or query.
+pub fn uri_text(text: &[u8]) -> Result<&str, Refused> {
+    let is_fit = text.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
+    std::str::from_utf8(text).ok().filter(|_| is_fit).ok_or(Refused::Target("it has bytes that must be escaped"))
+}
+
+/// The error about a map that has no room for another field.
+pub fn full(_: impl std::fmt::Debug) -> Refused {
+    Refused::Many { what: "fields of a message", found: bounds::MESSAGE_FIELDS + 1, most: bounds::MESSAGE_FIELDS }
+}
