@@ -14,6 +14,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::assemble::Assembly;
 use crate::config::load;
+use crate::config::serde_messages::meant;
 use crate::server::admin::client::{self, Target};
 
 use crate::loading::{About, Component, Failure, Loader, Stop, Verdict, confined};

@@ -83,7 +83,7 @@ impl Store {
 
     /// Looks whether a store with such limits could be opened, and changes nothing. The error says what to do.
     pub fn check(limits: &Limits) -> Result<(), String> {
-        limits.disk.as_ref().map_or(Ok(()), |disk| super::store::disk::check(&disk.folder))
+        limits.disk.as_ref().map_or(Ok(()), |limits| disk::check(&limits.folder))
     }
 
     fn with(bytes: u64, disk: Option<Arc<Disk>>, purges: Arc<Purges>) -> Arc<Self> {

@@ -11,6 +11,7 @@ use super::units::status_class;
 use super::{Draft, beside, head_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{AccessLogFormat, Disk, Manifest};
+use crate::config::spans;
 use crate::generation::error_pages::ErrorPages;
 use crate::loading;
 use crate::store::index::PARTS;

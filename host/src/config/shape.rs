@@ -6,7 +6,12 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::structure::Step;
+/// A step from a table or list to what is in it.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    Key(String),
+    At(usize),
+}
 
 /// A table or list that stands in place of the other.
 pub struct Misshape {

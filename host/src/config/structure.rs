@@ -11,7 +11,7 @@ use toml::de::{DeArray, DeTable, DeValue, Deserializer, Error};
 use super::diagnostic::MOST_SHOWN;
 use super::foreign;
 use super::serde_messages::worded;
-use super::shape::{self, Misshape};
+use super::shape::{self, Misshape, Step};
 
 /// The longest value that a message repeats, in bytes.
 const LONGEST_FOUND: usize = 60;
@@ -43,13 +43,6 @@ pub struct LeftOut {
 
 /// The letters in which a key may differ from the one that is meant.
 const MISSPELT: usize = 2;
-
-/// A step from a table or list to what is in it.
-#[derive(Clone, Debug)]
-pub(super) enum Step {
-    Key(String),
-    At(usize),
-}
 
 /// Reads the structure of a text.
 pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {

@@ -12,6 +12,7 @@ use crate::context::bounds;
 use crate::context::edit_check::{Refused, Side, full, uri_text};
 use crate::context::edit_plan::{Cost, Plan, Planned};
 use crate::context::edit_room::{Kept, Room};
+use crate::protocol::authority;
 use crate::protocol::field_alias::{is_plain, remove_aliases};
 use crate::protocol::path;
 
