@@ -31,42 +31,42 @@ use toml::Spanned;
 use crate::assemble::admin::AdminSettings;
 use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
-use crate::config::diagnostic::{Problems, Source};
+use crate::config::diagnostic::{Diagnostics, Source};
 use crate::config::load::Files;
 use crate::config::manifest::{self, Manifest};
 use crate::config::structure::LeftOut;
-use crate::generation::connection_counts::Census;
+use crate::generation::connection_counts::ConnectionCounts;
 use crate::generation::router::Router;
 use crate::generation::{Generation, Upstream};
 use crate::loading::{Examination, Loader};
-use crate::plugin::configured::Binding;
+use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
-use crate::plugin::instance_limit::Reserved;
+use crate::plugin::instance_limit::ReservedInstances;
 use crate::store::Store;
-use crate::telemetry::access_log::{AccessLog, Format, Target};
+use crate::telemetry::access_log::{AccessLog, LogFormat, LogTarget};
 use crate::tls::server::Tickets;
-use crate::tls::validity::Dated;
-use crate::upstream::connection_limit::Slots;
-use crate::upstream::endpoint_set::Live;
+use crate::tls::validity::DatedCertificate;
+use crate::upstream::connection_limit::ConnectionLimit;
+use crate::upstream::endpoint_set::EndpointSet;
 
 /// How long a stop waits for exchanges if the manifest doesn't say; as long as orchestrators usually give.
 const DRAIN: Duration = Duration::from_secs(30);
 
 /// Makes generations; keeps what outlives them.
-pub struct Assembly {
+pub struct Assembler {
     runtime: Runtime,
     loader: Loader,
     /// The endpoints of each upstream, by its name.
-    live: HashMap<Arc<str>, Arc<Live>>,
+    live: HashMap<Arc<str>, Arc<EndpointSet>>,
     /// The connections that each upstream may have, by its name and the limits.
-    slots: HashMap<(Arc<str>, u32, u32), Slots>,
+    slots: HashMap<(Arc<str>, u32, u32), ConnectionLimit>,
     /// The connections at each listener.
-    census: HashMap<Arc<str>, Arc<Census>>,
+    census: HashMap<Arc<str>, Arc<ConnectionCounts>>,
     /// For sessions of TLS to be resumed after a reload.
     tickets: Tickets,
     /// TLS to endpoints, by the digest of what it was made of.
     dialers: HashMap<blake3::Hash, Arc<ClientConfig>>,
-    plugins: HashMap<blake3::Hash, Loaded>,
+    plugins: HashMap<blake3::Hash, LoadedPlugin>,
     /// What the caches keep, by the folder.
     stores: HashMap<Option<PathBuf>, Weak<Store>>,
     /// Nothing is to be served: what others may have in use is left alone.
@@ -74,11 +74,11 @@ pub struct Assembly {
     /// The number of workers, as the first manifest says.
     workers: Option<usize>,
     /// The log of the last generation: kept while the manifest asks for the same.
-    log: Option<((Format, Target), AccessLog)>,
+    log: Option<((LogFormat, LogTarget), AccessLog)>,
 }
 
 /// What a manifest says besides the generation.
-pub struct Assembled {
+pub struct AssembledManifest {
     pub generation: Generation,
     /// Where to listen, and whether for TLS.
     pub listeners: Vec<(Arc<str>, bool)>,
@@ -89,7 +89,7 @@ pub struct Assembled {
 }
 
 /// A component that was found good.
-struct Loaded {
+struct LoadedPlugin {
     plugin: Arc<Plugin>,
     /// The digests of the configurations that it accepts, with their limits.
     accepted: HashSet<[u8; 32]>,
@@ -98,11 +98,11 @@ struct Loaded {
 }
 
 /// The state of one assembly.
-struct Draft<'a> {
-    assembly: &'a mut Assembly,
-    problems: Problems,
+struct Assembly<'a> {
+    assembly: &'a mut Assembler,
+    problems: Diagnostics,
     left_out: LeftOut,
-    bindings: Vec<Arc<Binding>>,
+    bindings: Vec<Arc<ConfiguredPlugin>>,
     /// Named plugins, as places in `bindings`; none if theirs failed.
     named: BTreeMap<String, Option<usize>>,
     round_robin: Option<usize>,
@@ -117,14 +117,14 @@ struct Draft<'a> {
     /// The request fields that reach the routes.
     reach: Reach,
     /// The places of the instances; `None` if there are too few.
-    reserved: Option<Reserved>,
+    reserved: Option<ReservedInstances>,
     /// Digests of the components in use.
     used: HashSet<blake3::Hash>,
     /// The certificates that listeners and upstreams show; one for each use.
-    certificates: Vec<Dated>,
+    certificates: Vec<DatedCertificate>,
 }
 
-impl Assembly {
+impl Assembler {
     /// Makes nothing yet; new components are loaded by a loader.
     pub fn new(runtime: Runtime, loader: Loader) -> anyhow::Result<Self> {
         let tickets = Tickets::new()?;
@@ -132,16 +132,29 @@ impl Assembly {
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
         let stores = HashMap::new();
         let (log, is_check, workers) = (None, false, None);
-        Ok(Assembly { runtime, loader, live, slots, census, tickets, dialers, plugins, stores, is_check, workers, log })
+        Ok(Assembler {
+            runtime,
+            loader,
+            live,
+            slots,
+            census,
+            tickets,
+            dialers,
+            plugins,
+            stores,
+            is_check,
+            workers,
+            log,
+        })
     }
 
     /// One that finds mistakes, and makes nothing that is served.
     pub fn for_check(runtime: Runtime, loader: Loader) -> anyhow::Result<Self> {
-        Ok(Assembly { is_check: true, ..Assembly::new(runtime, loader)? })
+        Ok(Assembler { is_check: true, ..Assembler::new(runtime, loader)? })
     }
 
     /// Makes a generation of a manifest's files.
-    pub fn assemble(&mut self, files: Files) -> Result<Assembled, Problems> {
+    pub fn assemble(&mut self, files: Files) -> Result<AssembledManifest, Diagnostics> {
         let Files { list: files, problems, left_out } = files;
         let files = files.as_slice();
         let (bindings, named) = (Vec::new(), BTreeMap::new());
@@ -150,7 +163,7 @@ impl Assembly {
         let (round_robin, broken, regexes) = (None, HashMap::new(), 0);
         let certificates = Vec::new();
         let (paths, reach) = (None, Reach::of(files, &left_out));
-        let mut draft = Draft {
+        let mut draft = Assembly {
             assembly: self,
             problems,
             left_out,
@@ -207,7 +220,7 @@ impl Assembly {
             matches.push(matching);
             places.push((source, route.span()));
         }
-        let redirects = |listener: &manifest::Listener| listener.redirect_to_https.is_some();
+        let redirects = |listener: &manifest::ListenerTable| listener.redirect_to_https.is_some();
         let needs_route = !files.iter().flat_map(|(_, file)| &file.listener).all(redirects);
         if let (Some((source, _)), true) =
             (files.first(), routes.is_empty() && needs_route && !draft.left_out.has_any("route"))
@@ -238,7 +251,7 @@ impl Assembly {
         let store = draft.store(files, &store_limits);
         draft.once(files);
         draft.warn_of_unused(files);
-        let Draft { problems, bindings, used, reserved, mut certificates, .. } = draft;
+        let Assembly { problems, bindings, used, reserved, mut certificates, .. } = draft;
         certificates.sort_by(|one, other| one.chain.cmp(&other.chain));
         certificates.dedup_by(|one, other| one.chain == other.chain);
         self.keep_accepted();
@@ -269,31 +282,31 @@ impl Assembly {
             tenancy,
             certificates,
         };
-        Ok(Assembled { generation, admin, listeners: addresses, workers, drain })
+        Ok(AssembledManifest { generation, admin, listeners: addresses, workers, drain })
     }
 }
 
-impl Assembly {
+impl Assembler {
     /// The living set of an upstream.
-    fn live(&mut self, name: &Arc<str>) -> Arc<Live> {
-        self.live.entry(name.clone()).or_insert_with(|| Arc::new(Live::new(name.clone()))).clone()
+    fn live(&mut self, name: &Arc<str>) -> Arc<EndpointSet> {
+        self.live.entry(name.clone()).or_insert_with(|| Arc::new(EndpointSet::new(name.clone()))).clone()
     }
 
     /// The connections of an upstream: those of before, where the limits are the same.
-    fn slots(&mut self, name: &Arc<str>, connections: u32, pending: u32) -> Slots {
-        let new = || Slots::limited(connections, pending);
+    fn slots(&mut self, name: &Arc<str>, connections: u32, pending: u32) -> ConnectionLimit {
+        let new = || ConnectionLimit::limited(connections, pending);
         self.slots.entry((name.clone(), connections, pending)).or_insert_with(new).clone()
     }
 }
 
-impl Assembly {
+impl Assembler {
     /// Returns the number of workers that take a generation into service. A reload doesn't change it.
     fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> usize {
         *self.workers.get_or_insert_with(|| instances::workers(files))
     }
 }
 
-impl Draft<'_> {
+impl Assembly<'_> {
     /// Reserves the places for the instances, but for those of bodies.
     fn reserve(&mut self, files: &[(Arc<Source>, Manifest)]) {
         let wanted = instances::places(files, self.assembly.workers(files));

@@ -12,13 +12,13 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::assemble::Assembly;
+use crate::assemble::Assembler;
 use crate::config::load;
 use crate::config::serde_messages::meant;
-use crate::server::admin::client::{self, Target};
+use crate::server::admin::client::{self, RunningProxyAddress};
 
-use crate::loading::{About, Component, Failure, Loader, Stop, Verdict, confined};
-use crate::plugin::configured::{Binding, Isolation, Limits, OnError};
+use crate::loading::{About, Component, ConfigVerdict, LoadFailure, Loader, Stop, confined};
+use crate::plugin::configured::{ConfiguredPlugin, Isolation, OnError, PluginLimits};
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::server::{self, Control};
 use crate::system::printable::{one_line, record};
@@ -193,7 +193,7 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// Sends log lines and panics to the process log.
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PLUGWAY_LOG").unwrap_or_else(|_| FILTER.into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| process_log::Record);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| process_log::LogRecord);
     // The layer would print the lines that it can't write, and a print to a closed pipe panics.
     log.log_internal_errors(false).init();
     supervise::install();
@@ -260,7 +260,7 @@ fn order(RunningProxy { manifest, admin, token_file }: RunningProxy, order: &str
         })
     };
     let manifest = manifest.map(absolute).transpose()?;
-    let target = Target { manifest, address: admin, token_file };
+    let target = RunningProxyAddress { manifest, address: admin, token_file };
     print(&(client::order(&target, order)? + "\n"))
 }
 
@@ -288,7 +288,7 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
 fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
     let files = load::load(manifest)?;
     let loader = Loader::in_children(Stop::default());
-    let made = Assembly::for_check(Runtime::start(cache)?, loader)?.assemble(files)?;
+    let made = Assembler::for_check(Runtime::start(cache)?, loader)?.assemble(files)?;
     tls::validity::warn_of(&made.generation.certificates, SystemTime::now());
     let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
     print(&format!("{} is good: {routes} routes, {plugins} configured plugins\n", manifest.display()))
@@ -310,11 +310,11 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
     let runtime = Runtime::start(None)?;
     let seal = runtime.seal(&component.digest);
     let loader = Loader::in_children(Stop::default());
-    let said = |error: Failure| anyhow::Error::msg(record(&error.to_string()).into_owned());
+    let said = |error: LoadFailure| anyhow::Error::msg(record(&error.to_string()).into_owned());
     let mut examination = loader.start(&mut component, None, seal.clone()).map_err(said).with_context(in_file)?;
     // The configuration may have failed the plugin by then, and its description must still be shown.
     let sealed = examination.sealed().map_err(said).with_context(in_file)?;
-    let verdict = examination.check(&config, Limits::default());
+    let verdict = examination.check(&config, PluginLimits::default());
     let (_, plugin) =
         runtime.unseal(&seal, &sealed).context("its compiled code can't be used").with_context(in_file)?;
     let plugin = Arc::new(plugin);
@@ -341,20 +341,20 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
 }
 
 /// Returns the inputs of a plugin's hooks with a configuration that the plugin has accepted.
-fn needs(verdict: Verdict, plugin: Arc<Plugin>, config: String) -> Result<Vec<String>, String> {
+fn needs(verdict: ConfigVerdict, plugin: Arc<Plugin>, config: String) -> Result<Vec<String>, String> {
     match verdict {
-        Verdict::Accepted => {}
-        Verdict::Failed(message) => return Err(message),
-        Verdict::Refused { complaints, more } => {
+        ConfigVerdict::Accepted => {}
+        ConfigVerdict::Failed(message) => return Err(message),
+        ConfigVerdict::Refused { complaints, more } => {
             let told = complaints.into_iter().map(|complaint| complaint.message);
             let more = (more > 0).then(|| format!("and {more} more"));
             return Err(told.chain(more).collect::<Vec<_>>().join("; "));
         }
     }
-    let (name, limits) = ("inspected".into(), Limits::default());
-    let binding = Binding::new(name, plugin, config, limits, OnError::Fail, Isolation::Worker);
-    let binding = binding.map_err(|error| error.to_string())?;
-    Ok(binding.needs().iter().map(|(hook, needs)| format!("{hook}: {needs}")).collect())
+    let (name, limits) = ("inspected".into(), PluginLimits::default());
+    let configured = ConfiguredPlugin::new(name, plugin, config, limits, OnError::Fail, Isolation::Worker);
+    let configured = configured.map_err(|error| error.to_string())?;
+    Ok(configured.describe_inputs().iter().map(|(hook, needs)| format!("{hook}: {needs}")).collect())
 }
 
 fn proxy_manifest(endpoints: &[String], listen: &str, workers: Option<usize>) -> String {

@@ -14,24 +14,24 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::context::edit_check::Side;
+use crate::context::edit_check::MessageSide;
 use crate::protocol::authority;
-use crate::protocol::client_address::{Client, X_FORWARDED_FOR};
+use crate::protocol::client_address::{ClientAddress, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
 
 /// The heads of both messages, and where the exchange stands.
 #[derive(Debug)]
-pub struct Head {
+pub struct ExchangeContext {
     /// What the client asked for, before any edit.
-    pub received: Received,
+    pub received: RequestLine,
     /// The request as it stands now.
     pub request: http::request::Parts,
     /// The response as it stands now, once there is one.
     pub response: Option<http::response::Parts>,
     /// What the connection tells of the client.
-    pub peer: Arc<Peer>,
+    pub peer: Arc<ClientInfo>,
     /// The client that trusted proxies name; `None` if it is the peer.
-    pub client: Option<Box<Client>>,
+    pub client: Option<Box<ClientAddress>>,
     /// Whether the request may have fields that an origin takes for others.
     pub has_aliases: bool,
     /// The chain of addresses as trusted proxies have sent it.
@@ -69,18 +69,18 @@ pub struct AddedFields {
 
 impl Added {
     /// The count for one side.
-    pub fn to(&self, side: Side) -> AddedFields {
+    pub fn to(&self, side: MessageSide) -> AddedFields {
         match side {
-            Side::Request => self.request,
-            Side::Response => self.response,
+            MessageSide::Request => self.request,
+            MessageSide::Response => self.response,
         }
     }
 
     /// The count for one side, to be changed.
-    pub fn to_mut(&mut self, side: Side) -> &mut AddedFields {
+    pub fn to_mut(&mut self, side: MessageSide) -> &mut AddedFields {
         match side {
-            Side::Request => &mut self.request,
-            Side::Response => &mut self.response,
+            MessageSide::Request => &mut self.request,
+            MessageSide::Response => &mut self.response,
         }
     }
 }
@@ -131,7 +131,7 @@ impl CacheOutcome {
 
 /// A request line, and what the access log shows besides.
 #[derive(Debug)]
-pub struct Received {
+pub struct RequestLine {
     pub method: http::Method,
     pub target: http::Uri,
     pub version: http::Version,
@@ -157,7 +157,7 @@ pub enum Words {
 
 /// Facts of a client connection, ready for use in fields.
 #[derive(Debug)]
-pub struct Peer {
+pub struct ClientInfo {
     /// Address without port; none for a unix socket.
     pub address: Option<HeaderValue>,
     /// Port, in decimal.
@@ -170,12 +170,12 @@ pub struct Peer {
     pub ends: Option<(SocketAddr, SocketAddr)>,
     /// Whether the listener takes the peer's word about its clients.
     pub is_trusted: bool,
-    pub tls: Option<Box<PeerTls>>,
+    pub tls: Option<Box<ClientTls>>,
 }
 
 /// Facts of a client's TLS.
 #[derive(Debug)]
-pub struct PeerTls {
+pub struct ClientTls {
     pub version: HeaderValue,
     pub cipher: Option<HeaderValue>,
     pub server_name: Option<HeaderValue>,
@@ -286,12 +286,12 @@ pub enum Value<'a> {
     Bytes(Cow<'a, [u8]>),
 }
 
-impl Head {
+impl ExchangeContext {
     /// The head of an exchange that begins.
     pub fn new(
-        received: Received,
+        received: RequestLine,
         request: http::request::Parts,
-        peer: Arc<Peer>,
+        peer: Arc<ClientInfo>,
         route: Arc<str>,
         upstream: Arc<str>,
     ) -> Self {
@@ -301,7 +301,7 @@ impl Head {
             Value::Field(field) => Some(field.clone()),
             chain => HeaderValue::from_bytes(chain.bytes()).ok(),
         });
-        Head {
+        ExchangeContext {
             received,
             request,
             chain,
@@ -320,32 +320,32 @@ impl Head {
     }
 
     /// Of what could not be read.
-    pub fn unread(peer: Arc<Peer>) -> Self {
-        let mut head = Head::empty();
-        head.peer = peer;
-        head.received = Received {
+    pub fn unread(peer: Arc<ClientInfo>) -> Self {
+        let mut context = ExchangeContext::empty();
+        context.peer = peer;
+        context.received = RequestLine {
             method: http::Method::from_bytes(b"-").unwrap_or_default(),
             target: http::Uri::from_static("*"),
             version: http::Version::HTTP_11,
             words: None,
         };
-        (head.route, head.upstream) = ("-".into(), "-".into());
-        head
+        (context.route, context.upstream) = ("-".into(), "-".into());
+        context
     }
 
     /// A stand-in while the real head is lent to a plugin.
     pub fn empty() -> Self {
         let (request, ()) = http::Request::new(()).into_parts();
-        let received = Received::of(&request, Words::Unneeded);
-        Head::new(received, request, Arc::new(Peer::unix("")), "".into(), "".into())
+        let received = RequestLine::of(&request, Words::Unneeded);
+        ExchangeContext::new(received, request, Arc::new(ClientInfo::unix("")), "".into(), "".into())
     }
 
     /// Another exchange's, for the same request.
     pub fn copy(&self) -> Self {
-        let Received { method, target, version, .. } = &self.received;
-        let received = Received { method: method.clone(), target: target.clone(), version: *version, words: None };
+        let RequestLine { method, target, version, .. } = &self.received;
+        let received = RequestLine { method: method.clone(), target: target.clone(), version: *version, words: None };
         let (peer, route, upstream) = (self.peer.clone(), self.route.clone(), self.upstream.clone());
-        let mut copy = Head::new(received, self.request.clone(), peer, route, upstream);
+        let mut copy = ExchangeContext::new(received, self.request.clone(), peer, route, upstream);
         (copy.notes, copy.added) = (self.notes.clone(), self.added);
         (copy.client, copy.has_aliases) = (self.client.clone(), self.has_aliases);
         copy.chain = self.chain.clone();
@@ -482,7 +482,7 @@ impl Head {
     }
 }
 
-impl Received {
+impl RequestLine {
     /// Copies what is kept of a request that no plugin has changed yet.
     pub fn of(request: &http::request::Parts, words: Words) -> Self {
         let words = (words == Words::Logged).then(|| {
@@ -491,11 +491,11 @@ impl Received {
             let host = field(header::HOST).or_else(authority);
             Box::new(ReceivedFields { host, referer: field(header::REFERER), user_agent: field(header::USER_AGENT) })
         });
-        Received { method: request.method.clone(), target: request.uri.clone(), version: request.version, words }
+        RequestLine { method: request.method.clone(), target: request.uri.clone(), version: request.version, words }
     }
 }
 
-impl Peer {
+impl ClientInfo {
     /// The facts of a connection over TCP.
     pub fn tcp(client: SocketAddr, listener: SocketAddr) -> Self {
         // The canonical form: an IPv4 client of a dual-stack socket is an IPv4 client.
@@ -503,13 +503,21 @@ impl Peer {
         let field = |text: String| HeaderValue::from_str(&text).ok();
         let ends = Some((client, listener));
         let listener = field(listener.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        Peer { address: field(address), port: field(port), listener, scheme: HTTP, ends, is_trusted: false, tls: None }
+        ClientInfo {
+            address: field(address),
+            port: field(port),
+            listener,
+            scheme: HTTP,
+            ends,
+            is_trusted: false,
+            tls: None,
+        }
     }
 
     /// The facts of a connection over a unix socket.
     pub fn unix(listener: &str) -> Self {
         let listener = HeaderValue::from_str(listener).unwrap_or(HeaderValue::from_static("unix"));
-        Peer { address: None, port: None, listener, scheme: HTTP, ends: None, is_trusted: false, tls: None }
+        ClientInfo { address: None, port: None, listener, scheme: HTTP, ends: None, is_trusted: false, tls: None }
     }
 
     /// The address that connected; `None` at a unix socket.
@@ -523,7 +531,7 @@ impl Peer {
     }
 
     /// The same over TLS.
-    pub fn secure(&mut self, tls: PeerTls) {
+    pub fn secure(&mut self, tls: ClientTls) {
         (self.scheme, self.tls) = (HTTPS, Some(Box::new(tls)));
     }
 }

@@ -15,14 +15,14 @@ use tokio::net::UnixStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::body::BodyError;
-use crate::body::upload::{ClientContent, Upload};
+use crate::body::upload::{ClientContent, UploadProgress};
 use crate::downstream::admission::Presence;
-use crate::error::{Error, Kind};
-use crate::exchange::record::Ending;
+use crate::error::{Error, FailureKind};
+use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
-use crate::exchange::{self, Arrival, Begun, Timers};
-use crate::generation::Running;
-use crate::net::byte_counter::Metered;
+use crate::exchange::{self, Begun, ConnectionInfo, Timers};
+use crate::generation::WorkerState;
+use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, Deadline};
 use crate::net::tcp::{self, Tcp};
 
@@ -54,7 +54,7 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
     fn poll_peek(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<u8>>>;
 
     /// Returns how many bytes were sent on the connection.
-    fn departed(&self) -> u64;
+    fn bytes_sent(&self) -> u64;
 
     /// Returns how many bytes the client's system has acknowledged. Costs a system call.
     fn taken(&self) -> u64;
@@ -67,59 +67,59 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
 }
 
 /// A client connection, as its exchanges see it.
-pub struct Client {
-    pub current: Rc<RefCell<Rc<Running>>>,
+pub struct ClientConnection {
+    pub current: Rc<RefCell<Rc<WorkerState>>>,
     pub clock: Rc<Clock>,
-    pub arrival: Arrival,
+    pub arrival: ConnectionInfo,
     /// Records whether the connection waits for a request: then it may be evicted.
     pub presence: Presence,
 }
 
 /// The body of a response to a client; its end is the end of the exchange.
-struct Outgoing {
+struct ResponseStream {
     body: ResponseBody,
     /// The timeout of the exchange as a whole.
     total: Deadline,
     /// The record of the exchange; `None` once the body is dropped.
-    ending: Option<Ending>,
+    record: Option<ExchangeRecord>,
 }
 
-impl Client {
+impl ClientConnection {
     /// Begins an exchange; the returned future resolves to the response.
     fn exchange(
         &self,
         request: Request<ClientContent>,
-        upload: Upload,
+        upload: UploadProgress,
         timers: Rc<Timers>,
-    ) -> impl Future<Output = Response<Outgoing>> + use<> {
-        let running = self.current.borrow().clone();
-        let in_chain = running.enter_chain();
-        let mut ending = Ending::new(running.clone(), upload);
-        let begun = exchange::begin(&running, request, &self.arrival, &timers, &mut ending);
+    ) -> impl Future<Output = Response<ResponseStream>> + use<> {
+        let worker = self.current.borrow().clone();
+        let in_chain = worker.enter_chain();
+        let mut record = ExchangeRecord::new(worker.clone(), upload);
+        let begun = exchange::receive(&worker, request, &self.arrival, &timers, &mut record);
         async move {
             let response = match begun {
                 // Boxed: hyper moves the future of an exchange before it is polled, and this part of it is large.
-                Begun::Onward(mut onward) => Box::pin(onward.run(&running, &timers, &mut ending)).await,
+                Begun::Onward(mut onward) => Box::pin(onward.run(&worker, &timers, &mut record)).await,
                 Begun::Answered(response) => response,
             };
             drop(in_chain);
-            response.map(|body| Outgoing { body, total: timers.total.clone(), ending: Some(ending) })
+            response.map(|body| ResponseStream { body, total: timers.total.clone(), record: Some(record) })
         }
     }
 
     /// Returns the response to bytes that never became a request.
-    fn refuse(&self, error: Error, status: StatusCode) -> Response<Outgoing> {
-        let running = self.current.borrow().clone();
-        let mut ending = Ending::new(running.clone(), Upload::over());
-        let response = exchange::refuse(&running, error, status, &self.arrival, &mut ending);
+    fn refuse(&self, error: Error, status: StatusCode) -> Response<ResponseStream> {
+        let worker = self.current.borrow().clone();
+        let mut record = ExchangeRecord::new(worker.clone(), UploadProgress::over());
+        let response = exchange::reject(&worker, error, status, &self.arrival, &mut record);
         let [total] = self.clock.deadlines();
-        response.map(|body| Outgoing { body, total, ending: Some(ending) })
+        response.map(|body| ResponseStream { body, total, record: Some(record) })
     }
 }
 
 // === Transport ===
 
-impl Transport for Metered<Tcp> {
+impl Transport for ByteCounter<Tcp> {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.socket.0.poll_read_ready(cx)
     }
@@ -134,7 +134,7 @@ impl Transport for Metered<Tcp> {
         }
     }
 
-    fn departed(&self) -> u64 {
+    fn bytes_sent(&self) -> u64 {
         self.departed
     }
 
@@ -151,7 +151,7 @@ impl Transport for Metered<Tcp> {
     }
 }
 
-impl Transport for Metered<UnixStream> {
+impl Transport for ByteCounter<UnixStream> {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.socket.poll_read_ready(cx)
     }
@@ -166,7 +166,7 @@ impl Transport for Metered<UnixStream> {
         }
     }
 
-    fn departed(&self) -> u64 {
+    fn bytes_sent(&self) -> u64 {
         self.departed
     }
 
@@ -193,8 +193,8 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
         self.get_ref().0.poll_peek(cx)
     }
 
-    fn departed(&self) -> u64 {
-        self.get_ref().0.departed()
+    fn bytes_sent(&self) -> u64 {
+        self.get_ref().0.bytes_sent()
     }
 
     fn taken(&self) -> u64 {
@@ -212,25 +212,25 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
 
 // === Outgoing ===
 
-impl Body for Outgoing {
+impl Body for ResponseStream {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let frame = Pin::new(&mut this.body).poll_frame(cx);
-        if let (Poll::Ready(Some(Ok(frame))), Some(ending)) = (&frame, &mut this.ending) {
-            ending.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        if let (Poll::Ready(Some(Ok(frame))), Some(record)) = (&frame, &mut this.record) {
+            record.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
         }
         let frame = match frame {
             Poll::Ready(_) | Poll::Pending if this.total.is_met() => {
-                let late = Error::new(Kind::ResponseTimeout, "the route's timeout has passed").met("timeout");
+                let late = Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").met("timeout");
                 Poll::Ready(Some(Err(late.into())))
             }
             frame => frame,
         };
-        if let (Poll::Ready(Some(Err(error))), Some(ending)) = (&frame, &mut this.ending) {
-            ending.cut(error);
+        if let (Poll::Ready(Some(Err(error))), Some(record)) = (&frame, &mut this.record) {
+            record.cut(error);
         }
         frame
     }

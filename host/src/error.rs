@@ -9,7 +9,7 @@ use crate::system::printable::one_line;
 
 /// The kind of an error. It determines the status; its token names the kind in the response, the log and the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum FailureKind {
     /// No route matches the request.
     NoRoute,
     /// The request can't be forwarded.
@@ -80,7 +80,7 @@ const LONGEST: usize = 1 << 10;
 #[derive(Debug)]
 pub struct Error {
     /// The kind, which the client learns.
-    pub kind: Kind,
+    pub kind: FailureKind,
     /// The cause, which is only logged.
     pub cause: Box<dyn StdError + Send + Sync>,
     /// The manifest key of the limit that was met; `None` if the failure is not about a limit.
@@ -91,72 +91,72 @@ pub struct Error {
     pub is_logged: bool,
 }
 
-impl Kind {
+impl FailureKind {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Kind; 18] = [
-        Kind::NoRoute,
-        Kind::RequestError,
-        Kind::DestinationUnavailable,
-        Kind::LimitReached,
-        Kind::InternalError,
-        Kind::UpgradeFailed,
-        Kind::DnsError,
-        Kind::ConnectionRefused,
-        Kind::ConnectionTimeout,
-        Kind::ConnectionTerminated,
-        Kind::TlsError,
-        Kind::ResponseTimeout,
-        Kind::ProtocolError,
-        Kind::RequestTimeout,
-        Kind::RequestBodySize,
-        Kind::ResponseBodySize,
-        Kind::ResponseHeadSize,
-        Kind::PluginError,
+    pub const ALL: [FailureKind; 18] = [
+        FailureKind::NoRoute,
+        FailureKind::RequestError,
+        FailureKind::DestinationUnavailable,
+        FailureKind::LimitReached,
+        FailureKind::InternalError,
+        FailureKind::UpgradeFailed,
+        FailureKind::DnsError,
+        FailureKind::ConnectionRefused,
+        FailureKind::ConnectionTimeout,
+        FailureKind::ConnectionTerminated,
+        FailureKind::TlsError,
+        FailureKind::ResponseTimeout,
+        FailureKind::ProtocolError,
+        FailureKind::RequestTimeout,
+        FailureKind::RequestBodySize,
+        FailureKind::ResponseBodySize,
+        FailureKind::ResponseHeadSize,
+        FailureKind::PluginError,
     ];
 
     /// Returns the name of the kind, as in `Proxy-Status`.
     pub fn token(self) -> &'static str {
         match self {
-            Kind::NoRoute => "no_route",
-            Kind::RequestError => "http_request_error",
-            Kind::DestinationUnavailable => "destination_unavailable",
-            Kind::LimitReached => "connection_limit_reached",
-            Kind::InternalError => "proxy_internal_error",
-            Kind::UpgradeFailed => "http_upgrade_failed",
-            Kind::DnsError => "dns_error",
-            Kind::ConnectionRefused => "connection_refused",
-            Kind::ConnectionTimeout => "connection_timeout",
-            Kind::ConnectionTerminated => "connection_terminated",
-            Kind::TlsError => "tls_protocol_error",
-            Kind::ResponseTimeout => "http_response_timeout",
-            Kind::ProtocolError => "http_protocol_error",
-            Kind::RequestTimeout => "http_request_timeout",
-            Kind::RequestBodySize => "http_request_body_size",
-            Kind::ResponseBodySize => "http_response_body_size",
-            Kind::ResponseHeadSize => "http_response_header_section_size",
-            Kind::PluginError => "plugin_error",
+            FailureKind::NoRoute => "no_route",
+            FailureKind::RequestError => "http_request_error",
+            FailureKind::DestinationUnavailable => "destination_unavailable",
+            FailureKind::LimitReached => "connection_limit_reached",
+            FailureKind::InternalError => "proxy_internal_error",
+            FailureKind::UpgradeFailed => "http_upgrade_failed",
+            FailureKind::DnsError => "dns_error",
+            FailureKind::ConnectionRefused => "connection_refused",
+            FailureKind::ConnectionTimeout => "connection_timeout",
+            FailureKind::ConnectionTerminated => "connection_terminated",
+            FailureKind::TlsError => "tls_protocol_error",
+            FailureKind::ResponseTimeout => "http_response_timeout",
+            FailureKind::ProtocolError => "http_protocol_error",
+            FailureKind::RequestTimeout => "http_request_timeout",
+            FailureKind::RequestBodySize => "http_request_body_size",
+            FailureKind::ResponseBodySize => "http_response_body_size",
+            FailureKind::ResponseHeadSize => "http_response_header_section_size",
+            FailureKind::PluginError => "plugin_error",
         }
     }
 
     /// Returns the status code for the client.
     pub fn status(self) -> http::StatusCode {
         match self {
-            Kind::NoRoute => http::StatusCode::NOT_FOUND,
-            Kind::RequestError => http::StatusCode::BAD_REQUEST,
-            Kind::DestinationUnavailable | Kind::LimitReached => http::StatusCode::SERVICE_UNAVAILABLE,
-            Kind::ConnectionTimeout | Kind::ResponseTimeout => http::StatusCode::GATEWAY_TIMEOUT,
-            Kind::RequestTimeout => http::StatusCode::REQUEST_TIMEOUT,
-            Kind::RequestBodySize => http::StatusCode::PAYLOAD_TOO_LARGE,
-            Kind::InternalError => http::StatusCode::INTERNAL_SERVER_ERROR,
-            Kind::UpgradeFailed
-            | Kind::DnsError
-            | Kind::ConnectionRefused
-            | Kind::ConnectionTerminated
-            | Kind::TlsError
-            | Kind::ProtocolError
-            | Kind::ResponseBodySize
-            | Kind::ResponseHeadSize
-            | Kind::PluginError => http::StatusCode::BAD_GATEWAY,
+            FailureKind::NoRoute => http::StatusCode::NOT_FOUND,
+            FailureKind::RequestError => http::StatusCode::BAD_REQUEST,
+            FailureKind::DestinationUnavailable | FailureKind::LimitReached => http::StatusCode::SERVICE_UNAVAILABLE,
+            FailureKind::ConnectionTimeout | FailureKind::ResponseTimeout => http::StatusCode::GATEWAY_TIMEOUT,
+            FailureKind::RequestTimeout => http::StatusCode::REQUEST_TIMEOUT,
+            FailureKind::RequestBodySize => http::StatusCode::PAYLOAD_TOO_LARGE,
+            FailureKind::InternalError => http::StatusCode::INTERNAL_SERVER_ERROR,
+            FailureKind::UpgradeFailed
+            | FailureKind::DnsError
+            | FailureKind::ConnectionRefused
+            | FailureKind::ConnectionTerminated
+            | FailureKind::TlsError
+            | FailureKind::ProtocolError
+            | FailureKind::ResponseBodySize
+            | FailureKind::ResponseHeadSize
+            | FailureKind::PluginError => http::StatusCode::BAD_GATEWAY,
         }
     }
 
@@ -164,20 +164,20 @@ impl Kind {
     pub fn blames_endpoint(self) -> bool {
         matches!(
             self,
-            Kind::DnsError
-                | Kind::ConnectionRefused
-                | Kind::ConnectionTimeout
-                | Kind::ConnectionTerminated
-                | Kind::TlsError
-                | Kind::ResponseTimeout
-                | Kind::ProtocolError
+            FailureKind::DnsError
+                | FailureKind::ConnectionRefused
+                | FailureKind::ConnectionTimeout
+                | FailureKind::ConnectionTerminated
+                | FailureKind::TlsError
+                | FailureKind::ResponseTimeout
+                | FailureKind::ProtocolError
         )
     }
 }
 
 impl Error {
     /// Creates an error of a kind with its cause.
-    pub fn new(kind: Kind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub fn new(kind: FailureKind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Error { kind, cause: cause.into(), limit: None, status: None, is_logged: false }
     }
 

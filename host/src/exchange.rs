@@ -19,44 +19,44 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
-use crate::context::edit_check::Side;
-use crate::context::{Head, Peer, Received, Words};
-use crate::error::{Error, Kind};
-use crate::exchange::cache::{Answered, Asking, Looked, Past};
-use crate::exchange::chain::{Depth, Down, Failed};
-use crate::exchange::filtered_body::{FilteredUpload, Passage};
-use crate::exchange::forward::{Forwarded, Sending, forward};
-use crate::exchange::record::Ending;
+use crate::context::edit_check::MessageSide;
+use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
+use crate::error::{Error, FailureKind};
+use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
+use crate::exchange::chain::{ChainFailure, ChainPosition, RequestHooks};
+use crate::exchange::filtered_body::{FilteredBody, FilteredUpload};
+use crate::exchange::forward::{OutgoingRequest, Received, forward};
+use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::connection_counts::ClientNet;
 use crate::generation::listener::Listener;
-use crate::generation::{Route, Running, UNROUTED};
-use crate::net::boxed::apart;
+use crate::generation::{Route, UNROUTED, WorkerState};
+use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::protocol::client_address::{self, Settled};
-use crate::protocol::hop_by_hop::{self, Hop};
+use crate::protocol::hop_by_hop::{self, HopOptions};
 
-use crate::body::upload::{ClientContent, Receiving, RequestBody, Upload, UploadLimits};
+use crate::body::upload::{ClientBody, ClientContent, RequestBody, UploadLimits, UploadProgress};
 use crate::protocol::request_target;
 use crate::protocol::transformed_content;
 
 /// Why a request has no route.
-enum Unrouted {
-    Failed(Failed),
+enum NoRoute {
+    Failed(ChainFailure),
     /// Its listener sends everybody to another place.
     Elsewhere(HeaderValue),
 }
 
 /// Whence requests come.
-pub struct Arrival {
-    pub peer: Arc<Peer>,
+pub struct ConnectionInfo {
+    pub peer: Arc<ClientInfo>,
     pub listener: Arc<Listener>,
 }
 
 /// What limits an exchange in time.
 pub struct Timers {
     /// For each thing that is waited for.
-    pub step: Deadline,
+    pub idle: Deadline,
     /// For the exchange as a whole.
     pub total: Deadline,
 }
@@ -65,7 +65,7 @@ impl Timers {
     /// What is said when the exchange's time is over, for which there is all the time it wants.
     fn late(&self) -> Error {
         self.total.clear();
-        Error::new(Kind::ResponseTimeout, "the route's timeout has passed").met("timeout")
+        Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").met("timeout")
     }
 }
 
@@ -87,61 +87,61 @@ pub struct Onward {
 
 enum Way {
     /// To the upstream, maybe past a cache.
-    Straight(Sending, Option<Box<Past>>),
+    Straight(OutgoingRequest, Option<Box<BypassedCache>>),
     /// A cache asks for it.
-    Asking(Box<Asking>),
+    Asking(Box<CacheMiss>),
 }
 
 /// What came of the way down.
 enum Passed {
     Onward(Way),
-    Answer(Response<ResponseBody>, Option<Box<Past>>, Depth),
+    Answer(Response<ResponseBody>, Option<Box<BypassedCache>>, ChainPosition),
 }
 
 /// Takes a request down to its upstream, on the generation that it begins with. What is due at the end of the exchange
 /// goes into `ending`.
 ///
 /// Not part of the future of [`Onward::run`], which would carry the request about for nothing.
-pub fn begin(
-    running: &Rc<Running>,
+pub fn receive(
+    worker: &Rc<WorkerState>,
     request: Request<ClientContent>,
-    arrival: &Arrival,
+    arrival: &ConnectionInfo,
     timers: &Timers,
-    ending: &mut Ending,
+    record: &mut ExchangeRecord,
 ) -> Begun {
     let (mut parts, body) = request.into_parts();
-    let words = if running.generation.access_log.is_some() { Words::Logged } else { Words::Unneeded };
-    let received = Received::of(&parts, words);
-    let Arrival { peer, listener } = arrival;
+    let words = if worker.generation.access_log.is_some() { Words::Logged } else { Words::Unneeded };
+    let received = RequestLine::of(&parts, words);
+    let ConnectionInfo { peer, listener } = arrival;
     // Before anything else reads the request.
     let settled = client_address::settle(&mut parts.headers, peer.ip(), peer.is_trusted, &listener.client);
-    let counted = counted(&settled, arrival, ending);
-    let routed = counted.and_then(|()| routed(running, &mut parts, &settled, arrival));
-    let head = |parts, route, upstream| {
-        let mut head = Box::new(Head::new(received, parts, peer.clone(), route, upstream));
-        (head.client, head.has_aliases) = (settled.client, settled.has_aliases);
-        head
+    let counted = call_counted(&settled, arrival, record);
+    let routed = counted.and_then(|()| find_route(worker, &mut parts, &settled, arrival));
+    let context = |parts, route, upstream| {
+        let mut context = Box::new(ExchangeContext::new(received, parts, peer.clone(), route, upstream));
+        (context.client, context.has_aliases) = (settled.client, settled.has_aliases);
+        context
     };
     let place = match routed {
         Ok(place) => place,
         Err(unrouted) => {
-            ending.unrouted(head(parts, UNROUTED.into(), UNROUTED.into()));
-            ending.upload.end();
+            record.set_no_route(context(parts, UNROUTED.into(), UNROUTED.into()));
+            record.upload.end();
             return Begun::Answered(match unrouted {
-                Unrouted::Failed(failed) => fail(failed, running, ending),
-                Unrouted::Elsewhere(location) => {
+                NoRoute::Failed(failed) => fail(failed, worker, record),
+                NoRoute::Elsewhere(location) => {
                     let response = error_response::redirect(location);
-                    ending.status = response.status().as_u16();
+                    record.status = response.status().as_u16();
                     response
                 }
             });
         }
     };
-    let route = &running.generation.routes[place];
+    let route = &worker.generation.routes[place];
     let version = parts.version;
     let hop = hop_by_hop::request(version, &mut parts.headers);
     let mut upstream = route.upstream;
-    let mut head = head(parts, running.route_names[place].clone(), running.upstreams[upstream].name.clone());
+    let mut context = context(parts, worker.route_names[place].clone(), worker.upstreams[upstream].name.clone());
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
@@ -151,61 +151,61 @@ pub fn begin(
         let (most, pause, rate) = (route.max_body, limits.body_timeout, limits.body_rate);
         let limits = UploadLimits { most, pause, rate, knows_end: version == Version::HTTP_2 };
         // It may be read by another task than the client's.
-        let [deadline] = timers.step.clock().deadlines();
-        Receiving::new(body, upload, limits, deadline)
+        let [deadline] = timers.idle.clock().deadlines();
+        ClientBody::new(body, upload, limits, deadline)
     };
     let is_plain = body.is_end_stream() && hop.upgrade.is_none();
-    let cached = |at, head: &mut Box<Head>, upstream| {
-        cache::look(running, place, at, (head, upstream), is_plain, timers.step.clock())
+    let cached = |at, context: &mut Box<ExchangeContext>, upstream| {
+        cache::look_up(worker, place, at, (context, upstream), is_plain, timers.idle.clock())
     };
-    let passed = down(running, route, (&mut head, &mut upstream), cached, |head| {
-        content(running, route, head, (body, hop), ending.upload.clone(), receiving)
+    let passed = down(worker, route, (&mut context, &mut upstream), cached, |context| {
+        outgoing_body(worker, route, context, (body, hop), record.upload.clone(), receiving)
     });
     let (response, past, depth) = match passed {
         Ok(Passed::Onward(way)) => {
             if let Way::Asking(_) = way {
-                ending.upload.end();
+                record.upload.end();
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
-            ending.routed(place, head);
+            record.set_route(place, context);
             return Begun::Onward(Onward { place, upstream, way });
         }
         Ok(Passed::Answer(response, past, depth)) => (response, past, depth),
         Err(failed) => {
             let depth = failed.depth;
-            ending.routed(place, head);
-            let response = fail(failed, running, ending);
-            head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
+            record.set_route(place, context);
+            let response = fail(failed, worker, record);
+            context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
             (response, None, depth)
         }
     };
-    ending.upload.end();
-    Begun::Answered(finish(running, place, head, response.into(), (past, depth), ending))
+    record.upload.end();
+    Begun::Answered(respond(worker, place, context, response.into(), (past, depth), record))
 }
 
 /// Takes a request through the chain, to its end or to where it is answered.
 fn down(
-    running: &Running,
+    worker: &WorkerState,
     route: &Route,
-    (head, upstream): (&mut Box<Head>, &mut usize),
-    cached: impl FnOnce(Depth, &mut Box<Head>, usize) -> Result<Looked, Failed>,
-    content: impl FnOnce(&mut Box<Head>) -> Result<Sending, Failed>,
-) -> Result<Passed, Failed> {
+    (context, upstream): (&mut Box<ExchangeContext>, &mut usize),
+    cached: impl FnOnce(ChainPosition, &mut Box<ExchangeContext>, usize) -> Result<Lookup, ChainFailure>,
+    content: impl FnOnce(&mut Box<ExchangeContext>) -> Result<OutgoingRequest, ChainFailure>,
+) -> Result<Passed, ChainFailure> {
     let mut past = None;
-    let mut down = chain::down(running, route, Depth::none(), head, upstream)?;
-    if let Down::Cache(at) = down {
-        match cached(at, head, *upstream)? {
-            Looked::Served(response) => return Ok(Passed::Answer(response, None, at)),
-            Looked::Ask(asking) => return Ok(Passed::Onward(Way::Asking(asking))),
-            Looked::Past(over) => past = Some(Box::new(over)),
+    let mut down = chain::down(worker, route, ChainPosition::top(), context, upstream)?;
+    if let RequestHooks::Cache(at) = down {
+        match cached(at, context, *upstream)? {
+            Lookup::Hit(response) => return Ok(Passed::Answer(response, None, at)),
+            Lookup::Miss(asking) => return Ok(Passed::Onward(Way::Asking(asking))),
+            Lookup::Bypass(over) => past = Some(Box::new(over)),
         }
-        down = chain::down(running, route, at.next(), head, upstream)?;
+        down = chain::down(worker, route, at.next(), context, upstream)?;
     }
     Ok(match down {
-        Down::Answer(response, depth) => {
+        RequestHooks::Answer(response, depth) => {
             Passed::Answer(response.map(|content| ResponseBody::Full(content.into())), past, depth)
         }
-        Down::Forward | Down::Cache(_) => Passed::Onward(Way::Straight(content(head)?, past)),
+        RequestHooks::Forward | RequestHooks::Cache(_) => Passed::Onward(Way::Straight(content(context)?, past)),
     })
 }
 
@@ -213,110 +213,127 @@ impl Onward {
     /// Asks the upstream, and takes the response up to the client.
     ///
     /// What it works on stays where it is: a future has room for what it is given and for what it takes out of that.
-    pub async fn run(&mut self, running: &Rc<Running>, timers: &Timers, ending: &mut Ending) -> Response<ResponseBody> {
+    pub async fn run(
+        &mut self,
+        worker: &Rc<WorkerState>,
+        timers: &Timers,
+        record: &mut ExchangeRecord,
+    ) -> Response<ResponseBody> {
         let Onward { place, upstream, way } = self;
         let (place, upstream) = (*place, *upstream);
-        let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
+        let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
         let (sending, past) = match way {
             Way::Straight(sending, past) => (sending, past),
-            Way::Asking(asking) => return apart(|| ask(asking, running, (place, upstream), timers, ending)).await,
+            Way::Asking(asking) => return boxed(|| fetch(asking, worker, (place, upstream), timers, record)).await,
         };
-        let forwarded = timers.total.until_met(forward(running, upstream, head, sending, &timers.step)).await;
+        let forwarded = timers.total.until_met(forward(worker, upstream, context, sending, &timers.idle)).await;
         let response = match forwarded.unwrap_or_else(|_| Err(timers.late())) {
             Ok(forwarded) => {
-                ending.answered();
+                record.response_started();
                 forwarded
             }
-            Err(error) => fail(error.into(), running, ending).into(),
+            Err(error) => fail(error.into(), worker, record).into(),
         };
-        let head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
-        finish(running, place, head, response, (past.take(), Depth::whole(&running.generation.routes[place])), ending)
+        let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
+        respond(
+            worker,
+            place,
+            context,
+            response,
+            (past.take(), ChainPosition::bottom(&worker.generation.routes[place])),
+            record,
+        )
     }
 }
 
 /// Has a cache ask for a response, and takes that up to the client.
-async fn ask(
-    asking: &mut Asking,
-    running: &Rc<Running>,
+async fn fetch(
+    asking: &mut CacheMiss,
+    worker: &Rc<WorkerState>,
     (place, upstream): (usize, usize),
     timers: &Timers,
-    ending: &mut Ending,
+    record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
-    let head = ending.head.get_or_insert_with(|| Box::new(Head::empty()));
-    let answered = timers.total.until_met(asking.run(running, (place, upstream), head, timers.step.clock())).await;
+    let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
+    let answered = timers.total.until_met(asking.run(worker, (place, upstream), context, timers.idle.clock())).await;
     let (forwarded, depth) = match answered.unwrap_or_else(|_| Err(timers.late().into())) {
-        Ok(Answered { response, edits, depth }) => {
-            ending.answered();
-            (Forwarded { response, edits }, depth)
+        Ok(CacheResponse { response, edits, depth }) => {
+            record.response_started();
+            (Received { response, edits }, depth)
         }
         Err(failed) => {
             let depth = failed.depth;
-            (fail(failed, running, ending).into(), depth)
+            (fail(failed, worker, record).into(), depth)
         }
     };
-    let head = ending.head.take().unwrap_or_else(|| Box::new(Head::empty()));
-    finish(running, place, head, forwarded, (None, depth), ending)
+    let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
+    respond(worker, place, context, forwarded, (None, depth), record)
 }
 
 /// Counts a request that came by a trusted proxy as its client's, where that is limited.
-fn counted(settled: &Settled, arrival: &Arrival, ending: &mut Ending) -> Result<(), Unrouted> {
+fn call_counted(settled: &Settled, arrival: &ConnectionInfo, record: &mut ExchangeRecord) -> Result<(), NoRoute> {
     let Some(most) = arrival.listener.limits.connections_per_client.filter(|_| arrival.peer.is_trusted) else {
         return Ok(());
     };
     let address = settled.client.as_ref().map(|client| client.socket.ip());
     let Some(client) = ClientNet::new(address) else { return Ok(()) };
-    ending.counted = arrival.listener.census.enter_request(client, most);
-    if ending.counted.is_some() {
+    record.counted = arrival.listener.census.enter_request(client, most);
+    if record.counted.is_some() {
         return Ok(());
     }
     let cause = format!("limits.connections-per-client of {most} is reached by the requests of a client");
-    let error = Error::new(Kind::LimitReached, cause).met("limits.connections-per-client");
+    let error = Error::new(FailureKind::LimitReached, cause).met("limits.connections-per-client");
     let status = StatusCode::TOO_MANY_REQUESTS;
-    Err(Unrouted::Failed(Failed { error, status, depth: Depth::none() }))
+    Err(NoRoute::Failed(ChainFailure { error, status, depth: ChainPosition::top() }))
 }
 
 /// The place of a request's route.
-fn routed(running: &Running, request: &mut Parts, settled: &Settled, arrival: &Arrival) -> Result<usize, Unrouted> {
-    let failed = |error: Error| Unrouted::Failed(error.into());
+fn find_route(
+    worker: &WorkerState,
+    request: &mut Parts,
+    settled: &Settled,
+    arrival: &ConnectionInfo,
+) -> Result<usize, NoRoute> {
+    let failed = |error: Error| NoRoute::Failed(error.into());
     if settled.is_rejected {
         let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";
-        return Err(failed(Error::new(Kind::RequestError, cause).met("field-aliases")));
+        return Err(failed(Error::new(FailureKind::RequestError, cause).met("field-aliases")));
     }
     request_target::accept(request, arrival.peer.is_secure()).map_err(failed)?;
     if let Some(port) = arrival.listener.redirect {
-        let unnamed = || failed(Error::new(Kind::RequestError, "no Host says where to go with https"));
-        return Err(Unrouted::Elsewhere(request_target::with_https(request, port).ok_or_else(unnamed)?));
+        let unnamed = || failed(Error::new(FailureKind::RequestError, "no Host says where to go with https"));
+        return Err(NoRoute::Elsewhere(request_target::with_https(request, port).ok_or_else(unnamed)?));
     }
-    let none = || failed(Error::new(Kind::NoRoute, "no route of the manifest matches the request"));
-    running.generation.router.route(request).ok_or_else(none)
+    let none = || failed(Error::new(FailureKind::NoRoute, "no route of the manifest matches the request"));
+    worker.generation.router.route(request).ok_or_else(none)
 }
 
 /// Takes a response through the plugins above a depth, and past a cache among them.
-fn finish(
-    running: &Running,
+fn respond(
+    worker: &WorkerState,
     place: usize,
-    mut head: Box<Head>,
-    forwarded: Forwarded,
-    (past, depth): (Option<Box<Past>>, Depth),
-    ending: &mut Ending,
+    mut context: Box<ExchangeContext>,
+    forwarded: Received,
+    (past, depth): (Option<Box<BypassedCache>>, ChainPosition),
+    record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
-    let route = &running.generation.routes[place];
+    let route = &worker.generation.routes[place];
     let (mut parts, body) = forwarded.response.into_parts();
     hop_by_hop::response(&mut parts.headers);
     let came = parts.status;
-    head.response = Some(parts);
-    let edited = chain::balanced(running, forwarded.edits.as_ref(), &mut head);
-    let up = edited.and_then(|()| up(running, route, (past, depth), &mut head)).and_then(|content| {
+    context.response = Some(parts);
+    let edited = chain::apply_balancer_edits(worker, forwarded.edits.as_ref(), &mut context);
+    let up = edited.and_then(|()| run_response_hooks(worker, route, (past, depth), &mut context)).and_then(|content| {
         let body = match content {
             Some(content) => ResponseBody::Full(Bytes::from(content)),
             None => body,
         };
-        chain::filtered(running, route, depth.plugins(), &mut head, body)
+        chain::filter_body(worker, route, depth.plugins(), &mut context, body)
     });
     match up {
         Ok(body) => {
             let mut response = Response::new(body);
-            if let Some(mut parts) = head.response.take() {
+            if let Some(mut parts) = context.response.take() {
                 if let ResponseBody::Switched(switched) = response.body() {
                     hop_by_hop::switch(&switched.protocol, &mut parts.headers);
                 }
@@ -332,89 +349,90 @@ fn finish(
                     response.headers_mut().remove(header::CONTENT_LENGTH);
                 }
             }
-            ending.status = response.status().as_u16();
-            ending.routed(place, head);
+            record.status = response.status().as_u16();
+            record.set_route(place, context);
             response
         }
         Err(failed) => {
-            ending.routed(place, head);
-            fail(failed, running, ending)
+            record.set_route(place, context);
+            fail(failed, worker, record)
         }
     }
 }
 
 /// Takes a response up the chain; a plugin may put another content in place.
-fn up(
-    running: &Running,
+fn run_response_hooks(
+    worker: &WorkerState,
     route: &Route,
-    (past, depth): (Option<Box<Past>>, Depth),
-    head: &mut Box<Head>,
-) -> Result<Option<Vec<u8>>, Failed> {
+    (past, depth): (Option<Box<BypassedCache>>, ChainPosition),
+    context: &mut Box<ExchangeContext>,
+) -> Result<Option<Vec<u8>>, ChainFailure> {
     let Some(past) = past.filter(|past| past.depth() != depth) else {
-        return chain::up(running, route, depth.plugins(), head);
+        return chain::up(worker, route, depth.plugins(), context);
     };
     let at = past.depth();
-    let below = chain::up(running, route, depth.beyond(at.next()), head)?;
-    past.come_back(running, route, head);
-    let above = chain::up(running, route, at.plugins(), head)?;
+    let below = chain::up(worker, route, depth.range_below(at.next()), context)?;
+    past.on_response(worker, route, context);
+    let above = chain::up(worker, route, at.plugins(), context)?;
     Ok(above.or(below))
 }
 
 /// The content of the request, through the plugins that transform it.
-fn content(
-    running: &Running,
+fn outgoing_body(
+    worker: &WorkerState,
     route: &Route,
-    head: &mut Head,
-    (body, mut hop): (ClientContent, Hop),
-    upload: Upload,
-    receiving: impl FnOnce(ClientContent, Upload) -> Receiving,
-) -> Result<Sending, Failed> {
+    context: &mut ExchangeContext,
+    (body, mut hop): (ClientContent, HopOptions),
+    upload: UploadProgress,
+    receiving: impl FnOnce(ClientContent, UploadProgress) -> ClientBody,
+) -> Result<OutgoingRequest, ChainFailure> {
     if body.is_end_stream() {
         upload.end();
-        return Ok(Sending { body: RequestBody::Empty, upload, hop });
+        return Ok(OutgoingRequest { body: RequestBody::Empty, upload, hop });
     }
     // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8).
     hop.upgrade = None;
     // With gRPC either side may be silent for as long as it likes.
-    let media = head.request.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    if head.request.version == Version::HTTP_2 && media.starts_with(b"application/grpc") {
-        upload.take_time();
+    let media = context.request.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    if context.request.version == Version::HTTP_2 && media.starts_with(b"application/grpc") {
+        upload.stop_rate_limit();
     }
     if let Some(length) = body.size_hint().exact().filter(|length| *length > route.max_body) {
         let cause = format!("{length} bytes, and the route takes {}", route.max_body);
-        return Err(Error::new(Kind::RequestBodySize, cause).met("max-body").into());
+        return Err(Error::new(FailureKind::RequestBodySize, cause).met("max-body").into());
     }
-    let plugins = Depth::whole(route).plugins();
-    let stages = chain::stages(running, route, plugins, Side::Request, body.size_hint().exact(), head)?;
+    let plugins = ChainPosition::bottom(route).plugins();
+    let stages =
+        chain::begin_body_filters(worker, route, plugins, MessageSide::Request, body.size_hint().exact(), context)?;
     let body = receiving(body, upload.clone());
     if stages.is_empty() {
-        return Ok(Sending { body: RequestBody::Incoming(Box::new(body)), upload, hop });
+        return Ok(OutgoingRequest { body: RequestBody::Incoming(Box::new(body)), upload, hop });
     }
-    transformed_content::request(&mut head.request.headers);
-    Ok(Sending { body: FilteredUpload::body(Passage::new(body, stages), upload.clone()), upload, hop })
+    transformed_content::request(&mut context.request.headers);
+    Ok(OutgoingRequest { body: FilteredUpload::body(FilteredBody::new(body, stages), upload.clone()), upload, hop })
 }
 
 /// The response to what never became a request.
-pub fn refuse(
-    running: &Running,
+pub fn reject(
+    worker: &WorkerState,
     error: Error,
     status: StatusCode,
-    arrival: &Arrival,
-    ending: &mut Ending,
+    arrival: &ConnectionInfo,
+    record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
-    ending.unrouted(Box::new(Head::unread(arrival.peer.clone())));
-    fail(Failed { error, status, depth: Depth::none() }, running, ending)
+    record.set_no_route(Box::new(ExchangeContext::unread(arrival.peer.clone())));
+    fail(ChainFailure { error, status, depth: ChainPosition::top() }, worker, record)
 }
 
 /// The response in place of one that can't be sent as it is.
-pub fn instead(error: Error, ending: &mut Ending) -> Response<ResponseBody> {
-    let running = ending.running().clone();
-    fail(error.into(), &running, ending)
+pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response<ResponseBody> {
+    let worker = record.running().clone();
+    fail(error.into(), &worker, record)
 }
 
-fn fail(failed: Failed, running: &Running, ending: &mut Ending) -> Response<ResponseBody> {
-    let Failed { error, status, .. } = failed;
-    ending.log(&error, "exchange failed");
-    (ending.status, ending.error) = (status.as_u16(), Some(error.kind));
-    error_response::error(error.kind, status, ending.head.as_deref(), &running.generation.error_pages)
+fn fail(failed: ChainFailure, worker: &WorkerState, record: &mut ExchangeRecord) -> Response<ResponseBody> {
+    let ChainFailure { error, status, .. } = failed;
+    record.log(&error, "exchange failed");
+    (record.status, record.error) = (status.as_u16(), Some(error.kind));
+    error_response::error_response(error.kind, status, record.context.as_deref(), &worker.generation.error_pages)
 }

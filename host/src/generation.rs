@@ -15,28 +15,28 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use tokio::sync::mpsc;
 
-use crate::context::Head;
+use crate::context::ExchangeContext;
 use crate::generation::error_pages::ErrorPages;
 use crate::generation::listener::Listener;
 use crate::generation::router::Router;
-use crate::plugin::body_filter::Bodies;
-use crate::plugin::caller::{Guard, Slot};
-use crate::plugin::configured::Binding;
-use crate::plugin::failure::Exchange;
-use crate::plugin::instance::{Instance, Trap};
+use crate::plugin::body_filter::IdleBodyInstances;
+use crate::plugin::caller::{InstanceSlot, PluginCaller};
+use crate::plugin::configured::ConfiguredPlugin;
+use crate::plugin::failure::ExchangeName;
+use crate::plugin::instance::{Instance, PluginFailure};
 use crate::plugin::instance_limit::Tenancy;
-use crate::plugin::instance_maker::Ordered;
+use crate::plugin::instance_maker::OrderedInstance;
 use crate::plugin::time_share::Shares;
-use crate::store::{Limits, Store};
+use crate::store::{Store, StoreLimits};
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::{CacheFigures, Place, RouteFigures};
-use crate::tls::validity::Dated;
-use crate::upstream::connection_limit::Slots;
-use crate::upstream::discovery::Plan;
-use crate::upstream::endpoint_set::Live;
-use crate::upstream::endpoint_view::Seats;
-use crate::upstream::retry::{self, Budget};
-use crate::upstream::{Pools, Rules};
+use crate::telemetry::metrics::{CacheMetrics, RouteMetrics, WorkerMetrics};
+use crate::tls::validity::DatedCertificate;
+use crate::upstream::connection_limit::ConnectionLimit;
+use crate::upstream::discovery::UpstreamSpec;
+use crate::upstream::endpoint_set::EndpointSet;
+use crate::upstream::endpoint_view::EndpointViews;
+use crate::upstream::retry::{self, RetryBudget};
+use crate::upstream::{ConnectionSettings, Pools};
 
 /// What stands for the route of requests that none matches.
 pub const UNROUTED: &str = "-";
@@ -48,7 +48,7 @@ pub struct Generation {
     pub routes: Vec<Route>,
     pub upstreams: Vec<Upstream>,
     pub upstream_places: HashMap<Arc<str>, usize>,
-    pub bindings: Vec<Arc<Binding>>,
+    pub bindings: Vec<Arc<ConfiguredPlugin>>,
     /// By their addresses in the manifest.
     pub listeners: HashMap<Arc<str>, Arc<Listener>>,
     pub error_pages: ErrorPages,
@@ -56,13 +56,13 @@ pub struct Generation {
     pub name_servers: Vec<SocketAddr>,
     /// Responses of all routes; outlives the generation.
     pub store: Arc<Store>,
-    pub store_limits: Limits,
+    pub store_limits: StoreLimits,
     /// None if it is off.
     pub access_log: Option<AccessLog>,
     /// The places of the plugins' instances.
     pub tenancy: Tenancy,
     /// The certificates that clients and endpoints are shown, by their files.
-    pub certificates: Vec<Dated>,
+    pub certificates: Vec<DatedCertificate>,
 }
 
 /// Where a matched request goes.
@@ -82,40 +82,40 @@ pub struct Route {
 pub struct Upstream {
     pub name: Arc<str>,
     /// Who is in the set at the moment; outlives the generation.
-    pub live: Arc<Live>,
+    pub live: Arc<EndpointSet>,
     /// Who is to be in it, and how they are looked after.
-    pub plan: Plan,
+    pub plan: UpstreamSpec,
     /// A place in `bindings`; nobody is asked about a single endpoint.
     pub balancer: Option<usize>,
-    pub rules: Rules,
-    pub retry: retry::Policy,
+    pub rules: ConnectionSettings,
+    pub retry: retry::RetryPolicy,
     /// Whether some endpoint may speak HTTP/2.
     pub may_speak_http2: bool,
-    pub slots: Slots,
+    pub slots: ConnectionLimit,
     /// Requests at a time, over all workers.
     pub most_in_flight: u32,
 }
 
 /// A worker's view of a generation. An exchange holds on to the one that it began with.
-pub struct Running {
+pub struct WorkerState {
     pub generation: Arc<Generation>,
     /// By the places of bindings. One instance each is enough: a hook runs to its end before the worker does anything
     /// else.
-    filters: Vec<Slot>,
+    filters: Vec<InstanceSlot>,
     /// The calls of each binding.
-    pub guards: Vec<Rc<Guard>>,
+    pub guards: Vec<Rc<PluginCaller>>,
     /// Instances for bodies that pass through each binding.
-    pub bodies: Vec<Rc<Bodies>>,
-    pub upstreams: Vec<RunningUpstream>,
+    pub bodies: Vec<Rc<IdleBodyInstances>>,
+    pub upstreams: Vec<UpstreamState>,
     /// This worker's figures, by the places of routes and bindings.
-    pub routes: Vec<Arc<RouteFigures>>,
+    pub routes: Vec<Arc<RouteMetrics>>,
     /// By their places. Copies of this worker's own: each exchange counts its use of them, and workers would get in each
     /// other's way if they did that in one place.
     pub route_names: Vec<Arc<str>>,
-    pub unrouted: Arc<RouteFigures>,
-    pub caches: Vec<Arc<CacheFigures>>,
+    pub unrouted: Arc<RouteMetrics>,
+    pub caches: Vec<Arc<CacheMetrics>>,
     /// Where this worker's figures are kept.
-    pub place: Place,
+    pub place: WorkerMetrics,
     /// The worker waits for all who hold what this gives.
     pub alive: mpsc::WeakSender<()>,
     pools: Rc<Pools>,
@@ -129,11 +129,11 @@ pub struct Running {
 }
 
 /// The use of a generation's instances by an exchange, until dropped: that is, until its response has passed the plugins.
-pub struct InChain(Rc<Running>);
+pub struct ChainCall(Rc<WorkerState>);
 
 /// An instance whose timer is called.
 struct Timer {
-    whose: Timed,
+    whose: TimerOwner,
     binding: usize,
     interval: Duration,
     next: Cell<Instant>,
@@ -146,7 +146,7 @@ const BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy)]
-enum Timed {
+enum TimerOwner {
     /// That of a binding in chains.
     Filter,
     /// That of the upstream at a place.
@@ -154,13 +154,13 @@ enum Timed {
 }
 
 /// A worker's view of an upstream.
-pub struct RunningUpstream {
+pub struct UpstreamState {
     pub name: Arc<str>,
-    pub budget: RefCell<Budget>,
+    pub budget: RefCell<RetryBudget>,
     /// Those of the upstream, at hand for what outlives a borrow of it.
-    pub rules: Rc<Rules>,
-    seats: RefCell<Rc<Seats>>,
-    balancer: Slot,
+    pub rules: Rc<ConnectionSettings>,
+    seats: RefCell<Rc<EndpointViews>>,
+    balancer: InstanceSlot,
     replacement: RefCell<Option<Replacement>>,
     /// Replacements that failed in a row, and when the next one may be ordered.
     failures: Cell<u32>,
@@ -170,47 +170,49 @@ pub struct RunningUpstream {
 /// A balancer's instance that is on its way from the thread that makes instances.
 struct Replacement {
     /// The endpoints that the instance knows.
-    seats: Rc<Seats>,
-    instance: Ordered,
+    seats: Rc<EndpointViews>,
+    instance: OrderedInstance,
 }
 
-impl Running {
+impl WorkerState {
     /// Makes the worker's view, which has no instances yet.
     pub fn new(
         generation: Arc<Generation>,
         pools: &Rc<Pools>,
         shares: &Rc<Shares>,
-        place: Place,
+        place: WorkerMetrics,
         alive: mpsc::WeakSender<()>,
         now: Instant,
     ) -> Self {
-        let view = |upstream: &Upstream| RunningUpstream {
+        let view = |upstream: &Upstream| UpstreamState {
             name: Arc::from(&*upstream.name),
-            budget: RefCell::new(Budget::new(now)),
+            budget: RefCell::new(RetryBudget::new(now)),
             rules: Rc::new(upstream.rules),
-            seats: RefCell::new(Rc::new(Seats::new(&upstream.live, pools, place.worker))),
-            balancer: Slot::default(),
+            seats: RefCell::new(Rc::new(EndpointViews::new(&upstream.live, pools, place.worker))),
+            balancer: InstanceSlot::default(),
             replacement: RefCell::default(),
             failures: Cell::new(0),
             retry_at: Cell::new(None),
         };
         let upstreams = generation.upstreams.iter().map(view).collect();
-        let filters = generation.bindings.iter().map(|_| Slot::default()).collect();
-        let guard = |binding: &Arc<Binding>| Rc::new(Guard::new(binding.clone(), place.clone(), shares, now));
-        let guards: Vec<Rc<Guard>> = generation.bindings.iter().map(guard).collect();
+        let filters = generation.bindings.iter().map(|_| InstanceSlot::default()).collect();
+        let guard = |configured: &Arc<ConfiguredPlugin>| {
+            Rc::new(PluginCaller::new(configured.clone(), place.clone(), shares, now))
+        };
+        let guards: Vec<Rc<PluginCaller>> = generation.bindings.iter().map(guard).collect();
         let bodies = generation.bindings.iter().map(|_| Rc::default()).collect();
         let timers = timers(&generation, now);
         let routes = generation.routes.iter().map(|route| place.registry.route(&route.name, place.worker)).collect();
         let route_names = generation.routes.iter().map(|route| Arc::from(&*route.name)).collect();
-        let cache = |binding: &Arc<Binding>| match &binding.cache {
-            Some(_) => place.registry.cache(&binding.name, place.worker),
+        let cache = |configured: &Arc<ConfiguredPlugin>| match &configured.cache {
+            Some(_) => place.registry.cache(&configured.name, place.worker),
             None => Arc::default(),
         };
         let caches = generation.bindings.iter().map(cache).collect();
         let unrouted = place.registry.route(&UNROUTED.into(), place.worker);
         let pools = pools.clone();
         let (in_chains, is_retired, is_released) = (Cell::new(0), Cell::new(false), Cell::new(false));
-        Running {
+        WorkerState {
             generation,
             filters,
             guards,
@@ -231,12 +233,12 @@ impl Running {
     }
 
     /// Has all instances made, one after the other, on the thread for that: the worker serves meanwhile.
-    pub async fn warm(&self) -> Result<(), Trap> {
+    pub async fn warm(&self) -> Result<(), PluginFailure> {
         let generation = &self.generation;
         let mut filters: Vec<usize> = generation.routes.iter().flat_map(|route| route.chain.iter().copied()).collect();
         filters.sort_unstable();
         filters.dedup();
-        filters.retain(|binding| generation.bindings[*binding].is_called());
+        filters.retain(|binding| generation.bindings[*binding].needs_instance());
         for binding in filters {
             self.filters[binding].fill(self.guards[binding].made(None).await?);
         }
@@ -249,41 +251,51 @@ impl Running {
     }
 }
 
-impl Running {
+impl WorkerState {
     /// Calls a hook of a binding in chains.
-    pub fn call<R>(&self, binding: usize, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
+    pub fn call<R>(
+        &self,
+        binding: usize,
+        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
         self.guards[binding].call(&self.filters[binding], call)
     }
 
     /// Calls the timers whose interval has passed.
     pub fn tick(&self, now: Instant) {
-        self.generation.bindings.iter().for_each(|binding| binding.report_lines());
+        self.generation.bindings.iter().for_each(|configured| configured.report_lines());
         for timer in self.timers.iter().filter(|timer| timer.next.get() <= now) {
             let called = match timer.whose {
-                Timed::Filter => self.call(timer.binding, Instance::timer),
-                Timed::Balancer(upstream) => self.balance(upstream, Instance::timer),
+                TimerOwner::Filter => self.call(timer.binding, Instance::timer),
+                TimerOwner::Balancer(upstream) => self.call_balancer(upstream, Instance::timer),
             };
             let failures = if called.is_err() { timer.failures.get().saturating_add(1) } else { 0 };
             timer.failures.set(failures);
             timer.next.set(now + timer.interval.max(backoff(failures)));
-            if let Err(trap) = called {
-                self.plugin_failed(timer.binding, "timer", &trap, None);
+            if let Err(failure) = called {
+                self.plugin_failed(timer.binding, "timer", &failure, None);
             }
         }
     }
 
     /// Logs and counts a failed call of a binding's hook, in an exchange if there is one.
-    pub fn plugin_failed(&self, binding: usize, hook: &'static str, trap: &Trap, head: Option<&Head>) {
-        self.guards[binding].failed(hook, trap, head.map(Exchange::of).as_ref());
+    pub fn plugin_failed(
+        &self,
+        binding: usize,
+        hook: &'static str,
+        failure: &PluginFailure,
+        context: Option<&ExchangeContext>,
+    ) {
+        self.guards[binding].failed(hook, failure, context.map(ExchangeName::of).as_ref());
     }
 }
 
 /// The life of the instances of a generation that another one has followed.
-impl Running {
+impl WorkerState {
     /// Notes that an exchange may call plugins until the result is dropped.
-    pub fn enter_chain(self: &Rc<Self>) -> InChain {
+    pub fn enter_chain(self: &Rc<Self>) -> ChainCall {
         self.in_chains.set(self.in_chains.get() + 1);
-        InChain(self.clone())
+        ChainCall(self.clone())
     }
 
     /// Notes that no exchange begins with this generation any more.
@@ -300,7 +312,7 @@ impl Running {
         }
         let was_released = self.is_released.replace(true);
         self.guards.iter().for_each(|guard| guard.release());
-        self.filters.iter().for_each(Slot::clear);
+        self.filters.iter().for_each(InstanceSlot::clear);
         self.bodies.iter().for_each(|bodies| bodies.clear());
         for upstream in &self.upstreams {
             upstream.balancer.clear();
@@ -312,7 +324,7 @@ impl Running {
     }
 }
 
-impl Drop for InChain {
+impl Drop for ChainCall {
     fn drop(&mut self) {
         self.0.in_chains.set(self.0.in_chains.get() - 1);
         self.0.release_if_unused();
@@ -335,17 +347,17 @@ fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
     };
     let in_chains = |binding: &usize| generation.routes.iter().any(|route| route.chain.contains(binding));
     let filters = (0..generation.bindings.len()).filter(in_chains);
-    let filters = filters.filter_map(|binding| timer(Timed::Filter, binding));
+    let filters = filters.filter_map(|binding| timer(TimerOwner::Filter, binding));
     let upstreams = generation.upstreams.iter().enumerate();
-    let balancers = upstreams.filter_map(|(place, upstream)| timer(Timed::Balancer(place), upstream.balancer?));
+    let balancers = upstreams.filter_map(|(place, upstream)| timer(TimerOwner::Balancer(place), upstream.balancer?));
     filters.chain(balancers).collect()
 }
 
 /// Of upstreams, by their places.
-impl Running {
+impl WorkerState {
     /// Returns the endpoints, as far as the balancer knows them. Where they have changed, they are passed to the balancer
     /// here if that is quick, and else to another instance off the worker, until which the old endpoints are used.
-    pub fn seats(&self, place: usize) -> Rc<Seats> {
+    pub fn endpoint_views(&self, place: usize) -> Rc<EndpointViews> {
         let (upstream, view) = (&self.generation.upstreams[place], &self.upstreams[place]);
         if let Some(binding) = upstream.balancer {
             self.receive_replacement(place, binding);
@@ -354,7 +366,7 @@ impl Running {
         if seats.members.version == upstream.live.version() {
             return seats;
         }
-        let next = Rc::new(Seats::new(&upstream.live, &self.pools, self.place.worker));
+        let next = Rc::new(EndpointViews::new(&upstream.live, &self.pools, self.place.worker));
         let Some(binding) = upstream.balancer else {
             view.seats.replace(next.clone());
             return next;
@@ -362,11 +374,11 @@ impl Running {
         if !view.balancer.is_filled() || self.guards[binding].tells_quickly() {
             view.seats.replace(next.clone());
             if view.balancer.is_filled()
-                && let Err(trap) = self.guards[binding].tell(&view.balancer, &next.members)
+                && let Err(failure) = self.guards[binding].tell(&view.balancer, &next.members)
             {
                 // The next pick has another instance made, which knows the endpoints.
                 view.balancer.clear();
-                self.plugin_failed(binding, "balancer", &trap, None);
+                self.plugin_failed(binding, "balancer", &failure, None);
             }
             return next;
         }
@@ -375,12 +387,17 @@ impl Running {
     }
 
     /// Calls the balancer.
-    pub fn balance<R>(&self, place: usize, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
-        let (binding, view) = (self.generation.upstreams[place].balancer.ok_or(Trap::NoHook)?, &self.upstreams[place]);
+    pub fn call_balancer<R>(
+        &self,
+        place: usize,
+        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
+        let (binding, view) =
+            (self.generation.upstreams[place].balancer.ok_or(PluginFailure::NoHook)?, &self.upstreams[place]);
         let guard = &self.guards[binding];
         if !view.balancer.is_filled() && !guard.tells_quickly() {
             self.order_replacement(place, binding, view.seats.borrow().clone());
-            return Err(Trap::NoInstance("one that knows the endpoints is being made"));
+            return Err(PluginFailure::NoInstance("one that knows the endpoints is being made"));
         }
         let tell = |instance: &mut Instance| {
             let members = view.seats.borrow().members.clone();
@@ -402,17 +419,17 @@ impl Running {
                 view.failures.set(0);
                 *waited = None;
             }
-            Some(Err(trap)) => {
+            Some(Err(failure)) => {
                 *waited = None;
                 drop(waited);
                 view.failures.set(view.failures.get().saturating_add(1));
                 view.retry_at.set(Some(Instant::now() + backoff(view.failures.get())));
-                self.plugin_failed(binding, "balancer", &trap, None);
+                self.plugin_failed(binding, "balancer", &failure, None);
             }
         }
     }
 
-    fn order_replacement(&self, place: usize, binding: usize, seats: Rc<Seats>) {
+    fn order_replacement(&self, place: usize, binding: usize, seats: Rc<EndpointViews>) {
         let view = &self.upstreams[place];
         let is_resting = view.retry_at.get().is_some_and(|retry_at| Instant::now() < retry_at);
         let mut waited = view.replacement.borrow_mut();

@@ -19,15 +19,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-pub use failure::Failure;
-pub use messages::{About, Complaint, Verdict};
+pub use failure::LoadFailure;
+pub use messages::{About, ConfigComplaint, ConfigVerdict};
 
 use crate::plugin::compiled_cache::{MOST_SEALED, Seal};
-use crate::plugin::configured::Limits as InstanceLimits;
+use crate::plugin::configured::PluginLimits as InstanceLimits;
 use crate::system::files;
 use child::Child;
 use confined::Examiner;
-use messages::{Form, Order, Setup};
+use messages::{Form, LoadOrder, Setup};
 
 /// Returns the version of a component, from the description in its artifact; `None` if there is no description.
 pub fn version(about: &[u8]) -> Option<String> {
@@ -36,7 +36,7 @@ pub fn version(about: &[u8]) -> Option<String> {
 
 /// The limits of one loading, as `[load]` sets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct LoadLimits {
     /// The CPU time of all its threads.
     pub time: Duration,
     /// The memory that it may write to, in bytes.
@@ -49,7 +49,7 @@ pub struct Loader {
     is_apart: bool,
     /// Whether whatever runs is to end at once.
     stop: Stop,
-    pub limits: Limits,
+    pub limits: LoadLimits,
 }
 
 /// An order to end loading at once, as the process ends. Clones share it.
@@ -70,20 +70,20 @@ enum Bytes {
 
 /// A component under examination, until dropped.
 pub struct Examination {
-    place: Place,
+    place: LoadPlace,
     pub about: About,
     pub digest: blake3::Hash,
 }
 
-enum Place {
+enum LoadPlace {
     Child(Child),
     Here(Box<Examiner>),
 }
 
-impl Default for Limits {
+impl Default for LoadLimits {
     /// Enough for components of Python or JavaScript, of 12 to 20 MB.
     fn default() -> Self {
-        Limits { time: Duration::from_secs(60), memory: 1 << 30 }
+        LoadLimits { time: Duration::from_secs(60), memory: 1 << 30 }
     }
 }
 
@@ -92,22 +92,27 @@ impl Default for Limits {
 impl Loader {
     /// Loads in children of this program.
     pub fn in_children(stop: Stop) -> Self {
-        Loader { is_apart: true, stop, limits: Limits::default() }
+        Loader { is_apart: true, stop, limits: LoadLimits::default() }
     }
 
     /// Loads in this process, without any limit: for benchmarks and tests that are no `plugway`.
     #[doc(hidden)]
     pub fn in_process() -> Self {
-        Loader { is_apart: false, stop: Stop::default(), limits: Limits::default() }
+        Loader { is_apart: false, stop: Stop::default(), limits: LoadLimits::default() }
     }
 
     /// Loads a component, or its artifact where there is one, and has it describe itself.
-    pub fn start(&self, component: &mut Component, artifact: Option<File>, seal: Seal) -> Result<Examination, Failure> {
+    pub fn start(
+        &self,
+        component: &mut Component,
+        artifact: Option<File>,
+        seal: Seal,
+    ) -> Result<Examination, LoadFailure> {
         let digest = component.digest;
         if !self.is_apart {
             let bytes = component.bytes()?;
-            let (examiner, about) = Examiner::compile(seal, &bytes).map_err(Failure::Refused)?;
-            return Ok(Examination { place: Place::Here(Box::new(examiner)), about, digest });
+            let (examiner, about) = Examiner::compile(seal, &bytes).map_err(LoadFailure::Refused)?;
+            return Ok(Examination { place: LoadPlace::Here(Box::new(examiner)), about, digest });
         }
         let mut child = Child::start(self.limits, self.stop.clone())?;
         let about = match artifact {
@@ -125,7 +130,7 @@ impl Loader {
             }
         };
         let about: Result<About, String> = about;
-        Ok(Examination { about: about.map_err(Failure::Refused)?, place: Place::Child(child), digest })
+        Ok(Examination { about: about.map_err(LoadFailure::Refused)?, place: LoadPlace::Child(child), digest })
     }
 
     fn setup(&self, seal: Seal, form: Form, length: u64) -> Setup {
@@ -217,27 +222,27 @@ fn ensure_whole(is_whole: bool) -> io::Result<()> {
 
 impl Examination {
     /// Checks a configuration by the component's schema, and has the component take it.
-    pub fn check(&mut self, config: &str, limits: InstanceLimits) -> Result<Verdict, Failure> {
+    pub fn check(&mut self, config: &str, limits: InstanceLimits) -> Result<ConfigVerdict, LoadFailure> {
         let child = match &mut self.place {
-            Place::Here(examiner) => return Ok(examiner.check(config, limits)),
-            Place::Child(child) => child,
+            LoadPlace::Here(examiner) => return Ok(examiner.check(config, limits)),
+            LoadPlace::Child(child) => child,
         };
         let cpu_us = limits.cpu.as_micros() as u64;
-        child.send(&Order::Check { config: config.into(), memory: limits.memory as u64, cpu_us })?;
+        child.send(&LoadOrder::Check { config: config.into(), memory: limits.memory as u64, cpu_us })?;
         child.receive()
     }
 
     /// Returns the compiled code with what the component says of itself, sealed.
-    pub fn sealed(&mut self) -> Result<Vec<u8>, Failure> {
+    pub fn sealed(&mut self) -> Result<Vec<u8>, LoadFailure> {
         let child = match &mut self.place {
-            Place::Here(examiner) => return examiner.sealed().map_err(Failure::Refused),
-            Place::Child(child) => child,
+            LoadPlace::Here(examiner) => return examiner.sealed().map_err(LoadFailure::Refused),
+            LoadPlace::Child(child) => child,
         };
-        child.send(&Order::Seal)?;
+        child.send(&LoadOrder::Seal)?;
         let sealed: Result<u64, String> = child.receive()?;
-        let length = sealed.map_err(Failure::Refused)?;
+        let length = sealed.map_err(LoadFailure::Refused)?;
         if length > MOST_SEALED as u64 {
-            return Err(Failure::Refused(confined::too_much_code(length)));
+            return Err(LoadFailure::Refused(confined::too_much_code(length)));
         }
         child.read(length as usize)
     }

@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tracing::{error, info, warn};
 
-use crate::assemble::{Assembled, Assembly};
-use crate::config::diagnostic::Problems;
+use crate::assemble::{AssembledManifest, Assembler};
+use crate::config::diagnostic::Diagnostics;
 use crate::config::load::Files;
 use crate::downstream::admission::{self, Admission};
 use crate::generation::Generation;
@@ -31,15 +31,15 @@ use crate::loading::{Loader, Stop};
 use crate::plugin::engine::Runtime;
 use crate::server::admin::listener::AdminListeners;
 use crate::server::admin::{Admin, ReloadOrder};
-use crate::server::file_watcher::{Load, Watch};
-use crate::server::sockets::Listeners;
-use crate::server::upstream_monitor::Keeper;
+use crate::server::file_watcher::{FileWatcher, Load};
+use crate::server::sockets::ListeningSockets;
+use crate::server::upstream_monitor::UpstreamMonitor;
 use crate::server::watchdog::Watchdog;
-use crate::server::worker::{Orders, SocketOrder};
+use crate::server::worker::{SocketChange, WorkerChannels};
 use crate::system::background;
 use crate::system::descriptors::{self, Descriptors};
 use crate::system::supervise::{Panicked, Task, guard, supervised};
-use crate::telemetry::metrics::{Place, Registry};
+use crate::telemetry::metrics::{Registry, WorkerMetrics};
 use crate::tls::validity;
 
 /// The runtime of the control thread, with signal handlers from its start on.
@@ -59,7 +59,7 @@ impl Control {
 /// Serves the manifest that `load` returns, at the start and at each reload, until stopped.
 pub fn run(
     control: Control,
-    load: impl Fn() -> Result<Files, Problems> + Send + Sync + 'static,
+    load: impl Fn() -> Result<Files, Diagnostics> + Send + Sync + 'static,
     cache: Option<&Path>,
 ) -> anyhow::Result<()> {
     descriptors::raise();
@@ -80,7 +80,7 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
     let registry = Arc::new(Registry::default());
     let _watchdog = Watchdog::start(registry.clone())?;
     let stop = Stop::default();
-    let beginning = start(Beginning { load, cache, stop: stop.clone(), registry });
+    let beginning = start(EarlySignals { load, cache, stop: stop.clone(), registry });
     let Some(started) = signals.during(beginning, || {}).await else {
         stop.order();
         info!("stopped before anything was served");
@@ -112,7 +112,7 @@ const MOST_PANICS: u32 = 5;
 /// The work of the control thread between start and stop, in turns.
 struct Serving {
     signals: Signals,
-    reloader: Reloader,
+    reloader: ReloadLoop,
     reload_orders: mpsc::Receiver<ReloadOrder>,
     endings: mpsc::UnboundedReceiver<String>,
     dates: Interval,
@@ -161,9 +161,9 @@ impl Serving {
                 validity::warn_of(&generation.borrow().certificates, SystemTime::now());
                 return Turn::Next;
             }
-            _ = signals.hangup.recv() => Reason::Order(Vec::new()),
-            () = reloader.loads.watch.changed() => Reason::Change,
-            Some(order) = reload_orders.recv() => Reason::Order(vec![order]),
+            _ = signals.hangup.recv() => ReloadReason::Order(Vec::new()),
+            () = reloader.loads.watch.changed() => ReloadReason::Change,
+            Some(order) = reload_orders.recv() => ReloadReason::Order(vec![order]),
             _ = signals.reopen.recv() => {
                 reopen();
                 return Turn::Next;
@@ -226,29 +226,29 @@ impl Signals {
 }
 
 /// The reason why a manifest is loaded again.
-enum Reason {
+enum ReloadReason {
     /// A signal, or commands of the admin listener, which wait for the result.
     Order(Vec<ReloadOrder>),
     /// A file has changed, or only its modification time.
     Change,
 }
 
-impl Reason {
+impl ReloadReason {
     /// Adds the commands that have arrived meanwhile: one reload serves all of them.
     fn and_waiting(self, orders: &mut mpsc::Receiver<ReloadOrder>) -> Self {
         let waiting = std::iter::from_fn(|| orders.try_recv().ok());
         match self {
-            Reason::Order(known) => Reason::Order(known.into_iter().chain(waiting).collect()),
-            Reason::Change => match waiting.collect::<Vec<_>>() {
-                none if none.is_empty() => Reason::Change,
-                orders => Reason::Order(orders),
+            ReloadReason::Order(known) => ReloadReason::Order(known.into_iter().chain(waiting).collect()),
+            ReloadReason::Change => match waiting.collect::<Vec<_>>() {
+                none if none.is_empty() => ReloadReason::Change,
+                orders => ReloadReason::Order(orders),
             },
         }
     }
 }
 
 /// The inputs of the first generation.
-struct Beginning<'a> {
+struct EarlySignals<'a> {
     load: Load,
     cache: Option<&'a Path>,
     stop: Stop,
@@ -257,7 +257,7 @@ struct Beginning<'a> {
 
 /// The parts that run after the start.
 struct Started {
-    reloader: Reloader,
+    reloader: ReloadLoop,
     reload_orders: mpsc::Receiver<ReloadOrder>,
     /// The workers that ended before they were stopped.
     endings: mpsc::UnboundedReceiver<String>,
@@ -265,15 +265,15 @@ struct Started {
     threads: Threads,
 }
 
-async fn start(beginning: Beginning<'_>) -> anyhow::Result<Started> {
-    let Beginning { load, cache, stop, registry } = beginning;
-    let mut watch = Watch::new();
+async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
+    let EarlySignals { load, cache, stop, registry } = beginning;
+    let mut watch = FileWatcher::new();
     let (files, _) = watch.load(&load).await?;
     let files = files?;
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let runtime = Runtime::start(cache)?;
-    let assembly = Assembly::new(runtime, Loader::in_children(stop))?;
-    let mut loads = Loads { load, assembly: Arc::new(Mutex::new(assembly)), watch };
+    let assembly = Assembler::new(runtime, Loader::in_children(stop))?;
+    let mut loads = LoadResults { load, assembly: Arc::new(Mutex::new(assembly)), watch };
     let first = loads.assemble(files).await.map_err(anyhow::Error::msg)?;
     first.generation.resize_store();
     let workers = first.workers.unwrap_or(cores);
@@ -282,19 +282,19 @@ async fn start(beginning: Beginning<'_>) -> anyhow::Result<Started> {
     let (swapped, mut outcomes) = mpsc::unbounded_channel();
     let (ended, endings) = mpsc::unbounded_channel();
     // Before the workers create their balancers, which need the endpoints.
-    let mut keeper = Keeper::start();
+    let mut keeper = UpstreamMonitor::start();
     let first_generation = generation.borrow().clone();
-    keeper.adopt(&first_generation).await;
+    keeper.watch_generation(&first_generation).await;
     let admission = Admission::new(workers);
     let reports = WorkerReports { swapped, ended };
     let (threads, sockets) = start_workers(workers, &generation, &stop, &registry, &reports, &admission)?;
     drop(reports);
-    let mut listeners = Listeners::new(sockets);
-    let bound = listeners.prepare(&first.listeners)?;
+    let mut listeners = ListeningSockets::new(sockets);
+    let bound = listeners.bind_new(&first.listeners)?;
     let descriptors = Descriptors::now();
     admission.limit(descriptors);
-    acknowledged(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
-    listeners.adopt(bound);
+    wait_for_workers(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
+    listeners.apply(bound);
     admission::warn_of_limits(generation.borrow().listeners.values(), descriptors);
     let serial = Arc::new(AtomicU64::new(1));
     let (reload, reload_orders) = mpsc::channel(1);
@@ -302,7 +302,7 @@ async fn start(beginning: Beginning<'_>) -> anyhow::Result<Started> {
     let admin = AdminListeners::start(&first.admin, admin).await?;
     let drain = first.drain;
     let reloader =
-        Reloader { loads, publish, outcomes, workers, serial, listeners, keeper, admin, admission, registry, drain };
+        ReloadLoop { loads, publish, outcomes, workers, serial, listeners, keeper, admin, admission, registry, drain };
     Ok(Started { reloader, reload_orders, endings, stopping, threads })
 }
 
@@ -316,14 +316,14 @@ const FLUSH_LOG: Duration = Duration::from_secs(1);
 const CUT_OFF: Duration = Duration::from_secs(1);
 
 /// Serves generations one after the other.
-struct Reloader {
-    loads: Loads,
+struct ReloadLoop {
+    loads: LoadResults,
     publish: watch::Sender<Arc<Generation>>,
     outcomes: mpsc::UnboundedReceiver<Result<(), String>>,
     workers: usize,
     serial: Arc<AtomicU64>,
-    listeners: Listeners,
-    keeper: Keeper,
+    listeners: ListeningSockets,
+    keeper: UpstreamMonitor,
     admin: AdminListeners,
     admission: Arc<Admission>,
     registry: Arc<Registry>,
@@ -332,17 +332,17 @@ struct Reloader {
 }
 
 /// Assembles generations, one at a time, on threads of their own.
-struct Loads {
+struct LoadResults {
     load: Load,
     /// Locked by the one thread that assembles.
-    assembly: Arc<Mutex<Assembly>>,
-    watch: Watch,
+    assembly: Arc<Mutex<Assembler>>,
+    watch: FileWatcher,
 }
 
-impl Loads {
+impl LoadResults {
     /// Assembles on a thread of its own: plugins run there, and must neither block the control thread's runtime nor end
     /// it with a panic.
-    async fn assemble(&mut self, files: Files) -> Result<Assembled, String> {
+    async fn assemble(&mut self, files: Files) -> Result<AssembledManifest, String> {
         let assembly = self.assembly.clone();
         let assemble = move || {
             let mut assembly = assembly.lock().unwrap_or_else(PoisonError::into_inner);
@@ -353,15 +353,15 @@ impl Loads {
     }
 }
 
-impl Reloader {
+impl ReloadLoop {
     /// Calls [`Reloader::reload`], and returns the result to the commands that wait for it. A panic leaves the old
     /// generation in service.
-    async fn reload_supervised(&mut self, reason: Reason) {
+    async fn reload_supervised(&mut self, reason: ReloadReason) {
         let outcome = match supervised(Task::Reload, self.reload(&reason)).await {
             Ok(outcome) => outcome,
             Err(panicked) => Some(Err(self.recover(&panicked).await)),
         };
-        if let (Reason::Order(orders), Some(outcome)) = (reason, outcome) {
+        if let (ReloadReason::Order(orders), Some(outcome)) = (reason, outcome) {
             orders.into_iter().for_each(|order| drop(order.send(outcome.clone())));
         }
     }
@@ -370,7 +370,7 @@ impl Reloader {
     /// error of the reload.
     async fn recover(&mut self, panicked: &Panicked) -> String {
         let served = self.publish.borrow().clone();
-        let _ = supervised(Task::Reload, self.keeper.adopt(&served)).await;
+        let _ = supervised(Task::Reload, self.keeper.watch_generation(&served)).await;
         let message = format!("not reloaded: {panicked}");
         error!("{message}");
         message
@@ -378,12 +378,12 @@ impl Reloader {
 
     /// Loads and serves the manifest. After a change of a file, `None` if the contents are those that were loaded
     /// before.
-    async fn reload(&mut self, reason: &Reason) -> Option<Result<String, String>> {
+    async fn reload(&mut self, reason: &ReloadReason) -> Option<Result<String, String>> {
         let (loaded, is_other) = match self.loads.watch.load(&self.loads.load).await {
             Ok((loaded, is_other)) => (loaded.map_err(|problems| problems.to_string()), is_other),
             Err(error) => (Err(format!("the manifest could not be read: {error}")), true),
         };
-        if matches!(reason, Reason::Change) && !is_other {
+        if matches!(reason, ReloadReason::Change) && !is_other {
             return None;
         }
         Some(self.take(loaded).await)
@@ -391,7 +391,7 @@ impl Reloader {
 
     /// Lets exchanges end, until their time is over or another signal comes.
     async fn stop(self, signals: &mut Signals) {
-        let Reloader { listeners, admin, mut outcomes, publish, drain, admission, registry, .. } = self;
+        let ReloadLoop { listeners, admin, mut outcomes, publish, drain, admission, registry, .. } = self;
         // Now, not at the end: another process may have bound the same paths by then.
         let _ = guard(Task::Drain, || drop((listeners, admin)));
         let (until, last) = (Instant::now() + drain, publish.borrow().clone());
@@ -422,22 +422,22 @@ impl Reloader {
         let refused = |why: &dyn Display| format!("not reloaded, the old manifest goes on serving:\n{why}");
         let files = loaded.map_err(|problems| refused(&problems))?;
         let next = self.loads.assemble(files).await.map_err(|problems| refused(&problems))?;
-        let sockets = self.listeners.prepare(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
+        let sockets = self.listeners.bind_new(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
         self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
         // A reload that a panic ended may have left results.
         while self.outcomes.try_recv().is_ok() {}
         let next_generation = Arc::new(next.generation);
-        self.keeper.adopt(&next_generation).await;
+        self.keeper.watch_generation(&next_generation).await;
         let old = self.publish.send_replace(next_generation);
-        if let Err(error) = acknowledged(&mut self.outcomes, self.workers).await {
+        if let Err(error) = wait_for_workers(&mut self.outcomes, self.workers).await {
             // The other workers swap back too: workers that differ would answer by chance.
-            self.keeper.adopt(&old).await;
+            self.keeper.watch_generation(&old).await;
             self.publish.send_replace(old);
-            let _ = acknowledged(&mut self.outcomes, self.workers).await;
+            let _ = wait_for_workers(&mut self.outcomes, self.workers).await;
             return Err(refused(&error));
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
-        self.listeners.adopt(sockets);
+        self.listeners.apply(sockets);
         self.publish.borrow().resize_store();
         validity::warn_of(&self.publish.borrow().certificates, SystemTime::now());
         self.drain = next.drain;
@@ -480,7 +480,7 @@ async fn drained(
     }
 }
 
-type Sockets = Vec<mpsc::UnboundedSender<SocketOrder>>;
+type Sockets = Vec<mpsc::UnboundedSender<SocketChange>>;
 type Threads = Vec<JoinHandle<std::io::Result<()>>>;
 
 /// The channels by which workers report to the control thread.
@@ -494,7 +494,7 @@ struct WorkerReports {
 
 impl WorkerReports {
     /// Runs a worker on its thread, and reports an end that was not ordered.
-    fn run(self, worker: usize, orders: Orders) -> std::io::Result<()> {
+    fn run(self, worker: usize, orders: WorkerChannels) -> std::io::Result<()> {
         let swapped = self.swapped.clone();
         let ran = guard(Task::Worker, || worker::run(orders, swapped)).map_err(std::io::Error::other).flatten();
         if let Err(error) = &ran {
@@ -519,9 +519,9 @@ fn start_workers(
     let (mut threads, mut ends) = (Vec::new(), Vec::new());
     for worker in 0..workers {
         let (end, sockets) = mpsc::unbounded_channel();
-        let place = Place { registry: registry.clone(), worker };
+        let place = WorkerMetrics { registry: registry.clone(), worker };
         let (generation, stopping, admission) = (generation.clone(), stopping.clone(), admission.clone());
-        let orders = Orders { generation, sockets, stopping, place, admission };
+        let orders = WorkerChannels { generation, sockets, stopping, place, admission };
         let reports = reports.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{worker}"));
         threads.push(thread.spawn(move || reports.run(worker, orders))?);
@@ -530,7 +530,7 @@ fn start_workers(
     Ok((threads, ends))
 }
 
-async fn acknowledged(
+async fn wait_for_workers(
     outcomes: &mut mpsc::UnboundedReceiver<Result<(), String>>,
     workers: usize,
 ) -> Result<(), String> {

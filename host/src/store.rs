@@ -9,22 +9,22 @@ use http::HeaderMap;
 use tokio::task::spawn_blocking;
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
-use super::store::collapse::Flights;
-use super::store::disk::{Disk, Filed};
-use super::store::index::{Found, Index, name_of};
-use super::store::memory_budget::Room;
-use super::store::purge_log::{Moment, Purge, Purges};
-use super::store::stored_response::{Content, Object};
-use super::store::variant::Label;
+use super::store::collapse::FetchesInProgress;
+use super::store::disk::{Disk, DiskEntry};
+use super::store::index::{Found, Index, hash_key};
+use super::store::memory_budget::MemoryReservation;
+use super::store::purge_log::{Purge, PurgeEpoch, PurgeLog};
+use super::store::stored_response::{Content, StoredResponse};
+use super::store::variant::VariantInfo;
 
 /// The stored responses, the fetches in progress, and the log of purges.
 pub struct Store {
-    memory: Index<Object>,
+    memory: Index<StoredResponse>,
     disk: Option<Arc<Disk>>,
-    pub flights: Arc<Flights>,
+    pub flights: Arc<FetchesInProgress>,
     /// The secret seed for hashing cache keys. A client that doesn't know it can't construct keys that collide.
     seed: u64,
-    purges: Arc<Purges>,
+    purges: Arc<PurgeLog>,
     /// The number of responses that were removed or made stale by a purge or an invalidation.
     pub purged: AtomicU64,
     /// The bytes of memory reserved for responses that are still arriving.
@@ -33,7 +33,7 @@ pub struct Store {
 
 /// The limits of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct StoreLimits {
     /// The memory budget, in bytes.
     pub memory: u64,
     /// The maximum length of content in memory, in bytes.
@@ -51,10 +51,10 @@ pub struct DiskLimits {
     pub object: u64,
 }
 
-impl Default for Limits {
+impl Default for StoreLimits {
     /// A budget that a small machine can spare, and a size that fits a web page with all its resources.
     fn default() -> Self {
-        Limits { memory: 256 << 20, object: 16 << 20, disk: None }
+        StoreLimits { memory: 256 << 20, object: 16 << 20, disk: None }
     }
 }
 
@@ -74,7 +74,7 @@ impl Store {
     }
 
     /// Creates a store with these limits and the responses already on disk. The error explains how to fix the problem.
-    pub fn open(limits: &Limits) -> Result<Arc<Self>, String> {
+    pub fn open(limits: &StoreLimits) -> Result<Arc<Self>, String> {
         let Some(disk) = &limits.disk else { return Ok(Store::new(limits.memory)) };
         let purges = Arc::default();
         let disk = Disk::open(&disk.folder, disk.bytes, &purges)?;
@@ -82,11 +82,11 @@ impl Store {
     }
 
     /// Looks whether a store with such limits could be opened, and changes nothing. The error says what to do.
-    pub fn check(limits: &Limits) -> Result<(), String> {
+    pub fn check(limits: &StoreLimits) -> Result<(), String> {
         limits.disk.as_ref().map_or(Ok(()), |limits| disk::check(&limits.folder))
     }
 
-    fn with(bytes: u64, disk: Option<Arc<Disk>>, purges: Arc<Purges>) -> Arc<Self> {
+    fn with(bytes: u64, disk: Option<Arc<Disk>>, purges: Arc<PurgeLog>) -> Arc<Self> {
         let mut seed = [0; 8];
         // Keys are compared completely, so a seed that isn't random only costs speed.
         let _ = getrandom::fill(&mut seed);
@@ -94,7 +94,7 @@ impl Store {
         Arc::new(Store {
             memory: Index::new(bytes, TYPICAL),
             disk,
-            flights: Flights::new(),
+            flights: FetchesInProgress::new(),
             seed,
             purges,
             purged: AtomicU64::new(0),
@@ -104,7 +104,7 @@ impl Store {
 
     /// Returns the hash of a cache key in the index.
     pub fn id(&self, key: &[u8]) -> u128 {
-        name_of(key, self.seed)
+        hash_key(key, self.seed)
     }
 
     /// Returns the name of the fetch that a request joins. Requests that will probably get the same response share a
@@ -124,31 +124,37 @@ impl Store {
     }
 
     /// Looks up a stored response in memory; `now_ms` is Unix time in milliseconds.
-    pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap, now_ms: u64) -> Found<Object> {
+    pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap, now_ms: u64) -> Found<StoredResponse> {
         self.memory.find(id, key, scope, request, now_ms)
     }
 
     /// Looks up a stored response on disk. Returns its entry and the purge-log position of the lookup; `None` if there
     /// is none.
-    pub fn filed(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<(Arc<Filed>, Moment)> {
-        let (disk, now) = (self.disk.as_ref()?, self.moment());
+    pub fn find_on_disk(
+        &self,
+        id: u128,
+        key: &[u8],
+        scope: u64,
+        request: &HeaderMap,
+    ) -> Option<(Arc<DiskEntry>, PurgeEpoch)> {
+        let (disk, now) = (self.disk.as_ref()?, self.purge_epoch());
         Some((disk.find(id, key, scope, request)?, now))
     }
 
     /// Reads a response from disk, and keeps it in memory if its content has at most `most` bytes.
-    pub async fn recall(
+    pub async fn load(
         &self,
         id: u128,
         key: &[u8],
-        (filed, asked): (&Arc<Filed>, Moment),
+        (filed, asked): (&Arc<DiskEntry>, PurgeEpoch),
         most: u64,
-    ) -> Option<Arc<Object>> {
-        let (disk, filed, owned, mut room) = (self.disk.clone()?, filed.clone(), key.to_vec(), self.room());
+    ) -> Option<Arc<StoredResponse>> {
+        let (disk, filed, owned, mut room) = (self.disk.clone()?, filed.clone(), key.to_vec(), self.reserve());
         // If too many bytes are already arriving in memory, the content is streamed from the file.
         let most = if room.take(filed.size().min(most), self.capacity()) { most } else { 0 };
         let recalled = spawn_blocking(move || disk.recall(&filed, &owned, most)).await.ok().flatten()?;
         if recalled.is_whole {
-            self.memory.offer(id, key, recalled.object.clone(), &self.purges, asked);
+            self.memory.insert_unless_purged(id, key, recalled.object.clone(), &self.purges, asked);
         }
         Some(recalled.object)
     }
@@ -164,43 +170,43 @@ impl Store {
     }
 
     /// Stores a response that was requested at `asked`, and replaces the older response for the same requests.
-    pub fn insert(&self, id: u128, key: &[u8], object: Arc<Object>, asked: Moment) {
+    pub fn insert(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, asked: PurgeEpoch) {
         if let Some(disk) = &self.disk {
             disk.keep(id, key, &object, asked);
         }
         if !matches!(object.content, Content::File(_)) {
-            self.memory.offer(id, key, object, &self.purges, asked);
+            self.memory.insert_unless_purged(id, key, object, &self.purges, asked);
         }
     }
 
     /// Removes the older response from memory, after a newer one was stored on disk only.
-    pub fn outgrown(&self, id: u128, object: &Object) {
-        self.memory.remove_if(id, |known| known.label.is_for_the_same(&object.label) && known.number < object.number);
+    pub fn drop_older_in_memory(&self, id: u128, object: &StoredResponse) {
+        self.memory.remove_if(id, |known| known.variant.replaces(&object.variant) && known.sequence < object.sequence);
     }
 
     /// Removes a response from memory and disk.
-    pub fn remove(&self, id: u128, object: &Object) {
-        self.memory.remove_if(id, |known| known.label.is_for_the_same(&object.label));
+    pub fn remove(&self, id: u128, object: &StoredResponse) {
+        self.memory.remove_if(id, |known| known.variant.replaces(&object.variant));
         if let Some(disk) = &self.disk {
-            disk.remove(id, &object.label);
+            disk.remove(id, &object.variant);
         }
     }
 
     /// Marks a cache key as hit-for-miss for a while, because a response couldn't be stored.
-    pub fn pass(&self, id: u128, key: &[u8], now_ms: u64) {
+    pub fn mark_hit_for_miss(&self, id: u128, key: &[u8], now_ms: u64) {
         self.memory.pass(id, key, now_ms + PASSING.as_millis() as u64);
     }
 
     /// Returns an empty memory reservation for an arriving response.
-    pub fn room(&self) -> Room {
-        Room::new(&self.coming)
+    pub fn reserve(&self) -> MemoryReservation {
+        MemoryReservation::new(&self.coming)
     }
 }
 
 /// Methods for purges and invalidations.
 impl Store {
     /// Returns the current position in the log of purges.
-    pub fn moment(&self) -> Moment {
+    pub fn purge_epoch(&self) -> PurgeEpoch {
         self.purges.moment()
     }
 
@@ -220,7 +226,7 @@ impl Store {
     }
 
     /// Invalidates all responses under a cache key.
-    pub fn change(&self, id: u128) {
+    pub fn invalidate(&self, id: u128) {
         self.purges.change(id);
         // Memory last, as with a purge.
         let on_disk = self.disk.as_ref().map_or(0, |disk| disk.change(id));
@@ -229,7 +235,7 @@ impl Store {
     }
 
     /// Returns whether a response was purged after `asked`, by a soft or a hard purge.
-    pub fn was_purged(&self, asked: Moment, id: u128, key: &[u8], label: &Label) -> bool {
+    pub fn was_purged(&self, asked: PurgeEpoch, id: u128, key: &[u8], label: &VariantInfo) -> bool {
         self.purges.since(asked, id, key, label).is_some()
     }
 }
@@ -237,7 +243,7 @@ impl Store {
 /// Methods for configuration and for metrics.
 impl Store {
     /// Sets new limits and evicts what exceeds them.
-    pub fn resize(&self, limits: &Limits) {
+    pub fn resize(&self, limits: &StoreLimits) {
         self.memory.resize(limits.memory);
         if let (Some(disk), Some(limits)) = (&self.disk, &limits.disk) {
             disk.resize(limits.bytes);

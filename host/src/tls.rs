@@ -29,7 +29,7 @@ pub mod validity;
 /// An error of a file, with the setting that names the file.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub struct Mistake<Place> {
+pub struct CertificateError<Place> {
     pub place: Place,
     pub message: String,
 }

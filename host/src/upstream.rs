@@ -36,21 +36,21 @@ pub mod retry;
 mod socket;
 pub mod status_codes;
 
-use connect::{Dialer, Terms, Wanted};
+use connect::{ConnectTerms, RequiredProtocol, TlsDialer};
 use connection::{Connection, SharedSender};
-use connection_limit::{Slot, Slots};
+use connection_limit::{ConnectionLimit, ConnectionPermit};
 
 /// Where an endpoint listens, and what it speaks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointAddr {
     /// As the manifest writes it.
     pub text: Arc<str>,
-    pub place: Place,
-    pub speaks: Speaks,
+    pub address: SocketName,
+    pub protocol: EndpointProtocol,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum SocketName {
     /// Host and port; a host name is looked up at each connect.
     Tcp(Arc<str>),
     /// The path of a unix socket.
@@ -58,17 +58,17 @@ pub enum Place {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Speaks {
+pub enum EndpointProtocol {
     Http1,
     /// HTTP/2 in clear, known beforehand.
     Http2,
     /// TLS, and in it what the endpoint chooses.
-    Tls(Dialer),
+    Tls(TlsDialer),
 }
 
 /// How an upstream is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rules {
+pub struct ConnectionSettings {
     pub connect_timeout: Duration,
     /// For a response to begin.
     pub response_timeout: Duration,
@@ -76,17 +76,17 @@ pub struct Rules {
     pub read_timeout: Duration,
     /// The longest pause of the endpoint while the request's content is unfinished too.
     pub stream_timeout: Duration,
-    pub head: HeadLimits,
+    pub head: ResponseHeadLimits,
     pub idle_timeout: Duration,
     /// Idle connections per worker and endpoint.
     pub idle_connections: usize,
     /// Tells the endpoint of the client, on a connection for each request.
-    pub proxy_protocol: Option<proxy_protocol::Version>,
+    pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
 }
 
 /// The limits of a response's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct HeadLimits {
+pub struct ResponseHeadLimits {
     pub bytes: usize,
     pub fields: usize,
 }
@@ -120,9 +120,9 @@ pub struct Pool {
 }
 
 /// What somebody who wanted to connect got.
-pub enum Leave {
+pub enum Acquired {
     /// Leave to connect.
-    Connect(Slot),
+    Connect(ConnectionPermit),
     /// A connection that has become free meanwhile.
     Use(Box<Connection>),
 }
@@ -131,15 +131,15 @@ pub enum Leave {
 /// waited longest, on any worker; the others go on at once with a request of their own worker.
 const FAIRNESS: u32 = 8;
 
-impl Default for HeadLimits {
+impl Default for ResponseHeadLimits {
     /// Returns the limits of the manifest reference: the bytes of a request's head, and more fields than origins are known to
     /// send.
     fn default() -> Self {
-        HeadLimits { bytes: 32 << 10, fields: 500 }
+        ResponseHeadLimits { bytes: 32 << 10, fields: 500 }
     }
 }
 
-impl HeadLimits {
+impl ResponseHeadLimits {
     /// Whether the fields of a response are within the limits, each counted as HTTP/1 writes it.
     pub fn allow(self, fields: &HeaderMap) -> bool {
         let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
@@ -147,12 +147,12 @@ impl HeadLimits {
     }
 }
 
-impl Place {
+impl SocketName {
     /// What stands for the endpoint in `Host` where the client named none.
     pub fn authority(&self) -> &str {
         match self {
-            Place::Tcp(address) => address,
-            Place::Unix(_) => "localhost",
+            SocketName::Tcp(address) => address,
+            SocketName::Unix(_) => "localhost",
         }
     }
 }
@@ -161,8 +161,8 @@ impl EndpointAddr {
     /// What a request in HTTP/2 asks this endpoint for, whose authority stands for `Host` (RFC 9113 §8.3.1); the
     /// endpoint's own where there is none.
     pub fn uri(&self, host: Option<&HeaderValue>, target: PathAndQuery) -> Result<Uri, http::Error> {
-        let authority = host.map_or(self.place.authority().as_bytes(), HeaderValue::as_bytes);
-        let scheme = if self.speaks == Speaks::Http2 { Scheme::HTTP } else { Scheme::HTTPS };
+        let authority = host.map_or(self.address.authority().as_bytes(), HeaderValue::as_bytes);
+        let scheme = if self.protocol == EndpointProtocol::Http2 { Scheme::HTTP } else { Scheme::HTTPS };
         Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build()
     }
 }
@@ -175,7 +175,7 @@ impl Pools {
     }
 
     /// Gives up connections that requests of other workers or endpoints wait for, one per endpoint.
-    pub fn give_way(&self) {
+    pub fn yield_to_waiters(&self) {
         for pool in self.0.borrow().values() {
             let mut idle = pool.idle.borrow_mut();
             if let Some(place) = idle.iter().position(|(connection, _)| connection.counted().is_wanted()) {
@@ -207,7 +207,7 @@ impl Pools {
     pub fn sweep(&self, now: Instant, longest: Duration) {
         self.0.borrow_mut().retain(|_, pool| {
             pool.shared.borrow_mut().take_if(|(_, used)| now - *used >= longest);
-            pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.is_fit());
+            pool.idle.borrow_mut().retain_mut(|(connection, since)| now - *since < longest && connection.is_reusable());
             Rc::strong_count(pool) > 1 || !pool.idle.borrow().is_empty() || pool.shared.borrow().is_some()
         });
     }
@@ -216,7 +216,7 @@ impl Pools {
 impl Pool {
     fn new(address: EndpointAddr, all: &Rc<Pools>) -> Self {
         Pool {
-            exclusive: Cell::new(address.speaks == Speaks::Http1),
+            exclusive: Cell::new(address.protocol == EndpointProtocol::Http1),
             address,
             idle: RefCell::default(),
             shared: RefCell::default(),
@@ -231,11 +231,17 @@ impl Pool {
     }
 
     /// A connection that seems alive, idle or shared.
-    pub fn idle(&self, wanted: Wanted, rules: &Rules, slots: &Slots, now: Instant) -> Option<Box<Connection>> {
+    pub fn idle(
+        &self,
+        wanted: RequiredProtocol,
+        rules: &ConnectionSettings,
+        slots: &ConnectionLimit,
+        now: Instant,
+    ) -> Option<Box<Connection>> {
         if rules.proxy_protocol.is_some() {
             return None;
         }
-        if wanted == Wanted::Any
+        if wanted == RequiredProtocol::Any
             && let Some(connection) = self.shared(rules, slots, now)
         {
             return Some(connection);
@@ -252,17 +258,23 @@ impl Pool {
     }
 
     /// Leave to connect, at once or in turn, unless a connection becomes free before. May be dropped at any time.
-    pub async fn leave(&self, slots: &Slots, wanted: Wanted, rules: &Rules, clock: &Clock) -> Result<Leave, Error> {
+    pub async fn acquire(
+        &self,
+        slots: &ConnectionLimit,
+        wanted: RequiredProtocol,
+        rules: &ConnectionSettings,
+        clock: &Clock,
+    ) -> Result<Acquired, Error> {
         let mut slot = pin!(slots.take());
         self.waiting.set(self.waiting.get() + 1);
-        let _waiting = Waiting(&self.waiting);
+        let _waiting = PermitWait(&self.waiting);
         loop {
             tokio::select! {
                 biased;
-                slot = &mut slot => return slot.map(Leave::Connect),
+                slot = &mut slot => return slot.map(Acquired::Connect),
                 () = self.returned.notified() => {
                     if let Some(connection) = self.idle(wanted, rules, slots, clock.now()) {
-                        return Ok(Leave::Use(connection));
+                        return Ok(Acquired::Use(connection));
                     }
                 }
             }
@@ -271,21 +283,21 @@ impl Pool {
 
     /// A fresh connection, or a shared one that another request has just made. `reached` is set when the endpoint's machine
     /// has answered.
-    pub async fn fresh(
+    pub async fn open(
         &self,
-        (slots, slot): (&Slots, Slot),
-        wanted: Wanted,
+        (slots, slot): (&ConnectionLimit, ConnectionPermit),
+        wanted: RequiredProtocol,
         (ends, reached): (Option<(SocketAddr, SocketAddr)>, &Cell<bool>),
-        rules: &Rules,
+        rules: &ConnectionSettings,
         clock: &Clock,
     ) -> Result<Box<Connection>, Error> {
         let (proxy_protocol, head, within) = (rules.proxy_protocol, rules.head, rules.connect_timeout);
         let (last, reached) = (Some(&self.last), Some(reached));
         let all = self.all.upgrade();
         let pools = all.as_deref();
-        let terms = |wanted| Terms { wanted, ends, proxy_protocol, head, within, last, reached, pools };
-        if self.exclusive.get() || wanted == Wanted::Http1 || rules.proxy_protocol.is_some() {
-            return connect::connect(&self.address, &terms(Wanted::Http1), slot).await.map(Box::new);
+        let terms = |wanted| ConnectTerms { wanted, ends, proxy_protocol, head, within, last, reached, pools };
+        if self.exclusive.get() || wanted == RequiredProtocol::Http1 || rules.proxy_protocol.is_some() {
+            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), slot).await.map(Box::new);
         }
         let first = self.first.lock().await;
         if let Some(connection) = self.shared(rules, slots, clock.now()) {
@@ -294,7 +306,7 @@ impl Pool {
         if self.exclusive.get() {
             // Whoever was first has found out: nobody has to wait for another.
             drop(first);
-            return connect::connect(&self.address, &terms(Wanted::Http1), slot).await.map(Box::new);
+            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), slot).await.map(Box::new);
         }
         let connection = connect::connect(&self.address, &terms(wanted), slot).await?;
         match connection.shared() {
@@ -313,8 +325,8 @@ impl Pool {
     }
 
     /// Takes a connection back once its exchange is over.
-    pub fn put_back(&self, mut connection: Box<Connection>, rules: &Rules, now: Instant) {
-        if connection.counted().is_wanted() && !self.keeps_contended() {
+    pub fn put_back(&self, mut connection: Box<Connection>, rules: &ConnectionSettings, now: Instant) {
+        if connection.counted().is_wanted() && !self.keep_despite_waiters() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -347,7 +359,7 @@ impl Pool {
     }
 
     /// Whether a connection that others wait for is kept for a request of this worker.
-    fn keeps_contended(&self) -> bool {
+    fn keep_despite_waiters(&self) -> bool {
         self.contended.set(self.contended.get().wrapping_add(1));
         self.waiting.get() > 0 && !self.contended.get().is_multiple_of(FAIRNESS)
     }
@@ -357,7 +369,7 @@ impl Pool {
         *self.shared.borrow_mut() = None;
     }
 
-    fn shared(&self, rules: &Rules, slots: &Slots, now: Instant) -> Option<Box<Connection>> {
+    fn shared(&self, rules: &ConnectionSettings, slots: &ConnectionLimit, now: Instant) -> Option<Box<Connection>> {
         let mut shared = self.shared.borrow_mut();
         let is_usable = |sender: &SharedSender| slots.have(sender.counted()) && sender.head_limits() == rules.head;
         shared.take_if(|(sender, _)| sender.is_closed() || !is_usable(sender));
@@ -368,9 +380,9 @@ impl Pool {
 }
 
 /// Counts somebody who waits, until dropped.
-struct Waiting<'a>(&'a Cell<u32>);
+struct PermitWait<'a>(&'a Cell<u32>);
 
-impl Drop for Waiting<'_> {
+impl Drop for PermitWait<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::addresses::Address;
-use super::{Draft, beside};
+use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Admin, Manifest};
+use crate::config::manifest::{AdminTable, Manifest};
 
 /// The settings of the admin listeners.
 #[derive(Clone)]
@@ -76,7 +76,7 @@ impl AdminToken {
     }
 }
 
-impl Draft<'_> {
+impl Assembly<'_> {
     /// The settings of the admin listeners.
     pub(super) fn admin(&mut self, files: &[(Arc<Source>, Manifest)]) -> AdminSettings {
         let manifest = files.first().filter(|(source, _)| source.is_file);
@@ -136,7 +136,7 @@ impl Draft<'_> {
     }
 
     /// Other machines reach what isn't bound to loopback: without a token all of them could read and change.
-    fn check_reach(&mut self, source: &Arc<Source>, admin: &Admin, address: &AdminAddress) {
+    fn check_reach(&mut self, source: &Arc<Source>, admin: &AdminTable, address: &AdminAddress) {
         if let (AdminAddress::At(at), Some(text), None) = (address, &admin.address, &admin.token_file)
             && !at.ip().to_canonical().is_loopback()
         {

@@ -9,22 +9,22 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::route_conditions::{is_literal, is_name};
-use super::{Draft, beside};
+use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::load;
 use crate::config::manifest::{self, EndpointTable};
 use crate::system::bind_error::LONGEST_PATH;
-use crate::upstream::discovery::{Name, NameKind};
-use crate::upstream::endpoint_set::Wanted;
-use crate::upstream::{EndpointAddr, Place, Speaks};
+use crate::upstream::discovery::{DnsName, NameKind};
+use crate::upstream::endpoint_set::EndpointSpec;
+use crate::upstream::{EndpointAddr, EndpointProtocol, SocketName};
 
 /// Who is wanted in a set.
 #[derive(Default)]
-pub(super) struct Members {
-    pub list: Vec<Wanted>,
+pub(super) struct ListedEndpoints {
+    pub list: Vec<EndpointSpec>,
     /// The addresses and names in the list, without their schemes, each in one spelling.
     known: HashSet<String>,
-    pub names: Vec<Name>,
+    pub names: Vec<DnsName>,
 }
 
 /// What a file or a manifest says of endpoints, and the upstream that they are for.
@@ -32,21 +32,21 @@ struct List<'a> {
     source: &'a Arc<Source>,
     /// Where the upstream stands.
     owner: &'a Arc<Source>,
-    upstream: &'a manifest::Upstream,
+    upstream: &'a manifest::UpstreamTable,
 }
 
-impl Members {
+impl ListedEndpoints {
     /// Returns what each member or name speaks.
-    pub fn speak(&self) -> impl Iterator<Item = &Speaks> {
-        let listed = self.list.iter().map(|member| &member.address.speaks);
-        listed.chain(self.names.iter().map(|name| &name.speaks))
+    pub fn speak(&self) -> impl Iterator<Item = &EndpointProtocol> {
+        let listed = self.list.iter().map(|member| &member.address.protocol);
+        listed.chain(self.names.iter().map(|name| &name.protocol))
     }
 }
 
-impl Draft<'_> {
+impl Assembly<'_> {
     /// The endpoints of an upstream.
-    pub(super) fn members(&mut self, source: &Arc<Source>, upstream: &manifest::Upstream) -> Members {
-        let mut members = Members::default();
+    pub(super) fn members(&mut self, source: &Arc<Source>, upstream: &manifest::UpstreamTable) -> ListedEndpoints {
+        let mut members = ListedEndpoints::default();
         for endpoint in &upstream.endpoints {
             match endpoint.get_ref().file() {
                 Some(_) if !endpoint.get_ref().is_file_alone() => {
@@ -66,8 +66,8 @@ impl Draft<'_> {
         &mut self,
         owner: &Arc<Source>,
         file: &Spanned<String>,
-        upstream: &manifest::Upstream,
-        members: &mut Members,
+        upstream: &manifest::UpstreamTable,
+        members: &mut ListedEndpoints,
     ) {
         let path = beside(owner, file.get_ref());
         let asked = (owner, file.span());
@@ -86,7 +86,7 @@ impl Draft<'_> {
         }
     }
 
-    fn member(&mut self, list: &List<'_>, endpoint: &Spanned<manifest::Endpoint>, members: &mut Members) {
+    fn member(&mut self, list: &List<'_>, endpoint: &Spanned<manifest::Endpoint>, members: &mut ListedEndpoints) {
         let plain = EndpointTable::default();
         let (table, text, span) = match endpoint.get_ref() {
             manifest::Endpoint::Address(address) => (&plain, address.as_str(), endpoint.span()),
@@ -119,7 +119,7 @@ impl Draft<'_> {
         let kind = match (&table.dns, &table.srv) {
             (None, None) => {
                 let Some(place) = place(rest) else { return self.no_endpoint(list, span, text) };
-                if let Place::Unix(path) = &place
+                if let SocketName::Unix(path) = &place
                     && (path.len() > LONGEST_PATH || path.contains('\0'))
                 {
                     let message = format!(
@@ -129,14 +129,14 @@ impl Draft<'_> {
                     return self.problems.at(list.source, span, message);
                 }
                 let spelling = identity(&place, rest);
-                let address = EndpointAddr { text: text.into(), place, speaks };
+                let address = EndpointAddr { text: text.into(), address: place, protocol: speaks };
                 if !members.known.insert(spelling) {
                     let message = format!(
                         "endpoint named twice: `{text}`; name it once, with a `weight` if it is to get more requests"
                     );
                     return self.problems.at(list.source, span, message);
                 }
-                return members.list.push(Wanted { address, weight, tier, zone, draining });
+                return members.list.push(EndpointSpec { address, weight, tier, zone, draining });
             }
             (Some(_), _) => host_and_port(rest).map(|(_, port)| NameKind::Host(host(rest).into(), port)),
             (None, Some(_)) => is_service(rest).then(|| NameKind::Service(rest.into())),
@@ -148,7 +148,7 @@ impl Draft<'_> {
             return self.problems.at(list.source, span, message);
         }
         let scheme = scheme.text();
-        members.names.push(Name { kind, scheme, speaks, weight, tier, zone, draining });
+        members.names.push(DnsName { kind, scheme, protocol: speaks, weight, tier, zone, draining });
     }
 
     fn no_endpoint(&mut self, list: &List<'_>, span: Range<usize>, text: &str) {
@@ -161,13 +161,13 @@ impl Draft<'_> {
         self.problems.at(list.source, span, message);
     }
 
-    fn speaks(&mut self, list: &List<'_>, span: Range<usize>, scheme: Scheme, name: &str) -> Option<Speaks> {
+    fn speaks(&mut self, list: &List<'_>, span: Range<usize>, scheme: Scheme, name: &str) -> Option<EndpointProtocol> {
         match scheme {
-            Scheme::Http => Some(Speaks::Http1),
-            Scheme::H2c => Some(Speaks::Http2),
+            Scheme::Http => Some(EndpointProtocol::Http1),
+            Scheme::H2c => Some(EndpointProtocol::Http2),
             Scheme::Https => {
                 let place = (list.source, span);
-                self.dialer(list.owner, place, name, list.upstream).map(Speaks::Tls)
+                self.dialer(list.owner, place, name, list.upstream).map(EndpointProtocol::Tls)
             }
         }
     }
@@ -217,18 +217,18 @@ fn scheme(text: &str) -> (Scheme, &str) {
     known.unwrap_or((Scheme::Http, text))
 }
 
-fn place(text: &str) -> Option<Place> {
+fn place(text: &str) -> Option<SocketName> {
     if let Some(path) = text.strip_prefix("unix:") {
-        return path.starts_with('/').then(|| Place::Unix(path.into()));
+        return path.starts_with('/').then(|| SocketName::Unix(path.into()));
     }
-    host_and_port(text).map(|_| Place::Tcp(text.into()))
+    host_and_port(text).map(|_| SocketName::Tcp(text.into()))
 }
 
 /// Returns one spelling for all spellings of an endpoint's address. Paths have a case.
-fn identity(place: &Place, text: &str) -> String {
+fn identity(place: &SocketName, text: &str) -> String {
     match place {
-        Place::Unix(path) => format!("unix:{}", Path::new(&**path).components().collect::<PathBuf>().display()),
-        Place::Tcp(_) => {
+        SocketName::Unix(path) => format!("unix:{}", Path::new(&**path).components().collect::<PathBuf>().display()),
+        SocketName::Tcp(_) => {
             text.parse::<SocketAddr>().map_or_else(|_| text.to_ascii_lowercase(), |known| known.to_string())
         }
     }

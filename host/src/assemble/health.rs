@@ -8,40 +8,40 @@ use http::HeaderValue;
 use http::uri::PathAndQuery;
 use toml::Spanned;
 
-use super::Draft;
-use super::endpoints::Members;
+use super::Assembly;
+use super::endpoints::ListedEndpoints;
 use super::units::status_class;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, StatusWord, Switch};
+use crate::config::manifest::{self, StatusWord, TableOrOff};
 use crate::protocol::authority;
 use crate::protocol::proxy_protocol;
-use crate::upstream::Speaks;
-use crate::upstream::health::{Outliers, Rules};
-use crate::upstream::health_check::{Check, HttpCheck, Kind};
-use crate::upstream::retry::{BUFFER, Methods, Policy, Triggers};
-use crate::upstream::status_codes::Statuses;
+use crate::upstream::EndpointProtocol;
+use crate::upstream::health::{HealthRules, OutlierRules};
+use crate::upstream::health_check::{CheckKind, HealthCheck, HttpCheck};
+use crate::upstream::retry::{BUFFER, Methods, RetryPolicy, Triggers};
+use crate::upstream::status_codes::StatusCodes;
 
-impl Draft<'_> {
+impl Assembly<'_> {
     /// What is made of checks and failures.
-    pub(super) fn health(&mut self, source: &Arc<Source>, upstream: &manifest::Upstream) -> Rules {
-        let none = manifest::HealthChecks::default();
-        let (checks, defaults) = (upstream.health.as_ref().map_or(&none, Spanned::get_ref), Rules::default());
+    pub(super) fn health(&mut self, source: &Arc<Source>, upstream: &manifest::UpstreamTable) -> HealthRules {
+        let none = manifest::HealthChecksTable::default();
+        let (checks, defaults) = (upstream.health.as_ref().map_or(&none, Spanned::get_ref), HealthRules::default());
         let slow_start = upstream.slow_start.as_ref();
-        Rules {
+        HealthRules {
             are_checked: upstream.health.is_some(),
             healthy: self.up_to(source, checks.healthy.as_ref(), defaults.healthy as usize, 1..=100) as u32,
             unhealthy: self.up_to(source, checks.unhealthy.as_ref(), defaults.unhealthy as usize, 1..=100) as u32,
             outliers: match &upstream.outliers {
-                Switch::Off => None,
-                Switch::On(outliers) => Some(self.outliers(source, outliers)),
+                TableOrOff::Off => None,
+                TableOrOff::On(outliers) => Some(self.outliers(source, outliers)),
             },
             slow_start: slow_start.map(|text| self.duration(source, Some(text), Duration::ZERO)),
             panic: self.up_to(source, upstream.panic_threshold.as_ref(), defaults.panic as usize, 0..=100) as u32,
         }
     }
 
-    fn outliers(&mut self, source: &Arc<Source>, outliers: &manifest::Outliers) -> Outliers {
-        let defaults = Outliers::default();
+    fn outliers(&mut self, source: &Arc<Source>, outliers: &manifest::OutliersTable) -> OutlierRules {
+        let defaults = OutlierRules::default();
         let rate = outliers.error_rate.as_ref();
         let latency = outliers.latency.as_ref();
         let ejection = self.duration(source, outliers.ejection.as_ref(), defaults.ejection);
@@ -50,7 +50,7 @@ impl Draft<'_> {
             let message = format!("`longest-ejection` shorter than `ejection`: expected at least {ejection:?}");
             self.problems.at(source, span, message);
         }
-        Outliers {
+        OutlierRules {
             consecutive: self.up_to(source, outliers.consecutive.as_ref(), defaults.consecutive as usize, 0..=1_000_000)
                 as u32,
             statuses: self.statuses(source, &outliers.statuses),
@@ -68,15 +68,17 @@ impl Draft<'_> {
     pub(super) fn check(
         &mut self,
         source: &Arc<Source>,
-        checks: &manifest::HealthChecks,
-        proxy_protocol: Option<proxy_protocol::Version>,
-    ) -> Option<Check> {
+        checks: &manifest::HealthChecksTable,
+        proxy_protocol: Option<proxy_protocol::ProxyVersion>,
+    ) -> Option<HealthCheck> {
         let word = checks.kind.as_ref().map_or("http", |kind| kind.get_ref().as_str());
         self.of_no_use(source, checks, word);
         let kind = match word {
-            "http" => Kind::Http(self.http_check(source, checks)?),
-            "tcp" => Kind::Tcp,
-            "grpc" => Kind::Grpc(checks.service.as_ref().map(|service| service.get_ref().clone()).unwrap_or_default()),
+            "http" => CheckKind::Http(self.http_check(source, checks)?),
+            "tcp" => CheckKind::Tcp,
+            "grpc" => {
+                CheckKind::Grpc(checks.service.as_ref().map(|service| service.get_ref().clone()).unwrap_or_default())
+            }
             other => {
                 let message =
                     format!("unknown kind of health check: `{other}`; expected \"http\", \"tcp\" or \"grpc\"");
@@ -87,11 +89,11 @@ impl Draft<'_> {
         };
         let interval = self.duration(source, checks.interval.as_ref(), Duration::from_secs(5));
         let timeout = self.duration(source, checks.timeout.as_ref(), Duration::from_secs(2));
-        Some(Check { kind, interval, timeout, proxy_protocol })
+        Some(HealthCheck { kind, interval, timeout, proxy_protocol })
     }
 
     /// Keys that a kind of check has no use for.
-    fn of_no_use(&mut self, source: &Arc<Source>, checks: &manifest::HealthChecks, kind: &str) {
+    fn of_no_use(&mut self, source: &Arc<Source>, checks: &manifest::HealthChecksTable, kind: &str) {
         let of_http = [
             ("path", checks.path.as_ref().map(Spanned::span)),
             ("host", checks.host.as_ref().map(Spanned::span)),
@@ -110,7 +112,7 @@ impl Draft<'_> {
         }
     }
 
-    fn http_check(&mut self, source: &Arc<Source>, checks: &manifest::HealthChecks) -> Option<HttpCheck> {
+    fn http_check(&mut self, source: &Arc<Source>, checks: &manifest::HealthChecksTable) -> Option<HttpCheck> {
         let target = match &checks.path {
             None => PathAndQuery::from_static("/"),
             Some(path) => match PathAndQuery::try_from(path.get_ref().as_str()) {
@@ -150,7 +152,7 @@ impl Draft<'_> {
             }
             Some(statuses) => self.statuses(source, statuses.get_ref()),
             None => {
-                let mut good = Statuses::default();
+                let mut good = StatusCodes::default();
                 good.add(200..=399);
                 good
             }
@@ -162,19 +164,19 @@ impl Draft<'_> {
     pub(super) fn speaks_grpc(
         &mut self,
         source: &Arc<Source>,
-        checks: &Spanned<manifest::HealthChecks>,
-        members: &Members,
+        checks: &Spanned<manifest::HealthChecksTable>,
+        members: &ListedEndpoints,
     ) {
         let Some(kind) = checks.get_ref().kind.as_ref().filter(|kind| kind.get_ref() == "grpc") else { return };
-        if members.speak().any(|speaks| *speaks == Speaks::Http1) {
+        if members.speak().any(|speaks| *speaks == EndpointProtocol::Http1) {
             let message = "gRPC over HTTP/1: an endpoint has neither `h2c://` nor `https://`; write one of them, such as \"h2c://127.0.0.1:50051\"";
             self.problems.at(source, kind.span(), message);
         }
     }
 
     /// When a request is sent once more.
-    pub(super) fn retry(&mut self, source: &Arc<Source>, retry: &Switch<manifest::Retry>) -> Policy {
-        let Switch::On(retry) = retry else { return Policy::never() };
+    pub(super) fn retry(&mut self, source: &Arc<Source>, retry: &TableOrOff<manifest::RetryTable>) -> RetryPolicy {
+        let TableOrOff::On(retry) = retry else { return RetryPolicy::never() };
         let on = match &retry.on {
             None => Triggers { connect: true, reset: true, ..Triggers::default() },
             Some(words) => self.triggers(source, words),
@@ -188,7 +190,7 @@ impl Draft<'_> {
                 Methods::Idempotent
             }
         };
-        Policy {
+        RetryPolicy {
             retries: self.up_to(source, retry.retries.as_ref(), 2, 0..=MOST_RETRIES) as u32,
             on,
             methods,
@@ -221,8 +223,8 @@ impl Draft<'_> {
         triggers
     }
 
-    fn statuses(&mut self, source: &Arc<Source>, words: &[Spanned<StatusWord>]) -> Statuses {
-        let mut statuses = Statuses::default();
+    fn statuses(&mut self, source: &Arc<Source>, words: &[Spanned<StatusWord>]) -> StatusCodes {
+        let mut statuses = StatusCodes::default();
         for word in words {
             match codes(word.get_ref()) {
                 Some(codes) => statuses.add(codes),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::process::MOST_WORKERS;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Manifest, Plugin, PluginRef};
+use crate::config::manifest::{Manifest, PluginRef, PluginTable};
 use crate::plugin::body_filter::MOST_IDLE;
-use crate::plugin::configured::Limits;
+use crate::plugin::configured::PluginLimits;
 use crate::plugin::version::{RESERVED_BODIES, SPARES, SPARES_PER_CALL};
 
 /// Returns the number of workers that a manifest asks for.
@@ -46,10 +46,10 @@ pub fn places(files: &[(Arc<Source>, Manifest)], workers: usize) -> u32 {
 }
 
 /// Returns the number of places that a plugin needs for bodies, whatever others do.
-pub fn of_bodies(limits: Limits, workers: usize) -> u32 {
+pub fn of_bodies(limits: PluginLimits, workers: usize) -> u32 {
     limits.bodies.min(RESERVED_BODIES).saturating_add((workers * MOST_IDLE) as u32)
 }
 
-fn is_per_call(plugin: &Plugin) -> bool {
+fn is_per_call(plugin: &PluginTable) -> bool {
     plugin.isolation.as_ref().is_some_and(|isolation| isolation.get_ref() == "request")
 }

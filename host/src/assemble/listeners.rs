@@ -9,20 +9,20 @@ use tokio_rustls::TlsAcceptor;
 use toml::Spanned;
 
 use super::addresses::Address;
-use super::{Draft, beside, head_of, route_conditions};
+use super::{Assembly, beside, head_of, route_conditions};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest, Redirect};
 use crate::context::edit_check::field_name;
-use crate::generation::listener::{Limits, Listener, SendLimits};
-use crate::protocol::client_address::{Aliases, Rules, Source as ClientSource};
+use crate::generation::listener::{ClientLimits, Listener, SendLimits};
+use crate::protocol::client_address::{AddressSource as ClientSource, AliasPolicy, ClientAddressRules};
 use crate::protocol::field_alias;
 use crate::protocol::framing;
-use crate::protocol::trusted_peers::Peers;
+use crate::protocol::trusted_peers::TrustedPeers;
 use crate::system::bind_error;
 use crate::tls;
 use crate::tls::pem::CertificateFiles;
-use crate::tls::server::{ClientAuth, MinimumVersion, Place, ServerFiles};
-use crate::tls::validity::Dated;
+use crate::tls::server::{ClientAuth, MinimumVersion, ServerFilePlace, ServerFiles};
+use crate::tls::validity::DatedCertificate;
 
 /// Fits what browsers send with many cookies; as much as nginx takes.
 const HEAD: usize = 32 << 10;
@@ -52,7 +52,7 @@ const BUFFER: usize = 1 << 20;
 /// Longer than WebSocket libraries leave between pings.
 const TUNNEL_TIMEOUT: Duration = Duration::from_secs(3600);
 
-impl Draft<'_> {
+impl Assembly<'_> {
     /// The listeners by their addresses; the first file is the manifest itself.
     pub(super) fn listeners(&mut self, files: &[(Arc<Source>, Manifest)]) -> HashMap<Arc<str>, Arc<Listener>> {
         let mut listeners = HashMap::new();
@@ -92,7 +92,7 @@ impl Draft<'_> {
         listeners
     }
 
-    fn listener(&mut self, source: &Arc<Source>, listener: &manifest::Listener) -> Listener {
+    fn listener(&mut self, source: &Arc<Source>, listener: &manifest::ListenerTable) -> Listener {
         let census = self.assembly.census.entry(listener.address.get_ref().as_str().into()).or_default().clone();
         let tls = listener.tls.as_ref().and_then(|tls| self.acceptor(source, tls));
         let redirect = listener.redirect_to_https.as_ref().and_then(|redirect| match redirect.get_ref() {
@@ -122,7 +122,7 @@ impl Draft<'_> {
         }
         let proxies = self.peers(source, &listener.proxy_protocol_from);
         self.unreachable_peers(source, listener);
-        let client = Rules {
+        let client = ClientAddressRules {
             trusted: self.peers(source, &listener.trusted_proxies),
             source: self.client_source(source, listener),
             aliases: self.aliases(source, listener.field_aliases.as_ref()),
@@ -130,8 +130,8 @@ impl Draft<'_> {
         Listener { tls, proxies, client, redirect, limits: self.client_limits(source, &listener.limits), census }
     }
 
-    fn peers(&mut self, source: &Arc<Source>, texts: &[Spanned<String>]) -> Peers {
-        let mut peers = Peers::default();
+    fn peers(&mut self, source: &Arc<Source>, texts: &[Spanned<String>]) -> TrustedPeers {
+        let mut peers = TrustedPeers::default();
         for text in texts {
             if !peers.add(text.get_ref()) {
                 let message = format!(
@@ -146,7 +146,7 @@ impl Draft<'_> {
     }
 
     /// Reports peers that can't connect to this kind of socket.
-    fn unreachable_peers(&mut self, source: &Arc<Source>, listener: &manifest::Listener) {
+    fn unreachable_peers(&mut self, source: &Arc<Source>, listener: &manifest::ListenerTable) {
         let is_unix = listener.address.get_ref().starts_with("unix:");
         let never = |text: &&Spanned<String>| (text.get_ref() == "unix:") != is_unix;
         let kind = if is_unix { "a unix socket" } else { "TCP" };
@@ -165,7 +165,7 @@ impl Draft<'_> {
         }
     }
 
-    fn client_source(&mut self, source: &Arc<Source>, listener: &manifest::Listener) -> ClientSource {
+    fn client_source(&mut self, source: &Arc<Source>, listener: &manifest::ListenerTable) -> ClientSource {
         let Some(text) = &listener.client_address_from else { return ClientSource::default() };
         if listener.trusted_proxies.is_empty() {
             let message = "`client-address-from` without `trusted-proxies`: the field is read from trusted proxies alone; add \
@@ -195,22 +195,22 @@ impl Draft<'_> {
         }
     }
 
-    fn aliases(&mut self, source: &Arc<Source>, word: Option<&Spanned<String>>) -> Aliases {
-        let Some(word) = word else { return Aliases::default() };
+    fn aliases(&mut self, source: &Arc<Source>, word: Option<&Spanned<String>>) -> AliasPolicy {
+        let Some(word) = word else { return AliasPolicy::default() };
         match word.get_ref().as_str() {
-            "remove" => Aliases::Remove,
-            "reject" => Aliases::Reject,
-            "pass" => Aliases::Pass,
+            "remove" => AliasPolicy::Remove,
+            "reject" => AliasPolicy::Reject,
+            "pass" => AliasPolicy::Pass,
             other => {
                 let message = format!("unknown value: `{other}`; expected \"remove\", \"reject\" or \"pass\"");
                 self.problems.at(source, word.span(), message);
-                Aliases::default()
+                AliasPolicy::default()
             }
         }
     }
 
-    fn client_limits(&mut self, source: &Arc<Source>, limits: &manifest::ListenerLimits) -> Limits {
-        let framing = framing::Limits {
+    fn client_limits(&mut self, source: &Arc<Source>, limits: &manifest::ListenerLimits) -> ClientLimits {
+        let framing = framing::HeadLimits {
             head_bytes: self.bytes(source, limits.head.as_ref(), HEAD),
             fields: self.count(source, limits.fields.as_ref(), FIELDS, MOST_FIELDS),
             target_bytes: self.bytes(source, limits.target.as_ref(), TARGET),
@@ -249,7 +249,7 @@ impl Draft<'_> {
             );
             self.problems.at(source, count.span(), message);
         }
-        Limits {
+        ClientLimits {
             framing,
             head_timeout: self.duration(source, limits.head_timeout.as_ref(), HEAD_TIMEOUT),
             keep_alive: self.duration(source, limits.keep_alive.as_ref(), KEEP_ALIVE),
@@ -290,7 +290,7 @@ impl Draft<'_> {
         buffer
     }
 
-    fn acceptor(&mut self, source: &Arc<Source>, tls: &Spanned<manifest::Tls>) -> Option<TlsAcceptor> {
+    fn acceptor(&mut self, source: &Arc<Source>, tls: &Spanned<manifest::TlsTable>) -> Option<TlsAcceptor> {
         let (span, tls) = (tls.span(), tls.get_ref());
         if tls.certificates.is_empty() {
             let message = "no certificate: `certificates` is empty; expected at least one, such as \
@@ -315,7 +315,8 @@ impl Draft<'_> {
         let made = tls::server::server(&wanted, &self.assembly.tickets);
         let mistakes = match made {
             Ok(config) => {
-                self.certificates.extend(wanted.certificates.iter().filter_map(|files| Dated::read(&files.chain)));
+                self.certificates
+                    .extend(wanted.certificates.iter().filter_map(|files| DatedCertificate::read(&files.chain)));
                 return Some(TlsAcceptor::from(config));
             }
             Err(mistakes) => mistakes,
@@ -323,16 +324,16 @@ impl Draft<'_> {
         for mistake in mistakes {
             let certificate = |at: usize| tls.certificates.get(at).map(Spanned::get_ref);
             let place = match mistake.place {
-                Place::Certificate(at) => certificate(at).map(|files| files.chain.span()),
-                Place::Key(at) => certificate(at).map(|files| files.key.span()),
-                Place::ClientCa => tls.client_ca.as_ref().map(Spanned::span),
+                ServerFilePlace::Certificate(at) => certificate(at).map(|files| files.chain.span()),
+                ServerFilePlace::Key(at) => certificate(at).map(|files| files.key.span()),
+                ServerFilePlace::ClientCa => tls.client_ca.as_ref().map(Spanned::span),
             };
             self.problems.at(source, place.unwrap_or(head_of(&span)), mistake.message);
         }
         None
     }
 
-    fn client_auth(&mut self, source: &Arc<Source>, tls: &manifest::Tls) -> Option<ClientAuth> {
+    fn client_auth(&mut self, source: &Arc<Source>, tls: &manifest::TlsTable) -> Option<ClientAuth> {
         let wanted = tls.client_certificate.as_ref();
         let ca = tls.client_ca.as_ref().map(|file| beside(source, file.get_ref()));
         match (wanted.map(|text| text.get_ref().as_str()), ca) {

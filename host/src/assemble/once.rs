@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Draft;
+use super::Assembly;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::Manifest;
 use crate::config::spans;
 
-impl Draft<'_> {
+impl Assembly<'_> {
     /// Reports keys that may stand once, and stand in another file too.
     pub(super) fn once(&mut self, files: &[(Arc<Source>, Manifest)]) {
         let mut known: HashMap<&str, String> = HashMap::new();

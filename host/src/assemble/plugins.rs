@@ -7,13 +7,13 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::units::bytes;
-use super::{Assembly, Draft, Loaded, beside, instances, some_of};
+use super::{Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, PluginRef};
 use crate::config::serde_messages::meant;
-use crate::config::spans::Places;
-use crate::loading::{self, Complaint, Component, Examination, Failure, Verdict};
-use crate::plugin::configured::{BindError, Binding, Isolation, Limits, OnError};
+use crate::config::spans::ValueSpans;
+use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};
+use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, Isolation, OnError, PluginLimits};
 use crate::plugin::engine::{MOST_BODIES, MOST_MEMORY, Plugin};
 use crate::plugin::settings::ConfigErrors;
 
@@ -25,27 +25,27 @@ const MOST_EXAMINATIONS: usize = 4;
 const MOST_BROKEN: usize = 4;
 
 /// Why a plugin can't be used with a configuration.
-enum Rejection {
+enum PluginRejection {
     /// The component is no good.
     Component(String),
     /// The loading of the component ended at a limit, or in a crash.
     Broken(String),
     Config {
-        complaints: Vec<Complaint>,
+        complaints: Vec<ConfigComplaint>,
         more: u64,
     },
 }
 
-impl From<Failure> for Rejection {
-    fn from(failure: Failure) -> Self {
+impl From<LoadFailure> for PluginRejection {
+    fn from(failure: LoadFailure) -> Self {
         match failure {
-            Failure::Refused(message) => Rejection::Component(message),
-            failure => Rejection::Broken(failure.to_string()),
+            LoadFailure::Refused(message) => PluginRejection::Component(message),
+            failure => PluginRejection::Broken(failure.to_string()),
         }
     }
 }
 
-impl Assembly {
+impl Assembler {
     /// Notes on disk what was found accepted, for the next start.
     pub(super) fn keep_accepted(&mut self) {
         for (digest, loaded) in self.plugins.iter_mut().filter(|(_, loaded)| loaded.has_new) {
@@ -55,34 +55,34 @@ impl Assembly {
     }
 
     /// A component that is loaded, or was compiled before.
-    fn known(&mut self, digest: &blake3::Hash) -> Option<&mut Loaded> {
+    fn known(&mut self, digest: &blake3::Hash) -> Option<&mut LoadedPlugin> {
         if !self.plugins.contains_key(digest) {
             let seal = self.runtime.seal(digest);
             let (about, plugin) = self.runtime.kept(&seal)?;
             loading::version(&about).iter().for_each(|version| plugin.note_version(version));
             let accepted = self.runtime.artifacts().accepted(&seal);
-            self.plugins.insert(*digest, Loaded { plugin: Arc::new(plugin), accepted, has_new: false });
+            self.plugins.insert(*digest, LoadedPlugin { plugin: Arc::new(plugin), accepted, has_new: false });
         }
         self.plugins.get_mut(digest)
     }
 
     /// Takes the compiled component out of a child that has found it good.
-    fn take(&mut self, examination: &mut Examination) -> Result<(), Failure> {
+    fn take(&mut self, examination: &mut Examination) -> Result<(), LoadFailure> {
         let seal = self.runtime.seal(&examination.digest);
         let sealed = examination.sealed()?;
         let unsealed = self.runtime.unseal(&seal, &sealed);
         let (about, plugin) =
-            unsealed.map_err(|error| Failure::Refused(format!("its compiled code can't be used here: {error}")))?;
+            unsealed.map_err(|error| LoadFailure::Refused(format!("its compiled code can't be used here: {error}")))?;
         loading::version(&about).iter().for_each(|version| plugin.note_version(version));
         self.runtime.artifacts().store(&seal, &sealed);
-        let loaded = Loaded { plugin: Arc::new(plugin), accepted: Default::default(), has_new: false };
+        let loaded = LoadedPlugin { plugin: Arc::new(plugin), accepted: Default::default(), has_new: false };
         self.plugins.insert(examination.digest, loaded);
         Ok(())
     }
 }
 
-impl Draft<'_> {
-    pub(super) fn bind(&mut self, source: &Arc<Source>, name: &str, plugin: &manifest::Plugin) -> Option<usize> {
+impl Assembly<'_> {
+    pub(super) fn bind(&mut self, source: &Arc<Source>, name: &str, plugin: &manifest::PluginTable) -> Option<usize> {
         // Too few places: that is the mistake, and nothing is made of this manifest.
         self.reserved.as_ref()?;
         let before = self.problems.count();
@@ -99,7 +99,7 @@ impl Draft<'_> {
             warn_of_moved(source, &place);
         }
         let config = config.to_string();
-        let examined = component(source, plugin.r#use.get_ref()).map_err(Rejection::Component);
+        let examined = component(source, plugin.r#use.get_ref()).map_err(PluginRejection::Component);
         let examined = examined.and_then(|component| self.examine(component, &config, limits));
         let plugin = match examined {
             Ok(plugin) => plugin,
@@ -111,9 +111,9 @@ impl Draft<'_> {
         if self.problems.count() > before {
             return None;
         }
-        match Binding::new(name.into(), plugin, config, limits, on_error, isolation) {
-            Ok(binding) => {
-                let wanted = if binding.takes_bodies() {
+        match ConfiguredPlugin::new(name.into(), plugin, config, limits, on_error, isolation) {
+            Ok(configured) => {
+                let wanted = if configured.takes_bodies() {
                     instances::of_bodies(limits, self.assembly.workers.unwrap_or(1))
                 } else {
                     0
@@ -123,14 +123,14 @@ impl Draft<'_> {
                     self.problems.at(source, place, shortage.to_string());
                     return None;
                 }
-                self.bindings.push(Arc::new(binding));
+                self.bindings.push(Arc::new(configured));
                 return Some(self.bindings.len() - 1);
             }
             // It has accepted this before; it may do now and then as it likes.
-            Err(BindError::Config(ConfigErrors { shown, more })) => {
-                let complaint = |(pointer, message)| Complaint { pointer, key: None, message };
+            Err(ConfigureError::Config(ConfigErrors { shown, more })) => {
+                let complaint = |(pointer, message)| ConfigComplaint { pointer, key: None, message };
                 let complaints = shown.into_iter().map(complaint).collect();
-                self.reject(source, place, Rejection::Config { complaints, more: more as u64 });
+                self.reject(source, place, PluginRejection::Config { complaints, more: more as u64 });
             }
             Err(error) => self.problems.at(source, place, error.to_string()),
         }
@@ -148,7 +148,7 @@ impl Draft<'_> {
         let mut bad = Vec::new();
         let table = config.map(|table| object(table, "", &mut bad));
         for (pointer, number) in bad {
-            let span = Places::new(&source.text, place).value(&pointer);
+            let span = ValueSpans::new(&source.text, place).value(&pointer);
             let message = format!(
                 "config{}: number without a value: found {number}; expected a finite number",
                 pointed(&pointer)
@@ -159,7 +159,12 @@ impl Draft<'_> {
     }
 
     /// A component that is good, and accepts a configuration.
-    fn examine(&mut self, mut component: Component, config: &str, limits: Limits) -> Result<Arc<Plugin>, Rejection> {
+    fn examine(
+        &mut self,
+        mut component: Component,
+        config: &str,
+        limits: PluginLimits,
+    ) -> Result<Arc<Plugin>, PluginRejection> {
         let digest = component.digest;
         self.used.insert(digest);
         let wanted = acceptance(config, limits);
@@ -169,40 +174,45 @@ impl Draft<'_> {
             return Ok(known.plugin.clone());
         }
         if let Some(error) = self.broken.get(&digest) {
-            return Err(Rejection::Component(error.clone()));
+            return Err(PluginRejection::Component(error.clone()));
         }
         if self.broken.len() >= MOST_BROKEN {
-            return Err(Rejection::Component("it was not tried, as too many others could not be loaded".into()));
+            return Err(PluginRejection::Component("it was not tried, as too many others could not be loaded".into()));
         }
         let tried = self.try_apart(&mut component, config, limits);
-        if let Err(Rejection::Broken(error)) = &tried {
+        if let Err(PluginRejection::Broken(error)) = &tried {
             self.broken.insert(digest, error.clone());
         }
         tried?;
         let loaded = self.assembly.plugins.get_mut(&digest);
-        let loaded = loaded.ok_or_else(|| Rejection::Component("it was dropped meanwhile".into()))?;
+        let loaded = loaded.ok_or_else(|| PluginRejection::Component("it was dropped meanwhile".into()))?;
         loaded.has_new |= loaded.accepted.insert(wanted);
         Ok(loaded.plugin.clone())
     }
 
     /// Has a child load a component and check a configuration, and takes the component over if all is good.
-    fn try_apart(&mut self, component: &mut Component, config: &str, limits: Limits) -> Result<(), Rejection> {
+    fn try_apart(
+        &mut self,
+        component: &mut Component,
+        config: &str,
+        limits: PluginLimits,
+    ) -> Result<(), PluginRejection> {
         let mut examination = self.examination(component)?;
         let verdict = examination.check(config, limits)?;
         let is_known = self.assembly.plugins.contains_key(&component.digest);
-        if verdict == Verdict::Accepted && !is_known {
+        if verdict == ConfigVerdict::Accepted && !is_known {
             self.assembly.take(&mut examination)?;
         }
         self.examinations.push(examination);
         match verdict {
-            Verdict::Accepted => Ok(()),
-            Verdict::Refused { complaints, more } => Err(Rejection::Config { complaints, more }),
-            Verdict::Failed(message) => Err(Rejection::Component(message)),
+            ConfigVerdict::Accepted => Ok(()),
+            ConfigVerdict::Refused { complaints, more } => Err(PluginRejection::Config { complaints, more }),
+            ConfigVerdict::Failed(message) => Err(PluginRejection::Component(message)),
         }
     }
 
     /// The examination of a component: one that has begun, or a new one.
-    fn examination(&mut self, component: &mut Component) -> Result<Examination, Failure> {
+    fn examination(&mut self, component: &mut Component) -> Result<Examination, LoadFailure> {
         if let Some(at) = self.examinations.iter().position(|known| known.digest == component.digest) {
             return Ok(self.examinations.remove(at));
         }
@@ -215,25 +225,25 @@ impl Draft<'_> {
         let artifact = is_known.then(|| self.assembly.runtime.artifacts().file(&seal)).flatten();
         match self.assembly.loader.start(component, artifact, seal.clone()) {
             // Something has happened to the file since it was loaded.
-            Err(Failure::Refused(_)) if is_known => self.assembly.loader.start(component, None, seal),
+            Err(LoadFailure::Refused(_)) if is_known => self.assembly.loader.start(component, None, seal),
             begun => begun,
         }
     }
 
-    fn reject(&mut self, source: &Arc<Source>, place: Range<usize>, rejection: Rejection) {
+    fn reject(&mut self, source: &Arc<Source>, place: Range<usize>, rejection: PluginRejection) {
         let (complaints, more) = match rejection {
-            Rejection::Component(message) | Rejection::Broken(message) => {
+            PluginRejection::Component(message) | PluginRejection::Broken(message) => {
                 return self.problems.at(source, place, message);
             }
-            Rejection::Config { complaints, more } => (complaints, more),
+            PluginRejection::Config { complaints, more } => (complaints, more),
         };
         let mut places = None;
-        for Complaint { pointer, key, message } in complaints {
+        for ConfigComplaint { pointer, key, message } in complaints {
             if !self.problems.has_room() {
                 self.problems.and_more(1);
                 continue;
             }
-            let places = places.get_or_insert_with(|| Places::new(&source.text, &place));
+            let places = places.get_or_insert_with(|| ValueSpans::new(&source.text, &place));
             let span = key.map_or_else(|| places.value(&pointer), |key| places.key(&pointer, &key));
             self.problems.at(source, span, format!("config{}: {message}", pointed(&pointer)));
         }
@@ -249,7 +259,7 @@ impl Draft<'_> {
                 }
                 let stock = plugway_plugins::STOCK.iter().map(|(name, _)| *name);
                 if stock.clone().any(|stock| stock == name) {
-                    let plain = manifest::Plugin {
+                    let plain = manifest::PluginTable {
                         r#use: Spanned::new(reference.span(), name.clone()),
                         config: None,
                         limits: Default::default(),
@@ -283,8 +293,8 @@ impl Draft<'_> {
         self.round_robin
     }
 
-    fn limits(&mut self, source: &Arc<Source>, limits: &manifest::Limits) -> Limits {
-        let defaults = Limits::default();
+    fn limits(&mut self, source: &Arc<Source>, limits: &manifest::PluginLimitsTable) -> PluginLimits {
+        let defaults = PluginLimits::default();
         let memory = limits.memory.as_ref().map(|text| match bytes(text.get_ref()) {
             Some(bytes) if (64 << 10..=MOST_MEMORY).contains(&bytes) => bytes,
             _ => {
@@ -299,15 +309,15 @@ impl Draft<'_> {
         let cpu = self.duration(source, limits.cpu.as_ref(), defaults.cpu);
         let share = self.count(source, limits.share.as_ref(), defaults.share.into(), 100) as u8;
         let bodies = self.count(source, limits.bodies.as_ref(), defaults.bodies as usize, MOST_BODIES as usize) as u32;
-        Limits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies }
+        PluginLimits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies }
     }
 
-    fn on_error(&mut self, source: &Arc<Source>, on_error: Option<&Spanned<manifest::OnError>>) -> OnError {
+    fn on_error(&mut self, source: &Arc<Source>, on_error: Option<&Spanned<manifest::OnErrorValue>>) -> OnError {
         let Some(on_error) = on_error else { return OnError::Fail };
         match on_error.get_ref() {
-            manifest::OnError::Word(word) if word == "fail" => OnError::Fail,
-            manifest::OnError::Word(word) if word == "skip" => OnError::Skip,
-            manifest::OnError::Status(code) if (200..600).contains(code) => {
+            manifest::OnErrorValue::Word(word) if word == "fail" => OnError::Fail,
+            manifest::OnErrorValue::Word(word) if word == "skip" => OnError::Skip,
+            manifest::OnErrorValue::Status(code) if (200..600).contains(code) => {
                 http::StatusCode::from_u16(*code).map_or(OnError::Fail, OnError::Respond)
             }
             _ => {
@@ -339,7 +349,7 @@ const MOVED: &str = "/forwarded/trusted-proxies";
 
 /// Says that a manifest has a key which has no effect any more, and what to write in its place.
 fn warn_of_moved(source: &Source, plugin: &Range<usize>) {
-    let at = Places::new(&source.text, plugin).key("/forwarded", "trusted-proxies").start;
+    let at = ValueSpans::new(&source.text, plugin).key("/forwarded", "trusted-proxies").start;
     let line = memchr::memchr_iter(b'\n', &source.text.as_bytes()[..at.min(source.text.len())]).count() + 1;
     let place = format!("{}:{line}", source.path.display());
     tracing::warn!(
@@ -356,7 +366,7 @@ fn hint(name: &str, known: &[&str]) -> String {
 }
 
 /// A configuration with the limits of who is to accept it, as a digest.
-fn acceptance(config: &str, limits: Limits) -> [u8; 32] {
+fn acceptance(config: &str, limits: PluginLimits) -> [u8; 32] {
     let limits = [limits.memory as u64, limits.cpu.as_micros() as u64].map(u64::to_le_bytes);
     *blake3::Hasher::new().update(limits.as_flattened()).update(config.as_bytes()).finalize().as_bytes()
 }

@@ -8,23 +8,23 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::units::status_class;
-use super::{Draft, beside, head_of};
+use super::{Assembly, beside, head_of};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{AccessLogFormat, Disk, Manifest};
+use crate::config::manifest::{AccessLogFormat, DiskTable, Manifest};
 use crate::config::spans;
 use crate::generation::error_pages::ErrorPages;
 use crate::loading;
 use crate::store::index::PARTS;
-use crate::store::{DiskLimits, Limits, Store};
+use crate::store::{DiskLimits, Store, StoreLimits};
 use crate::system::files;
-use crate::telemetry::access_log::{AccessLog, Format, Target};
+use crate::telemetry::access_log::{AccessLog, LogFormat, LogTarget};
 
 /// In bytes.
 const LEAST_MEMORY: usize = 1 << 20;
 const LEAST_DISK: usize = 16 << 20;
 const MOST_ON_DISK: usize = 1 << 30;
 
-impl Draft<'_> {
+impl Assembly<'_> {
     /// Threads that serve, if the manifest says how many.
     pub(super) fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<usize> {
         let (source, workers) = files.iter().find_map(|(source, file)| Some((source, file.workers.as_ref()?)))?;
@@ -39,8 +39,8 @@ impl Draft<'_> {
     }
 
     /// Returns the limits for the loading of a component.
-    pub(super) fn load_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> loading::Limits {
-        let defaults = loading::Limits::default();
+    pub(super) fn load_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> loading::LoadLimits {
+        let defaults = loading::LoadLimits::default();
         let named = files.iter().find_map(|(source, file)| Some((source, file.load.as_ref()?)));
         let Some((source, load)) = named else { return defaults };
         let time = self.duration(source, load.time.as_ref(), defaults.time);
@@ -59,7 +59,7 @@ impl Draft<'_> {
                 format!("`memory` out of range: `{}`; expected `256 MiB` to `64 GiB`, such as `1 GiB`", text.get_ref()),
             );
         }
-        loading::Limits { time, memory }
+        loading::LoadLimits { time, memory }
     }
 
     /// Who is asked about names.
@@ -89,8 +89,8 @@ impl Draft<'_> {
     }
 
     /// What the store of the caches may take.
-    pub(super) fn store_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> Limits {
-        let defaults = Limits::default();
+    pub(super) fn store_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> StoreLimits {
+        let defaults = StoreLimits::default();
         let named = files.iter().find_map(|(source, file)| Some((source, file.cache.as_ref()?)));
         let Some((source, cache)) = named else { return defaults };
         let memory = self.bytes(source, cache.get_ref().memory.as_ref(), defaults.memory as usize);
@@ -104,11 +104,11 @@ impl Draft<'_> {
         let longest = (cache.get_ref().max_object.as_ref(), defaults.object as usize);
         let object = self.longest_object(source, longest, memory, "memory");
         let disk = cache.get_ref().disk.as_ref().map(|disk| self.disk_limits(source, disk.get_ref()));
-        Limits { memory: memory as u64, object, disk }
+        StoreLimits { memory: memory as u64, object, disk }
     }
 
     /// The store of such limits: that of before, or one that anybody still uses, if it is in the same place.
-    pub(super) fn store(&mut self, files: &[(Arc<Source>, Manifest)], limits: &Limits) -> Arc<Store> {
+    pub(super) fn store(&mut self, files: &[(Arc<Source>, Manifest)], limits: &StoreLimits) -> Arc<Store> {
         let folder = limits.disk.as_ref().map(|disk| disk.folder.clone());
         let stores = &mut self.assembly.stores;
         stores.retain(|_, store| store.strong_count() > 0);
@@ -135,7 +135,7 @@ impl Draft<'_> {
         store
     }
 
-    fn disk_limits(&mut self, source: &Arc<Source>, disk: &Disk) -> DiskLimits {
+    fn disk_limits(&mut self, source: &Arc<Source>, disk: &DiskTable) -> DiskLimits {
         let size = self.bytes(source, Some(&disk.size), LEAST_DISK);
         if size < LEAST_DISK {
             self.problems.at(
@@ -177,12 +177,12 @@ impl Draft<'_> {
         let named = files.iter().find_map(|(source, file)| Some((source, file.access_log.as_ref()?)));
         let (source, wanted) = named?;
         let format = match wanted.get_ref().format {
-            AccessLogFormat::Combined => Format::Combined,
-            AccessLogFormat::Json => Format::Json,
+            AccessLogFormat::Combined => LogFormat::Combined,
+            AccessLogFormat::Json => LogFormat::Json,
             AccessLogFormat::Off => return None,
         };
         let file = wanted.get_ref().file.as_ref();
-        let target = file.map_or(Target::Stdout, |file| Target::File(beside(source, file)));
+        let target = file.map_or(LogTarget::Stdout, |file| LogTarget::File(beside(source, file)));
         let wanted_log = (format, target);
         if let Some((known, log)) = &self.assembly.log
             && *known == wanted_log

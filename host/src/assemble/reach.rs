@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Listener, Manifest};
+use crate::config::manifest::{ListenerTable, Manifest};
 use crate::config::structure::LeftOut;
 use crate::protocol::client_address::tells_way;
 use crate::protocol::field_alias::{is_ambiguous, is_plain};
@@ -21,8 +21,9 @@ impl Reach {
     /// Reads what the listeners of a manifest say. Listeners that could not be understood may let any field pass.
     pub fn of(files: &[(Arc<Source>, Manifest)], left_out: &LeftOut) -> Self {
         let is_unknown = left_out.has_any("listener");
-        let any = |holds: fn(&Listener) -> bool| files.iter().flat_map(|(_, file)| &file.listener).any(holds);
-        let passes = |listener: &Listener| listener.field_aliases.as_ref().is_some_and(|word| word.get_ref() == "pass");
+        let any = |holds: fn(&ListenerTable) -> bool| files.iter().flat_map(|(_, file)| &file.listener).any(holds);
+        let passes =
+            |listener: &ListenerTable| listener.field_aliases.as_ref().is_some_and(|word| word.get_ref() == "pass");
         Reach {
             aliases_pass: is_unknown || any(passes),
             trusts_proxies: is_unknown || any(|listener| !listener.trusted_proxies.is_empty()),

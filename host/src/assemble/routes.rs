@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::path_regex::Paths;
-use super::{Draft, route_conditions, some_of};
+use super::{Assembly, route_conditions, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, OtherPath};
 use crate::config::serde_messages::meant;
 use crate::generation::Route;
-use crate::generation::router::{HostMatch, Match, PathMatch};
+use crate::generation::router::{HostMatch, PathMatch, RouteMatch};
 use crate::protocol::authority;
 
 /// More than nearly anyone uploads. The content passes in pieces: this is for the endpoint's sake.
@@ -21,7 +21,7 @@ const LARGEST_REGEX: usize = 1 << 20;
 /// Each may be tried for a request.
 const MOST_REGEXES: usize = 1_000;
 
-impl Draft<'_> {
+impl Assembly<'_> {
     fn regex(&mut self, text: &str) -> Result<regex::Regex, regex::Error> {
         self.regexes += 1;
         if self.regexes > MOST_REGEXES {
@@ -33,7 +33,7 @@ impl Draft<'_> {
     pub(super) fn route(
         &mut self,
         source: &Arc<Source>,
-        route: &manifest::Route,
+        route: &manifest::RouteTable,
         upstreams: &HashMap<Arc<str>, usize>,
     ) -> Route {
         let place = upstreams.get(route.upstream.get_ref().as_str()).copied();
@@ -60,7 +60,7 @@ impl Draft<'_> {
                 let message = "second cache in a chain: expected one at most; remove one of them";
                 self.problems.at(source, plugin.span(), message);
             }
-            let is_balancer_alone = self.bindings[binding].balances() && !self.bindings[binding].is_in_chains();
+            let is_balancer_alone = self.bindings[binding].is_balancer() && !self.bindings[binding].is_in_chains();
             if is_balancer_alone {
                 let message = "balancer in a chain: it has no effect there; name it in the upstream, such as `balancer = \"balance\"`";
                 self.problems.at(source, plugin.span(), message);
@@ -83,8 +83,8 @@ impl Draft<'_> {
         Route { name, upstream: place.unwrap_or(0), chain, max_body, timeout }
     }
 
-    pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::Route) -> Match {
-        let mut matching = Match::default();
+    pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> RouteMatch {
+        let mut matching = RouteMatch::default();
         let mut known_hosts = HashSet::new();
         for host in &route.hosts {
             let name = host_name(host.get_ref());

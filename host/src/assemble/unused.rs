@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use toml::Spanned;
 
-use super::Draft;
+use super::Assembly;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Manifest, Plugin, PluginRef, Switch, Upstream};
+use crate::config::manifest::{Manifest, PluginRef, PluginTable, TableOrOff, UpstreamTable};
 
 type Files = [(Arc<Source>, Manifest)];
 
-impl Draft<'_> {
+impl Assembly<'_> {
     /// Warns of what has no effect, in a manifest without mistakes.
     pub(super) fn warn_of_unused(&self, files: &Files) {
         if self.problems.count() > 0 {
@@ -25,7 +25,7 @@ impl Draft<'_> {
         {
             warn_of_rules(source, upstream);
         }
-        let is_cache = self.bindings.iter().any(|binding| binding.cache.is_some());
+        let is_cache = self.bindings.iter().any(|configured| configured.cache.is_some());
         for (source, cache) in files.iter().filter_map(|(source, file)| Some((source, file.cache.as_ref()?))) {
             if !is_cache {
                 warn(
@@ -82,7 +82,7 @@ fn warn_of_plugins(files: &Files) {
 
 fn warn_of_upstreams(files: &Files) {
     // A plugin of the user's own may choose any upstream.
-    let is_own = |plugin: &Plugin| plugin.r#use.get_ref().ends_with(".wasm");
+    let is_own = |plugin: &PluginTable| plugin.r#use.get_ref().ends_with(".wasm");
     let inline = references(files).any(|reference| matches!(reference, PluginRef::Inline(plugin) if is_own(plugin)));
     if inline || files.iter().flat_map(|(_, file)| file.plugin.values()).any(is_own) {
         return;
@@ -96,8 +96,8 @@ fn warn_of_upstreams(files: &Files) {
     }
 }
 
-fn warn_of_rules(source: &Source, upstream: &Upstream) {
-    if let Switch::On(outliers) = &upstream.outliers
+fn warn_of_rules(source: &Source, upstream: &UpstreamTable) {
+    if let TableOrOff::On(outliers) = &upstream.outliers
         && outliers.error_rate.is_none()
         && outliers.latency.is_none()
     {
@@ -109,7 +109,7 @@ fn warn_of_rules(source: &Source, upstream: &Upstream) {
             warn(source, &span, &format!("`{key}` of `outliers`: it needs `error-rate` or `latency`"));
         }
     }
-    if let Switch::On(retry) = &upstream.retry
+    if let TableOrOff::On(retry) = &upstream.retry
         && let (Some(retries), Some(on)) = (&retry.retries, &retry.on)
         && *retries.get_ref() == 0
         && !on.is_empty()

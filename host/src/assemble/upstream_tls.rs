@@ -7,24 +7,24 @@ use rustls_pki_types::ServerName;
 use toml::Spanned;
 
 use super::listeners::certificate_files;
-use super::{Draft, beside};
+use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::manifest;
 use crate::system::files;
 use crate::tls;
-use crate::tls::client::{ClientFiles, Place, Roots, Verify};
-use crate::tls::validity::Dated;
-use crate::upstream::connect::Dialer;
+use crate::tls::client::{ClientFilePlace, ClientFiles, Roots, Verify};
+use crate::tls::validity::DatedCertificate;
+use crate::upstream::connect::TlsDialer;
 
-impl Draft<'_> {
+impl Assembly<'_> {
     /// How TLS is spoken to an endpoint.
     pub(super) fn dialer(
         &mut self,
         source: &Arc<Source>,
         (endpoint, span): (&Arc<Source>, Range<usize>),
         host: &str,
-        upstream: &manifest::Upstream,
-    ) -> Option<Dialer> {
+        upstream: &manifest::UpstreamTable,
+    ) -> Option<TlsDialer> {
         let default = manifest::UpstreamTls::default();
         let tls = upstream.tls.as_ref().map_or(&default, Spanned::get_ref);
         let (name, place) = match &tls.server_name {
@@ -44,23 +44,23 @@ impl Draft<'_> {
             verify: if tls.insecure_skip_verify { Verify::Never } else { Verify::Always },
             http2: tls.http2.unwrap_or(true),
         };
-        self.certificates.extend(files.certificate.as_ref().and_then(|files| Dated::read(&files.chain)));
+        self.certificates.extend(files.certificate.as_ref().and_then(|files| DatedCertificate::read(&files.chain)));
         let digest = digest(&files);
         if let Some(config) = self.assembly.dialers.get(&digest) {
-            return Some(Dialer::new(config.clone(), name, digest));
+            return Some(TlsDialer::new(config.clone(), name, digest));
         }
         match tls::client::client(&files) {
             Ok(config) => {
                 self.assembly.dialers.insert(digest, config.clone());
-                Some(Dialer::new(config, name, digest))
+                Some(TlsDialer::new(config, name, digest))
             }
             Err(mistakes) => {
                 for mistake in mistakes {
                     let files = tls.certificate.as_ref().map(Spanned::get_ref);
                     let span = match mistake.place {
-                        Place::Roots => tls.ca.as_ref().map(Spanned::span),
-                        Place::Certificate => files.map(|files| files.chain.span()),
-                        Place::Key => files.map(|files| files.key.span()),
+                        ClientFilePlace::Roots => tls.ca.as_ref().map(Spanned::span),
+                        ClientFilePlace::Certificate => files.map(|files| files.chain.span()),
+                        ClientFilePlace::Key => files.map(|files| files.key.span()),
                     };
                     match span {
                         Some(span) => self.problems.at(source, span, mistake.message),

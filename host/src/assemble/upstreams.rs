@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::Draft;
-use super::endpoints::Members;
+use super::Assembly;
+use super::endpoints::ListedEndpoints;
 use crate::config::diagnostic::Source;
 use crate::config::manifest;
 use crate::generation::Upstream;
 use crate::protocol::proxy_protocol;
-use crate::upstream::connection_limit::Slots;
-use crate::upstream::discovery::Plan;
-use crate::upstream::{HeadLimits, Rules, Speaks};
+use crate::upstream::connection_limit::ConnectionLimit;
+use crate::upstream::discovery::UpstreamSpec;
+use crate::upstream::{ConnectionSettings, EndpointProtocol, ResponseHeadLimits};
 
 /// So many may wait for a connection if the manifest doesn't say.
 const PENDING: usize = 1024;
@@ -21,12 +21,12 @@ const PENDING: usize = 1024;
 /// And so many idle connections are kept: as many as a worker rarely needs at once, so that nobody waits for a new one.
 const IDLE_CONNECTIONS: usize = 1024;
 
-impl Draft<'_> {
+impl Assembly<'_> {
     pub(super) fn upstream(
         &mut self,
         source: &Arc<Source>,
         name: &Spanned<String>,
-        upstream: &manifest::Upstream,
+        upstream: &manifest::UpstreamTable,
     ) -> Upstream {
         let members = self.members(source, upstream);
         if name.get_ref().trim().is_empty() {
@@ -54,11 +54,11 @@ impl Draft<'_> {
         let health = self.health(source, upstream);
         let offers_http2 = upstream.tls.as_ref().is_none_or(|tls| tls.get_ref().http2 != Some(false));
         let may_speak_http2 = members.speak().any(|speaks| match speaks {
-            Speaks::Http1 => false,
-            Speaks::Http2 => true,
-            Speaks::Tls(_) => offers_http2,
+            EndpointProtocol::Http1 => false,
+            EndpointProtocol::Http2 => true,
+            EndpointProtocol::Tls(_) => offers_http2,
         });
-        let plan = Plan { members: members.list, names: members.names, health, check };
+        let plan = UpstreamSpec { members: members.list, names: members.names, health, check };
         let (retry, name) = (self.retry(source, &upstream.retry), Arc::<str>::from(name.get_ref().as_str()));
         let slots = self.slots(source, &name, &upstream.limits);
         let most_in_flight = upstream
@@ -74,15 +74,15 @@ impl Draft<'_> {
         &mut self,
         source: &Arc<Source>,
         name: &Spanned<String>,
-        upstream: &manifest::Upstream,
-        members: &Members,
+        upstream: &manifest::UpstreamTable,
+        members: &ListedEndpoints,
     ) -> Option<usize> {
         let Some(reference) = &upstream.balancer else {
             let several = members.list.len() > 1 || !members.names.is_empty();
             return several.then(|| self.round_robin(source, name.span())).flatten();
         };
         let place = self.reference(source, reference);
-        if place.is_some_and(|place| !self.bindings[place].balances()) {
+        if place.is_some_and(|place| !self.bindings[place].is_balancer()) {
             self.problems.at(
                 source,
                 reference.span(),
@@ -92,17 +92,17 @@ impl Draft<'_> {
         place
     }
 
-    fn rules(&mut self, source: &Arc<Source>, upstream: &manifest::Upstream) -> Rules {
+    fn rules(&mut self, source: &Arc<Source>, upstream: &manifest::UpstreamTable) -> ConnectionSettings {
         let proxy_protocol = upstream.proxy_protocol.as_ref().and_then(|version| match version.get_ref().as_str() {
-            "v1" => Some(proxy_protocol::Version::V1),
-            "v2" => Some(proxy_protocol::Version::V2),
+            "v1" => Some(proxy_protocol::ProxyVersion::V1),
+            "v2" => Some(proxy_protocol::ProxyVersion::V2),
             other => {
                 let message = format!("unknown version of the PROXY protocol: `{other}`; expected \"v1\" or \"v2\"");
                 self.problems.at(source, version.span(), message);
                 None
             }
         });
-        Rules {
+        ConnectionSettings {
             proxy_protocol,
             read_timeout: self.duration(source, upstream.read_timeout.as_ref(), Duration::from_secs(60)),
             stream_timeout: self.duration(source, upstream.stream_timeout.as_ref(), STREAM_TIMEOUT),
@@ -114,8 +114,8 @@ impl Draft<'_> {
         }
     }
 
-    fn head_limits(&mut self, source: &Arc<Source>, limits: &manifest::UpstreamLimits) -> HeadLimits {
-        let default = HeadLimits::default();
+    fn head_limits(&mut self, source: &Arc<Source>, limits: &manifest::UpstreamLimits) -> ResponseHeadLimits {
+        let default = ResponseHeadLimits::default();
         let head = limits.response_head.as_ref();
         let bytes = self.bytes(source, head, default.bytes);
         if let Some(head) = head.filter(|_| !(LEAST_HEAD..=MOST_HEAD).contains(&bytes)) {
@@ -126,11 +126,11 @@ impl Draft<'_> {
             self.problems.at(source, head.span(), message);
         }
         let fields = self.up_to(source, limits.response_fields.as_ref(), default.fields, 1..=MOST_FIELDS);
-        HeadLimits { bytes, fields }
+        ResponseHeadLimits { bytes, fields }
     }
 
     /// The same queue as before, where the limits are the same: those who hold a connection go on counting.
-    fn slots(&mut self, source: &Arc<Source>, name: &Arc<str>, limits: &manifest::UpstreamLimits) -> Slots {
+    fn slots(&mut self, source: &Arc<Source>, name: &Arc<str>, limits: &manifest::UpstreamLimits) -> ConnectionLimit {
         if limits.connections.is_none() {
             if let Some(pending) = &limits.pending {
                 self.problems.at(
@@ -139,7 +139,7 @@ impl Draft<'_> {
                     "`pending` without `connections`: it has no effect; add `connections`, or remove `pending`",
                 );
             }
-            return Slots::default();
+            return ConnectionLimit::default();
         }
         let connections = self.up_to(source, limits.connections.as_ref(), 1, 1..=MOST_CONNECTIONS);
         let pending = self.up_to(source, limits.pending.as_ref(), PENDING, 0..=u32::MAX as usize);

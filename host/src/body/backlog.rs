@@ -12,22 +12,22 @@ use bytes::{Buf, Bytes};
 /// The bound of a connection's buffered bytes.
 pub struct Backlog {
     /// The bytes that are granted to no stream.
-    left: Number,
+    left: ByteCount,
     /// The bytes that streams may be granted beyond [`SHORT`].
-    growth: Number,
+    growth: ByteCount,
 }
 
 /// The bytes that one stream buffers.
 pub struct StreamBacklog {
     connection: Arc<Backlog>,
     /// The bytes that the stream may hold: a long piece, or short ones up to a quarter of that and a long one.
-    piece: Number,
+    piece: ByteCount,
     /// The bytes of `piece` that the connection has granted.
-    granted: Number,
+    granted: ByteCount,
     /// The bytes that were granted for copies.
-    copies: Number,
-    held: Number,
-    taken: Number,
+    copies: ByteCount,
+    held: ByteCount,
+    taken: ByteCount,
     /// Locked by one worker only, so never contended.
     waiting: Mutex<Option<Waker>>,
 }
@@ -41,7 +41,7 @@ pub struct Piece {
 }
 
 /// A number that one worker changes. Atomic only because hyper requires request bodies to be [`Send`].
-struct Number(AtomicUsize);
+struct ByteCount(AtomicUsize);
 
 /// The length of the piece that a stream is always granted, in bytes: hyper's minimum for reading a response.
 pub const SHORT: usize = 8 << 10;
@@ -49,9 +49,9 @@ pub const SHORT: usize = 8 << 10;
 /// The maximum length of a piece, in bytes: an endpoint's connection reads no longer ones.
 const LONG: usize = 128 << 10;
 
-impl Number {
+impl ByteCount {
     fn new(number: usize) -> Self {
-        Number(AtomicUsize::new(number))
+        ByteCount(AtomicUsize::new(number))
     }
 
     fn get(&self) -> usize {
@@ -67,7 +67,7 @@ impl Backlog {
     /// Returns a backlog of at most `most` bytes, or of [`SHORT`] for each stream if that is more.
     pub fn new(most: usize) -> Arc<Self> {
         // Half is reserved for streams that begin later.
-        Arc::new(Backlog { left: Number::new(most), growth: Number::new(most / 2) })
+        Arc::new(Backlog { left: ByteCount::new(most), growth: ByteCount::new(most / 2) })
     }
 
     /// Grants up to `bytes`; returns how many.
@@ -92,12 +92,12 @@ impl StreamBacklog {
     /// Returns the backlog of a new stream.
     pub fn new(connection: &Arc<Backlog>) -> Arc<Self> {
         Arc::new(StreamBacklog {
-            granted: Number::new(connection.grant(SHORT)),
+            granted: ByteCount::new(connection.grant(SHORT)),
             connection: connection.clone(),
-            piece: Number::new(SHORT),
-            copies: Number::new(0),
-            held: Number::new(0),
-            taken: Number::new(0),
+            piece: ByteCount::new(SHORT),
+            copies: ByteCount::new(0),
+            held: ByteCount::new(0),
+            taken: ByteCount::new(0),
             waiting: Mutex::new(None),
         })
     }

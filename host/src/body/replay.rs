@@ -13,17 +13,17 @@ use crate::body::backlog::Piece;
 use crate::body::upload::RequestBody;
 
 /// What there is to send, attempt after attempt.
-pub struct Content {
+pub struct ReplayBuffer {
     /// Nobody has it yet.
     ready: Option<RequestBody>,
-    kept: Option<Rc<RefCell<Kept>>>,
+    buffered: Option<Rc<RefCell<Buffered>>>,
     empty: bool,
     /// The key of the limit for which nothing is kept.
     limit: Option<&'static str>,
 }
 
 /// Content of which the beginning is kept.
-struct Kept {
+struct Buffered {
     rest: RequestBody,
     /// What has been read of it; emptied once that is more than `most` bytes.
     read: Vec<Bytes>,
@@ -32,12 +32,12 @@ struct Kept {
     is_lost: bool,
     is_too_long: bool,
     /// Attempts so far: what an earlier one left behind must not read on.
-    turn: u32,
+    attempt: u32,
 }
 
 /// Content that is kept as it is sent: first what was read before, then the rest.
-pub struct Resent {
-    kept: Rc<RefCell<Kept>>,
+pub struct ReplayBody {
+    kept: Rc<RefCell<Buffered>>,
     turn: u32,
     next: usize,
 }
@@ -45,21 +45,28 @@ pub struct Resent {
 /// The key of the limit of what is kept.
 const BUFFER: &str = "retry.buffer";
 
-impl Content {
+impl ReplayBuffer {
     /// Content of which up to `most` bytes are kept to be sent again.
     pub fn new(content: RequestBody, most: usize) -> Self {
         let empty = content.is_end_stream();
         let length = content.size_hint().exact().map_or(most, |length| most.min(length as usize));
         if empty || most == 0 {
-            return Content { ready: Some(content), kept: None, empty, limit: Some(BUFFER) };
+            return ReplayBuffer { ready: Some(content), buffered: None, empty, limit: Some(BUFFER) };
         }
         if !content.grant_copy(length) {
-            return Content { ready: Some(content), kept: None, empty, limit: Some("limits.buffer") };
+            return ReplayBuffer { ready: Some(content), buffered: None, empty, limit: Some("limits.buffer") };
         }
-        let kept =
-            Kept { rest: content, read: Vec::new(), bytes: 0, most, is_lost: false, is_too_long: false, turn: 0 };
-        let mut content = Content { ready: None, kept: Some(Rc::new(RefCell::new(kept))), empty, limit: None };
-        content.renew();
+        let kept = Buffered {
+            rest: content,
+            read: Vec::new(),
+            bytes: 0,
+            most,
+            is_lost: false,
+            is_too_long: false,
+            attempt: 0,
+        };
+        let mut content = ReplayBuffer { ready: None, buffered: Some(Rc::new(RefCell::new(kept))), empty, limit: None };
+        content.rewind();
         content
     }
 
@@ -70,7 +77,7 @@ impl Content {
 
     /// The content for an attempt; none if it can't be sent from its beginning any more.
     pub fn take(&mut self) -> Option<RequestBody> {
-        self.renew();
+        self.rewind();
         self.ready.take()
     }
 
@@ -81,56 +88,56 @@ impl Content {
 
     /// Whether there can be another attempt.
     pub fn is_whole(&self) -> bool {
-        self.empty || self.ready.is_some() || self.kept.as_ref().is_some_and(|kept| !kept.borrow().is_lost)
+        self.empty || self.ready.is_some() || self.buffered.as_ref().is_some_and(|kept| !kept.borrow().is_lost)
     }
 
     /// Returns the key of the limit that keeps content which is partly sent from another attempt.
     pub fn limit(&self) -> Option<&'static str> {
-        let is_too_long = || self.kept.as_ref().is_some_and(|kept| kept.borrow().is_too_long);
+        let is_too_long = || self.buffered.as_ref().is_some_and(|kept| kept.borrow().is_too_long);
         self.limit.filter(|_| !self.is_whole()).or_else(|| is_too_long().then_some(BUFFER))
     }
 
-    fn renew(&mut self) {
+    fn rewind(&mut self) {
         if self.ready.is_some() || !self.is_whole() {
             return;
         }
-        self.ready = Some(self.kept.as_ref().map_or(RequestBody::Empty, Resent::begin));
+        self.ready = Some(self.buffered.as_ref().map_or(RequestBody::Empty, ReplayBody::begin));
     }
 }
 
-impl Kept {
-    fn keep(&mut self, piece: &Bytes) {
+impl Buffered {
+    fn buffer(&mut self, piece: &Bytes) {
         self.bytes += piece.len();
         if self.bytes <= self.most {
             self.read.push(piece.clone());
         } else {
             self.is_too_long = true;
-            self.lose();
+            self.discard();
         }
     }
 
-    fn lose(&mut self) {
+    fn discard(&mut self) {
         self.is_lost = true;
         self.read = Vec::new();
     }
 }
 
-impl Resent {
-    fn begin(kept: &Rc<RefCell<Kept>>) -> RequestBody {
-        let turn = kept.borrow().turn + 1;
-        kept.borrow_mut().turn = turn;
-        RequestBody::Stream(Box::pin(Resent { kept: kept.clone(), turn, next: 0 }), None)
+impl ReplayBody {
+    fn begin(kept: &Rc<RefCell<Buffered>>) -> RequestBody {
+        let turn = kept.borrow().attempt + 1;
+        kept.borrow_mut().attempt = turn;
+        RequestBody::Stream(Box::pin(ReplayBody { kept: kept.clone(), turn, next: 0 }), None)
     }
 }
 
-impl Body for Resent {
+impl Body for ReplayBody {
     type Data = Piece;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
-        let Resent { kept, turn, next } = &mut *self;
+        let ReplayBody { kept, turn, next } = &mut *self;
         let mut kept = kept.borrow_mut();
-        if kept.turn != *turn {
+        if kept.attempt != *turn {
             return Poll::Ready(Some(Err("the request has gone out once more".into())));
         }
         if let Some(piece) = kept.read.get(*next) {
@@ -141,14 +148,14 @@ impl Body for Resent {
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 match frame.data_ref() {
-                    Some(piece) => kept.keep(piece.content()),
+                    Some(piece) => kept.buffer(piece.content()),
                     // Trailers come but once.
-                    None => kept.lose(),
+                    None => kept.discard(),
                 }
                 *next += 1;
             }
             // Content that broke off has an end that looks like any other when it is read again.
-            Poll::Ready(Some(Err(_))) => kept.lose(),
+            Poll::Ready(Some(Err(_))) => kept.discard(),
             _ => {}
         }
         frame
@@ -156,7 +163,7 @@ impl Body for Resent {
 
     fn is_end_stream(&self) -> bool {
         let kept = self.kept.borrow();
-        kept.turn == self.turn && self.next >= kept.read.len() && kept.rest.is_end_stream()
+        kept.attempt == self.turn && self.next >= kept.read.len() && kept.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -185,8 +192,8 @@ mod tests {
         (0..pieces).map_while(|_| frame()).collect()
     }
 
-    fn content(most: usize) -> Content {
-        Content::new(RequestBody::Whole(Bytes::from_static(b"0123456789")), most)
+    fn content(most: usize) -> ReplayBuffer {
+        ReplayBuffer::new(RequestBody::Whole(Bytes::from_static(b"0123456789")), most)
     }
 
     #[test]
@@ -227,7 +234,7 @@ mod tests {
         assert!(!content.is_whole());
         content.put_back(body);
         assert!(content.is_whole() && content.take().is_some() && content.take().is_none());
-        let mut empty = Content::new(RequestBody::Empty, 0);
+        let mut empty = ReplayBuffer::new(RequestBody::Empty, 0);
         assert!(empty.take().is_some() && empty.take().is_some());
     }
 }

@@ -15,17 +15,17 @@ use hyper::body::Incoming;
 
 use crate::body::backlog::{Piece, StreamBacklog};
 use crate::body::{BodyError, BoxBody};
-use crate::error::{Error, Kind};
+use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop;
 
 /// The content of a request: the client's, streamed, or none.
 pub enum RequestBody {
     /// Streams as it comes.
-    Incoming(Box<Receiving>),
+    Incoming(Box<ClientBody>),
     /// Streams from another source, such as plugins that transform it. With the upload whose connection holds a copy that
     /// is kept for another attempt; `None` if it is such a copy.
-    Stream(BoxBody, Option<Upload>),
+    Stream(BoxBody, Option<UploadProgress>),
     /// Is there already.
     Whole(Bytes),
     Empty,
@@ -36,15 +36,15 @@ pub enum RequestBody {
 pub struct ClientContent {
     /// `None` while dropped.
     incoming: Option<Incoming>,
-    upload: Upload,
+    upload: UploadProgress,
 }
 
 /// The client's content, as long as it is neither too long nor too slow.
-pub struct Receiving {
+pub struct ClientBody {
     content: ClientContent,
-    upload: Upload,
+    upload: UploadProgress,
     limits: UploadLimits,
-    pace: Pace,
+    pace: UploadRate,
 }
 
 /// What a client's content has to keep to.
@@ -61,7 +61,7 @@ pub struct UploadLimits {
 }
 
 /// How fast the client sends. Only time in which the endpoint waited for the client counts.
-struct Pace {
+struct UploadRate {
     deadline: Deadline,
     /// Since when the client is waited for.
     since: Option<Instant>,
@@ -74,15 +74,15 @@ const WINDOW: Duration = Duration::from_secs(30);
 
 /// How far a request body is.
 #[derive(Clone, Default)]
-pub struct Upload(Rc<Progress>);
+pub struct UploadProgress(Rc<ProgressState>);
 
 #[derive(Default)]
-struct Progress {
+struct ProgressState {
     over: Cell<bool>,
     /// Whether the client has sent all of it, though some may still be on its way to the endpoint.
     received: Cell<bool>,
-    unhurried: Cell<bool>,
-    fault: Cell<Option<Fault>>,
+    unlimited_rate: Cell<bool>,
+    fault: Cell<Option<UploadFault>>,
     abandoned: Cell<bool>,
     /// Whether it was dropped before its end.
     unread: Cell<bool>,
@@ -96,8 +96,8 @@ struct Progress {
 
 /// A failure that ends content on its way to the endpoint.
 #[derive(Clone, Copy, Debug)]
-pub struct Fault {
-    pub kind: Kind,
+pub struct UploadFault {
+    pub kind: FailureKind,
     /// The key of the limit that was met.
     pub limit: Option<&'static str>,
     /// The status in the `on-error` of a failed plugin.
@@ -105,15 +105,15 @@ pub struct Fault {
     pub is_logged: bool,
 }
 
-impl Fault {
+impl UploadFault {
     /// A fault of a kind that met no limit.
-    pub fn new(kind: Kind) -> Self {
-        Fault { kind, limit: None, status: None, is_logged: false }
+    pub fn new(kind: FailureKind) -> Self {
+        UploadFault { kind, limit: None, status: None, is_logged: false }
     }
 
     /// The error of the exchange.
     pub fn error(self, cause: impl Into<BodyError>) -> Error {
-        let Fault { kind, limit, status, is_logged } = self;
+        let UploadFault { kind, limit, status, is_logged } = self;
         Error { limit, status, is_logged, ..Error::new(kind, cause) }
     }
 }
@@ -128,7 +128,7 @@ struct Remainder {
 
 /// The time for which an exchange rests that is open both ways: neither the client nor the endpoint has sent all of its
 /// content, and neither sends.
-pub struct Rest {
+pub struct IdleTime {
     /// The bytes of the request's content when the rest began.
     bytes: u64,
     rested: Duration,
@@ -136,17 +136,21 @@ pub struct Rest {
     was_open: bool,
 }
 
-impl Upload {
+impl UploadProgress {
     /// One that has nothing to send.
     pub fn over() -> Self {
-        let upload = Upload::default();
+        let upload = UploadProgress::default();
         upload.end();
         upload
     }
 
     /// Returns one of which only so much waits for the endpoint, and whose unread rest the connection wants to have.
     pub fn bounded(backlog: Arc<StreamBacklog>) -> Self {
-        Upload(Rc::new(Progress { backlog: Some(backlog), rest: Some(Remainder::default()), ..Progress::default() }))
+        UploadProgress(Rc::new(ProgressState {
+            backlog: Some(backlog),
+            rest: Some(Remainder::default()),
+            ..ProgressState::default()
+        }))
     }
 
     /// Nothing more will be sent.
@@ -155,13 +159,13 @@ impl Upload {
     }
 
     /// From now on the client may take its time: it and the endpoint talk to each other.
-    pub fn take_time(&self) {
-        self.0.unhurried.set(true);
+    pub fn stop_rate_limit(&self) {
+        self.0.unlimited_rate.set(true);
     }
 
     /// Whether the client may take its time.
-    pub fn takes_time(&self) -> bool {
-        self.0.unhurried.get()
+    pub fn has_no_rate_limit(&self) -> bool {
+        self.0.unlimited_rate.get()
     }
 
     /// Whether all has been sent, or given up.
@@ -180,17 +184,17 @@ impl Upload {
     }
 
     /// Whether the client is waited for, and may not take its time: then nobody can say who waits for whom.
-    pub fn is_awaited(&self) -> bool {
-        self.0.awaited.get() && !self.is_over() && !self.0.unhurried.get()
+    pub fn is_waiting_for_client(&self) -> bool {
+        self.0.awaited.get() && !self.is_over() && !self.0.unlimited_rate.get()
     }
 
     /// Why it was given up, if neither the endpoint nor the end of the connection was the reason.
-    pub fn failed(&self) -> Option<Kind> {
+    pub fn failed(&self) -> Option<FailureKind> {
         self.0.fault.get().map(|fault| fault.kind)
     }
 
     /// The reason for which it was given up, with the limit that was met and the status for the client.
-    pub fn fault(&self) -> Option<Fault> {
+    pub fn fault(&self) -> Option<UploadFault> {
         self.0.fault.get()
     }
 
@@ -238,7 +242,7 @@ impl Upload {
     }
 
     /// Records why the content ends.
-    pub fn fault_is(&self, fault: Fault) {
+    pub fn set_fault(&self, fault: UploadFault) {
         self.0.fault.set(Some(fault));
     }
 
@@ -249,23 +253,23 @@ impl Upload {
         }
     }
 
-    fn fail(&self, kind: Kind, limit: Option<&'static str>, why: &'static str) -> BodyError {
-        self.0.fault.set(Some(Fault { limit, ..Fault::new(kind) }));
+    fn fail(&self, kind: FailureKind, limit: Option<&'static str>, why: &'static str) -> BodyError {
+        self.0.fault.set(Some(UploadFault { limit, ..UploadFault::new(kind) }));
         why.into()
     }
 }
 
 // === Rest ===
 
-impl Rest {
+impl IdleTime {
     /// A rest that begins now.
-    pub fn new(upload: &Upload) -> Self {
-        Rest { bytes: upload.bytes(), rested: Duration::ZERO, was_open: !upload.is_received() }
+    pub fn new(upload: &UploadProgress) -> Self {
+        IdleTime { bytes: upload.bytes(), rested: Duration::ZERO, was_open: !upload.is_received() }
     }
 
     /// Returns how much longer an endpoint that has been silent for `pause` may be so, up to `most` in all; `None` if it may
     /// not. After the end of the request's content, it has one pause more.
-    pub fn longer(&mut self, upload: &Upload, pause: Duration, most: Duration) -> Option<Duration> {
+    pub fn longer(&mut self, upload: &UploadProgress, pause: Duration, most: Duration) -> Option<Duration> {
         let is_open = !upload.is_received();
         let was_open = std::mem::replace(&mut self.was_open, is_open);
         if upload.bytes() != self.bytes {
@@ -280,7 +284,7 @@ impl Rest {
 // === ClientContent ===
 
 impl ClientContent {
-    pub fn new(incoming: Incoming, upload: Upload) -> Self {
+    pub fn new(incoming: Incoming, upload: UploadProgress) -> Self {
         ClientContent { incoming: Some(incoming), upload }
     }
 }
@@ -312,33 +316,33 @@ impl Body for ClientContent {
 
 // === Receiving ===
 
-impl Receiving {
-    pub fn new(content: ClientContent, upload: Upload, limits: UploadLimits, deadline: Deadline) -> Self {
-        let pace = Pace { deadline, since: None, waited: Duration::ZERO, bytes: 0 };
-        Receiving { content, upload, limits, pace }
+impl ClientBody {
+    pub fn new(content: ClientContent, upload: UploadProgress, limits: UploadLimits, deadline: Deadline) -> Self {
+        let pace = UploadRate { deadline, since: None, waited: Duration::ZERO, bytes: 0 };
+        ClientBody { content, upload, limits, pace }
     }
 }
 
-impl Drop for Receiving {
+impl Drop for ClientBody {
     fn drop(&mut self) {
         self.upload.end();
     }
 }
 
-impl Body for Receiving {
+impl Body for ClientBody {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Receiving { content, upload, limits, pace } = &mut *self;
+        let ClientBody { content, upload, limits, pace } = &mut *self;
         let polled = Pin::new(&mut *content).poll_frame(cx);
         upload.0.awaited.set(polled.is_pending());
         let frame = match polled {
             Poll::Pending => {
-                let met = if upload.0.unhurried.get() { None } else { pace.met(*limits, cx) };
+                let met = if upload.0.unlimited_rate.get() { None } else { pace.met(*limits, cx) };
                 let Some(limit) = met else { return Poll::Pending };
                 let why = "the client's content is too slow";
-                return Poll::Ready(Some(Err(upload.fail(Kind::RequestTimeout, Some(limit), why))));
+                return Poll::Ready(Some(Err(upload.fail(FailureKind::RequestTimeout, Some(limit), why))));
             }
             Poll::Ready(frame) => frame,
         };
@@ -348,12 +352,12 @@ impl Body for Receiving {
         upload.0.bytes.set(upload.0.bytes.get() + length);
         if upload.bytes() > limits.most {
             let why = "the content is longer than the route takes";
-            return Poll::Ready(Some(Err(upload.fail(Kind::RequestBodySize, Some("max-body"), why))));
+            return Poll::Ready(Some(Err(upload.fail(FailureKind::RequestBodySize, Some("max-body"), why))));
         }
         if frame.is_none() && limits.knows_end && !content.is_end_stream() {
             upload.0.abandoned.set(true);
             return Poll::Ready(Some(Err(upload.fail(
-                Kind::RequestError,
+                FailureKind::RequestError,
                 None,
                 "the client gave up within its content",
             ))));
@@ -362,7 +366,7 @@ impl Body for Receiving {
             && !error.is_incomplete_message()
             && !error.is_closed()
         {
-            upload.0.fault.set(Some(Fault::new(Kind::RequestError)));
+            upload.0.fault.set(Some(UploadFault::new(FailureKind::RequestError)));
             upload.0.abandoned.set(is_departure(error));
         }
         Poll::Ready(frame.map(|frame| frame.map(hop_by_hop::request_frame).map_err(Into::into)))
@@ -399,7 +403,7 @@ fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
 
 // === Pace ===
 
-impl Pace {
+impl UploadRate {
     fn took(&mut self, bytes: u64) {
         let now = self.deadline.clock().now();
         self.waited += self.since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
@@ -482,16 +486,16 @@ mod tests {
     #[test]
     fn an_exchange_rests_while_it_is_open_both_ways_and_one_pause_longer() {
         let (second, most) = (Duration::from_secs(1), Duration::from_millis(2500));
-        let upload = Upload::default();
-        let mut rest = Rest::new(&upload);
-        let mut longer = |upload: &Upload| rest.longer(upload, second, most);
+        let upload = UploadProgress::default();
+        let mut rest = IdleTime::new(&upload);
+        let mut longer = |upload: &UploadProgress| rest.longer(upload, second, most);
         assert_eq!((longer(&upload), longer(&upload)), (Some(second), Some(second / 2)));
         upload.0.bytes.set(9);
         assert_eq!(longer(&upload), Some(second), "the client has sent something");
         upload.end();
         assert_eq!((longer(&upload), longer(&upload)), (Some(second / 2), None));
-        assert_eq!(Rest::new(&Upload::over()).longer(&Upload::over(), second, most), None);
-        let mut short = Rest::new(&Upload::default());
-        assert_eq!(short.longer(&Upload::default(), second, second / 2), None, "never shorter than a pause");
+        assert_eq!(IdleTime::new(&UploadProgress::over()).longer(&UploadProgress::over(), second, most), None);
+        let mut short = IdleTime::new(&UploadProgress::default());
+        assert_eq!(short.longer(&UploadProgress::default(), second, second / 2), None, "never shorter than a pause");
     }
 }

@@ -18,7 +18,7 @@ pub struct Source {
 
 /// One mistake.
 #[derive(Debug)]
-pub struct Problem {
+pub struct Diagnostic {
     pub source: Arc<Source>,
     /// Bytes of the text; none if it concerns the whole file.
     pub span: Option<Range<usize>>,
@@ -28,8 +28,8 @@ pub struct Problem {
 
 /// All mistakes of a manifest; beyond [`MOST_SHOWN`], their number only.
 #[derive(Debug, Default)]
-pub struct Problems {
-    list: Vec<Problem>,
+pub struct Diagnostics {
+    list: Vec<Diagnostic>,
     /// The number of mistakes that are not in the list.
     more: usize,
     /// Tables of which a mistake is known that may be the reason for others.
@@ -47,7 +47,7 @@ const LONGEST_MESSAGE: usize = 2 << 10;
 /// The bytes of a line that are shown before and after the place of a mistake.
 const LONGEST_SIDE: usize = 200;
 
-impl Problems {
+impl Diagnostics {
     /// Notes a mistake at a place.
     pub fn at(&mut self, source: &Arc<Source>, span: Range<usize>, message: impl Into<String>) {
         self.push(source, Some(span), message.into());
@@ -86,14 +86,14 @@ impl Problems {
             return;
         }
         if self.has_room() {
-            self.list.push(Problem { source: source.clone(), span, message });
+            self.list.push(Diagnostic { source: source.clone(), span, message });
         } else {
             self.more += 1;
         }
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.source.path.display().to_string();
         let (path, message) = (one_line(&path, usize::MAX), cut(&self.message, LONGEST_MESSAGE));
@@ -157,7 +157,7 @@ fn safe(piece: &str) -> String {
     piece.split('\t').map(|part| one_line(part, usize::MAX)).collect::<Vec<_>>().join("\t")
 }
 
-impl fmt::Display for Problems {
+impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, problem) in self.list.iter().enumerate() {
             write!(f, "{}{problem}", if at == 0 { "" } else { "\n\n" })?;
@@ -169,7 +169,7 @@ impl fmt::Display for Problems {
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for Diagnostics {}
 
 #[cfg(test)]
 mod tests {
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn as_many_as_help_are_shown() {
-        let (source, mut problems) = (source("a = 1"), Problems::default());
+        let (source, mut problems) = (source("a = 1"), Diagnostics::default());
         (0..MOST_SHOWN + 7).for_each(|_| problems.at(&source, 0..1, "wrong"));
         let shown = problems.to_string();
         assert_eq!(shown.matches("error: wrong").count(), MOST_SHOWN);
@@ -193,7 +193,7 @@ mod tests {
     fn of_a_long_line_the_place_is_shown() {
         let text = format!("a = [{}\"x\", {}]", "1, ".repeat(100_000), "2, ".repeat(100_000));
         let place = text.find("\"x\"").unwrap();
-        let mut problems = Problems::default();
+        let mut problems = Diagnostics::default();
         problems.at(&source(&text), place..place + 3, "y".repeat(100_000));
         let shown = problems.to_string();
         assert!(shown.len() < 4_000, "{}", shown.len());
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn nothing_reaches_the_terminal_but_text() {
-        let mut problems = Problems::default();
+        let mut problems = Diagnostics::default();
         problems.at(&source("a = \u{1b}[2J"), 4..5, "\u{1b}[31m no\nerror: forged");
         let shown = problems.to_string();
         assert!(!shown.contains('\u{1b}') && shown.contains("\\u{1b}[2J"), "{shown}");

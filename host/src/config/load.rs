@@ -9,10 +9,10 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 
-use super::diagnostic::{Problems, Source};
+use super::diagnostic::{Diagnostics, Source};
 use super::foreign;
-use super::manifest::{EndpointFile, Manifest};
-use super::structure::{self, LeftOut, Mistake, Structure};
+use super::manifest::{EndpointValue, Manifest};
+use super::structure::{self, LeftOut, Structure, StructureError};
 use crate::system::files;
 
 /// A manifest and its includes, as far as they could be understood.
@@ -21,13 +21,13 @@ pub struct Files {
     /// The first is the manifest itself.
     pub list: Vec<(Arc<Source>, Manifest)>,
     /// The mistakes that were found so far.
-    pub problems: Problems,
+    pub problems: Diagnostics,
     /// The tables that are not in the list.
     pub left_out: LeftOut,
 }
 
 /// Reads `path` and its includes. The error is that nothing could be understood; other mistakes stand among the files.
-pub fn load(path: &Path) -> Result<Files, Problems> {
+pub fn load(path: &Path) -> Result<Files, Diagnostics> {
     let mut files = Files::default();
     let Some((source, manifest)) = files.read::<Manifest>(path, files::MANIFEST, None) else {
         return Err(files.problems);
@@ -90,7 +90,7 @@ impl Files {
     fn read<T: DeserializeOwned>(
         &mut self,
         path: &Path,
-        kind: files::Kind,
+        kind: files::FileKind,
         asked: Option<Asked<'_>>,
     ) -> Option<(Arc<Source>, T)> {
         let (file, left_out) = read(path, kind, asked, &mut self.problems);
@@ -100,7 +100,7 @@ impl Files {
 }
 
 /// Takes a manifest that is no file.
-pub fn parse(name: &str, text: String) -> Result<Files, Problems> {
+pub fn parse(name: &str, text: String) -> Result<Files, Diagnostics> {
     let source = Arc::new(Source { path: name.into(), text, is_file: false });
     let mut files = Files::default();
     let (manifest, left_out) = understood(&source, &mut files.problems);
@@ -111,7 +111,7 @@ pub fn parse(name: &str, text: String) -> Result<Files, Problems> {
 }
 
 /// Reads a file with endpoints, which a manifest names at a place.
-pub fn endpoints(path: &Path, asked: Asked<'_>, problems: &mut Problems) -> Option<(Arc<Source>, EndpointFile)> {
+pub fn endpoints(path: &Path, asked: Asked<'_>, problems: &mut Diagnostics) -> Option<(Arc<Source>, EndpointValue)> {
     read(path, files::ENDPOINTS, Some(asked), problems).0
 }
 
@@ -120,9 +120,9 @@ type Asked<'a> = (&'a Arc<Source>, Range<usize>);
 
 fn read<T: DeserializeOwned>(
     path: &Path,
-    kind: files::Kind,
+    kind: files::FileKind,
     asked: Option<Asked<'_>>,
-    problems: &mut Problems,
+    problems: &mut Diagnostics,
 ) -> (Option<(Arc<Source>, T)>, LeftOut) {
     problems.files.push(path.into());
     let bytes = files::read(path, kind);
@@ -209,9 +209,9 @@ fn included_twice(path: &Path, manifest: &Path) -> String {
     }
 }
 
-fn understood<T: DeserializeOwned>(source: &Arc<Source>, problems: &mut Problems) -> (Option<T>, LeftOut) {
+fn understood<T: DeserializeOwned>(source: &Arc<Source>, problems: &mut Diagnostics) -> (Option<T>, LeftOut) {
     let Structure { content, mistakes, left_out, damaged } = structure::parse(&source.text);
-    mistakes.into_iter().for_each(|Mistake { span, message }| problems.push(source, span, message));
+    mistakes.into_iter().for_each(|StructureError { span, message }| problems.push(source, span, message));
     problems.excuse(source, damaged);
     (content, left_out)
 }

@@ -19,31 +19,31 @@ pub struct Manifest {
     /// How long exchanges may go on after the first signal to stop; 30s if not given.
     pub drain_timeout: Option<Spanned<String>>,
     /// Sockets to listen at.
-    pub listener: Vec<Listener>,
+    pub listener: Vec<ListenerTable>,
     /// Named sets of endpoints.
-    pub upstream: BTreeMap<Spanned<String>, Upstream>,
+    pub upstream: BTreeMap<Spanned<String>, UpstreamTable>,
     /// What goes where.
-    pub route: Vec<Spanned<Route>>,
+    pub route: Vec<Spanned<RouteTable>>,
     /// A line for each exchange.
-    pub access_log: Option<Spanned<AccessLog>>,
+    pub access_log: Option<Spanned<AccessLogTable>>,
     /// Figures, state and reload.
-    pub admin: Option<Admin>,
+    pub admin: Option<AdminTable>,
     /// Files to show in place of the proxy's own error pages, by status code (`"404"`) or class (`"5xx"`); relative to
     /// this file. In them `{status}`, `{reason}` and `{request-id}` stand for what they say.
     pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
     /// Plugins with their configurations.
-    pub plugin: BTreeMap<Spanned<String>, Plugin>,
+    pub plugin: BTreeMap<Spanned<String>, PluginTable>,
     /// The limits for the loading of a plugin's component.
-    pub load: Option<Load>,
+    pub load: Option<LoadTable>,
     /// Who looks names up for endpoints.
-    pub resolver: Option<Resolver>,
+    pub resolver: Option<ResolverTable>,
     /// Where the plugins that cache keep responses.
-    pub cache: Option<Spanned<Cache>>,
+    pub cache: Option<Spanned<CacheTable>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Load {
+pub struct LoadTable {
     /// CPU time of the child process that loads a new component; 30s if not given.
     pub time: Option<Spanned<String>>,
     /// Memory of that process; 1 GiB if not given.
@@ -52,18 +52,18 @@ pub struct Load {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Cache {
+pub struct CacheTable {
     /// What it may take of the memory, for all workers; 256 MiB if not given.
     pub memory: Option<Spanned<String>>,
     /// The longest content that is stored; 16 MiB if not given, and never more than a sixteenth of the memory.
     pub max_object: Option<Spanned<String>>,
     /// Where responses outlast the process.
-    pub disk: Option<Spanned<Disk>>,
+    pub disk: Option<Spanned<DiskTable>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Disk {
+pub struct DiskTable {
     /// The folder; an empty one, or one that is made.
     pub path: Spanned<String>,
     /// What its files may take.
@@ -92,21 +92,21 @@ impl Manifest {
 /// A file with endpoints, by themselves.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct EndpointFile {
+pub struct EndpointValue {
     /// As in an upstream.
     pub endpoints: Vec<Spanned<Endpoint>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Resolver {
+pub struct ResolverTable {
     /// Addresses of name servers with their ports; the system's if not given.
     pub servers: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AccessLog {
+pub struct AccessLogTable {
     /// `"combined"`, `"json"` or `"off"`; off if the table is not there.
     pub format: AccessLogFormat,
     /// A file, relative to this one, opened anew on SIGUSR1; standard output if not given.
@@ -123,7 +123,7 @@ pub enum AccessLogFormat {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Admin {
+pub struct AdminTable {
     /// An address, `unix:/path`, or `"off"`; `127.0.0.1:9145` if not given.
     pub address: Option<Spanned<String>>,
     /// The file with the token that changes over TCP need, relative to this file.
@@ -132,11 +132,11 @@ pub struct Admin {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Listener {
+pub struct ListenerTable {
     /// `127.0.0.1:8080`, `[::]:80`, `unix:/run/plugway.sock`. Port 0 takes a free one and prints it.
     pub address: Spanned<String>,
     /// HTTPS.
-    pub tls: Option<Spanned<Tls>>,
+    pub tls: Option<Spanned<TlsTable>>,
     /// `true`, or the port of HTTPS: every request is answered with 308 to the same URI with `https`.
     pub redirect_to_https: Option<Spanned<Redirect>>,
     /// Addresses or networks of load balancers that say with the PROXY protocol (version 1 or 2) who the client is.
@@ -166,7 +166,7 @@ pub enum Redirect {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Tls {
+pub struct TlsTable {
     /// The one that bears the name which the client asks for is shown; the first where none does.
     pub certificates: Vec<Spanned<Certificate>>,
     /// `"1.2"` or `"1.3"`; 1.2 if not given.
@@ -226,7 +226,7 @@ pub struct ListenerLimits {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Upstream {
+pub struct UpstreamTable {
     /// Addresses, each alone or in a table: `127.0.0.1:8000`, `unix:/path`; with `https://` or `h2c://` before it, TLS or
     /// HTTP/2 is spoken.
     pub endpoints: Vec<Spanned<Endpoint>>,
@@ -250,17 +250,17 @@ pub struct Upstream {
     /// Idle connections that each worker keeps to each endpoint; 1024 if not given.
     pub idle_connections: Option<usize>,
     /// Asks endpoints whether they are well.
-    pub health: Option<Spanned<HealthChecks>>,
+    pub health: Option<Spanned<HealthChecksTable>>,
     /// Takes endpoints out whose requests fail; `false` for never.
     #[serde(default)]
-    pub outliers: Switch<Outliers>,
+    pub outliers: TableOrOff<OutliersTable>,
     /// How long an endpoint that came back, or is new, takes to get its whole share; none if not given.
     pub slow_start: Option<Spanned<String>>,
     /// Where less than this many percent of the endpoints are well, all of them are used; 1 if not given, 0 for never.
     pub panic_threshold: Option<Spanned<usize>>,
     /// Sends failed requests again, to another endpoint; `false` for never.
     #[serde(default)]
-    pub retry: Switch<Retry>,
+    pub retry: TableOrOff<RetryTable>,
     /// What is in use at a time, over all workers; what is beyond gets 503.
     #[serde(default)]
     pub limits: UpstreamLimits,
@@ -268,14 +268,14 @@ pub struct Upstream {
 
 /// A table with defaults, or `false`.
 #[derive(Debug)]
-pub enum Switch<T> {
+pub enum TableOrOff<T> {
     Off,
     On(T),
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct HealthChecks {
+pub struct HealthChecksTable {
     /// `"http"`, `"tcp"` or `"grpc"`; http if not given.
     pub kind: Option<Spanned<String>>,
     /// What a GET asks for; `"/"` if not given.
@@ -300,7 +300,7 @@ pub struct HealthChecks {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Outliers {
+pub struct OutliersTable {
     /// Failures in a row that take an endpoint out; 5 if not given; 0: however many, they don't.
     pub consecutive: Option<Spanned<usize>>,
     /// Responses that count as failures: codes, or classes as `"5xx"`; none if not given.
@@ -323,7 +323,7 @@ pub struct Outliers {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Retry {
+pub struct RetryTable {
     /// Attempts after the first; 2 if not given.
     pub retries: Option<Spanned<usize>>,
     /// After what: `"connect"`, `"reset"`, `"timeout"`, `"malformed"`, codes, or classes as `"5xx"`;
@@ -435,7 +435,7 @@ impl Endpoint {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Route {
+pub struct RouteTable {
     /// The name in logs and figures; made from host and path if not given.
     pub name: Option<String>,
     /// `example.org`, `*.example.org`; any if not given.
@@ -503,28 +503,28 @@ impl TryFrom<PathTable> for OtherPath {
 #[derive(Debug)]
 pub enum PluginRef {
     Name(String),
-    Inline(Box<Plugin>),
+    Inline(Box<PluginTable>),
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Plugin {
+pub struct PluginTable {
     /// A stock plugin, or a `.wasm` file, relative to this file.
     pub r#use: Spanned<String>,
     /// What the plugin is told, by its own schema.
     pub config: Option<toml::Table>,
     /// What an instance may use.
     #[serde(default)]
-    pub limits: Limits,
+    pub limits: PluginLimitsTable,
     /// `"fail"`, `"skip"`, or a status code.
-    pub on_error: Option<Spanned<OnError>>,
+    pub on_error: Option<Spanned<OnErrorValue>>,
     /// `"worker"` (an instance serves one request after the other) or `"request"` (each gets a fresh one).
     pub isolation: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Limits {
+pub struct PluginLimitsTable {
     /// `"16 MiB"` if not given.
     pub memory: Option<Spanned<String>>,
     /// CPU time per call; `"50ms"` if not given.
@@ -537,7 +537,7 @@ pub struct Limits {
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "wrong value: expected \"fail\", \"skip\" or a status code such as 503")]
-pub enum OnError {
+pub enum OnErrorValue {
     Word(String),
     Status(u16),
 }
@@ -563,29 +563,29 @@ impl<'de> Deserialize<'de> for Path {
     }
 }
 
-impl<T: Default> Default for Switch<T> {
+impl<T: Default> Default for TableOrOff<T> {
     fn default() -> Self {
-        Switch::On(T::default())
+        TableOrOff::On(T::default())
     }
 }
 
-impl<'de, T: Deserialize<'de> + Default> Deserialize<'de> for Switch<T> {
+impl<'de, T: Deserialize<'de> + Default> Deserialize<'de> for TableOrOff<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TableOrFalse<T>(PhantomData<T>);
 
         impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for TableOrFalse<T> {
-            type Value = Switch<T>;
+            type Value = TableOrOff<T>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a table, or `false`")
             }
 
-            fn visit_bool<E>(self, is_on: bool) -> Result<Switch<T>, E> {
-                Ok(if is_on { Switch::default() } else { Switch::Off })
+            fn visit_bool<E>(self, is_on: bool) -> Result<TableOrOff<T>, E> {
+                Ok(if is_on { TableOrOff::default() } else { TableOrOff::Off })
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Switch<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(table)).map(Switch::On)
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<TableOrOff<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(table)).map(TableOrOff::On)
             }
         }
 

@@ -9,15 +9,15 @@ type Node<'a> = Spanned<DeValue<'a>>;
 
 /// The places of a plugin's configuration: the one beside the `use` that stands at a place of a text. The text is parsed
 /// once, however many values are looked for.
-pub struct Places<'a> {
+pub struct ValueSpans<'a> {
     document: Option<Spanned<DeTable<'a>>>,
     place: Range<usize>,
 }
 
-impl<'a> Places<'a> {
+impl<'a> ValueSpans<'a> {
     /// Parses the text of a manifest.
     pub fn new(text: &'a str, place: &Range<usize>) -> Self {
-        Places { document: DeTable::parse(text).ok(), place: place.clone() }
+        ValueSpans { document: DeTable::parse(text).ok(), place: place.clone() }
     }
 
     /// Returns the place of the value at a JSON pointer (RFC 6901), or of the nearest around it that there is.
@@ -90,7 +90,7 @@ plugins = ["b", { use = "y", config = { list = [1, "two"], "a/b" = 3 } }]
 
     fn found(name: &str, pointer: &str) -> &'static str {
         let place = TEXT.find(name).unwrap();
-        &TEXT[Places::new(TEXT, &(place..place + name.len())).value(pointer)]
+        &TEXT[ValueSpans::new(TEXT, &(place..place + name.len())).value(pointer)]
     }
 
     #[test]
@@ -101,6 +101,6 @@ plugins = ["b", { use = "y", config = { list = [1, "two"], "a/b" = 3 } }]
         assert_eq!(found("\"y\"", "/list/1"), "\"two\"");
         assert_eq!(found("\"y\"", "/a~1b"), "3");
         let place = TEXT.find("\"x\"").unwrap();
-        assert_eq!(&TEXT[Places::new(TEXT, &(place..place + 3)).key("/set", "one")], "one");
+        assert_eq!(&TEXT[ValueSpans::new(TEXT, &(place..place + 3)).key("/set", "one")], "one");
     }
 }

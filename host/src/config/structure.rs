@@ -20,14 +20,14 @@ const LONGEST_FOUND: usize = 60;
 pub struct Structure<T> {
     /// `None` if too little of the file could be understood.
     pub content: Option<T>,
-    pub mistakes: Vec<Mistake>,
+    pub mistakes: Vec<StructureError>,
     pub left_out: LeftOut,
     /// The places of tables that lack what was left out of them: that it is missing is no further mistake.
     pub damaged: Vec<Range<usize>>,
 }
 
 /// A mistake and its place in the text.
-pub struct Mistake {
+pub struct StructureError {
     pub span: Option<Range<usize>>,
     pub message: String,
 }
@@ -51,20 +51,20 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
     let mut structure = Structure { content: None, mistakes, left_out: LeftOut::default(), damaged };
     if !errors.is_empty() {
         match foreign::kind(text) {
-            Some(kind) => structure.mistakes.push(Mistake {
+            Some(kind) => structure.mistakes.push(StructureError {
                 span: Some(0..0),
                 message: format!(
                     "not a manifest: this looks like {kind}; expected TOML, such as `[[listener]]` and below it `address = \
                      \"127.0.0.1:8080\"`"
                 ),
             }),
-            None => structure.mistakes.extend(errors.iter().map(|error| Mistake::of(error, text, None, None))),
+            None => structure.mistakes.extend(errors.iter().map(|error| StructureError::of(error, text, None, None))),
         }
         structure.left_out.all = true;
         return structure;
     }
     for Misshape { way, span, message } in shape::misshapes(document.get_ref()) {
-        structure.mistakes.insert(0, Mistake { span: Some(span), message });
+        structure.mistakes.insert(0, StructureError { span: Some(span), message });
         structure.left_out.add(&way);
         remove(&mut document, &way);
     }
@@ -81,9 +81,9 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
         if !span.as_ref().is_some_and(|span| structure.damaged.contains(span)) {
             let key = found.as_ref().and_then(|found| found.key());
             let is_date = found.as_ref().is_some_and(|found| found.is_date);
-            structure.mistakes.push(Mistake::of(&error, text, key, is_date.then_some("a date")));
+            structure.mistakes.push(StructureError::of(&error, text, key, is_date.then_some("a date")));
         }
-        let Some(Found { way, around, .. }) = found else { break };
+        let Some(FoundValue { way, around, .. }) = found else { break };
         structure.left_out.add(&way);
         structure.damaged.extend(around);
         remove(&mut document, &way);
@@ -140,7 +140,7 @@ impl LeftOut {
 
 // === Mistake ===
 
-impl Mistake {
+impl StructureError {
     fn of(error: &Error, text: &str, key: Option<&str>, found: Option<&str>) -> Self {
         // The parser names no place where it gives up.
         let span = error.span().unwrap_or_else(|| deepest(text));
@@ -151,7 +151,7 @@ impl Mistake {
             message =
                 found.map_or(message.clone(), |found| format!("wrong value: found `{found}`; expected {expected}"));
         }
-        Mistake { span: Some(span), message }
+        StructureError { span: Some(span), message }
     }
 }
 
@@ -169,7 +169,7 @@ fn deepest(text: &str) -> Range<usize> {
 // === Finding ===
 
 /// A value in a document.
-struct Found {
+struct FoundValue {
     way: Vec<Step>,
     /// The place of the table or list that it is in; `None` for the document itself.
     around: Option<Range<usize>>,
@@ -177,7 +177,7 @@ struct Found {
     is_date: bool,
 }
 
-impl Found {
+impl FoundValue {
     /// Returns the key whose value it is, or is in.
     fn key(&self) -> Option<&str> {
         self.way.iter().rev().find_map(|step| match step {
@@ -188,14 +188,14 @@ impl Found {
 }
 
 /// The value that an error is about: the innermost that stands at its place, or around it.
-fn find(table: &DeTable, span: &Range<usize>) -> Option<Found> {
+fn find(table: &DeTable, span: &Range<usize>) -> Option<FoundValue> {
     let is_around = |at: &Range<usize>| at.start <= span.start && span.end <= at.end;
     in_table(table, None, &|at| at == span).or_else(|| in_table(table, None, &is_around))
 }
 
 type Fits<'a> = &'a dyn Fn(&Range<usize>) -> bool;
 
-fn in_table(table: &DeTable, around: Option<&Range<usize>>, fits: Fits<'_>) -> Option<Found> {
+fn in_table(table: &DeTable, around: Option<&Range<usize>>, fits: Fits<'_>) -> Option<FoundValue> {
     table.iter().find_map(|(key, value)| {
         let step = Step::Key(key.get_ref().to_string());
         at(step, Some(key.span()), value, around, fits)
@@ -208,7 +208,7 @@ fn at(
     value: &Spanned<DeValue>,
     around: Option<&Range<usize>>,
     fits: Fits<'_>,
-) -> Option<Found> {
+) -> Option<FoundValue> {
     let span = value.span();
     let within = match value.get_ref() {
         DeValue::Table(table) => in_table(table, Some(&span), fits),
@@ -223,7 +223,7 @@ fn at(
     }
     let is_here = key.is_some_and(|key| fits(&key)) || fits(&span);
     let is_date = matches!(value.get_ref(), DeValue::Datetime(_));
-    is_here.then(|| Found { way: vec![step], around: around.cloned(), is_date })
+    is_here.then(|| FoundValue { way: vec![step], around: around.cloned(), is_date })
 }
 
 fn remove(document: &mut Spanned<DeTable>, way: &[Step]) {

@@ -11,14 +11,14 @@ use crate::protocol::framing::is_forbidden_trailer;
 
 /// Which message an edit of a field concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum MessageSide {
     Request,
     Response,
 }
 
 /// An edit, or a declaration of edits, that is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum EditError {
     #[error("`{0}` is no field name (RFC 9110 §5.1)")]
     Name(String),
     #[error("the value of `{0}` has bytes that no field may have (RFC 9110 §5.5)")]
@@ -51,8 +51,8 @@ pub enum Refused {
 }
 
 /// Returns an error if so many of something are more than allowed.
-pub fn at_most(most: usize, found: usize, what: &'static str) -> Result<(), Refused> {
-    if found > most { Err(Refused::Many { what, found, most }) } else { Ok(()) }
+pub fn check_count(most: usize, found: usize, what: &'static str) -> Result<(), EditError> {
+    if found > most { Err(EditError::Many { what, found, most }) } else { Ok(()) }
 }
 
 const FRAMING: [HeaderName; 10] = [
@@ -69,26 +69,26 @@ const FRAMING: [HeaderName; 10] = [
 ];
 
 /// A field name that plugins may edit.
-pub fn field_name(name: &str) -> Result<HeaderName, Refused> {
+pub fn field_name(name: &str) -> Result<HeaderName, EditError> {
     let name = any_field_name(name)?;
-    if FRAMING.contains(&name) { Err(Refused::Framing(name)) } else { Ok(name) }
+    if FRAMING.contains(&name) { Err(EditError::Framing(name)) } else { Ok(name) }
 }
 
 /// A field name that plugins may append to, or give to other fields.
-pub fn repeatable_name(name: &str) -> Result<HeaderName, Refused> {
+pub fn repeatable_name(name: &str) -> Result<HeaderName, EditError> {
     let name = field_name(name)?;
-    if name == header::HOST { Err(Refused::OneHost) } else { Ok(name) }
+    if name == header::HOST { Err(EditError::OneHost) } else { Ok(name) }
 }
 
 /// A field name that plugins may read or name.
-pub fn any_field_name(name: &str) -> Result<HeaderName, Refused> {
+pub fn any_field_name(name: &str) -> Result<HeaderName, EditError> {
     self::name(name)?;
-    HeaderName::from_bytes(name.as_bytes()).map_err(|_| Refused::Name(shown(name)))
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| EditError::Name(shown(name)))
 }
 
 /// Refuses names that are too long.
-pub fn name(name: &str) -> Result<(), Refused> {
-    at_most(bounds::NAME, name.len(), "bytes of a name")
+pub fn name(name: &str) -> Result<(), EditError> {
+    check_count(bounds::NAME, name.len(), "bytes of a name")
 }
 
 /// As much of a name as belongs into a message.
@@ -97,15 +97,15 @@ pub fn shown(name: &str) -> String {
 }
 
 /// A field value. Spaces around it are no part of it (RFC 9110 §5.5).
-pub fn field_value(name: &str, value: &[u8]) -> Result<HeaderValue, Refused> {
+pub fn field_value(name: &str, value: &[u8]) -> Result<HeaderValue, EditError> {
     let value = field_text(name, trimmed(value))?;
     if name.eq_ignore_ascii_case("host") { host(value) } else { Ok(value) }
 }
 
 /// A piece of a field value.
-pub fn field_text(name: &str, text: &[u8]) -> Result<HeaderValue, Refused> {
-    at_most(bounds::VALUE, text.len(), "bytes of a value")?;
-    HeaderValue::from_bytes(text).map_err(|_| Refused::Value(shown(name)))
+pub fn field_text(name: &str, text: &[u8]) -> Result<HeaderValue, EditError> {
+    check_count(bounds::VALUE, text.len(), "bytes of a value")?;
+    HeaderValue::from_bytes(text).map_err(|_| EditError::Value(shown(name)))
 }
 
 /// A value without the spaces around it.
@@ -117,37 +117,40 @@ pub fn trimmed(mut value: &[u8]) -> &[u8] {
 }
 
 /// The value of `Host` in its normal form: an error if it could not come from a client.
-pub fn host(value: HeaderValue) -> Result<HeaderValue, Refused> {
+pub fn host(value: HeaderValue) -> Result<HeaderValue, EditError> {
     let normal = match authority::normal(value.as_bytes(), None) {
         Ok(Cow::Borrowed(_)) => return Ok(value),
         Ok(Cow::Owned(normal)) => HeaderValue::try_from(normal).ok(),
         Err(_) => None,
     };
-    normal.ok_or_else(|| Refused::Host(shown(&String::from_utf8_lossy(value.as_bytes()))))
+    normal.ok_or_else(|| EditError::Host(shown(&String::from_utf8_lossy(value.as_bytes()))))
 }
 
 /// Returns a method; an error if it is malformed, too long or not served.
-pub fn method(method: &str) -> Result<Method, Refused> {
+pub fn method(method: &str) -> Result<Method, EditError> {
     name(method)?;
     let is_served = |method: &Method| *method != Method::CONNECT;
-    Method::from_bytes(method.as_bytes()).ok().filter(is_served).ok_or_else(|| Refused::Method(shown(method)))
+    Method::from_bytes(method.as_bytes()).ok().filter(is_served).ok_or_else(|| EditError::Method(shown(method)))
 }
 
 /// A path or query, as far as it can be checked without the message.
-pub fn target_part(bytes: Vec<u8>) -> Result<Vec<u8>, Refused> {
-    at_most(bounds::VALUE, bytes.len(), "bytes of a path or query").map(|()| bytes)
+pub fn target_part(bytes: Vec<u8>) -> Result<Vec<u8>, EditError> {
+    check_count(bounds::VALUE, bytes.len(), "bytes of a path or query").map(|()| bytes)
 }
 
 /// A status that a plugin may give.
-pub fn status(code: u16) -> Result<StatusCode, Refused> {
-    StatusCode::from_u16(code).ok().filter(|status| (200..600).contains(&status.as_u16())).ok_or(Refused::Status(code))
+pub fn status(code: u16) -> Result<StatusCode, EditError> {
+    StatusCode::from_u16(code)
+        .ok()
+        .filter(|status| (200..600).contains(&status.as_u16()))
+        .ok_or(EditError::Status(code))
 }
 
 /// The fields of a response or of trailers that a plugin made.
-pub fn checked_fields(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, Refused> {
-    at_most(bounds::FIELDS, given.len(), "fields")?;
+pub fn checked_fields(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, EditError> {
+    check_count(bounds::FIELDS, given.len(), "fields")?;
     let bytes = given.iter().map(|(name, value)| name.len() + value.len() + bounds::FIELD_OVERHEAD).sum();
-    at_most(bounds::FIELD_BYTES, bytes, "bytes of fields")?;
+    check_count(bounds::FIELD_BYTES, bytes, "bytes of fields")?;
     let mut fields = HeaderMap::new();
     for (name, value) in given {
         fields.try_append(field_name(name)?, field_value(name, value)?).map_err(full)?;
@@ -156,21 +159,21 @@ pub fn checked_fields(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, Refused>
 }
 
 /// Checks the trailers that a plugin has returned.
-pub fn checked_trailers(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, Refused> {
+pub fn checked_trailers(given: &[(String, Vec<u8>)]) -> Result<HeaderMap, EditError> {
     let fields = checked_fields(given)?;
     match fields.keys().find(|name| is_forbidden_trailer(name.as_str().as_bytes())) {
-        Some(name) => Err(Refused::Trailer(name.clone())),
+        Some(name) => Err(EditError::Trailer(name.clone())),
         None => Ok(fields),
     }
 }
 
 /// Text that can stand in a path or query.
-pub fn uri_text(text: &[u8]) -> Result<&str, Refused> {
+pub fn uri_text(text: &[u8]) -> Result<&str, EditError> {
     let is_fit = text.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
-    std::str::from_utf8(text).ok().filter(|_| is_fit).ok_or(Refused::Target("it has bytes that must be escaped"))
+    std::str::from_utf8(text).ok().filter(|_| is_fit).ok_or(EditError::Target("it has bytes that must be escaped"))
 }
 
 /// The error about a map that has no room for another field.
-pub fn full(_: impl std::fmt::Debug) -> Refused {
-    Refused::Many { what: "fields of a message", found: bounds::MESSAGE_FIELDS + 1, most: bounds::MESSAGE_FIELDS }
+pub fn full(_: impl std::fmt::Debug) -> EditError {
+    EditError::Many { what: "fields of a message", found: bounds::MESSAGE_FIELDS + 1, most: bounds::MESSAGE_FIELDS }
 }

@@ -7,23 +7,23 @@ use http::header::{self, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use crate::context::bounds;
-use crate::context::edit_check::{Refused, at_most, trimmed};
-use crate::context::{Head, Value, ValueName};
+use crate::context::edit_check::{EditError, check_count, trimmed};
+use crate::context::{ExchangeContext, Value, ValueName};
 use crate::protocol::client_address::X_FORWARDED_FOR;
 use crate::protocol::field_alias::are_alike;
 
 /// An edit plan with what it costs, which is known before any exchange but for the values of its templates.
 #[derive(Debug)]
-pub struct Plan {
-    pub edits: Vec<Planned>,
-    pub cost: Cost,
+pub struct EditPlan {
+    pub edits: Vec<PlannedEdit>,
+    pub cost: EditCost,
     /// Whether a template reads what an earlier edit of the plan changes.
     pub is_chained: bool,
 }
 
 /// An edit whose value is a template.
 #[derive(Debug)]
-pub enum Planned {
+pub enum PlannedEdit {
     Set(HeaderName, Template),
     Append(HeaderName, Template),
     Default(HeaderName, Template),
@@ -34,18 +34,18 @@ pub enum Planned {
 
 /// Text with values.
 #[derive(Debug)]
-pub struct Template(pub Vec<Part>);
+pub struct Template(pub Vec<TemplatePart>);
 
 /// A piece of a template.
 #[derive(Debug)]
-pub enum Part {
+pub enum TemplatePart {
     Text(HeaderValue),
     Value(ValueName),
 }
 
 /// The cost of edits, as far as it is known without the values of templates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
+pub struct EditCost {
     pub edits: usize,
     /// Edits that can add a field.
     pub fields: usize,
@@ -61,10 +61,10 @@ pub struct Cost {
     pub values: usize,
 }
 
-impl Cost {
+impl EditCost {
     /// The cost of two lists of edits together.
-    pub fn and(self, other: Cost) -> Cost {
-        Cost {
+    pub fn and(self, other: EditCost) -> EditCost {
+        EditCost {
             edits: self.edits + other.edits,
             fields: self.fields + other.fields,
             bytes: self.bytes + other.bytes,
@@ -77,80 +77,83 @@ impl Cost {
     }
 
     /// The cost of an edit that adds a field with a value of so many bytes.
-    pub fn field(name: &HeaderName, value: usize) -> Cost {
+    pub fn field(name: &HeaderName, value: usize) -> EditCost {
         let bytes = name.as_str().len() + value + bounds::FIELD_OVERHEAD;
-        Cost { edits: 1, fields: 1, bytes, ..Cost::default() }
+        EditCost { edits: 1, fields: 1, bytes, ..EditCost::default() }
     }
 
     /// The cost of a note with a value of so many bytes.
-    pub fn note(name: &str, value: usize) -> Cost {
-        Cost { edits: 1, notes: 1, note_bytes: name.len() + value, ..Cost::default() }
+    pub fn note(name: &str, value: usize) -> EditCost {
+        EditCost { edits: 1, notes: 1, note_bytes: name.len() + value, ..EditCost::default() }
     }
 
     /// The cost of a rename to a name.
-    pub fn rename(to: &HeaderName) -> Cost {
-        Cost { edits: 1, renames: 1, longest_rename: to.as_str().len(), ..Cost::default() }
+    pub fn rename(to: &HeaderName) -> EditCost {
+        EditCost { edits: 1, renames: 1, longest_rename: to.as_str().len(), ..EditCost::default() }
     }
 
     /// The cost of an edit that adds nothing to a head.
-    pub fn plain() -> Cost {
-        Cost { edits: 1, ..Cost::default() }
+    pub fn plain() -> EditCost {
+        EditCost { edits: 1, ..EditCost::default() }
     }
 }
 
-impl Plan {
+impl EditPlan {
     /// Returns the plan of some edits; an error if they are too many or have too many values.
-    pub fn new(edits: Vec<Planned>) -> Result<Self, Refused> {
-        at_most(bounds::EDITS, edits.len(), "edits of a plan")?;
-        let cost = edits.iter().map(Planned::cost).fold(Cost::default(), Cost::and);
-        at_most(bounds::TEMPLATE_VALUES, cost.values, "values in the templates of a plan")?;
+    pub fn new(edits: Vec<PlannedEdit>) -> Result<Self, EditError> {
+        check_count(bounds::EDITS, edits.len(), "edits of a plan")?;
+        let cost = edits.iter().map(PlannedEdit::cost).fold(EditCost::default(), EditCost::and);
+        check_count(bounds::TEMPLATE_VALUES, cost.values, "values in the templates of a plan")?;
         let is_chained = edits.iter().enumerate().any(|(place, edit)| {
             let mut values = edit.template().into_iter().flat_map(Template::values);
             values.any(|value| edits[..place].iter().any(|earlier| earlier.changes(value)))
         });
-        Ok(Plan { edits, cost, is_chained })
+        Ok(EditPlan { edits, cost, is_chained })
     }
 
     /// Bytes that the plan takes of [`bounds::DECLARED`].
     pub fn declared(&self) -> usize {
-        self.edits.iter().map(Planned::declared).sum()
+        self.edits.iter().map(PlannedEdit::declared).sum()
     }
 }
 
-impl Planned {
+impl PlannedEdit {
     /// The template, if the edit has one.
     pub fn template(&self) -> Option<&Template> {
         match self {
-            Planned::Set(_, template)
-            | Planned::Append(_, template)
-            | Planned::Default(_, template)
-            | Planned::Note(_, template) => Some(template),
-            Planned::Remove(_) | Planned::Rename(..) => None,
+            PlannedEdit::Set(_, template)
+            | PlannedEdit::Append(_, template)
+            | PlannedEdit::Default(_, template)
+            | PlannedEdit::Note(_, template) => Some(template),
+            PlannedEdit::Remove(_) | PlannedEdit::Rename(..) => None,
         }
     }
 
     /// Whether the value becomes that of `Host`.
     pub fn makes_host(&self) -> bool {
-        matches!(self, Planned::Set(name, _) | Planned::Default(name, _) if *name == header::HOST)
+        matches!(self, PlannedEdit::Set(name, _) | PlannedEdit::Default(name, _) if *name == header::HOST)
     }
 
-    fn cost(&self) -> Cost {
+    fn cost(&self) -> EditCost {
         let cost = match self {
-            Planned::Set(name, _) | Planned::Append(name, _) | Planned::Default(name, _) => Cost::field(name, 0),
-            Planned::Note(name, _) => Cost::note(name, 0),
-            Planned::Rename(_, to) => Cost::rename(to),
-            Planned::Remove(_) => Cost::plain(),
+            PlannedEdit::Set(name, _) | PlannedEdit::Append(name, _) | PlannedEdit::Default(name, _) => {
+                EditCost::field(name, 0)
+            }
+            PlannedEdit::Note(name, _) => EditCost::note(name, 0),
+            PlannedEdit::Rename(_, to) => EditCost::rename(to),
+            PlannedEdit::Remove(_) => EditCost::plain(),
         };
-        Cost { values: self.template().map_or(0, |template| template.values().count()), ..cost }
+        EditCost { values: self.template().map_or(0, |template| template.values().count()), ..cost }
     }
 
     fn declared(&self) -> usize {
         let names = match self {
-            Planned::Set(name, _) | Planned::Append(name, _) | Planned::Default(name, _) | Planned::Remove(name) => {
-                name.as_str().len()
-            }
-            Planned::Rename(from, to) => from.as_str().len() + to.as_str().len(),
-            Planned::Note(name, _) => name.len(),
+            PlannedEdit::Set(name, _)
+            | PlannedEdit::Append(name, _)
+            | PlannedEdit::Default(name, _)
+            | PlannedEdit::Remove(name) => name.as_str().len(),
+            PlannedEdit::Rename(from, to) => from.as_str().len() + to.as_str().len(),
+            PlannedEdit::Note(name, _) => name.len(),
         };
         bounds::DECLARED_ITEM + names + self.template().map_or(0, |template| template.declared())
     }
@@ -167,11 +170,12 @@ impl Planned {
             _ => false,
         };
         match self {
-            Planned::Set(name, _) | Planned::Append(name, _) | Planned::Default(name, _) | Planned::Remove(name) => {
-                changed(name)
-            }
-            Planned::Rename(from, to) => changed(from) || changed(to),
-            Planned::Note(name, _) => matches!(value, ValueName::Note(read) if read == name),
+            PlannedEdit::Set(name, _)
+            | PlannedEdit::Append(name, _)
+            | PlannedEdit::Default(name, _)
+            | PlannedEdit::Remove(name) => changed(name),
+            PlannedEdit::Rename(from, to) => changed(from) || changed(to),
+            PlannedEdit::Note(name, _) => matches!(value, ValueName::Note(read) if read == name),
         }
     }
 }
@@ -180,33 +184,33 @@ impl Template {
     /// The values that the template reads.
     pub fn values(&self) -> impl Iterator<Item = &ValueName> {
         self.0.iter().filter_map(|part| match part {
-            Part::Value(name) => Some(name),
-            Part::Text(_) => None,
+            TemplatePart::Value(name) => Some(name),
+            TemplatePart::Text(_) => None,
         })
     }
 
     fn declared(&self) -> usize {
-        let part = |part: &Part| match part {
-            Part::Text(text) => text.len(),
-            Part::Value(name) => name.text_len(),
+        let part = |part: &TemplatePart| match part {
+            TemplatePart::Text(text) => text.len(),
+            TemplatePart::Value(name) => name.text_len(),
         };
         self.0.iter().map(|it| bounds::DECLARED_ITEM + part(it)).sum()
     }
 
     /// Returns the value for an exchange, or `None` if it comes out empty. A value that would be longer than
     /// [`bounds::VALUE`] is refused before it is put together.
-    pub fn fill(&self, head: &Head) -> Result<Option<HeaderValue>, Refused> {
+    pub fn fill(&self, context: &ExchangeContext) -> Result<Option<HeaderValue>, EditError> {
         match self.0.as_slice() {
-            [Part::Text(text)] => return Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-            [Part::Value(name)] => return head.value(name).map_or(Ok(None), field),
+            [TemplatePart::Text(text)] => return Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+            [TemplatePart::Value(name)] => return context.value(name).map_or(Ok(None), field),
             _ => {}
         }
         let mut filled: SmallVec<[u8; 128]> = SmallVec::new();
         for part in &self.0 {
             match part {
-                Part::Text(text) => put(&mut filled, text.as_bytes())?,
-                Part::Value(name) => {
-                    if let Some(value) = head.value(name) {
+                TemplatePart::Text(text) => put(&mut filled, text.as_bytes())?,
+                TemplatePart::Value(name) => {
+                    if let Some(value) = context.value(name) {
                         put(&mut filled, value.bytes())?;
                     }
                 }
@@ -217,7 +221,7 @@ impl Template {
 }
 
 /// The value as that of a field, or `None` if it is empty.
-fn field(value: Value<'_>) -> Result<Option<HeaderValue>, Refused> {
+fn field(value: Value<'_>) -> Result<Option<HeaderValue>, EditError> {
     bounded(value.bytes().len())?;
     let value = match value {
         Value::Field(value) => Some(value.clone()),
@@ -227,12 +231,12 @@ fn field(value: Value<'_>) -> Result<Option<HeaderValue>, Refused> {
     Ok(value.filter(|value| !value.is_empty()))
 }
 
-fn put(filled: &mut SmallVec<[u8; 128]>, bytes: &[u8]) -> Result<(), Refused> {
+fn put(filled: &mut SmallVec<[u8; 128]>, bytes: &[u8]) -> Result<(), EditError> {
     bounded(filled.len() + bytes.len())?;
     filled.extend_from_slice(bytes);
     Ok(())
 }
 
-fn bounded(length: usize) -> Result<(), Refused> {
-    at_most(bounds::VALUE, length, "bytes of a filled template")
+fn bounded(length: usize) -> Result<(), EditError> {
+    check_count(bounds::VALUE, length, "bytes of a filled template")
 }

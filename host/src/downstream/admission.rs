@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
-use crate::generation::connection_counts::{Census, ClientNet, Closed, Search};
+use crate::generation::connection_counts::{ClientNet, CloseReason, ConnectionCounts, Search};
 use crate::generation::listener::Listener;
 use crate::system::descriptors::Descriptors;
 
@@ -22,10 +22,10 @@ use crate::system::descriptors::Descriptors;
 pub struct Admission {
     began: Instant,
     /// The connections of each worker. Locked when a connection begins, ends or is evicted; never for a request.
-    workers: Vec<Mutex<HashMap<usize, Arc<Entry>>>>,
+    workers: Vec<Mutex<HashMap<usize, Arc<AdmissionEntry>>>>,
     open: AtomicUsize,
     descriptors: OnceLock<Descriptors>,
-    shortage: Mutex<Option<Shortage>>,
+    shortage: Mutex<Option<DescriptorShortage>>,
     search: Search,
     /// The time until which idle endpoint connections are closed too, in milliseconds of the process.
     starved_until: AtomicU64,
@@ -34,13 +34,13 @@ pub struct Admission {
 /// An admitted connection, counted until dropped.
 pub struct Admitted {
     admission: Arc<Admission>,
-    entry: Arc<Entry>,
+    entry: Arc<AdmissionEntry>,
     worker: usize,
 }
 
 /// Records whether a connection waits for a request; held by the task that serves the connection.
 #[derive(Clone)]
-pub struct Presence(Arc<Entry>);
+pub struct Presence(Arc<AdmissionEntry>);
 
 /// A listener that a client has connected to.
 #[derive(Clone)]
@@ -50,9 +50,9 @@ pub struct Entrance {
     pub address: Arc<str>,
 }
 
-struct Entry {
+struct AdmissionEntry {
     began: Instant,
-    census: Arc<Census>,
+    census: Arc<ConnectionCounts>,
     /// [`SERVED`], [`GONE`], or [`WAITING`] plus the time from which the connection can be evicted, in milliseconds of
     /// the process.
     state: AtomicU64,
@@ -62,7 +62,7 @@ struct Entry {
 }
 
 /// A period in which descriptors for clients are short.
-struct Shortage {
+struct DescriptorShortage {
     since: Instant,
     /// The time when a descriptor was last missing.
     last: Instant,
@@ -72,11 +72,11 @@ struct Shortage {
 struct Crowd {
     held: usize,
     /// The waiting connections, ordered by their waiting time, the longest last.
-    waiting: Vec<(u64, Arc<Entry>)>,
+    waiting: Vec<(u64, Arc<AdmissionEntry>)>,
 }
 
 /// A limit, with its key in the manifest or its name.
-struct Limit {
+struct ConnectionCeiling {
     key: &'static str,
     most: usize,
 }
@@ -132,12 +132,12 @@ impl Admission {
     }
 
     /// Returns the limit that the connections of a listener reach first.
-    fn limit_of(&self, listener: &Listener) -> Limit {
+    fn limit_of(&self, listener: &Listener) -> ConnectionCeiling {
         let (connections, ceiling) = (listener.limits.connections, self.ceiling());
         if ceiling < connections {
-            return Limit { key: "descriptors", most: ceiling };
+            return ConnectionCeiling { key: "descriptors", most: ceiling };
         }
-        Limit { key: "limits.connections", most: connections }
+        ConnectionCeiling { key: "limits.connections", most: connections }
     }
 
     /// Whether there is a descriptor for a client that was accepted at `descriptor`, if necessary after evicting other
@@ -171,7 +171,7 @@ impl Admission {
             return None;
         }
         self.open.fetch_add(1, Ordering::Relaxed);
-        let entry = Arc::new(Entry {
+        let entry = Arc::new(AdmissionEntry {
             began: self.began,
             census: census.clone(),
             state: AtomicU64::new(WAITING + self.millis(now) + HEAD_START),
@@ -191,22 +191,22 @@ impl Admission {
     /// Evicts connections of a full listener; `false` if all of them have a request.
     fn make_room(&self, entrance: &Entrance, now: Instant) -> bool {
         let (census, most) = (&entrance.listener.census, entrance.listener.limits.connections);
-        let is_here = |entry: &Entry| Arc::ptr_eq(&entry.census, census);
+        let is_here = |entry: &AdmissionEntry| Arc::ptr_eq(&entry.census, census);
         let now = self.millis(now);
         let has_room = census.search.find(now, || match self.evict(now, most, is_here) {
             0 => self.evict(now + HEAD_START, most, is_here),
             evicted => evicted,
         });
         if !has_room {
-            census.count(Closed::Connections);
+            census.count(CloseReason::Connections);
         }
-        let reason = if has_room { Closed::Evicted } else { Closed::Connections };
-        self.log(entrance, reason, Limit { key: "limits.connections", most });
+        let reason = if has_room { CloseReason::Evicted } else { CloseReason::Connections };
+        self.log(entrance, reason, ConnectionCeiling { key: "limits.connections", most });
         has_room
     }
 
     /// Evicts waiting connections that `fits` accepts, one in [`BATCH`] of `of`; returns their number.
-    fn evict(&self, now: u64, of: usize, fits: impl Fn(&Entry) -> bool) -> usize {
+    fn evict(&self, now: u64, of: usize, fits: impl Fn(&AdmissionEntry) -> bool) -> usize {
         let mut crowds = self.crowds(now, fits);
         let mut largest: BinaryHeap<_> = crowds.iter().filter_map(|(client, crowd)| crowd.rank(*client)).collect();
         let (wanted, mut evicted) = (of.min(self.open.load(Ordering::Relaxed)).div_ceil(BATCH).max(1), 0);
@@ -224,7 +224,7 @@ impl Admission {
     }
 
     /// Returns the connections that `fits` accepts by client, with those that have waited long enough to be evicted.
-    fn crowds(&self, now: u64, fits: impl Fn(&Entry) -> bool) -> HashMap<u64, Crowd> {
+    fn crowds(&self, now: u64, fits: impl Fn(&AdmissionEntry) -> bool) -> HashMap<u64, Crowd> {
         let mut crowds: HashMap<u64, Crowd> = HashMap::new();
         for worker in 0..self.workers.len() {
             for entry in self.entries(worker).values().filter(|entry| fits(entry)) {
@@ -242,14 +242,14 @@ impl Admission {
     }
 
     /// Evicts a connection, unless a request has begun on it in the meantime.
-    fn evict_one(&self, entry: &Entry, since: u64) -> bool {
+    fn evict_one(&self, entry: &AdmissionEntry, since: u64) -> bool {
         let waits = WAITING + since;
         if entry.state.compare_exchange(waits, GONE, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             return false;
         }
         // Uncounted at once, as its worker may take a while to drop it.
         self.count_out(entry);
-        entry.census.count(Closed::Evicted);
+        entry.census.count(CloseReason::Evicted);
         if let Some(task) = entry.task.get() {
             task.abort();
         }
@@ -263,13 +263,13 @@ impl Admission {
         }
     }
 
-    fn count_out(&self, entry: &Entry) {
+    fn count_out(&self, entry: &AdmissionEntry) {
         self.open.fetch_sub(1, Ordering::Relaxed);
         entry.census.leave();
         entry.count_client_out();
     }
 
-    fn entries(&self, worker: usize) -> MutexGuard<'_, HashMap<usize, Arc<Entry>>> {
+    fn entries(&self, worker: usize) -> MutexGuard<'_, HashMap<usize, Arc<AdmissionEntry>>> {
         self.workers[worker].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -282,7 +282,7 @@ impl Admission {
 
 impl Admission {
     /// Logs that a listener has reached a limit, once a minute and reason.
-    fn log(&self, entrance: &Entrance, reason: Closed, Limit { key, most }: Limit) {
+    fn log(&self, entrance: &Entrance, reason: CloseReason, ConnectionCeiling { key, most }: ConnectionCeiling) {
         let census = &entrance.listener.census;
         if !census.may_log(reason, self.began.elapsed().as_secs() / 60) {
             return;
@@ -301,7 +301,7 @@ impl Admission {
             known.last = now;
             return;
         }
-        *shortage = Some(Shortage { since: now, last: now });
+        *shortage = Some(DescriptorShortage { since: now, last: now });
         drop(shortage);
         let limit = self.descriptors.get().map_or(0, |descriptors| descriptors.limit);
         let connections = self.open.load(Ordering::Relaxed);
@@ -342,7 +342,7 @@ impl Admitted {
     pub fn is_client_admitted(&self, entrance: &Entrance, client: Option<IpAddr>, now: Instant) -> bool {
         let (census, limits) = (&entrance.listener.census, &entrance.listener.limits);
         let Some(net) = ClientNet::new(client) else { return true };
-        let Limit { key, most } = self.admission.limit_of(&entrance.listener);
+        let ConnectionCeiling { key, most } = self.admission.limit_of(&entrance.listener);
         let share = census.enter_client(net, most);
         self.entry.client.store(net.to_bits(), Ordering::SeqCst);
         if self.entry.state.load(Ordering::SeqCst) == GONE {
@@ -350,18 +350,18 @@ impl Admitted {
             self.entry.count_client_out();
         }
         if let Some(most) = limits.connections_per_client.filter(|most| share.held > *most) {
-            let limit = Limit { key: "limits.connections-per-client", most };
-            return self.refuse(entrance, Closed::ConnectionsPerClient, limit);
+            let limit = ConnectionCeiling { key: "limits.connections-per-client", most };
+            return self.refuse(entrance, CloseReason::ConnectionsPerClient, limit);
         }
         // The last fifth is reserved for clients that have less than their share.
         let has_room = share.held <= share.fair || census.all() <= most - most / 5 || self.take_own(share.held, now);
-        has_room || self.refuse(entrance, Closed::FairShare, Limit { key, most })
+        has_room || self.refuse(entrance, CloseReason::FairShare, ConnectionCeiling { key, most })
     }
 
     /// Evicts other connections of a client that holds `held`; `false` if all of them have a request.
     fn take_own(&self, held: usize, now: Instant) -> bool {
         let client = self.entry.client.load(Ordering::Relaxed);
-        let is_own = |entry: &Entry| {
+        let is_own = |entry: &AdmissionEntry| {
             entry.client.load(Ordering::Relaxed) == client
                 && Arc::ptr_eq(&entry.census, &self.entry.census)
                 && !std::ptr::eq(entry, &*self.entry)
@@ -370,7 +370,7 @@ impl Admitted {
         self.entry.census.client_search.find(now, || self.admission.evict(now, held, is_own))
     }
 
-    fn refuse(&self, entrance: &Entrance, reason: Closed, limit: Limit) -> bool {
+    fn refuse(&self, entrance: &Entrance, reason: CloseReason, limit: ConnectionCeiling) -> bool {
         self.entry.census.count(reason);
         self.admission.log(entrance, reason, limit);
         false
@@ -416,7 +416,7 @@ impl Presence {
 
 // === Entry, Crowd ===
 
-impl Entry {
+impl AdmissionEntry {
     /// Returns the time from which the connection can be evicted; `None` if it has a request, or is about to end.
     fn waits_since(&self) -> Option<u64> {
         self.state.load(Ordering::Relaxed).checked_sub(WAITING)
@@ -438,7 +438,7 @@ impl Crowd {
     }
 }
 
-fn key(entry: &Arc<Entry>) -> usize {
+fn key(entry: &Arc<AdmissionEntry>) -> usize {
     Arc::as_ptr(entry) as usize
 }
 

@@ -16,24 +16,24 @@ use pin_project_lite::pin_project;
 use tokio::io::AsyncReadExt;
 use tokio_rustls::server::TlsStream;
 
-use crate::context::{ClientCertificate, Peer, PeerTls};
+use crate::context::{ClientCertificate, ClientInfo, ClientTls};
 use crate::downstream::admission::{Admission, Admitted, Entrance};
-use crate::downstream::{self, Client, Transport};
+use crate::downstream::{self, ClientConnection, Transport};
 use crate::error::causes;
-use crate::exchange::Arrival;
-use crate::generation::Running;
-use crate::net::boxed::apart;
+use crate::exchange::ConnectionInfo;
+use crate::generation::WorkerState;
+use crate::net::boxed::boxed;
 use crate::net::deadline::Clock;
 use crate::protocol::http2_frames::PREFACE;
 use crate::protocol::proxy_protocol::{self, Malformed, Parsed};
 use crate::telemetry::failure_log::{self, Topic};
-use crate::tls::handshake_info::{self, Facts};
+use crate::tls::handshake_info::{self, HandshakeInfo};
 use crate::tls::server;
 
 /// The state that a client connection shares with the others of its worker.
 #[derive(Clone)]
-pub struct Seat {
-    pub current: Rc<RefCell<Rc<Running>>>,
+pub struct WorkerShared {
+    pub current: Rc<RefCell<Rc<WorkerState>>>,
     pub clock: Rc<Clock>,
     /// The count of client connections, over all workers.
     pub admission: Arc<Admission>,
@@ -44,7 +44,7 @@ pub struct Seat {
 /// Serves a socket that a listener has accepted. `ends`: the client's address and that which it reached; none of a unix
 /// socket.
 pub fn serve(
-    seat: Seat,
+    seat: WorkerShared,
     stream: impl Transport,
     entrance: Entrance,
     admitted: Admitted,
@@ -52,7 +52,7 @@ pub fn serve(
 ) -> impl Future<Output = ()> {
     let (address, clock) = (entrance.address.clone(), seat.clock.clone());
     // What comes before HTTP is over soon, and the connection may live long.
-    let arriving = apart(|| arrive(clock, stream, entrance, admitted, ends));
+    let arriving = boxed(|| arrive(clock, stream, entrance, admitted, ends));
     async move {
         match arriving.await {
             Ok(arrived) => {
@@ -83,16 +83,16 @@ fn log(listener: &str, client: Option<IpAddr>, error: &io::Error) {
 }
 
 /// A connection on which HTTP begins.
-struct Arrived<T: Transport> {
-    stream: Carrier<T>,
+struct NegotiatedConnection<T: Transport> {
+    stream: MaybeTls<T>,
     /// The bytes that were read already.
     ahead: Bytes,
     is_http2: bool,
-    arrival: Arrival,
+    arrival: ConnectionInfo,
     admitted: Admitted,
 }
 
-enum Carrier<T: Transport> {
+enum MaybeTls<T: Transport> {
     Clear(T),
     Tls(Box<TlsStream<T>>),
     /// Plain HTTP at a listener with TLS.
@@ -105,7 +105,7 @@ async fn arrive<T: Transport>(
     entrance: Entrance,
     admitted: Admitted,
     mut ends: Option<(SocketAddr, SocketAddr)>,
-) -> io::Result<Arrived<T>> {
+) -> io::Result<NegotiatedConnection<T>> {
     let listener = entrance.listener.clone();
     let [limit] = clock.deadlines();
     let timeout = listener.limits.head_timeout;
@@ -113,7 +113,7 @@ async fn arrive<T: Transport>(
     // Browsers connect in advance: a client that has sent nothing has not failed.
     let silent = |_| io::Error::from(io::ErrorKind::UnexpectedEof);
     if listener.proxies.has(client(ends)) {
-        ends = limit.limit(timeout, told(&mut stream)).await.map_err(late("PROXY protocol"))??.or(ends);
+        ends = limit.limit(timeout, read_proxy_header(&mut stream)).await.map_err(late("PROXY protocol"))??.or(ends);
     }
     // A trusted proxy has the connections of many clients, whose requests are counted individually.
     let is_trusted = listener.client.trusted.has(client(ends));
@@ -122,13 +122,13 @@ async fn arrive<T: Transport>(
         return Err(io::Error::other("its client has too many connections"));
     }
     let mut peer = match ends {
-        Some((client, reached)) => Peer::tcp(client, reached),
-        None => Peer::unix(&entrance.address),
+        Some((client, reached)) => ClientInfo::tcp(client, reached),
+        None => ClientInfo::unix(&entrance.address),
     };
     peer.is_trusted = is_trusted;
     let (stream, ahead, is_http2) = match &listener.tls {
         Some(_) if limit.limit(timeout, speaks_http(&stream)).await.map_err(silent)?? => {
-            (Carrier::Misplaced(stream), Bytes::new(), false)
+            (MaybeTls::Misplaced(stream), Bytes::new(), false)
         }
         Some(acceptor) => {
             let mut stream = limit.limit(timeout, acceptor.accept(stream)).await.map_err(late("TLS handshake"))??;
@@ -136,37 +136,43 @@ async fn arrive<T: Transport>(
             let facts = handshake_info::facts(stream.get_ref().1);
             let is_http2 = facts.alpn_h2;
             peer.secure(fields(facts));
-            (Carrier::Tls(Box::new(stream)), Bytes::new(), is_http2)
+            (MaybeTls::Tls(Box::new(stream)), Bytes::new(), is_http2)
         }
         None => {
-            let sensing = clock.unless_stopping(sense(&mut stream));
+            let sensing = clock.unless_stopping(detect_http2(&mut stream));
             let stopping = || Err(io::Error::other("the proxy is stopping"));
             let (ahead, is_http2) = limit.limit(timeout, sensing).await.map_err(silent)?.unwrap_or_else(stopping)?;
-            (Carrier::Clear(stream), ahead, is_http2)
+            (MaybeTls::Clear(stream), ahead, is_http2)
         }
     };
-    Ok(Arrived { stream, ahead, is_http2, arrival: Arrival { peer: Arc::new(peer), listener }, admitted })
+    Ok(NegotiatedConnection {
+        stream,
+        ahead,
+        is_http2,
+        arrival: ConnectionInfo { peer: Arc::new(peer), listener },
+        admitted,
+    })
 }
 
-impl<T: Transport> Arrived<T> {
+impl<T: Transport> NegotiatedConnection<T> {
     /// Serves HTTP on the connection, which is counted until the second is dropped.
-    fn serve(self, seat: Seat) -> (impl Future<Output = ()>, Admitted) {
-        let Arrived { stream, ahead, is_http2, arrival, admitted } = self;
+    fn serve(self, seat: WorkerShared) -> (impl Future<Output = ()>, Admitted) {
+        let NegotiatedConnection { stream, ahead, is_http2, arrival, admitted } = self;
         let presence = admitted.presence();
-        let client = Client { current: seat.current, clock: seat.clock, arrival, presence };
+        let client = ClientConnection { current: seat.current, clock: seat.clock, arrival, presence };
         let serving = match (stream, is_http2) {
-            (Carrier::Clear(stream), false) => {
+            (MaybeTls::Clear(stream), false) => {
                 Serving::Clear { served: downstream::http1::serve(stream, ahead, client) }
             }
-            (Carrier::Tls(stream), false) => Serving::Tls { served: downstream::http1::serve(stream, ahead, client) },
-            (Carrier::Misplaced(stream), _) => {
-                Serving::Apart { served: apart(|| downstream::http1::misplaced(stream, client)) }
+            (MaybeTls::Tls(stream), false) => Serving::Tls { served: downstream::http1::serve(stream, ahead, client) },
+            (MaybeTls::Misplaced(stream), _) => {
+                Serving::Apart { served: boxed(|| downstream::http1::misplaced(stream, client)) }
             }
-            (Carrier::Clear(stream), true) => {
-                Serving::Apart { served: apart(|| downstream::http2::serve(stream, ahead, client)) }
+            (MaybeTls::Clear(stream), true) => {
+                Serving::Apart { served: boxed(|| downstream::http2::serve(stream, ahead, client)) }
             }
-            (Carrier::Tls(stream), true) => {
-                Serving::Apart { served: apart(|| downstream::http2::serve(stream, ahead, client)) }
+            (MaybeTls::Tls(stream), true) => {
+                Serving::Apart { served: boxed(|| downstream::http2::serve(stream, ahead, client)) }
             }
         };
         (serving, admitted)
@@ -200,7 +206,7 @@ fn client(ends: Option<(SocketAddr, SocketAddr)>) -> Option<IpAddr> {
 }
 
 /// Reads the PROXY header of a load balancer; `None` if it names no client.
-async fn told(stream: &mut impl Transport) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
+async fn read_proxy_header(stream: &mut impl Transport) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
     let malformed = |error: Malformed| io::Error::new(io::ErrorKind::InvalidData, error);
     let mut header = Vec::new();
     loop {
@@ -220,7 +226,7 @@ async fn speaks_http(stream: &impl Transport) -> io::Result<bool> {
 }
 
 /// Reads the first bytes, until they distinguish the HTTP versions.
-async fn sense(stream: &mut impl Transport) -> io::Result<(Bytes, bool)> {
+async fn detect_http2(stream: &mut impl Transport) -> io::Result<(Bytes, bool)> {
     let mut first = Vec::with_capacity(1 << 10);
     loop {
         if stream.read_buf(&mut first).await? == 0 {
@@ -236,7 +242,7 @@ async fn sense(stream: &mut impl Transport) -> io::Result<(Bytes, bool)> {
     }
 }
 
-fn fields(facts: Facts) -> PeerTls {
+fn fields(facts: HandshakeInfo) -> ClientTls {
     let field = |text: String| HeaderValue::try_from(text).ok();
     let certificate = facts.client.map(|client| ClientCertificate {
         subject: field(client.subject),
@@ -245,7 +251,7 @@ fn fields(facts: Facts) -> PeerTls {
         names: field(client.names),
         fingerprint: field(client.fingerprint),
     });
-    PeerTls {
+    ClientTls {
         version: HeaderValue::from_static(facts.version),
         cipher: field(facts.cipher),
         server_name: facts.server_name.and_then(field),

@@ -20,32 +20,32 @@ use hyper::server::conn::http1;
 use hyper::service::{HttpService, service_fn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::http1::screened_io::ClientIo;
-use super::http1::session::{Refused, Session, Tracked};
-use super::write_timeout::Patient;
-use super::{Client, DISCARD_BYTES, DISCARD_TIME, LINGER, Transport, tunnel};
-use crate::error::{Error, Kind};
+use super::http1::screened_io::ScreenedIo;
+use super::http1::session::{Http1Body, RejectedRequest, Session};
+use super::write_timeout::WriteTimeout;
+use super::{ClientConnection, DISCARD_BYTES, DISCARD_TIME, LINGER, Transport, tunnel};
+use crate::error::{Error, FailureKind};
 use crate::exchange::response_body::ResponseBody;
-use crate::net::boxed::apart;
-use crate::net::hyper_io::Wire;
+use crate::net::boxed::boxed;
+use crate::net::hyper_io::HyperIo;
 use crate::protocol::framing::Scanner;
 use crate::telemetry::failure_log::{self, Topic};
 
 /// Serves a client connection until either side ends it. `ahead` holds bytes that were read already.
-pub fn serve(stream: impl Transport, ahead: Bytes, client: Client) -> impl Future<Output = ()> {
+pub fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnection) -> impl Future<Output = ()> {
     let scanner = Scanner::new(client.arrival.listener.limits.framing);
     let session = Session::new(client);
     let listener = &session.client.arrival.listener;
-    let io = Patient::new(stream, ahead, session.send.clone(), listener.limits.send, listener.census.clone());
+    let io = WriteTimeout::new(stream, ahead, session.send.clone(), listener.limits.send, listener.census.clone());
     let io = io.of(&session.client.arrival.peer);
-    let io = ClientIo { io, scanner, session: session.clone(), refusal: None };
+    let io = ScreenedIo { io, scanner, session: session.clone(), refusal: None };
     // A closure, whose future hyper stores inline: a boxed one would cost an allocation per request.
     let exchanges = |session: Rc<Session>| service_fn(move |request| session.clone().exchange(request));
-    Connection { state: State::Resting(Box::new(io)), session, exchanges, graceful: false, fresh: true }
+    Http1Connection { state: ConnectionState::Idle(Box::new(io)), session, exchanges, graceful: false, fresh: true }
 }
 
-struct Connection<T: Transport, E, S: HttpService<Incoming>> {
-    state: State<T, S>,
+struct Http1Connection<T: Transport, E, S: HttpService<Incoming>> {
+    state: ConnectionState<T, S>,
     session: Rc<Session>,
     /// Creates hyper's service from the session.
     exchanges: E,
@@ -54,26 +54,26 @@ struct Connection<T: Transport, E, S: HttpService<Incoming>> {
     fresh: bool,
 }
 
-enum State<T: Transport, S: HttpService<Incoming>> {
+enum ConnectionState<T: Transport, S: HttpService<Incoming>> {
     /// The connection is active, with hyper's state and buffers.
-    Serving(Box<http1::Connection<Wire<ClientIo<T>>, S>>),
+    Active(Box<http1::Connection<HyperIo<ScreenedIo<T>>, S>>),
     /// The connection is idle: a socket and nothing else. Boxed, as the state is moved with each poll.
-    Resting(Box<ClientIo<T>>),
+    Idle(Box<ScreenedIo<T>>),
     /// The connection has left HTTP: it is a tunnel, or it sends a last response and closes.
-    Leaving(Pin<Box<dyn Future<Output = ()>>>),
+    Closing(Pin<Box<dyn Future<Output = ()>>>),
     Ended,
 }
 
-impl<T, E, S> Connection<T, E, S>
+impl<T, E, S> Http1Connection<T, E, S>
 where
     T: Transport,
-    S: HttpService<Incoming, ResBody = Tracked, Error = Infallible>,
+    S: HttpService<Incoming, ResBody = Http1Body, Error = Infallible>,
 {
     fn poll_serving(
         &mut self,
-        mut connection: Box<http1::Connection<Wire<ClientIo<T>>, S>>,
+        mut connection: Box<http1::Connection<HyperIo<ScreenedIo<T>>, S>>,
         cx: &mut Context<'_>,
-    ) -> State<T, S> {
+    ) -> ConnectionState<T, S> {
         let session = &self.session;
         let mut polled = Pin::new(&mut *connection).poll(cx);
         if polled.is_pending() && session.head.clock().is_stopping() && !self.graceful {
@@ -87,25 +87,25 @@ where
             polled = Pin::new(&mut *connection).poll(cx);
         }
         if let Poll::Ready(served) = polled {
-            session.settle();
+            session.finish_flushed();
             if let Err(error) = served {
                 tracing::debug!(%error, "client connection");
             }
-            return self.leave(*connection);
+            return self.close(*connection);
         }
         if session.busy.get() {
-            return State::Serving(connection);
+            return ConnectionState::Active(connection);
         }
         if session.refused.get().is_some() && session.flushed.get() {
-            return self.leave(*connection);
+            return self.close(*connection);
         }
         // A body that continues after its response has the time of the next head. A slow reader of the response keeps
         // that time from running as long as it accepts data.
         if session.head.is_met() && session.flushed.get() {
             if session.in_head.get() {
-                session.refused.set(Some(Refused::Late));
+                session.refused.set(Some(RejectedRequest::Late));
             }
-            return self.leave(*connection);
+            return self.close(*connection);
         }
         // With a partial head, hyper would need its first bytes a second time.
         let may_rest = !self.graceful && session.upload.borrow().is_over() && !session.in_head.get();
@@ -115,28 +115,28 @@ where
             let mut io = parts.io.into_socket();
             // A copy, nearly always of nothing: hyper's own buffer would be held for as long as the connection rests.
             io.io.ahead = Bytes::copy_from_slice(&parts.read_buf);
-            return State::Resting(Box::new(io));
+            return ConnectionState::Idle(Box::new(io));
         }
-        State::Serving(connection)
+        ConnectionState::Active(connection)
     }
 
     /// Returns the state after hyper is done: a tunnel, a last response, or a close.
-    fn leave(&self, connection: http1::Connection<Wire<ClientIo<T>>, S>) -> State<T, S> {
+    fn close(&self, connection: http1::Connection<HyperIo<ScreenedIo<T>>, S>) -> ConnectionState<T, S> {
         let parts = connection.into_parts();
         let io = parts.io.into_socket().io;
         self.session.leave();
         let (refused, switched) = (self.session.refused.get(), self.session.switched.take());
-        if let (None, Some((switched, ending))) = (refused, switched) {
+        if let (None, Some((switched, record))) = (refused, switched) {
             let idle = self.session.client.arrival.listener.limits.tunnel_timeout;
             let ahead = if parts.read_buf.is_empty() { io.ahead } else { parts.read_buf };
-            let spare = self.session.spare();
-            return State::Leaving(apart(|| tunnel::run(io.socket, ahead, switched, idle, spare, ending)));
+            let spare = self.session.spare_deadline();
+            return ConnectionState::Closing(boxed(|| tunnel::run(io.socket, ahead, switched, idle, spare, record)));
         }
-        let farewell = refused.map_or(Bytes::new(), |refused| farewell(&self.session, refused));
-        State::Leaving(apart(|| part(io.socket, farewell, self.session.clone())))
+        let farewell = refused.map_or(Bytes::new(), |refused| error_response_bytes(&self.session, refused));
+        ConnectionState::Closing(boxed(|| close_gracefully(io.socket, farewell, self.session.clone())))
     }
 
-    fn rest(&mut self, io: Box<ClientIo<T>>, cx: &mut Context<'_>) -> State<T, S>
+    fn make_idle(&mut self, io: Box<ScreenedIo<T>>, cx: &mut Context<'_>) -> ConnectionState<T, S>
     where
         E: Fn(Rc<Session>) -> S,
     {
@@ -144,10 +144,12 @@ where
         let is_over = self.session.head.clock().is_stopping() || self.session.head.is_met();
         if is_over && !is_fresh && io.io.ahead.is_empty() {
             self.session.leave();
-            return State::Leaving(apart(|| part(io.io.socket, Bytes::new(), self.session.clone())));
+            return ConnectionState::Closing(boxed(|| {
+                close_gracefully(io.io.socket, Bytes::new(), self.session.clone())
+            }));
         }
         if !is_fresh && io.io.ahead.is_empty() && io.io.socket.poll_read_ready(cx).is_pending() {
-            return State::Resting(io);
+            return ConnectionState::Idle(io);
         }
         let exchanges = (self.exchanges)(self.session.clone());
         let head = self.session.client.arrival.listener.limits.framing;
@@ -157,7 +159,7 @@ where
         if head.fields > FIELDS {
             builder.max_headers(head.fields);
         }
-        State::Serving(Box::new(builder.serve_connection(Wire::new(*io), exchanges)))
+        ConnectionState::Active(Box::new(builder.serve_connection(HyperIo::new(*io), exchanges)))
     }
 }
 
@@ -169,11 +171,11 @@ const FIELDS: usize = 100;
 /// The spare room behind the head limit, in bytes.
 const HEAD_END: usize = 1 << 10;
 
-impl<T, E, S> Future for Connection<T, E, S>
+impl<T, E, S> Future for Http1Connection<T, E, S>
 where
     T: Transport,
     E: Fn(Rc<Session>) -> S + Unpin,
-    S: HttpService<Incoming, ResBody = Tracked, Error = Infallible>,
+    S: HttpService<Incoming, ResBody = Http1Body, Error = Infallible>,
 {
     type Output = ();
 
@@ -181,22 +183,22 @@ where
         let this = &mut *self;
         this.session.head.watch(cx);
         loop {
-            let was_resting = matches!(this.state, State::Resting(_));
-            this.state = match std::mem::replace(&mut this.state, State::Ended) {
-                State::Ended => return Poll::Ready(()),
-                State::Resting(io) => this.rest(io, cx),
-                State::Serving(connection) => this.poll_serving(connection, cx),
-                State::Leaving(mut leaving) => match leaving.as_mut().poll(cx) {
+            let was_resting = matches!(this.state, ConnectionState::Idle(_));
+            this.state = match std::mem::replace(&mut this.state, ConnectionState::Ended) {
+                ConnectionState::Ended => return Poll::Ready(()),
+                ConnectionState::Idle(io) => this.make_idle(io, cx),
+                ConnectionState::Active(connection) => this.poll_serving(connection, cx),
+                ConnectionState::Closing(mut leaving) => match leaving.as_mut().poll(cx) {
                     Poll::Ready(()) => return Poll::Ready(()),
                     Poll::Pending => {
-                        this.state = State::Leaving(leaving);
+                        this.state = ConnectionState::Closing(leaving);
                         return Poll::Pending;
                     }
                 },
             };
             match &this.state {
-                State::Serving(_) if !was_resting => return Poll::Pending,
-                State::Resting(_) if was_resting => return Poll::Pending,
+                ConnectionState::Active(_) if !was_resting => return Poll::Pending,
+                ConnectionState::Idle(_) if was_resting => return Poll::Pending,
                 _ => {}
             }
         }
@@ -204,8 +206,8 @@ where
 }
 
 /// Sends a last response and closes the connection so that the client can read it.
-async fn part(mut socket: impl Transport, farewell: Bytes, session: Rc<Session>) {
-    let limit = session.spare();
+async fn close_gracefully(mut socket: impl Transport, farewell: Bytes, session: Rc<Session>) {
+    let limit = session.spare_deadline();
     let last_word = async {
         socket.write_all(&farewell).await?;
         socket.shutdown().await
@@ -226,11 +228,17 @@ async fn part(mut socket: impl Transport, farewell: Bytes, session: Rc<Session>)
 }
 
 /// Returns the response to bytes that never became a request.
-fn farewell(session: &Session, refused: Refused) -> Bytes {
+fn error_response_bytes(session: &Session, refused: RejectedRequest) -> Bytes {
     let (kind, status, cause, limit) = match refused {
-        Refused::Framing(refusal) => (Kind::RequestError, refusal.status(), refusal.reason(), refusal.limit()),
-        Refused::Late => (Kind::RequestTimeout, 408, "the head took too long", Some("limits.head-timeout")),
-        Refused::Malformed(status) => (Kind::RequestError, status, "no request that can be parsed", None),
+        RejectedRequest::Framing(refusal) => {
+            (FailureKind::RequestError, refusal.status(), refusal.reason(), refusal.limit())
+        }
+        RejectedRequest::Late => {
+            (FailureKind::RequestTimeout, 408, "the head took too long", Some("limits.head-timeout"))
+        }
+        RejectedRequest::Malformed(status) => {
+            (FailureKind::RequestError, status, "no request that can be parsed", None)
+        }
     };
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     let error = Error { limit, ..Error::new(kind, cause) };
@@ -259,9 +267,9 @@ fn written(parts: &response::Parts, content: &[u8]) -> Bytes {
 
 /// Responds in plain HTTP to a client that uses it at a listener with TLS. A client that does not send a request line
 /// is closed without a response.
-pub async fn misplaced(mut stream: impl Transport, client: Client) {
+pub async fn misplaced(mut stream: impl Transport, client: ClientConnection) {
     let session = Session::new(client);
-    let limit = session.spare();
+    let limit = session.spare_deadline();
     let mut line = Vec::new();
     let reading = async {
         while !line.contains(&b'\n') && line.len() < LONGEST_LINE {
@@ -280,12 +288,12 @@ pub async fn misplaced(mut stream: impl Transport, client: Client) {
         }
         return;
     }
-    let error = Error::new(Kind::RequestError, "HTTP was spoken without TLS to a listener with `tls`");
+    let error = Error::new(FailureKind::RequestError, "HTTP was spoken without TLS to a listener with `tls`");
     let (mut parts, _) = session.client.refuse(error, StatusCode::BAD_REQUEST).into_parts();
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let farewell = written(&parts, MISPLACED.as_bytes());
     session.leave();
-    part(stream, farewell, session.clone()).await;
+    close_gracefully(stream, farewell, session.clone()).await;
 }
 
 const MISPLACED: &str = "400 Bad Request\nThis port speaks TLS, and the request came without it: use https.\n";

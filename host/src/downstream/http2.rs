@@ -32,23 +32,23 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::http2::client_frames::ClientFrames;
 use super::http2::half_closed::HalfClosed;
-use super::http2::reset_limit::Aborted;
-use super::http2::stalled_streams::{Look, Stream, StreamTask};
-use super::http2::write_buffer::Gathered;
-use super::write_timeout::Patient;
-use super::{Client, LINGER, Outgoing, Transport, tunnel};
+use super::http2::reset_limit::ResetLimit;
+use super::http2::stalled_streams::{StalledStream, StreamCheck, StreamTask};
+use super::http2::write_buffer::WriteBuffer;
+use super::write_timeout::WriteTimeout;
+use super::{ClientConnection, LINGER, ResponseStream, Transport, tunnel};
 use crate::body::BodyError;
 use crate::body::backlog::{Backlog, Piece, StreamBacklog};
-use crate::body::upload::{ClientContent, Upload};
-use crate::error::{Error, Kind, causes};
-use crate::exchange::record::Ending;
+use crate::body::upload::{ClientContent, UploadProgress};
+use crate::error::{Error, FailureKind, causes};
+use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::{self, Timers};
-use crate::generation::connection_counts::{Closed, SendLimit};
-use crate::generation::listener::Limits;
+use crate::generation::connection_counts::{CloseReason, SendLimit};
+use crate::generation::listener::ClientLimits;
 use crate::net::deadline::Deadline;
 use crate::net::frame_counter::CountedFrames;
-use crate::net::hyper_io::OnThisWorker;
+use crate::net::hyper_io::LocalExecutor;
 use crate::protocol::http2_frames::budget::FrameKind;
 use crate::protocol::websocket;
 use crate::system::supervise::{Task, spawn};
@@ -60,25 +60,25 @@ const STREAM_WINDOW: u32 = 256 << 10;
 /// more.
 const SEND_BUFFER: usize = 64 << 10;
 /// The maximum time between two checks of the streams for slow readers.
-const LOOK: Duration = Duration::from_secs(5);
+const STREAM_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The multiple of `send-timeout` for which a client without streams may stay after GOAWAY.
-const LEAVE: u32 = 10;
+const GOAWAY_TIMEOUT_FACTOR: u32 = 10;
 /// More than answers to some PINGs.
-const SOMETHING: u64 = 1 << 10;
+const MIN_PROGRESS: u64 = 1 << 10;
 /// The maximum number of streams that are reset because the client broke a rule; beyond, the connection is closed
 /// (CVE-2025-8671).
 const LOCAL_RESETS: usize = 100;
 
 /// Serves a client connection until either side ends it. `ahead` holds bytes that were read already.
-pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
+pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnection) {
     let limits = client.arrival.listener.limits;
     let [idle, send, linger, look] = client.clock.deadlines();
     let now = client.clock.now();
-    let io =
-        Patient::new(stream, ahead, send, limits.send, client.arrival.listener.census.clone()).of(&client.arrival.peer);
+    let io = WriteTimeout::new(stream, ahead, send, limits.send, client.arrival.listener.census.clone())
+        .of(&client.arrival.peer);
     let io = Lingering { io, linger, allowance: None, most: limits.buffer };
     let io = CountedFrames { io, counter: ClientFrames::new(client.clock.clone()) };
-    let io = Gathered::new(HalfClosed::new(io, look, Lingering::is_gone));
+    let io = WriteBuffer::new(HalfClosed::new(io, look, Lingering::is_gone));
     let mut is_acknowledged = false;
     let streams = Rc::new(Streams {
         client,
@@ -86,7 +86,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         open: Cell::new(0),
         served: Cell::new(0),
         told: Cell::new(None),
-        aborted: Aborted::new(now),
+        aborted: ResetLimit::new(now),
         taken: Cell::new(now),
         departed: Cell::new(0),
         backlog: Backlog::new(limits.buffer),
@@ -109,7 +109,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
             connection.as_mut().graceful_shutdown();
             // Wakes the connection, so that it sends GOAWAY to the client.
             streams.idle.set(streams.look_after());
-        } else if streams.is_given_up() {
+        } else if streams.should_abort() {
             return Poll::Ready(Ok(()));
         }
         let served = connection.as_mut().poll(cx).map_err(io::Error::other);
@@ -118,7 +118,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
         if !is_acknowledged && served.is_pending() && matches!(sent, Poll::Ready(Ok(()))) && io.socket().has_ended() {
             (is_acknowledged, sent) = acknowledge(&io, cx);
         }
-        streams.note_departed(io.socket().counted.io.io.socket.departed());
+        streams.note_departed(io.socket().counted.io.io.socket.bytes_sent());
         streams.was_full.set(streams.was_full.get() || sent.is_pending());
         streams.note_refused(io.socket().counted.counter.last_heads());
         if io.socket().counted.counter.flood().is_some() {
@@ -135,16 +135,16 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: Client) {
     // The drop ends the exchanges that are left.
     drop(connection);
     if let Some(kind) = streams.flood(&io) {
-        streams.client.arrival.listener.census.count(Closed::Flood);
+        streams.client.arrival.listener.census.count(CloseReason::Flood);
         let client = streams.client_address();
         if failure_log::admits(Topic::Client, client.unwrap_or_default()) {
             tracing::warn!(client, frames = kind.name(), "too many HTTP/2 frames");
         }
-        let _ = streams.idle.limit(LINGER, calm(io)).await;
+        let _ = streams.idle.limit(LINGER, window_settings(io)).await;
     }
 }
 
-fn builder(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
+fn builder(limits: &ClientLimits, tasks: Tasks) -> http2::Builder<Tasks> {
     let mut builder = http2::Builder::new(tasks);
     builder
         .max_concurrent_streams(limits.streams)
@@ -163,7 +163,7 @@ fn builder(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
 /// Replies to a client that has closed its sending side, and returns whether that was possible in this turn. h2 wouldn't: its
 /// farewell has a PING, which such a client can't answer.
 fn acknowledge<T: Transport>(
-    io: &Gathered<HalfClosed<Lingering<T>>>,
+    io: &WriteBuffer<HalfClosed<Lingering<T>>>,
     cx: &mut Context<'_>,
 ) -> (bool, Poll<io::Result<()>>) {
     let Some(frame) = io.socket().counted.counter.acknowledgement() else { return (false, Poll::Ready(Ok(()))) };
@@ -175,7 +175,7 @@ fn acknowledge<T: Transport>(
 }
 
 /// Tells the client to calm down, and closes the connection.
-async fn calm<T: Transport>(mut io: Gathered<HalfClosed<Lingering<T>>>) -> io::Result<()> {
+async fn window_settings<T: Transport>(mut io: WriteBuffer<HalfClosed<Lingering<T>>>) -> io::Result<()> {
     poll_fn(|cx| io.poll_send(cx)).await?;
     let farewell = io.socket().counted.counter.farewell();
     if let Some(farewell) = farewell {
@@ -186,7 +186,7 @@ async fn calm<T: Transport>(mut io: Gathered<HalfClosed<Lingering<T>>>) -> io::R
 
 /// The exchanges of a connection.
 struct Streams {
-    client: Client,
+    client: ClientConnection,
     /// The deadline of the idle timeout, and of the next check of the open streams.
     idle: Deadline,
     open: Cell<usize>,
@@ -194,7 +194,7 @@ struct Streams {
     /// The time of GOAWAY, or of the end of the last stream after that; `None` before GOAWAY.
     told: Cell<Option<Instant>>,
     /// The recent number of streams that the client reset before their end.
-    aborted: Aborted,
+    aborted: ResetLimit,
     /// The time when the client last accepted data.
     taken: Cell<Instant>,
     /// The number of bytes that were sent by then.
@@ -204,9 +204,9 @@ struct Streams {
     /// The bytes of requests that wait for endpoints, in addition to those that wait in h2 within its window.
     uploads: Arc<Backlog>,
     /// The streams that are open.
-    all: RefCell<Vec<Weak<Stream<Held>>>>,
+    all: RefCell<Vec<Weak<StalledStream<HeldStream>>>>,
     /// The stream whose task hyper spawns next.
-    starting: Cell<Option<Rc<Stream<Held>>>>,
+    starting: Cell<Option<Rc<StalledStream<HeldStream>>>>,
     /// The time when the streams were last checked.
     looked: Cell<Instant>,
     /// Whether the socket was full since the last check.
@@ -220,23 +220,23 @@ struct Streams {
 struct Tasks(Rc<Streams>);
 
 /// An open stream, until dropped.
-struct Open {
+struct OpenStream {
     streams: Rc<Streams>,
     /// Whether the response was sent whole, or has become a tunnel.
     is_whole: Cell<bool>,
 }
 
 /// The parts of an exchange that end once h2 has the whole response.
-struct Held {
-    ending: Option<Ending>,
-    open: Option<Open>,
+struct HeldStream {
+    record: Option<ExchangeRecord>,
+    open: Option<OpenStream>,
 }
 
 /// The body of a response that is written to a stream.
-struct Streamed {
-    outgoing: Outgoing,
-    stream: Rc<Stream<Held>>,
-    open: Option<Open>,
+struct Http2Body {
+    outgoing: ResponseStream,
+    stream: Rc<StalledStream<HeldStream>>,
+    open: Option<OpenStream>,
 }
 
 impl<F: Future + 'static> Executor<F> for Tasks
@@ -247,7 +247,7 @@ where
         match self.0.starting.take() {
             Some(stream) => drop(spawn(Task::Stream, StreamTask::new(task, stream, &self.0.client.clock))),
             // The task of a tunnel.
-            None => OnThisWorker.execute(task),
+            None => LocalExecutor.execute(task),
         }
     }
 }
@@ -256,11 +256,11 @@ impl Streams {
     fn exchange(
         self: Rc<Self>,
         mut request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response<Streamed>, Infallible>> {
+    ) -> impl Future<Output = Result<Response<Http2Body>, Infallible>> {
         let open = self.open();
         let stream = self.begin();
         let [step, total] = self.client.clock.deadlines();
-        let timers = Rc::new(Timers { step, total });
+        let timers = Rc::new(Timers { idle: step, total });
         let tunnel = extended_connect(&mut request);
         let upload = self.upload(request.body());
         let is_head = *request.method() == Method::HEAD;
@@ -268,10 +268,10 @@ impl Streams {
             stream.receives(&upload);
         }
         let request = request.map(|content| ClientContent::new(content, upload.clone()));
-        let exchange = match self.excess(&request) {
+        let exchange = match self.limit_violation(&request) {
             None => Ok(self.client.exchange(request, upload, timers.clone())),
             Some((status, limit, why)) => {
-                Err(self.client.refuse(Error::new(Kind::RequestError, why).met(limit), status))
+                Err(self.client.refuse(Error::new(FailureKind::RequestError, why).met(limit), status))
             }
         };
         // Boxed, so that its memory is freed while the response is sent.
@@ -281,7 +281,7 @@ impl Streams {
                 Err(refused) => refused,
             };
             let (response, open) = match tunnel {
-                Some(client) => connect(response, client, open, &timers.step),
+                Some(client) => connect(response, client, open, &timers.idle),
                 None => (response, Some(open)),
             };
             let has_none = is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -291,13 +291,13 @@ impl Streams {
                 if let Some(open) = open.as_ref().filter(|_| outgoing.is_end_stream()) {
                     open.streams.give_last_head();
                 }
-                Streamed { outgoing, stream, open }
+                Http2Body { outgoing, stream, open }
             }))
         })
     }
 
     /// Returns status, key and cause of a limit that h2 doesn't know and the request exceeds; `None` if there is none.
-    fn excess<B>(&self, request: &Request<B>) -> Option<(StatusCode, &'static str, &'static str)> {
+    fn limit_violation<B>(&self, request: &Request<B>) -> Option<(StatusCode, &'static str, &'static str)> {
         let limits = &self.client.arrival.listener.limits.framing;
         let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
         if target > limits.target_bytes {
@@ -308,7 +308,7 @@ impl Streams {
         many.then_some((status, "limits.fields", "there are too many fields"))
     }
 
-    fn open(self: &Rc<Self>) -> Open {
+    fn open(self: &Rc<Self>) -> OpenStream {
         self.open.set(self.open.get() + 1);
         self.served.set(self.served.get() + 1);
         if self.open.get() == 1 {
@@ -316,11 +316,11 @@ impl Streams {
             self.idle.set(self.look_after());
         }
         self.client.presence.serve();
-        Open { streams: self.clone(), is_whole: Cell::new(false) }
+        OpenStream { streams: self.clone(), is_whole: Cell::new(false) }
     }
 
-    fn begin(&self) -> Rc<Stream<Held>> {
-        let stream = Stream::new(&self.backlog);
+    fn begin(&self) -> Rc<StalledStream<HeldStream>> {
+        let stream = StalledStream::new(&self.backlog);
         self.starting.set(Some(stream.clone()));
         let mut all = self.all.borrow_mut();
         all.retain(|stream| stream.strong_count() > 0);
@@ -329,22 +329,22 @@ impl Streams {
     }
 
     /// Returns the upload progress of a request body, which is bounded if there is a body.
-    fn upload(&self, content: &Incoming) -> Upload {
+    fn upload(&self, content: &Incoming) -> UploadProgress {
         match content.is_end_stream() {
-            true => Upload::default(),
-            false => Upload::bounded(StreamBacklog::new(&self.uploads)),
+            true => UploadProgress::default(),
+            false => UploadProgress::bounded(StreamBacklog::new(&self.uploads)),
         }
     }
 
     /// Returns the time to the next check of the streams.
     fn look_after(&self) -> Duration {
-        LOOK.min(self.client.arrival.listener.limits.send.timeout / 2)
+        STREAM_CHECK_INTERVAL.min(self.client.arrival.listener.limits.send.timeout / 2)
     }
 
     /// Checks all streams, and resets those whose window the client opens too slowly.
     fn look(&self, now: Instant) {
         let listener = &self.client.arrival.listener;
-        let look = Look { now, last: self.looked.replace(now), was_full: self.was_full.replace(false) };
+        let look = StreamCheck { now, last: self.looked.replace(now), was_full: self.was_full.replace(false) };
         let all = self.all.borrow();
         for stream in all.iter().filter_map(Weak::upgrade).filter(|one| one.is_too_slow(look, listener.limits.send)) {
             listener.census.cut_off(SendLimit::Rate, self.client_address());
@@ -382,21 +382,21 @@ impl Streams {
     fn note_refused(&self, sent: u64) {
         while sent > self.last_heads.get() {
             self.give_last_head();
-            let error = Error::new(Kind::RequestError, "the head is too long").met("limits.head");
+            let error = Error::new(FailureKind::RequestError, "the head is too long").met("limits.head");
             drop(self.client.refuse(error, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
         }
     }
 
     fn note_departed(&self, departed: u64) {
-        if departed - self.departed.get() > SOMETHING {
+        if departed - self.departed.get() > MIN_PROGRESS {
             self.departed.set(departed);
             self.taken.set(self.client.clock.now());
         }
     }
 
     /// The kind of frame that the client sends far more often than its requests explain; `None` if there is none.
-    fn flood<T>(&self, io: &Gathered<HalfClosed<T>>) -> Option<FrameKind> {
-        let resets = || self.aborted.are_too_many().then_some(FrameKind::Reset);
+    fn flood<T>(&self, io: &WriteBuffer<HalfClosed<T>>) -> Option<FrameKind> {
+        let resets = || self.aborted.should_close().then_some(FrameKind::Reset);
         io.socket().counted.counter.flood().or_else(resets)
     }
 
@@ -404,16 +404,19 @@ impl Streams {
     fn is_over(&self) -> bool {
         let limits = &self.client.arrival.listener.limits;
         let is_idle = self.open.get() == 0 && self.idle.is_met();
-        is_idle || self.aborted.are_many() || self.served.get() >= limits.requests || self.idle.clock().is_stopping()
+        is_idle
+            || self.aborted.should_goaway()
+            || self.served.get() >= limits.requests
+            || self.idle.clock().is_stopping()
     }
 
     /// Whether the connection has to close: the client accepts no data, resets too many streams, begins too many, or
     /// stays too long after GOAWAY.
-    fn is_given_up(&self) -> bool {
+    fn should_abort(&self) -> bool {
         let limits = &self.client.arrival.listener.limits;
         // The second term covers streams under way at GOAWAY, and those that begin until the client receives it.
         let most = limits.requests.saturating_add(2 * limits.streams as usize);
-        if self.aborted.are_too_many() || self.served.get() > most {
+        if self.aborted.should_close() || self.served.get() > most {
             return true;
         }
         if !self.idle.is_met() {
@@ -423,8 +426,9 @@ impl Streams {
         let now = self.client.clock.now();
         self.look(now);
         let patience = limits.send.timeout;
-        let is_stuck =
-            |stream: &Weak<Stream<Held>>| stream.upgrade().is_some_and(|stream| stream.is_stuck(now, patience));
+        let is_stuck = |stream: &Weak<StalledStream<HeldStream>>| {
+            stream.upgrade().is_some_and(|stream| stream.is_stuck(now, patience))
+        };
         let takes_nothing = now.saturating_duration_since(self.taken.get()) >= patience;
         let open = self.open.get();
         let Some(told) = self.told.get().filter(|_| open == 0) else {
@@ -439,15 +443,17 @@ impl Streams {
         };
         // A stream ends here once h2 has the last of its bytes, and h2 doesn't report when these are sent. A client
         // that sends PINGs accepts data as often as it likes.
-        self.served.get() == 0 || takes_nothing || now.saturating_duration_since(told) >= LEAVE * patience
+        self.served.get() == 0
+            || takes_nothing
+            || now.saturating_duration_since(told) >= GOAWAY_TIMEOUT_FACTOR * patience
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         let streams = &self.streams;
         if !self.is_whole.get() {
-            streams.aborted.note(streams.client.clock.now());
+            streams.aborted.record(streams.client.clock.now());
         }
         streams.open.set(streams.open.get() - 1);
         if streams.open.get() > 0 {
@@ -465,7 +471,7 @@ impl Drop for Open {
     }
 }
 
-impl Streamed {
+impl Http2Body {
     fn hold(&self, frame: Frame<Bytes>) -> Frame<Piece> {
         let frame = frame.map_data(|content| self.stream.backlog.hold(content));
         self.outgoing.body.limit_reads(self.stream.backlog.read_limit());
@@ -477,14 +483,14 @@ impl Streamed {
         if let Some(open) = &self.open {
             open.is_whole.set(true);
         }
-        let held = Held { ending: self.outgoing.ending.take(), open: self.open.take() };
-        if held.ending.is_some() || held.open.is_some() {
+        let held = HeldStream { record: self.outgoing.record.take(), open: self.open.take() };
+        if held.record.is_some() || held.open.is_some() {
             self.stream.hold(held);
         }
     }
 }
 
-impl Drop for Streamed {
+impl Drop for Http2Body {
     fn drop(&mut self) {
         if self.outgoing.is_end_stream() {
             self.end();
@@ -492,7 +498,7 @@ impl Drop for Streamed {
     }
 }
 
-impl Body for Streamed {
+impl Body for Http2Body {
     type Data = Piece;
     type Error = BodyError;
 
@@ -535,7 +541,7 @@ impl Body for Streamed {
 
 /// Removes a generated body from a response that has none, and keeps its length in one to HEAD (RFC 9110 §6.4.1,
 /// §9.3.2). Over HTTP/1 hyper does that.
-fn without_content(mut response: Response<Outgoing>, is_head: bool) -> Response<Outgoing> {
+fn without_content(mut response: Response<ResponseStream>, is_head: bool) -> Response<ResponseStream> {
     if let ResponseBody::Full(content) = &mut response.body_mut().body {
         let length = std::mem::take(content).len();
         if is_head && length > 0 {
@@ -567,24 +573,21 @@ fn extended_connect(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
 /// Returns the response to a request for a tunnel, as HTTP/2 requires it. Any success means a tunnel, so other
 /// responses must not have such a status.
 fn connect(
-    mut response: Response<Outgoing>,
+    mut response: Response<ResponseStream>,
     client: OnUpgrade,
-    open: Open,
+    open: OpenStream,
     deadline: &Deadline,
-) -> (Response<Outgoing>, Option<Open>) {
+) -> (Response<ResponseStream>, Option<OpenStream>) {
     let outgoing = response.body_mut();
     let switched = match std::mem::replace(&mut outgoing.body, ResponseBody::Full(Bytes::new())) {
         ResponseBody::Switched(switched) => switched,
         other => {
             outgoing.body = other;
             if response.status().is_success() {
-                let Outgoing { total, ending, .. } = response.into_body();
-                response = match ending {
-                    Some(mut ending) => exchange::instead(not_switched(), &mut ending).map(|body| Outgoing {
-                        body,
-                        total,
-                        ending: Some(ending),
-                    }),
+                let ResponseStream { total, record, .. } = response.into_body();
+                response = match record {
+                    Some(mut record) => exchange::replace_with_error(not_switched(), &mut record)
+                        .map(|body| ResponseStream { body, total, record: Some(record) }),
                     None => open.streams.client.refuse(not_switched(), StatusCode::BAD_GATEWAY),
                 };
             }
@@ -593,7 +596,7 @@ fn connect(
     };
     *response.status_mut() = StatusCode::OK;
     response.body().total.clear();
-    let ending = response.body_mut().ending.take();
+    let record = response.body_mut().record.take();
     for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT, header::CONTENT_LENGTH] {
         response.headers_mut().remove(name);
     }
@@ -601,7 +604,7 @@ fn connect(
     open.is_whole.set(true);
     spawn(Task::Tunnel, async move {
         match client.await {
-            Ok(client) => tunnel::run(TokioIo::new(client), Bytes::new(), *switched, idle, deadline, ending).await,
+            Ok(client) => tunnel::run(TokioIo::new(client), Bytes::new(), *switched, idle, deadline, record).await,
             Err(error) => tracing::debug!(%error, "tunnel"),
         }
         drop(open);
@@ -610,14 +613,14 @@ fn connect(
 }
 
 fn not_switched() -> Error {
-    Error::new(Kind::ProtocolError, "the endpoint didn't switch protocols")
+    Error::new(FailureKind::ProtocolError, "the endpoint didn't switch protocols")
 }
 
 // === Lingering close ===
 
 /// A socket that leaves its client some time to close its sending side.
 struct Lingering<T> {
-    io: Patient<T>,
+    io: WriteTimeout<T>,
     linger: Deadline,
     /// The number of bytes that may still arrive after this side is closed; `None` before.
     allowance: Option<usize>,

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 
-use crate::context::Head;
-use crate::exchange::record::Ending;
-use crate::exchange::response_body::Switched;
+use crate::context::ExchangeContext;
+use crate::exchange::record::ExchangeRecord;
+use crate::exchange::response_body::SwitchedProtocol;
 use crate::net::deadline::Deadline;
 use crate::telemetry::failure_log::{self, Topic};
 
@@ -22,13 +22,13 @@ const BUFFER: usize = 8 << 10;
 pub async fn run(
     client: impl AsyncRead + AsyncWrite + Unpin,
     ahead: Bytes,
-    switched: Switched,
+    switched: SwitchedProtocol,
     idle: Duration,
     deadline: Deadline,
-    mut ending: Option<Ending>,
+    mut record: Option<ExchangeRecord>,
 ) {
-    let Switched { mut stream, flight, .. } = switched;
-    let mut client = Watched { io: client, idle, deadline: deadline.clone(), written: 0, has_failed: false };
+    let SwitchedProtocol { mut stream, flight, .. } = switched;
+    let mut client = WatchedSocket { io: client, idle, deadline: deadline.clone(), written: 0, has_failed: false };
     deadline.set(idle);
     // Both are parts of buffers that hyper has read into, and are dropped once they are written.
     let behind = std::mem::take(&mut stream.ahead);
@@ -44,28 +44,28 @@ pub async fn run(
         Ok(Ok(_)) => {}
         // Clients may close tunnels at any time.
         Ok(Err(error)) if client.has_failed => tracing::debug!(%error, "tunnel"),
-        Ok(Err(error)) => log(&endpoint, ending.as_ref(), &error.to_string(), None),
+        Ok(Err(error)) => log(&endpoint, record.as_ref(), &error.to_string(), None),
         Err(_) => {
-            log(&endpoint, ending.as_ref(), &format!("nothing passed for {idle:?}"), Some("limits.tunnel-timeout"))
+            log(&endpoint, record.as_ref(), &format!("nothing passed for {idle:?}"), Some("limits.tunnel-timeout"))
         }
     }
-    if let Some(ending) = &mut ending {
-        ending.response_bytes += client.written;
+    if let Some(record) = &mut record {
+        record.response_bytes += client.written;
     }
     drop((flight, stream.slot));
 }
 
-fn log(endpoint: &str, ending: Option<&Ending>, cause: &str, limit: Option<&'static str>) {
+fn log(endpoint: &str, record: Option<&ExchangeRecord>, cause: &str, limit: Option<&'static str>) {
     if !failure_log::admits(Topic::Tunnel, endpoint) {
         return;
     }
-    let head = ending.and_then(|ending| ending.head.as_deref());
-    let (request_id, route) = (head.map(Head::request_id), head.map(|head| &*head.route));
+    let context = record.and_then(|record| record.context.as_deref());
+    let (request_id, route) = (context.map(ExchangeContext::request_id), context.map(|context| &*context.route));
     tracing::warn!(request_id, route, endpoint, cause, limit, "tunnel ended");
 }
 
 /// The client's side, which records whether bytes pass.
-struct Watched<T> {
+struct WatchedSocket<T> {
     io: T,
     idle: Duration,
     deadline: Deadline,
@@ -74,7 +74,7 @@ struct Watched<T> {
     has_failed: bool,
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for WatchedSocket<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.io).poll_read(cx, buffer);
         if let Poll::Ready(read) = &read {
@@ -85,7 +85,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for WatchedSocket<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
         match written {

@@ -12,25 +12,25 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Transport;
-use crate::context::Peer;
-use crate::generation::connection_counts::{Census, SendLimit};
+use crate::context::ClientInfo;
+use crate::generation::connection_counts::{ConnectionCounts, SendLimit};
 use crate::generation::listener::SendLimits;
 use crate::net::deadline::Deadline;
 
 /// A socket with a write timeout.
-pub struct Patient<T> {
+pub struct WriteTimeout<T> {
     pub socket: T,
     /// The bytes that were read already, and are returned first.
     pub ahead: Bytes,
     /// The timeout for the client to accept data.
     pub send: Deadline,
-    pace: Pace,
-    census: Arc<Census>,
-    peer: Option<Arc<Peer>>,
+    pace: SendPace,
+    census: Arc<ConnectionCounts>,
+    peer: Option<Arc<ClientInfo>>,
 }
 
 /// The rate at which a client accepts data. Only time in which the socket was full counts.
-struct Pace {
+struct SendPace {
     limits: SendLimits,
     /// The time since when the socket has been full; `None` if it isn't.
     since: Option<Instant>,
@@ -49,9 +49,9 @@ struct Pace {
 /// The number of checks within `send-timeout` of a client that is waited for: each costs a system call.
 const LOOKS: u32 = 4;
 
-impl<T: Transport> Patient<T> {
-    pub fn new(socket: T, ahead: Bytes, send: Deadline, limits: SendLimits, census: Arc<Census>) -> Self {
-        let pace = Pace {
+impl<T: Transport> WriteTimeout<T> {
+    pub fn new(socket: T, ahead: Bytes, send: Deadline, limits: SendLimits, census: Arc<ConnectionCounts>) -> Self {
+        let pace = SendPace {
             limits,
             since: None,
             waited: Duration::ZERO,
@@ -60,11 +60,11 @@ impl<T: Transport> Patient<T> {
             slow: Cell::new(0),
             progress: None,
         };
-        Patient { socket, ahead, send, pace, census, peer: None }
+        WriteTimeout { socket, ahead, send, pace, census, peer: None }
     }
 
     /// Sets the client's address for the log.
-    pub fn of(mut self, peer: &Arc<Peer>) -> Self {
+    pub fn of(mut self, peer: &Arc<ClientInfo>) -> Self {
         self.peer = Some(peer.clone());
         self
     }
@@ -82,7 +82,7 @@ impl<T: Transport> Patient<T> {
     }
 }
 
-impl Pace {
+impl SendPace {
     /// Records that the socket accepts data again.
     fn go_on(&mut self, deadline: &Deadline) {
         if let Some(since) = self.since.take() {
@@ -121,7 +121,7 @@ impl Pace {
     }
 }
 
-impl<T: Transport> AsyncRead for Patient<T> {
+impl<T: Transport> AsyncRead for WriteTimeout<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
             return Pin::new(&mut self.socket).poll_read(cx, buffer);
@@ -132,7 +132,7 @@ impl<T: Transport> AsyncRead for Patient<T> {
     }
 }
 
-impl<T: Transport> AsyncWrite for Patient<T> {
+impl<T: Transport> AsyncWrite for WriteTimeout<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
         self.sent(cx, written)
@@ -202,7 +202,7 @@ mod tests {
             Poll::Pending
         }
 
-        fn departed(&self) -> u64 {
+        fn bytes_sent(&self) -> u64 {
             self.1
         }
 
@@ -222,7 +222,7 @@ mod tests {
         let (clock, cx) = (Clock::new(), &mut Context::from_waker(Waker::noop()));
         let [send] = clock.deadlines();
         let limits = SendLimits { timeout: TICK, rate: 0 };
-        let mut io = Patient::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, limits, Arc::default());
+        let mut io = WriteTimeout::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, limits, Arc::default());
         let mut flush = |departed| {
             // Time is the subject of this test.
             std::thread::sleep(3 * TICK);
@@ -242,7 +242,7 @@ mod tests {
         let (clock, cx) = (Clock::new(), &mut Context::from_waker(Waker::noop()));
         let [send] = clock.deadlines();
         let limits = SendLimits { timeout, rate };
-        let mut io = Patient::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, limits, Arc::default());
+        let mut io = WriteTimeout::new(Slow(tokio::io::duplex(1).0, 0), Bytes::new(), send, limits, Arc::default());
         (0..20).any(|look| {
             // Time is the subject of this test.
             std::thread::sleep(2 * TICK);

@@ -11,35 +11,37 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, hea
 use http_body::Body;
 use hyper::body::Incoming;
 
-use crate::body::replay::Content;
-use crate::body::upload::{RequestBody, Rest, Upload};
-use crate::context::Head;
-use crate::error::{Error, Kind, causes};
-use crate::exchange::response_body::Lease;
-use crate::net::boxed::apart;
+use crate::body::replay::ReplayBuffer;
+use crate::body::upload::{IdleTime, RequestBody, UploadProgress};
+use crate::context::ExchangeContext;
+use crate::error::{Error, FailureKind, causes};
+use crate::exchange::response_body::ConnectionLease;
+use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
-use crate::protocol::hop_by_hop::{self, Hop};
+use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
-use crate::upstream::connect::Wanted;
-use crate::upstream::connection::{Answered, Connection, Unsent};
-use crate::upstream::connection_limit::Slots;
-use crate::upstream::endpoint_view::Flight;
+use crate::upstream::connect::RequiredProtocol;
+use crate::upstream::connection::{Connection, SendResult, Unsent};
+use crate::upstream::connection_limit::ConnectionLimit;
+use crate::upstream::endpoint_view::InFlightGuard;
 use crate::upstream::informational;
-use crate::upstream::pending_connection::Connecting;
-use crate::upstream::retry::Reached;
-use crate::upstream::{EndpointAddr, HeadLimits, Leave, Rules, Speaks, happy_eyeballs};
+use crate::upstream::pending_connection::PendingConnection;
+use crate::upstream::retry::Delivery;
+use crate::upstream::{
+    Acquired, ConnectionSettings, EndpointAddr, EndpointProtocol, ResponseHeadLimits, happy_eyeballs,
+};
 
 /// What is sent, and under which rules.
 pub struct Attempt<'a> {
     /// Each try takes its fields and leaves a copy.
-    pub head: &'a mut Head,
+    pub context: &'a mut ExchangeContext,
     /// Lent for each try.
-    pub content: &'a RefCell<Content>,
-    pub upload: &'a Upload,
+    pub content: &'a RefCell<ReplayBuffer>,
+    pub upload: &'a UploadProgress,
     /// What the endpoint is asked besides.
-    pub hop: &'a Hop,
-    pub rules: &'a Rc<Rules>,
-    pub slots: &'a Slots,
+    pub hop: &'a HopOptions,
+    pub rules: &'a Rc<ConnectionSettings>,
+    pub slots: &'a ConnectionLimit,
     /// Limits each thing that is waited for.
     pub step: &'a Deadline,
     /// Whether the request may go to another endpoint if this one has no connection for it.
@@ -47,90 +49,99 @@ pub struct Attempt<'a> {
 }
 
 /// The head of a response, with the connection that the rest streams from.
-pub struct Answer {
+pub struct AttemptResponse {
     pub response: Response<Incoming>,
-    pub lease: Lease,
+    pub lease: ConnectionLease,
 }
 
 /// An attempt that brought no response.
-pub struct Failure {
+pub struct AttemptFailure {
     pub error: Error,
-    pub reached: Reached,
+    pub reached: Delivery,
 }
 
 impl Attempt<'_> {
     /// Sends the request to the endpoint of a flight.
-    pub async fn run(&mut self, flight: Flight) -> Result<Answer, Failure> {
-        let wanted = self.wanted(&flight.seat().endpoint.address)?;
+    pub async fn run(&mut self, flight: InFlightGuard) -> Result<AttemptResponse, AttemptFailure> {
+        let wanted = self.required_protocol(&flight.seat().endpoint.address)?;
         let mut kept = self.kept(&flight, wanted);
         for left in (0..TRIES).rev() {
             let (mut connection, origin) = match kept.take() {
-                Some(connection) => (connection, Origin::Kept),
-                None => apart(|| self.connect(&flight, wanted)).await?,
+                Some(connection) => (connection, ConnectionOrigin::Kept),
+                None => boxed(|| self.connect(&flight, wanted)).await?,
             };
             let sent = self.send(&mut connection, &flight).await.inspect_err(|failure| {
-                if failure.error.kind == Kind::ResponseTimeout && origin == Origin::Kept {
+                if failure.error.kind == FailureKind::ResponseTimeout && origin == ConnectionOrigin::Kept {
                     flight.seat().pool.give_up_shared();
                 }
             });
             match sent? {
                 Ok(response) => return self.answered(response, connection, flight),
-                Err(unsent) if left > 0 && self.repeats(&unsent, &connection, origin) => drop(self.take_back(unsent)),
+                Err(unsent) if left > 0 && self.may_resend(&unsent, &connection, origin) => {
+                    drop(self.recover_body(unsent))
+                }
                 Err(unsent) => return Err(self.failed(unsent, &connection)),
             }
         }
-        Err(nobody(Error::new(Kind::ConnectionTerminated, "several connections in a row were dead")))
+        Err(not_sent(Error::new(FailureKind::ConnectionTerminated, "several connections in a row were dead")))
     }
 
     /// Returns an idle or shared connection that seems alive. A request that can't be repeated is not sent on one whose
     /// end has come already.
-    fn kept(&self, flight: &Flight, wanted: Wanted) -> Option<Box<Connection>> {
+    fn kept(&self, flight: &InFlightGuard, wanted: RequiredProtocol) -> Option<Box<Connection>> {
         let pool = &flight.seat().pool;
         loop {
             let mut connection = pool.idle(wanted, self.rules, self.slots, self.step.clock().now())?;
-            if self.head.request.method.is_idempotent() || connection.is_open_now() {
+            if self.context.request.method.is_idempotent() || connection.is_open_now() {
                 return Some(connection);
             }
         }
     }
 
-    fn wanted(&self, address: &EndpointAddr) -> Result<Wanted, Failure> {
+    fn required_protocol(&self, address: &EndpointAddr) -> Result<RequiredProtocol, AttemptFailure> {
         if self.hop.upgrade.is_none() {
-            return Ok(Wanted::Any);
+            return Ok(RequiredProtocol::Any);
         }
-        if address.speaks == Speaks::Http2 {
+        if address.protocol == EndpointProtocol::Http2 {
             let why = "the endpoint speaks HTTP/2 alone, in which nothing is upgraded";
-            return Err(nobody(Error::new(Kind::UpgradeFailed, why)));
+            return Err(not_sent(Error::new(FailureKind::UpgradeFailed, why)));
         }
-        Ok(Wanted::Http1)
+        Ok(RequiredProtocol::Http1)
     }
 
     /// A connection of the request's own, or one that has become free.
-    async fn connect(&self, flight: &Flight, wanted: Wanted) -> Result<(Box<Connection>, Origin), Failure> {
+    async fn connect(
+        &self,
+        flight: &InFlightGuard,
+        wanted: RequiredProtocol,
+    ) -> Result<(Box<Connection>, ConnectionOrigin), AttemptFailure> {
         let (rules, pool, clock) = (self.rules, &flight.seat().pool, self.step.clock());
         let within = rules.connect_timeout;
         let late = |after| {
-            let error = Error::new(Kind::ConnectionTimeout, format!("no connection after {after:?}"));
-            nobody(error.met("connect-timeout"))
+            let error = Error::new(FailureKind::ConnectionTimeout, format!("no connection after {after:?}"));
+            not_sent(error.met("connect-timeout"))
         };
-        let waiting = || Failure { reached: Reached::Waiting, ..late(happy_eyeballs::DELAY) };
+        let waiting = || AttemptFailure { reached: Delivery::Waiting, ..late(happy_eyeballs::DELAY) };
         if pool.is_stuck() && (self.elsewhere)() {
             return Err(waiting());
         }
         let full = |_| {
-            let error = Error::new(Kind::LimitReached, format!("no connection became free in {within:?}"));
-            nobody(error.met("connect-timeout"))
+            let error = Error::new(FailureKind::LimitReached, format!("no connection became free in {within:?}"));
+            not_sent(error.met("connect-timeout"))
         };
-        let leave = self.step.limit(within, pool.leave(self.slots, wanted, rules, clock));
-        let slot = match leave.await.map_err(full)?.map_err(nobody)? {
-            Leave::Use(connection) => return Ok((connection, Origin::Kept)),
-            Leave::Connect(slot) => slot,
+        let leave = self.step.limit(within, pool.acquire(self.slots, wanted, rules, clock));
+        let slot = match leave.await.map_err(full)?.map_err(not_sent)? {
+            Acquired::Use(connection) => return Ok((connection, ConnectionOrigin::Kept)),
+            Acquired::Connect(slot) => slot,
         };
-        let mut connecting = Connecting::new(flight.seat(), (self.slots, slot), wanted, self.head.ends(), rules, clock);
+        let mut connecting =
+            PendingConnection::new(flight.seat(), (self.slots, slot), wanted, self.context.ends(), rules, clock);
         let mut left = within;
         if within > happy_eyeballs::DELAY && (self.elsewhere)() {
             match self.step.limit(happy_eyeballs::DELAY, connecting.attempt()).await {
-                Ok(connected) => return connected.map(|connection| (connection, Origin::Fresh)).map_err(nobody),
+                Ok(connected) => {
+                    return connected.map(|connection| (connection, ConnectionOrigin::Fresh)).map_err(not_sent);
+                }
                 Err(_) if !connecting.has_reached() => {
                     connecting.go_on_alone(within - happy_eyeballs::DELAY);
                     return Err(waiting());
@@ -139,31 +150,35 @@ impl Attempt<'_> {
             }
         }
         let connected = self.step.limit(left, connecting.attempt()).await.map_err(|_| late(within))?;
-        connected.map(|connection| (connection, Origin::Fresh)).map_err(nobody)
+        connected.map(|connection| (connection, ConnectionOrigin::Fresh)).map_err(not_sent)
     }
 
     /// Sends, and waits for the head of the response, driving the connection meanwhile.
-    async fn send(&mut self, connection: &mut Connection, flight: &Flight) -> Result<Answered, Failure> {
+    async fn send(
+        &mut self,
+        connection: &mut Connection,
+        flight: &InFlightGuard,
+    ) -> Result<SendResult, AttemptFailure> {
         let (rules, step, upload) = (self.rules, self.step, self.upload);
-        let body = self.content.borrow_mut().take().ok_or_else(spent)?;
+        let body = self.content.borrow_mut().take().ok_or_else(body_not_replayable)?;
         let address = &flight.seat().endpoint.address;
         // The request's name ends here: a future has room for all that has one where it waits.
         let mut answer = pin!({
             let mut request = Request::new(body);
-            self.dress(&mut request, address, connection.version()).map_err(nobody)?;
+            self.write_request_head(&mut request, address, connection.version()).map_err(not_sent)?;
             connection.send(request)
         });
         let mut sent = 0;
-        let mut rest = Rest::new(upload);
+        let mut rest = IdleTime::new(upload);
         let sending = poll_fn(|cx| {
             let polled = connection.drive(cx, |cx| answer.as_mut().poll(cx));
             // As long as the client's content goes on, or is waited for, the endpoint can't be expected to answer.
-            if upload.bytes() > sent || upload.is_awaited() {
+            if upload.bytes() > sent || upload.is_waiting_for_client() {
                 sent = upload.bytes();
                 step.set(rules.response_timeout);
             }
             if step.is_met()
-                && upload.takes_time()
+                && upload.has_no_rate_limit()
                 && let Some(more) = rest.longer(upload, rules.response_timeout, rules.stream_timeout)
             {
                 step.set(more);
@@ -171,20 +186,21 @@ impl Attempt<'_> {
             polled
         });
         let late = |_| {
-            let error = Error::new(Kind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
-            Failure { error: error.met("response-timeout"), reached: Reached::Endpoint }
+            let error =
+                Error::new(FailureKind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
+            AttemptFailure { error: error.met("response-timeout"), reached: Delivery::MaybeProcessed }
         };
         step.limit(rules.response_timeout, sending).await.map_err(late)
     }
 
     /// Gives a request its head, in place: it is large.
-    fn dress(
+    fn write_request_head(
         &mut self,
         request: &mut Request<RequestBody>,
         endpoint: &EndpointAddr,
         version: Version,
     ) -> Result<(), Error> {
-        let head = &mut self.head.request;
+        let head = &mut self.context.request;
         let request_is_empty = request.body().is_end_stream();
         let framed = request_is_empty || head.headers.contains_key(header::CONTENT_LENGTH);
         *request.method_mut() = head.method.clone();
@@ -196,14 +212,14 @@ impl Attempt<'_> {
         *fields = std::mem::replace(&mut head.headers, kept);
         hop_by_hop::ask(self.hop, version, fields);
         if !fields.contains_key(header::HOST)
-            && let Ok(host) = HeaderValue::from_str(endpoint.place.authority())
+            && let Ok(host) = HeaderValue::from_str(endpoint.address.authority())
         {
             fields.insert(header::HOST, host);
         }
         if version == Version::HTTP_2 {
             let host = request.headers_mut().remove(header::HOST);
             let uri = endpoint.uri(host.as_ref(), target);
-            *request.uri_mut() = uri.map_err(|error| Error::new(Kind::RequestError, error))?;
+            *request.uri_mut() = uri.map_err(|error| Error::new(FailureKind::RequestError, error))?;
             *request.version_mut() = version;
             return Ok(());
         }
@@ -224,12 +240,15 @@ impl Attempt<'_> {
         &self,
         mut response: Response<Incoming>,
         connection: Box<Connection>,
-        flight: Flight,
-    ) -> Result<Answer, Failure> {
-        let malformed = |why| Failure { error: Error::new(Kind::ProtocolError, why), reached: Reached::Endpoint };
+        flight: InFlightGuard,
+    ) -> Result<AttemptResponse, AttemptFailure> {
+        let malformed = |why| AttemptFailure {
+            error: Error::new(FailureKind::ProtocolError, why),
+            reached: Delivery::MaybeProcessed,
+        };
         let version = response.version();
         if version == Version::HTTP_2 && !self.rules.head.allow(response.headers()) {
-            return Err(Failure { error: too_large(self.rules.head), reached: Reached::Endpoint });
+            return Err(AttemptFailure { error: too_large(self.rules.head), reached: Delivery::MaybeProcessed });
         }
         if !hop_by_hop::settle_length(response.headers_mut()) {
             return Err(malformed("the response's Content-Length is not one number"));
@@ -244,47 +263,50 @@ impl Attempt<'_> {
             return Err(malformed("the endpoint switched protocols without the proof that it speaks WebSocket"));
         }
         let (rules, step, upload) = (self.rules.clone(), self.step.clone(), self.upload.clone());
-        Ok(Answer { response, lease: Lease { connection, flight, is_good: true, rules, step, upload } })
+        Ok(AttemptResponse {
+            response,
+            lease: ConnectionLease { connection, flight, is_good: true, rules, step, upload },
+        })
     }
 
     /// Whether a switch to WebSocket is one. A client with HTTP/1 sees for itself; for one with HTTP/2 this proxy has made the
     /// handshake.
     fn has_proof(&self, response: &Response<Incoming>) -> bool {
         let is_websocket = self.hop.upgrade.as_ref().is_some_and(websocket::is_websocket);
-        let request = &self.head.request;
+        let request = &self.context.request;
         !is_websocket
             || request.version != Version::HTTP_2
             || websocket::is_accepted(&request.headers, response.headers())
     }
 
     /// Whether a request that died with its connection may go out on another.
-    fn repeats(&self, unsent: &Unsent, connection: &Connection, origin: Origin) -> bool {
+    fn may_resend(&self, unsent: &Unsent, connection: &Connection, origin: ConnectionOrigin) -> bool {
         // Other requests may have made a shared connection, and used it up.
-        let was_in_use = origin == Origin::Kept || connection.version() == Version::HTTP_2;
+        let was_in_use = origin == ConnectionOrigin::Kept || connection.version() == Version::HTTP_2;
         let is_untouched = unsent.message().is_some() && was_in_use;
         let is_harmless =
-            origin == Origin::Kept && is_stale(unsent.error()) && self.head.request.method.is_idempotent();
+            origin == ConnectionOrigin::Kept && is_stale(unsent.error()) && self.context.request.method.is_idempotent();
         let may_repeat = is_harmless || is_unread(unsent.error(), connection);
         self.upload.fault().is_none() && (is_untouched || may_repeat && self.content.borrow().is_whole())
     }
 
     /// Keeps what is left of a request for another attempt.
-    fn take_back(&self, mut unsent: Box<Unsent>) -> hyper::Error {
+    fn recover_body(&self, mut unsent: Box<Unsent>) -> hyper::Error {
         if let Some(request) = unsent.take_message() {
             self.content.borrow_mut().put_back(request.into_body());
         }
         unsent.into_error()
     }
 
-    fn failed(&self, unsent: Box<Unsent>, connection: &Connection) -> Failure {
+    fn failed(&self, unsent: Box<Unsent>, connection: &Connection) -> AttemptFailure {
         let is_untouched = unsent.message().is_some();
-        let error = self.take_back(unsent);
+        let error = self.recover_body(unsent);
         match self.upload.fault() {
-            Some(fault) => Failure { error: fault.error(causes(&error)), reached: Reached::Endpoint },
-            None if is_untouched => nobody(from_hyper(error, self.rules.head)),
+            Some(fault) => AttemptFailure { error: fault.error(causes(&error)), reached: Delivery::MaybeProcessed },
+            None if is_untouched => not_sent(from_hyper(error, self.rules.head)),
             None => {
-                let reached = if is_unread(&error, connection) { Reached::Unread } else { Reached::Endpoint };
-                Failure { error: from_hyper(error, self.rules.head), reached }
+                let reached = if is_unread(&error, connection) { Delivery::Unread } else { Delivery::MaybeProcessed };
+                AttemptFailure { error: from_hyper(error, self.rules.head), reached }
             }
         }
     }
@@ -292,7 +314,7 @@ impl Attempt<'_> {
 
 /// The origin of a request's connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
+enum ConnectionOrigin {
     Fresh,
     Kept,
 }
@@ -302,14 +324,14 @@ enum Origin {
 const TRIES: u32 = 3;
 
 /// A failure that the endpoint can't know of.
-fn nobody(error: Error) -> Failure {
-    Failure { error, reached: Reached::Nobody }
+fn not_sent(error: Error) -> AttemptFailure {
+    AttemptFailure { error, reached: Delivery::NotSent }
 }
 
-fn spent() -> Failure {
-    Failure {
-        error: Error::new(Kind::ConnectionTerminated, "the content can't be sent again"),
-        reached: Reached::Endpoint,
+fn body_not_replayable() -> AttemptFailure {
+    AttemptFailure {
+        error: Error::new(FailureKind::ConnectionTerminated, "the content can't be sent again"),
+        reached: Delivery::MaybeProcessed,
     }
 }
 
@@ -344,20 +366,21 @@ fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
     std::error::Error::source(error)?.downcast_ref()
 }
 
-fn from_hyper(error: hyper::Error, limits: HeadLimits) -> Error {
+fn from_hyper(error: hyper::Error, limits: ResponseHeadLimits) -> Error {
     if let Some(refusal) = informational::refusal(&error) {
-        return Error::new(Kind::ResponseHeadSize, refusal).met("limits.response-head");
+        return Error::new(FailureKind::ResponseHeadSize, refusal).met("limits.response-head");
     }
     if error.is_parse_too_large() {
         return too_large(limits);
     }
     let is_malformed = cause::<h2::Error>(&error)
         .is_some_and(|error| error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR));
-    let kind = if error.is_parse() || is_malformed { Kind::ProtocolError } else { Kind::ConnectionTerminated };
+    let kind =
+        if error.is_parse() || is_malformed { FailureKind::ProtocolError } else { FailureKind::ConnectionTerminated };
     Error::new(kind, error)
 }
 
-fn too_large(HeadLimits { bytes, fields }: HeadLimits) -> Error {
+fn too_large(ResponseHeadLimits { bytes, fields }: ResponseHeadLimits) -> Error {
     let limits = format!("`limits.response-head` ({bytes} bytes) or `limits.response-fields` ({fields})");
-    Error::new(Kind::ResponseHeadSize, format!("the response's head is larger than {limits} of the upstream"))
+    Error::new(FailureKind::ResponseHeadSize, format!("the response's head is larger than {limits} of the upstream"))
 }

@@ -12,41 +12,41 @@ use std::time::Duration;
 
 use http::{Method, Response, StatusCode, request};
 
-use crate::context::{CacheOutcome, Head};
-use crate::error::{Error, Kind};
-use crate::exchange::chain::{self, BalancerEdits, Depth, Failed, Failing};
+use crate::context::{CacheOutcome, ExchangeContext};
+use crate::error::{Error, FailureKind};
+use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, FailedHook};
 use crate::exchange::record;
 use crate::exchange::response_body::ResponseBody;
-use crate::generation::{Route, Running};
+use crate::generation::{Route, WorkerState};
 use crate::net::deadline::Clock;
-use crate::plugin::cache_policy::{self, BypassReason, Lookup, Place, Reuse, StoredResponse};
-use crate::plugin::configured::CacheNeeds;
-use crate::plugin::instance::{Instance, Trap};
-use crate::store::collapse::{Joined, Landing, landed};
-use crate::store::disk::Filed;
+use crate::plugin::cache_policy::{self, BypassReason, Place, PolicyLookup, PolicyResponse, Reuse};
+use crate::plugin::configured::CacheInputs;
+use crate::plugin::instance::{Instance, PluginFailure};
+use crate::store::collapse::{FetchOutcome, FetchRole, wait_for_outcome};
+use crate::store::disk::DiskEntry;
 use crate::store::index::Found;
-use crate::store::purge_log::Moment;
-use crate::store::stored_response::{Content, Object};
+use crate::store::purge_log::PurgeEpoch;
+use crate::store::stored_response::{Content, StoredResponse};
 use crate::store::unix_time::now_ms;
 use crate::system::supervise::{Task, spawn};
-use crate::telemetry::metrics::CacheFigures;
-use cache_status::{Forward, Report};
+use crate::telemetry::metrics::CacheMetrics;
+use cache_status::{CacheStatus, ForwardReason};
 use fetch::Fetch;
 
 /// The result of looking up a request in the cache.
-pub enum Looked {
+pub enum Lookup {
     /// The request is answered from the store.
-    Served(Response<ResponseBody>),
+    Hit(Response<ResponseBody>),
     /// The cache is bypassed for the request and for its response.
-    Past(Past),
+    Bypass(BypassedCache),
     /// The store can't answer the request, or the response is on disk; the caller runs [`Asking::run`].
-    Ask(Box<Asking>),
+    Miss(Box<CacheMiss>),
 }
 
 /// A request that bypasses the cache.
-pub struct Past {
-    at: Depth,
-    why: Forward,
+pub struct BypassedCache {
+    at: ChainPosition,
+    why: ForwardReason,
     detail: Option<String>,
     /// The request as the cache received it; `None` unless its response may invalidate stored responses.
     changes: Option<Box<request::Parts>>,
@@ -54,16 +54,16 @@ pub struct Past {
 
 /// A request that no response in memory can answer.
 #[derive(Clone)]
-pub struct Asking {
-    seat: Seat,
+pub struct CacheMiss {
+    seat: CacheStage,
     place: Place,
     id: u128,
     scope: u64,
     /// The stored response on disk, with the purge-log position of the lookup; `None` if there is none.
-    filed: Option<(Arc<Filed>, Moment)>,
+    filed: Option<(Arc<DiskEntry>, PurgeEpoch)>,
     /// The stored response that can't be served as it is; `None` if there is none.
     stale: Option<Stale>,
-    why: Forward,
+    why: ForwardReason,
     /// Whether responses to this request are not expected to be cacheable, so that the request doesn't wait for another
     /// one.
     passes: bool,
@@ -72,25 +72,25 @@ pub struct Asking {
 /// A stored response that matches the request but can't be served as it is.
 #[derive(Clone)]
 struct Stale {
-    object: Arc<Object>,
+    object: Arc<StoredResponse>,
     /// Whether the fetch may be conditional, to revalidate the stored response.
     validates: bool,
 }
 
 /// A response from the store or from below the cache, for the plugins above it.
-pub struct Answered {
+pub struct CacheResponse {
     pub response: Response<ResponseBody>,
     /// The edits of the balancer to the response for this client only; `None` if there are none.
     pub edits: Option<BalancerEdits>,
     /// The position of the cache; the plugins above it still see the response.
-    pub depth: Depth,
+    pub depth: ChainPosition,
 }
 
 /// The stage of the cache in a chain.
 #[derive(Clone, Copy)]
-struct Seat {
+struct CacheStage {
     /// The position of the cache in the chain.
-    at: Depth,
+    at: ChainPosition,
     /// The index of the configured plugin in the generation.
     binding: usize,
 }
@@ -99,111 +99,111 @@ struct Seat {
 ///
 /// Never inlined into the caller, through which all exchanges pass, because it takes twice as much stack as the rest.
 #[inline(never)]
-pub fn look(
-    running: &Rc<Running>,
+pub fn look_up(
+    worker: &Rc<WorkerState>,
     route_place: usize,
-    at: Depth,
-    (head, upstream): (&mut Box<Head>, usize),
+    at: ChainPosition,
+    (context, upstream): (&mut Box<ExchangeContext>, usize),
     is_plain: bool,
     clock: &Rc<Clock>,
-) -> Result<Looked, Failed> {
-    let route = &running.generation.routes[route_place];
-    let seat = Seat { at, binding: at.plugin(route) };
-    let needs = seat.needs(running);
-    let is_read = is_read(&head.request);
-    let planned = needs.plan.as_ref().filter(|_| is_read).and_then(|plan| plan.key(head));
+) -> Result<Lookup, ChainFailure> {
+    let route = &worker.generation.routes[route_place];
+    let seat = CacheStage { at, binding: at.plugin(route) };
+    let needs = seat.needs(worker);
+    let is_read = is_read(&context.request);
+    let planned = needs.plan.as_ref().filter(|_| is_read).and_then(|plan| plan.key(context));
     let lookup = match planned {
         Some(key) => cache_policy::under(Place { key, fresh_will_do: true, only_if_cached: false }),
         None => seat
-            .ask(running, head, |policy| policy.lookup(&needs.request, head))?
-            .unwrap_or_else(|| Lookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))),
+            .decide(worker, context, |policy| policy.lookup(&needs.request, context))?
+            .unwrap_or_else(|| PolicyLookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))),
     };
     let place = match lookup {
-        Lookup::Under(place) if is_plain && is_read => place,
+        PolicyLookup::Under(place) if is_plain && is_read => place,
         lookup => {
-            seat.count(running, head, CacheOutcome::Bypass);
-            return Ok(Looked::Past(Past::of(at, lookup, &head.request)));
+            seat.count(worker, context, CacheOutcome::Bypass);
+            return Ok(Lookup::Bypass(BypassedCache::of(at, lookup, &context.request)));
         }
     };
-    let (store, now) = (&running.generation.store, now_ms());
+    let (store, now) = (&worker.generation.store, now_ms());
     let id = store.id(&place.key);
-    let scope = store.scope(&head.route, &running.generation.upstreams[upstream].name);
-    let why = Forward::UriMiss;
-    let mut asking = Asking { seat, place, id, scope, filed: None, stale: None, why, passes: false };
-    let (key, fields) = (&asking.place.key, &head.request.headers);
+    let scope = store.scope(&context.route, &worker.generation.upstreams[upstream].name);
+    let why = ForwardReason::UriMiss;
+    let mut asking = CacheMiss { seat, place, id, scope, filed: None, stale: None, why, passes: false };
+    let (key, fields) = (&asking.place.key, &context.request.headers);
     let found = store.find(id, key, scope, fields, now);
     let Found::Variant(object) = found else {
-        asking.filed = store.filed(id, key, scope, fields);
-        asking.passes = matches!(found, Found::Passes);
-        if let Found::Others = found {
-            asking.why = Forward::VaryMiss;
+        asking.filed = store.find_on_disk(id, key, scope, fields);
+        asking.passes = matches!(found, Found::HitForMiss);
+        if let Found::OtherVariants = found {
+            asking.why = ForwardReason::VaryMiss;
         }
-        return Ok(Looked::Ask(Box::new(asking)));
+        return Ok(Lookup::Miss(Box::new(asking)));
     };
-    Ok(match asking.weigh(running, (route_place, upstream), head, object, clock)? {
-        Some(response) => Looked::Served(response),
-        None => Looked::Ask(Box::new(asking)),
+    Ok(match asking.evaluate_stored(worker, (route_place, upstream), context, object, clock)? {
+        Some(response) => Lookup::Hit(response),
+        None => Lookup::Miss(Box::new(asking)),
     })
 }
 
-impl Past {
-    fn of(at: Depth, lookup: Lookup, request: &request::Parts) -> Self {
+impl BypassedCache {
+    fn of(at: ChainPosition, lookup: PolicyLookup, request: &request::Parts) -> Self {
         let is_read = is_read(request);
         let (why, detail, changes) = match lookup {
-            Lookup::Changes => (Forward::Method, None, !is_read),
-            Lookup::Bypass(BypassReason::Method) => (Forward::Method, None, false),
-            Lookup::Bypass(BypassReason::Request) => (Forward::Bypass, Some("request".into()), false),
-            Lookup::Bypass(BypassReason::Configured) => (Forward::Bypass, Some("configured".into()), false),
-            Lookup::Bypass(BypassReason::Other(why)) => (Forward::Bypass, Some(why), false),
-            Lookup::Under(_) if !is_read => (Forward::Method, None, false),
-            Lookup::Under(_) => (Forward::Bypass, Some("content".into()), false),
+            PolicyLookup::Changes => (ForwardReason::Method, None, !is_read),
+            PolicyLookup::Bypass(BypassReason::Method) => (ForwardReason::Method, None, false),
+            PolicyLookup::Bypass(BypassReason::Request) => (ForwardReason::Bypass, Some("request".into()), false),
+            PolicyLookup::Bypass(BypassReason::Configured) => (ForwardReason::Bypass, Some("configured".into()), false),
+            PolicyLookup::Bypass(BypassReason::Other(why)) => (ForwardReason::Bypass, Some(why), false),
+            PolicyLookup::Under(_) if !is_read => (ForwardReason::Method, None, false),
+            PolicyLookup::Under(_) => (ForwardReason::Bypass, Some("content".into()), false),
         };
-        Past { at, why, detail, changes: changes.then(|| Box::new(request.clone())) }
+        BypassedCache { at, why, detail, changes: changes.then(|| Box::new(request.clone())) }
     }
 
     /// Returns the position of the cache in the chain.
-    pub fn depth(&self) -> Depth {
+    pub fn depth(&self) -> ChainPosition {
         self.at
     }
 
     /// Handles the response in `head`: invalidates stored responses if necessary, and adds `Cache-Status`.
-    pub fn come_back(self, running: &Running, route: &Route, head: &mut Head) {
-        let seat = Seat { at: self.at, binding: self.at.plugin(route) };
-        let needs = seat.needs(running);
-        let Some(status) = head.response.as_ref().map(|response| response.status) else { return };
+    pub fn on_response(self, worker: &WorkerState, route: &Route, context: &mut ExchangeContext) {
+        let seat = CacheStage { at: self.at, binding: self.at.plugin(route) };
+        let needs = seat.needs(worker);
+        let Some(status) = context.response.as_ref().map(|response| response.status) else { return };
         if let Some(request) = self.changes.filter(|_| status.is_success() || status.is_redirection()) {
             // The policy receives the request as the cache received it, so that keys are the same as in lookups.
-            let sent = std::mem::replace(&mut head.request, *request);
-            let keys = seat.tell(running, head, |policy| policy.changed(&needs.response, head));
-            head.request = sent;
-            let store = &running.generation.store;
-            keys.unwrap_or_default().iter().for_each(|key| store.change(store.id(key)));
+            let sent = std::mem::replace(&mut context.request, *request);
+            let keys = seat.notify(worker, context, |policy| policy.changed(&needs.response, context));
+            context.request = sent;
+            let store = &worker.generation.store;
+            keys.unwrap_or_default().iter().for_each(|key| store.invalidate(store.id(key)));
         }
-        let report = Report::forwarded(self.why).status(status).detail(self.detail.as_deref());
-        if let Some(response) = &mut head.response {
-            report.tell(needs, None, &mut response.headers);
+        let report = CacheStatus::forwarded(self.why).status(status).detail(self.detail.as_deref());
+        if let Some(response) = &mut context.response {
+            report.append_to(needs, None, &mut response.headers);
         }
     }
 }
 
-impl Asking {
+impl CacheMiss {
     /// Answers the request: from disk, by collapsing with another request's fetch, or by a fetch of its own.
     pub async fn run(
         &mut self,
-        running: &Rc<Running>,
+        worker: &Rc<WorkerState>,
         (route, upstream): (usize, usize),
-        head: &mut Box<Head>,
+        context: &mut Box<ExchangeContext>,
         clock: &Rc<Clock>,
-    ) -> Result<Answered, Failed> {
+    ) -> Result<CacheResponse, ChainFailure> {
         if let Some((filed, asked)) = self.filed.take()
-            && let Some(object) = self.recall(running, &filed, asked).await
-            && let Some(response) = self.weigh(running, (route, upstream), head, object, clock)?
+            && let Some(object) = self.recall(worker, &filed, asked).await
+            && let Some(response) = self.evaluate_stored(worker, (route, upstream), context, object, clock)?
         {
             return Ok(self.answered(response));
         }
         if self.place.only_if_cached {
-            self.seat.count(running, head, CacheOutcome::Miss);
-            return Ok(self.answered(self.timeout(running)));
+            self.seat.count(worker, context, CacheOutcome::Miss);
+            return Ok(self.answered(self.gateway_timeout(worker)));
         }
         let mut turns = 0;
         let lead = loop {
@@ -212,60 +212,66 @@ impl Asking {
                 break None;
             }
             turns += 1;
-            let name = self.flight(running, head);
-            match running.generation.store.flights.join(name) {
-                Joined::Lead(lead) => {
-                    let newer = self.newer(running, head);
-                    if let Some(response) = newer.and_then(|it| self.serve(running, head, &it, Report::hit())) {
-                        self.seat.count(running, head, CacheOutcome::Hit);
+            let name = self.flight(worker, context);
+            match worker.generation.store.flights.join(name) {
+                FetchRole::Lead(lead) => {
+                    let newer = self.stored_meanwhile(worker, context);
+                    if let Some(response) = newer.and_then(|it| self.serve(worker, context, &it, CacheStatus::hit())) {
+                        self.seat.count(worker, context, CacheOutcome::Hit);
                         return Ok(self.answered(response));
                     }
                     break Some(lead);
                 }
-                Joined::Follow(mut flight) => match landed(&mut flight).await {
-                    Landing::Object(object, asked) if self.is_outdated(running, &object, asked) => {
-                        running.generation.store.flights.outdate(name, &flight);
+                FetchRole::Follow(mut flight) => match wait_for_outcome(&mut flight).await {
+                    FetchOutcome::Object(object, asked) if self.was_purged(worker, &object, asked) => {
+                        worker.generation.store.flights.detach(name, &flight);
                     }
-                    Landing::Object(object, _) => {
-                        if let Some(response) = self.shared(running, head, &object) {
-                            self.seat.count(running, head, CacheOutcome::Collapsed);
+                    FetchOutcome::Object(object, _) => {
+                        if let Some(response) = self.serve_collapsed(worker, context, &object) {
+                            self.seat.count(worker, context, CacheOutcome::Collapsed);
                             return Ok(self.answered(response));
                         }
                     }
-                    Landing::Failed(kind) => {
+                    FetchOutcome::Failed(kind) => {
                         let cause = "the request that it waited for failed";
-                        let failed = Failed::from(Error::new(kind, cause));
-                        self.seat.count(running, head, CacheOutcome::Collapsed);
-                        return self.instead(running, head, None, failed);
+                        let failed = ChainFailure::from(Error::new(kind, cause));
+                        self.seat.count(worker, context, CacheOutcome::Collapsed);
+                        return self.stale_or_failure(worker, context, None, failed);
                     }
-                    Landing::Pass => self.passes = true,
-                    Landing::Left | Landing::Pending => {}
+                    FetchOutcome::Pass => self.passes = true,
+                    FetchOutcome::Left | FetchOutcome::Pending => {}
                 },
             }
         };
         let outcome = match self.why {
-            Forward::Stale | Forward::Request => CacheOutcome::Validated,
+            ForwardReason::Stale | ForwardReason::Request => CacheOutcome::Validated,
             _ => CacheOutcome::Miss,
         };
-        self.seat.count(running, head, outcome);
-        Fetch { asking: self, running, route, upstream, clock }.run(head, lead).await
+        self.seat.count(worker, context, outcome);
+        Fetch { asking: self, worker, route, upstream, clock }.run(context, lead).await
     }
 
     /// Reads a response from disk. Concurrent reads of one file are collapsed. `None` if the file can't be read.
-    async fn recall(&self, running: &Running, filed: &Arc<Filed>, asked: Moment) -> Option<Arc<Object>> {
-        let (store, most) = (&running.generation.store, fetch::most_in_memory(running));
+    async fn recall(
+        &self,
+        worker: &WorkerState,
+        filed: &Arc<DiskEntry>,
+        asked: PurgeEpoch,
+    ) -> Option<Arc<StoredResponse>> {
+        let (store, most) = (&worker.generation.store, fetch::most_in_memory(worker));
         loop {
             match store.flights.join(filed.flight()) {
-                Joined::Lead(lead) => {
-                    let recalled = store.recall(self.id, &self.place.key, (filed, asked), most).await;
-                    let landing = recalled.clone().map_or(Landing::Pass, |object| Landing::Object(object, asked));
+                FetchRole::Lead(lead) => {
+                    let recalled = store.load(self.id, &self.place.key, (filed, asked), most).await;
+                    let landing =
+                        recalled.clone().map_or(FetchOutcome::Pass, |object| FetchOutcome::Object(object, asked));
                     lead.end(landing);
                     return recalled;
                 }
-                Joined::Follow(mut flight) => match landed(&mut flight).await {
-                    Landing::Object(object, _) => return Some(object),
-                    Landing::Left | Landing::Pending => {}
-                    Landing::Pass | Landing::Failed(_) => return None,
+                FetchRole::Follow(mut flight) => match wait_for_outcome(&mut flight).await {
+                    FetchOutcome::Object(object, _) => return Some(object),
+                    FetchOutcome::Left | FetchOutcome::Pending => {}
+                    FetchOutcome::Pass | FetchOutcome::Failed(_) => return None,
                 },
             }
         }
@@ -273,86 +279,99 @@ impl Asking {
 
     /// Evaluates a stored response that matches the request. Returns it if it may be served; otherwise keeps it for
     /// validation.
-    fn weigh(
+    fn evaluate_stored(
         &mut self,
-        running: &Rc<Running>,
+        worker: &Rc<WorkerState>,
         places: (usize, usize),
-        head: &mut Head,
-        object: Arc<Object>,
+        context: &mut ExchangeContext,
+        object: Arc<StoredResponse>,
         clock: &Rc<Clock>,
-    ) -> Result<Option<Response<ResponseBody>>, Failed> {
-        let (needs, now) = (self.seat.needs(running), now_ms());
+    ) -> Result<Option<Response<ResponseBody>>, ChainFailure> {
+        let (needs, now) = (self.seat.needs(worker), now_ms());
         let is_fresh = object.is_fresh(now);
         let reuse = if is_fresh && self.place.fresh_will_do {
             Reuse::Serve
         } else {
             let described = described(&object, now);
-            let reuse = self.seat.ask(running, head, |policy| policy.stored(&needs.request, head, described))?;
+            let reuse =
+                self.seat.decide(worker, context, |policy| policy.stored(&needs.request, context, described))?;
             reuse.unwrap_or(Reuse::Validate)
         };
         if let Reuse::Serve | Reuse::ServeAndRevalidate = reuse
-            && let Some(response) = self.serve(running, head, &object, Report::hit())
+            && let Some(response) = self.serve(worker, context, &object, CacheStatus::hit())
         {
             let outcome = if is_fresh { CacheOutcome::Hit } else { CacheOutcome::Stale };
-            self.seat.count(running, head, outcome);
+            self.seat.count(worker, context, outcome);
             if reuse == Reuse::ServeAndRevalidate {
                 self.stale = Some(Stale { object, validates: true });
-                self.clone().revalidate(running, places, head, clock);
+                self.clone().revalidate(worker, places, context, clock);
             }
             return Ok(Some(response));
         }
-        self.why = if is_fresh { Forward::Request } else { Forward::Stale };
+        self.why = if is_fresh { ForwardReason::Request } else { ForwardReason::Stale };
         self.stale = Some(Stale { object, validates: reuse != Reuse::Ignore });
         Ok(None)
     }
 
     /// Starts a background revalidation, unless a fetch of the response is already in progress.
-    fn revalidate(mut self, running: &Rc<Running>, (route, upstream): (usize, usize), head: &Head, clock: &Rc<Clock>) {
-        let Joined::Lead(lead) = running.generation.store.flights.join(self.flight(running, head)) else { return };
+    fn revalidate(
+        mut self,
+        worker: &Rc<WorkerState>,
+        (route, upstream): (usize, usize),
+        context: &ExchangeContext,
+        clock: &Rc<Clock>,
+    ) {
+        let FetchRole::Lead(lead) = worker.generation.store.flights.join(self.flight(worker, context)) else { return };
         // Another request may have just finished the revalidation.
-        if self.newer(running, head).is_some() {
+        if self.stored_meanwhile(worker, context).is_some() {
             return;
         }
-        self.why = Forward::Stale;
-        let (running, in_chain) = (running.clone(), running.enter_chain());
-        let (clock, mut head) = (clock.clone(), Box::new(head.copy()));
-        self.seat.count(&running, &mut head, CacheOutcome::Validated);
+        self.why = ForwardReason::Stale;
+        let (worker, in_chain) = (worker.clone(), worker.enter_chain());
+        let (clock, mut context) = (clock.clone(), Box::new(context.copy()));
+        self.seat.count(&worker, &mut context, CacheOutcome::Validated);
         spawn(Task::Revalidate, async move {
             let [total] = clock.deadlines();
-            total.set(running.generation.routes[route].timeout.unwrap_or(LONGEST));
-            let fetch = Fetch { asking: &self, running: &running, route, upstream, clock: &clock };
-            let validated = total.until_met(fetch.run(&mut head, Some(lead))).await;
-            let late = |_| Error::new(Kind::ResponseTimeout, "the route's timeout has passed").met("timeout").into();
-            if let Err(Failed { error, .. }) = validated.unwrap_or_else(|met| Err(late(met))) {
-                record::log(&error, Some(&head), "stored response not validated", false);
+            total.set(worker.generation.routes[route].timeout.unwrap_or(LONGEST));
+            let fetch = Fetch { asking: &self, worker: &worker, route, upstream, clock: &clock };
+            let validated = total.until_met(fetch.run(&mut context, Some(lead))).await;
+            let late =
+                |_| Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").met("timeout").into();
+            if let Err(ChainFailure { error, .. }) = validated.unwrap_or_else(|met| Err(late(met))) {
+                record::log(&error, Some(&context), "stored response not validated", false);
             }
             drop(in_chain);
         });
     }
 
     /// Returns the name of the fetch that answers the request.
-    fn flight(&self, running: &Running, head: &Head) -> u128 {
-        running.generation.store.flight(self.id, self.scope, &head.request.headers)
+    fn flight(&self, worker: &WorkerState, context: &ExchangeContext) -> u128 {
+        worker.generation.store.flight(self.id, self.scope, &context.request.headers)
     }
 
     /// Returns whether another request's response was purged after that request had begun its fetch.
-    fn is_outdated(&self, running: &Running, object: &Object, asked: Moment) -> bool {
-        let store = &running.generation.store;
-        store.was_purged(asked, self.id, &self.place.key, &object.label)
+    fn was_purged(&self, worker: &WorkerState, object: &StoredResponse, asked: PurgeEpoch) -> bool {
+        let store = &worker.generation.store;
+        store.was_purged(asked, self.id, &self.place.key, &object.variant)
     }
 
     /// Returns a fresh response that was stored after the lookup; `None` if there is none.
-    fn newer(&self, running: &Running, head: &Head) -> Option<Arc<Object>> {
-        let (store, now) = (&running.generation.store, now_ms());
-        match store.find(self.id, &self.place.key, self.scope, &head.request.headers, now) {
+    fn stored_meanwhile(&self, worker: &WorkerState, context: &ExchangeContext) -> Option<Arc<StoredResponse>> {
+        let (store, now) = (&worker.generation.store, now_ms());
+        match store.find(self.id, &self.place.key, self.scope, &context.request.headers, now) {
             Found::Variant(object) if object.is_fresh(now) => Some(object),
             _ => None,
         }
     }
 
     /// Returns another request's response if it may be served to this request; otherwise `None`.
-    fn shared(&mut self, running: &Running, head: &Head, object: &Arc<Object>) -> Option<Response<ResponseBody>> {
-        if object.label.scope != self.scope || !object.label.selectors.select(&head.request.headers) {
+    fn serve_collapsed(
+        &mut self,
+        worker: &WorkerState,
+        context: &ExchangeContext,
+        object: &Arc<StoredResponse>,
+    ) -> Option<Response<ResponseBody>> {
+        if object.variant.scope != self.scope || !object.variant.selectors.select(&context.request.headers) {
             // The stored response shows by now which fields it depends on. If it is still arriving, the request doesn't
             // wait again.
             self.passes |= matches!(object.content, Content::Filling(_));
@@ -362,68 +381,78 @@ impl Asking {
             self.passes = true;
             return None;
         }
-        let report = Report::forwarded(self.why).collapsed();
-        let response = self.serve(running, head, object, report);
+        let report = CacheStatus::forwarded(self.why).collapsed();
+        let response = self.serve(worker, context, object, report);
         self.passes |= response.is_none();
         response
     }
 
     /// Returns a stale response instead of the failure if the policy allows that; otherwise returns the failure.
-    fn instead(
+    fn stale_or_failure(
         &self,
-        running: &Running,
-        head: &mut Head,
+        worker: &WorkerState,
+        context: &mut ExchangeContext,
         status: Option<StatusCode>,
-        failed: Failed,
-    ) -> Result<Answered, Failed> {
-        let Some(response) = self.covered(running, head, status) else { return Err(failed) };
-        record::log(&failed.error, Some(head), "exchange failed, a stored response stands for it", false);
+        failed: ChainFailure,
+    ) -> Result<CacheResponse, ChainFailure> {
+        let Some(response) = self.serve_stale_on_error(worker, context, status) else { return Err(failed) };
+        record::log(&failed.error, Some(context), "exchange failed, a stored response stands for it", false);
         Ok(self.answered(response))
     }
 
-    fn covered(
+    fn serve_stale_on_error(
         &self,
-        running: &Running,
-        head: &mut Head,
+        worker: &WorkerState,
+        context: &mut ExchangeContext,
         status: Option<StatusCode>,
     ) -> Option<Response<ResponseBody>> {
         let object = &self.stale.as_ref()?.object;
-        let (needs, now) = (self.seat.needs(running), now_ms());
+        let (needs, now) = (self.seat.needs(worker), now_ms());
         let code = status.map(|status| status.as_u16());
-        let allowed = self
-            .seat
-            .tell(running, head, |policy| policy.upstream_error(&needs.request, head, described(object, now), code));
+        let allowed = self.seat.notify(worker, context, |policy| {
+            policy.upstream_error(&needs.request, context, described(object, now), code)
+        });
         if allowed != Some(true) {
             return None;
         }
-        self.seat.count(running, head, CacheOutcome::ErrorCovered);
-        let mut report = Report::forwarded(Forward::Stale).detail(Some("stale-if-error"));
+        self.seat.count(worker, context, CacheOutcome::ErrorCovered);
+        let mut report = CacheStatus::forwarded(ForwardReason::Stale).detail(Some("stale-if-error"));
         if let Some(status) = status {
             report = report.status(status);
         }
-        self.serve(running, head, object, report)
+        self.serve(worker, context, object, report)
     }
 
     /// Returns a stored response with `Cache-Status`; `None` if the beginning of its content is gone.
-    fn serve(&self, running: &Running, head: &Head, object: &Object, report: Report) -> Option<Response<ResponseBody>> {
+    fn serve(
+        &self,
+        worker: &WorkerState,
+        context: &ExchangeContext,
+        object: &StoredResponse,
+        report: CacheStatus,
+    ) -> Option<Response<ResponseBody>> {
         let now = now_ms();
-        let mut response = hit::reply(object, &head.request, now)?;
-        let ttl = object.rules.lifetime_ms as i64 - object.age_ms(now) as i64;
-        report.ttl(ttl.div_euclid(1000)).tell(self.seat.needs(running), Some(&self.place.key), response.headers_mut());
+        let mut response = hit::hit_response(object, &context.request, now)?;
+        let ttl = object.freshness.lifetime_ms as i64 - object.age_ms(now) as i64;
+        report.ttl(ttl.div_euclid(1000)).append_to(
+            self.seat.needs(worker),
+            Some(&self.place.key),
+            response.headers_mut(),
+        );
         Some(response)
     }
 
     /// Returns 504 for a request that can't be answered from the store.
-    fn timeout(&self, running: &Running) -> Response<ResponseBody> {
+    fn gateway_timeout(&self, worker: &WorkerState) -> Response<ResponseBody> {
         let mut response = Response::new(ResponseBody::Full(Default::default()));
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-        let report = Report::missed().detail(Some("only-if-cached"));
-        report.tell(self.seat.needs(running), Some(&self.place.key), response.headers_mut());
+        let report = CacheStatus::missed().detail(Some("only-if-cached"));
+        report.append_to(self.seat.needs(worker), Some(&self.place.key), response.headers_mut());
         response
     }
 
-    fn answered(&self, response: Response<ResponseBody>) -> Answered {
-        Answered { response, edits: None, depth: self.seat.at }
+    fn answered(&self, response: Response<ResponseBody>) -> CacheResponse {
+        CacheResponse { response, edits: None, depth: self.seat.at }
     }
 }
 
@@ -436,48 +465,57 @@ const MOST_TURNS: usize = 3;
 /// The timeout of a background revalidation if the route has none.
 const LONGEST: Duration = Duration::from_secs(600);
 
-impl Seat {
-    fn needs(self, running: &Running) -> &CacheNeeds {
-        static NONE: CacheNeeds =
-            CacheNeeds { request: Vec::new(), response: Vec::new(), plan: None, name: None, tells_key: false };
-        running.generation.bindings[self.binding].cache.as_ref().unwrap_or(&NONE)
+impl CacheStage {
+    fn needs(self, worker: &WorkerState) -> &CacheInputs {
+        static NONE: CacheInputs =
+            CacheInputs { request: Vec::new(), response: Vec::new(), plan: None, name: None, tells_key: false };
+        worker.generation.bindings[self.binding].cache.as_ref().unwrap_or(&NONE)
     }
 
-    fn figures(self, running: &Running) -> &CacheFigures {
-        &running.caches[self.binding]
+    fn figures(self, worker: &WorkerState) -> &CacheMetrics {
+        &worker.caches[self.binding]
     }
 
     /// Records the cache outcome of the request for metrics and the access log.
-    fn count(self, running: &Running, head: &mut Head, outcome: CacheOutcome) {
-        head.cache = Some(outcome);
-        self.figures(running).requests(outcome).add(1);
+    fn count(self, worker: &WorkerState, context: &mut ExchangeContext, outcome: CacheOutcome) {
+        context.cache = Some(outcome);
+        self.figures(worker).requests(outcome).add(1);
     }
 
     /// Calls the policy for a decision. `None` if the call failed and the plugin's `on-error` lets the exchange
     /// continue.
-    fn ask<R>(
+    fn decide<R>(
         self,
-        running: &Running,
-        head: &Head,
-        call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
-    ) -> Result<Option<R>, Failed> {
-        match self.call(running, call) {
+        worker: &WorkerState,
+        context: &ExchangeContext,
+        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<Option<R>, ChainFailure> {
+        match self.call(worker, call) {
             Ok(answer) => Ok(Some(answer)),
-            Err(trap) => {
-                let failing = Failing { hook: "cache-policy", head };
-                chain::on_error(running, self.binding, trap, self.at, failing).map(|()| None)
+            Err(failure) => {
+                let failing = FailedHook { hook: "cache-policy", context };
+                chain::on_error(worker, self.binding, failure, self.at, failing).map(|()| None)
             }
         }
     }
 
     /// Calls the policy when its failure can't change the exchange any more; `None` if the call failed.
-    fn tell<R>(self, running: &Running, head: &Head, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Option<R> {
-        let answer = self.call(running, call);
-        answer.inspect_err(|trap| running.plugin_failed(self.binding, "cache-policy", trap, Some(head))).ok()
+    fn notify<R>(
+        self,
+        worker: &WorkerState,
+        context: &ExchangeContext,
+        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Option<R> {
+        let answer = self.call(worker, call);
+        answer.inspect_err(|failure| worker.plugin_failed(self.binding, "cache-policy", failure, Some(context))).ok()
     }
 
-    fn call<R>(self, running: &Running, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
-        running.call(self.binding, call)
+    fn call<R>(
+        self,
+        worker: &WorkerState,
+        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
+        worker.call(self.binding, call)
     }
 }
 
@@ -486,14 +524,14 @@ fn is_read(request: &request::Parts) -> bool {
 }
 
 /// Returns the description of a stored response that a policy receives.
-fn described(object: &Object, now_ms: u64) -> StoredResponse {
-    let rules = &object.rules;
-    StoredResponse {
+fn described(object: &StoredResponse, now_ms: u64) -> PolicyResponse {
+    let rules = &object.freshness;
+    PolicyResponse {
         age_ms: object.age_ms(now_ms),
         lifetime_ms: rules.lifetime_ms,
         stale_while_revalidate_ms: rules.stale_while_revalidate_ms,
         stale_if_error_ms: rules.stale_if_error_ms,
         must_revalidate: rules.must_revalidate,
-        purged: object.label.is_purged(),
+        purged: object.variant.is_purged(),
     }
 }

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
-use crate::context::Head;
-use crate::error::Kind;
+use crate::context::ExchangeContext;
+use crate::error::FailureKind;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::error_pages::ErrorPages;
 
@@ -16,23 +16,32 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// What a client can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Language {
+enum PageFormat {
     Html,
     Json,
     Text,
 }
 
 /// The response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209).
-pub fn error(kind: Kind, status: StatusCode, head: Option<&Head>, pages: &ErrorPages) -> Response<ResponseBody> {
-    let unknown = head.is_none().then(Head::empty);
-    let head = head.or(unknown.as_ref());
-    let id = head.map_or("", |head| head.request_id());
-    let language = head.and_then(|head| head.request.headers.get(header::ACCEPT)).map_or(Language::Text, language);
+pub fn error_response(
+    kind: FailureKind,
+    status: StatusCode,
+    context: Option<&ExchangeContext>,
+    pages: &ErrorPages,
+) -> Response<ResponseBody> {
+    let unknown = context.is_none().then(ExchangeContext::empty);
+    let context = context.or(unknown.as_ref());
+    let id = context.map_or("", |context| context.request_id());
+    let language = context
+        .and_then(|context| context.request.headers.get(header::ACCEPT))
+        .map_or(PageFormat::Text, preferred_format);
     let (text, media) = match (pages.get(status), language) {
-        (Some(page), Language::Html | Language::Text) => (filled(page, status, id), "text/html; charset=utf-8"),
-        (_, Language::Html) => (filled(PAGE, status, id), "text/html; charset=utf-8"),
-        (_, Language::Json) => (json(kind, status, id), "application/json"),
-        (_, Language::Text) => (format!("{status}\n{}\nrequest {id}\n", kind.token()), "text/plain; charset=utf-8"),
+        (Some(page), PageFormat::Html | PageFormat::Text) => {
+            (fill_template(page, status, id), "text/html; charset=utf-8")
+        }
+        (_, PageFormat::Html) => (fill_template(PAGE, status, id), "text/html; charset=utf-8"),
+        (_, PageFormat::Json) => (json(kind, status, id), "application/json"),
+        (_, PageFormat::Text) => (format!("{status}\n{}\nrequest {id}\n", kind.token()), "text/plain; charset=utf-8"),
     };
     let mut response = Response::new(ResponseBody::Full(Bytes::from(text)));
     *response.status_mut() = status;
@@ -41,7 +50,7 @@ pub fn error(kind: Kind, status: StatusCode, head: Option<&Head>, pages: &ErrorP
     if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", kind.token())) {
         fields.insert(PROXY_STATUS, value);
     }
-    if kind == Kind::LimitReached {
+    if kind == FailureKind::LimitReached {
         fields.insert(header::RETRY_AFTER, RETRY_AFTER);
     }
     response
@@ -58,13 +67,13 @@ pub fn redirect(location: HeaderValue) -> Response<ResponseBody> {
 const PAGE: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{status} {reason}</title>\
     <h1>{status} {reason}</h1><p><small>Request {request-id}</small></p></html>\n";
 
-fn filled(page: &str, status: StatusCode, id: &str) -> String {
+fn fill_template(page: &str, status: StatusCode, id: &str) -> String {
     let reason = status.canonical_reason().unwrap_or_default();
     page.replace("{status}", status.as_str()).replace("{reason}", reason).replace("{request-id}", id)
 }
 
 /// Returns an error as JSON. The texts have no character that JSON would escape.
-fn json(kind: Kind, status: StatusCode, id: &str) -> String {
+fn json(kind: FailureKind, status: StatusCode, id: &str) -> String {
     let reason = status.canonical_reason().unwrap_or_default();
     let (code, kind) = (status.as_u16(), kind.token());
     format!("{{\"status\":{code},\"reason\":\"{reason}\",\"error\":\"{kind}\",\"request-id\":\"{id}\"}}\n")
@@ -72,15 +81,15 @@ fn json(kind: Kind, status: StatusCode, id: &str) -> String {
 
 /// Returns the format that the client prefers: the one it names first. A client that accepts anything is a tool and
 /// gets text.
-fn language(accept: &HeaderValue) -> Language {
+fn preferred_format(accept: &HeaderValue) -> PageFormat {
     let names = accept.to_str().unwrap_or_default().split(',').map(|name| name.split(';').next().unwrap_or("").trim());
     let known = |name: &str| match name {
-        "text/html" | "application/xhtml+xml" => Some(Language::Html),
-        "application/json" => Some(Language::Json),
-        name if name.ends_with("+json") => Some(Language::Json),
+        "text/html" | "application/xhtml+xml" => Some(PageFormat::Html),
+        "application/json" => Some(PageFormat::Json),
+        name if name.ends_with("+json") => Some(PageFormat::Json),
         _ => None,
     };
-    names.filter_map(known).next().unwrap_or(Language::Text)
+    names.filter_map(known).next().unwrap_or(PageFormat::Text)
 }
 
 #[cfg(test)]
@@ -90,14 +99,14 @@ mod tests {
     #[test]
     fn the_first_language_that_a_client_names_is_spoken() {
         let cases = [
-            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Language::Html),
-            ("application/json, text/html", Language::Json),
-            ("application/problem+json;q=0.5", Language::Json),
-            ("*/*", Language::Text),
-            ("image/png", Language::Text),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", PageFormat::Html),
+            ("application/json, text/html", PageFormat::Json),
+            ("application/problem+json;q=0.5", PageFormat::Json),
+            ("*/*", PageFormat::Text),
+            ("image/png", PageFormat::Text),
         ];
         for (accept, wanted) in cases {
-            assert_eq!(language(&HeaderValue::from_static(accept)), wanted, "{accept}");
+            assert_eq!(preferred_format(&HeaderValue::from_static(accept)), wanted, "{accept}");
         }
     }
 }

@@ -11,15 +11,15 @@ use tokio::time::Sleep;
 
 use crate::body::BodyError;
 use crate::body::backlog::Piece;
-use crate::body::upload::{Fault, Receiving, RequestBody, Upload};
-use crate::error::Kind;
-use crate::plugin::body_filter::{Transform, TransformError};
+use crate::body::upload::{ClientBody, RequestBody, UploadFault, UploadProgress};
+use crate::error::FailureKind;
+use crate::plugin::body_filter::{BodyFilter, BodyFilterError};
 
 /// A body and the plugins that it passes, in the order of its way.
-pub struct Passage<B> {
+pub struct FilteredBody<B> {
     source: B,
-    stages: Vec<Transform>,
-    state: State,
+    stages: Vec<BodyFilter>,
+    state: FilterState,
     /// The wait for a plugin that has used its share of the worker's time.
     pause: Option<Pause>,
     /// The status in the `on-error` of a plugin that has failed; `None` if it has none.
@@ -38,20 +38,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The shortest step of a wait, which is what timers can measure.
 const SHORTEST_STEP: Duration = Duration::from_millis(1);
 
-enum State {
+enum FilterState {
     Passing,
     /// All data has gone; these trailers are left.
     Trailers(HeaderMap),
     Over,
 }
 
-impl<B> Passage<B> {
-    pub fn new(source: B, stages: Vec<Transform>) -> Self {
-        Passage { source, stages, state: State::Passing, pause: None, status: None }
+impl<B> FilteredBody<B> {
+    pub fn new(source: B, stages: Vec<BodyFilter>) -> Self {
+        FilteredBody { source, stages, state: FilterState::Passing, pause: None, status: None }
     }
 
     /// Waits until the plugins may be called: a body is slowed down to their share of the worker's time.
-    fn poll_share(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransformError>> {
+    fn poll_share(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyFilterError>> {
         loop {
             if let Some(pause) = &mut self.pause {
                 ready!(pause.sleep.as_mut().poll(cx));
@@ -89,35 +89,37 @@ impl<B> Passage<B> {
     }
 }
 
-impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
+impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for FilteredBody<B> {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         loop {
-            match std::mem::replace(&mut this.state, State::Passing) {
-                State::Over => {
-                    this.state = State::Over;
+            match std::mem::replace(&mut this.state, FilterState::Passing) {
+                FilterState::Over => {
+                    this.state = FilterState::Over;
                     return Poll::Ready(None);
                 }
-                State::Trailers(trailers) => {
-                    this.state = State::Over;
+                FilterState::Trailers(trailers) => {
+                    this.state = FilterState::Over;
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                 }
-                State::Passing => {}
+                FilterState::Passing => {}
             }
             let passed = match ready!(this.poll_share(cx)) {
                 Err(error) => Err(error.into()),
                 Ok(()) => match ready!(Pin::new(&mut this.source).poll_frame(cx)).transpose() {
                     Err(error) => Err(error),
-                    Ok(frame) => pass(&mut this.stages, frame, &mut this.state).map_err(|Failure { error, status }| {
-                        this.status = status;
-                        BodyError::from(error)
-                    }),
+                    Ok(frame) => {
+                        pass(&mut this.stages, frame, &mut this.state).map_err(|FilterFailure { error, status }| {
+                            this.status = status;
+                            BodyError::from(error)
+                        })
+                    }
                 },
             };
-            if !matches!(this.state, State::Passing) {
+            if !matches!(this.state, FilterState::Passing) {
                 // Their instances serve the next bodies.
                 this.stages.clear();
             }
@@ -125,7 +127,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
                 Ok(data) if data.is_empty() => {}
                 Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 Err(error) => {
-                    this.state = State::Over;
+                    this.state = FilterState::Over;
                     return Poll::Ready(Some(Err(error)));
                 }
             }
@@ -140,23 +142,23 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Passage<B> {
 
 /// The content of a request that passes plugins, on its way to an endpoint.
 pub struct FilteredUpload {
-    passage: Passage<Receiving>,
-    upload: Upload,
+    passage: FilteredBody<ClientBody>,
+    upload: UploadProgress,
 }
 
 impl FilteredUpload {
     /// Returns the content as the body of a request.
-    pub fn body(passage: Passage<Receiving>, upload: Upload) -> RequestBody {
+    pub fn body(passage: FilteredBody<ClientBody>, upload: UploadProgress) -> RequestBody {
         RequestBody::Stream(Box::pin(FilteredUpload { passage, upload: upload.clone() }), Some(upload))
     }
 
     /// The fault of the upload for an error of a plugin; `None` for other errors, which the upload records by itself.
-    fn fault(&self, error: &BodyError) -> Option<Fault> {
+    fn fault(&self, error: &BodyError) -> Option<UploadFault> {
         match error.downcast_ref()? {
-            TransformError::TooLarge { .. } => Some(Fault::new(Kind::RequestBodySize)),
-            TransformError::Trap(trap) => {
-                let (status, is_logged) = (self.passage.status(), trap.rejection().is_none());
-                Some(Fault { status, is_logged, ..Fault::new(Kind::PluginError) })
+            BodyFilterError::TooLarge { .. } => Some(UploadFault::new(FailureKind::RequestBodySize)),
+            BodyFilterError::Trap(failure) => {
+                let (status, is_logged) = (self.passage.status(), failure.rejection().is_none());
+                Some(UploadFault { status, is_logged, ..UploadFault::new(FailureKind::PluginError) })
             }
         }
     }
@@ -173,7 +175,7 @@ impl Body for FilteredUpload {
         if let Poll::Ready(Some(Err(error))) = &frame
             && let Some(fault) = this.fault(error)
         {
-            this.upload.fault_is(fault);
+            this.upload.set_fault(fault);
         }
         this.upload.held(frame)
     }
@@ -184,7 +186,11 @@ impl Body for FilteredUpload {
 }
 
 /// Takes what the source gave through all stages.
-fn pass(stages: &mut [Transform], frame: Option<Frame<Bytes>>, state: &mut State) -> Result<Bytes, Failure> {
+fn pass(
+    stages: &mut [BodyFilter],
+    frame: Option<Frame<Bytes>>,
+    state: &mut FilterState,
+) -> Result<Bytes, FilterFailure> {
     let mut trailers = match frame.map(Frame::into_data) {
         Some(Ok(data)) => return stages.iter_mut().try_fold(data, |data, stage| reported(stage, |at| at.push(data))),
         Some(Err(other)) => other.into_trailers().ok(),
@@ -193,27 +199,27 @@ fn pass(stages: &mut [Transform], frame: Option<Frame<Bytes>>, state: &mut State
     let mut rest = Bytes::new();
     for stage in stages {
         let mut out = Vec::from(if rest.is_empty() { rest } else { reported(stage, |at| at.push(rest))? });
-        out.extend_from_slice(&reported(stage, Transform::finish)?);
+        out.extend_from_slice(&reported(stage, BodyFilter::finish)?);
         rest = Bytes::from(out);
         trailers = trailers.map(|trailers| reported(stage, |at| at.trailers(&trailers))).transpose()?;
     }
-    *state = trailers.map_or(State::Over, State::Trailers);
+    *state = trailers.map_or(FilterState::Over, FilterState::Trailers);
     Ok(rest)
 }
 
 /// Makes a call of a stage, and has a failure logged.
 fn reported<R>(
-    stage: &mut Transform,
-    call: impl FnOnce(&mut Transform) -> Result<R, TransformError>,
-) -> Result<R, Failure> {
+    stage: &mut BodyFilter,
+    call: impl FnOnce(&mut BodyFilter) -> Result<R, BodyFilterError>,
+) -> Result<R, FilterFailure> {
     call(stage).map_err(|error| {
         stage.failed(&error);
-        Failure { status: stage.status(), error }
+        FilterFailure { status: stage.status(), error }
     })
 }
 
 /// The error of a stage, with the status in its plugin's `on-error`.
-struct Failure {
-    error: TransformError,
+struct FilterFailure {
+    error: BodyFilterError,
     status: Option<StatusCode>,
 }

@@ -11,61 +11,61 @@ use http::{HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
 use smallvec::SmallVec;
 
-use crate::body::replay::Content;
-use crate::body::upload::{RequestBody, Upload};
-use crate::context::Head;
-use crate::error::{Error, Kind};
-use crate::exchange::attempt::{Answer, Attempt, Failure};
-use crate::exchange::balance::{self, Choice};
+use crate::body::replay::ReplayBuffer;
+use crate::body::upload::{RequestBody, UploadProgress};
+use crate::context::ExchangeContext;
+use crate::error::{Error, FailureKind};
+use crate::exchange::attempt::{Attempt, AttemptFailure, AttemptResponse};
+use crate::exchange::balance::{self, EndpointChoice};
 use crate::exchange::chain::BalancerEdits;
-use crate::exchange::response_body::{Lease, ResponseBody, Switched, UpstreamBody};
-use crate::generation::{Running, Upstream};
+use crate::exchange::response_body::{ConnectionLease, ResponseBody, SwitchedProtocol, UpstreamBody};
+use crate::generation::{Upstream, WorkerState};
 use crate::net::deadline::Deadline;
-use crate::protocol::hop_by_hop::Hop;
+use crate::protocol::hop_by_hop::HopOptions;
 use crate::telemetry::failure_log::{self, Topic};
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::endpoint_set::Offer;
-use crate::upstream::endpoint_view::{Flight, Seat};
-use crate::upstream::health::Failed;
-use crate::upstream::retry::{self, Reached};
+use crate::upstream::endpoint_set::Availability;
+use crate::upstream::endpoint_view::{EndpointView, InFlightGuard};
+use crate::upstream::health::EndpointFailure;
+use crate::upstream::retry::{self, Delivery};
 
 /// What is sent with a request, and how far that is.
-pub struct Sending {
+pub struct OutgoingRequest {
     pub body: RequestBody,
-    pub upload: Upload,
+    pub upload: UploadProgress,
     /// What the endpoint is asked besides.
-    pub hop: Hop,
+    pub hop: HopOptions,
 }
 
 /// A response, with the edits that the balancer wants made to it.
-pub struct Forwarded {
+pub struct Received {
     pub response: Response<ResponseBody>,
     pub edits: Option<BalancerEdits>,
 }
 
-impl From<Response<ResponseBody>> for Forwarded {
+impl From<Response<ResponseBody>> for Received {
     /// A response that no balancer has to do with.
     fn from(response: Response<ResponseBody>) -> Self {
-        Forwarded { response, edits: None }
+        Received { response, edits: None }
     }
 }
 
 /// An attempt to be made.
-struct Next {
-    seat: Rc<Seat>,
+struct PlannedAttempt {
+    seat: Rc<EndpointView>,
     edits: Option<BalancerEdits>,
-    flight: Flight,
+    flight: InFlightGuard,
 }
 
 /// The attempts of a request so far.
-struct Attempts<'a> {
-    running: &'a Running,
+struct AttemptLoop<'a> {
+    worker: &'a WorkerState,
     place: usize,
     upstream: &'a Upstream,
     /// Where it has failed.
-    tried: Vec<Rc<Seat>>,
+    tried: Vec<Rc<EndpointView>>,
     /// The endpoints whose time to accept a connection is over, or will be at this time.
-    silent: Vec<(Rc<Seat>, Instant)>,
+    silent: Vec<(Rc<EndpointView>, Instant)>,
     /// The retries that count, of those that were made.
     counted: u32,
     /// Whether the budget had no room for another retry.
@@ -74,7 +74,7 @@ struct Attempts<'a> {
 
 /// The cost of another attempt.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Cost {
+enum RetryCost {
     /// The attempt failed before anything was sent, so that another at an endpoint not yet tried adds no load.
     Free,
     /// The connection is still being made: another attempt adds no load at the same endpoint either.
@@ -89,47 +89,47 @@ const MOST_ATTEMPTS: usize = 16;
 /// Sends the request of `head` with a body to an upstream, given by its place. The body is taken out of `sending`. `step`
 /// limits each thing that is waited for, up to the end of the response.
 pub async fn forward(
-    running: &Running,
+    worker: &WorkerState,
     place: usize,
-    head: &mut Head,
-    sending: &mut Sending,
+    context: &mut ExchangeContext,
+    sending: &mut OutgoingRequest,
     step: &Deadline,
-) -> Result<Forwarded, Error> {
-    let upstream = &running.generation.upstreams[place];
-    let Sending { body, upload, hop } = sending;
+) -> Result<Received, Error> {
+    let upstream = &worker.generation.upstreams[place];
+    let OutgoingRequest { body, upload, hop } = sending;
     let body = std::mem::replace(body, RequestBody::Empty);
     // An endpoint that speaks HTTP/2 may say that it has not read a request, which is then repeated whatever its method.
-    let is_kept = upstream.may_speak_http2 || upstream.retry.may_repeat(&head.request.method);
+    let is_kept = upstream.may_speak_http2 || upstream.retry.may_repeat(&context.request.method);
     let kept = if is_kept { upstream.retry.buffer } else { 0 };
-    let content = RefCell::new(Content::new(body, kept));
-    let mut attempts = Attempts::new(running, place, step.clock().now());
+    let content = RefCell::new(ReplayBuffer::new(body, kept));
+    let mut attempts = AttemptLoop::new(worker, place, step.clock().now());
     let refused = |error: Error| {
-        if error.kind == Kind::LimitReached {
+        if error.kind == FailureKind::LimitReached {
             upstream.live.events.overflows.fetch_add(1, Ordering::Relaxed);
         }
         error
     };
-    let mut next = attempts.next(head, step).and_then(|choice| attempts.begin(choice, 0)).map_err(refused)?;
+    let mut next = attempts.next(context, step).and_then(|choice| attempts.begin(choice, 0)).map_err(refused)?;
     loop {
-        let Next { seat, edits, flight } = next;
-        head.endpoint = Some(seat.name.clone());
-        attempts.pause(&seat).await;
-        let (rules, slots, began) = (&running.upstreams[place].rules, &upstream.slots, Instant::now());
+        let PlannedAttempt { seat, edits, flight } = next;
+        context.endpoint = Some(seat.name.clone());
+        attempts.back_off(&seat).await;
+        let (rules, slots, began) = (&worker.upstreams[place].rules, &upstream.slots, Instant::now());
         let elsewhere = || attempts.have_another(&seat);
         let elsewhere = &elsewhere;
-        let mut attempt = Attempt { head, content: &content, upload, hop, rules, slots, step, elsewhere };
+        let mut attempt = Attempt { context, content: &content, upload, hop, rules, slots, step, elsewhere };
         let mut outcome = attempt.run(flight).await;
         let now = Instant::now();
-        attempts.note(&seat, &mut outcome, now - began, now);
+        attempts.record_outcome(&seat, &mut outcome, now - began, now);
         attempts.note_silence(&seat, &outcome, began);
-        let cost = attempts.are_worth_another(&mut outcome, &head.request.method, &content.borrow());
+        let cost = attempts.should_retry(&mut outcome, &context.request.method, &content.borrow());
         if let Some(cost) = cost {
             attempts.tried.push(seat.clone());
             // A response in hand still counts as in flight, and makes room for the one in its place.
             let in_hand = outcome.is_ok().into();
             // Where there is nobody to ask, what came of this one is what the client gets.
-            if let Some(another) = attempts.another(cost, head, step, in_hand) {
-                attempts.log(&seat, &outcome, head);
+            if let Some(another) = attempts.another(cost, context, step, in_hand) {
+                attempts.log(&seat, &outcome, context);
                 next = another;
                 continue;
             }
@@ -139,102 +139,120 @@ pub async fn forward(
                 failure.error.limit.get_or_insert("retry.budget");
             }
         }
-        let Answer { response, lease } = outcome.map_err(|failure| refused(failure.error))?;
+        let AttemptResponse { response, lease } = outcome.map_err(|failure| refused(failure.error))?;
         let empty = content.borrow().is_empty();
         // What is kept of it is of no use any more, and stands for content that isn't all sent.
         drop(content);
         let is_sent = empty || upload.is_over();
-        return received(response, lease, is_sent, upload).map(|response| Forwarded { response, edits });
+        return received(response, lease, is_sent, upload).map(|response| Received { response, edits });
     }
 }
 
-impl<'a> Attempts<'a> {
-    fn new(running: &'a Running, place: usize, now: Instant) -> Self {
-        let upstream = &running.generation.upstreams[place];
+impl<'a> AttemptLoop<'a> {
+    fn new(worker: &'a WorkerState, place: usize, now: Instant) -> Self {
+        let upstream = &worker.generation.upstreams[place];
         if upstream.retry.retries > 0 {
-            running.upstreams[place].budget.borrow_mut().request(now);
+            worker.upstreams[place].budget.borrow_mut().request(now);
         }
-        Attempts { running, place, upstream, tried: Vec::new(), silent: Vec::new(), counted: 0, is_denied: false }
+        AttemptLoop { worker, place, upstream, tried: Vec::new(), silent: Vec::new(), counted: 0, is_denied: false }
     }
 
     /// Picks the endpoint of the next attempt.
-    fn next(&self, head: &Head, step: &Deadline) -> Result<Choice, Error> {
-        balance::choose(self.running, self.place, head, &self.tried, step.clock().now())
+    fn next(&self, context: &ExchangeContext, step: &Deadline) -> Result<EndpointChoice, Error> {
+        balance::choose(self.worker, self.place, context, &self.tried, step.clock().now())
     }
 
     /// Reserves a place in flight for an attempt. `own` is the number of places that this request holds already.
-    fn begin(&self, Choice { seat, edits }: Choice, own: u32) -> Result<Next, Error> {
-        let full = || Error::new(Kind::LimitReached, "as many requests are in flight as may be").met("limits.requests");
+    fn begin(&self, EndpointChoice { seat, edits }: EndpointChoice, own: u32) -> Result<PlannedAttempt, Error> {
+        let full =
+            || Error::new(FailureKind::LimitReached, "as many requests are in flight as may be").met("limits.requests");
         let most = self.upstream.most_in_flight.saturating_add(own);
-        let flight = Flight::begin(&seat, most).ok_or_else(full)?;
-        Ok(Next { seat, edits, flight })
+        let flight = InFlightGuard::begin(&seat, most).ok_or_else(full)?;
+        Ok(PlannedAttempt { seat, edits, flight })
     }
 
     /// Prepares another attempt; `None` if there is no endpoint for it, or no retry left.
-    fn another(&mut self, cost: Cost, head: &Head, step: &Deadline, own: u32) -> Option<Next> {
+    fn another(
+        &mut self,
+        cost: RetryCost,
+        context: &ExchangeContext,
+        step: &Deadline,
+        own: u32,
+    ) -> Option<PlannedAttempt> {
         let now = step.clock().now();
-        if cost == Cost::Counted && !self.may_go_on(now) {
+        if cost == RetryCost::Counted && !self.within_budget(now) {
             return None;
         }
-        let picked = self.next(head, step).ok();
-        if cost != Cost::Counted {
-            let is_free = |choice: &Choice| cost == Cost::FreeAnywhere || !self.has_tried(&choice.seat);
-            let elsewhere = picked.filter(is_free).or_else(|| self.last_resort(head, step));
+        let picked = self.next(context, step).ok();
+        if cost != RetryCost::Counted {
+            let is_free = |choice: &EndpointChoice| cost == RetryCost::FreeAnywhere || !self.has_tried(&choice.seat);
+            let elsewhere = picked.filter(is_free).or_else(|| self.last_resort(context, step));
             if let Some(next) = elsewhere.and_then(|choice| self.begin(choice, own).ok()) {
                 self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
                 return Some(next);
             }
             // All have been tried: to ask one of them again is a retry as any other.
-            return self.another(Cost::Counted, head, step, own);
+            return self.another(RetryCost::Counted, context, step, own);
         }
-        let next = self.begin(self.unless_silent(picked?, head, step)?, own).ok()?;
-        self.again(now);
+        let next = self.begin(self.unless_silent(picked?, context, step)?, own).ok()?;
+        self.record_retry(now);
         Some(next)
     }
 
     /// Passes over endpoints that have not accepted a connection in all the time that they had: to wait once more for one of
     /// them would keep the client for a multiple of `connect-timeout`.
-    fn unless_silent(&self, picked: Choice, head: &Head, step: &Deadline) -> Option<Choice> {
+    fn unless_silent(
+        &self,
+        picked: EndpointChoice,
+        context: &ExchangeContext,
+        step: &Deadline,
+    ) -> Option<EndpointChoice> {
         let now = Instant::now();
-        let is_silent = |seat: &Rc<Seat>| {
-            let is_it = |(silent, _): &&(Rc<Seat>, Instant)| Arc::ptr_eq(&silent.endpoint, &seat.endpoint);
+        let is_silent = |seat: &Rc<EndpointView>| {
+            let is_it = |(silent, _): &&(Rc<EndpointView>, Instant)| Arc::ptr_eq(&silent.endpoint, &seat.endpoint);
             self.silent.iter().find(is_it).is_some_and(|(_, over)| *over <= now)
         };
         if !is_silent(&picked.seat) {
             return Some(picked);
         }
-        let silent: Vec<Rc<Seat>> = self.silent.iter().map(|(seat, _)| seat.clone()).collect();
-        let other = balance::choose(self.running, self.place, head, &silent, step.clock().now()).ok()?;
+        let silent: Vec<Rc<EndpointView>> = self.silent.iter().map(|(seat, _)| seat.clone()).collect();
+        let other = balance::choose(self.worker, self.place, context, &silent, step.clock().now()).ok()?;
         (!is_silent(&other.seat)).then_some(other)
     }
 
     /// Whether a request that has no connection to an endpoint may go to another that is up.
-    fn have_another(&self, seat: &Rc<Seat>) -> bool {
+    fn have_another(&self, seat: &Rc<EndpointView>) -> bool {
         let retry = &self.upstream.retry;
-        let is_other = |other: &Rc<Seat>| {
-            other.offer == Offer::Up && !Arc::ptr_eq(&other.endpoint, &seat.endpoint) && !self.has_tried(other)
+        let is_other = |other: &Rc<EndpointView>| {
+            other.offer == Availability::Up && !Arc::ptr_eq(&other.endpoint, &seat.endpoint) && !self.has_tried(other)
         };
         let may_go_on = retry.retries > 0 && retry.on.connect && self.tried.len() + 1 < MOST_ATTEMPTS;
-        may_go_on && !self.has_tried(seat) && self.running.seats(self.place).list.iter().any(is_other)
+        may_go_on && !self.has_tried(seat) && self.worker.endpoint_views(self.place).list.iter().any(is_other)
     }
 
-    fn has_tried(&self, seat: &Rc<Seat>) -> bool {
+    fn has_tried(&self, seat: &Rc<EndpointView>) -> bool {
         self.tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint, &seat.endpoint))
     }
 
     /// Picks among the ejected endpoints too, where none that is up can be connected to: one may be well again.
-    fn last_resort(&self, head: &Head, step: &Deadline) -> Option<Choice> {
+    fn last_resort(&self, context: &ExchangeContext, step: &Deadline) -> Option<EndpointChoice> {
         let tried: SmallVec<[&Endpoint; 4]> = self.tried.iter().map(|seat| &*seat.endpoint).collect();
         if !self.upstream.live.is_exhausted_by(&tried, step.clock().now()) {
             return None;
         }
-        self.next(head, step).ok().filter(|choice| !self.has_tried(&choice.seat))
+        self.next(context, step).ok().filter(|choice| !self.has_tried(&choice.seat))
     }
 
     /// Takes note of what an attempt says of its endpoint.
-    fn note(&self, seat: &Seat, outcome: &mut Result<Answer, Failure>, took: Duration, now: Instant) {
+    fn record_outcome(
+        &self,
+        seat: &EndpointView,
+        outcome: &mut Result<AttemptResponse, AttemptFailure>,
+        took: Duration,
+        now: Instant,
+    ) {
         match outcome {
-            Ok(Answer { response, lease }) => {
+            Ok(AttemptResponse { response, lease }) => {
                 let status = response.status();
                 lease.is_good = self.upstream.is_good(status);
                 if lease.is_good {
@@ -245,9 +263,13 @@ impl<'a> Attempts<'a> {
             }
             // An endpoint may shut down a connection: that is no failure. The outcome of a connection that is still
             // being made is noted when it is known.
-            Err(Failure { reached: Reached::Unread | Reached::Waiting, .. }) => {}
+            Err(AttemptFailure { reached: Delivery::Unread | Delivery::Waiting, .. }) => {}
             Err(failure) if failure.error.kind.blames_endpoint() => {
-                let failed = if failure.reached == Reached::Nobody { Failed::Connect } else { Failed::Exchange };
+                let failed = if failure.reached == Delivery::NotSent {
+                    EndpointFailure::Connect
+                } else {
+                    EndpointFailure::Exchange
+                };
                 seat.failed(failed, took, now);
             }
             Err(_) => {}
@@ -255,14 +277,19 @@ impl<'a> Attempts<'a> {
     }
 
     /// Takes note of an endpoint that has not accepted a connection, and when its time for that is over.
-    fn note_silence(&mut self, seat: &Rc<Seat>, outcome: &Result<Answer, Failure>, began: Instant) {
-        let Err(Failure { error, reached }) = outcome else { return };
-        if error.kind != Kind::ConnectionTimeout {
+    fn note_silence(
+        &mut self,
+        seat: &Rc<EndpointView>,
+        outcome: &Result<AttemptResponse, AttemptFailure>,
+        began: Instant,
+    ) {
+        let Err(AttemptFailure { error, reached }) = outcome else { return };
+        if error.kind != FailureKind::ConnectionTimeout {
             return;
         }
         let over = match reached {
             // The connection is still being made.
-            Reached::Waiting => began + self.running.upstreams[self.place].rules.connect_timeout,
+            Delivery::Waiting => began + self.worker.upstreams[self.place].rules.connect_timeout,
             _ => Instant::now(),
         };
         match self.silent.iter_mut().find(|(silent, _)| Arc::ptr_eq(&silent.endpoint, &seat.endpoint)) {
@@ -272,16 +299,16 @@ impl<'a> Attempts<'a> {
     }
 
     /// Logs a failed attempt that another one is to follow: no client hears of it.
-    fn log(&self, seat: &Seat, outcome: &Result<Answer, Failure>, head: &Head) {
+    fn log(&self, seat: &EndpointView, outcome: &Result<AttemptResponse, AttemptFailure>, context: &ExchangeContext) {
         let error = outcome.as_ref().err().map(|failure| &failure.error);
-        let kind = error.map_or(Kind::ProtocolError, |error| error.kind);
+        let kind = error.map_or(FailureKind::ProtocolError, |error| error.kind);
         if !failure_log::admits(Topic::Attempt(kind), &seat.name) {
             return;
         }
         let status = outcome.as_ref().ok().map(|answer| answer.response.status().as_u16());
         let (kind, cause) = (error.map(|error| error.kind.token()), error.map(Error::causes));
         let limit = error.and_then(|error| error.limit);
-        let (request_id, route, upstream) = (head.request_id(), &*head.route, &*self.upstream.name);
+        let (request_id, route, upstream) = (context.request_id(), &*context.route, &*self.upstream.name);
         let endpoint = &*seat.name;
         tracing::warn!(
             kind,
@@ -298,20 +325,20 @@ impl<'a> Attempts<'a> {
 
     /// Returns what another attempt of a request would cost; `None` if there is to be none.
     /// Names the limit for which the content can't be sent again.
-    fn are_worth_another(
+    fn should_retry(
         &self,
-        outcome: &mut Result<Answer, Failure>,
+        outcome: &mut Result<AttemptResponse, AttemptFailure>,
         method: &Method,
-        content: &Content,
-    ) -> Option<Cost> {
+        content: &ReplayBuffer,
+    ) -> Option<RetryCost> {
         let retry = &self.upstream.retry;
         let (is_covered, cost) = match &outcome {
-            Ok(answer) => (retry.covers_status(answer.response.status(), method), Cost::Counted),
+            Ok(answer) => (retry.covers_status(answer.response.status(), method), RetryCost::Counted),
             Err(failure) => {
                 let cost = match failure.reached {
-                    Reached::Nobody => Cost::Free,
-                    Reached::Waiting => Cost::FreeAnywhere,
-                    Reached::Unread | Reached::Endpoint => Cost::Counted,
+                    Delivery::NotSent => RetryCost::Free,
+                    Delivery::Waiting => RetryCost::FreeAnywhere,
+                    Delivery::Unread | Delivery::MaybeProcessed => RetryCost::Counted,
                 };
                 (retry.covers(failure.error.kind, failure.reached, method), cost)
             }
@@ -326,12 +353,12 @@ impl<'a> Attempts<'a> {
         content.is_whole().then_some(cost)
     }
 
-    fn may_go_on(&mut self, now: Instant) -> bool {
+    fn within_budget(&mut self, now: Instant) -> bool {
         let retry = &self.upstream.retry;
         if self.counted >= retry.retries {
             return false;
         }
-        let allowed = self.running.upstreams[self.place].budget.borrow_mut().allows(retry.budget, now);
+        let allowed = self.worker.upstreams[self.place].budget.borrow_mut().allows(retry.budget, now);
         if !allowed {
             self.upstream.live.events.retries_denied.fetch_add(1, Ordering::Relaxed);
             self.is_denied = true;
@@ -340,15 +367,15 @@ impl<'a> Attempts<'a> {
     }
 
     /// Takes note of a retry that is made.
-    fn again(&mut self, now: Instant) {
+    fn record_retry(&mut self, now: Instant) {
         self.counted += 1;
-        self.running.upstreams[self.place].budget.borrow_mut().retry(now);
+        self.worker.upstreams[self.place].budget.borrow_mut().retry(now);
         self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits before an endpoint is asked once more that has just failed.
-    async fn pause(&self, next: &Rc<Seat>) {
-        let is_next = |seat: &&Rc<Seat>| Arc::ptr_eq(&seat.endpoint, &next.endpoint);
+    async fn back_off(&self, next: &Rc<EndpointView>) {
+        let is_next = |seat: &&Rc<EndpointView>| Arc::ptr_eq(&seat.endpoint, &next.endpoint);
         let before = self.tried.iter().filter(is_next).count() as u32;
         if before > 0 {
             // Boxed, so that the many exchanges that never wait don't carry room for it.
@@ -360,11 +387,11 @@ impl<'a> Attempts<'a> {
 /// What came back, with the connection that it streams from.
 fn received(
     response: Response<Incoming>,
-    mut lease: Lease,
+    mut lease: ConnectionLease,
     is_sent: bool,
-    upload: &Upload,
+    upload: &UploadProgress,
 ) -> Result<Response<ResponseBody>, Error> {
-    upload.take_time();
+    upload.stop_rate_limit();
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return switched(response, lease);
     }
@@ -374,11 +401,11 @@ fn received(
     Ok(response.map(|content| ResponseBody::Upstream(Box::new(UpstreamBody::new(content, lease)))))
 }
 
-fn switched(response: Response<Incoming>, lease: Lease) -> Result<Response<ResponseBody>, Error> {
-    let Lease { connection, flight, .. } = lease;
+fn switched(response: Response<Incoming>, lease: ConnectionLease) -> Result<Response<ResponseBody>, Error> {
+    let ConnectionLease { connection, flight, .. } = lease;
     let protocol = response.headers().get(header::UPGRADE).cloned().unwrap_or(HeaderValue::from_static("unknown"));
-    let lost = || Error::new(Kind::ConnectionTerminated, "the endpoint closed as it switched protocols");
+    let lost = || Error::new(FailureKind::ConnectionTerminated, "the endpoint closed as it switched protocols");
     let stream = connection.into_stream().ok_or_else(lost)?;
     flight.seat().ended_well(Instant::now());
-    Ok(response.map(|_| ResponseBody::Switched(Box::new(Switched { protocol, stream, flight }))))
+    Ok(response.map(|_| ResponseBody::Switched(Box::new(SwitchedProtocol { protocol, stream, flight }))))
 }

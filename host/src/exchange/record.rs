@@ -4,46 +4,46 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::body::BodyError;
-use crate::body::upload::Upload;
-use crate::context::Head;
-use crate::error::{Error, Kind, causes};
+use crate::body::upload::UploadProgress;
+use crate::context::ExchangeContext;
+use crate::error::{Error, FailureKind, causes};
 use crate::generation::connection_counts::CountedRequest;
-use crate::generation::{Running, UNROUTED};
-use crate::plugin::body_filter::TransformError;
+use crate::generation::{UNROUTED, WorkerState};
+use crate::plugin::body_filter::BodyFilterError;
 use crate::plugin::instance::Summary;
 use crate::system::supervise::{Task, guard};
-use crate::telemetry::access_log::Outcome;
+use crate::telemetry::access_log::ExchangeOutcome;
 use crate::telemetry::failure_log::{self, Topic};
 
 const CUT: &str = "response cut off";
 
 /// Rides with the response to its last byte.
-pub struct Ending {
-    running: Rc<Running>,
+pub struct ExchangeRecord {
+    worker: Rc<WorkerState>,
     /// None where no route matched, so that there is nobody to count for.
     place: Option<usize>,
     /// None while it is lent to a plugin, or nothing is known.
-    pub head: Option<Box<Head>>,
+    pub context: Option<Box<ExchangeContext>>,
     began: Instant,
     /// How long the endpoint took to begin its response, where somebody wants to know.
     answered: Option<Duration>,
     pub status: u16,
-    pub error: Option<Kind>,
+    pub error: Option<FailureKind>,
     pub response_bytes: u64,
     /// How far the request's content is.
-    pub upload: Upload,
+    pub upload: UploadProgress,
     /// Counts the request as its client's; `None` if the connection is counted so, or nothing is limited.
     pub counted: Option<CountedRequest>,
 }
 
-impl Ending {
+impl ExchangeRecord {
     /// For an exchange that begins now.
-    pub fn new(running: Rc<Running>, upload: Upload) -> Self {
+    pub fn new(worker: Rc<WorkerState>, upload: UploadProgress) -> Self {
         let began = Instant::now();
-        Ending {
-            running,
+        ExchangeRecord {
+            worker,
             place: None,
-            head: None,
+            context: None,
             began,
             answered: None,
             status: 0,
@@ -55,23 +55,23 @@ impl Ending {
     }
 
     /// The generation that the exchange began with.
-    pub fn running(&self) -> &Rc<Running> {
-        &self.running
+    pub fn running(&self) -> &Rc<WorkerState> {
+        &self.worker
     }
 
     /// Notes where it went.
-    pub fn routed(&mut self, place: usize, head: Box<Head>) {
-        (self.place, self.head) = (Some(place), Some(head));
+    pub fn set_route(&mut self, place: usize, context: Box<ExchangeContext>) {
+        (self.place, self.context) = (Some(place), Some(context));
     }
 
     /// Notes that it went nowhere.
-    pub fn unrouted(&mut self, head: Box<Head>) {
-        self.head = Some(head);
+    pub fn set_no_route(&mut self, context: Box<ExchangeContext>) {
+        self.context = Some(context);
     }
 
     /// Logs why the exchange has failed, unless that is done already, or the client has merely gone away.
     pub fn log(&self, error: &Error, what: &'static str) {
-        log(error, self.head.as_deref(), what, self.upload.is_abandoned());
+        log(error, self.context.as_deref(), what, self.upload.is_abandoned());
     }
 
     /// Notes that the response was cut off within its content.
@@ -83,9 +83,9 @@ impl Ending {
             }
             None => {
                 let (kind, is_logged) = match error.downcast_ref() {
-                    Some(TransformError::Trap(trap)) => (Kind::PluginError, trap.rejection().is_none()),
-                    Some(TransformError::TooLarge { .. }) => (Kind::ResponseBodySize, false),
-                    None => (Kind::ConnectionTerminated, false),
+                    Some(BodyFilterError::Trap(failure)) => (FailureKind::PluginError, failure.rejection().is_none()),
+                    Some(BodyFilterError::TooLarge { .. }) => (FailureKind::ResponseBodySize, false),
+                    None => (FailureKind::ConnectionTerminated, false),
                 };
                 self.log(&Error { is_logged, ..Error::new(kind, causes(&**error)) }, CUT);
                 kind
@@ -95,8 +95,8 @@ impl Ending {
     }
 
     /// The endpoint's response has begun.
-    pub fn answered(&mut self) {
-        if self.running.generation.access_log.is_some() {
+    pub fn response_started(&mut self) {
+        if self.worker.generation.access_log.is_some() {
             self.answered = Some(self.began.elapsed());
         }
     }
@@ -104,14 +104,14 @@ impl Ending {
 
 /// Logs a failure of an exchange, unless that is done already. A client that gave up within its content may read on, and be
 /// told the id of its request: that is logged, but is no warning.
-pub fn log(error: &Error, head: Option<&Head>, what: &'static str, is_abandoned: bool) {
-    let (route, kind) = (head.map_or(UNROUTED, |head| &*head.route), error.kind.token());
+pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str, is_abandoned: bool) {
+    let (route, kind) = (context.map_or(UNROUTED, |context| &*context.route), error.kind.token());
     if error.is_logged || !failure_log::admits(Topic::Exchange(error.kind), route) {
         return;
     }
-    let request_id = head.map(Head::request_id);
-    let upstream = head.map(|head| &*head.upstream).filter(|upstream| *upstream != UNROUTED);
-    let endpoint = head.and_then(|head| head.endpoint.as_deref());
+    let request_id = context.map(ExchangeContext::request_id);
+    let upstream = context.map(|context| &*context.upstream).filter(|upstream| *upstream != UNROUTED);
+    let endpoint = context.and_then(|context| context.endpoint.as_deref());
     let (cause, limit) = (error.causes(), error.limit);
     if is_abandoned {
         tracing::info!(kind, request_id, route, upstream, endpoint, cause, "{what}: its client gave up");
@@ -120,12 +120,12 @@ pub fn log(error: &Error, head: Option<&Head>, what: &'static str, is_abandoned:
     }
 }
 
-impl Ending {
+impl ExchangeRecord {
     /// Tells the observers of the route.
     fn observe(&self, took: Duration) {
-        let (Some(place), Some(head)) = (self.place, &self.head) else { return };
-        for binding in &self.running.generation.routes[place].chain {
-            let Some(needs) = &self.running.generation.bindings[*binding].observer else { continue };
+        let (Some(place), Some(context)) = (self.place, &self.context) else { return };
+        for binding in &self.worker.generation.routes[place].chain {
+            let Some(needs) = &self.worker.generation.bindings[*binding].observer else { continue };
             let summary = Summary {
                 status: self.status,
                 request_bytes: self.upload.bytes(),
@@ -133,25 +133,25 @@ impl Ending {
                 duration_us: took.as_micros() as u64,
                 error: self.error.map(|kind| kind.token().into()),
             };
-            let called = self.running.call(*binding, |instance| instance.observe(needs, head, &summary));
-            if let Err(trap) = called {
-                self.running.plugin_failed(*binding, "observer", &trap, Some(head));
+            let called = self.worker.call(*binding, |instance| instance.observe(needs, context, &summary));
+            if let Err(failure) = called {
+                self.worker.plugin_failed(*binding, "observer", &failure, Some(context));
             }
         }
     }
 }
 
-impl Drop for Ending {
+impl Drop for ExchangeRecord {
     fn drop(&mut self) {
         // A panic may have ended the exchange, and one more while that unwinds would end the process.
         let _ = guard(Task::Connection, || self.end());
     }
 }
 
-impl Ending {
+impl ExchangeRecord {
     fn end(&mut self) {
-        if let (None, Some(limit)) = (self.error, self.running.place.registry.cut_off.get()) {
-            let error = Error::new(Kind::ResponseTimeout, "the proxy stops, and the exchange was not over");
+        if let (None, Some(limit)) = (self.error, self.worker.place.registry.cut_off.get()) {
+            let error = Error::new(FailureKind::ResponseTimeout, "the proxy stops, and the exchange was not over");
             let error = Error { limit: *limit, ..error };
             self.log(&error, "exchange cut off");
             self.error = Some(error.kind);
@@ -161,14 +161,14 @@ impl Ending {
             self.log(&fault.error("the content failed after its response had begun"), "content failed");
         }
         let took = self.began.elapsed();
-        let figures = self.place.and_then(|place| self.running.routes.get(place)).unwrap_or(&self.running.unrouted);
+        let figures = self.place.and_then(|place| self.worker.routes.get(place)).unwrap_or(&self.worker.unrouted);
         figures.ended(self.status, self.error, self.response_bytes, took);
         figures.request_bytes.add(self.upload.bytes());
         self.observe(took);
-        if let (Some(log), Some(head)) = (&self.running.generation.access_log, &self.head) {
-            let Ending { status, error, response_bytes, answered, .. } = *self;
-            let outcome = Outcome { status, error, response_bytes, answered, took };
-            log.write(head, &outcome, SystemTime::now() - took);
+        if let (Some(log), Some(context)) = (&self.worker.generation.access_log, &self.context) {
+            let ExchangeRecord { status, error, response_bytes, answered, .. } = *self;
+            let outcome = ExchangeOutcome { status, error, response_bytes, answered, took };
+            log.write(context, &outcome, SystemTime::now() - took);
         }
     }
 }

@@ -12,62 +12,62 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::body::BodyError;
-use crate::body::upload::{Rest, Upload};
-use crate::error::{Error, Kind};
-use crate::exchange::filtered_body::Passage;
+use crate::body::upload::{IdleTime, UploadProgress};
+use crate::error::{Error, FailureKind};
+use crate::exchange::filtered_body::FilteredBody;
 use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop;
-use crate::store::stored_body::Stored;
-use crate::upstream::Rules;
+use crate::store::stored_body::StoredBody;
+use crate::upstream::ConnectionSettings;
 use crate::upstream::connection::{Connection, Stream};
-use crate::upstream::endpoint_view::Flight;
-use crate::upstream::health::Failed;
+use crate::upstream::endpoint_view::InFlightGuard;
+use crate::upstream::health::EndpointFailure;
 
 /// The content of a response: the upstream's, streamed, or some that was made here.
 pub enum ResponseBody {
     /// Streams, and drives the connection that it comes from.
     Upstream(Box<UpstreamBody>),
     /// Is stored, or on its way into the store.
-    Stored(Stored),
+    Stored(StoredBody),
     /// Several parts of that, with what stands between them.
-    Parts(VecDeque<Stored>),
+    Parts(VecDeque<StoredBody>),
     /// One of these, but through plugins.
-    Filtered(Box<Passage<ResponseBody>>),
+    Filtered(Box<FilteredBody<ResponseBody>>),
     /// Whole; empty once sent.
     Full(Bytes),
     /// None: after this head the connection speaks another protocol.
-    Switched(Box<Switched>),
+    Switched(Box<SwitchedProtocol>),
 }
 
 /// The far end of a tunnel.
-pub struct Switched {
+pub struct SwitchedProtocol {
     /// As the endpoint named it.
     pub protocol: HeaderValue,
     pub stream: Stream,
     /// Counts the tunnel as in flight at its endpoint.
-    pub flight: Flight,
+    pub flight: InFlightGuard,
 }
 
 /// A body that comes from an endpoint.
 pub struct UpstreamBody {
     content: Incoming,
     /// None once the body is over.
-    lease: Option<Lease>,
-    rest: Rest,
+    lease: Option<ConnectionLease>,
+    rest: IdleTime,
 }
 
 /// The use of a connection until the body of a response is over.
-pub struct Lease {
+pub struct ConnectionLease {
     pub connection: Box<Connection>,
     /// Counts the exchange as in flight at its endpoint.
-    pub flight: Flight,
+    pub flight: InFlightGuard,
     /// Whether a response that comes to its end speaks for the endpoint: some statuses speak against it.
     pub is_good: bool,
-    pub rules: Rc<Rules>,
+    pub rules: Rc<ConnectionSettings>,
     /// For the next piece.
     pub step: Deadline,
     /// The progress of the request's content, which may be unfinished.
-    pub upload: Upload,
+    pub upload: UploadProgress,
 }
 
 /// The bytes that are read of an endpoint at once, unless the client's connection bounds them otherwise. Each client with
@@ -75,10 +75,10 @@ pub struct Lease {
 /// of 1 MiB. One less than hyper takes for a full buffer, which it would double.
 const READ: usize = (128 << 10) - 1;
 
-impl Lease {
+impl ConnectionLease {
     /// Whether the endpoint has paused too long. While the client's content is unfinished too, both sides may rest.
-    fn is_late(&self, rest: &mut Rest, cx: &Context<'_>) -> bool {
-        let Rules { read_timeout, stream_timeout, .. } = *self.rules;
+    fn is_late(&self, rest: &mut IdleTime, cx: &Context<'_>) -> bool {
+        let ConnectionSettings { read_timeout, stream_timeout, .. } = *self.rules;
         if !self.step.is_late(read_timeout, cx) {
             return false;
         }
@@ -88,14 +88,14 @@ impl Lease {
 
     /// The endpoint didn't send the whole response, which speaks against it.
     fn broken(&self) {
-        self.flight.seat().failed(Failed::Exchange, Duration::ZERO, self.step.clock().now());
+        self.flight.seat().failed(EndpointFailure::Exchange, Duration::ZERO, self.step.clock().now());
     }
 }
 
 impl UpstreamBody {
-    pub fn new(content: Incoming, lease: Lease) -> Self {
+    pub fn new(content: Incoming, lease: ConnectionLease) -> Self {
         lease.connection.limit_reads(Some(READ));
-        let rest = Rest::new(&lease.upload);
+        let rest = IdleTime::new(&lease.upload);
         UpstreamBody { content, lease: Some(lease), rest }
     }
 
@@ -107,7 +107,7 @@ impl UpstreamBody {
 
     /// The body has been read to its end: the connection may serve others.
     fn end(&mut self) {
-        if let Some(Lease { connection, flight, is_good, rules, step, .. }) = self.lease.take() {
+        if let Some(ConnectionLease { connection, flight, is_good, rules, step, .. }) = self.lease.take() {
             let now = step.clock().now();
             if is_good {
                 flight.seat().ended_well(now);
@@ -134,17 +134,18 @@ impl Body for UpstreamBody {
         let UpstreamBody { content, lease, rest } = &mut *self;
         let Some(lease) = lease else { return Poll::Ready(None) };
         // Short content came with the head.
-        let frame = match lease.connection.drive_for_more(cx, |cx| Pin::new(&mut *content).poll_frame(cx)) {
+        let frame = match lease.connection.drive_if_needed(cx, |cx| Pin::new(&mut *content).poll_frame(cx)) {
             Poll::Pending if lease.is_late(rest, cx) => {
                 lease.broken();
-                let paused = Error::new(Kind::ResponseTimeout, "the endpoint paused too long").met("read-timeout");
+                let paused =
+                    Error::new(FailureKind::ResponseTimeout, "the endpoint paused too long").met("read-timeout");
                 return Poll::Ready(Some(Err(paused.into())));
             }
             Poll::Pending => return Poll::Pending,
             Poll::Ready(frame) => frame,
         };
         lease.step.clear();
-        *rest = Rest::new(&lease.upload);
+        *rest = IdleTime::new(&lease.upload);
         match &frame {
             // Nobody asks for more after them.
             Some(Ok(last)) if last.is_trailers() => self.end(),
@@ -154,7 +155,7 @@ impl Body for UpstreamBody {
             // rest of a request (RFC 9113 §8.1), so only a length can tell.
             None if lease.connection.version() == Version::HTTP_2 && content.size_hint().lower() > 0 => {
                 lease.broken();
-                let short = Error::new(Kind::ConnectionTerminated, "the endpoint gave up within its response");
+                let short = Error::new(FailureKind::ConnectionTerminated, "the endpoint gave up within its response");
                 return Poll::Ready(Some(Err(short.into())));
             }
             None => self.end(),
@@ -221,7 +222,7 @@ impl Body for ResponseBody {
         match self {
             ResponseBody::Upstream(body) => body.size_hint(),
             ResponseBody::Stored(stored) => stored.size_hint(),
-            ResponseBody::Parts(parts) => SizeHint::with_exact(parts.iter().filter_map(Stored::left).sum()),
+            ResponseBody::Parts(parts) => SizeHint::with_exact(parts.iter().filter_map(StoredBody::left).sum()),
             ResponseBody::Filtered(passage) => passage.size_hint(),
             ResponseBody::Full(content) => SizeHint::with_exact(content.len() as u64),
             ResponseBody::Switched(_) => SizeHint::with_exact(0),

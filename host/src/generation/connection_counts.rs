@@ -9,7 +9,7 @@ use crate::telemetry::failure_log::{self, Topic};
 
 /// The connections at a listener, over all workers; kept over generations.
 #[derive(Debug, Default)]
-pub struct Census {
+pub struct ConnectionCounts {
     all: AtomicUsize,
     /// The number of clients that have a connection.
     clients: AtomicUsize,
@@ -17,11 +17,11 @@ pub struct Census {
     // connections per client is limited. Shards are hardly contended: clients are spread over them, and each is held
     // for some instructions.
     shards: [Mutex<HashMap<ClientNet, usize>>; SHARDS],
-    closed: [AtomicU64; Closed::ALL.len()],
+    closed: [AtomicU64; CloseReason::ALL.len()],
     /// The connections and streams that were cut off, in the order of [`SendLimit::ALL`].
     cut_off: [AtomicU64; SendLimit::ALL.len()],
     /// For each reason, the minute of the process in which it was last logged, plus one.
-    logged: [AtomicU64; Closed::ALL.len()],
+    logged: [AtomicU64; CloseReason::ALL.len()],
     /// The search for connections of the whole listener that can be evicted.
     pub search: Search,
     /// The search for connections of one client that can be evicted.
@@ -39,7 +39,7 @@ pub struct ClientNet(u64);
 
 /// The number of connections of one client, and its fair share while connections are scarce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub struct ClientShare {
     pub held: usize,
     pub fair: usize,
 }
@@ -47,13 +47,13 @@ pub struct Share {
 /// A request from a trusted proxy, counted as a connection of its client until dropped.
 #[derive(Debug)]
 pub struct CountedRequest {
-    census: Arc<Census>,
+    census: Arc<ConnectionCounts>,
     client: ClientNet,
 }
 
 /// A reason why a connection was closed early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
+pub enum CloseReason {
     /// The listener reached `limits.connections`, and none of the other connections could be evicted.
     Connections,
     /// The client reached `limits.connections-per-client`.
@@ -124,7 +124,7 @@ impl SendLimit {
     }
 }
 
-impl Census {
+impl ConnectionCounts {
     /// Counts a connection or a stream that is cut off because its client accepts too little.
     pub fn cut_off(&self, met: SendLimit, client: Option<&str>) {
         if failure_log::admits(Topic::SlowClient, client.unwrap_or_default()) {
@@ -149,14 +149,14 @@ impl Census {
     }
 
     /// Counts a connection for its client. `limit` is the maximum number of connections of the listener.
-    pub fn enter_client(&self, client: ClientNet, limit: usize) -> Share {
+    pub fn enter_client(&self, client: ClientNet, limit: usize) -> ClientShare {
         let mut shard = self.shard(client);
         let held = shard.entry(client).or_default();
         *held += 1;
         if *held == 1 {
             self.clients.fetch_add(1, Ordering::Relaxed);
         }
-        Share { held: *held, fair: (limit / (2 * self.clients.load(Ordering::Relaxed).max(1))).max(FAIR) }
+        ClientShare { held: *held, fair: (limit / (2 * self.clients.load(Ordering::Relaxed).max(1))).max(FAIR) }
     }
 
     /// Counts a request of a client behind a trusted proxy as a connection of that client; `None` if the client has
@@ -165,7 +165,7 @@ impl Census {
         let held = self.enter_client(client, limit).held;
         let counted = CountedRequest { census: self.clone(), client };
         if held > limit {
-            self.count(Closed::ConnectionsPerClient);
+            self.count(CloseReason::ConnectionsPerClient);
             return None;
         }
         Some(counted)
@@ -188,17 +188,17 @@ impl Census {
     }
 
     /// Counts a connection that was closed early; returns how many there were so far.
-    pub fn count(&self, reason: Closed) -> u64 {
+    pub fn count(&self, reason: CloseReason) -> u64 {
         self.closed[reason as usize].fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Returns the number of connections that were closed for a reason.
-    pub fn closed(&self, reason: Closed) -> u64 {
+    pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed[reason as usize].load(Ordering::Relaxed)
     }
 
     /// Whether a reason may be logged in this minute of the process: once.
-    pub fn may_log(&self, reason: Closed, minute: u64) -> bool {
+    pub fn may_log(&self, reason: CloseReason, minute: u64) -> bool {
         self.logged[reason as usize].swap(minute + 1, Ordering::Relaxed) != minute + 1
     }
 
@@ -229,18 +229,23 @@ impl Search {
     }
 }
 
-impl Closed {
-    pub const ALL: [Closed; 5] =
-        [Closed::Connections, Closed::ConnectionsPerClient, Closed::FairShare, Closed::Evicted, Closed::Flood];
+impl CloseReason {
+    pub const ALL: [CloseReason; 5] = [
+        CloseReason::Connections,
+        CloseReason::ConnectionsPerClient,
+        CloseReason::FairShare,
+        CloseReason::Evicted,
+        CloseReason::Flood,
+    ];
 
     /// Returns the name of the reason in metrics and the log.
     pub fn name(self) -> &'static str {
         match self {
-            Closed::Connections => "connections",
-            Closed::ConnectionsPerClient => "connections-per-client",
-            Closed::FairShare => "fair-share",
-            Closed::Evicted => "evicted",
-            Closed::Flood => "flood",
+            CloseReason::Connections => "connections",
+            CloseReason::ConnectionsPerClient => "connections-per-client",
+            CloseReason::FairShare => "fair-share",
+            CloseReason::Evicted => "evicted",
+            CloseReason::Flood => "flood",
         }
     }
 }
@@ -265,24 +270,24 @@ mod tests {
 
     #[test]
     fn a_share_is_half_of_an_equal_part() {
-        let census = Census::default();
+        let census = ConnectionCounts::default();
         let (one, other) = (net("192.0.2.1"), net("192.0.2.2"));
-        assert_eq!(census.enter_client(one, 1000), Share { held: 1, fair: 500 });
-        assert_eq!(census.enter_client(one, 1000), Share { held: 2, fair: 500 });
-        assert_eq!(census.enter_client(other, 1000), Share { held: 1, fair: 250 });
+        assert_eq!(census.enter_client(one, 1000), ClientShare { held: 1, fair: 500 });
+        assert_eq!(census.enter_client(one, 1000), ClientShare { held: 2, fair: 500 });
+        assert_eq!(census.enter_client(other, 1000), ClientShare { held: 1, fair: 250 });
         census.leave_client(one);
         census.leave_client(one);
-        assert_eq!(census.enter_client(other, 1000), Share { held: 2, fair: 500 });
-        assert_eq!(census.enter_client(other, 10), Share { held: 3, fair: FAIR });
+        assert_eq!(census.enter_client(other, 1000), ClientShare { held: 2, fair: 500 });
+        assert_eq!(census.enter_client(other, 10), ClientShare { held: 3, fair: FAIR });
     }
 
     #[test]
     fn requests_by_trusted_proxies_count_as_connections_of_their_client() {
-        let census = Arc::new(Census::default());
+        let census = Arc::new(ConnectionCounts::default());
         let (one, other) = (net("192.0.2.1"), net("192.0.2.2"));
         let held = [census.enter_request(one, 2).unwrap(), census.enter_request(one, 2).unwrap()];
         assert!(census.enter_request(one, 2).is_none() && census.enter_request(other, 2).is_some());
-        assert_eq!(census.closed(Closed::ConnectionsPerClient), 1);
+        assert_eq!(census.closed(CloseReason::ConnectionsPerClient), 1);
         drop(held);
         assert_eq!(census.enter_client(one, 1000).held, 1);
     }
@@ -298,10 +303,10 @@ mod tests {
 
     #[test]
     fn a_reason_is_logged_once_in_a_minute() {
-        let census = Census::default();
-        assert!(census.may_log(Closed::Connections, 0));
-        assert!(!census.may_log(Closed::Connections, 0));
-        assert!(census.may_log(Closed::FairShare, 0));
-        assert!(census.may_log(Closed::Connections, 1));
+        let census = ConnectionCounts::default();
+        assert!(census.may_log(CloseReason::Connections, 0));
+        assert!(!census.may_log(CloseReason::Connections, 0));
+        assert!(census.may_log(CloseReason::FairShare, 0));
+        assert!(census.may_log(CloseReason::Connections, 1));
     }
 }

@@ -6,30 +6,30 @@ use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
 
-use crate::generation::connection_counts::Census;
+use crate::generation::connection_counts::ConnectionCounts;
 use crate::protocol::client_address;
 use crate::protocol::framing;
-use crate::protocol::trusted_peers::Peers;
+use crate::protocol::trusted_peers::TrustedPeers;
 
 /// The rules of a listener in a generation; a connection keeps those that it began with.
 pub struct Listener {
     /// None where HTTP is spoken in clear.
     pub tls: Option<TlsAcceptor>,
     /// Load balancers that have to name the client with the PROXY protocol.
-    pub proxies: Peers,
+    pub proxies: TrustedPeers,
     /// Whose word about the client is taken.
-    pub client: client_address::Rules,
+    pub client: client_address::ClientAddressRules,
     /// The port that every request is sent to with `https`.
     pub redirect: Option<u16>,
-    pub limits: Limits,
+    pub limits: ClientLimits,
     /// Outlives generations.
-    pub census: Arc<Census>,
+    pub census: Arc<ConnectionCounts>,
 }
 
 /// What a client may ask for.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub framing: framing::Limits,
+pub struct ClientLimits {
+    pub framing: framing::HeadLimits,
     /// For a head, and for the handshake of TLS.
     pub head_timeout: Duration,
     /// Between two requests.

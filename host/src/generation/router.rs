@@ -10,7 +10,7 @@ use crate::protocol::path::without_parameters;
 
 /// What a route asks of a request.
 #[derive(Clone, Debug, Default)]
-pub struct Match {
+pub struct RouteMatch {
     /// One of these hosts; none: any.
     pub hosts: Vec<HostMatch>,
     /// This path.
@@ -44,14 +44,14 @@ pub enum PathMatch {
 /// The routes, most specific first; the number is the place in the list that it was made from.
 #[derive(Debug)]
 pub struct Router {
-    table: Vec<(Option<HostMatch>, Arc<Match>, usize)>,
+    table: Vec<(Option<HostMatch>, Arc<RouteMatch>, usize)>,
     /// Whether any route asks for a host; if none does, nobody needs to know it.
     by_host: bool,
 }
 
 impl Router {
     /// Orders routes; the error names two that no request can tell apart.
-    pub fn new(routes: Vec<Match>) -> Result<Self, (usize, usize)> {
+    pub fn new(routes: Vec<RouteMatch>) -> Result<Self, (usize, usize)> {
         let mut ranked = Vec::new();
         for (place, mut route) in routes.into_iter().enumerate() {
             let hosts = std::mem::take(&mut route.hosts);
@@ -92,7 +92,7 @@ impl HostMatch {
     }
 }
 
-impl Match {
+impl RouteMatch {
     /// Whether a request matches, given its path without parameters.
     fn matches(&self, request: &Parts, path: &str) -> bool {
         let query = || {
@@ -136,7 +136,7 @@ fn host_rank(host: Option<&HostMatch>) -> HostRank {
 
 /// Exact paths before regexes before prefixes; then the number of further conditions. The texts make the rank of two
 /// routes equal only if they ask the same.
-fn rank(route: &Match) -> Rank {
+fn rank(route: &RouteMatch) -> Rank {
     let (kind, path) = match &route.path {
         PathMatch::Any => (0, String::new()),
         PathMatch::Prefix(path) => (1, path.clone()),
@@ -152,12 +152,12 @@ fn rank(route: &Match) -> Rank {
 mod tests {
     use super::*;
 
-    fn route(hosts: &[&str], path: PathMatch) -> Match {
+    fn route(hosts: &[&str], path: PathMatch) -> RouteMatch {
         let host = |name: &&str| match name.strip_prefix('*') {
             Some(suffix) => HostMatch::Below(suffix.into()),
             None => HostMatch::Exact((*name).into()),
         };
-        Match { hosts: hosts.iter().map(host).collect(), path, ..Match::default() }
+        RouteMatch { hosts: hosts.iter().map(host).collect(), path, ..RouteMatch::default() }
     }
 
     fn taken(router: &Router, host: &str, path: &str) -> Option<usize> {

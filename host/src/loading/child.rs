@@ -11,14 +11,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Failure, Limits, Stop, confined, messages};
+use super::{LoadFailure, LoadLimits, Stop, confined, messages};
 
 /// A child process that loads a component. It ends when this is dropped.
 pub(super) struct Child {
     process: process::Child,
     input: ChildStdin,
     output: ChildStdout,
-    limits: Limits,
+    limits: LoadLimits,
     stop: Stop,
 }
 
@@ -37,7 +37,7 @@ const LAST_WORDS: u64 = 4 << 10;
 
 impl Child {
     /// Starts a child of this program.
-    pub fn start(limits: Limits, stop: Stop) -> Result<Self, Failure> {
+    pub fn start(limits: LoadLimits, stop: Stop) -> Result<Self, LoadFailure> {
         let mut command = Command::new(program()?);
         command.arg0("plugway").arg(confined::ARGUMENT).env_clear();
         // Half of the cores at most: the rest serves.
@@ -59,9 +59,9 @@ impl Child {
     }
 
     /// Sends a message.
-    pub fn send<T: Serialize>(&mut self, content: &T) -> Result<(), Failure> {
+    pub fn send<T: Serialize>(&mut self, content: &T) -> Result<(), LoadFailure> {
         let message = messages::message(content)?;
-        self.write(&message).map_err(Failure::from)
+        self.write(&message).map_err(LoadFailure::from)
     }
 
     /// Sends bytes. Those for a child that has ended are dropped: the answer will say why it has.
@@ -82,18 +82,18 @@ impl Child {
     }
 
     /// Waits for a message.
-    pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T, Failure> {
+    pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T, LoadFailure> {
         let length = self.read(4)?;
         let length = length.try_into().map_or(0, u32::from_le_bytes) as usize;
         if length > messages::MOST_BYTES {
-            return Err(Failure::Crash("its answer is too long".into()));
+            return Err(LoadFailure::Crash("its answer is too long".into()));
         }
         let message = self.read(length)?;
-        messages::content(&message).map_err(|_| Failure::Crash("its answer makes no sense".into()))
+        messages::content(&message).map_err(|_| LoadFailure::Crash("its answer makes no sense".into()))
     }
 
     /// Waits for so many bytes.
-    pub fn read(&mut self, length: usize) -> Result<Vec<u8>, Failure> {
+    pub fn read(&mut self, length: usize) -> Result<Vec<u8>, LoadFailure> {
         let deadline = self.deadline();
         let (mut bytes, mut read) = (vec![0; length], 0);
         while read < length {
@@ -113,17 +113,17 @@ impl Child {
     }
 
     /// Waits until a pipe is ready, but not beyond the deadline or an order to stop.
-    fn wait(&self, direction: Direction, deadline: Instant) -> Result<(), Failure> {
+    fn wait(&self, direction: Direction, deadline: Instant) -> Result<(), LoadFailure> {
         let (pipe, wanted): (BorrowedFd<'_>, _) = match direction {
             Direction::Input => (self.input.as_fd(), PollFlags::OUT),
             Direction::Output => (self.output.as_fd(), PollFlags::IN),
         };
         loop {
             if self.stop.is_ordered() {
-                return Err(Failure::Stopped);
+                return Err(LoadFailure::Stopped);
             }
             if Instant::now() >= deadline {
-                return Err(Failure::Time(self.limits));
+                return Err(LoadFailure::Time(self.limits));
             }
             let glance = Timespec { tv_sec: 0, tv_nsec: GLANCE.as_nanos() as i64 };
             match poll(&mut [PollFd::from_borrowed_fd(pipe, wanted)], Some(&glance)) {
@@ -135,13 +135,13 @@ impl Child {
     }
 
     /// The reason why the child has closed its output.
-    fn end(&mut self) -> Failure {
+    fn end(&mut self) -> LoadFailure {
         let deadline = Instant::now() + LAST_BREATH;
         let status = loop {
             match self.process.try_wait() {
                 Ok(Some(status)) => break status,
                 Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
-                Ok(None) => return Failure::Crash("it no longer answers".into()),
+                Ok(None) => return LoadFailure::Crash("it no longer answers".into()),
                 Err(error) => return error.into(),
             }
         };
@@ -151,7 +151,7 @@ impl Child {
         }
         let words = String::from_utf8_lossy(&words);
         tracing::debug!(%status, words = %crate::system::printable::one_line(&words, usize::MAX), "a plugin's loading ended");
-        Failure::of(status, &words, self.limits)
+        LoadFailure::of(status, &words, self.limits)
     }
 }
 

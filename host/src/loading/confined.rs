@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::confinement::confine;
-use super::messages::{self, About, Complaint, Form, Order, Setup, Verdict, text};
+use super::messages::{self, About, ConfigComplaint, ConfigVerdict, Form, LoadOrder, Setup, text};
 use super::verdict::Schema;
 use crate::config::diagnostic::MOST_SHOWN;
 use crate::plugin::compiled_cache::{MOST_SEALED, Seal};
-use crate::plugin::configured::{self, BindError, Binding, Isolation, Limits, OnError};
+use crate::plugin::configured::{self, ConfigureError, ConfiguredPlugin, Isolation, OnError, PluginLimits};
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::settings::ConfigErrors;
 
@@ -61,12 +61,15 @@ fn serve(input: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     };
     while let Some(order) = messages::read(input)? {
         match order {
-            Order::Check { config, memory, cpu_us } => {
-                let limits =
-                    Limits { memory: memory as usize, cpu: Duration::from_micros(cpu_us), ..Limits::default() };
+            LoadOrder::Check { config, memory, cpu_us } => {
+                let limits = PluginLimits {
+                    memory: memory as usize,
+                    cpu: Duration::from_micros(cpu_us),
+                    ..PluginLimits::default()
+                };
                 messages::write(output, &examiner.check(&config, limits))?;
             }
-            Order::Seal => {
+            LoadOrder::Seal => {
                 let sealed = examiner.sealed();
                 messages::write(output, &sealed.as_ref().map(|sealed| sealed.len() as u64).map_err(String::clone))?;
                 output.write_all(&sealed.unwrap_or_default())?;
@@ -100,7 +103,7 @@ impl Examiner {
     }
 
     /// Checks a configuration by the schema, and has a fresh instance take it.
-    pub fn check(&mut self, config: &str, limits: Limits) -> Verdict {
+    pub fn check(&mut self, config: &str, limits: PluginLimits) -> ConfigVerdict {
         let refusal = self.check_by_schema(config);
         refusal.unwrap_or_else(|| self.configure(config, limits))
     }
@@ -114,31 +117,31 @@ impl Examiner {
     }
 
     /// `None` if there is nothing against the configuration.
-    fn check_by_schema(&mut self, config: &str) -> Option<Verdict> {
+    fn check_by_schema(&mut self, config: &str) -> Option<ConfigVerdict> {
         let text = self.about.schema.as_deref()?;
         if self.schema.is_none() {
             match Schema::new(text) {
                 Ok(schema) => self.schema = Some(schema),
-                Err(message) => return Some(Verdict::Failed(message)),
+                Err(message) => return Some(ConfigVerdict::Failed(message)),
             }
         }
         self.schema.as_ref()?.check(config)
     }
 
-    fn configure(&self, config: &str, limits: Limits) -> Verdict {
+    fn configure(&self, config: &str, limits: PluginLimits) -> ConfigVerdict {
         let (name, plugin) = ("configured".into(), self.plugin.clone());
-        match Binding::new(name, plugin, config.into(), limits, OnError::Fail, Isolation::Worker) {
-            Ok(_) => Verdict::Accepted,
-            Err(BindError::Config(ConfigErrors { shown, more })) => {
+        match ConfiguredPlugin::new(name, plugin, config.into(), limits, OnError::Fail, Isolation::Worker) {
+            Ok(_) => ConfigVerdict::Accepted,
+            Err(ConfigureError::Config(ConfigErrors { shown, more })) => {
                 let more = (more + shown.len().saturating_sub(MOST_SHOWN)) as u64;
-                let complaint = |(pointer, message): (String, String)| Complaint {
+                let complaint = |(pointer, message): (String, String)| ConfigComplaint {
                     pointer: text(&pointer),
                     key: None,
                     message: text(&message),
                 };
-                Verdict::Refused { complaints: shown.into_iter().take(MOST_SHOWN).map(complaint).collect(), more }
+                ConfigVerdict::Refused { complaints: shown.into_iter().take(MOST_SHOWN).map(complaint).collect(), more }
             }
-            Err(error) => Verdict::Failed(text(&error.to_string())),
+            Err(error) => ConfigVerdict::Failed(text(&error.to_string())),
         }
     }
 }

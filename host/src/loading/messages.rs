@@ -30,7 +30,7 @@ pub(super) enum Form {
 
 /// An order to a child that has loaded its component.
 #[derive(Serialize, Deserialize)]
-pub(super) enum Order {
+pub(super) enum LoadOrder {
     /// To check a configuration, with an instance of these limits.
     Check { config: String, memory: u64, cpu_us: u64 },
     /// To hand over the compiled code.
@@ -49,11 +49,11 @@ pub struct About {
 
 /// The result of the check of a configuration.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Verdict {
+pub enum ConfigVerdict {
     Accepted,
     /// The configuration is wrong at these places, and at `more` besides.
     Refused {
-        complaints: Vec<Complaint>,
+        complaints: Vec<ConfigComplaint>,
         more: u64,
     },
     /// The plugin can't be used with the configuration, for a reason that has no place in it.
@@ -62,7 +62,7 @@ pub enum Verdict {
 
 /// A mistake in a configuration.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Complaint {
+pub struct ConfigComplaint {
     /// A JSON pointer (RFC 6901).
     pub pointer: String,
     /// The key of the table there that is meant.

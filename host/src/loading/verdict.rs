@@ -3,7 +3,7 @@
 use jsonschema::error::ValidationErrorKind as Kind;
 use jsonschema::{ValidationError, Validator};
 
-use super::messages::{Complaint, Verdict, text};
+use super::messages::{ConfigComplaint, ConfigVerdict, text};
 use crate::config::diagnostic::MOST_SHOWN;
 
 /// A schema that is valid itself.
@@ -18,21 +18,21 @@ impl Schema {
     }
 
     /// Checks a configuration; `None` if the schema has nothing against it.
-    pub fn check(&self, config: &str) -> Option<Verdict> {
+    pub fn check(&self, config: &str) -> Option<ConfigVerdict> {
         let config = match serde_json::from_str(config) {
             Ok(config) => config,
-            Err(error) => return Some(Verdict::Failed(format!("the configuration is no JSON: {error}"))),
+            Err(error) => return Some(ConfigVerdict::Failed(format!("the configuration is no JSON: {error}"))),
         };
         let mut complaints = Complaints::default();
         self.0.iter_errors(&config).for_each(|error| complaints.note(&error));
         let Complaints { list, more } = complaints;
-        (!list.is_empty()).then_some(Verdict::Refused { complaints: list, more })
+        (!list.is_empty()).then_some(ConfigVerdict::Refused { complaints: list, more })
     }
 }
 
 #[derive(Default)]
 struct Complaints {
-    list: Vec<Complaint>,
+    list: Vec<ConfigComplaint>,
     /// The number of those that are not in the list.
     more: u64,
 }
@@ -63,7 +63,7 @@ impl Complaints {
     }
 
     fn push(&mut self, pointer: &str, key: Option<String>, message: &str) {
-        self.list.push(Complaint { pointer: text(pointer), key, message: text(message) });
+        self.list.push(ConfigComplaint { pointer: text(pointer), key, message: text(message) });
     }
 }
 

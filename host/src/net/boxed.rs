@@ -6,6 +6,6 @@ use std::pin::Pin;
 /// 55 KiB for a connection that is being made. Each poll of any exchange then steps over that room to other lines of
 /// the processor's cache. The boxed future is created in a frame of its own, and polled through a pointer.
 #[inline(never)]
-pub fn apart<'a, F: Future + 'a>(make: impl FnOnce() -> F) -> Pin<Box<dyn Future<Output = F::Output> + 'a>> {
+pub fn boxed<'a, F: Future + 'a>(make: impl FnOnce() -> F) -> Pin<Box<dyn Future<Output = F::Output> + 'a>> {
     Box::pin(make())
 }

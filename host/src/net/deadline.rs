@@ -17,18 +17,18 @@ pub const TICK: Duration = Duration::from_millis(50);
 pub struct Clock {
     now: Cell<Instant>,
     stopping: Cell<bool>,
-    tasks: RefCell<Vec<Weak<Task>>>,
+    tasks: RefCell<Vec<Weak<DeadlineTask>>>,
 }
 
 /// A deadline of a task, set and cleared repeatedly by its owner.
 #[derive(Clone)]
 pub struct Deadline {
-    task: Rc<Task>,
+    task: Rc<DeadlineTask>,
     place: usize,
 }
 
 /// The deadlines that wake the same task.
-struct Task {
+struct DeadlineTask {
     clock: Rc<Clock>,
     due: [Cell<Option<Instant>>; MOST],
     waker: RefCell<Option<Waker>>,
@@ -39,7 +39,7 @@ const MOST: usize = 5;
 
 /// The error of a future that took too long.
 #[derive(Debug)]
-pub struct Late;
+pub struct DeadlineExceeded;
 
 impl Clock {
     pub fn new() -> Rc<Self> {
@@ -50,7 +50,7 @@ impl Clock {
     /// Returns unset deadlines of one task. Watching one of them from another task redirects the wake-ups of all.
     pub fn deadlines<const N: usize>(self: &Rc<Self>) -> [Deadline; N] {
         const { assert!(N <= MOST) };
-        let task = Rc::new(Task { clock: self.clone(), due: Default::default(), waker: RefCell::default() });
+        let task = Rc::new(DeadlineTask { clock: self.clone(), due: Default::default(), waker: RefCell::default() });
         self.tasks.borrow_mut().push(Rc::downgrade(&task));
         std::array::from_fn(|place| Deadline { task: task.clone(), place })
     }
@@ -90,7 +90,7 @@ impl Clock {
         self.wake(|task| task.due.iter().any(is_met));
     }
 
-    fn wake(&self, which: impl Fn(&Task) -> bool) {
+    fn wake(&self, which: impl Fn(&DeadlineTask) -> bool) {
         self.tasks.borrow_mut().retain(|task| {
             let Some(task) = task.upgrade() else { return false };
             if which(&task)
@@ -152,48 +152,48 @@ impl Deadline {
     }
 
     /// Runs a future for at most `after` from now on.
-    pub fn limit<F: Future>(&self, after: Duration, future: F) -> Limited<'_, F> {
+    pub fn limit<F: Future>(&self, after: Duration, future: F) -> WithDeadline<'_, F> {
         self.set(after);
-        Limited { future, deadline: self, ending: Ending::Clears }
+        WithDeadline { future, deadline: self, stopping: Stopping::Clears }
     }
 
     /// Runs a future until the deadline is met, if it is set.
-    pub fn until_met<F: Future>(&self, future: F) -> Limited<'_, F> {
-        Limited { future, deadline: self, ending: Ending::Leaves }
+    pub fn until_met<F: Future>(&self, future: F) -> WithDeadline<'_, F> {
+        WithDeadline { future, deadline: self, stopping: Stopping::Leaves }
     }
 }
 
 pin_project! {
     /// A future with a deadline. Not an `async fn`, which would reserve room for the future twice.
-    pub struct Limited<'a, F> {
+    pub struct WithDeadline<'a, F> {
         #[pin]
         future: F,
         deadline: &'a Deadline,
-        ending: Ending,
+        stopping: Stopping,
     }
 }
 
 /// The treatment of the deadline when the future ends.
 #[derive(Clone, Copy, PartialEq)]
-enum Ending {
+enum Stopping {
     Clears,
     Leaves,
 }
 
-impl<F: Future> Future for Limited<'_, F> {
-    type Output = Result<F::Output, Late>;
+impl<F: Future> Future for WithDeadline<'_, F> {
+    type Output = Result<F::Output, DeadlineExceeded>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let limited = self.project();
         let outcome = match limited.future.poll(cx) {
             Poll::Ready(output) => Ok(output),
-            Poll::Pending if limited.deadline.is_met() => Err(Late),
+            Poll::Pending if limited.deadline.is_met() => Err(DeadlineExceeded),
             Poll::Pending => {
                 limited.deadline.watch(cx);
                 return Poll::Pending;
             }
         };
-        if *limited.ending == Ending::Clears {
+        if *limited.stopping == Stopping::Clears {
             limited.deadline.clear();
         }
         Poll::Ready(outcome)

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A counter of the frames of one connection.
-pub trait Counter {
+pub trait FrameCounter {
     /// Counts the frames in bytes that were read.
     fn received(&mut self, bytes: &[u8]);
 
@@ -25,7 +25,7 @@ pub struct CountedFrames<T, C> {
     pub counter: C,
 }
 
-impl<T: AsyncRead + Unpin, C: Counter + Unpin> AsyncRead for CountedFrames<T, C> {
+impl<T: AsyncRead + Unpin, C: FrameCounter + Unpin> AsyncRead for CountedFrames<T, C> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(end) = self.counter.end_of_reads() {
             return end;
@@ -41,7 +41,7 @@ impl<T: AsyncRead + Unpin, C: Counter + Unpin> AsyncRead for CountedFrames<T, C>
     }
 }
 
-impl<T: AsyncWrite + Unpin, C: Counter + Unpin> AsyncWrite for CountedFrames<T, C> {
+impl<T: AsyncWrite + Unpin, C: FrameCounter + Unpin> AsyncWrite for CountedFrames<T, C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
         self.counter.sent(bytes.get(..written).unwrap_or_default());

@@ -13,15 +13,15 @@ use crate::system::supervise::{Task, spawn};
 
 /// A socket that sends a short message by one plain `send`. That is less work for the kernel than `writev`, by more
 /// than it costs to join head and body here.
-pub struct Wire<T>(TokioIo<T>);
+pub struct HyperIo<T>(TokioIo<T>);
 
 /// The maximum length of a joined message, in bytes; longer ones are sent without copying. A head and a small page fit;
 /// chosen by measuring 1 KiB responses.
 const SHORT: usize = 2 << 10;
 
-impl<T> Wire<T> {
+impl<T> HyperIo<T> {
     pub fn new(socket: T) -> Self {
-        Wire(TokioIo::new(socket))
+        HyperIo(TokioIo::new(socket))
     }
 
     pub fn into_socket(self) -> T {
@@ -31,9 +31,9 @@ impl<T> Wire<T> {
 
 /// Spawns hyper's tasks on the worker that they begin on.
 #[derive(Clone, Copy, Debug)]
-pub struct OnThisWorker;
+pub struct LocalExecutor;
 
-impl<F: Future + 'static> Executor<F> for OnThisWorker
+impl<F: Future + 'static> Executor<F> for LocalExecutor
 where
     F::Output: 'static,
 {
@@ -43,13 +43,13 @@ where
     }
 }
 
-impl<T: AsyncRead + Unpin> Read for Wire<T> {
+impl<T: AsyncRead + Unpin> Read for HyperIo<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buffer)
     }
 }
 
-impl<T: AsyncWrite + Unpin> Write for Wire<T> {
+impl<T: AsyncWrite + Unpin> Write for HyperIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use elsewhere as system;
 #[cfg(target_os = "linux")]
 use linux as system;
-pub use system::{place_of, send};
+pub use system::{offset_of, send};
 
 /// The minimum length of a body in the arena, in bytes: copying shorter ones costs less than a system call of their
 /// own.
@@ -16,8 +16,8 @@ pub use system::{place_of, send};
 const LEAST: usize = 32 << 10;
 
 /// Joins pieces for storage: in the arena if they are long enough.
-pub fn joined(pieces: &[Bytes]) -> Bytes {
-    system::keep(pieces).unwrap_or_else(|| pieces.concat().into())
+pub fn join(pieces: &[Bytes]) -> Bytes {
+    system::allocate(pieces).unwrap_or_else(|| pieces.concat().into())
 }
 
 /// The fallback for kernels without such files: all bytes are copied.
@@ -54,7 +54,7 @@ mod linux {
     use rustix::mm::{MapFlags, ProtFlags, mmap};
 
     /// The arena of the process.
-    struct Pages {
+    struct Arena {
         file: File,
         /// The address of the mapping, which lives as long as the process.
         base: usize,
@@ -71,7 +71,7 @@ mod linux {
 
     /// A part of the file with one owner.
     struct Extent {
-        pages: &'static Pages,
+        pages: &'static Arena,
         at: u64,
         class: usize,
         length: usize,
@@ -85,7 +85,7 @@ mod linux {
     const CLASSES: usize = 6;
 
     /// Joins pieces in the arena; `None` if that fails, or if their length does not fit the arena.
-    pub fn keep(pieces: &[Bytes]) -> Option<Bytes> {
+    pub fn allocate(pieces: &[Bytes]) -> Option<Bytes> {
         let length = pieces.iter().map(Bytes::len).sum();
         let class = (0..CLASSES).find(|class| length <= SHORTEST << class).filter(|_| length >= SHORTEST)?;
         let extent = pages()?.take(class, length)?;
@@ -99,7 +99,7 @@ mod linux {
 
     /// Returns the offset of bytes in the file; `None` if they are not in the arena, or are so few that they are
     /// copied.
-    pub fn place_of(bytes: &[u8]) -> Option<u64> {
+    pub fn offset_of(bytes: &[u8]) -> Option<u64> {
         if bytes.len() < super::LEAST {
             return None;
         }
@@ -116,17 +116,17 @@ mod linux {
         Ok(sendfile(socket, &pages.file, Some(&mut at), length)?)
     }
 
-    static PAGES: OnceLock<Option<Pages>> = OnceLock::new();
+    static PAGES: OnceLock<Option<Arena>> = OnceLock::new();
 
-    fn pages() -> Option<&'static Pages> {
+    fn pages() -> Option<&'static Arena> {
         let made = PAGES.get_or_init(|| {
-            let made = Pages::new();
+            let made = Arena::new();
             made.inspect_err(|error| tracing::info!(%error, "stored content is copied when it is sent")).ok()
         });
         made.as_ref()
     }
 
-    impl Pages {
+    impl Arena {
         fn new() -> io::Result<Self> {
             if !are_pages_small() {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, "the system's pages are too large"));
@@ -140,7 +140,7 @@ mod linux {
             )]
             // SAFETY: the mapping replaces no other, and stays for as long as the process lives.
             let base = unsafe { mmap(std::ptr::null_mut(), SPACE, ProtFlags::READ, flags, &file, 0) }?;
-            Ok(Pages { file, base: base as usize, free: Mutex::default() })
+            Ok(Arena { file, base: base as usize, free: Mutex::default() })
         }
 
         fn take(&'static self, class: usize, length: usize) -> Option<Extent> {
@@ -206,16 +206,16 @@ mod linux {
         #[test]
         fn what_is_kept_is_read_and_given_back() {
             let pieces = [Bytes::from(vec![1; 40_000]), Bytes::from(vec![2; 30_000])];
-            let kept = keep(&pieces).unwrap();
+            let kept = allocate(&pieces).unwrap();
             assert!(kept[..40_000].iter().all(|byte| *byte == 1) && kept[40_000..].iter().all(|byte| *byte == 2));
-            let at = place_of(&kept).unwrap();
-            assert_eq!(place_of(&kept[100..]), Some(at + 100));
-            assert_eq!((kept.len(), place_of(&pieces[0])), (70_000, None));
+            let at = offset_of(&kept).unwrap();
+            assert_eq!(offset_of(&kept[100..]), Some(at + 100));
+            assert_eq!((kept.len(), offset_of(&pieces[0])), (70_000, None));
             let part = kept.slice(50_000..);
             drop(kept);
             assert!(part.iter().all(|byte| *byte == 2), "a part keeps all of it");
-            assert!(keep(&[Bytes::from(vec![0; 100])]).is_none(), "too short");
-            assert!(keep(&[Bytes::from(vec![0; 2 << 20])]).is_none(), "too long");
+            assert!(allocate(&[Bytes::from(vec![0; 100])]).is_none(), "too short");
+            assert!(allocate(&[Bytes::from(vec![0; 2 << 20])]).is_none(), "too long");
         }
 
         #[test]
@@ -224,11 +224,11 @@ mod linux {
             use std::os::unix::net::UnixStream;
             let (sender, mut receiver) = UnixStream::pair().unwrap();
             let length = 64 << 10;
-            let first = keep(&[Bytes::from(vec![1; length])]).unwrap();
-            let sent = send(&sender, place_of(&first).unwrap(), length).unwrap();
+            let first = allocate(&[Bytes::from(vec![1; length])]).unwrap();
+            let sent = send(&sender, offset_of(&first).unwrap(), length).unwrap();
             drop(first);
             // Enough extents for the same offset to be reused.
-            let others: Vec<Bytes> = (0..64).map(|_| keep(&[Bytes::from(vec![2; length])]).unwrap()).collect();
+            let others: Vec<Bytes> = (0..64).map(|_| allocate(&[Bytes::from(vec![2; length])]).unwrap()).collect();
             let mut came = vec![0; sent];
             receiver.read_exact(&mut came).unwrap();
             assert!(sent > 0 && came.iter().all(|byte| *byte == 1));

@@ -32,7 +32,7 @@ impl AsyncRead for Tcp {
 
 impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some(place) = memfd_arena::place_of(bytes) {
+        if let Some(place) = memfd_arena::offset_of(bytes) {
             return self.poll_pages(cx, &[], (place, bytes.len()));
         }
         self.poll_send(cx, |socket| Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?))
@@ -45,7 +45,7 @@ impl AsyncWrite for Tcp {
     ) -> Poll<io::Result<usize>> {
         // The head of a response may precede its body.
         let in_pages =
-            |(at, slice): (usize, &io::IoSlice<'_>)| Some((at, (memfd_arena::place_of(slice)?, slice.len())));
+            |(at, slice): (usize, &io::IoSlice<'_>)| Some((at, (memfd_arena::offset_of(slice)?, slice.len())));
         match slices.iter().take(2).enumerate().find_map(in_pages) {
             Some((0, content)) => self.poll_pages(cx, &[], content),
             Some((_, content)) => self.poll_pages(cx, &slices[0], content),

@@ -10,23 +10,23 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use wasmtime::component::ResourceAny;
 
-use super::caller::Guard;
-use super::configured::{Beyond, BodyMode, OnError};
-use super::failure::Exchange;
-use super::instance::{Instance, Trap, gave_up, trapped};
-use super::version::{BodyPermit, Need};
-use crate::context::edit_check::{self, Side};
+use super::caller::PluginCaller;
+use super::configured::{BodyMode, OnError, OverLimit};
+use super::failure::ExchangeName;
+use super::instance::{Instance, PluginFailure, reported_failure, trapped};
+use super::version::{BodyPermit, InstanceNeed};
+use crate::context::edit_check::{self, MessageSide};
 use crate::protocol::transformed_content;
 
 /// The instances of a worker that wait for the next body in a plugin.
 #[allow(clippy::vec_box, reason = "instances move between bodies without being copied")]
 #[derive(Default)]
-pub struct Bodies(RefCell<Vec<Box<Instance>>>);
+pub struct IdleBodyInstances(RefCell<Vec<Box<Instance>>>);
 
 /// Instances that are kept for later bodies: as many as most routes have at a time.
 pub const MOST_IDLE: usize = 4;
 
-impl Bodies {
+impl IdleBodyInstances {
     /// Drops the instances that wait.
     pub fn clear(&self) {
         self.0.take();
@@ -41,36 +41,36 @@ impl Bodies {
 }
 
 /// One body in one plugin.
-pub struct Transform {
+pub struct BodyFilter {
     _permit: BodyPermit,
-    guard: Rc<Guard>,
-    bodies: Rc<Bodies>,
+    guard: Rc<PluginCaller>,
+    bodies: Rc<IdleBodyInstances>,
     /// `None` after a failed call.
     instance: Option<Box<Instance>>,
-    side: Side,
+    side: MessageSide,
     body: ResourceAny,
-    state: State,
+    state: BodyState,
     /// Whether the plugin has taken anything of the body that can't be had back.
     has_taken: bool,
     /// Whether the body has come to its end.
     is_over: bool,
     /// The exchange of the body, for the log.
-    exchange: Option<Exchange>,
+    exchange: Option<ExchangeName>,
 }
 
-enum State {
+enum BodyState {
     Streaming,
     /// What has come so far of a body that is wanted whole.
-    Gathering(BytesMut, u64, Beyond),
+    Buffering(BytesMut, u64, OverLimit),
     /// The body was longer than the plugin wanted it.
     Passing,
 }
 
 /// Why a body can't go on.
 #[derive(Debug, thiserror::Error)]
-pub enum TransformError {
+pub enum BodyFilterError {
     #[error("the plugin failed: {0}")]
-    Trap(#[from] Trap),
+    Trap(#[from] PluginFailure),
     #[error("the body is longer than the {limit} bytes that the plugin `{plugin}` takes")]
     TooLarge { plugin: Arc<str>, limit: u64 },
 }
@@ -82,59 +82,65 @@ macro_rules! call {
         $transform.call(|instance| {
             let Instance { store, request_body, response_body, .. } = instance;
             let result = match side {
-                Side::Request => {
-                    let hook = request_body.as_ref().ok_or(Trap::NoHook)?;
+                MessageSide::Request => {
+                    let hook = request_body.as_ref().ok_or(PluginFailure::NoHook)?;
                     hook.plugway_plugin_request_body().transform().$method(store, body $(, $argument)*)
                 }
-                Side::Response => {
-                    let hook = response_body.as_ref().ok_or(Trap::NoHook)?;
+                MessageSide::Response => {
+                    let hook = response_body.as_ref().ok_or(PluginFailure::NoHook)?;
                     hook.plugway_plugin_response_body().transform().$method(store, body $(, $argument)*)
                 }
             };
-            result.map_err(trapped)?.map_err(gave_up)
+            result.map_err(trapped)?.map_err(reported_failure)
         })?
     }};
 }
 
-impl Transform {
+impl BodyFilter {
     /// Begins a body.
-    pub fn begin(guard: &Rc<Guard>, bodies: &Rc<Bodies>, side: Side, mode: BodyMode) -> Result<Self, Trap> {
+    pub fn begin(
+        guard: &Rc<PluginCaller>,
+        bodies: &Rc<IdleBodyInstances>,
+        side: MessageSide,
+        mode: BodyMode,
+    ) -> Result<Self, PluginFailure> {
         let admitted = guard.admit()?;
-        let permit = BodyPermit::new(&guard.binding)?;
+        let permit = BodyPermit::new(&guard.configured)?;
         let kept = bodies.0.borrow_mut().pop();
-        let fresh = || guard.fresh(Need::Body).inspect_err(|trap| guard.settle_without_call(admitted, trap));
+        let fresh =
+            || guard.fresh(InstanceNeed::Body).inspect_err(|failure| guard.settle_without_call(admitted, failure));
         let mut instance = kept.map_or_else(fresh, Ok)?;
         // A body that a plugin wants whole, or has gathered by itself, is handed over whole.
-        instance.store.set_hostcall_fuel(guard.binding.limits.memory);
+        instance.store.set_hostcall_fuel(guard.configured.limits.memory);
         let body = guard.run(&mut instance, admitted, |instance| construct(instance, side))?;
         let state = match mode {
-            BodyMode::Streamed => State::Streaming,
-            BodyMode::Buffered(limit, beyond) => State::Gathering(BytesMut::new(), limit, beyond),
+            BodyMode::Streamed => BodyState::Streaming,
+            BodyMode::Buffered(limit, beyond) => BodyState::Buffering(BytesMut::new(), limit, beyond),
         };
         let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(instance));
         let (has_taken, is_over, exchange) = (false, false, None);
-        Ok(Transform { _permit: permit, guard, bodies, instance, side, body, state, has_taken, is_over, exchange })
+        Ok(BodyFilter { _permit: permit, guard, bodies, instance, side, body, state, has_taken, is_over, exchange })
     }
 
     /// Names the exchange of the body for the log.
-    pub fn belongs_to(&mut self, exchange: Exchange) {
+    pub fn belongs_to(&mut self, exchange: ExchangeName) {
         self.exchange = Some(exchange);
     }
 
     /// Logs and counts a failure of this plugin. A body that is too long is none.
-    pub fn failed(&self, error: &TransformError) {
-        let hook = if self.side == Side::Request { "request-body" } else { "response-body" };
+    pub fn failed(&self, error: &BodyFilterError) {
+        let hook = if self.side == MessageSide::Request { "request-body" } else { "response-body" };
         match error {
-            TransformError::Trap(trap) => self.guard.failed(hook, trap, self.exchange.as_ref()),
-            TransformError::TooLarge { .. } => {
-                tracing::debug!(plugin = &*self.guard.binding.name, hook, %error, "body refused");
+            BodyFilterError::Trap(failure) => self.guard.failed(hook, failure, self.exchange.as_ref()),
+            BodyFilterError::TooLarge { .. } => {
+                tracing::debug!(plugin = &*self.guard.configured.name, hook, %error, "body refused");
             }
         }
     }
 
     /// The status that `on-error` names for a message that has not begun; `None` if it names none.
     pub fn status(&self) -> Option<StatusCode> {
-        match self.guard.binding.on_error {
+        match self.guard.configured.on_error {
             OnError::Respond(status) => Some(status),
             OnError::Fail | OnError::Skip => None,
         }
@@ -142,29 +148,30 @@ impl Transform {
 
     /// Has the rest of the body pass as it is after a failed call, where `on-error` says so and the plugin has nothing of
     /// the body that would be missing.
-    pub fn skip(&mut self, error: TransformError) -> Result<(), TransformError> {
-        let is_trap = matches!(error, TransformError::Trap(_));
-        if !is_trap || self.has_taken || self.guard.binding.on_error != OnError::Skip {
+    pub fn skip(&mut self, error: BodyFilterError) -> Result<(), BodyFilterError> {
+        let is_trap = matches!(error, BodyFilterError::Trap(_));
+        if !is_trap || self.has_taken || self.guard.configured.on_error != OnError::Skip {
             return Err(error);
         }
         self.failed(&error);
-        self.state = State::Passing;
+        self.state = BodyState::Passing;
         Ok(())
     }
 
     /// Returns the time until the plugin's share admits the next call; `None` if it does now.
     pub fn wait(&self) -> Option<Duration> {
-        if matches!(self.state, State::Passing) { None } else { self.guard.wait() }
+        if matches!(self.state, BodyState::Passing) { None } else { self.guard.wait() }
     }
 
     /// Returns the error of a body that has waited for too long.
-    pub fn spent(&self) -> TransformError {
-        TransformError::Trap(self.guard.spent())
+    pub fn spent(&self) -> BodyFilterError {
+        BodyFilterError::Trap(self.guard.spent())
     }
 
     /// Calls the body's instance, which is dropped if the call fails.
-    fn call<R>(&mut self, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
-        let mut instance = self.instance.take().ok_or(Trap::NoInstance("an earlier call for the body failed"))?;
+    fn call<R>(&mut self, call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>) -> Result<R, PluginFailure> {
+        let mut instance =
+            self.instance.take().ok_or(PluginFailure::NoInstance("an earlier call for the body failed"))?;
         let result = self.guard.run(&mut instance, self.guard.admit_further(), |instance| {
             instance.begin_call();
             call(instance)
@@ -176,47 +183,47 @@ impl Transform {
     }
 
     /// Takes a chunk and gives what goes on now, which may be nothing.
-    pub fn push(&mut self, chunk: Bytes) -> Result<Bytes, TransformError> {
+    pub fn push(&mut self, chunk: Bytes) -> Result<Bytes, BodyFilterError> {
         match &mut self.state {
-            State::Passing => Ok(chunk),
-            State::Streaming if chunk.is_empty() => Ok(chunk),
-            State::Streaming => match self.transformed(&chunk) {
+            BodyState::Passing => Ok(chunk),
+            BodyState::Streaming if chunk.is_empty() => Ok(chunk),
+            BodyState::Streaming => match self.transformed(&chunk) {
                 Ok(out) => {
                     self.has_taken = true;
                     Ok(out)
                 }
                 Err(error) => self.skip(error).map(|()| chunk),
             },
-            State::Gathering(gathered, limit, beyond) => {
+            BodyState::Buffering(gathered, limit, beyond) => {
                 if (gathered.len() + chunk.len()) as u64 <= *limit {
                     gathered.extend_from_slice(&chunk);
                     return Ok(Bytes::new());
                 }
-                if *beyond == Beyond::Refuse {
-                    let plugin = self.guard.binding.name.clone();
-                    return Err(TransformError::TooLarge { plugin, limit: *limit });
+                if *beyond == OverLimit::Reject {
+                    let plugin = self.guard.configured.name.clone();
+                    return Err(BodyFilterError::TooLarge { plugin, limit: *limit });
                 }
                 gathered.extend_from_slice(&chunk);
                 let all = gathered.split().freeze();
-                self.state = State::Passing;
+                self.state = BodyState::Passing;
                 Ok(all)
             }
         }
     }
 
-    fn transformed(&mut self, chunk: &[u8]) -> Result<Bytes, TransformError> {
+    fn transformed(&mut self, chunk: &[u8]) -> Result<Bytes, BodyFilterError> {
         Ok(Bytes::from(call!(self, call_push, chunk)))
     }
 
     /// The body is over: gives what was held back.
-    pub fn finish(&mut self) -> Result<Bytes, TransformError> {
+    pub fn finish(&mut self) -> Result<Bytes, BodyFilterError> {
         let whole = match &mut self.state {
-            State::Passing => {
+            BodyState::Passing => {
                 self.is_over = true;
                 return Ok(Bytes::new());
             }
-            State::Streaming => None,
-            State::Gathering(gathered, ..) => Some(gathered.split().freeze()),
+            BodyState::Streaming => None,
+            BodyState::Buffering(gathered, ..) => Some(gathered.split().freeze()),
         };
         let out = match self.rest(whole.as_deref()) {
             Ok(out) => out,
@@ -229,7 +236,7 @@ impl Transform {
     }
 
     /// The last bytes of a body that the plugin has streamed, or all of one that it wants whole.
-    fn rest(&mut self, whole: Option<&[u8]>) -> Result<Bytes, TransformError> {
+    fn rest(&mut self, whole: Option<&[u8]>) -> Result<Bytes, BodyFilterError> {
         let mut out = BytesMut::new();
         if let Some(whole) = whole {
             out.extend_from_slice(&self.transformed(whole)?);
@@ -239,8 +246,8 @@ impl Transform {
     }
 
     /// Gives the trailers that go on.
-    pub fn trailers(&mut self, received: &HeaderMap) -> Result<HeaderMap, TransformError> {
-        if matches!(self.state, State::Passing) {
+    pub fn trailers(&mut self, received: &HeaderMap) -> Result<HeaderMap, BodyFilterError> {
+        if matches!(self.state, BodyState::Passing) {
             return Ok(received.clone());
         }
         match self.edited(received) {
@@ -249,17 +256,17 @@ impl Transform {
         }
     }
 
-    fn edited(&mut self, received: &HeaderMap) -> Result<HeaderMap, TransformError> {
+    fn edited(&mut self, received: &HeaderMap) -> Result<HeaderMap, BodyFilterError> {
         let owned =
             |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), value.as_bytes().to_vec());
         let is_true = |(name, _): &(&http::HeaderName, &http::HeaderValue)| !transformed_content::is_digest(name);
         let fields: Vec<(String, Vec<u8>)> = received.iter().filter(is_true).map(owned).collect();
         let sent = call!(self, call_trailers, &fields);
-        Ok(edit_check::checked_trailers(&sent).map_err(Trap::from)?)
+        Ok(edit_check::checked_trailers(&sent).map_err(PluginFailure::from)?)
     }
 }
 
-impl Drop for Transform {
+impl Drop for BodyFilter {
     /// Keeps the instance of a body that came to its end, once the plugin has dropped what it held for the body.
     fn drop(&mut self) {
         // What has failed before was logged, and its instance is gone.
@@ -270,21 +277,21 @@ impl Drop for Transform {
         match self.call(|instance| body.resource_drop(&mut instance.store).map_err(trapped)) {
             Ok(()) => self.instance.take().into_iter().for_each(|instance| self.bodies.keep(instance)),
             // The content has left by then, and nothing is lost but the instance.
-            Err(trap) => self.failed(&TransformError::Trap(trap)),
+            Err(failure) => self.failed(&BodyFilterError::Trap(failure)),
         }
     }
 }
 
-fn construct(instance: &mut Instance, side: Side) -> Result<ResourceAny, Trap> {
+fn construct(instance: &mut Instance, side: MessageSide) -> Result<ResourceAny, PluginFailure> {
     instance.begin_call();
     let Instance { store, request_body, response_body, .. } = instance;
     let body = match side {
-        Side::Request => {
-            let hook = request_body.as_ref().ok_or(Trap::NoHook)?;
+        MessageSide::Request => {
+            let hook = request_body.as_ref().ok_or(PluginFailure::NoHook)?;
             hook.plugway_plugin_request_body().transform().call_constructor(store)
         }
-        Side::Response => {
-            let hook = response_body.as_ref().ok_or(Trap::NoHook)?;
+        MessageSide::Response => {
+            let hook = response_body.as_ref().ok_or(PluginFailure::NoHook)?;
             hook.plugway_plugin_response_body().transform().call_constructor(store)
         }
     };

@@ -32,7 +32,7 @@ pub struct Breaker {
 
 /// The state of a breaker, as operators see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum BreakerState {
     /// Calls are made.
     Closed,
     /// No calls are made.
@@ -43,7 +43,7 @@ pub enum State {
 
 /// The permission to make a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Permit {
+pub enum CallPermit {
     /// The call may use the plugin's limits.
     Usual,
     /// The call may use so much CPU time, because earlier calls were late.
@@ -54,7 +54,7 @@ pub enum Permit {
 
 /// The result of a call, as far as a breaker is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CallOutcome {
     /// The plugin returned.
     Returned,
     /// The call was given up early, and cost others little.
@@ -105,15 +105,15 @@ impl Breaker {
     }
 
     /// Returns the permission for a call; `None` if no call may be made.
-    pub fn admit(&self, now: Instant) -> Option<Permit> {
+    pub fn admit(&self, now: Instant) -> Option<CallPermit> {
         let (mode, is_over) = (self.mode.load(Ordering::Acquire), self.ms(now) >= self.until.load(Ordering::Acquire));
         match mode {
-            CAUTIOUS if !is_over => Some(Permit::Short(self.short_limit())),
+            CAUTIOUS if !is_over => Some(CallPermit::Short(self.short_limit())),
             CAUTIOUS => {
                 if self.change(CAUTIOUS, CLOSED) {
                     self.level.store(0, Ordering::Relaxed);
                 }
-                Some(Permit::Usual)
+                Some(CallPermit::Usual)
             }
             // A trial that never ended, because its worker panicked, is repeated.
             OPEN | TRIAL if is_over => {
@@ -126,40 +126,40 @@ impl Breaker {
                     return None;
                 }
                 self.mode.store(TRIAL, Ordering::Release);
-                Some(Permit::Trial(self.short_limit()))
+                Some(CallPermit::Trial(self.short_limit()))
             }
             OPEN | TRIAL => None,
-            _ => Some(Permit::Usual),
+            _ => Some(CallPermit::Usual),
         }
     }
 
     /// Returns the permission for the further calls of a body that has begun.
-    pub fn further(&self) -> Permit {
+    pub fn further(&self) -> CallPermit {
         match self.mode.load(Ordering::Relaxed) {
-            CLOSED => Permit::Usual,
-            _ => Permit::Short(self.short_limit()),
+            CLOSED => CallPermit::Usual,
+            _ => CallPermit::Short(self.short_limit()),
         }
     }
 
     /// Takes the result of a call into account.
-    pub fn settle(&self, permit: Permit, outcome: Outcome, now: Instant) {
+    pub fn settle(&self, permit: CallPermit, outcome: CallOutcome, now: Instant) {
         match (permit, outcome) {
-            (Permit::Trial(_), Outcome::Returned) => self.succeed(now),
-            (Permit::Trial(_), Outcome::Late) => self.open(now, "limits.cpu"),
-            (Permit::Trial(_), Outcome::Failed) => self.reopen(now),
-            (_, Outcome::Returned) => self.end_row(),
-            (_, Outcome::Failed) => self.count_failure(now),
-            (Permit::Short(_), Outcome::Late) => self.open(now, "limits.cpu"),
-            (Permit::Usual, Outcome::Late) => self.count_late(now),
+            (CallPermit::Trial(_), CallOutcome::Returned) => self.succeed(now),
+            (CallPermit::Trial(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
+            (CallPermit::Trial(_), CallOutcome::Failed) => self.reopen(now),
+            (_, CallOutcome::Returned) => self.end_row(),
+            (_, CallOutcome::Failed) => self.count_failure(now),
+            (CallPermit::Short(_), CallOutcome::Late) => self.open(now, "limits.cpu"),
+            (CallPermit::Usual, CallOutcome::Late) => self.count_late(now),
         }
     }
 
     /// Returns the state that operators see.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> BreakerState {
         match self.mode.load(Ordering::Relaxed) {
-            CLOSED => State::Closed,
-            OPEN if self.ms(Instant::now()) < self.until.load(Ordering::Relaxed) => State::Open,
-            _ => State::HalfOpen,
+            CLOSED => BreakerState::Closed,
+            OPEN if self.ms(Instant::now()) < self.until.load(Ordering::Relaxed) => BreakerState::Open,
+            _ => BreakerState::HalfOpen,
         }
     }
 
@@ -248,16 +248,16 @@ impl Breaker {
     }
 }
 
-impl State {
+impl BreakerState {
     /// All states, in the order of their numbers in metrics.
-    pub const ALL: [State; 3] = [State::Closed, State::Open, State::HalfOpen];
+    pub const ALL: [BreakerState; 3] = [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen];
 
     /// Returns the word for the state.
     pub fn word(self) -> &'static str {
         match self {
-            State::Closed => "closed",
-            State::Open => "open",
-            State::HalfOpen => "half-open",
+            BreakerState::Closed => "closed",
+            BreakerState::Open => "open",
+            BreakerState::HalfOpen => "half-open",
         }
     }
 }
@@ -277,23 +277,23 @@ mod tests {
 
     fn late(breaker: &Breaker, now: Instant) {
         let permit = breaker.admit(now).unwrap();
-        breaker.settle(permit, Outcome::Late, now);
+        breaker.settle(permit, CallOutcome::Late, now);
     }
 
     #[test]
     fn late_calls_open_it_and_a_trial_closes_it() {
         let (breaker, began) = breaker();
         (0..2).for_each(|n| late(&breaker, at(began, n)));
-        assert_eq!(breaker.admit(at(began, 2)), Some(Permit::Usual));
+        assert_eq!(breaker.admit(at(began, 2)), Some(CallPermit::Usual));
         late(&breaker, at(began, 2));
         assert!(!breaker.is_closed());
         assert_eq!(breaker.admit(at(began, 900)), None);
         let trial = breaker.admit(at(began, 1003)).unwrap();
-        assert_eq!(trial, Permit::Trial(TICK));
+        assert_eq!(trial, CallPermit::Trial(TICK));
         assert_eq!(breaker.admit(at(began, 1004)), None, "one trial at a time");
-        breaker.settle(trial, Outcome::Returned, at(began, 1005));
-        assert_eq!(breaker.admit(at(began, 1006)), Some(Permit::Short(TICK)));
-        assert_eq!(breaker.admit(at(began, 3100)), Some(Permit::Usual));
+        breaker.settle(trial, CallOutcome::Returned, at(began, 1005));
+        assert_eq!(breaker.admit(at(began, 1006)), Some(CallPermit::Short(TICK)));
+        assert_eq!(breaker.admit(at(began, 3100)), Some(CallPermit::Usual));
         assert!(breaker.is_closed());
     }
 
@@ -306,8 +306,8 @@ mod tests {
             assert_eq!(breaker.admit(now + Duration::from_millis(seconds * 1000 - 1)), None);
             now += Duration::from_secs(seconds);
             let trial = breaker.admit(now).unwrap();
-            assert_eq!(trial, Permit::Trial(TICK * ticks));
-            breaker.settle(trial, Outcome::Late, now);
+            assert_eq!(trial, CallPermit::Trial(TICK * ticks));
+            breaker.settle(trial, CallOutcome::Late, now);
         }
     }
 
@@ -316,33 +316,33 @@ mod tests {
         let (breaker, began) = breaker();
         (0..3).for_each(|_| late(&breaker, began));
         let trial = breaker.admit(at(began, 1000)).unwrap();
-        breaker.settle(trial, Outcome::Returned, at(began, 1000));
+        breaker.settle(trial, CallOutcome::Returned, at(began, 1000));
         late(&breaker, at(began, 1500));
         assert_eq!(breaker.admit(at(began, 3400)), None);
-        assert_eq!(breaker.admit(at(began, 3500)), Some(Permit::Trial(2 * TICK)));
+        assert_eq!(breaker.admit(at(began, 3500)), Some(CallPermit::Trial(2 * TICK)));
     }
 
     #[test]
     fn cheap_failures_open_it_only_while_nothing_succeeds() {
         let (breaker, began) = breaker();
         for n in 0..10_000 {
-            breaker.settle(Permit::Usual, Outcome::Failed, at(began, n));
+            breaker.settle(CallPermit::Usual, CallOutcome::Failed, at(began, n));
             if n % 1000 == 0 {
-                breaker.settle(Permit::Usual, Outcome::Returned, at(began, n));
+                breaker.settle(CallPermit::Usual, CallOutcome::Returned, at(began, n));
             }
         }
         assert!(breaker.is_closed());
-        (0..2100).for_each(|n| breaker.settle(Permit::Usual, Outcome::Failed, at(began, 10_000 + n)));
+        (0..2100).for_each(|n| breaker.settle(CallPermit::Usual, CallOutcome::Failed, at(began, 10_000 + n)));
         assert_eq!(breaker.admit(at(began, 12_900)), None);
         // As often as one call a second may find out that the plugin works again.
         for second in 0..5 {
             let now = at(began, 15_000 + second * 1000);
             let trial = breaker.admit(now).unwrap();
-            assert_eq!(trial, Permit::Trial(Duration::MAX));
-            breaker.settle(trial, Outcome::Failed, now);
+            assert_eq!(trial, CallPermit::Trial(Duration::MAX));
+            breaker.settle(trial, CallOutcome::Failed, now);
         }
         let trial = breaker.admit(at(began, 20_000)).unwrap();
-        breaker.settle(trial, Outcome::Returned, at(began, 20_000));
+        breaker.settle(trial, CallOutcome::Returned, at(began, 20_000));
         assert!(breaker.is_closed());
     }
 
@@ -352,6 +352,6 @@ mod tests {
         (0..3).for_each(|_| late(&breaker, began));
         breaker.admit(at(began, 1000)).unwrap();
         assert_eq!(breaker.admit(at(began, 1900)), None);
-        assert!(matches!(breaker.admit(at(began, 2000)), Some(Permit::Trial(_))));
+        assert!(matches!(breaker.admit(at(began, 2000)), Some(CallPermit::Trial(_))));
     }
 }

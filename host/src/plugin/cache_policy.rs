@@ -4,13 +4,13 @@ use http::HeaderName;
 use smallvec::SmallVec;
 
 use super::bindings::cache_policy::exports::plugway::plugin::cache_policy as wit;
-use super::instance::{Instance, Trap, trapped};
+use super::instance::{Instance, PluginFailure, trapped};
 use crate::context::bounds;
-use crate::context::edit_check::{self, Refused, at_most};
-use crate::context::{Head, Value, ValueName};
-use crate::store::stored_response::Rules;
+use crate::context::edit_check::{self, EditError, check_count};
+use crate::context::{ExchangeContext, Value, ValueName};
+use crate::store::stored_response::Freshness;
 
-pub use wit::{BypassReason, Lookup, Place, Refusal, Reuse, StoredResponse, Times};
+pub use wit::{BypassReason, Lookup as PolicyLookup, Place, Refusal, Reuse, StoredResponse as PolicyResponse, Times};
 
 /// What a policy says of a response that came.
 pub enum Keep {
@@ -20,7 +20,7 @@ pub enum Keep {
 
 /// How it is kept.
 pub struct Storage {
-    pub rules: Rules,
+    pub rules: Freshness,
     /// For purging.
     pub tags: Box<[Box<str>]>,
     /// Request fields that it depends on.
@@ -34,23 +34,33 @@ const LONGEST_TIME: u64 = 1 << 46;
 
 impl Instance {
     /// What to do with a request.
-    pub fn lookup(&mut self, needs: &[ValueName], head: &Head) -> Result<Lookup, Trap> {
-        let lookup = self.ask(needs, head, |policy, store, values| policy.call_on_lookup(store, values))?;
+    pub fn lookup(&mut self, needs: &[ValueName], context: &ExchangeContext) -> Result<PolicyLookup, PluginFailure> {
+        let lookup = self.ask(needs, context, |policy, store, values| policy.call_on_lookup(store, values))?;
         Ok(match lookup {
-            Lookup::Under(place) => under(place),
-            Lookup::Bypass(BypassReason::Other(why)) => Lookup::Bypass(BypassReason::Other(detail(why)?)),
+            PolicyLookup::Under(place) => under(place),
+            PolicyLookup::Bypass(BypassReason::Other(why)) => PolicyLookup::Bypass(BypassReason::Other(detail(why)?)),
             lookup => lookup,
         })
     }
 
     /// What to do with something stored.
-    pub fn stored(&mut self, needs: &[ValueName], head: &Head, stored: StoredResponse) -> Result<Reuse, Trap> {
-        self.ask(needs, head, |policy, store, values| policy.call_on_stored(store, values, stored))
+    pub fn stored(
+        &mut self,
+        needs: &[ValueName],
+        context: &ExchangeContext,
+        stored: PolicyResponse,
+    ) -> Result<Reuse, PluginFailure> {
+        self.ask(needs, context, |policy, store, values| policy.call_on_stored(store, values, stored))
     }
 
     /// Whether to keep a response.
-    pub fn fetched(&mut self, needs: &[ValueName], head: &Head, times: Times) -> Result<Keep, Trap> {
-        match self.ask(needs, head, |policy, store, values| policy.call_on_fetched(store, values, times))? {
+    pub fn fetched(
+        &mut self,
+        needs: &[ValueName],
+        context: &ExchangeContext,
+        times: Times,
+    ) -> Result<Keep, PluginFailure> {
+        match self.ask(needs, context, |policy, store, values| policy.call_on_fetched(store, values, times))? {
             wit::Keep::Refuse(Refusal::Other(why)) => Ok(Keep::Refuse(Refusal::Other(detail(why)?))),
             wit::Keep::Refuse(refusal) => Ok(Keep::Refuse(refusal)),
             wit::Keep::Store(storage) => Ok(Keep::Store(checked(storage)?)),
@@ -58,10 +68,10 @@ impl Instance {
     }
 
     /// What is stale from now on.
-    pub fn changed(&mut self, needs: &[ValueName], head: &Head) -> Result<Vec<Vec<u8>>, Trap> {
-        let keys = self.ask(needs, head, |policy, store, values| policy.call_on_changed(store, values))?;
-        at_most(bounds::CACHE_LIST, keys.len(), "keys that a change concerns")?;
-        keys.iter().try_for_each(|key| at_most(bounds::KEY, key.len(), "bytes of a key"))?;
+    pub fn changed(&mut self, needs: &[ValueName], context: &ExchangeContext) -> Result<Vec<Vec<u8>>, PluginFailure> {
+        let keys = self.ask(needs, context, |policy, store, values| policy.call_on_changed(store, values))?;
+        check_count(bounds::CACHE_LIST, keys.len(), "keys that a change concerns")?;
+        keys.iter().try_for_each(|key| check_count(bounds::KEY, key.len(), "bytes of a key"))?;
         Ok(keys)
     }
 
@@ -69,53 +79,53 @@ impl Instance {
     pub fn upstream_error(
         &mut self,
         needs: &[ValueName],
-        head: &Head,
-        stored: StoredResponse,
+        context: &ExchangeContext,
+        stored: PolicyResponse,
         status: Option<u16>,
-    ) -> Result<bool, Trap> {
-        self.ask(needs, head, |policy, store, values| policy.call_on_upstream_error(store, values, stored, status))
+    ) -> Result<bool, PluginFailure> {
+        self.ask(needs, context, |policy, store, values| policy.call_on_upstream_error(store, values, stored, status))
     }
 
     fn ask<R>(
         &mut self,
         needs: &[ValueName],
-        head: &Head,
+        context: &ExchangeContext,
         call: impl FnOnce(
             &wit::Guest,
             &mut wasmtime::Store<super::host::HostState>,
             &[Option<&[u8]>],
         ) -> wasmtime::Result<R>,
-    ) -> Result<R, Trap> {
+    ) -> Result<R, PluginFailure> {
         self.begin_call();
-        let found: SmallVec<[Option<Value>; 24]> = needs.iter().map(|name| head.value_with_aliases(name)).collect();
+        let found: SmallVec<[Option<Value>; 24]> = needs.iter().map(|name| context.value_with_aliases(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 24]> =
             found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
-        let hook = self.cache_policy.as_ref().ok_or(Trap::NoHook)?;
+        let hook = self.cache_policy.as_ref().ok_or(PluginFailure::NoHook)?;
         call(hook.plugway_plugin_cache_policy(), &mut self.store, &values).map_err(trapped)
     }
 }
 
 /// To look at a place, if its key isn't too long.
-pub fn under(place: Place) -> Lookup {
+pub fn under(place: Place) -> PolicyLookup {
     match place.key.len() {
-        0..=bounds::KEY => Lookup::Under(place),
-        _ => Lookup::Bypass(BypassReason::Other("key-too-long".into())),
+        0..=bounds::KEY => PolicyLookup::Under(place),
+        _ => PolicyLookup::Bypass(BypassReason::Other("key-too-long".into())),
     }
 }
 
 /// Returns a policy's own text for `Cache-Status`; an error if it is too long.
-fn detail(text: String) -> Result<String, Refused> {
-    at_most(bounds::DETAIL, text.len(), "bytes of a cache policy's reason").map(|()| text)
+fn detail(text: String) -> Result<String, EditError> {
+    check_count(bounds::DETAIL, text.len(), "bytes of a cache policy's reason").map(|()| text)
 }
 
-fn checked(storage: wit::Storage) -> Result<Storage, Refused> {
+fn checked(storage: wit::Storage) -> Result<Storage, EditError> {
     let names = |names: Vec<String>, what| {
-        at_most(bounds::CACHE_LIST, names.len(), what)?;
-        names.iter().map(|name| edit_check::any_field_name(name)).collect::<Result<Vec<_>, Refused>>()
+        check_count(bounds::CACHE_LIST, names.len(), what)?;
+        names.iter().map(|name| edit_check::any_field_name(name)).collect::<Result<Vec<_>, EditError>>()
     };
-    at_most(bounds::CACHE_LIST, storage.tags.len(), "tags of a stored response")?;
+    check_count(bounds::CACHE_LIST, storage.tags.len(), "tags of a stored response")?;
     storage.tags.iter().try_for_each(|tag| edit_check::name(tag))?;
-    let rules = Rules {
+    let rules = Freshness {
         lifetime_ms: storage.lifetime_ms.min(LONGEST_TIME),
         initial_age_ms: storage.initial_age_ms.min(LONGEST_TIME),
         stale_while_revalidate_ms: storage.stale_while_revalidate_ms.min(LONGEST_TIME),

@@ -9,32 +9,32 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::breaker::{Outcome, Permit};
-use super::configured::{Binding, Isolation};
+use super::breaker::{CallOutcome, CallPermit};
+use super::configured::{ConfiguredPlugin, Isolation};
 use super::engine::TICK;
-use super::failure::Exchange;
-use super::instance::{Instance, Trap};
-use super::instance_maker::Ordered;
-use super::time_share::{Share, Shares};
-use super::version::{Need, SLOWNESS, Supply};
-use crate::telemetry::metrics::{Place, PluginFigures, SAMPLE};
-use crate::upstream::endpoint_set::Members;
+use super::failure::ExchangeName;
+use super::instance::{Instance, PluginFailure};
+use super::instance_maker::OrderedInstance;
+use super::time_share::{Shares, TimeShare};
+use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
+use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};
+use crate::upstream::endpoint_set::EndpointSnapshot;
 
 /// A worker's place for the instance of a configured plugin. Boxed, since the instance leaves it for every call.
 #[derive(Default)]
-pub struct Slot(RefCell<Option<Box<Instance>>>);
+pub struct InstanceSlot(RefCell<Option<Box<Instance>>>);
 
 /// A worker's view of a configured plugin: its share of the worker's time, and its metrics.
-pub struct Guard {
-    pub(super) binding: Arc<Binding>,
-    pub(super) share: Rc<Share>,
-    pub figures: Arc<PluginFigures>,
-    place: Place,
+pub struct PluginCaller {
+    pub(super) configured: Arc<ConfiguredPlugin>,
+    pub(super) share: Rc<TimeShare>,
+    pub figures: Arc<PluginMetrics>,
+    place: WorkerMetrics,
     /// Whether no new exchange uses the generation, so that no instances are kept.
     is_released: Cell<bool>,
 }
 
-impl Slot {
+impl InstanceSlot {
     /// Puts an instance in, made for the slot's first call.
     pub fn fill(&self, instance: Box<Instance>) {
         self.0.replace(Some(instance));
@@ -51,16 +51,20 @@ impl Slot {
     }
 }
 
-impl Guard {
-    pub fn new(binding: Arc<Binding>, place: Place, shares: &Rc<Shares>, now: Instant) -> Self {
-        let figures = place.registry.plugin(&binding.name, place.worker);
-        let (version, limits) = (Arc::as_ptr(&binding.supply).addr(), binding.limits);
-        let share = Share::of(version, limits.share, limits.cpu.saturating_mul(SLOWNESS), shares, now);
-        Guard { binding, share, figures, place, is_released: Cell::new(false) }
+impl PluginCaller {
+    pub fn new(configured: Arc<ConfiguredPlugin>, place: WorkerMetrics, shares: &Rc<Shares>, now: Instant) -> Self {
+        let figures = place.registry.plugin(&configured.name, place.worker);
+        let (version, limits) = (Arc::as_ptr(&configured.supply).addr(), configured.limits);
+        let share = TimeShare::of(version, limits.share, limits.cpu.saturating_mul(SLOWNESS), shares, now);
+        PluginCaller { configured, share, figures, place, is_released: Cell::new(false) }
     }
 
     /// Calls a hook on the slot's instance, or on a fresh one.
-    pub fn call<R>(&self, slot: &Slot, call: impl FnOnce(&mut Instance) -> Result<R, Trap>) -> Result<R, Trap> {
+    pub fn call<R>(
+        &self,
+        slot: &InstanceSlot,
+        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
         self.call_prepared(slot, |_| Ok(()), call)
     }
 
@@ -68,25 +72,25 @@ impl Guard {
     /// the call returned, and if other calls may have the instance.
     pub fn call_prepared<R>(
         &self,
-        slot: &Slot,
-        prepare: impl FnOnce(&mut Instance) -> Result<(), Trap>,
-        call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
-    ) -> Result<R, Trap> {
+        slot: &InstanceSlot,
+        prepare: impl FnOnce(&mut Instance) -> Result<(), PluginFailure>,
+        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
         let permit = self.admit()?;
         let kept = slot.0.borrow_mut().take();
         let fresh = || {
-            let mut instance = self.fresh(Need::Loss)?;
+            let mut instance = self.fresh(InstanceNeed::Loss)?;
             prepare(&mut instance).map(|()| instance)
         };
         let found = kept.map_or_else(fresh, Ok);
-        let mut instance = found.inspect_err(|trap| self.settle_without_call(permit, trap))?;
+        let mut instance = found.inspect_err(|failure| self.settle_without_call(permit, failure))?;
         let result = self.run(&mut instance, permit, call);
-        if is_whole(&result) && self.binding.isolation == Isolation::Worker && !self.is_released.get() {
+        if is_whole(&result) && self.configured.isolation == Isolation::Worker && !self.is_released.get() {
             slot.fill(instance);
-        } else if self.binding.isolation == Isolation::Worker && !self.is_released.get() {
+        } else if self.configured.isolation == Isolation::Worker && !self.is_released.get() {
             // The next call finds an instance that was made meanwhile.
             drop(instance);
-            self.supply().order(&self.binding);
+            self.supply().order(&self.configured);
         }
         result
     }
@@ -102,59 +106,59 @@ impl Guard {
     }
 
     /// Decides whether a call is made; the error is the reason if none is.
-    pub(super) fn admit(&self) -> Result<Permit, Trap> {
+    pub(super) fn admit(&self) -> Result<CallPermit, PluginFailure> {
         if !self.share.is_spent() && self.supply().breaker.is_closed() {
-            return Ok(Permit::Usual);
+            return Ok(CallPermit::Usual);
         }
         self.admit_slowly(Instant::now())
     }
 
     /// Decides about the further calls of a body that has begun: late calls were counted against the plugin, but the body
     /// is not broken off for the failures of others.
-    pub(super) fn admit_further(&self) -> Permit {
-        if self.supply().breaker.is_closed() { Permit::Usual } else { self.supply().breaker.further() }
+    pub(super) fn admit_further(&self) -> CallPermit {
+        if self.supply().breaker.is_closed() { CallPermit::Usual } else { self.supply().breaker.further() }
     }
 
     /// Runs a call on an instance, counts and charges it.
     pub(super) fn run<R>(
         &self,
         instance: &mut Instance,
-        permit: Permit,
-        call: impl FnOnce(&mut Instance) -> Result<R, Trap>,
-    ) -> Result<R, Trap> {
+        permit: CallPermit,
+        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
         let figures = &self.figures;
         figures.calls.add(1);
-        if let Permit::Short(time) | Permit::Trial(time) = permit {
+        if let CallPermit::Short(time) | CallPermit::Trial(time) = permit {
             instance.set_budget(time);
         }
-        let began = figures.calls.value().is_multiple_of(SAMPLE).then(Instant::now);
-        let result = call(instance).map_err(|trap| instance.explained(trap));
+        let began = figures.calls.value().is_multiple_of(SAMPLE_EVERY).then(Instant::now);
+        let result = call(instance).map_err(|failure| instance.explained(failure));
         if let Some(began) = began {
-            figures.nanoseconds.add(began.elapsed().as_nanos() as u64 * SAMPLE);
+            figures.nanoseconds.add(began.elapsed().as_nanos() as u64 * SAMPLE_EVERY);
         }
         self.settle(instance, permit, &result);
         result
     }
 
     /// Returns a fresh instance for this worker.
-    pub(super) fn fresh(&self, need: Need) -> Result<Box<Instance>, Trap> {
-        let need = if self.is_released.get() { Need::Last } else { need };
-        self.supply().obtain(&self.binding, &self.share, need).map(|instance| self.adopt(instance))
+    pub(super) fn fresh(&self, need: InstanceNeed) -> Result<Box<Instance>, PluginFailure> {
+        let need = if self.is_released.get() { InstanceNeed::Last } else { need };
+        self.supply().obtain(&self.configured, &self.share, need).map(|instance| self.adopt(instance))
     }
 
     /// Hands an instance of the maker's to this worker.
     pub fn adopt(&self, mut instance: Box<Instance>) -> Box<Instance> {
-        instance.adopt(&self.binding, &self.place);
+        instance.adopt(&self.configured, &self.place);
         instance
     }
 
     /// Orders an instance from the thread that makes them; a balancer's knows the endpoints `members`.
-    pub fn order(&self, members: Option<Arc<Members>>) -> Ordered {
-        self.supply().maker().order(&self.binding, members)
+    pub fn order(&self, members: Option<Arc<EndpointSnapshot>>) -> OrderedInstance {
+        self.supply().maker().order(&self.configured, members)
     }
 
     /// Has an instance made by the thread for that, and waits for it.
-    pub async fn made(&self, members: Option<Arc<Members>>) -> Result<Box<Instance>, Trap> {
+    pub async fn made(&self, members: Option<Arc<EndpointSnapshot>>) -> Result<Box<Instance>, PluginFailure> {
         Ok(self.adopt(self.order(members).wait().await?))
     }
 
@@ -164,31 +168,31 @@ impl Guard {
     }
 
     /// Passes endpoints to the balancer in a slot.
-    pub fn tell(&self, slot: &Slot, members: &Arc<Members>) -> Result<(), Trap> {
+    pub fn tell(&self, slot: &InstanceSlot, members: &Arc<EndpointSnapshot>) -> Result<(), PluginFailure> {
         self.call(slot, |instance| self.telling(instance, members))
     }
 
     /// Passes endpoints to an instance of a balancer, on a worker.
-    pub fn telling(&self, instance: &mut Instance, members: &Arc<Members>) -> Result<(), Trap> {
-        let time = self.binding.limits.cpu.min(TICK);
+    pub fn telling(&self, instance: &mut Instance, members: &Arc<EndpointSnapshot>) -> Result<(), PluginFailure> {
+        let time = self.configured.limits.cpu.min(TICK);
         self.supply().measure_telling(|| instance.endpoints_changed(members, time))
     }
 
     /// Logs and counts a failed call of a hook, in an exchange if there is one. Of calls that were not made, the first one
     /// in a minute is logged.
-    pub fn failed(&self, hook: &'static str, trap: &Trap, exchange: Option<&Exchange>) {
-        let Some(rejection) = trap.rejection() else {
+    pub fn failed(&self, hook: &'static str, failure: &PluginFailure, exchange: Option<&ExchangeName>) {
+        let Some(rejection) = failure.rejection() else {
             self.figures.failures.add(1);
-            return self.binding.reporter.failed(hook, trap, exchange);
+            return self.configured.reporter.failed(hook, failure, exchange);
         };
         self.figures.rejected[rejection as usize].add(1);
         if self.supply().is_log_due(rejection, Instant::now()) {
-            tracing::warn!(plugin = &*self.binding.name, reason = %trap, hook, "plugin not called");
+            tracing::warn!(plugin = &*self.configured.name, reason = %failure, hook, "plugin not called");
         }
     }
 
-    pub(super) fn supply(&self) -> &Supply {
-        &self.binding.supply
+    pub(super) fn supply(&self) -> &PluginVersion {
+        &self.configured.supply
     }
 
     /// Returns the time until the share admits calls again; `None` if it does now.
@@ -197,27 +201,27 @@ impl Guard {
     }
 
     /// The error of a call that the share does not admit.
-    pub(super) fn spent(&self) -> Trap {
-        Trap::Share(self.binding.limits.share)
+    pub(super) fn spent(&self) -> PluginFailure {
+        PluginFailure::Share(self.configured.limits.share)
     }
 
     #[cold]
-    fn admit_slowly(&self, now: Instant) -> Result<Permit, Trap> {
+    fn admit_slowly(&self, now: Instant) -> Result<CallPermit, PluginFailure> {
         if self.share.is_spent() && self.share.wait(now).is_some() {
             return Err(self.spent());
         }
-        self.supply().breaker.admit(now).ok_or(Trap::Open)
+        self.supply().breaker.admit(now).ok_or(PluginFailure::Open)
     }
 
-    fn settle<R>(&self, instance: &mut Instance, permit: Permit, result: &Result<R, Trap>) {
+    fn settle<R>(&self, instance: &mut Instance, permit: CallPermit, result: &Result<R, PluginFailure>) {
         let breaker = &self.supply().breaker;
         let since_tick = instance.cpu_since_tick();
         let outcome = match result {
-            Err(Trap::Deadline(_)) => Outcome::Late,
-            result if is_whole(result) => Outcome::Returned,
-            _ => Outcome::Failed,
+            Err(PluginFailure::Deadline(_)) => CallOutcome::Late,
+            result if is_whole(result) => CallOutcome::Returned,
+            _ => CallOutcome::Failed,
         };
-        if permit == Permit::Usual && outcome == Outcome::Returned && since_tick.is_none() {
+        if permit == CallPermit::Usual && outcome == CallOutcome::Returned && since_tick.is_none() {
             return breaker.end_row();
         }
         let now = Instant::now();
@@ -228,15 +232,23 @@ impl Guard {
         instance.set_budget(Duration::MAX);
     }
 
-    pub(super) fn settle_without_call(&self, permit: Permit, trap: &Trap) {
-        let outcome = if matches!(trap, Trap::Deadline(_)) { Outcome::Late } else { Outcome::Failed };
-        if matches!(permit, Permit::Trial(_)) {
+    pub(super) fn settle_without_call(&self, permit: CallPermit, failure: &PluginFailure) {
+        let outcome =
+            if matches!(failure, PluginFailure::Deadline(_)) { CallOutcome::Late } else { CallOutcome::Failed };
+        if matches!(permit, CallPermit::Trial(_)) {
             self.supply().breaker.settle(permit, outcome, Instant::now());
         }
     }
 }
 
 /// Whether an instance may serve further calls after one with this result.
-pub(super) fn is_whole<R>(result: &Result<R, Trap>) -> bool {
-    matches!(result, Ok(_) | Err(Trap::Failed(_) | Trap::Senseless(_) | Trap::Refused(_) | Trap::NoHook))
+pub(super) fn is_whole<R>(result: &Result<R, PluginFailure>) -> bool {
+    matches!(
+        result,
+        Ok(_)
+            | Err(PluginFailure::Reported(_)
+                | PluginFailure::Senseless(_)
+                | PluginFailure::Refused(_)
+                | PluginFailure::NoHook)
+    )
 }

@@ -23,7 +23,7 @@ use super::engine::LoadError;
 use crate::system::files;
 
 /// The compiled components of this machine, and the key that vouches for them.
-pub struct Artifacts {
+pub struct CompiledCache {
     /// `None` if they are not kept on disk.
     folder: Option<PathBuf>,
     key: [u8; 32],
@@ -59,7 +59,7 @@ const ACCEPTED: &str = "accepted";
 /// The configurations that are remembered of one component: more than routes have plugins in nearly all manifests.
 const MOST_ACCEPTED: usize = 1_000;
 
-impl Artifacts {
+impl CompiledCache {
     /// Opens or makes the folder; it must belong to this user alone.
     pub fn open(folder: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -68,14 +68,14 @@ impl Artifacts {
             let why = format!("{} can be written by others; run `chmod 700` on it", folder.display());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
-        Ok(Artifacts { folder: Some(folder.into()), key: key(&folder.join(KEY))?, most: MOST })
+        Ok(CompiledCache { folder: Some(folder.into()), key: key(&folder.join(KEY))?, most: MOST })
     }
 
     /// Keeps nothing; the key is good for this process and its children.
     pub fn unkept() -> io::Result<Self> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(io::Error::other)?;
-        Ok(Artifacts { folder: None, key, most: MOST })
+        Ok(CompiledCache { folder: None, key, most: MOST })
     }
 
     /// The seal of a component, by its digest.
@@ -150,12 +150,12 @@ impl Artifacts {
         let now = SystemTime::now();
         let mut kept = Vec::new();
         for entry in fs::read_dir(folder)? {
-            let Some(found) = Found::of(&entry?) else { continue };
+            let Some(found) = FoundArtifact::of(&entry?) else { continue };
             let age = now.duration_since(found.used).unwrap_or_default();
             let goes = match found.kind {
-                Kind::Unfinished => age > UNFINISHED,
-                Kind::Code if found.settings != settings => age > OTHER_ENGINE,
-                Kind::Code => false,
+                ArtifactKind::Unfinished => age > UNFINISHED,
+                ArtifactKind::Code if found.settings != settings => age > OTHER_ENGINE,
+                ArtifactKind::Code => false,
             };
             if goes { remove(&found.path)? } else { kept.push(found) }
         }
@@ -218,29 +218,29 @@ impl Seal {
 }
 
 /// A file of the folder, other than the key and what isn't ours.
-struct Found {
+struct FoundArtifact {
     path: PathBuf,
-    kind: Kind,
+    kind: ArtifactKind,
     /// The part of its name that stands for the engine.
     settings: String,
     bytes: u64,
     used: SystemTime,
 }
 
-enum Kind {
+enum ArtifactKind {
     /// Compiled code, or the configurations that it accepts.
     Code,
     Unfinished,
 }
 
-impl Found {
+impl FoundArtifact {
     /// Reads an entry of the folder. `None` if its name is not one that we give, or another process has removed it.
     fn of(entry: &fs::DirEntry) -> Option<Self> {
         let name = entry.file_name().into_string().ok()?;
         let (code, kind) = match name.split_once('.') {
-            None => (&*name, Kind::Code),
-            Some((code, ACCEPTED)) => (code, Kind::Code),
-            Some((code, _)) => (code, Kind::Unfinished),
+            None => (&*name, ArtifactKind::Code),
+            Some((code, ACCEPTED)) => (code, ArtifactKind::Code),
+            Some((code, _)) => (code, ArtifactKind::Unfinished),
         };
         let (digest, settings) = code.split_once('-')?;
         let is_hex = |text: &str, length| text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -249,7 +249,7 @@ impl Found {
             return None;
         }
         let (settings, used) = (settings.into(), found.modified().ok()?);
-        Some(Found { path: entry.path(), kind, settings, bytes: found.len(), used })
+        Some(FoundArtifact { path: entry.path(), kind, settings, bytes: found.len(), used })
     }
 }
 
@@ -298,13 +298,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (engine, bytes) = (Engine::default(), plugway_plugins::STOCK[1].1);
         let folder = folder.path().join("cache");
-        let artifacts = Artifacts::open(&folder).unwrap();
+        let artifacts = CompiledCache::open(&folder).unwrap();
         let seal = artifacts.seal(&engine, &blake3::hash(bytes));
         assert!(artifacts.load(&engine, &seal).is_none());
         let code = Component::from_binary(&engine, bytes).unwrap().serialize().unwrap();
         artifacts.store(&seal, &seal.close(b"about", &code));
         assert_eq!(artifacts.load(&engine, &seal).unwrap().0, b"about");
-        let again = Artifacts::open(&folder).unwrap();
+        let again = CompiledCache::open(&folder).unwrap();
         assert!(again.load(&engine, &again.seal(&engine, &blake3::hash(bytes))).is_some(), "the key is kept");
 
         let file = folder.join(&seal.name);
@@ -317,7 +317,7 @@ mod tests {
         }
         fs::write(&file, whole).unwrap();
         fs::remove_file(folder.join("key")).unwrap();
-        let other = Artifacts::open(&folder).unwrap();
+        let other = CompiledCache::open(&folder).unwrap();
         assert!(other.load(&engine, &other.seal(&engine, &blake3::hash(bytes))).is_none(), "another key");
     }
 
@@ -325,7 +325,7 @@ mod tests {
     fn only_what_we_found_accepted_counts_as_accepted() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("cache");
-        let artifacts = Artifacts::open(&folder).unwrap();
+        let artifacts = CompiledCache::open(&folder).unwrap();
         let seal = artifacts.seal(&Engine::default(), &blake3::hash(b"component"));
         let configurations = HashSet::from([[1; 32], [2; 32]]);
         artifacts.accept(&seal, &configurations);
@@ -350,7 +350,7 @@ mod tests {
     fn what_was_used_longest_ago_goes_first() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("cache");
-        let artifacts = Artifacts { most: 300, ..Artifacts::open(&folder).unwrap() };
+        let artifacts = CompiledCache { most: 300, ..CompiledCache::open(&folder).unwrap() };
         let (own, other) = ("0123456789abcdef", "fedcba9876543210");
         let code = |digit: char, engine: &str| format!("{}-{engine}", digit.to_string().repeat(64));
         let old = leave(&folder, &code('a', own), 100, 3000);
@@ -372,7 +372,7 @@ mod tests {
     fn code_that_is_used_stays() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("cache");
-        let (engine, artifacts) = (Engine::default(), Artifacts::open(&folder).unwrap());
+        let (engine, artifacts) = (Engine::default(), CompiledCache::open(&folder).unwrap());
         let seals = [b"a", b"b"].map(|component| artifacts.seal(&engine, &blake3::hash(component)));
         for seal in &seals {
             artifacts.store(seal, &seal.close(b"", b"code"));
@@ -381,7 +381,7 @@ mod tests {
         }
         let most = artifacts.file(&seals[0]).unwrap().metadata().unwrap().len();
         let settings = seals[0].name.split_once('-').unwrap().1;
-        Artifacts { most, ..artifacts }.prune(settings).unwrap();
+        CompiledCache { most, ..artifacts }.prune(settings).unwrap();
         assert!(folder.join(&seals[0].name).exists() && !folder.join(&seals[1].name).exists());
     }
 }

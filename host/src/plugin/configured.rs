@@ -7,35 +7,35 @@ use std::time::Duration;
 use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::Description;
 use super::bindings::types;
 use super::engine::Plugin;
-use super::failure::{Backtraces, Reporter};
+use super::failure::{Backtraces, FailureReporter};
 use super::host::value_name;
-use super::instance::{Instance, PATIENCE};
-use super::log_lines::Lines;
+use super::instance::{Instance, SETUP_TIME_FACTOR};
+use super::log_lines::PluginLog;
 use super::settings::{self, ConfigErrors, LookupPlan, names};
 use super::time_share::DEFAULT_SHARE;
-use super::version::Supply;
+use super::version::PluginVersion;
 use crate::context::ValueName;
-use crate::context::edit_check::Refused;
-use crate::context::edit_plan::Plan;
-use crate::telemetry::metrics::{Custom, Definition, Place};
+use crate::context::edit_check::EditError;
+use crate::context::edit_plan::EditPlan;
+use crate::telemetry::metrics::{PluginMetric, PluginMetricDefinition, WorkerMetrics};
 
 /// A plugin with its configuration and limits; workers make instances of it.
-pub struct Binding {
+pub struct ConfiguredPlugin {
     /// How the manifest names it.
     pub name: Arc<str>,
     pub(super) plugin: Arc<Plugin>,
     pub(super) config: String,
-    pub(super) limits: Limits,
+    pub(super) limits: PluginLimits,
     /// The log of its failures and lines.
-    pub(super) reporter: Arc<Reporter>,
+    pub(super) reporter: Arc<FailureReporter>,
     /// The part that all workers and generations share.
-    pub supply: Arc<Supply>,
+    pub supply: Arc<PluginVersion>,
     /// What a failed call means for the exchange.
     pub on_error: OnError,
     /// Who gets a fresh instance.
     pub isolation: Isolation,
     /// What its hooks can have carried out.
-    pub plans: Vec<Plan>,
+    pub plans: Vec<EditPlan>,
     /// How requests pass it.
     pub request: Hook,
     /// How responses pass it.
@@ -45,7 +45,7 @@ pub struct Binding {
     /// The value of which its balancer gets the hash.
     pub balancer_key: Option<ValueName>,
     /// What its cache policy wants; none if it has none.
-    pub cache: Option<CacheNeeds>,
+    pub cache: Option<CacheInputs>,
     /// Values for its observer; none if it doesn't observe.
     pub observer: Option<Vec<ValueName>>,
     /// How often its timer is called; none if it has none.
@@ -55,13 +55,13 @@ pub struct Binding {
     /// How it takes response bodies; none if it doesn't.
     pub response_body: Option<BodyMode>,
     /// The metrics that the first instance defined. No other instance may define more.
-    metrics: Vec<Definition>,
+    metrics: Vec<PluginMetricDefinition>,
     /// The metrics of each worker, which last as long as the binding; locked when an instance is made.
-    figures: Mutex<BTreeMap<usize, Arc<[Arc<Custom>]>>>,
+    figures: Mutex<BTreeMap<usize, Arc<[Arc<PluginMetric>]>>>,
 }
 
 /// What a cache policy declared.
-pub struct CacheNeeds {
+pub struct CacheInputs {
     /// Values for the request side.
     pub request: Vec<ValueName>,
     /// Values for the response side.
@@ -80,14 +80,14 @@ pub enum BodyMode {
     /// Chunk by chunk.
     Streamed,
     /// Whole, up to so many bytes.
-    Buffered(u64, Beyond),
+    Buffered(u64, OverLimit),
 }
 
 /// What happens to a body beyond the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beyond {
-    Refuse,
-    Pass,
+pub enum OverLimit {
+    Reject,
+    PassThrough,
 }
 
 /// Each body holds an instance, and slow clients of one plugin must not use up what others need.
@@ -108,7 +108,7 @@ pub enum Hook {
 
 /// What an instance may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct PluginLimits {
     /// Linear memory, in bytes.
     pub memory: usize,
     /// CPU time per call.
@@ -141,67 +141,68 @@ pub enum Isolation {
 
 /// A configuration that the plugin, or the host, can't take.
 #[derive(Debug, thiserror::Error)]
-pub enum BindError {
+pub enum ConfigureError {
     #[error("{0}")]
     Config(ConfigErrors),
     #[error("the plugin failed while it was configured: {0}")]
     Failed(String),
     #[error("the plugin declared {}", what(.0))]
-    Refused(#[from] Refused),
+    Refused(#[from] EditError),
 }
 
 /// Names a refused declaration.
-fn what(refused: &Refused) -> String {
+fn what(refused: &EditError) -> String {
     match refused {
-        Refused::Many { .. } => refused.to_string(),
+        EditError::Many { .. } => refused.to_string(),
         _ => format!("what can't be: {refused}"),
     }
 }
 
-impl Default for Limits {
+impl Default for PluginLimits {
     /// 16 MiB hold any filter that doesn't keep bodies; 50 ms is two and a half scheduler rounds of a busy machine.
     fn default() -> Self {
-        Limits { memory: 16 << 20, cpu: Duration::from_millis(50), share: DEFAULT_SHARE, bodies: DEFAULT_BODIES }
+        PluginLimits { memory: 16 << 20, cpu: Duration::from_millis(50), share: DEFAULT_SHARE, bodies: DEFAULT_BODIES }
     }
 }
 
-impl Limits {
+impl PluginLimits {
     /// Returns the CPU time of a step in making an instance, off the workers: parsing a large configuration, or tables for
     /// a thousand endpoints, may take longer than a request should.
     pub fn making_time(self) -> Duration {
-        self.cpu * PATIENCE
+        self.cpu * SETUP_TIME_FACTOR
     }
 }
 
 /// What a plugin says of itself.
-pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, BindError> {
-    let (limits, lines) = (Limits::default(), Lines::new("describe".into()));
-    let time = limits.cpu * PATIENCE;
-    let instance = Instance::bare(plugin, limits, lines, time);
+pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, ConfigureError> {
+    let (limits, lines) = (PluginLimits::default(), PluginLog::new("describe".into()));
+    let time = limits.cpu * SETUP_TIME_FACTOR;
+    let instance = Instance::unconfigured(plugin, limits, lines, time);
     let described = instance.and_then(|mut instance| instance.describe(time));
-    let description = settings::description(described.map_err(|trap| BindError::Failed(limits.reason(&trap)))?)?;
+    let description =
+        settings::description(described.map_err(|failure| ConfigureError::Failed(limits.reason(&failure)))?)?;
     plugin.note_version(&description.version);
     Ok(description)
 }
 
-impl Binding {
+impl ConfiguredPlugin {
     /// Configures a first instance, and so learns what the plugin needs.
     pub fn new(
         name: Arc<str>,
         plugin: Arc<Plugin>,
         config: String,
-        limits: Limits,
+        limits: PluginLimits,
         on_error: OnError,
         isolation: Isolation,
-    ) -> Result<Self, BindError> {
-        let (lines, failed) = (Lines::new(name.clone()), |trap| BindError::Failed(limits.reason(&trap)));
-        let refused = |errors| BindError::Config(settings::config_errors(errors));
-        let supply = Supply::of(&plugin, &name, &config, limits, isolation);
+    ) -> Result<Self, ConfigureError> {
+        let (lines, failed) = (PluginLog::new(name.clone()), |failure| ConfigureError::Failed(limits.reason(&failure)));
+        let refused = |errors| ConfigureError::Config(settings::config_errors(errors));
+        let supply = PluginVersion::of(&plugin, &name, &config, limits, isolation);
         let (settings, mut first) = supply.measure(|| {
             let time = limits.making_time();
-            let mut first = Instance::bare(&plugin, limits, lines.clone(), time).map_err(failed)?;
+            let mut first = Instance::unconfigured(&plugin, limits, lines.clone(), time).map_err(failed)?;
             let settings = first.configure(&config, time).map_err(failed)?.map_err(refused)?;
-            Ok::<_, BindError>((settings, Box::new(first)))
+            Ok::<_, ConfigureError>((settings, Box::new(first)))
         })?;
         let plans = settings::plans(settings.plans)?;
         let hook = |exported, values, plan| settings::hook(&plans, exported, values, plan);
@@ -216,7 +217,7 @@ impl Binding {
                 let plan = settings.lookup_plan.map(settings::lookup_plan).transpose()?;
                 let tells_key = settings.cache_status.as_ref().is_some_and(|status| status.key);
                 let name = settings.cache_status.map(|status| settings::token(status.name)).transpose()?;
-                Some(CacheNeeds { request, response, plan, name, tells_key })
+                Some(CacheInputs { request, response, plan, name, tells_key })
             }
             None => None,
         };
@@ -228,8 +229,9 @@ impl Binding {
         let request_body = plugin.request_body.as_ref().map(|_| mode(settings.request_body)).transpose()?;
         let response_body = plugin.response_body.as_ref().map(|_| mode(settings.response_body)).transpose()?;
         let (plugin_name, version) = (name.clone(), plugin.version());
-        let reporter = Reporter { plugin: plugin_name, version, limits, lines, backtraces: Backtraces::default() };
-        let binding = Binding {
+        let reporter =
+            FailureReporter { plugin: plugin_name, version, limits, lines, backtraces: Backtraces::default() };
+        let configured = ConfiguredPlugin {
             name,
             plugin,
             config,
@@ -251,26 +253,26 @@ impl Binding {
             metrics: first.defined(),
             figures: Mutex::default(),
         };
-        if binding.is_called() || binding.balances() || binding.takes_bodies() {
-            binding.supply.keep(first);
+        if configured.needs_instance() || configured.is_balancer() || configured.takes_bodies() {
+            configured.supply.keep(first);
         }
-        Ok(binding)
+        Ok(configured)
     }
 
     /// The plugin's own metrics, for an instance that belongs to no worker yet.
-    pub(super) fn loose_figures(&self) -> Arc<[Arc<Custom>]> {
-        self.metrics.iter().map(|definition| Arc::new(Custom::new(definition.clone()))).collect()
+    pub(super) fn loose_figures(&self) -> Arc<[Arc<PluginMetric>]> {
+        self.metrics.iter().map(|definition| Arc::new(PluginMetric::new(definition.clone()))).collect()
     }
 
     /// The plugin's own metrics, as a worker has them.
-    pub(super) fn figures(&self, place: &Place) -> Arc<[Arc<Custom>]> {
+    pub(super) fn figures(&self, place: &WorkerMetrics) -> Arc<[Arc<PluginMetric>]> {
         let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || self.metrics.iter().map(|definition| place.custom(&self.name, definition)).collect();
         figures.entry(place.worker).or_insert_with(new).clone()
     }
 
     /// What each head hook, balancer and observer is called with, in words for people.
-    pub fn needs(&self) -> Vec<(&'static str, String)> {
+    pub fn describe_inputs(&self) -> Vec<(&'static str, String)> {
         let list = |names: &[ValueName]| match names {
             [] => "is called without values".into(),
             names => format!("needs {}", names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
@@ -286,8 +288,8 @@ impl Binding {
         let response = head(&self.response).map(|needs| ("response-filter", needs));
         let hashed = |key: &ValueName| format!(", with the hash of {key}");
         let key = self.balancer_key.as_ref().map(hashed).unwrap_or_default();
-        let balancer = self.balances().then(|| ("balancer", list(&self.balancer) + &key));
-        let plan = |needs: &CacheNeeds| match needs.plan {
+        let balancer = self.is_balancer().then(|| ("balancer", list(&self.balancer) + &key));
+        let plan = |needs: &CacheInputs| match needs.plan {
             Some(_) => "; most lookups are a plan, carried out by the host",
             None => "",
         };
@@ -299,7 +301,7 @@ impl Binding {
     }
 
     /// Whether requests need an instance of it in a chain: where the host carries out plans, nobody is called.
-    pub fn is_called(&self) -> bool {
+    pub fn needs_instance(&self) -> bool {
         let called = |hook: &Hook| matches!(hook, Hook::Call(_));
         let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
         called(&self.request) || called(&self.response) || is_told
@@ -318,7 +320,7 @@ impl Binding {
     }
 
     /// Whether it can choose endpoints.
-    pub fn balances(&self) -> bool {
+    pub fn is_balancer(&self) -> bool {
         self.plugin.balancer.is_some()
     }
 }

@@ -10,12 +10,12 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConf
 use super::bindings::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
-use super::compiled_cache::{Artifacts, Seal, Unusable};
+use super::compiled_cache::{CompiledCache, Seal, Unusable};
 use super::host::{HostState, MOST_CORE_INSTANCES, MOST_TABLE_ELEMENTS};
-use super::instance_limit::Places;
-use super::instance_maker::Maker;
+use super::instance_limit::InstanceLimit;
+use super::instance_maker::InstanceMaker;
 use super::proposals;
-use super::version::Supply;
+use super::version::PluginVersion;
 use super::wasi;
 use crate::system::printable;
 use crate::system::supervise::{Task, guard};
@@ -53,9 +53,9 @@ const LONGEST_VERSION: usize = 32;
 pub struct Runtime {
     engine: Engine,
     linker: Arc<Linker<HostState>>,
-    artifacts: Arc<Artifacts>,
-    maker: Maker,
-    places: Arc<Places>,
+    artifacts: Arc<CompiledCache>,
+    maker: InstanceMaker,
+    places: Arc<InstanceLimit>,
 }
 
 /// A loaded component, ready to be instantiated, with the hooks that it exports.
@@ -71,13 +71,13 @@ pub struct Plugin {
     pub(super) timer: Option<timer::TimerHookIndices>,
     pub(super) request_body: Option<request_body::RequestBodyHookIndices>,
     pub(super) response_body: Option<response_body::ResponseBodyHookIndices>,
-    pub(super) looks_back: bool,
+    pub(super) imports_exchange: bool,
     /// Makes its instances.
-    pub(super) maker: Maker,
+    pub(super) maker: InstanceMaker,
     /// The places of its instances.
-    pub(super) places: Arc<Places>,
+    pub(super) places: Arc<InstanceLimit>,
     /// The shared parts of its configured plugins.
-    pub(super) supplies: Mutex<Vec<Weak<Supply>>>,
+    pub(super) supplies: Mutex<Vec<Weak<PluginVersion>>>,
     imports: Vec<String>,
     /// The beginning of the component's digest.
     digest: String,
@@ -126,25 +126,25 @@ pub enum LoadError {
 impl Runtime {
     /// Starts the engine, and the thread that ticks its clock. Compiled code is kept in a folder, if one is given.
     pub fn start(cache: Option<&Path>) -> Result<Self, StartError> {
-        let opened = cache.map(Artifacts::open).transpose().inspect_err(|error| {
+        let opened = cache.map(CompiledCache::open).transpose().inspect_err(|error| {
             let folder = cache.map(|folder| folder.display().to_string()).unwrap_or_default();
             let remedy = "let the user that runs plugway write there, or name another folder by XDG_CACHE_HOME";
             tracing::warn!(folder, %error, remedy, "plugins are compiled at each start: no folder for compiled code");
         });
-        let artifacts = opened.ok().flatten().map_or_else(Artifacts::unkept, Ok).map_err(StartError::Key)?;
+        let artifacts = opened.ok().flatten().map_or_else(CompiledCache::unkept, Ok).map_err(StartError::Key)?;
         let (engine, places) = pooling_engine(INSTANCES, LEAST_INSTANCES).map_err(StartError::Engine)?;
-        Runtime::new(engine, artifacts, Places::new(places - places / MARGIN)).map_err(StartError::Engine)
+        Runtime::new(engine, artifacts, InstanceLimit::new(places - places / MARGIN)).map_err(StartError::Engine)
     }
 
     /// Starts an engine that compiles for the one of [`Runtime::start`], and finds all that one would have against a
     /// component.
     pub fn start_for_loading() -> Result<Self, StartError> {
         let engine = pooling_engine(INSTANCES_FOR_LOADING, INSTANCES_FOR_LOADING).map_err(StartError::Engine)?.0;
-        let artifacts = Artifacts::unkept().map_err(StartError::Key)?;
-        Runtime::new(engine, artifacts, Places::new(u32::MAX)).map_err(StartError::Engine)
+        let artifacts = CompiledCache::unkept().map_err(StartError::Key)?;
+        Runtime::new(engine, artifacts, InstanceLimit::new(u32::MAX)).map_err(StartError::Engine)
     }
 
-    fn new(engine: Engine, artifacts: Artifacts, places: Arc<Places>) -> wasmtime::Result<Self> {
+    fn new(engine: Engine, artifacts: CompiledCache, places: Arc<InstanceLimit>) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(&engine);
         wasi::add_to_linker(&mut linker)?;
         super::bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
@@ -157,16 +157,16 @@ impl Runtime {
             }
         })?;
         let (linker, artifacts) = (Arc::new(linker), Arc::new(artifacts));
-        Ok(Runtime { engine, linker, artifacts, maker: Maker::start()?, places })
+        Ok(Runtime { engine, linker, artifacts, maker: InstanceMaker::start()?, places })
     }
 
     /// The places for instances.
-    pub fn places(&self) -> &Arc<Places> {
+    pub fn places(&self) -> &Arc<InstanceLimit> {
         &self.places
     }
 
     /// The compiled components that are kept.
-    pub fn artifacts(&self) -> &Artifacts {
+    pub fn artifacts(&self) -> &CompiledCache {
         &self.artifacts
     }
 
@@ -239,7 +239,7 @@ impl Runtime {
             timer,
             request_body,
             response_body,
-            looks_back,
+            imports_exchange: looks_back,
             maker: self.maker.clone(),
             places: self.places.clone(),
             supplies: Mutex::default(),

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 use wasmtime::WasmBacktrace;
 
-use super::configured::{Binding, Limits};
-use super::instance::Trap;
-use super::log_lines::Lines;
-use crate::context::Head;
+use super::configured::{ConfiguredPlugin, PluginLimits};
+use super::instance::PluginFailure;
+use super::log_lines::PluginLog;
+use crate::context::ExchangeContext;
 use crate::system::printable::{TRUNCATED, truncated};
 
 /// Bytes of a reason in the log.
@@ -32,7 +32,7 @@ const MOST_KINDS: usize = 160;
 
 /// An exchange that a plugin failed in, as the log names it.
 #[derive(Clone, Debug)]
-pub struct Exchange {
+pub struct ExchangeName {
     pub request_id: String,
     pub route: String,
 }
@@ -40,56 +40,56 @@ pub struct Exchange {
 /// The backtraces that were logged last, by their kinds.
 #[derive(Default)]
 // Locked once for a failure that is logged, of which a second has a bounded number.
-pub struct Backtraces(Mutex<Vec<(Kind, Instant)>>);
+pub struct Backtraces(Mutex<Vec<(FailureTopic, Instant)>>);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Kind {
+struct FailureTopic {
     hook: &'static str,
-    trap: Option<wasmtime::Trap>,
+    failure: Option<wasmtime::Trap>,
 }
 
 /// The source of a plugin's failures: what each of their lines has.
-pub struct Reporter {
+pub struct FailureReporter {
     pub(super) plugin: std::sync::Arc<str>,
     pub(super) version: String,
-    pub(super) limits: Limits,
-    pub(super) lines: Lines,
+    pub(super) limits: PluginLimits,
+    pub(super) lines: PluginLog,
     pub(super) backtraces: Backtraces,
 }
 
-impl Exchange {
+impl ExchangeName {
     /// Names the exchange of a head.
-    pub fn of(head: &Head) -> Self {
-        Exchange { request_id: head.request_id().into(), route: head.route.to_string() }
+    pub fn of(context: &ExchangeContext) -> Self {
+        ExchangeName { request_id: context.request_id().into(), route: context.route.to_string() }
     }
 }
 
-impl Reporter {
+impl FailureReporter {
     /// Logs a failed call of a hook.
-    pub fn failed(&self, hook: &'static str, trap: &Trap, exchange: Option<&Exchange>) {
-        let reason = self.limits.reason(trap);
+    pub fn failed(&self, hook: &'static str, failure: &PluginFailure, exchange: Option<&ExchangeName>) {
+        let reason = self.limits.reason(failure);
         let reason = shortened(&reason, LONGEST_REASON);
         if !self.lines.admits(reason.len() + OTHER_FIELDS) {
             return;
         }
         let (request_id, route) = (exchange.map(|at| &*at.request_id), exchange.map(|at| &*at.route));
         let (plugin, version) = (&*self.plugin, &*self.version);
-        let frames = self.frames(hook, trap);
+        let frames = self.frames(hook, failure);
         // A text as the value of a field is quoted, with its control characters escaped.
         warn!(reason = &*reason, request_id, route, plugin, version, hook, frames, "plugin failed");
     }
 
     /// The functions that a trap was met in, unless a trap of this kind was logged with them lately.
-    fn frames(&self, hook: &'static str, trap: &Trap) -> Option<String> {
-        let error = trap.error()?;
+    fn frames(&self, hook: &'static str, failure: &PluginFailure) -> Option<String> {
+        let error = failure.error()?;
         let backtrace: &WasmBacktrace = error.downcast_ref()?;
-        let kind = Kind { hook, trap: error.downcast_ref().copied() };
+        let kind = FailureTopic { hook, failure: error.downcast_ref().copied() };
         self.backtraces.is_due(kind, Instant::now()).then(|| names(backtrace))
     }
 }
 
 impl Backtraces {
-    fn is_due(&self, kind: Kind, now: Instant) -> bool {
+    fn is_due(&self, kind: FailureTopic, now: Instant) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, at)) = last.iter_mut().find(|(known, _)| *known == kind) {
             let is_due = now.saturating_duration_since(*at) >= BACKTRACE;
@@ -104,20 +104,20 @@ impl Backtraces {
     }
 }
 
-impl Limits {
+impl PluginLimits {
     /// A failure in words; those of a limit name its key and its value.
-    pub fn reason(&self, trap: &Trap) -> String {
-        match trap {
-            Trap::Deadline(_) => format!("limits.cpu of {} ms exceeded", self.cpu.as_millis()),
-            Trap::Memory(_) => format!("limits.memory of {} exceeded", size(self.memory)),
+    pub fn reason(&self, failure: &PluginFailure) -> String {
+        match failure {
+            PluginFailure::Deadline(_) => format!("limits.cpu of {} ms exceeded", self.cpu.as_millis()),
+            PluginFailure::Memory(_) => format!("limits.memory of {} exceeded", size(self.memory)),
             // The log escapes it; an escape of its own would be shown twice.
-            Trap::Failed(why) => format!("it gave up: {why}"),
+            PluginFailure::Reported(why) => format!("it gave up: {why}"),
             other => other.to_string(),
         }
     }
 }
 
-impl Binding {
+impl ConfiguredPlugin {
     /// Logs how many of the plugin's lines were left out, once their second is over.
     pub fn report_lines(&self) {
         self.reporter.lines.report();
@@ -132,7 +132,7 @@ impl Binding {
 /// The cause of a trap without its backtrace, which is a context of the error.
 pub(super) fn cause(error: &wasmtime::Error) -> String {
     match error.downcast_ref::<wasmtime::Trap>() {
-        Some(trap) => trap.to_string(),
+        Some(failure) => failure.to_string(),
         None => error.root_cause().to_string(),
     }
 }
@@ -171,22 +171,22 @@ mod tests {
     #[test]
     fn a_kind_has_a_backtrace_a_minute() {
         let (backtraces, began) = (Backtraces::default(), Instant::now());
-        let kind = |hook| Kind { hook, trap: Some(wasmtime::Trap::UnreachableCodeReached) };
+        let kind = |hook| FailureTopic { hook, failure: Some(wasmtime::Trap::UnreachableCodeReached) };
         let due = |hook, after| backtraces.is_due(kind(hook), began + Duration::from_secs(after));
         assert!(due("timer", 0) && !due("timer", 59) && due("observer", 59) && due("timer", 60) && !due("timer", 61));
     }
 
     #[test]
     fn reasons_name_keys_and_values() {
-        let limits = Limits { memory: 64 << 10, cpu: Duration::from_millis(50), ..Limits::default() };
+        let limits = PluginLimits { memory: 64 << 10, cpu: Duration::from_millis(50), ..PluginLimits::default() };
         let error = || wasmtime::Error::from(wasmtime::Trap::UnreachableCodeReached);
-        assert_eq!(limits.reason(&Trap::Deadline(error())), "limits.cpu of 50 ms exceeded");
-        assert_eq!(limits.reason(&Trap::Memory(error())), "limits.memory of 64 KiB exceeded");
+        assert_eq!(limits.reason(&PluginFailure::Deadline(error())), "limits.cpu of 50 ms exceeded");
+        assert_eq!(limits.reason(&PluginFailure::Memory(error())), "limits.memory of 64 KiB exceeded");
         assert_eq!((size(16 << 20), size(3)), ("16 MiB".into(), "3 B".into()));
         assert!(
-            limits.reason(&Trap::Wasm(error())).starts_with("wasm trap: "),
+            limits.reason(&PluginFailure::Wasm(error())).starts_with("wasm trap: "),
             "{}",
-            limits.reason(&Trap::Wasm(error()))
+            limits.reason(&PluginFailure::Wasm(error()))
         );
     }
 }

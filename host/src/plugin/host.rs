@@ -12,33 +12,33 @@ use wasmtime_wasi::WasiCtx;
 
 use super::bindings::{endpoints, exchange, log, metrics, types};
 use super::cpu_time::CpuMeter;
-use super::log_lines::{Level, Lines, Printed};
-use super::memory_limit::Room;
-use super::metrics::Figures;
+use super::log_lines::{Level, PluginLog, Printed};
+use super::memory_limit::MemoryLimit;
+use super::metrics::InstanceMetrics;
 use crate::context::bounds;
-use crate::context::edit_check::{self, Refused};
-use crate::context::{Head, ValueName};
-use crate::telemetry::metrics::{CustomKind, Definition};
+use crate::context::edit_check::{self, EditError};
+use crate::context::{ExchangeContext, ValueName};
+use crate::telemetry::metrics::{PluginMetricDefinition, PluginMetricKind};
 use crate::upstream::endpoint::Endpoint;
-use crate::upstream::endpoint_set::Members;
+use crate::upstream::endpoint_set::EndpointSnapshot;
 
 /// The state of one instance.
 pub struct HostState {
     pub(super) wasi: WasiCtx,
     pub(super) table: ResourceTable,
-    pub(super) limits: Room,
+    pub(super) limits: MemoryLimit,
     pub(super) cpu: CpuMeter,
-    lines: Lines,
+    lines: PluginLog,
     /// The exchange at hand, lent for the length of a call.
-    pub(super) head: Option<Box<Head>>,
+    pub(super) context: Option<Box<ExchangeContext>>,
     /// The endpoints of the upstream at hand.
-    pub(super) members: Option<Arc<Members>>,
+    pub(super) members: Option<Arc<EndpointSnapshot>>,
     /// Those that the request at hand has failed on.
     pub(super) tried: SmallVec<[u32; 4]>,
     /// When the call at hand began.
     pub(super) now: Instant,
     /// The plugin's own metrics.
-    pub(super) figures: Figures,
+    pub(super) figures: InstanceMetrics,
 }
 
 /// Streams and the like that an instance may hold: standard input, output and error need three.
@@ -52,18 +52,18 @@ pub(super) const MOST_TABLE_ELEMENTS: usize = 100_000;
 
 impl HostState {
     /// The state of a fresh instance that may use so much memory.
-    pub fn new(memory: usize, lines: Lines) -> Self {
+    pub fn new(memory: usize, lines: PluginLog) -> Self {
         let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).tables(16);
         let limits = limits.instances(MOST_CORE_INSTANCES).table_elements(MOST_TABLE_ELEMENTS);
-        let limits = Room::new(limits.build());
+        let limits = MemoryLimit::new(limits.build());
         let mut table = ResourceTable::new();
         table.set_max_capacity(MOST_RESOURCES);
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).max_random_size(bounds::RANDOM);
         let wasi = wasi.build();
-        let (head, members, figures) = (None, None, Figures::default());
+        let (context, members, figures) = (None, None, InstanceMetrics::default());
         let (tried, now, cpu) = (SmallVec::new(), Instant::now(), CpuMeter::default());
-        HostState { wasi, table, limits, cpu, lines, head, members, tried, now, figures }
+        HostState { wasi, table, limits, cpu, lines, context, members, tried, now, figures }
     }
 }
 
@@ -73,16 +73,16 @@ impl types::Host for HostState {}
 
 impl exchange::Host for HostState {
     fn value(&mut self, name: types::ValueName) -> wasmtime::Result<Option<Vec<u8>>> {
-        let (Some(head), Ok(name)) = (&self.head, value_name(name)) else { return Ok(None) };
-        Ok(head.value(&name).map(|value| value.bytes().to_vec()))
+        let (Some(context), Ok(name)) = (&self.context, value_name(name)) else { return Ok(None) };
+        Ok(context.value(&name).map(|value| value.bytes().to_vec()))
     }
 
     fn request_fields(&mut self) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {
-        Ok(self.head.as_ref().map(|head| lines(&head.request.headers)).unwrap_or_default())
+        Ok(self.context.as_ref().map(|context| lines(&context.request.headers)).unwrap_or_default())
     }
 
     fn response_fields(&mut self) -> wasmtime::Result<Vec<(String, Vec<u8>)>> {
-        let response = self.head.as_ref().and_then(|head| head.response.as_ref());
+        let response = self.context.as_ref().and_then(|context| context.response.as_ref());
         Ok(response.map(|response| lines(&response.headers)).unwrap_or_default())
     }
 }
@@ -109,10 +109,10 @@ impl metrics::Host for HostState {
         help: String,
     ) -> wasmtime::Result<Result<u32, metrics::DefineError>> {
         let kind = match kind {
-            metrics::Kind::Counter => CustomKind::Counter,
-            metrics::Kind::Gauge => CustomKind::Gauge,
+            metrics::Kind::Counter => PluginMetricKind::Counter,
+            metrics::Kind::Gauge => PluginMetricKind::Gauge,
         };
-        Ok(self.figures.define(Definition { name, kind, help }))
+        Ok(self.figures.define(PluginMetricDefinition { name, kind, help }))
     }
 
     fn add(&mut self, metric: u32, amount: f64) -> wasmtime::Result<()> {
@@ -160,7 +160,7 @@ impl HostState {
 }
 
 /// A declared value; the error is a malformed field name, or a name that is too long.
-pub fn value_name(name: types::ValueName) -> Result<ValueName, Refused> {
+pub fn value_name(name: types::ValueName) -> Result<ValueName, EditError> {
     use types::ValueName as Wit;
     let field = |name: String| edit_check::any_field_name(&name);
     let bounded = |name: String| edit_check::name(&name).map(|()| name);

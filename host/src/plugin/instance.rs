@@ -14,22 +14,22 @@ use super::bindings::{
     balancer as balancer_hook, cache_policy, lifecycle, observer, request_body, request_filter, response_body,
     response_filter, timer, types,
 };
-use super::configured::{Binding, Limits};
+use super::configured::{ConfiguredPlugin, PluginLimits};
 use super::engine::Plugin;
 use super::failure;
 use super::host::HostState;
-use super::log_lines::{LONGEST, Lines};
-use super::memory_limit::Room;
-use super::metrics::Figures;
+use super::log_lines::{LONGEST, PluginLog};
+use super::memory_limit::MemoryLimit;
+use super::metrics::InstanceMetrics;
 use super::settings::shortened;
-use super::version::Counted;
+use super::version::InstanceCount;
 use crate::context::bounds;
-use crate::context::edit_check::{self, Refused, Side, at_most};
+use crate::context::edit_check::{self, EditError, MessageSide, check_count};
 use crate::context::edits::Edit;
-use crate::context::{Head, Value, ValueName};
+use crate::context::{ExchangeContext, Value, ValueName};
 use crate::system::printable::one_line;
-use crate::telemetry::metrics::{Definition, Place, Rejection};
-use crate::upstream::endpoint_set::{Member, Members, Offer};
+use crate::telemetry::metrics::{CallRejection, PluginMetricDefinition, WorkerMetrics};
+use crate::upstream::endpoint_set::{Availability, EndpointSnapshot, EndpointState};
 
 pub use types::Summary;
 
@@ -40,7 +40,7 @@ pub struct Instance {
     limit: Duration,
     /// The CPU time of the next calls: `limit`, or less while the plugin's breaker is half open.
     budget: Duration,
-    looks_back: bool,
+    imports_exchange: bool,
     lifecycle: lifecycle::LifecycleHook,
     request_filter: Option<request_filter::RequestFilterHook>,
     response_filter: Option<response_filter::ResponseFilterHook>,
@@ -53,14 +53,14 @@ pub struct Instance {
     /// What its balancer may want done to responses.
     response_plans: Vec<Arc<[Edit]>>,
     /// Counts the instance among those of its version.
-    pub(super) counted: Option<Counted>,
+    pub(super) counted: Option<InstanceCount>,
 }
 
 /// How many times a call's limit making and configuring an instance may take where no request waits: off the workers.
-pub(super) const PATIENCE: u32 = 20;
+pub(super) const SETUP_TIME_FACTOR: u32 = 20;
 
 /// What a filter decided, checked.
-pub enum Verdict {
+pub enum FilterVerdict {
     /// Go on, with these edits.
     Proceed(SmallVec<[Edit; 4]>),
     /// Go on, with the edits of the plan at this place.
@@ -79,7 +79,7 @@ pub struct Picked {
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Trap {
+pub enum PluginFailure {
     #[error("{}", failure::cause(.0))]
     Wasm(wasmtime::Error),
     #[error("limits.cpu exceeded")]
@@ -90,9 +90,9 @@ pub enum Trap {
     #[error("it handed over more data in one call than 5 MiB, or its `limits.memory`, allow")]
     HandedOver,
     #[error("it asked for an edit that is refused: {0}")]
-    Refused(#[from] Refused),
+    Refused(#[from] EditError),
     #[error("it gave up: {}", one_line(.0, LONGEST))]
-    Failed(String),
+    Reported(String),
     /// The call returned, and its result makes no sense.
     #[error("it returned what can't be done: {0}")]
     Senseless(String),
@@ -114,7 +114,12 @@ pub enum Trap {
 
 impl Instance {
     /// Returns an instance that is not configured yet. Each step of making the instance may take `time`.
-    pub fn bare(plugin: &Arc<Plugin>, limits: Limits, lines: Lines, time: Duration) -> Result<Self, Trap> {
+    pub fn unconfigured(
+        plugin: &Arc<Plugin>,
+        limits: PluginLimits,
+        lines: PluginLog,
+        time: Duration,
+    ) -> Result<Self, PluginFailure> {
         let mut store = Store::new(&plugin.engine, HostState::new(limits.memory, lines));
         store.limiter(|state| &mut state.limits);
         // What a call may hand over, in bytes as the host keeps it: no more than the plugin may have itself.
@@ -123,7 +128,7 @@ impl Instance {
         store.epoch_deadline_callback(|mut store| Ok(store.data_mut().cpu.tick()));
         begin(&mut store, time);
         let made = plugin.instance.instantiate(&mut store).map_err(trapped);
-        let instance = made.map_err(|trap| trap.explained(&store.data().limits))?;
+        let instance = made.map_err(|failure| failure.explained(&store.data().limits))?;
         let lifecycle = plugin.lifecycle.load(&mut store, &instance).map_err(trapped)?;
         // A hook that is there loads, for its type was checked when the component was.
         macro_rules! load {
@@ -139,7 +144,7 @@ impl Instance {
             store,
             limit: limits.cpu,
             budget: limits.cpu,
-            looks_back: plugin.looks_back,
+            imports_exchange: plugin.imports_exchange,
             lifecycle,
             request_filter,
             response_filter,
@@ -155,32 +160,36 @@ impl Instance {
     }
 
     /// Returns an instance that is ready for hooks, and belongs to no worker yet. Each step may take `time`.
-    pub fn new(binding: &Binding, time: Duration) -> Result<Self, Trap> {
-        let lines = binding.reporter.lines.clone();
-        let mut instance = Instance::bare(&binding.plugin, binding.limits, lines, time)?;
-        instance.store.data_mut().figures = Figures::known(binding.loose_figures());
-        match instance.configure(&binding.config, time)? {
+    pub fn new(configured: &ConfiguredPlugin, time: Duration) -> Result<Self, PluginFailure> {
+        let lines = configured.reporter.lines.clone();
+        let mut instance = Instance::unconfigured(&configured.plugin, configured.limits, lines, time)?;
+        instance.store.data_mut().figures = InstanceMetrics::known(configured.loose_figures());
+        match instance.configure(&configured.config, time)? {
             Ok(_) => {
-                instance.counted = Some(binding.supply.count());
+                instance.counted = Some(configured.supply.count());
                 Ok(instance)
             }
-            Err(_) => Err(Trap::Failed("it refused a configuration that it took before".into())),
+            Err(_) => Err(PluginFailure::Reported("it refused a configuration that it took before".into())),
         }
     }
 
     /// Hands the instance to a worker, whose metrics the plugin's own metrics are from then on.
-    pub fn adopt(&mut self, binding: &Binding, place: &Place) {
-        self.store.data_mut().figures.adopt(binding.figures(place));
+    pub fn adopt(&mut self, configured: &ConfiguredPlugin, place: &WorkerMetrics) {
+        self.store.data_mut().figures.adopt(configured.figures(place));
     }
 
     /// Calls `describe`, which may take `time`.
-    pub fn describe(&mut self, time: Duration) -> Result<Description, Trap> {
+    pub fn describe(&mut self, time: Duration) -> Result<Description, PluginFailure> {
         begin(&mut self.store, time);
         self.lifecycle.plugway_plugin_lifecycle().call_describe(&mut self.store).map_err(trapped)
     }
 
     /// Gives the plugin its configuration; the inner error has JSON pointers and messages.
-    pub fn configure(&mut self, config: &str, time: Duration) -> Result<Result<Settings, Vec<(String, String)>>, Trap> {
+    pub fn configure(
+        &mut self,
+        config: &str,
+        time: Duration,
+    ) -> Result<Result<Settings, Vec<(String, String)>>, PluginFailure> {
         begin(&mut self.store, time);
         self.store.data_mut().figures.is_configuring = true;
         let answer = self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config);
@@ -192,17 +201,22 @@ impl Instance {
     }
 
     /// The metrics that the instance has defined, if it is the first of its binding.
-    pub(super) fn defined(&mut self) -> Vec<Definition> {
+    pub(super) fn defined(&mut self) -> Vec<PluginMetricDefinition> {
         self.store.data_mut().figures.first()
     }
 
     /// Calls the filter's hook for one side with the declared values.
-    pub fn filter(&mut self, side: Side, needs: &[ValueName], head: &mut Box<Head>) -> Result<Verdict, Trap> {
+    pub fn filter(
+        &mut self,
+        side: MessageSide,
+        needs: &[ValueName],
+        context: &mut Box<ExchangeContext>,
+    ) -> Result<FilterVerdict, PluginFailure> {
         self.begin_call();
-        let found: SmallVec<[Option<Value>; 8]> = needs.iter().map(|name| head.value(name)).collect();
+        let found: SmallVec<[Option<Value>; 8]> = needs.iter().map(|name| context.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 8]> =
             found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
-        if !self.looks_back {
+        if !self.imports_exchange {
             return checked(side, self.call_filter(side, &values)?);
         }
         // The head is lent to the store for the call, so what was borrowed from it has to be copied.
@@ -210,21 +224,21 @@ impl Instance {
         drop(values);
         drop(found);
         let values: Vec<Option<&[u8]>> = copies.iter().map(Option::as_deref).collect();
-        let lent = std::mem::replace(head, Box::new(Head::empty()));
-        self.store.data_mut().head = Some(lent);
+        let lent = std::mem::replace(context, Box::new(ExchangeContext::empty()));
+        self.store.data_mut().context = Some(lent);
         let verdict = self.call_filter(side, &values);
-        if let Some(lent) = self.store.data_mut().head.take() {
-            *head = lent;
+        if let Some(lent) = self.store.data_mut().context.take() {
+            *context = lent;
         }
         checked(side, verdict?)
     }
 
     /// Passes its endpoints to a balancer, which may take `time`. From then on, the plugin can ask about these.
-    pub fn endpoints_changed(&mut self, members: &Arc<Members>, time: Duration) -> Result<(), Trap> {
+    pub fn endpoints_changed(&mut self, members: &Arc<EndpointSnapshot>, time: Duration) -> Result<(), PluginFailure> {
         begin(&mut self.store, time);
         let told: Vec<balancer::Endpoint<'_>> = members.list.iter().map(told).collect();
         self.store.data_mut().members = Some(members.clone());
-        let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
+        let hook = self.balancer.as_ref().ok_or(PluginFailure::NoHook)?;
         let plans = hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, &told).map_err(trapped)?;
         self.response_plans = checked_plans(plans, members.list.len())?;
         Ok(())
@@ -234,40 +248,45 @@ impl Instance {
     pub fn pick(
         &mut self,
         (needs, key): (&[ValueName], Option<&ValueName>),
-        head: &Head,
+        context: &ExchangeContext,
         tried: SmallVec<[u32; 4]>,
         now: Instant,
-    ) -> Result<Option<Picked>, Trap> {
+    ) -> Result<Option<Picked>, PluginFailure> {
         self.begin_call();
-        let found: SmallVec<[Option<Value>; 4]> = needs.iter().map(|name| head.value(name)).collect();
+        let found: SmallVec<[Option<Value>; 4]> = needs.iter().map(|name| context.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 4]> =
             found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
-        let key = key.and_then(|name| Some(xxh3_64(head.value(name)?.bytes())));
+        let key = key.and_then(|name| Some(xxh3_64(context.value(name)?.bytes())));
         let attempt = tried.len() as u32;
         let state = self.store.data_mut();
         (state.now, state.tried) = (now, tried);
-        let hook = self.balancer.as_ref().ok_or(Trap::NoHook)?;
+        let hook = self.balancer.as_ref().ok_or(PluginFailure::NoHook)?;
         let choice =
             hook.plugway_plugin_balancer().call_pick(&mut self.store, &values, key, attempt).map_err(trapped)?;
         let Some(balancer::Choice { endpoint, response_plan }) = choice else { return Ok(None) };
-        let planned = |place: u32| self.response_plans.get(place as usize).cloned().ok_or(Refused::Plan(place));
+        let planned = |place: u32| self.response_plans.get(place as usize).cloned().ok_or(EditError::Plan(place));
         let edits = response_plan.map(planned).transpose()?;
         Ok(Some(Picked { endpoint, edits }))
     }
 
     /// Tells an observer of an exchange that is over.
-    pub fn observe(&mut self, needs: &[ValueName], head: &Head, summary: &Summary) -> Result<(), Trap> {
+    pub fn observe(
+        &mut self,
+        needs: &[ValueName],
+        context: &ExchangeContext,
+        summary: &Summary,
+    ) -> Result<(), PluginFailure> {
         self.begin_call();
-        let copy = |name| head.value(name).map(|value| value.bytes().to_vec());
+        let copy = |name| context.value(name).map(|value| value.bytes().to_vec());
         let values: Vec<Option<Vec<u8>>> = needs.iter().map(copy).collect();
-        let hook = self.observer.as_ref().ok_or(Trap::NoHook)?;
+        let hook = self.observer.as_ref().ok_or(PluginFailure::NoHook)?;
         hook.plugway_plugin_observer().call_on_end(&mut self.store, &values, summary).map_err(trapped)
     }
 
     /// Lets a timer's interval have passed.
-    pub fn timer(&mut self) -> Result<(), Trap> {
+    pub fn timer(&mut self) -> Result<(), PluginFailure> {
         self.begin_call();
-        let hook = self.timer.as_ref().ok_or(Trap::NoHook)?;
+        let hook = self.timer.as_ref().ok_or(PluginFailure::NoHook)?;
         hook.plugway_plugin_timer().call_on_timer(&mut self.store).map_err(trapped)
     }
 
@@ -287,32 +306,32 @@ impl Instance {
     }
 
     /// A failure of a call, told from others of its kind by what the host has refused meanwhile.
-    pub(super) fn explained(&self, trap: Trap) -> Trap {
-        trap.explained(&self.store.data().limits)
+    pub(super) fn explained(&self, failure: PluginFailure) -> PluginFailure {
+        failure.explained(&self.store.data().limits)
     }
 
-    fn call_filter(&mut self, side: Side, values: &[Option<&[u8]>]) -> Result<types::Verdict, Trap> {
+    fn call_filter(&mut self, side: MessageSide, values: &[Option<&[u8]>]) -> Result<types::Verdict, PluginFailure> {
         match side {
-            Side::Request => {
-                let hook = self.request_filter.as_ref().ok_or(Trap::NoHook)?;
+            MessageSide::Request => {
+                let hook = self.request_filter.as_ref().ok_or(PluginFailure::NoHook)?;
                 hook.plugway_plugin_request_filter().call_on_request(&mut self.store, values).map_err(trapped)
             }
-            Side::Response => {
-                let hook = self.response_filter.as_ref().ok_or(Trap::NoHook)?;
+            MessageSide::Response => {
+                let hook = self.response_filter.as_ref().ok_or(PluginFailure::NoHook)?;
                 hook.plugway_plugin_response_filter().call_on_response(&mut self.store, values).map_err(trapped)
             }
         }
     }
 }
 
-impl Trap {
+impl PluginFailure {
     /// Returns the reason if no call was made.
-    pub fn rejection(&self) -> Option<Rejection> {
+    pub fn rejection(&self) -> Option<CallRejection> {
         match self {
-            Trap::Share(_) => Some(Rejection::Share),
-            Trap::Open => Some(Rejection::Breaker),
-            Trap::NoInstance(_) | Trap::NoPlace => Some(Rejection::Instance),
-            Trap::Bodies(_) => Some(Rejection::Bodies),
+            PluginFailure::Share(_) => Some(CallRejection::Share),
+            PluginFailure::Open => Some(CallRejection::Breaker),
+            PluginFailure::NoInstance(_) | PluginFailure::NoPlace => Some(CallRejection::Instance),
+            PluginFailure::Bodies(_) => Some(CallRejection::Bodies),
             _ => None,
         }
     }
@@ -320,14 +339,14 @@ impl Trap {
     /// The error of wasm, where the guest has met one.
     pub fn error(&self) -> Option<&wasmtime::Error> {
         match self {
-            Trap::Wasm(error) | Trap::Deadline(error) | Trap::Memory(error) => Some(error),
+            PluginFailure::Wasm(error) | PluginFailure::Deadline(error) | PluginFailure::Memory(error) => Some(error),
             _ => None,
         }
     }
 
-    fn explained(self, room: &Room) -> Self {
+    fn explained(self, room: &MemoryLimit) -> Self {
         match self {
-            Trap::Wasm(error) if room.is_refused => Trap::Memory(error),
+            PluginFailure::Wasm(error) if room.is_refused => PluginFailure::Memory(error),
             other => other,
         }
     }
@@ -341,14 +360,14 @@ fn begin(store: &mut Store<HostState>, time: Duration) {
 }
 
 /// What a balancer is told of an endpoint.
-fn told(member: &Member) -> balancer::Endpoint<'_> {
+fn told(member: &EndpointState) -> balancer::Endpoint<'_> {
     balancer::Endpoint {
         address: &member.endpoint.address.text,
         weight: member.weight,
         state: match member.offer {
-            Offer::Up => balancer::EndpointState::Up,
-            Offer::Down => balancer::EndpointState::Down,
-            Offer::Draining => balancer::EndpointState::Draining,
+            Availability::Up => balancer::EndpointState::Up,
+            Availability::Down => balancer::EndpointState::Down,
+            Availability::Draining => balancer::EndpointState::Draining,
         },
         tier: member.tier,
         zone: &member.zone,
@@ -356,59 +375,59 @@ fn told(member: &Member) -> balancer::Endpoint<'_> {
 }
 
 /// What a plugin says of its failure, cut to what a log line holds.
-pub(super) fn gave_up(reason: String) -> Trap {
-    Trap::Failed(shortened(reason, bounds::REASON))
+pub(super) fn reported_failure(reason: String) -> PluginFailure {
+    PluginFailure::Reported(shortened(reason, bounds::REASON))
 }
 
-pub(super) fn trapped(error: wasmtime::Error) -> Trap {
+pub(super) fn trapped(error: wasmtime::Error) -> PluginFailure {
     if error.is::<wasmtime::PoolConcurrencyLimitError>() {
-        return Trap::NoPlace;
+        return PluginFailure::NoPlace;
     }
     match error.downcast_ref::<wasmtime::Trap>() {
-        Some(wasmtime::Trap::Interrupt) => Trap::Deadline(error),
+        Some(wasmtime::Trap::Interrupt) => PluginFailure::Deadline(error),
         // wasmtime has no type for this error that others can name.
-        _ if error.root_cause().to_string().contains("fuel allocated for hostcalls") => Trap::HandedOver,
-        _ => Trap::Wasm(error),
+        _ if error.root_cause().to_string().contains("fuel allocated for hostcalls") => PluginFailure::HandedOver,
+        _ => PluginFailure::Wasm(error),
     }
 }
 
-fn checked(side: Side, verdict: types::Verdict) -> Result<Verdict, Trap> {
+fn checked(side: MessageSide, verdict: types::Verdict) -> Result<FilterVerdict, PluginFailure> {
     match verdict {
-        types::Verdict::Proceed(edits) => Ok(Verdict::Proceed(checked_edits(side, edits)?)),
-        types::Verdict::Plan(place) => Ok(Verdict::Plan(place)),
+        types::Verdict::Proceed(edits) => Ok(FilterVerdict::Proceed(checked_edits(side, edits)?)),
+        types::Verdict::Plan(place) => Ok(FilterVerdict::Plan(place)),
         types::Verdict::Respond(types::Response { status, fields, body }) => {
-            at_most(bounds::RESPONSE_BODY, body.len(), "bytes of a response's body")?;
+            check_count(bounds::RESPONSE_BODY, body.len(), "bytes of a response's body")?;
             let mut response = http::Response::new(body);
             *response.status_mut() = edit_check::status(status)?;
             *response.headers_mut() = edit_check::checked_fields(&fields)?;
-            Ok(Verdict::Respond(response))
+            Ok(FilterVerdict::Respond(response))
         }
-        types::Verdict::Fail(reason) => Err(gave_up(reason)),
+        types::Verdict::Fail(reason) => Err(reported_failure(reason)),
     }
 }
 
-fn checked_edits(side: Side, edits: Vec<types::Edit>) -> Result<SmallVec<[Edit; 4]>, Refused> {
-    at_most(bounds::EDITS, edits.len(), "edits of a call")?;
+fn checked_edits(side: MessageSide, edits: Vec<types::Edit>) -> Result<SmallVec<[Edit; 4]>, EditError> {
+    check_count(bounds::EDITS, edits.len(), "edits of a call")?;
     edits.into_iter().map(|edit| checked_edit(side, edit)).collect()
 }
 
 /// The plans of a balancer that knows so many endpoints.
-fn checked_plans(plans: Vec<Vec<types::Edit>>, endpoints: usize) -> Result<Vec<Arc<[Edit]>>, Refused> {
-    at_most(bounds::RESPONSE_PLANS + endpoints, plans.len(), "plans for responses, with one for each endpoint")?;
+fn checked_plans(plans: Vec<Vec<types::Edit>>, endpoints: usize) -> Result<Vec<Arc<[Edit]>>, EditError> {
+    check_count(bounds::RESPONSE_PLANS + endpoints, plans.len(), "plans for responses, with one for each endpoint")?;
     let most = bounds::DECLARED + bounds::DECLARED_PER_ENDPOINT * endpoints;
     let mut declared = 0;
     let plan = |edits| {
-        let edits = checked_edits(Side::Response, edits)?.into_vec();
+        let edits = checked_edits(MessageSide::Response, edits)?.into_vec();
         declared += edits.iter().map(Edit::declared).sum::<usize>();
-        at_most(most, declared, "bytes of plans for responses, with 64 for each edit")?;
+        check_count(most, declared, "bytes of plans for responses, with 64 for each edit")?;
         Ok(edits.into())
     };
     plans.into_iter().map(plan).collect()
 }
 
-fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
+fn checked_edit(side: MessageSide, edit: types::Edit) -> Result<Edit, EditError> {
     use types::Edit as Wit;
-    let only = |wanted, what| if side == wanted { Ok(()) } else { Err(Refused::Side(what)) };
+    let only = |wanted, what| if side == wanted { Ok(()) } else { Err(EditError::Side(what)) };
     Ok(match edit {
         Wit::SetField((name, value)) => {
             Edit::Set(edit_check::field_name(&name)?, edit_check::field_value(&name, &value)?)
@@ -422,29 +441,29 @@ fn checked_edit(side: Side, edit: types::Edit) -> Result<Edit, Refused> {
         Wit::RemoveField(name) => Edit::Remove(edit_check::field_name(&name)?),
         Wit::RenameField((from, to)) => Edit::Rename(edit_check::field_name(&from)?, edit_check::repeatable_name(&to)?),
         Wit::SetMethod(method) => {
-            only(Side::Request, "request's method")?;
+            only(MessageSide::Request, "request's method")?;
             Edit::Method(edit_check::method(&method)?)
         }
         Wit::SetPath(path) => {
-            only(Side::Request, "request's path")?;
+            only(MessageSide::Request, "request's path")?;
             Edit::Path(edit_check::target_part(path)?)
         }
         Wit::SetQuery(query) => {
-            only(Side::Request, "request's query")?;
+            only(MessageSide::Request, "request's query")?;
             Edit::Query(query.map(edit_check::target_part).transpose()?)
         }
         Wit::SetAuthority(authority) => {
-            only(Side::Request, "request's authority")?;
+            only(MessageSide::Request, "request's authority")?;
             edit_check::name(&authority)?;
             Edit::Authority(edit_check::field_value("host", authority.as_bytes())?)
         }
         Wit::SetUpstream(name) => {
-            only(Side::Request, "request's upstream")?;
+            only(MessageSide::Request, "request's upstream")?;
             edit_check::name(&name)?;
             Edit::Upstream(name)
         }
         Wit::SetStatus(status) => {
-            only(Side::Response, "response's status")?;
+            only(MessageSide::Response, "response's status")?;
             Edit::Status(edit_check::status(status)?)
         }
         Wit::SetNote((name, value)) => {

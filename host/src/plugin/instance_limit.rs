@@ -6,22 +6,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The places of a process.
 #[derive(Debug)]
-pub struct Places {
+pub struct InstanceLimit {
     all: u32,
     taken: AtomicU32,
 }
 
 /// Places that are taken until this is dropped.
 #[derive(Debug)]
-pub struct Reserved {
-    of: Arc<Places>,
+pub struct ReservedInstances {
+    of: Arc<InstanceLimit>,
     places: u32,
 }
 
 /// The places of a generation, given back when the last worker has left it or the generation is dropped.
 #[derive(Debug)]
 pub struct Tenancy {
-    reserved: Mutex<Option<Reserved>>,
+    reserved: Mutex<Option<ReservedInstances>>,
     /// Workers that may still use the generation.
     workers: AtomicU32,
 }
@@ -29,7 +29,7 @@ pub struct Tenancy {
 /// There are fewer free places than are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many plugin instances: {wanted} places needed, and {free} of {all} are free for one manifest; {REMEDY}")]
-pub struct Shortage {
+pub struct InstanceShortage {
     wanted: u32,
     free: u32,
     all: u32,
@@ -37,39 +37,39 @@ pub struct Shortage {
 
 const REMEDY: &str = "use fewer plugins or workers, or wait until exchanges of earlier manifests have ended";
 
-impl Places {
+impl InstanceLimit {
     /// Returns so many free places.
     pub fn new(all: u32) -> Arc<Self> {
-        Arc::new(Places { all, taken: AtomicU32::new(0) })
+        Arc::new(InstanceLimit { all, taken: AtomicU32::new(0) })
     }
 
     /// Reserves the places of a generation, all or none of them. It gets half of all at most, since another has to find its
     /// places beside it.
-    pub fn reserve_for_generation(self: &Arc<Self>, places: u32) -> Result<Reserved, Shortage> {
+    pub fn reserve_for_generation(self: &Arc<Self>, places: u32) -> Result<ReservedInstances, InstanceShortage> {
         let half = self.all / 2;
         if places > half {
-            return Err(Shortage { wanted: places, free: half, all: self.all });
+            return Err(InstanceShortage { wanted: places, free: half, all: self.all });
         }
         self.reserve(places)
     }
 
     /// Reserves places, all or none of them.
-    pub fn reserve(self: &Arc<Self>, places: u32) -> Result<Reserved, Shortage> {
+    pub fn reserve(self: &Arc<Self>, places: u32) -> Result<ReservedInstances, InstanceShortage> {
         self.take(places)?;
-        Ok(Reserved { of: self.clone(), places })
+        Ok(ReservedInstances { of: self.clone(), places })
     }
 
-    fn take(&self, wanted: u32) -> Result<(), Shortage> {
+    fn take(&self, wanted: u32) -> Result<(), InstanceShortage> {
         let take = |taken: u32| taken.checked_add(wanted).filter(|taken| *taken <= self.all);
         let taken = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        let shortage = |taken| Shortage { wanted, free: self.all.saturating_sub(taken), all: self.all };
+        let shortage = |taken| InstanceShortage { wanted, free: self.all.saturating_sub(taken), all: self.all };
         taken.map(drop).map_err(shortage)
     }
 }
 
-impl Reserved {
+impl ReservedInstances {
     /// Reserves further places, all or none of them.
-    pub fn extend(&mut self, places: u32) -> Result<(), Shortage> {
+    pub fn extend(&mut self, places: u32) -> Result<(), InstanceShortage> {
         self.of.take(places)?;
         self.places += places;
         Ok(())
@@ -81,7 +81,7 @@ impl Reserved {
     }
 }
 
-impl Drop for Reserved {
+impl Drop for ReservedInstances {
     fn drop(&mut self) {
         self.of.taken.fetch_sub(self.places, Ordering::Relaxed);
     }
@@ -102,9 +102,9 @@ mod tests {
 
     #[test]
     fn places_are_taken_all_or_none_and_come_back() {
-        let all = Places::new(10);
+        let all = InstanceLimit::new(10);
         let mut first = all.reserve(4).unwrap();
-        assert_eq!(all.reserve(7).unwrap_err(), Shortage { wanted: 7, free: 6, all: 10 });
+        assert_eq!(all.reserve(7).unwrap_err(), InstanceShortage { wanted: 7, free: 6, all: 10 });
         first.extend(6).unwrap();
         assert!(first.extend(1).is_err() && all.reserve(u32::MAX).is_err());
         drop(first);
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_generation_gives_its_places_back_with_the_last_worker() {
-        let all = Places::new(10);
+        let all = InstanceLimit::new(10);
         let tenancy = all.reserve(10).unwrap().into_tenancy(2);
         tenancy.leave();
         assert!(all.reserve(1).is_err());

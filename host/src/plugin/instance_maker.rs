@@ -11,44 +11,44 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::configured::{Binding, Isolation};
+use super::configured::{ConfiguredPlugin, Isolation};
 use super::cpu_time::thread_time;
-use super::instance::{Instance, Trap};
-use super::version::Supply;
+use super::instance::{Instance, PluginFailure};
+use super::version::PluginVersion;
 use crate::system::supervise::{Task, guard};
-use crate::upstream::endpoint_set::Members;
+use crate::upstream::endpoint_set::EndpointSnapshot;
 
 /// Orders for the thread that makes instances.
 #[derive(Clone)]
-pub struct Maker(SyncSender<Order>);
+pub struct InstanceMaker(SyncSender<InstanceOrder>);
 
 /// An instance that will come, or the error of making it.
-pub struct Ordered(oneshot::Receiver<Result<Box<Instance>, Trap>>);
+pub struct OrderedInstance(oneshot::Receiver<Result<Box<Instance>, PluginFailure>>);
 
-enum Order {
-    Spare(Wanted),
-    Instance(Commission),
+enum InstanceOrder {
+    Spare(SpareOrder),
+    Instance(WorkerOrder),
 }
 
 /// An order for an instance that a worker waits for.
-struct Commission {
-    binding: Arc<Binding>,
+struct WorkerOrder {
+    configured: Arc<ConfiguredPlugin>,
     /// The endpoints that are passed to it, if it is a balancer.
-    members: Option<Arc<Members>>,
-    reply: oneshot::Sender<Result<Box<Instance>, Trap>>,
+    members: Option<Arc<EndpointSnapshot>>,
+    reply: oneshot::Sender<Result<Box<Instance>, PluginFailure>>,
 }
 
 /// The plugin that a spare instance is wanted of. The binding is that of the generation which ordered the instance.
 #[derive(Clone)]
-struct Wanted {
-    binding: Weak<Binding>,
-    supply: Weak<Supply>,
+struct SpareOrder {
+    configured: Weak<ConfiguredPlugin>,
+    supply: Weak<PluginVersion>,
 }
 
 /// A spare instance that is due later.
-struct Later {
+struct PendingSpare {
     due: Instant,
-    wanted: Wanted,
+    wanted: SpareOrder,
     /// Failures before, in a row.
     failures: u32,
 }
@@ -73,36 +73,41 @@ const SHORTAGE: Duration = Duration::from_millis(100);
 /// Workers go first where cores are scarce: the thread has a third of a worker's weight.
 const NICENESS: i32 = 5;
 
-impl Maker {
+impl InstanceMaker {
     /// Starts the thread, which ends with the last sender of orders.
     pub(super) fn start() -> std::io::Result<Self> {
         let (orders, queue) = sync_channel(QUEUE);
         std::thread::Builder::new().name("plugin-maker".into()).spawn(move || run(&queue))?;
-        Ok(Maker(orders))
+        Ok(InstanceMaker(orders))
     }
 
     /// Orders a spare instance; returns whether there was room for the order.
-    pub(super) fn order_spare(&self, binding: &Arc<Binding>) -> bool {
-        let wanted = Wanted { binding: Arc::downgrade(binding), supply: Arc::downgrade(&binding.supply) };
-        self.0.try_send(Order::Spare(wanted)).is_ok()
+    pub(super) fn order_spare(&self, configured: &Arc<ConfiguredPlugin>) -> bool {
+        let wanted = SpareOrder { configured: Arc::downgrade(configured), supply: Arc::downgrade(&configured.supply) };
+        self.0.try_send(InstanceOrder::Spare(wanted)).is_ok()
     }
 
     /// Orders an instance for a worker. The receiver's sender is dropped if there is no room for the order.
-    pub(super) fn order(&self, binding: &Arc<Binding>, members: Option<Arc<Members>>) -> Ordered {
+    pub(super) fn order(
+        &self,
+        configured: &Arc<ConfiguredPlugin>,
+        members: Option<Arc<EndpointSnapshot>>,
+    ) -> OrderedInstance {
         let (reply, receiver) = oneshot::channel();
-        let _ = self.0.try_send(Order::Instance(Commission { binding: binding.clone(), members, reply }));
-        Ordered(receiver)
+        let _ =
+            self.0.try_send(InstanceOrder::Instance(WorkerOrder { configured: configured.clone(), members, reply }));
+        OrderedInstance(receiver)
     }
 }
 
-impl Ordered {
+impl OrderedInstance {
     /// Waits for the instance.
-    pub async fn wait(self) -> Result<Box<Instance>, Trap> {
+    pub async fn wait(self) -> Result<Box<Instance>, PluginFailure> {
         self.0.await.unwrap_or_else(|_| Err(dropped()))
     }
 
     /// Returns the instance, or why there is none; `None` if the instance is still being made.
-    pub fn poll(&mut self) -> Option<Result<Box<Instance>, Trap>> {
+    pub fn poll(&mut self) -> Option<Result<Box<Instance>, PluginFailure>> {
         match self.0.try_recv() {
             Ok(made) => Some(made),
             Err(oneshot::error::TryRecvError::Empty) => None,
@@ -111,19 +116,19 @@ impl Ordered {
     }
 }
 
-fn dropped() -> Trap {
-    Trap::NoInstance("too many are waited for")
+fn dropped() -> PluginFailure {
+    PluginFailure::NoInstance("too many are waited for")
 }
 
 /// The state of the thread.
 #[derive(Default)]
 struct Queues {
     /// Instances that workers wait for to take a generation into service.
-    commissions: VecDeque<Commission>,
-    later: Vec<Later>,
+    commissions: VecDeque<WorkerOrder>,
+    later: Vec<PendingSpare>,
 }
 
-fn run(orders: &Receiver<Order>) {
+fn run(orders: &Receiver<InstanceOrder>) {
     lower_priority();
     let mut queues = Queues::default();
     loop {
@@ -148,10 +153,10 @@ fn run(orders: &Receiver<Order>) {
 }
 
 impl Queues {
-    fn take(&mut self, order: Order) {
+    fn take(&mut self, order: InstanceOrder) {
         match order {
-            Order::Spare(wanted) => self.later.push(Later { due: Instant::now(), wanted, failures: 0 }),
-            Order::Instance(commission) => self.commissions.push_back(commission),
+            InstanceOrder::Spare(wanted) => self.later.push(PendingSpare { due: Instant::now(), wanted, failures: 0 }),
+            InstanceOrder::Instance(commission) => self.commissions.push_back(commission),
         }
     }
 
@@ -161,54 +166,54 @@ impl Queues {
         next.map(|due| due.saturating_duration_since(Instant::now()))
     }
 
-    fn due(&mut self) -> Option<Later> {
+    fn due(&mut self) -> Option<PendingSpare> {
         let now = Instant::now();
         let next = self.later.iter().position(|later| later.due <= now)?;
         Some(self.later.swap_remove(next))
     }
 
     /// Makes a spare instance. The plugin's next one is due after a rest, even if its order comes before.
-    fn make_spare(&mut self, later: Later) {
+    fn make_spare(&mut self, later: PendingSpare) {
         // A version that no generation has any more needs no instances.
         let Some(supply) = later.wanted.supply.upgrade() else { return };
-        let Some(binding) = later.wanted.binding.upgrade() else { return supply.order_done() };
+        let Some(configured) = later.wanted.configured.upgrade() else { return supply.order_done() };
         if !supply.is_short() && !supply.is_failing() {
             supply.order_done();
             return;
         }
         let began = thread_time();
-        match make(&binding, &supply) {
+        match make(&configured, &supply) {
             Ok(instance) => {
                 supply.keep(instance);
-                let rest = if binding.isolation == Isolation::Request { REST_PER_CALL } else { REST };
+                let rest = if configured.isolation == Isolation::Request { REST_PER_CALL } else { REST };
                 let due = Instant::now() + thread_time().saturating_sub(began) * rest;
-                self.later.push(Later { due, wanted: later.wanted, failures: 0 });
+                self.later.push(PendingSpare { due, wanted: later.wanted, failures: 0 });
             }
-            Err(Trap::NoPlace) => {
+            Err(PluginFailure::NoPlace) => {
                 supply.lacked_place();
-                self.later.push(Later { due: Instant::now() + SHORTAGE, ..later });
+                self.later.push(PendingSpare { due: Instant::now() + SHORTAGE, ..later });
             }
             Err(error) => {
                 let backoff = (BACKOFF * (1 << later.failures.min(6))).min(LONGEST_BACKOFF);
-                warn!(plugin = &*binding.name, %error, retry_in = ?backoff, "plugin instance not made");
+                warn!(plugin = &*configured.name, %error, retry_in = ?backoff, "plugin instance not made");
                 let (due, failures) = (Instant::now() + backoff, later.failures + 1);
-                self.later.push(Later { due, wanted: later.wanted, failures });
+                self.later.push(PendingSpare { due, wanted: later.wanted, failures });
             }
         }
     }
 }
 
-impl Commission {
+impl WorkerOrder {
     fn make(self) {
         // The worker has given up, because another instance could not be made.
         if self.reply.is_closed() {
             return;
         }
-        let binding = &self.binding;
-        let made = make(binding, &binding.supply).and_then(|mut instance| {
+        let configured = &self.configured;
+        let made = make(configured, &configured.supply).and_then(|mut instance| {
             if let Some(members) = &self.members {
-                let tell = || instance.endpoints_changed(members, binding.limits.making_time());
-                binding.supply.measure_telling(|| guarded(tell))?;
+                let tell = || instance.endpoints_changed(members, configured.limits.making_time());
+                configured.supply.measure_telling(|| guarded(tell))?;
             }
             Ok(instance)
         });
@@ -216,13 +221,13 @@ impl Commission {
     }
 }
 
-fn make(binding: &Arc<Binding>, supply: &Supply) -> Result<Box<Instance>, Trap> {
-    supply.measure(|| guarded(|| Instance::new(binding, binding.limits.making_time()).map(Box::new)))
+fn make(configured: &Arc<ConfiguredPlugin>, supply: &PluginVersion) -> Result<Box<Instance>, PluginFailure> {
+    supply.measure(|| guarded(|| Instance::new(configured, configured.limits.making_time()).map(Box::new)))
 }
 
 /// Turns a panic into a failure: the thread serves all plugins.
-fn guarded<R>(work: impl FnOnce() -> Result<R, Trap>) -> Result<R, Trap> {
-    guard(Task::Other, work).unwrap_or_else(|_| Err(Trap::Failed("the host panicked".into())))
+fn guarded<R>(work: impl FnOnce() -> Result<R, PluginFailure>) -> Result<R, PluginFailure> {
+    guard(Task::Other, work).unwrap_or_else(|_| Err(PluginFailure::Reported("the host panicked".into())))
 }
 
 fn lower_priority() {

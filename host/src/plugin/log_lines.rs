@@ -36,10 +36,10 @@ pub enum Level {
 
 /// The lines of one plugin, over all its instances and workers.
 #[derive(Clone)]
-pub struct Lines(Arc<Counted>);
+pub struct PluginLog(Arc<LineBudget>);
 
 /// Counters rather than a lock: workers that log at the same moment may let a line too many through, and never wait.
-struct Counted {
+struct LineBudget {
     plugin: Arc<str>,
     began: Instant,
     /// The second that the next two count in, since `began`.
@@ -52,11 +52,11 @@ struct Counted {
     dropped: AtomicU64,
 }
 
-impl Lines {
+impl PluginLog {
     /// Makes the counters of a plugin, by its name in the manifest.
     pub fn new(plugin: Arc<str>) -> Self {
         let [second, lines, bytes, left_out, dropped] = [const { AtomicU64::new(0) }; 5];
-        Lines(Arc::new(Counted { plugin, began: Instant::now(), second, lines, bytes, left_out, dropped }))
+        PluginLog(Arc::new(LineBudget { plugin, began: Instant::now(), second, lines, bytes, left_out, dropped }))
     }
 
     /// Logs a line, unless its second is full.
@@ -124,11 +124,11 @@ impl Lines {
 // === What is printed ===
 
 /// Standard output or error of an instance.
-pub struct Printed(pub Lines);
+pub struct Printed(pub PluginLog);
 
 /// Gathers what is printed to lines.
 struct Printing {
-    lines: Lines,
+    lines: PluginLog,
     begun: Vec<u8>,
 }
 
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_second_has_room_for_so_many_lines_of_all_instances() {
-        let lines = Lines::new("plugin".into());
+        let lines = PluginLog::new("plugin".into());
         let admitted = |bytes: usize| (0..1000).filter(|_| lines.clone().admits(bytes)).count() as u64;
         // The clock may begin a new second meanwhile.
         assert!((LINES_A_SECOND..=2 * LINES_A_SECOND).contains(&admitted(10)));

@@ -4,16 +4,16 @@
 use wasmtime::{ResourceLimiter, StoreLimits};
 
 /// The limits of one instance.
-pub struct Room {
+pub struct MemoryLimit {
     limits: StoreLimits,
     /// Whether memory was refused since the last call of [`Room::forget`].
     pub(super) is_refused: bool,
 }
 
-impl Room {
+impl MemoryLimit {
     /// Limits under which nothing was refused yet.
     pub fn new(limits: StoreLimits) -> Self {
-        Room { limits, is_refused: false }
+        MemoryLimit { limits, is_refused: false }
     }
 
     /// Forgets refusals: the guest has survived them.
@@ -22,7 +22,7 @@ impl Room {
     }
 }
 
-impl ResourceLimiter for Room {
+impl ResourceLimiter for MemoryLimit {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let grows = self.limits.memory_growing(current, desired, maximum)?;
         self.is_refused |= !grows;

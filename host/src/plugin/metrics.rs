@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::bindings::metrics::DefineError;
 use crate::context::bounds;
-use crate::telemetry::metrics::{Custom, Definition};
+use crate::telemetry::metrics::{PluginMetric, PluginMetricDefinition};
 
 /// The metrics of an instance.
 #[derive(Default)]
-pub struct Figures {
+pub struct InstanceMetrics {
     defined: Defined,
     /// Whether `configure` is being called: at no other time may a metric be defined.
     pub is_configuring: bool,
@@ -17,9 +17,9 @@ pub struct Figures {
 
 enum Defined {
     /// By a first instance, whose figures go nowhere.
-    First(Vec<Definition>),
+    First(Vec<PluginMetricDefinition>),
     /// By the first instance, for all others.
-    Known(Arc<[Arc<Custom>]>),
+    Known(Arc<[Arc<PluginMetric>]>),
 }
 
 impl Default for Defined {
@@ -28,14 +28,14 @@ impl Default for Defined {
     }
 }
 
-impl Figures {
+impl InstanceMetrics {
     /// Metrics that a first instance has defined.
-    pub fn known(figures: Arc<[Arc<Custom>]>) -> Self {
-        Figures { defined: Defined::Known(figures), is_configuring: false }
+    pub fn known(figures: Arc<[Arc<PluginMetric>]>) -> Self {
+        InstanceMetrics { defined: Defined::Known(figures), is_configuring: false }
     }
 
     /// Counts for a worker from now on: what was counted for none before, too.
-    pub fn adopt(&mut self, own: Arc<[Arc<Custom>]>) {
+    pub fn adopt(&mut self, own: Arc<[Arc<PluginMetric>]>) {
         if let Defined::Known(loose) = &self.defined {
             loose.iter().zip(own.iter()).for_each(|(before, custom)| custom.add(before.value()));
         }
@@ -43,7 +43,7 @@ impl Figures {
     }
 
     /// Takes the definitions of a first instance.
-    pub fn first(&mut self) -> Vec<Definition> {
+    pub fn first(&mut self) -> Vec<PluginMetricDefinition> {
         match &mut self.defined {
             Defined::First(defined) => std::mem::take(defined),
             Defined::Known(_) => Vec::new(),
@@ -51,7 +51,7 @@ impl Figures {
     }
 
     /// Defines a metric, and returns its handle.
-    pub fn define(&mut self, new: Definition) -> Result<u32, DefineError> {
+    pub fn define(&mut self, new: PluginMetricDefinition) -> Result<u32, DefineError> {
         if !self.is_configuring {
             return Err(DefineError::TooMany);
         }
@@ -79,8 +79,8 @@ impl Figures {
         }
     }
 
-    fn definitions(&self) -> impl Iterator<Item = &Definition> {
-        let (first, known): (&[Definition], &[Arc<Custom>]) = match &self.defined {
+    fn definitions(&self) -> impl Iterator<Item = &PluginMetricDefinition> {
+        let (first, known): (&[PluginMetricDefinition], &[Arc<PluginMetric>]) = match &self.defined {
             Defined::First(defined) => (defined, &[]),
             Defined::Known(figures) => (&[], figures),
         };

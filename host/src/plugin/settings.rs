@@ -4,12 +4,12 @@ use http::HeaderName;
 
 use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, LookupPlan as LookupPlanSettings};
 use super::bindings::types;
-use super::configured::{Beyond, BodyMode, Hook, Limits};
+use super::configured::{BodyMode, Hook, OverLimit, PluginLimits};
 use super::host::value_name;
 use crate::context::bounds;
-use crate::context::edit_check::{self, Refused, at_most, field_name, field_text, field_value, repeatable_name};
-use crate::context::edit_plan::{Part, Plan, Planned, Template};
-use crate::context::{Head, ValueName};
+use crate::context::edit_check::{self, EditError, check_count, field_name, field_text, field_value, repeatable_name};
+use crate::context::edit_plan::{EditPlan, PlannedEdit, Template, TemplatePart};
+use crate::context::{ExchangeContext, ValueName};
 
 /// A lookup that needs no call.
 pub struct LookupPlan {
@@ -31,16 +31,16 @@ enum KeyPart {
 impl LookupPlan {
     /// The key of a request; none if it is a matter for the plugin. A key that becomes too long ends behind the part that
     /// makes it so.
-    pub fn key(&self, head: &Head) -> Option<Vec<u8>> {
+    pub fn key(&self, context: &ExchangeContext) -> Option<Vec<u8>> {
         // What an origin may take for one of the fields is a matter for the plugin.
-        if head.has_aliases {
+        if context.has_aliases {
             return None;
         }
-        let fields = &head.request.headers;
+        let fields = &context.request.headers;
         // Most requests have none of them, which one look at the names they do have nearly always tells.
         let present = fields.keys().fold(0, |present, name| present | trace(name));
         let has = |name: &HeaderName| present & trace(name) != 0 && fields.contains_key(name);
-        if self.fields.iter().any(has) || self.values.iter().any(|name| head.value(name).is_some()) {
+        if self.fields.iter().any(has) || self.values.iter().any(|name| context.value(name).is_some()) {
             return None;
         }
         let mut key = Vec::new();
@@ -50,9 +50,9 @@ impl LookupPlan {
             }
             match part {
                 KeyPart::Text(text) => key.extend_from_slice(text),
-                KeyPart::Value(ValueName::Uri) => head.put_uri(&mut key),
+                KeyPart::Value(ValueName::Uri) => context.put_uri(&mut key),
                 KeyPart::Value(name) => {
-                    key.extend_from_slice(head.value(name).as_ref().map_or(b"", |value| value.bytes()))
+                    key.extend_from_slice(context.value(name).as_ref().map_or(b"", |value| value.bytes()))
                 }
             }
         }
@@ -67,16 +67,16 @@ fn trace(name: &HeaderName) -> u64 {
 }
 
 /// Returns the description of a plugin; an error if a text is too long or the schema is nested too deeply.
-pub fn description(description: Description) -> Result<Description, Refused> {
+pub fn description(description: Description) -> Result<Description, EditError> {
     let texts = [
         (&description.name, "bytes of its name"),
         (&description.version, "bytes of its version"),
         (&description.summary, "bytes of its summary"),
     ];
-    texts.into_iter().try_for_each(|(text, what)| at_most(bounds::NAME, text.len(), what))?;
+    texts.into_iter().try_for_each(|(text, what)| check_count(bounds::NAME, text.len(), what))?;
     if let Some(schema) = &description.config_schema {
-        at_most(bounds::SCHEMA, schema.len(), "bytes of a configuration schema")?;
-        at_most(bounds::SCHEMA_DEPTH, depth(schema), "levels of a configuration schema")?;
+        check_count(bounds::SCHEMA, schema.len(), "bytes of a configuration schema")?;
+        check_count(bounds::SCHEMA_DEPTH, depth(schema), "levels of a configuration schema")?;
     }
     Ok(description)
 }
@@ -132,28 +132,28 @@ pub fn shortened(mut text: String, most: usize) -> String {
 }
 
 /// Returns the values of a hook.
-pub fn names(values: Vec<types::ValueName>) -> Result<Vec<ValueName>, Refused> {
-    at_most(bounds::VALUES, values.len(), "values of a hook")?;
+pub fn names(values: Vec<types::ValueName>) -> Result<Vec<ValueName>, EditError> {
+    check_count(bounds::VALUES, values.len(), "values of a hook")?;
     values.into_iter().map(value_name).collect()
 }
 
 /// Returns the edit plans of a plugin.
-pub fn plans(plans: Vec<Vec<types::PlannedEdit>>) -> Result<Vec<Plan>, Refused> {
-    at_most(bounds::PLANS, plans.len(), "plans")?;
+pub fn plans(plans: Vec<Vec<types::PlannedEdit>>) -> Result<Vec<EditPlan>, EditError> {
+    check_count(bounds::PLANS, plans.len(), "plans")?;
     let mut declared = 0;
     let plan = |edits: Vec<types::PlannedEdit>| {
-        at_most(bounds::EDITS, edits.len(), "edits of a plan")?;
-        let plan = Plan::new(edits.into_iter().map(planned).collect::<Result<_, _>>()?)?;
+        check_count(bounds::EDITS, edits.len(), "edits of a plan")?;
+        let plan = EditPlan::new(edits.into_iter().map(planned).collect::<Result<_, _>>()?)?;
         declared += plan.declared();
-        at_most(bounds::DECLARED, declared, "bytes of plans, with 64 for each edit and part of a template")?;
+        check_count(bounds::DECLARED, declared, "bytes of plans, with 64 for each edit and part of a template")?;
         Ok(plan)
     };
     plans.into_iter().map(plan).collect()
 }
 
-pub fn lookup_plan(plan: LookupPlanSettings) -> Result<LookupPlan, Refused> {
-    at_most(bounds::KEY_PARTS, plan.key.len(), "parts of a key")?;
-    at_most(bounds::VALUES, plan.unless.len(), "exceptions of a lookup plan")?;
+pub fn lookup_plan(plan: LookupPlanSettings) -> Result<LookupPlan, EditError> {
+    check_count(bounds::KEY_PARTS, plan.key.len(), "parts of a key")?;
+    check_count(bounds::VALUES, plan.unless.len(), "exceptions of a lookup plan")?;
     let (mut fields, mut values) = (Vec::new(), Vec::new());
     for name in plan.unless {
         match value_name(name)? {
@@ -163,7 +163,7 @@ pub fn lookup_plan(plan: LookupPlanSettings) -> Result<LookupPlan, Refused> {
     }
     let part = |part| match part {
         types::TemplatePart::Text(text) => {
-            at_most(bounds::KEY, text.len(), "bytes of a key").map(|()| KeyPart::Text(text))
+            check_count(bounds::KEY, text.len(), "bytes of a key").map(|()| KeyPart::Text(text))
         }
         types::TemplatePart::Value(name) => value_name(name).map(KeyPart::Value),
     };
@@ -171,66 +171,71 @@ pub fn lookup_plan(plan: LookupPlanSettings) -> Result<LookupPlan, Refused> {
 }
 
 /// A name that is a token (RFC 9110 §5.6.2), as those of fields are.
-pub fn token(name: String) -> Result<String, Refused> {
+pub fn token(name: String) -> Result<String, EditError> {
     field_name(&name).map(|_| name)
 }
 
-pub fn hook(plans: &[Plan], exported: bool, values: Vec<types::ValueName>, plan: Option<u32>) -> Result<Hook, Refused> {
+pub fn hook(
+    plans: &[EditPlan],
+    exported: bool,
+    values: Vec<types::ValueName>,
+    plan: Option<u32>,
+) -> Result<Hook, EditError> {
     match plan {
         _ if !exported => Ok(Hook::Absent),
         Some(place) => match plans.get(place as usize) {
             Some(plan) if plan.edits.is_empty() => Ok(Hook::Absent),
             Some(_) => Ok(Hook::Plan(place as usize)),
-            None => Err(Refused::Plan(place)),
+            None => Err(EditError::Plan(place)),
         },
         None => names(values).map(Hook::Call),
     }
 }
 
-fn planned(edit: types::PlannedEdit) -> Result<Planned, Refused> {
+fn planned(edit: types::PlannedEdit) -> Result<PlannedEdit, EditError> {
     use types::PlannedEdit as Wit;
     Ok(match edit {
-        Wit::SetField((name, value)) => Planned::Set(field_name(&name)?, template(&name, value)?),
-        Wit::AppendField((name, value)) => Planned::Append(repeatable_name(&name)?, template(&name, value)?),
-        Wit::DefaultField((name, value)) => Planned::Default(field_name(&name)?, template(&name, value)?),
-        Wit::RemoveField(name) => Planned::Remove(field_name(&name)?),
-        Wit::RenameField((from, to)) => Planned::Rename(field_name(&from)?, repeatable_name(&to)?),
+        Wit::SetField((name, value)) => PlannedEdit::Set(field_name(&name)?, template(&name, value)?),
+        Wit::AppendField((name, value)) => PlannedEdit::Append(repeatable_name(&name)?, template(&name, value)?),
+        Wit::DefaultField((name, value)) => PlannedEdit::Default(field_name(&name)?, template(&name, value)?),
+        Wit::RemoveField(name) => PlannedEdit::Remove(field_name(&name)?),
+        Wit::RenameField((from, to)) => PlannedEdit::Rename(field_name(&from)?, repeatable_name(&to)?),
         Wit::SetNote((name, value)) => {
             edit_check::name(&name)?;
             let value = template(&name, value)?;
-            Planned::Note(name, value)
+            PlannedEdit::Note(name, value)
         }
     })
 }
 
-fn template(name: &str, parts: Vec<types::TemplatePart>) -> Result<Template, Refused> {
-    at_most(bounds::TEMPLATE_PARTS, parts.len(), "parts of a template")?;
+fn template(name: &str, parts: Vec<types::TemplatePart>) -> Result<Template, EditError> {
+    check_count(bounds::TEMPLATE_PARTS, parts.len(), "parts of a template")?;
     if let [types::TemplatePart::Text(constant)] = parts.as_slice() {
-        return Ok(Template(vec![Part::Text(field_value(name, constant)?)]));
+        return Ok(Template(vec![TemplatePart::Text(field_value(name, constant)?)]));
     }
     let mut text = 0;
     let part = |part| match part {
         types::TemplatePart::Text(bytes) => {
             text += bytes.len();
-            at_most(bounds::VALUE, text, "bytes of text in a template")?;
-            field_text(name, &bytes).map(Part::Text)
+            check_count(bounds::VALUE, text, "bytes of text in a template")?;
+            field_text(name, &bytes).map(TemplatePart::Text)
         }
-        types::TemplatePart::Value(name) => value_name(name).map(Part::Value),
+        types::TemplatePart::Value(name) => value_name(name).map(TemplatePart::Value),
     };
     parts.into_iter().map(part).collect::<Result<_, _>>().map(Template)
 }
 
-pub fn body_mode(mode: types::BodyMode, limits: Limits) -> Result<BodyMode, Refused> {
+pub fn body_mode(mode: types::BodyMode, limits: PluginLimits) -> Result<BodyMode, EditError> {
     Ok(match mode {
         types::BodyMode::Streamed => BodyMode::Streamed,
         // A body that its memory can't hold would only be gathered here for nothing.
         types::BodyMode::Buffered(types::BufferLimit { bytes, .. }) if bytes > limits.memory as u64 => {
-            return Err(Refused::Buffer(bytes));
+            return Err(EditError::Buffer(bytes));
         }
         types::BodyMode::Buffered(types::BufferLimit { bytes, beyond }) => {
             let beyond = match beyond {
-                types::BeyondLimit::Refuse => Beyond::Refuse,
-                types::BeyondLimit::Pass => Beyond::Pass,
+                types::BeyondLimit::Refuse => OverLimit::Reject,
+                types::BeyondLimit::Pass => OverLimit::PassThrough,
             };
             BodyMode::Buffered(bytes, beyond)
         }

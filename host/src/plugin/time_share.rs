@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::engine::TICK;
 
 /// The share of a configured plugin on one worker.
-pub struct Share {
+pub struct TimeShare {
     /// The address of what the plugin's version has in common: a reload that doesn't change the version keeps the share.
     version: usize,
     /// Percent of the worker's time.
@@ -34,7 +34,7 @@ pub struct Share {
 
 /// The shares of all plugins of a worker.
 #[derive(Default)]
-pub struct Shares(RefCell<Vec<Weak<Share>>>);
+pub struct Shares(RefCell<Vec<Weak<TimeShare>>>);
 
 /// A token bucket that is refilled by time. Its tokens are microseconds of the worker's time of which the share is what
 /// calls may take.
@@ -69,12 +69,12 @@ const SHORT: Duration = Duration::from_millis(1);
 /// 99th percentile of other requests is not changed by them.
 const STEEPNESS: i64 = 3;
 
-impl Share {
+impl TimeShare {
     /// Returns the share of a plugin's version, or one that has not been used yet; calls take `limit` at most.
     pub fn of(version: usize, percent: u8, limit: Duration, worker: &Rc<Shares>, now: Instant) -> Rc<Self> {
         let known = worker.0.borrow().iter().filter_map(Weak::upgrade).find(|share| share.version == version);
         known.unwrap_or_else(|| {
-            let share = Rc::new(Share::new(version, percent, limit, worker, now));
+            let share = Rc::new(TimeShare::new(version, percent, limit, worker, now));
             worker.0.borrow_mut().push(Rc::downgrade(&share));
             share
         })
@@ -86,7 +86,7 @@ impl Share {
         let long = Bucket::new(one.clamp(micros(LONG_WINDOW), micros(WINDOW)), now);
         let all = Bucket::new(micros(WINDOW), now);
         let (full_at, worker, is_spent) = (Cell::new(now), worker.clone(), Cell::new(false));
-        Share { version, percent, all, long, full_at, worker, is_spent }
+        TimeShare { version, percent, all, long, full_at, worker, is_spent }
     }
 
     /// Whether the share was used up at the last charge.
@@ -143,12 +143,12 @@ impl Share {
     /// The number of other plugins of the worker that have made long calls lately.
     fn others(&self, now: Instant) -> i64 {
         let shares = self.worker.0.borrow();
-        let is_other = |share: &Rc<Share>| share.full_at.get() > now && !std::ptr::eq(&**share, self);
+        let is_other = |share: &Rc<TimeShare>| share.full_at.get() > now && !std::ptr::eq(&**share, self);
         i64::try_from(shares.iter().filter_map(Weak::upgrade).filter(is_other).count()).unwrap_or(i64::MAX - 1)
     }
 }
 
-impl Drop for Share {
+impl Drop for TimeShare {
     fn drop(&mut self) {
         self.worker.0.borrow_mut().retain(|share| share.strong_count() > 0);
     }
@@ -214,13 +214,13 @@ mod tests {
         }
 
         /// The share of a new version.
-        fn share(&self, percent: u8) -> Rc<Share> {
+        fn share(&self, percent: u8) -> Rc<TimeShare> {
             let version = self.shares.0.borrow().len();
-            Share::of(version, percent, CPU, &self.shares, self.now)
+            TimeShare::of(version, percent, CPU, &self.shares, self.now)
         }
 
         /// Makes a call if the share admits it.
-        fn call(&mut self, share: &Share, length: Duration) -> Result<(), Duration> {
+        fn call(&mut self, share: &TimeShare, length: Duration) -> Result<(), Duration> {
             if share.is_spent()
                 && let Some(wait) = share.wait(self.now)
             {
@@ -283,7 +283,7 @@ mod tests {
     fn many_plugins_with_long_calls_have_one_refill_between_them() {
         for plugins in [3, 10] {
             let mut worker = Worker::new(1);
-            let shares: Vec<Rc<Share>> = (0..plugins).map(|_| worker.share(50)).collect();
+            let shares: Vec<Rc<TimeShare>> = (0..plugins).map(|_| worker.share(50)).collect();
             let mut late = 0;
             while worker.passed() < Duration::from_secs(600) {
                 let after_burst = worker.passed() > Duration::from_secs(10);
@@ -315,7 +315,7 @@ mod tests {
     fn the_longest_call_is_forgiven_and_no_call_blocks_for_longer_than_the_window() {
         for cpu in [5, 50, 80, 130] {
             let (now, cpu) = (Instant::now(), Duration::from_millis(cpu));
-            let share = Share::of(0, DEFAULT_SHARE, cpu, &Rc::default(), now);
+            let share = TimeShare::of(0, DEFAULT_SHARE, cpu, &Rc::default(), now);
             share.charge_ticks(cpu.min(Duration::from_millis(95)), now);
             assert!(!share.is_spent(), "{cpu:?}");
             share.charge_ticks(Duration::from_secs(3600), now);
@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn a_version_has_one_share_until_nothing_uses_it() {
         let (now, shares) = (Instant::now(), Rc::default());
-        let share = |version| Share::of(version, 50, CPU, &shares, now);
+        let share = |version| TimeShare::of(version, 50, CPU, &shares, now);
         let first = share(7);
         first.charge_time(Duration::from_millis(500), now);
         assert!(share(7).is_spent() && !share(8).is_spent());
@@ -342,10 +342,10 @@ mod tests {
     fn the_whole_share_is_not_limited() {
         let now = Instant::now();
         let (shares, second) = (Rc::default(), Duration::from_secs(1));
-        let share = Share::of(0, WHOLE, second, &shares, now);
+        let share = TimeShare::of(0, WHOLE, second, &shares, now);
         (0..100).for_each(|_| share.charge_time(second, now));
         assert!(!share.is_spent());
         // Nor does it take anything from others.
-        assert_eq!(Share::of(1, 50, second, &shares, now).others(now), 0);
+        assert_eq!(TimeShare::of(1, 50, second, &shares, now).others(now), 0);
     }
 }

@@ -9,23 +9,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::breaker::Breaker;
-use super::configured::{Binding, Isolation, Limits};
+use super::configured::{ConfiguredPlugin, Isolation, PluginLimits};
 use super::cpu_time::thread_time;
 use super::engine::Plugin;
-use super::instance::{Instance, Trap};
-use super::instance_limit::Reserved;
-use super::instance_maker::Maker;
-use super::time_share::Share;
-use crate::telemetry::metrics::Rejection;
+use super::instance::{Instance, PluginFailure};
+use super::instance_limit::ReservedInstances;
+use super::instance_maker::InstanceMaker;
+use super::time_share::TimeShare;
+use crate::telemetry::metrics::CallRejection;
 
 /// The shared part of a configured plugin.
-pub struct Supply {
+pub struct PluginVersion {
     name: Arc<str>,
     config: String,
-    limits: Limits,
+    limits: PluginLimits,
     isolation: Isolation,
     pub breaker: Breaker,
-    maker: Maker,
+    maker: InstanceMaker,
     #[allow(clippy::vec_box, reason = "instances move between slots without being copied")]
     spares: Mutex<Vec<Box<Instance>>>,
     /// Whether the maker has an order for a spare instance.
@@ -40,12 +40,12 @@ pub struct Supply {
     live: Arc<AtomicU32>,
     began: Instant,
     /// When each kind of rejection was last logged, in milliseconds since `began`, plus one; 0 before the first.
-    logged: [AtomicU64; Rejection::ALL.len()],
+    logged: [AtomicU64; CallRejection::ALL.len()],
 }
 
 /// The reason why a worker needs an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Need {
+pub(super) enum InstanceNeed {
     /// The worker has lost its own.
     Loss,
     /// The plugin has one more body at a time.
@@ -55,13 +55,13 @@ pub(super) enum Need {
 }
 
 /// The count of a live instance, until dropped.
-pub(super) struct Counted(Arc<AtomicU32>);
+pub(super) struct InstanceCount(Arc<AtomicU32>);
 
 /// A body that passes through a plugin, until dropped.
 pub struct BodyPermit {
-    binding: Arc<Binding>,
+    configured: Arc<ConfiguredPlugin>,
     /// The place of a body beyond [`RESERVED_BODIES`].
-    _place: Option<Reserved>,
+    _place: Option<ReservedInstances>,
 }
 
 /// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
@@ -86,32 +86,32 @@ pub const SPARES_PER_CALL: usize = 16;
 /// A rejected call is logged once in this time, for each kind and version.
 const LOG_PAUSE: Duration = Duration::from_secs(60);
 
-impl Supply {
+impl PluginVersion {
     /// Returns the shared part of a version, which may be in use already.
     pub(super) fn of(
         plugin: &Plugin,
         name: &Arc<str>,
         config: &str,
-        limits: Limits,
+        limits: PluginLimits,
         isolation: Isolation,
     ) -> Arc<Self> {
         let mut known = plugin.supplies.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|supply| supply.strong_count() > 0);
-        let is_it = |supply: &Arc<Supply>| {
+        let is_it = |supply: &Arc<PluginVersion>| {
             let is_alike = supply.limits == limits && supply.isolation == isolation;
             is_alike && supply.name == *name && supply.config == config
         };
         if let Some(supply) = known.iter().filter_map(std::sync::Weak::upgrade).find(is_it) {
             return supply;
         }
-        let supply = Arc::new(Supply::new(plugin.maker.clone(), name.clone(), config.into(), limits, isolation));
+        let supply = Arc::new(PluginVersion::new(plugin.maker.clone(), name.clone(), config.into(), limits, isolation));
         known.push(Arc::downgrade(&supply));
         supply
     }
 
-    fn new(maker: Maker, name: Arc<str>, config: String, limits: Limits, isolation: Isolation) -> Self {
+    fn new(maker: InstanceMaker, name: Arc<str>, config: String, limits: PluginLimits, isolation: Isolation) -> Self {
         let now = Instant::now();
-        Supply {
+        PluginVersion {
             breaker: Breaker::new(name.clone(), now),
             name,
             config,
@@ -146,13 +146,13 @@ impl Supply {
     }
 
     /// Counts an instance.
-    pub(super) fn count(&self) -> Counted {
+    pub(super) fn count(&self) -> InstanceCount {
         self.live.fetch_add(1, Ordering::Relaxed);
-        Counted(self.live.clone())
+        InstanceCount(self.live.clone())
     }
 
     /// Whether a rejection of this kind is to be logged: once a minute.
-    pub fn is_log_due(&self, rejection: Rejection, now: Instant) -> bool {
+    pub fn is_log_due(&self, rejection: CallRejection, now: Instant) -> bool {
         let now = now.saturating_duration_since(self.began).as_millis() as u64 + 1;
         let last = &self.logged[rejection as usize];
         let before = last.load(Ordering::Relaxed);
@@ -225,54 +225,64 @@ impl Supply {
 
     /// Returns an instance at once, for a call on a worker that has none: a spare one, or a new one if that is cheap, if it
     /// fits into the CPU time of a call, or if the need is no loss.
-    pub(super) fn obtain(&self, binding: &Arc<Binding>, share: &Share, need: Need) -> Result<Box<Instance>, Trap> {
+    pub(super) fn obtain(
+        &self,
+        configured: &Arc<ConfiguredPlugin>,
+        share: &TimeShare,
+        need: InstanceNeed,
+    ) -> Result<Box<Instance>, PluginFailure> {
         if self.isolation == Isolation::Request && self.is_cheap() {
             // Waking the maker's thread for each call would cost more than it saves.
-            return self.make(binding, share, self.limits.cpu);
+            return self.make(configured, share, self.limits.cpu);
         }
         let spare = self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if need != Need::Last {
-            self.order(binding);
+        if need != InstanceNeed::Last {
+            self.order(configured);
         }
-        let is_loss = need == Need::Loss && self.isolation == Isolation::Worker;
+        let is_loss = need == InstanceNeed::Loss && self.isolation == Isolation::Worker;
         match spare {
             Some(spare) => Ok(spare),
-            None if self.is_cheap() => self.make(binding, share, self.limits.cpu.min(MAKING)),
-            None if need == Need::Last => self.make(binding, share, self.limits.cpu),
+            None if self.is_cheap() => self.make(configured, share, self.limits.cpu.min(MAKING)),
+            None if need == InstanceNeed::Last => self.make(configured, share, self.limits.cpu),
             // More exchanges at a time than ever before are no fault of the plugin's; and a loss is to harm no other request
             // as long as the share pays for a new instance that takes no longer than a call.
             None if !self.is_failing() && (!is_loss || self.fits_a_call()) => {
-                self.make(binding, share, self.limits.cpu)
+                self.make(configured, share, self.limits.cpu)
             }
             None if self.is_failing() => {
-                Err(Trap::NoInstance("the last one could not be made, it is tried again later"))
+                Err(PluginFailure::NoInstance("the last one could not be made, it is tried again later"))
             }
-            None => Err(Trap::NoInstance("instances are lost faster than they are made")),
+            None => Err(PluginFailure::NoInstance("instances are lost faster than they are made")),
         }
     }
 
     /// Orders a spare instance, unless one is ordered already.
-    pub(super) fn order(&self, binding: &Arc<Binding>) {
-        if !self.is_ordered.swap(true, Ordering::AcqRel) && !self.maker.order_spare(binding) {
+    pub(super) fn order(&self, configured: &Arc<ConfiguredPlugin>) {
+        if !self.is_ordered.swap(true, Ordering::AcqRel) && !self.maker.order_spare(configured) {
             self.order_done();
         }
     }
 
     /// Returns the thread that makes instances.
-    pub(super) fn maker(&self) -> &Maker {
+    pub(super) fn maker(&self) -> &InstanceMaker {
         &self.maker
     }
 
     /// Makes an instance on a worker, at the expense of the plugin's share.
-    fn make(&self, binding: &Arc<Binding>, share: &Share, time: Duration) -> Result<Box<Instance>, Trap> {
+    fn make(
+        &self,
+        configured: &Arc<ConfiguredPlugin>,
+        share: &TimeShare,
+        time: Duration,
+    ) -> Result<Box<Instance>, PluginFailure> {
         let began = thread_time();
-        let made = Instance::new(binding, time);
+        let made = Instance::new(configured, time);
         let took = thread_time().saturating_sub(began);
         share.charge_time(took / SLOWNESS, Instant::now());
-        if let Err(trap) = &made {
+        if let Err(failure) = &made {
             // The maker finds out if it is only that this took longer than usual.
-            self.is_failing.store(!matches!(trap, Trap::NoPlace), Ordering::Relaxed);
-            self.order(binding);
+            self.is_failing.store(!matches!(failure, PluginFailure::NoPlace), Ordering::Relaxed);
+            self.order(configured);
         }
         made.map(Box::new)
     }
@@ -281,19 +291,20 @@ impl Supply {
 impl BodyPermit {
     /// Reserves a place for one more body; the error is that `limits.bodies` is reached, or that the bodies of all plugins
     /// have no more places.
-    pub(super) fn new(binding: &Arc<Binding>) -> Result<Self, Trap> {
-        let (bodies, most) = (&binding.supply.bodies, binding.limits.bodies);
+    pub(super) fn new(configured: &Arc<ConfiguredPlugin>) -> Result<Self, PluginFailure> {
+        let (bodies, most) = (&configured.supply.bodies, configured.limits.bodies);
         let add = |count: u32| (count < most).then_some(count + 1);
-        let before = bodies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| Trap::Bodies(most))?;
-        let mut permit = BodyPermit { binding: binding.clone(), _place: None };
+        let before =
+            bodies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| PluginFailure::Bodies(most))?;
+        let mut permit = BodyPermit { configured: configured.clone(), _place: None };
         if before >= RESERVED_BODIES {
-            permit._place = Some(binding.plugin.places.reserve(1).map_err(|_| Trap::NoPlace)?);
+            permit._place = Some(configured.plugin.places.reserve(1).map_err(|_| PluginFailure::NoPlace)?);
         }
         Ok(permit)
     }
 }
 
-impl Drop for Counted {
+impl Drop for InstanceCount {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -301,7 +312,7 @@ impl Drop for Counted {
 
 impl Drop for BodyPermit {
     fn drop(&mut self) {
-        self.binding.supply.bodies.fetch_sub(1, Ordering::Relaxed);
+        self.configured.supply.bodies.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

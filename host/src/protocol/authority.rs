@@ -16,7 +16,7 @@ use crate::protocol::framing::is_authority;
 
 /// The reason why an authority has no normal form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum AuthorityError {
     /// The text is no host with an optional port.
     Form,
     /// The host has a percent sign.
@@ -29,23 +29,23 @@ pub enum Refused {
     Label,
 }
 
-impl Refused {
+impl AuthorityError {
     /// Returns the reason as a text for the log.
     pub fn reason(self) -> &'static str {
         match self {
-            Refused::Form => "Host is no authority",
-            Refused::Escape => "the host has a percent-encoded byte, which no name in the DNS has",
-            Refused::Port => "the port of Host is more than 65535",
-            Refused::Literal => "the host has no IPv6 address in its brackets",
-            Refused::Label => "the host has an empty label",
+            AuthorityError::Form => "Host is no authority",
+            AuthorityError::Escape => "the host has a percent-encoded byte, which no name in the DNS has",
+            AuthorityError::Port => "the port of Host is more than 65535",
+            AuthorityError::Literal => "the host has no IPv6 address in its brackets",
+            AuthorityError::Label => "the host has an empty label",
         }
     }
 }
 
 /// Returns the normal form of an authority, without the port of the scheme if that is known.
-pub fn normal(authority: &[u8], scheme_port: Option<u16>) -> Result<Cow<'_, [u8]>, Refused> {
+pub fn normal(authority: &[u8], scheme_port: Option<u16>) -> Result<Cow<'_, [u8]>, AuthorityError> {
     if !is_authority(authority) {
-        return Err(Refused::Form);
+        return Err(AuthorityError::Form);
     }
     let (written, digits) = split(authority);
     let host = host(written)?;
@@ -58,24 +58,24 @@ pub fn normal(authority: &[u8], scheme_port: Option<u16>) -> Result<Cow<'_, [u8]
 }
 
 /// Returns the normal form of a host without port.
-pub fn host(host: &[u8]) -> Result<Cow<'_, [u8]>, Refused> {
+pub fn host(host: &[u8]) -> Result<Cow<'_, [u8]>, AuthorityError> {
     if let Some(literal) = host.strip_prefix(b"[") {
         let literal = literal.strip_suffix(b"]").and_then(|literal| std::str::from_utf8(literal).ok());
-        let normal = literal.and_then(normal_literal).ok_or(Refused::Literal)?;
+        let normal = literal.and_then(normal_literal).ok_or(AuthorityError::Literal)?;
         return Ok(if normal.as_bytes() == host { Cow::Borrowed(host) } else { Cow::Owned(normal.into()) });
     }
     if is_normal_name(host) {
         return Ok(Cow::Borrowed(host));
     }
     if host.contains(&b'%') {
-        return Err(Refused::Escape);
+        return Err(AuthorityError::Escape);
     }
     let mut name = host.to_ascii_lowercase();
     if name.last() == Some(&b'.') {
         name.pop();
     }
     if name.split(|byte| *byte == b'.').any(<[u8]>::is_empty) && !host.is_empty() {
-        return Err(Refused::Label);
+        return Err(AuthorityError::Label);
     }
     if let Some(address) = ipv4(&name) {
         name = address.to_string().into();
@@ -103,11 +103,11 @@ fn split(authority: &[u8]) -> (&[u8], &[u8]) {
     (host, port.strip_prefix(b":").unwrap_or(port))
 }
 
-fn port(digits: &[u8]) -> Result<Option<u16>, Refused> {
+fn port(digits: &[u8]) -> Result<Option<u16>, AuthorityError> {
     let zeros = digits.iter().position(|digit| *digit != b'0').unwrap_or(digits.len().saturating_sub(1));
     match std::str::from_utf8(&digits[zeros..]) {
         Ok("") => Ok(None),
-        digits => digits.ok().and_then(|digits| digits.parse().ok()).map(Some).ok_or(Refused::Port),
+        digits => digits.ok().and_then(|digits| digits.parse().ok()).map(Some).ok_or(AuthorityError::Port),
     }
 }
 
@@ -172,7 +172,7 @@ fn number(text: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn form(authority: &str) -> Result<String, Refused> {
+    fn form(authority: &str) -> Result<String, AuthorityError> {
         normal(authority.as_bytes(), Some(80)).map(|form| String::from_utf8(form.into_owned()).unwrap())
     }
 
@@ -235,31 +235,31 @@ mod tests {
     #[test]
     fn what_has_no_one_meaning_is_refused() {
         let cases = [
-            ("a@b", Refused::Form),
-            ("a:b", Refused::Form),
-            ("a:80:80", Refused::Form),
-            ("a:65536", Refused::Port),
-            ("a:00000000000000000000065536", Refused::Port),
-            ("a%", Refused::Escape),
-            ("a%2", Refused::Escape),
-            ("a%zz", Refused::Escape),
-            ("a%00", Refused::Escape),
-            ("a%2Fb", Refused::Escape),
-            ("a%3A80", Refused::Escape),
-            ("a%C3%A9", Refused::Escape),
-            ("a%2561", Refused::Escape),
-            ("ex%61mple%2Eorg", Refused::Escape),
-            ("a%2e%2E", Refused::Escape),
-            (".", Refused::Label),
-            ("..", Refused::Label),
-            ("a..b", Refused::Label),
-            (".a", Refused::Label),
-            ("a..", Refused::Label),
-            ("[]", Refused::Literal),
-            ("[1.2.3.4]", Refused::Literal),
-            ("[fe80::1%25eth0]", Refused::Literal),
-            ("[v.a]", Refused::Literal),
-            ("[::1", Refused::Form),
+            ("a@b", AuthorityError::Form),
+            ("a:b", AuthorityError::Form),
+            ("a:80:80", AuthorityError::Form),
+            ("a:65536", AuthorityError::Port),
+            ("a:00000000000000000000065536", AuthorityError::Port),
+            ("a%", AuthorityError::Escape),
+            ("a%2", AuthorityError::Escape),
+            ("a%zz", AuthorityError::Escape),
+            ("a%00", AuthorityError::Escape),
+            ("a%2Fb", AuthorityError::Escape),
+            ("a%3A80", AuthorityError::Escape),
+            ("a%C3%A9", AuthorityError::Escape),
+            ("a%2561", AuthorityError::Escape),
+            ("ex%61mple%2Eorg", AuthorityError::Escape),
+            ("a%2e%2E", AuthorityError::Escape),
+            (".", AuthorityError::Label),
+            ("..", AuthorityError::Label),
+            ("a..b", AuthorityError::Label),
+            (".a", AuthorityError::Label),
+            ("a..", AuthorityError::Label),
+            ("[]", AuthorityError::Literal),
+            ("[1.2.3.4]", AuthorityError::Literal),
+            ("[fe80::1%25eth0]", AuthorityError::Literal),
+            ("[v.a]", AuthorityError::Literal),
+            ("[::1", AuthorityError::Form),
         ];
         for (authority, wanted) in cases {
             assert_eq!(form(authority), Err(wanted), "{authority}");

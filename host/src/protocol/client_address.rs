@@ -17,19 +17,19 @@ use smallvec::SmallVec;
 
 use crate::protocol::client_address::chain::Grammar;
 use crate::protocol::field_alias::{are_alike, is_ambiguous, is_plain};
-use crate::protocol::trusted_peers::Peers;
+use crate::protocol::trusted_peers::TrustedPeers;
 
 /// The rules of a listener: which peers may name a client, and how ambiguous fields are treated.
 #[derive(Clone, Debug, Default)]
-pub struct Rules {
-    pub trusted: Peers,
-    pub source: Source,
-    pub aliases: Aliases,
+pub struct ClientAddressRules {
+    pub trusted: TrustedPeers,
+    pub source: AddressSource,
+    pub aliases: AliasPolicy,
 }
 
 /// The field in which trusted proxies name the client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Source {
+pub enum AddressSource {
     #[default]
     XForwardedFor,
     /// `Forwarded` (RFC 7239).
@@ -40,7 +40,7 @@ pub enum Source {
 
 /// The treatment of fields whose names origins may confuse with others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Aliases {
+pub enum AliasPolicy {
     #[default]
     Remove,
     /// The request is rejected.
@@ -50,7 +50,7 @@ pub enum Aliases {
 
 /// A client other than the peer, as trusted proxies name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Client {
+pub struct ClientAddress {
     /// The client's address; the port is 0 if unknown.
     pub socket: SocketAddr,
     /// The address without port.
@@ -63,7 +63,7 @@ pub struct Client {
 #[derive(Debug, Default)]
 pub struct Settled {
     /// The client; `None` if the client is the peer.
-    pub client: Option<Box<Client>>,
+    pub client: Option<Box<ClientAddress>>,
     /// Whether there are fields left that an origin may confuse with others.
     pub has_aliases: bool,
     /// Whether the request is rejected because of such a field.
@@ -74,7 +74,7 @@ pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for
 
 /// Finds the client, and removes the fields about the request's way that no trusted proxy vouches for. `peer` is the
 /// address that connected, `None` at a unix socket.
-pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, rules: &Rules) -> Settled {
+pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, rules: &ClientAddressRules) -> Settled {
     let mut settled = Settled::default();
     let mut unwanted = SmallVec::<[HeaderName; 4]>::new();
     let mut said = SmallVec::<[HeaderName; 4]>::new();
@@ -82,11 +82,11 @@ pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, ru
         let text = name.as_str();
         if is_ambiguous(text) {
             match rules.aliases {
-                Aliases::Remove => unwanted.push(name.clone()),
-                Aliases::Reject => settled.is_rejected = true,
+                AliasPolicy::Remove => unwanted.push(name.clone()),
+                AliasPolicy::Reject => settled.is_rejected = true,
                 // No trustworthy proxy spells these names like this.
-                Aliases::Pass if tells_way(text) || rules.source.is_alike(text) => unwanted.push(name.clone()),
-                Aliases::Pass => settled.has_aliases |= !is_plain(text),
+                AliasPolicy::Pass if tells_way(text) || rules.source.is_alike(text) => unwanted.push(name.clone()),
+                AliasPolicy::Pass => settled.has_aliases |= !is_plain(text),
             }
         } else if tells(text) || rules.source.is_alike(text) {
             if is_trusted { said.push(name.clone()) } else { unwanted.push(name.clone()) }
@@ -101,7 +101,12 @@ pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, ru
 
 /// Returns the client that trusted proxies name; `None` if the client is the peer. Removes contradicting and untrusted
 /// values from the fields of those names.
-fn named(fields: &mut HeaderMap, said: &[HeaderName], peer: Option<IpAddr>, rules: &Rules) -> Option<Box<Client>> {
+fn named(
+    fields: &mut HeaderMap,
+    said: &[HeaderName],
+    peer: Option<IpAddr>,
+    rules: &ClientAddressRules,
+) -> Option<Box<ClientAddress>> {
     let source = rules.source.name();
     let found = rules.source.grammar().search(fields, &source, peer, &rules.trusted);
     match found.is_empty() {
@@ -117,8 +122,8 @@ fn named(fields: &mut HeaderMap, said: &[HeaderName], peer: Option<IpAddr>, rule
             fields.remove(name);
         }
     }
-    let chain::Node::Address(address, port) = found.client else { return None };
-    (Some(address) != peer || port.is_some()).then(|| Box::new(Client::new(address, port)))
+    let chain::ChainNode::Address(address, port) = found.client else { return None };
+    (Some(address) != peer || port.is_some()).then(|| Box::new(ClientAddress::new(address, port)))
 }
 
 /// Returns how a field names a client; `None` if the field has other facts of the way.
@@ -130,10 +135,10 @@ fn grammar(name: &HeaderName) -> Option<Grammar> {
     }
 }
 
-impl Client {
+impl ClientAddress {
     fn new(address: IpAddr, port: Option<u16>) -> Self {
         let field = |text: String| HeaderValue::try_from(text).ok();
-        Client {
+        ClientAddress {
             socket: SocketAddr::new(address, port.unwrap_or(0)),
             // The text of an address is always a valid field value.
             address: field(address.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
@@ -142,22 +147,22 @@ impl Client {
     }
 }
 
-impl Source {
+impl AddressSource {
     fn name(&self) -> HeaderName {
         match self {
-            Source::XForwardedFor => X_FORWARDED_FOR,
-            Source::Forwarded => header::FORWARDED,
-            Source::Field(name) => name.clone(),
+            AddressSource::XForwardedFor => X_FORWARDED_FOR,
+            AddressSource::Forwarded => header::FORWARDED,
+            AddressSource::Field(name) => name.clone(),
         }
     }
 
     fn grammar(&self) -> Grammar {
-        if *self == Source::Forwarded { Grammar::Forwarded } else { Grammar::List }
+        if *self == AddressSource::Forwarded { Grammar::Forwarded } else { Grammar::List }
     }
 
     /// Whether an origin may read a name as the manifest's own field, or the name is that field's.
     fn is_alike(&self, name: &str) -> bool {
-        matches!(self, Source::Field(own) if are_alike(own.as_str(), name))
+        matches!(self, AddressSource::Field(own) if are_alike(own.as_str(), name))
     }
 }
 

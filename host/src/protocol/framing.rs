@@ -7,7 +7,7 @@ mod tests;
 
 /// The limits of a client's messages.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct HeadLimits {
     pub head_bytes: usize,
     pub fields: usize,
     pub target_bytes: usize,
@@ -16,18 +16,18 @@ pub struct Limits {
 /// The position of a connection in its stream of messages.
 #[derive(Debug)]
 pub struct Scanner {
-    limits: Limits,
-    state: State,
+    limits: HeadLimits,
+    state: ScanState,
     /// The bytes of a partial line, if a read ended within one.
     line: Vec<u8>,
-    head: Head,
+    context: ScannedHead,
     /// The number of bytes of the last read up to the end of the last whole message in it.
     whole: usize,
 }
 
 /// The reason why a message is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum FramingError {
     /// A line doesn't end with CRLF, or has a control byte in it (RFC 9112 §2.2).
     Line,
     /// The request line isn't `method target version` (§3).
@@ -63,7 +63,7 @@ pub enum Refusal {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ScanState {
     /// The next byte begins a request line. Empty lines may precede it (§2.2).
     Between,
     Fields,
@@ -78,7 +78,7 @@ enum State {
 
 /// The facts of the message's head that were read so far.
 #[derive(Clone, Copy, Debug, Default)]
-struct Head {
+struct ScannedHead {
     /// The length of the head, of the trailers, or of chunk extensions, in bytes.
     bytes: usize,
     fields: usize,
@@ -102,24 +102,24 @@ const EXTENSIONS: usize = 16 << 10;
 
 impl Scanner {
     /// Creates a scanner for a new connection.
-    pub fn new(limits: Limits) -> Self {
-        Scanner { limits, state: State::Between, line: Vec::new(), head: Head::default(), whole: 0 }
+    pub fn new(limits: HeadLimits) -> Self {
+        Scanner { limits, state: ScanState::Between, line: Vec::new(), context: ScannedHead::default(), whole: 0 }
     }
 
     /// Scans the next bytes. After an error no more bytes of the connection can be scanned.
-    pub fn take(&mut self, mut bytes: &[u8]) -> Result<(), Refusal> {
+    pub fn take(&mut self, mut bytes: &[u8]) -> Result<(), FramingError> {
         let length = bytes.len();
         self.whole = 0;
         while !bytes.is_empty() {
             let taken = match self.state {
-                State::Content(left) => {
+                ScanState::Content(left) => {
                     let (taken, left) = skip(left, bytes);
-                    self.state = if left == 0 { self.next_message() } else { State::Content(left) };
+                    self.state = if left == 0 { self.next_message() } else { ScanState::Content(left) };
                     taken
                 }
-                State::ChunkData(left) => {
+                ScanState::ChunkData(left) => {
                     let (taken, left) = skip(left, bytes);
-                    self.state = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
+                    self.state = if left == 0 { ScanState::ChunkEnd } else { ScanState::ChunkData(left) };
                     taken
                 }
                 _ => self.take_line(bytes)?,
@@ -139,21 +139,21 @@ impl Scanner {
 
     /// Whether the next byte begins a message.
     pub fn is_between(&self) -> bool {
-        self.state == State::Between && self.line.is_empty()
+        self.state == ScanState::Between && self.line.is_empty()
     }
 
     /// Whether a head has begun and isn't complete yet.
     pub fn is_in_head(&self) -> bool {
-        self.state == State::Fields || self.state == State::Between && !self.line.is_empty()
+        self.state == ScanState::Fields || self.state == ScanState::Between && !self.line.is_empty()
     }
 
-    fn next_message(&mut self) -> State {
-        self.head = Head::default();
-        State::Between
+    fn next_message(&mut self) -> ScanState {
+        self.context = ScannedHead::default();
+        ScanState::Between
     }
 
     /// Scans bytes up to the end of a line; returns how many.
-    fn take_line(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+    fn take_line(&mut self, bytes: &[u8]) -> Result<usize, FramingError> {
         let Some(end) = memchr::memchr(b'\n', bytes) else {
             self.line.extend_from_slice(bytes);
             return self.check_begun().map(|()| bytes.len());
@@ -167,7 +167,7 @@ impl Scanner {
             line.clear();
             self.line = line;
         }
-        if self.state == State::Between {
+        if self.state == ScanState::Between {
             // The memory of a long head is freed.
             self.line = Vec::new();
         }
@@ -175,139 +175,139 @@ impl Scanner {
     }
 
     /// Checks a partial line: an invalid line is rejected at once, so that no peer waits for its end.
-    fn check_begun(&self) -> Result<(), Refusal> {
+    fn check_begun(&self) -> Result<(), FramingError> {
         self.check_length(self.line.strip_suffix(b"\r").unwrap_or(&self.line))
     }
 
     /// Rejects a line, given without CRLF, that is or has become too long. Longer lines are never accepted either, so
     /// that the result doesn't depend on where reads split the line.
-    fn check_length(&self, line: &[u8]) -> Result<(), Refusal> {
-        if matches!(self.state, State::ChunkSize | State::ChunkEnd) {
-            return if line.len() > CHUNK_LINE { Err(Refusal::Chunk) } else { Ok(()) };
+    fn check_length(&self, line: &[u8]) -> Result<(), FramingError> {
+        if matches!(self.state, ScanState::ChunkSize | ScanState::ChunkEnd) {
+            return if line.len() > CHUNK_LINE { Err(FramingError::Chunk) } else { Ok(()) };
         }
-        let room = self.limits.head_bytes.saturating_sub(self.head.bytes + b"\r\n".len());
+        let room = self.limits.head_bytes.saturating_sub(self.context.bytes + b"\r\n".len());
         // The limit that comes first in the line is the one that the line exceeds.
         let (within, most) = (&line[..line.len().min(room)], self.limits.target_bytes);
-        if self.state == State::Between && within.len() > most && target_of(within).len() > most {
-            return Err(Refusal::LongTarget);
+        if self.state == ScanState::Between && within.len() > most && target_of(within).len() > most {
+            return Err(FramingError::LongTarget);
         }
-        if line.len() > room { Err(Refusal::LongHead) } else { Ok(()) }
+        if line.len() > room { Err(FramingError::LongHead) } else { Ok(()) }
     }
 
     /// Scans a line, given without its LF.
-    fn whole_line(&mut self, line: &[u8]) -> Result<(), Refusal> {
+    fn whole_line(&mut self, line: &[u8]) -> Result<(), FramingError> {
         let text = line.strip_suffix(b"\r");
         // Checked first, as a line that arrives in pieces is rejected for its length before its end is read.
         self.check_length(text.unwrap_or(line))?;
-        let line = text.filter(|text| is_text(text)).ok_or(Refusal::Line)?;
+        let line = text.filter(|text| is_text(text)).ok_or(FramingError::Line)?;
         self.state = match self.state {
-            State::Between if line.is_empty() => self.empty_line()?,
-            State::Between => self.request_line(line)?,
-            State::Fields if line.is_empty() => self.end_of_head()?,
-            State::Fields => self.field(line, Head::understand)?,
-            State::ChunkSize => self.chunk_size(line)?,
-            State::ChunkEnd if line.is_empty() => State::ChunkSize,
-            State::ChunkEnd => return Err(Refusal::Chunk),
-            State::Trailers if line.is_empty() => self.next_message(),
-            State::Trailers => self.field(line, |_, name, _| trailer(name))?,
+            ScanState::Between if line.is_empty() => self.empty_line()?,
+            ScanState::Between => self.request_line(line)?,
+            ScanState::Fields if line.is_empty() => self.end_of_head()?,
+            ScanState::Fields => self.field(line, ScannedHead::understand)?,
+            ScanState::ChunkSize => self.chunk_size(line)?,
+            ScanState::ChunkEnd if line.is_empty() => ScanState::ChunkSize,
+            ScanState::ChunkEnd => return Err(FramingError::Chunk),
+            ScanState::Trailers if line.is_empty() => self.next_message(),
+            ScanState::Trailers => self.field(line, |_, name, _| trailer(name))?,
             // A body has no lines.
-            content @ (State::Content(_) | State::ChunkData(_)) => content,
+            content @ (ScanState::Content(_) | ScanState::ChunkData(_)) => content,
         };
         Ok(())
     }
 
-    fn empty_line(&mut self) -> Result<State, Refusal> {
-        self.head.empty_lines += 1;
-        if self.head.empty_lines > EMPTY_LINES { Err(Refusal::RequestLine) } else { Ok(State::Between) }
+    fn empty_line(&mut self) -> Result<ScanState, FramingError> {
+        self.context.empty_lines += 1;
+        if self.context.empty_lines > EMPTY_LINES { Err(FramingError::RequestLine) } else { Ok(ScanState::Between) }
     }
 
-    fn request_line(&mut self, line: &[u8]) -> Result<State, Refusal> {
+    fn request_line(&mut self, line: &[u8]) -> Result<ScanState, FramingError> {
         let mut parts = line.split(|byte| *byte == b' ');
         let (Some(method), Some(target), Some(version), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
-            return Err(Refusal::RequestLine);
+            return Err(FramingError::RequestLine);
         };
         if !is_token(method) {
-            return Err(Refusal::RequestLine);
+            return Err(FramingError::RequestLine);
         }
-        self.head.is_http_10 = match version {
+        self.context.is_http_10 = match version {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
-            [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => return Err(Refusal::Version),
-            _ => return Err(Refusal::RequestLine),
+            [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => return Err(FramingError::Version),
+            _ => return Err(FramingError::RequestLine),
         };
         if !is_target(method, target) {
-            return Err(Refusal::Target);
+            return Err(FramingError::Target);
         }
-        self.head.bytes += line.len() + b"\r\n".len();
-        Ok(State::Fields)
+        self.context.bytes += line.len() + b"\r\n".len();
+        Ok(ScanState::Fields)
     }
 
     fn field(
         &mut self,
         line: &[u8],
-        understand: impl Fn(&mut Head, &[u8], &[u8]) -> Result<(), Refusal>,
-    ) -> Result<State, Refusal> {
+        understand: impl Fn(&mut ScannedHead, &[u8], &[u8]) -> Result<(), FramingError>,
+    ) -> Result<ScanState, FramingError> {
         if line.starts_with(b" ") || line.starts_with(b"\t") {
-            return Err(Refusal::Fold);
+            return Err(FramingError::Fold);
         }
         let end = line.iter().position(|byte| !IN_TOKENS[usize::from(*byte)]);
-        let (name, rest) = line.split_at(end.filter(|end| *end > 0).ok_or(Refusal::Field)?);
-        let value = rest.strip_prefix(b":").ok_or(Refusal::Field)?.trim_ascii();
-        self.head.bytes += line.len() + b"\r\n".len();
-        self.head.fields += 1;
-        if self.head.fields > self.limits.fields {
-            return Err(Refusal::ManyFields);
+        let (name, rest) = line.split_at(end.filter(|end| *end > 0).ok_or(FramingError::Field)?);
+        let value = rest.strip_prefix(b":").ok_or(FramingError::Field)?.trim_ascii();
+        self.context.bytes += line.len() + b"\r\n".len();
+        self.context.fields += 1;
+        if self.context.fields > self.limits.fields {
+            return Err(FramingError::ManyFields);
         }
-        understand(&mut self.head, name, value)?;
+        understand(&mut self.context, name, value)?;
         Ok(self.state)
     }
 
-    fn end_of_head(&mut self) -> Result<State, Refusal> {
-        if self.head.hosts == 0 && !self.head.is_http_10 {
-            return Err(Refusal::Host);
+    fn end_of_head(&mut self) -> Result<ScanState, FramingError> {
+        if self.context.hosts == 0 && !self.context.is_http_10 {
+            return Err(FramingError::Host);
         }
-        (self.head.bytes, self.head.fields) = (0, 0);
-        match (self.head.length, self.head.is_chunked) {
-            (Some(_), true) => Err(Refusal::LengthAndCoding),
-            (None, true) => Ok(State::ChunkSize),
-            (Some(length @ 1..), false) => Ok(State::Content(length)),
+        (self.context.bytes, self.context.fields) = (0, 0);
+        match (self.context.length, self.context.is_chunked) {
+            (Some(_), true) => Err(FramingError::LengthAndCoding),
+            (None, true) => Ok(ScanState::ChunkSize),
+            (Some(length @ 1..), false) => Ok(ScanState::Content(length)),
             (Some(0) | None, false) => Ok(self.next_message()),
         }
     }
 
-    fn chunk_size(&mut self, line: &[u8]) -> Result<State, Refusal> {
+    fn chunk_size(&mut self, line: &[u8]) -> Result<ScanState, FramingError> {
         let digits = line.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(line.len());
         let extension = &line[digits..];
-        self.head.extensions += extension.len();
+        self.context.extensions += extension.len();
         let is_extension = extension.is_empty() || extension.trim_ascii_start().starts_with(b";");
-        if !is_extension || digits > CHUNK_DIGITS || self.head.extensions > EXTENSIONS {
-            return Err(Refusal::Chunk);
+        if !is_extension || digits > CHUNK_DIGITS || self.context.extensions > EXTENSIONS {
+            return Err(FramingError::Chunk);
         }
         let size = std::str::from_utf8(&line[..digits]).ok().and_then(|size| i64::from_str_radix(size, 16).ok());
         match size.and_then(|size| u64::try_from(size).ok()) {
-            None => Err(Refusal::Chunk),
-            Some(0) => Ok(State::Trailers),
-            Some(size) => Ok(State::ChunkData(size)),
+            None => Err(FramingError::Chunk),
+            Some(0) => Ok(ScanState::Trailers),
+            Some(size) => Ok(ScanState::ChunkData(size)),
         }
     }
 }
 
-impl Head {
+impl ScannedHead {
     /// Evaluates a field of a request that concerns framing or authority.
-    fn understand(&mut self, name: &[u8], value: &[u8]) -> Result<(), Refusal> {
+    fn understand(&mut self, name: &[u8], value: &[u8]) -> Result<(), FramingError> {
         // Most names differ in length from these three.
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 self.hosts += 1;
-                if self.hosts > 1 || !is_authority(value) { Err(Refusal::Host) } else { Ok(()) }
+                if self.hosts > 1 || !is_authority(value) { Err(FramingError::Host) } else { Ok(()) }
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 let digits = value.iter().all(u8::is_ascii_digit).then_some(value);
                 let length = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
                 if self.length.is_some() || length.is_none() {
-                    return Err(Refusal::Length);
+                    return Err(FramingError::Length);
                 }
                 self.length = length;
                 Ok(())
@@ -318,24 +318,24 @@ impl Head {
                     || self.is_chunked
                     || !value.split(|byte| *byte == b',').all(|coding| is_token(coding.trim_ascii()))
                 {
-                    return Err(Refusal::Coding);
+                    return Err(FramingError::Coding);
                 }
                 self.is_chunked = value.eq_ignore_ascii_case(b"chunked");
-                if self.is_chunked { Ok(()) } else { Err(Refusal::UnknownCoding) }
+                if self.is_chunked { Ok(()) } else { Err(FramingError::UnknownCoding) }
             }
             _ => Ok(()),
         }
     }
 }
 
-impl Refusal {
+impl FramingError {
     /// Returns the status code of the error response.
     pub fn status(self) -> u16 {
         match self {
-            Refusal::LongTarget => 414,
-            Refusal::LongHead | Refusal::ManyFields => 431,
-            Refusal::UnknownCoding => 501,
-            Refusal::Version => 505,
+            FramingError::LongTarget => 414,
+            FramingError::LongHead | FramingError::ManyFields => 431,
+            FramingError::UnknownCoding => 501,
+            FramingError::Version => 505,
             _ => 400,
         }
     }
@@ -343,9 +343,9 @@ impl Refusal {
     /// Returns the key of the limit that was met; `None` if the message is malformed.
     pub fn limit(self) -> Option<&'static str> {
         match self {
-            Refusal::LongTarget => Some("limits.target"),
-            Refusal::LongHead => Some("limits.head"),
-            Refusal::ManyFields => Some("limits.fields"),
+            FramingError::LongTarget => Some("limits.target"),
+            FramingError::LongHead => Some("limits.head"),
+            FramingError::ManyFields => Some("limits.fields"),
             _ => None,
         }
     }
@@ -353,22 +353,22 @@ impl Refusal {
     /// Returns the reason as a text for the log.
     pub fn reason(self) -> &'static str {
         match self {
-            Refusal::Line => "a line doesn't end with CRLF, or has a control byte in it",
-            Refusal::RequestLine => "the request line isn't `method target version`",
-            Refusal::Target => "the target is neither a path nor a URI",
-            Refusal::Version => "a version of HTTP that isn't spoken here",
-            Refusal::Fold => "a field line continues the one before",
-            Refusal::Field => "a field line isn't `name: value`",
-            Refusal::Host => "Host is missing, repeated or no authority",
-            Refusal::Length => "Content-Length is repeated or no number",
-            Refusal::Coding => "Transfer-Encoding is repeated or malformed, or stands in HTTP/1.0",
-            Refusal::UnknownCoding => "a transfer coding other than `chunked`",
-            Refusal::LengthAndCoding => "both Content-Length and Transfer-Encoding",
-            Refusal::Chunk => "a malformed chunk",
-            Refusal::Trailer => "a trailer that changes the meaning of the message",
-            Refusal::LongTarget => "the target is too long",
-            Refusal::LongHead => "the head is too long",
-            Refusal::ManyFields => "there are too many fields",
+            FramingError::Line => "a line doesn't end with CRLF, or has a control byte in it",
+            FramingError::RequestLine => "the request line isn't `method target version`",
+            FramingError::Target => "the target is neither a path nor a URI",
+            FramingError::Version => "a version of HTTP that isn't spoken here",
+            FramingError::Fold => "a field line continues the one before",
+            FramingError::Field => "a field line isn't `name: value`",
+            FramingError::Host => "Host is missing, repeated or no authority",
+            FramingError::Length => "Content-Length is repeated or no number",
+            FramingError::Coding => "Transfer-Encoding is repeated or malformed, or stands in HTTP/1.0",
+            FramingError::UnknownCoding => "a transfer coding other than `chunked`",
+            FramingError::LengthAndCoding => "both Content-Length and Transfer-Encoding",
+            FramingError::Chunk => "a malformed chunk",
+            FramingError::Trailer => "a trailer that changes the meaning of the message",
+            FramingError::LongTarget => "the target is too long",
+            FramingError::LongHead => "the head is too long",
+            FramingError::ManyFields => "there are too many fields",
         }
     }
 }
@@ -449,8 +449,8 @@ pub fn is_authority(text: &[u8]) -> bool {
     host.iter().all(is_fit) && port.is_some_and(is_port)
 }
 
-fn trailer(name: &[u8]) -> Result<(), Refusal> {
-    if is_forbidden_trailer(name) { Err(Refusal::Trailer) } else { Ok(()) }
+fn trailer(name: &[u8]) -> Result<(), FramingError> {
+    if is_forbidden_trailer(name) { Err(FramingError::Trailer) } else { Ok(()) }
 }
 
 /// Whether a name is forbidden in trailers: a recipient that merges trailers into the head would be misled.

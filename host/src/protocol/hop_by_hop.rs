@@ -12,7 +12,7 @@ use crate::protocol::framing;
 
 /// The options of a request that concern one hop, and that are requested again from the endpoint.
 #[derive(Debug, Default)]
-pub struct Hop {
+pub struct HopOptions {
     /// The protocol to switch to (RFC 9110 §7.8); `None` if there is none.
     pub upgrade: Option<HeaderValue>,
     /// Whether trailers are accepted (RFC 9110 §6.5.1); gRPC endpoints require the announcement.
@@ -20,10 +20,10 @@ pub struct Hop {
 }
 
 /// Prepares the fields of a request, received in a version of HTTP, for forwarding (RFC 9110 §7.6).
-pub fn request(version: Version, fields: &mut HeaderMap) -> Hop {
+pub fn request(version: Version, fields: &mut HeaderMap) -> HopOptions {
     let present = Present::among(fields);
     let upgrade = if present.has(UPGRADE) { upgrade(version, fields) } else { None };
-    let hop = Hop { upgrade, trailers: present.has(TE) && has_token(fields, header::TE, "trailers") };
+    let hop = HopOptions { upgrade, trailers: present.has(TE) && has_token(fields, header::TE, "trailers") };
     remove_hop_by_hop(present, fields);
     if version == Version::HTTP_2 {
         join_cookies(fields);
@@ -37,7 +37,7 @@ pub fn request(version: Version, fields: &mut HeaderMap) -> Hop {
 }
 
 /// Writes the options of a hop into the fields of an outgoing request.
-pub fn ask(hop: &Hop, version: Version, fields: &mut HeaderMap) {
+pub fn ask(hop: &HopOptions, version: Version, fields: &mut HeaderMap) {
     if hop.trailers && version == Version::HTTP_2 {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
     }

@@ -18,7 +18,7 @@ use std::borrow::Cow;
 
 /// The reason why a path has no normal form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum PathError {
     /// The path has a `%` without two hexadecimal digits.
     Escape,
     /// The path has an escaped NUL, which ends the path for some recipients.
@@ -34,7 +34,7 @@ pub enum Refused {
 }
 
 /// Returns the normal form of a path, which begins with `/`.
-pub fn normal(path: &str) -> Result<Cow<'_, str>, Refused> {
+pub fn normal(path: &str) -> Result<Cow<'_, str>, PathError> {
     if is_normal(path.as_bytes()) {
         return Ok(Cow::Borrowed(path));
     }
@@ -69,16 +69,16 @@ fn parameter(path: &str) -> Option<usize> {
     })
 }
 
-impl Refused {
+impl PathError {
     /// Returns the reason as a text for the log.
     pub fn reason(self) -> &'static str {
         match self {
-            Refused::Escape => "the path has a `%` without two hexadecimal digits",
-            Refused::Nul => "the path has an escaped NUL",
-            Refused::Slash => "the path has a backslash or an escaped slash",
-            Refused::Twice => "the path has an escape that is escaped once more",
-            Refused::Parameter => "the path has a dot segment with a parameter",
-            Refused::AboveRoot => "the path leads above its root",
+            PathError::Escape => "the path has a `%` without two hexadecimal digits",
+            PathError::Nul => "the path has an escaped NUL",
+            PathError::Slash => "the path has a backslash or an escaped slash",
+            PathError::Twice => "the path has an escape that is escaped once more",
+            PathError::Parameter => "the path has a dot segment with a parameter",
+            PathError::AboveRoot => "the path leads above its root",
         }
     }
 }
@@ -114,15 +114,15 @@ fn is_settled(digits: &[u8]) -> bool {
 }
 
 /// Returns the path with normalised escapes.
-fn settled(path: &str) -> Result<String, Refused> {
+fn settled(path: &str) -> Result<String, PathError> {
     let mut settled = String::with_capacity(path.len());
     let mut rest = path;
     while let Some(at) = rest.find(['%', '\\']) {
         settled.push_str(&rest[..at]);
-        let digits = rest[at..].strip_prefix('%').ok_or(Refused::Slash)?;
+        let digits = rest[at..].strip_prefix('%').ok_or(PathError::Slash)?;
         match escaped(digits.as_bytes())? {
-            0 => return Err(Refused::Nul),
-            b'/' | b'\\' => return Err(Refused::Slash),
+            0 => return Err(PathError::Nul),
+            b'/' | b'\\' => return Err(PathError::Slash),
             byte if is_unreserved(byte) => settled.push(char::from(byte)),
             _ => settled.push_str(&rest[at..at + 3].to_ascii_uppercase()),
         }
@@ -132,14 +132,14 @@ fn settled(path: &str) -> Result<String, Refused> {
     // Tested only after all escapes are normalised: the digits behind a percent sign may have been escaped themselves
     // (`%25%32%65`).
     let hides = |(at, percent): (usize, &str)| is_doubtful_escape(&settled.as_bytes()[at + percent.len()..]);
-    if settled.match_indices("%25").any(hides) { Err(Refused::Twice) } else { Ok(settled) }
+    if settled.match_indices("%25").any(hides) { Err(PathError::Twice) } else { Ok(settled) }
 }
 
 /// Returns the byte of an escape, given from its digits on.
-fn escaped(digits: &[u8]) -> Result<u8, Refused> {
+fn escaped(digits: &[u8]) -> Result<u8, PathError> {
     let value = |digit: &u8| char::from(*digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
-    let [high, low, ..] = digits else { return Err(Refused::Escape) };
-    value(high).zip(value(low)).map(|(high, low)| high << 4 | low).ok_or(Refused::Escape)
+    let [high, low, ..] = digits else { return Err(PathError::Escape) };
+    value(high).zip(value(low)).map(|(high, low)| high << 4 | low).ok_or(PathError::Escape)
 }
 
 /// Whether a byte is an unreserved character (RFC 3986 §2.3).
@@ -154,15 +154,15 @@ fn is_doubtful_escape(digits: &[u8]) -> bool {
 }
 
 /// Removes dot segments and empty ones, after the escapes are normalised.
-fn without_dots(path: &str) -> Result<String, Refused> {
+fn without_dots(path: &str) -> Result<String, PathError> {
     let mut segments: Vec<&str> = Vec::new();
     let is_folder = path.ends_with('/') || path.ends_with("/.") || path.ends_with("/..");
     for segment in path.split('/') {
         match segment {
             "" | "." => {}
-            ".." => drop(segments.pop().ok_or(Refused::AboveRoot)?),
+            ".." => drop(segments.pop().ok_or(PathError::AboveRoot)?),
             // Segments of dots alone are handled above.
-            _ if begins_with_dots_or_nothing(segment.as_bytes()) => return Err(Refused::Parameter),
+            _ if begins_with_dots_or_nothing(segment.as_bytes()) => return Err(PathError::Parameter),
             _ => segments.push(segment),
         }
     }
@@ -258,38 +258,38 @@ mod tests {
     #[test]
     fn doubt_is_refused() {
         let cases = [
-            ("/%", Refused::Escape),
-            ("/%4", Refused::Escape),
-            ("/%zz", Refused::Escape),
-            ("/%+1", Refused::Escape),
-            ("/%\u{e9}", Refused::Escape),
-            ("/a%00b", Refused::Nul),
-            ("/a%2Fb", Refused::Slash),
-            ("/a%5cb", Refused::Slash),
-            ("/a\\b", Refused::Slash),
-            ("/%252e%252e/", Refused::Twice),
-            ("/%252f", Refused::Twice),
-            ("/%25252e", Refused::Twice),
-            ("/admin%253Ba", Refused::Twice),
-            ("/admin%25%33b", Refused::Twice),
-            ("/%255C", Refused::Twice),
-            ("/%2500", Refused::Twice),
-            ("/%25%32%65", Refused::Twice),
-            ("/%252%65", Refused::Twice),
-            ("/%25%32e%25%32e/", Refused::Twice),
-            ("/a%5C", Refused::Slash),
-            ("/..;", Refused::Parameter),
-            ("/..%3Bx;y/b", Refused::Parameter),
-            ("/.%3Bx", Refused::Parameter),
-            ("/.%2e;/", Refused::Parameter),
-            ("//..", Refused::AboveRoot),
-            ("/./../a", Refused::AboveRoot),
-            ("/a/..;/b", Refused::Parameter),
-            ("/a/.;x=1/b", Refused::Parameter),
-            ("/a/%2e%2e%3b/b", Refused::Parameter),
-            ("/..", Refused::AboveRoot),
-            ("/a/../../b", Refused::AboveRoot),
-            ("/%2e%2e/a", Refused::AboveRoot),
+            ("/%", PathError::Escape),
+            ("/%4", PathError::Escape),
+            ("/%zz", PathError::Escape),
+            ("/%+1", PathError::Escape),
+            ("/%\u{e9}", PathError::Escape),
+            ("/a%00b", PathError::Nul),
+            ("/a%2Fb", PathError::Slash),
+            ("/a%5cb", PathError::Slash),
+            ("/a\\b", PathError::Slash),
+            ("/%252e%252e/", PathError::Twice),
+            ("/%252f", PathError::Twice),
+            ("/%25252e", PathError::Twice),
+            ("/admin%253Ba", PathError::Twice),
+            ("/admin%25%33b", PathError::Twice),
+            ("/%255C", PathError::Twice),
+            ("/%2500", PathError::Twice),
+            ("/%25%32%65", PathError::Twice),
+            ("/%252%65", PathError::Twice),
+            ("/%25%32e%25%32e/", PathError::Twice),
+            ("/a%5C", PathError::Slash),
+            ("/..;", PathError::Parameter),
+            ("/..%3Bx;y/b", PathError::Parameter),
+            ("/.%3Bx", PathError::Parameter),
+            ("/.%2e;/", PathError::Parameter),
+            ("//..", PathError::AboveRoot),
+            ("/./../a", PathError::AboveRoot),
+            ("/a/..;/b", PathError::Parameter),
+            ("/a/.;x=1/b", PathError::Parameter),
+            ("/a/%2e%2e%3b/b", PathError::Parameter),
+            ("/..", PathError::AboveRoot),
+            ("/a/../../b", PathError::AboveRoot),
+            ("/%2e%2e/a", PathError::AboveRoot),
         ];
         for (path, wanted) in cases {
             assert_eq!(normal(path), Err(wanted), "{path}");

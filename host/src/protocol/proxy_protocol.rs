@@ -8,7 +8,7 @@ use std::str::FromStr;
 use ppp::{v1, v2};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Version {
+pub enum ProxyVersion {
     V1,
     V2,
 }
@@ -42,12 +42,12 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
 
 /// Returns a header that names a client and the address that it reached. With `None` the header says that there is no
 /// client to name: the connection is this proxy's own, or its client has no address.
-pub fn encode(version: Version, ends: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+pub fn encode(version: ProxyVersion, ends: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
     let Some((client, destination)) = ends else { return unnamed(version) };
     let (client, destination) = same_family(client, destination);
     let header = match version {
-        Version::V1 => Ok(text(client, destination).into_bytes()),
-        Version::V2 => v2::Builder::with_addresses(
+        ProxyVersion::V1 => Ok(text(client, destination).into_bytes()),
+        ProxyVersion::V2 => v2::Builder::with_addresses(
             v2::Version::Two | v2::Command::Proxy,
             v2::Protocol::Stream,
             (client, destination),
@@ -58,11 +58,11 @@ pub fn encode(version: Version, ends: Option<(SocketAddr, SocketAddr)>) -> Vec<u
     header.unwrap_or_default()
 }
 
-fn unnamed(version: Version) -> Vec<u8> {
+fn unnamed(version: ProxyVersion) -> Vec<u8> {
     match version {
-        Version::V1 => [UNKNOWN, b"\r\n"].concat(),
+        ProxyVersion::V1 => [UNKNOWN, b"\r\n"].concat(),
         // The family is unspecified, and no addresses follow.
-        Version::V2 => [v2::PROTOCOL_PREFIX, &[LOCAL, 0, 0, 0]].concat(),
+        ProxyVersion::V2 => [v2::PROTOCOL_PREFIX, &[LOCAL, 0, 0, 0]].concat(),
     }
 }
 
@@ -217,7 +217,7 @@ mod tests {
             (ends("192.0.2.1:1", "[2001:db8::2]:2"), ends("[::ffff:192.0.2.1]:1", "[2001:db8::2]:2")),
         ];
         for ((client, destination), wanted) in cases {
-            for version in [Version::V1, Version::V2] {
+            for version in [ProxyVersion::V1, ProxyVersion::V2] {
                 let header = encode(version, Some((client, destination)));
                 for length in 0..header.len() {
                     assert_eq!(parse(&header[..length]), Ok(Parsed::Incomplete), "{version:?} {length}");
@@ -237,7 +237,7 @@ mod tests {
         let unix = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x31\x00\xd8"[..], &[0; 216]].concat();
         let lines: [&[u8]; 3] =
             [b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ::1 ::1 1 1\r\n", b"PROXY UNKNOWN a  b c d e f \xff\r\n"];
-        let own = [encode(Version::V1, None), encode(Version::V2, None)];
+        let own = [encode(ProxyVersion::V1, None), encode(ProxyVersion::V2, None)];
         assert_eq!(own, [lines[0], &local[..]]);
         for header in lines.into_iter().chain([&local[..], of_odd_family, datagrams, unspecified, &unix]) {
             for length in 0..header.len() {
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn what_follows_a_header_is_never_swallowed() {
         let (client, destination) = ends("192.0.2.1:1000", "192.0.2.2:80");
-        let encoded = [Version::V1, Version::V2].map(|version| encode(version, Some((client, destination))));
+        let encoded = [ProxyVersion::V1, ProxyVersion::V2].map(|version| encode(version, Some((client, destination))));
         for header in encoded.into_iter().chain([b"PROXY UNKNOWN\r\n".to_vec()]) {
             for after in [&b"G"[..], b"\n", b"\r\n", b"GET / HTTP/1.1\r\n"] {
                 assert_eq!(parse(&[&header, after].concat()), Err(Malformed), "{header:?} {after:?}");

@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Uri, Version};
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, FailureKind};
 use crate::protocol::authority;
 use crate::protocol::path;
 
@@ -92,5 +92,5 @@ fn settle_path(request: &mut Parts) -> Result<(), Error> {
 }
 
 fn refused<T>(why: &'static str) -> Result<T, Error> {
-    Err(Error::new(Kind::RequestError, why))
+    Err(Error::new(FailureKind::RequestError, why))
 }

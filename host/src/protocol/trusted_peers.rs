@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 /// A set of peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Peers {
+pub struct TrustedPeers {
     networks: Vec<IpNet>,
     has_unix: bool,
 }
@@ -14,7 +14,7 @@ pub struct Peers {
 /// The word for peers at a unix socket, in manifests and in the fields that proxies write about their peers.
 pub const UNIX: &str = "unix:";
 
-impl Peers {
+impl TrustedPeers {
     /// Adds a network, an address, or `unix:`; `false` if the text is none of them.
     pub fn add(&mut self, text: &str) -> bool {
         if text == UNIX {
@@ -49,14 +49,14 @@ mod tests {
 
     #[test]
     fn peers_are_networks_addresses_and_unix_sockets() {
-        let mut peers = Peers::default();
+        let mut peers = TrustedPeers::default();
         for text in ["10.0.0.0/8", "2001:db8::1", "::ffff:192.0.2.0/120"] {
             assert!(peers.add(text), "{text}");
         }
         for text in ["10/8", "unix", "example.org", "", "10.0.0.0/33"] {
             assert!(!peers.add(text), "{text}");
         }
-        let has = |peers: &Peers, address: &str| peers.has(Some(address.parse().unwrap()));
+        let has = |peers: &TrustedPeers, address: &str| peers.has(Some(address.parse().unwrap()));
         assert!(has(&peers, "10.255.0.1") && has(&peers, "::ffff:10.0.0.1") && has(&peers, "2001:db8::1"));
         assert!(has(&peers, "192.0.2.255") && !has(&peers, "192.0.3.0") && !has(&peers, "2001:db8::2"));
         assert!(!peers.has(None) && peers.add("unix:") && peers.has(None));

@@ -30,13 +30,13 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
-use crate::error::Kind;
+use crate::error::FailureKind;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::Generation;
 use crate::generation::connection_counts::SendLimit;
 use crate::system::supervise::Task;
 use crate::telemetry::failure_log::{self, Topic};
-use crate::telemetry::metrics::{BOUNDS, Count, CustomKind, Registry};
+use crate::telemetry::metrics::{BOUNDS, Counter, PluginMetricKind, Registry};
 use crate::telemetry::process_log;
 use crate::tls::validity::Validity;
 
@@ -149,7 +149,7 @@ fn metrics(admin: &Admin) -> String {
     }
     family(&mut out, "plugway_errors_total", "counter", "Failed exchanges, by route and kind (RFC 9209).");
     for (name, figures) in &routes {
-        for kind in Kind::ALL {
+        for kind in FailureKind::ALL {
             let count = sum(figures, |figures| &figures.errors[kind as usize]);
             if count > 0 {
                 line(&mut out, "plugway_errors_total", &[("route", name), ("kind", kind.token())], count as f64);
@@ -198,16 +198,21 @@ fn metrics(admin: &Admin) -> String {
     family(&mut out, dropped, "counter", "Lines of a plugin beyond what it may log in a second.");
     // Several routes may use one plugin, each with its own configuration.
     let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-    generation.bindings.iter().for_each(|binding| *sums.entry(&binding.name).or_default() += binding.dropped_lines());
+    generation
+        .bindings
+        .iter()
+        .for_each(|configured| *sums.entry(&configured.name).or_default() += configured.dropped_lines());
     for (name, count) in sums {
         line(&mut out, dropped, &[("plugin", name)], count as f64);
     }
     plugins::metrics(&mut out, admin, &generation);
     let custom = admin.registry.custom();
-    for (name, kind) in [("plugway_plugin_counter", CustomKind::Counter), ("plugway_plugin_gauge", CustomKind::Gauge)] {
+    for (name, kind) in
+        [("plugway_plugin_counter", PluginMetricKind::Counter), ("plugway_plugin_gauge", PluginMetricKind::Gauge)]
+    {
         let (word, help) = match kind {
-            CustomKind::Counter => ("counter", "Counters that plugins define."),
-            CustomKind::Gauge => ("gauge", "Gauges that plugins define."),
+            PluginMetricKind::Counter => ("counter", "Counters that plugins define."),
+            PluginMetricKind::Gauge => ("gauge", "Gauges that plugins define."),
         };
         family(&mut out, name, word, help);
         for (plugin, custom, sum) in custom.iter().filter(|(_, custom, _)| custom.definition.kind == kind) {
@@ -288,7 +293,7 @@ fn certificates(out: &mut String, generation: &Generation) {
     }
 }
 
-fn sum<T>(figures: &[Arc<T>], one: impl Fn(&T) -> &Count) -> u64 {
+fn sum<T>(figures: &[Arc<T>], one: impl Fn(&T) -> &Counter) -> u64 {
     figures.iter().map(|figures| one(figures).value()).sum()
 }
 

@@ -11,7 +11,7 @@ use inotify::Folders;
 #[cfg(not(target_os = "linux"))]
 use notify::Folders;
 
-use crate::config::diagnostic::{Problems, Source};
+use crate::config::diagnostic::{Diagnostics, Source};
 use crate::config::load::Files;
 use crate::config::manifest::{Manifest, PluginRef};
 use crate::system::background;
@@ -37,28 +37,28 @@ const MOST_FOLDERS: usize = 4_096;
 const MOST_LINKS: usize = 40;
 
 /// A watch on the folders of the configuration's files.
-pub struct Watch {
+pub struct FileWatcher {
     /// The watched folders; `None` if the system can't watch: then only SIGHUP and the admin listener reload.
     folders: Option<Folders>,
-    wanted: Wanted,
+    wanted: WatchedPaths,
     /// The time of the first event of a change that has not settled; `None` if there is none.
     unsettled: Option<Instant>,
     seen: Option<blake3::Hash>,
 }
 
 /// A function that reads a manifest, on any thread.
-pub type Load = Arc<dyn Fn() -> Result<Files, Problems> + Send + Sync>;
+pub type Load = Arc<dyn Fn() -> Result<Files, Diagnostics> + Send + Sync>;
 
 /// The files of a manifest, and the locations of all files that it names.
 struct Reading {
-    files: Result<Files, Problems>,
-    wanted: Wanted,
+    files: Result<Files, Diagnostics>,
+    wanted: WatchedPaths,
     /// The digest of all contents; `None` if not all could be read.
     digest: Option<blake3::Hash>,
 }
 
 #[derive(Clone, Default)]
-struct Wanted {
+struct WatchedPaths {
     /// The folder of the manifest. Folders in it may be replaced by others.
     home: PathBuf,
     /// The manifest and its includes.
@@ -75,16 +75,16 @@ struct Wanted {
     folders: BTreeSet<PathBuf>,
 }
 
-impl Watch {
+impl FileWatcher {
     /// Creates a watch without files. Requires a runtime.
     pub fn new() -> Self {
         let folders = Folders::new().inspect_err(|error| tracing::warn!(%error, "files are not watched"));
-        Watch { folders: folders.ok(), wanted: Wanted::default(), unsettled: None, seen: None }
+        FileWatcher { folders: folders.ok(), wanted: WatchedPaths::default(), unsettled: None, seen: None }
     }
 
     /// Loads the manifest and watches its files from now on; also returns whether the contents differ from the last
     /// load. Files are read on a thread of its own, since a disk or a mounted file system may be slow.
-    pub async fn load(&mut self, load: &Load) -> io::Result<(Result<Files, Problems>, bool)> {
+    pub async fn load(&mut self, load: &Load) -> io::Result<(Result<Files, Diagnostics>, bool)> {
         let mut reading = self.read(load).await?;
         if self.follow(reading.wanted) {
             reading = self.read(load).await?;
@@ -103,7 +103,7 @@ impl Watch {
 
     /// Watches these files from now on. Returns whether they may have changed since they were read, because some were
     /// not watched before.
-    fn follow(&mut self, wanted: Wanted) -> bool {
+    fn follow(&mut self, wanted: WatchedPaths) -> bool {
         // Files with earlier events have been read by now, and later events are reported anew.
         self.unsettled = None;
         self.wanted = wanted;
@@ -119,7 +119,7 @@ impl Watch {
 
     /// Waits for a change that has settled. Cancel safe: no change is lost.
     pub async fn changed(&mut self) {
-        let Watch { folders: Some(folders), wanted, unsettled, .. } = self else {
+        let FileWatcher { folders: Some(folders), wanted, unsettled, .. } = self else {
             return std::future::pending().await;
         };
         loop {
@@ -147,10 +147,10 @@ impl Watch {
 }
 
 impl Reading {
-    fn new(load: &Load, before: Wanted) -> Self {
+    fn new(load: &Load, before: WatchedPaths) -> Self {
         let files = load();
         let mut wanted = match &files {
-            Ok(files) => Wanted::of(&files.list).and_tried(&files.problems.files),
+            Ok(files) => WatchedPaths::of(&files.list).and_tried(&files.problems.files),
             Err(problems) => before.and_tried(&problems.files),
         };
         wanted.find();
@@ -160,7 +160,7 @@ impl Reading {
     }
 }
 
-impl Wanted {
+impl WatchedPaths {
     /// Returns the wanted files, and those that are missing or malformed.
     fn and_tried(mut self, files: &[PathBuf]) -> Self {
         self.tried = files.iter().filter_map(|file| std::path::absolute(file).ok()).collect();
@@ -179,7 +179,7 @@ impl Wanted {
     }
 
     fn of(files: &[(Arc<Source>, Manifest)]) -> Self {
-        let mut wanted = Wanted::default();
+        let mut wanted = WatchedPaths::default();
         for (source, manifest) in files.iter().filter(|(source, _)| source.is_file) {
             let Ok(path) = std::path::absolute(&source.path) else { continue };
             let Some(folder) = path.parent() else { continue };
@@ -261,16 +261,16 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(10);
 
-    fn watch(file: &Path) -> Watch {
-        let mut watch = Watch::new();
+    fn watch(file: &Path) -> FileWatcher {
+        let mut watch = FileWatcher::new();
         let home = file.parent().unwrap().into();
-        let wanted = Wanted { home, manifests: [file.to_path_buf()].into(), ..Wanted::default() };
+        let wanted = WatchedPaths { home, manifests: [file.to_path_buf()].into(), ..WatchedPaths::default() };
         follow(&mut watch, wanted);
         watch
     }
 
     /// Watches files at their present locations. Returns whether there are folders that were not watched before.
-    fn follow(watch: &mut Watch, mut wanted: Wanted) -> bool {
+    fn follow(watch: &mut FileWatcher, mut wanted: WatchedPaths) -> bool {
         wanted.find();
         watch.follow(wanted)
     }

@@ -13,38 +13,38 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use crate::server::admin::socket::is_live;
-use crate::server::worker::{BACKLOG, Socket, SocketOrder};
-use crate::system::bind_error::BindError;
+use crate::server::worker::{BACKLOG, ListeningSocket, SocketChange};
+use crate::system::bind_error::BindFailure;
 
 /// All listeners, by their addresses as the manifest writes them.
-pub struct Listeners {
-    workers: Vec<mpsc::UnboundedSender<SocketOrder>>,
+pub struct ListeningSockets {
+    workers: Vec<mpsc::UnboundedSender<SocketChange>>,
     /// With the addresses as the log has them.
     open: BTreeMap<Arc<str>, String>,
 }
 
 /// A change of the listeners. New sockets are bound already, but no worker accepts at them: dropping closes them.
-pub struct Change {
-    new: Vec<New>,
+pub struct SocketChanges {
+    new: Vec<NewSocket>,
     gone: Vec<Arc<str>>,
 }
 
-struct New {
+struct NewSocket {
     address: Arc<str>,
     /// The bound address, with the port that the system chose.
     shown: String,
     /// The sockets, one for each worker.
-    sockets: Vec<Socket>,
+    sockets: Vec<ListeningSocket>,
 }
 
-impl Listeners {
+impl ListeningSockets {
     /// Creates an empty set of listeners for these workers.
-    pub fn new(workers: Vec<mpsc::UnboundedSender<SocketOrder>>) -> Self {
-        Listeners { workers, open: BTreeMap::new() }
+    pub fn new(workers: Vec<mpsc::UnboundedSender<SocketChange>>) -> Self {
+        ListeningSockets { workers, open: BTreeMap::new() }
     }
 
     /// Binds the addresses that are not open yet. Nothing changes before [`Listeners::adopt`].
-    pub fn prepare(&self, wanted: &[(Arc<str>, bool)]) -> anyhow::Result<Change> {
+    pub fn bind_new(&self, wanted: &[(Arc<str>, bool)]) -> anyhow::Result<SocketChanges> {
         let new = wanted.iter().filter(|(address, _)| !self.open.contains_key(address));
         let mut own: BTreeSet<u16> =
             self.open.keys().filter_map(|address| tcp(address)).map(|tcp| tcp.port()).collect();
@@ -52,28 +52,28 @@ impl Listeners {
             if let Some(tcp) = tcp(address)
                 && own.insert(tcp.port())
             {
-                let bound = check_unused(tcp).map_err(|error| BindError::tcp(tcp, error));
+                let bound = check_unused(tcp).map_err(|error| BindFailure::tcp(tcp, error));
                 bound.with_context(|| format!("can't listen at {address}"))?;
             }
-            New::bind(address, *is_tls, self.workers.len()).with_context(|| format!("can't listen at {address}"))
+            NewSocket::bind(address, *is_tls, self.workers.len()).with_context(|| format!("can't listen at {address}"))
         });
         let is_wanted = |address: &Arc<str>| wanted.iter().any(|(wanted, _)| wanted == address);
         let gone = self.open.keys().filter(|address| !is_wanted(address)).cloned().collect();
-        Ok(Change { new: new.collect::<Result<_, _>>()?, gone })
+        Ok(SocketChanges { new: new.collect::<Result<_, _>>()?, gone })
     }
 
     /// Makes the workers accept at new sockets, and stop accepting at removed ones.
-    pub fn adopt(&mut self, change: Change) {
-        for New { address, shown, sockets } in change.new {
+    pub fn apply(&mut self, change: SocketChanges) {
+        for NewSocket { address, shown, sockets } in change.new {
             for (worker, socket) in self.workers.iter().zip(sockets) {
-                let _ = worker.send(SocketOrder::Open(address.clone(), socket));
+                let _ = worker.send(SocketChange::Open(address.clone(), socket));
             }
             info!("listening at {shown}");
             self.open.insert(address, shown);
         }
         for address in change.gone {
             for worker in &self.workers {
-                let _ = worker.send(SocketOrder::Close(address.clone()));
+                let _ = worker.send(SocketChange::Close(address.clone()));
             }
             let shown = self.open.remove(&address);
             unlink(&address);
@@ -82,28 +82,32 @@ impl Listeners {
     }
 }
 
-impl Drop for Listeners {
+impl Drop for ListeningSockets {
     fn drop(&mut self) {
         self.open.keys().for_each(|address| unlink(address));
     }
 }
 
-impl New {
+impl NewSocket {
     fn bind(address: &Arc<str>, is_tls: bool, workers: usize) -> anyhow::Result<Self> {
         if let Some(path) = address.strip_prefix("unix:") {
-            let listener = bind_unix(path).map_err(|error| BindError::unix(Path::new(path), error))?;
-            let shared = |_| Ok(Socket::Unix(listener.try_clone()?));
+            let listener = bind_unix(path).map_err(|error| BindFailure::unix(Path::new(path), error))?;
+            let shared = |_| Ok(ListeningSocket::Unix(listener.try_clone()?));
             let sockets = (0..workers).map(shared).collect::<std::io::Result<_>>()?;
-            return Ok(New { address: address.clone(), shown: address.to_string(), sockets });
+            return Ok(NewSocket { address: address.clone(), shown: address.to_string(), sockets });
         }
         let mut bound: SocketAddr = address.parse()?;
         let mut sockets = Vec::new();
         for _ in 0..workers {
-            let listener = bind_tcp(bound).map_err(|error| BindError::tcp(bound, error))?;
+            let listener = bind_tcp(bound).map_err(|error| BindFailure::tcp(bound, error))?;
             bound = listener.local_addr()?;
-            sockets.push(Socket::Tcp(listener));
+            sockets.push(ListeningSocket::Tcp(listener));
         }
-        Ok(New { address: address.clone(), shown: format!("http{}://{bound}", if is_tls { "s" } else { "" }), sockets })
+        Ok(NewSocket {
+            address: address.clone(),
+            shown: format!("http{}://{bound}", if is_tls { "s" } else { "" }),
+            sockets,
+        })
     }
 }
 

@@ -15,39 +15,39 @@ use tracing::{error, info, warn};
 use crate::generation::{Generation, Upstream};
 use crate::system::supervise::{self, guard, supervised};
 use crate::upstream::EndpointAddr;
-use crate::upstream::discovery::{Found, Name, Plan};
+use crate::upstream::discovery::{DnsName, Resolved, UpstreamSpec};
 use crate::upstream::dns::{LookupError, Resolver};
-use crate::upstream::endpoint_set::{Live, Wanted};
+use crate::upstream::endpoint_set::{EndpointSet, EndpointSpec};
 use crate::upstream::health;
-use crate::upstream::health_check::{Check, check};
+use crate::upstream::health_check::{HealthCheck, check};
 
 /// Keeps the endpoints of one generation after the other.
-pub struct Keeper {
-    kept: HashMap<Arc<str>, Kept>,
+pub struct UpstreamMonitor {
+    kept: HashMap<Arc<str>, MonitoredUpstream>,
     /// Those whose time passes.
-    live: Rc<RefCell<Vec<Arc<Live>>>>,
-    _ticking: Task,
+    live: Rc<RefCell<Vec<Arc<EndpointSet>>>>,
+    _ticking: MonitorTask,
 }
 
 /// An upstream that is looked after, until dropped.
-struct Kept {
-    set: Rc<Set>,
+struct MonitoredUpstream {
+    set: Rc<MonitoredSet>,
     servers: Vec<SocketAddr>,
     /// One for each name.
-    _lookups: Vec<Task>,
+    _lookups: Vec<MonitorTask>,
 }
 
 /// Who is in an upstream's set, and the checks of each.
-struct Set {
-    live: Arc<Live>,
-    plan: Plan,
+struct MonitoredSet {
+    live: Arc<EndpointSet>,
+    plan: UpstreamSpec,
     /// What each name of the plan stood for when it was last found.
-    found: RefCell<Vec<Vec<Wanted>>>,
-    checks: RefCell<HashMap<EndpointAddr, Task>>,
+    found: RefCell<Vec<Vec<EndpointSpec>>>,
+    checks: RefCell<HashMap<EndpointAddr, MonitorTask>>,
 }
 
 /// A task that ends when this is dropped.
-struct Task(AbortHandle);
+struct MonitorTask(AbortHandle);
 
 /// Ejections and slow starts are late by up to this much.
 const TICK: Duration = Duration::from_millis(100);
@@ -59,23 +59,23 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
-impl Keeper {
+impl UpstreamMonitor {
     /// Keeps nothing yet, and lets time pass.
     pub fn start() -> Self {
-        let live = Rc::<RefCell<Vec<Arc<Live>>>>::default();
-        let ticking = Task::start(supervise::Task::UpstreamTick, tick(live.clone()));
-        Keeper { kept: HashMap::new(), live, _ticking: ticking }
+        let live = Rc::<RefCell<Vec<Arc<EndpointSet>>>>::default();
+        let ticking = MonitorTask::start(supervise::Task::UpstreamTick, tick(live.clone()));
+        UpstreamMonitor { kept: HashMap::new(), live, _ticking: ticking }
     }
 
     /// Looks after the upstreams of this generation from now on. What didn't change goes on as it was.
-    pub async fn adopt(&mut self, generation: &Generation) {
+    pub async fn watch_generation(&mut self, generation: &Generation) {
         let mut before = std::mem::take(&mut self.kept);
         let (looking, mut looked) = mpsc::channel::<()>(1);
         for upstream in &generation.upstreams {
             let known = before.remove(&upstream.name);
             let kept = match known {
                 Some(kept) if kept.fits(upstream, &generation.name_servers) => kept,
-                known => Kept::new(upstream, &generation.name_servers, known, &looking),
+                known => MonitoredUpstream::new(upstream, &generation.name_servers, known, &looking),
             };
             self.kept.insert(upstream.name.clone(), kept);
         }
@@ -88,10 +88,15 @@ impl Keeper {
     }
 }
 
-impl Kept {
-    fn new(upstream: &Upstream, servers: &[SocketAddr], before: Option<Kept>, looking: &mpsc::Sender<()>) -> Self {
+impl MonitoredUpstream {
+    fn new(
+        upstream: &Upstream,
+        servers: &[SocketAddr],
+        before: Option<MonitoredUpstream>,
+        looking: &mpsc::Sender<()>,
+    ) -> Self {
         let plan = upstream.plan.clone();
-        let of_before = |name: &Name| {
+        let of_before = |name: &DnsName| {
             let set = &before.as_ref()?.set;
             let place = set.plan.names.iter().position(|known| known == name)?;
             set.found.borrow().get(place).cloned()
@@ -101,13 +106,13 @@ impl Kept {
         let knows_some = plan.names.is_empty() || !plan.members.is_empty();
         let checks = before.as_ref().filter(|kept| kept.set.plan.check == plan.check);
         let checks = RefCell::new(checks.map(|kept| kept.set.checks.take()).unwrap_or_default());
-        let set = Rc::new(Set { live: upstream.live.clone(), plan, found: RefCell::new(found), checks });
+        let set = Rc::new(MonitoredSet { live: upstream.live.clone(), plan, found: RefCell::new(found), checks });
         // With nothing but names that nobody has looked up yet, who was in the set before stays.
         if knows_some || set.found.borrow().iter().any(|found| !found.is_empty()) {
             set.publish();
         }
         let lookups = set.lookups(servers, looking);
-        Kept { set, servers: servers.into(), _lookups: lookups }
+        MonitoredUpstream { set, servers: servers.into(), _lookups: lookups }
     }
 
     /// Whether an upstream is looked after by this as it wants to be.
@@ -116,9 +121,9 @@ impl Kept {
     }
 }
 
-impl Set {
+impl MonitoredSet {
     /// Starts looking up the names.
-    fn lookups(self: &Rc<Self>, servers: &[SocketAddr], looking: &mpsc::Sender<()>) -> Vec<Task> {
+    fn lookups(self: &Rc<Self>, servers: &[SocketAddr], looking: &mpsc::Sender<()>) -> Vec<MonitorTask> {
         if self.plan.names.is_empty() {
             return Vec::new();
         }
@@ -131,13 +136,13 @@ impl Set {
         };
         let names = 0..self.plan.names.len();
         let look_up = |name| look_up(self.clone(), name, resolver.clone(), looking.clone());
-        names.map(|name| Task::start(supervise::Task::Lookup, look_up(name))).collect()
+        names.map(|name| MonitorTask::start(supervise::Task::Lookup, look_up(name))).collect()
     }
 
     /// Looks a name up once; returns how long the answer holds.
     async fn look_up(&self, name: usize, resolver: &Resolver) -> Result<Duration, String> {
         let turn = async {
-            let Found { members, lifetime } = self.plan.names[name].look_up(resolver).await?;
+            let Resolved { members, lifetime } = self.plan.names[name].look_up(resolver).await?;
             self.found(name, members);
             Ok::<_, LookupError>(lifetime)
         };
@@ -146,11 +151,11 @@ impl Set {
     }
 
     /// Takes what a name stands for now.
-    fn found(&self, name: usize, members: Vec<Wanted>) {
+    fn found(&self, name: usize, members: Vec<EndpointSpec>) {
         let before = std::mem::replace(&mut self.found.borrow_mut()[name], members);
         if before != self.found.borrow()[name] {
             self.publish();
-            let addresses = |members: &[Wanted]| {
+            let addresses = |members: &[EndpointSpec]| {
                 members.iter().map(|member| member.address.text.to_string()).collect::<Vec<_>>().join(", ")
             };
             let (upstream, found) = (self.live.name(), addresses(&self.found.borrow()[name]));
@@ -167,7 +172,7 @@ impl Set {
             for member in &members {
                 let watch = || {
                     let watched = watch_health(self.live.clone(), rules.clone(), member.address.clone());
-                    Task::start(supervise::Task::HealthCheck, watched)
+                    MonitorTask::start(supervise::Task::HealthCheck, watched)
                 };
                 checks.entry(member.address.clone()).or_insert_with(watch);
             }
@@ -177,7 +182,7 @@ impl Set {
 }
 
 /// Looks a name up over and over. What it stood for stays when it can't be found any more.
-async fn look_up(set: Rc<Set>, name: usize, resolver: Rc<Resolver>, looking: mpsc::Sender<()>) {
+async fn look_up(set: Rc<MonitoredSet>, name: usize, resolver: Rc<Resolver>, looking: mpsc::Sender<()>) {
     let mut looking = Some(looking);
     let mut pause = RETRY;
     loop {
@@ -204,7 +209,7 @@ async fn look_up(set: Rc<Set>, name: usize, resolver: Rc<Resolver>, looking: mps
 }
 
 /// Checks an endpoint over and over.
-async fn watch_health(live: Arc<Live>, rules: Check, address: EndpointAddr) {
+async fn watch_health(live: Arc<EndpointSet>, rules: HealthCheck, address: EndpointAddr) {
     loop {
         let turn = async {
             let (shown, why) = match check(&rules, &address).await {
@@ -227,25 +232,25 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + f64::from(random[0]) / 255.0 / 5.0)
 }
 
-async fn tick(live: Rc<RefCell<Vec<Arc<Live>>>>) {
+async fn tick(live: Rc<RefCell<Vec<Arc<EndpointSet>>>>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let now = Instant::now();
         let live = live.borrow().clone();
-        let tick = |live: &Arc<Live>| drop(guard(supervise::Task::UpstreamTick, || live.tick(now)));
+        let tick = |live: &Arc<EndpointSet>| drop(guard(supervise::Task::UpstreamTick, || live.tick(now)));
         live.iter().for_each(tick);
     }
 }
 
-impl Task {
+impl MonitorTask {
     fn start(name: supervise::Task, task: impl Future<Output = ()> + 'static) -> Self {
-        Task(supervise::spawn_turns(name, task).abort_handle())
+        MonitorTask(supervise::spawn_turns(name, task).abort_handle())
     }
 }
 
-impl Drop for Task {
+impl Drop for MonitorTask {
     fn drop(&mut self) {
         self.0.abort();
     }

@@ -23,7 +23,7 @@ const BEAT: Duration = Duration::from_millis(250);
 const HELD: Duration = Duration::from_secs(1);
 
 /// The time when the control thread last ran.
-struct Heart {
+struct Heartbeat {
     start: Instant,
     /// The last beat, in milliseconds since the start.
     last: AtomicU64,
@@ -32,7 +32,7 @@ struct Heart {
 impl Watchdog {
     /// Watches the calling thread, which has to run a runtime.
     pub fn start(registry: Arc<Registry>) -> io::Result<Self> {
-        let heart = Arc::new(Heart { start: Instant::now(), last: AtomicU64::new(0) });
+        let heart = Arc::new(Heartbeat { start: Instant::now(), last: AtomicU64::new(0) });
         let watched = Arc::downgrade(&heart);
         std::thread::Builder::new().name("watchdog".into()).spawn(move || watch(&watched, &registry))?;
         Ok(Watchdog { beating: spawn_local(beat(heart)).abort_handle() })
@@ -45,7 +45,7 @@ impl Drop for Watchdog {
     }
 }
 
-async fn beat(heart: Arc<Heart>) {
+async fn beat(heart: Arc<Heartbeat>) {
     let mut interval = interval(BEAT);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -54,7 +54,7 @@ async fn beat(heart: Arc<Heart>) {
     }
 }
 
-fn watch(heart: &Weak<Heart>, registry: &Registry) {
+fn watch(heart: &Weak<Heartbeat>, registry: &Registry) {
     let mut held: Option<Duration> = None;
     loop {
         let before = Instant::now();

@@ -17,40 +17,40 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::downstream::admission::{Admission, Entrance};
-use crate::downstream::handshake::{self, Seat};
+use crate::downstream::handshake::{self, WorkerShared};
 use crate::error::is_of_this_machine;
-use crate::generation::{Generation, Running};
-use crate::net::byte_counter::Metered;
+use crate::generation::{Generation, WorkerState};
+use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, TICK};
 use crate::net::tcp::Tcp;
 use crate::plugin::time_share::Shares;
 use crate::system::supervise::{Panicked, Task, guard, spawn, spawn_turns, supervised, turn};
 use crate::telemetry::failure_log::{self, Topic};
-use crate::telemetry::metrics::Place;
+use crate::telemetry::metrics::WorkerMetrics;
 use crate::upstream::Pools;
 
 /// A bound socket for a worker.
-pub enum Socket {
+pub enum ListeningSocket {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
 }
 
 /// A change of the sockets of a worker, by the address in the manifest.
-pub enum SocketOrder {
-    Open(Arc<str>, Socket),
+pub enum SocketChange {
+    Open(Arc<str>, ListeningSocket),
     Close(Arc<str>),
 }
 
 /// The channels from the control thread to a worker.
-pub struct Orders {
+pub struct WorkerChannels {
     /// The generation to serve.
     pub generation: watch::Receiver<Arc<Generation>>,
     /// The changes of the worker's sockets.
-    pub sockets: mpsc::UnboundedReceiver<SocketOrder>,
+    pub sockets: mpsc::UnboundedReceiver<SocketChange>,
     /// Whether the process is to stop.
     pub stopping: watch::Receiver<bool>,
     /// The worker's metrics.
-    pub place: Place,
+    pub place: WorkerMetrics,
     /// The count of client connections, over all workers.
     pub admission: Arc<Admission>,
 }
@@ -65,7 +65,7 @@ struct Lasting {
 }
 
 /// Pools are looked through this often; an idle connection lives at most so much longer than its limit.
-const SWEEP: Duration = Duration::from_secs(5);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The length of the accept queue; the system's own limit may be lower. At most this many connections may be left when
 /// a listener is closed.
@@ -74,7 +74,7 @@ pub const BACKLOG: i32 = 4096;
 /// The pause after the system has refused a connection, or while there is no descriptor for one more client.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-enum Listener {
+enum AcceptLoop {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -85,38 +85,38 @@ struct Named {
     shown: Arc<str>,
 }
 
-enum Accepted {
+enum AcceptedSocket {
     Tcp(TcpStream, SocketAddr, SocketAddr),
     Unix(UnixStream),
 }
 
 /// Serves until stopped and all connections have ended. Sends the result of each swap to a generation to `swapped`.
-pub fn run(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
+pub fn run(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     runtime.block_on(serve(orders, swapped))
 }
 
-async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
-    let Orders { generation, sockets, stopping, place, admission } = orders;
+async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
+    let WorkerChannels { generation, sockets, stopping, place, admission } = orders;
     let worker = place.worker;
     let pools = Rc::new(Pools::default());
     let first = generation.borrow().clone();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let lasting = Lasting { pools: pools.clone(), shares: Rc::default(), alive: alive.downgrade() };
-    let running = match prepare(first, &lasting, &place).await {
-        Ok(running) => running,
+    let prepared = match prepare(first, &lasting, &place).await {
+        Ok(prepared) => prepared,
         Err(error) => {
             let _ = swapped.send(Err(error.clone()));
             return Err(io::Error::other(error));
         }
     };
-    let current = Rc::new(RefCell::new(Rc::new(running)));
+    let current = Rc::new(RefCell::new(Rc::new(prepared)));
     let clock = Clock::new();
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_turns(Task::Sweep, sweep(pools.clone(), current.clone()));
     let ticking = spawn_turns(Task::Tick, tick(clock.clone(), pools.clone(), current.clone(), admission.clone()));
     let swapping = spawn_turns(Task::Swap, swap(generation, place, lasting, current.clone(), swapped));
-    listen(sockets, Seat { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
+    listen(sockets, WorkerShared { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
     clock.stop();
     // Every connection holds a sender, so this ends with the last connection.
     let _ = all_ended.recv().await;
@@ -128,9 +128,9 @@ async fn serve(orders: Orders, swapped: mpsc::UnboundedSender<Result<(), String>
 
 async fn swap(
     mut generation: watch::Receiver<Arc<Generation>>,
-    place: Place,
+    place: WorkerMetrics,
     lasting: Lasting,
-    current: Rc<RefCell<Rc<Running>>>,
+    current: Rc<RefCell<Rc<WorkerState>>>,
     swapped: mpsc::UnboundedSender<Result<(), String>>,
 ) {
     while generation.changed().await.is_ok() {
@@ -144,15 +144,15 @@ async fn swap(
 
 /// The worker's view of a generation, whose instances are made by another thread. Whatever goes wrong is told: who waits
 /// for the worker would wait for ever.
-async fn prepare(generation: Arc<Generation>, lasting: &Lasting, place: &Place) -> Result<Running, String> {
+async fn prepare(generation: Arc<Generation>, lasting: &Lasting, place: &WorkerMetrics) -> Result<WorkerState, String> {
     let Lasting { pools, shares, alive } = lasting;
-    let made = || Running::new(generation, pools, shares, place.clone(), alive.clone(), Instant::now());
-    let running = guard(Task::Swap, made).map_err(|panicked| panicked.to_string())?;
-    running.warm().await.map_err(|trap| trap.to_string())?;
-    Ok(running)
+    let made = || WorkerState::new(generation, pools, shares, place.clone(), alive.clone(), Instant::now());
+    let worker = guard(Task::Swap, made).map_err(|panicked| panicked.to_string())?;
+    worker.warm().await.map_err(|failure| failure.to_string())?;
+    Ok(worker)
 }
 
-async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>, admission: Arc<Admission>) {
+async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerState>>>, admission: Arc<Admission>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -160,7 +160,7 @@ async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running
         // Each in a turn of its own: a failure in one delays no deadline.
         let _ = guard(Task::Tick, || {
             clock.tick();
-            pools.give_way();
+            pools.yield_to_waiters();
             failure_log::report();
             admission.tick(clock.now());
             if admission.is_starved(clock.now()) {
@@ -168,19 +168,19 @@ async fn tick(clock: Rc<Clock>, pools: Rc<Pools>, current: Rc<RefCell<Rc<Running
             }
         });
         let _ = guard(Task::Timer, || {
-            let running = current.borrow().clone();
-            running.tick(clock.now());
+            let worker = current.borrow().clone();
+            worker.tick(clock.now());
         });
     }
 }
 
-async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
+async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerState>>>) {
     loop {
-        tokio::time::sleep(SWEEP).await;
+        tokio::time::sleep(SWEEP_INTERVAL).await;
         let _ = guard(Task::Sweep, || {
-            let running = current.borrow().clone();
-            let idle_times = running.generation.upstreams.iter().map(|upstream| upstream.rules.idle_timeout);
-            pools.sweep(Instant::now(), idle_times.max().unwrap_or(SWEEP));
+            let worker = current.borrow().clone();
+            let idle_times = worker.generation.upstreams.iter().map(|upstream| upstream.rules.idle_timeout);
+            pools.sweep(Instant::now(), idle_times.max().unwrap_or(SWEEP_INTERVAL));
         });
     }
 }
@@ -189,8 +189,8 @@ async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<Running>>>) {
 ///
 /// Every connection holds `alive`: the worker ends with the last connection.
 async fn listen(
-    mut sockets: mpsc::UnboundedReceiver<SocketOrder>,
-    seat: Seat,
+    mut sockets: mpsc::UnboundedReceiver<SocketChange>,
+    seat: WorkerShared,
     alive: mpsc::Sender<()>,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -202,7 +202,7 @@ async fn listen(
         };
         turn(Task::Worker);
         match order {
-            Some(SocketOrder::Open(address, socket)) => match Listener::new(socket) {
+            Some(SocketChange::Open(address, socket)) => match AcceptLoop::new(socket) {
                 Ok(listener) => {
                     let (close, closed) = oneshot::channel::<()>();
                     let task = keep_accepting(listener, address.clone(), closed, seat.clone(), alive.clone());
@@ -211,7 +211,7 @@ async fn listen(
                 Err(error) => tracing::error!(%address, %error, "not listening"),
             },
             // Its task notices the dropped sender, and ends by itself.
-            Some(SocketOrder::Close(address)) => drop(accepting.remove(&address)),
+            Some(SocketChange::Close(address)) => drop(accepting.remove(&address)),
             None => break,
         }
     }
@@ -223,10 +223,10 @@ async fn listen(
 
 /// Accepts until closed, and continues after a panic.
 async fn keep_accepting(
-    listener: Listener,
+    listener: AcceptLoop,
     address: Arc<str>,
     mut closed: oneshot::Receiver<()>,
-    seat: Seat,
+    seat: WorkerShared,
     alive: mpsc::Sender<()>,
 ) {
     let shown = listener.shown(&address);
@@ -242,10 +242,10 @@ async fn keep_accepting(
 
 /// Accepts until closed; clients that are queued by then are still served.
 async fn accept(
-    listener: &Listener,
+    listener: &AcceptLoop,
     named: &Named,
     closed: &mut oneshot::Receiver<()>,
-    seat: &Seat,
+    seat: &WorkerShared,
     alive: &mpsc::Sender<()>,
 ) {
     // The number of connections that may still be accepted after closing; `None` before.
@@ -289,7 +289,7 @@ async fn accept(
 }
 
 /// Serves a client on a task of its own, which ends with the connection, unless there are too many.
-fn admit(accepted: Accepted, named: &Named, seat: &Seat, alive: &mpsc::Sender<()>) {
+fn admit(accepted: AcceptedSocket, named: &Named, seat: &WorkerShared, alive: &mpsc::Sender<()>) {
     // A listener that the manifest no longer has is about to be closed.
     let known = seat.current.borrow().generation.listeners.get(&named.address).cloned();
     let Some(listener) = known else { return };
@@ -298,52 +298,52 @@ fn admit(accepted: Accepted, named: &Named, seat: &Seat, alive: &mpsc::Sender<()
     let presence = admitted.presence();
     let seat = seat.clone();
     let task = match accepted {
-        Accepted::Tcp(stream, client, reached) => {
-            let (stream, ends) = (Metered::new(Tcp(stream)), Some((client, reached)));
+        AcceptedSocket::Tcp(stream, client, reached) => {
+            let (stream, ends) = (ByteCounter::new(Tcp(stream)), Some((client, reached)));
             serve_client(handshake::serve(seat, stream, entrance, admitted, ends), alive)
         }
-        Accepted::Unix(stream) => {
-            serve_client(handshake::serve(seat, Metered::new(stream), entrance, admitted, None), alive)
+        AcceptedSocket::Unix(stream) => {
+            serve_client(handshake::serve(seat, ByteCounter::new(stream), entrance, admitted, None), alive)
         }
     };
     presence.ends_with(task);
 }
 
-impl Listener {
-    fn new(socket: Socket) -> io::Result<Self> {
+impl AcceptLoop {
+    fn new(socket: ListeningSocket) -> io::Result<Self> {
         match socket {
-            Socket::Tcp(listener) => TcpListener::from_std(listener).map(Listener::Tcp),
-            Socket::Unix(listener) => UnixListener::from_std(listener).map(Listener::Unix),
+            ListeningSocket::Tcp(listener) => TcpListener::from_std(listener).map(AcceptLoop::Tcp),
+            ListeningSocket::Unix(listener) => UnixListener::from_std(listener).map(AcceptLoop::Unix),
         }
     }
 
     /// Returns the address for the log: with the port that the system has chosen, where the manifest leaves that to it.
     fn shown(&self, address: &Arc<str>) -> Arc<str> {
         let bound = match self {
-            Listener::Tcp(listener) if address.ends_with(":0") => listener.local_addr().ok(),
+            AcceptLoop::Tcp(listener) if address.ends_with(":0") => listener.local_addr().ok(),
             _ => None,
         };
         bound.map_or_else(|| address.clone(), |bound| bound.to_string().into())
     }
 
-    async fn accept(&self) -> io::Result<Accepted> {
+    async fn accept(&self) -> io::Result<AcceptedSocket> {
         match self {
-            Listener::Tcp(listener) => {
+            AcceptLoop::Tcp(listener) => {
                 let (stream, client) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
                 let reached = stream.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
-                Ok(Accepted::Tcp(stream, client, reached))
+                Ok(AcceptedSocket::Tcp(stream, client, reached))
             }
-            Listener::Unix(listener) => Ok(Accepted::Unix(listener.accept().await?.0)),
+            AcceptLoop::Unix(listener) => Ok(AcceptedSocket::Unix(listener.accept().await?.0)),
         }
     }
 }
 
-impl Accepted {
+impl AcceptedSocket {
     fn descriptor(&self) -> usize {
         let descriptor = match self {
-            Accepted::Tcp(stream, ..) => stream.as_raw_fd(),
-            Accepted::Unix(stream) => stream.as_raw_fd(),
+            AcceptedSocket::Tcp(stream, ..) => stream.as_raw_fd(),
+            AcceptedSocket::Unix(stream) => stream.as_raw_fd(),
         };
         usize::try_from(descriptor).unwrap_or(0)
     }

@@ -21,26 +21,26 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use tracing::warn;
 
-use super::index::{Index, Variant};
-use super::purge_log::{Moment, Purge, Purges};
-use super::stored_response::{Content, Object};
+use super::index::{Index, IndexedVariant};
+use super::purge_log::{Purge, PurgeEpoch, PurgeLog};
+use super::stored_response::{Content, StoredResponse};
 use super::unix_time::now_ms;
-use super::variant::Label;
-use super::vary::Selectors;
+use super::variant::VariantInfo;
+use super::vary::VaryValue;
 use crate::error::is_of_this_machine;
 use crate::system::files;
-use directory::Claim;
+use directory::DirectoryLock;
 pub use directory::check;
-use reader::Opened;
-use record::Entry;
-pub use spill::Spill;
+use reader::OpenFile;
+use record::RecordEntry;
+pub use spill::SpillFile;
 use writer::Job;
 
 /// The disk part of the store: a directory of stored responses.
 pub struct Disk {
-    claim: Claim,
-    index: Index<Filed>,
-    purges: Arc<Purges>,
+    claim: DirectoryLock,
+    index: Index<DiskEntry>,
+    purges: Arc<PurgeLog>,
     /// The number of the next file. Newer files have greater numbers, also across restarts.
     next: AtomicU64,
     jobs: Sender<Job>,
@@ -53,12 +53,12 @@ pub struct Disk {
     /// Whether the scan for the files of earlier processes has finished.
     is_found: Mutex<bool>,
     found: Condvar,
-    pub figures: Figures,
+    pub figures: DiskCounters,
 }
 
 /// Counters of the disk since the start of the process.
 #[derive(Debug, Default)]
-pub struct Figures {
+pub struct DiskCounters {
     /// The number of responses that were read from disk.
     pub reads: AtomicU64,
     /// The number of responses that were written to disk.
@@ -71,8 +71,8 @@ pub struct Figures {
 
 /// A stored response on disk, as the index knows it.
 #[derive(Debug)]
-pub struct Filed {
-    label: Arc<Label>,
+pub struct DiskEntry {
+    label: Arc<VariantInfo>,
     id: u128,
     number: u64,
     /// The size of the file, in bytes.
@@ -83,8 +83,8 @@ pub struct Filed {
 }
 
 /// A response that was read from its file.
-pub struct Recalled {
-    pub object: Arc<Object>,
+pub struct LoadedResponse {
+    pub object: Arc<StoredResponse>,
     /// Whether the content was read into memory completely.
     pub is_whole: bool,
 }
@@ -107,8 +107,8 @@ const MOST_OLD: u64 = 64 << 10;
 
 impl Disk {
     /// Opens or creates a directory that may hold `bytes` of files. The error explains how to fix the problem.
-    pub fn open(folder: &Path, bytes: u64, purges: &Arc<Purges>) -> Result<Arc<Self>, String> {
-        let claim = Claim::new(folder)?;
+    pub fn open(folder: &Path, bytes: u64, purges: &Arc<PurgeLog>) -> Result<Arc<Self>, String> {
+        let claim = DirectoryLock::new(folder)?;
         // Removals and marks are bounded by the number of entries, and writes by `MOST_QUEUED`.
         let (jobs, queue) = mpsc::channel();
         let disk = Arc::new(Disk {
@@ -122,7 +122,7 @@ impl Disk {
             rests_until_ms: AtomicU64::new(0),
             is_found: Mutex::new(false),
             found: Condvar::new(),
-            figures: Figures::default(),
+            figures: DiskCounters::default(),
         });
         // Both threads end by themselves when the last reference to the disk is dropped.
         let (writer, scanner, place) = (Arc::downgrade(&disk), Arc::downgrade(&disk), disk.claim.folder.clone());
@@ -142,12 +142,12 @@ impl Disk {
     }
 
     /// Returns the index entry of a stored response that matches the request; `None` if there is none.
-    pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<Arc<Filed>> {
+    pub fn find(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<Arc<DiskEntry>> {
         self.index.variant(id, key, scope, request)
     }
 
     /// Returns the `Vary` values of a request; see [`Index::selectors`].
-    pub fn selectors(&self, id: u128, scope: u64, request: &HeaderMap) -> Option<Selectors> {
+    pub fn selectors(&self, id: u128, scope: u64, request: &HeaderMap) -> Option<VaryValue> {
         self.index.selectors(id, scope, request)
     }
 
@@ -157,10 +157,10 @@ impl Disk {
     }
 
     /// Queues a response for writing in the background. The response replaces an older one for the same requests.
-    pub fn keep(&self, id: u128, key: &[u8], object: &Arc<Object>, asked: Moment) {
+    pub fn keep(&self, id: u128, key: &[u8], object: &Arc<StoredResponse>, asked: PurgeEpoch) {
         // The old response is removed now, because the write may fail: no response on disk is better than an outdated
         // one.
-        self.index.remove_if(id, |filed| filed.label.is_for_the_same(&object.label) && filed.number != object.number);
+        self.index.remove_if(id, |filed| filed.label.replaces(&object.variant) && filed.number != object.sequence);
         let (queued, weight) = (self.queued.load(Ordering::Relaxed), weight(object));
         // A single response may exceed the limit.
         if self.rests() || queued > 0 && queued + weight > MOST_QUEUED {
@@ -172,8 +172,8 @@ impl Disk {
     }
 
     /// Removes the stored response that has the same scope and `Vary` values as `label`.
-    pub fn remove(&self, id: u128, label: &Label) {
-        self.index.remove_if(id, |filed| filed.label.is_for_the_same(label));
+    pub fn remove(&self, id: u128, label: &VariantInfo) {
+        self.index.remove_if(id, |filed| filed.label.replaces(label));
     }
 
     /// Removes all responses under a cache key. Returns how many of them were not counted as purged before.
@@ -201,7 +201,7 @@ impl Disk {
     }
 
     /// Reads a stored response from its file, with its content if that has at most `most` bytes. Blocks the thread.
-    pub fn recall(self: &Arc<Self>, filed: &Arc<Filed>, key: &[u8], most: u64) -> Option<Recalled> {
+    pub fn recall(self: &Arc<Self>, filed: &Arc<DiskEntry>, key: &[u8], most: u64) -> Option<LoadedResponse> {
         let recalled = self.read(filed, key, most);
         match &recalled {
             Ok(_) => drop(self.figures.reads.fetch_add(1, Ordering::Relaxed)),
@@ -210,24 +210,24 @@ impl Disk {
         recalled.ok()
     }
 
-    fn read(self: &Arc<Self>, filed: &Arc<Filed>, key: &[u8], most: u64) -> io::Result<Recalled> {
+    fn read(self: &Arc<Self>, filed: &Arc<DiskEntry>, key: &[u8], most: u64) -> io::Result<LoadedResponse> {
         let file = files::open(&self.claim.folder.file(filed.number), files::STORED)?;
-        let Entry { key: known, object, trailers, sums, length, .. } = record::read(&file, self.claim.seed)?;
-        if *known != *key || !object.label.is_for_the_same(&filed.label) {
+        let RecordEntry { key: known, object, trailers, sums, length, .. } = record::read(&file, self.claim.seed)?;
+        if *known != *key || !object.variant.replaces(&filed.label) {
             return Err(blocks::broken());
         }
         let is_whole = length <= most;
         let content = if is_whole {
             reader::whole(&file, &sums, length, trailers)?.into()
         } else {
-            Content::File(Arc::new(Opened::new(file, sums, length, trailers, filed.clone(), Arc::downgrade(self))))
+            Content::File(Arc::new(OpenFile::new(file, sums, length, trailers, filed.clone(), Arc::downgrade(self))))
         };
-        let object = Arc::new(object.labelled(filed.label.clone(), filed.number).with(content));
-        Ok(Recalled { object, is_whole })
+        let object = Arc::new(object.with_variant(filed.label.clone(), filed.number).with_content(content));
+        Ok(LoadedResponse { object, is_whole })
     }
 
     /// Handles a file that can't be read. The entry is removed, unless the cause is this machine and not the file.
-    fn read_failed(&self, filed: &Filed, error: &io::Error) {
+    fn read_failed(&self, filed: &DiskEntry, error: &io::Error) {
         // A file that was removed a moment ago is not a failure.
         if error.kind() != io::ErrorKind::NotFound {
             self.figures.failures.fetch_add(1, Ordering::Relaxed);
@@ -257,19 +257,19 @@ impl Disk {
     }
 
     /// Records the result of writing a file or of appending to one; `size` is the new size of the file in bytes.
-    fn written(&self, id: u128, key: &[u8], object: &Object, size: io::Result<u64>, asked: Moment) {
+    fn written(&self, id: u128, key: &[u8], object: &StoredResponse, size: io::Result<u64>, asked: PurgeEpoch) {
         match size {
             Ok(size) => {
                 self.figures.writes.fetch_add(1, Ordering::Relaxed);
-                self.enter(id, key, &object.label, (object.number, size), asked);
+                self.enter(id, key, &object.variant, (object.sequence, size), asked);
             }
             Err(error) => self.write_failed(&error),
         }
     }
 
     /// Adds a finished file to the index and replaces an older entry, unless the response was purged meanwhile.
-    fn enter(&self, id: u128, key: &[u8], label: &Arc<Label>, (number, size): (u64, u64), asked: Moment) {
-        let filed = Arc::new(Filed {
+    fn enter(&self, id: u128, key: &[u8], label: &Arc<VariantInfo>, (number, size): (u64, u64), asked: PurgeEpoch) {
+        let filed = Arc::new(DiskEntry {
             label: label.clone(),
             id,
             number,
@@ -280,7 +280,7 @@ impl Disk {
         // The entry for an older record of this file. The newer record may be for other requests.
         let known = self.index.numbered(id, number);
         known.iter().for_each(|known| known.is_taken_over.store(true, Ordering::Relaxed));
-        self.index.offer(id, key, filed, &self.purges, asked);
+        self.index.insert_unless_purged(id, key, filed, &self.purges, asked);
         if let Some(known) = known {
             self.index.remove_if(id, |other| std::ptr::eq(other, &*known));
         }
@@ -288,7 +288,7 @@ impl Disk {
 }
 
 /// Returns the memory that a response occupies while it waits to be written, in bytes.
-fn weight(object: &Object) -> u64 {
+fn weight(object: &StoredResponse) -> u64 {
     if let Content::File(_) = object.content { 0 } else { object.weight() as u64 }
 }
 
@@ -320,7 +320,7 @@ impl Disk {
     }
 }
 
-impl Filed {
+impl DiskEntry {
     /// Returns the size of the file, in bytes.
     pub fn size(&self) -> u64 {
         self.size
@@ -332,8 +332,8 @@ impl Filed {
     }
 }
 
-impl Variant for Filed {
-    fn label(&self) -> &Label {
+impl IndexedVariant for DiskEntry {
+    fn label(&self) -> &VariantInfo {
         &self.label
     }
 

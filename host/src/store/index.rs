@@ -9,13 +9,13 @@ use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use super::purge_log::{Moment, Purge, Purges};
-use super::variant::{Label, Strength};
-use super::vary::Selectors;
+use super::purge_log::{Purge, PurgeEpoch, PurgeLog};
+use super::variant::{PurgeKind, VariantInfo};
+use super::vary::VaryValue;
 
 /// A stored response in an index: one of the variants under a cache key.
-pub trait Variant: Send + Sync + 'static {
-    fn label(&self) -> &Label;
+pub trait IndexedVariant: Send + Sync + 'static {
+    fn label(&self) -> &VariantInfo;
 
     /// Returns the share of the budget that the variant uses, in bytes.
     fn weight(&self) -> usize;
@@ -31,14 +31,14 @@ pub trait Variant: Send + Sync + 'static {
 }
 
 /// An index of variants by the hash of the cache key.
-pub struct Index<V: Variant> {
-    resources: Cache<u128, Arc<Resource<V>>, Weight, DefaultHashBuilder, Leaving>,
+pub struct Index<V: IndexedVariant> {
+    resources: Cache<u128, Arc<CacheEntry<V>>, Weight, DefaultHashBuilder, Leaving>,
     /// Locked while the budget is set.
     resizing: Mutex<()>,
 }
 
 /// All variants under one cache key.
-struct Resource<V> {
+struct CacheEntry<V> {
     key: Box<[u8]>,
     /// The variants, newest first.
     variants: SmallVec<[Arc<V>; 1]>,
@@ -51,11 +51,11 @@ struct Resource<V> {
 pub enum Found<V> {
     Nothing,
     /// Other variants are stored under the key, but none matches the request.
-    Others,
+    OtherVariants,
     /// A variant matches the request.
     Variant(Arc<V>),
     /// The key is hit-for-miss: the response will most likely not be cacheable.
-    Passes,
+    HitForMiss,
 }
 
 #[derive(Clone)]
@@ -65,7 +65,7 @@ struct Weight;
 struct Leaving;
 
 /// The evicted entries, kept so that their variants are notified outside all locks.
-struct Evicted<V: Variant>(Vec<Arc<Resource<V>>>);
+struct Evicted<V: IndexedVariant>(Vec<Arc<CacheEntry<V>>>);
 
 /// The number of parts that the budget is divided into, each with its own lock: enough to avoid contention between
 /// workers, and few enough for one part to hold a large response.
@@ -75,14 +75,14 @@ pub const PARTS: usize = 16;
 const MOST_VARIANTS: usize = 64;
 
 /// The part of the budget that a key uses besides its variants, in bytes.
-const OVERHEAD: usize = size_of::<Resource<()>>() + 64;
+const OVERHEAD: usize = size_of::<CacheEntry<()>>() + 64;
 
 /// Returns the hash of a cache key. The seed is secret, so that no client can construct keys that collide.
-pub fn name_of(key: &[u8], seed: u64) -> u128 {
+pub fn hash_key(key: &[u8], seed: u64) -> u128 {
     xxh3_128_with_seed(key, seed)
 }
 
-impl<V: Variant> Index<V> {
+impl<V: IndexedVariant> Index<V> {
     /// Returns an empty index with a budget of `bytes`, for entries with a size of about `typical` bytes.
     pub fn new(bytes: u64, typical: u64) -> Self {
         let options = OptionsBuilder::new()
@@ -102,9 +102,9 @@ impl<V: Variant> Index<V> {
         let Some(resource) = self.resource(id, key) else { return Found::Nothing };
         match resource.select(scope, request) {
             Some(variant) => Found::Variant(variant),
-            None if resource.passes_until_ms > now_ms => Found::Passes,
+            None if resource.passes_until_ms > now_ms => Found::HitForMiss,
             None if resource.variants.is_empty() => Found::Nothing,
-            None => Found::Others,
+            None => Found::OtherVariants,
         }
     }
 
@@ -113,23 +113,23 @@ impl<V: Variant> Index<V> {
         self.resource(id, key)?.select(scope, request)
     }
 
-    fn resource(&self, id: u128, key: &[u8]) -> Option<Arc<Resource<V>>> {
+    fn resource(&self, id: u128, key: &[u8]) -> Option<Arc<CacheEntry<V>>> {
         self.resources.get(&id).filter(|resource| *resource.key == *key)
     }
 
     /// Returns a request's values of the fields that the latest response under the key depended on; `None` if none is
     /// stored.
-    pub fn selectors(&self, id: u128, scope: u64, request: &HeaderMap) -> Option<Selectors> {
+    pub fn selectors(&self, id: u128, scope: u64, request: &HeaderMap) -> Option<VaryValue> {
         let resource = self.resources.peek(&id)?;
         let latest = resource.variants.iter().find(|variant| variant.label().scope == scope)?;
-        Some(Selectors::of(latest.label().selectors.names(), request))
+        Some(VaryValue::from_request(latest.label().selectors.names(), request))
     }
 
     /// Inserts a variant. It replaces the variant for the same requests, unless that one is newer.
     fn insert(&self, id: u128, key: &[u8], variant: Arc<V>) {
         let mut is_late = false;
         self.update(id, Some(key), |resource| {
-            let is_for_the_same = |known: &Arc<V>| known.label().is_for_the_same(variant.label());
+            let is_for_the_same = |known: &Arc<V>| known.label().replaces(variant.label());
             is_late = resource.variants.iter().any(|known| is_for_the_same(known) && known.number() > variant.number());
             if is_late {
                 return;
@@ -145,15 +145,15 @@ impl<V: Variant> Index<V> {
     }
 
     /// Inserts a variant that was requested at `asked`, unless the response was purged since. It replaces an older one.
-    pub fn offer(&self, id: u128, key: &[u8], variant: Arc<V>, purges: &Purges, asked: Moment) {
+    pub fn insert_unless_purged(&self, id: u128, key: &[u8], variant: Arc<V>, purges: &PurgeLog, asked: PurgeEpoch) {
         let is_gone = || {
             let purged = purges.since(asked, id, key, variant.label());
-            if purged == Some(Strength::Soft) {
-                variant.label().purge(Strength::Soft);
+            if purged == Some(PurgeKind::Soft) {
+                variant.label().purge(PurgeKind::Soft);
                 variant.purged();
             }
             // For example, a purge found the response on disk while it was being read.
-            purged == Some(Strength::Hard) || variant.label().is_gone()
+            purged == Some(PurgeKind::Hard) || variant.label().is_gone()
         };
         if is_gone() {
             return variant.left();
@@ -182,7 +182,7 @@ impl<V: Variant> Index<V> {
     pub fn remove_all(&self, id: u128) -> usize {
         let Some((_, resource)) = self.resources.remove(&id) else { return 0 };
         resource.leave();
-        resource.variants.iter().filter(|variant| variant.label().purge(Strength::Hard)).count()
+        resource.variants.iter().filter(|variant| variant.label().purge(PurgeKind::Hard)).count()
     }
 
     /// Marks a key as hit-for-miss until `until_ms`, in milliseconds of Unix time.
@@ -191,18 +191,18 @@ impl<V: Variant> Index<V> {
     }
 
     /// Changes the entry of a cache key. A missing entry is created if `key` is given.
-    fn update(&self, id: u128, key: Option<&[u8]>, change: impl FnOnce(&mut Resource<V>)) {
+    fn update(&self, id: u128, key: Option<&[u8]>, change: impl FnOnce(&mut CacheEntry<V>)) {
         let most = self.most() as usize;
         let mut change = Some(change);
         let mut left: SmallVec<[Arc<V>; 2]> = SmallVec::new();
-        let mut changed = |old: Option<&Resource<V>>| {
+        let mut changed = |old: Option<&CacheEntry<V>>| {
             let mut resource = match old {
                 Some(old) if key.is_none_or(|key| *old.key == *key) => {
                     let variants = old.variants.clone();
-                    Resource { key: old.key.clone(), variants, passes_until_ms: old.passes_until_ms }
+                    CacheEntry { key: old.key.clone(), variants, passes_until_ms: old.passes_until_ms }
                 }
                 // The entry of another key with the same hash is replaced.
-                _ => Resource { key: key.unwrap_or_default().into(), variants: SmallVec::new(), passes_until_ms: 0 },
+                _ => CacheEntry { key: key.unwrap_or_default().into(), variants: SmallVec::new(), passes_until_ms: 0 },
             };
             if let Some(change) = change.take() {
                 change(&mut resource);
@@ -239,7 +239,7 @@ impl<V: Variant> Index<V> {
     /// Purges the matching variants, shard by shard. Returns how many of them were not counted as purged before.
     pub fn purge(&self, purge: &Purge) -> usize {
         let is_meant = |key: &[u8], variant: &V| purge.what.is(key, variant.label());
-        let concerned: Vec<(u128, Arc<Resource<V>>)> = self
+        let concerned: Vec<(u128, Arc<CacheEntry<V>>)> = self
             .resources
             .iter()
             .filter(|(_, resource)| resource.variants.iter().any(|variant| is_meant(&resource.key, variant)))
@@ -248,7 +248,7 @@ impl<V: Variant> Index<V> {
         for (id, resource) in concerned {
             for variant in resource.variants.iter().filter(|variant| is_meant(&resource.key, variant)) {
                 purged += usize::from(variant.label().purge(purge.strength));
-                if purge.strength == Strength::Soft {
+                if purge.strength == PurgeKind::Soft {
                     variant.purged();
                 } else {
                     self.remove_if(id, |known| std::ptr::eq(known, &**variant));
@@ -287,7 +287,7 @@ impl<V: Variant> Index<V> {
     }
 }
 
-impl<V: Variant> Resource<V> {
+impl<V: IndexedVariant> CacheEntry<V> {
     fn weight(&self) -> usize {
         self.variants.iter().map(|variant| variant.weight()).sum::<usize>() + self.key.len() + OVERHEAD
     }
@@ -310,27 +310,27 @@ impl<V: Variant> Resource<V> {
     }
 }
 
-impl<V: Variant> Weighter<u128, Arc<Resource<V>>> for Weight {
-    fn weight(&self, _: &u128, resource: &Arc<Resource<V>>) -> u64 {
+impl<V: IndexedVariant> Weighter<u128, Arc<CacheEntry<V>>> for Weight {
+    fn weight(&self, _: &u128, resource: &Arc<CacheEntry<V>>) -> u64 {
         resource.weight() as u64
     }
 }
 
-impl<V: Variant> Lifecycle<u128, Arc<Resource<V>>> for Leaving {
+impl<V: IndexedVariant> Lifecycle<u128, Arc<CacheEntry<V>>> for Leaving {
     type RequestState = Evicted<V>;
 
-    fn on_evict(&self, evicted: &mut Evicted<V>, _: u128, resource: Arc<Resource<V>>) {
+    fn on_evict(&self, evicted: &mut Evicted<V>, _: u128, resource: Arc<CacheEntry<V>>) {
         evicted.0.push(resource);
     }
 }
 
-impl<V: Variant> Default for Evicted<V> {
+impl<V: IndexedVariant> Default for Evicted<V> {
     fn default() -> Self {
         Evicted(Vec::new())
     }
 }
 
-impl<V: Variant> Drop for Evicted<V> {
+impl<V: IndexedVariant> Drop for Evicted<V> {
     fn drop(&mut self) {
         self.0.iter().for_each(|resource| resource.leave());
     }

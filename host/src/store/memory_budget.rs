@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The bytes reserved for one arriving response. The reservation is released on drop.
 #[derive(Debug)]
-pub struct Room {
+pub struct MemoryReservation {
     /// The bytes reserved for all arriving responses.
     coming: Arc<AtomicU64>,
     bytes: u64,
@@ -14,10 +14,10 @@ pub struct Room {
 /// The divisor of the budget: a quarter of it is for arriving responses.
 const PART: u64 = 4;
 
-impl Room {
+impl MemoryReservation {
     /// Creates an empty reservation; `coming` is the total over all arriving responses.
     pub fn new(coming: &Arc<AtomicU64>) -> Self {
-        Room { coming: coming.clone(), bytes: 0 }
+        MemoryReservation { coming: coming.clone(), bytes: 0 }
     }
 
     /// Reserves more bytes. Returns whether the total is still within the part of the budget for arriving responses.
@@ -32,7 +32,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for MemoryReservation {
     fn drop(&mut self) {
         self.leave();
     }

@@ -3,17 +3,17 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::variant::{Label, Strength};
+use super::variant::{PurgeKind, VariantInfo};
 
 /// A purge: its target and its kind.
 #[derive(Clone, Debug)]
 pub struct Purge {
-    pub what: Purged,
-    pub strength: Strength,
+    pub what: PurgeTarget,
+    pub strength: PurgeKind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Purged {
+pub enum PurgeTarget {
     All,
     /// The URI as requested or as in the cache key, such as `https://example.org/a?b`.
     Uri(String),
@@ -24,14 +24,14 @@ pub enum Purged {
 
 /// A position in the log of purges and invalidations.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment(u64);
+pub struct PurgeEpoch(u64);
 
 /// The log of recent purges and invalidations.
 #[derive(Debug, Default)]
-pub struct Purges(Mutex<Late>);
+pub struct PurgeLog(Mutex<RecentPurges>);
 
 #[derive(Debug, Default)]
-struct Late {
+struct RecentPurges {
     so_far: u64,
     purges: VecDeque<(u64, Purge)>,
     /// The number of the last purge that was dropped from the log.
@@ -45,10 +45,10 @@ struct Late {
 const MOST_PURGES: usize = 1024;
 const MOST_CHANGES: usize = 64 << 10;
 
-impl Purges {
+impl PurgeLog {
     /// Returns the current position in the log.
-    pub fn moment(&self) -> Moment {
-        Moment(self.late().so_far)
+    pub fn moment(&self) -> PurgeEpoch {
+        PurgeEpoch(self.late().so_far)
     }
 
     /// Records a purge.
@@ -78,34 +78,34 @@ impl Purges {
 
     /// Returns the strongest purge that hit a response after `asked`; an invalidation counts as a hard purge. `None` if
     /// there was none.
-    pub fn since(&self, asked: Moment, id: u128, key: &[u8], label: &Label) -> Option<Strength> {
+    pub fn since(&self, asked: PurgeEpoch, id: u128, key: &[u8], label: &VariantInfo) -> Option<PurgeKind> {
         let late = self.late();
-        let Moment(asked) = asked;
+        let PurgeEpoch(asked) = asked;
         let is_forgotten = asked < late.purges_forgotten || asked < late.changes_forgotten;
         if is_forgotten || late.changes.get(&id).is_some_and(|number| *number > asked) {
-            return Some(Strength::Hard);
+            return Some(PurgeKind::Hard);
         }
         let since = late.purges.iter().rev().take_while(|(number, _)| *number > asked);
         since.filter(|(_, purge)| purge.what.is(key, label)).map(|(_, purge)| purge.strength).max()
     }
 
-    fn late(&self) -> MutexGuard<'_, Late> {
+    fn late(&self) -> MutexGuard<'_, RecentPurges> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Purged {
+impl PurgeTarget {
     /// Returns whether a response is a target of the purge. The first line of a cache key is also a URI: that of all
     /// requests which differ only in ignored query parameters.
-    pub fn is(&self, key: &[u8], label: &Label) -> bool {
+    pub fn is(&self, key: &[u8], label: &VariantInfo) -> bool {
         let of_key = || key.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let of_either =
             |is: &dyn Fn(&[u8]) -> bool| label.uri.as_deref().is_some_and(|uri| is(uri.as_bytes())) || is(of_key());
         match self {
-            Purged::All => true,
-            Purged::Uri(wanted) => of_either(&|uri| uri == wanted.as_bytes()),
-            Purged::Prefix(wanted) => of_either(&|uri| uri.starts_with(wanted.as_bytes())),
-            Purged::Tag(wanted) => label.tags.iter().any(|tag| **tag == **wanted),
+            PurgeTarget::All => true,
+            PurgeTarget::Uri(wanted) => of_either(&|uri| uri == wanted.as_bytes()),
+            PurgeTarget::Prefix(wanted) => of_either(&|uri| uri.starts_with(wanted.as_bytes())),
+            PurgeTarget::Tag(wanted) => label.tags.iter().any(|tag| **tag == **wanted),
         }
     }
 }
@@ -114,34 +114,34 @@ impl Purged {
 mod tests {
     use super::*;
 
-    fn tagged(tag: &str) -> Label {
-        Label::new(1, Default::default(), Some("http://a/x?utm=1&b=2".into()), [tag.into()].into())
+    fn tagged(tag: &str) -> VariantInfo {
+        VariantInfo::new(1, Default::default(), Some("http://a/x?utm=1&b=2".into()), [tag.into()].into())
     }
 
     #[test]
     fn a_uri_is_that_of_the_request_or_of_the_key() {
         let (key, label) = (b"http://a/x?b=2\nlang:de", tagged("red"));
         for uri in ["http://a/x?utm=1&b=2", "http://a/x?b=2"] {
-            assert!(Purged::Uri(uri.into()).is(key, &label), "{uri}");
+            assert!(PurgeTarget::Uri(uri.into()).is(key, &label), "{uri}");
         }
-        assert!(!Purged::Uri("http://a/x".into()).is(key, &label));
-        assert!(Purged::Prefix("http://a/x?b".into()).is(key, &label));
-        assert!(!Purged::Prefix("http://b/".into()).is(key, &label));
+        assert!(!PurgeTarget::Uri("http://a/x".into()).is(key, &label));
+        assert!(PurgeTarget::Prefix("http://a/x?b".into()).is(key, &label));
+        assert!(!PurgeTarget::Prefix("http://b/".into()).is(key, &label));
     }
 
     #[test]
     fn what_happened_since_is_known_and_what_is_forgotten_counts_as_a_purge() {
-        let (purges, label) = (Purges::default(), tagged("red"));
+        let (purges, label) = (PurgeLog::default(), tagged("red"));
         let since = |asked| purges.since(asked, 7, b"http://a/x", &label);
         let before = purges.moment();
         assert_eq!(since(before), None);
-        purges.purge(&Purge { what: Purged::Tag("red".into()), strength: Strength::Soft });
-        assert_eq!((since(before), since(purges.moment())), (Some(Strength::Soft), None));
+        purges.purge(&Purge { what: PurgeTarget::Tag("red".into()), strength: PurgeKind::Soft });
+        assert_eq!((since(before), since(purges.moment())), (Some(PurgeKind::Soft), None));
         let between = purges.moment();
         purges.change(7);
         assert_eq!(
             (since(before), since(between), since(purges.moment())),
-            (Some(Strength::Hard), Some(Strength::Hard), None)
+            (Some(PurgeKind::Hard), Some(PurgeKind::Hard), None)
         );
         let after = purges.moment();
         for id in 0..MOST_PURGES as u128 * 2 {
@@ -149,13 +149,13 @@ mod tests {
         }
         assert_eq!(since(after), None, "changes of others push out nothing");
         for _ in 0..=MOST_PURGES {
-            purges.purge(&Purge { what: Purged::Tag("none".into()), strength: Strength::Hard });
+            purges.purge(&Purge { what: PurgeTarget::Tag("none".into()), strength: PurgeKind::Hard });
         }
-        assert_eq!(since(after), Some(Strength::Hard));
+        assert_eq!(since(after), Some(PurgeKind::Hard));
         let after = purges.moment();
         for id in 0..=MOST_CHANGES as u128 {
             purges.change(id + 100);
         }
-        assert_eq!(since(after), Some(Strength::Hard));
+        assert_eq!(since(after), Some(PurgeKind::Hard));
     }
 }

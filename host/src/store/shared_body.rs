@@ -18,20 +18,20 @@ use crate::net::memfd_arena;
 
 /// Content on its way into the store.
 #[derive(Debug)]
-pub struct Fill {
+pub struct SharedBody {
     /// As its head says.
     length: Option<u64>,
-    state: Mutex<State>,
+    state: Mutex<SharedBodyState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SharedBodyState {
     /// With their places in the content, from the first that is still needed in memory.
     pieces: VecDeque<(u64, Bytes)>,
     /// How much has come.
     bytes: u64,
-    end: Option<End>,
-    keeping: Keeping,
+    end: Option<BodyEnd>,
+    keeping: Retention,
     /// Where its beginning is, if anywhere.
     file: Option<Arc<File>>,
     /// So many bytes stand there.
@@ -44,7 +44,7 @@ struct State {
 
 /// What becomes of what has come.
 #[derive(Debug, Default, PartialEq, Eq)]
-enum Keeping {
+enum Retention {
     /// It stays in memory.
     #[default]
     Memory,
@@ -64,13 +64,13 @@ struct Reader {
 }
 
 #[derive(Debug, Clone)]
-enum End {
+enum BodyEnd {
     Whole(Option<HeaderMap>),
     Broken,
 }
 
 /// Of what is not kept in memory so many pieces may wait for slow readers.
-const AHEAD: usize = 16;
+const MAX_UNREAD_PIECES: usize = 16;
 
 /// The longest content that is put into one allocation.
 const WHOLE: u64 = 1 << 20;
@@ -82,9 +82,9 @@ const PIECE: usize = 256 << 10;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Abandoned;
 
-impl Fill {
+impl SharedBody {
     pub fn new(length: Option<u64>) -> Arc<Self> {
-        Arc::new(Fill { length, state: Mutex::default() })
+        Arc::new(SharedBody { length, state: Mutex::default() })
     }
 
     /// As the head says.
@@ -92,7 +92,7 @@ impl Fill {
         self.length
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SharedBodyState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -110,13 +110,13 @@ impl Fill {
     /// Ready when the writer may go on: it waits for readers of what isn't kept, and stops when there are none.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Abandoned>> {
         let mut state = self.state();
-        if state.keeping != Keeping::Nothing {
+        if state.keeping != Retention::Nothing {
             return Poll::Ready(Ok(()));
         }
         if state.readers.iter().all(Option::is_none) {
             return Poll::Ready(Err(Abandoned));
         }
-        if state.pieces.len() < AHEAD {
+        if state.pieces.len() < MAX_UNREAD_PIECES {
             return Poll::Ready(Ok(()));
         }
         state.writer = Some(cx.waker().clone());
@@ -126,14 +126,14 @@ impl Fill {
     /// It will not be kept.
     pub fn pass(&self) {
         let mut state = self.state();
-        state.keeping = Keeping::Nothing;
+        state.keeping = Retention::Nothing;
         state.forget();
     }
 
     /// It goes into a file from now on, with what has come so far.
     pub fn spill(&self, file: Arc<File>) {
         let mut state = self.state();
-        state.keeping = Keeping::File;
+        state.keeping = Retention::File;
         state.file = Some(file);
     }
 
@@ -156,7 +156,7 @@ impl Fill {
     }
 
     /// So many bytes stand in the file now.
-    pub fn stands_in_file(&self, bytes: u64) {
+    pub fn set_written(&self, bytes: u64) {
         let mut state = self.state();
         state.written = bytes;
         state.forget();
@@ -165,7 +165,7 @@ impl Fill {
     /// All has come.
     pub fn finish(&self, trailers: Option<HeaderMap>) {
         let mut state = self.state();
-        state.end = Some(End::Whole(trailers));
+        state.end = Some(BodyEnd::Whole(trailers));
         state.wake();
     }
 
@@ -176,7 +176,7 @@ impl Fill {
         let length = state.bytes;
         drop(state);
         if trailers.is_none() && length <= WHOLE {
-            return MemoryContent::Whole(memfd_arena::joined(&pieces));
+            return MemoryContent::Whole(memfd_arena::join(&pieces));
         }
         MemoryContent::Pieces(Arc::new(Pieces { list: repacked(pieces), length, trailers }))
     }
@@ -184,23 +184,23 @@ impl Fill {
     /// No more will come of it, which readers learn as a failure.
     pub fn fail(&self) {
         let mut state = self.state();
-        state.end.get_or_insert(End::Broken);
+        state.end.get_or_insert(BodyEnd::Broken);
         state.wake();
     }
 
     /// A reader from some place on; none if what stands there is gone.
-    pub fn reader(self: &Arc<Self>, at: u64) -> Option<Reading> {
+    pub fn reader(self: &Arc<Self>, at: u64) -> Option<SharedBodyReader> {
         let mut state = self.state();
         let is_gone = state.front() > state.written && at < state.front();
-        if is_gone || matches!(state.end, Some(End::Broken)) {
+        if is_gone || matches!(state.end, Some(BodyEnd::Broken)) {
             return None;
         }
         state.readers.push(Some(Reader { at, had_trailers: false, waiting: None }));
-        Some(Reading { fill: self.clone(), place: state.readers.len() - 1, from_file: None })
+        Some(SharedBodyReader { fill: self.clone(), place: state.readers.len() - 1, from_file: None })
     }
 }
 
-impl State {
+impl SharedBodyState {
     fn wake(&mut self) {
         self.readers.iter_mut().flatten().filter_map(|reader| reader.waiting.take()).for_each(Waker::wake);
     }
@@ -220,11 +220,11 @@ impl State {
 
     /// Drops what is of no more use in memory.
     fn forget(&mut self) {
-        let is_wanted = |state: &State, end: u64| match state.keeping {
-            Keeping::Memory => true,
+        let is_wanted = |state: &SharedBodyState, end: u64| match state.keeping {
+            Retention::Memory => true,
             // Those who keep up needn't read the file.
-            Keeping::File => end > state.written || state.pieces.len() <= AHEAD,
-            Keeping::Nothing => state.readers.iter().flatten().any(|reader| reader.at < end),
+            Retention::File => end > state.written || state.pieces.len() <= MAX_UNREAD_PIECES,
+            Retention::Nothing => state.readers.iter().flatten().any(|reader| reader.at < end),
         };
         while let Some((at, piece)) = self.pieces.front()
             && !is_wanted(self, at + piece.len() as u64)
@@ -232,7 +232,7 @@ impl State {
             self.pieces.pop_front();
         }
         let is_alone = || self.readers.iter().all(Option::is_none);
-        if self.pieces.len() < AHEAD || is_alone() {
+        if self.pieces.len() < MAX_UNREAD_PIECES || is_alone() {
             self.writer.take().into_iter().for_each(Waker::wake);
         }
     }
@@ -247,28 +247,28 @@ fn repacked(pieces: Vec<Bytes>) -> Vec<Bytes> {
             length += part.len();
             parts.push(part);
             if length == PIECE {
-                packed.push(memfd_arena::joined(&parts));
+                packed.push(memfd_arena::join(&parts));
                 parts.clear();
                 length = 0;
             }
         }
     }
     if length > 0 {
-        packed.push(memfd_arena::joined(&parts));
+        packed.push(memfd_arena::join(&parts));
     }
     packed
 }
 
 /// A reader's place in content that still comes in.
 #[derive(Debug)]
-pub struct Reading {
-    fill: Arc<Fill>,
+pub struct SharedBodyReader {
+    fill: Arc<SharedBody>,
     place: usize,
     /// What is being read from the file.
     from_file: Option<JoinHandle<std::io::Result<Bytes>>>,
 }
 
-impl Reading {
+impl SharedBodyReader {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             if let Some(reading) = &mut self.from_file {
@@ -305,12 +305,12 @@ impl Reading {
                     reader.waiting = Some(cx.waker().clone());
                     Poll::Pending
                 }
-                Some(End::Broken) => Poll::Ready(Some(Err("the upstream gave up within its response".into()))),
-                Some(End::Whole(Some(trailers))) if !reader.had_trailers => {
+                Some(BodyEnd::Broken) => Poll::Ready(Some(Err("the upstream gave up within its response".into()))),
+                Some(BodyEnd::Whole(Some(trailers))) if !reader.had_trailers => {
                     reader.had_trailers = true;
                     Poll::Ready(Some(Ok(Frame::trailers(trailers))))
                 }
-                Some(End::Whole(_)) => Poll::Ready(None),
+                Some(BodyEnd::Whole(_)) => Poll::Ready(None),
             };
         }
     }
@@ -331,7 +331,7 @@ impl Reading {
     }
 }
 
-impl Drop for Reading {
+impl Drop for SharedBodyReader {
     fn drop(&mut self) {
         let mut state = self.fill.state();
         if let Some(reader) = state.readers.get_mut(self.place) {
@@ -346,10 +346,10 @@ pub mod tests {
     use http_body::Body;
 
     use super::*;
-    use crate::store::stored_body::Stored;
+    use crate::store::stored_body::StoredBody;
     use crate::store::stored_response::Content;
 
-    pub fn read(stored: &mut Stored) -> Vec<u8> {
+    pub fn read(stored: &mut StoredBody) -> Vec<u8> {
         let (mut cx, mut all) = (Context::from_waker(Waker::noop()), Vec::new());
         while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut *stored).poll_frame(&mut cx) {
             all.extend(frame.into_data().unwrap_or_default());
@@ -357,8 +357,8 @@ pub mod tests {
         all
     }
 
-    pub fn filled(pieces: &[&'static str]) -> (Arc<Fill>, Content) {
-        let fill = Fill::new(None);
+    pub fn filled(pieces: &[&'static str]) -> (Arc<SharedBody>, Content) {
+        let fill = SharedBody::new(None);
         pieces.iter().for_each(|piece| fill.push(Bytes::from_static(piece.as_bytes())));
         (fill.clone(), Content::Filling(fill))
     }
@@ -366,14 +366,14 @@ pub mod tests {
     #[test]
     fn readers_get_all_whenever_they_come() {
         let (fill, content) = filled(&["abc", "def"]);
-        let mut early = Stored::all(&content).unwrap();
+        let mut early = StoredBody::all(&content).unwrap();
         assert_eq!(read(&mut early), b"abcdef");
         fill.push(Bytes::from_static(b"ghi"));
         fill.finish(None);
         let whole = fill.content(None).into();
-        let mut late = Stored::all(&content).unwrap();
+        let mut late = StoredBody::all(&content).unwrap();
         assert_eq!((read(&mut early), read(&mut late)), (b"ghi".to_vec(), b"abcdefghi".to_vec()));
-        assert_eq!(read(&mut Stored::all(&whole).unwrap()), b"abcdefghi");
+        assert_eq!(read(&mut StoredBody::all(&whole).unwrap()), b"abcdefghi");
         assert_eq!(whole.length(), Some(9));
     }
 
@@ -381,9 +381,9 @@ pub mod tests {
     fn what_is_not_kept_waits_for_its_slowest_reader_and_ends_with_the_last() {
         let (fill, content) = filled(&["abc"]);
         let mut cx = Context::from_waker(Waker::noop());
-        let (mut quick, slow) = (Stored::all(&content).unwrap(), Stored::all(&content).unwrap());
+        let (mut quick, slow) = (StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap());
         fill.pass();
-        for _ in 1..AHEAD {
+        for _ in 1..MAX_UNREAD_PIECES {
             assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
             fill.push(Bytes::from_static(b"d"));
         }
@@ -391,7 +391,7 @@ pub mod tests {
         assert!(fill.poll_ready(&mut cx).is_pending());
         drop(slow);
         assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
-        assert!(Stored::all(&content).is_none(), "its beginning is gone");
+        assert!(StoredBody::all(&content).is_none(), "its beginning is gone");
         drop(quick);
         assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Err(Abandoned)));
     }
@@ -399,7 +399,7 @@ pub mod tests {
     #[test]
     fn broken_content_has_no_end_that_looks_like_one() {
         let (fill, content) = filled(&["abc"]);
-        let mut body = Stored::all(&content).unwrap();
+        let mut body = StoredBody::all(&content).unwrap();
         read(&mut body);
         fill.fail();
         let mut cx = Context::from_waker(Waker::noop());
@@ -408,7 +408,7 @@ pub mod tests {
 
     #[test]
     fn long_content_is_repacked() {
-        let fill = Fill::new(None);
+        let fill = SharedBody::new(None);
         for _ in 0..3 {
             fill.push(Bytes::from(vec![7; 700 << 10]));
         }
@@ -424,7 +424,7 @@ pub mod tests {
         use http_body_util::BodyExt;
         let file = Arc::new(tempfile::tempfile().unwrap());
         let (fill, content) = filled(&["abc"]);
-        let early = Stored::all(&content).unwrap();
+        let early = StoredBody::all(&content).unwrap();
         fill.spill(file.clone());
         let mut all = b"abc".to_vec();
         for at in 0..200 {
@@ -433,16 +433,16 @@ pub mod tests {
             fill.push(piece.into());
             while let Some((place, block)) = fill.next_block(64, false) {
                 file.write_all_at(&block, place).unwrap();
-                fill.stands_in_file(place + block.len() as u64);
+                fill.set_written(place + block.len() as u64);
             }
-            assert!(fill.state().pieces.len() <= AHEAD + 10);
+            assert!(fill.state().pieces.len() <= MAX_UNREAD_PIECES + 10);
         }
         let (place, block) = fill.next_block(64, true).unwrap();
         assert!(block.len() < 64);
         // The last block isn't written any more.
         fill.pass();
-        let late = Stored::all(&content).unwrap();
-        let part = Stored::part(&content, 500, 100).unwrap();
+        let late = StoredBody::all(&content).unwrap();
+        let part = StoredBody::part(&content, 500, 100).unwrap();
         fill.finish(None);
         assert_eq!(place as usize + block.len(), all.len());
         for (body, wanted) in [(early, &all[..]), (late, &all[..]), (part, &all[500..600])] {

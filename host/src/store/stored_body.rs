@@ -7,16 +7,16 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::disk::reader::Blocks;
+use super::disk::reader::BlockReader;
 use super::memory_content::Pieces;
-use super::shared_body::Reading;
+use super::shared_body::SharedBodyReader;
 use super::stored_response::Content;
 use crate::body::BodyError;
 
 /// The body of a response from the store: the whole content or a part of it.
 #[derive(Debug)]
-pub struct Stored {
-    source: Source,
+pub struct StoredBody {
+    source: BodySource,
     /// The number of bytes to skip before the first one.
     skip: u64,
     /// The number of bytes left to send; `None` to send all of them and the trailers.
@@ -24,43 +24,43 @@ pub struct Stored {
 }
 
 #[derive(Debug)]
-enum Source {
+enum BodySource {
     Whole(Bytes),
     Pieces(Arc<Pieces>, usize),
-    File(Blocks),
-    Filling(Reading),
+    File(BlockReader),
+    Filling(SharedBodyReader),
 }
 
-impl Stored {
+impl StoredBody {
     /// Returns a body with the whole content; `None` if its beginning is gone.
     pub fn all(content: &Content) -> Option<Self> {
-        Stored::from(content, 0)
+        StoredBody::from(content, 0)
     }
 
     fn from(content: &Content, at: u64) -> Option<Self> {
         let (source, skip) = match content {
-            Content::Whole(content) => (Source::Whole(content.slice(content.len().min(at as usize)..)), 0),
+            Content::Whole(content) => (BodySource::Whole(content.slice(content.len().min(at as usize)..)), 0),
             Content::Pieces(pieces) => {
                 let (mut place, mut skip) = (0, at);
                 while let Some(piece) = pieces.list.get(place).filter(|piece| piece.len() as u64 <= skip) {
                     skip -= piece.len() as u64;
                     place += 1;
                 }
-                (Source::Pieces(pieces.clone(), place), skip)
+                (BodySource::Pieces(pieces.clone(), place), skip)
             }
             Content::File(file) => {
-                let (blocks, skip) = Blocks::new(file, at);
-                (Source::File(blocks), skip)
+                let (blocks, skip) = BlockReader::new(file, at);
+                (BodySource::File(blocks), skip)
             }
-            Content::Filling(fill) => (Source::Filling(fill.reader(at)?), 0),
+            Content::Filling(fill) => (BodySource::Filling(fill.reader(at)?), 0),
         };
-        Some(Stored { source, skip, left: None })
+        Some(StoredBody { source, skip, left: None })
     }
 
     /// Returns a body with the text between two parts of a `multipart/byteranges` response.
     pub fn text(text: String) -> Self {
         let left = Some(text.len() as u64);
-        Stored { source: Source::Whole(text.into()), skip: 0, left }
+        StoredBody { source: BodySource::Whole(text.into()), skip: 0, left }
     }
 
     /// Returns the number of bytes left to send; `None` if the body isn't a part with a known length.
@@ -70,7 +70,7 @@ impl Stored {
 
     /// Returns a body with `length` bytes from `offset` on; `None` if the beginning of that part is gone.
     pub fn part(content: &Content, offset: u64, length: u64) -> Option<Self> {
-        Some(Stored { left: Some(length), ..Stored::from(content, offset)? })
+        Some(StoredBody { left: Some(length), ..StoredBody::from(content, offset)? })
     }
 
     fn is_over(&self) -> bool {
@@ -78,30 +78,30 @@ impl Stored {
             return true;
         }
         match &self.source {
-            Source::Whole(content) => content.is_empty(),
-            Source::Pieces(pieces, next) => *next == pieces.list.len() && pieces.trailers.is_none(),
-            Source::File(blocks) => blocks.left() == 0 && !blocks.has_trailers(),
-            Source::Filling(_) => false,
+            BodySource::Whole(content) => content.is_empty(),
+            BodySource::Pieces(pieces, next) => *next == pieces.list.len() && pieces.trailers.is_none(),
+            BodySource::File(blocks) => blocks.left() == 0 && !blocks.has_trailers(),
+            BodySource::Filling(_) => false,
         }
     }
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.source {
-            Source::Whole(content) if content.is_empty() => Poll::Ready(None),
-            Source::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
-            Source::Pieces(pieces, next) => {
+            BodySource::Whole(content) if content.is_empty() => Poll::Ready(None),
+            BodySource::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
+            BodySource::Pieces(pieces, next) => {
                 *next += 1;
                 let trailers = || pieces.trailers.clone().filter(|_| *next == pieces.list.len() + 1);
                 let frame = pieces.list.get(*next - 1).cloned().map(Frame::data);
                 Poll::Ready(frame.or_else(|| trailers().map(Frame::trailers)).map(Ok))
             }
-            Source::File(blocks) => blocks.poll_next(cx),
-            Source::Filling(reading) => reading.poll_next(cx),
+            BodySource::File(blocks) => blocks.poll_next(cx),
+            BodySource::Filling(reading) => reading.poll_next(cx),
         }
     }
 }
 
-impl Body for Stored {
+impl Body for StoredBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -140,11 +140,11 @@ impl Body for Stored {
             return SizeHint::with_exact(left);
         }
         match &self.source {
-            Source::Whole(content) => SizeHint::with_exact(content.len() as u64),
-            Source::Pieces(pieces, 0) if pieces.trailers.is_none() => SizeHint::with_exact(pieces.length),
-            Source::File(blocks) if !blocks.has_trailers() => SizeHint::with_exact(blocks.left()),
-            Source::Filling(reading) => reading.length().map_or_else(SizeHint::default, SizeHint::with_exact),
-            Source::Pieces(..) | Source::File(_) => SizeHint::default(),
+            BodySource::Whole(content) => SizeHint::with_exact(content.len() as u64),
+            BodySource::Pieces(pieces, 0) if pieces.trailers.is_none() => SizeHint::with_exact(pieces.length),
+            BodySource::File(blocks) if !blocks.has_trailers() => SizeHint::with_exact(blocks.left()),
+            BodySource::Filling(reading) => reading.length().map_or_else(SizeHint::default, SizeHint::with_exact),
+            BodySource::Pieces(..) | BodySource::File(_) => SizeHint::default(),
         }
     }
 }
@@ -170,7 +170,7 @@ mod tests {
         let whole = fill.content(None).into();
         for content in [content, whole, pieces] {
             for (offset, length) in [(0, 9), (0, 1), (2, 3), (8, 1), (4, 5)] {
-                let part = read(&mut Stored::part(&content, offset, length).unwrap());
+                let part = read(&mut StoredBody::part(&content, offset, length).unwrap());
                 assert_eq!(part, &b"abcdefghi"[offset as usize..][..length as usize]);
             }
         }
@@ -184,7 +184,7 @@ mod tests {
         fill.finish(Some(trailers.clone()));
         let stored = fill.content(Some(trailers)).into();
         for content in [content, stored] {
-            let (mut cx, mut body) = (Context::from_waker(Waker::noop()), Stored::all(&content).unwrap());
+            let (mut cx, mut body) = (Context::from_waker(Waker::noop()), StoredBody::all(&content).unwrap());
             let mut next = || match Pin::new(&mut body).poll_frame(&mut cx) {
                 Poll::Ready(Some(Ok(frame))) => Some(frame.is_trailers()),
                 _ => None,

@@ -6,30 +6,30 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, response};
 
-use super::disk::reader::Opened;
-use super::index::Variant;
+use super::disk::reader::OpenFile;
+use super::index::IndexedVariant;
 use super::memory_content::{MemoryContent, Pieces};
-use super::shared_body::Fill;
-use super::variant::Label;
+use super::shared_body::SharedBody;
+use super::variant::VariantInfo;
 use crate::context::bounds;
 
 /// A stored response.
 #[derive(Debug)]
-pub struct Object {
-    pub label: Arc<Label>,
+pub struct StoredResponse {
+    pub variant: Arc<VariantInfo>,
     pub status: StatusCode,
-    fields: Fields,
+    fields: StoredFields,
     pub content: Content,
-    pub rules: Rules,
+    pub freshness: Freshness,
     /// Milliseconds of Unix time at which it was `rules.initial_age_ms` old.
     pub since_ms: u64,
     /// Of its file, where there are files: the greater, the newer.
-    pub number: u64,
+    pub sequence: u64,
 }
 
 /// How a policy wants it kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
+pub struct Freshness {
     pub lifetime_ms: u64,
     pub initial_age_ms: u64,
     pub stale_while_revalidate_ms: u64,
@@ -44,45 +44,45 @@ pub enum Content {
     /// More than fits well into one allocation, or with trailers.
     Pieces(Arc<Pieces>),
     /// In a file, for it is longer than the memory takes.
-    File(Arc<Opened>),
+    File(Arc<OpenFile>),
     /// Still on its way.
-    Filling(Arc<Fill>),
+    Filling(Arc<SharedBody>),
 }
 
 /// The fields of a head; half the size of a map. All values stand in one allocation, which is nobody else's: what was
 /// read from a connection holds on to its whole buffer.
 #[derive(Clone, Debug)]
-struct Fields(Arc<[(HeaderName, HeaderValue)]>);
+struct StoredFields(Arc<[(HeaderName, HeaderValue)]>);
 
-impl Object {
-    pub fn new(label: Label, head: &response::Parts, content: Content, rules: Rules, since_ms: u64) -> Self {
-        let (status, fields) = (head.status, Fields::of(&head.headers));
-        Object { label: Arc::new(label), status, fields, content, rules, since_ms, number: 0 }
+impl StoredResponse {
+    pub fn new(label: VariantInfo, head: &response::Parts, content: Content, rules: Freshness, since_ms: u64) -> Self {
+        let (status, fields) = (head.status, StoredFields::of(&head.headers));
+        StoredResponse { variant: Arc::new(label), status, fields, content, freshness: rules, since_ms, sequence: 0 }
     }
 
     /// The same, known by another's label, and in a file of such a number.
-    pub fn labelled(self, label: Arc<Label>, number: u64) -> Self {
-        Object { label, number, ..self }
+    pub fn with_variant(self, label: Arc<VariantInfo>, number: u64) -> Self {
+        StoredResponse { variant: label, sequence: number, ..self }
     }
 
     /// The same, in a file of such a number.
-    pub fn numbered(self, number: u64) -> Self {
-        Object { number, ..self }
+    pub fn with_sequence(self, number: u64) -> Self {
+        StoredResponse { sequence: number, ..self }
     }
 
     /// The same with another content, such as one that has come to its end.
-    pub fn with(&self, content: Content) -> Self {
-        Object { label: self.label.clone(), fields: self.fields.clone(), content, ..*self }
+    pub fn with_content(&self, content: Content) -> Self {
+        StoredResponse { variant: self.variant.clone(), fields: self.fields.clone(), content, ..*self }
     }
 
     /// Its age (RFC 9111 §4.2.3).
     pub fn age_ms(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_sub(self.since_ms).saturating_add(self.rules.initial_age_ms)
+        now_ms.saturating_sub(self.since_ms).saturating_add(self.freshness.initial_age_ms)
     }
 
     /// Whether its lifetime lasts.
     pub fn is_fresh(&self, now_ms: u64) -> bool {
-        !self.label.is_purged() && self.age_ms(now_ms) < self.rules.lifetime_ms
+        !self.variant.is_purged() && self.age_ms(now_ms) < self.freshness.lifetime_ms
     }
 
     /// A field, if it has one line of it.
@@ -102,25 +102,25 @@ impl Object {
     }
 }
 
-impl Variant for Object {
-    fn label(&self) -> &Label {
-        &self.label
+impl IndexedVariant for StoredResponse {
+    fn label(&self) -> &VariantInfo {
+        &self.variant
     }
 
     /// What it takes of the memory; content in a file counts as if it were there, for that never stays.
     fn weight(&self) -> usize {
         let fields: usize = self.fields.0.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
         let content = self.content.length().unwrap_or(0) as usize;
-        content + fields + self.label.weight() + OVERHEAD
+        content + fields + self.variant.weight() + OVERHEAD
     }
 
     fn number(&self) -> u64 {
-        self.number
+        self.sequence
     }
 }
 
 /// What an object takes besides its text: itself and what it points to, with their counts, and its place in the index.
-const OVERHEAD: usize = size_of::<Object>() + 176;
+const OVERHEAD: usize = size_of::<StoredResponse>() + 176;
 const FIELD: usize = size_of::<(HeaderName, HeaderValue)>();
 
 impl From<MemoryContent> for Content {
@@ -153,7 +153,7 @@ impl Content {
     }
 }
 
-impl Fields {
+impl StoredFields {
     fn of(fields: &HeaderMap) -> Self {
         let mut text = BytesMut::with_capacity(fields.values().map(HeaderValue::len).sum());
         fields.values().for_each(|value| text.extend_from_slice(value.as_bytes()));
@@ -162,7 +162,7 @@ impl Fields {
             let value = HeaderValue::from_maybe_shared(text.split_to(value.len())).ok()?;
             Some((name.clone(), value))
         };
-        Fields(fields.iter().filter_map(copy).collect())
+        StoredFields(fields.iter().filter_map(copy).collect())
     }
 }
 

@@ -2,26 +2,26 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response};
 
 use super::*;
-use crate::store::purge_log::Purged;
-use crate::store::stored_response::{Content, Rules};
-use crate::store::variant::Strength;
-use crate::store::vary::Selectors;
+use crate::store::purge_log::PurgeTarget;
+use crate::store::stored_response::{Content, Freshness};
+use crate::store::variant::PurgeKind;
+use crate::store::vary::VaryValue;
 
-fn object(uri: &str, scope: u64, selectors: Selectors, size: usize, tags: &[&str]) -> Arc<Object> {
+fn object(uri: &str, scope: u64, selectors: VaryValue, size: usize, tags: &[&str]) -> Arc<StoredResponse> {
     let (head, ()) = Response::new(()).into_parts();
     let tags = tags.iter().map(|tag| Box::from(*tag)).collect();
-    let rules = Rules { lifetime_ms: 1000, ..Rules::default() };
+    let rules = Freshness { lifetime_ms: 1000, ..Freshness::default() };
     let content = Content::Whole(Bytes::from(vec![0; size]));
-    Arc::new(Object::new(Label::new(scope, selectors, Some(uri.into()), tags), &head, content, rules, 0))
+    Arc::new(StoredResponse::new(VariantInfo::new(scope, selectors, Some(uri.into()), tags), &head, content, rules, 0))
 }
 
-fn plain(uri: &str) -> Arc<Object> {
-    object(uri, 1, Selectors::default(), 10, &[])
+fn plain(uri: &str) -> Arc<StoredResponse> {
+    object(uri, 1, VaryValue::default(), 10, &[])
 }
 
-fn put(store: &Store, object: Arc<Object>) {
-    let key = object.label.uri.clone().unwrap().into_string();
-    store.insert(store.id(key.as_bytes()), key.as_bytes(), object, store.moment());
+fn put(store: &Store, object: Arc<StoredResponse>) {
+    let key = object.variant.uri.clone().unwrap().into_string();
+    store.insert(store.id(key.as_bytes()), key.as_bytes(), object, store.purge_epoch());
 }
 
 fn has(store: &Store, key: &str, request: &HeaderMap) -> bool {
@@ -36,10 +36,11 @@ fn language(value: &'static str) -> HeaderMap {
 fn each_request_finds_what_was_made_for_it() {
     let store = Store::new(1 << 20);
     for value in ["de", "en"] {
-        let selectors = Selectors::of([HeaderName::from_static("accept-language")].into_iter(), &language(value));
+        let selectors =
+            VaryValue::from_request([HeaderName::from_static("accept-language")].into_iter(), &language(value));
         put(&store, object("/a", 1, selectors, 10, &[]));
     }
-    put(&store, object("/a", 2, Selectors::default(), 10, &[]));
+    put(&store, object("/a", 2, VaryValue::default(), 10, &[]));
     assert!(has(&store, "/a", &language("de")) && has(&store, "/a", &language("en")));
     assert!(!has(&store, "/a", &language("fr")), "it is another route's that doesn't vary");
     assert_eq!(store.keys(), 1);
@@ -57,11 +58,11 @@ fn a_newer_response_takes_the_place_of_the_older() {
 #[test]
 fn what_comes_late_does_not_take_the_place_of_the_newer() {
     let store = Store::new(1 << 20);
-    let numbered = |number| Arc::new(Arc::into_inner(plain("/a")).unwrap().numbered(number));
+    let numbered = |number| Arc::new(Arc::into_inner(plain("/a")).unwrap().with_sequence(number));
     put(&store, numbered(2));
     put(&store, numbered(1));
     match store.find(store.id(b"/a"), b"/a", 1, &HeaderMap::new(), 0) {
-        Found::Variant(object) => assert_eq!(object.number, 2),
+        Found::Variant(object) => assert_eq!(object.sequence, 2),
         _ => panic!("nothing"),
     }
 }
@@ -71,7 +72,7 @@ fn what_comes_late_does_not_take_the_place_of_the_newer() {
 fn what_was_purged_is_not_let_in_whenever_it_was_asked_for() {
     let store = Store::new(1 << 20);
     let object = plain("/a");
-    object.label.purge(Strength::Hard);
+    object.variant.purge(PurgeKind::Hard);
     put(&store, object);
     assert!(!has(&store, "/a", &HeaderMap::new()));
 }
@@ -83,12 +84,12 @@ fn the_budget_holds_and_what_is_read_again_outlasts_a_scan() {
     for _ in 0..3 {
         for uri in &hot {
             if !has(&store, uri, &HeaderMap::new()) {
-                put(&store, object(uri, 1, Selectors::default(), 10 << 10, &[]));
+                put(&store, object(uri, 1, VaryValue::default(), 10 << 10, &[]));
             }
         }
     }
     for at in 0..5000 {
-        put(&store, object(&format!("/scan/{at}"), 1, Selectors::default(), 10 << 10, &[]));
+        put(&store, object(&format!("/scan/{at}"), 1, VaryValue::default(), 10 << 10, &[]));
         assert!(store.bytes() <= store.capacity());
     }
     let left = hot.iter().filter(|uri| has(&store, uri, &HeaderMap::new())).count();
@@ -100,14 +101,14 @@ fn many_variants_of_one_key_have_no_more_than_their_part() {
     let store = Store::new(16 << 20);
     for at in 0..64 {
         let value = HeaderMap::from_iter([(HeaderName::from_static("x-at"), HeaderValue::from(at))]);
-        let selectors = Selectors::of([HeaderName::from_static("x-at")].into_iter(), &value);
+        let selectors = VaryValue::from_request([HeaderName::from_static("x-at")].into_iter(), &value);
         put(&store, object("/a", 1, selectors, 100 << 10, &[]));
         assert!(store.bytes() <= 1 << 20, "{} bytes with {at}", store.bytes());
         assert!(has(&store, "/a", &value), "the newest is there");
     }
     assert!(store.bytes() > 900 << 10);
     let store = Store::new(16 << 20);
-    let longest = object("/b", 1, Selectors::default(), store.most() as usize, &[]);
+    let longest = object("/b", 1, VaryValue::default(), store.most() as usize, &[]);
     put(&store, longest);
     assert!(has(&store, "/b", &HeaderMap::new()), "what is said to fit does");
 }
@@ -118,7 +119,7 @@ fn who_grows_in_place_drives_others_out() {
     for round in 0..20 {
         for at in 0..16 {
             let value = HeaderMap::from_iter([(HeaderName::from_static("x-at"), HeaderValue::from(round))]);
-            let selectors = Selectors::of([HeaderName::from_static("x-at")].into_iter(), &value);
+            let selectors = VaryValue::from_request([HeaderName::from_static("x-at")].into_iter(), &value);
             put(&store, object(&format!("/{at}"), 1, selectors, 5 << 10, &[]));
             assert!(store.bytes() <= store.capacity(), "{} bytes", store.bytes());
         }
@@ -128,7 +129,7 @@ fn who_grows_in_place_drives_others_out() {
 #[test]
 fn responses_on_their_way_have_a_part_of_the_memory() {
     let store = Store::new(16 << 20);
-    let (mut one, mut another) = (store.room(), store.room());
+    let (mut one, mut another) = (store.reserve(), store.reserve());
     assert!(one.take(3 << 20, store.capacity()) && another.take(1 << 20, store.capacity()));
     assert!(!another.take(1, store.capacity()));
     drop(one);
@@ -140,20 +141,20 @@ fn purges_take_what_they_name() {
     let fresh = || {
         let store = Store::new(1 << 20);
         for uri in ["http://a/x", "http://a/x/y", "http://b/x"] {
-            put(&store, object(uri, 1, Selectors::default(), 10, if uri.contains("/y") { &["t"] } else { &[] }));
+            put(&store, object(uri, 1, VaryValue::default(), 10, if uri.contains("/y") { &["t"] } else { &[] }));
         }
         store
     };
     let cases = [
-        (Purged::All, 3),
-        (Purged::Uri("http://a/x".into()), 1),
-        (Purged::Prefix("http://a/".into()), 2),
-        (Purged::Tag("t".into()), 1),
-        (Purged::Tag("none".into()), 0),
+        (PurgeTarget::All, 3),
+        (PurgeTarget::Uri("http://a/x".into()), 1),
+        (PurgeTarget::Prefix("http://a/".into()), 2),
+        (PurgeTarget::Tag("t".into()), 1),
+        (PurgeTarget::Tag("none".into()), 0),
     ];
     for (what, count) in cases {
         let store = fresh();
-        assert_eq!(store.purge(&Purge { what: what.clone(), strength: Strength::Hard }), count, "{what:?}");
+        assert_eq!(store.purge(&Purge { what: what.clone(), strength: PurgeKind::Hard }), count, "{what:?}");
         let left = ["http://a/x", "http://a/x/y", "http://b/x"].map(|uri| has(&store, uri, &HeaderMap::new()));
         assert_eq!(left.iter().filter(|left| **left).count(), 3 - count, "{what:?}");
         assert_eq!(store.keys(), 3 - count, "{what:?} leaves nothing behind");
@@ -166,21 +167,21 @@ fn a_soft_purge_makes_stale() {
     let object = plain("/a");
     put(&store, object.clone());
     assert!(object.is_fresh(0));
-    assert_eq!(store.purge(&Purge { what: Purged::Uri("/a".into()), strength: Strength::Soft }), 1);
+    assert_eq!(store.purge(&Purge { what: PurgeTarget::Uri("/a".into()), strength: PurgeKind::Soft }), 1);
     assert!(has(&store, "/a", &HeaderMap::new()) && !object.is_fresh(0));
 }
 
 #[test]
 fn what_was_purged_on_its_way_does_not_come_back() {
     let store = Store::new(1 << 20);
-    let asked = store.moment();
-    store.purge(&Purge { what: Purged::Prefix("/a".into()), strength: Strength::Hard });
-    store.purge(&Purge { what: Purged::Prefix("/b".into()), strength: Strength::Soft });
+    let asked = store.purge_epoch();
+    store.purge(&Purge { what: PurgeTarget::Prefix("/a".into()), strength: PurgeKind::Hard });
+    store.purge(&Purge { what: PurgeTarget::Prefix("/b".into()), strength: PurgeKind::Soft });
     for uri in ["/a", "/b", "/c"] {
         store.insert(store.id(uri.as_bytes()), uri.as_bytes(), plain(uri), asked);
     }
     assert!(!has(&store, "/a", &HeaderMap::new()) && has(&store, "/b", &HeaderMap::new()));
     assert!(has(&store, "/c", &HeaderMap::new()));
     let Found::Variant(object) = store.find(store.id(b"/b"), b"/b", 1, &HeaderMap::new(), 0) else { panic!("no /b") };
-    assert!(object.label.is_purged());
+    assert!(object.variant.is_purged());
 }

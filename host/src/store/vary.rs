@@ -6,7 +6,7 @@ use crate::protocol::field_alias::{aliases, put_aliases};
 
 /// The `Vary` values of a stored response: the request fields that it depends on, with their values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selectors(Box<[Selector]>);
+pub struct VaryValue(Box<[Selector]>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Selector {
@@ -15,14 +15,14 @@ struct Selector {
     value: Option<Box<[u8]>>,
 }
 
-impl Selectors {
+impl VaryValue {
     /// Returns a request's values of the given fields.
-    pub fn of(names: impl Iterator<Item = HeaderName>, request: &HeaderMap) -> Self {
+    pub fn from_request(names: impl Iterator<Item = HeaderName>, request: &HeaderMap) -> Self {
         let selector = |name: HeaderName| {
             let value = wanted(&name, request).map(Vec::into_boxed_slice);
             Selector { name, value }
         };
-        Selectors(names.map(selector).collect())
+        VaryValue(names.map(selector).collect())
     }
 
     /// Returns whether a request has the same values.
@@ -38,7 +38,7 @@ impl Selectors {
     pub fn from_values(values: Vec<(HeaderName, Option<Vec<u8>>)>) -> Self {
         let selector =
             |(name, value): (HeaderName, Option<Vec<u8>>)| Selector { name, value: value.map(Vec::into_boxed_slice) };
-        Selectors(values.into_iter().map(selector).collect())
+        VaryValue(values.into_iter().map(selector).collect())
     }
 
     /// Returns the names with their values.
@@ -130,7 +130,7 @@ mod tests {
 
     fn select(stored: &[(&'static str, &'static str)], asked: &[(&'static str, &'static str)]) -> bool {
         let names = stored.iter().map(|(name, _)| HeaderName::from_static(name));
-        Selectors::of(names, &request(stored)).select(&request(asked))
+        VaryValue::from_request(names, &request(stored)).select(&request(asked))
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
         assert!(!select(&[("cookie", "a=1, b")], &[("cookie", "a=1,b")]));
         assert!(!select(&[("x-when", "Fri, 1")], &[("x-when", "Fri,1")]));
         assert!(!select(&[("x-flags", "a")], &[]), "absent is not the same as there");
-        let absent = Selectors::of([HeaderName::from_static("x-flags")].into_iter(), &HeaderMap::new());
+        let absent = VaryValue::from_request([HeaderName::from_static("x-flags")].into_iter(), &HeaderMap::new());
         assert!(absent.select(&HeaderMap::new()) && !absent.select(&request(&[("x-flags", "")])));
     }
 }

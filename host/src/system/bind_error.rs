@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// An address that can't be bound, with the reason.
 #[derive(Debug, thiserror::Error)]
-pub struct BindError {
+pub struct BindFailure {
     /// The reason, without the address, which the caller names.
     reason: String,
     source: io::Error,
@@ -20,7 +20,7 @@ pub const LONGEST_PATH: usize = 107;
 #[cfg(not(target_os = "linux"))]
 pub const LONGEST_PATH: usize = 103;
 
-impl BindError {
+impl BindFailure {
     /// Explains why a TCP address can't be bound.
     pub fn tcp(address: SocketAddr, source: io::Error) -> Self {
         let port = address.port();
@@ -50,7 +50,7 @@ impl BindError {
             }
             _ => of_any(&source),
         };
-        BindError { reason, source }
+        BindFailure { reason, source }
     }
 
     /// Explains why the path of a unix socket can't be bound.
@@ -80,7 +80,7 @@ impl BindError {
             Some(libc::ELOOP) => format!("the links in `{}` lead in a circle: choose another path", path.display()),
             _ => of_any(&source),
         };
-        BindError { reason, source }
+        BindFailure { reason, source }
     }
 }
 
@@ -92,12 +92,12 @@ pub fn obstacle(path: &Path) -> Option<String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             first_missing(folder).map(|missing| format!("there is no folder `{}`: create it", missing.display()))
         }
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Some(BindError::unix(path, error).reason),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Some(BindFailure::unix(path, error).reason),
         _ => None,
     }
 }
 
-impl fmt::Display for BindError {
+impl fmt::Display for BindFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reason)
     }
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     fn tcp(address: &str, errno: i32) -> String {
-        BindError::tcp(address.parse().unwrap(), io::Error::from_raw_os_error(errno)).to_string()
+        BindFailure::tcp(address.parse().unwrap(), io::Error::from_raw_os_error(errno)).to_string()
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
             (long.as_str(), "and that of a unix socket has at most"),
         ] {
             let error = UnixListener::bind(at(name)).unwrap_err();
-            let reason = BindError::unix(&at(name), error).to_string();
+            let reason = BindFailure::unix(&at(name), error).to_string();
             assert!(reason.contains(what), "{name}: {reason}");
         }
     }

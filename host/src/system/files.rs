@@ -9,33 +9,33 @@ use std::path::Path;
 
 /// A kind of file, with its maximum size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kind {
+pub struct FileKind {
     name: &'static str,
     most_bytes: u64,
 }
 
 /// A manifest; one of 20,000 routes has some 2 MiB.
-pub const MANIFEST: Kind = Kind { name: "a manifest", most_bytes: 4 << 20 };
+pub const MANIFEST: FileKind = FileKind { name: "a manifest", most_bytes: 4 << 20 };
 /// A list of endpoints; one of 50,000 endpoints has some 2 MiB.
-pub const ENDPOINTS: Kind = Kind { name: "a list of endpoints", most_bytes: 4 << 20 };
+pub const ENDPOINTS: FileKind = FileKind { name: "a list of endpoints", most_bytes: 4 << 20 };
 /// A component; JavaScript and Python bring their interpreters along, with 12 to 20 MB.
-pub const COMPONENT: Kind = Kind { name: "a component", most_bytes: 64 << 20 };
+pub const COMPONENT: FileKind = FileKind { name: "a component", most_bytes: 64 << 20 };
 /// The compiled form of a component; see `MOST_SEALED`.
-pub const ARTIFACT: Kind = Kind { name: "a compiled component", most_bytes: 128 << 20 };
+pub const ARTIFACT: FileKind = FileKind { name: "a compiled component", most_bytes: 128 << 20 };
 /// A file of certificates or keys; a system's whole list of authorities has some 220 KiB.
-pub const PEM: Kind = Kind { name: "a file of certificates or keys", most_bytes: 1 << 20 };
+pub const PEM: FileKind = FileKind { name: "a file of certificates or keys", most_bytes: 1 << 20 };
 /// The file that marks a folder as that of a cache.
-pub const MARKER: Kind = Kind { name: "the marker of a cache", most_bytes: 4 << 10 };
+pub const MARKER: FileKind = FileKind { name: "the marker of a cache", most_bytes: 4 << 10 };
 /// A stored response, whose size `[cache.disk] size` bounds.
-pub const STORED: Kind = Kind { name: "a stored response", most_bytes: u64::MAX };
+pub const STORED: FileKind = FileKind { name: "a stored response", most_bytes: u64::MAX };
 /// An error page, which is held in memory and sent whole.
-pub const PAGE: Kind = Kind { name: "an error page", most_bytes: 1 << 20 };
+pub const PAGE: FileKind = FileKind { name: "an error page", most_bytes: 1 << 20 };
 
 /// The number of bytes that are read at once if a file isn't kept in memory.
 const PIECE: usize = 64 << 10;
 
 /// Opens a regular file for reading. Never waits for a writer of a named pipe.
-pub fn open(path: &Path, kind: Kind) -> io::Result<File> {
+pub fn open(path: &Path, kind: FileKind) -> io::Result<File> {
     let file = open_regular(OpenOptions::new().read(true), path)?;
     let found = file.metadata()?;
     if found.len() > kind.most_bytes { Err(kind.too_large()) } else { Ok(file) }
@@ -55,7 +55,7 @@ fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 }
 
 /// Returns the bytes of a file.
-pub fn read(path: &Path, kind: Kind) -> io::Result<Vec<u8>> {
+pub fn read(path: &Path, kind: FileKind) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // One byte more than allowed: a file may grow after its size was read.
     open(path, kind)?.take(kind.most_bytes + 1).read_to_end(&mut bytes)?;
@@ -63,13 +63,13 @@ pub fn read(path: &Path, kind: Kind) -> io::Result<Vec<u8>> {
 }
 
 /// Returns the text of a file, which has to be UTF-8.
-pub fn read_text(path: &Path, kind: Kind) -> io::Result<String> {
+pub fn read_text(path: &Path, kind: FileKind) -> io::Result<String> {
     let invalid = |_| io::Error::new(io::ErrorKind::InvalidData, "stream did not contain valid UTF-8");
     String::from_utf8(read(path, kind)?).map_err(invalid)
 }
 
 /// Passes a file's bytes to `each` in pieces, and returns their number.
-pub fn pieces(file: &mut File, kind: Kind, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
+pub fn pieces(file: &mut File, kind: FileKind, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
     let (mut piece, mut total) = (vec![0; PIECE], 0);
     loop {
         let read = match file.read(&mut piece) {
@@ -88,7 +88,7 @@ pub fn pieces(file: &mut File, kind: Kind, mut each: impl FnMut(&[u8]) -> io::Re
 }
 
 /// Adds a file's bytes to a digest, or the error's text if the file can't be read.
-pub fn update_digest(digest: &mut blake3::Hasher, path: &Path, kind: Kind) {
+pub fn update_digest(digest: &mut blake3::Hasher, path: &Path, kind: FileKind) {
     let read = open(path, kind).and_then(|mut file| {
         pieces(&mut file, kind, |piece| {
             digest.update(piece);
@@ -101,7 +101,7 @@ pub fn update_digest(digest: &mut blake3::Hasher, path: &Path, kind: Kind) {
     digest.update(&[0]);
 }
 
-impl Kind {
+impl FileKind {
     fn too_large(self) -> io::Error {
         let most = self.most_bytes >> 20;
         io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {most} MiB, the most for {}", self.name))
@@ -127,7 +127,7 @@ fn other_kind(found: std::fs::FileType) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    const SMALL: Kind = Kind { name: "a test file", most_bytes: 1 << 20 };
+    const SMALL: FileKind = FileKind { name: "a test file", most_bytes: 1 << 20 };
 
     #[test]
     fn only_regular_files_are_opened() {

@@ -14,15 +14,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
-use crate::context::{CacheOutcome, Head};
-use crate::error::Kind;
+use crate::context::{CacheOutcome, ExchangeContext};
+use crate::error::FailureKind;
 use crate::system::printable::{TRUNCATED, is_hostile};
 use crate::system::supervise::{Task, guard};
 use crate::telemetry::output::Output;
 
 /// The format of the log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum LogFormat {
     /// Apache's and nginx's `combined`.
     Combined,
     /// One JSON object a line.
@@ -31,7 +31,7 @@ pub enum Format {
 
 /// The destination of the log lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum LogTarget {
     Stdout,
     /// A file, opened for appending, and reopened on SIGUSR1.
     File(PathBuf),
@@ -40,18 +40,18 @@ pub enum Target {
 /// A worker's handle to the log.
 #[derive(Clone)]
 pub struct AccessLog {
-    format: Format,
+    format: LogFormat,
     queue: SyncSender<Vec<u8>>,
-    shared: Arc<Shared>,
-    _end: Arc<End>,
+    shared: Arc<LogShared>,
+    _end: Arc<LogEnd>,
 }
 
 /// Informs the writer thread, when dropped, that no worker uses the log any more.
-struct End(Arc<Shared>);
+struct LogEnd(Arc<LogShared>);
 
 /// The state that the workers and the writer thread share.
 #[derive(Default)]
-struct Shared {
+struct LogShared {
     /// The size of the lines that are not written yet, in bytes of memory.
     queued: AtomicUsize,
     dropped: AtomicU64,
@@ -62,9 +62,9 @@ struct Shared {
 }
 
 /// The result of an exchange, besides its head.
-pub struct Outcome {
+pub struct ExchangeOutcome {
     pub status: u16,
-    pub error: Option<Kind>,
+    pub error: Option<FailureKind>,
     pub response_bytes: u64,
     /// The time until the endpoint's response began; `None` if there was none.
     pub answered: Option<Duration>,
@@ -93,21 +93,21 @@ const LONGEST_NOTES: usize = 8 << 10;
 
 impl AccessLog {
     /// Starts the writer thread.
-    pub fn start(format: Format, target: Target) -> io::Result<Self> {
+    pub fn start(format: LogFormat, target: LogTarget) -> io::Result<Self> {
         let output = Output::new(open(&target)?);
         let (queue, lines) = sync_channel(MOST_LINES);
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<LogShared>::default();
         let writer = Writer { output, target, shared: shared.clone(), reported: None };
         std::thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&lines))?;
-        let end = Arc::new(End(shared.clone()));
+        let end = Arc::new(LogEnd(shared.clone()));
         Ok(AccessLog { format, queue, shared, _end: end })
     }
 
     /// Logs an exchange that began at `began`.
-    pub fn write(&self, head: &Head, outcome: &Outcome, began: SystemTime) {
+    pub fn write(&self, context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime) {
         let line = match self.format {
-            Format::Combined => combined(head, outcome, began),
-            Format::Json => json(head, outcome, began),
+            LogFormat::Combined => combined(context, outcome, began),
+            LogFormat::Json => json(context, outcome, began),
         };
         let size = line.capacity();
         let is_full = self.shared.queued.fetch_add(size, Ordering::Relaxed) + size > MOST_BYTES;
@@ -140,7 +140,7 @@ impl AccessLog {
     }
 }
 
-impl Drop for End {
+impl Drop for LogEnd {
     fn drop(&mut self) {
         self.0.is_leaving.store(true, Ordering::Relaxed);
     }
@@ -149,8 +149,8 @@ impl Drop for End {
 /// The writer thread's side of the log.
 struct Writer {
     output: Output,
-    target: Target,
-    shared: Arc<Shared>,
+    target: LogTarget,
+    shared: Arc<LogShared>,
     /// The time of the last log line about a failure.
     reported: Option<Instant>,
 }
@@ -196,7 +196,7 @@ impl Writer {
 
 /// A batch of lines that are written together. The lines count as queued until the batch is dropped.
 struct Batch {
-    shared: Arc<Shared>,
+    shared: Arc<LogShared>,
     text: Vec<u8>,
     lines: u64,
     size: usize,
@@ -216,10 +216,10 @@ impl Drop for Batch {
     }
 }
 
-fn open(target: &Target) -> io::Result<File> {
+fn open(target: &LogTarget) -> io::Result<File> {
     match target {
-        Target::Stdout => Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
-        Target::File(path) => open_file(path),
+        LogTarget::Stdout => Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
+        LogTarget::File(path) => open_file(path),
     }
 }
 
@@ -231,13 +231,13 @@ fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).read(is_fifo).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
-fn combined(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
+fn combined(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime) -> Vec<u8> {
     let mut line = Vec::with_capacity(256);
-    quoted(&mut line, head.client_address().map_or(b"-", |address| address.as_bytes()), LONGEST_TEXT);
+    quoted(&mut line, context.client_address().map_or(b"-", |address| address.as_bytes()), LONGEST_TEXT);
     line.extend_from_slice(b" - - [");
     line.extend_from_slice(common_date(began).as_bytes());
     line.extend_from_slice(b"] \"");
-    let received = &head.received;
+    let received = &context.received;
     quoted(&mut line, received.method.as_str().as_bytes(), LONGEST_TEXT);
     line.push(b' ');
     quoted(&mut line, received.target.to_string().as_bytes(), LONGEST_TARGET);
@@ -267,14 +267,14 @@ fn quoted(line: &mut Vec<u8>, bytes: &[u8], most: usize) {
     }
 }
 
-fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
+fn json(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime) -> Vec<u8> {
     let shown =
         |value: Option<&http::HeaderValue>| value.map(|value| text(value.as_bytes(), LONGEST_TEXT).into_owned());
-    let received = &head.received;
+    let received = &context.received;
     let words = received.words.as_deref();
     let line = json!({
         "time": rfc3339(began),
-        "client": shown(head.client_address()),
+        "client": shown(context.client_address()),
         "method": text(received.method.as_str().as_bytes(), LONGEST_TEXT),
         "target": text(received.target.to_string().as_bytes(), LONGEST_TARGET),
         "protocol": format!("{:?}", received.version),
@@ -283,15 +283,15 @@ fn json(head: &Head, outcome: &Outcome, began: SystemTime) -> Vec<u8> {
         "bytes": outcome.response_bytes,
         "duration_us": outcome.took.as_micros() as u64,
         "upstream_us": outcome.answered.map(|answered| answered.as_micros() as u64),
-        "route": &*head.route,
-        "upstream": &*head.upstream,
-        "endpoint": head.endpoint.as_deref(),
-        "cache": head.cache.map(CacheOutcome::word),
-        "error": outcome.error.map(Kind::token),
-        "request_id": head.request_id(),
+        "route": &*context.route,
+        "upstream": &*context.upstream,
+        "endpoint": context.endpoint.as_deref(),
+        "cache": context.cache.map(CacheOutcome::word),
+        "error": outcome.error.map(FailureKind::token),
+        "request_id": context.request_id(),
         "user_agent": shown(words.and_then(|words| words.user_agent.as_ref())),
         "referer": shown(words.and_then(|words| words.referer.as_ref())),
-        "notes": notes(head),
+        "notes": notes(context),
     });
     let mut line = escaped(line.to_string()).into_bytes();
     line.push(b'\n');
@@ -309,12 +309,12 @@ fn text(bytes: &[u8], most: usize) -> Cow<'_, str> {
 }
 
 /// Returns the notes of an exchange, as many as fit into a line.
-fn notes(head: &Head) -> serde_json::Map<String, serde_json::Value> {
+fn notes(context: &ExchangeContext) -> serde_json::Map<String, serde_json::Value> {
     let (mut notes, mut size) = (serde_json::Map::new(), 0);
-    for (name, value) in &head.notes {
+    for (name, value) in &context.notes {
         size += name.len() + value.len();
         if size > LONGEST_NOTES {
-            notes.insert(TRUNCATED.into(), format!("{} notes in all", head.notes.len()).into());
+            notes.insert(TRUNCATED.into(), format!("{} notes in all", context.notes.len()).into());
             break;
         }
         notes.insert(name.clone(), text(value.as_bytes(), LONGEST_TEXT).into());

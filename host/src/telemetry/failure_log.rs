@@ -6,15 +6,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::error::Kind;
+use crate::error::FailureKind;
 
 /// The topic of a log line; each topic has its own limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
     /// A failed exchange.
-    Exchange(Kind),
+    Exchange(FailureKind),
     /// A failed attempt at an endpoint that another attempt has followed.
-    Attempt(Kind),
+    Attempt(FailureKind),
     /// A failed TLS handshake with a client.
     Handshake,
     /// A connection that didn't begin with the PROXY protocol.
@@ -42,7 +42,7 @@ const LINES_OF_PART_A_SECOND: u64 = 1;
 /// The number of parts that are distinguished, by a hash of their names.
 const PARTS: usize = 16;
 
-const KINDS: usize = Kind::ALL.len();
+const KINDS: usize = FailureKind::ALL.len();
 const TOPICS: usize = 2 * KINDS + 7;
 
 /// Counters instead of a lock: workers that log at the same moment may admit a line too many, and never wait.
@@ -88,8 +88,8 @@ fn second() -> u64 {
 impl Topic {
     /// Returns all topics, in the order of their indices.
     pub fn all() -> impl Iterator<Item = Topic> {
-        let exchanges = Kind::ALL.into_iter().map(Topic::Exchange);
-        let attempts = Kind::ALL.into_iter().map(Topic::Attempt);
+        let exchanges = FailureKind::ALL.into_iter().map(Topic::Exchange);
+        let attempts = FailureKind::ALL.into_iter().map(Topic::Attempt);
         let others = [
             Topic::Handshake,
             Topic::ProxyProtocol,

@@ -6,55 +6,55 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::context::CacheOutcome;
-use crate::error::Kind;
+use crate::error::FailureKind;
 
 /// All metrics of the process. Each is kept as long as a generation has its owner, so that it continues over reloads.
 #[derive(Default)]
 pub struct Registry {
-    routes: PerOwner<Owner, RouteFigures>,
-    plugins: PerOwner<Owner, PluginFigures>,
-    caches: PerOwner<Owner, CacheFigures>,
-    custom: PerOwner<CustomOwner, Custom>,
+    routes: PerOwner<Owner, RouteMetrics>,
+    plugins: PerOwner<Owner, PluginMetrics>,
+    caches: PerOwner<Owner, CacheMetrics>,
+    custom: PerOwner<PluginMetricOwner, PluginMetric>,
     /// The number of times that the control thread was blocked; written by the watchdog.
-    pub control_holds: Count,
+    pub control_holds: Counter,
     /// Set once exchanges are cut off as the process stops, with the key of the limit that was met.
     pub cut_off: OnceLock<Option<&'static str>>,
 }
 
 /// A worker's metrics in a registry.
 #[derive(Clone)]
-pub struct Place {
+pub struct WorkerMetrics {
     pub registry: Arc<Registry>,
     pub worker: usize,
 }
 
 /// A metric that a plugin defined, as one worker has it.
 #[derive(Debug)]
-pub struct Custom {
-    pub definition: Definition,
+pub struct PluginMetric {
+    pub definition: PluginMetricDefinition,
     /// The bits of a floating-point number.
     value: AtomicU64,
 }
 
 /// The definition of a plugin's own metric.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Definition {
+pub struct PluginMetricDefinition {
     pub name: String,
-    pub kind: CustomKind,
+    pub kind: PluginMetricKind,
     pub help: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CustomKind {
+pub enum PluginMetricKind {
     Counter,
     Gauge,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct CustomOwner {
+struct PluginMetricOwner {
     plugin: Arc<str>,
     name: String,
-    kind: CustomKind,
+    kind: PluginMetricKind,
     worker: usize,
 }
 
@@ -76,37 +76,37 @@ struct Owner {
 
 /// A counter that one thread writes: no bus lock, unlike an addition that several threads could make.
 #[derive(Debug, Default)]
-pub struct Count(AtomicU64);
+pub struct Counter(AtomicU64);
 
 /// A worker's metrics of a route.
 #[derive(Debug, Default)]
-pub struct RouteFigures {
+pub struct RouteMetrics {
     /// The number of responses, by the first digit of the status.
-    pub responses: [Count; 6],
+    pub responses: [Counter; 6],
     /// The number of failures, in the order of [`Kind::ALL`].
-    pub errors: [Count; Kind::ALL.len()],
-    pub request_bytes: Count,
-    pub response_bytes: Count,
+    pub errors: [Counter; FailureKind::ALL.len()],
+    pub request_bytes: Counter,
+    pub response_bytes: Counter,
     /// The number of exchanges by duration, with the upper bounds of [`BOUNDS`]; the last element counts all longer
     /// ones.
-    pub durations: [Count; BOUNDS.len() + 1],
-    pub duration_us: Count,
+    pub durations: [Counter; BOUNDS.len() + 1],
+    pub duration_us: Counter,
 }
 
 /// A worker's metrics of a plugin.
 #[derive(Debug, Default)]
-pub struct PluginFigures {
-    pub calls: Count,
-    pub failures: Count,
+pub struct PluginMetrics {
+    pub calls: Counter,
+    pub failures: Counter,
     /// The number of rejected calls, in the order of [`Rejection::ALL`].
-    pub rejected: [Count; Rejection::ALL.len()],
+    pub rejected: [Counter; CallRejection::ALL.len()],
     /// The estimated time of all calls, in nanoseconds: the time of every [`SAMPLE`]th call, times [`SAMPLE`].
-    pub nanoseconds: Count,
+    pub nanoseconds: Counter,
 }
 
 /// The reason why a plugin is not called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejection {
+pub enum CallRejection {
     /// The plugin has used its share of the worker's time.
     Share,
     /// The plugin's breaker is open.
@@ -119,17 +119,17 @@ pub enum Rejection {
 
 /// A worker's metrics of a cache, by the outcome of requests.
 #[derive(Debug, Default)]
-pub struct CacheFigures {
-    requests: [Count; CacheOutcome::ALL.len()],
+pub struct CacheMetrics {
+    requests: [Counter; CacheOutcome::ALL.len()],
     /// The number of responses that were stored or validated.
-    pub stored: Count,
+    pub stored: Counter,
     /// The number of responses that weren't stored, in the order of [`REFUSALS`].
-    pub refused: [Count; REFUSALS.len()],
+    pub refused: [Counter; REFUSALS.len()],
 }
 
-impl CacheFigures {
+impl CacheMetrics {
     /// Returns the counter of requests with an outcome.
-    pub fn requests(&self, outcome: CacheOutcome) -> &Count {
+    pub fn requests(&self, outcome: CacheOutcome) -> &Counter {
         &self.requests[outcome as usize]
     }
 }
@@ -143,51 +143,52 @@ pub const BOUNDS: [u64; 12] =
     [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
 
 /// The interval of timed calls, one in `SAMPLE`: reading the clock twice costs a tenth of a small filter.
-pub const SAMPLE: u64 = 16;
+pub const SAMPLE_EVERY: u64 = 16;
 
 impl Registry {
     /// Returns a worker's metrics of a route, by name.
-    pub fn route(&self, name: &Arc<str>, worker: usize) -> Arc<RouteFigures> {
+    pub fn route(&self, name: &Arc<str>, worker: usize) -> Arc<RouteMetrics> {
         self.routes.of_worker(name, worker)
     }
 
     /// Returns a worker's metrics of a plugin, by name.
-    pub fn plugin(&self, name: &Arc<str>, worker: usize) -> Arc<PluginFigures> {
+    pub fn plugin(&self, name: &Arc<str>, worker: usize) -> Arc<PluginMetrics> {
         self.plugins.of_worker(name, worker)
     }
 
     /// Returns a worker's metrics of a cache, by the name of its plugin.
-    pub fn cache(&self, name: &Arc<str>, worker: usize) -> Arc<CacheFigures> {
+    pub fn cache(&self, name: &Arc<str>, worker: usize) -> Arc<CacheMetrics> {
         self.caches.of_worker(name, worker)
     }
 
     /// Returns the metrics of all caches, with all workers of each cache.
-    pub fn caches(&self) -> BTreeMap<Arc<str>, Vec<Arc<CacheFigures>>> {
+    pub fn caches(&self) -> BTreeMap<Arc<str>, Vec<Arc<CacheMetrics>>> {
         self.caches.by_name()
     }
 
     /// Returns the metrics of all routes, with all workers of each route.
-    pub fn routes(&self) -> BTreeMap<Arc<str>, Vec<Arc<RouteFigures>>> {
+    pub fn routes(&self) -> BTreeMap<Arc<str>, Vec<Arc<RouteMetrics>>> {
         self.routes.by_name()
     }
 
     /// Returns the metrics of all plugins, with all workers of each plugin.
-    pub fn plugins(&self) -> BTreeMap<Arc<str>, Vec<Arc<PluginFigures>>> {
+    pub fn plugins(&self) -> BTreeMap<Arc<str>, Vec<Arc<PluginMetrics>>> {
         self.plugins.by_name()
     }
 }
 
-impl Rejection {
+impl CallRejection {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Rejection; 4] = [Rejection::Share, Rejection::Breaker, Rejection::Instance, Rejection::Bodies];
+    pub const ALL: [CallRejection; 4] =
+        [CallRejection::Share, CallRejection::Breaker, CallRejection::Instance, CallRejection::Bodies];
 
     /// Returns the word for the reason.
     pub fn word(self) -> &'static str {
         match self {
-            Rejection::Share => "share",
-            Rejection::Breaker => "breaker",
-            Rejection::Instance => "instance",
-            Rejection::Bodies => "bodies",
+            CallRejection::Share => "share",
+            CallRejection::Breaker => "breaker",
+            CallRejection::Instance => "instance",
+            CallRejection::Bodies => "bodies",
         }
     }
 }
@@ -249,8 +250,8 @@ impl<O: Ord, T> Default for PerOwner<O, T> {
 
 impl Registry {
     /// Returns the plugins' own metrics: plugin, metric, and the sum over all workers.
-    pub fn custom(&self) -> Vec<(Arc<str>, Arc<Custom>, f64)> {
-        let mut sums: Vec<(Arc<str>, Arc<Custom>, f64)> = Vec::new();
+    pub fn custom(&self) -> Vec<(Arc<str>, Arc<PluginMetric>, f64)> {
+        let mut sums: Vec<(Arc<str>, Arc<PluginMetric>, f64)> = Vec::new();
         self.custom.each(|owner, custom| match sums.last_mut() {
             Some((plugin, known, sum))
                 if *plugin == owner.plugin
@@ -265,23 +266,23 @@ impl Registry {
     }
 }
 
-impl Place {
+impl WorkerMetrics {
     /// Returns the worker's metric of a plugin by its definition.
-    pub fn custom(&self, plugin: &Arc<str>, definition: &Definition) -> Arc<Custom> {
-        let Definition { name, kind, .. } = definition;
-        let owner = CustomOwner { plugin: plugin.clone(), name: name.clone(), kind: *kind, worker: self.worker };
-        self.registry.custom.of(owner, || Custom::new(definition.clone()))
+    pub fn custom(&self, plugin: &Arc<str>, definition: &PluginMetricDefinition) -> Arc<PluginMetric> {
+        let PluginMetricDefinition { name, kind, .. } = definition;
+        let owner = PluginMetricOwner { plugin: plugin.clone(), name: name.clone(), kind: *kind, worker: self.worker };
+        self.registry.custom.of(owner, || PluginMetric::new(definition.clone()))
     }
 }
 
-impl Custom {
-    pub fn new(definition: Definition) -> Self {
-        Custom { definition, value: AtomicU64::new(0f64.to_bits()) }
+impl PluginMetric {
+    pub fn new(definition: PluginMetricDefinition) -> Self {
+        PluginMetric { definition, value: AtomicU64::new(0f64.to_bits()) }
     }
 
     /// Adds an amount; a counter ignores negative amounts, and all metrics ignore amounts that are no number.
     pub fn add(&self, amount: f64) {
-        if amount.is_finite() && (self.definition.kind == CustomKind::Gauge || amount >= 0.0) {
+        if amount.is_finite() && (self.definition.kind == PluginMetricKind::Gauge || amount >= 0.0) {
             self.value.store((self.value() + amount).to_bits(), Ordering::Relaxed);
         }
     }
@@ -291,7 +292,7 @@ impl Custom {
     }
 }
 
-impl Count {
+impl Counter {
     pub fn add(&self, amount: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
@@ -301,9 +302,9 @@ impl Count {
     }
 }
 
-impl RouteFigures {
+impl RouteMetrics {
     /// Counts an exchange that has ended.
-    pub fn ended(&self, status: u16, error: Option<Kind>, bytes: u64, took: Duration) {
+    pub fn ended(&self, status: u16, error: Option<FailureKind>, bytes: u64, took: Duration) {
         let took = took.as_micros() as u64;
         self.responses[usize::from(status / 100).min(5)].add(1);
         if let Some(kind) = error {

@@ -23,7 +23,7 @@ const KEPT: usize = 16 << 10;
 
 /// The queue of the process, which has one standard error.
 static LOG: Log = Log {
-    queue: Mutex::new(Queue { lines: Vec::new(), writing: 0, unreported: 0, has_reserve: false }),
+    queue: Mutex::new(LogQueue { lines: Vec::new(), writing: 0, unreported: 0, has_reserve: false }),
     is_filled: Condvar::new(),
     is_written: Condvar::new(),
     dropped: AtomicU64::new(0),
@@ -31,14 +31,14 @@ static LOG: Log = Log {
 
 struct Log {
     // Locked to copy one line or to swap two buffers, never during a write or a format; and log lines are rare.
-    queue: Mutex<Queue>,
+    queue: Mutex<LogQueue>,
     is_filled: Condvar,
     is_written: Condvar,
     /// The number of lines that were dropped since the start.
     dropped: AtomicU64,
 }
 
-struct Queue {
+struct LogQueue {
     lines: Vec<u8>,
     /// The number of bytes that the thread is writing.
     writing: usize,
@@ -49,7 +49,7 @@ struct Queue {
 }
 
 /// A writer for one record of the log.
-pub struct Record;
+pub struct LogRecord;
 
 /// Starts the thread that writes to standard error.
 pub fn start() -> io::Result<()> {
@@ -67,7 +67,7 @@ fn write_all(mut output: Output) {
 
 /// Waits until all lines are written, for at most `within`.
 pub fn flush(within: Duration) {
-    let is_waiting = |queue: &mut Queue| queue.writing > 0 || !queue.lines.is_empty();
+    let is_waiting = |queue: &mut LogQueue| queue.writing > 0 || !queue.lines.is_empty();
     drop(LOG.is_written.wait_timeout_while(LOG.lock(), within, is_waiting));
 }
 
@@ -84,7 +84,7 @@ pub fn dropped() -> u64 {
     LOG.dropped.load(Ordering::Relaxed)
 }
 
-impl io::Write for Record {
+impl io::Write for LogRecord {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         LOG.push(&String::from_utf8_lossy(bytes));
         Ok(bytes.len())
@@ -96,7 +96,7 @@ impl io::Write for Record {
 }
 
 impl Log {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, LogQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -117,7 +117,7 @@ impl Log {
         self.is_filled.notify_one();
     }
 
-    fn append(&self, queue: &mut Queue, text: &str, mark: &str) {
+    fn append(&self, queue: &mut LogQueue, text: &str, mark: &str) {
         for part in [text, mark, "\n"] {
             queue.lines.extend_from_slice(part.as_bytes());
         }

@@ -14,37 +14,42 @@ use super::validity::Validity;
 
 /// A listener's certificates, by the DNS names in them. Common names don't count, as with clients (RFC 9525 §2).
 #[derive(Debug)]
-pub(super) struct Certificates {
-    exact: HashMap<String, Choice>,
+pub(super) struct CertificateResolver {
+    exact: HashMap<String, CertificateChoice>,
     /// The wildcard certificates, by the text behind `*.`, which stands for one label (RFC 9525 §6.3).
-    wildcards: HashMap<String, Choice>,
+    wildcards: HashMap<String, CertificateChoice>,
     /// The choice for clients that send no name or an unknown one; they decide whether to accept it.
-    default: Choice,
+    default: CertificateChoice,
 }
 
 /// The certificates for the same name with different kinds of keys or dates, the cheapest to sign with first.
 #[derive(Debug, Default)]
-struct Choice(Vec<Shown>);
+struct CertificateChoice(Vec<ShownCertificate>);
 
 /// A certificate that may be presented.
 #[derive(Clone, Debug)]
-struct Shown {
+struct ShownCertificate {
     certificate: Arc<CertifiedKey>,
     validity: Option<Validity>,
 }
 
 // === Certificates ===
 
-impl Certificates {
+impl CertificateResolver {
     /// Creates the choice. The first certificate is the default, together with those that have the same names.
     pub(super) fn new(certificates: Vec<CertifiedKey>) -> Self {
-        let named = certificates.into_iter().map(|certificate| (dns_names(&certificate), Shown::new(certificate)));
+        let named =
+            certificates.into_iter().map(|certificate| (dns_names(&certificate), ShownCertificate::new(certificate)));
         let mut named: Vec<_> = named.collect();
         let default_names = named.first().map(|(names, _)| names.clone()).unwrap_or_default();
         // A stable order: of two certificates that are equal in this respect, the earlier one in the manifest is used.
         named.sort_by_key(|(_, shown)| shown.certificate.key.algorithm() == SignatureAlgorithm::RSA);
 
-        let mut all = Certificates { exact: HashMap::new(), wildcards: HashMap::new(), default: Choice::default() };
+        let mut all = CertificateResolver {
+            exact: HashMap::new(),
+            wildcards: HashMap::new(),
+            default: CertificateChoice::default(),
+        };
         for (names, shown) in named {
             if names == default_names {
                 all.default.0.push(shown.clone());
@@ -54,7 +59,7 @@ impl Certificates {
         all
     }
 
-    fn add(&mut self, name: &str, shown: &Shown) {
+    fn add(&mut self, name: &str, shown: &ShownCertificate) {
         let (names, key) = match name.strip_prefix("*.") {
             Some(parent) => (&mut self.wildcards, parent),
             None => (&mut self.exact, name),
@@ -64,18 +69,18 @@ impl Certificates {
 
     /// Returns the choice for a name in lower case. A trailing dot has no meaning (RFC 6066 §3 has names without). A
     /// wildcard replaces a certificate of the exact name that is not valid.
-    fn choice(&self, name: Option<&str>, now: SystemTime) -> &Choice {
+    fn choice(&self, name: Option<&str>, now: SystemTime) -> &CertificateChoice {
         let Some(name) = name else { return &self.default };
         let name = name.strip_suffix('.').unwrap_or(name);
         let exact = self.exact.get(name);
         let wildcard = name.split_once('.').and_then(|(_, parent)| self.wildcards.get(parent));
-        let is_valid = |choice: &&Choice| choice.0.iter().any(|shown| shown.is_valid(now));
+        let is_valid = |choice: &&CertificateChoice| choice.0.iter().any(|shown| shown.is_valid(now));
         let valid = exact.filter(is_valid).or_else(|| wildcard.filter(is_valid));
         valid.or(exact).or(wildcard).unwrap_or(&self.default)
     }
 }
 
-impl ResolvesServerCert for Certificates {
+impl ResolvesServerCert for CertificateResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // rustls has put the name in lower case.
         let now = SystemTime::now();
@@ -85,12 +90,12 @@ impl ResolvesServerCert for Certificates {
 
 // === Choice ===
 
-impl Choice {
+impl CertificateChoice {
     /// Returns a certificate whose signatures the client supports, preferably a valid one. If the client supports none,
     /// the handshake fails with rustls's own error.
     fn for_client(&self, understood: &[SignatureScheme], now: SystemTime) -> Option<Arc<CertifiedKey>> {
-        let Choice(all) = self;
-        let fits = |shown: &&Shown| shown.certificate.key.choose_scheme(understood).is_some();
+        let CertificateChoice(all) = self;
+        let fits = |shown: &&ShownCertificate| shown.certificate.key.choose_scheme(understood).is_some();
         let valid = || all.iter().find(|shown| shown.is_valid(now) && fits(shown));
         let chosen = match all.as_slice() {
             [only] => Some(only),
@@ -102,10 +107,10 @@ impl Choice {
 
 // === Shown ===
 
-impl Shown {
+impl ShownCertificate {
     fn new(certificate: CertifiedKey) -> Self {
         let validity = certificate.cert.first().and_then(|leaf| Validity::of(leaf));
-        Shown { certificate: Arc::new(certificate), validity }
+        ShownCertificate { certificate: Arc::new(certificate), validity }
     }
 
     fn is_valid(&self, now: SystemTime) -> bool {

@@ -10,9 +10,9 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::Mistake;
+use super::CertificateError;
 use super::pem::CertificateFiles;
-use super::pem::{self, Fault};
+use super::pem::{self, PemError};
 
 /// The TLS settings of an upstream in the manifest.
 pub struct ClientFiles {
@@ -40,7 +40,7 @@ pub enum Verify {
 
 /// The setting of the [`ClientFiles`] that has an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ClientFilePlace {
     Roots,
     Certificate,
     Key,
@@ -49,19 +49,19 @@ pub enum Place {
 /// Accepts any certificate. The signatures of the handshake are verified nevertheless: that costs little, and rejects
 /// peers with broken TLS.
 #[derive(Debug)]
-struct Credulous(WebPkiSupportedAlgorithms);
+struct AcceptAnyCertificate(WebPkiSupportedAlgorithms);
 
 /// Returns the TLS configuration for endpoints. The configuration stores the sessions to resume, so it is to be shared.
-pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, Vec<Mistake<Place>>> {
+pub fn client(files: &ClientFiles) -> Result<Arc<ClientConfig>, Vec<CertificateError<ClientFilePlace>>> {
     let provider = super::provider();
     let mut mistakes = Vec::new();
     let roots = roots(files);
-    let roots = roots.map_err(|message| mistakes.push(Mistake { place: Place::Roots, message }));
+    let roots = roots.map_err(|message| mistakes.push(CertificateError { place: ClientFilePlace::Roots, message }));
     let certificate = certificate(files, &provider);
-    let certificate = certificate.map_err(|faults| mistakes.extend(faults.into_iter().map(Mistake::from)));
+    let certificate = certificate.map_err(|faults| mistakes.extend(faults.into_iter().map(CertificateError::from)));
     let (Ok(roots), Ok(certificate)) = (roots, certificate) else { return Err(mistakes) };
 
-    let credulous = Credulous(provider.signature_verification_algorithms);
+    let credulous = AcceptAnyCertificate(provider.signature_verification_algorithms);
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.expect("the provider has cipher suites for TLS 1.2 and 1.3");
     let builder = match roots {
@@ -97,24 +97,24 @@ fn system_roots() -> Result<RootCertStore, String> {
     Err(format!("this system has no authorities{why}; install `ca-certificates`, or name a file of them"))
 }
 
-fn certificate(files: &ClientFiles, provider: &CryptoProvider) -> Result<Option<CertifiedKey>, Vec<Fault>> {
+fn certificate(files: &ClientFiles, provider: &CryptoProvider) -> Result<Option<CertifiedKey>, Vec<PemError>> {
     files.certificate.as_ref().map(|files| pem::certified(files, provider)).transpose()
 }
 
 // === Mistake ===
 
-impl From<Fault> for Mistake<Place> {
-    fn from(fault: Fault) -> Self {
+impl From<PemError> for CertificateError<ClientFilePlace> {
+    fn from(fault: PemError) -> Self {
         match fault {
-            Fault::Chain(message) => Mistake { place: Place::Certificate, message },
-            Fault::Key(message) => Mistake { place: Place::Key, message },
+            PemError::Chain(message) => CertificateError { place: ClientFilePlace::Certificate, message },
+            PemError::Key(message) => CertificateError { place: ClientFilePlace::Key, message },
         }
     }
 }
 
 // === Credulous ===
 
-impl ServerCertVerifier for Credulous {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

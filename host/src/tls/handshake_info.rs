@@ -11,7 +11,7 @@ use x509_parser::objects::{oid_registry, oid2abbrev};
 use x509_parser::x509::{AttributeTypeAndValue, RelativeDistinguishedName, X509Name};
 
 /// The facts of a TLS connection.
-pub struct Facts {
+pub struct HandshakeInfo {
     /// The protocol version: `TLSv1.3` or `TLSv1.2`.
     pub version: &'static str,
     /// The cipher suite by its IANA name, such as `TLS_AES_128_GCM_SHA256`.
@@ -21,11 +21,11 @@ pub struct Facts {
     /// Whether HTTP/2 was negotiated.
     pub alpn_h2: bool,
     /// The client's certificate, verified against the listener's authorities; `None` if it presented none.
-    pub client: Option<ClientCertificate>,
+    pub client: Option<PeerCertificate>,
 }
 
 /// The facts of a client's certificate. A fact that can't be parsed is an empty text.
-pub struct ClientCertificate {
+pub struct PeerCertificate {
     /// The subject in the certificate's order, mostly from the general to the particular: `C=DE, O=Example, CN=alice`.
     /// Escaped as in RFC 4514 §2.4.
     pub subject: String,
@@ -41,31 +41,31 @@ pub struct ClientCertificate {
 }
 
 /// Returns the facts of a connection. They are complete only after the handshake.
-pub fn facts(connection: &ServerConnection) -> Facts {
+pub fn facts(connection: &ServerConnection) -> HandshakeInfo {
     let version = match connection.protocol_version() {
         Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
         Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
         _ => "",
     };
     let cipher = connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
-    Facts {
+    HandshakeInfo {
         version,
         // rustls has its own names for the cipher suites of TLS 1.3.
         cipher: cipher.replacen("TLS13_", "TLS_", 1),
         server_name: connection.server_name().map(str::to_owned),
         alpn_h2: connection.alpn_protocol() == Some(b"h2"),
-        client: connection.peer_certificates().and_then(<[_]>::first).map(|leaf| ClientCertificate::read(leaf)),
+        client: connection.peer_certificates().and_then(<[_]>::first).map(|leaf| PeerCertificate::read(leaf)),
     }
 }
 
 // === ClientCertificate ===
 
-impl ClientCertificate {
+impl PeerCertificate {
     fn read(der: &[u8]) -> Self {
         let fingerprint = hex(super::sha256(der).as_ref());
         let parsed = x509_parser::parse_x509_certificate(der).ok();
         let text = |of: fn(&X509Certificate) -> String| parsed.as_ref().map(|(_, leaf)| of(leaf)).unwrap_or_default();
-        ClientCertificate {
+        PeerCertificate {
             subject: text(|leaf| distinguished(leaf.subject())),
             names: text(names),
             fingerprint,

@@ -23,7 +23,7 @@ pub struct CertificateFiles {
 
 /// Which of the two files is wrong, and why.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum PemError {
     #[error("{0}")]
     Chain(String),
     #[error("{0}")]
@@ -31,12 +31,12 @@ pub(super) enum Fault {
 }
 
 /// A certificate with its chain and its key.
-pub(super) fn certified(files: &CertificateFiles, provider: &CryptoProvider) -> Result<CertifiedKey, Vec<Fault>> {
+pub(super) fn certified(files: &CertificateFiles, provider: &CryptoProvider) -> Result<CertifiedKey, Vec<PemError>> {
     let (chain, key) = match (chain(&files.chain), private_key(&files.key, provider)) {
         (Ok(chain), Ok(key)) => (chain, key),
         (chain, key) => {
-            let chain = chain.err().map(Fault::Chain);
-            return Err(chain.into_iter().chain(key.err().map(Fault::Key)).collect());
+            let chain = chain.err().map(PemError::Chain);
+            return Err(chain.into_iter().chain(key.err().map(PemError::Key)).collect());
         }
     };
     let certified = CertifiedKey::new(chain, key);
@@ -44,7 +44,7 @@ pub(super) fn certified(files: &CertificateFiles, provider: &CryptoProvider) -> 
         // Unknown: the library doesn't tell the public half of this kind of key.
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
         Err(Error::InconsistentKeys(_)) => Err(vec![mismatch(files, &certified)]),
-        Err(error) => Err(vec![Fault::Chain(unreadable(&files.chain, &error.to_string()))]),
+        Err(error) => Err(vec![PemError::Chain(unreadable(&files.chain, &error.to_string()))]),
     }
 }
 
@@ -128,17 +128,17 @@ fn no_key(path: &Path, bytes: &[u8]) -> String {
     }
 }
 
-fn mismatch(files: &CertificateFiles, certified: &CertifiedKey) -> Fault {
+fn mismatch(files: &CertificateFiles, certified: &CertifiedKey) -> PemError {
     let (chain, key) = (files.chain.display(), files.key.display());
     let fits = |other: &CertificateDer<'static>| {
         CertifiedKey::new(vec![other.clone()], certified.key.clone()).keys_match().is_ok()
     };
     if certified.cert.iter().skip(1).any(fits) {
-        return Fault::Chain(format!(
+        return PemError::Chain(format!(
             "wrong order of certificates: that of the key is not the first in `{chain}`; move it to the top"
         ));
     }
-    Fault::Key(format!(
+    PemError::Key(format!(
         "private key of another certificate: `{key}` doesn't match `{chain}`; name the two that were made together"
     ))
 }

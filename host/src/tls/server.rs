@@ -13,9 +13,9 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::CertificateDer;
 
-use super::Mistake;
-use super::certificate_resolver::Certificates;
-use super::pem::{self, CertificateFiles, Fault};
+use super::CertificateError;
+use super::certificate_resolver::CertificateResolver;
+use super::pem::{self, CertificateFiles, PemError};
 
 /// The bytes that a session holds, enciphered, for a client that takes nothing: two records.
 pub const SEND_BUFFER: usize = 32 << 10;
@@ -45,7 +45,7 @@ pub enum MinimumVersion {
 
 /// Which of the [`ServerFiles`] is wrong; certificates are counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ServerFilePlace {
     Certificate(usize),
     Key(usize),
     ClientCa,
@@ -70,17 +70,21 @@ struct ScopedTickets {
 struct Scope(Vec<u8>);
 
 /// The running configuration of a listener's TLS. All that it needs of the files is read here.
-pub fn server(files: &ServerFiles, tickets: &Tickets) -> Result<Arc<ServerConfig>, Vec<Mistake<Place>>> {
+pub fn server(
+    files: &ServerFiles,
+    tickets: &Tickets,
+) -> Result<Arc<ServerConfig>, Vec<CertificateError<ServerFilePlace>>> {
     let provider = super::provider();
     let mut mistakes = Vec::new();
     let certificates = certificates(&files.certificates, &provider, &mut mistakes);
     let client = client_auth(&files.client, &provider);
-    let client = client.map_err(|message| mistakes.push(Mistake { place: Place::ClientCa, message }));
+    let client =
+        client.map_err(|message| mistakes.push(CertificateError { place: ServerFilePlace::ClientCa, message }));
     let (Ok((verifier, scope)), []) = (client, mistakes.as_slice()) else { return Err(mistakes) };
 
     let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&files.minimum.versions());
     let builder = builder.expect("the provider has cipher suites for TLS 1.2 and 1.3");
-    let certificates = Arc::new(Certificates::new(certificates));
+    let certificates = Arc::new(CertificateResolver::new(certificates));
     let mut config = builder.with_client_cert_verifier(verifier).with_cert_resolver(certificates);
     config.alpn_protocols = super::protocols(files.http2);
     // The order of the provider, strongest first. A client's own order may be anything, and scanners complain of it.
@@ -98,17 +102,17 @@ pub fn server(files: &ServerFiles, tickets: &Tickets) -> Result<Arc<ServerConfig
 fn certificates(
     files: &[CertificateFiles],
     provider: &CryptoProvider,
-    mistakes: &mut Vec<Mistake<Place>>,
+    mistakes: &mut Vec<CertificateError<ServerFilePlace>>,
 ) -> Vec<CertifiedKey> {
     if files.is_empty() {
         let message = "no certificate is named; name the files of one".into();
-        mistakes.push(Mistake { place: Place::Certificate(0), message });
+        mistakes.push(CertificateError { place: ServerFilePlace::Certificate(0), message });
     }
     let mut certificates = Vec::new();
     for (at, files) in files.iter().enumerate() {
         match pem::certified(files, provider) {
             Ok(certificate) => certificates.push(certificate),
-            Err(faults) => mistakes.extend(faults.into_iter().map(|fault| Mistake::of_certificate(at, fault))),
+            Err(faults) => mistakes.extend(faults.into_iter().map(|fault| CertificateError::of_certificate(at, fault))),
         }
     }
     certificates
@@ -147,11 +151,11 @@ impl MinimumVersion {
 
 // === Mistake ===
 
-impl Mistake<Place> {
-    fn of_certificate(at: usize, fault: Fault) -> Self {
+impl CertificateError<ServerFilePlace> {
+    fn of_certificate(at: usize, fault: PemError) -> Self {
         match fault {
-            Fault::Chain(message) => Mistake { place: Place::Certificate(at), message },
-            Fault::Key(message) => Mistake { place: Place::Key(at), message },
+            PemError::Chain(message) => CertificateError { place: ServerFilePlace::Certificate(at), message },
+            PemError::Key(message) => CertificateError { place: ServerFilePlace::Key(at), message },
         }
     }
 }

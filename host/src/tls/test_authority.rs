@@ -17,17 +17,17 @@ use super::pem::CertificateFiles;
 use super::server::{ClientAuth, MinimumVersion, ServerFiles};
 
 /// A folder with an authority, `ca.pem`, and the certificates that it has issued.
-pub struct Authority {
+pub struct TestAuthority {
     pub folder: TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
-impl Authority {
+impl TestAuthority {
     pub fn new() -> Self {
         let mut params = params("Tests", &[]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let authority = Authority { folder: tempfile::tempdir().unwrap(), issuer };
+        let authority = TestAuthority { folder: tempfile::tempdir().unwrap(), issuer };
         authority.write("ca.pem", &authority.issuer.pem());
         authority
     }

@@ -12,24 +12,24 @@ use rustls::{
 };
 use rustls_pki_types::ServerName;
 
-use super::Mistake;
-use super::client::{ClientFiles, Place as ClientPlace, Roots, Verify, client};
+use super::CertificateError;
+use super::client::{ClientFilePlace as ClientPlace, ClientFiles, Roots, Verify, client};
 use super::handshake_info::facts;
 use super::pem::CertificateFiles;
 use super::self_signed::self_signed;
-use super::server::{ClientAuth, MinimumVersion, Place, ServerFiles, Tickets, server};
-use super::test_authority::{Authority, made, params};
-use super::validity::{Dated, Invalid};
+use super::server::{ClientAuth, MinimumVersion, ServerFilePlace, ServerFiles, Tickets, server};
+use super::test_authority::{TestAuthority, made, params};
+use super::validity::{DatedCertificate, Invalid};
 
 fn served(files: &ServerFiles) -> Arc<ServerConfig> {
     server(files, &Tickets::new().unwrap()).unwrap()
 }
 
 /// Returns the errors, with paths reduced to file names.
-fn mistakes(authority: &Authority, files: &ServerFiles) -> Vec<(Place, String)> {
+fn mistakes(authority: &TestAuthority, files: &ServerFiles) -> Vec<(ServerFilePlace, String)> {
     let mistakes = server(files, &Tickets::new().unwrap()).unwrap_err();
     let folder = format!("{}/", authority.folder.path().display());
-    mistakes.into_iter().map(|Mistake { place, message }| (place, message.replace(&folder, ""))).collect()
+    mistakes.into_iter().map(|CertificateError { place, message }| (place, message.replace(&folder, ""))).collect()
 }
 
 /// Completes a handshake without a request, and returns the two ends of the connection.
@@ -80,7 +80,7 @@ fn common_name(client: &ClientConnection) -> String {
 
 #[test]
 fn the_certificate_is_chosen_by_name() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let kind = &PKCS_ECDSA_P256_SHA256;
     authority.issue("first", kind, &["first.example"]);
     authority.issue("wild", kind, &["*.Wild.example"]);
@@ -105,7 +105,7 @@ fn the_certificate_is_chosen_by_name() {
 
 #[test]
 fn of_certificates_for_the_same_name_the_client_gets_one_it_understands() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     authority.issue("rsa", &PKCS_RSA_SHA256, &["site.example"]);
     authority.issue("ed", &PKCS_ED25519, &["site.example"]);
     authority.issue("ec", &PKCS_ECDSA_P256_SHA256, &["site.example"]);
@@ -125,7 +125,7 @@ fn of_certificates_for_the_same_name_the_client_gets_one_it_understands() {
 
 #[test]
 fn a_handshake_agrees_on_versions_and_protocols() {
-    let authority = Authority::with_site();
+    let authority = TestAuthority::with_site();
     let config = served(&authority.served(&["site"], ClientAuth::None));
     let (client, server) = shake_hands(&authority.client(None), &config, "site.example").unwrap();
     let facts = facts(&server);
@@ -142,7 +142,7 @@ fn a_handshake_agrees_on_versions_and_protocols() {
 
 #[test]
 fn the_oldest_version_can_be_raised() {
-    let authority = Authority::with_site();
+    let authority = TestAuthority::with_site();
     let both = served(&authority.served(&["site"], ClientAuth::None));
     let strict = ServerFiles { minimum: MinimumVersion::Tls13, ..authority.served(&["site"], ClientAuth::None) };
     let strict = served(&strict);
@@ -155,7 +155,7 @@ fn the_oldest_version_can_be_raised() {
 
 #[test]
 fn sessions_are_resumed_by_another_configuration_of_the_same_process() {
-    let authority = Authority::with_site();
+    let authority = TestAuthority::with_site();
     let files = authority.served(&["site"], ClientAuth::None);
     let tickets = Tickets::new().unwrap();
     let config = || server(&files, &tickets).unwrap();
@@ -173,7 +173,7 @@ fn sessions_are_resumed_by_another_configuration_of_the_same_process() {
 
 #[test]
 fn a_ticket_is_no_way_around_a_client_certificate() {
-    let (authority, other) = (Authority::with_site(), Authority::new());
+    let (authority, other) = (TestAuthority::with_site(), TestAuthority::new());
     authority.issue("alice", &PKCS_ECDSA_P256_SHA256, &[]);
     let tickets = Tickets::new().unwrap();
     let config = |client| server(&authority.served(&["site"], client), &tickets).unwrap();
@@ -198,7 +198,7 @@ fn a_ticket_is_no_way_around_a_client_certificate() {
 
 #[test]
 fn clients_show_certificates_where_these_are_asked_for() {
-    let (authority, other) = (Authority::with_site(), Authority::new());
+    let (authority, other) = (TestAuthority::with_site(), TestAuthority::new());
     authority.issue("alice", &PKCS_ED25519, &["alice.example", "::1"]);
     other.issue("mallory", &PKCS_ECDSA_P256_SHA256, &[]);
     let optional = served(&authority.served(&["site"], ClientAuth::Optional(authority.path("ca.pem"))));
@@ -223,7 +223,7 @@ fn clients_show_certificates_where_these_are_asked_for() {
 }
 
 /// Returns the text behind `=`, in our notation.
-fn openssl(authority: &Authority, args: &str) -> String {
+fn openssl(authority: &TestAuthority, args: &str) -> String {
     let made = Command::new("openssl").args(args.split(' ')).current_dir(authority.folder.path()).output().unwrap();
     let text = String::from_utf8(made.stdout).unwrap();
     text.trim().rsplit('=').next().unwrap().replace(':', "").to_lowercase()
@@ -231,7 +231,7 @@ fn openssl(authority: &Authority, args: &str) -> String {
 
 #[test]
 fn a_name_in_a_certificate_passes_for_no_other() {
-    let authority = Authority::with_site();
+    let authority = TestAuthority::with_site();
     let mut params = params("alice, O=Staff\r\n", &[]);
     params.distinguished_name.push(DnType::OrganizationName, "Zoë+Co");
     params.subject_alt_names = [
@@ -252,7 +252,7 @@ fn a_name_in_a_certificate_passes_for_no_other() {
 
 #[test]
 fn endpoints_prove_their_names() {
-    let (authority, other) = (Authority::with_site(), Authority::new());
+    let (authority, other) = (TestAuthority::with_site(), TestAuthority::new());
     let config = served(&authority.served(&["site"], ClientAuth::None));
     assert!(shake_hands(&authority.client(None), &config, "site.example").is_ok());
     assert!(shake_hands(&authority.client(None), &config, "other.example").is_err(), "another name");
@@ -262,7 +262,7 @@ fn endpoints_prove_their_names() {
 
 #[test]
 fn mistakes_of_an_upstream_are_told_together() {
-    let authority = Authority::with_site();
+    let authority = TestAuthority::with_site();
     let certificate = Some(CertificateFiles { chain: authority.path("no.pem"), key: authority.path("ca.pem") });
     let roots = Roots::File(authority.path("site.key"));
     let files = ClientFiles { roots, certificate, verify: Verify::Always, http2: true };
@@ -273,7 +273,7 @@ fn mistakes_of_an_upstream_are_told_together() {
 
 #[test]
 fn a_self_signed_certificate_serves_those_who_trust_it() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let (certificate, key) = self_signed(&["localhost".into(), "127.0.0.1".into()]).unwrap();
     authority.write("ca.pem", &certificate);
     authority.write("own.pem", &certificate);
@@ -284,7 +284,7 @@ fn a_self_signed_certificate_serves_those_who_trust_it() {
         assert_eq!(common_name(&client), "localhost");
     }
     let later = SystemTime::now() + Duration::from_secs(91 * 24 * 60 * 60);
-    let dated = Dated::read(&authority.path("own.pem")).unwrap();
+    let dated = DatedCertificate::read(&authority.path("own.pem")).unwrap();
     assert_eq!(dated.validity.invalid(SystemTime::now()), None);
     assert_eq!(dated.validity.invalid(later), Some(Invalid::Expired));
 }
@@ -293,7 +293,7 @@ fn a_self_signed_certificate_serves_those_who_trust_it() {
 
 #[test]
 fn a_certificate_that_is_not_valid_is_served_unless_there_is_one_that_is() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let dated = |file: &str, names: &[&str], from, until| {
         let mut params = params(file, names);
         (params.not_before, params.not_after) = (date_time_ymd(from, 1, 1), date_time_ymd(until, 1, 1));
@@ -313,7 +313,7 @@ fn a_certificate_that_is_not_valid_is_served_unless_there_is_one_that_is() {
 
 #[test]
 fn the_servers_order_of_cipher_suites_holds() {
-    let authority = Authority::with_site();
+    let authority = TestAuthority::with_site();
     let config = served(&authority.served(&["site"], ClientAuth::None));
     for (version, expected) in [(&TLS13, "TLS_AES_256_GCM_SHA384"), (&TLS12, "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384")]
     {
@@ -331,7 +331,7 @@ fn the_servers_order_of_cipher_suites_holds() {
 
 #[test]
 fn keys_are_read_in_their_older_forms_too() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     for (kind, label) in [(&PKCS_RSA_SHA256, "RSA PRIVATE KEY"), (&PKCS_ECDSA_P256_SHA256, "EC PRIVATE KEY")] {
         authority.issue("old", kind, &["site.example"]);
         openssl(&authority, "pkey -in old.key -traditional -out new.key");
@@ -343,13 +343,13 @@ fn keys_are_read_in_their_older_forms_too() {
 
 #[test]
 fn what_is_wrong_with_a_file_is_told() {
-    let authority = Authority::with_site();
+    let authority = TestAuthority::with_site();
     let (chain, key) = (authority.read("site.pem"), authority.read("site.key"));
     authority.issue("other", &PKCS_ECDSA_P256_SHA256, &["site.example"]);
     let other = authority.read("other.pem");
     let encrypted = key.replace("PRIVATE", "ENCRYPTED PRIVATE");
     let old_encrypted = key.replacen('\n', "\nProc-Type: 4,ENCRYPTED\n", 1).replace("PRIVATE", "EC PRIVATE");
-    let (chain_place, key_place) = (Place::Certificate(0), Place::Key(0));
+    let (chain_place, key_place) = (ServerFilePlace::Certificate(0), ServerFilePlace::Key(0));
     let cases = [
         ((String::new(), key.clone()), chain_place, "no certificate: found none in `a.pem`; expected PEM"),
         ((key.clone(), key.clone()), chain_place, "holds a private key; `chain` and `key` may be swapped"),
@@ -381,13 +381,13 @@ fn what_is_wrong_with_a_file_is_told() {
 
 #[test]
 fn mistakes_of_a_listener_are_told_together() {
-    let authority = Authority::with_site();
+    let authority = TestAuthority::with_site();
     let told =
         mistakes(&authority, &authority.served(&["site", "gone"], ClientAuth::Required(authority.path("site.key"))));
     let places: Vec<_> = told.iter().map(|(place, _)| *place).collect();
-    assert_eq!(places, [Place::Certificate(1), Place::Key(1), Place::ClientCa]);
+    assert_eq!(places, [ServerFilePlace::Certificate(1), ServerFilePlace::Key(1), ServerFilePlace::ClientCa]);
     assert_eq!(told[0].1, "no such file: `gone.pem`; paths are relative to the manifest");
-    assert_eq!(mistakes(&authority, &authority.served(&[], ClientAuth::None))[0].0, Place::Certificate(0));
+    assert_eq!(mistakes(&authority, &authority.served(&[], ClientAuth::None))[0].0, ServerFilePlace::Certificate(0));
     let folder = CertificateFiles { chain: Path::new("/").into(), key: authority.path("site.key") };
     let files = ServerFiles { certificates: vec![folder], ..authority.served(&[], ClientAuth::None) };
     assert!(mistakes(&authority, &files)[0].1.starts_with("cannot read `/`: "));

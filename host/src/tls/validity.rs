@@ -16,7 +16,7 @@ pub struct Validity {
 
 /// The validity of the certificate in a file that a manifest names.
 #[derive(Clone, Debug)]
-pub struct Dated {
+pub struct DatedCertificate {
     pub chain: PathBuf,
     pub validity: Validity,
 }
@@ -46,11 +46,11 @@ impl Validity {
     }
 }
 
-impl Dated {
+impl DatedCertificate {
     /// Reads the dates of the first certificate in a file; `None` if no certificate can be parsed.
     pub fn read(chain: &Path) -> Option<Self> {
         let certificates = pem::certificates(chain).ok()?;
-        Some(Dated { chain: chain.into(), validity: Validity::of(certificates.first()?)? })
+        Some(DatedCertificate { chain: chain.into(), validity: Validity::of(certificates.first()?)? })
     }
 
     /// Warns if the certificate is not valid at a time.
@@ -76,7 +76,7 @@ impl Dated {
 }
 
 /// Warns about all certificates that are not valid at a time.
-pub fn warn_of(certificates: &[Dated], now: SystemTime) {
+pub fn warn_of(certificates: &[DatedCertificate], now: SystemTime) {
     certificates.iter().for_each(|dated| dated.warn(now));
 }
 

@@ -14,17 +14,17 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
-use super::connection::{Connection, Transport};
-use super::connection_limit::Slot;
+use super::connection::{Connection, EndpointTransport};
+use super::connection_limit::ConnectionPermit;
 use super::socket::{EndpointSocket, ReadNow};
-use super::{EndpointAddr, HeadLimits, Place, Pools, Speaks, happy_eyeballs};
-use crate::error::{Error, Kind, is_of_this_machine, lacks_descriptor};
+use super::{EndpointAddr, EndpointProtocol, Pools, ResponseHeadLimits, SocketName, happy_eyeballs};
+use crate::error::{Error, FailureKind, is_of_this_machine, lacks_descriptor};
 use crate::net::tcp::Tcp;
 use crate::protocol::proxy_protocol;
 
 /// How TLS is spoken to an endpoint.
 #[derive(Clone)]
-pub struct Dialer {
+pub struct TlsDialer {
     /// Offers what the manifest allows.
     any: Arc<ClientConfig>,
     /// Offers HTTP/1.1 alone, for what HTTP/2 can't carry.
@@ -36,21 +36,21 @@ pub struct Dialer {
 
 /// What a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum RequiredProtocol {
     Any,
     /// It asks for an upgrade, which is a matter of HTTP/1.1 (RFC 9110 §7.8).
     Http1,
 }
 
 /// The terms of a new connection.
-pub struct Terms<'a> {
-    pub wanted: Wanted,
+pub struct ConnectTerms<'a> {
+    pub wanted: RequiredProtocol,
     /// The client's address and that which it reached, for the PROXY protocol; `None` if there is no client, or it has no
     /// address.
     pub ends: Option<(SocketAddr, SocketAddr)>,
-    pub proxy_protocol: Option<proxy_protocol::Version>,
+    pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
     /// The limits of a response's head.
-    pub head: HeadLimits,
+    pub head: ResponseHeadLimits,
     /// The time that the caller allows.
     pub within: Duration,
     /// The address that was connected to last, of those that the endpoint's name has.
@@ -61,7 +61,7 @@ pub struct Terms<'a> {
     pub pools: Option<&'a Pools>,
 }
 
-impl Terms<'_> {
+impl ConnectTerms<'_> {
     fn answered(&self) {
         if let Some(reached) = self.reached {
             reached.set(true);
@@ -78,10 +78,14 @@ impl Terms<'_> {
 }
 
 /// Makes a connection. Nothing is left behind if this is dropped half-way.
-pub async fn connect(address: &EndpointAddr, terms: &Terms<'_>, slot: Slot) -> Result<Connection, Error> {
+pub async fn connect(
+    address: &EndpointAddr,
+    terms: &ConnectTerms<'_>,
+    slot: ConnectionPermit,
+) -> Result<Connection, Error> {
     let now = ReadNow::default();
-    match &address.place {
-        Place::Tcp(place) => {
+    match &address.address {
+        SocketName::Tcp(place) => {
             let found = terms.open(|| lookup_host(&**place)).await.map_err(unknown)?;
             let found = found.collect::<SmallVec<[SocketAddr; 2]>>();
             let order = happy_eyeballs::ordered(&found, terms.last.and_then(Cell::get));
@@ -91,42 +95,45 @@ pub async fn connect(address: &EndpointAddr, terms: &Terms<'_>, slot: Slot) -> R
             if let Some(last) = terms.last.filter(|_| order.len() > 1) {
                 last.set(stream.peer_addr().ok());
             }
-            speak(EndpointSocket::new(Tcp(stream), now.clone()), address, terms, now, slot).await
+            negotiate(EndpointSocket::new(Tcp(stream), now.clone()), address, terms, now, slot).await
         }
-        Place::Unix(path) => {
+        SocketName::Unix(path) => {
             let stream = terms.open(|| UnixStream::connect(&**path)).await.map_err(refused)?;
             terms.answered();
-            speak(EndpointSocket::new(stream, now.clone()), address, terms, now, slot).await
+            negotiate(EndpointSocket::new(stream, now.clone()), address, terms, now, slot).await
         }
     }
 }
 
 /// A name that the system can't look up.
 fn unknown(error: io::Error) -> Error {
-    Error::new(if is_of_this_machine(&error) { Kind::InternalError } else { Kind::DnsError }, error)
+    Error::new(if is_of_this_machine(&error) { FailureKind::InternalError } else { FailureKind::DnsError }, error)
 }
 
 fn refused(error: io::Error) -> Error {
     // What this machine lacks is not the endpoint's fault.
-    Error::new(if happy_eyeballs::is_own(&error) { Kind::InternalError } else { Kind::ConnectionRefused }, error)
+    Error::new(
+        if happy_eyeballs::is_own(&error) { FailureKind::InternalError } else { FailureKind::ConnectionRefused },
+        error,
+    )
 }
 
-async fn speak(
-    mut stream: impl Transport,
+async fn negotiate(
+    mut stream: impl EndpointTransport,
     address: &EndpointAddr,
-    terms: &Terms<'_>,
+    terms: &ConnectTerms<'_>,
     now: ReadNow,
-    slot: Slot,
+    slot: ConnectionPermit,
 ) -> Result<Connection, Error> {
     if let Some(version) = terms.proxy_protocol {
         let told = stream.write_all(&proxy_protocol::encode(version, terms.ends)).await;
-        told.map_err(|error| Error::new(Kind::ConnectionTerminated, error))?;
+        told.map_err(|error| Error::new(FailureKind::ConnectionTerminated, error))?;
     }
-    match &address.speaks {
-        Speaks::Http1 => Connection::http1(stream, now, terms.head, slot).await,
-        Speaks::Http2 => Connection::http2(stream, terms.head, slot).await,
-        Speaks::Tls(dialer) => {
-            let config = if terms.wanted == Wanted::Http1 { &dialer.http1 } else { &dialer.any };
+    match &address.protocol {
+        EndpointProtocol::Http1 => Connection::http1(stream, now, terms.head, slot).await,
+        EndpointProtocol::Http2 => Connection::http2(stream, terms.head, slot).await,
+        EndpointProtocol::Tls(dialer) => {
+            let config = if terms.wanted == RequiredProtocol::Http1 { &dialer.http1 } else { &dialer.any };
             let connecting = TlsConnector::from(config.clone()).connect(dialer.name.clone(), stream).await;
             let stream = connecting.map_err(untrusted)?;
             match stream.get_ref().1.alpn_protocol() {
@@ -139,35 +146,35 @@ async fn speak(
 
 fn untrusted(error: io::Error) -> Error {
     let is_tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
-    Error::new(if is_tls { Kind::TlsError } else { Kind::ConnectionTerminated }, error)
+    Error::new(if is_tls { FailureKind::TlsError } else { FailureKind::ConnectionTerminated }, error)
 }
 
 // === Dialer ===
 
-impl Dialer {
+impl TlsDialer {
     /// TLS to an endpoint that bears a name.
     pub fn new(config: Arc<ClientConfig>, name: ServerName<'static>, digest: blake3::Hash) -> Self {
         let mut http1 = ClientConfig::clone(&config);
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Dialer { any: config, http1: Arc::new(http1), name, digest }
+        TlsDialer { any: config, http1: Arc::new(http1), name, digest }
     }
 }
 
-impl PartialEq for Dialer {
+impl PartialEq for TlsDialer {
     fn eq(&self, other: &Self) -> bool {
         (self.digest, &self.name) == (other.digest, &other.name)
     }
 }
 
-impl Eq for Dialer {}
+impl Eq for TlsDialer {}
 
-impl Hash for Dialer {
+impl Hash for TlsDialer {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.digest.as_bytes(), &self.name).hash(state);
     }
 }
 
-impl std::fmt::Debug for Dialer {
+impl std::fmt::Debug for TlsDialer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "TLS to {:?}", self.name)
     }

@@ -21,35 +21,35 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
-use super::HeadLimits;
-use super::connection_limit::{Counted, Slot};
+use super::ResponseHeadLimits;
+use super::connection_limit::{ConnectionPermit, LimitHandle};
 use super::endpoint_frames::EndpointFrames;
 use super::read_limit::{BoundedReads, ReadLimit};
 use super::socket::ReadNow;
 use crate::body::upload::RequestBody;
-use crate::error::{Error, Kind};
+use crate::error::{Error, FailureKind};
 use crate::net::frame_counter::CountedFrames;
-use crate::net::hyper_io::{OnThisWorker, Wire};
+use crate::net::hyper_io::{HyperIo, LocalExecutor};
 use crate::system::supervise::{Panicked, Task, spawn};
 
 /// What carries a connection.
-pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {}
+pub trait EndpointTransport: AsyncRead + AsyncWrite + Unpin + 'static {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Transport for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> EndpointTransport for T {}
 
 /// A connection.
 pub struct Connection {
     sender: Sender,
     /// None if it has a task.
-    pub driver: Option<Driver>,
+    pub driver: Option<ConnectionDriver>,
     /// The bound of each read; `None` over HTTP/2, which has windows.
     reads: Option<ReadLimit>,
     /// Has the socket read at once; `None` over HTTP/2, which is read by a task.
     now: Option<ReadNow>,
-    head: HeadLimits,
+    head: ResponseHeadLimits,
     /// What lets it be there; with its task, if it has one.
-    slot: Slot,
-    counted: Counted,
+    slot: ConnectionPermit,
+    counted: LimitHandle,
 }
 
 enum Sender {
@@ -61,8 +61,8 @@ enum Sender {
 #[derive(Clone)]
 pub struct SharedSender {
     sender: http2::SendRequest<RequestBody>,
-    counted: Counted,
-    head: HeadLimits,
+    counted: LimitHandle,
+    head: ResponseHeadLimits,
     /// The task of the connection, held by all its senders.
     task: Rc<JoinHandle<Result<(), Panicked>>>,
 }
@@ -70,19 +70,19 @@ pub struct SharedSender {
 /// What a connection has become after its endpoint has switched protocols: bytes.
 pub struct Stream {
     /// What lets it be there.
-    pub slot: Slot,
-    pub transport: Box<dyn Transport>,
+    pub slot: ConnectionPermit,
+    pub transport: Box<dyn EndpointTransport>,
     /// What came behind the head of the response.
     pub ahead: Bytes,
 }
 
 /// What makes a connection go on.
-pub struct Driver {
+pub struct ConnectionDriver {
     /// None once the connection is over, or has a task.
-    connection: Option<Box<dyn Driving>>,
+    connection: Option<Box<dyn PollConnection>>,
     /// The connection that ended with the very response: it may have become something else than HTTP.
-    ended: Option<Box<dyn Driving>>,
-    relay: Arc<Relay>,
+    ended: Option<Box<dyn PollConnection>>,
+    relay: Arc<WakeRelay>,
     /// The relay as a waker, made once.
     waker: Waker,
     /// Whom the relay wakes, to be known without its lock.
@@ -90,14 +90,14 @@ pub struct Driver {
 }
 
 /// hyper's connection over whatever transport.
-trait Driving {
+trait PollConnection {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>>;
-    fn into_stream(self: Box<Self>, slot: Slot) -> Stream;
+    fn into_stream(self: Box<Self>, slot: ConnectionPermit) -> Stream;
 }
 
 /// Stands between the connection and the task of the exchange: what the two ends of the connection's channels wake
 /// while they are being polled together is polled again at once, in place of a turn of the scheduler.
-struct Relay {
+struct WakeRelay {
     polling: AtomicBool,
     again: AtomicBool,
     // Locked by this worker only, so never contended; a lock because wakers may be sent anywhere.
@@ -105,7 +105,7 @@ struct Relay {
 }
 
 /// What a request gets in the end. What comes of it passes many hands, and a request is twice as large as a response.
-pub type Answered = Result<Response<Incoming>, Box<Unsent>>;
+pub type SendResult = Result<Response<Incoming>, Box<Unsent>>;
 
 /// A request that got no response, if it came back.
 pub type Unsent = TrySendError<Request<RequestBody>>;
@@ -113,7 +113,7 @@ pub type Unsent = TrySendError<Request<RequestBody>>;
 pin_project! {
     /// The response of either version.
     #[project = AnswerProjection]
-    enum Answer<A, B> {
+    enum ResponseFuture<A, B> {
         Http1 { #[pin] answer: A, reads: Option<ReadLimit> },
         Http2 { #[pin] answer: B },
     }
@@ -138,33 +138,42 @@ const HEADER_LIST: usize = 4;
 
 impl Connection {
     /// Speaks HTTP/1.1 over a transport, whose socket obeys `now`.
-    pub async fn http1(transport: impl Transport, now: ReadNow, head: HeadLimits, slot: Slot) -> Result<Self, Error> {
-        let failed = |error| Error::new(Kind::ConnectionTerminated, error);
+    pub async fn http1(
+        transport: impl EndpointTransport,
+        now: ReadNow,
+        head: ResponseHeadLimits,
+        slot: ConnectionPermit,
+    ) -> Result<Self, Error> {
+        let failed = |error| Error::new(FailureKind::ConnectionTerminated, error);
         let mut builder = http1::Builder::new();
         builder.max_buf_size(head.bytes.saturating_add(BEHIND_HEAD).max(BUFFER));
         builder.max_header_size(head.bytes).max_headers(head.fields);
         let reads = ReadLimit::default();
         let transport = BoundedReads::new(transport, reads.clone());
-        let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
+        let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let task = Mutex::new(Waker::noop().clone());
-        let relay = Arc::new(Relay { polling: AtomicBool::new(false), again: AtomicBool::new(false), task });
-        let (connection, waker) = (Some(Box::new(connection) as Box<dyn Driving>), relay.clone().into());
-        let driver = Driver { connection, ended: None, waker, relay, task: Waker::noop().clone() };
+        let relay = Arc::new(WakeRelay { polling: AtomicBool::new(false), again: AtomicBool::new(false), task });
+        let (connection, waker) = (Some(Box::new(connection) as Box<dyn PollConnection>), relay.clone().into());
+        let driver = ConnectionDriver { connection, ended: None, waker, relay, task: Waker::noop().clone() };
         let counted = slot.counted();
         let (sender, driver, reads) = (Sender::Http1(sender), Some(driver), Some(reads));
         Ok(Connection { sender, driver, reads, now: Some(now), head, slot, counted })
     }
 
     /// Speaks HTTP/2 over a transport. Its task ends when the last sender is dropped, or the endpoint closes.
-    pub async fn http2(transport: impl Transport, head: HeadLimits, slot: Slot) -> Result<Self, Error> {
-        let failed = |error| Error::new(Kind::ConnectionTerminated, error);
-        let mut builder = http2::Builder::new(OnThisWorker);
+    pub async fn http2(
+        transport: impl EndpointTransport,
+        head: ResponseHeadLimits,
+        slot: ConnectionPermit,
+    ) -> Result<Self, Error> {
+        let failed = |error| Error::new(FailureKind::ConnectionTerminated, error);
+        let mut builder = http2::Builder::new(LocalExecutor);
         builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
         let list = u32::try_from(head.bytes.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX);
         builder.max_header_list_size(list).max_send_buf_size(SEND_BUFFER);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
         let transport = CountedFrames { io: transport, counter: EndpointFrames::new(head.bytes) };
-        let (sender, connection) = builder.handshake(Wire::new(transport)).await.map_err(failed)?;
+        let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let counted = slot.counted();
         let task = spawn(Task::UpstreamConnection, async move {
             if let Err(error) = connection.await {
@@ -179,7 +188,7 @@ impl Connection {
     pub fn of_shared(sender: SharedSender) -> Self {
         let (counted, head) = (sender.counted.clone(), sender.head);
         let sender = Sender::Http2(sender);
-        Connection { sender, driver: None, reads: None, now: None, head, slot: Slot::default(), counted }
+        Connection { sender, driver: None, reads: None, now: None, head, slot: ConnectionPermit::default(), counted }
     }
 
     /// The end that others can use too, if this version has such.
@@ -207,14 +216,14 @@ impl Connection {
     }
 
     /// Hands a request over. What comes of it is known as the connection is driven.
-    pub fn send(&mut self, request: Request<RequestBody>) -> impl Future<Output = Answered> + use<> {
+    pub fn send(&mut self, request: Request<RequestBody>) -> impl Future<Output = SendResult> + use<> {
         match &mut self.sender {
             Sender::Http1(sender) => {
                 let reads = self.reads.clone();
                 reads.iter().for_each(|reads| reads.before_response().begin(self.head.bytes));
-                Answer::Http1 { answer: sender.try_send_request(request), reads }
+                ResponseFuture::Http1 { answer: sender.try_send_request(request), reads }
             }
-            Sender::Http2(sender) => Answer::Http2 { answer: sender.sender.try_send_request(request) },
+            Sender::Http2(sender) => ResponseFuture::Http2 { answer: sender.sender.try_send_request(request) },
         }
     }
 
@@ -228,13 +237,13 @@ impl Connection {
 
     /// The same for what may have come with what was heard last: then the connection is left alone, which would look for
     /// more in vain.
-    pub fn drive_for_more<T>(
+    pub fn drive_if_needed<T>(
         &mut self,
         cx: &mut Context<'_>,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
         match &mut self.driver {
-            Some(driver) => match driver.look(cx, &mut poll) {
+            Some(driver) => match driver.poll_without_connection(cx, &mut poll) {
                 Poll::Pending => driver.poll(cx, poll),
                 ready => ready,
             },
@@ -247,13 +256,13 @@ impl Connection {
     pub fn rest(&mut self) -> bool {
         match (&self.sender, &self.driver) {
             // All was said and heard as it was driven last.
-            (Sender::Http1(sender), Some(Driver { connection: Some(_), .. })) if sender.is_ready() => true,
-            _ => self.is_fit(),
+            (Sender::Http1(sender), Some(ConnectionDriver { connection: Some(_), .. })) if sender.is_ready() => true,
+            _ => self.is_reusable(),
         }
     }
 
     /// Drives a connection that nobody else drives, so that it hears of its end; says whether it may serve an exchange.
-    pub fn is_fit(&mut self) -> bool {
+    pub fn is_reusable(&mut self) -> bool {
         let (Sender::Http1(sender), Some(driver)) = (&mut self.sender, &mut self.driver) else { return false };
         if driver.connection.is_none() {
             // Over, or with a task of its own, which couldn't be driven by another exchange.
@@ -267,11 +276,11 @@ impl Connection {
 
     /// Whether an idle connection is still open, after a look at its socket. One of HTTP/2 is read by its task.
     pub fn is_open_now(&mut self) -> bool {
-        self.now.clone().is_none_or(|now| now.during(|| self.is_fit()))
+        self.now.clone().is_none_or(|now| now.during(|| self.is_reusable()))
     }
 
     /// The limits of the heads of responses.
-    pub fn head_limits(&self) -> HeadLimits {
+    pub fn head_limits(&self) -> ResponseHeadLimits {
         self.head
     }
 
@@ -283,7 +292,7 @@ impl Connection {
     }
 
     /// Among which it was counted.
-    pub fn counted(&self) -> &Counted {
+    pub fn counted(&self) -> &LimitHandle {
         &self.counted
     }
 
@@ -302,12 +311,12 @@ impl Connection {
 
 impl SharedSender {
     /// Among which its connection was counted.
-    pub fn counted(&self) -> &Counted {
+    pub fn counted(&self) -> &LimitHandle {
         &self.counted
     }
 
     /// The limits of the heads of responses.
-    pub fn head_limits(&self) -> HeadLimits {
+    pub fn head_limits(&self) -> ResponseHeadLimits {
         self.head
     }
 
@@ -329,14 +338,14 @@ impl SharedSender {
     }
 }
 
-impl<A, B> Future for Answer<A, B>
+impl<A, B> Future for ResponseFuture<A, B>
 where
     A: Future<Output = Result<Response<Incoming>, Unsent>>,
     B: Future<Output = Result<Response<Incoming>, Unsent>>,
 {
-    type Output = Answered;
+    type Output = SendResult;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<SendResult> {
         let polled = match self.project() {
             AnswerProjection::Http1 { answer, reads } => {
                 let polled = answer.poll(cx);
@@ -353,22 +362,22 @@ where
     }
 }
 
-impl<T: Transport> Driving for http1::Connection<Wire<BoundedReads<T>>, RequestBody> {
+impl<T: EndpointTransport> PollConnection for http1::Connection<HyperIo<BoundedReads<T>>, RequestBody> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
         self.poll_without_shutdown(cx)
     }
 
-    fn into_stream(self: Box<Self>, slot: Slot) -> Stream {
+    fn into_stream(self: Box<Self>, slot: ConnectionPermit) -> Stream {
         let parts = self.into_parts();
         Stream { slot, transport: Box::new(parts.io.into_socket().into_inner()), ahead: parts.read_buf }
     }
 }
 
-impl Driver {
+impl ConnectionDriver {
     /// Polls something that waits for the connection, together with the connection, until neither moves the other.
     pub fn poll<T>(&mut self, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         self.begin(cx);
-        let Driver { connection, ended, relay, waker, .. } = self;
+        let ConnectionDriver { connection, ended, relay, waker, .. } = self;
         let mut own = Context::from_waker(waker);
         let polled = loop {
             let mut over = None;
@@ -396,7 +405,11 @@ impl Driver {
 
     /// Polls something that waits for the connection, and not the connection. That its other end is woken by this, which
     /// then has room for more, is of no use before the next turn.
-    fn look<T>(&mut self, cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+    fn poll_without_connection<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
         self.begin(cx);
         let polled = poll(&mut Context::from_waker(&self.waker));
         self.relay.end();
@@ -411,7 +424,7 @@ impl Driver {
         self.relay.begin();
     }
 
-    fn detach(&mut self, slot: Slot) {
+    fn detach(&mut self, slot: ConnectionPermit) {
         if let Some(mut connection) = self.connection.take() {
             spawn(Task::UpstreamConnection, async move {
                 if let Err(error) = std::future::poll_fn(|cx| connection.poll(cx)).await {
@@ -423,7 +436,7 @@ impl Driver {
     }
 }
 
-impl Relay {
+impl WakeRelay {
     fn is_for(&self, task: &Waker) {
         self.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(task);
     }
@@ -442,7 +455,7 @@ impl Relay {
     }
 }
 
-impl Wake for Relay {
+impl Wake for WakeRelay {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }

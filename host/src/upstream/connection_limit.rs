@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, FailureKind};
 
 /// The connections of an upstream, over all workers and endpoints.
 #[derive(Clone, Debug, Default)]
-pub struct Slots(Option<Arc<Limited>>);
+pub struct ConnectionLimit(Option<Arc<LimitState>>);
 
 #[derive(Debug)]
-struct Limited {
+struct LimitState {
     free: Arc<Semaphore>,
     waiting: AtomicU32,
     most_waiting: u32,
@@ -20,44 +20,44 @@ struct Limited {
 
 /// Which connections a connection was counted among.
 #[derive(Clone, Debug, Default)]
-pub struct Counted(Option<Arc<Limited>>);
+pub struct LimitHandle(Option<Arc<LimitState>>);
 
 /// The right to a connection, for as long as that lives; none where nobody counts.
 #[derive(Debug, Default)]
-pub struct Slot(Option<Held>);
+pub struct ConnectionPermit(Option<HeldPermit>);
 
 #[derive(Debug)]
-struct Held {
-    limited: Arc<Limited>,
+struct HeldPermit {
+    limited: Arc<LimitState>,
     _permit: OwnedSemaphorePermit,
 }
 
 /// Waits in the queue until dropped.
-struct Waiting<'a>(&'a Limited);
+struct WaitingGuard<'a>(&'a LimitState);
 
-impl Slots {
+impl ConnectionLimit {
     /// At most so many connections, and so many requests that wait for one.
     pub fn limited(connections: u32, most_waiting: u32) -> Self {
         let free = Arc::new(Semaphore::new(connections as usize));
-        Slots(Some(Arc::new(Limited { free, waiting: AtomicU32::new(0), most_waiting })))
+        ConnectionLimit(Some(Arc::new(LimitState { free, waiting: AtomicU32::new(0), most_waiting })))
     }
 
     /// Takes a slot at once, or waits in the queue if that isn't full. May be dropped at any time.
-    pub async fn take(&self) -> Result<Slot, Error> {
-        let Some(limited) = &self.0 else { return Ok(Slot::default()) };
-        let held = |permit| Slot(Some(Held { limited: limited.clone(), _permit: permit }));
+    pub async fn take(&self) -> Result<ConnectionPermit, Error> {
+        let Some(limited) = &self.0 else { return Ok(ConnectionPermit::default()) };
+        let held = |permit| ConnectionPermit(Some(HeldPermit { limited: limited.clone(), _permit: permit }));
         if let Ok(permit) = limited.free.clone().try_acquire_owned() {
             return Ok(held(permit));
         }
         let why = "all connections are in use, and the queue is full";
-        let full = || Error::new(Kind::LimitReached, why).met("limits.pending");
-        let _waiting = Waiting::begin(limited).ok_or_else(full)?;
+        let full = || Error::new(FailureKind::LimitReached, why).met("limits.pending");
+        let _waiting = WaitingGuard::begin(limited).ok_or_else(full)?;
         let permit = limited.free.clone().acquire_owned().await;
-        permit.map(held).map_err(|error| Error::new(Kind::LimitReached, error))
+        permit.map(held).map_err(|error| Error::new(FailureKind::LimitReached, error))
     }
 
     /// Whether a connection is one of these: under other limits, or none, it would never be counted.
-    pub fn have(&self, connection: &Counted) -> bool {
+    pub fn have(&self, connection: &LimitHandle) -> bool {
         match (&self.0, &connection.0) {
             (None, _) => true,
             (Some(own), Some(its)) => Arc::ptr_eq(own, its),
@@ -71,13 +71,13 @@ impl Slots {
     }
 }
 
-impl Slot {
-    pub fn counted(&self) -> Counted {
-        Counted(self.0.as_ref().map(|held| held.limited.clone()))
+impl ConnectionPermit {
+    pub fn counted(&self) -> LimitHandle {
+        LimitHandle(self.0.as_ref().map(|held| held.limited.clone()))
     }
 }
 
-impl Counted {
+impl LimitHandle {
     /// Whether it is one of a limited number.
     pub fn is_limited(&self) -> bool {
         self.0.is_some()
@@ -89,15 +89,15 @@ impl Counted {
     }
 }
 
-impl<'a> Waiting<'a> {
-    fn begin(limited: &'a Limited) -> Option<Self> {
-        let waiting = Waiting(limited);
+impl<'a> WaitingGuard<'a> {
+    fn begin(limited: &'a LimitState) -> Option<Self> {
+        let waiting = WaitingGuard(limited);
         let before = limited.waiting.fetch_add(1, Ordering::Relaxed);
         (before < limited.most_waiting).then_some(waiting)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
@@ -109,18 +109,22 @@ mod tests {
 
     #[tokio::test]
     async fn beyond_the_connections_a_queue_and_beyond_that_nobody() {
-        let slots = Slots::limited(1, 1);
+        let slots = ConnectionLimit::limited(1, 1);
         let first = slots.take().await.unwrap();
         let counted = first.counted();
         assert!(counted.is_limited() && !counted.is_wanted());
         let mut second = Box::pin(slots.take());
         assert!(poll(second.as_mut()).is_none() && counted.is_wanted());
-        assert_eq!(slots.take().await.unwrap_err().kind, Kind::LimitReached);
+        assert_eq!(slots.take().await.unwrap_err().kind, FailureKind::LimitReached);
         drop(first);
         let second = second.await.unwrap();
         assert!(!counted.is_wanted());
-        assert!(slots.have(&counted) && !Slots::limited(1, 1).have(&counted) && Slots::default().have(&counted));
-        assert!(!slots.have(&Counted::default()));
+        assert!(
+            slots.have(&counted)
+                && !ConnectionLimit::limited(1, 1).have(&counted)
+                && ConnectionLimit::default().have(&counted)
+        );
+        assert!(!slots.have(&LimitHandle::default()));
         drop(second);
         assert!(slots.take().await.is_ok(), "the slot came back");
     }

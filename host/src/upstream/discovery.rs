@@ -5,29 +5,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::dns::{LookupError, Resolver};
-use super::endpoint_set::Wanted;
-use super::health_check::Check;
-use super::{EndpointAddr, Place, Speaks, health};
+use super::endpoint_set::EndpointSpec;
+use super::health_check::HealthCheck;
+use super::{EndpointAddr, EndpointProtocol, SocketName, health};
 
 /// What the keeper goes by.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct UpstreamSpec {
     /// Named one by one.
-    pub members: Vec<Wanted>,
+    pub members: Vec<EndpointSpec>,
     /// To be looked up.
-    pub names: Vec<Name>,
-    pub health: health::Rules,
+    pub names: Vec<DnsName>,
+    pub health: health::HealthRules,
     /// How endpoints are checked; none if they aren't.
-    pub check: Option<Check>,
+    pub check: Option<HealthCheck>,
 }
 
 /// A name that stands for endpoints.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Name {
+pub struct DnsName {
     pub kind: NameKind,
     /// What goes before an address in the text of an endpoint: `https://` or the like, or nothing.
     pub scheme: &'static str,
-    pub speaks: Speaks,
+    pub protocol: EndpointProtocol,
     pub weight: u32,
     pub tier: u32,
     pub zone: Arc<str>,
@@ -43,19 +43,19 @@ pub enum NameKind {
 }
 
 /// What a name stands for, and for how long.
-pub struct Found {
-    pub members: Vec<Wanted>,
+pub struct Resolved {
+    pub members: Vec<EndpointSpec>,
     pub lifetime: Duration,
 }
 
-impl Name {
+impl DnsName {
     /// Looks the name up.
-    pub async fn look_up(&self, resolver: &Resolver) -> Result<Found, LookupError> {
+    pub async fn look_up(&self, resolver: &Resolver) -> Result<Resolved, LookupError> {
         match &self.kind {
             NameKind::Host(host, port) => {
                 let answer = resolver.addresses(host).await?;
                 let member = |address: &IpAddr| self.member(*address, *port, self.weight, self.tier);
-                Ok(Found { members: answer.found.iter().map(member).collect(), lifetime: answer.lifetime })
+                Ok(Resolved { members: answer.found.iter().map(member).collect(), lifetime: answer.lifetime })
             }
             NameKind::Service(name) => {
                 let answer = resolver.services(name).await?;
@@ -68,7 +68,7 @@ impl Name {
                     let weight = u32::from(service.weight).max(1);
                     self.member(service.address, service.port, weight, self.tier + tier as u32)
                 });
-                Ok(Found { members: members.collect(), lifetime: answer.lifetime })
+                Ok(Resolved { members: members.collect(), lifetime: answer.lifetime })
             }
         }
     }
@@ -81,10 +81,10 @@ impl Name {
         }
     }
 
-    fn member(&self, address: IpAddr, port: u16, weight: u32, tier: u32) -> Wanted {
+    fn member(&self, address: IpAddr, port: u16, weight: u32, tier: u32) -> EndpointSpec {
         let place = std::net::SocketAddr::new(address, port).to_string();
         let text = format!("{}{place}", self.scheme).into();
-        let address = EndpointAddr { text, place: Place::Tcp(place.into()), speaks: self.speaks.clone() };
-        Wanted { address, weight, tier, zone: self.zone.clone(), draining: self.draining }
+        let address = EndpointAddr { text, address: SocketName::Tcp(place.into()), protocol: self.protocol.clone() };
+        EndpointSpec { address, weight, tier, zone: self.zone.clone(), draining: self.draining }
     }
 }

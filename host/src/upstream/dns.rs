@@ -33,7 +33,7 @@ pub struct Resolver {
 
 /// What a name stands for at the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer<T> {
+pub struct DnsAnswer<T> {
     /// Never empty, sorted, without duplicates.
     pub found: Vec<T>,
     /// For how long from now on it may be kept.
@@ -99,16 +99,16 @@ impl Resolver {
     }
 
     /// All addresses of a host, IPv4 and IPv6. If only one of both kinds can be learned, that one.
-    pub async fn addresses(&self, host: &str) -> Result<Answer<IpAddr>, LookupError> {
+    pub async fn addresses(&self, host: &str) -> Result<DnsAnswer<IpAddr>, LookupError> {
         if let Ok(address) = host.parse() {
-            return Ok(Answer::new([address], LONGEST));
+            return Ok(DnsAnswer::new([address], LONGEST));
         }
         self.search(host, async |name| self.addresses_of(name).await).await
     }
 
     /// The targets of a service name such as `_http._tcp.app.internal`, each with its addresses.
     /// Targets whose addresses can't be learned are left out, unless they are all.
-    pub async fn services(&self, name: &str) -> Result<Answer<Service>, LookupError> {
+    pub async fn services(&self, name: &str) -> Result<DnsAnswer<Service>, LookupError> {
         self.search(name, async |name| self.services_of(name).await).await
     }
 
@@ -116,8 +116,8 @@ impl Resolver {
     async fn search<T>(
         &self,
         text: &str,
-        look_up: impl AsyncFn(&Name) -> Result<Answer<T>, LookupError>,
-    ) -> Result<Answer<T>, LookupError> {
+        look_up: impl AsyncFn(&Name) -> Result<DnsAnswer<T>, LookupError>,
+    ) -> Result<DnsAnswer<T>, LookupError> {
         let names = self.names(text)?;
         let tries = async {
             let mut error = LookupError::NoSuchName(text.into());
@@ -151,19 +151,19 @@ impl Resolver {
         Ok(self.search.iter().filter_map(below).chain([name.clone()]).collect())
     }
 
-    async fn addresses_of(&self, name: &Name) -> Result<Answer<IpAddr>, LookupError> {
+    async fn addresses_of(&self, name: &Name) -> Result<DnsAnswer<IpAddr>, LookupError> {
         let written = self.in_hosts(name);
         if !written.is_empty() {
-            return Ok(Answer::new(written, LONGEST));
+            return Ok(DnsAnswer::new(written, LONGEST));
         }
         let ipv4 = self.ask(name, RecordType::A, RData::ip_addr);
         let ipv6 = self.ask(name, RecordType::AAAA, RData::ip_addr);
         match tokio::join!(ipv4, ipv6) {
             (Ok(ipv4), Ok(ipv6)) => {
-                Ok(Answer::new(ipv4.found.into_iter().chain(ipv6.found), ipv4.lifetime.min(ipv6.lifetime)))
+                Ok(DnsAnswer::new(ipv4.found.into_iter().chain(ipv6.found), ipv4.lifetime.min(ipv6.lifetime)))
             }
             (Ok(known), Err(error)) | (Err(error), Ok(known)) => {
-                Ok(Answer::new(known.found, known.lifetime.min(lifetime_without(&error))))
+                Ok(DnsAnswer::new(known.found, known.lifetime.min(lifetime_without(&error))))
             }
             (Err(ipv4), Err(ipv6)) => Err(ipv4.or(ipv6)),
         }
@@ -177,7 +177,7 @@ impl Resolver {
             .collect()
     }
 
-    async fn services_of(&self, name: &Name) -> Result<Answer<Service>, LookupError> {
+    async fn services_of(&self, name: &Name) -> Result<DnsAnswer<Service>, LookupError> {
         let mut targets = self.ask(name, RecordType::SRV, target).await?;
         targets.found.sort_by_key(|target| target.priority);
         targets.found.truncate(MOST);
@@ -201,10 +201,10 @@ impl Resolver {
                 }
             }
         }
-        if found.is_empty() { Err(missing) } else { Ok(Answer::new(found, lifetime)) }
+        if found.is_empty() { Err(missing) } else { Ok(DnsAnswer::new(found, lifetime)) }
     }
 
-    async fn addresses_of_each(&self, hosts: BTreeSet<Name>) -> BTreeMap<Name, Result<Answer<IpAddr>, LookupError>> {
+    async fn addresses_of_each(&self, hosts: BTreeSet<Name>) -> BTreeMap<Name, Result<DnsAnswer<IpAddr>, LookupError>> {
         let mut found = BTreeMap::new();
         let mut lookups = JoinSet::new();
         for host in hosts {
@@ -229,7 +229,7 @@ impl Resolver {
         name: &Name,
         kind: RecordType,
         pick: impl Fn(&RData) -> Option<T>,
-    ) -> Result<Answer<T>, LookupError> {
+    ) -> Result<DnsAnswer<T>, LookupError> {
         let mut error = LookupError::NoAnswer(text(name));
         for server in std::iter::repeat_n(&self.servers, ATTEMPTS).flat_map(|servers| servers.iter()) {
             match server.lookup(name.clone(), kind).await {
@@ -240,7 +240,7 @@ impl Resolver {
                     }
                     // Aliases (CNAME) are among the records, and count.
                     let seconds = answer.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
-                    return Ok(Answer { found, lifetime: Duration::from_secs(seconds.into()) });
+                    return Ok(DnsAnswer { found, lifetime: Duration::from_secs(seconds.into()) });
                 }
                 Err(cause) => error = LookupError::new(name, kind, cause),
             }
@@ -286,7 +286,7 @@ fn text(name: &Name) -> String {
 
 // === Answer ===
 
-impl<T: Ord> Answer<T> {
+impl<T: Ord> DnsAnswer<T> {
     fn new(found: impl IntoIterator<Item = T>, lifetime: Duration) -> Self {
         let sorted = found.into_iter().collect::<BTreeSet<T>>();
         Self { found: sorted.into_iter().take(MOST).collect(), lifetime: lifetime.clamp(SHORTEST, LONGEST) }

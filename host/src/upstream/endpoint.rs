@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::EndpointAddr;
-use crate::telemetry::metrics::Count;
+use crate::telemetry::metrics::Counter;
 
 /// An endpoint; outlives generations, and its place in the set.
 #[derive(Debug)]
@@ -27,13 +27,13 @@ pub struct InFlight(AtomicU32);
 #[derive(Debug, Default)]
 pub struct EndpointFigures {
     /// Responses that began, by the first digit of the status.
-    pub responses: [Count; 6],
+    pub responses: [Counter; 6],
     /// Requests that got no response, or not all of it.
-    pub failures: Count,
+    pub failures: Counter,
     /// Responses whose status counts as a failure.
-    pub bad_responses: Count,
+    pub bad_responses: Counter,
     /// Of the responses, until their heads were there.
-    pub latency_us: Count,
+    pub latency_us: Counter,
 }
 
 /// The figures of all workers together.

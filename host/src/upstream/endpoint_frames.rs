@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::informational;
-use crate::net::frame_counter::Counter;
+use crate::net::frame_counter::FrameCounter;
 use crate::protocol::http2_frames::budget::FrameBudget;
 use crate::protocol::http2_frames::{
     CONTINUATION, DATA, END_STREAM, FrameHead, FrameScanner, HEADERS, PREFACE, RST_STREAM,
@@ -59,7 +59,7 @@ impl EndpointFrames {
     }
 }
 
-impl Counter for EndpointFrames {
+impl FrameCounter for EndpointFrames {
     fn received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
         let EndpointFrames { incoming, budget, heads, flood, .. } = self;

@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 
 use super::EndpointAddr;
 use super::endpoint::{Endpoint, InFlight, Totals};
-use super::health::{Check, Failed, Health, Rules, State};
+use super::health::{Check, EndpointFailure, Health, HealthRules, HealthState};
 
 /// The living set.
-pub struct Live {
+pub struct EndpointSet {
     name: Arc<str>,
     /// Grows with each change of the snapshot.
     version: AtomicU64,
     /// So many failures in a row are worth a look; 0: none are.
     consecutive: AtomicU32,
-    set: Mutex<Set>,
+    set: Mutex<SetState>,
     /// Requests in flight at all endpoints.
     pub in_flight: Arc<InFlight>,
     /// What happened at the upstream as a whole. These are rare, so that workers may share them.
@@ -38,7 +38,7 @@ pub struct Events {
 
 /// Who is wanted in a set.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Wanted {
+pub struct EndpointSpec {
     pub address: EndpointAddr,
     /// 1 to 65535.
     pub weight: u32,
@@ -48,39 +48,39 @@ pub struct Wanted {
 }
 
 /// A set as it was at some moment, for balancers and for people.
-pub struct Members {
+pub struct EndpointSnapshot {
     pub version: u64,
-    pub list: Vec<Member>,
+    pub list: Vec<EndpointState>,
     /// Too few were well, so that all are offered.
     pub panicking: bool,
     pub in_flight: Arc<InFlight>,
 }
 
 /// An endpoint in a set.
-pub struct Member {
+pub struct EndpointState {
     pub endpoint: Arc<Endpoint>,
     /// A hundred times that of the manifest, less in a slow start.
     pub weight: u32,
     pub tier: u32,
     pub zone: Arc<str>,
-    pub state: State,
-    pub offer: Offer,
+    pub state: HealthState,
+    pub offer: Availability,
     /// Ejections so far.
     pub ejections: u64,
 }
 
 /// What a balancer may do with an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Offer {
+pub enum Availability {
     Up,
     Down,
     Draining,
 }
 
-struct Set {
-    rules: Rules,
-    seats: Vec<Seat>,
-    snapshot: Arc<Members>,
+struct SetState {
+    rules: HealthRules,
+    seats: Vec<EndpointRecord>,
+    snapshot: Arc<EndpointSnapshot>,
     next_interval: Option<Instant>,
     /// It was told that no more may be ejected.
     is_full: bool,
@@ -90,9 +90,9 @@ struct Set {
     drained: Vec<Arc<str>>,
 }
 
-struct Seat {
+struct EndpointRecord {
     endpoint: Arc<Endpoint>,
-    wanted: Wanted,
+    wanted: EndpointSpec,
     health: Health,
     ejections: u64,
     /// The figures at the last interval.
@@ -101,7 +101,7 @@ struct Seat {
 
 /// How much of an endpoint's work fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Extent {
+enum EjectionReach {
     /// Some of it, as far as is known.
     Failing,
     /// All of it.
@@ -111,16 +111,17 @@ enum Extent {
 /// Who comes so soon after the first belongs to them, and starts with its whole share: names are looked up one by one.
 const BEGINNING: Duration = Duration::from_secs(5);
 
-impl Live {
+impl EndpointSet {
     /// An empty set.
     pub fn new(name: Arc<str>) -> Self {
         let in_flight = Arc::<InFlight>::default();
-        let snapshot = Members { version: 0, list: Vec::new(), panicking: false, in_flight: in_flight.clone() };
+        let snapshot =
+            EndpointSnapshot { version: 0, list: Vec::new(), panicking: false, in_flight: in_flight.clone() };
         let (seats, drained) = (Vec::new(), Vec::new());
-        let (rules, snapshot) = (Rules::default(), Arc::new(snapshot));
-        let set = Set { rules, seats, snapshot, next_interval: None, is_full: false, begun: None, drained };
+        let (rules, snapshot) = (HealthRules::default(), Arc::new(snapshot));
+        let set = SetState { rules, seats, snapshot, next_interval: None, is_full: false, begun: None, drained };
         let (version, consecutive) = (AtomicU64::new(0), AtomicU32::new(0));
-        Live { name, version, consecutive, set: Mutex::new(set), in_flight, events: Events::default() }
+        EndpointSet { name, version, consecutive, set: Mutex::new(set), in_flight, events: Events::default() }
     }
 
     pub fn name(&self) -> &str {
@@ -133,12 +134,12 @@ impl Live {
     }
 
     /// The set as it is.
-    pub fn members(&self) -> Arc<Members> {
+    pub fn members(&self) -> Arc<EndpointSnapshot> {
         self.lock().snapshot.clone()
     }
 
     /// Goes by other rules from now on.
-    pub fn set_rules(&self, rules: &Rules, now: Instant) {
+    pub fn set_rules(&self, rules: &HealthRules, now: Instant) {
         let mut set = self.lock();
         if set.rules != *rules {
             set.rules = rules.clone();
@@ -152,7 +153,7 @@ impl Live {
     }
 
     /// Has just these in the set; who was in it already keeps its health and figures.
-    pub fn set_members(&self, wanted: Vec<Wanted>, now: Instant) {
+    pub fn set_members(&self, wanted: Vec<EndpointSpec>, now: Instant) {
         let mut set = self.lock();
         let first = now.saturating_duration_since(*set.begun.get_or_insert(now)) < BEGINNING;
         let mut before = std::mem::take(&mut set.seats);
@@ -162,9 +163,9 @@ impl Live {
             }
             let known = before.iter().position(|seat| seat.wanted.address == wanted.address);
             let seat = match known.map(|place| before.swap_remove(place)) {
-                Some(seat) => Seat { wanted, ..seat },
-                None if first => Seat::new(wanted, Health::default(), now),
-                None => Seat::new(wanted, Health::joining(now), now),
+                Some(seat) => EndpointRecord { wanted, ..seat },
+                None if first => EndpointRecord::new(wanted, Health::default(), now),
+                None => EndpointRecord::new(wanted, Health::newly_added(now), now),
             };
             set.seats.push(seat);
         }
@@ -174,7 +175,7 @@ impl Live {
     /// A check has shown something.
     pub fn checked(&self, address: &EndpointAddr, check: Check, why: &str, now: Instant) {
         let mut set = self.lock();
-        let Set { rules, seats, .. } = &mut *set;
+        let SetState { rules, seats, .. } = &mut *set;
         let Some(seat) = seats.iter_mut().find(|seat| seat.wanted.address == *address) else { return };
         if !seat.health.checked(check, rules, now) {
             return;
@@ -188,7 +189,7 @@ impl Live {
     }
 
     /// A request has failed at an endpoint, so many in a row.
-    pub fn failed(&self, endpoint: &Endpoint, failed: Failed, in_a_row: u32, now: Instant) {
+    pub fn failed(&self, endpoint: &Endpoint, failed: EndpointFailure, in_a_row: u32, now: Instant) {
         let consecutive = self.consecutive.load(Ordering::Relaxed);
         if consecutive == 0 || !in_a_row.is_multiple_of(consecutive) {
             return;
@@ -198,7 +199,7 @@ impl Live {
         let outliers = set.rules.outliers.as_ref();
         let is_dead =
             outliers.is_some_and(|outliers| outliers.is_dead(failed, in_a_row)) && set.spares(place, consecutive);
-        let extent = if is_dead { Extent::Dead } else { Extent::Failing };
+        let extent = if is_dead { EjectionReach::Dead } else { EjectionReach::Failing };
         if self.eject(&mut set, place, extent, &format!("{in_a_row} failures in a row"), now) {
             self.publish(&mut set, now);
         }
@@ -224,16 +225,16 @@ impl Live {
     /// ejected as well, so that all are used; returns whether that was so.
     pub fn is_exhausted_by(&self, tried: &[&Endpoint], now: Instant) -> bool {
         let mut set = self.lock();
-        let is_up = |seat: &Seat| seat.state(&set.drained) == State::Up;
+        let is_up = |seat: &EndpointRecord| seat.state(&set.drained) == HealthState::Up;
         let up: Vec<usize> = (0..set.seats.len()).filter(|place| is_up(&set.seats[*place])).collect();
         let is_tried =
             |place: &usize| tried.iter().any(|endpoint| std::ptr::eq(&*set.seats[*place].endpoint, *endpoint));
-        let has_ejected = set.seats.iter().any(|seat| seat.state(&set.drained) == State::Ejected);
+        let has_ejected = set.seats.iter().any(|seat| seat.state(&set.drained) == HealthState::Ejected);
         if set.rules.panic == 0 || !has_ejected || !up.iter().all(is_tried) {
             return false;
         }
         for place in up {
-            self.eject(&mut set, place, Extent::Dead, "no endpoint that is up can be connected to", now);
+            self.eject(&mut set, place, EjectionReach::Dead, "no endpoint that is up can be connected to", now);
         }
         self.publish(&mut set, now);
         set.snapshot.panicking
@@ -257,7 +258,7 @@ impl Live {
     pub fn tick(&self, now: Instant) {
         let mut set = self.lock();
         let mut changes = false;
-        let Set { seats, rules, is_full, .. } = &mut *set;
+        let SetState { seats, rules, is_full, .. } = &mut *set;
         for seat in seats {
             if seat.health.tick(rules, now) {
                 tracing::info!(upstream = &*self.name, endpoint = &*seat.wanted.address.text, "back from its ejection");
@@ -267,7 +268,7 @@ impl Live {
                 *is_full = false;
                 changes = true;
             }
-            changes |= seat.health.is_starting(rules);
+            changes |= seat.health.is_in_slow_start(rules);
         }
         let interval = set.rules.outliers.as_ref().map(|outliers| outliers.interval);
         if let Some(interval) = interval
@@ -282,9 +283,9 @@ impl Live {
         }
     }
 
-    fn look_at_interval(&self, set: &mut Set, now: Instant) {
+    fn look_at_interval(&self, set: &mut SetState, now: Instant) {
         let Some(outliers) = set.rules.outliers.clone() else { return };
-        let latest = |seat: &mut Seat| {
+        let latest = |seat: &mut EndpointRecord| {
             let totals = seat.endpoint.totals();
             let since = totals.since(&std::mem::replace(&mut seat.seen, totals));
             let enough = since.answered() + since.failures >= outliers.requests;
@@ -298,23 +299,23 @@ impl Live {
         for (place, (since, latency)) in figures.into_iter().enumerate() {
             let requests = since.answered() + since.failures;
             let failures = since.failures + since.bad_responses;
-            if outliers.condemns(requests, failures, latency, median) {
+            if outliers.is_outlier(requests, failures, latency, median) {
                 let why = format!("{failures} of {requests} requests failed, mean latency {latency:?} µs");
-                self.eject(set, place, Extent::Failing, &why, now);
+                self.eject(set, place, EjectionReach::Failing, &why, now);
             } else {
-                set.seats[place].health.made_up();
+                set.seats[place].health.forgive_ejection();
             }
         }
     }
 
     /// Takes an endpoint out, unless too many are out already. A dead one is of no use there, however many are out.
-    fn eject(&self, set: &mut Set, place: usize, extent: Extent, why: &str, now: Instant) -> bool {
+    fn eject(&self, set: &mut SetState, place: usize, extent: EjectionReach, why: &str, now: Instant) -> bool {
         let Some(outliers) = set.rules.outliers.clone() else { return false };
         let out = set.seats.iter().filter(|seat| seat.health.is_ejected()).count();
         let Some(seat) = set.seats.get_mut(place).filter(|seat| !seat.health.is_ejected()) else { return false };
         let (upstream, endpoint) = (&*self.name, &*seat.wanted.address.text);
-        let most = outliers.most_of(set.snapshot.list.len());
-        if out >= most && (extent == Extent::Failing || most == 0) {
+        let most = outliers.max_ejected(set.snapshot.list.len());
+        if out >= most && (extent == EjectionReach::Failing || most == 0) {
             // Said once, not with each failure.
             if most > 0 && !std::mem::replace(&mut set.is_full, true) {
                 tracing::warn!(upstream, endpoint, why, "not ejected: as many are as may be");
@@ -328,7 +329,7 @@ impl Live {
     }
 
     /// Makes a new snapshot, if anything is other than in the last.
-    fn publish(&self, set: &mut Set, now: Instant) {
+    fn publish(&self, set: &mut SetState, now: Instant) {
         let version = set.snapshot.version + 1;
         let next = set.members(version, self.in_flight.clone(), now);
         if next.panicking && !set.snapshot.panicking {
@@ -340,70 +341,70 @@ impl Live {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Set> {
+    fn lock(&self) -> MutexGuard<'_, SetState> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Set {
+impl SetState {
     /// Whether requests have somewhere to go without an endpoint: another one is up and answers, or all of them are used
     /// where none is up.
     fn spares(&self, place: usize, consecutive: u32) -> bool {
-        let answers = |seat: &Seat| {
-            seat.state(&self.drained) == State::Up && seat.endpoint.failures.load(Ordering::Relaxed) < consecutive
+        let answers = |seat: &EndpointRecord| {
+            seat.state(&self.drained) == HealthState::Up && seat.endpoint.failures.load(Ordering::Relaxed) < consecutive
         };
         let others = || self.seats.iter().enumerate().filter(|(other, _)| *other != place).map(|(_, seat)| seat);
         others().any(answers) || self.rules.panic > 0 && self.seats.len() > 1
     }
 
-    fn members(&self, version: u64, in_flight: Arc<InFlight>, now: Instant) -> Members {
-        let states: Vec<State> = self.seats.iter().map(|seat| seat.state(&self.drained)).collect();
-        let count = |wanted: fn(State) -> bool| states.iter().filter(|state| wanted(**state)).count();
-        let (up, in_use) = (count(|state| state == State::Up), count(|state| state != State::Draining));
+    fn members(&self, version: u64, in_flight: Arc<InFlight>, now: Instant) -> EndpointSnapshot {
+        let states: Vec<HealthState> = self.seats.iter().map(|seat| seat.state(&self.drained)).collect();
+        let count = |wanted: fn(HealthState) -> bool| states.iter().filter(|state| wanted(**state)).count();
+        let (up, in_use) = (count(|state| state == HealthState::Up), count(|state| state != HealthState::Draining));
         let panicking = up * 100 < in_use * self.rules.panic as usize;
-        let member = |(seat, state): (&Seat, &State)| Member {
+        let member = |(seat, state): (&EndpointRecord, &HealthState)| EndpointState {
             endpoint: seat.endpoint.clone(),
             weight: seat.wanted.weight * seat.health.share(&self.rules, now),
             tier: seat.wanted.tier,
             zone: seat.wanted.zone.clone(),
             state: *state,
             offer: match state {
-                State::Up => Offer::Up,
-                State::Draining => Offer::Draining,
-                _ if panicking => Offer::Up,
-                _ => Offer::Down,
+                HealthState::Up => Availability::Up,
+                HealthState::Draining => Availability::Draining,
+                _ if panicking => Availability::Up,
+                _ => Availability::Down,
             },
             ejections: seat.ejections,
         };
-        Members { version, list: self.seats.iter().zip(&states).map(member).collect(), panicking, in_flight }
+        EndpointSnapshot { version, list: self.seats.iter().zip(&states).map(member).collect(), panicking, in_flight }
     }
 }
 
-impl Members {
-    fn is_like(&self, other: &Members) -> bool {
+impl EndpointSnapshot {
+    fn is_like(&self, other: &EndpointSnapshot) -> bool {
         self.panicking == other.panicking
             && self.list.len() == other.list.len()
             && self.list.iter().zip(&other.list).all(|(own, other)| own.is_like(other))
     }
 }
 
-impl Member {
-    fn is_like(&self, other: &Member) -> bool {
+impl EndpointState {
+    fn is_like(&self, other: &EndpointState) -> bool {
         Arc::ptr_eq(&self.endpoint, &other.endpoint)
             && (self.weight, self.tier, &self.zone) == (other.weight, other.tier, &other.zone)
             && (self.state, self.offer, self.ejections) == (other.state, other.offer, other.ejections)
     }
 }
 
-impl Seat {
-    fn new(wanted: Wanted, health: Health, now: Instant) -> Self {
+impl EndpointRecord {
+    fn new(wanted: EndpointSpec, health: Health, now: Instant) -> Self {
         let endpoint = Arc::new(Endpoint::new(wanted.address.clone(), now));
-        Seat { endpoint, wanted, health, ejections: 0, seen: Totals::default() }
+        EndpointRecord { endpoint, wanted, health, ejections: 0, seen: Totals::default() }
     }
 
-    fn state(&self, drained: &[Arc<str>]) -> State {
+    fn state(&self, drained: &[Arc<str>]) -> HealthState {
         if self.wanted.draining || drained.contains(&self.wanted.address.text) {
-            return State::Draining;
+            return HealthState::Draining;
         }
         self.health.state()
     }

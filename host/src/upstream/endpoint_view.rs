@@ -8,46 +8,46 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 
 use super::endpoint::{Endpoint, EndpointFigures};
-use super::endpoint_set::{Live, Members, Offer};
-use super::health::Failed;
+use super::endpoint_set::{Availability, EndpointSet, EndpointSnapshot};
+use super::health::EndpointFailure;
 use super::{Pool, Pools};
 
 /// A worker's view of a set of endpoints, as it was at some version.
-pub struct Seats {
-    pub members: Arc<Members>,
+pub struct EndpointViews {
+    pub members: Arc<EndpointSnapshot>,
     /// In the order of the members.
-    pub list: Vec<Rc<Seat>>,
+    pub list: Vec<Rc<EndpointView>>,
 }
 
 /// A worker's view of one endpoint.
-pub struct Seat {
+pub struct EndpointView {
     pub endpoint: Arc<Endpoint>,
     /// The endpoint's, in a copy that exchanges of this worker alone count their uses of.
     pub name: Arc<str>,
     pub pool: Rc<Pool>,
-    pub offer: Offer,
+    pub offer: Availability,
     figures: Arc<EndpointFigures>,
-    live: Arc<Live>,
+    live: Arc<EndpointSet>,
 }
 
 /// One request in flight, until dropped.
-pub struct Flight(Rc<Seat>);
+pub struct InFlightGuard(Rc<EndpointView>);
 
-impl Seats {
+impl EndpointViews {
     /// The view of the set as it is now.
-    pub fn new(live: &Arc<Live>, pools: &Rc<Pools>, worker: usize) -> Self {
+    pub fn new(live: &Arc<EndpointSet>, pools: &Rc<Pools>, worker: usize) -> Self {
         let members = live.members();
-        let seat = |member: &super::endpoint_set::Member| {
+        let seat = |member: &super::endpoint_set::EndpointState| {
             let endpoint = member.endpoint.clone();
             let (pool, figures) = (pools.pool(&endpoint.address), endpoint.figures(worker));
             let name = Arc::from(&*endpoint.address.text);
-            Rc::new(Seat { endpoint, name, pool, offer: member.offer, figures, live: live.clone() })
+            Rc::new(EndpointView { endpoint, name, pool, offer: member.offer, figures, live: live.clone() })
         };
-        Seats { list: members.list.iter().map(seat).collect(), members }
+        EndpointViews { list: members.list.iter().map(seat).collect(), members }
     }
 }
 
-impl Seat {
+impl EndpointView {
     /// A response began, so long after the request.
     pub fn answered(&self, status: StatusCode, took: Duration, now: Instant) {
         self.count(status, took);
@@ -66,11 +66,11 @@ impl Seat {
     pub fn answered_badly(&self, status: StatusCode, took: Duration, now: Instant) {
         self.count(status, took);
         self.figures.bad_responses.add(1);
-        self.in_a_row(Failed::Exchange, took, now);
+        self.in_a_row(EndpointFailure::Exchange, took, now);
     }
 
     /// A request failed after so long.
-    pub fn failed(&self, failed: Failed, took: Duration, now: Instant) {
+    pub fn failed(&self, failed: EndpointFailure, took: Duration, now: Instant) {
         self.figures.failures.add(1);
         self.in_a_row(failed, took, now);
     }
@@ -80,30 +80,30 @@ impl Seat {
         self.figures.latency_us.add(took.as_micros() as u64);
     }
 
-    fn in_a_row(&self, failed: Failed, took: Duration, now: Instant) {
+    fn in_a_row(&self, failed: EndpointFailure, took: Duration, now: Instant) {
         self.endpoint.latency.failed(took, now);
         let failures = self.endpoint.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         self.live.failed(&self.endpoint, failed, failures, now);
     }
 }
 
-impl Flight {
+impl InFlightGuard {
     /// A request in flight at an endpoint; none if the upstream has `most` of them.
-    pub fn begin(seat: &Rc<Seat>, most: u32) -> Option<Self> {
+    pub fn begin(seat: &Rc<EndpointView>, most: u32) -> Option<Self> {
         if !seat.live.in_flight.begin(most) {
             return None;
         }
         seat.endpoint.in_flight.begin(u32::MAX);
-        Some(Flight(seat.clone()))
+        Some(InFlightGuard(seat.clone()))
     }
 
     /// Where.
-    pub fn seat(&self) -> &Rc<Seat> {
+    pub fn seat(&self) -> &Rc<EndpointView> {
         &self.0
     }
 }
 
-impl Drop for Flight {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.endpoint.in_flight.end();
         self.0.live.in_flight.end();

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::status_codes::Statuses;
+use super::status_codes::StatusCodes;
 
 /// What an upstream makes of checks and failures.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rules {
+pub struct HealthRules {
     /// Whether anybody checks.
     pub are_checked: bool,
     /// Checks in a row that bring an endpoint back.
@@ -14,7 +14,7 @@ pub struct Rules {
     /// Checks in a row that take an endpoint out.
     pub unhealthy: u32,
     /// None if failures of requests take nobody out.
-    pub outliers: Option<Outliers>,
+    pub outliers: Option<OutlierRules>,
     /// How long an endpoint that came back takes to get its whole share.
     pub slow_start: Option<Duration>,
     /// Where a smaller share of the endpoints than this, in percent, is well, all of them are used: rather a chance
@@ -24,11 +24,11 @@ pub struct Rules {
 
 /// When requests that fail, or are slow, take an endpoint out.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Outliers {
+pub struct OutlierRules {
     /// Failures in a row; 0: however many, they take nobody out.
     pub consecutive: u32,
     /// Status codes that count as failures.
-    pub statuses: Statuses,
+    pub statuses: StatusCodes,
     /// Failures per hundred requests of an interval.
     pub error_rate: Option<u32>,
     /// Mean latency, in percent of the median of all endpoints.
@@ -46,7 +46,7 @@ pub struct Outliers {
 /// One endpoint; as it is by default, it was there from the beginning.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
-    checks: Checks,
+    checks: CheckState,
     /// Checks in a row that contradict `checks`.
     contrary: u32,
     ejected_until: Option<Instant>,
@@ -58,7 +58,7 @@ pub struct Health {
 
 /// What checks have shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Checks {
+enum CheckState {
     /// Nothing yet: it is used until the first one fails.
     #[default]
     Unknown,
@@ -68,7 +68,7 @@ enum Checks {
 
 /// Whether an endpoint is to be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum HealthState {
     Up,
     /// Its checks fail.
     Failing,
@@ -91,7 +91,7 @@ const DEAD: u32 = 4;
 
 /// The part of a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failed {
+pub enum EndpointFailure {
     /// There was no connection, so that nothing of the request has to do with it.
     Connect,
     /// The response: it didn't come, was cut off or malformed, or its status counts as a failure.
@@ -101,20 +101,20 @@ pub enum Failed {
 /// The least share in a slow start, in percent: a request now and then is what warms it.
 const LEAST_SHARE: u32 = 10;
 
-impl Default for Rules {
+impl Default for HealthRules {
     /// Those of the manifest reference.
     fn default() -> Self {
-        let outliers = Some(Outliers::default());
-        Rules { are_checked: false, healthy: 2, unhealthy: 3, outliers, slow_start: None, panic: 1 }
+        let outliers = Some(OutlierRules::default());
+        HealthRules { are_checked: false, healthy: 2, unhealthy: 3, outliers, slow_start: None, panic: 1 }
     }
 }
 
-impl Default for Outliers {
+impl Default for OutlierRules {
     /// Five failures in a row are no accident; ten seconds are time to restart something.
     fn default() -> Self {
-        Outliers {
+        OutlierRules {
             consecutive: 5,
-            statuses: Statuses::default(),
+            statuses: StatusCodes::default(),
             error_rate: None,
             latency: None,
             requests: 20,
@@ -128,15 +128,15 @@ impl Default for Outliers {
 
 impl Health {
     /// Of an endpoint that has joined others.
-    pub fn joining(now: Instant) -> Self {
+    pub fn newly_added(now: Instant) -> Self {
         Health { back_since: Some(now), ..Health::default() }
     }
 
     /// Takes note of a check; says whether that turned the endpoint's state.
-    pub fn checked(&mut self, check: Check, rules: &Rules, now: Instant) -> bool {
+    pub fn checked(&mut self, check: Check, rules: &HealthRules, now: Instant) -> bool {
         let (shown, needed) = match check {
-            Check::Passed => (Checks::Passing, rules.healthy),
-            Check::Failed => (Checks::Failing, rules.unhealthy),
+            Check::Passed => (CheckState::Passing, rules.healthy),
+            Check::Failed => (CheckState::Failing, rules.unhealthy),
         };
         if shown == self.checks {
             self.contrary = 0;
@@ -144,24 +144,24 @@ impl Health {
         }
         self.contrary += 1;
         // The first check of all decides at once.
-        if self.checks != Checks::Unknown && self.contrary < needed {
+        if self.checks != CheckState::Unknown && self.contrary < needed {
             return false;
         }
-        let returns = self.checks == Checks::Failing;
+        let returns = self.checks == CheckState::Failing;
         (self.checks, self.contrary) = (shown, 0);
         if returns {
             self.back_since = Some(now);
         }
-        returns || shown == Checks::Failing
+        returns || shown == CheckState::Failing
     }
 
     /// Nobody checks any more: what checks have shown is of no account.
     pub fn forget_checks(&mut self) {
-        (self.checks, self.contrary) = (Checks::Unknown, 0);
+        (self.checks, self.contrary) = (CheckState::Unknown, 0);
     }
 
     /// Takes it out for its failures; gives how long.
-    pub fn eject(&mut self, outliers: &Outliers, now: Instant) -> Duration {
+    pub fn eject(&mut self, outliers: &OutlierRules, now: Instant) -> Duration {
         self.ejections = self.ejections.saturating_add(1);
         let time = outliers.ejection.saturating_mul(self.ejections).min(outliers.longest);
         self.ejected_until = now.checked_add(time);
@@ -178,7 +178,7 @@ impl Health {
     }
 
     /// Lets time pass; says whether an ejection has ended.
-    pub fn tick(&mut self, rules: &Rules, now: Instant) -> bool {
+    pub fn tick(&mut self, rules: &HealthRules, now: Instant) -> bool {
         let whole = rules.slow_start.unwrap_or_default();
         // Kept a little longer than it counts, so that the last step is still told of.
         self.back_since.take_if(|since| now.saturating_duration_since(*since) > whole * 2);
@@ -190,7 +190,7 @@ impl Health {
     }
 
     /// An interval has passed without anything to say against it.
-    pub fn made_up(&mut self) {
+    pub fn forgive_ejection(&mut self) {
         if self.ejected_until.is_none() {
             self.ejections = self.ejections.saturating_sub(1);
         }
@@ -201,21 +201,21 @@ impl Health {
     }
 
     /// Whether it is to be used; checks count for more than requests.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> HealthState {
         match self {
-            Health { checks: Checks::Failing, .. } => State::Failing,
-            Health { ejected_until: Some(_), .. } => State::Ejected,
-            _ => State::Up,
+            Health { checks: CheckState::Failing, .. } => HealthState::Failing,
+            Health { ejected_until: Some(_), .. } => HealthState::Ejected,
+            _ => HealthState::Up,
         }
     }
 
     /// Whether its share may grow with time.
-    pub fn is_starting(&self, rules: &Rules) -> bool {
+    pub fn is_in_slow_start(&self, rules: &HealthRules) -> bool {
         self.back_since.is_some() && rules.slow_start.is_some()
     }
 
     /// The share that it gets, in percent of its weight, in steps of ten.
-    pub fn share(&self, rules: &Rules, now: Instant) -> u32 {
+    pub fn share(&self, rules: &HealthRules, now: Instant) -> u32 {
         let (Some(since), Some(whole)) = (self.back_since, rules.slow_start) else { return 100 };
         let passed = now.saturating_duration_since(since);
         if passed >= whole {
@@ -226,39 +226,40 @@ impl Health {
     }
 }
 
-impl State {
+impl HealthState {
     pub fn word(self) -> &'static str {
         match self {
-            State::Up => "up",
-            State::Failing => "failing",
-            State::Ejected => "ejected",
-            State::Draining => "draining",
+            HealthState::Up => "up",
+            HealthState::Failing => "failing",
+            HealthState::Ejected => "ejected",
+            HealthState::Draining => "draining",
         }
     }
 
     /// All of them.
-    pub const ALL: [State; 4] = [State::Up, State::Failing, State::Ejected, State::Draining];
+    pub const ALL: [HealthState; 4] =
+        [HealthState::Up, HealthState::Failing, HealthState::Ejected, HealthState::Draining];
 }
 
-impl Outliers {
+impl OutlierRules {
     /// How many of so many endpoints may be ejected at a time: one at least, unless there is no other.
-    pub fn most_of(&self, endpoints: usize) -> usize {
+    pub fn max_ejected(&self, endpoints: usize) -> usize {
         let share = endpoints * self.most as usize / 100;
         if endpoints > 1 && self.most > 0 { share.max(1).min(endpoints) } else { 0 }
     }
 
     /// Whether an endpoint does nothing of its work, so that it is of no use in rotation. Failures of exchanges may be
     /// those of one client's requests, so more of them are needed in a row than connections that were not made.
-    pub fn is_dead(&self, failed: Failed, in_a_row: u32) -> bool {
+    pub fn is_dead(&self, failed: EndpointFailure, in_a_row: u32) -> bool {
         let needed = match failed {
-            Failed::Connect => self.consecutive,
-            Failed::Exchange => self.consecutive.saturating_mul(DEAD),
+            EndpointFailure::Connect => self.consecutive,
+            EndpointFailure::Exchange => self.consecutive.saturating_mul(DEAD),
         };
         self.consecutive > 0 && in_a_row >= needed
     }
 
     /// Whether an interval's figures speak against an endpoint. `median_us` is the median of the endpoints' latencies.
-    pub fn condemns(&self, requests: u64, failures: u64, latency_us: Option<u64>, median_us: Option<u64>) -> bool {
+    pub fn is_outlier(&self, requests: u64, failures: u64, latency_us: Option<u64>, median_us: Option<u64>) -> bool {
         if requests < self.requests.max(1) {
             return false;
         }
@@ -275,10 +276,10 @@ impl Outliers {
 mod tests {
     use super::*;
 
-    fn outliers() -> Outliers {
-        Outliers {
+    fn outliers() -> OutlierRules {
+        OutlierRules {
             consecutive: 5,
-            statuses: Statuses::default(),
+            statuses: StatusCodes::default(),
             error_rate: Some(50),
             latency: Some(400),
             requests: 20,
@@ -289,9 +290,9 @@ mod tests {
         }
     }
 
-    fn rules() -> Rules {
+    fn rules() -> HealthRules {
         let slow_start = Some(Duration::from_secs(30));
-        Rules { outliers: Some(outliers()), slow_start, ..Rules::default() }
+        HealthRules { outliers: Some(outliers()), slow_start, ..HealthRules::default() }
     }
 
     fn after(now: Instant, seconds: u64) -> Instant {
@@ -304,16 +305,16 @@ mod tests {
         let mut health = Health::default();
         assert!(!health.checked(Check::Passed, &rules, now));
         let steps = [
-            (Check::Failed, State::Up),
-            (Check::Failed, State::Up),
-            (Check::Passed, State::Up),
-            (Check::Failed, State::Up),
-            (Check::Failed, State::Up),
-            (Check::Failed, State::Failing),
-            (Check::Passed, State::Failing),
-            (Check::Failed, State::Failing),
-            (Check::Passed, State::Failing),
-            (Check::Passed, State::Up),
+            (Check::Failed, HealthState::Up),
+            (Check::Failed, HealthState::Up),
+            (Check::Passed, HealthState::Up),
+            (Check::Failed, HealthState::Up),
+            (Check::Failed, HealthState::Up),
+            (Check::Failed, HealthState::Failing),
+            (Check::Passed, HealthState::Failing),
+            (Check::Failed, HealthState::Failing),
+            (Check::Passed, HealthState::Failing),
+            (Check::Passed, HealthState::Up),
         ];
         for (at, (check, state)) in steps.into_iter().enumerate() {
             let before = health.state();
@@ -325,9 +326,9 @@ mod tests {
     #[test]
     fn the_first_check_decides_at_once() {
         let mut health = Health::default();
-        assert_eq!(health.state(), State::Up);
+        assert_eq!(health.state(), HealthState::Up);
         assert!(health.checked(Check::Failed, &rules(), Instant::now()));
-        assert_eq!(health.state(), State::Failing);
+        assert_eq!(health.state(), HealthState::Failing);
     }
 
     #[test]
@@ -336,12 +337,12 @@ mod tests {
         let mut health = Health::default();
         for seconds in [10, 20, 25, 25] {
             assert_eq!(health.eject(&outliers, now), Duration::from_secs(seconds));
-            assert_eq!(health.state(), State::Ejected);
+            assert_eq!(health.state(), HealthState::Ejected);
             assert!(!health.tick(&rules(), after(now, seconds - 1)));
-            health.made_up();
-            assert!(health.tick(&rules(), after(now, seconds)) && health.state() == State::Up);
+            health.forgive_ejection();
+            assert!(health.tick(&rules(), after(now, seconds)) && health.state() == HealthState::Up);
         }
-        (0..9).for_each(|_| health.made_up());
+        (0..9).for_each(|_| health.forgive_ejection());
         assert_eq!(health.eject(&outliers, now), Duration::from_secs(10));
     }
 
@@ -354,8 +355,8 @@ mod tests {
         assert!(health.tick(&rules, after(now, 10)));
         let shares = [10, 11, 16, 25, 39, 40].map(|seconds| health.share(&rules, after(now, seconds)));
         assert_eq!(shares, [10, 10, 20, 50, 90, 100]);
-        assert_eq!(Health::joining(now).share(&rules, now), 10);
-        assert_eq!(Health::joining(now).share(&Rules { slow_start: None, ..rules }, now), 100);
+        assert_eq!(Health::newly_added(now).share(&rules, now), 10);
+        assert_eq!(Health::newly_added(now).share(&HealthRules { slow_start: None, ..rules }, now), 100);
     }
 
     #[test]
@@ -370,19 +371,22 @@ mod tests {
             ((19, 0, Some(900), Some(100)), false),
         ];
         for ((requests, failures, latency, median), condemned) in cases {
-            let found = outliers.condemns(requests, failures, latency, median);
+            let found = outliers.is_outlier(requests, failures, latency, median);
             assert_eq!(found, condemned, "{requests} {failures} {latency:?}");
         }
-        assert_eq!([1, 2, 3, 10].map(|endpoints| outliers.most_of(endpoints)), [0, 1, 1, 5]);
+        assert_eq!([1, 2, 3, 10].map(|endpoints| outliers.max_ejected(endpoints)), [0, 1, 1, 5]);
     }
 
     #[test]
     fn an_endpoint_without_connections_is_dead_sooner_than_one_that_fails_requests() {
         let outliers = outliers();
-        assert_eq!([4, 5].map(|failures| outliers.is_dead(Failed::Connect, failures)), [false, true]);
-        assert_eq!([5, 19, 20].map(|failures| outliers.is_dead(Failed::Exchange, failures)), [false, false, true]);
-        let never = Outliers { consecutive: 0, ..outliers };
-        assert!(!never.is_dead(Failed::Connect, 1_000));
+        assert_eq!([4, 5].map(|failures| outliers.is_dead(EndpointFailure::Connect, failures)), [false, true]);
+        assert_eq!(
+            [5, 19, 20].map(|failures| outliers.is_dead(EndpointFailure::Exchange, failures)),
+            [false, false, true]
+        );
+        let never = OutlierRules { consecutive: 0, ..outliers };
+        assert!(!never.is_dead(EndpointFailure::Connect, 1_000));
     }
 
     #[test]
@@ -391,7 +395,7 @@ mod tests {
         let mut health = Health::default();
         assert!(!health.readmit(now));
         health.eject(&outliers(), now);
-        assert!(health.readmit(now) && health.state() == State::Up);
+        assert!(health.readmit(now) && health.state() == HealthState::Up);
         assert_eq!(health.share(&rules, now), LEAST_SHARE);
     }
 }

@@ -10,28 +10,28 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
 use http_body::Body;
 use hyper::body::Incoming;
 
-use super::connect::{self, Terms, Wanted};
+use super::connect::{self, ConnectTerms, RequiredProtocol};
 use super::connection::Connection;
-use super::connection_limit::Slot;
-use super::status_codes::Statuses;
-use super::{EndpointAddr, HeadLimits};
+use super::connection_limit::ConnectionPermit;
+use super::status_codes::StatusCodes;
+use super::{EndpointAddr, ResponseHeadLimits};
 use crate::body::upload::RequestBody;
 use crate::error::causes;
 use crate::protocol::proxy_protocol;
 
 /// How endpoints are checked.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Check {
-    pub kind: Kind,
+pub struct HealthCheck {
+    pub kind: CheckKind,
     pub interval: Duration,
     /// For all of a check.
     pub timeout: Duration,
     /// As for requests.
-    pub proxy_protocol: Option<proxy_protocol::Version>,
+    pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum Kind {
+pub enum CheckKind {
     /// Takes a connection, and TLS where that is spoken.
     Tcp,
     /// Answers a GET.
@@ -46,7 +46,7 @@ pub struct HttpCheck {
     /// In `Host`; the endpoint's address if there is none.
     pub host: Option<HeaderValue>,
     /// The good ones.
-    pub statuses: Statuses,
+    pub statuses: StatusCodes,
     /// Stands somewhere in the content.
     pub content: Option<String>,
 }
@@ -55,30 +55,30 @@ pub struct HttpCheck {
 const MOST_CONTENT: usize = 64 << 10;
 
 /// Says what was wrong, in words for the log.
-pub async fn check(check: &Check, address: &EndpointAddr) -> Result<(), String> {
-    match tokio::time::timeout(check.timeout, asked(check, address)).await {
+pub async fn check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), String> {
+    match tokio::time::timeout(check.timeout, run_check(check, address)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(format!("nothing was heard in {:?}", check.timeout)),
     }
 }
 
-async fn asked(check: &Check, address: &EndpointAddr) -> Result<(), String> {
-    let terms = Terms {
-        wanted: Wanted::Any,
+async fn run_check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), String> {
+    let terms = ConnectTerms {
+        wanted: RequiredProtocol::Any,
         ends: None,
         proxy_protocol: check.proxy_protocol,
-        head: HeadLimits::default(),
+        head: ResponseHeadLimits::default(),
         within: check.timeout,
         last: None,
         reached: None,
         pools: None,
     };
-    let connecting = connect::connect(address, &terms, Slot::default());
+    let connecting = connect::connect(address, &terms, ConnectionPermit::default());
     let mut connection = connecting.await.map_err(|error| error.to_string())?;
     match &check.kind {
-        Kind::Tcp => Ok(()),
-        Kind::Http(wanted) => http(&mut connection, address, wanted).await,
-        Kind::Grpc(service) => grpc(&mut connection, address, service).await,
+        CheckKind::Tcp => Ok(()),
+        CheckKind::Http(wanted) => http(&mut connection, address, wanted).await,
+        CheckKind::Grpc(service) => grpc(&mut connection, address, service).await,
     }
 }
 
@@ -86,7 +86,7 @@ async fn http(connection: &mut Connection, address: &EndpointAddr, wanted: &Http
     let mut request = Request::new(RequestBody::Empty);
     request.headers_mut().insert(header::USER_AGENT, AGENT);
     let host = wanted.host.as_ref();
-    aim(&mut request, address, connection.version(), host, wanted.target.clone())?;
+    write_request_head(&mut request, address, connection.version(), host, wanted.target.clone())?;
     let answer = exchange(connection, request).await?;
     if !wanted.statuses.contains(answer.status) {
         return Err(format!("it answered {}", answer.status.as_u16()));
@@ -110,7 +110,7 @@ async fn grpc(connection: &mut Connection, address: &EndpointAddr, service: &str
     request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
     request.headers_mut().insert(header::USER_AGENT, AGENT);
     let target = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    aim(&mut request, address, Version::HTTP_2, None, target)?;
+    write_request_head(&mut request, address, Version::HTTP_2, None, target)?;
     let answer = exchange(connection, request).await?;
     let status = answer.trailers.get(&GRPC_STATUS).and_then(|status| status.to_str().ok()).unwrap_or("none");
     if status != "0" {
@@ -143,13 +143,13 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 const AGENT: HeaderValue = HeaderValue::from_static("plugway-health-check");
 
-struct Answer {
+struct CheckResponse {
     status: StatusCode,
     content: Vec<u8>,
     trailers: HeaderMap,
 }
 
-fn aim(
+fn write_request_head(
     request: &mut Request<RequestBody>,
     address: &EndpointAddr,
     version: Version,
@@ -161,17 +161,17 @@ fn aim(
         *request.version_mut() = version;
         return Ok(());
     }
-    let own = || HeaderValue::from_str(address.place.authority()).map_err(|error| error.to_string());
+    let own = || HeaderValue::from_str(address.address.authority()).map_err(|error| error.to_string());
     request.headers_mut().insert(header::HOST, host.cloned().map_or_else(own, Ok)?);
     *request.uri_mut() = Uri::from(target);
     Ok(())
 }
 
-async fn exchange(connection: &mut Connection, request: Request<RequestBody>) -> Result<Answer, String> {
+async fn exchange(connection: &mut Connection, request: Request<RequestBody>) -> Result<CheckResponse, String> {
     let mut answer = pin!(connection.send(request));
     let response = poll_fn(|cx| connection.drive(cx, |cx| answer.as_mut().poll(cx))).await;
     let (head, mut content) = response.map_err(|unsent| causes(&unsent.into_error()))?.into_parts();
-    let mut answer = Answer { status: head.status, content: Vec::new(), trailers: HeaderMap::new() };
+    let mut answer = CheckResponse { status: head.status, content: Vec::new(), trailers: HeaderMap::new() };
     // A response without content may have its gRPC status among the fields.
     if let Some(status) = head.headers.get(&GRPC_STATUS) {
         answer.trailers.insert(GRPC_STATUS, status.clone());
@@ -184,7 +184,10 @@ async fn exchange(connection: &mut Connection, request: Request<RequestBody>) ->
     Ok(answer)
 }
 
-fn take(answer: &mut Answer, frame: hyper::Result<http_body::Frame<<Incoming as Body>::Data>>) -> Result<(), String> {
+fn take(
+    answer: &mut CheckResponse,
+    frame: hyper::Result<http_body::Frame<<Incoming as Body>::Data>>,
+) -> Result<(), String> {
     match frame.map_err(|error| error.to_string())?.into_data() {
         Ok(piece) => answer.content.extend(piece),
         Err(frame) => answer.trailers.extend(frame.into_trailers().unwrap_or_default()),

@@ -7,45 +7,45 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::connect::Wanted;
+use super::connect::RequiredProtocol;
 use super::connection::Connection;
-use super::connection_limit::{Slot, Slots};
-use super::endpoint_view::Seat;
-use super::health::Failed;
-use super::{Pool, Rules};
+use super::connection_limit::{ConnectionLimit, ConnectionPermit};
+use super::endpoint_view::EndpointView;
+use super::health::EndpointFailure;
+use super::{ConnectionSettings, Pool};
 use crate::error::Error;
 use crate::net::deadline::Clock;
 use crate::system::supervise::{Task, spawn};
 
 /// A connection that is being made. Nothing is left behind if this is dropped half-way.
-pub struct Connecting {
+pub struct PendingConnection {
     attempt: Pin<Box<dyn Future<Output = Result<Box<Connection>, Error>>>>,
     /// Whether the endpoint's machine has answered.
     reached: Rc<Cell<bool>>,
-    seat: Rc<Seat>,
-    rules: Rc<Rules>,
+    seat: Rc<EndpointView>,
+    rules: Rc<ConnectionSettings>,
     began: Instant,
 }
 
 /// Counts a connection that is being made for no request, until dropped.
 struct Stuck(Rc<Pool>);
 
-impl Connecting {
+impl PendingConnection {
     /// Prepares a connection for a client's request.
     pub fn new(
-        seat: &Rc<Seat>,
-        (slots, slot): (&Slots, Slot),
-        wanted: Wanted,
+        seat: &Rc<EndpointView>,
+        (slots, slot): (&ConnectionLimit, ConnectionPermit),
+        wanted: RequiredProtocol,
         ends: Option<(SocketAddr, SocketAddr)>,
-        rules: &Rc<Rules>,
+        rules: &Rc<ConnectionSettings>,
         clock: &Rc<Clock>,
     ) -> Self {
         let reached = Rc::<Cell<bool>>::default();
         let (pool, slots) = (seat.pool.clone(), slots.clone());
         let (clock, answered, terms) = (clock.clone(), reached.clone(), rules.clone());
         let attempt =
-            Box::pin(async move { pool.fresh((&slots, slot), wanted, (ends, &answered), &terms, &clock).await });
-        Connecting { attempt, reached, seat: seat.clone(), rules: rules.clone(), began: Instant::now() }
+            Box::pin(async move { pool.open((&slots, slot), wanted, (ends, &answered), &terms, &clock).await });
+        PendingConnection { attempt, reached, seat: seat.clone(), rules: rules.clone(), began: Instant::now() }
     }
 
     /// The connection, or why there is none.
@@ -60,7 +60,7 @@ impl Connecting {
 
     /// Continues without the request for a while: the connection is kept for others, or its failure is noted.
     pub fn go_on_alone(self, within: Duration) {
-        let Connecting { attempt, seat, rules, began, .. } = self;
+        let PendingConnection { attempt, seat, rules, began, .. } = self;
         let stuck = Stuck::new(&seat.pool);
         spawn(Task::UpstreamConnection, async move {
             let connected = tokio::time::timeout(within, attempt).await;
@@ -69,7 +69,7 @@ impl Connecting {
             match connected {
                 Ok(Ok(connection)) => seat.pool.put_back(connection, &rules, now),
                 Ok(Err(error)) if !error.kind.blames_endpoint() => {}
-                Ok(Err(_)) | Err(_) => seat.failed(Failed::Connect, now - began, now),
+                Ok(Err(_)) | Err(_) => seat.failed(EndpointFailure::Connect, now - began, now),
             }
         });
     }

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 
-use super::status_codes::Statuses;
-use crate::error::Kind;
+use super::status_codes::StatusCodes;
+use crate::error::FailureKind;
 
 /// What an upstream's requests may do after a failure.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
+pub struct RetryPolicy {
     /// Attempts beyond the first.
     pub retries: u32,
     /// What makes another attempt worth while.
@@ -33,7 +33,7 @@ pub struct Triggers {
     /// What the endpoint said is no HTTP.
     pub malformed: bool,
     /// Responses with these status codes.
-    pub statuses: Statuses,
+    pub statuses: StatusCodes,
 }
 
 /// Requests that may be sent again although the endpoint may know of them.
@@ -46,15 +46,15 @@ pub enum Methods {
 
 /// How far a failed request got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reached {
+pub enum Delivery {
     /// No connection was made, or nothing of the request was sent on it.
-    Nobody,
+    NotSent,
     /// The connection is still being made; another endpoint may be quicker.
     Waiting,
     /// The endpoint said that it has not acted on the request (RFC 9113 §6.8, §8.7), or the request waited for a stream.
     Unread,
     /// The endpoint may have acted on it.
-    Endpoint,
+    MaybeProcessed,
 }
 
 /// The bytes of a request's content that are kept to be sent again, if the manifest doesn't say.
@@ -62,7 +62,7 @@ pub const BUFFER: usize = 64 << 10;
 
 /// Keeps retries to a share of the requests, so that an outage isn't made worse by them. Each worker has its own.
 #[derive(Debug)]
-pub struct Budget {
+pub struct RetryBudget {
     born: Instant,
     /// What came in each of the last seconds, by the second modulo the length.
     seconds: [Second; WINDOW],
@@ -82,19 +82,19 @@ const WINDOW: usize = 10;
 /// Retries per second that are allowed whatever the traffic: with little of it, a share of it would be none.
 const RESERVE: u32 = 10;
 
-impl Policy {
+impl RetryPolicy {
     /// No retries.
     pub fn never() -> Self {
-        Policy { retries: 0, on: Triggers::default(), methods: Methods::Idempotent, budget: 0, buffer: BUFFER }
+        RetryPolicy { retries: 0, on: Triggers::default(), methods: Methods::Idempotent, budget: 0, buffer: BUFFER }
     }
 
     /// Whether a request that failed so may be sent once more.
-    pub fn covers(&self, kind: Kind, reached: Reached, method: &Method) -> bool {
+    pub fn covers(&self, kind: FailureKind, reached: Delivery, method: &Method) -> bool {
         // What isn't the endpoint's fault would fail at another, too.
         kind.blames_endpoint()
             && match reached {
-                Reached::Nobody | Reached::Waiting | Reached::Unread => self.on.connect,
-                Reached::Endpoint => self.may_repeat(method) && self.on.covers(kind),
+                Delivery::NotSent | Delivery::Waiting | Delivery::Unread => self.on.connect,
+                Delivery::MaybeProcessed => self.may_repeat(method) && self.on.covers(kind),
             }
     }
 
@@ -111,19 +111,19 @@ impl Policy {
 
 impl Triggers {
     /// Whether a failure of a request that the endpoint may have acted on is one of these.
-    fn covers(&self, kind: Kind) -> bool {
+    fn covers(&self, kind: FailureKind) -> bool {
         match kind {
-            Kind::ConnectionTerminated => self.reset,
-            Kind::ResponseTimeout => self.timeout,
-            Kind::ProtocolError => self.malformed,
+            FailureKind::ConnectionTerminated => self.reset,
+            FailureKind::ResponseTimeout => self.timeout,
+            FailureKind::ProtocolError => self.malformed,
             _ => false,
         }
     }
 }
 
-impl Budget {
+impl RetryBudget {
     pub fn new(now: Instant) -> Self {
-        Budget { born: now, seconds: Default::default(), current: 0 }
+        RetryBudget { born: now, seconds: Default::default(), current: 0 }
     }
 
     /// A request has come.
@@ -173,33 +173,33 @@ mod tests {
     fn what_nobody_knows_of_may_always_be_sent_again() {
         let mut on = Triggers { connect: true, reset: true, ..Triggers::default() };
         on.statuses.add(502..=503);
-        let policy = Policy { retries: 1, on, methods: Methods::Idempotent, budget: 20, buffer: 0 };
+        let policy = RetryPolicy { retries: 1, on, methods: Methods::Idempotent, budget: 20, buffer: 0 };
         let cases = [
-            (Kind::ConnectionRefused, Reached::Nobody, Method::POST, true),
-            (Kind::ConnectionTerminated, Reached::Nobody, Method::POST, true),
-            (Kind::ConnectionTerminated, Reached::Unread, Method::PATCH, true),
-            (Kind::LimitReached, Reached::Nobody, Method::GET, false),
-            (Kind::InternalError, Reached::Nobody, Method::GET, false),
-            (Kind::ConnectionTerminated, Reached::Endpoint, Method::POST, false),
-            (Kind::ConnectionTerminated, Reached::Endpoint, Method::PUT, true),
-            (Kind::ResponseTimeout, Reached::Endpoint, Method::GET, false),
-            (Kind::ProtocolError, Reached::Endpoint, Method::GET, false),
+            (FailureKind::ConnectionRefused, Delivery::NotSent, Method::POST, true),
+            (FailureKind::ConnectionTerminated, Delivery::NotSent, Method::POST, true),
+            (FailureKind::ConnectionTerminated, Delivery::Unread, Method::PATCH, true),
+            (FailureKind::LimitReached, Delivery::NotSent, Method::GET, false),
+            (FailureKind::InternalError, Delivery::NotSent, Method::GET, false),
+            (FailureKind::ConnectionTerminated, Delivery::MaybeProcessed, Method::POST, false),
+            (FailureKind::ConnectionTerminated, Delivery::MaybeProcessed, Method::PUT, true),
+            (FailureKind::ResponseTimeout, Delivery::MaybeProcessed, Method::GET, false),
+            (FailureKind::ProtocolError, Delivery::MaybeProcessed, Method::GET, false),
         ];
         for (kind, reached, method, wanted) in cases {
             assert_eq!(policy.covers(kind, reached, &method), wanted, "{kind:?} {reached:?} {method}");
         }
         assert!(policy.covers_status(StatusCode::BAD_GATEWAY, &Method::GET));
         assert!(!policy.covers_status(StatusCode::BAD_GATEWAY, &Method::POST));
-        assert!(Policy { methods: Methods::Any, ..policy }.covers_status(StatusCode::BAD_GATEWAY, &Method::POST));
-        assert!(!Policy::never().covers(Kind::ConnectionRefused, Reached::Nobody, &Method::GET));
+        assert!(RetryPolicy { methods: Methods::Any, ..policy }.covers_status(StatusCode::BAD_GATEWAY, &Method::POST));
+        assert!(!RetryPolicy::never().covers(FailureKind::ConnectionRefused, Delivery::NotSent, &Method::GET));
     }
 
     #[test]
     fn retries_are_a_share_of_the_requests_and_a_reserve() {
         let born = Instant::now();
         let at = |millis| born + Duration::from_millis(millis);
-        let mut budget = Budget::new(born);
-        let spend = |budget: &mut Budget, now| {
+        let mut budget = RetryBudget::new(born);
+        let spend = |budget: &mut RetryBudget, now| {
             let allowed = |_: &u32| budget.allows(20, now).then(|| budget.retry(now)).is_some();
             (0..10_000).take_while(allowed).count()
         };

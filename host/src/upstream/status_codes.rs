@@ -6,9 +6,9 @@ use http::StatusCode;
 
 /// As few ranges as the manifest names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Statuses(Vec<RangeInclusive<u16>>);
+pub struct StatusCodes(Vec<RangeInclusive<u16>>);
 
-impl Statuses {
+impl StatusCodes {
     pub fn add(&mut self, codes: RangeInclusive<u16>) {
         self.0.push(codes);
     }

@@ -9,31 +9,31 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::session::{Refused, Session};
+use super::session::{RejectedRequest, Session};
 use crate::downstream::Transport;
-use crate::downstream::write_timeout::Patient;
-use crate::protocol::framing::{Refusal, Scanner};
+use crate::downstream::write_timeout::WriteTimeout;
+use crate::protocol::framing::{FramingError, Scanner};
 
 /// The time between two checks whether a client is gone that sends nothing and waits for its response: no received byte
 /// would show that. Each check costs a system call.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A socket whose received bytes are screened.
-pub struct ClientIo<T> {
-    pub io: Patient<T>,
+pub struct ScreenedIo<T> {
+    pub io: WriteTimeout<T>,
     pub scanner: Scanner,
     pub session: Rc<Session>,
     /// The rejection of bytes behind whole messages in one read; applied once these messages are served.
-    pub refusal: Option<Refusal>,
+    pub refusal: Option<FramingError>,
 }
 
-impl<T> ClientIo<T> {
+impl<T> ScreenedIo<T> {
     /// Scans received bytes, and returns how many of them are passed to hyper; `None` if the bytes are rejected.
-    fn admit(&mut self, bytes: &[u8]) -> Option<usize> {
+    fn scan(&mut self, bytes: &[u8]) -> Option<usize> {
         if let Err(refusal) = self.scanner.take(bytes) {
             let whole = self.scanner.whole();
             if whole == 0 {
-                self.session.refused.set(Some(Refused::Framing(refusal)));
+                self.session.refused.set(Some(RejectedRequest::Framing(refusal)));
                 return None;
             }
             self.refusal = Some(refusal);
@@ -51,7 +51,7 @@ impl<T> ClientIo<T> {
     }
 
     /// Ends reads after a rejection: a body fails, and a wait for a request stays pending.
-    fn end_of_sense(&self) -> Poll<io::Result<()>> {
+    fn fail_after_rejection(&self) -> Poll<io::Result<()>> {
         if self.session.upload.borrow().is_over() {
             return Poll::Pending;
         }
@@ -66,19 +66,19 @@ impl<T> ClientIo<T> {
 
     /// Intercepts hyper's own response to bytes that it can't parse, so that the proxy's error response is sent
     /// instead.
-    fn overhear(&self, bytes: &[u8]) -> bool {
+    fn intercept_hyper_error(&self, bytes: &[u8]) -> bool {
         if self.session.speaking.get() {
             return false;
         }
         if self.session.refused.get().is_none() {
             let status = bytes.get(9..12).and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
-            self.session.refused.set(Some(Refused::Malformed(status.unwrap_or(400))));
+            self.session.refused.set(Some(RejectedRequest::Malformed(status.unwrap_or(400))));
         }
         true
     }
 }
 
-impl<T: Transport> ClientIo<T> {
+impl<T: Transport> ScreenedIo<T> {
     /// Waits until a client that still gets a response is gone; pending until then.
     fn poll_gone(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         let look = &self.session.head;
@@ -95,13 +95,13 @@ impl<T: Transport> ClientIo<T> {
     }
 }
 
-impl<T: Transport> AsyncRead for ClientIo<T> {
+impl<T: Transport> AsyncRead for ScreenedIo<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(refusal) = self.refusal.take() {
-            self.session.refused.set(Some(Refused::Framing(refusal)));
+            self.session.refused.set(Some(RejectedRequest::Framing(refusal)));
         }
         if self.session.refused.get().is_some() {
-            return self.end_of_sense();
+            return self.fail_after_rejection();
         }
         let before = buffer.filled().len();
         if !self.session.heard_all.get() {
@@ -111,15 +111,15 @@ impl<T: Transport> AsyncRead for ClientIo<T> {
         if self.is_owed_a_response() {
             return self.poll_gone(cx);
         }
-        let admitted = self.admit(&buffer.filled()[before..]);
+        let admitted = self.scan(&buffer.filled()[before..]);
         buffer.set_filled(before + admitted.unwrap_or(0));
-        if admitted.is_some() { Poll::Ready(Ok(())) } else { self.end_of_sense() }
+        if admitted.is_some() { Poll::Ready(Ok(())) } else { self.fail_after_rejection() }
     }
 }
 
-impl<T: Transport> AsyncWrite for ClientIo<T> {
+impl<T: Transport> AsyncWrite for ScreenedIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.overhear(bytes) {
+        if self.intercept_hyper_error(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
         self.session.flushed.set(false);
@@ -131,7 +131,7 @@ impl<T: Transport> AsyncWrite for ClientIo<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.overhear(slices.first().map_or(&[], |slice| slice)) {
+        if self.intercept_hyper_error(slices.first().map_or(&[], |slice| slice)) {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
         self.session.flushed.set(false);
@@ -149,7 +149,7 @@ impl<T: Transport> AsyncWrite for ClientIo<T> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         let owed = self.session.owes_response();
         self.session.flushed.set(true);
-        self.session.settle();
+        self.session.finish_flushed();
         if self.session.heard_all.get() && owed && !self.session.owes_response() {
             // hyper polls for the next request only if it is woken: it has not seen the end yet.
             cx.waker().wake_by_ref();

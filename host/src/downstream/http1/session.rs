@@ -16,22 +16,22 @@ use pin_project_lite::pin_project;
 use smallvec::SmallVec;
 
 use crate::body::BodyError;
-use crate::body::upload::{ClientContent, Upload};
-use crate::downstream::{Client, Outgoing};
-use crate::error::Kind;
+use crate::body::upload::{ClientContent, UploadProgress};
+use crate::downstream::{ClientConnection, ResponseStream};
+use crate::error::FailureKind;
 use crate::exchange::Timers;
-use crate::exchange::record::Ending;
-use crate::exchange::response_body::{ResponseBody, Switched};
+use crate::exchange::record::ExchangeRecord;
+use crate::exchange::response_body::{ResponseBody, SwitchedProtocol};
 use crate::net::deadline::Deadline;
-use crate::protocol::framing::Refusal;
+use crate::protocol::framing::FramingError;
 
 /// The idle time after which a connection frees its buffers. Recreating them costs about as much as parsing a request,
 /// so that clients without a pause should keep them.
-const REST: Duration = Duration::from_millis(100);
+const IDLE_AFTER: Duration = Duration::from_millis(100);
 
 /// The state of an HTTP/1 connection that its exchanges and its socket use.
 pub struct Session {
-    pub client: Client,
+    pub client: ClientConnection,
     timers: Rc<Timers>,
     /// The timeout for the next head to begin, and then to be complete.
     pub head: Deadline,
@@ -53,23 +53,23 @@ pub struct Session {
     pub flushed: Cell<bool>,
     /// The upload progress of the last request. The body may take longer than its response, and until it ends the
     /// client's bytes are no new request.
-    pub upload: RefCell<Upload>,
+    pub upload: RefCell<UploadProgress>,
     /// The reason why the connection can't have another request; `None` if it can.
-    pub refused: Cell<Option<Refused>>,
+    pub refused: Cell<Option<RejectedRequest>>,
     /// The switched protocol of the connection, once the response head that says so is sent.
-    pub switched: RefCell<Option<(Switched, Option<Ending>)>>,
+    pub switched: RefCell<Option<(SwitchedProtocol, Option<ExchangeRecord>)>>,
     /// Exchanges whose last bytes may still be in hyper's buffers: their records are reported once the client has its
     /// response.
-    ended: RefCell<SmallVec<[Ending; 1]>>,
+    ended: RefCell<SmallVec<[ExchangeRecord; 1]>>,
     /// The number of requests so far.
     served: Cell<usize>,
 }
 
 /// The reason why bytes never became a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum RejectedRequest {
     /// The framing is ambiguous, or a part is too long.
-    Framing(Refusal),
+    Framing(FramingError),
     /// The request didn't arrive in time.
     Late,
     /// hyper can't parse the request, and would answer with this status.
@@ -78,7 +78,7 @@ pub enum Refused {
 
 pin_project! {
     /// An exchange, up to its response. Not an `async` block, which would reserve room for the future twice.
-    struct Exchanging<F> {
+    struct ExchangeFuture<F> {
         #[pin]
         exchange: F,
         session: Rc<Session>,
@@ -86,8 +86,8 @@ pin_project! {
 }
 
 /// The body of a response that hyper writes.
-pub struct Tracked {
-    outgoing: Outgoing,
+pub struct Http1Body {
+    outgoing: ResponseStream,
     /// The error of the body, kept until the client has all previous bytes: when a body fails, hyper drops all that it
     /// still holds, even the head.
     cut: Option<BodyError>,
@@ -95,13 +95,13 @@ pub struct Tracked {
 }
 
 impl Session {
-    pub fn new(client: Client) -> Rc<Self> {
+    pub fn new(client: ClientConnection) -> Rc<Self> {
         let [step, total, head, rest, send] = client.clock.deadlines();
         head.set(client.arrival.listener.limits.head_timeout);
-        rest.set(REST);
+        rest.set(IDLE_AFTER);
         Rc::new(Session {
             client,
-            timers: Rc::new(Timers { step, total }),
+            timers: Rc::new(Timers { idle: step, total }),
             head,
             rest,
             send,
@@ -111,7 +111,7 @@ impl Session {
             heard_all: Cell::new(false),
             speaking: Cell::new(false),
             flushed: Cell::new(true),
-            upload: RefCell::new(Upload::over()),
+            upload: RefCell::new(UploadProgress::over()),
             refused: Cell::new(None),
             switched: RefCell::default(),
             ended: RefCell::default(),
@@ -123,39 +123,41 @@ impl Session {
     pub fn exchange(
         self: Rc<Self>,
         request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response<Tracked>, Infallible>> {
+    ) -> impl Future<Output = Result<Response<Http1Body>, Infallible>> {
         self.busy.set(true);
         self.client.presence.serve();
         self.speaking.set(true);
         self.served.set(self.served.get() + 1);
         self.rest.clear();
         self.head.clear();
-        let upload = Upload::default();
+        let upload = UploadProgress::default();
         self.upload.replace(upload.clone());
         let request = request.map(|content| ClientContent::new(content, upload.clone()));
         let exchange = self.client.exchange(request, upload, self.timers.clone());
-        Exchanging { exchange, session: self }
+        ExchangeFuture { exchange, session: self }
     }
 
     /// Makes a response report its end, and announce the connection's end if it is the last one.
-    fn track(self: &Rc<Self>, mut response: Response<Outgoing>) -> Response<Tracked> {
+    fn track(self: &Rc<Self>, mut response: Response<ResponseStream>) -> Response<Http1Body> {
         let is_last = self.served.get() >= self.client.arrival.listener.limits.requests;
         // A client that sends ambiguous bytes may have meant the following ones differently too.
-        let is_doubtful = |kind| matches!(kind, Kind::RequestError | Kind::RequestTimeout | Kind::RequestBodySize);
+        let is_doubtful = |kind| {
+            matches!(kind, FailureKind::RequestError | FailureKind::RequestTimeout | FailureKind::RequestBodySize)
+        };
         // The rest of the request body is discarded, and a request behind it would be discarded too.
         let is_cut_short = self.upload.borrow().is_unread() && !self.has_whole.get();
         if is_last
             || is_cut_short
-            || response.body().ending.as_ref().and_then(|ending| ending.error).is_some_and(is_doubtful)
+            || response.body().record.as_ref().and_then(|record| record.error).is_some_and(is_doubtful)
         {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response.map(|outgoing| Tracked { outgoing, cut: None, session: self.clone() })
+        response.map(|outgoing| Http1Body { outgoing, cut: None, session: self.clone() })
     }
 
     /// Returns a deadline that is unused once HTTP is over.
-    pub fn spare(&self) -> Deadline {
-        self.timers.step.clone()
+    pub fn spare_deadline(&self) -> Deadline {
+        self.timers.idle.clone()
     }
 
     /// Whether a response isn't sent to its last byte, or not even begun.
@@ -165,7 +167,7 @@ impl Session {
 
     /// Records that all written bytes were sent: finishes the exchanges whose body has ended, and waits for the next
     /// request.
-    pub fn settle(&self) {
+    pub fn finish_flushed(&self) {
         if !self.busy.get() {
             self.speaking.set(false);
         }
@@ -180,21 +182,21 @@ impl Session {
     /// Records the end of an exchange, so that the next request may arrive.
     pub fn end(&self) {
         self.busy.set(false);
-        self.timers.step.clear();
+        self.timers.idle.clear();
         self.timers.total.clear();
-        self.rest.set(REST);
+        self.rest.set(IDLE_AFTER);
     }
 
     /// Clears the deadlines after HTTP, since they would wake the tunnel or the lingering close.
     pub fn leave(&self) {
-        for deadline in [&self.head, &self.rest, &self.send, &self.timers.step, &self.timers.total] {
+        for deadline in [&self.head, &self.rest, &self.send, &self.timers.idle, &self.timers.total] {
             deadline.clear();
         }
     }
 }
 
-impl<F: Future<Output = Response<Outgoing>>> Future for Exchanging<F> {
-    type Output = Result<Response<Tracked>, Infallible>;
+impl<F: Future<Output = Response<ResponseStream>>> Future for ExchangeFuture<F> {
+    type Output = Result<Response<Http1Body>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -202,18 +204,18 @@ impl<F: Future<Output = Response<Outgoing>>> Future for Exchanging<F> {
     }
 }
 
-impl Drop for Tracked {
+impl Drop for Http1Body {
     fn drop(&mut self) {
         self.session.end();
-        let ending = self.outgoing.ending.take();
+        let record = self.outgoing.record.take();
         match std::mem::replace(&mut self.outgoing.body, ResponseBody::Full(Bytes::new())) {
-            ResponseBody::Switched(switched) => drop(self.session.switched.replace(Some((*switched, ending)))),
-            _ => self.session.ended.borrow_mut().extend(ending),
+            ResponseBody::Switched(switched) => drop(self.session.switched.replace(Some((*switched, record)))),
+            _ => self.session.ended.borrow_mut().extend(record),
         }
     }
 }
 
-impl Body for Tracked {
+impl Body for Http1Body {
     type Data = Bytes;
     type Error = BodyError;
 

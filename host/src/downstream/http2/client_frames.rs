@@ -8,7 +8,7 @@ use std::task::Poll;
 use bytes::Bytes;
 
 use crate::net::deadline::Clock;
-use crate::net::frame_counter::Counter;
+use crate::net::frame_counter::FrameCounter;
 use crate::protocol::http2_frames::budget::{FrameBudget, FrameKind};
 use crate::protocol::http2_frames::{FrameHead, FrameScanner, HEADERS, PREFACE};
 
@@ -145,7 +145,7 @@ impl OpenRequests {
     }
 }
 
-impl Counter for ClientFrames {
+impl FrameCounter for ClientFrames {
     fn received(&mut self, bytes: &[u8]) {
         let ClientFrames { clock, incoming, budget, last_stream, requests, flood, .. } = self;
         budget.pass(clock.now());

@@ -12,12 +12,12 @@ use pin_project_lite::pin_project;
 
 use super::discard::Discard;
 use crate::body::backlog::{Backlog, StreamBacklog};
-use crate::body::upload::Upload;
+use crate::body::upload::UploadProgress;
 use crate::generation::listener::SendLimits;
 use crate::net::deadline::Clock;
 
 /// The state of a stream from its request to the last byte of its response.
-pub struct Stream<H> {
+pub struct StalledStream<H> {
     pub backlog: Arc<StreamBacklog>,
     /// The time since when the stream has data for the client; `None` while the endpoint is waited for.
     since: Cell<Option<Instant>>,
@@ -30,7 +30,7 @@ pub struct Stream<H> {
     is_cut_off: Cell<bool>,
     task: Cell<Option<Waker>>,
     /// The upload progress of the request; unset if there is no body.
-    upload: OnceCell<Upload>,
+    upload: OnceCell<UploadProgress>,
     /// The parts of the exchange that end once h2 has the response to its last byte.
     held: Cell<Option<H>>,
 }
@@ -41,7 +41,7 @@ pin_project! {
     pub struct StreamTask<F, H> {
         #[pin]
         task: F,
-        stream: Rc<Stream<H>>,
+        stream: Rc<StalledStream<H>>,
         clock: Rc<Clock>,
         is_over: bool,
         discard: Option<Discard>,
@@ -50,7 +50,7 @@ pin_project! {
 
 /// A check of all streams of a connection.
 #[derive(Clone, Copy)]
-pub struct Look {
+pub struct StreamCheck {
     pub now: Instant,
     /// The time of the previous check.
     pub last: Instant,
@@ -58,9 +58,9 @@ pub struct Look {
     pub was_full: bool,
 }
 
-impl<H> Stream<H> {
+impl<H> StalledStream<H> {
     pub fn new(backlog: &Arc<Backlog>) -> Rc<Self> {
-        Rc::new(Stream {
+        Rc::new(StalledStream {
             backlog: StreamBacklog::new(backlog),
             since: Cell::new(None),
             waited: Cell::new(Duration::ZERO),
@@ -74,7 +74,7 @@ impl<H> Stream<H> {
     }
 
     /// Sets the upload progress of the stream's request.
-    pub fn receives(&self, upload: &Upload) {
+    pub fn receives(&self, upload: &UploadProgress) {
         let _ = self.upload.set(upload.clone());
     }
 
@@ -94,7 +94,7 @@ impl<H> Stream<H> {
     }
 
     /// Whether the client opens the window of the stream too slowly.
-    pub fn is_too_slow(&self, look: Look, limits: SendLimits) -> bool {
+    pub fn is_too_slow(&self, look: StreamCheck, limits: SendLimits) -> bool {
         let Some(since) = self.since.get().filter(|_| !look.was_full && !self.backlog.is_empty()) else { return false };
         self.waited.set(self.waited.get() + look.now.saturating_duration_since(since.max(look.last)));
         if self.waited.get() < limits.window() {
@@ -121,7 +121,7 @@ impl<H> Stream<H> {
 }
 
 impl<F, H> StreamTask<F, H> {
-    pub fn new(task: F, stream: Rc<Stream<H>>, clock: &Rc<Clock>) -> Self {
+    pub fn new(task: F, stream: Rc<StalledStream<H>>, clock: &Rc<Clock>) -> Self {
         StreamTask { task, stream, clock: clock.clone(), is_over: false, discard: None }
     }
 }
@@ -164,14 +164,14 @@ mod tests {
 
     /// Whether a stream is found too slow within two minutes, if `bytes` are accepted in every five seconds.
     fn is_found(bytes: usize, was_full: bool) -> bool {
-        let stream = Stream::<()>::new(&Backlog::new(1 << 20));
+        let stream = StalledStream::<()>::new(&Backlog::new(1 << 20));
         let mut piece = stream.backlog.hold(Bytes::from(vec![0; 1 << 20]));
         let mut last = Instant::now();
         stream.given(Some(last));
         (0..24).any(|_| {
             piece.advance(bytes);
             let now = last + Duration::from_secs(5);
-            let look = Look { now, last, was_full };
+            let look = StreamCheck { now, last, was_full };
             last = now;
             stream.is_too_slow(look, LIMITS)
         })
@@ -188,9 +188,9 @@ mod tests {
 
     #[test]
     fn a_stream_that_is_quiet_waits_for_no_client() {
-        let stream = Stream::<()>::new(&Backlog::new(1 << 20));
+        let stream = StalledStream::<()>::new(&Backlog::new(1 << 20));
         let begin = Instant::now();
-        let look = Look { now: begin + Duration::from_secs(600), last: begin, was_full: false };
+        let look = StreamCheck { now: begin + Duration::from_secs(600), last: begin, was_full: false };
         assert!(!stream.is_too_slow(look, LIMITS));
         let mut piece = stream.backlog.hold(Bytes::from_static(b"event"));
         piece.advance(5);

@@ -11,9 +11,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A buffered socket, shared by the connection, which writes, and by the task that polls the connection and then
 /// [sends](Self::poll_send).
-pub struct Gathered<T>(Rc<RefCell<Shared<T>>>);
+pub struct WriteBuffer<T>(Rc<RefCell<SharedBuffer<T>>>);
 
-struct Shared<T> {
+struct SharedBuffer<T> {
     socket: T,
     /// The buffered bytes. Allocated only while bytes wait to be sent, so that all connections of a worker reuse the
     /// same memory.
@@ -26,19 +26,19 @@ struct Shared<T> {
 
 /// The way in which a piece is written.
 #[derive(PartialEq, Eq)]
-enum Way {
-    Gathered,
+enum WriteMode {
+    Buffered,
     /// The piece is written directly, without copying.
-    Straight,
+    Direct,
 }
 
 /// The size at which the buffer is sent in any case, in bytes; longer pieces are never buffered. It is the size of a
 /// TLS record.
 const MOST: usize = 16 << 10;
 
-impl<T> Gathered<T> {
+impl<T> WriteBuffer<T> {
     pub fn new(socket: T) -> Self {
-        Gathered(Rc::new(RefCell::new(Shared { socket, unsent: Vec::new(), sent: 0, is_flushed: true })))
+        WriteBuffer(Rc::new(RefCell::new(SharedBuffer { socket, unsent: Vec::new(), sent: 0, is_flushed: true })))
     }
 
     pub fn socket(&self) -> Ref<'_, T> {
@@ -46,20 +46,20 @@ impl<T> Gathered<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> Gathered<T> {
+impl<T: AsyncWrite + Unpin> WriteBuffer<T> {
     /// Sends all that was written, through the socket's own buffers too.
     pub fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_send(cx)
     }
 }
 
-impl<T> Clone for Gathered<T> {
+impl<T> Clone for WriteBuffer<T> {
     fn clone(&self) -> Self {
-        Gathered(self.0.clone())
+        WriteBuffer(self.0.clone())
     }
 }
 
-impl<T: AsyncWrite + Unpin> Shared<T> {
+impl<T: AsyncWrite + Unpin> SharedBuffer<T> {
     fn poll_empty(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.unsent.len() {
             let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.unsent[self.sent..]))?;
@@ -83,31 +83,31 @@ impl<T: AsyncWrite + Unpin> Shared<T> {
     }
 
     /// Makes room for `length` more bytes; returns how to write them.
-    fn poll_room(&mut self, cx: &mut Context<'_>, length: usize) -> Poll<io::Result<Way>> {
+    fn poll_room(&mut self, cx: &mut Context<'_>, length: usize) -> Poll<io::Result<WriteMode>> {
         if self.unsent.len() + length > MOST {
             ready!(self.poll_empty(cx))?;
         }
         if length > MOST {
             self.is_flushed = false;
-            return Poll::Ready(Ok(Way::Straight));
+            return Poll::Ready(Ok(WriteMode::Direct));
         }
         if self.unsent.capacity() == 0 {
             self.unsent.reserve_exact(MOST);
         }
-        Poll::Ready(Ok(Way::Gathered))
+        Poll::Ready(Ok(WriteMode::Buffered))
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Gathered<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for WriteBuffer<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0.borrow_mut().socket).poll_read(cx, buffer)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for WriteBuffer<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self.0.borrow_mut();
-        if ready!(this.poll_room(cx, bytes.len()))? == Way::Straight {
+        if ready!(this.poll_room(cx, bytes.len()))? == WriteMode::Direct {
             return Pin::new(&mut this.socket).poll_write(cx, bytes);
         }
         this.unsent.extend_from_slice(bytes);
@@ -121,7 +121,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self.0.borrow_mut();
         let length = slices.iter().map(|slice| slice.len()).sum();
-        if ready!(this.poll_room(cx, length))? == Way::Straight {
+        if ready!(this.poll_room(cx, length))? == WriteMode::Direct {
             return Pin::new(&mut this.socket).poll_write_vectored(cx, slices);
         }
         slices.iter().for_each(|slice| this.unsent.extend_from_slice(slice));
@@ -157,13 +157,13 @@ mod tests {
 
     /// A socket that records each call, and accepts a number of bytes before it is full.
     #[derive(Default)]
-    struct Socket {
+    struct BufferedSocket {
         writes: Vec<Vec<u8>>,
         flushes: usize,
         room: usize,
     }
 
-    impl AsyncWrite for Socket {
+    impl AsyncWrite for BufferedSocket {
         fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
             if self.room == 0 {
                 return Poll::Pending;
@@ -184,11 +184,11 @@ mod tests {
         }
     }
 
-    fn gathered(room: usize) -> Gathered<Socket> {
-        Gathered::new(Socket { room, ..Socket::default() })
+    fn gathered(room: usize) -> WriteBuffer<BufferedSocket> {
+        WriteBuffer::new(BufferedSocket { room, ..BufferedSocket::default() })
     }
 
-    fn lengths(socket: &Gathered<Socket>) -> Vec<usize> {
+    fn lengths(socket: &WriteBuffer<BufferedSocket>) -> Vec<usize> {
         socket.0.borrow().socket.writes.iter().map(Vec::len).collect()
     }
 
@@ -237,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn a_real_socket_gets_it_all() {
         let (near, mut far) = tokio::io::duplex(1 << 10);
-        let mut socket = Gathered::new(near);
+        let mut socket = WriteBuffer::new(near);
         let said: Vec<u8> = (0..100_000_u32).flat_map(u32::to_be_bytes).collect();
         let hear = tokio::spawn(async move {
             let mut heard = Vec::new();

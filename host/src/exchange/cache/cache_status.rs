@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::plugin::configured::CacheNeeds;
+use crate::plugin::configured::CacheInputs;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// The reason why a request was forwarded to the next hop (RFC 9211 §2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forward {
+pub enum ForwardReason {
     Bypass,
     Method,
     UriMiss,
@@ -22,9 +22,9 @@ pub enum Forward {
 
 /// The entry of one cache in `Cache-Status`.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Report<'a> {
+pub struct CacheStatus<'a> {
     hit: bool,
-    forward: Option<Forward>,
+    forward: Option<ForwardReason>,
     status: Option<StatusCode>,
     /// The remaining freshness lifetime in seconds; negative for a stale response, `None` if not reported.
     ttl: Option<i64>,
@@ -33,49 +33,49 @@ pub struct Report<'a> {
     detail: Option<&'a str>,
 }
 
-impl<'a> Report<'a> {
+impl<'a> CacheStatus<'a> {
     /// Returns the entry of a response from the store.
     pub fn hit() -> Self {
-        Report { hit: true, ..Report::default() }
+        CacheStatus { hit: true, ..CacheStatus::default() }
     }
 
     /// Returns the entry of a response to a forwarded request.
-    pub fn forwarded(why: Forward) -> Self {
-        Report { forward: Some(why), ..Report::default() }
+    pub fn forwarded(why: ForwardReason) -> Self {
+        CacheStatus { forward: Some(why), ..CacheStatus::default() }
     }
 
     /// Returns the entry of a response that is neither a hit nor forwarded.
     pub fn missed() -> Self {
-        Report::default()
+        CacheStatus::default()
     }
 
     /// Adds the status code of the next hop's response.
     pub fn status(self, status: StatusCode) -> Self {
-        Report { status: Some(status), ..self }
+        CacheStatus { status: Some(status), ..self }
     }
 
     /// Adds the remaining freshness lifetime.
     pub fn ttl(self, seconds: i64) -> Self {
-        Report { ttl: Some(seconds), ..self }
+        CacheStatus { ttl: Some(seconds), ..self }
     }
 
     /// Adds that the response is stored.
     pub fn stored(self) -> Self {
-        Report { stored: true, ..self }
+        CacheStatus { stored: true, ..self }
     }
 
     /// Adds that the request was collapsed with another one.
     pub fn collapsed(self) -> Self {
-        Report { collapsed: true, ..self }
+        CacheStatus { collapsed: true, ..self }
     }
 
     /// Adds a detail, if there is one.
     pub fn detail(self, detail: Option<&'a str>) -> Self {
-        Report { detail, ..self }
+        CacheStatus { detail, ..self }
     }
 
     /// Appends the entry to `Cache-Status`, after the entries of other caches.
-    pub fn tell(&self, needs: &CacheNeeds, key: Option<&[u8]>, fields: &mut HeaderMap) {
+    pub fn append_to(&self, needs: &CacheInputs, key: Option<&[u8]>, fields: &mut HeaderMap) {
         let Some(name) = &needs.name else { return };
         let mut text = String::with_capacity(64);
         text.push_str(name);
@@ -120,15 +120,15 @@ impl<'a> Report<'a> {
     }
 }
 
-impl Forward {
+impl ForwardReason {
     fn token(self) -> &'static str {
         match self {
-            Forward::Bypass => "bypass",
-            Forward::Method => "method",
-            Forward::UriMiss => "uri-miss",
-            Forward::VaryMiss => "vary-miss",
-            Forward::Request => "request",
-            Forward::Stale => "stale",
+            ForwardReason::Bypass => "bypass",
+            ForwardReason::Method => "method",
+            ForwardReason::UriMiss => "uri-miss",
+            ForwardReason::VaryMiss => "vary-miss",
+            ForwardReason::Request => "request",
+            ForwardReason::Stale => "stale",
         }
     }
 }
@@ -155,22 +155,25 @@ fn quote(text: &[u8], into: &mut String) {
 mod tests {
     use super::*;
 
-    fn told(report: Report, tells_key: bool) -> String {
+    fn told(report: CacheStatus, tells_key: bool) -> String {
         let name = Some("edge".into());
-        let needs = CacheNeeds { request: Vec::new(), response: Vec::new(), plan: None, name, tells_key };
+        let needs = CacheInputs { request: Vec::new(), response: Vec::new(), plan: None, name, tells_key };
         let mut fields = HeaderMap::new();
-        report.tell(&needs, Some(b"http://a/\"b\xff"), &mut fields);
+        report.append_to(&needs, Some(b"http://a/\"b\xff"), &mut fields);
         fields[CACHE_STATUS].to_str().unwrap().into()
     }
 
     #[test]
     fn it_reads_as_rfc_9211_writes_it() {
-        assert_eq!(told(Report::hit().ttl(376), false), "edge; hit; ttl=376");
-        let fetched = Report::forwarded(Forward::Stale).status(StatusCode::NOT_MODIFIED).ttl(60).stored();
+        assert_eq!(told(CacheStatus::hit().ttl(376), false), "edge; hit; ttl=376");
+        let fetched = CacheStatus::forwarded(ForwardReason::Stale).status(StatusCode::NOT_MODIFIED).ttl(60).stored();
         assert_eq!(told(fetched, false), "edge; fwd=stale; fwd-status=304; ttl=60; stored");
-        assert_eq!(told(Report::forwarded(Forward::UriMiss).collapsed(), false), "edge; fwd=uri-miss; collapsed");
-        assert_eq!(told(Report::hit(), true), r#"edge; hit; key="http://a/\"b""#);
-        assert_eq!(told(Report::missed().detail(Some("only-if-cached")), false), "edge; detail=only-if-cached");
-        assert_eq!(told(Report::missed().detail(Some("no way")), false), r#"edge; detail="no way""#);
+        assert_eq!(
+            told(CacheStatus::forwarded(ForwardReason::UriMiss).collapsed(), false),
+            "edge; fwd=uri-miss; collapsed"
+        );
+        assert_eq!(told(CacheStatus::hit(), true), r#"edge; hit; key="http://a/\"b""#);
+        assert_eq!(told(CacheStatus::missed().detail(Some("only-if-cached")), false), "edge; detail=only-if-cached");
+        assert_eq!(told(CacheStatus::missed().detail(Some("no way")), false), r#"edge; detail="no way""#);
     }
 }

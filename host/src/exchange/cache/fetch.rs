@@ -6,41 +6,41 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, response};
 use http_body::Body;
 
-use super::cache_status::Report;
+use super::cache_status::CacheStatus;
 use super::hit;
-use super::store_writer::{Destination, Filling};
-use super::{Answered, Asking, POLICY_FAILED, Stale};
-use crate::body::upload::{RequestBody, Upload};
-use crate::context::Head;
-use crate::error::Kind;
-use crate::exchange::chain::{self, BalancerEdits, Depth, Down, Failed};
-use crate::exchange::forward::{Sending, forward};
+use super::store_writer::{StoreWriter, WriteTarget};
+use super::{CacheMiss, CacheResponse, POLICY_FAILED, Stale};
+use crate::body::upload::{RequestBody, UploadProgress};
+use crate::context::ExchangeContext;
+use crate::error::FailureKind;
+use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks};
+use crate::exchange::forward::{OutgoingRequest, forward};
 use crate::exchange::response_body::ResponseBody;
-use crate::generation::Running;
+use crate::generation::WorkerState;
 use crate::net::deadline::Clock;
 use crate::plugin::cache_policy::{Keep, Refusal, Storage, Times};
-use crate::protocol::hop_by_hop::{self, Hop};
-use crate::store::collapse::{Landing, Lead};
-use crate::store::purge_log::Moment;
-use crate::store::shared_body::Fill;
-use crate::store::stored_response::{Content, Object, freshen};
+use crate::protocol::hop_by_hop::{self, HopOptions};
+use crate::store::collapse::{FetchLeader, FetchOutcome};
+use crate::store::purge_log::PurgeEpoch;
+use crate::store::shared_body::SharedBody;
+use crate::store::stored_response::{Content, StoredResponse, freshen};
 use crate::store::unix_time::now_ms;
-use crate::store::variant::Label;
-use crate::store::vary::Selectors;
+use crate::store::variant::VariantInfo;
+use crate::store::vary::VaryValue;
 use crate::system::supervise::{Task, spawn};
 use crate::telemetry::metrics::REFUSALS;
 
 /// A fetch on behalf of a request.
 pub struct Fetch<'a> {
-    pub asking: &'a Asking,
-    pub running: &'a Rc<Running>,
+    pub asking: &'a CacheMiss,
+    pub worker: &'a Rc<WorkerState>,
     pub route: usize,
     pub upstream: usize,
     pub clock: &'a Rc<Clock>,
 }
 
 /// A response from below the cache; its head is in the exchange context.
-struct Below {
+struct FetchedResponse {
     body: ResponseBody,
     edits: Option<BalancerEdits>,
     /// Whether the response is from the upstream that the stored responses belong to.
@@ -49,85 +49,93 @@ struct Below {
 
 impl Fetch<'_> {
     /// Fetches the response and publishes the result to the followers.
-    pub async fn run(self, head: &mut Box<Head>, lead: Option<Lead>) -> Result<Answered, Failed> {
-        let (asking, running) = (self.asking, self.running);
-        let asked = running.generation.store.moment();
+    pub async fn run(
+        self,
+        context: &mut Box<ExchangeContext>,
+        lead: Option<FetchLeader>,
+    ) -> Result<CacheResponse, ChainFailure> {
+        let (asking, worker) = (self.asking, self.worker);
+        let asked = worker.generation.store.purge_epoch();
         // If the response is not expected to be cacheable, the client's own conditions and ranges are forwarded.
         let is_own =
-            asking.passes && (hit::is_conditional(&head.request.headers) || head.request.method == Method::HEAD);
-        let received = head.request.clone();
-        let validating = if is_own { None } else { self.generalise(head) };
+            asking.passes && (hit::is_conditional(&context.request.headers) || context.request.method == Method::HEAD);
+        let received = context.request.clone();
+        let validating = if is_own { None } else { self.make_unconditional(context) };
         let sent_ms = now_ms();
-        let below = self.below(head).await;
+        let below = self.forward_below(context).await;
         let received_ms = now_ms();
         let times = Times { received_ms, delay_ms: received_ms.saturating_sub(sent_ms) };
-        head.request = received;
-        let Below { body, edits, is_ours } = match below {
+        context.request = received;
+        let FetchedResponse { body, edits, is_ours } = match below {
             Ok(below) => below,
             Err(failed) => {
                 let kind = failed.error.kind;
-                let answered = asking.instead(running, head, None, failed);
+                let answered = asking.stale_or_failure(worker, context, None, failed);
                 // Errors that only this request may have caused are not published: a follower takes the lead over and
                 // tries itself.
-                if is_anybodys(kind) {
-                    end(lead, Landing::Failed(kind));
+                if is_shared_failure(kind) {
+                    end(lead, FetchOutcome::Failed(kind));
                 }
                 return answered;
             }
         };
-        let status = head.response.as_ref().map_or(StatusCode::BAD_GATEWAY, |response| response.status);
+        let status = context.response.as_ref().map_or(StatusCode::BAD_GATEWAY, |response| response.status);
         if let (StatusCode::NOT_MODIFIED, Some(stale)) = (status, validating) {
-            let response = self.validated(head, &stale, asked, times, lead)?;
-            return Ok(Answered { edits, ..asking.answered(response) });
+            let response = self.on_not_modified(context, &stale, asked, times, lead)?;
+            return Ok(CacheResponse { edits, ..asking.answered(response) });
         }
         if status.is_server_error()
-            && let Some(response) = asking.covered(running, head, Some(status))
+            && let Some(response) = asking.serve_stale_on_error(worker, context, Some(status))
         {
             // For the followers the fetch has failed too; each one serves its own stale response.
-            end(lead, Landing::Failed(Kind::DestinationUnavailable));
-            return Ok(Answered { edits, ..asking.answered(response) });
+            end(lead, FetchOutcome::Failed(FailureKind::DestinationUnavailable));
+            return Ok(CacheResponse { edits, ..asking.answered(response) });
         }
         let response = if is_own {
-            self.passed(head, body, None)
+            self.pass_through(context, body, None)
         } else {
-            let keep = if is_ours { self.keep(head, &body, times)? } else { Err(Refusal::Other(ANOTHERS.into())) };
+            let keep = if is_ours {
+                self.decide_storage(context, &body, times)?
+            } else {
+                Err(Refusal::Other(OTHER_UPSTREAM.into()))
+            };
             match keep {
-                Ok(storage) => self.stored(head, body, storage, asked, times, lead),
+                Ok(storage) => self.store(context, body, storage, asked, times, lead),
                 Err(refusal) => {
-                    self.refused(status, &refusal);
-                    end(lead, Landing::Pass);
-                    if hit::asks_for_part(head) {
+                    self.mark_uncacheable(status, &refusal);
+                    end(lead, FetchOutcome::Pass);
+                    if hit::asks_for_part(context) {
                         drop(body);
-                        return self.again(head, refusal).await;
+                        return self.again(context, refusal).await;
                     }
-                    self.passed(head, body, Some(refusal))
+                    self.pass_through(context, body, Some(refusal))
                 }
             }
         };
-        Ok(Answered { edits, ..asking.answered(response) })
+        Ok(CacheResponse { edits, ..asking.answered(response) })
     }
 
     /// Fetches again with the client's range, because the whole response can't be stored and may be long.
-    async fn again(&self, head: &mut Box<Head>, refusal: Refusal) -> Result<Answered, Failed> {
-        let received = head.request.clone();
-        head.response = None;
-        let below = self.below(head).await;
-        head.request = received;
+    async fn again(&self, context: &mut Box<ExchangeContext>, refusal: Refusal) -> Result<CacheResponse, ChainFailure> {
+        let received = context.request.clone();
+        context.response = None;
+        let below = self.forward_below(context).await;
+        context.request = received;
         match below {
-            Ok(Below { body, edits, .. }) => {
-                let response = self.passed(head, body, Some(refusal));
-                Ok(Answered { edits, ..self.asking.answered(response) })
+            Ok(FetchedResponse { body, edits, .. }) => {
+                let response = self.pass_through(context, body, Some(refusal));
+                Ok(CacheResponse { edits, ..self.asking.answered(response) })
             }
-            Err(failed) => self.asking.instead(self.running, head, None, failed),
+            Err(failed) => self.asking.stale_or_failure(self.worker, context, None, failed),
         }
     }
 
     /// Rewrites the request to ask for the whole response or for revalidation. Returns the stored response to be
     /// revalidated; `None` if there is none.
-    fn generalise(&self, head: &mut Head) -> Option<Arc<Object>> {
-        let fields = &mut head.request.headers;
+    fn make_unconditional(&self, context: &mut ExchangeContext) -> Option<Arc<StoredResponse>> {
+        let fields = &mut context.request.headers;
         hit::ask_for_all(fields);
-        head.request.method = Method::GET;
+        context.request.method = Method::GET;
         let stale = self.asking.stale.as_ref().filter(|stale| stale.validates)?;
         let (tag, modified) = (stale.object.field(&header::ETAG), stale.object.field(&header::LAST_MODIFIED));
         if let Some(tag) = tag {
@@ -140,204 +148,223 @@ impl Fetch<'_> {
     }
 
     /// Runs the request through the plugins below the cache to the upstream, and the response back up to the cache.
-    async fn below(&self, head: &mut Box<Head>) -> Result<Below, Failed> {
-        let (running, route) = (self.running, &self.running.generation.routes[self.route]);
+    async fn forward_below(&self, context: &mut Box<ExchangeContext>) -> Result<FetchedResponse, ChainFailure> {
+        let (worker, route) = (self.worker, &self.worker.generation.routes[self.route]);
         let (top, mut upstream) = (self.asking.seat.at.next(), self.upstream);
         let is_ours = |upstream| upstream == self.upstream;
-        let (response, edits, depth) = match chain::down(running, route, top, head, &mut upstream)? {
-            Down::Answer(response, depth) => (response.map(|content| ResponseBody::Full(content.into())), None, depth),
-            Down::Forward | Down::Cache(_) => {
+        let (response, edits, depth) = match chain::down(worker, route, top, context, &mut upstream)? {
+            RequestHooks::Answer(response, depth) => {
+                (response.map(|content| ResponseBody::Full(content.into())), None, depth)
+            }
+            RequestHooks::Forward | RequestHooks::Cache(_) => {
                 // The validators of our stored response mean nothing to another upstream.
                 if !is_ours(upstream) {
-                    hit::ask_for_all(&mut head.request.headers);
+                    hit::ask_for_all(&mut context.request.headers);
                 }
-                let mut sending = Sending { body: RequestBody::Empty, upload: Upload::over(), hop: Hop::default() };
+                let mut sending = OutgoingRequest {
+                    body: RequestBody::Empty,
+                    upload: UploadProgress::over(),
+                    hop: HopOptions::default(),
+                };
                 let [step] = self.clock.deadlines();
-                let forwarded = forward(running, upstream, head, &mut sending, &step).await?;
-                (forwarded.response, forwarded.edits, Depth::whole(route))
+                let forwarded = forward(worker, upstream, context, &mut sending, &step).await?;
+                (forwarded.response, forwarded.edits, ChainPosition::bottom(route))
             }
         };
         let (mut parts, body) = response.into_parts();
         hop_by_hop::response(&mut parts.headers);
-        head.response = Some(parts);
-        let plugins = depth.beyond(top);
-        let body = match chain::up(running, route, plugins.clone(), head)? {
+        context.response = Some(parts);
+        let plugins = depth.range_below(top);
+        let body = match chain::up(worker, route, plugins.clone(), context)? {
             Some(content) => ResponseBody::Full(content.into()),
             None => body,
         };
-        let body = chain::filtered(running, route, plugins, head, body)?;
-        Ok(Below { body, edits, is_ours: is_ours(upstream) })
+        let body = chain::filter_body(worker, route, plugins, context, body)?;
+        Ok(FetchedResponse { body, edits, is_ours: is_ours(upstream) })
     }
 }
 
 /// Decisions about a response.
 impl Fetch<'_> {
     /// Decides whether the response is stored: the policy decides, if the host can store such a response at all.
-    fn keep(
+    fn decide_storage(
         &self,
-        head: &mut Box<Head>,
+        context: &mut Box<ExchangeContext>,
         body: &ResponseBody,
         times: Times,
-    ) -> Result<Result<Storage, Refusal>, Failed> {
-        let (running, seat) = (self.running, self.asking.seat);
-        let Some(response) = &head.response else { return Ok(Err(Refusal::Status)) };
+    ) -> Result<Result<Storage, Refusal>, ChainFailure> {
+        let (worker, seat) = (self.worker, self.asking.seat);
+        let Some(response) = &context.response else { return Ok(Err(Refusal::Status)) };
         let is_whole = response.status != StatusCode::PARTIAL_CONTENT && response.status != StatusCode::NOT_MODIFIED;
         if !is_whole || response.status.is_informational() || matches!(body, ResponseBody::Switched(_)) {
             return Ok(Err(Refusal::Status));
         }
-        let needs = seat.needs(running);
-        let keep = seat.ask(running, head, |policy| policy.fetched(&needs.response, head, times))?;
-        let is_too_long = body.size_hint().exact().is_some_and(|length| length > longest(running));
+        let needs = seat.needs(worker);
+        let keep = seat.decide(worker, context, |policy| policy.fetched(&needs.response, context, times))?;
+        let is_too_long = body.size_hint().exact().is_some_and(|length| length > longest(worker));
         let refusal = match keep.unwrap_or_else(|| Keep::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
             Keep::Store(_) if is_too_long => Refusal::TooLarge,
             Keep::Store(storage) => return Ok(Ok(storage)),
             Keep::Refuse(refusal) => refusal,
         };
-        seat.figures(running).refused[place(&refusal)].add(1);
+        seat.figures(worker).refused[place(&refusal)].add(1);
         Ok(Err(refusal))
     }
 
     /// Handles a 304 for the stored response (RFC 9111 §4.3.4).
-    fn validated(
+    fn on_not_modified(
         &self,
-        head: &mut Box<Head>,
-        stale: &Arc<Object>,
-        asked: Moment,
+        context: &mut Box<ExchangeContext>,
+        stale: &Arc<StoredResponse>,
+        asked: PurgeEpoch,
         times: Times,
-        lead: Option<Lead>,
-    ) -> Result<Response<ResponseBody>, Failed> {
-        let (asking, running) = (self.asking, self.running);
-        let (mut stored, came) = (stale.head(), taken(head));
-        let refused = if is_of_another(&stored.headers, &came.headers) {
+        lead: Option<FetchLeader>,
+    ) -> Result<Response<ResponseBody>, ChainFailure> {
+        let (asking, worker) = (self.asking, self.worker);
+        let (mut stored, came) = (stale.head(), take_response(context));
+        let refused = if is_other_etag(&stored.headers, &came.headers) {
             // The 304 refers to a response that the store doesn't have (RFC 9111 §4.3.4).
             Some("other-etag")
         } else {
             (!freshen(&mut stored.headers, &came.headers)).then_some("too-many-fields")
         };
         if refused.is_some() {
-            running.generation.store.remove(asking.id, stale);
-            end(lead, Landing::Pass);
-            let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED).detail(refused);
-            return Ok(asking.serve(running, head, stale, report).unwrap_or_else(|| asking.timeout(running)));
+            worker.generation.store.remove(asking.id, stale);
+            end(lead, FetchOutcome::Pass);
+            let report = CacheStatus::forwarded(asking.why).status(StatusCode::NOT_MODIFIED).detail(refused);
+            return Ok(asking.serve(worker, context, stale, report).unwrap_or_else(|| asking.gateway_timeout(worker)));
         }
-        stored.headers.entry(header::DATE).or_insert_with(today);
-        head.response = Some(stored);
+        stored.headers.entry(header::DATE).or_insert_with(date_header);
+        context.response = Some(stored);
         let body = ResponseBody::Full(Default::default());
-        let storage = self.keep(head, &body, times)?;
-        let mut stored = taken(head);
+        let storage = self.decide_storage(context, &body, times)?;
+        let mut stored = take_response(context);
         let mut own = HeaderMap::new();
-        let (store, key) = (&running.generation.store, &asking.place.key);
-        let report = Report::forwarded(asking.why).status(StatusCode::NOT_MODIFIED);
+        let (store, key) = (&worker.generation.store, &asking.place.key);
+        let report = CacheStatus::forwarded(asking.why).status(StatusCode::NOT_MODIFIED);
         let (object, report, landing) = match storage {
             Ok(mut storage) => {
                 // Hidden tags are not in the stored head, so the old ones stay valid unless the 304 brings new ones.
                 if storage.tags.is_empty() {
-                    storage.tags.clone_from(&stale.label.tags);
+                    storage.tags.clone_from(&stale.variant.tags);
                 }
-                own = take_out(&storage.dropped, &mut stored.headers);
-                let object = self.object(head, stored, stale.content.clone(), storage, times);
-                let object = Arc::new(object.numbered(stale.number));
+                own = extract_fields(&storage.dropped, &mut stored.headers);
+                let object = self.object(context, stored, stale.content.clone(), storage, times);
+                let object = Arc::new(object.with_sequence(stale.sequence));
                 // A response that is still arriving is inserted by its `Filling`.
                 if !matches!(object.content, Content::Filling(_)) {
                     store.insert(asking.id, key, object.clone(), asked);
                 }
-                asking.seat.figures(running).stored.add(1);
-                (object.clone(), report.stored(), Landing::Object(object, asked))
+                asking.seat.figures(worker).stored.add(1);
+                (object.clone(), report.stored(), FetchOutcome::Object(object, asked))
             }
             Err(refusal) => {
-                self.refused(StatusCode::NOT_MODIFIED, &refusal);
+                self.mark_uncacheable(StatusCode::NOT_MODIFIED, &refusal);
                 let (content, rules) = (stale.content.clone(), Default::default());
-                let object = Object::new(Label::default(), &stored, content, rules, times.received_ms);
-                (Arc::new(object), report, Landing::Pass)
+                let object = StoredResponse::new(VariantInfo::default(), &stored, content, rules, times.received_ms);
+                (Arc::new(object), report, FetchOutcome::Pass)
             }
         };
         end(lead, landing);
-        let mut response = asking.serve(running, head, &object, report).unwrap_or_else(|| asking.timeout(running));
+        let mut response =
+            asking.serve(worker, context, &object, report).unwrap_or_else(|| asking.gateway_timeout(worker));
         response.headers_mut().extend(own);
         Ok(response)
     }
 
     /// Starts to store the response while it arrives; the client reads it from the store like all others.
-    fn stored(
+    fn store(
         &self,
-        head: &mut Box<Head>,
+        context: &mut Box<ExchangeContext>,
         body: ResponseBody,
         storage: Storage,
-        asked: Moment,
+        asked: PurgeEpoch,
         times: Times,
-        lead: Option<Lead>,
+        lead: Option<FetchLeader>,
     ) -> Response<ResponseBody> {
-        let (asking, running) = (self.asking, self.running);
-        let mut came = taken(head);
+        let (asking, worker) = (self.asking, self.worker);
+        let mut came = take_response(context);
         if !came.headers.contains_key(header::DATE) {
-            came.headers.insert(header::DATE, today());
+            came.headers.insert(header::DATE, date_header());
         }
-        let own = take_out(&storage.dropped, &mut came.headers);
+        let own = extract_fields(&storage.dropped, &mut came.headers);
         let status = came.status;
-        let fill = Fill::new(body.size_hint().exact());
-        let object = self.object(head, came, Content::Filling(fill.clone()), storage, times);
-        let object = Arc::new(object.numbered(running.generation.store.number()));
-        let report = Report::forwarded(asking.why).status(status).stored();
+        let fill = SharedBody::new(body.size_hint().exact());
+        let object = self.object(context, came, Content::Filling(fill.clone()), storage, times);
+        let object = Arc::new(object.with_sequence(worker.generation.store.number()));
+        let report = CacheStatus::forwarded(asking.why).status(status).stored();
         // The client's reader has to exist before the response may turn out to be too long.
-        let response = asking.serve(running, head, &object, report);
+        let response = asking.serve(worker, context, &object, report);
         if let Some(lead) = &lead {
             lead.bring(object.clone(), asked);
         }
-        let filling = Filling {
+        let filling = StoreWriter {
             fill,
             object,
             lead,
-            room: running.generation.store.room(),
-            store: running.generation.store.clone(),
+            room: worker.generation.store.reserve(),
+            store: worker.generation.store.clone(),
             id: asking.id,
             key: asking.place.key.clone(),
             asked,
-            most: most_in_memory(running),
-            longest: longest(running),
-            into: Destination::Memory,
+            most: most_in_memory(worker),
+            longest: longest(worker),
+            into: WriteTarget::Memory,
         };
-        asking.seat.figures(running).stored.add(1);
+        asking.seat.figures(worker).stored.add(1);
         // Requests on other workers may read the response, and those workers may outlive this one.
-        let alive = running.alive.upgrade();
+        let alive = worker.alive.upgrade();
         spawn(Task::CacheFill, async move {
             filling.run(body).await;
             drop(alive);
         });
-        let mut response = response.unwrap_or_else(|| asking.timeout(running));
+        let mut response = response.unwrap_or_else(|| asking.gateway_timeout(worker));
         response.headers_mut().extend(own);
         response
     }
 
-    fn object(&self, head: &Head, came: response::Parts, content: Content, storage: Storage, times: Times) -> Object {
+    fn object(
+        &self,
+        context: &ExchangeContext,
+        came: response::Parts,
+        content: Content,
+        storage: Storage,
+        times: Times,
+    ) -> StoredResponse {
         let mut uri = Vec::new();
-        head.put_uri(&mut uri);
+        context.put_uri(&mut uri);
         let uri = String::from_utf8(uri).ok().filter(|uri| uri.as_bytes() != self.asking.place.key);
-        let selectors = Selectors::of(storage.vary.into_iter(), &head.request.headers);
-        let label = Label::new(self.asking.scope, selectors, uri.map(Into::into), storage.tags);
-        Object::new(label, &came, content, storage.rules, times.received_ms)
+        let selectors = VaryValue::from_request(storage.vary.into_iter(), &context.request.headers);
+        let label = VariantInfo::new(self.asking.scope, selectors, uri.map(Into::into), storage.tags);
+        StoredResponse::new(label, &came, content, storage.rules, times.received_ms)
     }
 
     /// Returns the response to this client only, without storing it.
-    fn passed(&self, head: &mut Head, body: ResponseBody, refusal: Option<Refusal>) -> Response<ResponseBody> {
-        let mut came = taken(head);
+    fn pass_through(
+        &self,
+        context: &mut ExchangeContext,
+        body: ResponseBody,
+        refusal: Option<Refusal>,
+    ) -> Response<ResponseBody> {
+        let mut came = take_response(context);
         let status = came.status;
         let detail = refusal.map(|refusal| match refusal {
             Refusal::Other(why) => why,
             refusal => REFUSALS[place(&refusal)].into(),
         });
-        let report = Report::forwarded(self.asking.why).status(status).detail(detail.as_deref());
-        report.tell(self.asking.seat.needs(self.running), Some(&self.asking.place.key), &mut came.headers);
+        let report = CacheStatus::forwarded(self.asking.why).status(status).detail(detail.as_deref());
+        report.append_to(self.asking.seat.needs(self.worker), Some(&self.asking.place.key), &mut came.headers);
         // The request to the upstream was unconditional, so the client's conditions are evaluated here.
-        if hit::is_known(&came, came.headers.get(header::LAST_MODIFIED), &head.request.headers) {
+        if hit::client_has_it(&came, came.headers.get(header::LAST_MODIFIED), &context.request.headers) {
             return hit::not_modified(came);
         }
-        let is_head = head.request.method == Method::HEAD;
+        let is_head = context.request.method == Method::HEAD;
         Response::from_parts(came, if is_head { ResponseBody::Full(Default::default()) } else { body })
     }
 
     /// Marks the cache key as hit-for-miss, and removes the stored response that is not valid any more.
-    fn refused(&self, status: StatusCode, refusal: &Refusal) {
-        let (store, asking, now) = (&self.running.generation.store, self.asking, now_ms());
+    fn mark_uncacheable(&self, status: StatusCode, refusal: &Refusal) {
+        let (store, asking, now) = (&self.worker.generation.store, self.asking, now_ms());
         // A client's own error must not remove what other clients get.
         let is_gone = status == StatusCode::NOT_FOUND || status == StatusCode::GONE;
         let is_own = status.is_client_error() && !is_gone || matches!(refusal, Refusal::Authorization);
@@ -350,32 +377,38 @@ impl Fetch<'_> {
         {
             store.remove(asking.id, object);
         }
-        store.pass(asking.id, &asking.place.key, now);
+        store.mark_hit_for_miss(asking.id, &asking.place.key, now);
     }
 }
 
 /// Returns whether a failure would also occur for other requests.
-fn is_anybodys(kind: Kind) -> bool {
-    !matches!(kind, Kind::PluginError | Kind::RequestError | Kind::ProtocolError | Kind::ConnectionTerminated)
+fn is_shared_failure(kind: FailureKind) -> bool {
+    !matches!(
+        kind,
+        FailureKind::PluginError
+            | FailureKind::RequestError
+            | FailureKind::ProtocolError
+            | FailureKind::ConnectionTerminated
+    )
 }
 
 /// Returns whether a 304 refers to another response than the stored one, by strong entity tags.
-fn is_of_another(stored: &HeaderMap, came: &HeaderMap) -> bool {
+fn is_other_etag(stored: &HeaderMap, came: &HeaderMap) -> bool {
     let strong = |fields: &HeaderMap| fields.get(header::ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"")).cloned();
     matches!((strong(stored), strong(came)), (Some(stored), Some(came)) if stored != came)
 }
 
 /// Returns the current time as a `Date` value.
-fn today() -> HeaderValue {
+fn date_header() -> HeaderValue {
     let date = httpdate::fmt_http_date(std::time::SystemTime::now());
     HeaderValue::from_str(&date).unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
 }
 
 /// The reason for not storing a response that came from another upstream.
-const ANOTHERS: &str = "another-upstream";
+const OTHER_UPSTREAM: &str = "another-upstream";
 
 /// Removes the fields from a head that only this client may get, and returns them.
-fn take_out(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
+fn extract_fields(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
     let mut own = HeaderMap::new();
     for name in names {
         own.extend(fields.get_all(name).iter().map(|value| (name.clone(), value.clone())));
@@ -385,25 +418,25 @@ fn take_out(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
 }
 
 /// Returns the maximum length of content that is stored in memory, in bytes.
-pub fn most_in_memory(running: &Running) -> u64 {
-    running.generation.store_limits.object.min(running.generation.store.most())
+pub fn most_in_memory(worker: &WorkerState) -> u64 {
+    worker.generation.store_limits.object.min(worker.generation.store.most())
 }
 
 /// Returns the maximum length of content that is stored at all, in bytes.
-fn longest(running: &Running) -> u64 {
-    let (store, limits) = (&running.generation.store, &running.generation.store_limits);
+fn longest(worker: &WorkerState) -> u64 {
+    let (store, limits) = (&worker.generation.store, &worker.generation.store_limits);
     let on_disk = store.disk().zip(limits.disk.as_ref()).map_or(0, |(disk, limits)| limits.object.min(disk.most()));
-    on_disk.max(most_in_memory(running))
+    on_disk.max(most_in_memory(worker))
 }
 
-fn end(lead: Option<Lead>, landing: Landing) {
+fn end(lead: Option<FetchLeader>, landing: FetchOutcome) {
     if let Some(lead) = lead {
         lead.end(landing);
     }
 }
 
-fn taken(head: &mut Head) -> response::Parts {
-    head.response.take().unwrap_or_else(|| Response::new(()).into_parts().0)
+fn take_response(context: &mut ExchangeContext) -> response::Parts {
+    context.response.take().unwrap_or_else(|| Response::new(()).into_parts().0)
 }
 
 /// Returns the index of a refusal in [`REFUSALS`].

@@ -7,10 +7,10 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, request, response};
 use smallvec::SmallVec;
 
-use crate::context::Head;
+use crate::context::ExchangeContext;
 use crate::exchange::response_body::ResponseBody;
-use crate::store::stored_body::Stored;
-use crate::store::stored_response::{Content, Object};
+use crate::store::stored_body::StoredBody;
+use crate::store::stored_response::{Content, StoredResponse};
 
 /// The maximum number of ranges in a response. A request for more ranges gets the complete content (RFC 9110 §14.2).
 const MOST_RANGES: usize = 16;
@@ -30,7 +30,7 @@ pub fn is_conditional(fields: &HeaderMap) -> bool {
 }
 
 /// Returns the response to a request from a stored one; `None` if the beginning of its content is gone.
-pub fn reply(object: &Object, request: &request::Parts, now_ms: u64) -> Option<Response<ResponseBody>> {
+pub fn hit_response(object: &StoredResponse, request: &request::Parts, now_ms: u64) -> Option<Response<ResponseBody>> {
     let mut head = object.head();
     if let Ok(age) = HeaderValue::from_str(&(object.age_ms(now_ms) / 1000).to_string()) {
         head.headers.insert(header::AGE, age);
@@ -43,34 +43,34 @@ pub fn reply(object: &Object, request: &request::Parts, now_ms: u64) -> Option<R
     }
     // Without `Last-Modified`, the `Date` is used for `If-Modified-Since` (RFC 9111 §4.3.2).
     let modified = head.headers.get(header::LAST_MODIFIED).or_else(|| head.headers.get(header::DATE));
-    if is_known(&head, modified, &request.headers) {
+    if client_has_it(&head, modified, &request.headers) {
         return Some(not_modified(head));
     }
     if object.status == StatusCode::OK && request.method == Method::GET {
-        match wanted(object, &head, &request.headers) {
-            Wanted::All => {}
-            Wanted::Nothing(length) => return Some(unsatisfiable(head, length)),
-            Wanted::Parts(parts, length) => return partial(object, head, &parts, length),
+        match requested_range(object, &head, &request.headers) {
+            RangeRequest::All => {}
+            RangeRequest::Nothing(length) => return Some(unsatisfiable(head, length)),
+            RangeRequest::Parts(parts, length) => return partial(object, head, &parts, length),
         }
     }
     let body = match request.method {
         Method::HEAD => ResponseBody::Full(Bytes::new()),
-        _ => ResponseBody::Stored(Stored::all(&object.content)?),
+        _ => ResponseBody::Stored(StoredBody::all(&object.content)?),
     };
     Some(Response::from_parts(head, body))
 }
 
 /// Returns whether the client already has the response with this head, last modified at `modified` (RFC 9110 §13.2.2).
 /// `If-Match` and `If-Unmodified-Since` are evaluated by the origin (RFC 9111 §4.3.2).
-pub fn is_known(head: &response::Parts, modified: Option<&HeaderValue>, request: &HeaderMap) -> bool {
+pub fn client_has_it(head: &response::Parts, modified: Option<&HeaderValue>, request: &HeaderMap) -> bool {
     if !head.status.is_success() {
         return false;
     }
     if request.contains_key(header::IF_NONE_MATCH) {
         let lines = request.get_all(header::IF_NONE_MATCH).into_iter();
         let mut tags = lines.flat_map(|line| entity_tags(line.as_bytes()));
-        let own = head.headers.get(header::ETAG).map(|tag| opaque(tag.as_bytes()));
-        return tags.any(|tag| tag == b"*" || Some(opaque(tag)) == own);
+        let own = head.headers.get(header::ETAG).map(|tag| weak_tag(tag.as_bytes()));
+        return tags.any(|tag| tag == b"*" || Some(weak_tag(tag)) == own);
     }
     let Some(since) = request.get(header::IF_MODIFIED_SINCE) else { return false };
     match (date(since), modified.and_then(date)) {
@@ -94,7 +94,7 @@ pub fn not_modified(mut head: response::Parts) -> Response<ResponseBody> {
 }
 
 /// The part of a response that a client asks for.
-enum Wanted {
+enum RangeRequest {
     All,
     /// The ranges are not satisfiable; the content has this number of bytes.
     Nothing(u64),
@@ -102,33 +102,37 @@ enum Wanted {
     Parts(SmallVec<[(u64, u64); 1]>, u64),
 }
 
-fn wanted(object: &Object, head: &response::Parts, request: &HeaderMap) -> Wanted {
-    let (Some(range), Some(length)) = (request.get(header::RANGE), object.content.length()) else { return Wanted::All };
+fn requested_range(object: &StoredResponse, head: &response::Parts, request: &HeaderMap) -> RangeRequest {
+    let (Some(range), Some(length)) = (request.get(header::RANGE), object.content.length()) else {
+        return RangeRequest::All;
+    };
     if let Some(condition) = request.get(header::IF_RANGE)
         && !is_same(condition, head)
     {
-        return Wanted::All;
+        return RangeRequest::All;
     }
-    let Some(specs) = range.to_str().ok().and_then(|range| range.strip_prefix("bytes=")) else { return Wanted::All };
+    let Some(specs) = range.to_str().ok().and_then(|range| range.strip_prefix("bytes=")) else {
+        return RangeRequest::All;
+    };
     let mut parts = SmallVec::new();
     for (place, spec) in specs.split(',').map(str::trim).filter(|spec| !spec.is_empty()).enumerate() {
         if place == MOST_RANGES {
-            return Wanted::All;
+            return RangeRequest::All;
         }
-        match bounds(spec, length) {
+        match parse_range(spec, length) {
             Some(Some(part)) => parts.push(part),
             Some(None) => {}
-            None => return Wanted::All,
+            None => return RangeRequest::All,
         }
     }
     let total: u64 = parts.iter().map(|(first, last)| last - first + 1).sum();
     match parts.len() {
-        0 => Wanted::Nothing(length),
+        0 => RangeRequest::Nothing(length),
         // Overlapping ranges don't help any client (RFC 9110 §17.15).
-        _ if total > length => Wanted::All,
+        _ if total > length => RangeRequest::All,
         // Content that isn't stored waits for its slowest reader, and the ranges are read one after the other.
-        _ if matches!(object.content, Content::Filling(_)) && !is_ascending(&parts) => Wanted::All,
-        _ => Wanted::Parts(parts, length),
+        _ if matches!(object.content, Content::Filling(_)) && !is_ascending(&parts) => RangeRequest::All,
+        _ => RangeRequest::Parts(parts, length),
     }
 }
 
@@ -138,15 +142,15 @@ fn is_ascending(parts: &[(u64, u64)]) -> bool {
 
 /// Returns whether the client asks for ranges of a response, and the upstream doesn't say that it has no support for
 /// them.
-pub fn asks_for_part(head: &Head) -> bool {
-    let response = head.response.as_ref().filter(|response| response.status == StatusCode::OK);
+pub fn asks_for_part(context: &ExchangeContext) -> bool {
+    let response = context.response.as_ref().filter(|response| response.status == StatusCode::OK);
     let has_none = |fields: &HeaderMap| fields.get(header::ACCEPT_RANGES).is_some_and(|unit| unit == "none");
-    head.request.headers.contains_key(header::RANGE) && response.is_some_and(|response| !has_none(&response.headers))
+    context.request.headers.contains_key(header::RANGE) && response.is_some_and(|response| !has_none(&response.headers))
 }
 
 /// Returns the first and last byte of a range. `Some(None)` if the range is outside the content, `None` if it is
 /// malformed.
-fn bounds(spec: &str, length: u64) -> Option<Option<(u64, u64)>> {
+fn parse_range(spec: &str, length: u64) -> Option<Option<(u64, u64)>> {
     let (first, last) = spec.split_once('-')?;
     let number = |text: &str| {
         let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -190,7 +194,7 @@ fn unsatisfiable(mut head: response::Parts, length: u64) -> Response<ResponseBod
 }
 
 fn partial(
-    object: &Object,
+    object: &StoredResponse,
     mut head: response::Parts,
     parts: &[(u64, u64)],
     length: u64,
@@ -201,7 +205,7 @@ fn partial(
             let sent = last - first + 1;
             let range = HeaderValue::from_str(&format!("bytes {first}-{last}/{length}")).ok()?;
             head.headers.insert(header::CONTENT_RANGE, range);
-            (ResponseBody::Stored(Stored::part(&object.content, *first, sent)?), sent)
+            (ResponseBody::Stored(StoredBody::part(&object.content, *first, sent)?), sent)
         }
         parts => {
             let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).map(String::from);
@@ -213,11 +217,11 @@ fn partial(
                     let _ = write!(lines, "content-type: {kind}\r\n");
                 }
                 let _ = write!(lines, "content-range: bytes {first}-{last}/{length}\r\n\r\n");
-                list.push(Stored::text(lines));
-                list.push(Stored::part(&object.content, *first, last - first + 1)?);
+                list.push(StoredBody::text(lines));
+                list.push(StoredBody::part(&object.content, *first, last - first + 1)?);
             }
-            list.push(Stored::text(format!("\r\n--{boundary}--\r\n")));
-            let sent = list.iter().filter_map(Stored::left).sum();
+            list.push(StoredBody::text(format!("\r\n--{boundary}--\r\n")));
+            let sent = list.iter().filter_map(StoredBody::left).sum();
             let kind = HeaderValue::from_str(&format!("multipart/byteranges; boundary={boundary}")).ok()?;
             head.headers.insert(header::CONTENT_TYPE, kind);
             (ResponseBody::Parts(list.into()), sent)
@@ -263,7 +267,7 @@ fn entity_tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Returns an entity tag without its `W/` prefix, for weak comparison (RFC 9110 §8.8.3.2).
-fn opaque(tag: &[u8]) -> &[u8] {
+fn weak_tag(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
@@ -287,7 +291,7 @@ fn in_usual_case(date: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::shared_body::Fill;
+    use crate::store::shared_body::SharedBody;
 
     #[test]
     fn ranges_are_what_rfc_9110_section_14_says() {
@@ -306,9 +310,9 @@ mod tests {
             ("+5-6", None),
         ];
         for (spec, wanted) in cases {
-            assert_eq!(bounds(spec, 100), wanted, "{spec}");
+            assert_eq!(parse_range(spec, 100), wanted, "{spec}");
         }
-        assert_eq!(bounds("0-", 0), Some(None), "empty content has no bytes");
+        assert_eq!(parse_range("0-", 0), Some(None), "empty content has no bytes");
     }
 
     /// Ranges are read one after the other. Content that isn't stored can't wait for the second reader and the first
@@ -316,12 +320,12 @@ mod tests {
     #[test]
     fn what_still_comes_in_is_not_sent_in_another_order() {
         let (head, ()) = Response::new(()).into_parts();
-        let object = |content| Object::new(Default::default(), &head, content, Default::default(), 0);
-        let comes = object(Content::Filling(Fill::new(Some(100))));
+        let object = |content| StoredResponse::new(Default::default(), &head, content, Default::default(), 0);
+        let comes = object(Content::Filling(SharedBody::new(Some(100))));
         let is_there = object(Content::Whole(Bytes::from(vec![0; 100])));
-        let parts = |object: &Object, range: &'static str| {
+        let parts = |object: &StoredResponse, range: &'static str| {
             let request = HeaderMap::from_iter([(header::RANGE, HeaderValue::from_static(range))]);
-            matches!(wanted(object, &head, &request), Wanted::Parts(..))
+            matches!(requested_range(object, &head, &request), RangeRequest::Parts(..))
         };
         assert!(parts(&is_there, "bytes=90-99,0-9") && parts(&is_there, "bytes=0-9,5-14"));
         assert!(!parts(&comes, "bytes=90-99,0-9") && !parts(&comes, "bytes=0-9,5-14"));
@@ -343,7 +347,7 @@ mod tests {
         for (name, value) in asked {
             request.append(*name, HeaderValue::from_static(value));
         }
-        is_known(&head, head.headers.get(header::LAST_MODIFIED), &request)
+        client_has_it(&head, head.headers.get(header::LAST_MODIFIED), &request)
     }
 
     #[test]

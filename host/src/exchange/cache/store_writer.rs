@@ -11,41 +11,41 @@ use crate::body::BodyError;
 use crate::error::{Error, causes};
 use crate::exchange::response_body::ResponseBody;
 use crate::store::Store;
-use crate::store::collapse::Lead;
-use crate::store::disk::Spill;
-use crate::store::memory_budget::Room;
-use crate::store::purge_log::Moment;
-use crate::store::shared_body::Fill;
-use crate::store::stored_response::Object;
+use crate::store::collapse::FetchLeader;
+use crate::store::disk::SpillFile;
+use crate::store::memory_budget::MemoryReservation;
+use crate::store::purge_log::PurgeEpoch;
+use crate::store::shared_body::SharedBody;
+use crate::store::stored_response::StoredResponse;
 use crate::store::unix_time::now_ms;
 use crate::telemetry::failure_log::{self, Topic};
 
 /// A response that is being stored while it arrives.
-pub struct Filling {
-    pub fill: Arc<Fill>,
-    pub object: Arc<Object>,
+pub struct StoreWriter {
+    pub fill: Arc<SharedBody>,
+    pub object: Arc<StoredResponse>,
     /// The leader of the fetch, by which new requests find the response until it is stored.
-    pub lead: Option<Lead>,
-    pub room: Room,
+    pub lead: Option<FetchLeader>,
+    pub room: MemoryReservation,
     pub store: Arc<Store>,
     pub id: u128,
     pub key: Vec<u8>,
-    pub asked: Moment,
+    pub asked: PurgeEpoch,
     /// The maximum length of content in memory, and the maximum length of stored content, in bytes.
     pub most: u64,
     pub longest: u64,
-    pub into: Destination,
+    pub into: WriteTarget,
 }
 
 /// The destination of the arriving content.
-pub enum Destination {
+pub enum WriteTarget {
     Memory,
-    File(Box<Spill>),
+    File(Box<SpillFile>),
     /// The content goes only to the current readers and is not stored.
     Nowhere,
 }
 
-impl Filling {
+impl StoreWriter {
     /// Reads the body to its end and stores its content.
     pub async fn run(mut self, mut body: ResponseBody) {
         let (mut trailers, mut bytes) = (None, 0);
@@ -67,7 +67,7 @@ impl Filling {
                         let more = piece.len() as u64;
                         bytes += more;
                         self.fill.push(piece);
-                        self.settle(bytes, more).await;
+                        self.choose_target(bytes, more).await;
                     }
                     Err(frame) => trailers = frame.into_trailers().ok(),
                 },
@@ -76,23 +76,23 @@ impl Filling {
         if self.fill.length().is_some_and(|length| length != bytes) {
             return;
         }
-        if let Destination::File(spill) = &mut self.into
+        if let WriteTarget::File(spill) = &mut self.into
             && !spill.write(&self.fill, true).await
         {
             self.pass();
         }
         self.fill.finish(trailers.clone());
-        match std::mem::replace(&mut self.into, Destination::Nowhere) {
-            Destination::Memory => {
-                let object = Arc::new(self.object.with(self.fill.content(trailers).into()));
+        match std::mem::replace(&mut self.into, WriteTarget::Nowhere) {
+            WriteTarget::Memory => {
+                let object = Arc::new(self.object.with_content(self.fill.content(trailers).into()));
                 self.store.insert(self.id, &self.key, object, self.asked);
             }
-            Destination::File(spill) => {
+            WriteTarget::File(spill) => {
                 let place = (self.id, self.key.clone(), self.asked);
                 spill.finish(place, self.object.clone(), (bytes, trailers)).await;
-                self.store.outgrown(self.id, &self.object);
+                self.store.drop_older_in_memory(self.id, &self.object);
             }
-            Destination::Nowhere => {}
+            WriteTarget::Nowhere => {}
         }
     }
 
@@ -108,9 +108,9 @@ impl Filling {
     }
 
     /// Chooses the destination for the content so far: memory, a file if the content is too long for memory, or none.
-    async fn settle(&mut self, bytes: u64, more: u64) {
+    async fn choose_target(&mut self, bytes: u64, more: u64) {
         match &mut self.into {
-            Destination::Memory => {
+            WriteTarget::Memory => {
                 let is_long = bytes > self.most || self.fill.length().is_some_and(|length| length > self.most);
                 if self.room.take(more, self.store.capacity()) && !is_long {
                     return;
@@ -119,19 +119,19 @@ impl Filling {
                 let disk = self.store.disk().filter(|_| bytes <= self.longest);
                 self.into = match disk {
                     Some(disk) => {
-                        let spill = Spill::begin(disk, &self.fill, self.object.number).await;
-                        spill.map_or(Destination::Nowhere, |spill| Destination::File(Box::new(spill)))
+                        let spill = SpillFile::begin(disk, &self.fill, self.object.sequence).await;
+                        spill.map_or(WriteTarget::Nowhere, |spill| WriteTarget::File(Box::new(spill)))
                     }
-                    None => Destination::Nowhere,
+                    None => WriteTarget::Nowhere,
                 };
             }
-            Destination::File(_) if bytes > self.longest => self.into = Destination::Nowhere,
-            Destination::File(_) => {}
-            Destination::Nowhere => return,
+            WriteTarget::File(_) if bytes > self.longest => self.into = WriteTarget::Nowhere,
+            WriteTarget::File(_) => {}
+            WriteTarget::Nowhere => return,
         }
         let goes_on = match &mut self.into {
-            Destination::File(spill) => spill.write(&self.fill, false).await,
-            Destination::Memory | Destination::Nowhere => false,
+            WriteTarget::File(spill) => spill.write(&self.fill, false).await,
+            WriteTarget::Memory | WriteTarget::Nowhere => false,
         };
         if !goes_on {
             self.pass();
@@ -140,16 +140,16 @@ impl Filling {
 
     /// Stops storing the response, because it is too long or there is no room for it.
     fn pass(&mut self) {
-        self.into = Destination::Nowhere;
+        self.into = WriteTarget::Nowhere;
         self.fill.pass();
         // The older stored response is outdated.
         self.store.remove(self.id, &self.object);
-        self.store.pass(self.id, &self.key, now_ms());
+        self.store.mark_hit_for_miss(self.id, &self.key, now_ms());
         self.lead = None;
     }
 }
 
-impl Drop for Filling {
+impl Drop for StoreWriter {
     fn drop(&mut self) {
         // No effect if the content is complete.
         self.fill.fail();

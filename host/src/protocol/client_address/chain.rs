@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
-use crate::protocol::trusted_peers::{Peers, UNIX};
+use crate::protocol::trusted_peers::{TrustedPeers, UNIX};
 
 /// The syntax of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(super) enum Grammar {
 
 /// The hop that an element of a chain names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Node {
+pub(super) enum ChainNode {
     /// An address, and a port if one is given.
     Address(IpAddr, Option<u16>),
     /// A unix socket, as nginx writes it.
@@ -29,29 +29,35 @@ pub(super) enum Node {
 
 /// The result of a search.
 #[derive(Debug)]
-pub(super) struct Found {
-    pub client: Node,
+pub(super) struct FoundClient {
+    pub client: ChainNode,
     /// The elements from the right end to the client's, or to the one that ended the search, in the order of the chain.
     believed: SmallVec<[Vec<u8>; 4]>,
     /// Whether the chain has more elements than `believed`.
     has_more: bool,
 }
 
-impl Node {
+impl ChainNode {
     /// Returns the address; `None` if there is none.
     pub fn ip(self) -> Option<IpAddr> {
         match self {
-            Node::Address(address, _) => Some(address),
-            Node::Unix | Node::Hidden => None,
+            ChainNode::Address(address, _) => Some(address),
+            ChainNode::Unix | ChainNode::Hidden => None,
         }
     }
 }
 
 impl Grammar {
     /// Searches the chain in a field for the client, beginning at the trusted peer.
-    pub fn search(self, fields: &HeaderMap, name: &HeaderName, peer: Option<IpAddr>, trusted: &Peers) -> Found {
-        let client = peer.map_or(Node::Unix, |address| Node::Address(address, None));
-        let mut found = Found { client, believed: SmallVec::new(), has_more: false };
+    pub fn search(
+        self,
+        fields: &HeaderMap,
+        name: &HeaderName,
+        peer: Option<IpAddr>,
+        trusted: &TrustedPeers,
+    ) -> FoundClient {
+        let client = peer.map_or(ChainNode::Unix, |address| ChainNode::Address(address, None));
+        let mut found = FoundClient { client, believed: SmallVec::new(), has_more: false };
         let lines: SmallVec<[&HeaderValue; 2]> = fields.get_all(name).iter().collect();
         let mut elements = lines.iter().rev().flat_map(|line| FromRight { left: Some(line.as_bytes()), grammar: self });
         let mut is_over = false;
@@ -63,20 +69,20 @@ impl Grammar {
             let node = self.node(element);
             found.believed.push(element.to_vec());
             match node {
-                Node::Address(..) => found.client = node,
-                Node::Unix | Node::Hidden => {}
+                ChainNode::Address(..) => found.client = node,
+                ChainNode::Unix | ChainNode::Hidden => {}
             }
             is_over = match node {
-                Node::Address(address, _) => !trusted.has(Some(address)),
-                Node::Unix => !trusted.has(None),
-                Node::Hidden => true,
+                ChainNode::Address(address, _) => !trusted.has(Some(address)),
+                ChainNode::Unix => !trusted.has(None),
+                ChainNode::Hidden => true,
             };
         }
         found.believed.reverse();
         found
     }
 
-    fn node(self, element: &[u8]) -> Node {
+    fn node(self, element: &[u8]) -> ChainNode {
         match self {
             Grammar::List => list_node(element),
             Grammar::Forwarded => forwarded_node(element),
@@ -84,7 +90,7 @@ impl Grammar {
     }
 }
 
-impl Found {
+impl FoundClient {
     /// Whether the field has no element.
     pub fn is_empty(&self) -> bool {
         self.believed.is_empty()
@@ -151,22 +157,22 @@ fn last_comma(text: &[u8]) -> Option<usize> {
 }
 
 /// Parses an address that is bare, in brackets, or followed by a port.
-fn list_node(element: &[u8]) -> Node {
-    let Ok(text) = std::str::from_utf8(element) else { return Node::Hidden };
+fn list_node(element: &[u8]) -> ChainNode {
+    let Ok(text) = std::str::from_utf8(element) else { return ChainNode::Hidden };
     if text == UNIX {
-        return Node::Unix;
+        return ChainNode::Unix;
     }
     match text.parse::<IpAddr>() {
-        Ok(address) => Node::Address(address.to_canonical(), None),
+        Ok(address) => ChainNode::Address(address.to_canonical(), None),
         Err(_) => with_port(text),
     }
 }
 
 /// Parses an address as in RFC 7239 §6: IPv6 in brackets, either with a port or without.
-fn with_port(text: &str) -> Node {
+fn with_port(text: &str) -> ChainNode {
     let (address, port) = match text.strip_prefix('[') {
         Some(rest) => {
-            let Some((address, port)) = rest.split_once(']') else { return Node::Hidden };
+            let Some((address, port)) = rest.split_once(']') else { return ChainNode::Hidden };
             (address.parse().ok().map(IpAddr::V6), port)
         }
         None => {
@@ -175,8 +181,8 @@ fn with_port(text: &str) -> Node {
         }
     };
     match (address, port_of(port)) {
-        (Some(address), Some(port)) => Node::Address(address.to_canonical(), port),
-        _ => Node::Hidden,
+        (Some(address), Some(port)) => ChainNode::Address(address.to_canonical(), port),
+        _ => ChainNode::Hidden,
     }
 }
 
@@ -192,14 +198,14 @@ fn port_of(text: &str) -> Option<Option<u16>> {
 }
 
 /// Returns the node of `for` in an element of `Forwarded`.
-fn forwarded_node(element: &[u8]) -> Node {
-    let Some(pairs) = std::str::from_utf8(element).ok().and_then(pairs) else { return Node::Hidden };
+fn forwarded_node(element: &[u8]) -> ChainNode {
+    let Some(pairs) = std::str::from_utf8(element).ok().and_then(pairs) else { return ChainNode::Hidden };
     let mut nodes = pairs.iter().filter(|(name, _)| name.eq_ignore_ascii_case("for"));
     // An element has each name only once (RFC 7239 §4).
     match (nodes.next(), nodes.next()) {
-        (Some((_, node)), None) if node.as_str() == UNIX => Node::Unix,
+        (Some((_, node)), None) if node.as_str() == UNIX => ChainNode::Unix,
         (Some((_, node)), None) => with_port(node),
-        _ => Node::Hidden,
+        _ => ChainNode::Hidden,
     }
 }
 

@@ -1,9 +1,9 @@
 use super::*;
 
-fn rules(source: Source, trusted: &[&str]) -> Rules {
-    let mut peers = Peers::default();
+fn rules(source: AddressSource, trusted: &[&str]) -> ClientAddressRules {
+    let mut peers = TrustedPeers::default();
     assert!(trusted.iter().all(|text| peers.add(text)));
-    Rules { trusted: peers, source, aliases: Aliases::Remove }
+    ClientAddressRules { trusted: peers, source, aliases: AliasPolicy::Remove }
 }
 
 fn fields(lines: &[(&str, &str)]) -> HeaderMap {
@@ -16,7 +16,7 @@ fn fields(lines: &[(&str, &str)]) -> HeaderMap {
 }
 
 /// Returns the client that lines of a field name behind the trusted peer 10.0.0.1, and the remaining lines.
-fn search(source: &Source, lines: &[&str]) -> (String, String) {
+fn search(source: &AddressSource, lines: &[&str]) -> (String, String) {
     let name = source.name();
     let lines: Vec<(&str, &str)> = lines.iter().map(|line| (name.as_str(), *line)).collect();
     let mut fields = fields(&lines);
@@ -64,7 +64,7 @@ fn the_chain_is_read_from_the_right_over_trusted_addresses() {
         (&["6.6.6.6, 203.0.113.9 10.0.0.7"], "10.0.0.1", "203.0.113.9 10.0.0.7"),
     ];
     for (lines, client, left) in cases {
-        assert_eq!(search(&Source::XForwardedFor, lines), (client.into(), left.into()), "{lines:?}");
+        assert_eq!(search(&AddressSource::XForwardedFor, lines), (client.into(), left.into()), "{lines:?}");
     }
 }
 
@@ -106,7 +106,7 @@ fn rfc_7239_is_understood_exactly() {
         (&["for=\"6.6.6.6", "for=203.0.113.9"], "203.0.113.9", "for=203.0.113.9"),
     ];
     for (lines, client, left) in cases {
-        assert_eq!(search(&Source::Forwarded, lines), (client.into(), left.into()), "{lines:?}");
+        assert_eq!(search(&AddressSource::Forwarded, lines), (client.into(), left.into()), "{lines:?}");
     }
 }
 
@@ -120,24 +120,24 @@ fn other_words_are_believed_as_far_as_they_agree() {
         ("x-forwarded-proto", "https"),
     ];
     let peer = "10.0.0.1".parse().ok();
-    let left = |rules: &Rules, is_trusted| {
+    let left = |rules: &ClientAddressRules, is_trusted| {
         let mut fields = fields(&said);
         let settled = settle(&mut fields, peer, is_trusted, rules);
         let left = fields.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
         (settled.client.map(|client| client.address), left.collect::<Vec<_>>())
     };
-    let by_default = rules(Source::XForwardedFor, &["10.0.0.0/8"]);
+    let by_default = rules(AddressSource::XForwardedFor, &["10.0.0.0/8"]);
     let (client, believed) = left(&by_default, true);
     assert_eq!(client.unwrap(), "203.0.113.9");
     assert_eq!(believed, ["x-forwarded-for: 203.0.113.9", "x-forwarded-proto: https", "true-client-ip: 203.0.113.9"]);
-    let by_forwarded = rules(Source::Forwarded, &["10.0.0.0/8"]);
+    let by_forwarded = rules(AddressSource::Forwarded, &["10.0.0.0/8"]);
     let (client, believed) = left(&by_forwarded, true);
     assert_eq!(client.unwrap(), "6.6.6.6");
     assert_eq!(believed.len(), 3, "{believed:?}");
-    let field = Source::Field(HeaderName::from_static("true-client-ip"));
+    let field = AddressSource::Field(HeaderName::from_static("true-client-ip"));
     assert_eq!(left(&rules(field, &["10.0.0.0/8"]), true).0.unwrap(), "203.0.113.9");
     assert_eq!(left(&by_default, false), (None, Vec::new()));
-    let absent = Source::Field(HeaderName::from_static("x-edge-client"));
+    let absent = AddressSource::Field(HeaderName::from_static("x-edge-client"));
     assert_eq!(left(&rules(absent, &["10.0.0.0/8"]), true), (None, vec!["x-forwarded-proto: https".to_string()]));
 }
 
@@ -179,14 +179,14 @@ fn aliases_are_removed_refused_or_passed() {
     let said = [("x_user", "1"), ("x-user", "2"), ("proxy", "evil"), ("x_forwarded_for", "6.6.6.6"), ("a.b", "3")];
     let left = |aliases| {
         let mut fields = fields(&said);
-        let rules = Rules { aliases, ..rules(Source::XForwardedFor, &[]) };
+        let rules = ClientAddressRules { aliases, ..rules(AddressSource::XForwardedFor, &[]) };
         let settled = settle(&mut fields, None, false, &rules);
         let names: Vec<String> = fields.keys().map(|name| name.as_str().into()).collect();
         (names.join(" "), settled.has_aliases, settled.is_rejected)
     };
-    assert_eq!(left(Aliases::Remove), ("x-user".into(), false, false));
-    assert!(left(Aliases::Reject).2);
-    let (names, has_aliases, is_rejected) = left(Aliases::Pass);
+    assert_eq!(left(AliasPolicy::Remove), ("x-user".into(), false, false));
+    assert!(left(AliasPolicy::Reject).2);
+    let (names, has_aliases, is_rejected) = left(AliasPolicy::Pass);
     assert!(has_aliases && !is_rejected);
     let mut names: Vec<&str> = names.split(' ').collect();
     names.sort_unstable();
@@ -207,10 +207,10 @@ fn nothing_that_a_client_says_hides_what_a_trusted_proxy_has_appended() {
         random as usize
     };
     let appended = [
-        (Source::Forwarded, "for=\"[2001:db8::9]:1\";by=\"a,\\\"b\""),
-        (Source::Forwarded, "host=\"a:80\";for=203.0.113.9, for=10.0.0.7"),
-        (Source::XForwardedFor, "203.0.113.9:1, 10.0.0.7"),
-        (Source::XForwardedFor, "2001:db8::9"),
+        (AddressSource::Forwarded, "for=\"[2001:db8::9]:1\";by=\"a,\\\"b\""),
+        (AddressSource::Forwarded, "host=\"a:80\";for=203.0.113.9, for=10.0.0.7"),
+        (AddressSource::XForwardedFor, "203.0.113.9:1, 10.0.0.7"),
+        (AddressSource::XForwardedFor, "2001:db8::9"),
     ];
     for round in 0..40_000 {
         let said: String = (0..next() % 10).map(|_| PIECES[next() % PIECES.len()]).collect();

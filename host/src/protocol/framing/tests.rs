@@ -1,16 +1,16 @@
 use super::*;
 
-const LIMITS: Limits = Limits { head_bytes: 512, fields: 8, target_bytes: 64 };
+const LIMITS: HeadLimits = HeadLimits { head_bytes: 512, fields: 8, target_bytes: 64 };
 
 /// Returns the state after bytes that arrive in pieces of a length.
-fn scanned(bytes: &[u8], piece: usize) -> Result<(bool, bool), Refusal> {
+fn scanned(bytes: &[u8], piece: usize) -> Result<(bool, bool), FramingError> {
     let mut scanner = Scanner::new(LIMITS);
     bytes.chunks(piece).try_for_each(|piece| scanner.take(piece))?;
     Ok((scanner.is_between(), scanner.is_in_head()))
 }
 
 /// Scans bytes in pieces of each length, and in two at each position, and returns the one result of all.
-fn each_way(bytes: &[u8]) -> Result<(bool, bool), Refusal> {
+fn each_way(bytes: &[u8]) -> Result<(bool, bool), FramingError> {
     let whole = scanned(bytes, usize::MAX);
     for piece in 1..=bytes.len().min(64) {
         assert_eq!(scanned(bytes, piece), whole, "in pieces of {piece}: {:?}", String::from_utf8_lossy(bytes));
@@ -53,72 +53,72 @@ fn doubt_is_refused() {
     let chunks = |content: &str| head("Transfer-Encoding: chunked") + content;
     let start = |line: &str| format!("{line}\r\nHost: a\r\n\r\n");
     let cases = [
-        (head("Content-Length: 1\r\nContent-Length: 1"), Refusal::Length),
-        (head("Content-Length: 1, 1"), Refusal::Length),
-        (head("Content-Length: -1"), Refusal::Length),
-        (head("Content-Length:"), Refusal::Length),
-        (head("Content-Length: 18446744073709551616"), Refusal::Length),
-        (head("Content-Length: 1\r\nTransfer-Encoding: chunked"), Refusal::LengthAndCoding),
-        (head("Transfer-Encoding: chunked\r\nContent-Length: 1"), Refusal::LengthAndCoding),
-        (head("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), Refusal::Coding),
-        (head("Transfer-Encoding:"), Refusal::Coding),
-        (head("Transfer-Encoding: chunked;q=1"), Refusal::Coding),
-        (head("Transfer-Encoding: gzip, chunked"), Refusal::UnknownCoding),
-        (head("Transfer-Encoding: identity"), Refusal::UnknownCoding),
-        (head("Transfer-Encoding : chunked"), Refusal::Field),
-        (head(" Transfer-Encoding: chunked"), Refusal::Fold),
-        (head("X: a\r\n\tb"), Refusal::Fold),
-        (head("X: a\rb"), Refusal::Line),
-        (head("X: a\nY: b"), Refusal::Line),
-        (head("X: a\0"), Refusal::Line),
-        (head("X: a\u{7f}"), Refusal::Line),
-        (head("Host: b"), Refusal::Host),
-        ("GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n".into(), Refusal::Host),
-        ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n".into(), Refusal::Host),
-        ("GET / HTTP/1.1\r\nHost: a:1]\r\n\r\n".into(), Refusal::Host),
-        ("GET / HTTP/1.1\r\nHost: a:1:2\r\n\r\n".into(), Refusal::Host),
-        ("GET / HTTP/1.1\r\nHost: \u{e9}\r\n\r\n".into(), Refusal::Host),
-        ("GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n".into(), Refusal::Host),
-        ("POST / HTTP/1.0\r\nTransfer-Encoding: gzip\r\n\r\n".into(), Refusal::Coding),
-        (start("GET http://:80/ HTTP/1.1"), Refusal::Target),
-        (start("GET /a#b HTTP/1.1"), Refusal::Target),
-        (start("CONNECT / HTTP/1.1"), Refusal::Target),
-        (chunks("00000000000000001\r\n"), Refusal::Chunk),
-        (chunks(&format!("1;{}\u{1}", "a".repeat(300))), Refusal::Chunk),
-        (chunks("1;\u{1}\r\n"), Refusal::Line),
-        (format!("{}\r\n", "G".repeat(600)), Refusal::LongHead),
-        (format!("{} /{}", "G".repeat(600), "a".repeat(70)), Refusal::LongHead),
-        (format!("GET /{}\r\n", "a".repeat(63)), Refusal::RequestLine),
-        (head(&format!("X: {}\u{1}", "a".repeat(600))), Refusal::LongHead),
-        ("GET / HTTP/1.1\r\n\r\n".into(), Refusal::Host),
-        ("GET / HTTP/1.1\r\nHost: a,b\r\n\r\n".into(), Refusal::Host),
-        ("GET / HTTP/1.1\r\nHost: [::1]x:y\r\n\r\n".into(), Refusal::Host),
-        ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), Refusal::Coding),
-        ("\r\n\r\n\r\n\r\n\r\n".into(), Refusal::RequestLine),
-        (start("GET / HTTP/1.2"), Refusal::Version),
-        (start("PRI * HTTP/2.0"), Refusal::Version),
-        (start("GET / HTTP/1.1 "), Refusal::RequestLine),
-        (start("GET\t/ HTTP/1.1"), Refusal::RequestLine),
-        (start("GET /"), Refusal::RequestLine),
-        (start(" GET / HTTP/1.1"), Refusal::RequestLine),
-        (start("GET  HTTP/1.1"), Refusal::Target),
-        (start("GET http:///x HTTP/1.1"), Refusal::Target),
-        (start("GET http://u@a/ HTTP/1.1"), Refusal::Target),
-        (start("GET * HTTP/1.1"), Refusal::Target),
-        (start("GET a:80 HTTP/1.1"), Refusal::Target),
-        (chunks("g\r\n"), Refusal::Chunk),
-        (chunks("\r\n"), Refusal::Chunk),
-        (chunks("8000000000000000\r\n"), Refusal::Chunk),
-        (chunks("1 x\r\n"), Refusal::Chunk),
-        (chunks("1\r\nab\r\n"), Refusal::Chunk),
-        (chunks("1\r\na\n"), Refusal::Line),
-        (chunks(&format!("1;{}", "a".repeat(300))), Refusal::Chunk),
-        (chunks("0\r\nContent-Length: 1\r\n\r\n"), Refusal::Trailer),
-        (chunks("0\r\nx y: 1\r\n\r\n"), Refusal::Field),
-        (start(&format!("GET /{} HTTP/1.1", "a".repeat(64))), Refusal::LongTarget),
-        (format!("GET /{}", "a".repeat(70)), Refusal::LongTarget),
-        (head(&format!("X: {}", "a".repeat(512))), Refusal::LongHead),
-        (head(&"X: a\r\n".repeat(8)), Refusal::ManyFields),
+        (head("Content-Length: 1\r\nContent-Length: 1"), FramingError::Length),
+        (head("Content-Length: 1, 1"), FramingError::Length),
+        (head("Content-Length: -1"), FramingError::Length),
+        (head("Content-Length:"), FramingError::Length),
+        (head("Content-Length: 18446744073709551616"), FramingError::Length),
+        (head("Content-Length: 1\r\nTransfer-Encoding: chunked"), FramingError::LengthAndCoding),
+        (head("Transfer-Encoding: chunked\r\nContent-Length: 1"), FramingError::LengthAndCoding),
+        (head("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), FramingError::Coding),
+        (head("Transfer-Encoding:"), FramingError::Coding),
+        (head("Transfer-Encoding: chunked;q=1"), FramingError::Coding),
+        (head("Transfer-Encoding: gzip, chunked"), FramingError::UnknownCoding),
+        (head("Transfer-Encoding: identity"), FramingError::UnknownCoding),
+        (head("Transfer-Encoding : chunked"), FramingError::Field),
+        (head(" Transfer-Encoding: chunked"), FramingError::Fold),
+        (head("X: a\r\n\tb"), FramingError::Fold),
+        (head("X: a\rb"), FramingError::Line),
+        (head("X: a\nY: b"), FramingError::Line),
+        (head("X: a\0"), FramingError::Line),
+        (head("X: a\u{7f}"), FramingError::Line),
+        (head("Host: b"), FramingError::Host),
+        ("GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n".into(), FramingError::Host),
+        ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n".into(), FramingError::Host),
+        ("GET / HTTP/1.1\r\nHost: a:1]\r\n\r\n".into(), FramingError::Host),
+        ("GET / HTTP/1.1\r\nHost: a:1:2\r\n\r\n".into(), FramingError::Host),
+        ("GET / HTTP/1.1\r\nHost: \u{e9}\r\n\r\n".into(), FramingError::Host),
+        ("GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n".into(), FramingError::Host),
+        ("POST / HTTP/1.0\r\nTransfer-Encoding: gzip\r\n\r\n".into(), FramingError::Coding),
+        (start("GET http://:80/ HTTP/1.1"), FramingError::Target),
+        (start("GET /a#b HTTP/1.1"), FramingError::Target),
+        (start("CONNECT / HTTP/1.1"), FramingError::Target),
+        (chunks("00000000000000001\r\n"), FramingError::Chunk),
+        (chunks(&format!("1;{}\u{1}", "a".repeat(300))), FramingError::Chunk),
+        (chunks("1;\u{1}\r\n"), FramingError::Line),
+        (format!("{}\r\n", "G".repeat(600)), FramingError::LongHead),
+        (format!("{} /{}", "G".repeat(600), "a".repeat(70)), FramingError::LongHead),
+        (format!("GET /{}\r\n", "a".repeat(63)), FramingError::RequestLine),
+        (head(&format!("X: {}\u{1}", "a".repeat(600))), FramingError::LongHead),
+        ("GET / HTTP/1.1\r\n\r\n".into(), FramingError::Host),
+        ("GET / HTTP/1.1\r\nHost: a,b\r\n\r\n".into(), FramingError::Host),
+        ("GET / HTTP/1.1\r\nHost: [::1]x:y\r\n\r\n".into(), FramingError::Host),
+        ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), FramingError::Coding),
+        ("\r\n\r\n\r\n\r\n\r\n".into(), FramingError::RequestLine),
+        (start("GET / HTTP/1.2"), FramingError::Version),
+        (start("PRI * HTTP/2.0"), FramingError::Version),
+        (start("GET / HTTP/1.1 "), FramingError::RequestLine),
+        (start("GET\t/ HTTP/1.1"), FramingError::RequestLine),
+        (start("GET /"), FramingError::RequestLine),
+        (start(" GET / HTTP/1.1"), FramingError::RequestLine),
+        (start("GET  HTTP/1.1"), FramingError::Target),
+        (start("GET http:///x HTTP/1.1"), FramingError::Target),
+        (start("GET http://u@a/ HTTP/1.1"), FramingError::Target),
+        (start("GET * HTTP/1.1"), FramingError::Target),
+        (start("GET a:80 HTTP/1.1"), FramingError::Target),
+        (chunks("g\r\n"), FramingError::Chunk),
+        (chunks("\r\n"), FramingError::Chunk),
+        (chunks("8000000000000000\r\n"), FramingError::Chunk),
+        (chunks("1 x\r\n"), FramingError::Chunk),
+        (chunks("1\r\nab\r\n"), FramingError::Chunk),
+        (chunks("1\r\na\n"), FramingError::Line),
+        (chunks(&format!("1;{}", "a".repeat(300))), FramingError::Chunk),
+        (chunks("0\r\nContent-Length: 1\r\n\r\n"), FramingError::Trailer),
+        (chunks("0\r\nx y: 1\r\n\r\n"), FramingError::Field),
+        (start(&format!("GET /{} HTTP/1.1", "a".repeat(64))), FramingError::LongTarget),
+        (format!("GET /{}", "a".repeat(70)), FramingError::LongTarget),
+        (head(&format!("X: {}", "a".repeat(512))), FramingError::LongHead),
+        (head(&"X: a\r\n".repeat(8)), FramingError::ManyFields),
     ];
     for (bytes, wanted) in cases {
         assert_eq!(each_way(bytes.as_bytes()), Err(wanted), "{bytes:?}");
@@ -147,7 +147,7 @@ fn what_is_as_long_as_it_may_be_passes() {
 fn extensions_are_bounded_over_the_whole_content() {
     let chunk = format!("1;{}\r\na\r\n", "x".repeat(200));
     let bytes = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{}", chunk.repeat(100));
-    assert_eq!(scanned(bytes.as_bytes(), usize::MAX), Err(Refusal::Chunk));
+    assert_eq!(scanned(bytes.as_bytes(), usize::MAX), Err(FramingError::Chunk));
 }
 
 #[test]

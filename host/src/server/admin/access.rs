@@ -10,7 +10,7 @@ use crate::assemble::admin::AdminToken;
 
 /// The kind of connection of a client, which decides which commands need a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
+pub enum AdminTransport {
     /// A unix socket, connected by a process of our own user or of root.
     Owner,
     /// A unix socket, connected by a process of another user.
@@ -23,7 +23,7 @@ pub enum Transport {
 
 /// A rejected request: its status, and the reason as a text.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct AccessRefusal {
     pub status: StatusCode,
     pub reason: &'static str,
 }
@@ -31,27 +31,33 @@ pub struct Refusal {
 /// The field by which browsers say which kind of page a request comes from (Fetch Metadata Request Headers, W3C).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-const FOREIGN_HOST: Refusal = forbidden("use the address of the admin listener, not another host name");
-const FOREIGN_PAGE: Refusal = forbidden("requests of web pages are refused");
-const NO_TOKEN: Refusal = forbidden(
+const FOREIGN_HOST: AccessRefusal = forbidden("use the address of the admin listener, not another host name");
+const FOREIGN_PAGE: AccessRefusal = forbidden("requests of web pages are refused");
+const NO_TOKEN: AccessRefusal = forbidden(
     "changes over TCP need a token: use the admin socket, as plugway reload, purge and drain do by default, or set \
      token-file in [admin] and send its content with --token-file or as Authorization: Bearer",
 );
-const OTHER_USER: Refusal = forbidden("this socket obeys the proxy's own user and root only");
-const WRONG_TOKEN: Refusal = Refusal {
+const OTHER_USER: AccessRefusal = forbidden("this socket obeys the proxy's own user and root only");
+const WRONG_TOKEN: AccessRefusal = AccessRefusal {
     status: StatusCode::UNAUTHORIZED,
     reason: "the token of the proxy's token-file is needed, as Authorization: Bearer; plugway sends it with \
              --token-file",
 };
-const CONTENT: Refusal =
-    Refusal { status: StatusCode::PAYLOAD_TOO_LARGE, reason: "no content is taken; send parameters in the query" };
+const CONTENT: AccessRefusal = AccessRefusal {
+    status: StatusCode::PAYLOAD_TOO_LARGE,
+    reason: "no content is taken; send parameters in the query",
+};
 
-const fn forbidden(reason: &'static str) -> Refusal {
-    Refusal { status: StatusCode::FORBIDDEN, reason }
+const fn forbidden(reason: &'static str) -> AccessRefusal {
+    AccessRefusal { status: StatusCode::FORBIDDEN, reason }
 }
 
 /// Rejects requests that a web page could have sent, and requests that this client may not send without the token.
-pub fn check<B>(request: &Request<B>, transport: Transport, token: Option<&AdminToken>) -> Result<(), Refusal> {
+pub fn check<B>(
+    request: &Request<B>,
+    transport: AdminTransport,
+    token: Option<&AdminToken>,
+) -> Result<(), AccessRefusal> {
     let fields = request.headers();
     // A page that resolves its own name to loopback (DNS rebinding) still sends that name.
     let host = one(fields, header::HOST).filter(|host| is_own_address(host)).ok_or(FOREIGN_HOST)?;
@@ -66,15 +72,19 @@ pub fn check<B>(request: &Request<B>, transport: Transport, token: Option<&Admin
     if has_length || fields.contains_key(header::TRANSFER_ENCODING) { Err(CONTENT) } else { Ok(()) }
 }
 
-fn check_token<B>(request: &Request<B>, transport: Transport, token: Option<&AdminToken>) -> Result<(), Refusal> {
+fn check_token<B>(
+    request: &Request<B>,
+    transport: AdminTransport,
+    token: Option<&AdminToken>,
+) -> Result<(), AccessRefusal> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match (transport, token) {
-        (Transport::Owner, _) => Ok(()),
-        (Transport::Loopback, _) if reads => Ok(()),
+        (AdminTransport::Owner, _) => Ok(()),
+        (AdminTransport::Loopback, _) if reads => Ok(()),
         (_, Some(token)) if shown(request.headers()).is_some_and(|shown| token.matches(shown)) => Ok(()),
         (_, Some(_)) => Err(WRONG_TOKEN),
-        (Transport::OtherUser, None) => Err(OTHER_USER),
-        (Transport::Loopback | Transport::Network, None) => Err(NO_TOKEN),
+        (AdminTransport::OtherUser, None) => Err(OTHER_USER),
+        (AdminTransport::Loopback | AdminTransport::Network, None) => Err(NO_TOKEN),
     }
 }
 

@@ -13,13 +13,13 @@ use crate::exchange::response_body::ResponseBody;
 use crate::protocol::authority;
 use crate::protocol::path;
 use crate::store::Store;
-use crate::store::disk::{Disk, Figures};
-use crate::store::purge_log::{Purge, Purged};
-use crate::store::variant::Strength;
-use crate::telemetry::metrics::{CacheFigures, REFUSALS};
+use crate::store::disk::{Disk, DiskCounters};
+use crate::store::purge_log::{Purge, PurgeTarget};
+use crate::store::variant::PurgeKind;
+use crate::telemetry::metrics::{CacheMetrics, REFUSALS};
 
 /// A count of files on disk: its name in both documents, and how to read it.
-type DiskFigure = (&'static str, fn(&Figures) -> &AtomicU64);
+type DiskFigure = (&'static str, fn(&DiskCounters) -> &AtomicU64);
 
 const DISK: [DiskFigure; 4] = [
     ("read", |figures| &figures.reads),
@@ -33,7 +33,7 @@ pub fn status(admin: &Admin, store: &Store) -> Value {
     let caches = admin.registry.caches();
     let cache = |(name, figures): (&Arc<str>, &Vec<_>)| {
         let requests = CacheOutcome::ALL.iter().map(|outcome| {
-            (outcome.word().into(), sum(figures, |figures: &CacheFigures| figures.requests(*outcome)).into())
+            (outcome.word().into(), sum(figures, |figures: &CacheMetrics| figures.requests(*outcome)).into())
         });
         let requests: serde_json::Map<String, Value> = requests.collect();
         json!({ "plugin": &**name, "requests": requests, "stored": sum(figures, |figures| &figures.stored) })
@@ -115,10 +115,10 @@ pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
 pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) -> Response<ResponseBody> {
     let store = admin.generation.borrow().store.clone();
     let what = [
-        parameter(query, "uri").map(|uri| Purged::Uri(normal_uri(&uri).unwrap_or(uri))),
-        parameter(query, "prefix").map(|prefix| Purged::Prefix(normal_prefix(&prefix).unwrap_or(prefix))),
-        parameter(query, "tag").map(Purged::Tag),
-        parameter(query, "all").map(|_| Purged::All),
+        parameter(query, "uri").map(|uri| PurgeTarget::Uri(normal_uri(&uri).unwrap_or(uri))),
+        parameter(query, "prefix").map(|prefix| PurgeTarget::Prefix(normal_prefix(&prefix).unwrap_or(prefix))),
+        parameter(query, "tag").map(PurgeTarget::Tag),
+        parameter(query, "all").map(|_| PurgeTarget::All),
     ];
     let mut what = what.into_iter().flatten();
     let (Some(what), None) = (what.next(), what.next()) else {
@@ -126,7 +126,7 @@ pub async fn purge(admin: &Admin, query: Option<&str>, purges: &Arc<Semaphore>) 
                      as stale\n";
         return text(StatusCode::BAD_REQUEST, "text/plain", usage.into());
     };
-    let strength = if parameter(query, "soft").is_some() { Strength::Soft } else { Strength::Hard };
+    let strength = if parameter(query, "soft").is_some() { PurgeKind::Soft } else { PurgeKind::Hard };
     let purge = Purge { what, strength };
     let permit = purges.clone().acquire_owned().await;
     // A purge of a large store takes long, so it runs on another thread. It continues if its client disconnects.

@@ -14,7 +14,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{MANIFEST_FIELD, printable, socket};
 
 /// A proxy that a command is sent to.
-pub struct Target {
+pub struct RunningProxyAddress {
     /// The absolute path of the manifest that the proxy must serve; `None` if the address alone identifies the proxy.
     pub manifest: Option<PathBuf>,
     /// An address, or `unix:` and a path; `None` if the manifest's path determines it.
@@ -24,7 +24,7 @@ pub struct Target {
 }
 
 /// A response of a proxy.
-struct Answer {
+struct AdminResponse {
     status: u16,
     text: String,
 }
@@ -45,7 +45,7 @@ const OK: u16 = 200;
 const CONFLICT: u16 = 409;
 
 /// Sends a command, such as `/reload`, to a proxy, and returns its response. The error is the proxy's error message.
-pub fn order(target: &Target, order: &str) -> anyhow::Result<String> {
+pub fn order(target: &RunningProxyAddress, order: &str) -> anyhow::Result<String> {
     let answer = match (&target.address, &target.manifest) {
         (Some(address), _) => {
             ask(address, target, order).with_context(|| format!("no answer at the admin address {address}: start the proxy, or name the address that it logs at its start"))?
@@ -54,15 +54,15 @@ pub fn order(target: &Target, order: &str) -> anyhow::Result<String> {
         (None, None) => bail!("no proxy named: name its manifest, or its admin listener by --admin"),
     };
     match answer {
-        Answer { status: OK, text } => Ok(text),
-        Answer { text, .. } => Err(anyhow::anyhow!("{text}")),
+        AdminResponse { status: OK, text } => Ok(text),
+        AdminResponse { text, .. } => Err(anyhow::anyhow!("{text}")),
     }
 }
 
 /// Sends a command to the proxy whose socket is named after the manifest. Otherwise it tries each socket in the same
 /// folders, since a link to the manifest may have changed since the start. Proxies of other manifests reject the
 /// command.
-fn find(manifest: &Path, target: &Target, order: &str) -> anyhow::Result<Answer> {
+fn find(manifest: &Path, target: &RunningProxyAddress, order: &str) -> anyhow::Result<AdminResponse> {
     let (name, folders) = (socket::name_of(Some(manifest)), socket::folders());
     let named: Vec<PathBuf> = folders.iter().map(|folder| folder.join(&name)).collect();
     let others = folders.iter().flat_map(|folder| socket::sockets_in(folder));
@@ -70,7 +70,7 @@ fn find(manifest: &Path, target: &Target, order: &str) -> anyhow::Result<Answer>
     let mut notes = Vec::new();
     for path in named.iter().chain(&others) {
         match ask(&format!("unix:{}", path.display()), target, order) {
-            Ok(Answer { status: CONFLICT, text }) => notes.push(text),
+            Ok(AdminResponse { status: CONFLICT, text }) => notes.push(text),
             Ok(answer) => return Ok(answer),
             Err(error) if is_absent(&error) => {}
             Err(error) => notes.push(format!("{}: {error:#}", path.display())),
@@ -91,7 +91,7 @@ fn is_absent(error: &anyhow::Error) -> bool {
     matches!(kind, Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory))
 }
 
-fn ask(address: &str, target: &Target, order: &str) -> anyhow::Result<Answer> {
+fn ask(address: &str, target: &RunningProxyAddress, order: &str) -> anyhow::Result<AdminResponse> {
     let mut stream = connect(address)?;
     stream.set_read_timeout(Some(ANSWER_TIME))?;
     stream.set_write_timeout(Some(CONNECT_TIME))?;
@@ -138,8 +138,8 @@ fn token(file: &Path) -> anyhow::Result<String> {
     Ok(token.into())
 }
 
-fn parse(answer: &str) -> Option<Answer> {
+fn parse(answer: &str) -> Option<AdminResponse> {
     let (head, text) = answer.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
-    Some(Answer { status, text: printable(text.trim_end()) })
+    Some(AdminResponse { status, text: printable(text.trim_end()) })
 }

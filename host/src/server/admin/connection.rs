@@ -35,12 +35,12 @@ const MOST_SENDING: usize = 64 << 20;
 /// The open connections of an admin listener.
 #[derive(Default)]
 pub struct Connections {
-    open: RefCell<BTreeMap<u64, Open>>,
+    open: RefCell<BTreeMap<u64, OpenConnection>>,
     opened: Cell<u64>,
     is_stopping: Cell<bool>,
 }
 
-struct Open {
+struct OpenConnection {
     state: Rc<ConnectionState>,
     task: AbortHandle,
 }
@@ -79,7 +79,7 @@ impl Connections {
         self.opened.set(id + 1);
         let state = Rc::new(ConnectionState::new(now));
         let task = start(state.clone(), id);
-        self.open.borrow_mut().insert(id, Open { state, task });
+        self.open.borrow_mut().insert(id, OpenConnection { state, task });
     }
 
     /// Removes a connection that has ended.
@@ -134,12 +134,12 @@ impl Connections {
 }
 
 /// Returns the total size of the different documents that are being sent, in bytes.
-fn sending(open: &BTreeMap<u64, Open>) -> usize {
+fn sending(open: &BTreeMap<u64, OpenConnection>) -> usize {
     let documents = open.values().filter_map(|open| open.state.sending.borrow().clone());
     documents.map(|document| (document.as_ptr(), document.len())).collect::<HashMap<_, _>>().values().sum()
 }
 
-impl Open {
+impl OpenConnection {
     fn close(&self, why: &str) -> bool {
         tracing::debug!(why, phase = ?self.state.phase.get(), "admin connection closed");
         self.task.abort();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::{family, line};
-use crate::generation::connection_counts::Closed;
+use crate::generation::connection_counts::CloseReason;
 use crate::generation::listener::Listener;
 
 /// Writes the number of connections of each listener, and the number of connections that the listener closed.
@@ -17,7 +17,7 @@ pub fn metrics(out: &mut String, listeners: &HashMap<Arc<str>, Arc<Listener>>) {
     let name = "plugway_client_connections_closed_total";
     family(out, name, "counter", "Client connections that were closed before their time, by listener and reason.");
     for (address, listener) in &listeners {
-        for reason in Closed::ALL {
+        for reason in CloseReason::ALL {
             let closed = listener.census.closed(reason) as f64;
             line(out, name, &[("listener", address), ("reason", reason.name())], closed);
         }

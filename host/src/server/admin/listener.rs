@@ -24,13 +24,13 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
-use super::access::Transport;
+use super::access::AdminTransport;
 use super::connection::{ConnectionState, Connections, WatchedSocket};
-use super::requests::Answers;
+use super::requests::RequestHandler;
 use super::socket::{self, AdminSocket};
 use super::{Admin, DEFAULT_ADDRESS, text};
 use crate::assemble::admin::{AdminAddress, AdminSettings};
-use crate::system::bind_error::BindError;
+use crate::system::bind_error::BindFailure;
 use crate::system::supervise::{Task, spawn_turns, supervised};
 
 /// The time between two attempts to bind an address in use, and between two checks whether a socket was removed.
@@ -51,13 +51,13 @@ const MOST_FIELDS: usize = 64;
 
 /// The admin listeners of the process. Dropping closes them; current responses are finished.
 pub struct AdminListeners {
-    answers: Rc<Answers>,
+    answers: Rc<RequestHandler>,
     open: Vec<OpenPlace>,
 }
 
 /// An address or path at which the admin listener is configured.
 #[derive(Clone, PartialEq, Eq)]
-enum Place {
+enum AdminPlace {
     Tcp(SocketAddr),
     Socket(PathBuf),
     /// The default socket, found by the manifest's path; its file name.
@@ -66,7 +66,7 @@ enum Place {
 
 /// Whether a failure to bind is an error.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Need {
+enum AdminNeed {
     /// The manifest names the address: a failure to bind it is an error.
     Required,
     /// The address is a default: a failure is logged, and binding is retried.
@@ -75,7 +75,7 @@ enum Need {
 
 /// An address that is bound, or that is being retried.
 struct OpenPlace {
-    place: Place,
+    place: AdminPlace,
     is_bound: Rc<Cell<bool>>,
     /// The stop signal: when dropped, the task that serves the address ends.
     _stop: watch::Sender<()>,
@@ -91,11 +91,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 struct Accepted {
     stream: Box<dyn Stream>,
-    transport: Transport,
+    transport: AdminTransport,
 }
 
 /// A reason why an address is no longer served.
-enum End {
+enum ServeEnd {
     Stopped,
     /// The file of the unix socket was removed.
     Removed,
@@ -104,7 +104,7 @@ enum End {
 impl AdminListeners {
     /// Listens at the addresses of the settings.
     pub async fn start(wanted: &AdminSettings, admin: Arc<Admin>) -> anyhow::Result<Self> {
-        let answers = Rc::new(Answers::new(admin, wanted.clone()));
+        let answers = Rc::new(RequestHandler::new(admin, wanted.clone()));
         let mut listeners = AdminListeners { answers, open: Vec::new() };
         listeners.change(wanted).await?;
         Ok(listeners)
@@ -126,32 +126,34 @@ impl AdminListeners {
         Ok(())
     }
 
-    fn is_bound(&self, place: &Place) -> bool {
+    fn is_bound(&self, place: &AdminPlace) -> bool {
         self.open.iter().any(|open| open.place == *place && open.is_bound.get())
     }
 }
 
 /// Returns the addresses that settings ask for.
-fn places(wanted: &AdminSettings) -> Vec<(Place, Need)> {
+fn places(wanted: &AdminSettings) -> Vec<(AdminPlace, AdminNeed)> {
     let named = match &wanted.address {
         AdminAddress::Off => return Vec::new(),
-        AdminAddress::Default => (Place::Tcp(DEFAULT_ADDRESS), Need::Optional),
-        AdminAddress::At(address) => (Place::Tcp(*address), Need::Required),
-        AdminAddress::Unix(path) => (Place::Socket(path.clone()), Need::Required),
+        AdminAddress::Default => (AdminPlace::Tcp(DEFAULT_ADDRESS), AdminNeed::Optional),
+        AdminAddress::At(address) => (AdminPlace::Tcp(*address), AdminNeed::Required),
+        AdminAddress::Unix(path) => (AdminPlace::Socket(path.clone()), AdminNeed::Required),
     };
-    let default = Place::DefaultSocket(socket::name_of(wanted.manifest.as_deref()));
-    vec![named, (default, Need::Optional)]
+    let default = AdminPlace::DefaultSocket(socket::name_of(wanted.manifest.as_deref()));
+    vec![named, (default, AdminNeed::Optional)]
 }
 
-impl Place {
+impl AdminPlace {
     async fn bind(&self) -> anyhow::Result<Bound> {
         let bound = match self {
-            Place::Tcp(address) => {
+            AdminPlace::Tcp(address) => {
                 let listener = TcpListener::bind(address).await;
-                Bound::Tcp(listener.map_err(|error| BindError::tcp(*address, error))?)
+                Bound::Tcp(listener.map_err(|error| BindFailure::tcp(*address, error))?)
             }
-            Place::Socket(path) => Bound::Socket(socket::bind(path).map_err(|error| BindError::unix(path, error))?),
-            Place::DefaultSocket(name) => Bound::Socket(socket::bind_default(name).await?),
+            AdminPlace::Socket(path) => {
+                Bound::Socket(socket::bind(path).map_err(|error| BindFailure::unix(path, error))?)
+            }
+            AdminPlace::DefaultSocket(name) => Bound::Socket(socket::bind_default(name).await?),
         };
         match &bound {
             Bound::Tcp(listener) => info!("admin at http://{}", listener.local_addr()?),
@@ -161,22 +163,22 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for AdminPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Tcp(address) => address.fmt(f),
-            Place::Socket(path) => write!(f, "unix:{}", path.display()),
-            Place::DefaultSocket(name) => f.write_str(name),
+            AdminPlace::Tcp(address) => address.fmt(f),
+            AdminPlace::Socket(path) => write!(f, "unix:{}", path.display()),
+            AdminPlace::DefaultSocket(name) => f.write_str(name),
         }
     }
 }
 
 impl OpenPlace {
     /// Binds an address and serves it; an optional one is retried later if that fails.
-    async fn start(place: &Place, need: Need, answers: &Rc<Answers>) -> anyhow::Result<Self> {
+    async fn start(place: &AdminPlace, need: AdminNeed, answers: &Rc<RequestHandler>) -> anyhow::Result<Self> {
         let bound = match place.bind().await {
             Ok(bound) => Some(bound),
-            Err(error) if need == Need::Required => {
+            Err(error) if need == AdminNeed::Required => {
                 return Err(error).context(format!("cannot listen at {place} for the admin listener; set `address` in [admin] to another one, or to \"off\""));
             }
             Err(error) => {
@@ -191,10 +193,10 @@ impl OpenPlace {
     }
 }
 
-impl Place {
+impl AdminPlace {
     fn remedy(&self) -> &'static str {
         match self {
-            Place::Tcp(_) => "free the port, or set `address` in [admin] to another one, or to \"off\"",
+            AdminPlace::Tcp(_) => "free the port, or set `address` in [admin] to another one, or to \"off\"",
             _ => "reload by SIGHUP, or over TCP with `token-file` in [admin]",
         }
     }
@@ -202,18 +204,18 @@ impl Place {
 
 /// Serves an address until stopped; retries binding while the address is in use.
 async fn keep(
-    place: Place,
+    place: AdminPlace,
     mut bound: Option<Bound>,
     is_bound: Rc<Cell<bool>>,
-    answers: Rc<Answers>,
+    answers: Rc<RequestHandler>,
     mut stopping: watch::Receiver<()>,
 ) {
     loop {
         if let Some(bound) = bound.take() {
             is_bound.set(true);
             match serve(bound, &answers, &mut stopping).await {
-                End::Stopped => return,
-                End::Removed => warn!("the admin socket was removed; it is made again"),
+                ServeEnd::Stopped => return,
+                ServeEnd::Removed => warn!("the admin socket was removed; it is made again"),
             }
         } else {
             tokio::select! {
@@ -227,13 +229,13 @@ async fn keep(
 }
 
 /// Accepts connections and watches their time limits until the stop signal, and then finishes current requests.
-async fn serve(bound: Bound, answers: &Rc<Answers>, stopping: &mut watch::Receiver<()>) -> End {
+async fn serve(bound: Bound, answers: &Rc<RequestHandler>, stopping: &mut watch::Receiver<()>) -> ServeEnd {
     let (connections, mut tasks) = (Rc::new(Connections::default()), JoinSet::new());
     let (mut sweep, mut look) = (interval(SWEEP), interval(RETRY));
     [&mut sweep, &mut look].into_iter().for_each(|ticks| ticks.set_missed_tick_behavior(MissedTickBehavior::Delay));
     let end = loop {
         tokio::select! {
-            _ = stopping.changed() => break End::Stopped,
+            _ = stopping.changed() => break ServeEnd::Stopped,
             accepted = bound.accept() => match accepted {
                 Ok(accepted) if connections.make_room() => open(&connections, &mut tasks, accepted, answers),
                 Ok(_) => {}
@@ -241,7 +243,7 @@ async fn serve(bound: Bound, answers: &Rc<Answers>, stopping: &mut watch::Receiv
             },
             _ = sweep.tick() => connections.close_late(Instant::now()),
             _ = look.tick() => if !bound.is_in_place() {
-                break End::Removed;
+                break ServeEnd::Removed;
             },
             Some(_) = tasks.join_next() => {}
         }
@@ -260,7 +262,7 @@ async fn serve(bound: Bound, answers: &Rc<Answers>, stopping: &mut watch::Receiv
     end
 }
 
-fn open(connections: &Rc<Connections>, tasks: &mut JoinSet<()>, accepted: Accepted, answers: &Rc<Answers>) {
+fn open(connections: &Rc<Connections>, tasks: &mut JoinSet<()>, accepted: Accepted, answers: &Rc<RequestHandler>) {
     connections.add(Instant::now(), |state, id| {
         let place = ConnectionPlace { connections: connections.clone(), id };
         tasks.spawn_local(converse(accepted, place, state, answers.clone()))
@@ -280,7 +282,7 @@ impl Drop for ConnectionPlace {
 }
 
 /// Answers the requests of a connection in sequence.
-async fn converse(accepted: Accepted, place: ConnectionPlace, state: Rc<ConnectionState>, answers: Rc<Answers>) {
+async fn converse(accepted: Accepted, place: ConnectionPlace, state: Rc<ConnectionState>, answers: Rc<RequestHandler>) {
     let Accepted { stream, transport } = accepted;
     let connections = &place.connections;
     let service = service_fn(|request| {
@@ -304,7 +306,7 @@ impl Bound {
             Bound::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let is_loopback = stream.local_addr()?.ip().to_canonical().is_loopback();
-                let transport = if is_loopback { Transport::Loopback } else { Transport::Network };
+                let transport = if is_loopback { AdminTransport::Loopback } else { AdminTransport::Network };
                 Ok(Accepted { stream: Box::new(stream), transport })
             }
             Bound::Socket(socket) => {
@@ -322,8 +324,8 @@ impl Bound {
 
 /// Returns the transport of a unix socket. The owner's processes are those of our own user and of root, which could
 /// control us anyway.
-fn transport_of(stream: &UnixStream) -> io::Result<Transport> {
+fn transport_of(stream: &UnixStream) -> io::Result<AdminTransport> {
     let user = stream.peer_cred()?.uid();
     let is_owner = user == geteuid().as_raw() || user == 0;
-    Ok(if is_owner { Transport::Owner } else { Transport::OtherUser })
+    Ok(if is_owner { AdminTransport::Owner } else { AdminTransport::OtherUser })
 }

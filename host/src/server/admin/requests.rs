@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::access::{self, Refusal, Transport};
+use super::access::{self, AccessRefusal, AdminTransport};
 use super::connection::{ConnectionState, Connections, Phase};
 use super::document::Document;
 use super::{Admin, MANIFEST_FIELD, cache, metrics, status, text};
@@ -33,7 +33,7 @@ const MOST_PURGES: usize = 2;
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The state that all admin listeners share to answer requests.
-pub struct Answers {
+pub struct RequestHandler {
     admin: Arc<Admin>,
     settings: RefCell<Rc<AdminSettings>>,
     metrics: Document,
@@ -53,13 +53,13 @@ struct Refusals {
 const READS: [&str; 3] = ["/metrics", "/status", "/"];
 const CHANGES: [&str; 4] = ["/reload", "/drain", "/undrain", "/purge"];
 
-impl Answers {
+impl RequestHandler {
     /// Creates the shared state for a process, with the settings of who has access.
     pub fn new(admin: Arc<Admin>, settings: AdminSettings) -> Self {
         let (metrics, status) = (Document::new(metrics), Document::new(status));
         let settings = RefCell::new(Rc::new(settings));
         let purges = Arc::new(Semaphore::new(MOST_PURGES));
-        Answers { admin, settings, metrics, status, purges, refusals: RefCell::default() }
+        RequestHandler { admin, settings, metrics, status, purges, refusals: RefCell::default() }
     }
 
     /// Replaces the settings.
@@ -71,7 +71,7 @@ impl Answers {
     pub async fn answer(
         &self,
         request: Request<Incoming>,
-        transport: Transport,
+        transport: AdminTransport,
         state: &Rc<ConnectionState>,
         connections: &Connections,
     ) -> Response<ResponseBody> {
@@ -96,7 +96,12 @@ impl Answers {
         response
     }
 
-    fn refuse<B>(&self, refusal: Refusal, request: &Request<B>, transport: Transport) -> Response<ResponseBody> {
+    fn refuse<B>(
+        &self,
+        refusal: AccessRefusal,
+        request: &Request<B>,
+        transport: AdminTransport,
+    ) -> Response<ResponseBody> {
         let mut refusals = self.refusals.borrow_mut();
         refusals.count += 1;
         if refusals.logged.is_none_or(|logged| logged.elapsed() > LOG_INTERVAL) {

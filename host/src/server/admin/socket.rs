@@ -14,7 +14,7 @@ use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 
-use crate::system::bind_error::BindError;
+use crate::system::bind_error::BindFailure;
 
 /// A bound unix socket. Dropping it removes its file, unless another process has replaced the file.
 pub struct AdminSocket {
@@ -185,7 +185,7 @@ async fn bind_in(folder: &Path, name: &str) -> anyhow::Result<AdminSocket> {
     sockets_in(folder).iter().filter(|path| !is_live(path)).for_each(|path| drop(std::fs::remove_file(path)));
     bind(&folder.join(name)).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => anyhow::anyhow!("another process serves the same manifest"),
-        _ => BindError::unix(&folder.join(name), error).into(),
+        _ => BindFailure::unix(&folder.join(name), error).into(),
     })
 }
 

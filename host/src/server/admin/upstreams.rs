@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::{family, line};
 use crate::generation::Upstream;
 use crate::upstream::endpoint::Totals;
-use crate::upstream::endpoint_set::{Events, Member};
-use crate::upstream::health::State;
+use crate::upstream::endpoint_set::{EndpointState, Events};
+use crate::upstream::health::HealthState;
 
 /// Returns an upstream for the status document.
 pub fn status(upstream: &Upstream) -> Value {
@@ -27,7 +27,7 @@ pub fn status(upstream: &Upstream) -> Value {
     })
 }
 
-fn endpoint(member: &Member, now: Instant) -> Value {
+fn endpoint(member: &EndpointState, now: Instant) -> Value {
     let (endpoint, totals) = (&member.endpoint, member.endpoint.totals());
     json!({
         "address": &*endpoint.address.text,
@@ -47,13 +47,13 @@ fn endpoint(member: &Member, now: Instant) -> Value {
 /// An endpoint with its metrics, all read at one moment.
 struct Row<'a> {
     upstream: &'a str,
-    member: &'a Member,
+    member: &'a EndpointState,
     totals: Totals,
     latency_us: u32,
 }
 
 /// A metric with one value per endpoint.
-struct Figure {
+struct UpstreamFigure {
     name: &'static str,
     kind: &'static str,
     help: &'static str,
@@ -72,7 +72,7 @@ pub fn metrics(out: &mut String, upstreams: &[Upstream]) {
         })
     });
     let rows: Vec<Row<'_>> = rows.collect();
-    for Figure { name, kind, help, value } in FIGURES {
+    for UpstreamFigure { name, kind, help, value } in FIGURES {
         family(out, name, kind, help);
         rows.iter().for_each(|row| line(out, name, &row.labels(), value(row)));
     }
@@ -86,7 +86,7 @@ pub fn metrics(out: &mut String, upstreams: &[Upstream]) {
     }
 }
 
-const FIGURES: [Figure; 7] = [
+const FIGURES: [UpstreamFigure; 7] = [
     gauge("plugway_endpoint_in_flight", "Requests in flight.", |row| row.member.endpoint.in_flight.count().into()),
     gauge("plugway_endpoint_weight", "Its share, smaller in a slow start.", |row| f64::from(row.member.weight) / 100.0),
     gauge("plugway_endpoint_latency_seconds", "How long responses take to begin, as balancers see it.", |row| {
@@ -106,12 +106,12 @@ const FIGURES: [Figure; 7] = [
     }),
 ];
 
-const fn gauge(name: &'static str, help: &'static str, value: fn(&Row<'_>) -> f64) -> Figure {
-    Figure { name, kind: "gauge", help, value }
+const fn gauge(name: &'static str, help: &'static str, value: fn(&Row<'_>) -> f64) -> UpstreamFigure {
+    UpstreamFigure { name, kind: "gauge", help, value }
 }
 
-const fn counter(name: &'static str, help: &'static str, value: fn(&Row<'_>) -> f64) -> Figure {
-    Figure { name, kind: "counter", help, value }
+const fn counter(name: &'static str, help: &'static str, value: fn(&Row<'_>) -> f64) -> UpstreamFigure {
+    UpstreamFigure { name, kind: "counter", help, value }
 }
 
 impl Row<'_> {
@@ -139,7 +139,7 @@ fn states(out: &mut String, rows: &[Row<'_>]) {
     let name = "plugway_endpoint_state";
     family(out, name, "gauge", "1 for the state that it is in.");
     for row in rows {
-        for state in State::ALL {
+        for state in HealthState::ALL {
             let is_in = f64::from(u8::from(row.member.state == state));
             line(out, name, &row.labels_with("state", state.word()), is_in);
         }

@@ -13,12 +13,12 @@ use crate::system::files;
 
 /// The paths of the files in a cache directory.
 #[derive(Clone, Debug)]
-pub struct Folder(Arc<Path>);
+pub struct Directory(Arc<Path>);
 
 /// A lock on a cache directory that belongs to this process until it is dropped.
 #[derive(Debug)]
-pub struct Claim {
-    pub folder: Folder,
+pub struct DirectoryLock {
+    pub folder: Directory,
     /// The random seed of this directory. Cache keys are hashed with it, and records of other directories are
     /// recognised.
     pub seed: u64,
@@ -34,7 +34,7 @@ const FORMAT: &str = "1";
 const LOCK: &str = "lock";
 const TEMPORARY: &str = "tmp";
 
-impl Claim {
+impl DirectoryLock {
     /// Locks a directory for this process, and creates or prepares it if necessary. The error explains how to fix the
     /// problem.
     pub fn new(path: &Path) -> Result<Self, String> {
@@ -59,7 +59,7 @@ impl Claim {
         for name in subfolders().chain([TEMPORARY.into()]) {
             builder.create(path.join(name)).map_err(|error| failed("written to", error))?;
         }
-        Ok(Claim { folder: Folder::at(path), seed, _lock: lock })
+        Ok(DirectoryLock { folder: Directory::at(path), seed, _lock: lock })
     }
 }
 
@@ -78,9 +78,9 @@ pub fn check(path: &Path) -> Result<(), String> {
     }
 }
 
-impl Folder {
+impl Directory {
     pub fn at(path: &Path) -> Self {
-        Folder(path.into())
+        Directory(path.into())
     }
 
     pub fn path(&self) -> &Path {

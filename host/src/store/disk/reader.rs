@@ -15,42 +15,42 @@ use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::blocks::{BLOCK, Sums, broken};
-use super::{Disk, Filed};
+use super::{Disk, DiskEntry};
 use crate::body::BodyError;
 use crate::net::memfd_arena;
 use crate::store::memory_content::{MemoryContent, Pieces};
 
 /// A file that is being read; it may be removed meanwhile.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenFile {
     file: File,
     sums: Sums,
     length: u64,
     trailers: Option<HeaderMap>,
-    filed: Arc<Filed>,
+    filed: Arc<DiskEntry>,
     disk: Weak<Disk>,
 }
 
 /// A reader of one.
 #[derive(Debug)]
-pub struct Blocks {
-    opened: Arc<Opened>,
+pub struct BlockReader {
+    opened: Arc<OpenFile>,
     /// The place of the next block.
     next: u64,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     had_trailers: bool,
 }
 
-impl Opened {
+impl OpenFile {
     pub fn new(
         file: File,
         sums: Sums,
         length: u64,
         trailers: Option<HeaderMap>,
-        filed: Arc<Filed>,
+        filed: Arc<DiskEntry>,
         disk: Weak<Disk>,
     ) -> Self {
-        Opened { file, sums, length, trailers, filed, disk }
+        OpenFile { file, sums, length, trailers, filed, disk }
     }
 
     /// Of the content, in bytes.
@@ -105,7 +105,7 @@ pub fn whole(file: &File, sums: &Sums, length: u64, trailers: Option<HeaderMap>)
             return Err(broken());
         }
         at += block.len() as u64;
-        list.push(memfd_arena::joined(&[block.into()]));
+        list.push(memfd_arena::join(&[block.into()]));
     }
     if trailers.is_none() && list.len() <= 1 {
         return Ok(MemoryContent::Whole(list.pop().unwrap_or_default()));
@@ -113,10 +113,11 @@ pub fn whole(file: &File, sums: &Sums, length: u64, trailers: Option<HeaderMap>)
     Ok(MemoryContent::Pieces(Arc::new(Pieces { list, length, trailers })))
 }
 
-impl Blocks {
+impl BlockReader {
     /// From a place in the content on; gives also how much of the first block stands before that.
-    pub fn new(opened: &Arc<Opened>, at: u64) -> (Self, u64) {
-        let blocks = Blocks { opened: opened.clone(), next: at / BLOCK as u64, reading: None, had_trailers: false };
+    pub fn new(opened: &Arc<OpenFile>, at: u64) -> (Self, u64) {
+        let blocks =
+            BlockReader { opened: opened.clone(), next: at / BLOCK as u64, reading: None, had_trailers: false };
         (blocks, at % BLOCK as u64)
     }
 

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::blocks::{BLOCK, Sums, broken};
-use crate::store::stored_response::{Content, Object, Rules};
-use crate::store::variant::{Label, Strength};
-use crate::store::vary::Selectors;
+use crate::store::stored_response::{Content, Freshness, StoredResponse};
+use crate::store::variant::{PurgeKind, VariantInfo};
+use crate::store::vary::VaryValue;
 
 /// Another number for another format.
 const MAGIC: [u8; 8] = *b"plugway1";
@@ -39,10 +39,10 @@ const LONGEST_RECORD: u64 = 4 << 20;
 
 /// All of a stored response but its content.
 #[derive(Debug)]
-pub struct Entry {
+pub struct RecordEntry {
     pub key: Box<[u8]>,
     /// Without content.
-    pub object: Object,
+    pub object: StoredResponse,
     pub trailers: Option<HeaderMap>,
     pub sums: Sums,
     /// Of the content, in bytes.
@@ -75,7 +75,7 @@ struct Record {
 /// What stands behind the content of a new file: the sums and the first record.
 pub fn tail(
     key: &[u8],
-    object: &Object,
+    object: &StoredResponse,
     trailers: Option<&HeaderMap>,
     content: (u64, &Sums),
     seed: u64,
@@ -88,12 +88,12 @@ pub fn tail(
 /// A record with its footer, to be put behind others: of a response whose content has such a length and sums.
 pub fn record(
     key: &[u8],
-    object: &Object,
+    object: &StoredResponse,
     trailers: Option<&HeaderMap>,
     (length, sums): (u64, &Sums),
     seed: u64,
 ) -> io::Result<Vec<u8>> {
-    let label = &object.label;
+    let label = &object.variant;
     let head = object.head();
     let record = Record {
         key: key.into(),
@@ -104,11 +104,11 @@ pub fn record(
         status: object.status.as_u16(),
         fields: encoded(&head.headers),
         trailers: trailers.map(encoded),
-        lifetime_ms: object.rules.lifetime_ms,
-        initial_age_ms: object.rules.initial_age_ms,
-        stale_while_revalidate_ms: object.rules.stale_while_revalidate_ms,
-        stale_if_error_ms: object.rules.stale_if_error_ms,
-        must_revalidate: object.rules.must_revalidate,
+        lifetime_ms: object.freshness.lifetime_ms,
+        initial_age_ms: object.freshness.initial_age_ms,
+        stale_while_revalidate_ms: object.freshness.stale_while_revalidate_ms,
+        stale_if_error_ms: object.freshness.stale_if_error_ms,
+        must_revalidate: object.freshness.must_revalidate,
         since_ms: object.since_ms,
     };
     let mut bytes = postcard::to_stdvec(&record).map_err(io::Error::other)?;
@@ -122,7 +122,7 @@ pub fn record(
 }
 
 /// Reads what stands behind the content.
-pub fn read(file: &File, seed: u64) -> io::Result<Entry> {
+pub fn read(file: &File, seed: u64) -> io::Result<RecordEntry> {
     let size = file.metadata()?.len();
     let footer_at = size.checked_sub(FOOTER as u64).ok_or_else(broken)?;
     let mut footer = [0; FOOTER];
@@ -175,31 +175,31 @@ impl Footer {
 }
 
 impl Record {
-    fn into_entry(self, is_purged: bool, sums: Sums, length: u64, size: u64) -> Option<Entry> {
+    fn into_entry(self, is_purged: bool, sums: Sums, length: u64, size: u64) -> Option<RecordEntry> {
         let name = |name: &String| HeaderName::from_bytes(name.as_bytes()).ok();
         let selectors = self.selectors.iter().map(|(known, value)| Some((name(known)?, value.clone())));
-        let selectors = Selectors::from_values(selectors.collect::<Option<Vec<_>>>()?);
+        let selectors = VaryValue::from_values(selectors.collect::<Option<Vec<_>>>()?);
         let tags = self.tags.into_iter().map(String::into_boxed_str).collect();
-        let label = Label::new(self.scope, selectors, self.uri.map(Into::into), tags);
+        let label = VariantInfo::new(self.scope, selectors, self.uri.map(Into::into), tags);
         if is_purged {
-            label.purge(Strength::Soft);
+            label.purge(PurgeKind::Soft);
         }
         let (mut head, ()) = Response::new(()).into_parts();
         head.status = StatusCode::from_u16(self.status).ok()?;
         head.headers = decoded(&self.fields)?;
-        let rules = Rules {
+        let rules = Freshness {
             lifetime_ms: self.lifetime_ms,
             initial_age_ms: self.initial_age_ms,
             stale_while_revalidate_ms: self.stale_while_revalidate_ms,
             stale_if_error_ms: self.stale_if_error_ms,
             must_revalidate: self.must_revalidate,
         };
-        let object = Object::new(label, &head, Content::Whole(Default::default()), rules, self.since_ms);
+        let object = StoredResponse::new(label, &head, Content::Whole(Default::default()), rules, self.since_ms);
         let trailers = match &self.trailers {
             Some(trailers) => Some(decoded(trailers)?),
             None => None,
         };
-        Some(Entry { key: self.key.into(), object, trailers, sums, length, size })
+        Some(RecordEntry { key: self.key.into(), object, trailers, sums, length, size })
     }
 }
 
@@ -238,17 +238,17 @@ mod tests {
 
     use super::*;
 
-    fn object(content: &[u8]) -> Object {
+    fn object(content: &[u8]) -> StoredResponse {
         let (mut head, ()) = Response::new(()).into_parts();
         head.headers.append("etag", HeaderValue::from_static("\"a\""));
         head.headers.append("link", HeaderValue::from_static("a"));
         head.headers.append("link", HeaderValue::from_bytes(b"\xff").unwrap());
         let request = HeaderMap::from_iter([(HeaderName::from_static("x-a"), HeaderValue::from_static("1"))]);
         let names = ["x-a", "x-b"].map(HeaderName::from_static);
-        let selectors = Selectors::of(names.into_iter(), &request);
-        let label = Label::new(7, selectors, Some("http://a/".into()), ["t".into()].into());
-        let rules = Rules { lifetime_ms: 5, must_revalidate: true, ..Rules::default() };
-        Object::new(label, &head, Content::Whole(Bytes::copy_from_slice(content)), rules, 3)
+        let selectors = VaryValue::from_request(names.into_iter(), &request);
+        let label = VariantInfo::new(7, selectors, Some("http://a/".into()), ["t".into()].into());
+        let rules = Freshness { lifetime_ms: 5, must_revalidate: true, ..Freshness::default() };
+        StoredResponse::new(label, &head, Content::Whole(Bytes::copy_from_slice(content)), rules, 3)
     }
 
     fn file(content: &[u8]) -> File {
@@ -271,13 +271,16 @@ mod tests {
                 (&*entry.key, entry.length, entry.size),
                 (&b"key"[..], length as u64, file.metadata().unwrap().len())
             );
-            assert!(entry.object.label.is_for_the_same(&object.label) && !entry.object.label.is_purged());
-            assert_eq!((&entry.object.label.uri, &entry.object.label.tags), (&object.label.uri, &object.label.tags));
+            assert!(entry.object.variant.replaces(&object.variant) && !entry.object.variant.is_purged());
+            assert_eq!(
+                (&entry.object.variant.uri, &entry.object.variant.tags),
+                (&object.variant.uri, &object.variant.tags)
+            );
             assert_eq!(entry.object.head().headers, object.head().headers);
-            assert_eq!((entry.object.rules, entry.object.since_ms), (object.rules, object.since_ms));
+            assert_eq!((entry.object.freshness, entry.object.since_ms), (object.freshness, object.since_ms));
             assert!(content.chunks(BLOCK).enumerate().all(|(place, block)| entry.sums.holds(place, block)));
             mark(&file).unwrap();
-            assert!(read(&file, 5).unwrap().object.label.is_purged());
+            assert!(read(&file, 5).unwrap().object.variant.is_purged());
         }
     }
 
@@ -285,10 +288,10 @@ mod tests {
     fn the_last_record_counts() {
         let mut file = file(b"content");
         let (mut newer, sums) = (object(b"content"), read(&file, 5).unwrap().sums);
-        newer.rules.lifetime_ms = 9;
+        newer.freshness.lifetime_ms = 9;
         file.write_all(&record(b"key", &newer, None, (7, &sums), 5).unwrap()).unwrap();
         let entry = read(&file, 5).unwrap();
-        assert_eq!((entry.object.rules.lifetime_ms, entry.length), (9, 7));
+        assert_eq!((entry.object.freshness.lifetime_ms, entry.length), (9, 7));
         assert!(entry.sums.holds(0, b"content") && !entry.sums.holds(0, b"c0ntent") && !entry.sums.holds(1, b""));
     }
 

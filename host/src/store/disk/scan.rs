@@ -9,8 +9,8 @@ use tracing::{debug, info, warn};
 
 use super::directory::remove;
 use super::{Disk, blocks, record};
-use crate::store::index::name_of;
-use crate::store::purge_log::Moment;
+use crate::store::index::hash_key;
+use crate::store::purge_log::PurgeEpoch;
 use crate::system::files;
 use crate::system::supervise::{Task, guard};
 
@@ -60,13 +60,13 @@ fn find_all(disk: &Weak<Disk>) {
     }
 }
 
-fn find(disk: &Disk, number: u64, asked: Moment) -> io::Result<()> {
+fn find(disk: &Disk, number: u64, asked: PurgeEpoch) -> io::Result<()> {
     let read = record::read(&files::open(&disk.claim.folder.file(number), files::STORED)?, disk.claim.seed)?;
-    let id = name_of(&read.key, disk.claim.seed);
+    let id = hash_key(&read.key, disk.claim.seed);
     // Files that this process has written are in the index already.
     if disk.index.numbered(id, number).is_some() {
         return Ok(());
     }
-    disk.enter(id, &read.key, &read.object.label, (number, read.size), asked);
+    disk.enter(id, &read.key, &read.object.variant, (number, read.size), asked);
     Ok(())
 }

@@ -13,24 +13,24 @@ use super::Disk;
 use super::blocks::{self, BLOCK, Sums};
 use super::record;
 use super::writer::Job;
-use crate::store::memory_budget::Room;
-use crate::store::purge_log::Moment;
-use crate::store::shared_body::Fill;
-use crate::store::stored_response::Object;
+use crate::store::memory_budget::MemoryReservation;
+use crate::store::purge_log::PurgeEpoch;
+use crate::store::shared_body::SharedBody;
+use crate::store::stored_response::StoredResponse;
 
 /// A file that is being written. The file is removed if it is dropped before it is finished.
-pub struct Spill {
+pub struct SpillFile {
     disk: Arc<Disk>,
     file: Arc<File>,
     number: u64,
     sums: Vec<u64>,
-    room: Room,
+    room: MemoryReservation,
     is_finished: bool,
 }
 
-impl Spill {
+impl SpillFile {
     /// Starts a file. `None` if nothing can be written; the reason is logged.
-    pub async fn begin(disk: &Arc<Disk>, fill: &Fill, number: u64) -> Option<Self> {
+    pub async fn begin(disk: &Arc<Disk>, fill: &SharedBody, number: u64) -> Option<Self> {
         if disk.rests() {
             return None;
         }
@@ -40,13 +40,13 @@ impl Spill {
         let made = spawn_blocking(move || options.open(at)).await.map_err(io::Error::other).and_then(|made| made);
         let file = Arc::new(made.inspect_err(|error| disk.write_failed(error)).ok()?);
         fill.spill(file.clone());
-        let room = Room::new(&disk.coming);
-        Some(Spill { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })
+        let room = MemoryReservation::new(&disk.coming);
+        Some(SpillFile { disk: disk.clone(), file, number, sums: Vec::new(), room, is_finished: false })
     }
 
     /// Writes the blocks that have arrived and, at the end, the rest. Returns `false` if a write fails or there is no
     /// room.
-    pub async fn write(&mut self, fill: &Fill, is_last: bool) -> bool {
+    pub async fn write(&mut self, fill: &SharedBody, is_last: bool) -> bool {
         while let Some((at, block)) = fill.next_block(BLOCK, is_last) {
             let (file, length) = (self.file.clone(), block.len() as u64);
             if !self.room.take(length, self.disk.capacity()) {
@@ -63,7 +63,7 @@ impl Spill {
                     return false;
                 }
             }
-            fill.stands_in_file(at + length);
+            fill.set_written(at + length);
         }
         true
     }
@@ -71,8 +71,8 @@ impl Spill {
     /// Finishes the file, after which requests can find it.
     pub async fn finish(
         mut self,
-        (id, key, asked): (u128, Vec<u8>, Moment),
-        object: Arc<Object>,
+        (id, key, asked): (u128, Vec<u8>, PurgeEpoch),
+        object: Arc<StoredResponse>,
         (length, trailers): (u64, Option<HeaderMap>),
     ) {
         let finished = spawn_blocking(move || {
@@ -92,7 +92,7 @@ impl Spill {
     }
 }
 
-impl Drop for Spill {
+impl Drop for SpillFile {
     fn drop(&mut self) {
         if !self.is_finished {
             // Not on this thread, because freeing the blocks of a long file takes time.

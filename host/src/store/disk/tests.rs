@@ -3,12 +3,12 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use http::Response;
 
-use super::directory::{Folder, MARKER};
+use super::directory::{Directory, MARKER};
 use super::*;
-use crate::store::index::name_of;
-use crate::store::purge_log::Purged;
-use crate::store::stored_response::Rules;
-use crate::store::variant::Strength;
+use crate::store::index::hash_key;
+use crate::store::purge_log::PurgeTarget;
+use crate::store::stored_response::Freshness;
+use crate::store::variant::PurgeKind;
 
 const KEY: &[u8] = b"http://a/";
 
@@ -35,18 +35,18 @@ fn put(disk: &Disk, content: &'static str) -> u64 {
     put_asked(disk, content, disk.purges.moment())
 }
 
-fn put_asked(disk: &Disk, content: &'static str, asked: Moment) -> u64 {
+fn put_asked(disk: &Disk, content: &'static str, asked: PurgeEpoch) -> u64 {
     let (head, ()) = Response::new(()).into_parts();
-    let label = Label::new(1, Selectors::default(), None, ["t".into()].into());
-    let object = Object::new(label, &head, Content::Whole(content.into()), Rules::default(), 0);
-    let object = Arc::new(object.numbered(disk.number()));
-    disk.keep(name_of(KEY, disk.seed()), KEY, &object, asked);
+    let label = VariantInfo::new(1, VaryValue::default(), None, ["t".into()].into());
+    let object = StoredResponse::new(label, &head, Content::Whole(content.into()), Freshness::default(), 0);
+    let object = Arc::new(object.with_sequence(disk.number()));
+    disk.keep(hash_key(KEY, disk.seed()), KEY, &object, asked);
     disk.flush(Duration::from_secs(60));
-    object.number
+    object.sequence
 }
 
 fn read(disk: &Arc<Disk>) -> Option<Bytes> {
-    let filed = disk.find(name_of(KEY, disk.seed()), KEY, 1, &HeaderMap::new())?;
+    let filed = disk.find(hash_key(KEY, disk.seed()), KEY, 1, &HeaderMap::new())?;
     match &disk.recall(&filed, KEY, u64::MAX)?.object.content {
         Content::Whole(content) => Some(content.clone()),
         other => panic!("{other:?}"),
@@ -54,7 +54,7 @@ fn read(disk: &Arc<Disk>) -> Option<Bytes> {
 }
 
 fn path_of(folder: &Path, number: u64) -> PathBuf {
-    Folder::at(folder).file(number)
+    Directory::at(folder).file(number)
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_file_is_kept_while_no_file_can_be_opened() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
     put(&disk, "old");
-    let filed = disk.find(name_of(KEY, disk.seed()), KEY, 1, &HeaderMap::new()).unwrap();
+    let filed = disk.find(hash_key(KEY, disk.seed()), KEY, 1, &HeaderMap::new()).unwrap();
     disk.read_failed(&filed, &io::Error::from_raw_os_error(libc::EMFILE));
     assert_eq!(disk.figures.failures.load(Ordering::Relaxed), 1);
     assert_eq!(read(&disk).as_deref(), Some(&b"old"[..]));
@@ -111,7 +111,7 @@ fn a_file_is_kept_while_no_file_can_be_opened() {
 fn content_that_stays_in_its_file_is_never_told_stale_for_want_of_room() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
-    let id = name_of(KEY, disk.seed());
+    let id = hash_key(KEY, disk.seed());
     let number = put(&disk, "content");
     for since_ms in 1..1_000 {
         let Some(filed) = disk.find(id, KEY, 1, &HeaderMap::new()) else {
@@ -156,7 +156,7 @@ fn what_was_purged_while_it_was_written_is_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
     let asked = disk.purges.moment();
-    disk.purges.purge(&Purge { what: Purged::Tag("t".into()), strength: Strength::Hard });
+    disk.purges.purge(&Purge { what: PurgeTarget::Tag("t".into()), strength: PurgeKind::Hard });
     let number = put_asked(&disk, "content", asked);
     assert!(read(&disk).is_none() && !path_of(folder.path(), number).exists());
     put(&disk, "newer");
@@ -168,11 +168,11 @@ fn what_was_purged_softly_while_it_was_written_is_stale_and_stays_so() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
     let is_purged = |disk: &Disk| {
-        let filed = disk.find(name_of(KEY, disk.seed()), KEY, 1, &HeaderMap::new());
+        let filed = disk.find(hash_key(KEY, disk.seed()), KEY, 1, &HeaderMap::new());
         filed.is_some_and(|filed| filed.label.is_purged())
     };
     let asked = disk.purges.moment();
-    disk.purges.purge(&Purge { what: Purged::All, strength: Strength::Soft });
+    disk.purges.purge(&Purge { what: PurgeTarget::All, strength: PurgeKind::Soft });
     put_asked(&disk, "content", asked);
     assert!(is_purged(&disk));
     close(disk);

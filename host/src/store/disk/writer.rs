@@ -10,11 +10,11 @@ use bytes::Bytes;
 use tracing::warn;
 
 use super::blocks::Sums;
-use super::directory::{Folder, remove};
-use super::record::{self, Entry};
-use super::{Disk, Filed, MOST_OLD, weight};
-use crate::store::purge_log::Moment;
-use crate::store::stored_response::{Content, Object};
+use super::directory::{Directory, remove};
+use super::record::{self, RecordEntry};
+use super::{Disk, DiskEntry, MOST_OLD, weight};
+use crate::store::purge_log::PurgeEpoch;
+use crate::store::stored_response::{Content, StoredResponse};
 use crate::system::supervise::{Task, guard};
 
 /// A job for the writer thread.
@@ -23,8 +23,8 @@ pub enum Job {
     Keep {
         id: u128,
         key: Box<[u8]>,
-        object: Arc<Object>,
-        asked: Moment,
+        object: Arc<StoredResponse>,
+        asked: PurgeEpoch,
     },
     Remove(u64),
     /// The file was not finished and is to be removed.
@@ -36,7 +36,7 @@ pub enum Job {
 }
 
 /// Runs jobs until every reference to the disk is dropped.
-pub fn run(disk: &Weak<Disk>, folder: &Folder, queue: Receiver<Job>) {
+pub fn run(disk: &Weak<Disk>, folder: &Directory, queue: Receiver<Job>) {
     for job in queue {
         let queued = if let Job::Keep { object, .. } = &job { weight(object) } else { 0 };
         // A panic loses the current job, but not the thread.
@@ -47,7 +47,7 @@ pub fn run(disk: &Weak<Disk>, folder: &Folder, queue: Receiver<Job>) {
     }
 }
 
-fn work(disk: &Weak<Disk>, folder: &Folder, job: Job) {
+fn work(disk: &Weak<Disk>, folder: &Directory, job: Job) {
     match job {
         Job::Keep { id, key, object, asked } => {
             let Some(disk) = disk.upgrade() else { return };
@@ -66,11 +66,11 @@ fn work(disk: &Weak<Disk>, folder: &Folder, job: Job) {
     }
 }
 
-fn keep(disk: &Disk, id: u128, key: &[u8], object: &Object, asked: Moment) {
+fn keep(disk: &Disk, id: u128, key: &[u8], object: &StoredResponse, asked: PurgeEpoch) {
     if disk.rests() {
         return;
     }
-    let known = disk.index.numbered(id, object.number);
+    let known = disk.index.numbered(id, object.sequence);
     match (write(disk, known.as_deref(), key, object).transpose(), known) {
         (Some(size), _) => disk.written(id, key, object, size, asked),
         // Content that is only in its file can't be rewritten. If the file has too many records, the response is
@@ -82,7 +82,7 @@ fn keep(disk: &Disk, id: u128, key: &[u8], object: &Object, asked: Moment) {
 
 /// Writes a response, or appends the changes if it has a file. Returns the size of the file; `None` if neither is
 /// possible.
-fn write(disk: &Disk, known: Option<&Filed>, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
+fn write(disk: &Disk, known: Option<&DiskEntry>, key: &[u8], object: &StoredResponse) -> io::Result<Option<u64>> {
     if let Some(filed) = known
         && let Some(size) = append_record(disk, filed, key, object)?
     {
@@ -92,10 +92,10 @@ fn write(disk: &Disk, known: Option<&Filed>, key: &[u8], object: &Object) -> io:
 }
 
 /// Appends the changes of a response to its file. Returns the size of the file; `None` if the file has grown too long.
-fn append_record(disk: &Disk, filed: &Filed, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
+fn append_record(disk: &Disk, filed: &DiskEntry, key: &[u8], object: &StoredResponse) -> io::Result<Option<u64>> {
     let (folder, seed) = (&disk.claim.folder, disk.claim.seed);
     let mut file = OpenOptions::new().read(true).append(true).open(folder.file(filed.number))?;
-    let Entry { trailers, sums, length, size, .. } = record::read(&file, seed)?;
+    let RecordEntry { trailers, sums, length, size, .. } = record::read(&file, seed)?;
     if size - length > length.max(MOST_OLD) {
         return Ok(None);
     }
@@ -105,7 +105,7 @@ fn append_record(disk: &Disk, filed: &Filed, key: &[u8], object: &Object) -> io:
 }
 
 /// Writes a file with the whole response. Returns the size of the file; `None` if the content isn't in memory.
-fn write_whole(disk: &Disk, key: &[u8], object: &Object) -> io::Result<Option<u64>> {
+fn write_whole(disk: &Disk, key: &[u8], object: &StoredResponse) -> io::Result<Option<u64>> {
     let pieces: Vec<Bytes> = match &object.content {
         Content::Whole(content) => vec![content.clone()],
         Content::Pieces(pieces) => pieces.list.clone(),
@@ -114,7 +114,7 @@ fn write_whole(disk: &Disk, key: &[u8], object: &Object) -> io::Result<Option<u6
     let length = pieces.iter().map(|piece| piece.len() as u64).sum();
     let sums = Sums::of(pieces.iter().map(|piece| &piece[..]));
     let tail = record::tail(key, object, object.content.trailers(), (length, &sums), disk.claim.seed)?;
-    let (folder, number) = (&disk.claim.folder, object.number);
+    let (folder, number) = (&disk.claim.folder, object.sequence);
     let temporary = folder.temporary(number);
     let written = File::create(&temporary).and_then(|mut file| {
         pieces.iter().try_for_each(|piece| file.write_all(piece))?;

@@ -13,12 +13,12 @@ fn asking(server: &NameServer) -> Resolver {
     Resolver::new(&[server.address.parse().unwrap()]).unwrap()
 }
 
-fn addresses(server: &NameServer, host: &'static str) -> Result<Answer<IpAddr>, LookupError> {
+fn addresses(server: &NameServer, host: &'static str) -> Result<DnsAnswer<IpAddr>, LookupError> {
     let resolver = asking(server);
     run(async move { resolver.addresses(host).await })
 }
 
-fn services(server: &NameServer, name: &'static str) -> Result<Answer<Service>, LookupError> {
+fn services(server: &NameServer, name: &'static str) -> Result<DnsAnswer<Service>, LookupError> {
     let resolver = asking(server);
     run(async move { resolver.services(name).await })
 }
@@ -31,7 +31,7 @@ fn service(priority: u16, weight: u16, port: u16, address: &str) -> Service {
     Service { priority, weight, port, address: address.parse().unwrap() }
 }
 
-fn said<T: std::fmt::Debug>(answer: Result<Answer<T>, LookupError>) -> String {
+fn said<T: std::fmt::Debug>(answer: Result<DnsAnswer<T>, LookupError>) -> String {
     answer.unwrap_err().to_string()
 }
 
@@ -210,7 +210,7 @@ fn a_service_that_is_said_not_to_be_there_is_none() {
 
 #[test]
 fn an_answer_that_lacks_a_part_by_failure_is_short_lived() {
-    let answer = |error| Answer::new([0], LONGEST.min(lifetime_without(&error))).lifetime;
+    let answer = |error| DnsAnswer::new([0], LONGEST.min(lifetime_without(&error))).lifetime;
     assert_eq!(answer(LookupError::NoAnswer("a".into())), INCOMPLETE);
     assert_eq!(answer(LookupError::NoAddresses("a".into())), LONGEST);
 }
@@ -250,7 +250,7 @@ fn the_file_of_hosts_goes_before_name_servers() {
     server.set_services("_http._tcp.app.test", &[(0, 0, 80, "app")], 30);
     let resolver = of_system(&server.address, "192.0.2.7 app\n");
     run(async move {
-        assert_eq!(resolver.addresses("app").await.unwrap(), Answer::new(ips(&["192.0.2.7"]), LONGEST));
+        assert_eq!(resolver.addresses("app").await.unwrap(), DnsAnswer::new(ips(&["192.0.2.7"]), LONGEST));
         assert_eq!(server.queries(), 0);
         let found = resolver.services("_http._tcp.app.test").await.unwrap().found;
         assert_eq!(found, [service(0, 0, 80, "192.0.2.7")]);

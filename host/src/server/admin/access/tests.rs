@@ -2,7 +2,7 @@ use super::*;
 
 const TOKEN: &str = "0123456789abcdef";
 
-fn outcome(method: &str, fields: &[(&str, &str)], transport: Transport, token: Option<&AdminToken>) -> u16 {
+fn outcome(method: &str, fields: &[(&str, &str)], transport: AdminTransport, token: Option<&AdminToken>) -> u16 {
     let mut request = Request::builder().method(method).uri("/purge?all");
     for (name, value) in fields {
         request = request.header(*name, *value);
@@ -28,18 +28,19 @@ fn hosts_are_addresses_or_localhost() {
         "127.0.0.1/",
     ];
     good.iter()
-        .for_each(|host| assert_eq!(outcome("GET", &[("host", host)], Transport::Loopback, None), 200, "{host}"));
-    bad.iter().for_each(|host| assert_eq!(outcome("GET", &[("host", host)], Transport::Loopback, None), 403, "{host}"));
+        .for_each(|host| assert_eq!(outcome("GET", &[("host", host)], AdminTransport::Loopback, None), 200, "{host}"));
+    bad.iter()
+        .for_each(|host| assert_eq!(outcome("GET", &[("host", host)], AdminTransport::Loopback, None), 403, "{host}"));
     let two = [("host", "127.0.0.1"), ("host", "attacker.example")];
-    assert_eq!(outcome("GET", &two, Transport::Owner, None), 403);
-    assert_eq!(outcome("GET", &[], Transport::Owner, None), 403);
+    assert_eq!(outcome("GET", &two, AdminTransport::Owner, None), 403);
+    assert_eq!(outcome("GET", &[], AdminTransport::Owner, None), 403);
 }
 
 #[test]
 fn an_absolute_target_is_held_to_the_same_rule() {
     let request = |uri: &str| Request::get(uri).header("host", "127.0.0.1").body(()).unwrap();
-    assert_eq!(check(&request("http://127.0.0.1/status"), Transport::Owner, None), Ok(()));
-    assert_eq!(check(&request("http://attacker.example/status"), Transport::Owner, None), Err(FOREIGN_HOST));
+    assert_eq!(check(&request("http://127.0.0.1/status"), AdminTransport::Owner, None), Ok(()));
+    assert_eq!(check(&request("http://attacker.example/status"), AdminTransport::Owner, None), Err(FOREIGN_HOST));
 }
 
 #[test]
@@ -65,7 +66,9 @@ fn what_pages_send_is_refused_on_every_transport() {
     let token = AdminToken::new(TOKEN.as_bytes());
     let bearer = format!("Bearer {TOKEN}");
     let own = [("host", "127.0.0.1:9145"), ("authorization", &*bearer)];
-    for transport in [Transport::Owner, Transport::OtherUser, Transport::Loopback, Transport::Network] {
+    for transport in
+        [AdminTransport::Owner, AdminTransport::OtherUser, AdminTransport::Loopback, AdminTransport::Network]
+    {
         for method in ["GET", "POST", "OPTIONS"] {
             for (fields, status) in refused.iter().map(|row| (row, 403)).chain(taken.iter().map(|row| (row, 200))) {
                 let fields = [&own, *fields].concat();
@@ -81,7 +84,7 @@ fn what_pages_send_is_refused_on_every_transport() {
 
 #[test]
 fn a_token_is_needed_by_transport_and_method() {
-    use Transport::{Loopback, Network, OtherUser, Owner};
+    use AdminTransport::{Loopback, Network, OtherUser, Owner};
     let token = AdminToken::new(TOKEN.as_bytes());
     // The transport, whether a token is configured, then statuses of GET and POST without a token, and with it.
     let rows = [
@@ -112,7 +115,7 @@ fn a_token_is_needed_by_transport_and_method() {
 
 #[test]
 fn content_is_refused() {
-    let with = |name, value| outcome("POST", &[("host", "localhost"), (name, value)], Transport::Owner, None);
+    let with = |name, value| outcome("POST", &[("host", "localhost"), (name, value)], AdminTransport::Owner, None);
     assert_eq!((with("content-length", "0"), with("content-length", "1")), (200, 413));
     assert_eq!(with("transfer-encoding", "chunked"), 413);
 }
