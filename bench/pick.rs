@@ -5,16 +5,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use plugway::assemble::Assembly;
+use plugway::assemble::Assembler;
 use plugway::config::load;
-use plugway::context::Head;
+use plugway::context::ExchangeContext;
 use plugway::exchange::balance;
-use plugway::generation::Running;
+use plugway::generation::WorkerState;
 use plugway::loading::Loader;
 use plugway::plugin::engine::Runtime;
-use plugway::telemetry::metrics::Place;
+use plugway::telemetry::metrics::WorkerMetrics;
 use plugway::upstream::Pools;
-use plugway::upstream::endpoint_view::Flight;
+use plugway::upstream::endpoint_view::InFlightGuard;
 
 /// The target of each policy: 0.5 µs for those that look up in a table, 1.5 for those that compare load.
 const POLICIES: [(&str, &str); 7] = [
@@ -40,7 +40,7 @@ struct Took {
 
 fn main() {
     let runtime = Runtime::start(None).expect("the engine starts");
-    let mut assembly = Assembly::new(runtime, Loader::in_process()).expect("tickets are made");
+    let mut assembly = Assembler::new(runtime, Loader::in_process()).expect("tickets are made");
     let fixed = measured(&mut assembly, 1, "{}");
     println!("a single endpoint: {} ns ({})", fixed.least, fixed.median);
     println!("{:<20}{:>20}{:>20}", "policy", "3 endpoints", "1,000 endpoints");
@@ -54,16 +54,16 @@ fn main() {
     }
 }
 
-fn measured(assembly: &mut Assembly, endpoints: usize, config: &str) -> Took {
+fn measured(assembly: &mut Assembler, endpoints: usize, config: &str) -> Took {
     let running = running(assembly, endpoints, config);
-    let mut head = Head::empty();
+    let mut head = ExchangeContext::empty();
     head.request.headers.insert("x-user", http::HeaderValue::from_static("somebody@example.org"));
     let now = Instant::now();
     let choose = || balance::choose(&running, 0, &head, &[], now).unwrap_or_else(|error| panic!("{error}")).seat;
     // Requests in flight, as there would be: loads that differ.
-    let seats = running.seats(0);
+    let seats = running.endpoint_views(0);
     let busy = seats.list.iter().enumerate().flat_map(|(at, seat)| std::iter::repeat_n(seat, at % 4));
-    let _flights: Vec<Flight> = busy.filter_map(|seat| Flight::begin(seat, u32::MAX)).collect();
+    let _flights: Vec<InFlightGuard> = busy.filter_map(|seat| InFlightGuard::begin(seat, u32::MAX)).collect();
     let mut turns: Vec<u128> = (0..TURNS)
         .map(|_| {
             let began = Instant::now();
@@ -75,7 +75,7 @@ fn measured(assembly: &mut Assembly, endpoints: usize, config: &str) -> Took {
     Took { least: turns[0], median: turns[TURNS / 2] }
 }
 
-fn running(assembly: &mut Assembly, endpoints: usize, config: &str) -> Running {
+fn running(assembly: &mut Assembler, endpoints: usize, config: &str) -> WorkerState {
     let addresses: Vec<String> =
         (0..endpoints).map(|at| format!("\"10.0.{}.{}:80\"", at / 250, at % 250 + 1)).collect();
     let balancer =
@@ -88,10 +88,10 @@ fn running(assembly: &mut Assembly, endpoints: usize, config: &str) -> Running {
     let generation = assembly.assemble(files).unwrap_or_else(|problems| panic!("{problems}")).generation;
     let upstream = &generation.upstreams[0];
     upstream.live.set_members(upstream.plan.members.clone(), Instant::now());
-    let place = Place { registry: Arc::default(), worker: 0 };
+    let place = WorkerMetrics { registry: Arc::default(), worker: 0 };
     let (alive, _) = tokio::sync::mpsc::channel(1);
     let (pools, alive) = (Rc::new(Pools::default()), alive.downgrade());
-    let running = Running::new(Arc::new(generation), &pools, &Rc::default(), place, alive, Instant::now());
+    let running = WorkerState::new(Arc::new(generation), &pools, &Rc::default(), place, alive, Instant::now());
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(running.warm()).expect("it starts");
     running

@@ -1,5 +1,5 @@
 //! The limits of what a plugin declares and returns, as documented in the WIT at each item. The host enforces them, and
-//! so does [`test`](crate::test).
+//! so does [`test`](crate::testing).
 
 /// The maximum number of edit plans of a plugin.
 pub const PLANS: usize = 256;

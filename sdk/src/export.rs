@@ -95,7 +95,7 @@ macro_rules! __export_hook {
     (Balancer $plugin:ty) => {
         impl $crate::bindings::balancer::exports::plugway::plugin::balancer::Guest for Glue {
             fn endpoints_changed(endpoints: Vec<$crate::Endpoint>) -> Vec<Vec<$crate::Edit>> {
-                let mut plans = $crate::ResponsePlans::default();
+                let mut plans = $crate::ResponseEdits::default();
                 with(|plugin| $crate::Balancer::endpoints_changed(plugin, endpoints, &mut plans));
                 plans.into_wit()
             }

@@ -108,7 +108,7 @@ pub type BodyError = String;
 /// }
 ///
 /// impl Balancer for First {
-///     fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, _: &mut ResponsePlans) {
+///     fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, _: &mut ResponseEdits) {
 ///         let first = endpoints.iter().position(|endpoint| endpoint.state == EndpointState::Up);
 ///         self.0 = first.map(|index| index as u32);
 ///     }
@@ -123,7 +123,7 @@ pub trait Balancer: Plugin {
     /// [`pick`](Balancer::pick), with twenty times the time of other calls. A plugin that takes longer than 2 ms
     /// receives changes on a new instance, with new state. Edits that a pick applies to the response are added to
     /// `plans`.
-    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, plans: &mut ResponsePlans);
+    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, plans: &mut ResponseEdits);
 
     /// Returns the index of the endpoint for a request; `None` if no endpoint is suitable. `request` has the values
     /// declared in [`Setup::balancer`], `tried` are the endpoints that this request has failed on.
@@ -132,11 +132,11 @@ pub trait Balancer: Plugin {
 
 /// The lists of edits to responses that a balancer prepares when the endpoints change.
 #[derive(Debug, Default)]
-pub struct ResponsePlans(Vec<Vec<Edit>>);
+pub struct ResponseEdits(Vec<Vec<Edit>>);
 
 /// A prepared list of edits for [`Choice::with`]; valid until the endpoints change again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResponsePlan(u32);
+pub struct ResponseEditsId(u32);
 
 /// The live values of the endpoints of the current upstream; 0 for an unknown index.
 #[derive(Debug, Default)]
@@ -217,7 +217,7 @@ impl Endpoints {
     }
 
     /// Creates endpoints for tests with these requests in flight.
-    pub fn made_up(loads: Vec<u32>) -> Self {
+    pub fn for_test(loads: Vec<u32>) -> Self {
         Endpoints { loads, ..Endpoints::default() }
     }
 
@@ -246,16 +246,16 @@ impl From<u32> for Choice {
 
 impl Choice {
     /// Adds prepared edits to the response.
-    pub fn with(self, plan: ResponsePlan) -> Self {
+    pub fn with(self, plan: ResponseEditsId) -> Self {
         Choice { response_plan: Some(plan.0), ..self }
     }
 }
 
-impl ResponsePlans {
+impl ResponseEdits {
     /// Adds a list of edits, which the host checks once.
-    pub fn plan(&mut self, edits: Vec<Edit>) -> ResponsePlan {
+    pub fn plan(&mut self, edits: Vec<Edit>) -> ResponseEditsId {
         self.0.push(edits);
-        ResponsePlan(self.0.len() as u32 - 1)
+        ResponseEditsId(self.0.len() as u32 - 1)
     }
 
     /// Returns the edits that a choice applies, for tests.

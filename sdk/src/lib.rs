@@ -10,7 +10,7 @@
 //! ```
 //! use std::collections::BTreeMap;
 //!
-//! use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Response, Setup, Values, Verdict, export};
+//! use plugway_sdk::{ConfigError, Input, Plugin, RequestFilter, Response, Setup, Values, Verdict, export};
 //!
 //! /// The configuration of a filter that requires a known key and passes its user to the upstream.
 //! #[derive(serde::Deserialize, schemars::JsonSchema)]
@@ -21,7 +21,7 @@
 //!
 //! struct ApiKey {
 //!     keys: BTreeMap<String, String>,
-//!     key: Need,
+//!     key: Input,
 //! }
 //!
 //! impl Plugin for ApiKey {
@@ -44,7 +44,7 @@
 //! export!(ApiKey: RequestFilter);
 //!
 //! // In a test, without wasm and without a proxy:
-//! use plugway_sdk::test::{Harness, Request};
+//! use plugway_sdk::testing::{Harness, Request};
 //!
 //! let config = serde_json::json!({ "keys": { "secret": "alice" } });
 //! let mut filter = Harness::<ApiKey>::new(config).unwrap();
@@ -65,7 +65,7 @@ mod hooks;
 pub mod log;
 pub mod metrics;
 mod setup;
-pub mod test;
+pub mod testing;
 mod values;
 mod verdict;
 
@@ -78,11 +78,12 @@ pub struct Readme;
 pub use export::glue;
 pub use hooks::{
     Balancer, BodyError, BodyFilter, BypassReason, CachePolicy, Choice, Endpoint, EndpointState, Endpoints, Keep,
-    Lookup, Observer, Place, Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseFilter, ResponsePlan,
-    ResponsePlans, Reuse, Storage, StoredResponse, Summary, Timer, Times,
+    Lookup, Observer, Place, Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseEdits, ResponseEditsId,
+    ResponseFilter, Reuse, Storage, StoredResponse, Summary, Timer, Times,
 };
 pub use setup::{
-    Beyond, BodyMode, CacheStatus, ConfigError, LookupPlan, Need, Needs, Part, Plan, PlanId, Setup, ValueName,
+    BodyMode, CacheStatus, ConfigError, EditPlan, EditPlanId, Input, Inputs, LookupPlan, OverLimit, Part, Setup,
+    ValueName,
 };
 pub use values::Values;
 pub use verdict::{Edit, Response, Verdict};

@@ -11,34 +11,34 @@ pub use crate::bindings::types::ValueName;
 #[derive(Debug, Default)]
 pub struct Setup {
     /// The values for [`on_request`](crate::RequestFilter::on_request).
-    pub request: Needs,
+    pub request: Inputs,
     /// The values for [`on_response`](crate::ResponseFilter::on_response).
-    pub response: Needs,
+    pub response: Inputs,
     /// The values for [`pick`](crate::Balancer::pick).
-    pub balancer: Needs,
+    pub balancer: Inputs,
     /// A value whose hash [`pick`](crate::Balancer::pick) receives as [`Values::key`](crate::Values::key).
     pub balancer_key: Option<ValueName>,
     /// The values for [`on_end`](crate::Observer::on_end).
-    pub observer: Needs,
+    pub observer: Inputs,
     /// The values for the request hooks of a [`CachePolicy`](crate::CachePolicy).
-    pub cache_request: Needs,
+    pub cache_request: Inputs,
     /// The values for the response hooks of a [`CachePolicy`](crate::CachePolicy).
-    pub cache_response: Needs,
+    pub cache_response: Inputs,
     /// A plan that the host uses for most requests instead of calling [`on_lookup`](crate::CachePolicy::on_lookup).
     pub lookup_plan: Option<LookupPlan>,
     /// The entry of the cache in `Cache-Status`.
     pub cache_status: CacheStatus,
     /// A plan that the host applies to every request, so that `on_request` is never called.
-    pub request_plan: Option<PlanId>,
+    pub request_plan: Option<EditPlanId>,
     /// A plan that the host applies to every response, so that `on_response` is never called.
-    pub response_plan: Option<PlanId>,
+    pub response_plan: Option<EditPlanId>,
     /// The way in which request bodies are passed; [`BodyMode::Streamed`] by default.
     pub request_body: BodyMode,
     /// The way in which response bodies are passed; [`BodyMode::Streamed`] by default.
     pub response_body: BodyMode,
     /// The interval at which [`on_timer`](crate::Timer::on_timer) is called, to within 50 ms.
     pub timer_interval: Option<std::time::Duration>,
-    plans: Vec<Plan>,
+    plans: Vec<EditPlan>,
 }
 
 /// A lookup that the host does without calling the plugin, under a key that is a template. The plan applies to GET and
@@ -69,20 +69,20 @@ impl Default for CacheStatus {
 
 /// A list of declared values.
 #[derive(Debug, Default)]
-pub struct Needs(Vec<ValueName>);
+pub struct Inputs(Vec<ValueName>);
 
 /// The handle of a declared value, by which a call finds it in [`Values`](crate::Values).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Need(pub(crate) usize);
+pub struct Input(pub(crate) usize);
 
 /// Edits that are known when the plugin is configured, with templates for values. [`Setup::plan`] passes them to the
 /// host.
 #[derive(Clone, Debug, Default)]
-pub struct Plan(Vec<types::PlannedEdit>);
+pub struct EditPlan(Vec<types::PlannedEdit>);
 
-/// The handle of a plan, for [`Verdict::Plan`](crate::Verdict::Plan) and the plans of [`Setup`].
+/// The handle of a plan, for [`Verdict::EditPlan`](crate::Verdict::Plan) and the plans of [`Setup`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PlanId(pub(crate) u32);
+pub struct EditPlanId(pub(crate) u32);
 
 /// A piece of a template.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,16 +100,16 @@ pub enum BodyMode {
     #[default]
     Streamed,
     /// The body is passed as a whole, up to this number of bytes.
-    Buffered(u64, Beyond),
+    Buffered(u64, OverLimit),
 }
 
 /// The handling of a body beyond the limit of [`BodyMode::Buffered`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beyond {
+pub enum OverLimit {
     /// The body is rejected.
-    Refuse,
+    Reject,
     /// The body passes unchanged.
-    Pass,
+    PassThrough,
 }
 
 /// An error in a configuration.
@@ -123,16 +123,16 @@ pub struct ConfigError {
 
 impl Setup {
     /// Passes a plan to the host, which checks it once. A hook applies it by returning
-    /// [`Verdict::Plan`](crate::Verdict::Plan), at a third of the cost of edits that the hook makes itself.
+    /// [`Verdict::EditPlan`](crate::Verdict::Plan), at a third of the cost of edits that the hook makes itself.
     ///
     /// ```
     /// # use plugway_sdk::*;
-    /// struct Beta { cookie: Need, beta: PlanId }
+    /// struct Beta { cookie: Input, beta: EditPlanId }
     ///
     /// impl Plugin for Beta {
     ///     type Config = ();
     ///     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
-    ///         let plan = Plan::default().set_field("x-variant", vec![Part::Text(b"beta".to_vec())]);
+    ///         let plan = EditPlan::default().set_field("x-variant", vec![Part::Text(b"beta".to_vec())]);
     ///         Ok(Beta { cookie: setup.request.cookie("beta"), beta: setup.plan(plan) })
     ///     }
     /// }
@@ -143,9 +143,9 @@ impl Setup {
     ///     }
     /// }
     /// ```
-    pub fn plan(&mut self, plan: Plan) -> PlanId {
+    pub fn plan(&mut self, plan: EditPlan) -> EditPlanId {
         self.plans.push(plan);
-        PlanId(self.plans.len() as u32 - 1)
+        EditPlanId(self.plans.len() as u32 - 1)
     }
 
     pub(crate) fn planned(&self, plan: u32) -> &[types::PlannedEdit] {
@@ -191,33 +191,33 @@ impl CacheStatus {
     }
 }
 
-impl Needs {
+impl Inputs {
     /// Declares a value. A value that is declared twice has one handle.
-    pub fn value(&mut self, name: ValueName) -> Need {
+    pub fn value(&mut self, name: ValueName) -> Input {
         let place = self.0.iter().position(|known| *known == name).unwrap_or_else(|| {
             self.0.push(name);
             self.0.len() - 1
         });
-        Need(place)
+        Input(place)
     }
 
     /// Declares the field `name` of the request.
-    pub fn field(&mut self, name: &str) -> Need {
+    pub fn field(&mut self, name: &str) -> Input {
         self.value(ValueName::RequestField(name.into()))
     }
 
     /// Declares the field `name` of the response.
-    pub fn response_field(&mut self, name: &str) -> Need {
+    pub fn response_field(&mut self, name: &str) -> Input {
         self.value(ValueName::ResponseField(name.into()))
     }
 
     /// Declares a cookie of the request.
-    pub fn cookie(&mut self, name: &str) -> Need {
+    pub fn cookie(&mut self, name: &str) -> Input {
         self.value(ValueName::Cookie(name.into()))
     }
 
     /// Declares a note.
-    pub fn note(&mut self, name: &str) -> Need {
+    pub fn note(&mut self, name: &str) -> Input {
         self.value(ValueName::Note(name.into()))
     }
 
@@ -278,7 +278,7 @@ const NAMES: &str = "method, scheme, host, authority, path, query, uri, protocol
                      tls.client.fingerprint, \
                      request.header.NAME, response.header.NAME, cookie.NAME, query.NAME, note.NAME";
 
-impl Plan {
+impl EditPlan {
     /// Replaces all lines of a field by one line.
     pub fn set_field(self, name: &str, template: Vec<Part>) -> Self {
         self.with(types::PlannedEdit::SetField((name.into(), wit_parts(template))))
@@ -327,8 +327,8 @@ impl BodyMode {
             BodyMode::Buffered(bytes, beyond) => types::BodyMode::Buffered(types::BufferLimit {
                 bytes,
                 beyond: match beyond {
-                    Beyond::Refuse => types::BeyondLimit::Refuse,
-                    Beyond::Pass => types::BeyondLimit::Pass,
+                    OverLimit::Reject => types::BeyondLimit::Refuse,
+                    OverLimit::PassThrough => types::BeyondLimit::Pass,
                 },
             }),
         }

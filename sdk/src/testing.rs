@@ -9,8 +9,8 @@ mod checks;
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::cache::key::origin;
 use crate::{
-    Balancer, CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, Keep, Lookup, Needs, Part, Place, Plugin,
-    RequestFilter, Response, ResponseFilter, ResponsePlans, Reuse, Setup, StoredResponse, Times, ValueName, Values,
+    Balancer, CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, Inputs, Keep, Lookup, Part, Place, Plugin,
+    RequestFilter, Response, ResponseEdits, ResponseFilter, Reuse, Setup, StoredResponse, Times, ValueName, Values,
     Verdict,
 };
 
@@ -147,7 +147,7 @@ impl<P: Plugin> Harness<P> {
 /// #         self.0.upstream_error(request, stored, status)
 /// #     }
 /// # }
-/// use plugway_sdk::test::{Harness, Request};
+/// use plugway_sdk::testing::{Harness, Request};
 ///
 /// let mut cache = Harness::<Cache>::new(serde_json::json!({})).unwrap();
 /// let response = Response::new(200).field("cache-control", "max-age=60").field("age", "10");
@@ -212,8 +212,8 @@ impl<P: CachePolicy> Harness<P> {
 
 impl<P: Balancer> Harness<P> {
     /// Passes the endpoints to the plugin. Returns the edits to responses that the plugin has prepared.
-    pub fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>) -> ResponsePlans {
-        let mut plans = ResponsePlans::default();
+    pub fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>) -> ResponseEdits {
+        let mut plans = ResponseEdits::default();
         self.plugin.endpoints_changed(endpoints, &mut plans);
         plans
     }
@@ -401,7 +401,7 @@ impl<M> Outcome<M> {
     }
 }
 
-fn resolve(needs: &Needs, request: &Request, response: Option<&Response>) -> Values {
+fn resolve(needs: &Inputs, request: &Request, response: Option<&Response>) -> Values {
     Values::new(needs.names().iter().map(|name| request.value(name, response)).collect())
 }
 

@@ -1,6 +1,6 @@
 //! The values that are passed to a call.
 
-use crate::Need;
+use crate::Input;
 
 /// The declared values of a plugin at the time of the call.
 #[derive(Debug)]
@@ -11,12 +11,12 @@ pub struct Values {
 
 impl Values {
     /// Returns the bytes of a value; `None` if it is absent.
-    pub fn bytes(&self, need: Need) -> Option<&[u8]> {
+    pub fn bytes(&self, need: Input) -> Option<&[u8]> {
         self.values.get(need.0)?.as_deref()
     }
 
     /// Returns a value as text; `None` if it is absent or not UTF-8.
-    pub fn text(&self, need: Need) -> Option<&str> {
+    pub fn text(&self, need: Input) -> Option<&str> {
         std::str::from_utf8(self.bytes(need)?).ok()
     }
 

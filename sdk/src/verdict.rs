@@ -1,6 +1,6 @@
 //! The decision of a hook.
 
-use crate::PlanId;
+use crate::EditPlanId;
 use crate::bindings::types;
 
 /// A change to a message; see `types.edit` in the WIT for the rules.
@@ -12,7 +12,7 @@ pub enum Verdict {
     /// Continue with these edits.
     Proceed(Vec<Edit>),
     /// Continue with the edits of a plan, which costs least.
-    Plan(PlanId),
+    Plan(EditPlanId),
     /// Respond to the client with this response.
     Respond(Response),
     /// Fail the call: the plugin's `on-error` decides about the response, and the text is logged.
@@ -70,7 +70,7 @@ impl Verdict {
     }
 
     /// Adds the edits of a plan.
-    pub fn plan(self, plan: PlanId) -> Self {
+    pub fn plan(self, plan: EditPlanId) -> Self {
         self.edit(Edit::Plan(plan.0))
     }
 
@@ -105,8 +105,8 @@ impl Response {
     }
 }
 
-impl From<PlanId> for Verdict {
-    fn from(plan: PlanId) -> Self {
+impl From<EditPlanId> for Verdict {
+    fn from(plan: EditPlanId) -> Self {
         Verdict::Plan(plan)
     }
 }

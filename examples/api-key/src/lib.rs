@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Response, Setup, Values, Verdict, export};
+use plugway_sdk::{ConfigError, Input, Plugin, RequestFilter, Response, Setup, Values, Verdict, export};
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -13,7 +13,7 @@ pub struct Config {
 
 pub struct ApiKey {
     keys: BTreeMap<String, String>,
-    key: Need,
+    key: Input,
 }
 
 impl Plugin for ApiKey {
@@ -37,7 +37,7 @@ export!(ApiKey: RequestFilter);
 
 #[cfg(test)]
 mod tests {
-    use plugway_sdk::test::{Harness, Request};
+    use plugway_sdk::testing::{Harness, Request};
 
     use super::ApiKey;
 

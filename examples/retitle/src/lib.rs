@@ -1,6 +1,6 @@
 //! A filter that replaces a text in a field of responses.
 
-use plugway_sdk::{ConfigError, Need, Plugin, ResponseFilter, Setup, Values, Verdict, export};
+use plugway_sdk::{ConfigError, Input, Plugin, ResponseFilter, Setup, Values, Verdict, export};
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -15,7 +15,7 @@ pub struct Config {
 
 pub struct Retitle {
     config: Config,
-    field: Need,
+    field: Input,
 }
 
 impl Plugin for Retitle {
@@ -41,7 +41,7 @@ export!(Retitle: ResponseFilter);
 #[cfg(test)]
 mod tests {
     use plugway_sdk::Response;
-    use plugway_sdk::test::{Harness, Request};
+    use plugway_sdk::testing::{Harness, Request};
 
     use super::Retitle;
 

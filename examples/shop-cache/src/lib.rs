@@ -3,15 +3,15 @@
 
 use plugway_sdk::cache::{Options, Query, Standard};
 use plugway_sdk::{
-    CachePolicy, ConfigError, Keep, Lookup, Need, Plugin, Reuse, Setup, StoredResponse, Times, ValueName, Values,
+    CachePolicy, ConfigError, Input, Keep, Lookup, Plugin, Reuse, Setup, StoredResponse, Times, ValueName, Values,
     export,
 };
 
 pub struct ShopCache {
     standard: Standard,
-    hint: Need,
-    agent: Need,
-    path: Need,
+    hint: Input,
+    agent: Input,
+    path: Input,
 }
 
 impl Plugin for ShopCache {
@@ -72,7 +72,7 @@ export!(ShopCache: CachePolicy);
 
 #[cfg(test)]
 mod tests {
-    use plugway_sdk::test::{Harness, Request};
+    use plugway_sdk::testing::{Harness, Request};
     use plugway_sdk::{Keep, Lookup, Response, Storage, Times};
 
     use super::ShopCache;

@@ -1,6 +1,6 @@
 //! A filter that sends clients with a cookie `variant=b` to another upstream, and notes the variant of each exchange.
 
-use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Setup, Values, Verdict, export};
+use plugway_sdk::{ConfigError, Input, Plugin, RequestFilter, Setup, Values, Verdict, export};
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -11,7 +11,7 @@ pub struct Config {
 
 pub struct Split {
     upstream: String,
-    variant: Need,
+    variant: Input,
 }
 
 impl Plugin for Split {
@@ -35,7 +35,7 @@ export!(Split: RequestFilter);
 
 #[cfg(test)]
 mod tests {
-    use plugway_sdk::test::{Harness, Request};
+    use plugway_sdk::testing::{Harness, Request};
 
     use super::Split;
 

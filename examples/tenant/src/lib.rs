@@ -2,7 +2,7 @@
 //! share the endpoints without a zone. A trusted filter sets the field that names the tenant.
 
 use plugway_sdk::{
-    Balancer, Choice, ConfigError, Endpoint, EndpointState, Endpoints, Need, Plugin, ResponsePlans, Setup, Values,
+    Balancer, Choice, ConfigError, Endpoint, EndpointState, Endpoints, Input, Plugin, ResponseEdits, Setup, Values,
     export,
 };
 
@@ -14,7 +14,7 @@ pub struct Config {
 }
 
 pub struct Tenant {
-    field: Need,
+    field: Input,
     /// The indices of the endpoints that are up, with their zones.
     up: Vec<(u32, String)>,
 }
@@ -28,7 +28,7 @@ impl Plugin for Tenant {
 }
 
 impl Balancer for Tenant {
-    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, _: &mut ResponsePlans) {
+    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, _: &mut ResponseEdits) {
         let up = endpoints.into_iter().zip(0..).filter(|(endpoint, _)| endpoint.state == EndpointState::Up);
         self.up = up.map(|(endpoint, index)| (index, endpoint.zone)).collect();
     }
@@ -51,7 +51,7 @@ export!(Tenant: Balancer);
 
 #[cfg(test)]
 mod tests {
-    use plugway_sdk::test::{Harness, Request};
+    use plugway_sdk::testing::{Harness, Request};
     use plugway_sdk::{Endpoint, EndpointState, Endpoints};
 
     use super::Tenant;
@@ -65,7 +65,7 @@ mod tests {
         let mut tenant = Harness::<Tenant>::new(serde_json::json!({ "field": "x-tenant" })).unwrap();
         let up = |zone| endpoint(zone, EndpointState::Up);
         tenant.endpoints_changed(vec![up(""), up("acme"), up(""), up("acme"), endpoint("new", EndpointState::Down)]);
-        let loads = Endpoints::made_up(vec![3, 2, 1, 0, 0]);
+        let loads = Endpoints::for_test(vec![3, 2, 1, 0, 0]);
         let mut pick = |name: &str, tried: &[u32]| {
             let choice = tenant.pick(&Request::get("/").field("x-tenant", name), tried, &loads);
             choice.map(|choice| choice.endpoint)

@@ -11,7 +11,7 @@ mod pool;
 mod random;
 mod sticky;
 
-use plugway_sdk::{Balancer, Choice, ConfigError, Endpoint, Endpoints, Plugin, ResponsePlans, Setup, Values, export};
+use plugway_sdk::{Balancer, Choice, ConfigError, Endpoint, Endpoints, Plugin, ResponseEdits, Setup, Values, export};
 
 use config::Config;
 use pool::Pool;
@@ -38,7 +38,7 @@ impl Plugin for Balance {
 }
 
 impl Balancer for Balance {
-    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, plans: &mut ResponsePlans) {
+    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, plans: &mut ResponseEdits) {
         self.pool.endpoints_changed(&endpoints);
         if let Some(sticky) = &mut self.sticky {
             sticky.endpoints_changed(&endpoints, plans);

@@ -2,20 +2,20 @@
 
 use std::collections::HashMap;
 
-use plugway_sdk::{Choice, Edit, Endpoint, EndpointState, Need, Needs, ResponsePlan, ResponsePlans, Values};
+use plugway_sdk::{Choice, Edit, Endpoint, EndpointState, Input, Inputs, ResponseEdits, ResponseEditsId, Values};
 
 use crate::config::{SameSite, StickyConfig};
 
 /// The tokens of the endpoints, and the cookie that contains one.
 pub struct Sticky {
-    received: Need,
+    received: Input,
     key: [u8; blake3::KEY_LEN],
     /// The text before the token: the cookie's name and `=`.
     before: String,
     /// The text after the token: the cookie's attributes.
     after: String,
     /// The plans that set the cookie, by the index of the endpoint.
-    plans: Vec<ResponsePlan>,
+    plans: Vec<ResponseEditsId>,
     /// The indices by token, of the endpoints that may be chosen.
     indices: HashMap<String, u32>,
 }
@@ -29,7 +29,7 @@ const TOKEN_DIGITS: usize = 32;
 
 impl Sticky {
     /// Derives the key and declares the cookie as a value.
-    pub fn new(config: &StickyConfig, needs: &mut Needs) -> Self {
+    pub fn new(config: &StickyConfig, needs: &mut Inputs) -> Self {
         Sticky {
             received: needs.cookie(&config.cookie),
             key: blake3::derive_key(PURPOSE, config.secret.as_bytes()),
@@ -41,7 +41,7 @@ impl Sticky {
     }
 
     /// Computes the token of each endpoint from its address, so that all workers and proxies compute the same token.
-    pub fn endpoints_changed(&mut self, endpoints: &[Endpoint], plans: &mut ResponsePlans) {
+    pub fn endpoints_changed(&mut self, endpoints: &[Endpoint], plans: &mut ResponseEdits) {
         let token = |endpoint: &Endpoint| {
             let mac = blake3::keyed_hash(&self.key, endpoint.address.as_bytes());
             mac.to_hex()[..TOKEN_DIGITS].to_owned()

@@ -1,5 +1,5 @@
 use plugway_sdk::EndpointState::{Down, Draining, Up};
-use plugway_sdk::test::{Harness, Request};
+use plugway_sdk::testing::{Harness, Request};
 use plugway_sdk::{Edit, EndpointState, ValueName};
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use super::*;
 /// The plugin with the edits that it has prepared.
 struct Played {
     harness: Harness<Balance>,
-    plans: ResponsePlans,
+    plans: ResponseEdits,
 }
 
 /// A choice, with the `Set-Cookie` line that it adds.
@@ -19,7 +19,7 @@ struct Picked {
 }
 
 fn balance(config: Value) -> Played {
-    Played { harness: Harness::new(config).unwrap(), plans: ResponsePlans::default() }
+    Played { harness: Harness::new(config).unwrap(), plans: ResponseEdits::default() }
 }
 
 impl Played {

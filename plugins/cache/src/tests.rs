@@ -1,6 +1,6 @@
 //! Tests of the configuration. The rules of the policy are tested in the SDK.
 
-use plugway_sdk::test::{Harness, Request};
+use plugway_sdk::testing::{Harness, Request};
 use plugway_sdk::{BypassReason, Keep, Lookup, Refusal, Response, Reuse, StoredResponse, Times};
 use serde_json::{Value, json};
 

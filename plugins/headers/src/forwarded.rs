@@ -1,27 +1,27 @@
 //! Describes the client to the upstream, also behind other proxies. The host has already decided, by the listener's
 //! `trusted-proxies`, which client address and which received fields are trusted; it has removed the other fields.
 
-use plugway_sdk::{Need, Setup, ValueName, Values, Verdict};
+use plugway_sdk::{Input, Setup, ValueName, Values, Verdict};
 
 use crate::config::{Forwarded, ForwardedFields};
 
 /// The fields to send, and the values that they contain.
 pub struct Forwarding {
     fields: ForwardedFields,
-    client: Need,
+    client: Input,
     /// The received chain of addresses, with the address of the connecting client or proxy at the end.
-    chain: Need,
-    listener: Need,
-    scheme: Need,
-    authority: Need,
+    chain: Input,
+    listener: Input,
+    scheme: Input,
+    authority: Input,
     received: Received,
 }
 
 /// The fields in which trusted proxies have described the client.
 struct Received {
-    proto: Need,
-    host: Need,
-    forwarded: Need,
+    proto: Input,
+    host: Input,
+    forwarded: Input,
 }
 
 impl Forwarding {

@@ -8,7 +8,9 @@ mod forwarded;
 mod rules;
 mod template;
 
-use plugway_sdk::{ConfigError, Plan, PlanId, Plugin, RequestFilter, ResponseFilter, Setup, Values, Verdict, export};
+use plugway_sdk::{
+    ConfigError, EditPlan, EditPlanId, Plugin, RequestFilter, ResponseFilter, Setup, Values, Verdict, export,
+};
 
 use config::Config;
 use forwarded::Forwarding;
@@ -16,8 +18,8 @@ use rules::Conditions;
 
 /// The configured plugin.
 pub struct Headers {
-    request: Option<PlanId>,
-    response: Option<PlanId>,
+    request: Option<EditPlanId>,
+    response: Option<EditPlanId>,
     request_if: Conditions,
     response_if: Conditions,
     forwarding: Option<Forwarding>,
@@ -27,11 +29,11 @@ impl Plugin for Headers {
     type Config = Config;
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
-        let mut planned = |plan: Plan| (!plan.is_empty()).then(|| setup.plan(plan));
+        let mut planned = |plan: EditPlan| (!plan.is_empty()).then(|| setup.plan(plan));
         let request = planned(rules::plan(&config.request, "/request")?);
         let response = planned(rules::plan(&config.response, "/response")?);
         if config.when.is_none() && !config.evaluate_each {
-            let nothing = setup.plan(Plan::default());
+            let nothing = setup.plan(EditPlan::default());
             setup.request_plan = config.forwarded.is_none().then_some(request.unwrap_or(nothing));
             setup.response_plan = Some(response.unwrap_or(nothing));
         }

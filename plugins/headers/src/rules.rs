@@ -2,18 +2,18 @@
 
 use std::borrow::Cow;
 
-use plugway_sdk::{ConfigError, Need, Needs, Plan, ValueName, Values};
+use plugway_sdk::{ConfigError, EditPlan, Input, Inputs, ValueName, Values};
 
 use crate::config::{Edits, When};
 use crate::template;
 
 /// Returns the plan for the edits of one kind of message; `at` is the JSON pointer to the edits.
-pub fn plan(edits: &Edits, at: &str) -> Result<Plan, ConfigError> {
+pub fn plan(edits: &Edits, at: &str) -> Result<EditPlan, ConfigError> {
     let parsed = |kind: &str, name: &str, text: &str| {
         let pointer = || format!("{at}/{kind}/{}", name.replace('~', "~0").replace('/', "~1"));
         template::parse(text).map_err(|error| ConfigError::at(pointer(), error))
     };
-    let mut plan = Plan::default();
+    let mut plan = EditPlan::default();
     for (from, to) in &edits.rename {
         plan = plan.rename_field(from, to);
     }
@@ -34,14 +34,14 @@ pub fn plan(edits: &Edits, at: &str) -> Result<Plan, ConfigError> {
 
 /// The conditions for edits.
 pub struct Conditions {
-    methods: Option<(Need, Vec<String>)>,
-    paths: Option<(Need, Vec<String>)>,
-    statuses: Option<(Need, Vec<String>)>,
+    methods: Option<(Input, Vec<String>)>,
+    paths: Option<(Input, Vec<String>)>,
+    statuses: Option<(Input, Vec<String>)>,
 }
 
 impl Conditions {
     /// Declares the values that the conditions need; `statuses` is given for responses only.
-    pub fn declare(when: &When, statuses: Option<&Vec<u16>>, needs: &mut Needs) -> Self {
+    pub fn declare(when: &When, statuses: Option<&Vec<u16>>, needs: &mut Inputs) -> Self {
         let mut asked = |name, allowed: Vec<String>| (!allowed.is_empty()).then(|| (needs.value(name), allowed));
         let codes = |codes: &Vec<u16>| codes.iter().map(u16::to_string).collect();
         Conditions {
@@ -54,8 +54,8 @@ impl Conditions {
     /// Returns whether all conditions hold.
     pub fn hold(&self, values: &Values) -> bool {
         let text = |need| values.text(need).unwrap_or_default();
-        let is_one = |(need, allowed): &(Need, Vec<String>)| allowed.iter().any(|one| one == text(*need));
-        let begins = |(need, allowed): &(Need, Vec<String>)| {
+        let is_one = |(need, allowed): &(Input, Vec<String>)| allowed.iter().any(|one| one == text(*need));
+        let begins = |(need, allowed): &(Input, Vec<String>)| {
             let path = without_parameters(text(*need));
             allowed.iter().any(|one| path.starts_with(one))
         };

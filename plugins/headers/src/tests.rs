@@ -1,4 +1,4 @@
-use plugway_sdk::test::{Harness, Request};
+use plugway_sdk::testing::{Harness, Request};
 use plugway_sdk::{ConfigError, Response};
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! The cache key of a response: the values that it depends on besides `Vary`.
 
 use super::Wanted;
-use crate::{Need, Needs, ValueName, Values};
+use crate::{Input, Inputs, ValueName, Values};
 
 /// The parts of the query that are in the cache key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,18 +18,18 @@ pub enum Query {
 /// The declared values that a cache key is made of.
 #[derive(Clone, Debug)]
 pub(super) struct KeyParts {
-    scheme: Need,
-    authority: Need,
-    path: Need,
-    query: Need,
+    scheme: Input,
+    authority: Input,
+    path: Input,
+    query: Input,
     /// The fields with their names; absent fields are not in the key.
-    fields: Vec<(Need, String)>,
+    fields: Vec<(Input, String)>,
     /// The additional values with their names, which are in the key even if a value is absent.
-    extra: Vec<(Need, String)>,
+    extra: Vec<(Input, String)>,
 }
 
 impl KeyParts {
-    pub fn new(needs: &mut Needs, fields: &[Wanted], extra: &[Wanted]) -> Self {
+    pub fn new(needs: &mut Inputs, fields: &[Wanted], extra: &[Wanted]) -> Self {
         let mut declared = |wanted: &[Wanted]| {
             wanted.iter().map(|(name, label)| (needs.value(name.clone()), label.clone())).collect::<Vec<_>>()
         };

@@ -7,7 +7,7 @@ use super::key::KeyParts;
 use super::{Cookies, Options, Query};
 use crate::bounds;
 use crate::{
-    BypassReason, Keep, Lookup, LookupPlan, Need, Part, Place, Refusal, Reuse, Setup, Storage, StoredResponse, Times,
+    BypassReason, Input, Keep, Lookup, LookupPlan, Part, Place, Refusal, Reuse, Setup, Storage, StoredResponse, Times,
     ValueName, Values,
 };
 
@@ -21,32 +21,32 @@ pub struct Standard {
 
 #[derive(Debug)]
 struct RequestNeeds {
-    method: Need,
+    method: Input,
     key: KeyParts,
-    control: Need,
-    pragma: Need,
-    if_match: Need,
-    if_unmodified: Need,
-    bypass: Vec<Need>,
+    control: Input,
+    pragma: Input,
+    if_match: Input,
+    if_unmodified: Input,
+    bypass: Vec<Input>,
 }
 
 #[derive(Debug)]
 struct ResponseNeeds {
     key: KeyParts,
-    authorization: Need,
-    status: Need,
-    control: Need,
-    targeted: Vec<Need>,
-    expires: Need,
-    date: Need,
-    age: Need,
-    modified: Need,
-    tag: Need,
-    vary: Need,
-    cookie: Need,
-    tags: Vec<Need>,
-    location: Need,
-    content_location: Need,
+    authorization: Input,
+    status: Input,
+    control: Input,
+    targeted: Vec<Input>,
+    expires: Input,
+    date: Input,
+    age: Input,
+    modified: Input,
+    tag: Input,
+    vary: Input,
+    cookie: Input,
+    tags: Vec<Input>,
+    location: Input,
+    content_location: Input,
 }
 
 /// The fields that clients can send and that origins are known to obey. They are in the cache key, so that no client

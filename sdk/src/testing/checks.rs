@@ -251,8 +251,8 @@ fn at_most(most: usize, found: usize, what: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::test::{Harness, Outcome, Request};
-    use crate::{ConfigError, Part, Plan, Plugin, RequestFilter, Setup, ValueName, Values, Verdict, bounds};
+    use crate::testing::{Harness, Outcome, Request};
+    use crate::{ConfigError, EditPlan, Part, Plugin, RequestFilter, Setup, ValueName, Values, Verdict, bounds};
 
     struct Greedy;
 
@@ -263,7 +263,7 @@ mod tests {
         fn new((plans, edits, values): Self::Config, setup: &mut Setup) -> Result<Self, ConfigError> {
             for _ in 0..plans {
                 let template = || (0..values).map(|_| Part::Value(ValueName::Path)).collect();
-                let plan = (0..edits).fold(Plan::default(), |plan, _| plan.append_field("x-a", template()));
+                let plan = (0..edits).fold(EditPlan::default(), |plan, _| plan.append_field("x-a", template()));
                 setup.request_plan = Some(setup.plan(plan));
             }
             Ok(Greedy)

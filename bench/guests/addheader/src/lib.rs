@@ -1,6 +1,6 @@
 //! The trivial filter of the `chain` scenarios: sets one request field, by a call for each request.
 
-use plugway_sdk::{ConfigError, Part, Plan, PlanId, Plugin, RequestFilter, Setup, Values, Verdict, export};
+use plugway_sdk::{ConfigError, EditPlan, EditPlanId, Part, Plugin, RequestFilter, Setup, Values, Verdict, export};
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
 pub struct Config {
@@ -13,14 +13,14 @@ pub struct Config {
 
 pub struct AddHeader {
     field: String,
-    plan: Option<PlanId>,
+    plan: Option<EditPlanId>,
 }
 
 impl Plugin for AddHeader {
     type Config = Config;
 
     fn new(Config { field, edit }: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
-        let plan = Plan::default().set_field(&field, vec![Part::Text(b"1".to_vec())]);
+        let plan = EditPlan::default().set_field(&field, vec![Part::Text(b"1".to_vec())]);
         Ok(AddHeader { field, plan: (!edit).then(|| setup.plan(plan)) })
     }
 }

@@ -85,7 +85,7 @@ fn the_least_loaded_for_its_weight_is_chosen() {
     ];
     for (weights, loads, expected) in table {
         let mut pool = pool(PolicyName::LeastConnections, &up(weights));
-        assert_eq!(counts(&mut pool, &Endpoints::made_up(loads.into()), weights.len(), 90), expected);
+        assert_eq!(counts(&mut pool, &Endpoints::for_test(loads.into()), weights.len(), 90), expected);
     }
 }
 
@@ -99,7 +99,7 @@ fn equals_take_turns() {
     ];
     for (loads, expected) in table {
         let mut pool = pool(PolicyName::LeastConnections, &up(&vec![1; loads.len()]));
-        assert_eq!(counts(&mut pool, &Endpoints::made_up(loads.into()), loads.len(), 90), expected);
+        assert_eq!(counts(&mut pool, &Endpoints::for_test(loads.into()), loads.len(), 90), expected);
     }
     let mut many = pool(PolicyName::LeastConnections, &up(&[1; 500]));
     assert_drawn_by(&[1; 500], &counts(&mut many, &Endpoints::default(), 500, 100_000));
@@ -111,7 +111,7 @@ fn the_least_of_many_is_found_nearly() {
         let loads: Vec<u32> = (0..count).map(|index| index * 7919 % count).collect();
         let endpoints = up(&vec![1; count as usize]);
         let mut pool = pool(PolicyName::LeastConnections, &endpoints);
-        let live = Endpoints::made_up(loads.clone());
+        let live = Endpoints::for_test(loads.clone());
         let rank = |pick: u32| {
             // A new order now and then, because each order has windows of its own.
             if pick.is_multiple_of(100) {
@@ -136,7 +136,7 @@ fn two_choices_are_drawn_by_weight() {
         // With the same load per unit of weight, the first drawn member is chosen.
         let loads: Vec<u32> = weights.iter().map(|weight| weight * 10 - 1).collect();
         for policy in [PolicyName::RandomTwoChoices, PolicyName::PeakEwma] {
-            let live = Endpoints::made_up(loads.clone()).with_latencies_us(vec![500; weights.len()]);
+            let live = Endpoints::for_test(loads.clone()).with_latencies_us(vec![500; weights.len()]);
             assert_drawn_by(&weights, &counts(&mut pool(policy, &up(&weights)), &live, weights.len(), 100_000));
         }
     }
@@ -146,7 +146,7 @@ fn two_choices_are_drawn_by_weight() {
 fn the_second_choice_is_another_drawn_by_weight() {
     // The first member is much worse than the others, so it never wins, and a member drawn together with it always
     // wins.
-    let live = Endpoints::made_up(vec![999_999, 9, 29]);
+    let live = Endpoints::for_test(vec![999_999, 9, 29]);
     let counts = counts(&mut pool(PolicyName::RandomTwoChoices, &up(&[6, 1, 3])), &live, 3, 100_000);
     let (one_wins, three_wins) = (0.6 * 0.25 + 0.1 * 6.0 / 9.0, 0.6 * 0.75 + 0.3 * 6.0 / 7.0);
     let ties = [0.1 * 3.0 / 9.0, 0.3 * 1.0 / 7.0];
@@ -164,7 +164,7 @@ fn of_two_choices_the_better_is_taken() {
         (PolicyName::PeakEwma, [0, 1, 1], [0, 999_000, 0], thirds),
     ];
     for (policy, loads, latencies, shares) in table {
-        let live = Endpoints::made_up(loads.to_vec()).with_latencies_us(latencies.to_vec());
+        let live = Endpoints::for_test(loads.to_vec()).with_latencies_us(latencies.to_vec());
         assert_shares(&counts(&mut pool(policy, &up(&[1; 3])), &live, 3, 30_000), &shares, 1.0);
     }
 }
@@ -174,7 +174,7 @@ fn an_unknown_endpoint_gets_one_probe_and_not_a_flood() {
     let mut pool = pool(PolicyName::PeakEwma, &up(&[1; 4]));
     let mut loads = vec![0; 4];
     for _ in 0..400 {
-        let live = Endpoints::made_up(loads.clone()).with_latencies_us(vec![1000, 1000, 0, 1000]);
+        let live = Endpoints::for_test(loads.clone()).with_latencies_us(vec![1000, 1000, 0, 1000]);
         loads[pool.pick(None, &[], &live).unwrap() as usize] += 1;
     }
     assert_eq!(loads[2], 1, "{loads:?}");
@@ -232,7 +232,7 @@ fn nobody_gets_more_than_the_bound() {
         let whole: u32 = weights.iter().sum();
         for total in 1..=2000 {
             // All requests have the same key.
-            let index = pool.pick(Some(hash(b"popular")), &[], &Endpoints::made_up(loads.clone())).unwrap() as usize;
+            let index = pool.pick(Some(hash(b"popular")), &[], &Endpoints::for_test(loads.clone())).unwrap() as usize;
             loads[index] += 1;
             let bound = (percent * total * weights[index]).div_ceil(100 * whole);
             assert!(loads[index] <= bound, "{percent} %: {} of {total} at {index}, allowed {bound}", loads[index]);
@@ -244,7 +244,7 @@ fn nobody_gets_more_than_the_bound() {
 fn a_key_keeps_its_endpoint_while_that_has_room() {
     let config = |bounded_load| Config { policy: PolicyName::SourceHash, bounded_load, ..Config::default() };
     let (mut free, mut bounded) = (pool_of(config(None), &up(&[1; 10])), pool_of(config(Some(150)), &up(&[1; 10])));
-    let even = Endpoints::made_up(vec![10; 10]);
+    let even = Endpoints::for_test(vec![10; 10]);
     for key in 0..1000u32 {
         let key = key.to_le_bytes();
         let own = free.pick(Some(hash(&key)), &[], &even);
@@ -252,7 +252,7 @@ fn a_key_keeps_its_endpoint_while_that_has_room() {
         // The average is 13.6 with this request, so the bound is 20.
         let mut loads = vec![10; 10];
         loads[own.unwrap() as usize] = 20 + 15;
-        assert_ne!(bounded.pick(Some(hash(&key)), &[], &Endpoints::made_up(loads)), own);
+        assert_ne!(bounded.pick(Some(hash(&key)), &[], &Endpoints::for_test(loads)), own);
     }
 }
 
@@ -266,7 +266,7 @@ fn where_everybody_is_full_the_key_decides() {
         .collect();
     let config = Config { policy: PolicyName::SourceHash, bounded_load: Some(101), ..Config::default() };
     let mut pool = pool_of(config, &endpoints);
-    let live = Endpoints::made_up(vec![0, 0, 500, 500]);
+    let live = Endpoints::for_test(vec![0, 0, 500, 500]);
     let mut chosen = HashMap::new();
     for key in 0..1000u32 {
         *chosen.entry(pool.pick(Some(hash(&key.to_le_bytes())), &[], &live).unwrap()).or_insert(0) += 1;
@@ -329,7 +329,7 @@ fn what_was_tried_is_avoided_while_another_is_left_in_any_level() {
         let endpoints: Vec<Endpoint> = (0..50).map(|place| endpoint(place, 1, Up, u32::from(place >= 40))).collect();
         let mut pool = pool_of(config, &endpoints);
         // The tried endpoints have no requests in flight, so that they would be preferred.
-        let live = Endpoints::made_up((0..50).map(|index| index % 40).collect());
+        let live = Endpoints::for_test((0..50).map(|index| index % 40).collect());
         let mut tried: Vec<u32> = Vec::new();
         for attempt in 0..50 {
             let index = pool.pick(Some(hash(b"key")), &tried, &live).unwrap();
@@ -348,7 +348,7 @@ fn the_draining_and_the_down_are_never_chosen() {
         let endpoints: Vec<Endpoint> =
             states.iter().zip(0..).map(|(state, place)| endpoint(place, 1, *state, 0)).collect();
         let mut pool = pool(policy, &endpoints);
-        let counts = counts(&mut pool, &Endpoints::made_up(vec![0, 9, 0, 9, 0]), 5, 1000);
+        let counts = counts(&mut pool, &Endpoints::for_test(vec![0, 9, 0, 9, 0]), 5, 1000);
         assert_eq!(counts[1] + counts[3], 1000, "{policy:?}: {counts:?}");
         assert!([1, 3].contains(&pool.pick(None, &[1, 3], &Endpoints::default()).unwrap()));
     }

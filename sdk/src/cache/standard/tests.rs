@@ -1,7 +1,7 @@
 //! Tests by the sections of RFC 9111, with times that each test sets.
 
 use super::*;
-use crate::test::{Harness, Request};
+use crate::testing::{Harness, Request};
 use crate::{CachePolicy, ConfigError, Plugin, Response};
 
 struct Plain(Standard);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use plugway_sdk::metrics::{Counter, Gauge};
 use plugway_sdk::{
-    Beyond, BodyError, BodyFilter, BodyMode, ConfigError, Need, Observer, Plugin, RequestBody, ResponseBody, Setup,
+    BodyError, BodyFilter, BodyMode, ConfigError, Input, Observer, OverLimit, Plugin, RequestBody, ResponseBody, Setup,
     Summary, Timer, ValueName, Values, export, log, metrics,
 };
 
@@ -20,8 +20,8 @@ pub struct Config {
 }
 
 pub struct Hooks {
-    target: Need,
-    user: Need,
+    target: Input,
+    user: Input,
     ended: Counter,
     bytes: Gauge,
     ticks: Counter,
@@ -53,7 +53,7 @@ impl Plugin for Hooks {
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         if let Some(limit) = config.buffer {
-            let beyond = if config.pass { Beyond::Pass } else { Beyond::Refuse };
+            let beyond = if config.pass { OverLimit::PassThrough } else { OverLimit::Reject };
             setup.request_body = BodyMode::Buffered(limit, beyond);
             setup.response_body = BodyMode::Buffered(limit, beyond);
         }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plugway_sdk::metrics::{self, Counter};
 use plugway_sdk::{
-    Balancer, BodyError, BodyFilter, Choice, ConfigError, Endpoint, EndpointState, Endpoints, Need, Observer, Plugin,
-    RequestBody, RequestFilter, ResponsePlans, Setup, Summary, Timer, Values, Verdict, export,
+    Balancer, BodyError, BodyFilter, Choice, ConfigError, Endpoint, EndpointState, Endpoints, Input, Observer, Plugin,
+    RequestBody, RequestFilter, ResponseEdits, Setup, Summary, Timer, Values, Verdict, export,
 };
 
 #[derive(Clone, Default, serde::Deserialize, schemars::JsonSchema)]
@@ -33,7 +33,7 @@ pub struct Config {
 
 pub struct Late {
     config: Config,
-    how: Need,
+    how: Input,
     calls: u32,
     bodies: Cell<u32>,
     up: Vec<u32>,
@@ -139,7 +139,7 @@ impl BodyFilter for Numbered {
 }
 
 impl Balancer for Late {
-    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, _: &mut ResponsePlans) {
+    fn endpoints_changed(&mut self, endpoints: Vec<Endpoint>, _: &mut ResponseEdits) {
         busy(self.config.endpoints_busy);
         let is_up = |(_, endpoint): &(usize, &Endpoint)| endpoint.state == EndpointState::Up;
         self.up = endpoints.iter().enumerate().filter(is_up).map(|(index, _)| index as u32).collect();

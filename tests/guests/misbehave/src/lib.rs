@@ -1,9 +1,9 @@
 //! A plugin that misbehaves if a request asks for it in `x-misbehave`, and tags other requests.
 
-use plugway_sdk::{ConfigError, Edit, Need, Plugin, RequestFilter, Response, Setup, Values, Verdict, export, log};
+use plugway_sdk::{ConfigError, Edit, Input, Plugin, RequestFilter, Response, Setup, Values, Verdict, export, log};
 
 pub struct Misbehave {
-    how: Need,
+    how: Input,
     calls: u32,
 }
 

@@ -1,6 +1,6 @@
 //! A plugin that writes harmful text to the log, as a request says in `x-noise`.
 
-use plugway_sdk::{ConfigError, Need, Plugin, RequestFilter, Setup, Values, Verdict, export, log};
+use plugway_sdk::{ConfigError, Input, Plugin, RequestFilter, Setup, Values, Verdict, export, log};
 
 /// The configuration of the plugin.
 #[derive(serde::Deserialize, schemars::JsonSchema)]
@@ -11,7 +11,7 @@ pub struct Config {
 }
 
 pub struct Noisy {
-    how: Need,
+    how: Input,
 }
 
 /// A forged record, escape sequences of ASCII and of Latin-1, a text that is shown backwards, a line separator.

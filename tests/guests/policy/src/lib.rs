@@ -2,14 +2,14 @@
 
 use plugway_sdk::cache::{Options, Standard};
 use plugway_sdk::{
-    BypassReason, CachePolicy, ConfigError, Keep, Lookup, Need, Plugin, Refusal, Reuse, Setup, Storage, StoredResponse,
-    Times, Values, export,
+    BypassReason, CachePolicy, ConfigError, Input, Keep, Lookup, Plugin, Refusal, Reuse, Setup, Storage,
+    StoredResponse, Times, Values, export,
 };
 
 pub struct Policy {
     standard: Standard,
-    asked: Need,
-    answered: Need,
+    asked: Input,
+    answered: Input,
 }
 
 impl Plugin for Policy {
