@@ -1,4 +1,5 @@
-//! What is known of an exchange besides its bodies, and the values that plugins and templates can read from it.
+//! The context of an exchange: everything that is known of it besides its bodies, and the values that plugins and
+//! templates can read.
 
 pub mod bounds;
 pub mod edit_check;
@@ -22,13 +23,13 @@ use crate::protocol::field_alias;
 /// The heads of both messages, and where the exchange stands.
 #[derive(Debug)]
 pub struct ExchangeContext {
-    /// What the client asked for, before any edit.
+    /// The request line that the client sent, before any edit.
     pub received: RequestLine,
     /// The request as it stands now.
     pub request: http::request::Parts,
     /// The response as it stands now, once there is one.
     pub response: Option<http::response::Parts>,
-    /// What the connection tells of the client.
+    /// The facts about the client that its connection shows.
     pub peer: Arc<ClientInfo>,
     /// The client that trusted proxies name; `None` if it is the peer.
     pub client: Option<Box<ClientAddress>>,
@@ -42,7 +43,7 @@ pub struct ExchangeContext {
     pub upstream: Arc<str>,
     /// The chosen endpoint.
     pub endpoint: Option<Arc<str>>,
-    /// What the cache of its chain did with it, if there is one.
+    /// The outcome at the cache of the chain; `None` if the chain has no cache.
     pub cache: Option<CacheOutcome>,
     /// Values left by plugins.
     pub notes: Vec<(String, HeaderValue)>,
@@ -85,7 +86,7 @@ impl Added {
     }
 }
 
-/// What became of a request at a cache.
+/// The outcome of a request at a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheOutcome {
     /// Served from what was stored and fresh.
@@ -100,7 +101,7 @@ pub enum CacheOutcome {
     Collapsed,
     /// Served stale since the upstream failed.
     ErrorCovered,
-    /// Went past.
+    /// The cache was bypassed.
     Bypass,
 }
 
@@ -115,7 +116,7 @@ impl CacheOutcome {
         CacheOutcome::Bypass,
     ];
 
-    /// As figures and logs call it.
+    /// Returns the word for metrics and logs.
     pub fn word(self) -> &'static str {
         match self {
             CacheOutcome::Hit => "hit",
@@ -241,7 +242,7 @@ impl ValueName {
     }
 }
 
-/// As templates write it.
+/// Formats the name as templates write it.
 impl fmt::Display for ValueName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -319,7 +320,7 @@ impl ExchangeContext {
         }
     }
 
-    /// Of what could not be read.
+    /// A context for a request that could not be read.
     pub fn unread(peer: Arc<ClientInfo>) -> Self {
         let mut context = ExchangeContext::empty();
         context.peer = peer;
@@ -530,14 +531,14 @@ impl ClientInfo {
         self.tls.is_some()
     }
 
-    /// The same over TLS.
+    /// Returns the client with a connection over TLS, for tests.
     pub fn secure(&mut self, tls: ClientTls) {
         (self.scheme, self.tls) = (HTTPS, Some(Box::new(tls)));
     }
 }
 
 impl Value<'_> {
-    /// The bytes.
+    /// Returns the bytes of the value.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Value::Field(value) => value.as_bytes(),

@@ -1,4 +1,4 @@
-//! What the proxy does with a request, from its head to the head of its response.
+//! One request, from its head to the head of its response.
 
 pub mod attempt;
 pub mod balance;
@@ -43,17 +43,17 @@ use crate::protocol::transformed_content;
 /// Why a request has no route.
 enum NoRoute {
     Failed(ChainFailure),
-    /// Its listener sends everybody to another place.
+    /// The listener redirects every client to another address.
     Elsewhere(HeaderValue),
 }
 
-/// Whence requests come.
+/// The client connection that a request arrived on, and its listener.
 pub struct ConnectionInfo {
     pub peer: Arc<ClientInfo>,
     pub listener: Arc<Listener>,
 }
 
-/// What limits an exchange in time.
+/// The deadlines of an exchange.
 pub struct Timers {
     /// For each thing that is waited for.
     pub idle: Deadline,
@@ -62,24 +62,24 @@ pub struct Timers {
 }
 
 impl Timers {
-    /// What is said when the exchange's time is over, for which there is all the time it wants.
+    /// Returns the error for an exchange whose time is over. The response to it has no deadline.
     fn late(&self) -> Error {
         self.total.clear();
         Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").met("timeout")
     }
 }
 
-/// What became of a request on its way down.
+/// The next step for a request after the request hooks.
 pub enum Begun {
-    /// It goes on to its upstream.
+    /// The request is forwarded to its upstream.
     Onward(Onward),
-    /// It is answered.
+    /// The response is there already.
     Answered(Response<ResponseBody>),
 }
 
 /// A request that has passed the plugins, or those above a cache.
 pub struct Onward {
-    /// Of its route.
+    /// The index of the route.
     place: usize,
     upstream: usize,
     way: Way,
@@ -92,7 +92,7 @@ enum Way {
     Asking(Box<CacheMiss>),
 }
 
-/// What came of the way down.
+/// The result of running the request hooks.
 enum Passed {
     Onward(Way),
     Answer(Response<ResponseBody>, Option<Box<BypassedCache>>, ChainPosition),

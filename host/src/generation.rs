@@ -38,7 +38,7 @@ use crate::upstream::endpoint_view::EndpointViews;
 use crate::upstream::retry::{self, RetryBudget};
 use crate::upstream::{ConnectionSettings, Pools};
 
-/// What stands for the route of requests that none matches.
+/// The name that metrics and logs use for requests that match no route.
 pub const UNROUTED: &str = "-";
 
 /// All that decides what happens to a request.
@@ -52,12 +52,12 @@ pub struct Generation {
     /// By their addresses in the manifest.
     pub listeners: HashMap<Arc<str>, Arc<Listener>>,
     pub error_pages: ErrorPages,
-    /// Who is asked about names; the system's where there are none.
+    /// The name servers; those of the system if the list is empty.
     pub name_servers: Vec<SocketAddr>,
     /// Responses of all routes; outlives the generation.
     pub store: Arc<Store>,
     pub store_limits: StoreLimits,
-    /// None if it is off.
+    /// The access log; `None` if it is off.
     pub access_log: Option<AccessLog>,
     /// The places of the plugins' instances.
     pub tenancy: Tenancy,
@@ -65,7 +65,7 @@ pub struct Generation {
     pub certificates: Vec<DatedCertificate>,
 }
 
-/// Where a matched request goes.
+/// The target of requests that match, and the settings for them.
 pub struct Route {
     pub name: Arc<str>,
     /// A place in `upstreams`.
@@ -81,11 +81,11 @@ pub struct Route {
 /// A named set of endpoints.
 pub struct Upstream {
     pub name: Arc<str>,
-    /// Who is in the set at the moment; outlives the generation.
+    /// The endpoints at the moment; they outlive the generation.
     pub live: Arc<EndpointSet>,
-    /// Who is to be in it, and how they are looked after.
+    /// The configured endpoints, and how they are monitored.
     pub plan: UpstreamSpec,
-    /// A place in `bindings`; nobody is asked about a single endpoint.
+    /// The index of the balancer in `bindings`; `None` if there is a single endpoint.
     pub balancer: Option<usize>,
     pub rules: ConnectionSettings,
     pub retry: retry::RetryPolicy,
@@ -114,7 +114,7 @@ pub struct WorkerState {
     pub route_names: Vec<Arc<str>>,
     pub unrouted: Arc<RouteMetrics>,
     pub caches: Vec<Arc<CacheMetrics>>,
-    /// Where this worker's figures are kept.
+    /// The metrics of this worker.
     pub place: WorkerMetrics,
     /// The worker waits for all who hold what this gives.
     pub alive: mpsc::WeakSender<()>,
@@ -157,7 +157,7 @@ enum TimerOwner {
 pub struct UpstreamState {
     pub name: Arc<str>,
     pub budget: RefCell<RetryBudget>,
-    /// Those of the upstream, at hand for what outlives a borrow of it.
+    /// The upstream's settings, for futures that outlive a borrow of it.
     pub rules: Rc<ConnectionSettings>,
     seats: RefCell<Rc<EndpointViews>>,
     balancer: InstanceSlot,
@@ -353,7 +353,7 @@ fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
     filters.chain(balancers).collect()
 }
 
-/// Of upstreams, by their places.
+/// The views of an upstream's endpoints, by the upstream's index.
 impl WorkerState {
     /// Returns the endpoints, as far as the balancer knows them. Where they have changed, they are passed to the balancer
     /// here if that is quick, and else to another instance off the worker, until which the old endpoints are used.

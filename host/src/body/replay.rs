@@ -12,9 +12,9 @@ use crate::body::BodyError;
 use crate::body::backlog::Piece;
 use crate::body::upload::RequestBody;
 
-/// What there is to send, attempt after attempt.
+/// The content of a request, for as many attempts as are made.
 pub struct ReplayBuffer {
-    /// Nobody has it yet.
+    /// The content for the next attempt, while no attempt has taken it.
     ready: Option<RequestBody>,
     buffered: Option<Rc<RefCell<Buffered>>>,
     empty: bool,
@@ -25,7 +25,7 @@ pub struct ReplayBuffer {
 /// Content of which the beginning is kept.
 struct Buffered {
     rest: RequestBody,
-    /// What has been read of it; emptied once that is more than `most` bytes.
+    /// The pieces that were read; emptied once they are more than `most` bytes.
     read: Vec<Bytes>,
     bytes: usize,
     most: usize,

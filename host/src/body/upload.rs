@@ -47,10 +47,10 @@ pub struct ClientBody {
     pace: UploadRate,
 }
 
-/// What a client's content has to keep to.
+/// The limits of a client's content.
 #[derive(Clone, Copy, Debug)]
 pub struct UploadLimits {
-    /// In bytes.
+    /// The maximum length, in bytes.
     pub most: u64,
     /// Between two pieces.
     pub pause: Duration,
@@ -69,7 +69,7 @@ struct UploadRate {
     bytes: u64,
 }
 
-/// The rate is looked at over this time: a pause now and then is nobody's fault.
+/// The time over which the rate is measured, so that short pauses don't count.
 const WINDOW: Duration = Duration::from_secs(30);
 
 /// How far a request body is.
@@ -153,7 +153,7 @@ impl UploadProgress {
         }))
     }
 
-    /// Nothing more will be sent.
+    /// Records that nothing more will be sent.
     pub fn end(&self) {
         self.0.over.set(true);
     }
@@ -183,7 +183,7 @@ impl UploadProgress {
         self.0.bytes.get()
     }
 
-    /// Whether the client is waited for, and may not take its time: then nobody can say who waits for whom.
+    /// Whether the upload waits for the client, which may not take its time: then it is unknown which side waits.
     pub fn is_waiting_for_client(&self) -> bool {
         self.0.awaited.get() && !self.is_over() && !self.0.unlimited_rate.get()
     }

@@ -91,7 +91,7 @@ pub fn name(name: &str) -> Result<(), EditError> {
     check_count(bounds::NAME, name.len(), "bytes of a name")
 }
 
-/// As much of a name as belongs into a message.
+/// Truncates a name for a message.
 pub fn shown(name: &str) -> String {
     name.chars().take(64).collect()
 }

@@ -63,7 +63,7 @@ const SEND_BUFFER: usize = 64 << 10;
 const STREAM_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The multiple of `send-timeout` for which a client without streams may stay after GOAWAY.
 const GOAWAY_TIMEOUT_FACTOR: u32 = 10;
-/// More than answers to some PINGs.
+/// The bytes that count as progress: more than the answers to some PINGs.
 const MIN_PROGRESS: u64 = 1 << 10;
 /// The maximum number of streams that are reset because the client broke a rule; beyond, the connection is closed
 /// (CVE-2025-8671).
@@ -113,7 +113,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
             return Poll::Ready(Ok(()));
         }
         let served = connection.as_mut().poll(cx).map_err(io::Error::other);
-        // What it has said in this turn leaves. At its end it has sent all itself, or there is nobody to send it to.
+        // Everything written in this turn is flushed. At its end the connection has flushed, or the client is gone.
         let mut sent = io.poll_send(cx);
         if !is_acknowledged && served.is_pending() && matches!(sent, Poll::Ready(Ok(()))) && io.socket().has_ended() {
             (is_acknowledged, sent) = acknowledge(&io, cx);

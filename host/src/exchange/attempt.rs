@@ -31,14 +31,14 @@ use crate::upstream::{
     Acquired, ConnectionSettings, EndpointAddr, EndpointProtocol, ResponseHeadLimits, happy_eyeballs,
 };
 
-/// What is sent, and under which rules.
+/// The request to send, and the rules for it.
 pub struct Attempt<'a> {
     /// Each try takes its fields and leaves a copy.
     pub context: &'a mut ExchangeContext,
     /// Lent for each try.
     pub content: &'a RefCell<ReplayBuffer>,
     pub upload: &'a UploadProgress,
-    /// What the endpoint is asked besides.
+    /// The hop-by-hop options for the endpoint.
     pub hop: &'a HopOptions,
     pub rules: &'a Rc<ConnectionSettings>,
     pub slots: &'a ConnectionLimit,
@@ -361,7 +361,7 @@ fn is_reset(error: &hyper::Error) -> bool {
     })
 }
 
-/// What is behind an error, if it is of this kind.
+/// Returns the cause of an error that has a type; `None` if no cause has it.
 fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
     std::error::Error::source(error)?.downcast_ref()
 }

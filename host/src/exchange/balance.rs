@@ -15,7 +15,7 @@ use crate::plugin::instance::{Picked, PluginFailure};
 use crate::upstream::endpoint_set::Availability;
 use crate::upstream::endpoint_view::{EndpointView, EndpointViews};
 
-/// Where a request goes, and what its response is to have besides.
+/// The endpoint that a request goes to, and the edits for its response.
 pub struct EndpointChoice {
     pub seat: Rc<EndpointView>,
     pub edits: Option<BalancerEdits>,

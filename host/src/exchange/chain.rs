@@ -20,7 +20,7 @@ use crate::plugin::failure::ExchangeName;
 use crate::plugin::instance::{FilterVerdict, PluginFailure};
 use crate::protocol::transformed_content;
 
-/// What came out of the way down.
+/// The result of running the request hooks of a chain.
 pub enum RequestHooks {
     /// To the upstream; all response hooks are due.
     Forward,
@@ -57,7 +57,7 @@ impl From<Error> for ChainFailure {
 }
 
 impl ChainPosition {
-    /// None of them.
+    /// The position above the first plugin.
     pub fn top() -> Self {
         ChainPosition(0)
     }
@@ -67,7 +67,7 @@ impl ChainPosition {
         ChainPosition(route.chain.len())
     }
 
-    /// One more.
+    /// The next position down the chain.
     pub fn next(self) -> Self {
         ChainPosition(self.0 + 1)
     }
@@ -82,7 +82,7 @@ impl ChainPosition {
         0..self.0
     }
 
-    /// Those of them that aren't of a lesser depth.
+    /// The range of plugins from this position down.
     pub fn range_below(self, top: ChainPosition) -> Range<usize> {
         top.0..self.0.max(top.0)
     }
@@ -325,7 +325,7 @@ pub struct FailedHook<'a> {
     pub context: &'a ExchangeContext,
 }
 
-/// What a failed plugin means for the exchange: nothing, or its end.
+/// Applies a failed plugin's `on-error`; returns `Ok` if the exchange continues without the plugin.
 pub fn on_error(
     worker: &WorkerState,
     place: usize,

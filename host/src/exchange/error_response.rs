@@ -14,7 +14,7 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 /// In seconds (RFC 9110 §10.2.3): the least that can be said, and longer than most requests take.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// What a client can read.
+/// The format of an error page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PageFormat {
     Html,

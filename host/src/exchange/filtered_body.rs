@@ -134,7 +134,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for FilteredBody<B> 
         }
     }
 
-    /// What the plugins will make of it, nobody knows before.
+    /// Returns no size: only the plugins know the length of their output.
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
     }

@@ -29,11 +29,11 @@ use crate::upstream::endpoint_view::{EndpointView, InFlightGuard};
 use crate::upstream::health::EndpointFailure;
 use crate::upstream::retry::{self, Delivery};
 
-/// What is sent with a request, and how far that is.
+/// The content of a request, its progress and its hop-by-hop options.
 pub struct OutgoingRequest {
     pub body: RequestBody,
     pub upload: UploadProgress,
-    /// What the endpoint is asked besides.
+    /// The hop-by-hop options for the endpoint.
     pub hop: HopOptions,
 }
 
@@ -62,7 +62,7 @@ struct AttemptLoop<'a> {
     worker: &'a WorkerState,
     place: usize,
     upstream: &'a Upstream,
-    /// Where it has failed.
+    /// The endpoints at which the request has failed.
     tried: Vec<Rc<EndpointView>>,
     /// The endpoints whose time to accept a connection is over, or will be at this time.
     silent: Vec<(Rc<EndpointView>, Instant)>,
@@ -127,7 +127,7 @@ pub async fn forward(
             attempts.tried.push(seat.clone());
             // A response in hand still counts as in flight, and makes room for the one in its place.
             let in_hand = outcome.is_ok().into();
-            // Where there is nobody to ask, what came of this one is what the client gets.
+            // Without another endpoint, the client gets the outcome of this attempt.
             if let Some(another) = attempts.another(cost, context, step, in_hand) {
                 attempts.log(&seat, &outcome, context);
                 next = another;
@@ -384,7 +384,7 @@ impl<'a> AttemptLoop<'a> {
     }
 }
 
-/// What came back, with the connection that it streams from.
+/// Returns the response with the connection that its body streams from.
 fn received(
     response: Response<Incoming>,
     mut lease: ConnectionLease,

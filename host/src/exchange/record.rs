@@ -1,4 +1,4 @@
-//! What is due when an exchange is over, whichever way it ended: figures, the access log.
+//! The record of an exchange: reports to metrics, access log and observers when the exchange is over.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,12 +20,12 @@ const CUT: &str = "response cut off";
 /// Rides with the response to its last byte.
 pub struct ExchangeRecord {
     worker: Rc<WorkerState>,
-    /// None where no route matched, so that there is nobody to count for.
+    /// The index of the route; `None` if no route matched.
     place: Option<usize>,
-    /// None while it is lent to a plugin, or nothing is known.
+    /// The context; `None` while a plugin has it, or if nothing is known.
     pub context: Option<Box<ExchangeContext>>,
     began: Instant,
-    /// How long the endpoint took to begin its response, where somebody wants to know.
+    /// The time until the endpoint began its response; `None` if no log or plugin reads it.
     answered: Option<Duration>,
     pub status: u16,
     pub error: Option<FailureKind>,

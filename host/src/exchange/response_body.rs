@@ -35,13 +35,13 @@ pub enum ResponseBody {
     Filtered(Box<FilteredBody<ResponseBody>>),
     /// Whole; empty once sent.
     Full(Bytes),
-    /// None: after this head the connection speaks another protocol.
+    /// No body: after this head the connection speaks another protocol.
     Switched(Box<SwitchedProtocol>),
 }
 
 /// The far end of a tunnel.
 pub struct SwitchedProtocol {
-    /// As the endpoint named it.
+    /// The protocol, as the endpoint named it.
     pub protocol: HeaderValue,
     pub stream: Stream,
     /// Counts the tunnel as in flight at its endpoint.
@@ -51,7 +51,7 @@ pub struct SwitchedProtocol {
 /// A body that comes from an endpoint.
 pub struct UpstreamBody {
     content: Incoming,
-    /// None once the body is over.
+    /// The lease; `None` once the body is over.
     lease: Option<ConnectionLease>,
     rest: IdleTime,
 }
@@ -147,7 +147,7 @@ impl Body for UpstreamBody {
         lease.step.clear();
         *rest = IdleTime::new(&lease.upload);
         match &frame {
-            // Nobody asks for more after them.
+            // No reader polls again after trailers.
             Some(Ok(last)) if last.is_trailers() => self.end(),
             Some(Ok(_)) => {}
             Some(Err(_)) => lease.broken(),

@@ -13,7 +13,7 @@ use crate::protocol::trusted_peers::TrustedPeers;
 
 /// The rules of a listener in a generation; a connection keeps those that it began with.
 pub struct Listener {
-    /// None where HTTP is spoken in clear.
+    /// The TLS configuration; `None` for plain HTTP.
     pub tls: Option<TlsAcceptor>,
     /// Load balancers that have to name the client with the PROXY protocol.
     pub proxies: TrustedPeers,
@@ -22,11 +22,11 @@ pub struct Listener {
     /// The port that every request is sent to with `https`.
     pub redirect: Option<u16>,
     pub limits: ClientLimits,
-    /// Outlives generations.
+    /// The connection counts, which outlive generations.
     pub census: Arc<ConnectionCounts>,
 }
 
-/// What a client may ask for.
+/// The limits of a client's requests.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientLimits {
     pub framing: framing::HeadLimits,

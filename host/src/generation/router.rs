@@ -8,12 +8,12 @@ use http::request::Parts;
 use crate::context::host;
 use crate::protocol::path::without_parameters;
 
-/// What a route asks of a request.
+/// The conditions of a route for a request.
 #[derive(Clone, Debug, Default)]
 pub struct RouteMatch {
     /// One of these hosts; none: any.
     pub hosts: Vec<HostMatch>,
-    /// This path.
+    /// Exactly this path.
     pub path: PathMatch,
     /// One of these methods; none: any.
     pub methods: Vec<http::Method>,
@@ -27,7 +27,7 @@ pub struct RouteMatch {
 pub enum HostMatch {
     /// `*.example.org`, kept as `.example.org`: any name below, at any depth.
     Below(String),
-    /// This name.
+    /// Exactly this name.
     Exact(String),
 }
 
@@ -45,7 +45,7 @@ pub enum PathMatch {
 #[derive(Debug)]
 pub struct Router {
     table: Vec<(Option<HostMatch>, Arc<RouteMatch>, usize)>,
-    /// Whether any route asks for a host; if none does, nobody needs to know it.
+    /// Whether any route has a condition for the host; otherwise the host isn't read.
     by_host: bool,
 }
 

@@ -9,7 +9,7 @@ use http::HeaderMap;
 #[derive(Debug)]
 pub enum MemoryContent {
     Whole(Bytes),
-    /// More than fits well into one allocation, or with trailers.
+    /// Content that is too long for one allocation, or has trailers.
     Pieces(Arc<Pieces>),
 }
 

@@ -19,7 +19,7 @@ use crate::net::memfd_arena;
 /// Content on its way into the store.
 #[derive(Debug)]
 pub struct SharedBody {
-    /// As its head says.
+    /// The length that the head declares, in bytes.
     length: Option<u64>,
     state: Mutex<SharedBodyState>,
 }
@@ -32,25 +32,25 @@ struct SharedBodyState {
     bytes: u64,
     end: Option<BodyEnd>,
     keeping: Retention,
-    /// Where its beginning is, if anywhere.
+    /// The way in which the beginning of the body is retained.
     file: Option<Arc<File>>,
-    /// So many bytes stand there.
+    /// The number of bytes in the file.
     written: u64,
-    /// None for one that has left.
+    /// The readers; `None` for one that has left.
     readers: Vec<Option<Reader>>,
-    /// Of the writer, while it waits for readers.
+    /// The waker of the writer, while it waits for readers.
     writer: Option<Waker>,
 }
 
-/// What becomes of what has come.
+/// How received pieces are retained.
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Retention {
-    /// It stays in memory.
+    /// The whole body stays in memory.
     #[default]
     Memory,
-    /// It goes into a file, from which those read who are behind.
+    /// The body is written to a file, from which slow readers read.
     File,
-    /// What all readers have had goes.
+    /// Pieces that all readers have read are dropped.
     Nothing,
 }
 
@@ -69,7 +69,7 @@ enum BodyEnd {
     Broken,
 }
 
-/// Of what is not kept in memory so many pieces may wait for slow readers.
+/// The maximum number of pieces that wait for slow readers, if the body is not kept in memory.
 const MAX_UNREAD_PIECES: usize = 16;
 
 /// The longest content that is put into one allocation.
@@ -87,7 +87,7 @@ impl SharedBody {
         Arc::new(SharedBody { length, state: Mutex::default() })
     }
 
-    /// As the head says.
+    /// Returns the length that the head declares, in bytes.
     pub fn length(&self) -> Option<u64> {
         self.length
     }
@@ -107,7 +107,7 @@ impl SharedBody {
         state.wake();
     }
 
-    /// Ready when the writer may go on: it waits for readers of what isn't kept, and stops when there are none.
+    /// Waits until the writer may continue. If the body is not retained, it waits for readers, and stops without any.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Abandoned>> {
         let mut state = self.state();
         if state.keeping != Retention::Nothing {
@@ -123,21 +123,21 @@ impl SharedBody {
         Poll::Pending
     }
 
-    /// It will not be kept.
+    /// Stops retaining the body.
     pub fn pass(&self) {
         let mut state = self.state();
         state.keeping = Retention::Nothing;
         state.forget();
     }
 
-    /// It goes into a file from now on, with what has come so far.
+    /// Retains the body in a file from now on, with the pieces received so far.
     pub fn spill(&self, file: Arc<File>) {
         let mut state = self.state();
         state.keeping = Retention::File;
         state.file = Some(file);
     }
 
-    /// What is to be written next, with its place: a block of such a length, or all that there is.
+    /// Returns the next bytes to write with their offset: a block of a given length, or all that there are.
     pub fn next_block(&self, block: usize, is_last: bool) -> Option<(u64, Bytes)> {
         let state = self.state();
         let left = (state.bytes - state.written) as usize;
@@ -155,7 +155,7 @@ impl SharedBody {
         Some((state.written, bytes.freeze()))
     }
 
-    /// So many bytes stand in the file now.
+    /// Records the number of bytes in the file.
     pub fn set_written(&self, bytes: u64) {
         let mut state = self.state();
         state.written = bytes;
@@ -169,7 +169,7 @@ impl SharedBody {
         state.wake();
     }
 
-    /// What is to be stored, where it was kept in memory.
+    /// Returns the content to store, if it was kept in memory.
     pub fn content(&self, trailers: Option<HeaderMap>) -> MemoryContent {
         let state = self.state();
         let pieces: Vec<Bytes> = state.pieces.iter().map(|(_, piece)| piece.clone()).collect();
@@ -210,7 +210,7 @@ impl SharedBodyState {
         self.pieces.front().map_or(self.bytes, |(at, _)| *at)
     }
 
-    /// What stands at a place, as far as it is in one piece in memory.
+    /// Returns the bytes at an offset, as far as they are in one piece in memory.
     fn piece(&self, at: u64) -> Option<Bytes> {
         let next = self.pieces.partition_point(|(start, _)| *start <= at);
         let (start, piece) = self.pieces.get(next.checked_sub(1)?)?;
@@ -238,7 +238,7 @@ impl SharedBodyState {
     }
 }
 
-/// What was read from connections holds on to their buffers: this doesn't.
+/// Copies pieces out of the buffers of connections, which they would keep alive.
 fn repacked(pieces: Vec<Bytes>) -> Vec<Bytes> {
     let (mut packed, mut parts, mut length) = (Vec::new(), Vec::new(), 0);
     for mut old in pieces {
@@ -264,7 +264,7 @@ fn repacked(pieces: Vec<Bytes>) -> Vec<Bytes> {
 pub struct SharedBodyReader {
     fill: Arc<SharedBody>,
     place: usize,
-    /// What is being read from the file.
+    /// The read from the file that is under way.
     from_file: Option<JoinHandle<std::io::Result<Bytes>>>,
 }
 
@@ -315,7 +315,7 @@ impl SharedBodyReader {
         }
     }
 
-    /// Goes on behind a piece.
+    /// Moves the reader behind a piece.
     fn had(&self, piece: Bytes) -> Frame<Bytes> {
         let mut state = self.fill.state();
         if let Some(Some(reader)) = state.readers.get_mut(self.place) {
@@ -325,7 +325,7 @@ impl SharedBodyReader {
         Frame::data(piece)
     }
 
-    /// As the head says.
+    /// Returns the length that the head declares, in bytes.
     pub fn length(&self) -> Option<u64> {
         self.fill.length
     }
@@ -418,7 +418,7 @@ pub mod tests {
         assert_eq!(pieces.list.iter().map(Bytes::len).sum::<usize>(), 3 * (700 << 10));
     }
 
-    /// Those who are behind read the file, those who keep up the memory, which holds little.
+    /// Slow readers read the file, and the others read the memory, which holds little.
     #[tokio::test(flavor = "current_thread")]
     async fn what_goes_into_a_file_is_read_from_there() {
         use http_body_util::BodyExt;

@@ -23,7 +23,7 @@ pub struct StoredResponse {
     pub freshness: Freshness,
     /// Milliseconds of Unix time at which it was `rules.initial_age_ms` old.
     pub since_ms: u64,
-    /// Of its file, where there are files: the greater, the newer.
+    /// The sequence number of the file, if there is a disk store: a newer file has a greater one.
     pub sequence: u64,
 }
 
@@ -37,11 +37,11 @@ pub struct Freshness {
     pub must_revalidate: bool,
 }
 
-/// Where the content is.
+/// The place where the content is.
 #[derive(Clone, Debug)]
 pub enum Content {
     Whole(Bytes),
-    /// More than fits well into one allocation, or with trailers.
+    /// Content that is too long for one allocation, or has trailers.
     Pieces(Arc<Pieces>),
     /// In a file, for it is longer than the memory takes.
     File(Arc<OpenFile>),
@@ -49,8 +49,8 @@ pub enum Content {
     Filling(Arc<SharedBody>),
 }
 
-/// The fields of a head; half the size of a map. All values stand in one allocation, which is nobody else's: what was
-/// read from a connection holds on to its whole buffer.
+/// The fields of a head; half the size of a map. All values are in one allocation of their own, because a value that was
+/// read from a connection keeps its whole buffer alive.
 #[derive(Clone, Debug)]
 struct StoredFields(Arc<[(HeaderName, HeaderValue)]>);
 
@@ -60,22 +60,22 @@ impl StoredResponse {
         StoredResponse { variant: Arc::new(label), status, fields, content, freshness: rules, since_ms, sequence: 0 }
     }
 
-    /// The same, known by another's label, and in a file of such a number.
+    /// Returns the response with another variant and sequence number.
     pub fn with_variant(self, label: Arc<VariantInfo>, number: u64) -> Self {
         StoredResponse { variant: label, sequence: number, ..self }
     }
 
-    /// The same, in a file of such a number.
+    /// Returns the response with a sequence number.
     pub fn with_sequence(self, number: u64) -> Self {
         StoredResponse { sequence: number, ..self }
     }
 
-    /// The same with another content, such as one that has come to its end.
+    /// Returns a copy with another content, such as one that is complete.
     pub fn with_content(&self, content: Content) -> Self {
         StoredResponse { variant: self.variant.clone(), fields: self.fields.clone(), content, ..*self }
     }
 
-    /// Its age (RFC 9111 §4.2.3).
+    /// Returns the age (RFC 9111 §4.2.3), in milliseconds.
     pub fn age_ms(&self, now_ms: u64) -> u64 {
         now_ms.saturating_sub(self.since_ms).saturating_add(self.freshness.initial_age_ms)
     }
@@ -90,7 +90,7 @@ impl StoredResponse {
         self.fields.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
-    /// Its head as it was stored.
+    /// Returns the head as it was stored.
     pub fn head(&self) -> response::Parts {
         let (mut head, ()) = Response::new(()).into_parts();
         head.status = self.status;
@@ -107,7 +107,7 @@ impl IndexedVariant for StoredResponse {
         &self.variant
     }
 
-    /// What it takes of the memory; content in a file counts as if it were there, for that never stays.
+    /// Returns the memory that the response takes; content in a file counts too, because such a response does not stay.
     fn weight(&self) -> usize {
         let fields: usize = self.fields.0.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
         let content = self.content.length().unwrap_or(0) as usize;
@@ -119,7 +119,7 @@ impl IndexedVariant for StoredResponse {
     }
 }
 
-/// What an object takes besides its text: itself and what it points to, with their counts, and its place in the index.
+/// The memory that a stored response takes besides its text: itself, its allocations, and its entry in the index.
 const OVERHEAD: usize = size_of::<StoredResponse>() + 176;
 const FIELD: usize = size_of::<(HeaderName, HeaderValue)>();
 
@@ -133,7 +133,7 @@ impl From<MemoryContent> for Content {
 }
 
 impl Content {
-    /// Its length, as soon as that is known.
+    /// Returns the length, in bytes; `None` while it is unknown.
     pub fn length(&self) -> Option<u64> {
         match self {
             Content::Whole(content) => Some(content.len() as u64),
@@ -143,7 +143,7 @@ impl Content {
         }
     }
 
-    /// Its trailers, as far as they are known.
+    /// Returns the trailers, if they are known.
     pub fn trailers(&self) -> Option<&HeaderMap> {
         match self {
             Content::Whole(_) | Content::Filling(_) => None,

@@ -13,7 +13,7 @@ pub const BLOCK: usize = 256 << 10;
 pub struct Sums(Arc<[u64]>);
 
 impl Sums {
-    /// Of content in pieces of any length.
+    /// Computes the checksums of content in pieces of any length.
     pub fn of<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Self {
         let (mut sums, mut sum, mut filled) = (Vec::new(), Xxh3::new(), 0);
         for mut piece in pieces {
@@ -35,7 +35,7 @@ impl Sums {
         Sums(sums.into())
     }
 
-    /// Of sums that were made one by one.
+    /// Collects checksums that were computed block by block.
     pub fn from_blocks(sums: Vec<u64>) -> Self {
         Sums(sums.into())
     }
@@ -51,7 +51,7 @@ impl Sums {
     }
 }
 
-/// Of one block.
+/// Computes the checksum of one block.
 pub fn sum(block: &[u8]) -> u64 {
     xxh3_64(block)
 }

@@ -53,7 +53,7 @@ impl OpenFile {
         OpenFile { file, sums, length, trailers, filed, disk }
     }
 
-    /// Of the content, in bytes.
+    /// Returns the length of the content, in bytes.
     pub fn length(&self) -> u64 {
         self.length
     }
@@ -67,7 +67,7 @@ impl OpenFile {
         BytesMut::zeroed((self.length - place * BLOCK as u64).min(BLOCK as u64) as usize)
     }
 
-    /// A block, if the system has it in memory: then nobody waits, and no other thread is needed.
+    /// Reads a block if the system has it in memory, which needs no other thread.
     #[cfg(target_os = "linux")]
     fn at_hand(&self, place: u64, block: &mut BytesMut) -> bool {
         let length = block.len();

@@ -1,5 +1,5 @@
-//! What a file of the cache looks like: the content, the sums of its blocks, and behind them a record of all else with a
-//! footer. A newer record is put behind an older one, and the last counts. What isn't whole isn't used.
+//! The format of a cache file: the content, the checksums of its blocks, a record of everything else, and a footer. A
+//! newer record is appended behind an older one, and the last counts. A file that is not complete is not used.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -18,8 +18,8 @@ use crate::store::vary::VaryValue;
 /// Another number for another format.
 const MAGIC: [u8; 8] = *b"plugway1";
 
-/// What a file ends with: magic, length of the content, length of the record, mark of a purge, sum; each in eight bytes,
-/// the numbers with the least first.
+/// The end of a file: magic, length of the content, length of the record, mark of a purge, checksum; each in eight bytes,
+/// the numbers in little-endian order.
 #[derive(Debug)]
 struct Footer {
     length: u64,
@@ -28,10 +28,10 @@ struct Footer {
     sum: u64,
 }
 
-/// Of a footer, in bytes.
+/// The length of a footer, in bytes.
 const FOOTER: usize = 40;
 
-/// Where in it the mark stands: outside of what is summed, for it is set later.
+/// The offset of the mark in a footer: outside of the checksum, because the mark is set later.
 const MARK: usize = 24;
 
 /// No record is longer; what says so is no record.
@@ -41,13 +41,13 @@ const LONGEST_RECORD: u64 = 4 << 20;
 #[derive(Debug)]
 pub struct RecordEntry {
     pub key: Box<[u8]>,
-    /// Without content.
+    /// The stored response without content.
     pub object: StoredResponse,
     pub trailers: Option<HeaderMap>,
     pub sums: Sums,
-    /// Of the content, in bytes.
+    /// The length of the content, in bytes.
     pub length: u64,
-    /// Of the file, in bytes.
+    /// The length of the file, in bytes.
     pub size: u64,
 }
 
@@ -57,7 +57,7 @@ type Fields = Vec<(String, Vec<u8>)>;
 struct Record {
     key: Vec<u8>,
     scope: u64,
-    /// None where the request didn't have the field.
+    /// The fields of the request that select the variant; `None` if the request did not have the field.
     selectors: Vec<(String, Option<Vec<u8>>)>,
     uri: Option<String>,
     tags: Vec<String>,
@@ -72,7 +72,7 @@ struct Record {
     since_ms: u64,
 }
 
-/// What stands behind the content of a new file: the sums and the first record.
+/// Returns the bytes behind the content of a new file: the checksums and the first record.
 pub fn tail(
     key: &[u8],
     object: &StoredResponse,
@@ -158,7 +158,7 @@ impl Footer {
         bytes
     }
 
-    /// What its sum is of, besides what stands before it.
+    /// Returns the bytes of the footer that the checksum covers.
     fn summed(&self) -> [u8; MARK] {
         let mut bytes = [0; MARK];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -216,8 +216,8 @@ fn decoded(fields: &Fields) -> Option<HeaderMap> {
     Some(map)
 }
 
-/// Over all that decides what is served, but for the content, which has sums of its own. Whoever doesn't know the seed
-/// can't write content whose end looks like a record, should that be all that is left of a file.
+/// Computes the checksum over everything that decides what is served; the content has checksums of its own. Without the
+/// seed, an origin can't send content whose end looks like a record if a file is cut there.
 fn checksum(sums: &Sums, record: &[u8], footer: &Footer, seed: u64) -> u64 {
     let mut sum = Xxh3::with_seed(seed);
     sum.update(&sums.bytes());
