@@ -46,15 +46,12 @@ const DOORS: [(&str, &[&str]); 8] = [
 
 /// The rings that are still to be broken. A ring that is not here, or has another member, is an error.
 const KNOWN_RINGS: [&[&str]; 1] = [&[
-    "plugin/breaker.rs",
-    "plugin/compiled_cache.rs",
     "plugin/configured.rs",
     "plugin/engine.rs",
     "plugin/failure.rs",
     "plugin/instance.rs",
     "plugin/instance_maker.rs",
     "plugin/settings.rs",
-    "plugin/time_share.rs",
     "plugin/version.rs",
 ]];
 

@@ -15,6 +15,7 @@ mod host;
 pub mod instance;
 pub mod instance_limit;
 pub mod instance_maker;
+pub mod load_error;
 mod log_lines;
 mod memory_limit;
 mod metrics;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::engine::TICK;
+use super::cpu_time::TICK;
 
 /// The circuit breaker of a configured plugin.
 #[derive(Debug)]

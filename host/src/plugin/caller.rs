@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::breaker::{CallOutcome, CallPermit};
 use super::configured::{ConfiguredPlugin, Isolation};
-use super::engine::TICK;
+use super::cpu_time::TICK;
 use super::failure::ExchangeName;
 use super::instance::{Instance, PluginFailure};
 use super::instance_maker::OrderedInstance;

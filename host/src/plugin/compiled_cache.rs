@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use super::engine::LoadError;
+use super::load_error::LoadError;
 use crate::system::files;
 
 /// The compiled components of this machine, and the key that vouches for them.

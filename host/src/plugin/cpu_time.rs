@@ -6,6 +6,9 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::UpdateDeadline;
 
+/// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
+pub const TICK: Duration = Duration::from_millis(5);
+
 /// The CPU time of the call under way.
 #[derive(Default)]
 pub(super) struct CpuMeter {

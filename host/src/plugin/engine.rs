@@ -11,17 +11,16 @@ use super::bindings::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
 use super::compiled_cache::{CompiledCache, Seal, Unusable};
+use super::cpu_time::TICK;
 use super::host::{HostState, MOST_CORE_INSTANCES, MOST_TABLE_ELEMENTS};
 use super::instance_limit::InstanceLimit;
 use super::instance_maker::InstanceMaker;
+use super::load_error::LoadError;
 use super::proposals;
 use super::version::PluginVersion;
 use super::wasi;
 use crate::system::printable;
 use crate::system::supervise::{Task, guard};
-
-/// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
-pub const TICK: Duration = Duration::from_millis(5);
 
 /// The places for instances, over all workers and generations. Each costs 4 GiB of address space, a quarter of what a
 /// process has in all, and 300 bytes of memory.
@@ -92,35 +91,6 @@ pub enum StartError {
     Engine(wasmtime::Error),
     #[error("there is no key for compiled plugins: {0}")]
     Key(std::io::Error),
-}
-
-/// A component that can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    #[error("not WebAssembly: the file doesn't begin with `\\0asm`; expected a component, built for wasm32-wasip2")]
-    NotWebAssembly,
-    #[error(
-        "not a component: found a core module; build it for wasm32-wasip2, or make a component of it by `wasm-tools \
-         component new`"
-    )]
-    CoreModule,
-    #[error("not a component: {}; build it for wasm32-wasip2", one_line(.0))]
-    NotAComponent(wasmtime::Error),
-    #[error("unknown import: {0:#}; expected those of WIT package `plugway:plugin@0.1.0` and of WASI 0.2 alone")]
-    Imports(wasmtime::Error),
-    #[error(
-        "built for another version of the interface: found `{0}`; expected version 0.1.0, so build it with the SDK of this \
-         version of plugway"
-    )]
-    OtherVersion(String),
-    #[error(
-        "not a plugin: it has no export `plugway:plugin/lifecycle@0.1.0`; build it with `plugway-sdk`, and `export!` a plugin"
-    )]
-    NotAPlugin,
-    #[error("wrong export `plugway:plugin/lifecycle@0.1.0`: {0:#}; build it with the SDK of this version of plugway")]
-    Lifecycle(wasmtime::Error),
-    #[error("wrong export `{0}`: {1:#}; build it with the SDK of this version of plugway")]
-    Hook(&'static str, wasmtime::Error),
 }
 
 impl Runtime {
@@ -339,11 +309,6 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
     pool.total_memories(instances).total_tables(instances * 4).max_memory_size(MOST_MEMORY);
     pool.table_elements(MOST_TABLE_ELEMENTS).max_unused_warm_slots(16);
     pool
-}
-
-/// A cause as it fits into a message; the rest of what a parser has to say helps nobody.
-fn one_line(error: &wasmtime::Error) -> String {
-    format!("{error:#}").lines().next().unwrap_or_default().trim_end_matches(" - expected=[").into()
 }
 
 /// A hook, if the component exports it.

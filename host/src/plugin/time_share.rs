@@ -14,7 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-use super::engine::TICK;
+use super::cpu_time::TICK;
 
 /// The share of a configured plugin on one worker.
 pub struct TimeShare {
