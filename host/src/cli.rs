@@ -18,8 +18,9 @@ use crate::config::serde_messages::meant;
 use crate::server::admin::client::{self, RunningProxyAddress};
 
 use crate::loading::{About, Component, ConfigVerdict, LoadFailure, Loader, Stop, confined};
-use crate::plugin::configured::{ConfiguredPlugin, Isolation, OnError, PluginLimits};
+use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
+use crate::plugin::settings::{Isolation, OnError, PluginLimits};
 use crate::server::{self, Control};
 use crate::system::printable::{one_line, record};
 use crate::system::supervise::{self, Task, guard};

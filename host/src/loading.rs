@@ -23,7 +23,7 @@ pub use failure::LoadFailure;
 pub use messages::{About, ConfigComplaint, ConfigVerdict};
 
 use crate::plugin::compiled_cache::{MOST_SEALED, Seal};
-use crate::plugin::configured::PluginLimits as InstanceLimits;
+use crate::plugin::settings::PluginLimits as InstanceLimits;
 use crate::system::files;
 use child::Child;
 use confined::Examiner;

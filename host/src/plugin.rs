@@ -5,6 +5,7 @@ pub mod bindings;
 pub mod body_filter;
 pub mod breaker;
 pub mod cache_policy;
+pub mod call_error;
 pub mod caller;
 pub mod compiled_cache;
 pub mod configured;

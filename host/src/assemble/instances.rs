@@ -7,7 +7,7 @@ use super::process::MOST_WORKERS;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{Manifest, PluginRef, PluginTable};
 use crate::plugin::body_filter::MOST_IDLE;
-use crate::plugin::configured::PluginLimits;
+use crate::plugin::settings::PluginLimits;
 use crate::plugin::version::{RESERVED_BODIES, SPARES, SPARES_PER_CALL};
 
 /// Returns the number of workers that a manifest asks for.

@@ -13,9 +13,10 @@ use crate::config::manifest::{self, PluginRef};
 use crate::config::serde_messages::meant;
 use crate::config::spans::ValueSpans;
 use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};
-use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, Isolation, OnError, PluginLimits};
+use crate::plugin::configured::{ConfigureError, ConfiguredPlugin};
 use crate::plugin::engine::{MOST_BODIES, MOST_MEMORY, Plugin};
 use crate::plugin::settings::ConfigErrors;
+use crate::plugin::settings::{Isolation, OnError, PluginLimits};
 
 /// Children that are kept while a manifest is assembled: routes often use a few components in turns, each with many
 /// configurations.

@@ -10,8 +10,9 @@ use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
 use crate::exchange::chain::BalancerEdits;
 use crate::generation::WorkerState;
-use crate::plugin::configured::OnError;
-use crate::plugin::instance::{Picked, PluginFailure};
+use crate::plugin::call_error::PluginFailure;
+use crate::plugin::instance::Picked;
+use crate::plugin::settings::OnError;
 use crate::upstream::endpoint_set::Availability;
 use crate::upstream::endpoint_view::{EndpointView, EndpointViews};
 

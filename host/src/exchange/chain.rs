@@ -15,9 +15,11 @@ use crate::exchange::filtered_body::FilteredBody;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::{Route, WorkerState};
 use crate::plugin::body_filter::BodyFilter;
-use crate::plugin::configured::{BodyMode, ConfiguredPlugin, Hook, OnError, OverLimit};
+use crate::plugin::call_error::PluginFailure;
+use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::failure::ExchangeName;
-use crate::plugin::instance::{FilterVerdict, PluginFailure};
+use crate::plugin::instance::FilterVerdict;
+use crate::plugin::settings::{BodyMode, Hook, OnError, OverLimit};
 use crate::protocol::transformed_content;
 
 /// The result of running the request hooks of a chain.

@@ -11,9 +11,10 @@ use super::messages::{self, About, ConfigComplaint, ConfigVerdict, Form, LoadOrd
 use super::verdict::Schema;
 use crate::config::diagnostic::MOST_SHOWN;
 use crate::plugin::compiled_cache::{MOST_SEALED, Seal};
-use crate::plugin::configured::{self, ConfigureError, ConfiguredPlugin, Isolation, OnError, PluginLimits};
+use crate::plugin::configured::{self, ConfigureError, ConfiguredPlugin};
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::settings::ConfigErrors;
+use crate::plugin::settings::{Isolation, OnError, PluginLimits};
 
 /// The argument by which the program becomes such a child; no command for people.
 pub const ARGUMENT: &str = "load-component";

@@ -10,10 +10,11 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use wasmtime::component::ResourceAny;
 
+use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::caller::PluginCaller;
-use super::configured::{BodyMode, OnError, OverLimit};
 use super::failure::ExchangeName;
-use super::instance::{Instance, PluginFailure, reported_failure, trapped};
+use super::instance::Instance;
+use super::settings::{BodyMode, OnError, OverLimit};
 use super::version::{BodyPermit, InstanceNeed};
 use crate::context::edit_check::{self, MessageSide};
 use crate::protocol::transformed_content;

@@ -4,7 +4,8 @@ use http::HeaderName;
 use smallvec::SmallVec;
 
 use super::bindings::cache_policy::exports::plugway::plugin::cache_policy as wit;
-use super::instance::{Instance, PluginFailure, trapped};
+use super::call_error::{PluginFailure, trapped};
+use super::instance::Instance;
 use crate::context::bounds;
 use crate::context::edit_check::{self, EditError, check_count};
 use crate::context::{ExchangeContext, Value, ValueName};

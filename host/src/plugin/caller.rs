@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::breaker::{CallOutcome, CallPermit};
-use super::configured::{ConfiguredPlugin, Isolation};
+use super::call_error::PluginFailure;
+use super::configured::ConfiguredPlugin;
 use super::cpu_time::TICK;
 use super::failure::ExchangeName;
-use super::instance::{Instance, PluginFailure};
+use super::instance::Instance;
 use super::instance_maker::OrderedInstance;
+use super::settings::Isolation;
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
 use crate::telemetry::metrics::{PluginMetrics, SAMPLE_EVERY, WorkerMetrics};

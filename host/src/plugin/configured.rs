@@ -9,10 +9,11 @@ use super::bindings::types;
 use super::engine::Plugin;
 use super::failure::{Backtraces, FailureReporter};
 use super::host::value_name;
-use super::instance::{Instance, SETUP_TIME_FACTOR};
+use super::instance::Instance;
 use super::log_lines::PluginLog;
-use super::settings::{self, ConfigErrors, LookupPlan, names};
-use super::time_share::DEFAULT_SHARE;
+use super::settings::{
+    self, BodyMode, CacheInputs, ConfigErrors, Hook, Isolation, OnError, PluginLimits, SETUP_TIME_FACTOR, names,
+};
 use super::version::PluginVersion;
 use crate::context::ValueName;
 use crate::context::edit_check::EditError;
@@ -60,84 +61,8 @@ pub struct ConfiguredPlugin {
     figures: Mutex<BTreeMap<usize, Arc<[Arc<PluginMetric>]>>>,
 }
 
-/// What a cache policy declared.
-pub struct CacheInputs {
-    /// Values for the request side.
-    pub request: Vec<ValueName>,
-    /// Values for the response side.
-    pub response: Vec<ValueName>,
-    /// What most requests are looked up by, without a call.
-    pub plan: Option<LookupPlan>,
-    /// How `Cache-Status` names the cache; none for no such field.
-    pub name: Option<String>,
-    /// Whether the key is told there.
-    pub tells_key: bool,
-}
-
-/// How a plugin takes bodies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyMode {
-    /// Chunk by chunk.
-    Streamed,
-    /// Whole, up to so many bytes.
-    Buffered(u64, OverLimit),
-}
-
-/// What happens to a body beyond the limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OverLimit {
-    Reject,
-    PassThrough,
-}
-
-/// Each body holds an instance, and slow clients of one plugin must not use up what others need.
-const DEFAULT_BODIES: u32 = 256;
-
 /// A shorter interval would be called no more often.
 const SHORTEST_TIMER: Duration = crate::net::deadline::TICK;
-
-/// What a hook does.
-pub enum Hook {
-    /// It isn't there.
-    Absent,
-    /// The host carries out this plan.
-    Plan(usize),
-    /// It is called with these values.
-    Call(Vec<ValueName>),
-}
-
-/// What an instance may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PluginLimits {
-    /// Linear memory, in bytes.
-    pub memory: usize,
-    /// CPU time per call.
-    pub cpu: Duration,
-    /// The share of a worker's time, in percent; 100 is no limit.
-    pub share: u8,
-    /// Bodies that pass through the plugin at a time, over all workers.
-    pub bodies: u32,
-}
-
-/// What becomes of an exchange whose plugin failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnError {
-    /// The client gets 502.
-    Fail,
-    /// The exchange goes on as if the plugin weren't there.
-    Skip,
-    /// The client gets this status.
-    Respond(http::StatusCode),
-}
-
-/// How long an instance lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isolation {
-    /// It serves one request of its worker after the other.
-    Worker,
-    /// It serves one call: nothing that it keeps can reach another request.
-    Request,
-}
 
 /// A configuration that the plugin, or the host, can't take.
 #[derive(Debug, thiserror::Error)]
@@ -155,21 +80,6 @@ fn what(refused: &EditError) -> String {
     match refused {
         EditError::Many { .. } => refused.to_string(),
         _ => format!("what can't be: {refused}"),
-    }
-}
-
-impl Default for PluginLimits {
-    /// 16 MiB hold any filter that doesn't keep bodies; 50 ms is two and a half scheduler rounds of a busy machine.
-    fn default() -> Self {
-        PluginLimits { memory: 16 << 20, cpu: Duration::from_millis(50), share: DEFAULT_SHARE, bodies: DEFAULT_BODIES }
-    }
-}
-
-impl PluginLimits {
-    /// Returns the CPU time of a step in making an instance, off the workers: parsing a large configuration, or tables for
-    /// a thousand endpoints, may take longer than a request should.
-    pub fn making_time(self) -> Duration {
-        self.cpu * SETUP_TIME_FACTOR
     }
 }
 
@@ -322,5 +232,17 @@ impl ConfiguredPlugin {
     /// Whether it can choose endpoints.
     pub fn is_balancer(&self) -> bool {
         self.plugin.balancer.is_some()
+    }
+}
+
+impl ConfiguredPlugin {
+    /// Logs how many of the plugin's lines were left out, once their second is over.
+    pub fn report_lines(&self) {
+        self.reporter.lines.report();
+    }
+
+    /// The number of the plugin's lines that were left out.
+    pub fn dropped_lines(&self) -> u64 {
+        self.reporter.lines.dropped()
     }
 }

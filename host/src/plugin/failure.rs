@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 use wasmtime::WasmBacktrace;
 
-use super::configured::{ConfiguredPlugin, PluginLimits};
-use super::instance::PluginFailure;
+use super::call_error::PluginFailure;
 use super::log_lines::PluginLog;
+use super::settings::PluginLimits;
 use crate::context::ExchangeContext;
 use crate::system::printable::{TRUNCATED, truncated};
 
@@ -114,26 +114,6 @@ impl PluginLimits {
             PluginFailure::Reported(why) => format!("it gave up: {why}"),
             other => other.to_string(),
         }
-    }
-}
-
-impl ConfiguredPlugin {
-    /// Logs how many of the plugin's lines were left out, once their second is over.
-    pub fn report_lines(&self) {
-        self.reporter.lines.report();
-    }
-
-    /// The number of the plugin's lines that were left out.
-    pub fn dropped_lines(&self) -> u64 {
-        self.reporter.lines.dropped()
-    }
-}
-
-/// The cause of a trap without its backtrace, which is a context of the error.
-pub(super) fn cause(error: &wasmtime::Error) -> String {
-    match error.downcast_ref::<wasmtime::Trap>() {
-        Some(failure) => failure.to_string(),
-        None => error.root_cause().to_string(),
     }
 }
 

@@ -14,21 +14,20 @@ use super::bindings::{
     balancer as balancer_hook, cache_policy, lifecycle, observer, request_body, request_filter, response_body,
     response_filter, timer, types,
 };
-use super::configured::{ConfiguredPlugin, PluginLimits};
+use super::call_error::{PluginFailure, reported_failure, trapped};
+use super::configured::ConfiguredPlugin;
 use super::engine::Plugin;
-use super::failure;
 use super::host::HostState;
 use super::log_lines::{LONGEST, PluginLog};
-use super::memory_limit::MemoryLimit;
 use super::metrics::InstanceMetrics;
-use super::settings::shortened;
+use super::settings::PluginLimits;
 use super::version::InstanceCount;
 use crate::context::bounds;
 use crate::context::edit_check::{self, EditError, MessageSide, check_count};
 use crate::context::edits::Edit;
 use crate::context::{ExchangeContext, Value, ValueName};
 use crate::system::printable::one_line;
-use crate::telemetry::metrics::{CallRejection, PluginMetricDefinition, WorkerMetrics};
+use crate::telemetry::metrics::{PluginMetricDefinition, WorkerMetrics};
 use crate::upstream::endpoint_set::{Availability, EndpointSnapshot, EndpointState};
 
 pub use types::Summary;
@@ -56,9 +55,6 @@ pub struct Instance {
     pub(super) counted: Option<InstanceCount>,
 }
 
-/// How many times a call's limit making and configuring an instance may take where no request waits: off the workers.
-pub(super) const SETUP_TIME_FACTOR: u32 = 20;
-
 /// What a filter decided, checked.
 pub enum FilterVerdict {
     /// Go on, with these edits.
@@ -75,39 +71,6 @@ pub struct Picked {
     pub endpoint: u32,
     /// For the response.
     pub edits: Option<Arc<[Edit]>>,
-}
-
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum PluginFailure {
-    #[error("{}", failure::cause(.0))]
-    Wasm(wasmtime::Error),
-    #[error("limits.cpu exceeded")]
-    Deadline(wasmtime::Error),
-    /// The guest gave up after it was refused more memory.
-    #[error("limits.memory exceeded")]
-    Memory(wasmtime::Error),
-    #[error("it handed over more data in one call than 5 MiB, or its `limits.memory`, allow")]
-    HandedOver,
-    #[error("it asked for an edit that is refused: {0}")]
-    Refused(#[from] EditError),
-    #[error("it gave up: {}", one_line(.0, LONGEST))]
-    Reported(String),
-    /// The call returned, and its result makes no sense.
-    #[error("it returned what can't be done: {0}")]
-    Senseless(String),
-    #[error("it doesn't export this hook")]
-    NoHook,
-    #[error("limits.share of {0} % of a worker's time is used up")]
-    Share(u8),
-    #[error("its breaker is open after late or failed calls")]
-    Open,
-    #[error("no instance is ready: {0}")]
-    NoInstance(&'static str),
-    #[error("the places for instances are used up, by bodies of all plugins")]
-    NoPlace,
-    #[error("limits.bodies of {0} is reached")]
-    Bodies(u32),
 }
 
 // === Instance ===
@@ -324,34 +287,6 @@ impl Instance {
     }
 }
 
-impl PluginFailure {
-    /// Returns the reason if no call was made.
-    pub fn rejection(&self) -> Option<CallRejection> {
-        match self {
-            PluginFailure::Share(_) => Some(CallRejection::Share),
-            PluginFailure::Open => Some(CallRejection::Breaker),
-            PluginFailure::NoInstance(_) | PluginFailure::NoPlace => Some(CallRejection::Instance),
-            PluginFailure::Bodies(_) => Some(CallRejection::Bodies),
-            _ => None,
-        }
-    }
-
-    /// The error of wasm, where the guest has met one.
-    pub fn error(&self) -> Option<&wasmtime::Error> {
-        match self {
-            PluginFailure::Wasm(error) | PluginFailure::Deadline(error) | PluginFailure::Memory(error) => Some(error),
-            _ => None,
-        }
-    }
-
-    fn explained(self, room: &MemoryLimit) -> Self {
-        match self {
-            PluginFailure::Wasm(error) if room.is_refused => PluginFailure::Memory(error),
-            other => other,
-        }
-    }
-}
-
 /// Starts the measurement of a call that may take `time`: the next tick is the first that the call notices.
 fn begin(store: &mut Store<HostState>, time: Duration) {
     store.set_epoch_deadline(1);
@@ -371,23 +306,6 @@ fn told(member: &EndpointState) -> balancer::Endpoint<'_> {
         },
         tier: member.tier,
         zone: &member.zone,
-    }
-}
-
-/// What a plugin says of its failure, cut to what a log line holds.
-pub(super) fn reported_failure(reason: String) -> PluginFailure {
-    PluginFailure::Reported(shortened(reason, bounds::REASON))
-}
-
-pub(super) fn trapped(error: wasmtime::Error) -> PluginFailure {
-    if error.is::<wasmtime::PoolConcurrencyLimitError>() {
-        return PluginFailure::NoPlace;
-    }
-    match error.downcast_ref::<wasmtime::Trap>() {
-        Some(wasmtime::Trap::Interrupt) => PluginFailure::Deadline(error),
-        // wasmtime has no type for this error that others can name.
-        _ if error.root_cause().to_string().contains("fuel allocated for hostcalls") => PluginFailure::HandedOver,
-        _ => PluginFailure::Wasm(error),
     }
 }
 

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::configured::{ConfiguredPlugin, Isolation};
+use super::call_error::PluginFailure;
+use super::configured::ConfiguredPlugin;
 use super::cpu_time::thread_time;
-use super::instance::{Instance, PluginFailure};
+use super::instance::Instance;
+use super::settings::Isolation;
 use super::version::PluginVersion;
 use crate::system::supervise::{Task, guard};
 use crate::upstream::endpoint_set::EndpointSnapshot;

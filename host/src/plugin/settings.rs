@@ -1,15 +1,112 @@
 //! Checks what a plugin says of itself and declares when it is configured, and brings it into the host's form.
 
+use std::time::Duration;
+
 use http::HeaderName;
 
 use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, LookupPlan as LookupPlanSettings};
 use super::bindings::types;
-use super::configured::{BodyMode, Hook, OverLimit, PluginLimits};
+use super::call_error::shortened;
 use super::host::value_name;
+use super::time_share::DEFAULT_SHARE;
 use crate::context::bounds;
 use crate::context::edit_check::{self, EditError, check_count, field_name, field_text, field_value, repeatable_name};
 use crate::context::edit_plan::{EditPlan, PlannedEdit, Template, TemplatePart};
 use crate::context::{ExchangeContext, ValueName};
+
+/// What a cache policy declared.
+pub struct CacheInputs {
+    /// Values for the request side.
+    pub request: Vec<ValueName>,
+    /// Values for the response side.
+    pub response: Vec<ValueName>,
+    /// What most requests are looked up by, without a call.
+    pub plan: Option<LookupPlan>,
+    /// How `Cache-Status` names the cache; none for no such field.
+    pub name: Option<String>,
+    /// Whether the key is told there.
+    pub tells_key: bool,
+}
+
+/// How a plugin takes bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyMode {
+    /// Chunk by chunk.
+    Streamed,
+    /// Whole, up to so many bytes.
+    Buffered(u64, OverLimit),
+}
+
+/// What happens to a body beyond the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OverLimit {
+    Reject,
+    PassThrough,
+}
+
+/// Each body holds an instance, and slow clients of one plugin must not use up what others need.
+const DEFAULT_BODIES: u32 = 256;
+
+/// How many times a call's limit making and configuring an instance may take where no request waits: off the workers.
+pub(super) const SETUP_TIME_FACTOR: u32 = 20;
+
+/// What a hook does.
+pub enum Hook {
+    /// It isn't there.
+    Absent,
+    /// The host carries out this plan.
+    Plan(usize),
+    /// It is called with these values.
+    Call(Vec<ValueName>),
+}
+
+/// What an instance may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PluginLimits {
+    /// Linear memory, in bytes.
+    pub memory: usize,
+    /// CPU time per call.
+    pub cpu: Duration,
+    /// The share of a worker's time, in percent; 100 is no limit.
+    pub share: u8,
+    /// Bodies that pass through the plugin at a time, over all workers.
+    pub bodies: u32,
+}
+
+/// What becomes of an exchange whose plugin failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The client gets 502.
+    Fail,
+    /// The exchange goes on as if the plugin weren't there.
+    Skip,
+    /// The client gets this status.
+    Respond(http::StatusCode),
+}
+
+/// How long an instance lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// It serves one request of its worker after the other.
+    Worker,
+    /// It serves one call: nothing that it keeps can reach another request.
+    Request,
+}
+
+impl Default for PluginLimits {
+    /// 16 MiB hold any filter that doesn't keep bodies; 50 ms is two and a half scheduler rounds of a busy machine.
+    fn default() -> Self {
+        PluginLimits { memory: 16 << 20, cpu: Duration::from_millis(50), share: DEFAULT_SHARE, bodies: DEFAULT_BODIES }
+    }
+}
+
+impl PluginLimits {
+    /// Returns the CPU time of a step in making an instance, off the workers: parsing a large configuration, or tables for
+    /// a thousand endpoints, may take longer than a request should.
+    pub fn making_time(self) -> Duration {
+        self.cpu * SETUP_TIME_FACTOR
+    }
+}
 
 /// A lookup that needs no call.
 pub struct LookupPlan {
@@ -120,15 +217,6 @@ impl std::fmt::Display for ConfigErrors {
         f.write_str(&shown.join("; "))?;
         if self.more > 0 { write!(f, "; and {} more", self.more) } else { Ok(()) }
     }
-}
-
-/// Cuts a text for people to a length, and marks the cut.
-pub fn shortened(mut text: String, most: usize) -> String {
-    if text.len() > most {
-        text.truncate(text.floor_char_boundary(most));
-        text.push('…');
-    }
-    text
 }
 
 /// Returns the values of a hook.

@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::breaker::Breaker;
-use super::configured::{ConfiguredPlugin, Isolation, PluginLimits};
+use super::call_error::PluginFailure;
+use super::configured::ConfiguredPlugin;
 use super::cpu_time::thread_time;
 use super::engine::Plugin;
-use super::instance::{Instance, PluginFailure};
+use super::instance::Instance;
 use super::instance_limit::ReservedInstances;
 use super::instance_maker::InstanceMaker;
+use super::settings::{Isolation, PluginLimits};
 use super::time_share::TimeShare;
 use crate::telemetry::metrics::CallRejection;
 

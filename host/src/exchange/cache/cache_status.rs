@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::plugin::configured::CacheInputs;
+use crate::plugin::settings::CacheInputs;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 

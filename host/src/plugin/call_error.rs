@@ -1,0 +1,104 @@
+//! The ways in which a call of a plugin fails.
+
+use super::log_lines::LONGEST;
+use super::memory_limit::MemoryLimit;
+use crate::context::bounds;
+use crate::context::edit_check::EditError;
+use crate::system::printable::one_line;
+use crate::telemetry::metrics::CallRejection;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginFailure {
+    #[error("{}", cause(.0))]
+    Wasm(wasmtime::Error),
+    #[error("limits.cpu exceeded")]
+    Deadline(wasmtime::Error),
+    /// The guest gave up after it was refused more memory.
+    #[error("limits.memory exceeded")]
+    Memory(wasmtime::Error),
+    #[error("it handed over more data in one call than 5 MiB, or its `limits.memory`, allow")]
+    HandedOver,
+    #[error("it asked for an edit that is refused: {0}")]
+    Refused(#[from] EditError),
+    #[error("it gave up: {}", one_line(.0, LONGEST))]
+    Reported(String),
+    /// The call returned, and its result makes no sense.
+    #[error("it returned what can't be done: {0}")]
+    Senseless(String),
+    #[error("it doesn't export this hook")]
+    NoHook,
+    #[error("limits.share of {0} % of a worker's time is used up")]
+    Share(u8),
+    #[error("its breaker is open after late or failed calls")]
+    Open,
+    #[error("no instance is ready: {0}")]
+    NoInstance(&'static str),
+    #[error("the places for instances are used up, by bodies of all plugins")]
+    NoPlace,
+    #[error("limits.bodies of {0} is reached")]
+    Bodies(u32),
+}
+
+impl PluginFailure {
+    /// Returns the reason if no call was made.
+    pub fn rejection(&self) -> Option<CallRejection> {
+        match self {
+            PluginFailure::Share(_) => Some(CallRejection::Share),
+            PluginFailure::Open => Some(CallRejection::Breaker),
+            PluginFailure::NoInstance(_) | PluginFailure::NoPlace => Some(CallRejection::Instance),
+            PluginFailure::Bodies(_) => Some(CallRejection::Bodies),
+            _ => None,
+        }
+    }
+
+    /// The error of wasm, where the guest has met one.
+    pub fn error(&self) -> Option<&wasmtime::Error> {
+        match self {
+            PluginFailure::Wasm(error) | PluginFailure::Deadline(error) | PluginFailure::Memory(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Names the limit of memory as the reason if a growth was refused.
+    pub(super) fn explained(self, room: &MemoryLimit) -> Self {
+        match self {
+            PluginFailure::Wasm(error) if room.is_refused => PluginFailure::Memory(error),
+            other => other,
+        }
+    }
+}
+
+/// What a plugin says of its failure, cut to what a log line holds.
+pub(super) fn reported_failure(reason: String) -> PluginFailure {
+    PluginFailure::Reported(shortened(reason, bounds::REASON))
+}
+
+pub(super) fn trapped(error: wasmtime::Error) -> PluginFailure {
+    if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+        return PluginFailure::NoPlace;
+    }
+    match error.downcast_ref::<wasmtime::Trap>() {
+        Some(wasmtime::Trap::Interrupt) => PluginFailure::Deadline(error),
+        // wasmtime has no type for this error that others can name.
+        _ if error.root_cause().to_string().contains("fuel allocated for hostcalls") => PluginFailure::HandedOver,
+        _ => PluginFailure::Wasm(error),
+    }
+}
+
+/// The cause of a trap without its backtrace, which is a context of the error.
+fn cause(error: &wasmtime::Error) -> String {
+    match error.downcast_ref::<wasmtime::Trap>() {
+        Some(failure) => failure.to_string(),
+        None => error.root_cause().to_string(),
+    }
+}
+
+/// Cuts a text for people to a length, and marks the cut.
+pub fn shortened(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push('…');
+    }
+    text
+}
