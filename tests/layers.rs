@@ -37,7 +37,7 @@ const DOORS: [(&str, &[&str]); 8] = [
         ],
     ),
     ("wasmtime", &["plugin"]),
-    ("inotify::", &["server/file_watcher/inotify.rs"]),
+    ("inotify::", &["server/file_watcher"]),
     ("notify::", &["server/file_watcher"]),
     ("serde::", &["store/disk/record.rs", "config/", "telemetry/access_log.rs", "server/admin", "loading/"]),
     ("jsonschema::", &["loading/"]),
