@@ -174,11 +174,11 @@ fn a_constant_edit_that_no_message_can_have_is_a_mistake_of_the_manifest() {
 fn a_template_makes_no_host_that_a_client_could_not_send() {
     let more = "[plugin.headers]\nuse = \"headers\"\nconfig.request.set = { host = \"{request.header.x-site}\" }\n";
     let proxy = Proxy::start(&manifest(&echo(), r#""headers""#, more));
-    for site in ["b.example", "B.example.", "b%2Eexample"] {
+    for site in ["b.example", "B.example."] {
         let text = proxy.get("/", &format!("\r\nX-Site: {site}")).text();
         assert!(text.contains("\nhost: b.example\n"), "{site}: {text}");
     }
-    for site in ["b.example/x", "b..example", "b.example:65536"] {
+    for site in ["b.example/x", "b..example", "b%2Eexample", "b.example:65536"] {
         assert_eq!(proxy.get("/", &format!("\r\nX-Site: {site}")).status(), 502, "{site}");
     }
 }
