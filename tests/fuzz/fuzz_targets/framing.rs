@@ -2,11 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plugway_fuzz::framing::{Limits, Refusal, Scanner};
+use plugway_fuzz::protocol::framing::{FramingError, HeadLimits, Scanner};
 
-const LIMITS: Limits = Limits { head_bytes: 300, fields: 5, target_bytes: 40 };
+const LIMITS: HeadLimits = HeadLimits { head_bytes: 300, fields: 5, target_bytes: 40 };
 
-fn scanned<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(bool, bool), Refusal> {
+fn scanned<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(bool, bool), FramingError> {
     let mut scanner = Scanner::new(LIMITS);
     for piece in pieces {
         scanner.take(piece)?;

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plugway_fuzz::path::normal;
+use plugway_fuzz::protocol::path::normal;
 
 fuzz_target!(|path: &str| {
     if !path.starts_with('/') {

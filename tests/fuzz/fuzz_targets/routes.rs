@@ -2,13 +2,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plugway_fuzz::router::{HostMatch, Match, PathMatch, Router};
+use plugway_fuzz::generation::router::{HostMatch, PathMatch, RouteMatch, Router};
 
 /// `host path method`, each of which may be `-` for any.
-fn route(line: &str) -> Option<Match> {
+fn route(line: &str) -> Option<RouteMatch> {
     let mut words = line.split(' ');
     let (host, path) = (words.next()?, words.next()?);
-    let mut route = Match::default();
+    let mut route = RouteMatch::default();
     match host.strip_prefix('*') {
         _ if host == "-" => {}
         Some(below) => route.hosts.push(HostMatch::Below(below.into())),
@@ -29,11 +29,11 @@ fn route(line: &str) -> Option<Match> {
 fuzz_target!(|text: &str| {
     let lines: Vec<&str> = text.lines().take(12).collect();
     let Some((last, routes)) = lines.split_last() else { return };
-    let Some(routes) = routes.iter().map(|line| route(line)).collect::<Option<Vec<Match>>>() else { return };
+    let Some(routes) = routes.iter().map(|line| route(line)).collect::<Option<Vec<RouteMatch>>>() else { return };
     let Some((host, target)) = last.split_once(' ') else { return };
     let Ok(request) = http::Request::get(target).header("host", host).body(()) else { return };
     let request = request.into_parts().0;
-    let reversed: Vec<Match> = routes.iter().rev().cloned().collect();
+    let reversed: Vec<RouteMatch> = routes.iter().rev().cloned().collect();
     match (Router::new(routes.clone()), Router::new(reversed)) {
         (Ok(one), Ok(other)) => {
             let place = other.route(&request).map(|place| routes.len() - 1 - place);
