@@ -67,9 +67,9 @@ pub struct Assembler {
     /// TLS to endpoints, by the digest of what it was made of.
     dialers: HashMap<blake3::Hash, Arc<ClientConfig>>,
     plugins: HashMap<blake3::Hash, LoadedPlugin>,
-    /// What the caches keep, by the folder.
+    /// The stores of caches, by folder.
     stores: HashMap<Option<PathBuf>, Weak<Store>>,
-    /// Nothing is to be served: what others may have in use is left alone.
+    /// Whether the manifest is only checked: then nothing is opened that another process may use.
     is_check: bool,
     /// The number of workers, as the first manifest says.
     workers: Option<usize>,
@@ -77,10 +77,10 @@ pub struct Assembler {
     log: Option<((LogFormat, LogTarget), AccessLog)>,
 }
 
-/// What a manifest says besides the generation.
+/// A generation, and the settings of the manifest besides it.
 pub struct AssembledManifest {
     pub generation: Generation,
-    /// Where to listen, and whether for TLS.
+    /// The addresses to listen at, and whether each speaks TLS.
     pub listeners: Vec<(Arc<str>, bool)>,
     pub workers: Option<usize>,
     /// How long a stop waits for exchanges.

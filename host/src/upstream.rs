@@ -40,10 +40,10 @@ use connect::{ConnectTerms, RequiredProtocol, TlsDialer};
 use connection::{Connection, SharedSender};
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 
-/// Where an endpoint listens, and what it speaks.
+/// The address of an endpoint, and its protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointAddr {
-    /// As the manifest writes it.
+    /// The text of the manifest.
     pub text: Arc<str>,
     pub address: SocketName,
     pub protocol: EndpointProtocol,
@@ -98,18 +98,18 @@ pub struct Pools(RefCell<HashMap<EndpointAddr, Rc<Pool>>>);
 /// The connections of one worker to one endpoint.
 pub struct Pool {
     address: EndpointAddr,
-    /// Those of HTTP/1 that are idle, the last used on top.
+    /// The idle connections with HTTP/1, the last used on top.
     idle: RefCell<Vec<(Box<Connection>, Instant)>>,
     /// That of HTTP/2, for all requests, and when it was last used.
     shared: RefCell<Option<(SharedSender, Instant)>>,
     /// Held while the first connection is made to an endpoint that may speak HTTP/2: the others wait for it.
     first: tokio::sync::Mutex<()>,
-    /// The endpoint has chosen HTTP/1: nobody needs to wait.
+    /// The endpoint has chosen HTTP/1, so no request needs to wait for a shared connection.
     exclusive: Cell<bool>,
-    /// Those who wait for leave to connect hear here of a connection that has become idle, or is shared.
+    /// Notified when a connection becomes idle or shared, so that a request that waits for a permit can use it.
     returned: Notify,
     waiting: Cell<u32>,
-    /// Connections that were taken back while somebody waited for one.
+    /// Connections that were returned while a request waited for one.
     contended: Cell<u32>,
     /// The address that was connected to last, where the endpoint's name has several.
     last: Cell<Option<SocketAddr>>,
@@ -119,7 +119,7 @@ pub struct Pool {
     all: Weak<Pools>,
 }
 
-/// What somebody who wanted to connect got.
+/// The result of waiting for a permit to connect.
 pub enum Acquired {
     /// Leave to connect.
     Connect(ConnectionPermit),
@@ -148,7 +148,7 @@ impl ResponseHeadLimits {
 }
 
 impl SocketName {
-    /// What stands for the endpoint in `Host` where the client named none.
+    /// Returns the `Host` of the endpoint, for a request whose client sent none.
     pub fn authority(&self) -> &str {
         match self {
             SocketName::Tcp(address) => address,
@@ -203,7 +203,7 @@ impl Pools {
         true
     }
 
-    /// Closes what nobody used for the longest idle time, and forgets pools of endpoints that are gone.
+    /// Closes connections that were idle for the longest idle time, and drops the pools of endpoints that are gone.
     pub fn sweep(&self, now: Instant, longest: Duration) {
         self.0.borrow_mut().retain(|_, pool| {
             pool.shared.borrow_mut().take_if(|(_, used)| now - *used >= longest);
@@ -304,7 +304,7 @@ impl Pool {
             return Ok(connection);
         }
         if self.exclusive.get() {
-            // Whoever was first has found out: nobody has to wait for another.
+            // The first request has learned the protocol: no other has to wait.
             drop(first);
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), slot).await.map(Box::new);
         }
@@ -379,7 +379,7 @@ impl Pool {
     }
 }
 
-/// Counts somebody who waits, until dropped.
+/// Counts a waiting request until dropped.
 struct PermitWait<'a>(&'a Cell<u32>);
 
 impl Drop for PermitWait<'_> {

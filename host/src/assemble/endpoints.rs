@@ -18,7 +18,7 @@ use crate::upstream::discovery::{DnsName, NameKind};
 use crate::upstream::endpoint_set::EndpointSpec;
 use crate::upstream::{EndpointAddr, EndpointProtocol, SocketName};
 
-/// Who is wanted in a set.
+/// The endpoints of a list that were read so far.
 #[derive(Default)]
 pub(super) struct ListedEndpoints {
     pub list: Vec<EndpointSpec>,
@@ -27,10 +27,10 @@ pub(super) struct ListedEndpoints {
     pub names: Vec<DnsName>,
 }
 
-/// What a file or a manifest says of endpoints, and the upstream that they are for.
+/// A list of endpoints in a manifest or a file, and their upstream.
 struct List<'a> {
     source: &'a Arc<Source>,
-    /// Where the upstream stands.
+    /// The source of the upstream's table.
     owner: &'a Arc<Source>,
     upstream: &'a manifest::UpstreamTable,
 }
@@ -188,7 +188,7 @@ impl Assembly<'_> {
     }
 }
 
-/// More than anybody tells apart.
+/// The maximum number of tiers.
 const MOST_TIERS: usize = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -201,7 +201,7 @@ enum Scheme {
 const SCHEMES: [(&str, Scheme); 3] = [("http://", Scheme::Http), ("h2c://", Scheme::H2c), ("https://", Scheme::Https)];
 
 impl Scheme {
-    /// What stands before the address of an endpoint that is found by a name.
+    /// Returns the prefix for addresses of an endpoint that a name resolves to.
     fn text(self) -> &'static str {
         match self {
             Scheme::Http => "",
@@ -211,7 +211,7 @@ impl Scheme {
     }
 }
 
-/// What an endpoint speaks, and the rest of its text.
+/// Returns the protocol of an endpoint, and the rest of its text.
 fn scheme(text: &str) -> (Scheme, &str) {
     let known = SCHEMES.iter().find_map(|(prefix, scheme)| Some((*scheme, text.strip_prefix(prefix)?)));
     known.unwrap_or((Scheme::Http, text))

@@ -22,7 +22,7 @@ use crate::upstream::retry::{BUFFER, Methods, RetryPolicy, Triggers};
 use crate::upstream::status_codes::StatusCodes;
 
 impl Assembly<'_> {
-    /// What is made of checks and failures.
+    /// Builds the health rules of an upstream.
     pub(super) fn health(&mut self, source: &Arc<Source>, upstream: &manifest::UpstreamTable) -> HealthRules {
         let none = manifest::HealthChecksTable::default();
         let (checks, defaults) = (upstream.health.as_ref().map_or(&none, Spanned::get_ref), HealthRules::default());

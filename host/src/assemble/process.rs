@@ -19,7 +19,7 @@ use crate::store::{DiskLimits, Store, StoreLimits};
 use crate::system::files;
 use crate::telemetry::access_log::{AccessLog, LogFormat, LogTarget};
 
-/// In bytes.
+/// The minimum size of the store in memory, in bytes.
 const LEAST_MEMORY: usize = 1 << 20;
 const LEAST_DISK: usize = 16 << 20;
 const MOST_ON_DISK: usize = 1 << 30;
@@ -62,7 +62,7 @@ impl Assembly<'_> {
         loading::LoadLimits { time, memory }
     }
 
-    /// Who is asked about names.
+    /// Builds the list of name servers.
     pub(super) fn name_servers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Vec<SocketAddr> {
         let named = files.iter().find_map(|(source, file)| Some((source, file.resolver.as_ref()?)));
         let Some((source, resolver)) = named else { return Vec::new() };
@@ -88,7 +88,7 @@ impl Assembly<'_> {
         servers
     }
 
-    /// What the store of the caches may take.
+    /// Builds the limits of the store of the caches.
     pub(super) fn store_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> StoreLimits {
         let defaults = StoreLimits::default();
         let named = files.iter().find_map(|(source, file)| Some((source, file.cache.as_ref()?)));
@@ -245,5 +245,5 @@ const LOAD_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 /// In bytes. The program itself and one instance need some 100 MiB.
 const LOAD_MEMORY: RangeInclusive<u64> = 256 << 20..=64 << 30;
 
-/// More threads than any machine of today has cores.
+/// The maximum number of workers, more than the cores of any machine.
 pub(super) const MOST_WORKERS: usize = 1024;

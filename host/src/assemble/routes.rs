@@ -13,7 +13,7 @@ use crate::generation::Route;
 use crate::generation::router::{HostMatch, PathMatch, RouteMatch};
 use crate::protocol::authority;
 
-/// More than nearly anyone uploads. The content passes in pieces: this is for the endpoint's sake.
+/// The default of `max-body`, more than most uploads. Bodies are streamed, so the limit protects the endpoint.
 const MAX_BODY: usize = 1 << 30;
 
 /// The compiled form of a regular expression, in bytes: what a path is matched by has some kilobytes.

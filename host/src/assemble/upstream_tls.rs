@@ -73,7 +73,7 @@ impl Assembly<'_> {
     }
 }
 
-/// Of all that a configuration is made of: two with the same digest are the same.
+/// Computes the digest of a configuration: two with the same digest are equal.
 fn digest(files: &ClientFiles) -> blake3::Hash {
     let mut digest = blake3::Hasher::new();
     let mut content = |path: &std::path::Path| files::update_digest(&mut digest, path, files::PEM);

@@ -15,10 +15,10 @@ use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::discovery::UpstreamSpec;
 use crate::upstream::{ConnectionSettings, EndpointProtocol, ResponseHeadLimits};
 
-/// So many may wait for a connection if the manifest doesn't say.
+/// The default of `pending`: the requests that may wait for a connection.
 const PENDING: usize = 1024;
 
-/// And so many idle connections are kept: as many as a worker rarely needs at once, so that nobody waits for a new one.
+/// The default of `idle-connections`: as many as a worker rarely needs at once.
 const IDLE_CONNECTIONS: usize = 1024;
 
 impl Assembly<'_> {
@@ -129,7 +129,8 @@ impl Assembly<'_> {
         ResponseHeadLimits { bytes, fields }
     }
 
-    /// The same queue as before, where the limits are the same: those who hold a connection go on counting.
+    /// Returns the connection limit of the upstream: the former one if its numbers did not change, so that open
+    /// connections still count.
     fn slots(&mut self, source: &Arc<Source>, name: &Arc<str>, limits: &manifest::UpstreamLimits) -> ConnectionLimit {
         if limits.connections.is_none() {
             if let Some(pending) = &limits.pending {
@@ -158,5 +159,5 @@ const MOST_HEAD: usize = 16 << 20;
 /// The largest limit of fields, as for requests.
 const MOST_FIELDS: usize = 10_000;
 
-/// As many as a semaphore can count, and far more than there are ports.
+/// The maximum of `connections`: as many as a semaphore can count, and far more than there are ports.
 const MOST_CONNECTIONS: usize = 1 << 24;

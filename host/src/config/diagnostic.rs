@@ -16,13 +16,13 @@ pub struct Source {
     pub is_file: bool,
 }
 
-/// One mistake.
+/// An error in a manifest, with its place.
 #[derive(Debug)]
 pub struct Diagnostic {
     pub source: Arc<Source>,
     /// Bytes of the text; none if it concerns the whole file.
     pub span: Option<Range<usize>>,
-    /// What was found, what is allowed, what to do.
+    /// The message: what was found, what is expected, and what to do.
     pub message: String,
 }
 

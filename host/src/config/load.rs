@@ -195,7 +195,7 @@ fn encoding(bytes: &[u8], valid: usize) -> Encoding {
     Encoding { span: valid..valid + char::REPLACEMENT_CHARACTER.len_utf8(), message }
 }
 
-/// The file that a path leads to, be it by links or `..`.
+/// Returns the file that a path leads to, through links and `..`.
 fn identity(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.into())
 }

@@ -8,7 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
-/// One file.
+/// The keys of one file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Manifest {
@@ -16,13 +16,13 @@ pub struct Manifest {
     pub include: Vec<Spanned<String>>,
     /// Threads that serve; as many as there are cores if not given.
     pub workers: Option<Spanned<usize>>,
-    /// How long exchanges may go on after the first signal to stop; 30s if not given.
+    /// The time that exchanges have to end after the first signal to stop; 30s if not given.
     pub drain_timeout: Option<Spanned<String>>,
     /// Sockets to listen at.
     pub listener: Vec<ListenerTable>,
     /// Named sets of endpoints.
     pub upstream: BTreeMap<Spanned<String>, UpstreamTable>,
-    /// What goes where.
+    /// The routes.
     pub route: Vec<Spanned<RouteTable>>,
     /// A line for each exchange.
     pub access_log: Option<Spanned<AccessLogTable>>,
@@ -35,9 +35,9 @@ pub struct Manifest {
     pub plugin: BTreeMap<Spanned<String>, PluginTable>,
     /// The limits for the loading of a plugin's component.
     pub load: Option<LoadTable>,
-    /// Who looks names up for endpoints.
+    /// The name servers for endpoints.
     pub resolver: Option<ResolverTable>,
-    /// Where the plugins that cache keep responses.
+    /// The store of the plugins that cache.
     pub cache: Option<Spanned<CacheTable>>,
 }
 
@@ -53,11 +53,11 @@ pub struct LoadTable {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CacheTable {
-    /// What it may take of the memory, for all workers; 256 MiB if not given.
+    /// The maximum memory for all workers; 256 MiB if not given.
     pub memory: Option<Spanned<String>>,
     /// The longest content that is stored; 16 MiB if not given, and never more than a sixteenth of the memory.
     pub max_object: Option<Spanned<String>>,
-    /// Where responses outlast the process.
+    /// The folder in which responses outlast the process.
     pub disk: Option<Spanned<DiskTable>>,
 }
 
@@ -66,7 +66,7 @@ pub struct CacheTable {
 pub struct DiskTable {
     /// The folder; an empty one, or one that is made.
     pub path: Spanned<String>,
-    /// What its files may take.
+    /// The maximum size of the files.
     pub size: Spanned<String>,
     /// The longest content that is stored there; 1 GiB if not given, and never more than a sixteenth of the size.
     pub max_object: Option<Spanned<String>>,
@@ -93,7 +93,7 @@ impl Manifest {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointValue {
-    /// As in an upstream.
+    /// The endpoints of a file, written as in an upstream.
     pub endpoints: Vec<Spanned<Endpoint>>,
 }
 
@@ -135,7 +135,7 @@ pub struct AdminTable {
 pub struct ListenerTable {
     /// `127.0.0.1:8080`, `[::]:80`, `unix:/run/plugway.sock`. Port 0 takes a free one and prints it.
     pub address: Spanned<String>,
-    /// HTTPS.
+    /// The listener speaks HTTPS.
     pub tls: Option<Spanned<TlsTable>>,
     /// `true`, or the port of HTTPS: every request is answered with 308 to the same URI with `https`.
     pub redirect_to_https: Option<Spanned<Redirect>>,
@@ -152,7 +152,7 @@ pub struct ListenerTable {
     /// `"remove"`, `"reject"` or `"pass"`: what becomes of fields whose names origins take for those of others; remove if
     /// not given.
     pub field_aliases: Option<Spanned<String>>,
-    /// What a client may ask for.
+    /// The limits of a client.
     #[serde(default)]
     pub limits: ListenerLimits,
 }
@@ -188,7 +188,7 @@ pub struct Certificate {
     pub key: Spanned<String>,
 }
 
-/// What a client may ask for; each has a default that is safe and serves ordinary clients.
+/// The limits of a client; each has a default that is safe and serves ordinary clients.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenerLimits {
@@ -256,12 +256,12 @@ pub struct UpstreamTable {
     pub outliers: TableOrOff<OutliersTable>,
     /// How long an endpoint that came back, or is new, takes to get its whole share; none if not given.
     pub slow_start: Option<Spanned<String>>,
-    /// Where less than this many percent of the endpoints are well, all of them are used; 1 if not given, 0 for never.
+    /// The percentage of healthy endpoints below which all endpoints are used; 1 if not given, 0 for never.
     pub panic_threshold: Option<Spanned<usize>>,
     /// Sends failed requests again, to another endpoint; `false` for never.
     #[serde(default)]
     pub retry: TableOrOff<RetryTable>,
-    /// What is in use at a time, over all workers; what is beyond gets 503.
+    /// The limits of connections and requests over all workers; requests beyond get 503.
     #[serde(default)]
     pub limits: UpstreamLimits,
 }
@@ -278,9 +278,9 @@ pub enum TableOrOff<T> {
 pub struct HealthChecksTable {
     /// `"http"`, `"tcp"` or `"grpc"`; http if not given.
     pub kind: Option<Spanned<String>>,
-    /// What a GET asks for; `"/"` if not given.
+    /// The path of the GET request; `"/"` if not given.
     pub path: Option<Spanned<String>>,
-    /// What is in `Host`; the endpoint's address if not given.
+    /// The `Host` of the request; the endpoint's address if not given.
     pub host: Option<Spanned<String>>,
     /// The good ones: codes, or classes as `"2xx"`; `["2xx", "3xx"]` if not given.
     pub statuses: Option<Spanned<Vec<Spanned<StatusWord>>>>,
@@ -368,7 +368,7 @@ pub struct UpstreamTls {
     pub ca: Option<Spanned<String>>,
     /// The name that the endpoint's certificate has to bear; the host of its address if not given.
     pub server_name: Option<Spanned<String>>,
-    /// What this proxy shows of itself.
+    /// The certificate that the proxy presents to endpoints.
     pub certificate: Option<Spanned<Certificate>>,
     /// Takes any certificate, from whomever: for tests only.
     pub insecure_skip_verify: bool,
@@ -397,7 +397,7 @@ pub struct EndpointTable {
     pub weight: Option<Spanned<i64>>,
     /// 0 is preferred, the next ones are for overflow; 0 if not given.
     pub tier: Option<Spanned<usize>>,
-    /// Where it stands, for balancers that prefer what is near.
+    /// The zone of the endpoint, for balancers that prefer near ones.
     pub zone: Option<String>,
     /// `true`: it gets nothing new.
     pub draining: bool,
@@ -452,13 +452,13 @@ pub struct RouteTable {
     /// All of these query parameters with these values; `"*"` for any value.
     #[serde(default)]
     pub query: BTreeMap<Spanned<String>, String>,
-    /// Where to.
+    /// The name of the upstream.
     pub upstream: Spanned<String>,
     /// The largest content of a request; `"1 GiB"` if not given. It is never held whole, so this protects the upstream.
     pub max_body: Option<Spanned<String>>,
     /// For the whole exchange, from its head to the last byte of the response; without limit if not given.
     pub timeout: Option<Spanned<String>>,
-    /// What requests pass on the way, from the outside in.
+    /// The plugins that requests pass, in order.
     #[serde(default)]
     pub plugins: Vec<Spanned<PluginRef>>,
 }
@@ -511,9 +511,9 @@ pub enum PluginRef {
 pub struct PluginTable {
     /// A stock plugin, or a `.wasm` file, relative to this file.
     pub r#use: Spanned<String>,
-    /// What the plugin is told, by its own schema.
+    /// The configuration of the plugin, by its own schema.
     pub config: Option<toml::Table>,
-    /// What an instance may use.
+    /// The limits of an instance.
     #[serde(default)]
     pub limits: PluginLimitsTable,
     /// `"fail"`, `"skip"`, or a status code.

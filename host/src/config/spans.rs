@@ -1,4 +1,4 @@
-//! Where a value of a plugin's configuration stands in the manifest, for messages about it.
+//! Finds the place of a value of a plugin's configuration in the manifest, for messages about it.
 
 use std::ops::Range;
 

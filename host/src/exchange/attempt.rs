@@ -172,7 +172,7 @@ impl Attempt<'_> {
         let mut rest = IdleTime::new(upload);
         let sending = poll_fn(|cx| {
             let polled = connection.drive(cx, |cx| answer.as_mut().poll(cx));
-            // As long as the client's content goes on, or is waited for, the endpoint can't be expected to answer.
+            // While the client's content is sent, or the proxy waits for it, the endpoint can't be expected to respond.
             if upload.bytes() > sent || upload.is_waiting_for_client() {
                 sent = upload.bytes();
                 step.set(rules.response_timeout);

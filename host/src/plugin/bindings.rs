@@ -1,4 +1,4 @@
-//! What wasmtime makes of `wit/`: the imports that the host gives, and typed calls for each hook.
+//! The bindings that wasmtime generates from `wit/`: the imports of the host, and typed calls of each hook.
 #![allow(unsafe_code, clippy::all, unused_qualifications, reason = "generated")]
 
 mod imports {

@@ -61,13 +61,13 @@ pub struct BodyFilter {
 
 enum BodyState {
     Streaming,
-    /// What has come so far of a body that is wanted whole.
+    /// The bytes so far of a body that the plugin takes whole.
     Buffering(BytesMut, u64, OverLimit),
     /// The body was longer than the plugin wanted it.
     Passing,
 }
 
-/// Why a body can't go on.
+/// The error that ends a body in a plugin.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyFilterError {
     #[error("the plugin failed: {0}")]
@@ -183,7 +183,7 @@ impl BodyFilter {
         result
     }
 
-    /// Takes a chunk and gives what goes on now, which may be nothing.
+    /// Passes a chunk to the plugin, and returns the output so far, which may be empty.
     pub fn push(&mut self, chunk: Bytes) -> Result<Bytes, BodyFilterError> {
         match &mut self.state {
             BodyState::Passing => Ok(chunk),
@@ -246,7 +246,7 @@ impl BodyFilter {
         Ok(out.freeze())
     }
 
-    /// Gives the trailers that go on.
+    /// Passes trailers to the plugin, and returns those that it sends.
     pub fn trailers(&mut self, received: &HeaderMap) -> Result<HeaderMap, BodyFilterError> {
         if matches!(self.state, BodyState::Passing) {
             return Ok(received.clone());

@@ -13,7 +13,7 @@ use crate::store::stored_response::Freshness;
 
 pub use wit::{BypassReason, Lookup as PolicyLookup, Place, Refusal, Reuse, StoredResponse as PolicyResponse, Times};
 
-/// What a policy says of a response that came.
+/// The decision of a policy about a fetched response.
 pub enum Keep {
     Store(Storage),
     Refuse(Refusal),
@@ -22,7 +22,7 @@ pub enum Keep {
 /// How it is kept.
 pub struct Storage {
     pub rules: Freshness,
-    /// For purging.
+    /// The tags for purges.
     pub tags: Box<[Box<str>]>,
     /// Request fields that it depends on.
     pub vary: Vec<HeaderName>,
@@ -30,11 +30,11 @@ pub struct Storage {
     pub dropped: Vec<HeaderName>,
 }
 
-/// Of times, in milliseconds: some thousand years, and nothing that sums could overflow.
+/// The maximum of times, in milliseconds: some thousand years, so that no sum overflows.
 const LONGEST_TIME: u64 = 1 << 46;
 
 impl Instance {
-    /// What to do with a request.
+    /// Asks the policy what to do with a request.
     pub fn lookup(&mut self, needs: &[ValueName], context: &ExchangeContext) -> Result<PolicyLookup, PluginFailure> {
         let lookup = self.ask(needs, context, |policy, store, values| policy.call_on_lookup(store, values))?;
         Ok(match lookup {
@@ -44,7 +44,7 @@ impl Instance {
         })
     }
 
-    /// What to do with something stored.
+    /// Asks the policy what to do with a stored response.
     pub fn stored(
         &mut self,
         needs: &[ValueName],
@@ -68,7 +68,7 @@ impl Instance {
         }
     }
 
-    /// What is stale from now on.
+    /// Asks the policy which stored responses a change makes stale.
     pub fn changed(&mut self, needs: &[ValueName], context: &ExchangeContext) -> Result<Vec<Vec<u8>>, PluginFailure> {
         let keys = self.ask(needs, context, |policy, store, values| policy.call_on_changed(store, values))?;
         check_count(bounds::CACHE_LIST, keys.len(), "keys that a change concerns")?;

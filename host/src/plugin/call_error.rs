@@ -69,7 +69,7 @@ impl PluginFailure {
     }
 }
 
-/// What a plugin says of its failure, cut to what a log line holds.
+/// Returns a failure that a plugin reports, truncated to what a log line holds.
 pub(super) fn reported_failure(reason: String) -> PluginFailure {
     PluginFailure::Reported(shortened(reason, bounds::REASON))
 }

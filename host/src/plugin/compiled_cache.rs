@@ -266,7 +266,7 @@ fn accepted(seal: &Seal) -> String {
     format!("{}.{ACCEPTED}", seal.name)
 }
 
-/// What the code was compiled from, and for which engine.
+/// Computes the name of an artifact: by the component, and by the engine that compiled it.
 fn name(engine: &Engine, component: &blake3::Hash) -> String {
     let mut settings = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut settings);

@@ -31,11 +31,11 @@ pub struct ConfiguredPlugin {
     pub(super) reporter: Arc<FailureReporter>,
     /// The part that all workers and generations share.
     pub supply: Arc<PluginVersion>,
-    /// What a failed call means for the exchange.
+    /// The effect of a failed call on the exchange.
     pub on_error: OnError,
-    /// Who gets a fresh instance.
+    /// The lifetime of an instance.
     pub isolation: Isolation,
-    /// What its hooks can have carried out.
+    /// The edit plans that its hooks can name.
     pub plans: Vec<EditPlan>,
     /// How requests pass it.
     pub request: Hook,
@@ -45,7 +45,7 @@ pub struct ConfiguredPlugin {
     pub balancer: Vec<ValueName>,
     /// The value of which its balancer gets the hash.
     pub balancer_key: Option<ValueName>,
-    /// What its cache policy wants; none if it has none.
+    /// The inputs of its cache policy; `None` if it has none.
     pub cache: Option<CacheInputs>,
     /// Values for its observer; none if it doesn't observe.
     pub observer: Option<Vec<ValueName>>,
@@ -83,7 +83,7 @@ fn what(refused: &EditError) -> String {
     }
 }
 
-/// What a plugin says of itself.
+/// Calls a plugin's `describe`, and returns the description.
 pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, ConfigureError> {
     let (limits, lines) = (PluginLimits::default(), PluginLog::new("describe".into()));
     let time = limits.cpu * SETUP_TIME_FACTOR;
@@ -181,7 +181,7 @@ impl ConfiguredPlugin {
         figures.entry(place.worker).or_insert_with(new).clone()
     }
 
-    /// What each head hook, balancer and observer is called with, in words for people.
+    /// Returns the inputs of each hook as text for `plugway inspect`.
     pub fn describe_inputs(&self) -> Vec<(&'static str, String)> {
         let list = |names: &[ValueName]| match names {
             [] => "is called without values".into(),
@@ -210,7 +210,7 @@ impl ConfiguredPlugin {
         [request, response, balancer, cache, observer].into_iter().flatten().collect()
     }
 
-    /// Whether requests need an instance of it in a chain: where the host carries out plans, nobody is called.
+    /// Whether requests need an instance in a chain: edit plans that the host applies need none.
     pub fn needs_instance(&self) -> bool {
         let called = |hook: &Hook| matches!(hook, Hook::Call(_));
         let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();

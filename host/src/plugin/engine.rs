@@ -46,7 +46,7 @@ const DIGITS: usize = 12;
 /// Bytes of a version in the log.
 const LONGEST_VERSION: usize = 32;
 
-/// Loads components.
+/// The engine, which loads components.
 #[derive(Clone)]
 pub struct Runtime {
     engine: Engine,
@@ -229,7 +229,7 @@ impl Runtime {
     }
 }
 
-/// What the names of the plugin interface begin and end with.
+/// The beginning and the end of the names of the plugin interface.
 const PACKAGE: &str = "plugway:plugin/";
 const VERSION: &str = "@0.1.0";
 

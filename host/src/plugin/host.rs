@@ -33,7 +33,7 @@ pub struct HostState {
     pub(super) context: Option<Box<ExchangeContext>>,
     /// The endpoints of the upstream at hand.
     pub(super) members: Option<Arc<EndpointSnapshot>>,
-    /// Those that the request at hand has failed on.
+    /// The endpoints at which the current request has failed.
     pub(super) tried: SmallVec<[u32; 4]>,
     /// When the call at hand began.
     pub(super) now: Instant,

@@ -49,25 +49,25 @@ pub struct Instance {
     timer: Option<timer::TimerHook>,
     pub(super) request_body: Option<request_body::RequestBodyHook>,
     pub(super) response_body: Option<response_body::ResponseBodyHook>,
-    /// What its balancer may want done to responses.
+    /// The edits for responses that its balancer has declared.
     response_plans: Vec<Arc<[Edit]>>,
     /// Counts the instance among those of its version.
     pub(super) counted: Option<InstanceCount>,
 }
 
-/// What a filter decided, checked.
+/// The checked verdict of a filter.
 pub enum FilterVerdict {
-    /// Go on, with these edits.
+    /// The exchange continues with these edits.
     Proceed(SmallVec<[Edit; 4]>),
-    /// Go on, with the edits of the plan at this place.
+    /// The exchange continues with the edits of the plan with this index.
     Plan(u32),
-    /// Answer.
+    /// The filter responds itself.
     Respond(http::Response<Vec<u8>>),
 }
 
-/// What a balancer chose, checked but for whether the endpoint is there.
+/// The choice of a balancer, checked except for whether the endpoint exists.
 pub struct Picked {
-    /// Its index.
+    /// The index of the endpoint.
     pub endpoint: u32,
     /// For the response.
     pub edits: Option<Arc<[Edit]>>,
@@ -294,7 +294,7 @@ fn begin(store: &mut Store<HostState>, time: Duration) {
     store.data_mut().cpu.begin(time);
 }
 
-/// What a balancer is told of an endpoint.
+/// Returns an endpoint as a balancer sees it.
 fn told(member: &EndpointState) -> balancer::Endpoint<'_> {
     balancer::Endpoint {
         address: &member.endpoint.address.text,

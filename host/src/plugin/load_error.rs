@@ -29,7 +29,7 @@ pub enum LoadError {
     Hook(&'static str, wasmtime::Error),
 }
 
-/// A cause as it fits into a message; the rest of what a parser has to say helps nobody.
+/// Returns the first line of a cause; the rest of a parser's text does not help.
 fn one_line(error: &wasmtime::Error) -> String {
     format!("{error:#}").lines().next().unwrap_or_default().trim_end_matches(" - expected=[").into()
 }

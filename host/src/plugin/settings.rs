@@ -14,13 +14,13 @@ use crate::context::edit_check::{self, EditError, check_count, field_name, field
 use crate::context::edit_plan::{EditPlan, PlannedEdit, Template, TemplatePart};
 use crate::context::{ExchangeContext, ValueName};
 
-/// What a cache policy declared.
+/// The inputs that a cache policy declared.
 pub struct CacheInputs {
     /// Values for the request side.
     pub request: Vec<ValueName>,
     /// Values for the response side.
     pub response: Vec<ValueName>,
-    /// What most requests are looked up by, without a call.
+    /// The lookup of most requests, which needs no call.
     pub plan: Option<LookupPlan>,
     /// How `Cache-Status` names the cache; none for no such field.
     pub name: Option<String>,
@@ -37,7 +37,7 @@ pub enum BodyMode {
     Buffered(u64, OverLimit),
 }
 
-/// What happens to a body beyond the limit.
+/// The handling of a body beyond the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OverLimit {
     Reject,
@@ -50,17 +50,17 @@ const DEFAULT_BODIES: u32 = 256;
 /// How many times a call's limit making and configuring an instance may take where no request waits: off the workers.
 pub(super) const SETUP_TIME_FACTOR: u32 = 20;
 
-/// What a hook does.
+/// The kind of a hook.
 pub enum Hook {
-    /// It isn't there.
+    /// The plugin has no such hook.
     Absent,
     /// The host carries out this plan.
     Plan(usize),
-    /// It is called with these values.
+    /// The hook is called with these values.
     Call(Vec<ValueName>),
 }
 
-/// What an instance may use.
+/// The limits of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PluginLimits {
     /// Linear memory, in bytes.
@@ -73,12 +73,12 @@ pub struct PluginLimits {
     pub bodies: u32,
 }
 
-/// What becomes of an exchange whose plugin failed.
+/// The effect of a plugin's failure on the exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnError {
     /// The client gets 502.
     Fail,
-    /// The exchange goes on as if the plugin weren't there.
+    /// The exchange continues as if the plugin weren't there.
     Skip,
     /// The client gets this status.
     Respond(http::StatusCode),
@@ -87,9 +87,9 @@ pub enum OnError {
 /// How long an instance lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
-    /// It serves one request of its worker after the other.
+    /// An instance serves one request of its worker after the other.
     Worker,
-    /// It serves one call: nothing that it keeps can reach another request.
+    /// An instance serves one call: nothing that it stores can reach another request.
     Request,
 }
 

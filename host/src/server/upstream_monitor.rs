@@ -24,7 +24,7 @@ use crate::upstream::health_check::{HealthCheck, check};
 /// Keeps the endpoints of one generation after the other.
 pub struct UpstreamMonitor {
     kept: HashMap<Arc<str>, MonitoredUpstream>,
-    /// Those whose time passes.
+    /// The sets whose ejections and slow starts the tick advances.
     live: Rc<RefCell<Vec<Arc<EndpointSet>>>>,
     _ticking: MonitorTask,
 }
@@ -37,11 +37,11 @@ struct MonitoredUpstream {
     _lookups: Vec<MonitorTask>,
 }
 
-/// Who is in an upstream's set, and the checks of each.
+/// A monitored set of endpoints, and the checks of each.
 struct MonitoredSet {
     live: Arc<EndpointSet>,
     plan: UpstreamSpec,
-    /// What each name of the plan stood for when it was last found.
+    /// The last result of the lookup of each name.
     found: RefCell<Vec<Vec<EndpointSpec>>>,
     checks: RefCell<HashMap<EndpointAddr, MonitorTask>>,
 }
@@ -67,7 +67,7 @@ impl UpstreamMonitor {
         UpstreamMonitor { kept: HashMap::new(), live, _ticking: ticking }
     }
 
-    /// Looks after the upstreams of this generation from now on. What didn't change goes on as it was.
+    /// Monitors the upstreams of a generation from now on. Tasks of unchanged upstreams are kept.
     pub async fn watch_generation(&mut self, generation: &Generation) {
         let mut before = std::mem::take(&mut self.kept);
         let (looking, mut looked) = mpsc::channel::<()>(1);
@@ -107,7 +107,7 @@ impl MonitoredUpstream {
         let checks = before.as_ref().filter(|kept| kept.set.plan.check == plan.check);
         let checks = RefCell::new(checks.map(|kept| kept.set.checks.take()).unwrap_or_default());
         let set = Rc::new(MonitoredSet { live: upstream.live.clone(), plan, found: RefCell::new(found), checks });
-        // With nothing but names that nobody has looked up yet, who was in the set before stays.
+        // With nothing but names that were not looked up yet, the former endpoints stay.
         if knows_some || set.found.borrow().iter().any(|found| !found.is_empty()) {
             set.publish();
         }

@@ -180,7 +180,7 @@ fn contains(bytes: &[u8], what: &[u8]) -> bool {
 
 /// How certificates and keys in DER begin.
 const DER_SEQUENCE: &[u8] = b"\x30";
-/// What the provider loads.
+/// A key in a form that the provider loads.
 const KEYS: &str = "RSA from 2048 bits, ECDSA with P-256, P-384 or P-521, and Ed25519";
-/// Of PKCS#8, and of the older forms.
+/// The labels of private keys: PKCS#8, and the older forms.
 const ENCRYPTED: [&[u8]; 2] = [b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED"];

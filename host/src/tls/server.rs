@@ -20,7 +20,7 @@ use super::pem::{self, CertificateFiles, PemError};
 /// The bytes that a session holds, enciphered, for a client that takes nothing: two records.
 pub const SEND_BUFFER: usize = 32 << 10;
 
-/// What a listener's manifest says about TLS.
+/// The TLS settings of a listener.
 pub struct ServerFiles {
     /// The first one is shown to clients that name nothing, or something that none is for.
     pub certificates: Vec<CertificateFiles>,
@@ -32,7 +32,7 @@ pub struct ServerFiles {
 /// Whether clients are asked for certificates; with the file of authorities that these are checked against.
 pub enum ClientAuth {
     None,
-    /// Who has none is served. Who shows a wrong one isn't.
+    /// A client without a certificate is served; one with a wrong certificate isn't.
     Optional(PathBuf),
     Required(PathBuf),
 }

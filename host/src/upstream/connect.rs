@@ -1,4 +1,4 @@
-//! Makes connections to endpoints: a socket, the word of whom it is for, TLS, and the version of HTTP.
+//! Opens connections to endpoints: a socket, the PROXY header, TLS, and the version of HTTP.
 
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
@@ -30,15 +30,15 @@ pub struct TlsDialer {
     /// Offers HTTP/1.1 alone, for what HTTP/2 can't carry.
     http1: Arc<ClientConfig>,
     name: ServerName<'static>,
-    /// Of all that the configuration was made of: the same digest means the same rules, over reloads.
+    /// The digest of everything in the configuration: the same digest means the same rules, over reloads.
     digest: blake3::Hash,
 }
 
-/// What a request needs.
+/// The protocol that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequiredProtocol {
     Any,
-    /// It asks for an upgrade, which is a matter of HTTP/1.1 (RFC 9110 §7.8).
+    /// HTTP/1.1, because the request asks for an upgrade (RFC 9110 §7.8).
     Http1,
 }
 

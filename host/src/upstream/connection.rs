@@ -32,22 +32,22 @@ use crate::net::frame_counter::CountedFrames;
 use crate::net::hyper_io::{HyperIo, LocalExecutor};
 use crate::system::supervise::{Panicked, Task, spawn};
 
-/// What carries a connection.
+/// The transport of a connection.
 pub trait EndpointTransport: AsyncRead + AsyncWrite + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + 'static> EndpointTransport for T {}
 
-/// A connection.
+/// A connection to an endpoint, with HTTP/1 or HTTP/2.
 pub struct Connection {
     sender: Sender,
-    /// None if it has a task.
+    /// The driver; `None` if the connection has a task.
     pub driver: Option<ConnectionDriver>,
     /// The bound of each read; `None` over HTTP/2, which has windows.
     reads: Option<ReadLimit>,
     /// Has the socket read at once; `None` over HTTP/2, which is read by a task.
     now: Option<ReadNow>,
     head: ResponseHeadLimits,
-    /// What lets it be there; with its task, if it has one.
+    /// The permit of the connection; with its task, if it has one.
     slot: ConnectionPermit,
     counted: LimitHandle,
 }
@@ -67,25 +67,25 @@ pub struct SharedSender {
     task: Rc<JoinHandle<Result<(), Panicked>>>,
 }
 
-/// What a connection has become after its endpoint has switched protocols: bytes.
+/// A connection whose endpoint has switched protocols: a stream of bytes.
 pub struct Stream {
-    /// What lets it be there.
+    /// The permit of the connection.
     pub slot: ConnectionPermit,
     pub transport: Box<dyn EndpointTransport>,
-    /// What came behind the head of the response.
+    /// The bytes behind the head of the response.
     pub ahead: Bytes,
 }
 
-/// What makes a connection go on.
+/// The driver of a connection, which must be polled for progress.
 pub struct ConnectionDriver {
-    /// None once the connection is over, or has a task.
+    /// The connection; `None` once it is over, or has a task.
     connection: Option<Box<dyn PollConnection>>,
     /// The connection that ended with the very response: it may have become something else than HTTP.
     ended: Option<Box<dyn PollConnection>>,
     relay: Arc<WakeRelay>,
     /// The relay as a waker, made once.
     waker: Waker,
-    /// Whom the relay wakes, to be known without its lock.
+    /// The waker that the relay has, compared without its lock.
     task: Waker,
 }
 
@@ -104,7 +104,7 @@ struct WakeRelay {
     task: Mutex<Waker>,
 }
 
-/// What a request gets in the end. What comes of it passes many hands, and a request is twice as large as a response.
+/// The result of a request. It is passed through many functions, and a request is twice as large as a response.
 pub type SendResult = Result<Response<Incoming>, Box<Unsent>>;
 
 /// A request that got no response, if it came back.
@@ -184,7 +184,7 @@ impl Connection {
         Ok(Connection::of_shared(SharedSender { sender, counted, head, task: Rc::new(task) }))
     }
 
-    /// One more use of a shared connection.
+    /// Returns another handle of a shared connection.
     pub fn of_shared(sender: SharedSender) -> Self {
         let (counted, head) = (sender.counted.clone(), sender.head);
         let sender = Sender::Http2(sender);
@@ -207,7 +207,7 @@ impl Connection {
         }
     }
 
-    /// Whether it can serve nobody any more.
+    /// Whether the connection can serve no request any more.
     pub fn is_closed(&self) -> bool {
         match &self.sender {
             Sender::Http1(sender) => sender.is_closed(),
@@ -227,7 +227,7 @@ impl Connection {
         }
     }
 
-    /// Polls something that waits for the connection, and drives the connection where nobody else does.
+    /// Polls a future that waits for the connection, and drives the connection if it has no task.
     pub fn drive<T>(&mut self, cx: &mut Context<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         match &mut self.driver {
             Some(driver) => driver.poll(cx, poll),
@@ -261,7 +261,7 @@ impl Connection {
         }
     }
 
-    /// Drives a connection that nobody else drives, so that it hears of its end; says whether it may serve an exchange.
+    /// Drives a connection without a task, so that it learns of its end; returns whether it may serve an exchange.
     pub fn is_reusable(&mut self) -> bool {
         let (Sender::Http1(sender), Some(driver)) = (&mut self.sender, &mut self.driver) else { return false };
         if driver.connection.is_none() {
@@ -270,7 +270,7 @@ impl Connection {
         }
         let mut idle = Context::from_waker(Waker::noop());
         let ready = driver.poll(&mut idle, |cx| sender.poll_ready(cx).map(|ready| ready.is_ok()));
-        // It may have ended just now, with its sender still at ease.
+        // The connection may have ended just now, without its sender knowing.
         ready == Poll::Ready(true) && driver.connection.is_some() && !sender.is_closed()
     }
 
@@ -394,7 +394,7 @@ impl ConnectionDriver {
                 *ended = over;
                 break polled;
             }
-            // Dropping it answers whoever still waits for it.
+            // Dropping it fails the request that still waits.
             if over.is_none() && !relay.again() {
                 break polled;
             }

@@ -22,7 +22,7 @@ struct LimitState {
 #[derive(Clone, Debug, Default)]
 pub struct LimitHandle(Option<Arc<LimitState>>);
 
-/// The right to a connection, for as long as that lives; none where nobody counts.
+/// The permit of a connection, for as long as it lives; empty if the upstream has no limit.
 #[derive(Debug, Default)]
 pub struct ConnectionPermit(Option<HeldPermit>);
 
@@ -83,7 +83,7 @@ impl LimitHandle {
         self.0.is_some()
     }
 
-    /// Whether somebody waits for one, be it on another worker.
+    /// Whether a request waits for a permit, on any worker.
     pub fn is_wanted(&self) -> bool {
         self.0.as_ref().is_some_and(|limited| limited.waiting.load(Ordering::Relaxed) > 0)
     }

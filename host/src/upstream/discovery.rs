@@ -1,4 +1,4 @@
-//! Who is to be in an upstream's set: endpoints that are named one by one, and names that stand for some.
+//! The configured endpoints of an upstream: addresses that are listed, and names that resolve to several.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::endpoint_set::EndpointSpec;
 use super::health_check::HealthCheck;
 use super::{EndpointAddr, EndpointProtocol, SocketName, health};
 
-/// What the keeper goes by.
+/// The endpoints and names that the monitor works by.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamSpec {
     /// Named one by one.
@@ -25,7 +25,7 @@ pub struct UpstreamSpec {
 #[derive(Clone, Debug, PartialEq)]
 pub struct DnsName {
     pub kind: NameKind,
-    /// What goes before an address in the text of an endpoint: `https://` or the like, or nothing.
+    /// The prefix of an address in the text of an endpoint, such as `https://`; may be empty.
     pub scheme: &'static str,
     pub protocol: EndpointProtocol,
     pub weight: u32,
@@ -36,13 +36,13 @@ pub struct DnsName {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NameKind {
-    /// Its addresses (A and AAAA), all at this port.
+    /// The addresses of a host (A and AAAA), all with this port.
     Host(String, u16),
-    /// Its services (SRV, RFC 2782): with a port and a weight of their own, and tiers by priority.
+    /// The targets of a service (SRV, RFC 2782), each with a port and a weight, and tiers by priority.
     Service(String),
 }
 
-/// What a name stands for, and for how long.
+/// The endpoints that a name resolves to, with their lifetime.
 pub struct Resolved {
     pub members: Vec<EndpointSpec>,
     pub lifetime: Duration,
@@ -73,7 +73,7 @@ impl DnsName {
         }
     }
 
-    /// As messages call it.
+    /// Returns the name as messages show it.
     pub fn text(&self) -> &str {
         match &self.kind {
             NameKind::Host(host, _) => host,

@@ -24,14 +24,14 @@ use crate::system::supervise::{Task, supervised};
 pub struct Resolver {
     /// One for each name server: hickory takes an error from one of several for the answer of all.
     servers: Arc<[TokioResolver]>,
-    /// What stands in the system's file of hosts, as it was at the start.
+    /// The system's hosts file, read at the start.
     hosts: Arc<Hosts>,
     /// A name with fewer dots is looked for in the domains of `search` first (resolv.conf(5)).
     dots: usize,
     search: Arc<[Name]>,
 }
 
-/// What a name stands for at the moment.
+/// The answer for a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsAnswer<T> {
     /// Never empty, sorted, without duplicates.
@@ -43,9 +43,9 @@ pub struct DnsAnswer<T> {
 /// A target of an SRV record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Service {
-    /// Those of the lowest are to be used first.
+    /// The priority; targets of the lowest are used first.
     pub priority: u16,
-    /// Its share among those of the same priority.
+    /// The weight among targets of the same priority.
     pub weight: u16,
     pub port: u16,
     pub address: IpAddr,
@@ -279,7 +279,7 @@ fn lifetime_without(error: &LookupError) -> Duration {
     if error.is_certain() { LONGEST } else { INCOMPLETE }
 }
 
-/// As people write it, without the dot at the end.
+/// Returns the name without the dot at the end.
 fn text(name: &Name) -> String {
     name.to_utf8().trim_end_matches('.').into()
 }
@@ -319,7 +319,7 @@ impl LookupError {
         matches!(self, Self::NoSuchName(_) | Self::NoAddresses(_) | Self::NoServices(_))
     }
 
-    /// What two lookups say together: nothing is certain unless both are.
+    /// Combines two lookups: the answer is only certain if both are.
     fn or(self, other: Self) -> Self {
         if self.is_certain() { other } else { self }
     }
@@ -335,7 +335,7 @@ const ATTEMPTS: usize = 2;
 /// has, so that each is tried.
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// A name server that says 0 means each time that somebody asks, and would have us ask all the time.
+/// The minimum lifetime. A name server that answers 0 would cause a lookup all the time.
 const SHORTEST: Duration = Duration::from_secs(1);
 
 /// Records of a day are common, and wrong for as long when an address moves unexpectedly.

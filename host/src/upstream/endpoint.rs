@@ -15,7 +15,8 @@ pub struct Endpoint {
     pub latency: Latency,
     /// Failures since the last request that didn't fail.
     pub failures: AtomicU32,
-    /// Each worker's, by its number. Locked when a worker's view changes and when somebody asks, never by a request.
+    /// The counters of each worker, by its number. Locked when a worker's view changes or totals are read, never by a
+    /// request.
     figures: Mutex<Vec<Arc<EndpointFigures>>>,
 }
 
@@ -32,7 +33,7 @@ pub struct EndpointFigures {
     pub failures: Counter,
     /// Responses whose status counts as a failure.
     pub bad_responses: Counter,
-    /// Of the responses, until their heads were there.
+    /// The latency of responses, until their heads arrive.
     pub latency_us: Counter,
 }
 
@@ -57,7 +58,7 @@ pub struct Latency {
 /// After this time two thirds of a fall have been followed; what most proxies with such an average use.
 const MEMORY: Duration = Duration::from_secs(10);
 
-/// What a failure counts as, at least: an endpoint that fails at once would seem the quickest of all.
+/// The minimum latency that a failure counts as: an endpoint that fails at once would seem the quickest.
 const FAILURE: Duration = Duration::from_secs(1);
 
 impl Endpoint {
@@ -92,12 +93,12 @@ impl Endpoint {
 }
 
 impl InFlight {
-    /// How many.
+    /// Returns the number of requests in flight.
     pub fn count(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// One more, if fewer than `most` are there; to be ended by [`InFlight::end`].
+    /// Adds one if fewer than `most` are in flight; [`InFlight::end`] removes it.
     pub fn begin(&self, most: u32) -> bool {
         if self.0.fetch_add(1, Ordering::Relaxed) < most {
             return true;
@@ -106,14 +107,14 @@ impl InFlight {
         false
     }
 
-    /// One less.
+    /// Removes one request.
     pub fn end(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Totals {
-    /// What has come since an earlier look.
+    /// Returns the difference to earlier totals.
     pub fn since(&self, earlier: &Totals) -> Totals {
         let less = |now: u64, then: u64| now.saturating_sub(then);
         let mut responses = [0; 6];

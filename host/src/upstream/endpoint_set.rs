@@ -17,12 +17,12 @@ pub struct EndpointSet {
     name: Arc<str>,
     /// Grows with each change of the snapshot.
     version: AtomicU64,
-    /// So many failures in a row are worth a look; 0: none are.
+    /// The number of failures in a row after which health is evaluated; 0 for never.
     consecutive: AtomicU32,
     set: Mutex<SetState>,
     /// Requests in flight at all endpoints.
     pub in_flight: Arc<InFlight>,
-    /// What happened at the upstream as a whole. These are rare, so that workers may share them.
+    /// Counters of the upstream as a whole. They change rarely, so that workers may share them.
     pub events: Events,
 }
 
@@ -36,7 +36,7 @@ pub struct Events {
     pub overflows: AtomicU64,
 }
 
-/// Who is wanted in a set.
+/// A configured endpoint of a set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointSpec {
     pub address: EndpointAddr,
@@ -69,7 +69,7 @@ pub struct EndpointState {
     pub ejections: u64,
 }
 
-/// What a balancer may do with an endpoint.
+/// The availability of an endpoint for a balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Availability {
     Up,
@@ -82,11 +82,11 @@ struct SetState {
     seats: Vec<EndpointRecord>,
     snapshot: Arc<EndpointSnapshot>,
     next_interval: Option<Instant>,
-    /// It was told that no more may be ejected.
+    /// Whether it was logged that no more endpoints may be ejected.
     is_full: bool,
     /// When the first came.
     begun: Option<Instant>,
-    /// Addresses that an operator drains, whoever wants them.
+    /// Addresses that an operator drains, in every upstream.
     drained: Vec<Arc<str>>,
 }
 
@@ -254,7 +254,7 @@ impl EndpointSet {
         is_known || was_drained
     }
 
-    /// Lets time pass: ends ejections, goes on with slow starts, looks at the figures of an interval.
+    /// Advances time: ends ejections, advances slow starts, and evaluates the counters of an interval.
     pub fn tick(&self, now: Instant) {
         let mut set = self.lock();
         let mut changes = false;

@@ -1,4 +1,4 @@
-//! What a worker has of an upstream's endpoints: to each the connections, the figures, and the way to report.
+//! One worker's view of an upstream's endpoints: the connections and counters of each, and the reports of outcomes.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -97,7 +97,7 @@ impl InFlightGuard {
         Some(InFlightGuard(seat.clone()))
     }
 
-    /// Where.
+    /// The endpoint that the request is in flight at.
     pub fn seat(&self) -> &Rc<EndpointView> {
         &self.0
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::status_codes::StatusCodes;
 
-/// What an upstream makes of checks and failures.
+/// The rules of an upstream for checks and failures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HealthRules {
     /// Whether anybody checks.
@@ -13,7 +13,7 @@ pub struct HealthRules {
     pub healthy: u32,
     /// Checks in a row that take an endpoint out.
     pub unhealthy: u32,
-    /// None if failures of requests take nobody out.
+    /// The rules for ejections; `None` if failures of requests eject no endpoint.
     pub outliers: Option<OutlierRules>,
     /// How long an endpoint that came back takes to get its whole share.
     pub slow_start: Option<Duration>,
@@ -25,7 +25,7 @@ pub struct HealthRules {
 /// When requests that fail, or are slow, take an endpoint out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutlierRules {
-    /// Failures in a row; 0: however many, they take nobody out.
+    /// The number of failures in a row that eject an endpoint; 0 for never.
     pub consecutive: u32,
     /// Status codes that count as failures.
     pub statuses: StatusCodes,
@@ -56,10 +56,10 @@ pub struct Health {
     back_since: Option<Instant>,
 }
 
-/// What checks have shown.
+/// The state by health checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum CheckState {
-    /// Nothing yet: it is used until the first one fails.
+    /// No check has finished: the endpoint is used until the first one fails.
     #[default]
     Unknown,
     Passing,
@@ -70,15 +70,15 @@ enum CheckState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthState {
     Up,
-    /// Its checks fail.
+    /// The endpoint's checks fail.
     Failing,
     /// Too many of its requests failed, or it was too slow.
     Ejected,
-    /// Somebody wants it to get nothing new.
+    /// An operator drains the endpoint.
     Draining,
 }
 
-/// What a check has shown.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
     Passed,
@@ -102,7 +102,7 @@ pub enum EndpointFailure {
 const LEAST_SHARE: u32 = 10;
 
 impl Default for HealthRules {
-    /// Those of the manifest reference.
+    /// The defaults of the manifest reference.
     fn default() -> Self {
         let outliers = Some(OutlierRules::default());
         HealthRules { are_checked: false, healthy: 2, unhealthy: 3, outliers, slow_start: None, panic: 1 }
@@ -127,7 +127,7 @@ impl Default for OutlierRules {
 }
 
 impl Health {
-    /// Of an endpoint that has joined others.
+    /// Returns the health of an endpoint that has joined others.
     pub fn newly_added(now: Instant) -> Self {
         Health { back_since: Some(now), ..Health::default() }
     }
@@ -155,7 +155,7 @@ impl Health {
         returns || shown == CheckState::Failing
     }
 
-    /// Nobody checks any more: what checks have shown is of no account.
+    /// Forgets the results of checks, when there are no checks any more.
     pub fn forget_checks(&mut self) {
         (self.checks, self.contrary) = (CheckState::Unknown, 0);
     }

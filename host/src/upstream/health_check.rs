@@ -26,7 +26,7 @@ pub struct HealthCheck {
     pub interval: Duration,
     /// For all of a check.
     pub timeout: Duration,
-    /// As for requests.
+    /// The TLS settings, as for requests.
     pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
 }
 
@@ -51,7 +51,7 @@ pub struct HttpCheck {
     pub content: Option<String>,
 }
 
-/// So much of a response is read, to look for the wanted content.
+/// The maximum number of bytes that are read of a response, to look for the expected content.
 const MOST_CONTENT: usize = 64 << 10;
 
 /// Says what was wrong, in words for the log.

@@ -7,12 +7,12 @@ use http::{Method, StatusCode};
 use super::status_codes::StatusCodes;
 use crate::error::FailureKind;
 
-/// What an upstream's requests may do after a failure.
+/// The retry policy of an upstream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPolicy {
     /// Attempts beyond the first.
     pub retries: u32,
-    /// What makes another attempt worth while.
+    /// The failures and statuses that cause a retry.
     pub on: Triggers,
     pub methods: Methods,
     /// Retries per hundred requests.
@@ -30,7 +30,7 @@ pub struct Triggers {
     pub reset: bool,
     /// The endpoint didn't answer in time.
     pub timeout: bool,
-    /// What the endpoint said is no HTTP.
+    /// The endpoint's response is malformed.
     pub malformed: bool,
     /// Responses with these status codes.
     pub statuses: StatusCodes,
@@ -39,7 +39,7 @@ pub struct Triggers {
 /// Requests that may be sent again although the endpoint may know of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Methods {
-    /// Those that may be repeated without harm (RFC 9110 §9.2.2).
+    /// The idempotent methods (RFC 9110 §9.2.2).
     Idempotent,
     Any,
 }
@@ -64,7 +64,7 @@ pub const BUFFER: usize = 64 << 10;
 #[derive(Debug)]
 pub struct RetryBudget {
     born: Instant,
-    /// What came in each of the last seconds, by the second modulo the length.
+    /// The counts of the last seconds, by the second modulo the length.
     seconds: [Second; WINDOW],
     /// The second that was last looked at.
     current: u64,
@@ -83,7 +83,7 @@ const WINDOW: usize = 10;
 const RESERVE: u32 = 10;
 
 impl RetryPolicy {
-    /// No retries.
+    /// A policy without retries.
     pub fn never() -> Self {
         RetryPolicy { retries: 0, on: Triggers::default(), methods: Methods::Idempotent, budget: 0, buffer: BUFFER }
     }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use http::StatusCode;
 
-/// As few ranges as the manifest names.
+/// The ranges of status codes, as the manifest names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StatusCodes(Vec<RangeInclusive<u16>>);
 

@@ -215,7 +215,7 @@ fn an_answer_that_lacks_a_part_by_failure_is_short_lived() {
     assert_eq!(answer(LookupError::NoAddresses("a".into())), LONGEST);
 }
 
-/// As the system's configuration would have it.
+/// A resolver as the system's configuration would make it.
 fn of_system(address: &str, hosts: &str) -> Resolver {
     let domains = ["one.test.", "two.test."].map(|name| Name::from_ascii(name).unwrap()).to_vec();
     let config = ResolverConfig::from_parts(None, domains, vec![server(address.parse().unwrap())]);
