@@ -118,7 +118,7 @@ struct Serving {
     dates: Interval,
 }
 
-/// What follows a turn.
+/// The step that follows a turn of the control loop.
 enum Turn {
     Next,
     Stop,

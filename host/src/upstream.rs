@@ -127,8 +127,8 @@ pub enum Acquired {
     Use(Box<Connection>),
 }
 
-/// Of the connections that come back while somebody waits, this one in so many is closed and so goes to whoever has
-/// waited longest, on any worker; the others go on at once with a request of their own worker.
+/// The interval for fairness between workers: while requests wait, one in so many returned connections is closed, so that
+/// its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
 const FAIRNESS: u32 = 8;
 
 impl Default for ResponseHeadLimits {
@@ -158,8 +158,8 @@ impl SocketName {
 }
 
 impl EndpointAddr {
-    /// What a request in HTTP/2 asks this endpoint for, whose authority stands for `Host` (RFC 9113 §8.3.1); the
-    /// endpoint's own where there is none.
+    /// Returns the URI of a request over HTTP/2, whose authority replaces `Host` (RFC 9113 §8.3.1): the client's host, or
+    /// the endpoint's address if there is none.
     pub fn uri(&self, host: Option<&HeaderValue>, target: PathAndQuery) -> Result<Uri, http::Error> {
         let authority = host.map_or(self.address.authority().as_bytes(), HeaderValue::as_bytes);
         let scheme = if self.protocol == EndpointProtocol::Http2 { Scheme::HTTP } else { Scheme::HTTPS };

@@ -26,24 +26,24 @@ use crate::tls::validity::DatedCertificate;
 
 /// Fits what browsers send with many cookies; as much as nginx takes.
 const HEAD: usize = 32 << 10;
-/// As nginx and most others.
+/// The default of `fields`, as in nginx and most others.
 const FIELDS: usize = 100;
-/// As nginx and most others.
+/// The default of `target`, as in nginx and most others.
 const TARGET: usize = 8 << 10;
 /// Generous for a head, which is seldom more than two packets.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// As nginx.
+/// The default of `keep-alive`, as in nginx.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// Now and then a connection has to end, or clients would never be shared out anew.
+/// The default of `requests`. A connection must end at times, or clients would never be distributed anew.
 const REQUESTS: usize = 10_000;
 /// A connection at rest costs some KiB: these are below 1 GiB with all their TLS.
 const CONNECTIONS: usize = 20_000;
-/// As nginx.
+/// The default of `streams`, as in nginx.
 const STREAMS: usize = 128;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Slower than any modem: only who means to be slow is.
+/// The default of `body-rate`, slower than any modem.
 const BODY_RATE: usize = 128;
-/// As nginx.
+/// The default of `send-timeout`, as in nginx.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// The bounds that also hold for content that clients send.
 const SEND_RATE: usize = BODY_RATE;

@@ -22,7 +22,7 @@ pub struct Manifest {
     pub listener: Vec<ListenerTable>,
     /// Named sets of endpoints.
     pub upstream: BTreeMap<Spanned<String>, UpstreamTable>,
-    /// The routes.
+    /// The routes, in any order.
     pub route: Vec<Spanned<RouteTable>>,
     /// A line for each exchange.
     pub access_log: Option<Spanned<AccessLogTable>>,

@@ -15,7 +15,7 @@ pub const DATA: u8 = 0;
 /// The type of a frame that ends a stream before its time.
 pub const RST_STREAM: u8 = 3;
 
-/// The type of a frame that goes on with a head or trailers.
+/// The type of a frame that continues a head or trailers.
 pub const CONTINUATION: u8 = 9;
 
 /// The flag of HEADERS and DATA that end their side of a stream.

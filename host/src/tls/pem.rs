@@ -1,5 +1,5 @@
-//! Certificates and keys out of files. [`server`](super::server) and [`client`](super::client) call it when a manifest
-//! is loaded; what is wrong is told as a text for whoever wrote the manifest, with the file and what to do about it.
+//! Reads certificates and keys from files. [`server`](super::server) and [`client`](super::client) call it when a manifest
+//! is loaded. Errors are texts for the author of the manifest, with the file and a remedy.
 //!
 //! No text shows anything of what is in a file: it may be a key.
 

@@ -51,8 +51,8 @@ pub enum ServerFilePlace {
     ClientCa,
 }
 
-/// What lets clients resume their sessions: the secret that tickets are sealed with. Made once a process, so that
-/// sessions outlive reloads. Changes every six hours; what was sealed with the one before is still opened.
+/// The secret that seals session tickets, by which clients resume sessions. It is made once a process, so that sessions
+/// outlive reloads, and changes every six hours; tickets of the former secret are still accepted.
 pub struct Tickets(Arc<dyn ProducesTickets>);
 
 /// Tickets for listeners that ask the same of their clients. Nothing else would keep a session that was begun without
@@ -64,8 +64,8 @@ struct ScopedTickets {
     scope: Scope,
 }
 
-/// Of what is asked of clients, the authorities included: a ticket doesn't outlive the authority that its owner was
-/// checked against.
+/// A digest of the requirements for clients, authorities included: a ticket doesn't outlive the authority that its owner
+/// was verified against.
 #[derive(Debug, PartialEq, Eq)]
 struct Scope(Vec<u8>);
 

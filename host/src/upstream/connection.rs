@@ -2,7 +2,7 @@
 //! switch to. One of HTTP/2 serves many exchanges, and has a task.
 //!
 //! hyper's connection is a future that has to be polled for anything to happen. While an exchange uses it, the
-//! exchange polls it; while it is idle, nobody does. Only where the response has begun before the request is all
+//! exchange polls it; while it is idle, no task does. Only where the response has begun before the request is all
 //! sent does it get a task, since the client may read nothing before it has sent everything.
 
 use std::pin::Pin;
@@ -235,8 +235,8 @@ impl Connection {
         }
     }
 
-    /// The same for what may have come with what was heard last: then the connection is left alone, which would look for
-    /// more in vain.
+    /// Polls a future that the last read may have completed already. Only if it is pending, the connection is driven, which
+    /// would read in vain otherwise.
     pub fn drive_if_needed<T>(
         &mut self,
         cx: &mut Context<'_>,

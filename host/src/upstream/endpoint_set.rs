@@ -108,7 +108,7 @@ enum EjectionReach {
     Dead,
 }
 
-/// Who comes so soon after the first belongs to them, and starts with its whole share: names are looked up one by one.
+/// The time after the first endpoint in which new ones start with their whole share: names are looked up one by one.
 const BEGINNING: Duration = Duration::from_secs(5);
 
 impl EndpointSet {

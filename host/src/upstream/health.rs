@@ -17,8 +17,8 @@ pub struct HealthRules {
     pub outliers: Option<OutlierRules>,
     /// How long an endpoint that came back takes to get its whole share.
     pub slow_start: Option<Duration>,
-    /// Where a smaller share of the endpoints than this, in percent, is well, all of them are used: rather a chance
-    /// than the rest overrun.
+    /// The percentage of healthy endpoints below which all endpoints are used, because the healthy ones would be
+    /// overloaded.
     pub panic: u32,
 }
 
