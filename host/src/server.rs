@@ -354,7 +354,7 @@ impl LoadResults {
 }
 
 impl ReloadLoop {
-    /// Calls [`Reloader::reload`], and returns the result to the commands that wait for it. A panic leaves the old
+    /// Calls [`ReloadLoop::reload`], and returns the result to the commands that wait for it. A panic leaves the old
     /// generation in service.
     async fn reload_supervised(&mut self, reason: ReloadReason) {
         let outcome = match supervised(Task::Reload, self.reload(&reason)).await {

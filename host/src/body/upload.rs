@@ -32,7 +32,7 @@ pub enum RequestBody {
 }
 
 /// The content of a request as its connection receives it. What an exchange leaves of it unread goes back to the connection,
-/// by way of its [`Upload`].
+/// by way of its [`UploadProgress`].
 pub struct ClientContent {
     /// `None` while dropped.
     incoming: Option<Incoming>,

@@ -6,7 +6,7 @@ use wasmtime::{ResourceLimiter, StoreLimits};
 /// The limits of one instance.
 pub struct MemoryLimit {
     limits: StoreLimits,
-    /// Whether memory was refused since the last call of [`Room::forget`].
+    /// Whether memory was refused since the last call of [`MemoryLimit::forget`].
     pub(super) is_refused: bool,
 }
 

@@ -43,7 +43,7 @@ impl ListeningSockets {
         ListeningSockets { workers, open: BTreeMap::new() }
     }
 
-    /// Binds the addresses that are not open yet. Nothing changes before [`Listeners::adopt`].
+    /// Binds the addresses that are not open yet. Nothing changes before [`ListeningSockets::apply`].
     pub fn bind_new(&self, wanted: &[(Arc<str>, bool)]) -> anyhow::Result<SocketChanges> {
         let new = wanted.iter().filter(|(address, _)| !self.open.contains_key(address));
         let mut own: BTreeSet<u16> =

@@ -98,9 +98,9 @@ pub struct RouteMetrics {
 pub struct PluginMetrics {
     pub calls: Counter,
     pub failures: Counter,
-    /// The number of rejected calls, in the order of [`Rejection::ALL`].
+    /// The number of rejected calls, in the order of [`CallRejection::ALL`].
     pub rejected: [Counter; CallRejection::ALL.len()],
-    /// The estimated time of all calls, in nanoseconds: the time of every [`SAMPLE`]th call, times [`SAMPLE`].
+    /// The estimated time of all calls, in nanoseconds: the time of every [`SAMPLE_EVERY`]th call, times [`SAMPLE_EVERY`].
     pub nanoseconds: Counter,
 }
 
