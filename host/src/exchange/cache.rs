@@ -40,7 +40,7 @@ pub enum Lookup {
     Hit(Response<ResponseBody>),
     /// The cache is bypassed for the request and for its response.
     Bypass(BypassedCache),
-    /// The store can't answer the request, or the response is on disk; the caller runs [`Asking::run`].
+    /// The store can't answer the request, or the response is on disk; the caller runs [`CacheMiss::run`].
     Miss(Box<CacheMiss>),
 }
 

@@ -83,7 +83,7 @@ impl CompiledCache {
         Seal { key: self.key, name: name(engine, component) }
     }
 
-    /// The file of an artifact, if it is there; whether it is ours is for [`Seal::open`] to say.
+    /// The file of an artifact, if it is there; [`Seal::component`] checks its MAC.
     pub fn file(&self, seal: &Seal) -> Option<File> {
         let file = files::open(&self.folder.as_ref()?.join(&seal.name), files::ARTIFACT).ok()?;
         // Without the mark of its use, the file is only removed earlier than others.

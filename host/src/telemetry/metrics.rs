@@ -83,7 +83,7 @@ pub struct Counter(AtomicU64);
 pub struct RouteMetrics {
     /// The number of responses, by the first digit of the status.
     pub responses: [Counter; 6],
-    /// The number of failures, in the order of [`Kind::ALL`].
+    /// The number of failures, in the order of [`FailureKind::ALL`].
     pub errors: [Counter; FailureKind::ALL.len()],
     pub request_bytes: Counter,
     pub response_bytes: Counter,
