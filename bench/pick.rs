@@ -12,6 +12,7 @@ use plugway::exchange::balance;
 use plugway::generation::WorkerState;
 use plugway::loading::Loader;
 use plugway::plugin::engine::Runtime;
+use plugway::plugin::time_share::Shares;
 use plugway::telemetry::metrics::WorkerMetrics;
 use plugway::upstream::Pools;
 use plugway::upstream::endpoint_view::InFlightGuard;
@@ -91,7 +92,8 @@ fn running(assembly: &mut Assembler, endpoints: usize, config: &str) -> WorkerSt
     let place = WorkerMetrics { registry: Arc::default(), worker: 0 };
     let (alive, _) = tokio::sync::mpsc::channel(1);
     let (pools, alive) = (Rc::new(Pools::default()), alive.downgrade());
-    let running = WorkerState::new(Arc::new(generation), &pools, &Rc::default(), place, alive, Instant::now());
+    let running =
+        WorkerState::new(Arc::new(generation), &pools, &Shares::new(Instant::now()), place, alive, Instant::now());
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(running.warm()).expect("it starts");
     running

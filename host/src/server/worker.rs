@@ -102,7 +102,7 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     let pools = Rc::new(Pools::default());
     let first = generation.borrow().clone();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
-    let lasting = Lasting { pools: pools.clone(), shares: Rc::default(), alive: alive.downgrade() };
+    let lasting = Lasting { pools: pools.clone(), shares: Shares::new(Instant::now()), alive: alive.downgrade() };
     let prepared = match prepare(first, &lasting, &place).await {
         Ok(prepared) => prepared,
         Err(error) => {
