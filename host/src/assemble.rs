@@ -42,6 +42,7 @@ use crate::loading::{Examination, Loader};
 use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::instance_limit::ReservedInstances;
+use crate::plugin::version::PluginVersions;
 use crate::store::Store;
 use crate::telemetry::access_log::{AccessLog, LogFormat, LogTarget};
 use crate::tls::server::Tickets;
@@ -67,6 +68,8 @@ pub struct Assembler {
     /// TLS to endpoints, by the digest of what it was made of.
     dialers: HashMap<blake3::Hash, Arc<ClientConfig>>,
     plugins: HashMap<blake3::Hash, LoadedPlugin>,
+    /// The versions of configured plugins, which outlive generations.
+    versions: PluginVersions,
     /// The stores of caches, by folder.
     stores: HashMap<Option<PathBuf>, Weak<Store>>,
     /// Whether the manifest is only checked: then nothing is opened that another process may use.
@@ -127,7 +130,7 @@ struct Assembly<'a> {
 impl Assembler {
     /// Makes nothing yet; new components are loaded by a loader.
     pub fn new(runtime: Runtime, loader: Loader) -> anyhow::Result<Self> {
-        let tickets = Tickets::new()?;
+        let (tickets, versions) = (Tickets::new()?, PluginVersions::start()?);
         let (live, slots, census) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
         let stores = HashMap::new();
@@ -141,6 +144,7 @@ impl Assembler {
             tickets,
             dialers,
             plugins,
+            versions,
             stores,
             is_check,
             workers,

@@ -18,9 +18,10 @@ use crate::config::serde_messages::meant;
 use crate::server::admin::client::{self, RunningProxyAddress};
 
 use crate::loading::{About, Component, ConfigVerdict, LoadFailure, Loader, Stop, confined};
-use crate::plugin::configured::ConfiguredPlugin;
+use crate::plugin::configured::{ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{Plugin, Runtime};
-use crate::plugin::settings::{Isolation, OnError, PluginLimits};
+use crate::plugin::settings::PluginLimits;
+use crate::plugin::version::PluginVersions;
 use crate::server::{self, Control};
 use crate::system::printable::{one_line, record};
 use crate::system::supervise::{self, Task, guard};
@@ -352,8 +353,9 @@ fn needs(verdict: ConfigVerdict, plugin: Arc<Plugin>, config: String) -> Result<
             return Err(told.chain(more).collect::<Vec<_>>().join("; "));
         }
     }
-    let (name, limits) = ("inspected".into(), PluginLimits::default());
-    let configured = ConfiguredPlugin::new(name, plugin, config, limits, OnError::Fail, Isolation::Worker);
+    let versions = PluginVersions::start().map_err(|error| error.to_string())?;
+    let config = PluginConfig::for_examination(plugin, config, PluginLimits::default());
+    let configured = ConfiguredPlugin::new(&versions, config);
     let configured = configured.map_err(|error| error.to_string())?;
     Ok(configured.describe_inputs().iter().map(|(hook, needs)| format!("{hook}: {needs}")).collect())
 }

@@ -26,7 +26,7 @@ use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::failure::ExchangeName;
 use crate::plugin::instance::Instance;
 use crate::plugin::instance_limit::Tenancy;
-use crate::plugin::instance_maker::OrderedInstance;
+use crate::plugin::instance_orders::OrderedInstance;
 use crate::plugin::time_share::Shares;
 use crate::store::{Store, StoreLimits};
 use crate::telemetry::access_log::AccessLog;

@@ -3,6 +3,7 @@
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod bindings;
 pub mod body_filter;
+pub mod body_permit;
 pub mod breaker;
 pub mod cache_policy;
 pub mod call_error;
@@ -15,7 +16,8 @@ pub mod failure;
 mod host;
 pub mod instance;
 pub mod instance_limit;
-pub mod instance_maker;
+mod instance_maker;
+pub mod instance_orders;
 pub mod load_error;
 mod log_lines;
 mod memory_limit;

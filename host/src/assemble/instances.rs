@@ -7,8 +7,9 @@ use super::process::MOST_WORKERS;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{Manifest, PluginRef, PluginTable};
 use crate::plugin::body_filter::MOST_IDLE;
+use crate::plugin::body_permit::RESERVED_BODIES;
 use crate::plugin::settings::PluginLimits;
-use crate::plugin::version::{RESERVED_BODIES, SPARES, SPARES_PER_CALL};
+use crate::plugin::version::{SPARES, SPARES_PER_CALL};
 
 /// Returns the number of workers that a manifest asks for.
 pub fn workers(files: &[(Arc<Source>, Manifest)]) -> usize {

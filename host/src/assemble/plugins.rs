@@ -13,7 +13,7 @@ use crate::config::manifest::{self, PluginRef};
 use crate::config::serde_messages::meant;
 use crate::config::spans::ValueSpans;
 use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};
-use crate::plugin::configured::{ConfigureError, ConfiguredPlugin};
+use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{MOST_BODIES, MOST_MEMORY, Plugin};
 use crate::plugin::settings::ConfigErrors;
 use crate::plugin::settings::{Isolation, OnError, PluginLimits};
@@ -112,7 +112,8 @@ impl Assembly<'_> {
         if self.problems.count() > before {
             return None;
         }
-        match ConfiguredPlugin::new(name.into(), plugin, config, limits, on_error, isolation) {
+        let config = PluginConfig { name: name.into(), plugin, config, limits, on_error, isolation };
+        match ConfiguredPlugin::new(&self.assembly.versions, config) {
             Ok(configured) => {
                 let wanted = if configured.takes_bodies() {
                     instances::of_bodies(limits, self.assembly.workers.unwrap_or(1))

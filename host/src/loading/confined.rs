@@ -11,10 +11,11 @@ use super::messages::{self, About, ConfigComplaint, ConfigVerdict, Form, LoadOrd
 use super::verdict::Schema;
 use crate::config::diagnostic::MOST_SHOWN;
 use crate::plugin::compiled_cache::{MOST_SEALED, Seal};
-use crate::plugin::configured::{self, ConfigureError, ConfiguredPlugin};
+use crate::plugin::configured::{self, ConfigureError, ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::settings::ConfigErrors;
-use crate::plugin::settings::{Isolation, OnError, PluginLimits};
+use crate::plugin::settings::PluginLimits;
+use crate::plugin::version::PluginVersions;
 
 /// The argument by which the program becomes such a child; no command for people.
 pub const ARGUMENT: &str = "load-component";
@@ -130,8 +131,14 @@ impl Examiner {
     }
 
     fn configure(&self, config: &str, limits: PluginLimits) -> ConfigVerdict {
-        let (name, plugin) = ("configured".into(), self.plugin.clone());
-        match ConfiguredPlugin::new(name, plugin, config.into(), limits, OnError::Fail, Isolation::Worker) {
+        let versions = match PluginVersions::start() {
+            Ok(versions) => versions,
+            Err(error) => return ConfigVerdict::Failed(error.to_string()),
+        };
+        match ConfiguredPlugin::new(
+            &versions,
+            PluginConfig::for_examination(self.plugin.clone(), config.into(), limits),
+        ) {
             Ok(_) => ConfigVerdict::Accepted,
             Err(ConfigureError::Config(ConfigErrors { shown, more })) => {
                 let more = (more + shown.len().saturating_sub(MOST_SHOWN)) as u64;

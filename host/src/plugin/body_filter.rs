@@ -10,12 +10,13 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use wasmtime::component::ResourceAny;
 
+use super::body_permit::BodyPermit;
 use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::caller::PluginCaller;
 use super::failure::ExchangeName;
 use super::instance::Instance;
 use super::settings::{BodyMode, OnError, OverLimit};
-use super::version::{BodyPermit, InstanceNeed};
+use super::version::InstanceNeed;
 use crate::context::edit_check::{self, MessageSide};
 use crate::protocol::transformed_content;
 
@@ -106,7 +107,7 @@ impl BodyFilter {
         mode: BodyMode,
     ) -> Result<Self, PluginFailure> {
         let admitted = guard.admit()?;
-        let permit = BodyPermit::new(&guard.configured)?;
+        let permit = BodyPermit::new(&guard.configured.supply)?;
         let kept = bodies.0.borrow_mut().pop();
         let fresh =
             || guard.fresh(InstanceNeed::Body).inspect_err(|failure| guard.settle_without_call(admitted, failure));

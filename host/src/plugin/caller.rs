@@ -15,7 +15,7 @@ use super::configured::ConfiguredPlugin;
 use super::cpu_time::TICK;
 use super::failure::ExchangeName;
 use super::instance::Instance;
-use super::instance_maker::OrderedInstance;
+use super::instance_orders::OrderedInstance;
 use super::settings::Isolation;
 use super::time_share::{Shares, TimeShare};
 use super::version::{InstanceNeed, PluginVersion, SLOWNESS};
@@ -92,7 +92,7 @@ impl PluginCaller {
         } else if self.configured.isolation == Isolation::Worker && !self.is_released.get() {
             // The next call finds an instance that was made meanwhile.
             drop(instance);
-            self.supply().order(&self.configured);
+            self.supply().order();
         }
         result
     }
@@ -145,18 +145,18 @@ impl PluginCaller {
     /// Returns a fresh instance for this worker.
     pub(super) fn fresh(&self, need: InstanceNeed) -> Result<Box<Instance>, PluginFailure> {
         let need = if self.is_released.get() { InstanceNeed::Last } else { need };
-        self.supply().obtain(&self.configured, &self.share, need).map(|instance| self.adopt(instance))
+        self.supply().obtain(&self.share, need).map(|instance| self.adopt(instance))
     }
 
     /// Hands an instance of the maker's to this worker.
     pub fn adopt(&self, mut instance: Box<Instance>) -> Box<Instance> {
-        instance.adopt(&self.configured, &self.place);
+        instance.adopt(self.configured.figures(&self.place));
         instance
     }
 
     /// Orders an instance from the thread that makes them; a balancer's knows the endpoints `members`.
     pub fn order(&self, members: Option<Arc<EndpointSnapshot>>) -> OrderedInstance {
-        self.supply().maker().order(&self.configured, members)
+        self.supply().order_for_worker(members)
     }
 
     /// Has an instance made by the thread for that, and waits for it.
@@ -193,7 +193,7 @@ impl PluginCaller {
         }
     }
 
-    pub(super) fn supply(&self) -> &PluginVersion {
+    pub(super) fn supply(&self) -> &Arc<PluginVersion> {
         &self.configured.supply
     }
 

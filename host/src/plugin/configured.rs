@@ -14,18 +14,16 @@ use super::log_lines::PluginLog;
 use super::settings::{
     self, BodyMode, CacheInputs, ConfigErrors, Hook, Isolation, OnError, PluginLimits, SETUP_TIME_FACTOR, names,
 };
-use super::version::PluginVersion;
+use super::version::{PluginVersion, PluginVersions};
 use crate::context::ValueName;
 use crate::context::edit_check::EditError;
 use crate::context::edit_plan::EditPlan;
-use crate::telemetry::metrics::{PluginMetric, PluginMetricDefinition, WorkerMetrics};
+use crate::telemetry::metrics::{PluginMetric, WorkerMetrics};
 
 /// A plugin with its configuration and limits; workers make instances of it.
 pub struct ConfiguredPlugin {
     /// How the manifest names it.
     pub name: Arc<str>,
-    pub(super) plugin: Arc<Plugin>,
-    pub(super) config: String,
     pub(super) limits: PluginLimits,
     /// The log of its failures and lines.
     pub(super) reporter: Arc<FailureReporter>,
@@ -55,14 +53,24 @@ pub struct ConfiguredPlugin {
     pub request_body: Option<BodyMode>,
     /// How it takes response bodies; none if it doesn't.
     pub response_body: Option<BodyMode>,
-    /// The metrics that the first instance defined. No other instance may define more.
-    metrics: Vec<PluginMetricDefinition>,
-    /// The metrics of each worker, which last as long as the binding; locked when an instance is made.
+    /// The plugin's own metrics on each worker, which last as long as this; locked when an instance is made.
     figures: Mutex<BTreeMap<usize, Arc<[Arc<PluginMetric>]>>>,
 }
 
 /// A shorter interval would be called no more often.
 const SHORTEST_TIMER: Duration = crate::net::deadline::TICK;
+
+/// A plugin table of the manifest: a component with the configuration, limits and rules for it.
+pub struct PluginConfig {
+    /// The name in the manifest.
+    pub name: Arc<str>,
+    pub plugin: Arc<Plugin>,
+    /// The configuration as JSON.
+    pub config: String,
+    pub limits: PluginLimits,
+    pub on_error: OnError,
+    pub isolation: Isolation,
+}
 
 /// A configuration that the plugin, or the host, can't take.
 #[derive(Debug, thiserror::Error)]
@@ -95,19 +103,22 @@ pub fn describe(plugin: &Arc<Plugin>) -> Result<Description, ConfigureError> {
     Ok(description)
 }
 
+impl PluginConfig {
+    /// Returns the table of a plugin that is only examined.
+    pub fn for_examination(plugin: Arc<Plugin>, config: String, limits: PluginLimits) -> Self {
+        let (name, on_error, isolation) = ("examined".into(), OnError::Fail, Isolation::Worker);
+        PluginConfig { name, plugin, config, limits, on_error, isolation }
+    }
+}
+
 impl ConfiguredPlugin {
     /// Configures a first instance, and so learns what the plugin needs.
-    pub fn new(
-        name: Arc<str>,
-        plugin: Arc<Plugin>,
-        config: String,
-        limits: PluginLimits,
-        on_error: OnError,
-        isolation: Isolation,
-    ) -> Result<Self, ConfigureError> {
-        let (lines, failed) = (PluginLog::new(name.clone()), |failure| ConfigureError::Failed(limits.reason(&failure)));
+    pub fn new(versions: &PluginVersions, config: PluginConfig) -> Result<Self, ConfigureError> {
+        let PluginConfig { name, plugin, config, limits, on_error, isolation } = config;
+        let failed = |failure| ConfigureError::Failed(limits.reason(&failure));
         let refused = |errors| ConfigureError::Config(settings::config_errors(errors));
-        let supply = PluginVersion::of(&plugin, &name, &config, limits, isolation);
+        let supply = versions.of(&plugin, &name, &config, limits, isolation);
+        let lines = supply.recipe.lines.clone();
         let (settings, mut first) = supply.measure(|| {
             let time = limits.making_time();
             let mut first = Instance::unconfigured(&plugin, limits, lines.clone(), time).map_err(failed)?;
@@ -141,10 +152,9 @@ impl ConfiguredPlugin {
         let (plugin_name, version) = (name.clone(), plugin.version());
         let reporter =
             FailureReporter { plugin: plugin_name, version, limits, lines, backtraces: Backtraces::default() };
+        let _ = supply.recipe.metrics.set(first.defined());
         let configured = ConfiguredPlugin {
             name,
-            plugin,
-            config,
             limits,
             reporter: Arc::new(reporter),
             supply,
@@ -160,7 +170,6 @@ impl ConfiguredPlugin {
             timer,
             request_body,
             response_body,
-            metrics: first.defined(),
             figures: Mutex::default(),
         };
         if configured.needs_instance() || configured.is_balancer() || configured.takes_bodies() {
@@ -169,15 +178,11 @@ impl ConfiguredPlugin {
         Ok(configured)
     }
 
-    /// The plugin's own metrics, for an instance that belongs to no worker yet.
-    pub(super) fn loose_figures(&self) -> Arc<[Arc<PluginMetric>]> {
-        self.metrics.iter().map(|definition| Arc::new(PluginMetric::new(definition.clone()))).collect()
-    }
-
-    /// The plugin's own metrics, as a worker has them.
+    /// Returns the plugin's own metrics, as a worker has them.
     pub(super) fn figures(&self, place: &WorkerMetrics) -> Arc<[Arc<PluginMetric>]> {
         let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || self.metrics.iter().map(|definition| place.custom(&self.name, definition)).collect();
+        let new =
+            || self.supply.recipe.metrics().iter().map(|definition| place.custom(&self.name, definition)).collect();
         figures.entry(place.worker).or_insert_with(new).clone()
     }
 
@@ -231,7 +236,7 @@ impl ConfiguredPlugin {
 
     /// Whether it can choose endpoints.
     pub fn is_balancer(&self) -> bool {
-        self.plugin.balancer.is_some()
+        self.supply.recipe.plugin.balancer.is_some()
     }
 }
 

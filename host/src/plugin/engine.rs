@@ -1,7 +1,7 @@
 //! The engine for plugins that can't wait: what it allows, and how components get into it.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
@@ -13,10 +13,8 @@ use super::compiled_cache::{CompiledCache, Seal, Unusable};
 use super::cpu_time::TICK;
 use super::host::{HostState, MOST_CORE_INSTANCES, MOST_TABLE_ELEMENTS};
 use super::instance_limit::InstanceLimit;
-use super::instance_maker::InstanceMaker;
 use super::load_error::LoadError;
 use super::proposals;
-use super::version::PluginVersion;
 use super::wasi;
 use crate::system::printable;
 use crate::system::supervise::{Task, guard};
@@ -52,7 +50,6 @@ pub struct Runtime {
     engine: Engine,
     linker: Arc<Linker<HostState>>,
     artifacts: Arc<CompiledCache>,
-    maker: InstanceMaker,
     places: Arc<InstanceLimit>,
 }
 
@@ -70,12 +67,8 @@ pub struct Plugin {
     pub(super) request_body: Option<request_body::RequestBodyHookIndices>,
     pub(super) response_body: Option<response_body::ResponseBodyHookIndices>,
     pub(super) imports_exchange: bool,
-    /// Makes its instances.
-    pub(super) maker: InstanceMaker,
     /// The places of its instances.
     pub(super) places: Arc<InstanceLimit>,
-    /// The shared parts of its configured plugins.
-    pub(super) supplies: Mutex<Vec<Weak<PluginVersion>>>,
     imports: Vec<String>,
     /// The beginning of the component's digest.
     digest: String,
@@ -126,7 +119,7 @@ impl Runtime {
             }
         })?;
         let (linker, artifacts) = (Arc::new(linker), Arc::new(artifacts));
-        Ok(Runtime { engine, linker, artifacts, maker: InstanceMaker::start()?, places })
+        Ok(Runtime { engine, linker, artifacts, places })
     }
 
     /// The places for instances.
@@ -209,9 +202,7 @@ impl Runtime {
             request_body,
             response_body,
             imports_exchange: looks_back,
-            maker: self.maker.clone(),
             places: self.places.clone(),
-            supplies: Mutex::default(),
             imports,
             digest: digest.get(..DIGITS).unwrap_or(digest).into(),
             version: OnceLock::new(),

@@ -1,7 +1,8 @@
 //! A live copy of a plugin, and the rule for failures: a copy is spent when a call begins and whole again when the
 //! call has returned, so a trap, a deadline or a refused growth costs exactly this copy.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
@@ -15,22 +16,36 @@ use super::bindings::{
     response_filter, timer, types,
 };
 use super::call_error::{PluginFailure, reported_failure, trapped};
-use super::configured::ConfiguredPlugin;
 use super::engine::Plugin;
 use super::host::HostState;
 use super::log_lines::{LONGEST, PluginLog};
 use super::metrics::InstanceMetrics;
 use super::settings::PluginLimits;
-use super::version::InstanceCount;
 use crate::context::bounds;
 use crate::context::edit_check::{self, EditError, MessageSide, check_count};
 use crate::context::edits::Edit;
 use crate::context::{ExchangeContext, Value, ValueName};
 use crate::system::printable::one_line;
-use crate::telemetry::metrics::{PluginMetricDefinition, WorkerMetrics};
+use crate::telemetry::metrics::{PluginMetric, PluginMetricDefinition};
 use crate::upstream::endpoint_set::{Availability, EndpointSnapshot, EndpointState};
 
 pub use types::Summary;
+
+/// Everything that an instance is made from.
+pub struct InstanceRecipe {
+    pub(super) plugin: Arc<Plugin>,
+    pub(super) config: String,
+    pub(super) limits: PluginLimits,
+    /// The log of the plugin's lines.
+    pub(super) lines: PluginLog,
+    /// The metrics that the first instance has defined. No other instance may define more.
+    pub(super) metrics: OnceLock<Vec<PluginMetricDefinition>>,
+    /// The number of live instances, over all workers and generations.
+    pub(super) live: Arc<AtomicU32>,
+}
+
+/// The count of a live instance, until dropped.
+pub(super) struct InstanceCount(Arc<AtomicU32>);
 
 /// A live copy.
 pub struct Instance {
@@ -71,6 +86,32 @@ pub struct Picked {
     pub endpoint: u32,
     /// For the response.
     pub edits: Option<Arc<[Edit]>>,
+}
+
+// === Recipe ===
+
+impl InstanceRecipe {
+    /// Returns the plugin's own metrics, for an instance that belongs to no worker yet.
+    fn loose_figures(&self) -> Arc<[Arc<PluginMetric>]> {
+        self.metrics().iter().map(|definition| Arc::new(PluginMetric::new(definition.clone()))).collect()
+    }
+
+    /// Returns the definitions of the plugin's own metrics; none before the first instance was configured.
+    pub(super) fn metrics(&self) -> &[PluginMetricDefinition] {
+        self.metrics.get().map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Counts an instance.
+    pub(super) fn count(&self) -> InstanceCount {
+        self.live.fetch_add(1, Ordering::Relaxed);
+        InstanceCount(self.live.clone())
+    }
+}
+
+impl Drop for InstanceCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 // === Instance ===
@@ -123,22 +164,21 @@ impl Instance {
     }
 
     /// Returns an instance that is ready for hooks, and belongs to no worker yet. Each step may take `time`.
-    pub fn new(configured: &ConfiguredPlugin, time: Duration) -> Result<Self, PluginFailure> {
-        let lines = configured.reporter.lines.clone();
-        let mut instance = Instance::unconfigured(&configured.plugin, configured.limits, lines, time)?;
-        instance.store.data_mut().figures = InstanceMetrics::known(configured.loose_figures());
-        match instance.configure(&configured.config, time)? {
+    pub fn new(recipe: &InstanceRecipe, time: Duration) -> Result<Self, PluginFailure> {
+        let mut instance = Instance::unconfigured(&recipe.plugin, recipe.limits, recipe.lines.clone(), time)?;
+        instance.store.data_mut().figures = InstanceMetrics::known(recipe.loose_figures());
+        match instance.configure(&recipe.config, time)? {
             Ok(_) => {
-                instance.counted = Some(configured.supply.count());
+                instance.counted = Some(recipe.count());
                 Ok(instance)
             }
             Err(_) => Err(PluginFailure::Reported("it refused a configuration that it took before".into())),
         }
     }
 
-    /// Hands the instance to a worker, whose metrics the plugin's own metrics are from then on.
-    pub fn adopt(&mut self, configured: &ConfiguredPlugin, place: &WorkerMetrics) {
-        self.store.data_mut().figures.adopt(configured.figures(place));
+    /// Hands the instance to a worker, with the plugin's own metrics on that worker.
+    pub fn adopt(&mut self, figures: Arc<[Arc<PluginMetric>]>) {
+        self.store.data_mut().figures.adopt(figures);
     }
 
     /// Calls `describe`, which may take `time`.
@@ -163,7 +203,7 @@ impl Instance {
         Ok(answer.map_err(|error| self.explained(trapped(error)))?.map_err(errors))
     }
 
-    /// The metrics that the instance has defined, if it is the first of its binding.
+    /// Returns the metrics that the instance has defined, if it is the first of its version.
     pub(super) fn defined(&mut self) -> Vec<PluginMetricDefinition> {
         self.store.data_mut().figures.first()
     }
@@ -210,7 +250,8 @@ impl Instance {
     /// Asks a balancer for an endpoint, with the values and the key that it declared.
     pub fn pick(
         &mut self,
-        (needs, key): (&[ValueName], Option<&ValueName>),
+        needs: &[ValueName],
+        key: Option<&ValueName>,
         context: &ExchangeContext,
         tried: SmallVec<[u32; 4]>,
         now: Instant,

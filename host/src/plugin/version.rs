@@ -5,29 +5,35 @@
 //! Locks here are taken when an instance is lost or made, not by calls that find their worker's instance in its slot.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::breaker::Breaker;
 use super::call_error::PluginFailure;
-use super::configured::ConfiguredPlugin;
 use super::cpu_time::thread_time;
 use super::engine::Plugin;
-use super::instance::Instance;
-use super::instance_limit::ReservedInstances;
-use super::instance_maker::InstanceMaker;
+use super::instance::{Instance, InstanceRecipe};
+use super::instance_orders::{InstanceOrders, OrderedInstance};
+use super::log_lines::PluginLog;
 use super::settings::{Isolation, PluginLimits};
 use super::time_share::TimeShare;
 use crate::telemetry::metrics::CallRejection;
+use crate::upstream::endpoint_set::EndpointSnapshot;
+
+/// The versions that are in use.
+#[derive(Clone)]
+pub struct PluginVersions {
+    known: Arc<Mutex<Vec<Weak<PluginVersion>>>>,
+    orders: InstanceOrders<PluginVersion>,
+}
 
 /// The shared part of a configured plugin.
 pub struct PluginVersion {
-    name: Arc<str>,
-    config: String,
-    limits: PluginLimits,
-    isolation: Isolation,
+    pub(super) name: Arc<str>,
+    pub(super) recipe: InstanceRecipe,
+    pub(super) isolation: Isolation,
     pub breaker: Breaker,
-    maker: InstanceMaker,
+    orders: InstanceOrders<PluginVersion>,
     #[allow(clippy::vec_box, reason = "instances move between slots without being copied")]
     spares: Mutex<Vec<Box<Instance>>>,
     /// Whether the maker has an order for a spare instance.
@@ -38,8 +44,8 @@ pub struct PluginVersion {
     making: AtomicU32,
     /// The CPU time that `endpoints-changed` took the last time, in microseconds.
     telling: AtomicU32,
-    bodies: AtomicU32,
-    live: Arc<AtomicU32>,
+    /// The number of bodies that pass through the plugin.
+    pub(super) bodies: AtomicU32,
     began: Instant,
     /// When each kind of rejection was last logged, in milliseconds since `began`, plus one; 0 before the first.
     logged: [AtomicU64; CallRejection::ALL.len()],
@@ -55,19 +61,6 @@ pub(super) enum InstanceNeed {
     /// The generation has none left, since no new exchange uses it.
     Last,
 }
-
-/// The count of a live instance, until dropped.
-pub(super) struct InstanceCount(Arc<AtomicU32>);
-
-/// A body that passes through a plugin, until dropped.
-pub struct BodyPermit {
-    configured: Arc<ConfiguredPlugin>,
-    /// The place of a body beyond [`RESERVED_BODIES`].
-    _place: Option<ReservedInstances>,
-}
-
-/// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
-pub const RESERVED_BODIES: u32 = 32;
 
 /// Work that takes longer is done by the maker's thread only: a worker would keep others waiting.
 const CHEAP: Duration = Duration::from_millis(if cfg!(debug_assertions) { 8 } else { 2 });
@@ -88,45 +81,65 @@ pub const SPARES_PER_CALL: usize = 16;
 /// A rejected call is logged once in this time, for each kind and version.
 const LOG_PAUSE: Duration = Duration::from_secs(60);
 
-impl PluginVersion {
+impl PluginVersions {
+    /// Returns an empty set of versions, whose orders for instances go to a thread.
+    pub(super) fn new(orders: InstanceOrders<PluginVersion>) -> Self {
+        PluginVersions { known: Arc::default(), orders }
+    }
+
     /// Returns the shared part of a version, which may be in use already.
     pub(super) fn of(
-        plugin: &Plugin,
+        &self,
+        plugin: &Arc<Plugin>,
         name: &Arc<str>,
         config: &str,
         limits: PluginLimits,
         isolation: Isolation,
-    ) -> Arc<Self> {
-        let mut known = plugin.supplies.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|supply| supply.strong_count() > 0);
-        let is_it = |supply: &Arc<PluginVersion>| {
-            let is_alike = supply.limits == limits && supply.isolation == isolation;
-            is_alike && supply.name == *name && supply.config == config
+    ) -> Arc<PluginVersion> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|version| version.strong_count() > 0);
+        let is_it = |version: &Arc<PluginVersion>| {
+            let recipe = &version.recipe;
+            let is_alike = Arc::ptr_eq(&recipe.plugin, plugin) && recipe.limits == limits && recipe.config == config;
+            is_alike && version.isolation == isolation && version.name == *name
         };
-        if let Some(supply) = known.iter().filter_map(std::sync::Weak::upgrade).find(is_it) {
-            return supply;
+        if let Some(version) = known.iter().filter_map(Weak::upgrade).find(is_it) {
+            return version;
         }
-        let supply = Arc::new(PluginVersion::new(plugin.maker.clone(), name.clone(), config.into(), limits, isolation));
-        known.push(Arc::downgrade(&supply));
-        supply
+        let recipe = InstanceRecipe {
+            plugin: plugin.clone(),
+            config: config.into(),
+            limits,
+            lines: PluginLog::new(name.clone()),
+            metrics: OnceLock::new(),
+            live: Arc::default(),
+        };
+        let version = Arc::new(PluginVersion::new(name.clone(), recipe, isolation, self.orders.clone()));
+        known.push(Arc::downgrade(&version));
+        version
     }
+}
 
-    fn new(maker: InstanceMaker, name: Arc<str>, config: String, limits: PluginLimits, isolation: Isolation) -> Self {
+impl PluginVersion {
+    fn new(
+        name: Arc<str>,
+        recipe: InstanceRecipe,
+        isolation: Isolation,
+        orders: InstanceOrders<PluginVersion>,
+    ) -> Self {
         let now = Instant::now();
         PluginVersion {
             breaker: Breaker::new(name.clone(), now),
             name,
-            config,
-            limits,
+            recipe,
             isolation,
-            maker,
+            orders,
             spares: Mutex::default(),
             is_ordered: AtomicBool::new(false),
             is_failing: AtomicBool::new(false),
             making: AtomicU32::new(0),
             telling: AtomicU32::new(0),
             bodies: AtomicU32::new(0),
-            live: Arc::default(),
             began: now,
             logged: Default::default(),
         }
@@ -144,13 +157,7 @@ impl PluginVersion {
 
     /// Returns the number of live instances, over all workers and generations.
     pub fn live(&self) -> u32 {
-        self.live.load(Ordering::Relaxed)
-    }
-
-    /// Counts an instance.
-    pub(super) fn count(&self) -> InstanceCount {
-        self.live.fetch_add(1, Ordering::Relaxed);
-        InstanceCount(self.live.clone())
+        self.recipe.live.load(Ordering::Relaxed)
     }
 
     /// Whether a rejection of this kind is to be logged: once a minute.
@@ -186,7 +193,7 @@ impl PluginVersion {
 
     /// Keeps an instance as a spare one, unless there are enough.
     pub(super) fn keep(&self, mut instance: Box<Instance>) {
-        instance.counted.get_or_insert_with(|| self.count());
+        instance.counted.get_or_insert_with(|| self.recipe.count());
         let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
         if spares.len() < self.wanted() {
             spares.push(instance);
@@ -217,7 +224,7 @@ impl PluginVersion {
 
     /// Whether an instance is made in the CPU time of a call.
     fn fits_a_call(&self) -> bool {
-        u128::from(self.making.load(Ordering::Relaxed)) <= self.limits.cpu.as_micros()
+        u128::from(self.making.load(Ordering::Relaxed)) <= self.recipe.limits.cpu.as_micros()
     }
 
     /// Whether workers may pass endpoints to a balancer themselves.
@@ -228,29 +235,26 @@ impl PluginVersion {
     /// Returns an instance at once, for a call on a worker that has none: a spare one, or a new one if that is cheap, if it
     /// fits into the CPU time of a call, or if the need is no loss.
     pub(super) fn obtain(
-        &self,
-        configured: &Arc<ConfiguredPlugin>,
+        self: &Arc<Self>,
         share: &TimeShare,
         need: InstanceNeed,
     ) -> Result<Box<Instance>, PluginFailure> {
         if self.isolation == Isolation::Request && self.is_cheap() {
             // Waking the maker's thread for each call would cost more than it saves.
-            return self.make(configured, share, self.limits.cpu);
+            return self.make(share, self.recipe.limits.cpu);
         }
         let spare = self.spares.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if need != InstanceNeed::Last {
-            self.order(configured);
+            self.order();
         }
         let is_loss = need == InstanceNeed::Loss && self.isolation == Isolation::Worker;
         match spare {
             Some(spare) => Ok(spare),
-            None if self.is_cheap() => self.make(configured, share, self.limits.cpu.min(MAKING)),
-            None if need == InstanceNeed::Last => self.make(configured, share, self.limits.cpu),
+            None if self.is_cheap() => self.make(share, self.recipe.limits.cpu.min(MAKING)),
+            None if need == InstanceNeed::Last => self.make(share, self.recipe.limits.cpu),
             // More exchanges at a time than ever before are no fault of the plugin's; and a loss is to harm no other request
             // as long as the share pays for a new instance that takes no longer than a call.
-            None if !self.is_failing() && (!is_loss || self.fits_a_call()) => {
-                self.make(configured, share, self.limits.cpu)
-            }
+            None if !self.is_failing() && (!is_loss || self.fits_a_call()) => self.make(share, self.recipe.limits.cpu),
             None if self.is_failing() => {
                 Err(PluginFailure::NoInstance("the last one could not be made, it is tried again later"))
             }
@@ -259,62 +263,29 @@ impl PluginVersion {
     }
 
     /// Orders a spare instance, unless one is ordered already.
-    pub(super) fn order(&self, configured: &Arc<ConfiguredPlugin>) {
-        if !self.is_ordered.swap(true, Ordering::AcqRel) && !self.maker.order_spare(configured) {
+    pub(super) fn order(self: &Arc<Self>) {
+        if !self.is_ordered.swap(true, Ordering::AcqRel) && !self.orders.order_spare(self) {
             self.order_done();
         }
     }
 
-    /// Returns the thread that makes instances.
-    pub(super) fn maker(&self) -> &InstanceMaker {
-        &self.maker
+    /// Orders an instance for a worker; a balancer's knows the endpoints `members`.
+    pub(super) fn order_for_worker(self: &Arc<Self>, members: Option<Arc<EndpointSnapshot>>) -> OrderedInstance {
+        self.orders.order(self, members)
     }
 
     /// Makes an instance on a worker, at the expense of the plugin's share.
-    fn make(
-        &self,
-        configured: &Arc<ConfiguredPlugin>,
-        share: &TimeShare,
-        time: Duration,
-    ) -> Result<Box<Instance>, PluginFailure> {
+    fn make(self: &Arc<Self>, share: &TimeShare, time: Duration) -> Result<Box<Instance>, PluginFailure> {
         let began = thread_time();
-        let made = Instance::new(configured, time);
+        let made = Instance::new(&self.recipe, time);
         let took = thread_time().saturating_sub(began);
         share.charge_time(took / SLOWNESS, Instant::now());
         if let Err(failure) = &made {
             // The maker finds out if it is only that this took longer than usual.
             self.is_failing.store(!matches!(failure, PluginFailure::NoPlace), Ordering::Relaxed);
-            self.order(configured);
+            self.order();
         }
         made.map(Box::new)
-    }
-}
-
-impl BodyPermit {
-    /// Reserves a place for one more body; the error is that `limits.bodies` is reached, or that the bodies of all plugins
-    /// have no more places.
-    pub(super) fn new(configured: &Arc<ConfiguredPlugin>) -> Result<Self, PluginFailure> {
-        let (bodies, most) = (&configured.supply.bodies, configured.limits.bodies);
-        let add = |count: u32| (count < most).then_some(count + 1);
-        let before =
-            bodies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| PluginFailure::Bodies(most))?;
-        let mut permit = BodyPermit { configured: configured.clone(), _place: None };
-        if before >= RESERVED_BODIES {
-            permit._place = Some(configured.plugin.places.reserve(1).map_err(|_| PluginFailure::NoPlace)?);
-        }
-        Ok(permit)
-    }
-}
-
-impl Drop for InstanceCount {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for BodyPermit {
-    fn drop(&mut self) {
-        self.configured.supply.bodies.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,0 +1,81 @@
+//! Orders for the thread that makes instances.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
+
+use tokio::sync::oneshot;
+
+use super::call_error::PluginFailure;
+use super::instance::Instance;
+use crate::upstream::endpoint_set::EndpointSnapshot;
+
+/// The sender of orders for instances of versions `V`.
+pub struct InstanceOrders<V>(SyncSender<InstanceOrder<V>>);
+
+/// An instance that will come, or the error of making it.
+pub struct OrderedInstance(oneshot::Receiver<Result<Box<Instance>, PluginFailure>>);
+
+/// An order for an instance of a version.
+pub(super) enum InstanceOrder<V> {
+    /// The version has too few spare instances. An order is void once no generation has the version any more.
+    Spare(Weak<V>),
+    /// A worker waits for an instance.
+    ForWorker(WorkerOrder<V>),
+}
+
+/// An order for an instance that a worker waits for.
+pub(super) struct WorkerOrder<V> {
+    pub(super) version: Arc<V>,
+    /// The endpoints that are passed to it, if it is a balancer.
+    pub(super) members: Option<Arc<EndpointSnapshot>>,
+    pub(super) reply: oneshot::Sender<Result<Box<Instance>, PluginFailure>>,
+}
+
+/// Orders that may wait: workers send one at a time for a new generation, and one for each balancer that learns endpoints.
+const QUEUE: usize = 4096;
+
+impl<V> InstanceOrders<V> {
+    /// Returns both ends of a queue of orders.
+    pub(super) fn queue() -> (Self, Receiver<InstanceOrder<V>>) {
+        let (orders, queue) = sync_channel(QUEUE);
+        (InstanceOrders(orders), queue)
+    }
+
+    /// Orders a spare instance; returns whether there was room for the order.
+    pub(super) fn order_spare(&self, version: &Arc<V>) -> bool {
+        self.0.try_send(InstanceOrder::Spare(Arc::downgrade(version))).is_ok()
+    }
+
+    /// Orders an instance for a worker. The receiver's sender is dropped if there is no room for the order.
+    pub(super) fn order(&self, version: &Arc<V>, members: Option<Arc<EndpointSnapshot>>) -> OrderedInstance {
+        let (reply, receiver) = oneshot::channel();
+        let _ = self.0.try_send(InstanceOrder::ForWorker(WorkerOrder { version: version.clone(), members, reply }));
+        OrderedInstance(receiver)
+    }
+}
+
+impl<V> Clone for InstanceOrders<V> {
+    fn clone(&self) -> Self {
+        InstanceOrders(self.0.clone())
+    }
+}
+
+impl OrderedInstance {
+    /// Waits for the instance.
+    pub async fn wait(self) -> Result<Box<Instance>, PluginFailure> {
+        self.0.await.unwrap_or_else(|_| Err(dropped()))
+    }
+
+    /// Returns the instance, or why there is none; `None` if the instance is still being made.
+    pub fn poll(&mut self) -> Option<Result<Box<Instance>, PluginFailure>> {
+        match self.0.try_recv() {
+            Ok(made) => Some(made),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(dropped())),
+        }
+    }
+}
+
+fn dropped() -> PluginFailure {
+    PluginFailure::NoInstance("too many are waited for")
+}
