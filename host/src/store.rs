@@ -67,6 +67,14 @@ const WRITING: Duration = Duration::from_secs(60);
 /// The typical size of a stored response, in bytes; the index derives its number of shards from it.
 const TYPICAL: u64 = 16 << 10;
 
+/// An entry of the disk that may serve a request.
+#[derive(Clone)]
+pub struct DiskCandidate {
+    pub entry: Arc<DiskEntry>,
+    /// The position of the lookup in the purge log.
+    pub asked: PurgeEpoch,
+}
+
 impl Store {
     /// Creates an empty store with a memory budget of `bytes`.
     pub fn new(bytes: u64) -> Arc<Self> {
@@ -128,17 +136,10 @@ impl Store {
         self.memory.find(id, key, scope, request, now_ms)
     }
 
-    /// Looks up a stored response on disk. Returns its entry and the purge-log position of the lookup; `None` if there
-    /// is none.
-    pub fn find_on_disk(
-        &self,
-        id: u128,
-        key: &[u8],
-        scope: u64,
-        request: &HeaderMap,
-    ) -> Option<(Arc<DiskEntry>, PurgeEpoch)> {
+    /// Looks up a stored response on disk; returns `None` if there is none.
+    pub fn find_on_disk(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<DiskCandidate> {
         let (disk, now) = (self.disk.as_ref()?, self.purge_epoch());
-        Some((disk.find(id, key, scope, request)?, now))
+        Some(DiskCandidate { entry: disk.find(id, key, scope, request)?, asked: now })
     }
 
     /// Reads a response from disk, and keeps it in memory if its content has at most `most` bytes.
@@ -146,15 +147,16 @@ impl Store {
         &self,
         id: u128,
         key: &[u8],
-        (filed, asked): (&Arc<DiskEntry>, PurgeEpoch),
+        candidate: &DiskCandidate,
         most: u64,
     ) -> Option<Arc<StoredResponse>> {
-        let (disk, filed, owned, mut room) = (self.disk.clone()?, filed.clone(), key.to_vec(), self.reserve());
+        let (disk, filed, owned, mut room) =
+            (self.disk.clone()?, candidate.entry.clone(), key.to_vec(), self.reserve());
         // If too many bytes are already arriving in memory, the content is streamed from the file.
         let most = if room.take(filed.size().min(most), self.capacity()) { most } else { 0 };
         let recalled = spawn_blocking(move || disk.recall(&filed, &owned, most)).await.ok().flatten()?;
         if recalled.is_whole {
-            self.memory.insert_unless_purged(id, key, recalled.object.clone(), &self.purges, asked);
+            self.memory.insert_unless_purged(id, key, recalled.object.clone(), &self.purges, candidate.asked);
         }
         Some(recalled.object)
     }

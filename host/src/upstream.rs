@@ -213,6 +213,18 @@ impl Pools {
     }
 }
 
+/// A request's demands on the connection that is opened for it.
+pub struct ConnectionRequest {
+    /// The limit that the connection's permit is of.
+    pub limit: ConnectionLimit,
+    pub wanted: RequiredProtocol,
+    /// The client's address and that which it reached, for the PROXY protocol; `None` if the client has no address.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+    pub settings: Rc<ConnectionSettings>,
+    /// Set when the endpoint's machine has answered.
+    pub reached: Rc<Cell<bool>>,
+}
+
 impl Pool {
     fn new(address: EndpointAddr, all: &Rc<Pools>) -> Self {
         Pool {
@@ -281,34 +293,33 @@ impl Pool {
         }
     }
 
-    /// A fresh connection, or a shared one that another request has just made. `reached` is set when the endpoint's machine
-    /// has answered.
+    /// A fresh connection, or a shared one that another request has just made. `permit` is for a fresh one.
     pub async fn open(
         &self,
-        (slots, slot): (&ConnectionLimit, ConnectionPermit),
-        wanted: RequiredProtocol,
-        (ends, reached): (Option<(SocketAddr, SocketAddr)>, &Cell<bool>),
-        rules: &ConnectionSettings,
+        permit: ConnectionPermit,
+        request: &ConnectionRequest,
         clock: &Clock,
     ) -> Result<Box<Connection>, Error> {
+        let ConnectionRequest { limit, wanted, ends, settings: rules, reached } = request;
+        let (wanted, ends) = (*wanted, *ends);
         let (proxy_protocol, head, within) = (rules.proxy_protocol, rules.head, rules.connect_timeout);
-        let (last, reached) = (Some(&self.last), Some(reached));
+        let (last, reached) = (Some(&self.last), Some(&**reached));
         let all = self.all.upgrade();
         let pools = all.as_deref();
         let terms = |wanted| ConnectTerms { wanted, ends, proxy_protocol, head, within, last, reached, pools };
         if self.exclusive.get() || wanted == RequiredProtocol::Http1 || rules.proxy_protocol.is_some() {
-            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), slot).await.map(Box::new);
+            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }
         let first = self.first.lock().await;
-        if let Some(connection) = self.shared(rules, slots, clock.now()) {
+        if let Some(connection) = self.shared(rules, limit, clock.now()) {
             return Ok(connection);
         }
         if self.exclusive.get() {
             // The first request has learned the protocol: no other has to wait.
             drop(first);
-            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), slot).await.map(Box::new);
+            return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }
-        let connection = connect::connect(&self.address, &terms(wanted), slot).await?;
+        let connection = connect::connect(&self.address, &terms(wanted), permit).await?;
         match connection.shared() {
             Some(sender) => {
                 *self.shared.borrow_mut() = Some((sender, clock.now()));

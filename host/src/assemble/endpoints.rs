@@ -9,6 +9,7 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::route_conditions::{is_literal, is_name};
+use super::upstream_tls::EndpointPlace;
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::load;
@@ -166,7 +167,7 @@ impl Assembly<'_> {
             Scheme::Http => Some(EndpointProtocol::Http1),
             Scheme::H2c => Some(EndpointProtocol::Http2),
             Scheme::Https => {
-                let place = (list.source, span);
+                let place = EndpointPlace { source: list.source, span };
                 self.dialer(list.owner, place, name, list.upstream).map(EndpointProtocol::Tls)
             }
         }

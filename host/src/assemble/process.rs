@@ -101,8 +101,8 @@ impl Assembly<'_> {
                 format!("`memory` too small: `{}`; expected at least `1 MiB`", text.get_ref()),
             );
         }
-        let longest = (cache.get_ref().max_object.as_ref(), defaults.object as usize);
-        let object = self.longest_object(source, longest, memory, "memory");
+        let longest = cache.get_ref().max_object.as_ref();
+        let object = self.longest_object(source, longest, defaults.object as usize, memory, "memory");
         let disk = cache.get_ref().disk.as_ref().map(|disk| self.disk_limits(source, disk.get_ref()));
         StoreLimits { memory: memory as u64, object, disk }
     }
@@ -144,7 +144,7 @@ impl Assembly<'_> {
                 format!("`size` too small: `{}`; expected at least `16 MiB`", disk.size.get_ref()),
             );
         }
-        let object = self.longest_object(source, (disk.max_object.as_ref(), MOST_ON_DISK), size, "disk's size");
+        let object = self.longest_object(source, disk.max_object.as_ref(), MOST_ON_DISK, size, "disk's size");
         if disk.path.get_ref().is_empty() {
             let message = "empty path: a cache has a folder of its own; expected one such as `/var/cache/plugway`";
             self.problems.at(source, disk.path.span(), message);
@@ -156,7 +156,8 @@ impl Assembly<'_> {
     fn longest_object(
         &mut self,
         source: &Arc<Source>,
-        (text, default): (Option<&Spanned<String>>, usize),
+        text: Option<&Spanned<String>>,
+        default: usize,
         budget: usize,
         what: &str,
     ) -> u64 {

@@ -16,26 +16,32 @@ use crate::tls::client::{ClientFilePlace, ClientFiles, Roots, Verify};
 use crate::tls::validity::DatedCertificate;
 use crate::upstream::connect::TlsDialer;
 
+/// The place of an endpoint in a file.
+pub(super) struct EndpointPlace<'a> {
+    pub(super) source: &'a Arc<Source>,
+    pub(super) span: Range<usize>,
+}
+
 impl Assembly<'_> {
     /// How TLS is spoken to an endpoint.
     pub(super) fn dialer(
         &mut self,
         source: &Arc<Source>,
-        (endpoint, span): (&Arc<Source>, Range<usize>),
+        endpoint: EndpointPlace<'_>,
         host: &str,
         upstream: &manifest::UpstreamTable,
     ) -> Option<TlsDialer> {
         let default = manifest::UpstreamTls::default();
         let tls = upstream.tls.as_ref().map_or(&default, Spanned::get_ref);
         let (name, place) = match &tls.server_name {
-            Some(name) => (name.get_ref().as_str(), (source, name.span())),
-            None => (host, (endpoint, span)),
+            Some(name) => (name.get_ref().as_str(), EndpointPlace { source, span: name.span() }),
+            None => (host, endpoint),
         };
         let Ok(name) = ServerName::try_from(name.to_owned()) else {
             let message = format!(
                 "invalid name for a certificate: `{name}`; expected a host, such as `server-name = \"app.internal\"` in `tls`"
             );
-            self.problems.at(place.0, place.1, message);
+            self.problems.at(place.source, place.span, message);
             return None;
         };
         let files = ClientFiles {
@@ -64,7 +70,7 @@ impl Assembly<'_> {
                     };
                     match span {
                         Some(span) => self.problems.at(source, span, mistake.message),
-                        None => self.problems.at(place.0, place.1.clone(), mistake.message),
+                        None => self.problems.at(place.source, place.span.clone(), mistake.message),
                     }
                 }
                 None

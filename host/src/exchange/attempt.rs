@@ -28,7 +28,7 @@ use crate::upstream::informational;
 use crate::upstream::pending_connection::PendingConnection;
 use crate::upstream::retry::Delivery;
 use crate::upstream::{
-    Acquired, ConnectionSettings, EndpointAddr, EndpointProtocol, ResponseHeadLimits, happy_eyeballs,
+    Acquired, ConnectionRequest, ConnectionSettings, EndpointAddr, EndpointProtocol, ResponseHeadLimits, happy_eyeballs,
 };
 
 /// The request to send, and the rules for it.
@@ -134,8 +134,14 @@ impl Attempt<'_> {
             Acquired::Use(connection) => return Ok((connection, ConnectionOrigin::Kept)),
             Acquired::Connect(slot) => slot,
         };
-        let mut connecting =
-            PendingConnection::new(flight.seat(), (self.slots, slot), wanted, self.context.ends(), rules, clock);
+        let request = ConnectionRequest {
+            limit: self.slots.clone(),
+            wanted,
+            ends: self.context.ends(),
+            settings: rules.clone(),
+            reached: Rc::default(),
+        };
+        let mut connecting = PendingConnection::new(flight.seat(), slot, request, clock);
         let mut left = within;
         if within > happy_eyeballs::DELAY && (self.elsewhere)() {
             match self.step.limit(happy_eyeballs::DELAY, connecting.attempt()).await {

@@ -36,7 +36,7 @@ pub fn choose(
     let configured = &worker.generation.bindings[at];
     let before = endpoint_indices(&seats, tried);
     let picked = worker.call_balancer(place, |instance| {
-        instance.pick((&configured.balancer, configured.balancer_key.as_ref()), context, before, now)
+        instance.pick(&configured.balancer, configured.balancer_key.as_ref(), context, before, now)
     });
     let failed = match picked.and_then(|picked| checked_choice(&seats, at, picked)) {
         Ok(choice) => return choice.ok_or_else(|| unavailable("the balancer found no endpoint")),

@@ -23,8 +23,8 @@ use crate::plugin::cache_policy::{self, BypassReason, Place, PolicyLookup, Polic
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::Instance;
 use crate::plugin::settings::CacheInputs;
+use crate::store::DiskCandidate;
 use crate::store::collapse::{FetchOutcome, FetchRole, wait_for_outcome};
-use crate::store::disk::DiskEntry;
 use crate::store::index::Found;
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::stored_response::{Content, StoredResponse};
@@ -61,7 +61,7 @@ pub struct CacheMiss {
     id: u128,
     scope: u64,
     /// The stored response on disk, with the purge-log position of the lookup; `None` if there is none.
-    filed: Option<(Arc<DiskEntry>, PurgeEpoch)>,
+    filed: Option<DiskCandidate>,
     /// The stored response that can't be served as it is; `None` if there is none.
     stale: Option<Stale>,
     why: ForwardReason,
@@ -196,8 +196,8 @@ impl CacheMiss {
         context: &mut Box<ExchangeContext>,
         clock: &Rc<Clock>,
     ) -> Result<CacheResponse, ChainFailure> {
-        if let Some((filed, asked)) = self.filed.take()
-            && let Some(object) = self.recall(worker, &filed, asked).await
+        if let Some(candidate) = self.filed.take()
+            && let Some(object) = self.recall(worker, &candidate).await
             && let Some(response) = self.evaluate_stored(worker, (route, upstream), context, object, clock)?
         {
             return Ok(self.answered(response));
@@ -253,19 +253,14 @@ impl CacheMiss {
     }
 
     /// Reads a response from disk. Concurrent reads of one file are collapsed. `None` if the file can't be read.
-    async fn recall(
-        &self,
-        worker: &WorkerState,
-        filed: &Arc<DiskEntry>,
-        asked: PurgeEpoch,
-    ) -> Option<Arc<StoredResponse>> {
+    async fn recall(&self, worker: &WorkerState, candidate: &DiskCandidate) -> Option<Arc<StoredResponse>> {
         let (store, most) = (&worker.generation.store, fetch::most_in_memory(worker));
         loop {
-            match store.flights.join(filed.flight()) {
+            match store.flights.join(candidate.entry.flight()) {
                 FetchRole::Lead(lead) => {
-                    let recalled = store.load(self.id, &self.place.key, (filed, asked), most).await;
-                    let landing =
-                        recalled.clone().map_or(FetchOutcome::Pass, |object| FetchOutcome::Object(object, asked));
+                    let recalled = store.load(self.id, &self.place.key, candidate, most).await;
+                    let outcome = |object| FetchOutcome::Object(object, candidate.asked);
+                    let landing = recalled.clone().map_or(FetchOutcome::Pass, outcome);
                     lead.end(landing);
                     return recalled;
                 }

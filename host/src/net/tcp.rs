@@ -30,10 +30,17 @@ impl AsyncRead for Tcp {
     }
 }
 
+/// A part of the arena's file, in bytes.
+#[derive(Clone, Copy)]
+struct FilePart {
+    offset: u64,
+    length: usize,
+}
+
 impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if let Some(place) = memfd_arena::offset_of(bytes) {
-            return self.poll_pages(cx, &[], (place, bytes.len()));
+            return self.poll_pages(cx, &[], FilePart { offset: place, length: bytes.len() });
         }
         self.poll_send(cx, |socket| Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?))
     }
@@ -45,8 +52,9 @@ impl AsyncWrite for Tcp {
     ) -> Poll<io::Result<usize>> {
         // The head of a response may precede its body.
         let in_pages =
-            |(at, slice): (usize, &io::IoSlice<'_>)| Some((at, (memfd_arena::offset_of(slice)?, slice.len())));
-        match slices.iter().take(2).enumerate().find_map(in_pages) {
+            |slice: &io::IoSlice<'_>| Some(FilePart { offset: memfd_arena::offset_of(slice)?, length: slice.len() });
+        let parts = slices.iter().take(2).enumerate();
+        match parts.into_iter().find_map(|(at, slice)| Some((at, in_pages(slice)?))) {
             Some((0, content)) => self.poll_pages(cx, &[], content),
             Some((_, content)) => self.poll_pages(cx, &slices[0], content),
             None => Pin::new(&mut self.0).poll_write_vectored(cx, slices),
@@ -78,15 +86,10 @@ impl Tcp {
     }
 
     /// Sends a head by a copy, and as much of a body as the socket accepts from its offset in the pages.
-    fn poll_pages(
-        &mut self,
-        cx: &mut Context<'_>,
-        head: &[u8],
-        (place, length): (u64, usize),
-    ) -> Poll<io::Result<usize>> {
+    fn poll_pages(&mut self, cx: &mut Context<'_>, head: &[u8], part: FilePart) -> Poll<io::Result<usize>> {
         self.poll_send(cx, |socket| {
             if head.is_empty() {
-                return memfd_arena::send(socket, place, length);
+                return memfd_arena::send(socket, part.offset, part.length);
             }
             // The head waits in the kernel for the body.
             let sent = rustix::net::send(socket, head, SendFlags::MORE | SendFlags::NOSIGNAL)?;
@@ -94,7 +97,7 @@ impl Tcp {
                 return Ok(sent);
             }
             // The head was sent: an error of the body recurs at the next write.
-            Ok(sent + memfd_arena::send(socket, place, length).unwrap_or(0))
+            Ok(sent + memfd_arena::send(socket, part.offset, part.length).unwrap_or(0))
         })
     }
 

@@ -111,8 +111,12 @@ fn replace_streams(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     })
 }
 
+/// The parameters of the interface's functions that write.
+type PrintParameters = (Resource<DynOutputStream>, Vec<u8>);
+
 /// Writes to the log. More than WASI allows at a time ends the call.
-fn print(mut store: StoreContextMut<'_, HostState>, (stream, text): (Resource<DynOutputStream>, Vec<u8>)) -> Written {
+fn print(mut store: StoreContextMut<'_, HostState>, parameters: PrintParameters) -> Written {
+    let (stream, text) = parameters;
     writable(text.len() as u64)?;
     Ok((store.data_mut().table.get_mut(&stream)?.write(text.into()).map_err(|_| StreamError::Closed),))
 }

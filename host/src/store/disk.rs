@@ -261,14 +261,14 @@ impl Disk {
         match size {
             Ok(size) => {
                 self.figures.writes.fetch_add(1, Ordering::Relaxed);
-                self.enter(id, key, &object.variant, (object.sequence, size), asked);
+                self.enter(id, key, &object.variant, object.sequence, size, asked);
             }
             Err(error) => self.write_failed(&error),
         }
     }
 
     /// Adds a finished file to the index and replaces an older entry, unless the response was purged meanwhile.
-    fn enter(&self, id: u128, key: &[u8], label: &Arc<VariantInfo>, (number, size): (u64, u64), asked: PurgeEpoch) {
+    fn enter(&self, id: u128, key: &[u8], label: &Arc<VariantInfo>, number: u64, size: u64, asked: PurgeEpoch) {
         let filed = Arc::new(DiskEntry {
             label: label.clone(),
             id,

@@ -2,17 +2,15 @@
 //! answer must not hold requests up that another endpoint could serve.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::connect::RequiredProtocol;
 use super::connection::Connection;
-use super::connection_limit::{ConnectionLimit, ConnectionPermit};
+use super::connection_limit::ConnectionPermit;
 use super::endpoint_view::EndpointView;
 use super::health::EndpointFailure;
-use super::{ConnectionSettings, Pool};
+use super::{ConnectionRequest, ConnectionSettings, Pool};
 use crate::error::Error;
 use crate::net::deadline::Clock;
 use crate::system::supervise::{Task, spawn};
@@ -34,18 +32,14 @@ impl PendingConnection {
     /// Prepares a connection for a client's request.
     pub fn new(
         seat: &Rc<EndpointView>,
-        (slots, slot): (&ConnectionLimit, ConnectionPermit),
-        wanted: RequiredProtocol,
-        ends: Option<(SocketAddr, SocketAddr)>,
-        rules: &Rc<ConnectionSettings>,
+        permit: ConnectionPermit,
+        request: ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Self {
-        let reached = Rc::<Cell<bool>>::default();
-        let (pool, slots) = (seat.pool.clone(), slots.clone());
-        let (clock, answered, terms) = (clock.clone(), reached.clone(), rules.clone());
-        let attempt =
-            Box::pin(async move { pool.open((&slots, slot), wanted, (ends, &answered), &terms, &clock).await });
-        PendingConnection { attempt, reached, seat: seat.clone(), rules: rules.clone(), began: Instant::now() }
+        let (reached, rules) = (request.reached.clone(), request.settings.clone());
+        let (pool, clock) = (seat.pool.clone(), clock.clone());
+        let attempt = Box::pin(async move { pool.open(permit, &request, &clock).await });
+        PendingConnection { attempt, reached, seat: seat.clone(), rules, began: Instant::now() }
     }
 
     /// The connection, or why there is none.

@@ -260,7 +260,8 @@ mod tests {
         /// The numbers of plans, of edits in each plan, and of values in the template of each edit.
         type Config = (usize, usize, usize);
 
-        fn new((plans, edits, values): Self::Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+        fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+            let (plans, edits, values) = config;
             for _ in 0..plans {
                 let template = || (0..values).map(|_| Part::Value(ValueName::Path)).collect();
                 let plan = (0..edits).fold(EditPlan::default(), |plan, _| plan.append_field("x-a", template()));

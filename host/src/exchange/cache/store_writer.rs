@@ -88,8 +88,8 @@ impl StoreWriter {
                 self.store.insert(self.id, &self.key, object, self.asked);
             }
             WriteTarget::File(spill) => {
-                let place = (self.id, self.key.clone(), self.asked);
-                spill.finish(place, self.object.clone(), (bytes, trailers)).await;
+                let (key, object) = (self.key.clone(), self.object.clone());
+                spill.finish(self.id, key, self.asked, object, bytes, trailers).await;
                 self.store.drop_older_in_memory(self.id, &self.object);
             }
             WriteTarget::Nowhere => {}

@@ -72,15 +72,24 @@ struct Record {
     since_ms: u64,
 }
 
+/// The content of a file.
+#[derive(Clone, Copy)]
+pub struct WrittenContent<'a> {
+    /// The length in bytes.
+    pub length: u64,
+    /// The checksums of the blocks.
+    pub sums: &'a Sums,
+}
+
 /// Returns the bytes behind the content of a new file: the checksums and the first record.
 pub fn tail(
     key: &[u8],
     object: &StoredResponse,
     trailers: Option<&HeaderMap>,
-    content: (u64, &Sums),
+    content: WrittenContent<'_>,
     seed: u64,
 ) -> io::Result<Vec<u8>> {
-    let mut tail = content.1.bytes();
+    let mut tail = content.sums.bytes();
     tail.extend(record(key, object, trailers, content, seed)?);
     Ok(tail)
 }
@@ -90,9 +99,10 @@ pub fn record(
     key: &[u8],
     object: &StoredResponse,
     trailers: Option<&HeaderMap>,
-    (length, sums): (u64, &Sums),
+    content: WrittenContent<'_>,
     seed: u64,
 ) -> io::Result<Vec<u8>> {
+    let WrittenContent { length, sums } = content;
     let label = &object.variant;
     let head = object.head();
     let record = Record {
@@ -255,7 +265,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
         let sums = Sums::of([content].into_iter());
-        let content_of = (content.len() as u64, &sums);
+        let content_of = WrittenContent { length: content.len() as u64, sums: &sums };
         file.write_all(&tail(b"key", &object(content), None, content_of, 5).unwrap()).unwrap();
         file
     }
@@ -289,7 +299,7 @@ mod tests {
         let mut file = file(b"content");
         let (mut newer, sums) = (object(b"content"), read(&file, 5).unwrap().sums);
         newer.freshness.lifetime_ms = 9;
-        file.write_all(&record(b"key", &newer, None, (7, &sums), 5).unwrap()).unwrap();
+        file.write_all(&record(b"key", &newer, None, WrittenContent { length: 7, sums: &sums }, 5).unwrap()).unwrap();
         let entry = read(&file, 5).unwrap();
         assert_eq!((entry.object.freshness.lifetime_ms, entry.length), (9, 7));
         assert!(entry.sums.holds(0, b"content") && !entry.sums.holds(0, b"c0ntent") && !entry.sums.holds(1, b""));

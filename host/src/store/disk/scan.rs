@@ -67,6 +67,6 @@ fn find(disk: &Disk, number: u64, asked: PurgeEpoch) -> io::Result<()> {
     if disk.index.numbered(id, number).is_some() {
         return Ok(());
     }
-    disk.enter(id, &read.key, &read.object.variant, (number, read.size), asked);
+    disk.enter(id, &read.key, &read.object.variant, number, read.size, asked);
     Ok(())
 }

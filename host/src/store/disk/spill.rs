@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::Disk;
 use super::blocks::{self, BLOCK, Sums};
-use super::record;
+use super::record::{self, WrittenContent};
 use super::writer::Job;
 use crate::store::memory_budget::MemoryReservation;
 use crate::store::purge_log::PurgeEpoch;
@@ -71,13 +71,22 @@ impl SpillFile {
     /// Finishes the file, after which requests can find it.
     pub async fn finish(
         mut self,
-        (id, key, asked): (u128, Vec<u8>, PurgeEpoch),
+        id: u128,
+        key: Vec<u8>,
+        asked: PurgeEpoch,
         object: Arc<StoredResponse>,
-        (length, trailers): (u64, Option<HeaderMap>),
+        length: u64,
+        trailers: Option<HeaderMap>,
     ) {
         let finished = spawn_blocking(move || {
             let sums = Sums::from_blocks(std::mem::take(&mut self.sums));
-            let tail = record::tail(&key, &object, trailers.as_ref(), (length, &sums), self.disk.claim.seed);
+            let tail = record::tail(
+                &key,
+                &object,
+                trailers.as_ref(),
+                WrittenContent { length, sums: &sums },
+                self.disk.claim.seed,
+            );
             let size = tail.and_then(|tail| {
                 self.file.write_all_at(&tail, length)?;
                 let folder = &self.disk.claim.folder;

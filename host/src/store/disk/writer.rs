@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::blocks::Sums;
 use super::directory::{Directory, remove};
-use super::record::{self, RecordEntry};
+use super::record::{self, RecordEntry, WrittenContent};
 use super::{Disk, DiskEntry, MOST_OLD, weight};
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::stored_response::{Content, StoredResponse};
@@ -99,7 +99,7 @@ fn append_record(disk: &Disk, filed: &DiskEntry, key: &[u8], object: &StoredResp
     if size - length > length.max(MOST_OLD) {
         return Ok(None);
     }
-    let record = record::record(key, object, trailers.as_ref(), (length, &sums), seed)?;
+    let record = record::record(key, object, trailers.as_ref(), WrittenContent { length, sums: &sums }, seed)?;
     file.write_all(&record)?;
     Ok(Some(size + record.len() as u64))
 }
@@ -113,7 +113,8 @@ fn write_whole(disk: &Disk, key: &[u8], object: &StoredResponse) -> io::Result<O
     };
     let length = pieces.iter().map(|piece| piece.len() as u64).sum();
     let sums = Sums::of(pieces.iter().map(|piece| &piece[..]));
-    let tail = record::tail(key, object, object.content.trailers(), (length, &sums), disk.claim.seed)?;
+    let tail =
+        record::tail(key, object, object.content.trailers(), WrittenContent { length, sums: &sums }, disk.claim.seed)?;
     let (folder, number) = (&disk.claim.folder, object.sequence);
     let temporary = folder.temporary(number);
     let written = File::create(&temporary).and_then(|mut file| {
