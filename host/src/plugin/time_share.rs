@@ -27,6 +27,8 @@ pub struct TimeShare {
     all: Bucket,
     /// The bucket of calls that are longer than [`SHORT`].
     long: Bucket,
+    /// The calls that `long` was charged for since it was full.
+    long_calls: Cell<u32>,
     /// The time at which `long` is full again, as the plugins of the worker know it.
     full_at: Cell<Instant>,
     worker: Rc<Shares>,
@@ -36,7 +38,7 @@ pub struct TimeShare {
 /// The shares of all plugins of a worker.
 pub struct Shares {
     of_plugins: RefCell<Vec<Weak<TimeShare>>>,
-    /// The bucket of the long calls of all plugins.
+    /// The bucket of the long calls of all plugins, which holds as much as the largest of theirs.
     long: Bucket,
 }
 
@@ -48,7 +50,7 @@ struct Bucket {
     /// When `level` was last refilled.
     refilled: Cell<Instant>,
     /// The highest level.
-    most: i64,
+    most: Cell<i64>,
 }
 
 /// The default of `limits.share`. Calls of 20 µs may come 25,000 times a second; a call of 45 ms once in twelve seconds.
@@ -88,9 +90,10 @@ impl TimeShare {
         // One call that takes all of its limit is forgiven: the calls after it are not to blame.
         let one = cost(limit + TICK).saturating_mul(100) / i64::from(percent.max(1));
         let long = Bucket::new(one.clamp(micros(LONG_WINDOW), micros(WINDOW)), now);
+        worker.long.widen(long.most.get());
         let all = Bucket::new(micros(WINDOW), now);
         let (full_at, worker, is_spent) = (Cell::new(now), worker.clone(), Cell::new(false));
-        TimeShare { version, percent, all, long, full_at, worker, is_spent }
+        TimeShare { version, percent, all, long, long_calls: Cell::new(0), full_at, worker, is_spent }
     }
 
     /// Whether the share was used up at the last charge.
@@ -104,10 +107,10 @@ impl TimeShare {
         self.all.refill(now, 1);
         self.long.refill(now, others + 1);
         let mut missing = (-self.all.level.get()).max((-self.long.level.get()).saturating_mul(others + 1));
-        if !self.is_hardly_used() {
+        if !self.has_used_little() {
             self.worker.long.refill(now, 1);
-            let until_hardly_used = self.long.hardly_used() - self.long.level.get();
-            missing = missing.max((-self.worker.long.level.get()).min(until_hardly_used.saturating_mul(others + 1)));
+            let until_little_is_used = self.least_used_level() - self.long.level.get();
+            missing = missing.max((-self.worker.long.level.get()).min(until_little_is_used.saturating_mul(others + 1)));
         }
         self.is_spent.set(missing > 0);
         (missing > 0).then(|| Duration::from_micros(missing.unsigned_abs()))
@@ -142,8 +145,10 @@ impl TimeShare {
         if long > 0 {
             let others = self.others(now);
             self.long.refill(now, others + 1);
+            let is_first = self.long.is_full();
+            self.long_calls.set(if is_first { 1 } else { self.long_calls.get().saturating_add(1) });
             self.long.charge(long, self.percent);
-            let missing = (self.long.most - self.long.level.get()).saturating_mul(others + 1);
+            let missing = (self.long.most.get() - self.long.level.get()).saturating_mul(others + 1);
             self.full_at.set(now + Duration::from_micros(missing.unsigned_abs()));
             self.worker.charge_long_call(long, self.percent, now);
         }
@@ -153,8 +158,14 @@ impl TimeShare {
     }
 
     /// Whether so little of the bucket of long calls is used that the bursts of other plugins don't matter.
-    fn is_hardly_used(&self) -> bool {
-        self.long.level.get() >= self.long.hardly_used()
+    fn has_used_little(&self) -> bool {
+        self.long.level.get() >= self.least_used_level()
+    }
+
+    /// The level down to which little of the bucket is used: by one long call, or by a few shorter ones.
+    fn least_used_level(&self) -> i64 {
+        let most = self.long.most.get();
+        if self.long_calls.get() <= 1 { most / 2 } else { most / 4 * 3 }
     }
 
     /// The number of other plugins of the worker that have made long calls lately.
@@ -177,7 +188,7 @@ impl Shares {
         self.long.charge(cost, percent);
         if self.long.level.get() < 0 {
             let shares = self.of_plugins.borrow();
-            let has_used_its_own = |share: &Rc<TimeShare>| share.full_at.get() > now && !share.is_hardly_used();
+            let has_used_its_own = |share: &Rc<TimeShare>| share.full_at.get() > now && !share.has_used_little();
             shares.iter().filter_map(Weak::upgrade).filter(has_used_its_own).for_each(|share| share.is_spent.set(true));
         }
     }
@@ -191,18 +202,24 @@ impl Drop for TimeShare {
 
 impl Bucket {
     fn new(most: i64, now: Instant) -> Self {
-        Bucket { level: Cell::new(most), refilled: Cell::new(now), most }
+        Bucket { level: Cell::new(most), refilled: Cell::new(now), most: Cell::new(most) }
     }
 
-    /// The level above which little of the bucket is used: a long call at most, or a few shorter ones.
-    fn hardly_used(&self) -> i64 {
-        self.most / 4 * 3
+    /// Raises the highest level, and the level with it.
+    fn widen(&self, most: i64) {
+        let more = (most - self.most.get()).max(0);
+        self.most.set(self.most.get() + more);
+        self.level.set(self.level.get() + more);
+    }
+
+    fn is_full(&self) -> bool {
+        self.level.get() >= self.most.get()
     }
 
     /// Adds the time that has passed, of which others have a part each.
     fn refill(&self, now: Instant, parts: i64) {
         let passed = micros(now.saturating_duration_since(self.refilled.replace(now)));
-        self.level.set(self.level.get().saturating_add(passed / parts).min(self.most));
+        self.level.set(self.level.get().saturating_add(passed / parts).min(self.most.get()));
     }
 
     /// Takes the time of which this is so many percent.
@@ -339,7 +356,7 @@ mod tests {
 
     #[test]
     fn bursts_of_many_plugins_do_not_add_up() {
-        for (length, most) in [(LONG, 0.6), (Duration::from_millis(12), 1.2)] {
+        for (length, most) in [(LONG, 0.8), (Duration::from_millis(12), 1.2)] {
             let mut worker = Worker::new(1);
             let shares: Vec<Rc<TimeShare>> = (0..10).map(|_| worker.share(50)).collect();
             let mut late = Duration::ZERO;
@@ -362,7 +379,7 @@ mod tests {
             for bad in &bad {
                 let _ = worker.call(bad, LONG);
             }
-            let length = if call % 1000 == 0 { Duration::from_millis(40) } else { Duration::from_micros(300) };
+            let length = if call % 1000 == 0 { Duration::from_millis(30) } else { Duration::from_micros(300) };
             assert_eq!(worker.call(&share, length), Ok(()), "{call}");
             worker.now += Duration::from_millis(60);
         }
