@@ -29,9 +29,9 @@ pub mod endpoint_view;
 pub mod happy_eyeballs;
 pub mod health;
 pub mod health_check;
+pub mod http1;
 pub mod informational;
 pub mod pending_connection;
-pub mod read_limit;
 pub mod retry;
 mod socket;
 pub mod status_codes;
@@ -336,12 +336,12 @@ impl Pool {
     }
 
     /// Takes a connection back once its exchange is over.
-    pub fn put_back(&self, mut connection: Box<Connection>, rules: &ConnectionSettings, now: Instant) {
+    pub fn put_back(&self, connection: Box<Connection>, rules: &ConnectionSettings, now: Instant) {
         if connection.counted().is_wanted() && !self.keep_despite_waiters() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
-        if rules.proxy_protocol.is_none() && idle.len() < rules.idle_connections && connection.rest() {
+        if rules.proxy_protocol.is_none() && idle.len() < rules.idle_connections && connection.is_idle() {
             let is_limited = connection.counted().is_limited();
             idle.push((connection, now));
             if is_limited {

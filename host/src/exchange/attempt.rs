@@ -9,7 +9,6 @@ use std::rc::Rc;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, uri};
 use http_body::Body;
-use hyper::body::Incoming;
 
 use crate::body::replay::ReplayBuffer;
 use crate::body::upload::{IdleTime, RequestBody, UploadProgress};
@@ -21,9 +20,11 @@ use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
 use crate::upstream::connect::RequiredProtocol;
-use crate::upstream::connection::{Connection, SendResult, Unsent};
+use crate::upstream::connection::{Connection, EndpointBody, SendError, SendResult, Unsent};
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::endpoint_view::InFlightGuard;
+use crate::upstream::http1::Http1Error;
+use crate::upstream::http1::response_head::HeadError;
 use crate::upstream::informational;
 use crate::upstream::pending_connection::PendingConnection;
 use crate::upstream::retry::Delivery;
@@ -50,7 +51,7 @@ pub struct Attempt<'a> {
 
 /// The head of a response, with the connection that the rest streams from.
 pub struct AttemptResponse {
-    pub response: Response<Incoming>,
+    pub response: Response<EndpointBody>,
     pub lease: ConnectionLease,
 }
 
@@ -78,9 +79,9 @@ impl Attempt<'_> {
             match sent? {
                 Ok(response) => return self.answered(response, connection, flight),
                 Err(unsent) if left > 0 && self.may_resend(&unsent, &connection, origin) => {
-                    drop(self.recover_body(unsent))
+                    drop(self.recover_body(*unsent))
                 }
-                Err(unsent) => return Err(self.failed(unsent, &connection)),
+                Err(unsent) => return Err(self.failed(*unsent, &connection)),
             }
         }
         Err(not_sent(Error::new(FailureKind::ConnectionTerminated, "several connections in a row were dead")))
@@ -169,7 +170,7 @@ impl Attempt<'_> {
         let body = self.content.borrow_mut().take().ok_or_else(body_not_replayable)?;
         let address = &flight.seat().endpoint.address;
         // The request's name ends here: a future has room for all that has one where it waits.
-        let mut answer = pin!({
+        let mut pending = pin!({
             let mut request = Request::new(body);
             self.write_request_head(&mut request, address, connection.version()).map_err(not_sent)?;
             connection.send(request)
@@ -177,7 +178,7 @@ impl Attempt<'_> {
         let mut sent = 0;
         let mut rest = IdleTime::new(upload);
         let sending = poll_fn(|cx| {
-            let polled = connection.drive(cx, |cx| answer.as_mut().poll(cx));
+            let polled = connection.poll_response(cx, pending.as_mut());
             // While the client's content is sent, or the proxy waits for it, the endpoint can't be expected to respond.
             if upload.bytes() > sent || upload.is_waiting_for_client() {
                 sent = upload.bytes();
@@ -212,7 +213,7 @@ impl Attempt<'_> {
         *request.method_mut() = head.method.clone();
         let target = head.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
         let fields = request.headers_mut();
-        // The copy stays, which has room for what it has and no more. hyper parses a response in HTTP/1 into the map that
+        // The copy stays, which has room for what it has and no more. A response in HTTP/1 is parsed into the map that
         // leaves, and most responses have more fields.
         let kept = head.headers.clone();
         *fields = std::mem::replace(&mut head.headers, kept);
@@ -233,7 +234,6 @@ impl Attempt<'_> {
             fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         if !framed {
-            // hyper takes content of unknown length for none where the method rarely has any, as with GET.
             fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
@@ -244,7 +244,7 @@ impl Attempt<'_> {
     /// A response that can be passed on, with the connection that it streams from.
     fn answered(
         &self,
-        mut response: Response<Incoming>,
+        mut response: Response<EndpointBody>,
         connection: Box<Connection>,
         flight: InFlightGuard,
     ) -> Result<AttemptResponse, AttemptFailure> {
@@ -256,11 +256,8 @@ impl Attempt<'_> {
         if version == Version::HTTP_2 && !self.rules.head.allow(response.headers()) {
             return Err(AttemptFailure { error: too_large(self.rules.head), reached: Delivery::MaybeProcessed });
         }
-        if !hop_by_hop::settle_length(response.headers_mut()) {
+        if version == Version::HTTP_2 && !hop_by_hop::settle_length(response.headers_mut()) {
             return Err(malformed("the response's Content-Length is not one number"));
-        }
-        if version != Version::HTTP_2 && !hop_by_hop::is_framed(version, response.headers()) {
-            return Err(malformed("the response's framing is ambiguous"));
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS && self.hop.upgrade.is_none() {
             return Err(malformed("a switch of protocols that nobody asked for"));
@@ -277,7 +274,7 @@ impl Attempt<'_> {
 
     /// Whether a switch to WebSocket is one. A client with HTTP/1 sees for itself; for one with HTTP/2 this proxy has made the
     /// handshake.
-    fn has_proof(&self, response: &Response<Incoming>) -> bool {
+    fn has_proof(&self, response: &Response<EndpointBody>) -> bool {
         let is_websocket = self.hop.upgrade.as_ref().is_some_and(websocket::is_websocket);
         let request = &self.context.request;
         !is_websocket
@@ -289,30 +286,30 @@ impl Attempt<'_> {
     fn may_resend(&self, unsent: &Unsent, connection: &Connection, origin: ConnectionOrigin) -> bool {
         // Other requests may have made a shared connection, and used it up.
         let was_in_use = origin == ConnectionOrigin::Kept || connection.version() == Version::HTTP_2;
-        let is_untouched = unsent.message().is_some() && was_in_use;
+        let is_untouched = unsent.content.is_some() && was_in_use;
         let is_harmless =
-            origin == ConnectionOrigin::Kept && is_stale(unsent.error()) && self.context.request.method.is_idempotent();
-        let may_repeat = is_harmless || is_unread(unsent.error(), connection);
+            origin == ConnectionOrigin::Kept && is_stale(&unsent.error) && self.context.request.method.is_idempotent();
+        let may_repeat = is_harmless || is_unread(&unsent.error, connection);
         self.upload.fault().is_none() && (is_untouched || may_repeat && self.content.borrow().is_whole())
     }
 
     /// Keeps what is left of a request for another attempt.
-    fn recover_body(&self, mut unsent: Box<Unsent>) -> hyper::Error {
-        if let Some(request) = unsent.take_message() {
-            self.content.borrow_mut().put_back(request.into_body());
+    fn recover_body(&self, unsent: Unsent) -> SendError {
+        if let Some(content) = unsent.content {
+            self.content.borrow_mut().put_back(content);
         }
-        unsent.into_error()
+        unsent.error
     }
 
-    fn failed(&self, unsent: Box<Unsent>, connection: &Connection) -> AttemptFailure {
-        let is_untouched = unsent.message().is_some();
+    fn failed(&self, unsent: Unsent, connection: &Connection) -> AttemptFailure {
+        let is_untouched = unsent.content.is_some();
         let error = self.recover_body(unsent);
         match self.upload.fault() {
             Some(fault) => AttemptFailure { error: fault.error(causes(&error)), reached: Delivery::MaybeProcessed },
-            None if is_untouched => not_sent(from_hyper(error, self.rules.head)),
+            None if is_untouched => not_sent(named(error, self.rules.head)),
             None => {
                 let reached = if is_unread(&error, connection) { Delivery::Unread } else { Delivery::MaybeProcessed };
-                AttemptFailure { error: from_hyper(error, self.rules.head), reached }
+                AttemptFailure { error: named(error, self.rules.head), reached }
             }
         }
     }
@@ -348,13 +345,19 @@ fn wants_length(method: &Method) -> bool {
 }
 
 /// Whether an endpoint closed a connection that it had kept, before it said a byte of response.
-fn is_stale(error: &hyper::Error) -> bool {
-    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error)
+fn is_stale(error: &SendError) -> bool {
+    match error {
+        SendError::Http1(error) => matches!(error, Http1Error::Closed(_)),
+        SendError::Http2(error) => {
+            error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error)
+        }
+    }
 }
 
 /// Whether an endpoint said that it has done nothing about a request (RFC 9113 §6.8, §8.7), or the request was still
 /// waiting for a stream when the connection ended: hyper then drops it with its task.
-fn is_unread(error: &hyper::Error, connection: &Connection) -> bool {
+fn is_unread(error: &SendError, connection: &Connection) -> bool {
+    let SendError::Http2(error) = error else { return false };
     let is_refused = cause::<h2::Error>(error).is_some_and(|error| {
         error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
     });
@@ -372,17 +375,28 @@ fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
     std::error::Error::source(error)?.downcast_ref()
 }
 
-fn from_hyper(error: hyper::Error, limits: ResponseHeadLimits) -> Error {
-    if let Some(refusal) = informational::refusal(&error) {
-        return Error::new(FailureKind::ResponseHeadSize, refusal).met("limits.response-head");
-    }
-    if error.is_parse_too_large() {
-        return too_large(limits);
-    }
-    let is_malformed = cause::<h2::Error>(&error)
-        .is_some_and(|error| error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR));
-    let kind =
-        if error.is_parse() || is_malformed { FailureKind::ProtocolError } else { FailureKind::ConnectionTerminated };
+/// Returns the error of the exchange for a request that got no response.
+fn named(error: SendError, limits: ResponseHeadLimits) -> Error {
+    let kind = match &error {
+        SendError::Http1(Http1Error::Head(HeadError::TooLarge)) => return too_large(limits),
+        SendError::Http1(Http1Error::Informational(_)) => {
+            return Error::new(FailureKind::ResponseHeadSize, error).met("limits.response-head");
+        }
+        SendError::Http1(Http1Error::Head(_)) => FailureKind::ProtocolError,
+        SendError::Http1(_) => FailureKind::ConnectionTerminated,
+        SendError::Http2(error) => {
+            if let Some(refusal) = informational::refusal(error) {
+                return Error::new(FailureKind::ResponseHeadSize, refusal).met("limits.response-head");
+            }
+            let is_malformed = cause::<h2::Error>(error)
+                .is_some_and(|error| error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR));
+            if error.is_parse() || is_malformed {
+                FailureKind::ProtocolError
+            } else {
+                FailureKind::ConnectionTerminated
+            }
+        }
+    };
     Error::new(kind, error)
 }
 

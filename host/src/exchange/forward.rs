@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::upstream::connection::EndpointBody;
 use http::{HeaderValue, Method, Response, StatusCode, header};
-use hyper::body::Incoming;
 use smallvec::SmallVec;
 
 use crate::body::replay::ReplayBuffer;
@@ -140,11 +140,9 @@ pub async fn forward(
             }
         }
         let AttemptResponse { response, lease } = outcome.map_err(|failure| refused(failure.error))?;
-        let empty = content.borrow().is_empty();
         // What is kept of it is of no use any more, and stands for content that isn't all sent.
         drop(content);
-        let is_sent = empty || upload.is_over();
-        return received(response, lease, is_sent, upload).map(|response| Received { response, edits });
+        return received(response, lease, upload).map(|response| Received { response, edits });
     }
 }
 
@@ -386,22 +384,19 @@ impl<'a> AttemptLoop<'a> {
 
 /// Returns the response with the connection that its body streams from.
 fn received(
-    response: Response<Incoming>,
+    response: Response<EndpointBody>,
     mut lease: ConnectionLease,
-    is_sent: bool,
     upload: &UploadProgress,
 ) -> Result<Response<ResponseBody>, Error> {
     upload.stop_rate_limit();
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return switched(response, lease);
     }
-    if !is_sent {
-        lease.connection.detach();
-    }
+    lease.connection.detach_upload();
     Ok(response.map(|content| ResponseBody::Upstream(Box::new(UpstreamBody::new(content, lease)))))
 }
 
-fn switched(response: Response<Incoming>, lease: ConnectionLease) -> Result<Response<ResponseBody>, Error> {
+fn switched(response: Response<EndpointBody>, lease: ConnectionLease) -> Result<Response<ResponseBody>, Error> {
     let ConnectionLease { connection, flight, .. } = lease;
     let protocol = response.headers().get(header::UPGRADE).cloned().unwrap_or(HeaderValue::from_static("unknown"));
     let lost = || Error::new(FailureKind::ConnectionTerminated, "the endpoint closed as it switched protocols");

@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::body::BodyError;
 use crate::body::upload::{IdleTime, UploadProgress};
@@ -19,9 +18,10 @@ use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop;
 use crate::store::stored_body::StoredBody;
 use crate::upstream::ConnectionSettings;
-use crate::upstream::connection::{Connection, Stream};
+use crate::upstream::connection::{Connection, EndpointBody};
 use crate::upstream::endpoint_view::InFlightGuard;
 use crate::upstream::health::EndpointFailure;
+use crate::upstream::http1::Stream;
 
 /// The content of a response: the upstream's, streamed, or some that was made here.
 pub enum ResponseBody {
@@ -50,7 +50,7 @@ pub struct SwitchedProtocol {
 
 /// A body that comes from an endpoint.
 pub struct UpstreamBody {
-    content: Incoming,
+    content: EndpointBody,
     /// The lease; `None` once the body is over.
     lease: Option<ConnectionLease>,
     rest: IdleTime,
@@ -72,8 +72,8 @@ pub struct ConnectionLease {
 
 /// The bytes that are read of an endpoint at once, unless the client's connection bounds them otherwise. Each client with
 /// HTTP/1 that takes nothing holds two or three such pieces, while pieces of a quarter took twice the CPU time for content
-/// of 1 MiB. One less than hyper takes for a full buffer, which it would double.
-const READ: usize = (128 << 10) - 1;
+/// of 1 MiB.
+const READ: usize = 128 << 10;
 
 impl ConnectionLease {
     /// Whether the endpoint has paused too long. While the client's content is unfinished too, both sides may rest.
@@ -93,7 +93,7 @@ impl ConnectionLease {
 }
 
 impl UpstreamBody {
-    pub fn new(content: Incoming, lease: ConnectionLease) -> Self {
+    pub fn new(content: EndpointBody, lease: ConnectionLease) -> Self {
         lease.connection.limit_reads(Some(READ));
         let rest = IdleTime::new(&lease.upload);
         UpstreamBody { content, lease: Some(lease), rest }
@@ -133,8 +133,7 @@ impl Body for UpstreamBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let UpstreamBody { content, lease, rest } = &mut *self;
         let Some(lease) = lease else { return Poll::Ready(None) };
-        // Short content came with the head.
-        let frame = match lease.connection.drive_if_needed(cx, |cx| Pin::new(&mut *content).poll_frame(cx)) {
+        let frame = match lease.connection.poll_frame(cx, content) {
             Poll::Pending if lease.is_late(rest, cx) => {
                 lease.broken();
                 let paused =
@@ -160,7 +159,7 @@ impl Body for UpstreamBody {
             }
             None => self.end(),
         }
-        Poll::Ready(frame.map(|frame| frame.map(hop_by_hop::frame).map_err(Into::into)))
+        Poll::Ready(frame.map(|frame| frame.map(hop_by_hop::frame)))
     }
 
     fn is_end_stream(&self) -> bool {

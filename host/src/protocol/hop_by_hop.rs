@@ -123,23 +123,48 @@ pub fn response(fields: &mut HeaderMap) {
     remove_hop_by_hop(Present::among(fields), fields);
 }
 
-/// Writes the length of a response as one number in one line; returns `false` unless it is one number, once or repeated
-/// (RFC 9110 §8.6). The length also matters without a body, as in the response to HEAD.
-pub fn settle_length(fields: &mut HeaderMap) -> bool {
-    let mut settled = None;
-    let (mut lines, mut is_plain) = (0, true);
-    for line in fields.get_all(header::CONTENT_LENGTH) {
-        lines += 1;
-        for number in line.as_bytes().split(|byte| *byte == b',') {
+/// The lines of `Content-Length` in a message, read as one number, which may be repeated (RFC 9110 §8.6).
+#[derive(Debug, Default)]
+pub struct ContentLength {
+    value: Option<u64>,
+    /// Whether the number is repeated, or written in a form that others may not read.
+    is_unusual: bool,
+}
+
+impl ContentLength {
+    /// Adds a line; returns `false` if it is no number, or another one.
+    pub fn add(&mut self, line: &[u8]) -> bool {
+        for number in line.split(|byte| *byte == b',') {
             let text = number.trim_ascii();
-            is_plain &= text.len() == line.len() && (text.len() == 1 || text.first() != Some(&b'0'));
+            let is_plain = text.len() == line.len() && (text.len() == 1 || text.first() != Some(&b'0'));
+            self.is_unusual |= self.value.is_some() || !is_plain;
             match length(text) {
-                Some(length) if settled.is_none_or(|before| before == length) => settled = Some(length),
+                Some(length) if self.value.is_none_or(|before| before == length) => self.value = Some(length),
                 _ => return false,
             }
         }
+        true
     }
-    if let Some(length) = settled.filter(|_| lines > 1 || !is_plain) {
+
+    /// Returns the number; `None` if there is no line.
+    pub fn value(&self) -> Option<u64> {
+        self.value
+    }
+
+    /// Returns the number if the lines must be replaced by one that has it alone.
+    pub fn rewritten(&self) -> Option<u64> {
+        self.value.filter(|_| self.is_unusual)
+    }
+}
+
+/// Writes the length of a response as one number in one line; returns `false` unless it is one number, once or repeated
+/// (RFC 9110 §8.6). The length also matters without a body, as in the response to HEAD.
+pub fn settle_length(fields: &mut HeaderMap) -> bool {
+    let mut settled = ContentLength::default();
+    if !fields.get_all(header::CONTENT_LENGTH).iter().all(|line| settled.add(line.as_bytes())) {
+        return false;
+    }
+    if let Some(length) = settled.rewritten() {
         fields.insert(header::CONTENT_LENGTH, length.into());
     }
     true
@@ -153,24 +178,6 @@ fn length(digits: &[u8]) -> Option<u64> {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
         length.checked_mul(10)?.checked_add(digit)
     })
-}
-
-/// Whether the end of an HTTP/1 response is unambiguous (RFC 9112 §6.3). Other parsers could take a part of an
-/// ambiguous body for another response.
-pub fn is_framed(version: Version, fields: &HeaderMap) -> bool {
-    let (mut lengths, mut codings) = (0, SmallVec::<[&HeaderValue; 1]>::new());
-    for (name, value) in fields {
-        if *name == header::CONTENT_LENGTH {
-            lengths += 1;
-        } else if *name == header::TRANSFER_ENCODING {
-            codings.push(value);
-        }
-    }
-    match codings[..] {
-        [] => lengths <= 1,
-        [coding] => coding.as_bytes().eq_ignore_ascii_case(b"chunked") && lengths == 0 && version == Version::HTTP_11,
-        _ => false,
-    }
 }
 
 /// Removes the hop-by-hop fields, including those that `Connection` names (RFC 9110 §7.6.1).

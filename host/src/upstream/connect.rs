@@ -14,9 +14,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
-use super::connection::{Connection, EndpointTransport};
+use super::connection::Connection;
 use super::connection_limit::ConnectionPermit;
-use super::socket::{EndpointSocket, ReadNow};
+use super::socket::{EndpointSocket, EndpointTransport, ReadNow};
 use super::{EndpointAddr, EndpointProtocol, Pools, ResponseHeadLimits, SocketName, happy_eyeballs};
 use crate::error::{Error, FailureKind, is_of_this_machine, lacks_descriptor};
 use crate::net::tcp::Tcp;
@@ -130,7 +130,7 @@ async fn negotiate(
         told.map_err(|error| Error::new(FailureKind::ConnectionTerminated, error))?;
     }
     match &address.protocol {
-        EndpointProtocol::Http1 => Connection::http1(stream, now, terms.head, slot).await,
+        EndpointProtocol::Http1 => Ok(Connection::http1(stream, now, terms.head, slot)),
         EndpointProtocol::Http2 => Connection::http2(stream, terms.head, slot).await,
         EndpointProtocol::Tls(dialer) => {
             let config = if terms.wanted == RequiredProtocol::Http1 { &dialer.http1 } else { &dialer.any };
@@ -138,7 +138,7 @@ async fn negotiate(
             let stream = connecting.map_err(untrusted)?;
             match stream.get_ref().1.alpn_protocol() {
                 Some(b"h2") => Connection::http2(stream, terms.head, slot).await,
-                _ => Connection::http1(stream, now, terms.head, slot).await,
+                _ => Ok(Connection::http1(stream, now, terms.head, slot)),
             }
         }
     }

@@ -1,20 +1,20 @@
 //! Asks an endpoint whether it is well, on a connection of its own: an accept that hangs is part of the answer.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
-use http_body::Body;
-use hyper::body::Incoming;
+use http_body::Frame;
 
 use super::connect::{self, ConnectTerms, RequiredProtocol};
 use super::connection::Connection;
 use super::connection_limit::ConnectionPermit;
 use super::status_codes::StatusCodes;
 use super::{EndpointAddr, ResponseHeadLimits};
+use crate::body::BodyError;
 use crate::body::upload::RequestBody;
 use crate::error::causes;
 use crate::protocol::proxy_protocol;
@@ -168,26 +168,23 @@ fn write_request_head(
 }
 
 async fn exchange(connection: &mut Connection, request: Request<RequestBody>) -> Result<CheckResponse, String> {
-    let mut answer = pin!(connection.send(request));
-    let response = poll_fn(|cx| connection.drive(cx, |cx| answer.as_mut().poll(cx))).await;
-    let (head, mut content) = response.map_err(|unsent| causes(&unsent.into_error()))?.into_parts();
+    let mut pending = pin!(connection.send(request));
+    let response = poll_fn(|cx| connection.poll_response(cx, pending.as_mut())).await;
+    let (head, mut content) = response.map_err(|unsent| causes(&unsent.error))?.into_parts();
     let mut answer = CheckResponse { status: head.status, content: Vec::new(), trailers: HeaderMap::new() };
     // A response without content may have its gRPC status among the fields.
     if let Some(status) = head.headers.get(&GRPC_STATUS) {
         answer.trailers.insert(GRPC_STATUS, status.clone());
     }
     while answer.content.len() < MOST_CONTENT {
-        let frame = poll_fn(|cx| connection.drive(cx, |cx| Pin::new(&mut content).poll_frame(cx))).await;
+        let frame = poll_fn(|cx| connection.poll_frame(cx, &mut content)).await;
         let Some(frame) = frame else { break };
         take(&mut answer, frame)?;
     }
     Ok(answer)
 }
 
-fn take(
-    answer: &mut CheckResponse,
-    frame: hyper::Result<http_body::Frame<<Incoming as Body>::Data>>,
-) -> Result<(), String> {
+fn take(answer: &mut CheckResponse, frame: Result<Frame<Bytes>, BodyError>) -> Result<(), String> {
     match frame.map_err(|error| error.to_string())?.into_data() {
         Ok(piece) => answer.content.extend(piece),
         Err(frame) => answer.trailers.extend(frame.into_trailers().unwrap_or_default()),

@@ -11,6 +11,11 @@ use std::task::{Context, Poll};
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// The transport of a connection.
+pub trait EndpointTransport: AsyncRead + AsyncWrite + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> EndpointTransport for T {}
+
 /// An order to read a socket whether or not it is known to be readable, shared with the owner of the connection.
 #[derive(Clone, Default)]
 pub struct ReadNow(Rc<Cell<bool>>);

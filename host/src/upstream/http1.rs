@@ -1,0 +1,419 @@
+//! HTTP/1.1 to an endpoint: a socket, the bytes that were read of it, and those that are to be written. No task and no
+//! channel: the exchange that uses the connection polls it. Where the response has begun before the request is all sent, the
+//! rest of the request gets a task, since the client may read nothing before it has sent everything.
+
+pub mod body_length;
+mod head_search;
+pub mod request_head;
+pub mod response_body;
+pub mod response_head;
+mod upload;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::Frame;
+use tokio::io::ReadBuf;
+use tokio::task::JoinHandle;
+use tokio_util::io::poll_read_buf;
+
+use super::ResponseHeadLimits;
+use super::connection_limit::ConnectionPermit;
+use super::socket::EndpointTransport;
+use crate::body::backlog::SHORT;
+use crate::body::upload::RequestBody;
+use crate::system::supervise::{Panicked, Task, spawn};
+use head_search::HeadSearch;
+use response_body::{DecodeError, ResponseBodyDecoder};
+use response_head::{HeadError, ResponseHead};
+use upload::{Upload, UploadError};
+
+/// A connection to an endpoint.
+pub struct Http1 {
+    /// Shared with the task that sends the rest of a request.
+    wire: Rc<RefCell<Wire>>,
+    limits: ResponseHeadLimits,
+    /// The bound of a single read, in bytes.
+    piece: Cell<usize>,
+    phase: Phase,
+    /// The task that sends the rest of the request; `None` while the exchange sends.
+    sending: Option<SendingTask>,
+}
+
+/// The task that sends the rest of a request, until dropped.
+struct SendingTask(Option<JoinHandle<Result<(), Panicked>>>);
+
+/// A connection whose endpoint has switched protocols: a stream of bytes.
+pub struct Stream {
+    /// The permit of the connection.
+    pub slot: ConnectionPermit,
+    pub transport: Box<dyn EndpointTransport>,
+    /// The bytes behind the head of the response.
+    pub ahead: Bytes,
+}
+
+/// The state of a connection between requests, and within an exchange.
+#[expect(clippy::large_enum_variant, reason = "connections are boxed, and a request is no allocation of its own")]
+enum Phase {
+    /// No request is under way. Whether one was before.
+    Idle { was_used: bool },
+    /// A request is sent, and the response has not begun.
+    Waiting(Waiting),
+    /// The body of a response is read. Whether the connection may serve another request afterwards.
+    Body { is_persistent: bool },
+    /// The connection can serve no request any more.
+    Over,
+}
+
+/// A request whose response has not begun.
+struct Waiting {
+    method: Method,
+    /// The request's fields until it is written; then their room, for the response's.
+    fields: HeaderMap,
+    target: PathAndQuery,
+    search: HeadSearch,
+    /// The bytes that informational responses may still have.
+    informational: usize,
+    stage: Stage,
+    /// The content, until the head is written.
+    content: Option<RequestBody>,
+}
+
+/// How far a request is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is written. The connection may have been closed since it served another request.
+    Unwritten { was_used: bool },
+    /// Something is written.
+    Sending,
+}
+
+/// A socket with its buffers.
+struct Wire {
+    transport: Box<dyn EndpointTransport>,
+    /// The permit of the connection.
+    permit: ConnectionPermit,
+    /// The bytes that were read and belong to nothing yet.
+    read: BytesMut,
+    upload: Upload,
+    /// Wakes the reader of the response when the upload fails in its own task.
+    reader: Waker,
+    /// The failure of an upload that has its own task.
+    failed: Option<UploadError>,
+}
+
+/// The reason for which there is no response.
+#[derive(Debug, thiserror::Error)]
+pub enum Http1Error {
+    /// The endpoint closed the connection before a byte of the response.
+    #[error("the endpoint closed the connection before it responded")]
+    Closed(#[source] Option<io::Error>),
+    #[error("the endpoint closed the connection within the head of its response")]
+    Incomplete,
+    #[error(transparent)]
+    Io(io::Error),
+    #[error(transparent)]
+    Head(HeadError),
+    #[error("more than {0} bytes of informational responses before a response")]
+    Informational(usize),
+    /// The request's content failed.
+    #[error(transparent)]
+    Upload(UploadError),
+}
+
+/// A request without a response.
+pub struct Http1Failure {
+    pub error: Http1Error,
+    /// The content, if nothing of the request was written.
+    pub content: Option<RequestBody>,
+}
+
+/// The reason for which a body ends early.
+#[derive(Debug, thiserror::Error)]
+pub enum Http1BodyError {
+    #[error(transparent)]
+    Decode(DecodeError),
+    #[error("the connection to the endpoint failed within its response")]
+    Io(#[source] io::Error),
+    #[error(transparent)]
+    Upload(UploadError),
+}
+
+/// The bound of a read before anything is known of the client.
+const FIRST_PIECE: usize = SHORT - 1;
+
+impl Http1 {
+    /// Returns a connection over a transport.
+    pub fn new(transport: impl EndpointTransport, limits: ResponseHeadLimits, permit: ConnectionPermit) -> Self {
+        let wire = Wire {
+            transport: Box::new(transport),
+            permit,
+            read: BytesMut::new(),
+            upload: Upload::default(),
+            reader: Waker::noop().clone(),
+            failed: None,
+        };
+        let (wire, piece) = (Rc::new(RefCell::new(wire)), Cell::new(FIRST_PIECE));
+        Http1 { wire, limits, piece, phase: Phase::Idle { was_used: false }, sending: None }
+    }
+
+    /// Begins a request, whose target is in origin-form; the response is polled for by [`Http1::poll_response`].
+    pub fn begin(&mut self, request: Request<RequestBody>) {
+        let (parts, content) = request.into_parts();
+        let root = || PathAndQuery::from_static("/");
+        let was_used = matches!(self.phase, Phase::Idle { was_used: true });
+        self.phase = Phase::Waiting(Waiting {
+            method: parts.method,
+            fields: parts.headers,
+            target: parts.uri.into_parts().path_and_query.unwrap_or_else(root),
+            search: HeadSearch::default(),
+            informational: self.limits.bytes,
+            stage: Stage::Unwritten { was_used },
+            content: Some(content),
+        });
+    }
+
+    /// Sends the request, and waits for the head of its response.
+    pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<ResponseBodyDecoder>, Http1Failure>> {
+        let Phase::Waiting(waiting) = &mut self.phase else {
+            return Poll::Ready(Err(Http1Error::Closed(None).into()));
+        };
+        let polled = ready!(waiting.poll(&mut self.wire.borrow_mut(), self.limits, self.piece.get(), cx));
+        let head = match polled {
+            Ok(head) => head,
+            Err(error) => {
+                let content = match waiting.stage {
+                    Stage::Unwritten { .. } => waiting.content.take(),
+                    Stage::Sending => None,
+                };
+                self.phase = Phase::Over;
+                return Poll::Ready(Err(Http1Failure { error, content }));
+            }
+        };
+        let is_persistent = head.is_persistent && head.response.status() != StatusCode::SWITCHING_PROTOCOLS;
+        let body = ResponseBodyDecoder::new(head.length, self.limits);
+        self.phase = Phase::Body { is_persistent };
+        if body.is_over() {
+            self.end();
+        }
+        Poll::Ready(Ok(head.response.map(|()| body)))
+    }
+
+    /// Returns the next frame of a body; `None` at its end.
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut ResponseBodyDecoder,
+    ) -> Poll<Option<Result<Frame<Bytes>, Http1BodyError>>> {
+        let polled = ready!(self.wire.borrow_mut().poll_frame(cx, body, self.piece.get()));
+        match &polled {
+            Some(Ok(_)) if !body.is_over() => {}
+            Some(Ok(_)) | None => self.end(),
+            Some(Err(_)) => self.phase = Phase::Over,
+        }
+        Poll::Ready(polled)
+    }
+
+    /// Whether the request is not all sent.
+    pub fn is_uploading(&self) -> bool {
+        !self.wire.borrow().upload.is_over()
+    }
+
+    /// Has the rest of the request sent by a task.
+    pub fn detach_upload(&mut self) {
+        let wire = self.wire.clone();
+        let sent = std::future::poll_fn(move |cx| wire.borrow_mut().poll_upload_alone(cx));
+        self.sending = Some(SendingTask(Some(spawn(Task::UpstreamConnection, sent))));
+    }
+
+    /// Whether the connection can serve no request any more, as far as is known without a look at its socket.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
+    /// Whether the last exchange left the connection ready for another one.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle { .. })
+    }
+
+    /// Whether the connection is ready for a request: idle and, as far as the reactor knows, open and silent.
+    pub fn is_reusable(&mut self) -> bool {
+        if self.is_idle() && self.wire.borrow_mut().is_silent() {
+            return true;
+        }
+        self.phase = Phase::Over;
+        false
+    }
+
+    /// Bounds what is read at once from now on, in bytes; `None` for the bound that new exchanges begin with.
+    pub fn limit_reads(&self, bytes: Option<usize>) {
+        self.piece.set(bytes.unwrap_or(FIRST_PIECE));
+    }
+
+    /// Returns the bytes of a connection whose endpoint has switched protocols; `None` while a task sends the rest of a
+    /// request.
+    pub fn into_stream(self) -> Option<Stream> {
+        let Http1 { wire, sending, .. } = self;
+        drop(sending);
+        let Wire { transport, permit, read, .. } = Rc::into_inner(wire)?.into_inner();
+        Some(Stream { slot: permit, transport, ahead: read.freeze() })
+    }
+
+    /// The response is over: the connection waits for another request if both sides are done and silent.
+    fn end(&mut self) {
+        let Phase::Body { is_persistent } = self.phase else { return };
+        let mut wire = self.wire.borrow_mut();
+        let is_done = is_persistent && wire.upload.is_over() && wire.upload.is_open() && wire.read.is_empty();
+        if wire.read.is_empty() && wire.read.capacity() > SHORT {
+            wire.read = BytesMut::new();
+        }
+        drop(wire);
+        if let Some(sending) = self.sending.take() {
+            sending.finish();
+        }
+        self.phase = if is_done { Phase::Idle { was_used: true } } else { Phase::Over };
+    }
+}
+
+impl SendingTask {
+    /// Lets the task send the request to its end: the bytes that follow an early response are still its content.
+    fn finish(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for SendingTask {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+impl From<Http1Error> for Http1Failure {
+    fn from(error: Http1Error) -> Self {
+        Http1Failure { error, content: None }
+    }
+}
+
+impl Waiting {
+    fn poll(
+        &mut self,
+        wire: &mut Wire,
+        limits: ResponseHeadLimits,
+        piece: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponseHead, Http1Error>> {
+        if let Stage::Unwritten { was_used } = self.stage {
+            // A kept connection may have ended since, and a request that is not written can go elsewhere.
+            if was_used && let Poll::Ready(read) = wire.poll_read(cx, piece) {
+                return Poll::Ready(Err(Http1Error::Closed(read.err())));
+            }
+            let Some(content) = self.content.take() else { return Poll::Ready(Err(Http1Error::Closed(None))) };
+            wire.upload.begin(&self.method, &self.target, &self.fields, content);
+            self.fields.clear();
+            self.stage = Stage::Sending;
+        }
+        let Wire { upload, transport, .. } = wire;
+        // What is left to be sent doesn't keep the response waiting.
+        if let Poll::Ready(Err(error)) = upload.poll(cx, Pin::new(&mut **transport)) {
+            return Poll::Ready(Err(Http1Error::Upload(error)));
+        }
+        loop {
+            let before = wire.read.len();
+            let method = &self.method;
+            let taken = response_head::take(&mut wire.read, &mut self.search, limits, method, &mut self.fields);
+            match taken.map_err(Http1Error::Head)? {
+                Some(head) if is_final(head.response.status()) => return Poll::Ready(Ok(head)),
+                Some(head) => {
+                    let length = before - wire.read.len();
+                    let left = self.informational.checked_sub(length);
+                    self.informational = left.ok_or(Http1Error::Informational(limits.bytes))?;
+                    self.fields = head.response.into_parts().0.headers;
+                    self.fields.clear();
+                }
+                None => {
+                    let is_silent = wire.read.is_empty();
+                    match ready!(wire.poll_read(cx, piece)) {
+                        Ok(0) if is_silent => return Poll::Ready(Err(Http1Error::Closed(None))),
+                        Ok(0) => return Poll::Ready(Err(Http1Error::Incomplete)),
+                        Ok(_) => {}
+                        Err(error) if is_silent => return Poll::Ready(Err(Http1Error::Closed(Some(error)))),
+                        Err(error) => return Poll::Ready(Err(Http1Error::Io(error))),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether a response is not followed by another one: a switch of protocols is the last of HTTP.
+fn is_final(status: StatusCode) -> bool {
+    !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
+}
+
+impl Wire {
+    /// Reads at most so many bytes; returns 0 at the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
+        self.read.reserve(most);
+        poll_read_buf(Pin::new(&mut *self.transport), cx, &mut (&mut self.read).limit(most))
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut ResponseBodyDecoder,
+        piece: usize,
+    ) -> Poll<Option<Result<Frame<Bytes>, Http1BodyError>>> {
+        loop {
+            match body.decode(&mut self.read) {
+                Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(None) if body.is_over() => return Poll::Ready(None),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Some(Err(Http1BodyError::Decode(error)))),
+            }
+            if let Some(failed) = self.failed.take() {
+                return Poll::Ready(Some(Err(Http1BodyError::Upload(failed))));
+            }
+            match self.poll_read(cx, body.wanted(piece)) {
+                Poll::Ready(Ok(0)) => {
+                    if let Err(error) = body.close() {
+                        return Poll::Ready(Some(Err(Http1BodyError::Decode(error))));
+                    }
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(Http1BodyError::Io(error)))),
+                Poll::Pending => {
+                    if !self.upload.is_over() && !self.reader.will_wake(cx.waker()) {
+                        self.reader.clone_from(cx.waker());
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Sends the rest of a request, for a task that does nothing else.
+    fn poll_upload_alone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Wire { upload, transport, .. } = self;
+        if let Err(error) = ready!(upload.poll(cx, Pin::new(&mut **transport))) {
+            self.failed = Some(error);
+            self.reader.wake_by_ref();
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether the endpoint has sent nothing and is still there.
+    fn is_silent(&mut self) -> bool {
+        let mut nobody = Context::from_waker(Waker::noop());
+        let mut byte = [0];
+        let mut room = ReadBuf::new(&mut byte);
+        self.read.is_empty() && Pin::new(&mut *self.transport).poll_read(&mut nobody, &mut room).is_pending()
+    }
+}

@@ -1,0 +1,228 @@
+//! A request on its way to an endpoint: its head, and its content as it comes, in one write where that is possible.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method};
+use http_body::{Body, Frame};
+use tokio::io::AsyncWrite;
+
+use super::request_head::{self, RequestFraming};
+use crate::body::BodyError;
+use crate::body::backlog::Piece;
+use crate::body::upload::RequestBody;
+
+/// A request that is being sent; over from the beginning.
+#[derive(Default)]
+pub struct Upload {
+    /// The bytes before the piece: the head, or the line of a chunk.
+    before: BytesMut,
+    piece: Option<Piece>,
+    /// The bytes behind the piece.
+    after: &'static [u8],
+    /// The content that is not read yet; `None` once it is over.
+    content: Option<RequestBody>,
+    framing: Framing,
+    /// Whether written bytes may still wait in the transport.
+    is_unflushed: bool,
+    /// Whether the endpoint takes nothing any more. It may have answered before it has read all of a request, and closed:
+    /// the response can still be read.
+    is_refused: bool,
+}
+
+/// The framing of the content that is left.
+#[derive(Clone, Copy, Default)]
+enum Framing {
+    #[default]
+    None,
+    /// So many bytes are left.
+    Length(u64),
+    Chunked,
+}
+
+/// The reason for which a request can't be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    #[error("the content of the request failed")]
+    Content(#[source] BodyError),
+    #[error("the content of the request is not as long as its Content-Length")]
+    Length,
+    #[error("the connection to the endpoint failed while the request was sent")]
+    Io(#[source] io::Error),
+}
+
+impl Upload {
+    /// Begins a request.
+    pub fn begin(&mut self, method: &Method, target: &PathAndQuery, fields: &HeaderMap, content: RequestBody) {
+        self.framing = match request_head::write(&mut self.before, method, target, fields) {
+            RequestFraming::None => Framing::None,
+            RequestFraming::Length(length) => Framing::Length(length),
+            RequestFraming::Chunked => Framing::Chunked,
+        };
+        self.content = Some(content).filter(|_| !matches!(self.framing, Framing::None));
+        (self.is_unflushed, self.is_refused) = (true, false);
+    }
+
+    /// Whether all is sent, or nothing more can be.
+    pub fn is_over(&self) -> bool {
+        self.is_refused || self.content.is_none() && !self.has_bytes() && !self.is_unflushed
+    }
+
+    /// Whether the endpoint takes what is sent.
+    pub fn is_open(&self) -> bool {
+        !self.is_refused
+    }
+
+    /// Sends what is there to be sent; ready once all is sent.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut transport: Pin<&mut (impl AsyncWrite + ?Sized)>,
+    ) -> Poll<Result<(), UploadError>> {
+        while !self.is_over() {
+            // The first piece goes out together with the head, if it is there.
+            if self.piece.is_none() && self.content.is_some() && self.after.is_empty() {
+                match self.poll_content(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending if self.has_bytes() => {}
+                    Poll::Pending if self.is_unflushed => {
+                        let flushed = ready!(transport.as_mut().poll_flush(cx));
+                        self.flushed(flushed)?;
+                        return Poll::Pending;
+                    }
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            if self.has_bytes() {
+                let written = ready!(self.poll_write(cx, transport.as_mut()));
+                self.written(written)?;
+            } else if self.content.is_none() {
+                let flushed = ready!(transport.as_mut().poll_flush(cx));
+                self.flushed(flushed)?;
+            }
+        }
+        // Content that nobody takes is let to its connection.
+        self.content = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn has_bytes(&self) -> bool {
+        !self.before.is_empty() || self.piece.is_some() || !self.after.is_empty()
+    }
+
+    /// Reads the next piece of the content, and frames it.
+    fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
+        let Some(content) = &mut self.content else { return Poll::Ready(Ok(())) };
+        let frame = match ready!(Pin::new(&mut *content).poll_frame(cx)) {
+            Some(Ok(frame)) => Some(frame),
+            Some(Err(error)) => return Poll::Ready(Err(UploadError::Content(error))),
+            None => None,
+        };
+        let is_last = frame.is_none() || content.is_end_stream();
+        let outcome = self.frame(frame, is_last);
+        if is_last {
+            self.content = None;
+        }
+        Poll::Ready(outcome)
+    }
+
+    fn frame(&mut self, frame: Option<Frame<Piece>>, is_last: bool) -> Result<(), UploadError> {
+        let (piece, trailers) = match frame.map(Frame::into_data) {
+            Some(Ok(piece)) => (Some(piece).filter(Piece::has_remaining), None),
+            Some(Err(frame)) => (None, frame.into_trailers().ok()),
+            None => (None, None),
+        };
+        let length = piece.as_ref().map_or(0, Piece::remaining);
+        match &mut self.framing {
+            Framing::None => {}
+            Framing::Length(left) => {
+                *left = left.checked_sub(length as u64).ok_or(UploadError::Length)?;
+                if is_last && *left > 0 {
+                    return Err(UploadError::Length);
+                }
+            }
+            Framing::Chunked => {
+                if length > 0 {
+                    self.before.extend_from_slice(format!("{length:x}\r\n").as_bytes());
+                }
+                self.after = match (length, is_last, &trailers) {
+                    (_, false, None) if length > 0 => b"\r\n",
+                    (_, false, None) => b"",
+                    (0, _, None) => b"0\r\n\r\n",
+                    (_, _, None) => b"\r\n0\r\n\r\n",
+                    (_, _, Some(fields)) => {
+                        self.before.extend_from_slice(b"0\r\n");
+                        for (name, value) in fields {
+                            self.before.extend_from_slice(name.as_str().as_bytes());
+                            self.before.extend_from_slice(b": ");
+                            self.before.extend_from_slice(value.as_bytes());
+                            self.before.extend_from_slice(b"\r\n");
+                        }
+                        self.content = None;
+                        b"\r\n"
+                    }
+                };
+            }
+        }
+        self.piece = piece;
+        Ok(())
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut transport: Pin<&mut (impl AsyncWrite + ?Sized)>,
+    ) -> Poll<io::Result<usize>> {
+        let piece = self.piece.as_ref().map_or(&[][..], Piece::chunk);
+        let parts = [&self.before[..], piece, self.after];
+        if transport.is_write_vectored() {
+            let slices = parts.map(IoSlice::new);
+            let first = parts.iter().position(|part| !part.is_empty()).unwrap_or(0);
+            let last = parts.iter().rposition(|part| !part.is_empty()).unwrap_or(0);
+            if first < last {
+                return transport.poll_write_vectored(cx, &slices[first..=last]);
+            }
+        }
+        let first = parts.into_iter().find(|part| !part.is_empty()).unwrap_or_default();
+        transport.as_mut().poll_write(cx, first)
+    }
+
+    fn written(&mut self, written: io::Result<usize>) -> Result<(), UploadError> {
+        let mut written = match written {
+            Ok(0) => return self.refused(io::ErrorKind::WriteZero.into()),
+            Ok(written) => written,
+            Err(error) => return self.refused(error),
+        };
+        let before = written.min(self.before.len());
+        self.before.advance(before);
+        written -= before;
+        if let Some(piece) = &mut self.piece {
+            let length = written.min(piece.remaining());
+            piece.advance(length);
+            written -= length;
+            self.piece.take_if(|piece| !piece.has_remaining());
+        }
+        self.after = self.after.get(written..).unwrap_or_default();
+        self.is_unflushed = true;
+        Ok(())
+    }
+
+    fn flushed(&mut self, flushed: io::Result<()>) -> Result<(), UploadError> {
+        self.is_unflushed = false;
+        flushed.or_else(|error| self.refused(error))
+    }
+
+    /// An endpoint that has closed the connection may have responded before; another failure ends the exchange.
+    fn refused(&mut self, error: io::Error) -> Result<(), UploadError> {
+        if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+            return Err(UploadError::Io(error));
+        }
+        (self.is_refused, self.piece, self.after) = (true, None, b"");
+        self.before.clear();
+        Ok(())
+    }
+}
