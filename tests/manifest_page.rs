@@ -1,4 +1,4 @@
-//! `docs/manifest.md`: its tables are made from the comments of the manifest's keys, whose values are tried.
+//! `docs/manifest.md`: its tables are made from the comments of the manifest's keys, and what the documents show works.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -253,4 +253,39 @@ fn each_default_and_example_of_a_key_is_a_good_value() {
         running.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     assert!(rejected.is_empty(), "{}", rejected.join("\n"));
+}
+
+// === Documents ===
+
+/// The documents whose manifests are checked: each block is a manifest, but for tables that it takes for granted.
+const DOCUMENTS: [(&str, &str); 4] = [
+    ("getting-started.md", include_str!("../docs/getting-started.md")),
+    ("manifest.md", include_str!("../docs/manifest.md")),
+    ("edge.md", include_str!("../docs/edge.md")),
+    ("upstreams.md", include_str!("../docs/upstreams.md")),
+];
+
+/// The tables that every manifest needs.
+const NEEDED: [(&str, &str); 3] = [
+    ("[[listener]]", "[[listener]]\naddress = \"127.0.0.1:0\"\n"),
+    ("[upstream.app]", "[upstream.app]\nendpoints = [\"127.0.0.1:8000\"]\n"),
+    ("[[route]]", "[[route]]\nupstream = \"app\"\n"),
+];
+
+#[test]
+fn the_manifests_of_the_documents_are_good() {
+    let folder = tempfile::tempdir().unwrap();
+    make_files(folder.path());
+    for (document, text) in DOCUMENTS {
+        for (at, block) in text.split("```toml\n").skip(1).enumerate() {
+            let mut manifest = block.split("```").next().unwrap().to_string();
+            for (table, whole) in NEEDED {
+                if !manifest.contains(table) {
+                    manifest = format!("{manifest}\n{whole}");
+                }
+            }
+            let output = check(folder.path(), &format!("{document}-{at}.toml"), &manifest);
+            assert!(output.status.success(), "{document}\n{manifest}{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
 }
