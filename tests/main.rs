@@ -24,6 +24,7 @@ mod layers;
 mod limits;
 mod loading;
 mod logs;
+mod manifest_page;
 mod manifests;
 mod name_server;
 mod on_error;

@@ -1,4 +1,8 @@
-//! The keys of a manifest. Unknown ones are errors.
+//! The keys of a manifest. Unknown keys are errors.
+//!
+//! The tables of `docs/manifest.md` are made from the comments of the fields here: a test fails if they differ. The
+//! last line of each comment has the type of the value, its default (or that it is required), and an example where the
+//! default does not show how a value is written. `PLUGWAY_BLESS=1` writes the tables again.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -8,67 +12,116 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
-/// The keys of one file.
+/// The keys at the top of a file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Manifest {
-    /// Further files: patterns with `*` in the last part, relative to this file, taken in order of their names.
+    /// Reads further files, in the order of these patterns, then of their names. `*` stands for any characters, in the
+    /// last part of a path only. Included files include no files.
+    ///
+    /// Type: list of paths. Default: none. Example: `["sites/*.toml"]`.
     pub include: Vec<Spanned<String>>,
-    /// Threads that serve; as many as there are cores if not given.
+    /// The number of threads that serve, from 1 to 1024. A change takes effect at the next start, not by a reload.
+    ///
+    /// Type: number. Default: one per core. Example: `2`.
     pub workers: Option<Spanned<usize>>,
-    /// The time that exchanges have to end after the first signal to stop; 30s if not given.
+    /// The time that exchanges in progress have to end after the first signal to stop. Exchanges that are cut off then
+    /// are warnings in the log.
+    ///
+    /// Type: duration. Default: `"30s"`.
     pub drain_timeout: Option<Spanned<String>>,
-    /// Sockets to listen at.
+    /// The addresses that accept connections. At least one is required.
+    ///
+    /// Type: list of tables `[[listener]]`. Required.
     pub listener: Vec<ListenerTable>,
-    /// Named sets of endpoints.
+    /// The named sets of endpoints.
+    ///
+    /// Type: tables `[upstream.NAME]`. Default: none.
     pub upstream: BTreeMap<Spanned<String>, UpstreamTable>,
-    /// The routes, in any order.
+    /// The routes, in any order. At least one is required, unless every listener has `redirect-to-https`.
+    ///
+    /// Type: list of tables `[[route]]`. Required.
     pub route: Vec<Spanned<RouteTable>>,
-    /// A line for each exchange.
+    /// Writes one line for each exchange.
+    ///
+    /// Type: table `[access-log]`. Default: no access log.
     pub access_log: Option<Spanned<AccessLogTable>>,
-    /// Figures, state and reload.
+    /// The address and the token of the admin listener.
+    ///
+    /// Type: table `[admin]`. Default: its defaults.
     pub admin: Option<AdminTable>,
-    /// Files to show in place of the proxy's own error pages, by status code (`"404"`) or class (`"5xx"`); relative to
-    /// this file. In them `{status}`, `{reason}` and `{request-id}` stand for what they say.
+    /// Files that replace the pages of Plugway's own errors: the key is a status code from 400 to 599, or a class
+    /// (`"4xx"`, `"5xx"`), and a code takes precedence over its class. `{status}`, `{reason}` and `{request-id}` in a
+    /// file are replaced.
+    ///
+    /// Type: table `[error-page]` of paths. Default: small built-in pages. Example: `{ 404 = "pages/lost.html" }`.
     pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
-    /// Plugins with their configurations.
+    /// The configured plugins.
+    ///
+    /// Type: tables `[plugin.NAME]`. Default: none.
     pub plugin: BTreeMap<Spanned<String>, PluginTable>,
-    /// The limits for the loading of a plugin's component.
+    /// The limits for loading a component that was not loaded before.
+    ///
+    /// Type: table `[load]`. Default: its defaults.
     pub load: Option<LoadTable>,
-    /// The name servers for endpoints.
+    /// The name servers that `dns` and `srv` of endpoints are looked up at.
+    ///
+    /// Type: table `[resolver]`. Default: those of `/etc/resolv.conf`.
     pub resolver: Option<ResolverTable>,
-    /// The store of the plugins that cache.
+    /// The store for responses, which all plugins that cache share.
+    ///
+    /// Type: table `[cache]`. Default: its defaults.
     pub cache: Option<Spanned<CacheTable>>,
 }
 
+/// The limits of the child process that compiles a new component and checks its configurations.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoadTable {
-    /// CPU time of the child process that loads a new component; 30s if not given.
+    /// The CPU time of the child process, from `1s` to `1h`. Four times as much wall time may pass if other processes
+    /// need the cores.
+    ///
+    /// Type: duration. Default: `"60s"`.
     pub time: Option<Spanned<String>>,
-    /// Memory of that process; 1 GiB if not given.
+    /// The memory of the child process, from `256 MiB` to `64 GiB`.
+    ///
+    /// Type: size. Default: `"1 GiB"`.
     pub memory: Option<Spanned<String>>,
 }
 
+/// The store for responses.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CacheTable {
-    /// The maximum memory for all workers; 256 MiB if not given.
+    /// The memory for stored responses, over all workers; at least `1 MiB`.
+    ///
+    /// Type: size. Default: `"256 MiB"`.
     pub memory: Option<Spanned<String>>,
-    /// The longest content that is stored; 16 MiB if not given, and never more than a sixteenth of the memory.
+    /// The longest body that is stored, at most a sixteenth of `memory`.
+    ///
+    /// Type: size. Default: `"16 MiB"`, or a sixteenth of `memory` if that is less.
     pub max_object: Option<Spanned<String>>,
-    /// The folder in which responses outlast the process.
+    /// Stores responses on disk too, so that they outlast the process.
+    ///
+    /// Type: table `[cache.disk]`. Default: memory only.
     pub disk: Option<Spanned<DiskTable>>,
 }
 
+/// The part of the store that is on disk.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DiskTable {
-    /// The folder; an empty one, or one that is made.
+    /// The folder for the files: an empty one, one that an earlier process filled, or one that is to be created.
+    ///
+    /// Type: path. Required. Example: `"/var/cache/plugway"`.
     pub path: Spanned<String>,
-    /// The maximum size of the files.
+    /// The size of all files together, at least `16 MiB`.
+    ///
+    /// Type: size. Required. Example: `"10 GiB"`.
     pub size: Spanned<String>,
-    /// The longest content that is stored there; 1 GiB if not given, and never more than a sixteenth of the size.
+    /// The longest body that is stored on disk, at most a sixteenth of `size`.
+    ///
+    /// Type: size. Default: `"1 GiB"`, or a sixteenth of `size` if that is less.
     pub max_object: Option<Spanned<String>>,
 }
 
@@ -89,30 +142,41 @@ impl Manifest {
     }
 }
 
-/// A file with endpoints, by themselves.
+/// A file that holds endpoints and nothing else.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointValue {
-    /// The endpoints of a file, written as in an upstream.
+    /// The endpoints, written as in an upstream, except for `file`.
+    ///
+    /// Type: list of endpoints. Required. Example: `["10.0.0.1:8000", { address = "10.0.0.2:8000", weight = 2 }]`.
     pub endpoints: Vec<Spanned<Endpoint>>,
 }
 
+/// The name servers.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResolverTable {
-    /// Addresses of name servers with their ports; the system's if not given.
+    /// The addresses of name servers, with their ports. At least one is required.
+    ///
+    /// Type: list of addresses. Required. Example: `["10.0.0.53:53"]`.
     pub servers: Vec<Spanned<String>>,
 }
 
+/// The access log.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessLogTable {
-    /// `"combined"`, `"json"` or `"off"`; off if the table is not there.
+    /// The form of a line: `"combined"` as Apache and nginx write it, or `"json"`. `"off"` writes no access log.
+    ///
+    /// Type: `"combined"`, `"json"` or `"off"`. Required.
     pub format: AccessLogFormat,
-    /// A file, relative to this one, opened anew on SIGUSR1; standard output if not given.
+    /// A file or a named pipe that lines are appended to. Plugway opens it again on SIGUSR1.
+    ///
+    /// Type: path. Default: standard output. Example: `"access.log"`.
     pub file: Option<String>,
 }
 
+/// The form of a line of the access log.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLogFormat {
@@ -121,42 +185,71 @@ pub enum AccessLogFormat {
     Off,
 }
 
+/// The admin listener.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AdminTable {
-    /// An address, `unix:/path`, or `"off"`; `127.0.0.1:9145` if not given.
+    /// The address of `/status`, `/metrics` and commands: an IP address with a port, or a unix socket instead of TCP.
+    /// `"off"` serves them nowhere, not even at the admin socket that `plugway reload` finds. The default is skipped while
+    /// another process uses it.
+    ///
+    /// Type: address, `"unix:/path"` or `"off"`. Default: `"127.0.0.1:9145"`.
     pub address: Option<Spanned<String>>,
-    /// The file with the token that changes over TCP need, relative to this file.
+    /// A file with the token that changes over TCP need; at an address that is not loopback, every request needs the
+    /// token. The file has 16 to 512 visible ASCII characters, and users other than its owner and group must not be
+    /// able to read it.
+    ///
+    /// Type: path. Default: none, and no changes over TCP. Example: `"admin.token"`.
     pub token_file: Option<Spanned<String>>,
 }
 
+/// An address that accepts connections.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenerTable {
-    /// `127.0.0.1:8080`, `[::]:80`, `unix:/run/plugway.sock`. Port 0 takes a free one and prints it.
+    /// The IP address and port, or the unix socket. Port 0 takes a free port, which the log names. A reload opens and
+    /// closes the sockets that have changed.
+    ///
+    /// Type: address or `"unix:/path"`. Required. Example: `"0.0.0.0:80"`, `"[::]:80"`, `"unix:/run/plugway.sock"`.
     pub address: Spanned<String>,
-    /// The listener speaks HTTPS.
+    /// The TLS settings; with them, the listener serves HTTPS.
+    ///
+    /// Type: table `[listener.tls]`. Default: no TLS.
     pub tls: Option<Spanned<TlsTable>>,
-    /// `true`, or the port of HTTPS: every request is answered with 308 to the same URI with `https`.
+    /// Answers every request with 308 to the same URI with `https`: at port 443, or at this port.
+    ///
+    /// Type: boolean or port. Default: `false`. Example: `true`, `8443`.
     pub redirect_to_https: Option<Spanned<Redirect>>,
-    /// Addresses or networks of load balancers that say with the PROXY protocol (version 1 or 2) who the client is.
-    /// They have to; from others it is not taken.
+    /// The addresses and networks of load balancers that must name the client by the PROXY protocol, version 1 or 2.
+    /// From other addresses the protocol is not accepted. `"unix:"` stands for all that connect to a unix socket.
+    ///
+    /// Type: list of networks. Default: none. Example: `["10.0.0.0/8", "2001:db8::1"]`.
     #[serde(default)]
     pub proxy_protocol_from: Vec<Spanned<String>>,
-    /// Addresses and networks of proxies whose word about the client is taken, and `unix:` for all that connect to a unix
-    /// socket.
+    /// The addresses and networks of proxies that name the client in a field. `"unix:"` stands for all that connect to
+    /// a unix socket.
+    ///
+    /// Type: list of networks. Default: none. Example: `["10.0.0.0/8"]`.
     #[serde(default)]
     pub trusted_proxies: Vec<Spanned<String>>,
-    /// The field in which these name the client: `"x-forwarded-for"`, `"forwarded"` or another; the first if not given.
+    /// The field in which trusted proxies name the client: `"x-forwarded-for"`, `"forwarded"` (RFC 7239), or the name
+    /// of a field that holds addresses. It needs `trusted-proxies`.
+    ///
+    /// Type: field name. Default: `"x-forwarded-for"`. Example: `"cf-connecting-ip"`.
     pub client_address_from: Option<Spanned<String>>,
-    /// `"remove"`, `"reject"` or `"pass"`: what becomes of fields whose names origins take for those of others; remove if
-    /// not given.
+    /// The handling of request fields that origins confuse with others, such as `X_User` and `Proxy`: `"remove"`
+    /// removes the fields, `"reject"` answers with 400, `"pass"` keeps them.
+    ///
+    /// Type: `"remove"`, `"reject"` or `"pass"`. Default: `"remove"`.
     pub field_aliases: Option<Spanned<String>>,
-    /// The limits of a client.
+    /// The limits of the clients of this listener.
+    ///
+    /// Type: table `[listener.limits]`. Default: its defaults.
     #[serde(default)]
     pub limits: ListenerLimits,
 }
 
+/// Whether a listener redirects to HTTPS, or the port that it redirects to.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "wrong value: expected `true`, or the port of HTTPS, such as 443")]
 pub enum Redirect {
@@ -164,104 +257,192 @@ pub enum Redirect {
     Port(u16),
 }
 
+/// The TLS settings of a listener.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TlsTable {
-    /// The one that bears the name which the client asks for is shown; the first where none does.
+    /// The certificates with their keys. A client gets the certificate that bears the name it asks for, or the first
+    /// one if none does.
+    ///
+    /// Type: list of certificates. Required. Example: `[{ chain = "cert.pem", key = "key.pem" }]`.
     pub certificates: Vec<Spanned<Certificate>>,
-    /// `"1.2"` or `"1.3"`; 1.2 if not given.
+    /// The lowest version of TLS that is accepted.
+    ///
+    /// Type: `"1.2"` or `"1.3"`. Default: `"1.2"`.
     pub min_version: Option<Spanned<String>>,
-    /// Whether HTTP/2 is offered; `true` if not given.
+    /// Whether HTTP/2 is offered to clients.
+    ///
+    /// Type: boolean. Default: `true`.
     pub http2: Option<bool>,
-    /// A PEM file, relative to this one, with the authorities that client certificates are checked against.
+    /// A PEM file with the authorities that client certificates are verified by.
+    ///
+    /// Type: path. Default: no client certificates. Example: `"ca.pem"`.
     pub client_ca: Option<Spanned<String>>,
-    /// `"required"` or `"optional"`; required if not given and there is a `client-ca`.
+    /// Whether clients must show a certificate, or may. It needs `client-ca`.
+    ///
+    /// Type: `"required"` or `"optional"`. Default: `"required"`.
     pub client_certificate: Option<Spanned<String>>,
 }
 
+/// A certificate with its key.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Certificate {
-    /// A PEM file, relative to this one: the certificate, then its intermediates.
+    /// A PEM file with the certificate, followed by its intermediate certificates.
+    ///
+    /// Type: path. Required. Example: `"cert.pem"`.
     pub chain: Spanned<String>,
-    /// A PEM file, relative to this one.
+    /// A PEM file with the private key.
+    ///
+    /// Type: path. Required. Example: `"key.pem"`.
     pub key: Spanned<String>,
 }
 
-/// The limits of a client; each has a default that is safe and serves ordinary clients.
+/// The limits of a listener's clients. Each default is safe and serves ordinary clients.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenerLimits {
-    /// The head of a request; `"32 KiB"` if not given.
+    /// The longest request head, from `1 KiB` to `16 MiB`; beyond it 431.
+    ///
+    /// Type: size. Default: `"32 KiB"`.
     pub head: Option<Spanned<String>>,
-    /// Fields of a request; 100 if not given.
+    /// The most fields of a request, up to 10,000; beyond it 431.
+    ///
+    /// Type: number. Default: `100`.
     pub fields: Option<Spanned<usize>>,
-    /// The target of a request; `"8 KiB"` if not given.
+    /// The longest request target, at most as long as `head`; beyond it 414.
+    ///
+    /// Type: size. Default: `"8 KiB"`.
     pub target: Option<Spanned<String>>,
-    /// For a head to be whole, from its first byte, and for the handshake of TLS; `"15s"` if not given.
+    /// The time for a request head, from its first byte, after which the client gets 408; also for a TLS handshake.
+    ///
+    /// Type: duration. Default: `"15s"`.
     pub head_timeout: Option<Spanned<String>>,
-    /// Between two requests; `"75s"` if not given.
+    /// The time between two requests, after which the connection is closed.
+    ///
+    /// Type: duration. Default: `"75s"`.
     pub keep_alive: Option<Spanned<String>>,
-    /// Requests on a connection; 10,000 if not given.
+    /// The most requests on one connection, which is closed afterwards.
+    ///
+    /// Type: number. Default: `10000`.
     pub requests: Option<Spanned<usize>>,
-    /// Connections at this listener; 20,000 if not given.
+    /// The most connections at this listener at a time.
+    ///
+    /// Type: number. Default: `20000`.
     pub connections: Option<Spanned<usize>>,
-    /// Connections of one client at this listener, an IPv4 address or an IPv6 /64 network; as many as `connections` if not given.
+    /// The most connections of one client at a time: of an IPv4 address, or of an IPv6 /64 network. Behind a trusted
+    /// proxy, the most requests of one client at a time; beyond it 429.
+    ///
+    /// Type: number. Default: the value of `connections`. Example: `100`.
     pub connections_per_client: Option<Spanned<usize>>,
-    /// Requests at a time on a connection with HTTP/2; 128 if not given.
+    /// The most requests at a time on one HTTP/2 connection, up to 10,000.
+    ///
+    /// Type: number. Default: `128`.
     pub streams: Option<Spanned<usize>>,
-    /// Between two pieces of a request's content; `"30s"` if not given.
+    /// The longest time between two pieces of a request body; beyond it 408.
+    ///
+    /// Type: duration. Default: `"30s"`.
     pub body_timeout: Option<Spanned<String>>,
-    /// The least that a request's content has to make per second, over thirty seconds; `"128 B"` if not given.
+    /// The least bytes of a request body per second, measured over 30 seconds, up to `1 GiB`; below it 408.
+    ///
+    /// Type: size. Default: `"128 B"`.
     pub body_rate: Option<Spanned<String>>,
-    /// For a client that takes nothing of its response; `"60s"` if not given.
+    /// The longest time in which a client accepts nothing of a response. Beyond it the connection is reset, or the
+    /// HTTP/2 connection is closed if none of its streams advances. A client whose HTTP/2 connection is ending has ten
+    /// times as long to read the rest.
+    ///
+    /// Type: duration. Default: `"60s"`.
     pub send_timeout: Option<Spanned<String>>,
-    /// The least that a client has to take of its response per second, over half of `send-timeout`; `"128 B"` if not given.
+    /// The least bytes of a response that a waiting client must accept per second, up to `1 GiB`. A client that accepts
+    /// less in two windows, each half of `send-timeout`, is cut off: over HTTP/2, its stream is reset.
+    ///
+    /// Type: size. Default: `"128 B"`.
     pub send_rate: Option<Spanned<String>>,
-    /// The most that waits on a connection with HTTP/2 for its client, and as much for endpoints; `"1 MiB"` if not given.
+    /// The bytes of responses that wait for the client of one HTTP/2 connection, beyond 8 KiB for each stream; as many
+    /// bytes of requests may wait for endpoints. From `64 KiB` to `1 GiB`.
+    ///
+    /// Type: size. Default: `"1 MiB"`.
     pub buffer: Option<Spanned<String>>,
-    /// For an upgraded connection on which nothing passes; `"1h"` if not given.
+    /// The longest time in which nothing passes through a tunnel, such as a WebSocket, before it is closed.
+    ///
+    /// Type: duration. Default: `"1h"`.
     pub tunnel_timeout: Option<Spanned<String>>,
 }
 
+/// A named set of endpoints.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamTable {
-    /// Addresses, each alone or in a table: `127.0.0.1:8000`, `unix:/path`; with `https://` or `h2c://` before it, TLS or
-    /// HTTP/2 is spoken.
+    /// The endpoints: addresses such as `"127.0.0.1:8000"`, `"unix:/run/app.sock"` or `"app.internal:8000"`, or tables.
+    /// `https://` before an address speaks TLS, `h2c://` speaks HTTP/2 without TLS. At least one is required.
+    ///
+    /// Type: list of endpoints. Required. Example: `["127.0.0.1:8000", { dns = "app.internal:8000" }]`.
     pub endpoints: Vec<Spanned<Endpoint>>,
-    /// The plugin that chooses among them; round robin if not given.
+    /// The plugin that chooses an endpoint for each attempt: its name, or a table as `[plugin.NAME]`.
+    ///
+    /// Type: plugin. Default: round robin, by `balance`. Example: `{ use = "balance", config = { policy =
+    /// "least-connections" } }`.
     pub balancer: Option<Spanned<PluginRef>>,
-    /// How long a connect may take; 5s if not given.
+    /// The time to establish a connection, with its TLS handshake; beyond it 504. A request waits once for each
+    /// endpoint.
+    ///
+    /// Type: duration. Default: `"5s"`.
     pub connect_timeout: Option<Spanned<String>>,
-    /// How long the endpoint may take to begin its response; 60s if not given.
+    /// The time until the head of the response; beyond it 504.
+    ///
+    /// Type: duration. Default: `"60s"`.
     pub response_timeout: Option<Spanned<String>>,
-    /// How long the endpoint may pause within its response; 60s if not given.
+    /// The longest time between two pieces of a response, after which the response is cut off.
+    ///
+    /// Type: duration. Default: `"60s"`.
     pub read_timeout: Option<Spanned<String>>,
-    /// The longest pause of the endpoint while the request's content is unfinished too, as in gRPC's streams; 1h if not
-    /// given.
+    /// The longest time between two pieces of a response while the request body is unfinished too, as in streams of
+    /// gRPC, if it is longer than `read-timeout`.
+    ///
+    /// Type: duration. Default: `"1h"`.
     pub stream_timeout: Option<Spanned<String>>,
-    /// How `https://` endpoints are spoken to.
+    /// The TLS settings for `https://` endpoints.
+    ///
+    /// Type: table `[upstream.NAME.tls]`. Default: its defaults.
     pub tls: Option<Spanned<UpstreamTls>>,
-    /// `"v1"` or `"v2"`: tells the endpoint who the client is, on a connection for each request.
+    /// Tells endpoints who the client is by the PROXY protocol of this version, on a connection for each request.
+    ///
+    /// Type: `"v1"` or `"v2"`. Default: none.
     pub proxy_protocol: Option<Spanned<String>>,
-    /// How long an idle connection is kept; 60s if not given.
+    /// The time for which an idle connection is kept.
+    ///
+    /// Type: duration. Default: `"60s"`.
     pub idle_timeout: Option<Spanned<String>>,
-    /// Idle connections that each worker keeps to each endpoint; 1024 if not given.
+    /// The most idle connections that each worker keeps to each endpoint.
+    ///
+    /// Type: number. Default: `1024`.
     pub idle_connections: Option<usize>,
-    /// Asks endpoints whether they are well.
+    /// Checks the health of endpoints.
+    ///
+    /// Type: table `[upstream.NAME.health]`. Default: no checks.
     pub health: Option<Spanned<HealthChecksTable>>,
-    /// Takes endpoints out whose requests fail; `false` for never.
+    /// Ejects endpoints whose requests fail; `false` ejects none.
+    ///
+    /// Type: table `[upstream.NAME.outliers]` or `false`. Default: its defaults.
     #[serde(default)]
     pub outliers: TableOrOff<OutliersTable>,
-    /// How long an endpoint that came back, or is new, takes to get its whole share; none if not given.
+    /// The time in which the share of an endpoint grows to its full weight, after it has returned or joined others.
+    ///
+    /// Type: duration. Default: no slow start. Example: `"30s"`.
     pub slow_start: Option<Spanned<String>>,
-    /// The percentage of healthy endpoints below which all endpoints are used; 1 if not given, 0 for never.
+    /// The percentage of endpoints that are up below which all are used, from 0 to 100. With 0, all are never used, and
+    /// clients get 503.
+    ///
+    /// Type: number. Default: `1`.
     pub panic_threshold: Option<Spanned<usize>>,
-    /// Sends failed requests again, to another endpoint; `false` for never.
+    /// Sends failed requests again, to another endpoint if there is one; `false` never does.
+    ///
+    /// Type: table `[upstream.NAME.retry]` or `false`. Default: its defaults.
     #[serde(default)]
     pub retry: TableOrOff<RetryTable>,
-    /// The limits of connections and requests over all workers; requests beyond get 503.
+    /// The limits of requests, connections and response heads.
+    ///
+    /// Type: table `[upstream.NAME.limits]`. Default: its defaults.
     #[serde(default)]
     pub limits: UpstreamLimits,
 }
@@ -273,87 +454,150 @@ pub enum TableOrOff<T> {
     On(T),
 }
 
+/// The health checks of an upstream.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct HealthChecksTable {
-    /// `"http"`, `"tcp"` or `"grpc"`; http if not given.
+    /// The kind of check: a GET request, a connection (with TLS for `https://`), or a call of gRPC's health service,
+    /// which needs `h2c://` or `https://`.
+    ///
+    /// Type: `"http"`, `"tcp"` or `"grpc"`. Default: `"http"`.
     pub kind: Option<Spanned<String>>,
-    /// The path of the GET request; `"/"` if not given.
+    /// The path of the request, for `"http"`.
+    ///
+    /// Type: path of a URI. Default: `"/"`. Example: `"/healthz"`.
     pub path: Option<Spanned<String>>,
-    /// The `Host` of the request; the endpoint's address if not given.
+    /// The `Host` of the request, for `"http"`.
+    ///
+    /// Type: host. Default: the endpoint's address. Example: `"app.internal"`.
     pub host: Option<Spanned<String>>,
-    /// The good ones: codes, or classes as `"2xx"`; `["2xx", "3xx"]` if not given.
+    /// The statuses of a healthy endpoint, for `"http"`.
+    ///
+    /// Type: list of statuses. Default: `["2xx", "3xx"]`.
     pub statuses: Option<Spanned<Vec<Spanned<StatusWord>>>>,
-    /// A text that has to be in the answer.
+    /// A text that the first 64 KiB of the body must contain, for `"http"`.
+    ///
+    /// Type: text. Default: any body. Example: `"ready"`.
     pub content: Option<Spanned<String>>,
-    /// Which service gRPC is asked about; the server as a whole if not given.
+    /// The service whose health is asked for, for `"grpc"`.
+    ///
+    /// Type: text. Default: the server as a whole. Example: `"shop.Cart"`.
     pub service: Option<Spanned<String>>,
-    /// Between two checks of an endpoint, a tenth more or less; `"5s"` if not given.
+    /// The time between two checks of an endpoint, a tenth more or less.
+    ///
+    /// Type: duration. Default: `"5s"`.
     pub interval: Option<Spanned<String>>,
-    /// For all of a check; `"2s"` if not given.
+    /// The time for one check, after which it has failed.
+    ///
+    /// Type: duration. Default: `"2s"`.
     pub timeout: Option<Spanned<String>>,
-    /// Checks in a row that bring an endpoint back; 2 if not given.
+    /// The passed checks in a row that make an endpoint healthy, from 1 to 100.
+    ///
+    /// Type: number. Default: `2`.
     pub healthy: Option<Spanned<usize>>,
-    /// Checks in a row that take an endpoint out; 3 if not given.
+    /// The failed checks in a row that make an endpoint unhealthy, from 1 to 100.
+    ///
+    /// Type: number. Default: `3`.
     pub unhealthy: Option<Spanned<usize>>,
 }
 
+/// The rules by which failures of requests eject an endpoint.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct OutliersTable {
-    /// Failures in a row that take an endpoint out; 5 if not given; 0: however many, they don't.
+    /// The failures in a row that eject an endpoint; 0 for any number.
+    ///
+    /// Type: number. Default: `5`.
     pub consecutive: Option<Spanned<usize>>,
-    /// Responses that count as failures: codes, or classes as `"5xx"`; none if not given.
+    /// The statuses of responses that count as failures.
+    ///
+    /// Type: list of statuses. Default: none. Example: `["5xx"]`.
     pub statuses: Vec<Spanned<StatusWord>>,
-    /// Failures among a hundred requests of an interval that take an endpoint out; none if not given.
+    /// The failures per hundred requests of an interval that eject an endpoint, from 1 to 100.
+    ///
+    /// Type: number. Default: no such rule. Example: `50`.
     pub error_rate: Option<Spanned<usize>>,
-    /// The mean latency that takes an endpoint out, in percent of the median of all; none if not given.
+    /// The mean latency in an interval that ejects an endpoint if exceeded, in percent of the median of all endpoints;
+    /// at least 101.
+    ///
+    /// Type: number. Default: no such rule. Example: `300`.
     pub latency: Option<Spanned<usize>>,
-    /// An interval with fewer requests to an endpoint says nothing of it; 20 if not given.
+    /// The least requests to an endpoint in an interval for `error-rate` and `latency` to apply.
+    ///
+    /// Type: number. Default: `20`.
     pub requests: Option<Spanned<usize>>,
-    /// `"10s"` if not given.
+    /// The interval of `error-rate` and `latency`.
+    ///
+    /// Type: duration. Default: `"10s"`.
     pub interval: Option<Spanned<String>>,
-    /// How long an endpoint is out the first time, which then grows by as much; `"10s"` if not given.
+    /// The time of an endpoint's first ejection. Each further ejection in a short while is longer by this time.
+    ///
+    /// Type: duration. Default: `"10s"`.
     pub ejection: Option<Spanned<String>>,
-    /// How long at most; `"5m"` if not given.
+    /// The longest time of an ejection.
+    ///
+    /// Type: duration. Default: `"5m"`, or the value of `ejection` if that is longer.
     pub longest_ejection: Option<Spanned<String>>,
-    /// No more than this many percent of the endpoints are out at a time; 50 if not given.
+    /// The highest percentage of endpoints that are ejected at a time, dead ones not counted; from 0 to 100.
+    ///
+    /// Type: number. Default: `50`.
     pub most: Option<Spanned<usize>>,
 }
 
+/// The rules by which a failed request is sent again.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RetryTable {
-    /// Attempts after the first; 2 if not given.
+    /// The attempts after the first, from 0 to 10.
+    ///
+    /// Type: number. Default: `2`.
     pub retries: Option<Spanned<usize>>,
-    /// After what: `"connect"`, `"reset"`, `"timeout"`, `"malformed"`, codes, or classes as `"5xx"`;
-    /// `["connect", "reset"]` if not given.
+    /// The failures that cause a retry: `"connect"`, `"reset"`, `"timeout"`, `"malformed"`, and statuses from 400.
+    ///
+    /// Type: list of words and statuses. Default: `["connect", "reset"]`. Example: `["connect", "reset", 503]`.
     pub on: Option<Vec<Spanned<StatusWord>>>,
-    /// `"idempotent"` or `"any"`: which requests are repeated that an endpoint may have acted on; idempotent if not
-    /// given.
+    /// The methods of requests that are sent again although an endpoint may have acted on them: idempotent ones, or
+    /// all.
+    ///
+    /// Type: `"idempotent"` or `"any"`. Default: `"idempotent"`.
     pub methods: Option<Spanned<String>>,
-    /// Retries among a hundred requests, beside ten per second and worker; 20 if not given.
+    /// The retries per hundred requests of the last ten seconds, besides ten per second for each worker; from 0 to 100.
+    ///
+    /// Type: number. Default: `20`.
     pub budget: Option<Spanned<usize>>,
-    /// The longest content that is kept to be sent again; `"64 KiB"` if not given.
+    /// The longest request body that is kept to be sent again.
+    ///
+    /// Type: size. Default: `"64 KiB"`.
     pub buffer: Option<Spanned<String>>,
 }
 
+/// The limits of an upstream, over all workers.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamLimits {
-    /// Requests in flight; without limit if not given.
+    /// The most requests in flight; beyond it 503.
+    ///
+    /// Type: number. Default: no limit. Example: `1000`.
     pub requests: Option<Spanned<usize>>,
-    /// Connections; without limit if not given.
+    /// The most connections; requests beyond it wait.
+    ///
+    /// Type: number. Default: no limit. Example: `200`.
     pub connections: Option<Spanned<usize>>,
-    /// Requests that wait for a connection; 1,024 if not given.
+    /// The most requests that wait for a connection; beyond it 503. It needs `connections`.
+    ///
+    /// Type: number. Default: `1024`.
     pub pending: Option<Spanned<usize>>,
-    /// Bytes of a response's head; `"32 KiB"` if not given.
+    /// The longest response head, from `1 KiB` to `16 MiB`; beyond it 502.
+    ///
+    /// Type: size. Default: `"32 KiB"`.
     pub response_head: Option<Spanned<String>>,
-    /// Fields of a response's head; 500 if not given.
+    /// The most fields of a response, up to 10,000; beyond it 502.
+    ///
+    /// Type: number. Default: `500`.
     pub response_fields: Option<Spanned<usize>>,
 }
 
-/// A status code, a class of them, or a word.
+/// A status code, a class of status codes, or a word.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "wrong value: expected a status code such as 503, or a class such as \"5xx\"")]
 pub enum StatusWord {
@@ -361,45 +605,74 @@ pub enum StatusWord {
     Word(String),
 }
 
+/// The TLS settings for the endpoints of an upstream.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamTls {
-    /// A PEM file, relative to this one, with the authorities to trust; the system's if not given.
+    /// A PEM file with the authorities that certificates of endpoints are verified by.
+    ///
+    /// Type: path. Default: the system's authorities. Example: `"ca.pem"`.
     pub ca: Option<Spanned<String>>,
-    /// The name that the endpoint's certificate has to bear; the host of its address if not given.
+    /// The name that the certificate of an endpoint must bear.
+    ///
+    /// Type: host. Default: the host of the endpoint's address. Example: `"app.internal"`.
     pub server_name: Option<Spanned<String>>,
-    /// The certificate that the proxy presents to endpoints.
+    /// The certificate that Plugway shows to endpoints.
+    ///
+    /// Type: certificate. Default: none. Example: `{ chain = "cert.pem", key = "key.pem" }`.
     pub certificate: Option<Spanned<Certificate>>,
-    /// Takes any certificate, from whomever: for tests only.
+    /// Whether any certificate of an endpoint is accepted. Use it for tests only.
+    ///
+    /// Type: boolean. Default: `false`.
     pub insecure_skip_verify: bool,
-    /// Whether HTTP/2 is offered; `true` if not given.
+    /// Whether HTTP/2 is offered to endpoints.
+    ///
+    /// Type: boolean. Default: `true`.
     pub http2: Option<bool>,
 }
 
+/// An endpoint of an upstream, or several that a name or a file stands for.
 #[derive(Debug)]
 pub enum Endpoint {
     Address(String),
     Table(Box<EndpointTable>),
 }
 
-/// One of `address`, `dns`, `srv` and `file`.
+/// An endpoint with settings. It has exactly one of `address`, `dns`, `srv` and `file`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EndpointTable {
+    /// An address, as in the list of endpoints.
+    ///
+    /// Type: address or `"unix:/path"`. Default: none. Example: `"127.0.0.1:8000"`.
     pub address: Option<Spanned<String>>,
-    /// A name and a port: all its addresses are endpoints, for as long as their TTL says.
+    /// A name and a port. Each address of the name is an endpoint, and is looked up again when its TTL has passed.
+    ///
+    /// Type: name and port. Default: none. Example: `"app.internal:8000"`.
     pub dns: Option<Spanned<String>>,
-    /// The name of a service, such as `_http._tcp.app.internal`.
+    /// The name of a service. Each target of its SRV records is an endpoint.
+    ///
+    /// Type: name. Default: none. Example: `"_http._tcp.app.internal"`.
     pub srv: Option<Spanned<String>>,
-    /// A file with `endpoints`, relative to this one, read anew when it changes.
+    /// A file with `endpoints`, which is read again when it changes. It takes no other key beside it.
+    ///
+    /// Type: path. Default: none. Example: `"app.toml"`.
     pub file: Option<Spanned<String>>,
-    /// 1 to 65535; 1 if not given.
+    /// The share of requests relative to other endpoints, from 1 to 65535. SRV records have weights of their own.
+    ///
+    /// Type: number. Default: `1`.
     pub weight: Option<Spanned<i64>>,
-    /// 0 is preferred, the next ones are for overflow; 0 if not given.
+    /// The tier, from 0 to 100. Tier 0 is preferred; a higher tier is used when too few endpoints of lower ones are up.
+    ///
+    /// Type: number. Default: `0`.
     pub tier: Option<Spanned<usize>>,
-    /// The zone of the endpoint, for balancers that prefer near ones.
+    /// The zone, for balancers that prefer near endpoints.
+    ///
+    /// Type: text. Default: none. Example: `"b"`.
     pub zone: Option<String>,
-    /// `true`: it gets nothing new.
+    /// Whether the endpoint gets no new requests.
+    ///
+    /// Type: boolean. Default: `false`.
     pub draining: bool,
 }
 
@@ -433,42 +706,68 @@ impl Endpoint {
     }
 }
 
+/// The conditions of a route, the upstream, and the chain.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RouteTable {
-    /// The name in logs and figures; made from host and path if not given.
+    /// The name in logs and metrics.
+    ///
+    /// Type: text. Default: the first host, or `*`, and the path. Example: `"api"`.
     pub name: Option<String>,
-    /// `example.org`, `*.example.org`; any if not given.
+    /// The hosts, without a port and in any spelling. `*.example.org` matches any name below, at any depth.
+    ///
+    /// Type: list of hosts. Default: any host. Example: `["example.org", "*.example.org", "[::1]"]`.
     #[serde(default)]
     pub hosts: Vec<Spanned<String>>,
-    /// `"/api"` stands for this path and all below it; `{ exact = "/x" }` and `{ regex = "^/x[0-9]" }` for others.
+    /// The path. A text matches this path and all paths below it, on segment boundaries. A table matches in one other
+    /// way.
+    ///
+    /// Type: path of a URI, or table. Default: any path. Example: `"/api"`, `{ exact = "/x" }`, `{ regex = "^/x[0-9]"
+    /// }`.
     pub path: Option<Spanned<Path>>,
-    /// One of these methods.
+    /// The methods; the request has one of them.
+    ///
+    /// Type: list of methods. Default: any method. Example: `["GET", "HEAD"]`.
     #[serde(default)]
     pub methods: Vec<Spanned<String>>,
-    /// All of these fields with these values; `"*"` for any value.
+    /// The fields; the request has all of them, each with this value. `"*"` is any value.
+    ///
+    /// Type: table of texts. Default: none. Example: `{ X-Version = "2", X-Debug = "*" }`.
     #[serde(default)]
     pub fields: BTreeMap<Spanned<String>, String>,
-    /// All of these query parameters with these values; `"*"` for any value.
+    /// The query parameters; the request has all of them, each with this value. `"*"` is any value.
+    ///
+    /// Type: table of texts. Default: none. Example: `{ page = "1", preview = "*" }`.
     #[serde(default)]
     pub query: BTreeMap<Spanned<String>, String>,
-    /// The name of the upstream.
+    /// The name of the upstream that requests are sent to.
+    ///
+    /// Type: text. Required. Example: `"app"`.
     pub upstream: Spanned<String>,
-    /// The largest content of a request; `"1 GiB"` if not given. It is never held whole, so this protects the upstream.
+    /// The longest request body; beyond it 413. Bodies are streamed, so this protects the endpoint, not Plugway.
+    ///
+    /// Type: size. Default: `"1 GiB"`.
     pub max_body: Option<Spanned<String>>,
-    /// For the whole exchange, from its head to the last byte of the response; without limit if not given.
+    /// The time for the whole exchange, from the request head to the last byte of the response; beyond it 504.
+    ///
+    /// Type: duration. Default: no limit. Example: `"30s"`.
     pub timeout: Option<Spanned<String>>,
-    /// The plugins that requests pass, in order.
+    /// The chain, outermost plugin first: names of configured or stock plugins, or tables as `[plugin.NAME]`.
+    ///
+    /// Type: list of plugins. Default: none. Example: `["guard", { use = "headers", config = { response = { remove =
+    /// ["Server"] } } }]`.
     #[serde(default)]
     pub plugins: Vec<Spanned<PluginRef>>,
 }
 
+/// The path of a route.
 #[derive(Debug)]
 pub enum Path {
     Below(String),
     Other(OtherPath),
 }
 
+/// The path of a route that is written as a table.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "PathTable")]
 pub enum OtherPath {
@@ -477,11 +776,21 @@ pub enum OtherPath {
     Regex(String),
 }
 
+/// The ways to match a path. A table has exactly one of them.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct PathTable {
+    /// Matches this path only.
+    ///
+    /// Type: path of a URI. Default: none. Example: `"/x"`.
     exact: Option<String>,
+    /// Matches this path and all paths below it, on segment boundaries, as a text does.
+    ///
+    /// Type: path of a URI. Default: none. Example: `"/static/"`.
     prefix: Option<String>,
+    /// Matches paths in which the regular expression is found. `^` and `$` are the beginning and the end of the path.
+    ///
+    /// Type: regular expression. Default: none. Example: `"^/users/[0-9]+$"`.
     regex: Option<String>,
 }
 
@@ -500,41 +809,66 @@ impl TryFrom<PathTable> for OtherPath {
     }
 }
 
+/// A mention of a plugin: its name, or its table in this place.
 #[derive(Debug)]
 pub enum PluginRef {
     Name(String),
     Inline(Box<PluginTable>),
 }
 
+/// A plugin with its configuration.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PluginTable {
-    /// A stock plugin, or a `.wasm` file, relative to this file.
+    /// The stock plugin `headers`, `cache` or `balance`, or a `.wasm` file.
+    ///
+    /// Type: name or path. Required. Example: `"headers"`, `"./guard.wasm"`.
     pub r#use: Spanned<String>,
-    /// The configuration of the plugin, by its own schema.
+    /// The configuration, by the plugin's own schema, which `plugway inspect` shows.
+    ///
+    /// Type: table. Default: `{}`.
     pub config: Option<toml::Table>,
-    /// The limits of an instance.
+    /// The limits of the plugin.
+    ///
+    /// Type: table `[plugin.NAME.limits]`. Default: its defaults.
     #[serde(default)]
     pub limits: PluginLimitsTable,
-    /// `"fail"`, `"skip"`, or a status code.
+    /// The effect of a failed call: `"fail"` answers with 502, `"skip"` continues without the plugin, a status from 200
+    /// to 599 is the answer.
+    ///
+    /// Type: `"fail"`, `"skip"` or status code. Default: `"fail"`. Example: `503`.
     pub on_error: Option<Spanned<OnErrorValue>>,
-    /// `"worker"` (an instance serves one request after the other) or `"request"` (each gets a fresh one).
+    /// The life of an instance: with `"worker"`, it serves the calls of its worker one after the other; with
+    /// `"request"`, each call gets a fresh instance, at the cost of about 35 µs.
+    ///
+    /// Type: `"worker"` or `"request"`. Default: `"worker"`.
     pub isolation: Option<Spanned<String>>,
 }
 
+/// The limits of a configured plugin.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PluginLimitsTable {
-    /// `"16 MiB"` if not given.
+    /// The linear memory of an instance, from `64 KiB` to `256 MiB`.
+    ///
+    /// Type: size. Default: `"16 MiB"`.
     pub memory: Option<Spanned<String>>,
-    /// CPU time per call; `"50ms"` if not given.
+    /// The CPU time of a call.
+    ///
+    /// Type: duration. Default: `"50ms"`.
     pub cpu: Option<Spanned<String>>,
-    /// Percent of a worker's time, 1 to 100; 50 if not given, and 100 is no limit.
+    /// The percentage of each worker's time that calls may take, from 1 to 100; 100 is no limit.
+    ///
+    /// Type: number. Default: `50`.
     pub share: Option<Spanned<usize>>,
-    /// Bodies at a time, over all workers; 256 if not given.
+    /// The most bodies that pass through the plugin at a time, over all workers, from 1 to 4096. The plugin has places
+    /// for 32 of them, whatever others do; more take places that are free.
+    ///
+    /// Type: number. Default: `256`.
     pub bodies: Option<Spanned<usize>>,
 }
 
+/// The effect of a failed call as the manifest writes it.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "wrong value: expected \"fail\", \"skip\" or a status code such as 503")]
 pub enum OnErrorValue {
