@@ -9,6 +9,8 @@ use toml::Spanned;
 use super::Assembly;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{Manifest, PluginRef, PluginTable, TableOrOff, UpstreamTable};
+use crate::generation::error_pages;
+use crate::plugin::settings::OnError;
 
 type Files = [(Arc<Source>, Manifest)];
 
@@ -20,6 +22,7 @@ impl Assembly<'_> {
         }
         warn_of_plugins(files);
         warn_of_upstreams(files);
+        self.warn_of_pages(files);
         for (source, upstream) in
             files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)))
         {
@@ -33,6 +36,27 @@ impl Assembly<'_> {
                     &cache.span(),
                     "`[cache]`: no route has a plugin that caches; add `plugins = [\"cache\"]` to one",
                 );
+            }
+        }
+    }
+
+    /// Warns of error pages for status codes with which the proxy never responds.
+    fn warn_of_pages(&self, files: &Files) {
+        let is_named = |code: u16| {
+            let mut named = self.bindings.iter().map(|configured| configured.on_error);
+            named.any(|on_error| matches!(on_error, OnError::Respond(status) if status.as_u16() == code))
+        };
+        for (source, codes) in
+            files.iter().flat_map(|(source, file)| file.error_page.keys().map(move |codes| (source, codes)))
+        {
+            // A class has codes that occur.
+            let code = codes.get_ref().parse().ok().filter(|code| !error_pages::occurs(*code) && !is_named(*code));
+            if let Some(code) = code {
+                let part = format!(
+                    "`{code}` of `[error-page]`: the proxy never responds with {code}, and the pages of an origin or a plugin \
+                     pass as they are; remove it"
+                );
+                warn(source, &codes.span(), &part);
             }
         }
     }
