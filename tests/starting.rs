@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use crate::support::{PATIENCE, Proxy, echo, manifest, outcome, plugway};
@@ -36,7 +36,7 @@ fn signals_are_handled_before_anything_else_begins() {
             assert!(began.elapsed() < PATIENCE && child.try_wait().unwrap().is_none());
         }
         assert_eq!(status(&child, "Threads:"), "1", "{signal} has a handler before any thread begins");
-        let sent = std::process::Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
+        let sent = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
         assert!(sent.unwrap().success());
         while status(&child, "Threads:").parse::<u32>().is_ok_and(|threads| threads < 4) {
             assert!(began.elapsed() < PATIENCE);
@@ -53,7 +53,7 @@ fn refused(folder: &Path, address: &str) -> String {
     std::fs::write(&path, manifest(&echo(), "", "").replace("127.0.0.1:0", address)).unwrap();
     let (code, error) = outcome(plugway().arg("run").arg(&path));
     assert_eq!(code, Some(1), "{error}");
-    assert!(error.contains(&format!("can't listen at {address}: ")) || error.contains("plugway.toml:"), "{error}");
+    assert!(error.contains("plugway.toml:3:11\n"), "{error}");
     error
 }
 
@@ -102,32 +102,79 @@ fn a_stale_socket_is_no_obstacle_and_a_reload_says_what_is() {
 }
 
 #[test]
+fn all_addresses_that_cannot_be_bound_are_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let more = format!("[[listener]]\naddress = \"{}\"\n[[listener]]", taken.local_addr().unwrap());
+    let text = manifest(&echo(), "", "").replace("127.0.0.1:0", "192.0.2.1:8080").replace("[[listener]]", &more);
+    std::fs::write(&path, text).unwrap();
+    let (code, error) = outcome(plugway().arg("run").arg(&path));
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("plugway.toml:3:11\n") && error.contains("is in use"), "{error}");
+    assert!(error.contains("plugway.toml:5:11\n") && error.contains("this machine has no address"), "{error}");
+}
+
+#[test]
+fn an_admin_port_in_use_is_told_with_its_place() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let admin = |address: &str| manifest(&echo(), "", &format!("[admin]\naddress = \"{address}\"\n"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, admin(&format!("127.0.0.1:{port}"))).unwrap();
+    let (code, error) = outcome(plugway().arg("run").arg(&path));
+    let wanted =
+        format!("error: cannot listen at 127.0.0.1:{port} for the admin listener: port {port} is in use: stop");
+    assert!(code == Some(1) && error.contains(&wanted) && error.contains("or to \"off\""), "{error}");
+    assert!(error.contains("plugway.toml:10:11\n"), "{error}");
+
+    let proxy = Proxy::start(&admin("127.0.0.1:0"));
+    proxy.reload(&admin(&format!("127.0.0.1:{port}")));
+    proxy.wait_log("not reloaded");
+    proxy.wait_log("for the admin listener: port");
+    assert!(proxy.wait_log("--> ").contains("plugway.toml:10:11"));
+    assert_eq!(proxy.get("/", "").status(), 200);
+}
+
+/// The id of a user without rights, `nobody`.
+const NOBODY: u32 = 65534;
+
+/// Returns a folder that every user may read.
+fn open_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// Returns the program, run by `nobody` without the capabilities of root; its compiled plugins are in a folder of its own.
+fn as_nobody(cache: &Path) -> Command {
+    std::os::unix::fs::chown(cache, Some(NOBODY), Some(NOBODY)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]);
+    command.arg(env!("CARGO_BIN_EXE_plugway")).env("XDG_CACHE_HOME", cache).env_remove("HOME");
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+#[test]
 fn what_a_user_may_not_bind_is_told_with_a_remedy() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let (folder, cache) = (open_folder(), tempfile::tempdir().unwrap());
     let path = folder.path().join("plugway.toml");
     for (address, what) in [
         ("127.0.0.1:81".to_string(), "port 81 needs a privilege: add `AmbientCapabilities=CAP_NET_BIND_SERVICE`"),
         (format!("unix:{}/a.sock", folder.path().display()), "may not create files in"),
     ] {
         std::fs::write(&path, manifest(&echo(), "", "").replace("127.0.0.1:0", &address)).unwrap();
-        // Without the capabilities of root, and as another user.
-        let mut command = std::process::Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]);
-        command
-            .arg(env!("CARGO_BIN_EXE_plugway"))
-            .arg("run")
-            .arg(&path)
-            .env_remove("XDG_CACHE_HOME")
-            .env_remove("HOME");
         let lowest = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
         if address.contains(":81") && lowest.trim().parse::<u16>().is_ok_and(|lowest| lowest <= 81) {
             continue;
         }
-        let (code, error) = outcome(&mut command);
+        let (code, error) = outcome(as_nobody(cache.path()).arg("run").arg(&path));
         assert!(code == Some(1) && error.contains(what), "{code:?}: {error}");
+        assert!(error.contains("plugway.toml:3:11\n"), "{error}");
     }
 }

@@ -1,15 +1,48 @@
 //! Addresses to listen at, compared by what they mean: one address may be spelt in several ways.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
+use crate::config::diagnostic::{Diagnostics, Source};
 use crate::system::bind_error::LONGEST_PATH;
+
+/// An address of a listener, as the manifest has it.
+#[derive(Clone, Debug)]
+pub struct ListenerAddress {
+    /// The address as it is written.
+    pub text: Arc<str>,
+    /// Whether the listener speaks TLS.
+    pub is_tls: bool,
+    /// The place of the address in the manifest.
+    pub place: ManifestPlace,
+}
+
+/// A place in a manifest, for errors that are found after its assembly.
+#[derive(Clone, Debug)]
+pub struct ManifestPlace {
+    pub(super) source: Arc<Source>,
+    pub(super) span: Range<usize>,
+}
 
 /// An address that a socket is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
+}
+
+impl ManifestPlace {
+    /// Returns an error at this place; without the place if the manifest is no file, as on a command line.
+    pub fn error(&self, message: &str) -> String {
+        if !self.source.is_file {
+            return message.into();
+        }
+        let mut problems = Diagnostics::default();
+        problems.at(&self.source, self.span.clone(), message);
+        problems.to_string()
+    }
 }
 
 impl Address {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use toml::Spanned;
 
-use super::addresses::Address;
+use super::addresses::{Address, ManifestPlace};
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{AdminTable, Manifest};
@@ -149,10 +149,16 @@ impl Assembly<'_> {
     }
 }
 
-/// Reads a token from a file, which users besides its owner and group must not be able to read.
-fn read_token(path: &Path) -> Result<AdminToken, TokenError> {
+/// Returns the place of the admin listener's address; `None` if the manifest has none.
+pub(super) fn place(files: &[(Arc<Source>, Manifest)]) -> Option<ManifestPlace> {
+    let (source, admin) = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?)))?;
+    Some(ManifestPlace { source: source.clone(), span: admin.address.as_ref()?.span() })
+}
+
     // Opening a FIFO would wait for its writer.
     let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+/// Reads a token from a file, which users besides its owner and group must not be able to read.
+fn read_token(path: &Path) -> Result<AdminToken, TokenError> {
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(TokenError::NotAFile);
