@@ -315,8 +315,11 @@ impl Assembly<'_> {
         let made = tls::server::server(&wanted, &self.assembly.tickets);
         let mistakes = match made {
             Ok(config) => {
-                self.certificates
-                    .extend(wanted.certificates.iter().filter_map(|files| DatedCertificate::read(&files.chain)));
+                let named = wanted.certificates.iter().zip(&tls.certificates);
+                let dated = named.filter_map(|(files, named)| {
+                    DatedCertificate::read(&files.chain, source.place(&named.get_ref().chain.span()))
+                });
+                self.certificates.extend(dated);
                 return Some(TlsAcceptor::from(config));
             }
             Err(mistakes) => mistakes,
