@@ -42,9 +42,11 @@ pub struct AdminToken(blake3::Hash);
 /// A token file that can't be used; the text names the remedy.
 #[derive(Debug, thiserror::Error)]
 enum TokenError {
-    #[error("can't be read: {0}")]
+    #[error("can't be read: {0}; expected a file that the user who runs plugway may read")]
     Unreadable(#[from] std::io::Error),
-    #[error("is not a regular file")]
+    #[error(
+        "is not a regular file; name a file, such as one made by `(umask 077; openssl rand -hex 32 > admin.token)`"
+    )]
     NotAFile,
     #[error("can be read by every user of this machine; run `chmod 600` on it")]
     Exposed,
@@ -155,10 +157,10 @@ pub(super) fn place(files: &[(Arc<Source>, Manifest)]) -> Option<ManifestPlace> 
     Some(ManifestPlace { source: source.clone(), span: admin.address.as_ref()?.span() })
 }
 
-    // Opening a FIFO would wait for its writer.
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
 /// Reads a token from a file, which users besides its owner and group must not be able to read.
 fn read_token(path: &Path) -> Result<AdminToken, TokenError> {
+    // Opening a FIFO would wait for its writer.
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(TokenError::NotAFile);

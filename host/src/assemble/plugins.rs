@@ -17,6 +17,7 @@ use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{MOST_BODIES, MOST_MEMORY, Plugin};
 use crate::plugin::settings::ConfigErrors;
 use crate::plugin::settings::{Isolation, OnError, PluginLimits};
+use crate::system::files;
 
 /// Children that are kept while a manifest is assembled: routes often use a few components in turns, each with many
 /// configurations.
@@ -430,18 +431,16 @@ fn component(source: &Source, name: &str) -> Result<Component, String> {
             stock.join(", ")
         ));
     }
-    let path = beside(source, name);
-    Component::open(&path).map_err(|error| {
-        let path = path.display();
+    let file = beside(source, name);
+    Component::open(&file).map_err(|error| {
+        let path = file.display();
         match error.kind() {
             std::io::ErrorKind::NotFound => {
                 format!(
                     "no such plugin file: `{path}`; build it, or correct the path, which is relative to the manifest"
                 )
             }
-            std::io::ErrorKind::PermissionDenied => {
-                format!("no permission to read the plugin `{path}`: allow it to the user that runs plugway")
-            }
+            std::io::ErrorKind::PermissionDenied => files::no_permission(&file),
             _ => format!("cannot read the plugin `{path}`: {error}; expected a component, built for wasm32-wasip2"),
         }
     })

@@ -183,23 +183,29 @@ impl Assembly<'_> {
             AccessLogFormat::Off => return None,
         };
         let file = wanted.get_ref().file.as_ref();
-        let target = file.map_or(LogTarget::Stdout, |file| LogTarget::File(beside(source, file)));
+        let path = file.map(|file| beside(source, file.get_ref()));
+        let target = path.clone().map_or(LogTarget::Stdout, LogTarget::File);
         let wanted_log = (format, target);
         if let Some((known, log)) = &self.assembly.log
             && *known == wanted_log
         {
             return Some(log.clone());
         }
-        match AccessLog::start(wanted_log.0, wanted_log.1.clone()) {
-            Ok(log) => {
+        let opened = match self.assembly.is_check {
+            true => AccessLog::check(&wanted_log.1).map(|()| None),
+            false => AccessLog::start(wanted_log.0, wanted_log.1.clone()).map(Some),
+        };
+        match opened {
+            Ok(None) => None,
+            Ok(Some(log)) => {
                 self.assembly.log = Some((wanted_log, log.clone()));
                 Some(log)
             }
             Err(error) => {
-                self.problems.at(source, head_of(&wanted.span()), format!(
-                    "cannot open the access log {:?}: {error}; name a file in a folder that the user who runs plugway may write to",
-                    file.map_or("-", String::as_str)
-                ));
+                let shown = file.map_or("-", |file| file.get_ref().as_str());
+                let reason = path.map_or_else(|| error.to_string(), |path| files::unwritable(&path, &error));
+                let place = file.map_or_else(|| head_of(&wanted.span()), Spanned::span);
+                self.problems.at(source, place, format!("cannot open the access log `{shown}`: {reason}"));
                 None
             }
         }
@@ -224,10 +230,7 @@ impl Assembly<'_> {
             let path = beside(source, file.get_ref());
             match files::read_text(&path, files::PAGE) {
                 Ok(page) => pages.add(range, &page),
-                Err(error) => {
-                    let message = format!("cannot read the error page `{}`: {error}", path.display());
-                    self.problems.at(source, file.span(), message);
-                }
+                Err(error) => self.problems.at(source, file.span(), files::unreadable(&path, &error)),
             }
         }
         pages

@@ -110,7 +110,7 @@ pub struct AccessLogTable {
     /// `"combined"`, `"json"` or `"off"`; off if the table is not there.
     pub format: AccessLogFormat,
     /// A file, relative to this one, opened anew on SIGUSR1; standard output if not given.
-    pub file: Option<String>,
+    pub file: Option<Spanned<String>>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
