@@ -370,3 +370,21 @@ fn a_manifest_that_cannot_be_read_is_told_and_the_old_one_serves() {
     proxy.wait_log("it is a folder; expected a file");
     assert_eq!(proxy.get("/", "").status(), 200);
 }
+
+#[test]
+fn a_folder_of_compiled_code_that_is_not_ours_is_warned_of() {
+    let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (path, code) = (folder.path().join("plugway.toml"), cache.path().join("plugway"));
+    std::fs::write(&path, manifest(&echo(), "", "")).unwrap();
+    std::fs::create_dir(&code).unwrap();
+    let warned = |what: &str| {
+        let (code, said) = outcome(plugway().arg("check").arg(&path).env("XDG_CACHE_HOME", cache.path()));
+        assert!(code == Some(0) && said.contains(what) && said.contains("remedy="), "{said}");
+    };
+    std::fs::set_permissions(&code, PermissionsExt::from_mode(0o777)).unwrap();
+    warned("can be written by others; run `chmod 700` on it");
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&code, Some(NOBODY), None).unwrap();
+        warned("belongs to another user; run `chown` on it");
+    }
+}
