@@ -90,3 +90,25 @@ fn an_error_page_that_is_never_shown_is_warned_of() {
     let named = "[plugin.p]\nuse = \"headers\"\non-error = 403\n[[route]]\npath = \"/p\"\nupstream = \"app\"\nplugins = [\"p\"]";
     assert_eq!(check("403 = \"page.html\"", named), "");
 }
+
+#[test]
+fn an_endpoint_that_is_a_listener_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |listener: &str, endpoint: &str| {
+        let text = manifest(endpoint, "", "").replace("127.0.0.1:0", listener);
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        let (code, said) = check(folder.path(), "plugway.toml");
+        assert_eq!(code, Some(0), "{said}");
+        said
+    };
+    for (listener, endpoint) in [
+        ("127.0.0.1:8080", "127.0.0.1:8080"),
+        ("0.0.0.0:8080", "h2c://127.0.0.1:8080"),
+        ("[::1]:8080", "[0:0::1]:8080"),
+        ("unix:/tmp/plugway.sock", "unix:/tmp/./plugway.sock"),
+    ] {
+        let said = check(listener, endpoint);
+        assert!(said.contains("plugway.toml:5") && said.contains("endpoint is a listener of this proxy"), "{said}");
+    }
+    assert_eq!(check("0.0.0.0:8080", "192.0.2.1:8080"), "");
+}

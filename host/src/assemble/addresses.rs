@@ -80,6 +80,18 @@ impl Address {
         Ok(Address::Unix(plain))
     }
 
+    /// Whether a connection to an address of an endpoint arrives at this listener, as far as the addresses tell.
+    pub fn accepts(&self, endpoint: &Address) -> bool {
+        match (self, endpoint) {
+            (Address::Tcp(listener), Address::Tcp(endpoint)) => {
+                let is_here =
+                    listener.ip() == endpoint.ip() || listener.ip().is_unspecified() && endpoint.ip().is_loopback();
+                is_here && listener.port() == endpoint.port() && listener.is_ipv4() == endpoint.is_ipv4()
+            }
+            _ => self == endpoint,
+        }
+    }
+
     /// Whether a socket at this address takes what another one at that address is to get, on whichever address comes in.
     pub fn overlaps(&self, other: &Address) -> bool {
         match (self, other) {
@@ -122,6 +134,9 @@ mod tests {
         assert!(parsed("0.0.0.0:80").overlaps(&parsed("127.0.0.1:80")));
         assert!(!parsed("[::]:80").overlaps(&parsed("127.0.0.1:80")));
         assert!(!parsed("127.0.0.1:0").overlaps(&parsed("127.0.0.1:0")));
+        assert!(parsed("0.0.0.0:80").accepts(&parsed("127.0.0.1:80")));
+        assert!(!parsed("0.0.0.0:80").accepts(&parsed("192.0.2.1:80")));
+        assert!(!parsed("0.0.0.0:80").accepts(&parsed("127.0.0.1:81")));
     }
 
     #[test]

@@ -424,6 +424,14 @@ impl Endpoint {
         }
     }
 
+    /// Returns the address of the endpoint, with its scheme; `None` for a name that is looked up and for a file.
+    pub fn address(&self) -> Option<&str> {
+        match self {
+            Endpoint::Address(address) => Some(address),
+            Endpoint::Table(table) => table.address.as_ref().map(|address| address.get_ref().as_str()),
+        }
+    }
+
     /// The file that it stands for.
     pub fn file(&self) -> Option<&Spanned<String>> {
         match self {
