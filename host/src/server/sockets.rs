@@ -59,7 +59,7 @@ impl ListeningSockets {
             match unused.and_then(|()| NewSocket::bind(&address.text, address.is_tls, self.workers.len())) {
                 Ok(socket) => new.push(socket),
                 Err(error) => {
-                    let message = format!("can't listen at {}: {error:#}", address.text);
+                    let message = format!("can't listen at {}: {error}", address.text);
                     errors.push(address.place.error(&message));
                 }
             }

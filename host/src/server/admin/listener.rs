@@ -179,7 +179,7 @@ impl OpenPlace {
             Ok(bound) => Some(bound),
             Err(error) if need == AdminNeed::Required => {
                 let remedy = "or set `address` in [admin] to another one, or to \"off\"";
-                return Err(anyhow::anyhow!("cannot listen at {place} for the admin listener: {error:#}; {remedy}"));
+                return Err(anyhow::anyhow!("cannot listen at {place} for the admin listener: {error}; {remedy}"));
             }
             Err(error) => {
                 warn!(address = %place, error = format!("{error:#}"), remedy = place.remedy(), "no admin listener");
