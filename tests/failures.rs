@@ -493,6 +493,7 @@ fn a_failing_reload_and_a_name_that_is_unknown_are_said() {
     );
     let line = unknown.wait_log("can't be looked up");
     assert!(line.contains("ERROR") && line.contains("nowhere.invalid"), "{line}");
+    assert!(line.contains("upstream=\"app\"") && line.contains("correct the name in `endpoints`"), "{line}");
     assert_eq!(unknown.get("/", "").status(), 503);
     warned(&unknown, "exchange failed", &["kind=\"destination_unavailable\""]);
 }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::plugway;
+use crate::support::{manifest, plugway};
 
 /// Returns the output of `plugway check` for a manifest in a folder, with its exit code.
 fn check(folder: &Path, manifest: &str) -> (Option<i32>, String) {
@@ -66,4 +66,49 @@ fn a_missing_manifest_is_named() {
     let (code, error) = check(Path::new("/"), "nowhere/plugway.toml");
     assert_eq!(code, Some(1));
     assert!(error.contains("nowhere/plugway.toml") && error.contains("no manifest: there is no file"), "{error}");
+}
+
+/// Such a page is no mistake, and shows that its author expects something else of it.
+#[test]
+fn an_error_page_that_is_never_shown_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("page.html"), "{status}").unwrap();
+    let check = |pages: &str, more: &str| {
+        let text = manifest("127.0.0.1:1", "", &format!("[error-page]\n{pages}\n{more}"));
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        let (code, said) = check(folder.path(), "plugway.toml");
+        assert_eq!(code, Some(0), "{said}");
+        said
+    };
+    let shown = [400, 404, 408, 413, 414, 429, 431, 500, 501, 502, 503, 504, 505];
+    let pages = shown.map(|code| format!("{code} = \"page.html\"\n")).concat() + "\"4xx\" = \"page.html\"\n";
+    assert_eq!(check(&pages, ""), "");
+    let said = check("404 = \"page.html\"\n403 = \"page.html\"", "");
+    let wanted = "part of the manifest without effect";
+    assert_eq!(said.matches(wanted).count(), 1, "{said}");
+    assert!(said.contains("plugway.toml:11") && said.contains("`403` of `[error-page]`"), "{said}");
+    let named = "[plugin.p]\nuse = \"headers\"\non-error = 403\n[[route]]\npath = \"/p\"\nupstream = \"app\"\nplugins = [\"p\"]";
+    assert_eq!(check("403 = \"page.html\"", named), "");
+}
+
+#[test]
+fn an_endpoint_that_is_a_listener_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |listener: &str, endpoint: &str| {
+        let text = manifest(endpoint, "", "").replace("127.0.0.1:0", listener);
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        let (code, said) = check(folder.path(), "plugway.toml");
+        assert_eq!(code, Some(0), "{said}");
+        said
+    };
+    for (listener, endpoint) in [
+        ("127.0.0.1:8080", "127.0.0.1:8080"),
+        ("0.0.0.0:8080", "h2c://127.0.0.1:8080"),
+        ("[::1]:8080", "[0:0::1]:8080"),
+        ("unix:/tmp/plugway.sock", "unix:/tmp/./plugway.sock"),
+    ] {
+        let said = check(listener, endpoint);
+        assert!(said.contains("plugway.toml:5") && said.contains("endpoint is a listener of this proxy"), "{said}");
+    }
+    assert_eq!(check("0.0.0.0:8080", "192.0.2.1:8080"), "");
 }

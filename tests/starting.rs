@@ -1,10 +1,11 @@
-//! The start of the process: signals that arrive before it serves, and addresses that it can't bind.
+//! The start of the process: signals that arrive before it serves, addresses that it can't bind, and files that it can't
+//! read or write. Each mistake has a message with its place and a remedy, and a reload that meets it changes nothing.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use crate::support::{PATIENCE, Proxy, echo, manifest, outcome, plugway};
@@ -36,7 +37,7 @@ fn signals_are_handled_before_anything_else_begins() {
             assert!(began.elapsed() < PATIENCE && child.try_wait().unwrap().is_none());
         }
         assert_eq!(status(&child, "Threads:"), "1", "{signal} has a handler before any thread begins");
-        let sent = std::process::Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
+        let sent = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
         assert!(sent.unwrap().success());
         while status(&child, "Threads:").parse::<u32>().is_ok_and(|threads| threads < 4) {
             assert!(began.elapsed() < PATIENCE);
@@ -53,7 +54,7 @@ fn refused(folder: &Path, address: &str) -> String {
     std::fs::write(&path, manifest(&echo(), "", "").replace("127.0.0.1:0", address)).unwrap();
     let (code, error) = outcome(plugway().arg("run").arg(&path));
     assert_eq!(code, Some(1), "{error}");
-    assert!(error.contains(&format!("can't listen at {address}: ")) || error.contains("plugway.toml:"), "{error}");
+    assert!(error.contains("plugway.toml:3:11\n"), "{error}");
     error
 }
 
@@ -102,32 +103,288 @@ fn a_stale_socket_is_no_obstacle_and_a_reload_says_what_is() {
 }
 
 #[test]
+fn all_addresses_that_cannot_be_bound_are_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let more = format!("[[listener]]\naddress = \"{}\"\n[[listener]]", taken.local_addr().unwrap());
+    let text = manifest(&echo(), "", "").replace("127.0.0.1:0", "192.0.2.1:8080").replace("[[listener]]", &more);
+    std::fs::write(&path, text).unwrap();
+    let (code, error) = outcome(plugway().arg("run").arg(&path));
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("plugway.toml:3:11\n") && error.contains("is in use"), "{error}");
+    assert!(error.contains("plugway.toml:5:11\n") && error.contains("this machine has no address"), "{error}");
+}
+
+#[test]
+fn an_admin_port_in_use_is_told_with_its_place() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let admin = |address: &str| manifest(&echo(), "", &format!("[admin]\naddress = \"{address}\"\n"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, admin(&format!("127.0.0.1:{port}"))).unwrap();
+    let (code, error) = outcome(plugway().arg("run").arg(&path));
+    let wanted =
+        format!("error: cannot listen at 127.0.0.1:{port} for the admin listener: port {port} is in use: stop");
+    assert!(code == Some(1) && error.contains(&wanted) && error.contains("or to \"off\""), "{error}");
+    assert!(error.contains("plugway.toml:10:11\n"), "{error}");
+
+    let proxy = Proxy::start(&admin("127.0.0.1:0"));
+    proxy.reload(&admin(&format!("127.0.0.1:{port}")));
+    proxy.wait_log("not reloaded");
+    proxy.wait_log("for the admin listener: port");
+    assert!(proxy.wait_log("--> ").contains("plugway.toml:10:11"));
+    assert_eq!(proxy.get("/", "").status(), 200);
+}
+
+/// The id of a user without rights, `nobody`.
+const NOBODY: u32 = 65534;
+
+/// Returns a folder that every user may read.
+fn open_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// Returns the program, run by `nobody` without the capabilities of root; its compiled plugins are in a folder of its own.
+fn as_nobody(cache: &Path) -> Command {
+    std::os::unix::fs::chown(cache, Some(NOBODY), Some(NOBODY)).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]);
+    command.arg(env!("CARGO_BIN_EXE_plugway")).env("XDG_CACHE_HOME", cache).env_remove("HOME");
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+#[test]
 fn what_a_user_may_not_bind_is_told_with_a_remedy() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let (folder, cache) = (open_folder(), tempfile::tempdir().unwrap());
     let path = folder.path().join("plugway.toml");
     for (address, what) in [
         ("127.0.0.1:81".to_string(), "port 81 needs a privilege: add `AmbientCapabilities=CAP_NET_BIND_SERVICE`"),
         (format!("unix:{}/a.sock", folder.path().display()), "may not create files in"),
     ] {
         std::fs::write(&path, manifest(&echo(), "", "").replace("127.0.0.1:0", &address)).unwrap();
-        // Without the capabilities of root, and as another user.
-        let mut command = std::process::Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]);
-        command
-            .arg(env!("CARGO_BIN_EXE_plugway"))
-            .arg("run")
-            .arg(&path)
-            .env_remove("XDG_CACHE_HOME")
-            .env_remove("HOME");
         let lowest = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
         if address.contains(":81") && lowest.trim().parse::<u16>().is_ok_and(|lowest| lowest <= 81) {
             continue;
         }
-        let (code, error) = outcome(&mut command);
+        let (code, error) = outcome(as_nobody(cache.path()).arg("run").arg(&path));
         assert!(code == Some(1) && error.contains(what), "{code:?}: {error}");
+        assert!(error.contains("plugway.toml:3:11\n"), "{error}");
+    }
+}
+
+// === Files ===
+
+/// A mistake of a manifest: what stands at the end of the manifest or in its route, and parts of the message.
+struct Mistake {
+    more: String,
+    says: Vec<String>,
+}
+
+impl Mistake {
+    fn new(more: impl Into<String>, says: &[&str]) -> Mistake {
+        Mistake { more: more.into(), says: says.iter().map(|part| part.to_string()).collect() }
+    }
+
+    /// Returns the manifest. The mistake is on line 10.
+    fn manifest(&self, origin: &str) -> String {
+        manifest(origin, "", &format!("# line 9\n{}\n", self.more))
+    }
+
+    fn is_told_by(&self, error: &str) {
+        for part in &self.says {
+            assert!(error.contains(part.as_str()), "no `{part}` for\n{}\nin\n{error}", self.more);
+        }
+    }
+}
+
+/// Checks that `check` and `run` tell mistakes alike, and that a proxy which serves goes on after a reload.
+fn are_told(folder: &Path, command: impl Fn() -> Command, mistakes: &[Mistake]) {
+    let (origin, path) = (echo(), folder.join("plugway.toml"));
+    let proxy = Proxy::start_by(command(), folder, &manifest(&origin, "", ""));
+    for mistake in mistakes {
+        let text = mistake.manifest(&origin);
+        std::fs::write(&path, &text).unwrap();
+        let (checked, said) = outcome(command().arg("check").arg(&path));
+        assert_eq!(checked, Some(1), "accepted:\n{}\n{said}", mistake.more);
+        mistake.is_told_by(&said);
+        assert!(said.contains("plugway.toml:1"), "{said}");
+        let (started, at_start) = outcome(command().arg("run").arg(&path));
+        assert_eq!((started, at_start.lines().last()), (Some(1), said.lines().last()), "{at_start}");
+        mistake.is_told_by(&at_start);
+        proxy.signal("HUP");
+        proxy.wait_log("not reloaded, the old manifest goes on serving");
+        assert_eq!(proxy.get("/", "").status(), 200);
+    }
+}
+
+/// Returns a listener with TLS.
+fn tls(chain: &str, key: &str) -> String {
+    format!("[[listener]]\naddress = \"127.0.0.2:0\"\ntls.certificates = [{{ chain = \"{chain}\", key = \"{key}\" }}]")
+}
+
+/// Makes a certificate with its key in a folder.
+fn certificate(folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    let made = outcome(plugway().args(["cert", "--self-signed", "--out"]).arg(folder));
+    assert_eq!(made.0, Some(0), "{}", made.1);
+}
+
+#[test]
+fn files_that_are_missing_or_folders_are_told_with_a_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    certificate(folder.path());
+    certificate(&folder.path().join("other"));
+    std::fs::create_dir(folder.path().join("folder.wasm")).unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (is_folder, unfit) = ("it is a folder, not a regular file", "plugway.toml:12");
+    let mistakes = [
+        Mistake::new(tls("cert.pem", "other"), &["cannot read", is_folder, unfit]),
+        Mistake::new(tls("other", "key.pem"), &["cannot read", is_folder, unfit]),
+        Mistake::new(
+            tls("cert.pem", "none.pem"),
+            &["no such file", "none.pem`; paths are relative to the manifest", unfit],
+        ),
+        Mistake::new(tls("cert.pem", "cert.pem/key.pem"), &["its path leads through a file, where a folder", unfit]),
+        Mistake::new(tls("cert.pem", "other/key.pem"), &["private key of another certificate", "made together", unfit]),
+        Mistake::new("[error-page]\n404 = \"other\"", &["cannot read", is_folder, "plugway.toml:11:7"]),
+        Mistake::new("[error-page]\n404 = \"none\"", &["no such file", "paths are relative", "plugway.toml:11:7"]),
+        Mistake::new("[admin]\ntoken-file = \"other\"", &["is not a regular file; name a file", "plugway.toml:11:14"]),
+        Mistake::new("[admin]\ntoken-file = \"none\"", &["can't be read: No such file", "plugway.toml:11:14"]),
+        Mistake::new("[plugin.p]\nuse = \"folder.wasm\"", &[is_folder, "expected a component", "plugway.toml:11:7"]),
+        Mistake::new(
+            "[upstream.b]\nendpoints = [{ file = \"other\" }]",
+            &["it is a folder; expected a file", "plugway.toml:11:23"],
+        ),
+        Mistake::new(
+            "[access-log]\nformat = \"json\"\nfile = \"none/access.log\"",
+            &[&format!("there is no folder `{}`: create it", at("none")), "plugway.toml:12:8"],
+        ),
+        Mistake::new(
+            "[access-log]\nformat = \"json\"\nfile = \"other\"",
+            &["a folder is there: expected a file, such as", "plugway.toml:12:8"],
+        ),
+        Mistake::new(
+            "[access-log]\nformat = \"json\"\nfile = \"key.pem/access.log\"",
+            &["is no folder, or leads through a file", "plugway.toml:12:8"],
+        ),
+        Mistake::new(
+            "[cache.disk]\nsize = \"16 MiB\"\npath = \"key.pem\"",
+            &["not a folder", "expected an empty folder", "plugway.toml:12:8"],
+        ),
+        Mistake::new(
+            "[cache.disk]\nsize = \"16 MiB\"\npath = \"other\"",
+            &["it holds other files; expected an empty folder", "plugway.toml:12:8"],
+        ),
+    ];
+    are_told(folder.path(), plugway, &mistakes);
+    assert!(!folder.path().join("none").exists());
+}
+
+#[test]
+fn a_check_makes_no_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let more =
+        "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n[cache.disk]\nsize = \"16 MiB\"\npath = \"a/b\"\n";
+    let path = folder.path().join("plugway.toml");
+    std::fs::write(&path, manifest(&echo(), "\"cache\"", more)).unwrap();
+    assert_eq!(outcome(plugway().arg("check").arg(&path)), (Some(0), String::new()));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn files_that_a_user_may_not_use_are_told_with_a_remedy() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (folder, cache) = (open_folder(), tempfile::tempdir().unwrap());
+    let at = |name: &str| folder.path().join(name);
+    certificate(folder.path());
+    certificate(&at("live"));
+    std::fs::set_permissions(at("live"), PermissionsExt::from_mode(0o700)).unwrap();
+    for name in ["private.pem", "page.html", "admin.token", "p.wasm", "list.toml", "access.log"] {
+        std::fs::write(at(name), "0123456789abcdef").unwrap();
+        std::fs::set_permissions(at(name), PermissionsExt::from_mode(0o600)).unwrap();
+    }
+    for (name, mode) in [("store", 0o755), ("closed", 0o700), ("locked", 0o777)] {
+        std::fs::create_dir(at(name)).unwrap();
+        std::fs::set_permissions(at(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+    std::fs::write(at("locked/lock"), "").unwrap();
+    let (allow, user) = ("allow it to the user that runs plugway", "the user that runs plugway may not");
+    let disk = |path: &str| format!("[cache.disk]\nsize = \"16 MiB\"\npath = \"{path}\"");
+    let log = |path: &str| format!("[access-log]\nformat = \"json\"\nfile = \"{path}\"");
+    let barred = format!("{user} enter `{}`", at("live").display());
+    let mistakes = [
+        Mistake::new(
+            tls("private.pem", "key.pem"),
+            &["no permission to read", "private.pem", allow, "plugway.toml:12"],
+        ),
+        Mistake::new(tls("cert.pem", "key.pem"), &["no permission to read", "key.pem", allow, "plugway.toml:12"]),
+        Mistake::new(tls("live/cert.pem", "live/key.pem"), &[&barred, "chmod a+x", "plugway.toml:12"]),
+        Mistake::new("[error-page]\n404 = \"page.html\"", &["no permission to read", allow, "plugway.toml:11:7"]),
+        Mistake::new("[admin]\ntoken-file = \"admin.token\"", &["can't be read", "may read", "plugway.toml:11:14"]),
+        Mistake::new("[plugin.p]\nuse = \"p.wasm\"", &["no permission to read", allow, "plugway.toml:11:7"]),
+        Mistake::new("[upstream.b]\nendpoints = [{ file = \"list.toml\" }]", &["no permission to read", allow]),
+        Mistake::new(log("new.log"), &[user, "create files in", "plugway.toml:12:8"]),
+        Mistake::new(log("access.log"), &[user, "write to", "plugway.toml:12:8"]),
+        Mistake::new(log("live/access.log"), &[user, "plugway.toml:12:8"]),
+        Mistake::new(disk("new"), &[user, "create files in", "plugway.toml:12:8"]),
+        Mistake::new(disk("store"), &["no permission to use the folder", "chown -R", "plugway.toml:12:8"]),
+        Mistake::new(disk("closed"), &["no permission to use the folder", "chown -R", "plugway.toml:12:8"]),
+        Mistake::new(disk("locked"), &["no permission to use the folder", "chown -R", "plugway.toml:12:8"]),
+    ];
+    are_told(folder.path(), || as_nobody(cache.path()), &mistakes);
+}
+
+#[test]
+fn a_manifest_that_cannot_be_read_is_told_and_the_old_one_serves() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (folder, cache) = (open_folder(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("plugway.toml");
+    let proxy = Proxy::start_by(as_nobody(cache.path()), folder.path(), &manifest(&echo(), "", ""));
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+    for command in ["check", "run"] {
+        let (code, error) = outcome(as_nobody(cache.path()).arg(command).arg(&path));
+        let wanted = format!("no permission to read `{}`: allow it to the user that runs plugway", path.display());
+        assert!(code == Some(1) && error.contains(&wanted), "{error}");
+    }
+    proxy.signal("HUP");
+    proxy.wait_log("no permission to read");
+    assert_eq!(proxy.get("/", "").status(), 200);
+
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let (code, error) = outcome(plugway().arg("run").arg(&path));
+    assert!(code == Some(1) && error.contains("it is a folder; expected a file, such as"), "{error}");
+    proxy.signal("HUP");
+    proxy.wait_log("it is a folder; expected a file");
+    assert_eq!(proxy.get("/", "").status(), 200);
+}
+
+#[test]
+fn a_folder_of_compiled_code_that_is_not_ours_is_warned_of() {
+    let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (path, code) = (folder.path().join("plugway.toml"), cache.path().join("plugway"));
+    std::fs::write(&path, manifest(&echo(), "", "")).unwrap();
+    std::fs::create_dir(&code).unwrap();
+    let warned = |what: &str| {
+        let (code, said) = outcome(plugway().arg("check").arg(&path).env("XDG_CACHE_HOME", cache.path()));
+        assert!(code == Some(0) && said.contains(what) && said.contains("remedy="), "{said}");
+    };
+    std::fs::set_permissions(&code, PermissionsExt::from_mode(0o777)).unwrap();
+    warned("can be written by others; run `chmod 700` on it");
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&code, Some(NOBODY), None).unwrap();
+        warned("belongs to another user; run `chown` on it");
     }
 }

@@ -238,6 +238,8 @@ fn a_certificate_that_has_expired_ends_no_other_site() {
     let proxy = Proxy::start_in(folder.path(), &text);
     let warning = proxy.wait_log("certificate has expired");
     assert!(warning.contains("WARN") && warning.contains("old.pem") && warning.contains("2021"), "{warning}");
+    let line = text.lines().position(|line| line.contains("old.pem")).unwrap() + 1;
+    assert!(warning.contains(&format!("plugway.toml:{line}")) && warning.contains("renew it"), "{warning}");
     assert!(curl(&proxy, folder.path(), "site.example", &[]).ends_with("200"));
     let refused = curl(&proxy, folder.path(), "old.example", &[]);
     assert!(refused.contains("expired"), "{refused}");

@@ -1,7 +1,7 @@
 //! From a manifest to a generation: names become places, texts become values, plugins are loaded and configured.
 //! After this nothing is parsed, looked up by name or checked again. All mistakes are found before any is told.
 
-mod addresses;
+pub mod addresses;
 pub mod admin;
 mod endpoints;
 mod health;
@@ -28,6 +28,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use toml::Spanned;
 
+use crate::assemble::addresses::{ListenerAddress, ManifestPlace};
 use crate::assemble::admin::AdminSettings;
 use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
@@ -83,12 +84,14 @@ pub struct Assembler {
 /// A generation, and the settings of the manifest besides it.
 pub struct AssembledManifest {
     pub generation: Generation,
-    /// The addresses to listen at, and whether each speaks TLS.
-    pub listeners: Vec<(Arc<str>, bool)>,
+    /// The addresses to listen at.
+    pub listeners: Vec<ListenerAddress>,
     pub workers: Option<usize>,
     /// How long a stop waits for exchanges.
     pub drain: Duration,
     pub admin: AdminSettings,
+    /// The place of the admin listener's address; `None` if the manifest has none.
+    pub admin_place: Option<ManifestPlace>,
 }
 
 /// A component that was found good.
@@ -247,7 +250,7 @@ impl Assembler {
         let (listeners, workers) = (draft.listeners(files), draft.workers(files));
         let named = files.iter().find_map(|(source, file)| Some((source, file.drain_timeout.as_ref()?)));
         let drain = named.map_or(DRAIN, |(source, text)| draft.duration(source, Some(text), DRAIN));
-        let admin = draft.admin(files);
+        let (admin, admin_place) = (draft.admin(files), admin::place(files));
         let access_log = draft.access_log(files);
         let error_pages = draft.error_pages(files);
         let name_servers = draft.name_servers(files);
@@ -270,7 +273,7 @@ impl Assembler {
         // What only a generation that was refused wanted is still here; what one in service has, too.
         self.live.retain(|_, live| Arc::strong_count(live) > 1);
         self.slots.retain(|_, slots| slots.are_in_use());
-        let addresses = listeners::addresses(&listeners);
+        let addresses = listeners::addresses(files, &listeners);
         let generation = Generation {
             router,
             routes,
@@ -286,7 +289,7 @@ impl Assembler {
             tenancy,
             certificates,
         };
-        Ok(AssembledManifest { generation, admin, listeners: addresses, workers, drain })
+        Ok(AssembledManifest { generation, admin, admin_place, listeners: addresses, workers, drain })
     }
 }
 

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tracing::{error, info, warn};
 
+use crate::assemble::addresses::ManifestPlace;
 use crate::assemble::{AssembledManifest, Assembler};
 use crate::config::diagnostic::Diagnostics;
 use crate::config::load::Files;
@@ -290,7 +291,7 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     let (threads, sockets) = start_workers(workers, &generation, &stop, &registry, &reports, &admission)?;
     drop(reports);
     let mut listeners = ListeningSockets::new(sockets);
-    let bound = listeners.bind_new(&first.listeners)?;
+    let bound = listeners.bind_new(&first.listeners).map_err(anyhow::Error::msg)?;
     let descriptors = Descriptors::now();
     admission.limit(descriptors);
     wait_for_workers(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
@@ -299,7 +300,8 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     let serial = Arc::new(AtomicU64::new(1));
     let (reload, reload_orders) = mpsc::channel(1);
     let admin = Arc::new(Admin { registry: registry.clone(), generation, serial: serial.clone(), reload });
-    let admin = AdminListeners::start(&first.admin, admin).await?;
+    let admin = AdminListeners::start(&first.admin, admin).await;
+    let admin = admin.map_err(|error| anyhow::Error::msg(placed(first.admin_place.as_ref(), &error)))?;
     let drain = first.drain;
     let reloader =
         ReloadLoop { loads, publish, outcomes, workers, serial, listeners, keeper, admin, admission, registry, drain };
@@ -422,8 +424,9 @@ impl ReloadLoop {
         let refused = |why: &dyn Display| format!("not reloaded, the old manifest goes on serving:\n{why}");
         let files = loaded.map_err(|problems| refused(&problems))?;
         let next = self.loads.assemble(files).await.map_err(|problems| refused(&problems))?;
-        let sockets = self.listeners.bind_new(&next.listeners).map_err(|error| refused(&format!("{error:#}")))?;
-        self.admin.change(&next.admin).await.map_err(|error| refused(&format!("{error:#}")))?;
+        let sockets = self.listeners.bind_new(&next.listeners).map_err(|error| refused(&error))?;
+        let admin = self.admin.change(&next.admin).await;
+        admin.map_err(|error| refused(&placed(next.admin_place.as_ref(), &error)))?;
         // A reload that a panic ended may have left results.
         while self.outcomes.try_recv().is_ok() {}
         let next_generation = Arc::new(next.generation);
@@ -446,6 +449,12 @@ impl ReloadLoop {
         }
         Ok(format!("reloaded: generation {serial}"))
     }
+}
+
+/// Returns an error of the admin listener with the place of its address, if the manifest has one.
+fn placed(place: Option<&ManifestPlace>, error: &anyhow::Error) -> String {
+    let message = format!("{error:#}");
+    place.map_or(message.clone(), |place| place.error(&message))
 }
 
 /// Waits until all workers have ended, the time is over or another signal comes. Then cuts off the exchanges that still

@@ -201,10 +201,11 @@ pub mod glue {
 
     pub fn configure<P: Plugin>(config: &str) -> Result<(P, Settings), Vec<lifecycle::ConfigError>> {
         std::panic::set_hook(Box::new(|panic| crate::log::error(&panic.to_string())));
-        let refused = |error: ConfigError| vec![lifecycle::ConfigError { path: error.path, message: error.message }];
-        let config = parse(config).map_err(refused)?;
+        let refused = |error: ConfigError| lifecycle::ConfigError { path: error.path, message: error.message };
+        let config = parse(config).map_err(|error| vec![refused(error)])?;
         let mut setup = Setup::default();
-        let plugin = P::new(config, &mut setup).map_err(refused)?;
+        let created = P::new(config, &mut setup);
+        let plugin = setup.outcome(created).map_err(|errors| errors.into_iter().map(refused).collect::<Vec<_>>())?;
         Ok((plugin, setup.into_settings()))
     }
 

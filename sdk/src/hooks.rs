@@ -17,7 +17,8 @@ pub trait Plugin: Sized + 'static {
     /// The type of the configuration in the manifest. Its JSON Schema is part of the component.
     type Config: serde::de::DeserializeOwned + schemars::JsonSchema;
 
-    /// Creates the plugin and declares the values that it needs. An error prevents the manifest from being served.
+    /// Creates the plugin and declares the values that it needs. An error prevents the manifest from being served;
+    /// [`Setup::report`] shows several errors at once.
     fn new(config: Self::Config, setup: &mut Setup) -> Result<Self, ConfigError>;
 }
 

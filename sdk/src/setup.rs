@@ -39,6 +39,7 @@ pub struct Setup {
     /// The interval at which [`on_timer`](crate::Timer::on_timer) is called, to within 50 ms.
     pub timer_interval: Option<std::time::Duration>,
     plans: Vec<EditPlan>,
+    errors: Vec<ConfigError>,
 }
 
 /// A lookup that the host does without calling the plugin, under a key that is a template. The plan applies to GET and
@@ -146,6 +147,44 @@ impl Setup {
     pub fn plan(&mut self, plan: EditPlan) -> EditPlanId {
         self.plans.push(plan);
         EditPlanId(self.plans.len() as u32 - 1)
+    }
+
+    /// Reports an error in the configuration without ending [`Plugin::new`](crate::Plugin::new), so that a user sees all
+    /// errors at once. A reported error prevents the manifest from being served, even if `new` returns a plugin.
+    ///
+    /// ```
+    /// # use plugway_sdk::*;
+    /// struct Tags { names: Vec<ValueName> }
+    ///
+    /// impl Plugin for Tags {
+    ///     type Config = Vec<String>;
+    ///     fn new(config: Vec<String>, setup: &mut Setup) -> Result<Self, ConfigError> {
+    ///         let mut names = Vec::new();
+    ///         for (place, name) in config.iter().enumerate() {
+    ///             match name.parse() {
+    ///                 Ok(name) => names.push(name),
+    ///                 Err(message) => setup.report(ConfigError::at(format!("/{place}"), message)),
+    ///             }
+    ///         }
+    ///         Ok(Tags { names })
+    ///     }
+    /// }
+    /// ```
+    pub fn report(&mut self, error: ConfigError) {
+        self.errors.push(error);
+    }
+
+    /// Returns what `new` returned, or else all errors: those that were reported, then the one that ended `new`.
+    pub(crate) fn outcome<P>(&mut self, created: Result<P, ConfigError>) -> Result<P, Vec<ConfigError>> {
+        let mut errors = std::mem::take(&mut self.errors);
+        match created {
+            Ok(plugin) if errors.is_empty() => Ok(plugin),
+            Ok(_) => Err(errors),
+            Err(error) => {
+                errors.push(error);
+                Err(errors)
+            }
+        }
     }
 
     pub(crate) fn planned(&self, plan: u32) -> &[types::PlannedEdit] {

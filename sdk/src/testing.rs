@@ -49,12 +49,25 @@ pub enum Outcome<M> {
 }
 
 impl<P: Plugin> Harness<P> {
-    /// Configures the plugin from JSON, as the host does from the manifest.
+    /// Configures the plugin from JSON, as the host does from the manifest. Of several errors the first is returned; see
+    /// [`Harness::errors`].
     pub fn new(config: serde_json::Value) -> Result<Self, ConfigError> {
-        let config = crate::glue::parse(&config.to_string())?;
+        Harness::configured(config).map_err(|mut errors| errors.swap_remove(0))
+    }
+
+    /// Returns all errors in a configuration, in the order in which the plugin reported them.
+    pub fn errors(config: serde_json::Value) -> Vec<ConfigError> {
+        Harness::<P>::configured(config).err().unwrap_or_default()
+    }
+
+    /// Configures the plugin; there is at least one error in the list of errors.
+    fn configured(config: serde_json::Value) -> Result<Self, Vec<ConfigError>> {
+        let config = crate::glue::parse(&config.to_string()).map_err(|error| vec![error])?;
         let mut setup = Setup::default();
-        let plugin = P::new(config, &mut setup)?;
-        checks::setup(&setup).map_err(|refused| ConfigError::at("", format!("the plugin declared {refused}")))?;
+        let created = P::new(config, &mut setup);
+        let plugin = setup.outcome(created)?;
+        let declared = |refused| vec![ConfigError::at("", format!("the plugin declared {refused}"))];
+        checks::setup(&setup).map_err(declared)?;
         Ok(Harness { plugin, setup })
     }
 

@@ -1,15 +1,48 @@
 //! Addresses to listen at, compared by what they mean: one address may be spelt in several ways.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
+use crate::config::diagnostic::{Diagnostics, Source};
 use crate::system::bind_error::LONGEST_PATH;
+
+/// An address of a listener, as the manifest has it.
+#[derive(Clone, Debug)]
+pub struct ListenerAddress {
+    /// The address as it is written.
+    pub text: Arc<str>,
+    /// Whether the listener speaks TLS.
+    pub is_tls: bool,
+    /// The place of the address in the manifest.
+    pub place: ManifestPlace,
+}
+
+/// A place in a manifest, for errors that are found after its assembly.
+#[derive(Clone, Debug)]
+pub struct ManifestPlace {
+    pub(super) source: Arc<Source>,
+    pub(super) span: Range<usize>,
+}
 
 /// An address that a socket is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
+}
+
+impl ManifestPlace {
+    /// Returns an error at this place; without the place if the manifest is no file, as on a command line.
+    pub fn error(&self, message: &str) -> String {
+        if !self.source.is_file {
+            return message.into();
+        }
+        let mut problems = Diagnostics::default();
+        problems.at(&self.source, self.span.clone(), message);
+        problems.to_string()
+    }
 }
 
 impl Address {
@@ -45,6 +78,18 @@ impl Address {
         // What `.` and empty segments mean is known without a look at the file system.
         let plain = Path::new(path).components().filter(|part| *part != Component::CurDir).collect();
         Ok(Address::Unix(plain))
+    }
+
+    /// Whether a connection to an address of an endpoint arrives at this listener, as far as the addresses tell.
+    pub fn accepts(&self, endpoint: &Address) -> bool {
+        match (self, endpoint) {
+            (Address::Tcp(listener), Address::Tcp(endpoint)) => {
+                let is_here =
+                    listener.ip() == endpoint.ip() || listener.ip().is_unspecified() && endpoint.ip().is_loopback();
+                is_here && listener.port() == endpoint.port() && listener.is_ipv4() == endpoint.is_ipv4()
+            }
+            _ => self == endpoint,
+        }
     }
 
     /// Whether a socket at this address takes what another one at that address is to get, on whichever address comes in.
@@ -89,6 +134,9 @@ mod tests {
         assert!(parsed("0.0.0.0:80").overlaps(&parsed("127.0.0.1:80")));
         assert!(!parsed("[::]:80").overlaps(&parsed("127.0.0.1:80")));
         assert!(!parsed("127.0.0.1:0").overlaps(&parsed("127.0.0.1:0")));
+        assert!(parsed("0.0.0.0:80").accepts(&parsed("127.0.0.1:80")));
+        assert!(!parsed("0.0.0.0:80").accepts(&parsed("192.0.2.1:80")));
+        assert!(!parsed("0.0.0.0:80").accepts(&parsed("127.0.0.1:81")));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use toml::Spanned;
 
-use super::addresses::Address;
+use super::addresses::{Address, ManifestPlace};
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{AdminTable, Manifest};
@@ -42,9 +42,11 @@ pub struct AdminToken(blake3::Hash);
 /// A token file that can't be used; the text names the remedy.
 #[derive(Debug, thiserror::Error)]
 enum TokenError {
-    #[error("can't be read: {0}")]
+    #[error("can't be read: {0}; expected a file that the user who runs plugway may read")]
     Unreadable(#[from] std::io::Error),
-    #[error("is not a regular file")]
+    #[error(
+        "is not a regular file; name a file, such as one made by `(umask 077; openssl rand -hex 32 > admin.token)`"
+    )]
     NotAFile,
     #[error("can be read by every user of this machine; run `chmod 600` on it")]
     Exposed,
@@ -147,6 +149,12 @@ impl Assembly<'_> {
             self.problems.at(source, text.span(), message);
         }
     }
+}
+
+/// Returns the place of the admin listener's address; `None` if the manifest has none.
+pub(super) fn place(files: &[(Arc<Source>, Manifest)]) -> Option<ManifestPlace> {
+    let (source, admin) = files.iter().find_map(|(source, file)| Some((source, file.admin.as_ref()?)))?;
+    Some(ManifestPlace { source: source.clone(), span: admin.address.as_ref()?.span() })
 }
 
 /// Reads a token from a file, which users besides its owner and group must not be able to read.

@@ -1,6 +1,6 @@
 //! From a listener's table to what it demands of its clients.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_rustls::TlsAcceptor;
 use toml::Spanned;
 
-use super::addresses::Address;
+use super::addresses::{Address, ListenerAddress, ManifestPlace};
 use super::{Assembly, beside, head_of, route_conditions};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest, Redirect};
@@ -315,8 +315,11 @@ impl Assembly<'_> {
         let made = tls::server::server(&wanted, &self.assembly.tickets);
         let mistakes = match made {
             Ok(config) => {
-                self.certificates
-                    .extend(wanted.certificates.iter().filter_map(|files| DatedCertificate::read(&files.chain)));
+                let named = wanted.certificates.iter().zip(&tls.certificates);
+                let dated = named.filter_map(|(files, named)| {
+                    DatedCertificate::read(&files.chain, source.place(&named.get_ref().chain.span()))
+                });
+                self.certificates.extend(dated);
                 return Some(TlsAcceptor::from(config));
             }
             Err(mistakes) => mistakes,
@@ -358,11 +361,20 @@ pub(super) fn certificate_files(source: &Source, files: &manifest::Certificate) 
     CertificateFiles { chain: beside(source, files.chain.get_ref()), key: beside(source, files.key.get_ref()) }
 }
 
-/// Addresses in order, so that what a start tells is always the same.
-pub(super) fn addresses(listeners: &HashMap<Arc<str>, Arc<Listener>>) -> Vec<(Arc<str>, bool)> {
-    let ordered: BTreeSet<(Arc<str>, bool)> =
-        listeners.iter().map(|(address, listener)| (address.clone(), listener.tls.is_some())).collect();
-    ordered.into_iter().collect()
+/// Returns the addresses in order, so that the log of a start is always the same.
+pub(super) fn addresses(
+    files: &[(Arc<Source>, Manifest)],
+    listeners: &HashMap<Arc<str>, Arc<Listener>>,
+) -> Vec<ListenerAddress> {
+    let named = files.iter().flat_map(|(source, file)| file.listener.iter().map(move |listener| (source, listener)));
+    let address = |(source, listener): (&Arc<Source>, &manifest::ListenerTable)| {
+        let (text, known) = listeners.get_key_value(listener.address.get_ref().as_str())?;
+        let place = ManifestPlace { source: source.clone(), span: listener.address.span() };
+        Some(ListenerAddress { text: text.clone(), is_tls: known.tls.is_some(), place })
+    };
+    let mut addresses: Vec<ListenerAddress> = named.filter_map(address).collect();
+    addresses.sort_by(|one, other| one.text.cmp(&other.text));
+    addresses
 }
 
 /// The least that the fields of a plain request need, as for responses.

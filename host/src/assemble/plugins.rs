@@ -17,6 +17,7 @@ use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{MOST_BODIES, MOST_MEMORY, Plugin};
 use crate::plugin::settings::ConfigErrors;
 use crate::plugin::settings::{Isolation, OnError, PluginLimits};
+use crate::system::files;
 
 /// Children that are kept while a manifest is assembled: routes often use a few components in turns, each with many
 /// configurations.
@@ -139,8 +140,8 @@ impl Assembly<'_> {
         None
     }
 
-    /// The configuration of a plugin in JSON, which has neither dates nor numbers that aren't finite: a date is the text of
-    /// it, and of other numbers it is told that the plugin can't get them.
+    /// The configuration of a plugin in JSON, which has neither dates nor numbers that aren't finite: a manifest with such a
+    /// value is refused, since the plugin would get another one.
     fn config(
         &mut self,
         source: &Arc<Source>,
@@ -149,13 +150,10 @@ impl Assembly<'_> {
     ) -> serde_json::Value {
         let mut bad = Vec::new();
         let table = config.map(|table| object(table, "", &mut bad));
-        for (pointer, number) in bad {
-            let span = ValueSpans::new(&source.text, place).value(&pointer);
-            let message = format!(
-                "config{}: number without a value: found {number}; expected a finite number",
-                pointed(&pointer)
-            );
-            self.problems.at(source, span, message);
+        let places = (!bad.is_empty()).then(|| ValueSpans::new(&source.text, place));
+        for UnfitValue { pointer, message } in bad {
+            let span = places.as_ref().map_or(place.clone(), |places| places.value(&pointer));
+            self.problems.at(source, span, format!("config{}: {message}", pointed(&pointer)));
         }
         table.unwrap_or_else(|| serde_json::json!({}))
     }
@@ -373,8 +371,16 @@ fn acceptance(config: &str, limits: PluginLimits) -> [u8; 32] {
     *blake3::Hasher::new().update(limits.as_flattened()).update(config.as_bytes()).finalize().as_bytes()
 }
 
-/// A table as JSON; notes numbers that JSON doesn't have by their pointers.
-fn object(table: &toml::Table, pointer: &str, bad: &mut Vec<(String, f64)>) -> serde_json::Value {
+/// A value of a configuration that JSON doesn't have.
+struct UnfitValue {
+    /// The JSON pointer to the value.
+    pointer: String,
+    /// The message, which says what was found and what to write instead.
+    message: String,
+}
+
+/// Converts a table to JSON, and notes the values that JSON doesn't have.
+fn object(table: &toml::Table, pointer: &str, bad: &mut Vec<UnfitValue>) -> serde_json::Value {
     let step = |key: &str| format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"));
     table
         .iter()
@@ -383,17 +389,22 @@ fn object(table: &toml::Table, pointer: &str, bad: &mut Vec<(String, f64)>) -> s
         .into()
 }
 
-fn json(value: &toml::Value, pointer: &str, bad: &mut Vec<(String, f64)>) -> serde_json::Value {
+fn json(value: &toml::Value, pointer: &str, bad: &mut Vec<UnfitValue>) -> serde_json::Value {
+    let mut unfit = |message: String| {
+        bad.push(UnfitValue { pointer: pointer.into(), message });
+        serde_json::Value::Null
+    };
     match value {
         toml::Value::Table(table) => object(table, pointer, bad),
         toml::Value::Array(list) => {
             let items = list.iter().enumerate().map(|(at, item)| json(item, &format!("{pointer}/{at}"), bad));
             items.collect::<Vec<_>>().into()
         }
-        toml::Value::Datetime(date) => date.to_string().into(),
+        toml::Value::Datetime(date) => unfit(format!(
+            "date without quotes: found {date}; plugins get no dates, so write a string, such as \"{date}\""
+        )),
         toml::Value::Float(number) if !number.is_finite() => {
-            bad.push((pointer.into(), *number));
-            serde_json::Value::Null
+            unfit(format!("number without a value: found {number}; expected a finite number"))
         }
         toml::Value::Float(number) => (*number).into(),
         toml::Value::String(text) => text.as_str().into(),
@@ -420,18 +431,16 @@ fn component(source: &Source, name: &str) -> Result<Component, String> {
             stock.join(", ")
         ));
     }
-    let path = beside(source, name);
-    Component::open(&path).map_err(|error| {
-        let path = path.display();
+    let file = beside(source, name);
+    Component::open(&file).map_err(|error| {
+        let path = file.display();
         match error.kind() {
             std::io::ErrorKind::NotFound => {
                 format!(
                     "no such plugin file: `{path}`; build it, or correct the path, which is relative to the manifest"
                 )
             }
-            std::io::ErrorKind::PermissionDenied => {
-                format!("no permission to read the plugin `{path}`: allow it to the user that runs plugway")
-            }
+            std::io::ErrorKind::PermissionDenied => files::no_permission(&file),
             _ => format!("cannot read the plugin `{path}`: {error}; expected a component, built for wasm32-wasip2"),
         }
     })

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use toml::Spanned;
 use super::units::status_class;
 use super::{Assembly, beside, head_of};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{AccessLogFormat, DiskTable, Manifest};
+use crate::config::manifest::{AccessLogFormat, CacheTable, DiskTable, Manifest};
 use crate::config::spans;
 use crate::generation::error_pages::ErrorPages;
 use crate::loading;
@@ -183,23 +184,37 @@ impl Assembly<'_> {
             AccessLogFormat::Off => return None,
         };
         let file = wanted.get_ref().file.as_ref();
-        let target = file.map_or(LogTarget::Stdout, |file| LogTarget::File(beside(source, file)));
+        let path = file.map(|file| beside(source, file.get_ref()));
+        let target = path.clone().map_or(LogTarget::Stdout, LogTarget::File);
+        if let (Some(path), Some(file)) = (&path, file)
+            && let Some(other) = other_use(files, path)
+        {
+            let message =
+                format!("access log at a path of other use: `{}` is {other}; choose another, such as `access.log`", file.get_ref());
+            self.problems.at(source, file.span(), message);
+            return None;
+        }
         let wanted_log = (format, target);
         if let Some((known, log)) = &self.assembly.log
             && *known == wanted_log
         {
             return Some(log.clone());
         }
-        match AccessLog::start(wanted_log.0, wanted_log.1.clone()) {
-            Ok(log) => {
+        let opened = match self.assembly.is_check {
+            true => AccessLog::check(&wanted_log.1).map(|()| None),
+            false => AccessLog::start(wanted_log.0, wanted_log.1.clone()).map(Some),
+        };
+        match opened {
+            Ok(None) => None,
+            Ok(Some(log)) => {
                 self.assembly.log = Some((wanted_log, log.clone()));
                 Some(log)
             }
             Err(error) => {
-                self.problems.at(source, head_of(&wanted.span()), format!(
-                    "cannot open the access log {:?}: {error}; name a file in a folder that the user who runs plugway may write to",
-                    file.map_or("-", String::as_str)
-                ));
+                let shown = file.map_or("-", |file| file.get_ref().as_str());
+                let reason = path.map_or_else(|| error.to_string(), |path| files::unwritable(&path, &error));
+                let place = file.map_or_else(|| head_of(&wanted.span()), Spanned::span);
+                self.problems.at(source, place, format!("cannot open the access log `{shown}`: {reason}"));
                 None
             }
         }
@@ -224,14 +239,38 @@ impl Assembly<'_> {
             let path = beside(source, file.get_ref());
             match files::read_text(&path, files::PAGE) {
                 Ok(page) => pages.add(range, &page),
-                Err(error) => {
-                    let message = format!("cannot read the error page `{}`: {error}", path.display());
-                    self.problems.at(source, file.span(), message);
-                }
+                Err(error) => self.problems.at(source, file.span(), files::unreadable(&path, &error)),
             }
         }
         pages
     }
+}
+
+/// Returns what a manifest has at the path of the access log, whose lines would damage it; `None` if it has nothing there.
+fn other_use(files: &[(Arc<Source>, Manifest)], log: &Path) -> Option<&'static str> {
+    let log = whole(log);
+    let is_log = |source: &Source, name: &str| whole(&beside(source, name)) == log;
+    let is_of_cache = |source: &Source, cache: &Spanned<CacheTable>| {
+        let disk = cache.get_ref().disk.as_ref();
+        disk.is_some_and(|disk| log.starts_with(whole(&beside(source, disk.get_ref().path.get_ref()))))
+    };
+    files.iter().find_map(|(source, file)| match file {
+        _ if source.is_file && whole(&source.path) == log => Some("a manifest"),
+        _ if file.files().any(|name| is_log(source, name)) => Some("a file that the manifest reads"),
+        _ if file.plugin.values().any(|plugin| is_log(source, plugin.r#use.get_ref())) => Some("a plugin"),
+        _ if file.cache.as_ref().is_some_and(|cache| is_of_cache(source, cache)) => Some("in the folder of the cache"),
+        _ => None,
+    })
+}
+
+/// Returns a path in one spelling, as far as its folders exist.
+fn whole(path: &Path) -> PathBuf {
+    if let Ok(path) = path.canonicalize() {
+        return path;
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder.canonicalize().or_else(|_| std::path::absolute(folder)).unwrap_or_else(|_| folder.into());
+    path.file_name().map_or(folder.clone(), |name| folder.join(name))
 }
 
 fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {

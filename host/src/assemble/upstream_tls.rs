@@ -50,7 +50,9 @@ impl Assembly<'_> {
             verify: if tls.insecure_skip_verify { Verify::Never } else { Verify::Always },
             http2: tls.http2.unwrap_or(true),
         };
-        self.certificates.extend(files.certificate.as_ref().and_then(|files| DatedCertificate::read(&files.chain)));
+        if let (Some(files), Some(named)) = (&files.certificate, &tls.certificate) {
+            self.certificates.extend(DatedCertificate::read(&files.chain, source.place(&named.get_ref().chain.span())));
+        }
         let digest = digest(&files);
         if let Some(config) = self.assembly.dialers.get(&digest) {
             return Some(TlsDialer::new(config.clone(), name, digest));

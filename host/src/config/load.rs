@@ -161,11 +161,7 @@ fn unreadable(path: &Path, error: &io::Error, is_named_in_a_manifest: bool) -> S
             "no manifest: there is no file `{shown}`; create it, or name another, such as `plugway run FILE.toml` (`plugway \
              proxy --to 127.0.0.1:8000` needs none)"
         ),
-        io::ErrorKind::PermissionDenied => {
-            format!(
-                "no permission to read `{shown}`: allow it to the user that runs plugway, such as by `chmod a+r {shown}`"
-            )
-        }
+        io::ErrorKind::PermissionDenied => files::no_permission(path),
         _ if path.is_dir() => {
             format!(
                 "cannot read `{shown}`: it is a folder; expected a file, such as `{}`",

@@ -173,7 +173,7 @@ pub struct AccessLogTable {
     /// A file or a named pipe that lines are appended to. Plugway opens it again on SIGUSR1.
     ///
     /// Type: path. Default: standard output. Example: `"access.log"`.
-    pub file: Option<String>,
+    pub file: Option<Spanned<String>>,
 }
 
 /// The form of a line of the access log.
@@ -694,6 +694,14 @@ impl Endpoint {
                 let texts = [&table.address, &table.dns, &table.srv];
                 table.file.is_some() || texts.into_iter().flatten().any(|text| is_https(text.get_ref()))
             }
+        }
+    }
+
+    /// Returns the address of the endpoint, with its scheme; `None` for a name that is looked up and for a file.
+    pub fn address(&self) -> Option<&str> {
+        match self {
+            Endpoint::Address(address) => Some(address),
+            Endpoint::Table(table) => table.address.as_ref().map(|address| address.get_ref().as_str()),
         }
     }
 

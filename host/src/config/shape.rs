@@ -94,12 +94,15 @@ fn below(key: &Spanned<std::borrow::Cow<'_, str>>, value: &Spanned<DeValue>, way
             found.push(Misshape { way: way.to_vec(), span: value.span(), message });
         }
         DeValue::Array(list) => {
+            // Without its items, such a list would be empty, which may be one more mistake.
+            let has_no_other = list.iter().all(|item| matches!(item.get_ref(), DeValue::Array(_)));
             for (place, item) in list.iter().enumerate() {
-                let mut way = way.to_vec();
-                way.push(Step::At(place));
+                let mut to_item = way.to_vec();
+                to_item.push(Step::At(place));
                 match item.get_ref() {
-                    DeValue::Table(table) => in_table(table, &way, found),
+                    DeValue::Table(table) => in_table(table, &to_item, found),
                     DeValue::Array(_) => {
+                        let way = if has_no_other { way.to_vec() } else { to_item };
                         let message = format!(
                             "list in a list: found one in `{name}`; expected its items without further brackets"
                         );

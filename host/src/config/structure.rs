@@ -66,6 +66,9 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
     for Misshape { way, span, message } in shape::misshapes(document.get_ref()) {
         structure.mistakes.insert(0, StructureError { span: Some(span), message });
         structure.left_out.add(&way);
+        if let [around @ .., Step::Key(_)] = way.as_slice() {
+            structure.damaged.extend(span_at(document.get_ref(), around));
+        }
         remove(&mut document, &way);
     }
     while structure.mistakes.len() < MOST_SHOWN {
@@ -185,6 +188,20 @@ impl FoundValue {
             Step::At(_) => None,
         })
     }
+}
+
+/// Returns the place of the value that steps lead to; `None` for the document itself, and if there is none.
+fn span_at(table: &DeTable, way: &[Step]) -> Option<Range<usize>> {
+    let [Step::Key(first), rest @ ..] = way else { return None };
+    let mut value = table.get(first.as_str())?;
+    for step in rest {
+        value = match (value.get_ref(), step) {
+            (DeValue::Table(table), Step::Key(key)) => table.get(key.as_str())?,
+            (DeValue::Array(list), Step::At(place)) => list.get(*place)?,
+            _ => return None,
+        };
+    }
+    Some(value.span())
 }
 
 /// The value that an error is about: the innermost that stands at its place, or around it.

@@ -64,9 +64,13 @@ impl CompiledCache {
     pub fn open(folder: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let found = fs::metadata(folder)?;
-        if found.mode() & 0o022 != 0 || found.uid() != fs::metadata("/proc/self")?.uid() {
-            let why = format!("{} can be written by others; run `chmod 700` on it", folder.display());
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        let refused =
+            |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} {why}", folder.display())));
+        if found.uid() != fs::metadata("/proc/self")?.uid() {
+            return refused("belongs to another user; run `chown` on it, with all files in it");
+        }
+        if found.mode() & 0o022 != 0 {
+            return refused("can be written by others; run `chmod 700` on it");
         }
         Ok(CompiledCache { folder: Some(folder.into()), key: key(&folder.join(KEY))?, most: MOST })
     }

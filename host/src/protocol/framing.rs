@@ -329,7 +329,10 @@ impl ScannedHead {
 }
 
 impl FramingError {
-    /// Returns the status code of the error response.
+    /// The status codes of all error responses.
+    pub const STATUSES: [u16; 5] = [400, 414, 431, 501, 505];
+
+    /// Returns the status code of the error response, one of [`FramingError::STATUSES`].
     pub fn status(self) -> u16 {
         match self {
             FramingError::LongTarget => 414,

@@ -7,11 +7,11 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::sync::mpsc;
 use tracing::info;
 
+use crate::assemble::addresses::ListenerAddress;
 use crate::server::admin::socket::is_live;
 use crate::server::worker::{BACKLOG, ListeningSocket, SocketChange};
 use crate::system::bind_error::BindFailure;
@@ -43,23 +43,30 @@ impl ListeningSockets {
         ListeningSockets { workers, open: BTreeMap::new() }
     }
 
-    /// Binds the addresses that are not open yet. Nothing changes before [`ListeningSockets::apply`].
-    pub fn bind_new(&self, wanted: &[(Arc<str>, bool)]) -> anyhow::Result<SocketChanges> {
-        let new = wanted.iter().filter(|(address, _)| !self.open.contains_key(address));
+    /// Binds the addresses that are not open yet. Nothing changes before [`ListeningSockets::apply`]. The error is about
+    /// all addresses that can't be bound, each with its place in the manifest.
+    pub fn bind_new(&self, wanted: &[ListenerAddress]) -> Result<SocketChanges, String> {
         let mut own: BTreeSet<u16> =
             self.open.keys().filter_map(|address| tcp(address)).map(|tcp| tcp.port()).collect();
-        let new = new.map(|(address, is_tls)| {
-            if let Some(tcp) = tcp(address)
-                && own.insert(tcp.port())
-            {
-                let bound = check_unused(tcp).map_err(|error| BindFailure::tcp(tcp, error));
-                bound.with_context(|| format!("can't listen at {address}"))?;
+        let (mut new, mut errors) = (Vec::new(), Vec::new());
+        for address in wanted.iter().filter(|wanted| !self.open.contains_key(&wanted.text)) {
+            let unused = match tcp(&address.text) {
+                Some(tcp) if own.insert(tcp.port()) => {
+                    check_unused(tcp).map_err(|error| BindFailure::tcp(tcp, error).into())
+                }
+                _ => Ok(()),
+            };
+            match unused.and_then(|()| NewSocket::bind(&address.text, address.is_tls, self.workers.len())) {
+                Ok(socket) => new.push(socket),
+                Err(error) => {
+                    let message = format!("can't listen at {}: {error}", address.text);
+                    errors.push(address.place.error(&message));
+                }
             }
-            NewSocket::bind(address, *is_tls, self.workers.len()).with_context(|| format!("can't listen at {address}"))
-        });
-        let is_wanted = |address: &Arc<str>| wanted.iter().any(|(wanted, _)| wanted == address);
+        }
+        let is_wanted = |address: &Arc<str>| wanted.iter().any(|wanted| wanted.text == *address);
         let gone = self.open.keys().filter(|address| !is_wanted(address)).cloned().collect();
-        Ok(SocketChanges { new: new.collect::<Result<_, _>>()?, gone })
+        if errors.is_empty() { Ok(SocketChanges { new, gone }) } else { Err(errors.join("\n\n")) }
     }
 
     /// Makes the workers accept at new sockets, and stop accepting at removed ones.

@@ -195,7 +195,8 @@ async fn look_up(set: Rc<MonitoredSet>, name: usize, resolver: Rc<Resolver>, loo
                 let kept = set.found.borrow()[name].len();
                 let (upstream, name) = (set.live.name(), set.plan.names[name].text());
                 if kept == 0 {
-                    error!(upstream, name, %error, "no endpoints: the name can't be looked up");
+                    let remedy = "correct the name in `endpoints` of the upstream, or its record; it is looked up again by itself";
+                    error!(upstream, name, %error, remedy, "no endpoints: the name can't be looked up");
                 } else {
                     warn!(upstream, name, %error, kept, "the name can't be looked up: its last endpoints are kept");
                 }

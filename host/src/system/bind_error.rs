@@ -4,7 +4,9 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use super::files;
 
 /// An address that can't be bound, with the reason.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +65,7 @@ impl BindFailure {
                 "the path has {length} bytes, and that of a unix socket has at most {LONGEST_PATH}: choose a shorter one"
             ),
             Some(libc::EADDRINUSE | libc::EISDIR) => in_the_way(path),
-            Some(libc::ENOENT) => match first_missing(folder) {
+            Some(libc::ENOENT) => match files::missing(folder) {
                 Some(missing) => format!("there is no folder `{}`: create it", missing.display()),
                 None => of_any(&source),
             },
@@ -90,7 +92,7 @@ pub fn obstacle(path: &Path) -> Option<String> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => Some(in_the_way(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            first_missing(folder).map(|missing| format!("there is no folder `{}`: create it", missing.display()))
+            files::missing(folder).map(|missing| format!("there is no folder `{}`: create it", missing.display()))
         }
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Some(BindFailure::unix(path, error).reason),
         _ => None,
@@ -127,12 +129,6 @@ fn in_the_way(path: &Path) -> String {
         Ok(_) => "a file is there that is no socket: remove it if nothing needs it, or choose another path".into(),
         Err(error) => format!("something is there that can't be looked at ({error}): choose another path"),
     }
-}
-
-/// Returns the uppermost missing folder on the way to this one; `None` if none is missing.
-fn first_missing(folder: &Path) -> Option<PathBuf> {
-    let missing = folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
-    missing.last().map(Path::to_path_buf)
 }
 
 fn is_socket(path: &Path) -> bool {

@@ -64,8 +64,79 @@ pub fn read(path: &Path, kind: FileKind) -> io::Result<Vec<u8>> {
 
 /// Returns the text of a file, which has to be UTF-8.
 pub fn read_text(path: &Path, kind: FileKind) -> io::Result<String> {
-    let invalid = |_| io::Error::new(io::ErrorKind::InvalidData, "stream did not contain valid UTF-8");
+    let invalid = |_| io::Error::new(io::ErrorKind::InvalidData, "it is no text in UTF-8");
     String::from_utf8(read(path, kind)?).map_err(invalid)
+}
+
+/// Explains why a file that a manifest names can't be read, and what to do.
+pub fn unreadable(path: &Path, error: &io::Error) -> String {
+    let shown = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("no such file: `{shown}`; paths are relative to the manifest"),
+        io::ErrorKind::PermissionDenied => no_permission(path),
+        io::ErrorKind::NotADirectory => {
+            format!("no such file: `{shown}`; its path leads through a file, where a folder is expected")
+        }
+        _ => format!("cannot read `{shown}`: {error}"),
+    }
+}
+
+/// Explains a denied permission: that of the file, or that of a folder on the way to it, as Certbot makes them.
+pub fn no_permission(path: &Path) -> String {
+    let shown = path.display();
+    let is_barred = |folder: &&Path| is_denied(std::fs::metadata(folder.join(".")));
+    match path.ancestors().skip(1).filter(is_barred).last().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => format!(
+            "no permission to read `{shown}`: the user that runs plugway may not enter `{}`; allow it, such as by `chmod a+x`",
+            folder.display()
+        ),
+        None => format!("no permission to read `{shown}`: allow it to the user that runs plugway"),
+    }
+}
+
+fn is_denied(found: io::Result<std::fs::Metadata>) -> bool {
+    found.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// Explains why a file can't be written or created, or a folder, and what to do.
+pub fn unwritable(path: &Path, error: &io::Error) -> String {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (shown, in_folder) = (path.display(), folder.display());
+    match error.kind() {
+        io::ErrorKind::NotFound => match missing(folder) {
+            Some(missing) => format!("there is no folder `{}`: create it", missing.display()),
+            None => format!("`{shown}` leads to a file that does not exist: correct the link"),
+        },
+        io::ErrorKind::PermissionDenied if path.exists() => format!(
+            "the user that runs plugway may not write to `{shown}`: allow it, such as by `chown`, or choose another path"
+        ),
+        io::ErrorKind::PermissionDenied => format!(
+            "the user that runs plugway may not create files in `{in_folder}`: allow it, or choose another folder"
+        ),
+        io::ErrorKind::IsADirectory => {
+            format!("a folder is there: expected a file, such as `{}`", path.join("access.log").display())
+        }
+        io::ErrorKind::NotADirectory => {
+            format!("`{in_folder}` is no folder, or leads through a file: choose another path")
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            format!("`{in_folder}` is read-only: choose another folder, such as one below `/var`")
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            format!("there is no room in `{in_folder}`: free some")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Returns the uppermost missing folder on the way to a folder; `None` if all exist.
+pub fn missing(folder: &Path) -> Option<&Path> {
+    folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).last()
+}
+
+/// Checks without a change whether this process may create files in a folder.
+pub fn check_writable(folder: &Path) -> io::Result<()> {
+    Ok(rustix::fs::access(folder, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
 }
 
 /// Passes a file's bytes to `each` in pieces, and returns their number.

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::FailureKind;
+use crate::system::files;
 use crate::system::printable::{TRUNCATED, is_hostile};
 use crate::system::supervise::{Task, guard};
 use crate::telemetry::output::Output;
@@ -101,6 +102,18 @@ impl AccessLog {
         std::thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&lines))?;
         let end = Arc::new(LogEnd(shared.clone()));
         Ok(AccessLog { format, queue, shared, _end: end })
+    }
+
+    /// Checks whether the log could be opened; creates nothing.
+    pub fn check(target: &LogTarget) -> io::Result<()> {
+        let LogTarget::File(path) = target else { return Ok(()) };
+        match appending(path).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && std::fs::symlink_metadata(path).is_err() => {
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                files::check_writable(folder)
+            }
+            opened => opened.map(drop),
+        }
     }
 
     /// Logs an exchange that began at `began`.
@@ -223,12 +236,19 @@ fn open(target: &LogTarget) -> io::Result<File> {
     }
 }
 
-/// Opens a file for appending. A FIFO is opened for reading too: the open then needs no reader, and if a reader
-/// restarts, only the lines of the meantime are lost.
+/// Opens a file for appending, and creates it if there is none.
 fn open_file(path: &Path) -> io::Result<File> {
+    appending(path).create(true).open(path)
+}
+
+/// Returns options that open a file for appending. A FIFO is opened for reading too: the open then needs no reader, and
+/// if a reader restarts, only the lines of the meantime are lost.
+fn appending(path: &Path) -> OpenOptions {
     let is_fifo = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    let mut options = OpenOptions::new();
     // The open must not wait, whatever kind of file the path names.
-    OpenOptions::new().append(true).create(true).read(is_fifo).custom_flags(libc::O_NONBLOCK).open(path)
+    options.append(true).read(is_fifo).custom_flags(libc::O_NONBLOCK);
+    options
 }
 
 fn combined(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime) -> Vec<u8> {

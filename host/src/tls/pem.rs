@@ -3,7 +3,6 @@
 //!
 //! No text shows anything of what is in a file: it may be a key.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -146,14 +145,7 @@ fn mismatch(files: &CertificateFiles, certified: &CertifiedKey) -> PemError {
 // === Files ===
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let shown = path.display();
-    files::read(path, files::PEM).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => format!("no such file: `{shown}`; paths are relative to the manifest"),
-        ErrorKind::PermissionDenied => {
-            format!("no permission to read `{shown}`: allow it to the user that runs plugway")
-        }
-        _ => format!("cannot read `{shown}`: {error}"),
-    })
+    files::read(path, files::PEM).map_err(|error| files::unreadable(path, &error))
 }
 
 fn sections<T: PemObject>(path: &Path, bytes: &[u8]) -> Result<Vec<T>, String> {

@@ -284,7 +284,7 @@ fn a_self_signed_certificate_serves_those_who_trust_it() {
         assert_eq!(common_name(&client), "localhost");
     }
     let later = SystemTime::now() + Duration::from_secs(91 * 24 * 60 * 60);
-    let dated = DatedCertificate::read(&authority.path("own.pem")).unwrap();
+    let dated = DatedCertificate::read(&authority.path("own.pem"), "plugway.toml:1".into()).unwrap();
     assert_eq!(dated.validity.invalid(SystemTime::now()), None);
     assert_eq!(dated.validity.invalid(later), Some(Invalid::Expired));
 }

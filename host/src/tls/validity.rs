@@ -18,6 +18,8 @@ pub struct Validity {
 #[derive(Clone, Debug)]
 pub struct DatedCertificate {
     pub chain: PathBuf,
+    /// The place in the manifest that names the file, such as `plugway.toml:14`.
+    pub place: String,
     pub validity: Validity,
 }
 
@@ -47,25 +49,28 @@ impl Validity {
 }
 
 impl DatedCertificate {
-    /// Reads the dates of the first certificate in a file; `None` if no certificate can be parsed.
-    pub fn read(chain: &Path) -> Option<Self> {
+    /// Reads the dates of the first certificate in a file, which a place in the manifest names; `None` if no certificate
+    /// can be parsed.
+    pub fn read(chain: &Path, place: String) -> Option<Self> {
         let certificates = pem::certificates(chain).ok()?;
-        Some(DatedCertificate { chain: chain.into(), validity: Validity::of(certificates.first()?)? })
+        Some(DatedCertificate { chain: chain.into(), place, validity: Validity::of(certificates.first()?)? })
     }
 
     /// Warns if the certificate is not valid at a time.
     pub fn warn(&self, now: SystemTime) {
         let Validity { from, until } = self.validity;
-        let (chain, date) = (self.chain.display(), |seconds| Date(seconds).to_string());
+        let (chain, place, date) = (self.chain.display(), &self.place, |seconds| Date(seconds).to_string());
         match self.validity.invalid(now) {
             Some(Invalid::Expired) => tracing::warn!(
                 %chain,
+                %place,
                 expired = date(until),
                 remedy = "renew it; the new file is taken as soon as it is in place",
                 "certificate has expired: it is still shown, and refused by most of its peers"
             ),
             Some(Invalid::NotYetValid) => tracing::warn!(
                 %chain,
+                %place,
                 valid_from = date(from),
                 remedy = "set this machine's clock, or wait",
                 "certificate is not yet valid: it is shown all the same, and refused by most of its peers"

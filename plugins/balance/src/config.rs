@@ -112,17 +112,21 @@ fn default_http_only() -> bool {
 // === Rules ===
 
 impl Config {
-    /// Validates everything except `key`.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// Returns all errors in everything except `key`.
+    pub fn check(&self) -> Vec<ConfigError> {
+        let mut errors = Errors::default();
         if let Some(percent) = self.bounded_load {
-            ensure(self.policy.hashes(), "/bounded-load", || {
-                "only `source-hash` and `consistent-hash` bound the load; leave it out".into()
-            })?;
-            ensure_percent("/bounded-load", percent, 101..=1000)?;
+            let message = || "only `source-hash` and `consistent-hash` bound the load; leave it out".into();
+            if errors.ensure(self.policy.hashes(), "/bounded-load", message) {
+                errors.ensure_percent("/bounded-load", percent, 101..=1000);
+            }
         }
-        ensure_percent("/overflow", self.overflow, 100..=1000)?;
-        ensure(self.zone.as_deref() != Some(""), "/zone", || "a zone has a name; leave it out to prefer none".into())?;
-        self.sticky.as_ref().map_or(Ok(()), StickyConfig::check)
+        errors.ensure_percent("/overflow", self.overflow, 100..=1000);
+        errors.ensure(self.zone.as_deref() != Some(""), "/zone", || {
+            "a zone has a name; leave it out to prefer none".into()
+        });
+        self.sticky.iter().for_each(|sticky| sticky.check(&mut errors));
+        errors.0
     }
 
     /// Returns the value that the policy hashes; `None` if the policy doesn't hash a value.
@@ -153,50 +157,64 @@ impl PolicyName {
 }
 
 impl StickyConfig {
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self, errors: &mut Errors) {
         let StickyConfig { cookie, path, .. } = self;
-        ensure(is_token(cookie), "/sticky/cookie", || {
+        let is_name = errors.ensure(is_token(cookie), "/sticky/cookie", || {
             format!("`{cookie}` is no name of a cookie; write letters, digits, `-` and `_`")
-        })?;
-        ensure(self.secret.chars().count() >= 16, "/sticky/secret", || {
+        });
+        errors.ensure(self.secret.chars().count() >= 16, "/sticky/secret", || {
             "is too short to keep the cookie from being forged; write at least 16 random characters".into()
-        })?;
-        ensure(path.starts_with('/') && path.bytes().all(is_path_byte), "/sticky/path", || {
+        });
+        errors.ensure(path.starts_with('/') && path.bytes().all(is_path_byte), "/sticky/path", || {
             format!("`{path}` is no path of a cookie; write one like `/app`, without `;`")
-        })?;
-        ensure(self.max_age != Some(0), "/sticky/max-age", || {
+        });
+        errors.ensure(self.max_age != Some(0), "/sticky/max-age", || {
             "0 would delete the cookie; write at least 1, or leave it out".into()
-        })?;
-        if let Some(domain) = self.domain.as_ref().filter(|domain| !is_domain(domain)) {
-            return Err(ConfigError::at("/sticky/domain", format!("`{domain}` is no domain; write `example.org`")));
+        });
+        if let Some(domain) = &self.domain {
+            errors.ensure(is_domain(domain), "/sticky/domain", || {
+                format!("`{domain}` is no domain; write `example.org`")
+            });
         }
-        self.check_as_browsers_do()
+        if is_name {
+            self.check_as_browsers_do(errors);
+        }
     }
 
     /// Rejects cookies that browsers discard (RFC 6265bis §5.7).
-    fn check_as_browsers_do(&self) -> Result<(), ConfigError> {
+    fn check_as_browsers_do(&self, errors: &mut Errors) {
         let name = self.cookie.to_ascii_lowercase();
         let of_host = name.starts_with("__host-");
-        ensure(self.same_site != SameSite::None || self.secure, "/sticky/same-site", || {
+        errors.ensure(self.same_site != SameSite::None || self.secure, "/sticky/same-site", || {
             "browsers refuse \"none\" without `secure = true`".into()
-        })?;
-        ensure(self.secure || !(of_host || name.starts_with("__secure-")), "/sticky/cookie", || {
+        });
+        errors.ensure(self.secure || !(of_host || name.starts_with("__secure-")), "/sticky/cookie", || {
             format!("browsers refuse `{}` without `secure = true`", self.cookie)
-        })?;
-        ensure(!of_host || (self.path == "/" && self.domain.is_none()), "/sticky/cookie", || {
+        });
+        errors.ensure(!of_host || (self.path == "/" && self.domain.is_none()), "/sticky/cookie", || {
             format!("browsers refuse `{}` with a domain, or a path other than `/`", self.cookie)
-        })
+        });
     }
 }
 
-fn ensure(holds: bool, pointer: &str, message: impl FnOnce() -> String) -> Result<(), ConfigError> {
-    if holds { Ok(()) } else { Err(ConfigError::at(pointer, message())) }
-}
+/// The errors that were found in a configuration.
+#[derive(Default)]
+struct Errors(Vec<ConfigError>);
 
-fn ensure_percent(pointer: &str, percent: u32, allowed: RangeInclusive<u32>) -> Result<(), ConfigError> {
-    ensure(allowed.contains(&percent), pointer, || {
-        format!("{percent} is out of range; write a percentage from {} to {}", allowed.start(), allowed.end())
-    })
+impl Errors {
+    /// Notes an error unless a condition holds; returns whether it holds.
+    fn ensure(&mut self, holds: bool, pointer: &str, message: impl FnOnce() -> String) -> bool {
+        if !holds {
+            self.0.push(ConfigError::at(pointer, message()));
+        }
+        holds
+    }
+
+    fn ensure_percent(&mut self, pointer: &str, percent: u32, allowed: RangeInclusive<u32>) -> bool {
+        self.ensure(allowed.contains(&percent), pointer, || {
+            format!("{percent} is out of range; write a percentage from {} to {}", allowed.start(), allowed.end())
+        })
+    }
 }
 
 /// Returns whether a text is a token (RFC 9110 §5.6.2).

@@ -28,7 +28,7 @@ impl Plugin for Balance {
     type Config = Config;
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
-        config.check()?;
+        config.check().into_iter().for_each(|error| setup.report(error));
         setup.balancer_key = config.hashed_value()?;
         Ok(Balance {
             pool: Pool::new(&config, Random::default()),

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use plugway_sdk::cache::{Cookies, Options, Query};
-use plugway_sdk::{CacheStatus, ConfigError, ValueName};
+use plugway_sdk::{CacheStatus, ConfigError, Setup, ValueName};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -89,47 +89,50 @@ pub enum Report {
 }
 
 impl Config {
-    /// Returns the entry of the cache in `Cache-Status`.
-    pub fn cache_status(&self) -> Result<CacheStatus, ConfigError> {
+    /// Returns the entry of the cache in `Cache-Status`, and reports an invalid name.
+    pub fn cache_status(&self, setup: &mut Setup) -> CacheStatus {
         let name = match &self.report {
             Some(Report::Switch(false)) => None,
             Some(Report::Switch(true)) | None => CacheStatus::default().name,
             Some(Report::Name(name)) => {
                 let is_token = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.*".contains(&byte));
                 if !is_token || !name.starts_with(|first: char| first.is_ascii_alphabetic()) {
-                    return Err(ConfigError::at("/report", format!("`{name}` is no name; write letters, digits, `-`")));
+                    let message = format!("`{name}` is no name; write letters, digits, `-`");
+                    setup.report(ConfigError::at("/report", message));
                 }
                 Some(name.clone())
             }
         };
-        Ok(CacheStatus { name, key: self.report_key })
+        CacheStatus { name, key: self.report_key }
     }
 
-    /// Returns the options of the policy.
-    pub fn options(self) -> Result<Options, ConfigError> {
+    /// Returns the options of the policy, and reports all errors in them.
+    pub fn options(self, setup: &mut Setup) -> Options {
         let defaults = Options::default();
         let query = match self.key.only_query {
-            Some(_) if !self.key.ignore_query.is_empty() => {
-                let message = "either `only-query` or `ignore-query`: what isn't among the only ones is ignored anyway";
-                return Err(ConfigError::at("/key/only-query", message));
+            Some(only) => {
+                if !self.key.ignore_query.is_empty() {
+                    let message =
+                        "either `only-query` or `ignore-query`: what isn't among the only ones is ignored anyway";
+                    setup.report(ConfigError::at("/key/only-query", message));
+                }
+                Query::Only(only)
             }
-            Some(only) => Query::Only(only),
             None if self.key.ignore_query.is_empty() => Query::Whole,
             None => Query::Without(self.key.ignore_query),
         };
         let percent = self.lifetimes.heuristic_percent.unwrap_or(defaults.heuristic_percent);
         if percent > 100 {
-            return Err(ConfigError::at("/lifetimes/heuristic-percent", "a share is between 0 and 100"));
+            setup.report(ConfigError::at("/lifetimes/heuristic-percent", "a share is between 0 and 100"));
         }
-        let time = |text: Option<&String>, path: &str, default| text.map_or(Ok(default), |text| duration(text, path));
-        Ok(Options {
+        Options {
             query,
             sort_query: self.key.sort_query,
-            key: values(&self.key.values, "/key/values")?,
-            bypass: values(&self.bypass, "/bypass")?,
+            key: values(&self.key.values, "/key/values", setup),
+            bypass: values(&self.bypass, "/bypass", setup),
             obey_requests: !self.ignore_requests,
-            targeted: self.targeted.map_or(Ok(defaults.targeted), |names| fields(&names, "/targeted"))?,
-            tags: self.tags.map_or(Ok(defaults.tags), |names| fields(&names, "/tags"))?,
+            targeted: self.targeted.map_or(defaults.targeted, |names| fields(&names, "/targeted", setup)),
+            tags: self.tags.map_or(defaults.tags, |names| fields(&names, "/tags", setup)),
             hide_tags: self.hide_tags,
             cookies: match self.cookies {
                 CookieRule::Refuse => Cookies::Refuse,
@@ -141,21 +144,33 @@ impl Config {
                 self.lifetimes.heuristic_most.as_ref(),
                 "/lifetimes/heuristic-most",
                 defaults.heuristic_most,
-            )?,
-            lifetimes: lifetimes(&self.lifetimes.status)?,
-            longest: time(self.lifetimes.most.as_ref(), "/lifetimes/most", defaults.longest)?,
+                setup,
+            ),
+            lifetimes: lifetimes(&self.lifetimes.status, setup),
+            longest: time(self.lifetimes.most.as_ref(), "/lifetimes/most", defaults.longest, setup),
             stale_while_revalidate: time(
                 self.stale_while_revalidate.as_ref(),
                 "/stale-while-revalidate",
                 Duration::ZERO,
-            )?,
-            stale_if_error: time(self.stale_if_error.as_ref(), "/stale-if-error", Duration::ZERO)?,
-        })
+                setup,
+            ),
+            stale_if_error: time(self.stale_if_error.as_ref(), "/stale-if-error", Duration::ZERO, setup),
+        }
     }
 }
 
-/// Returns names of fields in lower case; the error is about an invalid name.
-fn fields(names: &[String], path: &str) -> Result<Vec<String>, ConfigError> {
+/// Returns the value of a result; an error is reported.
+fn reported<T>(parsed: Result<T, ConfigError>, setup: &mut Setup) -> Option<T> {
+    parsed.map_err(|error| setup.report(error)).ok()
+}
+
+/// Returns the time that a text names, or a default; an invalid time is reported.
+fn time(text: Option<&String>, path: &str, default: Duration, setup: &mut Setup) -> Duration {
+    text.and_then(|text| reported(duration(text, path), setup)).unwrap_or(default)
+}
+
+/// Returns names of fields in lower case; invalid names are reported.
+fn fields(names: &[String], path: &str, setup: &mut Setup) -> Vec<String> {
     let field = |(place, name): (usize, &String)| {
         let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         if name.is_empty() || !name.bytes().all(is_part) {
@@ -164,10 +179,11 @@ fn fields(names: &[String], path: &str) -> Result<Vec<String>, ConfigError> {
         }
         Ok(name.to_ascii_lowercase())
     };
-    names.iter().enumerate().map(field).collect()
+    names.iter().enumerate().filter_map(|name| reported(field(name), setup)).collect()
 }
 
-fn values(names: &[String], path: &str) -> Result<Vec<ValueName>, ConfigError> {
+/// Returns the values with these names; invalid names are reported.
+fn values(names: &[String], path: &str, setup: &mut Setup) -> Vec<ValueName> {
     let value = |(place, name): (usize, &String)| {
         let message = |message: String| ConfigError::at(format!("{path}/{place}"), message);
         let value = name.parse().map_err(message)?;
@@ -178,28 +194,32 @@ fn values(names: &[String], path: &str) -> Result<Vec<ValueName>, ConfigError> {
             value => Ok(value),
         }
     };
-    names.iter().enumerate().map(value).collect()
+    names.iter().enumerate().filter_map(|name| reported(value(name), setup)).collect()
 }
 
-/// Returns the lifetimes by status, with codes before classes, so that the narrower entry applies.
-fn lifetimes(status: &BTreeMap<String, String>) -> Result<Vec<(RangeInclusive<u16>, Duration)>, ConfigError> {
+/// Returns the lifetimes by status, with codes before classes, so that the narrower entry applies; errors are reported.
+fn lifetimes(status: &BTreeMap<String, String>, setup: &mut Setup) -> Vec<(RangeInclusive<u16>, Duration)> {
     let mut lifetimes = Vec::new();
     for (codes, text) in status {
         let path = format!("/lifetimes/status/{}", codes.replace('~', "~0").replace('/', "~1"));
-        let range = match codes.as_bytes() {
-            [class @ b'2'..=b'5', b'x', b'x'] => {
-                let first = u16::from(class - b'0') * 100;
-                first..=first + 99
-            }
-            _ => match codes.parse() {
-                Ok(code) if (200..600).contains(&code) && code != 206 && code != 304 => code..=code,
-                _ => return Err(ConfigError::at(&path, format!("`{codes}` is no status; write `404` or `4xx`"))),
-            },
-        };
-        lifetimes.push((range, duration(text, &path)?));
+        let range = status_codes(codes)
+            .ok_or_else(|| ConfigError::at(&path, format!("`{codes}` is no status; write `404` or `4xx`")));
+        if let (Some(range), Some(lifetime)) = (reported(range, setup), reported(duration(text, &path), setup)) {
+            lifetimes.push((range, lifetime));
+        }
     }
     lifetimes.sort_by_key(|(codes, _)| codes.end() - codes.start());
-    Ok(lifetimes)
+    lifetimes
+}
+
+/// Returns the status codes of a code or a class; `None` for other texts, and for codes that no lifetime fits.
+fn status_codes(text: &str) -> Option<RangeInclusive<u16>> {
+    if let [class @ b'2'..=b'5', b'x', b'x'] = text.as_bytes() {
+        let first = u16::from(class - b'0') * 100;
+        return Some(first..=first + 99);
+    }
+    let code = text.parse().ok().filter(|code| (200..600).contains(code) && *code != 206 && *code != 304);
+    code.map(|code| code..=code)
 }
 
 /// Parses a duration as in the manifest, and also in days.

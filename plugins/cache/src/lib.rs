@@ -16,8 +16,9 @@ impl Plugin for Cache {
     type Config = Config;
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
-        setup.cache_status = config.cache_status()?;
-        let standard = Standard::new(setup, config.options()?);
+        setup.cache_status = config.cache_status(setup);
+        let options = config.options(setup);
+        let standard = Standard::new(setup, options);
         setup.lookup_plan = standard.plan();
         Ok(Cache(standard))
     }

@@ -29,9 +29,10 @@ impl Plugin for Headers {
     type Config = Config;
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+        let (request, response) =
+            (rules::plan(&config.request, "/request", setup), rules::plan(&config.response, "/response", setup));
         let mut planned = |plan: EditPlan| (!plan.is_empty()).then(|| setup.plan(plan));
-        let request = planned(rules::plan(&config.request, "/request")?);
-        let response = planned(rules::plan(&config.response, "/response")?);
+        let (request, response) = (planned(request), planned(response));
         if config.when.is_none() && !config.evaluate_each {
             let nothing = setup.plan(EditPlan::default());
             setup.request_plan = config.forwarded.is_none().then_some(request.unwrap_or(nothing));

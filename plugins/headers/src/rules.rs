@@ -2,16 +2,20 @@
 
 use std::borrow::Cow;
 
-use plugway_sdk::{ConfigError, EditPlan, Input, Inputs, ValueName, Values};
+use plugway_sdk::{ConfigError, EditPlan, Input, Inputs, Setup, ValueName, Values};
 
 use crate::config::{Edits, When};
 use crate::template;
 
-/// Returns the plan for the edits of one kind of message; `at` is the JSON pointer to the edits.
-pub fn plan(edits: &Edits, at: &str) -> Result<EditPlan, ConfigError> {
-    let parsed = |kind: &str, name: &str, text: &str| {
-        let pointer = || format!("{at}/{kind}/{}", name.replace('~', "~0").replace('/', "~1"));
-        template::parse(text).map_err(|error| ConfigError::at(pointer(), error))
+/// Returns the plan for the edits of one kind of message; `at` is the JSON pointer to the edits. Each template that can't
+/// be parsed is reported.
+pub fn plan(edits: &Edits, at: &str, setup: &mut Setup) -> EditPlan {
+    let mut parsed = |kind: &str, name: &str, text: &str| {
+        template::parse(text).unwrap_or_else(|error| {
+            let pointer = format!("{at}/{kind}/{}", name.replace('~', "~0").replace('/', "~1"));
+            setup.report(ConfigError::at(pointer, error));
+            Vec::new()
+        })
     };
     let mut plan = EditPlan::default();
     for (from, to) in &edits.rename {
@@ -21,15 +25,15 @@ pub fn plan(edits: &Edits, at: &str) -> Result<EditPlan, ConfigError> {
         plan = plan.remove_field(name);
     }
     for (name, text) in &edits.set {
-        plan = plan.set_field(name, parsed("set", name, text)?);
+        plan = plan.set_field(name, parsed("set", name, text));
     }
     for (name, text) in &edits.append {
-        plan = plan.append_field(name, parsed("append", name, text)?);
+        plan = plan.append_field(name, parsed("append", name, text));
     }
     for (name, text) in &edits.default {
-        plan = plan.default_field(name, parsed("default", name, text)?);
+        plan = plan.default_field(name, parsed("default", name, text));
     }
-    Ok(plan)
+    plan
 }
 
 /// The conditions for edits.

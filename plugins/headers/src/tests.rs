@@ -107,3 +107,13 @@ fn mistakes_are_named_with_their_place() {
     at(error(json!({ "response": { "append": { "a": "{" } } })), "/response/append/a", "not closed");
     at(error(json!({ "response": { "default": { "a": "}" } } })), "/response/default/a", "closes nothing");
 }
+
+#[test]
+fn all_mistakes_of_templates_are_named() {
+    let errors = Harness::<Headers>::errors(json!({
+        "request": { "set": { "a": "{hots}", "b": "{host}", "c": "{" }, "append": { "d": "}" } },
+        "response": { "default": { "e": "{stauts}" } },
+    }));
+    let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
+    assert_eq!(paths, ["/request/set/a", "/request/set/c", "/request/append/d", "/response/default/e"]);
+}

@@ -11,7 +11,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use http::StatusCode;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -179,7 +178,8 @@ impl OpenPlace {
         let bound = match place.bind().await {
             Ok(bound) => Some(bound),
             Err(error) if need == AdminNeed::Required => {
-                return Err(error).context(format!("cannot listen at {place} for the admin listener; set `address` in [admin] to another one, or to \"off\""));
+                let remedy = "or set `address` in [admin] to another one, or to \"off\"";
+                return Err(anyhow::anyhow!("cannot listen at {place} for the admin listener: {error}; {remedy}"));
             }
             Err(error) => {
                 warn!(address = %place, error = format!("{error:#}"), remedy = place.remedy(), "no admin listener");

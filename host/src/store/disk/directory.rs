@@ -39,7 +39,12 @@ impl DirectoryLock {
     /// problem.
     pub fn new(path: &Path) -> Result<Self, String> {
         check(path)?;
-        let failed = |what: &str, error: io::Error| format!("the folder `{}` can't be {what}: {error}", path.display());
+        let failed = |what: &str, error: io::Error| match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull => {
+                unwritable(path, &error)
+            }
+            _ => format!("the folder `{}` can't be {what}: {error}", path.display()),
+        };
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(path).map_err(|error| failed("made", error))?;
         // Nothing is created in a directory that does not belong to a cache.
@@ -63,19 +68,50 @@ impl DirectoryLock {
     }
 }
 
-/// Looks whether a folder could be a cache's, without a change to it. The error says what to do.
+/// Explains why a folder can't be a cache's, and what to do.
+fn unwritable(path: &Path, error: &io::Error) -> String {
+    let shown = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied if path.exists() => format!(
+            "no permission to use the folder `{shown}`: allow it to the user that runs plugway, with all files in it, such \
+             as by `chown -R`, or name another"
+        ),
+        _ => format!("cannot use the folder `{shown}`: {}", files::unwritable(path, error)),
+    }
+}
+
+/// Checks whether a folder could be a cache's, without a change to it. The error says what to do.
 pub fn check(path: &Path) -> Result<(), String> {
     let shown = path.display();
     match std::fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let above = path.ancestors().skip(1);
+            let mut above = above.map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+            let existing = above.find(|folder| folder.exists());
+            existing.map_or(Ok(()), files::check_writable).map_err(|error| unwritable(path, &error))
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(unwritable(path, &error)),
         Err(error) => {
             Err(format!("cannot use the folder `{shown}`: {error}; name another, such as `/var/cache/plugway`"))
         }
         Ok(found) if !found.is_dir() => {
             Err(format!("not a folder: `{shown}`; expected an empty folder, or a new one such as `/var/cache/plugway`"))
         }
-        Ok(_) => known_seed(path).map(|_| ()).map_err(|error| format!("cannot use the folder `{shown}`: {error}")),
+        Ok(_) => {
+            known_seed(path).map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => unwritable(path, &error),
+                _ => format!("cannot use the folder `{shown}`: {error}"),
+            })?;
+            files::check_writable(path).and_then(|()| check_lock(path)).map_err(|error| unwritable(path, &error))
+        }
     }
+}
+
+/// Checks whether the lock file can be opened, if there is one: another user may have run a proxy here before.
+fn check_lock(path: &Path) -> io::Result<()> {
+    let lock = path.join(LOCK);
+    let found = std::fs::symlink_metadata(&lock);
+    if found.is_ok_and(|found| found.is_file()) { files::open_lock(&lock).map(drop) } else { Ok(()) }
 }
 
 impl Directory {
