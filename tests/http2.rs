@@ -450,6 +450,7 @@ fn malformed_requests_of_http2_reach_nobody() {
         ("an upper-case name", with("X-A", "b")),
         ("a colon in a name", with("x:y", "b")),
         ("another Host", with("host", "b")),
+        ("a repeated length", [&with("content-length", "0"), &literal("content-length", "0")[..]].concat()),
         ("a path with a space", path("/a b")),
         ("a path with CR LF", path("/a\r\nx")),
         ("a path without a slash", path("a")),

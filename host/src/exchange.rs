@@ -35,6 +35,7 @@ use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::protocol::client_address::{self, Settled};
 use crate::protocol::hop_by_hop::{self, HopOptions};
+use crate::protocol::http2_request;
 
 use crate::body::upload::{ClientBody, ClientContent, RequestBody, UploadLimits, UploadProgress};
 use crate::protocol::request_target;
@@ -298,6 +299,11 @@ fn find_route(
     if settled.is_rejected {
         let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";
         return Err(failed(Error::new(FailureKind::RequestError, cause).met("field-aliases")));
+    }
+    if request.version == Version::HTTP_2
+        && let Some(rule) = http2_request::violation(&request.headers)
+    {
+        return Err(failed(Error::new(FailureKind::RequestError, rule)));
     }
     request_target::accept(request, arrival.peer.is_secure()).map_err(failed)?;
     if let Some(port) = arrival.listener.redirect {
