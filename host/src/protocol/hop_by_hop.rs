@@ -90,13 +90,14 @@ fn upgrade(version: Version, fields: &HeaderMap) -> Option<HeaderValue> {
 
 /// Whether a token is a member of a list.
 pub fn has_token(fields: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
-    members(fields, name).any(|token| token.eq_ignore_ascii_case(wanted))
+    members(fields, name).any(|token| token.eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
-/// Returns the members of a list that consists of one line or of several (RFC 9110 §5.6.1).
-pub fn members(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    let lines = fields.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())
+/// Returns the members of a list that consists of one line or of several (RFC 9110 §5.6.1). A member may have bytes
+/// beyond ASCII (`obs-text`), and its neighbours count all the same.
+pub fn members(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
+    let lines = fields.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
 /// Joins the cookies of a request: HTTP/2 may send each in a line of its own; other versions require one line (RFC 9113
@@ -203,10 +204,9 @@ impl Present {
 /// Returns the further fields that `Connection` declares to be hop-by-hop.
 fn named_by_connection(fields: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
     // The usual members name no field.
-    let is_usual = |line: &[u8]| line.eq_ignore_ascii_case(b"keep-alive") || line.eq_ignore_ascii_case(b"close");
-    let lines = fields.get_all(header::CONNECTION).iter().filter(|line| !is_usual(line.as_bytes()));
-    let names = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim);
-    let names = names.filter_map(|name| name.parse::<HeaderName>().ok());
+    let is_usual = |name: &&[u8]| name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close");
+    let names = members(fields, header::CONNECTION).filter(|name| !is_usual(name));
+    let names = names.filter_map(|name| HeaderName::from_bytes(name).ok());
     // `Connection` can't remove fields that the message requires.
     names.filter(|name| name != header::HOST && name != header::CONTENT_LENGTH).collect()
 }
@@ -295,5 +295,16 @@ mod tests {
         request(Version::HTTP_11, &mut fields);
         let left: Vec<&str> = fields.keys().map(HeaderName::as_str).collect();
         assert_eq!(left, ["x-kept", "via"]);
+    }
+
+    #[test]
+    fn lists_are_read_beside_bytes_beyond_ascii() {
+        let mut fields = HeaderMap::new();
+        fields.append(header::CONNECTION, HeaderValue::from_bytes(b"\xe9, X-Mine").unwrap());
+        fields.append(header::CACHE_CONTROL, HeaderValue::from_bytes(b"x=\"\xe9\",\tNo-Transform").unwrap());
+        fields.append("x-mine", HeaderValue::from_static("1"));
+        assert!(has_token(&fields, header::CACHE_CONTROL, "no-transform"));
+        response(&mut fields);
+        assert!(!fields.contains_key("x-mine"));
     }
 }

@@ -36,9 +36,14 @@ pub fn obstacle(response: &response::Parts) -> Option<String> {
         return Some("the content is a part (206), and plugins transform whole content".into());
     }
     let coding = hop_by_hop::members(&response.headers, header::CONTENT_ENCODING)
-        .find(|coding| !coding.eq_ignore_ascii_case("identity"))?;
-    let coding: String = coding.chars().take(LONGEST_CODING).collect();
+        .find(|coding| !coding.eq_ignore_ascii_case(b"identity"))?;
+    let coding = shown(coding);
     Some(format!("the content is coded with `{coding}`, although uncoded content was asked for"))
+}
+
+/// Returns a coding as a text for the log.
+fn shown(coding: &[u8]) -> String {
+    String::from_utf8_lossy(coding).chars().take(LONGEST_CODING).collect()
 }
 
 /// The maximum length of a coding in the log, in characters.
