@@ -20,8 +20,9 @@ const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 pub fn ask(fields: &mut HeaderMap) {
     fields.remove(header::RANGE);
     fields.remove(header::IF_RANGE);
-    if let Some(codings) = fields.get_mut(header::ACCEPT_ENCODING) {
-        *codings = IDENTITY;
+    if fields.contains_key(header::ACCEPT_ENCODING) {
+        // In place of all lines: a list may come in several (RFC 9110 §5.3).
+        fields.insert(header::ACCEPT_ENCODING, IDENTITY);
     }
 }
 
@@ -53,6 +54,7 @@ const LONGEST_CODING: usize = 64;
 pub fn request(fields: &mut HeaderMap) {
     fields.remove(header::CONTENT_LENGTH);
     remove_digests(fields);
+    trim_announcement(fields);
 }
 
 /// Removes the fields of a response that its transformed body makes untrue. The length under HEAD and 304 describes a
@@ -61,19 +63,42 @@ pub fn response(fields: &mut HeaderMap) {
     fields.remove(header::CONTENT_LENGTH);
     fields.remove(header::ACCEPT_RANGES);
     remove_digests(fields);
-    if let Some(tag) = fields.get_mut(header::ETAG)
-        && !tag.as_bytes().starts_with(b"W/")
-        && let Ok(weak) = HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat())
-    {
-        // Other bytes need another strong validator (RFC 9110 §8.8.1); only a weak one can say that the meaning is the
-        // same.
-        *tag = weak;
-    }
+    weaken_tag(fields);
+    trim_announcement(fields);
 }
 
-/// Whether a trailer describes only the body before it was transformed.
-pub fn is_digest(name: &HeaderName) -> bool {
-    DIGESTS.contains(name)
+/// Makes the entity tag weak. Other bytes need another strong validator (RFC 9110 §8.8.1); only a weak one can say that
+/// the meaning is the same. Several tags name no one version, and are removed.
+fn weaken_tag(fields: &mut HeaderMap) {
+    let mut tags = fields.get_all(header::ETAG).iter();
+    let (Some(tag), second) = (tags.next(), tags.next()) else { return };
+    let weak = if tag.as_bytes().starts_with(b"W/") {
+        Ok(tag.clone())
+    } else {
+        HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat())
+    };
+    match weak {
+        Ok(weak) if second.is_none() => fields.insert(header::ETAG, weak),
+        _ => fields.remove(header::ETAG),
+    };
+}
+
+/// Removes the names of trailers that are not sent from `Trailer`.
+fn trim_announcement(fields: &mut HeaderMap) {
+    let is_untrue = |member: &[u8]| HeaderName::from_bytes(member).is_ok_and(|name| is_untrue_trailer(&name));
+    if !hop_by_hop::members(fields, header::TRAILER).any(is_untrue) {
+        return;
+    }
+    let kept: Vec<&[u8]> = hop_by_hop::members(fields, header::TRAILER).filter(|member| !is_untrue(member)).collect();
+    match HeaderValue::from_bytes(&kept.join(&b", "[..])) {
+        Ok(names) if !names.is_empty() => fields.insert(header::TRAILER, names),
+        _ => fields.remove(header::TRAILER),
+    };
+}
+
+/// Whether a trailer describes only the body before it was transformed: a digest, or a validator of its bytes.
+pub fn is_untrue_trailer(name: &HeaderName) -> bool {
+    DIGESTS.contains(name) || *name == header::ETAG
 }
 
 fn remove_digests(fields: &mut HeaderMap) {
