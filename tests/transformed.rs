@@ -47,7 +47,11 @@ fn files() -> String {
 }
 
 fn capitals(on_error: &str) -> Proxy {
-    Proxy::start(&manifest(&files(), &format!("{{ use = {HOOKS:?}{on_error} }}"), ""))
+    capitals_of(&files(), on_error)
+}
+
+fn capitals_of(origin: &str, on_error: &str) -> Proxy {
+    Proxy::start(&manifest(origin, &format!("{{ use = {HOOKS:?}{on_error} }}"), ""))
 }
 
 fn assert_says_nothing_false(message: &Message) {
@@ -128,6 +132,31 @@ fn content_of_a_request_that_is_transformed_loses_its_digests() {
         .unwrap();
     let answer = read_message(&mut BufReader::new(stream)).unwrap();
     assert_eq!(answer.text(), "[FALSE, FALSE, FALSE, FALSE] ABC!!");
+}
+
+#[test]
+fn content_of_a_request_that_can_not_be_transformed_is_a_matter_of_on_error() {
+    let origin = origin(|request| ok(&format!("{:?} {}", request.field("content-encoding"), request.text())));
+    let send = |proxy: &Proxy, field: &str| {
+        let mut stream = proxy.connect();
+        let head = "PUT / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 3";
+        write!(stream, "{head}\r\n{field}\r\n\r\nabc").unwrap();
+        read_message(&mut BufReader::new(stream)).unwrap()
+    };
+    let proxy = capitals_of(&origin, "");
+    for (field, status, cause) in [
+        ("Content-Encoding: gzip", 415, "the content is coded with `gzip`"),
+        ("Content-Range: bytes 0-2/7", 400, "the content is a part"),
+    ] {
+        assert_eq!(send(&proxy, field).status(), status, "{field}");
+        let line = proxy.wait_log(cause);
+        assert!(line.contains("request-body"), "{line}");
+    }
+    assert_eq!(send(&proxy, "Content-Encoding: identity").text(), "SOME(\"IDENTITY\") ABC!!");
+    let proxy = capitals_of(&origin, ", on-error = 503");
+    assert_eq!(send(&proxy, "Content-Encoding: gzip").status(), 503);
+    let proxy = capitals_of(&origin, ", on-error = \"skip\"");
+    assert_eq!(send(&proxy, "Content-Encoding: gzip").text(), "SOME(\"GZIP\") ABC!");
 }
 
 #[test]

@@ -19,7 +19,6 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
-use crate::context::edit_check::MessageSide;
 use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
 use crate::error::{Error, FailureKind};
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
@@ -407,9 +406,7 @@ fn outgoing_body(
         let cause = format!("{length} bytes, and the route takes {}", route.max_body);
         return Err(Error::new(FailureKind::RequestBodySize, cause).met("max-body").into());
     }
-    let plugins = ChainPosition::bottom(route).plugins();
-    let stages =
-        chain::begin_body_filters(worker, route, plugins, MessageSide::Request, body.size_hint().exact(), context)?;
+    let stages = chain::begin_request_filters(worker, route, body.size_hint().exact(), context)?;
     let body = receiving(body, upload.clone());
     if stages.is_empty() {
         return Ok(OutgoingRequest { body: RequestBody::Incoming(Box::new(body)), upload, hop });

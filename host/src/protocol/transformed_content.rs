@@ -31,20 +31,38 @@ pub fn is_forbidden(response: &response::Parts) -> bool {
     hop_by_hop::has_token(&response.headers, header::CACHE_CONTROL, "no-transform")
 }
 
+/// A reason why the body of a request can't be transformed.
+pub struct RequestObstacle {
+    pub cause: String,
+    /// The status for the client, which can send the body otherwise.
+    pub status: StatusCode,
+}
+
+/// Returns the reason why the body of a request can't be transformed; `None` if it can.
+pub fn request_obstacle(fields: &HeaderMap) -> Option<RequestObstacle> {
+    if fields.contains_key(header::CONTENT_RANGE) {
+        // RFC 9110 §14.5.
+        let cause = "the content is a part (Content-Range), and plugins transform whole content".into();
+        return Some(RequestObstacle { cause, status: StatusCode::BAD_REQUEST });
+    }
+    let cause = format!("the content is coded with `{}`, and plugins transform uncoded content", coding(fields)?);
+    Some(RequestObstacle { cause, status: StatusCode::UNSUPPORTED_MEDIA_TYPE })
+}
+
 /// Returns the reason why the body of a response can't be transformed; `None` if it can.
 pub fn obstacle(response: &response::Parts) -> Option<String> {
     if response.status == StatusCode::PARTIAL_CONTENT {
         return Some("the content is a part (206), and plugins transform whole content".into());
     }
-    let coding = hop_by_hop::members(&response.headers, header::CONTENT_ENCODING)
-        .find(|coding| !coding.eq_ignore_ascii_case(b"identity"))?;
-    let coding = shown(coding);
+    let coding = coding(&response.headers)?;
     Some(format!("the content is coded with `{coding}`, although uncoded content was asked for"))
 }
 
-/// Returns a coding as a text for the log.
-fn shown(coding: &[u8]) -> String {
-    String::from_utf8_lossy(coding).chars().take(LONGEST_CODING).collect()
+/// Returns the first coding of a body as a text for the log; `None` if the body is uncoded.
+fn coding(fields: &HeaderMap) -> Option<String> {
+    let mut codings = hop_by_hop::members(fields, header::CONTENT_ENCODING);
+    let coding = codings.find(|coding| !coding.eq_ignore_ascii_case(b"identity"))?;
+    Some(String::from_utf8_lossy(coding).chars().take(LONGEST_CODING).collect())
 }
 
 /// The maximum length of a coding in the log, in characters.
