@@ -499,6 +499,19 @@ fn limits_of_targets_and_fields_hold_for_http2_too() {
 }
 
 #[test]
+fn cookies_in_lines_of_their_own_count_as_one_field() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let mut curl = Command::new("curl");
+    curl.args(["-s", "--http2-prior-knowledge"]);
+    for n in 0..180 {
+        curl.args(["-H", &format!("cookie: k{n}=v")]);
+    }
+    let got = output(curl.arg(format!("http://{}/", proxy.address)));
+    let cookies = (0..180).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join("; ");
+    assert!(got.contains(&format!("\ncookie: {cookies}\n")), "{got}");
+}
+
+#[test]
 fn a_failure_has_no_content_for_head() {
     let proxy = Proxy::start(&manifest(&echo(), "", "").replace("[[route]]", "[[route]]\npath = \"/here\""));
     let got = curl(&proxy, &["--head", "--write-out", "%{http_code}"]);
