@@ -1,6 +1,6 @@
 //! What RFC 9110 and RFC 9113 demand of an intermediary, as endpoints and clients see it.
 
-use crate::support::{Proxy, manifest, origin};
+use crate::support::{Proxy, echo, manifest, origin};
 
 #[test]
 fn fields_that_connection_names_beside_bytes_beyond_ascii_stay_on_their_hop() {
@@ -14,4 +14,26 @@ fn fields_that_connection_names_beside_bytes_beyond_ascii_stay_on_their_hop() {
     let proxy = Proxy::start(&manifest(&origin, "", ""));
     let answer = proxy.get("/", "\r\nConnection: \u{e9}, X-Hop\r\nX-Hop: 1");
     assert_eq!((answer.field("x-got"), answer.field("x-back")), (Some("false"), None));
+}
+
+#[test]
+fn max_forwards_is_counted_down_and_obeyed() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let send = |method: &str, most: &str| {
+        proxy.exchange(&format!("{method} / HTTP/1.1\r\nHost: a\r\nMax-Forwards: {most}"))
+    };
+    for (method, most, left) in [
+        ("OPTIONS", "5", "4"),
+        ("TRACE", "1", "0"),
+        ("OPTIONS", "many", "many"),
+        ("GET", "0", "0"),
+        ("POST", "5", "5"),
+    ] {
+        let got = send(method, most).text();
+        assert!(got.contains(&format!("\nmax-forwards: {left}\n")), "{method} {most}:\n{got}");
+    }
+    let options = send("OPTIONS", "0");
+    assert_eq!((options.status(), options.field("x-origin"), options.text().as_str()), (200, None, ""));
+    let trace = send("TRACE", "0");
+    assert_eq!((trace.status(), trace.field("x-origin")), (501, None));
 }

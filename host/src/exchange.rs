@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
@@ -43,8 +43,8 @@ use crate::protocol::transformed_content;
 /// Why a request has no route.
 enum NoRoute {
     Failed(ChainFailure),
-    /// The listener redirects every client to another address.
-    Elsewhere(HeaderValue),
+    /// The proxy answers by itself: the listener redirects every client, or the request may not be forwarded.
+    Answered(Box<Response<ResponseBody>>),
 }
 
 /// The client connection that a request arrived on, and its listener.
@@ -129,10 +129,9 @@ pub fn receive(
             record.upload.end();
             return Begun::Answered(match unrouted {
                 NoRoute::Failed(failed) => fail(failed, worker, record),
-                NoRoute::Elsewhere(location) => {
-                    let response = error_response::redirect(location);
+                NoRoute::Answered(response) => {
                     record.status = response.status().as_u16();
-                    response
+                    *response
                 }
             });
         }
@@ -307,10 +306,24 @@ fn find_route(
     request_target::accept(request, arrival.peer.is_secure()).map_err(failed)?;
     if let Some(port) = arrival.listener.redirect {
         let unnamed = || failed(Error::new(FailureKind::RequestError, "no Host says where to go with https"));
-        return Err(NoRoute::Elsewhere(request_target::with_https(request, port).ok_or_else(unnamed)?));
+        let location = request_target::with_https(request, port).ok_or_else(unnamed)?;
+        return Err(NoRoute::Answered(Box::new(error_response::redirect(location))));
+    }
+    if !hop_by_hop::count_forward(&request.method, &mut request.headers) {
+        return Err(last_recipient(&request.method));
     }
     let none = || failed(Error::new(FailureKind::NoRoute, "no route of the manifest matches the request"));
     worker.generation.router.route(request).ok_or_else(none)
+}
+
+/// Returns the response to a request whose `Max-Forwards` makes this proxy its last recipient (RFC 9110 §7.6.2).
+fn last_recipient(method: &Method) -> NoRoute {
+    if *method == Method::OPTIONS {
+        return NoRoute::Answered(Box::new(Response::new(ResponseBody::Full(Bytes::new()))));
+    }
+    // A reflected request would show its credentials to scripts.
+    let error = Error::new(FailureKind::RequestError, "TRACE with Max-Forwards: 0 ends here, where nothing is reflected");
+    NoRoute::Failed(ChainFailure { error, status: StatusCode::NOT_IMPLEMENTED, depth: ChainPosition::top() })
 }
 
 /// Takes a response through the plugins above a depth, and past a cache among them.

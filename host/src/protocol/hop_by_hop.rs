@@ -2,8 +2,8 @@
 //! added.
 
 use bytes::Bytes;
-use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Version};
 use http_body::Frame;
 use smallvec::SmallVec;
 
@@ -34,6 +34,23 @@ pub fn request(version: Version, fields: &mut HeaderMap) -> HopOptions {
     }
     fields.append(header::VIA, HeaderValue::from_static(via(version)));
     hop
+}
+
+/// Counts a forward of a request with `Max-Forwards` (RFC 9110 §7.6.2); returns `false` if there may be none. The field
+/// has a meaning for OPTIONS and TRACE alone; what is no number has none.
+pub fn count_forward(method: &Method, fields: &mut HeaderMap) -> bool {
+    if !matches!(*method, Method::OPTIONS | Method::TRACE) {
+        return true;
+    }
+    let left = fields.get(header::MAX_FORWARDS).and_then(|left| length(left.as_bytes()));
+    match left.map(|left| left.checked_sub(1)) {
+        Some(None) => false,
+        Some(Some(left)) => {
+            fields.insert(header::MAX_FORWARDS, left.into());
+            true
+        }
+        None => true,
+    }
 }
 
 /// Writes the options of a hop into the fields of an outgoing request.
