@@ -37,3 +37,19 @@ fn max_forwards_is_counted_down_and_obeyed() {
     let trace = send("TRACE", "0");
     assert_eq!((trace.status(), trace.field("x-origin")), (501, None));
 }
+
+#[test]
+fn options_of_an_absolute_uri_without_path_asks_the_server() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    for (target, wanted) in [
+        ("http://e", "*"),
+        ("http://e/", "/"),
+        ("http://e?a", "/?a"),
+        ("*", "*"),
+    ] {
+        let got = proxy.exchange(&format!("OPTIONS {target} HTTP/1.1\r\nHost: e")).text();
+        assert!(got.starts_with(&format!("OPTIONS {wanted} HTTP/1.1\n")), "{target}:\n{got}");
+    }
+    let got = proxy.exchange("GET http://e HTTP/1.1\r\nHost: e").text();
+    assert!(got.starts_with("GET / HTTP/1.1\n"), "{got}");
+}
