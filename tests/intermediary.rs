@@ -53,3 +53,15 @@ fn options_of_an_absolute_uri_without_path_asks_the_server() {
     let got = proxy.exchange("GET http://e HTTP/1.1\r\nHost: e").text();
     assert!(got.starts_with("GET / HTTP/1.1\n"), "{got}");
 }
+
+#[test]
+fn a_redirect_to_https_of_the_server_as_a_whole_has_no_path() {
+    let text = manifest(&echo(), "", "").replacen("[upstream.app]", "redirect-to-https = true\n[upstream.app]", 1);
+    let proxy = Proxy::start(&text);
+    let location = |start: &str| {
+        let answer = proxy.exchange(&format!("{start} HTTP/1.1\r\nHost: e"));
+        (answer.status(), answer.field("location").map(String::from))
+    };
+    assert_eq!(location("OPTIONS *"), (308, Some("https://e".into())));
+    assert_eq!(location("OPTIONS /"), (308, Some("https://e/".into())));
+}

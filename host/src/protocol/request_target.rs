@@ -26,7 +26,11 @@ pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
     let host = request.headers.get(header::HOST)?;
     let host = authority::without_port(host.as_bytes());
     let host = std::str::from_utf8(&host).ok().filter(|host| !host.is_empty())?;
-    let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let target = match request.uri.path_and_query().map_or("/", PathAndQuery::as_str) {
+        // In an absolute URI the absence of a path says that (RFC 9112 §3.2.4).
+        "*" => "",
+        target => target,
+    };
     let port = if port == 443 { String::new() } else { format!(":{port}") };
     HeaderValue::from_str(&format!("https://{host}{port}{target}")).ok()
 }
