@@ -168,6 +168,12 @@ impl Frame {
     }
 }
 
+/// Returns the bytes of a frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len() as u32;
+    [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes()[..], payload].concat()
+}
+
 impl Raw {
     pub fn connect(proxy: &Proxy) -> Raw {
         let mut raw = Raw(proxy.connect());
@@ -179,9 +185,7 @@ impl Raw {
 
     /// Sends a frame; `false` once the proxy accepts no more.
     pub fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
-        let length = payload.len() as u32;
-        let head = [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes()[..]].concat();
-        self.0.write_all(&[&head[..], payload].concat()).is_ok()
+        self.0.write_all(&frame(kind, flags, stream, payload)).is_ok()
     }
 
     pub fn request(&mut self, stream: u32) -> bool {

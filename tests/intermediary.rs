@@ -1,6 +1,24 @@
 //! What RFC 9110 and RFC 9113 demand of an intermediary, as endpoints and clients see it.
 
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::http2::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame};
+use crate::http2_endpoint::head;
 use crate::support::{Proxy, echo, manifest, origin};
+
+/// Returns the content of the response to a request of HTTP/2: a method, `http://a/`, further fields, and the frames behind
+/// its head.
+fn over_http2(proxy: &Proxy, method: &str, fields: &[(&str, &str)], rest: &[u8]) -> String {
+    let block = [head(&[], &[(":method", method)]), head(&[0x86, 0x84, 0x41, 1, b'a'], fields)].concat();
+    let end = if rest.is_empty() { END_STREAM } else { 0 };
+    let mut client = Raw::connect(proxy);
+    // At once, so that the proxy reads them together.
+    client.0.write_all(&[&frame(HEADERS, END_HEADERS | end, 1, &block), rest].concat()).unwrap();
+    let content = client.until(|frame| frame.stream == 1 && frame.kind == DATA);
+    String::from_utf8_lossy(&content.payload).into_owned()
+}
 
 #[test]
 fn fields_that_connection_names_beside_bytes_beyond_ascii_stay_on_their_hop() {
@@ -64,4 +82,34 @@ fn a_redirect_to_https_of_the_server_as_a_whole_has_no_path() {
     };
     assert_eq!(location("OPTIONS *"), (308, Some("https://e".into())));
     assert_eq!(location("OPTIONS /"), (308, Some("https://e/".into())));
+}
+
+#[test]
+fn content_of_http2_that_turns_out_empty_is_none() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let empty = frame(DATA, END_STREAM, 1, &[]);
+    let begun = [frame(DATA, 0, 1, &[]), empty.clone()].concat();
+    for (method, length) in [("POST", true), ("PUT", true), ("PATCH", true), ("GET", false), ("DELETE", false)] {
+        for rest in [&empty, &begun] {
+            let got = over_http2(&proxy, method, &[], rest);
+            assert!(got.starts_with(method) && !got.contains("transfer-encoding"), "{got}");
+            assert_eq!(got.contains("\ncontent-length: 0\n"), length, "{got}");
+        }
+    }
+    let some = [frame(DATA, 0, 1, b"ab"), empty].concat();
+    assert!(over_http2(&proxy, "POST", &[], &some).contains("\ntransfer-encoding: chunked\n"));
+    assert!(over_http2(&proxy, "PUT", &[("content-length", "2")], &some).contains("\ncontent-length: 2\n"));
+}
+
+#[test]
+fn a_get_of_http2_whose_content_turns_out_empty_is_served_by_a_cache() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let origin = origin(move |_| {
+        let number = requests.fetch_add(1, Ordering::SeqCst);
+        format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 1\r\n\r\n{number}").into_bytes()
+    });
+    let proxy = Proxy::start(&manifest(&origin, "\"cache\"", "").replace("workers = 2", "workers = 1"));
+    assert_eq!(over_http2(&proxy, "GET", &[], &[]), "0");
+    assert_eq!(over_http2(&proxy, "GET", &[], &frame(DATA, END_STREAM, 1, &[])), "0");
+    assert_eq!(over_http2(&proxy, "GET", &[], &frame(DATA, END_STREAM, 1, b"a")), "1", "a cache knows no content of GET");
 }

@@ -264,10 +264,14 @@ impl Streams {
         let tunnel = extended_connect(&mut request);
         let upload = self.upload(request.body());
         let is_head = *request.method() == Method::HEAD;
+        let has_length = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+        let mut request = request.map(|content| ClientContent::new(content, upload.clone()));
+        if !has_length {
+            request.body_mut().peek();
+        }
         if !request.body().is_end_stream() {
             stream.receives(&upload);
         }
-        let request = request.map(|content| ClientContent::new(content, upload.clone()));
         let exchange = match self.limit_violation(&request) {
             None => Ok(self.client.exchange(request, upload, timers.clone())),
             Some((status, limit, why)) => {
