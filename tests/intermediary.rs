@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::http2::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame};
-use crate::http2_endpoint::head;
+use crate::http2_endpoint::{endpoint, head};
 use crate::support::{Proxy, echo, manifest, origin};
 
 /// Returns the content of the response to a request of HTTP/2: a method, `http://a/`, further fields, and the frames behind
@@ -112,4 +112,28 @@ fn a_get_of_http2_whose_content_turns_out_empty_is_served_by_a_cache() {
     assert_eq!(over_http2(&proxy, "GET", &[], &[]), "0");
     assert_eq!(over_http2(&proxy, "GET", &[], &frame(DATA, END_STREAM, 1, &[])), "0");
     assert_eq!(over_http2(&proxy, "GET", &[], &frame(DATA, END_STREAM, 1, b"a")), "1", "a cache knows no content of GET");
+}
+
+#[test]
+fn a_response_whose_status_has_no_content_has_none() {
+    // `:status` 204 and 304 stand in the static table of HPACK.
+    let heads: [(&str, Vec<u8>); 3] =
+        [("204", vec![0x89]), ("304", vec![0x8b]), ("205", head(&[], &[(":status", "205")]))];
+    for (status, block) in heads {
+        let block = block.clone();
+        let endpoint = endpoint(move |raw| {
+            while let Some(request) = raw.next_request() {
+                raw.send(HEADERS, END_HEADERS, request.stream, &block);
+                raw.send(DATA, END_STREAM, request.stream, b"ab");
+            }
+        });
+        let proxy = Proxy::start(&manifest(&endpoint, "", ""));
+        let mut client = Raw::connect(&proxy);
+        client.request(1);
+        let answer = client.until(|frame| frame.stream == 1);
+        assert!(answer.kind == HEADERS && answer.flags & END_STREAM != 0, "{status}: a frame is to follow");
+        let answer = proxy.get("/", "");
+        assert_eq!((answer.start.split(' ').nth(1), answer.text().as_str()), (Some(status), ""));
+        assert_eq!(answer.field("content-length"), (status == "205").then_some("0"), "{status}");
+    }
 }

@@ -350,6 +350,9 @@ fn respond(
     });
     match up {
         Ok(body) => {
+            let has_none = context.response.as_ref().is_some_and(|parts| hop_by_hop::has_no_content(parts.status));
+            // What is dropped resets its stream.
+            let body = if has_none { ResponseBody::Full(Bytes::new()) } else { body };
             let mut response = Response::new(body);
             if let Some(mut parts) = context.response.take() {
                 if let ResponseBody::Switched(switched) = response.body() {
@@ -363,7 +366,8 @@ fn respond(
                 }
                 *response.status_mut() = parts.status;
                 *response.headers_mut() = parts.headers;
-                if parts.status == StatusCode::NO_CONTENT {
+                // Under 304 the length is that of another response (RFC 9110 §8.6).
+                if has_none && parts.status != StatusCode::NOT_MODIFIED {
                     response.headers_mut().remove(header::CONTENT_LENGTH);
                 }
             }

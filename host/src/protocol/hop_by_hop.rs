@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Version};
+use http::{Method, StatusCode, Version};
 use http_body::Frame;
 use smallvec::SmallVec;
 
@@ -139,6 +139,11 @@ fn via(received: Version) -> &'static str {
 /// Prepares the fields of a received response for forwarding.
 pub fn response(fields: &mut HeaderMap) {
     remove_hop_by_hop(Present::among(fields), fields);
+}
+
+/// Whether responses with a status never have content (RFC 9110 §15.3.5, §15.3.6, §15.4.5), whatever their endpoint sends.
+pub fn has_no_content(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// Writes the length of a response as one number in one line; returns `false` unless it is one number, once or repeated
