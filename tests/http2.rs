@@ -454,6 +454,8 @@ fn malformed_requests_of_http2_reach_nobody() {
         ("an upper-case name", with("X-A", "b")),
         ("a colon in a name", with("x:y", "b")),
         ("another Host", with("host", "b")),
+        ("a space before a value", with("x", " a")),
+        ("a tab behind a value", with("x", "a\t")),
         ("a repeated length", [&with("content-length", "0"), &literal("content-length", "0")[..]].concat()),
         ("a path with a space", path("/a b")),
         ("a path with CR LF", path("/a\r\nx")),
