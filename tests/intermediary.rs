@@ -1,12 +1,12 @@
 //! What RFC 9110 and RFC 9113 demand of an intermediary, as endpoints and clients see it.
 
-use std::io::Write;
+use std::io::{BufReader, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::http2::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame};
 use crate::http2_endpoint::{endpoint, head};
-use crate::support::{Proxy, echo, manifest, origin};
+use crate::support::{Proxy, echo, manifest, origin, read_message};
 
 /// Returns the content of the response to a request of HTTP/2: a method, `http://a/`, further fields, and the frames behind
 /// its head.
@@ -135,5 +135,20 @@ fn a_response_whose_status_has_no_content_has_none() {
         let answer = proxy.get("/", "");
         assert_eq!((answer.start.split(' ').nth(1), answer.text().as_str()), (Some(status), ""));
         assert_eq!(answer.field("content-length"), (status == "205").then_some("0"), "{status}");
+    }
+}
+
+#[test]
+fn of_several_protocols_to_switch_to_those_that_can_be_forwarded_are() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    for (lines, wanted) in [
+        ("Upgrade: h2c, websocket", Some("upgrade: websocket")),
+        ("Upgrade: websocket\r\nUpgrade: other/1", Some("upgrade: websocket, other/1")),
+        ("Upgrade: h2c", None),
+    ] {
+        let mut stream = proxy.connect();
+        write!(stream, "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n{lines}\r\n\r\n").unwrap();
+        let got = read_message(&mut BufReader::new(stream)).unwrap().text();
+        assert_eq!(got.lines().find(|line| line.starts_with("upgrade")), wanted, "{got}");
     }
 }

@@ -97,12 +97,18 @@ pub fn switch(protocol: &HeaderValue, fields: &mut HeaderMap) {
     fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
 }
 
-/// Returns the protocol that a client wants to switch to; `None` if there is none. HTTP/2 in clear isn't forwarded: it
-/// would carry requests that this proxy does not see.
+/// Returns the protocols that a client wants to switch to; `None` if there are none.
 fn upgrade(version: Version, fields: &HeaderMap) -> Option<HeaderValue> {
-    let protocol = fields.get(header::UPGRADE).filter(|_| version != Version::HTTP_10)?;
-    let is_http2 = protocol.as_bytes().to_ascii_lowercase().windows(3).any(|word| word == b"h2c");
-    (has_token(fields, header::CONNECTION, "upgrade") && !is_http2).then(|| protocol.clone())
+    let is_asked = version != Version::HTTP_10 && has_token(fields, header::CONNECTION, "upgrade");
+    is_asked.then(|| protocols(fields)).flatten()
+}
+
+/// Returns the protocols of `Upgrade` in one line; `None` if there are none. HTTP/2 in clear isn't forwarded: it would
+/// carry requests that this proxy does not see.
+fn protocols(fields: &HeaderMap) -> Option<HeaderValue> {
+    let is_http2 = |name: &[u8]| name.to_ascii_lowercase().windows(3).any(|word| word == b"h2c");
+    let names: SmallVec<[&[u8]; 2]> = members(fields, header::UPGRADE).filter(|name| !is_http2(name)).collect();
+    HeaderValue::from_bytes(&names.join(&b", "[..])).ok().filter(|names| !names.is_empty())
 }
 
 /// Whether a token is a member of a list.
