@@ -337,6 +337,8 @@ fn respond(
 ) -> Response<ResponseBody> {
     let route = &worker.generation.routes[place];
     let (mut parts, body) = forwarded.response.into_parts();
+    // HTTP/2 has no upgrades (RFC 9113 §8.6).
+    let required = hop_by_hop::required_upgrade(&parts).filter(|_| context.request.version != Version::HTTP_2);
     hop_by_hop::response(&mut parts.headers);
     let came = parts.status;
     context.response = Some(parts);
@@ -357,6 +359,9 @@ fn respond(
             if let Some(mut parts) = context.response.take() {
                 if let ResponseBody::Switched(switched) = response.body() {
                     hop_by_hop::switch(&switched.protocol, &mut parts.headers);
+                }
+                if let Some(protocols) = required.filter(|_| parts.status == came) {
+                    hop_by_hop::switch(&protocols, &mut parts.headers);
                 }
                 // HTTP/1 has words for the status; those of another status would be wrong.
                 if parts.status == came

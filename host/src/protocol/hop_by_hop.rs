@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::response::Parts;
 use http::{Method, StatusCode, Version};
 use http_body::Frame;
 use smallvec::SmallVec;
@@ -145,6 +146,11 @@ fn via(received: Version) -> &'static str {
 /// Prepares the fields of a received response for forwarding.
 pub fn response(fields: &mut HeaderMap) {
     remove_hop_by_hop(Present::among(fields), fields);
+}
+
+/// Returns the protocols that a response demands of its client; `None` if it demands none. Call it before [`response`].
+pub fn required_upgrade(response: &Parts) -> Option<HeaderValue> {
+    if response.status == StatusCode::UPGRADE_REQUIRED { protocols(&response.headers) } else { None }
 }
 
 /// Whether responses with a status never have content (RFC 9110 §15.3.5, §15.3.6, §15.4.5), whatever their endpoint sends.
