@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::support::{Message, PATIENCE, Proxy, echo, manifest, plugway, read_message, run, until};
 
 /// All fields in which a client can describe its way.
-const SAID: [&str; 16] = [
+const SAID: [&str; 22] = [
     "X-Forwarded-For: 6.6.6.6",
     "X-Forwarded-Proto: https",
     "X-Forwarded-Host: evil.example",
@@ -25,6 +25,12 @@ const SAID: [&str; 16] = [
     "X_Forwarded_For: 6.6.6.6",
     "X-Forwarded_Proto: https",
     "X-Original-URL: /evil",
+    "X-Real-Client-IP: 6.6.6.6",
+    "Ali-CDN-Real-IP: 6.6.6.6",
+    "Remote-Addr: 6.6.6.6",
+    "X-Vercel-Forwarded-For: 6.6.6.6",
+    "X-Client-DN: CN=evil",
+    "X-HTTP-Host-Override: evil.example",
 ];
 
 /// A template of a plugin that passes the client's facts to the origin.

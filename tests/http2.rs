@@ -168,6 +168,12 @@ impl Frame {
     }
 }
 
+/// Returns the bytes of a frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len() as u32;
+    [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes()[..], payload].concat()
+}
+
 impl Raw {
     pub fn connect(proxy: &Proxy) -> Raw {
         let mut raw = Raw(proxy.connect());
@@ -179,9 +185,7 @@ impl Raw {
 
     /// Sends a frame; `false` once the proxy accepts no more.
     pub fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
-        let length = payload.len() as u32;
-        let head = [&length.to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes()[..]].concat();
-        self.0.write_all(&[&head[..], payload].concat()).is_ok()
+        self.0.write_all(&frame(kind, flags, stream, payload)).is_ok()
     }
 
     pub fn request(&mut self, stream: u32) -> bool {
@@ -450,6 +454,9 @@ fn malformed_requests_of_http2_reach_nobody() {
         ("an upper-case name", with("X-A", "b")),
         ("a colon in a name", with("x:y", "b")),
         ("another Host", with("host", "b")),
+        ("a space before a value", with("x", " a")),
+        ("a tab behind a value", with("x", "a\t")),
+        ("a repeated length", [&with("content-length", "0"), &literal("content-length", "0")[..]].concat()),
         ("a path with a space", path("/a b")),
         ("a path with CR LF", path("/a\r\nx")),
         ("a path without a slash", path("a")),
@@ -495,6 +502,19 @@ fn limits_of_targets_and_fields_hold_for_http2_too() {
         curl.args(["-H", &format!("x-{n}: y")]);
     }
     assert_eq!(output(curl.arg(format!("http://{}/", proxy.address))), "431");
+}
+
+#[test]
+fn cookies_in_lines_of_their_own_count_as_one_field() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let mut curl = Command::new("curl");
+    curl.args(["-s", "--http2-prior-knowledge"]);
+    for n in 0..180 {
+        curl.args(["-H", &format!("cookie: k{n}=v")]);
+    }
+    let got = output(curl.arg(format!("http://{}/", proxy.address)));
+    let cookies = (0..180).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join("; ");
+    assert!(got.contains(&format!("\ncookie: {cookies}\n")), "{got}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod http2;
 mod http2_endpoint;
 mod idle_streams;
 mod interim;
+mod intermediary;
 mod layers;
 mod limits;
 mod loading;

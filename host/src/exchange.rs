@@ -15,11 +15,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
-use crate::context::edit_check::MessageSide;
 use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
 use crate::error::{Error, FailureKind};
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
@@ -35,6 +34,7 @@ use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::protocol::client_address::{self, Settled};
 use crate::protocol::hop_by_hop::{self, HopOptions};
+use crate::protocol::http2_request;
 
 use crate::body::upload::{ClientBody, ClientContent, RequestBody, UploadLimits, UploadProgress};
 use crate::protocol::request_target;
@@ -43,8 +43,8 @@ use crate::protocol::transformed_content;
 /// Why a request has no route.
 enum NoRoute {
     Failed(ChainFailure),
-    /// The listener redirects every client to another address.
-    Elsewhere(HeaderValue),
+    /// The proxy answers by itself: the listener redirects every client, or the request may not be forwarded.
+    Answered(Box<Response<ResponseBody>>),
 }
 
 /// The client connection that a request arrived on, and its listener.
@@ -129,10 +129,9 @@ pub fn receive(
             record.upload.end();
             return Begun::Answered(match unrouted {
                 NoRoute::Failed(failed) => fail(failed, worker, record),
-                NoRoute::Elsewhere(location) => {
-                    let response = error_response::redirect(location);
+                NoRoute::Answered(response) => {
                     record.status = response.status().as_u16();
-                    response
+                    *response
                 }
             });
         }
@@ -299,13 +298,32 @@ fn find_route(
         let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";
         return Err(failed(Error::new(FailureKind::RequestError, cause).met("field-aliases")));
     }
+    if request.version == Version::HTTP_2
+        && let Some(rule) = http2_request::violation(&request.headers)
+    {
+        return Err(failed(Error::new(FailureKind::RequestError, rule)));
+    }
     request_target::accept(request, arrival.peer.is_secure()).map_err(failed)?;
     if let Some(port) = arrival.listener.redirect {
         let unnamed = || failed(Error::new(FailureKind::RequestError, "no Host says where to go with https"));
-        return Err(NoRoute::Elsewhere(request_target::with_https(request, port).ok_or_else(unnamed)?));
+        let location = request_target::with_https(request, port).ok_or_else(unnamed)?;
+        return Err(NoRoute::Answered(Box::new(error_response::redirect(location))));
+    }
+    if !hop_by_hop::count_forward(&request.method, &mut request.headers) {
+        return Err(last_recipient(&request.method));
     }
     let none = || failed(Error::new(FailureKind::NoRoute, "no route of the manifest matches the request"));
     worker.generation.router.route(request).ok_or_else(none)
+}
+
+/// Returns the response to a request whose `Max-Forwards` makes this proxy its last recipient (RFC 9110 §7.6.2).
+fn last_recipient(method: &Method) -> NoRoute {
+    if *method == Method::OPTIONS {
+        return NoRoute::Answered(Box::new(Response::new(ResponseBody::Full(Bytes::new()))));
+    }
+    // A reflected request would show its credentials to scripts.
+    let error = Error::new(FailureKind::RequestError, "TRACE with Max-Forwards: 0 ends here, where nothing is reflected");
+    NoRoute::Failed(ChainFailure { error, status: StatusCode::NOT_IMPLEMENTED, depth: ChainPosition::top() })
 }
 
 /// Takes a response through the plugins above a depth, and past a cache among them.
@@ -319,6 +337,8 @@ fn respond(
 ) -> Response<ResponseBody> {
     let route = &worker.generation.routes[place];
     let (mut parts, body) = forwarded.response.into_parts();
+    // HTTP/2 has no upgrades (RFC 9113 §8.6).
+    let required = hop_by_hop::required_upgrade(&parts).filter(|_| context.request.version != Version::HTTP_2);
     hop_by_hop::response(&mut parts.headers);
     let came = parts.status;
     context.response = Some(parts);
@@ -332,10 +352,16 @@ fn respond(
     });
     match up {
         Ok(body) => {
+            let has_none = context.response.as_ref().is_some_and(|parts| hop_by_hop::has_no_content(parts.status));
+            // What is dropped resets its stream.
+            let body = if has_none { ResponseBody::Full(Bytes::new()) } else { body };
             let mut response = Response::new(body);
             if let Some(mut parts) = context.response.take() {
                 if let ResponseBody::Switched(switched) = response.body() {
                     hop_by_hop::switch(&switched.protocol, &mut parts.headers);
+                }
+                if let Some(protocols) = required.filter(|_| parts.status == came) {
+                    hop_by_hop::switch(&protocols, &mut parts.headers);
                 }
                 // HTTP/1 has words for the status; those of another status would be wrong.
                 if parts.status == came
@@ -345,7 +371,8 @@ fn respond(
                 }
                 *response.status_mut() = parts.status;
                 *response.headers_mut() = parts.headers;
-                if parts.status == StatusCode::NO_CONTENT {
+                // Under 304 the length is that of another response (RFC 9110 §8.6).
+                if has_none && parts.status != StatusCode::NOT_MODIFIED {
                     response.headers_mut().remove(header::CONTENT_LENGTH);
                 }
             }
@@ -401,9 +428,7 @@ fn outgoing_body(
         let cause = format!("{length} bytes, and the route takes {}", route.max_body);
         return Err(Error::new(FailureKind::RequestBodySize, cause).met("max-body").into());
     }
-    let plugins = ChainPosition::bottom(route).plugins();
-    let stages =
-        chain::begin_body_filters(worker, route, plugins, MessageSide::Request, body.size_hint().exact(), context)?;
+    let stages = chain::begin_request_filters(worker, route, body.size_hint().exact(), context)?;
     let body = receiving(body, upload.clone());
     if stages.is_empty() {
         return Ok(OutgoingRequest { body: RequestBody::Incoming(Box::new(body)), upload, hop });

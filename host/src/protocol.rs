@@ -6,6 +6,7 @@ pub mod field_alias;
 pub mod framing;
 pub mod hop_by_hop;
 pub mod http2_frames;
+pub mod http2_request;
 pub mod path;
 pub mod proxy_protocol;
 pub mod request_target;

@@ -36,6 +36,8 @@ pub enum RequestBody {
 pub struct ClientContent {
     /// `None` while dropped.
     incoming: Option<Incoming>,
+    /// A first frame that was read to find out whether there is content.
+    first: Option<Result<Frame<Bytes>, hyper::Error>>,
     upload: UploadProgress,
 }
 
@@ -285,7 +287,23 @@ impl IdleTime {
 
 impl ClientContent {
     pub fn new(incoming: Incoming, upload: UploadProgress) -> Self {
-        ClientContent { incoming: Some(incoming), upload }
+        ClientContent { incoming: Some(incoming), first: None, upload }
+    }
+
+    /// Reads the first frame if it has arrived, so that the end of empty content is known. Content may end with an empty
+    /// frame: nothing else tells an HTTP/1 endpoint that there is none, and the method may have no use for any.
+    pub fn peek(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Some(incoming) = &mut self.incoming
+            && !incoming.is_end_stream()
+            && let Poll::Ready(Some(frame)) = Pin::new(incoming).poll_frame(&mut cx)
+        {
+            let is_empty = frame.as_ref().is_ok_and(|frame| frame.data_ref().is_some_and(Bytes::is_empty));
+            if !is_empty {
+                self.first = Some(frame);
+                return;
+            }
+        }
     }
 }
 
@@ -302,11 +320,14 @@ impl Body for ClientContent {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
         self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
+        self.first.is_none() && self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {

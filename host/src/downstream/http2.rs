@@ -264,10 +264,14 @@ impl Streams {
         let tunnel = extended_connect(&mut request);
         let upload = self.upload(request.body());
         let is_head = *request.method() == Method::HEAD;
+        let has_length = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+        let mut request = request.map(|content| ClientContent::new(content, upload.clone()));
+        if !has_length {
+            request.body_mut().peek();
+        }
         if !request.body().is_end_stream() {
             stream.receives(&upload);
         }
-        let request = request.map(|content| ClientContent::new(content, upload.clone()));
         let exchange = match self.limit_violation(&request) {
             None => Ok(self.client.exchange(request, upload, timers.clone())),
             Some((status, limit, why)) => {
@@ -303,7 +307,9 @@ impl Streams {
         if target > limits.target_bytes {
             return Some((StatusCode::URI_TOO_LONG, "limits.target", "the target is too long"));
         }
-        let many = request.headers().len() > limits.fields;
+        // A client may send each cookie in a line of its own: together they are one field (RFC 9113 §8.2.3).
+        let cookies = request.headers().get_all(header::COOKIE).iter().count();
+        let many = request.headers().len() - cookies.saturating_sub(1) > limits.fields;
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         many.then_some((status, "limits.fields", "there are too many fields"))
     }

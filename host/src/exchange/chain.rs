@@ -228,7 +228,7 @@ fn apply_edits(
 
 /// The plugins that a body of a known or unknown length passes on its way: down the chain for a request, up for the
 /// response.
-pub fn begin_body_filters(
+fn begin_body_filters(
     worker: &WorkerState,
     route: &Route,
     plugins: Range<usize>,
@@ -264,6 +264,34 @@ pub fn begin_body_filters(
         stages.reverse();
     }
     Ok(stages)
+}
+
+/// The plugins of a chain that the body of a request passes; none if they can't transform it, and the `on-error` of each
+/// lets it pass.
+pub fn begin_request_filters(
+    worker: &WorkerState,
+    route: &Route,
+    length: Option<u64>,
+    context: &ExchangeContext,
+) -> Result<Vec<BodyFilter>, ChainFailure> {
+    let plugins = ChainPosition::bottom(route).plugins();
+    let Some(obstacle) = transformed_content::request_obstacle(&context.request.headers) else {
+        return begin_body_filters(worker, route, plugins, MessageSide::Request, length, context);
+    };
+    for (depth, place) in route.chain.iter().enumerate() {
+        let configured = &worker.generation.bindings[*place];
+        if configured.request_body.is_none() {
+            continue;
+        }
+        let failing = FailedHook { hook: "request-body", context };
+        let failure = PluginFailure::Reported(obstacle.cause.clone());
+        on_error(worker, *place, failure, ChainPosition(depth), failing).map_err(|failed| match configured.on_error {
+            // It is the client that can do otherwise.
+            OnError::Fail => ChainFailure { status: obstacle.status, ..failed },
+            OnError::Skip | OnError::Respond(_) => failed,
+        })?;
+    }
+    Ok(Vec::new())
 }
 
 /// The content of a response, through those of some plugins that transform it. What plugins and the proxy made

@@ -130,7 +130,7 @@ fn named(
 fn grammar(name: &HeaderName) -> Option<Grammar> {
     match name.as_str() {
         "forwarded" => Some(Grammar::Forwarded),
-        "x-forwarded-for" | "x-original-forwarded-for" => Some(Grammar::List),
+        "x-forwarded-for" | "x-forward-for" | "x-original-forwarded-for" | "x-vercel-forwarded-for" => Some(Grammar::List),
         name => names_client(name).then_some(Grammar::List),
     }
 }
@@ -179,57 +179,89 @@ pub fn tells_way(name: &str) -> bool {
 
 /// Whether a name describes a request's way. The first letter decides first, since each name of each request is
 /// checked.
+///
+/// Vendors make up new names all the time, from a few words: a name that speaks of a client, and of its address, its
+/// certificate or its original request, is such a field, whatever stands before.
 fn tells(name: &str) -> bool {
     let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| name.starts_with(beginning));
     match name.as_bytes().first() {
         Some(b'x') => {
-            begins(&["x-forwarded", "x-original-forwarded", "x-envoy-", "x-ssl-", "x-tls-", "x-arr-"])
-                || begins(&["x-client-cert", "x-amzn-mtls-"])
+            begins(&["x-forward", "x-envoy-", "x-ssl-", "x-tls-", "x-arr-", "x-waws-", "x-amzn-mtls-"])
                 || names_client(name)
+                || says_forwarded(name)
+                || speaks_of_certificate(name)
+                || speaks_of_original(name)
                 || tells_more(name)
         }
         Some(b'c') => {
-            begins(&["cf-", "cl"])
-                && (begins(&["client-cert", "cloudfront-"]) || names_client(name) || tells_more(name))
+            begins(&["cf-", "cl", "cdn-"])
+                && (begins(&["cf-ip", "client-cert", "cloudfront-"]) || names_client(name) || tells_more(name))
         }
         Some(b'f') => begins(&["forwarded"]) || names_client(name) || tells_more(name),
-        Some(b's') => begins(&["ssl-client-"]),
-        Some(b'd' | b'i' | b'p' | b't' | b'w') => names_client(name),
+        Some(b's') => begins(&["ssl-client-"]) || names_client(name),
+        _ => names_client(name) || says_forwarded(name),
+    }
+}
+
+/// Whether a field names one client: its last word is an address, and a word before says whose.
+fn names_client(name: &str) -> bool {
+    // Most names of requests end here.
+    if !matches!(name.as_bytes().last(), Some(b'p' | b'r' | b's' | b'4' | b'6' | b'm')) {
+        return name == "x-original-for";
+    }
+    let Some((front, last)) = name.rsplit_once('-') else { return false };
+    match last {
+        "ip" | "ipv4" | "ipv6" | "addr" => front.split('-').any(|word| WHOSE.contains(&word) || word == "user"),
+        // People, shops and parcels have addresses too.
+        "address" => front.split('-').any(|word| matches!(word, "client" | "external" | "peer" | "remote" | "viewer")),
+        "clientip" => true,
+        "from" => front == "x-coming",
         _ => false,
     }
 }
 
-/// Whether a field names one client.
-fn names_client(name: &str) -> bool {
-    matches!(
-        name,
-        "cf-connecting-ip"
-            | "cf-connecting-ipv6"
-            | "client-ip"
-            | "cloudfront-viewer-address"
-            | "do-connecting-ip"
-            | "fastly-client-ip"
-            | "fly-client-ip"
-            | "incap-client-ip"
-            | "proxy-client-ip"
-            | "true-client-ip"
-            | "wl-proxy-client-ip"
-            | "x-appengine-user-ip"
-            | "x-azure-clientip"
-            | "x-client-ip"
-            | "x-cluster-client-ip"
-            | "x-envoy-external-address"
-            | "x-nf-client-connection-ip"
-            | "x-original-for"
-            | "x-originating-ip"
-            | "x-proxyuser-ip"
-            | "x-real-ip"
-            | "x-remote-addr"
-            | "x-remote-ip"
-            | "x-sucuri-clientip"
-            | "x-true-client-ip"
-            | "x-true-ip"
-    )
+/// The words for the party whose address a field has.
+const WHOSE: [&str; 15] = [
+    "client",
+    "connecting",
+    "external",
+    "forwarded",
+    "origin",
+    "original",
+    "originating",
+    "peer",
+    "proxyuser",
+    "real",
+    "remote",
+    "source",
+    "src",
+    "true",
+    "viewer",
+];
+
+/// Whether a vendor's field says what was forwarded, as `x-vercel-forwarded-for` does.
+fn says_forwarded(name: &str) -> bool {
+    name.contains("-forwarded-")
+}
+
+/// Whether a field has a fact of the certificate that a client has shown to another proxy.
+fn speaks_of_certificate(name: &str) -> bool {
+    let Some((_, fact)) = name.split_once("-client-") else { return false };
+    let word = fact.split('-').next().unwrap_or(fact);
+    // An application may send a fingerprint or a serial number of its own.
+    matches!(word, "cert" | "certificate" | "dn" | "issuer" | "verified" | "verify") || matches!(fact, "s-dn" | "i-dn")
+}
+
+/// Whether a field has a part of the request as another proxy received it, or wants it replaced.
+fn speaks_of_original(name: &str) -> bool {
+    let Some((front, last)) = name.rsplit_once('-') else { return false };
+    match last {
+        "host" | "method" | "port" | "proto" | "protocol" | "scheme" | "uri" | "url" => {
+            front.split('-').any(|word| matches!(word, "backend" | "original" | "real" | "rewrite" | "unencoded"))
+        }
+        "override" => front.ends_with("-host"),
+        _ => false,
+    }
 }
 
 /// Whether a field otherwise describes how the client reached a proxy, or what it requested there.
@@ -244,23 +276,14 @@ fn tells_more(name: &str) -> bool {
             | "x-client-port"
             | "x-client-proto"
             | "x-client-scheme"
+            | "x-gateway-ip"
             | "x-host"
             | "x-https"
-            | "x-original-host"
-            | "x-original-method"
-            | "x-original-port"
-            | "x-original-proto"
-            | "x-original-scheme"
-            | "x-original-uri"
-            | "x-original-url"
             | "x-proto"
-            | "x-real-host"
-            | "x-real-port"
-            | "x-real-proto"
-            | "x-real-scheme"
+            | "x-protocol"
             | "x-remote-port"
-            | "x-rewrite-url"
             | "x-scheme"
+            | "x-script-name"
             | "x-ssl"
             | "x-url-scheme"
     )

@@ -2,8 +2,9 @@
 //! added.
 
 use bytes::Bytes;
-use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::response::Parts;
+use http::{Method, StatusCode, Version};
 use http_body::Frame;
 use smallvec::SmallVec;
 
@@ -34,6 +35,23 @@ pub fn request(version: Version, fields: &mut HeaderMap) -> HopOptions {
     }
     fields.append(header::VIA, HeaderValue::from_static(via(version)));
     hop
+}
+
+/// Counts a forward of a request with `Max-Forwards` (RFC 9110 §7.6.2); returns `false` if there may be none. The field
+/// has a meaning for OPTIONS and TRACE alone; what is no number has none.
+pub fn count_forward(method: &Method, fields: &mut HeaderMap) -> bool {
+    if !matches!(*method, Method::OPTIONS | Method::TRACE) {
+        return true;
+    }
+    let left = fields.get(header::MAX_FORWARDS).and_then(|left| length(left.as_bytes()));
+    match left.map(|left| left.checked_sub(1)) {
+        Some(None) => false,
+        Some(Some(left)) => {
+            fields.insert(header::MAX_FORWARDS, left.into());
+            true
+        }
+        None => true,
+    }
 }
 
 /// Writes the options of a hop into the fields of an outgoing request.
@@ -80,23 +98,30 @@ pub fn switch(protocol: &HeaderValue, fields: &mut HeaderMap) {
     fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
 }
 
-/// Returns the protocol that a client wants to switch to; `None` if there is none. HTTP/2 in clear isn't forwarded: it
-/// would carry requests that this proxy does not see.
+/// Returns the protocols that a client wants to switch to; `None` if there are none.
 fn upgrade(version: Version, fields: &HeaderMap) -> Option<HeaderValue> {
-    let protocol = fields.get(header::UPGRADE).filter(|_| version != Version::HTTP_10)?;
-    let is_http2 = protocol.as_bytes().to_ascii_lowercase().windows(3).any(|word| word == b"h2c");
-    (has_token(fields, header::CONNECTION, "upgrade") && !is_http2).then(|| protocol.clone())
+    let is_asked = version != Version::HTTP_10 && has_token(fields, header::CONNECTION, "upgrade");
+    is_asked.then(|| protocols(fields)).flatten()
+}
+
+/// Returns the protocols of `Upgrade` in one line; `None` if there are none. HTTP/2 in clear isn't forwarded: it would
+/// carry requests that this proxy does not see.
+fn protocols(fields: &HeaderMap) -> Option<HeaderValue> {
+    let is_http2 = |name: &[u8]| name.to_ascii_lowercase().windows(3).any(|word| word == b"h2c");
+    let names: SmallVec<[&[u8]; 2]> = members(fields, header::UPGRADE).filter(|name| !is_http2(name)).collect();
+    HeaderValue::from_bytes(&names.join(&b", "[..])).ok().filter(|names| !names.is_empty())
 }
 
 /// Whether a token is a member of a list.
 pub fn has_token(fields: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
-    members(fields, name).any(|token| token.eq_ignore_ascii_case(wanted))
+    members(fields, name).any(|token| token.eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
-/// Returns the members of a list that consists of one line or of several (RFC 9110 §5.6.1).
-pub fn members(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    let lines = fields.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())
+/// Returns the members of a list that consists of one line or of several (RFC 9110 §5.6.1). A member may have bytes
+/// beyond ASCII (`obs-text`), and its neighbours count all the same.
+pub fn members(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
+    let lines = fields.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
 /// Joins the cookies of a request: HTTP/2 may send each in a line of its own; other versions require one line (RFC 9113
@@ -121,6 +146,16 @@ fn via(received: Version) -> &'static str {
 /// Prepares the fields of a received response for forwarding.
 pub fn response(fields: &mut HeaderMap) {
     remove_hop_by_hop(Present::among(fields), fields);
+}
+
+/// Returns the protocols that a response demands of its client; `None` if it demands none. Call it before [`response`].
+pub fn required_upgrade(response: &Parts) -> Option<HeaderValue> {
+    if response.status == StatusCode::UPGRADE_REQUIRED { protocols(&response.headers) } else { None }
+}
+
+/// Whether responses with a status never have content (RFC 9110 §15.3.5, §15.3.6, §15.4.5), whatever their endpoint sends.
+pub fn has_no_content(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// The lines of `Content-Length` in a message, read as one number, which may be repeated (RFC 9110 §8.6).
@@ -210,10 +245,9 @@ impl Present {
 /// Returns the further fields that `Connection` declares to be hop-by-hop.
 fn named_by_connection(fields: &HeaderMap) -> SmallVec<[HeaderName; 2]> {
     // The usual members name no field.
-    let is_usual = |line: &[u8]| line.eq_ignore_ascii_case(b"keep-alive") || line.eq_ignore_ascii_case(b"close");
-    let lines = fields.get_all(header::CONNECTION).iter().filter(|line| !is_usual(line.as_bytes()));
-    let names = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim);
-    let names = names.filter_map(|name| name.parse::<HeaderName>().ok());
+    let is_usual = |name: &&[u8]| name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close");
+    let names = members(fields, header::CONNECTION).filter(|name| !is_usual(name));
+    let names = names.filter_map(|name| HeaderName::from_bytes(name).ok());
     // `Connection` can't remove fields that the message requires.
     names.filter(|name| name != header::HOST && name != header::CONTENT_LENGTH).collect()
 }
@@ -302,5 +336,16 @@ mod tests {
         request(Version::HTTP_11, &mut fields);
         let left: Vec<&str> = fields.keys().map(HeaderName::as_str).collect();
         assert_eq!(left, ["x-kept", "via"]);
+    }
+
+    #[test]
+    fn lists_are_read_beside_bytes_beyond_ascii() {
+        let mut fields = HeaderMap::new();
+        fields.append(header::CONNECTION, HeaderValue::from_bytes(b"\xe9, X-Mine").unwrap());
+        fields.append(header::CACHE_CONTROL, HeaderValue::from_bytes(b"x=\"\xe9\",\tNo-Transform").unwrap());
+        fields.append("x-mine", HeaderValue::from_static("1"));
+        assert!(has_token(&fields, header::CACHE_CONTROL, "no-transform"));
+        response(&mut fields);
+        assert!(!fields.contains_key("x-mine"));
     }
 }

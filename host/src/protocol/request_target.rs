@@ -26,7 +26,11 @@ pub fn with_https(request: &Parts, port: u16) -> Option<HeaderValue> {
     let host = request.headers.get(header::HOST)?;
     let host = authority::without_port(host.as_bytes());
     let host = std::str::from_utf8(&host).ok().filter(|host| !host.is_empty())?;
-    let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let target = match request.uri.path_and_query().map_or("/", PathAndQuery::as_str) {
+        // In an absolute URI the absence of a path says that (RFC 9112 §3.2.4).
+        "*" => "",
+        target => target,
+    };
     let port = if port == 443 { String::new() } else { format!(":{port}") };
     HeaderValue::from_str(&format!("https://{host}{port}{target}")).ok()
 }
@@ -75,6 +79,11 @@ fn settle_path(request: &mut Parts) -> Result<(), Error> {
         return if request.method == Method::OPTIONS { Ok(()) } else { refused("`*` is a target for OPTIONS alone") };
     }
     let whole = target.path_and_query().map_or("/", PathAndQuery::as_str);
+    if request.method == Method::OPTIONS && has_no_path(target) {
+        // RFC 9112 §3.2.4: it asks the server as a whole, which another form says in HTTP/1.1 to an origin.
+        request.uri = Uri::from_static("*");
+        return Ok(());
+    }
     if whole.bytes().any(|byte| !byte.is_ascii_graphic()) {
         return refused("the target has bytes that a URI can't have");
     }
@@ -89,6 +98,12 @@ fn settle_path(request: &mut Parts) -> Result<(), Error> {
         Err(_) => return refused("the path has bytes that a URI can't have"),
     }
     Ok(())
+}
+
+/// Whether a target in absolute form has neither path nor query. Its text is `/`, from which only a comparison tells it.
+fn has_no_path(target: &Uri) -> bool {
+    let root = PathAndQuery::from_static("/");
+    target.path_and_query().is_some_and(|target| target.as_str() == "/" && *target != root)
 }
 
 fn refused<T>(why: &'static str) -> Result<T, Error> {

@@ -1,0 +1,167 @@
+//! What RFC 9110 and RFC 9113 demand of an intermediary, as endpoints and clients see it.
+
+use std::io::{BufReader, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::http2::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame};
+use crate::http2_endpoint::{endpoint, head};
+use crate::support::{Proxy, echo, manifest, origin, read_message};
+
+/// Returns the content of the response to a request of HTTP/2: a method, `http://a/`, further fields, and the frames behind
+/// its head.
+fn over_http2(proxy: &Proxy, method: &str, fields: &[(&str, &str)], rest: &[u8]) -> String {
+    let block = [head(&[], &[(":method", method)]), head(&[0x86, 0x84, 0x41, 1, b'a'], fields)].concat();
+    let end = if rest.is_empty() { END_STREAM } else { 0 };
+    let mut client = Raw::connect(proxy);
+    // At once, so that the proxy reads them together.
+    client.0.write_all(&[&frame(HEADERS, END_HEADERS | end, 1, &block), rest].concat()).unwrap();
+    let content = client.until(|frame| frame.stream == 1 && frame.kind == DATA);
+    String::from_utf8_lossy(&content.payload).into_owned()
+}
+
+#[test]
+fn fields_that_connection_names_beside_bytes_beyond_ascii_stay_on_their_hop() {
+    let origin = origin(|request| {
+        let has_hop = request.field("x-hop").is_some();
+        format!(
+            "HTTP/1.1 200 OK\r\nConnection: X-Back, \u{e9}\r\nX-Back: 1\r\nX-Got: {has_hop}\r\nContent-Length: 0\r\n\r\n"
+        )
+        .into_bytes()
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let answer = proxy.get("/", "\r\nConnection: \u{e9}, X-Hop\r\nX-Hop: 1");
+    assert_eq!((answer.field("x-got"), answer.field("x-back")), (Some("false"), None));
+}
+
+#[test]
+fn max_forwards_is_counted_down_and_obeyed() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let send = |method: &str, most: &str| {
+        proxy.exchange(&format!("{method} / HTTP/1.1\r\nHost: a\r\nMax-Forwards: {most}"))
+    };
+    for (method, most, left) in [
+        ("OPTIONS", "5", "4"),
+        ("TRACE", "1", "0"),
+        ("OPTIONS", "many", "many"),
+        ("GET", "0", "0"),
+        ("POST", "5", "5"),
+    ] {
+        let got = send(method, most).text();
+        assert!(got.contains(&format!("\nmax-forwards: {left}\n")), "{method} {most}:\n{got}");
+    }
+    let options = send("OPTIONS", "0");
+    assert_eq!((options.status(), options.field("x-origin"), options.text().as_str()), (200, None, ""));
+    let trace = send("TRACE", "0");
+    assert_eq!((trace.status(), trace.field("x-origin")), (501, None));
+}
+
+#[test]
+fn options_of_an_absolute_uri_without_path_asks_the_server() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    for (target, wanted) in [
+        ("http://e", "*"),
+        ("http://e/", "/"),
+        ("http://e?a", "/?a"),
+        ("*", "*"),
+    ] {
+        let got = proxy.exchange(&format!("OPTIONS {target} HTTP/1.1\r\nHost: e")).text();
+        assert!(got.starts_with(&format!("OPTIONS {wanted} HTTP/1.1\n")), "{target}:\n{got}");
+    }
+    let got = proxy.exchange("GET http://e HTTP/1.1\r\nHost: e").text();
+    assert!(got.starts_with("GET / HTTP/1.1\n"), "{got}");
+}
+
+#[test]
+fn a_redirect_to_https_of_the_server_as_a_whole_has_no_path() {
+    let text = manifest(&echo(), "", "").replacen("[upstream.app]", "redirect-to-https = true\n[upstream.app]", 1);
+    let proxy = Proxy::start(&text);
+    let location = |start: &str| {
+        let answer = proxy.exchange(&format!("{start} HTTP/1.1\r\nHost: e"));
+        (answer.status(), answer.field("location").map(String::from))
+    };
+    assert_eq!(location("OPTIONS *"), (308, Some("https://e".into())));
+    assert_eq!(location("OPTIONS /"), (308, Some("https://e/".into())));
+}
+
+#[test]
+fn content_of_http2_that_turns_out_empty_is_none() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    let empty = frame(DATA, END_STREAM, 1, &[]);
+    let begun = [frame(DATA, 0, 1, &[]), empty.clone()].concat();
+    for (method, length) in [("POST", true), ("PUT", true), ("PATCH", true), ("GET", false), ("DELETE", false)] {
+        for rest in [&empty, &begun] {
+            let got = over_http2(&proxy, method, &[], rest);
+            assert!(got.starts_with(method) && !got.contains("transfer-encoding"), "{got}");
+            assert_eq!(got.contains("\ncontent-length: 0\n"), length, "{got}");
+        }
+    }
+    let some = [frame(DATA, 0, 1, b"ab"), empty].concat();
+    assert!(over_http2(&proxy, "POST", &[], &some).contains("\ntransfer-encoding: chunked\n"));
+    assert!(over_http2(&proxy, "PUT", &[("content-length", "2")], &some).contains("\ncontent-length: 2\n"));
+}
+
+#[test]
+fn a_get_of_http2_whose_content_turns_out_empty_is_served_by_a_cache() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let origin = origin(move |_| {
+        let number = requests.fetch_add(1, Ordering::SeqCst);
+        format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 1\r\n\r\n{number}").into_bytes()
+    });
+    let proxy = Proxy::start(&manifest(&origin, "\"cache\"", "").replace("workers = 2", "workers = 1"));
+    assert_eq!(over_http2(&proxy, "GET", &[], &[]), "0");
+    assert_eq!(over_http2(&proxy, "GET", &[], &frame(DATA, END_STREAM, 1, &[])), "0");
+    assert_eq!(over_http2(&proxy, "GET", &[], &frame(DATA, END_STREAM, 1, b"a")), "1", "a cache knows no content of GET");
+}
+
+#[test]
+fn a_response_whose_status_has_no_content_has_none() {
+    // `:status` 204 and 304 stand in the static table of HPACK.
+    let heads: [(&str, Vec<u8>); 3] =
+        [("204", vec![0x89]), ("304", vec![0x8b]), ("205", head(&[], &[(":status", "205")]))];
+    for (status, block) in heads {
+        let block = block.clone();
+        let endpoint = endpoint(move |raw| {
+            while let Some(request) = raw.next_request() {
+                raw.send(HEADERS, END_HEADERS, request.stream, &block);
+                raw.send(DATA, END_STREAM, request.stream, b"ab");
+            }
+        });
+        let proxy = Proxy::start(&manifest(&endpoint, "", ""));
+        let mut client = Raw::connect(&proxy);
+        client.request(1);
+        let answer = client.until(|frame| frame.stream == 1);
+        assert!(answer.kind == HEADERS && answer.flags & END_STREAM != 0, "{status}: a frame is to follow");
+        let answer = proxy.get("/", "");
+        assert_eq!((answer.start.split(' ').nth(1), answer.text().as_str()), (Some(status), ""));
+        assert_eq!(answer.field("content-length"), (status == "205").then_some("0"), "{status}");
+    }
+}
+
+#[test]
+fn of_several_protocols_to_switch_to_those_that_can_be_forwarded_are() {
+    let proxy = Proxy::start(&manifest(&echo(), "", ""));
+    for (lines, wanted) in [
+        ("Upgrade: h2c, websocket", Some("upgrade: websocket")),
+        ("Upgrade: websocket\r\nUpgrade: other/1", Some("upgrade: websocket, other/1")),
+        ("Upgrade: h2c", None),
+    ] {
+        let mut stream = proxy.connect();
+        write!(stream, "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n{lines}\r\n\r\n").unwrap();
+        let got = read_message(&mut BufReader::new(stream)).unwrap().text();
+        assert_eq!(got.lines().find(|line| line.starts_with("upgrade")), wanted, "{got}");
+    }
+}
+
+#[test]
+fn a_response_that_requires_an_upgrade_says_to_what() {
+    let origin = origin(|_| {
+        b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: h2c, TLS/1.3\r\nConnection: upgrade\r\nContent-Length: 0\r\n\r\n"
+            .to_vec()
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let answer = read_message(&mut BufReader::new(stream)).unwrap();
+    assert_eq!((answer.field("upgrade"), answer.field("connection")), (Some("TLS/1.3"), Some("upgrade")));
+}
