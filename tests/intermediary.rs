@@ -37,16 +37,11 @@ fn fields_that_connection_names_beside_bytes_beyond_ascii_stay_on_their_hop() {
 #[test]
 fn max_forwards_is_counted_down_and_obeyed() {
     let proxy = Proxy::start(&manifest(&echo(), "", ""));
-    let send = |method: &str, most: &str| {
-        proxy.exchange(&format!("{method} / HTTP/1.1\r\nHost: a\r\nMax-Forwards: {most}"))
-    };
-    for (method, most, left) in [
-        ("OPTIONS", "5", "4"),
-        ("TRACE", "1", "0"),
-        ("OPTIONS", "many", "many"),
-        ("GET", "0", "0"),
-        ("POST", "5", "5"),
-    ] {
+    let send =
+        |method: &str, most: &str| proxy.exchange(&format!("{method} / HTTP/1.1\r\nHost: a\r\nMax-Forwards: {most}"));
+    for (method, most, left) in
+        [("OPTIONS", "5", "4"), ("TRACE", "1", "0"), ("OPTIONS", "many", "many"), ("GET", "0", "0"), ("POST", "5", "5")]
+    {
         let got = send(method, most).text();
         assert!(got.contains(&format!("\nmax-forwards: {left}\n")), "{method} {most}:\n{got}");
     }
@@ -59,12 +54,7 @@ fn max_forwards_is_counted_down_and_obeyed() {
 #[test]
 fn options_of_an_absolute_uri_without_path_asks_the_server() {
     let proxy = Proxy::start(&manifest(&echo(), "", ""));
-    for (target, wanted) in [
-        ("http://e", "*"),
-        ("http://e/", "/"),
-        ("http://e?a", "/?a"),
-        ("*", "*"),
-    ] {
+    for (target, wanted) in [("http://e", "*"), ("http://e/", "/"), ("http://e?a", "/?a"), ("*", "*")] {
         let got = proxy.exchange(&format!("OPTIONS {target} HTTP/1.1\r\nHost: e")).text();
         assert!(got.starts_with(&format!("OPTIONS {wanted} HTTP/1.1\n")), "{target}:\n{got}");
     }
@@ -111,7 +101,11 @@ fn a_get_of_http2_whose_content_turns_out_empty_is_served_by_a_cache() {
     let proxy = Proxy::start(&manifest(&origin, "\"cache\"", "").replace("workers = 2", "workers = 1"));
     assert_eq!(over_http2(&proxy, "GET", &[], &[]), "0");
     assert_eq!(over_http2(&proxy, "GET", &[], &frame(DATA, END_STREAM, 1, &[])), "0");
-    assert_eq!(over_http2(&proxy, "GET", &[], &frame(DATA, END_STREAM, 1, b"a")), "1", "a cache knows no content of GET");
+    assert_eq!(
+        over_http2(&proxy, "GET", &[], &frame(DATA, END_STREAM, 1, b"a")),
+        "1",
+        "a cache knows no content of GET"
+    );
 }
 
 #[test]

@@ -23,7 +23,7 @@ const LAYERS: [&[&str]; 13] = [
 ];
 
 /// Words that only these files may use; each path begins below `host/src`.
-const DOORS: [(&str, &[&str]); 8] = [
+const DOORS: [(&str, &[&str]); 9] = [
     ("hickory_resolver::", &["upstream/dns.rs", "upstream/dns/tests.rs"]),
     (
         "rustls::",
@@ -36,6 +36,7 @@ const DOORS: [(&str, &[&str]); 8] = [
             "upstream/connect.rs",
         ],
     ),
+    ("httparse::", &["upstream/http1"]),
     ("wasmtime", &["plugin"]),
     ("inotify::", &["server/file_watcher"]),
     ("notify::", &["server/file_watcher"]),

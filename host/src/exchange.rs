@@ -322,7 +322,8 @@ fn last_recipient(method: &Method) -> NoRoute {
         return NoRoute::Answered(Box::new(Response::new(ResponseBody::Full(Bytes::new()))));
     }
     // A reflected request would show its credentials to scripts.
-    let error = Error::new(FailureKind::RequestError, "TRACE with Max-Forwards: 0 ends here, where nothing is reflected");
+    let error =
+        Error::new(FailureKind::RequestError, "TRACE with Max-Forwards: 0 ends here, where nothing is reflected");
     NoRoute::Failed(ChainFailure { error, status: StatusCode::NOT_IMPLEMENTED, depth: ChainPosition::top() })
 }
 

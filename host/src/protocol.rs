@@ -2,6 +2,7 @@
 
 pub mod authority;
 pub mod client_address;
+pub mod content_length;
 pub mod field_alias;
 pub mod framing;
 pub mod hop_by_hop;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderValue, Uri};
 use tokio::sync::Notify;
 
 use crate::error::Error;
@@ -32,6 +32,7 @@ pub mod health_check;
 pub mod http1;
 pub mod informational;
 pub mod pending_connection;
+pub mod response_head_limits;
 pub mod retry;
 mod socket;
 pub mod status_codes;
@@ -39,6 +40,7 @@ pub mod status_codes;
 use connect::{ConnectTerms, RequiredProtocol, TlsDialer};
 use connection::{Connection, SharedSender};
 use connection_limit::{ConnectionLimit, ConnectionPermit};
+use response_head_limits::ResponseHeadLimits;
 
 /// The address of an endpoint, and its protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -84,13 +86,6 @@ pub struct ConnectionSettings {
     pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
 }
 
-/// The limits of a response's head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ResponseHeadLimits {
-    pub bytes: usize,
-    pub fields: usize,
-}
-
 /// All connections of one worker; outlives generations, so that a reload keeps them.
 #[derive(Default)]
 pub struct Pools(RefCell<HashMap<EndpointAddr, Rc<Pool>>>);
@@ -130,22 +125,6 @@ pub enum Acquired {
 /// The interval for fairness between workers: while requests wait, one in so many returned connections is closed, so that
 /// its permit goes to the longest wait on any worker. The others serve a request of their own worker at once.
 const FAIRNESS: u32 = 8;
-
-impl Default for ResponseHeadLimits {
-    /// Returns the limits of the manifest reference: the bytes of a request's head, and more fields than origins are known to
-    /// send.
-    fn default() -> Self {
-        ResponseHeadLimits { bytes: 32 << 10, fields: 500 }
-    }
-}
-
-impl ResponseHeadLimits {
-    /// Whether the fields of a response are within the limits, each counted as HTTP/1 writes it.
-    pub fn allow(self, fields: &HeaderMap) -> bool {
-        let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-        fields.len() <= self.fields && bytes <= self.bytes
-    }
-}
 
 impl SocketName {
     /// Returns the `Host` of the endpoint, for a request whose client sent none.

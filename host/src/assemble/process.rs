@@ -189,8 +189,10 @@ impl Assembly<'_> {
         if let (Some(path), Some(file)) = (&path, file)
             && let Some(other) = other_use(files, path)
         {
-            let message =
-                format!("access log at a path of other use: `{}` is {other}; choose another, such as `access.log`", file.get_ref());
+            let message = format!(
+                "access log at a path of other use: `{}` is {other}; choose another, such as `access.log`",
+                file.get_ref()
+            );
             self.problems.at(source, file.span(), message);
             return None;
         }

@@ -13,7 +13,8 @@ use crate::generation::Upstream;
 use crate::protocol::proxy_protocol;
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::discovery::UpstreamSpec;
-use crate::upstream::{ConnectionSettings, EndpointProtocol, ResponseHeadLimits};
+use crate::upstream::response_head_limits::ResponseHeadLimits;
+use crate::upstream::{ConnectionSettings, EndpointProtocol};
 
 /// The default of `pending`: the requests that may wait for a connection.
 const PENDING: usize = 1024;

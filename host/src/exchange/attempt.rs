@@ -17,6 +17,7 @@ use crate::error::{Error, FailureKind, causes};
 use crate::exchange::response_body::ConnectionLease;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
+use crate::protocol::content_length;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
 use crate::upstream::connect::RequiredProtocol;
@@ -27,9 +28,10 @@ use crate::upstream::http1::Http1Error;
 use crate::upstream::http1::response_head::HeadError;
 use crate::upstream::informational;
 use crate::upstream::pending_connection::PendingConnection;
+use crate::upstream::response_head_limits::ResponseHeadLimits;
 use crate::upstream::retry::Delivery;
 use crate::upstream::{
-    Acquired, ConnectionRequest, ConnectionSettings, EndpointAddr, EndpointProtocol, ResponseHeadLimits, happy_eyeballs,
+    Acquired, ConnectionRequest, ConnectionSettings, EndpointAddr, EndpointProtocol, happy_eyeballs,
 };
 
 /// The request to send, and the rules for it.
@@ -256,7 +258,7 @@ impl Attempt<'_> {
         if version == Version::HTTP_2 && !self.rules.head.allow(response.headers()) {
             return Err(AttemptFailure { error: too_large(self.rules.head), reached: Delivery::MaybeProcessed });
         }
-        if version == Version::HTTP_2 && !hop_by_hop::settle_length(response.headers_mut()) {
+        if version == Version::HTTP_2 && !content_length::settle_length(response.headers_mut()) {
             return Err(malformed("the response's Content-Length is not one number"));
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS && self.hop.upgrade.is_none() {

@@ -285,10 +285,12 @@ pub fn begin_request_filters(
         }
         let failing = FailedHook { hook: "request-body", context };
         let failure = PluginFailure::Reported(obstacle.cause.clone());
-        on_error(worker, *place, failure, ChainPosition(depth), failing).map_err(|failed| match configured.on_error {
-            // It is the client that can do otherwise.
-            OnError::Fail => ChainFailure { status: obstacle.status, ..failed },
-            OnError::Skip | OnError::Respond(_) => failed,
+        on_error(worker, *place, failure, ChainPosition(depth), failing).map_err(|failed| {
+            match configured.on_error {
+                // It is the client that can do otherwise.
+                OnError::Fail => ChainFailure { status: obstacle.status, ..failed },
+                OnError::Skip | OnError::Respond(_) => failed,
+            }
         })?;
     }
     Ok(Vec::new())

@@ -261,7 +261,8 @@ impl BodyFilter {
     fn edited(&mut self, received: &HeaderMap) -> Result<HeaderMap, BodyFilterError> {
         let owned =
             |(name, value): (&http::HeaderName, &http::HeaderValue)| (name.to_string(), value.as_bytes().to_vec());
-        let is_true = |(name, _): &(&http::HeaderName, &http::HeaderValue)| !transformed_content::is_untrue_trailer(name);
+        let is_true =
+            |(name, _): &(&http::HeaderName, &http::HeaderValue)| !transformed_content::is_untrue_trailer(name);
         let fields: Vec<(String, Vec<u8>)> = received.iter().filter(is_true).map(owned).collect();
         let sent = call!(self, call_trailers, &fields);
         Ok(edit_check::checked_trailers(&sent).map_err(PluginFailure::from)?)

@@ -130,7 +130,9 @@ fn named(
 fn grammar(name: &HeaderName) -> Option<Grammar> {
     match name.as_str() {
         "forwarded" => Some(Grammar::Forwarded),
-        "x-forwarded-for" | "x-forward-for" | "x-original-forwarded-for" | "x-vercel-forwarded-for" => Some(Grammar::List),
+        "x-forwarded-for" | "x-forward-for" | "x-original-forwarded-for" | "x-vercel-forwarded-for" => {
+            Some(Grammar::List)
+        }
         name => names_client(name).then_some(Grammar::List),
     }
 }

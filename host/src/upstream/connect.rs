@@ -16,8 +16,9 @@ use tokio_rustls::TlsConnector;
 
 use super::connection::Connection;
 use super::connection_limit::ConnectionPermit;
+use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointSocket, EndpointTransport, ReadNow};
-use super::{EndpointAddr, EndpointProtocol, Pools, ResponseHeadLimits, SocketName, happy_eyeballs};
+use super::{EndpointAddr, EndpointProtocol, Pools, SocketName, happy_eyeballs};
 use crate::error::{Error, FailureKind, is_of_this_machine, lacks_descriptor};
 use crate::net::tcp::Tcp;
 use crate::protocol::proxy_protocol;

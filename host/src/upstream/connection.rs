@@ -15,11 +15,11 @@ use hyper_util::rt::TokioTimer;
 use pin_project_lite::pin_project;
 use tokio::task::JoinHandle;
 
-use super::ResponseHeadLimits;
 use super::connection_limit::{ConnectionPermit, LimitHandle};
 use super::endpoint_frames::EndpointFrames;
 use super::http1::response_body::ResponseBodyDecoder;
 use super::http1::{Http1, Http1BodyError, Http1Error, Http1Failure, Stream};
+use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointTransport, ReadNow};
 use crate::body::BodyError;
 use crate::body::upload::RequestBody;

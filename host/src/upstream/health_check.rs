@@ -9,11 +9,12 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use http_body::Frame;
 
+use super::EndpointAddr;
 use super::connect::{self, ConnectTerms, RequiredProtocol};
 use super::connection::Connection;
 use super::connection_limit::ConnectionPermit;
+use super::response_head_limits::ResponseHeadLimits;
 use super::status_codes::StatusCodes;
-use super::{EndpointAddr, ResponseHeadLimits};
 use crate::body::BodyError;
 use crate::body::upload::RequestBody;
 use crate::error::causes;

@@ -3,7 +3,7 @@
 //! rest of the request gets a task, since the client may read nothing before it has sent everything.
 
 pub mod body_length;
-mod head_search;
+pub mod head_search;
 pub mod request_head;
 pub mod response_body;
 pub mod response_head;
@@ -23,8 +23,8 @@ use tokio::io::ReadBuf;
 use tokio::task::JoinHandle;
 use tokio_util::io::poll_read_buf;
 
-use super::ResponseHeadLimits;
 use super::connection_limit::ConnectionPermit;
+use super::response_head_limits::ResponseHeadLimits;
 use super::socket::EndpointTransport;
 use crate::body::backlog::SHORT;
 use crate::body::upload::RequestBody;

@@ -23,6 +23,7 @@ pub mod generation {
 pub mod protocol {
     pub mod authority;
     pub mod client_address;
+    pub mod content_length;
     pub mod field_alias;
     pub mod framing;
     pub mod path;
@@ -33,4 +34,15 @@ pub mod protocol {
 pub mod system {
     pub mod files;
     pub mod printable;
+}
+
+pub mod upstream {
+    pub mod response_head_limits;
+
+    pub mod http1 {
+        pub mod body_length;
+        pub mod head_search;
+        pub mod response_body;
+        pub mod response_head;
+    }
 }

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, header};
 
-use crate::protocol::hop_by_hop::ContentLength;
+use crate::protocol::content_length::ContentLength;
 
 /// The way in which the end of a request's content is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use memchr::memchr;
 
 use super::body_length::BodyLength;
 use super::head_search::HeadSearch;
-use crate::upstream::ResponseHeadLimits;
+use crate::upstream::response_head_limits::ResponseHeadLimits;
 
 /// A body that is being read.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use hyper::ext::ReasonPhrase;
 
 use super::body_length::BodyLength;
 use super::head_search::HeadSearch;
-use crate::protocol::hop_by_hop::ContentLength;
-use crate::upstream::ResponseHeadLimits;
+use crate::protocol::content_length::ContentLength;
+use crate::upstream::response_head_limits::ResponseHeadLimits;
 
 /// The head of a response, and what it says about the rest of the connection.
 #[derive(Debug)]
