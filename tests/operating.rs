@@ -2,11 +2,12 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, MISBEHAVE};
 
-use crate::support::{PATIENCE, Proxy, echo, manifest, origin, until, vanish};
+use crate::support::{PATIENCE, Proxy, echo, manifest, origin, output, until, vanish};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
@@ -78,6 +79,30 @@ fn the_combined_log_has_a_line_for_each_exchange_and_is_opened_anew() {
     until("the log is opened anew", || path.exists());
     proxy.get("/after", "");
     assert!(lines(&path, 1)[0].contains("GET /after"));
+}
+
+#[test]
+fn the_request_line_of_http2_is_logged_as_that_of_http1() {
+    for (format, wanted) in
+        [("json", "\"target\":\"/a/b?c=d\""), ("combined", "] \"GET /a/b?c=d HTTP/2.0\" 200 ")]
+    {
+        let log = format!("[access-log]\nformat = \"{format}\"\nfile = \"access.log\"\n");
+        let proxy = Proxy::start(&manifest(&echo(), "", &log));
+        let url = format!("http://{}/a/b?c=d", proxy.address);
+        let got = output(Command::new("curl").args(["--silent", "--http2-prior-knowledge", &url]));
+        assert!(got.starts_with("GET /a/b?c=d "), "{got}");
+        let line = &lines(&proxy.folder.path().join("access.log"), 1)[0];
+        assert!(line.contains(wanted), "{line}");
+    }
+}
+
+#[test]
+fn a_target_in_absolute_form_is_logged_as_it_was_sent() {
+    let log = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";
+    let proxy = Proxy::start(&manifest(&echo(), "", log));
+    assert_eq!(proxy.exchange("GET http://a.example/b?c HTTP/1.1\r\nHost: a.example").status(), 200);
+    let line = &lines(&proxy.folder.path().join("access.log"), 1)[0];
+    assert!(line.contains("] \"GET http://a.example/b?c HTTP/1.1\" 200 "), "{line}");
 }
 
 #[test]

@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
+use http::Version;
 use serde_json::json;
 
-use crate::context::{CacheOutcome, ExchangeContext};
+use crate::context::{CacheOutcome, ExchangeContext, RequestLine};
 use crate::error::FailureKind;
 use crate::system::printable::{TRUNCATED, is_hostile};
 use crate::system::supervise::{Task, guard};
@@ -240,7 +241,7 @@ fn combined(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemT
     let received = &context.received;
     quoted(&mut line, received.method.as_str().as_bytes(), LONGEST_TEXT);
     line.push(b' ');
-    quoted(&mut line, received.target.to_string().as_bytes(), LONGEST_TARGET);
+    quoted(&mut line, target(received).as_bytes(), LONGEST_TARGET);
     line.extend_from_slice(
         format!(" {:?}\" {} {} \"", received.version, outcome.status, outcome.response_bytes).as_bytes(),
     );
@@ -252,6 +253,15 @@ fn combined(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemT
         line.extend_from_slice(end);
     }
     line
+}
+
+/// Returns the request target as a request line of HTTP/1 has it.
+fn target(received: &RequestLine) -> Cow<'_, str> {
+    match received.target.path_and_query() {
+        // hyper has made one URI of what the client sent in four fields.
+        Some(target) if received.version == Version::HTTP_2 => target.as_str().into(),
+        _ => received.target.to_string().into(),
+    }
 }
 
 /// Appends a text of at most `most` bytes. Bytes that would end a quotation or a line are escaped as nginx does.
@@ -276,7 +286,7 @@ fn json(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime)
         "time": rfc3339(began),
         "client": shown(context.client_address()),
         "method": text(received.method.as_str().as_bytes(), LONGEST_TEXT),
-        "target": text(received.target.to_string().as_bytes(), LONGEST_TARGET),
+        "target": text(target(received).as_bytes(), LONGEST_TARGET),
         "protocol": format!("{:?}", received.version),
         "host": shown(words.and_then(|words| words.host.as_ref())),
         "status": outcome.status,
