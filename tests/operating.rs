@@ -1,12 +1,13 @@
 //! The output for operators of the proxy: access log, metrics, status.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, MISBEHAVE};
 
+use crate::tls::{Authority, SITE, secure};
 use crate::support::{PATIENCE, Proxy, echo, manifest, origin, output, until, vanish};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
@@ -93,6 +94,84 @@ fn the_request_line_of_http2_is_logged_as_that_of_http1() {
         assert!(got.starts_with("GET /a/b?c=d "), "{got}");
         let line = &lines(&proxy.folder.path().join("access.log"), 1)[0];
         assert!(line.contains(wanted), "{line}");
+    }
+}
+
+/// Sends bytes on a connection of their own, and waits until the proxy closes it.
+fn send_raw(proxy: &Proxy, bytes: &[u8]) {
+    let mut stream = proxy.connect();
+    stream.write_all(bytes).unwrap();
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+#[test]
+fn a_rejected_request_is_logged_with_its_own_line() {
+    let limits = "limits = { head-timeout = \"500ms\", target = \"100 B\", head = \"1 KiB\" }\n[upstream";
+    let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(200));
+    let head = format!("GET /head HTTP/1.1\r\nX-Long: {}\r\n\r\n", "x".repeat(2000));
+    let cases: [(&[u8], &str, u16); 8] = [
+        (b"GET /a HTTP/1.1\r\n\r\n", "GET /a HTTP/1.1", 400),
+        (b"\r\nGET /b HTTP/1.1\r\nHost: a b\r\n\r\n", "GET /b HTTP/1.1", 400),
+        (b"GET /old HTTP/3.0\r\nHost: a\r\n\r\n", "GET /old HTTP/3.0", 505),
+        (b"HELO \"there\"\r\n", "HELO \\x22there\\x22", 400),
+        (b"GET /late HTTP/1.1\r\nHo", "GET /late HTTP/1.1", 408),
+        (long.as_bytes(), long.lines().next().unwrap(), 414),
+        (head.as_bytes(), "GET /head HTTP/1.1", 431),
+        (b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /second HTTP/1.1\r\n\r\n", "GET /second HTTP/1.1", 400),
+    ];
+    let log = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";
+    let proxy = Proxy::start(&manifest(&echo(), "", log).replacen("[upstream", limits, 1));
+    let path = proxy.folder.path().join("access.log");
+    for (bytes, line, status) in cases {
+        send_raw(&proxy, bytes);
+        let wanted = format!("] \"{line}\" {status} ");
+        until(&wanted, || std::fs::read_to_string(&path).unwrap_or_default().contains(&wanted));
+    }
+}
+
+#[test]
+fn the_line_of_a_rejected_request_is_logged_though_it_came_before_the_rest() {
+    let log = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";
+    let proxy = Proxy::start(&manifest(&echo(), "", log));
+    let path = proxy.folder.path().join("access.log");
+    let mut slow = proxy.connect();
+    slow.write_all(b"GET /two-reads HTTP/1.1\r\n").unwrap();
+    // The proxy has read the beginning by the time that it has served another client on each worker.
+    (0..20).for_each(|_| assert_eq!(proxy.get("/", "").status(), 200));
+    slow.write_all(b"Host: a\r\nHost: b\r\n\r\n").unwrap();
+    until("the line is logged", || {
+        std::fs::read_to_string(&path).unwrap().contains("] \"GET /two-reads HTTP/1.1\" 400 ")
+    });
+}
+
+#[test]
+fn a_request_that_exceeds_a_limit_over_http2_is_logged_with_its_own_line() {
+    let limits = "limits = { target = \"100 B\" }\n[upstream";
+    let log = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";
+    let proxy = Proxy::start(&manifest(&echo(), "", log).replacen("[upstream", limits, 1));
+    let target = format!("/{}", "x".repeat(200));
+    let url = format!("http://{}{target}", proxy.address);
+    output(Command::new("curl").args(["--silent", "--http2-prior-knowledge", "--user-agent", "own", &url]));
+    let line = &lines(&proxy.folder.path().join("access.log"), 1)[0];
+    assert!(line.contains(&format!("] \"GET {target} HTTP/2.0\" 414 ")) && line.ends_with("\"own\""), "{line}");
+}
+
+#[test]
+fn http_at_a_port_of_tls_is_logged_with_its_own_line() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
+    for (format, wanted) in [
+        ("combined", ["] \"GET /a?b HTTP/1.1\" 400 ", "] \"PRI * HTTP/2.0\" 400 "]),
+        ("json", ["\"target\":\"/a?b\"", "\"protocol\":\"HTTP/2.0\""]),
+    ] {
+        let log = format!("[access-log]\nformat = \"{format}\"\nfile = \"{format}.log\"\n");
+        let proxy = Proxy::start_in(folder.path(), &secure(&echo(), SITE, &log));
+        send_raw(&proxy, b"GET /a?b HTTP/1.1\r\nHost: a\r\n\r\n");
+        send_raw(&proxy, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        let lines = lines(&folder.path().join(format!("{format}.log")), 2);
+        for part in wanted {
+            assert!(lines.iter().any(|line| line.contains(part)), "{part} in {lines:?}");
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixStream;
@@ -20,7 +20,7 @@ use crate::downstream::admission::Presence;
 use crate::error::{Error, FailureKind};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
-use crate::exchange::{self, Begun, ConnectionInfo, Timers};
+use crate::exchange::{self, Begun, ConnectionInfo, Rejection, Timers};
 use crate::generation::WorkerState;
 use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, Deadline};
@@ -85,6 +85,11 @@ struct ResponseStream {
 }
 
 impl ClientConnection {
+    /// Returns the worker's state in the current generation.
+    fn worker(&self) -> Rc<WorkerState> {
+        self.current.borrow().clone()
+    }
+
     /// Begins an exchange; the returned future resolves to the response.
     fn exchange(
         &self,
@@ -92,7 +97,7 @@ impl ClientConnection {
         upload: UploadProgress,
         timers: Rc<Timers>,
     ) -> impl Future<Output = Response<ResponseStream>> + use<> {
-        let worker = self.current.borrow().clone();
+        let worker = self.worker();
         let in_chain = worker.enter_chain();
         let mut record = ExchangeRecord::new(worker.clone(), upload);
         let begun = exchange::receive(&worker, request, &self.arrival, &timers, &mut record);
@@ -107,11 +112,11 @@ impl ClientConnection {
         }
     }
 
-    /// Returns the response to bytes that never became a request.
-    fn refuse(&self, error: Error, status: StatusCode) -> Response<ResponseStream> {
-        let worker = self.current.borrow().clone();
+    /// Returns the response to a request that is rejected before it is routed.
+    fn refuse(&self, rejection: Rejection) -> Response<ResponseStream> {
+        let worker = self.worker();
         let mut record = ExchangeRecord::new(worker.clone(), UploadProgress::over());
-        let response = exchange::reject(&worker, error, status, &self.arrival, &mut record);
+        let response = exchange::reject(&worker, rejection, &self.arrival, &mut record);
         let [total] = self.clock.deadlines();
         response.map(|body| ResponseStream { body, total, record: Some(record) })
     }

@@ -20,7 +20,7 @@ use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use crate::context::edit_check::MessageSide;
-use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
+use crate::context::{ClientInfo, ExchangeContext, ReceivedRequest, RequestLine, Words};
 use crate::error::{Error, FailureKind};
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
 use crate::exchange::chain::{ChainFailure, ChainPosition, RequestHooks};
@@ -51,6 +51,13 @@ enum NoRoute {
 pub struct ConnectionInfo {
     pub peer: Arc<ClientInfo>,
     pub listener: Arc<Listener>,
+}
+
+/// A request that its connection rejects before it is routed.
+pub struct Rejection {
+    pub error: Error,
+    pub status: StatusCode,
+    pub received: ReceivedRequest,
 }
 
 /// The deadlines of an exchange.
@@ -110,8 +117,7 @@ pub fn receive(
     record: &mut ExchangeRecord,
 ) -> Begun {
     let (mut parts, body) = request.into_parts();
-    let words = if worker.generation.access_log.is_some() { Words::Logged } else { Words::Unneeded };
-    let received = RequestLine::of(&parts, words);
+    let received = request_line(worker, &parts);
     let ConnectionInfo { peer, listener } = arrival;
     // Before anything else reads the request.
     let settled = client_address::settle(&mut parts.headers, peer.ip(), peer.is_trusted, &listener.client);
@@ -181,6 +187,12 @@ pub fn receive(
     };
     record.upload.end();
     Begun::Answered(respond(worker, place, context, response.into(), (past, depth), record))
+}
+
+/// Returns what the access log shows of a request that nothing has changed yet.
+pub fn request_line(worker: &WorkerState, request: &Parts) -> RequestLine {
+    let words = if worker.generation.access_log.is_some() { Words::Logged } else { Words::Unneeded };
+    RequestLine::of(request, words)
 }
 
 /// Takes a request through the chain, to its end or to where it is answered.
@@ -412,15 +424,15 @@ fn outgoing_body(
     Ok(OutgoingRequest { body: FilteredUpload::body(FilteredBody::new(body, stages), upload.clone()), upload, hop })
 }
 
-/// The response to what never became a request.
+/// The response to a request that is rejected before it is routed.
 pub fn reject(
     worker: &WorkerState,
-    error: Error,
-    status: StatusCode,
+    rejection: Rejection,
     arrival: &ConnectionInfo,
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
-    record.set_no_route(Box::new(ExchangeContext::unread(arrival.peer.clone())));
+    let Rejection { error, status, received } = rejection;
+    record.set_no_route(Box::new(ExchangeContext::rejected(received, arrival.peer.clone())));
     fail(ChainFailure { error, status, depth: ChainPosition::top() }, worker, record)
 }
 

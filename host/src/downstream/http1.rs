@@ -21,10 +21,12 @@ use hyper::service::{HttpService, service_fn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::http1::screened_io::ScreenedIo;
-use super::http1::session::{Http1Body, RejectedRequest, Session};
+use super::http1::session::{Http1Body, RejectedRequest, Session, first_line};
 use super::write_timeout::WriteTimeout;
 use super::{ClientConnection, DISCARD_BYTES, DISCARD_TIME, LINGER, Transport, tunnel};
+use crate::context::ReceivedRequest;
 use crate::error::{Error, FailureKind};
+use crate::exchange::Rejection;
 use crate::exchange::response_body::ResponseBody;
 use crate::net::boxed::boxed;
 use crate::net::hyper_io::HyperIo;
@@ -131,6 +133,11 @@ where
             let ahead = if parts.read_buf.is_empty() { io.ahead } else { parts.read_buf };
             let spare = self.session.spare_deadline();
             return ConnectionState::Closing(boxed(|| tunnel::run(io.socket, ahead, switched, idle, spare, record)));
+        }
+        let has_head = self.session.in_head.get() || matches!(refused, Some(RejectedRequest::Malformed(_)));
+        if has_head && self.session.rejected_line.borrow().is_empty() {
+            // hyper keeps the beginning of a head that the last read didn't complete.
+            self.session.rejected_line.replace(first_line(&parts.read_buf));
         }
         let farewell = refused.map_or(Bytes::new(), |refused| error_response_bytes(&self.session, refused));
         ConnectionState::Closing(boxed(|| close_gracefully(io.socket, farewell, self.session.clone())))
@@ -242,7 +249,8 @@ fn error_response_bytes(session: &Session, refused: RejectedRequest) -> Bytes {
     };
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     let error = Error { limit, ..Error::new(kind, cause) };
-    let response = session.client.refuse(error, status);
+    let received = ReceivedRequest::Unparsed(session.rejected_line.take());
+    let response = session.client.refuse(Rejection { error, status, received });
     let (parts, outgoing) = response.into_parts();
     let content = match &outgoing.body {
         ResponseBody::Full(content) => content.clone(),
@@ -289,7 +297,8 @@ pub async fn misplaced(mut stream: impl Transport, client: ClientConnection) {
         return;
     }
     let error = Error::new(FailureKind::RequestError, "HTTP was spoken without TLS to a listener with `tls`");
-    let (mut parts, _) = session.client.refuse(error, StatusCode::BAD_REQUEST).into_parts();
+    let (status, received) = (StatusCode::BAD_REQUEST, ReceivedRequest::Unparsed(first_line(&line)));
+    let (mut parts, _) = session.client.refuse(Rejection { error, status, received }).into_parts();
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let farewell = written(&parts, MISPLACED.as_bytes());
     session.leave();

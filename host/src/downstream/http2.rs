@@ -40,10 +40,11 @@ use super::{ClientConnection, LINGER, ResponseStream, Transport, tunnel};
 use crate::body::BodyError;
 use crate::body::backlog::{Backlog, Piece, StreamBacklog};
 use crate::body::upload::{ClientContent, UploadProgress};
+use crate::context::ReceivedRequest;
 use crate::error::{Error, FailureKind, causes};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
-use crate::exchange::{self, Timers};
+use crate::exchange::{self, Rejection, Timers};
 use crate::generation::connection_counts::{CloseReason, SendLimit};
 use crate::generation::listener::ClientLimits;
 use crate::net::deadline::Deadline;
@@ -68,6 +69,9 @@ const MIN_PROGRESS: u64 = 1 << 10;
 /// The maximum number of streams that are reset because the client broke a rule; beyond, the connection is closed
 /// (CVE-2025-8671).
 const LOCAL_RESETS: usize = 100;
+
+/// A request of which only h2 has seen the head.
+const UNKNOWN: ReceivedRequest = ReceivedRequest::Unparsed(Bytes::new());
 
 /// Serves a client connection until either side ends it. `ahead` holds bytes that were read already.
 pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnection) {
@@ -271,7 +275,9 @@ impl Streams {
         let exchange = match self.limit_violation(&request) {
             None => Ok(self.client.exchange(request, upload, timers.clone())),
             Some((status, limit, why)) => {
-                Err(self.client.refuse(Error::new(FailureKind::RequestError, why).met(limit), status))
+                let (error, worker) = (Error::new(FailureKind::RequestError, why).met(limit), self.client.worker());
+                let received = ReceivedRequest::Parsed(exchange::request_line(&worker, &request.into_parts().0));
+                Err(self.client.refuse(Rejection { error, status, received }))
             }
         };
         // Boxed, so that its memory is freed while the response is sent.
@@ -383,7 +389,8 @@ impl Streams {
         while sent > self.last_heads.get() {
             self.give_last_head();
             let error = Error::new(FailureKind::RequestError, "the head is too long").met("limits.head");
-            drop(self.client.refuse(error, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+            let (status, received) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, UNKNOWN);
+            drop(self.client.refuse(Rejection { error, status, received }));
         }
     }
 
@@ -588,7 +595,10 @@ fn connect(
                 response = match record {
                     Some(mut record) => exchange::replace_with_error(not_switched(), &mut record)
                         .map(|body| ResponseStream { body, total, record: Some(record) }),
-                    None => open.streams.client.refuse(not_switched(), StatusCode::BAD_GATEWAY),
+                    None => {
+                        let (error, status, received) = (not_switched(), StatusCode::BAD_GATEWAY, UNKNOWN);
+                        open.streams.client.refuse(Rejection { error, status, received })
+                    }
                 };
             }
             return (response, Some(open));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::session::{RejectedRequest, Session};
+use super::session::{RejectedRequest, Session, first_line};
 use crate::downstream::Transport;
 use crate::downstream::write_timeout::WriteTimeout;
 use crate::protocol::framing::{FramingError, Scanner};
@@ -30,8 +30,12 @@ pub struct ScreenedIo<T> {
 impl<T> ScreenedIo<T> {
     /// Scans received bytes, and returns how many of them are passed to hyper; `None` if the bytes are rejected.
     fn scan(&mut self, bytes: &[u8]) -> Option<usize> {
+        let was_between = self.scanner.is_between();
         if let Err(refusal) = self.scanner.take(bytes) {
             let whole = self.scanner.whole();
+            if was_between || whole > 0 {
+                self.session.rejected_line.replace(first_line(&bytes[whole..]));
+            }
             if whole == 0 {
                 self.session.refused.set(Some(RejectedRequest::Framing(refusal)));
                 return None;

@@ -29,6 +29,9 @@ use crate::protocol::framing::FramingError;
 /// so that clients without a pause should keep them.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 
+/// The maximum number of bytes of a rejected request's first line that are kept: more than the access log shows.
+const LONGEST_LINE: usize = 10 << 10;
+
 /// The state of an HTTP/1 connection that its exchanges and its socket use.
 pub struct Session {
     pub client: ClientConnection,
@@ -56,6 +59,8 @@ pub struct Session {
     pub upload: RefCell<UploadProgress>,
     /// The reason why the connection can't have another request; `None` if it can.
     pub refused: Cell<Option<RejectedRequest>>,
+    /// What was read of the first line of the rejected request, for the access log; empty if nothing is known of it.
+    pub rejected_line: RefCell<Bytes>,
     /// The switched protocol of the connection, once the response head that says so is sent.
     pub switched: RefCell<Option<(SwitchedProtocol, Option<ExchangeRecord>)>>,
     /// Exchanges whose last bytes may still be in hyper's buffers: their records are reported once the client has its
@@ -113,6 +118,7 @@ impl Session {
             flushed: Cell::new(true),
             upload: RefCell::new(UploadProgress::over()),
             refused: Cell::new(None),
+            rejected_line: RefCell::default(),
             switched: RefCell::default(),
             ended: RefCell::default(),
             served: Cell::new(0),
@@ -193,6 +199,15 @@ impl Session {
             deadline.clear();
         }
     }
+}
+
+/// Returns the first line of bytes that begin with a head, as far as it is there. Empty lines before it are skipped.
+pub fn first_line(bytes: &[u8]) -> Bytes {
+    let begin = bytes.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(bytes.len());
+    let rest = &bytes[begin..];
+    let line = &rest[..memchr::memchr(b'\n', rest).unwrap_or(rest.len())];
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    Bytes::copy_from_slice(&line[..line.len().min(LONGEST_LINE)])
 }
 
 impl<F: Future<Output = Response<ResponseStream>>> Future for ExchangeFuture<F> {
