@@ -9,6 +9,7 @@ mod caching;
 mod client_address;
 mod dead_endpoints;
 mod discovery;
+mod error_hooks;
 mod failing_plugins;
 mod failures;
 mod floods;

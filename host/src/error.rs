@@ -187,6 +187,11 @@ impl Error {
         self
     }
 
+    /// Returns the status code for the client.
+    pub fn client_status(&self) -> http::StatusCode {
+        self.status.unwrap_or(self.kind.status())
+    }
+
     /// Marks the failure as logged.
     pub fn logged(mut self) -> Self {
         self.is_logged = true;

@@ -593,8 +593,15 @@ fn connect(
             if response.status().is_success() {
                 let ResponseStream { total, record, .. } = response.into_body();
                 response = match record {
-                    Some(mut record) => exchange::replace_with_error(not_switched(), &mut record)
-                        .map(|body| ResponseStream { body, total, record: Some(record) }),
+                    Some(mut record) => {
+                        let mut replaced = exchange::replace_with_error(not_switched(), &mut record);
+                        if replaced.status().is_success() {
+                            // A plugin made the error a success.
+                            *replaced.status_mut() = StatusCode::BAD_GATEWAY;
+                            record.status = StatusCode::BAD_GATEWAY.as_u16();
+                        }
+                        replaced.map(|body| ResponseStream { body, total, record: Some(record) })
+                    }
                     None => {
                         let (error, status, received) = (not_switched(), StatusCode::BAD_GATEWAY, UNKNOWN);
                         open.streams.client.refuse(Rejection { error, status, received })

@@ -7,6 +7,7 @@ use crate::body::BodyError;
 use crate::body::upload::UploadProgress;
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
+use crate::exchange::chain::ChainPosition;
 use crate::generation::connection_counts::CountedRequest;
 use crate::generation::{UNROUTED, WorkerState};
 use crate::plugin::body_filter::BodyFilterError;
@@ -22,6 +23,8 @@ pub struct ExchangeRecord {
     worker: Rc<WorkerState>,
     /// The index of the route; `None` if no route matched.
     place: Option<usize>,
+    /// How many plugins, from the top of the chain, have seen the response.
+    pub depth: ChainPosition,
     /// The context; `None` while a plugin has it, or if nothing is known.
     pub context: Option<Box<ExchangeContext>>,
     began: Instant,
@@ -43,6 +46,7 @@ impl ExchangeRecord {
         ExchangeRecord {
             worker,
             place: None,
+            depth: ChainPosition::top(),
             context: None,
             began,
             answered: None,
@@ -62,6 +66,11 @@ impl ExchangeRecord {
     /// Notes where it went.
     pub fn set_route(&mut self, place: usize, context: Box<ExchangeContext>) {
         (self.place, self.context) = (Some(place), Some(context));
+    }
+
+    /// Returns the index of the route; `None` if no route matched.
+    pub fn route(&self) -> Option<usize> {
+        self.place
     }
 
     /// Notes that it went nowhere.

@@ -166,9 +166,11 @@ impl Fetch<'_> {
                     upload: UploadProgress::over(),
                     hop: HopOptions::default(),
                 };
-                let [step] = self.clock.deadlines();
-                let forwarded = forward(worker, upstream, context, &mut sending, &step).await?;
-                (forwarded.response, forwarded.edits, ChainPosition::bottom(route))
+                let ([step], bottom) = (self.clock.deadlines(), ChainPosition::bottom(route));
+                self.asking.reached.set(bottom);
+                let forwarded = forward(worker, upstream, context, &mut sending, &step).await;
+                let forwarded = forwarded.map_err(|error| ChainFailure::new(error, bottom))?;
+                (forwarded.response, forwarded.edits, bottom)
             }
         };
         let (mut parts, body) = response.into_parts();
