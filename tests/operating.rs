@@ -1,14 +1,20 @@
 //! The output for operators of the proxy: access log, metrics, status.
 
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
+use std::net::Shutdown;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, MISBEHAVE};
 
+use crate::http2::{ACK, END_STREAM, RST_STREAM, Raw, SETTINGS};
+use crate::support::{
+    PATIENCE, Proxy, echo, manifest, ok, origin, output, raw_origin, read_message, sized, until, vanish,
+};
 use crate::tls::{Authority, SITE, secure};
-use crate::support::{PATIENCE, Proxy, echo, manifest, origin, output, until, vanish};
 
 const ADMIN: &str = "[admin]\naddress = \"127.0.0.1:0\"\n";
 
@@ -58,10 +64,113 @@ fn an_exchange_that_the_client_left_is_logged() {
     let mut stream = proxy.connect();
     stream.write_all(b"GET /left HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let (mut upstream, _) = silent.accept().unwrap();
-    assert!(std::io::Read::read(&mut upstream, &mut [0; 1]).unwrap() > 0);
+    assert!(Read::read(&mut upstream, &mut [0; 1]).unwrap() > 0);
     vanish(stream);
     let line = &lines(&proxy.folder.path().join("access.log"), 1)[0];
-    assert!(line.contains("\"target\":\"/left\"") && line.contains("\"status\":0"), "{line}");
+    assert!(line.contains("\"target\":\"/left\"") && line.contains("\"status\":499"), "{line}");
+}
+
+/// Starts an origin that answers on a signal, and reports when it has received a request.
+fn held(body: usize) -> (String, Receiver<()>, Sender<()>) {
+    let ((release, released), (tell, seen)) = (channel::<()>(), channel());
+    let released = Arc::new(Mutex::new(released));
+    let address = origin(move |_| {
+        tell.send(()).unwrap();
+        released.lock().unwrap().recv().unwrap();
+        ok(&"x".repeat(body))
+    });
+    (address, seen, release)
+}
+
+/// Starts a proxy with a log in JSON; returns the parsed lines of that, once there are as many.
+fn with_log(origin: &str) -> (Proxy, impl Fn(usize) -> Vec<serde_json::Value> + use<>) {
+    let log = "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n";
+    let proxy = Proxy::start(&manifest(origin, "", &format!("{log}{ADMIN}")));
+    let path = proxy.folder.path().join("access.log");
+    let parsed = |lines: Vec<String>| lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (proxy, move |count| parsed(lines(&path, count)))
+}
+
+#[test]
+fn a_client_that_closes_before_its_response_is_logged_as_one_that_left() {
+    let (address, seen, release) = held(4);
+    let (proxy, logged) = with_log(&address);
+    let mut http1 = proxy.connect();
+    http1.write_all(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    seen.recv_timeout(PATIENCE).unwrap();
+    drop(http1);
+    release.send(()).unwrap();
+    assert_eq!((&logged(1)[0]["status"], &logged(1)[0]["complete"]), (&499.into(), &false.into()));
+
+    let mut http2 = Raw::connect(&proxy);
+    // With unread bytes, the close would be a reset.
+    http2.until(|frame| frame.kind == SETTINGS && frame.flags & ACK != 0);
+    http2.request(1);
+    seen.recv_timeout(PATIENCE).unwrap();
+    drop(http2);
+    release.send(()).unwrap();
+    assert_eq!((&logged(2)[1]["status"], &logged(2)[1]["complete"]), (&499.into(), &false.into()));
+
+    let mut reset = Raw::connect(&proxy);
+    reset.request(1);
+    seen.recv_timeout(PATIENCE).unwrap();
+    reset.send(RST_STREAM, 0, 1, &8u32.to_be_bytes());
+    assert_eq!((&logged(3)[2]["status"], &logged(3)[2]["complete"]), (&499.into(), &false.into()));
+    release.send(()).unwrap();
+    until("all count as aborted", || {
+        let figures = proxy.ask_admin("GET /metrics").text();
+        figures.lines().any(|line| line == "plugway_responses_total{route=\"*\",class=\"aborted\"} 3")
+    });
+}
+
+#[test]
+fn a_client_that_reads_on_after_its_request_is_logged_with_its_response() {
+    let (address, seen, release) = held(4);
+    let (proxy, logged) = with_log(&address);
+    let mut http1 = proxy.connect();
+    http1.write_all(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    http1.shutdown(Shutdown::Write).unwrap();
+    seen.recv_timeout(PATIENCE).unwrap();
+    release.send(()).unwrap();
+    http1.read_to_end(&mut Vec::new()).unwrap();
+    assert_eq!((&logged(1)[0]["status"], &logged(1)[0]["complete"]), (&200.into(), &true.into()));
+
+    let mut http2 = Raw::connect(&proxy);
+    http2.request(1);
+    http2.0.shutdown(Shutdown::Write).unwrap();
+    seen.recv_timeout(PATIENCE).unwrap();
+    release.send(()).unwrap();
+    http2.until(|frame| frame.flags & END_STREAM != 0);
+    http2.0.read_to_end(&mut Vec::new()).unwrap();
+    assert_eq!((&logged(2)[1]["status"], &logged(2)[1]["complete"]), (&200.into(), &true.into()));
+}
+
+#[test]
+fn a_client_that_leaves_within_a_response_is_logged_with_its_status() {
+    let (proxy, logged) = with_log(&sized());
+    let mut http1 = proxy.connect();
+    http1.write_all(b"GET /50000000 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    http1.read_exact(&mut [0; 1000]).unwrap();
+    vanish(http1);
+    let line = &logged(1)[0];
+    assert_eq!((&line["status"], &line["complete"]), (&200.into(), &false.into()));
+    assert!(line["bytes"].as_u64().unwrap() < 50_000_000, "{line}");
+
+    proxy.get("/10", "");
+    assert_eq!((&logged(2)[1]["status"], &logged(2)[1]["complete"]), (&200.into(), &true.into()));
+
+    let half = raw_origin(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        read_message(&mut reader);
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").unwrap();
+        let _ = reader.read(&mut [0]);
+    });
+    let (proxy, logged) = with_log(&half);
+    let mut http2 = Raw::connect(&proxy);
+    http2.request(1);
+    http2.until(|frame| frame.content() > 0);
+    http2.send(RST_STREAM, 0, 1, &8u32.to_be_bytes());
+    assert_eq!((&logged(1)[0]["status"], &logged(1)[0]["complete"]), (&200.into(), &false.into()));
 }
 
 #[test]
@@ -84,9 +193,7 @@ fn the_combined_log_has_a_line_for_each_exchange_and_is_opened_anew() {
 
 #[test]
 fn the_request_line_of_http2_is_logged_as_that_of_http1() {
-    for (format, wanted) in
-        [("json", "\"target\":\"/a/b?c=d\""), ("combined", "] \"GET /a/b?c=d HTTP/2.0\" 200 ")]
-    {
+    for (format, wanted) in [("json", "\"target\":\"/a/b?c=d\""), ("combined", "] \"GET /a/b?c=d HTTP/2.0\" 200 ")] {
         let log = format!("[access-log]\nformat = \"{format}\"\nfile = \"access.log\"\n");
         let proxy = Proxy::start(&manifest(&echo(), "", &log));
         let url = format!("http://{}/a/b?c=d", proxy.address);

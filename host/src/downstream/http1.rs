@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::http1::screened_io::ScreenedIo;
 use super::http1::session::{Http1Body, RejectedRequest, Session, first_line};
 use super::write_timeout::WriteTimeout;
-use super::{ClientConnection, DISCARD_BYTES, DISCARD_TIME, LINGER, Transport, tunnel};
+use super::{ClientConnection, DISCARD_BYTES, DISCARD_TIME, LINGER, Transport, is_settled, tunnel, wait_until};
 use crate::context::ReceivedRequest;
 use crate::error::{Error, FailureKind};
 use crate::exchange::Rejection;
@@ -89,17 +89,18 @@ where
             polled = Pin::new(&mut *connection).poll(cx);
         }
         if let Poll::Ready(served) = polled {
-            session.finish_flushed();
             if let Err(error) = served {
                 tracing::debug!(%error, "client connection");
+                return self.close(*connection, Some(Transport::is_gone));
             }
-            return self.close(*connection);
+            session.finish_flushed();
+            return self.close(*connection, None);
         }
         if session.busy.get() {
             return ConnectionState::Active(connection);
         }
         if session.refused.get().is_some() && session.flushed.get() {
-            return self.close(*connection);
+            return self.close(*connection, None);
         }
         // A body that continues after its response has the time of the next head. A slow reader of the response keeps
         // that time from running as long as it accepts data.
@@ -107,7 +108,7 @@ where
             if session.in_head.get() {
                 session.refused.set(Some(RejectedRequest::Late));
             }
-            return self.close(*connection);
+            return self.close(*connection, None);
         }
         // With a partial head, hyper would need its first bytes a second time.
         let may_rest = !self.graceful && session.upload.borrow().is_over() && !session.in_head.get();
@@ -122,11 +123,19 @@ where
         ConnectionState::Active(connection)
     }
 
-    /// Returns the state after hyper is done: a tunnel, a last response, or a close.
-    fn close(&self, connection: http1::Connection<HyperIo<ScreenedIo<T>>, S>) -> ConnectionState<T, S> {
+    /// Returns the state after hyper is done: a tunnel, a last response, or a close. `is_gone` tells of a failed
+    /// connection whether its client has reset it.
+    fn close(
+        &self,
+        connection: http1::Connection<HyperIo<ScreenedIo<T>>, S>,
+        is_gone: Option<fn(&T) -> bool>,
+    ) -> ConnectionState<T, S> {
         let parts = connection.into_parts();
         let io = parts.io.into_socket().io;
         self.session.leave();
+        if let Some(is_gone) = is_gone {
+            self.session.report(&io.socket, is_gone);
+        }
         let (refused, switched) = (self.session.refused.get(), self.session.switched.take());
         if let (None, Some((switched, record))) = (refused, switched) {
             let idle = self.session.client.arrival.listener.limits.tunnel_timeout;
@@ -220,7 +229,12 @@ async fn close_gracefully(mut socket: impl Transport, farewell: Bytes, session: 
         socket.shutdown().await
     };
     // A client that does not accept the response in time loses the rest of it.
-    if !matches!(limit.limit(LINGER, last_word).await, Ok(Ok(()))) {
+    let is_closed = matches!(limit.limit(LINGER, last_word).await, Ok(Ok(())));
+    if session.has_unconfirmed() {
+        wait_until(|| is_settled(&socket), &limit).await;
+        session.report(&socket, Transport::is_reset);
+    }
+    if !is_closed {
         return;
     }
     let (until, mut left, mut unread) = (limit.clock().now() + DISCARD_TIME, DISCARD_BYTES, [0; 4 << 10]);

@@ -67,6 +67,8 @@ pub struct ExchangeOutcome {
     pub status: u16,
     pub error: Option<FailureKind>,
     pub response_bytes: u64,
+    /// Whether all of the response was sent.
+    pub is_whole: bool,
     /// The time until the endpoint's response began; `None` if there was none.
     pub answered: Option<Duration>,
     /// The time until the last byte.
@@ -295,6 +297,7 @@ fn json(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime)
         "host": shown(words.and_then(|words| words.host.as_ref())),
         "status": outcome.status,
         "bytes": outcome.response_bytes,
+        "complete": outcome.is_whole,
         "duration_us": outcome.took.as_micros() as u64,
         "upstream_us": outcome.answered.map(|answered| answered.as_micros() as u64),
         "route": &*context.route,

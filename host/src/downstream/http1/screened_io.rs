@@ -68,6 +68,13 @@ impl<T> ScreenedIo<T> {
         self.session.heard_all.get() && self.scanner.is_between() && self.session.owes_response()
     }
 
+    /// Records the first bytes of a response, if these were.
+    fn note_response(&self, written: &Poll<io::Result<usize>>, before: u64) {
+        if matches!(written, Poll::Ready(Ok(1..))) && self.session.is_response_due() {
+            self.session.begin_response(before);
+        }
+    }
+
     /// Intercepts hyper's own response to bytes that it can't parse, so that the proxy's error response is sent
     /// instead.
     fn intercept_hyper_error(&self, bytes: &[u8]) -> bool {
@@ -127,7 +134,10 @@ impl<T: Transport> AsyncWrite for ScreenedIo<T> {
             return Poll::Ready(Ok(bytes.len()));
         }
         self.session.flushed.set(false);
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        let before = self.io.socket.bytes_sent();
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.note_response(&written, before);
+        written
     }
 
     fn poll_write_vectored(
@@ -139,7 +149,10 @@ impl<T: Transport> AsyncWrite for ScreenedIo<T> {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
         self.session.flushed.set(false);
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+        let before = self.io.socket.bytes_sent();
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.note_response(&written, before);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
