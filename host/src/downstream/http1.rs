@@ -148,7 +148,8 @@ where
             // hyper keeps the beginning of a head that the last read didn't complete.
             self.session.rejected_line.replace(first_line(&parts.read_buf));
         }
-        let farewell = refused.map_or(Bytes::new(), |refused| error_response_bytes(&self.session, refused));
+        let unanswered = refused.filter(|_| !self.session.is_answered.get());
+        let farewell = unanswered.map_or(Bytes::new(), |refused| error_response_bytes(&self.session, refused));
         ConnectionState::Closing(boxed(|| close_gracefully(io.socket, farewell, self.session.clone())))
     }
 

@@ -30,13 +30,15 @@ pub struct ScreenedIo<T> {
 impl<T> ScreenedIo<T> {
     /// Scans received bytes, and returns how many of them are passed to hyper; `None` if the bytes are rejected.
     fn scan(&mut self, bytes: &[u8]) -> Option<usize> {
-        let was_between = self.scanner.is_between();
+        let (was_between, was_in_head) = (self.scanner.is_between(), self.scanner.is_in_head());
         if let Err(refusal) = self.scanner.take(bytes) {
             let whole = self.scanner.whole();
             if was_between || whole > 0 {
                 self.session.rejected_line.replace(first_line(&bytes[whole..]));
             }
             if whole == 0 {
+                // Within a body, the exchange that reads it is answered with the error.
+                self.session.is_answered.set(!was_between && !was_in_head);
                 self.session.refused.set(Some(RejectedRequest::Framing(refusal)));
                 return None;
             }
@@ -59,7 +61,11 @@ impl<T> ScreenedIo<T> {
         if self.session.upload.borrow().is_over() {
             return Poll::Pending;
         }
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the content's framing is refused")))
+        let reason = match self.session.refused.get() {
+            Some(RejectedRequest::Framing(refusal)) => refusal.reason(),
+            _ => "the body is malformed",
+        };
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, reason)))
     }
 
     /// Whether the client has closed its sending side after a whole request (RFC 9112 §9.6) whose response is not

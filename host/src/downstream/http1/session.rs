@@ -59,6 +59,8 @@ pub struct Session {
     pub upload: RefCell<UploadProgress>,
     /// The reason why the connection can't have another request; `None` if it can.
     pub refused: Cell<Option<RejectedRequest>>,
+    /// Whether the rejected bytes belong to the body of a request that has a response of its own.
+    pub is_answered: Cell<bool>,
     /// What was read of the first line of the rejected request, for the access log; empty if nothing is known of it.
     pub rejected_line: RefCell<Bytes>,
     /// The switched protocol of the connection, once the response head that says so is sent.
@@ -139,6 +141,7 @@ impl Session {
             flushed: Cell::new(true),
             upload: RefCell::new(UploadProgress::over()),
             refused: Cell::new(None),
+            is_answered: Cell::new(false),
             rejected_line: RefCell::default(),
             switched: RefCell::default(),
             ended: RefCell::default(),
