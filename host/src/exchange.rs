@@ -291,12 +291,12 @@ fn call_counted(settled: &Settled, arrival: &ConnectionInfo, record: &mut Exchan
         return Ok(());
     };
     let address = settled.client.as_ref().map(|client| client.socket.ip());
-    let Some(client) = ClientNet::new(address) else { return Ok(()) };
-    record.counted = arrival.listener.census.enter_request(client, most);
+    let (Some(net), Some(address)) = (ClientNet::new(address), address) else { return Ok(()) };
+    record.counted = arrival.listener.census.enter_request(net, most);
     if record.counted.is_some() {
         return Ok(());
     }
-    let cause = format!("limits.connections-per-client of {most} is reached by the requests of a client");
+    let cause = format!("limits.connections-per-client of {most} is reached by the requests of the client {address}");
     let error = Error::new(FailureKind::LimitReached, cause).met("limits.connections-per-client");
     Err(NoRoute::Failed { error, status: StatusCode::TOO_MANY_REQUESTS })
 }

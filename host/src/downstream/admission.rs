@@ -81,6 +81,15 @@ struct ConnectionCeiling {
     most: usize,
 }
 
+/// A connection that a limit of its listener has ended, for the log.
+struct LimitedConnection<'a> {
+    entrance: &'a Entrance,
+    reason: CloseReason,
+    limit: ConnectionCeiling,
+    /// The client whose connection was closed; `None` if others were closed in its favour, or it has no address.
+    client: Option<IpAddr>,
+}
+
 const SERVED: u64 = 0;
 const GONE: u64 = 1;
 const WAITING: u64 = 2;
@@ -164,9 +173,15 @@ impl Admission {
     }
 
     /// Counts a connection at a worker; `None` if there are too many.
-    pub fn admit(self: &Arc<Self>, entrance: &Entrance, worker: usize, now: Instant) -> Option<Admitted> {
+    pub fn admit(
+        self: &Arc<Self>,
+        entrance: &Entrance,
+        client: Option<IpAddr>,
+        worker: usize,
+        now: Instant,
+    ) -> Option<Admitted> {
         let (census, limits) = (&entrance.listener.census, &entrance.listener.limits);
-        if census.enter() >= limits.connections && !self.make_room(entrance, now) {
+        if census.enter() >= limits.connections && !self.make_room(entrance, client, now) {
             census.leave();
             return None;
         }
@@ -189,7 +204,7 @@ impl Admission {
     }
 
     /// Evicts connections of a full listener; `false` if all of them have a request.
-    fn make_room(&self, entrance: &Entrance, now: Instant) -> bool {
+    fn make_room(&self, entrance: &Entrance, client: Option<IpAddr>, now: Instant) -> bool {
         let (census, most) = (&entrance.listener.census, entrance.listener.limits.connections);
         let is_here = |entry: &AdmissionEntry| Arc::ptr_eq(&entry.census, census);
         let now = self.millis(now);
@@ -201,7 +216,8 @@ impl Admission {
             census.count(CloseReason::Connections);
         }
         let reason = if has_room { CloseReason::Evicted } else { CloseReason::Connections };
-        self.log(entrance, reason, ConnectionCeiling { key: "limits.connections", most });
+        let limit = ConnectionCeiling { key: "limits.connections", most };
+        self.log(LimitedConnection { entrance, reason, limit, client: client.filter(|_| !has_room) });
         has_room
     }
 
@@ -282,13 +298,15 @@ impl Admission {
 
 impl Admission {
     /// Logs that a listener has reached a limit, once a minute and reason.
-    fn log(&self, entrance: &Entrance, reason: CloseReason, ConnectionCeiling { key, most }: ConnectionCeiling) {
+    fn log(&self, connection: LimitedConnection<'_>) {
+        let LimitedConnection { entrance, reason, limit: ConnectionCeiling { key, most }, client } = connection;
         let census = &entrance.listener.census;
         if !census.may_log(reason, self.began.elapsed().as_secs() / 60) {
             return;
         }
         let (listener, so_far, reason) = (&*entrance.address, census.closed(reason), reason.name());
-        tracing::warn!(listener, limit = key, most, reason, so_far, "client connection limit reached");
+        let client = client.map(|client| client.to_canonical().to_string());
+        tracing::warn!(listener, client, limit = key, most, reason, so_far, "client connection limit reached");
     }
 
     /// Records that descriptors for clients are short, and logs when a shortage begins.
@@ -351,11 +369,13 @@ impl Admitted {
         }
         if let Some(most) = limits.connections_per_client.filter(|most| share.held > *most) {
             let limit = ConnectionCeiling { key: "limits.connections-per-client", most };
-            return self.refuse(entrance, CloseReason::ConnectionsPerClient, limit);
+            let reason = CloseReason::ConnectionsPerClient;
+            return self.refuse(LimitedConnection { entrance, reason, limit, client });
         }
         // The last fifth is reserved for clients that have less than their share.
         let has_room = share.held <= share.fair || census.all() <= most - most / 5 || self.take_own(share.held, now);
-        has_room || self.refuse(entrance, CloseReason::FairShare, ConnectionCeiling { key, most })
+        let (reason, limit) = (CloseReason::FairShare, ConnectionCeiling { key, most });
+        has_room || self.refuse(LimitedConnection { entrance, reason, limit, client })
     }
 
     /// Evicts other connections of a client that holds `held`; `false` if all of them have a request.
@@ -370,9 +390,9 @@ impl Admitted {
         self.entry.census.client_search.find(now, || self.admission.evict(now, held, is_own))
     }
 
-    fn refuse(&self, entrance: &Entrance, reason: CloseReason, limit: ConnectionCeiling) -> bool {
-        self.entry.census.count(reason);
-        self.admission.log(entrance, reason, limit);
+    fn refuse(&self, connection: LimitedConnection<'_>) -> bool {
+        self.entry.census.count(connection.reason);
+        self.admission.log(connection);
         false
     }
 
