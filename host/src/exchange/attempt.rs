@@ -20,6 +20,7 @@ use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
+use crate::tls::handshake_error::{self, TlsPeer};
 use crate::upstream::connect::RequiredProtocol;
 use crate::upstream::connection::{Connection, SendResult, Unsent};
 use crate::upstream::connection_limit::ConnectionLimit;
@@ -377,7 +378,11 @@ fn from_hyper(error: hyper::Error, limits: ResponseHeadLimits) -> Error {
         .is_some_and(|error| error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR));
     let kind =
         if error.is_parse() || is_malformed { FailureKind::ProtocolError } else { FailureKind::ConnectionTerminated };
-    Error::new(kind, error)
+    // In TLS 1.3 an endpoint rejects a client certificate after the handshake.
+    match cause(&error).and_then(|error| handshake_error::in_words(error, TlsPeer::Endpoint)) {
+        Some(words) => Error::new(kind, words),
+        None => Error::new(kind, error),
+    }
 }
 
 fn too_large(ResponseHeadLimits { bytes, fields }: ResponseHeadLimits) -> Error {

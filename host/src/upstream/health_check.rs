@@ -74,7 +74,7 @@ async fn run_check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), St
         pools: None,
     };
     let connecting = connect::connect(address, &terms, ConnectionPermit::default());
-    let mut connection = connecting.await.map_err(|error| error.to_string())?;
+    let mut connection = connecting.await.map_err(|error| format!("{}: {}", error.kind.token(), error.causes()))?;
     match &check.kind {
         CheckKind::Tcp => Ok(()),
         CheckKind::Http(wanted) => http(&mut connection, address, wanted).await,
@@ -188,7 +188,7 @@ fn take(
     answer: &mut CheckResponse,
     frame: hyper::Result<http_body::Frame<<Incoming as Body>::Data>>,
 ) -> Result<(), String> {
-    match frame.map_err(|error| error.to_string())?.into_data() {
+    match frame.map_err(|error| causes(&error))?.into_data() {
         Ok(piece) => answer.content.extend(piece),
         Err(frame) => answer.trailers.extend(frame.into_trailers().unwrap_or_default()),
     }
