@@ -208,7 +208,8 @@ impl CacheMiss {
         }
         if self.place.only_if_cached {
             self.seat.count(worker, context, CacheOutcome::Miss);
-            return Ok(self.answered(self.gateway_timeout(worker)));
+            let report = CacheStatus::missed().detail(Some(ONLY_IF_CACHED));
+            return Ok(self.answered(self.gateway_timeout(worker, report)));
         }
         let mut turns = 0;
         let lead = loop {
@@ -453,10 +454,9 @@ impl CacheMiss {
     }
 
     /// Returns 504 for a request that can't be answered from the store.
-    fn gateway_timeout(&self, worker: &WorkerState) -> Response<ResponseBody> {
+    fn gateway_timeout(&self, worker: &WorkerState, report: CacheStatus) -> Response<ResponseBody> {
         let mut response = Response::new(ResponseBody::Full(Default::default()));
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-        let report = CacheStatus::missed().detail(Some("only-if-cached"));
         report.append_to(self.seat.needs(worker), Some(&self.place.key), response.headers_mut());
         response
     }
@@ -465,6 +465,15 @@ impl CacheMiss {
         CacheResponse { response, edits: None, depth: self.seat.at }
     }
 }
+
+/// The detail of a 504 because the request accepts only a stored response, and there is none.
+const ONLY_IF_CACHED: &str = "only-if-cached";
+
+/// The detail of a 504 because the beginning of the stored response that the upstream has confirmed is gone.
+const CONFIRMED_CONTENT_GONE: &str = "confirmed-content-gone";
+
+/// The detail of a 504 because the beginning of the response that was just fetched is gone.
+const FETCHED_CONTENT_GONE: &str = "fetched-content-gone";
 
 /// The reason in `Cache-Status` if the cache is bypassed because its policy failed.
 const POLICY_FAILED: &str = "policy-failed";
