@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
+use crate::generation::Generation;
 use crate::generation::connection_counts::{ClientNet, CloseReason, ConnectionCounts, Search};
 use crate::generation::listener::Listener;
-use crate::system::descriptors::Descriptors;
+use crate::system::descriptors::{ConnectionDemand, Descriptors};
 
 /// The client connections of the process.
 pub struct Admission {
@@ -25,6 +26,8 @@ pub struct Admission {
     workers: Vec<Mutex<HashMap<usize, Arc<AdmissionEntry>>>>,
     open: AtomicUsize,
     descriptors: OnceLock<Descriptors>,
+    /// The maximum number of connections to endpoints.
+    endpoints: AtomicUsize,
     shortage: Mutex<Option<DescriptorShortage>>,
     search: Search,
     /// The time until which idle endpoint connections are closed too, in milliseconds of the process.
@@ -124,20 +127,27 @@ impl Admission {
             workers: (0..workers).map(|_| Mutex::default()).collect(),
             open: AtomicUsize::new(0),
             descriptors: OnceLock::new(),
+            endpoints: AtomicUsize::new(usize::MAX),
             shortage: Mutex::default(),
             search: Search::default(),
             starved_until: AtomicU64::new(0),
         })
     }
 
-    /// Sets the number of connections that these descriptors allow.
+    /// Sets the descriptors that limit the number of connections.
     pub fn limit(&self, descriptors: Descriptors) {
         let _ = self.descriptors.set(descriptors);
     }
 
+    /// Records how many connections to endpoints a generation allows.
+    pub fn serve(&self, generation: &Generation) {
+        self.endpoints.store(demand(generation).endpoints, Ordering::Relaxed);
+    }
+
     /// Returns the number of client connections for which there are descriptors.
     fn ceiling(&self) -> usize {
-        self.descriptors.get().map_or(usize::MAX, |descriptors| descriptors.clients())
+        let endpoints = self.endpoints.load(Ordering::Relaxed);
+        self.descriptors.get().map_or(usize::MAX, |descriptors| descriptors.clients(endpoints))
     }
 
     /// Returns the limit that the connections of a listener reach first.
@@ -337,13 +347,15 @@ impl Admission {
     }
 }
 
-/// Warns if the listeners may have more connections than there are descriptors for.
-pub fn warn_of_limits<'a>(listeners: impl Iterator<Item = &'a Arc<Listener>>, descriptors: Descriptors) {
-    let connections = listeners.map(|listener| listener.limits.connections).fold(0, usize::saturating_add);
-    let (needed, limit, served) = (descriptors.needed(connections), descriptors.limit, descriptors.clients());
+/// Warns if a generation allows more connections than there are descriptors for.
+pub fn warn_of_limits(generation: &Generation, descriptors: Descriptors) {
+    let demand = demand(generation);
+    let ConnectionDemand { clients: connections, endpoints } = demand;
+    let (needed, limit, served) = (descriptors.needed(demand), descriptors.limit, descriptors.clients(endpoints));
     if needed > limit {
         tracing::warn!(
             connections,
+            endpoints,
             needed,
             limit,
             served,
@@ -351,6 +363,19 @@ pub fn warn_of_limits<'a>(listeners: impl Iterator<Item = &'a Arc<Listener>>, de
             "too few descriptors for limits.connections"
         );
     }
+}
+
+/// Returns the maximum numbers of connections that a generation allows. A client connection needs one to an endpoint,
+/// unless its listener redirects every request, and as far as the upstreams' own limits allow that.
+fn demand(generation: &Generation) -> ConnectionDemand {
+    let sum = |numbers: &mut dyn Iterator<Item = usize>| numbers.fold(0, usize::saturating_add);
+    let listeners = || generation.listeners.values();
+    let clients = sum(&mut listeners().map(|listener| listener.limits.connections));
+    let forwarding = listeners().filter(|listener| listener.redirect.is_none());
+    let forwarding = sum(&mut forwarding.map(|listener| listener.limits.connections));
+    let limits = generation.upstreams.iter().map(|upstream| upstream.slots.most());
+    let allowed = sum(&mut limits.map(|most| most.map_or(usize::MAX, |most| most as usize)));
+    ConnectionDemand { clients, endpoints: forwarding.min(allowed) }
 }
 
 // === Admitted ===
