@@ -327,6 +327,18 @@ fn the_json_log_tells_what_a_cache_did() {
 }
 
 #[test]
+fn figures_count_the_bytes_of_bodies_both_ways() {
+    let proxy = with_admin(&manifest(&origin(|_| ok("hello")), "", ADMIN));
+    let mut stream = proxy.connect();
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 7\r\n\r\n";
+    stream.write_all(format!("{head}content").as_bytes()).unwrap();
+    stream.read_to_end(&mut Vec::new()).unwrap();
+    for line in ["plugway_request_bytes_total{route=\"*\"} 7", "plugway_response_bytes_total{route=\"*\"} 5"] {
+        until(line, || proxy.ask_admin("GET /metrics").text().lines().any(|known| known == line));
+    }
+}
+
+#[test]
 fn figures_count_responses_errors_and_plugin_failures() {
     let more = format!("{ADMIN}[plugin.bad]\nuse = {MISBEHAVE:?}\n");
     let proxy = with_admin(&manifest(&echo(), r#""bad""#, &more));
