@@ -61,7 +61,7 @@ pub struct Session {
     pub refused: Cell<Option<RejectedRequest>>,
     /// Whether the rejected bytes belong to the body of a request that has a response of its own.
     pub is_answered: Cell<bool>,
-    /// What was read of the first line of the rejected request, for the access log; empty if nothing is known of it.
+    /// The bytes of the rejected request's first line that were read, for the access log; empty if none are known.
     pub rejected_line: RefCell<Bytes>,
     /// The switched protocol of the connection, once the response head that says so is sent.
     pub switched: RefCell<Option<(SwitchedProtocol, Option<ExchangeRecord>)>>,
