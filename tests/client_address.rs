@@ -214,7 +214,7 @@ fn clients_behind_a_trusted_proxy_have_their_limits_each() {
     let refused = read_message(&mut ask("203.0.113.9")).unwrap();
     assert_eq!(refused.status(), 429, "{refused:?}");
     let line = proxy.wait_log("exchange failed");
-    assert!(line.contains("limit=\"limits.connections-per-client\""), "{line}");
+    assert!(line.contains("limit=\"limits.connections-per-client\"") && line.contains("203.0.113.9"), "{line}");
     answer(reach("203.0.113.10"));
     held.into_iter().for_each(answer);
     answer(reach("203.0.113.9"));

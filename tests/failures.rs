@@ -3,6 +3,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 use crate::http2::{CONTINUATION, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw};
 use crate::http2_endpoint::{self, REFUSED_STREAM};
 use crate::support::{
-    Message, PATIENCE, Proxy, echo, limited, manifest, ok, origin, raw_origin, read_message, sized, until, vanish,
+    Message, PATIENCE, Proxy, echo, limited, manifest, ok, origin, raw_origin, read_message, run, sized, until, vanish,
 };
 use crate::tls::{Authority, SITE, secure};
 
@@ -359,10 +361,10 @@ fn handshakes_that_fail_are_warnings() {
     warned(&proxy, "handshake failed", &["TLS handshake took too long", "limit=\"limits.head-timeout\""]);
     send(b"SSH-2.0-OpenSSH_9.2\r\n");
     warned(&proxy, "handshake failed", &["neither TLS nor HTTP"]);
-    let distrusting =
-        std::process::Command::new("curl").args(["--silent", &format!("https://{}/", proxy.address)]).output();
+    let distrusting = Command::new("curl").args(["--silent", &format!("https://{}/", proxy.address)]).output();
     assert!(!distrusting.unwrap().status.success());
-    warned(&proxy, "handshake failed", &["received fatal alert"]);
+    let parts = ["the client ended TLS with the alert `unknown_ca`: it does not trust", "`tls.certificates`"];
+    warned(&proxy, "handshake failed", &parts);
     send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     warned(&proxy, "exchange failed", &["kind=\"http_request_error\"", "without TLS"]);
 
@@ -373,6 +375,119 @@ fn handshakes_that_fail_are_warnings() {
     let _ = untold.read_to_end(&mut Vec::new());
     let listener = format!("listener={:?}", proxy.address);
     warned(&proxy, "without the PROXY protocol refused", &["client=\"127.0.0.1\"", &listener]);
+}
+
+/// Starts `openssl s_server` with a certificate in a folder, and waits until it accepts; returns its port.
+fn openssl_server(folder: &Path, name: &str) -> (Child, u16) {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (chain, key) = (format!("{name}.pem"), format!("{name}.key"));
+    let mut server = Command::new("openssl");
+    server.args(["s_server", "-quiet", "-www", "-accept", &port.to_string(), "-cert", &chain, "-key", &key]);
+    let server = server.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("openssl listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    (server, port)
+}
+
+/// Writes a self-signed certificate of X.509 version 1, which openssl makes where there are no extensions.
+fn version_1(folder: &Path) {
+    let script = "openssl req -new -newkey rsa:2048 -nodes -keyout old.key -subj /CN=site.example -out old.csr && \
+                  openssl x509 -req -in old.csr -signkey old.key -out old.pem";
+    let made = Command::new("sh").args(["-c", script]).current_dir(folder).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+}
+
+#[test]
+fn tls_that_fails_with_an_endpoint_names_the_key_that_mends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "site", &["site.example", "other.example"]);
+    version_1(folder.path());
+    let site = Proxy::start_in(folder.path(), &secure(&echo(), SITE, ""));
+    let (mut old, port) = openssl_server(folder.path(), "old");
+    let old_address = format!("127.0.0.1:{port}");
+    let clear = raw_origin(|mut stream| {
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    });
+    let named = "ca = \"ca.pem\"\nserver-name = \"site.example\"";
+    let cases: [(&str, &str, &[&str]); 4] = [
+        (&site.address, "server-name = \"site.example\"", &["is signed by no trusted authority", "`tls.ca`"]),
+        (
+            &site.address,
+            "ca = \"ca.pem\"\nserver-name = \"wrong.example\"",
+            &["is not for the name `wrong.example`, but for site.example, other.example", "`tls.server-name`"],
+        ),
+        (&old_address, named, &["is of X.509 version 1", "issue it anew"]),
+        (&clear, named, &["doesn't speak TLS", "`https://`"]),
+    ];
+    for (endpoint, tls, parts) in cases {
+        let own = tempfile::tempdir().unwrap();
+        std::fs::copy(folder.path().join("ca.pem"), own.path().join("ca.pem")).unwrap();
+        let text = manifest(&format!("https://{endpoint}"), "", &format!("[upstream.app.tls]\n{tls}\n"));
+        let proxy = Proxy::start_in(own.path(), &text);
+        assert_eq!(proxy.get("/", "").status(), 502);
+        warned(&proxy, "exchange failed", parts);
+    }
+    old.kill().unwrap();
+    old.wait().unwrap();
+}
+
+#[test]
+fn a_certificate_of_version_1_is_refused_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    version_1(folder.path());
+    let text = secure(&echo(), "certificates = [{ chain = \"old.pem\", key = \"old.key\" }]", "");
+    std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+    let (code, error) = run(&["check", folder.path().join("plugway.toml").to_str().unwrap()]);
+    assert!(code == Some(1) && error.contains("old.pem` is of X.509 version 1"), "{error}");
+    assert!(!error.contains("OtherError"), "{error}");
+}
+
+#[test]
+fn no_cause_is_a_phrase_of_a_library() {
+    let phrases = ["Body stream", "http2 error", "operation was canceled", "OtherError", "dispatch task"];
+    let proxy = limited(&echo(), "body-timeout = \"300ms\"", "max-body = \"10 B\"");
+    let upload = |body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
+    for (request, cause) in [
+        (upload("b\r\n12345678901\r\n0\r\n\r\n"), "cause=\"the content is longer than the route takes\""),
+        (upload("3\r\nabc\r\n"), "cause=\"the client's content is too slow\""),
+        (upload("3\r\nabc\r\nnonsense\r\n"), "a malformed chunk"),
+    ] {
+        let mut stream = proxy.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+        let line = proxy.wait_log("exchange failed");
+        assert!(line.contains(cause), "{cause} in {line}");
+        assert!(!phrases.iter().any(|phrase| line.contains(phrase)), "{line}");
+    }
+    let answers: [(&'static [u8], &str); 4] = [
+        (b"", "the connection was closed before the message was complete"),
+        (b"\x15\x03\x01\x00\x02\x02\x16", "needs `https://`"),
+        (b"HTTP/1.1 twenty OK\r\n\r\n", "the status code is malformed"),
+        (b"HTTP/1.1 200 OK\r\nno field\r\n\r\n", "a field of the head is malformed"),
+    ];
+    for (answer, cause) in answers {
+        let broken = raw_origin(move |mut stream| {
+            read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+            let _ = stream.write_all(answer);
+        });
+        let proxy = front(&broken, "retry = false", "");
+        assert_eq!(proxy.get("/", "").status(), 502);
+        let line = warned(&proxy, "exchange failed", &[cause]);
+        assert!(!phrases.iter().any(|phrase| line.contains(phrase)), "{line}");
+    }
+    // Over HTTP/2 to the endpoint.
+    let resetting = http2_endpoint::endpoint(|raw| {
+        while let Some(frame) = raw.frame() {
+            if frame.kind == HEADERS {
+                raw.reset(frame.stream, 2);
+            }
+        }
+    });
+    let proxy = front(&resetting, "retry = false", "");
+    assert_eq!(proxy.get("/", "").status(), 502);
+    let line = warned(&proxy, "exchange failed", &["stream error received"]);
+    assert!(!phrases.iter().any(|phrase| line.contains(phrase)), "{line}");
 }
 
 #[test]

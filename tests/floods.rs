@@ -95,6 +95,30 @@ const REFUSED: &str = "plugway_client_connections_closed_total";
 // === Descriptors ===
 
 #[test]
+fn descriptors_are_counted_as_far_as_connections_need_them() {
+    let listener = |keys: &str| format!("[[listener]]\naddress = \"127.0.0.1:0\"\n{keys}\n");
+    let redirecting =
+        listener("redirect-to-https = 8443\nlimits = { connections = 60 }").replace("127.0.0.1", "127.0.0.2");
+    let begin = |listeners: &str, upstream: &str| {
+        let routed = "[[route]]\nupstream = \"app\"\n";
+        let text = format!(
+            "workers = 1\n[admin]\naddress = \"off\"\n{listeners}[upstream.app]\nendpoints = [\"127.0.0.1:1\"]\n{upstream}\n{routed}"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let proxy = Proxy::start_by(plugway_after("ulimit -n 300"), folder.path(), &text);
+        // The lines of a start come before those of a reload.
+        proxy.signal("HUP");
+        proxy.log_until("reloaded", || ())
+    };
+    let warns = |lines: &[String]| lines.iter().any(|line| line.contains("too few descriptors"));
+    let both = format!("{}{redirecting}", listener("limits = { connections = 60 }"));
+    assert!(!warns(&begin(&both, "")), "a redirect needs no endpoint");
+    let one = listener("limits = { connections = 120 }");
+    assert!(warns(&begin(&one, "")), "each client may need an endpoint");
+    assert!(!warns(&begin(&one, "limits = { connections = 10 }")), "the upstream has ten connections");
+}
+
+#[test]
 fn silent_clients_leave_descriptors_for_all_else() {
     let held = Holding::start();
     let text = with_admin(&held.address, "head-timeout = \"1h\"");

@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, read_message, sized, until};
+use crate::support::{
+    PATIENCE, Proxy, echo, limited, manifest, ok, origin, output, raw_origin, read_message, sized, until,
+};
 
 /// Returns all bytes until the proxy closes, and how long that took.
 fn until_closed(stream: &mut TcpStream) -> (String, Duration) {
@@ -119,6 +121,41 @@ fn connections_are_counted() {
     assert_eq!(until_closed(&mut proxy.connect()).0, "", "a third of the same client");
     drop(held.pop());
     held.push(admitted(&proxy));
+}
+
+#[test]
+fn a_connection_beyond_a_limit_is_one_warning_that_names_it() {
+    for (limits, key, reason) in [
+        ("connections = 9, connections-per-client = 2", "limits.connections-per-client", "connections-per-client"),
+        ("connections = 2", "limits.connections", "connections"),
+    ] {
+        let (reach, reached) = std::sync::mpsc::channel();
+        let silent = raw_origin(move |mut stream| {
+            let _ = read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+            let _ = reach.send(());
+            drop(std::io::copy(&mut stream, &mut std::io::sink()));
+        });
+        let proxy = limited(&silent, limits, "");
+        // Connections with a request, which are never closed in favour of others.
+        let _held: Vec<_> = (0..2)
+            .map(|_| {
+                let mut stream = proxy.connect();
+                stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+                reached.recv_timeout(PATIENCE).unwrap();
+                stream
+            })
+            .collect();
+        (0..3).for_each(|_| assert_eq!(until_closed(&mut proxy.connect()).0, ""));
+        let line = proxy.wait_log("client connection limit reached");
+        let listener = format!("listener={:?}", proxy.address);
+        let reason = format!("reason={reason:?}");
+        for part in [" WARN ", "client=\"127.0.0.1\"", &listener, &format!("limit={key:?}"), &reason] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+        proxy.signal("HUP");
+        let lines = proxy.log_until("reloaded", || ());
+        assert!(!lines.iter().any(|line| line.contains("connection limit reached")), "once: {lines:?}");
+    }
 }
 
 #[test]

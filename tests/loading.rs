@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use plugway_test_guests::{LOADING, MISBEHAVE};
+use plugway_test_guests::{LOADING, MISBEHAVE, RETITLE};
 
 use crate::support::{PATIENCE, Proxy, manifest, origin, plugway, read_message, run, sized, until};
 
@@ -137,6 +137,23 @@ fn checked(folder: &Path, text: &str) -> String {
     let (code, error) = run(&["check", folder.join("plugway.toml").to_str().unwrap()]);
     assert_eq!(code, Some(1), "{error}");
     error
+}
+
+#[test]
+fn inspect_says_how_to_see_the_inputs_of_a_plugin_that_needs_a_configuration() {
+    let inspect = |args: &[&str]| {
+        let output = plugway().args(["inspect", RETITLE]).args(args).stdout(Stdio::piped()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let without = inspect(&[]);
+    assert!(without.contains("inputs: unknown, because the plugin rejects an empty configuration: "), "{without}");
+    assert!(without.contains("`field`") || without.contains("\"field\""), "the cause: {without}");
+    assert!(without.contains("pass a configuration that fits the schema below: --config 'JSON'"), "{without}");
+    let wrong = inspect(&["--config", "{\"field\": 1}"]);
+    assert!(wrong.contains("rejects this configuration: "), "{wrong}");
+    let good = inspect(&["--config", "{\"field\": \"server\", \"from\": \"a\", \"to\": \"b\"}"]);
+    assert!(good.contains("response.header.server") && !good.contains("unknown"), "{good}");
 }
 
 /// Returns the output of `plugway inspect` for a file, which is an ordinary error.

@@ -10,6 +10,7 @@ mod client_address;
 mod dead_endpoints;
 mod discovery;
 mod edited_manifests;
+mod error_hooks;
 mod failing_plugins;
 mod failures;
 mod floods;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::http2::{DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, Raw, WINDOW_UPDATE};
-use crate::support::{PATIENCE, Proxy, echo, manifest, output, raw_origin, read_message};
+use crate::support::{PATIENCE, Proxy, echo, manifest, output, raw_origin, read_message, until};
 
 /// `POST http://a/`, by the static table of HPACK and one literal.
 const POST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'a'];
@@ -25,6 +25,31 @@ fn is_answer(frame: &Frame, stream: u32) -> bool {
 
 fn error_code(frame: &Frame) -> u32 {
     u32::from_be_bytes(frame.payload[..4].try_into().unwrap())
+}
+
+#[test]
+fn a_malformed_chunk_is_answered_and_logged_once() {
+    let more = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";
+    let reading = raw_origin(|mut stream| drop(std::io::copy(&mut stream, &mut std::io::sink())));
+    let text = manifest(&reading, "", more).replace("[[route]]", "[[route]]\npath = \"/up\"");
+    let proxy = Proxy::start(&text);
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST /up HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").unwrap();
+    // The head has passed the framing scanner by the time that the endpoint has a part of the body.
+    until("the body is under way", || {
+        let figures = proxy.ask_admin("GET /metrics").text();
+        figures.lines().any(|line| line.starts_with("plugway_endpoint_in_flight") && line.ends_with(" 1"))
+    });
+    stream.write_all(b"nonsense\r\n").unwrap();
+    let mut got = String::new();
+    stream.read_to_string(&mut got).unwrap();
+    assert!(got.starts_with("HTTP/1.1 400 ") && got.matches("HTTP/1.1 ").count() == 1, "{got}");
+    // The log is written in order: a second line would come before that of the next request.
+    proxy.get("/next", "");
+    let path = proxy.folder.path().join("access.log");
+    let logged = || std::fs::read_to_string(&path).unwrap_or_default();
+    until("both are logged", || logged().contains("POST /up") && logged().contains("GET /next"));
+    assert_eq!(logged().lines().count(), 2, "{}", logged());
 }
 
 #[test]

@@ -196,9 +196,11 @@ fn a_tunnel_over_http2_ends_in_an_upgrade() {
     assert_eq!(response.status(), 200);
     assert!(response.headers().contains_key("x-origin") && !response.headers().contains_key("upgrade"));
     assert!(said.starts_with("GET /chat HTTP/1.1\r\n") && said.contains("upgrade: echo\r\n"), "{said}");
-    let declining = Proxy::start(&manifest(&echo(), "", ""));
+    let marked = "{ use = \"headers\", config.response.append = { X-Seen = \"yes\" } }";
+    let declining = Proxy::start(&manifest(&echo(), marked, ""));
     let (response, said) = runtime.block_on(by_connect(declining.address.clone(), "echo", "hello"));
     assert_eq!((response.status().as_u16(), said), (502, None), "success would mean that there is a tunnel");
+    assert_eq!(response.headers().get_all("x-seen").iter().count(), 1, "the error has passed the response hooks");
 }
 
 /// Starts an origin that switches to WebSocket, with further fields that are derived from the received key.

@@ -330,11 +330,15 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
         shown(summary),
         plugin.hooks().join(", ")
     );
+    let is_default = config == "{}";
     match verdict.map_err(|failure| failure.to_string()).and_then(|verdict| needs(verdict, plugin.clone(), config)) {
         Ok(needs) => needs.iter().for_each(|line| text += &format!("  {}\n", shown(line))),
         Err(error) => {
-            let error = record(&error);
-            text += &format!("  what they need is known with a configuration that it takes (--config): {error}\n");
+            let (error, which) = (record(&error), if is_default { "an empty" } else { "this" });
+            text += &format!(
+                "  inputs: unknown, because the plugin rejects {which} configuration: {error}\n  \
+                 to see the inputs, pass a configuration that fits the schema below: --config 'JSON'\n"
+            );
         }
     }
     text += &format!("imports: {}\n", shown(&plugin.imports().join(", ")));

@@ -13,6 +13,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::edit_check::MessageSide;
@@ -23,8 +24,8 @@ use crate::protocol::field_alias;
 /// The heads of both messages, and where the exchange stands.
 #[derive(Debug)]
 pub struct ExchangeContext {
-    /// The request line that the client sent, before any edit.
-    pub received: RequestLine,
+    /// The request as the client sent it, before any edit.
+    pub received: ReceivedRequest,
     /// The request as it stands now.
     pub request: http::request::Parts,
     /// The response as it stands now, once there is one.
@@ -128,6 +129,15 @@ impl CacheOutcome {
             CacheOutcome::Bypass => "bypass",
         }
     }
+}
+
+/// A request as the client sent it, as far as the access log shows it.
+#[derive(Debug)]
+pub enum ReceivedRequest {
+    /// The request was parsed.
+    Parsed(RequestLine),
+    /// The request was rejected before it was parsed. Holds what was read of its first line, without the line's end.
+    Unparsed(Bytes),
 }
 
 /// A request line, and what the access log shows besides.
@@ -303,7 +313,7 @@ impl ExchangeContext {
             chain => HeaderValue::from_bytes(chain.bytes()).ok(),
         });
         ExchangeContext {
-            received,
+            received: ReceivedRequest::Parsed(received),
             request,
             chain,
             response,
@@ -320,16 +330,10 @@ impl ExchangeContext {
         }
     }
 
-    /// A context for a request that could not be read.
-    pub fn unread(peer: Arc<ClientInfo>) -> Self {
+    /// Returns the context of a request that is rejected before it is routed.
+    pub fn rejected(received: ReceivedRequest, peer: Arc<ClientInfo>) -> Self {
         let mut context = ExchangeContext::empty();
-        context.peer = peer;
-        context.received = RequestLine {
-            method: http::Method::from_bytes(b"-").unwrap_or_default(),
-            target: http::Uri::from_static("*"),
-            version: http::Version::HTTP_11,
-            words: None,
-        };
+        (context.received, context.peer) = (received, peer);
         (context.route, context.upstream) = ("-".into(), "-".into());
         context
     }
@@ -343,8 +347,7 @@ impl ExchangeContext {
 
     /// Another exchange's, for the same request.
     pub fn copy(&self) -> Self {
-        let RequestLine { method, target, version, .. } = &self.received;
-        let received = RequestLine { method: method.clone(), target: target.clone(), version: *version, words: None };
+        let received = RequestLine::of(&self.request, Words::Unneeded);
         let (peer, route, upstream) = (self.peer.clone(), self.route.clone(), self.upstream.clone());
         let mut copy = ExchangeContext::new(received, self.request.clone(), peer, route, upstream);
         (copy.notes, copy.added) = (self.notes.clone(), self.added);

@@ -1,6 +1,7 @@
 //! A client connection: the state that its exchanges share, independent of the HTTP version.
 
 use std::cell::RefCell;
+use std::future::pending;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -8,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixStream;
@@ -20,10 +21,10 @@ use crate::downstream::admission::Presence;
 use crate::error::{Error, FailureKind};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
-use crate::exchange::{self, Begun, ConnectionInfo, Timers};
+use crate::exchange::{self, Begun, ConnectionInfo, Rejection, Timers};
 use crate::generation::WorkerState;
 use crate::net::byte_counter::ByteCounter;
-use crate::net::deadline::{Clock, Deadline};
+use crate::net::deadline::{Clock, Deadline, TICK};
 use crate::net::tcp::{self, Tcp};
 
 pub mod admission;
@@ -62,8 +63,11 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
     /// Makes the kernel drop unsent bytes once the socket is closed, instead of sending them for as long as that takes.
     fn forget_unsent(&self);
 
-    /// Whether the client has reset the connection. Costs a system call.
+    /// Whether the client has reset the connection. `true` too once both sides have closed it. Costs a system call.
     fn is_gone(&self) -> bool;
+
+    /// Whether the client has reset the connection, as far as no read and no write has failed yet. Costs a system call.
+    fn is_reset(&self) -> bool;
 }
 
 /// A client connection, as its exchanges see it.
@@ -85,6 +89,11 @@ struct ResponseStream {
 }
 
 impl ClientConnection {
+    /// Returns the worker's state in the current generation.
+    fn worker(&self) -> Rc<WorkerState> {
+        self.current.borrow().clone()
+    }
+
     /// Begins an exchange; the returned future resolves to the response.
     fn exchange(
         &self,
@@ -92,7 +101,7 @@ impl ClientConnection {
         upload: UploadProgress,
         timers: Rc<Timers>,
     ) -> impl Future<Output = Response<ResponseStream>> + use<> {
-        let worker = self.current.borrow().clone();
+        let worker = self.worker();
         let in_chain = worker.enter_chain();
         let mut record = ExchangeRecord::new(worker.clone(), upload);
         let begun = exchange::receive(&worker, request, &self.arrival, &timers, &mut record);
@@ -107,13 +116,28 @@ impl ClientConnection {
         }
     }
 
-    /// Returns the response to bytes that never became a request.
-    fn refuse(&self, error: Error, status: StatusCode) -> Response<ResponseStream> {
-        let worker = self.current.borrow().clone();
+    /// Returns the response to a request that is rejected before it is routed.
+    fn refuse(&self, rejection: Rejection) -> Response<ResponseStream> {
+        let worker = self.worker();
         let mut record = ExchangeRecord::new(worker.clone(), UploadProgress::over());
-        let response = exchange::reject(&worker, error, status, &self.arrival, &mut record);
+        let response = exchange::reject(&worker, rejection, &self.arrival, &mut record);
+        // The connection ends with the response, and nothing is known of its way.
+        record.sent();
         let [total] = self.clock.deadlines();
         response.map(|body| ResponseStream { body, total, record: Some(record) })
+    }
+}
+
+/// Whether the client's system has acknowledged all that was sent on a connection, or has reset it.
+fn is_settled(socket: &impl Transport) -> bool {
+    socket.is_reset() || socket.taken() >= socket.bytes_sent()
+}
+
+/// Waits until a connection [is settled](is_settled), for as long as a client may take for its last response.
+async fn wait_until(is_settled: impl Fn() -> bool, deadline: &Deadline) {
+    let until = deadline.clock().now() + LINGER;
+    while !is_settled() && deadline.clock().now() < until {
+        let _ = deadline.limit(TICK, pending::<()>()).await;
     }
 }
 
@@ -149,6 +173,10 @@ impl Transport for ByteCounter<Tcp> {
     fn is_gone(&self) -> bool {
         tcp::is_gone(&self.socket.0)
     }
+
+    fn is_reset(&self) -> bool {
+        tcp::is_reset(&self.socket.0)
+    }
 }
 
 impl Transport for ByteCounter<UnixStream> {
@@ -180,6 +208,10 @@ impl Transport for ByteCounter<UnixStream> {
     fn is_gone(&self) -> bool {
         tcp::is_gone(&self.socket)
     }
+
+    fn is_reset(&self) -> bool {
+        tcp::is_reset(&self.socket)
+    }
 }
 
 /// A TLS connection. By the time that it is idle, all bytes that rustls has deciphered are read.
@@ -207,6 +239,10 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
 
     fn is_gone(&self) -> bool {
         self.get_ref().0.is_gone()
+    }
+
+    fn is_reset(&self) -> bool {
+        self.get_ref().0.is_reset()
     }
 }
 

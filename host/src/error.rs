@@ -59,19 +59,50 @@ pub fn lacks_descriptor(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// An error with all that is behind it, in one line. What a text says already isn't said again.
+/// An error with all that is behind it, in one line. What a text says already isn't said again, and phrases of libraries
+/// that say nothing to an operator are replaced or left out.
 pub fn causes(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
+    let mut text = String::new();
+    let mut next = Some(error);
     while let Some(error) = next {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
+        let said = error.to_string();
         next = error.source();
+        let more = match LIBRARY_PHRASES.iter().find(|(phrase, _)| *phrase == said) {
+            Some((_, plain)) if !plain.is_empty() => *plain,
+            // The error behind it says what is wrong.
+            Some(_) if next.is_some() => continue,
+            _ => &said,
+        };
+        if !text.contains(more) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{colon}{more}");
+        }
     }
     one_line(&text, LONGEST).into_owned()
 }
+
+/// The phrases of hyper that name its own parts, or the side of the connection only as hyper sees it, each with what an
+/// operator reads in its place; empty if the error behind it is enough.
+const LIBRARY_PHRASES: [(&str, &str); 14] = [
+    ("error from user's Body stream", ""),
+    ("error from user's Service", ""),
+    ("http2 error", ""),
+    ("operation was canceled", "the connection ended before the request was sent"),
+    ("channel closed", "the connection ended before the request was sent"),
+    ("dispatch task is gone", "the connection ended before the request was sent"),
+    ("runtime dropped the dispatch task", "the connection ended before the request was sent"),
+    ("connection closed before message completed", "the connection was closed before the message was complete"),
+    ("error reading a body from connection", "the rest of the body could not be read"),
+    ("error writing a body to connection", "the rest of the body could not be sent"),
+    ("received unexpected message from connection", "there are bytes that belong to no message"),
+    (
+        "invalid HTTP version parsed",
+        "the bytes are no HTTP/1.1; an endpoint that speaks TLS needs `https://` before its address, one that speaks \
+         HTTP/2 alone needs `h2c://`",
+    ),
+    ("invalid HTTP header parsed", "a field of the head is malformed"),
+    ("invalid HTTP status-code parsed", "the status code is malformed"),
+];
 
 /// The maximum length of a cause in the log, in bytes.
 const LONGEST: usize = 1 << 10;
@@ -185,6 +216,11 @@ impl Error {
     pub fn met(mut self, limit: &'static str) -> Self {
         self.limit = Some(limit);
         self
+    }
+
+    /// Returns the status code for the client.
+    pub fn client_status(&self) -> http::StatusCode {
+        self.status.unwrap_or(self.kind.status())
     }
 
     /// Marks the failure as logged.

@@ -19,7 +19,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
-use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
+use crate::context::{ClientInfo, ExchangeContext, ReceivedRequest, RequestLine, Words};
 use crate::error::{Error, FailureKind};
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
 use crate::exchange::chain::{ChainFailure, ChainPosition, RequestHooks};
@@ -42,7 +42,10 @@ use crate::protocol::transformed_content;
 
 /// Why a request has no route.
 enum NoRoute {
-    Failed(ChainFailure),
+    Failed {
+        error: Error,
+        status: StatusCode,
+    },
     /// The proxy answers by itself: the listener redirects every client, or the request may not be forwarded.
     Answered(Box<Response<ResponseBody>>),
 }
@@ -51,6 +54,13 @@ enum NoRoute {
 pub struct ConnectionInfo {
     pub peer: Arc<ClientInfo>,
     pub listener: Arc<Listener>,
+}
+
+/// A request that its connection rejects before it is routed.
+pub struct Rejection {
+    pub error: Error,
+    pub status: StatusCode,
+    pub received: ReceivedRequest,
 }
 
 /// The deadlines of an exchange.
@@ -95,7 +105,23 @@ enum Way {
 /// The result of running the request hooks.
 enum Passed {
     Onward(Way),
-    Answer(Response<ResponseBody>, Option<Box<BypassedCache>>, ChainPosition),
+    Answer(Response<ResponseBody>, ChainPosition),
+}
+
+/// A response at the place in the chain where it was made, or the failure in place of one.
+struct Reply {
+    received: Result<Received, ChainFailure>,
+    /// How many plugins, from the top of the chain, see the response: those whose request hooks have run.
+    depth: ChainPosition,
+    /// A cache that the request has bypassed; `None` if there is none.
+    bypassed: Option<Box<BypassedCache>>,
+}
+
+impl Reply {
+    fn new(received: Result<Received, ChainFailure>, depth: ChainPosition) -> Self {
+        let depth = received.as_ref().err().map_or(depth, |failed| failed.depth);
+        Reply { received, depth, bypassed: None }
+    }
 }
 
 /// Takes a request down to its upstream, on the generation that it begins with. What is due at the end of the exchange
@@ -110,8 +136,7 @@ pub fn receive(
     record: &mut ExchangeRecord,
 ) -> Begun {
     let (mut parts, body) = request.into_parts();
-    let words = if worker.generation.access_log.is_some() { Words::Logged } else { Words::Unneeded };
-    let received = RequestLine::of(&parts, words);
+    let received = request_line(worker, &parts);
     let ConnectionInfo { peer, listener } = arrival;
     // Before anything else reads the request.
     let settled = client_address::settle(&mut parts.headers, peer.ip(), peer.is_trusted, &listener.client);
@@ -125,15 +150,15 @@ pub fn receive(
     let place = match routed {
         Ok(place) => place,
         Err(unrouted) => {
-            record.set_no_route(context(parts, UNROUTED.into(), UNROUTED.into()));
+            let context = context(parts, UNROUTED.into(), UNROUTED.into());
             record.upload.end();
-            return Begun::Answered(match unrouted {
-                NoRoute::Failed(failed) => fail(failed, worker, record),
-                NoRoute::Answered(response) => {
-                    record.status = response.status().as_u16();
-                    *response
-                }
-            });
+            let response = match unrouted {
+                NoRoute::Failed { error, status } => fail(&error, status, worker, &context, record),
+                NoRoute::Answered(response) => *response,
+            };
+            record.status = response.status().as_u16();
+            record.set_no_route(context);
+            return Begun::Answered(response);
         }
     };
     let route = &worker.generation.routes[place];
@@ -157,29 +182,31 @@ pub fn receive(
     let cached = |at, context: &mut Box<ExchangeContext>, upstream| {
         cache::look_up(worker, place, at, (context, upstream), is_plain, timers.idle.clock())
     };
-    let passed = down(worker, route, (&mut context, &mut upstream), cached, |context| {
+    let mut bypassed = None;
+    let passed = down(worker, route, (&mut context, &mut upstream), &mut bypassed, cached, |context| {
         outgoing_body(worker, route, context, (body, hop), record.upload.clone(), receiving)
     });
-    let (response, past, depth) = match passed {
-        Ok(Passed::Onward(way)) => {
-            if let Way::Asking(_) = way {
-                record.upload.end();
+    let reply = match passed {
+        Ok(Passed::Onward(mut way)) => {
+            match &mut way {
+                Way::Straight(_, past) => *past = bypassed,
+                Way::Asking(_) => record.upload.end(),
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
             record.set_route(place, context);
             return Begun::Onward(Onward { place, upstream, way });
         }
-        Ok(Passed::Answer(response, past, depth)) => (response, past, depth),
-        Err(failed) => {
-            let depth = failed.depth;
-            record.set_route(place, context);
-            let response = fail(failed, worker, record);
-            context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
-            (response, None, depth)
-        }
+        Ok(Passed::Answer(response, depth)) => Reply::new(Ok(response.into()), depth),
+        Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     record.upload.end();
-    Begun::Answered(respond(worker, place, context, response.into(), (past, depth), record))
+    Begun::Answered(respond(worker, place, context, Reply { bypassed, ..reply }, record))
+}
+
+/// Returns what the access log shows of a request that nothing has changed yet.
+pub fn request_line(worker: &WorkerState, request: &Parts) -> RequestLine {
+    let words = if worker.generation.access_log.is_some() { Words::Logged } else { Words::Unneeded };
+    RequestLine::of(request, words)
 }
 
 /// Takes a request through the chain, to its end or to where it is answered.
@@ -187,24 +214,24 @@ fn down(
     worker: &WorkerState,
     route: &Route,
     (context, upstream): (&mut Box<ExchangeContext>, &mut usize),
+    bypassed: &mut Option<Box<BypassedCache>>,
     cached: impl FnOnce(ChainPosition, &mut Box<ExchangeContext>, usize) -> Result<Lookup, ChainFailure>,
     content: impl FnOnce(&mut Box<ExchangeContext>) -> Result<OutgoingRequest, ChainFailure>,
 ) -> Result<Passed, ChainFailure> {
-    let mut past = None;
     let mut down = chain::down(worker, route, ChainPosition::top(), context, upstream)?;
     if let RequestHooks::Cache(at) = down {
         match cached(at, context, *upstream)? {
-            Lookup::Hit(response) => return Ok(Passed::Answer(response, None, at)),
+            Lookup::Hit(response) => return Ok(Passed::Answer(response, at)),
             Lookup::Miss(asking) => return Ok(Passed::Onward(Way::Asking(asking))),
-            Lookup::Bypass(over) => past = Some(Box::new(over)),
+            Lookup::Bypass(over) => *bypassed = Some(Box::new(over)),
         }
         down = chain::down(worker, route, at.next(), context, upstream)?;
     }
     Ok(match down {
         RequestHooks::Answer(response, depth) => {
-            Passed::Answer(response.map(|content| ResponseBody::Full(content.into())), past, depth)
+            Passed::Answer(response.map(|content| ResponseBody::Full(content.into())), depth)
         }
-        RequestHooks::Forward | RequestHooks::Cache(_) => Passed::Onward(Way::Straight(content(context)?, past)),
+        RequestHooks::Forward | RequestHooks::Cache(_) => Passed::Onward(Way::Straight(content(context)?, None)),
     })
 }
 
@@ -221,27 +248,19 @@ impl Onward {
         let Onward { place, upstream, way } = self;
         let (place, upstream) = (*place, *upstream);
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-        let (sending, past) = match way {
-            Way::Straight(sending, past) => (sending, past),
+        let (sending, bypassed) = match way {
+            Way::Straight(sending, bypassed) => (sending, bypassed),
             Way::Asking(asking) => return boxed(|| fetch(asking, worker, (place, upstream), timers, record)).await,
         };
         let forwarded = timers.total.until_met(forward(worker, upstream, context, sending, &timers.idle)).await;
-        let response = match forwarded.unwrap_or_else(|_| Err(timers.late())) {
-            Ok(forwarded) => {
-                record.response_started();
-                forwarded
-            }
-            Err(error) => fail(error.into(), worker, record).into(),
-        };
+        if let Ok(Ok(_)) = forwarded {
+            record.response_started();
+        }
+        let bottom = ChainPosition::bottom(&worker.generation.routes[place]);
+        let received = forwarded.unwrap_or_else(|_| Err(timers.late()));
+        let received = received.map_err(|error| ChainFailure::new(error, bottom));
         let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
-        respond(
-            worker,
-            place,
-            context,
-            response,
-            (past.take(), ChainPosition::bottom(&worker.generation.routes[place])),
-            record,
-        )
+        respond(worker, place, context, Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom) }, record)
     }
 }
 
@@ -255,18 +274,15 @@ async fn fetch(
 ) -> Response<ResponseBody> {
     let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
     let answered = timers.total.until_met(asking.run(worker, (place, upstream), context, timers.idle.clock())).await;
-    let (forwarded, depth) = match answered.unwrap_or_else(|_| Err(timers.late().into())) {
+    let reply = match answered.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), asking.depth()))) {
         Ok(CacheResponse { response, edits, depth }) => {
             record.response_started();
-            (Received { response, edits }, depth)
+            Reply::new(Ok(Received { response, edits }), depth)
         }
-        Err(failed) => {
-            let depth = failed.depth;
-            (fail(failed, worker, record).into(), depth)
-        }
+        Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
-    respond(worker, place, context, forwarded, (None, depth), record)
+    respond(worker, place, context, reply, record)
 }
 
 /// Counts a request that came by a trusted proxy as its client's, where that is limited.
@@ -275,15 +291,14 @@ fn call_counted(settled: &Settled, arrival: &ConnectionInfo, record: &mut Exchan
         return Ok(());
     };
     let address = settled.client.as_ref().map(|client| client.socket.ip());
-    let Some(client) = ClientNet::new(address) else { return Ok(()) };
-    record.counted = arrival.listener.census.enter_request(client, most);
+    let (Some(net), Some(address)) = (ClientNet::new(address), address) else { return Ok(()) };
+    record.counted = arrival.listener.census.enter_request(net, most);
     if record.counted.is_some() {
         return Ok(());
     }
-    let cause = format!("limits.connections-per-client of {most} is reached by the requests of a client");
+    let cause = format!("limits.connections-per-client of {most} is reached by the requests of the client {address}");
     let error = Error::new(FailureKind::LimitReached, cause).met("limits.connections-per-client");
-    let status = StatusCode::TOO_MANY_REQUESTS;
-    Err(NoRoute::Failed(ChainFailure { error, status, depth: ChainPosition::top() }))
+    Err(NoRoute::Failed { error, status: StatusCode::TOO_MANY_REQUESTS })
 }
 
 /// The place of a request's route.
@@ -293,7 +308,7 @@ fn find_route(
     settled: &Settled,
     arrival: &ConnectionInfo,
 ) -> Result<usize, NoRoute> {
-    let failed = |error: Error| NoRoute::Failed(error.into());
+    let failed = |error: Error| NoRoute::Failed { status: error.client_status(), error };
     if settled.is_rejected {
         let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";
         return Err(failed(Error::new(FailureKind::RequestError, cause).met("field-aliases")));
@@ -324,83 +339,107 @@ fn last_recipient(method: &Method) -> NoRoute {
     // A reflected request would show its credentials to scripts.
     let error =
         Error::new(FailureKind::RequestError, "TRACE with Max-Forwards: 0 ends here, where nothing is reflected");
-    NoRoute::Failed(ChainFailure { error, status: StatusCode::NOT_IMPLEMENTED, depth: ChainPosition::top() })
+    NoRoute::Failed { error, status: StatusCode::NOT_IMPLEMENTED }
 }
 
-/// Takes a response through the plugins above a depth, and past a cache among them.
+/// Takes a response through the response hooks of the plugins whose request hooks have run. Every response to a request
+/// with a route passes here, whatever made the response. A failure of a plugin on the way is a response too, for the
+/// plugins above.
 fn respond(
     worker: &WorkerState,
     place: usize,
     mut context: Box<ExchangeContext>,
-    forwarded: Received,
-    (past, depth): (Option<Box<BypassedCache>>, ChainPosition),
+    reply: Reply,
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
     let route = &worker.generation.routes[place];
-    let (mut parts, body) = forwarded.response.into_parts();
+    let Reply { mut received, mut depth, mut bypassed } = reply;
+    record.depth = depth;
+    loop {
+        let response = match received {
+            Ok(response) => response,
+            Err(ChainFailure { error, status, depth: above }) => {
+                depth = above;
+                fail(&error, status, worker, &context, record).into()
+            }
+        };
+        match ascend(worker, route, response, depth, &mut bypassed, &mut context) {
+            Ok(response) => {
+                record.status = response.status().as_u16();
+                record.set_route(place, context);
+                return response;
+            }
+            // The failed plugin was above the position, so that the loop ends. Only a balancer's edits fail at the
+            // position itself, and a failure has none.
+            Err(failed) => received = Err(failed),
+        }
+    }
+}
+
+/// Takes a response up the chain from a position.
+fn ascend(
+    worker: &WorkerState,
+    route: &Route,
+    received: Received,
+    depth: ChainPosition,
+    bypassed: &mut Option<Box<BypassedCache>>,
+    context: &mut Box<ExchangeContext>,
+) -> Result<Response<ResponseBody>, ChainFailure> {
+    let (mut parts, body) = received.response.into_parts();
     // HTTP/2 has no upgrades (RFC 9113 §8.6).
     let required = hop_by_hop::required_upgrade(&parts).filter(|_| context.request.version != Version::HTTP_2);
     hop_by_hop::response(&mut parts.headers);
     let came = parts.status;
     context.response = Some(parts);
-    let edited = chain::apply_balancer_edits(worker, forwarded.edits.as_ref(), &mut context);
-    let up = edited.and_then(|()| run_response_hooks(worker, route, (past, depth), &mut context)).and_then(|content| {
-        let body = match content {
-            Some(content) => ResponseBody::Full(Bytes::from(content)),
-            None => body,
-        };
-        chain::filter_body(worker, route, depth.plugins(), &mut context, body)
-    });
-    match up {
-        Ok(body) => {
-            let has_none = context.response.as_ref().is_some_and(|parts| hop_by_hop::has_no_content(parts.status));
-            // What is dropped resets its stream.
-            let body = if has_none { ResponseBody::Full(Bytes::new()) } else { body };
-            let mut response = Response::new(body);
-            if let Some(mut parts) = context.response.take() {
-                if let ResponseBody::Switched(switched) = response.body() {
-                    hop_by_hop::switch(&switched.protocol, &mut parts.headers);
-                }
-                if let Some(protocols) = required.filter(|_| parts.status == came) {
-                    hop_by_hop::switch(&protocols, &mut parts.headers);
-                }
-                // HTTP/1 has words for the status; those of another status would be wrong.
-                if parts.status == came
-                    && let Some(reason) = parts.extensions.remove::<ReasonPhrase>()
-                {
-                    response.extensions_mut().insert(reason);
-                }
-                *response.status_mut() = parts.status;
-                *response.headers_mut() = parts.headers;
-                // Under 304 the length is that of another response (RFC 9110 §8.6).
-                if has_none && parts.status != StatusCode::NOT_MODIFIED {
-                    response.headers_mut().remove(header::CONTENT_LENGTH);
-                }
-            }
-            record.status = response.status().as_u16();
-            record.set_route(place, context);
-            response
-        }
-        Err(failed) => {
-            record.set_route(place, context);
-            fail(failed, worker, record)
-        }
+    chain::apply_balancer_edits(worker, received.edits.as_ref(), depth, context)?;
+    let body = match run_response_hooks(worker, route, depth, bypassed, context)? {
+        Some(content) => ResponseBody::Full(Bytes::from(content)),
+        None => body,
+    };
+    let body = chain::filter_body(worker, route, depth.plugins(), context, body)?;
+    let has_none = context.response.as_ref().is_some_and(|parts| hop_by_hop::has_no_content(parts.status));
+    // What is dropped resets its stream.
+    let mut response = Response::new(if has_none { ResponseBody::Full(Bytes::new()) } else { body });
+    let Some(mut parts) = context.response.take() else { return Ok(response) };
+    if let ResponseBody::Switched(switched) = response.body() {
+        hop_by_hop::switch(&switched.protocol, &mut parts.headers);
     }
+    if let Some(protocols) = required.filter(|_| parts.status == came) {
+        hop_by_hop::switch(&protocols, &mut parts.headers);
+    }
+    // HTTP/1 has words for the status; those of another status would be wrong.
+    if parts.status == came
+        && let Some(reason) = parts.extensions.remove::<ReasonPhrase>()
+    {
+        response.extensions_mut().insert(reason);
+    }
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = parts.headers;
+    // Under 304 the length is that of another response (RFC 9110 §8.6).
+    if has_none && came != StatusCode::NOT_MODIFIED {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    Ok(response)
 }
 
-/// Takes a response up the chain; a plugin may put another content in place.
+/// Runs response hooks upwards from a position, past a bypassed cache; a plugin may put another content in place.
 fn run_response_hooks(
     worker: &WorkerState,
     route: &Route,
-    (past, depth): (Option<Box<BypassedCache>>, ChainPosition),
+    depth: ChainPosition,
+    bypassed: &mut Option<Box<BypassedCache>>,
     context: &mut Box<ExchangeContext>,
 ) -> Result<Option<Vec<u8>>, ChainFailure> {
-    let Some(past) = past.filter(|past| past.depth() != depth) else {
+    let Some(cache) = bypassed.take_if(|cache| cache.depth() < depth) else {
         return chain::up(worker, route, depth.plugins(), context);
     };
-    let at = past.depth();
-    let below = chain::up(worker, route, depth.range_below(at.next()), context)?;
-    past.on_response(worker, route, context);
+    let at = cache.depth();
+    let below = chain::up(worker, route, depth.range_below(at.next()), context);
+    let Ok(below) = below else {
+        *bypassed = Some(cache);
+        return below;
+    };
+    cache.on_response(worker, route, context);
     let above = chain::up(worker, route, at.plugins(), context)?;
     Ok(above.or(below))
 }
@@ -425,11 +464,15 @@ fn outgoing_body(
     if context.request.version == Version::HTTP_2 && media.starts_with(b"application/grpc") {
         upload.stop_rate_limit();
     }
+    let bottom = ChainPosition::bottom(route);
     if let Some(length) = body.size_hint().exact().filter(|length| *length > route.max_body) {
         let cause = format!("{length} bytes, and the route takes {}", route.max_body);
-        return Err(Error::new(FailureKind::RequestBodySize, cause).met("max-body").into());
+        let error = Error::new(FailureKind::RequestBodySize, cause).met("max-body");
+        return Err(ChainFailure::new(error, bottom));
     }
-    let stages = chain::begin_request_filters(worker, route, body.size_hint().exact(), context)?;
+    let stages = chain::begin_request_filters(worker, route, body.size_hint().exact(), context)
+        // All request hooks have run, those of the plugins below the failed one too.
+        .map_err(|failed| ChainFailure { depth: bottom, ..failed })?;
     let body = receiving(body, upload.clone());
     if stages.is_empty() {
         return Ok(OutgoingRequest { body: RequestBody::Incoming(Box::new(body)), upload, hop });
@@ -438,27 +481,46 @@ fn outgoing_body(
     Ok(OutgoingRequest { body: FilteredUpload::body(FilteredBody::new(body, stages), upload.clone()), upload, hop })
 }
 
-/// The response to what never became a request.
+/// The response to a request that is rejected before it is routed.
 pub fn reject(
     worker: &WorkerState,
-    error: Error,
-    status: StatusCode,
+    rejection: Rejection,
     arrival: &ConnectionInfo,
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
-    record.set_no_route(Box::new(ExchangeContext::unread(arrival.peer.clone())));
-    fail(ChainFailure { error, status, depth: ChainPosition::top() }, worker, record)
+    let Rejection { error, status, received } = rejection;
+    let context = Box::new(ExchangeContext::rejected(received, arrival.peer.clone()));
+    let response = fail(&error, status, worker, &context, record);
+    record.set_no_route(context);
+    response
 }
 
-/// The response in place of one that can't be sent as it is.
+/// The response in place of one that has passed the chain, and can't be sent as it is.
 pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response<ResponseBody> {
     let worker = record.running().clone();
-    fail(error.into(), &worker, record)
+    let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
+    match record.route() {
+        Some(place) => {
+            let failed = ChainFailure::new(error, record.depth);
+            respond(&worker, place, context, Reply::new(Err(failed), record.depth), record)
+        }
+        None => {
+            let response = fail(&error, error.client_status(), &worker, &context, record);
+            record.set_no_route(context);
+            response
+        }
+    }
 }
 
-fn fail(failed: ChainFailure, worker: &WorkerState, record: &mut ExchangeRecord) -> Response<ResponseBody> {
-    let ChainFailure { error, status, .. } = failed;
-    record.log(&error, "exchange failed");
+/// Returns the response for an error, which is recorded and logged.
+fn fail(
+    error: &Error,
+    status: StatusCode,
+    worker: &WorkerState,
+    context: &ExchangeContext,
+    record: &mut ExchangeRecord,
+) -> Response<ResponseBody> {
+    record::log(error, Some(context), "exchange failed", record.upload.is_abandoned());
     (record.status, record.error) = (status.as_u16(), Some(error.kind));
-    error_response::error_response(error.kind, status, record.context.as_deref(), &worker.generation.error_pages)
+    error_response::error_response(error.kind, status, Some(context), &worker.generation.error_pages)
 }

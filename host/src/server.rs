@@ -296,7 +296,8 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     admission.limit(descriptors);
     wait_for_workers(&mut outcomes, workers).await.map_err(anyhow::Error::msg)?;
     listeners.apply(bound);
-    admission::warn_of_limits(generation.borrow().listeners.values(), descriptors);
+    admission.serve(&first_generation);
+    admission::warn_of_limits(&first_generation, descriptors);
     let serial = Arc::new(AtomicU64::new(1));
     let (reload, reload_orders) = mpsc::channel(1);
     let admin = Arc::new(Admin { registry: registry.clone(), generation, serial: serial.clone(), reload });
@@ -442,6 +443,7 @@ impl ReloadLoop {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         self.listeners.apply(sockets);
         self.publish.borrow().resize_store();
+        self.admission.serve(&self.publish.borrow());
         validity::warn_of(&self.publish.borrow().certificates, SystemTime::now());
         self.drain = next.drain;
         if next.workers.is_some_and(|workers| workers != self.workers) {

@@ -6,6 +6,7 @@
 //! - [`server`]: for clients: certificates by name, client certificates, tickets
 //! - [`client`]: for endpoints
 //! - [`handshake_info`]: the facts about a client after a finished handshake
+//! - [`handshake_error`]: errors of handshakes in words for the log
 //! - [`self_signed`]: a certificate for development
 //! - [`validity`]: certificates that have expired, or are not valid yet
 
@@ -16,6 +17,7 @@ use rustls::crypto::{CryptoProvider, hash};
 
 mod certificate_resolver;
 pub mod client;
+pub mod handshake_error;
 pub mod handshake_info;
 pub mod pem;
 pub mod self_signed;

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
+use crate::generation::Generation;
 use crate::generation::connection_counts::{ClientNet, CloseReason, ConnectionCounts, Search};
 use crate::generation::listener::Listener;
-use crate::system::descriptors::Descriptors;
+use crate::system::descriptors::{ConnectionDemand, Descriptors};
 
 /// The client connections of the process.
 pub struct Admission {
@@ -25,6 +26,8 @@ pub struct Admission {
     workers: Vec<Mutex<HashMap<usize, Arc<AdmissionEntry>>>>,
     open: AtomicUsize,
     descriptors: OnceLock<Descriptors>,
+    /// The maximum number of connections to endpoints.
+    endpoints: AtomicUsize,
     shortage: Mutex<Option<DescriptorShortage>>,
     search: Search,
     /// The time until which idle endpoint connections are closed too, in milliseconds of the process.
@@ -81,6 +84,15 @@ struct ConnectionCeiling {
     most: usize,
 }
 
+/// A connection that a limit of its listener has ended, for the log.
+struct LimitedConnection<'a> {
+    entrance: &'a Entrance,
+    reason: CloseReason,
+    limit: ConnectionCeiling,
+    /// The client whose connection was closed; `None` if others were closed in its favour, or it has no address.
+    client: Option<IpAddr>,
+}
+
 const SERVED: u64 = 0;
 const GONE: u64 = 1;
 const WAITING: u64 = 2;
@@ -115,20 +127,27 @@ impl Admission {
             workers: (0..workers).map(|_| Mutex::default()).collect(),
             open: AtomicUsize::new(0),
             descriptors: OnceLock::new(),
+            endpoints: AtomicUsize::new(usize::MAX),
             shortage: Mutex::default(),
             search: Search::default(),
             starved_until: AtomicU64::new(0),
         })
     }
 
-    /// Sets the number of connections that these descriptors allow.
+    /// Sets the descriptors that limit the number of connections.
     pub fn limit(&self, descriptors: Descriptors) {
         let _ = self.descriptors.set(descriptors);
     }
 
+    /// Records how many connections to endpoints a generation allows.
+    pub fn serve(&self, generation: &Generation) {
+        self.endpoints.store(demand(generation).endpoints, Ordering::Relaxed);
+    }
+
     /// Returns the number of client connections for which there are descriptors.
     fn ceiling(&self) -> usize {
-        self.descriptors.get().map_or(usize::MAX, |descriptors| descriptors.clients())
+        let endpoints = self.endpoints.load(Ordering::Relaxed);
+        self.descriptors.get().map_or(usize::MAX, |descriptors| descriptors.clients(endpoints))
     }
 
     /// Returns the limit that the connections of a listener reach first.
@@ -164,9 +183,15 @@ impl Admission {
     }
 
     /// Counts a connection at a worker; `None` if there are too many.
-    pub fn admit(self: &Arc<Self>, entrance: &Entrance, worker: usize, now: Instant) -> Option<Admitted> {
+    pub fn admit(
+        self: &Arc<Self>,
+        entrance: &Entrance,
+        client: Option<IpAddr>,
+        worker: usize,
+        now: Instant,
+    ) -> Option<Admitted> {
         let (census, limits) = (&entrance.listener.census, &entrance.listener.limits);
-        if census.enter() >= limits.connections && !self.make_room(entrance, now) {
+        if census.enter() >= limits.connections && !self.make_room(entrance, client, now) {
             census.leave();
             return None;
         }
@@ -189,7 +214,7 @@ impl Admission {
     }
 
     /// Evicts connections of a full listener; `false` if all of them have a request.
-    fn make_room(&self, entrance: &Entrance, now: Instant) -> bool {
+    fn make_room(&self, entrance: &Entrance, client: Option<IpAddr>, now: Instant) -> bool {
         let (census, most) = (&entrance.listener.census, entrance.listener.limits.connections);
         let is_here = |entry: &AdmissionEntry| Arc::ptr_eq(&entry.census, census);
         let now = self.millis(now);
@@ -201,7 +226,8 @@ impl Admission {
             census.count(CloseReason::Connections);
         }
         let reason = if has_room { CloseReason::Evicted } else { CloseReason::Connections };
-        self.log(entrance, reason, ConnectionCeiling { key: "limits.connections", most });
+        let limit = ConnectionCeiling { key: "limits.connections", most };
+        self.log(LimitedConnection { entrance, reason, limit, client: client.filter(|_| !has_room) });
         has_room
     }
 
@@ -282,13 +308,15 @@ impl Admission {
 
 impl Admission {
     /// Logs that a listener has reached a limit, once a minute and reason.
-    fn log(&self, entrance: &Entrance, reason: CloseReason, ConnectionCeiling { key, most }: ConnectionCeiling) {
+    fn log(&self, connection: LimitedConnection<'_>) {
+        let LimitedConnection { entrance, reason, limit: ConnectionCeiling { key, most }, client } = connection;
         let census = &entrance.listener.census;
         if !census.may_log(reason, self.began.elapsed().as_secs() / 60) {
             return;
         }
         let (listener, so_far, reason) = (&*entrance.address, census.closed(reason), reason.name());
-        tracing::warn!(listener, limit = key, most, reason, so_far, "client connection limit reached");
+        let client = client.map(|client| client.to_canonical().to_string());
+        tracing::warn!(listener, client, limit = key, most, reason, so_far, "client connection limit reached");
     }
 
     /// Records that descriptors for clients are short, and logs when a shortage begins.
@@ -319,13 +347,15 @@ impl Admission {
     }
 }
 
-/// Warns if the listeners may have more connections than there are descriptors for.
-pub fn warn_of_limits<'a>(listeners: impl Iterator<Item = &'a Arc<Listener>>, descriptors: Descriptors) {
-    let connections = listeners.map(|listener| listener.limits.connections).fold(0, usize::saturating_add);
-    let (needed, limit, served) = (descriptors.needed(connections), descriptors.limit, descriptors.clients());
+/// Warns if a generation allows more connections than there are descriptors for.
+pub fn warn_of_limits(generation: &Generation, descriptors: Descriptors) {
+    let demand = demand(generation);
+    let ConnectionDemand { clients: connections, endpoints } = demand;
+    let (needed, limit, served) = (descriptors.needed(demand), descriptors.limit, descriptors.clients(endpoints));
     if needed > limit {
         tracing::warn!(
             connections,
+            endpoints,
             needed,
             limit,
             served,
@@ -333,6 +363,19 @@ pub fn warn_of_limits<'a>(listeners: impl Iterator<Item = &'a Arc<Listener>>, de
             "too few descriptors for limits.connections"
         );
     }
+}
+
+/// Returns the maximum numbers of connections that a generation allows. A client connection needs one to an endpoint,
+/// unless its listener redirects every request, and as far as the upstreams' own limits allow that.
+fn demand(generation: &Generation) -> ConnectionDemand {
+    let sum = |numbers: &mut dyn Iterator<Item = usize>| numbers.fold(0, usize::saturating_add);
+    let listeners = || generation.listeners.values();
+    let clients = sum(&mut listeners().map(|listener| listener.limits.connections));
+    let forwarding = listeners().filter(|listener| listener.redirect.is_none());
+    let forwarding = sum(&mut forwarding.map(|listener| listener.limits.connections));
+    let limits = generation.upstreams.iter().map(|upstream| upstream.slots.most());
+    let allowed = sum(&mut limits.map(|most| most.map_or(usize::MAX, |most| most as usize)));
+    ConnectionDemand { clients, endpoints: forwarding.min(allowed) }
 }
 
 // === Admitted ===
@@ -351,11 +394,13 @@ impl Admitted {
         }
         if let Some(most) = limits.connections_per_client.filter(|most| share.held > *most) {
             let limit = ConnectionCeiling { key: "limits.connections-per-client", most };
-            return self.refuse(entrance, CloseReason::ConnectionsPerClient, limit);
+            let reason = CloseReason::ConnectionsPerClient;
+            return self.refuse(LimitedConnection { entrance, reason, limit, client });
         }
         // The last fifth is reserved for clients that have less than their share.
         let has_room = share.held <= share.fair || census.all() <= most - most / 5 || self.take_own(share.held, now);
-        has_room || self.refuse(entrance, CloseReason::FairShare, ConnectionCeiling { key, most })
+        let (reason, limit) = (CloseReason::FairShare, ConnectionCeiling { key, most });
+        has_room || self.refuse(LimitedConnection { entrance, reason, limit, client })
     }
 
     /// Evicts other connections of a client that holds `held`; `false` if all of them have a request.
@@ -370,9 +415,9 @@ impl Admitted {
         self.entry.census.client_search.find(now, || self.admission.evict(now, held, is_own))
     }
 
-    fn refuse(&self, entrance: &Entrance, reason: CloseReason, limit: ConnectionCeiling) -> bool {
-        self.entry.census.count(reason);
-        self.admission.log(entrance, reason, limit);
+    fn refuse(&self, connection: LimitedConnection<'_>) -> bool {
+        self.entry.census.count(connection.reason);
+        self.admission.log(connection);
         false
     }
 

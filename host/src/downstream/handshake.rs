@@ -27,6 +27,7 @@ use crate::net::deadline::Clock;
 use crate::protocol::http2_frames::PREFACE;
 use crate::protocol::proxy_protocol::{self, Malformed, Parsed};
 use crate::telemetry::failure_log::{self, Topic};
+use crate::tls::handshake_error::{self, TlsPeer};
 use crate::tls::handshake_info::{self, HandshakeInfo};
 use crate::tls::server;
 
@@ -71,7 +72,8 @@ fn log(listener: &str, client: Option<IpAddr>, error: &io::Error) {
     let is_tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
     let is_proxy = error.get_ref().is_some_and(|cause| cause.is::<Malformed>());
     let is_late = error.kind() == io::ErrorKind::TimedOut;
-    let (cause, client) = (causes(error), client.map(|client| client.to_string()));
+    let cause = handshake_error::in_words(error, TlsPeer::Client).unwrap_or_else(|| causes(error));
+    let client = client.map(|client| client.to_string());
     if is_proxy && failure_log::admits(Topic::ProxyProtocol, listener) {
         tracing::warn!(listener, client, cause, "connection without the PROXY protocol refused");
     } else if (is_tls || is_late) && failure_log::admits(Topic::Handshake, listener) {

@@ -21,10 +21,12 @@ use hyper::service::{HttpService, service_fn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::http1::screened_io::ScreenedIo;
-use super::http1::session::{Http1Body, RejectedRequest, Session};
+use super::http1::session::{Http1Body, RejectedRequest, Session, first_line};
 use super::write_timeout::WriteTimeout;
-use super::{ClientConnection, DISCARD_BYTES, DISCARD_TIME, LINGER, Transport, tunnel};
+use super::{ClientConnection, DISCARD_BYTES, DISCARD_TIME, LINGER, Transport, is_settled, tunnel, wait_until};
+use crate::context::ReceivedRequest;
 use crate::error::{Error, FailureKind};
+use crate::exchange::Rejection;
 use crate::exchange::response_body::ResponseBody;
 use crate::net::boxed::boxed;
 use crate::net::hyper_io::HyperIo;
@@ -87,17 +89,18 @@ where
             polled = Pin::new(&mut *connection).poll(cx);
         }
         if let Poll::Ready(served) = polled {
-            session.finish_flushed();
             if let Err(error) = served {
                 tracing::debug!(%error, "client connection");
+                return self.close(*connection, Some(Transport::is_gone));
             }
-            return self.close(*connection);
+            session.finish_flushed();
+            return self.close(*connection, None);
         }
         if session.busy.get() {
             return ConnectionState::Active(connection);
         }
         if session.refused.get().is_some() && session.flushed.get() {
-            return self.close(*connection);
+            return self.close(*connection, None);
         }
         // A body that continues after its response has the time of the next head. A slow reader of the response keeps
         // that time from running as long as it accepts data.
@@ -105,7 +108,7 @@ where
             if session.in_head.get() {
                 session.refused.set(Some(RejectedRequest::Late));
             }
-            return self.close(*connection);
+            return self.close(*connection, None);
         }
         // With a partial head, hyper would need its first bytes a second time.
         let may_rest = !self.graceful && session.upload.borrow().is_over() && !session.in_head.get();
@@ -120,11 +123,19 @@ where
         ConnectionState::Active(connection)
     }
 
-    /// Returns the state after hyper is done: a tunnel, a last response, or a close.
-    fn close(&self, connection: http1::Connection<HyperIo<ScreenedIo<T>>, S>) -> ConnectionState<T, S> {
+    /// Returns the state after hyper is done: a tunnel, a last response, or a close. `is_gone` tells of a failed
+    /// connection whether its client has reset it.
+    fn close(
+        &self,
+        connection: http1::Connection<HyperIo<ScreenedIo<T>>, S>,
+        is_gone: Option<fn(&T) -> bool>,
+    ) -> ConnectionState<T, S> {
         let parts = connection.into_parts();
         let io = parts.io.into_socket().io;
         self.session.leave();
+        if let Some(is_gone) = is_gone {
+            self.session.report(&io.socket, is_gone);
+        }
         let (refused, switched) = (self.session.refused.get(), self.session.switched.take());
         if let (None, Some((switched, record))) = (refused, switched) {
             let idle = self.session.client.arrival.listener.limits.tunnel_timeout;
@@ -132,7 +143,13 @@ where
             let spare = self.session.spare_deadline();
             return ConnectionState::Closing(boxed(|| tunnel::run(io.socket, ahead, switched, idle, spare, record)));
         }
-        let farewell = refused.map_or(Bytes::new(), |refused| error_response_bytes(&self.session, refused));
+        let has_head = self.session.in_head.get() || matches!(refused, Some(RejectedRequest::Malformed(_)));
+        if has_head && self.session.rejected_line.borrow().is_empty() {
+            // hyper keeps the beginning of a head that the last read didn't complete.
+            self.session.rejected_line.replace(first_line(&parts.read_buf));
+        }
+        let unanswered = refused.filter(|_| !self.session.is_answered.get());
+        let farewell = unanswered.map_or(Bytes::new(), |refused| error_response_bytes(&self.session, refused));
         ConnectionState::Closing(boxed(|| close_gracefully(io.socket, farewell, self.session.clone())))
     }
 
@@ -213,7 +230,12 @@ async fn close_gracefully(mut socket: impl Transport, farewell: Bytes, session: 
         socket.shutdown().await
     };
     // A client that does not accept the response in time loses the rest of it.
-    if !matches!(limit.limit(LINGER, last_word).await, Ok(Ok(()))) {
+    let is_closed = matches!(limit.limit(LINGER, last_word).await, Ok(Ok(())));
+    if session.has_unconfirmed() {
+        wait_until(|| is_settled(&socket), &limit).await;
+        session.report(&socket, Transport::is_reset);
+    }
+    if !is_closed {
         return;
     }
     let (until, mut left, mut unread) = (limit.clock().now() + DISCARD_TIME, DISCARD_BYTES, [0; 4 << 10]);
@@ -242,7 +264,8 @@ fn error_response_bytes(session: &Session, refused: RejectedRequest) -> Bytes {
     };
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     let error = Error { limit, ..Error::new(kind, cause) };
-    let response = session.client.refuse(error, status);
+    let received = ReceivedRequest::Unparsed(session.rejected_line.take());
+    let response = session.client.refuse(Rejection { error, status, received });
     let (parts, outgoing) = response.into_parts();
     let content = match &outgoing.body {
         ResponseBody::Full(content) => content.clone(),
@@ -289,7 +312,8 @@ pub async fn misplaced(mut stream: impl Transport, client: ClientConnection) {
         return;
     }
     let error = Error::new(FailureKind::RequestError, "HTTP was spoken without TLS to a listener with `tls`");
-    let (mut parts, _) = session.client.refuse(error, StatusCode::BAD_REQUEST).into_parts();
+    let (status, received) = (StatusCode::BAD_REQUEST, ReceivedRequest::Unparsed(first_line(&line)));
+    let (mut parts, _) = session.client.refuse(Rejection { error, status, received }).into_parts();
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let farewell = written(&parts, MISPLACED.as_bytes());
     session.leave();

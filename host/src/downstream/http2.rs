@@ -36,14 +36,15 @@ use super::http2::reset_limit::ResetLimit;
 use super::http2::stalled_streams::{StalledStream, StreamCheck, StreamTask};
 use super::http2::write_buffer::WriteBuffer;
 use super::write_timeout::WriteTimeout;
-use super::{ClientConnection, LINGER, ResponseStream, Transport, tunnel};
+use super::{ClientConnection, LINGER, ResponseStream, Transport, is_settled, tunnel, wait_until};
 use crate::body::BodyError;
 use crate::body::backlog::{Backlog, Piece, StreamBacklog};
 use crate::body::upload::{ClientContent, UploadProgress};
+use crate::context::ReceivedRequest;
 use crate::error::{Error, FailureKind, causes};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
-use crate::exchange::{self, Timers};
+use crate::exchange::{self, Rejection, Timers};
 use crate::generation::connection_counts::{CloseReason, SendLimit};
 use crate::generation::listener::ClientLimits;
 use crate::net::deadline::Deadline;
@@ -68,6 +69,9 @@ const MIN_PROGRESS: u64 = 1 << 10;
 /// The maximum number of streams that are reset because the client broke a rule; beyond, the connection is closed
 /// (CVE-2025-8671).
 const LOCAL_RESETS: usize = 100;
+
+/// A request of which only h2 has seen the head.
+const UNKNOWN: ReceivedRequest = ReceivedRequest::Unparsed(Bytes::new());
 
 /// Serves a client connection until either side ends it. `ahead` holds bytes that were read already.
 pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnection) {
@@ -95,6 +99,9 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
         starting: Cell::new(None),
         looked: Cell::new(now),
         was_full: Cell::new(false),
+        sent: Cell::new(0),
+        sent_at_end: Cell::new(None),
+        unconfirmed: RefCell::default(),
         last_heads: Cell::new(0),
     });
     let service = service_fn(|request| streams.clone().exchange(request));
@@ -118,7 +125,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
         if !is_acknowledged && served.is_pending() && matches!(sent, Poll::Ready(Ok(()))) && io.socket().has_ended() {
             (is_acknowledged, sent) = acknowledge(&io, cx);
         }
-        streams.note_departed(io.socket().counted.io.io.socket.bytes_sent());
+        streams.note_sent(transport(&io.socket()).bytes_sent(), io.socket().has_ended());
         streams.was_full.set(streams.was_full.get() || sent.is_pending());
         streams.note_refused(io.socket().counted.counter.last_heads());
         if io.socket().counted.counter.flood().is_some() {
@@ -129,11 +136,15 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
             (served, _) => served,
         }
     });
-    if let Err(error) = served.await {
-        streams.log(&error);
+    let served = served.await;
+    if let Err(error) = &served {
+        streams.log(error);
     }
     // The drop ends the exchanges that are left.
     drop(connection);
+    if !streams.unconfirmed.borrow().is_empty() {
+        streams.report(&io, served.is_err()).await;
+    }
     if let Some(kind) = streams.flood(&io) {
         streams.client.arrival.listener.census.count(CloseReason::Flood);
         let client = streams.client_address();
@@ -174,6 +185,10 @@ fn acknowledge<T: Transport>(
     }
 }
 
+fn transport<T>(socket: &HalfClosed<Lingering<T>>) -> &T {
+    &socket.counted.io.io.socket
+}
+
 /// Tells the client to calm down, and closes the connection.
 async fn window_settings<T: Transport>(mut io: WriteBuffer<HalfClosed<Lingering<T>>>) -> io::Result<()> {
     poll_fn(|cx| io.poll_send(cx)).await?;
@@ -211,6 +226,13 @@ struct Streams {
     looked: Cell<Instant>,
     /// Whether the socket was full since the last check.
     was_full: Cell<bool>,
+    /// The number of bytes that were sent on the connection.
+    sent: Cell<u64>,
+    /// The number of bytes that were sent by the time that the client closed its sending side; `None` before.
+    sent_at_end: Cell<Option<u64>>,
+    /// Exchanges whose response ended after that. Their records are reported once it is known whether the
+    /// client was still there.
+    unconfirmed: RefCell<Vec<ExchangeRecord>>,
     /// Heads and trailers with the end of their stream that were sent, or that h2 was given to send.
     last_heads: Cell<u64>,
 }
@@ -237,6 +259,8 @@ struct Http2Body {
     outgoing: ResponseStream,
     stream: Rc<StalledStream<HeldStream>>,
     open: Option<OpenStream>,
+    /// The number of bytes that were sent on the connection before the head was given to h2.
+    before: u64,
 }
 
 impl<F: Future + 'static> Executor<F> for Tasks
@@ -275,7 +299,9 @@ impl Streams {
         let exchange = match self.limit_violation(&request) {
             None => Ok(self.client.exchange(request, upload, timers.clone())),
             Some((status, limit, why)) => {
-                Err(self.client.refuse(Error::new(FailureKind::RequestError, why).met(limit), status))
+                let (error, worker) = (Error::new(FailureKind::RequestError, why).met(limit), self.client.worker());
+                let received = ReceivedRequest::Parsed(exchange::request_line(&worker, &request.into_parts().0));
+                Err(self.client.refuse(Rejection { error, status, received }))
             }
         };
         // Boxed, so that its memory is freed while the response is sent.
@@ -295,7 +321,8 @@ impl Streams {
                 if let Some(open) = open.as_ref().filter(|_| outgoing.is_end_stream()) {
                     open.streams.give_last_head();
                 }
-                Http2Body { outgoing, stream, open }
+                let before = open.as_ref().map_or(0, |open| open.streams.sent.get());
+                Http2Body { outgoing, stream, open, before }
             }))
         })
     }
@@ -389,11 +416,31 @@ impl Streams {
         while sent > self.last_heads.get() {
             self.give_last_head();
             let error = Error::new(FailureKind::RequestError, "the head is too long").met("limits.head");
-            drop(self.client.refuse(error, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+            let (status, received) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, UNKNOWN);
+            drop(self.client.refuse(Rejection { error, status, received }));
         }
     }
 
-    fn note_departed(&self, departed: u64) {
+    /// Reports the exchanges whose client may have been gone, once that is known.
+    async fn report<T: Transport>(&self, io: &WriteBuffer<HalfClosed<Lingering<T>>>, has_failed: bool) {
+        if !has_failed {
+            wait_until(|| is_settled(transport(&io.socket())), &self.idle).await;
+        }
+        let io = io.socket();
+        let socket = transport(&io);
+        let is_gone = if has_failed { socket.is_gone() } else { socket.is_reset() };
+        let took_nothing = self.sent_at_end.get().is_some_and(|sent| socket.taken() <= sent);
+        for mut record in self.unconfirmed.take().into_iter().filter(|_| is_gone) {
+            record.client_left(took_nothing);
+        }
+    }
+
+    /// Records how many bytes were sent, and whether the client has closed its sending side.
+    fn note_sent(&self, departed: u64, has_ended: bool) {
+        self.sent.set(departed);
+        if has_ended && self.sent_at_end.get().is_none() {
+            self.sent_at_end.set(Some(departed));
+        }
         if departed - self.departed.get() > MIN_PROGRESS {
             self.departed.set(departed);
             self.taken.set(self.client.clock.now());
@@ -489,7 +536,12 @@ impl Http2Body {
         if let Some(open) = &self.open {
             open.is_whole.set(true);
         }
-        let held = HeldStream { record: self.outgoing.record.take(), open: self.open.take() };
+        let mut record = self.outgoing.record.take();
+        record.iter_mut().for_each(ExchangeRecord::sent);
+        if let Some(open) = self.open.as_ref().filter(|open| open.streams.sent_at_end.get().is_some()) {
+            open.streams.unconfirmed.borrow_mut().extend(record.take());
+        }
+        let held = HeldStream { record, open: self.open.take() };
         if held.record.is_some() || held.open.is_some() {
             self.stream.hold(held);
         }
@@ -500,6 +552,13 @@ impl Drop for Http2Body {
     fn drop(&mut self) {
         if self.outgoing.is_end_stream() {
             self.end();
+        }
+        let (Some(mut record), Some(open)) = (self.outgoing.record.take(), &self.open) else { return };
+        if open.streams.sent_at_end.get().is_some() {
+            open.streams.unconfirmed.borrow_mut().push(record);
+        } else if open.streams.sent.get() == self.before {
+            // Not even the head was sent.
+            record.client_left(true);
         }
     }
 }
@@ -592,9 +651,19 @@ fn connect(
             if response.status().is_success() {
                 let ResponseStream { total, record, .. } = response.into_body();
                 response = match record {
-                    Some(mut record) => exchange::replace_with_error(not_switched(), &mut record)
-                        .map(|body| ResponseStream { body, total, record: Some(record) }),
-                    None => open.streams.client.refuse(not_switched(), StatusCode::BAD_GATEWAY),
+                    Some(mut record) => {
+                        let mut replaced = exchange::replace_with_error(not_switched(), &mut record);
+                        if replaced.status().is_success() {
+                            // A plugin made the error a success.
+                            *replaced.status_mut() = StatusCode::BAD_GATEWAY;
+                            record.status = StatusCode::BAD_GATEWAY.as_u16();
+                        }
+                        replaced.map(|body| ResponseStream { body, total, record: Some(record) })
+                    }
+                    None => {
+                        let (error, status, received) = (not_switched(), StatusCode::BAD_GATEWAY, UNKNOWN);
+                        open.streams.client.refuse(Rejection { error, status, received })
+                    }
                 };
             }
             return (response, Some(open));

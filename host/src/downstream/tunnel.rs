@@ -51,6 +51,7 @@ pub async fn run(
     }
     if let Some(record) = &mut record {
         record.response_bytes += client.written;
+        record.sent();
     }
     drop((flight, stream.slot));
 }

@@ -215,6 +215,10 @@ mod tests {
         fn is_gone(&self) -> bool {
             false
         }
+
+        fn is_reset(&self) -> bool {
+            false
+        }
     }
 
     #[test]

@@ -20,12 +20,14 @@ use crate::net::deadline::Deadline;
 use crate::protocol::content_length;
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::protocol::websocket;
+use crate::tls::handshake_error::{self, TlsPeer};
 use crate::upstream::connect::RequiredProtocol;
 use crate::upstream::connection::{Connection, EndpointBody, SendError, SendResult, Unsent};
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::endpoint_view::InFlightGuard;
 use crate::upstream::http1::Http1Error;
 use crate::upstream::http1::response_head::HeadError;
+use crate::upstream::http1::upload::UploadError;
 use crate::upstream::informational;
 use crate::upstream::pending_connection::PendingConnection;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
@@ -377,6 +379,16 @@ fn cause<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
     std::error::Error::source(error)?.downcast_ref()
 }
 
+/// Returns the error of the socket, or of TLS, that a request failed for; `None` if there is none.
+fn io_cause(error: &SendError) -> Option<&std::io::Error> {
+    match error {
+        SendError::Http1(Http1Error::Closed(error)) => error.as_ref(),
+        SendError::Http1(Http1Error::Io(error) | Http1Error::Upload(UploadError::Io(error))) => Some(error),
+        SendError::Http1(_) => None,
+        SendError::Http2(error) => cause(error),
+    }
+}
+
 /// Returns the error of the exchange for a request that got no response.
 fn named(error: SendError, limits: ResponseHeadLimits) -> Error {
     let kind = match &error {
@@ -399,7 +411,11 @@ fn named(error: SendError, limits: ResponseHeadLimits) -> Error {
             }
         }
     };
-    Error::new(kind, error)
+    // In TLS 1.3 an endpoint rejects a client certificate after the handshake.
+    match io_cause(&error).and_then(|error| handshake_error::in_words(error, TlsPeer::Endpoint)) {
+        Some(words) => Error::new(kind, words),
+        None => Error::new(kind, error),
+    }
 }
 
 fn too_large(ResponseHeadLimits { bytes, fields }: ResponseHeadLimits) -> Error {

@@ -6,6 +6,7 @@ mod fetch;
 mod hit;
 mod store_writer;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +66,8 @@ pub struct CacheMiss {
     /// The stored response that can't be served as it is; `None` if there is none.
     stale: Option<Stale>,
     why: ForwardReason,
+    /// How many plugins, from the top of the chain, have run their request hooks.
+    reached: Cell<ChainPosition>,
     /// Whether responses to this request are not expected to be cacheable, so that the request doesn't wait for another
     /// one.
     passes: bool,
@@ -130,7 +133,8 @@ pub fn look_up(
     let id = store.id(&place.key);
     let scope = store.scope(&context.route, &worker.generation.upstreams[upstream].name);
     let why = ForwardReason::UriMiss;
-    let mut asking = CacheMiss { seat, place, id, scope, filed: None, stale: None, why, passes: false };
+    let reached = Cell::new(at);
+    let mut asking = CacheMiss { seat, place, id, scope, filed: None, stale: None, why, reached, passes: false };
     let (key, fields) = (&asking.place.key, &context.request.headers);
     let found = store.find(id, key, scope, fields, now);
     let Found::Variant(object) = found else {
@@ -204,7 +208,8 @@ impl CacheMiss {
         }
         if self.place.only_if_cached {
             self.seat.count(worker, context, CacheOutcome::Miss);
-            return Ok(self.answered(self.gateway_timeout(worker)));
+            let report = CacheStatus::missed().detail(Some(ONLY_IF_CACHED));
+            return Ok(self.answered(self.gateway_timeout(worker, report)));
         }
         let mut turns = 0;
         let lead = loop {
@@ -235,7 +240,7 @@ impl CacheMiss {
                     }
                     FetchOutcome::Failed(kind) => {
                         let cause = "the request that it waited for failed";
-                        let failed = ChainFailure::from(Error::new(kind, cause));
+                        let failed = ChainFailure::new(Error::new(kind, cause), self.seat.at);
                         self.seat.count(worker, context, CacheOutcome::Collapsed);
                         return self.stale_or_failure(worker, context, None, failed);
                     }
@@ -250,6 +255,11 @@ impl CacheMiss {
         };
         self.seat.count(worker, context, outcome);
         Fetch { asking: self, worker, route, upstream, clock }.run(context, lead).await
+    }
+
+    /// Returns how many plugins, from the top of the chain, have run their request hooks.
+    pub fn depth(&self) -> ChainPosition {
+        self.reached.get()
     }
 
     /// Reads a response from disk. Concurrent reads of one file are collapsed. `None` if the file can't be read.
@@ -331,9 +341,9 @@ impl CacheMiss {
             total.set(worker.generation.routes[route].timeout.unwrap_or(LONGEST));
             let fetch = Fetch { asking: &self, worker: &worker, route, upstream, clock: &clock };
             let validated = total.until_met(fetch.run(&mut context, Some(lead))).await;
-            let late =
-                |_| Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").met("timeout").into();
-            if let Err(ChainFailure { error, .. }) = validated.unwrap_or_else(|met| Err(late(met))) {
+            let late = || Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").met("timeout");
+            let validated = validated.unwrap_or_else(|_| Err(ChainFailure::new(late(), self.depth())));
+            if let Err(ChainFailure { error, .. }) = validated {
                 record::log(&error, Some(&context), "stored response not validated", false);
             }
             drop(in_chain);
@@ -439,10 +449,9 @@ impl CacheMiss {
     }
 
     /// Returns 504 for a request that can't be answered from the store.
-    fn gateway_timeout(&self, worker: &WorkerState) -> Response<ResponseBody> {
+    fn gateway_timeout(&self, worker: &WorkerState, report: CacheStatus) -> Response<ResponseBody> {
         let mut response = Response::new(ResponseBody::Full(Default::default()));
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-        let report = CacheStatus::missed().detail(Some("only-if-cached"));
         report.append_to(self.seat.needs(worker), Some(&self.place.key), response.headers_mut());
         response
     }
@@ -451,6 +460,15 @@ impl CacheMiss {
         CacheResponse { response, edits: None, depth: self.seat.at }
     }
 }
+
+/// The detail of a 504 because the request accepts only a stored response, and there is none.
+const ONLY_IF_CACHED: &str = "only-if-cached";
+
+/// The detail of a 504 because the beginning of the stored response that the upstream has confirmed is gone.
+const CONFIRMED_CONTENT_GONE: &str = "confirmed-content-gone";
+
+/// The detail of a 504 because the beginning of the response that was just fetched is gone.
+const FETCHED_CONTENT_GONE: &str = "fetched-content-gone";
 
 /// The reason in `Cache-Status` if the cache is bypassed because its policy failed.
 const POLICY_FAILED: &str = "policy-failed";

@@ -33,13 +33,14 @@ pub enum RequestHooks {
 }
 
 /// How many plugins, from the top of the chain, see the response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChainPosition(usize);
 
-/// A failed plugin whose `on-error` ends the exchange.
+/// A failure that is answered with an error: that of a plugin by its `on-error`, or one that the host has found.
 pub struct ChainFailure {
     pub error: Error,
     pub status: http::StatusCode,
+    /// The position from which the error goes up the chain.
     pub depth: ChainPosition,
 }
 
@@ -51,10 +52,10 @@ pub struct BalancerEdits {
     pub edits: Arc<[Edit]>,
 }
 
-impl From<Error> for ChainFailure {
-    /// A failure that no plugin sees.
-    fn from(error: Error) -> Self {
-        ChainFailure { status: error.status.unwrap_or(error.kind.status()), error, depth: ChainPosition::top() }
+impl ChainFailure {
+    /// A failure of an exchange, whose response the plugins above a position see.
+    pub fn new(error: Error, depth: ChainPosition) -> Self {
+        ChainFailure { status: error.client_status(), error, depth }
     }
 }
 
@@ -143,6 +144,10 @@ pub fn up(
     let mut content = None;
     for (depth, place) in plugins.clone().zip(&route.chain[plugins]).rev() {
         let configured = &worker.generation.bindings[*place];
+        if configured.cache.is_some() {
+            // A cache has a place of its own on the way up.
+            continue;
+        }
         let hooked = match &configured.response {
             Hook::Absent => continue,
             Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Response, context),
@@ -171,14 +176,13 @@ pub fn up(
 pub fn apply_balancer_edits(
     worker: &WorkerState,
     wanted: Option<&BalancerEdits>,
+    depth: ChainPosition,
     context: &mut ExchangeContext,
 ) -> Result<(), ChainFailure> {
     let Some(BalancerEdits { binding, edits }) = wanted else { return Ok(()) };
     match edits::apply(edits.iter().cloned().collect(), &[], MessageSide::Response, context) {
         Ok(()) => Ok(()),
-        Err(refused) => {
-            on_error(worker, *binding, refused.into(), ChainPosition::top(), FailedHook { hook: "balancer", context })
-        }
+        Err(refused) => on_error(worker, *binding, refused.into(), depth, FailedHook { hook: "balancer", context }),
     }
 }
 

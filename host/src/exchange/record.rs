@@ -7,6 +7,7 @@ use crate::body::BodyError;
 use crate::body::upload::UploadProgress;
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
+use crate::exchange::chain::ChainPosition;
 use crate::generation::connection_counts::CountedRequest;
 use crate::generation::{UNROUTED, WorkerState};
 use crate::plugin::body_filter::BodyFilterError;
@@ -17,11 +18,17 @@ use crate::telemetry::failure_log::{self, Topic};
 
 const CUT: &str = "response cut off";
 
+/// The status in the access log if the client left before it got any of the response, as nginx has it. No client gets
+/// this status.
+const CLIENT_LEFT: u16 = 499;
+
 /// Rides with the response to its last byte.
 pub struct ExchangeRecord {
     worker: Rc<WorkerState>,
     /// The index of the route; `None` if no route matched.
     place: Option<usize>,
+    /// How many plugins, from the top of the chain, have seen the response.
+    pub depth: ChainPosition,
     /// The context; `None` while a plugin has it, or if nothing is known.
     pub context: Option<Box<ExchangeContext>>,
     began: Instant,
@@ -30,6 +37,12 @@ pub struct ExchangeRecord {
     pub status: u16,
     pub error: Option<FailureKind>,
     pub response_bytes: u64,
+    /// Whether all of the response was sent.
+    is_whole: bool,
+    /// Whether the response was cut off within its content.
+    is_cut: bool,
+    /// Whether the client left before it got any of the response.
+    has_left: bool,
     /// How far the request's content is.
     pub upload: UploadProgress,
     /// Counts the request as its client's; `None` if the connection is counted so, or nothing is limited.
@@ -43,12 +56,16 @@ impl ExchangeRecord {
         ExchangeRecord {
             worker,
             place: None,
+            depth: ChainPosition::top(),
             context: None,
             began,
             answered: None,
             status: 0,
             error: None,
             response_bytes: 0,
+            is_whole: false,
+            is_cut: false,
+            has_left: false,
             upload,
             counted: None,
         }
@@ -62,6 +79,11 @@ impl ExchangeRecord {
     /// Notes where it went.
     pub fn set_route(&mut self, place: usize, context: Box<ExchangeContext>) {
         (self.place, self.context) = (Some(place), Some(context));
+    }
+
+    /// Returns the index of the route; `None` if no route matched.
+    pub fn route(&self) -> Option<usize> {
+        self.place
     }
 
     /// Notes that it went nowhere.
@@ -91,7 +113,20 @@ impl ExchangeRecord {
                 kind
             }
         };
+        self.is_cut = true;
         self.error.get_or_insert(kind);
+    }
+
+    /// Records that the response was sent to its end, unless the response was cut off before.
+    pub fn sent(&mut self) {
+        self.is_whole = !self.is_cut;
+    }
+
+    /// Records that the client was gone by the end of the response. `took_nothing`: whether it got none of the response.
+    pub fn client_left(&mut self, took_nothing: bool) {
+        self.is_whole = false;
+        // A response that was cut off has ended for another reason.
+        self.has_left |= took_nothing && !self.is_cut;
     }
 
     /// The endpoint's response has begun.
@@ -154,11 +189,16 @@ impl ExchangeRecord {
             let error = Error::new(FailureKind::ResponseTimeout, "the proxy stops, and the exchange was not over");
             let error = Error { limit: *limit, ..error };
             self.log(&error, "exchange cut off");
-            self.error = Some(error.kind);
+            (self.error, self.has_left) = (Some(error.kind), false);
         }
         // After the head of the response, there is no other word of what the client sent on.
         if let (None, Some(fault)) = (self.error, self.upload.fault()) {
             self.log(&fault.error("the content failed after its response had begun"), "content failed");
+        }
+        // An exchange ends without a response and without an error if its client is gone, or by a panic.
+        self.has_left |= self.status == 0 && self.error.is_none() && !std::thread::panicking();
+        if self.has_left {
+            (self.status, self.is_whole) = (0, false);
         }
         let took = self.began.elapsed();
         let figures = self.place.and_then(|place| self.worker.routes.get(place)).unwrap_or(&self.worker.unrouted);
@@ -166,8 +206,9 @@ impl ExchangeRecord {
         figures.request_bytes.add(self.upload.bytes());
         self.observe(took);
         if let (Some(log), Some(context)) = (&self.worker.generation.access_log, &self.context) {
-            let ExchangeRecord { status, error, response_bytes, answered, .. } = *self;
-            let outcome = ExchangeOutcome { status, error, response_bytes, answered, took };
+            let ExchangeRecord { error, response_bytes, is_whole, answered, .. } = *self;
+            let status = if self.has_left { CLIENT_LEFT } else { self.status };
+            let outcome = ExchangeOutcome { status, error, response_bytes, is_whole, answered, took };
             log.write(context, &outcome, SystemTime::now() - took);
         }
     }

@@ -166,6 +166,16 @@ mod tests {
     }
 
     #[test]
+    fn of_two_regexes_the_one_with_the_longer_text_wins() {
+        let regex = |text: &str| route(&[], PathMatch::Regex(regex::Regex::new(text).unwrap()));
+        let taken = |first: &str, second: &str, path| {
+            taken(&Router::new(vec![regex(first), regex(second)]).unwrap(), "a", path)
+        };
+        assert_eq!((taken("^/a", "^/a[0-9]+$", "/a1"), taken("^/a[0-9]+$", "^/a", "/a1")), (Some(1), Some(0)));
+        assert_eq!((taken("^/a.", "^/.1", "/a1"), taken("^/.1", "^/a.", "/a1")), (Some(0), Some(1)));
+    }
+
+    #[test]
     fn the_most_specific_route_wins() {
         let prefix = |path: &str| PathMatch::Prefix(path.into());
         let router = Router::new(vec![

@@ -126,10 +126,19 @@ pub fn peek(socket: &impl AsFd) -> io::Result<Option<u8>> {
 /// Whether the peer has reset the connection, or has closed both directions of a unix socket. A closed sending side
 /// alone does not count.
 pub fn is_gone(socket: &impl AsFd) -> bool {
-    // Hang-ups and errors are reported without being requested.
+    reports(socket, PollFlags::HUP | PollFlags::ERR)
+}
+
+/// Whether the peer has reset the connection, which no read and no write has reported yet.
+pub fn is_reset(socket: &impl AsFd) -> bool {
+    reports(socket, PollFlags::ERR)
+}
+
+/// Whether the system reports one of these conditions of a socket, all of which it reports without being asked for.
+fn reports(socket: &impl AsFd, conditions: PollFlags) -> bool {
     let mut sockets = [PollFd::new(socket, PollFlags::empty())];
     let polled = poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    polled.is_ok() && sockets[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    polled.is_ok() && sockets[0].revents().intersects(conditions)
 }
 
 /// Returns how many bytes a socket has accepted that the peer hasn't received; 0 if the system doesn't report it.

@@ -156,6 +156,11 @@ fn metrics(admin: &Admin) -> String {
             }
         }
     }
+    family(&mut out, "plugway_request_bytes_total", "counter", "Content received from clients.");
+    for (name, figures) in &routes {
+        let bytes = sum(figures, |figures| &figures.request_bytes);
+        line(&mut out, "plugway_request_bytes_total", &[("route", name)], bytes as f64);
+    }
     family(&mut out, "plugway_response_bytes_total", "counter", "Content sent to clients.");
     for (name, figures) in &routes {
         let bytes = sum(figures, |figures| &figures.response_bytes);

@@ -294,7 +294,11 @@ fn admit(accepted: AcceptedSocket, named: &Named, seat: &WorkerShared, alive: &m
     let known = seat.current.borrow().generation.listeners.get(&named.address).cloned();
     let Some(listener) = known else { return };
     let entrance = Entrance { listener, address: named.shown.clone() };
-    let Some(admitted) = seat.admission.admit(&entrance, seat.worker, seat.clock.now()) else { return };
+    let client = match &accepted {
+        AcceptedSocket::Tcp(_, client, _) => Some(client.ip()),
+        AcceptedSocket::Unix(_) => None,
+    };
+    let Some(admitted) = seat.admission.admit(&entrance, client, seat.worker, seat.clock.now()) else { return };
     let presence = admitted.presence();
     let seat = seat.clone();
     let task = match accepted {

@@ -11,6 +11,13 @@ pub struct Descriptors {
     pub own: usize,
 }
 
+/// The maximum numbers of connections that a manifest allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionDemand {
+    pub clients: usize,
+    pub endpoints: usize,
+}
+
 /// The number of descriptors that are reserved for other uses: the admin listener, DNS, health checks, logs, plugins
 /// and stored responses that are read.
 const SPARE: usize = 32;
@@ -43,14 +50,15 @@ impl Descriptors {
     }
 
     /// Returns the number of client connections for which there are descriptors. Each may need a second one, to an
-    /// endpoint.
-    pub fn clients(self) -> usize {
-        (self.limit.saturating_sub(self.kept()) / 2).max(LEAST)
+    /// endpoint, until there are `endpoints` of these.
+    pub fn clients(self, endpoints: usize) -> usize {
+        let room = self.limit.saturating_sub(self.kept());
+        (room / 2).max(room.saturating_sub(endpoints)).max(LEAST)
     }
 
-    /// Returns the number of descriptors that `clients` client connections may need, including all other uses.
-    pub fn needed(self, clients: usize) -> usize {
-        clients.saturating_mul(2).saturating_add(self.kept())
+    /// Returns the number of descriptors that a process may need, including all other uses.
+    pub fn needed(self, demand: ConnectionDemand) -> usize {
+        demand.clients.saturating_add(demand.endpoints).saturating_add(self.kept())
     }
 
     /// Whether nearly all descriptors are in use, judged by the number of a new one: a new one is always the lowest
@@ -76,15 +84,27 @@ mod tests {
     fn clients_leave_descriptors_for_endpoints_and_all_else() {
         for limit in [128, 256, 1024, 20_000, 1 << 20] {
             let descriptors = Descriptors { limit, own: 30 };
-            let clients = descriptors.clients();
+            let clients = descriptors.clients(usize::MAX);
             assert!(clients > limit / 8, "{limit}: {clients}");
-            assert!(descriptors.needed(clients) <= limit, "{limit}: {clients}");
+            assert!(
+                descriptors.needed(ConnectionDemand { clients, endpoints: clients }) <= limit,
+                "{limit}: {clients}"
+            );
             assert!(30 + 2 * clients + SPARE <= limit, "{limit}: {clients}");
             assert!(!descriptors.is_nearly_last(30 + 2 * clients), "{limit}");
             assert!(descriptors.is_nearly_last(limit - 1), "{limit}");
         }
         let few = Descriptors { limit: 40, own: 60 };
-        assert_eq!(few.clients(), LEAST);
+        assert_eq!(few.clients(usize::MAX), LEAST);
+    }
+
+    #[test]
+    fn clients_share_what_few_endpoint_connections_leave() {
+        let descriptors = Descriptors { limit: 1000, own: 30 };
+        let (clients, few) = (descriptors.clients(usize::MAX), descriptors.clients(10));
+        assert!(few > clients + clients / 2, "{few} and {clients}");
+        assert!(descriptors.needed(ConnectionDemand { clients: few, endpoints: 10 }) <= 1000, "{few}");
+        assert_eq!(descriptors.clients(clients + 10), clients);
     }
 
     #[test]

@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
+use http::Version;
 use serde_json::json;
 
-use crate::context::{CacheOutcome, ExchangeContext};
+use crate::context::{CacheOutcome, ExchangeContext, ReceivedFields, ReceivedRequest, RequestLine};
 use crate::error::FailureKind;
 use crate::system::files;
 use crate::system::printable::{TRUNCATED, is_hostile};
@@ -67,6 +68,8 @@ pub struct ExchangeOutcome {
     pub status: u16,
     pub error: Option<FailureKind>,
     pub response_bytes: u64,
+    /// Whether all of the response was sent.
+    pub is_whole: bool,
     /// The time until the endpoint's response began; `None` if there was none.
     pub answered: Option<Duration>,
     /// The time until the last byte.
@@ -257,14 +260,18 @@ fn combined(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemT
     line.extend_from_slice(b" - - [");
     line.extend_from_slice(common_date(began).as_bytes());
     line.extend_from_slice(b"] \"");
-    let received = &context.received;
-    quoted(&mut line, received.method.as_str().as_bytes(), LONGEST_TEXT);
-    line.push(b' ');
-    quoted(&mut line, received.target.to_string().as_bytes(), LONGEST_TARGET);
-    line.extend_from_slice(
-        format!(" {:?}\" {} {} \"", received.version, outcome.status, outcome.response_bytes).as_bytes(),
-    );
-    let words = received.words.as_deref();
+    match &context.received {
+        ReceivedRequest::Parsed(received) => {
+            quoted(&mut line, received.method.as_str().as_bytes(), LONGEST_TEXT);
+            line.push(b' ');
+            quoted(&mut line, target(received).as_bytes(), LONGEST_TARGET);
+            line.extend_from_slice(format!(" {:?}", received.version).as_bytes());
+        }
+        ReceivedRequest::Unparsed(begun) if begun.is_empty() => line.push(b'-'),
+        ReceivedRequest::Unparsed(begun) => quoted(&mut line, begun, LONGEST_TARGET),
+    }
+    line.extend_from_slice(format!("\" {} {} \"", outcome.status, outcome.response_bytes).as_bytes());
+    let words = received_fields(context);
     let (referer, agent) =
         (words.and_then(|words| words.referer.as_ref()), words.and_then(|words| words.user_agent.as_ref()));
     for (value, end) in [(referer, &b"\" \""[..]), (agent, b"\"\n")] {
@@ -272,6 +279,15 @@ fn combined(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemT
         line.extend_from_slice(end);
     }
     line
+}
+
+/// Returns the request target as a request line of HTTP/1 has it.
+fn target(received: &RequestLine) -> Cow<'_, str> {
+    match received.target.path_and_query() {
+        // hyper has made one URI of what the client sent in four fields.
+        Some(target) if received.version == Version::HTTP_2 => target.as_str().into(),
+        _ => received.target.to_string().into(),
+    }
 }
 
 /// Appends a text of at most `most` bytes. Bytes that would end a quotation or a line are escaped as nginx does.
@@ -290,17 +306,18 @@ fn quoted(line: &mut Vec<u8>, bytes: &[u8], most: usize) {
 fn json(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime) -> Vec<u8> {
     let shown =
         |value: Option<&http::HeaderValue>| value.map(|value| text(value.as_bytes(), LONGEST_TEXT).into_owned());
-    let received = &context.received;
-    let words = received.words.as_deref();
+    let ShownLine { method, target, protocol } = ShownLine::of(&context.received);
+    let words = received_fields(context);
     let line = json!({
         "time": rfc3339(began),
         "client": shown(context.client_address()),
-        "method": text(received.method.as_str().as_bytes(), LONGEST_TEXT),
-        "target": text(received.target.to_string().as_bytes(), LONGEST_TARGET),
-        "protocol": format!("{:?}", received.version),
+        "method": method,
+        "target": target,
+        "protocol": protocol,
         "host": shown(words.and_then(|words| words.host.as_ref())),
         "status": outcome.status,
         "bytes": outcome.response_bytes,
+        "complete": outcome.is_whole,
         "duration_us": outcome.took.as_micros() as u64,
         "upstream_us": outcome.answered.map(|answered| answered.as_micros() as u64),
         "route": &*context.route,
@@ -316,6 +333,47 @@ fn json(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime)
     let mut line = escaped(line.to_string()).into_bytes();
     line.push(b'\n');
     line
+}
+
+/// Returns the fields that the client sent; `None` if the request was not parsed.
+fn received_fields(context: &ExchangeContext) -> Option<&ReceivedFields> {
+    match &context.received {
+        ReceivedRequest::Parsed(received) => received.words.as_deref(),
+        ReceivedRequest::Unparsed(_) => None,
+    }
+}
+
+/// The parts of a request line, each `None` if it is not known.
+struct ShownLine<'a> {
+    method: Option<Cow<'a, str>>,
+    target: Option<Cow<'a, str>>,
+    protocol: Option<Cow<'a, str>>,
+}
+
+impl<'a> ShownLine<'a> {
+    /// Splits a line that was not parsed if it has the form of a request line. Otherwise the target is all of the line.
+    fn of(received: &'a ReceivedRequest) -> Self {
+        let line = match received {
+            ReceivedRequest::Parsed(received) => {
+                return ShownLine {
+                    method: Some(text(received.method.as_str().as_bytes(), LONGEST_TEXT)),
+                    target: Some(Cow::Owned(text(target(received).as_bytes(), LONGEST_TARGET).into_owned())),
+                    protocol: Some(format!("{:?}", received.version).into()),
+                };
+            }
+            ReceivedRequest::Unparsed(line) => line,
+        };
+        let parts: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let shown = |part: &'a [u8], most| Some(text(part, most)).filter(|text| !text.is_empty());
+        match parts[..] {
+            [method, target, protocol] if protocol.starts_with(b"HTTP/") => ShownLine {
+                method: shown(method, LONGEST_TEXT),
+                target: shown(target, LONGEST_TARGET),
+                protocol: shown(protocol, LONGEST_TEXT),
+            },
+            _ => ShownLine { method: None, target: shown(line, LONGEST_TARGET), protocol: None },
+        }
+    }
 }
 
 /// Returns at most `most` bytes of a text, with a mark if the text was longer.

@@ -13,6 +13,7 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::system::files;
+use crate::tls::handshake_error::certificate_in_words;
 
 /// A certificate with its chain, and its key; both in PEM.
 pub struct CertificateFiles {
@@ -43,6 +44,10 @@ pub(super) fn certified(files: &CertificateFiles, provider: &CryptoProvider) -> 
         // Unknown: the library doesn't tell the public half of this kind of key.
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
         Err(Error::InconsistentKeys(_)) => Err(vec![mismatch(files, &certified)]),
+        Err(Error::InvalidCertificate(error)) => {
+            let (path, problem) = (files.chain.display(), certificate_in_words(&error));
+            Err(vec![PemError::Chain(format!("invalid certificate: the first in `{path}` {problem}"))])
+        }
         Err(error) => Err(vec![PemError::Chain(unreadable(&files.chain, &error.to_string()))]),
     }
 }
@@ -54,7 +59,11 @@ pub(super) fn authorities(path: &Path) -> Result<(RootCertStore, Vec<Certificate
     for (at, certificate) in certificates.iter().enumerate() {
         let added = roots.add(certificate.clone());
         added.map_err(|error| {
-            format!("invalid authority: certificate {} of `{}`: {error}; remove it", at + 1, path.display())
+            let problem = match &error {
+                Error::InvalidCertificate(error) => certificate_in_words(error),
+                error => error.to_string(),
+            };
+            format!("invalid authority: certificate {} of `{}` {problem}; remove it", at + 1, path.display())
         })?;
     }
     Ok((roots, certificates))

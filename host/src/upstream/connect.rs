@@ -22,6 +22,7 @@ use super::{EndpointAddr, EndpointProtocol, Pools, SocketName, happy_eyeballs};
 use crate::error::{Error, FailureKind, is_of_this_machine, lacks_descriptor};
 use crate::net::tcp::Tcp;
 use crate::protocol::proxy_protocol;
+use crate::tls::handshake_error::{self, TlsPeer};
 
 /// How TLS is spoken to an endpoint.
 #[derive(Clone)]
@@ -147,7 +148,11 @@ async fn negotiate(
 
 fn untrusted(error: io::Error) -> Error {
     let is_tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
-    Error::new(if is_tls { FailureKind::TlsError } else { FailureKind::ConnectionTerminated }, error)
+    let kind = if is_tls { FailureKind::TlsError } else { FailureKind::ConnectionTerminated };
+    match handshake_error::in_words(&error, TlsPeer::Endpoint) {
+        Some(words) => Error::new(kind, words),
+        None => Error::new(kind, error),
+    }
 }
 
 // === Dialer ===

@@ -14,6 +14,7 @@ pub struct ConnectionLimit(Option<Arc<LimitState>>);
 #[derive(Debug)]
 struct LimitState {
     free: Arc<Semaphore>,
+    most: u32,
     waiting: AtomicU32,
     most_waiting: u32,
 }
@@ -39,7 +40,13 @@ impl ConnectionLimit {
     /// At most so many connections, and so many requests that wait for one.
     pub fn limited(connections: u32, most_waiting: u32) -> Self {
         let free = Arc::new(Semaphore::new(connections as usize));
-        ConnectionLimit(Some(Arc::new(LimitState { free, waiting: AtomicU32::new(0), most_waiting })))
+        let (most, waiting) = (connections, AtomicU32::new(0));
+        ConnectionLimit(Some(Arc::new(LimitState { free, most, waiting, most_waiting })))
+    }
+
+    /// Returns the maximum number of connections; `None` if there is no limit.
+    pub fn most(&self) -> Option<u32> {
+        self.0.as_ref().map(|limited| limited.most)
     }
 
     /// Takes a slot at once, or waits in the queue if that isn't full. May be dropped at any time.

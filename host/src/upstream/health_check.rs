@@ -75,7 +75,7 @@ async fn run_check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), St
         pools: None,
     };
     let connecting = connect::connect(address, &terms, ConnectionPermit::default());
-    let mut connection = connecting.await.map_err(|error| error.to_string())?;
+    let mut connection = connecting.await.map_err(|error| format!("{}: {}", error.kind.token(), error.causes()))?;
     match &check.kind {
         CheckKind::Tcp => Ok(()),
         CheckKind::Http(wanted) => http(&mut connection, address, wanted).await,
@@ -186,7 +186,7 @@ async fn exchange(connection: &mut Connection, request: Request<RequestBody>) ->
 }
 
 fn take(answer: &mut CheckResponse, frame: Result<Frame<Bytes>, BodyError>) -> Result<(), String> {
-    match frame.map_err(|error| error.to_string())?.into_data() {
+    match frame.map_err(|error| causes(&*error))?.into_data() {
         Ok(piece) => answer.content.extend(piece),
         Err(frame) => answer.trailers.extend(frame.into_trailers().unwrap_or_default()),
     }

@@ -7,7 +7,7 @@ pub mod head_search;
 pub mod request_head;
 pub mod response_body;
 pub mod response_head;
-mod upload;
+pub mod upload;
 
 use std::cell::{Cell, RefCell};
 use std::io;

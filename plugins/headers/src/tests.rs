@@ -38,6 +38,21 @@ fn a_plan_and_a_call_make_the_same_edits() {
 }
 
 #[test]
+fn edits_see_each_other_in_the_order_of_the_field_names() {
+    let config = json!({ "request": { "set": {
+        "X-B": "{request.header.x-a}", "X-A": "1", "X-C": "{request.header.x-d}", "X-D": "2",
+        "x-lower": "{request.header.x-upper}", "X-Upper": "3",
+    }}});
+    for mut headers in both_ways(config) {
+        let request = Request::get("/").field("x-d", "theirs");
+        let passed = headers.request(request).passed().unwrap();
+        assert_eq!((passed.text("x-a"), passed.text("x-b")), (Some("1"), Some("1")));
+        assert_eq!((passed.text("x-c"), passed.text("x-d")), (Some("theirs"), Some("2")));
+        assert_eq!(passed.text("x-lower"), Some("3"));
+    }
+}
+
+#[test]
 fn responses_are_edited_where_the_conditions_hold() {
     let mut headers = harness(json!({
         "when": { "methods": ["GET"], "paths": ["/api"], "statuses": [200] },

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::session::{RejectedRequest, Session};
+use super::session::{RejectedRequest, Session, first_line};
 use crate::downstream::Transport;
 use crate::downstream::write_timeout::WriteTimeout;
 use crate::protocol::framing::{FramingError, Scanner};
@@ -30,9 +30,15 @@ pub struct ScreenedIo<T> {
 impl<T> ScreenedIo<T> {
     /// Scans received bytes, and returns how many of them are passed to hyper; `None` if the bytes are rejected.
     fn scan(&mut self, bytes: &[u8]) -> Option<usize> {
+        let (was_between, was_in_head) = (self.scanner.is_between(), self.scanner.is_in_head());
         if let Err(refusal) = self.scanner.take(bytes) {
             let whole = self.scanner.whole();
+            if was_between || whole > 0 {
+                self.session.rejected_line.replace(first_line(&bytes[whole..]));
+            }
             if whole == 0 {
+                // Within a body, the exchange that reads it is answered with the error.
+                self.session.is_answered.set(!was_between && !was_in_head);
                 self.session.refused.set(Some(RejectedRequest::Framing(refusal)));
                 return None;
             }
@@ -55,13 +61,24 @@ impl<T> ScreenedIo<T> {
         if self.session.upload.borrow().is_over() {
             return Poll::Pending;
         }
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the content's framing is refused")))
+        let reason = match self.session.refused.get() {
+            Some(RejectedRequest::Framing(refusal)) => refusal.reason(),
+            _ => "the body is malformed",
+        };
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, reason)))
     }
 
     /// Whether the client has closed its sending side after a whole request (RFC 9112 §9.6) whose response is not
     /// complete. hyper would treat that end as an aborted connection.
     fn is_owed_a_response(&self) -> bool {
         self.session.heard_all.get() && self.scanner.is_between() && self.session.owes_response()
+    }
+
+    /// Records the first bytes of a response, if these were.
+    fn note_response(&self, written: &Poll<io::Result<usize>>, before: u64) {
+        if matches!(written, Poll::Ready(Ok(1..))) && self.session.is_response_due() {
+            self.session.begin_response(before);
+        }
     }
 
     /// Intercepts hyper's own response to bytes that it can't parse, so that the proxy's error response is sent
@@ -123,7 +140,10 @@ impl<T: Transport> AsyncWrite for ScreenedIo<T> {
             return Poll::Ready(Ok(bytes.len()));
         }
         self.session.flushed.set(false);
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        let before = self.io.socket.bytes_sent();
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.note_response(&written, before);
+        written
     }
 
     fn poll_write_vectored(
@@ -135,7 +155,10 @@ impl<T: Transport> AsyncWrite for ScreenedIo<T> {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
         self.session.flushed.set(false);
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+        let before = self.io.socket.bytes_sent();
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.note_response(&written, before);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use crate::body::BodyError;
 use crate::body::upload::{ClientContent, UploadProgress};
-use crate::downstream::{ClientConnection, ResponseStream};
+use crate::downstream::{ClientConnection, ResponseStream, Transport};
 use crate::error::FailureKind;
 use crate::exchange::Timers;
 use crate::exchange::record::ExchangeRecord;
@@ -28,6 +28,9 @@ use crate::protocol::framing::FramingError;
 /// The idle time after which a connection frees its buffers. Recreating them costs about as much as parsing a request,
 /// so that clients without a pause should keep them.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
+
+/// The maximum number of bytes of a rejected request's first line that are kept: more than the access log shows.
+const LONGEST_LINE: usize = 10 << 10;
 
 /// The state of an HTTP/1 connection that its exchanges and its socket use.
 pub struct Session {
@@ -56,11 +59,20 @@ pub struct Session {
     pub upload: RefCell<UploadProgress>,
     /// The reason why the connection can't have another request; `None` if it can.
     pub refused: Cell<Option<RejectedRequest>>,
+    /// Whether the rejected bytes belong to the body of a request that has a response of its own.
+    pub is_answered: Cell<bool>,
+    /// The bytes of the rejected request's first line that were read, for the access log; empty if none are known.
+    pub rejected_line: RefCell<Bytes>,
     /// The switched protocol of the connection, once the response head that says so is sent.
     pub switched: RefCell<Option<(SwitchedProtocol, Option<ExchangeRecord>)>>,
     /// Exchanges whose last bytes may still be in hyper's buffers: their records are reported once the client has its
     /// response.
     ended: RefCell<SmallVec<[ExchangeRecord; 1]>>,
+    /// Exchanges whose response was sent after the client had closed its sending side. Their records are reported once
+    /// it is known whether the client was still there.
+    unconfirmed: RefCell<SmallVec<[ExchangeRecord; 1]>>,
+    /// How far the last response is.
+    response: Cell<SentResponse>,
     /// The number of requests so far.
     served: Cell<usize>,
 }
@@ -74,6 +86,22 @@ pub enum RejectedRequest {
     Late,
     /// hyper can't parse the request, and would answer with this status.
     Malformed(u16),
+}
+
+/// How much of a response was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SentResponse {
+    /// There is no response yet, but for interim ones.
+    Nothing,
+    /// hyper has the head, and nothing was sent since.
+    Given,
+    /// The response has begun.
+    Begun {
+        /// The number of bytes that were sent on the connection before.
+        before: u64,
+        /// Whether the client had closed its sending side by then.
+        after_end: bool,
+    },
 }
 
 pin_project! {
@@ -113,8 +141,12 @@ impl Session {
             flushed: Cell::new(true),
             upload: RefCell::new(UploadProgress::over()),
             refused: Cell::new(None),
+            is_answered: Cell::new(false),
+            rejected_line: RefCell::default(),
             switched: RefCell::default(),
             ended: RefCell::default(),
+            unconfirmed: RefCell::default(),
+            response: Cell::new(SentResponse::Nothing),
             served: Cell::new(0),
         })
     }
@@ -127,6 +159,7 @@ impl Session {
         self.busy.set(true);
         self.client.presence.serve();
         self.speaking.set(true);
+        self.response.set(SentResponse::Nothing);
         self.served.set(self.served.get() + 1);
         self.rest.clear();
         self.head.clear();
@@ -139,6 +172,7 @@ impl Session {
 
     /// Makes a response report its end, and announce the connection's end if it is the last one.
     fn track(self: &Rc<Self>, mut response: Response<ResponseStream>) -> Response<Http1Body> {
+        self.response.set(SentResponse::Given);
         let is_last = self.served.get() >= self.client.arrival.listener.limits.requests;
         // A client that sends ambiguous bytes may have meant the following ones differently too.
         let is_doubtful = |kind| {
@@ -171,11 +205,44 @@ impl Session {
         if !self.busy.get() {
             self.speaking.set(false);
         }
+        let mut ended = self.ended.take();
+        let has_ended = !ended.is_empty();
+        ended.iter_mut().for_each(ExchangeRecord::sent);
+        if self.heard_all.get() {
+            self.unconfirmed.borrow_mut().extend(ended);
+        }
         // Not before: while the client reads a response slowly, it can't be expected to send another request.
-        if !self.ended.take().is_empty() && !self.busy.get() {
+        if has_ended && !self.busy.get() {
             let limits = &self.client.arrival.listener.limits;
             self.head.set(if self.in_head.get() { limits.head_timeout } else { limits.keep_alive });
             self.client.presence.wait(self.client.clock.now());
+        }
+    }
+
+    /// Whether a response was given to hyper and no byte was sent since.
+    pub fn is_response_due(&self) -> bool {
+        self.response.get() == SentResponse::Given
+    }
+
+    /// Records that the first bytes of a response were sent, on a connection that had sent `before` bytes.
+    pub fn begin_response(&self, before: u64) {
+        self.response.set(SentResponse::Begun { before, after_end: self.heard_all.get() });
+    }
+
+    /// Whether it is not known yet if the client was there to receive a response.
+    pub fn has_unconfirmed(&self) -> bool {
+        !self.unconfirmed.borrow().is_empty()
+    }
+
+    /// Reports the exchanges that are left when the connection ends. `is_gone` tells whether the client has reset the
+    /// connection.
+    pub fn report<T: Transport>(&self, socket: &T, is_gone: fn(&T) -> bool) {
+        let records = self.ended.take().into_iter().chain(self.unconfirmed.take());
+        for mut record in records.filter(|_| is_gone(socket)) {
+            record.client_left(match self.response.get() {
+                SentResponse::Nothing | SentResponse::Given => true,
+                SentResponse::Begun { before, after_end } => after_end && socket.taken() <= before,
+            });
         }
     }
 
@@ -193,6 +260,15 @@ impl Session {
             deadline.clear();
         }
     }
+}
+
+/// Returns the first line of bytes that begin with a head, as far as it is there. Empty lines before it are skipped.
+pub fn first_line(bytes: &[u8]) -> Bytes {
+    let begin = bytes.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(bytes.len());
+    let rest = &bytes[begin..];
+    let line = &rest[..memchr::memchr(b'\n', rest).unwrap_or(rest.len())];
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    Bytes::copy_from_slice(&line[..line.len().min(LONGEST_LINE)])
 }
 
 impl<F: Future<Output = Response<ResponseStream>>> Future for ExchangeFuture<F> {

@@ -9,7 +9,7 @@ use http_body::Body;
 use super::cache_status::CacheStatus;
 use super::hit;
 use super::store_writer::{StoreWriter, WriteTarget};
-use super::{CacheMiss, CacheResponse, POLICY_FAILED, Stale};
+use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GONE, POLICY_FAILED, Stale};
 use crate::body::upload::{RequestBody, UploadProgress};
 use crate::context::ExchangeContext;
 use crate::error::FailureKind;
@@ -166,9 +166,11 @@ impl Fetch<'_> {
                     upload: UploadProgress::over(),
                     hop: HopOptions::default(),
                 };
-                let [step] = self.clock.deadlines();
-                let forwarded = forward(worker, upstream, context, &mut sending, &step).await?;
-                (forwarded.response, forwarded.edits, ChainPosition::bottom(route))
+                let ([step], bottom) = (self.clock.deadlines(), ChainPosition::bottom(route));
+                self.asking.reached.set(bottom);
+                let forwarded = forward(worker, upstream, context, &mut sending, &step).await;
+                let forwarded = forwarded.map_err(|error| ChainFailure::new(error, bottom))?;
+                (forwarded.response, forwarded.edits, bottom)
             }
         };
         let (mut parts, body) = response.into_parts();
@@ -232,7 +234,8 @@ impl Fetch<'_> {
             worker.generation.store.remove(asking.id, stale);
             end(lead, FetchOutcome::Pass);
             let report = CacheStatus::forwarded(asking.why).status(StatusCode::NOT_MODIFIED).detail(refused);
-            return Ok(asking.serve(worker, context, stale, report).unwrap_or_else(|| asking.gateway_timeout(worker)));
+            let gone = || asking.gateway_timeout(worker, report.detail(Some(CONFIRMED_CONTENT_GONE)));
+            return Ok(asking.serve(worker, context, stale, report).unwrap_or_else(gone));
         }
         stored.headers.entry(header::DATE).or_insert_with(date_header);
         context.response = Some(stored);
@@ -266,8 +269,8 @@ impl Fetch<'_> {
             }
         };
         end(lead, landing);
-        let mut response =
-            asking.serve(worker, context, &object, report).unwrap_or_else(|| asking.gateway_timeout(worker));
+        let gone = || asking.gateway_timeout(worker, report.detail(Some(CONFIRMED_CONTENT_GONE)));
+        let mut response = asking.serve(worker, context, &object, report).unwrap_or_else(gone);
         response.headers_mut().extend(own);
         Ok(response)
     }
@@ -318,7 +321,8 @@ impl Fetch<'_> {
             filling.run(body).await;
             drop(alive);
         });
-        let mut response = response.unwrap_or_else(|| asking.gateway_timeout(worker));
+        let gone = || asking.gateway_timeout(worker, report.detail(Some(FETCHED_CONTENT_GONE)));
+        let mut response = response.unwrap_or_else(gone);
         response.headers_mut().extend(own);
         response
     }
