@@ -183,7 +183,7 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            process_log::print(&format!("{error:#}"), FLUSH);
+            process_log::print(&format!("{error:#}"), FLUSH_ERROR);
             ExitCode::FAILURE
         }
     }
@@ -191,6 +191,10 @@ pub fn main() -> ExitCode {
 
 /// The maximum time that the end of the process waits for the reader of its log.
 const FLUSH: Duration = Duration::from_secs(1);
+
+/// The maximum time for the error that a command ends with, which is all that the command says. On a busy machine, a
+/// write to a file may take longer than a second.
+const FLUSH_ERROR: Duration = Duration::from_secs(5);
 
 /// Sends log lines and panics to the process log.
 fn start_log() {
