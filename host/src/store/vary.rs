@@ -51,6 +51,11 @@ impl VaryValue {
         self.0.iter().map(|selector| selector.name.clone())
     }
 
+    /// Returns the number of fields.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Returns an unambiguous encoding of the names and values.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
