@@ -167,6 +167,18 @@ fn a_bomb_is_an_error_that_names_its_limit() {
     }
 }
 
+/// A trap copies the names of the functions that it was met in: twenty names of 40 MiB took a gigabyte of the proxy.
+#[test]
+fn functions_with_names_that_no_trap_should_copy_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = |length: usize| with_module(&format!("(module (func ${}))", "n".repeat(length)));
+    std::fs::write(folder.path().join("named.wasm"), named(64 << 10)).unwrap();
+    std::fs::write(folder.path().join("long.wasm"), named((64 << 10) + 1)).unwrap();
+    let error = checked(folder.path(), &naming("long.wasm", ""));
+    assert!(error.contains("a function's name is too long: found 65537 bytes; at most 65536 are allowed"), "{error}");
+    assert_eq!(run(&["inspect", folder.path().join("named.wasm").to_str().unwrap()]).0, Some(0));
+}
+
 #[test]
 fn a_plugin_that_is_configured_without_end_dies_apart() {
     let folder = tempfile::tempdir().unwrap();

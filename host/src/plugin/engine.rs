@@ -10,7 +10,8 @@ use super::bindings::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
 use super::compiled_cache::{CompiledCache, Seal, Unusable};
-use super::cpu_time::TICK;
+use super::cpu_time::{self, TICK};
+use super::function_names;
 use super::host::{HostState, MOST_CORE_INSTANCES, MOST_TABLE_ELEMENTS};
 use super::instance_limit::InstanceLimit;
 use super::instance_maker::InstanceMaker;
@@ -166,6 +167,10 @@ impl Runtime {
         }
         if !bytes.starts_with(&MODULE[..4]) {
             return Err(LoadError::NotWebAssembly);
+        }
+        let name = function_names::longest(bytes);
+        if name > function_names::LONGEST {
+            return Err(LoadError::FunctionName(name));
         }
         let component = Component::from_binary(&self.engine, bytes).map_err(LoadError::NotAComponent)?;
         self.prepare(&component, &blake3::hash(bytes).to_hex())
