@@ -121,7 +121,10 @@ impl Runtime {
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {
             while let Some(engine) = clock.upgrade() {
-                let _ = guard(Task::PluginClock, || engine.increment_epoch());
+                let _ = guard(Task::PluginClock, || {
+                    cpu_time::count_tick();
+                    engine.increment_epoch();
+                });
                 drop(engine);
                 std::thread::sleep(TICK);
             }
