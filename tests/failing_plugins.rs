@@ -123,6 +123,20 @@ fn calls_within_their_limit_take_no_more_than_the_share() {
     assert_eq!(proxy.get("/", "").status(), 200);
 }
 
+/// An instruction may fill all of a memory: no tick interrupts it, but its time counts.
+#[test]
+fn work_that_no_tick_interrupts_takes_no_more_than_the_share() {
+    let limits = "limits.memory = \"256 MiB\"\nlimits.cpu = \"200ms\"\nlimits.share = 5";
+    let proxy = start(&late(&echo(), 1, limits));
+    let mut calls = 0;
+    proxy.log_until("limits.share of 5 %", || {
+        call(&proxy, "fill:200");
+        calls += 1;
+    });
+    assert!(calls < 100, "{calls} calls, of some 20 ms each");
+    assert_eq!(proxy.get("/", "").status(), 200);
+}
+
 #[test]
 fn the_whole_share_is_no_limit() {
     let proxy = start(&late(&echo(), 1, "limits.share = 100"));

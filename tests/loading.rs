@@ -40,6 +40,27 @@ fn with_module(text: &str) -> Vec<u8> {
     [std::fs::read(MISBEHAVE).unwrap(), section(1, &wat::parse_str(text).unwrap())].concat()
 }
 
+/// Returns a good component with one more core module, written as text, and so many instances of the module.
+fn with_instances(text: &str, instances: u8) -> Vec<u8> {
+    let component = with_module(text);
+    let (mut at, mut modules) = (8, 0_u8);
+    while at < component.len() {
+        modules += u8::from(component[at] == 1);
+        let (mut length, mut shift) = (0, 0);
+        loop {
+            at += 1;
+            length |= usize::from(component[at] & 0x7f) << shift;
+            shift += 7;
+            if component[at] < 0x80 {
+                break;
+            }
+        }
+        at += 1 + length;
+    }
+    let instance = [0, modules - 1, 0].repeat(instances.into());
+    [component, section(2, &[vec![instances], instance].concat())].concat()
+}
+
 /// Returns nested loops, each of which carries all locals along: compiling them takes more than a minute.
 fn burns_time() -> Vec<u8> {
     let depth = 500;
@@ -182,6 +203,30 @@ fn a_bomb_is_an_error_that_names_its_limit() {
         assert!(wanted.iter().any(|wanted| error.contains(wanted)), "{name}: {error}");
         assert!(error.contains("plugway.toml:") && error.contains("./bomb.wasm"), "{name}: {error}");
     }
+}
+
+/// A trap copies the names of the functions that it was met in: twenty names of 40 MiB took a gigabyte of the proxy.
+#[test]
+fn functions_with_names_that_no_trap_should_copy_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = |length: usize| with_module(&format!("(module (func ${}))", "n".repeat(length)));
+    std::fs::write(folder.path().join("named.wasm"), named(64 << 10)).unwrap();
+    std::fs::write(folder.path().join("long.wasm"), named((64 << 10) + 1)).unwrap();
+    let error = checked(folder.path(), &naming("long.wasm", ""));
+    assert!(error.contains("a function's name is too long: found 65537 bytes; at most 65536 are allowed"), "{error}");
+    assert_eq!(run(&["inspect", folder.path().join("named.wasm").to_str().unwrap()]).0, Some(0));
+}
+
+/// Thirteen full tables took 10 MiB besides the memory of an instance, and were filled on the worker for each body.
+#[test]
+fn the_tables_of_a_component_are_bounded_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = "(module (table 60000 funcref))";
+    std::fs::write(folder.path().join("one.wasm"), with_instances(table, 1)).unwrap();
+    std::fs::write(folder.path().join("two.wasm"), with_instances(table, 2)).unwrap();
+    let error = checked(folder.path(), &naming("two.wasm", ""));
+    assert!(error.contains("table minimum size of 60000 elements exceeds table limits"), "{error}");
+    assert_eq!(run(&["inspect", folder.path().join("one.wasm").to_str().unwrap()]).0, Some(0));
 }
 
 #[test]

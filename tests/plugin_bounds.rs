@@ -286,6 +286,25 @@ fn what_a_cache_policy_returns_is_bounded() {
     }
 }
 
+/// The names of fields that a policy lists count against the memory of the cache, like everything that is stored.
+#[test]
+fn long_names_that_a_cache_policy_lists_take_no_more_than_the_memory_of_the_cache() {
+    let stored = origin(|_| b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 1\r\n\r\n1".to_vec());
+    let text = manifest(&stored, &format!("{{ use = {POLICY:?} }}"), "[cache]\nmemory = \"16 MiB\"\n");
+    let proxy = Proxy::start(&text);
+    let fill = |numbers: std::ops::Range<u32>| {
+        for number in numbers {
+            let got = proxy.get(&format!("/{number}"), "\r\nX-Misbehave: long-names");
+            assert!(got.field("cache-status").is_some_and(|report| report.contains("stored")), "{}", got.start);
+        }
+    };
+    fill(0..50);
+    let before = proxy.memory_kib();
+    // Each response has 256 KiB of names.
+    fill(50..600);
+    assert!(proxy.memory_kib() < before + 48 * 1024, "{} KiB before, {} after", before, proxy.memory_kib());
+}
+
 #[test]
 fn the_sdk_repeats_the_bounds_of_the_host() {
     let constants = |text: &'static str| -> Vec<&'static str> {

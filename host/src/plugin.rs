@@ -13,6 +13,7 @@ pub mod configured;
 mod cpu_time;
 pub mod engine;
 pub mod failure;
+mod function_names;
 mod host;
 pub mod instance;
 pub mod instance_limit;

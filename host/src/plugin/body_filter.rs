@@ -180,6 +180,8 @@ impl BodyFilter {
         });
         if result.is_ok() {
             self.instance = Some(instance);
+        } else {
+            self.guard.discard(instance);
         }
         result
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::breaker::{CallOutcome, CallPermit};
 use super::call_error::PluginFailure;
 use super::configured::ConfiguredPlugin;
-use super::cpu_time::TICK;
+use super::cpu_time::{CallStart, TICK};
 use super::failure::ExchangeName;
 use super::instance::Instance;
 use super::instance_orders::OrderedInstance;
@@ -87,11 +87,14 @@ impl PluginCaller {
         let found = kept.map_or_else(fresh, Ok);
         let mut instance = found.inspect_err(|failure| self.settle_without_call(permit, failure))?;
         let result = self.run(&mut instance, permit, call);
-        if is_whole(&result) && self.configured.isolation == Isolation::Worker && !self.is_released.get() {
+        let is_kept = self.configured.isolation == Isolation::Worker && !self.is_released.get();
+        if is_whole(&result) && is_kept {
             slot.fill(instance);
-        } else if self.configured.isolation == Isolation::Worker && !self.is_released.get() {
+            return result;
+        }
+        self.discard(instance);
+        if is_kept {
             // The next call finds an instance that was made meanwhile.
-            drop(instance);
             self.supply().order();
         }
         result
@@ -134,12 +137,22 @@ impl PluginCaller {
             instance.set_budget(time);
         }
         let began = figures.calls.value().is_multiple_of(SAMPLE_EVERY).then(Instant::now);
+        let start = CallStart::now(self.share.is_watched());
         let result = call(instance).map_err(|failure| instance.explained(failure));
         if let Some(began) = began {
             figures.nanoseconds.add(began.elapsed().as_nanos() as u64 * SAMPLE_EVERY);
         }
-        self.settle(instance, permit, &result);
+        self.settle(instance, permit, &start, &result);
         result
+    }
+
+    /// Drops an instance, whose memory is given back to the system at the expense of a plugin that is watched.
+    pub(super) fn discard(&self, instance: Box<Instance>) {
+        let start = CallStart::now(self.share.is_watched());
+        drop(instance);
+        if let Some(time) = start.cpu() {
+            self.share.charge_time(time / SLOWNESS, Instant::now());
+        }
     }
 
     /// Returns a fresh instance for this worker.
@@ -215,23 +228,46 @@ impl PluginCaller {
         self.supply().breaker.admit(now).ok_or(PluginFailure::Open)
     }
 
-    fn settle<R>(&self, instance: &mut Instance, permit: CallPermit, result: &Result<R, PluginFailure>) {
+    fn settle<R>(
+        &self,
+        instance: &mut Instance,
+        permit: CallPermit,
+        start: &CallStart,
+        result: &Result<R, PluginFailure>,
+    ) {
         let breaker = &self.supply().breaker;
         let since_tick = instance.cpu_since_tick();
+        let (measured, has_missed_ticks) = (start.cpu(), start.has_missed_ticks(since_tick));
+        let is_late = measured.is_some_and(|time| time > self.longest_call());
         let outcome = match result {
             Err(PluginFailure::Deadline(_)) => CallOutcome::Late,
+            _ if is_late => CallOutcome::Late,
             result if is_whole(result) => CallOutcome::Returned,
             _ => CallOutcome::Failed,
         };
-        if permit == CallPermit::Usual && outcome == CallOutcome::Returned && since_tick.is_none() {
+        let is_short = since_tick.is_none() && measured.is_none() && !has_missed_ticks;
+        if permit == CallPermit::Usual && outcome == CallOutcome::Returned && is_short {
             return breaker.end_row();
         }
         let now = Instant::now();
-        if let Some(since_tick) = since_tick {
-            self.share.charge_ticks(since_tick, now);
+        if has_missed_ticks {
+            self.share.watch();
+        }
+        match (measured, since_tick) {
+            (Some(time), _) => self.share.charge_measured(time, now),
+            (None, Some(since_tick)) => self.share.charge_ticks(since_tick, now),
+            // A tick that the call didn't notice is as likely as any other.
+            (None, None) if has_missed_ticks => self.share.charge_ticks(Duration::ZERO, now),
+            (None, None) => {}
         }
         breaker.settle(permit, outcome, now);
         instance.set_budget(Duration::MAX);
+    }
+
+    /// Returns the CPU time beyond which a call is late though it has returned: its limit, the ticks by which the limit is
+    /// kept, and the host's part where that is slow.
+    fn longest_call(&self) -> Duration {
+        (self.configured.limits.cpu + TICK * 2).saturating_mul(SLOWNESS)
     }
 
     pub(super) fn settle_without_call(&self, permit: CallPermit, failure: &PluginFailure) {

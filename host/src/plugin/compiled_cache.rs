@@ -274,8 +274,8 @@ fn accepted(seal: &Seal) -> String {
 fn name(engine: &Engine, component: &blake3::Hash) -> String {
     let mut settings = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut settings);
-    // The form of the file.
-    2_u8.hash(&mut settings);
+    // The form of the file, and the checks that a component has passed before it was compiled.
+    3_u8.hash(&mut settings);
     format!("{}-{:016x}", component.to_hex(), settings.finish())
 }
 

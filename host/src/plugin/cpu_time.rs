@@ -1,6 +1,7 @@
 //! The CPU time of a plugin's call, measured at ticks of the engine's clock: a call that no tick meets costs no clock
 //! reading.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -8,6 +9,41 @@ use wasmtime::UpdateDeadline;
 
 /// How often the clock of running plugins ticks; a limit of CPU time is kept to within one tick.
 pub const TICK: Duration = Duration::from_millis(5);
+
+/// The ticks of this process so far.
+static TICKS: AtomicU64 = AtomicU64::new(0);
+
+/// Counts a tick. Called before the engine's clock ticks.
+pub(super) fn count_tick() {
+    TICKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The beginning of a call, by which work is found that no tick can interrupt: plugins check for ticks where a loop
+/// turns and where a function begins, but an instruction may fill all of a memory.
+pub(super) struct CallStart {
+    ticks: u64,
+    /// The thread's CPU time; `None` if the call is not measured from its beginning.
+    cpu: Option<Duration>,
+}
+
+impl CallStart {
+    /// Begins a call, which is measured from now on if it `is_watched`.
+    pub(super) fn now(is_watched: bool) -> Self {
+        CallStart { ticks: TICKS.load(Ordering::Relaxed), cpu: is_watched.then(thread_time) }
+    }
+
+    /// Whether ticks have passed that the call didn't notice. That may also be due to a thread that didn't run.
+    pub(super) fn has_missed_ticks(&self, since_tick: Option<Duration>) -> bool {
+        let passed = TICKS.load(Ordering::Relaxed).wrapping_sub(self.ticks);
+        // Most calls are over before the next tick.
+        passed > 0 && u128::from(passed) > since_tick.map_or(0, |time| 1 + time.as_nanos() / TICK.as_nanos())
+    }
+
+    /// Returns the CPU time since the beginning; `None` if the call is not measured.
+    pub(super) fn cpu(&self) -> Option<Duration> {
+        self.cpu.map(|cpu| thread_time().saturating_sub(cpu))
+    }
+}
 
 /// The CPU time of the call under way.
 #[derive(Default)]

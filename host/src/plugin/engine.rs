@@ -10,7 +10,8 @@ use super::bindings::{
     balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
 };
 use super::compiled_cache::{CompiledCache, Seal, Unusable};
-use super::cpu_time::TICK;
+use super::cpu_time::{self, TICK};
+use super::function_names;
 use super::host::{HostState, MOST_CORE_INSTANCES, MOST_TABLE_ELEMENTS};
 use super::instance_limit::InstanceLimit;
 use super::load_error::LoadError;
@@ -113,7 +114,10 @@ impl Runtime {
         let clock = engine.weak();
         std::thread::Builder::new().name("plugin-clock".into()).spawn(move || {
             while let Some(engine) = clock.upgrade() {
-                let _ = guard(Task::PluginClock, || engine.increment_epoch());
+                let _ = guard(Task::PluginClock, || {
+                    cpu_time::count_tick();
+                    engine.increment_epoch();
+                });
                 drop(engine);
                 std::thread::sleep(TICK);
             }
@@ -159,6 +163,10 @@ impl Runtime {
         }
         if !bytes.starts_with(&MODULE[..4]) {
             return Err(LoadError::NotWebAssembly);
+        }
+        let name = function_names::longest(bytes);
+        if name > function_names::LONGEST {
+            return Err(LoadError::FunctionName(name));
         }
         let component = Component::from_binary(&self.engine, bytes).map_err(LoadError::NotAComponent)?;
         self.prepare(&component, &blake3::hash(bytes).to_hex())

@@ -47,7 +47,7 @@ const MOST_RESOURCES: usize = 256;
 /// Core instances of one component: those from Python have one for each library, some 40 in all.
 pub(super) const MOST_CORE_INSTANCES: usize = 64;
 
-/// Functions that an instance may call indirectly; large guests have some thousands.
+/// Elements of all tables of an instance: functions that it may call indirectly; large guests have some thousands.
 pub(super) const MOST_TABLE_ELEMENTS: usize = 100_000;
 
 impl HostState {
@@ -55,7 +55,7 @@ impl HostState {
     pub fn new(memory: usize, lines: PluginLog) -> Self {
         let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).tables(16);
         let limits = limits.instances(MOST_CORE_INSTANCES).table_elements(MOST_TABLE_ELEMENTS);
-        let limits = MemoryLimit::new(limits.build());
+        let limits = MemoryLimit::new(limits.build(), MOST_TABLE_ELEMENTS);
         let mut table = ResourceTable::new();
         table.set_max_capacity(MOST_RESOURCES);
         let mut wasi = WasiCtx::builder();

@@ -1,5 +1,7 @@
 //! The errors of a component that can't be loaded.
 
+use super::function_names;
+
 /// A component that can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -12,6 +14,11 @@ pub enum LoadError {
     CoreModule,
     #[error("not a component: {}; build it for wasm32-wasip2", one_line(.0))]
     NotAComponent(wasmtime::Error),
+    #[error(
+        "a function's name is too long: found {0} bytes; at most {longest} are allowed, so build the component without \
+         names, such as by `strip = true`", longest = function_names::LONGEST
+    )]
+    FunctionName(usize),
     #[error("unknown import: {0:#}; expected those of WIT package `plugway:plugin@0.1.0` and of WASI 0.2 alone")]
     Imports(wasmtime::Error),
     #[error(

@@ -6,14 +6,18 @@ use wasmtime::{ResourceLimiter, StoreLimits};
 /// The limits of one instance.
 pub struct MemoryLimit {
     limits: StoreLimits,
+    /// The elements of all tables, and the most of them.
+    elements: usize,
+    most_elements: usize,
     /// Whether memory was refused since the last call of [`MemoryLimit::forget`].
     pub(super) is_refused: bool,
 }
 
 impl MemoryLimit {
-    /// Limits under which nothing was refused yet.
-    pub fn new(limits: StoreLimits) -> Self {
-        MemoryLimit { limits, is_refused: false }
+    /// Returns limits under which nothing was refused yet, with a limit for the elements of all tables together: each takes
+    /// eight bytes besides the instance's memory.
+    pub fn new(limits: StoreLimits, most_elements: usize) -> Self {
+        MemoryLimit { limits, elements: 0, most_elements, is_refused: false }
     }
 
     /// Forgets refusals: the guest has survived them.
@@ -34,7 +38,12 @@ impl ResourceLimiter for MemoryLimit {
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        self.limits.table_growing(current, desired, maximum)
+        let elements = self.elements.saturating_add(desired.saturating_sub(current));
+        let grows = elements <= self.most_elements && self.limits.table_growing(current, desired, maximum)?;
+        if grows {
+            self.elements = elements;
+        }
+        Ok(grows)
     }
 
     fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
@@ -51,5 +60,20 @@ impl ResourceLimiter for MemoryLimit {
 
     fn memories(&self) -> usize {
         self.limits.memories()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::StoreLimitsBuilder;
+
+    use super::*;
+
+    #[test]
+    fn tables_share_their_elements() {
+        let mut limits = MemoryLimit::new(StoreLimitsBuilder::new().table_elements(100).build(), 100);
+        let mut grow = |current, desired| limits.table_growing(current, desired, None).unwrap();
+        assert!(grow(0, 60) && !grow(0, 41) && grow(0, 30) && grow(60, 70) && !grow(70, 71));
+        assert!(grow(0, 0) && !grow(0, usize::MAX));
     }
 }

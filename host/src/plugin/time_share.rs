@@ -33,6 +33,10 @@ pub struct TimeShare {
     full_at: Cell<Instant>,
     worker: Rc<Shares>,
     is_spent: Cell<bool>,
+    /// The number of calls that are measured from their beginning to their end, since one has missed ticks.
+    watched_calls: Cell<u32>,
+    /// The time until which all calls are measured, since one of those was long; `None` if none was.
+    watched_until: Cell<Option<Instant>>,
 }
 
 /// The shares of all plugins of a worker.
@@ -67,6 +71,14 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// a worker after a second of ten late requests, spread over two workers, that they show in the others' 99th percentile.
 const LONG_WINDOW: Duration = Duration::from_secs(20);
 
+/// The calls that are measured after one that missed a tick, which any call may do by chance. Two readings of the clock cost
+/// as much as a short call, so they are few beside those that no tick meets.
+const WATCHED_CALLS: u32 = 16;
+
+/// The time in which all calls are measured after a long one: a plugin whose calls miss ticks over and over has one free of
+/// charge in this time.
+const WATCH: Duration = Duration::from_secs(60);
+
 /// A call that lasts longer delays requests that wait behind it, as many as come meanwhile, each for as long as the call
 /// still takes. Its cost therefore grows with the square of the time beyond this.
 const SHORT: Duration = Duration::from_millis(1);
@@ -93,7 +105,18 @@ impl TimeShare {
         worker.long.widen(long.most.get());
         let all = Bucket::new(micros(WINDOW), now);
         let (full_at, worker, is_spent) = (Cell::new(now), worker.clone(), Cell::new(false));
-        TimeShare { version, percent, all, long, long_calls: Cell::new(0), full_at, worker, is_spent }
+        TimeShare {
+            version,
+            percent,
+            all,
+            long,
+            long_calls: Cell::new(0),
+            full_at,
+            worker,
+            is_spent,
+            watched_calls: Cell::new(0),
+            watched_until: Cell::new(None),
+        }
     }
 
     /// Whether the share was used up at the last charge.
@@ -114,6 +137,27 @@ impl TimeShare {
         }
         self.is_spent.set(missing > 0);
         (missing > 0).then(|| Duration::from_micros(missing.unsigned_abs()))
+    }
+
+    /// Whether the next call is measured from its beginning to its end.
+    pub fn is_watched(&self) -> bool {
+        self.watched_calls.get() > 0 || self.watched_until.get().is_some()
+    }
+
+    /// Has some calls be measured, after one that missed ticks.
+    pub fn watch(&self) {
+        self.watched_calls.set(WATCHED_CALLS);
+    }
+
+    /// Charges a call that was measured from its beginning to its end.
+    pub fn charge_measured(&self, time: Duration, now: Instant) {
+        self.charge_time(time, now);
+        self.watched_calls.set(self.watched_calls.get().saturating_sub(1));
+        if time > SHORT {
+            self.watched_until.set(Some(now + WATCH));
+        } else if self.watched_until.get().is_some_and(|until| until <= now) {
+            self.watched_until.set(None);
+        }
     }
 
     /// Charges a call that was met by a tick, and then took so much more CPU time.
@@ -314,6 +358,25 @@ mod tests {
 
     fn portion(length: Duration, percent: u8) -> f64 {
         length.as_secs_f64() * admitted(length, percent, Duration::from_secs(600), 1) as f64 / 600.0
+    }
+
+    #[test]
+    fn calls_are_measured_for_a_while_after_one_that_missed_ticks() {
+        let worker = Worker::new(1);
+        let (share, began) = (worker.share(50), worker.now);
+        let measured = |tenths: u64, after| share.charge_measured(Duration::from_micros(tenths * 100), began + after);
+        assert!(!share.is_watched());
+        share.watch();
+        (1..WATCHED_CALLS).for_each(|_| measured(1, Duration::ZERO));
+        assert!(share.is_watched());
+        measured(1, Duration::ZERO);
+        assert!(!share.is_watched(), "no call was long");
+        share.watch();
+        measured(20, Duration::ZERO);
+        (0..100).for_each(|_| measured(1, WATCH / 2));
+        assert!(share.is_watched());
+        measured(1, WATCH);
+        assert!(!share.is_watched(), "no call was long for a minute");
     }
 
     #[test]

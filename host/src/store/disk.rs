@@ -101,6 +101,10 @@ const TYPICAL: u64 = 64 << 10;
 /// The block size of the file system, in bytes. A file occupies whole blocks.
 const CLUSTER: u64 = 4096;
 
+/// The index uses at most this fraction of the budget in memory. A file with usual names and tags uses less: it occupies a
+/// block, and some 500 bytes in the index.
+const MEMORY_SHARE: usize = 8;
+
 /// The limit for outdated records in a file, in bytes. A file is rewritten when its old records exceed the limit and
 /// the size of its content.
 const MOST_OLD: u64 = 64 << 10;
@@ -338,7 +342,7 @@ impl IndexedVariant for DiskEntry {
     }
 
     fn weight(&self) -> usize {
-        self.size.next_multiple_of(CLUSTER) as usize
+        (self.size as usize).max(self.label.weight() * MEMORY_SHARE).next_multiple_of(CLUSTER as usize)
     }
 
     fn number(&self) -> u64 {

@@ -71,8 +71,12 @@ struct Evicted<V: IndexedVariant>(Vec<Arc<CacheEntry<V>>>);
 /// workers, and few enough for one part to hold a large response.
 pub const PARTS: usize = 16;
 
-/// The maximum number of variants under one key. The oldest is evicted first.
+/// The maximum number of variants of one scope under one key. The oldest is evicted first.
 const MOST_VARIANTS: usize = 64;
+
+/// The maximum number of fields that these variants depend on, all in all: eight for each. A lookup compares each of them
+/// with the request.
+const MOST_SELECTORS: usize = 512;
 
 /// The part of the budget that a key uses besides its variants, in bytes.
 const OVERHEAD: usize = size_of::<CacheEntry<()>>() + 64;
@@ -136,7 +140,7 @@ impl<V: IndexedVariant> Index<V> {
             }
             resource.passes_until_ms = 0;
             resource.variants.retain(|known| !is_for_the_same(known));
-            resource.variants.truncate(MOST_VARIANTS - 1);
+            resource.make_room(variant.label());
             resource.variants.insert(0, variant.clone());
         });
         if is_late {
@@ -295,6 +299,21 @@ impl<V: IndexedVariant> CacheEntry<V> {
     fn select(&self, scope: u64, request: &HeaderMap) -> Option<Arc<V>> {
         let fits = |variant: &&Arc<V>| variant.label().scope == scope && variant.label().selectors.select(request);
         self.variants.iter().find(fits).cloned()
+    }
+
+    /// Removes the oldest variants of a scope that are too many beside a new one. Those of other scopes stay: they belong
+    /// to other routes.
+    fn make_room(&mut self, new: &VariantInfo) {
+        let (mut variants, mut selectors) = (1, new.selectors.count());
+        self.variants.retain(|known| {
+            let label = known.label();
+            if label.scope != new.scope {
+                return true;
+            }
+            variants += 1;
+            selectors += label.selectors.count();
+            variants <= MOST_VARIANTS && selectors <= MOST_SELECTORS
+        });
     }
 
     fn has(&self, variant: &Arc<V>) -> bool {

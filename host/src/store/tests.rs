@@ -46,6 +46,30 @@ fn each_request_finds_what_was_made_for_it() {
     assert_eq!(store.keys(), 1);
 }
 
+/// A lookup compares all variants with the request, so a policy that lists many fields gets few variants.
+#[test]
+fn variants_that_depend_on_many_fields_are_few_and_those_of_other_routes_stay() {
+    let store = Store::new(64 << 20);
+    let request = |n: usize| HeaderMap::from_iter([(HeaderName::from_static("x-last"), HeaderValue::from(n))]);
+    let put_variant = |scope, n, fields: usize| {
+        let names = (1..fields).map(|field| HeaderName::try_from(format!("x-{field}")).unwrap());
+        let names = names.chain([HeaderName::from_static("x-last")]);
+        put(&store, object("/a", scope, VaryValue::from_request(names, &request(n)), 10, &[]));
+    };
+    let found = |scope| {
+        let is_found = |n: &usize| {
+            let found = store.find(store.id(b"/a"), b"/a", scope, &request(*n), 0);
+            matches!(found, Found::Variant(_))
+        };
+        (0..100).filter(is_found).collect::<Vec<_>>()
+    };
+    (0..100).for_each(|n| put_variant(1, n, 8));
+    assert_eq!(found(1), (36..100).collect::<Vec<_>>(), "64 variants with 8 fields each");
+    (0..100).for_each(|n| put_variant(2, n, 256));
+    assert_eq!(found(2), [98, 99], "two variants with 256 fields each");
+    assert_eq!(found(1).len(), 64, "another route keeps its variants");
+}
+
 #[test]
 fn a_newer_response_takes_the_place_of_the_older() {
     let store = Store::new(1 << 20);

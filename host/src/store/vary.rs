@@ -51,6 +51,11 @@ impl VaryValue {
         self.0.iter().map(|selector| selector.name.clone())
     }
 
+    /// Returns the number of fields.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Returns an unambiguous encoding of the names and values.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -65,8 +70,11 @@ impl VaryValue {
 
     /// Returns the memory that the values occupy, in bytes.
     pub fn weight(&self) -> usize {
-        let value = |selector: &Selector| selector.value.as_ref().map_or(0, |value| value.len());
-        self.0.iter().map(|selector| size_of::<Selector>() + value(selector)).sum()
+        let text = |Selector { name, value }: &Selector| {
+            // A policy may name any field; only the usual names take no memory of their own.
+            name.as_str().len() + value.as_ref().map_or(0, |value| value.len())
+        };
+        self.0.iter().map(|selector| size_of::<Selector>() + text(selector)).sum()
     }
 }
 
@@ -126,6 +134,13 @@ mod tests {
             fields.append(*name, HeaderValue::from_static(value));
         }
         fields
+    }
+
+    #[test]
+    fn names_weigh_as_much_as_values() {
+        let names = (0..256).map(|n| HeaderName::try_from(format!("x-{n:04}-{}", "v".repeat(1_000))).unwrap());
+        let weight = VaryValue::from_request(names, &HeaderMap::new()).weight();
+        assert!((256 * 1_000..300_000).contains(&weight), "{weight} bytes");
     }
 
     fn select(stored: &[(&'static str, &'static str)], asked: &[(&'static str, &'static str)]) -> bool {

@@ -210,3 +210,20 @@ fn a_folder_of_others_is_left_as_it_is() {
     assert!(Disk::open(folder.path(), 64 << 20, &Arc::default()).is_err());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn entries_with_long_names_and_tags_count_for_the_memory_that_they_take() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = open(folder.path());
+    put(&disk, "short");
+    assert_eq!(disk.bytes() / CLUSTER, 1, "{} bytes", disk.bytes());
+    let (head, ()) = Response::new(()).into_parts();
+    let tags = (0..256).map(|n| format!("{n}{}", "t".repeat(1_000)).into()).collect();
+    let label = VariantInfo::new(1, VaryValue::default(), None, tags);
+    let object = StoredResponse::new(label, &head, Content::Whole("long".into()), Freshness::default(), 0);
+    let object = Arc::new(object.with_sequence(disk.number()));
+    let key = b"http://a/long";
+    disk.keep(hash_key(key, disk.seed()), key, &object, disk.purges.moment());
+    disk.flush(Duration::from_secs(60));
+    assert!(disk.bytes() > 8 * 256_000, "{} bytes", disk.bytes());
+}

@@ -1,7 +1,7 @@
 //! A plugin that takes too long or fails, as its configuration or a request says. A request says so in `x-late`:
-//! `spin`, `trap`, `busy:MS` (by the clock) or `work:N` (rounds of a computation).
+//! `spin`, `trap`, `busy:MS` (by the clock), `work:N` (rounds of a computation) or `fill:MIB` (one instruction).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plugway_sdk::metrics::{self, Counter};
@@ -52,6 +52,7 @@ fn act(word: &str) {
     match word.split_once(':') {
         Some(("busy", ms)) => busy(ms.parse().unwrap()),
         Some(("work", rounds)) => work(rounds.parse().unwrap()),
+        Some(("fill", mib)) => fill(mib.parse().unwrap()),
         _ if word == "spin" => spin(),
         _ if word == "trap" => panic!("told to trap"),
         _ => {}
@@ -76,6 +77,15 @@ fn work(rounds: u64) {
     for round in 0..rounds {
         state = std::hint::black_box(state.rotate_left(7) ^ round);
     }
+}
+
+/// Fills so much memory by one instruction, which no tick interrupts.
+fn fill(mib: usize) {
+    std::thread_local! { static FILLED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) }; }
+    FILLED.with_borrow_mut(|filled| {
+        filled.resize(mib << 20, 0);
+        filled.fill(std::hint::black_box(7));
+    });
 }
 
 fn is_after(ms: Option<u64>) -> bool {

@@ -56,6 +56,9 @@ impl CachePolicy for Policy {
             (Some("many-tags"), Keep::Store(storage)) => storage.tags = vec!["x".into(); 300],
             (Some("long-tag"), Keep::Store(storage)) => storage.tags = vec!["x".repeat(2_000)],
             (Some("many-vary"), Keep::Store(storage)) => storage.vary = vec!["x".into(); 300],
+            (Some("long-names"), Keep::Store(storage)) => {
+                storage.vary = (0..256).map(|n| format!("x-{n}-{}", "v".repeat(1_000))).collect();
+            }
             (Some("long-refusal"), keep) => *keep = Keep::Refuse(Refusal::Other("x".repeat(200))),
             (Some("many-names"), Keep::Store(storage)) => storage.drop_fields = vec!["x".into(); 10_000],
             _ => {}
