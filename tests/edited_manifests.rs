@@ -132,6 +132,8 @@ impl Dice {
 /// A good manifest, with the files beside it that are the same for all.
 struct Seed {
     name: String,
+    /// Whether it is from a document, which may show a part of a manifest that names other parts.
+    is_part: bool,
     text: String,
 }
 
@@ -140,7 +142,9 @@ fn seeds(folder: &Path) -> Vec<Seed> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut seeds = Vec::new();
     let mut add = |name: &Path, text: String| {
-        seeds.push(Seed { name: name.file_name().unwrap().to_str().unwrap().into(), text: at_home(&text, folder) })
+        let is_part = name.extension().is_some_and(|extension| extension == "md");
+        let name = name.file_name().unwrap().to_str().unwrap().into();
+        seeds.push(Seed { name, is_part, text: at_home(&text, folder) })
     };
     for path in files(&root.join("tests/manifests/ok"), "toml") {
         add(&path, std::fs::read_to_string(&path).unwrap());
@@ -575,7 +579,7 @@ impl Course {
             let edits = if number < seeds.len() as u64 { 0 } else { dice.one(&[1, 1, 2, 3]).copied().unwrap_or(1) };
             (0..edits).for_each(|_| edit(&mut text, &mut dice));
             if stays(&text, folder)
-                && let Err(failure) = self.one(folder, &text, edits == 0)
+                && let Err(failure) = self.one(folder, &text, edits == 0 && !seed.is_part)
             {
                 let mut report = format!("=== manifest {number}, of {}: {failure}\n", seed.name);
                 let _ = writeln!(report, "--- the manifest\n{}", text.chars().take(8_000).collect::<String>());
