@@ -112,3 +112,38 @@ fn an_endpoint_that_is_a_listener_is_warned_of() {
     }
     assert_eq!(check("0.0.0.0:8080", "192.0.2.1:8080"), "");
 }
+
+#[test]
+fn what_is_probably_meant_otherwise_is_a_warning() {
+    let text = |listener: &str, endpoint: &str, route: &str| {
+        format!(
+            "[[listener]]\naddress = \"{listener}\"\n[upstream.app]\nendpoints = [{endpoint}]\n\
+             [[route]]\nupstream = \"app\"\n{route}\n"
+        )
+    };
+    let (port, other) = ("127.0.0.1:8099", "\"127.0.0.1:8000\"");
+    let cases = [
+        (text(port, other, "path = \"/a/*\""), "`*` in a path stands for itself"),
+        (text(port, other, "path = { exact = \"/a/{id}\" }"), "`{id}` in a path stands for itself"),
+        (text(port, other, "path = \"/a/:id/b\""), "`:id` in a path stands for itself"),
+        (text(port, other, "hosts = []"), "`hosts`: an empty list stands for all"),
+        (text(port, other, "methods = []"), "`methods`: an empty list stands for all"),
+        (text(port, other, "methods = [\"GTE\"]"), "did you mean `GET`?"),
+        (text(port, "\"127.0.0.1:8099\"", ""), "is a listener of this proxy"),
+        (text(port, "{ address = \"127.0.0.1:1\", draining = true }", ""), "are draining"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let said = |text: &str| {
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        check(folder.path(), "plugway.toml")
+    };
+    for (text, why) in cases {
+        let (code, said) = said(&text);
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(code == Some(0) && lines.len() == 1 && said.contains(why) && said.contains("WARN"), "{text}\n{said}");
+    }
+    assert_eq!(said(&text(port, other, "methods = [\"PURGE\"]\npath = \"/a:b\"")), (Some(0), String::new()));
+    let never = "plugins = [{ use = \"headers\", config = { when = { paths = [\"api\"] } } }]";
+    let (code, said) = said(&text(port, other, never));
+    assert!(code == Some(1) && said.contains("config.when.paths") && said.contains("write `/api`"), "{said}");
+}

@@ -3,6 +3,7 @@
 
 pub mod addresses;
 pub mod admin;
+mod doubtful;
 mod endpoints;
 mod health;
 mod instances;
@@ -258,6 +259,7 @@ impl Assembler {
         let store = draft.store(files, &store_limits);
         draft.once(files);
         draft.warn_of_unused(files);
+        draft.warn_of_doubtful(files);
         let Assembly { problems, bindings, used, reserved, mut certificates, .. } = draft;
         certificates.sort_by(|one, other| one.chain.cmp(&other.chain));
         certificates.dedup_by(|one, other| one.chain == other.chain);

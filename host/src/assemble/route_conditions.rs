@@ -1,6 +1,7 @@
 //! The conditions of routes: each function tells why no request ever has such a host, path, method, field or query
 //! parameter.
 
+use crate::config::serde_messages::meant;
 use crate::protocol::path;
 
 /// Why no request has such a host, which may begin with `*.`.
@@ -79,6 +80,16 @@ pub fn method(method: &str) -> Result<http::Method, String> {
     let is_known = STANDARD.contains(&upper.as_str()) && upper != method;
     if is_known { Err(format!("method in lower case: `{method}`; write `{upper}`")) } else { Ok(parsed) }
 }
+
+/// Returns the method that is probably meant by another one, which may be a client's own.
+pub fn meant_method(method: &str) -> Option<&'static str> {
+    let is_known = STANDARD.contains(&method) || OTHERS_IN_USE.contains(&method);
+    if is_known { None } else { meant(method, STANDARD.into_iter()) }
+}
+
+/// Methods that resemble others, and that IANA has registered, or that caches know.
+const OTHERS_IN_USE: [&str; 12] =
+    ["ACL", "BAN", "BIND", "LINK", "LIST", "MERGE", "PRI", "PURGE", "REPORT", "SEARCH", "UNBIND", "UNLINK"];
 
 /// The methods that clients have in use (RFC 9110 §9.3, RFC 5789, RFC 4918).
 const STANDARD: [&str; 16] = [

@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use toml::Spanned;
+
 use super::path_regex::Paths;
 use super::{Assembly, route_conditions, some_of};
 use crate::config::diagnostic::Source;
@@ -68,7 +70,7 @@ impl Assembly<'_> {
             chain.push(binding);
         }
         let made = || {
-            let host = route.hosts.first().map_or("*", |host| host.get_ref());
+            let host = route.hosts.as_ref().and_then(|hosts| hosts.get_ref().first()).map_or("*", |host| host.get_ref());
             let path = route.path.as_ref().map(|path| match path.get_ref() {
                 manifest::Path::Below(path) => path.clone(),
                 manifest::Path::Other(OtherPath::Exact(path) | OtherPath::Prefix(path) | OtherPath::Regex(path)) => {
@@ -86,7 +88,7 @@ impl Assembly<'_> {
     pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> RouteMatch {
         let mut matching = RouteMatch::default();
         let mut known_hosts = HashSet::new();
-        for host in &route.hosts {
+        for host in route.hosts.iter().flat_map(Spanned::get_ref) {
             let name = host_name(host.get_ref());
             let wanted = match name.strip_prefix('*') {
                 Some(below) if below.starts_with('.') => HostMatch::Below(below.into()),
@@ -136,7 +138,7 @@ impl Assembly<'_> {
                 _ => PathMatch::Prefix(text.clone()),
             };
         }
-        for method in &route.methods {
+        for method in route.methods.iter().flat_map(Spanned::get_ref) {
             match route_conditions::method(method.get_ref()) {
                 Ok(parsed) => matching.methods.push(parsed),
                 Err(message) => self.problems.at(source, method.span(), message),

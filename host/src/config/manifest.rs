@@ -725,8 +725,7 @@ pub struct RouteTable {
     /// The hosts, without a port and in any spelling. `*.example.org` matches any name below, at any depth.
     ///
     /// Type: list of hosts. Default: any host. Example: `["example.org", "*.example.org", "[::1]"]`.
-    #[serde(default)]
-    pub hosts: Vec<Spanned<String>>,
+    pub hosts: Option<Spanned<Vec<Spanned<String>>>>,
     /// The path. A text matches this path and all paths below it, on segment boundaries. A table matches in one other
     /// way.
     ///
@@ -736,8 +735,7 @@ pub struct RouteTable {
     /// The methods; the request has one of them.
     ///
     /// Type: list of methods. Default: any method. Example: `["GET", "HEAD"]`.
-    #[serde(default)]
-    pub methods: Vec<Spanned<String>>,
+    pub methods: Option<Spanned<Vec<Spanned<String>>>>,
     /// The fields; the request has all of them, each with this value. `"*"` is any value.
     ///
     /// Type: table of texts. Default: none. Example: `{ X-Version = "2", X-Debug = "*" }`.

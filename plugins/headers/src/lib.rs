@@ -39,6 +39,7 @@ impl Plugin for Headers {
             setup.response_plan = Some(response.unwrap_or(nothing));
         }
         let when = config.when.unwrap_or_default();
+        rules::check_conditions(&when)?;
         Ok(Headers {
             request,
             response,

@@ -36,6 +36,42 @@ pub fn plan(edits: &Edits, at: &str, setup: &mut Setup) -> EditPlan {
     plan
 }
 
+/// Checks that messages can meet each condition; the error names the first one that none meets.
+pub fn check_conditions(when: &When) -> Result<(), ConfigError> {
+    let wrong = |list: &str, at: usize, why: String| Err(ConfigError::at(format!("/when/{list}/{at}"), why));
+    for (at, method) in when.methods.iter().enumerate() {
+        let upper = method.to_ascii_uppercase();
+        if !is_token(method) {
+            return wrong("methods", at, format!("invalid method: `{method}`; expected one such as `GET`"));
+        }
+        if *method != upper && METHODS.contains(&upper.as_str()) {
+            return wrong("methods", at, format!("method in lower case: `{method}`; write `{upper}`"));
+        }
+    }
+    for (at, path) in when.paths.iter().enumerate() {
+        if !path.starts_with('/') {
+            return wrong("paths", at, format!("invalid path: `{path}` does not begin with `/`; write `/{path}`"));
+        }
+        if path.contains(['?', '#', ';']) {
+            let why = format!("path that no request has: `{path}`; paths end before `?`, `#` and `;`");
+            return wrong("paths", at, why);
+        }
+    }
+    match when.statuses.iter().enumerate().find(|(_, status)| !(100..1000).contains(*status)) {
+        Some((at, status)) => wrong("statuses", at, format!("invalid status: {status}; expected a code such as 200")),
+        None => Ok(()),
+    }
+}
+
+/// Whether a text is a token, as a method has to be (RFC 9110 §5.6.2).
+fn is_token(text: &str) -> bool {
+    let is_mark = |byte: u8| b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || is_mark(byte))
+}
+
+/// The methods of RFC 9110 and RFC 5789, which are in capitals; methods have a case.
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+
 /// The conditions for edits.
 pub struct Conditions {
     methods: Option<(Input, Vec<String>)>,

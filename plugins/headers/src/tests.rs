@@ -132,3 +132,18 @@ fn all_mistakes_of_templates_are_named() {
     let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
     assert_eq!(paths, ["/request/set/a", "/request/set/c", "/request/append/d", "/response/default/e"]);
 }
+
+#[test]
+fn conditions_that_no_message_meets_are_errors() {
+    for (when, pointer, why) in [
+        (json!({ "paths": ["/a", "api"] }), "/when/paths/1", "write `/api`"),
+        (json!({ "paths": ["/a?b"] }), "/when/paths/0", "end before `?`"),
+        (json!({ "methods": ["get"] }), "/when/methods/0", "write `GET`"),
+        (json!({ "methods": ["A B"] }), "/when/methods/0", "invalid method"),
+        (json!({ "statuses": [200, 20] }), "/when/statuses/1", "invalid status: 20"),
+    ] {
+        let error = Harness::<Headers>::new(json!({ "when": when })).err().unwrap();
+        assert!(format!("{error:?}").contains(pointer) && format!("{error:?}").contains(why), "{error:?}");
+    }
+    harness(json!({ "when": { "methods": ["PURGE", "GET"], "paths": ["/"], "statuses": [100, 999] } }));
+}
