@@ -594,7 +594,9 @@ fn a_response_that_is_not_stored_for_its_endpoint_is_a_warning() {
     let mut stream = proxy.connect();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let _ = stream.read_to_end(&mut Vec::new());
-    warned(&proxy, "response not stored", &["cause=\""]);
+    let (endpoint, route) = (format!("endpoint=\"{broken}\""), "route=\"*\"");
+    let parts = ["kind=\"connection_terminated\"", "request_id=\"", route, "upstream=\"app\"", &endpoint, "cause=\""];
+    warned(&proxy, "response not stored", &parts);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use http_body::Body;
 
 use super::cache_status::CacheStatus;
 use super::hit;
-use super::store_writer::{StoreWriter, WriteTarget};
+use super::store_writer::{FetchName, StoreWriter, WriteTarget};
 use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GONE, POLICY_FAILED, Stale};
 use crate::body::upload::{RequestBody, UploadProgress};
 use crate::context::ExchangeContext;
@@ -313,6 +313,7 @@ impl Fetch<'_> {
             most: most_in_memory(worker),
             longest: longest(worker),
             into: WriteTarget::Memory,
+            exchange: FetchName::of(context),
         };
         asking.seat.figures(worker).stored.add(1);
         // Requests on other workers may read the response, and those workers may outlive this one.

@@ -8,7 +8,8 @@ use std::task::{Poll, ready};
 use http_body::Body;
 
 use crate::body::BodyError;
-use crate::error::{Error, causes};
+use crate::context::ExchangeContext;
+use crate::error::{Error, FailureKind, causes};
 use crate::exchange::response_body::ResponseBody;
 use crate::store::Store;
 use crate::store::collapse::FetchLeader;
@@ -35,6 +36,27 @@ pub struct StoreWriter {
     pub most: u64,
     pub longest: u64,
     pub into: WriteTarget,
+    pub exchange: FetchName,
+}
+
+/// The exchange that fetches a response, as the log names it.
+pub struct FetchName {
+    request_id: String,
+    route: Arc<str>,
+    upstream: Arc<str>,
+    endpoint: Option<Arc<str>>,
+}
+
+impl FetchName {
+    /// Names the exchange of a context, after its endpoint has responded.
+    pub fn of(context: &ExchangeContext) -> Self {
+        FetchName {
+            request_id: context.request_id().into(),
+            route: context.route.clone(),
+            upstream: context.upstream.clone(),
+            endpoint: context.endpoint.clone(),
+        }
+    }
 }
 
 /// The destination of the arriving content.
@@ -98,13 +120,18 @@ impl StoreWriter {
 
     /// Logs why a response did not arrive completely. Its readers log their own failures, and it may have no readers.
     fn log(&self, error: &BodyError) {
-        if !failure_log::admits(Topic::Cache, "") {
+        let FetchName { request_id, route, upstream, endpoint } = &self.exchange;
+        if !failure_log::admits(Topic::Cache, route) {
             return;
         }
         let known = error.downcast_ref::<Error>();
-        let (kind, limit) = (known.map(|error| error.kind.token()), known.and_then(|error| error.limit));
+        // An endpoint that breaks off leaves an error of its connection.
+        let kind = known.map_or(FailureKind::ConnectionTerminated, |error| error.kind).token();
+        let limit = known.and_then(|error| error.limit);
         let cause = known.map_or_else(|| causes(&**error), Error::causes);
-        tracing::warn!(kind, cause, limit, "response not stored: it came only in part");
+        let (request_id, route, upstream, endpoint) = (&**request_id, &**route, &**upstream, endpoint.as_deref());
+        let what = "response not stored: it came only in part";
+        tracing::warn!(kind, request_id, route, upstream, endpoint, cause, limit, "{what}");
     }
 
     /// Chooses the destination for the content so far: memory, a file if the content is too long for memory, or none.
