@@ -212,6 +212,23 @@ fn a_head_that_is_too_long_over_http2_is_a_warning_too() {
 }
 
 #[test]
+fn a_malformed_request_over_http2_is_a_warning_too() {
+    let proxy = front(&echo(), "", "");
+    let mut client = Raw::connect(&proxy);
+    client.send(
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        1,
+        &http2_endpoint::head(crate::http2::GET, &[("connection", "close")]),
+    );
+    let line = warned(&proxy, "HTTP/2 streams reset", &["client=\"127.0.0.1\"", "streams=1", "cause=\""]);
+    assert!(line.contains("malformed"), "{line}");
+    client.request(3);
+    client.until(|frame| frame.stream == 3 && frame.flags & END_STREAM != 0);
+    assert!(!proxy.has_logged("HTTP/2 streams reset"), "requests that are served leave none");
+}
+
+#[test]
 fn a_client_that_gave_up_and_is_told_so_finds_its_request_in_the_log() {
     let proxy = front(&silent(), "", "");
     let mut stream = proxy.connect();

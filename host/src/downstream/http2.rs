@@ -103,6 +103,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
         sent_at_end: Cell::new(None),
         unconfirmed: RefCell::default(),
         last_heads: Cell::new(0),
+        malformed: Cell::new(0),
     });
     let service = service_fn(|request| streams.clone().exchange(request));
     // Boxed, so that it can end before the socket does.
@@ -128,6 +129,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
         streams.note_sent(transport(&io.socket()).bytes_sent(), io.socket().has_ended());
         streams.was_full.set(streams.was_full.get() || sent.is_pending());
         streams.note_refused(io.socket().counted.counter.last_heads());
+        streams.note_malformed(io.socket().counted.counter.malformed());
         if io.socket().counted.counter.flood().is_some() {
             return Poll::Ready(Ok(()));
         }
@@ -235,6 +237,8 @@ struct Streams {
     unconfirmed: RefCell<Vec<ExchangeRecord>>,
     /// Heads and trailers with the end of their stream that were sent, or that h2 was given to send.
     last_heads: Cell<u64>,
+    /// The streams reset for malformed requests that the log has been told of.
+    malformed: Cell<u64>,
 }
 
 /// Spawns hyper's tasks on the worker that they begin on, each bound to its stream.
@@ -418,6 +422,17 @@ impl Streams {
             let error = Error::new(FailureKind::RequestError, "the head is too long").met("limits.head");
             let (status, received) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, UNKNOWN);
             drop(self.client.refuse(Rejection { error, status, received }));
+        }
+    }
+
+    /// Logs the streams that h2 has reset by itself for a malformed request (RFC 9113 §8.1.1). It doesn't report which rule
+    /// was broken, and no request has begun.
+    fn note_malformed(&self, reset: u64) {
+        let streams = reset - self.malformed.replace(reset);
+        let client = self.client_address();
+        if streams > 0 && failure_log::admits(Topic::Client, client.unwrap_or_default()) {
+            let cause = "a request is malformed (RFC 9113 §8)";
+            tracing::warn!(client, streams, cause, "HTTP/2 streams reset for what their client sent");
         }
     }
 

@@ -33,6 +33,8 @@ pub struct FrameScanner {
     filled: usize,
     /// The number of bytes to skip before the next frame header.
     skip: usize,
+    /// The error code of a RST_STREAM frame as far as it was read; `None` outside of such frames.
+    code: Option<u32>,
 }
 
 /// The header of a frame.
@@ -49,14 +51,31 @@ pub struct FrameHead {
 impl FrameScanner {
     /// Creates a scanner of bytes that begin with a preface of this length, which is no frame.
     pub fn after(preface: usize) -> Self {
-        FrameScanner { head: [0; HEAD], filled: 0, skip: preface }
+        FrameScanner { head: [0; HEAD], filled: 0, skip: preface, code: None }
     }
 
     /// Scans the next bytes and calls `each` for each frame whose header they complete.
-    pub fn scan(&mut self, mut bytes: &[u8], mut each: impl FnMut(FrameHead)) {
+    pub fn scan(&mut self, bytes: &[u8], each: impl FnMut(FrameHead)) {
+        self.scan_with_codes(bytes, each, |_| {});
+    }
+
+    /// Scans the next bytes as [`FrameScanner::scan`] does, and calls `reset` with the error code of each RST_STREAM frame.
+    pub fn scan_with_codes(
+        &mut self,
+        mut bytes: &[u8],
+        mut each: impl FnMut(FrameHead),
+        mut reset: impl FnMut(u32),
+    ) {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
+            if let Some(code) = &mut self.code {
+                *code = bytes[..skipped].iter().fold(*code, |code, byte| code << 8 | u32::from(*byte));
+                if self.skip == 0 {
+                    reset(*code);
+                    self.code = None;
+                }
+            }
             bytes = &bytes[skipped..];
             let read = (HEAD - self.filled).min(bytes.len());
             self.head[self.filled..self.filled + read].copy_from_slice(&bytes[..read]);
@@ -66,6 +85,7 @@ impl FrameScanner {
                 self.filled = 0;
                 let head = FrameHead::parse(&self.head);
                 self.skip = head.length;
+                self.code = (head.kind == RST_STREAM && head.length > 0).then_some(0);
                 each(head);
             }
         }
@@ -132,6 +152,21 @@ mod tests {
                 let pieces = [&stream[..first], &stream[first..second], &stream[second..]];
                 assert_eq!(heads(pieces.into_iter()), whole, "cuts at {first} and {second}");
             }
+        }
+    }
+
+    #[test]
+    fn codes_of_resets_are_the_same_however_reads_split_them() {
+        let frames = [
+            frame(RST_STREAM, 0, 1, &[0, 0, 0, 1]),
+            frame(0, 0, 1, &[3; 20]),
+            frame(RST_STREAM, 0, 3, &[0xff, 0, 0, 8]),
+        ]
+        .concat();
+        for size in 1..=frames.len() {
+            let (mut scanner, mut codes) = (FrameScanner::after(0), Vec::new());
+            frames.chunks(size).for_each(|piece| scanner.scan_with_codes(piece, |_| {}, |code| codes.push(code)));
+            assert_eq!(codes, [1, 0xff00_0008], "pieces of {size}");
         }
     }
 

@@ -25,6 +25,8 @@ pub struct ClientFrames {
     sends_head: bool,
     /// Heads and trailers that were sent with the end of their stream.
     last_heads: u64,
+    /// The streams that were reset with PROTOCOL_ERROR.
+    malformed: u64,
     flood: Option<FrameKind>,
 }
 
@@ -43,6 +45,7 @@ struct OpenRequests {
 const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
 /// RFC 9113 §7.
 const NO_ERROR: u32 = 0;
+const PROTOCOL_ERROR: u32 = 1;
 const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -72,6 +75,7 @@ impl ClientFrames {
             requests,
             sends_head: false,
             last_heads: 0,
+            malformed: 0,
             flood: None,
         }
     }
@@ -84,6 +88,11 @@ impl ClientFrames {
     /// The heads and trailers that were sent with the end of their stream so far.
     pub fn last_heads(&self) -> u64 {
         self.last_heads
+    }
+
+    /// The streams that were reset so far because h2 took their requests for malformed.
+    pub fn malformed(&self) -> u64 {
+        self.malformed
     }
 
     /// Returns the GOAWAY frame that tells the client to calm down, or `None` if a frame has been sent only in part.
@@ -161,8 +170,8 @@ impl FrameCounter for ClientFrames {
     }
 
     fn sent(&mut self, bytes: &[u8]) {
-        let ClientFrames { outgoing, budget, requests, sends_head, last_heads, .. } = self;
-        outgoing.scan(bytes, |head| {
+        let ClientFrames { outgoing, budget, requests, sends_head, last_heads, malformed, .. } = self;
+        let each = |head: FrameHead| {
             budget.sent(head);
             *last_heads += u64::from(head.kind == HEADERS && head.flags & END_STREAM != 0);
             match head.kind {
@@ -170,7 +179,9 @@ impl FrameCounter for ClientFrames {
                 RST_STREAM => requests.end(head.stream),
                 _ => {}
             }
-        });
+        };
+        // Only h2 resets with this code: hyper has others for responses that fail.
+        outgoing.scan_with_codes(bytes, each, |code| *malformed += u64::from(code == PROTOCOL_ERROR));
     }
 
     /// Ends reads after a flood, which `serve` checks for after each poll of the connection.
