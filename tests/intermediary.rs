@@ -159,3 +159,11 @@ fn a_response_that_requires_an_upgrade_says_to_what() {
     let answer = read_message(&mut BufReader::new(stream)).unwrap();
     assert_eq!((answer.field("upgrade"), answer.field("connection")), (Some("TLS/1.3"), Some("upgrade")));
 }
+
+#[test]
+fn an_empty_host_becomes_the_endpoints_over_http2() {
+    let inner = Proxy::start(&manifest(&echo(), "", ""));
+    let proxy = Proxy::start(&manifest(&format!("h2c://{}", inner.address), "", ""));
+    let answer = proxy.exchange("GET / HTTP/1.1\r\nHost:");
+    assert!(answer.text().contains(&format!("\nhost: {}\n", inner.address)), "{answer:?}");
+}

@@ -138,8 +138,9 @@ impl SocketName {
 
 impl EndpointAddr {
     /// Returns the URI of a request over HTTP/2, whose authority replaces `Host` (RFC 9113 §8.3.1): the client's host, or
-    /// the endpoint's address if there is none.
+    /// the endpoint's address if there is none. `Host` may be empty, `:authority` may not.
     pub fn uri(&self, host: Option<&HeaderValue>, target: PathAndQuery) -> Result<Uri, http::Error> {
+        let host = host.filter(|host| !host.is_empty());
         let authority = host.map_or(self.address.authority().as_bytes(), HeaderValue::as_bytes);
         let scheme = if self.protocol == EndpointProtocol::Http2 { Scheme::HTTP } else { Scheme::HTTPS };
         Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build()
