@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::http2::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame};
 use crate::http2_endpoint::{endpoint, head};
-use crate::support::{Proxy, echo, manifest, origin, read_message};
+use crate::support::{Proxy, echo, manifest, ok, origin, read_message};
 
 /// Returns the content of the response to a request of HTTP/2: a method, `http://a/`, further fields, and the frames behind
 /// its head.
@@ -166,4 +166,19 @@ fn an_empty_host_becomes_the_endpoints_over_http2() {
     let proxy = Proxy::start(&manifest(&format!("h2c://{}", inner.address), "", ""));
     let answer = proxy.exchange("GET / HTTP/1.1\r\nHost:");
     assert!(answer.text().contains(&format!("\nhost: {}\n", inner.address)), "{answer:?}");
+}
+
+#[test]
+fn a_response_to_http_10_whose_end_is_the_connections_says_so() {
+    let origin = origin(|request| match request.start.contains("/chunks") {
+        true => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_vec(),
+        false => ok("ok"),
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    for (path, connection) in [("/chunks", "close"), ("/length", "keep-alive")] {
+        let mut stream = proxy.connect();
+        write!(stream, "GET {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").unwrap();
+        let answer = read_message(&mut BufReader::new(stream)).unwrap();
+        assert_eq!((answer.field("connection"), answer.text().as_str()), (Some(connection), "ok"), "{path}");
+    }
 }

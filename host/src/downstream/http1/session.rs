@@ -75,6 +75,8 @@ pub struct Session {
     response: Cell<SentResponse>,
     /// The number of requests so far.
     served: Cell<usize>,
+    /// Whether the last request is one of HTTP/1.0.
+    is_http_10: Cell<bool>,
 }
 
 /// The reason why bytes never became a request.
@@ -148,6 +150,7 @@ impl Session {
             unconfirmed: RefCell::default(),
             response: Cell::new(SentResponse::Nothing),
             served: Cell::new(0),
+            is_http_10: Cell::new(false),
         })
     }
 
@@ -163,6 +166,7 @@ impl Session {
         self.served.set(self.served.get() + 1);
         self.rest.clear();
         self.head.clear();
+        self.is_http_10.set(request.version() == Version::HTTP_10);
         let upload = UploadProgress::default();
         self.upload.replace(upload.clone());
         let request = request.map(|content| ClientContent::new(content, upload.clone()));
@@ -180,8 +184,14 @@ impl Session {
         };
         // The rest of the request body is discarded, and a request behind it would be discarded too.
         let is_cut_short = self.upload.borrow().is_unread() && !self.has_whole.get();
+        // The end of the connection is that of the content: such a client knows no chunks (RFC 9112 §6.3).
+        let is_unframed = self.is_http_10.get()
+            && !response.body().is_end_stream()
+            && response.body().size_hint().exact().is_none()
+            && !response.headers().contains_key(header::CONTENT_LENGTH);
         if is_last
             || is_cut_short
+            || is_unframed
             || response.body().record.as_ref().and_then(|record| record.error).is_some_and(is_doubtful)
         {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
