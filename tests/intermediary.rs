@@ -182,3 +182,19 @@ fn a_response_to_http_10_whose_end_is_the_connections_says_so() {
         assert_eq!((answer.field("connection"), answer.text().as_str()), (Some(connection), "ok"), "{path}");
     }
 }
+
+#[test]
+fn a_request_in_a_loop_ends() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let text = manifest(&address, "", "").replace("address = \"127.0.0.1:0\"", &format!("address = \"{address}\""));
+    let proxy = Proxy::start(&text);
+    let answer = proxy.get("/", "");
+    assert_eq!((answer.status(), answer.field("proxy-status")), (502, Some("plugway; error=proxy_loop_detected")));
+    let line = proxy.wait_log("exchange failed");
+    assert!(line.contains("an endpoint leads back to a listener") && line.contains("WARN"), "{line}");
+    let passed = "\r\nVia: 1.1 plugway, 1.1 edge".repeat(15);
+    let few = Proxy::start(&manifest(&echo(), "", ""));
+    assert_eq!(few.get("/", &passed).status(), 200, "a long chain is no loop");
+}

@@ -46,6 +46,8 @@ pub enum FailureKind {
     ResponseHeadSize,
     /// A plugin trapped, exceeded its time or memory, or returned an invalid result.
     PluginError,
+    /// The request has passed this proxy, or others like it, so often that it must be in a loop.
+    LoopDetected,
 }
 
 /// Whether an error says that this machine lacks resources, for a connection or a file: descriptors or memory.
@@ -124,7 +126,7 @@ pub struct Error {
 
 impl FailureKind {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [FailureKind; 18] = [
+    pub const ALL: [FailureKind; 19] = [
         FailureKind::NoRoute,
         FailureKind::RequestError,
         FailureKind::DestinationUnavailable,
@@ -143,6 +145,7 @@ impl FailureKind {
         FailureKind::ResponseBodySize,
         FailureKind::ResponseHeadSize,
         FailureKind::PluginError,
+        FailureKind::LoopDetected,
     ];
 
     /// Returns the name of the kind, as in `Proxy-Status`.
@@ -166,6 +169,7 @@ impl FailureKind {
             FailureKind::ResponseBodySize => "http_response_body_size",
             FailureKind::ResponseHeadSize => "http_response_header_section_size",
             FailureKind::PluginError => "plugin_error",
+            FailureKind::LoopDetected => "proxy_loop_detected",
         }
     }
 
@@ -187,7 +191,8 @@ impl FailureKind {
             | FailureKind::ProtocolError
             | FailureKind::ResponseBodySize
             | FailureKind::ResponseHeadSize
-            | FailureKind::PluginError => http::StatusCode::BAD_GATEWAY,
+            | FailureKind::PluginError
+            | FailureKind::LoopDetected => http::StatusCode::BAD_GATEWAY,
         }
     }
 

@@ -327,6 +327,10 @@ fn find_route(
     if !hop_by_hop::count_forward(&request.method, &mut request.headers) {
         return Err(last_recipient(&request.method));
     }
+    if hop_by_hop::is_looping(&request.headers) {
+        let cause = "the request has passed 16 proxies like this one: an endpoint leads back to a listener";
+        return Err(failed(Error::new(FailureKind::LoopDetected, cause)));
+    }
     let none = || failed(Error::new(FailureKind::NoRoute, "no route of the manifest matches the request"));
     worker.generation.router.route(request).ok_or_else(none)
 }
