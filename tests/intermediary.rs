@@ -198,3 +198,24 @@ fn a_request_in_a_loop_ends() {
     let few = Proxy::start(&manifest(&echo(), "", ""));
     assert_eq!(few.get("/", &passed).status(), 200, "a long chain is no loop");
 }
+
+#[test]
+fn the_scheme_of_a_target_fits_its_connection() {
+    let text = manifest(&echo(), "", "");
+    let proxy = Proxy::start(&text);
+    assert_eq!(proxy.exchange("GET https://e/ HTTP/1.1\r\nHost: e").status(), 421);
+    assert_eq!(proxy.exchange("GET http://e/ HTTP/1.1\r\nHost: e").status(), 200);
+    let request = |scheme: &str| {
+        let block = head(&[0x82], &[(":scheme", scheme), (":path", "/"), (":authority", "e:443")]);
+        let mut client = Raw::connect(&proxy);
+        client.send(HEADERS, END_HEADERS | END_STREAM, 1, &block);
+        let content = client.until(|frame| frame.stream == 1 && frame.kind == DATA);
+        String::from_utf8_lossy(&content.payload).into_owned()
+    };
+    assert!(request("https").contains("\nhost: e\n") && request("http").contains("\nhost: e:443\n"));
+    assert!(request("ftp").contains("http_request_error"));
+    let trusting = "address = \"127.0.0.1:0\"\ntrusted-proxies = [\"127.0.0.1\"]";
+    let trusting = Proxy::start(&text.replace("address = \"127.0.0.1:0\"", trusting));
+    let got = trusting.exchange("GET https://e:443/ HTTP/1.1\r\nHost: e").text();
+    assert!(got.contains("\nhost: e\n"), "{got}");
+}

@@ -318,7 +318,8 @@ fn find_route(
     {
         return Err(failed(Error::new(FailureKind::RequestError, rule)));
     }
-    request_target::accept(request, arrival.peer.is_secure()).map_err(failed)?;
+    let way = request_target::Arrival { is_secure: arrival.peer.is_secure(), is_trusted: arrival.peer.is_trusted };
+    request_target::accept(request, way).map_err(failed)?;
     if let Some(port) = arrival.listener.redirect {
         let unnamed = || failed(Error::new(FailureKind::RequestError, "no Host says where to go with https"));
         let location = request_target::with_https(request, port).ok_or_else(unnamed)?;

@@ -6,19 +6,44 @@ use std::borrow::Cow;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Uri, Version};
+use http::{Method, StatusCode, Uri, Version};
 
 use crate::error::{Error, FailureKind};
 use crate::protocol::authority;
 use crate::protocol::path;
 
-/// Normalises the target of a request, which arrived over TLS or in clear.
-pub fn accept(request: &mut Parts, is_secure: bool) -> Result<(), Error> {
+/// The way by which a request arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Whether it came over TLS.
+    pub is_secure: bool,
+    /// Whether its peer is a trusted proxy, which may have ended TLS.
+    pub is_trusted: bool,
+}
+
+/// Normalises the target of a request.
+pub fn accept(request: &mut Parts, arrival: Arrival) -> Result<(), Error> {
     if request.method == Method::CONNECT {
         return refused("this is no forward proxy: CONNECT is not served");
     }
-    settle_authority(request, if is_secure { 443 } else { 80 })?;
+    let port = scheme_port(request, arrival)?;
+    settle_authority(request, port)?;
     settle_path(request)
+}
+
+/// Returns the port of the scheme of a target. A request for an `https` resource is rejected unless it was secured on its
+/// way (RFC 9110 §7.4). Over HTTP/2, which has a scheme in each request, gateways that end TLS pass the client's on.
+fn scheme_port(request: &Parts, arrival: Arrival) -> Result<u16, Error> {
+    match request.uri.scheme_str() {
+        None | Some("http") => Ok(if arrival.is_secure { 443 } else { 80 }),
+        Some("https") if arrival.is_secure || arrival.is_trusted || request.version == Version::HTTP_2 => Ok(443),
+        Some("https") => {
+            let cause = "an https URI in clear, from a peer that isn't in `trusted-proxies`";
+            let error = Error::new(FailureKind::RequestError, cause);
+            Err(Error { status: Some(StatusCode::MISDIRECTED_REQUEST), ..error })
+        }
+        Some(_) => refused("the scheme of the target is neither http nor https"),
+    }
 }
 
 /// Returns the location of the same request with `https` (RFC 9110 §4.2.2).
