@@ -70,7 +70,8 @@ impl Assembly<'_> {
             chain.push(binding);
         }
         let made = || {
-            let host = route.hosts.as_ref().and_then(|hosts| hosts.get_ref().first()).map_or("*", |host| host.get_ref());
+            let host =
+                route.hosts.as_ref().and_then(|hosts| hosts.get_ref().first()).map_or("*", |host| host.get_ref());
             let path = route.path.as_ref().map(|path| match path.get_ref() {
                 manifest::Path::Below(path) => path.clone(),
                 manifest::Path::Other(OtherPath::Exact(path) | OtherPath::Prefix(path) | OtherPath::Regex(path)) => {

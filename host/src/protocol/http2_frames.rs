@@ -60,12 +60,7 @@ impl FrameScanner {
     }
 
     /// Scans the next bytes as [`FrameScanner::scan`] does, and calls `reset` with the error code of each RST_STREAM frame.
-    pub fn scan_with_codes(
-        &mut self,
-        mut bytes: &[u8],
-        mut each: impl FnMut(FrameHead),
-        mut reset: impl FnMut(u32),
-    ) {
+    pub fn scan_with_codes(&mut self, mut bytes: &[u8], mut each: impl FnMut(FrameHead), mut reset: impl FnMut(u32)) {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;

@@ -104,7 +104,7 @@ fn settle_path(request: &mut Parts) -> Result<(), Error> {
         return if request.method == Method::OPTIONS { Ok(()) } else { refused("`*` is a target for OPTIONS alone") };
     }
     let whole = target.path_and_query().map_or("/", PathAndQuery::as_str);
-    if request.method == Method::OPTIONS && has_no_path(target) {
+    if request.method == Method::OPTIONS && request.version != Version::HTTP_2 && has_no_path(target) {
         // RFC 9112 §3.2.4: it asks the server as a whole, which another form says in HTTP/1.1 to an origin.
         request.uri = Uri::from_static("*");
         return Ok(());
@@ -125,10 +125,11 @@ fn settle_path(request: &mut Parts) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a target in absolute form has neither path nor query. Its text is `/`, from which only a comparison tells it.
+/// Whether a target in absolute form, as it was received in HTTP/1, has neither path nor query. `Uri` reads that as `/`:
+/// only a path that was received stands behind the authority in memory.
 fn has_no_path(target: &Uri) -> bool {
-    let root = PathAndQuery::from_static("/");
-    target.path_and_query().is_some_and(|target| target.as_str() == "/" && *target != root)
+    let (Some(authority), Some(rest)) = (target.authority(), target.path_and_query()) else { return false };
+    rest.as_str() == "/" && rest.as_str().as_ptr() != authority.as_str().as_bytes().as_ptr_range().end
 }
 
 fn refused<T>(why: &'static str) -> Result<T, Error> {
