@@ -158,7 +158,7 @@ fn the_last_that_answers_is_not_left_among_dead_ones_by_a_limit() {
         states(&proxy) == ["ejected", "ejected", "ejected", "up"]
     });
     assert_eq!(ask(&proxy, 100, GET).of("good"), 100);
-    // One that does half of its work is spared, as `most` says.
+    // One that does half of its work is spared, as `max` says.
     let more = "outliers = { consecutive = 2, most = 1, statuses = [503], ejection = \"1m\" }\nretry = false";
     let proxy = Proxy::start(&manifest(&endpoints, more));
     for _ in 0..20 {

@@ -43,14 +43,14 @@ fn heads_have_their_limits() {
 
 #[test]
 fn as_many_fields_come_through_as_the_limit_says() {
-    for (limit, most) in [("", 100), ("fields = 5", 5), ("fields = 150", 150)] {
+    for (limit, max) in [("", 100), ("fields = 5", 5), ("fields = 150", 150)] {
         let proxy = limited(&echo(), limit, "");
         let with = |fields: usize| {
             let others = "X: y\r\n".repeat(fields - 2);
             says(&proxy, &format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{others}\r\n"))
         };
-        assert!(with(most).starts_with("HTTP/1.1 200 "), "{limit}");
-        assert!(with(most + 1).starts_with("HTTP/1.1 431 "), "{limit}");
+        assert!(with(max).starts_with("HTTP/1.1 200 "), "{limit}");
+        assert!(with(max + 1).starts_with("HTTP/1.1 431 "), "{limit}");
     }
 }
 

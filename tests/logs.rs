@@ -183,13 +183,13 @@ fn lines_are_limited_for_all_instances_of_a_plugin_together() {
         let (proxy, stderr) = Proxy::start_unread(plugway(), &manifest(&echo(), r#""noisy""#, &more));
         let began = Instant::now();
         (0..requests).for_each(|_| drop(proxy.get("/", &format!("\r\nX-Noise: {noise}"))));
-        let (bytes, most) = allowed(began);
+        let (bytes, max) = allowed(began);
         assert!(
             proxy.metric("plugway_plugin_log_dropped_total{plugin=\"noisy\"}")
-                >= (requests * 10usize).saturating_sub(most) as f64
+                >= (requests * 10usize).saturating_sub(max) as f64
         );
         let lines: Vec<String> = read_lines(stderr, proxy).into_iter().filter(|line| line.contains("noise")).collect();
-        assert!(lines.len() <= most && lines.iter().map(String::len).sum::<usize>() <= bytes, "{}", lines.len());
+        assert!(lines.len() <= max && lines.iter().map(String::len).sum::<usize>() <= bytes, "{}", lines.len());
         assert!(lines.iter().all(|line| line.len() < 5000));
     }
 }
@@ -208,11 +208,11 @@ fn traps_are_one_line_each_and_under_the_same_limit() {
     let (proxy, stderr) = Proxy::start_unread(plugway(), &manifest(&echo(), r#""noisy""#, &more));
     let began = Instant::now();
     (0..500).for_each(|_| assert_eq!(proxy.get("/", "\r\nX-Noise: silent-trap").status(), 502));
-    let (bytes, most) = allowed(began);
+    let (bytes, max) = allowed(began);
     let lines = read_lines(stderr, proxy);
     assert!(lines.iter().map(String::len).sum::<usize>() <= bytes + 4096);
     let failed: Vec<&String> = lines.iter().filter(|line| line.contains("plugin failed")).collect();
-    assert!((100..=most).contains(&failed.len()), "{}", failed.len());
+    assert!((100..=max).contains(&failed.len()), "{}", failed.len());
     let with_frames = failed.iter().filter(|line| line.contains("frames="));
     assert_eq!(with_frames.count(), 1 + began.elapsed().as_secs() as usize / 60);
     let first = failed[0];

@@ -12,7 +12,7 @@ const POST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'a'];
 /// The maximum length of a frame without negotiation.
 const PIECE: [u8; 16 << 10] = [b'x'; 16 << 10];
 /// The maximum number of bytes of a rejected body that are read, and the window of a stream.
-const MOST: usize = (16 << 20) + (256 << 10);
+const MAX_READ_BYTES: usize = (16 << 20) + (256 << 10);
 
 /// Starts a proxy that has a route for `/ok` alone.
 fn refusing(more: &str) -> Proxy {
@@ -107,7 +107,7 @@ fn a_refused_upload_that_goes_on_is_reset_without_an_error() {
     assert_eq!((reset.stream, error_code(&reset)), (1, 0), "NO_ERROR");
     let waited = answered.expect("an answer before the reset").elapsed();
     assert!(waited >= Duration::from_secs(1), "the client has {waited:?} to read its answer");
-    assert!(sent <= MOST, "{sent} bytes were read");
+    assert!(sent <= MAX_READ_BYTES, "{sent} bytes were read");
     client.0.set_read_timeout(Some(PATIENCE)).unwrap();
     client.request(3);
     client.until(|frame| is_answer(frame, 3));

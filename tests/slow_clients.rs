@@ -72,10 +72,10 @@ fn ask(stream: &mut TcpStream, length: usize) {
 }
 
 /// Reads so many bytes at a time with a pause between, until the proxy closes or all was read; returns the bytes.
-fn sip(stream: &mut TcpStream, bytes: usize, pause: Duration, most: usize) -> usize {
+fn sip(stream: &mut TcpStream, bytes: usize, pause: Duration, max: usize) -> usize {
     let (mut got, mut room) = (0, vec![0; bytes]);
     let begin = Instant::now();
-    while got < most && begin.elapsed() < PATIENCE {
+    while got < max && begin.elapsed() < PATIENCE {
         match stream.read(&mut room) {
             Ok(0) | Err(_) => return got,
             Ok(length) => got += length,
@@ -143,15 +143,15 @@ fn a_client_that_takes_a_drip_is_cut_off() {
 
 #[test]
 fn a_client_that_takes_enough_is_waited_for() {
-    const ENOUGH: usize = 256 << 10;
+    const MIN_RECEIVED_BYTES: usize = 256 << 10;
     let source = Source::start();
     let proxy = limited(&source.address, "send-timeout = \"2s\", send-rate = \"1 KiB\"", "");
     let mut slow = narrow(&proxy);
     let begin = Instant::now();
     ask(&mut slow, LARGE);
     // Of the system's buffer a third has to be free before the proxy can send more, which takes longer than the timeout.
-    let got = sip(&mut slow, 1 << 10, Duration::from_millis(25), ENOUGH);
-    assert!(got >= ENOUGH, "{got} bytes in {:?}", begin.elapsed());
+    let got = sip(&mut slow, 1 << 10, Duration::from_millis(25), MIN_RECEIVED_BYTES);
+    assert!(got >= MIN_RECEIVED_BYTES, "{got} bytes in {:?}", begin.elapsed());
     assert!(begin.elapsed() > Duration::from_secs(4), "too quick to show anything");
 }
 

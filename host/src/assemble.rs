@@ -338,8 +338,8 @@ impl Assembly<'_> {
         })
     }
 
-    fn count(&mut self, source: &Arc<Source>, number: Option<&Spanned<usize>>, default: usize, most: usize) -> usize {
-        self.up_to(source, number, default, 1..=most)
+    fn count(&mut self, source: &Arc<Source>, number: Option<&Spanned<usize>>, default: usize, max: usize) -> usize {
+        self.up_to(source, number, default, 1..=max)
     }
 
     fn up_to(

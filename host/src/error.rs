@@ -80,7 +80,7 @@ pub fn causes(error: &(dyn StdError + 'static)) -> String {
             text = format!("{text}{colon}{more}");
         }
     }
-    one_line(&text, LONGEST).into_owned()
+    one_line(&text, MAX_CAUSE_BYTES).into_owned()
 }
 
 /// The phrases of hyper that name its own parts, or the side of the connection only as hyper sees it, each with what an
@@ -107,7 +107,7 @@ const LIBRARY_PHRASES: [(&str, &str); 14] = [
 ];
 
 /// The maximum length of a cause in the log, in bytes.
-const LONGEST: usize = 1 << 10;
+const MAX_CAUSE_BYTES: usize = 1 << 10;
 
 /// The error of a failed exchange.
 #[derive(Debug)]

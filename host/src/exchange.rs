@@ -172,8 +172,8 @@ pub fn receive(
 
     let receiving = |body, upload| {
         let limits = &listener.limits;
-        let (most, pause, rate) = (route.max_body, limits.body_timeout, limits.body_rate);
-        let limits = UploadLimits { most, pause, rate, knows_end: version == Version::HTTP_2 };
+        let (max, pause, rate) = (route.max_body, limits.body_timeout, limits.body_rate);
+        let limits = UploadLimits { max, pause, rate, knows_end: version == Version::HTTP_2 };
         // It may be read by another task than the client's.
         let [deadline] = timers.idle.clock().deadlines();
         ClientBody::new(body, upload, limits, deadline)
@@ -287,16 +287,16 @@ async fn fetch(
 
 /// Counts a request that came by a trusted proxy as its client's, where that is limited.
 fn call_counted(settled: &Settled, arrival: &ConnectionInfo, record: &mut ExchangeRecord) -> Result<(), NoRoute> {
-    let Some(most) = arrival.listener.limits.connections_per_client.filter(|_| arrival.peer.is_trusted) else {
+    let Some(max) = arrival.listener.limits.connections_per_client.filter(|_| arrival.peer.is_trusted) else {
         return Ok(());
     };
     let address = settled.client.as_ref().map(|client| client.socket.ip());
     let (Some(net), Some(address)) = (ClientNet::new(address), address) else { return Ok(()) };
-    record.counted = arrival.listener.census.enter_request(net, most);
+    record.counted = arrival.listener.census.enter_request(net, max);
     if record.counted.is_some() {
         return Ok(());
     }
-    let cause = format!("limits.connections-per-client of {most} is reached by the requests of the client {address}");
+    let cause = format!("limits.connections-per-client of {max} is reached by the requests of the client {address}");
     let error = Error::new(FailureKind::LimitReached, cause).met("limits.connections-per-client");
     Err(NoRoute::Failed { error, status: StatusCode::TOO_MANY_REQUESTS })
 }

@@ -94,7 +94,7 @@ pub struct Upstream {
     pub may_speak_http2: bool,
     pub slots: ConnectionLimit,
     /// Requests at a time, over all workers.
-    pub most_in_flight: u32,
+    pub max_in_flight: u32,
 }
 
 /// A worker's view of a generation. An exchange holds on to the one that it began with.
@@ -144,7 +144,7 @@ struct Timer {
 
 /// The pause before a call that no request causes is repeated, after a failure; each further failure doubles the pause.
 const BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy)]
 enum TimerOwner {
@@ -336,7 +336,7 @@ impl Drop for ChainCall {
 fn backoff(failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,
-        failures => (BACKOFF * (1 << (failures - 1).min(6))).min(LONGEST_BACKOFF),
+        failures => (BACKOFF * (1 << (failures - 1).min(6))).min(MAX_BACKOFF),
     }
 }
 

@@ -22,7 +22,7 @@ use std::time::Duration;
 pub use failure::LoadFailure;
 pub use messages::{About, ConfigComplaint, ConfigVerdict};
 
-use crate::plugin::compiled_cache::{MOST_SEALED, Seal};
+use crate::plugin::compiled_cache::{MAX_SEALED_BYTES, Seal};
 use crate::plugin::settings::PluginLimits as InstanceLimits;
 use crate::system::files;
 use child::Child;
@@ -241,7 +241,7 @@ impl Examination {
         child.send(&LoadOrder::Seal)?;
         let sealed: Result<u64, String> = child.receive()?;
         let length = sealed.map_err(LoadFailure::Refused)?;
-        if length > MOST_SEALED as u64 {
+        if length > MAX_SEALED_BYTES as u64 {
             return Err(LoadFailure::Refused(confined::too_much_code(length)));
         }
         child.read(length as usize)

@@ -108,7 +108,7 @@ const DATES: Duration = Duration::from_secs(3600);
 const PANIC_PAUSE: Duration = Duration::from_millis(500);
 
 /// Turns in a row that end with a panic until the process stops: it would serve requests, but obey no order.
-const MOST_PANICS: u32 = 5;
+const MAX_PANICS: u32 = 5;
 
 /// The work of the control thread between start and stop, in turns.
 struct Serving {
@@ -138,7 +138,7 @@ impl Serving {
                 Ok(Turn::Fail(why)) => anyhow::bail!("a worker has ended: {why}"),
                 Err(panicked) => {
                     panics += 1;
-                    if panics == MOST_PANICS {
+                    if panics == MAX_PANICS {
                         error!(%panicked, "the control thread fails at each turn: the process stops");
                         anyhow::bail!("the control thread has failed: {panicked}");
                     }

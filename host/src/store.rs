@@ -142,19 +142,13 @@ impl Store {
         Some(DiskCandidate { entry: disk.find(id, key, scope, request)?, asked: now })
     }
 
-    /// Reads a response from disk, and keeps it in memory if its content has at most `most` bytes.
-    pub async fn load(
-        &self,
-        id: u128,
-        key: &[u8],
-        candidate: &DiskCandidate,
-        most: u64,
-    ) -> Option<Arc<StoredResponse>> {
+    /// Reads a response from disk, and keeps it in memory if its content has at max `max` bytes.
+    pub async fn load(&self, id: u128, key: &[u8], candidate: &DiskCandidate, max: u64) -> Option<Arc<StoredResponse>> {
         let (disk, filed, owned, mut room) =
             (self.disk.clone()?, candidate.entry.clone(), key.to_vec(), self.reserve());
         // If too many bytes are already arriving in memory, the content is streamed from the file.
-        let most = if room.take(filed.size().min(most), self.capacity()) { most } else { 0 };
-        let recalled = spawn_blocking(move || disk.recall(&filed, &owned, most)).await.ok().flatten()?;
+        let max = if room.take(filed.size().min(max), self.capacity()) { max } else { 0 };
+        let recalled = spawn_blocking(move || disk.recall(&filed, &owned, max)).await.ok().flatten()?;
         if recalled.is_whole {
             self.memory.insert_unless_purged(id, key, recalled.object.clone(), &self.purges, candidate.asked);
         }
@@ -270,8 +264,8 @@ impl Store {
     }
 
     /// Returns the maximum length of content that fits in memory together with a head, in bytes.
-    pub fn most(&self) -> u64 {
-        self.memory.most().saturating_sub(HEAD)
+    pub fn max_entry_bytes(&self) -> u64 {
+        self.memory.max_entry_bytes().saturating_sub(HEAD)
     }
 
     /// Returns the number of cache keys.

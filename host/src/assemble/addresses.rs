@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::diagnostic::{Diagnostics, Source};
-use crate::system::bind_error::LONGEST_PATH;
+use crate::system::bind_error::MAX_SOCKET_PATH_BYTES;
 
 /// An address of a listener, as the manifest has it.
 #[derive(Clone, Debug)]
@@ -63,9 +63,9 @@ impl Address {
         if !path.starts_with('/') {
             return Err(format!("invalid address to listen at: the path in `{text}` is relative; {expected}"));
         }
-        if path.len() > LONGEST_PATH {
+        if path.len() > MAX_SOCKET_PATH_BYTES {
             return Err(format!(
-                "path of a unix socket too long: found {} bytes; expected {LONGEST_PATH} at most, so choose a shorter one",
+                "path of a unix socket too long: found {} bytes; expected {MAX_SOCKET_PATH_BYTES} at most, so choose a shorter one",
                 path.len()
             ));
         }

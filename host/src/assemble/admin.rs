@@ -51,20 +51,20 @@ enum TokenError {
     #[error("can be read by every user of this machine; run `chmod 600` on it")]
     Exposed,
     #[error(
-        "holds no token: expected {SHORTEST_TOKEN} to {LONGEST_TOKEN} visible ASCII characters in one line; \
+        "holds no token: expected {MIN_TOKEN_CHARS} to {MAX_TOKEN_CHARS} visible ASCII characters in one line; \
          `openssl rand -hex 32` makes one"
     )]
     NoToken,
 }
 
 /// In characters. Shorter tokens could be guessed by a process that tries for days: 16 hexadecimal digits have 64 bits.
-const SHORTEST_TOKEN: usize = 16;
+const MIN_TOKEN_CHARS: usize = 16;
 
 /// In characters; below what a request head may take, with room for other fields.
-const LONGEST_TOKEN: usize = 512;
+const MAX_TOKEN_CHARS: usize = 512;
 
 /// In bytes. A token, and line ends that editors add.
-const LONGEST_TOKEN_FILE: u64 = 4 << 10;
+const MAX_TOKEN_FILE_BYTES: u64 = 4 << 10;
 
 impl AdminToken {
     /// The token of that text.
@@ -169,10 +169,10 @@ fn read_token(path: &Path) -> Result<AdminToken, TokenError> {
         return Err(TokenError::Exposed);
     }
     let mut text = Vec::new();
-    file.take(LONGEST_TOKEN_FILE + 1).read_to_end(&mut text)?;
+    file.take(MAX_TOKEN_FILE_BYTES + 1).read_to_end(&mut text)?;
     let token = text.trim_ascii_end();
     let is_token = token.iter().all(u8::is_ascii_graphic);
-    if !is_token || !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token.len()) {
+    if !is_token || !(MIN_TOKEN_CHARS..=MAX_TOKEN_CHARS).contains(&token.len()) {
         return Err(TokenError::NoToken);
     }
     Ok(AdminToken::new(token))

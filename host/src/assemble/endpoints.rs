@@ -14,7 +14,7 @@ use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::load;
 use crate::config::manifest::{self, EndpointTable};
-use crate::system::bind_error::LONGEST_PATH;
+use crate::system::bind_error::MAX_SOCKET_PATH_BYTES;
 use crate::upstream::discovery::{DnsName, NameKind};
 use crate::upstream::endpoint_set::EndpointSpec;
 use crate::upstream::{EndpointAddr, EndpointProtocol, SocketName};
@@ -110,7 +110,7 @@ impl Assembly<'_> {
             );
         }
         let weight = self.weight(list.source, table.weight.as_ref());
-        let tier = self.up_to(list.source, table.tier.as_ref(), 0, 0..=MOST_TIERS) as u32;
+        let tier = self.up_to(list.source, table.tier.as_ref(), 0, 0..=MAX_TIERS) as u32;
         let zone: Arc<str> = table.zone.as_deref().unwrap_or_default().into();
         let draining = table.draining;
         // A certificate bears the name without `_service._protocol`.
@@ -121,10 +121,10 @@ impl Assembly<'_> {
             (None, None) => {
                 let Some(place) = place(rest) else { return self.no_endpoint(list, span, text) };
                 if let SocketName::Unix(path) = &place
-                    && (path.len() > LONGEST_PATH || path.contains('\0'))
+                    && (path.len() > MAX_SOCKET_PATH_BYTES || path.contains('\0'))
                 {
                     let message = format!(
-                        "invalid path of a unix socket: found {} bytes; expected {LONGEST_PATH} at most, and no NUL",
+                        "invalid path of a unix socket: found {} bytes; expected {MAX_SOCKET_PATH_BYTES} at most, and no NUL",
                         path.len()
                     );
                     return self.problems.at(list.source, span, message);
@@ -190,7 +190,7 @@ impl Assembly<'_> {
 }
 
 /// The maximum number of tiers.
-const MOST_TIERS: usize = 100;
+const MAX_TIERS: usize = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Scheme {

@@ -191,7 +191,7 @@ impl Assembly<'_> {
             }
         };
         RetryPolicy {
-            retries: self.up_to(source, retry.retries.as_ref(), 2, 0..=MOST_RETRIES) as u32,
+            retries: self.up_to(source, retry.retries.as_ref(), 2, 0..=MAX_RETRIES) as u32,
             on,
             methods,
             budget: self.up_to(source, retry.budget.as_ref(), 20, 0..=100) as u32,
@@ -243,7 +243,7 @@ impl Assembly<'_> {
 }
 
 /// Each goes to another endpoint if there is one: more only keep a client waiting.
-const MOST_RETRIES: usize = 10;
+const MAX_RETRIES: usize = 10;
 
 fn shown(word: &StatusWord) -> String {
     match word {

@@ -3,10 +3,10 @@
 use std::num::NonZero;
 use std::sync::Arc;
 
-use super::process::MOST_WORKERS;
+use super::process::MAX_WORKERS;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{Manifest, PluginRef, PluginTable};
-use crate::plugin::body_filter::MOST_IDLE;
+use crate::plugin::body_filter::MAX_IDLE_INSTANCES;
 use crate::plugin::body_permit::RESERVED_BODIES;
 use crate::plugin::settings::PluginLimits;
 use crate::plugin::version::{SPARES, SPARES_PER_CALL};
@@ -17,7 +17,7 @@ pub fn workers(files: &[(Arc<Source>, Manifest)]) -> usize {
     files
         .iter()
         .find_map(|(_, file)| Some(*file.workers.as_ref()?.get_ref()))
-        .map_or_else(cores, |workers| workers.clamp(1, MOST_WORKERS))
+        .map_or_else(cores, |workers| workers.clamp(1, MAX_WORKERS))
 }
 
 /// Returns the number of places that the plugins need besides those of bodies: each worker has an instance of each plugin
@@ -48,7 +48,7 @@ pub fn places(files: &[(Arc<Source>, Manifest)], workers: usize) -> u32 {
 
 /// Returns the number of places that a plugin needs for bodies, whatever others do.
 pub fn of_bodies(limits: PluginLimits, workers: usize) -> u32 {
-    limits.bodies.min(RESERVED_BODIES).saturating_add((workers * MOST_IDLE) as u32)
+    limits.bodies.min(RESERVED_BODIES).saturating_add((workers * MAX_IDLE_INSTANCES) as u32)
 }
 
 fn is_per_call(plugin: &PluginTable) -> bool {

@@ -212,15 +212,17 @@ impl Assembly<'_> {
     fn client_limits(&mut self, source: &Arc<Source>, limits: &manifest::ListenerLimits) -> ClientLimits {
         let framing = framing::HeadLimits {
             head_bytes: self.bytes(source, limits.head.as_ref(), HEAD),
-            fields: self.count(source, limits.fields.as_ref(), FIELDS, MOST_FIELDS),
+            fields: self.count(source, limits.fields.as_ref(), FIELDS, MAX_FIELDS),
             target_bytes: self.bytes(source, limits.target.as_ref(), TARGET),
         };
         let connections = self.count(source, limits.connections.as_ref(), CONNECTIONS, u32::MAX as usize);
         let per_client = limits.connections_per_client.as_ref();
         let connections_per_client =
             per_client.map(|count| self.count(source, Some(count), connections, u32::MAX as usize));
-        let streams = self.count(source, limits.streams.as_ref(), STREAMS, MOST_STREAMS);
-        if let Some(head) = limits.head.as_ref().filter(|_| !(LEAST_HEAD..=MOST_HEAD).contains(&framing.head_bytes)) {
+        let streams = self.count(source, limits.streams.as_ref(), STREAMS, MAX_STREAMS);
+        if let Some(head) =
+            limits.head.as_ref().filter(|_| !(MIN_HEAD_BYTES..=MAX_HEAD_BYTES).contains(&framing.head_bytes))
+        {
             let message =
                 format!("`head` out of range: `{}`; expected `1 KiB` to `16 MiB`, such as `32 KiB`", head.get_ref());
             self.problems.at(source, head.span(), message);
@@ -270,7 +272,7 @@ impl Assembly<'_> {
 
     fn rate(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>, default: usize) -> u64 {
         let rate = self.bytes(source, text, default);
-        if let Some(text) = text.filter(|_| rate > MOST_RATE) {
+        if let Some(text) = text.filter(|_| rate > MAX_BYTES_PER_SECOND) {
             let message = format!(
                 "rate out of range: `{}` a second, which no client keeps up; expected `0 B` to `1 GiB`, such as `128 B`",
                 text.get_ref()
@@ -282,7 +284,7 @@ impl Assembly<'_> {
 
     fn buffer(&mut self, source: &Arc<Source>, text: Option<&Spanned<String>>) -> usize {
         let buffer = self.bytes(source, text, BUFFER);
-        if let Some(text) = text.filter(|_| !(LEAST_BUFFER..=MOST_BUFFER).contains(&buffer)) {
+        if let Some(text) = text.filter(|_| !(MIN_BUFFER_BYTES..=MAX_BUFFER_BYTES).contains(&buffer)) {
             let message =
                 format!("`buffer` out of range: `{}`; expected `64 KiB` to `1 GiB`, such as `1 MiB`", text.get_ref());
             self.problems.at(source, text.span(), message);
@@ -378,16 +380,16 @@ pub(super) fn addresses(
 }
 
 /// The least that the fields of a plain request need, as for responses.
-const LEAST_HEAD: usize = 1 << 10;
+const MIN_HEAD_BYTES: usize = 1 << 10;
 /// In bytes a second; more than any network brings to one connection.
-const MOST_RATE: usize = 1 << 30;
+const MAX_BYTES_PER_SECOND: usize = 1 << 30;
 /// Each connection may hold one.
-const MOST_HEAD: usize = 16 << 20;
+const MAX_HEAD_BYTES: usize = 16 << 20;
 /// The window that HTTP/2 begins with.
-const LEAST_BUFFER: usize = 64 << 10;
+const MIN_BUFFER_BYTES: usize = 64 << 10;
 /// Half of the largest window of HTTP/2.
-const MOST_BUFFER: usize = 1 << 30;
+const MAX_BUFFER_BYTES: usize = 1 << 30;
 /// A head has to be looked through for each of them.
-const MOST_FIELDS: usize = 10_000;
+const MAX_FIELDS: usize = 10_000;
 /// Each may hold a response in memory.
-const MOST_STREAMS: usize = 10_000;
+const MAX_STREAMS: usize = 10_000;

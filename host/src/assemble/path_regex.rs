@@ -12,10 +12,10 @@ use regex_automata::{Anchored, MatchKind};
 type Dfa = dense::DFA<Vec<u32>>;
 
 /// The bytes of an automaton. The expression of a larger one is taken as one that matches.
-const LARGEST: usize = 1 << 20;
+const MAX_AUTOMATON_BYTES: usize = 1 << 20;
 
 /// The pairs of states that are looked at; beyond that, an expression is taken as one that matches.
-const MOST_PAIRS: usize = 100_000;
+const MAX_STATE_PAIRS: usize = 100_000;
 
 /// The paths that routes see.
 pub struct Paths {
@@ -80,12 +80,12 @@ fn automaton(regex: &str) -> Option<Dfa> {
         .match_kind(MatchKind::All)
         .start_kind(StartKind::Unanchored)
         .unicode_word_boundary(true)
-        .dfa_size_limit(Some(LARGEST))
-        .determinize_size_limit(Some(LARGEST));
+        .dfa_size_limit(Some(MAX_AUTOMATON_BYTES))
+        .determinize_size_limit(Some(MAX_AUTOMATON_BYTES));
     dense::Builder::new()
         .configure(config)
         .syntax(syntax::Config::new())
-        .thompson(thompson::Config::new().nfa_size_limit(Some(LARGEST)))
+        .thompson(thompson::Config::new().nfa_size_limit(Some(MAX_AUTOMATON_BYTES)))
         .build(regex)
         .ok()
 }
@@ -99,7 +99,7 @@ fn have_common_text(regex: &Dfa, language: &Dfa) -> bool {
     while let Some((one, other, is_found)) = next.pop() {
         // A state says of the text before its last byte whether it matches.
         let is_found_here = is_found || regex.is_match_state(regex.next_eoi_state(one));
-        if is_found_here && language.is_match_state(language.next_eoi_state(other)) || known.len() > MOST_PAIRS {
+        if is_found_here && language.is_match_state(language.next_eoi_state(other)) || known.len() > MAX_STATE_PAIRS {
             return true;
         }
         for byte in 0..=u8::MAX {

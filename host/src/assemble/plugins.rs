@@ -14,17 +14,17 @@ use crate::config::serde_messages::meant;
 use crate::config::spans::ValueSpans;
 use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};
 use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, PluginConfig};
-use crate::plugin::engine::{MOST_BODIES, MOST_MEMORY, Plugin};
+use crate::plugin::engine::{MAX_BODIES, MAX_MEMORY_BYTES, Plugin};
 use crate::plugin::settings::ConfigErrors;
 use crate::plugin::settings::{Isolation, OnError, PluginLimits};
 use crate::system::files;
 
 /// Children that are kept while a manifest is assembled: routes often use a few components in turns, each with many
 /// configurations.
-const MOST_EXAMINATIONS: usize = 4;
+const MAX_CHILDREN: usize = 4;
 
 /// Components that may break their limits before the rest is not tried any more: each takes its time.
-const MOST_BROKEN: usize = 4;
+const MAX_BROKEN_COMPONENTS: usize = 4;
 
 /// Why a plugin can't be used with a configuration.
 enum PluginRejection {
@@ -176,7 +176,7 @@ impl Assembly<'_> {
         if let Some(error) = self.broken.get(&digest) {
             return Err(PluginRejection::Component(error.clone()));
         }
-        if self.broken.len() >= MOST_BROKEN {
+        if self.broken.len() >= MAX_BROKEN_COMPONENTS {
             return Err(PluginRejection::Component("it was not tried, as too many others could not be loaded".into()));
         }
         let tried = self.try_apart(&mut component, config, limits);
@@ -216,7 +216,7 @@ impl Assembly<'_> {
         if let Some(at) = self.examinations.iter().position(|known| known.digest == component.digest) {
             return Ok(self.examinations.remove(at));
         }
-        if self.examinations.len() >= MOST_EXAMINATIONS {
+        if self.examinations.len() >= MAX_CHILDREN {
             self.examinations.remove(0);
         }
         let seal = self.assembly.runtime.seal(&component.digest);
@@ -296,7 +296,7 @@ impl Assembly<'_> {
     fn limits(&mut self, source: &Arc<Source>, limits: &manifest::PluginLimitsTable) -> PluginLimits {
         let defaults = PluginLimits::default();
         let memory = limits.memory.as_ref().map(|text| match bytes(text.get_ref()) {
-            Some(bytes) if (64 << 10..=MOST_MEMORY).contains(&bytes) => bytes,
+            Some(bytes) if (64 << 10..=MAX_MEMORY_BYTES).contains(&bytes) => bytes,
             _ => {
                 let message = format!(
                     "`memory` out of range: `{}`; expected `64 KiB` to `256 MiB`, such as `16 MiB`",
@@ -308,7 +308,7 @@ impl Assembly<'_> {
         });
         let cpu = self.duration(source, limits.cpu.as_ref(), defaults.cpu);
         let share = self.count(source, limits.share.as_ref(), defaults.share.into(), 100) as u8;
-        let bodies = self.count(source, limits.bodies.as_ref(), defaults.bodies as usize, MOST_BODIES as usize) as u32;
+        let bodies = self.count(source, limits.bodies.as_ref(), defaults.bodies as usize, MAX_BODIES as usize) as u32;
         PluginLimits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies }
     }
 

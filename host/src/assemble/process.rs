@@ -21,17 +21,17 @@ use crate::system::files;
 use crate::telemetry::access_log::{AccessLog, LogFormat, LogTarget};
 
 /// The minimum size of the store in memory, in bytes.
-const LEAST_MEMORY: usize = 1 << 20;
-const LEAST_DISK: usize = 16 << 20;
-const MOST_ON_DISK: usize = 1 << 30;
+const MIN_MEMORY_BYTES: usize = 1 << 20;
+const MIN_DISK_BYTES: usize = 16 << 20;
+const MAX_OBJECT_BYTES_ON_DISK: usize = 1 << 30;
 
 impl Assembly<'_> {
     /// Threads that serve, if the manifest says how many.
     pub(super) fn workers(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<usize> {
         let (source, workers) = files.iter().find_map(|(source, file)| Some((source, file.workers.as_ref()?)))?;
-        if !(1..=MOST_WORKERS).contains(workers.get_ref()) {
+        if !(1..=MAX_WORKERS).contains(workers.get_ref()) {
             let message = format!(
-                "`workers` out of range: {}; expected 1 to {MOST_WORKERS}, or no `workers` for one per core",
+                "`workers` out of range: {}; expected 1 to {MAX_WORKERS}, or no `workers` for one per core",
                 workers.get_ref()
             );
             self.problems.at(source, workers.span(), message);
@@ -95,7 +95,7 @@ impl Assembly<'_> {
         let named = files.iter().find_map(|(source, file)| Some((source, file.cache.as_ref()?)));
         let Some((source, cache)) = named else { return defaults };
         let memory = self.bytes(source, cache.get_ref().memory.as_ref(), defaults.memory as usize);
-        if let Some(text) = cache.get_ref().memory.as_ref().filter(|_| memory < LEAST_MEMORY) {
+        if let Some(text) = cache.get_ref().memory.as_ref().filter(|_| memory < MIN_MEMORY_BYTES) {
             self.problems.at(
                 source,
                 text.span(),
@@ -137,15 +137,16 @@ impl Assembly<'_> {
     }
 
     fn disk_limits(&mut self, source: &Arc<Source>, disk: &DiskTable) -> DiskLimits {
-        let size = self.bytes(source, Some(&disk.size), LEAST_DISK);
-        if size < LEAST_DISK {
+        let size = self.bytes(source, Some(&disk.size), MIN_DISK_BYTES);
+        if size < MIN_DISK_BYTES {
             self.problems.at(
                 source,
                 disk.size.span(),
                 format!("`size` too small: `{}`; expected at least `16 MiB`", disk.size.get_ref()),
             );
         }
-        let object = self.longest_object(source, disk.max_object.as_ref(), MOST_ON_DISK, size, "disk's size");
+        let object =
+            self.longest_object(source, disk.max_object.as_ref(), MAX_OBJECT_BYTES_ON_DISK, size, "disk's size");
         if disk.path.get_ref().is_empty() {
             let message = "empty path: a cache has a folder of its own; expected one such as `/var/cache/plugway`";
             self.problems.at(source, disk.path.span(), message);
@@ -162,13 +163,13 @@ impl Assembly<'_> {
         budget: usize,
         what: &str,
     ) -> u64 {
-        let most = budget / PARTS;
-        let object = self.bytes(source, text, most.min(default));
-        if let Some(text) = text.filter(|_| object > most) {
+        let max = budget / PARTS;
+        let object = self.bytes(source, text, max.min(default));
+        if let Some(text) = text.filter(|_| object > max) {
             let message = format!(
                 "`max-object` too large: `{}`; expected a sixteenth of the {what} at most, which is `{} KiB`",
                 text.get_ref(),
-                most >> 10
+                max >> 10
             );
             self.problems.at(source, text.span(), message);
         }
@@ -288,4 +289,4 @@ const LOAD_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 const LOAD_MEMORY: RangeInclusive<u64> = 256 << 20..=64 << 30;
 
 /// The maximum number of workers, more than the cores of any machine.
-pub(super) const MOST_WORKERS: usize = 1024;
+pub(super) const MAX_WORKERS: usize = 1024;

@@ -19,17 +19,17 @@ use crate::protocol::authority;
 const MAX_BODY: usize = 1 << 30;
 
 /// The compiled form of a regular expression, in bytes: what a path is matched by has some kilobytes.
-const LARGEST_REGEX: usize = 1 << 20;
+const MAX_REGEX_BYTES: usize = 1 << 20;
 /// Each may be tried for a request.
-const MOST_REGEXES: usize = 1_000;
+const MAX_REGEXES: usize = 1_000;
 
 impl Assembly<'_> {
     fn regex(&mut self, text: &str) -> Result<regex::Regex, regex::Error> {
         self.regexes += 1;
-        if self.regexes > MOST_REGEXES {
-            return Err(regex::Error::Syntax(format!("a manifest has {MOST_REGEXES} of them at most")));
+        if self.regexes > MAX_REGEXES {
+            return Err(regex::Error::Syntax(format!("a manifest has {MAX_REGEXES} of them at most")));
         }
-        regex::RegexBuilder::new(text).size_limit(LARGEST_REGEX).dfa_size_limit(LARGEST_REGEX).build()
+        regex::RegexBuilder::new(text).size_limit(MAX_REGEX_BYTES).dfa_size_limit(MAX_REGEX_BYTES).build()
     }
 
     pub(super) fn route(

@@ -14,7 +14,7 @@ pub fn duration(text: &str) -> Option<Duration> {
         "h" => Duration::from_secs(number * 3600),
         _ => return None,
     };
-    (duration <= LONGEST).then_some(duration)
+    (duration <= MAX_DURATION).then_some(duration)
 }
 
 /// Describes a text that is no duration, with the reason where it is known.
@@ -47,10 +47,10 @@ pub fn found_size(text: &str) -> String {
 }
 
 /// The longest duration. What a user means by more is no limit at all, and a longer one might not be added to a time.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// The largest size in bytes: more than any machine has, and little enough to be multiplied.
-const LARGEST: usize = 1 << 50;
+const MAX_SIZE_BYTES: usize = 1 << 50;
 
 /// The codes of `2xx` to `5xx`.
 pub fn status_class(text: &str) -> Option<RangeInclusive<u16>> {
@@ -74,7 +74,7 @@ pub fn bytes(text: &str) -> Option<usize> {
         "GiB" => 1 << 30,
         _ => return None,
     };
-    number.checked_mul(unit).filter(|bytes| *bytes <= LARGEST)
+    number.checked_mul(unit).filter(|bytes| *bytes <= MAX_SIZE_BYTES)
 }
 
 #[cfg(test)]
@@ -86,8 +86,8 @@ mod tests {
         assert_eq!(duration("50ms"), Some(Duration::from_millis(50)));
         assert_eq!(duration("2 h"), Some(Duration::from_secs(7200)));
         assert_eq!((duration("5"), duration("s"), duration("0s"), duration("1d")), (None, None, None, None));
-        assert_eq!((duration("8784h"), duration("8785h")), (Some(LONGEST), None));
-        assert_eq!((bytes("1048576 GiB"), bytes("1048577 GiB")), (Some(LARGEST), None));
+        assert_eq!((duration("8784h"), duration("8785h")), (Some(MAX_DURATION), None));
+        assert_eq!((bytes("1048576 GiB"), bytes("1048577 GiB")), (Some(MAX_SIZE_BYTES), None));
         for (text, what) in
             [("5", "no unit"), ("1.5s", "whole number"), ("0s", "no time"), ("9999h", "a year"), ("1d", "unknown")]
         {

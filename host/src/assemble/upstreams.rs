@@ -62,13 +62,13 @@ impl Assembly<'_> {
         let plan = UpstreamSpec { members: members.list, names: members.names, health, check };
         let (retry, name) = (self.retry(source, &upstream.retry), Arc::<str>::from(name.get_ref().as_str()));
         let slots = self.slots(source, &name, &upstream.limits);
-        let most_in_flight = upstream
+        let max_in_flight = upstream
             .limits
             .requests
             .as_ref()
             .map_or(u32::MAX, |requests| self.up_to(source, Some(requests), 1, 1..=u32::MAX as usize) as u32);
         let live = self.assembly.live(&name);
-        Upstream { name, live, plan, balancer, rules, retry, may_speak_http2, slots, most_in_flight }
+        Upstream { name, live, plan, balancer, rules, retry, may_speak_http2, slots, max_in_flight }
     }
 
     fn balancer(
@@ -119,14 +119,14 @@ impl Assembly<'_> {
         let default = ResponseHeadLimits::default();
         let head = limits.response_head.as_ref();
         let bytes = self.bytes(source, head, default.bytes);
-        if let Some(head) = head.filter(|_| !(LEAST_HEAD..=MOST_HEAD).contains(&bytes)) {
+        if let Some(head) = head.filter(|_| !(MIN_HEAD_BYTES..=MAX_HEAD_BYTES).contains(&bytes)) {
             let message = format!(
                 "`response-head` out of range: `{}`; expected `1 KiB` to `16 MiB`, such as `32 KiB`",
                 head.get_ref()
             );
             self.problems.at(source, head.span(), message);
         }
-        let fields = self.up_to(source, limits.response_fields.as_ref(), default.fields, 1..=MOST_FIELDS);
+        let fields = self.up_to(source, limits.response_fields.as_ref(), default.fields, 1..=MAX_FIELDS);
         ResponseHeadLimits { bytes, fields }
     }
 
@@ -143,7 +143,7 @@ impl Assembly<'_> {
             }
             return ConnectionLimit::default();
         }
-        let connections = self.up_to(source, limits.connections.as_ref(), 1, 1..=MOST_CONNECTIONS);
+        let connections = self.up_to(source, limits.connections.as_ref(), 1, 1..=MAX_CONNECTIONS);
         let pending = self.up_to(source, limits.pending.as_ref(), PENDING, 0..=u32::MAX as usize);
         self.assembly.slots(name, connections as u32, pending as u32)
     }
@@ -154,11 +154,11 @@ impl Assembly<'_> {
 const STREAM_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The least limit of a head that hyper's buffer and the fields of a plain response leave room for.
-const LEAST_HEAD: usize = 1 << 10;
+const MIN_HEAD_BYTES: usize = 1 << 10;
 /// The largest limit of a head in bytes, as for requests.
-const MOST_HEAD: usize = 16 << 20;
+const MAX_HEAD_BYTES: usize = 16 << 20;
 /// The largest limit of fields, as for requests.
-const MOST_FIELDS: usize = 10_000;
+const MAX_FIELDS: usize = 10_000;
 
 /// The maximum of `connections`: as many as a semaphore can count, and far more than there are ports.
-const MOST_CONNECTIONS: usize = 1 << 24;
+const MAX_CONNECTIONS: usize = 1 << 24;

@@ -64,10 +64,10 @@ impl ByteCount {
 }
 
 impl Backlog {
-    /// Returns a backlog of at most `most` bytes, or of [`SHORT`] for each stream if that is more.
-    pub fn new(most: usize) -> Arc<Self> {
+    /// Returns a backlog of at most `max` bytes, or of [`SHORT`] for each stream if that is more.
+    pub fn new(max: usize) -> Arc<Self> {
         // Half is reserved for streams that begin later.
-        Arc::new(Backlog { left: ByteCount::new(most), growth: ByteCount::new(most / 2) })
+        Arc::new(Backlog { left: ByteCount::new(max), growth: ByteCount::new(max / 2) })
     }
 
     /// Grants up to `bytes`; returns how many.
@@ -243,15 +243,15 @@ mod tests {
 
     #[test]
     fn streams_together_hold_no_more_than_the_connection_may() {
-        for (most, streams) in [(1 << 20, 1), (1 << 20, 8), (1 << 20, 64), (256 << 10, 32), (64 << 10, 4)] {
-            let backlog = Backlog::new(most);
+        for (max, streams) in [(1 << 20, 1), (1 << 20, 8), (1 << 20, 64), (256 << 10, 32), (64 << 10, 4)] {
+            let backlog = Backlog::new(max);
             let streams: Vec<_> = (0..streams).map(|_| StreamBacklog::new(&backlog)).collect();
             let mut pieces = Vec::new();
             for _ in 0..5 {
                 drop(std::mem::take(&mut pieces));
                 pieces = streams.iter().map(fill).collect();
             }
-            assert!(held(&streams) <= most, "{} of {most}", held(&streams));
+            assert!(held(&streams) <= max, "{} of {max}", held(&streams));
         }
     }
 

@@ -25,10 +25,10 @@ pub struct ReplayBuffer {
 /// Content of which the beginning is kept.
 struct Buffered {
     rest: RequestBody,
-    /// The pieces that were read; emptied once they are more than `most` bytes.
+    /// The pieces that were read; emptied once they are more than `max_bytes` bytes.
     read: Vec<Bytes>,
     bytes: usize,
-    most: usize,
+    max_bytes: usize,
     is_lost: bool,
     is_too_long: bool,
     /// Attempts so far: what an earlier one left behind must not read on.
@@ -46,11 +46,11 @@ pub struct ReplayBody {
 const BUFFER: &str = "retry.buffer";
 
 impl ReplayBuffer {
-    /// Content of which up to `most` bytes are kept to be sent again.
-    pub fn new(content: RequestBody, most: usize) -> Self {
+    /// Content of which up to `max_bytes` bytes are kept to be sent again.
+    pub fn new(content: RequestBody, max_bytes: usize) -> Self {
         let empty = content.is_end_stream();
-        let length = content.size_hint().exact().map_or(most, |length| most.min(length as usize));
-        if empty || most == 0 {
+        let length = content.size_hint().exact().map_or(max_bytes, |length| max_bytes.min(length as usize));
+        if empty || max_bytes == 0 {
             return ReplayBuffer { ready: Some(content), buffered: None, empty, limit: Some(BUFFER) };
         }
         if !content.grant_copy(length) {
@@ -60,7 +60,7 @@ impl ReplayBuffer {
             rest: content,
             read: Vec::new(),
             bytes: 0,
-            most,
+            max_bytes,
             is_lost: false,
             is_too_long: false,
             attempt: 0,
@@ -108,7 +108,7 @@ impl ReplayBuffer {
 impl Buffered {
     fn buffer(&mut self, piece: &Bytes) {
         self.bytes += piece.len();
-        if self.bytes <= self.most {
+        if self.bytes <= self.max_bytes {
             self.read.push(piece.clone());
         } else {
             self.is_too_long = true;
@@ -192,8 +192,8 @@ mod tests {
         (0..pieces).map_while(|_| frame()).collect()
     }
 
-    fn content(most: usize) -> ReplayBuffer {
-        ReplayBuffer::new(RequestBody::Whole(Bytes::from_static(b"0123456789")), most)
+    fn content(max_bytes: usize) -> ReplayBuffer {
+        ReplayBuffer::new(RequestBody::Whole(Bytes::from_static(b"0123456789")), max_bytes)
     }
 
     #[test]

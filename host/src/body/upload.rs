@@ -53,7 +53,7 @@ pub struct ClientBody {
 #[derive(Clone, Copy, Debug)]
 pub struct UploadLimits {
     /// The maximum length, in bytes.
-    pub most: u64,
+    pub max: u64,
     /// Between two pieces.
     pub pause: Duration,
     /// Bytes per second.
@@ -269,16 +269,16 @@ impl IdleTime {
         IdleTime { bytes: upload.bytes(), rested: Duration::ZERO, was_open: !upload.is_received() }
     }
 
-    /// Returns how much longer an endpoint that has been silent for `pause` may be so, up to `most` in all; `None` if it may
+    /// Returns how much longer an endpoint that has been silent for `pause` may be so, up to `max` in all; `None` if it may
     /// not. After the end of the request's content, it has one pause more.
-    pub fn longer(&mut self, upload: &UploadProgress, pause: Duration, most: Duration) -> Option<Duration> {
+    pub fn longer(&mut self, upload: &UploadProgress, pause: Duration, max: Duration) -> Option<Duration> {
         let is_open = !upload.is_received();
         let was_open = std::mem::replace(&mut self.was_open, is_open);
         if upload.bytes() != self.bytes {
             (self.bytes, self.rested) = (upload.bytes(), Duration::ZERO);
         }
         self.rested += pause;
-        let left = most.saturating_sub(self.rested).min(pause);
+        let left = max.saturating_sub(self.rested).min(pause);
         ((is_open || was_open) && !left.is_zero()).then_some(left)
     }
 }
@@ -371,7 +371,7 @@ impl Body for ClientBody {
         let length = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len) as u64;
         pace.took(length);
         upload.0.bytes.set(upload.0.bytes.get() + length);
-        if upload.bytes() > limits.most {
+        if upload.bytes() > limits.max {
             let why = "the content is longer than the route takes";
             return Poll::Ready(Some(Err(upload.fail(FailureKind::RequestBodySize, Some("max-body"), why))));
         }
@@ -506,16 +506,16 @@ mod tests {
 
     #[test]
     fn an_exchange_rests_while_it_is_open_both_ways_and_one_pause_longer() {
-        let (second, most) = (Duration::from_secs(1), Duration::from_millis(2500));
+        let (second, max) = (Duration::from_secs(1), Duration::from_millis(2500));
         let upload = UploadProgress::default();
         let mut rest = IdleTime::new(&upload);
-        let mut longer = |upload: &UploadProgress| rest.longer(upload, second, most);
+        let mut longer = |upload: &UploadProgress| rest.longer(upload, second, max);
         assert_eq!((longer(&upload), longer(&upload)), (Some(second), Some(second / 2)));
         upload.0.bytes.set(9);
         assert_eq!(longer(&upload), Some(second), "the client has sent something");
         upload.end();
         assert_eq!((longer(&upload), longer(&upload)), (Some(second / 2), None));
-        assert_eq!(IdleTime::new(&UploadProgress::over()).longer(&UploadProgress::over(), second, most), None);
+        assert_eq!(IdleTime::new(&UploadProgress::over()).longer(&UploadProgress::over(), second, max), None);
         let mut short = IdleTime::new(&UploadProgress::default());
         assert_eq!(short.longer(&UploadProgress::default(), second, second / 2), None, "never shorter than a pause");
     }

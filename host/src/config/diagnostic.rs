@@ -26,7 +26,7 @@ pub struct Diagnostic {
     pub message: String,
 }
 
-/// All mistakes of a manifest; beyond [`MOST_SHOWN`], their number only.
+/// All mistakes of a manifest; beyond [`MAX_SHOWN`], their number only.
 #[derive(Debug, Default)]
 pub struct Diagnostics {
     list: Vec<Diagnostic>,
@@ -39,13 +39,13 @@ pub struct Diagnostics {
 }
 
 /// The mistakes that are shown: more than anyone mends at once. A generated file may have one in each of its lines.
-pub const MOST_SHOWN: usize = 50;
+pub const MAX_SHOWN: usize = 50;
 
 /// The bytes of a message that are shown: a value that is quoted in it may be long.
-const LONGEST_MESSAGE: usize = 2 << 10;
+const MAX_MESSAGE_BYTES: usize = 2 << 10;
 
 /// The bytes of a line that are shown before and after the place of a mistake.
-const LONGEST_SIDE: usize = 200;
+const MAX_SIDE_BYTES: usize = 200;
 
 impl Diagnostics {
     /// Notes a mistake at a place.
@@ -75,7 +75,7 @@ impl Diagnostics {
 
     /// Whether one more mistake would be shown.
     pub fn has_room(&self) -> bool {
-        self.list.len() < MOST_SHOWN
+        self.list.len() < MAX_SHOWN
     }
 
     pub(super) fn push(&mut self, source: &Arc<Source>, span: Option<Range<usize>>, message: String) {
@@ -96,7 +96,7 @@ impl Diagnostics {
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.source.path.display().to_string();
-        let (path, message) = (one_line(&path, usize::MAX), cut(&self.message, LONGEST_MESSAGE));
+        let (path, message) = (one_line(&path, usize::MAX), cut(&self.message, MAX_MESSAGE_BYTES));
         let message = record(&message);
         let Some(span) = &self.span else { return write!(f, "error: {message}\n --> {path}") };
         let Line { number, column, text, before, marked } = self.source.line(span);
@@ -136,9 +136,9 @@ impl Source {
         let line = self.text[line_start..line_end].trim_end_matches('\r');
         let place = (start - line_start).min(line.len());
         let number = memchr::memchr_iter(b'\n', &bytes[..start]).count() + 1;
-        let end = line.floor_char_boundary(span.end.saturating_sub(line_start).min(place + LONGEST_SIDE)).max(place);
-        let shown_from = line.floor_char_boundary(place.saturating_sub(LONGEST_SIDE));
-        let shown_to = line.floor_char_boundary((place + LONGEST_SIDE).max(end));
+        let end = line.floor_char_boundary(span.end.saturating_sub(line_start).min(place + MAX_SIDE_BYTES)).max(place);
+        let shown_from = line.floor_char_boundary(place.saturating_sub(MAX_SIDE_BYTES));
+        let shown_to = line.floor_char_boundary((place + MAX_SIDE_BYTES).max(end));
         let (head, tail) = (if shown_from > 0 { "…" } else { "" }, if shown_to < line.len() { "…" } else { "" });
         let before = format!("{head}{}", safe(&line[shown_from..place]));
         let text = format!("{before}{}{tail}", safe(&line[place..shown_to]));
@@ -182,11 +182,11 @@ mod tests {
     #[test]
     fn as_many_as_help_are_shown() {
         let (source, mut problems) = (source("a = 1"), Diagnostics::default());
-        (0..MOST_SHOWN + 7).for_each(|_| problems.at(&source, 0..1, "wrong"));
+        (0..MAX_SHOWN + 7).for_each(|_| problems.at(&source, 0..1, "wrong"));
         let shown = problems.to_string();
-        assert_eq!(shown.matches("error: wrong").count(), MOST_SHOWN);
+        assert_eq!(shown.matches("error: wrong").count(), MAX_SHOWN);
         assert!(shown.ends_with("\n\nand 7 more"), "{shown}");
-        assert_eq!(problems.count(), MOST_SHOWN + 7);
+        assert_eq!(problems.count(), MAX_SHOWN + 7);
     }
 
     #[test]

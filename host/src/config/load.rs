@@ -39,10 +39,10 @@ pub fn load(path: &Path) -> Result<Files, Diagnostics> {
 }
 
 /// The files that one manifest may include: more than any that is written by hand.
-const MOST_INCLUDED: usize = 1_000;
+const MAX_INCLUDED_FILES: usize = 1_000;
 
 /// The bytes that a manifest and its includes may have together.
-const MOST_BYTES: usize = 32 << 20;
+const MAX_MANIFEST_BYTES: usize = 32 << 20;
 
 impl Files {
     fn include(&mut self, path: &Path, source: &Arc<Source>, patterns: &[Spanned<String>]) {
@@ -57,10 +57,10 @@ impl Files {
                 Vec::new()
             });
             for path in paths {
-                if self.list.len() > MOST_INCLUDED || bytes > MOST_BYTES {
-                    let most = MOST_BYTES >> 20;
+                if self.list.len() > MAX_INCLUDED_FILES || bytes > MAX_MANIFEST_BYTES {
+                    let max = MAX_MANIFEST_BYTES >> 20;
                     let message = format!(
-                        "too much included by `{}`; expected {MOST_INCLUDED} files at most, of {most} MiB together",
+                        "too much included by `{}`; expected {MAX_INCLUDED_FILES} files at most, of {max} MiB together",
                         pattern.get_ref()
                     );
                     self.problems.at(source, pattern.span(), message);
@@ -236,7 +236,7 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
         name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
     };
     let paths = entries.filter_map(|entry| Some(folder.join(entry.ok()?.file_name()))).filter(fits);
-    let mut paths: Vec<PathBuf> = paths.take(MOST_INCLUDED + 1).collect();
+    let mut paths: Vec<PathBuf> = paths.take(MAX_INCLUDED_FILES + 1).collect();
     paths.sort();
     Ok(paths)
 }

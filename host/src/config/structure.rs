@@ -8,13 +8,13 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer, Error};
 
-use super::diagnostic::MOST_SHOWN;
+use super::diagnostic::MAX_SHOWN;
 use super::foreign;
 use super::serde_messages::worded;
 use super::shape::{self, Misshape, Step};
 
 /// The longest value that a message repeats, in bytes.
-const LONGEST_FOUND: usize = 60;
+const MAX_FOUND_BYTES: usize = 60;
 
 /// A file, as far as it could be understood.
 pub struct Structure<T> {
@@ -71,7 +71,7 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
         }
         remove(&mut document, &way);
     }
-    while structure.mistakes.len() < MOST_SHOWN {
+    while structure.mistakes.len() < MAX_SHOWN {
         let error = match T::deserialize(Deserializer::from(document.clone())) {
             Ok(content) => {
                 structure.content = Some(content);
@@ -150,7 +150,7 @@ impl StructureError {
         let mut message = worded(error.message(), key, found);
         // The parser tries several types there, and says of none what it has found.
         if let Some(expected) = message.strip_prefix("wrong value: expected ") {
-            let found = text.get(span.clone()).filter(|found| found.len() <= LONGEST_FOUND && !found.contains('\n'));
+            let found = text.get(span.clone()).filter(|found| found.len() <= MAX_FOUND_BYTES && !found.contains('\n'));
             message =
                 found.map_or(message.clone(), |found| format!("wrong value: found `{found}`; expected {expected}"));
         }

@@ -44,15 +44,15 @@ pub enum EditError {
     #[error("it declared no plan {0}")]
     Plan(u32),
     /// A bound of [`bounds`] was exceeded.
-    #[error("{found} {what}; at most {most} are allowed")]
-    Many { what: &'static str, found: usize, most: usize },
+    #[error("{found} {what}; at most {max} are allowed")]
+    Many { what: &'static str, found: usize, max: usize },
     #[error("it wants bodies whole up to {0} bytes, which its memory limit doesn't hold")]
     Buffer(u64),
 }
 
 /// Returns an error if so many of something are more than allowed.
-pub fn check_count(most: usize, found: usize, what: &'static str) -> Result<(), EditError> {
-    if found > most { Err(EditError::Many { what, found, most }) } else { Ok(()) }
+pub fn check_count(max: usize, found: usize, what: &'static str) -> Result<(), EditError> {
+    if found > max { Err(EditError::Many { what, found, max }) } else { Ok(()) }
 }
 
 const FRAMING: [HeaderName; 10] = [
@@ -175,5 +175,5 @@ pub fn uri_text(text: &[u8]) -> Result<&str, EditError> {
 
 /// The error about a map that has no room for another field.
 pub fn full(_: impl std::fmt::Debug) -> EditError {
-    EditError::Many { what: "fields of a message", found: bounds::MESSAGE_FIELDS + 1, most: bounds::MESSAGE_FIELDS }
+    EditError::Many { what: "fields of a message", found: bounds::MESSAGE_FIELDS + 1, max: bounds::MESSAGE_FIELDS }
 }

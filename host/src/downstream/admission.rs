@@ -81,7 +81,7 @@ struct Crowd {
 /// A limit, with its key in the manifest or its name.
 struct ConnectionCeiling {
     key: &'static str,
-    most: usize,
+    max: usize,
 }
 
 /// A connection that a limit of its listener has ended, for the log.
@@ -154,9 +154,9 @@ impl Admission {
     fn limit_of(&self, listener: &Listener) -> ConnectionCeiling {
         let (connections, ceiling) = (listener.limits.connections, self.ceiling());
         if ceiling < connections {
-            return ConnectionCeiling { key: "descriptors", most: ceiling };
+            return ConnectionCeiling { key: "descriptors", max: ceiling };
         }
-        ConnectionCeiling { key: "limits.connections", most: connections }
+        ConnectionCeiling { key: "limits.connections", max: connections }
     }
 
     /// Whether there is a descriptor for a client that was accepted at `descriptor`, if necessary after evicting other
@@ -215,18 +215,18 @@ impl Admission {
 
     /// Evicts connections of a full listener; `false` if all of them have a request.
     fn make_room(&self, entrance: &Entrance, client: Option<IpAddr>, now: Instant) -> bool {
-        let (census, most) = (&entrance.listener.census, entrance.listener.limits.connections);
+        let (census, max) = (&entrance.listener.census, entrance.listener.limits.connections);
         let is_here = |entry: &AdmissionEntry| Arc::ptr_eq(&entry.census, census);
         let now = self.millis(now);
-        let has_room = census.search.find(now, || match self.evict(now, most, is_here) {
-            0 => self.evict(now + HEAD_START, most, is_here),
+        let has_room = census.search.find(now, || match self.evict(now, max, is_here) {
+            0 => self.evict(now + HEAD_START, max, is_here),
             evicted => evicted,
         });
         if !has_room {
             census.count(CloseReason::Connections);
         }
         let reason = if has_room { CloseReason::Evicted } else { CloseReason::Connections };
-        let limit = ConnectionCeiling { key: "limits.connections", most };
+        let limit = ConnectionCeiling { key: "limits.connections", max };
         self.log(LimitedConnection { entrance, reason, limit, client: client.filter(|_| !has_room) });
         has_room
     }
@@ -309,14 +309,14 @@ impl Admission {
 impl Admission {
     /// Logs that a listener has reached a limit, once a minute and reason.
     fn log(&self, connection: LimitedConnection<'_>) {
-        let LimitedConnection { entrance, reason, limit: ConnectionCeiling { key, most }, client } = connection;
+        let LimitedConnection { entrance, reason, limit: ConnectionCeiling { key, max }, client } = connection;
         let census = &entrance.listener.census;
         if !census.may_log(reason, self.began.elapsed().as_secs() / 60) {
             return;
         }
         let (listener, so_far, reason) = (&*entrance.address, census.closed(reason), reason.name());
         let client = client.map(|client| client.to_canonical().to_string());
-        tracing::warn!(listener, client, limit = key, most, reason, so_far, "client connection limit reached");
+        tracing::warn!(listener, client, limit = key, max, reason, so_far, "client connection limit reached");
     }
 
     /// Records that descriptors for clients are short, and logs when a shortage begins.
@@ -374,7 +374,7 @@ fn demand(generation: &Generation) -> ConnectionDemand {
     let forwarding = listeners().filter(|listener| listener.redirect.is_none());
     let forwarding = sum(&mut forwarding.map(|listener| listener.limits.connections));
     let limits = generation.upstreams.iter().map(|upstream| upstream.slots.most());
-    let allowed = sum(&mut limits.map(|most| most.map_or(usize::MAX, |most| most as usize)));
+    let allowed = sum(&mut limits.map(|max| max.map_or(usize::MAX, |max| max as usize)));
     ConnectionDemand { clients, endpoints: forwarding.min(allowed) }
 }
 
@@ -385,21 +385,21 @@ impl Admitted {
     pub fn is_client_admitted(&self, entrance: &Entrance, client: Option<IpAddr>, now: Instant) -> bool {
         let (census, limits) = (&entrance.listener.census, &entrance.listener.limits);
         let Some(net) = ClientNet::new(client) else { return true };
-        let ConnectionCeiling { key, most } = self.admission.limit_of(&entrance.listener);
-        let share = census.enter_client(net, most);
+        let ConnectionCeiling { key, max } = self.admission.limit_of(&entrance.listener);
+        let share = census.enter_client(net, max);
         self.entry.client.store(net.to_bits(), Ordering::SeqCst);
         if self.entry.state.load(Ordering::SeqCst) == GONE {
             // The connection was evicted in the meantime, and its client may still be counted.
             self.entry.count_client_out();
         }
-        if let Some(most) = limits.connections_per_client.filter(|most| share.held > *most) {
-            let limit = ConnectionCeiling { key: "limits.connections-per-client", most };
+        if let Some(max) = limits.connections_per_client.filter(|max| share.held > *max) {
+            let limit = ConnectionCeiling { key: "limits.connections-per-client", max };
             let reason = CloseReason::ConnectionsPerClient;
             return self.refuse(LimitedConnection { entrance, reason, limit, client });
         }
         // The last fifth is reserved for clients that have less than their share.
-        let has_room = share.held <= share.fair || census.all() <= most - most / 5 || self.take_own(share.held, now);
-        let (reason, limit) = (CloseReason::FairShare, ConnectionCeiling { key, most });
+        let has_room = share.held <= share.fair || census.all() <= max - max / 5 || self.take_own(share.held, now);
+        let (reason, limit) = (CloseReason::FairShare, ConnectionCeiling { key, max });
         has_room || self.refuse(LimitedConnection { entrance, reason, limit, client })
     }
 

@@ -295,8 +295,8 @@ pub async fn misplaced(mut stream: impl Transport, client: ClientConnection) {
     let limit = session.spare_deadline();
     let mut line = Vec::new();
     let reading = async {
-        while !line.contains(&b'\n') && line.len() < LONGEST_LINE {
-            if stream.read_buf(&mut (&mut line).limit(LONGEST_LINE)).await? == 0 {
+        while !line.contains(&b'\n') && line.len() < MAX_LINE_BYTES {
+            if stream.read_buf(&mut (&mut line).limit(MAX_LINE_BYTES)).await? == 0 {
                 break;
             }
         }
@@ -323,7 +323,7 @@ pub async fn misplaced(mut stream: impl Transport, client: ClientConnection) {
 const MISPLACED: &str = "400 Bad Request\nThis port speaks TLS, and the request came without it: use https.\n";
 
 /// The maximum number of bytes of a line that are examined.
-const LONGEST_LINE: usize = 16 << 10;
+const MAX_LINE_BYTES: usize = 16 << 10;
 
 /// Whether bytes begin with an HTTP request line, or with a target so long that the version hasn't arrived yet.
 fn is_request_line(bytes: &[u8]) -> bool {
@@ -331,7 +331,7 @@ fn is_request_line(bytes: &[u8]) -> bool {
     let method = parts.next().unwrap_or_default();
     let is_method = !method.is_empty() && method.iter().all(|byte| byte.is_ascii_uppercase() || *byte == b'-');
     let (target, version) = (parts.next().unwrap_or_default(), parts.next());
-    let is_cut = bytes.len() >= LONGEST_LINE && version.is_none();
+    let is_cut = bytes.len() >= MAX_LINE_BYTES && version.is_none();
     is_method && !target.is_empty() && (is_cut || version.is_some_and(|version| version.starts_with(b"HTTP/")))
 }
 
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn request_lines_are_told_from_other_protocols() {
-        let long = format!("GET /{}", "x".repeat(LONGEST_LINE));
+        let long = format!("GET /{}", "x".repeat(MAX_LINE_BYTES));
         for line in ["GET / HTTP/1.1\r\nHost: a", "PRI * HTTP/2.0\r\n", "M-SEARCH * HTTP/1.1\r\n", &long] {
             assert!(is_request_line(line.as_bytes()), "{line}");
         }

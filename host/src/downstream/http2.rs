@@ -80,7 +80,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
     let now = client.clock.now();
     let io = WriteTimeout::new(stream, ahead, send, limits.send, client.arrival.listener.census.clone())
         .of(&client.arrival.peer);
-    let io = Lingering { io, linger, allowance: None, most: limits.buffer };
+    let io = Lingering { io, linger, allowance: None, max: limits.buffer };
     let io = CountedFrames { io, counter: ClientFrames::new(client.clock.clone()) };
     let io = WriteBuffer::new(HalfClosed::new(io, look, Lingering::is_gone));
     let mut is_acknowledged = false;
@@ -483,8 +483,8 @@ impl Streams {
     fn should_abort(&self) -> bool {
         let limits = &self.client.arrival.listener.limits;
         // The second term covers streams under way at GOAWAY, and those that begin until the client receives it.
-        let most = limits.requests.saturating_add(2 * limits.streams as usize);
-        if self.aborted.should_close() || self.served.get() > most {
+        let max = limits.requests.saturating_add(2 * limits.streams as usize);
+        if self.aborted.should_close() || self.served.get() > max {
             return true;
         }
         if !self.idle.is_met() {
@@ -715,7 +715,7 @@ struct Lingering<T> {
     /// The number of bytes that may still arrive after this side is closed; `None` before.
     allowance: Option<usize>,
     /// The maximum that a well-behaved client has on its way, in bytes: the window of the connection.
-    most: usize,
+    max: usize,
 }
 
 impl<T: Transport> Lingering<T> {
@@ -758,7 +758,7 @@ impl<T: Transport> AsyncWrite for Lingering<T> {
         if this.allowance.is_none() {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
         }
-        let allowance = this.allowance.get_or_insert(this.most);
+        let allowance = this.allowance.get_or_insert(this.max);
         let mut unread = [0; 2 << 10];
         loop {
             let mut unread = ReadBuf::new(&mut unread);

@@ -214,7 +214,7 @@ impl CacheMiss {
         let mut turns = 0;
         let lead = loop {
             // If the policy doesn't accept a fresh response without a check, the request fetches on its own.
-            if self.passes || !self.place.fresh_will_do || turns == MOST_TURNS {
+            if self.passes || !self.place.fresh_will_do || turns == MAX_TURNS {
                 break None;
             }
             turns += 1;
@@ -264,7 +264,7 @@ impl CacheMiss {
 
     /// Reads a response from disk. Concurrent reads of one file are collapsed. `None` if the file can't be read.
     async fn recall(&self, worker: &WorkerState, candidate: &DiskCandidate) -> Option<Arc<StoredResponse>> {
-        let (store, most) = (&worker.generation.store, fetch::most_in_memory(worker));
+        let (store, most) = (&worker.generation.store, fetch::max_in_memory(worker));
         loop {
             match store.flights.join(candidate.entry.flight()) {
                 FetchRole::Lead(lead) => {
@@ -338,7 +338,7 @@ impl CacheMiss {
         self.seat.count(&worker, &mut context, CacheOutcome::Validated);
         spawn(Task::Revalidate, async move {
             let [total] = clock.deadlines();
-            total.set(worker.generation.routes[route].timeout.unwrap_or(LONGEST));
+            total.set(worker.generation.routes[route].timeout.unwrap_or(MAX_REVALIDATION_TIME));
             let fetch = Fetch { asking: &self, worker: &worker, route, upstream, clock: &clock };
             let validated = total.until_met(fetch.run(&mut context, Some(lead))).await;
             let late = || Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").met("timeout");
@@ -474,10 +474,10 @@ const FETCHED_CONTENT_GONE: &str = "fetched-content-gone";
 const POLICY_FAILED: &str = "policy-failed";
 
 /// The maximum number of fetches of other requests that a request waits for.
-const MOST_TURNS: usize = 3;
+const MAX_TURNS: usize = 3;
 
 /// The timeout of a background revalidation if the route has none.
-const LONGEST: Duration = Duration::from_secs(600);
+const MAX_REVALIDATION_TIME: Duration = Duration::from_secs(600);
 
 impl CacheStage {
     fn needs(self, worker: &WorkerState) -> &CacheInputs {

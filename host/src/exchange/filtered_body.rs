@@ -33,10 +33,10 @@ struct Pause {
 }
 
 /// A body waits no longer than this for a plugin's share of time, and then fails: as long as an idle client may take.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// The shortest step of a wait, which is what timers can measure.
-const SHORTEST_STEP: Duration = Duration::from_millis(1);
+const MIN_STEP: Duration = Duration::from_millis(1);
 
 enum FilterState {
     Passing,
@@ -62,7 +62,7 @@ impl<B> FilteredBody<B> {
                 return Poll::Ready(Ok(()));
             };
             let began = self.pause.as_ref().map_or_else(Instant::now, |pause| pause.began);
-            let left = LONGEST_PAUSE.saturating_sub(began.elapsed());
+            let left = MAX_PAUSE.saturating_sub(began.elapsed());
             if left.is_zero() {
                 let spent = stage.spent();
                 if let Err(error) = stage.skip(spent) {
@@ -73,7 +73,7 @@ impl<B> FilteredBody<B> {
                 self.pause = None;
                 continue;
             }
-            let sleep = Box::pin(tokio::time::sleep(wait.clamp(SHORTEST_STEP, left.max(SHORTEST_STEP))));
+            let sleep = Box::pin(tokio::time::sleep(wait.clamp(MIN_STEP, left.max(MIN_STEP))));
             self.pause = Some(Pause { began, sleep });
         }
     }

@@ -84,7 +84,7 @@ enum RetryCost {
 }
 
 /// The attempts of a request in all. Where this many endpoints can't be connected to, it is not the endpoints.
-const MOST_ATTEMPTS: usize = 16;
+const MAX_ATTEMPTS: usize = 16;
 
 /// Sends the request of `head` with a body to an upstream, given by its place. The body is taken out of `sending`. `step`
 /// limits each thing that is waited for, up to the end of the response.
@@ -164,8 +164,8 @@ impl<'a> AttemptLoop<'a> {
     fn begin(&self, EndpointChoice { seat, edits }: EndpointChoice, own: u32) -> Result<PlannedAttempt, Error> {
         let full =
             || Error::new(FailureKind::LimitReached, "as many requests are in flight as may be").met("limits.requests");
-        let most = self.upstream.most_in_flight.saturating_add(own);
-        let flight = InFlightGuard::begin(&seat, most).ok_or_else(full)?;
+        let max = self.upstream.max_in_flight.saturating_add(own);
+        let flight = InFlightGuard::begin(&seat, max).ok_or_else(full)?;
         Ok(PlannedAttempt { seat, edits, flight })
     }
 
@@ -224,7 +224,7 @@ impl<'a> AttemptLoop<'a> {
         let is_other = |other: &Rc<EndpointView>| {
             other.offer == Availability::Up && !Arc::ptr_eq(&other.endpoint, &seat.endpoint) && !self.has_tried(other)
         };
-        let may_go_on = retry.retries > 0 && retry.on.connect && self.tried.len() + 1 < MOST_ATTEMPTS;
+        let may_go_on = retry.retries > 0 && retry.on.connect && self.tried.len() + 1 < MAX_ATTEMPTS;
         may_go_on && !self.has_tried(seat) && self.worker.endpoint_views(self.place).list.iter().any(is_other)
     }
 
@@ -341,7 +341,7 @@ impl<'a> AttemptLoop<'a> {
                 (retry.covers(failure.error.kind, failure.reached, method), cost)
             }
         };
-        let may_go_on = retry.retries > 0 && self.tried.len() + 1 < MOST_ATTEMPTS;
+        let may_go_on = retry.retries > 0 && self.tried.len() + 1 < MAX_ATTEMPTS;
         if !is_covered || !may_go_on {
             return None;
         }

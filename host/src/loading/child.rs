@@ -85,7 +85,7 @@ impl Child {
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<T, LoadFailure> {
         let length = self.read(4)?;
         let length = length.try_into().map_or(0, u32::from_le_bytes) as usize;
-        if length > messages::MOST_BYTES {
+        if length > messages::MAX_MESSAGE_BYTES {
             return Err(LoadFailure::Crash("its answer is too long".into()));
         }
         let message = self.read(length)?;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::confinement::confine;
 use super::messages::{self, About, ConfigComplaint, ConfigVerdict, Form, LoadOrder, Setup, text};
 use super::verdict::Schema;
-use crate::config::diagnostic::MOST_SHOWN;
-use crate::plugin::compiled_cache::{MOST_SEALED, Seal};
+use crate::config::diagnostic::MAX_SHOWN;
+use crate::plugin::compiled_cache::{MAX_SEALED_BYTES, Seal};
 use crate::plugin::configured::{self, ConfigureError, ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{Plugin, Runtime};
 use crate::plugin::settings::ConfigErrors;
@@ -115,7 +115,7 @@ impl Examiner {
         let code = self.plugin.code().ok_or("its code can't be handed over")?;
         let about = postcard::to_stdvec(&self.about).map_err(|error| error.to_string())?;
         let sealed = self.seal.close(&about, &code);
-        if sealed.len() > MOST_SEALED { Err(too_much_code(sealed.len() as u64)) } else { Ok(sealed) }
+        if sealed.len() > MAX_SEALED_BYTES { Err(too_much_code(sealed.len() as u64)) } else { Ok(sealed) }
     }
 
     /// `None` if there is nothing against the configuration.
@@ -141,13 +141,13 @@ impl Examiner {
         ) {
             Ok(_) => ConfigVerdict::Accepted,
             Err(ConfigureError::Config(ConfigErrors { shown, more })) => {
-                let more = (more + shown.len().saturating_sub(MOST_SHOWN)) as u64;
+                let more = (more + shown.len().saturating_sub(MAX_SHOWN)) as u64;
                 let complaint = |(pointer, message): (String, String)| ConfigComplaint {
                     pointer: text(&pointer),
                     key: None,
                     message: text(&message),
                 };
-                ConfigVerdict::Refused { complaints: shown.into_iter().take(MOST_SHOWN).map(complaint).collect(), more }
+                ConfigVerdict::Refused { complaints: shown.into_iter().take(MAX_SHOWN).map(complaint).collect(), more }
             }
             Err(error) => ConfigVerdict::Failed(text(&error.to_string())),
         }
@@ -156,5 +156,5 @@ impl Examiner {
 
 /// The error about a component whose artifact is too large.
 pub(super) fn too_much_code(bytes: u64) -> String {
-    format!("its compiled code has {} MiB; {} MiB are the most", bytes >> 20, MOST_SEALED >> 20)
+    format!("its compiled code has {} MiB; {} MiB are the most", bytes >> 20, MAX_SEALED_BYTES >> 20)
 }

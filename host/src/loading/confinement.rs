@@ -32,9 +32,9 @@ pub fn confine(setup: &Setup) -> io::Result<()> {
 }
 
 /// Lowers a limit; one that is lower already stays.
-fn limit(resource: Resource, most: u64) -> io::Result<()> {
+fn limit(resource: Resource, max: u64) -> io::Result<()> {
     let known = getrlimit(resource);
-    let lower = |known: Option<u64>| Some(known.map_or(most, |known| known.min(most)));
+    let lower = |known: Option<u64>| Some(known.map_or(max, |known| known.min(max)));
     setrlimit(resource, Rlimit { current: lower(known.current), maximum: lower(known.maximum) })?;
     Ok(())
 }
@@ -42,7 +42,7 @@ fn limit(resource: Resource, most: u64) -> io::Result<()> {
 /// Limits the CPU time. Where both limits are the same the signal is one that says nothing of the reason.
 fn limit_time(seconds: u64) -> io::Result<()> {
     let maximum = getrlimit(Resource::Cpu).maximum;
-    let lower = |most: u64| Some(maximum.map_or(most, |known| known.min(most)));
+    let lower = |max: u64| Some(maximum.map_or(max, |known| known.min(max)));
     setrlimit(Resource::Cpu, Rlimit { current: lower(seconds), maximum: lower(seconds + 1) })?;
     Ok(())
 }

@@ -71,13 +71,13 @@ pub struct ConfigComplaint {
 }
 
 /// The most bytes of a message: a configuration has no more than its manifest.
-pub(super) const MOST_BYTES: usize = 8 << 20;
+pub(super) const MAX_MESSAGE_BYTES: usize = 8 << 20;
 
 /// Makes a message of something.
 pub(super) fn message<T: Serialize>(content: &T) -> io::Result<Vec<u8>> {
     let mut message = postcard::to_extend(content, vec![0; 4]).map_err(io::Error::other)?;
     let length = message.len() - 4;
-    if length > MOST_BYTES {
+    if length > MAX_MESSAGE_BYTES {
         return Err(io::Error::other("a message to or from a plugin's loading is too long"));
     }
     message[..4].copy_from_slice(&(length as u32).to_le_bytes());
@@ -97,7 +97,7 @@ pub(super) fn read<T: DeserializeOwned>(input: &mut impl Read) -> io::Result<Opt
         read => read?,
     }
     let length = u32::from_le_bytes(length) as usize;
-    if length > MOST_BYTES {
+    if length > MAX_MESSAGE_BYTES {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let mut bytes = vec![0; length];
@@ -112,9 +112,9 @@ pub(super) fn write<T: Serialize>(output: &mut impl Write, content: &T) -> io::R
 }
 
 /// The bytes of a plugin's own words that are passed on.
-const LONGEST_TEXT: usize = 4 << 10;
+const MAX_TEXT_BYTES: usize = 4 << 10;
 
 /// A plugin's own words, or an error that holds some.
 pub(super) fn text(words: &str) -> String {
-    cut(words, LONGEST_TEXT).into_owned()
+    cut(words, MAX_TEXT_BYTES).into_owned()
 }

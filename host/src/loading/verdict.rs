@@ -4,7 +4,7 @@ use jsonschema::error::ValidationErrorKind as Kind;
 use jsonschema::{ValidationError, Validator};
 
 use super::messages::{ConfigComplaint, ConfigVerdict, text};
-use crate::config::diagnostic::MOST_SHOWN;
+use crate::config::diagnostic::MAX_SHOWN;
 
 /// A schema that is valid itself.
 pub(super) struct Schema(Validator);
@@ -39,14 +39,14 @@ struct Complaints {
 
 impl Complaints {
     fn note(&mut self, error: &ValidationError<'_>) {
-        if self.list.len() >= MOST_SHOWN {
+        if self.list.len() >= MAX_SHOWN {
             self.more += 1;
             return;
         }
         let pointer = error.instance_path().to_string();
         match error.kind() {
             Kind::AdditionalProperties { unexpected } => {
-                let room = MOST_SHOWN - self.list.len();
+                let room = MAX_SHOWN - self.list.len();
                 self.more += unexpected.len().saturating_sub(room) as u64;
                 for key in unexpected.iter().take(room) {
                     let message = format!("the plugin knows no key `{key}` here");

@@ -30,12 +30,12 @@ pub struct Deadline {
 /// The deadlines that wake the same task.
 struct DeadlineTask {
     clock: Rc<Clock>,
-    due: [Cell<Option<Instant>>; MOST],
+    due: [Cell<Option<Instant>>; MAX_DEADLINES],
     waker: RefCell<Option<Waker>>,
 }
 
 /// The maximum number of deadlines per task: an HTTP/1 connection needs this many.
-const MOST: usize = 5;
+const MAX_DEADLINES: usize = 5;
 
 /// The error of a future that took too long.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Clock {
 
     /// Returns unset deadlines of one task. Watching one of them from another task redirects the wake-ups of all.
     pub fn deadlines<const N: usize>(self: &Rc<Self>) -> [Deadline; N] {
-        const { assert!(N <= MOST) };
+        const { assert!(N <= MAX_DEADLINES) };
         let task = Rc::new(DeadlineTask { clock: self.clone(), due: Default::default(), waker: RefCell::default() });
         self.tasks.borrow_mut().push(Rc::downgrade(&task));
         std::array::from_fn(|place| Deadline { task: task.clone(), place })

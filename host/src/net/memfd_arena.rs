@@ -13,7 +13,7 @@ pub use system::{offset_of, send};
 /// The minimum length of a body in the arena, in bytes: copying shorter ones costs less than a system call of their
 /// own.
 #[cfg(target_os = "linux")]
-const LEAST: usize = 32 << 10;
+const MIN_BODY_BYTES: usize = 32 << 10;
 
 /// Joins pieces for storage: in the arena if they are long enough.
 pub fn join(pieces: &[Bytes]) -> Bytes {
@@ -81,13 +81,14 @@ mod linux {
     const SPACE: usize = 64 << 30;
 
     /// The length of the shortest extents, in bytes; each class is twice as long as the one before.
-    const SHORTEST: usize = super::LEAST;
+    const MIN_EXTENT_BYTES: usize = super::MIN_BODY_BYTES;
     const CLASSES: usize = 6;
 
     /// Joins pieces in the arena; `None` if that fails, or if their length does not fit the arena.
     pub fn allocate(pieces: &[Bytes]) -> Option<Bytes> {
         let length = pieces.iter().map(Bytes::len).sum();
-        let class = (0..CLASSES).find(|class| length <= SHORTEST << class).filter(|_| length >= SHORTEST)?;
+        let class =
+            (0..CLASSES).find(|class| length <= MIN_EXTENT_BYTES << class).filter(|_| length >= MIN_EXTENT_BYTES)?;
         let extent = pages()?.take(class, length)?;
         let mut at = extent.at;
         for piece in pieces {
@@ -100,7 +101,7 @@ mod linux {
     /// Returns the offset of bytes in the file; `None` if they are not in the arena, or are so few that they are
     /// copied.
     pub fn offset_of(bytes: &[u8]) -> Option<u64> {
-        if bytes.len() < super::LEAST {
+        if bytes.len() < super::MIN_BODY_BYTES {
             return None;
         }
         // Before the arena is created, no bytes are in it.
@@ -148,7 +149,7 @@ mod linux {
             let at = match free.places[class].pop() {
                 Some(at) => at,
                 None => {
-                    let (at, end) = (free.end, free.end + (SHORTEST << class) as u64);
+                    let (at, end) = (free.end, free.end + (MIN_EXTENT_BYTES << class) as u64);
                     if end > SPACE as u64 {
                         return None;
                     }
@@ -169,7 +170,7 @@ mod linux {
             let setting = std::fs::read_to_string(folder.join("shmem_enabled")).unwrap_or_default();
             ["[always]", "[within_size]", "[force]"].iter().all(|on| !setting.contains(on))
         };
-        rustix::param::page_size() <= SHORTEST && is_off(of_all) && of_each_size.all(|size| is_off(&size))
+        rustix::param::page_size() <= MIN_EXTENT_BYTES && is_off(of_all) && of_each_size.all(|size| is_off(&size))
     }
 
     impl AsRef<[u8]> for Extent {
@@ -189,7 +190,7 @@ mod linux {
 
     impl Drop for Extent {
         fn drop(&mut self) {
-            let length = (SHORTEST << self.class) as u64;
+            let length = (MIN_EXTENT_BYTES << self.class) as u64;
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // An extent whose pages the file still has must not be reused: sockets may have these pages too.
             if fallocate(&self.pages.file, flags, self.at, length).is_ok() {

@@ -26,7 +26,7 @@ use crate::protocol::transformed_content;
 pub struct IdleBodyInstances(RefCell<Vec<Box<Instance>>>);
 
 /// Instances that are kept for later bodies: as many as most routes have at a time.
-pub const MOST_IDLE: usize = 4;
+pub const MAX_IDLE_INSTANCES: usize = 4;
 
 impl IdleBodyInstances {
     /// Drops the instances that wait.
@@ -36,7 +36,7 @@ impl IdleBodyInstances {
 
     fn keep(&self, instance: Box<Instance>) {
         let mut idle = self.0.borrow_mut();
-        if idle.len() < MOST_IDLE {
+        if idle.len() < MAX_IDLE_INSTANCES {
             idle.push(instance);
         }
     }

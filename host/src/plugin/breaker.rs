@@ -69,20 +69,20 @@ const OPEN: u8 = 2;
 const TRIAL: u8 = 3;
 
 /// Late calls within [`LATE_WINDOW`] that open a closed breaker. One alone may be an accident.
-const MOST_LATE: usize = 3;
+const MAX_LATE_CALLS: usize = 3;
 const LATE_WINDOW: Duration = Duration::from_secs(10);
 
 /// Failures in a row that open a breaker if no call has succeeded for [`ROW_TIME`]. A client that wants to switch a
 /// plugin off has to send so many requests between any two successful ones of all others.
-const MOST_IN_A_ROW: u32 = 100;
+const MAX_FAILURES_IN_A_ROW: u32 = 100;
 const ROW_TIME: Duration = Duration::from_secs(3);
 
-/// The first backoff; each further opening for late calls doubles the backoff, up to [`LONGEST_BACKOFF`].
+/// The first backoff; each further opening for late calls doubles the backoff, up to [`MAX_BACKOFF`].
 const BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// Backoffs double so many times at most.
-const MOST_DOUBLINGS: u32 = 6;
+const MAX_DOUBLINGS: u32 = 6;
 
 impl Breaker {
     /// A closed breaker.
@@ -167,7 +167,7 @@ impl Breaker {
         let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
         late.retain(|ended| now.saturating_duration_since(*ended) < LATE_WINDOW);
         late.push_back(now);
-        if late.len() >= MOST_LATE {
+        if late.len() >= MAX_LATE_CALLS {
             late.clear();
             drop(late);
             self.open(now, "limits.cpu");
@@ -180,7 +180,7 @@ impl Breaker {
             self.row_began.store(self.ms(now), Ordering::Relaxed);
         }
         let lasted = self.ms(now).saturating_sub(self.row_began.load(Ordering::Relaxed));
-        if count >= MOST_IN_A_ROW && u128::from(lasted) >= ROW_TIME.as_millis() {
+        if count >= MAX_FAILURES_IN_A_ROW && u128::from(lasted) >= ROW_TIME.as_millis() {
             self.end_row();
             // Workers that still fail while the breaker is open change nothing.
             if self.change(CLOSED, OPEN) || self.change(CAUTIOUS, OPEN) {
@@ -203,7 +203,7 @@ impl Breaker {
             return;
         }
         let level = self.level.load(Ordering::Relaxed);
-        self.level.store((level + 1).min(MOST_DOUBLINGS + 1), Ordering::Relaxed);
+        self.level.store((level + 1).min(MAX_DOUBLINGS + 1), Ordering::Relaxed);
         let backoff = self.backoff();
         self.until.store(self.ms(now + backoff), Ordering::Release);
         warn!(plugin = &*self.plugin, limit, retry_in = ?backoff, "plugin breaker opened");
@@ -230,8 +230,8 @@ impl Breaker {
     }
 
     fn backoff(&self) -> Duration {
-        let doublings = self.level.load(Ordering::Relaxed).saturating_sub(1).min(MOST_DOUBLINGS);
-        (BACKOFF * (1 << doublings)).min(LONGEST_BACKOFF)
+        let doublings = self.level.load(Ordering::Relaxed).saturating_sub(1).min(MAX_DOUBLINGS);
+        (BACKOFF * (1 << doublings)).min(MAX_BACKOFF)
     }
 
     /// The CPU time of calls after late ones: in proportion to the backoff, so that trials never cost a worker more than
@@ -239,7 +239,7 @@ impl Breaker {
     fn short_limit(&self) -> Duration {
         match self.level.load(Ordering::Relaxed) {
             0 => Duration::MAX,
-            level => TICK * (1 << (level - 1).min(MOST_DOUBLINGS)),
+            level => TICK * (1 << (level - 1).min(MAX_DOUBLINGS)),
         }
     }
 

@@ -31,7 +31,7 @@ pub struct Storage {
 }
 
 /// The maximum of times, in milliseconds: some thousand years, so that no sum overflows.
-const LONGEST_TIME: u64 = 1 << 46;
+const MAX_TIME_MS: u64 = 1 << 46;
 
 impl Instance {
     /// Asks the policy what to do with a request.
@@ -127,10 +127,10 @@ fn checked(storage: wit::Storage) -> Result<Storage, EditError> {
     check_count(bounds::CACHE_LIST, storage.tags.len(), "tags of a stored response")?;
     storage.tags.iter().try_for_each(|tag| edit_check::name(tag))?;
     let rules = Freshness {
-        lifetime_ms: storage.lifetime_ms.min(LONGEST_TIME),
-        initial_age_ms: storage.initial_age_ms.min(LONGEST_TIME),
-        stale_while_revalidate_ms: storage.stale_while_revalidate_ms.min(LONGEST_TIME),
-        stale_if_error_ms: storage.stale_if_error_ms.min(LONGEST_TIME),
+        lifetime_ms: storage.lifetime_ms.min(MAX_TIME_MS),
+        initial_age_ms: storage.initial_age_ms.min(MAX_TIME_MS),
+        stale_while_revalidate_ms: storage.stale_while_revalidate_ms.min(MAX_TIME_MS),
+        stale_if_error_ms: storage.stale_if_error_ms.min(MAX_TIME_MS),
         must_revalidate: storage.must_revalidate,
     };
     let tags = storage.tags.into_iter().map(String::into_boxed_str).collect();

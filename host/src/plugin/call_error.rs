@@ -1,6 +1,6 @@
 //! The ways in which a call of a plugin fails.
 
-use super::log_lines::LONGEST;
+use super::log_lines::MAX_LINE_BYTES;
 use super::memory_limit::MemoryLimit;
 use crate::context::bounds;
 use crate::context::edit_check::EditError;
@@ -21,7 +21,7 @@ pub enum PluginFailure {
     HandedOver,
     #[error("it asked for an edit that is refused: {0}")]
     Refused(#[from] EditError),
-    #[error("it gave up: {}", one_line(.0, LONGEST))]
+    #[error("it gave up: {}", one_line(.0, MAX_LINE_BYTES))]
     Reported(String),
     /// The call returned, and its result makes no sense.
     #[error("it returned what can't be done: {0}")]
@@ -95,9 +95,9 @@ fn cause(error: &wasmtime::Error) -> String {
 }
 
 /// Cuts a text for people to a length, and marks the cut.
-pub fn shortened(mut text: String, most: usize) -> String {
-    if text.len() > most {
-        text.truncate(text.floor_char_boundary(most));
+pub fn shortened(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max));
         text.push('…');
     }
     text

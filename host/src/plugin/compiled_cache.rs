@@ -28,14 +28,14 @@ pub struct CompiledCache {
     folder: Option<PathBuf>,
     key: [u8; 32],
     /// Bytes of all files together.
-    most: u64,
+    max_bytes: u64,
 }
 
 /// The name of the key's file, which is never removed.
 const KEY: &str = "key";
 
 /// Bytes of all files: room for some 50 components of JavaScript or Python, or thousands of Rust.
-const MOST: u64 = 1 << 30;
+const MAX_CACHE_BYTES: u64 = 1 << 30;
 
 /// Code for another engine is removed after so long without use: a process of another version may still run beside.
 const OTHER_ENGINE: Duration = Duration::from_secs(24 * 3600);
@@ -51,13 +51,13 @@ pub struct Seal {
 }
 
 /// The most bytes of a sealed artifact: an interpreter of 20 MB of wasm has some 60 MB of machine code and data.
-pub const MOST_SEALED: usize = 128 << 20;
+pub const MAX_SEALED_BYTES: usize = 128 << 20;
 
 /// The end of the names of files with configurations that a component accepts.
 const ACCEPTED: &str = "accepted";
 
 /// The configurations that are remembered of one component: more than routes have plugins in nearly all manifests.
-const MOST_ACCEPTED: usize = 1_000;
+const MAX_ACCEPTED_CONFIGS: usize = 1_000;
 
 impl CompiledCache {
     /// Opens or makes the folder; it must belong to this user alone.
@@ -72,14 +72,14 @@ impl CompiledCache {
         if found.mode() & 0o022 != 0 {
             return refused("can be written by others; run `chmod 700` on it");
         }
-        Ok(CompiledCache { folder: Some(folder.into()), key: key(&folder.join(KEY))?, most: MOST })
+        Ok(CompiledCache { folder: Some(folder.into()), key: key(&folder.join(KEY))?, max_bytes: MAX_CACHE_BYTES })
     }
 
     /// Keeps nothing; the key is good for this process and its children.
     pub fn unkept() -> io::Result<Self> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(io::Error::other)?;
-        Ok(CompiledCache { folder: None, key, most: MOST })
+        Ok(CompiledCache { folder: None, key, max_bytes: MAX_CACHE_BYTES })
     }
 
     /// The seal of a component, by its digest.
@@ -92,13 +92,13 @@ impl CompiledCache {
         let file = files::open(&self.folder.as_ref()?.join(&seal.name), files::ARTIFACT).ok()?;
         // Without the mark of its use, the file is only removed earlier than others.
         let _ = file.set_modified(SystemTime::now());
-        (file.metadata().ok()?.len() <= MOST_SEALED as u64).then_some(file)
+        (file.metadata().ok()?.len() <= MAX_SEALED_BYTES as u64).then_some(file)
     }
 
     /// An artifact that is there and ours: what it says of the component, and the component.
     pub fn load(&self, engine: &Engine, seal: &Seal) -> Option<(Vec<u8>, Component)> {
         let mut sealed = Vec::new();
-        self.file(seal)?.take(MOST_SEALED as u64).read_to_end(&mut sealed).ok()?;
+        self.file(seal)?.take(MAX_SEALED_BYTES as u64).read_to_end(&mut sealed).ok()?;
         let opened = seal.component(engine, &sealed);
         opened.inspect_err(|error| tracing::warn!(file = seal.name, %error, "compiled code is not used")).ok()
     }
@@ -117,8 +117,8 @@ impl CompiledCache {
         let mut file = Vec::new();
         let path = self.folder.as_ref().map(|folder| folder.join(accepted(seal)));
         let read = path.and_then(|path| files::open(&path, files::ARTIFACT).ok()).map(|found| {
-            let most = (MOST_ACCEPTED + 1) * blake3::OUT_LEN;
-            found.take(most as u64).read_to_end(&mut file)
+            let max_bytes = (MAX_ACCEPTED_CONFIGS + 1) * blake3::OUT_LEN;
+            found.take(max_bytes as u64).read_to_end(&mut file)
         });
         let body = read.and_then(|_| Seal { key: self.key, name: accepted(seal) }.body(&file));
         body.map(|body| body.as_chunks().0.iter().copied().collect()).unwrap_or_default()
@@ -126,7 +126,7 @@ impl CompiledCache {
 
     /// Remembers the digests of configurations that a component was found to accept.
     pub fn accept(&self, seal: &Seal, configurations: &HashSet<[u8; 32]>) {
-        let body: Vec<u8> = configurations.iter().take(MOST_ACCEPTED).flatten().copied().collect();
+        let body: Vec<u8> = configurations.iter().take(MAX_ACCEPTED_CONFIGS).flatten().copied().collect();
         let name = accepted(seal);
         let sealed = [Seal { key: self.key, name: name.clone() }.mac(&body).as_bytes(), &*body].concat();
         self.write(&name, &sealed);
@@ -167,7 +167,7 @@ impl CompiledCache {
         let mut bytes = 0u64;
         for found in kept {
             bytes = bytes.saturating_add(found.bytes);
-            if bytes > self.most {
+            if bytes > self.max_bytes {
                 remove(&found.path)?;
             }
         }
@@ -354,7 +354,7 @@ mod tests {
     fn what_was_used_longest_ago_goes_first() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("cache");
-        let artifacts = CompiledCache { most: 300, ..CompiledCache::open(&folder).unwrap() };
+        let artifacts = CompiledCache { max_bytes: 300, ..CompiledCache::open(&folder).unwrap() };
         let (own, other) = ("0123456789abcdef", "fedcba9876543210");
         let code = |digit: char, engine: &str| format!("{}-{engine}", digit.to_string().repeat(64));
         let old = leave(&folder, &code('a', own), 100, 3000);
@@ -383,9 +383,9 @@ mod tests {
             let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
             File::options().write(true).open(folder.join(&seal.name)).unwrap().set_modified(an_hour_ago).unwrap();
         }
-        let most = artifacts.file(&seals[0]).unwrap().metadata().unwrap().len();
+        let max_bytes = artifacts.file(&seals[0]).unwrap().metadata().unwrap().len();
         let settings = seals[0].name.split_once('-').unwrap().1;
-        CompiledCache { most, ..artifacts }.prune(settings).unwrap();
+        CompiledCache { max_bytes, ..artifacts }.prune(settings).unwrap();
         assert!(folder.join(&seals[0].name).exists() && !folder.join(&seals[1].name).exists());
     }
 }

@@ -58,7 +58,7 @@ pub struct ConfiguredPlugin {
 }
 
 /// A shorter interval would be called no more often.
-const SHORTEST_TIMER: Duration = crate::net::deadline::TICK;
+const MIN_TIMER_INTERVAL: Duration = crate::net::deadline::TICK;
 
 /// A plugin table of the manifest: a component with the configuration, limits and rules for it.
 pub struct PluginConfig {
@@ -143,7 +143,7 @@ impl ConfiguredPlugin {
             None => None,
         };
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
-        let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(SHORTEST_TIMER));
+        let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(MIN_TIMER_INTERVAL));
         let timer = plugin.timer.as_ref().and(interval);
         let mode =
             |mode: Option<types::BodyMode>| settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits);

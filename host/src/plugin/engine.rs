@@ -12,7 +12,7 @@ use super::bindings::{
 use super::compiled_cache::{CompiledCache, Seal, Unusable};
 use super::cpu_time::{self, TICK};
 use super::function_names;
-use super::host::{HostState, MOST_CORE_INSTANCES, MOST_TABLE_ELEMENTS};
+use super::host::{HostState, MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS};
 use super::instance_limit::InstanceLimit;
 use super::load_error::LoadError;
 use super::proposals;
@@ -25,7 +25,7 @@ use crate::system::supervise::{Task, guard};
 const INSTANCES: u32 = 8_000;
 
 /// The least number of places, made where address space is short.
-const LEAST_INSTANCES: u32 = 2_000;
+const MIN_INSTANCES: u32 = 2_000;
 
 /// One place in so many is not reserved by generations: bodies on their way outlive the generation that they began with.
 const MARGIN: u32 = 8;
@@ -34,16 +34,16 @@ const MARGIN: u32 = 8;
 const INSTANCES_FOR_LOADING: u32 = 4;
 
 /// No plugin's limit of bodies can be higher: each body holds an instance.
-pub const MOST_BODIES: u32 = 4096;
+pub const MAX_BODIES: u32 = 4096;
 
 /// No plugin's memory limit can be higher.
-pub const MOST_MEMORY: usize = 256 << 20;
+pub const MAX_MEMORY_BYTES: usize = 256 << 20;
 
 /// Digits of a digest that tell the builds of a plugin from each other.
 const DIGITS: usize = 12;
 
 /// Bytes of a version in the log.
-const LONGEST_VERSION: usize = 32;
+const MAX_VERSION_BYTES: usize = 32;
 
 /// The engine, which loads components.
 #[derive(Clone)]
@@ -95,7 +95,7 @@ impl Runtime {
             tracing::warn!(folder, %error, remedy, "plugins are compiled at each start: no folder for compiled code");
         });
         let artifacts = opened.ok().flatten().map_or_else(CompiledCache::unkept, Ok).map_err(StartError::Key)?;
-        let (engine, places) = pooling_engine(INSTANCES, LEAST_INSTANCES).map_err(StartError::Engine)?;
+        let (engine, places) = pooling_engine(INSTANCES, MIN_INSTANCES).map_err(StartError::Engine)?;
         Runtime::new(engine, artifacts, InstanceLimit::new(places - places / MARGIN)).map_err(StartError::Engine)
     }
 
@@ -165,7 +165,7 @@ impl Runtime {
             return Err(LoadError::NotWebAssembly);
         }
         let name = function_names::longest(bytes);
-        if name > function_names::LONGEST {
+        if name > function_names::MAX_NAME_BYTES {
             return Err(LoadError::FunctionName(name));
         }
         let component = Component::from_binary(&self.engine, bytes).map_err(LoadError::NotAComponent)?;
@@ -235,7 +235,7 @@ const VERSION: &str = "@0.1.0";
 impl Plugin {
     /// Notes the version of the component's own description.
     pub fn note_version(&self, version: &str) {
-        let _ = self.version.set(printable::one_line(version, LONGEST_VERSION).into_owned());
+        let _ = self.version.set(printable::one_line(version, MAX_VERSION_BYTES).into_owned());
     }
 
     /// The version of the component, and the beginning of its digest: two builds may have one version.
@@ -303,9 +303,9 @@ fn pooling_engine(wanted: u32, least: u32) -> wasmtime::Result<(Engine, u32)> {
 fn pool(instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
     // Only counted, so that a component with many takes none from others.
-    pool.total_component_instances(instances).total_core_instances(instances * MOST_CORE_INSTANCES as u32);
-    pool.total_memories(instances).total_tables(instances * 4).max_memory_size(MOST_MEMORY);
-    pool.table_elements(MOST_TABLE_ELEMENTS).max_unused_warm_slots(16);
+    pool.total_component_instances(instances).total_core_instances(instances * MAX_CORE_INSTANCES as u32);
+    pool.total_memories(instances).total_tables(instances * 4).max_memory_size(MAX_MEMORY_BYTES);
+    pool.table_elements(MAX_TABLE_ELEMENTS).max_unused_warm_slots(16);
     pool
 }
 

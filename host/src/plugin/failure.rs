@@ -15,20 +15,20 @@ use crate::context::ExchangeContext;
 use crate::system::printable::{TRUNCATED, truncated};
 
 /// Bytes of a reason in the log.
-const LONGEST_REASON: usize = 1 << 10;
+const MAX_REASON_BYTES: usize = 1 << 10;
 
 /// Bytes of a failure's line besides its reason and its frames, about.
 const OTHER_FIELDS: usize = 256;
 
 /// Functions of a backtrace, innermost first, and bytes of the name of each. Deeper ones are those of the runtime.
-const MOST_FRAMES: usize = 16;
-const LONGEST_NAME: usize = 120;
+const MAX_FRAMES: usize = 16;
+const MAX_NAME_BYTES: usize = 120;
 
 /// The least time between two backtraces of one kind, that is of one hook and one trap.
 const BACKTRACE: Duration = Duration::from_secs(60);
 
 /// Kinds that a plugin can have at most: eight hooks, some twenty traps.
-const MOST_KINDS: usize = 160;
+const MAX_KINDS: usize = 160;
 
 /// An exchange that a plugin failed in, as the log names it.
 #[derive(Clone, Debug)]
@@ -68,7 +68,7 @@ impl FailureReporter {
     /// Logs a failed call of a hook.
     pub fn failed(&self, hook: &'static str, failure: &PluginFailure, exchange: Option<&ExchangeName>) {
         let reason = self.limits.reason(failure);
-        let reason = shortened(&reason, LONGEST_REASON);
+        let reason = shortened(&reason, MAX_REASON_BYTES);
         if !self.lines.admits(reason.len() + OTHER_FIELDS) {
             return;
         }
@@ -96,7 +96,7 @@ impl Backtraces {
             *at = if is_due { now } else { *at };
             return is_due;
         }
-        let has_room = last.len() < MOST_KINDS;
+        let has_room = last.len() < MAX_KINDS;
         if has_room {
             last.push((kind, now));
         }
@@ -122,16 +122,16 @@ fn names(backtrace: &WasmBacktrace) -> String {
     let name = |frame: &wasmtime::FrameInfo| match frame.func_name() {
         Some(name) => {
             // Only a part is demangled: the name of a function may be as long as its component.
-            let demangled = format!("{:#}", rustc_demangle::demangle(truncated(name, 4 * LONGEST_NAME)));
-            shortened(&demangled, LONGEST_NAME).into_owned()
+            let demangled = format!("{:#}", rustc_demangle::demangle(truncated(name, 4 * MAX_NAME_BYTES)));
+            shortened(&demangled, MAX_NAME_BYTES).into_owned()
         }
         None => format!("function {}", frame.func_index()),
     };
-    backtrace.frames().iter().take(MOST_FRAMES).map(name).collect::<Vec<_>>().join(" < ")
+    backtrace.frames().iter().take(MAX_FRAMES).map(name).collect::<Vec<_>>().join(" < ")
 }
 
-fn shortened(text: &str, most: usize) -> Cow<'_, str> {
-    let kept = truncated(text, most);
+fn shortened(text: &str, max: usize) -> Cow<'_, str> {
+    let kept = truncated(text, max);
     if kept.len() == text.len() { Cow::Borrowed(text) } else { Cow::Owned(format!("{kept}{TRUNCATED}")) }
 }
 

@@ -4,7 +4,7 @@
 use wasmparser::{KnownCustom, Name, Parser, Payload};
 
 /// Bytes of the name of a function. Mangled names of generic Rust and C++ have some thousands; a trap copies twenty names.
-pub const LONGEST: usize = 64 << 10;
+pub const MAX_NAME_BYTES: usize = 64 << 10;
 
 /// Returns the length of the longest name of a function, in bytes; 0 if the functions have no names. A section that is
 /// malformed counts up to the first error, as the engine reads it.

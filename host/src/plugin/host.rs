@@ -42,22 +42,22 @@ pub struct HostState {
 }
 
 /// Streams and the like that an instance may hold: standard input, output and error need three.
-const MOST_RESOURCES: usize = 256;
+const MAX_RESOURCES: usize = 256;
 
 /// Core instances of one component: those from Python have one for each library, some 40 in all.
-pub(super) const MOST_CORE_INSTANCES: usize = 64;
+pub(super) const MAX_CORE_INSTANCES: usize = 64;
 
 /// Elements of all tables of an instance: functions that it may call indirectly; large guests have some thousands.
-pub(super) const MOST_TABLE_ELEMENTS: usize = 100_000;
+pub(super) const MAX_TABLE_ELEMENTS: usize = 100_000;
 
 impl HostState {
     /// The state of a fresh instance that may use so much memory.
     pub fn new(memory: usize, lines: PluginLog) -> Self {
         let limits = StoreLimitsBuilder::new().memory_size(memory).memories(1).tables(16);
-        let limits = limits.instances(MOST_CORE_INSTANCES).table_elements(MOST_TABLE_ELEMENTS);
-        let limits = MemoryLimit::new(limits.build(), MOST_TABLE_ELEMENTS);
+        let limits = limits.instances(MAX_CORE_INSTANCES).table_elements(MAX_TABLE_ELEMENTS);
+        let limits = MemoryLimit::new(limits.build(), MAX_TABLE_ELEMENTS);
         let mut table = ResourceTable::new();
-        table.set_max_capacity(MOST_RESOURCES);
+        table.set_max_capacity(MAX_RESOURCES);
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Printed(lines.clone())).stderr(Printed(lines.clone())).max_random_size(bounds::RANDOM);
         let wasi = wasi.build();
@@ -127,10 +127,10 @@ impl endpoints::Host for HostState {
     }
 
     fn loads(&mut self, indices: Vec<u32>) -> wasmtime::Result<Vec<u32>> {
-        let most = self.members.as_ref().map_or(0, |members| members.list.len()).max(bounds::LOADS);
-        if indices.len() > most {
+        let max = self.members.as_ref().map_or(0, |members| members.list.len()).max(bounds::LOADS);
+        if indices.len() > max {
             let asked = indices.len();
-            return Err(wasmtime::format_err!("it asked for {asked} loads at a time; at most {most} are allowed"));
+            return Err(wasmtime::format_err!("it asked for {asked} loads at a time; at most {max} are allowed"));
         }
         let load = |index| self.endpoint(index).map_or(0, |endpoint| endpoint.in_flight.count());
         Ok(indices.into_iter().map(load).collect())

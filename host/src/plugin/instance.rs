@@ -18,7 +18,7 @@ use super::bindings::{
 use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::engine::Plugin;
 use super::host::HostState;
-use super::log_lines::{LONGEST, PluginLog};
+use super::log_lines::{MAX_LINE_BYTES, PluginLog};
 use super::metrics::InstanceMetrics;
 use super::settings::PluginLimits;
 use crate::context::bounds;
@@ -198,7 +198,10 @@ impl Instance {
         let answer = self.lifecycle.plugway_plugin_lifecycle().call_configure(&mut self.store, config);
         self.store.data_mut().figures.is_configuring = false;
         let errors = |errors: Vec<lifecycle::exports::plugway::plugin::lifecycle::ConfigError>| {
-            errors.into_iter().map(|error| (error.path, one_line(&error.message, LONGEST).into_owned())).collect()
+            errors
+                .into_iter()
+                .map(|error| (error.path, one_line(&error.message, MAX_LINE_BYTES).into_owned()))
+                .collect()
         };
         Ok(answer.map_err(|error| self.explained(trapped(error)))?.map_err(errors))
     }
@@ -373,12 +376,12 @@ fn checked_edits(side: MessageSide, edits: Vec<types::Edit>) -> Result<SmallVec<
 /// The plans of a balancer that knows so many endpoints.
 fn checked_plans(plans: Vec<Vec<types::Edit>>, endpoints: usize) -> Result<Vec<Arc<[Edit]>>, EditError> {
     check_count(bounds::RESPONSE_PLANS + endpoints, plans.len(), "plans for responses, with one for each endpoint")?;
-    let most = bounds::DECLARED + bounds::DECLARED_PER_ENDPOINT * endpoints;
+    let max = bounds::DECLARED + bounds::DECLARED_PER_ENDPOINT * endpoints;
     let mut declared = 0;
     let plan = |edits| {
         let edits = checked_edits(MessageSide::Response, edits)?.into_vec();
         declared += edits.iter().map(Edit::declared).sum::<usize>();
-        check_count(most, declared, "bytes of plans for responses, with 64 for each edit")?;
+        check_count(max, declared, "bytes of plans for responses, with 64 for each edit")?;
         Ok(edits.into())
     };
     plans.into_iter().map(plan).collect()

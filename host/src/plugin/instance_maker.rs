@@ -33,9 +33,9 @@ const REST: u32 = 9;
 /// The rest for plugins with a fresh instance for each call, whose instances are not lost by failures.
 const REST_PER_CALL: u32 = 1;
 
-/// The backoff after the first failure; it doubles up to [`LONGEST_BACKOFF`].
+/// The backoff after the first failure; it doubles up to [`MAX_BACKOFF`].
 const BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// An instance that found no place is tried again after this time.
 const SHORTAGE: Duration = Duration::from_millis(100);
@@ -127,7 +127,7 @@ impl Queues {
                 self.later.push(PendingSpare { due: Instant::now() + SHORTAGE, ..later });
             }
             Err(error) => {
-                let backoff = (BACKOFF * (1 << later.failures.min(6))).min(LONGEST_BACKOFF);
+                let backoff = (BACKOFF * (1 << later.failures.min(6))).min(MAX_BACKOFF);
                 warn!(plugin = &*version.name, %error, retry_in = ?backoff, "plugin instance not made");
                 let (due, failures) = (Instant::now() + backoff, later.failures + 1);
                 self.later.push(PendingSpare { due, version: later.version, failures });

@@ -16,7 +16,7 @@ pub enum LoadError {
     NotAComponent(wasmtime::Error),
     #[error(
         "a function's name is too long: found {0} bytes; at most {longest} are allowed, so build the component without \
-         names, such as by `strip = true`", longest = function_names::LONGEST
+         names, such as by `strip = true`", longest = function_names::MAX_NAME_BYTES
     )]
     FunctionName(usize),
     #[error("unknown import: {0:#}; expected those of WIT package `plugway:plugin@0.1.0` and of WASI 0.2 alone")]

@@ -16,7 +16,7 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 use crate::system::printable::one_line;
 
 /// A longer line is cut, as the WIT says.
-pub(super) const LONGEST: usize = 4 << 10;
+pub(super) const MAX_LINE_BYTES: usize = 4 << 10;
 
 /// Lines that one plugin may log in a second: enough to follow a fault, too few to fill a disk.
 const LINES_A_SECOND: u64 = 100;
@@ -71,7 +71,7 @@ impl PluginLog {
         if !is_shown {
             return;
         }
-        let (plugin, line) = (&*self.0.plugin, one_line(line, LONGEST));
+        let (plugin, line) = (&*self.0.plugin, one_line(line, MAX_LINE_BYTES));
         if !self.admits(line.len()) {
             return;
         }
@@ -137,7 +137,7 @@ impl Printing {
         for byte in bytes {
             match byte {
                 b'\n' => self.end_line(),
-                _ if self.begun.len() < LONGEST => self.begun.push(*byte),
+                _ if self.begun.len() < MAX_LINE_BYTES => self.begun.push(*byte),
                 _ => {}
             }
         }
@@ -195,7 +195,7 @@ impl OutputStream for Printing {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(LONGEST)
+        Ok(MAX_LINE_BYTES)
     }
 }
 
@@ -224,7 +224,7 @@ mod tests {
         let admitted = |bytes: usize| (0..1000).filter(|_| lines.clone().admits(bytes)).count() as u64;
         // The clock may begin a new second meanwhile.
         assert!((LINES_A_SECOND..=2 * LINES_A_SECOND).contains(&admitted(10)));
-        assert!(admitted(LONGEST) <= 2 * BYTES_A_SECOND / LONGEST as u64);
+        assert!(admitted(MAX_LINE_BYTES) <= 2 * BYTES_A_SECOND / MAX_LINE_BYTES as u64);
         assert!(lines.dropped() >= 2000 - 2 * LINES_A_SECOND - 32);
     }
 }

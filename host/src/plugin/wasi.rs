@@ -122,9 +122,9 @@ fn print(mut store: StoreContextMut<'_, HostState>, parameters: PrintParameters)
 }
 
 fn writable(length: u64) -> wasmtime::Result<()> {
-    let most = bounds::WRITE as u64;
-    if length > most {
-        return Err(wasmtime::format_err!("it wrote {length} bytes at a time; at most {most} are allowed"));
+    let max = bounds::WRITE as u64;
+    if length > max {
+        return Err(wasmtime::format_err!("it wrote {length} bytes at a time; at most {max} are allowed"));
     }
     Ok(())
 }

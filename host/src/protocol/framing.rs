@@ -187,8 +187,8 @@ impl Scanner {
         }
         let room = self.limits.head_bytes.saturating_sub(self.context.bytes + b"\r\n".len());
         // The limit that comes first in the line is the one that the line exceeds.
-        let (within, most) = (&line[..line.len().min(room)], self.limits.target_bytes);
-        if self.state == ScanState::Between && within.len() > most && target_of(within).len() > most {
+        let (within, max) = (&line[..line.len().min(room)], self.limits.target_bytes);
+        if self.state == ScanState::Between && within.len() > max && target_of(within).len() > max {
             return Err(FramingError::LongTarget);
         }
         if line.len() > room { Err(FramingError::LongHead) } else { Ok(()) }

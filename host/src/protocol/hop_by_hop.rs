@@ -59,11 +59,11 @@ pub fn count_forward(method: &Method, fields: &mut HeaderMap) -> bool {
 /// equal, so that a chain of them can't be told from a loop by one passage.
 pub fn is_looping(fields: &HeaderMap) -> bool {
     let passages = members(fields, header::VIA).filter(|passage| passage.ends_with(b" plugway"));
-    passages.count() >= MOST_PASSAGES
+    passages.count() >= MAX_PASSAGES
 }
 
 /// More proxies than any chain of them has, and few enough that a loop costs little.
-const MOST_PASSAGES: usize = 16;
+const MAX_PASSAGES: usize = 16;
 
 /// Writes the options of a hop into the fields of an outgoing request.
 pub fn ask(hop: &HopOptions, version: Version, fields: &mut HeaderMap) {

@@ -67,9 +67,9 @@ fn unnamed(version: ProxyVersion) -> Vec<u8> {
 }
 
 fn line(bytes: &[u8]) -> Result<Parsed, Malformed> {
-    let length = bytes.iter().take(LONGEST_V1).position(|byte| *byte == b'\n').map(|at| at + 1);
+    let length = bytes.iter().take(MAX_V1_BYTES).position(|byte| *byte == b'\n').map(|at| at + 1);
     match length {
-        None if bytes.len() < LONGEST_V1 && is_begun_line(bytes) => Ok(Parsed::Incomplete),
+        None if bytes.len() < MAX_V1_BYTES && is_begun_line(bytes) => Ok(Parsed::Incomplete),
         Some(length) if length == bytes.len() && is_begun_line(&bytes[..length - 1]) => whole_line(bytes),
         _ => Err(Malformed),
     }
@@ -117,7 +117,7 @@ fn is_port(word: &[u8]) -> bool {
 fn binary(bytes: &[u8]) -> Result<Parsed, Malformed> {
     let Some(start) = bytes.get(..START_V2) else { return Ok(Parsed::Incomplete) };
     let length = START_V2 + usize::from(u16::from_be_bytes([start[14], start[15]]));
-    if length > LONGEST_V2 || length < bytes.len() {
+    if length > MAX_V2_BYTES || length < bytes.len() {
         return Err(Malformed);
     }
     if start[12] == LOCAL {
@@ -134,10 +134,10 @@ fn binary(bytes: &[u8]) -> Result<Parsed, Malformed> {
 }
 
 /// The maximum length of a version 1 line, in bytes, as the protocol defines it.
-const LONGEST_V1: usize = 107;
+const MAX_V1_BYTES: usize = 107;
 /// The maximum length of a version 2 header, in bytes: addresses and all that proxies are known to add (certificates'
 /// names, identifiers).
-const LONGEST_V2: usize = START_V2 + 2048;
+const MAX_V2_BYTES: usize = START_V2 + 2048;
 /// The length of the part before the addresses in version 2, in bytes: signature, command, family, length.
 const START_V2: usize = 16;
 const LOCAL: u8 = v2::Version::Two as u8 | v2::Command::Local as u8;
@@ -296,11 +296,11 @@ mod tests {
     fn the_longest_headers_are_parsed_and_no_longer_ones() {
         let highest = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
         let line = format!("PROXY UNKNOWN {highest} {highest} 65535 65535\r\n");
-        assert_eq!((line.len(), parse(line.as_bytes())), (LONGEST_V1, Ok(Parsed::Done(None))));
+        assert_eq!((line.len(), parse(line.as_bytes())), (MAX_V1_BYTES, Ok(Parsed::Done(None))));
         assert_eq!(parse(line.replace("\r\n", " \r\n").as_bytes()), Err(Malformed));
         let mut header = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x08\x00"[..], &[1; 2048]].concat();
         assert!(matches!(parse(&header), Ok(Parsed::Done(Some(_)))));
-        assert_eq!(parse(&header[..LONGEST_V2 - 1]), Ok(Parsed::Incomplete));
+        assert_eq!(parse(&header[..MAX_V2_BYTES - 1]), Ok(Parsed::Incomplete));
         header[15] = 1;
         assert_eq!(parse(&header[..START_V2]), Err(Malformed));
     }

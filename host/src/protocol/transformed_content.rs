@@ -62,11 +62,11 @@ pub fn obstacle(response: &response::Parts) -> Option<String> {
 fn coding(fields: &HeaderMap) -> Option<String> {
     let mut codings = hop_by_hop::members(fields, header::CONTENT_ENCODING);
     let coding = codings.find(|coding| !coding.eq_ignore_ascii_case(b"identity"))?;
-    Some(String::from_utf8_lossy(coding).chars().take(LONGEST_CODING).collect())
+    Some(String::from_utf8_lossy(coding).chars().take(MAX_CODING_CHARS).collect())
 }
 
 /// The maximum length of a coding in the log, in characters.
-const LONGEST_CODING: usize = 64;
+const MAX_CODING_CHARS: usize = 64;
 
 /// Removes the fields of a request that its transformed body makes untrue.
 pub fn request(fields: &mut HeaderMap) {

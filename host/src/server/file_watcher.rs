@@ -31,10 +31,10 @@ const SURELY_SETTLED: Duration = Duration::from_secs(3);
 
 /// The maximum number of watched folders. Each costs the control thread some microseconds per reload; systems allow
 /// 8,192 watches and more.
-const MOST_FOLDERS: usize = 4_096;
+const MAX_FOLDERS: usize = 4_096;
 
 /// The maximum number of links that are followed, as on Linux.
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
 /// A watch on the folders of the configuration's files.
 pub struct FileWatcher {
@@ -110,8 +110,8 @@ impl FileWatcher {
         let Some(folders) = &mut self.folders else { return false };
         let parents = self.wanted.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
         let mut all: BTreeSet<PathBuf> = parents.chain(self.wanted.folders.iter().cloned()).collect();
-        if let Some(first_beyond) = all.iter().nth(MOST_FOLDERS).cloned() {
-            tracing::warn!(folders = all.len(), most = MOST_FOLDERS, "not all folders of the manifest are watched");
+        if let Some(first_beyond) = all.iter().nth(MAX_FOLDERS).cloned() {
+            tracing::warn!(folders = all.len(), most = MAX_FOLDERS, "not all folders of the manifest are watched");
             drop(all.split_off(&first_beyond));
         }
         folders.keep(&all)
@@ -238,7 +238,7 @@ fn stand(file: &Path) -> Option<PathBuf> {
 /// Returns the links on the way to a file. Replacing such a link, as is done with whole folders, changes the file.
 fn links(file: &Path) -> Vec<PathBuf> {
     let (mut file, mut found) = (file.to_path_buf(), Vec::new());
-    while found.len() < MOST_LINKS {
+    while found.len() < MAX_LINKS {
         let mut on_the_way: Vec<&Path> = file.ancestors().collect();
         on_the_way.reverse();
         let Some(link) = on_the_way.into_iter().find(|path| path.is_symlink()) else { break };
@@ -357,6 +357,6 @@ mod tests {
         let (one, other) = (folder.path().join("one"), folder.path().join("other"));
         std::os::unix::fs::symlink(&one, &other).unwrap();
         std::os::unix::fs::symlink(&other, &one).unwrap();
-        assert_eq!(links(&one).len(), MOST_LINKS + 1);
+        assert_eq!(links(&one).len(), MAX_LINKS + 1);
     }
 }

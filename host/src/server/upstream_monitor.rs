@@ -57,7 +57,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A name that can't be looked up is tried again after the first of these, doubled each time, up to the second.
 const RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
 
 impl UpstreamMonitor {
     /// Keeps nothing yet, and lets time pass.
@@ -200,7 +200,7 @@ async fn look_up(set: Rc<MonitoredSet>, name: usize, resolver: Rc<Resolver>, loo
                 } else {
                     warn!(upstream, name, %error, kept, "the name can't be looked up: its last endpoints are kept");
                 }
-                let longer = (pause * 2).min(LONGEST_RETRY);
+                let longer = (pause * 2).min(MAX_RETRY_DELAY);
                 std::mem::replace(&mut pause, longer)
             }
         };

@@ -90,7 +90,7 @@ pub struct LoadedResponse {
 }
 
 /// The limit of the write queue, in bytes. Responses beyond the limit are not written to disk.
-const MOST_QUEUED: u64 = 64 << 20;
+const MAX_QUEUED_BYTES: u64 = 64 << 20;
 
 /// The pause after a failed write, during which nothing is written.
 const REST: Duration = Duration::from_secs(10);
@@ -107,13 +107,13 @@ const MEMORY_SHARE: usize = 8;
 
 /// The limit for outdated records in a file, in bytes. A file is rewritten when its old records exceed the limit and
 /// the size of its content.
-const MOST_OLD: u64 = 64 << 10;
+const MAX_OUTDATED_BYTES: u64 = 64 << 10;
 
 impl Disk {
     /// Opens or creates a directory that may hold `bytes` of files. The error explains how to fix the problem.
     pub fn open(folder: &Path, bytes: u64, purges: &Arc<PurgeLog>) -> Result<Arc<Self>, String> {
         let claim = DirectoryLock::new(folder)?;
-        // Removals and marks are bounded by the number of entries, and writes by `MOST_QUEUED`.
+        // Removals and marks are bounded by the number of entries, and writes by `MAX_QUEUED_BYTES`.
         let (jobs, queue) = mpsc::channel();
         let disk = Arc::new(Disk {
             claim,
@@ -167,7 +167,7 @@ impl Disk {
         self.index.remove_if(id, |filed| filed.label.replaces(&object.variant) && filed.number != object.sequence);
         let (queued, weight) = (self.queued.load(Ordering::Relaxed), weight(object));
         // A single response may exceed the limit.
-        if self.rests() || queued > 0 && queued + weight > MOST_QUEUED {
+        if self.rests() || queued > 0 && queued + weight > MAX_QUEUED_BYTES {
             self.figures.skipped.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -204,9 +204,9 @@ impl Disk {
         }
     }
 
-    /// Reads a stored response from its file, with its content if that has at most `most` bytes. Blocks the thread.
-    pub fn recall(self: &Arc<Self>, filed: &Arc<DiskEntry>, key: &[u8], most: u64) -> Option<LoadedResponse> {
-        let recalled = self.read(filed, key, most);
+    /// Reads a stored response from its file, with its content if that has at most `max` bytes. Blocks the thread.
+    pub fn recall(self: &Arc<Self>, filed: &Arc<DiskEntry>, key: &[u8], max: u64) -> Option<LoadedResponse> {
+        let recalled = self.read(filed, key, max);
         match &recalled {
             Ok(_) => drop(self.figures.reads.fetch_add(1, Ordering::Relaxed)),
             Err(error) => self.read_failed(filed, error),
@@ -214,13 +214,13 @@ impl Disk {
         recalled.ok()
     }
 
-    fn read(self: &Arc<Self>, filed: &Arc<DiskEntry>, key: &[u8], most: u64) -> io::Result<LoadedResponse> {
+    fn read(self: &Arc<Self>, filed: &Arc<DiskEntry>, key: &[u8], max: u64) -> io::Result<LoadedResponse> {
         let file = files::open(&self.claim.folder.file(filed.number), files::STORED)?;
         let RecordEntry { key: known, object, trailers, sums, length, .. } = record::read(&file, self.claim.seed)?;
         if *known != *key || !object.variant.replaces(&filed.label) {
             return Err(blocks::broken());
         }
-        let is_whole = length <= most;
+        let is_whole = length <= max;
         let content = if is_whole {
             reader::whole(&file, &sums, length, trailers)?.into()
         } else {
@@ -306,8 +306,8 @@ impl Disk {
         self.index.capacity()
     }
 
-    pub fn most(&self) -> u64 {
-        self.index.most().saturating_sub(MOST_OLD)
+    pub fn max_entry_bytes(&self) -> u64 {
+        self.index.max_entry_bytes().saturating_sub(MAX_OUTDATED_BYTES)
     }
 
     pub fn bytes(&self) -> u64 {

@@ -72,11 +72,11 @@ struct Evicted<V: IndexedVariant>(Vec<Arc<CacheEntry<V>>>);
 pub const PARTS: usize = 16;
 
 /// The maximum number of variants of one scope under one key. The oldest is evicted first.
-const MOST_VARIANTS: usize = 64;
+const MAX_VARIANTS: usize = 64;
 
 /// The maximum number of fields that these variants depend on, all in all: eight for each. A lookup compares each of them
 /// with the request.
-const MOST_SELECTORS: usize = 512;
+const MAX_SELECTORS: usize = 512;
 
 /// The part of the budget that a key uses besides its variants, in bytes.
 const OVERHEAD: usize = size_of::<CacheEntry<()>>() + 64;
@@ -196,7 +196,7 @@ impl<V: IndexedVariant> Index<V> {
 
     /// Changes the entry of a cache key. A missing entry is created if `key` is given.
     fn update(&self, id: u128, key: Option<&[u8]>, change: impl FnOnce(&mut CacheEntry<V>)) {
-        let most = self.most() as usize;
+        let max = self.max_entry_bytes() as usize;
         let mut change = Some(change);
         let mut left: SmallVec<[Arc<V>; 2]> = SmallVec::new();
         let mut changed = |old: Option<&CacheEntry<V>>| {
@@ -211,7 +211,7 @@ impl<V: IndexedVariant> Index<V> {
             if let Some(change) = change.take() {
                 change(&mut resource);
             }
-            while resource.weight() > most
+            while resource.weight() > max
                 && let Some(oldest) = resource.variants.pop()
             {
                 left.push(oldest);
@@ -276,7 +276,7 @@ impl<V: IndexedVariant> Index<V> {
     }
 
     /// Returns the maximum size of an entry, in bytes.
-    pub fn most(&self) -> u64 {
+    pub fn max_entry_bytes(&self) -> u64 {
         self.resources.shard_capacity() / 100 * 97
     }
 
@@ -312,7 +312,7 @@ impl<V: IndexedVariant> CacheEntry<V> {
             }
             variants += 1;
             selectors += label.selectors.count();
-            variants <= MOST_VARIANTS && selectors <= MOST_SELECTORS
+            variants <= MAX_VARIANTS && selectors <= MAX_SELECTORS
         });
     }
 

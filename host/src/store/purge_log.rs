@@ -42,8 +42,8 @@ struct RecentPurges {
 }
 
 /// The maximum number of purges in the log. A response that was requested before the oldest of them isn't stored.
-const MOST_PURGES: usize = 1024;
-const MOST_CHANGES: usize = 64 << 10;
+const MAX_PURGES: usize = 1024;
+const MAX_INVALIDATIONS: usize = 64 << 10;
 
 impl PurgeLog {
     /// Returns the current position in the log.
@@ -57,7 +57,7 @@ impl PurgeLog {
         late.so_far += 1;
         let number = late.so_far;
         late.purges.push_back((number, purge.clone()));
-        if late.purges.len() > MOST_PURGES
+        if late.purges.len() > MAX_PURGES
             && let Some((first, _)) = late.purges.pop_front()
         {
             late.purges_forgotten = first;
@@ -67,7 +67,7 @@ impl PurgeLog {
     /// Records the invalidation of a cache key.
     pub fn change(&self, id: u128) {
         let mut late = self.late();
-        if late.changes.len() == MOST_CHANGES {
+        if late.changes.len() == MAX_INVALIDATIONS {
             late.changes.clear();
             late.changes_forgotten = late.so_far;
         }
@@ -144,16 +144,16 @@ mod tests {
             (Some(PurgeKind::Hard), Some(PurgeKind::Hard), None)
         );
         let after = purges.moment();
-        for id in 0..MOST_PURGES as u128 * 2 {
+        for id in 0..MAX_PURGES as u128 * 2 {
             purges.change(id + 100);
         }
         assert_eq!(since(after), None, "changes of others push out nothing");
-        for _ in 0..=MOST_PURGES {
+        for _ in 0..=MAX_PURGES {
             purges.purge(&Purge { what: PurgeTarget::Tag("none".into()), strength: PurgeKind::Hard });
         }
         assert_eq!(since(after), Some(PurgeKind::Hard));
         let after = purges.moment();
-        for id in 0..=MOST_CHANGES as u128 {
+        for id in 0..=MAX_INVALIDATIONS as u128 {
             purges.change(id + 100);
         }
         assert_eq!(since(after), Some(PurgeKind::Hard));

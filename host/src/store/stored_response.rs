@@ -172,7 +172,7 @@ pub fn freshen(stored: &mut HeaderMap, validated: &HeaderMap) -> bool {
     let bytes = |fields: &HeaderMap| -> usize {
         fields.iter().map(|(name, value)| name.as_str().len() + value.len() + bounds::FIELD_OVERHEAD).sum()
     };
-    if stored.len() + validated.len() > MOST_FIELDS || bytes(stored) + bytes(validated) > bounds::FIELD_BYTES {
+    if stored.len() + validated.len() > MAX_FIELDS || bytes(stored) + bytes(validated) > bounds::FIELD_BYTES {
         return false;
     }
     // Both are of the moment when the stored response came, which is over.
@@ -188,7 +188,7 @@ pub fn freshen(stored: &mut HeaderMap, validated: &HeaderMap) -> bool {
 }
 
 /// Fields of a stored response after a validation: those of the longest head that an endpoint may send, twice.
-const MOST_FIELDS: usize = 4_000;
+const MAX_FIELDS: usize = 4_000;
 
 #[cfg(test)]
 mod tests {
@@ -203,7 +203,7 @@ mod tests {
         let mut stored = fields(0);
         // Each 304 has other fields. A map panics behind the 273rd.
         let taken = (1..400).take_while(|turn| freshen(&mut stored, &fields(*turn))).count();
-        assert!((10..50).contains(&taken) && stored.len() <= MOST_FIELDS, "{taken}");
+        assert!((10..50).contains(&taken) && stored.len() <= MAX_FIELDS, "{taken}");
         let long = HeaderMap::from_iter([(header::LINK, HeaderValue::try_from("x".repeat(300_000)).unwrap())]);
         assert!(!freshen(&mut fields(0), &long));
     }

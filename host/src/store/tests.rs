@@ -132,7 +132,7 @@ fn many_variants_of_one_key_have_no_more_than_their_part() {
     }
     assert!(store.bytes() > 900 << 10);
     let store = Store::new(16 << 20);
-    let longest = object("/b", 1, VaryValue::default(), store.most() as usize, &[]);
+    let longest = object("/b", 1, VaryValue::default(), store.max_entry_bytes() as usize, &[]);
     put(&store, longest);
     assert!(has(&store, "/b", &HeaderMap::new()), "what is said to fit does");
 }

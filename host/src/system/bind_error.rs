@@ -18,9 +18,9 @@ pub struct BindFailure {
 
 /// The maximum length of a path in the address of a unix socket, in bytes, without the byte that ends it.
 #[cfg(target_os = "linux")]
-pub const LONGEST_PATH: usize = 107;
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 #[cfg(not(target_os = "linux"))]
-pub const LONGEST_PATH: usize = 103;
+pub const MAX_SOCKET_PATH_BYTES: usize = 103;
 
 impl BindFailure {
     /// Explains why a TCP address can't be bound.
@@ -61,8 +61,8 @@ impl BindFailure {
         let in_folder = folder.display();
         let length = path.as_os_str().len();
         let reason = match source.raw_os_error() {
-            _ if length > LONGEST_PATH => format!(
-                "the path has {length} bytes, and that of a unix socket has at most {LONGEST_PATH}: choose a shorter one"
+            _ if length > MAX_SOCKET_PATH_BYTES => format!(
+                "the path has {length} bytes, and that of a unix socket has at most {MAX_SOCKET_PATH_BYTES}: choose a shorter one"
             ),
             Some(libc::EADDRINUSE | libc::EISDIR) => in_the_way(path),
             Some(libc::ENOENT) => match files::missing(folder) {

@@ -25,7 +25,7 @@ const SPARE: usize = 32;
 /// clients.
 const SPARE_SHARE: usize = 16;
 /// The minimum number of clients, however low the limit is.
-const LEAST: usize = 8;
+const MIN_CLIENTS: usize = 8;
 /// The value for no limit: more than any kernel allows a process.
 const UNLIMITED: usize = 1 << 30;
 /// The assumed number of open descriptors if the system doesn't report it.
@@ -53,7 +53,7 @@ impl Descriptors {
     /// endpoint, until there are `endpoints` of these.
     pub fn clients(self, endpoints: usize) -> usize {
         let room = self.limit.saturating_sub(self.kept());
-        (room / 2).max(room.saturating_sub(endpoints)).max(LEAST)
+        (room / 2).max(room.saturating_sub(endpoints)).max(MIN_CLIENTS)
     }
 
     /// Returns the number of descriptors that a process may need, including all other uses.
@@ -95,7 +95,7 @@ mod tests {
             assert!(descriptors.is_nearly_last(limit - 1), "{limit}");
         }
         let few = Descriptors { limit: 40, own: 60 };
-        assert_eq!(few.clients(usize::MAX), LEAST);
+        assert_eq!(few.clients(usize::MAX), MIN_CLIENTS);
     }
 
     #[test]

@@ -11,25 +11,25 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileKind {
     name: &'static str,
-    most_bytes: u64,
+    max_bytes: u64,
 }
 
 /// A manifest; one of 20,000 routes has some 2 MiB.
-pub const MANIFEST: FileKind = FileKind { name: "a manifest", most_bytes: 4 << 20 };
+pub const MANIFEST: FileKind = FileKind { name: "a manifest", max_bytes: 4 << 20 };
 /// A list of endpoints; one of 50,000 endpoints has some 2 MiB.
-pub const ENDPOINTS: FileKind = FileKind { name: "a list of endpoints", most_bytes: 4 << 20 };
+pub const ENDPOINTS: FileKind = FileKind { name: "a list of endpoints", max_bytes: 4 << 20 };
 /// A component; JavaScript and Python bring their interpreters along, with 12 to 20 MB.
-pub const COMPONENT: FileKind = FileKind { name: "a component", most_bytes: 64 << 20 };
-/// The compiled form of a component; see `MOST_SEALED`.
-pub const ARTIFACT: FileKind = FileKind { name: "a compiled component", most_bytes: 128 << 20 };
+pub const COMPONENT: FileKind = FileKind { name: "a component", max_bytes: 64 << 20 };
+/// The compiled form of a component; see `MAX_SEALED_BYTES`.
+pub const ARTIFACT: FileKind = FileKind { name: "a compiled component", max_bytes: 128 << 20 };
 /// A file of certificates or keys; a system's whole list of authorities has some 220 KiB.
-pub const PEM: FileKind = FileKind { name: "a file of certificates or keys", most_bytes: 1 << 20 };
+pub const PEM: FileKind = FileKind { name: "a file of certificates or keys", max_bytes: 1 << 20 };
 /// The file that marks a folder as that of a cache.
-pub const MARKER: FileKind = FileKind { name: "the marker of a cache", most_bytes: 4 << 10 };
+pub const MARKER: FileKind = FileKind { name: "the marker of a cache", max_bytes: 4 << 10 };
 /// A stored response, whose size `[cache.disk] size` bounds.
-pub const STORED: FileKind = FileKind { name: "a stored response", most_bytes: u64::MAX };
+pub const STORED: FileKind = FileKind { name: "a stored response", max_bytes: u64::MAX };
 /// An error page, which is held in memory and sent whole.
-pub const PAGE: FileKind = FileKind { name: "an error page", most_bytes: 1 << 20 };
+pub const PAGE: FileKind = FileKind { name: "an error page", max_bytes: 1 << 20 };
 
 /// The number of bytes that are read at once if a file isn't kept in memory.
 const PIECE: usize = 64 << 10;
@@ -38,7 +38,7 @@ const PIECE: usize = 64 << 10;
 pub fn open(path: &Path, kind: FileKind) -> io::Result<File> {
     let file = open_regular(OpenOptions::new().read(true), path)?;
     let found = file.metadata()?;
-    if found.len() > kind.most_bytes { Err(kind.too_large()) } else { Ok(file) }
+    if found.len() > kind.max_bytes { Err(kind.too_large()) } else { Ok(file) }
 }
 
 /// Opens or creates a regular file that is to be locked.
@@ -58,8 +58,8 @@ fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 pub fn read(path: &Path, kind: FileKind) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // One byte more than allowed: a file may grow after its size was read.
-    open(path, kind)?.take(kind.most_bytes + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > kind.most_bytes { Err(kind.too_large()) } else { Ok(bytes) }
+    open(path, kind)?.take(kind.max_bytes + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > kind.max_bytes { Err(kind.too_large()) } else { Ok(bytes) }
 }
 
 /// Returns the text of a file, which has to be UTF-8.
@@ -151,7 +151,7 @@ pub fn pieces(file: &mut File, kind: FileKind, mut each: impl FnMut(&[u8]) -> io
             return Ok(total);
         }
         total += read as u64;
-        if total > kind.most_bytes {
+        if total > kind.max_bytes {
             return Err(kind.too_large());
         }
         each(&piece[..read])?;
@@ -174,8 +174,8 @@ pub fn update_digest(digest: &mut blake3::Hasher, path: &Path, kind: FileKind) {
 
 impl FileKind {
     fn too_large(self) -> io::Error {
-        let most = self.most_bytes >> 20;
-        io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {most} MiB, the most for {}", self.name))
+        let max = self.max_bytes >> 20;
+        io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max} MiB, the most for {}", self.name))
     }
 }
 
@@ -198,7 +198,7 @@ fn other_kind(found: std::fs::FileType) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    const SMALL: FileKind = FileKind { name: "a test file", most_bytes: 1 << 20 };
+    const SMALL: FileKind = FileKind { name: "a test file", max_bytes: 1 << 20 };
 
     #[test]
     fn only_regular_files_are_opened() {

@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 pub const TRUNCATED: &str = "...";
 
 /// Escapes line breaks, control characters and bidirectional controls, and truncates the text to a length in bytes.
-pub fn one_line(text: &str, most: usize) -> Cow<'_, str> {
-    let kept = truncated(text, most);
+pub fn one_line(text: &str, max: usize) -> Cow<'_, str> {
+    let kept = truncated(text, max);
     let mark = if kept.len() < text.len() { TRUNCATED } else { "" };
     if mark.is_empty() && !kept.chars().any(is_hostile) {
         return Cow::Borrowed(kept);
@@ -35,17 +35,17 @@ pub fn record(text: &str) -> Cow<'_, str> {
     Cow::Owned(record)
 }
 
-/// Truncates a text to `most` bytes, and appends the original length.
-pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
-    if text.len() <= most {
+/// Truncates a text to `max` bytes, and appends the original length.
+pub fn cut(text: &str, max: usize) -> Cow<'_, str> {
+    if text.len() <= max {
         return Cow::Borrowed(text);
     }
-    Cow::Owned(format!("{} … ({} bytes in all)", truncated(text, most), text.len()))
+    Cow::Owned(format!("{} … ({} bytes in all)", truncated(text, max), text.len()))
 }
 
-/// Returns the longest beginning of a text that has at most `most` bytes and ends with a whole character.
-pub fn truncated(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
+/// Returns the longest beginning of a text that has at most `max` bytes and ends with a whole character.
+pub fn truncated(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
 }
 
 /// Whether a character can break a line, control a terminal, change the order in which a line is shown, or is

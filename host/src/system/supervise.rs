@@ -175,12 +175,12 @@ fn report(panic: &PanicHookInfo<'_>) {
     PANICS[task as usize].fetch_add(1, Ordering::Relaxed);
     let message = panic.payload_as_str().unwrap_or("no message");
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
-    let reason = crate::system::printable::one_line(message, LONGEST);
+    let reason = crate::system::printable::one_line(message, MAX_MESSAGE_BYTES);
     tracing::error!(task = task.name(), %reason, location, "panic");
 }
 
 /// The maximum length of a panic's message in the log, in bytes.
-const LONGEST: usize = 1 << 10;
+const MAX_MESSAGE_BYTES: usize = 1 << 10;
 
 pin_project! {
     /// A future whose panics become an error in its output.

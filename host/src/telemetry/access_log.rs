@@ -77,10 +77,10 @@ pub struct ExchangeOutcome {
 }
 
 /// The maximum number of queued lines.
-const MOST_LINES: usize = 8192;
+const MAX_QUEUED_LINES: usize = 8192;
 
 /// The maximum size of the queued lines, in bytes of memory. A usual line has 200 to 500.
-const MOST_BYTES: usize = 4 << 20;
+const MAX_QUEUED_BYTES: usize = 4 << 20;
 
 /// The number of bytes that are written at once.
 const BATCH: usize = 64 << 10;
@@ -89,17 +89,17 @@ const BATCH: usize = 64 << 10;
 const REPORT: Duration = Duration::from_secs(60);
 
 /// The maximum length of a request target in a line, in bytes: the longest that most servers accept.
-const LONGEST_TARGET: usize = 8 << 10;
+const MAX_TARGET_BYTES: usize = 8 << 10;
 
 /// The maximum length of any other text in a line, and of all notes together, in bytes.
-const LONGEST_TEXT: usize = 1 << 10;
-const LONGEST_NOTES: usize = 8 << 10;
+const MAX_TEXT_BYTES: usize = 1 << 10;
+const MAX_NOTES_BYTES: usize = 8 << 10;
 
 impl AccessLog {
     /// Starts the writer thread.
     pub fn start(format: LogFormat, target: LogTarget) -> io::Result<Self> {
         let output = Output::new(open(&target)?);
-        let (queue, lines) = sync_channel(MOST_LINES);
+        let (queue, lines) = sync_channel(MAX_QUEUED_LINES);
         let shared = Arc::<LogShared>::default();
         let writer = Writer { output, target, shared: shared.clone(), reported: None };
         std::thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&lines))?;
@@ -126,7 +126,7 @@ impl AccessLog {
             LogFormat::Json => json(context, outcome, began),
         };
         let size = line.capacity();
-        let is_full = self.shared.queued.fetch_add(size, Ordering::Relaxed) + size > MOST_BYTES;
+        let is_full = self.shared.queued.fetch_add(size, Ordering::Relaxed) + size > MAX_QUEUED_BYTES;
         if is_full || self.queue.try_send(line).is_err() {
             self.shared.queued.fetch_sub(size, Ordering::Relaxed);
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
@@ -256,26 +256,26 @@ fn appending(path: &Path) -> OpenOptions {
 
 fn combined(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime) -> Vec<u8> {
     let mut line = Vec::with_capacity(256);
-    quoted(&mut line, context.client_address().map_or(b"-", |address| address.as_bytes()), LONGEST_TEXT);
+    quoted(&mut line, context.client_address().map_or(b"-", |address| address.as_bytes()), MAX_TEXT_BYTES);
     line.extend_from_slice(b" - - [");
     line.extend_from_slice(common_date(began).as_bytes());
     line.extend_from_slice(b"] \"");
     match &context.received {
         ReceivedRequest::Parsed(received) => {
-            quoted(&mut line, received.method.as_str().as_bytes(), LONGEST_TEXT);
+            quoted(&mut line, received.method.as_str().as_bytes(), MAX_TEXT_BYTES);
             line.push(b' ');
-            quoted(&mut line, target(received).as_bytes(), LONGEST_TARGET);
+            quoted(&mut line, target(received).as_bytes(), MAX_TARGET_BYTES);
             line.extend_from_slice(format!(" {:?}", received.version).as_bytes());
         }
         ReceivedRequest::Unparsed(begun) if begun.is_empty() => line.push(b'-'),
-        ReceivedRequest::Unparsed(begun) => quoted(&mut line, begun, LONGEST_TARGET),
+        ReceivedRequest::Unparsed(begun) => quoted(&mut line, begun, MAX_TARGET_BYTES),
     }
     line.extend_from_slice(format!("\" {} {} \"", outcome.status, outcome.response_bytes).as_bytes());
     let words = received_fields(context);
     let (referer, agent) =
         (words.and_then(|words| words.referer.as_ref()), words.and_then(|words| words.user_agent.as_ref()));
     for (value, end) in [(referer, &b"\" \""[..]), (agent, b"\"\n")] {
-        quoted(&mut line, value.map_or(b"-", |value| value.as_bytes()), LONGEST_TEXT);
+        quoted(&mut line, value.map_or(b"-", |value| value.as_bytes()), MAX_TEXT_BYTES);
         line.extend_from_slice(end);
     }
     line
@@ -290,22 +290,22 @@ fn target(received: &RequestLine) -> Cow<'_, str> {
     }
 }
 
-/// Appends a text of at most `most` bytes. Bytes that would end a quotation or a line are escaped as nginx does.
-fn quoted(line: &mut Vec<u8>, bytes: &[u8], most: usize) {
-    for byte in &bytes[..bytes.len().min(most)] {
+/// Appends a text of at max `max` bytes. Bytes that would end a quotation or a line are escaped as nginx does.
+fn quoted(line: &mut Vec<u8>, bytes: &[u8], max: usize) {
+    for byte in &bytes[..bytes.len().min(max)] {
         match byte {
             b'"' | b'\\' | 0..0x20 | 0x7f.. => line.extend_from_slice(format!("\\x{byte:02X}").as_bytes()),
             _ => line.push(*byte),
         }
     }
-    if bytes.len() > most {
+    if bytes.len() > max {
         line.extend_from_slice(TRUNCATED.as_bytes());
     }
 }
 
 fn json(context: &ExchangeContext, outcome: &ExchangeOutcome, began: SystemTime) -> Vec<u8> {
     let shown =
-        |value: Option<&http::HeaderValue>| value.map(|value| text(value.as_bytes(), LONGEST_TEXT).into_owned());
+        |value: Option<&http::HeaderValue>| value.map(|value| text(value.as_bytes(), MAX_TEXT_BYTES).into_owned());
     let ShownLine { method, target, protocol } = ShownLine::of(&context.received);
     let words = received_fields(context);
     let line = json!({
@@ -356,32 +356,32 @@ impl<'a> ShownLine<'a> {
         let line = match received {
             ReceivedRequest::Parsed(received) => {
                 return ShownLine {
-                    method: Some(text(received.method.as_str().as_bytes(), LONGEST_TEXT)),
-                    target: Some(Cow::Owned(text(target(received).as_bytes(), LONGEST_TARGET).into_owned())),
+                    method: Some(text(received.method.as_str().as_bytes(), MAX_TEXT_BYTES)),
+                    target: Some(Cow::Owned(text(target(received).as_bytes(), MAX_TARGET_BYTES).into_owned())),
                     protocol: Some(format!("{:?}", received.version).into()),
                 };
             }
             ReceivedRequest::Unparsed(line) => line,
         };
         let parts: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
-        let shown = |part: &'a [u8], most| Some(text(part, most)).filter(|text| !text.is_empty());
+        let shown = |part: &'a [u8], max| Some(text(part, max)).filter(|text| !text.is_empty());
         match parts[..] {
             [method, target, protocol] if protocol.starts_with(b"HTTP/") => ShownLine {
-                method: shown(method, LONGEST_TEXT),
-                target: shown(target, LONGEST_TARGET),
-                protocol: shown(protocol, LONGEST_TEXT),
+                method: shown(method, MAX_TEXT_BYTES),
+                target: shown(target, MAX_TARGET_BYTES),
+                protocol: shown(protocol, MAX_TEXT_BYTES),
             },
-            _ => ShownLine { method: None, target: shown(line, LONGEST_TARGET), protocol: None },
+            _ => ShownLine { method: None, target: shown(line, MAX_TARGET_BYTES), protocol: None },
         }
     }
 }
 
-/// Returns at most `most` bytes of a text, with a mark if the text was longer.
-fn text(bytes: &[u8], most: usize) -> Cow<'_, str> {
-    if bytes.len() <= most {
+/// Returns at max `max` bytes of a text, with a mark if the text was longer.
+fn text(bytes: &[u8], max: usize) -> Cow<'_, str> {
+    if bytes.len() <= max {
         return String::from_utf8_lossy(bytes);
     }
-    let mut kept = String::from_utf8_lossy(&bytes[..most]).into_owned();
+    let mut kept = String::from_utf8_lossy(&bytes[..max]).into_owned();
     kept.push_str(TRUNCATED);
     Cow::Owned(kept)
 }
@@ -391,11 +391,11 @@ fn notes(context: &ExchangeContext) -> serde_json::Map<String, serde_json::Value
     let (mut notes, mut size) = (serde_json::Map::new(), 0);
     for (name, value) in &context.notes {
         size += name.len() + value.len();
-        if size > LONGEST_NOTES {
+        if size > MAX_NOTES_BYTES {
             notes.insert(TRUNCATED.into(), format!("{} notes in all", context.notes.len()).into());
             break;
         }
-        notes.insert(name.clone(), text(value.as_bytes(), LONGEST_TEXT).into());
+        notes.insert(name.clone(), text(value.as_bytes(), MAX_TEXT_BYTES).into());
     }
     notes
 }

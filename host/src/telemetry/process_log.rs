@@ -13,10 +13,10 @@ use crate::system::supervise::{Task, guard};
 use crate::telemetry::output::Output;
 
 /// The maximum size of queued lines, in bytes: some thousand lines, which are little memory.
-const MOST_QUEUED: usize = 1 << 20;
+const MAX_QUEUED_BYTES: usize = 1 << 20;
 
 /// The maximum length of one record, in bytes. An error message about a whole manifest fits.
-const LONGEST: usize = 64 << 10;
+const MAX_RECORD_BYTES: usize = 64 << 10;
 
 /// The capacity that the buffers keep after a burst, in bytes.
 const KEPT: usize = 16 << 10;
@@ -102,11 +102,11 @@ impl Log {
 
     fn push(&self, record: &str) {
         let text = record.strip_suffix('\n').unwrap_or(record);
-        let kept = printable::truncated(text, LONGEST);
+        let kept = printable::truncated(text, MAX_RECORD_BYTES);
         let mark = if kept.len() < text.len() { printable::TRUNCATED } else { "" };
         let kept = printable::record(kept);
         let mut queue = self.lock();
-        let has_room = queue.lines.len() + queue.writing + kept.len() + mark.len() < MOST_QUEUED;
+        let has_room = queue.lines.len() + queue.writing + kept.len() + mark.len() < MAX_QUEUED_BYTES;
         if !has_room && !std::mem::take(&mut queue.has_reserve) {
             queue.unreported += 1;
             self.dropped.fetch_add(1, Ordering::Relaxed);

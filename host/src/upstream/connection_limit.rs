@@ -16,7 +16,7 @@ struct LimitState {
     free: Arc<Semaphore>,
     most: u32,
     waiting: AtomicU32,
-    most_waiting: u32,
+    max_waiting: u32,
 }
 
 /// Which connections a connection was counted among.
@@ -38,10 +38,10 @@ struct WaitingGuard<'a>(&'a LimitState);
 
 impl ConnectionLimit {
     /// At most so many connections, and so many requests that wait for one.
-    pub fn limited(connections: u32, most_waiting: u32) -> Self {
+    pub fn limited(connections: u32, max_waiting: u32) -> Self {
         let free = Arc::new(Semaphore::new(connections as usize));
         let (most, waiting) = (connections, AtomicU32::new(0));
-        ConnectionLimit(Some(Arc::new(LimitState { free, most, waiting, most_waiting })))
+        ConnectionLimit(Some(Arc::new(LimitState { free, most, waiting, max_waiting })))
     }
 
     /// Returns the maximum number of connections; `None` if there is no limit.
@@ -100,7 +100,7 @@ impl<'a> WaitingGuard<'a> {
     fn begin(limited: &'a LimitState) -> Option<Self> {
         let waiting = WaitingGuard(limited);
         let before = limited.waiting.fetch_add(1, Ordering::Relaxed);
-        (before < limited.most_waiting).then_some(waiting)
+        (before < limited.max_waiting).then_some(waiting)
     }
 }
 

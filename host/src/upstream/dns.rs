@@ -101,7 +101,7 @@ impl Resolver {
     /// All addresses of a host, IPv4 and IPv6. If only one of both kinds can be learned, that one.
     pub async fn addresses(&self, host: &str) -> Result<DnsAnswer<IpAddr>, LookupError> {
         if let Ok(address) = host.parse() {
-            return Ok(DnsAnswer::new([address], LONGEST));
+            return Ok(DnsAnswer::new([address], MAX_TTL));
         }
         self.search(host, async |name| self.addresses_of(name).await).await
     }
@@ -154,7 +154,7 @@ impl Resolver {
     async fn addresses_of(&self, name: &Name) -> Result<DnsAnswer<IpAddr>, LookupError> {
         let written = self.in_hosts(name);
         if !written.is_empty() {
-            return Ok(DnsAnswer::new(written, LONGEST));
+            return Ok(DnsAnswer::new(written, MAX_TTL));
         }
         let ipv4 = self.ask(name, RecordType::A, RData::ip_addr);
         let ipv6 = self.ask(name, RecordType::AAAA, RData::ip_addr);
@@ -180,7 +180,7 @@ impl Resolver {
     async fn services_of(&self, name: &Name) -> Result<DnsAnswer<Service>, LookupError> {
         let mut targets = self.ask(name, RecordType::SRV, target).await?;
         targets.found.sort_by_key(|target| target.priority);
-        targets.found.truncate(MOST);
+        targets.found.truncate(MAX_RECORDS);
         let hosts = self.addresses_of_each(targets.found.iter().map(|target| target.target.clone()).collect()).await;
         // One that isn't in `hosts` panicked.
         let lost = Err(LookupError::NoAnswer(text(name)));
@@ -191,7 +191,7 @@ impl Resolver {
             match hosts.get(&target).unwrap_or(&lost) {
                 Ok(addresses) => {
                     lifetime = lifetime.min(addresses.lifetime);
-                    let room = MOST - found.len();
+                    let room = MAX_RECORDS - found.len();
                     let service = |address: &IpAddr| Service { priority, weight, port, address: *address };
                     found.extend(addresses.found.iter().map(service).take(room));
                 }
@@ -276,7 +276,7 @@ fn target(data: &RData) -> Option<SRV> {
 
 /// How long an answer may be kept that lacks a part for this reason.
 fn lifetime_without(error: &LookupError) -> Duration {
-    if error.is_certain() { LONGEST } else { INCOMPLETE }
+    if error.is_certain() { MAX_TTL } else { INCOMPLETE }
 }
 
 /// Returns the name without the dot at the end.
@@ -289,7 +289,7 @@ fn text(name: &Name) -> String {
 impl<T: Ord> DnsAnswer<T> {
     fn new(found: impl IntoIterator<Item = T>, lifetime: Duration) -> Self {
         let sorted = found.into_iter().collect::<BTreeSet<T>>();
-        Self { found: sorted.into_iter().take(MOST).collect(), lifetime: lifetime.clamp(SHORTEST, LONGEST) }
+        Self { found: sorted.into_iter().take(MAX_RECORDS).collect(), lifetime: lifetime.clamp(MIN_TTL, MAX_TTL) }
     }
 }
 
@@ -336,16 +336,16 @@ const ATTEMPTS: usize = 2;
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// The minimum lifetime. A name server that answers 0 would cause a lookup all the time.
-const SHORTEST: Duration = Duration::from_secs(1);
+const MIN_TTL: Duration = Duration::from_secs(1);
 
 /// Records of a day are common, and wrong for as long when an address moves unexpectedly.
-const LONGEST: Duration = Duration::from_secs(300);
+const MAX_TTL: Duration = Duration::from_secs(300);
 
 /// For an answer that lacks a part because of a failure: soon, but no burden to a server that fails for good.
 const INCOMPLETE: Duration = Duration::from_secs(10);
 
 /// Addresses or targets of a name: bounds what a name server can make us hold, far over what one upstream has.
-const MOST: usize = 1024;
+const MAX_RECORDS: usize = 1024;
 
 /// Targets looked up at the same time: quick, without flooding a name server.
 const AT_ONCE: usize = 16;

@@ -98,9 +98,9 @@ impl InFlight {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Adds one if fewer than `most` are in flight; [`InFlight::end`] removes it.
-    pub fn begin(&self, most: u32) -> bool {
-        if self.0.fetch_add(1, Ordering::Relaxed) < most {
+    /// Adds one if fewer than `max` are in flight; [`InFlight::end`] removes it.
+    pub fn begin(&self, max: u32) -> bool {
+        if self.0.fetch_add(1, Ordering::Relaxed) < max {
             return true;
         }
         self.end();

@@ -41,13 +41,13 @@ enum Flood {
 }
 
 /// A head counts as so many bytes at least: what it takes once it is decoded.
-const LEAST_HEAD: usize = 1 << 10;
+const MIN_HEAD_BYTES: usize = 1 << 10;
 
 /// The bytes of a response's head and its trailers, as they count beside those of informational responses.
-const OWN_HEADS: usize = 3 * LEAST_HEAD;
+const OWN_HEADS: usize = 3 * MIN_HEAD_BYTES;
 
 /// Streams whose heads are counted: more than any endpoint serves at a time.
-const MOST_STREAMS: usize = 1 << 16;
+const MAX_STREAMS: usize = 1 << 16;
 
 impl EndpointFrames {
     /// Returns the counter of a connection whose preface hasn't been sent yet. The limit of a response's head, in bytes,
@@ -94,7 +94,7 @@ impl FrameCounter for EndpointFrames {
 impl Heads {
     fn sent(&mut self, head: FrameHead) {
         match head.kind {
-            HEADERS => self.left += self.limit.saturating_add(OWN_HEADS) / LEAST_HEAD,
+            HEADERS => self.left += self.limit.saturating_add(OWN_HEADS) / MIN_HEAD_BYTES,
             RST_STREAM => drop(self.streams.remove(&head.stream)),
             _ => {}
         }
@@ -124,14 +124,14 @@ impl Heads {
 
     /// Counts a head that doesn't end its stream. Those before it on the stream were of informational responses.
     fn begin_head(&mut self, head: FrameHead) -> Result<(), Flood> {
-        if self.streams.len() >= MOST_STREAMS {
+        if self.streams.len() >= MAX_STREAMS {
             return Err(Flood::Kind("HEADERS"));
         }
         let before = self.streams.entry(head.stream).or_default();
         if *before > self.limit {
             return Err(Flood::Interim);
         }
-        *before = before.saturating_add(head.length.max(LEAST_HEAD));
+        *before = before.saturating_add(head.length.max(MIN_HEAD_BYTES));
         Ok(())
     }
 }

@@ -314,10 +314,10 @@ impl EndpointSet {
         let out = set.seats.iter().filter(|seat| seat.health.is_ejected()).count();
         let Some(seat) = set.seats.get_mut(place).filter(|seat| !seat.health.is_ejected()) else { return false };
         let (upstream, endpoint) = (&*self.name, &*seat.wanted.address.text);
-        let most = outliers.max_ejected(set.snapshot.list.len());
-        if out >= most && (extent == EjectionReach::Failing || most == 0) {
+        let max = outliers.max_ejected(set.snapshot.list.len());
+        if out >= max && (extent == EjectionReach::Failing || max == 0) {
             // Said once, not with each failure.
-            if most > 0 && !std::mem::replace(&mut set.is_full, true) {
+            if max > 0 && !std::mem::replace(&mut set.is_full, true) {
                 tracing::warn!(upstream, endpoint, why, "not ejected: as many are as may be");
             }
             return false;

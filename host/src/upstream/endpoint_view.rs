@@ -88,9 +88,9 @@ impl EndpointView {
 }
 
 impl InFlightGuard {
-    /// A request in flight at an endpoint; none if the upstream has `most` of them.
-    pub fn begin(seat: &Rc<EndpointView>, most: u32) -> Option<Self> {
-        if !seat.live.in_flight.begin(most) {
+    /// A request in flight at an endpoint; none if the upstream has `max` of them.
+    pub fn begin(seat: &Rc<EndpointView>, max: u32) -> Option<Self> {
+        if !seat.live.in_flight.begin(max) {
             return None;
         }
         seat.endpoint.in_flight.begin(u32::MAX);

@@ -18,7 +18,7 @@ use crate::error::is_of_this_machine;
 pub const DELAY: Duration = Duration::from_millis(250);
 
 /// The least time between two attempts, where a short limit has to do for many addresses (RFC 8305 §5).
-const SHORTEST_DELAY: Duration = Duration::from_millis(10);
+const MIN_DELAY: Duration = Duration::from_millis(10);
 
 /// Orders addresses for a race: first the one that won the last, then alternating between the families, beginning with that
 /// of the first (RFC 8305 §4).
@@ -43,7 +43,7 @@ pub async fn connect(addresses: &[SocketAddr], within: Duration) -> io::Result<T
     if let [address] = addresses {
         return TcpStream::connect(address).await;
     }
-    let delay = (within / (addresses.len() as u32 + 1)).clamp(SHORTEST_DELAY, DELAY);
+    let delay = (within / (addresses.len() as u32 + 1)).clamp(MIN_DELAY, DELAY);
     let mut race = Race { delay, waiting: addresses.iter(), running: SmallVec::new(), error: None };
     let mut timer = pin!(sleep(delay));
     poll_fn(|cx| race.poll(timer.as_mut(), cx)).await

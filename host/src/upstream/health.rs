@@ -99,7 +99,7 @@ pub enum EndpointFailure {
 }
 
 /// The least share in a slow start, in percent: a request now and then is what warms it.
-const LEAST_SHARE: u32 = 10;
+const MIN_SHARE_PERCENT: u32 = 10;
 
 impl Default for HealthRules {
     /// The defaults of the manifest reference.
@@ -222,7 +222,7 @@ impl Health {
             return 100;
         }
         let percent = (passed.as_millis() * 100 / whole.as_millis().max(1)) as u32;
-        (percent / 10 * 10).max(LEAST_SHARE)
+        (percent / 10 * 10).max(MIN_SHARE_PERCENT)
     }
 }
 
@@ -396,6 +396,6 @@ mod tests {
         assert!(!health.readmit(now));
         health.eject(&outliers(), now);
         assert!(health.readmit(now) && health.state() == HealthState::Up);
-        assert_eq!(health.share(&rules, now), LEAST_SHARE);
+        assert_eq!(health.share(&rules, now), MIN_SHARE_PERCENT);
     }
 }

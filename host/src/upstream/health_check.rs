@@ -53,7 +53,7 @@ pub struct HttpCheck {
 }
 
 /// The maximum number of bytes that are read of a response, to look for the expected content.
-const MOST_CONTENT: usize = 64 << 10;
+const MAX_CONTENT_BYTES: usize = 64 << 10;
 
 /// Says what was wrong, in words for the log.
 pub async fn check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), String> {
@@ -177,7 +177,7 @@ async fn exchange(connection: &mut Connection, request: Request<RequestBody>) ->
     if let Some(status) = head.headers.get(&GRPC_STATUS) {
         answer.trailers.insert(GRPC_STATUS, status.clone());
     }
-    while answer.content.len() < MOST_CONTENT {
+    while answer.content.len() < MAX_CONTENT_BYTES {
         let frame = poll_fn(|cx| connection.poll_frame(cx, &mut content)).await;
         let Some(frame) = frame else { break };
         take(&mut answer, frame)?;

@@ -110,7 +110,7 @@ fn number(rest: &mut &str) -> Option<Item> {
     let text = take(rest, |byte| byte.is_ascii_digit() || b"-.".contains(&byte));
     let digits = text.strip_prefix('-').unwrap_or(text);
     let are_digits =
-        |text: &str, most| (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+        |text: &str, max| (1..=max).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     match digits.split_once('.') {
         None => are_digits(digits, 15).then(|| Item::Integer(text.into())),
         Some((whole, part)) => (are_digits(whole, 12) && are_digits(part, 3)).then(|| Item::Other(text.into())),

@@ -39,7 +39,7 @@ pub struct Directives {
 const TIMES: [&str; 4] = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"];
 
 /// The maximum time, in seconds (RFC 9111 §1.2.2).
-const LONGEST: u64 = 1 << 31;
+const MAX_SECONDS: u64 = 1 << 31;
 
 impl Directives {
     /// Parses `Cache-Control`. Unknown and malformed directives are ignored, except that a malformed lifetime is 0,
@@ -89,7 +89,7 @@ impl Directives {
             "max-age" => set(&mut self.max_age),
             "s-maxage" => set(&mut self.s_maxage),
             "min-fresh" => set(&mut self.min_fresh),
-            "max-stale" if value.is_none() => self.max_stale = self.max_stale.or(Some(LONGEST)),
+            "max-stale" if value.is_none() => self.max_stale = self.max_stale.or(Some(MAX_SECONDS)),
             "max-stale" => set(&mut self.max_stale),
             "stale-while-revalidate" => set(&mut self.stale_while_revalidate),
             "stale-if-error" => set(&mut self.stale_if_error),
@@ -114,7 +114,7 @@ pub(super) fn is_token(name: &str) -> bool {
 /// Parses delta-seconds (RFC 9111 §1.2.2).
 pub(super) fn seconds(value: Option<&str>) -> u64 {
     let digits = value.filter(|value| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()));
-    digits.map_or(0, |digits| digits.parse().unwrap_or(LONGEST).min(LONGEST))
+    digits.map_or(0, |digits| digits.parse().unwrap_or(MAX_SECONDS).min(MAX_SECONDS))
 }
 
 /// Returns the members of a list of directives. Only a complete quoted string, from `=` to the end of its member, may
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(parse("private=\"a b\"").private, Some(vec![]), "what is no name may mean any field");
         assert_eq!(parse("private=\"a, b").private, Some(vec![]));
         assert_eq!(parse("private=\"a\", private").private, Some(vec![]), "the whole is more than a field");
-        assert_eq!(parse("max-stale").max_stale, Some(LONGEST));
+        assert_eq!(parse("max-stale").max_stale, Some(MAX_SECONDS));
         assert_eq!(parse("max-stale=5").max_stale, Some(5));
     }
 
@@ -198,7 +198,7 @@ mod tests {
         for nonsense in ["max-age=", "max-age", "max-age=-1", "max-age=1.5", "max-age=a", "max-age='60'"] {
             assert_eq!(parse(nonsense).max_age, Some(0), "{nonsense}");
         }
-        assert_eq!(parse("max-age=99999999999999999999999").max_age, Some(LONGEST));
+        assert_eq!(parse("max-age=99999999999999999999999").max_age, Some(MAX_SECONDS));
         assert_eq!(parse("max-age=007").max_age, Some(7));
     }
 

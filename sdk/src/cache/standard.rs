@@ -171,7 +171,7 @@ impl Standard {
         let age = stored.age_ms;
         let is_fresh = is_fresh(stored);
         let lacks = asked.min_fresh.is_some_and(|least| stored.lifetime_ms < age.saturating_add(least * 1000));
-        if asked.no_cache.is_some() || lacks || asked.max_age.is_some_and(|most| age > most * 1000) {
+        if asked.no_cache.is_some() || lacks || asked.max_age.is_some_and(|max| age > max * 1000) {
             return Reuse::Validate;
         }
         if is_fresh {
@@ -181,7 +181,7 @@ impl Standard {
             return Reuse::Validate;
         }
         let staleness = age.saturating_sub(stored.lifetime_ms);
-        if !stored.purged && asked.max_stale.is_some_and(|most| staleness <= most * 1000) {
+        if !stored.purged && asked.max_stale.is_some_and(|max| staleness <= max * 1000) {
             return Reuse::Serve;
         }
         if stored.stale_while_revalidate_ms > 0 && staleness <= stored.stale_while_revalidate_ms {

@@ -15,7 +15,7 @@ pub struct Room {
     notes: usize,
     note_bytes: usize,
     values: usize,
-    most_bytes: usize,
+    max_bytes: usize,
 }
 
 /// Rejects a declaration that the host would reject.
@@ -134,13 +134,13 @@ fn field(name: &str, value: usize) -> usize {
 impl Room {
     /// Returns the cost of edits to a request.
     pub fn for_request(edits: &[Edit], setup: &Setup, request: &Request) -> Result<Room, String> {
-        let room = Room { most_bytes: bounds::ADDED_TO_REQUEST, ..Room::default() };
+        let room = Room { max_bytes: bounds::ADDED_TO_REQUEST, ..Room::default() };
         room.with(edits, setup, request.fields.len(), request)
     }
 
     /// Returns the cost of edits to a response.
     pub fn for_response(edits: &[Edit], setup: &Setup, request: &Request, response: &Response) -> Result<Room, String> {
-        let room = Room { most_bytes: bounds::ADDED_TO_RESPONSE, ..Room::default() };
+        let room = Room { max_bytes: bounds::ADDED_TO_RESPONSE, ..Room::default() };
         room.with(edits, setup, response.fields.len(), request)
     }
 
@@ -240,13 +240,13 @@ impl Room {
     }
 
     fn check(&self) -> Result<(), String> {
-        at_most(self.most_bytes, self.bytes, "bytes that plugins add to the head of a message")?;
+        at_most(self.max_bytes, self.bytes, "bytes that plugins add to the head of a message")?;
         at_most(bounds::NOTE_BYTES, self.note_bytes, "bytes of notes")
     }
 }
 
-fn at_most(most: usize, found: usize, what: &str) -> Result<(), String> {
-    if found > most { Err(format!("{found} {what}; at most {most} are allowed")) } else { Ok(()) }
+fn at_most(max: usize, found: usize, what: &str) -> Result<(), String> {
+    if found > max { Err(format!("{found} {what}; at most {max} are allowed")) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use crate::protocol::framing::FramingError;
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 
 /// The maximum number of bytes of a rejected request's first line that are kept: more than the access log shows.
-const LONGEST_LINE: usize = 10 << 10;
+const MAX_LINE_BYTES: usize = 10 << 10;
 
 /// The state of an HTTP/1 connection that its exchanges and its socket use.
 pub struct Session {
@@ -278,7 +278,7 @@ pub fn first_line(bytes: &[u8]) -> Bytes {
     let rest = &bytes[begin..];
     let line = &rest[..memchr::memchr(b'\n', rest).unwrap_or(rest.len())];
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    Bytes::copy_from_slice(&line[..line.len().min(LONGEST_LINE)])
+    Bytes::copy_from_slice(&line[..line.len().min(MAX_LINE_BYTES)])
 }
 
 impl<F: Future<Output = Response<ResponseStream>>> Future for ExchangeFuture<F> {

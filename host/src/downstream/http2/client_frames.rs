@@ -37,7 +37,7 @@ struct OpenRequests {
     in_head: bool,
     /// The streams without END_STREAM.
     streams: Vec<u32>,
-    /// Whether there were more than [`MOST_OPEN`], of which some are not known.
+    /// Whether there were more than [`MAX_OPEN_STREAMS`], of which some are not known.
     are_too_many: bool,
 }
 
@@ -58,7 +58,7 @@ const END_HEADERS: u8 = 4;
 const ANY_STREAM: u32 = 0x7fff_ffff;
 
 /// The streams without END_STREAM that are remembered, and cancelled at the end of what the client sends.
-const MOST_OPEN: usize = 100;
+const MAX_OPEN_STREAMS: usize = 100;
 
 impl ClientFrames {
     /// Creates the counter of a connection whose preface hasn't been read yet.
@@ -143,7 +143,7 @@ impl OpenRequests {
         if is_end {
             self.end(head.stream);
         } else if head.kind == HEADERS && head.stream > last {
-            let has_room = self.streams.len() < MOST_OPEN;
+            let has_room = self.streams.len() < MAX_OPEN_STREAMS;
             self.are_too_many |= !has_room;
             self.streams.extend(has_room.then_some(head.stream));
         }

@@ -12,7 +12,7 @@ pub struct ResetLimit {
 
 /// The count above which GOAWAY is sent; above twice this count the connection is closed. Browsers that leave a page
 /// reset tens of streams.
-const MOST: u64 = 200;
+const MAX_RESETS: u64 = 200;
 
 /// The number of resets per second that is subtracted from the count: no attack is that slow.
 const FORGIVEN: u64 = 10;
@@ -30,11 +30,11 @@ impl ResetLimit {
     }
 
     pub fn should_goaway(&self) -> bool {
-        self.count.get() > MOST
+        self.count.get() > MAX_RESETS
     }
 
     pub fn should_close(&self) -> bool {
-        self.count.get() > 2 * MOST
+        self.count.get() > 2 * MAX_RESETS
     }
 }
 

@@ -34,7 +34,7 @@ enum WriteMode {
 
 /// The size at which the buffer is sent in any case, in bytes; longer pieces are never buffered. It is the size of a
 /// TLS record.
-const MOST: usize = 16 << 10;
+const MAX_BUFFERED_BYTES: usize = 16 << 10;
 
 impl<T> WriteBuffer<T> {
     pub fn new(socket: T) -> Self {
@@ -84,15 +84,15 @@ impl<T: AsyncWrite + Unpin> SharedBuffer<T> {
 
     /// Makes room for `length` more bytes; returns how to write them.
     fn poll_room(&mut self, cx: &mut Context<'_>, length: usize) -> Poll<io::Result<WriteMode>> {
-        if self.unsent.len() + length > MOST {
+        if self.unsent.len() + length > MAX_BUFFERED_BYTES {
             ready!(self.poll_empty(cx))?;
         }
-        if length > MOST {
+        if length > MAX_BUFFERED_BYTES {
             self.is_flushed = false;
             return Poll::Ready(Ok(WriteMode::Direct));
         }
         if self.unsent.capacity() == 0 {
-            self.unsent.reserve_exact(MOST);
+            self.unsent.reserve_exact(MAX_BUFFERED_BYTES);
         }
         Poll::Ready(Ok(WriteMode::Buffered))
     }
@@ -212,13 +212,13 @@ mod tests {
     #[test]
     fn what_is_long_leaves_from_where_it_lies_and_in_its_turn() {
         let (mut socket, cx) = (gathered(usize::MAX), &mut Context::from_waker(Waker::noop()));
-        for length in [10, MOST, MOST + 1, 10] {
+        for length in [10, MAX_BUFFERED_BYTES, MAX_BUFFERED_BYTES + 1, 10] {
             let written = Pin::new(&mut socket).poll_write(cx, &vec![0; length]);
             assert!(matches!(written, Poll::Ready(Ok(written)) if written == length));
         }
-        assert_eq!(lengths(&socket), [10, MOST, MOST + 1]);
+        assert_eq!(lengths(&socket), [10, MAX_BUFFERED_BYTES, MAX_BUFFERED_BYTES + 1]);
         assert!(socket.poll_send(cx).is_ready());
-        assert_eq!(lengths(&socket), [10, MOST, MOST + 1, 10]);
+        assert_eq!(lengths(&socket), [10, MAX_BUFFERED_BYTES, MAX_BUFFERED_BYTES + 1, 10]);
     }
 
     #[test]
@@ -226,7 +226,7 @@ mod tests {
         let (mut socket, cx) = (gathered(4), &mut Context::from_waker(Waker::noop()));
         assert!(Pin::new(&mut socket).poll_write(cx, b"0123456789").is_ready());
         assert!(socket.poll_send(cx).is_pending());
-        assert!(Pin::new(&mut socket).poll_write(cx, &[b'x'; MOST]).is_pending());
+        assert!(Pin::new(&mut socket).poll_write(cx, &[b'x'; MAX_BUFFERED_BYTES]).is_pending());
         assert!(Pin::new(&mut socket).poll_write(cx, b"ab").is_ready());
         assert!(Pin::new(&mut socket).poll_shutdown(cx).is_pending());
         socket.0.borrow_mut().socket.room = usize::MAX;

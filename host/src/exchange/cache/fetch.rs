@@ -310,7 +310,7 @@ impl Fetch<'_> {
             id: asking.id,
             key: asking.place.key.clone(),
             asked,
-            most: most_in_memory(worker),
+            max: max_in_memory(worker),
             longest: longest(worker),
             into: WriteTarget::Memory,
             exchange: FetchName::of(context),
@@ -423,15 +423,16 @@ fn extract_fields(names: &[HeaderName], fields: &mut HeaderMap) -> HeaderMap {
 }
 
 /// Returns the maximum length of content that is stored in memory, in bytes.
-pub fn most_in_memory(worker: &WorkerState) -> u64 {
-    worker.generation.store_limits.object.min(worker.generation.store.most())
+pub fn max_in_memory(worker: &WorkerState) -> u64 {
+    worker.generation.store_limits.object.min(worker.generation.store.max_entry_bytes())
 }
 
 /// Returns the maximum length of content that is stored at all, in bytes.
 fn longest(worker: &WorkerState) -> u64 {
     let (store, limits) = (&worker.generation.store, &worker.generation.store_limits);
-    let on_disk = store.disk().zip(limits.disk.as_ref()).map_or(0, |(disk, limits)| limits.object.min(disk.most()));
-    on_disk.max(most_in_memory(worker))
+    let on_disk =
+        store.disk().zip(limits.disk.as_ref()).map_or(0, |(disk, limits)| limits.object.min(disk.max_entry_bytes()));
+    on_disk.max(max_in_memory(worker))
 }
 
 fn end(lead: Option<FetchLeader>, landing: FetchOutcome) {

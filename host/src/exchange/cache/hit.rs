@@ -13,7 +13,7 @@ use crate::store::stored_body::StoredBody;
 use crate::store::stored_response::{Content, StoredResponse};
 
 /// The maximum number of ranges in a response. A request for more ranges gets the complete content (RFC 9110 §14.2).
-const MOST_RANGES: usize = 16;
+const MAX_RANGES: usize = 16;
 
 /// The request fields for conditions and ranges that the cache evaluates itself.
 static CONDITIONS: [HeaderName; 4] =
@@ -116,7 +116,7 @@ fn requested_range(object: &StoredResponse, head: &response::Parts, request: &He
     };
     let mut parts = SmallVec::new();
     for (place, spec) in specs.split(',').map(str::trim).filter(|spec| !spec.is_empty()).enumerate() {
-        if place == MOST_RANGES {
+        if place == MAX_RANGES {
             return RangeRequest::All;
         }
         match parse_range(spec, length) {

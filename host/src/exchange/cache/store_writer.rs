@@ -33,7 +33,7 @@ pub struct StoreWriter {
     pub key: Vec<u8>,
     pub asked: PurgeEpoch,
     /// The maximum length of content in memory, and the maximum length of stored content, in bytes.
-    pub most: u64,
+    pub max: u64,
     pub longest: u64,
     pub into: WriteTarget,
     pub exchange: FetchName,
@@ -138,7 +138,7 @@ impl StoreWriter {
     async fn choose_target(&mut self, bytes: u64, more: u64) {
         match &mut self.into {
             WriteTarget::Memory => {
-                let is_long = bytes > self.most || self.fill.length().is_some_and(|length| length > self.most);
+                let is_long = bytes > self.max || self.fill.length().is_some_and(|length| length > self.max);
                 if self.room.take(more, self.store.capacity()) && !is_long {
                     return;
                 }

@@ -75,7 +75,7 @@ const ALLOWANCES: [Allowance; KINDS] = [
 
 /// The maximum of an allowance. A client may first read all that its windows allow, and open them again afterwards in
 /// small steps.
-const MOST: u64 = 100_000;
+const MAX_ALLOWANCE: u64 = 100_000;
 
 const ACK: u8 = 1;
 
@@ -119,7 +119,7 @@ impl FrameBudget {
 
     fn grow(&mut self, by: impl Fn(&Allowance) -> u64) {
         for (left, allowance) in self.left.iter_mut().zip(&ALLOWANCES) {
-            *left = (*left + by(allowance)).min(MOST);
+            *left = (*left + by(allowance)).min(MAX_ALLOWANCE);
         }
     }
 }
@@ -191,8 +191,8 @@ mod tests {
             (frame(7, 0, 8), 100),
             (frame(0x2a, 0, 100), 100),
         ];
-        for (head, most) in kinds {
-            assert_eq!(accepted(&mut FrameBudget::new(Instant::now()), head), most, "{head:?}");
+        for (head, max) in kinds {
+            assert_eq!(accepted(&mut FrameBudget::new(Instant::now()), head), max, "{head:?}");
         }
     }
 

@@ -36,10 +36,10 @@ const CONNECT_TIME: Duration = Duration::from_secs(5);
 const ANSWER_TIME: Duration = Duration::from_secs(600);
 
 /// The maximum length of a response, in bytes. All errors of a manifest are shorter.
-const LONGEST_ANSWER: u64 = 4 << 20;
+const MAX_ANSWER_BYTES: u64 = 4 << 20;
 
 /// The maximum length of a token file, in bytes: more than the proxy accepts for its own.
-const LONGEST_TOKEN_FILE: u64 = 4 << 10;
+const MAX_TOKEN_FILE_BYTES: u64 = 4 << 10;
 
 const OK: u16 = 200;
 const CONFLICT: u16 = 409;
@@ -106,7 +106,7 @@ fn ask(address: &str, target: &RunningProxyAddress, order: &str) -> anyhow::Resu
     }
     stream.write_all(format!("{head}\r\n").as_bytes())?;
     let mut answer = Vec::new();
-    stream.take(LONGEST_ANSWER).read_to_end(&mut answer).context("the proxy doesn't answer")?;
+    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).context("the proxy doesn't answer")?;
     parse(&String::from_utf8_lossy(&answer)).context("that is no answer of a proxy")
 }
 
@@ -132,7 +132,7 @@ fn token(file: &Path) -> anyhow::Result<String> {
     let named = || file.display().to_string();
     let mut text = String::new();
     let opened = std::fs::File::open(file).with_context(named)?;
-    opened.take(LONGEST_TOKEN_FILE).read_to_string(&mut text).with_context(named)?;
+    opened.take(MAX_TOKEN_FILE_BYTES).read_to_string(&mut text).with_context(named)?;
     let token = text.trim_ascii_end();
     ensure!(token.bytes().all(|byte| byte.is_ascii_graphic()), "{}: a token has visible ASCII characters", named());
     Ok(token.into())

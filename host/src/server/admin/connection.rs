@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 
 /// The maximum number of concurrent connections of a listener. Monitoring needs a few, a person one.
-pub const MOST_CONNECTIONS: usize = 64;
+pub const MAX_CONNECTIONS: usize = 64;
 
 /// The timeout for a request head, and for the first one after connecting: local clients send it at once.
 const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ const SEND_TIME: Duration = Duration::from_secs(60);
 
 /// The maximum size of different documents that are being sent, in bytes. Beyond it the slowest reader is closed, so
 /// that readers that do not read can't make the process keep more.
-const MOST_SENDING: usize = 64 << 20;
+const MAX_UNSENT_BYTES: usize = 64 << 20;
 
 /// The open connections of an admin listener.
 #[derive(Default)]
@@ -91,7 +91,7 @@ impl Connections {
     /// room.
     pub fn make_room(&self) -> bool {
         let mut open = self.open.borrow_mut();
-        if open.len() < MOST_CONNECTIONS {
+        if open.len() < MAX_CONNECTIONS {
             return true;
         }
         let can_go = open.iter().filter(|(_, open)| open.state.phase.get() != Phase::Changing);
@@ -122,7 +122,7 @@ impl Connections {
         state.enter(Phase::Sending, now);
         *state.sending.borrow_mut() = Some(document);
         let mut open = self.open.borrow_mut();
-        while sending(&open) > MOST_SENDING {
+        while sending(&open) > MAX_UNSENT_BYTES {
             let others = open.iter().filter(|(_, open)| !Rc::ptr_eq(&open.state, state));
             let slow = others.filter(|(_, open)| open.state.sending.borrow().is_some());
             let Some(id) = slow.min_by_key(|(_, open)| open.state.answered.get()).map(|(id, _)| *id) else { break };

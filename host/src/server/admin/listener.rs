@@ -43,10 +43,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The maximum length of a request head, in bytes; hyper's minimum is 8 KiB. Purged URIs and the fields of browsers may
 /// be long.
-const LONGEST_HEAD: usize = 16 << 10;
+const MAX_HEAD_BYTES: usize = 16 << 10;
 
 /// The maximum number of fields; browsers send some twenty.
-const MOST_FIELDS: usize = 64;
+const MAX_FIELDS: usize = 64;
 
 /// The admin listeners of the process. Dropping closes them; current responses are finished.
 pub struct AdminListeners {
@@ -297,7 +297,7 @@ async fn converse(accepted: Accepted, place: ConnectionPlace, state: Rc<Connecti
     let socket = TokioIo::new(WatchedSocket::new(stream, state.clone()));
     let mut http = http1::Builder::new();
     // The error concerns only the client.
-    let _ = http.max_buf_size(LONGEST_HEAD).max_headers(MOST_FIELDS).serve_connection(socket, service).await;
+    let _ = http.max_buf_size(MAX_HEAD_BYTES).max_headers(MAX_FIELDS).serve_connection(socket, service).await;
 }
 
 impl Bound {

@@ -27,7 +27,7 @@ use crate::exchange::response_body::ResponseBody;
 const RELOAD_TIME: Duration = Duration::from_secs(600);
 
 /// The maximum number of concurrent purges; others wait. Each purge scans the whole store.
-const MOST_PURGES: usize = 2;
+const MAX_CONCURRENT_PURGES: usize = 2;
 
 /// The minimum time between two log lines about rejected requests.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ impl RequestHandler {
     pub fn new(admin: Arc<Admin>, settings: AdminSettings) -> Self {
         let (metrics, status) = (Document::new(metrics), Document::new(status));
         let settings = RefCell::new(Rc::new(settings));
-        let purges = Arc::new(Semaphore::new(MOST_PURGES));
+        let purges = Arc::new(Semaphore::new(MAX_CONCURRENT_PURGES));
         RequestHandler { admin, settings, metrics, status, purges, refusals: RefCell::default() }
     }
 

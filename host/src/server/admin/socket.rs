@@ -50,7 +50,7 @@ const LOCK_ROUND: Duration = Duration::from_millis(10);
 
 /// The maximum number of sockets that are examined in a folder. Killed processes leave sockets; a machine runs fewer
 /// proxies.
-pub const MOST_SOCKETS: usize = 256;
+pub const MAX_SOCKETS: usize = 256;
 
 /// The longest extension of a socket's name.
 const EXTENSION: &str = "sock";
@@ -76,9 +76,9 @@ pub fn folders() -> Vec<PathBuf> {
 
 /// Returns the admin sockets in a folder, up to a maximum number.
 pub fn sockets_in(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().take(4 * MOST_SOCKETS);
+    let entries = std::fs::read_dir(folder).into_iter().flatten().take(4 * MAX_SOCKETS);
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    paths.filter(|path| path.extension() == Some(OsStr::new(EXTENSION)) && is_socket(path)).take(MOST_SOCKETS).collect()
+    paths.filter(|path| path.extension() == Some(OsStr::new(EXTENSION)) && is_socket(path)).take(MAX_SOCKETS).collect()
 }
 
 /// Binds the socket of this name in the first folder that can be used.

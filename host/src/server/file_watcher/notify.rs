@@ -19,12 +19,12 @@ pub struct Folders {
 }
 
 /// The maximum number of queued events.
-const MOST: usize = 1 << 10;
+const MAX_QUEUED_EVENTS: usize = 1 << 10;
 
 impl Folders {
     /// Creates a watch without folders.
     pub fn new() -> io::Result<Self> {
-        let (sender, changed) = mpsc::channel(MOST);
+        let (sender, changed) = mpsc::channel(MAX_QUEUED_EVENTS);
         let overflowed = Arc::new(AtomicBool::new(false));
         let overflow = overflowed.clone();
         let notice = move |event: notify::Result<Event>| {

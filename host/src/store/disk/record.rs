@@ -35,7 +35,7 @@ const FOOTER: usize = 40;
 const MARK: usize = 24;
 
 /// No record is longer; what says so is no record.
-const LONGEST_RECORD: u64 = 4 << 20;
+const MAX_RECORD_BYTES: u64 = 4 << 20;
 
 /// All of a stored response but its content.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ pub fn record(
         since_ms: object.since_ms,
     };
     let mut bytes = postcard::to_stdvec(&record).map_err(io::Error::other)?;
-    if bytes.len() as u64 > LONGEST_RECORD {
+    if bytes.len() as u64 > MAX_RECORD_BYTES {
         return Err(io::Error::new(ErrorKind::InvalidInput, "its head is too long for a file"));
     }
     let mut footer = Footer { length, record_length: bytes.len() as u64, is_purged: label.is_purged(), sum: 0 };
@@ -139,7 +139,7 @@ pub fn read(file: &File, seed: u64) -> io::Result<RecordEntry> {
     file.read_exact_at(&mut footer, footer_at)?;
     let footer = Footer::parse(&footer).ok_or_else(broken)?;
     let Footer { length, record_length, is_purged, sum } = footer;
-    let record_at = footer_at.checked_sub(record_length).filter(|_| record_length <= LONGEST_RECORD);
+    let record_at = footer_at.checked_sub(record_length).filter(|_| record_length <= MAX_RECORD_BYTES);
     let blocks = length.div_ceil(BLOCK as u64);
     let record_at = record_at.filter(|at| length.saturating_add(blocks * 8) <= *at).ok_or_else(broken)?;
     let (mut sums, mut record) = (vec![0; blocks as usize * 8], vec![0; record_length as usize]);

@@ -12,7 +12,7 @@ use tracing::warn;
 use super::blocks::Sums;
 use super::directory::{Directory, remove};
 use super::record::{self, RecordEntry, WrittenContent};
-use super::{Disk, DiskEntry, MOST_OLD, weight};
+use super::{Disk, DiskEntry, MAX_OUTDATED_BYTES, weight};
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::stored_response::{Content, StoredResponse};
 use crate::system::supervise::{Task, guard};
@@ -96,7 +96,7 @@ fn append_record(disk: &Disk, filed: &DiskEntry, key: &[u8], object: &StoredResp
     let (folder, seed) = (&disk.claim.folder, disk.claim.seed);
     let mut file = OpenOptions::new().read(true).append(true).open(folder.file(filed.number))?;
     let RecordEntry { trailers, sums, length, size, .. } = record::read(&file, seed)?;
-    if size - length > length.max(MOST_OLD) {
+    if size - length > length.max(MAX_OUTDATED_BYTES) {
         return Ok(None);
     }
     let record = record::record(key, object, trailers.as_ref(), WrittenContent { length, sums: &sums }, seed)?;

@@ -72,7 +72,7 @@ fn an_answer_is_asked_for_each_time() {
 #[test]
 fn a_lifetime_is_the_least_of_all_records_within_bounds() {
     let server = NameServer::start();
-    for (seconds, lifetime) in [(0, SHORTEST), (7, Duration::from_secs(7)), (86_400, LONGEST)] {
+    for (seconds, lifetime) in [(0, MIN_TTL), (7, Duration::from_secs(7)), (86_400, MAX_TTL)] {
         server.set("app.test", &ips(&["10.0.0.1"]), seconds);
         assert_eq!(addresses(&server, "app.test").unwrap().lifetime, lifetime, "{seconds}");
     }
@@ -86,7 +86,7 @@ fn a_literal_is_its_own_address() {
     let server = NameServer::start();
     for literal in ["192.0.2.1", "::1"] {
         let answer = addresses(&server, literal).unwrap();
-        assert_eq!((answer.found, answer.lifetime), (ips(&[literal]), LONGEST));
+        assert_eq!((answer.found, answer.lifetime), (ips(&[literal]), MAX_TTL));
     }
     assert_eq!(server.queries(), 0);
 }
@@ -162,7 +162,7 @@ fn a_long_answer_comes_by_tcp_and_is_cut_at_a_bound() {
     server.set("app.test", &many(500), 30);
     assert_eq!(addresses(&server, "app.test").unwrap().found, many(500));
     server.set("app.test", &many(2000), 30);
-    assert_eq!(addresses(&server, "app.test").unwrap().found, many(MOST as u32));
+    assert_eq!(addresses(&server, "app.test").unwrap().found, many(MAX_RECORDS as u32));
 }
 
 #[test]
@@ -210,9 +210,9 @@ fn a_service_that_is_said_not_to_be_there_is_none() {
 
 #[test]
 fn an_answer_that_lacks_a_part_by_failure_is_short_lived() {
-    let answer = |error| DnsAnswer::new([0], LONGEST.min(lifetime_without(&error))).lifetime;
+    let answer = |error| DnsAnswer::new([0], MAX_TTL.min(lifetime_without(&error))).lifetime;
     assert_eq!(answer(LookupError::NoAnswer("a".into())), INCOMPLETE);
-    assert_eq!(answer(LookupError::NoAddresses("a".into())), LONGEST);
+    assert_eq!(answer(LookupError::NoAddresses("a".into())), MAX_TTL);
 }
 
 /// A resolver as the system's configuration would make it.
@@ -250,7 +250,7 @@ fn the_file_of_hosts_goes_before_name_servers() {
     server.set_services("_http._tcp.app.test", &[(0, 0, 80, "app")], 30);
     let resolver = of_system(&server.address, "192.0.2.7 app\n");
     run(async move {
-        assert_eq!(resolver.addresses("app").await.unwrap(), DnsAnswer::new(ips(&["192.0.2.7"]), LONGEST));
+        assert_eq!(resolver.addresses("app").await.unwrap(), DnsAnswer::new(ips(&["192.0.2.7"]), MAX_TTL));
         assert_eq!(server.queries(), 0);
         let found = resolver.services("_http._tcp.app.test").await.unwrap().found;
         assert_eq!(found, [service(0, 0, 80, "192.0.2.7")]);

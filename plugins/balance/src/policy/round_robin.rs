@@ -14,7 +14,7 @@ pub struct RoundRobin {
 }
 
 /// The maximum length of the sequence: a quarter of a megabyte. Weights are rounded to keep it.
-const LONGEST_SEQUENCE: u64 = 1 << 16;
+const MAX_SEQUENCE_LENGTH: u64 = 1 << 16;
 
 /// The fractions of a step, which order turns that have to be in the same step.
 const FRACTIONS: u64 = 1 << 12;
@@ -68,10 +68,10 @@ fn smallest_weights(members: &[Member]) -> Vec<u64> {
     let divisor = weights.clone().fold(0, greatest_common_divisor);
     let weights: Vec<u64> = weights.map(|weight| weight / divisor).collect();
     let total: u64 = weights.iter().sum();
-    if total <= LONGEST_SEQUENCE {
+    if total <= MAX_SEQUENCE_LENGTH {
         return weights;
     }
-    weights.into_iter().map(|weight| (weight * LONGEST_SEQUENCE / total).max(1)).collect()
+    weights.into_iter().map(|weight| (weight * MAX_SEQUENCE_LENGTH / total).max(1)).collect()
 }
 
 fn greatest_common_divisor(a: u64, b: u64) -> u64 {

@@ -25,9 +25,9 @@ fn within_a_runtime(test: impl FnOnce(Instant)) {
 #[test]
 fn the_one_that_does_least_makes_room() {
     within_a_runtime(|now| {
-        let (connections, states) = opened(MOST_CONNECTIONS - 1, now);
-        assert!(connections.make_room() && ids(&connections).len() == MOST_CONNECTIONS - 1, "there is room");
-        let (connections, mut states) = (drop(states), opened(MOST_CONNECTIONS, now)).1;
+        let (connections, states) = opened(MAX_CONNECTIONS - 1, now);
+        assert!(connections.make_room() && ids(&connections).len() == MAX_CONNECTIONS - 1, "there is room");
+        let (connections, mut states) = (drop(states), opened(MAX_CONNECTIONS, now)).1;
         states.iter().for_each(|state| state.enter(Phase::Changing, now));
         assert!(!connections.make_room(), "changes are not cut off");
         for (place, phase) in
@@ -83,7 +83,7 @@ fn a_response_taken_in_drops_has_an_end() {
 fn slow_readers_go_when_documents_take_too_much() {
     within_a_runtime(|now| {
         let (connections, states) = opened(6, now);
-        let document = || Bytes::from(vec![0; MOST_SENDING / 2]);
+        let document = || Bytes::from(vec![0; MAX_UNSENT_BYTES / 2]);
         let shared = document();
         for (place, state) in states.iter().take(4).enumerate() {
             connections.send(state, shared.clone(), now + Duration::from_secs(place as u64));
@@ -93,7 +93,7 @@ fn slow_readers_go_when_documents_take_too_much() {
         assert_eq!(ids(&connections), [0, 1, 2, 3, 4, 5]);
         connections.send(&states[5], document(), now + Duration::from_secs(6));
         assert_eq!(ids(&connections), [4, 5], "the first document has gone with all who took it");
-        connections.send(&states[5], Bytes::from(vec![0; MOST_SENDING + 1]), now + Duration::from_secs(7));
+        connections.send(&states[5], Bytes::from(vec![0; MAX_UNSENT_BYTES + 1]), now + Duration::from_secs(7));
         assert_eq!(ids(&connections), [5], "one that is too large alone is sent all the same");
     });
 }
