@@ -184,13 +184,13 @@ fn a_balancer_declares_and_asks_for_so_much() {
         let text = manifest("ORIGIN", "", &more).replace("\"ORIGIN\"", &origins);
         text.replace("[[route]]", "balancer = \"greedy\"\n[[route]]")
     };
-    let proxy = Proxy::start(&with("config.response_plans = 258"));
+    let proxy = Proxy::start(&with("config.response_edits = 258"));
     assert_eq!(proxy.get("/", "").status(), 200, "256 plans, and one for each endpoint");
-    assert_eq!(ask(&proxy, "loads", "").status(), 502);
+    assert_eq!(ask(&proxy, "in-flight-counts", "").status(), 502);
     assert_eq!(proxy.get("/", "").status(), 200);
     let (code, error) = crate::support::run(&["run", &{
         let path = proxy.folder.path().join("greedy.toml");
-        std::fs::write(&path, with("config.response_plans = 259")).unwrap();
+        std::fs::write(&path, with("config.response_edits = 259")).unwrap();
         path.display().to_string()
     }]);
     assert!(code == Some(1) && error.contains("259 plans for responses"), "{error}");

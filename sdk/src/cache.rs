@@ -3,7 +3,9 @@
 //!
 //! ```
 //! use plugway_sdk::cache::{Options, Standard};
-//! use plugway_sdk::{CachePolicy, ConfigError, Keep, Lookup, Plugin, Reuse, Setup, StoredResponse, Times, Values};
+//! use plugway_sdk::{
+//!     CachePolicy, ConfigError, FetchTimes, Lookup, Plugin, Reuse, Setup, StoreDecision, StoredResponse, Values,
+//! };
 //!
 //! /// A policy that stores everything for at least a minute.
 //! struct Minute(Standard);
@@ -25,16 +27,16 @@
 //!         self.0.stored(request, stored)
 //!     }
 //!
-//!     fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep {
-//!         let mut keep = self.0.fetched(response, times);
-//!         if let Keep::Store(storage) = &mut keep {
+//!     fn on_fetched(&mut self, response: &Values, times: &FetchTimes) -> StoreDecision {
+//!         let mut decision = self.0.fetched(response, times);
+//!         if let StoreDecision::Store(storage) = &mut decision {
 //!             storage.lifetime_ms = storage.lifetime_ms.max(60_000);
 //!         }
-//!         keep
+//!         decision
 //!     }
 //!
-//!     fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>> {
-//!         self.0.changed(response)
+//!     fn on_invalidate(&mut self, response: &Values) -> Vec<Vec<u8>> {
+//!         self.0.invalidated_keys(response)
 //!     }
 //!
 //!     fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool {

@@ -116,11 +116,11 @@ macro_rules! __export_hook {
             fn on_stored(values: Vec<Option<Vec<u8>>>, stored: $crate::StoredResponse) -> $crate::Reuse {
                 with(|plugin| $crate::CachePolicy::on_stored(plugin, &$crate::Values::new(values), &stored))
             }
-            fn on_fetched(values: Vec<Option<Vec<u8>>>, times: $crate::Times) -> $crate::Keep {
+            fn on_fetched(values: Vec<Option<Vec<u8>>>, times: $crate::FetchTimes) -> $crate::StoreDecision {
                 with(|plugin| $crate::CachePolicy::on_fetched(plugin, &$crate::Values::new(values), &times))
             }
-            fn on_changed(values: Vec<Option<Vec<u8>>>) -> Vec<Vec<u8>> {
-                with(|plugin| $crate::CachePolicy::on_changed(plugin, &$crate::Values::new(values)))
+            fn on_invalidate(values: Vec<Option<Vec<u8>>>) -> Vec<Vec<u8>> {
+                with(|plugin| $crate::CachePolicy::on_invalidate(plugin, &$crate::Values::new(values)))
             }
             fn on_upstream_error(
                 values: Vec<Option<Vec<u8>>>,

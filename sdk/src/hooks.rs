@@ -5,7 +5,7 @@ use crate::{ConfigError, Edit, Setup, Values, Verdict};
 
 pub use bindings::balancer::exports::plugway::plugin::balancer::{Choice, Endpoint, EndpointState};
 pub use bindings::cache_policy::exports::plugway::plugin::cache_policy::{
-    BypassReason, Keep, Lookup, Place, Refusal, Reuse, Storage, StoredResponse, Times,
+    BypassReason, CacheKey, FetchTimes, Lookup, Refusal, Reuse, Storage, StoreDecision, StoredResponse,
 };
 pub use bindings::types::Summary;
 
@@ -143,7 +143,7 @@ pub struct ResponseEditsId(u32);
 #[derive(Debug, Default)]
 #[cfg_attr(target_family = "wasm", expect(dead_code, reason = "the host has the figures"))]
 pub struct Endpoints {
-    loads: Vec<u32>,
+    in_flight: Vec<u32>,
     latencies_us: Vec<u32>,
     failures: Vec<u32>,
 }
@@ -167,9 +167,9 @@ pub trait CachePolicy: Plugin {
     /// Decides whether a stored response that matches the request may be served.
     fn on_stored(&mut self, request: &Values, stored: &StoredResponse) -> Reuse;
     /// Decides whether a response of the upstream is stored.
-    fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep;
-    /// Returns the keys that are invalidated, after the upstream has answered a request with [`Lookup::Changes`].
-    fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>>;
+    fn on_fetched(&mut self, response: &Values, times: &FetchTimes) -> StoreDecision;
+    /// Returns the keys that are invalidated, after the upstream has answered a request with [`Lookup::Invalidates`].
+    fn on_invalidate(&mut self, response: &Values) -> Vec<Vec<u8>>;
     /// Decides whether a stale response may be served after the upstream has failed; `status` is `None` without a
     /// response.
     fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool;
@@ -181,15 +181,15 @@ impl Endpoints {
         #[cfg(target_family = "wasm")]
         return bindings::endpoints::in_flight(index);
         #[cfg(not(target_family = "wasm"))]
-        at(&self.loads, index)
+        at(&self.in_flight, index)
     }
 
     /// Returns the requests in flight at several endpoints, in the order of `indices`, with one call of the host.
-    pub fn loads(&self, indices: &[u32]) -> Vec<u32> {
+    pub fn in_flight_counts(&self, indices: &[u32]) -> Vec<u32> {
         #[cfg(target_family = "wasm")]
-        return bindings::endpoints::loads(indices);
+        return bindings::endpoints::in_flight_counts(indices);
         #[cfg(not(target_family = "wasm"))]
-        indices.iter().map(|index| at(&self.loads, *index)).collect()
+        indices.iter().map(|index| at(&self.in_flight, *index)).collect()
     }
 
     /// Returns the requests in flight at all endpoints together.
@@ -197,7 +197,7 @@ impl Endpoints {
         #[cfg(target_family = "wasm")]
         return bindings::endpoints::total_in_flight();
         #[cfg(not(target_family = "wasm"))]
-        self.loads.iter().sum()
+        self.in_flight.iter().sum()
     }
 
     /// Returns the time that an endpoint takes to begin a response, in microseconds; 0 if unknown. The value is an
@@ -210,16 +210,16 @@ impl Endpoints {
     }
 
     /// Returns the number of consecutive failed requests at an endpoint, up to now.
-    pub fn failures(&self, index: u32) -> u32 {
+    pub fn consecutive_failures(&self, index: u32) -> u32 {
         #[cfg(target_family = "wasm")]
-        return bindings::endpoints::failures(index);
+        return bindings::endpoints::consecutive_failures(index);
         #[cfg(not(target_family = "wasm"))]
         at(&self.failures, index)
     }
 
     /// Creates endpoints for tests with these requests in flight.
-    pub fn for_test(loads: Vec<u32>) -> Self {
-        Endpoints { loads, ..Endpoints::default() }
+    pub fn for_test(in_flight: Vec<u32>) -> Self {
+        Endpoints { in_flight, ..Endpoints::default() }
     }
 
     /// Sets the latencies for tests, in microseconds.
@@ -241,14 +241,14 @@ fn at(figures: &[u32], index: u32) -> u32 {
 impl From<u32> for Choice {
     /// Chooses the endpoint with this index, without edits to its response.
     fn from(endpoint: u32) -> Self {
-        Choice { endpoint, response_plan: None }
+        Choice { endpoint, response_edits: None }
     }
 }
 
 impl Choice {
     /// Adds prepared edits to the response.
     pub fn with(self, plan: ResponseEditsId) -> Self {
-        Choice { response_plan: Some(plan.0), ..self }
+        Choice { response_edits: Some(plan.0), ..self }
     }
 }
 
@@ -261,7 +261,7 @@ impl ResponseEdits {
 
     /// Returns the edits that a choice applies, for tests.
     pub fn edits(&self, choice: &Choice) -> &[Edit] {
-        choice.response_plan.and_then(|place| self.0.get(place as usize)).map_or(&[], Vec::as_slice)
+        choice.response_edits.and_then(|place| self.0.get(place as usize)).map_or(&[], Vec::as_slice)
     }
 
     #[doc(hidden)]

@@ -77,9 +77,9 @@ pub struct Readme;
 #[doc(hidden)]
 pub use export::glue;
 pub use hooks::{
-    Balancer, BodyError, BodyFilter, BypassReason, CachePolicy, Choice, Endpoint, EndpointState, Endpoints, Keep,
-    Lookup, Observer, Place, Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseEdits, ResponseEditsId,
-    ResponseFilter, Reuse, Storage, StoredResponse, Summary, Timer, Times,
+    Balancer, BodyError, BodyFilter, BypassReason, CacheKey, CachePolicy, Choice, Endpoint, EndpointState, Endpoints,
+    FetchTimes, Lookup, Observer, Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseEdits,
+    ResponseEditsId, ResponseFilter, Reuse, Storage, StoreDecision, StoredResponse, Summary, Timer,
 };
 pub use setup::{
     BodyMode, CacheStatus, ConfigError, EditPlan, EditPlanId, Input, Inputs, LookupPlan, OverLimit, Part, Setup,

@@ -207,7 +207,7 @@ impl Setup {
             cache_response_values: self.cache_response.0,
             lookup_plan: self.lookup_plan.map(LookupPlan::into_wit),
             cache_status: self.cache_status.into_wit(),
-            plans: self.plans.into_iter().map(|plan| plan.0).collect(),
+            edit_plans: self.plans.into_iter().map(|plan| plan.0).collect(),
             request_plan: self.request_plan.map(|plan| plan.0),
             response_plan: self.response_plan.map(|plan| plan.0),
             request_body: Some(self.request_body.into_wit()),
@@ -363,11 +363,11 @@ impl BodyMode {
     fn into_wit(self) -> types::BodyMode {
         match self {
             BodyMode::Streamed => types::BodyMode::Streamed,
-            BodyMode::Buffered(bytes, beyond) => types::BodyMode::Buffered(types::BufferLimit {
+            BodyMode::Buffered(bytes, over_limit) => types::BodyMode::Buffered(types::BufferLimit {
                 bytes,
-                beyond: match beyond {
-                    OverLimit::Reject => types::BeyondLimit::Refuse,
-                    OverLimit::PassThrough => types::BeyondLimit::Pass,
+                over_limit: match over_limit {
+                    OverLimit::Reject => types::OverLimit::Reject,
+                    OverLimit::PassThrough => types::OverLimit::PassThrough,
                 },
             }),
         }

@@ -9,9 +9,9 @@ mod checks;
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::cache::key::origin;
 use crate::{
-    Balancer, CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, Inputs, Keep, Lookup, Part, Place, Plugin,
-    RequestFilter, Response, ResponseEdits, ResponseFilter, Reuse, Setup, StoredResponse, Times, ValueName, Values,
-    Verdict,
+    Balancer, CacheKey, CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, FetchTimes, Inputs, Lookup, Part,
+    Plugin, RequestFilter, Response, ResponseEdits, ResponseFilter, Reuse, Setup, StoreDecision, StoredResponse,
+    ValueName, Values, Verdict,
 };
 
 /// A configured plugin with its declarations.
@@ -154,8 +154,10 @@ impl<P: Plugin> Harness<P> {
 /// # impl CachePolicy for Cache {
 /// #     fn on_lookup(&mut self, request: &Values) -> Lookup { self.0.lookup(request) }
 /// #     fn on_stored(&mut self, request: &Values, stored: &StoredResponse) -> Reuse { self.0.stored(request, stored) }
-/// #     fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep { self.0.fetched(response, times) }
-/// #     fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>> { self.0.changed(response) }
+/// #     fn on_fetched(&mut self, response: &Values, times: &FetchTimes) -> StoreDecision {
+/// #         self.0.fetched(response, times)
+/// #     }
+/// #     fn on_invalidate(&mut self, response: &Values) -> Vec<Vec<u8>> { self.0.invalidated_keys(response) }
 /// #     fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool {
 /// #         self.0.upstream_error(request, stored, status)
 /// #     }
@@ -164,8 +166,8 @@ impl<P: Plugin> Harness<P> {
 ///
 /// let mut cache = Harness::<Cache>::new(serde_json::json!({})).unwrap();
 /// let response = Response::new(200).field("cache-control", "max-age=60").field("age", "10");
-/// let times = Times { received_ms: 1_700_000_000_000, delay_ms: 0 };
-/// let Keep::Store(storage) = cache.fetched(&Request::get("/"), &response, &times) else { panic!("refused") };
+/// let times = FetchTimes { received_ms: 1_700_000_000_000, delay_ms: 0 };
+/// let StoreDecision::Store(storage) = cache.fetched(&Request::get("/"), &response, &times) else { panic!("refused") };
 /// assert_eq!((storage.lifetime_ms, storage.initial_age_ms), (60_000, 10_000));
 /// ```
 impl<P: CachePolicy> Harness<P> {
@@ -180,7 +182,7 @@ impl<P: CachePolicy> Harness<P> {
                 Part::Value(name) => request.value(name, None).unwrap_or_default(),
             };
             let key = plan.key.iter().flat_map(part).collect();
-            return checks::lookup(Lookup::Under(Place { key, fresh_will_do: true, only_if_cached: false }));
+            return checks::lookup(Lookup::UseCache(CacheKey { key, allow_fresh: true, only_if_cached: false }));
         }
         self.called_lookup(request)
     }
@@ -200,10 +202,10 @@ impl<P: CachePolicy> Harness<P> {
     /// # Panics
     ///
     /// Panics if the host would reject the result because of one of the [`bounds`](crate::bounds).
-    pub fn fetched(&mut self, request: &Request, response: &Response, times: &Times) -> Keep {
-        let keep = self.plugin.on_fetched(&resolve(&self.setup.cache_response, request, Some(response)), times);
-        checks::accepted(checks::keep(&keep));
-        keep
+    pub fn fetched(&mut self, request: &Request, response: &Response, times: &FetchTimes) -> StoreDecision {
+        let decision = self.plugin.on_fetched(&resolve(&self.setup.cache_response, request, Some(response)), times);
+        checks::accepted(checks::decision(&decision));
+        decision
     }
 
     /// Returns the cache keys that a request invalidates.
@@ -211,8 +213,8 @@ impl<P: CachePolicy> Harness<P> {
     /// # Panics
     ///
     /// Panics if the host would reject the result because of one of the [`bounds`](crate::bounds).
-    pub fn changed(&mut self, request: &Request, response: &Response) -> Vec<Vec<u8>> {
-        let keys = self.plugin.on_changed(&resolve(&self.setup.cache_response, request, Some(response)));
+    pub fn invalidated_keys(&mut self, request: &Request, response: &Response) -> Vec<Vec<u8>> {
+        let keys = self.plugin.on_invalidate(&resolve(&self.setup.cache_response, request, Some(response)));
         checks::accepted(checks::keys(&keys));
         keys
     }

@@ -3,8 +3,8 @@
 
 use plugway_sdk::cache::{Options, Query, Standard};
 use plugway_sdk::{
-    CachePolicy, ConfigError, Input, Keep, Lookup, Plugin, Reuse, Setup, StoredResponse, Times, ValueName, Values,
-    export,
+    CachePolicy, ConfigError, FetchTimes, Input, Lookup, Plugin, Reuse, Setup, StoreDecision, StoredResponse,
+    ValueName, Values, export,
 };
 
 pub struct ShopCache {
@@ -28,12 +28,12 @@ impl Plugin for ShopCache {
 impl CachePolicy for ShopCache {
     fn on_lookup(&mut self, request: &Values) -> Lookup {
         let mut lookup = self.standard.lookup(request);
-        if let Lookup::Under(place) = &mut lookup {
+        if let Lookup::UseCache(cache_key) = &mut lookup {
             let is_phone = match request.text(self.hint) {
                 Some(hint) => hint == "?1",
                 None => request.text(self.agent).is_some_and(|agent| agent.contains("Mobile")),
             };
-            place.key.extend_from_slice(if is_phone { PHONE } else { OTHER });
+            cache_key.key.extend_from_slice(if is_phone { PHONE } else { OTHER });
         }
         lookup
     }
@@ -42,20 +42,20 @@ impl CachePolicy for ShopCache {
         self.standard.stored(request, stored)
     }
 
-    fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep {
-        let mut keep = self.standard.fetched(response, times);
-        if let Keep::Store(storage) = &mut keep
+    fn on_fetched(&mut self, response: &Values, times: &FetchTimes) -> StoreDecision {
+        let mut decision = self.standard.fetched(response, times);
+        if let StoreDecision::Store(storage) = &mut decision
             && response.bytes(self.path).is_some_and(|path| path.starts_with(b"/articles/"))
             && !storage.must_revalidate
         {
             storage.stale_while_revalidate_ms = 24 * 3_600_000;
             storage.stale_if_error_ms = 7 * 24 * 3_600_000;
         }
-        keep
+        decision
     }
 
-    fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>> {
-        let keys = self.standard.changed(response);
+    fn on_invalidate(&mut self, response: &Values) -> Vec<Vec<u8>> {
+        let keys = self.standard.invalidated_keys(response);
         keys.iter().flat_map(|key| [[key, PHONE].concat(), [key, OTHER].concat()]).collect()
     }
 
@@ -73,7 +73,7 @@ export!(ShopCache: CachePolicy);
 #[cfg(test)]
 mod tests {
     use plugway_sdk::testing::{Harness, Request};
-    use plugway_sdk::{Keep, Lookup, Response, Storage, Times};
+    use plugway_sdk::{FetchTimes, Lookup, Response, Storage, StoreDecision};
 
     use super::ShopCache;
 
@@ -82,15 +82,15 @@ mod tests {
     }
 
     fn key(request: &Request) -> String {
-        let Lookup::Under(place) = shop().lookup(request) else { panic!("not looked up") };
-        String::from_utf8(place.key).unwrap()
+        let Lookup::UseCache(cache_key) = shop().lookup(request) else { panic!("not looked up") };
+        String::from_utf8(cache_key.key).unwrap()
     }
 
     fn storage(path: &str, control: &str) -> Storage {
         let response = Response::new(200).field("cache-control", control);
-        match shop().fetched(&Request::get(path), &response, &Times { received_ms: 0, delay_ms: 0 }) {
-            Keep::Store(storage) => storage,
-            Keep::Refuse(refusal) => panic!("{refusal:?}"),
+        match shop().fetched(&Request::get(path), &response, &FetchTimes { received_ms: 0, delay_ms: 0 }) {
+            StoreDecision::Store(storage) => storage,
+            StoreDecision::Refuse(refusal) => panic!("{refusal:?}"),
         }
     }
 
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_change_concerns_all_devices() {
-        let keys = shop().changed(&Request::new("POST", "/a"), &Response::new(200));
+        let keys = shop().invalidated_keys(&Request::new("POST", "/a"), &Response::new(200));
         assert_eq!(keys, [b"http://example.org/a\nphone".to_vec(), b"http://example.org/a\nother".to_vec()]);
     }
 }

@@ -127,4 +127,4 @@ pub const HANDED_OVER: usize = RESPONSE_BODY + (1 << 20);
 pub const HANDLES: usize = 10_000;
 
 /// Endpoints whose load a balancer asks for in one call, if the upstream doesn't have more.
-pub const LOADS: usize = 16 << 10;
+pub const IN_FLIGHT_COUNTS: usize = 16 << 10;

@@ -20,7 +20,7 @@ use crate::exchange::record;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::{Route, WorkerState};
 use crate::net::deadline::Clock;
-use crate::plugin::cache_policy::{self, BypassReason, Place, PolicyLookup, PolicyResponse, Reuse};
+use crate::plugin::cache_policy::{self, BypassReason, CacheKey, PolicyLookup, PolicyResponse, Reuse};
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::Instance;
 use crate::plugin::settings::CacheInputs;
@@ -58,7 +58,7 @@ pub struct BypassedCache {
 #[derive(Clone)]
 pub struct CacheMiss {
     seat: CacheStage,
-    place: Place,
+    cache_key: CacheKey,
     id: u128,
     scope: u64,
     /// The stored response on disk, with the purge-log position of the lookup; `None` if there is none.
@@ -117,25 +117,25 @@ pub fn look_up(
     let is_read = is_read(&context.request);
     let planned = needs.plan.as_ref().filter(|_| is_read).and_then(|plan| plan.key(context));
     let lookup = match planned {
-        Some(key) => cache_policy::under(Place { key, fresh_will_do: true, only_if_cached: false }),
+        Some(key) => cache_policy::use_cache(CacheKey { key, allow_fresh: true, only_if_cached: false }),
         None => seat
             .decide(worker, context, |policy| policy.lookup(&needs.request, context))?
             .unwrap_or_else(|| PolicyLookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))),
     };
-    let place = match lookup {
-        PolicyLookup::Under(place) if is_plain && is_read => place,
+    let cache_key = match lookup {
+        PolicyLookup::UseCache(cache_key) if is_plain && is_read => cache_key,
         lookup => {
             seat.count(worker, context, CacheOutcome::Bypass);
             return Ok(Lookup::Bypass(BypassedCache::of(at, lookup, &context.request)));
         }
     };
     let (store, now) = (&worker.generation.store, now_ms());
-    let id = store.id(&place.key);
+    let id = store.id(&cache_key.key);
     let scope = store.scope(&context.route, &worker.generation.upstreams[upstream].name);
     let why = ForwardReason::UriMiss;
     let reached = Cell::new(at);
-    let mut asking = CacheMiss { seat, place, id, scope, filed: None, stale: None, why, reached, passes: false };
-    let (key, fields) = (&asking.place.key, &context.request.headers);
+    let mut asking = CacheMiss { seat, cache_key, id, scope, filed: None, stale: None, why, reached, passes: false };
+    let (key, fields) = (&asking.cache_key.key, &context.request.headers);
     let found = store.find(id, key, scope, fields, now);
     let Found::Variant(object) = found else {
         asking.filed = store.find_on_disk(id, key, scope, fields);
@@ -155,13 +155,13 @@ impl BypassedCache {
     fn of(at: ChainPosition, lookup: PolicyLookup, request: &request::Parts) -> Self {
         let is_read = is_read(request);
         let (why, detail, changes) = match lookup {
-            PolicyLookup::Changes => (ForwardReason::Method, None, !is_read),
+            PolicyLookup::Invalidates => (ForwardReason::Method, None, !is_read),
             PolicyLookup::Bypass(BypassReason::Method) => (ForwardReason::Method, None, false),
             PolicyLookup::Bypass(BypassReason::Request) => (ForwardReason::Bypass, Some("request".into()), false),
             PolicyLookup::Bypass(BypassReason::Configured) => (ForwardReason::Bypass, Some("configured".into()), false),
             PolicyLookup::Bypass(BypassReason::Other(why)) => (ForwardReason::Bypass, Some(why), false),
-            PolicyLookup::Under(_) if !is_read => (ForwardReason::Method, None, false),
-            PolicyLookup::Under(_) => (ForwardReason::Bypass, Some("content".into()), false),
+            PolicyLookup::UseCache(_) if !is_read => (ForwardReason::Method, None, false),
+            PolicyLookup::UseCache(_) => (ForwardReason::Bypass, Some("content".into()), false),
         };
         BypassedCache { at, why, detail, changes: changes.then(|| Box::new(request.clone())) }
     }
@@ -206,7 +206,7 @@ impl CacheMiss {
         {
             return Ok(self.answered(response));
         }
-        if self.place.only_if_cached {
+        if self.cache_key.only_if_cached {
             self.seat.count(worker, context, CacheOutcome::Miss);
             let report = CacheStatus::missed().detail(Some(ONLY_IF_CACHED));
             return Ok(self.answered(self.gateway_timeout(worker, report)));
@@ -214,7 +214,7 @@ impl CacheMiss {
         let mut turns = 0;
         let lead = loop {
             // If the policy doesn't accept a fresh response without a check, the request fetches on its own.
-            if self.passes || !self.place.fresh_will_do || turns == MAX_TURNS {
+            if self.passes || !self.cache_key.allow_fresh || turns == MAX_TURNS {
                 break None;
             }
             turns += 1;
@@ -268,7 +268,7 @@ impl CacheMiss {
         loop {
             match store.flights.join(candidate.entry.flight()) {
                 FetchRole::Lead(lead) => {
-                    let recalled = store.load(self.id, &self.place.key, candidate, most).await;
+                    let recalled = store.load(self.id, &self.cache_key.key, candidate, most).await;
                     let outcome = |object| FetchOutcome::Object(object, candidate.asked);
                     let landing = recalled.clone().map_or(FetchOutcome::Pass, outcome);
                     lead.end(landing);
@@ -295,7 +295,7 @@ impl CacheMiss {
     ) -> Result<Option<Response<ResponseBody>>, ChainFailure> {
         let (needs, now) = (self.seat.needs(worker), now_ms());
         let is_fresh = object.is_fresh(now);
-        let reuse = if is_fresh && self.place.fresh_will_do {
+        let reuse = if is_fresh && self.cache_key.allow_fresh {
             Reuse::Serve
         } else {
             let described = described(&object, now);
@@ -358,13 +358,13 @@ impl CacheMiss {
     /// Returns whether another request's response was purged after that request had begun its fetch.
     fn was_purged(&self, worker: &WorkerState, object: &StoredResponse, asked: PurgeEpoch) -> bool {
         let store = &worker.generation.store;
-        store.was_purged(asked, self.id, &self.place.key, &object.variant)
+        store.was_purged(asked, self.id, &self.cache_key.key, &object.variant)
     }
 
     /// Returns a fresh response that was stored after the lookup; `None` if there is none.
     fn stored_meanwhile(&self, worker: &WorkerState, context: &ExchangeContext) -> Option<Arc<StoredResponse>> {
         let (store, now) = (&worker.generation.store, now_ms());
-        match store.find(self.id, &self.place.key, self.scope, &context.request.headers, now) {
+        match store.find(self.id, &self.cache_key.key, self.scope, &context.request.headers, now) {
             Found::Variant(object) if object.is_fresh(now) => Some(object),
             _ => None,
         }
@@ -442,7 +442,7 @@ impl CacheMiss {
         let ttl = object.freshness.lifetime_ms as i64 - object.age_ms(now) as i64;
         report.ttl(ttl.div_euclid(1000)).append_to(
             self.seat.needs(worker),
-            Some(&self.place.key),
+            Some(&self.cache_key.key),
             response.headers_mut(),
         );
         Some(response)
@@ -452,7 +452,7 @@ impl CacheMiss {
     fn gateway_timeout(&self, worker: &WorkerState, report: CacheStatus) -> Response<ResponseBody> {
         let mut response = Response::new(ResponseBody::Full(Default::default()));
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-        report.append_to(self.seat.needs(worker), Some(&self.place.key), response.headers_mut());
+        report.append_to(self.seat.needs(worker), Some(&self.cache_key.key), response.headers_mut());
         response
     }
 

@@ -117,7 +117,7 @@ impl BodyFilter {
         let body = guard.run(&mut instance, admitted, |instance| construct(instance, side))?;
         let state = match mode {
             BodyMode::Streamed => BodyState::Streaming,
-            BodyMode::Buffered(limit, beyond) => BodyState::Buffering(BytesMut::new(), limit, beyond),
+            BodyMode::Buffered(limit, over_limit) => BodyState::Buffering(BytesMut::new(), limit, over_limit),
         };
         let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(instance));
         let (has_taken, is_over, exchange) = (false, false, None);
@@ -198,12 +198,12 @@ impl BodyFilter {
                 }
                 Err(error) => self.skip(error).map(|()| chunk),
             },
-            BodyState::Buffering(gathered, limit, beyond) => {
+            BodyState::Buffering(gathered, limit, over_limit) => {
                 if (gathered.len() + chunk.len()) as u64 <= *limit {
                     gathered.extend_from_slice(&chunk);
                     return Ok(Bytes::new());
                 }
-                if *beyond == OverLimit::Reject {
+                if *over_limit == OverLimit::Reject {
                     let plugin = self.guard.configured.name.clone();
                     return Err(BodyFilterError::TooLarge { plugin, limit: *limit });
                 }

@@ -11,10 +11,12 @@ use crate::context::edit_check::{self, EditError, check_count};
 use crate::context::{ExchangeContext, Value, ValueName};
 use crate::store::stored_response::Freshness;
 
-pub use wit::{BypassReason, Lookup as PolicyLookup, Place, Refusal, Reuse, StoredResponse as PolicyResponse, Times};
+pub use wit::{
+    BypassReason, CacheKey, FetchTimes, Lookup as PolicyLookup, Refusal, Reuse, StoredResponse as PolicyResponse,
+};
 
 /// The decision of a policy about a fetched response.
-pub enum Keep {
+pub enum StoreDecision {
     Store(Storage),
     Refuse(Refusal),
 }
@@ -38,7 +40,7 @@ impl Instance {
     pub fn lookup(&mut self, needs: &[ValueName], context: &ExchangeContext) -> Result<PolicyLookup, PluginFailure> {
         let lookup = self.ask(needs, context, |policy, store, values| policy.call_on_lookup(store, values))?;
         Ok(match lookup {
-            PolicyLookup::Under(place) => under(place),
+            PolicyLookup::UseCache(cache_key) => use_cache(cache_key),
             PolicyLookup::Bypass(BypassReason::Other(why)) => PolicyLookup::Bypass(BypassReason::Other(detail(why)?)),
             lookup => lookup,
         })
@@ -59,18 +61,18 @@ impl Instance {
         &mut self,
         needs: &[ValueName],
         context: &ExchangeContext,
-        times: Times,
-    ) -> Result<Keep, PluginFailure> {
+        times: FetchTimes,
+    ) -> Result<StoreDecision, PluginFailure> {
         match self.ask(needs, context, |policy, store, values| policy.call_on_fetched(store, values, times))? {
-            wit::Keep::Refuse(Refusal::Other(why)) => Ok(Keep::Refuse(Refusal::Other(detail(why)?))),
-            wit::Keep::Refuse(refusal) => Ok(Keep::Refuse(refusal)),
-            wit::Keep::Store(storage) => Ok(Keep::Store(checked(storage)?)),
+            wit::StoreDecision::Refuse(Refusal::Other(why)) => Ok(StoreDecision::Refuse(Refusal::Other(detail(why)?))),
+            wit::StoreDecision::Refuse(refusal) => Ok(StoreDecision::Refuse(refusal)),
+            wit::StoreDecision::Store(storage) => Ok(StoreDecision::Store(checked(storage)?)),
         }
     }
 
     /// Asks the policy which stored responses a change makes stale.
     pub fn changed(&mut self, needs: &[ValueName], context: &ExchangeContext) -> Result<Vec<Vec<u8>>, PluginFailure> {
-        let keys = self.ask(needs, context, |policy, store, values| policy.call_on_changed(store, values))?;
+        let keys = self.ask(needs, context, |policy, store, values| policy.call_on_invalidate(store, values))?;
         check_count(bounds::CACHE_LIST, keys.len(), "keys that a change concerns")?;
         keys.iter().try_for_each(|key| check_count(bounds::KEY, key.len(), "bytes of a key"))?;
         Ok(keys)
@@ -106,10 +108,10 @@ impl Instance {
     }
 }
 
-/// To look at a place, if its key isn't too long.
-pub fn under(place: Place) -> PolicyLookup {
-    match place.key.len() {
-        0..=bounds::KEY => PolicyLookup::Under(place),
+/// Returns a lookup under a cache key, or a bypass if the key is too long.
+pub fn use_cache(cache_key: CacheKey) -> PolicyLookup {
+    match cache_key.key.len() {
+        0..=bounds::KEY => PolicyLookup::UseCache(cache_key),
         _ => PolicyLookup::Bypass(BypassReason::Other("key-too-long".into())),
     }
 }

@@ -125,7 +125,7 @@ impl ConfiguredPlugin {
             let settings = first.configure(&config, time).map_err(failed)?.map_err(refused)?;
             Ok::<_, ConfigureError>((settings, Box::new(first)))
         })?;
-        let plans = settings::plans(settings.plans)?;
+        let plans = settings::plans(settings.edit_plans)?;
         let hook = |exported, values, plan| settings::hook(&plans, exported, values, plan);
         let request = hook(plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
         let response = hook(plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;

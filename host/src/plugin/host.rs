@@ -126,11 +126,13 @@ impl endpoints::Host for HostState {
         Ok(self.endpoint(index).map_or(0, |endpoint| endpoint.in_flight.count()))
     }
 
-    fn loads(&mut self, indices: Vec<u32>) -> wasmtime::Result<Vec<u32>> {
-        let max = self.members.as_ref().map_or(0, |members| members.list.len()).max(bounds::LOADS);
+    fn in_flight_counts(&mut self, indices: Vec<u32>) -> wasmtime::Result<Vec<u32>> {
+        let max = self.members.as_ref().map_or(0, |members| members.list.len()).max(bounds::IN_FLIGHT_COUNTS);
         if indices.len() > max {
             let asked = indices.len();
-            return Err(wasmtime::format_err!("it asked for {asked} loads at a time; at most {max} are allowed"));
+            return Err(wasmtime::format_err!(
+                "it asked for {asked} in-flight counts at a time; at most {max} are allowed"
+            ));
         }
         let load = |index| self.endpoint(index).map_or(0, |endpoint| endpoint.in_flight.count());
         Ok(indices.into_iter().map(load).collect())
@@ -148,7 +150,7 @@ impl endpoints::Host for HostState {
         Ok(self.tried.to_vec())
     }
 
-    fn failures(&mut self, index: u32) -> wasmtime::Result<u32> {
+    fn consecutive_failures(&mut self, index: u32) -> wasmtime::Result<u32> {
         Ok(self.endpoint(index).map_or(0, |endpoint| endpoint.failures.load(Ordering::Relaxed)))
     }
 }

@@ -65,7 +65,7 @@ pub struct Instance {
     pub(super) request_body: Option<request_body::RequestBodyHook>,
     pub(super) response_body: Option<response_body::ResponseBodyHook>,
     /// The edits for responses that its balancer has declared.
-    response_plans: Vec<Arc<[Edit]>>,
+    response_edits: Vec<Arc<[Edit]>>,
     /// Counts the instance among those of its version.
     pub(super) counted: Option<InstanceCount>,
 }
@@ -158,7 +158,7 @@ impl Instance {
             timer,
             request_body,
             response_body,
-            response_plans: Vec::new(),
+            response_edits: Vec::new(),
             counted: None,
         })
     }
@@ -246,7 +246,7 @@ impl Instance {
         self.store.data_mut().members = Some(members.clone());
         let hook = self.balancer.as_ref().ok_or(PluginFailure::NoHook)?;
         let plans = hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, &told).map_err(trapped)?;
-        self.response_plans = checked_plans(plans, members.list.len())?;
+        self.response_edits = checked_plans(plans, members.list.len())?;
         Ok(())
     }
 
@@ -270,9 +270,9 @@ impl Instance {
         let hook = self.balancer.as_ref().ok_or(PluginFailure::NoHook)?;
         let choice =
             hook.plugway_plugin_balancer().call_pick(&mut self.store, &values, key, attempt).map_err(trapped)?;
-        let Some(balancer::Choice { endpoint, response_plan }) = choice else { return Ok(None) };
-        let planned = |place: u32| self.response_plans.get(place as usize).cloned().ok_or(EditError::Plan(place));
-        let edits = response_plan.map(planned).transpose()?;
+        let Some(balancer::Choice { endpoint, response_edits }) = choice else { return Ok(None) };
+        let prepared = |index: u32| self.response_edits.get(index as usize).cloned().ok_or(EditError::Plan(index));
+        let edits = response_edits.map(prepared).transpose()?;
         Ok(Some(Picked { endpoint, edits }))
     }
 

@@ -320,12 +320,12 @@ pub fn body_mode(mode: types::BodyMode, limits: PluginLimits) -> Result<BodyMode
         types::BodyMode::Buffered(types::BufferLimit { bytes, .. }) if bytes > limits.memory as u64 => {
             return Err(EditError::Buffer(bytes));
         }
-        types::BodyMode::Buffered(types::BufferLimit { bytes, beyond }) => {
-            let beyond = match beyond {
-                types::BeyondLimit::Refuse => OverLimit::Reject,
-                types::BeyondLimit::Pass => OverLimit::PassThrough,
+        types::BodyMode::Buffered(types::BufferLimit { bytes, over_limit }) => {
+            let over_limit = match over_limit {
+                types::OverLimit::Reject => OverLimit::Reject,
+                types::OverLimit::PassThrough => OverLimit::PassThrough,
             };
-            BodyMode::Buffered(bytes, beyond)
+            BodyMode::Buffered(bytes, over_limit)
         }
     })
 }

@@ -202,7 +202,7 @@ fn the_key_decides() {
     let alice = at("/?user=alice");
     assert!((0..50).all(|_| at("/?user=alice") == alice));
     assert!((0..50).any(|_| at("/") != alice));
-    assert_eq!(alice.response_plan, None);
+    assert_eq!(alice.response_edits, None);
 }
 
 // === Sticky ===

@@ -7,7 +7,7 @@ mod tests;
 use config::Config;
 use plugway_sdk::cache::Standard;
 use plugway_sdk::{
-    CachePolicy, ConfigError, Keep, Lookup, Plugin, Reuse, Setup, StoredResponse, Times, Values, export,
+    CachePolicy, ConfigError, FetchTimes, Lookup, Plugin, Reuse, Setup, StoreDecision, StoredResponse, Values, export,
 };
 
 struct Cache(Standard);
@@ -33,12 +33,12 @@ impl CachePolicy for Cache {
         self.0.stored(request, stored)
     }
 
-    fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep {
+    fn on_fetched(&mut self, response: &Values, times: &FetchTimes) -> StoreDecision {
         self.0.fetched(response, times)
     }
 
-    fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>> {
-        self.0.changed(response)
+    fn on_invalidate(&mut self, response: &Values) -> Vec<Vec<u8>> {
+        self.0.invalidated_keys(response)
     }
 
     fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool {

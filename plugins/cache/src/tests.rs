@@ -1,12 +1,12 @@
 //! Tests of the configuration. The rules of the policy are tested in the SDK.
 
 use plugway_sdk::testing::{Harness, Request};
-use plugway_sdk::{BypassReason, Keep, Lookup, Refusal, Response, Reuse, StoredResponse, Times};
+use plugway_sdk::{BypassReason, FetchTimes, Lookup, Refusal, Response, Reuse, StoreDecision, StoredResponse};
 use serde_json::{Value, json};
 
 use super::*;
 
-const NOW: Times = Times { received_ms: 1_700_000_000_000, delay_ms: 0 };
+const NOW: FetchTimes = FetchTimes { received_ms: 1_700_000_000_000, delay_ms: 0 };
 
 fn cache(config: Value) -> Harness<Cache> {
     Harness::new(config).unwrap()
@@ -14,19 +14,19 @@ fn cache(config: Value) -> Harness<Cache> {
 
 fn key(config: Value, request: &Request) -> String {
     match cache(config).lookup(request) {
-        Lookup::Under(place) => String::from_utf8(place.key).unwrap(),
+        Lookup::UseCache(cache_key) => String::from_utf8(cache_key.key).unwrap(),
         other => panic!("{other:?}"),
     }
 }
 
-fn keep(config: Value, response: &Response) -> Keep {
+fn decision(config: Value, response: &Response) -> StoreDecision {
     cache(config).fetched(&Request::get("/"), response, &NOW)
 }
 
 fn lifetime(config: Value, response: &Response) -> Option<u64> {
-    match keep(config, response) {
-        Keep::Store(storage) => Some(storage.lifetime_ms),
-        Keep::Refuse(_) => None,
+    match decision(config, response) {
+        StoreDecision::Store(storage) => Some(storage.lifetime_ms),
+        StoreDecision::Refuse(_) => None,
     }
 }
 
@@ -71,7 +71,7 @@ fn the_plan_agrees_with_the_hook() {
 fn a_change_concerns_what_it_refers_to_under_the_whole_key() {
     let request = Request::new("POST", "/a").field("cookie", "lang=de");
     let response = Response::new(201).field("location", "/b");
-    let keys = cache(json!({ "key": { "values": ["cookie.lang"] } })).changed(&request, &response);
+    let keys = cache(json!({ "key": { "values": ["cookie.lang"] } })).invalidated_keys(&request, &response);
     assert_eq!(keys, [&b"http://example.org/a\ncookie lang:de"[..], b"http://example.org/b\ncookie lang:de"]);
 }
 
@@ -80,7 +80,7 @@ fn some_requests_go_past() {
     let config = json!({ "bypass": ["cookie.session", "request.header.x-preview"] });
     let signed_in = Request::get("/").field("cookie", "session=1");
     assert_eq!(cache(config.clone()).lookup(&signed_in), Lookup::Bypass(BypassReason::Configured));
-    assert!(matches!(cache(config).lookup(&Request::get("/")), Lookup::Under(_)));
+    assert!(matches!(cache(config).lookup(&Request::get("/")), Lookup::UseCache(_)));
 }
 
 #[test]
@@ -99,10 +99,10 @@ fn lifetimes_are_for_what_does_not_say() {
 #[test]
 fn cookies_are_refused_stripped_or_kept() {
     let response = Response::new(200).field("cache-control", "max-age=5").field("set-cookie", "a=1");
-    assert_eq!(keep(json!({}), &response), Keep::Refuse(Refusal::SetCookie));
-    let Keep::Store(stripped) = keep(json!({ "cookies": "strip" }), &response) else { panic!("refused") };
+    assert_eq!(decision(json!({}), &response), StoreDecision::Refuse(Refusal::SetCookie));
+    let StoreDecision::Store(stripped) = decision(json!({ "cookies": "strip" }), &response) else { panic!("refused") };
     assert_eq!(stripped.drop_fields, ["set-cookie"]);
-    let Keep::Store(kept) = keep(json!({ "cookies": "keep" }), &response) else { panic!("refused") };
+    let StoreDecision::Store(kept) = decision(json!({ "cookies": "keep" }), &response) else { panic!("refused") };
     assert!(kept.drop_fields.is_empty());
 }
 

@@ -7,8 +7,8 @@ use super::key::KeyParts;
 use super::{Cookies, Options, Query};
 use crate::bounds;
 use crate::{
-    BypassReason, Input, Keep, Lookup, LookupPlan, Part, Place, Refusal, Reuse, Setup, Storage, StoredResponse, Times,
-    ValueName, Values,
+    BypassReason, CacheKey, FetchTimes, Input, Lookup, LookupPlan, Part, Refusal, Reuse, Setup, Storage, StoreDecision,
+    StoredResponse, ValueName, Values,
 };
 
 /// The policy of a shared cache. Create it in [`Plugin::new`](crate::Plugin::new), and call its methods in the hooks.
@@ -144,7 +144,7 @@ impl Standard {
         let needs = &self.request;
         let method = request.bytes(needs.method).unwrap_or_default();
         if method != b"GET" && method != b"HEAD" {
-            return if SAFE.contains(&method) { Lookup::Bypass(BypassReason::Method) } else { Lookup::Changes };
+            return if SAFE.contains(&method) { Lookup::Bypass(BypassReason::Method) } else { Lookup::Invalidates };
         }
         if needs.bypass.iter().any(|need| request.bytes(*need).is_some_and(|value| !value.is_empty())) {
             return Lookup::Bypass(BypassReason::Configured);
@@ -153,16 +153,16 @@ impl Standard {
         if request.bytes(needs.if_match).is_some() || request.bytes(needs.if_unmodified).is_some() {
             return Lookup::Bypass(BypassReason::Request);
         }
-        let place = |fresh_will_do, only_if_cached| {
+        let use_cache = |allow_fresh, only_if_cached| {
             let key = needs.key.key(request, &self.options.query, self.options.sort_query);
-            Lookup::Under(Place { key, fresh_will_do, only_if_cached })
+            Lookup::UseCache(CacheKey { key, allow_fresh, only_if_cached })
         };
-        let Some(asked) = self.asked(request) else { return place(true, false) };
+        let Some(asked) = self.asked(request) else { return use_cache(true, false) };
         if asked.no_store {
             return Lookup::Bypass(BypassReason::Request);
         }
-        let fresh_will_do = asked.no_cache.is_none() && asked.max_age.is_none() && asked.min_fresh.is_none();
-        place(fresh_will_do, asked.only_if_cached)
+        let allow_fresh = asked.no_cache.is_none() && asked.max_age.is_none() && asked.min_fresh.is_none();
+        use_cache(allow_fresh, asked.only_if_cached)
     }
 
     /// Decides about a stored response; for `on_stored`.
@@ -191,12 +191,12 @@ impl Standard {
     }
 
     /// Decides whether and how a response is stored; for `on_fetched`.
-    pub fn fetched(&self, response: &Values, times: &Times) -> Keep {
-        self.storage(response, times).map_or_else(Keep::Refuse, Keep::Store)
+    pub fn fetched(&self, response: &Values, times: &FetchTimes) -> StoreDecision {
+        self.storage(response, times).map_or_else(StoreDecision::Refuse, StoreDecision::Store)
     }
 
-    /// Returns the cache keys that a request invalidates (RFC 9111 §4.4); for `on_changed`.
-    pub fn changed(&self, response: &Values) -> Vec<Vec<u8>> {
+    /// Returns the cache keys that a request invalidates (RFC 9111 §4.4); for `on_invalidate`.
+    pub fn invalidated_keys(&self, response: &Values) -> Vec<Vec<u8>> {
         let (needs, query, sorts) = (&self.response, &self.options.query, self.options.sort_query);
         let referred = [needs.location, needs.content_location].into_iter().filter_map(|need| response.bytes(need));
         let referred = referred.filter_map(|reference| needs.key.referred(response, reference, query, sorts));
@@ -236,7 +236,7 @@ impl Standard {
     }
 
     /// Applies the rules for storing of RFC 9111 §3.
-    fn storage(&self, response: &Values, times: &Times) -> Result<Storage, Refusal> {
+    fn storage(&self, response: &Values, times: &FetchTimes) -> Result<Storage, Refusal> {
         let (needs, options) = (&self.response, &self.options);
         let status = response.text(needs.status).and_then(|status| status.parse().ok()).unwrap_or(0);
         let targeted =
@@ -316,7 +316,7 @@ impl Standard {
     fn lifetime(
         &self,
         response: &Values,
-        times: &Times,
+        times: &FetchTimes,
         status: u16,
         said: &Directives,
         is_targeted: bool,
@@ -363,7 +363,7 @@ fn is_fresh(stored: &StoredResponse) -> bool {
 }
 
 /// Returns the age at arrival (RFC 9111 §4.2.3), in milliseconds.
-fn initial_age(age: Option<&[u8]>, date: Option<&str>, times: &Times) -> u64 {
+fn initial_age(age: Option<&[u8]>, date: Option<&str>, times: &FetchTimes) -> u64 {
     let apparent = date.and_then(unix_ms).map_or(0, |date| times.received_ms.saturating_sub(date));
     let first = age.and_then(|age| std::str::from_utf8(age.split(|byte| *byte == b',').next()?.trim_ascii()).ok());
     let corrected = (seconds(first) * 1000).saturating_add(times.delay_ms);

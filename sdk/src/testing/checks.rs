@@ -2,7 +2,7 @@
 
 use super::{Request, planned};
 use crate::bindings::types::{PlannedEdit, TemplatePart};
-use crate::{BypassReason, Edit, Keep, Lookup, Part, Response, Setup, bounds};
+use crate::{BypassReason, Edit, Lookup, Part, Response, Setup, StoreDecision, bounds};
 
 /// The cost of the edits of one call, as the host counts it before it applies them.
 #[derive(Default)]
@@ -52,7 +52,7 @@ pub fn response(response: &Response) -> Result<(), String> {
 /// Returns a lookup as the host handles it: a key that is too long bypasses the cache.
 pub fn lookup(lookup: Lookup) -> Lookup {
     match lookup {
-        Lookup::Under(place) if place.key.len() > bounds::KEY => {
+        Lookup::UseCache(cache_key) if cache_key.key.len() > bounds::KEY => {
             Lookup::Bypass(BypassReason::Other("key-too-long".into()))
         }
         lookup => lookup,
@@ -60,8 +60,8 @@ pub fn lookup(lookup: Lookup) -> Lookup {
 }
 
 /// Rejects lists of a cache policy that the host would reject.
-pub fn keep(keep: &Keep) -> Result<(), String> {
-    let Keep::Store(storage) = keep else { return Ok(()) };
+pub fn decision(decision: &StoreDecision) -> Result<(), String> {
+    let StoreDecision::Store(storage) = decision else { return Ok(()) };
     let lists = [
         (&storage.tags, "tags of a stored response"),
         (&storage.vary, "names of `vary`"),

@@ -18,7 +18,7 @@ use crate::exchange::forward::{OutgoingRequest, forward};
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::WorkerState;
 use crate::net::deadline::Clock;
-use crate::plugin::cache_policy::{Keep, Refusal, Storage, Times};
+use crate::plugin::cache_policy::{FetchTimes, Refusal, Storage, StoreDecision};
 use crate::protocol::hop_by_hop::{self, HopOptions};
 use crate::store::collapse::{FetchLeader, FetchOutcome};
 use crate::store::purge_log::PurgeEpoch;
@@ -64,7 +64,7 @@ impl Fetch<'_> {
         let sent_ms = now_ms();
         let below = self.forward_below(context).await;
         let received_ms = now_ms();
-        let times = Times { received_ms, delay_ms: received_ms.saturating_sub(sent_ms) };
+        let times = FetchTimes { received_ms, delay_ms: received_ms.saturating_sub(sent_ms) };
         context.request = received;
         let FetchedResponse { body, edits, is_ours } = match below {
             Ok(below) => below,
@@ -94,12 +94,12 @@ impl Fetch<'_> {
         let response = if is_own {
             self.pass_through(context, body, None)
         } else {
-            let keep = if is_ours {
+            let decision = if is_ours {
                 self.decide_storage(context, &body, times)?
             } else {
                 Err(Refusal::Other(OTHER_UPSTREAM.into()))
             };
-            match keep {
+            match decision {
                 Ok(storage) => self.store(context, body, storage, asked, times, lead),
                 Err(refusal) => {
                     self.mark_uncacheable(status, &refusal);
@@ -193,7 +193,7 @@ impl Fetch<'_> {
         &self,
         context: &mut Box<ExchangeContext>,
         body: &ResponseBody,
-        times: Times,
+        times: FetchTimes,
     ) -> Result<Result<Storage, Refusal>, ChainFailure> {
         let (worker, seat) = (self.worker, self.asking.seat);
         let Some(response) = &context.response else { return Ok(Err(Refusal::Status)) };
@@ -202,14 +202,14 @@ impl Fetch<'_> {
             return Ok(Err(Refusal::Status));
         }
         let needs = seat.needs(worker);
-        let keep = seat.decide(worker, context, |policy| policy.fetched(&needs.response, context, times))?;
+        let decision = seat.decide(worker, context, |policy| policy.fetched(&needs.response, context, times))?;
         let is_too_long = body.size_hint().exact().is_some_and(|length| length > longest(worker));
-        let refusal = match keep.unwrap_or_else(|| Keep::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
-            Keep::Store(_) if is_too_long => Refusal::TooLarge,
-            Keep::Store(storage) => return Ok(Ok(storage)),
-            Keep::Refuse(refusal) => refusal,
+        let refusal = match decision.unwrap_or_else(|| StoreDecision::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
+            StoreDecision::Store(_) if is_too_long => Refusal::TooLarge,
+            StoreDecision::Store(storage) => return Ok(Ok(storage)),
+            StoreDecision::Refuse(refusal) => refusal,
         };
-        seat.figures(worker).refused[place(&refusal)].add(1);
+        seat.figures(worker).refused[refusal_index(&refusal)].add(1);
         Ok(Err(refusal))
     }
 
@@ -219,7 +219,7 @@ impl Fetch<'_> {
         context: &mut Box<ExchangeContext>,
         stale: &Arc<StoredResponse>,
         asked: PurgeEpoch,
-        times: Times,
+        times: FetchTimes,
         lead: Option<FetchLeader>,
     ) -> Result<Response<ResponseBody>, ChainFailure> {
         let (asking, worker) = (self.asking, self.worker);
@@ -243,7 +243,7 @@ impl Fetch<'_> {
         let storage = self.decide_storage(context, &body, times)?;
         let mut stored = take_response(context);
         let mut own = HeaderMap::new();
-        let (store, key) = (&worker.generation.store, &asking.place.key);
+        let (store, key) = (&worker.generation.store, &asking.cache_key.key);
         let report = CacheStatus::forwarded(asking.why).status(StatusCode::NOT_MODIFIED);
         let (object, report, landing) = match storage {
             Ok(mut storage) => {
@@ -282,7 +282,7 @@ impl Fetch<'_> {
         body: ResponseBody,
         storage: Storage,
         asked: PurgeEpoch,
-        times: Times,
+        times: FetchTimes,
         lead: Option<FetchLeader>,
     ) -> Response<ResponseBody> {
         let (asking, worker) = (self.asking, self.worker);
@@ -308,7 +308,7 @@ impl Fetch<'_> {
             room: worker.generation.store.reserve(),
             store: worker.generation.store.clone(),
             id: asking.id,
-            key: asking.place.key.clone(),
+            key: asking.cache_key.key.clone(),
             asked,
             max: max_in_memory(worker),
             longest: longest(worker),
@@ -334,11 +334,11 @@ impl Fetch<'_> {
         came: response::Parts,
         content: Content,
         storage: Storage,
-        times: Times,
+        times: FetchTimes,
     ) -> StoredResponse {
         let mut uri = Vec::new();
         context.put_uri(&mut uri);
-        let uri = String::from_utf8(uri).ok().filter(|uri| uri.as_bytes() != self.asking.place.key);
+        let uri = String::from_utf8(uri).ok().filter(|uri| uri.as_bytes() != self.asking.cache_key.key);
         let selectors = VaryValue::from_request(storage.vary.into_iter(), &context.request.headers);
         let label = VariantInfo::new(self.asking.scope, selectors, uri.map(Into::into), storage.tags);
         StoredResponse::new(label, &came, content, storage.rules, times.received_ms)
@@ -355,10 +355,10 @@ impl Fetch<'_> {
         let status = came.status;
         let detail = refusal.map(|refusal| match refusal {
             Refusal::Other(why) => why,
-            refusal => REFUSALS[place(&refusal)].into(),
+            refusal => REFUSALS[refusal_index(&refusal)].into(),
         });
         let report = CacheStatus::forwarded(self.asking.why).status(status).detail(detail.as_deref());
-        report.append_to(self.asking.seat.needs(self.worker), Some(&self.asking.place.key), &mut came.headers);
+        report.append_to(self.asking.seat.needs(self.worker), Some(&self.asking.cache_key.key), &mut came.headers);
         // The request to the upstream was unconditional, so the client's conditions are evaluated here.
         if hit::client_has_it(&came, came.headers.get(header::LAST_MODIFIED), &context.request.headers) {
             return hit::not_modified(came);
@@ -382,7 +382,7 @@ impl Fetch<'_> {
         {
             store.remove(asking.id, object);
         }
-        store.mark_hit_for_miss(asking.id, &asking.place.key, now);
+        store.mark_hit_for_miss(asking.id, &asking.cache_key.key, now);
     }
 }
 
@@ -446,7 +446,7 @@ fn take_response(context: &mut ExchangeContext) -> response::Parts {
 }
 
 /// Returns the index of a refusal in [`REFUSALS`].
-fn place(refusal: &Refusal) -> usize {
+fn refusal_index(refusal: &Refusal) -> usize {
     match refusal {
         Refusal::NoStore => 0,
         Refusal::Private => 1,

@@ -46,7 +46,7 @@ impl Hashing {
             return Some(member.index);
         }
         let indices: Vec<u32> = self.members.iter().map(|member| member.index).collect();
-        let loads = attempt.endpoints.loads(&indices);
+        let loads = attempt.endpoints.in_flight_counts(&indices);
         let has_room = |place: usize| loads.get(place).is_some_and(|load| has_room(&self.members[place], *load));
         let roomy = (0..indices.len()).any(|place| has_room(place) && attempt.may_go_to(indices[place]));
         // If all members are at their bounds, because requests of other levels moved here, the key alone decides.

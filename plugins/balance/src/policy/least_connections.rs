@@ -44,7 +44,7 @@ impl LeastConnections {
         let start = if self.count <= WINDOW { self.next } else { random.place(self.count) };
         let indices = &self.indices[start..start + self.count.min(WINDOW)];
         let prices = &self.prices[start..];
-        let loads = if indices.len() > FEW { attempt.endpoints.loads(indices) } else { Vec::new() };
+        let loads = if indices.len() > FEW { attempt.endpoints.in_flight_counts(indices) } else { Vec::new() };
         let cost = |at: usize| {
             let load = loads.get(at).copied().unwrap_or_else(|| attempt.endpoints.in_flight(indices[at]));
             (load as f32 + 1.0) * prices[at]

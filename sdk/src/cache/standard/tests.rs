@@ -23,12 +23,12 @@ impl CachePolicy for Plain {
         self.0.stored(request, stored)
     }
 
-    fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep {
+    fn on_fetched(&mut self, response: &Values, times: &FetchTimes) -> StoreDecision {
         self.0.fetched(response, times)
     }
 
-    fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>> {
-        self.0.changed(response)
+    fn on_invalidate(&mut self, response: &Values) -> Vec<Vec<u8>> {
+        self.0.invalidated_keys(response)
     }
 
     fn on_upstream_error(&mut self, request: &Values, stored: &StoredResponse, status: Option<u16>) -> bool {
@@ -37,7 +37,7 @@ impl CachePolicy for Plain {
 }
 
 /// The time of the tests: 2023-11-14 22:13:20 UTC.
-const NOW: Times = Times { received_ms: 1_700_000_000_000, delay_ms: 0 };
+const NOW: FetchTimes = FetchTimes { received_ms: 1_700_000_000_000, delay_ms: 0 };
 
 /// A date ten hours before [`NOW`].
 const MORNING: &str = "Tue, 14 Nov 2023 12:13:20 GMT";
@@ -50,21 +50,21 @@ fn response(status: u16, fields: &[(&str, &str)]) -> Response {
     fields.iter().fold(Response::new(status), |response, (name, value)| response.field(name, *value))
 }
 
-fn kept(status: u16, fields: &[(&str, &str)]) -> Keep {
+fn kept(status: u16, fields: &[(&str, &str)]) -> StoreDecision {
     plain().fetched(&Request::get("/"), &response(status, fields), &NOW)
 }
 
 fn storage(fields: &[(&str, &str)]) -> Storage {
     match kept(200, fields) {
-        Keep::Store(storage) => storage,
-        Keep::Refuse(refusal) => panic!("{fields:?}: {refusal:?}"),
+        StoreDecision::Store(storage) => storage,
+        StoreDecision::Refuse(refusal) => panic!("{fields:?}: {refusal:?}"),
     }
 }
 
 fn refusal(status: u16, fields: &[(&str, &str)]) -> Refusal {
     match kept(status, fields) {
-        Keep::Refuse(refusal) => refusal,
-        Keep::Store(storage) => panic!("{status} {fields:?}: {storage:?}"),
+        StoreDecision::Refuse(refusal) => refusal,
+        StoreDecision::Store(storage) => panic!("{status} {fields:?}: {storage:?}"),
     }
 }
 
@@ -81,7 +81,7 @@ fn section_3_what_may_be_stored() {
     assert_eq!(refusal(200, &[]), Refusal::NoLifetime);
     assert_eq!(refusal(200, &control("max-age=0")), Refusal::NoLifetime, "nothing could ever be done with it");
     assert_eq!(storage(&[("cache-control", "max-age=0"), ("etag", "\"a\"")]).lifetime_ms, 0);
-    assert!(matches!(kept(299, &control("max-age=60")), Keep::Store(_)), "an unknown status is no reason");
+    assert!(matches!(kept(299, &control("max-age=60")), StoreDecision::Store(_)), "an unknown status is no reason");
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn section_3_5_authorized_requests() {
     let signed = Request::get("/").field("authorization", "Basic YTpi");
     let keeps = |value: &str| {
         let kept = plain().fetched(&signed, &response(200, &control(value)), &NOW);
-        kept != Keep::Refuse(Refusal::Authorization)
+        kept != StoreDecision::Refuse(Refusal::Authorization)
     };
     assert!(!keeps("max-age=60"));
     assert!(keeps("max-age=60, public") && keeps("s-maxage=60") && keeps("max-age=60, must-revalidate"));
@@ -127,7 +127,7 @@ fn section_4_2_1_lifetimes_in_their_order() {
     assert_eq!(refusal(200, &[date, ("expires", "0")]), Refusal::NoLifetime);
     let latin = Response::new(200).field("expires", b"\xe4".to_vec()).field("last-modified", MORNING);
     let kept = plain().fetched(&Request::get("/"), &latin, &NOW);
-    assert!(matches!(kept, Keep::Store(Storage { lifetime_ms: 0, .. })), "not guessed at: {kept:?}");
+    assert!(matches!(kept, StoreDecision::Store(Storage { lifetime_ms: 0, .. })), "not guessed at: {kept:?}");
     let nonsense = [("cache-control", "max-age=a"), expires];
     assert_eq!(refusal(200, &nonsense), Refusal::NoLifetime, "it had better be asked again");
 }
@@ -140,7 +140,7 @@ fn section_4_2_2_heuristics_are_a_tenth_and_a_day_at_most() {
     assert_eq!(refusal(404, &modified(MORNING)), Refusal::Status, "errors only when told");
     assert_eq!(refusal(302, &modified(MORNING)), Refusal::Status);
     let public = [&modified(MORNING)[..], &control("public")].concat();
-    assert!(matches!(kept(302, &public), Keep::Store(Storage { lifetime_ms: 3_600_000, .. })));
+    assert!(matches!(kept(302, &public), StoreDecision::Store(Storage { lifetime_ms: 3_600_000, .. })));
     assert_eq!(refusal(404, &public), Refusal::Status, "to be public isn't to say for how long");
     assert_eq!(refusal(200, &modified("Tue, 14 Nov 2024 12:13:20 GMT")), Refusal::NoLifetime);
 }
@@ -149,9 +149,9 @@ fn section_4_2_2_heuristics_are_a_tenth_and_a_day_at_most() {
 fn section_4_2_3_the_age_at_arrival() {
     let age = |fields: &[(&str, &str)], delay_ms| {
         let fields = [&control("max-age=600")[..], fields].concat();
-        match plain().fetched(&Request::get("/"), &response(200, &fields), &Times { delay_ms, ..NOW }) {
-            Keep::Store(storage) => storage.initial_age_ms,
-            Keep::Refuse(refusal) => panic!("{refusal:?}"),
+        match plain().fetched(&Request::get("/"), &response(200, &fields), &FetchTimes { delay_ms, ..NOW }) {
+            StoreDecision::Store(storage) => storage.initial_age_ms,
+            StoreDecision::Refuse(refusal) => panic!("{refusal:?}"),
         }
     };
     assert_eq!(age(&[], 0), 0);
@@ -194,13 +194,13 @@ fn section_4_2_fresh_is_what_is_younger_than_its_lifetime() {
 
 #[test]
 fn section_4_4_what_changes_something_makes_stale() {
-    assert_eq!(plain().lookup(&Request::new("POST", "/a")), Lookup::Changes);
-    assert_eq!(plain().lookup(&Request::new("PURGE", "/a")), Lookup::Changes, "unknown methods may");
+    assert_eq!(plain().lookup(&Request::new("POST", "/a")), Lookup::Invalidates);
+    assert_eq!(plain().lookup(&Request::new("PURGE", "/a")), Lookup::Invalidates, "unknown methods may");
     for safe in ["OPTIONS", "TRACE", "PROPFIND"] {
         assert_eq!(plain().lookup(&Request::new(safe, "/a")), Lookup::Bypass(BypassReason::Method));
     }
     let keys = |fields: &[(&str, &str)]| {
-        let keys = plain().changed(&Request::new("POST", "/a/b?c"), &response(201, fields));
+        let keys = plain().invalidated_keys(&Request::new("POST", "/a/b?c"), &response(201, fields));
         keys.into_iter().map(|key| String::from_utf8(key).unwrap()).collect::<Vec<_>>()
     };
     let own = "http://example.org/a/b?c";
@@ -240,13 +240,13 @@ fn section_5_2_1_what_requests_say() {
     assert_eq!(reuse("max-stale", &StoredResponse { purged: true, ..stored(0) }), Reuse::Validate);
     let lookup = |control: &str| plain().lookup(&Request::get("/").field("cache-control", control));
     assert_eq!(lookup("no-store"), Lookup::Bypass(BypassReason::Request));
-    let place = |control: &str| match lookup(control) {
-        Lookup::Under(place) => (place.fresh_will_do, place.only_if_cached),
+    let rules = |control: &str| match lookup(control) {
+        Lookup::UseCache(cache_key) => (cache_key.allow_fresh, cache_key.only_if_cached),
         other => panic!("{other:?}"),
     };
-    assert_eq!(place("only-if-cached"), (true, true));
-    assert_eq!([place("no-cache"), place("max-age=0"), place("min-fresh=1")], [(false, false); 3]);
-    assert_eq!(place("max-stale, no-transform"), (true, false));
+    assert_eq!(rules("only-if-cached"), (true, true));
+    assert_eq!([rules("no-cache"), rules("max-age=0"), rules("min-fresh=1")], [(false, false); 3]);
+    assert_eq!(rules("max-stale, no-transform"), (true, false));
 }
 
 #[test]
@@ -260,14 +260,14 @@ fn section_5_2_2_what_responses_say() {
         assert!(storage(&control(strict)).must_revalidate, "{strict}");
     }
     assert!(!storage(&control("s-maxage=60, stale-while-revalidate=10")).must_revalidate, "it says itself how stale");
-    assert!(matches!(kept(200, &control("no-store, must-understand, max-age=60")), Keep::Store(_)));
+    assert!(matches!(kept(200, &control("no-store, must-understand, max-age=60")), StoreDecision::Store(_)));
     assert_eq!(refusal(299, &control("no-store, must-understand, max-age=60")), Refusal::Status);
 }
 
 #[test]
 fn errors_are_kept_only_when_they_say_so_and_never_those_of_one_client() {
     assert_eq!(refusal(404, &[]), Refusal::Status);
-    assert!(matches!(kept(404, &control("max-age=60")), Keep::Store(_)));
+    assert!(matches!(kept(404, &control("max-age=60")), StoreDecision::Store(_)));
     for of_one_client in [400, 408, 413, 421, 425, 429, 431] {
         assert_eq!(refusal(of_one_client, &control("max-age=60")), Refusal::Status);
     }
@@ -328,7 +328,7 @@ fn tags_are_words_of_either_field() {
 #[test]
 fn nobody_gets_what_was_made_for_anothers_fields() {
     let key = |request: Request| match plain().lookup(&request) {
-        Lookup::Under(place) => place.key,
+        Lookup::UseCache(cache_key) => cache_key.key,
         other => panic!("{other:?}"),
     };
     let honest = key(Request::get("/"));

@@ -21,7 +21,7 @@ struct Config {
     /// The number of bytes that each `push` of a body returns.
     amplify: usize,
     /// The number of lists of edits that `endpoints-changed` returns.
-    response_plans: usize,
+    response_edits: usize,
 }
 
 std::thread_local! {
@@ -63,18 +63,18 @@ impl request_filter::Guest for Glue {
 
 impl balancer::Guest for Glue {
     fn endpoints_changed(_: Vec<balancer::Endpoint>) -> Vec<Vec<Edit>> {
-        let plans = CONFIG.with_borrow(|config| config.response_plans);
+        let plans = CONFIG.with_borrow(|config| config.response_edits);
         vec![vec![Edit::RemoveField("x".into())]; plans]
     }
 
     fn pick(values: Vec<Option<Vec<u8>>>, _: Option<u64>, _: u32) -> Option<balancer::Choice> {
         let what = values.into_iter().next().flatten().unwrap_or_default();
-        if what == b"loads" {
-            plugway_sdk::bindings::endpoints::loads(&vec![0; 1_000_000]);
+        if what == b"in-flight-counts" {
+            plugway_sdk::bindings::endpoints::in_flight_counts(&vec![0; 1_000_000]);
         }
         assert!(what != b"trap", "told to trap in a pick");
         let endpoint = if what == b"beyond" { 99 } else { 0 };
-        Some(balancer::Choice { endpoint, response_plan: (what == b"plan").then_some(7) })
+        Some(balancer::Choice { endpoint, response_edits: (what == b"plan").then_some(7) })
     }
 }
 

@@ -53,9 +53,9 @@ impl Plugin for Hooks {
 
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         if let Some(limit) = config.buffer {
-            let beyond = if config.pass { OverLimit::PassThrough } else { OverLimit::Reject };
-            setup.request_body = BodyMode::Buffered(limit, beyond);
-            setup.response_body = BodyMode::Buffered(limit, beyond);
+            let over_limit = if config.pass { OverLimit::PassThrough } else { OverLimit::Reject };
+            setup.request_body = BodyMode::Buffered(limit, over_limit);
+            setup.response_body = BodyMode::Buffered(limit, over_limit);
         }
         setup.timer_interval = Some(Duration::from_millis(50));
         Ok(Hooks {

@@ -63,7 +63,7 @@ impl Guest for Loading {
             cache_response_values: Vec::new(),
             lookup_plan: None,
             cache_status: None,
-            plans: Vec::new(),
+            edit_plans: Vec::new(),
             request_plan: None,
             response_plan: None,
             request_body: None,

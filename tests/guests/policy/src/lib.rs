@@ -2,8 +2,8 @@
 
 use plugway_sdk::cache::{Options, Standard};
 use plugway_sdk::{
-    BypassReason, CachePolicy, ConfigError, Input, Keep, Lookup, Plugin, Refusal, Reuse, Setup, Storage,
-    StoredResponse, Times, Values, export,
+    BypassReason, CachePolicy, ConfigError, FetchTimes, Input, Lookup, Plugin, Refusal, Reuse, Setup, Storage,
+    StoreDecision, StoredResponse, Values, export,
 };
 
 pub struct Policy {
@@ -27,11 +27,11 @@ impl CachePolicy for Policy {
         let mut lookup = self.standard.lookup(request);
         match (request.text(self.asked), &mut lookup) {
             (Some("lookup-trap"), _) => panic!("told to trap"),
-            (Some("long-key"), Lookup::Under(place)) => place.key.resize(9 << 10, b'k'),
+            (Some("long-key"), Lookup::UseCache(cache_key)) => cache_key.key.resize(9 << 10, b'k'),
             (Some("long-bypass"), _) => return Lookup::Bypass(BypassReason::Other("x".repeat(200))),
             (Some("post-under"), _) => {
-                let place = plugway_sdk::Place { key: b"k".to_vec(), fresh_will_do: true, only_if_cached: false };
-                return Lookup::Under(place);
+                let cache_key = plugway_sdk::CacheKey { key: b"k".to_vec(), allow_fresh: true, only_if_cached: false };
+                return Lookup::UseCache(cache_key);
             }
             _ => {}
         }
@@ -45,35 +45,38 @@ impl CachePolicy for Policy {
         self.standard.stored(request, stored)
     }
 
-    fn on_fetched(&mut self, response: &Values, times: &Times) -> Keep {
-        let mut keep = self.standard.fetched(response, times);
-        match (response.text(self.answered), &mut keep) {
+    fn on_fetched(&mut self, response: &Values, times: &FetchTimes) -> StoreDecision {
+        let mut decision = self.standard.fetched(response, times);
+        match (response.text(self.answered), &mut decision) {
             (Some("fetched-trap"), _) => panic!("told to trap"),
-            (Some("for-ever"), Keep::Store(Storage { lifetime_ms, initial_age_ms, stale_if_error_ms, .. })) => {
+            (
+                Some("for-ever"),
+                StoreDecision::Store(Storage { lifetime_ms, initial_age_ms, stale_if_error_ms, .. }),
+            ) => {
                 (*lifetime_ms, *initial_age_ms, *stale_if_error_ms) = (u64::MAX, u64::MAX - 1, u64::MAX);
             }
-            (Some("bad-name"), Keep::Store(storage)) => storage.vary.push("no name".into()),
-            (Some("many-tags"), Keep::Store(storage)) => storage.tags = vec!["x".into(); 300],
-            (Some("long-tag"), Keep::Store(storage)) => storage.tags = vec!["x".repeat(2_000)],
-            (Some("many-vary"), Keep::Store(storage)) => storage.vary = vec!["x".into(); 300],
-            (Some("long-names"), Keep::Store(storage)) => {
+            (Some("bad-name"), StoreDecision::Store(storage)) => storage.vary.push("no name".into()),
+            (Some("many-tags"), StoreDecision::Store(storage)) => storage.tags = vec!["x".into(); 300],
+            (Some("long-tag"), StoreDecision::Store(storage)) => storage.tags = vec!["x".repeat(2_000)],
+            (Some("many-vary"), StoreDecision::Store(storage)) => storage.vary = vec!["x".into(); 300],
+            (Some("long-names"), StoreDecision::Store(storage)) => {
                 storage.vary = (0..256).map(|n| format!("x-{n}-{}", "v".repeat(1_000))).collect();
             }
-            (Some("long-refusal"), keep) => *keep = Keep::Refuse(Refusal::Other("x".repeat(200))),
-            (Some("many-names"), Keep::Store(storage)) => storage.drop_fields = vec!["x".into(); 10_000],
+            (Some("long-refusal"), keep) => *keep = StoreDecision::Refuse(Refusal::Other("x".repeat(200))),
+            (Some("many-names"), StoreDecision::Store(storage)) => storage.drop_fields = vec!["x".into(); 10_000],
             _ => {}
         }
-        keep
+        decision
     }
 
-    fn on_changed(&mut self, response: &Values) -> Vec<Vec<u8>> {
+    fn on_invalidate(&mut self, response: &Values) -> Vec<Vec<u8>> {
         if response.text(self.answered) == Some("changed-trap") {
             panic!("told to trap");
         }
         match response.text(self.answered) {
             Some("many-keys") => vec![Vec::new(); 300],
             Some("long-keys") => vec![vec![b'k'; 9 << 10]],
-            _ => self.standard.changed(response),
+            _ => self.standard.invalidated_keys(response),
         }
     }
 
