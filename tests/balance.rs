@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use plugway_test_guests::TENANT;
 
-use crate::backend::{Backend, Does, Seen, ask, load};
+use crate::support::client::{Seen, ask, load};
+use crate::support::origin::{Backend, Does};
 use crate::support::{Proxy, until};
 
 const GET: &str = "GET / HTTP/1.1";

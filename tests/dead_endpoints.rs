@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Does, ask, load};
+use crate::support::client::{ask, load};
+use crate::support::origin::{Backend, Does};
 use crate::support::{Proxy, RUNTIME, plugway, until};
 
 const GET: &str = "GET / HTTP/1.1";

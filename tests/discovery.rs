@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::backend::{Backend, ask};
-use crate::name_server::{Failing, NameServer};
 use crate::python::Python;
+use crate::support::client::ask;
+use crate::support::name_server::{Failing, NameServer};
+use crate::support::origin::Backend;
 use crate::support::{Proxy, until};
 
 const GET: &str = "GET / HTTP/1.1";

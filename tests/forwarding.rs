@@ -38,7 +38,7 @@ fn gunicorn_sees_what_nginx_would_send() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap().to_string();
     drop(free);
-    let app = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests");
+    let app = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/support");
     let mut gunicorn = Command::new(python);
     gunicorn.args(["-m", "gunicorn", "--bind", &address, "--chdir", app, "wsgi:app"]);
     let mut gunicorn = gunicorn.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 mod admin;
-mod backend;
 mod balance;
 mod cache_disk;
 mod caching;
@@ -29,7 +28,6 @@ mod loading;
 mod logs;
 mod manifest_page;
 mod manifests;
-mod name_server;
 mod on_error;
 mod operating;
 mod places;

@@ -4,9 +4,10 @@ use std::io::{BufReader, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-use crate::backend::{Backend, load};
 use crate::http2::{HEADERS, SETTINGS};
 use crate::http2_endpoint::{REFUSED_STREAM, answering, endpoint};
+use crate::support::client::load;
+use crate::support::origin::Backend;
 use crate::support::{Message, PATIENCE, Proxy, read_message, until};
 
 const POST: &str = "POST / HTTP/1.1\r\nContent-Length: 0";

@@ -5,7 +5,8 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Does, Seen, ask, load};
+use crate::support::client::{Seen, ask, load};
+use crate::support::origin::{Backend, Does};
 use crate::support::{PATIENCE, Proxy, ok, origin, raw_origin, read_message, until, vanish};
 
 const GET: &str = "GET / HTTP/1.1";

@@ -351,7 +351,7 @@ const MAX_RECORDS: usize = 1024;
 const AT_ONCE: usize = 16;
 
 #[cfg(test)]
-#[path = "../../../tests/name_server.rs"]
+#[path = "../../../tests/support/name_server.rs"]
 mod name_server;
 
 #[cfg(test)]

@@ -4,23 +4,24 @@
 //! tokens of the cookie. A pick only looks values up.
 
 mod config;
-mod levels;
+mod endpoint_pool;
+mod hash;
 mod maglev;
 mod policy;
-mod pool;
 mod random;
 mod sticky;
+mod tiers;
 
 use plugway_sdk::{Balancer, Choice, ConfigError, Endpoint, Endpoints, Plugin, ResponseEdits, Setup, Values, export};
 
 use config::Config;
-use pool::Pool;
+use endpoint_pool::EndpointPool;
 use random::Random;
 use sticky::Sticky;
 
 /// The configured plugin.
 pub struct Balance {
-    pool: Pool,
+    pool: EndpointPool,
     sticky: Option<Sticky>,
 }
 
@@ -31,7 +32,7 @@ impl Plugin for Balance {
         config.check().into_iter().for_each(|error| setup.report(error));
         setup.balancer_key = config.hashed_value()?;
         Ok(Balance {
-            pool: Pool::new(&config, Random::default()),
+            pool: EndpointPool::new(&config, Random::default()),
             sticky: config.sticky.map(|sticky| Sticky::new(&sticky, &mut setup.balancer)),
         })
     }

@@ -1,6 +1,6 @@
 //! The policies, which choose the member of a level for each request.
 //!
-//! [`Pool`](crate::pool::Pool) calls this module. Each policy prepares data from the members. A pick asks the host for
+//! [`EndpointPool`](crate::endpoint_pool::EndpointPool) calls this module. Each policy prepares data from the members. A pick asks the host for
 //! live values, and allocates only if the host returns a list or the request has failed before.
 
 mod hashing;
@@ -11,8 +11,8 @@ mod two_choices;
 use plugway_sdk::Endpoints;
 
 use crate::config::PolicyName;
-use crate::levels::Level;
 use crate::random::Random;
+use crate::tiers::Level;
 
 use hashing::Hashing;
 use least_connections::LeastConnections;

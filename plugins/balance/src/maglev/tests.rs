@@ -1,4 +1,5 @@
 use super::*;
+use crate::hash::hash;
 
 fn members(weights: &[u32]) -> Vec<Member> {
     let member = |(weight, index): (&u32, u32)| {

@@ -1,9 +1,9 @@
 //! Consistent hashing: the same member for the same key, as long as the members stay. Optionally with a bound on the
 //! load (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded Loads).
 
-use crate::levels::{Level, Member, weight};
 use crate::maglev::Maglev;
 use crate::policy::Attempt;
+use crate::tiers::{Level, Member, weight};
 
 /// A hash table of members.
 pub struct Hashing {

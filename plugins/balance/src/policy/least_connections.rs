@@ -5,9 +5,9 @@
 //! than the chosen one. In 97 of 100 picks the chosen one is among the best tenth. With the usual choice of two
 //! members, a third are less loaded on average.
 
-use crate::levels::Member;
 use crate::policy::Attempt;
 use crate::random::Random;
+use crate::tiers::Member;
 
 /// The members in a random order. The beginning is repeated at the end, so that every window is one slice.
 pub struct LeastConnections {

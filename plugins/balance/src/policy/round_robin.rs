@@ -3,9 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::levels::Member;
 use crate::policy::Attempt;
 use crate::random::Random;
+use crate::tiers::Member;
 
 /// A position in a sequence of indices.
 pub struct RoundRobin {

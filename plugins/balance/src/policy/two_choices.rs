@@ -2,9 +2,9 @@
 
 use plugway_sdk::Endpoints;
 
-use crate::levels::Member;
 use crate::policy::Attempt;
 use crate::random::Random;
+use crate::tiers::Member;
 
 /// The members to draw from, and the cost that is compared.
 pub struct TwoChoices {

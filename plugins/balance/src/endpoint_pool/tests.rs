@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use plugway_sdk::EndpointState::{self, Down, Draining, Up};
 
 use super::*;
-use crate::maglev::hash;
+use crate::hash::hash;
 
 const POLICIES: [PolicyName; 6] = [
     PolicyName::RoundRobin,
@@ -22,18 +22,18 @@ fn up(weights: &[u32]) -> Vec<Endpoint> {
     weights.iter().enumerate().map(|(place, weight)| endpoint(place, *weight, Up, 0)).collect()
 }
 
-fn pool_of(config: Config, endpoints: &[Endpoint]) -> Pool {
-    let mut pool = Pool::new(&config, Random::seeded(1));
+fn pool_of(config: Config, endpoints: &[Endpoint]) -> EndpointPool {
+    let mut pool = EndpointPool::new(&config, Random::seeded(1));
     pool.endpoints_changed(endpoints);
     pool
 }
 
-fn pool(policy: PolicyName, endpoints: &[Endpoint]) -> Pool {
+fn pool(policy: PolicyName, endpoints: &[Endpoint]) -> EndpointPool {
     pool_of(Config { policy, ..Config::default() }, endpoints)
 }
 
 /// Returns how often each endpoint is chosen in a number of picks with different keys.
-fn counts(pool: &mut Pool, live: &Endpoints, endpoints: usize, picks: usize) -> Vec<usize> {
+fn counts(pool: &mut EndpointPool, live: &Endpoints, endpoints: usize, picks: usize) -> Vec<usize> {
     let mut counts = vec![0; endpoints];
     for pick in 0..picks {
         let key = format!("key {pick}");
@@ -203,7 +203,7 @@ fn a_key_stays_where_it_is_whatever_the_order_and_the_worker() {
     let endpoints: Vec<Endpoint> = endpoints.iter().zip(0..).map(|(endpoint, place)| half(endpoint, place)).collect();
     let chosen = |seed: u64, endpoints: &[Endpoint]| -> Vec<String> {
         let config = Config { policy: PolicyName::ConsistentHash, ..Config::default() };
-        let mut pool = Pool::new(&config, Random::seeded(seed));
+        let mut pool = EndpointPool::new(&config, Random::seeded(seed));
         pool.endpoints_changed(endpoints);
         let mut pick = |key: u32| pool.pick(Some(hash(&key.to_le_bytes())), &[], &Endpoints::default()).unwrap();
         (0..5000).map(|key| endpoints[pick(key) as usize].address.clone()).collect()

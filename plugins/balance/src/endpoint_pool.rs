@@ -5,12 +5,12 @@
 use plugway_sdk::{Endpoint, Endpoints};
 
 use crate::config::{Config, PolicyName};
-use crate::levels::{Level, Member, levels};
 use crate::policy::{Attempt, Policy, Weights};
 use crate::random::Random;
+use crate::tiers::{Level, Member, levels};
 
 /// The data that a pick uses.
-pub struct Pool {
+pub struct EndpointPool {
     policy: PolicyName,
     bounded_load: Option<u32>,
     overflow: u32,
@@ -33,11 +33,11 @@ struct Open {
 /// The end of the range of shares: half of the bits of a random number or a hash.
 const ALL: u64 = 1 << 32;
 
-impl Pool {
+impl EndpointPool {
     /// Creates a pool without endpoints.
     pub fn new(config: &Config, random: Random) -> Self {
         let Config { policy, bounded_load, overflow, ref zone, .. } = *config;
-        Pool { policy, bounded_load, overflow, zone: zone.clone(), random, open: Vec::new(), spare: Vec::new() }
+        EndpointPool { policy, bounded_load, overflow, zone: zone.clone(), random, open: Vec::new(), spare: Vec::new() }
     }
 
     /// Prepares all data that depends on the endpoints.

@@ -1,13 +1,12 @@
-//! A backend with configurable behaviour, and clients that count outcomes.
+//! Origins: functions that answer, and a backend with configurable behaviour.
 
-use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Message, PATIENCE, Proxy, read_message};
+use super::client::{Message, read_message};
 
 /// The behaviour of a backend.
 #[derive(Clone, Debug, PartialEq)]
@@ -161,73 +160,44 @@ fn reset(stream: &TcpStream) {
     let _ = stream.shutdown(std::net::Shutdown::Both);
 }
 
-/// The count of each outcome that clients saw: `200 a` with the backend's name, or `lost` without a response.
-#[derive(Debug, Default, PartialEq)]
-pub struct Seen(pub BTreeMap<String, usize>);
-
-impl Seen {
-    /// Returns the count of a status, from any backend.
-    pub fn status(&self, code: u16) -> usize {
-        let code = code.to_string();
-        self.0.iter().filter(|(outcome, _)| outcome.starts_with(&code)).map(|(_, count)| count).sum()
-    }
-
-    /// Returns how often a backend answered with 200.
-    pub fn of(&self, name: &str) -> usize {
-        self.0.get(&format!("200 {name}")).copied().unwrap_or(0)
-    }
-
-    pub fn total(&self) -> usize {
-        self.0.values().sum()
-    }
-
-    fn add(&mut self, response: Option<&Message>) {
-        let outcome = match response {
-            Some(response) => format!("{} {}", response.status(), response.field("x-backend").unwrap_or("-")),
-            None => "lost".into(),
-        };
-        *self.0.entry(outcome).or_default() += 1;
-    }
-
-    fn join(mut self, other: Seen) -> Seen {
-        other.0.into_iter().for_each(|(outcome, count)| *self.0.entry(outcome).or_default() += count);
-        self
-    }
-}
-
-/// Sends `count` requests in sequence on one connection.
-pub fn ask(proxy: &Proxy, requests: usize, head: &str) -> Seen {
-    client(&proxy.address, head, |seen| seen.total() < requests)
-}
-
-/// Runs clients that send requests without a pause during an action; returns all their outcomes.
-pub fn load(proxy: &Proxy, clients: usize, head: &str, meanwhile: impl FnOnce()) -> Seen {
-    let over = Arc::new(AtomicBool::new(false));
-    let start = |_| {
-        let (address, head, over) = (proxy.address.clone(), head.to_string(), over.clone());
-        std::thread::spawn(move || client(&address, &head, |_| !over.load(Ordering::SeqCst)))
-    };
-    let clients: Vec<_> = (0..clients).map(start).collect();
-    meanwhile();
-    over.store(true, Ordering::SeqCst);
-    clients.into_iter().map(|client| client.join().unwrap()).fold(Seen::default(), Seen::join)
-}
-
-fn client(address: &str, head: &str, goes_on: impl Fn(&Seen) -> bool) -> Seen {
-    let mut seen = Seen::default();
-    let mut connection: Option<BufReader<TcpStream>> = None;
-    while goes_on(&seen) {
-        let reader = connection.get_or_insert_with(|| {
-            let stream = TcpStream::connect(address).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            BufReader::new(stream)
-        });
-        let sent = reader.get_mut().write_all(format!("{head}\r\nHost: example.org\r\n\r\n").as_bytes());
-        let response = sent.ok().and_then(|()| read_message(reader));
-        seen.add(response.as_ref());
-        if response.is_none_or(|response| response.field("connection") == Some("close")) {
-            connection = None;
+/// Starts an origin that answers each request with the result of `answer`; returns its address.
+pub fn origin(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + Clone + 'static) -> String {
+    raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while let Some(request) = read_message(&mut reader) {
+            if stream.write_all(&answer(&request)).is_err() {
+                break;
+            }
         }
-    }
-    seen
+    })
+}
+
+/// Starts an origin that passes each connection to `serve`; returns its address.
+pub fn raw_origin(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let serve = serve.clone();
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
+/// Starts an origin that answers `/N` with N bytes.
+pub fn sized() -> String {
+    origin(|request| ok(&"x".repeat(request.number())))
+}
+
+/// Starts an origin that answers with the head that it received.
+pub fn echo() -> String {
+    origin(|request| {
+        let fields: String = request.fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+        ok(&format!("{}\n{fields}", request.start))
+    })
+}
+
+pub fn ok(body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nX-Origin: yes\r\n\r\n{body}", body.len()).into_bytes()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use plugway_sdk::{Endpoint, EndpointState};
 
-use crate::maglev;
+use crate::hash::hash;
 
 /// An endpoint that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,7 +54,7 @@ fn groups(endpoints: &[Endpoint], zone: Option<&str>) -> BTreeMap<(u32, bool), G
         let weight = endpoint.weight.max(1);
         group.total_weight += u64::from(weight);
         if endpoint.state == EndpointState::Up {
-            let address_hash = maglev::hash(endpoint.address.as_bytes());
+            let address_hash = hash(endpoint.address.as_bytes());
             group.members.push(Member { index, weight, address_hash });
         }
     }
