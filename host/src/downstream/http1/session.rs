@@ -195,6 +195,10 @@ impl Session {
             || response.body().record.as_ref().and_then(|record| record.error).is_some_and(is_doubtful)
         {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            if self.is_http_10.get() {
+                // To a response in its own version, hyper doesn't add that the connection is kept.
+                *response.version_mut() = Version::HTTP_10;
+            }
         }
         response.map(|outgoing| Http1Body { outgoing, cut: None, session: self.clone() })
     }
