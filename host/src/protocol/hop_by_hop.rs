@@ -139,12 +139,20 @@ pub fn members(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u
 /// §8.2.3).
 fn join_cookies(fields: &mut HeaderMap) {
     let lines: Vec<&[u8]> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let are_many = lines.len() > FEW_COOKIES;
     if lines.len() > 1
         && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
     {
         fields.insert(header::COOKIE, joined);
     }
+    if are_many {
+        // A copy has no room for the lines: the request lasts longer than they do, and they cost more than their bytes.
+        *fields = fields.clone();
+    }
 }
+
+/// The number of lines of cookies whose room in memory is kept: that of an ordinary head.
+const FEW_COOKIES: usize = 32;
 
 fn via(received: Version) -> &'static str {
     match received {
