@@ -153,11 +153,13 @@ fn a_response_that_requires_an_upgrade_says_to_what() {
         b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: h2c, TLS/1.3\r\nConnection: upgrade\r\nContent-Length: 0\r\n\r\n"
             .to_vec()
     });
-    let proxy = Proxy::start(&manifest(&origin, "", ""));
-    let mut stream = proxy.connect();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    let answer = read_message(&mut BufReader::new(stream)).unwrap();
-    assert_eq!((answer.field("upgrade"), answer.field("connection")), (Some("TLS/1.3"), Some("upgrade")));
+    for plugins in ["", "\"cache\""] {
+        let proxy = Proxy::start(&manifest(&origin, plugins, ""));
+        let mut stream = proxy.connect();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let answer = read_message(&mut BufReader::new(stream)).unwrap();
+        assert_eq!((answer.field("upgrade"), answer.field("connection")), (Some("TLS/1.3"), Some("upgrade")));
+    }
 }
 
 #[test]

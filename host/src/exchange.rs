@@ -391,9 +391,7 @@ fn ascend(
     context: &mut Box<ExchangeContext>,
 ) -> Result<Response<ResponseBody>, ChainFailure> {
     let (mut parts, body) = received.response.into_parts();
-    // HTTP/2 has no upgrades (RFC 9113 §8.6).
-    let required = hop_by_hop::required_upgrade(&parts).filter(|_| context.request.version != Version::HTTP_2);
-    hop_by_hop::response(&mut parts.headers);
+    hop_by_hop::response(&mut parts);
     let came = parts.status;
     context.response = Some(parts);
     chain::apply_balancer_edits(worker, received.edits.as_ref(), depth, context)?;
@@ -406,11 +404,9 @@ fn ascend(
     // What is dropped resets its stream.
     let mut response = Response::new(if has_none { ResponseBody::Full(Bytes::new()) } else { body });
     let Some(mut parts) = context.response.take() else { return Ok(response) };
+    hop_by_hop::demand_upgrade(context.request.version, &mut parts);
     if let ResponseBody::Switched(switched) = response.body() {
         hop_by_hop::switch(&switched.protocol, &mut parts.headers);
-    }
-    if let Some(protocols) = required.filter(|_| parts.status == came) {
-        hop_by_hop::switch(&protocols, &mut parts.headers);
     }
     // HTTP/1 has words for the status; those of another status would be wrong.
     if parts.status == came

@@ -162,14 +162,23 @@ fn via(received: Version) -> &'static str {
     }
 }
 
-/// Prepares the fields of a received response for forwarding.
-pub fn response(fields: &mut HeaderMap) {
-    remove_hop_by_hop(Present::among(fields), fields);
+/// Prepares a received response for forwarding. A 426 keeps the protocols that it demands of its client.
+pub fn response(response: &mut Parts) {
+    let required = if response.status == StatusCode::UPGRADE_REQUIRED { protocols(&response.headers) } else { None };
+    remove_hop_by_hop(Present::among(&response.headers), &mut response.headers);
+    if let Some(protocols) = required {
+        response.headers.insert(header::UPGRADE, protocols);
+    }
 }
 
-/// Returns the protocols that a response demands of its client; `None` if it demands none. Call it before [`response`].
-pub fn required_upgrade(response: &Parts) -> Option<HeaderValue> {
-    if response.status == StatusCode::UPGRADE_REQUIRED { protocols(&response.headers) } else { None }
+/// Writes the protocols that a 426 demands for a client's version of HTTP: HTTP/2 has no upgrades (RFC 9113 §8.6).
+pub fn demand_upgrade(version: Version, response: &mut Parts) {
+    if let Some(protocols) = response.headers.remove(header::UPGRADE)
+        && response.status == StatusCode::UPGRADE_REQUIRED
+        && version != Version::HTTP_2
+    {
+        switch(&protocols, &mut response.headers);
+    }
 }
 
 /// Whether responses with a status never have content (RFC 9110 §15.3.5, §15.3.6, §15.4.5), whatever their endpoint sends.
@@ -274,7 +283,7 @@ mod tests {
         fields.append(header::CACHE_CONTROL, HeaderValue::from_bytes(b"x=\"\xe9\",\tNo-Transform").unwrap());
         fields.append("x-mine", HeaderValue::from_static("1"));
         assert!(has_token(&fields, header::CACHE_CONTROL, "no-transform"));
-        response(&mut fields);
+        remove_hop_by_hop(Present::among(&fields), &mut fields);
         assert!(!fields.contains_key("x-mine"));
     }
 }

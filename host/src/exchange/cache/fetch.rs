@@ -174,7 +174,7 @@ impl Fetch<'_> {
             }
         };
         let (mut parts, body) = response.into_parts();
-        hop_by_hop::response(&mut parts.headers);
+        hop_by_hop::response(&mut parts);
         context.response = Some(parts);
         let plugins = depth.range_below(top);
         let body = match chain::up(worker, route, plugins.clone(), context)? {
