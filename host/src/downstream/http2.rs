@@ -128,8 +128,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
         }
         streams.note_sent(transport(&io.socket()).bytes_sent(), io.socket().has_ended());
         streams.was_full.set(streams.was_full.get() || sent.is_pending());
-        streams.note_refused(io.socket().counted.counter.last_heads());
-        streams.note_malformed(io.socket().counted.counter.malformed());
+        streams.note_refused(&io.socket().counted.counter);
         if io.socket().counted.counter.flood().is_some() {
             return Poll::Ready(Ok(()));
         }
@@ -414,10 +413,12 @@ impl Streams {
         self.last_heads.set(self.last_heads.get() + 1);
     }
 
-    /// Logs and counts the requests that h2 has refused by itself, of which nothing else tells: more heads were sent with the
-    /// end of their stream than h2 was given. So it refuses lists of fields beyond `limits.head`, with 431.
-    fn note_refused(&self, sent: u64) {
-        while sent > self.last_heads.get() {
+    /// Logs and counts the requests that h2 has refused by itself, of which nothing else tells. It resets the streams of
+    /// malformed ones, and refuses lists of fields beyond `limits.head` with 431: more heads were sent with the end of their
+    /// stream than h2 was given.
+    fn note_refused(&self, frames: &ClientFrames) {
+        self.note_malformed(frames.malformed());
+        while frames.last_heads() > self.last_heads.get() {
             self.give_last_head();
             let error = Error::new(FailureKind::RequestError, "the head is too long").met("limits.head");
             let (status, received) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, UNKNOWN);

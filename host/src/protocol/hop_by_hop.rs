@@ -62,7 +62,7 @@ pub fn is_looping(fields: &HeaderMap) -> bool {
     passages.count() >= MAX_PASSAGES
 }
 
-/// More proxies than any chain of them has, and few enough that a loop costs little.
+/// The number of passages that means a loop: more than any chain of proxies has, and few enough that a loop costs little.
 const MAX_PASSAGES: usize = 16;
 
 /// Writes the options of a hop into the fields of an outgoing request.
