@@ -316,7 +316,7 @@ impl Admission {
         }
         let (listener, so_far, reason) = (&*entrance.address, census.closed(reason), reason.name());
         let client = client.map(|client| client.to_canonical().to_string());
-        tracing::warn!(listener, client, limit = key, max, reason, so_far, "client connection limit reached");
+        tracing::warn!(listener, client, limit = key, most = max, reason, so_far, "client connection limit reached");
     }
 
     /// Records that descriptors for clients are short, and logs when a shortage begins.

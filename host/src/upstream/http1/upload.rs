@@ -14,6 +14,7 @@ use super::request_head::{self, RequestFraming};
 use crate::body::BodyError;
 use crate::body::backlog::Piece;
 use crate::body::upload::RequestBody;
+use crate::error::causes;
 
 /// A request that is being sent; over from the beginning.
 #[derive(Default)]
@@ -46,8 +47,8 @@ enum Framing {
 /// The reason for which a request can't be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
-    #[error("the content of the request failed")]
-    Content(#[source] BodyError),
+    #[error("{}", causes(&**.0))]
+    Content(BodyError),
     #[error("the content of the request is not as long as its Content-Length")]
     Length,
     #[error("the connection to the endpoint failed while the request was sent")]
