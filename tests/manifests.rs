@@ -80,7 +80,7 @@ fn an_error_page_that_is_never_shown_is_warned_of() {
         assert_eq!(code, Some(0), "{said}");
         said
     };
-    let shown = [400, 404, 408, 413, 414, 429, 431, 500, 501, 502, 503, 504, 505];
+    let shown = [400, 404, 408, 413, 414, 415, 421, 429, 431, 500, 501, 502, 503, 504, 505];
     let pages = shown.map(|code| format!("{code} = \"page.html\"\n")).concat() + "\"4xx\" = \"page.html\"\n";
     assert_eq!(check(&pages, ""), "");
     let said = check("404 = \"page.html\"\n403 = \"page.html\"", "");

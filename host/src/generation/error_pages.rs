@@ -13,12 +13,21 @@ use crate::protocol::framing::FramingError;
 pub struct ErrorPages(HashMap<u16, String>);
 
 /// The status code of a client that reaches `limits.connections-per-client` by requests through a trusted proxy.
-const TOO_MANY_REQUESTS: u16 = StatusCode::TOO_MANY_REQUESTS.as_u16();
+/// The statuses of errors that are not their kind's: of a request for another scheme, of content that can't be transformed,
+/// of a client with too many requests, and of TRACE that ends here.
+const OF_SINGLE_ERRORS: [StatusCode; 4] = [
+    StatusCode::MISDIRECTED_REQUEST,
+    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    StatusCode::TOO_MANY_REQUESTS,
+    StatusCode::NOT_IMPLEMENTED,
+];
 
 /// Whether the proxy itself ever responds with a status code, other than by `on-error` of a plugin.
 pub fn occurs(code: u16) -> bool {
     let is_of_kind = FailureKind::ALL.iter().any(|kind| kind.status().as_u16() == code);
-    is_of_kind || FramingError::STATUSES.contains(&code) || code == TOO_MANY_REQUESTS
+    is_of_kind
+        || FramingError::STATUSES.contains(&code)
+        || OF_SINGLE_ERRORS.iter().any(|status| status.as_u16() == code)
 }
 
 impl ErrorPages {
