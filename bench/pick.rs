@@ -60,11 +60,17 @@ fn measured(assembly: &mut Assembler, endpoints: usize, config: &str) -> Took {
     let mut head = ExchangeContext::empty();
     head.request.headers.insert("x-user", http::HeaderValue::from_static("somebody@example.org"));
     let now = Instant::now();
-    let choose = || balance::choose(&running, 0, &head, &[], now).unwrap_or_else(|error| panic!("{error}")).seat;
+    let choose =
+        || balance::choose(&running, 0, &head, &[], now).unwrap_or_else(|error| panic!("{error}")).endpoint_view;
     // Requests in flight, as there would be: loads that differ.
-    let seats = running.endpoint_views(0);
-    let busy = seats.list.iter().enumerate().flat_map(|(at, seat)| std::iter::repeat_n(seat, at % 4));
-    let _flights: Vec<InFlightGuard> = busy.filter_map(|seat| InFlightGuard::begin(seat, u32::MAX)).collect();
+    let endpoint_views = running.endpoint_views(0);
+    let busy = endpoint_views
+        .list
+        .iter()
+        .enumerate()
+        .flat_map(|(at, endpoint_view)| std::iter::repeat_n(endpoint_view, at % 4));
+    let _in_flight_guards: Vec<InFlightGuard> =
+        busy.filter_map(|endpoint_view| InFlightGuard::begin(endpoint_view, u32::MAX)).collect();
     let mut turns: Vec<u128> = (0..TURNS)
         .map(|_| {
             let began = Instant::now();

@@ -62,7 +62,7 @@ pub struct Assembler {
     /// The endpoints of each upstream, by its name.
     live: HashMap<Arc<str>, Arc<EndpointSet>>,
     /// The connections that each upstream may have, by its name and the limits.
-    slots: HashMap<(Arc<str>, u32, u32), ConnectionLimit>,
+    connection_limits: HashMap<(Arc<str>, u32, u32), ConnectionLimit>,
     /// The connections at each listener.
     census: HashMap<Arc<str>, Arc<ConnectionCounts>>,
     /// For sessions of TLS to be resumed after a reload.
@@ -135,7 +135,7 @@ impl Assembler {
     /// Makes nothing yet; new components are loaded by a loader.
     pub fn new(runtime: Runtime, loader: Loader) -> anyhow::Result<Self> {
         let (tickets, versions) = (Tickets::new()?, PluginVersions::start()?);
-        let (live, slots, census) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (live, connection_limits, census) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
         let stores = HashMap::new();
         let (log, is_check, workers) = (None, false, None);
@@ -143,7 +143,7 @@ impl Assembler {
             runtime,
             loader,
             live,
-            slots,
+            connection_limits,
             census,
             tickets,
             dialers,
@@ -202,11 +202,11 @@ impl Assembler {
             }
         }
         let mut upstreams: Vec<Upstream> = Vec::new();
-        let mut upstream_places = HashMap::new();
+        let mut upstream_indices = HashMap::new();
         for (source, file) in files {
             for (name, upstream) in &file.upstream {
                 let made = draft.upstream(source, name, upstream);
-                if upstream_places.insert(made.name.clone(), upstreams.len()).is_some() {
+                if upstream_indices.insert(made.name.clone(), upstreams.len()).is_some() {
                     let message = format!(
                         "upstream name used twice: `{}` stands in another file too; choose another",
                         name.get_ref()
@@ -224,7 +224,7 @@ impl Assembler {
             let before = draft.problems.count();
             let matching = draft.matching(source, route.get_ref());
             are_sound &= draft.problems.count() == before;
-            routes.push(draft.route(source, route.get_ref(), &upstream_places));
+            routes.push(draft.route(source, route.get_ref(), &upstream_indices));
             matches.push(matching);
             places.push((source, route.span()));
         }
@@ -244,7 +244,7 @@ impl Assembler {
             let message = format!(
                 "equal routes: this one matches the same requests as the route at {}; change a condition, such as `path`, \
                  or remove one",
-                other.place(at)
+                other.location(at)
             );
             draft.problems.at(source, head_of(span), message);
         }
@@ -274,13 +274,13 @@ impl Assembler {
         self.dialers.retain(|_, config| Arc::strong_count(config) > 1);
         // What only a generation that was refused wanted is still here; what one in service has, too.
         self.live.retain(|_, live| Arc::strong_count(live) > 1);
-        self.slots.retain(|_, slots| slots.are_in_use());
+        self.connection_limits.retain(|_, connection_limits| connection_limits.are_in_use());
         let addresses = listeners::addresses(files, &listeners);
         let generation = Generation {
             router,
             routes,
             upstreams,
-            upstream_places,
+            upstream_indices,
             bindings,
             listeners,
             error_pages,
@@ -302,9 +302,9 @@ impl Assembler {
     }
 
     /// The connections of an upstream: those of before, where the limits are the same.
-    fn slots(&mut self, name: &Arc<str>, connections: u32, pending: u32) -> ConnectionLimit {
+    fn connection_limit(&mut self, name: &Arc<str>, connections: u32, pending: u32) -> ConnectionLimit {
         let new = || ConnectionLimit::limited(connections, pending);
-        self.slots.entry((name.clone(), connections, pending)).or_insert_with(new).clone()
+        self.connection_limits.entry((name.clone(), connections, pending)).or_insert_with(new).clone()
     }
 }
 

@@ -356,9 +356,9 @@ fn needs(verdict: ConfigVerdict, plugin: Arc<Plugin>, config: String) -> Result<
         ConfigVerdict::Accepted => {}
         ConfigVerdict::Failed(message) => return Err(message),
         ConfigVerdict::Refused { complaints, more } => {
-            let told = complaints.into_iter().map(|complaint| complaint.message);
+            let messages = complaints.into_iter().map(|complaint| complaint.message);
             let more = (more > 0).then(|| format!("and {more} more"));
-            return Err(told.chain(more).collect::<Vec<_>>().join("; "));
+            return Err(messages.chain(more).collect::<Vec<_>>().join("; "));
         }
     }
     let versions = PluginVersions::start().map_err(|error| error.to_string())?;

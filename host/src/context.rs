@@ -438,8 +438,8 @@ impl ExchangeContext {
             // Without random numbers an identifier of zeros is better than no service.
             let _ = getrandom::fill(&mut random);
             let mut digits = [0; 32];
-            for (place, digit) in digits.iter_mut().enumerate() {
-                let nibble = random[place / 2] >> (4 * (place % 2)) & 15;
+            for (index, digit) in digits.iter_mut().enumerate() {
+                let nibble = random[index / 2] >> (4 * (index % 2)) & 15;
                 *digit = b"0123456789abcdef"[usize::from(nibble)];
             }
             digits
@@ -466,9 +466,9 @@ impl ExchangeContext {
         if !self.has_aliases {
             return value;
         }
-        let mut whole = value.as_ref().map_or(Vec::new(), |value| value.bytes().to_vec());
-        let has_more = field_alias::put_aliases(&self.request.headers, name, &mut whole);
-        if has_more { Some(Value::Bytes(Cow::Owned(whole))) } else { value }
+        let mut joined_value = value.as_ref().map_or(Vec::new(), |value| value.bytes().to_vec());
+        let has_more = field_alias::put_aliases(&self.request.headers, name, &mut joined_value);
+        if has_more { Some(Value::Bytes(Cow::Owned(joined_value))) } else { value }
     }
 
     /// The chain that trusted proxies have sent, or their client, with the peer at the end. A peer at a unix socket has no

@@ -58,7 +58,7 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {
     fn bytes_sent(&self) -> u64;
 
     /// Returns how many bytes the client's system has acknowledged. Costs a system call.
-    fn taken(&self) -> u64;
+    fn bytes_taken(&self) -> u64;
 
     /// Makes the kernel drop unsent bytes once the socket is closed, instead of sending them for as long as that takes.
     fn forget_unsent(&self);
@@ -130,7 +130,7 @@ impl ClientConnection {
 
 /// Whether the client's system has acknowledged all that was sent on a connection, or has reset it.
 fn is_settled(socket: &impl Transport) -> bool {
-    socket.is_reset() || socket.taken() >= socket.bytes_sent()
+    socket.is_reset() || socket.bytes_taken() >= socket.bytes_sent()
 }
 
 /// Waits until a connection [is settled](is_settled), for as long as a client may take for its last response.
@@ -162,7 +162,7 @@ impl Transport for ByteCounter<Tcp> {
         self.departed
     }
 
-    fn taken(&self) -> u64 {
+    fn bytes_taken(&self) -> u64 {
         self.departed.saturating_sub(self.socket.waiting())
     }
 
@@ -198,7 +198,7 @@ impl Transport for ByteCounter<UnixStream> {
         self.departed
     }
 
-    fn taken(&self) -> u64 {
+    fn bytes_taken(&self) -> u64 {
         self.departed.saturating_sub(tcp::waiting(&self.socket))
     }
 
@@ -229,8 +229,8 @@ impl<T: Transport> Transport for Box<TlsStream<T>> {
         self.get_ref().0.bytes_sent()
     }
 
-    fn taken(&self) -> u64 {
-        self.get_ref().0.taken()
+    fn bytes_taken(&self) -> u64 {
+        self.get_ref().0.bytes_taken()
     }
 
     fn forget_unsent(&self) {
@@ -260,13 +260,14 @@ impl Body for ResponseStream {
         }
         let frame = match frame {
             Poll::Ready(_) | Poll::Pending if this.total.is_met() => {
-                let late = Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").met("timeout");
+                let late =
+                    Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").with_limit("timeout");
                 Poll::Ready(Some(Err(late.into())))
             }
             frame => frame,
         };
         if let (Poll::Ready(Some(Err(error))), Some(record)) = (&frame, &mut this.record) {
-            record.cut(error);
+            record.record_cut(error);
         }
         frame
     }

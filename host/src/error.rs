@@ -218,7 +218,7 @@ impl Error {
     }
 
     /// Sets the limit that was met, by its key in the manifest.
-    pub fn met(mut self, limit: &'static str) -> Self {
+    pub fn with_limit(mut self, limit: &'static str) -> Self {
         self.limit = Some(limit);
         self
     }
@@ -229,7 +229,7 @@ impl Error {
     }
 
     /// Marks the failure as logged.
-    pub fn logged(mut self) -> Self {
+    pub fn mark_logged(mut self) -> Self {
         self.is_logged = true;
         self
     }

@@ -75,7 +75,7 @@ impl Timers {
     /// Returns the error for an exchange whose time is over. The response to it has no deadline.
     fn late(&self) -> Error {
         self.total.clear();
-        Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").met("timeout")
+        Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").with_limit("timeout")
     }
 }
 
@@ -90,7 +90,7 @@ pub enum Begun {
 /// A request that has passed the plugins, or those above a cache.
 pub struct Onward {
     /// The index of the route.
-    place: usize,
+    route_index: usize,
     upstream: usize,
     way: Way,
 }
@@ -99,7 +99,7 @@ enum Way {
     /// To the upstream, maybe past a cache.
     Straight(OutgoingRequest, Option<Box<BypassedCache>>),
     /// A cache asks for it.
-    Asking(Box<CacheMiss>),
+    Fetch(Box<CacheMiss>),
 }
 
 /// The result of running the request hooks.
@@ -147,8 +147,8 @@ pub fn receive(
         (context.client, context.has_aliases) = (settled.client, settled.has_aliases);
         context
     };
-    let place = match routed {
-        Ok(place) => place,
+    let route_index = match routed {
+        Ok(route_index) => route_index,
         Err(unrouted) => {
             let context = context(parts, UNROUTED.into(), UNROUTED.into());
             record.upload.end();
@@ -161,11 +161,11 @@ pub fn receive(
             return Begun::Answered(response);
         }
     };
-    let route = &worker.generation.routes[place];
+    let route = &worker.generation.routes[route_index];
     let version = parts.version;
     let hop = hop_by_hop::request(version, &mut parts.headers);
     let mut upstream = route.upstream;
-    let mut context = context(parts, worker.route_names[place].clone(), worker.upstreams[upstream].name.clone());
+    let mut context = context(parts, worker.route_names[route_index].clone(), worker.upstreams[upstream].name.clone());
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
@@ -180,7 +180,7 @@ pub fn receive(
     };
     let is_plain = body.is_end_stream() && hop.upgrade.is_none();
     let cached = |at, context: &mut Box<ExchangeContext>, upstream| {
-        cache::look_up(worker, place, at, (context, upstream), is_plain, timers.idle.clock())
+        cache::look_up(worker, route_index, at, (context, upstream), is_plain, timers.idle.clock())
     };
     let mut bypassed = None;
     let passed = down(worker, route, (&mut context, &mut upstream), &mut bypassed, cached, |context| {
@@ -189,18 +189,18 @@ pub fn receive(
     let reply = match passed {
         Ok(Passed::Onward(mut way)) => {
             match &mut way {
-                Way::Straight(_, past) => *past = bypassed,
-                Way::Asking(_) => record.upload.end(),
+                Way::Straight(_, bypassed_cache) => *bypassed_cache = bypassed,
+                Way::Fetch(_) => record.upload.end(),
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
-            record.set_route(place, context);
-            return Begun::Onward(Onward { place, upstream, way });
+            record.set_route(route_index, context);
+            return Begun::Onward(Onward { route_index, upstream, way });
         }
         Ok(Passed::Answer(response, depth)) => Reply::new(Ok(response.into()), depth),
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     record.upload.end();
-    Begun::Answered(respond(worker, place, context, Reply { bypassed, ..reply }, record))
+    Begun::Answered(respond(worker, route_index, context, Reply { bypassed, ..reply }, record))
 }
 
 /// Returns what the access log shows of a request that nothing has changed yet.
@@ -222,8 +222,8 @@ fn down(
     if let RequestHooks::Cache(at) = down {
         match cached(at, context, *upstream)? {
             Lookup::Hit(response) => return Ok(Passed::Answer(response, at)),
-            Lookup::Miss(asking) => return Ok(Passed::Onward(Way::Asking(asking))),
-            Lookup::Bypass(over) => *bypassed = Some(Box::new(over)),
+            Lookup::Miss(miss) => return Ok(Passed::Onward(Way::Fetch(miss))),
+            Lookup::Bypass(bypassed_cache) => *bypassed = Some(Box::new(bypassed_cache)),
         }
         down = chain::down(worker, route, at.next(), context, upstream)?;
     }
@@ -245,36 +245,43 @@ impl Onward {
         timers: &Timers,
         record: &mut ExchangeRecord,
     ) -> Response<ResponseBody> {
-        let Onward { place, upstream, way } = self;
-        let (place, upstream) = (*place, *upstream);
+        let Onward { route_index, upstream, way } = self;
+        let (route_index, upstream) = (*route_index, *upstream);
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
         let (sending, bypassed) = match way {
             Way::Straight(sending, bypassed) => (sending, bypassed),
-            Way::Asking(asking) => return boxed(|| fetch(asking, worker, (place, upstream), timers, record)).await,
+            Way::Fetch(miss) => return boxed(|| fetch(miss, worker, (route_index, upstream), timers, record)).await,
         };
         let forwarded = timers.total.until_met(forward(worker, upstream, context, sending, &timers.idle)).await;
         if let Ok(Ok(_)) = forwarded {
             record.response_started();
         }
-        let bottom = ChainPosition::bottom(&worker.generation.routes[place]);
+        let bottom = ChainPosition::bottom(&worker.generation.routes[route_index]);
         let received = forwarded.unwrap_or_else(|_| Err(timers.late()));
         let received = received.map_err(|error| ChainFailure::new(error, bottom));
         let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
-        respond(worker, place, context, Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom) }, record)
+        respond(
+            worker,
+            route_index,
+            context,
+            Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom) },
+            record,
+        )
     }
 }
 
 /// Has a cache ask for a response, and takes that up to the client.
 async fn fetch(
-    asking: &mut CacheMiss,
+    miss: &mut CacheMiss,
     worker: &Rc<WorkerState>,
-    (place, upstream): (usize, usize),
+    (route_index, upstream): (usize, usize),
     timers: &Timers,
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
     let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-    let answered = timers.total.until_met(asking.run(worker, (place, upstream), context, timers.idle.clock())).await;
-    let reply = match answered.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), asking.depth()))) {
+    let answered =
+        timers.total.until_met(miss.run(worker, (route_index, upstream), context, timers.idle.clock())).await;
+    let reply = match answered.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), miss.depth()))) {
         Ok(CacheResponse { response, edits, depth }) => {
             record.response_started();
             Reply::new(Ok(Received { response, edits }), depth)
@@ -282,7 +289,7 @@ async fn fetch(
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
-    respond(worker, place, context, reply, record)
+    respond(worker, route_index, context, reply, record)
 }
 
 /// Counts a request that came by a trusted proxy as its client's, where that is limited.
@@ -297,11 +304,11 @@ fn call_counted(settled: &Settled, arrival: &ConnectionInfo, record: &mut Exchan
         return Ok(());
     }
     let cause = format!("limits.connections-per-client of {max} is reached by the requests of the client {address}");
-    let error = Error::new(FailureKind::LimitReached, cause).met("limits.connections-per-client");
+    let error = Error::new(FailureKind::LimitReached, cause).with_limit("limits.connections-per-client");
     Err(NoRoute::Failed { error, status: StatusCode::TOO_MANY_REQUESTS })
 }
 
-/// The place of a request's route.
+/// Finds the index of a request's route.
 fn find_route(
     worker: &WorkerState,
     request: &mut Parts,
@@ -311,7 +318,7 @@ fn find_route(
     let failed = |error: Error| NoRoute::Failed { status: error.client_status(), error };
     if settled.is_rejected {
         let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";
-        return Err(failed(Error::new(FailureKind::RequestError, cause).met("field-aliases")));
+        return Err(failed(Error::new(FailureKind::RequestError, cause).with_limit("field-aliases")));
     }
     if request.version == Version::HTTP_2
         && let Some(rule) = http2_request::violation(&request.headers)
@@ -352,12 +359,12 @@ fn last_recipient(method: &Method) -> NoRoute {
 /// plugins above.
 fn respond(
     worker: &WorkerState,
-    place: usize,
+    route_index: usize,
     mut context: Box<ExchangeContext>,
     reply: Reply,
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
-    let route = &worker.generation.routes[place];
+    let route = &worker.generation.routes[route_index];
     let Reply { mut received, mut depth, mut bypassed } = reply;
     record.depth = depth;
     loop {
@@ -371,7 +378,7 @@ fn respond(
         match ascend(worker, route, response, depth, &mut bypassed, &mut context) {
             Ok(response) => {
                 record.status = response.status().as_u16();
-                record.set_route(place, context);
+                record.set_route(route_index, context);
                 return response;
             }
             // The failed plugin was above the position, so that the loop ends. Only a balancer's edits fail at the
@@ -468,7 +475,7 @@ fn outgoing_body(
     let bottom = ChainPosition::bottom(route);
     if let Some(length) = body.size_hint().exact().filter(|length| *length > route.max_body) {
         let cause = format!("{length} bytes, and the route takes {}", route.max_body);
-        let error = Error::new(FailureKind::RequestBodySize, cause).met("max-body");
+        let error = Error::new(FailureKind::RequestBodySize, cause).with_limit("max-body");
         return Err(ChainFailure::new(error, bottom));
     }
     let stages = chain::begin_request_filters(worker, route, body.size_hint().exact(), context)
@@ -501,9 +508,9 @@ pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response
     let worker = record.running().clone();
     let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
     match record.route() {
-        Some(place) => {
+        Some(route_index) => {
             let failed = ChainFailure::new(error, record.depth);
-            respond(&worker, place, context, Reply::new(Err(failed), record.depth), record)
+            respond(&worker, route_index, context, Reply::new(Err(failed), record.depth), record)
         }
         None => {
             let response = fail(&error, error.client_status(), &worker, &context, record);

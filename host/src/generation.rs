@@ -48,7 +48,7 @@ pub struct Generation {
     /// In the order of the router's places.
     pub routes: Vec<Route>,
     pub upstreams: Vec<Upstream>,
-    pub upstream_places: HashMap<Arc<str>, usize>,
+    pub upstream_indices: HashMap<Arc<str>, usize>,
     pub bindings: Vec<Arc<ConfiguredPlugin>>,
     /// By their addresses in the manifest.
     pub listeners: HashMap<Arc<str>, Arc<Listener>>,
@@ -69,7 +69,7 @@ pub struct Generation {
 /// The target of requests that match, and the settings for them.
 pub struct Route {
     pub name: Arc<str>,
-    /// A place in `upstreams`.
+    /// An index in `upstreams`.
     pub upstream: usize,
     /// Places in `bindings`, outermost first.
     pub chain: Vec<usize>,
@@ -92,7 +92,7 @@ pub struct Upstream {
     pub retry: retry::RetryPolicy,
     /// Whether some endpoint may speak HTTP/2.
     pub may_speak_http2: bool,
-    pub slots: ConnectionLimit,
+    pub connection_limit: ConnectionLimit,
     /// Requests at a time, over all workers.
     pub max_in_flight: u32,
 }
@@ -116,7 +116,7 @@ pub struct WorkerState {
     pub unrouted: Arc<RouteMetrics>,
     pub caches: Vec<Arc<CacheMetrics>>,
     /// The metrics of this worker.
-    pub place: WorkerMetrics,
+    pub worker_metrics: WorkerMetrics,
     /// The worker waits for all who hold what this gives.
     pub alive: mpsc::WeakSender<()>,
     pools: Rc<Pools>,
@@ -150,7 +150,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 enum TimerOwner {
     /// That of a binding in chains.
     Filter,
-    /// That of the upstream at a place.
+    /// The balancer of the upstream at an index.
     Balancer(usize),
 }
 
@@ -160,7 +160,7 @@ pub struct UpstreamState {
     pub budget: RefCell<RetryBudget>,
     /// The upstream's settings, for futures that outlive a borrow of it.
     pub rules: Rc<ConnectionSettings>,
-    seats: RefCell<Rc<EndpointViews>>,
+    endpoint_views: RefCell<Rc<EndpointViews>>,
     balancer: InstanceSlot,
     replacement: RefCell<Option<Replacement>>,
     /// Replacements that failed in a row, and when the next one may be ordered.
@@ -171,7 +171,7 @@ pub struct UpstreamState {
 /// A balancer's instance that is on its way from the thread that makes instances.
 struct Replacement {
     /// The endpoints that the instance knows.
-    seats: Rc<EndpointViews>,
+    endpoint_views: Rc<EndpointViews>,
     instance: OrderedInstance,
 }
 
@@ -181,7 +181,7 @@ impl WorkerState {
         generation: Arc<Generation>,
         pools: &Rc<Pools>,
         shares: &Rc<Shares>,
-        place: WorkerMetrics,
+        worker_metrics: WorkerMetrics,
         alive: mpsc::WeakSender<()>,
         now: Instant,
     ) -> Self {
@@ -189,7 +189,7 @@ impl WorkerState {
             name: Arc::from(&*upstream.name),
             budget: RefCell::new(RetryBudget::new(now)),
             rules: Rc::new(upstream.rules),
-            seats: RefCell::new(Rc::new(EndpointViews::new(&upstream.live, pools, place.worker))),
+            endpoint_views: RefCell::new(Rc::new(EndpointViews::new(&upstream.live, pools, worker_metrics.worker))),
             balancer: InstanceSlot::default(),
             replacement: RefCell::default(),
             failures: Cell::new(0),
@@ -198,19 +198,23 @@ impl WorkerState {
         let upstreams = generation.upstreams.iter().map(view).collect();
         let filters = generation.bindings.iter().map(|_| InstanceSlot::default()).collect();
         let guard = |configured: &Arc<ConfiguredPlugin>| {
-            Rc::new(PluginCaller::new(configured.clone(), place.clone(), shares, now))
+            Rc::new(PluginCaller::new(configured.clone(), worker_metrics.clone(), shares, now))
         };
         let guards: Vec<Rc<PluginCaller>> = generation.bindings.iter().map(guard).collect();
         let bodies = generation.bindings.iter().map(|_| Rc::default()).collect();
         let timers = timers(&generation, now);
-        let routes = generation.routes.iter().map(|route| place.registry.route(&route.name, place.worker)).collect();
+        let routes = generation
+            .routes
+            .iter()
+            .map(|route| worker_metrics.registry.route(&route.name, worker_metrics.worker))
+            .collect();
         let route_names = generation.routes.iter().map(|route| Arc::from(&*route.name)).collect();
         let cache = |configured: &Arc<ConfiguredPlugin>| match &configured.cache {
-            Some(_) => place.registry.cache(&configured.name, place.worker),
+            Some(_) => worker_metrics.registry.cache(&configured.name, worker_metrics.worker),
             None => Arc::default(),
         };
         let caches = generation.bindings.iter().map(cache).collect();
-        let unrouted = place.registry.route(&UNROUTED.into(), place.worker);
+        let unrouted = worker_metrics.registry.route(&UNROUTED.into(), worker_metrics.worker);
         let pools = pools.clone();
         let (in_chains, is_retired, is_released) = (Cell::new(0), Cell::new(false), Cell::new(false));
         WorkerState {
@@ -223,7 +227,7 @@ impl WorkerState {
             route_names,
             unrouted,
             caches,
-            place,
+            worker_metrics,
             alive,
             pools,
             timers,
@@ -241,12 +245,12 @@ impl WorkerState {
         filters.dedup();
         filters.retain(|binding| generation.bindings[*binding].needs_instance());
         for binding in filters {
-            self.filters[binding].fill(self.guards[binding].made(None).await?);
+            self.filters[binding].fill(self.guards[binding].make_instance(None).await?);
         }
         for (upstream, view) in generation.upstreams.iter().zip(&self.upstreams) {
             let Some(binding) = upstream.balancer else { continue };
-            let members = view.seats.borrow().members.clone();
-            view.balancer.fill(self.guards[binding].made(Some(members)).await?);
+            let members = view.endpoint_views.borrow().members.clone();
+            view.balancer.fill(self.guards[binding].make_instance(Some(members)).await?);
         }
         Ok(())
     }
@@ -274,20 +278,20 @@ impl WorkerState {
             timer.failures.set(failures);
             timer.next.set(now + timer.interval.max(backoff(failures)));
             if let Err(failure) = called {
-                self.plugin_failed(timer.binding, "timer", &failure, None);
+                self.record_plugin_failure(timer.binding, "timer", &failure, None);
             }
         }
     }
 
     /// Logs and counts a failed call of a binding's hook, in an exchange if there is one.
-    pub fn plugin_failed(
+    pub fn record_plugin_failure(
         &self,
         binding: usize,
         hook: &'static str,
         failure: &PluginFailure,
         context: Option<&ExchangeContext>,
     ) {
-        self.guards[binding].failed(hook, failure, context.map(ExchangeName::of).as_ref());
+        self.guards[binding].record_failure(hook, failure, context.map(ExchangeName::of).as_ref());
     }
 }
 
@@ -350,7 +354,8 @@ fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
     let filters = (0..generation.bindings.len()).filter(in_chains);
     let filters = filters.filter_map(|binding| timer(TimerOwner::Filter, binding));
     let upstreams = generation.upstreams.iter().enumerate();
-    let balancers = upstreams.filter_map(|(place, upstream)| timer(TimerOwner::Balancer(place), upstream.balancer?));
+    let balancers = upstreams
+        .filter_map(|(upstream_index, upstream)| timer(TimerOwner::Balancer(upstream_index), upstream.balancer?));
     filters.chain(balancers).collect()
 }
 
@@ -358,65 +363,67 @@ fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
 impl WorkerState {
     /// Returns the endpoints, as far as the balancer knows them. Where they have changed, they are passed to the balancer
     /// here if that is quick, and else to another instance off the worker, until which the old endpoints are used.
-    pub fn endpoint_views(&self, place: usize) -> Rc<EndpointViews> {
-        let (upstream, view) = (&self.generation.upstreams[place], &self.upstreams[place]);
+    pub fn endpoint_views(&self, upstream_index: usize) -> Rc<EndpointViews> {
+        let (upstream, view) = (&self.generation.upstreams[upstream_index], &self.upstreams[upstream_index]);
         if let Some(binding) = upstream.balancer {
-            self.receive_replacement(place, binding);
+            self.receive_replacement(upstream_index, binding);
         }
-        let seats = view.seats.borrow().clone();
-        if seats.members.version == upstream.live.version() {
-            return seats;
+        let endpoint_views = view.endpoint_views.borrow().clone();
+        if endpoint_views.members.version == upstream.live.version() {
+            return endpoint_views;
         }
-        let next = Rc::new(EndpointViews::new(&upstream.live, &self.pools, self.place.worker));
+        let next = Rc::new(EndpointViews::new(&upstream.live, &self.pools, self.worker_metrics.worker));
         let Some(binding) = upstream.balancer else {
-            view.seats.replace(next.clone());
+            view.endpoint_views.replace(next.clone());
             return next;
         };
         if !view.balancer.is_filled() || self.guards[binding].tells_quickly() {
-            view.seats.replace(next.clone());
+            view.endpoint_views.replace(next.clone());
             if view.balancer.is_filled()
                 && let Err(failure) = self.guards[binding].tell(&view.balancer, &next.members)
             {
                 // The next pick has another instance made, which knows the endpoints.
                 view.balancer.clear();
-                self.plugin_failed(binding, "balancer", &failure, None);
+                self.record_plugin_failure(binding, "balancer", &failure, None);
             }
             return next;
         }
-        self.order_replacement(place, binding, next);
-        seats
+        self.order_replacement(upstream_index, binding, next);
+        endpoint_views
     }
 
     /// Calls the balancer.
     pub fn call_balancer<R>(
         &self,
-        place: usize,
+        upstream_index: usize,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
-        let (binding, view) =
-            (self.generation.upstreams[place].balancer.ok_or(PluginFailure::NoHook)?, &self.upstreams[place]);
+        let (binding, view) = (
+            self.generation.upstreams[upstream_index].balancer.ok_or(PluginFailure::NoHook)?,
+            &self.upstreams[upstream_index],
+        );
         let guard = &self.guards[binding];
         if !view.balancer.is_filled() && !guard.tells_quickly() {
-            self.order_replacement(place, binding, view.seats.borrow().clone());
+            self.order_replacement(upstream_index, binding, view.endpoint_views.borrow().clone());
             return Err(PluginFailure::NoInstance("one that knows the endpoints is being made"));
         }
         let tell = |instance: &mut Instance| {
-            let members = view.seats.borrow().members.clone();
+            let members = view.endpoint_views.borrow().members.clone();
             guard.telling(instance, &members)
         };
         guard.call_prepared(&view.balancer, tell, call)
     }
 
     /// Puts a balancer's instance that the maker has sent into its slot.
-    fn receive_replacement(&self, place: usize, binding: usize) {
-        let view = &self.upstreams[place];
+    fn receive_replacement(&self, upstream_index: usize, binding: usize) {
+        let view = &self.upstreams[upstream_index];
         let mut waited = view.replacement.borrow_mut();
         let Some(replacement) = &mut *waited else { return };
         match replacement.instance.poll() {
             None => {}
             Some(Ok(instance)) => {
                 view.balancer.fill(self.guards[binding].adopt(instance));
-                view.seats.replace(replacement.seats.clone());
+                view.endpoint_views.replace(replacement.endpoint_views.clone());
                 view.failures.set(0);
                 *waited = None;
             }
@@ -425,18 +432,18 @@ impl WorkerState {
                 drop(waited);
                 view.failures.set(view.failures.get().saturating_add(1));
                 view.retry_at.set(Some(Instant::now() + backoff(view.failures.get())));
-                self.plugin_failed(binding, "balancer", &failure, None);
+                self.record_plugin_failure(binding, "balancer", &failure, None);
             }
         }
     }
 
-    fn order_replacement(&self, place: usize, binding: usize, seats: Rc<EndpointViews>) {
-        let view = &self.upstreams[place];
+    fn order_replacement(&self, upstream_index: usize, binding: usize, endpoint_views: Rc<EndpointViews>) {
+        let view = &self.upstreams[upstream_index];
         let is_resting = view.retry_at.get().is_some_and(|retry_at| Instant::now() < retry_at);
         let mut waited = view.replacement.borrow_mut();
         if waited.is_none() && !is_resting {
-            let instance = self.guards[binding].order(Some(seats.members.clone()));
-            *waited = Some(Replacement { seats, instance });
+            let instance = self.guards[binding].order(Some(endpoint_views.members.clone()));
+            *waited = Some(Replacement { endpoint_views, instance });
         }
     }
 }

@@ -163,7 +163,7 @@ impl Serving {
                 return Turn::Next;
             }
             _ = signals.hangup.recv() => ReloadReason::Order(Vec::new()),
-            () = reloader.loads.watch.changed() => ReloadReason::Change,
+            () = reloader.loads.watch.wait_for_change() => ReloadReason::Change,
             Some(order) = reload_orders.recv() => ReloadReason::Order(vec![order]),
             _ = signals.reopen.recv() => {
                 reopen();
@@ -530,9 +530,9 @@ fn start_workers(
     let (mut threads, mut ends) = (Vec::new(), Vec::new());
     for worker in 0..workers {
         let (end, sockets) = mpsc::unbounded_channel();
-        let place = WorkerMetrics { registry: registry.clone(), worker };
+        let worker_metrics = WorkerMetrics { registry: registry.clone(), worker };
         let (generation, stopping, admission) = (generation.clone(), stopping.clone(), admission.clone());
-        let orders = WorkerChannels { generation, sockets, stopping, place, admission };
+        let orders = WorkerChannels { generation, sockets, stopping, worker_metrics, admission };
         let reports = reports.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{worker}"));
         threads.push(thread.spawn(move || reports.run(worker, orders))?);

@@ -21,7 +21,7 @@ use super::store::variant::VariantInfo;
 pub struct Store {
     memory: Index<StoredResponse>,
     disk: Option<Arc<Disk>>,
-    pub flights: Arc<FetchesInProgress>,
+    pub fetches: Arc<FetchesInProgress>,
     /// The secret seed for hashing cache keys. A client that doesn't know it can't construct keys that collide.
     seed: u64,
     purges: Arc<PurgeLog>,
@@ -72,7 +72,7 @@ const TYPICAL: u64 = 16 << 10;
 pub struct DiskCandidate {
     pub entry: Arc<DiskEntry>,
     /// The position of the lookup in the purge log.
-    pub asked: PurgeEpoch,
+    pub epoch: PurgeEpoch,
 }
 
 impl Store {
@@ -102,7 +102,7 @@ impl Store {
         Arc::new(Store {
             memory: Index::new(bytes, TYPICAL),
             disk,
-            flights: FetchesInProgress::new(),
+            fetches: FetchesInProgress::new(),
             seed,
             purges,
             purged: AtomicU64::new(0),
@@ -117,7 +117,7 @@ impl Store {
 
     /// Returns the name of the fetch that a request joins. Requests that will probably get the same response share a
     /// name.
-    pub fn flight(&self, id: u128, scope: u64, request: &HeaderMap) -> u128 {
+    pub fn fetch_id(&self, id: u128, scope: u64, request: &HeaderMap) -> u128 {
         let on_disk = || self.disk.as_ref()?.selectors(id, scope, request);
         let selectors = self.memory.selectors(id, scope, request).or_else(on_disk);
         let mut name = selectors.map_or_else(Vec::new, |selectors| selectors.bytes());
@@ -139,7 +139,7 @@ impl Store {
     /// Looks up a stored response on disk; returns `None` if there is none.
     pub fn find_on_disk(&self, id: u128, key: &[u8], scope: u64, request: &HeaderMap) -> Option<DiskCandidate> {
         let (disk, now) = (self.disk.as_ref()?, self.purge_epoch());
-        Some(DiskCandidate { entry: disk.find(id, key, scope, request)?, asked: now })
+        Some(DiskCandidate { entry: disk.find(id, key, scope, request)?, epoch: now })
     }
 
     /// Reads a response from disk, and keeps it in memory if its content has at max `max` bytes.
@@ -150,7 +150,7 @@ impl Store {
         let max = if room.take(filed.size().min(max), self.capacity()) { max } else { 0 };
         let recalled = spawn_blocking(move || disk.recall(&filed, &owned, max)).await.ok().flatten()?;
         if recalled.is_whole {
-            self.memory.insert_unless_purged(id, key, recalled.object.clone(), &self.purges, candidate.asked);
+            self.memory.insert_unless_purged(id, key, recalled.object.clone(), &self.purges, candidate.epoch);
         }
         Some(recalled.object)
     }
@@ -165,13 +165,13 @@ impl Store {
         self.disk.as_ref()
     }
 
-    /// Stores a response that was requested at `asked`, and replaces the older response for the same requests.
-    pub fn insert(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, asked: PurgeEpoch) {
+    /// Stores a response that was requested at `epoch`, and replaces the older response for the same requests.
+    pub fn insert(&self, id: u128, key: &[u8], object: Arc<StoredResponse>, epoch: PurgeEpoch) {
         if let Some(disk) = &self.disk {
-            disk.keep(id, key, &object, asked);
+            disk.keep(id, key, &object, epoch);
         }
         if !matches!(object.content, Content::File(_)) {
-            self.memory.insert_unless_purged(id, key, object, &self.purges, asked);
+            self.memory.insert_unless_purged(id, key, object, &self.purges, epoch);
         }
     }
 
@@ -230,9 +230,9 @@ impl Store {
         self.purged.fetch_add(changed as u64, Ordering::Relaxed);
     }
 
-    /// Returns whether a response was purged after `asked`, by a soft or a hard purge.
-    pub fn was_purged(&self, asked: PurgeEpoch, id: u128, key: &[u8], label: &VariantInfo) -> bool {
-        self.purges.since(asked, id, key, label).is_some()
+    /// Returns whether a response was purged after `epoch`, by a soft or a hard purge.
+    pub fn was_purged(&self, epoch: PurgeEpoch, id: u128, key: &[u8], variant_info: &VariantInfo) -> bool {
+        self.purges.since(epoch, id, key, variant_info).is_some()
     }
 }
 

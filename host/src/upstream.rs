@@ -158,11 +158,11 @@ impl Pools {
     pub fn yield_to_waiters(&self) {
         for pool in self.0.borrow().values() {
             let mut idle = pool.idle.borrow_mut();
-            if let Some(place) = idle.iter().position(|(connection, _)| connection.counted().is_wanted()) {
-                idle.remove(place);
+            if let Some(index) = idle.iter().position(|(connection, _)| connection.limit_handle().is_wanted()) {
+                idle.remove(index);
             }
             // One that is shared ends with the requests that it has.
-            pool.shared.borrow_mut().take_if(|(sender, _)| sender.counted().is_wanted());
+            pool.shared.borrow_mut().take_if(|(sender, _)| sender.limit_handle().is_wanted());
         }
     }
 
@@ -227,14 +227,14 @@ impl Pool {
         &self,
         wanted: RequiredProtocol,
         rules: &ConnectionSettings,
-        slots: &ConnectionLimit,
+        connection_limit: &ConnectionLimit,
         now: Instant,
     ) -> Option<Box<Connection>> {
         if rules.proxy_protocol.is_some() {
             return None;
         }
         if wanted == RequiredProtocol::Any
-            && let Some(connection) = self.shared(rules, slots, now)
+            && let Some(connection) = self.shared_connection(rules, connection_limit, now)
         {
             return Some(connection);
         }
@@ -242,7 +242,7 @@ impl Pool {
         loop {
             let (connection, since) = idle.pop()?;
             let is_fresh = now.saturating_duration_since(since) < rules.idle_timeout;
-            let is_usable = slots.have(connection.counted()) && connection.head_limits() == rules.head;
+            let is_usable = connection_limit.have(connection.limit_handle()) && connection.head_limits() == rules.head;
             if is_fresh && is_usable && !connection.is_closed() {
                 return Some(connection);
             }
@@ -252,20 +252,20 @@ impl Pool {
     /// Leave to connect, at once or in turn, unless a connection becomes free before. May be dropped at any time.
     pub async fn acquire(
         &self,
-        slots: &ConnectionLimit,
+        connection_limit: &ConnectionLimit,
         wanted: RequiredProtocol,
         rules: &ConnectionSettings,
         clock: &Clock,
     ) -> Result<Acquired, Error> {
-        let mut slot = pin!(slots.take());
+        let mut permit = pin!(connection_limit.take());
         self.waiting.set(self.waiting.get() + 1);
         let _waiting = PermitWait(&self.waiting);
         loop {
             tokio::select! {
                 biased;
-                slot = &mut slot => return slot.map(Acquired::Connect),
+                permit = &mut permit => return permit.map(Acquired::Connect),
                 () = self.returned.notified() => {
-                    if let Some(connection) = self.idle(wanted, rules, slots, clock.now()) {
+                    if let Some(connection) = self.idle(wanted, rules, connection_limit, clock.now()) {
                         return Ok(Acquired::Use(connection));
                     }
                 }
@@ -291,7 +291,7 @@ impl Pool {
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }
         let first = self.first.lock().await;
-        if let Some(connection) = self.shared(rules, limit, clock.now()) {
+        if let Some(connection) = self.shared_connection(rules, limit, clock.now()) {
             return Ok(connection);
         }
         if self.exclusive.get() {
@@ -300,7 +300,7 @@ impl Pool {
             return connect::connect(&self.address, &terms(RequiredProtocol::Http1), permit).await.map(Box::new);
         }
         let connection = connect::connect(&self.address, &terms(wanted), permit).await?;
-        match connection.shared() {
+        match connection.shared_sender() {
             Some(sender) => {
                 *self.shared.borrow_mut() = Some((sender, clock.now()));
                 self.returned.notify_waiters();
@@ -317,12 +317,12 @@ impl Pool {
 
     /// Takes a connection back once its exchange is over.
     pub fn put_back(&self, connection: Box<Connection>, rules: &ConnectionSettings, now: Instant) {
-        if connection.counted().is_wanted() && !self.keep_despite_waiters() {
+        if connection.limit_handle().is_wanted() && !self.keep_despite_waiters() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
         if rules.proxy_protocol.is_none() && idle.len() < rules.idle_connections && connection.is_idle() {
-            let is_limited = connection.counted().is_limited();
+            let is_limited = connection.limit_handle().is_limited();
             idle.push((connection, now));
             if is_limited {
                 self.returned.notify_one();
@@ -360,9 +360,15 @@ impl Pool {
         *self.shared.borrow_mut() = None;
     }
 
-    fn shared(&self, rules: &ConnectionSettings, slots: &ConnectionLimit, now: Instant) -> Option<Box<Connection>> {
+    fn shared_connection(
+        &self,
+        rules: &ConnectionSettings,
+        connection_limit: &ConnectionLimit,
+        now: Instant,
+    ) -> Option<Box<Connection>> {
         let mut shared = self.shared.borrow_mut();
-        let is_usable = |sender: &SharedSender| slots.have(sender.counted()) && sender.head_limits() == rules.head;
+        let is_usable =
+            |sender: &SharedSender| connection_limit.have(sender.limit_handle()) && sender.head_limits() == rules.head;
         shared.take_if(|(sender, _)| sender.is_closed() || !is_usable(sender));
         let (sender, used) = shared.as_mut()?;
         *used = now;

@@ -33,7 +33,7 @@ impl Assembly<'_> {
 }
 
 fn warn(source: &Source, span: &Range<usize>, why: &str) {
-    let place = source.place(span);
+    let place = source.location(span);
     tracing::warn!(%place, why, "part of the manifest in doubt");
 }
 

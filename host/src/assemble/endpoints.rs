@@ -71,8 +71,8 @@ impl Assembly<'_> {
         members: &mut ListedEndpoints,
     ) {
         let path = beside(owner, file.get_ref());
-        let asked = (owner, file.span());
-        let Some((source, listed)) = load::endpoints(&path, asked, &mut self.problems) else { return };
+        let named_at = (owner, file.span());
+        let Some((source, listed)) = load::endpoints(&path, named_at, &mut self.problems) else { return };
         for endpoint in &listed.endpoints {
             match endpoint.get_ref().file() {
                 Some(further) => {
@@ -119,8 +119,8 @@ impl Assembly<'_> {
         let Some(speaks) = self.speaks(list, span.clone(), scheme, certified) else { return };
         let kind = match (&table.dns, &table.srv) {
             (None, None) => {
-                let Some(place) = place(rest) else { return self.no_endpoint(list, span, text) };
-                if let SocketName::Unix(path) = &place
+                let Some(socket_name) = socket_name(rest) else { return self.no_endpoint(list, span, text) };
+                if let SocketName::Unix(path) = &socket_name
                     && (path.len() > MAX_SOCKET_PATH_BYTES || path.contains('\0'))
                 {
                     let message = format!(
@@ -129,8 +129,8 @@ impl Assembly<'_> {
                     );
                     return self.problems.at(list.source, span, message);
                 }
-                let spelling = identity(&place, rest);
-                let address = EndpointAddr { text: text.into(), address: place, protocol: speaks };
+                let spelling = identity(&socket_name, rest);
+                let address = EndpointAddr { text: text.into(), address: socket_name, protocol: speaks };
                 if !members.known.insert(spelling) {
                     let message = format!(
                         "endpoint named twice: `{text}`; name it once, with a `weight` if it is to get more requests"
@@ -167,8 +167,8 @@ impl Assembly<'_> {
             Scheme::Http => Some(EndpointProtocol::Http1),
             Scheme::H2c => Some(EndpointProtocol::Http2),
             Scheme::Https => {
-                let place = EndpointPlace { source: list.source, span };
-                self.dialer(list.owner, place, name, list.upstream).map(EndpointProtocol::Tls)
+                let location = EndpointPlace { source: list.source, span };
+                self.dialer(list.owner, location, name, list.upstream).map(EndpointProtocol::Tls)
             }
         }
     }
@@ -218,7 +218,7 @@ fn scheme(text: &str) -> (Scheme, &str) {
     known.unwrap_or((Scheme::Http, text))
 }
 
-fn place(text: &str) -> Option<SocketName> {
+fn socket_name(text: &str) -> Option<SocketName> {
     if let Some(path) = text.strip_prefix("unix:") {
         return path.starts_with('/').then(|| SocketName::Unix(path.into()));
     }
@@ -226,8 +226,8 @@ fn place(text: &str) -> Option<SocketName> {
 }
 
 /// Returns one spelling for all spellings of an endpoint's address. Paths have a case.
-fn identity(place: &SocketName, text: &str) -> String {
-    match place {
+fn identity(socket_name: &SocketName, text: &str) -> String {
+    match socket_name {
         SocketName::Unix(path) => format!("unix:{}", Path::new(&**path).components().collect::<PathBuf>().display()),
         SocketName::Tcp(_) => {
             text.parse::<SocketAddr>().map_or_else(|_| text.to_ascii_lowercase(), |known| known.to_string())
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn spellings_of_one_endpoint_are_equal() {
-        let of = |text: &str| identity(&place(text).unwrap(), text);
+        let of = |text: &str| identity(&socket_name(text).unwrap(), text);
         assert_eq!(of("[::1]:80"), of("[0:0::1]:80"));
         assert_eq!(of("App.internal:80"), of("app.internal:80"));
         assert_eq!(of("unix:/run/a.sock"), of("unix:/run/.//a.sock"));
@@ -281,10 +281,10 @@ mod tests {
     #[test]
     fn endpoints_have_a_port_or_a_path() {
         for good in ["127.0.0.1:80", "[::1]:80", "app.internal:8000", "unix:/run/app.sock"] {
-            assert!(place(good).is_some(), "{good}");
+            assert!(socket_name(good).is_some(), "{good}");
         }
         for bad in ["127.0.0.1", "::1:80", ":80", "a:0", "a:99999", "ftp://a:80", "unix:relative"] {
-            assert!(place(bad).is_none(), "{bad}");
+            assert!(socket_name(bad).is_none(), "{bad}");
         }
     }
 

@@ -68,9 +68,9 @@ impl Assembly<'_> {
                     continue;
                 }
             };
-            if let Some((_, place)) = known.iter().find(|(known, _)| *known == parsed) {
+            if let Some((_, location)) = known.iter().find(|(known, _)| *known == parsed) {
                 let message =
-                    format!("address used twice: `{address}` is that of the listener at {place}; choose another");
+                    format!("address used twice: `{address}` is that of the listener at {location}; choose another");
                 self.problems.at(source, span, message);
                 continue;
             }
@@ -81,7 +81,7 @@ impl Assembly<'_> {
                 self.problems.at(source, span, format!("cannot listen at `{address}`: {obstacle}"));
                 continue;
             }
-            known.push((parsed, source.place(&span)));
+            known.push((parsed, source.location(&span)));
             listeners.insert(address.into(), Arc::new(self.listener(source, listener)));
         }
         let has_none = files.iter().all(|(_, file)| file.listener.is_empty()) && !self.left_out.has_any("listener");
@@ -305,8 +305,8 @@ impl Assembly<'_> {
             Some("1.3") => MinimumVersion::Tls13,
             Some(other) => {
                 let message = format!("unknown version of TLS: `{other}`; expected \"1.2\" or \"1.3\"");
-                let place = tls.min_version.as_ref().map_or(span.clone(), Spanned::span);
-                self.problems.at(source, place, message);
+                let version_span = tls.min_version.as_ref().map_or(span.clone(), Spanned::span);
+                self.problems.at(source, version_span, message);
                 return None;
             }
         };
@@ -319,7 +319,7 @@ impl Assembly<'_> {
             Ok(config) => {
                 let named = wanted.certificates.iter().zip(&tls.certificates);
                 let dated = named.filter_map(|(files, named)| {
-                    DatedCertificate::read(&files.chain, source.place(&named.get_ref().chain.span()))
+                    DatedCertificate::read(&files.chain, source.location(&named.get_ref().chain.span()))
                 });
                 self.certificates.extend(dated);
                 return Some(TlsAcceptor::from(config));
@@ -328,12 +328,12 @@ impl Assembly<'_> {
         };
         for mistake in mistakes {
             let certificate = |at: usize| tls.certificates.get(at).map(Spanned::get_ref);
-            let place = match mistake.place {
+            let file_span = match mistake.place {
                 ServerFilePlace::Certificate(at) => certificate(at).map(|files| files.chain.span()),
                 ServerFilePlace::Key(at) => certificate(at).map(|files| files.key.span()),
                 ServerFilePlace::ClientCa => tls.client_ca.as_ref().map(Spanned::span),
             };
-            self.problems.at(source, place.unwrap_or(head_of(&span)), mistake.message);
+            self.problems.at(source, file_span.unwrap_or(head_of(&span)), mistake.message);
         }
         None
     }

@@ -24,11 +24,11 @@ impl Assembly<'_> {
             ];
             for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set) {
                 let span = spans::key(&source.text, key).unwrap_or(0..0);
-                if let Some(place) = known.get(key) {
-                    let message = format!("`{key}` set twice: {place} sets it too; keep one of them");
+                if let Some(location) = known.get(key) {
+                    let message = format!("`{key}` set twice: {location} sets it too; keep one of them");
                     self.problems.at(source, span, message);
                 } else {
-                    known.insert(key, source.place(&span));
+                    known.insert(key, source.location(&span));
                 }
             }
         }
@@ -36,11 +36,12 @@ impl Assembly<'_> {
         for (source, codes) in
             files.iter().flat_map(|(source, file)| file.error_page.keys().map(move |key| (source, key)))
         {
-            if let Some(place) = pages.get(codes.get_ref().as_str()) {
-                let message = format!("error page set twice: {place} has one for `{}` too; keep one", codes.get_ref());
+            if let Some(location) = pages.get(codes.get_ref().as_str()) {
+                let message =
+                    format!("error page set twice: {location} has one for `{}` too; keep one", codes.get_ref());
                 self.problems.at(source, codes.span(), message);
             } else {
-                pages.insert(codes.get_ref(), source.place(&codes.span()));
+                pages.insert(codes.get_ref(), source.location(&codes.span()));
             }
         }
     }

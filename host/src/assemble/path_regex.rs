@@ -182,8 +182,8 @@ mod tests {
             (r"[^\s\S]", "no text at all"),
             ("$/^", "no text at all"),
         ] {
-            let found = paths.mismatch(regex);
-            assert!(found.is_some_and(|found| found.contains(reason)), "{regex}: {found:?}");
+            let mismatch = paths.mismatch(regex);
+            assert!(mismatch.is_some_and(|mismatch| mismatch.contains(reason)), "{regex}: {mismatch:?}");
         }
     }
 }

@@ -57,12 +57,12 @@ impl Assembler {
     }
 
     /// A component that is loaded, or was compiled before.
-    fn known(&mut self, digest: &blake3::Hash) -> Option<&mut LoadedPlugin> {
+    fn find_loaded(&mut self, digest: &blake3::Hash) -> Option<&mut LoadedPlugin> {
         if !self.plugins.contains_key(digest) {
             let seal = self.runtime.seal(digest);
-            let (about, plugin) = self.runtime.kept(&seal)?;
+            let (about, plugin) = self.runtime.load_compiled(&seal)?;
             loading::version(&about).iter().for_each(|version| plugin.note_version(version));
-            let accepted = self.runtime.artifacts().accepted(&seal);
+            let accepted = self.runtime.artifacts().accepted_configs(&seal);
             self.plugins.insert(*digest, LoadedPlugin { plugin: Arc::new(plugin), accepted, has_new: false });
         }
         self.plugins.get_mut(digest)
@@ -91,14 +91,14 @@ impl Assembly<'_> {
         let limits = self.limits(source, &plugin.limits);
         let on_error = self.on_error(source, plugin.on_error.as_ref());
         let isolation = self.isolation(source, plugin.isolation.as_ref());
-        let place = plugin.r#use.span();
+        let use_span = plugin.r#use.span();
         let before_config = self.problems.count();
-        let config = self.config(source, &place, plugin.config.as_ref());
+        let config = self.config(source, &use_span, plugin.config.as_ref());
         if self.problems.count() > before_config {
             return None;
         }
         if plugin.r#use.get_ref() == "headers" && config.pointer(MOVED).is_some() {
-            warn_of_moved(source, &place);
+            warn_of_moved(source, &use_span);
         }
         let config = config.to_string();
         let examined = component(source, plugin.r#use.get_ref()).map_err(PluginRejection::Component);
@@ -106,7 +106,7 @@ impl Assembly<'_> {
         let plugin = match examined {
             Ok(plugin) => plugin,
             Err(rejection) => {
-                self.reject(source, place, rejection);
+                self.reject(source, use_span, rejection);
                 return None;
             }
         };
@@ -123,7 +123,7 @@ impl Assembly<'_> {
                 };
                 let extended = self.reserved.as_mut().map(|reserved| reserved.extend(wanted));
                 if let Some(Err(shortage)) = extended {
-                    self.problems.at(source, place, shortage.to_string());
+                    self.problems.at(source, use_span, shortage.to_string());
                     return None;
                 }
                 self.bindings.push(Arc::new(configured));
@@ -133,9 +133,9 @@ impl Assembly<'_> {
             Err(ConfigureError::Config(ConfigErrors { shown, more })) => {
                 let complaint = |(pointer, message)| ConfigComplaint { pointer, key: None, message };
                 let complaints = shown.into_iter().map(complaint).collect();
-                self.reject(source, place, PluginRejection::Config { complaints, more: more as u64 });
+                self.reject(source, use_span, PluginRejection::Config { complaints, more: more as u64 });
             }
-            Err(error) => self.problems.at(source, place, error.to_string()),
+            Err(error) => self.problems.at(source, use_span, error.to_string()),
         }
         None
     }
@@ -145,14 +145,14 @@ impl Assembly<'_> {
     fn config(
         &mut self,
         source: &Arc<Source>,
-        place: &Range<usize>,
+        use_span: &Range<usize>,
         config: Option<&toml::Table>,
     ) -> serde_json::Value {
         let mut bad = Vec::new();
         let table = config.map(|table| object(table, "", &mut bad));
-        let places = (!bad.is_empty()).then(|| ValueSpans::new(&source.text, place));
+        let places = (!bad.is_empty()).then(|| ValueSpans::new(&source.text, use_span));
         for UnfitValue { pointer, message } in bad {
-            let span = places.as_ref().map_or(place.clone(), |places| places.value(&pointer));
+            let span = places.as_ref().map_or(use_span.clone(), |places| places.value(&pointer));
             self.problems.at(source, span, format!("config{}: {message}", pointed(&pointer)));
         }
         table.unwrap_or_else(|| serde_json::json!({}))
@@ -168,7 +168,7 @@ impl Assembly<'_> {
         let digest = component.digest;
         self.used.insert(digest);
         let wanted = acceptance(config, limits);
-        if let Some(known) = self.assembly.known(&digest)
+        if let Some(known) = self.assembly.find_loaded(&digest)
             && known.accepted.contains(&wanted)
         {
             return Ok(known.plugin.clone());
@@ -230,10 +230,10 @@ impl Assembly<'_> {
         }
     }
 
-    fn reject(&mut self, source: &Arc<Source>, place: Range<usize>, rejection: PluginRejection) {
+    fn reject(&mut self, source: &Arc<Source>, use_span: Range<usize>, rejection: PluginRejection) {
         let (complaints, more) = match rejection {
             PluginRejection::Component(message) | PluginRejection::Broken(message) => {
-                return self.problems.at(source, place, message);
+                return self.problems.at(source, use_span, message);
             }
             PluginRejection::Config { complaints, more } => (complaints, more),
         };
@@ -243,7 +243,7 @@ impl Assembly<'_> {
                 self.problems.and_more(1);
                 continue;
             }
-            let places = places.get_or_insert_with(|| ValueSpans::new(&source.text, &place));
+            let places = places.get_or_insert_with(|| ValueSpans::new(&source.text, &use_span));
             let span = key.map_or_else(|| places.value(&pointer), |key| places.key(&pointer, &key));
             self.problems.at(source, span, format!("config{}: {message}", pointed(&pointer)));
         }

@@ -124,8 +124,8 @@ impl Assembly<'_> {
         let store = opened.unwrap_or_else(|message| {
             let disk = |file: &Manifest| Some(file.cache.as_ref()?.get_ref().disk.as_ref()?.get_ref().path.span());
             let named = files.iter().find_map(|(source, file)| Some((source, disk(file)?)));
-            if let Some((source, place)) = named {
-                self.problems.at(source, place, message);
+            if let Some((source, span)) = named {
+                self.problems.at(source, span, message);
             }
             Store::new(limits.memory)
         });

@@ -38,9 +38,9 @@ impl Assembly<'_> {
         route: &manifest::RouteTable,
         upstreams: &HashMap<Arc<str>, usize>,
     ) -> Route {
-        let place = upstreams.get(route.upstream.get_ref().as_str()).copied();
+        let upstream_index = upstreams.get(route.upstream.get_ref().as_str()).copied();
         // The mistakes of one that was left out are told already.
-        let is_mistake = place.is_none() && !self.left_out.has("upstream", route.upstream.get_ref());
+        let is_mistake = upstream_index.is_none() && !self.left_out.has("upstream", route.upstream.get_ref());
         if is_mistake && self.problems.has_room() {
             let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
             known.sort_unstable();
@@ -83,7 +83,7 @@ impl Assembly<'_> {
         let name = route.name.clone().unwrap_or_else(made).into();
         let max_body = self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64;
         let timeout = route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX));
-        Route { name, upstream: place.unwrap_or(0), chain, max_body, timeout }
+        Route { name, upstream: upstream_index.unwrap_or(0), chain, max_body, timeout }
     }
 
     pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> RouteMatch {

@@ -70,7 +70,7 @@ impl Assembly<'_> {
             if let PluginRef::Name(name) = plugin.get_ref()
                 && !known.insert(name)
             {
-                let place = source.place(&plugin.span());
+                let place = source.location(&plugin.span());
                 tracing::warn!(%place, plugin = name, "plugin runs twice in a chain");
             }
         }
@@ -78,7 +78,7 @@ impl Assembly<'_> {
 }
 
 fn warn(source: &Source, span: &Range<usize>, part: &str) {
-    let place = source.place(span);
+    let place = source.location(span);
     tracing::warn!(%place, part, "part of the manifest without effect");
 }
 
@@ -135,7 +135,7 @@ fn warn_of_circles(files: &Files) {
         let Some(text) = endpoint.get_ref().address() else { continue };
         let address = Address::parse(text.rsplit("://").next().unwrap_or(text));
         if address.is_ok_and(|address| listeners.iter().any(|listener| listener.accepts(&address))) {
-            let (place, remedy) = (source.place(&endpoint.span()), "name the address of another server");
+            let (place, remedy) = (source.location(&endpoint.span()), "name the address of another server");
             tracing::warn!(
                 %place,
                 endpoint = text,

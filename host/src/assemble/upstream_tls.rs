@@ -33,7 +33,7 @@ impl Assembly<'_> {
     ) -> Option<TlsDialer> {
         let default = manifest::UpstreamTls::default();
         let tls = upstream.tls.as_ref().map_or(&default, Spanned::get_ref);
-        let (name, place) = match &tls.server_name {
+        let (name, location) = match &tls.server_name {
             Some(name) => (name.get_ref().as_str(), EndpointPlace { source, span: name.span() }),
             None => (host, endpoint),
         };
@@ -41,7 +41,7 @@ impl Assembly<'_> {
             let message = format!(
                 "invalid name for a certificate: `{name}`; expected a host, such as `server-name = \"app.internal\"` in `tls`"
             );
-            self.problems.at(place.source, place.span, message);
+            self.problems.at(location.source, location.span, message);
             return None;
         };
         let files = ClientFiles {
@@ -51,7 +51,8 @@ impl Assembly<'_> {
             http2: tls.http2.unwrap_or(true),
         };
         if let (Some(files), Some(named)) = (&files.certificate, &tls.certificate) {
-            self.certificates.extend(DatedCertificate::read(&files.chain, source.place(&named.get_ref().chain.span())));
+            self.certificates
+                .extend(DatedCertificate::read(&files.chain, source.location(&named.get_ref().chain.span())));
         }
         let digest = digest(&files);
         if let Some(config) = self.assembly.dialers.get(&digest) {
@@ -72,7 +73,7 @@ impl Assembly<'_> {
                     };
                     match span {
                         Some(span) => self.problems.at(source, span, mistake.message),
-                        None => self.problems.at(place.source, place.span.clone(), mistake.message),
+                        None => self.problems.at(location.source, location.span.clone(), mistake.message),
                     }
                 }
                 None

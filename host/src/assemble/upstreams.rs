@@ -61,14 +61,14 @@ impl Assembly<'_> {
         });
         let plan = UpstreamSpec { members: members.list, names: members.names, health, check };
         let (retry, name) = (self.retry(source, &upstream.retry), Arc::<str>::from(name.get_ref().as_str()));
-        let slots = self.slots(source, &name, &upstream.limits);
+        let connection_limit = self.connection_limit(source, &name, &upstream.limits);
         let max_in_flight = upstream
             .limits
             .requests
             .as_ref()
             .map_or(u32::MAX, |requests| self.up_to(source, Some(requests), 1, 1..=u32::MAX as usize) as u32);
         let live = self.assembly.live(&name);
-        Upstream { name, live, plan, balancer, rules, retry, may_speak_http2, slots, max_in_flight }
+        Upstream { name, live, plan, balancer, rules, retry, may_speak_http2, connection_limit, max_in_flight }
     }
 
     fn balancer(
@@ -82,15 +82,15 @@ impl Assembly<'_> {
             let several = members.list.len() > 1 || !members.names.is_empty();
             return several.then(|| self.round_robin(source, name.span())).flatten();
         };
-        let place = self.reference(source, reference);
-        if place.is_some_and(|place| !self.bindings[place].is_balancer()) {
+        let balancer = self.reference(source, reference);
+        if balancer.is_some_and(|balancer| !self.bindings[balancer].is_balancer()) {
             self.problems.at(
                 source,
                 reference.span(),
                 "not a balancer: this plugin has no such hook; expected one that has, such as `balancer = \"balance\"`",
             );
         }
-        place
+        balancer
     }
 
     fn rules(&mut self, source: &Arc<Source>, upstream: &manifest::UpstreamTable) -> ConnectionSettings {
@@ -132,7 +132,12 @@ impl Assembly<'_> {
 
     /// Returns the connection limit of the upstream: the former one if its numbers did not change, so that open
     /// connections still count.
-    fn slots(&mut self, source: &Arc<Source>, name: &Arc<str>, limits: &manifest::UpstreamLimits) -> ConnectionLimit {
+    fn connection_limit(
+        &mut self,
+        source: &Arc<Source>,
+        name: &Arc<str>,
+        limits: &manifest::UpstreamLimits,
+    ) -> ConnectionLimit {
         if limits.connections.is_none() {
             if let Some(pending) = &limits.pending {
                 self.problems.at(
@@ -145,7 +150,7 @@ impl Assembly<'_> {
         }
         let connections = self.up_to(source, limits.connections.as_ref(), 1, 1..=MAX_CONNECTIONS);
         let pending = self.up_to(source, limits.pending.as_ref(), PENDING, 0..=u32::MAX as usize);
-        self.assembly.slots(name, connections as u32, pending as u32)
+        self.assembly.connection_limit(name, connections as u32, pending as u32)
     }
 }
 

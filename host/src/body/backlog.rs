@@ -148,7 +148,7 @@ impl StreamBacklog {
     }
 
     /// Returns the number of bytes that were taken so far.
-    pub fn taken(&self) -> u64 {
+    pub fn bytes_taken(&self) -> u64 {
         self.taken.get() as u64
     }
 }
@@ -275,7 +275,7 @@ mod tests {
         }
         assert_eq!(pieces.len(), SHORT / 4 / 100 + 1);
         pieces[0].advance(60);
-        assert_eq!((stream.taken(), may_hold(&stream)), (60, false), "the rest of it is still held");
+        assert_eq!((stream.bytes_taken(), may_hold(&stream)), (60, false), "the rest of it is still held");
         pieces.truncate(1);
         assert!(may_hold(&stream) && !stream.is_empty());
     }

@@ -37,7 +37,7 @@ struct Buffered {
 
 /// Content that is kept as it is sent: first what was read before, then the rest.
 pub struct ReplayBody {
-    kept: Rc<RefCell<Buffered>>,
+    buffered: Rc<RefCell<Buffered>>,
     turn: u32,
     next: usize,
 }
@@ -56,7 +56,7 @@ impl ReplayBuffer {
         if !content.grant_copy(length) {
             return ReplayBuffer { ready: Some(content), buffered: None, empty, limit: Some("limits.buffer") };
         }
-        let kept = Buffered {
+        let buffered = Buffered {
             rest: content,
             read: Vec::new(),
             bytes: 0,
@@ -65,7 +65,8 @@ impl ReplayBuffer {
             is_too_long: false,
             attempt: 0,
         };
-        let mut content = ReplayBuffer { ready: None, buffered: Some(Rc::new(RefCell::new(kept))), empty, limit: None };
+        let mut content =
+            ReplayBuffer { ready: None, buffered: Some(Rc::new(RefCell::new(buffered))), empty, limit: None };
         content.rewind();
         content
     }
@@ -88,12 +89,12 @@ impl ReplayBuffer {
 
     /// Whether there can be another attempt.
     pub fn is_whole(&self) -> bool {
-        self.empty || self.ready.is_some() || self.buffered.as_ref().is_some_and(|kept| !kept.borrow().is_lost)
+        self.empty || self.ready.is_some() || self.buffered.as_ref().is_some_and(|buffered| !buffered.borrow().is_lost)
     }
 
     /// Returns the key of the limit that keeps content which is partly sent from another attempt.
     pub fn limit(&self) -> Option<&'static str> {
-        let is_too_long = || self.buffered.as_ref().is_some_and(|kept| kept.borrow().is_too_long);
+        let is_too_long = || self.buffered.as_ref().is_some_and(|buffered| buffered.borrow().is_too_long);
         self.limit.filter(|_| !self.is_whole()).or_else(|| is_too_long().then_some(BUFFER))
     }
 
@@ -123,10 +124,10 @@ impl Buffered {
 }
 
 impl ReplayBody {
-    fn begin(kept: &Rc<RefCell<Buffered>>) -> RequestBody {
-        let turn = kept.borrow().attempt + 1;
-        kept.borrow_mut().attempt = turn;
-        RequestBody::Stream(Box::pin(ReplayBody { kept: kept.clone(), turn, next: 0 }), None)
+    fn begin(buffered: &Rc<RefCell<Buffered>>) -> RequestBody {
+        let turn = buffered.borrow().attempt + 1;
+        buffered.borrow_mut().attempt = turn;
+        RequestBody::Stream(Box::pin(ReplayBody { buffered: buffered.clone(), turn, next: 0 }), None)
     }
 }
 
@@ -135,41 +136,41 @@ impl Body for ReplayBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
-        let ReplayBody { kept, turn, next } = &mut *self;
-        let mut kept = kept.borrow_mut();
-        if kept.attempt != *turn {
+        let ReplayBody { buffered, turn, next } = &mut *self;
+        let mut buffered = buffered.borrow_mut();
+        if buffered.attempt != *turn {
             return Poll::Ready(Some(Err("the request has gone out once more".into())));
         }
-        if let Some(piece) = kept.read.get(*next) {
+        if let Some(piece) = buffered.read.get(*next) {
             *next += 1;
             return Poll::Ready(Some(Ok(Frame::data(piece.clone().into()))));
         }
-        let frame = Pin::new(&mut kept.rest).poll_frame(cx);
+        let frame = Pin::new(&mut buffered.rest).poll_frame(cx);
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 match frame.data_ref() {
-                    Some(piece) => kept.buffer(piece.content()),
+                    Some(piece) => buffered.buffer(piece.content()),
                     // Trailers come but once.
-                    None => kept.discard(),
+                    None => buffered.discard(),
                 }
                 *next += 1;
             }
             // Content that broke off has an end that looks like any other when it is read again.
-            Poll::Ready(Some(Err(_))) => kept.discard(),
+            Poll::Ready(Some(Err(_))) => buffered.discard(),
             _ => {}
         }
         frame
     }
 
     fn is_end_stream(&self) -> bool {
-        let kept = self.kept.borrow();
-        kept.attempt == self.turn && self.next >= kept.read.len() && kept.rest.is_end_stream()
+        let buffered = self.buffered.borrow();
+        buffered.attempt == self.turn && self.next >= buffered.read.len() && buffered.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let kept = self.kept.borrow();
-        let ahead: usize = kept.read.iter().skip(self.next).map(Bytes::len).sum();
-        let rest = kept.rest.size_hint();
+        let buffered = self.buffered.borrow();
+        let ahead: usize = buffered.read.iter().skip(self.next).map(Bytes::len).sum();
+        let rest = buffered.rest.size_hint();
         let mut hint = SizeHint::new();
         if let Some(upper) = rest.upper() {
             hint.set_upper(upper.saturating_add(ahead as u64));

@@ -191,7 +191,7 @@ impl UploadProgress {
     }
 
     /// Why it was given up, if neither the endpoint nor the end of the connection was the reason.
-    pub fn failed(&self) -> Option<FailureKind> {
+    pub fn failure_kind(&self) -> Option<FailureKind> {
         self.0.fault.get().map(|fault| fault.kind)
     }
 
@@ -236,7 +236,7 @@ impl UploadProgress {
     }
 
     /// Counts the data of a frame as held until the endpoint has taken it.
-    pub fn held(
+    pub fn hold_frame(
         &self,
         frame: Poll<Option<Result<Frame<Bytes>, BodyError>>>,
     ) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
@@ -360,7 +360,7 @@ impl Body for ClientBody {
         upload.0.awaited.set(polled.is_pending());
         let frame = match polled {
             Poll::Pending => {
-                let met = if upload.0.unlimited_rate.get() { None } else { pace.met(*limits, cx) };
+                let met = if upload.0.unlimited_rate.get() { None } else { pace.exceeded_limit(*limits, cx) };
                 let Some(limit) = met else { return Poll::Pending };
                 let why = "the client's content is too slow";
                 return Poll::Ready(Some(Err(upload.fail(FailureKind::RequestTimeout, Some(limit), why))));
@@ -433,7 +433,7 @@ impl UploadRate {
     }
 
     /// For content that is pending: the limit that the client has met.
-    fn met(&mut self, limits: UploadLimits, cx: &Context<'_>) -> Option<&'static str> {
+    fn exceeded_limit(&mut self, limits: UploadLimits, cx: &Context<'_>) -> Option<&'static str> {
         let now = self.deadline.clock().now();
         let pause = now.saturating_duration_since(*self.since.get_or_insert(now));
         if self.waited + pause >= WINDOW {
@@ -472,7 +472,7 @@ impl Body for RequestBody {
             RequestBody::Incoming(body) => {
                 ready!(body.upload.poll_room(cx));
                 let frame = Pin::new(&mut **body).poll_frame(cx);
-                body.upload.held(frame)
+                body.upload.hold_frame(frame)
             }
             RequestBody::Stream(body, _) => body.as_mut().poll_frame(cx),
             RequestBody::Whole(content) if content.is_empty() => Poll::Ready(None),

@@ -123,7 +123,7 @@ struct Line {
 
 impl Source {
     /// Returns the file and line of a place, such as `plugway.toml:14`.
-    pub fn place(&self, span: &Range<usize>) -> String {
+    pub fn location(&self, span: &Range<usize>) -> String {
         let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
         format!("{}:{}", self.path.display(), memchr::memchr_iter(b'\n', before).count() + 1)
     }
@@ -134,20 +134,21 @@ impl Source {
         let line_start = memchr::memrchr(b'\n', &bytes[..start]).map_or(0, |at| at + 1);
         let line_end = memchr::memchr(b'\n', &bytes[start..]).map_or(bytes.len(), |at| start + at);
         let line = self.text[line_start..line_end].trim_end_matches('\r');
-        let place = (start - line_start).min(line.len());
+        let offset = (start - line_start).min(line.len());
         let number = memchr::memchr_iter(b'\n', &bytes[..start]).count() + 1;
-        let end = line.floor_char_boundary(span.end.saturating_sub(line_start).min(place + MAX_SIDE_BYTES)).max(place);
-        let shown_from = line.floor_char_boundary(place.saturating_sub(MAX_SIDE_BYTES));
-        let shown_to = line.floor_char_boundary((place + MAX_SIDE_BYTES).max(end));
+        let end =
+            line.floor_char_boundary(span.end.saturating_sub(line_start).min(offset + MAX_SIDE_BYTES)).max(offset);
+        let shown_from = line.floor_char_boundary(offset.saturating_sub(MAX_SIDE_BYTES));
+        let shown_to = line.floor_char_boundary((offset + MAX_SIDE_BYTES).max(end));
         let (head, tail) = (if shown_from > 0 { "…" } else { "" }, if shown_to < line.len() { "…" } else { "" });
-        let before = format!("{head}{}", safe(&line[shown_from..place]));
-        let text = format!("{before}{}{tail}", safe(&line[place..shown_to]));
+        let before = format!("{head}{}", safe(&line[shown_from..offset]));
+        let text = format!("{before}{}{tail}", safe(&line[offset..shown_to]));
         Line {
             number,
-            column: line[..place].chars().count(),
+            column: line[..offset].chars().count(),
             text,
             before: before.chars().count(),
-            marked: safe(&line[place..end]).chars().count(),
+            marked: safe(&line[offset..end]).chars().count(),
         }
     }
 }
@@ -192,9 +193,9 @@ mod tests {
     #[test]
     fn of_a_long_line_the_place_is_shown() {
         let text = format!("a = [{}\"x\", {}]", "1, ".repeat(100_000), "2, ".repeat(100_000));
-        let place = text.find("\"x\"").unwrap();
+        let start = text.find("\"x\"").unwrap();
         let mut problems = Diagnostics::default();
-        problems.at(&source(&text), place..place + 3, "y".repeat(100_000));
+        problems.at(&source(&text), start..start + 3, "y".repeat(100_000));
         let shown = problems.to_string();
         assert!(shown.len() < 4_000, "{}", shown.len());
         assert!(shown.contains("1, \"x\", 2") && shown.contains("^^^"), "{shown}");

@@ -33,8 +33,8 @@ pub fn binary_kind(bytes: &[u8]) -> Option<&'static str> {
         (b"\x1f\x8b", "a compressed file"),
         (b"PK\x03\x04", "a zip archive"),
     ];
-    let found = known.iter().find_map(|(start, kind)| bytes.starts_with(start).then_some(*kind));
-    found.or_else(|| bytes.contains(&0).then_some("binary data"))
+    let kind = known.iter().find_map(|(start, kind)| bytes.starts_with(start).then_some(*kind));
+    kind.or_else(|| bytes.contains(&0).then_some("binary data"))
 }
 
 #[cfg(test)]

@@ -72,8 +72,10 @@ impl Files {
                     self.problems.at(source, pattern.span(), message);
                     continue;
                 }
-                let asked = Some((source, pattern.span()));
-                let Some((included, manifest)) = self.read::<Manifest>(&path, files::MANIFEST, asked) else { continue };
+                let named_at = Some((source, pattern.span()));
+                let Some((included, manifest)) = self.read::<Manifest>(&path, files::MANIFEST, named_at) else {
+                    continue;
+                };
                 if let Some(further) = manifest.include.first() {
                     let message = format!(
                         "`include` in an included file: found {:?}; only the manifest itself includes files, so name it there",
@@ -91,9 +93,9 @@ impl Files {
         &mut self,
         path: &Path,
         kind: files::FileKind,
-        asked: Option<Asked<'_>>,
+        named_at: Option<NamedAt<'_>>,
     ) -> Option<(Arc<Source>, T)> {
-        let (file, left_out) = read(path, kind, asked, &mut self.problems);
+        let (file, left_out) = read(path, kind, named_at, &mut self.problems);
         self.left_out.extend(left_out);
         file
     }
@@ -110,18 +112,22 @@ pub fn parse(name: &str, text: String) -> Result<Files, Diagnostics> {
     Ok(files)
 }
 
-/// Reads a file with endpoints, which a manifest names at a place.
-pub fn endpoints(path: &Path, asked: Asked<'_>, problems: &mut Diagnostics) -> Option<(Arc<Source>, EndpointValue)> {
-    read(path, files::ENDPOINTS, Some(asked), problems).0
+/// Reads a file with endpoints, which a manifest names.
+pub fn endpoints(
+    path: &Path,
+    named_at: NamedAt<'_>,
+    problems: &mut Diagnostics,
+) -> Option<(Arc<Source>, EndpointValue)> {
+    read(path, files::ENDPOINTS, Some(named_at), problems).0
 }
 
 /// The place where a manifest names a file.
-type Asked<'a> = (&'a Arc<Source>, Range<usize>);
+type NamedAt<'a> = (&'a Arc<Source>, Range<usize>);
 
 fn read<T: DeserializeOwned>(
     path: &Path,
     kind: files::FileKind,
-    asked: Option<Asked<'_>>,
+    named_at: Option<NamedAt<'_>>,
     problems: &mut Diagnostics,
 ) -> (Option<(Arc<Source>, T)>, LeftOut) {
     problems.files.push(path.into());
@@ -138,9 +144,9 @@ fn read<T: DeserializeOwned>(
             problems.at(&source(String::from_utf8_lossy(error.as_bytes()).into_owned()), span, message);
             None
         }
-        Err(error) => Some(unreadable(path, &error, asked.is_some())),
+        Err(error) => Some(unreadable(path, &error, named_at.is_some())),
     };
-    match (unread, asked) {
+    match (unread, named_at) {
         (Some(message), Some((source, span))) => problems.at(source, span, message),
         (Some(message), None) => problems.of_file(&source(String::new()), message),
         (None, _) => {}
@@ -186,8 +192,8 @@ fn encoding(bytes: &[u8], valid: usize) -> Encoding {
     if let Some(kind) = foreign::binary_kind(bytes) {
         return Encoding { span: 0..0, message: format!("not a manifest: this looks like {kind}") };
     }
-    let found = bytes.get(valid).copied().unwrap_or_default();
-    let message = format!("invalid UTF-8: found the byte 0x{found:02X}; save the file as UTF-8");
+    let byte = bytes.get(valid).copied().unwrap_or_default();
+    let message = format!("invalid UTF-8: found the byte 0x{byte:02X}; save the file as UTF-8");
     Encoding { span: valid..valid + char::REPLACEMENT_CHARACTER.len_utf8(), message }
 }
 
@@ -214,19 +220,19 @@ fn understood<T: DeserializeOwned>(source: &Arc<Source>, problems: &mut Diagnost
 
 /// The files that a pattern stands for; one without `*` has to exist.
 fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
-    let whole = folder.join(pattern);
+    let full_pattern = folder.join(pattern);
     let Some((before, after)) = pattern.rsplit('/').next().and_then(|last| last.split_once('*')) else {
         // Something else than a file is read in vain, with an error that says so.
         let is_folder_pattern = pattern.contains('*');
-        return match whole.exists() {
-            true => Ok(vec![whole]),
+        return match full_pattern.exists() {
+            true => Ok(vec![full_pattern]),
             false if is_folder_pattern => Err(format!(
                 "`*` in a folder's name: found `{pattern}`; it stands in the last part only, such as `sites/*.toml`"
             )),
-            false => Err(format!("no such file: `{}`; paths are relative to the manifest", whole.display())),
+            false => Err(format!("no such file: `{}`; paths are relative to the manifest", full_pattern.display())),
         };
     };
-    let folder = whole.parent().unwrap_or(folder);
+    let folder = full_pattern.parent().unwrap_or(folder);
     // The folder of a file that is named without one.
     let listed = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let entries =

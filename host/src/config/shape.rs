@@ -33,10 +33,11 @@ const FREE: [&str; 3] = ["config", "fields", "query"];
 
 /// Finds the misshaped values of a manifest, the last one first, so that they can be removed one after the other.
 pub fn misshapes(document: &DeTable) -> Vec<Misshape> {
-    let mut found = Vec::new();
+    let mut misshapes = Vec::new();
     for (key, value) in document {
         let (name, way) = (&**key.get_ref(), vec![Step::Key(key.get_ref().to_string())]);
-        let mut report = |span: Range<usize>, message: String| found.push(Misshape { way: way.clone(), span, message });
+        let mut report =
+            |span: Range<usize>, message: String| misshapes.push(Misshape { way: way.clone(), span, message });
         if let (true, DeValue::Table(_)) = (LISTS.contains(&name), value.get_ref()) {
             report(
                 key.span(),
@@ -71,19 +72,24 @@ pub fn misshapes(document: &DeTable) -> Vec<Misshape> {
                         );
                         let way = vec![Step::Key(name.into()), Step::Key(entry.get_ref().to_string())];
                         let span = if entry.span().is_empty() { value.span() } else { entry.span() };
-                        found.push(Misshape { way, span, message });
+                        misshapes.push(Misshape { way, span, message });
                     }
                 }
                 _ => {}
             }
         }
-        below(key, value, &way, &mut found);
+        below(key, value, &way, &mut misshapes);
     }
-    found.reverse();
-    found
+    misshapes.reverse();
+    misshapes
 }
 
-fn below(key: &Spanned<std::borrow::Cow<'_, str>>, value: &Spanned<DeValue>, way: &[Step], found: &mut Vec<Misshape>) {
+fn below(
+    key: &Spanned<std::borrow::Cow<'_, str>>,
+    value: &Spanned<DeValue>,
+    way: &[Step],
+    misshapes: &mut Vec<Misshape>,
+) {
     let name = &**key.get_ref();
     if FREE.contains(&name) {
         return;
@@ -91,36 +97,36 @@ fn below(key: &Spanned<std::borrow::Cow<'_, str>>, value: &Spanned<DeValue>, way
     match value.get_ref() {
         DeValue::Array(_) if TABLES.contains(&name) => {
             let message = format!("list in place of a table: `{name}`; expected a table, such as `{name} = {{ … }}`");
-            found.push(Misshape { way: way.to_vec(), span: value.span(), message });
+            misshapes.push(Misshape { way: way.to_vec(), span: value.span(), message });
         }
         DeValue::Array(list) => {
             // Without its items, such a list would be empty, which may be one more mistake.
             let has_no_other = list.iter().all(|item| matches!(item.get_ref(), DeValue::Array(_)));
-            for (place, item) in list.iter().enumerate() {
+            for (index, item) in list.iter().enumerate() {
                 let mut to_item = way.to_vec();
-                to_item.push(Step::At(place));
+                to_item.push(Step::At(index));
                 match item.get_ref() {
-                    DeValue::Table(table) => in_table(table, &to_item, found),
+                    DeValue::Table(table) => in_table(table, &to_item, misshapes),
                     DeValue::Array(_) => {
                         let way = if has_no_other { way.to_vec() } else { to_item };
                         let message = format!(
                             "list in a list: found one in `{name}`; expected its items without further brackets"
                         );
-                        found.push(Misshape { way, span: item.span(), message });
+                        misshapes.push(Misshape { way, span: item.span(), message });
                     }
                     _ => {}
                 }
             }
         }
-        DeValue::Table(table) => in_table(table, way, found),
+        DeValue::Table(table) => in_table(table, way, misshapes),
         _ => {}
     }
 }
 
-fn in_table(table: &DeTable, way: &[Step], found: &mut Vec<Misshape>) {
+fn in_table(table: &DeTable, way: &[Step], misshapes: &mut Vec<Misshape>) {
     for (key, value) in table {
         let mut way = way.to_vec();
         way.push(Step::Key(key.get_ref().to_string()));
-        below(key, value, &way, found);
+        below(key, value, &way, misshapes);
     }
 }

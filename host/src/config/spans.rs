@@ -11,27 +11,27 @@ type Node<'a> = Spanned<DeValue<'a>>;
 /// once, however many values are looked for.
 pub struct ValueSpans<'a> {
     document: Option<Spanned<DeTable<'a>>>,
-    place: Range<usize>,
+    plugin_span: Range<usize>,
 }
 
 impl<'a> ValueSpans<'a> {
     /// Parses the text of a manifest.
-    pub fn new(text: &'a str, place: &Range<usize>) -> Self {
-        ValueSpans { document: DeTable::parse(text).ok(), place: place.clone() }
+    pub fn new(text: &'a str, plugin_span: &Range<usize>) -> Self {
+        ValueSpans { document: DeTable::parse(text).ok(), plugin_span: plugin_span.clone() }
     }
 
     /// Returns the place of the value at a JSON pointer (RFC 6901), or of the nearest around it that there is.
     pub fn value(&self, pointer: &str) -> Range<usize> {
-        self.find(pointer, None).unwrap_or_else(|| self.place.clone())
+        self.find(pointer, None).unwrap_or_else(|| self.plugin_span.clone())
     }
 
     /// Returns the place of a key in the table at a JSON pointer.
     pub fn key(&self, pointer: &str, key: &str) -> Range<usize> {
-        self.find(pointer, Some(key)).unwrap_or_else(|| self.place.clone())
+        self.find(pointer, Some(key)).unwrap_or_else(|| self.plugin_span.clone())
     }
 
     fn find(&self, pointer: &str, key: Option<&str>) -> Option<Range<usize>> {
-        let plugin = beside(self.document.as_ref()?.get_ref(), &self.place)?;
+        let plugin = beside(self.document.as_ref()?.get_ref(), &self.plugin_span)?;
         let (name, config) = plugin.get_key_value("config")?;
         // A table that is written in pieces has no good place of its own; the key in front of it has.
         let (mut at, mut value) = (name.span(), config);
@@ -61,18 +61,18 @@ pub fn key(text: &str, name: &str) -> Option<Range<usize>> {
 }
 
 /// The table whose `use` stands at a place.
-fn beside<'a, 'i>(table: &'a DeTable<'i>, place: &Range<usize>) -> Option<&'a DeTable<'i>> {
-    fn below<'a, 'i>(node: &'a Node<'i>, place: &Range<usize>) -> Option<&'a DeTable<'i>> {
+fn beside<'a, 'i>(table: &'a DeTable<'i>, plugin_span: &Range<usize>) -> Option<&'a DeTable<'i>> {
+    fn below<'a, 'i>(node: &'a Node<'i>, plugin_span: &Range<usize>) -> Option<&'a DeTable<'i>> {
         match node.get_ref() {
-            DeValue::Table(table) => beside(table, place),
-            DeValue::Array(array) => array.iter().find_map(|node| below(node, place)),
+            DeValue::Table(table) => beside(table, plugin_span),
+            DeValue::Array(array) => array.iter().find_map(|node| below(node, plugin_span)),
             _ => None,
         }
     }
-    if table.get("use").is_some_and(|name| name.span() == *place) {
+    if table.get("use").is_some_and(|name| name.span() == *plugin_span) {
         return Some(table);
     }
-    table.values().find_map(|node| below(node, place))
+    table.values().find_map(|node| below(node, plugin_span))
 }
 
 #[cfg(test)]
@@ -89,8 +89,8 @@ plugins = ["b", { use = "y", config = { list = [1, "two"], "a/b" = 3 } }]
 "#;
 
     fn found(name: &str, pointer: &str) -> &'static str {
-        let place = TEXT.find(name).unwrap();
-        &TEXT[ValueSpans::new(TEXT, &(place..place + name.len())).value(pointer)]
+        let start = TEXT.find(name).unwrap();
+        &TEXT[ValueSpans::new(TEXT, &(start..start + name.len())).value(pointer)]
     }
 
     #[test]
@@ -100,7 +100,7 @@ plugins = ["b", { use = "y", config = { list = [1, "two"], "a/b" = 3 } }]
         assert_eq!(found("\"x\"", "/set/none"), "set");
         assert_eq!(found("\"y\"", "/list/1"), "\"two\"");
         assert_eq!(found("\"y\"", "/a~1b"), "3");
-        let place = TEXT.find("\"x\"").unwrap();
-        assert_eq!(&TEXT[ValueSpans::new(TEXT, &(place..place + 3)).key("/set", "one")], "one");
+        let start = TEXT.find("\"x\"").unwrap();
+        assert_eq!(&TEXT[ValueSpans::new(TEXT, &(start..start + 3)).key("/set", "one")], "one");
     }
 }

@@ -80,13 +80,13 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
             Err(error) => error,
         };
         let span = error.span();
-        let found = span.as_ref().and_then(|span| find(document.get_ref(), span));
+        let found_value = span.as_ref().and_then(|span| find(document.get_ref(), span));
         if !span.as_ref().is_some_and(|span| structure.damaged.contains(span)) {
-            let key = found.as_ref().and_then(|found| found.key());
-            let is_date = found.as_ref().is_some_and(|found| found.is_date);
+            let key = found_value.as_ref().and_then(|found_value| found_value.key());
+            let is_date = found_value.as_ref().is_some_and(|found_value| found_value.is_date);
             structure.mistakes.push(StructureError::of(&error, text, key, is_date.then_some("a date")));
         }
-        let Some(FoundValue { way, around, .. }) = found else { break };
+        let Some(FoundValue { way, around, .. }) = found_value else { break };
         structure.left_out.add(&way);
         structure.damaged.extend(around);
         remove(&mut document, &way);
@@ -134,7 +134,7 @@ impl LeftOut {
         let table = match way {
             [Step::Key(kind)] => kind.clone(),
             [Step::Key(kind), Step::Key(name), ..] => format!("{kind}.{name}"),
-            [Step::Key(kind), Step::At(place), ..] => format!("{kind}.{place}"),
+            [Step::Key(kind), Step::At(index), ..] => format!("{kind}.{index}"),
             _ => return,
         };
         self.tables.insert(table);
@@ -230,13 +230,13 @@ fn at(
     let within = match value.get_ref() {
         DeValue::Table(table) => in_table(table, Some(&span), fits),
         DeValue::Array(list) => {
-            list.iter().enumerate().find_map(|(place, item)| at(Step::At(place), None, item, Some(&span), fits))
+            list.iter().enumerate().find_map(|(index, item)| at(Step::At(index), None, item, Some(&span), fits))
         }
         _ => None,
     };
-    if let Some(mut found) = within {
-        found.way.insert(0, step);
-        return Some(found);
+    if let Some(mut found_value) = within {
+        found_value.way.insert(0, step);
+        return Some(found_value);
     }
     let is_here = key.is_some_and(|key| fits(&key)) || fits(&span);
     let is_date = matches!(value.get_ref(), DeValue::Datetime(_));
@@ -253,21 +253,21 @@ fn remove_from_table(table: &mut DeTable, key: &str, rest: &[Step]) {
         table.remove(key);
         return;
     }
-    let found = table.iter_mut().find(|(known, _)| known.get_ref() == key);
-    match (found.map(|(_, value)| value.get_mut()), rest) {
+    let entry = table.iter_mut().find(|(known, _)| known.get_ref() == key);
+    match (entry.map(|(_, value)| value.get_mut()), rest) {
         (Some(DeValue::Table(table)), [Step::Key(next), rest @ ..]) => remove_from_table(table, next, rest),
-        (Some(DeValue::Array(list)), [Step::At(place), rest @ ..]) => remove_from_list(list, *place, rest),
+        (Some(DeValue::Array(list)), [Step::At(index), rest @ ..]) => remove_from_list(list, *index, rest),
         _ => {}
     }
 }
 
-fn remove_from_list(list: &mut DeArray, place: usize, rest: &[Step]) {
-    match (list.get_mut(place).map(Spanned::get_mut), rest) {
+fn remove_from_list(list: &mut DeArray, index: usize, rest: &[Step]) {
+    match (list.get_mut(index).map(Spanned::get_mut), rest) {
         (_, []) => {
-            let mut kept = DeArray::new();
-            let others = list.iter().enumerate().filter(|(at, _)| *at != place);
-            others.for_each(|(_, value)| kept.push(value.clone()));
-            *list = kept;
+            let mut remaining = DeArray::new();
+            let others = list.iter().enumerate().filter(|(at, _)| *at != index);
+            others.for_each(|(_, value)| remaining.push(value.clone()));
+            *list = remaining;
         }
         (Some(DeValue::Table(table)), [Step::Key(next), rest @ ..]) => remove_from_table(table, next, rest),
         (Some(DeValue::Array(list)), [Step::At(next), rest @ ..]) => remove_from_list(list, *next, rest),

@@ -104,16 +104,16 @@ impl EditPlan {
         check_count(bounds::EDITS, edits.len(), "edits of a plan")?;
         let cost = edits.iter().map(PlannedEdit::cost).fold(EditCost::default(), EditCost::and);
         check_count(bounds::TEMPLATE_VALUES, cost.values, "values in the templates of a plan")?;
-        let is_chained = edits.iter().enumerate().any(|(place, edit)| {
+        let is_chained = edits.iter().enumerate().any(|(index, edit)| {
             let mut values = edit.template().into_iter().flat_map(Template::values);
-            values.any(|value| edits[..place].iter().any(|earlier| earlier.changes(value)))
+            values.any(|value| edits[..index].iter().any(|earlier| earlier.changes(value)))
         });
         Ok(EditPlan { edits, cost, is_chained })
     }
 
     /// Bytes that the plan takes of [`bounds::DECLARED`].
-    pub fn declared(&self) -> usize {
-        self.edits.iter().map(PlannedEdit::declared).sum()
+    pub fn declared_bytes(&self) -> usize {
+        self.edits.iter().map(PlannedEdit::declared_bytes).sum()
     }
 }
 
@@ -146,7 +146,7 @@ impl PlannedEdit {
         EditCost { values: self.template().map_or(0, |template| template.values().count()), ..cost }
     }
 
-    fn declared(&self) -> usize {
+    fn declared_bytes(&self) -> usize {
         let names = match self {
             PlannedEdit::Set(name, _)
             | PlannedEdit::Append(name, _)
@@ -155,7 +155,7 @@ impl PlannedEdit {
             PlannedEdit::Rename(from, to) => from.as_str().len() + to.as_str().len(),
             PlannedEdit::Note(name, _) => name.len(),
         };
-        bounds::DECLARED_ITEM + names + self.template().map_or(0, |template| template.declared())
+        bounds::DECLARED_ITEM + names + self.template().map_or(0, |template| template.declared_bytes())
     }
 
     /// Whether the edit can change a value.
@@ -189,7 +189,7 @@ impl Template {
         })
     }
 
-    fn declared(&self) -> usize {
+    fn declared_bytes(&self) -> usize {
         let part = |part: &TemplatePart| match part {
             TemplatePart::Text(text) => text.len(),
             TemplatePart::Value(name) => name.text_len(),

@@ -31,13 +31,13 @@ pub enum Edit {
     Upstream(String),
     Status(StatusCode),
     Note(String, HeaderValue),
-    /// A plan of the plugin, by its place.
+    /// A plan of the plugin, by its index.
     Plan(u32),
 }
 
 impl Edit {
     /// Bytes that the edit takes of [`bounds::DECLARED`].
-    pub fn declared(&self) -> usize {
+    pub fn declared_bytes(&self) -> usize {
         let text = match self {
             Edit::Set(name, value) | Edit::Append(name, value) | Edit::Default(name, value) => {
                 name.as_str().len() + value.len()
@@ -62,7 +62,7 @@ impl Edit {
             Edit::Authority(value) => EditCost::field(&header::HOST, value.len()),
             Edit::Rename(_, to) => EditCost::rename(to),
             Edit::Note(name, value) => EditCost::note(name, value.len()),
-            Edit::Plan(place) => plans.get(*place as usize).ok_or(EditError::Plan(*place))?.cost,
+            Edit::Plan(plan_index) => plans.get(*plan_index as usize).ok_or(EditError::Plan(*plan_index))?.cost,
             _ => EditCost::plain(),
         })
     }
@@ -75,8 +75,8 @@ pub fn apply(
     side: MessageSide,
     context: &mut ExchangeContext,
 ) -> Result<(), EditError> {
-    if let [Edit::Plan(place)] = edits[..] {
-        return apply_plan(plans.get(place as usize).ok_or(EditError::Plan(place))?, side, context);
+    if let [Edit::Plan(plan_index)] = edits[..] {
+        return apply_plan(plans.get(plan_index as usize).ok_or(EditError::Plan(plan_index))?, side, context);
     }
     let cost = edits.iter().try_fold(EditCost::default(), |cost, edit| edit.cost(plans).map(|more| cost.and(more)))?;
     let mut room = EditRoom::of(cost, side, context)?;
@@ -87,21 +87,21 @@ pub fn apply(
         return Err(EditError::Target("`*` is a target for OPTIONS alone"));
     }
     // Only the values of templates can still exceed a bound.
-    let kept = (cost.values > 0).then(|| SavedMessage::of(side, context));
+    let saved_message = (cost.values > 0).then(|| SavedMessage::of(side, context));
     if let Some(uri) = uri {
         context.request.uri = uri;
     }
     let done = edits.into_iter().try_for_each(|edit| carry_out(edit, plans, side, &mut room, context));
-    finish(done, kept, room, side, context)
+    finish(done, saved_message, room, side, context)
 }
 
 /// Carries out a plan, or nothing of it if a value exceeds a bound.
 pub fn apply_plan(plan: &EditPlan, side: MessageSide, context: &mut ExchangeContext) -> Result<(), EditError> {
     let mut room = EditRoom::of(plan.cost, side, context)?;
     if plan.is_chained {
-        let kept = Some(SavedMessage::of(side, context));
+        let saved_message = Some(SavedMessage::of(side, context));
         let done = carry_out_plan(plan, side, &mut room, context);
-        return finish(done, kept, room, side, context);
+        return finish(done, saved_message, room, side, context);
     }
     // What no edit changes is read before the first of them.
     let values: SmallVec<[Option<HeaderValue>; 8]> =
@@ -114,14 +114,14 @@ pub fn apply_plan(plan: &EditPlan, side: MessageSide, context: &mut ExchangeCont
 /// Counts what was added or, where an edit failed, brings the message back to what it was.
 fn finish(
     done: Result<(), EditError>,
-    kept: Option<SavedMessage>,
+    saved_message: Option<SavedMessage>,
     room: EditRoom,
     side: MessageSide,
     context: &mut ExchangeContext,
 ) -> Result<(), EditError> {
     match done {
         Ok(()) => room.close(side, context),
-        Err(_) => kept.into_iter().for_each(|kept| kept.restore(context)),
+        Err(_) => saved_message.into_iter().for_each(|saved_message| saved_message.restore(context)),
     }
     done
 }
@@ -138,8 +138,8 @@ fn carry_out(
         Edit::Method(method) => context.request.method = method,
         Edit::Authority(host) => set_host(host, context)?,
         Edit::Note(name, value) => context.set_note(name, value),
-        Edit::Plan(place) => {
-            let plan = plans.get(place as usize).ok_or(EditError::Plan(place))?;
+        Edit::Plan(plan_index) => {
+            let plan = plans.get(plan_index as usize).ok_or(EditError::Plan(plan_index))?;
             carry_out_plan(plan, side, room, context)?;
         }
         Edit::Status(status) => {

@@ -172,7 +172,7 @@ impl Admission {
     }
 
     /// Evicts connections after the system has refused an accept.
-    pub fn refused(&self, error: &dyn Display, now: Instant) {
+    pub fn record_refusal(&self, error: &dyn Display, now: Instant) {
         self.feel_shortage(error, true, now);
         self.relieve(now);
     }
@@ -314,7 +314,7 @@ impl Admission {
         if !census.may_log(reason, self.began.elapsed().as_secs() / 60) {
             return;
         }
-        let (listener, so_far, reason) = (&*entrance.address, census.closed(reason), reason.name());
+        let (listener, so_far, reason) = (&*entrance.address, census.closed_count(reason), reason.name());
         let client = client.map(|client| client.to_canonical().to_string());
         tracing::warn!(listener, client, limit = key, most = max, reason, so_far, "client connection limit reached");
     }
@@ -373,7 +373,7 @@ fn demand(generation: &Generation) -> ConnectionDemand {
     let clients = sum(&mut listeners().map(|listener| listener.limits.connections));
     let forwarding = listeners().filter(|listener| listener.redirect.is_none());
     let forwarding = sum(&mut forwarding.map(|listener| listener.limits.connections));
-    let limits = generation.upstreams.iter().map(|upstream| upstream.slots.most());
+    let limits = generation.upstreams.iter().map(|upstream| upstream.connection_limit.most());
     let allowed = sum(&mut limits.map(|max| max.map_or(usize::MAX, |max| max as usize)));
     ConnectionDemand { clients, endpoints: forwarding.min(allowed) }
 }

@@ -45,19 +45,19 @@ pub struct WorkerShared {
 /// Serves a socket that a listener has accepted. `ends`: the client's address and that which it reached; none of a unix
 /// socket.
 pub fn serve(
-    seat: WorkerShared,
+    worker_shared: WorkerShared,
     stream: impl Transport,
     entrance: Entrance,
     admitted: Admitted,
     ends: Option<(SocketAddr, SocketAddr)>,
 ) -> impl Future<Output = ()> {
-    let (address, clock) = (entrance.address.clone(), seat.clock.clone());
+    let (address, clock) = (entrance.address.clone(), worker_shared.clock.clone());
     // What comes before HTTP is over soon, and the connection may live long.
     let arriving = boxed(|| arrive(clock, stream, entrance, admitted, ends));
     async move {
         match arriving.await {
             Ok(arrived) => {
-                let (serving, admitted) = arrived.serve(seat);
+                let (serving, admitted) = arrived.serve(worker_shared);
                 serving.await;
                 drop(admitted);
             }
@@ -158,10 +158,10 @@ async fn arrive<T: Transport>(
 
 impl<T: Transport> NegotiatedConnection<T> {
     /// Serves HTTP on the connection, which is counted until the second is dropped.
-    fn serve(self, seat: WorkerShared) -> (impl Future<Output = ()>, Admitted) {
+    fn serve(self, worker_shared: WorkerShared) -> (impl Future<Output = ()>, Admitted) {
         let NegotiatedConnection { stream, ahead, is_http2, arrival, admitted } = self;
         let presence = admitted.presence();
-        let client = ClientConnection { current: seat.current, clock: seat.clock, arrival, presence };
+        let client = ClientConnection { current: worker_shared.current, clock: worker_shared.clock, arrival, presence };
         let serving = match (stream, is_http2) {
             (MaybeTls::Clear(stream), false) => {
                 Serving::Clear { served: downstream::http1::serve(stream, ahead, client) }
@@ -213,7 +213,7 @@ async fn read_proxy_header(stream: &mut impl Transport) -> io::Result<Option<(So
     let mut header = Vec::new();
     loop {
         match proxy_protocol::parse(&header).map_err(malformed)? {
-            Parsed::Done(addresses) => return Ok(addresses.map(|told| (told.client, told.destination))),
+            Parsed::Done(addresses) => return Ok(addresses.map(|header| (header.client, header.destination))),
             // Reads no byte beyond the header: TLS or HTTP follows. The header is short, and read once.
             Parsed::Incomplete => header.push(stream.read_u8().await?),
         }

@@ -89,7 +89,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
         idle,
         open: Cell::new(0),
         served: Cell::new(0),
-        told: Cell::new(None),
+        goaway_sent_at: Cell::new(None),
         aborted: ResetLimit::new(now),
         taken: Cell::new(now),
         departed: Cell::new(0),
@@ -112,8 +112,8 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
     streams.idle.set(limits.head_timeout);
     let served = poll_fn(|cx| {
         streams.idle.watch(cx);
-        if streams.told.get().is_none() && streams.is_over() {
-            streams.told.set(Some(streams.client.clock.now()));
+        if streams.goaway_sent_at.get().is_none() && streams.is_over() {
+            streams.goaway_sent_at.set(Some(streams.client.clock.now()));
             connection.as_mut().graceful_shutdown();
             // Wakes the connection, so that it sends GOAWAY to the client.
             streams.idle.set(streams.look_after());
@@ -208,7 +208,7 @@ struct Streams {
     open: Cell<usize>,
     served: Cell<usize>,
     /// The time of GOAWAY, or of the end of the last stream after that; `None` before GOAWAY.
-    told: Cell<Option<Instant>>,
+    goaway_sent_at: Cell<Option<Instant>>,
     /// The recent number of streams that the client reset before their end.
     aborted: ResetLimit,
     /// The time when the client last accepted data.
@@ -302,7 +302,8 @@ impl Streams {
         let exchange = match self.limit_violation(&request) {
             None => Ok(self.client.exchange(request, upload, timers.clone())),
             Some((status, limit, why)) => {
-                let (error, worker) = (Error::new(FailureKind::RequestError, why).met(limit), self.client.worker());
+                let (error, worker) =
+                    (Error::new(FailureKind::RequestError, why).with_limit(limit), self.client.worker());
                 let received = ReceivedRequest::Parsed(exchange::request_line(&worker, &request.into_parts().0));
                 Err(self.client.refuse(Rejection { error, status, received }))
             }
@@ -420,7 +421,7 @@ impl Streams {
         self.note_malformed(frames.malformed());
         while frames.last_heads() > self.last_heads.get() {
             self.give_last_head();
-            let error = Error::new(FailureKind::RequestError, "the head is too long").met("limits.head");
+            let error = Error::new(FailureKind::RequestError, "the head is too long").with_limit("limits.head");
             let (status, received) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, UNKNOWN);
             drop(self.client.refuse(Rejection { error, status, received }));
         }
@@ -445,7 +446,7 @@ impl Streams {
         let io = io.socket();
         let socket = transport(&io);
         let is_gone = if has_failed { socket.is_gone() } else { socket.is_reset() };
-        let took_nothing = self.sent_at_end.get().is_some_and(|sent| socket.taken() <= sent);
+        let took_nothing = self.sent_at_end.get().is_some_and(|sent| socket.bytes_taken() <= sent);
         for mut record in self.unconfirmed.take().into_iter().filter(|_| is_gone) {
             record.client_left(took_nothing);
         }
@@ -500,7 +501,7 @@ impl Streams {
         };
         let takes_nothing = now.saturating_duration_since(self.taken.get()) >= patience;
         let open = self.open.get();
-        let Some(told) = self.told.get().filter(|_| open == 0) else {
+        let Some(goaway_sent_at) = self.goaway_sent_at.get().filter(|_| open == 0) else {
             // A single stream may be left unread for a while, as when a film is paused; other streams then make
             // progress.
             let stuck = self.all.borrow().iter().filter(|stream| is_stuck(stream)).count();
@@ -514,7 +515,7 @@ impl Streams {
         // that sends PINGs accepts data as often as it likes.
         self.served.get() == 0
             || takes_nothing
-            || now.saturating_duration_since(told) >= GOAWAY_TIMEOUT_FACTOR * patience
+            || now.saturating_duration_since(goaway_sent_at) >= GOAWAY_TIMEOUT_FACTOR * patience
     }
 }
 
@@ -531,8 +532,8 @@ impl Drop for OpenStream {
         streams.client.presence.wait(streams.client.clock.now());
         // None of them is open: an idle connection holds no memory of streams that it had.
         drop(streams.all.take());
-        if streams.told.get().is_some() {
-            streams.told.set(Some(streams.client.clock.now()));
+        if streams.goaway_sent_at.get().is_some() {
+            streams.goaway_sent_at.set(Some(streams.client.clock.now()));
             streams.idle.set(streams.look_after());
         } else {
             streams.idle.set(streams.client.arrival.listener.limits.keep_alive);
@@ -599,7 +600,7 @@ impl Body for Http2Body {
             Poll::Ready(None) => true,
         };
         // The next piece is requested once this one has been taken.
-        self.stream.given(frame.is_ready().then(|| self.outgoing.total.clock().now()));
+        self.stream.set_stalled_since(frame.is_ready().then(|| self.outgoing.total.clock().now()));
         if let (Poll::Ready(Some(Ok(frame))), Some(open)) = (&frame, &self.open)
             && frame.is_trailers()
         {

@@ -27,7 +27,7 @@ pub async fn run(
     deadline: Deadline,
     mut record: Option<ExchangeRecord>,
 ) {
-    let SwitchedProtocol { mut stream, flight, .. } = switched;
+    let SwitchedProtocol { mut stream, in_flight_guard, .. } = switched;
     let mut client = WatchedSocket { io: client, idle, deadline: deadline.clone(), written: 0, has_failed: false };
     deadline.set(idle);
     // Both are parts of buffers that hyper has read into, and are dropped once they are written.
@@ -39,7 +39,7 @@ pub async fn run(
         drop(behind);
         copy_bidirectional_with_sizes(&mut client, &mut stream.transport, BUFFER, BUFFER).await
     };
-    let endpoint = flight.seat().name.clone();
+    let endpoint = in_flight_guard.endpoint_view().name.clone();
     match deadline.until_met(carrying).await {
         Ok(Ok(_)) => {}
         // Clients may close tunnels at any time.
@@ -53,7 +53,7 @@ pub async fn run(
         record.response_bytes += client.written;
         record.sent();
     }
-    drop((flight, stream.slot));
+    drop((in_flight_guard, stream.permit));
 }
 
 fn log(endpoint: &str, record: Option<&ExchangeRecord>, cause: &str, limit: Option<&'static str>) {

@@ -69,12 +69,12 @@ impl<T: Transport> WriteTimeout<T> {
         self
     }
 
-    fn sent<R>(&mut self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+    fn track_write<R>(&mut self, cx: &Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if written.is_ready() {
             self.pace.go_on(&self.send);
             return written;
         }
-        let Some(met) = self.pace.met(&self.socket, &self.send, cx) else { return Poll::Pending };
+        let Some(met) = self.pace.exceeded_limit(&self.socket, &self.send, cx) else { return Poll::Pending };
         let address = self.peer.as_ref().and_then(|peer| peer.address.as_ref());
         self.census.cut_off(met, address.and_then(|address| address.to_str().ok()));
         self.socket.forget_unsent();
@@ -92,7 +92,7 @@ impl SendPace {
     }
 
     /// Returns the limit that the client of a full socket has reached; `None` if it has reached none.
-    fn met(&mut self, socket: &impl Transport, deadline: &Deadline, cx: &Context<'_>) -> Option<SendLimit> {
+    fn exceeded_limit(&mut self, socket: &impl Transport, deadline: &Deadline, cx: &Context<'_>) -> Option<SendLimit> {
         let now = deadline.clock().now();
         deadline.watch(cx);
         let Some(since) = self.since else {
@@ -104,7 +104,7 @@ impl SendPace {
             return None;
         }
         deadline.set(self.limits.timeout / LOOKS);
-        let taken = socket.taken();
+        let taken = socket.bytes_taken();
         if taken > self.taken {
             (self.taken, self.progress) = (taken, Some(now));
         }
@@ -135,7 +135,7 @@ impl<T: Transport> AsyncRead for WriteTimeout<T> {
 impl<T: Transport> AsyncWrite for WriteTimeout<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
-        self.sent(cx, written)
+        self.track_write(cx, written)
     }
 
     fn poll_write_vectored(
@@ -144,7 +144,7 @@ impl<T: Transport> AsyncWrite for WriteTimeout<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
-        self.sent(cx, written)
+        self.track_write(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -153,7 +153,7 @@ impl<T: Transport> AsyncWrite for WriteTimeout<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.socket).poll_flush(cx);
-        self.sent(cx, flushed)
+        self.track_write(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -206,7 +206,7 @@ mod tests {
             self.1
         }
 
-        fn taken(&self) -> u64 {
+        fn bytes_taken(&self) -> u64 {
             self.1
         }
 

@@ -46,7 +46,7 @@ pub struct Attempt<'a> {
     /// The hop-by-hop options for the endpoint.
     pub hop: &'a HopOptions,
     pub rules: &'a Rc<ConnectionSettings>,
-    pub slots: &'a ConnectionLimit,
+    pub connection_limit: &'a ConnectionLimit,
     /// Limits each thing that is waited for.
     pub step: &'a Deadline,
     /// Whether the request may go to another endpoint if this one has no connection for it.
@@ -66,26 +66,26 @@ pub struct AttemptFailure {
 }
 
 impl Attempt<'_> {
-    /// Sends the request to the endpoint of a flight.
-    pub async fn run(&mut self, flight: InFlightGuard) -> Result<AttemptResponse, AttemptFailure> {
-        let wanted = self.required_protocol(&flight.seat().endpoint.address)?;
-        let mut kept = self.kept(&flight, wanted);
+    /// Sends the request to the endpoint that it is in flight at.
+    pub async fn run(&mut self, in_flight_guard: InFlightGuard) -> Result<AttemptResponse, AttemptFailure> {
+        let wanted = self.required_protocol(&in_flight_guard.endpoint_view().endpoint.address)?;
+        let mut pooled = self.pooled_connection(&in_flight_guard, wanted);
         for left in (0..TRIES).rev() {
-            let (mut connection, origin) = match kept.take() {
+            let (mut connection, origin) = match pooled.take() {
                 Some(connection) => (connection, ConnectionOrigin::Kept),
-                None => boxed(|| self.connect(&flight, wanted)).await?,
+                None => boxed(|| self.connect(&in_flight_guard, wanted)).await?,
             };
-            let sent = self.send(&mut connection, &flight).await.inspect_err(|failure| {
+            let sent = self.send(&mut connection, &in_flight_guard).await.inspect_err(|failure| {
                 if failure.error.kind == FailureKind::ResponseTimeout && origin == ConnectionOrigin::Kept {
-                    flight.seat().pool.give_up_shared();
+                    in_flight_guard.endpoint_view().pool.give_up_shared();
                 }
             });
             match sent? {
-                Ok(response) => return self.answered(response, connection, flight),
+                Ok(response) => return self.accept_response(response, connection, in_flight_guard),
                 Err(unsent) if left > 0 && self.may_resend(&unsent, &connection, origin) => {
                     drop(self.recover_body(*unsent))
                 }
-                Err(unsent) => return Err(self.failed(*unsent, &connection)),
+                Err(unsent) => return Err(self.recover_unsent(*unsent, &connection)),
             }
         }
         Err(not_sent(Error::new(FailureKind::ConnectionTerminated, "several connections in a row were dead")))
@@ -93,10 +93,10 @@ impl Attempt<'_> {
 
     /// Returns an idle or shared connection that seems alive. A request that can't be repeated is not sent on one whose
     /// end has come already.
-    fn kept(&self, flight: &InFlightGuard, wanted: RequiredProtocol) -> Option<Box<Connection>> {
-        let pool = &flight.seat().pool;
+    fn pooled_connection(&self, in_flight_guard: &InFlightGuard, wanted: RequiredProtocol) -> Option<Box<Connection>> {
+        let pool = &in_flight_guard.endpoint_view().pool;
         loop {
-            let mut connection = pool.idle(wanted, self.rules, self.slots, self.step.clock().now())?;
+            let mut connection = pool.idle(wanted, self.rules, self.connection_limit, self.step.clock().now())?;
             if self.context.request.method.is_idempotent() || connection.is_open_now() {
                 return Some(connection);
             }
@@ -117,14 +117,14 @@ impl Attempt<'_> {
     /// A connection of the request's own, or one that has become free.
     async fn connect(
         &self,
-        flight: &InFlightGuard,
+        in_flight_guard: &InFlightGuard,
         wanted: RequiredProtocol,
     ) -> Result<(Box<Connection>, ConnectionOrigin), AttemptFailure> {
-        let (rules, pool, clock) = (self.rules, &flight.seat().pool, self.step.clock());
+        let (rules, pool, clock) = (self.rules, &in_flight_guard.endpoint_view().pool, self.step.clock());
         let within = rules.connect_timeout;
         let late = |after| {
             let error = Error::new(FailureKind::ConnectionTimeout, format!("no connection after {after:?}"));
-            not_sent(error.met("connect-timeout"))
+            not_sent(error.with_limit("connect-timeout"))
         };
         let waiting = || AttemptFailure { reached: Delivery::Waiting, ..late(happy_eyeballs::DELAY) };
         if pool.is_stuck() && (self.elsewhere)() {
@@ -132,21 +132,21 @@ impl Attempt<'_> {
         }
         let full = |_| {
             let error = Error::new(FailureKind::LimitReached, format!("no connection became free in {within:?}"));
-            not_sent(error.met("connect-timeout"))
+            not_sent(error.with_limit("connect-timeout"))
         };
-        let leave = self.step.limit(within, pool.acquire(self.slots, wanted, rules, clock));
-        let slot = match leave.await.map_err(full)?.map_err(not_sent)? {
+        let leave = self.step.limit(within, pool.acquire(self.connection_limit, wanted, rules, clock));
+        let permit = match leave.await.map_err(full)?.map_err(not_sent)? {
             Acquired::Use(connection) => return Ok((connection, ConnectionOrigin::Kept)),
-            Acquired::Connect(slot) => slot,
+            Acquired::Connect(permit) => permit,
         };
         let request = ConnectionRequest {
-            limit: self.slots.clone(),
+            limit: self.connection_limit.clone(),
             wanted,
             ends: self.context.ends(),
             settings: rules.clone(),
             reached: Rc::default(),
         };
-        let mut connecting = PendingConnection::new(flight.seat(), slot, request, clock);
+        let mut connecting = PendingConnection::new(in_flight_guard.endpoint_view(), permit, request, clock);
         let mut left = within;
         if within > happy_eyeballs::DELAY && (self.elsewhere)() {
             match self.step.limit(happy_eyeballs::DELAY, connecting.attempt()).await {
@@ -168,11 +168,11 @@ impl Attempt<'_> {
     async fn send(
         &mut self,
         connection: &mut Connection,
-        flight: &InFlightGuard,
+        in_flight_guard: &InFlightGuard,
     ) -> Result<SendResult, AttemptFailure> {
         let (rules, step, upload) = (self.rules, self.step, self.upload);
         let body = self.content.borrow_mut().take().ok_or_else(body_not_replayable)?;
-        let address = &flight.seat().endpoint.address;
+        let address = &in_flight_guard.endpoint_view().endpoint.address;
         // The request's name ends here: a future has room for all that has one where it waits.
         let mut pending = pin!({
             let mut request = Request::new(body);
@@ -199,7 +199,7 @@ impl Attempt<'_> {
         let late = |_| {
             let error =
                 Error::new(FailureKind::ResponseTimeout, format!("no response after {:?}", rules.response_timeout));
-            AttemptFailure { error: error.met("response-timeout"), reached: Delivery::MaybeProcessed }
+            AttemptFailure { error: error.with_limit("response-timeout"), reached: Delivery::MaybeProcessed }
         };
         step.limit(rules.response_timeout, sending).await.map_err(late)
     }
@@ -219,8 +219,8 @@ impl Attempt<'_> {
         let fields = request.headers_mut();
         // The copy stays, which has room for what it has and no more. A response in HTTP/1 is parsed into the map that
         // leaves, and most responses have more fields.
-        let kept = head.headers.clone();
-        *fields = std::mem::replace(&mut head.headers, kept);
+        let copy = head.headers.clone();
+        *fields = std::mem::replace(&mut head.headers, copy);
         hop_by_hop::ask(self.hop, version, fields);
         if !fields.contains_key(header::HOST)
             && let Ok(host) = HeaderValue::from_str(endpoint.address.authority())
@@ -246,11 +246,11 @@ impl Attempt<'_> {
     }
 
     /// A response that can be passed on, with the connection that it streams from.
-    fn answered(
+    fn accept_response(
         &self,
         mut response: Response<EndpointBody>,
         connection: Box<Connection>,
-        flight: InFlightGuard,
+        in_flight_guard: InFlightGuard,
     ) -> Result<AttemptResponse, AttemptFailure> {
         let malformed = |why| AttemptFailure {
             error: Error::new(FailureKind::ProtocolError, why),
@@ -272,7 +272,7 @@ impl Attempt<'_> {
         let (rules, step, upload) = (self.rules.clone(), self.step.clone(), self.upload.clone());
         Ok(AttemptResponse {
             response,
-            lease: ConnectionLease { connection, flight, is_good: true, rules, step, upload },
+            lease: ConnectionLease { connection, in_flight_guard, is_good: true, rules, step, upload },
         })
     }
 
@@ -305,7 +305,7 @@ impl Attempt<'_> {
         unsent.error
     }
 
-    fn failed(&self, unsent: Unsent, connection: &Connection) -> AttemptFailure {
+    fn recover_unsent(&self, unsent: Unsent, connection: &Connection) -> AttemptFailure {
         let is_untouched = unsent.content.is_some();
         let error = self.recover_body(unsent);
         match self.upload.fault() {
@@ -394,13 +394,13 @@ fn named(error: SendError, limits: ResponseHeadLimits) -> Error {
     let kind = match &error {
         SendError::Http1(Http1Error::Head(HeadError::TooLarge)) => return too_large(limits),
         SendError::Http1(Http1Error::Informational(_)) => {
-            return Error::new(FailureKind::ResponseHeadSize, error).met("limits.response-head");
+            return Error::new(FailureKind::ResponseHeadSize, error).with_limit("limits.response-head");
         }
         SendError::Http1(Http1Error::Head(_)) => FailureKind::ProtocolError,
         SendError::Http1(_) => FailureKind::ConnectionTerminated,
         SendError::Http2(error) => {
             if let Some(refusal) = informational::refusal(error) {
-                return Error::new(FailureKind::ResponseHeadSize, refusal).met("limits.response-head");
+                return Error::new(FailureKind::ResponseHeadSize, refusal).with_limit("limits.response-head");
             }
             let is_malformed = cause::<h2::Error>(error)
                 .is_some_and(|error| error.is_library() && error.reason() == Some(h2::Reason::PROTOCOL_ERROR));

@@ -57,12 +57,12 @@ pub struct BypassedCache {
 /// A request that no response in memory can answer.
 #[derive(Clone)]
 pub struct CacheMiss {
-    seat: CacheStage,
+    stage: CacheStage,
     cache_key: CacheKey,
     id: u128,
     scope: u64,
     /// The stored response on disk, with the purge-log position of the lookup; `None` if there is none.
-    filed: Option<DiskCandidate>,
+    disk_candidate: Option<DiskCandidate>,
     /// The stored response that can't be served as it is; `None` if there is none.
     stale: Option<Stale>,
     why: ForwardReason,
@@ -105,27 +105,27 @@ struct CacheStage {
 #[inline(never)]
 pub fn look_up(
     worker: &Rc<WorkerState>,
-    route_place: usize,
+    route_index: usize,
     at: ChainPosition,
     (context, upstream): (&mut Box<ExchangeContext>, usize),
     is_plain: bool,
     clock: &Rc<Clock>,
 ) -> Result<Lookup, ChainFailure> {
-    let route = &worker.generation.routes[route_place];
-    let seat = CacheStage { at, binding: at.plugin(route) };
-    let needs = seat.needs(worker);
+    let route = &worker.generation.routes[route_index];
+    let stage = CacheStage { at, binding: at.plugin(route) };
+    let needs = stage.needs(worker);
     let is_read = is_read(&context.request);
     let planned = needs.plan.as_ref().filter(|_| is_read).and_then(|plan| plan.key(context));
     let lookup = match planned {
         Some(key) => cache_policy::use_cache(CacheKey { key, allow_fresh: true, only_if_cached: false }),
-        None => seat
+        None => stage
             .decide(worker, context, |policy| policy.lookup(&needs.request, context))?
             .unwrap_or_else(|| PolicyLookup::Bypass(BypassReason::Other(POLICY_FAILED.into()))),
     };
     let cache_key = match lookup {
         PolicyLookup::UseCache(cache_key) if is_plain && is_read => cache_key,
         lookup => {
-            seat.count(worker, context, CacheOutcome::Bypass);
+            stage.count(worker, context, CacheOutcome::Bypass);
             return Ok(Lookup::Bypass(BypassedCache::of(at, lookup, &context.request)));
         }
     };
@@ -134,20 +134,21 @@ pub fn look_up(
     let scope = store.scope(&context.route, &worker.generation.upstreams[upstream].name);
     let why = ForwardReason::UriMiss;
     let reached = Cell::new(at);
-    let mut asking = CacheMiss { seat, cache_key, id, scope, filed: None, stale: None, why, reached, passes: false };
-    let (key, fields) = (&asking.cache_key.key, &context.request.headers);
+    let mut miss =
+        CacheMiss { stage, cache_key, id, scope, disk_candidate: None, stale: None, why, reached, passes: false };
+    let (key, fields) = (&miss.cache_key.key, &context.request.headers);
     let found = store.find(id, key, scope, fields, now);
     let Found::Variant(object) = found else {
-        asking.filed = store.find_on_disk(id, key, scope, fields);
-        asking.passes = matches!(found, Found::HitForMiss);
+        miss.disk_candidate = store.find_on_disk(id, key, scope, fields);
+        miss.passes = matches!(found, Found::HitForMiss);
         if let Found::OtherVariants = found {
-            asking.why = ForwardReason::VaryMiss;
+            miss.why = ForwardReason::VaryMiss;
         }
-        return Ok(Lookup::Miss(Box::new(asking)));
+        return Ok(Lookup::Miss(Box::new(miss)));
     };
-    Ok(match asking.evaluate_stored(worker, (route_place, upstream), context, object, clock)? {
+    Ok(match miss.evaluate_stored(worker, (route_index, upstream), context, object, clock)? {
         Some(response) => Lookup::Hit(response),
-        None => Lookup::Miss(Box::new(asking)),
+        None => Lookup::Miss(Box::new(miss)),
     })
 }
 
@@ -173,13 +174,13 @@ impl BypassedCache {
 
     /// Handles the response in `head`: invalidates stored responses if necessary, and adds `Cache-Status`.
     pub fn on_response(self, worker: &WorkerState, route: &Route, context: &mut ExchangeContext) {
-        let seat = CacheStage { at: self.at, binding: self.at.plugin(route) };
-        let needs = seat.needs(worker);
+        let stage = CacheStage { at: self.at, binding: self.at.plugin(route) };
+        let needs = stage.needs(worker);
         let Some(status) = context.response.as_ref().map(|response| response.status) else { return };
         if let Some(request) = self.changes.filter(|_| status.is_success() || status.is_redirection()) {
             // The policy receives the request as the cache received it, so that keys are the same as in lookups.
             let sent = std::mem::replace(&mut context.request, *request);
-            let keys = seat.notify(worker, context, |policy| policy.changed(&needs.response, context));
+            let keys = stage.notify(worker, context, |policy| policy.invalidated_keys(&needs.response, context));
             context.request = sent;
             let store = &worker.generation.store;
             keys.unwrap_or_default().iter().for_each(|key| store.invalidate(store.id(key)));
@@ -200,16 +201,16 @@ impl CacheMiss {
         context: &mut Box<ExchangeContext>,
         clock: &Rc<Clock>,
     ) -> Result<CacheResponse, ChainFailure> {
-        if let Some(candidate) = self.filed.take()
+        if let Some(candidate) = self.disk_candidate.take()
             && let Some(object) = self.recall(worker, &candidate).await
             && let Some(response) = self.evaluate_stored(worker, (route, upstream), context, object, clock)?
         {
-            return Ok(self.answered(response));
+            return Ok(self.cache_response(response));
         }
         if self.cache_key.only_if_cached {
-            self.seat.count(worker, context, CacheOutcome::Miss);
+            self.stage.count(worker, context, CacheOutcome::Miss);
             let report = CacheStatus::missed().detail(Some(ONLY_IF_CACHED));
-            return Ok(self.answered(self.gateway_timeout(worker, report)));
+            return Ok(self.cache_response(self.gateway_timeout(worker, report)));
         }
         let mut turns = 0;
         let lead = loop {
@@ -218,30 +219,30 @@ impl CacheMiss {
                 break None;
             }
             turns += 1;
-            let name = self.flight(worker, context);
-            match worker.generation.store.flights.join(name) {
+            let name = self.fetch_id(worker, context);
+            match worker.generation.store.fetches.join(name) {
                 FetchRole::Lead(lead) => {
                     let newer = self.stored_meanwhile(worker, context);
                     if let Some(response) = newer.and_then(|it| self.serve(worker, context, &it, CacheStatus::hit())) {
-                        self.seat.count(worker, context, CacheOutcome::Hit);
-                        return Ok(self.answered(response));
+                        self.stage.count(worker, context, CacheOutcome::Hit);
+                        return Ok(self.cache_response(response));
                     }
                     break Some(lead);
                 }
-                FetchRole::Follow(mut flight) => match wait_for_outcome(&mut flight).await {
-                    FetchOutcome::Object(object, asked) if self.was_purged(worker, &object, asked) => {
-                        worker.generation.store.flights.detach(name, &flight);
+                FetchRole::Follow(mut outcome) => match wait_for_outcome(&mut outcome).await {
+                    FetchOutcome::Object(object, epoch) if self.was_purged(worker, &object, epoch) => {
+                        worker.generation.store.fetches.detach(name, &outcome);
                     }
                     FetchOutcome::Object(object, _) => {
                         if let Some(response) = self.serve_collapsed(worker, context, &object) {
-                            self.seat.count(worker, context, CacheOutcome::Collapsed);
-                            return Ok(self.answered(response));
+                            self.stage.count(worker, context, CacheOutcome::Collapsed);
+                            return Ok(self.cache_response(response));
                         }
                     }
                     FetchOutcome::Failed(kind) => {
                         let cause = "the request that it waited for failed";
-                        let failed = ChainFailure::new(Error::new(kind, cause), self.seat.at);
-                        self.seat.count(worker, context, CacheOutcome::Collapsed);
+                        let failed = ChainFailure::new(Error::new(kind, cause), self.stage.at);
+                        self.stage.count(worker, context, CacheOutcome::Collapsed);
                         return self.stale_or_failure(worker, context, None, failed);
                     }
                     FetchOutcome::Pass => self.passes = true,
@@ -253,8 +254,8 @@ impl CacheMiss {
             ForwardReason::Stale | ForwardReason::Request => CacheOutcome::Validated,
             _ => CacheOutcome::Miss,
         };
-        self.seat.count(worker, context, outcome);
-        Fetch { asking: self, worker, route, upstream, clock }.run(context, lead).await
+        self.stage.count(worker, context, outcome);
+        Fetch { miss: self, worker, route, upstream, clock }.run(context, lead).await
     }
 
     /// Returns how many plugins, from the top of the chain, have run their request hooks.
@@ -266,15 +267,15 @@ impl CacheMiss {
     async fn recall(&self, worker: &WorkerState, candidate: &DiskCandidate) -> Option<Arc<StoredResponse>> {
         let (store, most) = (&worker.generation.store, fetch::max_in_memory(worker));
         loop {
-            match store.flights.join(candidate.entry.flight()) {
+            match store.fetches.join(candidate.entry.fetch_id()) {
                 FetchRole::Lead(lead) => {
                     let recalled = store.load(self.id, &self.cache_key.key, candidate, most).await;
-                    let outcome = |object| FetchOutcome::Object(object, candidate.asked);
-                    let landing = recalled.clone().map_or(FetchOutcome::Pass, outcome);
-                    lead.end(landing);
+                    let loaded = |object| FetchOutcome::Object(object, candidate.epoch);
+                    let outcome = recalled.clone().map_or(FetchOutcome::Pass, loaded);
+                    lead.end(outcome);
                     return recalled;
                 }
-                FetchRole::Follow(mut flight) => match wait_for_outcome(&mut flight).await {
+                FetchRole::Follow(mut outcome) => match wait_for_outcome(&mut outcome).await {
                     FetchOutcome::Object(object, _) => return Some(object),
                     FetchOutcome::Left | FetchOutcome::Pending => {}
                     FetchOutcome::Pass | FetchOutcome::Failed(_) => return None,
@@ -293,21 +294,21 @@ impl CacheMiss {
         object: Arc<StoredResponse>,
         clock: &Rc<Clock>,
     ) -> Result<Option<Response<ResponseBody>>, ChainFailure> {
-        let (needs, now) = (self.seat.needs(worker), now_ms());
+        let (needs, now) = (self.stage.needs(worker), now_ms());
         let is_fresh = object.is_fresh(now);
         let reuse = if is_fresh && self.cache_key.allow_fresh {
             Reuse::Serve
         } else {
             let described = described(&object, now);
             let reuse =
-                self.seat.decide(worker, context, |policy| policy.stored(&needs.request, context, described))?;
+                self.stage.decide(worker, context, |policy| policy.decide_reuse(&needs.request, context, described))?;
             reuse.unwrap_or(Reuse::Validate)
         };
         if let Reuse::Serve | Reuse::ServeAndRevalidate = reuse
             && let Some(response) = self.serve(worker, context, &object, CacheStatus::hit())
         {
             let outcome = if is_fresh { CacheOutcome::Hit } else { CacheOutcome::Stale };
-            self.seat.count(worker, context, outcome);
+            self.stage.count(worker, context, outcome);
             if reuse == Reuse::ServeAndRevalidate {
                 self.stale = Some(Stale { object, validates: true });
                 self.clone().revalidate(worker, places, context, clock);
@@ -327,7 +328,9 @@ impl CacheMiss {
         context: &ExchangeContext,
         clock: &Rc<Clock>,
     ) {
-        let FetchRole::Lead(lead) = worker.generation.store.flights.join(self.flight(worker, context)) else { return };
+        let FetchRole::Lead(lead) = worker.generation.store.fetches.join(self.fetch_id(worker, context)) else {
+            return;
+        };
         // Another request may have just finished the revalidation.
         if self.stored_meanwhile(worker, context).is_some() {
             return;
@@ -335,13 +338,14 @@ impl CacheMiss {
         self.why = ForwardReason::Stale;
         let (worker, in_chain) = (worker.clone(), worker.enter_chain());
         let (clock, mut context) = (clock.clone(), Box::new(context.copy()));
-        self.seat.count(&worker, &mut context, CacheOutcome::Validated);
+        self.stage.count(&worker, &mut context, CacheOutcome::Validated);
         spawn(Task::Revalidate, async move {
             let [total] = clock.deadlines();
             total.set(worker.generation.routes[route].timeout.unwrap_or(MAX_REVALIDATION_TIME));
-            let fetch = Fetch { asking: &self, worker: &worker, route, upstream, clock: &clock };
+            let fetch = Fetch { miss: &self, worker: &worker, route, upstream, clock: &clock };
             let validated = total.until_met(fetch.run(&mut context, Some(lead))).await;
-            let late = || Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").met("timeout");
+            let late =
+                || Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").with_limit("timeout");
             let validated = validated.unwrap_or_else(|_| Err(ChainFailure::new(late(), self.depth())));
             if let Err(ChainFailure { error, .. }) = validated {
                 record::log(&error, Some(&context), "stored response not validated", false);
@@ -351,14 +355,14 @@ impl CacheMiss {
     }
 
     /// Returns the name of the fetch that answers the request.
-    fn flight(&self, worker: &WorkerState, context: &ExchangeContext) -> u128 {
-        worker.generation.store.flight(self.id, self.scope, &context.request.headers)
+    fn fetch_id(&self, worker: &WorkerState, context: &ExchangeContext) -> u128 {
+        worker.generation.store.fetch_id(self.id, self.scope, &context.request.headers)
     }
 
     /// Returns whether another request's response was purged after that request had begun its fetch.
-    fn was_purged(&self, worker: &WorkerState, object: &StoredResponse, asked: PurgeEpoch) -> bool {
+    fn was_purged(&self, worker: &WorkerState, object: &StoredResponse, epoch: PurgeEpoch) -> bool {
         let store = &worker.generation.store;
-        store.was_purged(asked, self.id, &self.cache_key.key, &object.variant)
+        store.was_purged(epoch, self.id, &self.cache_key.key, &object.variant)
     }
 
     /// Returns a fresh response that was stored after the lookup; `None` if there is none.
@@ -403,7 +407,7 @@ impl CacheMiss {
     ) -> Result<CacheResponse, ChainFailure> {
         let Some(response) = self.serve_stale_on_error(worker, context, status) else { return Err(failed) };
         record::log(&failed.error, Some(context), "exchange failed, a stored response stands for it", false);
-        Ok(self.answered(response))
+        Ok(self.cache_response(response))
     }
 
     fn serve_stale_on_error(
@@ -413,15 +417,15 @@ impl CacheMiss {
         status: Option<StatusCode>,
     ) -> Option<Response<ResponseBody>> {
         let object = &self.stale.as_ref()?.object;
-        let (needs, now) = (self.seat.needs(worker), now_ms());
+        let (needs, now) = (self.stage.needs(worker), now_ms());
         let code = status.map(|status| status.as_u16());
-        let allowed = self.seat.notify(worker, context, |policy| {
+        let allowed = self.stage.notify(worker, context, |policy| {
             policy.upstream_error(&needs.request, context, described(object, now), code)
         });
         if allowed != Some(true) {
             return None;
         }
-        self.seat.count(worker, context, CacheOutcome::ErrorCovered);
+        self.stage.count(worker, context, CacheOutcome::ErrorCovered);
         let mut report = CacheStatus::forwarded(ForwardReason::Stale).detail(Some("stale-if-error"));
         if let Some(status) = status {
             report = report.status(status);
@@ -441,7 +445,7 @@ impl CacheMiss {
         let mut response = hit::hit_response(object, &context.request, now)?;
         let ttl = object.freshness.lifetime_ms as i64 - object.age_ms(now) as i64;
         report.ttl(ttl.div_euclid(1000)).append_to(
-            self.seat.needs(worker),
+            self.stage.needs(worker),
             Some(&self.cache_key.key),
             response.headers_mut(),
         );
@@ -452,12 +456,12 @@ impl CacheMiss {
     fn gateway_timeout(&self, worker: &WorkerState, report: CacheStatus) -> Response<ResponseBody> {
         let mut response = Response::new(ResponseBody::Full(Default::default()));
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-        report.append_to(self.seat.needs(worker), Some(&self.cache_key.key), response.headers_mut());
+        report.append_to(self.stage.needs(worker), Some(&self.cache_key.key), response.headers_mut());
         response
     }
 
-    fn answered(&self, response: Response<ResponseBody>) -> CacheResponse {
-        CacheResponse { response, edits: None, depth: self.seat.at }
+    fn cache_response(&self, response: Response<ResponseBody>) -> CacheResponse {
+        CacheResponse { response, edits: None, depth: self.stage.at }
     }
 }
 
@@ -521,7 +525,9 @@ impl CacheStage {
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Option<R> {
         let answer = self.call(worker, call);
-        answer.inspect_err(|failure| worker.plugin_failed(self.binding, "cache-policy", failure, Some(context))).ok()
+        answer
+            .inspect_err(|failure| worker.record_plugin_failure(self.binding, "cache-policy", failure, Some(context)))
+            .ok()
     }
 
     fn call<R>(

@@ -47,7 +47,7 @@ pub struct ChainFailure {
 /// The edits that a balancer wants made to the response.
 #[derive(Clone)]
 pub struct BalancerEdits {
-    /// The place of the balancer in the generation.
+    /// The index of the balancer in the generation.
     pub binding: usize,
     pub edits: Arc<[Edit]>,
 }
@@ -75,7 +75,7 @@ impl ChainPosition {
         ChainPosition(self.0 + 1)
     }
 
-    /// The place of the plugin just below these, in the generation.
+    /// The index of the plugin just below these, in the generation.
     pub fn plugin(self, route: &Route) -> usize {
         route.chain[self.0]
     }
@@ -100,12 +100,12 @@ pub fn down(
     context: &mut Box<ExchangeContext>,
     upstream: &mut usize,
 ) -> Result<RequestHooks, ChainFailure> {
-    for (depth, place) in route.chain.iter().enumerate().skip(from.0) {
-        let configured = &worker.generation.bindings[*place];
+    for (depth, plugin_index) in route.chain.iter().enumerate().skip(from.0) {
+        let configured = &worker.generation.bindings[*plugin_index];
         let hooked = match &configured.request {
             Hook::Absent => Ok(None),
             Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Request, context).map(|()| None),
-            Hook::Call(needs) => match call(worker, *place, MessageSide::Request, needs, context) {
+            Hook::Call(needs) => match call(worker, *plugin_index, MessageSide::Request, needs, context) {
                 Ok(FilterVerdict::Plan(plan)) => {
                     apply_plan(configured, plan, MessageSide::Request, context).map(|()| None)
                 }
@@ -119,9 +119,13 @@ pub fn down(
         match hooked {
             Ok(None) => {}
             Ok(Some(response)) => return Ok(RequestHooks::Answer(response, ChainPosition(depth))),
-            Err(failure) => {
-                on_error(worker, *place, failure, ChainPosition(depth), FailedHook { hook: "request-filter", context })?
-            }
+            Err(failure) => on_error(
+                worker,
+                *plugin_index,
+                failure,
+                ChainPosition(depth),
+                FailedHook { hook: "request-filter", context },
+            )?,
         }
         if configured.response_body.is_some() {
             transformed_content::ask(&mut context.request.headers);
@@ -142,8 +146,8 @@ pub fn up(
     context: &mut Box<ExchangeContext>,
 ) -> Result<Option<Vec<u8>>, ChainFailure> {
     let mut content = None;
-    for (depth, place) in plugins.clone().zip(&route.chain[plugins]).rev() {
-        let configured = &worker.generation.bindings[*place];
+    for (depth, plugin_index) in plugins.clone().zip(&route.chain[plugins]).rev() {
+        let configured = &worker.generation.bindings[*plugin_index];
         if configured.cache.is_some() {
             // A cache has a place of its own on the way up.
             continue;
@@ -151,7 +155,7 @@ pub fn up(
         let hooked = match &configured.response {
             Hook::Absent => continue,
             Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Response, context),
-            Hook::Call(needs) => match call(worker, *place, MessageSide::Response, needs, context) {
+            Hook::Call(needs) => match call(worker, *plugin_index, MessageSide::Response, needs, context) {
                 Ok(FilterVerdict::Plan(plan)) => apply_plan(configured, plan, MessageSide::Response, context),
                 Ok(FilterVerdict::Proceed(edits)) => {
                     edits::apply(edits, &configured.plans, MessageSide::Response, context).map_err(PluginFailure::from)
@@ -166,7 +170,13 @@ pub fn up(
             },
         };
         if let Err(failure) = hooked {
-            on_error(worker, *place, failure, ChainPosition(depth), FailedHook { hook: "response-filter", context })?;
+            on_error(
+                worker,
+                *plugin_index,
+                failure,
+                ChainPosition(depth),
+                FailedHook { hook: "response-filter", context },
+            )?;
         }
     }
     Ok(content)
@@ -189,12 +199,12 @@ pub fn apply_balancer_edits(
 /// Calls a head hook.
 fn call(
     worker: &WorkerState,
-    place: usize,
+    plugin_index: usize,
     side: MessageSide,
     needs: &[ValueName],
     context: &mut Box<ExchangeContext>,
 ) -> Result<FilterVerdict, PluginFailure> {
-    worker.call(place, |instance| instance.filter(side, needs, context))
+    worker.call(plugin_index, |instance| instance.filter(side, needs, context))
 }
 
 fn apply_plan(
@@ -221,11 +231,11 @@ fn apply_edits(
         Edit::Upstream(name) => Some(resolve_upstream(worker, name)),
         _ => None,
     });
-    let place = named.transpose()?;
+    let upstream_index = named.transpose()?;
     edits::apply(edits, &configured.plans, MessageSide::Request, context)?;
-    if let Some(place) = place {
-        *upstream = place;
-        context.upstream = worker.upstreams[place].name.clone();
+    if let Some(upstream_index) = upstream_index {
+        *upstream = upstream_index;
+        context.upstream = worker.upstreams[upstream_index].name.clone();
     }
     Ok(())
 }
@@ -241,8 +251,8 @@ fn begin_body_filters(
     context: &ExchangeContext,
 ) -> Result<Vec<BodyFilter>, ChainFailure> {
     let mut stages = Vec::new();
-    for (depth, place) in plugins.clone().zip(&route.chain[plugins]) {
-        let configured = &worker.generation.bindings[*place];
+    for (depth, plugin_index) in plugins.clone().zip(&route.chain[plugins]) {
+        let configured = &worker.generation.bindings[*plugin_index];
         let mode = if side == MessageSide::Request { configured.request_body } else { configured.response_body };
         let Some(mode) = mode else { continue };
         if let (BodyMode::Buffered(limit, OverLimit::Reject), Some(length)) = (mode, length)
@@ -253,14 +263,14 @@ fn begin_body_filters(
             let error = Error::new(kind, format!("{length} bytes, and `{}` takes {limit}", configured.name));
             return Err(ChainFailure { error, status: kind.status(), depth: ChainPosition(depth) });
         }
-        match BodyFilter::begin(&worker.guards[*place], &worker.bodies[*place], side, mode) {
+        match BodyFilter::begin(&worker.guards[*plugin_index], &worker.bodies[*plugin_index], side, mode) {
             Ok(mut stage) => {
                 stage.belongs_to(ExchangeName::of(context));
                 stages.push(stage);
             }
             Err(failure) => {
                 let hook = if side == MessageSide::Request { "request-body" } else { "response-body" };
-                on_error(worker, *place, failure, ChainPosition(depth), FailedHook { hook, context })?;
+                on_error(worker, *plugin_index, failure, ChainPosition(depth), FailedHook { hook, context })?;
             }
         }
     }
@@ -316,7 +326,7 @@ pub fn filter_body(
     // A cache below has answered HEAD, or that its content is what the client has.
     let is_of_cache = || context.cache.is_some_and(|outcome| outcome != CacheOutcome::Bypass) && body.is_end_stream();
     let comes_from_upstream = comes_from_upstream || is_of_cache();
-    let transforms = |place: &usize| worker.generation.bindings[*place].response_body.is_some();
+    let transforms = |plugin_index: &usize| worker.generation.bindings[*plugin_index].response_body.is_some();
     let is_forbidden =
         |context: &ExchangeContext| context.response.as_ref().is_some_and(transformed_content::is_forbidden);
     if !comes_from_upstream || !route.chain[plugins.clone()].iter().any(transforms) || is_forbidden(context) {
@@ -325,9 +335,11 @@ pub fn filter_body(
     if let Some(obstacle) =
         context.response.as_ref().and_then(transformed_content::obstacle).filter(|_| !body.is_end_stream())
     {
-        for (depth, place) in plugins.clone().zip(&route.chain[plugins]).filter(|(_, place)| transforms(place)) {
+        for (depth, plugin_index) in
+            plugins.clone().zip(&route.chain[plugins]).filter(|(_, plugin_index)| transforms(plugin_index))
+        {
             let failing = FailedHook { hook: "response-body", context };
-            on_error(worker, *place, PluginFailure::Reported(obstacle.clone()), ChainPosition(depth), failing)?;
+            on_error(worker, *plugin_index, PluginFailure::Reported(obstacle.clone()), ChainPosition(depth), failing)?;
         }
         return Ok(body);
     }
@@ -346,8 +358,8 @@ pub fn filter_body(
 }
 
 fn resolve_upstream(worker: &WorkerState, name: &str) -> Result<usize, PluginFailure> {
-    let place = worker.generation.upstream_places.get(name).copied();
-    place.ok_or_else(|| {
+    let upstream_index = worker.generation.upstream_indices.get(name).copied();
+    upstream_index.ok_or_else(|| {
         PluginFailure::Senseless(format!(
             "it chose the upstream `{}`, which the manifest doesn't have",
             edit_check::shown(name)
@@ -364,13 +376,13 @@ pub struct FailedHook<'a> {
 /// Applies a failed plugin's `on-error`; returns `Ok` if the exchange continues without the plugin.
 pub fn on_error(
     worker: &WorkerState,
-    place: usize,
+    plugin_index: usize,
     failure: PluginFailure,
     depth: ChainPosition,
     failing: FailedHook<'_>,
 ) -> Result<(), ChainFailure> {
-    worker.plugin_failed(place, failing.hook, &failure, Some(failing.context));
-    let status = match worker.generation.bindings[place].on_error {
+    worker.record_plugin_failure(plugin_index, failing.hook, &failure, Some(failing.context));
+    let status = match worker.generation.bindings[plugin_index].on_error {
         OnError::Skip => return Ok(()),
         OnError::Fail => FailureKind::PluginError.status(),
         OnError::Respond(status) => status,

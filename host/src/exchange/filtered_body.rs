@@ -64,9 +64,9 @@ impl<B> FilteredBody<B> {
             let began = self.pause.as_ref().map_or_else(Instant::now, |pause| pause.began);
             let left = MAX_PAUSE.saturating_sub(began.elapsed());
             if left.is_zero() {
-                let spent = stage.spent();
+                let spent = stage.share_error();
                 if let Err(error) = stage.skip(spent) {
-                    stage.failed(&error);
+                    stage.record_failure(&error);
                     self.status = stage.status();
                     return Poll::Ready(Err(error));
                 }
@@ -177,7 +177,7 @@ impl Body for FilteredUpload {
         {
             this.upload.set_fault(fault);
         }
-        this.upload.held(frame)
+        this.upload.hold_frame(frame)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -213,7 +213,7 @@ fn reported<R>(
     call: impl FnOnce(&mut BodyFilter) -> Result<R, BodyFilterError>,
 ) -> Result<R, FilterFailure> {
     call(stage).map_err(|error| {
-        stage.failed(&error);
+        stage.record_failure(&error);
         FilterFailure { status: stage.status(), error }
     })
 }

@@ -52,15 +52,15 @@ impl From<Response<ResponseBody>> for Received {
 
 /// An attempt to be made.
 struct PlannedAttempt {
-    seat: Rc<EndpointView>,
+    endpoint_view: Rc<EndpointView>,
     edits: Option<BalancerEdits>,
-    flight: InFlightGuard,
+    in_flight_guard: InFlightGuard,
 }
 
 /// The attempts of a request so far.
 struct AttemptLoop<'a> {
     worker: &'a WorkerState,
-    place: usize,
+    upstream_index: usize,
     upstream: &'a Upstream,
     /// The endpoints at which the request has failed.
     tried: Vec<Rc<EndpointView>>,
@@ -86,23 +86,23 @@ enum RetryCost {
 /// The attempts of a request in all. Where this many endpoints can't be connected to, it is not the endpoints.
 const MAX_ATTEMPTS: usize = 16;
 
-/// Sends the request of `head` with a body to an upstream, given by its place. The body is taken out of `sending`. `step`
+/// Sends the request of `head` with a body to an upstream, given by its index. The body is taken out of `sending`. `step`
 /// limits each thing that is waited for, up to the end of the response.
 pub async fn forward(
     worker: &WorkerState,
-    place: usize,
+    upstream_index: usize,
     context: &mut ExchangeContext,
     sending: &mut OutgoingRequest,
     step: &Deadline,
 ) -> Result<Received, Error> {
-    let upstream = &worker.generation.upstreams[place];
+    let upstream = &worker.generation.upstreams[upstream_index];
     let OutgoingRequest { body, upload, hop } = sending;
     let body = std::mem::replace(body, RequestBody::Empty);
     // An endpoint that speaks HTTP/2 may say that it has not read a request, which is then repeated whatever its method.
     let is_kept = upstream.may_speak_http2 || upstream.retry.may_repeat(&context.request.method);
-    let kept = if is_kept { upstream.retry.buffer } else { 0 };
-    let content = RefCell::new(ReplayBuffer::new(body, kept));
-    let mut attempts = AttemptLoop::new(worker, place, step.clock().now());
+    let buffer_bytes = if is_kept { upstream.retry.buffer } else { 0 };
+    let content = RefCell::new(ReplayBuffer::new(body, buffer_bytes));
+    let mut attempts = AttemptLoop::new(worker, upstream_index, step.clock().now());
     let refused = |error: Error| {
         if error.kind == FailureKind::LimitReached {
             upstream.live.events.overflows.fetch_add(1, Ordering::Relaxed);
@@ -111,25 +111,26 @@ pub async fn forward(
     };
     let mut next = attempts.next(context, step).and_then(|choice| attempts.begin(choice, 0)).map_err(refused)?;
     loop {
-        let PlannedAttempt { seat, edits, flight } = next;
-        context.endpoint = Some(seat.name.clone());
-        attempts.back_off(&seat).await;
-        let (rules, slots, began) = (&worker.upstreams[place].rules, &upstream.slots, Instant::now());
-        let elsewhere = || attempts.have_another(&seat);
+        let PlannedAttempt { endpoint_view, edits, in_flight_guard } = next;
+        context.endpoint = Some(endpoint_view.name.clone());
+        attempts.back_off(&endpoint_view).await;
+        let (rules, connection_limit, began) =
+            (&worker.upstreams[upstream_index].rules, &upstream.connection_limit, Instant::now());
+        let elsewhere = || attempts.have_another(&endpoint_view);
         let elsewhere = &elsewhere;
-        let mut attempt = Attempt { context, content: &content, upload, hop, rules, slots, step, elsewhere };
-        let mut outcome = attempt.run(flight).await;
+        let mut attempt = Attempt { context, content: &content, upload, hop, rules, connection_limit, step, elsewhere };
+        let mut outcome = attempt.run(in_flight_guard).await;
         let now = Instant::now();
-        attempts.record_outcome(&seat, &mut outcome, now - began, now);
-        attempts.note_silence(&seat, &outcome, began);
+        attempts.record_outcome(&endpoint_view, &mut outcome, now - began, now);
+        attempts.note_silence(&endpoint_view, &outcome, began);
         let cost = attempts.should_retry(&mut outcome, &context.request.method, &content.borrow());
         if let Some(cost) = cost {
-            attempts.tried.push(seat.clone());
+            attempts.tried.push(endpoint_view.clone());
             // A response in hand still counts as in flight, and makes room for the one in its place.
             let in_hand = outcome.is_ok().into();
             // Without another endpoint, the client gets the outcome of this attempt.
             if let Some(another) = attempts.another(cost, context, step, in_hand) {
-                attempts.log(&seat, &outcome, context);
+                attempts.log(&endpoint_view, &outcome, context);
                 next = another;
                 continue;
             }
@@ -147,26 +148,40 @@ pub async fn forward(
 }
 
 impl<'a> AttemptLoop<'a> {
-    fn new(worker: &'a WorkerState, place: usize, now: Instant) -> Self {
-        let upstream = &worker.generation.upstreams[place];
+    fn new(worker: &'a WorkerState, upstream_index: usize, now: Instant) -> Self {
+        let upstream = &worker.generation.upstreams[upstream_index];
         if upstream.retry.retries > 0 {
-            worker.upstreams[place].budget.borrow_mut().request(now);
+            worker.upstreams[upstream_index].budget.borrow_mut().request(now);
         }
-        AttemptLoop { worker, place, upstream, tried: Vec::new(), silent: Vec::new(), counted: 0, is_denied: false }
+        AttemptLoop {
+            worker,
+            upstream_index,
+            upstream,
+            tried: Vec::new(),
+            silent: Vec::new(),
+            counted: 0,
+            is_denied: false,
+        }
     }
 
     /// Picks the endpoint of the next attempt.
     fn next(&self, context: &ExchangeContext, step: &Deadline) -> Result<EndpointChoice, Error> {
-        balance::choose(self.worker, self.place, context, &self.tried, step.clock().now())
+        balance::choose(self.worker, self.upstream_index, context, &self.tried, step.clock().now())
     }
 
     /// Reserves a place in flight for an attempt. `own` is the number of places that this request holds already.
-    fn begin(&self, EndpointChoice { seat, edits }: EndpointChoice, own: u32) -> Result<PlannedAttempt, Error> {
-        let full =
-            || Error::new(FailureKind::LimitReached, "as many requests are in flight as may be").met("limits.requests");
+    fn begin(
+        &self,
+        EndpointChoice { endpoint_view, edits }: EndpointChoice,
+        own: u32,
+    ) -> Result<PlannedAttempt, Error> {
+        let full = || {
+            Error::new(FailureKind::LimitReached, "as many requests are in flight as may be")
+                .with_limit("limits.requests")
+        };
         let max = self.upstream.max_in_flight.saturating_add(own);
-        let flight = InFlightGuard::begin(&seat, max).ok_or_else(full)?;
-        Ok(PlannedAttempt { seat, edits, flight })
+        let in_flight_guard = InFlightGuard::begin(&endpoint_view, max).ok_or_else(full)?;
+        Ok(PlannedAttempt { endpoint_view, edits, in_flight_guard })
     }
 
     /// Prepares another attempt; `None` if there is no endpoint for it, or no retry left.
@@ -183,7 +198,8 @@ impl<'a> AttemptLoop<'a> {
         }
         let picked = self.next(context, step).ok();
         if cost != RetryCost::Counted {
-            let is_free = |choice: &EndpointChoice| cost == RetryCost::FreeAnywhere || !self.has_tried(&choice.seat);
+            let is_free =
+                |choice: &EndpointChoice| cost == RetryCost::FreeAnywhere || !self.has_tried(&choice.endpoint_view);
             let elsewhere = picked.filter(is_free).or_else(|| self.last_resort(context, step));
             if let Some(next) = elsewhere.and_then(|choice| self.begin(choice, own).ok()) {
                 self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
@@ -206,45 +222,51 @@ impl<'a> AttemptLoop<'a> {
         step: &Deadline,
     ) -> Option<EndpointChoice> {
         let now = Instant::now();
-        let is_silent = |seat: &Rc<EndpointView>| {
-            let is_it = |(silent, _): &&(Rc<EndpointView>, Instant)| Arc::ptr_eq(&silent.endpoint, &seat.endpoint);
+        let is_silent = |endpoint_view: &Rc<EndpointView>| {
+            let is_it =
+                |(silent, _): &&(Rc<EndpointView>, Instant)| Arc::ptr_eq(&silent.endpoint, &endpoint_view.endpoint);
             self.silent.iter().find(is_it).is_some_and(|(_, over)| *over <= now)
         };
-        if !is_silent(&picked.seat) {
+        if !is_silent(&picked.endpoint_view) {
             return Some(picked);
         }
-        let silent: Vec<Rc<EndpointView>> = self.silent.iter().map(|(seat, _)| seat.clone()).collect();
-        let other = balance::choose(self.worker, self.place, context, &silent, step.clock().now()).ok()?;
-        (!is_silent(&other.seat)).then_some(other)
+        let silent: Vec<Rc<EndpointView>> =
+            self.silent.iter().map(|(endpoint_view, _)| endpoint_view.clone()).collect();
+        let other = balance::choose(self.worker, self.upstream_index, context, &silent, step.clock().now()).ok()?;
+        (!is_silent(&other.endpoint_view)).then_some(other)
     }
 
     /// Whether a request that has no connection to an endpoint may go to another that is up.
-    fn have_another(&self, seat: &Rc<EndpointView>) -> bool {
+    fn have_another(&self, endpoint_view: &Rc<EndpointView>) -> bool {
         let retry = &self.upstream.retry;
         let is_other = |other: &Rc<EndpointView>| {
-            other.offer == Availability::Up && !Arc::ptr_eq(&other.endpoint, &seat.endpoint) && !self.has_tried(other)
+            other.offer == Availability::Up
+                && !Arc::ptr_eq(&other.endpoint, &endpoint_view.endpoint)
+                && !self.has_tried(other)
         };
         let may_go_on = retry.retries > 0 && retry.on.connect && self.tried.len() + 1 < MAX_ATTEMPTS;
-        may_go_on && !self.has_tried(seat) && self.worker.endpoint_views(self.place).list.iter().any(is_other)
+        may_go_on
+            && !self.has_tried(endpoint_view)
+            && self.worker.endpoint_views(self.upstream_index).list.iter().any(is_other)
     }
 
-    fn has_tried(&self, seat: &Rc<EndpointView>) -> bool {
-        self.tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint, &seat.endpoint))
+    fn has_tried(&self, endpoint_view: &Rc<EndpointView>) -> bool {
+        self.tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint, &endpoint_view.endpoint))
     }
 
     /// Picks among the ejected endpoints too, where none that is up can be connected to: one may be well again.
     fn last_resort(&self, context: &ExchangeContext, step: &Deadline) -> Option<EndpointChoice> {
-        let tried: SmallVec<[&Endpoint; 4]> = self.tried.iter().map(|seat| &*seat.endpoint).collect();
+        let tried: SmallVec<[&Endpoint; 4]> = self.tried.iter().map(|endpoint_view| &*endpoint_view.endpoint).collect();
         if !self.upstream.live.is_exhausted_by(&tried, step.clock().now()) {
             return None;
         }
-        self.next(context, step).ok().filter(|choice| !self.has_tried(&choice.seat))
+        self.next(context, step).ok().filter(|choice| !self.has_tried(&choice.endpoint_view))
     }
 
     /// Takes note of what an attempt says of its endpoint.
     fn record_outcome(
         &self,
-        seat: &EndpointView,
+        endpoint_view: &EndpointView,
         outcome: &mut Result<AttemptResponse, AttemptFailure>,
         took: Duration,
         now: Instant,
@@ -254,9 +276,9 @@ impl<'a> AttemptLoop<'a> {
                 let status = response.status();
                 lease.is_good = self.upstream.is_good(status);
                 if lease.is_good {
-                    seat.answered(status, took, now);
+                    endpoint_view.record_answer(status, took, now);
                 } else {
-                    seat.answered_badly(status, took, now);
+                    endpoint_view.record_bad_answer(status, took, now);
                 }
             }
             // An endpoint may shut down a connection: that is no failure. The outcome of a connection that is still
@@ -268,7 +290,7 @@ impl<'a> AttemptLoop<'a> {
                 } else {
                     EndpointFailure::Exchange
                 };
-                seat.failed(failed, took, now);
+                endpoint_view.record_failure(failed, took, now);
             }
             Err(_) => {}
         }
@@ -277,7 +299,7 @@ impl<'a> AttemptLoop<'a> {
     /// Takes note of an endpoint that has not accepted a connection, and when its time for that is over.
     fn note_silence(
         &mut self,
-        seat: &Rc<EndpointView>,
+        endpoint_view: &Rc<EndpointView>,
         outcome: &Result<AttemptResponse, AttemptFailure>,
         began: Instant,
     ) {
@@ -287,27 +309,32 @@ impl<'a> AttemptLoop<'a> {
         }
         let over = match reached {
             // The connection is still being made.
-            Delivery::Waiting => began + self.worker.upstreams[self.place].rules.connect_timeout,
+            Delivery::Waiting => began + self.worker.upstreams[self.upstream_index].rules.connect_timeout,
             _ => Instant::now(),
         };
-        match self.silent.iter_mut().find(|(silent, _)| Arc::ptr_eq(&silent.endpoint, &seat.endpoint)) {
+        match self.silent.iter_mut().find(|(silent, _)| Arc::ptr_eq(&silent.endpoint, &endpoint_view.endpoint)) {
             Some((_, known)) => *known = over.min(*known),
-            None => self.silent.push((seat.clone(), over)),
+            None => self.silent.push((endpoint_view.clone(), over)),
         }
     }
 
     /// Logs a failed attempt that another one is to follow: no client hears of it.
-    fn log(&self, seat: &EndpointView, outcome: &Result<AttemptResponse, AttemptFailure>, context: &ExchangeContext) {
+    fn log(
+        &self,
+        endpoint_view: &EndpointView,
+        outcome: &Result<AttemptResponse, AttemptFailure>,
+        context: &ExchangeContext,
+    ) {
         let error = outcome.as_ref().err().map(|failure| &failure.error);
         let kind = error.map_or(FailureKind::ProtocolError, |error| error.kind);
-        if !failure_log::admits(Topic::Attempt(kind), &seat.name) {
+        if !failure_log::admits(Topic::Attempt(kind), &endpoint_view.name) {
             return;
         }
         let status = outcome.as_ref().ok().map(|answer| answer.response.status().as_u16());
         let (kind, cause) = (error.map(|error| error.kind.token()), error.map(Error::causes));
         let limit = error.and_then(|error| error.limit);
         let (request_id, route, upstream) = (context.request_id(), &*context.route, &*self.upstream.name);
-        let endpoint = &*seat.name;
+        let endpoint = &*endpoint_view.name;
         tracing::warn!(
             kind,
             status,
@@ -356,7 +383,7 @@ impl<'a> AttemptLoop<'a> {
         if self.counted >= retry.retries {
             return false;
         }
-        let allowed = self.worker.upstreams[self.place].budget.borrow_mut().allows(retry.budget, now);
+        let allowed = self.worker.upstreams[self.upstream_index].budget.borrow_mut().allows(retry.budget, now);
         if !allowed {
             self.upstream.live.events.retries_denied.fetch_add(1, Ordering::Relaxed);
             self.is_denied = true;
@@ -367,13 +394,13 @@ impl<'a> AttemptLoop<'a> {
     /// Takes note of a retry that is made.
     fn record_retry(&mut self, now: Instant) {
         self.counted += 1;
-        self.worker.upstreams[self.place].budget.borrow_mut().retry(now);
+        self.worker.upstreams[self.upstream_index].budget.borrow_mut().retry(now);
         self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits before an endpoint is asked once more that has just failed.
     async fn back_off(&self, next: &Rc<EndpointView>) {
-        let is_next = |seat: &&Rc<EndpointView>| Arc::ptr_eq(&seat.endpoint, &next.endpoint);
+        let is_next = |endpoint_view: &&Rc<EndpointView>| Arc::ptr_eq(&endpoint_view.endpoint, &next.endpoint);
         let before = self.tried.iter().filter(is_next).count() as u32;
         if before > 0 {
             // Boxed, so that the many exchanges that never wait don't carry room for it.
@@ -397,10 +424,10 @@ fn received(
 }
 
 fn switched(response: Response<EndpointBody>, lease: ConnectionLease) -> Result<Response<ResponseBody>, Error> {
-    let ConnectionLease { connection, flight, .. } = lease;
+    let ConnectionLease { connection, in_flight_guard, .. } = lease;
     let protocol = response.headers().get(header::UPGRADE).cloned().unwrap_or(HeaderValue::from_static("unknown"));
     let lost = || Error::new(FailureKind::ConnectionTerminated, "the endpoint closed as it switched protocols");
     let stream = connection.into_stream().ok_or_else(lost)?;
-    flight.seat().ended_well(Instant::now());
-    Ok(response.map(|_| ResponseBody::Switched(Box::new(SwitchedProtocol { protocol, stream, flight }))))
+    in_flight_guard.endpoint_view().record_success(Instant::now());
+    Ok(response.map(|_| ResponseBody::Switched(Box::new(SwitchedProtocol { protocol, stream, in_flight_guard }))))
 }

@@ -26,7 +26,7 @@ const CLIENT_LEFT: u16 = 499;
 pub struct ExchangeRecord {
     worker: Rc<WorkerState>,
     /// The index of the route; `None` if no route matched.
-    place: Option<usize>,
+    route_index: Option<usize>,
     /// How many plugins, from the top of the chain, have seen the response.
     pub depth: ChainPosition,
     /// The context; `None` while a plugin has it, or if nothing is known.
@@ -55,7 +55,7 @@ impl ExchangeRecord {
         let began = Instant::now();
         ExchangeRecord {
             worker,
-            place: None,
+            route_index: None,
             depth: ChainPosition::top(),
             context: None,
             began,
@@ -77,13 +77,13 @@ impl ExchangeRecord {
     }
 
     /// Notes where it went.
-    pub fn set_route(&mut self, place: usize, context: Box<ExchangeContext>) {
-        (self.place, self.context) = (Some(place), Some(context));
+    pub fn set_route(&mut self, route_index: usize, context: Box<ExchangeContext>) {
+        (self.route_index, self.context) = (Some(route_index), Some(context));
     }
 
     /// Returns the index of the route; `None` if no route matched.
     pub fn route(&self) -> Option<usize> {
-        self.place
+        self.route_index
     }
 
     /// Notes that it went nowhere.
@@ -97,7 +97,7 @@ impl ExchangeRecord {
     }
 
     /// Notes that the response was cut off within its content.
-    pub fn cut(&mut self, error: &BodyError) {
+    pub fn record_cut(&mut self, error: &BodyError) {
         let kind = match error.downcast_ref::<Error>() {
             Some(error) => {
                 self.log(error, CUT);
@@ -158,8 +158,8 @@ pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str,
 impl ExchangeRecord {
     /// Tells the observers of the route.
     fn observe(&self, took: Duration) {
-        let (Some(place), Some(context)) = (self.place, &self.context) else { return };
-        for binding in &self.worker.generation.routes[place].chain {
+        let (Some(route_index), Some(context)) = (self.route_index, &self.context) else { return };
+        for binding in &self.worker.generation.routes[route_index].chain {
             let Some(needs) = &self.worker.generation.bindings[*binding].observer else { continue };
             let summary = Summary {
                 status: self.status,
@@ -170,7 +170,7 @@ impl ExchangeRecord {
             };
             let called = self.worker.call(*binding, |instance| instance.observe(needs, context, &summary));
             if let Err(failure) = called {
-                self.worker.plugin_failed(*binding, "observer", &failure, Some(context));
+                self.worker.record_plugin_failure(*binding, "observer", &failure, Some(context));
             }
         }
     }
@@ -185,7 +185,7 @@ impl Drop for ExchangeRecord {
 
 impl ExchangeRecord {
     fn end(&mut self) {
-        if let (None, Some(limit)) = (self.error, self.worker.place.registry.cut_off.get()) {
+        if let (None, Some(limit)) = (self.error, self.worker.worker_metrics.registry.cut_off.get()) {
             let error = Error::new(FailureKind::ResponseTimeout, "the proxy stops, and the exchange was not over");
             let error = Error { limit: *limit, ..error };
             self.log(&error, "exchange cut off");
@@ -201,8 +201,11 @@ impl ExchangeRecord {
             (self.status, self.is_whole) = (0, false);
         }
         let took = self.began.elapsed();
-        let figures = self.place.and_then(|place| self.worker.routes.get(place)).unwrap_or(&self.worker.unrouted);
-        figures.ended(self.status, self.error, self.response_bytes, took);
+        let figures = self
+            .route_index
+            .and_then(|route_index| self.worker.routes.get(route_index))
+            .unwrap_or(&self.worker.unrouted);
+        figures.record_end(self.status, self.error, self.response_bytes, took);
         figures.request_bytes.add(self.upload.bytes());
         self.observe(took);
         if let (Some(log), Some(context)) = (&self.worker.generation.access_log, &self.context) {

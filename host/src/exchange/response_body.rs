@@ -45,7 +45,7 @@ pub struct SwitchedProtocol {
     pub protocol: HeaderValue,
     pub stream: Stream,
     /// Counts the tunnel as in flight at its endpoint.
-    pub flight: InFlightGuard,
+    pub in_flight_guard: InFlightGuard,
 }
 
 /// A body that comes from an endpoint.
@@ -60,7 +60,7 @@ pub struct UpstreamBody {
 pub struct ConnectionLease {
     pub connection: Box<Connection>,
     /// Counts the exchange as in flight at its endpoint.
-    pub flight: InFlightGuard,
+    pub in_flight_guard: InFlightGuard,
     /// Whether a response that comes to its end speaks for the endpoint: some statuses speak against it.
     pub is_good: bool,
     pub rules: Rc<ConnectionSettings>,
@@ -88,7 +88,11 @@ impl ConnectionLease {
 
     /// The endpoint didn't send the whole response, which speaks against it.
     fn broken(&self) {
-        self.flight.seat().failed(EndpointFailure::Exchange, Duration::ZERO, self.step.clock().now());
+        self.in_flight_guard.endpoint_view().record_failure(
+            EndpointFailure::Exchange,
+            Duration::ZERO,
+            self.step.clock().now(),
+        );
     }
 }
 
@@ -107,13 +111,13 @@ impl UpstreamBody {
 
     /// The body has been read to its end: the connection may serve others.
     fn end(&mut self) {
-        if let Some(ConnectionLease { connection, flight, is_good, rules, step, .. }) = self.lease.take() {
+        if let Some(ConnectionLease { connection, in_flight_guard, is_good, rules, step, .. }) = self.lease.take() {
             let now = step.clock().now();
             if is_good {
-                flight.seat().ended_well(now);
+                in_flight_guard.endpoint_view().record_success(now);
             }
             connection.limit_reads(None);
-            flight.seat().pool.put_back(connection, &rules, now);
+            in_flight_guard.endpoint_view().pool.put_back(connection, &rules, now);
         }
     }
 }
@@ -137,7 +141,7 @@ impl Body for UpstreamBody {
             Poll::Pending if lease.is_late(rest, cx) => {
                 lease.broken();
                 let paused =
-                    Error::new(FailureKind::ResponseTimeout, "the endpoint paused too long").met("read-timeout");
+                    Error::new(FailureKind::ResponseTimeout, "the endpoint paused too long").with_limit("read-timeout");
                 return Poll::Ready(Some(Err(paused.into())));
             }
             Poll::Pending => return Poll::Pending,
@@ -221,7 +225,7 @@ impl Body for ResponseBody {
         match self {
             ResponseBody::Upstream(body) => body.size_hint(),
             ResponseBody::Stored(stored) => stored.size_hint(),
-            ResponseBody::Parts(parts) => SizeHint::with_exact(parts.iter().filter_map(StoredBody::left).sum()),
+            ResponseBody::Parts(parts) => SizeHint::with_exact(parts.iter().filter_map(StoredBody::remaining).sum()),
             ResponseBody::Filtered(passage) => passage.size_hint(),
             ResponseBody::Full(content) => SizeHint::with_exact(content.len() as u64),
             ResponseBody::Switched(_) => SizeHint::with_exact(0),

@@ -193,7 +193,7 @@ impl ConnectionCounts {
     }
 
     /// Returns the number of connections that were closed for a reason.
-    pub fn closed(&self, reason: CloseReason) -> u64 {
+    pub fn closed_count(&self, reason: CloseReason) -> u64 {
         self.closed[reason as usize].load(Ordering::Relaxed)
     }
 
@@ -204,8 +204,8 @@ impl ConnectionCounts {
 
     fn shard(&self, client: ClientNet) -> MutexGuard<'_, HashMap<ClientNet, usize>> {
         // IPv4 addresses differ most in the low bits, and IPv6 networks in the middle ones.
-        let place = (client.0 ^ (client.0 >> 16) ^ (client.0 >> 32)) as usize % SHARDS;
-        self.shards[place].lock().unwrap_or_else(PoisonError::into_inner)
+        let shard = (client.0 ^ (client.0 >> 16) ^ (client.0 >> 32)) as usize % SHARDS;
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -287,7 +287,7 @@ mod tests {
         let (one, other) = (net("192.0.2.1"), net("192.0.2.2"));
         let held = [census.enter_request(one, 2).unwrap(), census.enter_request(one, 2).unwrap()];
         assert!(census.enter_request(one, 2).is_none() && census.enter_request(other, 2).is_some());
-        assert_eq!(census.closed(CloseReason::ConnectionsPerClient), 1);
+        assert_eq!(census.closed_count(CloseReason::ConnectionsPerClient), 1);
         drop(held);
         assert_eq!(census.enter_client(one, 1000).held, 1);
     }

@@ -41,7 +41,7 @@ pub enum PathMatch {
     Exact(String),
 }
 
-/// The routes, most specific first; the number is the place in the list that it was made from.
+/// The routes, most specific first; the number is the index in the list that it was made from.
 #[derive(Debug)]
 pub struct Router {
     table: Vec<(Option<HostMatch>, Arc<RouteMatch>, usize)>,
@@ -53,13 +53,15 @@ impl Router {
     /// Orders routes; the error names two that no request can tell apart.
     pub fn new(routes: Vec<RouteMatch>) -> Result<Self, (usize, usize)> {
         let mut ranked = Vec::new();
-        for (place, mut route) in routes.into_iter().enumerate() {
+        for (route_index, mut route) in routes.into_iter().enumerate() {
             let hosts = std::mem::take(&mut route.hosts);
             let hosts: Vec<_> = if hosts.is_empty() { vec![None] } else { hosts.into_iter().map(Some).collect() };
             // Shared, as a route may have thousands of hosts, and as many conditions.
             let (rank, route) = (Rc::new(rank(&route)), Arc::new(route));
             ranked.extend(
-                hosts.into_iter().map(|host| ((host_rank(host.as_ref()), rank.clone()), (host, route.clone(), place))),
+                hosts
+                    .into_iter()
+                    .map(|host| ((host_rank(host.as_ref()), rank.clone()), (host, route.clone(), route_index))),
             );
         }
         ranked.sort_by(|(one, _), (other, _)| other.cmp(one));
@@ -70,7 +72,7 @@ impl Router {
         Ok(Router { by_host: table.iter().any(|(host, ..)| host.is_some()), table })
     }
 
-    /// The place of the route for a request.
+    /// Returns the index of the route for a request.
     pub fn route(&self, request: &Parts) -> Option<usize> {
         let authority = || request.headers.get(http::header::HOST);
         let name = self.by_host.then(authority).flatten().map(host);
@@ -79,7 +81,7 @@ impl Router {
         let mut matching = self.table.iter().filter(|(host, route, _)| {
             host.as_ref().is_none_or(|host| host.matches(name)) && route.matches(request, &path)
         });
-        matching.next().map(|(_, _, place)| *place)
+        matching.next().map(|(_, _, route_index)| *route_index)
     }
 }
 

@@ -51,7 +51,7 @@ fn limit_time(seconds: u64) -> io::Result<()> {
 fn end_with(parent: u32) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     // It may have ended before that.
-    let has_ended = rustix::process::getppid().is_none_or(|found| found.as_raw_nonzero().get() as u32 != parent);
+    let has_ended = rustix::process::getppid().is_none_or(|current| current.as_raw_nonzero().get() as u32 != parent);
     if has_ended { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
 }
 

@@ -24,7 +24,7 @@ pub struct Clock {
 #[derive(Clone)]
 pub struct Deadline {
     task: Rc<DeadlineTask>,
-    place: usize,
+    index: usize,
 }
 
 /// The deadlines that wake the same task.
@@ -52,7 +52,7 @@ impl Clock {
         const { assert!(N <= MAX_DEADLINES) };
         let task = Rc::new(DeadlineTask { clock: self.clone(), due: Default::default(), waker: RefCell::default() });
         self.tasks.borrow_mut().push(Rc::downgrade(&task));
-        std::array::from_fn(|place| Deadline { task: task.clone(), place })
+        std::array::from_fn(|index| Deadline { task: task.clone(), index })
     }
 
     /// Returns the time of the last tick.
@@ -105,7 +105,7 @@ impl Clock {
 
 impl Deadline {
     fn due(&self) -> &Cell<Option<Instant>> {
-        &self.task.due[self.place]
+        &self.task.due[self.index]
     }
 
     /// Sets the deadline to `after` from now; never early, since the clock may be a tick behind.

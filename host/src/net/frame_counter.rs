@@ -10,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A counter of the frames of one connection.
 pub trait FrameCounter {
     /// Counts the frames in bytes that were read.
-    fn received(&mut self, bytes: &[u8]);
+    fn count_received(&mut self, bytes: &[u8]);
 
     /// Counts the frames in bytes that were written.
-    fn sent(&mut self, bytes: &[u8]);
+    fn count_sent(&mut self, bytes: &[u8]);
 
     /// Returns the result of further reads; `None` while all kinds of frames are within their allowances.
     fn end_of_reads(&self) -> Option<Poll<io::Result<()>>>;
@@ -32,7 +32,7 @@ impl<T: AsyncRead + Unpin, C: FrameCounter + Unpin> AsyncRead for CountedFrames<
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
-        self.counter.received(&buffer.filled()[before..]);
+        self.counter.count_received(&buffer.filled()[before..]);
         if let Some(end) = self.counter.end_of_reads() {
             buffer.set_filled(before);
             return end;
@@ -44,7 +44,7 @@ impl<T: AsyncRead + Unpin, C: FrameCounter + Unpin> AsyncRead for CountedFrames<
 impl<T: AsyncWrite + Unpin, C: FrameCounter + Unpin> AsyncWrite for CountedFrames<T, C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
-        self.counter.sent(bytes.get(..written).unwrap_or_default());
+        self.counter.count_sent(bytes.get(..written).unwrap_or_default());
         Poll::Ready(Ok(written))
     }
 
@@ -57,7 +57,7 @@ impl<T: AsyncWrite + Unpin, C: FrameCounter + Unpin> AsyncWrite for CountedFrame
         let mut left = written;
         for slice in slices {
             let length = slice.len().min(left);
-            self.counter.sent(&slice[..length]);
+            self.counter.count_sent(&slice[..length]);
             left -= length;
         }
         Poll::Ready(Ok(written))

@@ -207,13 +207,13 @@ mod linux {
         #[test]
         fn what_is_kept_is_read_and_given_back() {
             let pieces = [Bytes::from(vec![1; 40_000]), Bytes::from(vec![2; 30_000])];
-            let kept = allocate(&pieces).unwrap();
-            assert!(kept[..40_000].iter().all(|byte| *byte == 1) && kept[40_000..].iter().all(|byte| *byte == 2));
-            let at = offset_of(&kept).unwrap();
-            assert_eq!(offset_of(&kept[100..]), Some(at + 100));
-            assert_eq!((kept.len(), offset_of(&pieces[0])), (70_000, None));
-            let part = kept.slice(50_000..);
-            drop(kept);
+            let extent = allocate(&pieces).unwrap();
+            assert!(extent[..40_000].iter().all(|byte| *byte == 1) && extent[40_000..].iter().all(|byte| *byte == 2));
+            let at = offset_of(&extent).unwrap();
+            assert_eq!(offset_of(&extent[100..]), Some(at + 100));
+            assert_eq!((extent.len(), offset_of(&pieces[0])), (70_000, None));
+            let part = extent.slice(50_000..);
+            drop(extent);
             assert!(part.iter().all(|byte| *byte == 2), "a part keeps all of it");
             assert!(allocate(&[Bytes::from(vec![0; 100])]).is_none(), "too short");
             assert!(allocate(&[Bytes::from(vec![0; 2 << 20])]).is_none(), "too long");

@@ -39,8 +39,8 @@ struct FilePart {
 
 impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some(place) = memfd_arena::offset_of(bytes) {
-            return self.poll_pages(cx, &[], FilePart { offset: place, length: bytes.len() });
+        if let Some(offset) = memfd_arena::offset_of(bytes) {
+            return self.poll_pages(cx, &[], FilePart { offset, length: bytes.len() });
         }
         self.poll_send(cx, |socket| Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?))
     }

@@ -108,10 +108,10 @@ impl BodyFilter {
     ) -> Result<Self, PluginFailure> {
         let admitted = guard.admit()?;
         let permit = BodyPermit::new(&guard.configured.supply)?;
-        let kept = bodies.0.borrow_mut().pop();
+        let idle = bodies.0.borrow_mut().pop();
         let fresh =
             || guard.fresh(InstanceNeed::Body).inspect_err(|failure| guard.settle_without_call(admitted, failure));
-        let mut instance = kept.map_or_else(fresh, Ok)?;
+        let mut instance = idle.map_or_else(fresh, Ok)?;
         // A body that a plugin wants whole, or has gathered by itself, is handed over whole.
         instance.store.set_hostcall_fuel(guard.configured.limits.memory);
         let body = guard.run(&mut instance, admitted, |instance| construct(instance, side))?;
@@ -130,10 +130,10 @@ impl BodyFilter {
     }
 
     /// Logs and counts a failure of this plugin. A body that is too long is none.
-    pub fn failed(&self, error: &BodyFilterError) {
+    pub fn record_failure(&self, error: &BodyFilterError) {
         let hook = if self.side == MessageSide::Request { "request-body" } else { "response-body" };
         match error {
-            BodyFilterError::Trap(failure) => self.guard.failed(hook, failure, self.exchange.as_ref()),
+            BodyFilterError::Trap(failure) => self.guard.record_failure(hook, failure, self.exchange.as_ref()),
             BodyFilterError::TooLarge { .. } => {
                 tracing::debug!(plugin = &*self.guard.configured.name, hook, %error, "body refused");
             }
@@ -155,7 +155,7 @@ impl BodyFilter {
         if !is_trap || self.has_taken || self.guard.configured.on_error != OnError::Skip {
             return Err(error);
         }
-        self.failed(&error);
+        self.record_failure(&error);
         self.state = BodyState::Passing;
         Ok(())
     }
@@ -166,8 +166,8 @@ impl BodyFilter {
     }
 
     /// Returns the error of a body that has waited for too long.
-    pub fn spent(&self) -> BodyFilterError {
-        BodyFilterError::Trap(self.guard.spent())
+    pub fn share_error(&self) -> BodyFilterError {
+        BodyFilterError::Trap(self.guard.share_error())
     }
 
     /// Calls the body's instance, which is dropped if the call fails.
@@ -221,7 +221,7 @@ impl BodyFilter {
 
     /// The body is over: gives what was held back.
     pub fn finish(&mut self) -> Result<Bytes, BodyFilterError> {
-        let whole = match &mut self.state {
+        let body = match &mut self.state {
             BodyState::Passing => {
                 self.is_over = true;
                 return Ok(Bytes::new());
@@ -229,9 +229,9 @@ impl BodyFilter {
             BodyState::Streaming => None,
             BodyState::Buffering(gathered, ..) => Some(gathered.split().freeze()),
         };
-        let out = match self.rest(whole.as_deref()) {
+        let out = match self.rest(body.as_deref()) {
             Ok(out) => out,
-            Err(error) => self.skip(error).map(|()| whole.unwrap_or_default())?,
+            Err(error) => self.skip(error).map(|()| body.unwrap_or_default())?,
         };
         // From here on only the trailers are left.
         self.has_taken = false;
@@ -240,10 +240,10 @@ impl BodyFilter {
     }
 
     /// The last bytes of a body that the plugin has streamed, or all of one that it wants whole.
-    fn rest(&mut self, whole: Option<&[u8]>) -> Result<Bytes, BodyFilterError> {
+    fn rest(&mut self, body: Option<&[u8]>) -> Result<Bytes, BodyFilterError> {
         let mut out = BytesMut::new();
-        if let Some(whole) = whole {
-            out.extend_from_slice(&self.transformed(whole)?);
+        if let Some(body) = body {
+            out.extend_from_slice(&self.transformed(body)?);
         }
         out.extend_from_slice(&call!(self, call_finish));
         Ok(out.freeze())
@@ -282,7 +282,7 @@ impl Drop for BodyFilter {
         match self.call(|instance| body.resource_drop(&mut instance.store).map_err(trapped)) {
             Ok(()) => self.instance.take().into_iter().for_each(|instance| self.bodies.keep(instance)),
             // The content has left by then, and nothing is lost but the instance.
-            Err(failure) => self.failed(&BodyFilterError::Trap(failure)),
+            Err(failure) => self.record_failure(&BodyFilterError::Trap(failure)),
         }
     }
 }

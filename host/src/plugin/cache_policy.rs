@@ -47,7 +47,7 @@ impl Instance {
     }
 
     /// Asks the policy what to do with a stored response.
-    pub fn stored(
+    pub fn decide_reuse(
         &mut self,
         needs: &[ValueName],
         context: &ExchangeContext,
@@ -57,7 +57,7 @@ impl Instance {
     }
 
     /// Whether to keep a response.
-    pub fn fetched(
+    pub fn decide_storage(
         &mut self,
         needs: &[ValueName],
         context: &ExchangeContext,
@@ -71,7 +71,11 @@ impl Instance {
     }
 
     /// Asks the policy which stored responses a change makes stale.
-    pub fn changed(&mut self, needs: &[ValueName], context: &ExchangeContext) -> Result<Vec<Vec<u8>>, PluginFailure> {
+    pub fn invalidated_keys(
+        &mut self,
+        needs: &[ValueName],
+        context: &ExchangeContext,
+    ) -> Result<Vec<Vec<u8>>, PluginFailure> {
         let keys = self.ask(needs, context, |policy, store, values| policy.call_on_invalidate(store, values))?;
         check_count(bounds::CACHE_LIST, keys.len(), "keys that a change concerns")?;
         keys.iter().try_for_each(|key| check_count(bounds::KEY, key.len(), "bytes of a key"))?;
@@ -100,9 +104,10 @@ impl Instance {
         ) -> wasmtime::Result<R>,
     ) -> Result<R, PluginFailure> {
         self.begin_call();
-        let found: SmallVec<[Option<Value>; 24]> = needs.iter().map(|name| context.value_with_aliases(name)).collect();
+        let owned_values: SmallVec<[Option<Value>; 24]> =
+            needs.iter().map(|name| context.value_with_aliases(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 24]> =
-            found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
+            owned_values.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
         let hook = self.cache_policy.as_ref().ok_or(PluginFailure::NoHook)?;
         call(hook.plugway_plugin_cache_policy(), &mut self.store, &values).map_err(trapped)
     }

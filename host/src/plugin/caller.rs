@@ -31,7 +31,7 @@ pub struct PluginCaller {
     pub(super) configured: Arc<ConfiguredPlugin>,
     pub(super) share: Rc<TimeShare>,
     pub figures: Arc<PluginMetrics>,
-    place: WorkerMetrics,
+    worker_metrics: WorkerMetrics,
     /// Whether no new exchange uses the generation, so that no instances are kept.
     is_released: Cell<bool>,
 }
@@ -54,11 +54,16 @@ impl InstanceSlot {
 }
 
 impl PluginCaller {
-    pub fn new(configured: Arc<ConfiguredPlugin>, place: WorkerMetrics, shares: &Rc<Shares>, now: Instant) -> Self {
-        let figures = place.registry.plugin(&configured.name, place.worker);
+    pub fn new(
+        configured: Arc<ConfiguredPlugin>,
+        worker_metrics: WorkerMetrics,
+        shares: &Rc<Shares>,
+        now: Instant,
+    ) -> Self {
+        let figures = worker_metrics.registry.plugin(&configured.name, worker_metrics.worker);
         let (version, limits) = (Arc::as_ptr(&configured.supply).addr(), configured.limits);
         let share = TimeShare::of(version, limits.share, limits.cpu.saturating_mul(SLOWNESS), shares, now);
-        PluginCaller { configured, share, figures, place, is_released: Cell::new(false) }
+        PluginCaller { configured, share, figures, worker_metrics, is_released: Cell::new(false) }
     }
 
     /// Calls a hook on the slot's instance, or on a fresh one.
@@ -79,13 +84,13 @@ impl PluginCaller {
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         let permit = self.admit()?;
-        let kept = slot.0.borrow_mut().take();
+        let idle = slot.0.borrow_mut().take();
         let fresh = || {
             let mut instance = self.fresh(InstanceNeed::Loss)?;
             prepare(&mut instance).map(|()| instance)
         };
-        let found = kept.map_or_else(fresh, Ok);
-        let mut instance = found.inspect_err(|failure| self.settle_without_call(permit, failure))?;
+        let instance = idle.map_or_else(fresh, Ok);
+        let mut instance = instance.inspect_err(|failure| self.settle_without_call(permit, failure))?;
         let result = self.run(&mut instance, permit, call);
         let is_kept = self.configured.isolation == Isolation::Worker && !self.is_released.get();
         if is_whole(&result) && is_kept {
@@ -163,7 +168,7 @@ impl PluginCaller {
 
     /// Hands an instance of the maker's to this worker.
     pub fn adopt(&self, mut instance: Box<Instance>) -> Box<Instance> {
-        instance.adopt(self.configured.figures(&self.place));
+        instance.adopt(self.configured.figures(&self.worker_metrics));
         instance
     }
 
@@ -173,7 +178,7 @@ impl PluginCaller {
     }
 
     /// Has an instance made by the thread for that, and waits for it.
-    pub async fn made(&self, members: Option<Arc<EndpointSnapshot>>) -> Result<Box<Instance>, PluginFailure> {
+    pub async fn make_instance(&self, members: Option<Arc<EndpointSnapshot>>) -> Result<Box<Instance>, PluginFailure> {
         Ok(self.adopt(self.order(members).wait().await?))
     }
 
@@ -195,10 +200,10 @@ impl PluginCaller {
 
     /// Logs and counts a failed call of a hook, in an exchange if there is one. Of calls that were not made, the first one
     /// in a minute is logged.
-    pub fn failed(&self, hook: &'static str, failure: &PluginFailure, exchange: Option<&ExchangeName>) {
+    pub fn record_failure(&self, hook: &'static str, failure: &PluginFailure, exchange: Option<&ExchangeName>) {
         let Some(rejection) = failure.rejection() else {
             self.figures.failures.add(1);
-            return self.configured.reporter.failed(hook, failure, exchange);
+            return self.configured.reporter.record_failure(hook, failure, exchange);
         };
         self.figures.rejected[rejection as usize].add(1);
         if self.supply().is_log_due(rejection, Instant::now()) {
@@ -216,14 +221,14 @@ impl PluginCaller {
     }
 
     /// The error of a call that the share does not admit.
-    pub(super) fn spent(&self) -> PluginFailure {
+    pub(super) fn share_error(&self) -> PluginFailure {
         PluginFailure::Share(self.configured.limits.share)
     }
 
     #[cold]
     fn admit_slowly(&self, now: Instant) -> Result<CallPermit, PluginFailure> {
         if self.share.is_spent() && self.share.wait(now).is_some() {
-            return Err(self.spent());
+            return Err(self.share_error());
         }
         self.supply().breaker.admit(now).ok_or(PluginFailure::Open)
     }

@@ -63,13 +63,13 @@ impl CompiledCache {
     /// Opens or makes the folder; it must belong to this user alone.
     pub fn open(folder: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let found = fs::metadata(folder)?;
+        let metadata = fs::metadata(folder)?;
         let refused =
             |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} {why}", folder.display())));
-        if found.uid() != fs::metadata("/proc/self")?.uid() {
+        if metadata.uid() != fs::metadata("/proc/self")?.uid() {
             return refused("belongs to another user; run `chown` on it, with all files in it");
         }
-        if found.mode() & 0o022 != 0 {
+        if metadata.mode() & 0o022 != 0 {
             return refused("can be written by others; run `chmod 700` on it");
         }
         Ok(CompiledCache { folder: Some(folder.into()), key: key(&folder.join(KEY))?, max_bytes: MAX_CACHE_BYTES })
@@ -113,21 +113,21 @@ impl CompiledCache {
     }
 
     /// The digests of configurations that a component was found to accept.
-    pub fn accepted(&self, seal: &Seal) -> HashSet<[u8; 32]> {
+    pub fn accepted_configs(&self, seal: &Seal) -> HashSet<[u8; 32]> {
         let mut file = Vec::new();
-        let path = self.folder.as_ref().map(|folder| folder.join(accepted(seal)));
-        let read = path.and_then(|path| files::open(&path, files::ARTIFACT).ok()).map(|found| {
+        let path = self.folder.as_ref().map(|folder| folder.join(accepted_name(seal)));
+        let read = path.and_then(|path| files::open(&path, files::ARTIFACT).ok()).map(|opened| {
             let max_bytes = (MAX_ACCEPTED_CONFIGS + 1) * blake3::OUT_LEN;
-            found.take(max_bytes as u64).read_to_end(&mut file)
+            opened.take(max_bytes as u64).read_to_end(&mut file)
         });
-        let body = read.and_then(|_| Seal { key: self.key, name: accepted(seal) }.body(&file));
+        let body = read.and_then(|_| Seal { key: self.key, name: accepted_name(seal) }.body(&file));
         body.map(|body| body.as_chunks().0.iter().copied().collect()).unwrap_or_default()
     }
 
     /// Remembers the digests of configurations that a component was found to accept.
     pub fn accept(&self, seal: &Seal, configurations: &HashSet<[u8; 32]>) {
         let body: Vec<u8> = configurations.iter().take(MAX_ACCEPTED_CONFIGS).flatten().copied().collect();
-        let name = accepted(seal);
+        let name = accepted_name(seal);
         let sealed = [Seal { key: self.key, name: name.clone() }.mac(&body).as_bytes(), &*body].concat();
         self.write(&name, &sealed);
     }
@@ -152,23 +152,23 @@ impl CompiledCache {
     fn prune(&self, settings: &str) -> io::Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         let now = SystemTime::now();
-        let mut kept = Vec::new();
+        let mut remaining = Vec::new();
         for entry in fs::read_dir(folder)? {
-            let Some(found) = FoundArtifact::of(&entry?) else { continue };
-            let age = now.duration_since(found.used).unwrap_or_default();
-            let goes = match found.kind {
+            let Some(artifact) = FoundArtifact::of(&entry?) else { continue };
+            let age = now.duration_since(artifact.used).unwrap_or_default();
+            let goes = match artifact.kind {
                 ArtifactKind::Unfinished => age > UNFINISHED,
-                ArtifactKind::Code if found.settings != settings => age > OTHER_ENGINE,
+                ArtifactKind::Code if artifact.settings != settings => age > OTHER_ENGINE,
                 ArtifactKind::Code => false,
             };
-            if goes { remove(&found.path)? } else { kept.push(found) }
+            if goes { remove(&artifact.path)? } else { remaining.push(artifact) }
         }
-        kept.sort_by_key(|found| std::cmp::Reverse(found.used));
+        remaining.sort_by_key(|artifact| std::cmp::Reverse(artifact.used));
         let mut bytes = 0u64;
-        for found in kept {
-            bytes = bytes.saturating_add(found.bytes);
+        for artifact in remaining {
+            bytes = bytes.saturating_add(artifact.bytes);
             if bytes > self.max_bytes {
-                remove(&found.path)?;
+                remove(&artifact.path)?;
             }
         }
         Ok(())
@@ -248,12 +248,12 @@ impl FoundArtifact {
         };
         let (digest, settings) = code.split_once('-')?;
         let is_hex = |text: &str, length| text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let found = entry.metadata().ok()?;
-        if !is_hex(digest, 2 * blake3::OUT_LEN) || !is_hex(settings, 16) || !found.is_file() {
+        let metadata = entry.metadata().ok()?;
+        if !is_hex(digest, 2 * blake3::OUT_LEN) || !is_hex(settings, 16) || !metadata.is_file() {
             return None;
         }
-        let (settings, used) = (settings.into(), found.modified().ok()?);
-        Some(FoundArtifact { path: entry.path(), kind, settings, bytes: found.len(), used })
+        let (settings, used) = (settings.into(), metadata.modified().ok()?);
+        Some(FoundArtifact { path: entry.path(), kind, settings, bytes: metadata.len(), used })
     }
 }
 
@@ -266,7 +266,7 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// The file beside an artifact with what it accepts.
-fn accepted(seal: &Seal) -> String {
+fn accepted_name(seal: &Seal) -> String {
     format!("{}.{ACCEPTED}", seal.name)
 }
 
@@ -333,12 +333,12 @@ mod tests {
         let seal = artifacts.seal(&Engine::default(), &blake3::hash(b"component"));
         let configurations = HashSet::from([[1; 32], [2; 32]]);
         artifacts.accept(&seal, &configurations);
-        assert_eq!(artifacts.accepted(&seal), configurations);
-        let file = folder.join(accepted(&seal));
+        assert_eq!(artifacts.accepted_configs(&seal), configurations);
+        let file = folder.join(accepted_name(&seal));
         let mut bent = fs::read(&file).unwrap();
         *bent.last_mut().unwrap() ^= 1;
         fs::write(&file, bent).unwrap();
-        assert!(artifacts.accepted(&seal).is_empty());
+        assert!(artifacts.accepted_configs(&seal).is_empty());
     }
 
     /// A file of a name that the folder may have, so many seconds after its last use.
@@ -358,7 +358,7 @@ mod tests {
         let (own, other) = ("0123456789abcdef", "fedcba9876543210");
         let code = |digit: char, engine: &str| format!("{}-{engine}", digit.to_string().repeat(64));
         let old = leave(&folder, &code('a', own), 100, 3000);
-        let kept: Vec<PathBuf> = ('b'..='d').map(|digit| leave(&folder, &code(digit, own), 100, 60)).collect();
+        let remaining: Vec<PathBuf> = ('b'..='d').map(|digit| leave(&folder, &code(digit, own), 100, 60)).collect();
         let other_old = leave(&folder, &code('e', other), 1, 25 * 3600);
         let killed = leave(&folder, &format!("{}.4711-0", code('f', own)), 1, 3600);
         let writing = leave(&folder, &format!("{}.4711", code('f', own)), 0, 60);
@@ -367,7 +367,7 @@ mod tests {
         for gone in [old, other_old, killed] {
             assert!(!gone.exists(), "{}", gone.display());
         }
-        for stays in kept.into_iter().chain([writing, key, foreign]) {
+        for stays in remaining.into_iter().chain([writing, key, foreign]) {
             assert!(stays.exists(), "{}", stays.display());
         }
     }

@@ -152,7 +152,7 @@ impl ConfiguredPlugin {
         let (plugin_name, version) = (name.clone(), plugin.version());
         let reporter =
             FailureReporter { plugin: plugin_name, version, limits, lines, backtraces: Backtraces::default() };
-        let _ = supply.recipe.metrics.set(first.defined());
+        let _ = supply.recipe.metrics.set(first.defined_metrics());
         let configured = ConfiguredPlugin {
             name,
             limits,
@@ -179,11 +179,17 @@ impl ConfiguredPlugin {
     }
 
     /// Returns the plugin's own metrics, as a worker has them.
-    pub(super) fn figures(&self, place: &WorkerMetrics) -> Arc<[Arc<PluginMetric>]> {
+    pub(super) fn figures(&self, worker_metrics: &WorkerMetrics) -> Arc<[Arc<PluginMetric>]> {
         let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
-        let new =
-            || self.supply.recipe.metrics().iter().map(|definition| place.custom(&self.name, definition)).collect();
-        figures.entry(place.worker).or_insert_with(new).clone()
+        let new = || {
+            self.supply
+                .recipe
+                .metrics()
+                .iter()
+                .map(|definition| worker_metrics.custom(&self.name, definition))
+                .collect()
+        };
+        figures.entry(worker_metrics.worker).or_insert_with(new).clone()
     }
 
     /// Returns the inputs of each hook as text for `plugway inspect`.

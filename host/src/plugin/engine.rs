@@ -142,7 +142,7 @@ impl Runtime {
     }
 
     /// Returns a component that was compiled before, with what it says of itself; `None` if it wasn't.
-    pub fn kept(&self, seal: &Seal) -> Option<(Vec<u8>, Plugin)> {
+    pub fn load_compiled(&self, seal: &Seal) -> Option<(Vec<u8>, Plugin)> {
         let (about, component) = self.artifacts.load(&self.engine, seal)?;
         Some((about, self.prepare(&component, &seal.name).ok()?))
     }

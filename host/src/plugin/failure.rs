@@ -66,7 +66,7 @@ impl ExchangeName {
 
 impl FailureReporter {
     /// Logs a failed call of a hook.
-    pub fn failed(&self, hook: &'static str, failure: &PluginFailure, exchange: Option<&ExchangeName>) {
+    pub fn record_failure(&self, hook: &'static str, failure: &PluginFailure, exchange: Option<&ExchangeName>) {
         let reason = self.limits.reason(failure);
         let reason = shortened(&reason, MAX_REASON_BYTES);
         if !self.lines.admits(reason.len() + OTHER_FIELDS) {
@@ -131,15 +131,15 @@ fn names(backtrace: &WasmBacktrace) -> String {
 }
 
 fn shortened(text: &str, max: usize) -> Cow<'_, str> {
-    let kept = truncated(text, max);
-    if kept.len() == text.len() { Cow::Borrowed(text) } else { Cow::Owned(format!("{kept}{TRUNCATED}")) }
+    let beginning = truncated(text, max);
+    if beginning.len() == text.len() { Cow::Borrowed(text) } else { Cow::Owned(format!("{beginning}{TRUNCATED}")) }
 }
 
 /// A size as manifests write it.
 fn size(bytes: usize) -> String {
     match bytes {
-        whole if whole % (1 << 20) == 0 => format!("{} MiB", whole >> 20),
-        whole if whole % (1 << 10) == 0 => format!("{} KiB", whole >> 10),
+        bytes if bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
+        bytes if bytes % (1 << 10) == 0 => format!("{} KiB", bytes >> 10),
         bytes => format!("{bytes} B"),
     }
 }

@@ -129,9 +129,9 @@ impl endpoints::Host for HostState {
     fn in_flight_counts(&mut self, indices: Vec<u32>) -> wasmtime::Result<Vec<u32>> {
         let max = self.members.as_ref().map_or(0, |members| members.list.len()).max(bounds::IN_FLIGHT_COUNTS);
         if indices.len() > max {
-            let asked = indices.len();
+            let count = indices.len();
             return Err(wasmtime::format_err!(
-                "it asked for {asked} in-flight counts at a time; at most {max} are allowed"
+                "it asked for {count} in-flight counts at a time; at most {max} are allowed"
             ));
         }
         let load = |index| self.endpoint(index).map_or(0, |endpoint| endpoint.in_flight.count());

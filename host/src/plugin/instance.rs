@@ -207,7 +207,7 @@ impl Instance {
     }
 
     /// Returns the metrics that the instance has defined, if it is the first of its version.
-    pub(super) fn defined(&mut self) -> Vec<PluginMetricDefinition> {
+    pub(super) fn defined_metrics(&mut self) -> Vec<PluginMetricDefinition> {
         self.store.data_mut().figures.first()
     }
 
@@ -219,16 +219,16 @@ impl Instance {
         context: &mut Box<ExchangeContext>,
     ) -> Result<FilterVerdict, PluginFailure> {
         self.begin_call();
-        let found: SmallVec<[Option<Value>; 8]> = needs.iter().map(|name| context.value(name)).collect();
+        let owned_values: SmallVec<[Option<Value>; 8]> = needs.iter().map(|name| context.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 8]> =
-            found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
+            owned_values.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
         if !self.imports_exchange {
             return checked(side, self.call_filter(side, &values)?);
         }
         // The head is lent to the store for the call, so what was borrowed from it has to be copied.
         let copies: Vec<Option<Vec<u8>>> = values.iter().map(|value| value.map(<[u8]>::to_vec)).collect();
         drop(values);
-        drop(found);
+        drop(owned_values);
         let values: Vec<Option<&[u8]>> = copies.iter().map(Option::as_deref).collect();
         let lent = std::mem::replace(context, Box::new(ExchangeContext::empty()));
         self.store.data_mut().context = Some(lent);
@@ -242,10 +242,11 @@ impl Instance {
     /// Passes its endpoints to a balancer, which may take `time`. From then on, the plugin can ask about these.
     pub fn endpoints_changed(&mut self, members: &Arc<EndpointSnapshot>, time: Duration) -> Result<(), PluginFailure> {
         begin(&mut self.store, time);
-        let told: Vec<balancer::Endpoint<'_>> = members.list.iter().map(told).collect();
+        let endpoints: Vec<balancer::Endpoint<'_>> = members.list.iter().map(wit_endpoint).collect();
         self.store.data_mut().members = Some(members.clone());
         let hook = self.balancer.as_ref().ok_or(PluginFailure::NoHook)?;
-        let plans = hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, &told).map_err(trapped)?;
+        let plans =
+            hook.plugway_plugin_balancer().call_endpoints_changed(&mut self.store, &endpoints).map_err(trapped)?;
         self.response_edits = checked_plans(plans, members.list.len())?;
         Ok(())
     }
@@ -260,9 +261,9 @@ impl Instance {
         now: Instant,
     ) -> Result<Option<Picked>, PluginFailure> {
         self.begin_call();
-        let found: SmallVec<[Option<Value>; 4]> = needs.iter().map(|name| context.value(name)).collect();
+        let owned_values: SmallVec<[Option<Value>; 4]> = needs.iter().map(|name| context.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 4]> =
-            found.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
+            owned_values.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
         let key = key.and_then(|name| Some(xxh3_64(context.value(name)?.bytes())));
         let attempt = tried.len() as u32;
         let state = self.store.data_mut();
@@ -339,7 +340,7 @@ fn begin(store: &mut Store<HostState>, time: Duration) {
 }
 
 /// Returns an endpoint as a balancer sees it.
-fn told(member: &EndpointState) -> balancer::Endpoint<'_> {
+fn wit_endpoint(member: &EndpointState) -> balancer::Endpoint<'_> {
     balancer::Endpoint {
         address: &member.endpoint.address.text,
         weight: member.weight,
@@ -356,7 +357,7 @@ fn told(member: &EndpointState) -> balancer::Endpoint<'_> {
 fn checked(side: MessageSide, verdict: types::Verdict) -> Result<FilterVerdict, PluginFailure> {
     match verdict {
         types::Verdict::Proceed(edits) => Ok(FilterVerdict::Proceed(checked_edits(side, edits)?)),
-        types::Verdict::Plan(place) => Ok(FilterVerdict::Plan(place)),
+        types::Verdict::Plan(plan_index) => Ok(FilterVerdict::Plan(plan_index)),
         types::Verdict::Respond(types::Response { status, fields, body }) => {
             check_count(bounds::RESPONSE_BODY, body.len(), "bytes of a response's body")?;
             let mut response = http::Response::new(body);
@@ -380,7 +381,7 @@ fn checked_plans(plans: Vec<Vec<types::Edit>>, endpoints: usize) -> Result<Vec<A
     let mut declared = 0;
     let plan = |edits| {
         let edits = checked_edits(MessageSide::Response, edits)?.into_vec();
-        declared += edits.iter().map(Edit::declared).sum::<usize>();
+        declared += edits.iter().map(Edit::declared_bytes).sum::<usize>();
         check_count(max, declared, "bytes of plans for responses, with 64 for each edit")?;
         Ok(edits.into())
     };
@@ -433,6 +434,6 @@ fn checked_edit(side: MessageSide, edit: types::Edit) -> Result<Edit, EditError>
             let value = edit_check::field_value(&name, &value)?;
             Edit::Note(name, value)
         }
-        Wit::Plan(place) => Edit::Plan(place),
+        Wit::Plan(plan_index) => Edit::Plan(plan_index),
     })
 }

@@ -232,7 +232,7 @@ pub fn plans(plans: Vec<Vec<types::PlannedEdit>>) -> Result<Vec<EditPlan>, EditE
     let plan = |edits: Vec<types::PlannedEdit>| {
         check_count(bounds::EDITS, edits.len(), "edits of a plan")?;
         let plan = EditPlan::new(edits.into_iter().map(planned).collect::<Result<_, _>>()?)?;
-        declared += plan.declared();
+        declared += plan.declared_bytes();
         check_count(bounds::DECLARED, declared, "bytes of plans, with 64 for each edit and part of a template")?;
         Ok(plan)
     };
@@ -271,10 +271,10 @@ pub fn hook(
 ) -> Result<Hook, EditError> {
     match plan {
         _ if !exported => Ok(Hook::Absent),
-        Some(place) => match plans.get(place as usize) {
+        Some(plan_index) => match plans.get(plan_index as usize) {
             Some(plan) if plan.edits.is_empty() => Ok(Hook::Absent),
-            Some(_) => Ok(Hook::Plan(place as usize)),
-            None => Err(EditError::Plan(place)),
+            Some(_) => Ok(Hook::Plan(plan_index as usize)),
+            None => Err(EditError::Plan(plan_index)),
         },
         None => names(values).map(Hook::Call),
     }

@@ -186,9 +186,9 @@ impl PluginVersion {
     /// Passes endpoints to a balancer, and notes the CPU time that was used.
     pub(super) fn measure_telling<R>(&self, tell: impl FnOnce() -> R) -> R {
         let began = thread_time();
-        let told = tell();
+        let outcome = tell();
         store_micros(&self.telling, thread_time().saturating_sub(began));
-        told
+        outcome
     }
 
     /// Keeps an instance as a spare one, unless there are enough.

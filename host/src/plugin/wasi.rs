@@ -74,12 +74,12 @@ fn replace_polls(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
 fn replace_streams(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     let mut streams = linker.instance("wasi:io/streams@0.2.12")?;
     // WASI's own destructors enter a runtime, which a thread that has one already can't.
-    streams.resource("output-stream", ResourceType::host::<DynOutputStream>(), |mut store, place| {
-        store.data_mut().table.delete(Resource::<DynOutputStream>::new_own(place))?;
+    streams.resource("output-stream", ResourceType::host::<DynOutputStream>(), |mut store, rep| {
+        store.data_mut().table.delete(Resource::<DynOutputStream>::new_own(rep))?;
         Ok(())
     })?;
-    streams.resource("input-stream", ResourceType::host::<DynInputStream>(), |mut store, place| {
-        store.data_mut().table.delete(Resource::<DynInputStream>::new_own(place))?;
+    streams.resource("input-stream", ResourceType::host::<DynInputStream>(), |mut store, rep| {
+        store.data_mut().table.delete(Resource::<DynInputStream>::new_own(rep))?;
         Ok(())
     })?;
     // There is nothing to write to but the log, which takes everything at once.

@@ -108,21 +108,21 @@ fn named(
     rules: &ClientAddressRules,
 ) -> Option<Box<ClientAddress>> {
     let source = rules.source.name();
-    let found = rules.source.grammar().search(fields, &source, peer, &rules.trusted);
-    match found.is_empty() {
+    let found_client = rules.source.grammar().search(fields, &source, peer, &rules.trusted);
+    match found_client.is_empty() {
         true => drop(fields.remove(&source)),
-        false => found.keep(fields, &source),
+        false => found_client.keep(fields, &source),
     }
     for name in said.iter().filter(|name| **name != source) {
         let Some(grammar) = grammar(name) else { continue };
         let other = grammar.search(fields, name, peer, &rules.trusted);
-        if other.client.ip() == found.client.ip() && !other.is_empty() {
+        if other.client.ip() == found_client.client.ip() && !other.is_empty() {
             other.keep(fields, name);
         } else {
             fields.remove(name);
         }
     }
-    let chain::ChainNode::Address(address, port) = found.client else { return None };
+    let chain::ChainNode::Address(address, port) = found_client.client else { return None };
     (Some(address) != peer || port.is_some()).then(|| Box::new(ClientAddress::new(address, port)))
 }
 

@@ -22,7 +22,7 @@ pub struct Scanner {
     line: Vec<u8>,
     context: ScannedHead,
     /// The number of bytes of the last read up to the end of the last whole message in it.
-    whole: usize,
+    complete_bytes: usize,
 }
 
 /// The reason why a message is rejected.
@@ -103,13 +103,19 @@ const EXTENSIONS: usize = 16 << 10;
 impl Scanner {
     /// Creates a scanner for a new connection.
     pub fn new(limits: HeadLimits) -> Self {
-        Scanner { limits, state: ScanState::Between, line: Vec::new(), context: ScannedHead::default(), whole: 0 }
+        Scanner {
+            limits,
+            state: ScanState::Between,
+            line: Vec::new(),
+            context: ScannedHead::default(),
+            complete_bytes: 0,
+        }
     }
 
     /// Scans the next bytes. After an error no more bytes of the connection can be scanned.
     pub fn take(&mut self, mut bytes: &[u8]) -> Result<(), FramingError> {
         let length = bytes.len();
-        self.whole = 0;
+        self.complete_bytes = 0;
         while !bytes.is_empty() {
             let taken = match self.state {
                 ScanState::Content(left) => {
@@ -126,15 +132,15 @@ impl Scanner {
             };
             bytes = &bytes[taken..];
             if self.is_between() {
-                self.whole = length - bytes.len();
+                self.complete_bytes = length - bytes.len();
             }
         }
         Ok(())
     }
 
     /// Returns how many of the last bytes belong to whole messages: these are valid, whatever follows.
-    pub fn whole(&self) -> usize {
-        self.whole
+    pub fn complete_bytes(&self) -> usize {
+        self.complete_bytes
     }
 
     /// Whether the next byte begins a message.

@@ -191,8 +191,8 @@ fn remove_hop_by_hop(present: Present, fields: &mut HeaderMap) {
     if present.has(CONNECTION) {
         named_by_connection(fields).into_iter().for_each(|name| drop(fields.remove(name)));
     }
-    for (name, place) in HOP_BY_HOP.iter().zip(0..) {
-        if present.has(place) {
+    for (name, index) in HOP_BY_HOP.iter().zip(0..) {
+        if present.has(index) {
             fields.remove(name);
         }
     }
@@ -205,11 +205,11 @@ struct Present(u8);
 
 impl Present {
     fn among(fields: &HeaderMap) -> Self {
-        Present(fields.keys().filter_map(place).fold(0, |present, place| present | 1 << place))
+        Present(fields.keys().filter_map(index_of).fold(0, |present, index| present | 1 << index))
     }
 
-    fn has(self, place: u8) -> bool {
-        self.0 & 1 << place != 0
+    fn has(self, index: u8) -> bool {
+        self.0 & 1 << index != 0
     }
 }
 
@@ -240,7 +240,7 @@ const UPGRADE: u8 = 6;
 const EXPECT: u8 = 7;
 
 /// Returns the index of a name in [`HOP_BY_HOP`], or the one behind it for `Expect`; `None` for other names.
-fn place(name: &HeaderName) -> Option<u8> {
+fn index_of(name: &HeaderName) -> Option<u8> {
     match name.as_str() {
         "connection" => Some(CONNECTION),
         "keep-alive" => Some(1),
@@ -260,9 +260,9 @@ mod tests {
 
     #[test]
     fn each_name_has_its_place() {
-        assert!(HOP_BY_HOP.iter().zip(0..).all(|(name, at)| place(name) == Some(at)));
+        assert!(HOP_BY_HOP.iter().zip(0..).all(|(name, at)| index_of(name) == Some(at)));
         assert_eq!(HOP_BY_HOP.len(), usize::from(EXPECT));
-        assert_eq!(place(&header::HOST), None);
+        assert_eq!(index_of(&header::HOST), None);
     }
 
     #[test]

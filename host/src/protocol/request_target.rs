@@ -103,22 +103,22 @@ fn settle_path(request: &mut Parts) -> Result<(), Error> {
     if target.path() == "*" {
         return if request.method == Method::OPTIONS { Ok(()) } else { refused("`*` is a target for OPTIONS alone") };
     }
-    let whole = target.path_and_query().map_or("/", PathAndQuery::as_str);
+    let path_and_query = target.path_and_query().map_or("/", PathAndQuery::as_str);
     if request.method == Method::OPTIONS && request.version != Version::HTTP_2 && has_no_path(target) {
         // RFC 9112 §3.2.4: it asks the server as a whole, which another form says in HTTP/1.1 to an origin.
         request.uri = Uri::from_static("*");
         return Ok(());
     }
-    if whole.bytes().any(|byte| !byte.is_ascii_graphic()) {
+    if path_and_query.bytes().any(|byte| !byte.is_ascii_graphic()) {
         return refused("the target has bytes that a URI can't have");
     }
     let path = match path::normal(target.path()) {
-        Ok(Cow::Borrowed(_)) if whole.starts_with('/') => return Ok(()),
+        Ok(Cow::Borrowed(_)) if path_and_query.starts_with('/') => return Ok(()),
         Ok(path) => path.into_owned(),
         Err(why) => return refused(why.reason()),
     };
-    let whole = target.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
-    match PathAndQuery::try_from(whole) {
+    let path_and_query = target.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    match PathAndQuery::try_from(path_and_query) {
         Ok(normal) => request.uri = Uri::from(normal),
         Err(_) => return refused("the path has bytes that a URI can't have"),
     }

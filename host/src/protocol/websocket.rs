@@ -55,15 +55,15 @@ mod tests {
 
     #[test]
     fn rfc_6455_section_4_1_what_a_client_checks() {
-        let asked = fields(&[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")]);
+        let request = fields(&[("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")]);
         let proof = ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         let upgrade = ("upgrade", "WebSocket");
-        assert!(is_accepted(&asked, &fields(&[upgrade, proof])));
+        assert!(is_accepted(&request, &fields(&[upgrade, proof])));
         let other = ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOp=");
         for lines in
             [&[upgrade][..], &[proof], &[upgrade, other], &[upgrade, proof, other], &[("upgrade", "echo"), proof]]
         {
-            assert!(!is_accepted(&asked, &fields(lines)), "{lines:?}");
+            assert!(!is_accepted(&request, &fields(lines)), "{lines:?}");
         }
         assert!(!is_accepted(&HeaderMap::new(), &fields(&[upgrade, proof])));
         assert_ne!(key(), key());

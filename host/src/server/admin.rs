@@ -67,10 +67,10 @@ fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseB
         return text(StatusCode::BAD_REQUEST, "text/plain", usage.into());
     };
     let generation = admin.generation.borrow().clone();
-    let Some(place) = generation.upstream_places.get(upstream.as_str()) else {
+    let Some(upstream_index) = generation.upstream_indices.get(upstream.as_str()) else {
         return text(StatusCode::NOT_FOUND, "text/plain", "there is no such upstream; see /status\n".into());
     };
-    if !generation.upstreams[*place].live.drain(&endpoint, drains, Instant::now()) {
+    if !generation.upstreams[*upstream_index].live.drain(&endpoint, drains, Instant::now()) {
         return text(StatusCode::NOT_FOUND, "text/plain", "the upstream has no such endpoint; see /status\n".into());
     }
     info!(?upstream, ?endpoint, "{}", if drains { "drained by order" } else { "in use again by order" });
@@ -123,7 +123,8 @@ fn printable(text: &str) -> String {
 fn status(admin: &Admin) -> String {
     let generation = admin.generation.borrow().clone();
     let route = |route: &crate::generation::Route| {
-        let chain = route.chain.iter().map(|place| &*generation.bindings[*place].name).collect::<Vec<_>>();
+        let chain =
+            route.chain.iter().map(|plugin_index| &*generation.bindings[*plugin_index].name).collect::<Vec<_>>();
         json!({ "name": &*route.name, "upstream": &*generation.upstreams[route.upstream].name, "plugins": chain })
     };
     let document = json!({
@@ -170,10 +171,10 @@ fn metrics(admin: &Admin) -> String {
     family(&mut out, duration, "histogram", "From the request head to the last byte of the response.");
     for (name, figures) in &routes {
         let mut below = 0;
-        for (place, bound) in
+        for (bucket, bound) in
             BOUNDS.iter().map(|bound| (*bound as f64 / 1e6).to_string()).chain(["+Inf".into()]).enumerate()
         {
-            below += sum(figures, |figures| &figures.durations[place]);
+            below += sum(figures, |figures| &figures.durations[bucket]);
             line(&mut out, &format!("{duration}_bucket"), &[("route", name), ("le", &bound)], below as f64);
         }
         let seconds = sum(figures, |figures| &figures.duration_us) as f64 / 1e6;
@@ -308,8 +309,8 @@ fn family(out: &mut String, name: &str, kind: &str, help: &str) {
 
 fn line(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
     out.push_str(name);
-    for (place, (label, text)) in labels.iter().enumerate() {
-        out.push_str(if place == 0 { "{" } else { "," });
+    for (index, (label, text)) in labels.iter().enumerate() {
+        out.push_str(if index == 0 { "{" } else { "," });
         let _ = write!(out, "{label}=\"");
         escape(out, text);
         out.push('"');

@@ -118,12 +118,12 @@ impl FileWatcher {
     }
 
     /// Waits for a change that has settled. Cancel safe: no change is lost.
-    pub async fn changed(&mut self) {
+    pub async fn wait_for_change(&mut self) {
         let FileWatcher { folders: Some(folders), wanted, unsettled, .. } = self else {
             return std::future::pending().await;
         };
         loop {
-            let changed = folders.changed(|path| wanted.concerns(path));
+            let changed = folders.wait_for_change(|path| wanted.concerns(path));
             let more = match unsettled {
                 Some(since) => tokio::time::timeout(SETTLED, changed).await.map(|changed| (changed, since.elapsed())),
                 None => Ok((changed.await, Duration::ZERO)),
@@ -154,8 +154,8 @@ impl Reading {
             Err(problems) => before.and_tried(&problems.files),
         };
         wanted.find();
-        let whole = files.as_ref().ok().filter(|files| files.problems.count() == 0);
-        let digest = whole.map(|files| wanted.digest(&files.list));
+        let complete = files.as_ref().ok().filter(|files| files.problems.count() == 0);
+        let digest = complete.map(|files| wanted.digest(&files.list));
         Reading { files, wanted, digest }
     }
 }
@@ -237,8 +237,8 @@ fn stand(file: &Path) -> Option<PathBuf> {
 
 /// Returns the links on the way to a file. Replacing such a link, as is done with whole folders, changes the file.
 fn links(file: &Path) -> Vec<PathBuf> {
-    let (mut file, mut found) = (file.to_path_buf(), Vec::new());
-    while found.len() < MAX_LINKS {
+    let (mut file, mut links) = (file.to_path_buf(), Vec::new());
+    while links.len() < MAX_LINKS {
         let mut on_the_way: Vec<&Path> = file.ancestors().collect();
         on_the_way.reverse();
         let Some(link) = on_the_way.into_iter().find(|path| path.is_symlink()) else { break };
@@ -247,12 +247,12 @@ fn links(file: &Path) -> Vec<PathBuf> {
         let folder = link.parent().unwrap_or(Path::new("/"));
         // Joined by components: an empty rest would leave a trailing slash, which would follow the link.
         let led = folder.join(target).components().chain(rest.components()).collect();
-        found.push(standing);
+        links.push(standing);
         file = led;
     }
     // The targets of the links, which may not exist yet.
-    found.extend(stand(&file).filter(|_| !found.is_empty()));
-    found
+    links.extend(stand(&file).filter(|_| !links.is_empty()));
+    links
 }
 
 #[cfg(test)]
@@ -284,12 +284,12 @@ mod tests {
         // The future has seen the change, and is dropped before the change has settled.
         tokio::select! {
             biased;
-            () = watch.changed() => unreachable!("it had no time to settle"),
+            () = watch.wait_for_change() => unreachable!("it had no time to settle"),
             () = tokio::task::yield_now() => {}
         }
         assert!(watch.unsettled.is_some());
-        tokio::time::timeout(SOON, watch.changed()).await.unwrap();
-        tokio::time::timeout(SETTLED * 2, watch.changed()).await.unwrap_err();
+        tokio::time::timeout(SOON, watch.wait_for_change()).await.unwrap();
+        tokio::time::timeout(SETTLED * 2, watch.wait_for_change()).await.unwrap_err();
     }
 
     #[tokio::test]
@@ -305,7 +305,7 @@ mod tests {
         };
         tokio::select! {
             () = writing => {}
-            settled = tokio::time::timeout(SOON, watch.changed()) => settled.unwrap(),
+            settled = tokio::time::timeout(SOON, watch.wait_for_change()) => settled.unwrap(),
         }
     }
 
@@ -338,7 +338,7 @@ mod tests {
         let mut watch = watch(&file);
         std::os::unix::fs::symlink("..2", root.join("..data_tmp")).unwrap();
         std::fs::rename(root.join("..data_tmp"), &data).unwrap();
-        tokio::time::timeout(SOON, watch.changed()).await.unwrap();
+        tokio::time::timeout(SOON, watch.wait_for_change()).await.unwrap();
         assert_eq!(std::fs::read(&file).unwrap(), b"..2");
     }
 

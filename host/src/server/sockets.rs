@@ -148,7 +148,7 @@ fn tcp_socket(address: SocketAddr) -> std::io::Result<RawSocket> {
 
 fn bind_unix(path: &str) -> std::io::Result<UnixListener> {
     // A socket without a listener is left from a killed process. Other files are not ours to remove.
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
     if is_socket && !is_live(Path::new(path)) {
         std::fs::remove_file(path)?;
     }

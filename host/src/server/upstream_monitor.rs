@@ -23,7 +23,7 @@ use crate::upstream::health_check::{HealthCheck, check};
 
 /// Keeps the endpoints of one generation after the other.
 pub struct UpstreamMonitor {
-    kept: HashMap<Arc<str>, MonitoredUpstream>,
+    monitored: HashMap<Arc<str>, MonitoredUpstream>,
     /// The sets whose ejections and slow starts the tick advances.
     live: Rc<RefCell<Vec<Arc<EndpointSet>>>>,
     _ticking: MonitorTask,
@@ -42,7 +42,7 @@ struct MonitoredSet {
     live: Arc<EndpointSet>,
     plan: UpstreamSpec,
     /// The last result of the lookup of each name.
-    found: RefCell<Vec<Vec<EndpointSpec>>>,
+    resolved: RefCell<Vec<Vec<EndpointSpec>>>,
     checks: RefCell<HashMap<EndpointAddr, MonitorTask>>,
 }
 
@@ -64,20 +64,20 @@ impl UpstreamMonitor {
     pub fn start() -> Self {
         let live = Rc::<RefCell<Vec<Arc<EndpointSet>>>>::default();
         let ticking = MonitorTask::start(supervise::Task::UpstreamTick, tick(live.clone()));
-        UpstreamMonitor { kept: HashMap::new(), live, _ticking: ticking }
+        UpstreamMonitor { monitored: HashMap::new(), live, _ticking: ticking }
     }
 
     /// Monitors the upstreams of a generation from now on. Tasks of unchanged upstreams are kept.
     pub async fn watch_generation(&mut self, generation: &Generation) {
-        let mut before = std::mem::take(&mut self.kept);
+        let mut before = std::mem::take(&mut self.monitored);
         let (looking, mut looked) = mpsc::channel::<()>(1);
         for upstream in &generation.upstreams {
             let known = before.remove(&upstream.name);
-            let kept = match known {
-                Some(kept) if kept.fits(upstream, &generation.name_servers) => kept,
+            let monitored = match known {
+                Some(monitored) if monitored.fits(upstream, &generation.name_servers) => monitored,
                 known => MonitoredUpstream::new(upstream, &generation.name_servers, known, &looking),
             };
-            self.kept.insert(upstream.name.clone(), kept);
+            self.monitored.insert(upstream.name.clone(), monitored);
         }
         *self.live.borrow_mut() = generation.upstreams.iter().map(|upstream| upstream.live.clone()).collect();
         // Each name holds a sender until it has been looked up, so this ends with the last of them.
@@ -98,17 +98,17 @@ impl MonitoredUpstream {
         let plan = upstream.plan.clone();
         let of_before = |name: &DnsName| {
             let set = &before.as_ref()?.set;
-            let place = set.plan.names.iter().position(|known| known == name)?;
-            set.found.borrow().get(place).cloned()
+            let index = set.plan.names.iter().position(|known| known == name)?;
+            set.resolved.borrow().get(index).cloned()
         };
-        let found = plan.names.iter().map(|name| of_before(name).unwrap_or_default()).collect();
+        let resolved = plan.names.iter().map(|name| of_before(name).unwrap_or_default()).collect();
         upstream.live.set_rules(&plan.health, Instant::now());
         let knows_some = plan.names.is_empty() || !plan.members.is_empty();
-        let checks = before.as_ref().filter(|kept| kept.set.plan.check == plan.check);
-        let checks = RefCell::new(checks.map(|kept| kept.set.checks.take()).unwrap_or_default());
-        let set = Rc::new(MonitoredSet { live: upstream.live.clone(), plan, found: RefCell::new(found), checks });
+        let checks = before.as_ref().filter(|monitored| monitored.set.plan.check == plan.check);
+        let checks = RefCell::new(checks.map(|monitored| monitored.set.checks.take()).unwrap_or_default());
+        let set = Rc::new(MonitoredSet { live: upstream.live.clone(), plan, resolved: RefCell::new(resolved), checks });
         // With nothing but names that were not looked up yet, the former endpoints stay.
-        if knows_some || set.found.borrow().iter().any(|found| !found.is_empty()) {
+        if knows_some || set.resolved.borrow().iter().any(|found| !found.is_empty()) {
             set.publish();
         }
         let lookups = set.lookups(servers, looking);
@@ -143,7 +143,7 @@ impl MonitoredSet {
     async fn look_up(&self, name: usize, resolver: &Resolver) -> Result<Duration, String> {
         let turn = async {
             let Resolved { members, lifetime } = self.plan.names[name].look_up(resolver).await?;
-            self.found(name, members);
+            self.replace_resolved(name, members);
             Ok::<_, LookupError>(lifetime)
         };
         let found = supervised(supervise::Task::Lookup, turn).await;
@@ -151,21 +151,21 @@ impl MonitoredSet {
     }
 
     /// Takes what a name stands for now.
-    fn found(&self, name: usize, members: Vec<EndpointSpec>) {
-        let before = std::mem::replace(&mut self.found.borrow_mut()[name], members);
-        if before != self.found.borrow()[name] {
+    fn replace_resolved(&self, name: usize, members: Vec<EndpointSpec>) {
+        let before = std::mem::replace(&mut self.resolved.borrow_mut()[name], members);
+        if before != self.resolved.borrow()[name] {
             self.publish();
             let addresses = |members: &[EndpointSpec]| {
                 members.iter().map(|member| member.address.text.to_string()).collect::<Vec<_>>().join(", ")
             };
-            let (upstream, found) = (self.live.name(), addresses(&self.found.borrow()[name]));
+            let (upstream, found) = (self.live.name(), addresses(&self.resolved.borrow()[name]));
             info!(upstream, name = self.plan.names[name].text(), found, "endpoints found");
         }
     }
 
     fn publish(&self) {
         let mut members = self.plan.members.clone();
-        members.extend(self.found.borrow().iter().flatten().cloned());
+        members.extend(self.resolved.borrow().iter().flatten().cloned());
         if let Some(rules) = &self.plan.check {
             let mut checks = self.checks.borrow_mut();
             checks.retain(|address, _| members.iter().any(|member| member.address == *address));
@@ -192,7 +192,7 @@ async fn look_up(set: Rc<MonitoredSet>, name: usize, resolver: Rc<Resolver>, loo
                 lifetime
             }
             Err(error) => {
-                let kept = set.found.borrow()[name].len();
+                let kept = set.resolved.borrow()[name].len();
                 let (upstream, name) = (set.live.name(), set.plan.names[name].text());
                 if kept == 0 {
                     let remedy = "correct the name in `endpoints` of the upstream, or its record; it is looked up again by itself";
@@ -217,7 +217,7 @@ async fn watch_health(live: Arc<EndpointSet>, rules: HealthCheck, address: Endpo
                 Ok(()) => (health::Check::Passed, String::new()),
                 Err(why) => (health::Check::Failed, why),
             };
-            live.checked(&address, shown, &why, Instant::now());
+            live.record_check(&address, shown, &why, Instant::now());
         };
         // A panic says nothing about the endpoint, whose state stays until the next check.
         let _ = supervised(supervise::Task::HealthCheck, turn).await;

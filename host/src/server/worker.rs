@@ -50,7 +50,7 @@ pub struct WorkerChannels {
     /// Whether the process is to stop.
     pub stopping: watch::Receiver<bool>,
     /// The worker's metrics.
-    pub place: WorkerMetrics,
+    pub worker_metrics: WorkerMetrics,
     /// The count of client connections, over all workers.
     pub admission: Arc<Admission>,
 }
@@ -97,13 +97,13 @@ pub fn run(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(), Str
 }
 
 async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(), String>>) -> io::Result<()> {
-    let WorkerChannels { generation, sockets, stopping, place, admission } = orders;
-    let worker = place.worker;
+    let WorkerChannels { generation, sockets, stopping, worker_metrics, admission } = orders;
+    let worker = worker_metrics.worker;
     let pools = Rc::new(Pools::default());
     let first = generation.borrow().clone();
     let (alive, mut all_ended) = mpsc::channel::<()>(1);
     let lasting = Lasting { pools: pools.clone(), shares: Shares::new(Instant::now()), alive: alive.downgrade() };
-    let prepared = match prepare(first, &lasting, &place).await {
+    let prepared = match prepare(first, &lasting, &worker_metrics).await {
         Ok(prepared) => prepared,
         Err(error) => {
             let _ = swapped.send(Err(error.clone()));
@@ -115,7 +115,7 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
     let _ = swapped.send(Ok(()));
     let sweeping = spawn_turns(Task::Sweep, sweep(pools.clone(), current.clone()));
     let ticking = spawn_turns(Task::Tick, tick(clock.clone(), pools.clone(), current.clone(), admission.clone()));
-    let swapping = spawn_turns(Task::Swap, swap(generation, place, lasting, current.clone(), swapped));
+    let swapping = spawn_turns(Task::Swap, swap(generation, worker_metrics, lasting, current.clone(), swapped));
     listen(sockets, WorkerShared { current, clock: clock.clone(), admission, worker }, alive, stopping).await;
     clock.stop();
     // Every connection holds a sender, so this ends with the last connection.
@@ -128,7 +128,7 @@ async fn serve(orders: WorkerChannels, swapped: mpsc::UnboundedSender<Result<(),
 
 async fn swap(
     mut generation: watch::Receiver<Arc<Generation>>,
-    place: WorkerMetrics,
+    worker_metrics: WorkerMetrics,
     lasting: Lasting,
     current: Rc<RefCell<Rc<WorkerState>>>,
     swapped: mpsc::UnboundedSender<Result<(), String>>,
@@ -136,7 +136,7 @@ async fn swap(
     while generation.changed().await.is_ok() {
         let next = generation.borrow_and_update().clone();
         // What the old view of the worker does at its end is no part of the swap.
-        let outcome = prepare(next, &lasting, &place).await;
+        let outcome = prepare(next, &lasting, &worker_metrics).await;
         let outcome = outcome.map(|next| drop(guard(Task::Swap, || current.replace(Rc::new(next)).retire())));
         let _ = swapped.send(outcome);
     }
@@ -144,9 +144,13 @@ async fn swap(
 
 /// The worker's view of a generation, whose instances are made by another thread. Whatever goes wrong is told: who waits
 /// for the worker would wait for ever.
-async fn prepare(generation: Arc<Generation>, lasting: &Lasting, place: &WorkerMetrics) -> Result<WorkerState, String> {
+async fn prepare(
+    generation: Arc<Generation>,
+    lasting: &Lasting,
+    worker_metrics: &WorkerMetrics,
+) -> Result<WorkerState, String> {
     let Lasting { pools, shares, alive } = lasting;
-    let made = || WorkerState::new(generation, pools, shares, place.clone(), alive.clone(), Instant::now());
+    let made = || WorkerState::new(generation, pools, shares, worker_metrics.clone(), alive.clone(), Instant::now());
     let worker = guard(Task::Swap, made).map_err(|panicked| panicked.to_string())?;
     worker.warm().await.map_err(|failure| failure.to_string())?;
     Ok(worker)
@@ -190,7 +194,7 @@ async fn sweep(pools: Rc<Pools>, current: Rc<RefCell<Rc<WorkerState>>>) {
 /// Every connection holds `alive`: the worker ends with the last connection.
 async fn listen(
     mut sockets: mpsc::UnboundedReceiver<SocketChange>,
-    seat: WorkerShared,
+    worker_shared: WorkerShared,
     alive: mpsc::Sender<()>,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -205,7 +209,7 @@ async fn listen(
             Some(SocketChange::Open(address, socket)) => match AcceptLoop::new(socket) {
                 Ok(listener) => {
                     let (close, closed) = oneshot::channel::<()>();
-                    let task = keep_accepting(listener, address.clone(), closed, seat.clone(), alive.clone());
+                    let task = keep_accepting(listener, address.clone(), closed, worker_shared.clone(), alive.clone());
                     accepting.insert(address, (close, spawn_turns(Task::Accept, task)));
                 }
                 Err(error) => tracing::error!(%address, %error, "not listening"),
@@ -226,13 +230,13 @@ async fn keep_accepting(
     listener: AcceptLoop,
     address: Arc<str>,
     mut closed: oneshot::Receiver<()>,
-    seat: WorkerShared,
+    worker_shared: WorkerShared,
     alive: mpsc::Sender<()>,
 ) {
     let shown = listener.shown(&address);
     let named = Named { address, shown };
     loop {
-        let accepting = accept(&listener, &named, &mut closed, &seat, &alive);
+        let accepting = accept(&listener, &named, &mut closed, &worker_shared, &alive);
         match supervised(Task::Accept, accepting).await {
             Err(Panicked(_)) if !closed.is_terminated() => tokio::time::sleep(ACCEPT_PAUSE).await,
             _ => return,
@@ -245,7 +249,7 @@ async fn accept(
     listener: &AcceptLoop,
     named: &Named,
     closed: &mut oneshot::Receiver<()>,
-    seat: &WorkerShared,
+    worker_shared: &WorkerShared,
     alive: &mpsc::Sender<()>,
 ) {
     // The number of connections that may still be accepted after closing; `None` before.
@@ -263,18 +267,18 @@ async fn accept(
         left = left.map(|left| left - 1);
         match accepted {
             Ok(accepted) => {
-                while !seat.admission.has_room(accepted.descriptor(), seat.clock.now()) {
+                while !worker_shared.admission.has_room(accepted.descriptor(), worker_shared.clock.now()) {
                     let pause = tokio::time::sleep(ACCEPT_PAUSE);
                     tokio::select! {
                         _ = &mut *closed, if left.is_none() => left = Some(BACKLOG),
                         () = pause => {}
                     }
                 }
-                admit(accepted, named, seat, alive);
+                admit(accepted, named, worker_shared, alive);
             }
             Err(error) => {
                 if is_of_this_machine(&error) {
-                    seat.admission.refused(&error, seat.clock.now());
+                    worker_shared.admission.record_refusal(&error, worker_shared.clock.now());
                 } else {
                     // A connection that its client has closed before is no failure.
                     let is_gone = error.kind() == io::ErrorKind::ConnectionAborted;
@@ -289,25 +293,29 @@ async fn accept(
 }
 
 /// Serves a client on a task of its own, which ends with the connection, unless there are too many.
-fn admit(accepted: AcceptedSocket, named: &Named, seat: &WorkerShared, alive: &mpsc::Sender<()>) {
+fn admit(accepted: AcceptedSocket, named: &Named, worker_shared: &WorkerShared, alive: &mpsc::Sender<()>) {
     // A listener that the manifest no longer has is about to be closed.
-    let known = seat.current.borrow().generation.listeners.get(&named.address).cloned();
+    let known = worker_shared.current.borrow().generation.listeners.get(&named.address).cloned();
     let Some(listener) = known else { return };
     let entrance = Entrance { listener, address: named.shown.clone() };
     let client = match &accepted {
         AcceptedSocket::Tcp(_, client, _) => Some(client.ip()),
         AcceptedSocket::Unix(_) => None,
     };
-    let Some(admitted) = seat.admission.admit(&entrance, client, seat.worker, seat.clock.now()) else { return };
+    let Some(admitted) =
+        worker_shared.admission.admit(&entrance, client, worker_shared.worker, worker_shared.clock.now())
+    else {
+        return;
+    };
     let presence = admitted.presence();
-    let seat = seat.clone();
+    let worker_shared = worker_shared.clone();
     let task = match accepted {
         AcceptedSocket::Tcp(stream, client, reached) => {
             let (stream, ends) = (ByteCounter::new(Tcp(stream)), Some((client, reached)));
-            serve_client(handshake::serve(seat, stream, entrance, admitted, ends), alive)
+            serve_client(handshake::serve(worker_shared, stream, entrance, admitted, ends), alive)
         }
         AcceptedSocket::Unix(stream) => {
-            serve_client(handshake::serve(seat, ByteCounter::new(stream), entrance, admitted, None), alive)
+            serve_client(handshake::serve(worker_shared, ByteCounter::new(stream), entrance, admitted, None), alive)
         }
     };
     presence.ends_with(task);

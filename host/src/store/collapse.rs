@@ -39,9 +39,9 @@ pub enum FetchRole {
 
 /// The leader of a fetch, which has to publish the result. If it is dropped without a result, a follower takes over.
 pub struct FetchLeader {
-    flights: Arc<FetchesInProgress>,
+    fetches: Arc<FetchesInProgress>,
     id: u128,
-    landing: watch::Sender<FetchOutcome>,
+    outcome: watch::Sender<FetchOutcome>,
     /// Whether new requests still join this fetch.
     is_listed: bool,
 }
@@ -54,18 +54,18 @@ impl FetchesInProgress {
     /// Joins the fetch with this name, or starts one.
     pub fn join(self: &Arc<Self>, id: u128) -> FetchRole {
         let mut shard = self.shard(id);
-        if let Some(landing) = shard.get(&id) {
-            return FetchRole::Follow(landing.clone());
+        if let Some(outcome) = shard.get(&id) {
+            return FetchRole::Follow(outcome.clone());
         }
-        let (landing, followers) = watch::channel(FetchOutcome::Pending);
+        let (outcome, followers) = watch::channel(FetchOutcome::Pending);
         shard.insert(id, followers);
-        FetchRole::Lead(FetchLeader { flights: self.clone(), id, landing, is_listed: true })
+        FetchRole::Lead(FetchLeader { fetches: self.clone(), id, outcome, is_listed: true })
     }
 
     /// Detaches the fetch, so that new requests start another one; has no effect if another fetch has its name already.
-    pub fn detach(&self, id: u128, flight: &watch::Receiver<FetchOutcome>) {
+    pub fn detach(&self, id: u128, outcome: &watch::Receiver<FetchOutcome>) {
         let mut shard = self.shard(id);
-        if shard.get(&id).is_some_and(|listed| listed.same_channel(flight)) {
+        if shard.get(&id).is_some_and(|listed| listed.same_channel(outcome)) {
             shard.remove(&id);
         }
     }
@@ -77,19 +77,19 @@ impl FetchesInProgress {
 
 impl FetchLeader {
     /// Publishes a response that can be shared. New requests find it until this is dropped; by then the store has it.
-    pub fn bring(&self, object: Arc<StoredResponse>, asked: PurgeEpoch) {
-        self.landing.send_replace(FetchOutcome::Object(object, asked));
+    pub fn bring(&self, object: Arc<StoredResponse>, epoch: PurgeEpoch) {
+        self.outcome.send_replace(FetchOutcome::Object(object, epoch));
     }
 
     /// Ends the fetch without a response for new requests, and wakes all followers at once.
-    pub fn end(mut self, landing: FetchOutcome) {
+    pub fn end(mut self, outcome: FetchOutcome) {
         self.unlist();
-        self.landing.send_replace(landing);
+        self.outcome.send_replace(outcome);
     }
 
     fn unlist(&mut self) {
         if std::mem::take(&mut self.is_listed) {
-            self.flights.detach(self.id, &self.landing.subscribe());
+            self.fetches.detach(self.id, &self.outcome.subscribe());
         }
     }
 }
@@ -98,10 +98,10 @@ impl Drop for FetchLeader {
     fn drop(&mut self) {
         // Removed before the followers wake, because they start a new fetch.
         self.unlist();
-        self.landing.send_if_modified(|landing| {
-            let is_pending = matches!(landing, FetchOutcome::Pending);
+        self.outcome.send_if_modified(|outcome| {
+            let is_pending = matches!(outcome, FetchOutcome::Pending);
             if is_pending {
-                *landing = FetchOutcome::Left;
+                *outcome = FetchOutcome::Left;
             }
             is_pending
         });
@@ -109,9 +109,9 @@ impl Drop for FetchLeader {
 }
 
 /// Waits for the end of a fetch, or for the beginning of its response.
-pub async fn wait_for_outcome(flight: &mut watch::Receiver<FetchOutcome>) -> FetchOutcome {
-    match flight.wait_for(|landing| !matches!(landing, FetchOutcome::Pending)).await {
-        Ok(landing) => landing.clone(),
+pub async fn wait_for_outcome(outcome: &mut watch::Receiver<FetchOutcome>) -> FetchOutcome {
+    match outcome.wait_for(|outcome| !matches!(outcome, FetchOutcome::Pending)).await {
+        Ok(outcome) => outcome.clone(),
         Err(_) => FetchOutcome::Left,
     }
 }
@@ -122,35 +122,35 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn who_waits_hears_of_the_end_and_who_comes_later_begins_anew() {
-        let flights = FetchesInProgress::new();
-        let FetchRole::Lead(lead) = flights.join(1) else { panic!("the first leads") };
-        let FetchRole::Follow(mut follower) = flights.join(1) else { panic!("the second follows") };
-        assert!(matches!(flights.join(2), FetchRole::Lead(_)), "another flight");
+        let fetches = FetchesInProgress::new();
+        let FetchRole::Lead(lead) = fetches.join(1) else { panic!("the first leads") };
+        let FetchRole::Follow(mut follower) = fetches.join(1) else { panic!("the second follows") };
+        assert!(matches!(fetches.join(2), FetchRole::Lead(_)), "another flight");
         lead.end(FetchOutcome::Pass);
         assert!(matches!(wait_for_outcome(&mut follower).await, FetchOutcome::Pass));
-        assert!(matches!(flights.join(1), FetchRole::Lead(_)));
+        assert!(matches!(fetches.join(1), FetchRole::Lead(_)));
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_lead_that_is_dropped_falls_to_another() {
-        let flights = FetchesInProgress::new();
-        let FetchRole::Lead(lead) = flights.join(1) else { panic!("the first leads") };
-        let FetchRole::Follow(mut follower) = flights.join(1) else { panic!("the second follows") };
+        let fetches = FetchesInProgress::new();
+        let FetchRole::Lead(lead) = fetches.join(1) else { panic!("the first leads") };
+        let FetchRole::Follow(mut follower) = fetches.join(1) else { panic!("the second follows") };
         drop(lead);
         assert!(matches!(wait_for_outcome(&mut follower).await, FetchOutcome::Left));
-        assert!(matches!(flights.join(1), FetchRole::Lead(_)));
+        assert!(matches!(fetches.join(1), FetchRole::Lead(_)));
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn what_is_outdated_is_joined_no_more_and_ends_alone() {
-        let flights = FetchesInProgress::new();
-        let FetchRole::Lead(old) = flights.join(1) else { panic!("the first leads") };
-        let FetchRole::Follow(follower) = flights.join(1) else { panic!("the second follows") };
-        flights.detach(1, &follower);
-        let FetchRole::Lead(new) = flights.join(1) else { panic!("a new one begins") };
-        flights.detach(1, &follower);
+        let fetches = FetchesInProgress::new();
+        let FetchRole::Lead(old) = fetches.join(1) else { panic!("the first leads") };
+        let FetchRole::Follow(follower) = fetches.join(1) else { panic!("the second follows") };
+        fetches.detach(1, &follower);
+        let FetchRole::Lead(new) = fetches.join(1) else { panic!("a new one begins") };
+        fetches.detach(1, &follower);
         drop(old);
-        assert!(matches!(flights.join(1), FetchRole::Follow(_)), "the new one is listed all the while");
+        assert!(matches!(fetches.join(1), FetchRole::Follow(_)), "the new one is listed all the while");
         drop(new);
     }
 }

@@ -52,7 +52,7 @@ pub struct Disk {
     rests_until_ms: AtomicU64,
     /// Whether the scan for the files of earlier processes has finished.
     is_found: Mutex<bool>,
-    found: Condvar,
+    scanned: Condvar,
     pub figures: DiskCounters,
 }
 
@@ -72,7 +72,7 @@ pub struct DiskCounters {
 /// A stored response on disk, as the index knows it.
 #[derive(Debug)]
 pub struct DiskEntry {
-    label: Arc<VariantInfo>,
+    variant_info: Arc<VariantInfo>,
     id: u128,
     number: u64,
     /// The size of the file, in bytes.
@@ -125,13 +125,13 @@ impl Disk {
             coming: Arc::default(),
             rests_until_ms: AtomicU64::new(0),
             is_found: Mutex::new(false),
-            found: Condvar::new(),
+            scanned: Condvar::new(),
             figures: DiskCounters::default(),
         });
         // Both threads end by themselves when the last reference to the disk is dropped.
-        let (writer, scanner, place) = (Arc::downgrade(&disk), Arc::downgrade(&disk), disk.claim.folder.clone());
+        let (writer, scanner, directory) = (Arc::downgrade(&disk), Arc::downgrade(&disk), disk.claim.folder.clone());
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
-        let spawned = thread("cache-writer").spawn(move || writer::run(&writer, &place, queue));
+        let spawned = thread("cache-writer").spawn(move || writer::run(&writer, &directory, queue));
         let spawned = spawned.and_then(|_| thread("cache-scan").spawn(move || scan::run(&scanner)));
         spawned.map_err(|error| format!("`{}` can't be served: {error}", folder.display()))?;
         Ok(disk)
@@ -161,10 +161,11 @@ impl Disk {
     }
 
     /// Queues a response for writing in the background. The response replaces an older one for the same requests.
-    pub fn keep(&self, id: u128, key: &[u8], object: &Arc<StoredResponse>, asked: PurgeEpoch) {
+    pub fn keep(&self, id: u128, key: &[u8], object: &Arc<StoredResponse>, epoch: PurgeEpoch) {
         // The old response is removed now, because the write may fail: no response on disk is better than an outdated
         // one.
-        self.index.remove_if(id, |filed| filed.label.replaces(&object.variant) && filed.number != object.sequence);
+        self.index
+            .remove_if(id, |filed| filed.variant_info.replaces(&object.variant) && filed.number != object.sequence);
         let (queued, weight) = (self.queued.load(Ordering::Relaxed), weight(object));
         // A single response may exceed the limit.
         if self.rests() || queued > 0 && queued + weight > MAX_QUEUED_BYTES {
@@ -172,12 +173,12 @@ impl Disk {
             return;
         }
         self.queued.fetch_add(weight, Ordering::Relaxed);
-        let _ = self.jobs.send(Job::Keep { id, key: key.into(), object: object.clone(), asked });
+        let _ = self.jobs.send(Job::Keep { id, key: key.into(), object: object.clone(), epoch });
     }
 
-    /// Removes the stored response that has the same scope and `Vary` values as `label`.
-    pub fn remove(&self, id: u128, label: &VariantInfo) {
-        self.index.remove_if(id, |filed| filed.label.replaces(label));
+    /// Removes the stored response that has the same scope and `Vary` values as `variant_info`.
+    pub fn remove(&self, id: u128, variant_info: &VariantInfo) {
+        self.index.remove_if(id, |filed| filed.variant_info.replaces(variant_info));
     }
 
     /// Removes all responses under a cache key. Returns how many of them were not counted as purged before.
@@ -189,7 +190,7 @@ impl Disk {
     /// before.
     pub fn purge(&self, purge: &Purge) -> usize {
         let is_found = self.is_found.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.found.wait_while(is_found, |is_found| !*is_found).unwrap_or_else(PoisonError::into_inner));
+        drop(self.scanned.wait_while(is_found, |is_found| !*is_found).unwrap_or_else(PoisonError::into_inner));
         self.index.purge(purge)
     }
 
@@ -217,16 +218,16 @@ impl Disk {
     fn read(self: &Arc<Self>, filed: &Arc<DiskEntry>, key: &[u8], max: u64) -> io::Result<LoadedResponse> {
         let file = files::open(&self.claim.folder.file(filed.number), files::STORED)?;
         let RecordEntry { key: known, object, trailers, sums, length, .. } = record::read(&file, self.claim.seed)?;
-        if *known != *key || !object.variant.replaces(&filed.label) {
+        if *known != *key || !object.variant.replaces(&filed.variant_info) {
             return Err(blocks::broken());
         }
         let is_whole = length <= max;
         let content = if is_whole {
-            reader::whole(&file, &sums, length, trailers)?.into()
+            reader::read_whole(&file, &sums, length, trailers)?.into()
         } else {
             Content::File(Arc::new(OpenFile::new(file, sums, length, trailers, filed.clone(), Arc::downgrade(self))))
         };
-        let object = Arc::new(object.with_variant(filed.label.clone(), filed.number).with_content(content));
+        let object = Arc::new(object.with_variant(filed.variant_info.clone(), filed.number).with_content(content));
         Ok(LoadedResponse { object, is_whole })
     }
 
@@ -261,20 +262,20 @@ impl Disk {
     }
 
     /// Records the result of writing a file or of appending to one; `size` is the new size of the file in bytes.
-    fn written(&self, id: u128, key: &[u8], object: &StoredResponse, size: io::Result<u64>, asked: PurgeEpoch) {
+    fn finish_write(&self, id: u128, key: &[u8], object: &StoredResponse, size: io::Result<u64>, epoch: PurgeEpoch) {
         match size {
             Ok(size) => {
                 self.figures.writes.fetch_add(1, Ordering::Relaxed);
-                self.enter(id, key, &object.variant, object.sequence, size, asked);
+                self.enter(id, key, &object.variant, object.sequence, size, epoch);
             }
             Err(error) => self.write_failed(&error),
         }
     }
 
     /// Adds a finished file to the index and replaces an older entry, unless the response was purged meanwhile.
-    fn enter(&self, id: u128, key: &[u8], label: &Arc<VariantInfo>, number: u64, size: u64, asked: PurgeEpoch) {
+    fn enter(&self, id: u128, key: &[u8], variant_info: &Arc<VariantInfo>, number: u64, size: u64, epoch: PurgeEpoch) {
         let filed = Arc::new(DiskEntry {
-            label: label.clone(),
+            variant_info: variant_info.clone(),
             id,
             number,
             size,
@@ -282,9 +283,9 @@ impl Disk {
             jobs: self.jobs.clone(),
         });
         // The entry for an older record of this file. The newer record may be for other requests.
-        let known = self.index.numbered(id, number);
+        let known = self.index.find_numbered(id, number);
         known.iter().for_each(|known| known.is_taken_over.store(true, Ordering::Relaxed));
-        self.index.insert_unless_purged(id, key, filed, &self.purges, asked);
+        self.index.insert_unless_purged(id, key, filed, &self.purges, epoch);
         if let Some(known) = known {
             self.index.remove_if(id, |other| std::ptr::eq(other, &*known));
         }
@@ -331,31 +332,31 @@ impl DiskEntry {
     }
 
     /// Returns the name under which concurrent reads of the file are collapsed.
-    pub fn flight(&self) -> u128 {
+    pub fn fetch_id(&self) -> u128 {
         u128::from(self.number)
     }
 }
 
 impl IndexedVariant for DiskEntry {
-    fn label(&self) -> &VariantInfo {
-        &self.label
+    fn variant_info(&self) -> &VariantInfo {
+        &self.variant_info
     }
 
     fn weight(&self) -> usize {
-        (self.size as usize).max(self.label.weight() * MEMORY_SHARE).next_multiple_of(CLUSTER as usize)
+        (self.size as usize).max(self.variant_info.weight() * MEMORY_SHARE).next_multiple_of(CLUSTER as usize)
     }
 
     fn number(&self) -> u64 {
         self.number
     }
 
-    fn left(&self) {
+    fn on_removed(&self) {
         if !self.is_taken_over.load(Ordering::Relaxed) {
             let _ = self.jobs.send(Job::Remove(self.number));
         }
     }
 
-    fn purged(&self) {
+    fn on_purged(&self) {
         let _ = self.jobs.send(Job::Mark(self.number));
     }
 }

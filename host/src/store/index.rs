@@ -15,7 +15,7 @@ use super::vary::VaryValue;
 
 /// A stored response in an index: one of the variants under a cache key.
 pub trait IndexedVariant: Send + Sync + 'static {
-    fn label(&self) -> &VariantInfo;
+    fn variant_info(&self) -> &VariantInfo;
 
     /// Returns the share of the budget that the variant uses, in bytes.
     fn weight(&self) -> usize;
@@ -24,10 +24,10 @@ pub trait IndexedVariant: Send + Sync + 'static {
     fn number(&self) -> u64;
 
     /// Called when the variant has left the index or was not inserted.
-    fn left(&self) {}
+    fn on_removed(&self) {}
 
     /// Called when the variant was soft-purged.
-    fn purged(&self) {}
+    fn on_purged(&self) {}
 }
 
 /// An index of variants by the hash of the cache key.
@@ -125,42 +125,42 @@ impl<V: IndexedVariant> Index<V> {
     /// stored.
     pub fn selectors(&self, id: u128, scope: u64, request: &HeaderMap) -> Option<VaryValue> {
         let resource = self.resources.peek(&id)?;
-        let latest = resource.variants.iter().find(|variant| variant.label().scope == scope)?;
-        Some(VaryValue::from_request(latest.label().selectors.names(), request))
+        let latest = resource.variants.iter().find(|variant| variant.variant_info().scope == scope)?;
+        Some(VaryValue::from_request(latest.variant_info().selectors.names(), request))
     }
 
     /// Inserts a variant. It replaces the variant for the same requests, unless that one is newer.
     fn insert(&self, id: u128, key: &[u8], variant: Arc<V>) {
         let mut is_late = false;
         self.update(id, Some(key), |resource| {
-            let is_for_the_same = |known: &Arc<V>| known.label().replaces(variant.label());
+            let is_for_the_same = |known: &Arc<V>| known.variant_info().replaces(variant.variant_info());
             is_late = resource.variants.iter().any(|known| is_for_the_same(known) && known.number() > variant.number());
             if is_late {
                 return;
             }
             resource.passes_until_ms = 0;
             resource.variants.retain(|known| !is_for_the_same(known));
-            resource.make_room(variant.label());
+            resource.make_room(variant.variant_info());
             resource.variants.insert(0, variant.clone());
         });
         if is_late {
-            variant.left();
+            variant.on_removed();
         }
     }
 
-    /// Inserts a variant that was requested at `asked`, unless the response was purged since. It replaces an older one.
-    pub fn insert_unless_purged(&self, id: u128, key: &[u8], variant: Arc<V>, purges: &PurgeLog, asked: PurgeEpoch) {
+    /// Inserts a variant that was requested at `epoch`, unless the response was purged since. It replaces an older one.
+    pub fn insert_unless_purged(&self, id: u128, key: &[u8], variant: Arc<V>, purges: &PurgeLog, epoch: PurgeEpoch) {
         let is_gone = || {
-            let purged = purges.since(asked, id, key, variant.label());
+            let purged = purges.since(epoch, id, key, variant.variant_info());
             if purged == Some(PurgeKind::Soft) {
-                variant.label().purge(PurgeKind::Soft);
-                variant.purged();
+                variant.variant_info().purge(PurgeKind::Soft);
+                variant.on_purged();
             }
             // For example, a purge found the response on disk while it was being read.
-            purged == Some(PurgeKind::Hard) || variant.label().is_gone()
+            purged == Some(PurgeKind::Hard) || variant.variant_info().is_gone()
         };
         if is_gone() {
-            return variant.left();
+            return variant.on_removed();
         }
         self.insert(id, key, variant.clone());
         // A purge may have searched the index before the variant was inserted.
@@ -170,7 +170,7 @@ impl<V: IndexedVariant> Index<V> {
     }
 
     /// Returns the variant with this number; `None` if there is none.
-    pub fn numbered(&self, id: u128, number: u64) -> Option<Arc<V>> {
+    pub fn find_numbered(&self, id: u128, number: u64) -> Option<Arc<V>> {
         let resource = self.resources.peek(&id)?;
         resource.variants.iter().find(|known| known.number() == number).cloned()
     }
@@ -186,7 +186,7 @@ impl<V: IndexedVariant> Index<V> {
     pub fn remove_all(&self, id: u128) -> usize {
         let Some((_, resource)) = self.resources.remove(&id) else { return 0 };
         resource.leave();
-        resource.variants.iter().filter(|variant| variant.label().purge(PurgeKind::Hard)).count()
+        resource.variants.iter().filter(|variant| variant.variant_info().purge(PurgeKind::Hard)).count()
     }
 
     /// Marks a key as hit-for-miss until `until_ms`, in milliseconds of Unix time.
@@ -224,11 +224,11 @@ impl<V: IndexedVariant> Index<V> {
             *resource = changed(Some(resource));
             if resource.is_of_use() { EntryAction::Retain(()) } else { EntryAction::Remove }
         });
-        if let EntryResult::Vacant(place) = entry
+        if let EntryResult::Vacant(vacant) = entry
             && key.is_some()
         {
             let resource = changed(None);
-            if resource.is_of_use() && place.insert(resource.clone()).is_err() {
+            if resource.is_of_use() && vacant.insert(resource.clone()).is_err() {
                 resource.leave();
             }
         }
@@ -237,12 +237,12 @@ impl<V: IndexedVariant> Index<V> {
             let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
             self.resources.set_capacity(self.capacity());
         }
-        left.iter().for_each(|variant| variant.left());
+        left.iter().for_each(|variant| variant.on_removed());
     }
 
     /// Purges the matching variants, shard by shard. Returns how many of them were not counted as purged before.
     pub fn purge(&self, purge: &Purge) -> usize {
-        let is_meant = |key: &[u8], variant: &V| purge.what.is(key, variant.label());
+        let is_meant = |key: &[u8], variant: &V| purge.what.is(key, variant.variant_info());
         let concerned: Vec<(u128, Arc<CacheEntry<V>>)> = self
             .resources
             .iter()
@@ -251,9 +251,9 @@ impl<V: IndexedVariant> Index<V> {
         let mut purged = 0;
         for (id, resource) in concerned {
             for variant in resource.variants.iter().filter(|variant| is_meant(&resource.key, variant)) {
-                purged += usize::from(variant.label().purge(purge.strength));
+                purged += usize::from(variant.variant_info().purge(purge.strength));
                 if purge.strength == PurgeKind::Soft {
-                    variant.purged();
+                    variant.on_purged();
                 } else {
                     self.remove_if(id, |known| std::ptr::eq(known, &**variant));
                 }
@@ -297,7 +297,9 @@ impl<V: IndexedVariant> CacheEntry<V> {
     }
 
     fn select(&self, scope: u64, request: &HeaderMap) -> Option<Arc<V>> {
-        let fits = |variant: &&Arc<V>| variant.label().scope == scope && variant.label().selectors.select(request);
+        let fits = |variant: &&Arc<V>| {
+            variant.variant_info().scope == scope && variant.variant_info().selectors.select(request)
+        };
         self.variants.iter().find(fits).cloned()
     }
 
@@ -306,12 +308,12 @@ impl<V: IndexedVariant> CacheEntry<V> {
     fn make_room(&mut self, new: &VariantInfo) {
         let (mut variants, mut selectors) = (1, new.selectors.count());
         self.variants.retain(|known| {
-            let label = known.label();
-            if label.scope != new.scope {
+            let variant_info = known.variant_info();
+            if variant_info.scope != new.scope {
                 return true;
             }
             variants += 1;
-            selectors += label.selectors.count();
+            selectors += variant_info.selectors.count();
             variants <= MAX_VARIANTS && selectors <= MAX_SELECTORS
         });
     }
@@ -325,7 +327,7 @@ impl<V: IndexedVariant> CacheEntry<V> {
     }
 
     fn leave(&self) {
-        self.variants.iter().for_each(|variant| variant.left());
+        self.variants.iter().for_each(|variant| variant.on_removed());
     }
 }
 

@@ -76,17 +76,17 @@ impl PurgeLog {
         late.changes.insert(id, number);
     }
 
-    /// Returns the strongest purge that hit a response after `asked`; an invalidation counts as a hard purge. `None` if
+    /// Returns the strongest purge that hit a response after `epoch`; an invalidation counts as a hard purge. `None` if
     /// there was none.
-    pub fn since(&self, asked: PurgeEpoch, id: u128, key: &[u8], label: &VariantInfo) -> Option<PurgeKind> {
+    pub fn since(&self, epoch: PurgeEpoch, id: u128, key: &[u8], variant_info: &VariantInfo) -> Option<PurgeKind> {
         let late = self.late();
-        let PurgeEpoch(asked) = asked;
-        let is_forgotten = asked < late.purges_forgotten || asked < late.changes_forgotten;
-        if is_forgotten || late.changes.get(&id).is_some_and(|number| *number > asked) {
+        let PurgeEpoch(epoch) = epoch;
+        let is_forgotten = epoch < late.purges_forgotten || epoch < late.changes_forgotten;
+        if is_forgotten || late.changes.get(&id).is_some_and(|number| *number > epoch) {
             return Some(PurgeKind::Hard);
         }
-        let since = late.purges.iter().rev().take_while(|(number, _)| *number > asked);
-        since.filter(|(_, purge)| purge.what.is(key, label)).map(|(_, purge)| purge.strength).max()
+        let since = late.purges.iter().rev().take_while(|(number, _)| *number > epoch);
+        since.filter(|(_, purge)| purge.what.is(key, variant_info)).map(|(_, purge)| purge.strength).max()
     }
 
     fn late(&self) -> MutexGuard<'_, RecentPurges> {
@@ -97,15 +97,16 @@ impl PurgeLog {
 impl PurgeTarget {
     /// Returns whether a response is a target of the purge. The first line of a cache key is also a URI: that of all
     /// requests which differ only in ignored query parameters.
-    pub fn is(&self, key: &[u8], label: &VariantInfo) -> bool {
+    pub fn is(&self, key: &[u8], variant_info: &VariantInfo) -> bool {
         let of_key = || key.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let of_either =
-            |is: &dyn Fn(&[u8]) -> bool| label.uri.as_deref().is_some_and(|uri| is(uri.as_bytes())) || is(of_key());
+        let of_either = |is: &dyn Fn(&[u8]) -> bool| {
+            variant_info.uri.as_deref().is_some_and(|uri| is(uri.as_bytes())) || is(of_key())
+        };
         match self {
             PurgeTarget::All => true,
             PurgeTarget::Uri(wanted) => of_either(&|uri| uri == wanted.as_bytes()),
             PurgeTarget::Prefix(wanted) => of_either(&|uri| uri.starts_with(wanted.as_bytes())),
-            PurgeTarget::Tag(wanted) => label.tags.iter().any(|tag| **tag == **wanted),
+            PurgeTarget::Tag(wanted) => variant_info.tags.iter().any(|tag| **tag == **wanted),
         }
     }
 }
@@ -120,19 +121,19 @@ mod tests {
 
     #[test]
     fn a_uri_is_that_of_the_request_or_of_the_key() {
-        let (key, label) = (b"http://a/x?b=2\nlang:de", tagged("red"));
+        let (key, variant_info) = (b"http://a/x?b=2\nlang:de", tagged("red"));
         for uri in ["http://a/x?utm=1&b=2", "http://a/x?b=2"] {
-            assert!(PurgeTarget::Uri(uri.into()).is(key, &label), "{uri}");
+            assert!(PurgeTarget::Uri(uri.into()).is(key, &variant_info), "{uri}");
         }
-        assert!(!PurgeTarget::Uri("http://a/x".into()).is(key, &label));
-        assert!(PurgeTarget::Prefix("http://a/x?b".into()).is(key, &label));
-        assert!(!PurgeTarget::Prefix("http://b/".into()).is(key, &label));
+        assert!(!PurgeTarget::Uri("http://a/x".into()).is(key, &variant_info));
+        assert!(PurgeTarget::Prefix("http://a/x?b".into()).is(key, &variant_info));
+        assert!(!PurgeTarget::Prefix("http://b/".into()).is(key, &variant_info));
     }
 
     #[test]
     fn what_happened_since_is_known_and_what_is_forgotten_counts_as_a_purge() {
-        let (purges, label) = (PurgeLog::default(), tagged("red"));
-        let since = |asked| purges.since(asked, 7, b"http://a/x", &label);
+        let (purges, variant_info) = (PurgeLog::default(), tagged("red"));
+        let since = |epoch| purges.since(epoch, 7, b"http://a/x", &variant_info);
         let before = purges.moment();
         assert_eq!(since(before), None);
         purges.purge(&Purge { what: PurgeTarget::Tag("red".into()), strength: PurgeKind::Soft });

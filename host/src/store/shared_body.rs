@@ -196,7 +196,7 @@ impl SharedBody {
             return None;
         }
         state.readers.push(Some(Reader { at, had_trailers: false, waiting: None }));
-        Some(SharedBodyReader { fill: self.clone(), place: state.readers.len() - 1, from_file: None })
+        Some(SharedBodyReader { fill: self.clone(), index: state.readers.len() - 1, from_file: None })
     }
 }
 
@@ -263,7 +263,7 @@ fn repacked(pieces: Vec<Bytes>) -> Vec<Bytes> {
 #[derive(Debug)]
 pub struct SharedBodyReader {
     fill: Arc<SharedBody>,
-    place: usize,
+    index: usize,
     /// The read from the file that is under way.
     from_file: Option<JoinHandle<std::io::Result<Bytes>>>,
 }
@@ -279,7 +279,7 @@ impl SharedBodyReader {
             }
             let mut guard = self.fill.state();
             let state = &mut *guard;
-            let Some(Some(reader)) = state.readers.get(self.place) else { return Poll::Ready(None) };
+            let Some(Some(reader)) = state.readers.get(self.index) else { return Poll::Ready(None) };
             let at = reader.at;
             if let Some(piece) = state.piece(at) {
                 drop(guard);
@@ -299,7 +299,7 @@ impl SharedBodyReader {
                 continue;
             }
             let end = state.end.clone();
-            let Some(Some(reader)) = state.readers.get_mut(self.place) else { return Poll::Ready(None) };
+            let Some(Some(reader)) = state.readers.get_mut(self.index) else { return Poll::Ready(None) };
             return match end {
                 None => {
                     reader.waiting = Some(cx.waker().clone());
@@ -318,7 +318,7 @@ impl SharedBodyReader {
     /// Moves the reader behind a piece.
     fn had(&self, piece: Bytes) -> Frame<Bytes> {
         let mut state = self.fill.state();
-        if let Some(Some(reader)) = state.readers.get_mut(self.place) {
+        if let Some(Some(reader)) = state.readers.get_mut(self.index) {
             reader.at += piece.len() as u64;
         }
         state.forget();
@@ -334,7 +334,7 @@ impl SharedBodyReader {
 impl Drop for SharedBodyReader {
     fn drop(&mut self) {
         let mut state = self.fill.state();
-        if let Some(reader) = state.readers.get_mut(self.place) {
+        if let Some(reader) = state.readers.get_mut(self.index) {
             *reader = None;
         }
         state.forget();
@@ -431,20 +431,20 @@ pub mod tests {
             let piece = vec![at as u8; 7];
             all.extend(&piece);
             fill.push(piece.into());
-            while let Some((place, block)) = fill.next_block(64, false) {
-                file.write_all_at(&block, place).unwrap();
-                fill.set_written(place + block.len() as u64);
+            while let Some((offset, block)) = fill.next_block(64, false) {
+                file.write_all_at(&block, offset).unwrap();
+                fill.set_written(offset + block.len() as u64);
             }
             assert!(fill.state().pieces.len() <= MAX_UNREAD_PIECES + 10);
         }
-        let (place, block) = fill.next_block(64, true).unwrap();
+        let (offset, block) = fill.next_block(64, true).unwrap();
         assert!(block.len() < 64);
         // The last block isn't written any more.
         fill.pass();
         let late = StoredBody::all(&content).unwrap();
         let part = StoredBody::part(&content, 500, 100).unwrap();
         fill.finish(None);
-        assert_eq!(place as usize + block.len(), all.len());
+        assert_eq!(offset as usize + block.len(), all.len());
         for (body, wanted) in [(early, &all[..]), (late, &all[..]), (part, &all[500..600])] {
             assert!(body.collect().await.unwrap().to_bytes() == wanted);
         }

@@ -41,12 +41,12 @@ impl StoredBody {
         let (source, skip) = match content {
             Content::Whole(content) => (BodySource::Whole(content.slice(content.len().min(at as usize)..)), 0),
             Content::Pieces(pieces) => {
-                let (mut place, mut skip) = (0, at);
-                while let Some(piece) = pieces.list.get(place).filter(|piece| piece.len() as u64 <= skip) {
+                let (mut index, mut skip) = (0, at);
+                while let Some(piece) = pieces.list.get(index).filter(|piece| piece.len() as u64 <= skip) {
                     skip -= piece.len() as u64;
-                    place += 1;
+                    index += 1;
                 }
-                (BodySource::Pieces(pieces.clone(), place), skip)
+                (BodySource::Pieces(pieces.clone(), index), skip)
             }
             Content::File(file) => {
                 let (blocks, skip) = BlockReader::new(file, at);
@@ -64,7 +64,7 @@ impl StoredBody {
     }
 
     /// Returns the number of bytes left to send; `None` if the body isn't a part with a known length.
-    pub fn left(&self) -> Option<u64> {
+    pub fn remaining(&self) -> Option<u64> {
         self.left
     }
 
@@ -80,7 +80,7 @@ impl StoredBody {
         match &self.source {
             BodySource::Whole(content) => content.is_empty(),
             BodySource::Pieces(pieces, next) => *next == pieces.list.len() && pieces.trailers.is_none(),
-            BodySource::File(blocks) => blocks.left() == 0 && !blocks.has_trailers(),
+            BodySource::File(blocks) => blocks.remaining() == 0 && !blocks.has_trailers(),
             BodySource::Filling(_) => false,
         }
     }
@@ -142,7 +142,7 @@ impl Body for StoredBody {
         match &self.source {
             BodySource::Whole(content) => SizeHint::with_exact(content.len() as u64),
             BodySource::Pieces(pieces, 0) if pieces.trailers.is_none() => SizeHint::with_exact(pieces.length),
-            BodySource::File(blocks) if !blocks.has_trailers() => SizeHint::with_exact(blocks.left()),
+            BodySource::File(blocks) if !blocks.has_trailers() => SizeHint::with_exact(blocks.remaining()),
             BodySource::Filling(reading) => reading.length().map_or_else(SizeHint::default, SizeHint::with_exact),
             BodySource::Pieces(..) | BodySource::File(_) => SizeHint::default(),
         }

@@ -55,14 +55,28 @@ pub enum Content {
 struct StoredFields(Arc<[(HeaderName, HeaderValue)]>);
 
 impl StoredResponse {
-    pub fn new(label: VariantInfo, head: &response::Parts, content: Content, rules: Freshness, since_ms: u64) -> Self {
+    pub fn new(
+        variant_info: VariantInfo,
+        head: &response::Parts,
+        content: Content,
+        rules: Freshness,
+        since_ms: u64,
+    ) -> Self {
         let (status, fields) = (head.status, StoredFields::of(&head.headers));
-        StoredResponse { variant: Arc::new(label), status, fields, content, freshness: rules, since_ms, sequence: 0 }
+        StoredResponse {
+            variant: Arc::new(variant_info),
+            status,
+            fields,
+            content,
+            freshness: rules,
+            since_ms,
+            sequence: 0,
+        }
     }
 
     /// Returns the response with another variant and sequence number.
-    pub fn with_variant(self, label: Arc<VariantInfo>, number: u64) -> Self {
-        StoredResponse { variant: label, sequence: number, ..self }
+    pub fn with_variant(self, variant_info: Arc<VariantInfo>, number: u64) -> Self {
+        StoredResponse { variant: variant_info, sequence: number, ..self }
     }
 
     /// Returns the response with a sequence number.
@@ -103,7 +117,7 @@ impl StoredResponse {
 }
 
 impl IndexedVariant for StoredResponse {
-    fn label(&self) -> &VariantInfo {
+    fn variant_info(&self) -> &VariantInfo {
         &self.variant
     }
 

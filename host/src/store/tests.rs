@@ -198,11 +198,11 @@ fn a_soft_purge_makes_stale() {
 #[test]
 fn what_was_purged_on_its_way_does_not_come_back() {
     let store = Store::new(1 << 20);
-    let asked = store.purge_epoch();
+    let epoch = store.purge_epoch();
     store.purge(&Purge { what: PurgeTarget::Prefix("/a".into()), strength: PurgeKind::Hard });
     store.purge(&Purge { what: PurgeTarget::Prefix("/b".into()), strength: PurgeKind::Soft });
     for uri in ["/a", "/b", "/c"] {
-        store.insert(store.id(uri.as_bytes()), uri.as_bytes(), plain(uri), asked);
+        store.insert(store.id(uri.as_bytes()), uri.as_bytes(), plain(uri), epoch);
     }
     assert!(!has(&store, "/a", &HeaderMap::new()) && has(&store, "/b", &HeaderMap::new()));
     assert!(has(&store, "/c", &HeaderMap::new()));

@@ -143,9 +143,9 @@ mod tests {
         assert!((256 * 1_000..300_000).contains(&weight), "{weight} bytes");
     }
 
-    fn select(stored: &[(&'static str, &'static str)], asked: &[(&'static str, &'static str)]) -> bool {
+    fn select(stored: &[(&'static str, &'static str)], request_fields: &[(&'static str, &'static str)]) -> bool {
         let names = stored.iter().map(|(name, _)| HeaderName::from_static(name));
-        VaryValue::from_request(names, &request(stored)).select(&request(asked))
+        VaryValue::from_request(names, &request(stored)).select(&request(request_fields))
     }
 
     #[test]

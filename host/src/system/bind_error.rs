@@ -90,7 +90,7 @@ impl BindFailure {
 pub fn obstacle(path: &Path) -> Option<String> {
     let folder = path.parent()?;
     match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => Some(in_the_way(path)),
+        Ok(metadata) if !metadata.file_type().is_socket() => Some(in_the_way(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             files::missing(folder).map(|missing| format!("there is no folder `{}`: create it", missing.display()))
         }
@@ -119,8 +119,8 @@ fn of_any(error: &io::Error) -> String {
 
 /// Returns the reason for a path that exists already.
 fn in_the_way(path: &Path) -> String {
-    let found = std::fs::symlink_metadata(path).map(|found| found.file_type());
-    match found {
+    let metadata = std::fs::symlink_metadata(path).map(|metadata| metadata.file_type());
+    match metadata {
         Ok(kind) if kind.is_socket() => {
             "another process listens there: stop it, or choose another path for one of the two".into()
         }
@@ -132,7 +132,7 @@ fn in_the_way(path: &Path) -> String {
 }
 
 fn is_socket(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// The first port that needs no privilege, unless `net.ipv4.ip_unprivileged_port_start` is different.

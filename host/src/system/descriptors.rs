@@ -52,13 +52,13 @@ impl Descriptors {
     /// Returns the number of client connections for which there are descriptors. Each may need a second one, to an
     /// endpoint, until there are `endpoints` of these.
     pub fn clients(self, endpoints: usize) -> usize {
-        let room = self.limit.saturating_sub(self.kept());
+        let room = self.limit.saturating_sub(self.reserved());
         (room / 2).max(room.saturating_sub(endpoints)).max(MIN_CLIENTS)
     }
 
     /// Returns the number of descriptors that a process may need, including all other uses.
     pub fn needed(self, demand: ConnectionDemand) -> usize {
-        demand.clients.saturating_add(demand.endpoints).saturating_add(self.kept())
+        demand.clients.saturating_add(demand.endpoints).saturating_add(self.reserved())
     }
 
     /// Whether nearly all descriptors are in use, judged by the number of a new one: a new one is always the lowest
@@ -71,7 +71,7 @@ impl Descriptors {
         SPARE + self.limit / SPARE_SHARE
     }
 
-    fn kept(self) -> usize {
+    fn reserved(self) -> usize {
         self.own + self.spare()
     }
 }

@@ -37,8 +37,8 @@ const PIECE: usize = 64 << 10;
 /// Opens a regular file for reading. Never waits for a writer of a named pipe.
 pub fn open(path: &Path, kind: FileKind) -> io::Result<File> {
     let file = open_regular(OpenOptions::new().read(true), path)?;
-    let found = file.metadata()?;
-    if found.len() > kind.max_bytes { Err(kind.too_large()) } else { Ok(file) }
+    let metadata = file.metadata()?;
+    if metadata.len() > kind.max_bytes { Err(kind.too_large()) } else { Ok(file) }
 }
 
 /// Opens or creates a regular file that is to be locked.
@@ -180,14 +180,14 @@ impl FileKind {
 }
 
 /// Returns the name of a file's type; `None` if it is a regular file.
-fn other_kind(found: std::fs::FileType) -> Option<&'static str> {
-    if found.is_file() {
+fn other_kind(file_type: std::fs::FileType) -> Option<&'static str> {
+    if file_type.is_file() {
         None
-    } else if found.is_dir() {
+    } else if file_type.is_dir() {
         Some("a folder")
-    } else if found.is_fifo() {
+    } else if file_type.is_fifo() {
         Some("a named pipe")
-    } else if found.is_socket() {
+    } else if file_type.is_socket() {
         Some("a socket")
     } else {
         Some("a device")

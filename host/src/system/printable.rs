@@ -8,13 +8,13 @@ pub const TRUNCATED: &str = "...";
 
 /// Escapes line breaks, control characters and bidirectional controls, and truncates the text to a length in bytes.
 pub fn one_line(text: &str, max: usize) -> Cow<'_, str> {
-    let kept = truncated(text, max);
-    let mark = if kept.len() < text.len() { TRUNCATED } else { "" };
-    if mark.is_empty() && !kept.chars().any(is_hostile) {
-        return Cow::Borrowed(kept);
+    let beginning = truncated(text, max);
+    let mark = if beginning.len() < text.len() { TRUNCATED } else { "" };
+    if mark.is_empty() && !beginning.chars().any(is_hostile) {
+        return Cow::Borrowed(beginning);
     }
-    let mut line = String::with_capacity(kept.len() + 16);
-    kept.chars().for_each(|character| escape(&mut line, character));
+    let mut line = String::with_capacity(beginning.len() + 16);
+    beginning.chars().for_each(|character| escape(&mut line, character));
     line.push_str(mark);
     Cow::Owned(line)
 }

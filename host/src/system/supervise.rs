@@ -255,8 +255,8 @@ mod tests {
 
     #[test]
     fn each_task_is_at_its_place() {
-        for (place, task) in Task::ALL.into_iter().enumerate() {
-            assert_eq!(task as usize, place);
+        for (index, task) in Task::ALL.into_iter().enumerate() {
+            assert_eq!(task as usize, index);
         }
     }
 

@@ -247,7 +247,7 @@ fn open_file(path: &Path) -> io::Result<File> {
 /// Returns options that open a file for appending. A FIFO is opened for reading too: the open then needs no reader, and
 /// if a reader restarts, only the lines of the meantime are lost.
 fn appending(path: &Path) -> OpenOptions {
-    let is_fifo = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    let is_fifo = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
     let mut options = OpenOptions::new();
     // The open must not wait, whatever kind of file the path names.
     options.append(true).read(is_fifo).custom_flags(libc::O_NONBLOCK);
@@ -381,9 +381,9 @@ fn text(bytes: &[u8], max: usize) -> Cow<'_, str> {
     if bytes.len() <= max {
         return String::from_utf8_lossy(bytes);
     }
-    let mut kept = String::from_utf8_lossy(&bytes[..max]).into_owned();
-    kept.push_str(TRUNCATED);
-    Cow::Owned(kept)
+    let mut beginning = String::from_utf8_lossy(&bytes[..max]).into_owned();
+    beginning.push_str(TRUNCATED);
+    Cow::Owned(beginning)
 }
 
 /// Returns the notes of an exchange, as many as fit into a line.

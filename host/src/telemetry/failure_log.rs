@@ -63,13 +63,13 @@ static BEGAN: OnceLock<Instant> = OnceLock::new();
 
 /// Whether a line about a part of a topic, such as a route or an endpoint, is within the limits.
 pub fn admits(topic: Topic, part: &str) -> bool {
-    LIMITERS[topic.place()].admits(topic, part, second())
+    LIMITERS[topic.index()].admits(topic, part, second())
 }
 
 /// Logs how many lines were suppressed in previous seconds. Called by the ticks of workers.
 pub fn report() {
     for topic in Topic::all() {
-        let limiter = &LIMITERS[topic.place()];
+        let limiter = &LIMITERS[topic.index()];
         if limiter.left_out.load(Ordering::Relaxed) > 0 {
             limiter.turn(topic, second());
         }
@@ -78,7 +78,7 @@ pub fn report() {
 
 /// Returns the number of suppressed lines of a topic.
 pub fn dropped(topic: Topic) -> u64 {
-    LIMITERS[topic.place()].dropped.load(Ordering::Relaxed)
+    LIMITERS[topic.index()].dropped.load(Ordering::Relaxed)
 }
 
 fn second() -> u64 {
@@ -102,7 +102,7 @@ impl Topic {
         exchanges.chain(attempts).chain(others)
     }
 
-    fn place(self) -> usize {
+    fn index(self) -> usize {
         match self {
             Topic::Exchange(kind) => kind as usize,
             Topic::Attempt(kind) => KINDS + kind as usize,
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn each_topic_has_a_place_of_its_own() {
-        let places: Vec<usize> = Topic::all().map(Topic::place).collect();
+        let places: Vec<usize> = Topic::all().map(Topic::index).collect();
         assert_eq!(places, (0..TOPICS).collect::<Vec<_>>());
     }
 

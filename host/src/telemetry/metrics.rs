@@ -304,7 +304,7 @@ impl Counter {
 
 impl RouteMetrics {
     /// Counts an exchange that has ended.
-    pub fn ended(&self, status: u16, error: Option<FailureKind>, bytes: u64, took: Duration) {
+    pub fn record_end(&self, status: u16, error: Option<FailureKind>, bytes: u64, took: Duration) {
         let took = took.as_micros() as u64;
         self.responses[usize::from(status / 100).min(5)].add(1);
         if let Some(kind) = error {

@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 impl Output {
     /// Wraps an open file.
     pub fn new(file: File) -> Self {
-        let is_regular = file.metadata().is_ok_and(|found| found.is_file());
+        let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
         Output { file, is_regular, is_within_line: false }
     }
 

@@ -102,17 +102,17 @@ impl Log {
 
     fn push(&self, record: &str) {
         let text = record.strip_suffix('\n').unwrap_or(record);
-        let kept = printable::truncated(text, MAX_RECORD_BYTES);
-        let mark = if kept.len() < text.len() { printable::TRUNCATED } else { "" };
-        let kept = printable::record(kept);
+        let beginning = printable::truncated(text, MAX_RECORD_BYTES);
+        let mark = if beginning.len() < text.len() { printable::TRUNCATED } else { "" };
+        let beginning = printable::record(beginning);
         let mut queue = self.lock();
-        let has_room = queue.lines.len() + queue.writing + kept.len() + mark.len() < MAX_QUEUED_BYTES;
+        let has_room = queue.lines.len() + queue.writing + beginning.len() + mark.len() < MAX_QUEUED_BYTES;
         if !has_room && !std::mem::take(&mut queue.has_reserve) {
             queue.unreported += 1;
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        self.append(&mut queue, &kept, mark);
+        self.append(&mut queue, &beginning, mark);
         drop(queue);
         self.is_filled.notify_one();
     }

@@ -87,13 +87,13 @@ fn roots(files: &ClientFiles) -> Result<Option<RootCertStore>, String> {
 
 /// Returns the readable ones of the system's roots: some systems have an unusual root, which this proxy can't repair.
 fn system_roots() -> Result<RootCertStore, String> {
-    let found = rustls_native_certs::load_native_certs();
+    let native_certs = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
+    roots.add_parsable_certificates(native_certs.certs);
     if !roots.is_empty() {
         return Ok(roots);
     }
-    let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+    let why = native_certs.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
     Err(format!("this system has no authorities{why}; install `ca-certificates`, or name a file of them"))
 }
 

@@ -84,9 +84,9 @@ fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 /// One certificate or more.
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let bytes = read(path)?;
-    let found: Vec<CertificateDer> = sections(path, &bytes)?;
-    if !found.is_empty() {
-        return Ok(found);
+    let certificates: Vec<CertificateDer> = sections(path, &bytes)?;
+    if !certificates.is_empty() {
+        return Ok(certificates);
     }
     let shown = path.display();
     Err(if bytes.starts_with(DER_SEQUENCE) {

@@ -373,20 +373,20 @@ fn what_is_wrong_with_a_file_is_told() {
     for ((chain, key), place, what) in cases {
         authority.write("a.pem", &chain);
         authority.write("a.key", &key);
-        let told = mistakes(&authority, &authority.served(&["a"], ClientAuth::None));
-        assert!(matches!(told.as_slice(), [(at, text)] if *at == place && text.contains(what)), "{what}: {told:?}");
-        assert!(!told[0].1.contains("\n"), "{told:?}");
+        let errors = mistakes(&authority, &authority.served(&["a"], ClientAuth::None));
+        assert!(matches!(errors.as_slice(), [(at, text)] if *at == place && text.contains(what)), "{what}: {errors:?}");
+        assert!(!errors[0].1.contains("\n"), "{errors:?}");
     }
 }
 
 #[test]
 fn mistakes_of_a_listener_are_told_together() {
     let authority = TestAuthority::with_site();
-    let told =
+    let errors =
         mistakes(&authority, &authority.served(&["site", "gone"], ClientAuth::Required(authority.path("site.key"))));
-    let places: Vec<_> = told.iter().map(|(place, _)| *place).collect();
+    let places: Vec<_> = errors.iter().map(|(place, _)| *place).collect();
     assert_eq!(places, [ServerFilePlace::Certificate(1), ServerFilePlace::Key(1), ServerFilePlace::ClientCa]);
-    assert_eq!(told[0].1, "no such file: `gone.pem`; paths are relative to the manifest");
+    assert_eq!(errors[0].1, "no such file: `gone.pem`; paths are relative to the manifest");
     assert_eq!(mistakes(&authority, &authority.served(&[], ClientAuth::None))[0].0, ServerFilePlace::Certificate(0));
     let folder = CertificateFiles { chain: Path::new("/").into(), key: authority.path("site.key") };
     let files = ServerFiles { certificates: vec![folder], ..authority.served(&[], ClientAuth::None) };

@@ -64,7 +64,7 @@ pub struct ConnectTerms<'a> {
 }
 
 impl ConnectTerms<'_> {
-    fn answered(&self) {
+    fn note_reached(&self) {
         if let Some(reached) = self.reached {
             reached.set(true);
         }
@@ -83,26 +83,26 @@ impl ConnectTerms<'_> {
 pub async fn connect(
     address: &EndpointAddr,
     terms: &ConnectTerms<'_>,
-    slot: ConnectionPermit,
+    permit: ConnectionPermit,
 ) -> Result<Connection, Error> {
     let now = ReadNow::default();
     match &address.address {
-        SocketName::Tcp(place) => {
-            let found = terms.open(|| lookup_host(&**place)).await.map_err(unknown)?;
-            let found = found.collect::<SmallVec<[SocketAddr; 2]>>();
-            let order = happy_eyeballs::ordered(&found, terms.last.and_then(Cell::get));
+        SocketName::Tcp(host_and_port) => {
+            let resolved = terms.open(|| lookup_host(&**host_and_port)).await.map_err(unknown)?;
+            let resolved = resolved.collect::<SmallVec<[SocketAddr; 2]>>();
+            let order = happy_eyeballs::ordered(&resolved, terms.last.and_then(Cell::get));
             let stream = terms.open(|| happy_eyeballs::connect(&order, terms.within)).await.map_err(refused)?;
             stream.set_nodelay(true).map_err(refused)?;
-            terms.answered();
+            terms.note_reached();
             if let Some(last) = terms.last.filter(|_| order.len() > 1) {
                 last.set(stream.peer_addr().ok());
             }
-            negotiate(EndpointSocket::new(Tcp(stream), now.clone()), address, terms, now, slot).await
+            negotiate(EndpointSocket::new(Tcp(stream), now.clone()), address, terms, now, permit).await
         }
         SocketName::Unix(path) => {
             let stream = terms.open(|| UnixStream::connect(&**path)).await.map_err(refused)?;
-            terms.answered();
-            negotiate(EndpointSocket::new(stream, now.clone()), address, terms, now, slot).await
+            terms.note_reached();
+            negotiate(EndpointSocket::new(stream, now.clone()), address, terms, now, permit).await
         }
     }
 }
@@ -125,22 +125,22 @@ async fn negotiate(
     address: &EndpointAddr,
     terms: &ConnectTerms<'_>,
     now: ReadNow,
-    slot: ConnectionPermit,
+    permit: ConnectionPermit,
 ) -> Result<Connection, Error> {
     if let Some(version) = terms.proxy_protocol {
-        let told = stream.write_all(&proxy_protocol::encode(version, terms.ends)).await;
-        told.map_err(|error| Error::new(FailureKind::ConnectionTerminated, error))?;
+        let written = stream.write_all(&proxy_protocol::encode(version, terms.ends)).await;
+        written.map_err(|error| Error::new(FailureKind::ConnectionTerminated, error))?;
     }
     match &address.protocol {
-        EndpointProtocol::Http1 => Ok(Connection::http1(stream, now, terms.head, slot)),
-        EndpointProtocol::Http2 => Connection::http2(stream, terms.head, slot).await,
+        EndpointProtocol::Http1 => Ok(Connection::http1(stream, now, terms.head, permit)),
+        EndpointProtocol::Http2 => Connection::http2(stream, terms.head, permit).await,
         EndpointProtocol::Tls(dialer) => {
             let config = if terms.wanted == RequiredProtocol::Http1 { &dialer.http1 } else { &dialer.any };
             let connecting = TlsConnector::from(config.clone()).connect(dialer.name.clone(), stream).await;
             let stream = connecting.map_err(untrusted)?;
             match stream.get_ref().1.alpn_protocol() {
-                Some(b"h2") => Connection::http2(stream, terms.head, slot).await,
-                _ => Ok(Connection::http1(stream, now, terms.head, slot)),
+                Some(b"h2") => Connection::http2(stream, terms.head, permit).await,
+                _ => Ok(Connection::http1(stream, now, terms.head, permit)),
             }
         }
     }

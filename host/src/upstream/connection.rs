@@ -32,7 +32,7 @@ use crate::system::supervise::{Panicked, Task, spawn};
 pub struct Connection {
     sender: Sender,
     head: ResponseHeadLimits,
-    counted: LimitHandle,
+    limit_handle: LimitHandle,
 }
 
 #[expect(clippy::large_enum_variant, reason = "connections are boxed")]
@@ -49,7 +49,7 @@ enum Sender {
 #[derive(Clone)]
 pub struct SharedSender {
     sender: http2::SendRequest<RequestBody>,
-    counted: LimitHandle,
+    limit_handle: LimitHandle,
     head: ResponseHeadLimits,
     /// The task of the connection, held by all its senders.
     task: Rc<JoinHandle<Result<(), Panicked>>>,
@@ -106,17 +106,17 @@ impl Connection {
         transport: impl EndpointTransport,
         now: ReadNow,
         head: ResponseHeadLimits,
-        slot: ConnectionPermit,
+        permit: ConnectionPermit,
     ) -> Self {
-        let counted = slot.counted();
-        Connection { sender: Sender::Http1 { http1: Http1::new(transport, head, slot), now }, head, counted }
+        let limit_handle = permit.limit_handle();
+        Connection { sender: Sender::Http1 { http1: Http1::new(transport, head, permit), now }, head, limit_handle }
     }
 
     /// Speaks HTTP/2 over a transport. Its task ends when the last sender is dropped, or the endpoint closes.
     pub async fn http2(
         transport: impl EndpointTransport,
         head: ResponseHeadLimits,
-        slot: ConnectionPermit,
+        permit: ConnectionPermit,
     ) -> Result<Self, Error> {
         let failed = |error| Error::new(FailureKind::ConnectionTerminated, error);
         let mut builder = http2::Builder::new(LocalExecutor);
@@ -126,25 +126,25 @@ impl Connection {
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
         let transport = CountedFrames { io: transport, counter: EndpointFrames::new(head.bytes) };
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
-        let counted = slot.counted();
+        let limit_handle = permit.limit_handle();
         let task = spawn(Task::UpstreamConnection, async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection");
             }
-            drop(slot);
+            drop(permit);
         });
-        Ok(Connection::of_shared(SharedSender { sender, counted, head, task: Rc::new(task) }))
+        Ok(Connection::of_shared(SharedSender { sender, limit_handle, head, task: Rc::new(task) }))
     }
 
     /// Returns another handle of a shared connection.
     pub fn of_shared(sender: SharedSender) -> Self {
-        let (counted, head) = (sender.counted.clone(), sender.head);
+        let (limit_handle, head) = (sender.limit_handle.clone(), sender.head);
         let sender = Sender::Http2(sender);
-        Connection { sender, head, counted }
+        Connection { sender, head, limit_handle }
     }
 
     /// The end that others can use too, if this version has such.
-    pub fn shared(&self) -> Option<SharedSender> {
+    pub fn shared_sender(&self) -> Option<SharedSender> {
         match &self.sender {
             Sender::Http1 { .. } => None,
             Sender::Http2(sender) => Some(sender.clone()),
@@ -253,8 +253,8 @@ impl Connection {
     }
 
     /// Among which it was counted.
-    pub fn counted(&self) -> &LimitHandle {
-        &self.counted
+    pub fn limit_handle(&self) -> &LimitHandle {
+        &self.limit_handle
     }
 
     /// Has the rest of a request sent by a task, if it isn't all sent. A connection with HTTP/2 has a task.
@@ -306,8 +306,8 @@ impl From<TrySendError<Request<RequestBody>>> for Unsent {
 
 impl SharedSender {
     /// Among which its connection was counted.
-    pub fn counted(&self) -> &LimitHandle {
-        &self.counted
+    pub fn limit_handle(&self) -> &LimitHandle {
+        &self.limit_handle
     }
 
     /// The limits of the heads of responses.

@@ -49,7 +49,7 @@ impl ConnectionLimit {
         self.0.as_ref().map(|limited| limited.most)
     }
 
-    /// Takes a slot at once, or waits in the queue if that isn't full. May be dropped at any time.
+    /// Takes a permit at once, or waits in the queue if that isn't full. May be dropped at any time.
     pub async fn take(&self) -> Result<ConnectionPermit, Error> {
         let Some(limited) = &self.0 else { return Ok(ConnectionPermit::default()) };
         let held = |permit| ConnectionPermit(Some(HeldPermit { limited: limited.clone(), _permit: permit }));
@@ -57,7 +57,7 @@ impl ConnectionLimit {
             return Ok(held(permit));
         }
         let why = "all connections are in use, and the queue is full";
-        let full = || Error::new(FailureKind::LimitReached, why).met("limits.pending");
+        let full = || Error::new(FailureKind::LimitReached, why).with_limit("limits.pending");
         let _waiting = WaitingGuard::begin(limited).ok_or_else(full)?;
         let permit = limited.free.clone().acquire_owned().await;
         permit.map(held).map_err(|error| Error::new(FailureKind::LimitReached, error))
@@ -79,7 +79,7 @@ impl ConnectionLimit {
 }
 
 impl ConnectionPermit {
-    pub fn counted(&self) -> LimitHandle {
+    pub fn limit_handle(&self) -> LimitHandle {
         LimitHandle(self.0.as_ref().map(|held| held.limited.clone()))
     }
 }
@@ -116,24 +116,24 @@ mod tests {
 
     #[tokio::test]
     async fn beyond_the_connections_a_queue_and_beyond_that_nobody() {
-        let slots = ConnectionLimit::limited(1, 1);
-        let first = slots.take().await.unwrap();
-        let counted = first.counted();
+        let connection_limit = ConnectionLimit::limited(1, 1);
+        let first = connection_limit.take().await.unwrap();
+        let counted = first.limit_handle();
         assert!(counted.is_limited() && !counted.is_wanted());
-        let mut second = Box::pin(slots.take());
+        let mut second = Box::pin(connection_limit.take());
         assert!(poll(second.as_mut()).is_none() && counted.is_wanted());
-        assert_eq!(slots.take().await.unwrap_err().kind, FailureKind::LimitReached);
+        assert_eq!(connection_limit.take().await.unwrap_err().kind, FailureKind::LimitReached);
         drop(first);
         let second = second.await.unwrap();
         assert!(!counted.is_wanted());
         assert!(
-            slots.have(&counted)
+            connection_limit.have(&counted)
                 && !ConnectionLimit::limited(1, 1).have(&counted)
                 && ConnectionLimit::default().have(&counted)
         );
-        assert!(!slots.have(&LimitHandle::default()));
+        assert!(!connection_limit.have(&LimitHandle::default()));
         drop(second);
-        assert!(slots.take().await.is_ok(), "the slot came back");
+        assert!(connection_limit.take().await.is_ok(), "the permit came back");
     }
 
     fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {

@@ -55,14 +55,14 @@ impl DnsName {
             NameKind::Host(host, port) => {
                 let answer = resolver.addresses(host).await?;
                 let member = |address: &IpAddr| self.member(*address, *port, self.weight, self.tier);
-                Ok(Resolved { members: answer.found.iter().map(member).collect(), lifetime: answer.lifetime })
+                Ok(Resolved { members: answer.records.iter().map(member).collect(), lifetime: answer.lifetime })
             }
             NameKind::Service(name) => {
                 let answer = resolver.services(name).await?;
-                let mut priorities: Vec<u16> = answer.found.iter().map(|service| service.priority).collect();
+                let mut priorities: Vec<u16> = answer.records.iter().map(|service| service.priority).collect();
                 priorities.sort_unstable();
                 priorities.dedup();
-                let members = answer.found.iter().map(|service| {
+                let members = answer.records.iter().map(|service| {
                     let tier = priorities.iter().position(|priority| *priority == service.priority).unwrap_or(0);
                     // A weight of 0 asks for the least there is (RFC 2782).
                     let weight = u32::from(service.weight).max(1);
@@ -82,9 +82,10 @@ impl DnsName {
     }
 
     fn member(&self, address: IpAddr, port: u16, weight: u32, tier: u32) -> EndpointSpec {
-        let place = std::net::SocketAddr::new(address, port).to_string();
-        let text = format!("{}{place}", self.scheme).into();
-        let address = EndpointAddr { text, address: SocketName::Tcp(place.into()), protocol: self.protocol.clone() };
+        let host_and_port = std::net::SocketAddr::new(address, port).to_string();
+        let text = format!("{}{host_and_port}", self.scheme).into();
+        let address =
+            EndpointAddr { text, address: SocketName::Tcp(host_and_port.into()), protocol: self.protocol.clone() };
         EndpointSpec { address, weight, tier, zone: self.zone.clone(), draining: self.draining }
     }
 }

@@ -35,7 +35,7 @@ pub struct Resolver {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsAnswer<T> {
     /// Never empty, sorted, without duplicates.
-    pub found: Vec<T>,
+    pub records: Vec<T>,
     /// For how long from now on it may be kept.
     pub lifetime: Duration,
 }
@@ -93,7 +93,7 @@ impl Resolver {
             search.extend(domain);
         }
         let dots = options.ndots;
-        let servers = servers.into_iter().map(|server| asking(server, options.clone())).collect::<Result<_, _>>();
+        let servers = servers.into_iter().map(|server| new_resolver(server, options.clone())).collect::<Result<_, _>>();
         let servers = servers.map_err(LookupError::System)?;
         Ok(Self { servers, hosts: Arc::new(hosts), dots, search: search.into() })
     }
@@ -160,10 +160,10 @@ impl Resolver {
         let ipv6 = self.ask(name, RecordType::AAAA, RData::ip_addr);
         match tokio::join!(ipv4, ipv6) {
             (Ok(ipv4), Ok(ipv6)) => {
-                Ok(DnsAnswer::new(ipv4.found.into_iter().chain(ipv6.found), ipv4.lifetime.min(ipv6.lifetime)))
+                Ok(DnsAnswer::new(ipv4.records.into_iter().chain(ipv6.records), ipv4.lifetime.min(ipv6.lifetime)))
             }
             (Ok(known), Err(error)) | (Err(error), Ok(known)) => {
-                Ok(DnsAnswer::new(known.found, known.lifetime.min(lifetime_without(&error))))
+                Ok(DnsAnswer::new(known.records, known.lifetime.min(lifetime_without(&error))))
             }
             (Err(ipv4), Err(ipv6)) => Err(ipv4.or(ipv6)),
         }
@@ -179,21 +179,21 @@ impl Resolver {
 
     async fn services_of(&self, name: &Name) -> Result<DnsAnswer<Service>, LookupError> {
         let mut targets = self.ask(name, RecordType::SRV, target).await?;
-        targets.found.sort_by_key(|target| target.priority);
-        targets.found.truncate(MAX_RECORDS);
-        let hosts = self.addresses_of_each(targets.found.iter().map(|target| target.target.clone()).collect()).await;
+        targets.records.sort_by_key(|target| target.priority);
+        targets.records.truncate(MAX_RECORDS);
+        let hosts = self.addresses_of_each(targets.records.iter().map(|target| target.target.clone()).collect()).await;
         // One that isn't in `hosts` panicked.
         let lost = Err(LookupError::NoAnswer(text(name)));
         let mut lifetime = targets.lifetime;
-        let mut found = Vec::new();
+        let mut records = Vec::new();
         let mut missing = LookupError::NoServices(text(name));
-        for SRV { priority, weight, port, target, .. } in targets.found {
+        for SRV { priority, weight, port, target, .. } in targets.records {
             match hosts.get(&target).unwrap_or(&lost) {
                 Ok(addresses) => {
                     lifetime = lifetime.min(addresses.lifetime);
-                    let room = MAX_RECORDS - found.len();
+                    let room = MAX_RECORDS - records.len();
                     let service = |address: &IpAddr| Service { priority, weight, port, address: *address };
-                    found.extend(addresses.found.iter().map(service).take(room));
+                    records.extend(addresses.records.iter().map(service).take(room));
                 }
                 Err(error) => {
                     lifetime = lifetime.min(lifetime_without(error));
@@ -201,15 +201,15 @@ impl Resolver {
                 }
             }
         }
-        if found.is_empty() { Err(missing) } else { Ok(DnsAnswer::new(found, lifetime)) }
+        if records.is_empty() { Err(missing) } else { Ok(DnsAnswer::new(records, lifetime)) }
     }
 
     async fn addresses_of_each(&self, hosts: BTreeSet<Name>) -> BTreeMap<Name, Result<DnsAnswer<IpAddr>, LookupError>> {
-        let mut found = BTreeMap::new();
+        let mut records = BTreeMap::new();
         let mut lookups = JoinSet::new();
         for host in hosts {
             if lookups.len() == AT_ONCE {
-                found.extend(lookups.join_next().await.into_iter().flatten().flatten());
+                records.extend(lookups.join_next().await.into_iter().flatten().flatten());
             }
             let resolver = self.clone();
             lookups.spawn(supervised(Task::Lookup, async move {
@@ -218,9 +218,9 @@ impl Resolver {
             }));
         }
         while let Some(lookup) = lookups.join_next().await {
-            found.extend(lookup.into_iter().flatten());
+            records.extend(lookup.into_iter().flatten());
         }
-        found
+        records
     }
 
     /// Asks the servers in turn, until one of them knows of the name or denies it.
@@ -234,13 +234,13 @@ impl Resolver {
         for server in std::iter::repeat_n(&self.servers, ATTEMPTS).flat_map(|servers| servers.iter()) {
             match server.lookup(name.clone(), kind).await {
                 Ok(answer) => {
-                    let found: Vec<T> = answer.answers().iter().filter_map(|record| pick(&record.data)).collect();
-                    if found.is_empty() {
+                    let records: Vec<T> = answer.answers().iter().filter_map(|record| pick(&record.data)).collect();
+                    if records.is_empty() {
                         return Err(LookupError::nothing(name, kind));
                     }
                     // Aliases (CNAME) are among the records, and count.
                     let seconds = answer.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
-                    return Ok(DnsAnswer { found, lifetime: Duration::from_secs(seconds.into()) });
+                    return Ok(DnsAnswer { records, lifetime: Duration::from_secs(seconds.into()) });
                 }
                 Err(cause) => error = LookupError::new(name, kind, cause),
             }
@@ -261,7 +261,7 @@ fn server(address: SocketAddr) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, connections)
 }
 
-fn asking(server: NameServerConfig, options: ResolverOpts) -> Result<TokioResolver, NetError> {
+fn new_resolver(server: NameServerConfig, options: ResolverOpts) -> Result<TokioResolver, NetError> {
     let config = ResolverConfig::from_name_servers(vec![server]);
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
 }
@@ -287,9 +287,9 @@ fn text(name: &Name) -> String {
 // === Answer ===
 
 impl<T: Ord> DnsAnswer<T> {
-    fn new(found: impl IntoIterator<Item = T>, lifetime: Duration) -> Self {
-        let sorted = found.into_iter().collect::<BTreeSet<T>>();
-        Self { found: sorted.into_iter().take(MAX_RECORDS).collect(), lifetime: lifetime.clamp(MIN_TTL, MAX_TTL) }
+    fn new(records: impl IntoIterator<Item = T>, lifetime: Duration) -> Self {
+        let sorted = records.into_iter().collect::<BTreeSet<T>>();
+        Self { records: sorted.into_iter().take(MAX_RECORDS).collect(), lifetime: lifetime.clamp(MIN_TTL, MAX_TTL) }
     }
 }
 

@@ -130,38 +130,38 @@ impl Totals {
     }
 
     /// Responses of all classes.
-    pub fn answered(&self) -> u64 {
+    pub fn total_responses(&self) -> u64 {
         self.responses.iter().sum()
     }
 
     /// The mean time to a response's head, in microseconds, if there was any.
     pub fn mean_latency_us(&self) -> Option<u64> {
-        self.latency_us.checked_div(self.answered())
+        self.latency_us.checked_div(self.total_responses())
     }
 }
 
 impl Latency {
     /// A response took so long to begin.
     pub fn observe(&self, took: Duration, now: Instant) {
-        let (value, at) = self.unpacked();
+        let (value, at) = self.unpack();
         let (sample, age) = (took.as_micros() as f32, self.millis(now));
-        let kept = decay(age.saturating_sub(at));
-        let value = if sample >= value { sample } else { value * kept + sample * (1.0 - kept) };
+        let remainder = decay(age.saturating_sub(at));
+        let value = if sample >= value { sample } else { value * remainder + sample * (1.0 - remainder) };
         self.state.store(u64::from(value.to_bits()) << 32 | u64::from(age), Ordering::Relaxed);
     }
 
     /// A request failed after so long.
-    pub fn failed(&self, took: Duration, now: Instant) {
+    pub fn record_failure(&self, took: Duration, now: Instant) {
         self.observe(took.max(FAILURE), now);
     }
 
     /// In microseconds; falls while nothing is observed.
     pub fn micros(&self, now: Instant) -> u32 {
-        let (value, at) = self.unpacked();
+        let (value, at) = self.unpack();
         if value == 0.0 { 0 } else { (value * decay(self.millis(now).saturating_sub(at))).ceil() as u32 }
     }
 
-    fn unpacked(&self) -> (f32, u32) {
+    fn unpack(&self) -> (f32, u32) {
         let state = self.state.load(Ordering::Relaxed);
         (f32::from_bits((state >> 32) as u32), state as u32)
     }
@@ -197,7 +197,7 @@ mod tests {
         assert!((29_000..32_000).contains(&fallen), "{fallen}");
         let forgotten = latency.micros(at(born, 72));
         assert!(forgotten < 100, "{forgotten}");
-        latency.failed(Duration::from_millis(1), at(born, 73));
+        latency.record_failure(Duration::from_millis(1), at(born, 73));
         assert_eq!(latency.micros(at(born, 73)), 1_000_000);
     }
 

@@ -60,13 +60,13 @@ impl EndpointFrames {
 }
 
 impl FrameCounter for EndpointFrames {
-    fn received(&mut self, bytes: &[u8]) {
+    fn count_received(&mut self, bytes: &[u8]) {
         self.budget.pass(Instant::now());
         let EndpointFrames { incoming, budget, heads, flood, .. } = self;
         incoming.scan(bytes, |head| {
-            let counted = heads.received(head).and_then(|()| {
+            let counted = heads.count_received(head).and_then(|()| {
                 let kind = |kind: crate::protocol::http2_frames::budget::FrameKind| Flood::Kind(kind.name());
-                budget.received(head).map_err(kind)
+                budget.count_received(head).map_err(kind)
             });
             if let Err(name) = counted {
                 flood.get_or_insert(name);
@@ -74,11 +74,11 @@ impl FrameCounter for EndpointFrames {
         });
     }
 
-    fn sent(&mut self, bytes: &[u8]) {
+    fn count_sent(&mut self, bytes: &[u8]) {
         let EndpointFrames { outgoing, budget, heads, .. } = self;
         outgoing.scan(bytes, |head| {
-            heads.sent(head);
-            budget.sent(head);
+            heads.count_sent(head);
+            budget.count_sent(head);
         });
     }
 
@@ -92,7 +92,7 @@ impl FrameCounter for EndpointFrames {
 }
 
 impl Heads {
-    fn sent(&mut self, head: FrameHead) {
+    fn count_sent(&mut self, head: FrameHead) {
         match head.kind {
             HEADERS => self.left += self.limit.saturating_add(OWN_HEADS) / MIN_HEAD_BYTES,
             RST_STREAM => drop(self.streams.remove(&head.stream)),
@@ -100,7 +100,7 @@ impl Heads {
         }
     }
 
-    fn received(&mut self, head: FrameHead) -> Result<(), Flood> {
+    fn count_received(&mut self, head: FrameHead) -> Result<(), Flood> {
         let ends = head.flags & END_STREAM != 0;
         match head.kind {
             HEADERS => {
@@ -146,13 +146,14 @@ mod tests {
 
     fn heads(limit: usize) -> Heads {
         let mut heads = Heads { limit, left: 0, streams: HashMap::new() };
-        heads.sent(frame(HEADERS, END_STREAM, 1));
+        heads.count_sent(frame(HEADERS, END_STREAM, 1));
         heads
     }
 
     /// Counts frames until one is refused; returns the number of accepted ones, and the reason.
     fn accepted(heads: &mut Heads, head: FrameHead) -> (usize, Option<Flood>) {
-        let refused = (0..10_000).find_map(|number| heads.received(head).err().map(|flood| (number, Some(flood))));
+        let refused =
+            (0..10_000).find_map(|number| heads.count_received(head).err().map(|flood| (number, Some(flood))));
         refused.unwrap_or((10_000, None))
     }
 
@@ -164,9 +165,9 @@ mod tests {
         // Earlier requests leave a stream no more than its own.
         let mut many = heads(4 << 10);
         for stream in (3..2000).step_by(2) {
-            many.sent(frame(HEADERS, END_STREAM, stream));
+            many.count_sent(frame(HEADERS, END_STREAM, stream));
             for (kind, flags) in [(HEADERS, 0), (HEADERS, 0), (DATA, 0), (HEADERS, END_STREAM)] {
-                assert_eq!(many.received(frame(kind, flags, stream)), Ok(()));
+                assert_eq!(many.count_received(frame(kind, flags, stream)), Ok(()));
             }
         }
         assert_eq!((accepted(&mut many, interim), many.streams.len()), ((5, Some(Flood::Interim)), 1));
@@ -176,8 +177,8 @@ mod tests {
     fn long_heads_count_as_they_are() {
         let mut heads = heads(32 << 10);
         let long = FrameHead { length: 16 << 10, ..frame(HEADERS, 0, 1) };
-        assert_eq!(heads.received(long), Ok(()));
-        assert_eq!(heads.received(FrameHead { length: 16 << 10, ..frame(CONTINUATION, 0, 1) }), Ok(()));
+        assert_eq!(heads.count_received(long), Ok(()));
+        assert_eq!(heads.count_received(FrameHead { length: 16 << 10, ..frame(CONTINUATION, 0, 1) }), Ok(()));
         assert_eq!(accepted(&mut heads, long), (1, Some(Flood::Interim)));
     }
 
@@ -191,13 +192,13 @@ mod tests {
     fn streams_that_have_ended_are_forgotten() {
         let mut heads = heads(32 << 10);
         for end in [frame(DATA, END_STREAM, 1), frame(RST_STREAM, 0, 1), frame(HEADERS, END_STREAM, 1)] {
-            heads.received(frame(HEADERS, 0, 1)).unwrap();
+            heads.count_received(frame(HEADERS, 0, 1)).unwrap();
             assert_eq!(heads.streams.len(), 1);
-            heads.received(end).unwrap();
+            heads.count_received(end).unwrap();
             assert!(heads.streams.is_empty());
         }
-        heads.received(frame(HEADERS, 0, 1)).unwrap();
-        heads.sent(frame(RST_STREAM, 0, 1));
+        heads.count_received(frame(HEADERS, 0, 1)).unwrap();
+        heads.count_sent(frame(RST_STREAM, 0, 1));
         assert!(heads.streams.is_empty());
     }
 }

@@ -79,7 +79,7 @@ pub enum Availability {
 
 struct SetState {
     rules: HealthRules,
-    seats: Vec<EndpointRecord>,
+    records: Vec<EndpointRecord>,
     snapshot: Arc<EndpointSnapshot>,
     next_interval: Option<Instant>,
     /// Whether it was logged that no more endpoints may be ejected.
@@ -117,9 +117,9 @@ impl EndpointSet {
         let in_flight = Arc::<InFlight>::default();
         let snapshot =
             EndpointSnapshot { version: 0, list: Vec::new(), panicking: false, in_flight: in_flight.clone() };
-        let (seats, drained) = (Vec::new(), Vec::new());
+        let (records, drained) = (Vec::new(), Vec::new());
         let (rules, snapshot) = (HealthRules::default(), Arc::new(snapshot));
-        let set = SetState { rules, seats, snapshot, next_interval: None, is_full: false, begun: None, drained };
+        let set = SetState { rules, records, snapshot, next_interval: None, is_full: false, begun: None, drained };
         let (version, consecutive) = (AtomicU64::new(0), AtomicU32::new(0));
         EndpointSet { name, version, consecutive, set: Mutex::new(set), in_flight, events: Events::default() }
     }
@@ -144,7 +144,7 @@ impl EndpointSet {
         if set.rules != *rules {
             set.rules = rules.clone();
             if !rules.are_checked {
-                set.seats.iter_mut().for_each(|seat| seat.health.forget_checks());
+                set.records.iter_mut().for_each(|record| record.health.forget_checks());
             }
             self.publish(&mut set, now);
         }
@@ -156,28 +156,28 @@ impl EndpointSet {
     pub fn set_members(&self, wanted: Vec<EndpointSpec>, now: Instant) {
         let mut set = self.lock();
         let first = now.saturating_duration_since(*set.begun.get_or_insert(now)) < BEGINNING;
-        let mut before = std::mem::take(&mut set.seats);
+        let mut before = std::mem::take(&mut set.records);
         for wanted in wanted {
-            if set.seats.iter().any(|seat| seat.wanted.address == wanted.address) {
+            if set.records.iter().any(|record| record.wanted.address == wanted.address) {
                 continue;
             }
-            let known = before.iter().position(|seat| seat.wanted.address == wanted.address);
-            let seat = match known.map(|place| before.swap_remove(place)) {
-                Some(seat) => EndpointRecord { wanted, ..seat },
+            let known = before.iter().position(|record| record.wanted.address == wanted.address);
+            let record = match known.map(|index| before.swap_remove(index)) {
+                Some(record) => EndpointRecord { wanted, ..record },
                 None if first => EndpointRecord::new(wanted, Health::default(), now),
                 None => EndpointRecord::new(wanted, Health::newly_added(now), now),
             };
-            set.seats.push(seat);
+            set.records.push(record);
         }
         self.publish(&mut set, now);
     }
 
     /// A check has shown something.
-    pub fn checked(&self, address: &EndpointAddr, check: Check, why: &str, now: Instant) {
+    pub fn record_check(&self, address: &EndpointAddr, check: Check, why: &str, now: Instant) {
         let mut set = self.lock();
-        let SetState { rules, seats, .. } = &mut *set;
-        let Some(seat) = seats.iter_mut().find(|seat| seat.wanted.address == *address) else { return };
-        if !seat.health.checked(check, rules, now) {
+        let SetState { rules, records, .. } = &mut *set;
+        let Some(record) = records.iter_mut().find(|record| record.wanted.address == *address) else { return };
+        if !record.health.record_check(check, rules, now) {
             return;
         }
         let (upstream, endpoint) = (&*self.name, &*address.text);
@@ -189,32 +189,34 @@ impl EndpointSet {
     }
 
     /// A request has failed at an endpoint, so many in a row.
-    pub fn failed(&self, endpoint: &Endpoint, failed: EndpointFailure, in_a_row: u32, now: Instant) {
+    pub fn record_failure(&self, endpoint: &Endpoint, failed: EndpointFailure, in_a_row: u32, now: Instant) {
         let consecutive = self.consecutive.load(Ordering::Relaxed);
         if consecutive == 0 || !in_a_row.is_multiple_of(consecutive) {
             return;
         }
         let mut set = self.lock();
-        let Some(place) = set.seats.iter().position(|seat| std::ptr::eq(&*seat.endpoint, endpoint)) else { return };
+        let Some(index) = set.records.iter().position(|record| std::ptr::eq(&*record.endpoint, endpoint)) else {
+            return;
+        };
         let outliers = set.rules.outliers.as_ref();
         let is_dead =
-            outliers.is_some_and(|outliers| outliers.is_dead(failed, in_a_row)) && set.spares(place, consecutive);
+            outliers.is_some_and(|outliers| outliers.is_dead(failed, in_a_row)) && set.spares(index, consecutive);
         let extent = if is_dead { EjectionReach::Dead } else { EjectionReach::Failing };
-        if self.eject(&mut set, place, extent, &format!("{in_a_row} failures in a row"), now) {
+        if self.eject(&mut set, index, extent, &format!("{in_a_row} failures in a row"), now) {
             self.publish(&mut set, now);
         }
     }
 
     /// A request has succeeded at an endpoint where others failed. With all endpoints in use since none is well, that ends
     /// its ejection: it is the one that can carry the load.
-    pub fn recovered(&self, endpoint: &Endpoint, now: Instant) {
+    pub fn record_recovery(&self, endpoint: &Endpoint, now: Instant) {
         let mut set = self.lock();
         if !set.snapshot.panicking {
             return;
         }
-        let known = set.seats.iter_mut().find(|seat| std::ptr::eq(&*seat.endpoint, endpoint));
-        if let Some(seat) = known.filter(|seat| seat.health.is_ejected())
-            && seat.health.readmit(now)
+        let known = set.records.iter_mut().find(|record| std::ptr::eq(&*record.endpoint, endpoint));
+        if let Some(record) = known.filter(|record| record.health.is_ejected())
+            && record.health.readmit(now)
         {
             tracing::info!(upstream = &*self.name, endpoint = &*endpoint.address.text, "back from its ejection early");
             self.publish(&mut set, now);
@@ -225,16 +227,16 @@ impl EndpointSet {
     /// ejected as well, so that all are used; returns whether that was so.
     pub fn is_exhausted_by(&self, tried: &[&Endpoint], now: Instant) -> bool {
         let mut set = self.lock();
-        let is_up = |seat: &EndpointRecord| seat.state(&set.drained) == HealthState::Up;
-        let up: Vec<usize> = (0..set.seats.len()).filter(|place| is_up(&set.seats[*place])).collect();
+        let is_up = |record: &EndpointRecord| record.state(&set.drained) == HealthState::Up;
+        let up: Vec<usize> = (0..set.records.len()).filter(|index| is_up(&set.records[*index])).collect();
         let is_tried =
-            |place: &usize| tried.iter().any(|endpoint| std::ptr::eq(&*set.seats[*place].endpoint, *endpoint));
-        let has_ejected = set.seats.iter().any(|seat| seat.state(&set.drained) == HealthState::Ejected);
+            |index: &usize| tried.iter().any(|endpoint| std::ptr::eq(&*set.records[*index].endpoint, *endpoint));
+        let has_ejected = set.records.iter().any(|record| record.state(&set.drained) == HealthState::Ejected);
         if set.rules.panic == 0 || !has_ejected || !up.iter().all(is_tried) {
             return false;
         }
-        for place in up {
-            self.eject(&mut set, place, EjectionReach::Dead, "no endpoint that is up can be connected to", now);
+        for index in up {
+            self.eject(&mut set, index, EjectionReach::Dead, "no endpoint that is up can be connected to", now);
         }
         self.publish(&mut set, now);
         set.snapshot.panicking
@@ -246,8 +248,8 @@ impl EndpointSet {
         let before = set.drained.len();
         set.drained.retain(|drained| **drained != *address);
         let was_drained = set.drained.len() < before;
-        let known = set.seats.iter().find(|seat| *seat.wanted.address.text == *address);
-        let known = known.map(|seat| seat.wanted.address.text.clone());
+        let known = set.records.iter().find(|record| *record.wanted.address.text == *address);
+        let known = known.map(|record| record.wanted.address.text.clone());
         let is_known = known.is_some();
         set.drained.extend(known.filter(|_| drains));
         self.publish(&mut set, now);
@@ -258,17 +260,21 @@ impl EndpointSet {
     pub fn tick(&self, now: Instant) {
         let mut set = self.lock();
         let mut changes = false;
-        let SetState { seats, rules, is_full, .. } = &mut *set;
-        for seat in seats {
-            if seat.health.tick(rules, now) {
-                tracing::info!(upstream = &*self.name, endpoint = &*seat.wanted.address.text, "back from its ejection");
+        let SetState { records, rules, is_full, .. } = &mut *set;
+        for record in records {
+            if record.health.tick(rules, now) {
+                tracing::info!(
+                    upstream = &*self.name,
+                    endpoint = &*record.wanted.address.text,
+                    "back from its ejection"
+                );
                 // It is on probation: its next failure ejects it again, unless a request succeeds before.
                 let consecutive = rules.outliers.as_ref().map_or(0, |outliers| outliers.consecutive);
-                seat.endpoint.failures.store(consecutive.saturating_sub(1), Ordering::Relaxed);
+                record.endpoint.failures.store(consecutive.saturating_sub(1), Ordering::Relaxed);
                 *is_full = false;
                 changes = true;
             }
-            changes |= seat.health.is_in_slow_start(rules);
+            changes |= record.health.is_in_slow_start(rules);
         }
         let interval = set.rules.outliers.as_ref().map(|outliers| outliers.interval);
         if let Some(interval) = interval
@@ -285,35 +291,37 @@ impl EndpointSet {
 
     fn look_at_interval(&self, set: &mut SetState, now: Instant) {
         let Some(outliers) = set.rules.outliers.clone() else { return };
-        let latest = |seat: &mut EndpointRecord| {
-            let totals = seat.endpoint.totals();
-            let since = totals.since(&std::mem::replace(&mut seat.seen, totals));
-            let enough = since.answered() + since.failures >= outliers.requests;
+        let latest = |record: &mut EndpointRecord| {
+            let totals = record.endpoint.totals();
+            let since = totals.since(&std::mem::replace(&mut record.seen, totals));
+            let enough = since.total_responses() + since.failures >= outliers.requests;
             (since, since.mean_latency_us().filter(|_| enough))
         };
-        let figures: Vec<(Totals, Option<u64>)> = set.seats.iter_mut().map(latest).collect();
+        let figures: Vec<(Totals, Option<u64>)> = set.records.iter_mut().map(latest).collect();
         let mut latencies: Vec<u64> = figures.iter().filter_map(|(_, latency)| *latency).collect();
         latencies.sort_unstable();
         // Of two, one alone can't be told from the other.
         let median = latencies.get((latencies.len().max(1) - 1) / 2).copied().filter(|_| latencies.len() > 2);
-        for (place, (since, latency)) in figures.into_iter().enumerate() {
-            let requests = since.answered() + since.failures;
+        for (index, (since, latency)) in figures.into_iter().enumerate() {
+            let requests = since.total_responses() + since.failures;
             let failures = since.failures + since.bad_responses;
             if outliers.is_outlier(requests, failures, latency, median) {
                 let why = format!("{failures} of {requests} requests failed, mean latency {latency:?} µs");
-                self.eject(set, place, EjectionReach::Failing, &why, now);
+                self.eject(set, index, EjectionReach::Failing, &why, now);
             } else {
-                set.seats[place].health.forgive_ejection();
+                set.records[index].health.forgive_ejection();
             }
         }
     }
 
     /// Takes an endpoint out, unless too many are out already. A dead one is of no use there, however many are out.
-    fn eject(&self, set: &mut SetState, place: usize, extent: EjectionReach, why: &str, now: Instant) -> bool {
+    fn eject(&self, set: &mut SetState, index: usize, extent: EjectionReach, why: &str, now: Instant) -> bool {
         let Some(outliers) = set.rules.outliers.clone() else { return false };
-        let out = set.seats.iter().filter(|seat| seat.health.is_ejected()).count();
-        let Some(seat) = set.seats.get_mut(place).filter(|seat| !seat.health.is_ejected()) else { return false };
-        let (upstream, endpoint) = (&*self.name, &*seat.wanted.address.text);
+        let out = set.records.iter().filter(|record| record.health.is_ejected()).count();
+        let Some(record) = set.records.get_mut(index).filter(|record| !record.health.is_ejected()) else {
+            return false;
+        };
+        let (upstream, endpoint) = (&*self.name, &*record.wanted.address.text);
         let max = outliers.max_ejected(set.snapshot.list.len());
         if out >= max && (extent == EjectionReach::Failing || max == 0) {
             // Said once, not with each failure.
@@ -322,8 +330,8 @@ impl EndpointSet {
             }
             return false;
         }
-        let time = seat.health.eject(&outliers, now);
-        seat.ejections += 1;
+        let time = record.health.eject(&outliers, now);
+        record.ejections += 1;
         tracing::warn!(upstream, endpoint, why, ?time, "ejected");
         true
     }
@@ -349,24 +357,25 @@ impl EndpointSet {
 impl SetState {
     /// Whether requests have somewhere to go without an endpoint: another one is up and answers, or all of them are used
     /// where none is up.
-    fn spares(&self, place: usize, consecutive: u32) -> bool {
-        let answers = |seat: &EndpointRecord| {
-            seat.state(&self.drained) == HealthState::Up && seat.endpoint.failures.load(Ordering::Relaxed) < consecutive
+    fn spares(&self, index: usize, consecutive: u32) -> bool {
+        let answers = |record: &EndpointRecord| {
+            record.state(&self.drained) == HealthState::Up
+                && record.endpoint.failures.load(Ordering::Relaxed) < consecutive
         };
-        let others = || self.seats.iter().enumerate().filter(|(other, _)| *other != place).map(|(_, seat)| seat);
-        others().any(answers) || self.rules.panic > 0 && self.seats.len() > 1
+        let others = || self.records.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, record)| record);
+        others().any(answers) || self.rules.panic > 0 && self.records.len() > 1
     }
 
     fn members(&self, version: u64, in_flight: Arc<InFlight>, now: Instant) -> EndpointSnapshot {
-        let states: Vec<HealthState> = self.seats.iter().map(|seat| seat.state(&self.drained)).collect();
+        let states: Vec<HealthState> = self.records.iter().map(|record| record.state(&self.drained)).collect();
         let count = |wanted: fn(HealthState) -> bool| states.iter().filter(|state| wanted(**state)).count();
         let (up, in_use) = (count(|state| state == HealthState::Up), count(|state| state != HealthState::Draining));
         let panicking = up * 100 < in_use * self.rules.panic as usize;
-        let member = |(seat, state): (&EndpointRecord, &HealthState)| EndpointState {
-            endpoint: seat.endpoint.clone(),
-            weight: seat.wanted.weight * seat.health.share(&self.rules, now),
-            tier: seat.wanted.tier,
-            zone: seat.wanted.zone.clone(),
+        let member = |(record, state): (&EndpointRecord, &HealthState)| EndpointState {
+            endpoint: record.endpoint.clone(),
+            weight: record.wanted.weight * record.health.share(&self.rules, now),
+            tier: record.wanted.tier,
+            zone: record.wanted.zone.clone(),
             state: *state,
             offer: match state {
                 HealthState::Up => Availability::Up,
@@ -374,9 +383,9 @@ impl SetState {
                 _ if panicking => Availability::Up,
                 _ => Availability::Down,
             },
-            ejections: seat.ejections,
+            ejections: record.ejections,
         };
-        EndpointSnapshot { version, list: self.seats.iter().zip(&states).map(member).collect(), panicking, in_flight }
+        EndpointSnapshot { version, list: self.records.iter().zip(&states).map(member).collect(), panicking, in_flight }
     }
 }
 

@@ -37,40 +37,40 @@ impl EndpointViews {
     /// The view of the set as it is now.
     pub fn new(live: &Arc<EndpointSet>, pools: &Rc<Pools>, worker: usize) -> Self {
         let members = live.members();
-        let seat = |member: &super::endpoint_set::EndpointState| {
+        let endpoint_view = |member: &super::endpoint_set::EndpointState| {
             let endpoint = member.endpoint.clone();
             let (pool, figures) = (pools.pool(&endpoint.address), endpoint.figures(worker));
             let name = Arc::from(&*endpoint.address.text);
             Rc::new(EndpointView { endpoint, name, pool, offer: member.offer, figures, live: live.clone() })
         };
-        EndpointViews { list: members.list.iter().map(seat).collect(), members }
+        EndpointViews { list: members.list.iter().map(endpoint_view).collect(), members }
     }
 }
 
 impl EndpointView {
     /// A response began, so long after the request.
-    pub fn answered(&self, status: StatusCode, took: Duration, now: Instant) {
+    pub fn record_answer(&self, status: StatusCode, took: Duration, now: Instant) {
         self.count(status, took);
         self.endpoint.latency.observe(took, now);
     }
 
     /// A response came to its end, so that no failures in a row count any more.
-    pub fn ended_well(&self, now: Instant) {
+    pub fn record_success(&self, now: Instant) {
         if self.endpoint.failures.load(Ordering::Relaxed) > 0 {
             self.endpoint.failures.store(0, Ordering::Relaxed);
-            self.live.recovered(&self.endpoint, now);
+            self.live.record_recovery(&self.endpoint, now);
         }
     }
 
     /// A response began whose status counts as a failure.
-    pub fn answered_badly(&self, status: StatusCode, took: Duration, now: Instant) {
+    pub fn record_bad_answer(&self, status: StatusCode, took: Duration, now: Instant) {
         self.count(status, took);
         self.figures.bad_responses.add(1);
         self.in_a_row(EndpointFailure::Exchange, took, now);
     }
 
     /// A request failed after so long.
-    pub fn failed(&self, failed: EndpointFailure, took: Duration, now: Instant) {
+    pub fn record_failure(&self, failed: EndpointFailure, took: Duration, now: Instant) {
         self.figures.failures.add(1);
         self.in_a_row(failed, took, now);
     }
@@ -81,24 +81,24 @@ impl EndpointView {
     }
 
     fn in_a_row(&self, failed: EndpointFailure, took: Duration, now: Instant) {
-        self.endpoint.latency.failed(took, now);
+        self.endpoint.latency.record_failure(took, now);
         let failures = self.endpoint.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        self.live.failed(&self.endpoint, failed, failures, now);
+        self.live.record_failure(&self.endpoint, failed, failures, now);
     }
 }
 
 impl InFlightGuard {
     /// A request in flight at an endpoint; none if the upstream has `max` of them.
-    pub fn begin(seat: &Rc<EndpointView>, max: u32) -> Option<Self> {
-        if !seat.live.in_flight.begin(max) {
+    pub fn begin(endpoint_view: &Rc<EndpointView>, max: u32) -> Option<Self> {
+        if !endpoint_view.live.in_flight.begin(max) {
             return None;
         }
-        seat.endpoint.in_flight.begin(u32::MAX);
-        Some(InFlightGuard(seat.clone()))
+        endpoint_view.endpoint.in_flight.begin(u32::MAX);
+        Some(InFlightGuard(endpoint_view.clone()))
     }
 
     /// The endpoint that the request is in flight at.
-    pub fn seat(&self) -> &Rc<EndpointView> {
+    pub fn endpoint_view(&self) -> &Rc<EndpointView> {
         &self.0
     }
 }

@@ -22,13 +22,13 @@ const MIN_DELAY: Duration = Duration::from_millis(10);
 
 /// Orders addresses for a race: first the one that won the last, then alternating between the families, beginning with that
 /// of the first (RFC 8305 §4).
-pub fn ordered(found: &[SocketAddr], last: Option<SocketAddr>) -> SmallVec<[SocketAddr; 2]> {
-    let first = found.first().is_some_and(SocketAddr::is_ipv6);
-    let of_family = |is_ipv6: bool| found.iter().copied().filter(move |address| address.is_ipv6() == is_ipv6);
+pub fn ordered(resolved: &[SocketAddr], last: Option<SocketAddr>) -> SmallVec<[SocketAddr; 2]> {
+    let first = resolved.first().is_some_and(SocketAddr::is_ipv6);
+    let of_family = |is_ipv6: bool| resolved.iter().copied().filter(move |address| address.is_ipv6() == is_ipv6);
     let (mut one, mut other) = (of_family(first), of_family(!first));
     let mut order = SmallVec::new();
-    let mut candidates = vec![last.filter(|last| found.contains(last))];
-    candidates.extend(found.iter().flat_map(|_| [one.next(), other.next()]));
+    let mut candidates = vec![last.filter(|last| resolved.contains(last))];
+    candidates.extend(resolved.iter().flat_map(|_| [one.next(), other.next()]));
     for address in candidates.into_iter().flatten() {
         if !order.contains(&address) {
             order.push(address);
@@ -115,13 +115,13 @@ mod tests {
 
     #[test]
     fn addresses_alternate_between_families_after_the_last_winner() {
-        let found = addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "10.0.0.1:1", "10.0.0.2:1"]);
+        let resolved = addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "10.0.0.1:1", "10.0.0.2:1"]);
         let alternating = addresses(&["[::1]:1", "10.0.0.1:1", "[::2]:1", "10.0.0.2:1", "[::3]:1"]);
-        assert_eq!(ordered(&found, None), alternating);
+        assert_eq!(ordered(&resolved, None), alternating);
         let after = addresses(&["10.0.0.2:1", "[::1]:1", "10.0.0.1:1", "[::2]:1", "[::3]:1"]);
-        assert_eq!(ordered(&found, Some("10.0.0.2:1".parse().unwrap())), after);
+        assert_eq!(ordered(&resolved, Some("10.0.0.2:1".parse().unwrap())), after);
         let gone = Some("10.0.0.9:1".parse().unwrap());
-        assert_eq!(ordered(&found, gone), alternating, "a winner that the name no longer has");
+        assert_eq!(ordered(&resolved, gone), alternating, "a winner that the name no longer has");
         assert_eq!(ordered(&addresses(&["10.0.0.1:1", "10.0.0.1:1"]), None), addresses(&["10.0.0.1:1"]));
         assert!(ordered(&[], None).is_empty());
     }
@@ -130,8 +130,8 @@ mod tests {
     fn an_address_that_this_machine_lacks_hides_no_error_of_the_other() {
         let [refused, own] = [io::ErrorKind::ConnectionRefused, io::ErrorKind::AddrNotAvailable];
         for (first, second) in [(refused, own), (own, refused)] {
-            let told = more_telling(Some(more_telling(None, first.into())), second.into());
-            assert_eq!(told.kind(), refused);
+            let error = more_telling(Some(more_telling(None, first.into())), second.into());
+            assert_eq!(error.kind(), refused);
         }
     }
 

@@ -133,7 +133,7 @@ impl Health {
     }
 
     /// Takes note of a check; says whether that turned the endpoint's state.
-    pub fn checked(&mut self, check: Check, rules: &HealthRules, now: Instant) -> bool {
+    pub fn record_check(&mut self, check: Check, rules: &HealthRules, now: Instant) -> bool {
         let (shown, needed) = match check {
             Check::Passed => (CheckState::Passing, rules.healthy),
             Check::Failed => (CheckState::Failing, rules.unhealthy),
@@ -179,9 +179,9 @@ impl Health {
 
     /// Lets time pass; says whether an ejection has ended.
     pub fn tick(&mut self, rules: &HealthRules, now: Instant) -> bool {
-        let whole = rules.slow_start.unwrap_or_default();
+        let slow_start = rules.slow_start.unwrap_or_default();
         // Kept a little longer than it counts, so that the last step is still told of.
-        self.back_since.take_if(|since| now.saturating_duration_since(*since) > whole * 2);
+        self.back_since.take_if(|since| now.saturating_duration_since(*since) > slow_start * 2);
         let ended = self.ejected_until.take_if(|until| *until <= now).is_some();
         if ended {
             self.back_since = Some(now);
@@ -216,12 +216,12 @@ impl Health {
 
     /// The share that it gets, in percent of its weight, in steps of ten.
     pub fn share(&self, rules: &HealthRules, now: Instant) -> u32 {
-        let (Some(since), Some(whole)) = (self.back_since, rules.slow_start) else { return 100 };
+        let (Some(since), Some(slow_start)) = (self.back_since, rules.slow_start) else { return 100 };
         let passed = now.saturating_duration_since(since);
-        if passed >= whole {
+        if passed >= slow_start {
             return 100;
         }
-        let percent = (passed.as_millis() * 100 / whole.as_millis().max(1)) as u32;
+        let percent = (passed.as_millis() * 100 / slow_start.as_millis().max(1)) as u32;
         (percent / 10 * 10).max(MIN_SHARE_PERCENT)
     }
 }
@@ -303,7 +303,7 @@ mod tests {
     fn checks_turn_the_state_after_their_thresholds() {
         let (now, rules) = (Instant::now(), rules());
         let mut health = Health::default();
-        assert!(!health.checked(Check::Passed, &rules, now));
+        assert!(!health.record_check(Check::Passed, &rules, now));
         let steps = [
             (Check::Failed, HealthState::Up),
             (Check::Failed, HealthState::Up),
@@ -318,7 +318,7 @@ mod tests {
         ];
         for (at, (check, state)) in steps.into_iter().enumerate() {
             let before = health.state();
-            let turned = health.checked(check, &rules, now);
+            let turned = health.record_check(check, &rules, now);
             assert_eq!((health.state(), turned), (state, before != state), "step {at}");
         }
     }
@@ -327,7 +327,7 @@ mod tests {
     fn the_first_check_decides_at_once() {
         let mut health = Health::default();
         assert_eq!(health.state(), HealthState::Up);
-        assert!(health.checked(Check::Failed, &rules(), Instant::now()));
+        assert!(health.record_check(Check::Failed, &rules(), Instant::now()));
         assert_eq!(health.state(), HealthState::Failing);
     }
 
@@ -371,8 +371,8 @@ mod tests {
             ((19, 0, Some(900), Some(100)), false),
         ];
         for ((requests, failures, latency, median), condemned) in cases {
-            let found = outliers.is_outlier(requests, failures, latency, median);
-            assert_eq!(found, condemned, "{requests} {failures} {latency:?}");
+            let is_outlier = outliers.is_outlier(requests, failures, latency, median);
+            assert_eq!(is_outlier, condemned, "{requests} {failures} {latency:?}");
         }
         assert_eq!([1, 2, 3, 10].map(|endpoints| outliers.max_ejected(endpoints)), [0, 1, 1, 5]);
     }

@@ -52,7 +52,7 @@ struct SendingTask(Option<JoinHandle<Result<(), Panicked>>>);
 /// A connection whose endpoint has switched protocols: a stream of bytes.
 pub struct Stream {
     /// The permit of the connection.
-    pub slot: ConnectionPermit,
+    pub permit: ConnectionPermit,
     pub transport: Box<dyn EndpointTransport>,
     /// The bytes behind the head of the response.
     pub ahead: Bytes,
@@ -262,7 +262,7 @@ impl Http1 {
         let Http1 { wire, sending, .. } = self;
         drop(sending);
         let Wire { transport, permit, read, .. } = Rc::into_inner(wire)?.into_inner();
-        Some(Stream { slot: permit, transport, ahead: read.freeze() })
+        Some(Stream { permit, transport, ahead: read.freeze() })
     }
 
     /// The response is over: the connection waits for another request if both sides are done and silent.

@@ -20,7 +20,7 @@ pub struct PendingConnection {
     attempt: Pin<Box<dyn Future<Output = Result<Box<Connection>, Error>>>>,
     /// Whether the endpoint's machine has answered.
     reached: Rc<Cell<bool>>,
-    seat: Rc<EndpointView>,
+    endpoint_view: Rc<EndpointView>,
     rules: Rc<ConnectionSettings>,
     began: Instant,
 }
@@ -31,15 +31,15 @@ struct Stuck(Rc<Pool>);
 impl PendingConnection {
     /// Prepares a connection for a client's request.
     pub fn new(
-        seat: &Rc<EndpointView>,
+        endpoint_view: &Rc<EndpointView>,
         permit: ConnectionPermit,
         request: ConnectionRequest,
         clock: &Rc<Clock>,
     ) -> Self {
         let (reached, rules) = (request.reached.clone(), request.settings.clone());
-        let (pool, clock) = (seat.pool.clone(), clock.clone());
+        let (pool, clock) = (endpoint_view.pool.clone(), clock.clone());
         let attempt = Box::pin(async move { pool.open(permit, &request, &clock).await });
-        PendingConnection { attempt, reached, seat: seat.clone(), rules, began: Instant::now() }
+        PendingConnection { attempt, reached, endpoint_view: endpoint_view.clone(), rules, began: Instant::now() }
     }
 
     /// The connection, or why there is none.
@@ -54,16 +54,16 @@ impl PendingConnection {
 
     /// Continues without the request for a while: the connection is kept for others, or its failure is noted.
     pub fn go_on_alone(self, within: Duration) {
-        let PendingConnection { attempt, seat, rules, began, .. } = self;
-        let stuck = Stuck::new(&seat.pool);
+        let PendingConnection { attempt, endpoint_view, rules, began, .. } = self;
+        let stuck = Stuck::new(&endpoint_view.pool);
         spawn(Task::UpstreamConnection, async move {
             let connected = tokio::time::timeout(within, attempt).await;
             drop(stuck);
             let now = Instant::now();
             match connected {
-                Ok(Ok(connection)) => seat.pool.put_back(connection, &rules, now),
+                Ok(Ok(connection)) => endpoint_view.pool.put_back(connection, &rules, now),
                 Ok(Err(error)) if !error.kind.blames_endpoint() => {}
-                Ok(Err(_)) | Err(_) => seat.failed(EndpointFailure::Connect, now - began, now),
+                Ok(Err(_)) | Err(_) => endpoint_view.record_failure(EndpointFailure::Connect, now - began, now),
             }
         });
     }

@@ -32,11 +32,11 @@ impl<T> ScreenedIo<T> {
     fn scan(&mut self, bytes: &[u8]) -> Option<usize> {
         let (was_between, was_in_head) = (self.scanner.is_between(), self.scanner.is_in_head());
         if let Err(refusal) = self.scanner.take(bytes) {
-            let whole = self.scanner.whole();
-            if was_between || whole > 0 {
-                self.session.rejected_line.replace(first_line(&bytes[whole..]));
+            let complete_bytes = self.scanner.complete_bytes();
+            if was_between || complete_bytes > 0 {
+                self.session.rejected_line.replace(first_line(&bytes[complete_bytes..]));
             }
-            if whole == 0 {
+            if complete_bytes == 0 {
                 // Within a body, the exchange that reads it is answered with the error.
                 self.session.is_answered.set(!was_between && !was_in_head);
                 self.session.refused.set(Some(RejectedRequest::Framing(refusal)));
@@ -45,7 +45,7 @@ impl<T> ScreenedIo<T> {
             self.refusal = Some(refusal);
             self.session.has_whole.set(true);
             self.session.in_head.set(false);
-            return Some(whole);
+            return Some(complete_bytes);
         }
         let in_head = self.scanner.is_in_head();
         self.session.has_whole.set(in_head || self.scanner.is_between());

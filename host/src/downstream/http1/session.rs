@@ -255,7 +255,7 @@ impl Session {
         for mut record in records.filter(|_| is_gone(socket)) {
             record.client_left(match self.response.get() {
                 SentResponse::Nothing | SentResponse::Given => true,
-                SentResponse::Begun { before, after_end } => after_end && socket.taken() <= before,
+                SentResponse::Begun { before, after_end } => after_end && socket.bytes_taken() <= before,
             });
         }
     }

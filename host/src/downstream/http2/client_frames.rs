@@ -133,7 +133,7 @@ fn goaway(last_stream: u32, code: u32) -> Vec<u8> {
 
 impl OpenRequests {
     /// Notes a frame of the client. A stream is new if it is beyond `last`.
-    fn received(&mut self, head: FrameHead, last: u32) {
+    fn count_received(&mut self, head: FrameHead, last: u32) {
         match head.kind {
             HEADERS | CONTINUATION => self.in_head = head.flags & END_HEADERS == 0,
             DATA | RST_STREAM => {}
@@ -155,24 +155,24 @@ impl OpenRequests {
 }
 
 impl FrameCounter for ClientFrames {
-    fn received(&mut self, bytes: &[u8]) {
+    fn count_received(&mut self, bytes: &[u8]) {
         let ClientFrames { clock, incoming, budget, last_stream, requests, flood, .. } = self;
         budget.pass(clock.now());
         incoming.scan(bytes, |head| {
-            requests.received(head, *last_stream);
+            requests.count_received(head, *last_stream);
             if head.kind == HEADERS {
                 *last_stream = head.stream.max(*last_stream);
             }
-            if let Err(kind) = budget.received(head) {
+            if let Err(kind) = budget.count_received(head) {
                 flood.get_or_insert(kind);
             }
         });
     }
 
-    fn sent(&mut self, bytes: &[u8]) {
+    fn count_sent(&mut self, bytes: &[u8]) {
         let ClientFrames { outgoing, budget, requests, sends_head, last_heads, malformed, .. } = self;
         let each = |head: FrameHead| {
-            budget.sent(head);
+            budget.count_sent(head);
             *last_heads += u64::from(head.kind == HEADERS && head.flags & END_STREAM != 0);
             match head.kind {
                 HEADERS | CONTINUATION => *sends_head = head.flags & END_HEADERS == 0,
@@ -202,8 +202,8 @@ mod tests {
     /// The streams that the end of these bytes cancels; `None` if it is the end of all.
     fn cancelled(frames: &[Vec<u8>]) -> Option<Vec<u32>> {
         let mut counter = ClientFrames::new(Clock::new());
-        counter.received(PREFACE);
-        frames.iter().for_each(|frame| counter.received(frame));
+        counter.count_received(PREFACE);
+        frames.iter().for_each(|frame| counter.count_received(frame));
         let end = counter.frames_at_end()?;
         let (resets, last) = end.split_at(end.len() - 17);
         assert_eq!(last, goaway(0, NO_ERROR));
@@ -236,9 +236,9 @@ mod tests {
     #[test]
     fn a_stream_that_this_side_resets_is_not_cancelled_again() {
         let mut counter = ClientFrames::new(Clock::new());
-        counter.received(PREFACE);
-        counter.received(&frame(HEADERS, END_HEADERS, 1, b"a"));
-        counter.sent(&frame(RST_STREAM, 0, 1, &NO_ERROR.to_be_bytes()));
+        counter.count_received(PREFACE);
+        counter.count_received(&frame(HEADERS, END_HEADERS, 1, b"a"));
+        counter.count_sent(&frame(RST_STREAM, 0, 1, &NO_ERROR.to_be_bytes()));
         assert_eq!(counter.frames_at_end().unwrap(), goaway(0, NO_ERROR));
     }
 }

@@ -84,7 +84,7 @@ impl<H> StalledStream<H> {
     }
 
     /// Records when data for the client became available; `None` if there is none.
-    pub fn given(&self, since: Option<Instant>) {
+    pub fn set_stalled_since(&self, since: Option<Instant>) {
         self.since.set(since);
     }
 
@@ -100,7 +100,7 @@ impl<H> StalledStream<H> {
         if self.waited.get() < limits.window() {
             return false;
         }
-        let taken = self.backlog.taken();
+        let taken = self.backlog.bytes_taken();
         let in_window = taken - self.before.replace(taken);
         self.waited.set(Duration::ZERO);
         limits.is_too_slow(in_window, &self.slow)
@@ -138,7 +138,7 @@ impl<F: Future, H> Future for StreamTask<F, H> {
         if !*this.is_over {
             ready!(this.task.poll(cx));
             *this.is_over = true;
-            this.stream.given(None);
+            this.stream.set_stalled_since(None);
             // A stream that failed, or that the client has reset, is dropped at once, and its exchange with it.
             if this.stream.held.take().is_none() {
                 return Poll::Ready(());
@@ -167,7 +167,7 @@ mod tests {
         let stream = StalledStream::<()>::new(&Backlog::new(1 << 20));
         let mut piece = stream.backlog.hold(Bytes::from(vec![0; 1 << 20]));
         let mut last = Instant::now();
-        stream.given(Some(last));
+        stream.set_stalled_since(Some(last));
         (0..24).any(|_| {
             piece.advance(bytes);
             let now = last + Duration::from_secs(5);
@@ -195,7 +195,7 @@ mod tests {
         let mut piece = stream.backlog.hold(Bytes::from_static(b"event"));
         piece.advance(5);
         drop(piece);
-        stream.given(Some(begin));
+        stream.set_stalled_since(Some(begin));
         assert!(!stream.is_too_slow(look, LIMITS), "all of it was taken");
     }
 }

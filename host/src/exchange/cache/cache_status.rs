@@ -155,7 +155,7 @@ fn quote(text: &[u8], into: &mut String) {
 mod tests {
     use super::*;
 
-    fn told(report: CacheStatus, tells_key: bool) -> String {
+    fn written(report: CacheStatus, tells_key: bool) -> String {
         let name = Some("edge".into());
         let needs = CacheInputs { request: Vec::new(), response: Vec::new(), plan: None, name, tells_key };
         let mut fields = HeaderMap::new();
@@ -165,15 +165,15 @@ mod tests {
 
     #[test]
     fn it_reads_as_rfc_9211_writes_it() {
-        assert_eq!(told(CacheStatus::hit().ttl(376), false), "edge; hit; ttl=376");
+        assert_eq!(written(CacheStatus::hit().ttl(376), false), "edge; hit; ttl=376");
         let fetched = CacheStatus::forwarded(ForwardReason::Stale).status(StatusCode::NOT_MODIFIED).ttl(60).stored();
-        assert_eq!(told(fetched, false), "edge; fwd=stale; fwd-status=304; ttl=60; stored");
+        assert_eq!(written(fetched, false), "edge; fwd=stale; fwd-status=304; ttl=60; stored");
         assert_eq!(
-            told(CacheStatus::forwarded(ForwardReason::UriMiss).collapsed(), false),
+            written(CacheStatus::forwarded(ForwardReason::UriMiss).collapsed(), false),
             "edge; fwd=uri-miss; collapsed"
         );
-        assert_eq!(told(CacheStatus::hit(), true), r#"edge; hit; key="http://a/\"b""#);
-        assert_eq!(told(CacheStatus::missed().detail(Some("only-if-cached")), false), "edge; detail=only-if-cached");
-        assert_eq!(told(CacheStatus::missed().detail(Some("no way")), false), r#"edge; detail="no way""#);
+        assert_eq!(written(CacheStatus::hit(), true), r#"edge; hit; key="http://a/\"b""#);
+        assert_eq!(written(CacheStatus::missed().detail(Some("only-if-cached")), false), "edge; detail=only-if-cached");
+        assert_eq!(written(CacheStatus::missed().detail(Some("no way")), false), r#"edge; detail="no way""#);
     }
 }

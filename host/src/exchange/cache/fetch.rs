@@ -32,7 +32,7 @@ use crate::telemetry::metrics::REFUSALS;
 
 /// A fetch on behalf of a request.
 pub struct Fetch<'a> {
-    pub asking: &'a CacheMiss,
+    pub miss: &'a CacheMiss,
     pub worker: &'a Rc<WorkerState>,
     pub route: usize,
     pub upstream: usize,
@@ -54,11 +54,11 @@ impl Fetch<'_> {
         context: &mut Box<ExchangeContext>,
         lead: Option<FetchLeader>,
     ) -> Result<CacheResponse, ChainFailure> {
-        let (asking, worker) = (self.asking, self.worker);
-        let asked = worker.generation.store.purge_epoch();
+        let (miss, worker) = (self.miss, self.worker);
+        let epoch = worker.generation.store.purge_epoch();
         // If the response is not expected to be cacheable, the client's own conditions and ranges are forwarded.
         let is_own =
-            asking.passes && (hit::is_conditional(&context.request.headers) || context.request.method == Method::HEAD);
+            miss.passes && (hit::is_conditional(&context.request.headers) || context.request.method == Method::HEAD);
         let received = context.request.clone();
         let validating = if is_own { None } else { self.make_unconditional(context) };
         let sent_ms = now_ms();
@@ -70,7 +70,7 @@ impl Fetch<'_> {
             Ok(below) => below,
             Err(failed) => {
                 let kind = failed.error.kind;
-                let answered = asking.stale_or_failure(worker, context, None, failed);
+                let answered = miss.stale_or_failure(worker, context, None, failed);
                 // Errors that only this request may have caused are not published: a follower takes the lead over and
                 // tries itself.
                 if is_shared_failure(kind) {
@@ -81,15 +81,15 @@ impl Fetch<'_> {
         };
         let status = context.response.as_ref().map_or(StatusCode::BAD_GATEWAY, |response| response.status);
         if let (StatusCode::NOT_MODIFIED, Some(stale)) = (status, validating) {
-            let response = self.on_not_modified(context, &stale, asked, times, lead)?;
-            return Ok(CacheResponse { edits, ..asking.answered(response) });
+            let response = self.on_not_modified(context, &stale, epoch, times, lead)?;
+            return Ok(CacheResponse { edits, ..miss.cache_response(response) });
         }
         if status.is_server_error()
-            && let Some(response) = asking.serve_stale_on_error(worker, context, Some(status))
+            && let Some(response) = miss.serve_stale_on_error(worker, context, Some(status))
         {
             // For the followers the fetch has failed too; each one serves its own stale response.
             end(lead, FetchOutcome::Failed(FailureKind::DestinationUnavailable));
-            return Ok(CacheResponse { edits, ..asking.answered(response) });
+            return Ok(CacheResponse { edits, ..miss.cache_response(response) });
         }
         let response = if is_own {
             self.pass_through(context, body, None)
@@ -100,7 +100,7 @@ impl Fetch<'_> {
                 Err(Refusal::Other(OTHER_UPSTREAM.into()))
             };
             match decision {
-                Ok(storage) => self.store(context, body, storage, asked, times, lead),
+                Ok(storage) => self.store(context, body, storage, epoch, times, lead),
                 Err(refusal) => {
                     self.mark_uncacheable(status, &refusal);
                     end(lead, FetchOutcome::Pass);
@@ -112,7 +112,7 @@ impl Fetch<'_> {
                 }
             }
         };
-        Ok(CacheResponse { edits, ..asking.answered(response) })
+        Ok(CacheResponse { edits, ..miss.cache_response(response) })
     }
 
     /// Fetches again with the client's range, because the whole response can't be stored and may be long.
@@ -124,9 +124,9 @@ impl Fetch<'_> {
         match below {
             Ok(FetchedResponse { body, edits, .. }) => {
                 let response = self.pass_through(context, body, Some(refusal));
-                Ok(CacheResponse { edits, ..self.asking.answered(response) })
+                Ok(CacheResponse { edits, ..self.miss.cache_response(response) })
             }
-            Err(failed) => self.asking.stale_or_failure(self.worker, context, None, failed),
+            Err(failed) => self.miss.stale_or_failure(self.worker, context, None, failed),
         }
     }
 
@@ -136,7 +136,7 @@ impl Fetch<'_> {
         let fields = &mut context.request.headers;
         hit::ask_for_all(fields);
         context.request.method = Method::GET;
-        let stale = self.asking.stale.as_ref().filter(|stale| stale.validates)?;
+        let stale = self.miss.stale.as_ref().filter(|stale| stale.validates)?;
         let (tag, modified) = (stale.object.field(&header::ETAG), stale.object.field(&header::LAST_MODIFIED));
         if let Some(tag) = tag {
             fields.insert(header::IF_NONE_MATCH, tag.clone());
@@ -150,7 +150,7 @@ impl Fetch<'_> {
     /// Runs the request through the plugins below the cache to the upstream, and the response back up to the cache.
     async fn forward_below(&self, context: &mut Box<ExchangeContext>) -> Result<FetchedResponse, ChainFailure> {
         let (worker, route) = (self.worker, &self.worker.generation.routes[self.route]);
-        let (top, mut upstream) = (self.asking.seat.at.next(), self.upstream);
+        let (top, mut upstream) = (self.miss.stage.at.next(), self.upstream);
         let is_ours = |upstream| upstream == self.upstream;
         let (response, edits, depth) = match chain::down(worker, route, top, context, &mut upstream)? {
             RequestHooks::Answer(response, depth) => {
@@ -167,7 +167,7 @@ impl Fetch<'_> {
                     hop: HopOptions::default(),
                 };
                 let ([step], bottom) = (self.clock.deadlines(), ChainPosition::bottom(route));
-                self.asking.reached.set(bottom);
+                self.miss.reached.set(bottom);
                 let forwarded = forward(worker, upstream, context, &mut sending, &step).await;
                 let forwarded = forwarded.map_err(|error| ChainFailure::new(error, bottom))?;
                 (forwarded.response, forwarded.edits, bottom)
@@ -195,21 +195,22 @@ impl Fetch<'_> {
         body: &ResponseBody,
         times: FetchTimes,
     ) -> Result<Result<Storage, Refusal>, ChainFailure> {
-        let (worker, seat) = (self.worker, self.asking.seat);
+        let (worker, stage) = (self.worker, self.miss.stage);
         let Some(response) = &context.response else { return Ok(Err(Refusal::Status)) };
         let is_whole = response.status != StatusCode::PARTIAL_CONTENT && response.status != StatusCode::NOT_MODIFIED;
         if !is_whole || response.status.is_informational() || matches!(body, ResponseBody::Switched(_)) {
             return Ok(Err(Refusal::Status));
         }
-        let needs = seat.needs(worker);
-        let decision = seat.decide(worker, context, |policy| policy.fetched(&needs.response, context, times))?;
+        let needs = stage.needs(worker);
+        let decision =
+            stage.decide(worker, context, |policy| policy.decide_storage(&needs.response, context, times))?;
         let is_too_long = body.size_hint().exact().is_some_and(|length| length > longest(worker));
         let refusal = match decision.unwrap_or_else(|| StoreDecision::Refuse(Refusal::Other(POLICY_FAILED.into()))) {
             StoreDecision::Store(_) if is_too_long => Refusal::TooLarge,
             StoreDecision::Store(storage) => return Ok(Ok(storage)),
             StoreDecision::Refuse(refusal) => refusal,
         };
-        seat.figures(worker).refused[refusal_index(&refusal)].add(1);
+        stage.figures(worker).refused[refusal_index(&refusal)].add(1);
         Ok(Err(refusal))
     }
 
@@ -218,11 +219,11 @@ impl Fetch<'_> {
         &self,
         context: &mut Box<ExchangeContext>,
         stale: &Arc<StoredResponse>,
-        asked: PurgeEpoch,
+        epoch: PurgeEpoch,
         times: FetchTimes,
         lead: Option<FetchLeader>,
     ) -> Result<Response<ResponseBody>, ChainFailure> {
-        let (asking, worker) = (self.asking, self.worker);
+        let (miss, worker) = (self.miss, self.worker);
         let (mut stored, came) = (stale.head(), take_response(context));
         let refused = if is_other_etag(&stored.headers, &came.headers) {
             // The 304 refers to a response that the store doesn't have (RFC 9111 §4.3.4).
@@ -231,11 +232,11 @@ impl Fetch<'_> {
             (!freshen(&mut stored.headers, &came.headers)).then_some("too-many-fields")
         };
         if refused.is_some() {
-            worker.generation.store.remove(asking.id, stale);
+            worker.generation.store.remove(miss.id, stale);
             end(lead, FetchOutcome::Pass);
-            let report = CacheStatus::forwarded(asking.why).status(StatusCode::NOT_MODIFIED).detail(refused);
-            let gone = || asking.gateway_timeout(worker, report.detail(Some(CONFIRMED_CONTENT_GONE)));
-            return Ok(asking.serve(worker, context, stale, report).unwrap_or_else(gone));
+            let report = CacheStatus::forwarded(miss.why).status(StatusCode::NOT_MODIFIED).detail(refused);
+            let gone = || miss.gateway_timeout(worker, report.detail(Some(CONFIRMED_CONTENT_GONE)));
+            return Ok(miss.serve(worker, context, stale, report).unwrap_or_else(gone));
         }
         stored.headers.entry(header::DATE).or_insert_with(date_header);
         context.response = Some(stored);
@@ -243,9 +244,9 @@ impl Fetch<'_> {
         let storage = self.decide_storage(context, &body, times)?;
         let mut stored = take_response(context);
         let mut own = HeaderMap::new();
-        let (store, key) = (&worker.generation.store, &asking.cache_key.key);
-        let report = CacheStatus::forwarded(asking.why).status(StatusCode::NOT_MODIFIED);
-        let (object, report, landing) = match storage {
+        let (store, key) = (&worker.generation.store, &miss.cache_key.key);
+        let report = CacheStatus::forwarded(miss.why).status(StatusCode::NOT_MODIFIED);
+        let (object, report, outcome) = match storage {
             Ok(mut storage) => {
                 // Hidden tags are not in the stored head, so the old ones stay valid unless the 304 brings new ones.
                 if storage.tags.is_empty() {
@@ -256,10 +257,10 @@ impl Fetch<'_> {
                 let object = Arc::new(object.with_sequence(stale.sequence));
                 // A response that is still arriving is inserted by its `Filling`.
                 if !matches!(object.content, Content::Filling(_)) {
-                    store.insert(asking.id, key, object.clone(), asked);
+                    store.insert(miss.id, key, object.clone(), epoch);
                 }
-                asking.seat.figures(worker).stored.add(1);
-                (object.clone(), report.stored(), FetchOutcome::Object(object, asked))
+                miss.stage.figures(worker).stored.add(1);
+                (object.clone(), report.stored(), FetchOutcome::Object(object, epoch))
             }
             Err(refusal) => {
                 self.mark_uncacheable(StatusCode::NOT_MODIFIED, &refusal);
@@ -268,9 +269,9 @@ impl Fetch<'_> {
                 (Arc::new(object), report, FetchOutcome::Pass)
             }
         };
-        end(lead, landing);
-        let gone = || asking.gateway_timeout(worker, report.detail(Some(CONFIRMED_CONTENT_GONE)));
-        let mut response = asking.serve(worker, context, &object, report).unwrap_or_else(gone);
+        end(lead, outcome);
+        let gone = || miss.gateway_timeout(worker, report.detail(Some(CONFIRMED_CONTENT_GONE)));
+        let mut response = miss.serve(worker, context, &object, report).unwrap_or_else(gone);
         response.headers_mut().extend(own);
         Ok(response)
     }
@@ -281,11 +282,11 @@ impl Fetch<'_> {
         context: &mut Box<ExchangeContext>,
         body: ResponseBody,
         storage: Storage,
-        asked: PurgeEpoch,
+        epoch: PurgeEpoch,
         times: FetchTimes,
         lead: Option<FetchLeader>,
     ) -> Response<ResponseBody> {
-        let (asking, worker) = (self.asking, self.worker);
+        let (miss, worker) = (self.miss, self.worker);
         let mut came = take_response(context);
         if !came.headers.contains_key(header::DATE) {
             came.headers.insert(header::DATE, date_header());
@@ -295,11 +296,11 @@ impl Fetch<'_> {
         let fill = SharedBody::new(body.size_hint().exact());
         let object = self.object(context, came, Content::Filling(fill.clone()), storage, times);
         let object = Arc::new(object.with_sequence(worker.generation.store.number()));
-        let report = CacheStatus::forwarded(asking.why).status(status).stored();
+        let report = CacheStatus::forwarded(miss.why).status(status).stored();
         // The client's reader has to exist before the response may turn out to be too long.
-        let response = asking.serve(worker, context, &object, report);
+        let response = miss.serve(worker, context, &object, report);
         if let Some(lead) = &lead {
-            lead.bring(object.clone(), asked);
+            lead.bring(object.clone(), epoch);
         }
         let filling = StoreWriter {
             fill,
@@ -307,22 +308,22 @@ impl Fetch<'_> {
             lead,
             room: worker.generation.store.reserve(),
             store: worker.generation.store.clone(),
-            id: asking.id,
-            key: asking.cache_key.key.clone(),
-            asked,
+            id: miss.id,
+            key: miss.cache_key.key.clone(),
+            epoch,
             max: max_in_memory(worker),
             longest: longest(worker),
             into: WriteTarget::Memory,
             exchange: FetchName::of(context),
         };
-        asking.seat.figures(worker).stored.add(1);
+        miss.stage.figures(worker).stored.add(1);
         // Requests on other workers may read the response, and those workers may outlive this one.
         let alive = worker.alive.upgrade();
         spawn(Task::CacheFill, async move {
             filling.run(body).await;
             drop(alive);
         });
-        let gone = || asking.gateway_timeout(worker, report.detail(Some(FETCHED_CONTENT_GONE)));
+        let gone = || miss.gateway_timeout(worker, report.detail(Some(FETCHED_CONTENT_GONE)));
         let mut response = response.unwrap_or_else(gone);
         response.headers_mut().extend(own);
         response
@@ -338,10 +339,10 @@ impl Fetch<'_> {
     ) -> StoredResponse {
         let mut uri = Vec::new();
         context.put_uri(&mut uri);
-        let uri = String::from_utf8(uri).ok().filter(|uri| uri.as_bytes() != self.asking.cache_key.key);
+        let uri = String::from_utf8(uri).ok().filter(|uri| uri.as_bytes() != self.miss.cache_key.key);
         let selectors = VaryValue::from_request(storage.vary.into_iter(), &context.request.headers);
-        let label = VariantInfo::new(self.asking.scope, selectors, uri.map(Into::into), storage.tags);
-        StoredResponse::new(label, &came, content, storage.rules, times.received_ms)
+        let variant_info = VariantInfo::new(self.miss.scope, selectors, uri.map(Into::into), storage.tags);
+        StoredResponse::new(variant_info, &came, content, storage.rules, times.received_ms)
     }
 
     /// Returns the response to this client only, without storing it.
@@ -357,8 +358,8 @@ impl Fetch<'_> {
             Refusal::Other(why) => why,
             refusal => REFUSALS[refusal_index(&refusal)].into(),
         });
-        let report = CacheStatus::forwarded(self.asking.why).status(status).detail(detail.as_deref());
-        report.append_to(self.asking.seat.needs(self.worker), Some(&self.asking.cache_key.key), &mut came.headers);
+        let report = CacheStatus::forwarded(self.miss.why).status(status).detail(detail.as_deref());
+        report.append_to(self.miss.stage.needs(self.worker), Some(&self.miss.cache_key.key), &mut came.headers);
         // The request to the upstream was unconditional, so the client's conditions are evaluated here.
         if hit::client_has_it(&came, came.headers.get(header::LAST_MODIFIED), &context.request.headers) {
             return hit::not_modified(came);
@@ -369,20 +370,20 @@ impl Fetch<'_> {
 
     /// Marks the cache key as hit-for-miss, and removes the stored response that is not valid any more.
     fn mark_uncacheable(&self, status: StatusCode, refusal: &Refusal) {
-        let (store, asking, now) = (&self.worker.generation.store, self.asking, now_ms());
+        let (store, miss, now) = (&self.worker.generation.store, self.miss, now_ms());
         // A client's own error must not remove what other clients get.
         let is_gone = status == StatusCode::NOT_FOUND || status == StatusCode::GONE;
         let is_own = status.is_client_error() && !is_gone || matches!(refusal, Refusal::Authorization);
         if status.is_server_error() || is_own {
             return;
         }
-        if let Some(Stale { object, .. }) = &asking.stale
+        if let Some(Stale { object, .. }) = &miss.stale
             && !object.is_fresh(now)
             && !matches!(refusal, Refusal::SetCookie)
         {
-            store.remove(asking.id, object);
+            store.remove(miss.id, object);
         }
-        store.mark_hit_for_miss(asking.id, &asking.cache_key.key, now);
+        store.mark_hit_for_miss(miss.id, &miss.cache_key.key, now);
     }
 }
 
@@ -435,9 +436,9 @@ fn longest(worker: &WorkerState) -> u64 {
     on_disk.max(max_in_memory(worker))
 }
 
-fn end(lead: Option<FetchLeader>, landing: FetchOutcome) {
+fn end(lead: Option<FetchLeader>, outcome: FetchOutcome) {
     if let Some(lead) = lead {
-        lead.end(landing);
+        lead.end(outcome);
     }
 }
 

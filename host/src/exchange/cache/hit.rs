@@ -115,8 +115,8 @@ fn requested_range(object: &StoredResponse, head: &response::Parts, request: &He
         return RangeRequest::All;
     };
     let mut parts = SmallVec::new();
-    for (place, spec) in specs.split(',').map(str::trim).filter(|spec| !spec.is_empty()).enumerate() {
-        if place == MAX_RANGES {
+    for (index, spec) in specs.split(',').map(str::trim).filter(|spec| !spec.is_empty()).enumerate() {
+        if index == MAX_RANGES {
             return RangeRequest::All;
         }
         match parse_range(spec, length) {
@@ -221,7 +221,7 @@ fn partial(
                 list.push(StoredBody::part(&object.content, *first, last - first + 1)?);
             }
             list.push(StoredBody::text(format!("\r\n--{boundary}--\r\n")));
-            let sent = list.iter().filter_map(StoredBody::left).sum();
+            let sent = list.iter().filter_map(StoredBody::remaining).sum();
             let kind = HeaderValue::from_str(&format!("multipart/byteranges; boundary={boundary}")).ok()?;
             head.headers.insert(header::CONTENT_TYPE, kind);
             (ResponseBody::Parts(list.into()), sent)
@@ -338,13 +338,13 @@ mod tests {
         assert_eq!(tags, [&b"\"a,b\""[..], b"W/\"c\"", b"*", b"\"open"]);
     }
 
-    fn known(stored: &[(&'static str, &'static str)], asked: &[(&'static str, &'static str)]) -> bool {
+    fn known(stored: &[(&'static str, &'static str)], request_fields: &[(&'static str, &'static str)]) -> bool {
         let (mut head, ()) = Response::new(()).into_parts();
         for (name, value) in stored {
             head.headers.insert(*name, HeaderValue::from_static(value));
         }
         let mut request = HeaderMap::new();
-        for (name, value) in asked {
+        for (name, value) in request_fields {
             request.append(*name, HeaderValue::from_static(value));
         }
         client_has_it(&head, head.headers.get(header::LAST_MODIFIED), &request)

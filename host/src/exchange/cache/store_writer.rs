@@ -31,7 +31,7 @@ pub struct StoreWriter {
     pub store: Arc<Store>,
     pub id: u128,
     pub key: Vec<u8>,
-    pub asked: PurgeEpoch,
+    pub epoch: PurgeEpoch,
     /// The maximum length of content in memory, and the maximum length of stored content, in bytes.
     pub max: u64,
     pub longest: u64,
@@ -107,11 +107,11 @@ impl StoreWriter {
         match std::mem::replace(&mut self.into, WriteTarget::Nowhere) {
             WriteTarget::Memory => {
                 let object = Arc::new(self.object.with_content(self.fill.content(trailers).into()));
-                self.store.insert(self.id, &self.key, object, self.asked);
+                self.store.insert(self.id, &self.key, object, self.epoch);
             }
             WriteTarget::File(spill) => {
                 let (key, object) = (self.key.clone(), self.object.clone());
-                spill.finish(self.id, key, self.asked, object, bytes, trailers).await;
+                spill.finish(self.id, key, self.epoch, object, bytes, trailers).await;
                 self.store.drop_older_in_memory(self.id, &self.object);
             }
             WriteTarget::Nowhere => {}

@@ -57,19 +57,19 @@ impl Grammar {
         trusted: &TrustedPeers,
     ) -> FoundClient {
         let client = peer.map_or(ChainNode::Unix, |address| ChainNode::Address(address, None));
-        let mut found = FoundClient { client, believed: SmallVec::new(), has_more: false };
+        let mut found_client = FoundClient { client, believed: SmallVec::new(), has_more: false };
         let lines: SmallVec<[&HeaderValue; 2]> = fields.get_all(name).iter().collect();
         let mut elements = lines.iter().rev().flat_map(|line| FromRight { left: Some(line.as_bytes()), grammar: self });
         let mut is_over = false;
         for element in elements.by_ref() {
             if is_over {
-                found.has_more = true;
+                found_client.has_more = true;
                 break;
             }
             let node = self.node(element);
-            found.believed.push(element.to_vec());
+            found_client.believed.push(element.to_vec());
             match node {
-                ChainNode::Address(..) => found.client = node,
+                ChainNode::Address(..) => found_client.client = node,
                 ChainNode::Unix | ChainNode::Hidden => {}
             }
             is_over = match node {
@@ -78,8 +78,8 @@ impl Grammar {
                 ChainNode::Hidden => true,
             };
         }
-        found.believed.reverse();
-        found
+        found_client.believed.reverse();
+        found_client
     }
 
     fn node(self, element: &[u8]) -> ChainNode {
@@ -102,7 +102,7 @@ impl FoundClient {
             return;
         }
         match HeaderValue::from_bytes(&self.believed.join(&b", "[..])) {
-            Ok(kept) => drop(fields.insert(name, kept)),
+            Ok(value) => drop(fields.insert(name, value)),
             Err(_) => drop(fields.remove(name)),
         }
     }
@@ -141,12 +141,12 @@ impl<'a> Iterator for FromRight<'a> {
 fn last_comma(text: &[u8]) -> Option<usize> {
     let mut at = text.len();
     let mut is_quoted = false;
-    while let Some(place) = memchr::memrchr2(b',', b'"', &text[..at]) {
-        at = place;
-        match text[place] {
-            b',' if !is_quoted => return Some(place),
+    while let Some(position) = memchr::memrchr2(b',', b'"', &text[..at]) {
+        at = position;
+        match text[position] {
+            b',' if !is_quoted => return Some(position),
             b'"' => {
-                let backslashes = text[..place].iter().rev().take_while(|byte| **byte == b'\\').count();
+                let backslashes = text[..position].iter().rev().take_while(|byte| **byte == b'\\').count();
                 // Within a quoted string, a quote behind a backslash belongs to the string (RFC 9110 §5.6.4).
                 is_quoted = !is_quoted || !backslashes.is_multiple_of(2);
             }

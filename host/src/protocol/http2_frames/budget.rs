@@ -99,7 +99,7 @@ impl FrameBudget {
     }
 
     /// Increases allowances by a frame that is sent to the client.
-    pub fn sent(&mut self, head: FrameHead) {
+    pub fn count_sent(&mut self, head: FrameHead) {
         if head.kind == DATA || head.kind == HEADERS {
             let kib = (head.length >> 10) as u64;
             self.grow(|allowance| allowance.per_sent + kib * allowance.per_kib);
@@ -107,7 +107,7 @@ impl FrameBudget {
     }
 
     /// Counts a frame of the client; the error is the kind that exceeds its allowance.
-    pub fn received(&mut self, head: FrameHead) -> Result<(), FrameKind> {
+    pub fn count_received(&mut self, head: FrameHead) -> Result<(), FrameKind> {
         if head.kind == HEADERS {
             self.grow(|allowance| allowance.per_request);
         }
@@ -171,7 +171,7 @@ mod tests {
 
     /// Counts frames until one is rejected; returns how many were accepted, up to a million.
     fn accepted(budget: &mut FrameBudget, head: FrameHead) -> usize {
-        (0..1_000_000).take_while(|_| budget.received(head).is_ok()).count()
+        (0..1_000_000).take_while(|_| budget.count_received(head).is_ok()).count()
     }
 
     #[test]
@@ -223,7 +223,7 @@ mod tests {
     fn a_long_download_may_be_followed_by_all_its_window_updates() {
         let mut budget = FrameBudget::new(Instant::now());
         // 64 MiB in frames of 16 KiB, read in pieces of 4 KiB.
-        (0..4096).for_each(|_| budget.sent(frame(DATA, 0, 16 << 10)));
+        (0..4096).for_each(|_| budget.count_sent(frame(DATA, 0, 16 << 10)));
         assert!(accepted(&mut budget, frame(WINDOW_UPDATE, 0, 4)) >= 2 * (64 << 8));
     }
 
@@ -231,13 +231,13 @@ mod tests {
     fn a_ping_for_each_message_of_grpc_is_no_flood() {
         let mut budget = FrameBudget::new(Instant::now());
         for _ in 0..20_000 {
-            budget.sent(frame(DATA, 0, 15));
-            assert_eq!(budget.received(frame(PING, 0, 8)), Ok(()));
-            assert_eq!(budget.received(frame(WINDOW_UPDATE, 0, 4)), Ok(()));
-            assert_eq!(budget.received(frame(WINDOW_UPDATE, 0, 4)), Ok(()));
+            budget.count_sent(frame(DATA, 0, 15));
+            assert_eq!(budget.count_received(frame(PING, 0, 8)), Ok(()));
+            assert_eq!(budget.count_received(frame(WINDOW_UPDATE, 0, 4)), Ok(()));
+            assert_eq!(budget.count_received(frame(WINDOW_UPDATE, 0, 4)), Ok(()));
         }
         // Acknowledgements that are sent to the client explain no frames.
-        (0..20_000).for_each(|_| budget.sent(frame(PING, ACK, 8)));
+        (0..20_000).for_each(|_| budget.count_sent(frame(PING, ACK, 8)));
         assert_eq!(accepted(&mut budget, frame(PING, 0, 8)), 100);
     }
 }

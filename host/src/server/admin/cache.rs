@@ -77,8 +77,8 @@ pub fn metrics(out: &mut String, admin: &Admin, store: &Store) {
     }
     family(out, "plugway_cache_refused_total", "counter", "Responses that were not stored, by why.");
     for (name, figures) in &caches {
-        for (place, why) in REFUSALS.iter().enumerate() {
-            let count = sum(figures, |figures| &figures.refused[place]) as f64;
+        for (index, why) in REFUSALS.iter().enumerate() {
+            let count = sum(figures, |figures| &figures.refused[index]) as f64;
             line(out, "plugway_cache_refused_total", &[("plugin", name), ("why", why)], count);
         }
     }

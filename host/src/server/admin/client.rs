@@ -111,7 +111,7 @@ fn ask(address: &str, target: &RunningProxyAddress, order: &str) -> anyhow::Resu
 }
 
 fn connect(address: &str) -> anyhow::Result<Socket> {
-    let (kind, place) = match address.strip_prefix("unix:") {
+    let (kind, socket_address) = match address.strip_prefix("unix:") {
         Some(path) => (Domain::UNIX, SockAddr::unix(path)?),
         None => {
             let mut addresses = address
@@ -124,7 +124,7 @@ fn connect(address: &str) -> anyhow::Result<Socket> {
     let socket = Socket::new(kind, Type::STREAM.cloexec(), None)?;
     // The timeout of writes also applies to a connection that waits in a full accept queue.
     socket.set_write_timeout(Some(CONNECT_TIME))?;
-    socket.connect(&place)?;
+    socket.connect(&socket_address)?;
     Ok(socket)
 }
 

@@ -18,7 +18,7 @@ pub fn metrics(out: &mut String, listeners: &HashMap<Arc<str>, Arc<Listener>>) {
     family(out, name, "counter", "Client connections that were closed before their time, by listener and reason.");
     for (address, listener) in &listeners {
         for reason in CloseReason::ALL {
-            let closed = listener.census.closed(reason) as f64;
+            let closed = listener.census.closed_count(reason) as f64;
             line(out, name, &[("listener", address), ("reason", reason.name())], closed);
         }
     }

@@ -30,9 +30,9 @@ impl Document {
 
     /// Returns the document with the state of now, or slightly later.
     pub async fn current(&self, admin: &Arc<Admin>) -> Result<Bytes, JoinError> {
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         let mut last = self.last.clone().lock_owned().await;
-        let made = last.as_ref().filter(|made| made.begun >= asked).map(|made| made.content.clone());
+        let made = last.as_ref().filter(|made| made.begun >= requested_at).map(|made| made.content.clone());
         let content = if let Some(content) = made {
             drop(last);
             content

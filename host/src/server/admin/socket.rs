@@ -119,7 +119,7 @@ pub fn is_live(path: &Path) -> bool {
 impl AdminSocket {
     /// Whether the path still leads to this socket: a cleanup of the folder may have removed the file.
     pub fn is_in_place(&self) -> bool {
-        std::fs::symlink_metadata(&self.path).is_ok_and(|found| FileId::of(&found) == self.file)
+        std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| FileId::of(&metadata) == self.file)
     }
 }
 
@@ -133,8 +133,8 @@ impl Drop for AdminSocket {
 }
 
 impl FileId {
-    fn of(found: &Metadata) -> Self {
-        FileId { device: found.dev(), inode: found.ino() }
+    fn of(metadata: &Metadata) -> Self {
+        FileId { device: metadata.dev(), inode: metadata.ino() }
     }
 }
 
@@ -172,9 +172,9 @@ impl Candidate {
     fn is_ours(&self) -> bool {
         // In a shared folder, a link may belong to anyone.
         let shared = self.is_in_shared_place;
-        let found = if shared { std::fs::symlink_metadata(&self.folder) } else { std::fs::metadata(&self.folder) };
-        found.is_ok_and(|found| {
-            found.is_dir() && found.uid() == geteuid().as_raw() && found.permissions().mode() & 0o022 == 0
+        let metadata = if shared { std::fs::symlink_metadata(&self.folder) } else { std::fs::metadata(&self.folder) };
+        metadata.is_ok_and(|metadata| {
+            metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.permissions().mode() & 0o022 == 0
         })
     }
 }
@@ -205,5 +205,5 @@ async fn lock(folder: &Path) -> anyhow::Result<File> {
 }
 
 fn is_socket(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }

@@ -37,7 +37,7 @@ fn endpoint(member: &EndpointState, now: Instant) -> Value {
         "zone": &*member.zone,
         "in_flight": endpoint.in_flight.count(),
         "latency_ms": f64::from(endpoint.latency.micros(now)) / 1e3,
-        "responses": totals.answered(),
+        "responses": totals.total_responses(),
         "failures": totals.failures + totals.bad_responses,
         "failures_in_a_row": endpoint.failures.load(Ordering::Relaxed),
         "ejections": member.ejections,

@@ -55,7 +55,7 @@ impl Folders {
     }
 
     /// Waits until a file changes that `is_of_concern` accepts. Cancel safe.
-    pub async fn changed(&mut self, is_of_concern: impl Fn(&Path) -> bool) -> io::Result<()> {
+    pub async fn wait_for_change(&mut self, is_of_concern: impl Fn(&Path) -> bool) -> io::Result<()> {
         while let Some(event) = poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)).await {
             let EventOwned { wd, mask, name, .. } = event?;
             if self.tells(&wd, mask, name.as_deref(), &is_of_concern) {
@@ -92,7 +92,7 @@ mod tests {
         // Past events are available at the first poll.
         tokio::select! {
             biased;
-            changed = folders.changed(is_of_concern) => changed.map(|()| true).unwrap(),
+            changed = folders.wait_for_change(is_of_concern) => changed.map(|()| true).unwrap(),
             () = tokio::task::yield_now() => false,
         }
     }

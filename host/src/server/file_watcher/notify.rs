@@ -61,7 +61,7 @@ impl Folders {
     }
 
     /// Waits until a file changes that `is_of_concern` accepts. Cancel safe.
-    pub async fn changed(&mut self, is_of_concern: impl Fn(&Path) -> bool) -> io::Result<()> {
+    pub async fn wait_for_change(&mut self, is_of_concern: impl Fn(&Path) -> bool) -> io::Result<()> {
         while let Some(paths) = self.changed.recv().await {
             if self.overflowed.swap(false, Ordering::Relaxed) || paths.iter().any(|path| is_of_concern(path)) {
                 return Ok(());

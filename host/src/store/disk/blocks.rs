@@ -40,9 +40,9 @@ impl Sums {
         Sums(sums.into())
     }
 
-    /// Whether a block, by its place, is what was written.
-    pub fn holds(&self, place: usize, block: &[u8]) -> bool {
-        self.0.get(place) == Some(&sum(block))
+    /// Whether a block, by its index, is what was written.
+    pub fn holds(&self, block_index: usize, block: &[u8]) -> bool {
+        self.0.get(block_index) == Some(&sum(block))
     }
 
     /// The sums as a file has them: eight bytes each, the least first.

@@ -94,7 +94,7 @@ pub fn check(path: &Path) -> Result<(), String> {
         Err(error) => {
             Err(format!("cannot use the folder `{shown}`: {error}; name another, such as `/var/cache/plugway`"))
         }
-        Ok(found) if !found.is_dir() => {
+        Ok(metadata) if !metadata.is_dir() => {
             Err(format!("not a folder: `{shown}`; expected an empty folder, or a new one such as `/var/cache/plugway`"))
         }
         Ok(_) => {

@@ -35,7 +35,7 @@ pub struct OpenFile {
 #[derive(Debug)]
 pub struct BlockReader {
     opened: Arc<OpenFile>,
-    /// The place of the next block.
+    /// The index of the next block.
     next: u64,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     had_trailers: bool,
@@ -63,16 +63,16 @@ impl OpenFile {
     }
 
     /// Room for a block.
-    fn room(&self, place: u64) -> BytesMut {
-        BytesMut::zeroed((self.length - place * BLOCK as u64).min(BLOCK as u64) as usize)
+    fn room(&self, block_index: u64) -> BytesMut {
+        BytesMut::zeroed((self.length - block_index * BLOCK as u64).min(BLOCK as u64) as usize)
     }
 
     /// Reads a block if the system has it in memory, which needs no other thread.
     #[cfg(target_os = "linux")]
-    fn at_hand(&self, place: u64, block: &mut BytesMut) -> bool {
+    fn at_hand(&self, block_index: u64, block: &mut BytesMut) -> bool {
         let length = block.len();
         let mut room = [io::IoSliceMut::new(block)];
-        preadv2(&self.file, &mut room, place * BLOCK as u64, ReadWriteFlags::NOWAIT) == Ok(length)
+        preadv2(&self.file, &mut room, block_index * BLOCK as u64, ReadWriteFlags::NOWAIT) == Ok(length)
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -80,13 +80,14 @@ impl OpenFile {
         false
     }
 
-    fn block(&self, place: u64, mut block: BytesMut) -> io::Result<Bytes> {
-        let read = self.file.read_exact_at(&mut block, place * BLOCK as u64);
-        self.checked(place, block, read)
+    fn block(&self, block_index: u64, mut block: BytesMut) -> io::Result<Bytes> {
+        let read = self.file.read_exact_at(&mut block, block_index * BLOCK as u64);
+        self.check_block(block_index, block, read)
     }
 
-    fn checked(&self, place: u64, block: BytesMut, read: io::Result<()>) -> io::Result<Bytes> {
-        let read = read.and_then(|()| if self.sums.holds(place as usize, &block) { Ok(()) } else { Err(broken()) });
+    fn check_block(&self, block_index: u64, block: BytesMut, read: io::Result<()>) -> io::Result<Bytes> {
+        let read =
+            read.and_then(|()| if self.sums.holds(block_index as usize, &block) { Ok(()) } else { Err(broken()) });
         if let (Err(error), Some(disk)) = (&read, self.disk.upgrade()) {
             disk.read_failed(&self.filed, error);
         }
@@ -95,7 +96,7 @@ impl OpenFile {
 }
 
 /// Reads content into memory, checked.
-pub fn whole(file: &File, sums: &Sums, length: u64, trailers: Option<HeaderMap>) -> io::Result<MemoryContent> {
+pub fn read_whole(file: &File, sums: &Sums, length: u64, trailers: Option<HeaderMap>) -> io::Result<MemoryContent> {
     let mut list = Vec::new();
     let mut at = 0;
     while at < length {
@@ -122,7 +123,7 @@ impl BlockReader {
     }
 
     /// The bytes from the next block on.
-    pub fn left(&self) -> u64 {
+    pub fn remaining(&self) -> u64 {
         self.opened.length.saturating_sub(self.next * BLOCK as u64)
     }
 
@@ -131,7 +132,7 @@ impl BlockReader {
     }
 
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.reading.is_none() && self.left() == 0 {
+        if self.reading.is_none() && self.remaining() == 0 {
             let trailers = self.opened.trailers.clone().filter(|_| !self.had_trailers);
             self.had_trailers = true;
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
@@ -139,14 +140,14 @@ impl BlockReader {
         let read = match &mut self.reading {
             Some(reading) => ready!(Pin::new(reading).poll(cx)).map_err(io::Error::other).and_then(|read| read),
             None => {
-                let (opened, place) = (self.opened.clone(), self.next);
+                let (opened, block_index) = (self.opened.clone(), self.next);
                 // What is allocated here is freed here: memory that goes from thread to thread is given back late.
-                let mut room = opened.room(place);
-                if !opened.at_hand(place, &mut room) {
-                    self.reading = Some(spawn_blocking(move || opened.block(place, room)));
+                let mut room = opened.room(block_index);
+                if !opened.at_hand(block_index, &mut room) {
+                    self.reading = Some(spawn_blocking(move || opened.block(block_index, room)));
                     return self.poll_next(cx);
                 }
-                opened.checked(place, room, Ok(()))
+                opened.check_block(block_index, room, Ok(()))
             }
         };
         self.reading = None;

@@ -103,14 +103,14 @@ pub fn record(
     seed: u64,
 ) -> io::Result<Vec<u8>> {
     let WrittenContent { length, sums } = content;
-    let label = &object.variant;
+    let variant_info = &object.variant;
     let head = object.head();
     let record = Record {
         key: key.into(),
-        scope: label.scope,
-        selectors: label.selectors.values().map(|(name, value)| (name.into(), value.map(Into::into))).collect(),
-        uri: label.uri.as_deref().map(Into::into),
-        tags: label.tags.iter().map(|tag| tag.to_string()).collect(),
+        scope: variant_info.scope,
+        selectors: variant_info.selectors.values().map(|(name, value)| (name.into(), value.map(Into::into))).collect(),
+        uri: variant_info.uri.as_deref().map(Into::into),
+        tags: variant_info.tags.iter().map(|tag| tag.to_string()).collect(),
         status: object.status.as_u16(),
         fields: encoded(&head.headers),
         trailers: trailers.map(encoded),
@@ -125,7 +125,7 @@ pub fn record(
     if bytes.len() as u64 > MAX_RECORD_BYTES {
         return Err(io::Error::new(ErrorKind::InvalidInput, "its head is too long for a file"));
     }
-    let mut footer = Footer { length, record_length: bytes.len() as u64, is_purged: label.is_purged(), sum: 0 };
+    let mut footer = Footer { length, record_length: bytes.len() as u64, is_purged: variant_info.is_purged(), sum: 0 };
     footer.sum = checksum(sums, &bytes, &footer, seed);
     bytes.extend(footer.bytes());
     Ok(bytes)
@@ -162,14 +162,14 @@ pub fn mark(file: &File) -> io::Result<()> {
 impl Footer {
     fn bytes(&self) -> [u8; FOOTER] {
         let mut bytes = [0; FOOTER];
-        bytes[..MARK].copy_from_slice(&self.summed());
+        bytes[..MARK].copy_from_slice(&self.checksum_input());
         bytes[MARK] = u8::from(self.is_purged);
         bytes[32..].copy_from_slice(&self.sum.to_le_bytes());
         bytes
     }
 
     /// Returns the bytes of the footer that the checksum covers.
-    fn summed(&self) -> [u8; MARK] {
+    fn checksum_input(&self) -> [u8; MARK] {
         let mut bytes = [0; MARK];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..16].copy_from_slice(&self.length.to_le_bytes());
@@ -190,9 +190,9 @@ impl Record {
         let selectors = self.selectors.iter().map(|(known, value)| Some((name(known)?, value.clone())));
         let selectors = VaryValue::from_values(selectors.collect::<Option<Vec<_>>>()?);
         let tags = self.tags.into_iter().map(String::into_boxed_str).collect();
-        let label = VariantInfo::new(self.scope, selectors, self.uri.map(Into::into), tags);
+        let variant_info = VariantInfo::new(self.scope, selectors, self.uri.map(Into::into), tags);
         if is_purged {
-            label.purge(PurgeKind::Soft);
+            variant_info.purge(PurgeKind::Soft);
         }
         let (mut head, ()) = Response::new(()).into_parts();
         head.status = StatusCode::from_u16(self.status).ok()?;
@@ -204,7 +204,7 @@ impl Record {
             stale_if_error_ms: self.stale_if_error_ms,
             must_revalidate: self.must_revalidate,
         };
-        let object = StoredResponse::new(label, &head, Content::Whole(Default::default()), rules, self.since_ms);
+        let object = StoredResponse::new(variant_info, &head, Content::Whole(Default::default()), rules, self.since_ms);
         let trailers = match &self.trailers {
             Some(trailers) => Some(decoded(trailers)?),
             None => None,
@@ -232,7 +232,7 @@ fn checksum(sums: &Sums, record: &[u8], footer: &Footer, seed: u64) -> u64 {
     let mut sum = Xxh3::with_seed(seed);
     sum.update(&sums.bytes());
     sum.update(record);
-    sum.update(&footer.summed());
+    sum.update(&footer.checksum_input());
     sum.digest()
 }
 
@@ -256,9 +256,9 @@ mod tests {
         let request = HeaderMap::from_iter([(HeaderName::from_static("x-a"), HeaderValue::from_static("1"))]);
         let names = ["x-a", "x-b"].map(HeaderName::from_static);
         let selectors = VaryValue::from_request(names.into_iter(), &request);
-        let label = VariantInfo::new(7, selectors, Some("http://a/".into()), ["t".into()].into());
+        let variant_info = VariantInfo::new(7, selectors, Some("http://a/".into()), ["t".into()].into());
         let rules = Freshness { lifetime_ms: 5, must_revalidate: true, ..Freshness::default() };
-        StoredResponse::new(label, &head, Content::Whole(Bytes::copy_from_slice(content)), rules, 3)
+        StoredResponse::new(variant_info, &head, Content::Whole(Bytes::copy_from_slice(content)), rules, 3)
     }
 
     fn file(content: &[u8]) -> File {
@@ -288,7 +288,7 @@ mod tests {
             );
             assert_eq!(entry.object.head().headers, object.head().headers);
             assert_eq!((entry.object.freshness, entry.object.since_ms), (object.freshness, object.since_ms));
-            assert!(content.chunks(BLOCK).enumerate().all(|(place, block)| entry.sums.holds(place, block)));
+            assert!(content.chunks(BLOCK).enumerate().all(|(block_index, block)| entry.sums.holds(block_index, block)));
             mark(&file).unwrap();
             assert!(read(&file, 5).unwrap().object.variant.is_purged());
         }
@@ -324,10 +324,10 @@ mod tests {
             assert!(read_of(&whole[..length]).is_err(), "cut off at {length}");
         }
         let mark = whole.len() - FOOTER + MARK;
-        for place in content.len()..whole.len() {
+        for offset in content.len()..whole.len() {
             let mut bytes = whole.clone();
-            bytes[place] ^= 0x41;
-            assert!(read_of(&bytes).is_err() || (mark..mark + 8).contains(&place), "byte {place}");
+            bytes[offset] ^= 0x41;
+            assert!(read_of(&bytes).is_err() || (mark..mark + 8).contains(&offset), "byte {offset}");
         }
         let mut zeros = whole.clone();
         zeros[content.len()..].fill(0);

@@ -20,12 +20,12 @@ pub fn run(disk: &Weak<Disk>) {
     // Purges wait for the end of the scan.
     let Some(disk) = disk.upgrade() else { return };
     *disk.is_found.lock().unwrap_or_else(PoisonError::into_inner) = true;
-    disk.found.notify_all();
+    disk.scanned.notify_all();
 }
 
 fn find_all(disk: &Weak<Disk>) {
     let began = Instant::now();
-    let Some((folder, asked)) = disk.upgrade().map(|disk| (disk.claim.folder.clone(), disk.purges.moment())) else {
+    let Some((folder, epoch)) = disk.upgrade().map(|disk| (disk.claim.folder.clone(), disk.purges.moment())) else {
         return;
     };
     let mut numbers = folder.numbers();
@@ -38,7 +38,7 @@ fn find_all(disk: &Weak<Disk>) {
     let (mut found, mut broken, mut unreadable) = (0, 0, 0);
     for number in numbers {
         let Some(disk) = disk.upgrade() else { return };
-        match find(&disk, number, asked) {
+        match find(&disk, number, epoch) {
             Ok(()) => found += 1,
             Err(error) if blocks::is_broken(&error) => {
                 debug!(path = %folder.file(number).display(), %error, "not whole");
@@ -60,13 +60,13 @@ fn find_all(disk: &Weak<Disk>) {
     }
 }
 
-fn find(disk: &Disk, number: u64, asked: PurgeEpoch) -> io::Result<()> {
+fn find(disk: &Disk, number: u64, epoch: PurgeEpoch) -> io::Result<()> {
     let read = record::read(&files::open(&disk.claim.folder.file(number), files::STORED)?, disk.claim.seed)?;
     let id = hash_key(&read.key, disk.claim.seed);
     // Files that this process has written are in the index already.
-    if disk.index.numbered(id, number).is_some() {
+    if disk.index.find_numbered(id, number).is_some() {
         return Ok(());
     }
-    disk.enter(id, &read.key, &read.object.variant, number, read.size, asked);
+    disk.enter(id, &read.key, &read.object.variant, number, read.size, epoch);
     Ok(())
 }

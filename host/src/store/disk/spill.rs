@@ -73,7 +73,7 @@ impl SpillFile {
         mut self,
         id: u128,
         key: Vec<u8>,
-        asked: PurgeEpoch,
+        epoch: PurgeEpoch,
         object: Arc<StoredResponse>,
         length: u64,
         trailers: Option<HeaderMap>,
@@ -94,7 +94,7 @@ impl SpillFile {
                 Ok(length + tail.len() as u64)
             });
             self.is_finished = size.is_ok();
-            self.disk.written(id, &key, &object, size, asked);
+            self.disk.finish_write(id, &key, &object, size, epoch);
         });
         // The task doesn't panic, and at the end of the process its result isn't needed.
         let _ = finished.await;

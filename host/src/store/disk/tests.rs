@@ -16,7 +16,7 @@ const KEY: &[u8] = b"http://a/";
 fn open(folder: &Path) -> Arc<Disk> {
     let disk = Disk::open(folder, 64 << 20, &Arc::default()).unwrap();
     let is_found = disk.is_found.lock().unwrap();
-    drop(disk.found.wait_while(is_found, |is_found| !*is_found).unwrap());
+    drop(disk.scanned.wait_while(is_found, |is_found| !*is_found).unwrap());
     disk
 }
 
@@ -32,15 +32,15 @@ fn close(disk: Arc<Disk>) {
 
 /// Writes a response that was requested just now; returns the number of its file.
 fn put(disk: &Disk, content: &'static str) -> u64 {
-    put_asked(disk, content, disk.purges.moment())
+    put_at(disk, content, disk.purges.moment())
 }
 
-fn put_asked(disk: &Disk, content: &'static str, asked: PurgeEpoch) -> u64 {
+fn put_at(disk: &Disk, content: &'static str, epoch: PurgeEpoch) -> u64 {
     let (head, ()) = Response::new(()).into_parts();
-    let label = VariantInfo::new(1, VaryValue::default(), None, ["t".into()].into());
-    let object = StoredResponse::new(label, &head, Content::Whole(content.into()), Freshness::default(), 0);
+    let variant_info = VariantInfo::new(1, VaryValue::default(), None, ["t".into()].into());
+    let object = StoredResponse::new(variant_info, &head, Content::Whole(content.into()), Freshness::default(), 0);
     let object = Arc::new(object.with_sequence(disk.number()));
-    disk.keep(hash_key(KEY, disk.seed()), KEY, &object, asked);
+    disk.keep(hash_key(KEY, disk.seed()), KEY, &object, epoch);
     disk.flush(Duration::from_secs(60));
     object.sequence
 }
@@ -155,9 +155,9 @@ fn another_format_begins_anew() {
 fn what_was_purged_while_it_was_written_is_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(folder.path());
-    let asked = disk.purges.moment();
+    let epoch = disk.purges.moment();
     disk.purges.purge(&Purge { what: PurgeTarget::Tag("t".into()), strength: PurgeKind::Hard });
-    let number = put_asked(&disk, "content", asked);
+    let number = put_at(&disk, "content", epoch);
     assert!(read(&disk).is_none() && !path_of(folder.path(), number).exists());
     put(&disk, "newer");
     assert!(read(&disk).is_some(), "it was asked for after the purge");
@@ -169,11 +169,11 @@ fn what_was_purged_softly_while_it_was_written_is_stale_and_stays_so() {
     let disk = open(folder.path());
     let is_purged = |disk: &Disk| {
         let filed = disk.find(hash_key(KEY, disk.seed()), KEY, 1, &HeaderMap::new());
-        filed.is_some_and(|filed| filed.label.is_purged())
+        filed.is_some_and(|filed| filed.variant_info.is_purged())
     };
-    let asked = disk.purges.moment();
+    let epoch = disk.purges.moment();
     disk.purges.purge(&Purge { what: PurgeTarget::All, strength: PurgeKind::Soft });
-    put_asked(&disk, "content", asked);
+    put_at(&disk, "content", epoch);
     assert!(is_purged(&disk));
     close(disk);
     assert!(is_purged(&open(folder.path())));

@@ -24,7 +24,7 @@ pub enum Job {
         id: u128,
         key: Box<[u8]>,
         object: Arc<StoredResponse>,
-        asked: PurgeEpoch,
+        epoch: PurgeEpoch,
     },
     Remove(u64),
     /// The file was not finished and is to be removed.
@@ -49,9 +49,9 @@ pub fn run(disk: &Weak<Disk>, folder: &Directory, queue: Receiver<Job>) {
 
 fn work(disk: &Weak<Disk>, folder: &Directory, job: Job) {
     match job {
-        Job::Keep { id, key, object, asked } => {
+        Job::Keep { id, key, object, epoch } => {
             let Some(disk) = disk.upgrade() else { return };
-            keep(&disk, id, &key, &object, asked);
+            keep(&disk, id, &key, &object, epoch);
         }
         Job::Remove(number) => remove(&folder.file(number)),
         Job::Discard(number) => remove(&folder.temporary(number)),
@@ -66,13 +66,13 @@ fn work(disk: &Weak<Disk>, folder: &Directory, job: Job) {
     }
 }
 
-fn keep(disk: &Disk, id: u128, key: &[u8], object: &StoredResponse, asked: PurgeEpoch) {
+fn keep(disk: &Disk, id: u128, key: &[u8], object: &StoredResponse, epoch: PurgeEpoch) {
     if disk.rests() {
         return;
     }
-    let known = disk.index.numbered(id, object.sequence);
+    let known = disk.index.find_numbered(id, object.sequence);
     match (write(disk, known.as_deref(), key, object).transpose(), known) {
-        (Some(size), _) => disk.written(id, key, object, size, asked),
+        (Some(size), _) => disk.finish_write(id, key, object, size, epoch),
         // Content that is only in its file can't be rewritten. If the file has too many records, the response is
         // dropped.
         (None, Some(known)) => disk.index.remove_if(id, |filed| filed.number == known.number),

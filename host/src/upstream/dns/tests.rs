@@ -9,17 +9,17 @@ fn run<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
     runtime.block_on(async { tokio::task::spawn_local(future).await.unwrap() })
 }
 
-fn asking(server: &NameServer) -> Resolver {
+fn resolver_for(server: &NameServer) -> Resolver {
     Resolver::new(&[server.address.parse().unwrap()]).unwrap()
 }
 
 fn addresses(server: &NameServer, host: &'static str) -> Result<DnsAnswer<IpAddr>, LookupError> {
-    let resolver = asking(server);
+    let resolver = resolver_for(server);
     run(async move { resolver.addresses(host).await })
 }
 
 fn services(server: &NameServer, name: &'static str) -> Result<DnsAnswer<Service>, LookupError> {
-    let resolver = asking(server);
+    let resolver = resolver_for(server);
     run(async move { resolver.services(name).await })
 }
 
@@ -40,7 +40,7 @@ fn addresses_of_both_kinds_are_found_sorted() {
     let server = NameServer::start();
     server.set("app.test", &ips(&["10.0.0.9", "fd00::1", "10.0.0.1", "10.0.0.9"]), 30);
     let answer = addresses(&server, "app.test").unwrap();
-    assert_eq!(answer.found, ips(&["10.0.0.1", "10.0.0.9", "fd00::1"]));
+    assert_eq!(answer.records, ips(&["10.0.0.1", "10.0.0.9", "fd00::1"]));
     assert_eq!(answer.lifetime, Duration::from_secs(30));
 }
 
@@ -49,7 +49,7 @@ fn names_are_absolute_and_may_have_capitals_and_underscores() {
     let server = NameServer::start();
     server.set("my_app", &ips(&["10.0.0.1"]), 30);
     for name in ["my_app", "MY_APP", "my_app."] {
-        assert_eq!(addresses(&server, name).unwrap().found, ips(&["10.0.0.1"]), "{name}");
+        assert_eq!(addresses(&server, name).unwrap().records, ips(&["10.0.0.1"]), "{name}");
     }
 }
 
@@ -57,12 +57,12 @@ fn names_are_absolute_and_may_have_capitals_and_underscores() {
 fn an_answer_is_asked_for_each_time() {
     let server = NameServer::start();
     server.set("app.test", &ips(&["10.0.0.1"]), 300);
-    let resolver = asking(&server);
+    let resolver = resolver_for(&server);
     run(async move {
-        assert_eq!(resolver.addresses("app.test").await.unwrap().found, ips(&["10.0.0.1"]));
+        assert_eq!(resolver.addresses("app.test").await.unwrap().records, ips(&["10.0.0.1"]));
         let queries = server.queries();
         server.set("app.test", &ips(&["10.0.0.2"]), 300);
-        assert_eq!(resolver.addresses("app.test").await.unwrap().found, ips(&["10.0.0.2"]));
+        assert_eq!(resolver.addresses("app.test").await.unwrap().records, ips(&["10.0.0.2"]));
         assert!(server.queries() > queries);
         server.set("app.test", &[], 300);
         assert!(matches!(resolver.addresses("app.test").await, Err(LookupError::NoSuchName(_))));
@@ -78,7 +78,7 @@ fn a_lifetime_is_the_least_of_all_records_within_bounds() {
     }
     server.set_alias("www.test", "app.test", 5);
     let answer = addresses(&server, "www.test").unwrap();
-    assert_eq!((answer.found, answer.lifetime), (ips(&["10.0.0.1"]), Duration::from_secs(5)));
+    assert_eq!((answer.records, answer.lifetime), (ips(&["10.0.0.1"]), Duration::from_secs(5)));
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_literal_is_its_own_address() {
     let server = NameServer::start();
     for literal in ["192.0.2.1", "::1"] {
         let answer = addresses(&server, literal).unwrap();
-        assert_eq!((answer.found, answer.lifetime), (ips(&[literal]), MAX_TTL));
+        assert_eq!((answer.records, answer.lifetime), (ips(&[literal]), MAX_TTL));
     }
     assert_eq!(server.queries(), 0);
 }
@@ -130,7 +130,7 @@ fn a_failure_of_the_server_is_told_after_a_second_attempt() {
     // Two for each kind of address; a slow machine sends again.
     assert!(server.queries() >= 4, "{}", server.queries());
     server.fail(Failing::Never);
-    assert_eq!(addresses(&server, "app.test").unwrap().found, ips(&["10.0.0.1"]));
+    assert_eq!(addresses(&server, "app.test").unwrap().records, ips(&["10.0.0.1"]));
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn another_server_is_asked_when_one_fails() {
     let servers = [&broken, &silent, &sound].map(|server| server.address.parse().unwrap());
     let resolver = Resolver::new(&servers).unwrap();
     let answer = run(async move { resolver.addresses("app.test").await.unwrap() });
-    assert_eq!(answer.found, ips(&["10.0.0.1"]));
+    assert_eq!(answer.records, ips(&["10.0.0.1"]));
     assert!(broken.queries() > 0 && silent.queries() > 0);
 }
 
@@ -160,9 +160,9 @@ fn a_long_answer_comes_by_tcp_and_is_cut_at_a_bound() {
     let server = NameServer::start();
     let many = |count: u32| (0..count).map(|at| IpAddr::from((0x0a00_0000 + at).to_be_bytes())).collect::<Vec<_>>();
     server.set("app.test", &many(500), 30);
-    assert_eq!(addresses(&server, "app.test").unwrap().found, many(500));
+    assert_eq!(addresses(&server, "app.test").unwrap().records, many(500));
     server.set("app.test", &many(2000), 30);
-    assert_eq!(addresses(&server, "app.test").unwrap().found, many(MAX_RECORDS as u32));
+    assert_eq!(addresses(&server, "app.test").unwrap().records, many(MAX_RECORDS as u32));
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn services_come_with_the_addresses_of_their_targets() {
         service(0, 7, 80, "fd00::1"),
         service(10, 5, 8080, "10.0.0.2"),
     ];
-    assert_eq!(answer.found, expected);
+    assert_eq!(answer.records, expected);
     assert_eq!(answer.lifetime, Duration::from_secs(20));
 }
 
@@ -193,7 +193,7 @@ fn targets_without_addresses_are_left_out() {
     records.push((1, 0, 80, "a.test"));
     server.set_services("_http._tcp.app.test", &records, 60);
     let answer = services(&server, "_http._tcp.app.test").unwrap();
-    assert_eq!(answer.found, [service(1, 0, 80, "10.0.0.1")]);
+    assert_eq!(answer.records, [service(1, 0, 80, "10.0.0.1")]);
     server.set("a.test", &[], 60);
     assert!(matches!(services(&server, "_http._tcp.app.test"), Err(LookupError::NoSuchName(_))));
 }
@@ -236,10 +236,10 @@ fn names_with_few_dots_are_searched_for() {
     let resolver = of_system(&server.address, "");
     run(async move {
         for (name, address) in [("app.test", "10.0.0.2"), ("app.test.", "10.0.0.1"), ("a.b.c", "10.0.0.3")] {
-            assert_eq!(resolver.addresses(name).await.unwrap().found, ips(&[address]), "{name}");
+            assert_eq!(resolver.addresses(name).await.unwrap().records, ips(&[address]), "{name}");
         }
         server.set("app.test.two.test", &[], 30);
-        assert_eq!(resolver.addresses("app.test").await.unwrap().found, ips(&["10.0.0.1"]));
+        assert_eq!(resolver.addresses("app.test").await.unwrap().records, ips(&["10.0.0.1"]));
     });
 }
 
@@ -252,8 +252,8 @@ fn the_file_of_hosts_goes_before_name_servers() {
     run(async move {
         assert_eq!(resolver.addresses("app").await.unwrap(), DnsAnswer::new(ips(&["192.0.2.7"]), MAX_TTL));
         assert_eq!(server.queries(), 0);
-        let found = resolver.services("_http._tcp.app.test").await.unwrap().found;
-        assert_eq!(found, [service(0, 0, 80, "192.0.2.7")]);
+        let records = resolver.services("_http._tcp.app.test").await.unwrap().records;
+        assert_eq!(records, [service(0, 0, 80, "192.0.2.7")]);
     });
 }
 
@@ -262,8 +262,8 @@ fn an_ordinary_runtime_of_one_thread_does() {
     let server = NameServer::start();
     server.set("a.test", &ips(&["10.0.0.1"]), 60);
     server.set_services("_http._tcp.app.test", &[(0, 0, 80, "a.test")], 60);
-    let resolver = asking(&server);
+    let resolver = resolver_for(&server);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let answer = runtime.block_on(async { resolver.services("_http._tcp.app.test").await.unwrap() });
-    assert_eq!(answer.found, [service(0, 0, 80, "10.0.0.1")]);
+    assert_eq!(answer.records, [service(0, 0, 80, "10.0.0.1")]);
 }

@@ -3,8 +3,8 @@ use super::*;
 /// Opens connections, the first one the oldest, whose tasks never end; returns them with their states.
 fn opened(count: usize, now: Instant) -> (Connections, Vec<Rc<ConnectionState>>) {
     let (connections, mut states) = (Connections::default(), Vec::new());
-    for place in 0..count {
-        connections.add(now + Duration::from_millis(place as u64), |state, _| {
+    for index in 0..count {
+        connections.add(now + Duration::from_millis(index as u64), |state, _| {
             states.push(state);
             tokio::task::spawn_local(std::future::pending::<()>()).abort_handle()
         });
@@ -30,10 +30,10 @@ fn the_one_that_does_least_makes_room() {
         let (connections, mut states) = (drop(states), opened(MAX_CONNECTIONS, now)).1;
         states.iter().for_each(|state| state.enter(Phase::Changing, now));
         assert!(!connections.make_room(), "changes are not cut off");
-        for (place, phase) in
+        for (index, phase) in
             [(5, Phase::Reading), (6, Phase::Sending), (7, Phase::Idle), (8, Phase::Head), (9, Phase::New)]
         {
-            states[place].enter(phase, now);
+            states[index].enter(phase, now);
         }
         states[10].enter(Phase::New, now + Duration::from_secs(1));
         for closed in [9, 10, 8, 7, 6, 5] {
@@ -85,8 +85,8 @@ fn slow_readers_go_when_documents_take_too_much() {
         let (connections, states) = opened(6, now);
         let document = || Bytes::from(vec![0; MAX_UNSENT_BYTES / 2]);
         let shared = document();
-        for (place, state) in states.iter().take(4).enumerate() {
-            connections.send(state, shared.clone(), now + Duration::from_secs(place as u64));
+        for (index, state) in states.iter().take(4).enumerate() {
+            connections.send(state, shared.clone(), now + Duration::from_secs(index as u64));
         }
         assert_eq!(ids(&connections), [0, 1, 2, 3, 4, 5], "one document, however many take it");
         connections.send(&states[4], document(), now + Duration::from_secs(5));
