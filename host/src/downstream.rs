@@ -20,8 +20,9 @@ use crate::body::upload::{ClientContent, UploadProgress};
 use crate::downstream::admission::Presence;
 use crate::error::{Error, FailureKind};
 use crate::exchange::record::ExchangeRecord;
+use crate::exchange::respond::{self, Rejection};
 use crate::exchange::response_body::ResponseBody;
-use crate::exchange::{self, Begun, ConnectionInfo, Rejection, Timers};
+use crate::exchange::{self, Begun, ConnectionInfo, Timers};
 use crate::generation::WorkerState;
 use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, Deadline, TICK};
@@ -120,7 +121,7 @@ impl ClientConnection {
     fn refuse(&self, rejection: Rejection) -> Response<ResponseStream> {
         let worker = self.worker();
         let mut record = ExchangeRecord::new(worker.clone(), UploadProgress::over());
-        let response = exchange::reject(&worker, rejection, &self.arrival, &mut record);
+        let response = respond::reject(&worker, rejection, &self.arrival, &mut record);
         // The connection ends with the response, and nothing is known of its way.
         record.sent();
         let [total] = self.clock.deadlines();

@@ -26,7 +26,7 @@ use super::write_timeout::WriteTimeout;
 use super::{ClientConnection, DISCARD_BYTES, DISCARD_TIME, LINGER, Transport, is_settled, tunnel, wait_until};
 use crate::context::ReceivedRequest;
 use crate::error::{Error, FailureKind};
-use crate::exchange::Rejection;
+use crate::exchange::respond::Rejection;
 use crate::exchange::response_body::ResponseBody;
 use crate::net::boxed::boxed;
 use crate::net::hyper_io::HyperIo;

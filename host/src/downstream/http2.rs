@@ -43,8 +43,9 @@ use crate::body::upload::{ClientContent, UploadProgress};
 use crate::context::ReceivedRequest;
 use crate::error::{Error, FailureKind, causes};
 use crate::exchange::record::ExchangeRecord;
+use crate::exchange::respond::{self, Rejection};
 use crate::exchange::response_body::ResponseBody;
-use crate::exchange::{self, Rejection, Timers};
+use crate::exchange::{self, Timers};
 use crate::generation::connection_counts::{CloseReason, SendLimit};
 use crate::generation::listener::ClientLimits;
 use crate::net::deadline::Deadline;
@@ -669,7 +670,7 @@ fn connect(
                 let ResponseStream { total, record, .. } = response.into_body();
                 response = match record {
                     Some(mut record) => {
-                        let mut replaced = exchange::replace_with_error(not_switched(), &mut record);
+                        let mut replaced = respond::replace_with_error(not_switched(), &mut record);
                         if replaced.status().is_success() {
                             // A plugin made the error a success.
                             *replaced.status_mut() = StatusCode::BAD_GATEWAY;

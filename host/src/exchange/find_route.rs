@@ -1,0 +1,90 @@
+//! Finds the route of a request, or the response of a request that has none.
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Response, StatusCode, Version};
+
+use super::{ConnectionInfo, error_response};
+use crate::error::{Error, FailureKind};
+use crate::exchange::record::ExchangeRecord;
+use crate::exchange::response_body::ResponseBody;
+use crate::generation::WorkerState;
+use crate::generation::connection_counts::ClientNet;
+use crate::protocol::client_address::Settled;
+use crate::protocol::{hop_by_hop, http2_request, request_target};
+
+/// The reason for which a request has no route.
+pub enum NoRoute {
+    Failed {
+        error: Error,
+        status: StatusCode,
+    },
+    /// The proxy answers by itself: the listener redirects every client, or the request may not be forwarded.
+    Answered(Box<Response<ResponseBody>>),
+}
+
+/// Counts a request that came by a trusted proxy as its client's, where that is limited.
+pub fn count_for_client(
+    settled: &Settled,
+    arrival: &ConnectionInfo,
+    record: &mut ExchangeRecord,
+) -> Result<(), NoRoute> {
+    let Some(max) = arrival.listener.limits.connections_per_client.filter(|_| arrival.peer.is_trusted) else {
+        return Ok(());
+    };
+    let address = settled.client.as_ref().map(|client| client.socket.ip());
+    let (Some(net), Some(address)) = (ClientNet::new(address), address) else { return Ok(()) };
+    record.counted = arrival.listener.census.enter_request(net, max);
+    if record.counted.is_some() {
+        return Ok(());
+    }
+    let cause = format!("limits.connections-per-client of {max} is reached by the requests of the client {address}");
+    let error = Error::new(FailureKind::LimitReached, cause).with_limit("limits.connections-per-client");
+    Err(NoRoute::Failed { error, status: StatusCode::TOO_MANY_REQUESTS })
+}
+
+/// Finds the index of a request's route.
+pub fn find_route(
+    worker: &WorkerState,
+    request: &mut Parts,
+    settled: &Settled,
+    arrival: &ConnectionInfo,
+) -> Result<usize, NoRoute> {
+    let failed = |error: Error| NoRoute::Failed { status: error.client_status(), error };
+    if settled.is_rejected {
+        let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";
+        return Err(failed(Error::new(FailureKind::RequestError, cause).with_limit("field-aliases")));
+    }
+    if request.version == Version::HTTP_2
+        && let Some(rule) = http2_request::violation(&request.headers)
+    {
+        return Err(failed(Error::new(FailureKind::RequestError, rule)));
+    }
+    let way = request_target::Arrival { is_secure: arrival.peer.is_secure(), is_trusted: arrival.peer.is_trusted };
+    request_target::accept(request, way).map_err(failed)?;
+    if let Some(port) = arrival.listener.redirect {
+        let unnamed = || failed(Error::new(FailureKind::RequestError, "no Host says where to go with https"));
+        let location = request_target::with_https(request, port).ok_or_else(unnamed)?;
+        return Err(NoRoute::Answered(Box::new(error_response::redirect(location))));
+    }
+    if !hop_by_hop::count_forward(&request.method, &mut request.headers) {
+        return Err(last_recipient(&request.method));
+    }
+    if hop_by_hop::is_looping(&request.headers) {
+        let cause = "the request has passed 16 proxies like this one: an endpoint leads back to a listener";
+        return Err(failed(Error::new(FailureKind::LoopDetected, cause)));
+    }
+    let none = || failed(Error::new(FailureKind::NoRoute, "no route of the manifest matches the request"));
+    worker.generation.router.route(request).ok_or_else(none)
+}
+
+/// Returns the response to a request whose `Max-Forwards` makes this proxy its last recipient (RFC 9110 §7.6.2).
+fn last_recipient(method: &Method) -> NoRoute {
+    if *method == Method::OPTIONS {
+        return NoRoute::Answered(Box::new(Response::new(ResponseBody::Full(Bytes::new()))));
+    }
+    // A reflected request would show its credentials to scripts.
+    let error =
+        Error::new(FailureKind::RequestError, "TRACE with Max-Forwards: 0 ends here, where nothing is reflected");
+    NoRoute::Failed { error, status: StatusCode::NOT_IMPLEMENTED }
+}

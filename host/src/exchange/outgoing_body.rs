@@ -1,0 +1,53 @@
+//! The content of a request on its way to the upstream, through the plugins that transform it.
+
+use http::{HeaderValue, Version, header};
+use http_body::Body;
+
+use super::chain::{self, ChainFailure, ChainPosition};
+use super::filtered_body::{FilteredBody, FilteredUpload};
+use super::forward::OutgoingRequest;
+use crate::body::upload::{ClientBody, ClientContent, RequestBody, UploadProgress};
+use crate::context::ExchangeContext;
+use crate::error::{Error, FailureKind};
+use crate::generation::{Route, WorkerState};
+use crate::protocol::hop_by_hop::HopOptions;
+use crate::protocol::transformed_content;
+
+/// Returns the request's content and options for the upstream. `upload` is the progress of the content, `receive` begins
+/// to read it.
+pub fn outgoing_body(
+    worker: &WorkerState,
+    route: &Route,
+    context: &mut ExchangeContext,
+    body: ClientContent,
+    mut hop: HopOptions,
+    upload: UploadProgress,
+    receive: impl FnOnce(ClientContent, UploadProgress) -> ClientBody,
+) -> Result<OutgoingRequest, ChainFailure> {
+    if body.is_end_stream() {
+        upload.end();
+        return Ok(OutgoingRequest { body: RequestBody::Empty, upload, hop });
+    }
+    // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8).
+    hop.upgrade = None;
+    // With gRPC either side may be silent for as long as it likes.
+    let media = context.request.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    if context.request.version == Version::HTTP_2 && media.starts_with(b"application/grpc") {
+        upload.stop_rate_limit();
+    }
+    let bottom = ChainPosition::bottom(route);
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > route.max_body) {
+        let cause = format!("{length} bytes, and the route takes {}", route.max_body);
+        let error = Error::new(FailureKind::RequestBodySize, cause).with_limit("max-body");
+        return Err(ChainFailure::new(error, bottom));
+    }
+    let stages = chain::begin_request_filters(worker, route, body.size_hint().exact(), context)
+        // All request hooks have run, those of the plugins below the failed one too.
+        .map_err(|failed| ChainFailure { depth: bottom, ..failed })?;
+    let body = receive(body, upload.clone());
+    if stages.is_empty() {
+        return Ok(OutgoingRequest { body: RequestBody::Incoming(Box::new(body)), upload, hop });
+    }
+    transformed_content::request(&mut context.request.headers);
+    Ok(OutgoingRequest { body: FilteredUpload::body(FilteredBody::new(body, stages), upload.clone()), upload, hop })
+}

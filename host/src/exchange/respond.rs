@@ -1,0 +1,182 @@
+//! The way of a response up the chain. Every response to a request with a route takes it, whatever made the response.
+
+use bytes::Bytes;
+use http::{Response, StatusCode, header};
+use hyper::ext::ReasonPhrase;
+
+use super::{ConnectionInfo, chain, error_response, record};
+use crate::context::{ExchangeContext, ReceivedRequest};
+use crate::error::Error;
+use crate::exchange::cache::BypassedCache;
+use crate::exchange::chain::{ChainFailure, ChainPosition};
+use crate::exchange::forward::Received;
+use crate::exchange::record::ExchangeRecord;
+use crate::exchange::response_body::ResponseBody;
+use crate::generation::{Route, WorkerState};
+use crate::protocol::hop_by_hop;
+
+/// A request that its connection rejects before it is routed.
+pub struct Rejection {
+    pub error: Error,
+    pub status: StatusCode,
+    pub received: ReceivedRequest,
+}
+
+/// A response at the place in the chain where it was made, or the failure in place of one.
+pub struct Reply {
+    pub received: Result<Received, ChainFailure>,
+    /// How many plugins, from the top of the chain, see the response: those whose request hooks have run.
+    pub depth: ChainPosition,
+    /// A cache that the request has bypassed; `None` if there is none.
+    pub bypassed: Option<Box<BypassedCache>>,
+}
+
+impl Reply {
+    /// Returns a response at a position, or a failure at its own.
+    pub fn new(received: Result<Received, ChainFailure>, depth: ChainPosition) -> Self {
+        let depth = received.as_ref().err().map_or(depth, |failed| failed.depth);
+        Reply { received, depth, bypassed: None }
+    }
+}
+
+/// Takes a response through the response hooks of the plugins whose request hooks have run. Every response to a request
+/// with a route passes here, whatever made the response. A failure of a plugin on the way is a response too, for the
+/// plugins above.
+pub fn respond(
+    worker: &WorkerState,
+    route_index: usize,
+    mut context: Box<ExchangeContext>,
+    reply: Reply,
+    record: &mut ExchangeRecord,
+) -> Response<ResponseBody> {
+    let route = &worker.generation.routes[route_index];
+    let Reply { mut received, mut depth, mut bypassed } = reply;
+    record.depth = depth;
+    loop {
+        let response = match received {
+            Ok(response) => response,
+            Err(ChainFailure { error, status, depth: above }) => {
+                depth = above;
+                fail(&error, status, worker, &context, record).into()
+            }
+        };
+        match ascend(worker, route, response, depth, &mut bypassed, &mut context) {
+            Ok(response) => {
+                record.status = response.status().as_u16();
+                record.set_route(route_index, context);
+                return response;
+            }
+            // The failed plugin was above the position, so that the loop ends. Only a balancer's edits fail at the
+            // position itself, and a failure has none.
+            Err(failed) => received = Err(failed),
+        }
+    }
+}
+
+/// Takes a response up the chain from a position.
+fn ascend(
+    worker: &WorkerState,
+    route: &Route,
+    received: Received,
+    depth: ChainPosition,
+    bypassed: &mut Option<Box<BypassedCache>>,
+    context: &mut Box<ExchangeContext>,
+) -> Result<Response<ResponseBody>, ChainFailure> {
+    let (mut parts, body) = received.response.into_parts();
+    hop_by_hop::response(&mut parts);
+    let came = parts.status;
+    context.response = Some(parts);
+    chain::apply_balancer_edits(worker, received.edits.as_ref(), depth, context)?;
+    let body = match run_response_hooks(worker, route, depth, bypassed, context)? {
+        Some(content) => ResponseBody::Full(Bytes::from(content)),
+        None => body,
+    };
+    let body = chain::filter_body(worker, route, depth.plugins(), context, body)?;
+    let has_none = context.response.as_ref().is_some_and(|parts| hop_by_hop::has_no_content(parts.status));
+    // What is dropped resets its stream.
+    let mut response = Response::new(if has_none { ResponseBody::Full(Bytes::new()) } else { body });
+    let Some(mut parts) = context.response.take() else { return Ok(response) };
+    hop_by_hop::demand_upgrade(context.request.version, &mut parts);
+    if let ResponseBody::Switched(switched) = response.body() {
+        hop_by_hop::switch(&switched.protocol, &mut parts.headers);
+    }
+    // HTTP/1 has words for the status; those of another status would be wrong.
+    if parts.status == came
+        && let Some(reason) = parts.extensions.remove::<ReasonPhrase>()
+    {
+        response.extensions_mut().insert(reason);
+    }
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = parts.headers;
+    // Under 304 the length is that of another response (RFC 9110 §8.6).
+    if has_none && came != StatusCode::NOT_MODIFIED {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    Ok(response)
+}
+
+/// Runs response hooks upwards from a position, past a bypassed cache; a plugin may put another content in place.
+fn run_response_hooks(
+    worker: &WorkerState,
+    route: &Route,
+    depth: ChainPosition,
+    bypassed: &mut Option<Box<BypassedCache>>,
+    context: &mut Box<ExchangeContext>,
+) -> Result<Option<Vec<u8>>, ChainFailure> {
+    let Some(cache) = bypassed.take_if(|cache| cache.depth() < depth) else {
+        return chain::up(worker, route, depth.plugins(), context);
+    };
+    let at = cache.depth();
+    let below = chain::up(worker, route, depth.range_below(at.next()), context);
+    let Ok(below) = below else {
+        *bypassed = Some(cache);
+        return below;
+    };
+    cache.on_response(worker, route, context);
+    let above = chain::up(worker, route, at.plugins(), context)?;
+    Ok(above.or(below))
+}
+
+/// The response to a request that is rejected before it is routed.
+pub fn reject(
+    worker: &WorkerState,
+    rejection: Rejection,
+    arrival: &ConnectionInfo,
+    record: &mut ExchangeRecord,
+) -> Response<ResponseBody> {
+    let Rejection { error, status, received } = rejection;
+    let context = Box::new(ExchangeContext::rejected(received, arrival.peer.clone()));
+    let response = fail(&error, status, worker, &context, record);
+    record.set_no_route(context);
+    response
+}
+
+/// The response in place of one that has passed the chain, and can't be sent as it is.
+pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response<ResponseBody> {
+    let worker = record.running().clone();
+    let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
+    match record.route() {
+        Some(route_index) => {
+            let failed = ChainFailure::new(error, record.depth);
+            respond(&worker, route_index, context, Reply::new(Err(failed), record.depth), record)
+        }
+        None => {
+            let response = fail(&error, error.client_status(), &worker, &context, record);
+            record.set_no_route(context);
+            response
+        }
+    }
+}
+
+/// Returns the response for an error, which is recorded and logged.
+pub fn fail(
+    error: &Error,
+    status: StatusCode,
+    worker: &WorkerState,
+    context: &ExchangeContext,
+    record: &mut ExchangeRecord,
+) -> Response<ResponseBody> {
+    record::log(error, Some(context), "exchange failed", record.upload.is_abandoned());
+    (record.status, record.error) = (status.as_u16(), Some(error.kind));
+    error_response::error_response(error.kind, status, Some(context), &worker.generation.error_pages)
+}
