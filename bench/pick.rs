@@ -10,12 +10,18 @@ use plugway::config::load;
 use plugway::context::ExchangeContext;
 use plugway::exchange::balance;
 use plugway::generation::WorkerState;
+use plugway::generation::ids::{Id, UpstreamId};
 use plugway::loading::Loader;
 use plugway::plugin::engine::Runtime;
 use plugway::plugin::time_share::Shares;
 use plugway::telemetry::metrics::WorkerMetrics;
 use plugway::upstream::Pools;
 use plugway::upstream::endpoint_view::InFlightGuard;
+
+/// Returns the id of the only upstream.
+fn upstream_id() -> UpstreamId {
+    UpstreamId::new(0)
+}
 
 /// The target of each policy: 0.5 µs for those that look up in a table, 1.5 for those that compare load.
 const POLICIES: [(&str, &str); 7] = [
@@ -60,10 +66,13 @@ fn measured(assembly: &mut Assembler, endpoints: usize, config: &str) -> Took {
     let mut head = ExchangeContext::empty();
     head.request.headers.insert("x-user", http::HeaderValue::from_static("somebody@example.org"));
     let now = Instant::now();
-    let choose =
-        || balance::choose(&running, 0, &head, &[], now).unwrap_or_else(|error| panic!("{error}")).endpoint_view;
+    let choose = || {
+        balance::choose(&running, upstream_id(), &head, &[], now)
+            .unwrap_or_else(|error| panic!("{error}"))
+            .endpoint_view
+    };
     // Requests in flight, as there would be: loads that differ.
-    let endpoint_views = running.endpoint_views(0);
+    let endpoint_views = running.endpoint_views(upstream_id());
     let busy = endpoint_views
         .list
         .iter()
@@ -93,7 +102,7 @@ fn running(assembly: &mut Assembler, endpoints: usize, config: &str) -> WorkerSt
     );
     let files = load::parse("bench", text).expect("the manifest is well-formed");
     let generation = assembly.assemble(files).unwrap_or_else(|problems| panic!("{problems}")).generation;
-    let upstream = &generation.upstreams[0];
+    let upstream = &generation.upstreams[upstream_id()];
     upstream.live.set_members(upstream.plan.members.clone(), Instant::now());
     let place = WorkerMetrics { registry: Arc::default(), worker: 0 };
     let (alive, _) = tokio::sync::mpsc::channel(1);

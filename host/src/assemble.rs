@@ -38,6 +38,7 @@ use crate::config::load::Files;
 use crate::config::manifest::{self, Manifest};
 use crate::config::structure::LeftOut;
 use crate::generation::connection_counts::ConnectionCounts;
+use crate::generation::ids::{ById, Id, PluginId, UpstreamId};
 use crate::generation::router::Router;
 use crate::generation::{Generation, Upstream};
 use crate::loading::{Examination, Loader};
@@ -109,10 +110,10 @@ struct Assembly<'a> {
     assembly: &'a mut Assembler,
     problems: Diagnostics,
     left_out: LeftOut,
-    bindings: Vec<Arc<ConfiguredPlugin>>,
+    bindings: ById<PluginId, Arc<ConfiguredPlugin>>,
     /// Named plugins, as places in `bindings`; none if theirs failed.
-    named: BTreeMap<String, Option<usize>>,
-    round_robin: Option<usize>,
+    named: BTreeMap<String, Option<PluginId>>,
+    round_robin: Option<PluginId>,
     /// Components in child processes, the last used at the end.
     examinations: Vec<Examination>,
     /// Components whose loading ended at a limit, or in a crash, with the error: they are not tried again.
@@ -165,7 +166,7 @@ impl Assembler {
     pub fn assemble(&mut self, files: Files) -> Result<AssembledManifest, Diagnostics> {
         let Files { list: files, problems, left_out } = files;
         let files = files.as_slice();
-        let (bindings, named) = (Vec::new(), BTreeMap::new());
+        let (bindings, named) = (ById::default(), BTreeMap::new());
         let used = HashSet::new();
         let examinations = Vec::new();
         let (round_robin, broken, regexes) = (None, HashMap::new(), 0);
@@ -201,19 +202,19 @@ impl Assembler {
                 }
             }
         }
-        let mut upstreams: Vec<Upstream> = Vec::new();
-        let mut upstream_indices = HashMap::new();
+        let mut upstreams: ById<UpstreamId, Upstream> = ById::default();
+        let mut upstream_ids = HashMap::new();
         for (source, file) in files {
             for (name, upstream) in &file.upstream {
                 let made = draft.upstream(source, name, upstream);
-                if upstream_indices.insert(made.name.clone(), upstreams.len()).is_some() {
+                let upstream_name = made.name.clone();
+                if upstream_ids.insert(upstream_name, upstreams.push(made)).is_some() {
                     let message = format!(
                         "upstream name used twice: `{}` stands in another file too; choose another",
                         name.get_ref()
                     );
                     draft.problems.at(source, name.span(), message);
                 }
-                upstreams.push(made);
             }
         }
         let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
@@ -224,7 +225,7 @@ impl Assembler {
             let before = draft.problems.count();
             let matching = draft.matching(source, route.get_ref());
             are_sound &= draft.problems.count() == before;
-            routes.push(draft.route(source, route.get_ref(), &upstream_indices));
+            routes.push(draft.route(source, route.get_ref(), &upstream_ids));
             matches.push(matching);
             places.push((source, route.span()));
         }
@@ -239,8 +240,8 @@ impl Assembler {
         let router = Router::new(matches);
         // Routes that lack what was wrong in them may look alike.
         if let (Err((first, second)), true) = (&router, are_sound) {
-            let (source, span) = &places[*second];
-            let (other, at) = &places[*first];
+            let (source, span) = &places[second.index()];
+            let (other, at) = &places[first.index()];
             let message = format!(
                 "equal routes: this one matches the same requests as the route at {}; change a condition, such as `path`, \
                  or remove one",
@@ -278,9 +279,9 @@ impl Assembler {
         let addresses = listeners::addresses(files, &listeners);
         let generation = Generation {
             router,
-            routes,
+            routes: routes.into(),
             upstreams,
-            upstream_indices,
+            upstream_ids,
             bindings,
             listeners,
             error_pages,

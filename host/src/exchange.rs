@@ -45,6 +45,7 @@ use crate::exchange::outgoing_body::outgoing_body;
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::respond::{Reply, fail, respond};
 use crate::exchange::response_body::ResponseBody;
+use crate::generation::ids::{RouteId, UpstreamId};
 use crate::generation::listener::Listener;
 use crate::generation::{Route, UNROUTED, WorkerState};
 use crate::net::boxed::boxed;
@@ -56,6 +57,13 @@ use crate::protocol::hop_by_hop;
 pub struct ConnectionInfo {
     pub peer: Arc<ClientInfo>,
     pub listener: Arc<Listener>,
+}
+
+/// The route of a request, and the upstream that it goes to: plugins may choose another one than the route's.
+#[derive(Clone, Copy, Debug)]
+pub struct Destination {
+    pub route: RouteId,
+    pub upstream: UpstreamId,
 }
 
 /// The deadlines of an exchange.
@@ -84,9 +92,7 @@ pub enum Begun {
 
 /// A request that has passed the plugins, or those above a cache.
 pub struct Onward {
-    /// The index of the route.
-    route_index: usize,
-    upstream: usize,
+    destination: Destination,
     way: Way,
 }
 
@@ -126,8 +132,8 @@ pub fn receive(
         (context.client, context.has_aliases) = (settled.client, settled.has_aliases);
         context
     };
-    let route_index = match routed {
-        Ok(route_index) => route_index,
+    let route_id = match routed {
+        Ok(route_id) => route_id,
         Err(unrouted) => {
             let context = context(parts, UNROUTED.into(), UNROUTED.into());
             record.upload.end();
@@ -140,11 +146,11 @@ pub fn receive(
             return Begun::Answered(response);
         }
     };
-    let route = &worker.generation.routes[route_index];
+    let route = &worker.generation.routes[route_id];
     let version = parts.version;
     let hop = hop_by_hop::request(version, &mut parts.headers);
     let mut upstream = route.upstream;
-    let mut context = context(parts, worker.route_names[route_index].clone(), worker.upstreams[upstream].name.clone());
+    let mut context = context(parts, worker.route_names[route_id].clone(), worker.upstreams[upstream].name.clone());
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
@@ -159,10 +165,10 @@ pub fn receive(
     };
     let is_plain = body.is_end_stream() && hop.upgrade.is_none();
     let cached = |at, context: &mut Box<ExchangeContext>, upstream| {
-        cache::look_up(worker, route_index, at, (context, upstream), is_plain, timers.idle.clock())
+        cache::look_up(worker, Destination { route: route_id, upstream }, at, context, is_plain, timers.idle.clock())
     };
     let mut bypassed = None;
-    let passed = down(worker, route, (&mut context, &mut upstream), &mut bypassed, cached, |context| {
+    let passed = down(worker, route, &mut context, &mut upstream, &mut bypassed, cached, |context| {
         outgoing_body(worker, route, context, body, hop, record.upload.clone(), receiving)
     });
     let reply = match passed {
@@ -172,14 +178,14 @@ pub fn receive(
                 Way::Fetch(_) => record.upload.end(),
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
-            record.set_route(route_index, context);
-            return Begun::Onward(Onward { route_index, upstream, way });
+            record.set_route(route_id, context);
+            return Begun::Onward(Onward { destination: Destination { route: route_id, upstream }, way });
         }
         Ok(Passed::Answer(response, depth)) => Reply::new(Ok(response.into()), depth),
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     record.upload.end();
-    Begun::Answered(respond(worker, route_index, context, Reply { bypassed, ..reply }, record))
+    Begun::Answered(respond(worker, route_id, context, Reply { bypassed, ..reply }, record))
 }
 
 /// Returns what the access log shows of a request that nothing has changed yet.
@@ -192,9 +198,10 @@ pub fn request_line(worker: &WorkerState, request: &Parts) -> RequestLine {
 fn down(
     worker: &WorkerState,
     route: &Route,
-    (context, upstream): (&mut Box<ExchangeContext>, &mut usize),
+    context: &mut Box<ExchangeContext>,
+    upstream: &mut UpstreamId,
     bypassed: &mut Option<Box<BypassedCache>>,
-    cached: impl FnOnce(ChainPosition, &mut Box<ExchangeContext>, usize) -> Result<Lookup, ChainFailure>,
+    cached: impl FnOnce(ChainPosition, &mut Box<ExchangeContext>, UpstreamId) -> Result<Lookup, ChainFailure>,
     content: impl FnOnce(&mut Box<ExchangeContext>) -> Result<OutgoingRequest, ChainFailure>,
 ) -> Result<Passed, ChainFailure> {
     let mut down = chain::down(worker, route, ChainPosition::top(), context, upstream)?;
@@ -224,24 +231,25 @@ impl Onward {
         timers: &Timers,
         record: &mut ExchangeRecord,
     ) -> Response<ResponseBody> {
-        let Onward { route_index, upstream, way } = self;
-        let (route_index, upstream) = (*route_index, *upstream);
+        let Onward { destination, way } = self;
+        let destination = *destination;
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
         let (sending, bypassed) = match way {
             Way::Straight(sending, bypassed) => (sending, bypassed),
-            Way::Fetch(miss) => return boxed(|| fetch(miss, worker, (route_index, upstream), timers, record)).await,
+            Way::Fetch(miss) => return boxed(|| fetch(miss, worker, destination, timers, record)).await,
         };
-        let forwarded = timers.total.until_met(forward(worker, upstream, context, sending, &timers.idle)).await;
+        let forwarded =
+            timers.total.until_met(forward(worker, destination.upstream, context, sending, &timers.idle)).await;
         if let Ok(Ok(_)) = forwarded {
             record.response_started();
         }
-        let bottom = ChainPosition::bottom(&worker.generation.routes[route_index]);
+        let bottom = ChainPosition::bottom(&worker.generation.routes[destination.route]);
         let received = forwarded.unwrap_or_else(|_| Err(timers.late()));
         let received = received.map_err(|error| ChainFailure::new(error, bottom));
         let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
         respond(
             worker,
-            route_index,
+            destination.route,
             context,
             Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom) },
             record,
@@ -253,13 +261,12 @@ impl Onward {
 async fn fetch(
     miss: &mut CacheMiss,
     worker: &Rc<WorkerState>,
-    (route_index, upstream): (usize, usize),
+    destination: Destination,
     timers: &Timers,
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
     let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-    let answered =
-        timers.total.until_met(miss.run(worker, (route_index, upstream), context, timers.idle.clock())).await;
+    let answered = timers.total.until_met(miss.run(worker, destination, context, timers.idle.clock())).await;
     let reply = match answered.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), miss.depth()))) {
         Ok(CacheResponse { response, edits, depth }) => {
             record.response_started();
@@ -268,5 +275,5 @@ async fn fetch(
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
-    respond(worker, route_index, context, reply, record)
+    respond(worker, destination.route, context, reply, record)
 }

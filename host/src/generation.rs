@@ -2,6 +2,7 @@
 
 pub mod connection_counts;
 pub mod error_pages;
+pub mod ids;
 pub mod listener;
 pub mod router;
 
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::context::ExchangeContext;
 use crate::generation::error_pages::ErrorPages;
+use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
 use crate::generation::listener::Listener;
 use crate::generation::router::Router;
 use crate::plugin::body_filter::IdleBodyInstances;
@@ -46,10 +48,10 @@ pub const UNROUTED: &str = "-";
 pub struct Generation {
     pub router: Router,
     /// In the order of the router's places.
-    pub routes: Vec<Route>,
-    pub upstreams: Vec<Upstream>,
-    pub upstream_indices: HashMap<Arc<str>, usize>,
-    pub bindings: Vec<Arc<ConfiguredPlugin>>,
+    pub routes: ById<RouteId, Route>,
+    pub upstreams: ById<UpstreamId, Upstream>,
+    pub upstream_ids: HashMap<Arc<str>, UpstreamId>,
+    pub bindings: ById<PluginId, Arc<ConfiguredPlugin>>,
     /// By their addresses in the manifest.
     pub listeners: HashMap<Arc<str>, Arc<Listener>>,
     pub error_pages: ErrorPages,
@@ -69,10 +71,9 @@ pub struct Generation {
 /// The target of requests that match, and the settings for them.
 pub struct Route {
     pub name: Arc<str>,
-    /// An index in `upstreams`.
-    pub upstream: usize,
-    /// Places in `bindings`, outermost first.
-    pub chain: Vec<usize>,
+    pub upstream: UpstreamId,
+    /// The plugins, outermost first.
+    pub chain: Vec<PluginId>,
     /// The longest content of a request, in bytes.
     pub max_body: u64,
     /// For a whole exchange.
@@ -86,8 +87,8 @@ pub struct Upstream {
     pub live: Arc<EndpointSet>,
     /// The configured endpoints, and how they are monitored.
     pub plan: UpstreamSpec,
-    /// The index of the balancer in `bindings`; `None` if there is a single endpoint.
-    pub balancer: Option<usize>,
+    /// The balancer; `None` if there is a single endpoint.
+    pub balancer: Option<PluginId>,
     pub rules: ConnectionSettings,
     pub retry: retry::RetryPolicy,
     /// Whether some endpoint may speak HTTP/2.
@@ -102,19 +103,19 @@ pub struct WorkerState {
     pub generation: Arc<Generation>,
     /// By the places of bindings. One instance each is enough: a hook runs to its end before the worker does anything
     /// else.
-    filters: Vec<InstanceSlot>,
+    filters: ById<PluginId, InstanceSlot>,
     /// The calls of each binding.
-    pub guards: Vec<Rc<PluginCaller>>,
+    pub guards: ById<PluginId, Rc<PluginCaller>>,
     /// Instances for bodies that pass through each binding.
-    pub bodies: Vec<Rc<IdleBodyInstances>>,
-    pub upstreams: Vec<UpstreamState>,
+    pub bodies: ById<PluginId, Rc<IdleBodyInstances>>,
+    pub upstreams: ById<UpstreamId, UpstreamState>,
     /// This worker's figures, by the places of routes and bindings.
-    pub routes: Vec<Arc<RouteMetrics>>,
+    pub routes: ById<RouteId, Arc<RouteMetrics>>,
     /// By their places. Copies of this worker's own: each exchange counts its use of them, and workers would get in each
     /// other's way if they did that in one place.
-    pub route_names: Vec<Arc<str>>,
+    pub route_names: ById<RouteId, Arc<str>>,
     pub unrouted: Arc<RouteMetrics>,
-    pub caches: Vec<Arc<CacheMetrics>>,
+    pub caches: ById<PluginId, Arc<CacheMetrics>>,
     /// The metrics of this worker.
     pub worker_metrics: WorkerMetrics,
     /// The worker waits for all who hold what this gives.
@@ -135,7 +136,7 @@ pub struct ChainCall(Rc<WorkerState>);
 /// An instance whose timer is called.
 struct Timer {
     whose: TimerOwner,
-    binding: usize,
+    binding: PluginId,
     interval: Duration,
     next: Cell<Instant>,
     /// Calls that failed in a row.
@@ -151,7 +152,7 @@ enum TimerOwner {
     /// That of a binding in chains.
     Filter,
     /// The balancer of the upstream at an index.
-    Balancer(usize),
+    Balancer(UpstreamId),
 }
 
 /// A worker's view of an upstream.
@@ -200,7 +201,7 @@ impl WorkerState {
         let guard = |configured: &Arc<ConfiguredPlugin>| {
             Rc::new(PluginCaller::new(configured.clone(), worker_metrics.clone(), shares, now))
         };
-        let guards: Vec<Rc<PluginCaller>> = generation.bindings.iter().map(guard).collect();
+        let guards: ById<PluginId, Rc<PluginCaller>> = generation.bindings.iter().map(guard).collect();
         let bodies = generation.bindings.iter().map(|_| Rc::default()).collect();
         let timers = timers(&generation, now);
         let routes = generation
@@ -240,14 +241,15 @@ impl WorkerState {
     /// Has all instances made, one after the other, on the thread for that: the worker serves meanwhile.
     pub async fn warm(&self) -> Result<(), PluginFailure> {
         let generation = &self.generation;
-        let mut filters: Vec<usize> = generation.routes.iter().flat_map(|route| route.chain.iter().copied()).collect();
+        let mut filters: Vec<PluginId> =
+            generation.routes.iter().flat_map(|route| route.chain.iter().copied()).collect();
         filters.sort_unstable();
         filters.dedup();
         filters.retain(|binding| generation.bindings[*binding].needs_instance());
         for binding in filters {
             self.filters[binding].fill(self.guards[binding].make_instance(None).await?);
         }
-        for (upstream, view) in generation.upstreams.iter().zip(&self.upstreams) {
+        for (upstream, view) in generation.upstreams.iter().zip(self.upstreams.iter()) {
             let Some(binding) = upstream.balancer else { continue };
             let members = view.endpoint_views.borrow().members.clone();
             view.balancer.fill(self.guards[binding].make_instance(Some(members)).await?);
@@ -260,7 +262,7 @@ impl WorkerState {
     /// Calls a hook of a binding in chains.
     pub fn call<R>(
         &self,
-        binding: usize,
+        binding: PluginId,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         self.guards[binding].call(&self.filters[binding], call)
@@ -286,7 +288,7 @@ impl WorkerState {
     /// Logs and counts a failed call of a binding's hook, in an exchange if there is one.
     pub fn record_plugin_failure(
         &self,
-        binding: usize,
+        binding: PluginId,
         hook: &'static str,
         failure: &PluginFailure,
         context: Option<&ExchangeContext>,
@@ -319,7 +321,7 @@ impl WorkerState {
         self.guards.iter().for_each(|guard| guard.release());
         self.filters.iter().for_each(InstanceSlot::clear);
         self.bodies.iter().for_each(|bodies| bodies.clear());
-        for upstream in &self.upstreams {
+        for upstream in self.upstreams.iter() {
             upstream.balancer.clear();
             upstream.replacement.take();
         }
@@ -346,16 +348,16 @@ fn backoff(failures: u32) -> Duration {
 
 /// The timers of all instances: a plugin in chains has one, and each upstream that it balances another.
 fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
-    let timer = |whose, binding: usize| {
+    let timer = |whose, binding: PluginId| {
         let interval = generation.bindings[binding].timer?;
         Some(Timer { whose, binding, interval, next: Cell::new(now + interval), failures: Cell::new(0) })
     };
-    let in_chains = |binding: &usize| generation.routes.iter().any(|route| route.chain.contains(binding));
-    let filters = (0..generation.bindings.len()).filter(in_chains);
+    let in_chains = |binding: &PluginId| generation.routes.iter().any(|route| route.chain.contains(binding));
+    let filters = generation.bindings.ids().filter(in_chains);
     let filters = filters.filter_map(|binding| timer(TimerOwner::Filter, binding));
-    let upstreams = generation.upstreams.iter().enumerate();
-    let balancers = upstreams
-        .filter_map(|(upstream_index, upstream)| timer(TimerOwner::Balancer(upstream_index), upstream.balancer?));
+    let upstreams = generation.upstreams.with_ids();
+    let balancers =
+        upstreams.filter_map(|(upstream_id, upstream)| timer(TimerOwner::Balancer(upstream_id), upstream.balancer?));
     filters.chain(balancers).collect()
 }
 
@@ -363,10 +365,10 @@ fn timers(generation: &Generation, now: Instant) -> Vec<Timer> {
 impl WorkerState {
     /// Returns the endpoints, as far as the balancer knows them. Where they have changed, they are passed to the balancer
     /// here if that is quick, and else to another instance off the worker, until which the old endpoints are used.
-    pub fn endpoint_views(&self, upstream_index: usize) -> Rc<EndpointViews> {
-        let (upstream, view) = (&self.generation.upstreams[upstream_index], &self.upstreams[upstream_index]);
+    pub fn endpoint_views(&self, upstream_id: UpstreamId) -> Rc<EndpointViews> {
+        let (upstream, view) = (&self.generation.upstreams[upstream_id], &self.upstreams[upstream_id]);
         if let Some(binding) = upstream.balancer {
-            self.receive_replacement(upstream_index, binding);
+            self.receive_replacement(upstream_id, binding);
         }
         let endpoint_views = view.endpoint_views.borrow().clone();
         if endpoint_views.members.version == upstream.live.version() {
@@ -388,23 +390,23 @@ impl WorkerState {
             }
             return next;
         }
-        self.order_replacement(upstream_index, binding, next);
+        self.order_replacement(upstream_id, binding, next);
         endpoint_views
     }
 
     /// Calls the balancer.
     pub fn call_balancer<R>(
         &self,
-        upstream_index: usize,
+        upstream_id: UpstreamId,
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         let (binding, view) = (
-            self.generation.upstreams[upstream_index].balancer.ok_or(PluginFailure::NoHook)?,
-            &self.upstreams[upstream_index],
+            self.generation.upstreams[upstream_id].balancer.ok_or(PluginFailure::NoHook)?,
+            &self.upstreams[upstream_id],
         );
         let guard = &self.guards[binding];
         if !view.balancer.is_filled() && !guard.tells_quickly() {
-            self.order_replacement(upstream_index, binding, view.endpoint_views.borrow().clone());
+            self.order_replacement(upstream_id, binding, view.endpoint_views.borrow().clone());
             return Err(PluginFailure::NoInstance("one that knows the endpoints is being made"));
         }
         let tell = |instance: &mut Instance| {
@@ -415,8 +417,8 @@ impl WorkerState {
     }
 
     /// Puts a balancer's instance that the maker has sent into its slot.
-    fn receive_replacement(&self, upstream_index: usize, binding: usize) {
-        let view = &self.upstreams[upstream_index];
+    fn receive_replacement(&self, upstream_id: UpstreamId, binding: PluginId) {
+        let view = &self.upstreams[upstream_id];
         let mut waited = view.replacement.borrow_mut();
         let Some(replacement) = &mut *waited else { return };
         match replacement.instance.poll() {
@@ -437,8 +439,8 @@ impl WorkerState {
         }
     }
 
-    fn order_replacement(&self, upstream_index: usize, binding: usize, endpoint_views: Rc<EndpointViews>) {
-        let view = &self.upstreams[upstream_index];
+    fn order_replacement(&self, upstream_id: UpstreamId, binding: PluginId, endpoint_views: Rc<EndpointViews>) {
+        let view = &self.upstreams[upstream_id];
         let is_resting = view.retry_at.get().is_some_and(|retry_at| Instant::now() < retry_at);
         let mut waited = view.replacement.borrow_mut();
         if waited.is_none() && !is_resting {

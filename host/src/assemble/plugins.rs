@@ -12,6 +12,7 @@ use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, PluginRef};
 use crate::config::serde_messages::meant;
 use crate::config::spans::ValueSpans;
+use crate::generation::ids::PluginId;
 use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};
 use crate::plugin::configured::{ConfigureError, ConfiguredPlugin, PluginConfig};
 use crate::plugin::engine::{MAX_BODIES, MAX_MEMORY_BYTES, Plugin};
@@ -84,7 +85,12 @@ impl Assembler {
 }
 
 impl Assembly<'_> {
-    pub(super) fn bind(&mut self, source: &Arc<Source>, name: &str, plugin: &manifest::PluginTable) -> Option<usize> {
+    pub(super) fn bind(
+        &mut self,
+        source: &Arc<Source>,
+        name: &str,
+        plugin: &manifest::PluginTable,
+    ) -> Option<PluginId> {
         // Too few places: that is the mistake, and nothing is made of this manifest.
         self.reserved.as_ref()?;
         let before = self.problems.count();
@@ -126,8 +132,7 @@ impl Assembly<'_> {
                     self.problems.at(source, use_span, shortage.to_string());
                     return None;
                 }
-                self.bindings.push(Arc::new(configured));
-                return Some(self.bindings.len() - 1);
+                return Some(self.bindings.push(Arc::new(configured)));
             }
             // It has accepted this before; it may do now and then as it likes.
             Err(ConfigureError::Config(ConfigErrors { shown, more })) => {
@@ -250,7 +255,7 @@ impl Assembly<'_> {
         self.problems.and_more(more as usize);
     }
 
-    pub(super) fn reference(&mut self, source: &Arc<Source>, reference: &Spanned<PluginRef>) -> Option<usize> {
+    pub(super) fn reference(&mut self, source: &Arc<Source>, reference: &Spanned<PluginRef>) -> Option<PluginId> {
         match reference.get_ref() {
             PluginRef::Inline(plugin) => self.bind(source, plugin.r#use.get_ref(), plugin),
             PluginRef::Name(name) => {
@@ -286,7 +291,7 @@ impl Assembly<'_> {
         }
     }
 
-    pub(super) fn round_robin(&mut self, source: &Arc<Source>, span: Range<usize>) -> Option<usize> {
+    pub(super) fn round_robin(&mut self, source: &Arc<Source>, span: Range<usize>) -> Option<PluginId> {
         if self.round_robin.is_none() {
             self.round_robin = self.reference(source, &Spanned::new(span, PluginRef::Name("balance".into())));
         }

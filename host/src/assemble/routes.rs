@@ -12,6 +12,7 @@ use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, OtherPath};
 use crate::config::serde_messages::meant;
 use crate::generation::Route;
+use crate::generation::ids::{Id, PluginId, UpstreamId};
 use crate::generation::router::{HostMatch, PathMatch, RouteMatch};
 use crate::protocol::authority;
 
@@ -36,11 +37,11 @@ impl Assembly<'_> {
         &mut self,
         source: &Arc<Source>,
         route: &manifest::RouteTable,
-        upstreams: &HashMap<Arc<str>, usize>,
+        upstreams: &HashMap<Arc<str>, UpstreamId>,
     ) -> Route {
-        let upstream_index = upstreams.get(route.upstream.get_ref().as_str()).copied();
+        let upstream_id = upstreams.get(route.upstream.get_ref().as_str()).copied();
         // The mistakes of one that was left out are told already.
-        let is_mistake = upstream_index.is_none() && !self.left_out.has("upstream", route.upstream.get_ref());
+        let is_mistake = upstream_id.is_none() && !self.left_out.has("upstream", route.upstream.get_ref());
         if is_mistake && self.problems.has_room() {
             let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
             known.sort_unstable();
@@ -54,10 +55,10 @@ impl Assembly<'_> {
             self.problems.and_more(1);
         }
         self.warn_of_twice(source, &route.plugins);
-        let mut chain: Vec<usize> = Vec::new();
+        let mut chain: Vec<PluginId> = Vec::new();
         for plugin in &route.plugins {
             let Some(binding) = self.reference(source, plugin) else { continue };
-            let is_cache = |binding: &usize| self.bindings[*binding].cache.is_some();
+            let is_cache = |binding: &PluginId| self.bindings[*binding].cache.is_some();
             if is_cache(&binding) && chain.iter().any(is_cache) {
                 let message = "second cache in a chain: expected one at most; remove one of them";
                 self.problems.at(source, plugin.span(), message);
@@ -83,7 +84,7 @@ impl Assembly<'_> {
         let name = route.name.clone().unwrap_or_else(made).into();
         let max_body = self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64;
         let timeout = route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX));
-        Route { name, upstream: upstream_index.unwrap_or(0), chain, max_body, timeout }
+        Route { name, upstream: upstream_id.unwrap_or_else(|| UpstreamId::new(0)), chain, max_body, timeout }
     }
 
     pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> RouteMatch {

@@ -10,6 +10,7 @@ use super::endpoints::ListedEndpoints;
 use crate::config::diagnostic::Source;
 use crate::config::manifest;
 use crate::generation::Upstream;
+use crate::generation::ids::PluginId;
 use crate::protocol::proxy_protocol;
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::discovery::UpstreamSpec;
@@ -77,7 +78,7 @@ impl Assembly<'_> {
         name: &Spanned<String>,
         upstream: &manifest::UpstreamTable,
         members: &ListedEndpoints,
-    ) -> Option<usize> {
+    ) -> Option<PluginId> {
         let Some(reference) = &upstream.balancer else {
             let several = members.list.len() > 1 || !members.names.is_empty();
             return several.then(|| self.round_robin(source, name.span())).flatten();

@@ -10,6 +10,7 @@ use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
 use crate::exchange::chain::BalancerEdits;
 use crate::generation::WorkerState;
+use crate::generation::ids::{PluginId, UpstreamId};
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::Picked;
 use crate::plugin::settings::OnError;
@@ -25,17 +26,17 @@ pub struct EndpointChoice {
 /// Chooses for a request to an upstream, given by its index, that has failed at some endpoints already.
 pub fn choose(
     worker: &WorkerState,
-    upstream_index: usize,
+    upstream_id: UpstreamId,
     context: &ExchangeContext,
     tried: &[Rc<EndpointView>],
     now: Instant,
 ) -> Result<EndpointChoice, Error> {
-    let upstream = &worker.generation.upstreams[upstream_index];
-    let endpoint_views = worker.endpoint_views(upstream_index);
+    let upstream = &worker.generation.upstreams[upstream_id];
+    let endpoint_views = worker.endpoint_views(upstream_id);
     let Some(at) = upstream.balancer else { return only(&endpoint_views) };
     let configured = &worker.generation.bindings[at];
     let before = endpoint_indices(&endpoint_views, tried);
-    let picked = worker.call_balancer(upstream_index, |instance| {
+    let picked = worker.call_balancer(upstream_id, |instance| {
         instance.pick(&configured.balancer, configured.balancer_key.as_ref(), context, before, now)
     });
     let failed = match picked.and_then(|picked| checked_choice(&endpoint_views, at, picked)) {
@@ -55,7 +56,7 @@ pub fn choose(
 /// The endpoint that a balancer has picked, which has to be one that is offered.
 fn checked_choice(
     endpoint_views: &EndpointViews,
-    binding: usize,
+    binding: PluginId,
     picked: Option<Picked>,
 ) -> Result<Option<EndpointChoice>, PluginFailure> {
     let Some(Picked { endpoint: index, edits }) = picked else { return Ok(None) };

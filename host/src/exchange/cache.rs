@@ -15,9 +15,11 @@ use http::{Method, Response, StatusCode, request};
 
 use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::{Error, FailureKind};
+use crate::exchange::Destination;
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, FailedHook};
 use crate::exchange::record;
 use crate::exchange::response_body::ResponseBody;
+use crate::generation::ids::PluginId;
 use crate::generation::{Route, WorkerState};
 use crate::net::deadline::Clock;
 use crate::plugin::cache_policy::{self, BypassReason, CacheKey, PolicyLookup, PolicyResponse, Reuse};
@@ -96,7 +98,7 @@ struct CacheStage {
     /// The position of the cache in the chain.
     at: ChainPosition,
     /// The index of the configured plugin in the generation.
-    binding: usize,
+    binding: PluginId,
 }
 
 /// Looks up a request in the store. `is_plain` is `true` if the request has no content and doesn't switch protocols.
@@ -105,13 +107,13 @@ struct CacheStage {
 #[inline(never)]
 pub fn look_up(
     worker: &Rc<WorkerState>,
-    route_index: usize,
+    destination: Destination,
     at: ChainPosition,
-    (context, upstream): (&mut Box<ExchangeContext>, usize),
+    context: &mut Box<ExchangeContext>,
     is_plain: bool,
     clock: &Rc<Clock>,
 ) -> Result<Lookup, ChainFailure> {
-    let route = &worker.generation.routes[route_index];
+    let route = &worker.generation.routes[destination.route];
     let stage = CacheStage { at, binding: at.plugin(route) };
     let needs = stage.needs(worker);
     let is_read = is_read(&context.request);
@@ -131,7 +133,7 @@ pub fn look_up(
     };
     let (store, now) = (&worker.generation.store, now_ms());
     let id = store.id(&cache_key.key);
-    let scope = store.scope(&context.route, &worker.generation.upstreams[upstream].name);
+    let scope = store.scope(&context.route, &worker.generation.upstreams[destination.upstream].name);
     let why = ForwardReason::UriMiss;
     let reached = Cell::new(at);
     let mut miss =
@@ -146,7 +148,7 @@ pub fn look_up(
         }
         return Ok(Lookup::Miss(Box::new(miss)));
     };
-    Ok(match miss.evaluate_stored(worker, (route_index, upstream), context, object, clock)? {
+    Ok(match miss.evaluate_stored(worker, destination, context, object, clock)? {
         Some(response) => Lookup::Hit(response),
         None => Lookup::Miss(Box::new(miss)),
     })
@@ -197,13 +199,13 @@ impl CacheMiss {
     pub async fn run(
         &mut self,
         worker: &Rc<WorkerState>,
-        (route, upstream): (usize, usize),
+        destination: Destination,
         context: &mut Box<ExchangeContext>,
         clock: &Rc<Clock>,
     ) -> Result<CacheResponse, ChainFailure> {
         if let Some(candidate) = self.disk_candidate.take()
             && let Some(object) = self.recall(worker, &candidate).await
-            && let Some(response) = self.evaluate_stored(worker, (route, upstream), context, object, clock)?
+            && let Some(response) = self.evaluate_stored(worker, destination, context, object, clock)?
         {
             return Ok(self.cache_response(response));
         }
@@ -255,7 +257,7 @@ impl CacheMiss {
             _ => CacheOutcome::Miss,
         };
         self.stage.count(worker, context, outcome);
-        Fetch { miss: self, worker, route, upstream, clock }.run(context, lead).await
+        Fetch { miss: self, worker, destination, clock }.run(context, lead).await
     }
 
     /// Returns how many plugins, from the top of the chain, have run their request hooks.
@@ -289,7 +291,7 @@ impl CacheMiss {
     fn evaluate_stored(
         &mut self,
         worker: &Rc<WorkerState>,
-        places: (usize, usize),
+        destination: Destination,
         context: &mut ExchangeContext,
         object: Arc<StoredResponse>,
         clock: &Rc<Clock>,
@@ -311,7 +313,7 @@ impl CacheMiss {
             self.stage.count(worker, context, outcome);
             if reuse == Reuse::ServeAndRevalidate {
                 self.stale = Some(Stale { object, validates: true });
-                self.clone().revalidate(worker, places, context, clock);
+                self.clone().revalidate(worker, destination, context, clock);
             }
             return Ok(Some(response));
         }
@@ -324,7 +326,7 @@ impl CacheMiss {
     fn revalidate(
         mut self,
         worker: &Rc<WorkerState>,
-        (route, upstream): (usize, usize),
+        destination: Destination,
         context: &ExchangeContext,
         clock: &Rc<Clock>,
     ) {
@@ -341,8 +343,8 @@ impl CacheMiss {
         self.stage.count(&worker, &mut context, CacheOutcome::Validated);
         spawn(Task::Revalidate, async move {
             let [total] = clock.deadlines();
-            total.set(worker.generation.routes[route].timeout.unwrap_or(MAX_REVALIDATION_TIME));
-            let fetch = Fetch { miss: &self, worker: &worker, route, upstream, clock: &clock };
+            total.set(worker.generation.routes[destination.route].timeout.unwrap_or(MAX_REVALIDATION_TIME));
+            let fetch = Fetch { miss: &self, worker: &worker, destination, clock: &clock };
             let validated = total.until_met(fetch.run(&mut context, Some(lead))).await;
             let late =
                 || Error::new(FailureKind::ResponseTimeout, "the route's timeout has passed").with_limit("timeout");

@@ -13,6 +13,7 @@ use crate::context::{CacheOutcome, ExchangeContext, ValueName};
 use crate::error::{Error, FailureKind};
 use crate::exchange::filtered_body::FilteredBody;
 use crate::exchange::response_body::ResponseBody;
+use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::{Route, WorkerState};
 use crate::plugin::body_filter::BodyFilter;
 use crate::plugin::call_error::PluginFailure;
@@ -48,7 +49,7 @@ pub struct ChainFailure {
 #[derive(Clone)]
 pub struct BalancerEdits {
     /// The index of the balancer in the generation.
-    pub binding: usize,
+    pub binding: PluginId,
     pub edits: Arc<[Edit]>,
 }
 
@@ -76,7 +77,7 @@ impl ChainPosition {
     }
 
     /// The index of the plugin just below these, in the generation.
-    pub fn plugin(self, route: &Route) -> usize {
+    pub fn plugin(self, route: &Route) -> PluginId {
         route.chain[self.0]
     }
 
@@ -98,14 +99,14 @@ pub fn down(
     route: &Route,
     from: ChainPosition,
     context: &mut Box<ExchangeContext>,
-    upstream: &mut usize,
+    upstream: &mut UpstreamId,
 ) -> Result<RequestHooks, ChainFailure> {
-    for (depth, plugin_index) in route.chain.iter().enumerate().skip(from.0) {
-        let configured = &worker.generation.bindings[*plugin_index];
+    for (depth, plugin_id) in route.chain.iter().enumerate().skip(from.0) {
+        let configured = &worker.generation.bindings[*plugin_id];
         let hooked = match &configured.request {
             Hook::Absent => Ok(None),
             Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Request, context).map(|()| None),
-            Hook::Call(needs) => match call(worker, *plugin_index, MessageSide::Request, needs, context) {
+            Hook::Call(needs) => match call(worker, *plugin_id, MessageSide::Request, needs, context) {
                 Ok(FilterVerdict::Plan(plan)) => {
                     apply_plan(configured, plan, MessageSide::Request, context).map(|()| None)
                 }
@@ -121,7 +122,7 @@ pub fn down(
             Ok(Some(response)) => return Ok(RequestHooks::Answer(response, ChainPosition(depth))),
             Err(failure) => on_error(
                 worker,
-                *plugin_index,
+                *plugin_id,
                 failure,
                 ChainPosition(depth),
                 FailedHook { hook: "request-filter", context },
@@ -146,8 +147,8 @@ pub fn up(
     context: &mut Box<ExchangeContext>,
 ) -> Result<Option<Vec<u8>>, ChainFailure> {
     let mut content = None;
-    for (depth, plugin_index) in plugins.clone().zip(&route.chain[plugins]).rev() {
-        let configured = &worker.generation.bindings[*plugin_index];
+    for (depth, plugin_id) in plugins.clone().zip(&route.chain[plugins]).rev() {
+        let configured = &worker.generation.bindings[*plugin_id];
         if configured.cache.is_some() {
             // A cache has a place of its own on the way up.
             continue;
@@ -155,7 +156,7 @@ pub fn up(
         let hooked = match &configured.response {
             Hook::Absent => continue,
             Hook::Plan(plan) => apply_plan(configured, *plan as u32, MessageSide::Response, context),
-            Hook::Call(needs) => match call(worker, *plugin_index, MessageSide::Response, needs, context) {
+            Hook::Call(needs) => match call(worker, *plugin_id, MessageSide::Response, needs, context) {
                 Ok(FilterVerdict::Plan(plan)) => apply_plan(configured, plan, MessageSide::Response, context),
                 Ok(FilterVerdict::Proceed(edits)) => {
                     edits::apply(edits, &configured.plans, MessageSide::Response, context).map_err(PluginFailure::from)
@@ -172,7 +173,7 @@ pub fn up(
         if let Err(failure) = hooked {
             on_error(
                 worker,
-                *plugin_index,
+                *plugin_id,
                 failure,
                 ChainPosition(depth),
                 FailedHook { hook: "response-filter", context },
@@ -199,12 +200,12 @@ pub fn apply_balancer_edits(
 /// Calls a head hook.
 fn call(
     worker: &WorkerState,
-    plugin_index: usize,
+    plugin_id: PluginId,
     side: MessageSide,
     needs: &[ValueName],
     context: &mut Box<ExchangeContext>,
 ) -> Result<FilterVerdict, PluginFailure> {
-    worker.call(plugin_index, |instance| instance.filter(side, needs, context))
+    worker.call(plugin_id, |instance| instance.filter(side, needs, context))
 }
 
 fn apply_plan(
@@ -224,18 +225,18 @@ fn apply_edits(
     configured: &ConfiguredPlugin,
     edits: SmallVec<[Edit; 4]>,
     context: &mut ExchangeContext,
-    upstream: &mut usize,
+    upstream: &mut UpstreamId,
 ) -> Result<(), PluginFailure> {
     // Looked up before anything is changed.
     let named = edits.iter().rev().find_map(|edit| match edit {
         Edit::Upstream(name) => Some(resolve_upstream(worker, name)),
         _ => None,
     });
-    let upstream_index = named.transpose()?;
+    let upstream_id = named.transpose()?;
     edits::apply(edits, &configured.plans, MessageSide::Request, context)?;
-    if let Some(upstream_index) = upstream_index {
-        *upstream = upstream_index;
-        context.upstream = worker.upstreams[upstream_index].name.clone();
+    if let Some(upstream_id) = upstream_id {
+        *upstream = upstream_id;
+        context.upstream = worker.upstreams[upstream_id].name.clone();
     }
     Ok(())
 }
@@ -251,8 +252,8 @@ fn begin_body_filters(
     context: &ExchangeContext,
 ) -> Result<Vec<BodyFilter>, ChainFailure> {
     let mut stages = Vec::new();
-    for (depth, plugin_index) in plugins.clone().zip(&route.chain[plugins]) {
-        let configured = &worker.generation.bindings[*plugin_index];
+    for (depth, plugin_id) in plugins.clone().zip(&route.chain[plugins]) {
+        let configured = &worker.generation.bindings[*plugin_id];
         let mode = if side == MessageSide::Request { configured.request_body } else { configured.response_body };
         let Some(mode) = mode else { continue };
         if let (BodyMode::Buffered(limit, OverLimit::Reject), Some(length)) = (mode, length)
@@ -263,14 +264,14 @@ fn begin_body_filters(
             let error = Error::new(kind, format!("{length} bytes, and `{}` takes {limit}", configured.name));
             return Err(ChainFailure { error, status: kind.status(), depth: ChainPosition(depth) });
         }
-        match BodyFilter::begin(&worker.guards[*plugin_index], &worker.bodies[*plugin_index], side, mode) {
+        match BodyFilter::begin(&worker.guards[*plugin_id], &worker.bodies[*plugin_id], side, mode) {
             Ok(mut stage) => {
                 stage.belongs_to(ExchangeName::of(context));
                 stages.push(stage);
             }
             Err(failure) => {
                 let hook = if side == MessageSide::Request { "request-body" } else { "response-body" };
-                on_error(worker, *plugin_index, failure, ChainPosition(depth), FailedHook { hook, context })?;
+                on_error(worker, *plugin_id, failure, ChainPosition(depth), FailedHook { hook, context })?;
             }
         }
     }
@@ -326,7 +327,7 @@ pub fn filter_body(
     // A cache below has answered HEAD, or that its content is what the client has.
     let is_of_cache = || context.cache.is_some_and(|outcome| outcome != CacheOutcome::Bypass) && body.is_end_stream();
     let comes_from_upstream = comes_from_upstream || is_of_cache();
-    let transforms = |plugin_index: &usize| worker.generation.bindings[*plugin_index].response_body.is_some();
+    let transforms = |plugin_id: &PluginId| worker.generation.bindings[*plugin_id].response_body.is_some();
     let is_forbidden =
         |context: &ExchangeContext| context.response.as_ref().is_some_and(transformed_content::is_forbidden);
     if !comes_from_upstream || !route.chain[plugins.clone()].iter().any(transforms) || is_forbidden(context) {
@@ -335,11 +336,11 @@ pub fn filter_body(
     if let Some(obstacle) =
         context.response.as_ref().and_then(transformed_content::obstacle).filter(|_| !body.is_end_stream())
     {
-        for (depth, plugin_index) in
-            plugins.clone().zip(&route.chain[plugins]).filter(|(_, plugin_index)| transforms(plugin_index))
+        for (depth, plugin_id) in
+            plugins.clone().zip(&route.chain[plugins]).filter(|(_, plugin_id)| transforms(plugin_id))
         {
             let failing = FailedHook { hook: "response-body", context };
-            on_error(worker, *plugin_index, PluginFailure::Reported(obstacle.clone()), ChainPosition(depth), failing)?;
+            on_error(worker, *plugin_id, PluginFailure::Reported(obstacle.clone()), ChainPosition(depth), failing)?;
         }
         return Ok(body);
     }
@@ -357,9 +358,9 @@ pub fn filter_body(
     Ok(ResponseBody::Filtered(Box::new(FilteredBody::new(body, stages))))
 }
 
-fn resolve_upstream(worker: &WorkerState, name: &str) -> Result<usize, PluginFailure> {
-    let upstream_index = worker.generation.upstream_indices.get(name).copied();
-    upstream_index.ok_or_else(|| {
+fn resolve_upstream(worker: &WorkerState, name: &str) -> Result<UpstreamId, PluginFailure> {
+    let upstream_id = worker.generation.upstream_ids.get(name).copied();
+    upstream_id.ok_or_else(|| {
         PluginFailure::Senseless(format!(
             "it chose the upstream `{}`, which the manifest doesn't have",
             edit_check::shown(name)
@@ -376,13 +377,13 @@ pub struct FailedHook<'a> {
 /// Applies a failed plugin's `on-error`; returns `Ok` if the exchange continues without the plugin.
 pub fn on_error(
     worker: &WorkerState,
-    plugin_index: usize,
+    plugin_id: PluginId,
     failure: PluginFailure,
     depth: ChainPosition,
     failing: FailedHook<'_>,
 ) -> Result<(), ChainFailure> {
-    worker.record_plugin_failure(plugin_index, failing.hook, &failure, Some(failing.context));
-    let status = match worker.generation.bindings[plugin_index].on_error {
+    worker.record_plugin_failure(plugin_id, failing.hook, &failure, Some(failing.context));
+    let status = match worker.generation.bindings[plugin_id].on_error {
         OnError::Skip => return Ok(()),
         OnError::Fail => FailureKind::PluginError.status(),
         OnError::Respond(status) => status,

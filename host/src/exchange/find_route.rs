@@ -10,6 +10,7 @@ use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::WorkerState;
 use crate::generation::connection_counts::ClientNet;
+use crate::generation::ids::RouteId;
 use crate::protocol::client_address::Settled;
 use crate::protocol::{hop_by_hop, http2_request, request_target};
 
@@ -49,7 +50,7 @@ pub fn find_route(
     request: &mut Parts,
     settled: &Settled,
     arrival: &ConnectionInfo,
-) -> Result<usize, NoRoute> {
+) -> Result<RouteId, NoRoute> {
     let failed = |error: Error| NoRoute::Failed { status: error.client_status(), error };
     if settled.is_rejected {
         let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";

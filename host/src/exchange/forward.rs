@@ -19,6 +19,7 @@ use crate::exchange::attempt::{Attempt, AttemptFailure, AttemptResponse};
 use crate::exchange::balance::{self, EndpointChoice};
 use crate::exchange::chain::BalancerEdits;
 use crate::exchange::response_body::{ConnectionLease, ResponseBody, SwitchedProtocol, UpstreamBody};
+use crate::generation::ids::UpstreamId;
 use crate::generation::{Upstream, WorkerState};
 use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop::HopOptions;
@@ -60,7 +61,7 @@ struct PlannedAttempt {
 /// The attempts of a request so far.
 struct AttemptLoop<'a> {
     worker: &'a WorkerState,
-    upstream_index: usize,
+    upstream_id: UpstreamId,
     upstream: &'a Upstream,
     /// The endpoints at which the request has failed.
     tried: Vec<Rc<EndpointView>>,
@@ -90,19 +91,19 @@ const MAX_ATTEMPTS: usize = 16;
 /// limits each thing that is waited for, up to the end of the response.
 pub async fn forward(
     worker: &WorkerState,
-    upstream_index: usize,
+    upstream_id: UpstreamId,
     context: &mut ExchangeContext,
     sending: &mut OutgoingRequest,
     step: &Deadline,
 ) -> Result<Received, Error> {
-    let upstream = &worker.generation.upstreams[upstream_index];
+    let upstream = &worker.generation.upstreams[upstream_id];
     let OutgoingRequest { body, upload, hop } = sending;
     let body = std::mem::replace(body, RequestBody::Empty);
     // An endpoint that speaks HTTP/2 may say that it has not read a request, which is then repeated whatever its method.
     let is_kept = upstream.may_speak_http2 || upstream.retry.may_repeat(&context.request.method);
     let buffer_bytes = if is_kept { upstream.retry.buffer } else { 0 };
     let content = RefCell::new(ReplayBuffer::new(body, buffer_bytes));
-    let mut attempts = AttemptLoop::new(worker, upstream_index, step.clock().now());
+    let mut attempts = AttemptLoop::new(worker, upstream_id, step.clock().now());
     let refused = |error: Error| {
         if error.kind == FailureKind::LimitReached {
             upstream.live.events.overflows.fetch_add(1, Ordering::Relaxed);
@@ -115,7 +116,7 @@ pub async fn forward(
         context.endpoint = Some(endpoint_view.name.clone());
         attempts.back_off(&endpoint_view).await;
         let (rules, connection_limit, began) =
-            (&worker.upstreams[upstream_index].rules, &upstream.connection_limit, Instant::now());
+            (&worker.upstreams[upstream_id].rules, &upstream.connection_limit, Instant::now());
         let elsewhere = || attempts.have_another(&endpoint_view);
         let elsewhere = &elsewhere;
         let mut attempt = Attempt { context, content: &content, upload, hop, rules, connection_limit, step, elsewhere };
@@ -148,14 +149,14 @@ pub async fn forward(
 }
 
 impl<'a> AttemptLoop<'a> {
-    fn new(worker: &'a WorkerState, upstream_index: usize, now: Instant) -> Self {
-        let upstream = &worker.generation.upstreams[upstream_index];
+    fn new(worker: &'a WorkerState, upstream_id: UpstreamId, now: Instant) -> Self {
+        let upstream = &worker.generation.upstreams[upstream_id];
         if upstream.retry.retries > 0 {
-            worker.upstreams[upstream_index].budget.borrow_mut().request(now);
+            worker.upstreams[upstream_id].budget.borrow_mut().request(now);
         }
         AttemptLoop {
             worker,
-            upstream_index,
+            upstream_id,
             upstream,
             tried: Vec::new(),
             silent: Vec::new(),
@@ -166,7 +167,7 @@ impl<'a> AttemptLoop<'a> {
 
     /// Picks the endpoint of the next attempt.
     fn next(&self, context: &ExchangeContext, step: &Deadline) -> Result<EndpointChoice, Error> {
-        balance::choose(self.worker, self.upstream_index, context, &self.tried, step.clock().now())
+        balance::choose(self.worker, self.upstream_id, context, &self.tried, step.clock().now())
     }
 
     /// Reserves a place in flight for an attempt. `own` is the number of places that this request holds already.
@@ -232,7 +233,7 @@ impl<'a> AttemptLoop<'a> {
         }
         let silent: Vec<Rc<EndpointView>> =
             self.silent.iter().map(|(endpoint_view, _)| endpoint_view.clone()).collect();
-        let other = balance::choose(self.worker, self.upstream_index, context, &silent, step.clock().now()).ok()?;
+        let other = balance::choose(self.worker, self.upstream_id, context, &silent, step.clock().now()).ok()?;
         (!is_silent(&other.endpoint_view)).then_some(other)
     }
 
@@ -247,7 +248,7 @@ impl<'a> AttemptLoop<'a> {
         let may_go_on = retry.retries > 0 && retry.on.connect && self.tried.len() + 1 < MAX_ATTEMPTS;
         may_go_on
             && !self.has_tried(endpoint_view)
-            && self.worker.endpoint_views(self.upstream_index).list.iter().any(is_other)
+            && self.worker.endpoint_views(self.upstream_id).list.iter().any(is_other)
     }
 
     fn has_tried(&self, endpoint_view: &Rc<EndpointView>) -> bool {
@@ -309,7 +310,7 @@ impl<'a> AttemptLoop<'a> {
         }
         let over = match reached {
             // The connection is still being made.
-            Delivery::Waiting => began + self.worker.upstreams[self.upstream_index].rules.connect_timeout,
+            Delivery::Waiting => began + self.worker.upstreams[self.upstream_id].rules.connect_timeout,
             _ => Instant::now(),
         };
         match self.silent.iter_mut().find(|(silent, _)| Arc::ptr_eq(&silent.endpoint, &endpoint_view.endpoint)) {
@@ -383,7 +384,7 @@ impl<'a> AttemptLoop<'a> {
         if self.counted >= retry.retries {
             return false;
         }
-        let allowed = self.worker.upstreams[self.upstream_index].budget.borrow_mut().allows(retry.budget, now);
+        let allowed = self.worker.upstreams[self.upstream_id].budget.borrow_mut().allows(retry.budget, now);
         if !allowed {
             self.upstream.live.events.retries_denied.fetch_add(1, Ordering::Relaxed);
             self.is_denied = true;
@@ -394,7 +395,7 @@ impl<'a> AttemptLoop<'a> {
     /// Takes note of a retry that is made.
     fn record_retry(&mut self, now: Instant) {
         self.counted += 1;
-        self.worker.upstreams[self.upstream_index].budget.borrow_mut().retry(now);
+        self.worker.upstreams[self.upstream_id].budget.borrow_mut().retry(now);
         self.upstream.live.events.retries.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -9,6 +9,7 @@ use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
 use crate::exchange::chain::ChainPosition;
 use crate::generation::connection_counts::CountedRequest;
+use crate::generation::ids::RouteId;
 use crate::generation::{UNROUTED, WorkerState};
 use crate::plugin::body_filter::BodyFilterError;
 use crate::plugin::instance::Summary;
@@ -26,7 +27,7 @@ const CLIENT_LEFT: u16 = 499;
 pub struct ExchangeRecord {
     worker: Rc<WorkerState>,
     /// The index of the route; `None` if no route matched.
-    route_index: Option<usize>,
+    route_id: Option<RouteId>,
     /// How many plugins, from the top of the chain, have seen the response.
     pub depth: ChainPosition,
     /// The context; `None` while a plugin has it, or if nothing is known.
@@ -55,7 +56,7 @@ impl ExchangeRecord {
         let began = Instant::now();
         ExchangeRecord {
             worker,
-            route_index: None,
+            route_id: None,
             depth: ChainPosition::top(),
             context: None,
             began,
@@ -77,13 +78,13 @@ impl ExchangeRecord {
     }
 
     /// Notes where it went.
-    pub fn set_route(&mut self, route_index: usize, context: Box<ExchangeContext>) {
-        (self.route_index, self.context) = (Some(route_index), Some(context));
+    pub fn set_route(&mut self, route_id: RouteId, context: Box<ExchangeContext>) {
+        (self.route_id, self.context) = (Some(route_id), Some(context));
     }
 
     /// Returns the index of the route; `None` if no route matched.
-    pub fn route(&self) -> Option<usize> {
-        self.route_index
+    pub fn route(&self) -> Option<RouteId> {
+        self.route_id
     }
 
     /// Notes that it went nowhere.
@@ -158,8 +159,8 @@ pub fn log(error: &Error, context: Option<&ExchangeContext>, what: &'static str,
 impl ExchangeRecord {
     /// Tells the observers of the route.
     fn observe(&self, took: Duration) {
-        let (Some(route_index), Some(context)) = (self.route_index, &self.context) else { return };
-        for binding in &self.worker.generation.routes[route_index].chain {
+        let (Some(route_id), Some(context)) = (self.route_id, &self.context) else { return };
+        for binding in &self.worker.generation.routes[route_id].chain {
             let Some(needs) = &self.worker.generation.bindings[*binding].observer else { continue };
             let summary = Summary {
                 status: self.status,
@@ -201,10 +202,7 @@ impl ExchangeRecord {
             (self.status, self.is_whole) = (0, false);
         }
         let took = self.began.elapsed();
-        let figures = self
-            .route_index
-            .and_then(|route_index| self.worker.routes.get(route_index))
-            .unwrap_or(&self.worker.unrouted);
+        let figures = self.route_id.map_or(&self.worker.unrouted, |route_id| &self.worker.routes[route_id]);
         figures.record_end(self.status, self.error, self.response_bytes, took);
         figures.request_bytes.add(self.upload.bytes());
         self.observe(took);

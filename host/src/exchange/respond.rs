@@ -12,6 +12,7 @@ use crate::exchange::chain::{ChainFailure, ChainPosition};
 use crate::exchange::forward::Received;
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
+use crate::generation::ids::RouteId;
 use crate::generation::{Route, WorkerState};
 use crate::protocol::hop_by_hop;
 
@@ -44,12 +45,12 @@ impl Reply {
 /// plugins above.
 pub fn respond(
     worker: &WorkerState,
-    route_index: usize,
+    route_id: RouteId,
     mut context: Box<ExchangeContext>,
     reply: Reply,
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
-    let route = &worker.generation.routes[route_index];
+    let route = &worker.generation.routes[route_id];
     let Reply { mut received, mut depth, mut bypassed } = reply;
     record.depth = depth;
     loop {
@@ -63,7 +64,7 @@ pub fn respond(
         match ascend(worker, route, response, depth, &mut bypassed, &mut context) {
             Ok(response) => {
                 record.status = response.status().as_u16();
-                record.set_route(route_index, context);
+                record.set_route(route_id, context);
                 return response;
             }
             // The failed plugin was above the position, so that the loop ends. Only a balancer's edits fail at the
@@ -156,9 +157,9 @@ pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response
     let worker = record.running().clone();
     let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
     match record.route() {
-        Some(route_index) => {
+        Some(route_id) => {
             let failed = ChainFailure::new(error, record.depth);
-            respond(&worker, route_index, context, Reply::new(Err(failed), record.depth), record)
+            respond(&worker, route_id, context, Reply::new(Err(failed), record.depth), record)
         }
         None => {
             let response = fail(&error, error.client_status(), &worker, &context, record);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::request::Parts;
 
 use crate::context::host;
+use crate::generation::ids::{Id, RouteId};
 use crate::protocol::path::without_parameters;
 
 /// The conditions of a route for a request.
@@ -44,16 +45,17 @@ pub enum PathMatch {
 /// The routes, most specific first; the number is the index in the list that it was made from.
 #[derive(Debug)]
 pub struct Router {
-    table: Vec<(Option<HostMatch>, Arc<RouteMatch>, usize)>,
+    table: Vec<(Option<HostMatch>, Arc<RouteMatch>, RouteId)>,
     /// Whether any route has a condition for the host; otherwise the host isn't read.
     by_host: bool,
 }
 
 impl Router {
     /// Orders routes; the error names two that no request can tell apart.
-    pub fn new(routes: Vec<RouteMatch>) -> Result<Self, (usize, usize)> {
+    pub fn new(routes: Vec<RouteMatch>) -> Result<Self, (RouteId, RouteId)> {
         let mut ranked = Vec::new();
-        for (route_index, mut route) in routes.into_iter().enumerate() {
+        for (index, mut route) in routes.into_iter().enumerate() {
+            let route_id = RouteId::new(index);
             let hosts = std::mem::take(&mut route.hosts);
             let hosts: Vec<_> = if hosts.is_empty() { vec![None] } else { hosts.into_iter().map(Some).collect() };
             // Shared, as a route may have thousands of hosts, and as many conditions.
@@ -61,7 +63,7 @@ impl Router {
             ranked.extend(
                 hosts
                     .into_iter()
-                    .map(|host| ((host_rank(host.as_ref()), rank.clone()), (host, route.clone(), route_index))),
+                    .map(|host| ((host_rank(host.as_ref()), rank.clone()), (host, route.clone(), route_id))),
             );
         }
         ranked.sort_by(|(one, _), (other, _)| other.cmp(one));
@@ -73,7 +75,7 @@ impl Router {
     }
 
     /// Returns the index of the route for a request.
-    pub fn route(&self, request: &Parts) -> Option<usize> {
+    pub fn route(&self, request: &Parts) -> Option<RouteId> {
         let authority = || request.headers.get(http::header::HOST);
         let name = self.by_host.then(authority).flatten().map(host);
         let name = name.as_ref().map_or(&b""[..], |name| name.bytes());
@@ -164,7 +166,7 @@ mod tests {
 
     fn taken(router: &Router, host: &str, path: &str) -> Option<usize> {
         let request = http::Request::get(path).header("host", host).body(()).unwrap();
-        router.route(&request.into_parts().0)
+        router.route(&request.into_parts().0).map(RouteId::index)
     }
 
     #[test]
@@ -207,6 +209,9 @@ mod tests {
     #[test]
     fn routes_that_ask_the_same_are_refused() {
         let same = || route(&["example.org"], PathMatch::Prefix("/a".into()));
-        assert_eq!(Router::new(vec![same(), route(&[], PathMatch::Any), same()]).unwrap_err(), (0, 2));
+        assert_eq!(
+            Router::new(vec![same(), route(&[], PathMatch::Any), same()]).unwrap_err(),
+            (RouteId::new(0), RouteId::new(2))
+        );
     }
 }

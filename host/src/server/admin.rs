@@ -67,10 +67,10 @@ fn drain(admin: &Admin, query: Option<&str>, drains: bool) -> Response<ResponseB
         return text(StatusCode::BAD_REQUEST, "text/plain", usage.into());
     };
     let generation = admin.generation.borrow().clone();
-    let Some(upstream_index) = generation.upstream_indices.get(upstream.as_str()) else {
+    let Some(upstream_id) = generation.upstream_ids.get(upstream.as_str()) else {
         return text(StatusCode::NOT_FOUND, "text/plain", "there is no such upstream; see /status\n".into());
     };
-    if !generation.upstreams[*upstream_index].live.drain(&endpoint, drains, Instant::now()) {
+    if !generation.upstreams[*upstream_id].live.drain(&endpoint, drains, Instant::now()) {
         return text(StatusCode::NOT_FOUND, "text/plain", "the upstream has no such endpoint; see /status\n".into());
     }
     info!(?upstream, ?endpoint, "{}", if drains { "drained by order" } else { "in use again by order" });

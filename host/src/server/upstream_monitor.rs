@@ -71,7 +71,7 @@ impl UpstreamMonitor {
     pub async fn watch_generation(&mut self, generation: &Generation) {
         let mut before = std::mem::take(&mut self.monitored);
         let (looking, mut looked) = mpsc::channel::<()>(1);
-        for upstream in &generation.upstreams {
+        for upstream in generation.upstreams.iter() {
             let known = before.remove(&upstream.name);
             let monitored = match known {
                 Some(monitored) if monitored.fits(upstream, &generation.name_servers) => monitored,

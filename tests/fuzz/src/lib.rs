@@ -17,6 +17,7 @@ pub mod config {
 pub mod context;
 
 pub mod generation {
+    pub mod ids;
     pub mod router;
 }
 

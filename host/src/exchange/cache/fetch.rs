@@ -13,6 +13,7 @@ use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GO
 use crate::body::upload::{RequestBody, UploadProgress};
 use crate::context::ExchangeContext;
 use crate::error::FailureKind;
+use crate::exchange::Destination;
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks};
 use crate::exchange::forward::{OutgoingRequest, forward};
 use crate::exchange::response_body::ResponseBody;
@@ -34,8 +35,7 @@ use crate::telemetry::metrics::REFUSALS;
 pub struct Fetch<'a> {
     pub miss: &'a CacheMiss,
     pub worker: &'a Rc<WorkerState>,
-    pub route: usize,
-    pub upstream: usize,
+    pub destination: Destination,
     pub clock: &'a Rc<Clock>,
 }
 
@@ -149,9 +149,9 @@ impl Fetch<'_> {
 
     /// Runs the request through the plugins below the cache to the upstream, and the response back up to the cache.
     async fn forward_below(&self, context: &mut Box<ExchangeContext>) -> Result<FetchedResponse, ChainFailure> {
-        let (worker, route) = (self.worker, &self.worker.generation.routes[self.route]);
-        let (top, mut upstream) = (self.miss.stage.at.next(), self.upstream);
-        let is_ours = |upstream| upstream == self.upstream;
+        let (worker, route) = (self.worker, &self.worker.generation.routes[self.destination.route]);
+        let (top, mut upstream) = (self.miss.stage.at.next(), self.destination.upstream);
+        let is_ours = |upstream| upstream == self.destination.upstream;
         let (response, edits, depth) = match chain::down(worker, route, top, context, &mut upstream)? {
             RequestHooks::Answer(response, depth) => {
                 (response.map(|content| ResponseBody::Full(content.into())), None, depth)
