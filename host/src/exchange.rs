@@ -34,7 +34,7 @@ use http::request::Parts;
 use http::{Request, Response, Version};
 use http_body::Body;
 
-use crate::body::upload::{ClientBody, ClientContent, UploadLimits};
+use crate::body::upload::{ClientBody, ClientContent, UploadLimits, UploadProgress};
 use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
 use crate::error::{Error, FailureKind};
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
@@ -134,16 +134,13 @@ pub fn receive(
     };
     let route_id = match routed {
         Ok(route_id) => route_id,
-        Err(unrouted) => {
-            let context = context(parts, UNROUTED.into(), UNROUTED.into());
-            record.upload.end();
-            let response = match unrouted {
-                NoRoute::Failed { error, status } => fail(&error, status, worker, &context, record),
-                NoRoute::Answered(response) => *response,
-            };
-            record.status = response.status().as_u16();
-            record.set_no_route(context);
-            return Begun::Answered(response);
+        Err(no_route) => {
+            return Begun::Answered(respond_without_route(
+                worker,
+                no_route,
+                context(parts, UNROUTED.into(), UNROUTED.into()),
+                record,
+            ));
         }
     };
     let route = &worker.generation.routes[route_id];
@@ -155,14 +152,7 @@ pub fn receive(
         timers.total.set(timeout);
     }
 
-    let receiving = |body, upload| {
-        let limits = &listener.limits;
-        let (max, pause, rate) = (route.max_body, limits.body_timeout, limits.body_rate);
-        let limits = UploadLimits { max, pause, rate, knows_end: version == Version::HTTP_2 };
-        // It may be read by another task than the client's.
-        let [deadline] = timers.idle.clock().deadlines();
-        ClientBody::new(body, upload, limits, deadline)
-    };
+    let receiving = |body, upload| client_body(body, upload, upload_limits(route, listener, version), timers);
     let is_plain = body.is_end_stream() && hop.upgrade.is_none();
     let cached = |at, context: &mut Box<ExchangeContext>, upstream| {
         cache::look_up(worker, Destination { route: route_id, upstream }, at, context, is_plain, timers.idle.clock())
@@ -186,6 +176,37 @@ pub fn receive(
     };
     record.upload.end();
     Begun::Answered(respond(worker, route_id, context, Reply { bypassed, ..reply }, record))
+}
+
+/// Returns the response to a request without a route.
+fn respond_without_route(
+    worker: &WorkerState,
+    no_route: NoRoute,
+    context: Box<ExchangeContext>,
+    record: &mut ExchangeRecord,
+) -> Response<ResponseBody> {
+    record.upload.end();
+    let response = match no_route {
+        NoRoute::Failed { error, status } => fail(&error, status, worker, &context, record),
+        NoRoute::Answered(response) => *response,
+    };
+    record.status = response.status().as_u16();
+    record.set_no_route(context);
+    response
+}
+
+/// Returns the client's content within its limits.
+fn client_body(body: ClientContent, upload: UploadProgress, limits: UploadLimits, timers: &Timers) -> ClientBody {
+    // It may be read by another task than the client's.
+    let [deadline] = timers.idle.clock().deadlines();
+    ClientBody::new(body, upload, limits, deadline)
+}
+
+/// Returns the limits of a request's content.
+fn upload_limits(route: &Route, listener: &Listener, version: Version) -> UploadLimits {
+    let limits = &listener.limits;
+    let (max, pause, rate) = (route.max_body, limits.body_timeout, limits.body_rate);
+    UploadLimits { max, pause, rate, knows_end: version == Version::HTTP_2 }
 }
 
 /// Returns what the access log shows of a request that nothing has changed yet.

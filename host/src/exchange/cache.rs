@@ -27,7 +27,7 @@ use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::Instance;
 use crate::plugin::settings::CacheInputs;
 use crate::store::DiskCandidate;
-use crate::store::collapse::{FetchOutcome, FetchRole, wait_for_outcome};
+use crate::store::collapse::{FetchLeader, FetchOutcome, FetchRole, wait_for_outcome};
 use crate::store::index::Found;
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::stored_response::{Content, StoredResponse};
@@ -73,6 +73,14 @@ pub struct CacheMiss {
     /// Whether responses to this request are not expected to be cacheable, so that the request doesn't wait for another
     /// one.
     passes: bool,
+}
+
+/// The result of joining the other requests for the same response.
+enum Joined {
+    /// The request fetches the response: for others too if it leads them.
+    Fetch(Option<FetchLeader>),
+    /// The response of another request's fetch serves this request.
+    Response(CacheResponse),
 }
 
 /// A stored response that matches the request but can't be served as it is.
@@ -214,43 +222,9 @@ impl CacheMiss {
             let report = CacheStatus::missed().detail(Some(ONLY_IF_CACHED));
             return Ok(self.cache_response(self.gateway_timeout(worker, report)));
         }
-        let mut turns = 0;
-        let lead = loop {
-            // If the policy doesn't accept a fresh response without a check, the request fetches on its own.
-            if self.passes || !self.cache_key.allow_fresh || turns == MAX_TURNS {
-                break None;
-            }
-            turns += 1;
-            let name = self.fetch_id(worker, context);
-            match worker.generation.store.fetches.join(name) {
-                FetchRole::Lead(lead) => {
-                    let newer = self.stored_meanwhile(worker, context);
-                    if let Some(response) = newer.and_then(|it| self.serve(worker, context, &it, CacheStatus::hit())) {
-                        self.stage.count(worker, context, CacheOutcome::Hit);
-                        return Ok(self.cache_response(response));
-                    }
-                    break Some(lead);
-                }
-                FetchRole::Follow(mut outcome) => match wait_for_outcome(&mut outcome).await {
-                    FetchOutcome::Object(object, epoch) if self.was_purged(worker, &object, epoch) => {
-                        worker.generation.store.fetches.detach(name, &outcome);
-                    }
-                    FetchOutcome::Object(object, _) => {
-                        if let Some(response) = self.serve_collapsed(worker, context, &object) {
-                            self.stage.count(worker, context, CacheOutcome::Collapsed);
-                            return Ok(self.cache_response(response));
-                        }
-                    }
-                    FetchOutcome::Failed(kind) => {
-                        let cause = "the request that it waited for failed";
-                        let failed = ChainFailure::new(Error::new(kind, cause), self.stage.at);
-                        self.stage.count(worker, context, CacheOutcome::Collapsed);
-                        return self.stale_or_failure(worker, context, None, failed);
-                    }
-                    FetchOutcome::Pass => self.passes = true,
-                    FetchOutcome::Left | FetchOutcome::Pending => {}
-                },
-            }
+        let lead = match self.join(worker, context).await? {
+            Joined::Fetch(lead) => lead,
+            Joined::Response(response) => return Ok(response),
         };
         let outcome = match self.why {
             ForwardReason::Stale | ForwardReason::Request => CacheOutcome::Validated,
@@ -263,6 +237,52 @@ impl CacheMiss {
     /// Returns how many plugins, from the top of the chain, have run their request hooks.
     pub fn depth(&self) -> ChainPosition {
         self.reached.get()
+    }
+
+    /// Joins the other requests for the same response: the first of them fetches it, the others wait for that one.
+    async fn join(
+        &mut self,
+        worker: &Rc<WorkerState>,
+        context: &mut Box<ExchangeContext>,
+    ) -> Result<Joined, ChainFailure> {
+        let mut turns = 0;
+        loop {
+            // If the policy doesn't accept a fresh response without a check, the request fetches on its own.
+            if self.passes || !self.cache_key.allow_fresh || turns == MAX_TURNS {
+                return Ok(Joined::Fetch(None));
+            }
+            turns += 1;
+            let name = self.fetch_id(worker, context);
+            match worker.generation.store.fetches.join(name) {
+                FetchRole::Lead(lead) => {
+                    let newer = self.stored_meanwhile(worker, context);
+                    if let Some(response) = newer.and_then(|it| self.serve(worker, context, &it, CacheStatus::hit())) {
+                        self.stage.count(worker, context, CacheOutcome::Hit);
+                        return Ok(Joined::Response(self.cache_response(response)));
+                    }
+                    return Ok(Joined::Fetch(Some(lead)));
+                }
+                FetchRole::Follow(mut outcome) => match wait_for_outcome(&mut outcome).await {
+                    FetchOutcome::Object(object, epoch) if self.was_purged(worker, &object, epoch) => {
+                        worker.generation.store.fetches.detach(name, &outcome);
+                    }
+                    FetchOutcome::Object(object, _) => {
+                        if let Some(response) = self.serve_collapsed(worker, context, &object) {
+                            self.stage.count(worker, context, CacheOutcome::Collapsed);
+                            return Ok(Joined::Response(self.cache_response(response)));
+                        }
+                    }
+                    FetchOutcome::Failed(kind) => {
+                        let cause = "the request that it waited for failed";
+                        let failed = ChainFailure::new(Error::new(kind, cause), self.stage.at);
+                        self.stage.count(worker, context, CacheOutcome::Collapsed);
+                        return self.stale_or_failure(worker, context, None, failed).map(Joined::Response);
+                    }
+                    FetchOutcome::Pass => self.passes = true,
+                    FetchOutcome::Left | FetchOutcome::Pending => {}
+                },
+            }
+        }
     }
 
     /// Reads a response from disk. Concurrent reads of one file are collapsed. `None` if the file can't be read.

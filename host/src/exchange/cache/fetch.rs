@@ -68,16 +68,7 @@ impl Fetch<'_> {
         context.request = received;
         let FetchedResponse { body, edits, is_ours } = match below {
             Ok(below) => below,
-            Err(failed) => {
-                let kind = failed.error.kind;
-                let answered = miss.stale_or_failure(worker, context, None, failed);
-                // Errors that only this request may have caused are not published: a follower takes the lead over and
-                // tries itself.
-                if is_shared_failure(kind) {
-                    end(lead, FetchOutcome::Failed(kind));
-                }
-                return answered;
-            }
+            Err(failed) => return self.on_failure(context, failed, lead),
         };
         let status = context.response.as_ref().map_or(StatusCode::BAD_GATEWAY, |response| response.status);
         if let (StatusCode::NOT_MODIFIED, Some(stale)) = (status, validating) {
@@ -113,6 +104,22 @@ impl Fetch<'_> {
             }
         };
         Ok(CacheResponse { edits, ..miss.cache_response(response) })
+    }
+
+    /// Serves the stale response if that is allowed, or returns the failure.
+    fn on_failure(
+        &self,
+        context: &mut Box<ExchangeContext>,
+        failed: ChainFailure,
+        lead: Option<FetchLeader>,
+    ) -> Result<CacheResponse, ChainFailure> {
+        let kind = failed.error.kind;
+        let answered = self.miss.stale_or_failure(self.worker, context, None, failed);
+        // Errors that only this request may have caused are not published: a follower takes the lead over and tries itself.
+        if is_shared_failure(kind) {
+            end(lead, FetchOutcome::Failed(kind));
+        }
+        answered
     }
 
     /// Fetches again with the client's range, because the whole response can't be stored and may be long.
@@ -225,12 +232,7 @@ impl Fetch<'_> {
     ) -> Result<Response<ResponseBody>, ChainFailure> {
         let (miss, worker) = (self.miss, self.worker);
         let (mut stored, came) = (stale.head(), take_response(context));
-        let refused = if is_other_etag(&stored.headers, &came.headers) {
-            // The 304 refers to a response that the store doesn't have (RFC 9111 §4.3.4).
-            Some("other-etag")
-        } else {
-            (!freshen(&mut stored.headers, &came.headers)).then_some("too-many-fields")
-        };
+        let refused = freshen_or_refuse(&mut stored.headers, &came.headers);
         if refused.is_some() {
             worker.generation.store.remove(miss.id, stale);
             end(lead, FetchOutcome::Pass);
@@ -434,6 +436,15 @@ fn longest(worker: &WorkerState) -> u64 {
     let on_disk =
         store.disk().zip(limits.disk.as_ref()).map_or(0, |(disk, limits)| limits.object.min(disk.max_entry_bytes()));
     on_disk.max(max_in_memory(worker))
+}
+
+/// Updates stored fields by those of a 304; returns the `detail` of `Cache-Status` if the 304 can't be used.
+fn freshen_or_refuse(stored: &mut HeaderMap, not_modified: &HeaderMap) -> Option<&'static str> {
+    if is_other_etag(stored, not_modified) {
+        // The 304 refers to a response that the store doesn't have (RFC 9111 §4.3.4).
+        return Some("other-etag");
+    }
+    (!freshen(stored, not_modified)).then_some("too-many-fields")
 }
 
 fn end(lead: Option<FetchLeader>, outcome: FetchOutcome) {
