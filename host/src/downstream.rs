@@ -22,7 +22,7 @@ use crate::error::{Error, FailureKind};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::respond::{self, Rejection};
 use crate::exchange::response_body::ResponseBody;
-use crate::exchange::{self, Begun, ConnectionInfo, Timers};
+use crate::exchange::{self, ConnectionInfo, Next, Timers};
 use crate::generation::WorkerState;
 use crate::net::byte_counter::ByteCounter;
 use crate::net::deadline::{Clock, Deadline, TICK};
@@ -105,12 +105,12 @@ impl ClientConnection {
         let worker = self.worker();
         let in_chain = worker.enter_chain();
         let mut record = ExchangeRecord::new(worker.clone(), upload);
-        let begun = exchange::receive(&worker, request, &self.arrival, &timers, &mut record);
+        let next = exchange::receive(&worker, request, &self.arrival, &timers, &mut record);
         async move {
-            let response = match begun {
+            let response = match next {
                 // Boxed: hyper moves the future of an exchange before it is polled, and this part of it is large.
-                Begun::Onward(mut onward) => Box::pin(onward.run(&worker, &timers, &mut record)).await,
-                Begun::Answered(response) => response,
+                Next::Forward(mut forwarding) => Box::pin(forwarding.run(&worker, &timers, &mut record)).await,
+                Next::Respond(response) => response,
             };
             drop(in_chain);
             response.map(|body| ResponseStream { body, total: timers.total.clone(), record: Some(record) })

@@ -83,47 +83,49 @@ impl Timers {
 }
 
 /// The next step for a request after the request hooks.
-pub enum Begun {
+pub enum Next {
     /// The request is forwarded to its upstream.
-    Onward(Onward),
+    Forward(Forwarding),
     /// The response is there already.
-    Answered(Response<ResponseBody>),
+    Respond(Response<ResponseBody>),
 }
 
 /// A request that has passed the plugins, or those above a cache.
-pub struct Onward {
+pub struct Forwarding {
     destination: Destination,
-    way: Way,
+    source: Source,
 }
 
-enum Way {
-    /// To the upstream, maybe past a cache.
-    Straight(OutgoingRequest, Option<Box<BypassedCache>>),
-    /// A cache asks for it.
-    Fetch(Box<CacheMiss>),
+/// The source of a response.
+enum Source {
+    /// The upstream; a cache may be bypassed.
+    Upstream(OutgoingRequest, Option<Box<BypassedCache>>),
+    /// A cache, which fetches the response.
+    Cache(Box<CacheMiss>),
 }
 
 /// The result of running the request hooks.
 enum Passed {
-    Onward(Way),
-    Answer(Response<ResponseBody>, ChainPosition),
+    /// The request goes to the source of its response.
+    Forward(Source),
+    /// A plugin or a cache at this position has responded.
+    Respond(Response<ResponseBody>, ChainPosition),
 }
 
 /// Takes a request down to its upstream, on the generation that it begins with. What is due at the end of the exchange
 /// goes into `ending`.
 ///
-/// Not part of the future of [`Onward::run`], which would carry the request about for nothing.
+/// Not part of the future of [`Forwarding::run`], which would carry the request about for nothing.
 pub fn receive(
     worker: &Rc<WorkerState>,
     request: Request<ClientContent>,
     arrival: &ConnectionInfo,
     timers: &Timers,
     record: &mut ExchangeRecord,
-) -> Begun {
+) -> Next {
     let (mut parts, body) = request.into_parts();
     let received = request_line(worker, &parts);
     let ConnectionInfo { peer, listener } = arrival;
-    // Before anything else reads the request.
     let settled = client_address::settle(&mut parts.headers, peer.ip(), peer.is_trusted, &listener.client);
     let counted = count_for_client(&settled, arrival, record);
     let routed = counted.and_then(|()| find_route(worker, &mut parts, &settled, arrival));
@@ -135,12 +137,8 @@ pub fn receive(
     let route_id = match routed {
         Ok(route_id) => route_id,
         Err(no_route) => {
-            return Begun::Answered(respond_without_route(
-                worker,
-                no_route,
-                context(parts, UNROUTED.into(), UNROUTED.into()),
-                record,
-            ));
+            let context = context(parts, UNROUTED.into(), UNROUTED.into());
+            return Next::Respond(respond_without_route(worker, no_route, context, record));
         }
     };
     let route = &worker.generation.routes[route_id];
@@ -151,7 +149,6 @@ pub fn receive(
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
-
     let receiving = |body, upload| client_body(body, upload, upload_limits(route, listener, version), timers);
     let is_plain = body.is_end_stream() && hop.upgrade.is_none();
     let cached = |at, context: &mut Box<ExchangeContext>, upstream| {
@@ -162,20 +159,20 @@ pub fn receive(
         outgoing_body(worker, route, context, body, hop, record.upload.clone(), receiving)
     });
     let reply = match passed {
-        Ok(Passed::Onward(mut way)) => {
-            match &mut way {
-                Way::Straight(_, bypassed_cache) => *bypassed_cache = bypassed,
-                Way::Fetch(_) => record.upload.end(),
+        Ok(Passed::Forward(mut source)) => {
+            match &mut source {
+                Source::Upstream(_, bypassed_cache) => *bypassed_cache = bypassed,
+                Source::Cache(_) => record.upload.end(),
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
             record.set_route(route_id, context);
-            return Begun::Onward(Onward { destination: Destination { route: route_id, upstream }, way });
+            return Next::Forward(Forwarding { destination: Destination { route: route_id, upstream }, source });
         }
-        Ok(Passed::Answer(response, depth)) => Reply::new(Ok(response.into()), depth),
+        Ok(Passed::Respond(response, depth)) => Reply::new(Ok(response.into()), depth),
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     record.upload.end();
-    Begun::Answered(respond(worker, route_id, context, Reply { bypassed, ..reply }, record))
+    Next::Respond(respond(worker, route_id, context, Reply { bypassed, ..reply }, record))
 }
 
 /// Returns the response to a request without a route.
@@ -228,21 +225,21 @@ fn down(
     let mut down = chain::down(worker, route, ChainPosition::top(), context, upstream)?;
     if let RequestHooks::Cache(at) = down {
         match cached(at, context, *upstream)? {
-            Lookup::Hit(response) => return Ok(Passed::Answer(response, at)),
-            Lookup::Miss(miss) => return Ok(Passed::Onward(Way::Fetch(miss))),
+            Lookup::Hit(response) => return Ok(Passed::Respond(response, at)),
+            Lookup::Miss(miss) => return Ok(Passed::Forward(Source::Cache(miss))),
             Lookup::Bypass(bypassed_cache) => *bypassed = Some(Box::new(bypassed_cache)),
         }
         down = chain::down(worker, route, at.next(), context, upstream)?;
     }
     Ok(match down {
         RequestHooks::Answer(response, depth) => {
-            Passed::Answer(response.map(|content| ResponseBody::Full(content.into())), depth)
+            Passed::Respond(response.map(|content| ResponseBody::Full(content.into())), depth)
         }
-        RequestHooks::Forward | RequestHooks::Cache(_) => Passed::Onward(Way::Straight(content(context)?, None)),
+        RequestHooks::Forward | RequestHooks::Cache(_) => Passed::Forward(Source::Upstream(content(context)?, None)),
     })
 }
 
-impl Onward {
+impl Forwarding {
     /// Asks the upstream, and takes the response up to the client.
     ///
     /// What it works on stays where it is: a future has room for what it is given and for what it takes out of that.
@@ -252,12 +249,12 @@ impl Onward {
         timers: &Timers,
         record: &mut ExchangeRecord,
     ) -> Response<ResponseBody> {
-        let Onward { destination, way } = self;
+        let Forwarding { destination, source } = self;
         let destination = *destination;
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-        let (sending, bypassed) = match way {
-            Way::Straight(sending, bypassed) => (sending, bypassed),
-            Way::Fetch(miss) => return boxed(|| fetch(miss, worker, destination, timers, record)).await,
+        let (sending, bypassed) = match source {
+            Source::Upstream(sending, bypassed) => (sending, bypassed),
+            Source::Cache(miss) => return boxed(|| fetch(miss, worker, destination, timers, record)).await,
         };
         let forwarded =
             timers.total.until_met(forward(worker, destination.upstream, context, sending, &timers.idle)).await;
