@@ -478,7 +478,7 @@ fn no_cause_is_a_phrase_of_a_library() {
         assert!(!phrases.iter().any(|phrase| line.contains(phrase)), "{line}");
     }
     let answers: [(&'static [u8], &str); 4] = [
-        (b"", "the connection was closed before the message was complete"),
+        (b"", "the endpoint closed the connection before it responded"),
         (b"\x15\x03\x01\x00\x02\x02\x16", "needs `https://`"),
         (b"HTTP/1.1 twenty OK\r\n\r\n", "the status code is malformed"),
         (b"HTTP/1.1 200 OK\r\nno field\r\n\r\n", "a field of the head is malformed"),

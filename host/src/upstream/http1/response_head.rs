@@ -25,8 +25,13 @@ pub struct ResponseHead {
 /// The reason for which a head is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
-    #[error("the response's head is malformed: {0}")]
+    #[error("{0}")]
     Malformed(&'static str),
+    #[error(
+        "the bytes are no HTTP/1.1; an endpoint that speaks TLS needs `https://` before its address, one that speaks HTTP/2 \
+         alone needs `h2c://`"
+    )]
+    NotHttp,
     #[error("the response's framing is ambiguous")]
     Ambiguous,
     #[error("the response's Content-Length is not one number")]
@@ -48,6 +53,9 @@ pub fn take(
     method: &Method,
     fields: &mut HeaderMap,
 ) -> Result<Option<ResponseHead>, HeadError> {
+    if !may_be_http(bytes) {
+        return Err(HeadError::NotHttp);
+    }
     let Some(length) = search.length(bytes) else {
         return if bytes.len() > limits.bytes { Err(HeadError::TooLarge) } else { Ok(None) };
     };
@@ -61,6 +69,13 @@ pub fn take(
         head[7] = b'1';
     }
     parse(&head.freeze(), limits, method, fields).map(Some)
+}
+
+/// Whether bytes may be the beginning of a head: those of another protocol may never have an end of line.
+fn may_be_http(bytes: &[u8]) -> bool {
+    const VERSION: &[u8] = b"HTTP/";
+    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
+    bytes[start..].iter().zip(VERSION).all(|(byte, wanted)| byte == wanted)
 }
 
 fn parse(
@@ -91,20 +106,22 @@ fn parse_into<'b>(
     config.allow_spaces_after_header_name_in_responses(true);
     match config.parse_response_with_uninit_headers(&mut parsed, head, room) {
         Ok(Status::Complete(length)) if length == head.len() => {}
-        Ok(_) => return Err(HeadError::Malformed("an empty line within it")),
+        Ok(_) => return Err(HeadError::Malformed("an empty line within the head")),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
+        Err(httparse::Error::Version) => return Err(HeadError::NotHttp),
         Err(error) => return Err(HeadError::Malformed(reason(error))),
     }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
-    let status = status.ok_or(HeadError::Malformed("no status code"))?;
+    let status = status.ok_or(HeadError::Malformed("the status code is malformed"))?;
     let version = if parsed.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let mut framing =
         Framing { version, length: ContentLength::default(), codings: 0, is_chunked: false, persistence: None };
     for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes());
-        let name = name.map_err(|_| HeadError::Malformed("a field name that is no token"))?;
+        let name = name.map_err(|_| HeadError::Malformed("a field of the head is malformed: its name is no token"))?;
         let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value));
-        let value = value.map_err(|_| HeadError::Malformed("a control character in a field"))?;
+        let value =
+            value.map_err(|_| HeadError::Malformed("a field of the head is malformed: it has a control character"))?;
         framing.note(&name, &value)?;
         fields.append(name, value);
     }
@@ -192,11 +209,11 @@ fn reason_phrase(head: &[u8]) -> &[u8] {
 
 fn reason(error: httparse::Error) -> &'static str {
     match error {
-        httparse::Error::HeaderName => "a field name that is no token",
-        httparse::Error::HeaderValue => "a control character in a field",
-        httparse::Error::NewLine => "a line that ends in CR without LF",
-        httparse::Error::Status => "the status line",
-        httparse::Error::Version => "the version of HTTP",
+        httparse::Error::HeaderName => "a field of the head is malformed: its name is no token",
+        httparse::Error::HeaderValue => "a field of the head is malformed: it has a control character",
+        httparse::Error::NewLine => "a line of the head ends in CR without LF",
+        httparse::Error::Status => "the status code is malformed",
+        httparse::Error::Version => "the version of HTTP is malformed",
         httparse::Error::Token => "a control character in the status line",
         httparse::Error::TooManyHeaders => "too many fields",
     }
@@ -265,20 +282,21 @@ mod tests {
         for (text, error) in cases {
             assert_eq!(parse_all(text.as_bytes()).unwrap_err(), error, "{text}");
         }
-        let malformed: [&[u8]; 9] = [
+        let malformed: [&[u8]; 7] = [
             b"HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nX: a\rb\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n",
             b"HTTP/1.1 200 OK\r\n: a\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
             b"HTTP/1.1 20 OK\r\n\r\n",
-            b"HTTP/2.0 200 OK\r\n\r\n",
             b"HTTP/1.1 200 O\x01K\r\n\r\n",
-            b"hello\r\n\r\n",
         ];
         for text in malformed {
             let refused = parse_all(text);
             assert!(matches!(refused, Err(HeadError::Malformed(_))), "{refused:?} {}", text.escape_ascii());
+        }
+        for text in [&b"HTTP/2.0 200 OK\r\n\r\n"[..], b"hello", b"\x15\x03\x01", b"\r\n\r\nhttp/1.1"] {
+            assert_eq!(parse_all(text).unwrap_err(), HeadError::NotHttp, "{}", text.escape_ascii());
         }
     }
 
@@ -286,7 +304,7 @@ mod tests {
     fn limits_hold_for_bytes_and_fields() {
         let many: String = (0..81).map(|n| format!("{n}:\r\n")).collect();
         let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "a".repeat(400));
-        let endless = "x".repeat(401);
+        let endless = format!("HTTP/1.1 200 {}", "x".repeat(401));
         for text in [format!("HTTP/1.1 200 OK\r\n{many}\r\n"), long, endless] {
             assert_eq!(parse_all(text.as_bytes()).unwrap_err(), HeadError::TooLarge, "{text}");
         }
