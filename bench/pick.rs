@@ -1,5 +1,6 @@
 //! The cost of choosing an endpoint: the stock `balance` plugin by policy, through the real runtime, beside an upstream
 //! with a single endpoint, for which no balancer is called. `cargo bench --package plugway --bench pick`
+#![expect(clippy::disallowed_methods, reason = "the benchmark measures")]
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
 //! Whole-program tests: the real binary, real sockets, real components.
+#![expect(clippy::disallowed_methods, reason = "tests wait until a deadline, and are configured by the environment")]
 #![forbid(unsafe_code)]
 
 mod admin;

@@ -1,4 +1,5 @@
 //! The command line: its commands and options.
+#![expect(clippy::disallowed_methods, reason = "the command line reads the environment and the date")]
 
 pub(crate) mod demo;
 

@@ -1,4 +1,8 @@
 //! A running configuration: immutable and shared, and each worker's own view of it with live instances and pools.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "an order of a new balancer instance is rare, and its pause begins when it fails"
+)]
 
 pub mod connection_counts;
 pub mod error_pages;

@@ -17,6 +17,7 @@
 //! Everything that decides about a request is a [`generation`], which [`assemble`] builds from a manifest ([`config`])
 //! and from components that a child process has examined ([`loading`]). Plugins run in [`plugin`].
 //! `ARCHITECTURE.md` has the layers, which `tests/layers.rs` checks.
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "unit tests choose their times"))]
 
 pub mod assemble;
 pub mod body;

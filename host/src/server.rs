@@ -1,4 +1,8 @@
 //! The life of the process: starts sockets and workers, serves generations, and shuts down gracefully.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the process, its control thread and its admin listener have no clock of a worker, and find their folders by the environment"
+)]
 
 pub mod admin;
 pub(crate) mod file_watcher;
@@ -280,7 +284,9 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     let workers = first.workers.unwrap_or(cores);
     let (publish, generation) = watch::channel(Arc::new(first.generation));
     let (stopping, stop) = watch::channel(false);
+    #[expect(clippy::disallowed_methods, reason = "one message from each worker for a generation")]
     let (swapped, mut outcomes) = mpsc::unbounded_channel();
+    #[expect(clippy::disallowed_methods, reason = "one message from each worker, at its end")]
     let (ended, endings) = mpsc::unbounded_channel();
     // Before the workers create their balancers, which need the endpoints.
     let mut keeper = UpstreamMonitor::start();
@@ -529,6 +535,7 @@ fn start_workers(
 ) -> std::io::Result<(Threads, Sockets)> {
     let (mut threads, mut ends) = (Vec::new(), Vec::new());
     for worker in 0..workers {
+        #[expect(clippy::disallowed_methods, reason = "one message for each changed socket of a reload")]
         let (end, sockets) = mpsc::unbounded_channel();
         let worker_metrics = WorkerMetrics { registry: registry.clone(), worker };
         let (generation, stopping, admission) = (generation.clone(), stopping.clone(), admission.clone());

@@ -10,7 +10,6 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
 
 use bytes::{BufMut, Bytes};
 use http::header::{self, HeaderValue};
@@ -31,6 +30,7 @@ use crate::exchange::response_body::ResponseBody;
 use crate::net::boxed::boxed;
 use crate::net::hyper_io::HyperIo;
 use crate::protocol::framing::Scanner;
+use crate::store::unix_time::http_date;
 use crate::telemetry::failure_log::{self, Topic};
 
 /// Serves a client connection until either side ends it. `ahead` holds bytes that were read already.
@@ -279,7 +279,7 @@ fn written(parts: &response::Parts, content: &[u8]) -> Bytes {
     let status = parts.status;
     let mut text =
         format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n", content.len()).into_bytes();
-    text.extend(format!("date: {}\r\n", httpdate::fmt_http_date(SystemTime::now())).bytes());
+    text.extend(format!("date: {}\r\n", http_date()).bytes());
     for (name, value) in &parts.headers {
         text.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
     }

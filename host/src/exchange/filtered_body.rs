@@ -1,4 +1,5 @@
 //! A body on its way through the plugins of a chain that transform bodies.
+#![expect(clippy::disallowed_methods, reason = "a pause of a body is rare, and measured exactly")]
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -1,5 +1,6 @@
 //! From a finished request to the head of a response: choose an endpoint, make an attempt, and another one at another
 //! endpoint where the upstream's rules allow that.
+#![expect(clippy::disallowed_methods, reason = "attempts are measured exactly: their latency decides about endpoints")]
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -1,4 +1,8 @@
 //! The proxy's side of a child: starts it, talks with it, and never waits longer than its limits.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a child is started from this very program, and waited for on a thread without a clock of a worker"
+)]
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,5 +1,6 @@
 //! Deadlines that cost nothing until they are met: a worker scans them a few times a second, instead of a timer for
 //! each request.
+#![expect(clippy::disallowed_methods, reason = "the clock of a worker")]
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;

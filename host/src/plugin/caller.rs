@@ -3,6 +3,10 @@
 //! An instance leaves its slot for each call and returns to it when the call has returned, so a trap, a deadline or a
 //! refused growth of memory costs that instance alone. A call that no tick meets is checked by two loads, and costs no
 //! clock reading beyond the sample for metrics.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "calls are measured exactly: most are shorter than a tick of the worker's clock"
+)]
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

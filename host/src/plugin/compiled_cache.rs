@@ -6,6 +6,7 @@
 //!
 //! Several processes may share the folder. A file appears whole, by a rename, and may be removed at any time: then the
 //! component is compiled again.
+#![expect(clippy::disallowed_methods, reason = "files are aged by wall-clock time, over restarts")]
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};

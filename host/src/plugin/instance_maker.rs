@@ -2,6 +2,7 @@
 //! theirs. Workers never wait for it while they serve.
 //!
 //! One plugin can't keep the thread from the others: it rests after each spare instance, and backs off after a failure.
+#![expect(clippy::disallowed_methods, reason = "the maker is a thread of its own")]
 
 use std::collections::VecDeque;
 use std::sync::Weak;

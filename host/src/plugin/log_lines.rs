@@ -1,5 +1,6 @@
 //! The log lines of a plugin, by the log's interface, by printing or about its failures: truncated, escaped, and limited
 //! for all instances of the plugin together.
+#![expect(clippy::disallowed_methods, reason = "read once: the origin of the seconds in which lines are counted")]
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -3,6 +3,10 @@
 //! changes none of them keeps all of this.
 //!
 //! Locks here are taken when an instance is lost or made, not by calls that find their worker's instance in its slot.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "instances are made rarely, also on threads without a clock of a worker"
+)]
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};

@@ -1,5 +1,6 @@
 //! Stored responses in a directory: one file per response, an index of the files in memory, and a thread that writes
 //! and removes files. The files are found again at the next start, even after a crash; incomplete files are removed.
+#![expect(clippy::disallowed_methods, reason = "the shutdown waits off the workers")]
 
 mod blocks;
 mod directory;
@@ -113,7 +114,10 @@ impl Disk {
     /// Opens or creates a directory that may hold `bytes` of files. The error explains how to fix the problem.
     pub fn open(folder: &Path, bytes: u64, purges: &Arc<PurgeLog>) -> Result<Arc<Self>, String> {
         let claim = DirectoryLock::new(folder)?;
-        // Removals and marks are bounded by the number of entries, and writes by `MAX_QUEUED_BYTES`.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "removals and marks are bounded by the number of entries, and writes by `MAX_QUEUED_BYTES`"
+        )]
         let (jobs, queue) = mpsc::channel();
         let disk = Arc::new(Disk {
             claim,

@@ -1,6 +1,7 @@
 //! The store of cached responses: kept in memory and on disk for all workers, found by cache key and `Vary` values,
 //! streamed to clients while they are still being fetched. The store takes freshness values only from the cache policy
 //! (`cache-policy` in the WIT) and does not compute them.
+#![expect(clippy::disallowed_methods, reason = "the one place that dates responses")]
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,4 +9,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// process. A clock that is set back makes a response younger, but its age is never negative.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Returns the current time as the value of a `Date` field (RFC 9110 §6.6.1).
+pub fn http_date() -> String {
+    httpdate::fmt_http_date(SystemTime::now())
 }

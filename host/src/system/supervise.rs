@@ -224,6 +224,7 @@ mod injected {
     static TURNS_LEFT: AtomicU64 = AtomicU64::new(0);
 
     pub fn arm() {
+        #[expect(clippy::disallowed_methods, reason = "a test names the task that panics")]
         let Ok(wanted) = std::env::var("PLUGWAY_TEST_PANIC") else { return };
         let (name, turn) = wanted.split_once(':').unwrap_or((&wanted, "1"));
         let task = Task::ALL.into_iter().find(|task| task.name() == name);

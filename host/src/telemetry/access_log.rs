@@ -1,5 +1,6 @@
 //! The access log: one line per exchange, written by a dedicated thread. A worker never waits for a disk or a reader:
 //! if the queue is full, lines are dropped and counted.
+#![expect(clippy::disallowed_methods, reason = "the writer is a thread of its own")]
 
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};

@@ -1,6 +1,10 @@
 //! The rate limits of log lines about failures, per topic and second. A part of a topic, such as a route, has a lower
 //! limit, so that a part that always fails hides no other. Suppressed lines are counted. Callers ask [`admits`] first,
 //! and then log the line themselves.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "limits of the log hold over all threads, most of which have no clock of a worker"
+)]
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,5 +1,6 @@
 //! The certificate that a client gets, chosen by the requested name (SNI) and the signatures that the client supports.
 //! [`server`](super::server) creates the choice once per load; rustls queries it once per handshake.
+#![expect(clippy::disallowed_methods, reason = "certificates are valid by wall-clock time")]
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! Builds plugin crates to wasm components from a build script.
 //!
 //! Plugway's own stock plugins and test guests are built this way; a crate that embeds a filter can do the same.
+#![expect(clippy::disallowed_methods, reason = "a build script is configured by the environment")]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

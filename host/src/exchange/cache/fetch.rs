@@ -25,7 +25,7 @@ use crate::store::collapse::{FetchLeader, FetchOutcome};
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::shared_body::SharedBody;
 use crate::store::stored_response::{Content, StoredResponse, freshen};
-use crate::store::unix_time::now_ms;
+use crate::store::unix_time::{http_date, now_ms};
 use crate::store::variant::VariantInfo;
 use crate::store::vary::VaryValue;
 use crate::system::supervise::{Task, spawn};
@@ -408,8 +408,7 @@ fn is_other_etag(stored: &HeaderMap, came: &HeaderMap) -> bool {
 
 /// Returns the current time as a `Date` value.
 fn date_header() -> HeaderValue {
-    let date = httpdate::fmt_http_date(std::time::SystemTime::now());
-    HeaderValue::from_str(&date).unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
+    HeaderValue::from_str(&http_date()).unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
 }
 
 /// The reason for not storing a response that came from another upstream.

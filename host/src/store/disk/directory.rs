@@ -1,4 +1,5 @@
 //! The directory of a disk cache: its lock, so that one process uses it at a time, its file names and its seed.
+#![expect(clippy::disallowed_methods, reason = "a start waits for the process before it, off the workers")]
 
 use std::fs::{DirBuilder, DirEntry, File};
 use std::io;

@@ -1,5 +1,6 @@
 //! A plugin that takes too long or fails, as its configuration or a request says. A request says so in `x-late`:
 //! `spin`, `trap`, `busy:MS` (by the clock), `work:N` (rounds of a computation) or `fill:MIB` (one instruction).
+#![expect(clippy::disallowed_methods, reason = "the guest is late by the clock")]
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
