@@ -7,12 +7,12 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::path_regex::Paths;
-use super::{Assembly, route_conditions, some_of};
+use super::{Assembly, head_of, route_conditions, some_of};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, OtherPath};
+use crate::config::manifest::{self, Manifest, OtherPath};
 use crate::config::serde_messages::meant;
 use crate::generation::Route;
-use crate::generation::router::{HostMatch, PathMatch, RouteMatch};
+use crate::generation::router::{HostMatch, PathMatch, RouteMatch, Router};
 use crate::protocol::authority;
 
 /// The default of `max-body`, more than most uploads. Bodies are streamed, so the limit protects the endpoint.
@@ -32,7 +32,53 @@ impl Assembly<'_> {
         regex::RegexBuilder::new(text).size_limit(MAX_REGEX_BYTES).dfa_size_limit(MAX_REGEX_BYTES).build()
     }
 
-    pub(super) fn route(
+    /// Returns the routes of the manifest, with their router; `None` if two routes are equal.
+    pub(super) fn routes(
+        &mut self,
+        files: &[(Arc<Source>, Manifest)],
+        upstreams: &HashMap<Arc<str>, usize>,
+    ) -> (Vec<Route>, Option<Router>) {
+        let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let mut are_sound = !self.left_out.has_any("route");
+        for (source, route) in
+            files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route)))
+        {
+            let before = self.problems.count();
+            let matching = self.matching(source, route.get_ref());
+            are_sound &= self.problems.count() == before;
+            routes.push(self.route(source, route.get_ref(), upstreams));
+            matches.push(matching);
+            places.push((source, route.span()));
+        }
+        if routes.is_empty() {
+            self.check_needs_no_route(files);
+        }
+        let router = Router::new(matches);
+        // Routes that lack what was wrong in them may look alike.
+        if let (Err((first, second)), true) = (&router, are_sound) {
+            let (source, span) = &places[*second];
+            let (other, at) = &places[*first];
+            let message = format!(
+                "equal routes: this one matches the same requests as the route at {}; change a condition, such as `path`, \
+                 or remove one",
+                other.location(at)
+            );
+            self.problems.at(source, head_of(span), message);
+        }
+        (routes, router.ok())
+    }
+
+    /// Checks that a manifest without routes needs none: all its listeners redirect to HTTPS.
+    fn check_needs_no_route(&mut self, files: &[(Arc<Source>, Manifest)]) {
+        let redirects = |listener: &manifest::ListenerTable| listener.redirect_to_https.is_some();
+        let needs_route = !files.iter().flat_map(|(_, file)| &file.listener).all(redirects);
+        if let (Some((source, _)), true) = (files.first(), needs_route && !self.left_out.has_any("route")) {
+            let message = "no route: add `[[route]]` with `upstream = \"app\"`";
+            self.problems.at(source, 0..0, message);
+        }
+    }
+
+    fn route(
         &mut self,
         source: &Arc<Source>,
         route: &manifest::RouteTable,
@@ -87,7 +133,7 @@ impl Assembly<'_> {
     }
 
     /// Returns the conditions of a route on requests.
-    pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> RouteMatch {
+    fn matching(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> RouteMatch {
         RouteMatch {
             hosts: self.matching_hosts(source, route),
             path: route.path.as_ref().map_or(PathMatch::Any, |path| self.matching_path(source, path)),

@@ -1,5 +1,6 @@
 //! From an upstream's table to its plan, balancer and rules.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use toml::Spanned;
 use super::Assembly;
 use super::endpoints::ListedEndpoints;
 use crate::config::diagnostic::Source;
-use crate::config::manifest;
+use crate::config::manifest::{self, Manifest};
 use crate::generation::Upstream;
 use crate::protocol::proxy_protocol;
 use crate::upstream::connection_limit::ConnectionLimit;
@@ -23,7 +24,27 @@ const PENDING: usize = 1024;
 const IDLE_CONNECTIONS: usize = 1024;
 
 impl Assembly<'_> {
-    pub(super) fn upstream(
+    /// Returns the upstreams of the manifest, with the index of each by its name.
+    pub(super) fn upstreams(&mut self, files: &[(Arc<Source>, Manifest)]) -> (Vec<Upstream>, HashMap<Arc<str>, usize>) {
+        let mut upstreams: Vec<Upstream> = Vec::new();
+        let mut upstream_indices = HashMap::new();
+        for (source, file) in files {
+            for (name, upstream) in &file.upstream {
+                let made = self.upstream(source, name, upstream);
+                if upstream_indices.insert(made.name.clone(), upstreams.len()).is_some() {
+                    let message = format!(
+                        "upstream name used twice: `{}` stands in another file too; choose another",
+                        name.get_ref()
+                    );
+                    self.problems.at(source, name.span(), message);
+                }
+                upstreams.push(made);
+            }
+        }
+        (upstreams, upstream_indices)
+    }
+
+    fn upstream(
         &mut self,
         source: &Arc<Source>,
         name: &Spanned<String>,
