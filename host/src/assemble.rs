@@ -35,12 +35,12 @@ use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
 use crate::config::diagnostic::{Diagnostics, Source};
 use crate::config::load::Files;
-use crate::config::manifest::{self, Manifest};
+use crate::config::manifest::Manifest;
 use crate::config::structure::LeftOut;
+use crate::generation::Generation;
 use crate::generation::connection_counts::ConnectionCounts;
-use crate::generation::ids::{ById, Id, PluginId, UpstreamId};
-use crate::generation::router::Router;
-use crate::generation::{Generation, Upstream};
+use crate::generation::ids::{ById, PluginId};
+use crate::generation::listener::Listener;
 use crate::loading::{Examination, Loader};
 use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
@@ -111,7 +111,7 @@ struct Assembly<'a> {
     problems: Diagnostics,
     left_out: LeftOut,
     bindings: ById<PluginId, Arc<ConfiguredPlugin>>,
-    /// Named plugins, as places in `bindings`; none if theirs failed.
+    /// The named plugins; `None` if one has an error.
     named: BTreeMap<String, Option<PluginId>>,
     round_robin: Option<PluginId>,
     /// Components in child processes, the last used at the end.
@@ -166,92 +166,14 @@ impl Assembler {
     pub fn assemble(&mut self, files: Files) -> Result<AssembledManifest, Diagnostics> {
         let Files { list: files, problems, left_out } = files;
         let files = files.as_slice();
-        let (bindings, named) = (ById::default(), BTreeMap::new());
-        let used = HashSet::new();
-        let examinations = Vec::new();
-        let (round_robin, broken, regexes) = (None, HashMap::new(), 0);
-        let certificates = Vec::new();
-        let (paths, reach) = (None, Reach::of(files, &left_out));
-        let mut draft = Assembly {
-            assembly: self,
-            problems,
-            left_out,
-            bindings,
-            named,
-            round_robin,
-            examinations,
-            broken,
-            regexes,
-            paths,
-            reach,
-            used,
-            reserved: None,
-            certificates,
-        };
+        let mut draft = Assembly::new(self, files, problems, left_out);
         draft.assembly.loader.limits = draft.load_limits(files);
         draft.reserve(files);
-        for (source, file) in files {
-            for (name, plugin) in &file.plugin {
-                let binding = draft.bind(source, name.get_ref(), plugin);
-                if draft.named.insert(name.get_ref().clone(), binding).is_some() {
-                    let message = format!(
-                        "plugin name used twice: `{}` stands in another file too; choose another",
-                        name.get_ref()
-                    );
-                    draft.problems.at(source, name.span(), message);
-                }
-            }
-        }
-        let mut upstreams: ById<UpstreamId, Upstream> = ById::default();
-        let mut upstream_ids = HashMap::new();
-        for (source, file) in files {
-            for (name, upstream) in &file.upstream {
-                let made = draft.upstream(source, name, upstream);
-                let upstream_name = made.name.clone();
-                if upstream_ids.insert(upstream_name, upstreams.push(made)).is_some() {
-                    let message = format!(
-                        "upstream name used twice: `{}` stands in another file too; choose another",
-                        name.get_ref()
-                    );
-                    draft.problems.at(source, name.span(), message);
-                }
-            }
-        }
-        let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        let mut are_sound = !draft.left_out.has_any("route");
-        for (source, route) in
-            files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route)))
-        {
-            let before = draft.problems.count();
-            let matching = draft.matching(source, route.get_ref());
-            are_sound &= draft.problems.count() == before;
-            routes.push(draft.route(source, route.get_ref(), &upstream_ids));
-            matches.push(matching);
-            places.push((source, route.span()));
-        }
-        let redirects = |listener: &manifest::ListenerTable| listener.redirect_to_https.is_some();
-        let needs_route = !files.iter().flat_map(|(_, file)| &file.listener).all(redirects);
-        if let (Some((source, _)), true) =
-            (files.first(), routes.is_empty() && needs_route && !draft.left_out.has_any("route"))
-        {
-            let message = "no route: add `[[route]]` with `upstream = \"app\"`";
-            draft.problems.at(source, 0..0, message);
-        }
-        let router = Router::new(matches);
-        // Routes that lack what was wrong in them may look alike.
-        if let (Err((first, second)), true) = (&router, are_sound) {
-            let (source, span) = &places[second.index()];
-            let (other, at) = &places[first.index()];
-            let message = format!(
-                "equal routes: this one matches the same requests as the route at {}; change a condition, such as `path`, \
-                 or remove one",
-                other.location(at)
-            );
-            draft.problems.at(source, head_of(span), message);
-        }
+        draft.bind_all(files);
+        let (upstreams, upstream_ids) = draft.upstreams(files);
+        let (routes, router) = draft.routes(files, &upstream_ids);
         let (listeners, workers) = (draft.listeners(files), draft.workers(files));
-        let named = files.iter().find_map(|(source, file)| Some((source, file.drain_timeout.as_ref()?)));
-        let drain = named.map_or(DRAIN, |(source, text)| draft.duration(source, Some(text), DRAIN));
+        let drain = draft.drain(files);
         let (admin, admin_place) = (draft.admin(files), admin::place(files));
         let access_log = draft.access_log(files);
         let error_pages = draft.error_pages(files);
@@ -266,16 +188,11 @@ impl Assembler {
         certificates.dedup_by(|one, other| one.chain == other.chain);
         self.keep_accepted();
         let (router, reserved) = match (router, reserved) {
-            (Ok(router), Some(reserved)) if problems.count() == 0 => (router, reserved),
+            (Some(router), Some(reserved)) if problems.count() == 0 => (router, reserved),
             _ => return Err(problems),
         };
         let tenancy = reserved.into_tenancy(self.workers(files) as u32);
-        self.plugins.retain(|digest, _| used.contains(digest));
-        self.census.retain(|address, _| listeners.contains_key(address));
-        self.dialers.retain(|_, config| Arc::strong_count(config) > 1);
-        // What only a generation that was refused wanted is still here; what one in service has, too.
-        self.live.retain(|_, live| Arc::strong_count(live) > 1);
-        self.connection_limits.retain(|_, connection_limits| connection_limits.are_in_use());
+        self.forget_unused(&used, &listeners);
         let addresses = listeners::addresses(files, &listeners);
         let generation = Generation {
             router,
@@ -293,6 +210,16 @@ impl Assembler {
             certificates,
         };
         Ok(AssembledManifest { generation, admin, admin_place, listeners: addresses, workers, drain })
+    }
+
+    /// Forgets what neither this generation nor one in service uses.
+    fn forget_unused(&mut self, used: &HashSet<blake3::Hash>, listeners: &HashMap<Arc<str>, Arc<Listener>>) {
+        self.plugins.retain(|digest, _| used.contains(digest));
+        self.census.retain(|address, _| listeners.contains_key(address));
+        self.dialers.retain(|_, config| Arc::strong_count(config) > 1);
+        // What only a generation that was refused wanted is still here; what one in service has, too.
+        self.live.retain(|_, live| Arc::strong_count(live) > 1);
+        self.connection_limits.retain(|_, connection_limits| connection_limits.are_in_use());
     }
 }
 
@@ -316,7 +243,40 @@ impl Assembler {
     }
 }
 
+impl<'a> Assembly<'a> {
+    fn new(
+        assembly: &'a mut Assembler,
+        files: &[(Arc<Source>, Manifest)],
+        problems: Diagnostics,
+        left_out: LeftOut,
+    ) -> Self {
+        let reach = Reach::of(files, &left_out);
+        Assembly {
+            assembly,
+            problems,
+            left_out,
+            bindings: ById::default(),
+            named: BTreeMap::new(),
+            round_robin: None,
+            examinations: Vec::new(),
+            broken: HashMap::new(),
+            regexes: 0,
+            paths: None,
+            reach,
+            reserved: None,
+            used: HashSet::new(),
+            certificates: Vec::new(),
+        }
+    }
+}
+
 impl Assembly<'_> {
+    /// Returns how long a stop waits for exchanges.
+    fn drain(&mut self, files: &[(Arc<Source>, Manifest)]) -> Duration {
+        let named = files.iter().find_map(|(source, file)| Some((source, file.drain_timeout.as_ref()?)));
+        named.map_or(DRAIN, |(source, text)| self.duration(source, Some(text), DRAIN))
+    }
+
     /// Reserves the places for the instances, but for those of bodies.
     fn reserve(&mut self, files: &[(Arc<Source>, Manifest)]) {
         let wanted = instances::places(files, self.assembly.workers(files));

@@ -36,6 +36,25 @@ struct List<'a> {
     upstream: &'a manifest::UpstreamTable,
 }
 
+/// An endpoint as a list names it.
+struct NamedEndpoint<'a> {
+    text: &'a str,
+    span: Range<usize>,
+    scheme: Scheme,
+    /// The text without its scheme.
+    rest: &'a str,
+    protocol: EndpointProtocol,
+    settings: EndpointSettings,
+}
+
+/// The settings of an endpoint besides its address.
+struct EndpointSettings {
+    weight: u32,
+    tier: u32,
+    zone: Arc<str>,
+    draining: bool,
+}
+
 impl ListedEndpoints {
     /// Returns what each member or name speaks.
     pub fn speak(&self) -> impl Iterator<Item = &EndpointProtocol> {
@@ -87,6 +106,7 @@ impl Assembly<'_> {
         }
     }
 
+    /// Reads an endpoint of a list, and adds it to the members.
     fn member(&mut self, list: &List<'_>, endpoint: &Spanned<manifest::Endpoint>, members: &mut ListedEndpoints) {
         let plain = EndpointTable::default();
         let (table, text, span) = match endpoint.get_ref() {
@@ -102,6 +122,22 @@ impl Assembly<'_> {
             },
         };
         let (scheme, rest) = scheme(text);
+        let settings = self.endpoint_settings(list, table);
+        // A certificate bears the name without `_service._protocol`.
+        let domain = || rest.splitn(3, '.').nth(2).unwrap_or(rest);
+        let certified = if table.srv.is_some() { domain() } else { host(rest) };
+        let Some(protocol) = self.speaks(list, span.clone(), scheme, certified) else { return };
+        let named = NamedEndpoint { text, span, scheme, rest, protocol, settings };
+        let kind = match (&table.dns, &table.srv) {
+            (None, None) => return self.address(list, named, members),
+            (Some(_), _) => host_and_port(rest).map(|(_, port)| NameKind::Host(host(rest).into(), port)),
+            (None, Some(_)) => is_service(rest).then(|| NameKind::Service(rest.into())),
+        };
+        self.dns_name(list, named, kind, members);
+    }
+
+    /// Reads the settings of an endpoint besides its address.
+    fn endpoint_settings(&mut self, list: &List<'_>, table: &EndpointTable) -> EndpointSettings {
         if let (Some(_), Some(weight)) = (&table.srv, &table.weight) {
             self.problems.at(
                 list.source,
@@ -109,47 +145,56 @@ impl Assembly<'_> {
                 "`weight` beside `srv`: the records of a service have weights of their own; remove it",
             );
         }
-        let weight = self.weight(list.source, table.weight.as_ref());
-        let tier = self.up_to(list.source, table.tier.as_ref(), 0, 0..=MAX_TIERS) as u32;
-        let zone: Arc<str> = table.zone.as_deref().unwrap_or_default().into();
-        let draining = table.draining;
-        // A certificate bears the name without `_service._protocol`.
-        let domain = || rest.splitn(3, '.').nth(2).unwrap_or(rest);
-        let certified = if table.srv.is_some() { domain() } else { host(rest) };
-        let Some(speaks) = self.speaks(list, span.clone(), scheme, certified) else { return };
-        let kind = match (&table.dns, &table.srv) {
-            (None, None) => {
-                let Some(socket_name) = socket_name(rest) else { return self.no_endpoint(list, span, text) };
-                if let SocketName::Unix(path) = &socket_name
-                    && (path.len() > MAX_SOCKET_PATH_BYTES || path.contains('\0'))
-                {
-                    let message = format!(
-                        "invalid path of a unix socket: found {} bytes; expected {MAX_SOCKET_PATH_BYTES} at most, and no NUL",
-                        path.len()
-                    );
-                    return self.problems.at(list.source, span, message);
-                }
-                let spelling = identity(&socket_name, rest);
-                let address = EndpointAddr { text: text.into(), address: socket_name, protocol: speaks };
-                if !members.known.insert(spelling) {
-                    let message = format!(
-                        "endpoint named twice: `{text}`; name it once, with a `weight` if it is to get more requests"
-                    );
-                    return self.problems.at(list.source, span, message);
-                }
-                return members.list.push(EndpointSpec { address, weight, tier, zone, draining });
-            }
-            (Some(_), _) => host_and_port(rest).map(|(_, port)| NameKind::Host(host(rest).into(), port)),
-            (None, Some(_)) => is_service(rest).then(|| NameKind::Service(rest.into())),
-        };
-        let Some(kind) = kind else { return self.no_endpoint(list, span, text) };
-        if !members.known.insert(format!("name {}", rest.to_ascii_lowercase())) {
-            let message =
-                format!("endpoint named twice: `{text}`; name it once, with a `weight` if it is to get more requests");
+        EndpointSettings {
+            weight: self.weight(list.source, table.weight.as_ref()),
+            tier: self.up_to(list.source, table.tier.as_ref(), 0, 0..=MAX_TIERS) as u32,
+            zone: table.zone.as_deref().unwrap_or_default().into(),
+            draining: table.draining,
+        }
+    }
+
+    /// Adds an endpoint with an address.
+    fn address(&mut self, list: &List<'_>, named: NamedEndpoint<'_>, members: &mut ListedEndpoints) {
+        let NamedEndpoint { text, span, rest, protocol, settings, .. } = named;
+        let Some(socket_name) = socket_name(rest) else { return self.no_endpoint(list, span, text) };
+        if let SocketName::Unix(path) = &socket_name
+            && (path.len() > MAX_SOCKET_PATH_BYTES || path.contains('\0'))
+        {
+            let message = format!(
+                "invalid path of a unix socket: found {} bytes; expected {MAX_SOCKET_PATH_BYTES} at most, and no NUL",
+                path.len()
+            );
             return self.problems.at(list.source, span, message);
         }
-        let scheme = scheme.text();
-        members.names.push(DnsName { kind, scheme, protocol: speaks, weight, tier, zone, draining });
+        if !members.known.insert(identity(&socket_name, rest)) {
+            return self.named_twice(list, span, text);
+        }
+        let address = EndpointAddr { text: text.into(), address: socket_name, protocol };
+        let EndpointSettings { weight, tier, zone, draining } = settings;
+        members.list.push(EndpointSpec { address, weight, tier, zone, draining });
+    }
+
+    /// Adds a name to look up; `kind` is `None` if the name is invalid.
+    fn dns_name(
+        &mut self,
+        list: &List<'_>,
+        named: NamedEndpoint<'_>,
+        kind: Option<NameKind>,
+        members: &mut ListedEndpoints,
+    ) {
+        let NamedEndpoint { text, span, scheme, rest, protocol, settings } = named;
+        let Some(kind) = kind else { return self.no_endpoint(list, span, text) };
+        if !members.known.insert(format!("name {}", rest.to_ascii_lowercase())) {
+            return self.named_twice(list, span, text);
+        }
+        let (scheme, EndpointSettings { weight, tier, zone, draining }) = (scheme.text(), settings);
+        members.names.push(DnsName { kind, scheme, protocol, weight, tier, zone, draining });
+    }
+
+    fn named_twice(&mut self, list: &List<'_>, span: Range<usize>, text: &str) {
+        let message =
+            format!("endpoint named twice: `{text}`; name it once, with a `weight` if it is to get more requests");
+        self.problems.at(list.source, span, message);
     }
 
     fn no_endpoint(&mut self, list: &List<'_>, span: Range<usize>, text: &str) {

@@ -220,6 +220,34 @@ impl Assembly<'_> {
         let connections_per_client =
             per_client.map(|count| self.count(source, Some(count), connections, u32::MAX as usize));
         let streams = self.count(source, limits.streams.as_ref(), STREAMS, MAX_STREAMS);
+        self.check_head_limits(source, limits, &framing);
+        self.check_connections_per_client(source, limits, connections);
+        ClientLimits {
+            framing,
+            head_timeout: self.duration(source, limits.head_timeout.as_ref(), HEAD_TIMEOUT),
+            keep_alive: self.duration(source, limits.keep_alive.as_ref(), KEEP_ALIVE),
+            requests: self.count(source, limits.requests.as_ref(), REQUESTS, u32::MAX as usize),
+            connections,
+            connections_per_client,
+            streams: streams as u32,
+            body_timeout: self.duration(source, limits.body_timeout.as_ref(), BODY_TIMEOUT),
+            body_rate: self.rate(source, limits.body_rate.as_ref(), BODY_RATE),
+            send: SendLimits {
+                timeout: self.duration(source, limits.send_timeout.as_ref(), SEND_TIMEOUT),
+                rate: self.rate(source, limits.send_rate.as_ref(), SEND_RATE),
+            },
+            buffer: self.buffer(source, limits.buffer.as_ref()),
+            tunnel_timeout: self.duration(source, limits.tunnel_timeout.as_ref(), TUNNEL_TIMEOUT),
+        }
+    }
+
+    /// Checks the sizes of request heads.
+    fn check_head_limits(
+        &mut self,
+        source: &Arc<Source>,
+        limits: &manifest::ListenerLimits,
+        framing: &framing::HeadLimits,
+    ) {
         if let Some(head) =
             limits.head.as_ref().filter(|_| !(MIN_HEAD_BYTES..=MAX_HEAD_BYTES).contains(&framing.head_bytes))
         {
@@ -242,31 +270,25 @@ impl Assembly<'_> {
             );
             self.problems.at(source, target.span(), message);
         }
+    }
+
+    /// Checks that one client may not have more connections than all clients together.
+    fn check_connections_per_client(
+        &mut self,
+        source: &Arc<Source>,
+        limits: &manifest::ListenerLimits,
+        connections: usize,
+    ) {
         // A large number beside the default of `connections` is a way to say that a client may have them all.
         let is_total_given = limits.connections.is_some();
-        if let Some(count) = per_client.filter(|count| is_total_given && *count.get_ref() > connections) {
+        if let Some(count) =
+            limits.connections_per_client.as_ref().filter(|count| is_total_given && *count.get_ref() > connections)
+        {
             let message = format!(
                 "`connections-per-client` larger than `connections`: {}; expected at most {connections}, or raise `connections`",
                 count.get_ref()
             );
             self.problems.at(source, count.span(), message);
-        }
-        ClientLimits {
-            framing,
-            head_timeout: self.duration(source, limits.head_timeout.as_ref(), HEAD_TIMEOUT),
-            keep_alive: self.duration(source, limits.keep_alive.as_ref(), KEEP_ALIVE),
-            requests: self.count(source, limits.requests.as_ref(), REQUESTS, u32::MAX as usize),
-            connections,
-            connections_per_client,
-            streams: streams as u32,
-            body_timeout: self.duration(source, limits.body_timeout.as_ref(), BODY_TIMEOUT),
-            body_rate: self.rate(source, limits.body_rate.as_ref(), BODY_RATE),
-            send: SendLimits {
-                timeout: self.duration(source, limits.send_timeout.as_ref(), SEND_TIMEOUT),
-                rate: self.rate(source, limits.send_rate.as_ref(), SEND_RATE),
-            },
-            buffer: self.buffer(source, limits.buffer.as_ref()),
-            tunnel_timeout: self.duration(source, limits.tunnel_timeout.as_ref(), TUNNEL_TIMEOUT),
         }
     }
 

@@ -9,7 +9,7 @@ use toml::Spanned;
 use super::units::bytes;
 use super::{Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, PluginRef};
+use crate::config::manifest::{self, Manifest, PluginRef};
 use crate::config::serde_messages::meant;
 use crate::config::spans::ValueSpans;
 use crate::generation::ids::PluginId;
@@ -85,6 +85,22 @@ impl Assembler {
 }
 
 impl Assembly<'_> {
+    /// Configures the plugins that the manifest names.
+    pub(super) fn bind_all(&mut self, files: &[(Arc<Source>, Manifest)]) {
+        for (source, file) in files {
+            for (name, plugin) in &file.plugin {
+                let binding = self.bind(source, name.get_ref(), plugin);
+                if self.named.insert(name.get_ref().clone(), binding).is_some() {
+                    let message = format!(
+                        "plugin name used twice: `{}` stands in another file too; choose another",
+                        name.get_ref()
+                    );
+                    self.problems.at(source, name.span(), message);
+                }
+            }
+        }
+    }
+
     pub(super) fn bind(
         &mut self,
         source: &Arc<Source>,

@@ -7,13 +7,13 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::path_regex::Paths;
-use super::{Assembly, route_conditions, some_of};
+use super::{Assembly, head_of, route_conditions, some_of};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, OtherPath};
+use crate::config::manifest::{self, Manifest, OtherPath};
 use crate::config::serde_messages::meant;
 use crate::generation::Route;
 use crate::generation::ids::{Id, PluginId, UpstreamId};
-use crate::generation::router::{HostMatch, PathMatch, RouteMatch};
+use crate::generation::router::{HostMatch, PathMatch, RouteMatch, Router};
 use crate::protocol::authority;
 
 /// The default of `max-body`, more than most uploads. Bodies are streamed, so the limit protects the endpoint.
@@ -33,7 +33,53 @@ impl Assembly<'_> {
         regex::RegexBuilder::new(text).size_limit(MAX_REGEX_BYTES).dfa_size_limit(MAX_REGEX_BYTES).build()
     }
 
-    pub(super) fn route(
+    /// Returns the routes of the manifest, with their router; `None` if two routes are equal.
+    pub(super) fn routes(
+        &mut self,
+        files: &[(Arc<Source>, Manifest)],
+        upstreams: &HashMap<Arc<str>, UpstreamId>,
+    ) -> (Vec<Route>, Option<Router>) {
+        let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let mut are_sound = !self.left_out.has_any("route");
+        for (source, route) in
+            files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route)))
+        {
+            let before = self.problems.count();
+            let matching = self.matching(source, route.get_ref());
+            are_sound &= self.problems.count() == before;
+            routes.push(self.route(source, route.get_ref(), upstreams));
+            matches.push(matching);
+            places.push((source, route.span()));
+        }
+        if routes.is_empty() {
+            self.check_needs_no_route(files);
+        }
+        let router = Router::new(matches);
+        // Routes that lack what was wrong in them may look alike.
+        if let (Err((first, second)), true) = (&router, are_sound) {
+            let (source, span) = &places[second.index()];
+            let (other, at) = &places[first.index()];
+            let message = format!(
+                "equal routes: this one matches the same requests as the route at {}; change a condition, such as `path`, \
+                 or remove one",
+                other.location(at)
+            );
+            self.problems.at(source, head_of(span), message);
+        }
+        (routes, router.ok())
+    }
+
+    /// Checks that a manifest without routes needs none: all its listeners redirect to HTTPS.
+    fn check_needs_no_route(&mut self, files: &[(Arc<Source>, Manifest)]) {
+        let redirects = |listener: &manifest::ListenerTable| listener.redirect_to_https.is_some();
+        let needs_route = !files.iter().flat_map(|(_, file)| &file.listener).all(redirects);
+        if let (Some((source, _)), true) = (files.first(), needs_route && !self.left_out.has_any("route")) {
+            let message = "no route: add `[[route]]` with `upstream = \"app\"`";
+            self.problems.at(source, 0..0, message);
+        }
+    }
+
+    fn route(
         &mut self,
         source: &Arc<Source>,
         route: &manifest::RouteTable,
@@ -87,9 +133,19 @@ impl Assembly<'_> {
         Route { name, upstream: upstream_id.unwrap_or_else(|| UpstreamId::new(0)), chain, max_body, timeout }
     }
 
-    pub(super) fn matching(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> RouteMatch {
-        let mut matching = RouteMatch::default();
-        let mut known_hosts = HashSet::new();
+    /// Returns the conditions of a route on requests.
+    fn matching(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> RouteMatch {
+        RouteMatch {
+            hosts: self.matching_hosts(source, route),
+            path: route.path.as_ref().map_or(PathMatch::Any, |path| self.matching_path(source, path)),
+            methods: self.matching_methods(source, route),
+            fields: self.matching_fields(source, route),
+            query: self.matching_query(source, route),
+        }
+    }
+
+    fn matching_hosts(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> Vec<HostMatch> {
+        let (mut matching, mut known_hosts) = (Vec::new(), HashSet::new());
         for host in route.hosts.iter().flat_map(Spanned::get_ref) {
             let name = host_name(host.get_ref());
             let wanted = match name.strip_prefix('*') {
@@ -104,52 +160,67 @@ impl Assembly<'_> {
                 self.problems.at(source, host.span(), message);
                 continue;
             }
-            matching.hosts.push(wanted);
+            matching.push(wanted);
         }
-        if let Some(path_key) = &route.path {
-            let text = match path_key.get_ref() {
-                manifest::Path::Below(text) => text,
-                manifest::Path::Other(OtherPath::Exact(text) | OtherPath::Prefix(text) | OtherPath::Regex(text)) => {
-                    text
-                }
-            };
-            matching.path = match path_key.get_ref() {
-                manifest::Path::Other(OtherPath::Regex(text)) => match self.regex(text) {
-                    Ok(regex) => {
-                        if let Some(reason) = self.paths.get_or_insert_with(Paths::new).mismatch(text) {
-                            let message = format!("no path matches the regular expression `{text}`: {reason}");
-                            self.problems.at(source, path_key.span(), message);
-                        }
-                        PathMatch::Regex(regex)
-                    }
-                    Err(error) => {
-                        let error = error.to_string();
-                        let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                        let message =
-                            format!("invalid regular expression: {reason}; expected one such as `^/users/[0-9]+$`");
-                        self.problems.at(source, path_key.span(), message);
-                        PathMatch::Any
-                    }
-                },
-                _ if let Some(message) = route_conditions::path(text) => {
-                    self.problems.at(source, path_key.span(), message);
-                    PathMatch::Any
-                }
-                manifest::Path::Other(OtherPath::Exact(text)) => PathMatch::Exact(text.clone()),
-                _ if text == "/" => PathMatch::Any,
-                _ => PathMatch::Prefix(text.clone()),
-            };
+        matching
+    }
+
+    fn matching_path(&mut self, source: &Arc<Source>, path: &Spanned<manifest::Path>) -> PathMatch {
+        let text = match path.get_ref() {
+            manifest::Path::Below(text) => text,
+            manifest::Path::Other(OtherPath::Exact(text) | OtherPath::Prefix(text) | OtherPath::Regex(text)) => text,
+        };
+        match path.get_ref() {
+            manifest::Path::Other(OtherPath::Regex(text)) => self.matching_regex(source, path, text),
+            _ if let Some(message) = route_conditions::path(text) => {
+                self.problems.at(source, path.span(), message);
+                PathMatch::Any
+            }
+            manifest::Path::Other(OtherPath::Exact(text)) => PathMatch::Exact(text.clone()),
+            _ if text == "/" => PathMatch::Any,
+            _ => PathMatch::Prefix(text.clone()),
         }
+    }
+
+    fn matching_regex(&mut self, source: &Arc<Source>, path: &Spanned<manifest::Path>, text: &str) -> PathMatch {
+        match self.regex(text) {
+            Ok(regex) => {
+                if let Some(reason) = self.paths.get_or_insert_with(Paths::new).mismatch(text) {
+                    let message = format!("no path matches the regular expression `{text}`: {reason}");
+                    self.problems.at(source, path.span(), message);
+                }
+                PathMatch::Regex(regex)
+            }
+            Err(error) => {
+                let error = error.to_string();
+                let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                let message = format!("invalid regular expression: {reason}; expected one such as `^/users/[0-9]+$`");
+                self.problems.at(source, path.span(), message);
+                PathMatch::Any
+            }
+        }
+    }
+
+    fn matching_methods(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> Vec<http::Method> {
+        let mut matching = Vec::new();
         for method in route.methods.iter().flat_map(Spanned::get_ref) {
             match route_conditions::method(method.get_ref()) {
-                Ok(parsed) => matching.methods.push(parsed),
+                Ok(parsed) => matching.push(parsed),
                 Err(message) => self.problems.at(source, method.span(), message),
             }
         }
         // Sorted, so that routes which ask the same in another order are seen to.
-        matching.methods.sort_by(|one, other| one.as_str().cmp(other.as_str()));
-        matching.methods.dedup();
-        let wanted = |value: &String| (value != "*").then(|| value.clone());
+        matching.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        matching.dedup();
+        matching
+    }
+
+    fn matching_fields(
+        &mut self,
+        source: &Arc<Source>,
+        route: &manifest::RouteTable,
+    ) -> Vec<(http::HeaderName, Option<String>)> {
+        let mut matching = Vec::new();
         for (name, value) in &route.fields {
             if let Some(message) = route_conditions::field_value(value) {
                 self.problems.at(source, name.span(), message);
@@ -161,14 +232,18 @@ impl Assembly<'_> {
             };
             if let Some(message) = self.reach.obstacle(name.get_ref()) {
                 self.problems.at(source, name.span(), message);
-            } else if matching.fields.iter().any(|(known, _)| *known == field) {
+            } else if matching.iter().any(|(known, _)| *known == field) {
                 let message =
                     format!("field named twice: `{}`; names of fields have no case, so keep one", name.get_ref());
                 self.problems.at(source, name.span(), message);
             }
-            matching.fields.push((field, wanted(value)));
+            matching.push((field, wanted_value(value)));
         }
-        matching.fields.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
+        matching.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
+        matching
+    }
+
+    fn matching_query(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> Vec<(String, Option<String>)> {
         for (name, value) in &route.query {
             if let Some(message) =
                 route_conditions::query_name(name.get_ref()).or_else(|| route_conditions::query(value))
@@ -176,9 +251,13 @@ impl Assembly<'_> {
                 self.problems.at(source, name.span(), message);
             }
         }
-        matching.query = route.query.iter().map(|(name, value)| (name.get_ref().clone(), wanted(value))).collect();
-        matching
+        route.query.iter().map(|(name, value)| (name.get_ref().clone(), wanted_value(value))).collect()
     }
+}
+
+/// Returns the value that a condition expects; `None` if every value will do.
+fn wanted_value(value: &str) -> Option<String> {
+    (value != "*").then(|| value.into())
 }
 
 /// A host, or what follows the `*` of a pattern, in the form in which requests have it.

@@ -1,5 +1,6 @@
 //! From an upstream's table to its plan, balancer and rules.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,9 @@ use toml::Spanned;
 use super::Assembly;
 use super::endpoints::ListedEndpoints;
 use crate::config::diagnostic::Source;
-use crate::config::manifest;
+use crate::config::manifest::{self, Manifest};
 use crate::generation::Upstream;
-use crate::generation::ids::PluginId;
+use crate::generation::ids::{ById, PluginId, UpstreamId};
 use crate::protocol::proxy_protocol;
 use crate::upstream::connection_limit::ConnectionLimit;
 use crate::upstream::discovery::UpstreamSpec;
@@ -24,7 +25,30 @@ const PENDING: usize = 1024;
 const IDLE_CONNECTIONS: usize = 1024;
 
 impl Assembly<'_> {
-    pub(super) fn upstream(
+    /// Returns the upstreams of the manifest, with the index of each by its name.
+    pub(super) fn upstreams(
+        &mut self,
+        files: &[(Arc<Source>, Manifest)],
+    ) -> (ById<UpstreamId, Upstream>, HashMap<Arc<str>, UpstreamId>) {
+        let mut upstreams = ById::default();
+        let mut upstream_ids = HashMap::new();
+        for (source, file) in files {
+            for (name, upstream) in &file.upstream {
+                let made = self.upstream(source, name, upstream);
+                let upstream_name = made.name.clone();
+                if upstream_ids.insert(upstream_name, upstreams.push(made)).is_some() {
+                    let message = format!(
+                        "upstream name used twice: `{}` stands in another file too; choose another",
+                        name.get_ref()
+                    );
+                    self.problems.at(source, name.span(), message);
+                }
+            }
+        }
+        (upstreams, upstream_ids)
+    }
+
+    fn upstream(
         &mut self,
         source: &Arc<Source>,
         name: &Spanned<String>,

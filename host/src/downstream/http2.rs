@@ -85,27 +85,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
     let io = CountedFrames { io, counter: ClientFrames::new(client.clock.clone()) };
     let io = WriteBuffer::new(HalfClosed::new(io, look, Lingering::is_gone));
     let mut is_acknowledged = false;
-    let streams = Rc::new(Streams {
-        client,
-        idle,
-        open: Cell::new(0),
-        served: Cell::new(0),
-        goaway_sent_at: Cell::new(None),
-        aborted: ResetLimit::new(now),
-        taken: Cell::new(now),
-        departed: Cell::new(0),
-        backlog: Backlog::new(limits.buffer),
-        uploads: Backlog::new(limits.buffer),
-        all: RefCell::default(),
-        starting: Cell::new(None),
-        looked: Cell::new(now),
-        was_full: Cell::new(false),
-        sent: Cell::new(0),
-        sent_at_end: Cell::new(None),
-        unconfirmed: RefCell::default(),
-        last_heads: Cell::new(0),
-        malformed: Cell::new(0),
-    });
+    let streams = Rc::new(Streams::new(client, idle, now));
     let service = service_fn(|request| streams.clone().exchange(request));
     // Boxed, so that it can end before the socket does.
     let builder = builder(&limits, Tasks(streams.clone()));
@@ -148,11 +128,7 @@ pub async fn serve(stream: impl Transport, ahead: Bytes, client: ClientConnectio
         streams.report(&io, served.is_err()).await;
     }
     if let Some(kind) = streams.flood(&io) {
-        streams.client.arrival.listener.census.count(CloseReason::Flood);
-        let client = streams.client_address();
-        if failure_log::admits(Topic::Client, client.unwrap_or_default()) {
-            tracing::warn!(client, frames = kind.name(), "too many HTTP/2 frames");
-        }
+        streams.report_flood(kind);
         let _ = streams.idle.limit(LINGER, window_settings(io)).await;
     }
 }
@@ -281,6 +257,31 @@ where
 }
 
 impl Streams {
+    fn new(client: ClientConnection, idle: Deadline, now: Instant) -> Self {
+        let buffer = client.arrival.listener.limits.buffer;
+        Streams {
+            client,
+            idle,
+            open: Cell::new(0),
+            served: Cell::new(0),
+            goaway_sent_at: Cell::new(None),
+            aborted: ResetLimit::new(now),
+            taken: Cell::new(now),
+            departed: Cell::new(0),
+            backlog: Backlog::new(buffer),
+            uploads: Backlog::new(buffer),
+            all: RefCell::default(),
+            starting: Cell::new(None),
+            looked: Cell::new(now),
+            was_full: Cell::new(false),
+            sent: Cell::new(0),
+            sent_at_end: Cell::new(None),
+            unconfirmed: RefCell::default(),
+            last_heads: Cell::new(0),
+            malformed: Cell::new(0),
+        }
+    }
+
     fn exchange(
         self: Rc<Self>,
         mut request: Request<Incoming>,
@@ -469,6 +470,15 @@ impl Streams {
     fn flood<T>(&self, io: &WriteBuffer<HalfClosed<T>>) -> Option<FrameKind> {
         let resets = || self.aborted.should_close().then_some(FrameKind::Reset);
         io.socket().counted.counter.flood().or_else(resets)
+    }
+
+    /// Counts and logs that the connection is closed for a flood of frames.
+    fn report_flood(&self, kind: FrameKind) {
+        self.client.arrival.listener.census.count(CloseReason::Flood);
+        let client = self.client_address();
+        if failure_log::admits(Topic::Client, client.unwrap_or_default()) {
+            tracing::warn!(client, frames = kind.name(), "too many HTTP/2 frames");
+        }
     }
 
     /// Whether no more streams should begin.

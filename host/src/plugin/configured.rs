@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::Description;
+use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::bindings::types;
 use super::engine::Plugin;
 use super::failure::{Backtraces, FailureReporter};
@@ -109,22 +109,39 @@ impl PluginConfig {
         let (name, on_error, isolation) = ("examined".into(), OnError::Fail, Isolation::Worker);
         PluginConfig { name, plugin, config, limits, on_error, isolation }
     }
+
+    /// Returns a configured instance, with the settings that the plugin declared.
+    fn first_instance(&self, lines: PluginLog) -> Result<(Settings, Box<Instance>), ConfigureError> {
+        let failed = |failure| ConfigureError::Failed(self.limits.reason(&failure));
+        let refused = |errors| ConfigureError::Config(settings::config_errors(errors));
+        let time = self.limits.making_time();
+        let mut first = Instance::unconfigured(&self.plugin, self.limits, lines, time).map_err(failed)?;
+        let settings = first.configure(&self.config, time).map_err(failed)?.map_err(refused)?;
+        Ok((settings, Box::new(first)))
+    }
 }
 
 impl ConfiguredPlugin {
     /// Configures a first instance, and so learns what the plugin needs.
     pub fn new(versions: &PluginVersions, config: PluginConfig) -> Result<Self, ConfigureError> {
-        let PluginConfig { name, plugin, config, limits, on_error, isolation } = config;
-        let failed = |failure| ConfigureError::Failed(limits.reason(&failure));
-        let refused = |errors| ConfigureError::Config(settings::config_errors(errors));
-        let supply = versions.of(&plugin, &name, &config, limits, isolation);
+        let supply = versions.of(&config.plugin, &config.name, &config.config, config.limits, config.isolation);
         let lines = supply.recipe.lines.clone();
-        let (settings, mut first) = supply.measure(|| {
-            let time = limits.making_time();
-            let mut first = Instance::unconfigured(&plugin, limits, lines.clone(), time).map_err(failed)?;
-            let settings = first.configure(&config, time).map_err(failed)?.map_err(refused)?;
-            Ok::<_, ConfigureError>((settings, Box::new(first)))
-        })?;
+        let (settings, mut first) = supply.measure(|| config.first_instance(lines))?;
+        let configured = ConfiguredPlugin::from_settings(config, supply, settings)?;
+        let _ = configured.supply.recipe.metrics.set(first.defined_metrics());
+        if configured.needs_instance() || configured.is_balancer() || configured.takes_bodies() {
+            configured.supply.keep(first);
+        }
+        Ok(configured)
+    }
+
+    /// Checks the settings that a plugin declared, and returns the configured plugin.
+    fn from_settings(
+        config: PluginConfig,
+        supply: Arc<PluginVersion>,
+        settings: Settings,
+    ) -> Result<Self, ConfigureError> {
+        let PluginConfig { name, plugin, limits, on_error, isolation, .. } = config;
         let plans = settings::plans(settings.edit_plans)?;
         let hook = |exported, values, plan| settings::hook(&plans, exported, values, plan);
         let request = hook(plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
@@ -132,14 +149,13 @@ impl ConfiguredPlugin {
         let balancer = names(settings.balancer_values)?;
         let balancer_key = settings.balancer_key.map(value_name).transpose()?;
         let cache = match &plugin.cache_policy {
-            Some(_) => {
-                let (request, response) =
-                    (names(settings.cache_request_values)?, names(settings.cache_response_values)?);
-                let plan = settings.lookup_plan.map(settings::lookup_plan).transpose()?;
-                let tells_key = settings.cache_status.as_ref().is_some_and(|status| status.key);
-                let name = settings.cache_status.map(|status| settings::token(status.name)).transpose()?;
-                Some(CacheInputs { request, response, plan, name, tells_key })
-            }
+            Some(_) => Some(CacheInputs {
+                request: names(settings.cache_request_values)?,
+                response: names(settings.cache_response_values)?,
+                plan: settings.lookup_plan.map(settings::lookup_plan).transpose()?,
+                tells_key: settings.cache_status.as_ref().is_some_and(|status| status.key),
+                name: settings.cache_status.map(|status| settings::token(status.name)).transpose()?,
+            }),
             None => None,
         };
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
@@ -149,11 +165,10 @@ impl ConfiguredPlugin {
             |mode: Option<types::BodyMode>| settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits);
         let request_body = plugin.request_body.as_ref().map(|_| mode(settings.request_body)).transpose()?;
         let response_body = plugin.response_body.as_ref().map(|_| mode(settings.response_body)).transpose()?;
-        let (plugin_name, version) = (name.clone(), plugin.version());
+        let (lines, version) = (supply.recipe.lines.clone(), plugin.version());
         let reporter =
-            FailureReporter { plugin: plugin_name, version, limits, lines, backtraces: Backtraces::default() };
-        let _ = supply.recipe.metrics.set(first.defined_metrics());
-        let configured = ConfiguredPlugin {
+            FailureReporter { plugin: name.clone(), version, limits, lines, backtraces: Backtraces::default() };
+        Ok(ConfiguredPlugin {
             name,
             limits,
             reporter: Arc::new(reporter),
@@ -171,11 +186,7 @@ impl ConfiguredPlugin {
             request_body,
             response_body,
             figures: Mutex::default(),
-        };
-        if configured.needs_instance() || configured.is_balancer() || configured.takes_bodies() {
-            configured.supply.keep(first);
-        }
-        Ok(configured)
+        })
     }
 
     /// Returns the plugin's own metrics, as a worker has them.

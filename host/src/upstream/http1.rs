@@ -88,7 +88,7 @@ struct Waiting {
 /// How far a request is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Nothing is written. The connection may have been closed since it served another request.
+    /// No byte is written. A used connection may have been closed since its last request.
     Unwritten { was_used: bool },
     /// Something is written.
     Sending,

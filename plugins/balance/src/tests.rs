@@ -59,102 +59,103 @@ fn token(choice: &Picked) -> String {
 
 // === Configuration ===
 
+/// Configurations with a mistake, with the path and the message of its error.
+const MISTAKES: [(&str, &str, &str); 20] = [
+    (
+        r#"{ "policy": "consistent-hash" }"#,
+        "/key",
+        "`consistent-hash` needs a key, such as `request.header.x-tenant`, `cookie.session` or `path`",
+    ),
+    (
+        r#"{ "policy": "source-hash", "key": "path" }"#,
+        "/key",
+        "only `consistent-hash` has a key; leave it out, or write that policy",
+    ),
+    (
+        r#"{ "policy": "consistent-hash", "key": "response.header.etag" }"#,
+        "/key",
+        "`response.header.etag` isn't known before an endpoint is chosen; write one like \
+         `request.header.x-tenant`, `cookie.session` or `path`",
+    ),
+    (
+        r#"{ "bounded-load": 125 }"#,
+        "/bounded-load",
+        "only `source-hash` and `consistent-hash` bound the load; leave it out",
+    ),
+    (
+        r#"{ "policy": "source-hash", "bounded-load": 100 }"#,
+        "/bounded-load",
+        "100 is out of range; write a percentage from 101 to 1000",
+    ),
+    (
+        r#"{ "policy": "source-hash", "bounded-load": 1001 }"#,
+        "/bounded-load",
+        "1001 is out of range; write a percentage from 101 to 1000",
+    ),
+    (r#"{ "overflow": 99 }"#, "/overflow", "99 is out of range; write a percentage from 100 to 1000"),
+    (r#"{ "overflow": 1001 }"#, "/overflow", "1001 is out of range; write a percentage from 100 to 1000"),
+    (r#"{ "zone": "" }"#, "/zone", "a zone has a name; leave it out to prefer none"),
+    (
+        r#"{ "sticky": { "secret": "äöüäöüäöüäöüäöü" } }"#,
+        "/sticky/secret",
+        "is too short to keep the cookie from being forged; write at least 16 random characters",
+    ),
+    (
+        r#"{ "sticky": { "secret": "0123456789abcdef", "cookie": "a b" } }"#,
+        "/sticky/cookie",
+        "`a b` is no name of a cookie; write letters, digits, `-` and `_`",
+    ),
+    (
+        r#"{ "sticky": { "secret": "0123456789abcdef", "cookie": "" } }"#,
+        "/sticky/cookie",
+        "`` is no name of a cookie; write letters, digits, `-` and `_`",
+    ),
+    (
+        r#"{ "sticky": { "secret": "0123456789abcdef", "path": "app" } }"#,
+        "/sticky/path",
+        "`app` is no path of a cookie; write one like `/app`, without `;`",
+    ),
+    (
+        r#"{ "sticky": { "secret": "0123456789abcdef", "path": "/a;b" } }"#,
+        "/sticky/path",
+        "`/a;b` is no path of a cookie; write one like `/app`, without `;`",
+    ),
+    (
+        r#"{ "sticky": { "secret": "0123456789abcdef", "path": "/\n" } }"#,
+        "/sticky/path",
+        "`/\n` is no path of a cookie; write one like `/app`, without `;`",
+    ),
+    (
+        r#"{ "sticky": { "secret": "0123456789abcdef", "domain": "a.org; x" } }"#,
+        "/sticky/domain",
+        "`a.org; x` is no domain; write `example.org`",
+    ),
+    (
+        r#"{ "sticky": { "secret": "0123456789abcdef", "max-age": 0 } }"#,
+        "/sticky/max-age",
+        "0 would delete the cookie; write at least 1, or leave it out",
+    ),
+    (
+        r#"{ "sticky": { "secret": "0123456789abcdef", "same-site": "none" } }"#,
+        "/sticky/same-site",
+        "browsers refuse \"none\" without `secure = true`",
+    ),
+    (
+        r#"{ "sticky": { "secret": "0123456789abcdef", "cookie": "__Secure-x" } }"#,
+        "/sticky/cookie",
+        "browsers refuse `__Secure-x` without `secure = true`",
+    ),
+    (
+        r#"{ "sticky": { "secret": "0123456789abcdef", "cookie": "__Host-x", "secure": true, "path": "/app" } }"#,
+        "/sticky/cookie",
+        "browsers refuse `__Host-x` with a domain, or a path other than `/`",
+    ),
+];
+
 #[test]
 fn mistakes_are_named_with_their_place() {
-    let secret = "0123456789abcdef";
-    let table = [
-        (
-            json!({ "policy": "consistent-hash" }),
-            "/key",
-            "`consistent-hash` needs a key, such as `request.header.x-tenant`, `cookie.session` or `path`",
-        ),
-        (
-            json!({ "policy": "source-hash", "key": "path" }),
-            "/key",
-            "only `consistent-hash` has a key; leave it out, or write that policy",
-        ),
-        (
-            json!({ "policy": "consistent-hash", "key": "response.header.etag" }),
-            "/key",
-            "`response.header.etag` isn't known before an endpoint is chosen; write one like \
-             `request.header.x-tenant`, `cookie.session` or `path`",
-        ),
-        (
-            json!({ "bounded-load": 125 }),
-            "/bounded-load",
-            "only `source-hash` and `consistent-hash` bound the load; leave it out",
-        ),
-        (
-            json!({ "policy": "source-hash", "bounded-load": 100 }),
-            "/bounded-load",
-            "100 is out of range; write a percentage from 101 to 1000",
-        ),
-        (
-            json!({ "policy": "source-hash", "bounded-load": 1001 }),
-            "/bounded-load",
-            "1001 is out of range; write a percentage from 101 to 1000",
-        ),
-        (json!({ "overflow": 99 }), "/overflow", "99 is out of range; write a percentage from 100 to 1000"),
-        (json!({ "overflow": 1001 }), "/overflow", "1001 is out of range; write a percentage from 100 to 1000"),
-        (json!({ "zone": "" }), "/zone", "a zone has a name; leave it out to prefer none"),
-        (
-            json!({ "sticky": { "secret": "äöüäöüäöüäöüäöü" } }),
-            "/sticky/secret",
-            "is too short to keep the cookie from being forged; write at least 16 random characters",
-        ),
-        (
-            json!({ "sticky": { "secret": secret, "cookie": "a b" } }),
-            "/sticky/cookie",
-            "`a b` is no name of a cookie; write letters, digits, `-` and `_`",
-        ),
-        (
-            json!({ "sticky": { "secret": secret, "cookie": "" } }),
-            "/sticky/cookie",
-            "`` is no name of a cookie; write letters, digits, `-` and `_`",
-        ),
-        (
-            json!({ "sticky": { "secret": secret, "path": "app" } }),
-            "/sticky/path",
-            "`app` is no path of a cookie; write one like `/app`, without `;`",
-        ),
-        (
-            json!({ "sticky": { "secret": secret, "path": "/a;b" } }),
-            "/sticky/path",
-            "`/a;b` is no path of a cookie; write one like `/app`, without `;`",
-        ),
-        (
-            json!({ "sticky": { "secret": secret, "path": "/\n" } }),
-            "/sticky/path",
-            "`/\n` is no path of a cookie; write one like `/app`, without `;`",
-        ),
-        (
-            json!({ "sticky": { "secret": secret, "domain": "a.org; x" } }),
-            "/sticky/domain",
-            "`a.org; x` is no domain; write `example.org`",
-        ),
-        (
-            json!({ "sticky": { "secret": secret, "max-age": 0 } }),
-            "/sticky/max-age",
-            "0 would delete the cookie; write at least 1, or leave it out",
-        ),
-        (
-            json!({ "sticky": { "secret": secret, "same-site": "none" } }),
-            "/sticky/same-site",
-            "browsers refuse \"none\" without `secure = true`",
-        ),
-        (
-            json!({ "sticky": { "secret": secret, "cookie": "__Secure-x" } }),
-            "/sticky/cookie",
-            "browsers refuse `__Secure-x` without `secure = true`",
-        ),
-        (
-            json!({ "sticky": { "secret": secret, "cookie": "__Host-x", "secure": true, "path": "/app" } }),
-            "/sticky/cookie",
-            "browsers refuse `__Host-x` with a domain, or a path other than `/`",
-        ),
-    ];
-    for (config, path, message) in table {
-        let error = Harness::<Balance>::new(config.clone()).err().unwrap();
+    for (config, path, message) in MISTAKES {
+        let error = Harness::<Balance>::new(serde_json::from_str::<Value>(config).unwrap()).err().unwrap();
         assert_eq!((&*error.path, &*error.message), (path, message), "{config}");
     }
 }

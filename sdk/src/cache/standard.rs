@@ -243,42 +243,13 @@ impl Standard {
             needs.targeted.iter().filter_map(|need| Directives::parse_targeted(response.bytes(*need)?)).next();
         let is_targeted = targeted.is_some();
         let said = targeted.unwrap_or_else(|| Directives::parse(response.bytes(needs.control).unwrap_or_default()));
-        let is_understood = UNDERSTOOD.iter().any(|codes| codes.contains(&status));
-        if status < 200 || status == 206 || status == 304 || said.must_understand && !is_understood {
-            return Err(Refusal::Status);
-        }
-        if said.no_store && !said.must_understand {
-            return Err(Refusal::NoStore);
-        }
-        if said.private.as_ref().is_some_and(Vec::is_empty) {
-            return Err(Refusal::Private);
-        }
-        let vary = list(response.bytes(needs.vary));
-        // The host rejects longer lists and names, so a response with one of them isn't stored.
-        let fits =
-            |names: &[String]| names.len() <= bounds::CACHE_LIST && names.iter().all(|name| name.len() <= bounds::NAME);
-        if !fits(&vary) || vary.iter().any(|name| name == "*" || !is_token(name)) {
-            return Err(Refusal::Vary);
-        }
+        check_directives(status, &said)?;
+        let vary = self.vary(response)?;
         let shares = said.public || said.s_maxage.is_some() || said.must_revalidate;
         if response.bytes(needs.authorization).is_some() && !shares {
             return Err(Refusal::Authorization);
         }
-        let mut drop_fields =
-            [said.private.clone(), said.no_cache.clone()].into_iter().flatten().flatten().collect::<Vec<_>>();
-        if response.bytes(needs.cookie).is_some() && !drop_fields.iter().any(|name| name == "set-cookie") {
-            match options.cookies {
-                Cookies::Refuse => return Err(Refusal::SetCookie),
-                Cookies::Strip => drop_fields.push("set-cookie".into()),
-                Cookies::Keep => {}
-            }
-        }
-        if options.hide_tags {
-            drop_fields.extend(options.tags.iter().cloned());
-        }
-        if !fits(&drop_fields) {
-            return Err(Refusal::Other("too-many-fields".into()));
-        }
+        let drop_fields = self.dropped_fields(response, &said)?;
         let lifetime = self.lifetime(response, times, status, &said, is_targeted)?;
         let no_cache = said.no_cache.as_ref().is_some_and(Vec::is_empty);
         let lifetime = if no_cache { Duration::ZERO } else { lifetime.min(options.longest) };
@@ -310,6 +281,35 @@ impl Standard {
             tags,
             drop_fields,
         })
+    }
+
+    /// Returns the names of a response's `Vary`.
+    fn vary(&self, response: &Values) -> Result<Vec<String>, Refusal> {
+        let vary = list(response.bytes(self.response.vary));
+        if !fits(&vary) || vary.iter().any(|name| name == "*" || !is_token(name)) {
+            return Err(Refusal::Vary);
+        }
+        Ok(vary)
+    }
+
+    /// Returns the names of the fields that are not stored with a response.
+    fn dropped_fields(&self, response: &Values, said: &Directives) -> Result<Vec<String>, Refusal> {
+        let mut drop_fields =
+            [said.private.clone(), said.no_cache.clone()].into_iter().flatten().flatten().collect::<Vec<_>>();
+        if response.bytes(self.response.cookie).is_some() && !drop_fields.iter().any(|name| name == "set-cookie") {
+            match self.options.cookies {
+                Cookies::Refuse => return Err(Refusal::SetCookie),
+                Cookies::Strip => drop_fields.push("set-cookie".into()),
+                Cookies::Keep => {}
+            }
+        }
+        if self.options.hide_tags {
+            drop_fields.extend(self.options.tags.iter().cloned());
+        }
+        if !fits(&drop_fields) {
+            return Err(Refusal::Other("too-many-fields".into()));
+        }
+        Ok(drop_fields)
     }
 
     /// Returns the freshness lifetime (RFC 9111 §4.2.1, §4.2.2).
@@ -348,6 +348,26 @@ impl Standard {
         let refusal = if may_guess { Refusal::NoLifetime } else { Refusal::Status };
         configured.or(guess.filter(|guess| !guess.is_zero())).ok_or(refusal)
     }
+}
+
+/// Checks that neither the status nor a directive forbids to store a response.
+fn check_directives(status: u16, said: &Directives) -> Result<(), Refusal> {
+    let is_understood = UNDERSTOOD.iter().any(|codes| codes.contains(&status));
+    if status < 200 || status == 206 || status == 304 || said.must_understand && !is_understood {
+        return Err(Refusal::Status);
+    }
+    if said.no_store && !said.must_understand {
+        return Err(Refusal::NoStore);
+    }
+    if said.private.as_ref().is_some_and(Vec::is_empty) {
+        return Err(Refusal::Private);
+    }
+    Ok(())
+}
+
+/// Whether the host accepts a list of names: it rejects longer lists and names, so a response with one isn't stored.
+fn fits(names: &[String]) -> bool {
+    names.len() <= bounds::CACHE_LIST && names.iter().all(|name| name.len() <= bounds::NAME)
 }
 
 fn label(name: &ValueName) -> String {

@@ -7,7 +7,8 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::{Admin, family, line, parameter, sum, text};
+use super::exposition::{family, line, sum};
+use super::{Admin, parameter, text};
 use crate::context::CacheOutcome;
 use crate::exchange::response_body::ResponseBody;
 use crate::protocol::authority;

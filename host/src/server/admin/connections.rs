@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::{family, line};
+use super::exposition::{family, line};
 use crate::generation::connection_counts::CloseReason;
 use crate::generation::listener::Listener;
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Admin, family, line, sum};
+use super::Admin;
+use super::exposition::{family, line, sum};
 use crate::generation::Generation;
 use crate::plugin::breaker::BreakerState;
 use crate::plugin::configured::ConfiguredPlugin;

@@ -18,7 +18,9 @@ use tracing::{info, warn};
 use super::access::{self, AccessRefusal, AdminTransport};
 use super::connection::{ConnectionState, Connections, Phase};
 use super::document::Document;
-use super::{Admin, MANIFEST_FIELD, cache, metrics, status, text};
+use super::metrics_page::metrics;
+use super::status::status;
+use super::{Admin, MANIFEST_FIELD, cache, text};
 use crate::assemble::admin::AdminSettings;
 use crate::exchange::response_body::ResponseBody;
 

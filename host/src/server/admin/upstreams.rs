@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{family, line};
+use super::exposition::{family, line};
 use crate::generation::Upstream;
 use crate::upstream::endpoint::Totals;
 use crate::upstream::endpoint_set::{EndpointState, Events};

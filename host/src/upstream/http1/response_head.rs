@@ -36,7 +36,7 @@ pub enum HeadError {
     Ambiguous,
     #[error("the response's Content-Length is not one number")]
     Length,
-    /// More bytes or fields than the limits allow.
+    /// The head has more bytes or fields than the limits allow.
     #[error("the response's head is larger than its limits")]
     TooLarge,
 }

@@ -39,7 +39,7 @@ pub struct Upload {
 enum Framing {
     #[default]
     None,
-    /// So many bytes are left.
+    /// Content of a known length, with the number of bytes that are left.
     Length(u64),
     Chunked,
 }
@@ -106,7 +106,7 @@ impl Upload {
                 self.flushed(flushed)?;
             }
         }
-        // Content that nobody takes is let to its connection.
+        // The rest of content that the endpoint does not read stays with the client's connection.
         self.content = None;
         Poll::Ready(Ok(()))
     }
