@@ -10,10 +10,12 @@ pub mod response_head;
 pub mod upload;
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::uri::PathAndQuery;
@@ -47,7 +49,11 @@ pub struct Http1 {
 }
 
 /// The task that sends the rest of a request, until dropped.
-struct SendingTask(Option<JoinHandle<Result<(), Panicked>>>);
+struct SendingTask {
+    task: JoinHandle<Result<(), Panicked>>,
+    /// The longest time in which nothing is sent, once the response is over.
+    pause: Duration,
+}
 
 /// A connection whose endpoint has switched protocols: a stream of bytes.
 pub struct Stream {
@@ -225,11 +231,12 @@ impl Http1 {
         !self.wire.borrow().upload.is_over()
     }
 
-    /// Has the rest of the request sent by a task.
-    pub fn detach_upload(&mut self) {
+    /// Has the rest of the request sent by a task. Once the response is over, the task ends when it has sent nothing for
+    /// `pause`.
+    pub fn detach_upload(&mut self, pause: Duration) {
         let wire = self.wire.clone();
-        let sent = std::future::poll_fn(move |cx| wire.borrow_mut().poll_upload_alone(cx));
-        self.sending = Some(SendingTask(Some(spawn(Task::UpstreamConnection, sent))));
+        let sent = poll_fn(move |cx| wire.borrow_mut().poll_upload_alone(cx));
+        self.sending = Some(SendingTask { task: spawn(Task::UpstreamConnection, sent), pause });
     }
 
     /// Whether the connection can serve no request any more, as far as is known without a look at its socket.
@@ -275,24 +282,35 @@ impl Http1 {
         }
         drop(wire);
         if let Some(sending) = self.sending.take() {
-            sending.finish();
+            sending.finish(self.wire.clone());
         }
         self.phase = if is_done { Phase::Idle { was_used: true } } else { Phase::Over };
     }
 }
 
 impl SendingTask {
-    /// Lets the task send the request to its end: the bytes that follow an early response are still its content.
-    fn finish(mut self) {
-        self.0 = None;
+    /// Lets the request be sent to its end: the bytes that follow an early response are still its content. No exchange waits
+    /// for them any more, so that an endpoint or a client that rests too long would hold the connection for ever.
+    fn finish(self, wire: Rc<RefCell<Wire>>) {
+        let pause = self.pause;
+        if wire.borrow().upload.is_over() {
+            return;
+        }
+        spawn(Task::UpstreamConnection, async move {
+            loop {
+                let before = wire.borrow().upload.sent();
+                let sent = poll_fn(|cx| wire.borrow_mut().poll_upload_alone(cx));
+                if tokio::time::timeout(pause, sent).await.is_ok() || wire.borrow().upload.sent() == before {
+                    return;
+                }
+            }
+        });
     }
 }
 
 impl Drop for SendingTask {
     fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
+        self.task.abort();
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Upload {
     /// Whether the endpoint takes nothing any more. It may have answered before it has read all of a request, and closed:
     /// the response can still be read.
     is_refused: bool,
+    /// The number of bytes that the transport has taken, over all requests.
+    sent: u64,
 }
 
 /// The framing of the content that is left.
@@ -75,6 +77,11 @@ impl Upload {
     /// Whether the endpoint takes what is sent.
     pub fn is_open(&self) -> bool {
         !self.is_refused
+    }
+
+    /// The number of bytes that were sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Sends what is there to be sent; ready once all is sent.
@@ -198,6 +205,7 @@ impl Upload {
             Ok(written) => written,
             Err(error) => return self.refused(error),
         };
+        self.sent += written as u64;
         let before = written.min(self.before.len());
         self.before.advance(before);
         written -= before;
