@@ -84,8 +84,27 @@ impl Upload {
         self.sent
     }
 
-    /// Sends what is there to be sent; ready once all is sent.
+    /// Leaves what is not sent yet: the connection can serve no request any more.
+    pub fn give_up(&mut self) {
+        (self.is_refused, self.piece, self.after, self.content) = (true, None, b"", None);
+        self.before.clear();
+    }
+
+    /// Sends what is there to be sent; ready once all is sent. After an error, the endpoint has a part of a request, behind
+    /// which another one would be taken for the rest.
     pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        transport: Pin<&mut (impl AsyncWrite + ?Sized)>,
+    ) -> Poll<Result<(), UploadError>> {
+        let polled = self.poll_all(cx, transport);
+        if matches!(polled, Poll::Ready(Err(_))) {
+            self.give_up();
+        }
+        polled
+    }
+
+    fn poll_all(
         &mut self,
         cx: &mut Context<'_>,
         mut transport: Pin<&mut (impl AsyncWrite + ?Sized)>,
@@ -113,8 +132,6 @@ impl Upload {
                 self.flushed(flushed)?;
             }
         }
-        // Content that nobody takes is let to its connection.
-        self.content = None;
         Poll::Ready(Ok(()))
     }
 
@@ -230,8 +247,33 @@ impl Upload {
         if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
             return Err(UploadError::Io(error));
         }
-        (self.is_refused, self.piece, self.after) = (true, None, b"");
-        self.before.clear();
+        self.give_up();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use bytes::Bytes;
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_request_that_is_cut_short_leaves_its_connection_closed() {
+        for length in ["2", "4"] {
+            let mut fields = HeaderMap::new();
+            fields.insert("content-length", HeaderValue::from_static(length));
+            let (mut upload, target) = (Upload::default(), PathAndQuery::from_static("/"));
+            let content = RequestBody::Whole(Bytes::from_static(b"abc"));
+            upload.begin(&Method::POST, &target, &fields, content);
+            let mut written = Vec::new();
+            let mut cx = Context::from_waker(Waker::noop());
+            let polled = upload.poll(&mut cx, Pin::new(&mut written));
+            assert!(matches!(polled, Poll::Ready(Err(UploadError::Length))), "{polled:?}");
+            assert!(upload.is_over() && !upload.is_open(), "a length of {length}");
+        }
     }
 }
