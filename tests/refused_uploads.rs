@@ -250,4 +250,9 @@ fn a_body_that_rests_behind_its_response_gives_its_connection_back() {
         assert_eq!(read_message(&mut BufReader::new(stream.try_clone().unwrap())).unwrap().status(), 200);
         assert_eq!(proxy.get("/", "").status(), 200, "{pieces} pieces");
     }
+    let proxy = Proxy::start(&manifest(&unread(), "", "").replace("[[route]]", limits));
+    let mut client = Raw::connect(&proxy);
+    assert!(client.send(HEADERS, END_HEADERS, 1, POST) && client.send(DATA, 0, 1, &PIECE));
+    client.until(|frame| is_answer(frame, 1));
+    assert_eq!(proxy.get("/", "").status(), 200, "HTTP/2");
 }

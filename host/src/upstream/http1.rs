@@ -300,8 +300,12 @@ impl SendingTask {
             loop {
                 let before = wire.borrow().upload.sent();
                 let sent = poll_fn(|cx| wire.borrow_mut().poll_upload_alone(cx));
-                if tokio::time::timeout(pause, sent).await.is_ok() || wire.borrow().upload.sent() == before {
+                if tokio::time::timeout(pause, sent).await.is_ok() {
                     return;
+                }
+                let upload = &mut wire.borrow_mut().upload;
+                if upload.sent() == before {
+                    return upload.give_up();
                 }
             }
         });
