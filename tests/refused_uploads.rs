@@ -2,6 +2,7 @@
 
 use std::io::{BufReader, Read, Write};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::http2::{DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, Raw, WINDOW_UPDATE};
@@ -222,4 +223,36 @@ fn a_client_that_reads_nothing_before_it_has_sent_all_gets_its_response() {
         });
         assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().status(), status);
     }
+}
+
+/// Starts an endpoint that responds to a head at once, and keeps connections open without reading on.
+fn unread() -> String {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    raw_origin(move |mut stream| {
+        let mut some = [0; 100];
+        if stream.read(&mut some).is_ok_and(|length| length > 0) {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+        kept.lock().unwrap().push(stream);
+    })
+}
+
+#[test]
+fn a_body_that_rests_behind_its_response_gives_its_connection_back() {
+    let limits = "read-timeout = \"300ms\"\nlimits = { connections = 1 }\n[[route]]";
+    // The endpoint takes nothing more, or the client sends nothing more.
+    for pieces in [600, 1] {
+        let proxy = Proxy::start(&manifest(&unread(), "", "").replace("[[route]]", limits));
+        let mut stream = proxy.connect();
+        stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 80000000\r\n\r\n").unwrap();
+        let mut sending = stream.try_clone().unwrap();
+        std::thread::spawn(move || (0..pieces).all(|_| sending.write_all(&PIECE).is_ok()));
+        assert_eq!(read_message(&mut BufReader::new(stream.try_clone().unwrap())).unwrap().status(), 200);
+        assert_eq!(proxy.get("/", "").status(), 200, "{pieces} pieces");
+    }
+    let proxy = Proxy::start(&manifest(&unread(), "", "").replace("[[route]]", limits));
+    let mut client = Raw::connect(&proxy);
+    assert!(client.send(HEADERS, END_HEADERS, 1, POST) && client.send(DATA, 0, 1, &PIECE));
+    client.until(|frame| is_answer(frame, 1));
+    assert_eq!(proxy.get("/", "").status(), 200, "HTTP/2");
 }

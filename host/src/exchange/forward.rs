@@ -421,7 +421,7 @@ fn received(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return switched(response, lease);
     }
-    lease.connection.detach_upload();
+    lease.connection.detach_upload(lease.rules.read_timeout);
     Ok(response.map(|content| ResponseBody::Upstream(Box::new(UpstreamBody::new(content, lease)))))
 }
 

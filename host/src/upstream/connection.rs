@@ -257,12 +257,13 @@ impl Connection {
         &self.limit_handle
     }
 
-    /// Has the rest of a request sent by a task, if it isn't all sent. A connection with HTTP/2 has a task.
-    pub fn detach_upload(&mut self) {
+    /// Has the rest of a request sent by a task, if it isn't all sent: once the response is over, until nothing is sent for
+    /// `pause`. A connection with HTTP/2 has a task.
+    pub fn detach_upload(&mut self, pause: Duration) {
         if let Sender::Http1 { http1, .. } = &mut self.sender
             && http1.is_uploading()
         {
-            http1.detach_upload();
+            http1.detach_upload(pause);
         }
     }
 

@@ -10,10 +10,12 @@ pub mod response_head;
 pub mod upload;
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::uri::PathAndQuery;
@@ -47,7 +49,11 @@ pub struct Http1 {
 }
 
 /// The task that sends the rest of a request, until dropped.
-struct SendingTask(Option<JoinHandle<Result<(), Panicked>>>);
+struct SendingTask {
+    task: JoinHandle<Result<(), Panicked>>,
+    /// The longest time in which nothing is sent, once the response is over.
+    pause: Duration,
+}
 
 /// A connection whose endpoint has switched protocols: a stream of bytes.
 pub struct Stream {
@@ -101,6 +107,8 @@ struct Wire {
     permit: ConnectionPermit,
     /// The bytes that were read and belong to nothing yet.
     read: BytesMut,
+    /// The room that is made for the next reads, in bytes.
+    room: usize,
     upload: Upload,
     /// Wakes the reader of the response when the upload fails in its own task.
     reader: Waker,
@@ -148,6 +156,12 @@ pub enum Http1BodyError {
 /// The bound of a read before anything is known of the client.
 const FIRST_PIECE: usize = SHORT - 1;
 
+/// The room that is worth a read, in bytes.
+const MIN_ROOM: usize = 1 << 10;
+
+/// The maximum room for reads, in bytes: the longest piece.
+const MAX_ROOM: usize = 128 << 10;
+
 impl Http1 {
     /// Returns a connection over a transport.
     pub fn new(transport: impl EndpointTransport, limits: ResponseHeadLimits, permit: ConnectionPermit) -> Self {
@@ -155,6 +169,7 @@ impl Http1 {
             transport: Box::new(transport),
             permit,
             read: BytesMut::new(),
+            room: FIRST_PIECE,
             upload: Upload::default(),
             reader: Waker::noop().clone(),
             failed: None,
@@ -225,11 +240,12 @@ impl Http1 {
         !self.wire.borrow().upload.is_over()
     }
 
-    /// Has the rest of the request sent by a task.
-    pub fn detach_upload(&mut self) {
+    /// Has the rest of the request sent by a task. Once the response is over, the task ends when it has sent nothing for
+    /// `pause`.
+    pub fn detach_upload(&mut self, pause: Duration) {
         let wire = self.wire.clone();
-        let sent = std::future::poll_fn(move |cx| wire.borrow_mut().poll_upload_alone(cx));
-        self.sending = Some(SendingTask(Some(spawn(Task::UpstreamConnection, sent))));
+        let sent = poll_fn(move |cx| wire.borrow_mut().poll_upload_alone(cx));
+        self.sending = Some(SendingTask { task: spawn(Task::UpstreamConnection, sent), pause });
     }
 
     /// Whether the connection can serve no request any more, as far as is known without a look at its socket.
@@ -273,26 +289,42 @@ impl Http1 {
         if wire.read.is_empty() && wire.read.capacity() > SHORT {
             wire.read = BytesMut::new();
         }
+        wire.room = FIRST_PIECE;
         drop(wire);
         if let Some(sending) = self.sending.take() {
-            sending.finish();
+            sending.finish(self.wire.clone());
         }
         self.phase = if is_done { Phase::Idle { was_used: true } } else { Phase::Over };
     }
 }
 
 impl SendingTask {
-    /// Lets the task send the request to its end: the bytes that follow an early response are still its content.
-    fn finish(mut self) {
-        self.0 = None;
+    /// Lets the request be sent to its end: the bytes that follow an early response are still its content. No exchange waits
+    /// for them any more, so that an endpoint or a client that rests too long would hold the connection for ever.
+    fn finish(self, wire: Rc<RefCell<Wire>>) {
+        let pause = self.pause;
+        if wire.borrow().upload.is_over() {
+            return;
+        }
+        spawn(Task::UpstreamConnection, async move {
+            loop {
+                let before = wire.borrow().upload.sent();
+                let sent = poll_fn(|cx| wire.borrow_mut().poll_upload_alone(cx));
+                if tokio::time::timeout(pause, sent).await.is_ok() {
+                    return;
+                }
+                let upload = &mut wire.borrow_mut().upload;
+                if upload.sent() == before {
+                    return upload.give_up();
+                }
+            }
+        });
     }
 }
 
 impl Drop for SendingTask {
     fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
+        self.task.abort();
     }
 }
 
@@ -359,10 +391,19 @@ fn is_final(status: StatusCode) -> bool {
 }
 
 impl Wire {
-    /// Reads at most so many bytes; returns 0 at the end.
+    /// Reads at most so many bytes; returns 0 at the end. Pieces share the buffer that they were read into, so its room
+    /// grows only where reads fill it: many small pieces that are kept hold no more than that.
     fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
-        self.read.reserve(most);
-        poll_read_buf(Pin::new(&mut *self.transport), cx, &mut (&mut self.read).limit(most))
+        let spare = |read: &BytesMut| read.capacity() - read.len();
+        if spare(&self.read) < most.min(MIN_ROOM) {
+            self.read.reserve(most.min(self.room));
+        }
+        let limit = spare(&self.read).min(most);
+        let read = ready!(poll_read_buf(Pin::new(&mut *self.transport), cx, &mut (&mut self.read).limit(limit)))?;
+        if read == limit {
+            self.room = self.room.saturating_mul(4).min(MAX_ROOM);
+        }
+        Poll::Ready(Ok(read))
     }
 
     fn poll_frame(

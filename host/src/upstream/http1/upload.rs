@@ -32,6 +32,8 @@ pub struct Upload {
     /// Whether the endpoint takes nothing any more. It may have answered before it has read all of a request, and closed:
     /// the response can still be read.
     is_refused: bool,
+    /// The number of bytes that the transport has taken, over all requests.
+    sent: u64,
 }
 
 /// The framing of the content that is left.
@@ -77,8 +79,32 @@ impl Upload {
         !self.is_refused
     }
 
-    /// Sends what is there to be sent; ready once all is sent.
+    /// The number of bytes that were sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Leaves what is not sent yet: the connection can serve no request any more.
+    pub fn give_up(&mut self) {
+        (self.is_refused, self.piece, self.after, self.content) = (true, None, b"", None);
+        self.before.clear();
+    }
+
+    /// Sends what is there to be sent; ready once all is sent. After an error, the endpoint has a part of a request, behind
+    /// which another one would be taken for the rest.
     pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        transport: Pin<&mut (impl AsyncWrite + ?Sized)>,
+    ) -> Poll<Result<(), UploadError>> {
+        let polled = self.poll_all(cx, transport);
+        if matches!(polled, Poll::Ready(Err(_))) {
+            self.give_up();
+        }
+        polled
+    }
+
+    fn poll_all(
         &mut self,
         cx: &mut Context<'_>,
         mut transport: Pin<&mut (impl AsyncWrite + ?Sized)>,
@@ -106,8 +132,6 @@ impl Upload {
                 self.flushed(flushed)?;
             }
         }
-        // The rest of content that the endpoint does not read stays with the client's connection.
-        self.content = None;
         Poll::Ready(Ok(()))
     }
 
@@ -198,6 +222,7 @@ impl Upload {
             Ok(written) => written,
             Err(error) => return self.refused(error),
         };
+        self.sent += written as u64;
         let before = written.min(self.before.len());
         self.before.advance(before);
         written -= before;
@@ -222,8 +247,33 @@ impl Upload {
         if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
             return Err(UploadError::Io(error));
         }
-        (self.is_refused, self.piece, self.after) = (true, None, b"");
-        self.before.clear();
+        self.give_up();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use bytes::Bytes;
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_request_that_is_cut_short_leaves_its_connection_closed() {
+        for length in ["2", "4"] {
+            let mut fields = HeaderMap::new();
+            fields.insert("content-length", HeaderValue::from_static(length));
+            let (mut upload, target) = (Upload::default(), PathAndQuery::from_static("/"));
+            let content = RequestBody::Whole(Bytes::from_static(b"abc"));
+            upload.begin(&Method::POST, &target, &fields, content);
+            let mut written = Vec::new();
+            let mut cx = Context::from_waker(Waker::noop());
+            let polled = upload.poll(&mut cx, Pin::new(&mut written));
+            assert!(matches!(polled, Poll::Ready(Err(UploadError::Length))), "{polled:?}");
+            assert!(upload.is_over() && !upload.is_open(), "a length of {length}");
+        }
     }
 }
