@@ -131,8 +131,12 @@ pub fn has_token(fields: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
 /// Returns the members of a list that consists of one line or of several (RFC 9110 §5.6.1). A member may have bytes
 /// beyond ASCII (`obs-text`), and its neighbours count all the same.
 pub fn members(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
-    let lines = fields.get_all(name).into_iter().map(HeaderValue::as_bytes);
-    lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
+    fields.get_all(name).into_iter().flat_map(members_of_line)
+}
+
+/// Returns the members of one line of a list.
+pub fn members_of_line(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
 /// Joins the cookies of a request: HTTP/2 may send each in a line of its own; other versions require one line (RFC 9113

@@ -86,18 +86,10 @@ struct Waiting {
     search: HeadSearch,
     /// The bytes that informational responses may still have.
     informational: usize,
-    stage: Stage,
-    /// The content, until the head is written.
+    /// Whether the connection has served another request, and so may have been closed since.
+    was_used: bool,
+    /// The content while no byte of the request is written; `None` afterwards.
     content: Option<RequestBody>,
-}
-
-/// How far a request is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// No byte is written. A used connection may have been closed since its last request.
-    Unwritten { was_used: bool },
-    /// Something is written.
-    Sending,
 }
 
 /// A socket with its buffers.
@@ -159,9 +151,6 @@ const FIRST_PIECE: usize = SHORT - 1;
 /// The room that is worth a read, in bytes.
 const MIN_ROOM: usize = 1 << 10;
 
-/// The maximum room for reads, in bytes: the longest piece.
-const MAX_ROOM: usize = 128 << 10;
-
 impl Http1 {
     /// Returns a connection over a transport.
     pub fn new(transport: impl EndpointTransport, limits: ResponseHeadLimits, permit: ConnectionPermit) -> Self {
@@ -189,7 +178,7 @@ impl Http1 {
             target: parts.uri.into_parts().path_and_query.unwrap_or_else(root),
             search: HeadSearch::default(),
             informational: self.limits.bytes,
-            stage: Stage::Unwritten { was_used },
+            was_used,
             content: Some(content),
         });
     }
@@ -203,10 +192,7 @@ impl Http1 {
         let head = match polled {
             Ok(head) => head,
             Err(error) => {
-                let content = match waiting.stage {
-                    Stage::Unwritten { .. } => waiting.content.take(),
-                    Stage::Sending => None,
-                };
+                let content = waiting.content.take();
                 self.phase = Phase::Over;
                 return Poll::Ready(Err(Http1Failure { error, content }));
             }
@@ -342,15 +328,16 @@ impl Waiting {
         piece: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Result<ResponseHead, Http1Error>> {
-        if let Stage::Unwritten { was_used } = self.stage {
-            // A kept connection may have ended since, and a request that is not written can go elsewhere.
-            if was_used && let Poll::Ready(read) = wire.poll_read(cx, piece) {
-                return Poll::Ready(Err(Http1Error::Closed(read.err())));
-            }
-            let Some(content) = self.content.take() else { return Poll::Ready(Err(Http1Error::Closed(None))) };
+        // A kept connection may have ended since, and a request that is not written can go elsewhere.
+        if self.content.is_some()
+            && self.was_used
+            && let Poll::Ready(read) = wire.poll_read(cx, piece)
+        {
+            return Poll::Ready(Err(Http1Error::Closed(read.err())));
+        }
+        if let Some(content) = self.content.take() {
             wire.upload.begin(&self.method, &self.target, &self.fields, content);
             self.fields.clear();
-            self.stage = Stage::Sending;
         }
         let Wire { upload, transport, .. } = wire;
         // What is left to be sent doesn't keep the response waiting.
@@ -401,7 +388,7 @@ impl Wire {
         let limit = spare(&self.read).min(most);
         let read = ready!(poll_read_buf(Pin::new(&mut *self.transport), cx, &mut (&mut self.read).limit(limit)))?;
         if read == limit {
-            self.room = self.room.saturating_mul(4).min(MAX_ROOM);
+            self.room = self.room.saturating_mul(4);
         }
         Poll::Ready(Ok(read))
     }

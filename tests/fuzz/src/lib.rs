@@ -27,6 +27,7 @@ pub mod protocol {
     pub mod content_length;
     pub mod field_alias;
     pub mod framing;
+    pub mod hop_by_hop;
     pub mod path;
     pub mod proxy_protocol;
     pub mod trusted_peers;

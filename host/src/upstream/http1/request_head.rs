@@ -2,15 +2,16 @@
 
 use bytes::BytesMut;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use crate::protocol::content_length::ContentLength;
 
 /// The way in which the end of a request's content is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RequestFraming {
+    #[default]
     None,
-    /// The length in bytes.
+    /// Content of a known length, with the number of bytes that are left.
     Length(u64),
     Chunked,
 }
@@ -32,10 +33,7 @@ pub fn write(head: &mut BytesMut, method: &Method, target: &PathAndQuery, fields
         } else if *name == header::TRANSFER_ENCODING {
             is_chunked = true;
         }
-        head.extend_from_slice(name.as_str().as_bytes());
-        head.extend_from_slice(b": ");
-        head.extend_from_slice(value.as_bytes());
-        head.extend_from_slice(b"\r\n");
+        write_field(head, name, value);
     }
     head.extend_from_slice(b"\r\n");
     match length.value() {
@@ -45,10 +43,16 @@ pub fn write(head: &mut BytesMut, method: &Method, target: &PathAndQuery, fields
     }
 }
 
+/// Writes a line of a head or of trailers.
+pub fn write_field(bytes: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+    bytes.extend_from_slice(name.as_str().as_bytes());
+    bytes.extend_from_slice(b": ");
+    bytes.extend_from_slice(value.as_bytes());
+    bytes.extend_from_slice(b"\r\n");
+}
+
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]

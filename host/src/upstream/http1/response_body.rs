@@ -164,7 +164,8 @@ impl ResponseBodyDecoder {
             return Err(DecodeError::Chunk);
         }
         self.extensions = self.extensions.checked_sub(rest.len()).ok_or(DecodeError::Extensions)?;
-        let size = number.iter().fold(0, |size, digit| size << 4 | u64::from(hex(*digit)));
+        let digits = number.iter().filter_map(|digit| char::from(*digit).to_digit(16));
+        let size = digits.fold(0, |size, digit| size << 4 | u64::from(digit));
         bytes.advance(end + 1);
         Ok(Some(size))
     }
@@ -198,14 +199,6 @@ impl ResponseBodyDecoder {
 
 fn is_control(byte: &u8) -> bool {
     byte.is_ascii_control() && *byte != b'\t'
-}
-
-fn hex(digit: u8) -> u8 {
-    match digit {
-        b'0'..=b'9' => digit - b'0',
-        b'a'..=b'f' => digit - b'a' + 10,
-        _ => digit - b'A' + 10,
-    }
 }
 
 #[cfg(test)]

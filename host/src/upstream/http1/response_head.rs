@@ -11,6 +11,7 @@ use hyper::ext::ReasonPhrase;
 use super::body_length::BodyLength;
 use super::head_search::HeadSearch;
 use crate::protocol::content_length::ContentLength;
+use crate::protocol::hop_by_hop;
 use crate::upstream::response_head_limits::ResponseHeadLimits;
 
 /// The head of a response, and what it says about the rest of the connection.
@@ -158,7 +159,7 @@ impl Framing {
             self.codings += 1;
             self.is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
         } else if *name == header::CONNECTION {
-            for option in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            for option in hop_by_hop::members_of_line(value) {
                 if option.eq_ignore_ascii_case(b"close") {
                     self.persistence = Some(false);
                 } else if option.eq_ignore_ascii_case(b"keep-alive") {

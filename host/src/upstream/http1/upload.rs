@@ -26,7 +26,8 @@ pub struct Upload {
     after: &'static [u8],
     /// The content that is not read yet; `None` once it is over.
     content: Option<RequestBody>,
-    framing: Framing,
+    /// The framing of the content that is left.
+    framing: RequestFraming,
     /// Whether written bytes may still wait in the transport.
     is_unflushed: bool,
     /// Whether the endpoint takes nothing any more. It may have answered before it has read all of a request, and closed:
@@ -34,16 +35,6 @@ pub struct Upload {
     is_refused: bool,
     /// The number of bytes that the transport has taken, over all requests.
     sent: u64,
-}
-
-/// The framing of the content that is left.
-#[derive(Clone, Copy, Default)]
-enum Framing {
-    #[default]
-    None,
-    /// Content of a known length, with the number of bytes that are left.
-    Length(u64),
-    Chunked,
 }
 
 /// The reason for which a request can't be sent.
@@ -60,12 +51,8 @@ pub enum UploadError {
 impl Upload {
     /// Begins a request.
     pub fn begin(&mut self, method: &Method, target: &PathAndQuery, fields: &HeaderMap, content: RequestBody) {
-        self.framing = match request_head::write(&mut self.before, method, target, fields) {
-            RequestFraming::None => Framing::None,
-            RequestFraming::Length(length) => Framing::Length(length),
-            RequestFraming::Chunked => Framing::Chunked,
-        };
-        self.content = Some(content).filter(|_| !matches!(self.framing, Framing::None));
+        self.framing = request_head::write(&mut self.before, method, target, fields);
+        self.content = Some(content).filter(|_| self.framing != RequestFraming::None);
         (self.is_unflushed, self.is_refused) = (true, false);
     }
 
@@ -163,14 +150,14 @@ impl Upload {
         };
         let length = piece.as_ref().map_or(0, Piece::remaining);
         match &mut self.framing {
-            Framing::None => {}
-            Framing::Length(left) => {
+            RequestFraming::None => {}
+            RequestFraming::Length(left) => {
                 *left = left.checked_sub(length as u64).ok_or(UploadError::Length)?;
                 if is_last && *left > 0 {
                     return Err(UploadError::Length);
                 }
             }
-            Framing::Chunked => {
+            RequestFraming::Chunked => {
                 if length > 0 {
                     self.before.extend_from_slice(format!("{length:x}\r\n").as_bytes());
                 }
@@ -182,10 +169,7 @@ impl Upload {
                     (_, _, Some(fields)) => {
                         self.before.extend_from_slice(b"0\r\n");
                         for (name, value) in fields {
-                            self.before.extend_from_slice(name.as_str().as_bytes());
-                            self.before.extend_from_slice(b": ");
-                            self.before.extend_from_slice(value.as_bytes());
-                            self.before.extend_from_slice(b"\r\n");
+                            request_head::write_field(&mut self.before, name, value);
                         }
                         self.content = None;
                         b"\r\n"
