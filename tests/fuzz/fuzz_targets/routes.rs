@@ -2,6 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use plugway_fuzz::generation::ids::{Id, RouteId};
 use plugway_fuzz::generation::router::{HostMatch, PathMatch, RouteMatch, Router};
 
 /// `host path method`, each of which may be `-` for any.
@@ -36,8 +37,8 @@ fuzz_target!(|text: &str| {
     let reversed: Vec<RouteMatch> = routes.iter().rev().cloned().collect();
     match (Router::new(routes.clone()), Router::new(reversed)) {
         (Ok(one), Ok(other)) => {
-            let place = other.route(&request).map(|place| routes.len() - 1 - place);
-            assert_eq!(one.route(&request), place);
+            let in_order = other.route(&request).map(|route_id| RouteId::new(routes.len() - 1 - route_id.index()));
+            assert_eq!(one.route(&request), in_order);
         }
         (Err(_), Err(_)) => {}
         (one, other) => panic!("{one:?} {other:?}"),
