@@ -113,7 +113,7 @@ enum Passed {
 }
 
 /// Takes a request down to its upstream, on the generation that it begins with. What is due at the end of the exchange
-/// goes into `ending`.
+/// goes into `record`.
 ///
 /// Not part of the future of [`Forwarding::run`], which would carry the request about for nothing.
 pub fn receive(
@@ -159,10 +159,9 @@ pub fn receive(
         outgoing_body(worker, route, context, body, hop, record.upload.clone(), receiving)
     });
     let reply = match passed {
-        Ok(Passed::Forward(mut source)) => {
-            match &mut source {
-                Source::Upstream(_, bypassed_cache) => *bypassed_cache = bypassed,
-                Source::Cache(_) => record.upload.end(),
+        Ok(Passed::Forward(source)) => {
+            if let Source::Cache(_) = source {
+                record.upload.end();
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
             record.set_route(route_id, context);
@@ -235,7 +234,9 @@ fn down(
         RequestHooks::Answer(response, depth) => {
             Passed::Respond(response.map(|content| ResponseBody::Full(content.into())), depth)
         }
-        RequestHooks::Forward | RequestHooks::Cache(_) => Passed::Forward(Source::Upstream(content(context)?, None)),
+        RequestHooks::Forward | RequestHooks::Cache(_) => {
+            Passed::Forward(Source::Upstream(content(context)?, bypassed.take()))
+        }
     })
 }
 
@@ -264,7 +265,7 @@ impl Forwarding {
         let bottom = ChainPosition::bottom(&worker.generation.routes[destination.route]);
         let received = forwarded.unwrap_or_else(|_| Err(timers.late()));
         let received = received.map_err(|error| ChainFailure::new(error, bottom));
-        let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
+        let context = record.take_context();
         respond(
             worker,
             destination.route,
@@ -292,6 +293,6 @@ async fn fetch(
         }
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
-    let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
+    let context = record.take_context();
     respond(worker, destination.route, context, reply, record)
 }

@@ -83,6 +83,11 @@ impl ExchangeRecord {
         (self.route_id, self.context) = (Some(route_id), Some(context));
     }
 
+    /// Takes the context out of the record; returns an empty one if the record has none.
+    pub fn take_context(&mut self) -> Box<ExchangeContext> {
+        self.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()))
+    }
+
     /// Returns the index of the route; `None` if no route matched.
     pub fn route(&self) -> Option<RouteId> {
         self.route_id

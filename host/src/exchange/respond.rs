@@ -155,7 +155,7 @@ pub fn reject(
 /// The response in place of one that has passed the chain, and can't be sent as it is.
 pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response<ResponseBody> {
     let worker = record.running().clone();
-    let context = record.context.take().unwrap_or_else(|| Box::new(ExchangeContext::empty()));
+    let context = record.take_context();
     match record.route() {
         Some(route_id) => {
             let failed = ChainFailure::new(error, record.depth);

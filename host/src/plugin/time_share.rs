@@ -144,7 +144,7 @@ impl TimeShare {
         self.watched_calls.get() > 0 || self.watched_until.get().is_some()
     }
 
-    /// Has some calls be measured, after one that missed ticks.
+    /// Measures the next calls, after one that missed ticks.
     pub fn watch(&self) {
         self.watched_calls.set(WATCHED_CALLS);
     }
