@@ -1,7 +1,7 @@
 //! The way of a response up the chain. Every response to a request with a route takes it, whatever made the response.
 
 use bytes::Bytes;
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 
 use super::{ConnectionInfo, chain, error_response, record};
@@ -107,12 +107,9 @@ fn ascend(
     {
         response.extensions_mut().insert(reason);
     }
+    hop_by_hop::settle_length_without_content(&mut parts);
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
-    // Under 304 the length is that of another response (RFC 9110 §8.6).
-    if has_none && came != StatusCode::NOT_MODIFIED {
-        response.headers_mut().remove(header::CONTENT_LENGTH);
-    }
     Ok(response)
 }
 

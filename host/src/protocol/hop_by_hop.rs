@@ -190,6 +190,14 @@ pub fn has_no_content(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
+/// Removes the length of a response whose status has no content. Under 304 it is the length of another response (RFC 9110
+/// §8.6).
+pub fn settle_length_without_content(response: &mut Parts) {
+    if has_no_content(response.status) && response.status != StatusCode::NOT_MODIFIED {
+        response.headers.remove(header::CONTENT_LENGTH);
+    }
+}
+
 /// Removes the hop-by-hop fields, including those that `Connection` names (RFC 9110 §7.6.1).
 fn remove_hop_by_hop(present: Present, fields: &mut HeaderMap) {
     if present.has(CONNECTION) {
@@ -278,6 +286,16 @@ mod tests {
         request(Version::HTTP_11, &mut fields);
         let left: Vec<&str> = fields.keys().map(HeaderName::as_str).collect();
         assert_eq!(left, ["x-kept", "via"]);
+    }
+
+    #[test]
+    fn the_length_goes_by_the_status_that_is_sent() {
+        for (status, is_kept) in [(200, true), (204, false), (205, false), (304, true)] {
+            let response = http::Response::builder().status(status).header("content-length", "5").body(()).unwrap();
+            let mut parts = response.into_parts().0;
+            settle_length_without_content(&mut parts);
+            assert_eq!(parts.headers.contains_key("content-length"), is_kept, "{status}");
+        }
     }
 
     #[test]
