@@ -85,7 +85,7 @@ pub fn causes(error: &(dyn StdError + 'static)) -> String {
 
 /// The phrases of hyper that name its own parts, or the side of the connection only as hyper sees it, each with what an
 /// operator reads in its place; empty if the error behind it is enough.
-const LIBRARY_PHRASES: [(&str, &str); 14] = [
+const LIBRARY_PHRASES: [(&str, &str); 12] = [
     ("error from user's Body stream", ""),
     ("error from user's Service", ""),
     ("http2 error", ""),
@@ -97,13 +97,7 @@ const LIBRARY_PHRASES: [(&str, &str); 14] = [
     ("error reading a body from connection", "the rest of the body could not be read"),
     ("error writing a body to connection", "the rest of the body could not be sent"),
     ("received unexpected message from connection", "there are bytes that belong to no message"),
-    (
-        "invalid HTTP version parsed",
-        "the bytes are no HTTP/1.1; an endpoint that speaks TLS needs `https://` before its address, one that speaks \
-         HTTP/2 alone needs `h2c://`",
-    ),
     ("invalid HTTP header parsed", "a field of the head is malformed"),
-    ("invalid HTTP status-code parsed", "the status code is malformed"),
 ];
 
 /// The maximum length of a cause in the log, in bytes.
