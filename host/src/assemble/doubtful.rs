@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Assembly;
+use super::addresses::Address;
 use super::route_conditions::meant_method;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{Endpoint, Manifest, OtherPath, Path, RouteTable};
@@ -16,6 +17,7 @@ impl Assembly<'_> {
         if self.problems.count() > 0 {
             return;
         }
+        warn_of_circles(files);
         for (source, route) in files.iter().flat_map(|(source, file)| file.route.iter().map(move |one| (source, one))) {
             warn_of_route(source, route.get_ref());
         }
@@ -35,6 +37,30 @@ impl Assembly<'_> {
 fn warn(source: &Source, span: &Range<usize>, why: &str) {
     let place = source.location(span);
     tracing::warn!(%place, why, "part of the manifest in doubt");
+}
+
+/// Warns of endpoints that are listeners of the same manifest. A plugin may change a request so that another route matches
+/// when it arrives again, so they are no errors.
+fn warn_of_circles(files: &Files) {
+    let listeners = files.iter().flat_map(|(_, file)| &file.listener);
+    let listeners: Vec<Address> =
+        listeners.filter_map(|listener| Address::parse(listener.address.get_ref()).ok()).collect();
+    let upstreams = files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)));
+    for (source, endpoint) in
+        upstreams.flat_map(|(source, upstream)| upstream.endpoints.iter().map(move |one| (source, one)))
+    {
+        let Some(text) = endpoint.get_ref().address() else { continue };
+        let address = Address::parse(text.rsplit("://").next().unwrap_or(text));
+        if address.is_ok_and(|address| listeners.iter().any(|listener| listener.accepts(&address))) {
+            let (place, remedy) = (source.location(&endpoint.span()), "name the address of another server");
+            tracing::warn!(
+                %place,
+                endpoint = text,
+                remedy,
+                "endpoint is a listener of this proxy: requests may come back again and again"
+            );
+        }
+    }
 }
 
 fn warn_of_route(source: &Source, route: &RouteTable) {

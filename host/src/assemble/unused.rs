@@ -1,4 +1,4 @@
-//! The parts of a manifest that have no effect, or not the one that is meant: warnings, since such a manifest works.
+//! The parts of a manifest that have no effect: warnings, since such a manifest works.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -7,7 +7,6 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::Assembly;
-use super::addresses::Address;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{Manifest, PluginRef, PluginTable, TableOrOff, UpstreamTable};
 use crate::generation::error_pages;
@@ -24,7 +23,6 @@ impl Assembly<'_> {
         warn_of_plugins(files);
         warn_of_upstreams(files);
         self.warn_of_pages(files);
-        warn_of_circles(files);
         for (source, upstream) in
             files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)))
         {
@@ -118,30 +116,6 @@ fn warn_of_upstreams(files: &Files) {
     for (source, name) in files.iter().flat_map(|(source, file)| file.upstream.keys().map(move |name| (source, name))) {
         if !used.contains(name.get_ref().as_str()) {
             warn(source, &name.span(), &format!("upstream `{name}`: no route leads to it", name = name.get_ref()));
-        }
-    }
-}
-
-/// Warns of endpoints that are listeners of the same manifest. A plugin may change a request so that another route matches
-/// when it arrives again, so they are no errors.
-fn warn_of_circles(files: &Files) {
-    let listeners = files.iter().flat_map(|(_, file)| &file.listener);
-    let listeners: Vec<Address> =
-        listeners.filter_map(|listener| Address::parse(listener.address.get_ref()).ok()).collect();
-    let upstreams = files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)));
-    for (source, endpoint) in
-        upstreams.flat_map(|(source, upstream)| upstream.endpoints.iter().map(move |one| (source, one)))
-    {
-        let Some(text) = endpoint.get_ref().address() else { continue };
-        let address = Address::parse(text.rsplit("://").next().unwrap_or(text));
-        if address.is_ok_and(|address| listeners.iter().any(|listener| listener.accepts(&address))) {
-            let (place, remedy) = (source.location(&endpoint.span()), "name the address of another server");
-            tracing::warn!(
-                %place,
-                endpoint = text,
-                remedy,
-                "endpoint is a listener of this proxy: requests may come back again and again"
-            );
         }
     }
 }
