@@ -281,3 +281,24 @@ impl Body for ResponseStream {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::boxed::size_of_future;
+
+    /// The future of an exchange that needs no upstream is moved by hyper for each request.
+    #[test]
+    fn exchange_that_is_not_forwarded_has_a_small_future() {
+        struct Arguments {
+            client: &'static ClientConnection,
+            request: Request<ClientContent>,
+            upload: UploadProgress,
+            timers: Rc<Timers>,
+        }
+        let size = size_of_future(|arguments: Arguments| {
+            arguments.client.exchange(arguments.request, arguments.upload, arguments.timers)
+        });
+        assert!(size <= 512, "{size} bytes");
+    }
+}

@@ -296,3 +296,24 @@ async fn fetch(
     let context = record.take_context();
     respond(worker, destination.route, context, reply, record)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::boxed::size_of_future;
+
+    /// The future of a forwarded exchange is allocated for each request.
+    #[test]
+    fn forwarded_exchange_has_a_small_future() {
+        struct Arguments {
+            forwarding: &'static mut Forwarding,
+            worker: &'static Rc<WorkerState>,
+            timers: &'static Timers,
+            record: &'static mut ExchangeRecord,
+        }
+        let size = size_of_future(|arguments: Arguments| {
+            arguments.forwarding.run(arguments.worker, arguments.timers, arguments.record)
+        });
+        assert!(size <= 1152, "{size} bytes");
+    }
+}

@@ -260,3 +260,27 @@ fn fields(facts: HandshakeInfo) -> ClientTls {
         certificate,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::net::boxed::size_of_future;
+    use crate::net::byte_counter::ByteCounter;
+
+    /// Each client connection has one task for as long as it lives, mostly idle.
+    #[test]
+    fn client_connection_has_a_small_task() {
+        struct Arguments {
+            worker: WorkerShared,
+            stream: ByteCounter<UnixStream>,
+            entrance: Entrance,
+            admitted: Admitted,
+        }
+        let size = size_of_future(|arguments: Arguments| {
+            serve(arguments.worker, arguments.stream, arguments.entrance, arguments.admitted, None)
+        });
+        assert!(size <= 384, "{size} bytes");
+    }
+}

@@ -9,3 +9,9 @@ use std::pin::Pin;
 pub fn boxed<'a, F: Future + 'a>(make: impl FnOnce() -> F) -> Pin<Box<dyn Future<Output = F::Output> + 'a>> {
     Box::pin(make())
 }
+
+/// Returns the bytes of the future that a function makes, without a call of it.
+#[cfg(test)]
+pub fn size_of_future<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
+    size_of::<F>()
+}
