@@ -76,14 +76,14 @@ enum Command {
     /// Stops sending new requests to an endpoint of a running proxy.
     Drain {
         #[command(flatten)]
-        endpoint: NamedEndpoint,
+        endpoint: EndpointArguments,
         #[command(flatten)]
         proxy: RunningProxy,
     },
     /// Sends requests to a drained endpoint again.
     Undrain {
         #[command(flatten)]
-        endpoint: NamedEndpoint,
+        endpoint: EndpointArguments,
         #[command(flatten)]
         proxy: RunningProxy,
     },
@@ -136,7 +136,7 @@ struct RunningProxy {
 
 /// The arguments that name an endpoint.
 #[derive(clap::Args)]
-struct NamedEndpoint {
+struct EndpointArguments {
     /// The name of the upstream.
     upstream: String,
     /// The address of the endpoint, as the status document writes it.
@@ -246,7 +246,7 @@ fn purge(what: &PurgeWhat, soft: bool) -> String {
 }
 
 /// Returns the path and query that drain or undrain an endpoint.
-fn drain(path: &str, NamedEndpoint { upstream, endpoint }: &NamedEndpoint) -> String {
+fn drain(path: &str, EndpointArguments { upstream, endpoint }: &EndpointArguments) -> String {
     format!("{path}?upstream={}&endpoint={}", encoded(upstream), encoded(endpoint))
 }
 

@@ -94,13 +94,13 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
     let Started { reloader, reload_orders, endings, stopping, threads } = started?;
     let mut dates = tokio::time::interval(DATES);
     dates.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut serving = Serving { signals, reloader, reload_orders, endings, dates };
-    let outcome = serving.run().await;
+    let mut control_loop = ControlLoop { signals, reloader, reload_orders, endings, dates };
+    let outcome = control_loop.run().await;
     // The result of a load that is under way will not be used.
     stop.order();
     info!("stopping");
     let _ = stopping.send(true);
-    let Serving { mut signals, reloader, .. } = serving;
+    let ControlLoop { mut signals, reloader, .. } = control_loop;
     reloader.stop(&mut signals).await;
     outcome.map(|()| threads)
 }
@@ -115,7 +115,7 @@ const PANIC_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PANICS: u32 = 5;
 
 /// The work of the control thread between start and stop, in turns.
-struct Serving {
+struct ControlLoop {
     signals: Signals,
     reloader: ReloadLoop,
     reload_orders: mpsc::Receiver<ReloadOrder>,
@@ -130,7 +130,7 @@ enum Turn {
     Fail(String),
 }
 
-impl Serving {
+impl ControlLoop {
     /// Takes turns until the process is to stop; the error is the failure for which it stops. Orders wait in their queues
     /// while a turn ends with a panic.
     async fn run(&mut self) -> anyhow::Result<()> {
@@ -154,7 +154,7 @@ impl Serving {
 
     /// Waits for an order, and carries it out.
     async fn turn(&mut self) -> Turn {
-        let Serving { signals, reloader, reload_orders, endings, dates } = self;
+        let ControlLoop { signals, reloader, reload_orders, endings, dates } = self;
         let generation = reloader.publish.subscribe();
         let reopen = || {
             if let Some(log) = &generation.borrow().access_log {

@@ -41,13 +41,13 @@ pub struct Connections {
 }
 
 struct OpenConnection {
-    state: Rc<ConnectionState>,
+    state: Rc<AdminConnectionState>,
     task: AbortHandle,
 }
 
 /// The state of a connection, updated by its socket and its requests.
-pub struct ConnectionState {
-    phase: Cell<Phase>,
+pub struct AdminConnectionState {
+    phase: Cell<AdminPhase>,
     /// The time when the phase began, or when the client last accepted data.
     since: Cell<Instant>,
     /// The time when the last response began.
@@ -57,7 +57,7 @@ pub struct ConnectionState {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
+pub enum AdminPhase {
     /// The connection is open, and the client has sent nothing yet.
     New,
     /// A part of a request head has arrived.
@@ -74,10 +74,10 @@ pub enum Phase {
 
 impl Connections {
     /// Adds a connection, which `start` begins to serve.
-    pub fn add(&self, now: Instant, start: impl FnOnce(Rc<ConnectionState>, u64) -> AbortHandle) {
+    pub fn add(&self, now: Instant, start: impl FnOnce(Rc<AdminConnectionState>, u64) -> AbortHandle) {
         let id = self.opened.get();
         self.opened.set(id + 1);
-        let state = Rc::new(ConnectionState::new(now));
+        let state = Rc::new(AdminConnectionState::new(now));
         let task = start(state.clone(), id);
         self.open.borrow_mut().insert(id, OpenConnection { state, task });
     }
@@ -94,7 +94,7 @@ impl Connections {
         if open.len() < MAX_CONNECTIONS {
             return true;
         }
-        let can_go = open.iter().filter(|(_, open)| open.state.phase.get() != Phase::Changing);
+        let can_go = open.iter().filter(|(_, open)| open.state.phase.get() != AdminPhase::Changing);
         let first = can_go.min_by_key(|(_, open)| (open.state.phase.get(), open.state.since.get())).map(|(id, _)| *id);
         first.and_then(|id| open.remove(&id)).is_some_and(|closed| closed.close("a new connection needs its place"))
     }
@@ -117,9 +117,9 @@ impl Connections {
     }
 
     /// Notes that a connection sends a document. Slow readers of other documents may be closed for that.
-    pub fn send(&self, state: &Rc<ConnectionState>, document: Bytes, now: Instant) {
+    pub fn send(&self, state: &Rc<AdminConnectionState>, document: Bytes, now: Instant) {
         state.answered.set(now);
-        state.enter(Phase::Sending, now);
+        state.enter(AdminPhase::Sending, now);
         *state.sending.borrow_mut() = Some(document);
         let mut open = self.open.borrow_mut();
         while sending(&open) > MAX_UNSENT_BYTES {
@@ -147,14 +147,14 @@ impl OpenConnection {
     }
 }
 
-impl ConnectionState {
+impl AdminConnectionState {
     fn new(now: Instant) -> Self {
         let (since, answered) = (Cell::new(now), Cell::new(now));
-        ConnectionState { phase: Cell::new(Phase::New), since, answered, sending: RefCell::default() }
+        AdminConnectionState { phase: Cell::new(AdminPhase::New), since, answered, sending: RefCell::default() }
     }
 
     /// Enters a phase.
-    pub fn enter(&self, phase: Phase, now: Instant) {
+    pub fn enter(&self, phase: AdminPhase, now: Instant) {
         self.phase.set(phase);
         self.since.set(now);
     }
@@ -162,48 +162,50 @@ impl ConnectionState {
     fn is_late(&self, now: Instant, is_stopping: bool) -> bool {
         let waited = now.saturating_duration_since(self.since.get());
         match self.phase.get() {
-            Phase::New | Phase::Head | Phase::Idle if is_stopping => true,
-            Phase::New | Phase::Head => waited > HEAD_TIME,
-            Phase::Idle => waited > IDLE_TIME,
-            Phase::Sending => waited > STALL_TIME || now.saturating_duration_since(self.answered.get()) > SEND_TIME,
-            Phase::Reading => waited > SEND_TIME,
+            AdminPhase::New | AdminPhase::Head | AdminPhase::Idle if is_stopping => true,
+            AdminPhase::New | AdminPhase::Head => waited > HEAD_TIME,
+            AdminPhase::Idle => waited > IDLE_TIME,
+            AdminPhase::Sending => {
+                waited > STALL_TIME || now.saturating_duration_since(self.answered.get()) > SEND_TIME
+            }
+            AdminPhase::Reading => waited > SEND_TIME,
             // The duration is bounded by the command itself.
-            Phase::Changing => false,
+            AdminPhase::Changing => false,
         }
     }
 }
 
 /// A socket that records its progress in the state of its connection.
-pub struct WatchedSocket<S> {
+pub struct WatchedAdminSocket<S> {
     socket: S,
-    state: Rc<ConnectionState>,
+    state: Rc<AdminConnectionState>,
 }
 
-impl<S> WatchedSocket<S> {
+impl<S> WatchedAdminSocket<S> {
     /// Wraps a socket.
-    pub fn new(socket: S, state: Rc<ConnectionState>) -> Self {
-        WatchedSocket { socket, state }
+    pub fn new(socket: S, state: Rc<AdminConnectionState>) -> Self {
+        WatchedAdminSocket { socket, state }
     }
 
     fn wrote(&self, count: usize) {
         if count > 0 {
-            self.state.enter(Phase::Sending, Instant::now());
+            self.state.enter(AdminPhase::Sending, Instant::now());
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for WatchedSocket<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WatchedAdminSocket<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
-        if buffer.filled().len() > before && matches!(self.state.phase.get(), Phase::New | Phase::Idle) {
-            self.state.enter(Phase::Head, Instant::now());
+        if buffer.filled().len() > before && matches!(self.state.phase.get(), AdminPhase::New | AdminPhase::Idle) {
+            self.state.enter(AdminPhase::Head, Instant::now());
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedSocket<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedAdminSocket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.socket).poll_write(cx, bytes))?;
         self.wrote(written);
@@ -227,8 +229,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedSocket<S> {
     /// Records the end of a response: hyper flushes when all of the response is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
-        if self.state.phase.get() == Phase::Sending {
-            self.state.enter(Phase::Idle, Instant::now());
+        if self.state.phase.get() == AdminPhase::Sending {
+            self.state.enter(AdminPhase::Idle, Instant::now());
             self.state.sending.take();
         }
         Poll::Ready(Ok(()))

@@ -24,7 +24,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
 use super::access::AdminTransport;
-use super::connection::{ConnectionState, Connections, WatchedSocket};
+use super::connection::{AdminConnectionState, Connections, WatchedAdminSocket};
 use super::requests::RequestHandler;
 use super::socket::{self, AdminSocket};
 use super::{Admin, DEFAULT_ADDRESS, text};
@@ -85,11 +85,11 @@ enum Bound {
     Socket(AdminSocket),
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+trait AdminStream: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> AdminStream for T {}
 
 struct Accepted {
-    stream: Box<dyn Stream>,
+    stream: Box<dyn AdminStream>,
     transport: AdminTransport,
 }
 
@@ -282,7 +282,12 @@ impl Drop for ConnectionPlace {
 }
 
 /// Answers the requests of a connection in sequence.
-async fn converse(accepted: Accepted, place: ConnectionPlace, state: Rc<ConnectionState>, answers: Rc<RequestHandler>) {
+async fn converse(
+    accepted: Accepted,
+    place: ConnectionPlace,
+    state: Rc<AdminConnectionState>,
+    answers: Rc<RequestHandler>,
+) {
     let Accepted { stream, transport } = accepted;
     let connections = &place.connections;
     let service = service_fn(|request| {
@@ -294,7 +299,7 @@ async fn converse(accepted: Accepted, place: ConnectionPlace, state: Rc<Connecti
             }))
         }
     });
-    let socket = TokioIo::new(WatchedSocket::new(stream, state.clone()));
+    let socket = TokioIo::new(WatchedAdminSocket::new(stream, state.clone()));
     let mut http = http1::Builder::new();
     // The error concerns only the client.
     let _ = http.max_buf_size(MAX_HEAD_BYTES).max_headers(MAX_FIELDS).serve_connection(socket, service).await;

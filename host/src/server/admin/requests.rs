@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::access::{self, AccessRefusal, AdminTransport};
-use super::connection::{ConnectionState, Connections, Phase};
+use super::connection::{AdminConnectionState, AdminPhase, Connections};
 use super::document::Document;
 use super::metrics_page::metrics;
 use super::status::status;
@@ -74,7 +74,7 @@ impl RequestHandler {
         &self,
         request: Request<Incoming>,
         transport: AdminTransport,
-        state: &Rc<ConnectionState>,
+        state: &Rc<AdminConnectionState>,
         connections: &Connections,
     ) -> Response<ResponseBody> {
         let settings = self.settings.borrow().clone();
@@ -82,11 +82,11 @@ impl RequestHandler {
         let mut response = match allowed {
             Err(refusal) => self.refuse(refusal, &request, transport),
             Ok(()) if request.method() == Method::GET => {
-                state.enter(Phase::Reading, Instant::now());
+                state.enter(AdminPhase::Reading, Instant::now());
                 self.read(request.uri().path()).await
             }
             Ok(()) => {
-                state.enter(Phase::Changing, Instant::now());
+                state.enter(AdminPhase::Changing, Instant::now());
                 self.change(&request, &settings).await
             }
         };

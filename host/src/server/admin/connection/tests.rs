@@ -1,7 +1,7 @@
 use super::*;
 
 /// Opens connections, the first one the oldest, whose tasks never end; returns them with their states.
-fn opened(count: usize, now: Instant) -> (Connections, Vec<Rc<ConnectionState>>) {
+fn opened(count: usize, now: Instant) -> (Connections, Vec<Rc<AdminConnectionState>>) {
     let (connections, mut states) = (Connections::default(), Vec::new());
     for index in 0..count {
         connections.add(now + Duration::from_millis(index as u64), |state, _| {
@@ -28,18 +28,22 @@ fn the_one_that_does_least_makes_room() {
         let (connections, states) = opened(MAX_CONNECTIONS - 1, now);
         assert!(connections.make_room() && ids(&connections).len() == MAX_CONNECTIONS - 1, "there is room");
         let (connections, mut states) = (drop(states), opened(MAX_CONNECTIONS, now)).1;
-        states.iter().for_each(|state| state.enter(Phase::Changing, now));
+        states.iter().for_each(|state| state.enter(AdminPhase::Changing, now));
         assert!(!connections.make_room(), "changes are not cut off");
-        for (index, phase) in
-            [(5, Phase::Reading), (6, Phase::Sending), (7, Phase::Idle), (8, Phase::Head), (9, Phase::New)]
-        {
+        for (index, phase) in [
+            (5, AdminPhase::Reading),
+            (6, AdminPhase::Sending),
+            (7, AdminPhase::Idle),
+            (8, AdminPhase::Head),
+            (9, AdminPhase::New),
+        ] {
             states[index].enter(phase, now);
         }
-        states[10].enter(Phase::New, now + Duration::from_secs(1));
+        states[10].enter(AdminPhase::New, now + Duration::from_secs(1));
         for closed in [9, 10, 8, 7, 6, 5] {
             assert!(connections.make_room() && !ids(&connections).contains(&closed), "{closed}");
             connections.add(now, |state, _| {
-                state.enter(Phase::Changing, now);
+                state.enter(AdminPhase::Changing, now);
                 states.push(state);
                 tokio::task::spawn_local(std::future::pending::<()>()).abort_handle()
             });
@@ -50,7 +54,14 @@ fn the_one_that_does_least_makes_room() {
 #[test]
 fn each_phase_has_its_time() {
     within_a_runtime(|now| {
-        let phases = [Phase::New, Phase::Head, Phase::Idle, Phase::Sending, Phase::Reading, Phase::Changing];
+        let phases = [
+            AdminPhase::New,
+            AdminPhase::Head,
+            AdminPhase::Idle,
+            AdminPhase::Sending,
+            AdminPhase::Reading,
+            AdminPhase::Changing,
+        ];
         let (connections, states) = opened(phases.len(), now);
         states.iter().zip(phases).for_each(|(state, phase)| state.enter(phase, now));
         let left = |after| {
@@ -102,11 +113,11 @@ fn slow_readers_go_when_documents_take_too_much() {
 fn stopping_closes_what_waits_and_finishes_what_runs() {
     within_a_runtime(|now| {
         let (connections, states) = opened(3, now);
-        states[1].enter(Phase::Changing, now);
+        states[1].enter(AdminPhase::Changing, now);
         connections.send(&states[2], Bytes::new(), now);
         connections.stop(now);
         assert_eq!(ids(&connections), [1, 2]);
-        states.iter().for_each(|state| state.enter(Phase::Idle, now));
+        states.iter().for_each(|state| state.enter(AdminPhase::Idle, now));
         connections.close_late(now);
         assert!(ids(&connections).is_empty());
     });
