@@ -16,4 +16,4 @@ ln -sf "$home/pingora/release/pingora-min" "$home/bin/pingora-min"
 CARGO_TARGET_DIR=$home/filters cargo build --release --locked --target wasm32-wasip1 --manifest-path "$here/filters/Cargo.toml"
 cp "$home"/filters/wasm32-wasip1/release/*.wasm "$home/wasm/"
 # Plugway itself, and its filters for the script and chain scenarios
-"$here/dist.sh"
+"$here/../host/dist/build.sh"

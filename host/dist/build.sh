@@ -3,7 +3,7 @@
 # Half an hour on two cores, of which a minute is the watched work: the benchmark's own scenarios, without their peers.
 # Wants what they want: nginx with its Lua module as origin, wrk and h2load (setup.sh has the packages).
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 rustup component add llvm-tools
 triple=$(rustc -vV | sed -n 's/^host: //p')
 tools=$(rustc --print sysroot)/lib/rustlib/$triple/bin
