@@ -3,7 +3,7 @@
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -387,4 +387,63 @@ fn a_folder_of_compiled_code_that_is_not_ours_is_warned_of() {
         std::os::unix::fs::chown(&code, Some(NOBODY), None).unwrap();
         warned("belongs to another user; run `chown` on it");
     }
+}
+
+#[test]
+fn service_manager_hears_of_the_start_and_of_the_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let next_message = || {
+        let mut message = [0; 256];
+        let length = manager.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..length]).trim().to_string()
+    };
+    let mut command = plugway();
+    command.env("NOTIFY_SOCKET", &path);
+    let mut proxy = Proxy::start_by(command, folder.path(), &manifest(&echo(), "", ""));
+    assert_eq!(next_message(), "READY=1");
+    proxy.signal("TERM");
+    assert_eq!(next_message(), "STOPPING=1");
+    assert_eq!(proxy.wait_exit(), Some(0));
+}
+
+#[test]
+fn service_manager_that_reads_nothing_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let _manager = UnixDatagram::bind(&path).unwrap();
+    // Until the queue of the socket is full.
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.set_nonblocking(true).unwrap();
+    while sender.send_to(b"STATUS=full", &path).is_ok() {}
+    let mut command = plugway();
+    command.env("NOTIFY_SOCKET", &path);
+    let mut proxy = Proxy::start_by(command, folder.path(), &manifest(&echo(), "", ""));
+    proxy.wait_log("the service manager accepts no message");
+    assert_eq!(proxy.get("/", "").status(), 200);
+    proxy.signal("TERM");
+    assert_eq!(proxy.wait_exit(), Some(0));
+}
+
+#[test]
+fn each_command_has_a_manual_page() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(outcome(plugway().args(["man", "--out"]).arg(folder.path())).0, Some(0));
+    for name in ["plugway", "plugway-run", "plugway-proxy", "plugway-check", "plugway-reload", "plugway-inspect"] {
+        let page = std::fs::read_to_string(folder.path().join(format!("{name}.1"))).unwrap();
+        assert!(page.contains(".SH SYNOPSIS"), "{page}");
+    }
+    let (code, error) = outcome(plugway().args(["man", "--out", "/nowhere"]));
+    assert!(code == Some(1) && error.contains("`/nowhere`"), "{error}");
+}
+
+#[test]
+fn manifest_of_the_systemd_unit_is_accepted() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/dist");
+    assert_eq!(outcome(plugway().arg("check").arg(format!("{folder}/plugway.toml"))).0, Some(0));
+    let unit = std::fs::read_to_string(format!("{folder}/plugway.service")).unwrap();
+    let starts = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/")).unwrap();
+    assert_eq!(starts, "plugway run /etc/plugway/plugway.toml");
 }

@@ -111,6 +111,12 @@ enum Command {
     },
     /// Prints completions for a shell.
     Completions { shell: clap_complete::Shell },
+    /// Writes the manual pages, one for each command.
+    Man {
+        /// The folder for the pages.
+        #[arg(long, default_value = ".")]
+        out: PathBuf,
+    },
     /// Shows a plugin: its hooks and their inputs, its imports, and the schema of its configuration.
     Inspect {
         /// A component, or the name of a stock plugin.
@@ -221,6 +227,8 @@ fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> 
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut completions);
             print(&String::from_utf8_lossy(&completions))
         }
+        Command::Man { out } => clap_mangen::generate_to(Cli::command(), &out)
+            .with_context(|| format!("cannot write manual pages to `{}`", out.display())),
         Command::Run { manifest } => server::run(control()?, move || load::load(&manifest), cache.as_deref()),
         Command::Proxy { to, listen, workers } => {
             let text = proxy_manifest(&to, &listen, workers);

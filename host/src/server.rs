@@ -43,6 +43,7 @@ use crate::server::watchdog::Watchdog;
 use crate::server::worker::{SocketChange, WorkerChannels};
 use crate::system::background;
 use crate::system::descriptors::{self, Descriptors};
+use crate::system::service_manager::{self, ServiceState};
 use crate::system::supervise::{Panicked, Task, guard, supervised};
 use crate::telemetry::metrics::{Registry, WorkerMetrics};
 use crate::tls::validity;
@@ -92,6 +93,7 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
         return Ok(Threads::new());
     };
     let Started { reloader, reload_orders, endings, stopping, threads } = started?;
+    service_manager::notify(ServiceState::Serving).await;
     let mut dates = tokio::time::interval(DATES);
     dates.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut control_loop = ControlLoop { signals, reloader, reload_orders, endings, dates };
@@ -100,6 +102,7 @@ async fn serve(mut signals: Signals, load: Load, cache: Option<&Path>) -> anyhow
     stop.order();
     info!("stopping");
     let _ = stopping.send(true);
+    service_manager::notify(ServiceState::Stopping).await;
     let ControlLoop { mut signals, reloader, .. } = control_loop;
     reloader.stop(&mut signals).await;
     outcome.map(|()| threads)

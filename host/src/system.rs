@@ -6,4 +6,5 @@ pub(crate) mod bind_error;
 pub mod descriptors;
 pub(crate) mod files;
 pub mod printable;
+pub(crate) mod service_manager;
 pub mod supervise;
