@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::http2::{DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, Raw, WINDOW_UPDATE};
+use crate::http2_endpoint;
 use crate::support::{PATIENCE, Proxy, echo, manifest, output, raw_origin, read_message, until};
 
 /// `POST http://a/`, by the static table of HPACK and one literal.
@@ -200,6 +201,28 @@ fn an_endpoint_that_closes_with_content_unread_is_heard_out() {
             // The socket is closed with bytes unread, by which the system resets the connection.
             let _ = stream.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno");
         }
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let seen = uploads(&proxy, &[version], 3_000_000, 40);
+        let failed = seen.iter().filter(|seen| *seen != "413").count();
+        assert_eq!(failed, 0, "{version}: {seen:?}");
+    }
+}
+
+#[test]
+fn an_endpoint_of_http2_that_closes_with_content_unread_is_heard_out() {
+    let origin = http2_endpoint::endpoint(|raw| {
+        let mut began = None;
+        while let (None | Some(0..20_000), Some(frame)) = (began, raw.frame()) {
+            match frame.kind {
+                HEADERS => began = Some(0),
+                DATA => began = began.map(|bytes| bytes + frame.payload.len()),
+                _ => {}
+            }
+        }
+        // The socket is closed with bytes unread. `:status: 413`, by the static table of HPACK and one literal.
+        raw.send(HEADERS, END_HEADERS | END_STREAM, 1, &[0x08, 3, b'4', b'1', b'3']);
     });
     let proxy = Proxy::start(&manifest(&origin, "", ""));
     for version in ["--http1.1", "--http2-prior-knowledge"] {

@@ -20,6 +20,7 @@ use crate::protocol::proxy_protocol;
 pub mod connect;
 pub mod connection;
 pub mod connection_limit;
+mod deferred_end;
 pub mod discovery;
 pub mod dns;
 pub mod endpoint;

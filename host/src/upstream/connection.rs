@@ -16,6 +16,7 @@ use pin_project_lite::pin_project;
 use tokio::task::JoinHandle;
 
 use super::connection_limit::{ConnectionPermit, LimitHandle};
+use super::deferred_end::DeferredEnd;
 use super::endpoint_frames::EndpointFrames;
 use super::http1::response_body::ResponseBodyDecoder;
 use super::http1::{Http1, Http1BodyError, Http1Error, Http1Failure, Stream};
@@ -124,7 +125,7 @@ impl Connection {
         let list = u32::try_from(head.bytes.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX);
         builder.max_header_list_size(list).max_send_buf_size(SEND_BUFFER);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
-        let transport = CountedFrames { io: transport, counter: EndpointFrames::new(head.bytes) };
+        let transport = DeferredEnd::new(CountedFrames { io: transport, counter: EndpointFrames::new(head.bytes) });
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let limit_handle = permit.limit_handle();
         let task = spawn(Task::UpstreamConnection, async move {

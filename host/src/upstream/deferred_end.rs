@@ -1,0 +1,95 @@
+//! A transport that defers the end of its connection until the bytes that were read before have been used. An endpoint may
+//! respond before it has read all of a request, and close. h2 ends the connection at the first failed write, and at its
+//! end it forgets the ends of streams that nothing has read yet: the response that had arrived would be lost.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A transport whose reads alone report the end of the connection.
+pub struct DeferredEnd<T> {
+    io: T,
+    /// Whether a write has failed. All bytes that follow are discarded.
+    is_refused: bool,
+    /// The result of the read that was the last; `None` before.
+    end: Option<io::Result<()>>,
+    /// The turns for which the end is deferred.
+    turns: u32,
+}
+
+/// The turns of all tasks of the worker that a response has between its last bytes and the end of its connection. It passes
+/// three tasks on its way to the client; a response that is too long for its client to take it at once may lose its rest.
+const TURNS: u32 = 8;
+
+impl<T> DeferredEnd<T> {
+    pub fn new(io: T) -> Self {
+        DeferredEnd { io, is_refused: false, end: None, turns: 0 }
+    }
+
+    /// Returns the result of an operation; `otherwise` for the one that fails, and for those that follow.
+    fn unless_refused<R>(
+        &mut self,
+        otherwise: R,
+        operation: impl FnOnce(&mut T) -> Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
+        if !self.is_refused {
+            match ready!(operation(&mut self.io)) {
+                Ok(done) => return Poll::Ready(Ok(done)),
+                Err(error) => tracing::debug!(%error, "endpoint accepts no more bytes"),
+            }
+            self.is_refused = true;
+        }
+        Poll::Ready(Ok(otherwise))
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for DeferredEnd<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.end.is_none() {
+            let before = buffer.filled().len();
+            let read = ready!(Pin::new(&mut this.io).poll_read(cx, buffer));
+            if read.is_ok() && buffer.filled().len() > before {
+                this.turns = TURNS;
+                return Poll::Ready(Ok(()));
+            }
+            this.end = Some(read);
+        }
+        if this.turns > 0 {
+            this.turns -= 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        // A further read finds the end too.
+        Poll::Ready(this.end.replace(Ok(())).unwrap_or(Ok(())))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for DeferredEnd<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.unless_refused(bytes.len(), |io| Pin::new(io).poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        self.unless_refused(length, |io| Pin::new(io).poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.unless_refused((), |io| Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.unless_refused((), |io| Pin::new(io).poll_shutdown(cx))
+    }
+}
