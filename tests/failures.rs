@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::http2::{CONTINUATION, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw};
+use crate::http2::{CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw};
 use crate::http2_endpoint::{self, REFUSED_STREAM};
 use crate::support::{
     Message, PATIENCE, Proxy, echo, limited, manifest, ok, origin, raw_origin, read_message, run, sized, until, vanish,
@@ -226,6 +226,37 @@ fn a_malformed_request_over_http2_is_a_warning_too() {
     client.request(3);
     client.until(|frame| frame.stream == 3 && frame.flags & END_STREAM != 0);
     assert!(!proxy.has_logged("HTTP/2 streams reset"), "requests that are served leave none");
+    assert!(!proxy.has_logged("exchange failed"), "one warning is enough");
+    let logged = || std::fs::read_to_string(proxy.folder.path().join("access.log")).unwrap_or_default();
+    until("the access log has both", || logged().lines().count() == 2);
+    let log = logged();
+    let refused = log.lines().find(|line| line.contains("\"status\":400")).expect(&log);
+    assert!(refused.contains("\"error\":\"http_request_error\"") && refused.contains("\"127.0.0.1\""), "{refused}");
+    let counted = "plugway_errors_total{route=\"-\",kind=\"http_request_error\"} 1";
+    assert!(proxy.ask_admin("GET /metrics").text().lines().any(|line| line == counted));
+}
+
+#[test]
+fn a_stream_that_is_reset_within_its_content_has_one_line_in_the_access_log() {
+    let proxy = front(&silent(), "", "");
+    let mut client = Raw::connect(&proxy);
+    let head = http2_endpoint::head(&[0x83, 0x86, 0x84, 0x41, 1, b'a'], &[("content-length", "5")]);
+    client.send(HEADERS, END_HEADERS, 1, &head);
+    client.send(DATA, 0, 1, b"abc");
+    until("it is at the endpoint", || {
+        let figures = proxy.ask_admin("GET /metrics").text();
+        figures.lines().any(|line| line.starts_with("plugway_endpoint_in_flight") && line.ends_with(" 1"))
+    });
+    client.send(DATA, END_STREAM, 1, b"more than it has");
+    warned(&proxy, "HTTP/2 streams reset", &["streams=1"]);
+    // Behind it, one that has no exchange.
+    client.send(HEADERS, END_HEADERS | END_STREAM, 3, &http2_endpoint::head(crate::http2::GET, &[("te", "gzip")]));
+    client.send(HEADERS, END_HEADERS | END_STREAM, 5, &http2_endpoint::head(crate::http2::GET, &[("upgrade", "a")]));
+    let logged = || std::fs::read_to_string(proxy.folder.path().join("access.log")).unwrap_or_default();
+    until("the access log has those", || logged().lines().count() >= 2);
+    client.send(HEADERS, END_HEADERS | END_STREAM, 7, &http2_endpoint::head(crate::http2::GET, &[("upgrade", "a")]));
+    until("the access log has another", || logged().matches("\"target\":null").count() >= 2);
+    assert_eq!(logged().matches("\"POST\"").count(), 1, "{}", logged());
 }
 
 #[test]

@@ -214,7 +214,9 @@ struct Streams {
     /// Heads and trailers with the end of their stream that were sent, or that h2 was given to send.
     last_heads: Cell<u64>,
     /// The streams reset for malformed requests that the log has been told of.
-    malformed: Cell<u64>,
+    malformed: Cell<usize>,
+    /// The requests that h2 has refused without beginning an exchange, and that were recorded.
+    unserved: Cell<usize>,
 }
 
 /// Spawns hyper's tasks on the worker that they begin on, each bound to its stream.
@@ -279,6 +281,7 @@ impl Streams {
             unconfirmed: RefCell::default(),
             last_heads: Cell::new(0),
             malformed: Cell::new(0),
+            unserved: Cell::new(0),
         }
     }
 
@@ -420,24 +423,37 @@ impl Streams {
     /// malformed ones, and refuses lists of fields beyond `limits.head` with 431: more heads were sent with the end of their
     /// stream than h2 was given.
     fn note_refused(&self, frames: &ClientFrames) {
-        self.note_malformed(frames.malformed());
         while frames.last_heads() > self.last_heads.get() {
             self.give_last_head();
             let error = Error::new(FailureKind::RequestError, "the head is too long").with_limit("limits.head");
-            let (status, received) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, UNKNOWN);
-            drop(self.client.refuse(Rejection { error, status, received }));
+            self.record_unserved(error, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        }
+        self.note_malformed(frames);
+    }
+
+    /// Logs and counts the streams that h2 has reset by itself for a malformed request (RFC 9113 §8.1.1). It doesn't report
+    /// which rule was broken. A stream that was reset within its content has an exchange, which ends with a record of its
+    /// own.
+    fn note_malformed(&self, frames: &ClientFrames) {
+        let streams = frames.malformed() - self.malformed.replace(frames.malformed());
+        if streams == 0 {
+            return;
+        }
+        let (client, cause) = (self.client_address(), "a request is malformed (RFC 9113 §8)");
+        if failure_log::admits(Topic::Client, client.unwrap_or_default()) {
+            tracing::warn!(client, streams, cause, "HTTP/2 streams reset for what their client sent");
+        }
+        let without_exchange = frames.accepted().saturating_sub(self.served.get() + self.unserved.get());
+        for _ in 0..streams.min(without_exchange) {
+            let error = Error::new(FailureKind::RequestError, cause).mark_logged();
+            self.record_unserved(error, StatusCode::BAD_REQUEST);
         }
     }
 
-    /// Logs the streams that h2 has reset by itself for a malformed request (RFC 9113 §8.1.1). It doesn't report which rule
-    /// was broken, and no request has begun.
-    fn note_malformed(&self, reset: u64) {
-        let streams = reset - self.malformed.replace(reset);
-        let client = self.client_address();
-        if streams > 0 && failure_log::admits(Topic::Client, client.unwrap_or_default()) {
-            let cause = "a request is malformed (RFC 9113 §8)";
-            tracing::warn!(client, streams, cause, "HTTP/2 streams reset for what their client sent");
-        }
+    /// Records a request that never became an exchange.
+    fn record_unserved(&self, error: Error, status: StatusCode) {
+        self.unserved.set(self.unserved.get() + 1);
+        drop(self.client.refuse(Rejection { error, status, received: UNKNOWN }));
     }
 
     /// Reports the exchanges whose client may have been gone, once that is known.

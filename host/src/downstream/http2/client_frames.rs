@@ -20,13 +20,17 @@ pub struct ClientFrames {
     budget: FrameBudget,
     /// The last stream that the client has opened.
     last_stream: u32,
+    /// The streams that the client has opened.
+    opened: usize,
     requests: OpenRequests,
     /// Whether a head that is sent has frames to come: nothing may stand between these (RFC 9113 §4.3).
     sends_head: bool,
     /// Heads and trailers that were sent with the end of their stream.
     last_heads: u64,
     /// The streams that were reset with PROTOCOL_ERROR.
-    malformed: u64,
+    malformed: usize,
+    /// The streams that were reset with REFUSED_STREAM.
+    refused: usize,
     flood: Option<FrameKind>,
 }
 
@@ -46,6 +50,7 @@ const GOAWAY: [u8; 9] = [0, 0, 8, 7, 0, 0, 0, 0, 0];
 /// RFC 9113 §7.
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
+const REFUSED_STREAM: u32 = 7;
 const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -72,10 +77,12 @@ impl ClientFrames {
             outgoing,
             budget,
             last_stream: 0,
+            opened: 0,
             requests,
             sends_head: false,
             last_heads: 0,
             malformed: 0,
+            refused: 0,
             flood: None,
         }
     }
@@ -91,8 +98,13 @@ impl ClientFrames {
     }
 
     /// The streams that were reset so far because h2 took their requests for malformed.
-    pub fn malformed(&self) -> u64 {
+    pub fn malformed(&self) -> usize {
         self.malformed
+    }
+
+    /// The streams that the client has opened so far, without those that h2 has refused for their number.
+    pub fn accepted(&self) -> usize {
+        self.opened.saturating_sub(self.refused)
     }
 
     /// Returns the GOAWAY frame that tells the client to calm down, or `None` if a frame has been sent only in part.
@@ -156,12 +168,12 @@ impl OpenRequests {
 
 impl FrameCounter for ClientFrames {
     fn count_received(&mut self, bytes: &[u8]) {
-        let ClientFrames { clock, incoming, budget, last_stream, requests, flood, .. } = self;
+        let ClientFrames { clock, incoming, budget, last_stream, opened, requests, flood, .. } = self;
         budget.pass(clock.now());
         incoming.scan(bytes, |head| {
             requests.count_received(head, *last_stream);
-            if head.kind == HEADERS {
-                *last_stream = head.stream.max(*last_stream);
+            if head.kind == HEADERS && head.stream > *last_stream {
+                (*last_stream, *opened) = (head.stream, *opened + 1);
             }
             if let Err(kind) = budget.count_received(head) {
                 flood.get_or_insert(kind);
@@ -170,7 +182,7 @@ impl FrameCounter for ClientFrames {
     }
 
     fn count_sent(&mut self, bytes: &[u8]) {
-        let ClientFrames { outgoing, budget, requests, sends_head, last_heads, malformed, .. } = self;
+        let ClientFrames { outgoing, budget, requests, sends_head, last_heads, malformed, refused, .. } = self;
         let each = |head: FrameHead| {
             budget.count_sent(head);
             *last_heads += u64::from(head.kind == HEADERS && head.flags & END_STREAM != 0);
@@ -180,8 +192,11 @@ impl FrameCounter for ClientFrames {
                 _ => {}
             }
         };
-        // Only h2 resets with this code: hyper has others for responses that fail.
-        outgoing.scan_with_codes(bytes, each, |code| *malformed += u64::from(code == PROTOCOL_ERROR));
+        // Only h2 resets with these codes: hyper has others for responses that fail.
+        outgoing.scan_with_codes(bytes, each, |code| {
+            *malformed += usize::from(code == PROTOCOL_ERROR);
+            *refused += usize::from(code == REFUSED_STREAM);
+        });
     }
 
     /// Ends reads after a flood, which `serve` checks for after each poll of the connection.
