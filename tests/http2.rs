@@ -57,6 +57,49 @@ fn a_stop_tells_the_client_and_finishes_its_streams() {
     assert_eq!(proxy.wait_exit(), Some(0));
 }
 
+#[test]
+fn announced_trailers_of_a_request_with_a_length_reach_an_endpoint_of_http1() {
+    let proxy = Proxy::start(&manifest(&whole_request(), "", ""));
+    let post = [&[0x83_u8][..], &GET[1..]].concat();
+    let ask = |stream: u32, fields: &[(&str, &str)]| {
+        let mut client = Raw::connect(&proxy);
+        let fields = [&[("content-length", "3")], fields].concat();
+        client.send(HEADERS, END_HEADERS, stream, &crate::http2_endpoint::head(&post, &fields));
+        client.send(DATA, 0, stream, b"abc");
+        let trailers = crate::http2_endpoint::head(&[], &[("x-sum", "900150983")]);
+        client.send(HEADERS, END_HEADERS | END_STREAM, stream, &trailers);
+        let answer = client.until(|frame| frame.kind == DATA && !frame.payload.is_empty());
+        String::from_utf8(answer.payload).unwrap()
+    };
+    let announced = ask(1, &[("trailer", "x-sum")]);
+    assert!(announced.contains("transfer-encoding: chunked") && !announced.contains("content-length"), "{announced}");
+    assert!(announced.contains("trailer: x-sum\r\n"), "{announced}");
+    assert!(announced.ends_with("3\r\nabc\r\n0\r\nx-sum: 900150983\r\n\r\n"), "{announced}");
+    let unannounced = ask(1, &[]);
+    assert!(unannounced.contains("content-length: 3\r\n") && unannounced.ends_with("\r\n\r\nabc"), "{unannounced}");
+}
+
+/// Starts an origin that answers with the bytes of a request whose content ends with `abc` or with trailers.
+fn whole_request() -> String {
+    raw_origin(|mut stream| {
+        let (mut request, mut piece) = (Vec::new(), [0; 1024]);
+        let is_whole = |request: &[u8]| {
+            let text = String::from_utf8_lossy(request);
+            text.split_once("\r\n\r\n").is_some_and(|(_, content)| content == "abc" || content.ends_with("\r\n\r\n"))
+        };
+        while !is_whole(&request) {
+            match stream.read(&mut piece) {
+                Ok(1..) if request.len() < 10_000 => {}
+                _ => return,
+            }
+            request.extend_from_slice(piece.split(|byte| *byte == 0).next().unwrap());
+            piece.fill(0);
+        }
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", request.len());
+        let _ = stream.write_all(&[head.as_bytes(), &request].concat());
+    })
+}
+
 // === gRPC ===
 
 /// A server with a method of each kind, over bytes.

@@ -213,6 +213,15 @@ impl Attempt<'_> {
     ) -> Result<(), Error> {
         let head = &mut self.context.request;
         let request_is_empty = request.body().is_end_stream();
+        // Only chunked content has room for trailers (RFC 9112 §7.1.2). Those that are not announced may be dropped (RFC 9110
+        // §6.5.1), and each endpoint understands a length.
+        if version != Version::HTTP_2
+            && head.version == Version::HTTP_2
+            && !request_is_empty
+            && head.headers.contains_key(header::TRAILER)
+        {
+            head.headers.remove(header::CONTENT_LENGTH);
+        }
         let framed = request_is_empty || head.headers.contains_key(header::CONTENT_LENGTH);
         *request.method_mut() = head.method.clone();
         let target = head.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
