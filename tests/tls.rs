@@ -356,6 +356,22 @@ fn endpoints_are_spoken_to_over_tls_and_checked() {
 }
 
 #[test]
+fn an_endpoint_that_wants_a_certificate_names_the_key_over_both_versions() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "site", &["site.example"]);
+    let origin = start(folder.path(), &format!("{SITE}\nclient-ca = \"ca.pem\""));
+    for more in ["", "http2 = false"] {
+        let own = tempfile::tempdir().unwrap();
+        std::fs::copy(folder.path().join("ca.pem"), own.path().join("ca.pem")).unwrap();
+        let tls = format!("ca = \"ca.pem\"\nserver-name = \"site.example\"\n{more}");
+        let proxy = Proxy::start_in(own.path(), &to_secure(&origin.address, &tls));
+        assert_eq!(proxy.get("/", "").status(), 502);
+        let line = proxy.wait_log("exchange failed");
+        assert!(line.contains("`certificate_required`") && line.contains("`tls.certificate` of the upstream"), "{line}");
+    }
+}
+
+#[test]
 fn an_endpoint_of_openssl_is_understood() {
     let folder = tempfile::tempdir().unwrap();
     Authority::new(folder.path()).issue(folder.path(), "site", &["localhost"]);

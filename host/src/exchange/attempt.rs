@@ -319,10 +319,10 @@ impl Attempt<'_> {
         let error = self.recover_body(unsent);
         match self.upload.fault() {
             Some(fault) => AttemptFailure { error: fault.error(causes(&error)), reached: Delivery::MaybeProcessed },
-            None if is_untouched => not_sent(named(error, self.rules.head)),
+            None if is_untouched => not_sent(named(error, self.rules.head, connection)),
             None => {
                 let reached = if is_unread(&error, connection) { Delivery::Unread } else { Delivery::MaybeProcessed };
-                AttemptFailure { error: named(error, self.rules.head), reached }
+                AttemptFailure { error: named(error, self.rules.head, connection), reached }
             }
         }
     }
@@ -399,7 +399,7 @@ fn io_cause(error: &SendError) -> Option<&std::io::Error> {
 }
 
 /// Returns the error of the exchange for a request that got no response.
-fn named(error: SendError, limits: ResponseHeadLimits) -> Error {
+fn named(error: SendError, limits: ResponseHeadLimits, connection: &Connection) -> Error {
     let kind = match &error {
         SendError::Http1(Http1Error::Head(HeadError::TooLarge)) => return too_large(limits),
         SendError::Http1(Http1Error::Informational(_)) => {
@@ -421,7 +421,8 @@ fn named(error: SendError, limits: ResponseHeadLimits) -> Error {
         }
     };
     // In TLS 1.3 an endpoint rejects a client certificate after the handshake.
-    match io_cause(&error).and_then(|error| handshake_error::in_words(error, TlsPeer::Endpoint)) {
+    let words = io_cause(&error).and_then(|error| handshake_error::in_words(error, TlsPeer::Endpoint));
+    match words.or_else(|| connection.alert().map(String::from)) {
         Some(words) => Error::new(kind, words),
         None => Error::new(kind, error),
     }

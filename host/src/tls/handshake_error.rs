@@ -18,12 +18,20 @@ pub enum TlsPeer {
 pub fn in_words(error: &io::Error, peer: TlsPeer) -> Option<String> {
     match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
         Some(cause) => Some(words(cause, peer)),
+        // h2 keeps the text of an error, and no type.
+        None if let Some(alert) = alert_in_text(&error.to_string()) => Some(words(&alert, peer)),
         // tokio-rustls has this text, and no type.
         None => error.to_string().contains("handshake eof").then(|| {
             let hint = if peer == TlsPeer::Endpoint { "; it may not speak TLS at this address" } else { "" };
             format!("the {} closed the connection within the TLS handshake{hint}", peer.name())
         }),
     }
+}
+
+/// Returns the alert that rustls describes by a text; `None` if the text is another.
+fn alert_in_text(text: &str) -> Option<Error> {
+    let mut alerts = (0..=u8::MAX).map(|code| Error::AlertReceived(AlertDescription::from(code)));
+    alerts.find(|alert| alert.to_string() == text)
 }
 
 /// Returns the words for a certificate that its owner shows, such as "the endpoint".

@@ -1,6 +1,8 @@
 //! A connection to an endpoint. One of HTTP/1 is polled by the exchange that uses it: no task of its own to wake and
 //! switch to. One of HTTP/2 serves many exchanges, and has a task.
 
+use std::cell::OnceCell;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -28,6 +30,7 @@ use crate::error::{Error, FailureKind};
 use crate::net::frame_counter::CountedFrames;
 use crate::net::hyper_io::{HyperIo, LocalExecutor};
 use crate::system::supervise::{Panicked, Task, spawn};
+use crate::tls::handshake_error::{self, TlsPeer};
 
 /// A connection to an endpoint, with HTTP/1 or HTTP/2.
 pub struct Connection {
@@ -54,6 +57,8 @@ pub struct SharedSender {
     head: ResponseHeadLimits,
     /// The task of the connection, held by all its senders.
     task: Rc<JoinHandle<Result<(), Panicked>>>,
+    /// The alert of TLS that has ended the connection, in words; unset while there is none. Streams don't report it.
+    alert: Rc<OnceCell<String>>,
 }
 
 /// The result of a request. It is passed through many functions, and a request is twice as large as a response.
@@ -128,13 +133,18 @@ impl Connection {
         let transport = DeferredEnd::new(CountedFrames { io: transport, counter: EndpointFrames::new(head.bytes) });
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;
         let limit_handle = permit.limit_handle();
+        let alert = Rc::<OnceCell<String>>::default();
+        let ended_by = alert.clone();
         let task = spawn(Task::UpstreamConnection, async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection");
+                let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<io::Error>());
+                let words = cause.and_then(|error| handshake_error::in_words(error, TlsPeer::Endpoint));
+                words.into_iter().for_each(|words| drop(ended_by.set(words)));
             }
             drop(permit);
         });
-        Ok(Connection::of_shared(SharedSender { sender, limit_handle, head, task: Rc::new(task) }))
+        Ok(Connection::of_shared(SharedSender { sender, limit_handle, head, task: Rc::new(task), alert }))
     }
 
     /// Returns another handle of a shared connection.
@@ -157,6 +167,15 @@ impl Connection {
         match &self.sender {
             Sender::Http1 { .. } => http::Version::HTTP_11,
             Sender::Http2(_) => http::Version::HTTP_2,
+        }
+    }
+
+    /// Returns the alert of TLS with which the endpoint has ended the connection, in words; `None` if there is none that a
+    /// request's own error doesn't have.
+    pub fn alert(&self) -> Option<&str> {
+        match &self.sender {
+            Sender::Http1 { .. } => None,
+            Sender::Http2(sender) => sender.alert.get().map(String::as_str),
         }
     }
 
