@@ -313,6 +313,36 @@ fn a_listener_can_send_everybody_to_https() {
     assert_eq!(unnamed.status(), 400, "{unnamed:?}");
 }
 
+/// A connection has one listener, whichever addresses share its port: that of the most specific address.
+#[test]
+fn listeners_that_share_a_port_have_their_own_connections() {
+    let port = std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let listeners: String = [("0.0.0.0", 1001), ("127.0.0.1", 1002), ("[::]", 1003)]
+        .map(|(host, to)| format!("[[listener]]\naddress = \"{host}:{port}\"\nredirect-to-https = {to}\n"))
+        .concat();
+    let proxy = Proxy::start(&manifest(&echo(), "", &listeners));
+    let told = |address: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        read_message(&mut BufReader::new(stream)).unwrap().field("location").unwrap().to_string()
+    };
+    proxy.wait_log(&format!("[::]:{port}"));
+    for _ in 0..20 {
+        assert_eq!(told(&format!("127.0.0.2:{port}")), "https://a:1001/");
+        assert_eq!(told(&format!("127.0.0.1:{port}")), "https://a:1002/");
+        assert_eq!(told(&format!("[::1]:{port}")), "https://a:1003/");
+    }
+}
+
+#[test]
+fn a_listener_at_all_addresses_of_ipv6_accepts_no_ipv4() {
+    let text = manifest(&echo(), "", "").replace("127.0.0.1:0", "[::]:0");
+    let proxy = Proxy::start(&text);
+    let port = proxy.address.rsplit(':').next().unwrap();
+    assert!(TcpStream::connect(format!("[::1]:{port}")).is_ok());
+    assert!(TcpStream::connect(format!("127.0.0.1:{port}")).is_err());
+}
+
 // === To endpoints ===
 
 /// Returns a manifest whose upstream is an `https://` endpoint.
@@ -367,7 +397,10 @@ fn an_endpoint_that_wants_a_certificate_names_the_key_over_both_versions() {
         let proxy = Proxy::start_in(own.path(), &to_secure(&origin.address, &tls));
         assert_eq!(proxy.get("/", "").status(), 502);
         let line = proxy.wait_log("exchange failed");
-        assert!(line.contains("`certificate_required`") && line.contains("`tls.certificate` of the upstream"), "{line}");
+        assert!(
+            line.contains("`certificate_required`") && line.contains("`tls.certificate` of the upstream"),
+            "{line}"
+        );
     }
 }
 

@@ -208,7 +208,8 @@ pub struct AdminTable {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenerTable {
     /// The IP address and port, or the unix socket. Port 0 takes a free port, which the log names. A reload opens and
-    /// closes the sockets that have changed.
+    /// closes the sockets that have changed. `[::]` accepts IPv6 alone. Of listeners at one port, that of the most
+    /// specific address gets a connection.
     ///
     /// Type: address or `"unix:/path"`. Required. Example: `"0.0.0.0:80"`, `"[::]:80"`, `"unix:/run/plugway.sock"`.
     pub address: Spanned<String>,
