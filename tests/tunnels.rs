@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::python::{self, Python};
-use crate::support::{Proxy, echo, limited, manifest, raw_origin};
+use crate::support::{Proxy, echo, limited, manifest, raw_origin, until};
 
 /// Starts an origin that switches to an echo protocol, and sends the head that it received as its first bytes.
 fn switching() -> String {
@@ -201,6 +201,19 @@ fn a_tunnel_over_http2_ends_in_an_upgrade() {
     let (response, said) = runtime.block_on(by_connect(declining.address.clone(), "echo", "hello"));
     assert_eq!((response.status().as_u16(), said), (502, None), "success would mean that there is a tunnel");
     assert_eq!(response.headers().get_all("x-seen").iter().count(), 1, "the error has passed the response hooks");
+}
+
+#[test]
+fn a_tunnel_over_http2_is_logged_as_the_client_asked_for_it() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let log = "[access-log]\nformat = \"combined\"\nfile = \"access.log\"\n";
+    let proxy = Proxy::start(&manifest(&switching(), "", log));
+    let (_, said) = runtime.block_on(by_connect(proxy.address.clone(), "echo", "hello"));
+    assert!(said.is_some());
+    drop(runtime);
+    let logged = || std::fs::read_to_string(proxy.folder.path().join("access.log")).unwrap_or_default();
+    until("the tunnel is logged", || logged().contains("/chat"));
+    assert!(logged().contains("\"CONNECT /chat HTTP/2.0\""), "{}", logged());
 }
 
 /// Starts an origin that switches to WebSocket, with further fields that are derived from the received key.

@@ -31,8 +31,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use http_body::Body;
+use hyper::ext::Protocol;
 
 use crate::body::upload::{ClientBody, ClientContent, UploadLimits, UploadProgress};
 use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
@@ -208,7 +209,10 @@ fn upload_limits(route: &Route, listener: &Listener, version: Version) -> Upload
 /// Returns what the access log shows of a request that nothing has changed yet.
 pub fn request_line(worker: &WorkerState, request: &Parts) -> RequestLine {
     let words = if worker.generation.access_log.is_some() { Words::Logged } else { Words::Unneeded };
-    RequestLine::of(request, words)
+    let line = RequestLine::of(request, words);
+    // An extended CONNECT (RFC 8441) is forwarded as the GET of an upgrade.
+    let is_connect = request.version == Version::HTTP_2 && request.extensions.get::<Protocol>().is_some();
+    if is_connect { RequestLine { method: Method::CONNECT, ..line } } else { line }
 }
 
 /// Takes a request through the chain, to its end or to where it is answered.
