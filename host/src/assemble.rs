@@ -5,6 +5,7 @@ pub mod addresses;
 pub mod admin;
 mod doubtful;
 mod endpoints;
+mod error_pages;
 mod health;
 mod instances;
 mod listeners;

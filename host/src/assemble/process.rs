@@ -1,4 +1,4 @@
-//! The settings of the process in a manifest: workers, access log, error pages.
+//! The settings of the process in a manifest: workers, access log, store.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -8,12 +8,10 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::units::status_class;
 use super::{Assembly, beside, head_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{AccessLogFormat, CacheTable, DiskTable, Manifest};
 use crate::config::spans;
-use crate::generation::error_pages::ErrorPages;
 use crate::loading;
 use crate::store::index::PARTS;
 use crate::store::{DiskLimits, Store, StoreLimits};
@@ -222,31 +220,6 @@ impl Assembly<'_> {
             }
         }
     }
-
-    /// The pages of the manifest's own for errors.
-    pub(super) fn error_pages(&mut self, files: &[(Arc<Source>, Manifest)]) -> ErrorPages {
-        let mut pages = ErrorPages::default();
-        let named = files.iter().flat_map(|(source, file)| file.error_page.iter().map(move |page| (source, page)));
-        let mut named: Vec<_> = named.collect();
-        // Single codes first, so that they go before their class.
-        named.sort_by_key(|(_, (codes, _))| codes.get_ref().ends_with("xx"));
-        for (source, (codes, file)) in named {
-            let Some(range) = codes_of(codes.get_ref()) else {
-                let message = format!(
-                    "invalid status of an error page: `{}`; expected an error such as 404, or a class such as \"5xx\"",
-                    codes.get_ref()
-                );
-                self.problems.at(source, codes.span(), message);
-                continue;
-            };
-            let path = beside(source, file.get_ref());
-            match files::read_text(&path, files::PAGE) {
-                Ok(page) => pages.add(range, &page),
-                Err(error) => self.problems.at(source, file.span(), files::unreadable(&path, &error)),
-            }
-        }
-        pages
-    }
 }
 
 /// Returns what a manifest has at the path of the access log, whose lines would damage it; `None` if it has nothing there.
@@ -274,13 +247,6 @@ fn whole(path: &Path) -> PathBuf {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = folder.canonicalize().or_else(|_| std::path::absolute(folder)).unwrap_or_else(|_| folder.into());
     path.file_name().map_or(folder.clone(), |name| folder.join(name))
-}
-
-fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
-    let is_code = text.len() == 3 && text.bytes().all(|digit| digit.is_ascii_digit());
-    let code = text.parse().ok().filter(|_| is_code).map(|code| code..=code);
-    let codes = status_class(text).or(code);
-    codes.filter(|codes| (400..=599).contains(codes.start()))
 }
 
 /// Less would be over before a child has begun; more would leave a bomb burning for hours.

@@ -1,0 +1,45 @@
+//! The error pages of a manifest, as the proxy sends them.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use super::units::status_class;
+use super::{Assembly, beside};
+use crate::config::diagnostic::Source;
+use crate::config::manifest::Manifest;
+use crate::generation::error_pages::ErrorPages;
+use crate::system::files;
+
+impl Assembly<'_> {
+    /// The pages of the manifest's own for errors.
+    pub(super) fn error_pages(&mut self, files: &[(Arc<Source>, Manifest)]) -> ErrorPages {
+        let mut pages = ErrorPages::default();
+        let named = files.iter().flat_map(|(source, file)| file.error_page.iter().map(move |page| (source, page)));
+        let mut named: Vec<_> = named.collect();
+        // Single codes first, so that they go before their class.
+        named.sort_by_key(|(_, (codes, _))| codes.get_ref().ends_with("xx"));
+        for (source, (codes, file)) in named {
+            let Some(range) = codes_of(codes.get_ref()) else {
+                let message = format!(
+                    "invalid status of an error page: `{}`; expected an error such as 404, or a class such as \"5xx\"",
+                    codes.get_ref()
+                );
+                self.problems.at(source, codes.span(), message);
+                continue;
+            };
+            let path = beside(source, file.get_ref());
+            match files::read_text(&path, files::PAGE) {
+                Ok(page) => pages.add(range, &page),
+                Err(error) => self.problems.at(source, file.span(), files::unreadable(&path, &error)),
+            }
+        }
+        pages
+    }
+}
+
+fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
+    let is_code = text.len() == 3 && text.bytes().all(|digit| digit.is_ascii_digit());
+    let code = text.parse().ok().filter(|_| is_code).map(|code| code..=code);
+    let codes = status_class(text).or(code);
+    codes.filter(|codes| (400..=599).contains(codes.start()))
+}
