@@ -11,6 +11,7 @@ mod dead_endpoints;
 mod discovery;
 mod edited_manifests;
 mod error_hooks;
+mod error_pages;
 mod failing_plugins;
 mod failures;
 mod floods;

@@ -219,6 +219,7 @@ fn make_files(folder: &Path) {
     }
     std::fs::write(folder.join("pages/lost.html"), "{status}").unwrap();
     std::fs::write(folder.join("pages/sorry.html"), "{status}").unwrap();
+    std::fs::write(folder.join("pages/shop.html"), "{status}").unwrap();
     std::fs::write(folder.join("app.toml"), "endpoints = [\"127.0.0.1:8002\"]").unwrap();
     let token = folder.join("admin.token");
     std::fs::write(&token, "0123456789abcdef").unwrap();
@@ -258,9 +259,10 @@ fn each_default_and_example_of_a_key_is_a_good_value() {
 // === Documents ===
 
 /// The documents whose manifests are checked: each block is a manifest, but for tables that it takes for granted.
-const DOCUMENTS: [(&str, &str); 4] = [
+const DOCUMENTS: [(&str, &str); 5] = [
     ("getting-started.md", include_str!("../docs/getting-started.md")),
     ("manifest.md", include_str!("../docs/manifest.md")),
+    ("error-pages.md", include_str!("../docs/error-pages.md")),
     ("edge.md", include_str!("../docs/edge.md")),
     ("upstreams.md", include_str!("../docs/upstreams.md")),
 ];

@@ -86,7 +86,7 @@ fn an_error_page_that_is_never_shown_is_warned_of() {
     let said = check("404 = \"page.html\"\n403 = \"page.html\"", "");
     let wanted = "part of the manifest without effect";
     assert_eq!(said.matches(wanted).count(), 1, "{said}");
-    assert!(said.contains("plugway.toml:11") && said.contains("`403` of `[error-page]`"), "{said}");
+    assert!(said.contains("plugway.toml:11") && said.contains("`403` of `error-page`"), "{said}");
     let named = "[plugin.p]\nuse = \"headers\"\non-error = 403\n[[route]]\npath = \"/p\"\nupstream = \"app\"\nplugins = [\"p\"]";
     assert_eq!(check("403 = \"page.html\"", named), "");
 }

@@ -123,6 +123,8 @@ struct Assembly<'a> {
     regexes: usize,
     /// The paths that routes see; `None` before the first regular expression.
     paths: Option<Paths>,
+    /// The error pages that were read, by their paths.
+    pages: HashMap<PathBuf, Arc<str>>,
     /// The request fields that reach the routes.
     reach: Reach,
     /// The places of the instances; `None` if there are too few.
@@ -263,6 +265,7 @@ impl<'a> Assembly<'a> {
             broken: HashMap::new(),
             regexes: 0,
             paths: None,
+            pages: HashMap::new(),
             reach,
             reserved: None,
             used: HashSet::new(),

@@ -82,6 +82,8 @@ pub struct Route {
     pub max_body: u64,
     /// For a whole exchange.
     pub timeout: Option<Duration>,
+    /// The pages of the route, which take precedence over those of the manifest.
+    pub error_pages: ErrorPages,
 }
 
 /// A named set of endpoints.
@@ -455,6 +457,12 @@ impl WorkerState {
 }
 
 impl Generation {
+    /// Returns the page for an error of a route, or of a request without a route; `None` if the manifest has none.
+    pub fn error_page(&self, route: Option<RouteId>, status: StatusCode) -> Option<&str> {
+        let of_route = route.and_then(|route_id| self.routes[route_id].error_pages.get(status));
+        of_route.or_else(|| self.error_pages.get(status))
+    }
+
     /// Gives the store what it may take from now on.
     pub fn resize_store(&self) {
         self.store.resize(&self.store_limits);

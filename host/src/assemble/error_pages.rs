@@ -1,20 +1,36 @@
 //! The error pages of a manifest, as the proxy sends them.
 
+use std::io;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
+
+use toml::Spanned;
 
 use super::units::status_class;
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::Manifest;
+use crate::config::manifest::{Manifest, RouteTable};
 use crate::generation::error_pages::ErrorPages;
 use crate::system::files;
 
 impl Assembly<'_> {
-    /// The pages of the manifest's own for errors.
+    /// Returns the pages at the top of the manifest.
     pub(super) fn error_pages(&mut self, files: &[(Arc<Source>, Manifest)]) -> ErrorPages {
-        let mut pages = ErrorPages::default();
         let named = files.iter().flat_map(|(source, file)| file.error_page.iter().map(move |page| (source, page)));
+        self.pages_of(named)
+    }
+
+    /// Returns the pages of a route.
+    pub(super) fn route_pages(&mut self, source: &Arc<Source>, route: &RouteTable) -> ErrorPages {
+        self.pages_of(route.error_page.iter().map(|page| (source, page)))
+    }
+
+    fn pages_of<'p>(
+        &mut self,
+        named: impl Iterator<Item = (&'p Arc<Source>, (&'p Spanned<String>, &'p Spanned<String>))>,
+    ) -> ErrorPages {
+        let mut pages = ErrorPages::default();
         let mut named: Vec<_> = named.collect();
         // Single codes first, so that they go before their class.
         named.sort_by_key(|(_, (codes, _))| codes.get_ref().ends_with("xx"));
@@ -28,12 +44,22 @@ impl Assembly<'_> {
                 continue;
             };
             let path = beside(source, file.get_ref());
-            match files::read_text(&path, files::PAGE) {
+            match self.page(&path) {
                 Ok(page) => pages.add(range, &page),
                 Err(error) => self.problems.at(source, file.span(), files::unreadable(&path, &error)),
             }
         }
         pages
+    }
+
+    /// Returns the text of a page. Thousands of routes may name one file, which is read and held once.
+    fn page(&mut self, path: &Path) -> io::Result<Arc<str>> {
+        if let Some(page) = self.pages.get(path) {
+            return Ok(page.clone());
+        }
+        let page: Arc<str> = files::read_text(path, files::PAGE)?.into();
+        self.pages.insert(path.into(), page.clone());
+        Ok(page)
     }
 }
 

@@ -8,7 +8,7 @@ use toml::Spanned;
 
 use super::Assembly;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Manifest, PluginRef, PluginTable, TableOrOff, UpstreamTable};
+use crate::config::manifest::{Manifest, PluginRef, PluginTable, RouteTable, TableOrOff, UpstreamTable};
 use crate::generation::error_pages;
 use crate::plugin::settings::OnError;
 
@@ -41,19 +41,22 @@ impl Assembly<'_> {
     }
 
     /// Warns of error pages for status codes with which the proxy never responds.
-    fn warn_of_pages(&self, files: &Files) {
+    fn warn_of_pages<'f>(&self, files: &'f Files) {
         let is_named = |code: u16| {
             let mut named = self.bindings.iter().map(|configured| configured.on_error);
             named.any(|on_error| matches!(on_error, OnError::Respond(status) if status.as_u16() == code))
         };
-        for (source, codes) in
-            files.iter().flat_map(|(source, file)| file.error_page.keys().map(move |codes| (source, codes)))
-        {
+        let of_route = |route: &'f Spanned<RouteTable>| route.get_ref().error_page.keys();
+        let keys = files.iter().flat_map(|(source, file)| {
+            let keys = file.error_page.keys().chain(file.route.iter().flat_map(of_route));
+            keys.map(move |codes| (source, codes))
+        });
+        for (source, codes) in keys {
             // A class has codes that occur.
             let code = codes.get_ref().parse().ok().filter(|code| !error_pages::occurs(*code) && !is_named(*code));
             if let Some(code) = code {
                 let part = format!(
-                    "`{code}` of `[error-page]`: the proxy never responds with {code}, and the pages of an origin or a plugin \
+                    "`{code}` of `error-page`: the proxy never responds with {code}, and the pages of an origin or a plugin \
                      pass as they are; remove it"
                 );
                 warn(source, &codes.span(), &part);

@@ -138,7 +138,9 @@ impl Manifest {
         let lists = self.upstream.values().flat_map(|upstream| &upstream.endpoints);
         let lists = lists.filter_map(|endpoint| endpoint.get_ref().file());
         let token = self.admin.iter().filter_map(|admin| admin.token_file.as_ref());
-        certificates.chain(authorities).chain(self.error_page.values()).chain(lists).chain(token).map(Spanned::get_ref)
+        let pages = self.route.iter().flat_map(|route| route.get_ref().error_page.values());
+        let pages = self.error_page.values().chain(pages);
+        certificates.chain(authorities).chain(pages).chain(lists).chain(token).map(Spanned::get_ref)
     }
 }
 
@@ -759,6 +761,12 @@ pub struct RouteTable {
     ///
     /// Type: duration. Default: no limit. Example: `"30s"`.
     pub timeout: Option<Spanned<String>>,
+    /// Files that replace the pages of errors of this route, as `[error-page]` at the top of the manifest does; these take
+    /// precedence over those.
+    ///
+    /// Type: table of paths. Default: those of the manifest. Example: `{ 503 = "pages/lost.html" }`.
+    #[serde(default)]
+    pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
     /// The chain, outermost plugin first: names of configured or stock plugins, or tables as `[plugin.NAME]`.
     ///
     /// Type: list of plugins. Default: none. Example: `["guard", { use = "headers", config = { response = { remove =

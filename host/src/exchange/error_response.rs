@@ -7,7 +7,6 @@ use http::{Response, StatusCode};
 use crate::context::ExchangeContext;
 use crate::error::FailureKind;
 use crate::exchange::response_body::ResponseBody;
-use crate::generation::error_pages::ErrorPages;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
@@ -22,20 +21,17 @@ enum PageFormat {
     Text,
 }
 
-/// The response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209).
+/// The response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209). `page` is the manifest's page for the
+/// status; `None` if it has none.
 pub fn error_response(
     kind: FailureKind,
     status: StatusCode,
-    context: Option<&ExchangeContext>,
-    pages: &ErrorPages,
+    context: &ExchangeContext,
+    page: Option<&str>,
 ) -> Response<ResponseBody> {
-    let unknown = context.is_none().then(ExchangeContext::empty);
-    let context = context.or(unknown.as_ref());
-    let id = context.map_or("", |context| context.request_id());
-    let language = context
-        .and_then(|context| context.request.headers.get(header::ACCEPT))
-        .map_or(PageFormat::Text, preferred_format);
-    let (text, media) = match (pages.get(status), language) {
+    let id = context.request_id();
+    let format = context.request.headers.get(header::ACCEPT).map_or(PageFormat::Text, preferred_format);
+    let (text, media) = match (page, format) {
         (Some(page), PageFormat::Html | PageFormat::Text) => {
             (fill_template(page, status, id), "text/html; charset=utf-8")
         }

@@ -78,6 +78,11 @@ impl ExchangeRecord {
         &self.worker
     }
 
+    /// Notes that a response of a route goes up the chain from a position.
+    pub fn begin_response(&mut self, route_id: RouteId, depth: ChainPosition) {
+        (self.route_id, self.depth) = (Some(route_id), depth);
+    }
+
     /// Notes where it went.
     pub fn set_route(&mut self, route_id: RouteId, context: Box<ExchangeContext>) {
         (self.route_id, self.context) = (Some(route_id), Some(context));

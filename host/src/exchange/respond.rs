@@ -52,7 +52,7 @@ pub fn respond(
 ) -> Response<ResponseBody> {
     let route = &worker.generation.routes[route_id];
     let Reply { mut received, mut depth, mut bypassed } = reply;
-    record.depth = depth;
+    record.begin_response(route_id, depth);
     loop {
         let response = match received {
             Ok(response) => response,
@@ -176,5 +176,6 @@ pub fn fail(
 ) -> Response<ResponseBody> {
     record::log(error, Some(context), "exchange failed", record.upload.is_abandoned());
     (record.status, record.error) = (status.as_u16(), Some(error.kind));
-    error_response::error_response(error.kind, status, Some(context), &worker.generation.error_pages)
+    let page = worker.generation.error_page(record.route(), status);
+    error_response::error_response(error.kind, status, context, page)
 }

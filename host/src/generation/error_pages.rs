@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use http::StatusCode;
 
 use crate::error::FailureKind;
 use crate::protocol::framing::FramingError;
 
-/// The pages that a manifest has for responses of the proxy's own, by status code.
+/// The pages that a manifest or a route of it has for errors, by status code.
 #[derive(Debug, Default)]
-pub struct ErrorPages(HashMap<u16, String>);
+pub struct ErrorPages(HashMap<u16, Arc<str>>);
 
 /// The status code of a client that reaches `limits.connections-per-client` by requests through a trusted proxy.
 /// The statuses of errors that are not their kind's: of a request for another scheme, of content that can't be transformed,
@@ -32,14 +33,14 @@ pub fn occurs(code: u16) -> bool {
 
 impl ErrorPages {
     /// Adds a page for a range of status codes. A page that a code has already stays.
-    pub fn add(&mut self, codes: RangeInclusive<u16>, page: &str) {
+    pub fn add(&mut self, codes: RangeInclusive<u16>, page: &Arc<str>) {
         for code in codes {
-            self.0.entry(code).or_insert_with(|| page.into());
+            self.0.entry(code).or_insert_with(|| page.clone());
         }
     }
 
     /// Returns the page for a status, with its placeholders as they are in the manifest's file.
     pub fn get(&self, status: StatusCode) -> Option<&str> {
-        self.0.get(&status.as_u16()).map(String::as_str)
+        self.0.get(&status.as_u16()).map(|page| &**page)
     }
 }
