@@ -1,9 +1,14 @@
-//! The error pages of routes: for the proxy's own errors, for those of the upstream, and during maintenance.
+//! The error pages of routes: for the proxy's own errors, and for those of the upstream.
 
+use std::io::{BufReader, Write};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::support::{Message, Proxy, manifest, output, until};
+use plugway_test_guests::API_KEY;
+
+use crate::support::{Message, Proxy, manifest, origin, output, raw_origin, read_message, until};
 
 /// Starts a proxy in a folder with pages: `site.html`, `route.html` and `sorry.html`, each with its name and the status.
 fn start(folder: &Path, manifest: &str) -> Proxy {
@@ -52,4 +57,159 @@ fn the_pages_of_a_route_precede_those_of_the_manifest() {
     // The page is one of the files that the proxy watches.
     std::fs::write(folder.path().join("route.html"), "<p>changed").unwrap();
     until("the new page is sent", || of("/own", "").1 == "changed");
+}
+
+// === Of the upstream's errors ===
+
+/// The content of an origin's own error page.
+const TRACE: &str = "a trace of the stack";
+
+/// Starts an origin that answers `/N` with the status N, and fields of all sorts.
+fn failing() -> String {
+    origin(|request| {
+        let (status, head) = (request.number(), request.start.starts_with("HEAD "));
+        let grpc = request.field("x-grpc").is_some();
+        let media = if grpc { "application/grpc+proto" } else { "text/x-trace" };
+        let content = if head { "" } else { TRACE };
+        let length = TRACE.len();
+        format!(
+            "HTTP/1.1 {status} As It Says\r\nContent-Length: {length}\r\nContent-Type: {media}\r\nETag: \"x\"\r\n\
+             Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nAccept-Ranges: bytes\r\nContent-Language: en\r\n\
+             Cache-Control: private, max-age=9\r\nExpires: 0\r\nSet-Cookie: a=1\r\nWWW-Authenticate: Basic\r\n\
+             Retry-After: 7\r\nLocation: /there\r\nX-Own: yes\r\n\r\n{content}"
+        )
+        .into_bytes()
+    })
+}
+
+/// Returns a manifest whose route intercepts statuses, with more keys.
+fn intercepting(origin: &str, statuses: &str, plugins: &str) -> String {
+    let pages = "[error-page]\n404 = \"site.html\"\n502 = \"site.html\"\n503 = \"site.html\"\n";
+    let route = format!("[[route]]\nerror-page = {{ 404 = \"route.html\" }}\nintercept = {statuses}");
+    manifest(origin, plugins, pages).replacen("[[route]]", &route, 1)
+}
+
+#[test]
+fn errors_of_the_upstream_get_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let marked = "{ use = \"headers\", config.response.append = { X-Seen = \"yes\" } }";
+    let proxy = start(folder.path(), &intercepting(&failing(), "[404, \"5xx\", 401]", marked));
+    for (path, wanted) in [("/404", "route"), ("/503", "site"), ("/500", "500"), ("/401", "401")] {
+        let got = proxy.get(path, "");
+        assert_eq!((got.status(), page(&got)), (path[1..].parse().unwrap(), wanted.into()), "{got:?}");
+        assert!(!got.text().contains(TRACE) && got.field("content-length") == Some(&*got.body.len().to_string()));
+        for name in ["etag", "last-modified", "accept-ranges", "content-language", "expires"] {
+            assert_eq!(got.field(name), None, "{name} of {path}");
+        }
+        for (name, value) in [
+            ("set-cookie", "a=1"),
+            ("www-authenticate", "Basic"),
+            ("retry-after", "7"),
+            ("location", "/there"),
+            ("x-own", "yes"),
+            ("cache-control", "no-store"),
+            ("x-seen", "yes"),
+            ("proxy-status", &*format!("plugway; received-status={}", &path[1..])),
+        ] {
+            assert_eq!(got.field(name), Some(value), "{path}");
+        }
+    }
+    let json = proxy.get("/503", "\r\nAccept: application/json");
+    let told: serde_json::Value = serde_json::from_slice(&json.body).unwrap();
+    assert_eq!((&told["status"], told.get("error")), (&503.into(), None));
+    for (path, fields) in
+        [("/403", ""), ("/200", ""), ("/503", "\r\nX-Grpc: yes"), ("/503", "\r\nContent-Type: application/grpc")]
+    {
+        let passed = proxy.get(path, fields);
+        assert_eq!((passed.text(), passed.field("etag")), (TRACE.into(), Some("\"x\"")), "{path} {fields}");
+    }
+}
+
+#[test]
+fn an_intercepted_response_has_the_length_of_the_page_over_all_versions() {
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = start(folder.path(), &intercepting(&failing(), "[404]", ""));
+    let length = format!("content-length: {}", "<p>route 404 ".len() + 32);
+    let got = over_http2(&proxy, "/404", &[]);
+    assert!(got.starts_with("HTTP/2 404") && got.contains(&length) && got.contains("<p>route 404 "), "{got}");
+    let head = over_http2(&proxy, "/404", &["--head"]);
+    assert!(head.starts_with("HTTP/2 404") && head.contains(&length) && head.contains("text/html"), "{head}");
+    let one = output(Command::new("curl").args(["--silent", "--head", &format!("http://{}/404", proxy.address)]));
+    assert!(one.contains(" 404 As It Says\r\n") && one.contains(&length) && !one.contains("<p>"), "{one}");
+}
+
+/// Starts an origin that answers each request of a connection with 503 and content of the length that the path names.
+fn counting() -> (String, Arc<AtomicUsize>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    let address = raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut is_first = true;
+        while let Some(request) = read_message(&mut reader) {
+            counted.fetch_add(usize::from(std::mem::take(&mut is_first)), Ordering::SeqCst);
+            let content = "x".repeat(request.number());
+            let head = format!("HTTP/1.1 503 No\r\nContent-Length: {}\r\n\r\n", content.len());
+            if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(content.as_bytes())).is_err() {
+                break;
+            }
+        }
+    });
+    (address, connections)
+}
+
+#[test]
+fn a_connection_with_little_left_of_an_intercepted_response_serves_on() {
+    for (length, wanted) in [(0, 1), (20_000, 1), (10_000_000, 5)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (origin, connections) = counting();
+        let text = intercepting(&origin, "[503]", "").replace("workers = 2", "workers = 1");
+        let proxy = start(folder.path(), &text);
+        for number in 0..5 {
+            assert_eq!(page(&proxy.get(&format!("/{length}"), "")), "site");
+            let idle = || {
+                let figures = proxy.ask_admin("GET /metrics").text();
+                figures.lines().any(|line| line.starts_with("plugway_endpoint_in_flight") && line.ends_with(" 0"))
+            };
+            until(&format!("request {number} has ended"), idle);
+        }
+        assert_eq!(connections.load(Ordering::SeqCst), wanted, "{length} bytes");
+    }
+}
+
+#[test]
+fn a_cache_sees_what_the_upstream_has_sent() {
+    let fails = Arc::new(AtomicBool::new(false));
+    let failing = fails.clone();
+    let endpoint = origin(move |request| match request.start.split(' ').nth(1).unwrap() {
+        "/lost" => b"HTTP/1.1 404 Lost\r\nContent-Length: 4\r\nCache-Control: max-age=60\r\n\r\nlost".to_vec(),
+        _ if failing.load(Ordering::SeqCst) => b"HTTP/1.1 503 No\r\nContent-Length: 5\r\n\r\ntrace".to_vec(),
+        _ => {
+            b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nCache-Control: max-age=0, stale-if-error=60\r\n\r\ngood".to_vec()
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = start(folder.path(), &intercepting(&endpoint, "[404, 503]", "\"cache\""));
+    assert_eq!(proxy.get("/", "").text(), "good");
+    fails.store(true, Ordering::SeqCst);
+    let stale = proxy.get("/", "");
+    assert_eq!((stale.status(), stale.text()), (200, "good".into()));
+    let none = proxy.get("/other", "");
+    assert_eq!((none.status(), page(&none)), (503, "site".into()));
+    let lost = [proxy.get("/lost", ""), proxy.get("/lost", "")];
+    for (lost, reported) in lost.iter().zip(["stored", "hit"]) {
+        assert_eq!((lost.status(), page(lost)), (404, "route".into()));
+        assert!(lost.field("cache-status").unwrap().contains(reported), "{lost:?}");
+    }
+    assert_ne!(lost[0].text(), lost[1].text(), "each page names its own request");
+}
+
+#[test]
+fn the_response_of_a_plugin_is_not_intercepted() {
+    let folder = tempfile::tempdir().unwrap();
+    let keyed = format!("{{ use = {API_KEY:?}, config.keys = {{ secret = \"alice\" }} }}");
+    let proxy = start(folder.path(), &intercepting(&failing(), "[401]", &keyed));
+    let refused = proxy.get("/401", "");
+    assert!(refused.status() == 401 && refused.field("proxy-status").is_none(), "{refused:?}");
+    let intercepted = proxy.get("/401", "\r\nX-Api-Key: secret");
+    assert_eq!(intercepted.field("proxy-status"), Some("plugway; received-status=401"));
 }

@@ -8,8 +8,9 @@
 //! | 4 run the request hooks, down the chain; a cache in it answers, is bypassed or misses | [`chain`], [`cache`] | no |
 //! | 5 get a response: forward the request to the upstream, or fetch through the cache | [`forward`](mod@forward), [`cache`] | yes |
 //! | 6 remove hop-by-hop fields of the response | [`hop_by_hop`] | no |
-//! | 7 run the response hooks, up the chain | [`respond`](mod@respond), [`chain`] | no |
-//! | 8 stream the body; when it ends, write metrics, access log and observers | [`response_body`], [`record`] | yes |
+//! | 7 put an error page in the place of an error of the upstream, if the route says so | [`intercept`](mod@intercept) | no |
+//! | 8 run the response hooks, up the chain | [`respond`](mod@respond), [`chain`] | no |
+//! | 9 stream the body; when it ends, write metrics, access log and observers | [`response_body`], [`record`] | yes |
 //!
 //! Requests go down the chain and responses up. Steps 1 to 4 run before there is a future: a future would carry the request
 //! about for nothing.
@@ -22,6 +23,7 @@ pub mod error_response;
 pub mod filtered_body;
 mod find_route;
 pub mod forward;
+mod intercept;
 mod outgoing_body;
 pub mod record;
 pub mod respond;
@@ -109,8 +111,8 @@ enum Source {
 enum Passed {
     /// The request goes to the source of its response.
     Forward(Source),
-    /// A plugin or a cache at this position has responded.
-    Respond(Response<ResponseBody>, ChainPosition),
+    /// A plugin or a cache has responded.
+    Respond(Reply),
 }
 
 /// Takes a request down to its upstream, on the generation that it begins with. What is due at the end of the exchange
@@ -168,7 +170,7 @@ pub fn receive(
             record.set_route(route_id, context);
             return Next::Forward(Forwarding { destination: Destination { route: route_id, upstream }, source });
         }
-        Ok(Passed::Respond(response, depth)) => Reply::new(Ok(response.into()), depth),
+        Ok(Passed::Respond(reply)) => reply,
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     record.upload.end();
@@ -228,7 +230,7 @@ fn down(
     let mut down = chain::down(worker, route, ChainPosition::top(), context, upstream)?;
     if let RequestHooks::Cache(at) = down {
         match cached(at, context, *upstream)? {
-            Lookup::Hit(response) => return Ok(Passed::Respond(response, at)),
+            Lookup::Hit(response) => return Ok(Passed::Respond(Reply::new(Ok(response.into()), at).of_upstream())),
             Lookup::Miss(miss) => return Ok(Passed::Forward(Source::Cache(miss))),
             Lookup::Bypass(bypassed_cache) => *bypassed = Some(Box::new(bypassed_cache)),
         }
@@ -236,7 +238,8 @@ fn down(
     }
     Ok(match down {
         RequestHooks::Answer(response, depth) => {
-            Passed::Respond(response.map(|content| ResponseBody::Full(content.into())), depth)
+            let response = response.map(|content| ResponseBody::Full(content.into()));
+            Passed::Respond(Reply::new(Ok(response.into()), depth))
         }
         RequestHooks::Forward | RequestHooks::Cache(_) => {
             Passed::Forward(Source::Upstream(content(context)?, bypassed.take()))
@@ -274,7 +277,7 @@ impl Forwarding {
             worker,
             destination.route,
             context,
-            Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom) },
+            Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom).of_upstream() },
             record,
         )
     }
@@ -293,7 +296,7 @@ async fn fetch(
     let reply = match answered.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), miss.depth()))) {
         Ok(CacheResponse { response, edits, depth }) => {
             record.response_started();
-            Reply::new(Ok(Received { response, edits }), depth)
+            Reply::new(Ok(Received { response, edits }), depth).of_upstream()
         }
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };

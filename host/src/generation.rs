@@ -43,6 +43,7 @@ use crate::upstream::discovery::UpstreamSpec;
 use crate::upstream::endpoint_set::EndpointSet;
 use crate::upstream::endpoint_view::EndpointViews;
 use crate::upstream::retry::{self, RetryBudget};
+use crate::upstream::status_codes::StatusCodes;
 use crate::upstream::{ConnectionSettings, Pools};
 
 /// The name that metrics and logs use for requests that match no route.
@@ -84,6 +85,8 @@ pub struct Route {
     pub timeout: Option<Duration>,
     /// The pages of the route, which take precedence over those of the manifest.
     pub error_pages: ErrorPages,
+    /// The statuses of the upstream's responses in whose place clients get an error page.
+    pub intercept: StatusCodes,
 }
 
 /// A named set of endpoints.

@@ -10,9 +10,10 @@ use toml::Spanned;
 use super::units::status_class;
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Manifest, RouteTable};
+use crate::config::manifest::{Manifest, RouteTable, StatusWord};
 use crate::generation::error_pages::ErrorPages;
 use crate::system::files;
+use crate::upstream::status_codes::StatusCodes;
 
 impl Assembly<'_> {
     /// Returns the pages at the top of the manifest.
@@ -24,6 +25,27 @@ impl Assembly<'_> {
     /// Returns the pages of a route.
     pub(super) fn route_pages(&mut self, source: &Arc<Source>, route: &RouteTable) -> ErrorPages {
         self.pages_of(route.error_page.iter().map(|page| (source, page)))
+    }
+
+    /// Returns the statuses that a route intercepts.
+    pub(super) fn intercepted(&mut self, source: &Arc<Source>, route: &RouteTable) -> StatusCodes {
+        let mut statuses = StatusCodes::default();
+        for word in &route.intercept {
+            let text = match word.get_ref() {
+                StatusWord::Code(code) => code.to_string(),
+                StatusWord::Word(word) => word.clone(),
+            };
+            match codes_of(&text) {
+                Some(codes) => statuses.add(codes),
+                None => {
+                    let message = format!(
+                        "invalid status to intercept: `{text}`; expected an error such as 404, or a class such as \"5xx\""
+                    );
+                    self.problems.at(source, word.span(), message);
+                }
+            }
+        }
+        statuses
     }
 
     fn pages_of<'p>(
@@ -63,7 +85,8 @@ impl Assembly<'_> {
     }
 }
 
-fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
+/// Returns the status codes of an error, or of a class of errors; `None` if the text is neither.
+pub(super) fn codes_of(text: &str) -> Option<RangeInclusive<u16>> {
     let is_code = text.len() == 3 && text.bytes().all(|digit| digit.is_ascii_digit());
     let code = text.parse().ok().filter(|_| is_code).map(|code| code..=code);
     let codes = status_class(text).or(code);

@@ -130,15 +130,9 @@ impl Assembly<'_> {
         let name = route.name.clone().unwrap_or_else(made).into();
         let max_body = self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64;
         let timeout = route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX));
-        let error_pages = self.route_pages(source, route);
-        Route {
-            name,
-            upstream: upstream_id.unwrap_or_else(|| UpstreamId::new(0)),
-            chain,
-            max_body,
-            timeout,
-            error_pages,
-        }
+        let upstream = upstream_id.unwrap_or_else(|| UpstreamId::new(0));
+        let (error_pages, intercept) = (self.route_pages(source, route), self.intercepted(source, route));
+        Route { name, upstream, chain, max_body, timeout, error_pages, intercept }
     }
 
     /// Returns the conditions of a route on requests.

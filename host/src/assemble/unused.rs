@@ -7,8 +7,9 @@ use std::sync::Arc;
 use toml::Spanned;
 
 use super::Assembly;
+use super::units::status_class;
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{Manifest, PluginRef, PluginTable, RouteTable, TableOrOff, UpstreamTable};
+use crate::config::manifest::{Manifest, PluginRef, PluginTable, RouteTable, StatusWord, TableOrOff, UpstreamTable};
 use crate::generation::error_pages;
 use crate::plugin::settings::OnError;
 
@@ -41,25 +42,18 @@ impl Assembly<'_> {
     }
 
     /// Warns of error pages for status codes with which the proxy never responds.
-    fn warn_of_pages<'f>(&self, files: &'f Files) {
+    fn warn_of_pages(&self, files: &Files) {
         let is_named = |code: u16| {
             let mut named = self.bindings.iter().map(|configured| configured.on_error);
             named.any(|on_error| matches!(on_error, OnError::Respond(status) if status.as_u16() == code))
         };
-        let of_route = |route: &'f Spanned<RouteTable>| route.get_ref().error_page.keys();
-        let keys = files.iter().flat_map(|(source, file)| {
-            let keys = file.error_page.keys().chain(file.route.iter().flat_map(of_route));
-            keys.map(move |codes| (source, codes))
-        });
-        for (source, codes) in keys {
-            // A class has codes that occur.
-            let code = codes.get_ref().parse().ok().filter(|code| !error_pages::occurs(*code) && !is_named(*code));
-            if let Some(code) = code {
-                let part = format!(
-                    "`{code}` of `error-page`: the proxy never responds with {code}, and the pages of an origin or a plugin \
-                     pass as they are; remove it"
-                );
-                warn(source, &codes.span(), &part);
+        let all = || files.iter().flat_map(|(_, file)| &file.route);
+        let is_shown_anywhere = |code: u16| is_named(code) || all().any(|route| intercepts(route.get_ref(), code));
+        for (source, file) in files {
+            warn_of_pages_of(source, file.error_page.keys(), is_shown_anywhere);
+            for route in file.route.iter().map(Spanned::get_ref) {
+                let is_shown = |code: u16| is_named(code) || intercepts(route, code);
+                warn_of_pages_of(source, route.error_page.keys(), is_shown);
             }
         }
     }
@@ -76,6 +70,33 @@ impl Assembly<'_> {
             }
         }
     }
+}
+
+/// Warns of error pages for codes with which the proxy never responds, unless the pages are shown for another reason.
+fn warn_of_pages_of<'p>(
+    source: &Source,
+    keys: impl Iterator<Item = &'p Spanned<String>>,
+    is_shown: impl Fn(u16) -> bool,
+) {
+    for codes in keys {
+        // A class has codes that occur.
+        let code = codes.get_ref().parse().ok().filter(|code| !error_pages::occurs(*code) && !is_shown(*code));
+        if let Some(code) = code {
+            let part = format!(
+                "`{code}` of `error-page`: the proxy never responds with {code}, and the pages of an origin or a plugin pass \
+                 as they are; remove it, or have a route intercept it, such as `intercept = [{code}]`"
+            );
+            warn(source, &codes.span(), &part);
+        }
+    }
+}
+
+/// Whether a route intercepts a status code.
+fn intercepts(route: &RouteTable, code: u16) -> bool {
+    route.intercept.iter().any(|word| match word.get_ref() {
+        StatusWord::Code(own) => *own == code,
+        StatusWord::Word(class) => status_class(class).is_some_and(|codes| codes.contains(&code)),
+    })
 }
 
 fn warn(source: &Source, span: &Range<usize>, part: &str) {

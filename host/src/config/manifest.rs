@@ -767,6 +767,12 @@ pub struct RouteTable {
     /// Type: table of paths. Default: those of the manifest. Example: `{ 503 = "pages/lost.html" }`.
     #[serde(default)]
     pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
+    /// The errors of the upstream in whose place clients get the error page for the status: the route's, the manifest's or
+    /// the built-in one. The status stays. Responses of gRPC are never intercepted.
+    ///
+    /// Type: list of statuses. Default: none. Example: `["5xx", 404]`.
+    #[serde(default)]
+    pub intercept: Vec<Spanned<StatusWord>>,
     /// The chain, outermost plugin first: names of configured or stock plugins, or tables as `[plugin.NAME]`.
     ///
     /// Type: list of plugins. Default: none. Example: `["guard", { use = "headers", config = { response = { remove =

@@ -8,10 +8,17 @@ use crate::context::ExchangeContext;
 use crate::error::FailureKind;
 use crate::exchange::response_body::ResponseBody;
 
-const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// In seconds (RFC 9110 §10.2.3): the least that can be said, and longer than most requests take.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// An error page as it is sent.
+pub struct ErrorPage {
+    pub content: Bytes,
+    /// The value of `Content-Type`.
+    pub media: &'static str,
+}
 
 /// The format of an error page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,17 +36,8 @@ pub fn error_response(
     context: &ExchangeContext,
     page: Option<&str>,
 ) -> Response<ResponseBody> {
-    let id = context.request_id();
-    let format = context.request.headers.get(header::ACCEPT).map_or(PageFormat::Text, preferred_format);
-    let (text, media) = match (page, format) {
-        (Some(page), PageFormat::Html | PageFormat::Text) => {
-            (fill_template(page, status, id), "text/html; charset=utf-8")
-        }
-        (_, PageFormat::Html) => (fill_template(PAGE, status, id), "text/html; charset=utf-8"),
-        (_, PageFormat::Json) => (json(kind, status, id), "application/json"),
-        (_, PageFormat::Text) => (format!("{status}\n{}\nrequest {id}\n", kind.token()), "text/plain; charset=utf-8"),
-    };
-    let mut response = Response::new(ResponseBody::Full(Bytes::from(text)));
+    let ErrorPage { content, media } = error_page(Some(kind), status, context, page);
+    let mut response = Response::new(ResponseBody::Full(content));
     *response.status_mut() = status;
     let fields = response.headers_mut();
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
@@ -50,6 +48,30 @@ pub fn error_response(
         fields.insert(header::RETRY_AFTER, RETRY_AFTER);
     }
     response
+}
+
+/// Returns the page for an error in the format that the client prefers. `kind` is `None` for an error of the upstream, and
+/// `page` if the manifest has none for the status.
+pub fn error_page(
+    kind: Option<FailureKind>,
+    status: StatusCode,
+    context: &ExchangeContext,
+    page: Option<&str>,
+) -> ErrorPage {
+    let id = context.request_id();
+    let format = context.request.headers.get(header::ACCEPT).map_or(PageFormat::Text, preferred_format);
+    let (text, media) = match (page, format) {
+        (Some(page), PageFormat::Html | PageFormat::Text) => {
+            (fill_template(page, status, id), "text/html; charset=utf-8")
+        }
+        (_, PageFormat::Html) => (fill_template(PAGE, status, id), "text/html; charset=utf-8"),
+        (_, PageFormat::Json) => (json(kind, status, id), "application/json"),
+        (_, PageFormat::Text) => {
+            let kind = kind.map_or(String::new(), |kind| format!("{}\n", kind.token()));
+            (format!("{status}\n{kind}request {id}\n"), "text/plain; charset=utf-8")
+        }
+    };
+    ErrorPage { content: text.into(), media }
 }
 
 /// Returns the response that redirects a client, with the same method and body.
@@ -69,10 +91,11 @@ fn fill_template(page: &str, status: StatusCode, id: &str) -> String {
 }
 
 /// Returns an error as JSON. The texts have no character that JSON would escape.
-fn json(kind: FailureKind, status: StatusCode, id: &str) -> String {
+fn json(kind: Option<FailureKind>, status: StatusCode, id: &str) -> String {
     let reason = status.canonical_reason().unwrap_or_default();
-    let (code, kind) = (status.as_u16(), kind.token());
-    format!("{{\"status\":{code},\"reason\":\"{reason}\",\"error\":\"{kind}\",\"request-id\":\"{id}\"}}\n")
+    let code = status.as_u16();
+    let kind = kind.map_or(String::new(), |kind| format!("\"error\":\"{}\",", kind.token()));
+    format!("{{\"status\":{code},\"reason\":\"{reason}\",{kind}\"request-id\":\"{id}\"}}\n")
 }
 
 /// Returns the format that the client prefers: the one it names first. A client that accepts anything is a tool and

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::exchange::cache::BypassedCache;
 use crate::exchange::chain::{ChainFailure, ChainPosition};
 use crate::exchange::forward::Received;
+use crate::exchange::intercept::intercept;
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::ids::RouteId;
@@ -30,13 +31,21 @@ pub struct Reply {
     pub depth: ChainPosition,
     /// A cache that the request has bypassed; `None` if there is none.
     pub bypassed: Option<Box<BypassedCache>>,
+    /// Whether the response is the upstream's, by way of a cache or not.
+    pub is_of_upstream: bool,
 }
 
 impl Reply {
     /// Returns a response at a position, or a failure at its own.
     pub fn new(received: Result<Received, ChainFailure>, depth: ChainPosition) -> Self {
         let depth = received.as_ref().err().map_or(depth, |failed| failed.depth);
-        Reply { received, depth, bypassed: None }
+        Reply { received, depth, bypassed: None, is_of_upstream: false }
+    }
+
+    /// Marks the response as one of the upstream, which the route may intercept.
+    pub fn of_upstream(mut self) -> Self {
+        self.is_of_upstream = true;
+        self
     }
 }
 
@@ -51,8 +60,11 @@ pub fn respond(
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
     let route = &worker.generation.routes[route_id];
-    let Reply { mut received, mut depth, mut bypassed } = reply;
+    let Reply { mut received, mut depth, mut bypassed, is_of_upstream } = reply;
     record.begin_response(route_id, depth);
+    if is_of_upstream && !route.intercept.is_empty() {
+        received = received.map(|received| intercept(received, &context, route_id, worker));
+    }
     loop {
         let response = match received {
             Ok(response) => response,

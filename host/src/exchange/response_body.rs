@@ -1,9 +1,10 @@
 //! The content of a response on its way to the client.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use crate::exchange::filtered_body::FilteredBody;
 use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop;
 use crate::store::stored_body::StoredBody;
+use crate::system::supervise::{Task, spawn};
 use crate::upstream::ConnectionSettings;
 use crate::upstream::connection::{Connection, EndpointBody};
 use crate::upstream::endpoint_view::InFlightGuard;
@@ -75,6 +77,12 @@ pub struct ConnectionLease {
 /// of 1 MiB.
 const READ: usize = 128 << 10;
 
+/// The bytes of a body without a client that are read for its connection's sake: an error page, at the price of a new
+/// connection.
+const DISCARD_BYTES: u64 = 64 << 10;
+/// The time for these.
+const DISCARD_TIME: Duration = Duration::from_secs(1);
+
 impl ConnectionLease {
     /// Whether the endpoint has paused too long. While the client's content is unfinished too, both sides may rest.
     fn is_late(&self, rest: &mut IdleTime, cx: &Context<'_>) -> bool {
@@ -107,6 +115,32 @@ impl UpstreamBody {
         if let Some(lease) = &self.lease {
             lease.connection.limit_reads(Some(bytes));
         }
+    }
+
+    /// Reads the rest of a body that no client gets, on a task of its own: an HTTP/1 connection can then serve other
+    /// requests. A long or slow one isn't worth that, and closes its connection.
+    fn discard(mut self: Box<Self>) {
+        let Some(lease) = self.lease.as_mut().filter(|lease| lease.connection.version() != Version::HTTP_2) else {
+            return;
+        };
+        if self.content.is_end_stream() || self.content.size_hint().lower() > DISCARD_BYTES {
+            return;
+        }
+        // The exchange ends before, and takes its deadlines with it.
+        let [step, total] = lease.step.clock().deadlines();
+        (lease.step, lease.upload) = (step, UploadProgress::over());
+        let mut left = DISCARD_BYTES;
+        let reading = poll_fn(move |cx| {
+            while let Some(Ok(frame)) = ready!(Pin::new(&mut *self).poll_frame(cx)) {
+                let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                match left.checked_sub(length) {
+                    Some(rest) => left = rest,
+                    None => break,
+                }
+            }
+            Poll::Ready(())
+        });
+        spawn(Task::UpstreamConnection, async move { drop(total.limit(DISCARD_TIME, reading).await) });
     }
 
     /// The body has been read to its end: the connection may serve others.
@@ -176,6 +210,13 @@ impl Body for UpstreamBody {
 }
 
 impl ResponseBody {
+    /// Drops a body that no client gets, so that its connection can serve other requests if little of it is left.
+    pub fn discard(self) {
+        if let ResponseBody::Upstream(body) = self {
+            body.discard();
+        }
+    }
+
     /// Bounds what is read of the endpoint at once, in bytes: the length of the next pieces.
     pub fn limit_reads(&self, bytes: usize) {
         match self {

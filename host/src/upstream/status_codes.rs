@@ -13,6 +13,10 @@ impl StatusCodes {
         self.0.push(codes);
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn contains(&self, status: StatusCode) -> bool {
         self.0.iter().any(|codes| codes.contains(&status.as_u16()))
     }

@@ -1,0 +1,80 @@
+//! The upstream's error responses in whose place a client gets an error page, as the route's `intercept` says. Status and
+//! fields about the exchange stay; the content and the fields that describe it are replaced.
+//!
+//! It happens before the response goes up the chain: the plugins see the page, as they see that of an error of the
+//! proxy's own. A cache is below, and sees and stores what the upstream has sent.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+
+use super::error_response;
+use crate::context::ExchangeContext;
+use crate::exchange::forward::Received;
+use crate::exchange::response_body::ResponseBody;
+use crate::generation::WorkerState;
+use crate::generation::ids::RouteId;
+use crate::protocol::hop_by_hop;
+
+/// Returns a response of the upstream, or the page in its place.
+pub fn intercept(received: Received, context: &ExchangeContext, route_id: RouteId, worker: &WorkerState) -> Received {
+    let Received { response, edits } = received;
+    let status = response.status();
+    let is_intercepted = worker.generation.routes[route_id].intercept.contains(status);
+    if !is_intercepted || is_grpc(response.headers()) || is_grpc(&context.request.headers) {
+        return Received { response, edits };
+    }
+    let page = error_response::error_page(None, status, context, worker.generation.error_page(Some(route_id), status));
+    let (mut parts, content) = response.into_parts();
+    content.discard();
+    replace_fields(&mut parts.headers, status, page.media);
+    Received { response: Response::from_parts(parts, ResponseBody::Full(page.content)), edits }
+}
+
+/// Whether a message is one of gRPC, whose errors are in its trailers.
+fn is_grpc(fields: &HeaderMap) -> bool {
+    fields.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Replaces the fields of the content by those of a page. The page may be cached no longer than the response in whose place
+/// it is: it says nothing of its own, as those of the proxy's own errors.
+fn replace_fields(fields: &mut HeaderMap, status: StatusCode, media: &'static str) {
+    let is_private = hop_by_hop::members(fields, header::CACHE_CONTROL).any(forbids_sharing);
+    OF_CONTENT.iter().for_each(|name| drop(fields.remove(name)));
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    // It may have cookies, which stay.
+    if is_private {
+        fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    if let Ok(value) = HeaderValue::from_str(&format!("plugway; received-status={}", status.as_str())) {
+        fields.append(error_response::PROXY_STATUS, value);
+    }
+}
+
+/// Whether a directive of `Cache-Control` keeps a response from being used for others, or without a check.
+fn forbids_sharing(directive: &[u8]) -> bool {
+    let name = directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+    [&b"no-store"[..], b"private", b"no-cache"].iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
+/// The fields that describe the content of a response, or say for how long it is the right one.
+static OF_CONTENT: [HeaderName; 19] = [
+    header::ACCEPT_RANGES,
+    header::AGE,
+    header::CACHE_CONTROL,
+    header::CONTENT_DISPOSITION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LANGUAGE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_LOCATION,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::ETAG,
+    header::EXPIRES,
+    header::LAST_MODIFIED,
+    header::PRAGMA,
+    header::TRAILER,
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("repr-digest"),
+];
