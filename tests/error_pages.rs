@@ -1,14 +1,15 @@
-//! The error pages of routes: for the proxy's own errors, and for those of the upstream.
+//! The error pages of routes: for the proxy's own errors, for those of the upstream, and during maintenance.
 
 use std::io::{BufReader, Write};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use plugway_test_guests::API_KEY;
 
-use crate::support::{Message, Proxy, manifest, origin, output, raw_origin, read_message, until};
+use crate::support::{Message, Proxy, echo, manifest, origin, output, raw_origin, read_message, until};
 
 /// Starts a proxy in a folder with pages: `site.html`, `route.html` and `sorry.html`, each with its name and the status.
 fn start(folder: &Path, manifest: &str) -> Proxy {
@@ -212,4 +213,86 @@ fn the_response_of_a_plugin_is_not_intercepted() {
     assert!(refused.status() == 401 && refused.field("proxy-status").is_none(), "{refused:?}");
     let intercepted = proxy.get("/401", "\r\nX-Api-Key: secret");
     assert_eq!(intercepted.field("proxy-status"), Some("plugway; received-status=401"));
+}
+
+// === Maintenance ===
+
+/// Starts a proxy with a route `/shop` that a file `down` switches off, and one for all else.
+fn maintained(folder: &Path, table: &str) -> Proxy {
+    let marked = "{ use = \"headers\", config.response.append = { X-Seen = \"yes\" } }";
+    let more = "[[route]]\nname = \"rest\"\nupstream = \"app\"\n[admin]\naddress = \"127.0.0.1:0\"\n";
+    let text = manifest(&echo(), marked, more);
+    let route = format!("[[route]]\npath = \"/shop\"\nmaintenance = {table}\nerror-page = {{ 503 = \"sorry.html\" }}");
+    let text = text.replacen("[[route]]", &route, 1);
+    let trusting = "address = \"127.0.0.1:0\"\ntrusted-proxies = [\"127.0.0.1\"]\n";
+    start(folder, &text.replacen("address = \"127.0.0.1:0\"\n", trusting, 1))
+}
+
+/// Returns what the status document says of the maintenance of its first route.
+fn shown(proxy: &Proxy) -> serde_json::Value {
+    let status: serde_json::Value = serde_json::from_slice(&proxy.ask_admin("GET /status").body).unwrap();
+    assert!(status["routes"][1].get("maintenance").is_none(), "{status}");
+    status["routes"][0]["maintenance"].clone()
+}
+
+#[test]
+fn a_route_is_under_maintenance_while_its_file_exists() {
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = maintained(folder.path(), "\"down\"");
+    assert_eq!((proxy.get("/shop", "").status(), shown(&proxy)), (200, false.into()));
+    let down = folder.path().join("down");
+    for _ in 0..2 {
+        std::fs::write(&down, "").unwrap();
+        let began = Instant::now();
+        until("the route is down", || proxy.get("/shop/cart", "").status() == 503);
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        proxy.wait_log("maintenance began");
+        let sorry = proxy.get("/shop", "");
+        assert_eq!((page(&sorry), sorry.field("retry-after")), ("sorry".into(), Some("60")));
+        assert_eq!(sorry.field("proxy-status"), Some("plugway; error=destination_unavailable"));
+        assert_eq!((sorry.field("x-seen"), shown(&proxy)), (None, true.into()), "no plugin sees the request");
+        let post = proxy.get("/shop", "\r\nContent-Length: 100000");
+        assert_eq!(post.status(), 503);
+        let two = over_http2(&proxy, "/shop", &["--data", "hello"]);
+        assert!(
+            two.starts_with("HTTP/2 503") && two.contains("retry-after: 60") && two.contains("<p>sorry 503"),
+            "{two}"
+        );
+        assert_eq!(proxy.get("/", "").status(), 200, "another route");
+        std::fs::remove_file(&down).unwrap();
+        until("the route is up", || proxy.get("/shop", "").status() == 200);
+        proxy.wait_log("maintenance ended");
+    }
+    assert!(!proxy.has_logged("exchange failed"), "it is no failure");
+}
+
+#[test]
+fn maintenance_names_its_end_and_excepts_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("down"), "").unwrap();
+    let table = "{ file = \"down\", retry-after = \"1500ms\", except = [\"10.0.0.0/8\"] }";
+    let proxy = maintained(folder.path(), table);
+    let sorry = proxy.get("/shop", "");
+    assert_eq!((sorry.status(), sorry.field("retry-after")), (503, Some("2")), "from the start, rounded up");
+    assert_eq!(proxy.get("/shop", "\r\nX-Forwarded-For: 10.1.2.3").status(), 200);
+    assert_eq!(proxy.get("/shop", "\r\nX-Forwarded-For: 192.0.2.1").status(), 503);
+}
+
+#[test]
+fn a_reload_keeps_and_changes_the_file_of_maintenance() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |key: &str| manifest(&echo(), "", "").replace("[[route]]", &format!("[[route]]\n{key}"));
+    let proxy = start(folder.path(), &text("name = \"a\""));
+    std::fs::write(folder.path().join("down"), "").unwrap();
+    let reload = |text: &str| {
+        std::fs::write(folder.path().join("new"), text).unwrap();
+        std::fs::rename(folder.path().join("new"), folder.path().join("plugway.toml")).unwrap();
+        proxy.wait_log("reloaded: generation");
+    };
+    reload(&text("maintenance = \"down\""));
+    assert_eq!(proxy.get("/", "").status(), 503);
+    reload(&text("maintenance = \"other\""));
+    assert_eq!(proxy.get("/", "").status(), 200);
+    std::fs::write(folder.path().join("other"), "").unwrap();
+    until("the new file counts", || proxy.get("/", "").status() == 503);
 }

@@ -9,6 +9,7 @@ mod error_pages;
 mod health;
 mod instances;
 mod listeners;
+mod maintenance;
 mod once;
 mod path_regex;
 mod plugins;
@@ -42,6 +43,7 @@ use crate::generation::Generation;
 use crate::generation::connection_counts::ConnectionCounts;
 use crate::generation::ids::{ById, PluginId};
 use crate::generation::listener::Listener;
+use crate::generation::maintenance::MaintenanceSwitch;
 use crate::loading::{Examination, Loader};
 use crate::plugin::configured::ConfiguredPlugin;
 use crate::plugin::engine::{Plugin, Runtime};
@@ -65,6 +67,8 @@ pub struct Assembler {
     live: HashMap<Arc<str>, Arc<EndpointSet>>,
     /// The connections that each upstream may have, by its name and the limits.
     connection_limits: HashMap<(Arc<str>, u32, u32), ConnectionLimit>,
+    /// The files that switch maintenance on, by their paths.
+    switches: HashMap<PathBuf, Arc<MaintenanceSwitch>>,
     /// The connections at each listener.
     census: HashMap<Arc<str>, Arc<ConnectionCounts>>,
     /// For sessions of TLS to be resumed after a reload.
@@ -141,13 +145,14 @@ impl Assembler {
         let (tickets, versions) = (Tickets::new()?, PluginVersions::start()?);
         let (live, connection_limits, census) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (dialers, plugins) = (HashMap::new(), HashMap::new());
-        let stores = HashMap::new();
+        let (stores, switches) = (HashMap::new(), HashMap::new());
         let (log, is_check, workers) = (None, false, None);
         Ok(Assembler {
             runtime,
             loader,
             live,
             connection_limits,
+            switches,
             census,
             tickets,
             dialers,
@@ -169,6 +174,8 @@ impl Assembler {
     pub fn assemble(&mut self, files: Files) -> Result<AssembledManifest, Diagnostics> {
         let Files { list: files, problems, left_out } = files;
         let files = files.as_slice();
+        // Those of a manifest that was rejected have no generation.
+        self.switches.retain(|_, switch| Arc::strong_count(switch) > 1);
         let mut draft = Assembly::new(self, files, problems, left_out);
         draft.assembly.loader.limits = draft.load_limits(files);
         draft.reserve(files);
@@ -199,6 +206,7 @@ impl Assembler {
         let addresses = listeners::addresses(files, &listeners);
         let generation = Generation {
             router,
+            maintenance: maintenance::switches(routes.iter()),
             routes: routes.into(),
             upstreams,
             upstream_ids,

@@ -10,7 +10,7 @@ pub mod edits;
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -452,6 +452,11 @@ impl ExchangeContext {
         self.client.as_ref().map(|client| &client.address).or(self.peer.address.as_ref())
     }
 
+    /// The client's address without port; `None` if it is unknown.
+    pub fn client_ip(&self) -> Option<IpAddr> {
+        self.client.as_ref().map(|client| client.socket.ip()).or(self.peer.ip())
+    }
+
     /// The client's address and that which it reached; `None` if the client's is unknown.
     pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         let Some(client) = &self.client else { return self.peer.ends };
@@ -525,7 +530,7 @@ impl ClientInfo {
     }
 
     /// The address that connected; `None` at a unix socket.
-    pub fn ip(&self) -> Option<std::net::IpAddr> {
+    pub fn ip(&self) -> Option<IpAddr> {
         self.ends.map(|(client, _)| client.ip().to_canonical())
     }
 

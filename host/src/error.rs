@@ -4,6 +4,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::num::NonZero;
 
 use crate::system::printable::one_line;
 
@@ -116,6 +117,8 @@ pub struct Error {
     pub status: Option<http::StatusCode>,
     /// Whether the failure is logged already.
     pub is_logged: bool,
+    /// The seconds after which the client may ask again; `None` if that is not known.
+    pub retry_after: Option<NonZero<u32>>,
 }
 
 impl FailureKind {
@@ -208,7 +211,7 @@ impl FailureKind {
 impl Error {
     /// Creates an error of a kind with its cause.
     pub fn new(kind: FailureKind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Error { kind, cause: cause.into(), limit: None, status: None, is_logged: false }
+        Error { kind, cause: cause.into(), limit: None, status: None, is_logged: false, retry_after: None }
     }
 
     /// Sets the limit that was met, by its key in the manifest.

@@ -5,7 +5,7 @@
 //! | 1 learn who the client is, before anything else reads the request | [`client_address`] | no |
 //! | 2 validate and normalise the request target, and find the route | [`find_route`] | no |
 //! | 3 remove hop-by-hop fields, add `Via` | [`hop_by_hop`] | no |
-//! | 4 run the request hooks, down the chain; a cache in it answers, is bypassed or misses | [`chain`], [`cache`] | no |
+//! | 4 unless the route is under maintenance, run the request hooks, down the chain; a cache in it answers, is bypassed or misses | [`chain`], [`cache`] | no |
 //! | 5 get a response: forward the request to the upstream, or fetch through the cache | [`forward`](mod@forward), [`cache`] | yes |
 //! | 6 remove hop-by-hop fields of the response | [`hop_by_hop`] | no |
 //! | 7 put an error page in the place of an error of the upstream, if the route says so | [`intercept`](mod@intercept) | no |
@@ -227,6 +227,9 @@ fn down(
     cached: impl FnOnce(ChainPosition, &mut Box<ExchangeContext>, UpstreamId) -> Result<Lookup, ChainFailure>,
     content: impl FnOnce(&mut Box<ExchangeContext>) -> Result<OutgoingRequest, ChainFailure>,
 ) -> Result<Passed, ChainFailure> {
+    if let Some(error) = route.maintenance.as_ref().and_then(|maintenance| maintenance.refusal(context.client_ip())) {
+        return Err(ChainFailure::new(error, ChainPosition::top()));
+    }
     let mut down = chain::down(worker, route, ChainPosition::top(), context, upstream)?;
     if let RequestHooks::Cache(at) = down {
         match cached(at, context, *upstream)? {

@@ -8,6 +8,7 @@ pub mod connection_counts;
 pub mod error_pages;
 pub mod ids;
 pub mod listener;
+pub mod maintenance;
 pub mod router;
 
 use std::cell::{Cell, RefCell};
@@ -24,6 +25,7 @@ use crate::context::ExchangeContext;
 use crate::generation::error_pages::ErrorPages;
 use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
 use crate::generation::listener::Listener;
+use crate::generation::maintenance::{Maintenance, MaintenanceSwitch};
 use crate::generation::router::Router;
 use crate::plugin::body_filter::IdleBodyInstances;
 use crate::plugin::call_error::PluginFailure;
@@ -60,6 +62,8 @@ pub struct Generation {
     /// By their addresses in the manifest.
     pub listeners: HashMap<Arc<str>, Arc<Listener>>,
     pub error_pages: ErrorPages,
+    /// The files that switch the maintenance of routes on.
+    pub maintenance: Vec<Arc<MaintenanceSwitch>>,
     /// The name servers; those of the system if the list is empty.
     pub name_servers: Vec<SocketAddr>,
     /// Responses of all routes; outlives the generation.
@@ -87,6 +91,8 @@ pub struct Route {
     pub error_pages: ErrorPages,
     /// The statuses of the upstream's responses in whose place clients get an error page.
     pub intercept: StatusCodes,
+    /// The maintenance of the route; `None` if no file switches it on.
+    pub maintenance: Option<Maintenance>,
 }
 
 /// A named set of endpoints.

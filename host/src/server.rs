@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub(crate) mod file_watcher;
+mod maintenance_monitor;
 pub(crate) mod sockets;
 pub mod upstream_monitor;
 pub(crate) mod watchdog;
@@ -37,6 +38,7 @@ use crate::plugin::engine::Runtime;
 use crate::server::admin::listener::AdminListeners;
 use crate::server::admin::{Admin, ReloadOrder};
 use crate::server::file_watcher::{FileWatcher, Load};
+use crate::server::maintenance_monitor::MaintenanceMonitor;
 use crate::server::sockets::ListeningSockets;
 use crate::server::upstream_monitor::UpstreamMonitor;
 use crate::server::watchdog::Watchdog;
@@ -307,14 +309,27 @@ async fn start(beginning: EarlySignals<'_>) -> anyhow::Result<Started> {
     listeners.apply(bound);
     admission.serve(&first_generation);
     admission::warn_of_limits(&first_generation, descriptors);
+    let maintenance = MaintenanceMonitor::start(generation.clone());
     let serial = Arc::new(AtomicU64::new(1));
     let (reload, reload_orders) = mpsc::channel(1);
     let admin = Arc::new(Admin { registry: registry.clone(), generation, serial: serial.clone(), reload });
     let admin = AdminListeners::start(&first.admin, admin).await;
     let admin = admin.map_err(|error| anyhow::Error::msg(placed(first.admin_place.as_ref(), &error)))?;
     let drain = first.drain;
-    let reloader =
-        ReloadLoop { loads, publish, outcomes, workers, serial, listeners, keeper, admin, admission, registry, drain };
+    let reloader = ReloadLoop {
+        loads,
+        publish,
+        outcomes,
+        workers,
+        serial,
+        listeners,
+        keeper,
+        _maintenance: maintenance,
+        admin,
+        admission,
+        registry,
+        drain,
+    };
     Ok(Started { reloader, reload_orders, endings, stopping, threads })
 }
 
@@ -336,6 +351,7 @@ struct ReloadLoop {
     serial: Arc<AtomicU64>,
     listeners: ListeningSockets,
     keeper: UpstreamMonitor,
+    _maintenance: MaintenanceMonitor,
     admin: AdminListeners,
     admission: Arc<Admission>,
     registry: Arc<Registry>,

@@ -130,7 +130,7 @@ impl Assembly<'_> {
         Listener { tls, proxies, client, redirect, limits: self.client_limits(source, &listener.limits), census }
     }
 
-    fn peers(&mut self, source: &Arc<Source>, texts: &[Spanned<String>]) -> TrustedPeers {
+    pub(super) fn peers(&mut self, source: &Arc<Source>, texts: &[Spanned<String>]) -> TrustedPeers {
         let mut peers = TrustedPeers::default();
         for text in texts {
             if !peers.add(text.get_ref()) {

@@ -132,7 +132,8 @@ impl Assembly<'_> {
         let timeout = route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX));
         let upstream = upstream_id.unwrap_or_else(|| UpstreamId::new(0));
         let (error_pages, intercept) = (self.route_pages(source, route), self.intercepted(source, route));
-        Route { name, upstream, chain, max_body, timeout, error_pages, intercept }
+        let maintenance = self.maintenance(source, route);
+        Route { name, upstream, chain, max_body, timeout, error_pages, intercept, maintenance }
     }
 
     /// Returns the conditions of a route on requests.

@@ -773,12 +773,44 @@ pub struct RouteTable {
     /// Type: list of statuses. Default: none. Example: `["5xx", 404]`.
     #[serde(default)]
     pub intercept: Vec<Spanned<StatusWord>>,
+    /// The file that switches maintenance on: while it exists, every request of the route gets 503 with `Retry-After` and
+    /// the error page for 503. No plugin sees the request.
+    ///
+    /// Type: path, or table `[route.maintenance]`. Default: none. Example: `"down"`, `{ file = "down", retry-after =
+    /// "10m" }`.
+    pub maintenance: Option<Spanned<Maintenance>>,
     /// The chain, outermost plugin first: names of configured or stock plugins, or tables as `[plugin.NAME]`.
     ///
     /// Type: list of plugins. Default: none. Example: `["guard", { use = "headers", config = { response = { remove =
     /// ["Server"] } } }]`.
     #[serde(default)]
     pub plugins: Vec<Spanned<PluginRef>>,
+}
+
+/// The file that switches the maintenance of a route on.
+#[derive(Debug)]
+pub enum Maintenance {
+    File(String),
+    Table(Box<MaintenanceTable>),
+}
+
+/// The maintenance of a route.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct MaintenanceTable {
+    /// The file. It is looked for twice a second, and what is in it doesn't matter.
+    ///
+    /// Type: path. Required. Example: `"down"`.
+    pub file: Spanned<String>,
+    /// The value of `Retry-After`, at least `1s`.
+    ///
+    /// Type: duration. Default: `"1m"`.
+    pub retry_after: Option<Spanned<String>>,
+    /// The clients whose requests are served all the same.
+    ///
+    /// Type: list of networks. Default: none. Example: `["10.0.0.0/8"]`.
+    #[serde(default)]
+    pub except: Vec<Spanned<String>>,
 }
 
 /// The path of a route.
@@ -908,6 +940,13 @@ impl<'de> Deserialize<'de> for Endpoint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let expecting = "an address, or a table with `address`, `dns`, `srv` or `file`";
         text_or_table(deserializer, expecting, Endpoint::Address, |table| Endpoint::Table(Box::new(table)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Maintenance {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expecting = "a path such as \"down\", or a table with `file`";
+        text_or_table(deserializer, expecting, Maintenance::File, |table| Maintenance::Table(Box::new(table)))
     }
 }
 

@@ -1,17 +1,19 @@
 //! Responses that the proxy makes itself. The client learns the kind of an error, never the cause.
 
+use std::num::NonZero;
+
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::context::ExchangeContext;
-use crate::error::FailureKind;
+use crate::error::{Error, FailureKind};
 use crate::exchange::response_body::ResponseBody;
 
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// In seconds (RFC 9110 §10.2.3): the least that can be said, and longer than most requests take.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+const RETRY_AFTER: NonZero<u32> = NonZero::<u32>::MIN;
 
 /// An error page as it is sent.
 pub struct ErrorPage {
@@ -31,21 +33,22 @@ enum PageFormat {
 /// The response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209). `page` is the manifest's page for the
 /// status; `None` if it has none.
 pub fn error_response(
-    kind: FailureKind,
+    error: &Error,
     status: StatusCode,
     context: &ExchangeContext,
     page: Option<&str>,
 ) -> Response<ResponseBody> {
-    let ErrorPage { content, media } = error_page(Some(kind), status, context, page);
+    let ErrorPage { content, media } = error_page(Some(error.kind), status, context, page);
     let mut response = Response::new(ResponseBody::Full(content));
     *response.status_mut() = status;
     let fields = response.headers_mut();
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
-    if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", kind.token())) {
+    if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", error.kind.token())) {
         fields.insert(PROXY_STATUS, value);
     }
-    if kind == FailureKind::LimitReached {
-        fields.insert(header::RETRY_AFTER, RETRY_AFTER);
+    let of_kind = (error.kind == FailureKind::LimitReached).then_some(RETRY_AFTER);
+    if let Some(seconds) = error.retry_after.or(of_kind) {
+        fields.insert(header::RETRY_AFTER, seconds.get().into());
     }
     response
 }

@@ -189,5 +189,5 @@ pub fn fail(
     record::log(error, Some(context), "exchange failed", record.upload.is_abandoned());
     (record.status, record.error) = (status.as_u16(), Some(error.kind));
     let page = worker.generation.error_page(record.route(), status);
-    error_response::error_response(error.kind, status, context, page)
+    error_response::error_response(error, status, context, page)
 }

@@ -26,6 +26,7 @@ pub enum Task {
     HealthCheck,
     Log,
     Lookup,
+    Maintenance,
     Manifest,
     PluginClock,
     Reload,
@@ -58,7 +59,7 @@ thread_local! {
 
 impl Task {
     /// All tasks, each at its own discriminant.
-    pub const ALL: [Task; 27] = [
+    pub const ALL: [Task; 28] = [
         Task::AccessLog,
         Task::Accept,
         Task::Admin,
@@ -72,6 +73,7 @@ impl Task {
         Task::HealthCheck,
         Task::Log,
         Task::Lookup,
+        Task::Maintenance,
         Task::Manifest,
         Task::PluginClock,
         Task::Reload,
@@ -104,6 +106,7 @@ impl Task {
             Task::HealthCheck => "health-check",
             Task::Log => "log",
             Task::Lookup => "lookup",
+            Task::Maintenance => "maintenance",
             Task::Manifest => "manifest",
             Task::PluginClock => "plugin-clock",
             Task::Reload => "reload",

@@ -13,7 +13,12 @@ pub fn status(admin: &Admin) -> String {
     let route = |route: &Route| {
         let chain =
             route.chain.iter().map(|plugin_index| &*generation.bindings[*plugin_index].name).collect::<Vec<_>>();
-        json!({ "name": &*route.name, "upstream": &*generation.upstreams[route.upstream].name, "plugins": chain })
+        let upstream = &*generation.upstreams[route.upstream].name;
+        let mut shown = json!({ "name": &*route.name, "upstream": upstream, "plugins": chain });
+        if let Some(maintenance) = &route.maintenance {
+            shown["maintenance"] = maintenance.switch.is_on().into();
+        }
+        shown
     };
     let document = json!({
         "version": env!("CARGO_PKG_VERSION"),
