@@ -51,6 +51,37 @@ fn held() -> (String, Receiver<&'static str>, std::sync::mpsc::Sender<()>) {
     (address, seen, release)
 }
 
+/// Starts an endpoint that begins a response as soon as it has a head, and then neither reads nor sends.
+fn pausing() -> String {
+    let kept = Arc::new(std::sync::Mutex::new(Vec::new()));
+    raw_origin(move |mut stream| {
+        if stream.read(&mut [0; 100]).is_ok_and(|length| length > 0) {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun");
+            kept.lock().unwrap().push(stream);
+        }
+    })
+}
+
+#[test]
+fn a_reset_is_noticed_while_an_upload_is_blocked_and_the_response_pauses() {
+    let proxy = Proxy::start(&manifest(&pausing(), "", ""));
+    let in_flight = || {
+        let figures = proxy.ask_admin("GET /metrics").text();
+        let line = figures.lines().find(|line| line.starts_with("plugway_endpoint_in_flight")).unwrap();
+        line.rsplit(' ').next().unwrap().to_string()
+    };
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n").unwrap();
+    let mut begun = [0; 10];
+    stream.read_exact(&mut begun).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+    // The sockets and buffers on the way are full.
+    while stream.write_all(&[b'x'; 100_000]).is_ok() {}
+    assert_eq!(in_flight(), "1");
+    vanish(stream);
+    until("the exchange has ended", || in_flight() == "0");
+}
+
 #[test]
 fn a_client_that_ends_its_sending_side_gets_its_response() {
     let count = Arc::new(AtomicUsize::new(0));

@@ -110,6 +110,18 @@ impl<T: Transport> ScreenedIo<T> {
         look.watch(cx);
         Poll::Pending
     }
+
+    /// Fails if a client is gone whose content waits for the endpoint, or isn't read for another reason: no read would show
+    /// that.
+    fn fail_if_gone(&self) -> io::Result<()> {
+        let (look, session) = (&self.session.rest, &self.session);
+        if !session.busy.get() || session.upload.borrow().is_over() || look.is_set() && !look.is_met() {
+            return Ok(());
+        }
+        let is_due = look.is_met();
+        look.set(LOOK);
+        if is_due && self.io.socket.is_gone() { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    }
 }
 
 impl<T: Transport> AsyncRead for ScreenedIo<T> {
@@ -170,6 +182,8 @@ impl<T: Transport> AsyncWrite for ScreenedIo<T> {
     /// exchange.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        // hyper flushes in each of its turns.
+        self.fail_if_gone()?;
         let owed = self.session.owes_response();
         self.session.flushed.set(true);
         self.session.finish_flushed();

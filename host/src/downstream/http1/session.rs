@@ -38,7 +38,7 @@ pub struct Session {
     timers: Rc<Timers>,
     /// The timeout for the next head to begin, and then to be complete.
     pub head: Deadline,
-    /// The deadline for the buffers to be freed.
+    /// The deadline for the buffers to be freed; within an exchange, of the next look for a client that sends content.
     pub rest: Deadline,
     /// The timeout for the client to accept data.
     pub send: Deadline,
