@@ -1,10 +1,12 @@
 //! Informational responses (1xx) of endpoints: those that an honest one sends before its response, and those without end.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::http2::{END_HEADERS, HEADERS, Raw};
 use crate::http2_endpoint::{endpoint, head};
-use crate::support::{Message, Proxy, manifest, raw_origin};
+use crate::support::{Message, Proxy, manifest, raw_origin, read_message, until};
 
 const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
 const EARLY_HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n";
@@ -44,9 +46,90 @@ fn honest(before: String, content: usize, piece: usize) -> String {
     })
 }
 
+/// Sends a request, and returns the response that follows the informational ones.
+fn final_response(proxy: &Proxy) -> Message {
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let mut reader = BufReader::new(stream);
+    loop {
+        let message = read_message(&mut reader).unwrap();
+        if !(100..200).contains(&message.status()) {
+            return message;
+        }
+    }
+}
+
+/// Sends bytes, and returns all that the client receives.
+fn received(proxy: &Proxy, sent: &str) -> String {
+    let mut stream = proxy.connect();
+    stream.write_all(sent.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn informational_responses_reach_clients_of_http_11() {
+    let processing = "HTTP/1.1 102 Processing\r\n\r\n";
+    let before = format!("{CONTINUE}{EARLY_HINTS}{processing}");
+    for piece in [1, 7, 1000] {
+        let proxy = front(&honest(before.clone(), 5, piece), "");
+        let text = received(&proxy, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let (informational, response) = text.split_once("HTTP/1.1 200 OK").unwrap();
+        assert_eq!(
+            informational,
+            "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+        );
+        assert!(response.ends_with("xxxxx"), "{text}");
+        // A client of HTTP/1.0 would take them for the response.
+        let text = received(&proxy, "GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+        assert!(text.starts_with("HTTP/1.") && text[8..].starts_with(" 200 OK"), "{text}");
+    }
+}
+
+#[test]
+fn informational_responses_arrive_before_the_response_is_made() {
+    let (asked, release) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (seen, may) = (asked.clone(), release.clone());
+    let endpoint = raw_origin(move |mut stream| {
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+        if lines.into_iter().any(|line| line.is_empty()) {
+            stream.write_all(EARLY_HINTS.as_bytes()).unwrap();
+            seen.store(true, Ordering::Relaxed);
+            until("the client has the hints", || may.load(Ordering::Relaxed));
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+        }
+    });
+    let proxy = front(&endpoint, "");
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut reader = BufReader::new(stream);
+    assert_eq!(read_message(&mut reader).unwrap().status(), 103);
+    release.store(true, Ordering::Relaxed);
+    assert_eq!(read_message(&mut reader).unwrap().status(), 204);
+    assert!(asked.load(Ordering::Relaxed));
+}
+
+#[test]
+fn pipelined_requests_get_informational_responses_in_their_place() {
+    let proxy = front(&honest(EARLY_HINTS.into(), 300_000, 1 << 20), "");
+    let request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let last = request.replace("Host", "Connection: close\r\nHost");
+    let mut stream = proxy.connect();
+    stream.write_all(format!("{}{last}", request.repeat(9)).as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut statuses = Vec::new();
+    while let Some(message) = read_message(&mut reader) {
+        statuses.push(message.status());
+        assert!(message.status() == 103 || message.body.iter().all(|byte| *byte == b'x'), "a whole body");
+    }
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 10, "{statuses:?}");
+    assert!(statuses.windows(2).all(|pair| pair != [103, 103]), "{statuses:?}");
+}
+
 /// The client gets 502, and the log names the limit.
 fn is_refused(proxy: &Proxy, what: &str) {
-    let response = proxy.get("/", "");
+    let response = final_response(proxy);
     assert_eq!(response.status(), 502, "{what}: {response:?}");
     assert_eq!(response.field("proxy-status"), Some("plugway; error=http_response_header_section_size"), "{what}");
     let line = proxy.wait_log("exchange failed");
@@ -88,7 +171,7 @@ fn informational_responses_before_a_response_are_read_past() {
         let proxy = front(&honest(before.clone(), content, piece), "");
         // Each counts anew, on the same connection to the endpoint or not.
         for _ in 0..4 {
-            let response = proxy.get("/", "");
+            let response = final_response(&proxy);
             assert_eq!((response.status(), response.body.len()), (200, content), "{} {piece}", before.len());
         }
     }

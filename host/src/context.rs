@@ -6,6 +6,7 @@ pub mod edit_check;
 pub mod edit_plan;
 pub mod edit_room;
 pub mod edits;
+pub mod informational;
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::context::edit_check::MessageSide;
+use crate::context::informational::InformationalQueue;
 use crate::protocol::authority;
 use crate::protocol::client_address::{ClientAddress, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
@@ -50,6 +52,8 @@ pub struct ExchangeContext {
     pub notes: Vec<(String, HeaderValue)>,
     /// How much of this is the work of plugins.
     pub added: Added,
+    /// Takes the informational responses of endpoints; `None` if the client can't be sent any.
+    pub informational: Option<Arc<InformationalQueue>>,
     id: OnceCell<[u8; 32]>,
 }
 
@@ -326,6 +330,7 @@ impl ExchangeContext {
             cache,
             notes,
             added,
+            informational: None,
             id,
         }
     }

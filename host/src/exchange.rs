@@ -38,6 +38,7 @@ use http_body::Body;
 use hyper::ext::Protocol;
 
 use crate::body::upload::{ClientBody, ClientContent, UploadLimits, UploadProgress};
+use crate::context::informational::InformationalQueue;
 use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
 use crate::error::{Error, FailureKind};
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
@@ -60,6 +61,8 @@ use crate::protocol::hop_by_hop;
 pub struct ConnectionInfo {
     pub peer: Arc<ClientInfo>,
     pub listener: Arc<Listener>,
+    /// Takes informational responses for the client; `None` for HTTP/2, whose server can't send any.
+    pub informational: Option<Arc<InformationalQueue>>,
 }
 
 /// The route of a request, and the upstream that it goes to: plugins may choose another one than the route's.
@@ -128,7 +131,7 @@ pub fn receive(
 ) -> Next {
     let (mut parts, body) = request.into_parts();
     let received = request_line(worker, &parts);
-    let ConnectionInfo { peer, listener } = arrival;
+    let ConnectionInfo { peer, listener, informational } = arrival;
     let settled = client_address::settle(&mut parts.headers, peer.ip(), peer.is_trusted, &listener.client);
     let counted = count_for_client(&settled, arrival, record);
     let routed = counted.and_then(|()| find_route(worker, &mut parts, &settled, arrival));
@@ -163,8 +166,11 @@ pub fn receive(
     });
     let reply = match passed {
         Ok(Passed::Forward(source)) => {
-            if let Source::Cache(_) = source {
-                record.upload.end();
+            match source {
+                // RFC 9110 §15.2: a client of HTTP/1.0 doesn't know them.
+                Source::Upstream(..) if version == Version::HTTP_11 => context.informational = informational.clone(),
+                Source::Upstream(..) => {}
+                Source::Cache(_) => record.upload.end(),
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
             record.set_route(route_id, context);

@@ -151,7 +151,7 @@ async fn arrive<T: Transport>(
         stream,
         ahead,
         is_http2,
-        arrival: ConnectionInfo { peer: Arc::new(peer), listener },
+        arrival: ConnectionInfo { peer: Arc::new(peer), listener, informational: (!is_http2).then(Arc::default) },
         admitted,
     })
 }

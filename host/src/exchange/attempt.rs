@@ -177,7 +177,7 @@ impl Attempt<'_> {
         let mut pending = pin!({
             let mut request = Request::new(body);
             self.write_request_head(&mut request, address, connection.version()).map_err(not_sent)?;
-            connection.send(request)
+            connection.send(request, self.context.informational.clone())
         });
         let mut sent = 0;
         let mut rest = IdleTime::new(upload);

@@ -5,6 +5,7 @@ use std::cell::OnceCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use super::response_head_limits::ResponseHeadLimits;
 use super::socket::{EndpointTransport, ReadNow};
 use crate::body::BodyError;
 use crate::body::upload::RequestBody;
+use crate::context::informational::InformationalQueue;
 use crate::error::{Error, FailureKind};
 use crate::net::frame_counter::CountedFrames;
 use crate::net::hyper_io::{HyperIo, LocalExecutor};
@@ -187,15 +189,17 @@ impl Connection {
         }
     }
 
-    /// Begins a request, whose response is polled for by [`Connection::poll_response`].
+    /// Begins a request, whose response is polled for by [`Connection::poll_response`]. The informational responses before
+    /// it go into `informational`; over HTTP/2 they are dropped.
     pub fn send(
         &mut self,
         request: Request<RequestBody>,
+        informational: Option<Arc<InformationalQueue>>,
     ) -> PendingResponse<impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>>
     {
         let http2 = match &mut self.sender {
             Sender::Http1 { http1, .. } => {
-                http1.begin(request);
+                http1.begin(request, informational);
                 None
             }
             Sender::Http2(sender) => Some(sender.sender.try_send_request(request)),

@@ -169,7 +169,7 @@ fn write_request_head(
 }
 
 async fn exchange(connection: &mut Connection, request: Request<RequestBody>) -> Result<CheckResponse, String> {
-    let mut pending = pin!(connection.send(request));
+    let mut pending = pin!(connection.send(request, None));
     let response = poll_fn(|cx| connection.poll_response(cx, pending.as_mut())).await;
     let (head, mut content) = response.map_err(|unsent| causes(&unsent.error))?.into_parts();
     let mut answer = CheckResponse { status: head.status, content: Vec::new(), trailers: HeaderMap::new() };

@@ -14,6 +14,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use super::response_head_limits::ResponseHeadLimits;
 use super::socket::EndpointTransport;
 use crate::body::backlog::SHORT;
 use crate::body::upload::RequestBody;
+use crate::context::informational::InformationalQueue;
 use crate::system::supervise::{Panicked, Task, spawn};
 use head_search::HeadSearch;
 use response_body::{DecodeError, ResponseBodyDecoder};
@@ -85,7 +87,9 @@ struct Waiting {
     target: PathAndQuery,
     search: HeadSearch,
     /// The bytes that informational responses may still have.
-    informational: usize,
+    informational_bytes: usize,
+    /// Takes the informational responses; `None` if they are dropped.
+    informational: Option<Arc<InformationalQueue>>,
     /// Whether the connection has served another request, and so may have been closed since.
     was_used: bool,
     /// The content while no byte of the request is written; `None` afterwards.
@@ -168,7 +172,7 @@ impl Http1 {
     }
 
     /// Begins a request, whose target is in origin-form; the response is polled for by [`Http1::poll_response`].
-    pub fn begin(&mut self, request: Request<RequestBody>) {
+    pub fn begin(&mut self, request: Request<RequestBody>, informational: Option<Arc<InformationalQueue>>) {
         let (parts, content) = request.into_parts();
         let root = || PathAndQuery::from_static("/");
         let was_used = matches!(self.phase, Phase::Idle { was_used: true });
@@ -177,7 +181,8 @@ impl Http1 {
             fields: parts.headers,
             target: parts.uri.into_parts().path_and_query.unwrap_or_else(root),
             search: HeadSearch::default(),
-            informational: self.limits.bytes,
+            informational_bytes: self.limits.bytes,
+            informational,
             was_used,
             content: Some(content),
         });
@@ -352,10 +357,16 @@ impl Waiting {
                 Some(head) if is_final(head.response.status()) => return Poll::Ready(Ok(head)),
                 Some(head) => {
                     let length = before - wire.read.len();
-                    let left = self.informational.checked_sub(length);
-                    self.informational = left.ok_or(Http1Error::Informational(limits.bytes))?;
-                    self.fields = head.response.into_parts().0.headers;
-                    self.fields.clear();
+                    let left = self.informational_bytes.checked_sub(length);
+                    self.informational_bytes = left.ok_or(Http1Error::Informational(limits.bytes))?;
+                    let (head, ()) = head.response.into_parts();
+                    match &self.informational {
+                        Some(queue) => queue.push(head),
+                        None => {
+                            self.fields = head.headers;
+                            self.fields.clear();
+                        }
+                    }
                 }
                 None => {
                     let is_silent = wire.read.is_empty();

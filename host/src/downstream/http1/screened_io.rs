@@ -74,6 +74,11 @@ impl<T> ScreenedIo<T> {
         self.session.heard_all.get() && self.scanner.is_between() && self.session.owes_response()
     }
 
+    /// Whether informational responses wait.
+    fn has_informational(&self) -> bool {
+        self.session.client.arrival.informational.as_ref().is_some_and(|queue| queue.has_any())
+    }
+
     /// Records the first bytes of a response, if these were.
     fn note_response(&self, written: &Poll<io::Result<usize>>, before: u64) {
         if matches!(written, Poll::Ready(Ok(1..))) && self.session.is_response_due() {
@@ -96,6 +101,25 @@ impl<T> ScreenedIo<T> {
 }
 
 impl<T: Transport> ScreenedIo<T> {
+    /// Writes the informational responses that wait.
+    fn poll_informational(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(queue) = &self.session.client.arrival.informational else { return Poll::Ready(Ok(())) };
+        while queue.has_any() {
+            let mut is_blocked = false;
+            queue.write(|bytes| match Pin::new(&mut self.io).poll_write(cx, bytes) {
+                Poll::Ready(written) => written,
+                Poll::Pending => {
+                    is_blocked = true;
+                    Ok(0)
+                }
+            })?;
+            if is_blocked {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Waits until a client that still gets a response is gone; pending until then.
     fn poll_gone(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
         let look = &self.session.head;
@@ -151,6 +175,9 @@ impl<T: Transport> AsyncWrite for ScreenedIo<T> {
         if self.intercept_hyper_error(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
+        if self.has_informational() && self.session.is_response_due() {
+            ready!(self.poll_informational(cx))?;
+        }
         self.session.flushed.set(false);
         let before = self.io.socket.bytes_sent();
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
@@ -165,6 +192,9 @@ impl<T: Transport> AsyncWrite for ScreenedIo<T> {
     ) -> Poll<io::Result<usize>> {
         if self.intercept_hyper_error(slices.first().map_or(&[], |slice| slice)) {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
+        if self.has_informational() && self.session.is_response_due() {
+            ready!(self.poll_informational(cx))?;
         }
         self.session.flushed.set(false);
         let before = self.io.socket.bytes_sent();
@@ -181,15 +211,20 @@ impl<T: Transport> AsyncWrite for ScreenedIo<T> {
     /// written, before it allocates memory for the next request. That request then reuses the memory of the finished
     /// exchange.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         // hyper flushes in each of its turns.
         self.fail_if_gone()?;
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         let owed = self.session.owes_response();
         self.session.flushed.set(true);
         self.session.finish_flushed();
         if self.session.heard_all.get() && owed && !self.session.owes_response() {
             // hyper polls for the next request only if it is woken: it has not seen the end yet.
             cx.waker().wake_by_ref();
+        }
+        if self.has_informational() {
+            // hyper has nothing to write: these are not within an earlier response.
+            ready!(self.poll_informational(cx))?;
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         }
         Poll::Ready(Ok(()))
     }

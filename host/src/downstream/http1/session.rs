@@ -177,6 +177,12 @@ impl Session {
     /// Makes a response report its end, and announce the connection's end if it is the last one.
     fn track(self: &Rc<Self>, mut response: Response<ResponseStream>) -> Response<Http1Body> {
         self.response.set(SentResponse::Given);
+        if !self.ended.borrow().is_empty()
+            && let Some(queue) = &self.client.arrival.informational
+        {
+            // They can't be written any more: hyper appends this response to an earlier one, which is not sent yet.
+            drop(queue.take());
+        }
         let is_last = self.served.get() >= self.client.arrival.listener.limits.requests;
         // A client that sends ambiguous bytes may have meant the following ones differently too.
         let is_doubtful = |kind| {
