@@ -15,6 +15,7 @@ mod process;
 mod reach;
 mod route_conditions;
 mod routes;
+mod targets;
 mod units;
 mod unused;
 mod upstream_tls;

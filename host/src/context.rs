@@ -6,6 +6,7 @@ pub mod edit_check;
 pub mod edit_plan;
 pub mod edit_room;
 pub mod edits;
+pub mod template;
 
 use std::borrow::Cow;
 use std::cell::OnceCell;

@@ -6,7 +6,7 @@
 //! | 2 validate and normalise the request target, and find the route | [`find_route`] | no |
 //! | 3 remove hop-by-hop fields, add `Via` | [`hop_by_hop`] | no |
 //! | 4 run the request hooks, down the chain; a cache in it answers, is bypassed or misses | [`chain`], [`cache`] | no |
-//! | 5 get a response: forward the request to the upstream, or fetch through the cache | [`forward`](mod@forward), [`cache`] | yes |
+//! | 5 get the response of the route's target: forward the request to the upstream, or fetch through the cache | [`target`], [`forward`](mod@forward), [`cache`] | yes |
 //! | 6 remove hop-by-hop fields of the response | [`hop_by_hop`] | no |
 //! | 7 run the response hooks, up the chain | [`respond`](mod@respond), [`chain`] | no |
 //! | 8 stream the body; when it ends, write metrics, access log and observers | [`response_body`], [`record`] | yes |
@@ -26,6 +26,8 @@ mod outgoing_body;
 pub mod record;
 pub mod respond;
 pub mod response_body;
+mod serve_files;
+pub mod target;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,6 +47,7 @@ use crate::exchange::outgoing_body::outgoing_body;
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::respond::{Reply, fail, respond};
 use crate::exchange::response_body::ResponseBody;
+use crate::exchange::target::{ask_target, respond_at_once};
 use crate::generation::ids::{RouteId, UpstreamId};
 use crate::generation::listener::Listener;
 use crate::generation::{Route, UNROUTED, WorkerState};
@@ -63,7 +66,8 @@ pub struct ConnectionInfo {
 #[derive(Clone, Copy, Debug)]
 pub struct Destination {
     pub route: RouteId,
-    pub upstream: UpstreamId,
+    /// The upstream; `None` if the route's target is another one.
+    pub upstream: Option<UpstreamId>,
 }
 
 /// The deadlines of an exchange.
@@ -99,7 +103,9 @@ pub struct Forwarding {
 /// The source of a response.
 enum Source {
     /// The upstream; a cache may be bypassed.
-    Upstream(OutgoingRequest, Option<Box<BypassedCache>>),
+    Upstream(UpstreamId, OutgoingRequest, Option<Box<BypassedCache>>),
+    /// The files of the route; a cache may be bypassed.
+    Files(Option<Box<BypassedCache>>),
     /// A cache, which fetches the response.
     Cache(Box<CacheMiss>),
 }
@@ -144,8 +150,10 @@ pub fn receive(
     let route = &worker.generation.routes[route_id];
     let version = parts.version;
     let hop = hop_by_hop::request(version, &mut parts.headers);
-    let mut upstream = route.upstream;
-    let mut context = context(parts, worker.route_names[route_id].clone(), worker.upstreams[upstream].name.clone());
+    let mut upstream = route.target.upstream();
+    let upstream_name =
+        upstream.map_or_else(|| UNROUTED.into(), |upstream_id| worker.upstreams[upstream_id].name.clone());
+    let mut context = context(parts, worker.route_names[route_id].clone(), upstream_name);
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
@@ -160,7 +168,7 @@ pub fn receive(
     });
     let reply = match passed {
         Ok(Passed::Forward(source)) => {
-            if let Source::Cache(_) = source {
+            if let Source::Cache(_) | Source::Files(_) = source {
                 record.upload.end();
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
@@ -216,9 +224,9 @@ fn down(
     worker: &WorkerState,
     route: &Route,
     context: &mut Box<ExchangeContext>,
-    upstream: &mut UpstreamId,
+    upstream: &mut Option<UpstreamId>,
     bypassed: &mut Option<Box<BypassedCache>>,
-    cached: impl FnOnce(ChainPosition, &mut Box<ExchangeContext>, UpstreamId) -> Result<Lookup, ChainFailure>,
+    cached: impl FnOnce(ChainPosition, &mut Box<ExchangeContext>, Option<UpstreamId>) -> Result<Lookup, ChainFailure>,
     content: impl FnOnce(&mut Box<ExchangeContext>) -> Result<OutgoingRequest, ChainFailure>,
 ) -> Result<Passed, ChainFailure> {
     let mut down = chain::down(worker, route, ChainPosition::top(), context, upstream)?;
@@ -234,9 +242,16 @@ fn down(
         RequestHooks::Answer(response, depth) => {
             Passed::Respond(response.map(|content| ResponseBody::Full(content.into())), depth)
         }
-        RequestHooks::Forward | RequestHooks::Cache(_) => {
-            Passed::Forward(Source::Upstream(content(context)?, bypassed.take()))
-        }
+        RequestHooks::Forward | RequestHooks::Cache(_) => match *upstream {
+            Some(upstream_id) => Passed::Forward(Source::Upstream(upstream_id, content(context)?, bypassed.take())),
+            None => match respond_at_once(&route.target, context) {
+                Some(response) => {
+                    let bottom = ChainPosition::bottom(route);
+                    Passed::Respond(response.map_err(|error| ChainFailure::new(error, bottom))?, bottom)
+                }
+                None => Passed::Forward(Source::Files(bypassed.take())),
+            },
+        },
     })
 }
 
@@ -253,12 +268,14 @@ impl Forwarding {
         let Forwarding { destination, source } = self;
         let destination = *destination;
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-        let (sending, bypassed) = match source {
-            Source::Upstream(sending, bypassed) => (sending, bypassed),
+        let (upstream_id, sending, bypassed) = match source {
+            Source::Upstream(upstream_id, sending, bypassed) => (*upstream_id, sending, bypassed),
+            Source::Files(bypassed) => {
+                return boxed(|| read_files(bypassed, worker, destination, timers, record)).await;
+            }
             Source::Cache(miss) => return boxed(|| fetch(miss, worker, destination, timers, record)).await,
         };
-        let forwarded =
-            timers.total.until_met(forward(worker, destination.upstream, context, sending, &timers.idle)).await;
+        let forwarded = timers.total.until_met(forward(worker, upstream_id, context, sending, &timers.idle)).await;
         if let Ok(Ok(_)) = forwarded {
             record.response_started();
         }
@@ -274,6 +291,25 @@ impl Forwarding {
             record,
         )
     }
+}
+
+/// Reads the files of a route, and takes the response up to the client.
+async fn read_files(
+    bypassed: &mut Option<Box<BypassedCache>>,
+    worker: &Rc<WorkerState>,
+    destination: Destination,
+    timers: &Timers,
+    record: &mut ExchangeRecord,
+) -> Response<ResponseBody> {
+    let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
+    let mut nothing = OutgoingRequest::empty();
+    let asked = ask_target(worker, destination, context, &mut nothing, &timers.idle);
+    let received = timers.total.until_met(asked).await.unwrap_or_else(|_| Err(timers.late()));
+    let bottom = ChainPosition::bottom(&worker.generation.routes[destination.route]);
+    let received = received.map_err(|error| ChainFailure::new(error, bottom));
+    let context = record.take_context();
+    let reply = Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom) };
+    respond(worker, destination.route, context, reply, record)
 }
 
 /// Has a cache ask for a response, and takes that up to the client.

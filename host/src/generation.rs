@@ -9,6 +9,7 @@ pub mod error_pages;
 pub mod ids;
 pub mod listener;
 pub mod router;
+pub mod target;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use crate::generation::error_pages::ErrorPages;
 use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
 use crate::generation::listener::Listener;
 use crate::generation::router::Router;
+use crate::generation::target::Target;
 use crate::plugin::body_filter::IdleBodyInstances;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::caller::{InstanceSlot, PluginCaller};
@@ -75,7 +77,7 @@ pub struct Generation {
 /// The target of requests that match, and the settings for them.
 pub struct Route {
     pub name: Arc<str>,
-    pub upstream: UpstreamId,
+    pub target: Target,
     /// The plugins, outermost first.
     pub chain: Vec<PluginId>,
     /// The longest content of a request, in bytes.

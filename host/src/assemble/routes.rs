@@ -7,10 +7,9 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::path_regex::Paths;
-use super::{Assembly, head_of, route_conditions, some_of};
+use super::{Assembly, head_of, route_conditions};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest, OtherPath};
-use crate::config::serde_messages::meant;
 use crate::generation::Route;
 use crate::generation::ids::{Id, PluginId, UpstreamId};
 use crate::generation::router::{HostMatch, PathMatch, RouteMatch, Router};
@@ -47,7 +46,7 @@ impl Assembly<'_> {
             let before = self.problems.count();
             let matching = self.matching(source, route.get_ref());
             are_sound &= self.problems.count() == before;
-            routes.push(self.route(source, route.get_ref(), upstreams));
+            routes.push(self.route(source, route, upstreams));
             matches.push(matching);
             places.push((source, route.span()));
         }
@@ -71,7 +70,9 @@ impl Assembly<'_> {
 
     /// Checks that a manifest without routes needs none: all its listeners redirect to HTTPS.
     fn check_needs_no_route(&mut self, files: &[(Arc<Source>, Manifest)]) {
-        let redirects = |listener: &manifest::ListenerTable| listener.redirect_to_https.is_some();
+        let redirects = |listener: &manifest::ListenerTable| {
+            listener.redirect_to_https.as_ref().is_some_and(|redirect| redirect.get_ref().port().is_some())
+        };
         let needs_route = !files.iter().flat_map(|(_, file)| &file.listener).all(redirects);
         if let (Some((source, _)), true) = (files.first(), needs_route && !self.left_out.has_any("route")) {
             let message = "no route: add `[[route]]` with `upstream = \"app\"`";
@@ -82,24 +83,11 @@ impl Assembly<'_> {
     fn route(
         &mut self,
         source: &Arc<Source>,
-        route: &manifest::RouteTable,
+        route: &Spanned<manifest::RouteTable>,
         upstreams: &HashMap<Arc<str>, UpstreamId>,
     ) -> Route {
-        let upstream_id = upstreams.get(route.upstream.get_ref().as_str()).copied();
-        // The mistakes of one that was left out are told already.
-        let is_mistake = upstream_id.is_none() && !self.left_out.has("upstream", route.upstream.get_ref());
-        if is_mistake && self.problems.has_room() {
-            let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
-            known.sort_unstable();
-            let name = route.upstream.get_ref();
-            let meant =
-                meant(name, known.iter().copied()).map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
-            let known = if known.is_empty() { String::new() } else { format!("known: {}; or ", some_of(&known)) };
-            let message = format!("unknown upstream `{name}`; {meant}{known}add it as `[upstream.{name}]`");
-            self.problems.at(source, route.upstream.span(), message);
-        } else if is_mistake {
-            self.problems.and_more(1);
-        }
+        let target = self.target(source, route, upstreams);
+        let route = route.get_ref();
         self.warn_of_twice(source, &route.plugins);
         let mut chain: Vec<PluginId> = Vec::new();
         for plugin in &route.plugins {
@@ -130,7 +118,7 @@ impl Assembly<'_> {
         let name = route.name.clone().unwrap_or_else(made).into();
         let max_body = self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64;
         let timeout = route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX));
-        Route { name, upstream: upstream_id.unwrap_or_else(|| UpstreamId::new(0)), chain, max_body, timeout }
+        Route { name, target, chain, max_body, timeout }
     }
 
     /// Returns the conditions of a route on requests.

@@ -141,7 +141,7 @@ pub fn look_up(
     };
     let (store, now) = (&worker.generation.store, now_ms());
     let id = store.id(&cache_key.key);
-    let scope = store.scope(&context.route, &worker.generation.upstreams[destination.upstream].name);
+    let scope = store.scope(&context.route, &context.upstream);
     let why = ForwardReason::UriMiss;
     let reached = Cell::new(at);
     let mut miss =

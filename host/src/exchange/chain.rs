@@ -92,14 +92,14 @@ impl ChainPosition {
     }
 }
 
-/// Runs the request hooks from a depth on, to the end or to a cache; may choose another upstream, as a place in the
-/// generation.
+/// Runs the request hooks from a depth on, to the end or to a cache. Plugins may choose another upstream; `upstream` is
+/// `None` if the route's target is no upstream.
 pub fn down(
     worker: &WorkerState,
     route: &Route,
     from: ChainPosition,
     context: &mut Box<ExchangeContext>,
-    upstream: &mut UpstreamId,
+    upstream: &mut Option<UpstreamId>,
 ) -> Result<RequestHooks, ChainFailure> {
     for (depth, plugin_id) in route.chain.iter().enumerate().skip(from.0) {
         let configured = &worker.generation.bindings[*plugin_id];
@@ -225,17 +225,21 @@ fn apply_edits(
     configured: &ConfiguredPlugin,
     edits: SmallVec<[Edit; 4]>,
     context: &mut ExchangeContext,
-    upstream: &mut UpstreamId,
+    upstream: &mut Option<UpstreamId>,
 ) -> Result<(), PluginFailure> {
     // Looked up before anything is changed.
     let named = edits.iter().rev().find_map(|edit| match edit {
-        Edit::Upstream(name) => Some(resolve_upstream(worker, name)),
+        Edit::Upstream(name) if upstream.is_some() => Some(resolve_upstream(worker, name)),
+        Edit::Upstream(name) => Some(Err(PluginFailure::Senseless(format!(
+            "it chose the upstream `{}`, and the route leads to no upstream",
+            edit_check::shown(name)
+        )))),
         _ => None,
     });
     let upstream_id = named.transpose()?;
     edits::apply(edits, &configured.plans, MessageSide::Request, context)?;
     if let Some(upstream_id) = upstream_id {
-        *upstream = upstream_id;
+        *upstream = Some(upstream_id);
         context.upstream = worker.upstreams[upstream_id].name.clone();
     }
     Ok(())

@@ -13,7 +13,8 @@ pub fn status(admin: &Admin) -> String {
     let route = |route: &Route| {
         let chain =
             route.chain.iter().map(|plugin_index| &*generation.bindings[*plugin_index].name).collect::<Vec<_>>();
-        json!({ "name": &*route.name, "upstream": &*generation.upstreams[route.upstream].name, "plugins": chain })
+        let upstream = route.target.upstream().map(|upstream_id| &*generation.upstreams[upstream_id].name);
+        json!({ "name": &*route.name, "target": route.target.word(), "upstream": upstream, "plugins": chain })
     };
     let document = json!({
         "version": env!("CARGO_PKG_VERSION"),
