@@ -324,17 +324,21 @@ pub fn filter_body(
     context: &mut ExchangeContext,
     body: ResponseBody,
 ) -> Result<ResponseBody, ChainFailure> {
-    let comes_from_upstream = matches!(
+    let comes_from_target = matches!(
         body,
-        ResponseBody::Upstream(_) | ResponseBody::Stored(_) | ResponseBody::Parts(_) | ResponseBody::Filtered(_)
+        ResponseBody::Upstream(_)
+            | ResponseBody::Fixed(_)
+            | ResponseBody::Stored(_)
+            | ResponseBody::Parts(_)
+            | ResponseBody::Filtered(_)
     );
     // A cache below has answered HEAD, or that its content is what the client has.
     let is_of_cache = || context.cache.is_some_and(|outcome| outcome != CacheOutcome::Bypass) && body.is_end_stream();
-    let comes_from_upstream = comes_from_upstream || is_of_cache();
+    let comes_from_target = comes_from_target || is_of_cache();
     let transforms = |plugin_id: &PluginId| worker.generation.bindings[*plugin_id].response_body.is_some();
     let is_forbidden =
         |context: &ExchangeContext| context.response.as_ref().is_some_and(transformed_content::is_forbidden);
-    if !comes_from_upstream || !route.chain[plugins.clone()].iter().any(transforms) || is_forbidden(context) {
+    if !comes_from_target || !route.chain[plugins.clone()].iter().any(transforms) || is_forbidden(context) {
         return Ok(body);
     }
     if let Some(obstacle) =

@@ -63,7 +63,7 @@ fn redirect_response(status: StatusCode, location: HeaderValue) -> Response<Resp
 }
 
 fn fixed_response(fixed: &FixedResponse) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::Full(fixed.body.clone()));
+    let mut response = Response::new(ResponseBody::Fixed(fixed.body.clone()));
     *response.status_mut() = fixed.status;
     response.headers_mut().clone_from(&fixed.fields);
     response
