@@ -43,7 +43,8 @@ impl Template {
             let brace = &rest[at..=at];
             rest = &rest[at + 1..];
             if let Some(after) = rest.strip_prefix(brace) {
-                plain.push_str(brace);
+                // A URI has no braces but escaped ones.
+                plain.push_str(if brace == "{" { "%7B" } else { "%7D" });
                 rest = after;
                 continue;
             }
@@ -252,3 +253,62 @@ const PLAIN: [ValueName; 22] = [
     ValueName::ClientCertificateNames,
     ValueName::ClientCertificateFingerprint,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(template: &str, target: &str, host: &str) -> Result<String, TemplateError> {
+        let mut context = ExchangeContext::empty();
+        context.request.uri = target.parse().unwrap();
+        if !host.is_empty() {
+            context.request.headers.insert(http::header::HOST, host.parse().unwrap());
+        }
+        Template::parse(template).unwrap().fill(&context).map(|uri| uri.to_str().unwrap().to_string())
+    }
+
+    #[test]
+    fn values_keep_to_their_part_of_the_uri() {
+        let cases = [
+            ("https://{host}{uri}", "/a%2Cb?c=%26", "e:81", "https://e/a%2Cb?c=%26"),
+            ("https://{authority}{path}?{query}", "/a?b", "e:81", "https://e:81/a?b"),
+            ("https://[::1]{uri}", "/", "", "https://[::1]/"),
+            ("https://{host}{uri}", "*", "e", "https://e"),
+            ("/x/{query.a}/{{}}", "/?a=b%2Fc/d&e", "", "/x/b%2Fc%2Fd/%7B%7D"),
+            ("/x/{query.none}", "/", "", "/x/"),
+            ("mailto:{query.a}@example.org", "/?a=b", "", "mailto:b@example.org"),
+            ("//e{uri}", "/a", "", "//e/a"),
+            ("/{uri}", "/a.example", "", "/a.example"),
+        ];
+        for (template, target, host, wanted) in cases {
+            assert_eq!(filled(template, target, host).as_deref(), Ok(wanted), "{template} of {target}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_location_has_a_reason() {
+        let long = format!("/?{}", "a".repeat(20_000));
+        let cases = [
+            ("https://{host}/", "/", "", TemplateError::NoHost),
+            ("https://{query.a}.e/", "/?a=b/c", "", TemplateError::Host),
+            ("https://{query.a}/", "/?a=b%2Fc", "", TemplateError::Host),
+            ("{uri}", "*", "e", TemplateError::Empty),
+            ("{uri}a", "*", "e", TemplateError::Relative),
+            ("/{uri}{uri}{uri}{uri}", &long, "", TemplateError::TooLong),
+        ];
+        for (template, target, host, wanted) in cases {
+            assert_eq!(filled(template, target, host), Err(wanted), "{template}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_values_are_those_of_templates() {
+        for name in PLAIN {
+            assert_eq!(value_name(&name.to_string()), Ok(name.clone()), "{name}");
+        }
+        for bad in ["status", "endpoint", "upstream", "response.header.x", "request.header.", "request.header.a b", ""]
+        {
+            assert!(value_name(bad).is_err(), "{bad}");
+        }
+    }
+}

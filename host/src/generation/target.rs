@@ -20,7 +20,7 @@ pub enum Target {
     Files(FilesTarget),
 }
 
-/// A redirect.
+/// A redirect of a route, whose location is made for each request.
 pub struct Redirect {
     pub status: StatusCode,
     pub location: Template,
