@@ -38,6 +38,7 @@ mod plugins;
 mod python;
 mod refused_uploads;
 mod response_heads;
+mod routes;
 mod slow_clients;
 mod starting;
 mod streams;

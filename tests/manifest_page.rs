@@ -144,7 +144,7 @@ upstream = "app"
 
 /// The tables in which a key of a type stands, after `REST`: `@` stands for the key. Other lines with the same key are
 /// left out.
-const PLACES: [(&str, &str); 23] = [
+const PLACES: [(&str, &str); 26] = [
     ("LoadTable", "[load]\n@"),
     ("CacheTable", "[cache]\n@"),
     ("DiskTable", "[cache.disk]\npath = \"stored\"\nsize = \"32 GiB\"\n@"),
@@ -181,6 +181,12 @@ const PLACES: [(&str, &str); 23] = [
         "MaintenanceTable",
         "[[route]]\nhosts = [\"more.example\"]\nupstream = \"app\"\n[route.maintenance]\nfile = \"down\"\n@",
     ),
+    (
+        "RewriteTable",
+        "[[route]]\nhosts = [\"more.example\"]\nupstream = \"app\"\n[route.rewrite]\nregex = \"^/x\"\nto = \"/y\"\n@",
+    ),
+    ("RespondTable", "[[route]]\nhosts = [\"more.example\"]\n[route.respond]\n@"),
+    ("FilesTable", "[[route]]\nhosts = [\"more.example\"]\n[route.files]\nroot = \"public\"\n@"),
     ("PathTable", "[[route]]\nupstream = \"app\"\n[route.path]\n@"),
     ("PluginTable", "[plugin.more]\nuse = \"headers\"\n@"),
     ("PluginLimitsTable", "[plugin.more]\nuse = \"headers\"\n[plugin.more.limits]\n@"),
@@ -195,9 +201,15 @@ fn manifest_with(table: &str, key: &str, value: &str) -> String {
     }
     let place = PLACES.iter().find(|(name, _)| *name == table).unwrap_or_else(|| panic!("no place for `{table}`")).1;
     let is_kind = ["dns", "srv", "file"].contains(&key);
-    let is_given = |line: &str| line.starts_with(&format!("{key} =")) || is_kind && line.starts_with("address =");
+    let is_target = table == "RouteTable" && ["redirect", "status", "respond", "files"].contains(&key);
+    let is_given = |line: &str| {
+        line.starts_with(&format!("{key} ="))
+            || is_kind && line.starts_with("address =")
+            || is_target && line.starts_with("upstream =")
+    };
     let place: Vec<&str> = place.lines().filter(|line| !is_given(line)).collect();
     let needed = match key {
+        "status" if is_target => "redirect = \"/x\"\n",
         "service" => "kind = \"grpc\"\n",
         "client-address-from" => "trusted-proxies = [\"10.0.0.0/8\"]\n",
         _ => "",
@@ -217,6 +229,7 @@ fn make_files(folder: &Path) {
     }
     std::fs::create_dir_all(folder.join("pages")).unwrap();
     std::fs::create_dir_all(folder.join("sites")).unwrap();
+    std::fs::create_dir_all(folder.join("public")).unwrap();
     std::fs::create_dir_all(folder.join("target/wasm32-wasip2/release")).unwrap();
     for plugin in ["guard.wasm", "target/wasm32-wasip2/release/guard.wasm"] {
         std::fs::copy(plugway_test_guests::MISBEHAVE, folder.join(plugin)).unwrap();
@@ -263,12 +276,13 @@ fn each_default_and_example_of_a_key_is_a_good_value() {
 // === Documents ===
 
 /// The documents whose manifests are checked: each block is a manifest, but for tables that it takes for granted.
-const DOCUMENTS: [(&str, &str); 5] = [
+const DOCUMENTS: [(&str, &str); 6] = [
     ("getting-started.md", include_str!("../docs/getting-started.md")),
     ("manifest.md", include_str!("../docs/manifest.md")),
     ("error-pages.md", include_str!("../docs/error-pages.md")),
     ("edge.md", include_str!("../docs/edge.md")),
     ("upstreams.md", include_str!("../docs/upstreams.md")),
+    ("routing.md", include_str!("../docs/routing.md")),
 ];
 
 /// The tables that every manifest needs.

@@ -17,10 +17,12 @@ mod process;
 mod reach;
 mod route_conditions;
 mod routes;
+mod targets;
 mod units;
 mod unused;
 mod upstream_tls;
 mod upstreams;
+mod uri_rules;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};

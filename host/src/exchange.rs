@@ -6,7 +6,7 @@
 //! | 2 validate and normalise the request target, and find the route | [`find_route`] | no |
 //! | 3 remove hop-by-hop fields, add `Via` | [`hop_by_hop`] | no |
 //! | 4 unless the route is under maintenance, run the request hooks, down the chain; a cache in it answers, is bypassed or misses | [`chain`], [`cache`] | no |
-//! | 5 get a response: forward the request to the upstream, or fetch through the cache | [`forward`](mod@forward), [`cache`] | yes |
+//! | 5 get the response of the route's target: forward the request to the upstream, or fetch through the cache | [`target`], [`forward`](mod@forward), [`cache`] | yes |
 //! | 6 remove hop-by-hop fields of the response | [`hop_by_hop`] | no |
 //! | 7 put an error page in the place of an error of the upstream, if the route says so | [`intercept`](mod@intercept) | no |
 //! | 8 run the response hooks, up the chain | [`respond`](mod@respond), [`chain`] | no |
@@ -28,6 +28,8 @@ mod outgoing_body;
 pub mod record;
 pub mod respond;
 pub mod response_body;
+mod serve_files;
+pub mod target;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,16 +41,17 @@ use hyper::ext::Protocol;
 
 use crate::body::upload::{ClientBody, ClientContent, UploadLimits, UploadProgress};
 use crate::context::informational::InformationalQueue;
-use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
+use crate::context::{ClientInfo, ExchangeContext, RequestLine, SentPath, Words};
 use crate::error::{Error, FailureKind};
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
 use crate::exchange::chain::{ChainFailure, ChainPosition, RequestHooks};
-use crate::exchange::find_route::{NoRoute, count_for_client, find_route};
+use crate::exchange::find_route::{FoundRoute, NoRoute, count_for_client, find_route};
 use crate::exchange::forward::{OutgoingRequest, Received, forward};
 use crate::exchange::outgoing_body::outgoing_body;
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::respond::{Reply, fail, respond};
 use crate::exchange::response_body::ResponseBody;
+use crate::exchange::target::{apply_uri_rules, ask_target, respond_at_once};
 use crate::generation::ids::{RouteId, UpstreamId};
 use crate::generation::listener::Listener;
 use crate::generation::{Route, UNROUTED, WorkerState};
@@ -69,7 +72,8 @@ pub struct ConnectionInfo {
 #[derive(Clone, Copy, Debug)]
 pub struct Destination {
     pub route: RouteId,
-    pub upstream: UpstreamId,
+    /// The upstream; `None` if the route's target is another one.
+    pub upstream: Option<UpstreamId>,
 }
 
 /// The deadlines of an exchange.
@@ -105,7 +109,9 @@ pub struct Forwarding {
 /// The source of a response.
 enum Source {
     /// The upstream; a cache may be bypassed.
-    Upstream(OutgoingRequest, Option<Box<BypassedCache>>),
+    Upstream(UpstreamId, OutgoingRequest, Option<Box<BypassedCache>>),
+    /// The files of the route; a cache may be bypassed.
+    Files(Option<Box<BypassedCache>>),
     /// A cache, which fetches the response.
     Cache(Box<CacheMiss>),
 }
@@ -140,8 +146,8 @@ pub fn receive(
         (context.client, context.has_aliases) = (settled.client, settled.has_aliases);
         context
     };
-    let route_id = match routed {
-        Ok(route_id) => route_id,
+    let FoundRoute { route_id, sent } = match routed {
+        Ok(found) => found,
         Err(no_route) => {
             let context = context(parts, UNROUTED.into(), UNROUTED.into());
             return Next::Respond(respond_without_route(worker, no_route, context, record));
@@ -150,8 +156,9 @@ pub fn receive(
     let route = &worker.generation.routes[route_id];
     let version = parts.version;
     let hop = hop_by_hop::request(version, &mut parts.headers);
-    let mut upstream = route.upstream;
-    let mut context = context(parts, worker.route_names[route_id].clone(), worker.upstreams[upstream].name.clone());
+    let mut upstream = route.target.upstream();
+    let mut context = context(parts, worker.route_names[route_id].clone(), worker.upstream_name(upstream));
+    context.sent_path = sent.map(|target| Box::new(SentPath { target, normal: context.request.uri.path().into() }));
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
@@ -170,7 +177,7 @@ pub fn receive(
                 // RFC 9110 §15.2: a client of HTTP/1.0 doesn't know them.
                 Source::Upstream(..) if version == Version::HTTP_11 => context.informational = informational.clone(),
                 Source::Upstream(..) => {}
-                Source::Cache(_) => record.upload.end(),
+                Source::Cache(_) | Source::Files(_) => record.upload.end(),
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
             record.set_route(route_id, context);
@@ -228,9 +235,9 @@ fn down(
     worker: &WorkerState,
     route: &Route,
     context: &mut Box<ExchangeContext>,
-    upstream: &mut UpstreamId,
+    upstream: &mut Option<UpstreamId>,
     bypassed: &mut Option<Box<BypassedCache>>,
-    cached: impl FnOnce(ChainPosition, &mut Box<ExchangeContext>, UpstreamId) -> Result<Lookup, ChainFailure>,
+    cached: impl FnOnce(ChainPosition, &mut Box<ExchangeContext>, Option<UpstreamId>) -> Result<Lookup, ChainFailure>,
     content: impl FnOnce(&mut Box<ExchangeContext>) -> Result<OutgoingRequest, ChainFailure>,
 ) -> Result<Passed, ChainFailure> {
     if let Some(error) = route.maintenance.as_ref().and_then(|maintenance| maintenance.refusal(context.client_ip())) {
@@ -250,9 +257,21 @@ fn down(
             let response = response.map(|content| ResponseBody::Full(content.into()));
             Passed::Respond(Reply::new(Ok(response.into()), depth))
         }
-        RequestHooks::Forward | RequestHooks::Cache(_) => {
-            Passed::Forward(Source::Upstream(content(context)?, bypassed.take()))
-        }
+        RequestHooks::Forward | RequestHooks::Cache(_) => match *upstream {
+            Some(upstream_id) => {
+                let failed = |error| ChainFailure::new(error, ChainPosition::bottom(route));
+                apply_uri_rules(route, context).map_err(failed)?;
+                Passed::Forward(Source::Upstream(upstream_id, content(context)?, bypassed.take()))
+            }
+            None => match respond_at_once(&route.target, context) {
+                Some(response) => {
+                    let bottom = ChainPosition::bottom(route);
+                    let response = response.map_err(|error| ChainFailure::new(error, bottom))?;
+                    Passed::Respond(Reply::new(Ok(response.into()), bottom))
+                }
+                None => Passed::Forward(Source::Files(bypassed.take())),
+            },
+        },
     })
 }
 
@@ -269,12 +288,14 @@ impl Forwarding {
         let Forwarding { destination, source } = self;
         let destination = *destination;
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-        let (sending, bypassed) = match source {
-            Source::Upstream(sending, bypassed) => (sending, bypassed),
+        let (upstream_id, sending, bypassed) = match source {
+            Source::Upstream(upstream_id, sending, bypassed) => (*upstream_id, sending, bypassed),
+            Source::Files(bypassed) => {
+                return boxed(|| read_files(bypassed, worker, destination, timers, record)).await;
+            }
             Source::Cache(miss) => return boxed(|| fetch(miss, worker, destination, timers, record)).await,
         };
-        let forwarded =
-            timers.total.until_met(forward(worker, destination.upstream, context, sending, &timers.idle)).await;
+        let forwarded = timers.total.until_met(forward(worker, upstream_id, context, sending, &timers.idle)).await;
         if let Ok(Ok(_)) = forwarded {
             record.response_started();
         }
@@ -290,6 +311,25 @@ impl Forwarding {
             record,
         )
     }
+}
+
+/// Reads the files of a route, and takes the response up to the client.
+async fn read_files(
+    bypassed: &mut Option<Box<BypassedCache>>,
+    worker: &Rc<WorkerState>,
+    destination: Destination,
+    timers: &Timers,
+    record: &mut ExchangeRecord,
+) -> Response<ResponseBody> {
+    let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
+    let mut nothing = OutgoingRequest::empty();
+    let asked = ask_target(worker, destination, context, &mut nothing, &timers.idle);
+    let received = timers.total.until_met(asked).await.unwrap_or_else(|_| Err(timers.late()));
+    let bottom = ChainPosition::bottom(&worker.generation.routes[destination.route]);
+    let received = received.map_err(|error| ChainFailure::new(error, bottom));
+    let context = record.take_context();
+    let reply = Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom) };
+    respond(worker, destination.route, context, reply, record)
 }
 
 /// Has a cache ask for a response, and takes that up to the client.

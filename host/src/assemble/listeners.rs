@@ -11,7 +11,7 @@ use toml::Spanned;
 use super::addresses::{Address, ListenerAddress, ManifestPlace};
 use super::{Assembly, beside, head_of, route_conditions};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, Manifest, Redirect};
+use crate::config::manifest::{self, Manifest};
 use crate::context::edit_check::field_name;
 use crate::generation::listener::{ClientLimits, Listener, SendLimits};
 use crate::protocol::client_address::{AddressSource as ClientSource, AliasPolicy, ClientAddressRules};
@@ -95,11 +95,8 @@ impl Assembly<'_> {
     fn listener(&mut self, source: &Arc<Source>, listener: &manifest::ListenerTable) -> Listener {
         let census = self.assembly.census.entry(listener.address.get_ref().as_str().into()).or_default().clone();
         let tls = listener.tls.as_ref().and_then(|tls| self.acceptor(source, tls));
-        let redirect = listener.redirect_to_https.as_ref().and_then(|redirect| match redirect.get_ref() {
-            Redirect::Switch(on) => on.then_some(443),
-            Redirect::Port(port) => Some(*port),
-        });
-        if let (Some(redirect), true) = (&listener.redirect_to_https, listener.tls.is_some()) {
+        let redirect = listener.redirect_to_https.as_ref().and_then(|redirect| redirect.get_ref().port());
+        if let (Some(_), Some(redirect), true) = (redirect, &listener.redirect_to_https, listener.tls.is_some()) {
             let message =
                 "`redirect-to-https` beside `tls`: this listener speaks TLS; redirect from a listener without `tls`";
             self.problems.at(source, redirect.span(), message);
@@ -127,7 +124,16 @@ impl Assembly<'_> {
             source: self.client_source(source, listener),
             aliases: self.aliases(source, listener.field_aliases.as_ref()),
         };
-        Listener { tls, proxies, client, redirect, limits: self.client_limits(source, &listener.limits), census }
+        let address = listener.address.get_ref().as_str().into();
+        Listener {
+            address,
+            tls,
+            proxies,
+            client,
+            redirect,
+            limits: self.client_limits(source, &listener.limits),
+            census,
+        }
     }
 
     pub(super) fn peers(&mut self, source: &Arc<Source>, texts: &[Spanned<String>]) -> TrustedPeers {

@@ -136,7 +136,8 @@ fn warn_of_upstreams(files: &Files) {
         return;
     }
     let routes = files.iter().flat_map(|(_, file)| &file.route);
-    let used: HashSet<&str> = routes.map(|route| route.get_ref().upstream.get_ref().as_str()).collect();
+    let used: HashSet<&str> =
+        routes.filter_map(|route| Some(route.get_ref().upstream.as_ref()?.get_ref().as_str())).collect();
     for (source, name) in files.iter().flat_map(|(source, file)| file.upstream.keys().map(move |name| (source, name))) {
         if !used.contains(name.get_ref().as_str()) {
             warn(source, &name.span(), &format!("upstream `{name}`: no route leads to it", name = name.get_ref()));

@@ -138,9 +138,11 @@ impl Manifest {
         let lists = self.upstream.values().flat_map(|upstream| &upstream.endpoints);
         let lists = lists.filter_map(|endpoint| endpoint.get_ref().file());
         let token = self.admin.iter().filter_map(|admin| admin.token_file.as_ref());
-        let pages = self.route.iter().flat_map(|route| route.get_ref().error_page.values());
-        let pages = self.error_page.values().chain(pages);
-        certificates.chain(authorities).chain(pages).chain(lists).chain(token).map(Spanned::get_ref)
+        let routes = || self.route.iter().map(Spanned::get_ref);
+        let pages = self.error_page.values().chain(routes().flat_map(|route| route.error_page.values()));
+        let responses = routes().filter_map(|route| route.respond.as_ref()?.get_ref().file.as_ref());
+        let files = certificates.chain(authorities).chain(pages).chain(lists).chain(token).chain(responses);
+        files.map(Spanned::get_ref)
     }
 }
 
@@ -258,6 +260,16 @@ pub struct ListenerTable {
 pub enum Redirect {
     Switch(bool),
     Port(u16),
+}
+
+impl Redirect {
+    /// Returns the port that the listener redirects to; `None` if it doesn't redirect.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Redirect::Switch(on) => on.then_some(443),
+            Redirect::Port(port) => Some(*port),
+        }
+    }
 }
 
 /// The TLS settings of a listener.
@@ -717,7 +729,7 @@ impl Endpoint {
     }
 }
 
-/// The conditions of a route, the upstream, and the chain.
+/// The conditions of a route, its target, and the chain.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RouteTable {
@@ -749,10 +761,47 @@ pub struct RouteTable {
     /// Type: table of texts. Default: none. Example: `{ page = "1", preview = "*" }`.
     #[serde(default)]
     pub query: BTreeMap<Spanned<String>, String>,
-    /// The name of the upstream that requests are sent to.
+    /// The listeners, by their `address` as it is written there. At a listener, the routes that name it come before all
+    /// others, and `redirect-to-https` of the listener leaves their requests alone.
     ///
-    /// Type: text. Required. Example: `"app"`.
-    pub upstream: Spanned<String>,
+    /// Type: list of addresses. Default: any listener. Example: `["127.0.0.1:0"]`.
+    pub listeners: Option<Spanned<Vec<Spanned<String>>>>,
+    /// The name of the upstream that requests are sent to. A route has exactly one target: `upstream`, `redirect`,
+    /// `respond` or `files`. The plugins of the route see its requests and responses, whatever the target is.
+    ///
+    /// Type: text. Default: none. Example: `"app"`.
+    pub upstream: Option<Spanned<String>>,
+    /// The location that clients are redirected to: a URI with `//` and a host, or one that begins with `/`. Values in
+    /// braces are those of templates; `{uri}` is the path with the query here.
+    ///
+    /// Type: template. Default: none. Example: `"https://www.example.org{uri}"`.
+    pub redirect: Option<Spanned<String>>,
+    /// The status of `redirect`: 301, 302, 303, 307 or 308.
+    ///
+    /// Type: status code. Default: `302`.
+    pub status: Option<Spanned<u16>>,
+    /// The response that every request gets.
+    ///
+    /// Type: table `[route.respond]`. Default: none. Example: `{ status = 410, body = "It is gone.\n" }`.
+    pub respond: Option<Spanned<RespondTable>>,
+    /// The folder whose files are served.
+    ///
+    /// Type: table `[route.files]`. Default: none. Example: `{ root = "public" }`.
+    pub files: Option<Spanned<FilesTable>>,
+    /// The prefix that is removed from the path when the request is forwarded, on segment boundaries; `true` is the route's
+    /// own `path`. `/api/users` becomes `/users`, and `/api` becomes `/`. Plugins see the whole path.
+    ///
+    /// Type: boolean or path of a URI. Default: `false`. Example: `"/api"`.
+    pub strip_prefix: Option<Spanned<StripPrefix>>,
+    /// The rewrite of the path and query when the request is forwarded. Plugins see the client's path.
+    ///
+    /// Type: table `[route.rewrite]`. Default: none. Example: `{ regex = "^/old/(.*)$", to = "/new/$1" }`.
+    pub rewrite: Option<Spanned<RewriteTable>>,
+    /// Whether the upstream gets the path as the client has sent it: with escaped slashes, doubled slashes and all escapes.
+    /// Routes and plugins see the normal form, with escaped slashes as slashes. Paths with dot segments get 400.
+    ///
+    /// Type: boolean. Default: `false`.
+    pub path_as_is: Option<Spanned<bool>>,
     /// The longest request body; beyond it 413. Bodies are streamed, so this protects the endpoint, not Plugway.
     ///
     /// Type: size. Default: `"1 GiB"`.
@@ -811,6 +860,80 @@ pub struct MaintenanceTable {
     /// Type: list of networks. Default: none. Example: `["10.0.0.0/8"]`.
     #[serde(default)]
     pub except: Vec<Spanned<String>>,
+}
+
+/// Whether the route's path is removed from the path of requests, or the prefix that is.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "wrong value: expected `true`, or a prefix such as \"/api\"")]
+pub enum StripPrefix {
+    Switch(bool),
+    Text(String),
+}
+
+/// A rewrite of paths.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewriteTable {
+    /// The regular expression that is looked for in the path, in its normal form. Other paths stay as they are.
+    ///
+    /// Type: regular expression. Required. Example: `"^/old/(.*)$"`.
+    pub regex: Spanned<String>,
+    /// The new path, which begins with `/`, and after a `?` a new query. `$1`, `${1}`, `$name` and `${name}` are groups of the
+    /// expression, `$$` is a dollar sign. The client's query is appended, unless the text ends with `?`.
+    ///
+    /// Type: text. Required. Example: `"/new?page=1"`.
+    pub to: Spanned<String>,
+}
+
+/// The response that a route has for every request.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RespondTable {
+    /// The status, from 200 to 599. The statuses 204, 205 and 304 have no body.
+    ///
+    /// Type: status code. Default: `200`. Example: `410`.
+    pub status: Option<Spanned<u16>>,
+    /// The body as text. Its type is `text/plain; charset=utf-8`, unless `fields` names another.
+    ///
+    /// Type: text. Default: no body. Example: `"It is gone.\n"`.
+    pub body: Option<Spanned<String>>,
+    /// A file with the body, of at most 1 MiB, which is read when the manifest is loaded and when the file changes. Its
+    /// type is that of the file's name, unless `fields` names another.
+    ///
+    /// Type: path. Default: none. Example: `"pages/sorry.html"`.
+    pub file: Option<Spanned<String>>,
+    /// The fields of the response.
+    ///
+    /// Type: table of texts. Default: none. Example: `{ Cache-Control = "max-age=60" }`.
+    pub fields: BTreeMap<Spanned<String>, Spanned<String>>,
+}
+
+/// The files that a route serves.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilesTable {
+    /// The folder that paths are looked up in.
+    ///
+    /// Type: path. Required. Example: `"public"`.
+    pub root: Spanned<String>,
+    /// The names of files that answer for their folder; the first that exists does. An empty list is none.
+    ///
+    /// Type: list of names. Default: `["index.html"]`.
+    pub index: Option<Vec<Spanned<String>>>,
+    /// The path, below `root`, of the file that answers for paths without a file, as applications in the browser need it.
+    ///
+    /// Type: path of a URI. Default: none, and 404. Example: `"/index.html"`.
+    pub fallback: Option<Spanned<String>>,
+    /// Whether a compressed copy beside a file (`.zst`, `.br` or `.gz` behind its name) is sent to clients that accept it.
+    ///
+    /// Type: boolean. Default: `false`.
+    #[serde(default)]
+    pub precompressed: bool,
+    /// Whether a folder without an index file is answered with a list of its files.
+    ///
+    /// Type: boolean. Default: `false`.
+    #[serde(default)]
+    pub browse: bool,
 }
 
 /// The path of a route.

@@ -211,6 +211,8 @@ impl Attempt<'_> {
         endpoint: &EndpointAddr,
         version: Version,
     ) -> Result<(), Error> {
+        let target = self.context.forwarded_target().cloned();
+        let target = target.unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
         let head = &mut self.context.request;
         let request_is_empty = request.body().is_end_stream();
         // Only chunked content has room for trailers (RFC 9112 §7.1.2). Those that are not announced may be dropped (RFC 9110
@@ -224,7 +226,6 @@ impl Attempt<'_> {
         }
         let framed = request_is_empty || head.headers.contains_key(header::CONTENT_LENGTH);
         *request.method_mut() = head.method.clone();
-        let target = head.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
         let fields = request.headers_mut();
         // The copy stays, which has room for what it has and no more. A response in HTTP/1 is parsed into the map that
         // leaves, and most responses have more fields.

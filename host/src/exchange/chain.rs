@@ -92,14 +92,14 @@ impl ChainPosition {
     }
 }
 
-/// Runs the request hooks from a depth on, to the end or to a cache; may choose another upstream, as a place in the
-/// generation.
+/// Runs the request hooks from a depth on, to the end or to a cache. Plugins may choose another upstream; `upstream` is
+/// `None` if the route's target is no upstream.
 pub fn down(
     worker: &WorkerState,
     route: &Route,
     from: ChainPosition,
     context: &mut Box<ExchangeContext>,
-    upstream: &mut UpstreamId,
+    upstream: &mut Option<UpstreamId>,
 ) -> Result<RequestHooks, ChainFailure> {
     for (depth, plugin_id) in route.chain.iter().enumerate().skip(from.0) {
         let configured = &worker.generation.bindings[*plugin_id];
@@ -225,17 +225,21 @@ fn apply_edits(
     configured: &ConfiguredPlugin,
     edits: SmallVec<[Edit; 4]>,
     context: &mut ExchangeContext,
-    upstream: &mut UpstreamId,
+    upstream: &mut Option<UpstreamId>,
 ) -> Result<(), PluginFailure> {
     // Looked up before anything is changed.
     let named = edits.iter().rev().find_map(|edit| match edit {
-        Edit::Upstream(name) => Some(resolve_upstream(worker, name)),
+        Edit::Upstream(name) if upstream.is_some() => Some(resolve_upstream(worker, name)),
+        Edit::Upstream(name) => Some(Err(PluginFailure::Senseless(format!(
+            "it chose the upstream `{}`, and the route leads to no upstream",
+            edit_check::shown(name)
+        )))),
         _ => None,
     });
     let upstream_id = named.transpose()?;
     edits::apply(edits, &configured.plans, MessageSide::Request, context)?;
     if let Some(upstream_id) = upstream_id {
-        *upstream = upstream_id;
+        *upstream = Some(upstream_id);
         context.upstream = worker.upstreams[upstream_id].name.clone();
     }
     Ok(())
@@ -320,17 +324,21 @@ pub fn filter_body(
     context: &mut ExchangeContext,
     body: ResponseBody,
 ) -> Result<ResponseBody, ChainFailure> {
-    let comes_from_upstream = matches!(
+    let comes_from_target = matches!(
         body,
-        ResponseBody::Upstream(_) | ResponseBody::Stored(_) | ResponseBody::Parts(_) | ResponseBody::Filtered(_)
+        ResponseBody::Upstream(_)
+            | ResponseBody::Fixed(_)
+            | ResponseBody::Stored(_)
+            | ResponseBody::Parts(_)
+            | ResponseBody::Filtered(_)
     );
     // A cache below has answered HEAD, or that its content is what the client has.
     let is_of_cache = || context.cache.is_some_and(|outcome| outcome != CacheOutcome::Bypass) && body.is_end_stream();
-    let comes_from_upstream = comes_from_upstream || is_of_cache();
+    let comes_from_target = comes_from_target || is_of_cache();
     let transforms = |plugin_id: &PluginId| worker.generation.bindings[*plugin_id].response_body.is_some();
     let is_forbidden =
         |context: &ExchangeContext| context.response.as_ref().is_some_and(transformed_content::is_forbidden);
-    if !comes_from_upstream || !route.chain[plugins.clone()].iter().any(transforms) || is_forbidden(context) {
+    if !comes_from_target || !route.chain[plugins.clone()].iter().any(transforms) || is_forbidden(context) {
         return Ok(body);
     }
     if let Some(obstacle) =

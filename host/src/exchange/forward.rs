@@ -39,6 +39,13 @@ pub struct OutgoingRequest {
     pub hop: HopOptions,
 }
 
+impl OutgoingRequest {
+    /// Returns a request without content, whose upload is over.
+    pub fn empty() -> Self {
+        OutgoingRequest { body: RequestBody::Empty, upload: UploadProgress::over(), hop: HopOptions::default() }
+    }
+}
+
 /// A response, with the edits that the balancer wants made to it.
 pub struct Received {
     pub response: Response<ResponseBody>,

@@ -35,8 +35,10 @@ pub enum ResponseBody {
     Parts(VecDeque<StoredBody>),
     /// One of these, but through plugins.
     Filtered(Box<FilteredBody<ResponseBody>>),
-    /// Whole; empty once sent.
+    /// Whole, made by the proxy or a plugin; empty once sent.
     Full(Bytes),
+    /// Whole, the fixed response of a route, which plugins may transform; empty once sent.
+    Fixed(Bytes),
     /// No body: after this head the connection speaks another protocol.
     Switched(Box<SwitchedProtocol>),
 }
@@ -222,7 +224,11 @@ impl ResponseBody {
         match self {
             ResponseBody::Upstream(body) => body.limit_reads(bytes),
             ResponseBody::Filtered(passage) => passage.source().limit_reads(bytes),
-            ResponseBody::Stored(_) | ResponseBody::Parts(_) | ResponseBody::Full(_) | ResponseBody::Switched(_) => {}
+            ResponseBody::Stored(_)
+            | ResponseBody::Parts(_)
+            | ResponseBody::Full(_)
+            | ResponseBody::Fixed(_)
+            | ResponseBody::Switched(_) => {}
         }
     }
 }
@@ -234,8 +240,10 @@ impl Body for ResponseBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             ResponseBody::Switched(_) => Poll::Ready(None),
-            ResponseBody::Full(content) if content.is_empty() => Poll::Ready(None),
-            ResponseBody::Full(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
+            ResponseBody::Full(content) | ResponseBody::Fixed(content) if content.is_empty() => Poll::Ready(None),
+            ResponseBody::Full(content) | ResponseBody::Fixed(content) => {
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(content)))))
+            }
             ResponseBody::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
             ResponseBody::Stored(stored) => Pin::new(stored).poll_frame(cx),
             ResponseBody::Parts(parts) => {
@@ -257,7 +265,7 @@ impl Body for ResponseBody {
             ResponseBody::Stored(stored) => stored.is_end_stream(),
             ResponseBody::Parts(parts) => parts.is_empty(),
             ResponseBody::Filtered(_) => false,
-            ResponseBody::Full(content) => content.is_empty(),
+            ResponseBody::Full(content) | ResponseBody::Fixed(content) => content.is_empty(),
             ResponseBody::Switched(_) => true,
         }
     }
@@ -268,7 +276,7 @@ impl Body for ResponseBody {
             ResponseBody::Stored(stored) => stored.size_hint(),
             ResponseBody::Parts(parts) => SizeHint::with_exact(parts.iter().filter_map(StoredBody::remaining).sum()),
             ResponseBody::Filtered(passage) => passage.size_hint(),
-            ResponseBody::Full(content) => SizeHint::with_exact(content.len() as u64),
+            ResponseBody::Full(content) | ResponseBody::Fixed(content) => SizeHint::with_exact(content.len() as u64),
             ResponseBody::Switched(_) => SizeHint::with_exact(0),
         }
     }

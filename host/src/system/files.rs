@@ -28,6 +28,8 @@ pub const PEM: FileKind = FileKind { name: "a file of certificates or keys", max
 pub const MARKER: FileKind = FileKind { name: "the marker of a cache", max_bytes: 4 << 10 };
 /// A stored response, whose size `[cache.disk] size` bounds.
 pub const STORED: FileKind = FileKind { name: "a stored response", max_bytes: u64::MAX };
+/// The body of a route's own response, which is held in memory and sent whole.
+pub const RESPONSE: FileKind = FileKind { name: "the body of a response", max_bytes: 1 << 20 };
 /// An error page, which is held in memory and sent whole.
 pub const PAGE: FileKind = FileKind { name: "an error page", max_bytes: 1 << 20 };
 

@@ -10,17 +10,17 @@ use super::cache_status::CacheStatus;
 use super::hit;
 use super::store_writer::{FetchName, StoreWriter, WriteTarget};
 use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GONE, POLICY_FAILED, Stale};
-use crate::body::upload::{RequestBody, UploadProgress};
 use crate::context::ExchangeContext;
 use crate::error::FailureKind;
 use crate::exchange::Destination;
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks};
-use crate::exchange::forward::{OutgoingRequest, forward};
+use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
+use crate::exchange::target::ask_target;
 use crate::generation::WorkerState;
 use crate::net::deadline::Clock;
 use crate::plugin::cache_policy::{FetchTimes, Refusal, Storage, StoreDecision};
-use crate::protocol::hop_by_hop::{self, HopOptions};
+use crate::protocol::hop_by_hop;
 use crate::store::collapse::{FetchLeader, FetchOutcome};
 use crate::store::purge_log::PurgeEpoch;
 use crate::store::shared_body::SharedBody;
@@ -154,7 +154,7 @@ impl Fetch<'_> {
         tag.or(modified).map(|_| stale.object.clone())
     }
 
-    /// Runs the request through the plugins below the cache to the upstream, and the response back up to the cache.
+    /// Runs the request through the plugins below the cache to the route's target, and the response back up to the cache.
     async fn forward_below(&self, context: &mut Box<ExchangeContext>) -> Result<FetchedResponse, ChainFailure> {
         let (worker, route) = (self.worker, &self.worker.generation.routes[self.destination.route]);
         let (top, mut upstream) = (self.miss.stage.at.next(), self.destination.upstream);
@@ -168,14 +168,11 @@ impl Fetch<'_> {
                 if !is_ours(upstream) {
                     hit::ask_for_all(&mut context.request.headers);
                 }
-                let mut sending = OutgoingRequest {
-                    body: RequestBody::Empty,
-                    upload: UploadProgress::over(),
-                    hop: HopOptions::default(),
-                };
+                let mut sending = OutgoingRequest::empty();
                 let ([step], bottom) = (self.clock.deadlines(), ChainPosition::bottom(route));
                 self.miss.reached.set(bottom);
-                let forwarded = forward(worker, upstream, context, &mut sending, &step).await;
+                let destination = Destination { upstream, ..self.destination };
+                let forwarded = ask_target(worker, destination, context, &mut sending, &step).await;
                 let forwarded = forwarded.map_err(|error| ChainFailure::new(error, bottom))?;
                 (forwarded.response, forwarded.edits, bottom)
             }

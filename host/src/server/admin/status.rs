@@ -13,8 +13,9 @@ pub fn status(admin: &Admin) -> String {
     let route = |route: &Route| {
         let chain =
             route.chain.iter().map(|plugin_index| &*generation.bindings[*plugin_index].name).collect::<Vec<_>>();
-        let upstream = &*generation.upstreams[route.upstream].name;
-        let mut shown = json!({ "name": &*route.name, "upstream": upstream, "plugins": chain });
+        let upstream = route.target.upstream().map(|upstream_id| &*generation.upstreams[upstream_id].name);
+        let target = route.target.word();
+        let mut shown = json!({ "name": &*route.name, "target": target, "upstream": upstream, "plugins": chain });
         if let Some(maintenance) = &route.maintenance {
             shown["maintenance"] = maintenance.switch.is_on().into();
         }

@@ -1,0 +1,215 @@
+//! From the target of a route's table to what answers its requests.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{HeaderName, StatusCode};
+use toml::Spanned;
+
+use super::{Assembly, beside, route_conditions, some_of};
+use crate::config::diagnostic::Source;
+use crate::config::manifest::{FilesTable, RespondTable, RouteTable};
+use crate::config::serde_messages::meant;
+use crate::context::edit_check;
+use crate::context::template::Template;
+use crate::generation::ids::{Id, UpstreamId};
+use crate::generation::target::{FilesTarget, FixedResponse, Redirect, Target};
+use crate::protocol::media_type;
+use crate::system::files;
+
+/// The statuses of a redirect that clients follow (RFC 9110 §15.4).
+const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
+
+/// The statuses that have no content (RFC 9110 §15.3.5, §15.3.6, §15.4.5).
+const WITHOUT_CONTENT: [u16; 3] = [204, 205, 304];
+
+impl Assembly<'_> {
+    /// Returns the target of a route, or any target if the route has a mistake there.
+    pub(super) fn target(
+        &mut self,
+        source: &Arc<Source>,
+        route: &Spanned<RouteTable>,
+        upstreams: &HashMap<Arc<str>, UpstreamId>,
+    ) -> Target {
+        let table = route.get_ref();
+        let targets = [
+            ("upstream", table.upstream.as_ref().map(Spanned::span)),
+            ("redirect", table.redirect.as_ref().map(Spanned::span)),
+            ("respond", table.respond.as_ref().map(Spanned::span)),
+            ("files", table.files.as_ref().map(Spanned::span)),
+        ];
+        let given: Vec<(&str, Range<usize>)> =
+            targets.into_iter().filter_map(|(key, span)| Some((key, span?))).collect();
+        match &given[..] {
+            [] => {
+                let message =
+                    "route without a target: add `upstream = \"app\"`, or one of `redirect`, `respond` and `files`";
+                self.problems.at(source, route.span(), message);
+            }
+            [(first, _), (second, span), ..] => {
+                let message = format!("route with two targets: `{first}` and `{second}`; keep one of them");
+                self.problems.at(source, span.clone(), message);
+            }
+            [_] => {}
+        }
+        if let (Some(status), None) = (&table.status, &table.redirect) {
+            let message = "`status` without `redirect`: a response of this route's own is `respond = { status = 404 }`; remove it";
+            self.problems.at(source, status.span(), message);
+        }
+        if let Some(location) = &table.redirect {
+            return Target::Redirect(self.redirect(source, location, table.status.as_ref()));
+        }
+        if let Some(respond) = &table.respond {
+            return Target::Respond(self.fixed_response(source, respond.get_ref()));
+        }
+        if let Some(files) = &table.files {
+            return Target::Files(self.files_target(source, files.get_ref()));
+        }
+        let upstream_id = table.upstream.as_ref().and_then(|name| self.upstream_of(source, name, upstreams));
+        Target::Upstream(upstream_id.unwrap_or_else(|| UpstreamId::new(0)))
+    }
+
+    /// Looks up the upstream of a route.
+    fn upstream_of(
+        &mut self,
+        source: &Arc<Source>,
+        name: &Spanned<String>,
+        upstreams: &HashMap<Arc<str>, UpstreamId>,
+    ) -> Option<UpstreamId> {
+        let upstream_id = upstreams.get(name.get_ref().as_str()).copied();
+        // The mistakes of one that was left out are told already.
+        if upstream_id.is_some() || self.left_out.has("upstream", name.get_ref()) {
+            return upstream_id;
+        }
+        if !self.problems.has_room() {
+            self.problems.and_more(1);
+            return None;
+        }
+        let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
+        known.sort_unstable();
+        let (span, name) = (name.span(), name.get_ref());
+        let meant =
+            meant(name, known.iter().copied()).map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
+        let known = if known.is_empty() { String::new() } else { format!("known: {}; or ", some_of(&known)) };
+        let message = format!("unknown upstream `{name}`; {meant}{known}add it as `[upstream.{name}]`");
+        self.problems.at(source, span, message);
+        None
+    }
+
+    fn redirect(
+        &mut self,
+        source: &Arc<Source>,
+        location: &Spanned<String>,
+        status: Option<&Spanned<u16>>,
+    ) -> Redirect {
+        if let Some(status) = status.filter(|status| !REDIRECTS.contains(status.get_ref())) {
+            let message =
+                format!("invalid status of a redirect: {}; expected 301, 302, 303, 307 or 308", status.get_ref());
+            self.problems.at(source, status.span(), message);
+        }
+        let status = status.and_then(|status| StatusCode::from_u16(*status.get_ref()).ok());
+        let location = Template::parse(location.get_ref()).unwrap_or_else(|reason| {
+            let message = format!(
+                "invalid location `{}`: {reason}; expected one such as `https://www.example.org{{uri}}`",
+                location.get_ref()
+            );
+            self.problems.at(source, location.span(), message);
+            Template::default()
+        });
+        Redirect { status: status.unwrap_or(StatusCode::FOUND), location }
+    }
+
+    fn fixed_response(&mut self, source: &Arc<Source>, table: &RespondTable) -> FixedResponse {
+        let code = table.status.as_ref().map_or(200, |status| *status.get_ref());
+        let status = edit_check::status(code).unwrap_or_else(|_| {
+            if let Some(status) = &table.status {
+                let message = format!("invalid status: {code}; expected 200 to 599, such as 404");
+                self.problems.at(source, status.span(), message);
+            }
+            StatusCode::OK
+        });
+        let content = table.body.as_ref().or(table.file.as_ref());
+        if let (Some(content), true) = (content, WITHOUT_CONTENT.contains(&code)) {
+            let message = format!("body of a response without content: the status {code} has none; remove it");
+            self.problems.at(source, content.span(), message);
+        }
+        if let (Some(_), Some(file)) = (&table.body, &table.file) {
+            let message = "`file` beside `body`: a response has one body; remove one of them";
+            self.problems.at(source, file.span(), message);
+        }
+        let body = match &table.file {
+            Some(file) => self.body_of_file(source, file),
+            None => table.body.as_ref().map_or(Bytes::new(), |body| Bytes::from(body.get_ref().clone())),
+        };
+        let mut fields = self.fields_of_response(source, table);
+        if content.is_some() && !fields.contains_key(header::CONTENT_TYPE) {
+            let name = table.file.as_ref().map_or("body.txt", |file| file.get_ref().as_str());
+            fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type::of_file(name)));
+        }
+        FixedResponse { status, fields, body }
+    }
+
+    fn body_of_file(&mut self, source: &Arc<Source>, file: &Spanned<String>) -> Bytes {
+        let path = beside(source, file.get_ref());
+        files::read(&path, files::RESPONSE).map(Bytes::from).unwrap_or_else(|error| {
+            self.problems.at(source, file.span(), files::unreadable(&path, &error));
+            Bytes::new()
+        })
+    }
+
+    /// Returns the fields of a response, which keep the rules for those that plugins set.
+    fn fields_of_response(&mut self, source: &Arc<Source>, table: &RespondTable) -> HeaderMap {
+        let mut fields = HeaderMap::new();
+        for (name, value) in &table.fields {
+            let checked: Result<(HeaderName, HeaderValue), _> = edit_check::field_name(name.get_ref())
+                .and_then(|field| Ok((field, edit_check::field_value(name.get_ref(), value.get_ref().as_bytes())?)));
+            let (field, value) = match checked {
+                Ok(checked) => checked,
+                Err(error) => {
+                    let message = format!("invalid field of a response: {error}; change it, or remove it");
+                    self.problems.at(source, name.span(), message);
+                    continue;
+                }
+            };
+            if fields.insert(field, value).is_some() {
+                let message =
+                    format!("field named twice: `{}`; names of fields have no case, so keep one", name.get_ref());
+                self.problems.at(source, name.span(), message);
+            }
+        }
+        fields
+    }
+
+    fn files_target(&mut self, source: &Arc<Source>, table: &FilesTable) -> FilesTarget {
+        let root = beside(source, table.root.get_ref());
+        if !root.is_dir() {
+            let kind = if root.exists() { "it is a file" } else { "it does not exist" };
+            let message = format!("no folder to serve files from: `{}`: {kind}; expected a folder", root.display());
+            self.problems.at(source, table.root.span(), message);
+        }
+        for name in table.index.iter().flatten() {
+            let is_name = !matches!(name.get_ref().as_str(), "" | "." | "..") && !name.get_ref().contains(['/', '\0']);
+            if !is_name {
+                let message =
+                    format!("invalid name of an index file: `{}`; expected one such as `index.html`", name.get_ref());
+                self.problems.at(source, name.span(), message);
+            }
+        }
+        if let Some(fallback) = &table.fallback
+            && let Some(message) = route_conditions::path(fallback.get_ref())
+        {
+            self.problems.at(source, fallback.span(), message);
+        }
+        let index = table.index.as_ref().map(|names| names.iter().map(|name| name.get_ref().clone()).collect());
+        FilesTarget {
+            root,
+            index: index.unwrap_or_else(|| vec!["index.html".into()]),
+            fallback: table.fallback.as_ref().map(|path| path.get_ref().clone()),
+            precompressed: table.precompressed,
+            browse: table.browse,
+        }
+    }
+}

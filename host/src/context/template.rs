@@ -1,0 +1,314 @@
+//! Templates of the manifest for URIs: text with values of a request in braces, written as in the plugin `headers`. No
+//! value can add a line to the field that the URI stands in, nor end the part of the URI that the value stands in.
+
+use http::header::{HeaderName, HeaderValue};
+
+use crate::context::{ExchangeContext, ValueName};
+use crate::protocol::authority;
+
+/// The longest URI that is made, in bytes: more than clients accept in a `Location`.
+const MAX_URI_BYTES: usize = 64 << 10;
+
+/// A template for a URI.
+#[derive(Clone, Debug, Default)]
+pub struct Template(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq)]
+enum Part {
+    Text(String),
+    Value(ValueName),
+}
+
+/// The reason why a template makes no URI for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    #[error("it would be empty")]
+    Empty,
+    #[error("it would have no host")]
+    NoHost,
+    #[error("it would have an invalid host")]
+    Host,
+    #[error("it would be relative to the path of the request")]
+    Relative,
+    #[error("it would be longer than 64 KiB")]
+    TooLong,
+}
+
+impl Template {
+    /// Parses a template. The error says what is wrong and what is expected.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (mut parts, mut plain, mut rest) = (Vec::new(), String::new(), text);
+        while let Some(at) = rest.find(['{', '}']) {
+            plain.push_str(&rest[..at]);
+            let brace = &rest[at..=at];
+            rest = &rest[at + 1..];
+            if let Some(after) = rest.strip_prefix(brace) {
+                // A URI has no braces but escaped ones.
+                plain.push_str(if brace == "{" { "%7B" } else { "%7D" });
+                rest = after;
+                continue;
+            }
+            if brace == "}" {
+                return Err("a `}` closes nothing; write `}}` for a brace".into());
+            }
+            let Some((name, after)) = rest.split_once('}') else {
+                return Err("a `{` is not closed; write `{{` for a brace".into());
+            };
+            if !plain.is_empty() {
+                parts.push(Part::Text(std::mem::take(&mut plain)));
+            }
+            parts.push(Part::Value(value_name(name)?));
+            rest = after;
+        }
+        plain.push_str(rest);
+        if let Some(bad) = plain_text(&parts).chain([plain.as_str()]).find_map(unfit) {
+            return Err(format!("{bad:?} can't stand in a URI; write it escaped, such as `%20` for a space"));
+        }
+        if !plain.is_empty() {
+            parts.push(Part::Text(plain));
+        }
+        let template = Template(parts);
+        template.build(|name, uri| uri.extend_from_slice(sample(name))).map_err(|reason| reason.to_string())?;
+        Ok(template)
+    }
+
+    /// Returns the URI for a request: an absolute one, or one that begins with a single slash.
+    pub fn fill(&self, context: &ExchangeContext) -> Result<HeaderValue, TemplateError> {
+        self.build(|name, uri| put(name, context, uri))
+    }
+
+    /// Returns the URI that a function's values make.
+    fn build(&self, put: impl Fn(&ValueName, &mut Vec<u8>)) -> Result<HeaderValue, TemplateError> {
+        let mut uri = Vec::new();
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => uri.extend_from_slice(text.as_bytes()),
+                Part::Value(name) => put(name, &mut uri),
+            }
+            if uri.len() > MAX_URI_BYTES {
+                return Err(TemplateError::TooLong);
+            }
+        }
+        // Clients take `//` at the beginning for another host, which the template names, but no value.
+        if uri.starts_with(b"//") && !matches!(self.0.first(), Some(Part::Text(text)) if text.starts_with("//")) {
+            let slashes = uri.iter().take_while(|byte| **byte == b'/').count();
+            uri.drain(..slashes - 1);
+        }
+        check(&uri)?;
+        HeaderValue::try_from(uri).map_err(|_| TemplateError::Host)
+    }
+}
+
+/// Returns a value such as a request may have it, for the check of a template.
+fn sample(name: &ValueName) -> &'static [u8] {
+    match name {
+        ValueName::Scheme => b"https",
+        ValueName::Host | ValueName::Authority => b"example.org",
+        ValueName::Path | ValueName::Uri => b"/",
+        ValueName::ClientAddress => b"192.0.2.1",
+        _ => b"x",
+    }
+}
+
+/// Returns the texts of a template.
+fn plain_text(parts: &[Part]) -> impl Iterator<Item = &str> {
+    parts.iter().filter_map(|part| match part {
+        Part::Text(text) => Some(text.as_str()),
+        Part::Value(_) => None,
+    })
+}
+
+/// Returns the first character of a text that no URI has.
+fn unfit(text: &str) -> Option<char> {
+    text.chars().find(|letter| !letter.is_ascii_graphic() || matches!(letter, '"' | '<' | '>' | '\\' | '^' | '`' | '|'))
+}
+
+/// Checks the start of a URI.
+fn check(uri: &[u8]) -> Result<(), TemplateError> {
+    if uri.is_empty() {
+        return Err(TemplateError::Empty);
+    }
+    let colon = uri.iter().position(|byte| !byte.is_ascii_alphanumeric() && !b"+-.".contains(byte));
+    let (scheme, rest) = match colon {
+        Some(colon) if colon > 0 && uri[colon] == b':' => (&uri[..colon], &uri[colon + 1..]),
+        _ => (&b""[..], uri),
+    };
+    let Some(after) = rest.strip_prefix(b"//") else {
+        return match scheme {
+            b"" if rest.starts_with(b"/") => Ok(()),
+            b"" => Err(TemplateError::Relative),
+            // Clients read a host into what follows these schemes.
+            scheme if scheme.eq_ignore_ascii_case(b"http") || scheme.eq_ignore_ascii_case(b"https") => {
+                Err(TemplateError::NoHost)
+            }
+            _ => Ok(()),
+        };
+    };
+    let end = after.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(after.len());
+    match &after[..end] {
+        [] => Err(TemplateError::NoHost),
+        host => authority::normal(host, None).map(drop).map_err(|_| TemplateError::Host),
+    }
+}
+
+/// Adds a value to a URI. Parts of the request's own URI keep their escapes; each other value is escaped, so that it
+/// stays in the segment or parameter that it is put in.
+fn put(name: &ValueName, context: &ExchangeContext, uri: &mut Vec<u8>) {
+    // In an absolute URI the absence of a path stands for `*` (RFC 9112 §3.2.4).
+    let is_asterisk = context.request.uri.path() == "*";
+    match name {
+        ValueName::Path | ValueName::Uri if is_asterisk => {}
+        ValueName::Uri => {
+            let target = context.request.uri.path_and_query().map_or("/", |target| target.as_str());
+            put_escaped(target.as_bytes(), is_of_uri, uri);
+        }
+        _ => {
+            let Some(value) = context.value(name) else { return };
+            match name {
+                ValueName::Path | ValueName::Query => put_escaped(value.bytes(), is_of_uri, uri),
+                // Both were validated, or are validated with the whole URI.
+                ValueName::Host | ValueName::Authority => put_escaped(value.bytes(), is_of_authority, uri),
+                // A parameter is escaped already.
+                ValueName::QueryParameter(_) => put_escaped(value.bytes(), is_of_parameter, uri),
+                _ => put_escaped(value.bytes(), is_unreserved, uri),
+            }
+        }
+    }
+}
+
+/// Adds bytes to a URI, with escapes for those that may not stand there.
+fn put_escaped(bytes: &[u8], may_stand: fn(u8) -> bool, uri: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in bytes {
+        if may_stand(*byte) {
+            uri.push(*byte);
+        } else {
+            uri.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        }
+    }
+}
+
+/// Whether a byte is an unreserved character (RFC 3986 §2.3).
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
+
+fn is_of_parameter(byte: u8) -> bool {
+    is_unreserved(byte) || byte == b'%' || byte == b'+'
+}
+
+fn is_of_authority(byte: u8) -> bool {
+    is_unreserved(byte) || b"[]:".contains(&byte)
+}
+
+/// Whether a byte can stand in a path and query (RFC 3986 §3.3, §3.4).
+fn is_of_uri(byte: u8) -> bool {
+    is_unreserved(byte) || b"%/?!$&'()*+,;=:@".contains(&byte)
+}
+
+/// Parses the name of a value that a request has; the error lists all names.
+fn value_name(name: &str) -> Result<ValueName, String> {
+    let of = |prefix| name.strip_prefix(prefix).filter(|rest: &&str| !rest.is_empty());
+    if let Some(field) = of("request.header.") {
+        let invalid = |_| format!("invalid field name `{field}` in a template");
+        return HeaderName::from_bytes(field.as_bytes()).map(ValueName::RequestField).map_err(invalid);
+    }
+    let text = of("cookie.").map(|name| ValueName::Cookie(name.into()));
+    let text = text.or_else(|| of("query.").map(|name| ValueName::QueryParameter(name.into())));
+    if let Some(named) = text.or_else(|| of("note.").map(|name| ValueName::Note(name.into()))) {
+        return Ok(named);
+    }
+    let found = PLAIN.iter().find(|value| value.to_string() == name).cloned();
+    found.ok_or_else(|| {
+        let known: Vec<String> = PLAIN.iter().map(ValueName::to_string).collect();
+        let known = known.join(", ");
+        format!(
+            "there is no value `{{{name}}}` here; known: {known}, request.header.NAME, cookie.NAME, query.NAME, note.NAME"
+        )
+    })
+}
+
+/// The values without a name of their own that are known before there is a response.
+const PLAIN: [ValueName; 22] = [
+    ValueName::Method,
+    ValueName::Scheme,
+    ValueName::Host,
+    ValueName::Authority,
+    ValueName::Path,
+    ValueName::Query,
+    ValueName::Uri,
+    ValueName::Protocol,
+    ValueName::ClientAddress,
+    ValueName::ClientPort,
+    ValueName::ListenerAddress,
+    ValueName::Route,
+    ValueName::RequestId,
+    ValueName::ForwardedFor,
+    ValueName::TlsVersion,
+    ValueName::TlsServerName,
+    ValueName::TlsCipher,
+    ValueName::ClientCertificateSubject,
+    ValueName::ClientCertificateIssuer,
+    ValueName::ClientCertificateSerial,
+    ValueName::ClientCertificateNames,
+    ValueName::ClientCertificateFingerprint,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(template: &str, target: &str, host: &str) -> Result<String, TemplateError> {
+        let mut context = ExchangeContext::empty();
+        context.request.uri = target.parse().unwrap();
+        if !host.is_empty() {
+            context.request.headers.insert(http::header::HOST, host.parse().unwrap());
+        }
+        Template::parse(template).unwrap().fill(&context).map(|uri| uri.to_str().unwrap().to_string())
+    }
+
+    #[test]
+    fn values_keep_to_their_part_of_the_uri() {
+        let cases = [
+            ("https://{host}{uri}", "/a%2Cb?c=%26", "e:81", "https://e/a%2Cb?c=%26"),
+            ("https://{authority}{path}?{query}", "/a?b", "e:81", "https://e:81/a?b"),
+            ("https://[::1]{uri}", "/", "", "https://[::1]/"),
+            ("https://{host}{uri}", "*", "e", "https://e"),
+            ("/x/{query.a}/{{}}", "/?a=b%2Fc/d&e", "", "/x/b%2Fc%2Fd/%7B%7D"),
+            ("/x/{query.none}", "/", "", "/x/"),
+            ("mailto:{query.a}@example.org", "/?a=b", "", "mailto:b@example.org"),
+            ("//e{uri}", "/a", "", "//e/a"),
+            ("/{uri}", "/a.example", "", "/a.example"),
+        ];
+        for (template, target, host, wanted) in cases {
+            assert_eq!(filled(template, target, host).as_deref(), Ok(wanted), "{template} of {target}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_location_has_a_reason() {
+        let long = format!("/?{}", "a".repeat(20_000));
+        let cases = [
+            ("https://{host}/", "/", "", TemplateError::NoHost),
+            ("https://{query.a}.e/", "/?a=b/c", "", TemplateError::Host),
+            ("https://{query.a}/", "/?a=b%2Fc", "", TemplateError::Host),
+            ("{uri}", "*", "e", TemplateError::Empty),
+            ("{uri}a", "*", "e", TemplateError::Relative),
+            ("/{uri}{uri}{uri}{uri}", &long, "", TemplateError::TooLong),
+        ];
+        for (template, target, host, wanted) in cases {
+            assert_eq!(filled(template, target, host), Err(wanted), "{template}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_values_are_those_of_templates() {
+        for name in PLAIN {
+            assert_eq!(value_name(&name.to_string()), Ok(name.clone()), "{name}");
+        }
+        for bad in ["status", "endpoint", "upstream", "response.header.x", "request.header.", "request.header.a b", ""]
+        {
+            assert!(value_name(bad).is_err(), "{bad}");
+        }
+    }
+}

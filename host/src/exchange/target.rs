@@ -1,0 +1,79 @@
+//! The responses of routes by their targets, for requests that have passed the request hooks.
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+
+use super::Destination;
+use super::forward::{OutgoingRequest, Received, forward};
+use super::response_body::ResponseBody;
+use super::serve_files::serve_files;
+use crate::context::ExchangeContext;
+use crate::error::{Error, FailureKind};
+use crate::generation::target::{FixedResponse, Redirect, Target};
+use crate::generation::{Route, WorkerState};
+use crate::net::boxed::boxed;
+use crate::net::deadline::Deadline;
+
+/// Returns the response of a target that needs neither an endpoint nor a file; `None` for the other targets.
+pub fn respond_at_once(target: &Target, context: &ExchangeContext) -> Option<Result<Response<ResponseBody>, Error>> {
+    match target {
+        Target::Redirect(to) => Some(redirect(to, context)),
+        Target::Respond(fixed) => Some(Ok(fixed_response(fixed))),
+        Target::Upstream(_) | Target::Files(_) => None,
+    }
+}
+
+/// Applies the rules of a route for the request target that is forwarded.
+pub fn apply_uri_rules(route: &Route, context: &mut ExchangeContext) -> Result<(), Error> {
+    let target = route.uri.apply(&context.request.uri, context.unchanged_sent_path());
+    context.forwarded = target.map_err(|reason| Error::new(FailureKind::RequestError, reason))?;
+    Ok(())
+}
+
+/// Gets the response of a target, whatever the target is. `step` limits each thing that is waited for.
+pub async fn ask_target(
+    worker: &WorkerState,
+    destination: Destination,
+    context: &mut ExchangeContext,
+    sending: &mut OutgoingRequest,
+    step: &Deadline,
+) -> Result<Received, Error> {
+    let route = &worker.generation.routes[destination.route];
+    apply_uri_rules(route, context)?;
+    if let Some(upstream_id) = destination.upstream {
+        return forward(worker, upstream_id, context, sending, step).await;
+    }
+    match &route.target {
+        Target::Upstream(upstream_id) => forward(worker, *upstream_id, context, sending, step).await,
+        Target::Redirect(to) => redirect(to, context).map(Received::from),
+        Target::Respond(fixed) => Ok(fixed_response(fixed).into()),
+        Target::Files(files) => boxed(|| serve_files(files, context)).await.map(Received::from),
+    }
+}
+
+/// Returns the redirect for a request; an error of the client if the template makes no valid location of its request.
+fn redirect(to: &Redirect, context: &ExchangeContext) -> Result<Response<ResponseBody>, Error> {
+    let location = to.location.fill(context).map_err(|reason| {
+        Error::new(FailureKind::RequestError, format!("the redirect has no valid location: {reason}"))
+    })?;
+    Ok(redirect_response(to.status, location))
+}
+
+/// Returns a redirect with a short text for clients that don't follow it.
+fn redirect_response(status: StatusCode, location: HeaderValue) -> Response<ResponseBody> {
+    let text = format!("{status}\n{}\n", location.to_str().unwrap_or_default());
+    let mut response = Response::new(ResponseBody::Full(Bytes::from(text)));
+    *response.status_mut() = status;
+    let fields = response.headers_mut();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    fields.insert(header::LOCATION, location);
+    response
+}
+
+fn fixed_response(fixed: &FixedResponse) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Fixed(fixed.body.clone()));
+    *response.status_mut() = fixed.status;
+    response.headers_mut().clone_from(&fixed.fields);
+    response
+}

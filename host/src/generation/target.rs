@@ -1,0 +1,70 @@
+//! The targets of routes: what answers the requests that have passed a route's request hooks.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+
+use crate::context::template::Template;
+use crate::generation::ids::UpstreamId;
+
+/// The target of a route: exactly one thing that answers its requests.
+pub enum Target {
+    /// The endpoints of an upstream. Plugins may choose another upstream for a request.
+    Upstream(UpstreamId),
+    /// A redirect to a location that is made for each request.
+    Redirect(Redirect),
+    /// A response that is the same for each request.
+    Respond(FixedResponse),
+    /// The files below a folder.
+    Files(FilesTarget),
+}
+
+/// A redirect of a route, whose location is made for each request.
+pub struct Redirect {
+    pub status: StatusCode,
+    pub location: Template,
+}
+
+/// A response that was made when the manifest was loaded.
+pub struct FixedResponse {
+    pub status: StatusCode,
+    /// The fields, with `Content-Type` if there is a body.
+    pub fields: HeaderMap,
+    /// The body; empty if the status has none.
+    pub body: Bytes,
+}
+
+/// A folder whose files are served.
+pub struct FilesTarget {
+    /// The folder that paths are looked up in.
+    pub root: PathBuf,
+    /// The names of files that answer for their folder, the first that exists.
+    pub index: Vec<String>,
+    /// The path below `root` of the file that answers for paths without a file; `None` if these get 404.
+    pub fallback: Option<String>,
+    /// Whether a compressed copy beside a file is served to clients that accept its coding.
+    pub precompressed: bool,
+    /// Whether a folder without an index file is answered with a list of its files.
+    pub browse: bool,
+}
+
+impl Target {
+    /// Returns the upstream of the route; `None` if the target is another one.
+    pub fn upstream(&self) -> Option<UpstreamId> {
+        match self {
+            Target::Upstream(upstream_id) => Some(*upstream_id),
+            Target::Redirect(_) | Target::Respond(_) | Target::Files(_) => None,
+        }
+    }
+
+    /// Returns the word for the kind of the target, which is its key in the manifest.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Target::Upstream(_) => "upstream",
+            Target::Redirect(_) => "redirect",
+            Target::Respond(_) => "respond",
+            Target::Files(_) => "files",
+        }
+    }
+}
