@@ -144,7 +144,7 @@ upstream = "app"
 
 /// The tables in which a key of a type stands, after `REST`: `@` stands for the key. Other lines with the same key are
 /// left out.
-const PLACES: [(&str, &str); 24] = [
+const PLACES: [(&str, &str); 25] = [
     ("LoadTable", "[load]\n@"),
     ("CacheTable", "[cache]\n@"),
     ("DiskTable", "[cache.disk]\npath = \"stored\"\nsize = \"32 GiB\"\n@"),
@@ -177,6 +177,10 @@ const PLACES: [(&str, &str); 24] = [
     ),
     ("EndpointTable", "[[upstream.more.endpoints]]\naddress = \"127.0.0.1:8001\"\n@"),
     ("RouteTable", "[[route]]\nhosts = [\"more.example\"]\nupstream = \"app\"\n@"),
+    (
+        "RewriteTable",
+        "[[route]]\nhosts = [\"more.example\"]\nupstream = \"app\"\n[route.rewrite]\nregex = \"^/x\"\nto = \"/y\"\n@",
+    ),
     ("RespondTable", "[[route]]\nhosts = [\"more.example\"]\n[route.respond]\n@"),
     ("FilesTable", "[[route]]\nhosts = [\"more.example\"]\n[route.files]\nroot = \"public\"\n@"),
     ("PathTable", "[[route]]\nupstream = \"app\"\n[route.path]\n@"),
@@ -267,11 +271,12 @@ fn each_default_and_example_of_a_key_is_a_good_value() {
 // === Documents ===
 
 /// The documents whose manifests are checked: each block is a manifest, but for tables that it takes for granted.
-const DOCUMENTS: [(&str, &str); 4] = [
+const DOCUMENTS: [(&str, &str); 5] = [
     ("getting-started.md", include_str!("../docs/getting-started.md")),
     ("manifest.md", include_str!("../docs/manifest.md")),
     ("edge.md", include_str!("../docs/edge.md")),
     ("upstreams.md", include_str!("../docs/upstreams.md")),
+    ("routing.md", include_str!("../docs/routing.md")),
 ];
 
 /// The tables that every manifest needs.

@@ -20,6 +20,7 @@ mod units;
 mod unused;
 mod upstream_tls;
 mod upstreams;
+mod uri_rules;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 
 use crate::context::edit_check::MessageSide;
 use crate::protocol::authority;
@@ -29,6 +30,11 @@ pub struct ExchangeContext {
     pub received: ReceivedRequest,
     /// The request as it stands now.
     pub request: http::request::Parts,
+    /// The path as the client has sent it, if the route forwards that; `None` if it is the request's.
+    pub sent_path: Option<Box<SentPath>>,
+    /// The target that an endpoint or a folder of files is asked for, if the route changes it; `None` if it is the
+    /// request's.
+    pub forwarded: Option<PathAndQuery>,
     /// The response as it stands now, once there is one.
     pub response: Option<http::response::Parts>,
     /// The facts about the client that its connection shows.
@@ -52,6 +58,15 @@ pub struct ExchangeContext {
     /// How much of this is the work of plugins.
     pub added: Added,
     id: OnceCell<[u8; 32]>,
+}
+
+/// A path in the spelling of the client.
+#[derive(Clone, Debug)]
+pub struct SentPath {
+    /// The target that the client has sent.
+    pub target: http::Uri,
+    /// The path of the request before any edit: after an edit of the path, the spelling of the client is not forwarded.
+    pub normal: String,
 }
 
 /// Counts what the plugins of a chain have added to an exchange. What they removed again still counts.
@@ -309,6 +324,7 @@ impl ExchangeContext {
     ) -> Self {
         let (response, endpoint, cache, notes, id) = (None, None, None, Vec::new(), OnceCell::new());
         let (added, client, has_aliases) = (Added::default(), None, false);
+        let (sent_path, forwarded) = (None, None);
         let chain = joined(&request.headers, &X_FORWARDED_FOR).and_then(|chain| match chain {
             Value::Field(field) => Some(field.clone()),
             chain => HeaderValue::from_bytes(chain.bytes()).ok(),
@@ -316,6 +332,8 @@ impl ExchangeContext {
         ExchangeContext {
             received: ReceivedRequest::Parsed(received),
             request,
+            sent_path,
+            forwarded,
             chain,
             response,
             peer,
@@ -354,6 +372,7 @@ impl ExchangeContext {
         (copy.notes, copy.added) = (self.notes.clone(), self.added);
         (copy.client, copy.has_aliases) = (self.client.clone(), self.has_aliases);
         copy.chain = self.chain.clone();
+        copy.sent_path.clone_from(&self.sent_path);
         copy
     }
 
@@ -415,6 +434,17 @@ impl ExchangeContext {
         into.extend_from_slice(scheme);
         into.extend_from_slice(&authority);
         into.extend_from_slice(target.as_bytes());
+    }
+
+    /// Returns the target that an endpoint, or a folder of files, is asked for.
+    pub fn forwarded_target(&self) -> Option<&PathAndQuery> {
+        self.forwarded.as_ref().or(self.request.uri.path_and_query())
+    }
+
+    /// Returns the path as the client has sent it; `None` if that is the request's, or if a plugin has changed the path.
+    pub fn unchanged_sent_path(&self) -> Option<&str> {
+        let sent = self.sent_path.as_ref().filter(|sent| sent.normal == self.request.uri.path())?;
+        Some(sent.target.path())
     }
 
     fn certificate(&self) -> Option<&ClientCertificate> {

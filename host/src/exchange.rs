@@ -37,17 +37,17 @@ use http::{Request, Response, Version};
 use http_body::Body;
 
 use crate::body::upload::{ClientBody, ClientContent, UploadLimits, UploadProgress};
-use crate::context::{ClientInfo, ExchangeContext, RequestLine, Words};
+use crate::context::{ClientInfo, ExchangeContext, RequestLine, SentPath, Words};
 use crate::error::{Error, FailureKind};
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
 use crate::exchange::chain::{ChainFailure, ChainPosition, RequestHooks};
-use crate::exchange::find_route::{NoRoute, count_for_client, find_route};
+use crate::exchange::find_route::{FoundRoute, NoRoute, count_for_client, find_route};
 use crate::exchange::forward::{OutgoingRequest, Received, forward};
 use crate::exchange::outgoing_body::outgoing_body;
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::respond::{Reply, fail, respond};
 use crate::exchange::response_body::ResponseBody;
-use crate::exchange::target::{ask_target, respond_at_once};
+use crate::exchange::target::{apply_uri_rules, ask_target, respond_at_once};
 use crate::generation::ids::{RouteId, UpstreamId};
 use crate::generation::listener::Listener;
 use crate::generation::{Route, UNROUTED, WorkerState};
@@ -140,8 +140,8 @@ pub fn receive(
         (context.client, context.has_aliases) = (settled.client, settled.has_aliases);
         context
     };
-    let route_id = match routed {
-        Ok(route_id) => route_id,
+    let FoundRoute { route_id, sent } = match routed {
+        Ok(found) => found,
         Err(no_route) => {
             let context = context(parts, UNROUTED.into(), UNROUTED.into());
             return Next::Respond(respond_without_route(worker, no_route, context, record));
@@ -151,9 +151,8 @@ pub fn receive(
     let version = parts.version;
     let hop = hop_by_hop::request(version, &mut parts.headers);
     let mut upstream = route.target.upstream();
-    let upstream_name =
-        upstream.map_or_else(|| UNROUTED.into(), |upstream_id| worker.upstreams[upstream_id].name.clone());
-    let mut context = context(parts, worker.route_names[route_id].clone(), upstream_name);
+    let mut context = context(parts, worker.route_names[route_id].clone(), worker.upstream_name(upstream));
+    context.sent_path = sent.map(|target| Box::new(SentPath { target, normal: context.request.uri.path().into() }));
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
@@ -243,7 +242,11 @@ fn down(
             Passed::Respond(response.map(|content| ResponseBody::Full(content.into())), depth)
         }
         RequestHooks::Forward | RequestHooks::Cache(_) => match *upstream {
-            Some(upstream_id) => Passed::Forward(Source::Upstream(upstream_id, content(context)?, bypassed.take())),
+            Some(upstream_id) => {
+                let failed = |error| ChainFailure::new(error, ChainPosition::bottom(route));
+                apply_uri_rules(route, context).map_err(failed)?;
+                Passed::Forward(Source::Upstream(upstream_id, content(context)?, bypassed.take()))
+            }
             None => match respond_at_once(&route.target, context) {
                 Some(response) => {
                     let bottom = ChainPosition::bottom(route);

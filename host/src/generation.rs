@@ -10,6 +10,7 @@ pub mod ids;
 pub mod listener;
 pub mod router;
 pub mod target;
+pub mod uri_rules;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
 use crate::generation::listener::Listener;
 use crate::generation::router::Router;
 use crate::generation::target::Target;
+use crate::generation::uri_rules::UriRules;
 use crate::plugin::body_filter::IdleBodyInstances;
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::caller::{InstanceSlot, PluginCaller};
@@ -78,6 +80,10 @@ pub struct Generation {
 pub struct Route {
     pub name: Arc<str>,
     pub target: Target,
+    /// The rules for the request target that is forwarded.
+    pub uri: UriRules,
+    /// The text that tells the route's stored responses from those of others.
+    pub cache_scope: Arc<str>,
     /// The plugins, outermost first.
     pub chain: Vec<PluginId>,
     /// The longest content of a request, in bytes.
@@ -272,6 +278,11 @@ impl WorkerState {
         call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
     ) -> Result<R, PluginFailure> {
         self.guards[binding].call(&self.filters[binding], call)
+    }
+
+    /// Returns the name of an upstream for logs; [`UNROUTED`] if a route's target is no upstream.
+    pub fn upstream_name(&self, upstream: Option<UpstreamId>) -> Arc<str> {
+        upstream.map_or_else(|| UNROUTED.into(), |upstream_id| self.upstreams[upstream_id].name.clone())
     }
 
     /// Calls the timers whose interval has passed.

@@ -64,7 +64,7 @@ fn warn_of_circles(files: &Files) {
 }
 
 fn warn_of_route(source: &Source, route: &RouteTable) {
-    for (key, list) in [("hosts", &route.hosts), ("methods", &route.methods)] {
+    for (key, list) in [("hosts", &route.hosts), ("methods", &route.methods), ("listeners", &route.listeners)] {
         if let Some(list) = list.as_ref().filter(|list| list.get_ref().is_empty()) {
             warn(source, &list.span(), &format!("`{key}`: an empty list stands for all; name some, or remove the key"));
         }

@@ -96,7 +96,7 @@ impl Assembly<'_> {
         let census = self.assembly.census.entry(listener.address.get_ref().as_str().into()).or_default().clone();
         let tls = listener.tls.as_ref().and_then(|tls| self.acceptor(source, tls));
         let redirect = listener.redirect_to_https.as_ref().and_then(|redirect| redirect.get_ref().port());
-        if let (Some(redirect), true) = (&listener.redirect_to_https, listener.tls.is_some()) {
+        if let (Some(_), Some(redirect), true) = (redirect, &listener.redirect_to_https, listener.tls.is_some()) {
             let message =
                 "`redirect-to-https` beside `tls`: this listener speaks TLS; redirect from a listener without `tls`";
             self.problems.at(source, redirect.span(), message);
@@ -124,7 +124,16 @@ impl Assembly<'_> {
             source: self.client_source(source, listener),
             aliases: self.aliases(source, listener.field_aliases.as_ref()),
         };
-        Listener { tls, proxies, client, redirect, limits: self.client_limits(source, &listener.limits), census }
+        let address = listener.address.get_ref().as_str().into();
+        Listener {
+            address,
+            tls,
+            proxies,
+            client,
+            redirect,
+            limits: self.client_limits(source, &listener.limits),
+            census,
+        }
     }
 
     fn peers(&mut self, source: &Arc<Source>, texts: &[Spanned<String>]) -> TrustedPeers {

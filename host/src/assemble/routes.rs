@@ -1,18 +1,21 @@
 //! From a route's table to what it asks of a request and where it sends it.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use toml::Spanned;
 
 use super::path_regex::Paths;
-use super::{Assembly, head_of, route_conditions};
+use super::{Assembly, head_of, route_conditions, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest, OtherPath};
+use crate::config::serde_messages::meant;
 use crate::generation::Route;
 use crate::generation::ids::{Id, PluginId, UpstreamId};
 use crate::generation::router::{HostMatch, PathMatch, RouteMatch, Router};
+use crate::generation::target::Target;
 use crate::protocol::authority;
 
 /// The default of `max-body`, more than most uploads. Bodies are streamed, so the limit protects the endpoint.
@@ -40,11 +43,13 @@ impl Assembly<'_> {
     ) -> (Vec<Route>, Option<Router>) {
         let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
         let mut are_sound = !self.left_out.has_any("route");
+        let listeners: Vec<&str> =
+            files.iter().flat_map(|(_, file)| &file.listener).map(|one| one.address.get_ref().as_str()).collect();
         for (source, route) in
             files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route)))
         {
             let before = self.problems.count();
-            let matching = self.matching(source, route.get_ref());
+            let matching = self.matching(source, route.get_ref(), &listeners);
             are_sound &= self.problems.count() == before;
             routes.push(self.route(source, route, upstreams));
             matches.push(matching);
@@ -115,21 +120,50 @@ impl Assembly<'_> {
             });
             format!("{host}{}", path.unwrap_or_default())
         };
-        let name = route.name.clone().unwrap_or_else(made).into();
+        let name: Arc<str> = route.name.clone().unwrap_or_else(made).into();
         let max_body = self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64;
         let timeout = route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX));
-        Route { name, target, chain, max_body, timeout }
+        let uri = self.uri_rules(source, route);
+        let cache_scope = cache_scope(&name, route, &target);
+        Route { name, target, uri, cache_scope, chain, max_body, timeout }
     }
 
     /// Returns the conditions of a route on requests.
-    fn matching(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> RouteMatch {
+    fn matching(&mut self, source: &Arc<Source>, route: &manifest::RouteTable, listeners: &[&str]) -> RouteMatch {
         RouteMatch {
+            listeners: self.matching_listeners(source, route, listeners),
             hosts: self.matching_hosts(source, route),
             path: route.path.as_ref().map_or(PathMatch::Any, |path| self.matching_path(source, path)),
             methods: self.matching_methods(source, route),
             fields: self.matching_fields(source, route),
             query: self.matching_query(source, route),
         }
+    }
+
+    fn matching_listeners(
+        &mut self,
+        source: &Arc<Source>,
+        route: &manifest::RouteTable,
+        listeners: &[&str],
+    ) -> Vec<String> {
+        let mut matching = Vec::new();
+        for address in route.listeners.iter().flat_map(Spanned::get_ref) {
+            let name = address.get_ref();
+            if !listeners.contains(&name.as_str()) && !self.left_out.has_any("listener") {
+                let meant = meant(name, listeners.iter().copied());
+                let meant = meant.map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
+                let message = format!(
+                    "unknown listener `{name}`; {meant}expected the `address` of a `[[listener]]` as it is written there: {}",
+                    some_of(listeners)
+                );
+                self.problems.at(source, address.span(), message);
+            }
+            matching.push(name.clone());
+        }
+        // Sorted, so that routes which ask the same in another order are seen to.
+        matching.sort_unstable();
+        matching.dedup();
+        matching
     }
 
     fn matching_hosts(&mut self, source: &Arc<Source>, route: &manifest::RouteTable) -> Vec<HostMatch> {
@@ -159,7 +193,7 @@ impl Assembly<'_> {
             manifest::Path::Other(OtherPath::Exact(text) | OtherPath::Prefix(text) | OtherPath::Regex(text)) => text,
         };
         match path.get_ref() {
-            manifest::Path::Other(OtherPath::Regex(text)) => self.matching_regex(source, path, text),
+            manifest::Path::Other(OtherPath::Regex(text)) => self.matching_regex(source, path.span(), text),
             _ if let Some(message) = route_conditions::path(text) => {
                 self.problems.at(source, path.span(), message);
                 PathMatch::Any
@@ -170,22 +204,34 @@ impl Assembly<'_> {
         }
     }
 
-    fn matching_regex(&mut self, source: &Arc<Source>, path: &Spanned<manifest::Path>, text: &str) -> PathMatch {
-        match self.regex(text) {
-            Ok(regex) => {
-                if let Some(reason) = self.paths.get_or_insert_with(Paths::new).mismatch(text) {
-                    let message = format!("no path matches the regular expression `{text}`: {reason}");
-                    self.problems.at(source, path.span(), message);
-                }
-                PathMatch::Regex(regex)
-            }
-            Err(error) => {
-                let error = error.to_string();
-                let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                let message = format!("invalid regular expression: {reason}; expected one such as `^/users/[0-9]+$`");
-                self.problems.at(source, path.span(), message);
-                PathMatch::Any
-            }
+    fn matching_regex(&mut self, source: &Arc<Source>, span: Range<usize>, text: &str) -> PathMatch {
+        let Some(regex) = self.compiled_regex(source, span.clone(), text) else { return PathMatch::Any };
+        self.check_path_regex(source, span, text);
+        PathMatch::Regex(regex)
+    }
+
+    /// Compiles a regular expression; `None` if it is invalid.
+    pub(super) fn compiled_regex(
+        &mut self,
+        source: &Arc<Source>,
+        span: Range<usize>,
+        text: &str,
+    ) -> Option<regex::Regex> {
+        let compiled = self.regex(text);
+        if let Err(error) = &compiled {
+            let error = error.to_string();
+            let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            let message = format!("invalid regular expression: {reason}; expected one such as `^/users/[0-9]+$`");
+            self.problems.at(source, span, message);
+        }
+        compiled.ok()
+    }
+
+    /// Checks that some path matches a regular expression.
+    pub(super) fn check_path_regex(&mut self, source: &Arc<Source>, span: Range<usize>, text: &str) {
+        if let Some(reason) = self.paths.get_or_insert_with(Paths::new).mismatch(text) {
+            let message = format!("no path matches the regular expression `{text}`: {reason}");
+            self.problems.at(source, span, message);
         }
     }
 
@@ -241,6 +287,26 @@ impl Assembly<'_> {
         }
         route.query.iter().map(|(name, value)| (name.get_ref().clone(), wanted_value(value))).collect()
     }
+}
+
+/// Returns the text that tells the stored responses of a route from those of others: routes of one name may lead a request
+/// to different resources.
+fn cache_scope(name: &Arc<str>, route: &manifest::RouteTable, target: &Target) -> Arc<str> {
+    let mut scope = String::new();
+    if let Some(strip) = &route.strip_prefix {
+        scope += &format!("\nstrip-prefix {:?}", strip.get_ref());
+    }
+    if let Some(rewrite) = &route.rewrite {
+        let manifest::RewriteTable { regex, to } = rewrite.get_ref();
+        scope += &format!("\nrewrite {}\n{}", regex.get_ref(), to.get_ref());
+    }
+    match target {
+        Target::Upstream(_) => {}
+        Target::Redirect(to) => scope += &format!("\nredirect {} {:?}", to.status, to.location),
+        Target::Respond(fixed) => scope += &format!("\nrespond {}", blake3::hash(&fixed.body)),
+        Target::Files(files) => scope += &format!("\nfiles {}", files.root.display()),
+    }
+    if scope.is_empty() { name.clone() } else { format!("{name}{scope}").into() }
 }
 
 /// Returns the value that a condition expects; `None` if every value will do.

@@ -758,6 +758,11 @@ pub struct RouteTable {
     /// Type: table of texts. Default: none. Example: `{ page = "1", preview = "*" }`.
     #[serde(default)]
     pub query: BTreeMap<Spanned<String>, String>,
+    /// The listeners, by their `address` as it is written there. At a listener, the routes that name it come before all
+    /// others, and `redirect-to-https` of the listener leaves their requests alone.
+    ///
+    /// Type: list of addresses. Default: any listener. Example: `["127.0.0.1:0"]`.
+    pub listeners: Option<Spanned<Vec<Spanned<String>>>>,
     /// The name of the upstream that requests are sent to. A route has exactly one target: `upstream`, `redirect`,
     /// `respond` or `files`. The plugins of the route see its requests and responses, whatever the target is.
     ///
@@ -780,6 +785,20 @@ pub struct RouteTable {
     ///
     /// Type: table `[route.files]`. Default: none. Example: `{ root = "public" }`.
     pub files: Option<Spanned<FilesTable>>,
+    /// The prefix that is removed from the path when the request is forwarded, on segment boundaries; `true` is the route's
+    /// own `path`. `/api/users` becomes `/users`, and `/api` becomes `/`. Plugins see the whole path.
+    ///
+    /// Type: boolean or path of a URI. Default: `false`. Example: `"/api"`.
+    pub strip_prefix: Option<Spanned<StripPrefix>>,
+    /// The rewrite of the path and query when the request is forwarded. Plugins see the client's path.
+    ///
+    /// Type: table `[route.rewrite]`. Default: none. Example: `{ regex = "^/old/(.*)$", to = "/new/$1" }`.
+    pub rewrite: Option<Spanned<RewriteTable>>,
+    /// Whether the upstream gets the path as the client has sent it: with escaped slashes, doubled slashes and all escapes.
+    /// Routes and plugins see the normal form, with escaped slashes as slashes. Paths with dot segments get 400.
+    ///
+    /// Type: boolean. Default: `false`.
+    pub path_as_is: Option<Spanned<bool>>,
     /// The longest request body; beyond it 413. Bodies are streamed, so this protects the endpoint, not Plugway.
     ///
     /// Type: size. Default: `"1 GiB"`.
@@ -794,6 +813,29 @@ pub struct RouteTable {
     /// ["Server"] } } }]`.
     #[serde(default)]
     pub plugins: Vec<Spanned<PluginRef>>,
+}
+
+/// Whether the route's path is removed from the path of requests, or the prefix that is.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "wrong value: expected `true`, or a prefix such as \"/api\"")]
+pub enum StripPrefix {
+    Switch(bool),
+    Text(String),
+}
+
+/// A rewrite of paths.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewriteTable {
+    /// The regular expression that is looked for in the path, in its normal form. Other paths stay as they are.
+    ///
+    /// Type: regular expression. Required. Example: `"^/old/(.*)$"`.
+    pub regex: Spanned<String>,
+    /// The new path, which begins with `/`, and after a `?` a new query. `$1`, `${1}`, `$name` and `${name}` are groups of the
+    /// expression, `$$` is a dollar sign. The client's query is appended, unless the text ends with `?`.
+    ///
+    /// Type: text. Required. Example: `"/new?page=1"`.
+    pub to: Spanned<String>,
 }
 
 /// The response that a route has for every request.

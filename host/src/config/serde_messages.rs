@@ -72,6 +72,9 @@ fn example(key: &str) -> &'static str {
         "address" | "servers" => "\"127.0.0.1:8080\"",
         "endpoints" | "dns" => "\"127.0.0.1:8000\"",
         "upstream" => "\"app\"",
+        "root" => "\"public\"",
+        "regex" => "\"^/old/(.*)$\"",
+        "to" => "\"/new/$1\"",
         "use" | "balancer" => "\"headers\"",
         "plugins" => "[\"headers\"]",
         "hosts" | "host" | "server-name" => "\"example.org\"",
@@ -89,6 +92,8 @@ fn list_example(key: &str) -> &'static str {
     match key {
         "endpoints" => "[\"127.0.0.1:8000\"]",
         "hosts" => "[\"example.org\"]",
+        "index" => "[\"index.html\"]",
+        "listeners" => "[\"0.0.0.0:80\"]",
         "methods" => "[\"GET\", \"HEAD\"]",
         "plugins" => "[\"headers\"]",
         "servers" => "[\"127.0.0.1:53\"]",

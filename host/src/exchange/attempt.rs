@@ -211,11 +211,12 @@ impl Attempt<'_> {
         endpoint: &EndpointAddr,
         version: Version,
     ) -> Result<(), Error> {
+        let target = self.context.forwarded_target().cloned();
+        let target = target.unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
         let head = &mut self.context.request;
         let request_is_empty = request.body().is_end_stream();
         let framed = request_is_empty || head.headers.contains_key(header::CONTENT_LENGTH);
         *request.method_mut() = head.method.clone();
-        let target = head.uri.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
         let fields = request.headers_mut();
         // The copy stays, which has room for what it has and no more. A response in HTTP/1 is parsed into the map that
         // leaves, and most responses have more fields.

@@ -141,7 +141,9 @@ pub fn look_up(
     };
     let (store, now) = (&worker.generation.store, now_ms());
     let id = store.id(&cache_key.key);
-    let scope = store.scope(&context.route, &context.upstream);
+    let scope = store.scope(&route.cache_scope, &context.upstream);
+    // Two spellings of a path are two resources where they are forwarded.
+    let scope = context.sent_path.as_ref().map_or(scope, |sent| scope ^ store.scope(sent.target.path(), ""));
     let why = ForwardReason::UriMiss;
     let reached = Cell::new(at);
     let mut miss =

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Response, StatusCode, Version};
+use http::{Method, Response, StatusCode, Uri, Version};
 
 use super::{ConnectionInfo, error_response};
 use crate::error::{Error, FailureKind};
@@ -12,7 +12,8 @@ use crate::generation::WorkerState;
 use crate::generation::connection_counts::ClientNet;
 use crate::generation::ids::RouteId;
 use crate::protocol::client_address::Settled;
-use crate::protocol::{hop_by_hop, http2_request, request_target};
+use crate::protocol::request_target::AcceptedPath;
+use crate::protocol::{hop_by_hop, http2_request, path, request_target};
 
 /// The reason for which a request has no route.
 pub enum NoRoute {
@@ -44,13 +45,20 @@ pub fn count_for_client(
     Err(NoRoute::Failed { error, status: StatusCode::TOO_MANY_REQUESTS })
 }
 
+/// The route of a request.
+pub struct FoundRoute {
+    pub route_id: RouteId,
+    /// The path that the client has sent, if the route forwards it and it differs from that of the request; `None` otherwise.
+    pub sent: Option<Uri>,
+}
+
 /// Finds the index of a request's route.
 pub fn find_route(
     worker: &WorkerState,
     request: &mut Parts,
     settled: &Settled,
     arrival: &ConnectionInfo,
-) -> Result<RouteId, NoRoute> {
+) -> Result<FoundRoute, NoRoute> {
     let failed = |error: Error| NoRoute::Failed { status: error.client_status(), error };
     if settled.is_rejected {
         let cause = "an origin may take a field's name for another's, and field-aliases is \"reject\"";
@@ -62,11 +70,12 @@ pub fn find_route(
         return Err(failed(Error::new(FailureKind::RequestError, rule)));
     }
     let way = request_target::Arrival { is_secure: arrival.peer.is_secure(), is_trusted: arrival.peer.is_trusted };
-    request_target::accept(request, way).map_err(failed)?;
-    if let Some(port) = arrival.listener.redirect {
-        let unnamed = || failed(Error::new(FailureKind::RequestError, "no Host says where to go with https"));
-        let location = request_target::with_https(request, port).ok_or_else(unnamed)?;
-        return Err(NoRoute::Answered(Box::new(error_response::redirect(location))));
+    let accepted = request_target::accept(request, way).map_err(failed)?;
+    let (router, listener) = (&worker.generation.router, &arrival.listener);
+    if let Some(port) = listener.redirect
+        && router.route_of_listener(request, &listener.address).is_none()
+    {
+        return Err(redirect_to_https(request, accepted, port));
     }
     if !hop_by_hop::count_forward(&request.method, &mut request.headers) {
         return Err(last_recipient(&request.method));
@@ -75,8 +84,48 @@ pub fn find_route(
         let cause = "the request has passed 16 proxies like this one: an endpoint leads back to a listener";
         return Err(failed(Error::new(FailureKind::LoopDetected, cause)));
     }
-    let none = || failed(Error::new(FailureKind::NoRoute, "no route of the manifest matches the request"));
-    worker.generation.router.route(request).ok_or_else(none)
+    let none = || match accepted {
+        AcceptedPath::Doubtful(_, why) => request_target::rejected_path(why),
+        _ => Error::new(FailureKind::NoRoute, "no route of the manifest matches the request"),
+    };
+    let route_id = router.route(request, &listener.address).ok_or_else(|| failed(none()))?;
+    let sent = settle_sent_path(worker, request, accepted, route_id, &listener.address).map_err(failed)?;
+    Ok(FoundRoute { route_id, sent })
+}
+
+fn redirect_to_https(request: &Parts, accepted: AcceptedPath, port: u16) -> NoRoute {
+    let failed = |error: Error| NoRoute::Failed { status: error.client_status(), error };
+    if let AcceptedPath::Doubtful(_, why) = accepted {
+        return failed(request_target::rejected_path(why));
+    }
+    match request_target::with_https(request, port) {
+        Some(location) => NoRoute::Answered(Box::new(error_response::redirect(location))),
+        None => failed(Error::new(FailureKind::RequestError, "no Host says where to go with https")),
+    }
+}
+
+/// Returns the path that a route forwards as the client has sent it; an error if the path has no normal form and the route
+/// needs one, or if recipients may read the path as that of another route.
+fn settle_sent_path(
+    worker: &WorkerState,
+    request: &Parts,
+    accepted: AcceptedPath,
+    route_id: RouteId,
+    listener: &str,
+) -> Result<Option<Uri>, Error> {
+    let is_as_sent = worker.generation.routes[route_id].uri.is_as_sent;
+    let sent = match accepted {
+        AcceptedPath::Normal => return Ok(None),
+        AcceptedPath::Spelt(_) if !is_as_sent => return Ok(None),
+        AcceptedPath::Doubtful(_, why) if !is_as_sent => return Err(request_target::rejected_path(why)),
+        AcceptedPath::Spelt(sent) | AcceptedPath::Doubtful(sent, _) => sent,
+    };
+    let readings = path::readings(sent.path()).map_err(request_target::rejected_path)?;
+    if worker.generation.router.route_of_path(request, &readings.whole, listener) != Some(route_id) {
+        let cause = "the path has an escaped slash, without which it is a path of another route";
+        return Err(Error::new(FailureKind::RequestError, cause));
+    }
+    Ok(Some(sent))
 }
 
 /// Returns the response to a request whose `Max-Forwards` makes this proxy its last recipient (RFC 9110 §7.6.2).

@@ -10,8 +10,8 @@ use super::response_body::ResponseBody;
 use super::serve_files::serve_files;
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
-use crate::generation::WorkerState;
 use crate::generation::target::{FixedResponse, Redirect, Target};
+use crate::generation::{Route, WorkerState};
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 
@@ -24,6 +24,13 @@ pub fn respond_at_once(target: &Target, context: &ExchangeContext) -> Option<Res
     }
 }
 
+/// Applies the rules of a route for the request target that is forwarded.
+pub fn apply_uri_rules(route: &Route, context: &mut ExchangeContext) -> Result<(), Error> {
+    let target = route.uri.apply(&context.request.uri, context.unchanged_sent_path());
+    context.forwarded = target.map_err(|reason| Error::new(FailureKind::RequestError, reason))?;
+    Ok(())
+}
+
 /// Gets the response of a target, whatever the target is. `step` limits each thing that is waited for.
 pub async fn ask_target(
     worker: &WorkerState,
@@ -32,10 +39,12 @@ pub async fn ask_target(
     sending: &mut OutgoingRequest,
     step: &Deadline,
 ) -> Result<Received, Error> {
+    let route = &worker.generation.routes[destination.route];
+    apply_uri_rules(route, context)?;
     if let Some(upstream_id) = destination.upstream {
         return forward(worker, upstream_id, context, sending, step).await;
     }
-    match &worker.generation.routes[destination.route].target {
+    match &route.target {
         Target::Upstream(upstream_id) => forward(worker, *upstream_id, context, sending, step).await,
         Target::Redirect(to) => redirect(to, context).map(Received::from),
         Target::Respond(fixed) => Ok(fixed_response(fixed).into()),

@@ -13,6 +13,8 @@ use crate::protocol::trusted_peers::TrustedPeers;
 
 /// The rules of a listener in a generation; a connection keeps those that it began with.
 pub struct Listener {
+    /// The address as the manifest writes it, which routes name.
+    pub address: Arc<str>,
     /// The TLS configuration; `None` for plain HTTP.
     pub tls: Option<TlsAcceptor>,
     /// Load balancers that have to name the client with the PROXY protocol.

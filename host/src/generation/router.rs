@@ -12,6 +12,8 @@ use crate::protocol::path::without_parameters;
 /// The conditions of a route for a request.
 #[derive(Clone, Debug, Default)]
 pub struct RouteMatch {
+    /// One of these listeners, by their addresses in the manifest; none: any.
+    pub listeners: Vec<String>,
     /// One of these hosts; none: any.
     pub hosts: Vec<HostMatch>,
     /// Exactly this path.
@@ -42,7 +44,7 @@ pub enum PathMatch {
     Exact(String),
 }
 
-/// The routes, most specific first; the number is the index in the list that it was made from.
+/// The routes, most specific first, of which those that name listeners come before all others; the number is the index in the list that it was made from.
 #[derive(Debug)]
 pub struct Router {
     table: Vec<(Option<HostMatch>, Arc<RouteMatch>, RouteId)>,
@@ -60,10 +62,11 @@ impl Router {
             let hosts: Vec<_> = if hosts.is_empty() { vec![None] } else { hosts.into_iter().map(Some).collect() };
             // Shared, as a route may have thousands of hosts, and as many conditions.
             let (rank, route) = (Rc::new(rank(&route)), Arc::new(route));
+            let is_tied = !route.listeners.is_empty();
             ranked.extend(
                 hosts
                     .into_iter()
-                    .map(|host| ((host_rank(host.as_ref()), rank.clone()), (host, route.clone(), route_id))),
+                    .map(|host| ((is_tied, host_rank(host.as_ref()), rank.clone()), (host, route.clone(), route_id))),
             );
         }
         ranked.sort_by(|(one, _), (other, _)| other.cmp(one));
@@ -74,14 +77,28 @@ impl Router {
         Ok(Router { by_host: table.iter().any(|(host, ..)| host.is_some()), table })
     }
 
-    /// Returns the index of the route for a request.
-    pub fn route(&self, request: &Parts) -> Option<RouteId> {
+    /// Returns the index of the route for a request at a listener, which is named by its address in the manifest.
+    pub fn route(&self, request: &Parts, listener: &str) -> Option<RouteId> {
+        self.route_of_path(request, request.uri.path(), listener)
+    }
+
+    /// Returns the index of the route for a request if it had another path.
+    pub fn route_of_path(&self, request: &Parts, path: &str, listener: &str) -> Option<RouteId> {
+        self.find(request, path, |route| route.listeners.is_empty() || route.is_tied_to(listener))
+    }
+
+    /// Returns the index of the route for a request among the routes that name its listener.
+    pub fn route_of_listener(&self, request: &Parts, listener: &str) -> Option<RouteId> {
+        self.find(request, request.uri.path(), |route| route.is_tied_to(listener))
+    }
+
+    fn find(&self, request: &Parts, path: &str, may_be: impl Fn(&RouteMatch) -> bool) -> Option<RouteId> {
         let authority = || request.headers.get(http::header::HOST);
         let name = self.by_host.then(authority).flatten().map(host);
         let name = name.as_ref().map_or(&b""[..], |name| name.bytes());
-        let path = without_parameters(request.uri.path());
+        let path = without_parameters(path);
         let mut matching = self.table.iter().filter(|(host, route, _)| {
-            host.as_ref().is_none_or(|host| host.matches(name)) && route.matches(request, &path)
+            host.as_ref().is_none_or(|host| host.matches(name)) && may_be(route) && route.matches(request, &path)
         });
         matching.next().map(|(_, _, route_index)| *route_index)
     }
@@ -97,7 +114,12 @@ impl HostMatch {
 }
 
 impl RouteMatch {
-    /// Whether a request matches, given its path without parameters.
+    /// Whether the route names a listener.
+    fn is_tied_to(&self, listener: &str) -> bool {
+        self.listeners.iter().any(|address| address == listener)
+    }
+
+    /// Whether a request matches, given its path without parameters. Listeners are looked at elsewhere.
     fn matches(&self, request: &Parts, path: &str) -> bool {
         let query = || {
             request.uri.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
@@ -148,7 +170,7 @@ fn rank(route: &RouteMatch) -> Rank {
         PathMatch::Exact(path) => (3, path.clone()),
     };
     let conditions = usize::from(!route.methods.is_empty()) + route.fields.len() + route.query.len();
-    let rest = format!("{:?}{:?}{:?}", route.methods, route.fields, route.query);
+    let rest = format!("{:?}{:?}{:?}{:?}", route.listeners, route.methods, route.fields, route.query);
     (kind, path.len(), path, conditions, rest)
 }
 
@@ -166,7 +188,7 @@ mod tests {
 
     fn taken(router: &Router, host: &str, path: &str) -> Option<usize> {
         let request = http::Request::get(path).header("host", host).body(()).unwrap();
-        router.route(&request.into_parts().0).map(RouteId::index)
+        router.route(&request.into_parts().0, "").map(RouteId::index)
     }
 
     #[test]
@@ -204,6 +226,28 @@ mod tests {
         for (host, path, wanted) in cases {
             assert_eq!(taken(&router, host, path), wanted, "{host}{path}");
         }
+    }
+
+    #[test]
+    fn routes_that_name_a_listener_come_first_there() {
+        let tied = |listeners: &[&str], path| RouteMatch {
+            listeners: listeners.iter().map(|address| (*address).into()).collect(),
+            ..route(&[], path)
+        };
+        let router = Router::new(vec![
+            route(&["a"], PathMatch::Exact("/x".into())),
+            tied(&["one", "two"], PathMatch::Any),
+            tied(&["two"], PathMatch::Prefix("/x".into())),
+            route(&[], PathMatch::Any),
+        ])
+        .unwrap();
+        let request = |path| http::Request::get(path).header("host", "a").body(()).unwrap().into_parts().0;
+        let cases = [("one", "/x", 1), ("two", "/x", 2), ("two", "/y", 1), ("three", "/x", 0), ("three", "/y", 3)];
+        for (listener, path, wanted) in cases {
+            assert_eq!(router.route(&request(path), listener).map(RouteId::index), Some(wanted), "{listener}{path}");
+        }
+        assert_eq!(router.route_of_listener(&request("/x"), "three"), None);
+        assert_eq!(router.route_of_listener(&request("/x"), "one").map(RouteId::index), Some(1));
     }
 
     #[test]

@@ -12,6 +12,8 @@
 //! - `..;x` is rejected, because Tomcat and similar servers drop the parameter and see `..`. Other parameters stay in
 //!   their segment, and routes match without them ([`without_parameters`]).
 //!
+//! - Routes with `path-as-is` accept escaped slashes too ([`readings`]), and forward the path as it was sent.
+//!
 //! Queries and the target `*` are not handled here; `*` is forwarded unchanged.
 
 use std::borrow::Cow;
@@ -31,6 +33,17 @@ pub enum PathError {
     Parameter,
     /// The path has more `..` than other segments.
     AboveRoot,
+    /// The path has a dot segment, and would be forwarded as it was sent.
+    DotSegment,
+}
+
+/// The ways in which recipients read a path that is forwarded as it was sent.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Readings {
+    /// The path for recipients to which an escaped slash divides segments.
+    pub divided: String,
+    /// The path for recipients to which an escaped slash is a character of a segment.
+    pub whole: String,
 }
 
 /// Returns the normal form of a path, which begins with `/`.
@@ -39,6 +52,21 @@ pub fn normal(path: &str) -> Result<Cow<'_, str>, PathError> {
         return Ok(Cow::Borrowed(path));
     }
     without_dots(&settled(path)?).map(Cow::Owned)
+}
+
+/// Returns how recipients may read a path that is forwarded as it was sent. All of them agree about its dot segments,
+/// since a path that has any is rejected, and so is each other doubt but that about escaped slashes.
+pub fn readings(path: &str) -> Result<Readings, PathError> {
+    // `normal` keeps escapes of a reserved character as they are: a colon stands in for the slash, since it divides nothing.
+    let slash = |with: &str| path.replace("%2F", with).replace("%2f", with);
+    let (divided, whole) = (slash("/"), slash("%3A"));
+    for reading in [&divided, &whole] {
+        if settled(reading)?.split('/').any(|segment| begins_with_dots_or_nothing(segment.as_bytes()) && segment != "")
+        {
+            return Err(PathError::DotSegment);
+        }
+    }
+    Ok(Readings { divided: normal(&divided)?.into_owned(), whole: normal(&whole)?.into_owned() })
 }
 
 /// Returns the text of a normalised path that routes match: without the parameters of its segments (`;` and what
@@ -79,6 +107,7 @@ impl PathError {
             PathError::Twice => "the path has an escape that is escaped once more",
             PathError::Parameter => "the path has a dot segment with a parameter",
             PathError::AboveRoot => "the path leads above its root",
+            PathError::DotSegment => "the path has a dot segment, and its route forwards paths as they are",
         }
     }
 }
@@ -245,6 +274,41 @@ mod tests {
             assert_eq!((&*plain, &*without_parameters(wanted)), (wanted, wanted), "{path}");
         }
         assert!(matches!(without_parameters("/a%20b/c"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn paths_as_sent_are_read_in_two_ways() {
+        let cases = [
+            ("/a%2Fb", "/a/b", "/a%3Ab"),
+            ("/a%2fb//c", "/a/b/c", "/a%3Ab/c"),
+            ("//a", "/a", "/a"),
+            ("/%61%2F", "/a/", "/a%3A"),
+            ("/a;x%2Fb", "/a;x/b", "/a;x%3Ab"),
+        ];
+        for (path, divided, whole) in cases {
+            assert_eq!(readings(path), Ok(Readings { divided: divided.into(), whole: whole.into() }), "{path}");
+        }
+        let bad = [
+            "/a/../b",
+            "/a/./b",
+            "/a%2F..%2Fb",
+            "/a/%2e%2E/b",
+            "/a/..",
+            "/..%2Fa",
+            "/.%2Fa",
+            "/a%2F.",
+            "/a%5Cb",
+            "/a\\b",
+            "/a%00",
+            "/a%252Fb",
+            "/a%252e%252e/b",
+            "/a/..;x/b",
+            "/a%2F..%3Bx",
+            "/%",
+        ];
+        for path in bad {
+            assert!(readings(path).is_err(), "{path}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use http::{Method, StatusCode, Uri, Version};
 
 use crate::error::{Error, FailureKind};
 use crate::protocol::authority;
-use crate::protocol::path;
+use crate::protocol::path::{self, PathError};
 
 /// The way by which a request arrived.
 #[derive(Clone, Copy, Debug)]
@@ -21,14 +21,31 @@ pub struct Arrival {
     pub is_trusted: bool,
 }
 
+/// The path of an accepted request, beside the normal form that the request has from then on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AcceptedPath {
+    /// The client has sent the normal form.
+    Normal,
+    /// The client has sent another spelling.
+    Spelt(Uri),
+    /// The client has sent a path without a normal form, for which the request has that of [`path::Readings::divided`]. Only
+    /// routes that forward paths as they are accept the request.
+    Doubtful(Uri, PathError),
+}
+
 /// Normalises the target of a request.
-pub fn accept(request: &mut Parts, arrival: Arrival) -> Result<(), Error> {
+pub fn accept(request: &mut Parts, arrival: Arrival) -> Result<AcceptedPath, Error> {
     if request.method == Method::CONNECT {
         return refused("this is no forward proxy: CONNECT is not served");
     }
     let port = scheme_port(request, arrival)?;
     settle_authority(request, port)?;
     settle_path(request)
+}
+
+/// Returns the error for a path that a route doesn't accept.
+pub fn rejected_path(why: PathError) -> Error {
+    Error::new(FailureKind::RequestError, why.reason())
 }
 
 /// Returns the port of the scheme of a target. A request for an `https` resource is rejected unless it was secured on its
@@ -98,31 +115,38 @@ fn settle_authority(request: &mut Parts, scheme_port: u16) -> Result<(), Error> 
     Ok(())
 }
 
-fn settle_path(request: &mut Parts) -> Result<(), Error> {
+fn settle_path(request: &mut Parts) -> Result<AcceptedPath, Error> {
     let target = &request.uri;
     if target.path() == "*" {
-        return if request.method == Method::OPTIONS { Ok(()) } else { refused("`*` is a target for OPTIONS alone") };
+        let is_fit = request.method == Method::OPTIONS;
+        return if is_fit { Ok(AcceptedPath::Normal) } else { refused("`*` is a target for OPTIONS alone") };
     }
     let path_and_query = target.path_and_query().map_or("/", PathAndQuery::as_str);
     if request.method == Method::OPTIONS && request.version != Version::HTTP_2 && has_no_path(target) {
         // RFC 9112 §3.2.4: it asks the server as a whole, which another form says in HTTP/1.1 to an origin.
         request.uri = Uri::from_static("*");
-        return Ok(());
+        return Ok(AcceptedPath::Normal);
     }
     if path_and_query.bytes().any(|byte| !byte.is_ascii_graphic()) {
         return refused("the target has bytes that a URI can't have");
     }
-    let path = match path::normal(target.path()) {
-        Ok(Cow::Borrowed(_)) if path_and_query.starts_with('/') => return Ok(()),
-        Ok(path) => path.into_owned(),
-        Err(why) => return refused(why.reason()),
+    let (path, doubt) = match path::normal(target.path()) {
+        Ok(Cow::Borrowed(_)) if path_and_query.starts_with('/') => return Ok(AcceptedPath::Normal),
+        Ok(path) => (path.into_owned(), None),
+        Err(why) => match path::readings(target.path()) {
+            Ok(readings) => (readings.divided, Some(why)),
+            Err(_) => return Err(rejected_path(why)),
+        },
     };
     let path_and_query = target.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
-    match PathAndQuery::try_from(path_and_query) {
-        Ok(normal) => request.uri = Uri::from(normal),
-        Err(_) => return refused("the path has bytes that a URI can't have"),
-    }
-    Ok(())
+    let Ok(normal) = PathAndQuery::try_from(path_and_query) else {
+        return refused("the path has bytes that a URI can't have");
+    };
+    let sent = std::mem::replace(&mut request.uri, Uri::from(normal));
+    Ok(match doubt {
+        Some(why) => AcceptedPath::Doubtful(sent, why),
+        None => AcceptedPath::Spelt(sent),
+    })
 }
 
 /// Whether a target in absolute form, as it was received in HTTP/1, has neither path nor query. `Uri` reads that as `/`:
