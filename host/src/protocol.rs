@@ -3,6 +3,7 @@
 pub mod authority;
 pub mod client_address;
 pub mod conditions;
+pub mod content_coding;
 pub mod content_length;
 pub mod field_alias;
 pub mod framing;

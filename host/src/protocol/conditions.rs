@@ -1,8 +1,36 @@
-//! Conditional requests (RFC 9110 §13): whether a client has a response already, and whether its ranges are of the same
-//! response.
+//! Conditional requests (RFC 9110 §13): whether a request is to be carried out, whether a client has a response already,
+//! and whether its ranges are of the same response.
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, response};
+
+/// The outcome of the conditions of a GET or HEAD request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// The response is sent.
+    Met,
+    /// The client has the response already: 304.
+    NotModified,
+    /// The response is another one than the client expects: 412.
+    Failed,
+}
+
+/// Evaluates the conditions of a GET or HEAD request for the response with this head, in the order of RFC 9110 §13.2.2.
+pub fn precondition(head: &response::Parts, request: &HeaderMap) -> Precondition {
+    let modified = head.headers.get(header::LAST_MODIFIED);
+    let is_expected = if request.contains_key(header::IF_MATCH) {
+        let lines = request.get_all(header::IF_MATCH).into_iter();
+        let own = head.headers.get(header::ETAG).map(HeaderValue::as_bytes).filter(|tag| !tag.starts_with(b"W/"));
+        lines.flat_map(|line| entity_tags(line.as_bytes())).any(|tag| tag == b"*" || Some(tag) == own)
+    } else {
+        let limit = request.get(header::IF_UNMODIFIED_SINCE).and_then(date);
+        limit.zip(modified.and_then(date)).is_none_or(|(limit, modified)| modified <= limit)
+    };
+    if !is_expected {
+        return Precondition::Failed;
+    }
+    if client_has_it(head, modified, request) { Precondition::NotModified } else { Precondition::Met }
+}
 
 /// Returns whether the client already has the response with this head, last modified at `modified` (RFC 9110 §13.2.2).
 /// `If-Match` and `If-Unmodified-Since` are evaluated by the origin (RFC 9111 §4.3.2).
@@ -134,5 +162,43 @@ mod tests {
         let both = [("if-none-match", "\"b\""), ("if-modified-since", NEW)];
         assert!(!known(&[("etag", "\"a\""), ("last-modified", OLD)], &both), "the date is for who knows no tags");
         assert!(!known(&[("last-modified", OLD)], &[("if-modified-since", "yesterday")]));
+    }
+
+    #[test]
+    fn conditions_are_evaluated_in_their_order() {
+        use Precondition::{Failed, Met, NotModified};
+
+        const OLD: &str = "Wed, 01 Jan 2020 00:00:00 GMT";
+        const OWN: &str = "Thu, 02 Jan 2020 00:00:00 GMT";
+        let cases: [(&[(&'static str, &'static str)], Precondition); 18] = [
+            (&[], Met),
+            (&[("if-match", "\"a\"")], Met),
+            (&[("if-match", "\"b\", \"a\"")], Met),
+            (&[("if-match", "*")], Met),
+            (&[("if-match", "\"b\"")], Failed),
+            (&[("if-match", "W/\"a\"")], Failed),
+            (&[("if-match", "")], Failed),
+            (&[("if-match", "\"a\""), ("if-unmodified-since", OLD)], Met),
+            (&[("if-unmodified-since", OWN)], Met),
+            (&[("if-unmodified-since", OLD)], Failed),
+            (&[("if-unmodified-since", "yesterday")], Met),
+            (&[("if-match", "\"b\""), ("if-none-match", "\"a\"")], Failed),
+            (&[("if-match", "\"a\""), ("if-none-match", "\"a\"")], NotModified),
+            (&[("if-unmodified-since", OLD), ("if-none-match", "\"a\"")], Failed),
+            (&[("if-none-match", "W/\"a\"")], NotModified),
+            (&[("if-none-match", "*")], NotModified),
+            (&[("if-modified-since", OWN)], NotModified),
+            (&[("if-none-match", "\"b\""), ("if-modified-since", OWN)], Met),
+        ];
+        let (mut head, ()) = Response::new(()).into_parts();
+        head.headers.insert(header::ETAG, HeaderValue::from_static("\"a\""));
+        head.headers.insert(header::LAST_MODIFIED, HeaderValue::from_static(OWN));
+        for (fields, wanted) in cases {
+            let mut request = HeaderMap::new();
+            for (name, value) in fields {
+                request.append(*name, HeaderValue::from_static(value));
+            }
+            assert_eq!(precondition(&head, &request), wanted, "{fields:?}");
+        }
     }
 }
