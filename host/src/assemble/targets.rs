@@ -147,7 +147,7 @@ impl Assembly<'_> {
         let mut fields = self.fields_of_response(source, table);
         if content.is_some() && !fields.contains_key(header::CONTENT_TYPE) {
             let name = table.file.as_ref().map_or("body.txt", |file| file.get_ref().as_str());
-            fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type::of_file(name)));
+            fields.insert(header::CONTENT_TYPE, media_type::of_file(name));
         }
         FixedResponse { status, fields, body }
     }
