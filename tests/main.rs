@@ -13,6 +13,7 @@ mod edited_manifests;
 mod error_hooks;
 mod failing_plugins;
 mod failures;
+mod files;
 mod floods;
 mod forwarding;
 mod framing;

@@ -46,11 +46,15 @@ impl Assembly<'_> {
             let mut named = self.bindings.iter().map(|configured| configured.on_error);
             named.any(|on_error| matches!(on_error, OnError::Respond(status) if status.as_u16() == code))
         };
+        let serves_files = files.iter().flat_map(|(_, file)| &file.route).any(|route| route.get_ref().files.is_some());
+        let occurs = |code: u16| {
+            error_pages::occurs(code) || is_named(code) || serves_files && error_pages::occurs_with_files(code)
+        };
         for (source, codes) in
             files.iter().flat_map(|(source, file)| file.error_page.keys().map(move |codes| (source, codes)))
         {
             // A class has codes that occur.
-            let code = codes.get_ref().parse().ok().filter(|code| !error_pages::occurs(*code) && !is_named(*code));
+            let code = codes.get_ref().parse().ok().filter(|code| !occurs(*code));
             if let Some(code) = code {
                 let part = format!(
                     "`{code}` of `[error-page]`: the proxy never responds with {code}, and the pages of an origin or a plugin \

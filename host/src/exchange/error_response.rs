@@ -30,7 +30,29 @@ pub fn error_response(
     pages: &ErrorPages,
 ) -> Response<ResponseBody> {
     let unknown = context.is_none().then(ExchangeContext::empty);
-    let context = context.or(unknown.as_ref());
+    let mut response = page_response(Some(kind), status, context.or(unknown.as_ref()), pages);
+    let fields = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", kind.token())) {
+        fields.insert(PROXY_STATUS, value);
+    }
+    if kind == FailureKind::LimitReached {
+        fields.insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    response
+}
+
+/// Returns the response with a status that is no failure of the exchange, such as 404 for a file that does not exist.
+pub fn status_page(status: StatusCode, context: &ExchangeContext, pages: &ErrorPages) -> Response<ResponseBody> {
+    page_response(None, status, Some(context), pages)
+}
+
+/// Returns a page that names a status, in the format that the client prefers, and the kind of the failure if there is one.
+fn page_response(
+    kind: Option<FailureKind>,
+    status: StatusCode,
+    context: Option<&ExchangeContext>,
+    pages: &ErrorPages,
+) -> Response<ResponseBody> {
     let id = context.map_or("", |context| context.request_id());
     let language = context
         .and_then(|context| context.request.headers.get(header::ACCEPT))
@@ -41,18 +63,11 @@ pub fn error_response(
         }
         (_, PageFormat::Html) => (fill_template(PAGE, status, id), "text/html; charset=utf-8"),
         (_, PageFormat::Json) => (json(kind, status, id), "application/json"),
-        (_, PageFormat::Text) => (format!("{status}\n{}\nrequest {id}\n", kind.token()), "text/plain; charset=utf-8"),
+        (_, PageFormat::Text) => (text(kind, status, id), "text/plain; charset=utf-8"),
     };
     let mut response = Response::new(ResponseBody::Full(Bytes::from(text)));
     *response.status_mut() = status;
-    let fields = response.headers_mut();
-    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
-    if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", kind.token())) {
-        fields.insert(PROXY_STATUS, value);
-    }
-    if kind == FailureKind::LimitReached {
-        fields.insert(header::RETRY_AFTER, RETRY_AFTER);
-    }
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     response
 }
 
@@ -72,11 +87,16 @@ fn fill_template(page: &str, status: StatusCode, id: &str) -> String {
     page.replace("{status}", status.as_str()).replace("{reason}", reason).replace("{request-id}", id)
 }
 
-/// Returns an error as JSON. The texts have no character that JSON would escape.
-fn json(kind: FailureKind, status: StatusCode, id: &str) -> String {
-    let reason = status.canonical_reason().unwrap_or_default();
-    let (code, kind) = (status.as_u16(), kind.token());
-    format!("{{\"status\":{code},\"reason\":\"{reason}\",\"error\":\"{kind}\",\"request-id\":\"{id}\"}}\n")
+fn text(kind: Option<FailureKind>, status: StatusCode, id: &str) -> String {
+    let kind = kind.map_or(String::new(), |kind| format!("{}\n", kind.token()));
+    format!("{status}\n{kind}request {id}\n")
+}
+
+/// Returns a status as JSON. The texts have no character that JSON would escape.
+fn json(kind: Option<FailureKind>, status: StatusCode, id: &str) -> String {
+    let (code, reason) = (status.as_u16(), status.canonical_reason().unwrap_or_default());
+    let kind = kind.map_or(String::new(), |kind| format!("\"error\":\"{}\",", kind.token()));
+    format!("{{\"status\":{code},\"reason\":\"{reason}\",{kind}\"request-id\":\"{id}\"}}\n")
 }
 
 /// Returns the format that the client prefers: the one it names first. A client that accepts anything is a tool and

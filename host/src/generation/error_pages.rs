@@ -22,6 +22,16 @@ const OF_SINGLE_ERRORS: [StatusCode; 4] = [
     StatusCode::NOT_IMPLEMENTED,
 ];
 
+/// The statuses of routes with `files`: of a file that may not be read, of another method than GET, and of conditions that
+/// are not met.
+const OF_FILES: [StatusCode; 3] =
+    [StatusCode::FORBIDDEN, StatusCode::METHOD_NOT_ALLOWED, StatusCode::PRECONDITION_FAILED];
+
+/// Whether the proxy itself ever responds with a status code for a route with `files`.
+pub fn occurs_with_files(code: u16) -> bool {
+    OF_FILES.iter().any(|status| status.as_u16() == code)
+}
+
 /// Whether the proxy itself ever responds with a status code, other than by `on-error` of a plugin.
 pub fn occurs(code: u16) -> bool {
     let is_of_kind = FailureKind::ALL.iter().any(|kind| kind.status().as_u16() == code);
