@@ -14,6 +14,7 @@ mod error_hooks;
 mod error_pages;
 mod failing_plugins;
 mod failures;
+mod files;
 mod floods;
 mod forwarding;
 mod framing;

@@ -229,7 +229,9 @@ fn make_files(folder: &Path) {
     }
     std::fs::create_dir_all(folder.join("pages")).unwrap();
     std::fs::create_dir_all(folder.join("sites")).unwrap();
-    std::fs::create_dir_all(folder.join("public")).unwrap();
+    for site in ["public", "dist", "downloads"] {
+        std::fs::create_dir_all(folder.join(site)).unwrap();
+    }
     std::fs::create_dir_all(folder.join("target/wasm32-wasip2/release")).unwrap();
     for plugin in ["guard.wasm", "target/wasm32-wasip2/release/guard.wasm"] {
         std::fs::copy(plugway_test_guests::MISBEHAVE, folder.join(plugin)).unwrap();
@@ -276,10 +278,11 @@ fn each_default_and_example_of_a_key_is_a_good_value() {
 // === Documents ===
 
 /// The documents whose manifests are checked: each block is a manifest, but for tables that it takes for granted.
-const DOCUMENTS: [(&str, &str); 6] = [
+const DOCUMENTS: [(&str, &str); 7] = [
     ("getting-started.md", include_str!("../docs/getting-started.md")),
     ("manifest.md", include_str!("../docs/manifest.md")),
     ("error-pages.md", include_str!("../docs/error-pages.md")),
+    ("files.md", include_str!("../docs/files.md")),
     ("edge.md", include_str!("../docs/edge.md")),
     ("upstreams.md", include_str!("../docs/upstreams.md")),
     ("routing.md", include_str!("../docs/routing.md")),

@@ -89,6 +89,8 @@ fn an_error_page_that_is_never_shown_is_warned_of() {
     assert!(said.contains("plugway.toml:11") && said.contains("`403` of `error-page`"), "{said}");
     let named = "[plugin.p]\nuse = \"headers\"\non-error = 403\n[[route]]\npath = \"/p\"\nupstream = \"app\"\nplugins = [\"p\"]";
     assert_eq!(check("403 = \"page.html\"", named), "");
+    let files = "[[route]]\npath = \"/p\"\nfiles = { root = \".\" }";
+    assert_eq!(check("403 = \"page.html\"\n405 = \"page.html\"\n412 = \"page.html\"", files), "");
 }
 
 #[test]

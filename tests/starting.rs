@@ -142,14 +142,14 @@ fn an_admin_port_in_use_is_told_with_its_place() {
 const NOBODY: u32 = 65534;
 
 /// Returns a folder that every user may read.
-fn open_folder() -> tempfile::TempDir {
+pub fn open_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
     folder
 }
 
 /// Returns the program, run by `nobody` without the capabilities of root; its compiled plugins are in a folder of its own.
-fn as_nobody(cache: &Path) -> Command {
+pub fn as_nobody(cache: &Path) -> Command {
     std::os::unix::fs::chown(cache, Some(NOBODY), Some(NOBODY)).unwrap();
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]);

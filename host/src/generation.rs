@@ -40,6 +40,8 @@ use crate::plugin::instance::Instance;
 use crate::plugin::instance_limit::Tenancy;
 use crate::plugin::instance_orders::OrderedInstance;
 use crate::plugin::time_share::Shares;
+use crate::static_files::open_files::OpenFiles;
+use crate::static_files::worker_site::WorkerSite;
 use crate::store::{Store, StoreLimits};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{CacheMetrics, RouteMetrics, WorkerMetrics};
@@ -137,6 +139,8 @@ pub struct WorkerState {
     /// By their places. Copies of this worker's own: each exchange counts its use of them, and workers would get in each
     /// other's way if they did that in one place.
     pub route_names: ById<RouteId, Arc<str>>,
+    /// The files of routes, by the places of these; `None` for routes with another target.
+    pub sites: ById<RouteId, Option<WorkerSite>>,
     pub unrouted: Arc<RouteMetrics>,
     pub caches: ById<PluginId, Arc<CacheMetrics>>,
     /// The metrics of this worker.
@@ -232,6 +236,7 @@ impl WorkerState {
             .iter()
             .map(|route| worker_metrics.registry.route(&route.name, worker_metrics.worker))
             .collect();
+        let sites = sites(&generation);
         let route_names = generation.routes.iter().map(|route| Arc::from(&*route.name)).collect();
         let cache = |configured: &Arc<ConfiguredPlugin>| match &configured.cache {
             Some(_) => worker_metrics.registry.cache(&configured.name, worker_metrics.worker),
@@ -249,6 +254,7 @@ impl WorkerState {
             upstreams,
             routes,
             route_names,
+            sites,
             unrouted,
             caches,
             worker_metrics,
@@ -364,6 +370,17 @@ impl Drop for ChainCall {
         self.0.in_chains.set(self.0.in_chains.get() - 1);
         self.0.release_if_unused();
     }
+}
+
+/// Returns the sites of the routes. The files of all count together.
+fn sites(generation: &Generation) -> ById<RouteId, Option<WorkerSite>> {
+    let has_files = generation.routes.iter().any(|route| matches!(route.target, Target::Files(_)));
+    let open_files = has_files.then(OpenFiles::for_worker);
+    let site = |route: &Route| match (&route.target, &open_files) {
+        (Target::Files(site), Some(open_files)) => Some(WorkerSite::new(site.clone(), open_files.clone())),
+        _ => None,
+    };
+    generation.routes.iter().map(site).collect()
 }
 
 /// Returns the backoff after so many failures in a row.

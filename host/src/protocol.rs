@@ -2,6 +2,8 @@
 
 pub mod authority;
 pub mod client_address;
+pub mod conditions;
+pub mod content_coding;
 pub mod content_length;
 pub mod field_alias;
 pub mod framing;
@@ -11,6 +13,7 @@ pub mod http2_request;
 pub mod media_type;
 pub mod path;
 pub mod proxy_protocol;
+pub mod ranges;
 pub mod request_target;
 pub mod transformed_content;
 pub mod trusted_peers;

@@ -9,15 +9,18 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{HeaderName, StatusCode};
 use toml::Spanned;
 
-use super::{Assembly, beside, route_conditions, some_of};
+use super::{Assembly, beside, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{FilesTable, RespondTable, RouteTable};
 use crate::config::serde_messages::meant;
 use crate::context::edit_check;
 use crate::context::template::Template;
 use crate::generation::ids::{Id, UpstreamId};
-use crate::generation::target::{FilesTarget, FixedResponse, Redirect, Target};
+use crate::generation::target::{FixedResponse, Redirect, Target};
+use crate::protocol::content_coding::ContentCoding;
 use crate::protocol::media_type;
+use crate::static_files::find::FileSite;
+use crate::static_files::site_path::{SitePath, is_served};
 use crate::system::files;
 
 /// The statuses of a redirect that clients follow (RFC 9110 §15.4).
@@ -66,7 +69,7 @@ impl Assembly<'_> {
             return Target::Respond(self.fixed_response(source, respond.get_ref()));
         }
         if let Some(files) = &table.files {
-            return Target::Files(self.files_target(source, files.get_ref()));
+            return Target::Files(Arc::new(self.files_target(source, files.get_ref())));
         }
         let upstream_id = table.upstream.as_ref().and_then(|name| self.upstream_of(source, name, upstreams));
         Target::Upstream(upstream_id.unwrap_or_else(|| UpstreamId::new(0)))
@@ -147,7 +150,7 @@ impl Assembly<'_> {
         let mut fields = self.fields_of_response(source, table);
         if content.is_some() && !fields.contains_key(header::CONTENT_TYPE) {
             let name = table.file.as_ref().map_or("body.txt", |file| file.get_ref().as_str());
-            fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type::of_file(name)));
+            fields.insert(header::CONTENT_TYPE, media_type::of_file(name));
         }
         FixedResponse { status, fields, body }
     }
@@ -183,7 +186,7 @@ impl Assembly<'_> {
         fields
     }
 
-    fn files_target(&mut self, source: &Arc<Source>, table: &FilesTable) -> FilesTarget {
+    fn files_target(&mut self, source: &Arc<Source>, table: &FilesTable) -> FileSite {
         let root = beside(source, table.root.get_ref());
         if !root.is_dir() {
             let kind = if root.exists() { "it is a file" } else { "it does not exist" };
@@ -191,25 +194,50 @@ impl Assembly<'_> {
             self.problems.at(source, table.root.span(), message);
         }
         for name in table.index.iter().flatten() {
-            let is_name = !matches!(name.get_ref().as_str(), "" | "." | "..") && !name.get_ref().contains(['/', '\0']);
-            if !is_name {
+            if name.get_ref().is_empty() || !is_served(name.get_ref().as_bytes(), false) {
                 let message =
                     format!("invalid name of an index file: `{}`; expected one such as `index.html`", name.get_ref());
                 self.problems.at(source, name.span(), message);
             }
         }
-        if let Some(fallback) = &table.fallback
-            && let Some(message) = route_conditions::path(fallback.get_ref())
-        {
-            self.problems.at(source, fallback.span(), message);
-        }
         let index = table.index.as_ref().map(|names| names.iter().map(|name| name.get_ref().clone()).collect());
-        FilesTarget {
+        FileSite {
             root,
             index: index.unwrap_or_else(|| vec!["index.html".into()]),
-            fallback: table.fallback.as_ref().map(|path| path.get_ref().clone()),
-            precompressed: table.precompressed,
+            fallback: table.fallback.as_ref().and_then(|path| self.fallback_file(source, path)),
+            precompressed: self.codings(source, &table.precompressed),
             browse: table.browse,
         }
+    }
+
+    fn fallback_file(&mut self, source: &Arc<Source>, path: &Spanned<String>) -> Option<SitePath> {
+        let text = path.get_ref().trim_start_matches('/');
+        let parsed = SitePath::parse(&format!("/{text}")).filter(|path| !path.is_folder());
+        if parsed.is_none() {
+            let message = format!(
+                "invalid path of a fallback: `{}`; expected that of a file below `root`, such as `index.html`",
+                path.get_ref()
+            );
+            self.problems.at(source, path.span(), message);
+        }
+        parsed
+    }
+
+    fn codings(&mut self, source: &Arc<Source>, names: &[Spanned<String>]) -> Vec<ContentCoding> {
+        let mut codings = Vec::new();
+        for name in names {
+            match ContentCoding::ALL.into_iter().find(|coding| coding.token() == name.get_ref()) {
+                Some(coding) if !codings.contains(&coding) => codings.push(coding),
+                Some(_) => {
+                    let message = format!("coding named twice: `{}`; remove it", name.get_ref());
+                    self.problems.at(source, name.span(), message);
+                }
+                None => {
+                    let message = format!("unknown coding `{}`: expected `br`, `zstd` or `gzip`", name.get_ref());
+                    self.problems.at(source, name.span(), message);
+                }
+            }
+        }
+        codings
     }
 }

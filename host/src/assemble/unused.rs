@@ -47,13 +47,15 @@ impl Assembly<'_> {
             let mut named = self.bindings.iter().map(|configured| configured.on_error);
             named.any(|on_error| matches!(on_error, OnError::Respond(status) if status.as_u16() == code))
         };
-        let all = || files.iter().flat_map(|(_, file)| &file.route);
-        let is_shown_anywhere = |code: u16| is_named(code) || all().any(|route| intercepts(route.get_ref(), code));
+        let all = || files.iter().flat_map(|(_, file)| &file.route).map(Spanned::get_ref);
+        let is_shown = |route: &RouteTable, code: u16| {
+            intercepts(route, code) || route.files.is_some() && error_pages::occurs_with_files(code)
+        };
         for (source, file) in files {
+            let is_shown_anywhere = |code: u16| is_named(code) || all().any(|route| is_shown(route, code));
             warn_of_pages_of(source, file.error_page.keys(), is_shown_anywhere);
             for route in file.route.iter().map(Spanned::get_ref) {
-                let is_shown = |code: u16| is_named(code) || intercepts(route, code);
-                warn_of_pages_of(source, route.error_page.keys(), is_shown);
+                warn_of_pages_of(source, route.error_page.keys(), |code| is_named(code) || is_shown(route, code));
             }
         }
     }

@@ -922,13 +922,15 @@ pub struct FilesTable {
     pub index: Option<Vec<Spanned<String>>>,
     /// The path, below `root`, of the file that answers for paths without a file, as applications in the browser need it.
     ///
-    /// Type: path of a URI. Default: none, and 404. Example: `"/index.html"`.
+    /// Type: path below `root`. Default: none, and 404. Example: `"index.html"`.
     pub fallback: Option<Spanned<String>>,
-    /// Whether a compressed copy beside a file (`.zst`, `.br` or `.gz` behind its name) is sent to clients that accept it.
+    /// The codings of compressed copies beside files, in the order of your preference: `br` (the file's name and `.br`),
+    /// `zstd` (`.zst`) and `gzip` (`.gz`). A client gets the copy that it prefers. A copy that is older than its file is
+    /// ignored.
     ///
-    /// Type: boolean. Default: `false`.
+    /// Type: list of codings. Default: none. Example: `["br", "gzip"]`.
     #[serde(default)]
-    pub precompressed: bool,
+    pub precompressed: Vec<Spanned<String>>,
     /// Whether a folder without an index file is answered with a list of its files.
     ///
     /// Type: boolean. Default: `false`.

@@ -316,7 +316,7 @@ pub fn begin_request_filters(
 }
 
 /// The content of a response, through those of some plugins that transform it. What plugins and the proxy made
-/// themselves passes as it is.
+/// themselves passes as it is; files are not made by the proxy.
 pub fn filter_body(
     worker: &WorkerState,
     route: &Route,
@@ -330,6 +330,7 @@ pub fn filter_body(
             | ResponseBody::Fixed(_)
             | ResponseBody::Stored(_)
             | ResponseBody::Parts(_)
+            | ResponseBody::File(_)
             | ResponseBody::Filtered(_)
     );
     // A cache below has answered HEAD, or that its content is what the client has.

@@ -38,11 +38,8 @@ pub fn error_response(
     context: &ExchangeContext,
     page: Option<&str>,
 ) -> Response<ResponseBody> {
-    let ErrorPage { content, media } = error_page(Some(error.kind), status, context, page);
-    let mut response = Response::new(ResponseBody::Full(content));
-    *response.status_mut() = status;
+    let mut response = page_response(status, error_page(Some(error.kind), status, context, page));
     let fields = response.headers_mut();
-    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", error.kind.token())) {
         fields.insert(PROXY_STATUS, value);
     }
@@ -50,6 +47,19 @@ pub fn error_response(
     if let Some(seconds) = error.retry_after.or(of_kind) {
         fields.insert(header::RETRY_AFTER, seconds.get().into());
     }
+    response
+}
+
+/// Returns the response with a status that is no failure of the exchange, such as 404 for a file that does not exist. `page`
+/// is the manifest's page for the status; `None` if it has none.
+pub fn status_page(status: StatusCode, context: &ExchangeContext, page: Option<&str>) -> Response<ResponseBody> {
+    page_response(status, error_page(None, status, context, page))
+}
+
+fn page_response(status: StatusCode, ErrorPage { content, media }: ErrorPage) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Full(content));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     response
 }
 

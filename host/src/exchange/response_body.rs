@@ -17,6 +17,7 @@ use crate::error::{Error, FailureKind};
 use crate::exchange::filtered_body::FilteredBody;
 use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop;
+use crate::static_files::file_body::FileBody;
 use crate::store::stored_body::StoredBody;
 use crate::system::supervise::{Task, spawn};
 use crate::upstream::ConnectionSettings;
@@ -33,6 +34,8 @@ pub enum ResponseBody {
     Stored(StoredBody),
     /// Several parts of that, with what stands between them.
     Parts(VecDeque<StoredBody>),
+    /// Is read from a file.
+    File(Box<FileBody>),
     /// One of these, but through plugins.
     Filtered(Box<FilteredBody<ResponseBody>>),
     /// Whole, made by the proxy or a plugin; empty once sent.
@@ -219,10 +222,11 @@ impl ResponseBody {
         }
     }
 
-    /// Bounds what is read of the endpoint at once, in bytes: the length of the next pieces.
+    /// Bounds what is read of the endpoint or of a file at once, in bytes: the length of the next pieces.
     pub fn limit_reads(&self, bytes: usize) {
         match self {
             ResponseBody::Upstream(body) => body.limit_reads(bytes),
+            ResponseBody::File(body) => body.limit_reads(bytes),
             ResponseBody::Filtered(passage) => passage.source().limit_reads(bytes),
             ResponseBody::Stored(_)
             | ResponseBody::Parts(_)
@@ -246,6 +250,7 @@ impl Body for ResponseBody {
             }
             ResponseBody::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
             ResponseBody::Stored(stored) => Pin::new(stored).poll_frame(cx),
+            ResponseBody::File(body) => Pin::new(&mut **body).poll_frame(cx),
             ResponseBody::Parts(parts) => {
                 while let Some(part) = parts.front_mut() {
                     match Pin::new(part).poll_frame(cx) {
@@ -263,6 +268,7 @@ impl Body for ResponseBody {
         match self {
             ResponseBody::Upstream(body) => body.is_end_stream(),
             ResponseBody::Stored(stored) => stored.is_end_stream(),
+            ResponseBody::File(body) => body.is_end_stream(),
             ResponseBody::Parts(parts) => parts.is_empty(),
             ResponseBody::Filtered(_) => false,
             ResponseBody::Full(content) | ResponseBody::Fixed(content) => content.is_empty(),
@@ -274,6 +280,7 @@ impl Body for ResponseBody {
         match self {
             ResponseBody::Upstream(body) => body.size_hint(),
             ResponseBody::Stored(stored) => stored.size_hint(),
+            ResponseBody::File(body) => body.size_hint(),
             ResponseBody::Parts(parts) => SizeHint::with_exact(parts.iter().filter_map(StoredBody::remaining).sum()),
             ResponseBody::Filtered(passage) => passage.size_hint(),
             ResponseBody::Full(content) | ResponseBody::Fixed(content) => SizeHint::with_exact(content.len() as u64),

@@ -1,14 +1,246 @@
-//! Serving the files below a folder.
+//! Responses of the files below a folder: complete, partial, or without content if the client has the file already.
 
-use http::Response;
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Method, Response, StatusCode, Uri, response};
+
+use super::error_response::status_page;
 use super::response_body::ResponseBody;
 use crate::context::ExchangeContext;
-use crate::error::{Error, FailureKind};
-use crate::generation::target::FilesTarget;
+use crate::error::Error;
+use crate::generation::WorkerState;
+use crate::generation::ids::RouteId;
+use crate::net::deadline::Deadline;
+use crate::protocol::conditions::{self, Precondition};
+use crate::protocol::content_coding;
+use crate::protocol::media_type;
+use crate::protocol::ranges::{self, PartOrder, RangeRequest};
+use crate::static_files::file_body::{FileBody, Segment};
+use crate::static_files::find::{FileQuery, Found, FoundFile, SiteFile};
+use crate::static_files::site_path::SitePath;
+use crate::static_files::worker_site::WorkerSite;
+use crate::store::unix_time::{http_date, now_ms};
 
-/// Returns the file that a request asks for. The path is that of [`ExchangeContext::forwarded_target`], on which the route's
-/// `strip-prefix` and `rewrite` have acted.
-pub async fn serve_files(files: &FilesTarget, _context: &ExchangeContext) -> Result<Response<ResponseBody>, Error> {
-    Err(Error::new(FailureKind::NoRoute, format!("no such file below `{}`", files.root.display())))
+/// The methods of a file, for `Allow`.
+const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+
+/// The longest file that is read before its response begins: it is closed at once, instead of when a slow client has taken
+/// it. Shorter than the head that a response may have.
+const READ_AT_ONCE: u64 = 16 << 10;
+
+/// Returns the file that a request asks for, or the status that says why there is none. The path is that of
+/// [`ExchangeContext::forwarded_target`], on which the route's `strip-prefix` and `rewrite` have acted. `step` limits each
+/// thing that is waited for.
+pub async fn serve_files(
+    worker: &WorkerState,
+    route_id: RouteId,
+    context: &ExchangeContext,
+    step: &Deadline,
+) -> Result<Response<ResponseBody>, Error> {
+    let page = |status| status_page(status, context, worker.generation.error_page(Some(route_id), status));
+    let request = &context.request;
+    if request.method != Method::GET && request.method != Method::HEAD {
+        let mut response = match request.method {
+            Method::OPTIONS => without_content(StatusCode::NO_CONTENT),
+            _ => page(StatusCode::METHOD_NOT_ALLOWED),
+        };
+        response.headers_mut().insert(header::ALLOW, ALLOWED);
+        return Ok(response);
+    }
+    let Some(site) = &worker.sites[route_id] else { return Ok(page(StatusCode::NOT_FOUND)) };
+    let forwarded = context.forwarded_target().map_or("/", PathAndQuery::path);
+    let Some(path) = SitePath::parse(forwarded) else { return Ok(page(StatusCode::NOT_FOUND)) };
+    // The links of a page are relative to the path that the client knows.
+    let is_bare_prefix = path.is_root() && !request.uri.path().ends_with('/');
+    if is_bare_prefix && worker.generation.routes[route_id].uri.prefix.is_some() {
+        return Ok(redirect_into_folder(&request.uri));
+    }
+    let codings = content_coding::preferred(&request.headers, &site.site.precompressed);
+    let query = FileQuery { path, codings };
+    let found = match site.find_now(&query, step.clock().now()) {
+        Some(found) => found?,
+        None => site.find(query, step).await?,
+    };
+    Ok(match found {
+        Found::File(found) => match file_response(found, site, context, step) {
+            Some(response) => response,
+            None => page(StatusCode::PRECONDITION_FAILED),
+        },
+        Found::Folder => redirect_into_folder(&request.uri),
+        Found::Listing(page) => listing_response(page, &request.method),
+        Found::Absent => page(StatusCode::NOT_FOUND),
+        Found::Denied => page(StatusCode::FORBIDDEN),
+    })
+}
+
+/// Returns the response to a request for a file; `None` if its conditions are not met.
+fn file_response(
+    found: FoundFile,
+    site: &WorkerSite,
+    context: &ExchangeContext,
+    step: &Deadline,
+) -> Option<Response<ResponseBody>> {
+    let request = &context.request;
+    let mut head = file_head(&found, site);
+    match conditions::precondition(&head, &request.headers) {
+        Precondition::Met => {}
+        Precondition::NotModified => {
+            conditions::to_not_modified(&mut head);
+            return Some(Response::from_parts(head, content(Bytes::new(), step)));
+        }
+        Precondition::Failed => return None,
+    }
+    let file = found.file;
+    let length = file.length;
+    if request.method == Method::HEAD {
+        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        return Some(Response::from_parts(head, content(Bytes::new(), step)));
+    }
+    match requested(&mut head, &request.headers, length) {
+        RangeRequest::All => {
+            head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            Some(Response::from_parts(head, whole(file, step)))
+        }
+        RangeRequest::Nothing(length) => {
+            ranges::to_unsatisfiable(&mut head, length);
+            Some(Response::from_parts(head, content(Bytes::new(), step)))
+        }
+        RangeRequest::Parts(parts, length) => {
+            let texts = ranges::to_partial_content(&mut head, &parts, length);
+            let mut texts_before = texts.before.into_iter();
+            let mut segments = VecDeque::new();
+            for part in parts {
+                segments.extend(texts_before.next().map(|text| Segment::Text(text.into())));
+                segments.push_back(Segment::Part { next: part.first, end: part.last + 1 });
+            }
+            segments.push_back(Segment::Text(texts.end.into()));
+            Some(Response::from_parts(head, body(file, segments, step)))
+        }
+    }
+}
+
+/// Returns the head of a complete response, without its length.
+fn file_head(found: &FoundFile, site: &WorkerSite) -> response::Parts {
+    let (mut head, ()) = Response::new(()).into_parts();
+    let fields = &mut head.headers;
+    fields.insert(header::CONTENT_TYPE, media_type::of_file(&found.path.name()));
+    fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    let (seconds, nanoseconds) = (found.file.modified.seconds, found.file.modified.nanoseconds);
+    let coding = found.coding.map_or(String::new(), |coding| format!("-{}", coding.token()));
+    let tag = format!("\"{seconds:x}.{nanoseconds:x}-{:x}{coding}\"", found.file.length);
+    if let Ok(tag) = HeaderValue::try_from(tag) {
+        fields.insert(header::ETAG, tag);
+    }
+    if let Some(modified) = last_modified(seconds) {
+        fields.insert(header::LAST_MODIFIED, modified);
+    }
+    if let Some(coding) = found.coding {
+        fields.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding.token()));
+    }
+    if !site.site.precompressed.is_empty() {
+        fields.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    }
+    head
+}
+
+/// Returns the value of `Last-Modified`; `None` if the time is before the epoch or in the future, which the field can't
+/// hold (RFC 9110 §8.8.2.1).
+fn last_modified(seconds: i64) -> Option<HeaderValue> {
+    let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds <= now_ms() / 1000)?;
+    let time: SystemTime = UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+    HeaderValue::try_from(httpdate::fmt_http_date(time)).ok()
+}
+
+/// Returns the part of the content that a GET request asks for.
+fn requested(head: &mut response::Parts, request: &HeaderMap, length: u64) -> RangeRequest {
+    // Whether a date is a strong validator depends on the date of the response.
+    if request.contains_key(header::IF_RANGE)
+        && let Ok(date) = HeaderValue::try_from(http_date())
+    {
+        head.headers.insert(header::DATE, date);
+    }
+    ranges::requested(request, head, length, PartOrder::Any)
+}
+
+fn whole(file: SiteFile, step: &Deadline) -> ResponseBody {
+    let length = file.length;
+    if length <= READ_AT_ONCE
+        && let Some(bytes) = file.read_now(0, length as usize).filter(|bytes| bytes.len() as u64 == length)
+    {
+        return content(bytes, step);
+    }
+    body(file, VecDeque::from([Segment::Part { next: 0, end: length }]), step)
+}
+
+/// Returns a body of content that was read already. Plugins transform it, as all content of files.
+fn content(bytes: Bytes, step: &Deadline) -> ResponseBody {
+    ResponseBody::File(Box::new(FileBody::of_content(bytes, step.clone())))
+}
+
+fn body(file: SiteFile, segments: VecDeque<Segment>, step: &Deadline) -> ResponseBody {
+    ResponseBody::File(Box::new(FileBody::new(file, segments, step.clone())))
+}
+
+fn listing_response(page: Vec<u8>, method: &Method) -> Response<ResponseBody> {
+    let length = page.len();
+    let body = if *method == Method::HEAD { Bytes::new() } else { page.into() };
+    let mut response = Response::new(ResponseBody::Full(body));
+    let fields = response.headers_mut();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    response
+}
+
+/// Returns the redirect to the client's path of a folder with a slash at its end.
+fn redirect_into_folder(target: &Uri) -> Response<ResponseBody> {
+    let mut response = without_content(StatusCode::MOVED_PERMANENTLY);
+    if let Ok(location) = HeaderValue::try_from(location_with_slash(target.path(), target.query())) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+/// Returns a reference to a path with a slash at its end, relative to the path. It names no host, whatever the path begins
+/// with, and it holds below a prefix that the route has removed.
+fn location_with_slash(path: &str, query: Option<&str>) -> String {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let query = query.map_or(String::new(), |query| format!("?{query}"));
+    format!("./{name}/{query}")
+}
+
+fn without_content(status: StatusCode) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Full(Bytes::new()));
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_names_no_host_and_no_scheme() {
+        let cases = [
+            (("/docs", None), "./docs/"),
+            (("/a/docs", Some("x=1")), "./docs/?x=1"),
+            (("//evil.example", None), "./evil.example/"),
+            (("/a:b", None), "./a:b/"),
+            (("/%0d%0aX:y", None), "./%0d%0aX:y/"),
+        ];
+        for ((path, query), wanted) in cases {
+            assert_eq!(location_with_slash(path, query), wanted);
+        }
+    }
+
+    #[test]
+    fn a_date_that_can_not_be_is_not_sent() {
+        assert_eq!(last_modified(0).unwrap(), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(last_modified(-1), None);
+        assert_eq!(last_modified(i64::MAX), None);
+        assert_eq!(last_modified((now_ms() / 1000) as i64 + 60), None);
+    }
 }

@@ -48,7 +48,7 @@ pub async fn ask_target(
         Target::Upstream(upstream_id) => forward(worker, *upstream_id, context, sending, step).await,
         Target::Redirect(to) => redirect(to, context).map(Received::from),
         Target::Respond(fixed) => Ok(fixed_response(fixed).into()),
-        Target::Files(files) => boxed(|| serve_files(files, context)).await.map(Received::from),
+        Target::Files(_) => boxed(|| serve_files(worker, destination.route, context, step)).await.map(Received::from),
     }
 }
 

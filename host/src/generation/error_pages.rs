@@ -13,7 +13,6 @@ use crate::protocol::framing::FramingError;
 #[derive(Debug, Default)]
 pub struct ErrorPages(HashMap<u16, Arc<str>>);
 
-/// The status code of a client that reaches `limits.connections-per-client` by requests through a trusted proxy.
 /// The statuses of errors that are not their kind's: of a request for another scheme, of content that can't be transformed,
 /// of a client with too many requests, and of TRACE that ends here.
 const OF_SINGLE_ERRORS: [StatusCode; 4] = [
@@ -22,6 +21,16 @@ const OF_SINGLE_ERRORS: [StatusCode; 4] = [
     StatusCode::TOO_MANY_REQUESTS,
     StatusCode::NOT_IMPLEMENTED,
 ];
+
+/// The statuses of routes with `files`: of a file that may not be read, of another method than GET, and of conditions that
+/// are not met.
+const OF_FILES: [StatusCode; 3] =
+    [StatusCode::FORBIDDEN, StatusCode::METHOD_NOT_ALLOWED, StatusCode::PRECONDITION_FAILED];
+
+/// Whether the proxy itself ever responds with a status code for a route with `files`.
+pub fn occurs_with_files(code: u16) -> bool {
+    OF_FILES.iter().any(|status| status.as_u16() == code)
+}
 
 /// Whether the proxy itself ever responds with a status code, other than by `on-error` of a plugin.
 pub fn occurs(code: u16) -> bool {

@@ -1,12 +1,13 @@
 //! The targets of routes: what answers the requests that have passed a route's request hooks.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
 use crate::context::template::Template;
 use crate::generation::ids::UpstreamId;
+use crate::static_files::find::FileSite;
 
 /// The target of a route: exactly one thing that answers its requests.
 pub enum Target {
@@ -17,7 +18,7 @@ pub enum Target {
     /// A response that is the same for each request.
     Respond(FixedResponse),
     /// The files below a folder.
-    Files(FilesTarget),
+    Files(Arc<FileSite>),
 }
 
 /// A redirect of a route, whose location is made for each request.
@@ -33,20 +34,6 @@ pub struct FixedResponse {
     pub fields: HeaderMap,
     /// The body; empty if the status has none.
     pub body: Bytes,
-}
-
-/// A folder whose files are served.
-pub struct FilesTarget {
-    /// The folder that paths are looked up in.
-    pub root: PathBuf,
-    /// The names of files that answer for their folder, the first that exists.
-    pub index: Vec<String>,
-    /// The path below `root` of the file that answers for paths without a file; `None` if these get 404.
-    pub fallback: Option<String>,
-    /// Whether a compressed copy beside a file is served to clients that accept its coding.
-    pub precompressed: bool,
-    /// Whether a folder without an index file is answered with a list of its files.
-    pub browse: bool,
 }
 
 impl Target {

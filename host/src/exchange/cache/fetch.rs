@@ -20,6 +20,7 @@ use crate::exchange::target::ask_target;
 use crate::generation::WorkerState;
 use crate::net::deadline::Clock;
 use crate::plugin::cache_policy::{FetchTimes, Refusal, Storage, StoreDecision};
+use crate::protocol::conditions;
 use crate::protocol::hop_by_hop;
 use crate::store::collapse::{FetchLeader, FetchOutcome};
 use crate::store::purge_log::PurgeEpoch;
@@ -360,7 +361,7 @@ impl Fetch<'_> {
         let report = CacheStatus::forwarded(self.miss.why).status(status).detail(detail.as_deref());
         report.append_to(self.miss.stage.needs(self.worker), Some(&self.miss.cache_key.key), &mut came.headers);
         // The request to the upstream was unconditional, so the client's conditions are evaluated here.
-        if hit::client_has_it(&came, came.headers.get(header::LAST_MODIFIED), &context.request.headers) {
+        if conditions::client_has_it(&came, came.headers.get(header::LAST_MODIFIED), &context.request.headers) {
             return hit::not_modified(came);
         }
         let is_head = context.request.method == Method::HEAD;

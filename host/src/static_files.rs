@@ -1,0 +1,10 @@
+//! Files below a folder: finds the file that a request's path names, and reads it on its way to the client. The heads of
+//! requests and responses are handled in `exchange/serve_files.rs`.
+
+pub mod file_body;
+pub mod find;
+mod listing;
+pub mod open_files;
+mod root;
+pub mod site_path;
+pub mod worker_site;

@@ -1,0 +1,211 @@
+//! Finds what answers for a path: a file or its compressed copy, the index file of a folder, a list of its files, or the
+//! site's fallback.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use smallvec::SmallVec;
+
+use super::listing::listing;
+use super::open_files::OpenFilePermit;
+use super::root::{OpenFailure, Opened, Root, Wait};
+use super::site_path::SitePath;
+use crate::protocol::content_coding::ContentCoding;
+
+/// A folder whose files are served.
+#[derive(Debug)]
+pub struct FileSite {
+    /// The folder that paths are looked up in.
+    pub root: PathBuf,
+    /// The names of files that answer for their folder, the first that exists.
+    pub index: Vec<String>,
+    /// The file that answers for paths without a file; `None` if these have no answer.
+    pub fallback: Option<SitePath>,
+    /// The codings of copies beside a file, in the order of preference.
+    pub precompressed: Vec<ContentCoding>,
+    /// Whether a folder without an index file is answered with a list of its files.
+    pub browse: bool,
+}
+
+/// A client's request to a site.
+#[derive(Clone, Debug)]
+pub struct FileQuery {
+    pub path: SitePath,
+    /// The codings of copies that the client gets rather than the file, in its order.
+    pub codings: SmallVec<[ContentCoding; 3]>,
+}
+
+/// The answer for a path.
+#[derive(Debug)]
+pub enum Found {
+    File(FoundFile),
+    /// A folder, whose path lacks the slash at its end.
+    Folder,
+    /// A page with the list of a folder's files.
+    Listing(Vec<u8>),
+    Absent,
+    /// A file that the user who runs the proxy may not read.
+    Denied,
+}
+
+/// A file that answers for a path.
+#[derive(Debug)]
+pub struct FoundFile {
+    pub file: SiteFile,
+    /// The path of the file without a coding.
+    pub path: SitePath,
+    /// The coding of the file; `None` if it has none.
+    pub coding: Option<ContentCoding>,
+}
+
+/// An open file of a site, as it was when it was opened.
+#[derive(Debug)]
+pub struct SiteFile {
+    pub file: File,
+    /// The length in bytes.
+    pub length: u64,
+    pub modified: ModifiedTime,
+    _permit: OpenFilePermit,
+}
+
+/// The time at which a file was modified, since the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModifiedTime {
+    pub seconds: i64,
+    pub nanoseconds: i64,
+}
+
+impl ModifiedTime {
+    /// Returns the time of a file.
+    pub fn of(metadata: &Metadata) -> Self {
+        ModifiedTime { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() }
+    }
+}
+
+/// The reason why a search has no answer.
+#[derive(Debug)]
+pub enum FindFailure {
+    /// The answer needs a wait.
+    WouldWait,
+    Failed(io::Error),
+}
+
+impl FileSite {
+    /// Finds what answers for a query.
+    pub fn find(
+        &self,
+        root: &Root,
+        query: &FileQuery,
+        permit: OpenFilePermit,
+        wait: Wait,
+    ) -> Result<Found, FindFailure> {
+        let search = Search { site: self, root, query, wait };
+        search.find(permit).or_else(|failure| match failure {
+            OpenFailure::WouldWait => Err(FindFailure::WouldWait),
+            OpenFailure::Failed(error) => Err(FindFailure::Failed(error)),
+            OpenFailure::Absent => Ok(Found::Absent),
+            OpenFailure::Denied => Ok(Found::Denied),
+        })
+    }
+}
+
+/// One search of a site.
+struct Search<'a> {
+    site: &'a FileSite,
+    root: &'a Root,
+    query: &'a FileQuery,
+    wait: Wait,
+}
+
+impl Search<'_> {
+    fn find(&self, permit: OpenFilePermit) -> Result<Found, OpenFailure> {
+        let path = &self.query.path;
+        let opened =
+            if path.is_folder() { self.open_index(path)? } else { self.open(path)?.map(|it| (path.clone(), it)) };
+        let opened = match opened {
+            Some((path, Opened::File(file, metadata))) => Some((path, file, metadata)),
+            Some((_, Opened::Folder(_))) => return Ok(Found::Folder),
+            Some((_, Opened::Other)) | None => match self.list(path)? {
+                Some(page) => return Ok(Found::Listing(page)),
+                None => self.open_fallback()?,
+            },
+        };
+        let Some((path, file, metadata)) = opened else { return Ok(Found::Absent) };
+        if let Some((copy, copy_metadata, coding)) = self.open_copy(&path, &metadata)? {
+            let file = SiteFile::new(copy, &copy_metadata, permit);
+            return Ok(Found::File(FoundFile { file, path, coding: Some(coding) }));
+        }
+        Ok(Found::File(FoundFile { file: SiteFile::new(file, &metadata, permit), path, coding: None }))
+    }
+
+    /// Opens what is at a path; `None` if there is nothing.
+    fn open(&self, path: &SitePath) -> Result<Option<Opened>, OpenFailure> {
+        match self.root.find(path, self.wait) {
+            Err(OpenFailure::Absent) => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
+    /// Opens the index file of a folder, with its path.
+    fn open_index(&self, folder: &SitePath) -> Result<Option<(SitePath, Opened)>, OpenFailure> {
+        for name in &self.site.index {
+            let path = folder.join(name.as_bytes());
+            if let Some(Opened::File(file, metadata)) = self.open(&path)? {
+                return Ok(Some((path, Opened::File(file, metadata))));
+            }
+        }
+        Ok(None)
+    }
+
+    fn open_fallback(&self) -> Result<Option<(SitePath, File, Metadata)>, OpenFailure> {
+        let Some(fallback) = &self.site.fallback else { return Ok(None) };
+        Ok(match self.open(fallback)? {
+            Some(Opened::File(file, metadata)) => Some((fallback.clone(), file, metadata)),
+            Some(Opened::Folder(_) | Opened::Other) | None => None,
+        })
+    }
+
+    /// Opens the copy of a file that the client likes best. A copy that is older than the file is one of something else.
+    fn open_copy(
+        &self,
+        path: &SitePath,
+        of: &Metadata,
+    ) -> Result<Option<(File, Metadata, ContentCoding)>, OpenFailure> {
+        for coding in &self.query.codings {
+            let copy = match self.open(&path.join(coding.suffix().as_bytes())) {
+                // The file itself answers as well.
+                Err(OpenFailure::Denied) => None,
+                copy => copy?,
+            };
+            // In whole seconds, as tools that make copies, or move them, keep no parts of these.
+            if let Some(Opened::File(copy, metadata)) = copy
+                && metadata.mtime() >= of.mtime()
+            {
+                return Ok(Some((copy, metadata, *coding)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the list of a folder's files; `None` if it is not to be listed, or is no folder.
+    fn list(&self, path: &SitePath) -> Result<Option<Vec<u8>>, OpenFailure> {
+        if !self.site.browse || !path.is_folder() {
+            return Ok(None);
+        }
+        match self.wait {
+            Wait::Never => Err(OpenFailure::WouldWait),
+            Wait::Allowed => match self.open(path)? {
+                Some(Opened::Folder(folder)) => Ok(Some(listing(self.root, path, &folder)?)),
+                _ => Ok(None),
+            },
+        }
+    }
+}
+
+impl SiteFile {
+    fn new(file: File, metadata: &Metadata, permit: OpenFilePermit) -> Self {
+        SiteFile { file, length: metadata.len(), modified: ModifiedTime::of(metadata), _permit: permit }
+    }
+}

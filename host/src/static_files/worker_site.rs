@@ -1,0 +1,102 @@
+//! A site as one worker has it: with its folder open, which is looked for again where its path leads.
+
+use std::cell::RefCell;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::spawn_blocking;
+
+use super::find::{FileQuery, FileSite, FindFailure, Found};
+use super::open_files::{OpenFilePermit, OpenFiles};
+use super::root::{Root, Wait};
+use crate::error::{Error, FailureKind, lacks_descriptor};
+use crate::net::deadline::Deadline;
+
+/// A site of a worker.
+#[derive(Debug)]
+pub struct WorkerSite {
+    pub site: Arc<FileSite>,
+    open_files: OpenFiles,
+    /// The open folder, and when it was last seen at its path; `None` if it was not there.
+    root: RefCell<Option<(Arc<Root>, Instant)>>,
+}
+
+/// The time for which a folder is taken for the one at its path: deployments put another in its place.
+const ROOT_CHECK: Duration = Duration::from_secs(1);
+
+/// The time for finding a file, which only a network or a broken disk exceeds.
+const FIND_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl WorkerSite {
+    /// Returns a site whose folder is opened for its first request.
+    pub fn new(site: Arc<FileSite>, open_files: OpenFiles) -> Self {
+        WorkerSite { site, open_files, root: RefCell::default() }
+    }
+
+    /// Finds what answers for a query; `None` if that needs a wait.
+    pub fn find_now(&self, query: &FileQuery, now: Instant) -> Option<Result<Found, Error>> {
+        let root = self.root.borrow();
+        let (root, _) = root.as_ref().filter(|(_, seen)| now.saturating_duration_since(*seen) < ROOT_CHECK)?;
+        let permit = match self.permit() {
+            Ok(permit) => permit,
+            Err(error) => return Some(Err(error)),
+        };
+        match self.site.find(root, query, permit, Wait::Never) {
+            Ok(found) => Some(Ok(found)),
+            Err(FindFailure::WouldWait) => None,
+            Err(FindFailure::Failed(error)) => Some(Err(failed(error))),
+        }
+    }
+
+    /// Finds what answers for a query, on a thread for such waits.
+    pub async fn find(&self, query: FileQuery, step: &Deadline) -> Result<Found, Error> {
+        let permit = self.permit()?;
+        let (site, known) = (self.site.clone(), self.root.borrow().as_ref().map(|(root, _)| root.clone()));
+        let finding = spawn_blocking(move || {
+            let root = root_at(&site.root, known)?;
+            let found = site.find(&root, &query, permit, Wait::Allowed);
+            Ok::<_, Error>((root, found))
+        });
+        let late = |_| Error::new(FailureKind::ResponseTimeout, "the file system did not open a file in 30 s");
+        let found = step.limit(FIND_TIMEOUT, finding).await.map_err(late)?;
+        let found = found.unwrap_or_else(|error| Err(failed(io::Error::other(error))));
+        let (root, found) = found.inspect_err(|_| drop(self.root.take()))?;
+        self.root.replace(Some((root, step.clock().now())));
+        found.map_err(|failure| match failure {
+            FindFailure::Failed(error) => failed(error),
+            FindFailure::WouldWait => failed(io::Error::other("files were renamed each time that it was looked for")),
+        })
+    }
+
+    fn permit(&self) -> Result<OpenFilePermit, Error> {
+        let full = || {
+            let max = self.open_files.max();
+            let cause = format!("clients keep {max} files open, the most of a worker; raise the limit of descriptors");
+            Error::new(FailureKind::LimitReached, cause)
+        };
+        self.open_files.permit().ok_or_else(full)
+    }
+}
+
+/// Returns the root that is known, or another one if that is at its path now.
+fn root_at(path: &Path, known: Option<Arc<Root>>) -> Result<Arc<Root>, Error> {
+    if let Some(root) = known.filter(|root| root.is_at(path)) {
+        return Ok(root);
+    }
+    Root::open(path).map(Arc::new).map_err(|error| {
+        if lacks_descriptor(&error) {
+            return failed(error);
+        }
+        let cause = format!("no folder to serve files from: `{}`: {error}", path.display());
+        Error::new(FailureKind::DestinationUnavailable, cause)
+    })
+}
+
+/// Returns the error of an exchange whose file can't be opened.
+fn failed(error: io::Error) -> Error {
+    let status = lacks_descriptor(&error).then_some(http::StatusCode::SERVICE_UNAVAILABLE);
+    let cause = io::Error::new(error.kind(), format!("a file can't be opened: {error}"));
+    Error { status, ..Error::new(FailureKind::InternalError, cause) }
+}
