@@ -1,22 +1,33 @@
-//! The stock plugin `auth-key`.
+//! The stock plugin `auth-key`, which requires a known key and tells the upstream the name of its owner.
+
+mod config;
+mod keys;
+mod places;
+mod policy;
 
 use plugway_sdk::{ConfigError, Plugin, RequestFilter, Setup, Values, Verdict, export};
 
+use config::Config;
+use policy::Policy;
+
 /// The configured plugin.
-pub struct AuthKey;
+pub struct AuthKey(Policy);
 
 impl Plugin for AuthKey {
-    type Config = ();
+    type Config = Config;
 
-    fn new(_: (), _: &mut Setup) -> Result<Self, ConfigError> {
-        Ok(AuthKey)
+    fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
+        Policy::new(&config, setup).map(AuthKey)
     }
 }
 
 impl RequestFilter for AuthKey {
-    fn on_request(&mut self, _: &Values) -> Verdict {
-        Verdict::proceed()
+    fn on_request(&mut self, request: &Values) -> Verdict {
+        self.0.decide(request)
     }
 }
 
 export!(AuthKey: RequestFilter);
+
+#[cfg(test)]
+mod tests;
