@@ -40,9 +40,9 @@ pub struct Config {
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum List {
-    /// Several entries.
+    /// A list of several entries.
     Entries(Vec<Entry>),
-    /// Lines of the form `NAME:sha256:DIGITS`.
+    /// A text of lines of the form `NAME:sha256:DIGITS`.
     Lines(String),
 }
 
@@ -50,9 +50,9 @@ pub enum List {
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Entry {
-    /// One key.
+    /// A table that describes one key.
     Key(Key),
-    /// Lines of the form `NAME:sha256:DIGITS`.
+    /// A text of lines of the form `NAME:sha256:DIGITS`.
     Lines(String),
 }
 

@@ -28,9 +28,9 @@ pub struct Config {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum List {
-    /// Several entries.
+    /// A list of several entries.
     Entries(Vec<String>),
-    /// One text of many lines.
+    /// A single text of many lines.
     Lines(String),
 }
 

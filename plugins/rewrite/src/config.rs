@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// What a request becomes: the canonical form of its host and path, then the map, then the first rule that matches, then
+/// The rewriting of requests, in this order: the canonical form of host and path, the map, the first rule that matches,
 /// the query.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
