@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const PLUGINS: [&str; 3] = ["headers", "balance", "cache"];
+const PLUGINS: [&str; 7] = ["headers", "balance", "cache", "rewrite", "ip-filter", "auth-key", "request-id"];
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -15,6 +15,7 @@ fn main() {
     match plugway_build::components(&root.join("Cargo.toml"), &packages, &["--profile", "guest"], &target_dir) {
         Ok(folder) => {
             for name in PLUGINS {
+                let name = name.replace('-', "_");
                 let file = folder.join(format!("guest/plugway_{name}.wasm"));
                 println!("cargo::rustc-env=PLUGIN_{}={}", name.to_uppercase(), file.display());
             }

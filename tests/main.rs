@@ -42,6 +42,7 @@ mod response_heads;
 mod routes;
 mod slow_clients;
 mod starting;
+mod stock_plugins_a;
 mod streams;
 mod support;
 mod swap;

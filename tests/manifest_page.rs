@@ -278,7 +278,7 @@ fn each_default_and_example_of_a_key_is_a_good_value() {
 // === Documents ===
 
 /// The documents whose manifests are checked: each block is a manifest, but for tables that it takes for granted.
-const DOCUMENTS: [(&str, &str); 7] = [
+const DOCUMENTS: &[(&str, &str)] = &[
     ("getting-started.md", include_str!("../docs/getting-started.md")),
     ("manifest.md", include_str!("../docs/manifest.md")),
     ("error-pages.md", include_str!("../docs/error-pages.md")),
@@ -286,6 +286,10 @@ const DOCUMENTS: [(&str, &str); 7] = [
     ("edge.md", include_str!("../docs/edge.md")),
     ("upstreams.md", include_str!("../docs/upstreams.md")),
     ("routing.md", include_str!("../docs/routing.md")),
+    ("rewrite.md", include_str!("../docs/plugins/rewrite.md")),
+    ("ip-filter.md", include_str!("../docs/plugins/ip-filter.md")),
+    ("auth-key.md", include_str!("../docs/plugins/auth-key.md")),
+    ("request-id.md", include_str!("../docs/plugins/request-id.md")),
 ];
 
 /// The tables that every manifest needs.

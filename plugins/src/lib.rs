@@ -7,4 +7,8 @@ pub const STOCK: &[(&str, &[u8])] = &[
     ("headers", include_bytes!(env!("PLUGIN_HEADERS"))),
     ("balance", include_bytes!(env!("PLUGIN_BALANCE"))),
     ("cache", include_bytes!(env!("PLUGIN_CACHE"))),
+    ("rewrite", include_bytes!(env!("PLUGIN_REWRITE"))),
+    ("ip-filter", include_bytes!(env!("PLUGIN_IP_FILTER"))),
+    ("auth-key", include_bytes!(env!("PLUGIN_AUTH_KEY"))),
+    ("request-id", include_bytes!(env!("PLUGIN_REQUEST_ID"))),
 ];

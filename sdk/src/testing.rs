@@ -311,6 +311,21 @@ impl Request {
         std::str::from_utf8(value).ok()
     }
 
+    /// Returns the path.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Returns the query without its `?`; `None` if there is none.
+    pub fn query(&self) -> Option<&str> {
+        self.query.as_deref()
+    }
+
+    /// Returns the authority, which a filter may have set.
+    pub fn host(&self) -> &str {
+        &self.authority
+    }
+
     /// Returns the upstream that a filter selected; `None` if it selected none.
     pub fn upstream(&self) -> Option<&str> {
         self.upstream.as_deref()

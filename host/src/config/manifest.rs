@@ -998,7 +998,7 @@ pub enum PluginRef {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PluginTable {
-    /// The stock plugin `headers`, `cache` or `balance`, or a `.wasm` file.
+    /// A [stock plugin](plugins/README.md), such as `headers`, or a `.wasm` file.
     ///
     /// Type: name or path. Required. Example: `"headers"`, `"./guard.wasm"`.
     pub r#use: Spanned<String>,

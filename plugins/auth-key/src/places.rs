@@ -1,0 +1,164 @@
+//! The places in a request that have the key: how it is read, and how it is removed.
+
+use std::borrow::Cow;
+
+use plugway_sdk::{ConfigError, Edit, EditPlan, Input, Setup, ValueName, Values, Verdict};
+
+use crate::config::Config;
+
+/// The places that the configuration names.
+pub struct Places {
+    field: Option<Field>,
+    query: Option<Parameter>,
+    cookie: Option<Parameter>,
+}
+
+struct Field {
+    name: String,
+    value: Input,
+    scheme: Option<String>,
+}
+
+/// A query parameter or a cookie.
+struct Parameter {
+    name: String,
+    value: Input,
+    /// The whole query, or the whole field `Cookie`.
+    whole: Input,
+}
+
+impl Places {
+    /// Declares the values of the places.
+    pub fn new(config: &Config, setup: &mut Setup) -> Self {
+        let is_named = config.field.is_some() || config.query.is_some() || config.cookie.is_some();
+        let field = config.field.as_deref().or((!is_named).then_some("x-api-key"));
+        if config.scheme.is_some() && config.field.is_none() {
+            setup.report(ConfigError::at("/scheme", "a scheme without a field; write `field = \"Authorization\"` too"));
+        }
+        if config.scheme.as_deref().is_some_and(|scheme| !is_token(scheme)) {
+            setup.report(ConfigError::at("/scheme", "invalid scheme; expected a token such as `Bearer`"));
+        }
+        for (key, name) in
+            [("/field", field), ("/query", config.query.as_deref()), ("/cookie", config.cookie.as_deref())]
+        {
+            if name.is_some_and(|name| !is_token(name)) {
+                setup.report(ConfigError::at(key, "invalid name; expected letters, digits, `-` and `_`"));
+            }
+        }
+        let needs = &mut setup.request;
+        Places {
+            field: field.map(|name| Field {
+                name: name.into(),
+                value: needs.field(name),
+                scheme: config.scheme.clone(),
+            }),
+            query: config.query.as_ref().map(|name| Parameter {
+                name: name.clone(),
+                value: needs.value(ValueName::QueryParameter(name.clone())),
+                whole: needs.value(ValueName::Query),
+            }),
+            cookie: config.cookie.as_ref().map(|name| Parameter {
+                name: name.clone(),
+                value: needs.cookie(name),
+                whole: needs.field("cookie"),
+            }),
+        }
+    }
+
+    /// Returns the key of a request; `None` if no place has one.
+    pub fn key<'a>(&self, request: &'a Values) -> Option<Cow<'a, [u8]>> {
+        if let Some(field) = &self.field
+            && let Some(value) = request.bytes(field.value)
+        {
+            return without_scheme(value, field.scheme.as_deref()).map(Cow::Borrowed);
+        }
+        if let Some(query) = &self.query
+            && let Some(value) = request.bytes(query.value)
+        {
+            return Some(decoded(value));
+        }
+        request.bytes(self.cookie.as_ref()?.value).map(Cow::Borrowed)
+    }
+
+    /// Adds to a plan what removes the field with the key.
+    pub fn remove_field(&self, plan: EditPlan) -> EditPlan {
+        match &self.field {
+            Some(field) => plan.remove_field(&field.name),
+            None => plan,
+        }
+    }
+
+    /// Adds to a verdict what removes the key from the query and from the cookies.
+    pub fn remove_parameters(&self, request: &Values, mut verdict: Verdict) -> Verdict {
+        if let Some(query) = &self.query
+            && let Some(whole) = request.bytes(query.whole)
+        {
+            let left = without_parameter(whole, query.name.as_bytes());
+            if left.len() < whole.len() {
+                verdict = verdict.edit(Edit::SetQuery(Some(left).filter(|left| !left.is_empty())));
+            }
+        }
+        if let Some(cookie) = &self.cookie
+            && let Some(whole) = request.bytes(cookie.whole)
+        {
+            match without_cookie(whole, cookie.name.as_bytes()) {
+                Some(left) if left.is_empty() => verdict = verdict.remove_field("cookie"),
+                Some(left) => verdict = verdict.set_field("cookie", left),
+                None => {}
+            }
+        }
+        verdict
+    }
+}
+
+/// Returns the credentials behind a scheme (RFC 9110 §11.4); `None` if the value has another scheme.
+fn without_scheme<'a>(value: &'a [u8], scheme: Option<&str>) -> Option<&'a [u8]> {
+    let Some(scheme) = scheme else { return Some(value) };
+    let (begin, rest) = value.split_at_checked(scheme.len())?;
+    let is_scheme = begin.eq_ignore_ascii_case(scheme.as_bytes()) && rest.starts_with(b" ");
+    is_scheme.then(|| rest.trim_ascii_start())
+}
+
+/// Returns the query without all parameters of a name, whether the name is percent-encoded or not.
+fn without_parameter(query: &[u8], name: &[u8]) -> Vec<u8> {
+    let is_other = |pair: &&[u8]| *decoded(pair.split(|byte| *byte == b'=').next().unwrap_or_default()) != *name;
+    query.split(|byte| *byte == b'&').filter(is_other).collect::<Vec<_>>().join(&b'&')
+}
+
+/// Returns the field `Cookie` without all cookies of a name; `None` if there is none of them. Several lines of the field
+/// arrive as one, with commas between them.
+fn without_cookie(cookies: &[u8], name: &[u8]) -> Option<Vec<u8>> {
+    let is_other = |pair: &&[u8]| pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii() != name;
+    if cookies.split(|byte| [b';', b','].contains(byte)).all(|pair| is_other(&pair)) {
+        return None;
+    }
+    let mut left: Vec<Vec<u8>> = Vec::new();
+    for pair in cookies.split(|byte| *byte == b';') {
+        let lines: Vec<&[u8]> = pair.split(|byte| *byte == b',').filter(is_other).collect();
+        let pair = lines.join(&b',').trim_ascii().to_vec();
+        if !pair.is_empty() {
+            left.push(pair);
+        }
+    }
+    Some(left.join(&b"; "[..]))
+}
+
+/// Decodes percent-encoding; a `%` without two digits stays.
+fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
+    if !text.contains(&b'%') {
+        return Cow::Borrowed(text);
+    }
+    let digit = |at: usize| text.get(at).and_then(|digit| char::from(*digit).to_digit(16));
+    let (mut decoded, mut at) = (Vec::with_capacity(text.len()), 0);
+    while let Some(byte) = text.get(at) {
+        let escaped = (*byte == b'%').then(|| digit(at + 1).zip(digit(at + 2))).flatten();
+        decoded.push(escaped.map_or(*byte, |(high, low)| (high << 4 | low) as u8));
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+    Cow::Owned(decoded)
+}
+
+/// Whether a text is a token (RFC 9110 §5.6.2).
+pub fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
