@@ -5,7 +5,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::context::ExchangeContext;
-use crate::error::FailureKind;
+use crate::error::{Error, FailureKind};
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::error_pages::ErrorPages;
 
@@ -13,6 +13,9 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// In seconds (RFC 9110 §10.2.3): the least that can be said, and longer than most requests take.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// The key of the manifest that limits the content of a request.
+const MAX_BODY: &str = "max-body";
 
 /// The format of an error page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,26 +25,30 @@ enum PageFormat {
     Text,
 }
 
-/// The response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209).
+/// Returns the response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209).
 pub fn error_response(
-    kind: FailureKind,
+    error: &Error,
     status: StatusCode,
-    context: Option<&ExchangeContext>,
+    context: &ExchangeContext,
     pages: &ErrorPages,
 ) -> Response<ResponseBody> {
-    let unknown = context.is_none().then(ExchangeContext::empty);
-    let context = context.or(unknown.as_ref());
-    let id = context.map_or("", |context| context.request_id());
-    let language = context
-        .and_then(|context| context.request.headers.get(header::ACCEPT))
-        .map_or(PageFormat::Text, preferred_format);
-    let (text, media) = match (pages.get(status), language) {
+    let (kind, id) = (error.kind, context.request_id());
+    let max_body = context.max_body.filter(|_| error.limit == Some(MAX_BODY));
+    let advice = max_body.map(|max| format!("at most {} of content", size(max)));
+    let format = context.request.headers.get(header::ACCEPT).map_or(PageFormat::Text, preferred_format);
+    let (text, media) = match (pages.get(status), format) {
         (Some(page), PageFormat::Html | PageFormat::Text) => {
             (fill_template(page, status, id), "text/html; charset=utf-8")
         }
-        (_, PageFormat::Html) => (fill_template(PAGE, status, id), "text/html; charset=utf-8"),
-        (_, PageFormat::Json) => (json(kind, status, id), "application/json"),
-        (_, PageFormat::Text) => (format!("{status}\n{}\nrequest {id}\n", kind.token()), "text/plain; charset=utf-8"),
+        (_, PageFormat::Html) => {
+            let advice = advice.map_or(String::new(), |advice| format!("<p>{advice}</p>"));
+            (fill_template(&PAGE.replace("{advice}", &advice), status, id), "text/html; charset=utf-8")
+        }
+        (_, PageFormat::Json) => (json(kind, status, max_body, id), "application/json"),
+        (_, PageFormat::Text) => {
+            let advice = advice.map_or(String::new(), |advice| format!("{advice}\n"));
+            (format!("{status}\n{}\n{advice}request {id}\n", kind.token()), "text/plain; charset=utf-8")
+        }
     };
     let mut response = Response::new(ResponseBody::Full(Bytes::from(text)));
     *response.status_mut() = status;
@@ -65,18 +72,29 @@ pub fn redirect(location: HeaderValue) -> Response<ResponseBody> {
 }
 
 const PAGE: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{status} {reason}</title>\
-    <h1>{status} {reason}</h1><p><small>Request {request-id}</small></p></html>\n";
+    <h1>{status} {reason}</h1>{advice}<p><small>Request {request-id}</small></p></html>\n";
 
 fn fill_template(page: &str, status: StatusCode, id: &str) -> String {
     let reason = status.canonical_reason().unwrap_or_default();
     page.replace("{status}", status.as_str()).replace("{reason}", reason).replace("{request-id}", id)
 }
 
-/// Returns an error as JSON. The texts have no character that JSON would escape.
-fn json(kind: FailureKind, status: StatusCode, id: &str) -> String {
+/// Returns an error as JSON, with the limit of the content if it was met. The texts have no character that JSON would
+/// escape.
+fn json(kind: FailureKind, status: StatusCode, max_body: Option<u64>, id: &str) -> String {
     let reason = status.canonical_reason().unwrap_or_default();
     let (code, kind) = (status.as_u16(), kind.token());
-    format!("{{\"status\":{code},\"reason\":\"{reason}\",\"error\":\"{kind}\",\"request-id\":\"{id}\"}}\n")
+    let limit = max_body.map_or(String::new(), |max| format!("\"max-body\":{max},"));
+    format!("{{\"status\":{code},\"reason\":\"{reason}\",\"error\":\"{kind}\",{limit}\"request-id\":\"{id}\"}}\n")
+}
+
+/// Returns a size in words, in the largest unit that fits exactly.
+fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{} {name}", bytes / unit),
+        None => format!("{bytes} bytes"),
+    }
 }
 
 /// Returns the format that the client prefers: the one it names first. A client that accepts anything is a tool and
@@ -95,6 +113,12 @@ fn preferred_format(accept: &HeaderValue) -> PageFormat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_has_the_largest_unit_that_fits() {
+        let cases = [(0, "0 bytes"), (10, "10 bytes"), (1 << 10, "1 KiB"), (1025, "1025 bytes"), (3 << 20, "3 MiB")];
+        cases.into_iter().for_each(|(bytes, wanted)| assert_eq!(size(bytes), wanted));
+    }
 
     #[test]
     fn the_first_language_that_a_client_names_is_spoken() {

@@ -176,5 +176,5 @@ pub fn fail(
 ) -> Response<ResponseBody> {
     record::log(error, Some(context), "exchange failed", record.upload.is_abandoned());
     (record.status, record.error) = (status.as_u16(), Some(error.kind));
-    error_response::error_response(error.kind, status, Some(context), &worker.generation.error_pages)
+    error_response::error_response(error, status, context, &worker.generation.error_pages)
 }
