@@ -62,10 +62,13 @@ pub mod cache;
 pub mod exchange;
 mod export;
 mod hooks;
+pub mod lines;
 pub mod log;
 pub mod metrics;
+pub mod path;
 mod setup;
 pub mod testing;
+pub mod units;
 mod values;
 mod verdict;
 
