@@ -7,4 +7,5 @@ pub const STOCK: &[(&str, &[u8])] = &[
     ("headers", include_bytes!(env!("PLUGIN_HEADERS"))),
     ("balance", include_bytes!(env!("PLUGIN_BALANCE"))),
     ("cache", include_bytes!(env!("PLUGIN_CACHE"))),
+    ("body-limit", include_bytes!(env!("PLUGIN_BODY_LIMIT"))),
 ];
