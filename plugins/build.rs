@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const PLUGINS: &[&str] = &["headers", "balance", "cache", "body-limit"];
+const PLUGINS: &[&str] = &["headers", "balance", "cache", "body-limit", "cors"];
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

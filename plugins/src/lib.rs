@@ -8,4 +8,5 @@ pub const STOCK: &[(&str, &[u8])] = &[
     ("balance", include_bytes!(env!("PLUGIN_BALANCE"))),
     ("cache", include_bytes!(env!("PLUGIN_CACHE"))),
     ("body-limit", include_bytes!(env!("PLUGIN_BODY_LIMIT"))),
+    ("cors", include_bytes!(env!("PLUGIN_CORS"))),
 ];
