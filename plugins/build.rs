@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const PLUGINS: &[&str] = &["headers", "balance", "cache", "body-limit", "cors"];
+const PLUGINS: &[&str] = &["headers", "balance", "cache", "body-limit", "cors", "log-fields"];
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

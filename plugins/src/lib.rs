@@ -9,4 +9,5 @@ pub const STOCK: &[(&str, &[u8])] = &[
     ("cache", include_bytes!(env!("PLUGIN_CACHE"))),
     ("body-limit", include_bytes!(env!("PLUGIN_BODY_LIMIT"))),
     ("cors", include_bytes!(env!("PLUGIN_CORS"))),
+    ("log-fields", include_bytes!(env!("PLUGIN_LOG_FIELDS"))),
 ];
