@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const PLUGINS: &[&str] = &["headers", "balance", "cache", "body-limit", "cors", "log-fields"];
+const PLUGINS: &[&str] = &["headers", "balance", "cache", "body-limit", "cors", "log-fields", "security-headers"];
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

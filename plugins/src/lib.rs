@@ -10,4 +10,5 @@ pub const STOCK: &[(&str, &[u8])] = &[
     ("body-limit", include_bytes!(env!("PLUGIN_BODY_LIMIT"))),
     ("cors", include_bytes!(env!("PLUGIN_CORS"))),
     ("log-fields", include_bytes!(env!("PLUGIN_LOG_FIELDS"))),
+    ("security-headers", include_bytes!(env!("PLUGIN_SECURITY_HEADERS"))),
 ];
