@@ -39,6 +39,7 @@ mod refused_uploads;
 mod response_heads;
 mod slow_clients;
 mod starting;
+mod stock_plugins_b;
 mod streams;
 mod support;
 mod swap;
