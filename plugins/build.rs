@@ -2,14 +2,26 @@
 
 use std::path::Path;
 
-const PLUGINS: [&str; 7] = ["headers", "balance", "cache", "rewrite", "ip-filter", "auth-key", "request-id"];
+const PLUGINS: &[&str] = &[
+    "headers",
+    "balance",
+    "cache",
+    "rewrite",
+    "ip-filter",
+    "auth-key",
+    "request-id",
+    "body-limit",
+    "cors",
+    "log-fields",
+    "security-headers",
+];
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for watched in ["plugins", "sdk/src", "sdk/Cargo.toml", "wit", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
-    let packages = PLUGINS.map(|name| format!("plugway-{name}"));
+    let packages: Vec<String> = PLUGINS.iter().map(|name| format!("plugway-{name}")).collect();
     let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
     let target_dir = root.join("target/guests");
     match plugway_build::components(&root.join("Cargo.toml"), &packages, &["--profile", "guest"], &target_dir) {

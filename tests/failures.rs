@@ -497,7 +497,7 @@ fn no_cause_is_a_phrase_of_a_library() {
     let proxy = limited(&echo(), "body-timeout = \"300ms\"", "max-body = \"10 B\"");
     let upload = |body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
     for (request, cause) in [
-        (upload("b\r\n12345678901\r\n0\r\n\r\n"), "cause=\"the content is longer than the route takes\""),
+        (upload("b\r\n12345678901\r\n0\r\n\r\n"), "cause=\"the content is longer than its limit\""),
         (upload("3\r\nabc\r\n"), "cause=\"the client's content is too slow\""),
         (upload("3\r\nabc\r\nnonsense\r\n"), "a malformed chunk"),
     ] {

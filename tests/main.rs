@@ -43,6 +43,7 @@ mod routes;
 mod slow_clients;
 mod starting;
 mod stock_plugins_a;
+mod stock_plugins_b;
 mod streams;
 mod support;
 mod swap;

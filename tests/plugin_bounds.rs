@@ -37,6 +37,7 @@ fn declarations_beyond_a_bound_are_errors_of_the_manifest() {
         ("name", "2000 bytes of a name; at most 1024 are allowed"),
         ("note", "2000 bytes of a name; at most 1024 are allowed"),
         ("declared", "bytes of plans, with 64 for each edit and part of a template; at most 1048576 are allowed"),
+        ("response-limit", "a request's limit of content can't be changed here"),
         ("values", "129 values of a hook; at most 128 are allowed"),
         ("observer", "129 values of a hook; at most 128 are allowed"),
         ("cookie", "2000 bytes of a name; at most 1024 are allowed"),

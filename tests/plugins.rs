@@ -1,11 +1,12 @@
 //! Plugins in the running proxy: the examples at work, and what a bad one can't do.
 
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use plugway_test_guests::{API_KEY, MISBEHAVE, RETITLE, SPLIT};
 
-use crate::support::{Proxy, echo, manifest, ok, origin, run};
+use crate::support::{Proxy, echo, manifest, ok, origin, read_message, run};
 
 /// Returns the manifest of an example, unchanged except for addresses and the path of the built plugin.
 fn example(name: &str, component: &str, app: &str) -> String {
@@ -82,6 +83,51 @@ fn nothing_is_changed_by_a_call_that_fails() {
     let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &more));
     let got = proxy.get("/", "\r\nX-Misbehave: half");
     assert!(got.status() == 200 && !got.text().contains("x-half"), "{got:?}");
+}
+
+#[test]
+fn the_lowest_limit_of_content_applies_however_its_length_is_told() {
+    let text = manifest(&echo(), r#""bad""#, &format!("[plugin.bad]\nuse = {MISBEHAVE:?}\n"));
+    let proxy = Proxy::start(&text.replace("[[route]]", "[[route]]\nmax-body = \"1 KiB\""));
+    let (short, long) = ("x".repeat(1024), "x".repeat(1025));
+    let known = |body: &str| format!("Content-Length: {}\r\n\r\n{body}", body.len());
+    let chunks = |body: &str| format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let cases = [
+        ("edit max-body 1024", short.as_str(), 200, ""),
+        ("edit max-body 10", "0123456789", 200, ""),
+        ("edit max-body 10", "0123456789a", 413, "at most 10 bytes of content\n"),
+        ("edit max-body 0", "0", 413, "at most 0 bytes of content\n"),
+        ("edit max-body 9000", long.as_str(), 413, "at most 1 KiB of content\n"),
+        ("nothing", long.as_str(), 413, "at most 1 KiB of content\n"),
+    ];
+    for (edit, body, status, words) in cases {
+        for framed in [known(body), chunks(body)] {
+            let mut stream = proxy.connect();
+            write!(stream, "POST / HTTP/1.1\r\nHost: a\r\nX-Misbehave: {edit}\r\n{framed}").unwrap();
+            let answer = read_message(&mut BufReader::new(stream)).unwrap();
+            assert_eq!(answer.status(), status, "{edit}: {answer:?}");
+            assert!(answer.text().contains(words), "{edit}: {answer:?}");
+        }
+    }
+    let mut stream = proxy.connect();
+    let asks = "X-Misbehave: edit max-body 2048\r\nAccept: application/json";
+    write!(stream, "POST / HTTP/1.1\r\nHost: a\r\n{asks}\r\n{}", known(&long)).unwrap();
+    assert!(read_message(&mut BufReader::new(stream)).unwrap().text().contains("\"max-body\":1024,"));
+}
+
+#[test]
+fn a_limit_of_content_holds_over_http2_without_a_length() {
+    let proxy = Proxy::start(&manifest(&echo(), r#""bad""#, &format!("[plugin.bad]\nuse = {MISBEHAVE:?}\n")));
+    for (limit, status) in [(5, "413"), (6, "200")] {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--http2-prior-knowledge", "--max-time", "30", "--output", "/dev/null"]);
+        curl.args(["--write-out", "%{http_code}", "--request", "POST", "--upload-file", "-"]);
+        curl.args(["--header", &format!("X-Misbehave: edit max-body {limit}"), &format!("http://{}/", proxy.address)]);
+        let mut curl = curl.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        curl.stdin.take().unwrap().write_all(b"abcdef").unwrap();
+        let seen = curl.wait_with_output().unwrap().stdout;
+        assert_eq!(String::from_utf8_lossy(&seen), status, "a limit of {limit}");
+    }
 }
 
 #[test]

@@ -55,6 +55,10 @@ pub struct ExchangeContext {
     pub endpoint: Option<Arc<str>>,
     /// The outcome at the cache of the chain; `None` if the chain has no cache.
     pub cache: Option<CacheOutcome>,
+    /// The length of the request's content as it arrives.
+    pub content: ContentLength,
+    /// The limit of the request's content, in bytes; `None` before a plugin or the route has set one.
+    pub max_body: Option<u64>,
     /// Values left by plugins.
     pub notes: Vec<(String, HeaderValue)>,
     /// How much of this is the work of plugins.
@@ -71,6 +75,18 @@ pub struct SentPath {
     pub target: http::Uri,
     /// The path of the request before any edit: after an edit of the path, the spelling of the client is not forwarded.
     pub normal: String,
+}
+
+/// The length of a request's content, as far as it is known before the content arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ContentLength {
+    /// The request has no content.
+    #[default]
+    Absent,
+    /// The length is known when the content ends, as with chunks.
+    Unknown,
+    /// The length in bytes.
+    Known(u64),
 }
 
 /// Counts what the plugins of a chain have added to an exchange. What they removed again still counts.
@@ -259,6 +275,7 @@ pub enum ValueName {
     ClientCertificateSerial,
     ClientCertificateNames,
     ClientCertificateFingerprint,
+    ContentLength,
 }
 
 impl ValueName {
@@ -306,6 +323,7 @@ impl fmt::Display for ValueName {
             ValueName::ClientCertificateSerial => f.write_str("tls.client.serial"),
             ValueName::ClientCertificateNames => f.write_str("tls.client.names"),
             ValueName::ClientCertificateFingerprint => f.write_str("tls.client.fingerprint"),
+            ValueName::ContentLength => f.write_str("content-length"),
         }
     }
 }
@@ -347,6 +365,8 @@ impl ExchangeContext {
             upstream,
             endpoint,
             cache,
+            content: ContentLength::Absent,
+            max_body: None,
             notes,
             added,
             informational: None,
@@ -425,6 +445,11 @@ impl ExchangeContext {
             ValueName::ClientCertificateSerial => self.certificate()?.serial.as_ref().map(Value::Field),
             ValueName::ClientCertificateNames => self.certificate()?.names.as_ref().map(Value::Field),
             ValueName::ClientCertificateFingerprint => self.certificate()?.fingerprint.as_ref().map(Value::Field),
+            ValueName::ContentLength => match self.content {
+                ContentLength::Absent => None,
+                ContentLength::Unknown => Some(borrowed("")),
+                ContentLength::Known(length) => text(&length.to_string()),
+            },
         }
     }
 
@@ -459,6 +484,11 @@ impl ExchangeContext {
     /// A note, if some plugin left it.
     pub fn note(&self, name: &str) -> Option<&HeaderValue> {
         self.notes.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    /// Limits the request's content to so many bytes, unless a lower limit is set.
+    pub fn limit_body(&mut self, max: u64) {
+        self.max_body = Some(self.max_body.map_or(max, |lowest| lowest.min(max)));
     }
 
     /// Leaves a note in place of one of that name.

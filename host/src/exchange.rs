@@ -41,7 +41,7 @@ use hyper::ext::Protocol;
 
 use crate::body::upload::{ClientBody, ClientContent, UploadLimits, UploadProgress};
 use crate::context::informational::InformationalQueue;
-use crate::context::{ClientInfo, ExchangeContext, RequestLine, SentPath, Words};
+use crate::context::{ClientInfo, ContentLength, ExchangeContext, RequestLine, SentPath, Words};
 use crate::error::{Error, FailureKind};
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
 use crate::exchange::chain::{ChainFailure, ChainPosition, RequestHooks};
@@ -162,8 +162,9 @@ pub fn receive(
     if let Some(timeout) = route.timeout {
         timers.total.set(timeout);
     }
-    let receiving = |body, upload| client_body(body, upload, upload_limits(route, listener, version), timers);
+    let receiving = |body, upload, max| client_body(body, upload, upload_limits(max, listener, version), timers);
     let is_plain = body.is_end_stream() && hop.upgrade.is_none();
+    context.content = content_length(&body);
     let cached = |at, context: &mut Box<ExchangeContext>, upstream| {
         cache::look_up(worker, Destination { route: route_id, upstream }, at, context, is_plain, timers.idle.clock())
     };
@@ -214,10 +215,19 @@ fn client_body(body: ClientContent, upload: UploadProgress, limits: UploadLimits
     ClientBody::new(body, upload, limits, deadline)
 }
 
-/// Returns the limits of a request's content.
-fn upload_limits(route: &Route, listener: &Listener, version: Version) -> UploadLimits {
+/// Returns the length of a client's content, as far as it is known.
+fn content_length(body: &ClientContent) -> ContentLength {
+    match body.size_hint().exact() {
+        _ if body.is_end_stream() => ContentLength::Absent,
+        Some(length) => ContentLength::Known(length),
+        None => ContentLength::Unknown,
+    }
+}
+
+/// Returns the limits of a request's content, of at most `max` bytes.
+fn upload_limits(max: u64, listener: &Listener, version: Version) -> UploadLimits {
     let limits = &listener.limits;
-    let (max, pause, rate) = (route.max_body, limits.body_timeout, limits.body_rate);
+    let (pause, rate) = (limits.body_timeout, limits.body_rate);
     UploadLimits { max, pause, rate, knows_end: version == Version::HTTP_2 }
 }
 

@@ -11,4 +11,8 @@ pub const STOCK: &[(&str, &[u8])] = &[
     ("ip-filter", include_bytes!(env!("PLUGIN_IP_FILTER"))),
     ("auth-key", include_bytes!(env!("PLUGIN_AUTH_KEY"))),
     ("request-id", include_bytes!(env!("PLUGIN_REQUEST_ID"))),
+    ("body-limit", include_bytes!(env!("PLUGIN_BODY_LIMIT"))),
+    ("cors", include_bytes!(env!("PLUGIN_CORS"))),
+    ("log-fields", include_bytes!(env!("PLUGIN_LOG_FIELDS"))),
+    ("security-headers", include_bytes!(env!("PLUGIN_SECURITY_HEADERS"))),
 ];

@@ -65,8 +65,10 @@ mod hooks;
 pub mod lines;
 pub mod log;
 pub mod metrics;
+pub mod path;
 mod setup;
 pub mod testing;
+pub mod units;
 mod values;
 mod verdict;
 

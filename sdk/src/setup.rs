@@ -306,6 +306,7 @@ impl std::str::FromStr for ValueName {
             "tls.client.serial" => ValueName::ClientCertificateSerial,
             "tls.client.names" => ValueName::ClientCertificateNames,
             "tls.client.fingerprint" => ValueName::ClientCertificateFingerprint,
+            "content-length" => ValueName::ContentLength,
             unknown => return Err(format!("there is no value `{{{unknown}}}`; known: {NAMES}")),
         })
     }
@@ -314,7 +315,7 @@ impl std::str::FromStr for ValueName {
 const NAMES: &str = "method, scheme, host, authority, path, query, uri, protocol, client.ip, client.port, listener.address, \
                      route, upstream, endpoint, request-id, forwarded-for, status, tls.version, tls.server-name, \
                      tls.cipher, tls.client.subject, tls.client.issuer, tls.client.serial, tls.client.names, \
-                     tls.client.fingerprint, \
+                     tls.client.fingerprint, content-length, \
                      request.header.NAME, response.header.NAME, cookie.NAME, query.NAME, note.NAME";
 
 impl EditPlan {
@@ -346,6 +347,12 @@ impl EditPlan {
     /// Sets a note.
     pub fn set_note(self, name: &str, template: Vec<Part>) -> Self {
         self.with(types::PlannedEdit::SetNote((name.into(), wit_parts(template))))
+    }
+
+    /// Limits the content of a request to this number of bytes, whether its client announces the length or not. The
+    /// lowest limit applies: of the route and of all plugins.
+    pub fn max_body(self, bytes: u64) -> Self {
+        self.with(types::PlannedEdit::MaxBody(bytes))
     }
 
     /// Returns whether the plan has no edits.

@@ -35,6 +35,9 @@ pub struct Request {
     fields: Vec<(String, Vec<u8>)>,
     notes: Vec<(String, Vec<u8>)>,
     upstream: Option<String>,
+    /// The value `content-length`.
+    content: Option<String>,
+    max_body: Option<u64>,
 }
 
 /// The result of running a filter on a message.
@@ -260,12 +263,26 @@ impl Request {
             fields: Vec::new(),
             notes: Vec::new(),
             upstream: None,
+            content: None,
+            max_body: None,
         }
     }
 
     /// Adds a field line.
     pub fn field(mut self, name: &str, value: &str) -> Self {
         self.fields.push((name.to_ascii_lowercase(), value.into()));
+        self
+    }
+
+    /// Gives the request content of this length, which is announced.
+    pub fn content(mut self, bytes: u64) -> Self {
+        self.content = Some(bytes.to_string());
+        self
+    }
+
+    /// Gives the request content whose length is unknown until its end, as with chunks.
+    pub fn chunked_content(mut self) -> Self {
+        self.content = Some(String::new());
         self
     }
 
@@ -331,8 +348,14 @@ impl Request {
         self.upstream.as_deref()
     }
 
+    /// Returns the lowest limit of the content that a filter set, in bytes; `None` if it set none.
+    pub fn max_body(&self) -> Option<u64> {
+        self.max_body
+    }
+
     fn apply(&mut self, edit: Edit) {
         match edit {
+            Edit::MaxBody(bytes) => self.max_body = Some(self.max_body.map_or(bytes, |max| max.min(bytes))),
             Edit::SetMethod(method) => self.method = method,
             Edit::SetPath(path) => self.path = lossy(&path),
             Edit::SetQuery(query) => self.query = query.as_deref().map(lossy),
@@ -400,6 +423,7 @@ impl Request {
             ValueName::Cookie(name) => pair(&lossy(&joined(&self.fields, "cookie")?), ';', name),
             ValueName::QueryParameter(name) => pair(self.query.as_deref()?, '&', name),
             ValueName::Note(name) => self.noted(name).and_then(text),
+            ValueName::ContentLength => self.content.as_deref().and_then(text),
             ValueName::ClientPort | ValueName::ListenerAddress | ValueName::Route | ValueName::Endpoint => None,
             ValueName::TlsVersion
             | ValueName::TlsServerName
@@ -469,6 +493,7 @@ fn planned(edit: &PlannedEdit, request: &Request, response: Option<&Response>) -
         PlannedEdit::RemoveField(name) => Some(Edit::RemoveField(name.clone())),
         PlannedEdit::RenameField(names) => Some(Edit::RenameField(names.clone())),
         PlannedEdit::SetNote((name, template)) => filled(name, template).map(Edit::SetNote),
+        PlannedEdit::MaxBody(bytes) => Some(Edit::MaxBody(*bytes)),
     }
 }
 

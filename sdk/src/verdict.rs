@@ -69,6 +69,12 @@ impl Verdict {
         self.edit(Edit::SetUpstream(name.into()))
     }
 
+    /// Limits the content of the request to this number of bytes, whether its client announces the length or not. The
+    /// lowest limit applies: of the route and of all plugins.
+    pub fn max_body(self, bytes: u64) -> Self {
+        self.edit(Edit::MaxBody(bytes))
+    }
+
     /// Adds the edits of a plan.
     pub fn plan(self, plan: EditPlanId) -> Self {
         self.edit(Edit::Plan(plan.0))

@@ -372,7 +372,7 @@ impl Body for ClientBody {
         pace.took(length);
         upload.0.bytes.set(upload.0.bytes.get() + length);
         if upload.bytes() > limits.max {
-            let why = "the content is longer than the route takes";
+            let why = "the content is longer than its limit";
             return Poll::Ready(Some(Err(upload.fail(FailureKind::RequestBodySize, Some("max-body"), why))));
         }
         if frame.is_none() && limits.knows_end && !content.is_end_stream() {

@@ -7,7 +7,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use crate::context::bounds;
-use crate::context::edit_check::{EditError, check_count, trimmed};
+use crate::context::edit_check::{EditError, MessageSide, check_count, trimmed};
 use crate::context::{ExchangeContext, Value, ValueName};
 use crate::protocol::client_address::X_FORWARDED_FOR;
 use crate::protocol::field_alias::are_alike;
@@ -30,6 +30,8 @@ pub enum PlannedEdit {
     Remove(HeaderName),
     Rename(HeaderName, HeaderName),
     Note(String, Template),
+    /// The maximum length of the request's content, in bytes.
+    MaxBody(u64),
 }
 
 /// Text with values.
@@ -59,6 +61,8 @@ pub struct EditCost {
     pub note_bytes: usize,
     /// Values in templates.
     pub values: usize,
+    /// Edits of plans that no response can have.
+    pub request_only: usize,
 }
 
 impl EditCost {
@@ -73,6 +77,7 @@ impl EditCost {
             notes: self.notes + other.notes,
             note_bytes: self.note_bytes + other.note_bytes,
             values: self.values + other.values,
+            request_only: self.request_only + other.request_only,
         }
     }
 
@@ -90,6 +95,14 @@ impl EditCost {
     /// The cost of a rename to a name.
     pub fn rename(to: &HeaderName) -> EditCost {
         EditCost { edits: 1, renames: 1, longest_rename: to.as_str().len(), ..EditCost::default() }
+    }
+
+    /// Rejects edits of requests for a response.
+    pub fn check_side(&self, side: MessageSide) -> Result<(), EditError> {
+        match side {
+            MessageSide::Response if self.request_only > 0 => Err(EditError::Side("request's limit of content")),
+            MessageSide::Request | MessageSide::Response => Ok(()),
+        }
     }
 
     /// The cost of an edit that adds nothing to a head.
@@ -125,7 +138,7 @@ impl PlannedEdit {
             | PlannedEdit::Append(_, template)
             | PlannedEdit::Default(_, template)
             | PlannedEdit::Note(_, template) => Some(template),
-            PlannedEdit::Remove(_) | PlannedEdit::Rename(..) => None,
+            PlannedEdit::Remove(_) | PlannedEdit::Rename(..) | PlannedEdit::MaxBody(_) => None,
         }
     }
 
@@ -141,6 +154,7 @@ impl PlannedEdit {
             }
             PlannedEdit::Note(name, _) => EditCost::note(name, 0),
             PlannedEdit::Rename(_, to) => EditCost::rename(to),
+            PlannedEdit::MaxBody(_) => EditCost { request_only: 1, ..EditCost::plain() },
             PlannedEdit::Remove(_) => EditCost::plain(),
         };
         EditCost { values: self.template().map_or(0, |template| template.values().count()), ..cost }
@@ -154,6 +168,7 @@ impl PlannedEdit {
             | PlannedEdit::Remove(name) => name.as_str().len(),
             PlannedEdit::Rename(from, to) => from.as_str().len() + to.as_str().len(),
             PlannedEdit::Note(name, _) => name.len(),
+            PlannedEdit::MaxBody(_) => 0,
         };
         bounds::DECLARED_ITEM + names + self.template().map_or(0, |template| template.declared_bytes())
     }
@@ -176,6 +191,7 @@ impl PlannedEdit {
             | PlannedEdit::Remove(name) => changed(name),
             PlannedEdit::Rename(from, to) => changed(from) || changed(to),
             PlannedEdit::Note(name, _) => matches!(value, ValueName::Note(read) if read == name),
+            PlannedEdit::MaxBody(_) => false,
         }
     }
 }

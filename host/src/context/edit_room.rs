@@ -20,6 +20,7 @@ impl EditRoom {
     pub fn of(cost: EditCost, side: MessageSide, context: &ExchangeContext) -> Result<Self, EditError> {
         check_count(bounds::EDITS, cost.edits, "edits of a call, with those of its plans")?;
         check_count(bounds::TEMPLATE_VALUES, cost.values, "values in the templates of a call")?;
+        cost.check_side(side)?;
         check_count(bounds::NOTES, context.notes.len() + cost.notes, "notes of an exchange")?;
         let added = context.added.to(side);
         let fields = added.fields + cost.fields;
@@ -80,6 +81,7 @@ impl EditRoom {
 pub struct SavedMessage {
     message: MessageHead,
     notes: Vec<(String, HeaderValue)>,
+    max_body: Option<u64>,
 }
 
 enum MessageHead {
@@ -98,12 +100,12 @@ impl SavedMessage {
                 context.request.headers.clone(),
             ),
         };
-        SavedMessage { message, notes: context.notes.clone() }
+        SavedMessage { message, notes: context.notes.clone(), max_body: context.max_body }
     }
 
-    /// Brings the message and the notes back.
+    /// Brings the message, the notes and the limit of the content back.
     pub fn restore(self, context: &mut ExchangeContext) {
-        context.notes = self.notes;
+        (context.notes, context.max_body) = (self.notes, self.max_body);
         match (self.message, &mut context.response) {
             (MessageHead::Request(method, uri, headers), _) => {
                 (context.request.method, context.request.uri, context.request.headers) = (method, uri, headers);

@@ -33,6 +33,8 @@ pub enum Edit {
     Note(String, HeaderValue),
     /// A plan of the plugin, by its index.
     Plan(u32),
+    /// The maximum length of the request's content, in bytes.
+    MaxBody(u64),
 }
 
 impl Edit {
@@ -48,7 +50,7 @@ impl Edit {
             Edit::Note(name, value) => name.len() + value.len(),
             Edit::Upstream(name) => name.len(),
             Edit::Authority(value) => value.len(),
-            Edit::Method(_) | Edit::Query(None) | Edit::Status(_) | Edit::Plan(_) => 0,
+            Edit::Method(_) | Edit::Query(None) | Edit::Status(_) | Edit::Plan(_) | Edit::MaxBody(_) => 0,
         };
         bounds::DECLARED_ITEM + text
     }
@@ -138,6 +140,7 @@ fn carry_out(
         Edit::Method(method) => context.request.method = method,
         Edit::Authority(host) => set_host(host, context)?,
         Edit::Note(name, value) => context.set_note(name, value),
+        Edit::MaxBody(max) => context.limit_body(max),
         Edit::Plan(plan_index) => {
             let plan = plans.get(plan_index as usize).ok_or(EditError::Plan(plan_index))?;
             carry_out_plan(plan, side, room, context)?;
@@ -201,6 +204,10 @@ fn carry_out_planned(
         }
         (PlannedEdit::Note(name, _), Some(value)) => {
             context.set_note(name.clone(), value);
+            Ok(())
+        }
+        (PlannedEdit::MaxBody(max), _) => {
+            context.limit_body(*max);
             Ok(())
         }
         (PlannedEdit::Rename(from, to), _) => rename(from, to, side, context),

@@ -22,6 +22,9 @@ pub struct ErrorPage {
     pub media: &'static str,
 }
 
+/// The key of the manifest that limits the content of a request.
+const MAX_BODY: &str = "max-body";
+
 /// The format of an error page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PageFormat {
@@ -38,7 +41,7 @@ pub fn error_response(
     context: &ExchangeContext,
     page: Option<&str>,
 ) -> Response<ResponseBody> {
-    let mut response = page_response(status, error_page(Some(error.kind), status, context, page));
+    let mut response = page_response(status, error_page(Some(error), status, context, page));
     let fields = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&format!("plugway; error={}", error.kind.token())) {
         fields.insert(PROXY_STATUS, value);
@@ -63,25 +66,31 @@ fn page_response(status: StatusCode, ErrorPage { content, media }: ErrorPage) ->
     response
 }
 
-/// Returns the page for an error in the format that the client prefers. `kind` is `None` for an error of the upstream, and
+/// Returns the page for an error in the format that the client prefers. `error` is `None` if the proxy has not failed, and
 /// `page` if the manifest has none for the status.
 pub fn error_page(
-    kind: Option<FailureKind>,
+    error: Option<&Error>,
     status: StatusCode,
     context: &ExchangeContext,
     page: Option<&str>,
 ) -> ErrorPage {
-    let id = context.request_id();
+    let (kind, id) = (error.map(|error| error.kind), context.request_id());
+    let max_body = context.max_body.filter(|_| error.is_some_and(|error| error.limit == Some(MAX_BODY)));
+    let advice = max_body.map(|max| format!("at most {} of content", size(max)));
     let format = context.request.headers.get(header::ACCEPT).map_or(PageFormat::Text, preferred_format);
     let (text, media) = match (page, format) {
         (Some(page), PageFormat::Html | PageFormat::Text) => {
             (fill_template(page, status, id), "text/html; charset=utf-8")
         }
-        (_, PageFormat::Html) => (fill_template(PAGE, status, id), "text/html; charset=utf-8"),
-        (_, PageFormat::Json) => (json(kind, status, id), "application/json"),
+        (_, PageFormat::Html) => {
+            let advice = advice.map_or(String::new(), |advice| format!("<p>{advice}</p>"));
+            (fill_template(&PAGE.replace("{advice}", &advice), status, id), "text/html; charset=utf-8")
+        }
+        (_, PageFormat::Json) => (json(kind, status, max_body, id), "application/json"),
         (_, PageFormat::Text) => {
             let kind = kind.map_or(String::new(), |kind| format!("{}\n", kind.token()));
-            (format!("{status}\n{kind}request {id}\n"), "text/plain; charset=utf-8")
+            let advice = advice.map_or(String::new(), |advice| format!("{advice}\n"));
+            (format!("{status}\n{kind}{advice}request {id}\n"), "text/plain; charset=utf-8")
         }
     };
     ErrorPage { content: text.into(), media }
@@ -96,19 +105,29 @@ pub fn redirect(location: HeaderValue) -> Response<ResponseBody> {
 }
 
 const PAGE: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{status} {reason}</title>\
-    <h1>{status} {reason}</h1><p><small>Request {request-id}</small></p></html>\n";
+    <h1>{status} {reason}</h1>{advice}<p><small>Request {request-id}</small></p></html>\n";
 
 fn fill_template(page: &str, status: StatusCode, id: &str) -> String {
     let reason = status.canonical_reason().unwrap_or_default();
     page.replace("{status}", status.as_str()).replace("{reason}", reason).replace("{request-id}", id)
 }
 
-/// Returns an error as JSON. The texts have no character that JSON would escape.
-fn json(kind: Option<FailureKind>, status: StatusCode, id: &str) -> String {
-    let reason = status.canonical_reason().unwrap_or_default();
-    let code = status.as_u16();
+/// Returns an error as JSON, with the limit of the content if it was met. The texts have no character that JSON would
+/// escape.
+fn json(kind: Option<FailureKind>, status: StatusCode, max_body: Option<u64>, id: &str) -> String {
+    let (code, reason) = (status.as_u16(), status.canonical_reason().unwrap_or_default());
     let kind = kind.map_or(String::new(), |kind| format!("\"error\":\"{}\",", kind.token()));
-    format!("{{\"status\":{code},\"reason\":\"{reason}\",{kind}\"request-id\":\"{id}\"}}\n")
+    let limit = max_body.map_or(String::new(), |max| format!("\"max-body\":{max},"));
+    format!("{{\"status\":{code},\"reason\":\"{reason}\",{kind}{limit}\"request-id\":\"{id}\"}}\n")
+}
+
+/// Returns a size in words, in the largest unit that fits exactly.
+fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{} {name}", bytes / unit),
+        None => format!("{bytes} bytes"),
+    }
 }
 
 /// Returns the format that the client prefers: the one it names first. A client that accepts anything is a tool and
@@ -127,6 +146,12 @@ fn preferred_format(accept: &HeaderValue) -> PageFormat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_has_the_largest_unit_that_fits() {
+        let cases = [(0, "0 bytes"), (10, "10 bytes"), (1 << 10, "1 KiB"), (1025, "1025 bytes"), (3 << 20, "3 MiB")];
+        cases.into_iter().for_each(|(bytes, wanted)| assert_eq!(size(bytes), wanted));
+    }
 
     #[test]
     fn the_first_language_that_a_client_names_is_spoken() {

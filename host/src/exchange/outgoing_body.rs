@@ -14,7 +14,7 @@ use crate::protocol::hop_by_hop::HopOptions;
 use crate::protocol::transformed_content;
 
 /// Returns the request's content and options for the upstream. `upload` is the progress of the content, `receive` begins
-/// to read it.
+/// to read it, up to a number of bytes: the lowest of the limits that the route and its plugins have set.
 pub fn outgoing_body(
     worker: &WorkerState,
     route: &Route,
@@ -22,7 +22,7 @@ pub fn outgoing_body(
     body: ClientContent,
     mut hop: HopOptions,
     upload: UploadProgress,
-    receive: impl FnOnce(ClientContent, UploadProgress) -> ClientBody,
+    receive: impl FnOnce(ClientContent, UploadProgress, u64) -> ClientBody,
 ) -> Result<OutgoingRequest, ChainFailure> {
     if body.is_end_stream() {
         upload.end();
@@ -36,15 +36,17 @@ pub fn outgoing_body(
         upload.stop_rate_limit();
     }
     let bottom = ChainPosition::bottom(route);
-    if let Some(length) = body.size_hint().exact().filter(|length| *length > route.max_body) {
-        let cause = format!("{length} bytes, and the route takes {}", route.max_body);
+    context.limit_body(route.max_body);
+    let max = context.max_body.unwrap_or(route.max_body);
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > max) {
+        let cause = format!("{length} bytes, and the limit is {max}");
         let error = Error::new(FailureKind::RequestBodySize, cause).with_limit("max-body");
         return Err(ChainFailure::new(error, bottom));
     }
     let stages = chain::begin_request_filters(worker, route, body.size_hint().exact(), context)
         // All request hooks have run, those of the plugins below the failed one too.
         .map_err(|failed| ChainFailure { depth: bottom, ..failed })?;
-    let body = receive(body, upload.clone());
+    let body = receive(body, upload.clone(), max);
     if stages.is_empty() {
         return Ok(OutgoingRequest { body: RequestBody::Incoming(Box::new(body)), upload, hop });
     }

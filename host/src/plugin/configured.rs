@@ -146,6 +146,7 @@ impl ConfiguredPlugin {
         let hook = |exported, values, plan| settings::hook(&plans, exported, values, plan);
         let request = hook(plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
         let response = hook(plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;
+        settings::check_response_plan(&plans, settings.response_plan)?;
         let balancer = names(settings.balancer_values)?;
         let balancer_key = settings.balancer_key.map(value_name).transpose()?;
         let cache = match &plugin.cache_policy {

@@ -198,6 +198,7 @@ pub fn value_name(name: types::ValueName) -> Result<ValueName, EditError> {
         Wit::ClientCertificateSerial => ValueName::ClientCertificateSerial,
         Wit::ClientCertificateNames => ValueName::ClientCertificateNames,
         Wit::ClientCertificateFingerprint => ValueName::ClientCertificateFingerprint,
+        Wit::ContentLength => ValueName::ContentLength,
     })
 }
 

@@ -435,5 +435,9 @@ fn checked_edit(side: MessageSide, edit: types::Edit) -> Result<Edit, EditError>
             Edit::Note(name, value)
         }
         Wit::Plan(plan_index) => Edit::Plan(plan_index),
+        Wit::MaxBody(max) => {
+            only(MessageSide::Request, "request's limit of content")?;
+            Edit::MaxBody(max)
+        }
     })
 }

@@ -10,7 +10,9 @@ use super::call_error::shortened;
 use super::host::value_name;
 use super::time_share::DEFAULT_SHARE;
 use crate::context::bounds;
-use crate::context::edit_check::{self, EditError, check_count, field_name, field_text, field_value, repeatable_name};
+use crate::context::edit_check::{
+    self, EditError, MessageSide, check_count, field_name, field_text, field_value, repeatable_name,
+};
 use crate::context::edit_plan::{EditPlan, PlannedEdit, Template, TemplatePart};
 use crate::context::{ExchangeContext, ValueName};
 
@@ -280,6 +282,14 @@ pub fn hook(
     }
 }
 
+/// Rejects a plan for all responses that has an edit of requests.
+pub fn check_response_plan(plans: &[EditPlan], plan: Option<u32>) -> Result<(), EditError> {
+    match plan.and_then(|plan_index| plans.get(plan_index as usize)) {
+        Some(plan) => plan.cost.check_side(MessageSide::Response),
+        None => Ok(()),
+    }
+}
+
 fn planned(edit: types::PlannedEdit) -> Result<PlannedEdit, EditError> {
     use types::PlannedEdit as Wit;
     Ok(match edit {
@@ -293,6 +303,7 @@ fn planned(edit: types::PlannedEdit) -> Result<PlannedEdit, EditError> {
             let value = template(&name, value)?;
             PlannedEdit::Note(name, value)
         }
+        Wit::MaxBody(max) => PlannedEdit::MaxBody(max),
     })
 }
 

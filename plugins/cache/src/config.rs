@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use plugway_sdk::cache::{Cookies, Options, Query};
-use plugway_sdk::{CacheStatus, ConfigError, Setup, ValueName};
+use plugway_sdk::{CacheStatus, ConfigError, Setup, ValueName, units};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -222,19 +222,7 @@ fn status_codes(text: &str) -> Option<RangeInclusive<u16>> {
     code.map(|code| code..=code)
 }
 
-/// Parses a duration as in the manifest, and also in days.
+/// Parses a duration.
 fn duration(text: &str, path: &str) -> Result<Duration, ConfigError> {
-    let digits = text.len() - text.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
-    let number: Option<u64> = text[..digits].parse().ok().filter(|number| *number <= 1 << 32);
-    let unit = match text[digits..].trim_start() {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => 0,
-    };
-    let message = || format!("`{text}` is no time; write `10s`, `5m`, `1h` or `7d`");
-    let number = number.filter(|_| unit > 0).ok_or_else(|| ConfigError::at(path, message()))?;
-    Ok(Duration::from_millis(number * unit))
+    units::duration(text).map_err(|message| ConfigError::at(path, message))
 }

@@ -1,7 +1,6 @@
 //! Parsing of edits and conditions.
 
-use std::borrow::Cow;
-
+use plugway_sdk::path::without_parameters;
 use plugway_sdk::{ConfigError, EditPlan, Input, Inputs, Setup, ValueName, Values};
 
 use crate::config::{Edits, When};
@@ -103,17 +102,4 @@ impl Conditions {
             && self.paths.as_ref().is_none_or(begins)
             && self.statuses.as_ref().is_none_or(is_one)
     }
-}
-
-/// Returns a path as routes match it: without path parameters, and without segments that consist only of parameters.
-fn without_parameters(path: &str) -> Cow<'_, str> {
-    if !path.contains(';') && !path.contains("%3B") {
-        return path.into();
-    }
-    let segments: Vec<&str> = path.split('/').collect();
-    let last = segments.len() - 1;
-    let name = |segment: &&str| segment.split(';').next().and_then(|name| name.split("%3B").next()).unwrap_or("").len();
-    let kept = segments.iter().enumerate().filter(|(at, segment)| *at == 0 || *at == last || name(segment) > 0);
-    let kept: Vec<&str> = kept.map(|(_, segment)| &segment[..name(segment)]).collect();
-    kept.join("/").into()
 }

@@ -110,6 +110,7 @@ fn names(edit: &PlannedEdit) -> Vec<&str> {
         | PlannedEdit::SetNote((name, _))
         | PlannedEdit::RemoveField(name) => vec![name],
         PlannedEdit::RenameField((from, to)) => vec![from, to],
+        PlannedEdit::MaxBody(_) => Vec::new(),
     }
 }
 
@@ -119,7 +120,7 @@ fn template(edit: &PlannedEdit) -> &[TemplatePart] {
         | PlannedEdit::AppendField((_, template))
         | PlannedEdit::DefaultField((_, template))
         | PlannedEdit::SetNote((_, template)) => template,
-        PlannedEdit::RemoveField(_) | PlannedEdit::RenameField(_) => &[],
+        PlannedEdit::RemoveField(_) | PlannedEdit::RenameField(_) | PlannedEdit::MaxBody(_) => &[],
     }
 }
 
@@ -140,6 +141,13 @@ impl Room {
 
     /// Returns the cost of edits to a response.
     pub fn for_response(edits: &[Edit], setup: &Setup, request: &Request, response: &Response) -> Result<Room, String> {
+        let limits_body = |edit: &Edit| match edit {
+            Edit::Plan(plan) => setup.planned(*plan).iter().any(|edit| matches!(edit, PlannedEdit::MaxBody(_))),
+            edit => matches!(edit, Edit::MaxBody(_)),
+        };
+        if edits.iter().any(limits_body) {
+            return Err("a request's limit of content can't be changed here".into());
+        }
         let room = Room { max_bytes: bounds::ADDED_TO_RESPONSE, ..Room::default() };
         room.with(edits, setup, response.fields.len(), request)
     }
@@ -194,7 +202,7 @@ impl Room {
             | PlannedEdit::DefaultField((name, _)) => self.take_field(name, 0),
             PlannedEdit::SetNote((name, _)) => self.take_note(name, 0),
             PlannedEdit::RenameField((_, to)) => self.take_rename(to),
-            PlannedEdit::RemoveField(_) => {}
+            PlannedEdit::RemoveField(_) | PlannedEdit::MaxBody(_) => {}
         }
     }
 
@@ -223,7 +231,7 @@ impl Room {
             Edit::SetPath(text) | Edit::SetQuery(Some(text)) => {
                 at_most(bounds::VALUE, text.len(), "bytes of a path or query")
             }
-            Edit::SetQuery(None) | Edit::SetStatus(_) | Edit::Plan(_) => Ok(()),
+            Edit::SetQuery(None) | Edit::SetStatus(_) | Edit::Plan(_) | Edit::MaxBody(_) => Ok(()),
         }
     }
 

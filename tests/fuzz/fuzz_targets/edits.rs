@@ -12,7 +12,7 @@ use plugway_fuzz::context::{ClientInfo, ExchangeContext, RequestLine, Words};
 fn checked(kind: u8, name: &str, value: &[u8]) -> Result<Edit, EditError> {
     let field = || edit_check::field_name(name);
     let content = || edit_check::field_value(name, value);
-    Ok(match kind % 9 {
+    Ok(match kind % 10 {
         0 => Edit::Set(field()?, content()?),
         1 => Edit::Append(field()?, content()?),
         2 => Edit::Default(field()?, content()?),
@@ -21,6 +21,7 @@ fn checked(kind: u8, name: &str, value: &[u8]) -> Result<Edit, EditError> {
         5 => Edit::Path(value.to_vec()),
         6 => Edit::Query(Some(value.to_vec())),
         7 => Edit::Status(edit_check::status(u16::from_le_bytes([kind, value.first().copied().unwrap_or(0)]))?),
+        8 => Edit::MaxBody(value.len() as u64),
         _ => Edit::Note(name.into(), content()?),
     })
 }

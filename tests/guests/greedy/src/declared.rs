@@ -56,6 +56,10 @@ pub fn settings(what: &str) -> Result<Settings, Vec<ConfigError>> {
         "text" => settings.edit_plans = vec![vec![append("x", vec![text(40_000); 2])]],
         "name" => settings.edit_plans = vec![vec![append(&"x".repeat(2_000), Vec::new())]],
         "note" => settings.edit_plans = vec![vec![PlannedEdit::SetNote(("x".repeat(2_000), Vec::new()))]],
+        "response-limit" => {
+            settings.edit_plans = vec![vec![PlannedEdit::MaxBody(1)]];
+            settings.response_plan = Some(0);
+        }
         "declared" => settings.edit_plans = vec![vec![append("x", vec![text(1)]); 100]; 200],
         "values" => settings.request_values = names(129),
         "observer" => settings.balancer_values = names(129),

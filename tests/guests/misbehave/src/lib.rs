@@ -86,6 +86,7 @@ fn edit(told: &str) -> Option<Edit> {
         "method" => Edit::SetMethod(text.into()),
         "path" => Edit::SetPath(text.as_bytes().to_vec()),
         "query" => Edit::SetQuery(Some(text.as_bytes().to_vec())),
+        "max-body" => Edit::MaxBody(text.parse().ok()?),
         _ => return None,
     })
 }
