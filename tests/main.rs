@@ -38,6 +38,7 @@ mod python;
 mod refused_uploads;
 mod response_heads;
 mod slow_clients;
+mod small_pieces;
 mod starting;
 mod streams;
 mod support;
