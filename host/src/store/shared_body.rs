@@ -28,6 +28,8 @@ pub struct SharedBody {
 struct SharedBodyState {
     /// With their places in the content, from the first that is still needed in memory.
     pieces: VecDeque<(u64, Bytes)>,
+    /// The short pieces at the end that are not joined yet.
+    short: usize,
     /// How much has come.
     bytes: u64,
     end: Option<BodyEnd>,
@@ -36,8 +38,10 @@ struct SharedBodyState {
     file: Option<Arc<File>>,
     /// The number of bytes in the file.
     written: u64,
-    /// The readers; `None` for one that has left.
+    /// The readers; `None` for one that has left, whose place the next one takes.
     readers: Vec<Option<Reader>>,
+    /// The places of readers that have left.
+    left: Vec<usize>,
     /// The waker of the writer, while it waits for readers.
     writer: Option<Waker>,
 }
@@ -72,6 +76,12 @@ enum BodyEnd {
 /// The maximum number of pieces that wait for slow readers, if the body is not kept in memory.
 const MAX_UNREAD_PIECES: usize = 16;
 
+/// Pieces below this length are short, in bytes.
+const SHORT: usize = 1 << 10;
+
+/// So many short pieces in a row become one.
+const JOINED: usize = 64;
+
 /// The longest content that is put into one allocation.
 const WHOLE: u64 = 1 << 20;
 
@@ -102,7 +112,7 @@ impl SharedBody {
         let at = state.bytes;
         state.bytes += piece.len() as u64;
         if !piece.is_empty() {
-            state.pieces.push_back((at, piece));
+            state.add(at, piece);
         }
         state.wake();
     }
@@ -113,7 +123,7 @@ impl SharedBody {
         if state.keeping != Retention::Nothing {
             return Poll::Ready(Ok(()));
         }
-        if state.readers.iter().all(Option::is_none) {
+        if state.is_unread() {
             return Poll::Ready(Err(Abandoned));
         }
         if state.pieces.len() < MAX_UNREAD_PIECES {
@@ -195,14 +205,43 @@ impl SharedBody {
         if is_gone || matches!(state.end, Some(BodyEnd::Broken)) {
             return None;
         }
-        state.readers.push(Some(Reader { at, had_trailers: false, waiting: None }));
-        Some(SharedBodyReader { fill: self.clone(), index: state.readers.len() - 1, from_file: None })
+        let reader = Some(Reader { at, had_trailers: false, waiting: None });
+        // Many may come and leave while the body arrives.
+        let index = state.left.pop().unwrap_or(state.readers.len());
+        match state.readers.get_mut(index) {
+            Some(place) => *place = reader,
+            None => state.readers.push(reader),
+        }
+        Some(SharedBodyReader { fill: self.clone(), index, from_file: None })
     }
 }
 
 impl SharedBodyState {
     fn wake(&mut self) {
         self.readers.iter_mut().flatten().filter_map(|reader| reader.waiting.take()).for_each(Waker::wake);
+    }
+
+    /// Adds a piece, and joins short ones: each takes forty bytes besides its own, and the endpoint decides how short they
+    /// are. Readers go by places in the content, not by pieces.
+    fn add(&mut self, at: u64, piece: Bytes) {
+        self.short = if piece.len() < SHORT { self.short + 1 } else { 0 };
+        self.pieces.push_back((at, piece));
+        if self.short < JOINED {
+            return;
+        }
+        self.short = 0;
+        // Those that all readers have read may be gone.
+        let first = self.pieces.len().saturating_sub(JOINED);
+        let Some((start, _)) = self.pieces.get(first) else { return };
+        let start = *start;
+        let mut joined = BytesMut::with_capacity(self.pieces.range(first..).map(|(_, piece)| piece.len()).sum());
+        self.pieces.drain(first..).for_each(|(_, piece)| joined.extend_from_slice(&piece));
+        self.pieces.push_back((start, joined.freeze()));
+    }
+
+    /// Whether there is no reader.
+    fn is_unread(&self) -> bool {
+        self.left.len() == self.readers.len()
     }
 
     /// The place of the first byte in memory.
@@ -231,8 +270,7 @@ impl SharedBodyState {
         {
             self.pieces.pop_front();
         }
-        let is_alone = || self.readers.iter().all(Option::is_none);
-        if self.pieces.len() < MAX_UNREAD_PIECES || is_alone() {
+        if self.pieces.len() < MAX_UNREAD_PIECES || self.is_unread() {
             self.writer.take().into_iter().for_each(Waker::wake);
         }
     }
@@ -334,8 +372,8 @@ impl SharedBodyReader {
 impl Drop for SharedBodyReader {
     fn drop(&mut self) {
         let mut state = self.fill.state();
-        if let Some(reader) = state.readers.get_mut(self.index) {
-            *reader = None;
+        if state.readers.get_mut(self.index).and_then(Option::take).is_some() {
+            state.left.push(self.index);
         }
         state.forget();
     }
@@ -394,6 +432,41 @@ pub mod tests {
         assert!(StoredBody::all(&content).is_none(), "its beginning is gone");
         drop(quick);
         assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Err(Abandoned)));
+    }
+
+    #[test]
+    fn short_pieces_are_joined_and_readers_notice_nothing() {
+        let (fill, content) = filled(&[]);
+        let mut early = StoredBody::all(&content).unwrap();
+        let mut all = Vec::new();
+        for at in 0..1000_u32 {
+            let piece = vec![at as u8; if at % 300 == 0 { SHORT } else { 1 }];
+            all.extend(&piece);
+            fill.push(piece.into());
+            if at % 7 == 0 {
+                let mut some = read(&mut early);
+                assert_eq!(some, all[all.len() - some.len()..]);
+                some.clear();
+            }
+        }
+        assert!(fill.state().pieces.len() < 4 * (JOINED + 2), "{}", fill.state().pieces.len());
+        fill.finish(None);
+        assert!(read(&mut StoredBody::all(&content).unwrap()) == all);
+        assert!(read(&mut StoredBody::part(&content, 500, 100).unwrap()) == all[500..600]);
+        assert!(read(&mut StoredBody::all(&fill.content(None).into()).unwrap()) == all);
+    }
+
+    #[test]
+    fn readers_that_leave_make_room_for_others() {
+        let (fill, content) = filled(&["abc"]);
+        let stays = StoredBody::all(&content).unwrap();
+        for _ in 0..100 {
+            drop((StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap()));
+        }
+        assert!(fill.state().readers.len() <= 3, "{}", fill.state().readers.len());
+        assert!(!fill.state().is_unread());
+        drop(stays);
+        assert!(fill.state().is_unread());
     }
 
     #[test]
