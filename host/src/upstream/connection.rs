@@ -89,8 +89,9 @@ pin_project! {
 
 /// The window of a stream, in bytes: what waits here for a client that reads slowly.
 const STREAM_WINDOW: u32 = 64 << 10;
-/// The window of a connection, in bytes: 256 streams whose clients take nothing hold up no other.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The window of a connection, in bytes: the largest that there is. The windows of streams bound what waits here, and streams
+/// whose clients take nothing must hold up no other.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// The bytes of a request's content that wait here, per stream, for an endpoint that reads slowly.
 const SEND_BUFFER: usize = 64 << 10;
 /// An endpoint that is silent while something is asked of it is asked whether it is there.
