@@ -4,7 +4,7 @@
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -354,6 +354,40 @@ fn content_for_an_endpoint_that_reads_nothing_costs_little() {
     assert!(windows.connection < 16 << 10, "the window of the connection is used up");
     // Seen: 256 KiB a stream before there was a bound.
     assert!(grown < 8 << 10, "{grown} KiB for {STREAMS} streams");
+}
+
+#[test]
+fn a_client_that_takes_nothing_holds_nobody_up_that_shares_its_fetch() {
+    const LENGTH: usize = 24 << 20;
+    let both_joined = Arc::new(Barrier::new(2));
+    let gate = both_joined.clone();
+    let origin = raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while read_message(&mut reader).is_some() {
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nCache-Control: max-age=60\r\n\r\n";
+            stream.write_all(head.as_bytes()).unwrap();
+            gate.wait();
+            let chunk = [format!("{:x}\r\n", PIECE.len()).as_bytes(), &PIECE, b"\r\n"].concat();
+            (0..LENGTH / PIECE.len()).for_each(|_| drop(stream.write_all(&chunk)));
+            let _ = stream.write_all(b"0\r\n\r\n");
+        }
+    });
+    let limits = "[cache]\nmemory = \"16 MiB\"\nmax-object = \"1 MiB\"\n";
+    let proxy = Proxy::start(&manifest(&origin, r#""cache""#, limits));
+    let (mut slow, mut quick) = (narrow(&proxy), proxy.connect());
+    for client in [&mut slow, &mut quick] {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        client.read_exact(&mut [0; 15]).unwrap();
+    }
+    let began = Instant::now();
+    both_joined.wait();
+    let mut got = Vec::new();
+    quick.read_to_end(&mut got).unwrap();
+    // Seen before: the quick client got 8 MiB, and the rest once the slow one was reset by `send-timeout`.
+    assert!(got.len() > LENGTH && got.ends_with(b"\r\n0\r\n\r\n") && began.elapsed() < Duration::from_secs(40));
+    let mut rest = Vec::new();
+    let _ = slow.read_to_end(&mut rest);
+    assert!(rest.len() < LENGTH && !rest.ends_with(b"\r\n0\r\n\r\n"), "{}", rest.len());
 }
 
 #[test]

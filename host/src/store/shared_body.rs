@@ -40,8 +40,10 @@ struct SharedBodyState {
     written: u64,
     /// The readers; `None` for one that has left, whose place the next one takes.
     readers: Vec<Option<Reader>>,
-    /// The places of readers that have left.
+    /// The places that no reader has any more.
     left: Vec<usize>,
+    /// The number of readers.
+    reading: usize,
     /// The waker of the writer, while it waits for readers.
     writer: Option<Waker>,
 }
@@ -88,6 +90,9 @@ const WHOLE: u64 = 1 << 20;
 /// Pieces of longer content.
 const PIECE: usize = 256 << 10;
 
+/// The error of a reader that was cut off.
+const LEFT_BEHIND: &str = "the client took much less than others of a response that is too long for the store";
+
 /// Why a writer has to stop.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Abandoned;
@@ -131,6 +136,22 @@ impl SharedBody {
         }
         state.writer = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// Cuts off the readers that the writer waits for, if others have read all that there is; those would wait too.
+    pub fn leave_behind(&self) {
+        let mut state = self.state();
+        let bytes = state.bytes;
+        let Some(first) = state.pieces.front().map(|(at, piece)| at + piece.len() as u64) else { return };
+        if state.keeping != Retention::Nothing || !state.readers.iter().flatten().any(|reader| reader.at == bytes) {
+            return;
+        }
+        for index in 0..state.readers.len() {
+            if state.readers[index].as_ref().is_some_and(|reader| reader.at < first) {
+                state.take_reader(index);
+            }
+        }
+        state.forget();
     }
 
     /// Stops retaining the body.
@@ -212,6 +233,7 @@ impl SharedBody {
             Some(place) => *place = reader,
             None => state.readers.push(reader),
         }
+        state.reading += 1;
         Some(SharedBodyReader { fill: self.clone(), index, from_file: None })
     }
 }
@@ -239,9 +261,16 @@ impl SharedBodyState {
         self.pieces.push_back((start, joined.freeze()));
     }
 
+    /// Counts a reader out, whose place stays its own.
+    fn take_reader(&mut self, index: usize) {
+        if self.readers.get_mut(index).and_then(Option::take).is_some() {
+            self.reading -= 1;
+        }
+    }
+
     /// Whether there is no reader.
     fn is_unread(&self) -> bool {
-        self.left.len() == self.readers.len()
+        self.reading == 0
     }
 
     /// The place of the first byte in memory.
@@ -317,7 +346,9 @@ impl SharedBodyReader {
             }
             let mut guard = self.fill.state();
             let state = &mut *guard;
-            let Some(Some(reader)) = state.readers.get(self.index) else { return Poll::Ready(None) };
+            let Some(Some(reader)) = state.readers.get(self.index) else {
+                return Poll::Ready(Some(Err(LEFT_BEHIND.into())));
+            };
             let at = reader.at;
             if let Some(piece) = state.piece(at) {
                 drop(guard);
@@ -337,7 +368,7 @@ impl SharedBodyReader {
                 continue;
             }
             let end = state.end.clone();
-            let Some(Some(reader)) = state.readers.get_mut(self.index) else { return Poll::Ready(None) };
+            let Some(Some(reader)) = state.readers.get_mut(self.index) else { return Poll::Pending };
             return match end {
                 None => {
                     reader.waiting = Some(cx.waker().clone());
@@ -372,9 +403,8 @@ impl SharedBodyReader {
 impl Drop for SharedBodyReader {
     fn drop(&mut self) {
         let mut state = self.fill.state();
-        if state.readers.get_mut(self.index).and_then(Option::take).is_some() {
-            state.left.push(self.index);
-        }
+        state.take_reader(self.index);
+        state.left.push(self.index);
         state.forget();
     }
 }
@@ -438,15 +468,14 @@ pub mod tests {
     fn short_pieces_are_joined_and_readers_notice_nothing() {
         let (fill, content) = filled(&[]);
         let mut early = StoredBody::all(&content).unwrap();
-        let mut all = Vec::new();
+        let mut all: Vec<u8> = Vec::new();
         for at in 0..1000_u32 {
             let piece = vec![at as u8; if at % 300 == 0 { SHORT } else { 1 }];
             all.extend(&piece);
             fill.push(piece.into());
             if at % 7 == 0 {
-                let mut some = read(&mut early);
+                let some = read(&mut early);
                 assert_eq!(some, all[all.len() - some.len()..]);
-                some.clear();
             }
         }
         assert!(fill.state().pieces.len() < 4 * (JOINED + 2), "{}", fill.state().pieces.len());
@@ -454,6 +483,26 @@ pub mod tests {
         assert!(read(&mut StoredBody::all(&content).unwrap()) == all);
         assert!(read(&mut StoredBody::part(&content, 500, 100).unwrap()) == all[500..600]);
         assert!(read(&mut StoredBody::all(&fill.content(None).into()).unwrap()) == all);
+    }
+
+    #[test]
+    fn a_reader_that_holds_others_up_is_left_behind() {
+        let (fill, content) = filled(&["abc"]);
+        let [mut quick, mut slow, mut slower] = [(); 3].map(|()| StoredBody::all(&content).unwrap());
+        fill.pass();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(Pin::new(&mut slow).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+        (1..MAX_UNREAD_PIECES).for_each(|_| fill.push(Bytes::from_static(b"d")));
+        fill.leave_behind();
+        assert!(fill.poll_ready(&mut cx).is_pending(), "nobody waits for more");
+        read(&mut quick);
+        fill.leave_behind();
+        assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
+        assert!(matches!(Pin::new(&mut slower).poll_frame(&mut cx), Poll::Ready(Some(Err(_)))));
+        assert_eq!(read(&mut slow).len(), MAX_UNREAD_PIECES - 1);
+        drop(slower);
+        drop(StoredBody::part(&content, 15, 1));
+        assert_eq!((fill.state().reading, fill.state().readers.len()), (2, 3));
     }
 
     #[test]
