@@ -89,7 +89,8 @@ fn a_reader_that_holds_others_up_is_left_behind() {
     assert_eq!(read(&mut slow).len(), MAX_UNREAD_PIECES - 1);
     drop(slower);
     drop(StoredBody::part(&content, 15, 1));
-    assert_eq!((fill.state().reading, fill.state().readers.len()), (2, 3));
+    let state = fill.state();
+    assert_eq!((state.reading, state.readers.len()), (2, 3));
 }
 
 #[test]
