@@ -41,6 +41,7 @@ mod refused_uploads;
 mod response_heads;
 mod routes;
 mod slow_clients;
+mod small_pieces;
 mod starting;
 mod stock_plugins_a;
 mod stock_plugins_b;

@@ -3,12 +3,14 @@
 
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
+use crate::http2::END_HEADERS;
+use crate::http2_endpoint::endpoint;
 use crate::support::{PATIENCE, Proxy, limited, manifest, raw_origin, read_message, until};
 
 /// An origin that answers `/N` with N bytes, and counts the bytes of all its responses that were accepted.
@@ -352,4 +354,68 @@ fn content_for_an_endpoint_that_reads_nothing_costs_little() {
     assert!(windows.connection < 16 << 10, "the window of the connection is used up");
     // Seen: 256 KiB a stream before there was a bound.
     assert!(grown < 8 << 10, "{grown} KiB for {STREAMS} streams");
+}
+
+#[test]
+fn a_client_that_takes_nothing_holds_nobody_up_that_shares_its_fetch() {
+    const LENGTH: usize = 24 << 20;
+    let both_joined = Arc::new(Barrier::new(2));
+    let gate = both_joined.clone();
+    let origin = raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while read_message(&mut reader).is_some() {
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nCache-Control: max-age=60\r\n\r\n";
+            stream.write_all(head.as_bytes()).unwrap();
+            gate.wait();
+            let chunk = [format!("{:x}\r\n", PIECE.len()).as_bytes(), &PIECE, b"\r\n"].concat();
+            (0..LENGTH / PIECE.len()).for_each(|_| drop(stream.write_all(&chunk)));
+            let _ = stream.write_all(b"0\r\n\r\n");
+        }
+    });
+    let limits = "[cache]\nmemory = \"16 MiB\"\nmax-object = \"1 MiB\"\n";
+    let proxy = Proxy::start(&manifest(&origin, r#""cache""#, limits));
+    let (mut slow, mut quick) = (narrow(&proxy), proxy.connect());
+    for client in [&mut slow, &mut quick] {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        client.read_exact(&mut [0; 15]).unwrap();
+    }
+    let began = Instant::now();
+    both_joined.wait();
+    let mut got = Vec::new();
+    quick.read_to_end(&mut got).unwrap();
+    // Seen before: the quick client got 8 MiB, and the rest once the slow one was reset by `send-timeout`.
+    assert!(got.len() > LENGTH && got.ends_with(b"\r\n0\r\n\r\n") && began.elapsed() < Duration::from_secs(40));
+    let mut rest = Vec::new();
+    let _ = slow.read_to_end(&mut rest);
+    assert!(rest.len() < LENGTH && !rest.ends_with(b"\r\n0\r\n\r\n"), "{}", rest.len());
+}
+
+#[test]
+fn clients_that_take_nothing_leave_the_connection_to_an_endpoint_to_others() {
+    const CLIENTS: u32 = 4;
+    const STREAMS: u32 = 100;
+    // Each stream's window is used up by the first responses.
+    let endpoint = endpoint(|raw| {
+        let mut number = 0;
+        while let Some(request) = raw.next_request() {
+            number += 1;
+            if number > CLIENTS * STREAMS {
+                raw.respond(request.stream, &[], b"answered");
+                continue;
+            }
+            raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
+            (0..4).for_each(|_| drop(raw.send(DATA, 0, request.stream, &PIECE[..16 << 10])));
+        }
+    });
+    let proxy = Proxy::start(&manifest(&endpoint, "", "").replace("workers = 2", "workers = 1"));
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| http2(&proxy, 0)).collect();
+    for client in &mut clients {
+        client.write_all(&streams(STREAMS).flat_map(|stream| get(stream, 1)).collect::<Vec<_>>()).unwrap();
+        let mut heads = 0;
+        while heads < STREAMS {
+            heads += u32::from(read_frame(client).expect("the head of each response").0 == HEADERS);
+        }
+    }
+    // Seen before: 256 such streams used the window of the connection up.
+    assert_eq!(proxy.get("/", "").text(), "answered");
 }

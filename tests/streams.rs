@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw, SETTINGS};
+use crate::http2_endpoint;
 use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, raw_origin, read_message, vanish};
 
 const MIB: usize = 1 << 20;
@@ -273,4 +275,48 @@ fn a_slow_upload_is_not_the_endpoints_fault() {
         stream.write_all(b"x").unwrap();
     }
     assert_eq!(read_message(&mut BufReader::new(stream)).unwrap().text(), "6");
+}
+
+/// Streams that other clients have reset are unknown soon, and what an endpoint still sends on them is an error.
+#[test]
+fn clients_that_vanish_end_no_response_that_shares_their_connection_to_an_endpoint() {
+    const CLIENTS: usize = 24;
+    const STREAMS: u32 = 50;
+    let endpoint = http2_endpoint::endpoint(|raw| {
+        let (mut first, mut reset) = (None, Vec::new());
+        while let Some(frame) = raw.frame() {
+            match frame.kind {
+                SETTINGS if frame.flags & ACK == 0 => drop(raw.send(SETTINGS, ACK, 0, &[])),
+                HEADERS => {
+                    first.get_or_insert(frame.stream);
+                    raw.send(HEADERS, END_HEADERS, frame.stream, &[0x88]);
+                    raw.send(DATA, 0, frame.stream, b"be");
+                }
+                RST_STREAM => {
+                    reset.push(frame.stream);
+                    if reset.len() == CLIENTS * STREAMS as usize {
+                        // Was on its way.
+                        reset.iter().for_each(|stream| drop(raw.send(DATA, 0, *stream, b"late")));
+                        raw.send(PING, 0, 0, &[0; 8]);
+                    }
+                }
+                PING if frame.flags & ACK != 0 => drop(raw.send(DATA, END_STREAM, first.unwrap(), b"gun")),
+                _ => {}
+            }
+        }
+    });
+    let proxy = Proxy::start(&manifest(&endpoint, "", "").replace("workers = 2", "workers = 1"));
+    let mut held = proxy.connect();
+    held.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    held.read_exact(&mut [0; 15]).unwrap();
+    for _ in 0..CLIENTS {
+        let mut client = Raw::connect(&proxy);
+        (0..STREAMS).for_each(|stream| assert!(client.request(2 * stream + 1)));
+        let heads = std::iter::from_fn(|| client.frame()).filter(|frame| frame.kind == HEADERS);
+        assert_eq!(heads.take(STREAMS as usize).count(), STREAMS as usize);
+    }
+    let mut rest = String::new();
+    held.read_to_string(&mut rest).unwrap();
+    // Seen before: "too_many_internal_resets" ended all that shared the connection.
+    assert!(rest.ends_with("\r\n3\r\ngun\r\n0\r\n\r\n"), "{rest}");
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
+use tokio::task::coop::poll_proceed;
 
 use crate::body::BodyError;
 use crate::body::upload::{IdleTime, UploadProgress};
@@ -176,6 +177,8 @@ impl Body for UpstreamBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let UpstreamBody { content, lease, rest } = &mut *self;
         let Some(lease) = lease else { return Poll::Ready(None) };
+        // A read may bring thousands of frames. Each counts as something that the task did, so that its worker comes to others.
+        let turn = ready!(poll_proceed(cx));
         let frame = match lease.connection.poll_frame(cx, content) {
             Poll::Pending if lease.is_late(rest, cx) => {
                 lease.broken();
@@ -186,6 +189,7 @@ impl Body for UpstreamBody {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(frame) => frame,
         };
+        turn.made_progress();
         lease.step.clear();
         *rest = IdleTime::new(&lease.upload);
         match &frame {

@@ -28,6 +28,8 @@ pub struct SharedBody {
 struct SharedBodyState {
     /// With their places in the content, from the first that is still needed in memory.
     pieces: VecDeque<(u64, Bytes)>,
+    /// The short pieces at the end that are not joined yet.
+    short: usize,
     /// How much has come.
     bytes: u64,
     end: Option<BodyEnd>,
@@ -36,8 +38,12 @@ struct SharedBodyState {
     file: Option<Arc<File>>,
     /// The number of bytes in the file.
     written: u64,
-    /// The readers; `None` for one that has left.
+    /// The readers; `None` for one that has left, whose place the next one takes.
     readers: Vec<Option<Reader>>,
+    /// The places that no reader has any more.
+    left: Vec<usize>,
+    /// The number of readers.
+    reading: usize,
     /// The waker of the writer, while it waits for readers.
     writer: Option<Waker>,
 }
@@ -72,11 +78,20 @@ enum BodyEnd {
 /// The maximum number of pieces that wait for slow readers, if the body is not kept in memory.
 const MAX_UNREAD_PIECES: usize = 16;
 
+/// Pieces below this length are short, in bytes.
+const SHORT: usize = 1 << 10;
+
+/// So many short pieces in a row become one.
+const JOINED: usize = 64;
+
 /// The longest content that is put into one allocation.
 const WHOLE: u64 = 1 << 20;
 
 /// Pieces of longer content.
 const PIECE: usize = 256 << 10;
+
+/// The error of a reader that was cut off.
+const LEFT_BEHIND: &str = "the client took much less than others of a response that is too long for the store";
 
 /// Why a writer has to stop.
 #[derive(Debug, PartialEq, Eq)]
@@ -102,7 +117,7 @@ impl SharedBody {
         let at = state.bytes;
         state.bytes += piece.len() as u64;
         if !piece.is_empty() {
-            state.pieces.push_back((at, piece));
+            state.add(at, piece);
         }
         state.wake();
     }
@@ -113,7 +128,7 @@ impl SharedBody {
         if state.keeping != Retention::Nothing {
             return Poll::Ready(Ok(()));
         }
-        if state.readers.iter().all(Option::is_none) {
+        if state.is_unread() {
             return Poll::Ready(Err(Abandoned));
         }
         if state.pieces.len() < MAX_UNREAD_PIECES {
@@ -121,6 +136,22 @@ impl SharedBody {
         }
         state.writer = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// Cuts off the readers that the writer waits for, if others have read all that there is; those would wait too.
+    pub fn leave_behind(&self) {
+        let mut state = self.state();
+        let bytes = state.bytes;
+        let Some(first) = state.pieces.front().map(|(at, piece)| at + piece.len() as u64) else { return };
+        if state.keeping != Retention::Nothing || !state.readers.iter().flatten().any(|reader| reader.at == bytes) {
+            return;
+        }
+        for index in 0..state.readers.len() {
+            if state.readers[index].as_ref().is_some_and(|reader| reader.at < first) {
+                state.take_reader(index);
+            }
+        }
+        state.forget();
     }
 
     /// Stops retaining the body.
@@ -195,14 +226,51 @@ impl SharedBody {
         if is_gone || matches!(state.end, Some(BodyEnd::Broken)) {
             return None;
         }
-        state.readers.push(Some(Reader { at, had_trailers: false, waiting: None }));
-        Some(SharedBodyReader { fill: self.clone(), index: state.readers.len() - 1, from_file: None })
+        let reader = Some(Reader { at, had_trailers: false, waiting: None });
+        // Many may come and leave while the body arrives.
+        let index = state.left.pop().unwrap_or(state.readers.len());
+        match state.readers.get_mut(index) {
+            Some(place) => *place = reader,
+            None => state.readers.push(reader),
+        }
+        state.reading += 1;
+        Some(SharedBodyReader { fill: self.clone(), index, from_file: None })
     }
 }
 
 impl SharedBodyState {
     fn wake(&mut self) {
         self.readers.iter_mut().flatten().filter_map(|reader| reader.waiting.take()).for_each(Waker::wake);
+    }
+
+    /// Adds a piece, and joins short ones: each takes forty bytes besides its own, and the endpoint decides how short they
+    /// are. Readers go by places in the content, not by pieces.
+    fn add(&mut self, at: u64, piece: Bytes) {
+        self.short = if piece.len() < SHORT { self.short + 1 } else { 0 };
+        self.pieces.push_back((at, piece));
+        if self.short < JOINED {
+            return;
+        }
+        self.short = 0;
+        // Those that all readers have read may be gone.
+        let first = self.pieces.len().saturating_sub(JOINED);
+        let Some((start, _)) = self.pieces.get(first) else { return };
+        let start = *start;
+        let mut joined = BytesMut::with_capacity(self.pieces.range(first..).map(|(_, piece)| piece.len()).sum());
+        self.pieces.drain(first..).for_each(|(_, piece)| joined.extend_from_slice(&piece));
+        self.pieces.push_back((start, joined.freeze()));
+    }
+
+    /// Counts a reader out, whose place stays its own.
+    fn take_reader(&mut self, index: usize) {
+        if self.readers.get_mut(index).and_then(Option::take).is_some() {
+            self.reading -= 1;
+        }
+    }
+
+    /// Whether there is no reader.
+    fn is_unread(&self) -> bool {
+        self.reading == 0
     }
 
     /// The place of the first byte in memory.
@@ -231,8 +299,7 @@ impl SharedBodyState {
         {
             self.pieces.pop_front();
         }
-        let is_alone = || self.readers.iter().all(Option::is_none);
-        if self.pieces.len() < MAX_UNREAD_PIECES || is_alone() {
+        if self.pieces.len() < MAX_UNREAD_PIECES || self.is_unread() {
             self.writer.take().into_iter().for_each(Waker::wake);
         }
     }
@@ -279,7 +346,9 @@ impl SharedBodyReader {
             }
             let mut guard = self.fill.state();
             let state = &mut *guard;
-            let Some(Some(reader)) = state.readers.get(self.index) else { return Poll::Ready(None) };
+            let Some(Some(reader)) = state.readers.get(self.index) else {
+                return Poll::Ready(Some(Err(LEFT_BEHIND.into())));
+            };
             let at = reader.at;
             if let Some(piece) = state.piece(at) {
                 drop(guard);
@@ -299,7 +368,7 @@ impl SharedBodyReader {
                 continue;
             }
             let end = state.end.clone();
-            let Some(Some(reader)) = state.readers.get_mut(self.index) else { return Poll::Ready(None) };
+            let Some(Some(reader)) = state.readers.get_mut(self.index) else { return Poll::Pending };
             return match end {
                 None => {
                     reader.waiting = Some(cx.waker().clone());
@@ -334,119 +403,11 @@ impl SharedBodyReader {
 impl Drop for SharedBodyReader {
     fn drop(&mut self) {
         let mut state = self.fill.state();
-        if let Some(reader) = state.readers.get_mut(self.index) {
-            *reader = None;
-        }
+        state.take_reader(self.index);
+        state.left.push(self.index);
         state.forget();
     }
 }
 
 #[cfg(test)]
-pub mod tests {
-    use http_body::Body;
-
-    use super::*;
-    use crate::store::stored_body::StoredBody;
-    use crate::store::stored_response::Content;
-
-    pub fn read(stored: &mut StoredBody) -> Vec<u8> {
-        let (mut cx, mut all) = (Context::from_waker(Waker::noop()), Vec::new());
-        while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut *stored).poll_frame(&mut cx) {
-            all.extend(frame.into_data().unwrap_or_default());
-        }
-        all
-    }
-
-    pub fn filled(pieces: &[&'static str]) -> (Arc<SharedBody>, Content) {
-        let fill = SharedBody::new(None);
-        pieces.iter().for_each(|piece| fill.push(Bytes::from_static(piece.as_bytes())));
-        (fill.clone(), Content::Filling(fill))
-    }
-
-    #[test]
-    fn readers_get_all_whenever_they_come() {
-        let (fill, content) = filled(&["abc", "def"]);
-        let mut early = StoredBody::all(&content).unwrap();
-        assert_eq!(read(&mut early), b"abcdef");
-        fill.push(Bytes::from_static(b"ghi"));
-        fill.finish(None);
-        let whole = fill.content(None).into();
-        let mut late = StoredBody::all(&content).unwrap();
-        assert_eq!((read(&mut early), read(&mut late)), (b"ghi".to_vec(), b"abcdefghi".to_vec()));
-        assert_eq!(read(&mut StoredBody::all(&whole).unwrap()), b"abcdefghi");
-        assert_eq!(whole.length(), Some(9));
-    }
-
-    #[test]
-    fn what_is_not_kept_waits_for_its_slowest_reader_and_ends_with_the_last() {
-        let (fill, content) = filled(&["abc"]);
-        let mut cx = Context::from_waker(Waker::noop());
-        let (mut quick, slow) = (StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap());
-        fill.pass();
-        for _ in 1..MAX_UNREAD_PIECES {
-            assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
-            fill.push(Bytes::from_static(b"d"));
-        }
-        read(&mut quick);
-        assert!(fill.poll_ready(&mut cx).is_pending());
-        drop(slow);
-        assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
-        assert!(StoredBody::all(&content).is_none(), "its beginning is gone");
-        drop(quick);
-        assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Err(Abandoned)));
-    }
-
-    #[test]
-    fn broken_content_has_no_end_that_looks_like_one() {
-        let (fill, content) = filled(&["abc"]);
-        let mut body = StoredBody::all(&content).unwrap();
-        read(&mut body);
-        fill.fail();
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(Some(Err(_)))));
-    }
-
-    #[test]
-    fn long_content_is_repacked() {
-        let fill = SharedBody::new(None);
-        for _ in 0..3 {
-            fill.push(Bytes::from(vec![7; 700 << 10]));
-        }
-        let MemoryContent::Pieces(pieces) = fill.content(None) else { panic!("2.1 MiB in one allocation") };
-        assert_eq!(pieces.length, 3 * (700 << 10));
-        assert!(pieces.list[..pieces.list.len() - 1].iter().all(|piece| piece.len() == PIECE));
-        assert_eq!(pieces.list.iter().map(Bytes::len).sum::<usize>(), 3 * (700 << 10));
-    }
-
-    /// Slow readers read the file, and the others read the memory, which holds little.
-    #[tokio::test(flavor = "current_thread")]
-    async fn what_goes_into_a_file_is_read_from_there() {
-        use http_body_util::BodyExt;
-        let file = Arc::new(tempfile::tempfile().unwrap());
-        let (fill, content) = filled(&["abc"]);
-        let early = StoredBody::all(&content).unwrap();
-        fill.spill(file.clone());
-        let mut all = b"abc".to_vec();
-        for at in 0..200 {
-            let piece = vec![at as u8; 7];
-            all.extend(&piece);
-            fill.push(piece.into());
-            while let Some((offset, block)) = fill.next_block(64, false) {
-                file.write_all_at(&block, offset).unwrap();
-                fill.set_written(offset + block.len() as u64);
-            }
-            assert!(fill.state().pieces.len() <= MAX_UNREAD_PIECES + 10);
-        }
-        let (offset, block) = fill.next_block(64, true).unwrap();
-        assert!(block.len() < 64);
-        // The last block isn't written any more.
-        fill.pass();
-        let late = StoredBody::all(&content).unwrap();
-        let part = StoredBody::part(&content, 500, 100).unwrap();
-        fill.finish(None);
-        assert_eq!(offset as usize + block.len(), all.len());
-        for (body, wanted) in [(early, &all[..]), (late, &all[..]), (part, &all[500..600])] {
-            assert!(body.collect().await.unwrap().to_bytes() == wanted);
-        }
-    }
-}
+pub mod tests;

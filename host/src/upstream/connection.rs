@@ -97,8 +97,15 @@ pin_project! {
 
 /// The window of a stream, in bytes: what waits here for a client that reads slowly.
 const STREAM_WINDOW: u32 = 64 << 10;
-/// The window of a connection, in bytes: 256 streams whose clients take nothing hold up no other.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The window of a connection, in bytes: the largest that there is. The windows of streams bound what waits here, and streams
+/// whose clients take nothing must hold up no other.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// The streams of clients that have vanished which are remembered, and the time for that: what the endpoint has sent on them
+/// meanwhile is ignored.
+const RESET_STREAMS: usize = 4_096;
+const RESET_TIME: Duration = Duration::from_secs(5);
+/// The number of frames on streams that are forgotten beyond which the connection is closed, over its life.
+const LATE_FRAMES: usize = 16_384;
 /// The bytes of a request's content that wait here, per stream, for an endpoint that reads slowly.
 const SEND_BUFFER: usize = 64 << 10;
 /// An endpoint that is silent while something is asked of it is asked whether it is there.
@@ -131,6 +138,8 @@ impl Connection {
         builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
         let list = u32::try_from(head.bytes.saturating_mul(HEADER_LIST)).unwrap_or(u32::MAX);
         builder.max_header_list_size(list).max_send_buf_size(SEND_BUFFER);
+        builder.max_concurrent_reset_streams(RESET_STREAMS).reset_stream_duration(RESET_TIME);
+        builder.max_local_error_reset_streams(LATE_FRAMES);
         builder.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
         let transport = DeferredEnd::new(CountedFrames { io: transport, counter: EndpointFrames::new(head.bytes) });
         let (sender, connection) = builder.handshake(HyperIo::new(transport)).await.map_err(failed)?;

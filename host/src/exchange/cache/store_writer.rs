@@ -1,9 +1,10 @@
 //! Storing a response while it arrives: its content goes to memory, to a file, or only to the clients that read it now.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Poll, ready};
+use std::time::Duration;
 
 use http_body::Body;
 
@@ -70,8 +71,11 @@ pub enum WriteTarget {
 impl StoreWriter {
     /// Reads the body to its end and stores its content.
     pub async fn run(mut self, mut body: ResponseBody) {
-        let (mut trailers, mut bytes) = (None, 0);
+        let (mut trailers, mut bytes, mut patience) = (None, 0, PATIENCE);
         loop {
+            if matches!(self.into, WriteTarget::Nowhere) {
+                wait_for_readers(&self.fill, &mut patience).await;
+            }
             let fill = &self.fill;
             let frame = poll_fn(|cx| match ready!(fill.poll_ready(cx)) {
                 Ok(()) => Pin::new(&mut body).poll_frame(cx).map(Ok),
@@ -175,6 +179,24 @@ impl StoreWriter {
         self.lead = None;
     }
 }
+
+/// Waits until the slowest reader of content that is not stored has made room. Once there is no patience left, it is cut off
+/// where others wait for more: a client that takes little must not decide what they get.
+async fn wait_for_readers(fill: &SharedBody, patience: &mut Duration) {
+    let mut ready = pin!(poll_fn(|cx| fill.poll_ready(cx).map(drop)));
+    while tokio::time::timeout(STEP, &mut ready).await.is_err() {
+        *patience = patience.saturating_sub(STEP);
+        if patience.is_zero() {
+            fill.leave_behind();
+        }
+    }
+}
+
+/// The longest time that the readers of content which is not stored wait for slower ones, all in all.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The wait that is counted. A reader that takes a piece in less is quick enough.
+const STEP: Duration = Duration::from_millis(100);
 
 impl Drop for StoreWriter {
     fn drop(&mut self) {

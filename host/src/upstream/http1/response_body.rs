@@ -55,6 +55,13 @@ pub enum DecodeError {
 /// The maximum number of bytes of chunk extensions in a body: nothing uses them.
 const MAX_EXTENSIONS: usize = 16 << 10;
 
+/// The length up to which chunks that have arrived together are joined, in bytes: a frame costs more than such a copy.
+const SMALL: usize = 1 << 10;
+
+/// The maximum length of joined chunks, in bytes, and of their number: the worker does nothing else meanwhile.
+const JOINED: usize = 8 << 10;
+const JOINED_CHUNKS: usize = 256;
+
 impl ResponseBodyDecoder {
     /// Returns the decoder of a body whose trailers obey the limits of a head.
     pub fn new(length: BodyLength, limits: ResponseHeadLimits) -> Self {
@@ -86,7 +93,7 @@ impl ResponseBodyDecoder {
         };
         // The end is known at once if it has arrived.
         self.failed = self.skip_framing(bytes).err();
-        Ok(Some(Frame::data(content)))
+        Ok(Some(Frame::data(self.joined(content, bytes))))
     }
 
     /// Notes that the endpoint has closed the connection.
@@ -119,6 +126,33 @@ impl ResponseBodyDecoder {
             State::Over => SizeHint::with_exact(0),
             _ => SizeHint::new(),
         }
+    }
+
+    /// Returns content with the small chunks behind it that have arrived too. Whoever passes a body on pays for each frame,
+    /// and the endpoint decides how small its chunks are.
+    fn joined(&mut self, content: Bytes, bytes: &mut BytesMut) -> Bytes {
+        if content.len() > SMALL || self.small_chunk(bytes).is_none() {
+            return content;
+        }
+        let mut joined = BytesMut::with_capacity(SMALL.min(content.len() + bytes.len()));
+        joined.extend_from_slice(&content);
+        for _ in 1..JOINED_CHUNKS {
+            let Some(length) = self.small_chunk(bytes).filter(|_| joined.len() <= JOINED - SMALL) else { break };
+            if let State::Chunk(left) = &mut self.state {
+                *left -= length as u64;
+            }
+            joined.extend_from_slice(&bytes[..length]);
+            bytes.advance(length);
+            self.failed = self.skip_framing(bytes).err();
+        }
+        joined.freeze()
+    }
+
+    /// Returns the length of a small chunk that stands at the beginning of the bytes; `None` if none does.
+    fn small_chunk(&self, bytes: &BytesMut) -> Option<usize> {
+        let State::Chunk(left) = self.state else { return None };
+        let length = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+        (self.failed.is_none() && (1..=SMALL).contains(&length)).then_some(length)
     }
 
     /// Takes lines of chunks and trailers off the bytes, up to content or to the end.
@@ -251,6 +285,19 @@ mod tests {
             let bytes: Vec<&[u8]> = text.chunks(1).collect();
             assert_eq!(decode(length, &bytes), whole, "{length:?} byte by byte");
         }
+    }
+
+    #[test]
+    fn small_chunks_that_arrive_together_are_few_frames() {
+        let (tiny, large) = (b"1\r\nx\r\n".repeat(1_000), [&b"5000\r\n"[..], &[b'y'; 0x5000], b"\r\n"].concat());
+        let mut bytes = BytesMut::from(&[&tiny[..], &large, &tiny[..6], b"0\r\n\r\nnext"].concat()[..]);
+        let mut decoder = ResponseBodyDecoder::new(BodyLength::Chunked, LIMITS);
+        let mut lengths = Vec::new();
+        while let Some(frame) = decoder.decode(&mut bytes).unwrap() {
+            lengths.push(frame.into_data().unwrap().len());
+        }
+        assert!(decoder.is_over() && bytes[..] == b"next"[..]);
+        assert_eq!(lengths, [256, 256, 256, 232, 0x5000, 1]);
     }
 
     #[test]

@@ -1,0 +1,161 @@
+use http_body::Body;
+
+use super::*;
+use crate::store::stored_body::StoredBody;
+use crate::store::stored_response::Content;
+
+pub fn read(stored: &mut StoredBody) -> Vec<u8> {
+    let (mut cx, mut all) = (Context::from_waker(Waker::noop()), Vec::new());
+    while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut *stored).poll_frame(&mut cx) {
+        all.extend(frame.into_data().unwrap_or_default());
+    }
+    all
+}
+
+pub fn filled(pieces: &[&'static str]) -> (Arc<SharedBody>, Content) {
+    let fill = SharedBody::new(None);
+    pieces.iter().for_each(|piece| fill.push(Bytes::from_static(piece.as_bytes())));
+    (fill.clone(), Content::Filling(fill))
+}
+
+#[test]
+fn readers_get_all_whenever_they_come() {
+    let (fill, content) = filled(&["abc", "def"]);
+    let mut early = StoredBody::all(&content).unwrap();
+    assert_eq!(read(&mut early), b"abcdef");
+    fill.push(Bytes::from_static(b"ghi"));
+    fill.finish(None);
+    let whole = fill.content(None).into();
+    let mut late = StoredBody::all(&content).unwrap();
+    assert_eq!((read(&mut early), read(&mut late)), (b"ghi".to_vec(), b"abcdefghi".to_vec()));
+    assert_eq!(read(&mut StoredBody::all(&whole).unwrap()), b"abcdefghi");
+    assert_eq!(whole.length(), Some(9));
+}
+
+#[test]
+fn what_is_not_kept_waits_for_its_slowest_reader_and_ends_with_the_last() {
+    let (fill, content) = filled(&["abc"]);
+    let mut cx = Context::from_waker(Waker::noop());
+    let (mut quick, slow) = (StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap());
+    fill.pass();
+    for _ in 1..MAX_UNREAD_PIECES {
+        assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
+        fill.push(Bytes::from_static(b"d"));
+    }
+    read(&mut quick);
+    assert!(fill.poll_ready(&mut cx).is_pending());
+    drop(slow);
+    assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
+    assert!(StoredBody::all(&content).is_none(), "its beginning is gone");
+    drop(quick);
+    assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Err(Abandoned)));
+}
+
+#[test]
+fn short_pieces_are_joined_and_readers_notice_nothing() {
+    let (fill, content) = filled(&[]);
+    let mut early = StoredBody::all(&content).unwrap();
+    let mut all: Vec<u8> = Vec::new();
+    for at in 0..1000_u32 {
+        let piece = vec![at as u8; if at % 300 == 0 { SHORT } else { 1 }];
+        all.extend(&piece);
+        fill.push(piece.into());
+        if at % 7 == 0 {
+            let some = read(&mut early);
+            assert_eq!(some, all[all.len() - some.len()..]);
+        }
+    }
+    assert!(fill.state().pieces.len() < 4 * (JOINED + 2), "{}", fill.state().pieces.len());
+    fill.finish(None);
+    assert!(read(&mut StoredBody::all(&content).unwrap()) == all);
+    assert!(read(&mut StoredBody::part(&content, 500, 100).unwrap()) == all[500..600]);
+    assert!(read(&mut StoredBody::all(&fill.content(None).into()).unwrap()) == all);
+}
+
+#[test]
+fn a_reader_that_holds_others_up_is_left_behind() {
+    let (fill, content) = filled(&["abc"]);
+    let [mut quick, mut slow, mut slower] = [(); 3].map(|()| StoredBody::all(&content).unwrap());
+    fill.pass();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(matches!(Pin::new(&mut slow).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+    (1..MAX_UNREAD_PIECES).for_each(|_| fill.push(Bytes::from_static(b"d")));
+    fill.leave_behind();
+    assert!(fill.poll_ready(&mut cx).is_pending(), "nobody waits for more");
+    read(&mut quick);
+    fill.leave_behind();
+    assert_eq!(fill.poll_ready(&mut cx), Poll::Ready(Ok(())));
+    assert!(matches!(Pin::new(&mut slower).poll_frame(&mut cx), Poll::Ready(Some(Err(_)))));
+    assert_eq!(read(&mut slow).len(), MAX_UNREAD_PIECES - 1);
+    drop(slower);
+    drop(StoredBody::part(&content, 15, 1));
+    let state = fill.state();
+    assert_eq!((state.reading, state.readers.len()), (2, 3));
+}
+
+#[test]
+fn readers_that_leave_make_room_for_others() {
+    let (fill, content) = filled(&["abc"]);
+    let stays = StoredBody::all(&content).unwrap();
+    for _ in 0..100 {
+        drop((StoredBody::all(&content).unwrap(), StoredBody::all(&content).unwrap()));
+    }
+    assert!(fill.state().readers.len() <= 3, "{}", fill.state().readers.len());
+    assert!(!fill.state().is_unread());
+    drop(stays);
+    assert!(fill.state().is_unread());
+}
+
+#[test]
+fn broken_content_has_no_end_that_looks_like_one() {
+    let (fill, content) = filled(&["abc"]);
+    let mut body = StoredBody::all(&content).unwrap();
+    read(&mut body);
+    fill.fail();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(Some(Err(_)))));
+}
+
+#[test]
+fn long_content_is_repacked() {
+    let fill = SharedBody::new(None);
+    for _ in 0..3 {
+        fill.push(Bytes::from(vec![7; 700 << 10]));
+    }
+    let MemoryContent::Pieces(pieces) = fill.content(None) else { panic!("2.1 MiB in one allocation") };
+    assert_eq!(pieces.length, 3 * (700 << 10));
+    assert!(pieces.list[..pieces.list.len() - 1].iter().all(|piece| piece.len() == PIECE));
+    assert_eq!(pieces.list.iter().map(Bytes::len).sum::<usize>(), 3 * (700 << 10));
+}
+
+/// Slow readers read the file, and the others read the memory, which holds little.
+#[tokio::test(flavor = "current_thread")]
+async fn what_goes_into_a_file_is_read_from_there() {
+    use http_body_util::BodyExt;
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    let (fill, content) = filled(&["abc"]);
+    let early = StoredBody::all(&content).unwrap();
+    fill.spill(file.clone());
+    let mut all = b"abc".to_vec();
+    for at in 0..200 {
+        let piece = vec![at as u8; 7];
+        all.extend(&piece);
+        fill.push(piece.into());
+        while let Some((offset, block)) = fill.next_block(64, false) {
+            file.write_all_at(&block, offset).unwrap();
+            fill.set_written(offset + block.len() as u64);
+        }
+        assert!(fill.state().pieces.len() <= MAX_UNREAD_PIECES + 10);
+    }
+    let (offset, block) = fill.next_block(64, true).unwrap();
+    assert!(block.len() < 64);
+    // The last block isn't written any more.
+    fill.pass();
+    let late = StoredBody::all(&content).unwrap();
+    let part = StoredBody::part(&content, 500, 100).unwrap();
+    fill.finish(None);
+    assert_eq!(offset as usize + block.len(), all.len());
+    for (body, wanted) in [(early, &all[..]), (late, &all[..]), (part, &all[500..600])] {
+        assert!(body.collect().await.unwrap().to_bytes() == wanted);
+    }
+}
