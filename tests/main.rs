@@ -37,6 +37,7 @@ mod plugins;
 mod python;
 mod refused_uploads;
 mod response_heads;
+mod secrets;
 mod slow_clients;
 mod starting;
 mod streams;

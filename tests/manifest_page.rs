@@ -212,6 +212,8 @@ fn make_files(folder: &Path) {
         std::fs::copy(folder.join("key.pem"), folder.join(name)).unwrap();
     }
     std::fs::create_dir_all(folder.join("pages")).unwrap();
+    std::fs::create_dir_all(folder.join("secrets")).unwrap();
+    std::fs::write(folder.join("secrets/api-token"), "t0ken").unwrap();
     std::fs::create_dir_all(folder.join("sites")).unwrap();
     std::fs::create_dir_all(folder.join("target/wasm32-wasip2/release")).unwrap();
     for plugin in ["guard.wasm", "target/wasm32-wasip2/release/guard.wasm"] {
@@ -258,10 +260,11 @@ fn each_default_and_example_of_a_key_is_a_good_value() {
 // === Documents ===
 
 /// The documents whose manifests are checked: each block is a manifest, but for tables that it takes for granted.
-const DOCUMENTS: [(&str, &str); 4] = [
+const DOCUMENTS: [(&str, &str); 5] = [
     ("getting-started.md", include_str!("../docs/getting-started.md")),
     ("manifest.md", include_str!("../docs/manifest.md")),
     ("edge.md", include_str!("../docs/edge.md")),
+    ("secrets.md", include_str!("../docs/secrets.md")),
     ("upstreams.md", include_str!("../docs/upstreams.md")),
 ];
 

@@ -164,7 +164,7 @@ impl Assembler {
 
     /// Makes a generation of a manifest's files.
     pub fn assemble(&mut self, files: Files) -> Result<AssembledManifest, Diagnostics> {
-        let Files { list: files, problems, left_out } = files;
+        let Files { list: files, problems, left_out, .. } = files;
         let files = files.as_slice();
         let mut draft = Assembly::new(self, files, problems, left_out);
         draft.assembly.loader.limits = draft.load_limits(files);

@@ -15,6 +15,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::assemble::Assembler;
 use crate::config::load;
+use crate::config::references::Environment;
 use crate::config::serde_messages::meant;
 use crate::server::admin::client::{self, RunningProxyAddress};
 
@@ -209,7 +210,7 @@ fn start_log() {
 }
 
 fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> anyhow::Result<()> {
-    let cache = cache_folder();
+    let (cache, environment) = (cache_folder(), std::env::vars_os().collect::<Environment>());
     match command {
         Command::Reload { proxy } => order(proxy, "/reload"),
         Command::Purge { what, soft, proxy } => order(proxy, &purge(&what, soft)),
@@ -221,12 +222,14 @@ fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> 
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut completions);
             print(&String::from_utf8_lossy(&completions))
         }
-        Command::Run { manifest } => server::run(control()?, move || load::load(&manifest), cache.as_deref()),
+        Command::Run { manifest } => {
+            server::run(control()?, move || load::load(&manifest, &environment), cache.as_deref())
+        }
         Command::Proxy { to, listen, workers } => {
             let text = proxy_manifest(&to, &listen, workers);
-            server::run(control()?, move || load::parse("command line", text.clone()), cache.as_deref())
+            server::run(control()?, move || load::parse("command line", text.clone(), &environment), cache.as_deref())
         }
-        Command::Check { manifest } => check(&manifest, cache.as_deref()),
+        Command::Check { manifest } => check(&manifest, &environment, cache.as_deref()),
         Command::Demo { listen } => demo::run(control()?, &listen, cache.as_deref()),
         Command::Inspect { file, config } => inspect(&file, config),
     }
@@ -292,8 +295,8 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
     ))
 }
 
-fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
-    let files = load::load(manifest)?;
+fn check(manifest: &Path, environment: &Environment, cache: Option<&Path>) -> anyhow::Result<()> {
+    let files = load::load(manifest, environment)?;
     let loader = Loader::in_children(Stop::default());
     let made = Assembler::for_check(Runtime::start(cache)?, loader)?.assemble(files)?;
     tls::validity::warn_of(&made.generation.certificates, SystemTime::now());

@@ -4,6 +4,8 @@ pub mod diagnostic;
 mod foreign;
 pub mod load;
 pub mod manifest;
+pub mod redaction;
+pub mod references;
 pub mod serde_messages;
 mod shape;
 pub mod spans;

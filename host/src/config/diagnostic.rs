@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::references::{Environment, References};
 use crate::system::printable::{cut, one_line, record};
 
 /// A file of the manifest.
@@ -36,6 +37,8 @@ pub struct Diagnostics {
     excused: Vec<(Arc<Source>, Range<usize>)>,
     /// The files that were looked for, be they there or not: mending one of them may mend it all.
     pub files: Vec<PathBuf>,
+    /// The references that were resolved so far; no message shows their values.
+    pub(super) references: References,
 }
 
 /// The mistakes that are shown: more than anyone mends at once. A generated file may have one in each of its lines.
@@ -48,6 +51,16 @@ const MAX_MESSAGE_BYTES: usize = 2 << 10;
 const MAX_SIDE_BYTES: usize = 200;
 
 impl Diagnostics {
+    /// No mistakes yet; references are resolved by an environment.
+    pub fn new(environment: &Environment) -> Self {
+        Diagnostics { references: References::new(environment), ..Diagnostics::default() }
+    }
+
+    /// Returns the files whose texts stand in place of references, be they there or not.
+    pub fn files_of_values(&self) -> impl Iterator<Item = &PathBuf> {
+        self.references.files()
+    }
+
     /// Notes a mistake at a place.
     pub fn at(&mut self, source: &Arc<Source>, span: Range<usize>, message: impl Into<String>) {
         self.push(source, Some(span), message.into());
@@ -86,6 +99,7 @@ impl Diagnostics {
             return;
         }
         if self.has_room() {
+            let message = self.references.redaction.redact(&message).into_owned();
             self.list.push(Diagnostic { source: source.clone(), span, message });
         } else {
             self.more += 1;

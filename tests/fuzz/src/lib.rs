@@ -8,6 +8,8 @@ pub mod config {
     pub mod foreign;
     pub mod load;
     pub mod manifest;
+    pub mod redaction;
+    pub mod references;
     pub mod serde_messages;
     pub mod shape;
     pub mod spans;
