@@ -17,6 +17,7 @@ mod floods;
 mod forwarding;
 mod framing;
 mod half_close;
+mod hashes;
 mod hooks;
 mod http2;
 mod http2_endpoint;

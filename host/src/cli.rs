@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the command line reads the environment and the date")]
 
 pub(crate) mod demo;
+mod hash;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,6 +15,7 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::assemble::Assembler;
+use crate::cli::hash::PasswordHash;
 use crate::config::load;
 use crate::config::references::Environment;
 use crate::config::serde_messages::meant;
@@ -110,6 +112,16 @@ enum Command {
         #[arg(long, default_value = ".")]
         out: PathBuf,
     },
+    /// Prints the hash of a password, for the configuration of a plugin. Reads the password from the terminal without an
+    /// echo, or from standard input.
+    HashPassword {
+        /// Makes a hash of bcrypt in place of argon2id, for files that other programs read too.
+        #[arg(long)]
+        bcrypt: bool,
+    },
+    /// Prints the hash of a key that clients send, such as sha256:…, for the configuration of a plugin. Reads the key from
+    /// the terminal without an echo, or from standard input. The hash is fast: use it for random keys, not for passwords.
+    HashKey,
     /// Prints completions for a shell.
     Completions { shell: clap_complete::Shell },
     /// Shows a plugin: its hooks and their inputs, its imports, and the schema of its configuration.
@@ -217,6 +229,11 @@ fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> 
         Command::Drain { endpoint, proxy } => order(proxy, &drain("/drain", &endpoint)),
         Command::Undrain { endpoint, proxy } => order(proxy, &drain("/undrain", &endpoint)),
         Command::Cert { self_signed: _, names, out } => certificate(&names, &out),
+        Command::HashPassword { bcrypt } => {
+            let hash = if bcrypt { PasswordHash::Bcrypt } else { PasswordHash::Argon2id };
+            print(&(hash::password(hash)? + "\n"))
+        }
+        Command::HashKey => print(&(hash::key()? + "\n")),
         Command::Completions { shell } => {
             let mut completions = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut completions);
