@@ -38,6 +38,7 @@ mod plugins;
 mod python;
 mod refused_uploads;
 mod response_heads;
+mod schema;
 mod secrets;
 mod slow_clients;
 mod starting;

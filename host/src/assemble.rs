@@ -27,7 +27,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use toml::Spanned;
 
 use crate::assemble::addresses::{ListenerAddress, ManifestPlace};
 use crate::assemble::admin::AdminSettings;
@@ -36,6 +35,7 @@ use crate::assemble::reach::Reach;
 use crate::config::diagnostic::{Diagnostics, Source};
 use crate::config::load::Files;
 use crate::config::manifest::Manifest;
+use crate::config::spanned::Spanned;
 use crate::config::structure::LeftOut;
 use crate::generation::Generation;
 use crate::generation::connection_counts::ConnectionCounts;

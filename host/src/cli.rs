@@ -3,6 +3,7 @@
 
 pub(crate) mod demo;
 mod hash;
+mod schema;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -122,6 +123,8 @@ enum Command {
     /// Prints the hash of a key that clients send, such as sha256:…, for the configuration of a plugin. Reads the key from
     /// the terminal without an echo, or from standard input. The hash is fast: use it for random keys, not for passwords.
     HashKey,
+    /// Prints the JSON Schema of manifests, with the configurations of the stock plugins, for editors.
+    Schema,
     /// Prints completions for a shell.
     Completions { shell: clap_complete::Shell },
     /// Shows a plugin: its hooks and their inputs, its imports, and the schema of its configuration.
@@ -234,6 +237,7 @@ fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> 
             print(&(hash::password(hash)? + "\n"))
         }
         Command::HashKey => print(&(hash::key()? + "\n")),
+        Command::Schema => print(&schema::text(cache.as_deref())?),
         Command::Completions { shell } => {
             let mut completions = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut completions);

@@ -4,13 +4,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use toml::Spanned;
-
 use super::units::bytes;
 use super::{Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest, PluginRef};
 use crate::config::serde_messages::meant;
+use crate::config::spanned::Spanned;
 use crate::config::spans::ValueSpans;
 use crate::generation::ids::PluginId;
 use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};

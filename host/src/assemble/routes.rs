@@ -4,13 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use toml::Spanned;
-
 use super::path_regex::Paths;
 use super::{Assembly, head_of, route_conditions, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest, OtherPath};
 use crate::config::serde_messages::meant;
+use crate::config::spanned::Spanned;
 use crate::generation::Route;
 use crate::generation::ids::{Id, PluginId, UpstreamId};
 use crate::generation::router::{HostMatch, PathMatch, RouteMatch, Router};

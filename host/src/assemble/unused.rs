@@ -4,11 +4,10 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use toml::Spanned;
-
 use super::Assembly;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{Manifest, PluginRef, PluginTable, TableOrOff, UpstreamTable};
+use crate::config::spanned::Spanned;
 use crate::generation::error_pages;
 use crate::plugin::settings::OnError;
 

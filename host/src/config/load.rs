@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use toml::Spanned;
 
 use super::diagnostic::{Diagnostics, Source};
 use super::foreign;
 use super::manifest::{EndpointValue, Manifest};
 use super::references::Environment;
+use super::spanned::Spanned;
 use super::structure::{self, LeftOut, Structure, StructureError};
 use crate::system::files;
 

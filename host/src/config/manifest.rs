@@ -7,13 +7,15 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use toml::Spanned;
+
+use super::spanned::Spanned;
 
 /// The keys at the top of a file.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Manifest {
     /// Reads further files, in the order of these patterns, then of their names. `*` stands for any characters, in the
@@ -75,7 +77,7 @@ pub struct Manifest {
 }
 
 /// The limits of the child process that compiles a new component and checks its configurations.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoadTable {
     /// The CPU time of the child process, from `1s` to `1h`. Four times as much wall time may pass if other processes
@@ -90,7 +92,7 @@ pub struct LoadTable {
 }
 
 /// The store for responses.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CacheTable {
     /// The memory for stored responses, over all workers; at least `1 MiB`.
@@ -108,7 +110,7 @@ pub struct CacheTable {
 }
 
 /// The part of the store that is on disk.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DiskTable {
     /// The folder for the files: an empty one, one that an earlier process filled, or one that is to be created.
@@ -143,7 +145,7 @@ impl Manifest {
 }
 
 /// A file that holds endpoints and nothing else.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointValue {
     /// The endpoints, written as in an upstream, except for `file`.
@@ -153,7 +155,7 @@ pub struct EndpointValue {
 }
 
 /// The name servers.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResolverTable {
     /// The addresses of name servers, with their ports. At least one is required.
@@ -163,7 +165,7 @@ pub struct ResolverTable {
 }
 
 /// The access log.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessLogTable {
     /// The form of a line: `"combined"` as Apache and nginx write it, or `"json"`. `"off"` writes no access log.
@@ -177,7 +179,7 @@ pub struct AccessLogTable {
 }
 
 /// The form of a line of the access log.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLogFormat {
     Combined,
@@ -186,7 +188,7 @@ pub enum AccessLogFormat {
 }
 
 /// The admin listener.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AdminTable {
     /// The address of `/status`, `/metrics` and commands: an IP address with a port, or a unix socket instead of TCP.
@@ -204,7 +206,7 @@ pub struct AdminTable {
 }
 
 /// An address that accepts connections.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenerTable {
     /// The IP address and port, or the unix socket. Port 0 takes a free port, which the log names. A reload opens and
@@ -258,7 +260,7 @@ pub enum Redirect {
 }
 
 /// The TLS settings of a listener.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TlsTable {
     /// The certificates with their keys. A client gets the certificate that bears the name it asks for, or the first
@@ -285,7 +287,7 @@ pub struct TlsTable {
 }
 
 /// A certificate with its key.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Certificate {
     /// A PEM file with the certificate, followed by its intermediate certificates.
@@ -299,7 +301,7 @@ pub struct Certificate {
 }
 
 /// The limits of a listener's clients. Each default is safe and serves ordinary clients.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenerLimits {
     /// The longest request head, from `1 KiB` to `16 MiB`; beyond it 431.
@@ -370,7 +372,7 @@ pub struct ListenerLimits {
 }
 
 /// A named set of endpoints.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamTable {
     /// The endpoints: addresses such as `"127.0.0.1:8000"`, `"unix:/run/app.sock"` or `"app.internal:8000"`, or tables.
@@ -455,7 +457,7 @@ pub enum TableOrOff<T> {
 }
 
 /// The health checks of an upstream.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct HealthChecksTable {
     /// The kind of check: a GET request, a connection (with TLS for `https://`), or a call of gRPC's health service,
@@ -502,7 +504,7 @@ pub struct HealthChecksTable {
 }
 
 /// The rules by which failures of requests eject an endpoint.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct OutliersTable {
     /// The failures in a row that eject an endpoint; 0 for any number.
@@ -545,7 +547,7 @@ pub struct OutliersTable {
 }
 
 /// The rules by which a failed request is sent again.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RetryTable {
     /// The attempts after the first, from 0 to 10.
@@ -572,7 +574,7 @@ pub struct RetryTable {
 }
 
 /// The limits of an upstream, over all workers.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamLimits {
     /// The most requests in flight; beyond it 503.
@@ -606,7 +608,7 @@ pub enum StatusWord {
 }
 
 /// The TLS settings for the endpoints of an upstream.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamTls {
     /// A PEM file with the authorities that certificates of endpoints are verified by.
@@ -639,7 +641,7 @@ pub enum Endpoint {
 }
 
 /// An endpoint with settings. It has exactly one of `address`, `dns`, `srv` and `file`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EndpointTable {
     /// An address, as in the list of endpoints.
@@ -715,7 +717,7 @@ impl Endpoint {
 }
 
 /// The conditions of a route, the upstream, and the chain.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RouteTable {
     /// The name in logs and metrics.
@@ -783,9 +785,9 @@ pub enum OtherPath {
 }
 
 /// The ways to match a path. A table has exactly one of them.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-struct PathTable {
+pub(super) struct PathTable {
     /// Matches this path only.
     ///
     /// Type: path of a URI. Default: none. Example: `"/x"`.
@@ -823,7 +825,7 @@ pub enum PluginRef {
 }
 
 /// A plugin with its configuration.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PluginTable {
     /// The stock plugin `headers`, `cache` or `balance`, or a `.wasm` file.
@@ -833,6 +835,7 @@ pub struct PluginTable {
     /// The configuration, by the plugin's own schema, which `plugway inspect` shows.
     ///
     /// Type: table. Default: `{}`.
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub config: Option<toml::Table>,
     /// The limits of the plugin.
     ///
@@ -852,7 +855,7 @@ pub struct PluginTable {
 }
 
 /// The limits of a configured plugin.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PluginLimitsTable {
     /// The linear memory of an instance, from `64 KiB` to `256 MiB`.

@@ -10,8 +10,10 @@ pub mod config {
     pub mod manifest;
     pub mod redaction;
     pub mod references;
+    pub mod schema;
     pub mod serde_messages;
     pub mod shape;
+    pub mod spanned;
     pub mod spans;
     pub mod structure;
 }
