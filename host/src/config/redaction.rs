@@ -29,6 +29,9 @@ const MIN_WORD_BYTES: usize = 6;
 /// The shortest beginning of a value that is replaced: messages are truncated.
 const MIN_BEGINNING_BYTES: usize = 8;
 
+/// The shortest part of a value, from its beginning, that is replaced if it is half of the value.
+const MIN_PART_BYTES: usize = 12;
+
 impl std::fmt::Debug for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.reference)
@@ -125,7 +128,7 @@ fn without(message: String, value: &str, shown: &str) -> String {
             .any(|mark| if mark.is_empty() { after.is_empty() } else { after.starts_with(mark) });
         redacted.push_str(&rest[..at]);
         // Half of a value is as bad as all of it, wherever the message ends.
-        let is_most = common * 2 >= value.len();
+        let is_most = common >= MIN_PART_BYTES && common * 2 >= value.len();
         redacted.push_str(if is_cut || is_most { shown } else { &rest[at..at + common] });
         rest = after;
     }
@@ -155,7 +158,7 @@ mod tests {
             (&["0123456789abcdef0123456789abcdef"], "found `0123456789ab … (40 bytes", "found `${env:V0} … (40 bytes"),
             (&["0123456789abcdef"], "found 0123456789abc of it", "found ${env:V0} of it"),
             (&[""], "nothing", "nothing"),
-            (&["expected value"], "expected a number", "expected a number"),
+            (&["expect value"], "expected a number", "expected a number"),
         ] {
             assert_eq!(redacted(values, message), wanted, "{values:?}");
         }

@@ -70,11 +70,11 @@ const ESCAPE: &str = "write `$${` for the text `${`";
 /// The meaning of `${…}` without a kind, by the key that a string belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Braces {
-    /// It is a mistake.
+    /// `${…}` is a mistake.
     Unknown,
-    /// The plugin that the configuration is for may give it a meaning.
+    /// `${…}` may have a meaning for the plugin that the configuration is for.
     OfPlugin,
-    /// It stands for a group of a regular expression, where `$$` is a dollar.
+    /// `${…}` stands for a group of a regular expression, where `$$` is a dollar.
     OfRegex,
 }
 

@@ -52,28 +52,12 @@ pub fn parse<T: DeserializeOwned>(text: &str, folder: &Path, references: &mut Re
     let (mistakes, damaged) = (Vec::new(), Vec::new());
     let mut structure = Structure { content: None, mistakes, left_out: LeftOut::default(), damaged };
     if !errors.is_empty() {
-        match foreign::kind(text) {
-            Some(kind) => structure.mistakes.push(StructureError {
-                span: Some(0..0),
-                message: format!(
-                    "not a manifest: this looks like {kind}; expected TOML, such as `[[listener]]` and below it `address = \
-                     \"127.0.0.1:8080\"`"
-                ),
-            }),
-            None => structure.mistakes.extend(errors.iter().map(|error| {
-                let mut mistake = StructureError::of(error, text, None, None);
-                mistake.hint_at_quotes(text);
-                mistake
-            })),
-        }
+        structure.mistakes = syntax_errors(&errors, text);
         structure.left_out.all = true;
         return structure;
     }
     let Resolution { replaced, unresolved } = references.resolve(text, folder, document.get_mut());
-    for Unresolved { text_span, span, message } in unresolved {
-        structure.mistakes.push(StructureError { span: Some(span), message });
-        structure.damaged.push(text_span);
-    }
+    structure.add_unresolved(unresolved);
     for Misshape { way, span, message } in shape::misshapes(document.get_ref()) {
         structure.mistakes.insert(0, StructureError { span: Some(span), message });
         structure.left_out.add(&way);
@@ -108,6 +92,35 @@ pub fn parse<T: DeserializeOwned>(text: &str, folder: &Path, references: &mut Re
     }
     structure.left_out.all = true;
     structure
+}
+
+/// Returns the errors of a text that is no TOML, or one error if the text is of another format.
+fn syntax_errors(errors: &[Error], text: &str) -> Vec<StructureError> {
+    if let Some(kind) = foreign::kind(text) {
+        let message = format!(
+            "not a manifest: this looks like {kind}; expected TOML, such as `[[listener]]` and below it `address = \
+             \"127.0.0.1:8080\"`"
+        );
+        return vec![StructureError { span: Some(0..0), message }];
+    }
+    let mistake = |error| {
+        let mut mistake = StructureError::of(error, text, None, None);
+        mistake.hint_at_quotes(text);
+        mistake
+    };
+    errors.iter().map(mistake).collect()
+}
+
+// === Structure ===
+
+impl<T> Structure<T> {
+    /// Adds the errors of references; what else is wrong with their strings is no further mistake.
+    fn add_unresolved(&mut self, unresolved: Vec<Unresolved>) {
+        for Unresolved { text_span, span, message } in unresolved {
+            self.mistakes.push(StructureError { span: Some(span), message });
+            self.damaged.push(text_span);
+        }
+    }
 }
 
 // === LeftOut ===
