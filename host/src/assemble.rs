@@ -6,6 +6,7 @@ pub mod admin;
 mod doubtful;
 mod endpoints;
 mod health;
+mod idioms;
 mod instances;
 mod listeners;
 mod once;
@@ -32,7 +33,7 @@ use crate::assemble::addresses::{ListenerAddress, ManifestPlace};
 use crate::assemble::admin::AdminSettings;
 use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
-use crate::config::diagnostic::{Diagnostics, Source};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Source, Warning};
 use crate::config::load::Files;
 use crate::config::manifest::Manifest;
 use crate::config::spanned::Spanned;
@@ -92,6 +93,7 @@ pub struct AssembledManifest {
     /// How long a stop waits for exchanges.
     pub drain: Duration,
     pub admin: AdminSettings,
+    pub warnings: Vec<Warning>,
     /// The place of the admin listener's address; `None` if the manifest has none.
     pub admin_place: Option<ManifestPlace>,
 }
@@ -209,7 +211,8 @@ impl Assembler {
             tenancy,
             certificates,
         };
-        Ok(AssembledManifest { generation, admin, admin_place, listeners: addresses, workers, drain })
+        let warnings = problems.into_warnings();
+        Ok(AssembledManifest { generation, warnings, admin, admin_place, listeners: addresses, workers, drain })
     }
 
     /// Forgets what neither this generation nor one in service uses.
@@ -329,6 +332,14 @@ impl Assembly<'_> {
             self.problems.at(source, text.span(), message);
             default
         })
+    }
+}
+
+/// Writes warnings to the log.
+pub fn log(warnings: &[Warning]) {
+    for Warning { doubt, diagnostic: Diagnostic { source, span, message } } in warnings {
+        let place = span.as_ref().map_or_else(|| source.path.display().to_string(), |span| source.location(span));
+        tracing::warn!(%place, why = message, "{}", doubt.phrase());
     }
 }
 

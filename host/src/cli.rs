@@ -1,6 +1,7 @@
 //! The command line: its commands and options.
 #![expect(clippy::disallowed_methods, reason = "the command line reads the environment and the date")]
 
+mod check;
 pub(crate) mod demo;
 mod hash;
 mod schema;
@@ -10,12 +11,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::assemble::Assembler;
+use crate::cli::check::Form;
 use crate::cli::hash::PasswordHash;
 use crate::config::load;
 use crate::config::references::Environment;
@@ -65,6 +66,9 @@ enum Command {
     Check {
         #[arg(default_value = "plugway.toml")]
         manifest: PathBuf,
+        /// Prints one JSON document with all errors and warnings, for editors and other programs.
+        #[arg(long)]
+        json: bool,
     },
     /// Serves the stock plugins in front of built-in origins, and prints commands to try.
     Demo {
@@ -195,9 +199,9 @@ pub fn main() -> ExitCode {
     let control = move || control.unwrap_or_else(Control::start);
     let done = guard(Task::Other, || run(command, control)).unwrap_or_else(|panicked| Err(panicked.into()));
     match done {
-        Ok(()) => {
+        Ok(code) => {
             process_log::flush(FLUSH);
-            ExitCode::SUCCESS
+            code
         }
         Err(error) => {
             process_log::print(&format!("{error:#}"), FLUSH_ERROR);
@@ -224,9 +228,13 @@ fn start_log() {
     let _ = process_log::start();
 }
 
-fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> anyhow::Result<()> {
+fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> anyhow::Result<ExitCode> {
     let (cache, environment) = (cache_folder(), std::env::vars_os().collect::<Environment>());
-    match command {
+    let done = match command {
+        Command::Check { manifest, json } => {
+            let form = if json { Form::Json } else { Form::Text };
+            return check::check(&manifest, form, &environment, cache.as_deref());
+        }
         Command::Reload { proxy } => order(proxy, "/reload"),
         Command::Purge { what, soft, proxy } => order(proxy, &purge(&what, soft)),
         Command::Drain { endpoint, proxy } => order(proxy, &drain("/drain", &endpoint)),
@@ -250,10 +258,10 @@ fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> 
             let text = proxy_manifest(&to, &listen, workers);
             server::run(control()?, move || load::parse("command line", text.clone(), &environment), cache.as_deref())
         }
-        Command::Check { manifest } => check(&manifest, &environment, cache.as_deref()),
         Command::Demo { listen } => demo::run(control()?, &listen, cache.as_deref()),
         Command::Inspect { file, config } => inspect(&file, config),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Prints to standard output; the error of a closed pipe or a full disk ends the command.
@@ -314,15 +322,6 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
         "{folder}/cert.pem and {folder}/key.pem are for {names}\n\n[listener.tls]\n\
          certificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]\n"
     ))
-}
-
-fn check(manifest: &Path, environment: &Environment, cache: Option<&Path>) -> anyhow::Result<()> {
-    let files = load::load(manifest, environment)?;
-    let loader = Loader::in_children(Stop::default());
-    let made = Assembler::for_check(Runtime::start(cache)?, loader)?.assemble(files)?;
-    tls::validity::warn_of(&made.generation.certificates, SystemTime::now());
-    let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
-    print(&format!("{} is good: {routes} routes, {plugins} configured plugins\n", manifest.display()))
 }
 
 fn inspect(file: &Path, config: String) -> anyhow::Result<()> {

@@ -151,7 +151,8 @@ impl Assembly<'_> {
                 Some(below) if below.starts_with('.') => HostMatch::Below(below.into()),
                 _ => HostMatch::Exact(name.clone()),
             };
-            if let Some(message) = route_conditions::host(&name) {
+            let foreign = route_conditions::foreign_host(host.get_ref());
+            if let Some(message) = foreign.or_else(|| route_conditions::host(&name)) {
                 self.problems.at(source, host.span(), message);
             } else if !known_hosts.insert(wanted.clone()) {
                 let message =
