@@ -835,7 +835,7 @@ pub struct PluginTable {
     /// The configuration, by the plugin's own schema, which `plugway inspect` shows.
     ///
     /// Type: table. Default: `{}`.
-    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     pub config: Option<toml::Table>,
     /// The limits of the plugin.
     ///

@@ -92,6 +92,7 @@ fn simplify(schema: &mut Value) {
             object.remove("format");
             // Defaults of types in Rust: the comment has the default of the key.
             object.remove("default");
+            with_reference(object);
             with_comment(object);
         }
         Value::Array(list) => list.iter_mut().for_each(simplify),
@@ -117,6 +118,16 @@ fn without_null(object: &mut Map<String, Value>) {
         for (key, value) in only {
             object.entry(key).or_insert(value);
         }
+    }
+}
+
+/// Allows a reference in place of a word.
+fn with_reference(object: &mut Map<String, Value>) {
+    let is_text = object.get("type").is_some_and(|name| name == "string");
+    if is_text && let Some(words) = object.remove("enum") {
+        object.remove("type");
+        let reference = json!({ "type": "string", "pattern": REFERENCE });
+        object.insert("anyOf".into(), json!([{ "enum": words }, reference]));
     }
 }
 
