@@ -101,7 +101,7 @@ fn running(assembly: &mut Assembler, endpoints: usize, config: &str) -> WorkerSt
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"app\"\n[upstream.app]\nendpoints = [{}]\n{balancer}",
         addresses.join(", ")
     );
-    let files = load::parse("bench", text).expect("the manifest is well-formed");
+    let files = load::parse("bench", text, &Default::default()).expect("the manifest is well-formed");
     let generation = assembly.assemble(files).unwrap_or_else(|problems| panic!("{problems}")).generation;
     let upstream = &generation.upstreams[upstream_id()];
     upstream.live.set_members(upstream.plan.members.clone(), Instant::now());

@@ -36,7 +36,7 @@ const THREADS: usize = 2;
 const BOUND: Duration = Duration::from_secs(30);
 
 /// Values in place of others.
-const VALUES: [&str; 58] = [
+const VALUES: [&str; 62] = [
     "0",
     "1",
     "-1",
@@ -86,6 +86,10 @@ const VALUES: [&str; 58] = [
     "\"localhost:1\"",
     "\"{\"",
     "\"{host}\"",
+    "\"${env:HOME}\"",
+    "\"$${env:HOME}\"",
+    "\"${file:plugway.toml}\"",
+    "\"${credential:none\"",
     "\"{nothing}\"",
     "\".\"",
     "\"\\u0000\"",

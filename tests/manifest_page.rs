@@ -228,6 +228,8 @@ fn make_files(folder: &Path) {
         std::fs::copy(folder.join("key.pem"), folder.join(name)).unwrap();
     }
     std::fs::create_dir_all(folder.join("pages")).unwrap();
+    std::fs::create_dir_all(folder.join("secrets")).unwrap();
+    std::fs::write(folder.join("secrets/api-token"), "t0ken").unwrap();
     std::fs::create_dir_all(folder.join("sites")).unwrap();
     for site in ["public", "dist", "downloads"] {
         std::fs::create_dir_all(folder.join(site)).unwrap();
@@ -284,6 +286,7 @@ const DOCUMENTS: &[(&str, &str)] = &[
     ("error-pages.md", include_str!("../docs/error-pages.md")),
     ("files.md", include_str!("../docs/files.md")),
     ("edge.md", include_str!("../docs/edge.md")),
+    ("secrets.md", include_str!("../docs/secrets.md")),
     ("upstreams.md", include_str!("../docs/upstreams.md")),
     ("routing.md", include_str!("../docs/routing.md")),
     ("rewrite.md", include_str!("../docs/plugins/rewrite.md")),

@@ -2,6 +2,7 @@
 //! their messages beside them; `PLUGWAY_BLESS=1` writes these anew, for the diff to be reviewed.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use crate::support::{manifest, plugway};
 
@@ -46,6 +47,31 @@ fn good_manifests_pass() {
     for name in names {
         assert_eq!(check(&folder, &name), (Some(0), String::new()), "{name}");
     }
+}
+
+/// The report for programs. The files of `manifests/json` have theirs beside them.
+#[test]
+fn a_report_for_programs_has_all_errors_and_warnings() {
+    let (folder, names) = manifests("json");
+    assert!(names.len() >= 3, "{names:?}");
+    let mut wrong = Vec::new();
+    for name in names {
+        let mut command = plugway();
+        command.args(["check", "--json", &name]).current_dir(&folder).stdout(Stdio::piped());
+        let output = command.output().unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.success(), report["ok"] == true, "{name}");
+        assert!(output.stderr.is_empty(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let golden = folder.join(&name).with_extension("json");
+        let text = serde_json::to_string_pretty(&report).unwrap() + "\n";
+        if std::env::var_os("PLUGWAY_BLESS").is_some() {
+            std::fs::write(&golden, &text).unwrap();
+        }
+        if std::fs::read_to_string(&golden).unwrap_or_default() != text {
+            wrong.push(format!("{name}\n{text}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// The manifest of the README, word for word, but for the plugin that its reader writes.
@@ -123,9 +149,15 @@ fn what_is_probably_meant_otherwise_is_a_warning() {
              [[route]]\nupstream = \"app\"\n{route}\n"
         )
     };
+    let template = |value: &str| format!("plugins = [{{ use = \"headers\", config.request.set.X-A = \"{value}\" }}]");
     let (port, other) = ("127.0.0.1:8099", "\"127.0.0.1:8000\"");
     let cases = [
-        (text(port, other, "path = \"/a/*\""), "`*` in a path stands for itself"),
+        (text(port, other, "path = \"/a/*\""), "`*` in a path stands for itself; write `path = \\\"/a\\\"`"),
+        (text(port, other, "path = \"/*\""), "remove `path` for a route of any path"),
+        (text(port, other, "path = \"/*.php\""), "regex = '\\\\.php$'"),
+        (text(port, other, "hosts = [\"_\"]"), "remove `hosts` for a route of any host"),
+        (text(port, other, &template("https://$host/")), "write `{host}` for nginx's `$host`"),
+        (text(port, other, &template("$remote_addr")), "write `{client.ip}` for nginx's `$remote_addr`"),
         (text(port, other, "path = { exact = \"/a/{id}\" }"), "`{id}` in a path stands for itself"),
         (text(port, other, "path = \"/a/:id/b\""), "`:id` in a path stands for itself"),
         (text(port, other, "hosts = []"), "`hosts`: an empty list stands for all"),

@@ -404,7 +404,9 @@ fn clients_that_take_nothing_leave_the_connection_to_an_endpoint_to_others() {
                 continue;
             }
             raw.send(HEADERS, END_HEADERS, request.stream, &[0x88]);
-            (0..4).for_each(|_| drop(raw.send(DATA, 0, request.stream, &PIECE[..16 << 10])));
+            (0..4).for_each(|_| {
+                raw.send(DATA, 0, request.stream, &PIECE[..16 << 10]);
+            });
         }
     });
     let proxy = Proxy::start(&manifest(&endpoint, "", "").replace("workers = 2", "workers = 1"));

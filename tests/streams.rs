@@ -296,7 +296,9 @@ fn clients_that_vanish_end_no_response_that_shares_their_connection_to_an_endpoi
                     reset.push(frame.stream);
                     if reset.len() == CLIENTS * STREAMS as usize {
                         // Was on its way.
-                        reset.iter().for_each(|stream| drop(raw.send(DATA, 0, *stream, b"late")));
+                        reset.iter().for_each(|stream| {
+                            raw.send(DATA, 0, *stream, b"late");
+                        });
                         raw.send(PING, 0, 0, &[0; 8]);
                     }
                 }

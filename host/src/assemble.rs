@@ -7,6 +7,7 @@ mod doubtful;
 mod endpoints;
 mod error_pages;
 mod health;
+mod idioms;
 mod instances;
 mod listeners;
 mod maintenance;
@@ -31,15 +32,15 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use toml::Spanned;
 
 use crate::assemble::addresses::{ListenerAddress, ManifestPlace};
 use crate::assemble::admin::AdminSettings;
 use crate::assemble::path_regex::Paths;
 use crate::assemble::reach::Reach;
-use crate::config::diagnostic::{Diagnostics, Source};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Source, Warning};
 use crate::config::load::Files;
 use crate::config::manifest::Manifest;
+use crate::config::spanned::Spanned;
 use crate::config::structure::LeftOut;
 use crate::generation::Generation;
 use crate::generation::connection_counts::ConnectionCounts;
@@ -99,6 +100,7 @@ pub struct AssembledManifest {
     /// How long a stop waits for exchanges.
     pub drain: Duration,
     pub admin: AdminSettings,
+    pub warnings: Vec<Warning>,
     /// The place of the admin listener's address; `None` if the manifest has none.
     pub admin_place: Option<ManifestPlace>,
 }
@@ -174,7 +176,7 @@ impl Assembler {
 
     /// Makes a generation of a manifest's files.
     pub fn assemble(&mut self, files: Files) -> Result<AssembledManifest, Diagnostics> {
-        let Files { list: files, problems, left_out } = files;
+        let Files { list: files, problems, left_out, .. } = files;
         let files = files.as_slice();
         // Those of a manifest that was rejected have no generation.
         self.switches.retain(|_, switch| Arc::strong_count(switch) > 1);
@@ -222,7 +224,8 @@ impl Assembler {
             tenancy,
             certificates,
         };
-        Ok(AssembledManifest { generation, admin, admin_place, listeners: addresses, workers, drain })
+        let warnings = problems.into_warnings();
+        Ok(AssembledManifest { generation, warnings, admin, admin_place, listeners: addresses, workers, drain })
     }
 
     /// Forgets what neither this generation nor one in service uses.
@@ -343,6 +346,14 @@ impl Assembly<'_> {
             self.problems.at(source, text.span(), message);
             default
         })
+    }
+}
+
+/// Writes warnings to the log.
+pub fn log(warnings: &[Warning]) {
+    for Warning { doubt, diagnostic: Diagnostic { source, span, message } } in warnings {
+        let place = span.as_ref().map_or_else(|| source.path.display().to_string(), |span| source.location(span));
+        tracing::warn!(%place, why = message, "{}", doubt.phrase());
     }
 }
 

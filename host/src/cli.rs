@@ -1,20 +1,25 @@
 //! The command line: its commands and options.
 #![expect(clippy::disallowed_methods, reason = "the command line reads the environment and the date")]
 
+mod check;
 pub(crate) mod demo;
+mod hash;
+mod schema;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::assemble::Assembler;
+use crate::cli::check::Form;
+use crate::cli::hash::PasswordHash;
 use crate::config::load;
+use crate::config::references::Environment;
 use crate::config::serde_messages::meant;
 use crate::server::admin::client::{self, RunningProxyAddress};
 
@@ -61,6 +66,9 @@ enum Command {
     Check {
         #[arg(default_value = "plugway.toml")]
         manifest: PathBuf,
+        /// Prints one JSON document with all errors and warnings, for editors and other programs.
+        #[arg(long)]
+        json: bool,
     },
     /// Serves the stock plugins in front of built-in origins, and prints commands to try.
     Demo {
@@ -109,6 +117,18 @@ enum Command {
         #[arg(long, default_value = ".")]
         out: PathBuf,
     },
+    /// Prints the hash of a password, for the configuration of a plugin. Reads the password from the terminal without an
+    /// echo, or from standard input.
+    HashPassword {
+        /// Makes a hash of bcrypt in place of argon2id, for files that other programs read too.
+        #[arg(long)]
+        bcrypt: bool,
+    },
+    /// Prints the hash of a key that clients send, such as sha256:…, for the configuration of a plugin. Reads the key from
+    /// the terminal without an echo, or from standard input. The hash is fast: use it for random keys, not for passwords.
+    HashKey,
+    /// Prints the JSON Schema of manifests, with the configurations of the stock plugins, for editors.
+    Schema,
     /// Prints completions for a shell.
     Completions { shell: clap_complete::Shell },
     /// Writes the manual pages, one for each command.
@@ -185,9 +205,9 @@ pub fn main() -> ExitCode {
     let control = move || control.unwrap_or_else(Control::start);
     let done = guard(Task::Other, || run(command, control)).unwrap_or_else(|panicked| Err(panicked.into()));
     match done {
-        Ok(()) => {
+        Ok(code) => {
             process_log::flush(FLUSH);
-            ExitCode::SUCCESS
+            code
         }
         Err(error) => {
             process_log::print(&format!("{error:#}"), FLUSH_ERROR);
@@ -214,14 +234,24 @@ fn start_log() {
     let _ = process_log::start();
 }
 
-fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> anyhow::Result<()> {
-    let cache = cache_folder();
-    match command {
+fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> anyhow::Result<ExitCode> {
+    let (cache, environment) = (cache_folder(), std::env::vars_os().collect::<Environment>());
+    let done = match command {
+        Command::Check { manifest, json } => {
+            let form = if json { Form::Json } else { Form::Text };
+            return check::check(&manifest, form, &environment, cache.as_deref());
+        }
         Command::Reload { proxy } => order(proxy, "/reload"),
         Command::Purge { what, soft, proxy } => order(proxy, &purge(&what, soft)),
         Command::Drain { endpoint, proxy } => order(proxy, &drain("/drain", &endpoint)),
         Command::Undrain { endpoint, proxy } => order(proxy, &drain("/undrain", &endpoint)),
         Command::Cert { self_signed: _, names, out } => certificate(&names, &out),
+        Command::HashPassword { bcrypt } => {
+            let hash = if bcrypt { PasswordHash::Bcrypt } else { PasswordHash::Argon2id };
+            print(&(hash::password(hash)? + "\n"))
+        }
+        Command::HashKey => print(&(hash::key()? + "\n")),
+        Command::Schema => print(&schema::text(cache.as_deref())?),
         Command::Completions { shell } => {
             let mut completions = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "plugway", &mut completions);
@@ -229,15 +259,17 @@ fn run(command: Command, control: impl FnOnce() -> std::io::Result<Control>) -> 
         }
         Command::Man { out } => clap_mangen::generate_to(Cli::command(), &out)
             .with_context(|| format!("cannot write manual pages to `{}`", out.display())),
-        Command::Run { manifest } => server::run(control()?, move || load::load(&manifest), cache.as_deref()),
+        Command::Run { manifest } => {
+            server::run(control()?, move || load::load(&manifest, &environment), cache.as_deref())
+        }
         Command::Proxy { to, listen, workers } => {
             let text = proxy_manifest(&to, &listen, workers);
-            server::run(control()?, move || load::parse("command line", text.clone()), cache.as_deref())
+            server::run(control()?, move || load::parse("command line", text.clone(), &environment), cache.as_deref())
         }
-        Command::Check { manifest } => check(&manifest, cache.as_deref()),
         Command::Demo { listen } => demo::run(control()?, &listen, cache.as_deref()),
         Command::Inspect { file, config } => inspect(&file, config),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Prints to standard output; the error of a closed pipe or a full disk ends the command.
@@ -298,15 +330,6 @@ fn certificate(names: &[String], folder: &Path) -> anyhow::Result<()> {
         "{folder}/cert.pem and {folder}/key.pem are for {names}\n\n[listener.tls]\n\
          certificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]\n"
     ))
-}
-
-fn check(manifest: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
-    let files = load::load(manifest)?;
-    let loader = Loader::in_children(Stop::default());
-    let made = Assembler::for_check(Runtime::start(cache)?, loader)?.assemble(files)?;
-    tls::validity::warn_of(&made.generation.certificates, SystemTime::now());
-    let (routes, plugins) = (made.generation.routes.len(), made.generation.bindings.len());
-    print(&format!("{} is good: {routes} routes, {plugins} configured plugins\n", manifest.display()))
 }
 
 fn inspect(file: &Path, config: String) -> anyhow::Result<()> {

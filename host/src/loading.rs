@@ -34,6 +34,11 @@ pub fn version(about: &[u8]) -> Option<String> {
     messages::content::<About>(about).ok().map(|about| about.version)
 }
 
+/// Returns the schema of a component's configuration, from the description in its artifact; `None` if there is none.
+pub fn config_schema(about: &[u8]) -> Option<String> {
+    messages::content::<About>(about).ok().and_then(|about| about.schema)
+}
+
 /// The limits of one loading, as `[load]` sets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadLimits {

@@ -28,7 +28,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use crate::assemble::addresses::ManifestPlace;
-use crate::assemble::{AssembledManifest, Assembler};
+use crate::assemble::{self, AssembledManifest, Assembler};
 use crate::config::diagnostic::Diagnostics;
 use crate::config::load::Files;
 use crate::downstream::admission::{self, Admission};
@@ -374,7 +374,8 @@ impl LoadResults {
         let assembly = self.assembly.clone();
         let assemble = move || {
             let mut assembly = assembly.lock().unwrap_or_else(PoisonError::into_inner);
-            assembly.assemble(files).map_err(|problems| problems.to_string())
+            let assembled = assembly.assemble(files).map_err(|problems| problems.to_string());
+            assembled.inspect(|assembled| assemble::log(&assembled.warnings))
         };
         let assembled = background::run(Task::Assemble, assemble).await;
         assembled.unwrap_or_else(|error| Err(format!("the manifest could not be assembled: {error}")))

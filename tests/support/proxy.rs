@@ -119,6 +119,11 @@ impl Proxy {
         self.log.try_iter().any(|line| line.contains(part))
     }
 
+    /// Returns the lines of the log that no call has waited for yet, once the process has ended.
+    pub fn log_to_end(&self) -> String {
+        self.log.iter().map(|line| line + "\n").collect()
+    }
+
     /// Repeats an action until a line of the log has `part` in it; returns the lines before.
     pub fn log_until(&self, part: &str, mut again: impl FnMut()) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;

@@ -6,12 +6,11 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use toml::Spanned;
-
 use super::addresses::{Address, ManifestPlace};
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{AdminTable, Manifest};
+use crate::config::spanned::Spanned;
 
 /// The settings of the admin listeners.
 #[derive(Clone)]

@@ -5,21 +5,25 @@ use std::sync::Arc;
 
 use super::Assembly;
 use super::addresses::Address;
+use super::idioms;
 use super::route_conditions::meant_method;
-use crate::config::diagnostic::Source;
-use crate::config::manifest::{Endpoint, Manifest, OtherPath, Path, RouteTable};
+use crate::config::diagnostic::{Diagnostics, Doubt, Source};
+use crate::config::manifest::{Endpoint, Manifest, OtherPath, Path, PluginRef, PluginTable, RouteTable};
+use crate::config::spans::ValueSpans;
 
 type Files = [(Arc<Source>, Manifest)];
 
 impl Assembly<'_> {
     /// Warns of what is probably meant otherwise, in a manifest without mistakes.
-    pub(super) fn warn_of_doubtful(&self, files: &Files) {
+    pub(super) fn warn_of_doubtful(&mut self, files: &Files) {
         if self.problems.count() > 0 {
             return;
         }
-        warn_of_circles(files);
+        let problems = &mut self.problems;
+        warn_of_circles(problems, files);
+        warn_of_templates(problems, files);
         for (source, route) in files.iter().flat_map(|(source, file)| file.route.iter().map(move |one| (source, one))) {
-            warn_of_route(source, route.get_ref());
+            warn_of_route(problems, source, route.get_ref());
         }
         for (source, upstream) in
             files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)))
@@ -28,20 +32,24 @@ impl Assembly<'_> {
             if let [first, ..] = &upstream.endpoints[..]
                 && upstream.endpoints.iter().all(|endpoint| is_draining(endpoint.get_ref()))
             {
-                warn(source, &first.span(), "all endpoints of the upstream are draining: they get no requests");
+                warn(
+                    problems,
+                    source,
+                    &first.span(),
+                    "all endpoints of the upstream are draining: they get no requests",
+                );
             }
         }
     }
 }
 
-fn warn(source: &Source, span: &Range<usize>, why: &str) {
-    let place = source.location(span);
-    tracing::warn!(%place, why, "part of the manifest in doubt");
+fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, why: &str) {
+    problems.warn(Doubt::Meaning, source, span.clone(), why);
 }
 
 /// Warns of endpoints that are listeners of the same manifest. A plugin may change a request so that another route matches
 /// when it arrives again, so they are no errors.
-fn warn_of_circles(files: &Files) {
+fn warn_of_circles(problems: &mut Diagnostics, files: &Files) {
     let listeners = files.iter().flat_map(|(_, file)| &file.listener);
     let listeners: Vec<Address> =
         listeners.filter_map(|listener| Address::parse(listener.address.get_ref()).ok()).collect();
@@ -52,27 +60,74 @@ fn warn_of_circles(files: &Files) {
         let Some(text) = endpoint.get_ref().address() else { continue };
         let address = Address::parse(text.rsplit("://").next().unwrap_or(text));
         if address.is_ok_and(|address| listeners.iter().any(|listener| listener.accepts(&address))) {
-            let (place, remedy) = (source.location(&endpoint.span()), "name the address of another server");
-            tracing::warn!(
-                %place,
-                endpoint = text,
-                remedy,
-                "endpoint is a listener of this proxy: requests may come back again and again"
+            let why = format!(
+                "endpoint is a listener of this proxy: `{text}`, so requests may come back again and again; name the address \
+                 of another server"
             );
+            warn(problems, source, &endpoint.span(), &why);
         }
     }
 }
 
-fn warn_of_route(source: &Source, route: &RouteTable) {
+/// Warns of variables of nginx in the templates of the plugin `headers`, where they stand for themselves.
+fn warn_of_templates(problems: &mut Diagnostics, files: &Files) {
+    for (source, file) in files {
+        let inline = file.route.iter().flat_map(|route| &route.get_ref().plugins);
+        let inline = inline.filter_map(|plugin| match plugin.get_ref() {
+            PluginRef::Inline(plugin) => Some(&**plugin),
+            PluginRef::Name(_) => None,
+        });
+        let plugins = file.plugin.values().chain(inline);
+        for plugin in plugins.filter(|plugin| plugin.r#use.get_ref() == "headers") {
+            warn_of_template(problems, source, plugin);
+        }
+    }
+}
+
+fn warn_of_template(problems: &mut Diagnostics, source: &Arc<Source>, plugin: &PluginTable) {
+    let Some(config) = &plugin.config else { return };
+    let mut suspected = Vec::new();
+    for message in ["request", "response"] {
+        for kind in ["set", "append", "default"] {
+            let edits = config.get(message).and_then(|edits| edits.get(kind)?.as_table()).into_iter().flatten();
+            let edits = edits.filter(|(_, text)| text.as_str().is_some_and(|text| idioms::template(text).is_some()));
+            let pointer = |name: &str| format!("/{message}/{kind}/{}", name.replace('~', "~0").replace('/', "~1"));
+            suspected.extend(edits.map(|(name, _)| pointer(name)));
+        }
+    }
+    // The places need the whole text to be parsed, which few plugins are worth.
+    let places = (!suspected.is_empty()).then(|| ValueSpans::new(&source.text, &plugin.r#use.span()));
+    for span in places.iter().flat_map(|places| suspected.iter().map(|pointer| places.value(pointer))) {
+        // The text of the manifest: a value of a reference was not written as a template.
+        let written = source.text.get(span.clone()).unwrap_or_default().replace("$${", "");
+        if let Some(remedy) = idioms::template(&written) {
+            let why = format!("variable of another program in a template: it stands for itself; {remedy}");
+            warn(problems, source, &span, &why);
+        }
+    }
+}
+
+fn warn_of_route(problems: &mut Diagnostics, source: &Arc<Source>, route: &RouteTable) {
     for (key, list) in [("hosts", &route.hosts), ("methods", &route.methods), ("listeners", &route.listeners)] {
         if let Some(list) = list.as_ref().filter(|list| list.get_ref().is_empty()) {
-            warn(source, &list.span(), &format!("`{key}`: an empty list stands for all; name some, or remove the key"));
+            warn(
+                problems,
+                source,
+                &list.span(),
+                &format!("`{key}`: an empty list stands for all; name some, or remove the key"),
+            );
         }
     }
     for method in route.methods.iter().flat_map(|methods| methods.get_ref()) {
         if let Some(meant) = meant_method(method.get_ref()) {
             let why = format!("method that hardly any client knows: `{}`; did you mean `{meant}`?", method.get_ref());
-            warn(source, &method.span(), &why);
+            warn(problems, source, &method.span(), &why);
+        }
+    }
+    for host in route.hosts.iter().flat_map(|hosts| hosts.get_ref()) {
+        if let Some(remedy) = idioms::host(host.get_ref()) {
+            let why = format!("host that hardly any client names: `{}`; {remedy}", host.get_ref());
+            warn(problems, source, &host.span(), &why);
         }
     }
     let Some(path) = &route.path else { return };
@@ -80,11 +135,9 @@ fn warn_of_route(source: &Source, route: &RouteTable) {
         return;
     };
     if let Some(pattern) = pattern(text) {
-        let why = format!(
-            "`{pattern}` in a path stands for itself; a path stands for all below it, and {{ regex = \"^/x/[^/]+$\" }} for \
-             patterns"
-        );
-        warn(source, &path.span(), &why);
+        let remedy = idioms::path(text)
+            .unwrap_or_else(|| "a path stands for all below it, and { regex = \"^/x/[^/]+$\" } for patterns".into());
+        warn(problems, source, &path.span(), &format!("`{pattern}` in a path stands for itself; {remedy}"));
     }
 }
 

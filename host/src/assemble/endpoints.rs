@@ -6,14 +6,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use toml::Spanned;
-
 use super::route_conditions::{is_literal, is_name};
 use super::upstream_tls::EndpointPlace;
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::load;
 use crate::config::manifest::{self, EndpointTable};
+use crate::config::spanned::Spanned;
 use crate::system::bind_error::MAX_SOCKET_PATH_BYTES;
 use crate::upstream::discovery::{DnsName, NameKind};
 use crate::upstream::endpoint_set::EndpointSpec;

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
-use toml::Spanned;
+use crate::config::spanned::Spanned;
 
 use super::units::status_class;
 use super::{Assembly, beside};

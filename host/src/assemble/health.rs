@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use http::uri::PathAndQuery;
-use toml::Spanned;
 
 use super::Assembly;
 use super::endpoints::ListedEndpoints;
 use super::units::status_class;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, StatusWord, TableOrOff};
+use crate::config::spanned::Spanned;
 use crate::protocol::authority;
 use crate::protocol::proxy_protocol;
 use crate::upstream::EndpointProtocol;

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
-use toml::Spanned;
 
 use super::addresses::{Address, ListenerAddress, ManifestPlace};
 use super::{Assembly, beside, head_of, route_conditions};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest};
+use crate::config::spanned::Spanned;
 use crate::context::edit_check::field_name;
 use crate::generation::listener::{ClientLimits, Listener, SendLimits};
 use crate::protocol::client_address::{AddressSource as ClientSource, AliasPolicy, ClientAddressRules};

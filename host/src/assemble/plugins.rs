@@ -4,13 +4,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use toml::Spanned;
-
 use super::units::bytes;
 use super::{Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
-use crate::config::diagnostic::Source;
+use crate::config::diagnostic::{Doubt, Source};
 use crate::config::manifest::{self, Manifest, PluginRef};
 use crate::config::serde_messages::meant;
+use crate::config::spanned::Spanned;
 use crate::config::spans::ValueSpans;
 use crate::generation::ids::PluginId;
 use crate::loading::{self, Component, ConfigComplaint, ConfigVerdict, Examination, LoadFailure};
@@ -120,7 +119,7 @@ impl Assembly<'_> {
             return None;
         }
         if plugin.r#use.get_ref() == "headers" && config.pointer(MOVED).is_some() {
-            warn_of_moved(source, &use_span);
+            self.warn_of_moved(source, &use_span);
         }
         let config = config.to_string();
         let examined = component(source, plugin.r#use.get_ref()).map_err(PluginRejection::Component);
@@ -368,17 +367,14 @@ impl Assembly<'_> {
 /// The key of the plugin `headers` whose place a key of listeners has taken.
 const MOVED: &str = "/forwarded/trusted-proxies";
 
-/// Says that a manifest has a key which has no effect any more, and what to write in its place.
-fn warn_of_moved(source: &Source, plugin: &Range<usize>) {
-    let at = ValueSpans::new(&source.text, plugin).key("/forwarded", "trusted-proxies").start;
-    let line = memchr::memchr_iter(b'\n', &source.text.as_bytes()[..at.min(source.text.len())]).count() + 1;
-    let place = format!("{}:{line}", source.path.display());
-    tracing::warn!(
-        %place,
-        key = "config.forwarded.trusted-proxies",
-        remedy = "write `trusted-proxies = [...]` in the [[listener]] that these proxies connect to",
-        "key without effect: whose word about the client is taken, a listener says for the whole proxy"
-    );
+impl Assembly<'_> {
+    /// Says that a manifest has a key which has no effect any more, and what to write in its place.
+    fn warn_of_moved(&mut self, source: &Arc<Source>, plugin: &Range<usize>) {
+        let span = ValueSpans::new(&source.text, plugin).key("/forwarded", "trusted-proxies");
+        let message = "key without effect: a listener says for the whole proxy which proxies name the client; write \
+                       `trusted-proxies = [...]` in the [[listener]] that these proxies connect to";
+        self.problems.warn(Doubt::NoEffect, source, span, message);
+    }
 }
 
 /// Returns the known name that is probably meant, as a part of a message.

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use toml::Spanned;
-
 use super::{Assembly, beside, head_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{AccessLogFormat, CacheTable, DiskTable, Manifest};
+use crate::config::spanned::Spanned;
 use crate::config::spans;
 use crate::loading;
 use crate::store::index::PARTS;

@@ -1,8 +1,15 @@
 //! The conditions of routes: each function tells why no request ever has such a host, path, method, field or query
 //! parameter.
 
+use super::idioms;
 use crate::config::serde_messages::meant;
 use crate::protocol::path;
+
+/// Why a host, as the manifest writes it, is one for other programs only.
+pub fn foreign_host(written: &str) -> Option<String> {
+    let remedy = idioms::host(written).filter(|_| !is_name(written))?;
+    Some(format!("host as other programs write it: `{written}`; {remedy}"))
+}
 
 /// Why no request has such a host, which may begin with `*.`.
 pub fn host(host: &str) -> Option<String> {
@@ -44,6 +51,9 @@ pub fn is_literal(text: &str) -> bool {
 pub fn path(path: &str) -> Option<String> {
     if path.contains("${") {
         return Some(format!("template in a path: `{path}`; expected a path such as `/api`"));
+    }
+    if let Some(remedy) = idioms::path(path).filter(|_| !path.starts_with('/')) {
+        return Some(format!("path as other programs write it: `{path}`; {remedy}"));
     }
     if !path.starts_with('/') {
         return Some(format!("invalid path: `{path}` does not begin with `/`; write `/{path}`"));

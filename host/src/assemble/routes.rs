@@ -5,13 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use toml::Spanned;
-
 use super::path_regex::Paths;
 use super::{Assembly, head_of, route_conditions, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest, OtherPath};
 use crate::config::serde_messages::meant;
+use crate::config::spanned::Spanned;
 use crate::generation::Route;
 use crate::generation::ids::{Id, PluginId, UpstreamId};
 use crate::generation::router::{HostMatch, PathMatch, RouteMatch, Router};
@@ -176,7 +175,8 @@ impl Assembly<'_> {
                 Some(below) if below.starts_with('.') => HostMatch::Below(below.into()),
                 _ => HostMatch::Exact(name.clone()),
             };
-            if let Some(message) = route_conditions::host(&name) {
+            let foreign = route_conditions::foreign_host(host.get_ref());
+            if let Some(message) = foreign.or_else(|| route_conditions::host(&name)) {
                 self.problems.at(source, host.span(), message);
             } else if !known_hosts.insert(wanted.clone()) {
                 let message =

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::config::spanned::Spanned;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{HeaderName, StatusCode};
-use toml::Spanned;
 
 use super::{Assembly, beside, some_of};
 use crate::config::diagnostic::Source;

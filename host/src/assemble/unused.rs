@@ -4,12 +4,11 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use toml::Spanned;
-
 use super::Assembly;
 use super::units::status_class;
-use crate::config::diagnostic::Source;
+use crate::config::diagnostic::{Diagnostics, Doubt, Source};
 use crate::config::manifest::{Manifest, PluginRef, PluginTable, RouteTable, StatusWord, TableOrOff, UpstreamTable};
+use crate::config::spanned::Spanned;
 use crate::generation::error_pages;
 use crate::plugin::settings::OnError;
 
@@ -17,22 +16,23 @@ type Files = [(Arc<Source>, Manifest)];
 
 impl Assembly<'_> {
     /// Warns of what has no effect, in a manifest without mistakes.
-    pub(super) fn warn_of_unused(&self, files: &Files) {
+    pub(super) fn warn_of_unused(&mut self, files: &Files) {
         if self.problems.count() > 0 {
             return;
         }
-        warn_of_plugins(files);
-        warn_of_upstreams(files);
+        warn_of_plugins(&mut self.problems, files);
+        warn_of_upstreams(&mut self.problems, files);
         self.warn_of_pages(files);
         for (source, upstream) in
             files.iter().flat_map(|(source, file)| file.upstream.values().map(move |one| (source, one)))
         {
-            warn_of_rules(source, upstream);
+            warn_of_rules(&mut self.problems, source, upstream);
         }
         let is_cache = self.bindings.iter().any(|configured| configured.cache.is_some());
         for (source, cache) in files.iter().filter_map(|(source, file)| Some((source, file.cache.as_ref()?))) {
             if !is_cache {
                 warn(
+                    &mut self.problems,
                     source,
                     &cache.span(),
                     "`[cache]`: no route has a plugin that caches; add `plugins = [\"cache\"]` to one",
@@ -42,33 +42,36 @@ impl Assembly<'_> {
     }
 
     /// Warns of error pages for status codes with which the proxy never responds.
-    fn warn_of_pages(&self, files: &Files) {
+    fn warn_of_pages(&mut self, files: &Files) {
+        let bindings = &self.bindings;
         let is_named = |code: u16| {
-            let mut named = self.bindings.iter().map(|configured| configured.on_error);
+            let mut named = bindings.iter().map(|configured| configured.on_error);
             named.any(|on_error| matches!(on_error, OnError::Respond(status) if status.as_u16() == code))
         };
         let all = || files.iter().flat_map(|(_, file)| &file.route).map(Spanned::get_ref);
         let is_shown = |route: &RouteTable, code: u16| {
             intercepts(route, code) || route.files.is_some() && error_pages::occurs_with_files(code)
         };
+        let problems = &mut self.problems;
         for (source, file) in files {
             let is_shown_anywhere = |code: u16| is_named(code) || all().any(|route| is_shown(route, code));
-            warn_of_pages_of(source, file.error_page.keys(), is_shown_anywhere);
+            warn_of_pages_of(problems, source, file.error_page.keys(), is_shown_anywhere);
             for route in file.route.iter().map(Spanned::get_ref) {
-                warn_of_pages_of(source, route.error_page.keys(), |code| is_named(code) || is_shown(route, code));
+                let is_shown = |code: u16| is_named(code) || is_shown(route, code);
+                warn_of_pages_of(problems, source, route.error_page.keys(), is_shown);
             }
         }
     }
 
     /// Warns of a plugin that stands twice in a chain.
-    pub(super) fn warn_of_twice(&self, source: &Source, plugins: &[Spanned<PluginRef>]) {
+    pub(super) fn warn_of_twice(&mut self, source: &Arc<Source>, plugins: &[Spanned<PluginRef>]) {
         let mut known = HashSet::new();
         for plugin in plugins {
             if let PluginRef::Name(name) = plugin.get_ref()
                 && !known.insert(name)
             {
-                let place = source.location(&plugin.span());
-                tracing::warn!(%place, plugin = name, "plugin runs twice in a chain");
+                let message = format!("plugin runs twice in a chain: `{name}`; remove it in one of its places");
+                self.problems.warn(Doubt::Meaning, source, plugin.span(), &message);
             }
         }
     }
@@ -76,7 +79,8 @@ impl Assembly<'_> {
 
 /// Warns of error pages for codes with which the proxy never responds, unless the pages are shown for another reason.
 fn warn_of_pages_of<'p>(
-    source: &Source,
+    problems: &mut Diagnostics,
+    source: &Arc<Source>,
     keys: impl Iterator<Item = &'p Spanned<String>>,
     is_shown: impl Fn(u16) -> bool,
 ) {
@@ -88,7 +92,7 @@ fn warn_of_pages_of<'p>(
                 "`{code}` of `error-page`: the proxy never responds with {code}, and the pages of an origin or a plugin pass \
                  as they are; remove it, or have a route intercept it, such as `intercept = [{code}]`"
             );
-            warn(source, &codes.span(), &part);
+            warn(problems, source, &codes.span(), &part);
         }
     }
 }
@@ -101,9 +105,8 @@ fn intercepts(route: &RouteTable, code: u16) -> bool {
     })
 }
 
-fn warn(source: &Source, span: &Range<usize>, part: &str) {
-    let place = source.location(span);
-    tracing::warn!(%place, part, "part of the manifest without effect");
+fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, part: &str) {
+    problems.warn(Doubt::NoEffect, source, span.clone(), part);
 }
 
 /// All mentions of plugins.
@@ -113,7 +116,7 @@ fn references(files: &Files) -> impl Iterator<Item = &PluginRef> {
     in_routes.chain(upstreams.filter_map(|upstream| upstream.balancer.as_ref())).map(Spanned::get_ref)
 }
 
-fn warn_of_plugins(files: &Files) {
+fn warn_of_plugins(problems: &mut Diagnostics, files: &Files) {
     let names = references(files).filter_map(|reference| match reference {
         PluginRef::Name(name) => Some(name.as_str()),
         PluginRef::Inline(_) => None,
@@ -122,15 +125,19 @@ fn warn_of_plugins(files: &Files) {
     for (source, name) in files.iter().flat_map(|(source, file)| file.plugin.keys().map(move |name| (source, name))) {
         if !used.contains(name.get_ref().as_str()) {
             warn(
+                problems,
                 source,
                 &name.span(),
-                &format!("plugin `{name}`: no route or upstream names it", name = name.get_ref()),
+                &format!(
+                    "plugin `{name}`: no route or upstream names it; name it in `plugins`, or remove it",
+                    name = name.get_ref()
+                ),
             );
         }
     }
 }
 
-fn warn_of_upstreams(files: &Files) {
+fn warn_of_upstreams(problems: &mut Diagnostics, files: &Files) {
     // A plugin of the user's own may choose any upstream.
     let is_own = |plugin: &PluginTable| plugin.r#use.get_ref().ends_with(".wasm");
     let inline = references(files).any(|reference| matches!(reference, PluginRef::Inline(plugin) if is_own(plugin)));
@@ -142,12 +149,20 @@ fn warn_of_upstreams(files: &Files) {
         routes.filter_map(|route| Some(route.get_ref().upstream.as_ref()?.get_ref().as_str())).collect();
     for (source, name) in files.iter().flat_map(|(source, file)| file.upstream.keys().map(move |name| (source, name))) {
         if !used.contains(name.get_ref().as_str()) {
-            warn(source, &name.span(), &format!("upstream `{name}`: no route leads to it", name = name.get_ref()));
+            warn(
+                problems,
+                source,
+                &name.span(),
+                &format!(
+                    "upstream `{name}`: no route leads to it; name it in a route, or remove it",
+                    name = name.get_ref()
+                ),
+            );
         }
     }
 }
 
-fn warn_of_rules(source: &Source, upstream: &UpstreamTable) {
+fn warn_of_rules(problems: &mut Diagnostics, source: &Arc<Source>, upstream: &UpstreamTable) {
     if let TableOrOff::On(outliers) = &upstream.outliers
         && outliers.error_rate.is_none()
         && outliers.latency.is_none()
@@ -157,7 +172,7 @@ fn warn_of_rules(source: &Source, upstream: &UpstreamTable) {
             ("interval", outliers.interval.as_ref().map(Spanned::span)),
         ];
         for (key, span) in keys.into_iter().filter_map(|(key, span)| Some((key, span?))) {
-            warn(source, &span, &format!("`{key}` of `outliers`: it needs `error-rate` or `latency`"));
+            warn(problems, source, &span, &format!("`{key}` of `outliers`: it needs `error-rate` or `latency`"));
         }
     }
     if let TableOrOff::On(retry) = &upstream.retry
@@ -165,12 +180,18 @@ fn warn_of_rules(source: &Source, upstream: &UpstreamTable) {
         && *retries.get_ref() == 0
         && !on.is_empty()
     {
-        warn(source, &retries.span(), "`on` of `retry`: `retries = 0` repeats nothing; write `retry = false`");
+        warn(
+            problems,
+            source,
+            &retries.span(),
+            "`on` of `retry`: `retries = 0` repeats nothing; write `retry = false`",
+        );
     }
     if let (Some(read), Some(stream)) = (&upstream.read_timeout, &upstream.stream_timeout)
         && super::units::duration(stream.get_ref()) < super::units::duration(read.get_ref())
     {
         warn(
+            problems,
             source,
             &stream.span(),
             "`stream-timeout`: it is shorter than `read-timeout`, and extends that for streams",

@@ -4,12 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rustls_pki_types::ServerName;
-use toml::Spanned;
 
 use super::listeners::certificate_files;
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
 use crate::config::manifest;
+use crate::config::spanned::Spanned;
 use crate::system::files;
 use crate::tls;
 use crate::tls::client::{ClientFilePlace, ClientFiles, Roots, Verify};

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use toml::Spanned;
-
 use super::Assembly;
 use super::endpoints::ListedEndpoints;
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest};
+use crate::config::spanned::Spanned;
 use crate::generation::Upstream;
 use crate::generation::ids::{ById, PluginId, UpstreamId};
 use crate::protocol::proxy_protocol;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use toml::Spanned;
+use crate::config::spanned::Spanned;
 
 use super::{Assembly, route_conditions};
 use crate::config::diagnostic::Source;

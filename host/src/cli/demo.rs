@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
 use crate::config::load;
+use crate::config::references::Environment;
 use crate::exchange::response_body::ResponseBody;
 use crate::server::{self, Control};
 use crate::telemetry::output;
@@ -53,7 +54,7 @@ X-Served-By       = "{{endpoint}}"
          #   curl -s http://{listen}/         # balance: three origins take turns\n\
          #   curl -i http://{listen}/cached   # cache: Age and Cache-Status of the second time, fresh for 10 s\n\n"
     ))?;
-    server::run(control, move || load::parse("demo manifest", text.clone()), cache)
+    server::run(control, move || load::parse("demo manifest", text.clone(), &Environment::default()), cache)
 }
 
 /// Starts an origin on a free port and returns its address.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::references::{Environment, References};
 use crate::system::printable::{cut, one_line, record};
 
 /// A file of the manifest.
@@ -26,20 +27,51 @@ pub struct Diagnostic {
     pub message: String,
 }
 
+/// A part of a manifest that works, but probably not as intended.
+#[derive(Debug)]
+pub struct Warning {
+    pub doubt: Doubt,
+    /// The place, and what to change.
+    pub diagnostic: Diagnostic,
+}
+
+/// The kind of a warning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// The part has no effect.
+    NoEffect,
+    /// The part probably means something else than was meant.
+    Meaning,
+}
+
+/// A place in a file as editors count, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    pub line: usize,
+    /// Characters, not bytes.
+    pub column: usize,
+}
+
 /// All mistakes of a manifest; beyond [`MAX_SHOWN`], their number only.
 #[derive(Debug, Default)]
 pub struct Diagnostics {
     list: Vec<Diagnostic>,
     /// The number of mistakes that are not in the list.
     more: usize,
+    warnings: Vec<Warning>,
     /// Tables of which a mistake is known that may be the reason for others.
     excused: Vec<(Arc<Source>, Range<usize>)>,
     /// The files that were looked for, be they there or not: mending one of them may mend it all.
     pub files: Vec<PathBuf>,
+    /// The references that were resolved so far; no message shows their values.
+    pub(super) references: References,
 }
 
 /// The mistakes that are shown: more than anyone mends at once. A generated file may have one in each of its lines.
 pub const MAX_SHOWN: usize = 50;
+
+/// The warnings that are kept: a generated manifest may have one in each of its tables.
+const MAX_WARNINGS: usize = 200;
 
 /// The bytes of a message that are shown: a value that is quoted in it may be long.
 const MAX_MESSAGE_BYTES: usize = 2 << 10;
@@ -48,6 +80,16 @@ const MAX_MESSAGE_BYTES: usize = 2 << 10;
 const MAX_SIDE_BYTES: usize = 200;
 
 impl Diagnostics {
+    /// No mistakes yet; references are resolved by an environment.
+    pub fn new(environment: &Environment) -> Self {
+        Diagnostics { references: References::new(environment), ..Diagnostics::default() }
+    }
+
+    /// Returns the files whose texts stand in place of references, be they there or not.
+    pub fn files_of_values(&self) -> impl Iterator<Item = &PathBuf> {
+        self.references.files()
+    }
+
     /// Notes a mistake at a place.
     pub fn at(&mut self, source: &Arc<Source>, span: Range<usize>, message: impl Into<String>) {
         self.push(source, Some(span), message.into());
@@ -61,6 +103,30 @@ impl Diagnostics {
     /// Ignores further mistakes of these tables as a whole: they may come from those that are known.
     pub(super) fn excuse(&mut self, source: &Arc<Source>, tables: Vec<Range<usize>>) {
         self.excused.extend(tables.into_iter().map(|table| (source.clone(), table)));
+    }
+
+    /// Notes a warning, unless there are too many.
+    pub fn warn(&mut self, doubt: Doubt, source: &Arc<Source>, span: Range<usize>, message: &str) {
+        if self.warnings.len() < MAX_WARNINGS {
+            let message = self.references.redaction.redact(message).into_owned();
+            let diagnostic = Diagnostic { source: source.clone(), span: Some(span), message };
+            self.warnings.push(Warning { doubt, diagnostic });
+        }
+    }
+
+    /// Returns the mistakes that are shown.
+    pub fn errors(&self) -> &[Diagnostic] {
+        &self.list
+    }
+
+    /// Returns the warnings.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// Returns the warnings of a manifest without mistakes.
+    pub fn into_warnings(self) -> Vec<Warning> {
+        self.warnings
     }
 
     /// Notes mistakes that are not told one by one.
@@ -86,6 +152,7 @@ impl Diagnostics {
             return;
         }
         if self.has_room() {
+            let message = self.references.redaction.redact(&message).into_owned();
             self.list.push(Diagnostic { source: source.clone(), span, message });
         } else {
             self.more += 1;
@@ -93,11 +160,27 @@ impl Diagnostics {
     }
 }
 
+impl Diagnostic {
+    /// Returns the message as it is shown: truncated, with control characters escaped.
+    pub fn shown_message(&self) -> String {
+        record(&cut(&self.message, MAX_MESSAGE_BYTES)).into_owned()
+    }
+}
+
+impl Doubt {
+    /// Returns what the log says of such a part.
+    pub fn phrase(self) -> &'static str {
+        match self {
+            Doubt::NoEffect => "part of the manifest without effect",
+            Doubt::Meaning => "part of the manifest in doubt",
+        }
+    }
+}
+
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.source.path.display().to_string();
-        let (path, message) = (one_line(&path, usize::MAX), cut(&self.message, MAX_MESSAGE_BYTES));
-        let message = record(&message);
+        let (path, message) = (one_line(&path, usize::MAX), self.shown_message());
         let Some(span) = &self.span else { return write!(f, "error: {message}\n --> {path}") };
         let Line { number, column, text, before, marked } = self.source.line(span);
         let (margin, marks) = (" ".repeat(number.to_string().len()), "^".repeat(marked.max(1)));
@@ -126,6 +209,14 @@ impl Source {
     pub fn location(&self, span: &Range<usize>) -> String {
         let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
         format!("{}:{}", self.path.display(), memchr::memchr_iter(b'\n', before).count() + 1)
+    }
+
+    /// Returns the position of a byte of the text.
+    pub fn position(&self, at: usize) -> Position {
+        let before = &self.text[..self.text.floor_char_boundary(at)];
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let line = memchr::memchr_iter(b'\n', before.as_bytes()).count() + 1;
+        Position { line, column: before[line_start..].chars().count() + 1 }
     }
 
     fn line(&self, span: &Range<usize>) -> Line {

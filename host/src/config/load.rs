@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use toml::Spanned;
 
 use super::diagnostic::{Diagnostics, Source};
 use super::foreign;
 use super::manifest::{EndpointValue, Manifest};
+use super::references::Environment;
+use super::spanned::Spanned;
 use super::structure::{self, LeftOut, Structure, StructureError};
 use crate::system::files;
 
@@ -24,17 +25,20 @@ pub struct Files {
     pub problems: Diagnostics,
     /// The tables that are not in the list.
     pub left_out: LeftOut,
+    /// The files whose texts stand in place of references in files of endpoints.
+    values: Vec<PathBuf>,
 }
 
 /// Reads `path` and its includes. The error is that nothing could be understood; other mistakes stand among the files.
-pub fn load(path: &Path) -> Result<Files, Diagnostics> {
-    let mut files = Files::default();
+pub fn load(path: &Path, environment: &Environment) -> Result<Files, Diagnostics> {
+    let mut files = Files::new(environment);
     let Some((source, manifest)) = files.read::<Manifest>(path, files::MANIFEST, None) else {
         return Err(files.problems);
     };
     let patterns = manifest.include.clone();
     files.list.push((source.clone(), manifest));
     files.include(path, &source, &patterns);
+    files.find_values_of_endpoints();
     Ok(files)
 }
 
@@ -45,6 +49,33 @@ const MAX_INCLUDED_FILES: usize = 1_000;
 const MAX_MANIFEST_BYTES: usize = 32 << 20;
 
 impl Files {
+    fn new(environment: &Environment) -> Self {
+        Files { problems: Diagnostics::new(environment), ..Files::default() }
+    }
+
+    /// Finds the files that references in files of endpoints name, so that they are watched. The endpoints are read when
+    /// their upstream is made, which reports the mistakes in them.
+    fn find_values_of_endpoints(&mut self) {
+        let mut found = Diagnostics::new(self.problems.references.environment());
+        for (source, manifest) in &self.list {
+            let folder = source.path.parent().unwrap_or(Path::new(""));
+            let named = manifest.upstream.values().flat_map(|upstream| &upstream.endpoints);
+            for file in named.filter_map(|endpoint| endpoint.get_ref().file()) {
+                let path = folder.join(file.get_ref());
+                let has_references = |text: &String| text.contains("${");
+                if files::read_text(&path, files::ENDPOINTS).is_ok_and(|text| has_references(&text)) {
+                    drop(endpoints(&path, (source, file.span()), &mut found));
+                }
+            }
+        }
+        self.values.extend(found.files_of_values().cloned());
+    }
+
+    /// Returns the files whose texts stand in place of references, be they there or not.
+    pub fn files_of_values(&self) -> impl Iterator<Item = &PathBuf> {
+        self.problems.files_of_values().chain(&self.values)
+    }
+
     fn include(&mut self, path: &Path, source: &Arc<Source>, patterns: &[Spanned<String>]) {
         let folder = path.parent().unwrap_or(Path::new(""));
         let mut known = HashSet::from([identity(path)]);
@@ -102,9 +133,9 @@ impl Files {
 }
 
 /// Takes a manifest that is no file.
-pub fn parse(name: &str, text: String) -> Result<Files, Diagnostics> {
+pub fn parse(name: &str, text: String, environment: &Environment) -> Result<Files, Diagnostics> {
     let source = Arc::new(Source { path: name.into(), text, is_file: false });
-    let mut files = Files::default();
+    let mut files = Files::new(environment);
     let (manifest, left_out) = understood(&source, &mut files.problems);
     files.left_out.extend(left_out);
     let Some(manifest) = manifest else { return Err(files.problems) };
@@ -212,7 +243,9 @@ fn included_twice(path: &Path, manifest: &Path) -> String {
 }
 
 fn understood<T: DeserializeOwned>(source: &Arc<Source>, problems: &mut Diagnostics) -> (Option<T>, LeftOut) {
-    let Structure { content, mistakes, left_out, damaged } = structure::parse(&source.text);
+    let folder = source.path.parent().unwrap_or(Path::new(""));
+    let Structure { content, mistakes, left_out, damaged } =
+        structure::parse(&source.text, folder, &mut problems.references);
     mistakes.into_iter().for_each(|StructureError { span, message }| problems.push(source, span, message));
     problems.excuse(source, damaged);
     (content, left_out)

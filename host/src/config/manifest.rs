@@ -7,13 +7,15 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use toml::Spanned;
+
+use super::spanned::Spanned;
 
 /// The keys at the top of a file.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Manifest {
     /// Reads further files, in the order of these patterns, then of their names. `*` stands for any characters, in the
@@ -75,7 +77,7 @@ pub struct Manifest {
 }
 
 /// The limits of the child process that compiles a new component and checks its configurations.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoadTable {
     /// The CPU time of the child process, from `1s` to `1h`. Four times as much wall time may pass if other processes
@@ -90,7 +92,7 @@ pub struct LoadTable {
 }
 
 /// The store for responses.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CacheTable {
     /// The memory for stored responses, over all workers; at least `1 MiB`.
@@ -108,7 +110,7 @@ pub struct CacheTable {
 }
 
 /// The part of the store that is on disk.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DiskTable {
     /// The folder for the files: an empty one, one that an earlier process filled, or one that is to be created.
@@ -147,7 +149,7 @@ impl Manifest {
 }
 
 /// A file that holds endpoints and nothing else.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointValue {
     /// The endpoints, written as in an upstream, except for `file`.
@@ -157,7 +159,7 @@ pub struct EndpointValue {
 }
 
 /// The name servers.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResolverTable {
     /// The addresses of name servers, with their ports. At least one is required.
@@ -167,7 +169,7 @@ pub struct ResolverTable {
 }
 
 /// The access log.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessLogTable {
     /// The form of a line: `"combined"` as Apache and nginx write it, or `"json"`. `"off"` writes no access log.
@@ -181,7 +183,7 @@ pub struct AccessLogTable {
 }
 
 /// The form of a line of the access log.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLogFormat {
     Combined,
@@ -190,7 +192,7 @@ pub enum AccessLogFormat {
 }
 
 /// The admin listener.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct AdminTable {
     /// The address of `/status`, `/metrics` and commands: an IP address with a port, or a unix socket instead of TCP.
@@ -208,7 +210,7 @@ pub struct AdminTable {
 }
 
 /// An address that accepts connections.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenerTable {
     /// The IP address and port, or the unix socket. Port 0 takes a free port, which the log names. A reload opens and
@@ -273,7 +275,7 @@ impl Redirect {
 }
 
 /// The TLS settings of a listener.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TlsTable {
     /// The certificates with their keys. A client gets the certificate that bears the name it asks for, or the first
@@ -300,7 +302,7 @@ pub struct TlsTable {
 }
 
 /// A certificate with its key.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Certificate {
     /// A PEM file with the certificate, followed by its intermediate certificates.
@@ -314,7 +316,7 @@ pub struct Certificate {
 }
 
 /// The limits of a listener's clients. Each default is safe and serves ordinary clients.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ListenerLimits {
     /// The longest request head, from `1 KiB` to `16 MiB`; beyond it 431.
@@ -385,7 +387,7 @@ pub struct ListenerLimits {
 }
 
 /// A named set of endpoints.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamTable {
     /// The endpoints: addresses such as `"127.0.0.1:8000"`, `"unix:/run/app.sock"` or `"app.internal:8000"`, or tables.
@@ -470,7 +472,7 @@ pub enum TableOrOff<T> {
 }
 
 /// The health checks of an upstream.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct HealthChecksTable {
     /// The kind of check: a GET request, a connection (with TLS for `https://`), or a call of gRPC's health service,
@@ -517,7 +519,7 @@ pub struct HealthChecksTable {
 }
 
 /// The rules by which failures of requests eject an endpoint.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct OutliersTable {
     /// The failures in a row that eject an endpoint; 0 for any number.
@@ -560,7 +562,7 @@ pub struct OutliersTable {
 }
 
 /// The rules by which a failed request is sent again.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RetryTable {
     /// The attempts after the first, from 0 to 10.
@@ -587,7 +589,7 @@ pub struct RetryTable {
 }
 
 /// The limits of an upstream, over all workers.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamLimits {
     /// The most requests in flight; beyond it 503.
@@ -621,7 +623,7 @@ pub enum StatusWord {
 }
 
 /// The TLS settings for the endpoints of an upstream.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UpstreamTls {
     /// A PEM file with the authorities that certificates of endpoints are verified by.
@@ -654,7 +656,7 @@ pub enum Endpoint {
 }
 
 /// An endpoint with settings. It has exactly one of `address`, `dns`, `srv` and `file`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EndpointTable {
     /// An address, as in the list of endpoints.
@@ -730,7 +732,7 @@ impl Endpoint {
 }
 
 /// The conditions of a route, its target, and the chain.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RouteTable {
     /// The name in logs and metrics.
@@ -844,7 +846,7 @@ pub enum Maintenance {
 }
 
 /// The maintenance of a route.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MaintenanceTable {
     /// The file. It is looked for twice a second, and what is in it doesn't matter.
@@ -871,7 +873,7 @@ pub enum StripPrefix {
 }
 
 /// A rewrite of paths.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RewriteTable {
     /// The regular expression that is looked for in the path, in its normal form. Other paths stay as they are.
@@ -886,7 +888,7 @@ pub struct RewriteTable {
 }
 
 /// The response that a route has for every request.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RespondTable {
     /// The status, from 200 to 599. The statuses 204, 205 and 304 have no body.
@@ -909,7 +911,7 @@ pub struct RespondTable {
 }
 
 /// The files that a route serves.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FilesTable {
     /// The folder that paths are looked up in.
@@ -955,9 +957,9 @@ pub enum OtherPath {
 }
 
 /// The ways to match a path. A table has exactly one of them.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-struct PathTable {
+pub(super) struct PathTable {
     /// Matches this path only.
     ///
     /// Type: path of a URI. Default: none. Example: `"/x"`.
@@ -995,7 +997,7 @@ pub enum PluginRef {
 }
 
 /// A plugin with its configuration.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PluginTable {
     /// A [stock plugin](plugins/README.md), such as `headers`, or a `.wasm` file.
@@ -1005,6 +1007,7 @@ pub struct PluginTable {
     /// The configuration, by the plugin's own schema, which `plugway inspect` shows.
     ///
     /// Type: table. Default: `{}`.
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     pub config: Option<toml::Table>,
     /// The limits of the plugin.
     ///
@@ -1024,7 +1027,7 @@ pub struct PluginTable {
 }
 
 /// The limits of a configured plugin.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PluginLimitsTable {
     /// The linear memory of an instance, from `64 KiB` to `256 MiB`.

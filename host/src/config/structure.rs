@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use toml::Spanned;
@@ -10,6 +11,7 @@ use toml::de::{DeArray, DeTable, DeValue, Deserializer, Error};
 
 use super::diagnostic::MAX_SHOWN;
 use super::foreign;
+use super::references::{References, Resolution, Unresolved};
 use super::serde_messages::worded;
 use super::shape::{self, Misshape, Step};
 
@@ -44,25 +46,18 @@ pub struct LeftOut {
 /// The letters in which a key may differ from the one that is meant.
 const MISSPELT: usize = 2;
 
-/// Reads the structure of a text.
-pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
+/// Reads the structure of a text that is in a folder, and replaces the references in it.
+pub fn parse<T: DeserializeOwned>(text: &str, folder: &Path, references: &mut References) -> Structure<T> {
     let (mut document, errors) = DeTable::parse_recoverable(text);
     let (mistakes, damaged) = (Vec::new(), Vec::new());
     let mut structure = Structure { content: None, mistakes, left_out: LeftOut::default(), damaged };
     if !errors.is_empty() {
-        match foreign::kind(text) {
-            Some(kind) => structure.mistakes.push(StructureError {
-                span: Some(0..0),
-                message: format!(
-                    "not a manifest: this looks like {kind}; expected TOML, such as `[[listener]]` and below it `address = \
-                     \"127.0.0.1:8080\"`"
-                ),
-            }),
-            None => structure.mistakes.extend(errors.iter().map(|error| StructureError::of(error, text, None, None))),
-        }
+        structure.mistakes = syntax_errors(&errors, text);
         structure.left_out.all = true;
         return structure;
     }
+    let Resolution { replaced, unresolved } = references.resolve(text, folder, document.get_mut());
+    structure.add_unresolved(unresolved);
     for Misshape { way, span, message } in shape::misshapes(document.get_ref()) {
         structure.mistakes.insert(0, StructureError { span: Some(span), message });
         structure.left_out.add(&way);
@@ -84,7 +79,11 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
         if !span.as_ref().is_some_and(|span| structure.damaged.contains(span)) {
             let key = found_value.as_ref().and_then(|found_value| found_value.key());
             let is_date = found_value.as_ref().is_some_and(|found_value| found_value.is_date);
-            structure.mistakes.push(StructureError::of(&error, text, key, is_date.then_some("a date")));
+            let mut mistake = StructureError::of(&error, text, key, is_date.then_some("a date"));
+            if span.as_ref().is_some_and(|span| replaced.contains(span)) {
+                mistake.name_reference();
+            }
+            structure.mistakes.push(mistake);
         }
         let Some(FoundValue { way, around, .. }) = found_value else { break };
         structure.left_out.add(&way);
@@ -93,6 +92,35 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Structure<T> {
     }
     structure.left_out.all = true;
     structure
+}
+
+/// Returns the errors of a text that is no TOML, or one error if the text is of another format.
+fn syntax_errors(errors: &[Error], text: &str) -> Vec<StructureError> {
+    if let Some(kind) = foreign::kind(text) {
+        let message = format!(
+            "not a manifest: this looks like {kind}; expected TOML, such as `[[listener]]` and below it `address = \
+             \"127.0.0.1:8080\"`"
+        );
+        return vec![StructureError { span: Some(0..0), message }];
+    }
+    let mistake = |error| {
+        let mut mistake = StructureError::of(error, text, None, None);
+        mistake.hint_at_quotes(text);
+        mistake
+    };
+    errors.iter().map(mistake).collect()
+}
+
+// === Structure ===
+
+impl<T> Structure<T> {
+    /// Adds the errors of references; what else is wrong with their strings is no further mistake.
+    fn add_unresolved(&mut self, unresolved: Vec<Unresolved>) {
+        for Unresolved { text_span, span, message } in unresolved {
+            self.mistakes.push(StructureError { span: Some(span), message });
+            self.damaged.push(text_span);
+        }
+    }
 }
 
 // === LeftOut ===
@@ -155,6 +183,28 @@ impl StructureError {
                 found.map_or(message.clone(), |found| format!("wrong value: found `{found}`; expected {expected}"));
         }
         StructureError { span: Some(span), message }
+    }
+}
+
+impl StructureError {
+    /// Says of a reference without quotes that it needs them.
+    fn hint_at_quotes(&mut self, text: &str) {
+        let at = self.span.as_ref().map_or(0, |span| text.floor_char_boundary(span.start));
+        if text[at..].starts_with("${") {
+            self.message += "; `${…}` stands between quotes only, in a string";
+        }
+    }
+
+    /// Says of a string that a reference makes that it is none of the values that are expected.
+    fn name_reference(&mut self) {
+        let expected = self.message.strip_prefix("wrong type: ").and_then(|rest| rest.split_once("; expected "));
+        if let Some((_, expected)) = expected {
+            // A number that is found is an example of itself.
+            let expected = expected.split(", such as").next().unwrap_or(expected);
+            self.message = format!(
+                "wrong type: a reference such as `${{env:NAME}}` makes a string; expected {expected}, so write the value itself"
+            );
+        }
     }
 }
 

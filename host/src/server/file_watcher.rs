@@ -1,4 +1,5 @@
-//! Reports when a file of the manifest, or one that it names (a plugin, a certificate, a page), has changed.
+//! Reports when a file of the manifest, or one that it names (a plugin, a certificate, a page, a
+//! value), has changed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -150,7 +151,7 @@ impl Reading {
     fn new(load: &Load, before: WatchedPaths) -> Self {
         let files = load();
         let mut wanted = match &files {
-            Ok(files) => WatchedPaths::of(&files.list).and_tried(&files.problems.files),
+            Ok(files) => WatchedPaths::of(files).and_tried(&files.problems.files),
             Err(problems) => before.and_tried(&problems.files),
         };
         wanted.find();
@@ -178,9 +179,10 @@ impl WatchedPaths {
         digest.finalize()
     }
 
-    fn of(files: &[(Arc<Source>, Manifest)]) -> Self {
+    fn of(files: &Files) -> Self {
         let mut wanted = WatchedPaths::default();
-        for (source, manifest) in files.iter().filter(|(source, _)| source.is_file) {
+        wanted.named.extend(files.files_of_values().filter_map(|file| std::path::absolute(file).ok()));
+        for (source, manifest) in files.list.iter().filter(|(source, _)| source.is_file) {
             let Ok(path) = std::path::absolute(&source.path) else { continue };
             let Some(folder) = path.parent() else { continue };
             let inline = manifest.route.iter().flat_map(|route| &route.get_ref().plugins);

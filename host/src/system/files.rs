@@ -24,6 +24,8 @@ pub const COMPONENT: FileKind = FileKind { name: "a component", max_bytes: 64 <<
 pub const ARTIFACT: FileKind = FileKind { name: "a compiled component", max_bytes: 128 << 20 };
 /// A file of certificates or keys; a system's whole list of authorities has some 220 KiB.
 pub const PEM: FileKind = FileKind { name: "a file of certificates or keys", max_bytes: 1 << 20 };
+/// A value that a string of a manifest refers to, such as a token or a list of networks.
+pub const VALUE: FileKind = FileKind { name: "a value", max_bytes: 1 << 20 };
 /// The file that marks a folder as that of a cache.
 pub const MARKER: FileKind = FileKind { name: "the marker of a cache", max_bytes: 4 << 10 };
 /// A stored response, whose size `[cache.disk] size` bounds.

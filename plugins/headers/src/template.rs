@@ -20,10 +20,13 @@ pub fn parse(text: &str) -> Result<Vec<Part>, String> {
         let Some((name, after)) = rest.split_once('}') else {
             return Err("a `{` is not closed; write `{{` for a brace".into());
         };
+        let is_of_shell = plain.ends_with('$') && !name.contains(':');
         if !plain.is_empty() {
             parts.push(Part::Text(std::mem::take(&mut plain).into()));
         }
-        parts.push(Part::Value(name.parse()?));
+        let hint =
+            if is_of_shell { format!("; a variable of the environment is `${{env:{name}}}`") } else { String::new() };
+        parts.push(Part::Value(name.parse().map_err(|error: String| error + &hint)?));
         rest = after;
     }
     plain.push_str(rest);

@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use plugway_fuzz::config::load;
 
 fuzz_target!(|text: &str| {
-    match load::parse("fuzzed", text.into()) {
+    match load::parse("fuzzed", text.into(), &Default::default()) {
         Ok(files) => drop(files.list[0].1.files().count()),
         Err(problems) => assert!(problems.to_string().starts_with("error: ")),
     }

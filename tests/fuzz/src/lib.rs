@@ -8,8 +8,12 @@ pub mod config {
     pub mod foreign;
     pub mod load;
     pub mod manifest;
+    pub mod redaction;
+    pub mod references;
+    pub mod schema;
     pub mod serde_messages;
     pub mod shape;
+    pub mod spanned;
     pub mod spans;
     pub mod structure;
 }

@@ -1,0 +1,119 @@
+//! Hashes of passwords and of keys, for the configurations of plugins. What is hashed is never an argument of a command,
+//! since all users of a machine can read those.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::os::fd::AsFd;
+
+use anyhow::{Context, bail, ensure};
+use argon2::Argon2;
+use argon2::password_hash::PasswordHasher;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+
+/// The longest password or key; longer ones are files that were meant otherwise.
+const MAX_BYTES: u64 = 4 << 10;
+
+/// The longest password that bcrypt reads: it would ignore the rest.
+const MAX_BCRYPT_BYTES: usize = 72;
+
+/// The rounds of bcrypt, as a power of two: about a quarter of a second.
+const BCRYPT_COST: u32 = 12;
+
+/// The shortest key that a fast hash protects. Shorter ones can be guessed.
+const MIN_KEY_BYTES: usize = 16;
+
+/// The function that hashes a password.
+#[derive(Clone, Copy)]
+pub enum PasswordHash {
+    Argon2id,
+    Bcrypt,
+}
+
+/// Reads a password, and returns its hash.
+pub fn password(hash: PasswordHash) -> anyhow::Result<String> {
+    let password = secret("password")?;
+    ensure!(!password.is_empty(), "empty password: expected at least one character");
+    match hash {
+        PasswordHash::Argon2id => {
+            let hashed = Argon2::default().hash_password(password.as_bytes());
+            Ok(hashed.map_err(anyhow::Error::msg).context("the password can't be hashed")?.to_string())
+        }
+        PasswordHash::Bcrypt => {
+            let bytes = password.len();
+            ensure!(
+                bytes <= MAX_BCRYPT_BYTES,
+                "password too long: {bytes} bytes; bcrypt reads {MAX_BCRYPT_BYTES} at most, so leave out --bcrypt"
+            );
+            bcrypt::hash(password, BCRYPT_COST).context("the password can't be hashed")
+        }
+    }
+}
+
+/// Reads a key of a client, and returns its hash, such as `sha256:…`. The hash is fast, which is enough for keys that
+/// nobody can guess.
+pub fn key() -> anyhow::Result<String> {
+    let key = secret("key")?;
+    ensure!(
+        key.len() >= MIN_KEY_BYTES,
+        "key too short: {} bytes; expected a random one of at least {MIN_KEY_BYTES}, such as from `openssl rand -hex 32`",
+        key.len()
+    );
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_bytes());
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("sha256:{hex}"))
+}
+
+/// Reads a secret from standard input: twice and without an echo from a terminal, or one line from a pipe or a file.
+fn secret(what: &str) -> anyhow::Result<String> {
+    let input = std::io::stdin();
+    if !input.is_terminal() {
+        return line(what);
+    }
+    let silent = SilentTerminal::new()?;
+    let (first, again) = (silent.ask(&format!("{what}: "), what)?, silent.ask(&format!("{what} again: "), what)?);
+    if first != again {
+        bail!("the two entries differ: type the {what} again");
+    }
+    Ok(first)
+}
+
+/// Returns a line of standard input without its end.
+fn line(what: &str) -> anyhow::Result<String> {
+    let mut line = Vec::new();
+    let read = std::io::Read::take(std::io::stdin().lock(), MAX_BYTES + 2).read_until(b'\n', &mut line);
+    read.with_context(|| format!("the {what} can't be read from standard input"))?;
+    let line = line.strip_suffix(b"\n").unwrap_or(&line);
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    ensure!(line.len() as u64 <= MAX_BYTES, "{what} too long: expected at most {MAX_BYTES} bytes");
+    std::str::from_utf8(line).map(String::from).with_context(|| format!("the {what} is no text in UTF-8"))
+}
+
+/// A terminal that does not show what is typed, until dropped.
+struct SilentTerminal {
+    before: Termios,
+}
+
+impl SilentTerminal {
+    fn new() -> anyhow::Result<Self> {
+        let input = std::io::stdin();
+        let before = tcgetattr(input.as_fd()).context("the terminal can't be read")?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        // The end of the line is shown, so that the next question begins a line.
+        silent.local_modes.insert(LocalModes::ECHONL);
+        tcsetattr(input.as_fd(), OptionalActions::Flush, &silent).context("the echo can't be turned off")?;
+        Ok(SilentTerminal { before })
+    }
+
+    fn ask(&self, question: &str, what: &str) -> anyhow::Result<String> {
+        let mut terminal = std::io::stderr();
+        // Standard output is for the hash alone.
+        let _ = terminal.write_all(question.as_bytes()).and_then(|()| terminal.flush());
+        line(what)
+    }
+}
+
+impl Drop for SilentTerminal {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin().as_fd(), OptionalActions::Now, &self.before);
+    }
+}

@@ -1,0 +1,177 @@
+//! References in the manifest: their values reach plugins and endpoints, files are watched, and no output shows a value.
+
+use std::io::Read;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::support::{Proxy, echo, manifest, output, plugway, until};
+
+/// The values; each has a part that no other output has.
+const ENV: &str = "env-7f3a9c-value";
+const FILE: &str = "file-41bd08-value";
+const OTHER: &str = "file-e5c2d7-other";
+const CREDENTIAL: &str = "cred-90aa1f-value";
+
+/// A plugin that sets a field of requests to each kind of value.
+const PLUGIN: &str = "{ use = \"headers\", config = { request = { set = { X-Env = \"Bearer ${env:PLUGWAY_TEST_TOKEN}\", \
+                      X-File = \"${file:secrets/token}\", X-Credential = \"<${credential:db}>\", X-Plain = \"$${{env:HOME}} $\" } } } }";
+
+fn write(path: &Path, text: &str) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
+/// Returns a folder with the values, and the program with them in its environment.
+fn prepared() -> (tempfile::TempDir, std::process::Command) {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("secrets/token"), &format!("{FILE}\n"));
+    write(&folder.path().join("credentials/db"), &format!("{CREDENTIAL}\r\n"));
+    let mut command = plugway();
+    command.env("PLUGWAY_TEST_TOKEN", ENV).env("CREDENTIALS_DIRECTORY", folder.path().join("credentials"));
+    (folder, command)
+}
+
+/// Fails if a text has a part of a value.
+fn assert_no_value(what: &str, text: &str) {
+    for part in ["7f3a9c", "41bd08", "e5c2d7", "90aa1f"] {
+        assert!(!text.contains(part), "{what} shows {part}:\n{text}");
+    }
+}
+
+#[test]
+fn values_reach_a_header_and_nothing_else() {
+    let (folder, mut command) = prepared();
+    command.env("PLUGWAY_LOG", "trace").stdout(Stdio::piped());
+    let text = manifest(&echo(), PLUGIN, "[access-log]\nformat = \"json\"\n");
+    let mut proxy = Proxy::start_by(command, folder.path(), &text);
+    let got = proxy.get("/", "").text();
+    for line in [
+        format!("x-env: Bearer {ENV}"),
+        format!("x-file: {FILE}"),
+        format!("x-credential: <{CREDENTIAL}>"),
+        "x-plain: ${env:HOME} $".into(),
+    ] {
+        assert!(got.lines().any(|known| known.eq_ignore_ascii_case(&line)), "{line}\n{got}");
+    }
+    assert_no_value("/status", &proxy.ask_admin("GET /status").text());
+    assert_no_value("/metrics", &proxy.ask_admin("GET /metrics").text());
+    let mut stdout = proxy.take_stdout();
+    proxy.signal("TERM");
+    proxy.wait_exit();
+    let mut access_log = String::new();
+    stdout.read_to_string(&mut access_log).unwrap();
+    assert!(access_log.contains("\"status\":200"), "{access_log}");
+    assert_no_value("the access log", &access_log);
+    let log = proxy.log_to_end();
+    assert!(log.contains("stopping"), "{log}");
+    assert_no_value("the log", &log);
+}
+
+#[test]
+fn a_changed_file_is_a_reload_and_a_bad_one_is_none() {
+    let (folder, command) = prepared();
+    let proxy = Proxy::start_by(command, folder.path(), &manifest(&echo(), PLUGIN, ""));
+    let file = folder.path().join("secrets/token");
+    let has = |value: &str| proxy.get("/", "").text().contains(&format!("x-file: {value}\n"));
+    until("the first value is sent", || has(FILE));
+    // Replaced by a rename.
+    write(&file, OTHER);
+    proxy.wait_log("reloaded: generation 2");
+    assert!(has(OTHER));
+    // A line break is no part of a field.
+    write(&file, &format!("{FILE}\n{FILE}"));
+    let refused = proxy.wait_log("not reloaded");
+    let shown = proxy.wait_log("-->");
+    assert_no_value("the refusal", &format!("{refused}{shown}"));
+    assert!(has(OTHER), "the old generation serves");
+    std::fs::remove_file(&file).unwrap();
+    proxy.wait_log("no such file");
+    assert!(has(OTHER), "the old generation serves");
+    // As Kubernetes mounts a secret.
+    let root = folder.path().join("mounted");
+    for (version, value) in [("..1", FILE), ("..2", OTHER)] {
+        write(&root.join(version).join("token"), value);
+    }
+    symlink("..1", root.join("..data")).unwrap();
+    symlink("..data/token", root.join("token")).unwrap();
+    symlink("../mounted/token", &file).unwrap();
+    proxy.wait_log("reloaded: generation 3");
+    assert!(has(FILE));
+    symlink("..2", root.join("..new")).unwrap();
+    std::fs::rename(root.join("..new"), root.join("..data")).unwrap();
+    proxy.wait_log("reloaded: generation 4");
+    assert!(has(OTHER));
+}
+
+#[test]
+fn values_stand_in_included_files_and_files_of_endpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = (echo(), echo());
+    write(&folder.path().join("pools/app.toml"), "endpoints = [\"${file:address}\"]");
+    write(&folder.path().join("pools/address"), &format!("{one}\n"));
+    write(
+        &folder.path().join("sites/api.toml"),
+        "[[route]]\nname = \"${file:name}\"\nhosts = [\"${env:PLUGWAY_TEST_HOST}\"]\nupstream = \"app\"",
+    );
+    write(&folder.path().join("sites/name"), "api-route");
+    let mut command = plugway();
+    command.env("PLUGWAY_TEST_HOST", "api.example.org");
+    let text = manifest("127.0.0.1:1", "", "").replace("\"127.0.0.1:1\"", "{ file = \"pools/app.toml\" }");
+    let proxy = Proxy::start_by(command, folder.path(), &format!("include = [\"sites/*.toml\"]\n{text}"));
+    assert_eq!(proxy.exchange("GET / HTTP/1.1\r\nHost: api.example.org").status(), 200);
+    let status = proxy.ask_admin("GET /status").text();
+    assert!(status.contains(&one) && status.contains("api-route"), "{status}");
+    // Found only through a file of endpoints.
+    write(&folder.path().join("pools/address"), &other);
+    proxy.wait_log("reloaded: generation 2");
+    let status = proxy.ask_admin("GET /status").text();
+    assert!(status.contains(&other) && !status.contains(&one), "{status}");
+}
+
+#[test]
+fn errors_show_the_text_of_the_manifest_and_no_value() {
+    let (folder, _) = prepared();
+    let check = |plugin: &str, more: &str| {
+        let text = manifest("127.0.0.1:1", plugin, more);
+        std::fs::write(folder.path().join("plugway.toml"), text).unwrap();
+        let mut command = plugway();
+        command.env("PLUGWAY_LOG", "trace").env("PLUGWAY_TEST_TOKEN", ENV);
+        command.env("CREDENTIALS_DIRECTORY", folder.path().join("credentials"));
+        let said = output(command.args(["check", "plugway.toml"]).current_dir(folder.path()));
+        assert_no_value("check", &said);
+        assert!(said.contains("error: ") && said.contains(" | "), "{said}");
+        said
+    };
+    let headers = |config: &str| format!("{{ use = \"headers\", config = {{ {config} }} }}");
+    for config in [
+        "evaluate-each = \"${file:secrets/token}\"",
+        "request.set = \"${file:secrets/token}\"",
+        "request.set.a = [\"${file:secrets/token}\"]",
+        "request.set.a = \"{${file:secrets/token}}\"",
+        "request.remove = [\"a ${file:secrets/token}\"]",
+        "when.methods = [\"<${credential:db}>\"]",
+        "when.paths = [\"${env:PLUGWAY_TEST_TOKEN}\"]",
+    ] {
+        check(&headers(config), "");
+    }
+    for more in [
+        "timeout = \"${file:secrets/token}\"",
+        "max-body = \"${env:PLUGWAY_TEST_TOKEN}\"",
+        "hosts = [\"${file:secrets/token}:80\"]",
+        "methods = [\"<${credential:db}>\"]",
+        "path = \"${credential:db}\"",
+        "fields = { A = \"${env:PLUGWAY_TEST_TOKEN}\\n\" }",
+        "[access-log]\nformat = \"${file:secrets/token}\"",
+        "[admin]\naddress = \"${file:secrets/token}\"",
+        "[plugin.a]\nuse = \"${file:secrets/token}\"",
+        "[plugin.a]\nuse = \"${file:secrets/token}.wasm\"",
+        "[error-page]\n404 = \"${file:secrets/token}\"",
+    ] {
+        check("", more);
+    }
+    let said = check("", "timeout = \"${file:secrets/token}\"");
+    assert!(said.contains("invalid duration: `${file:secrets/token}`"), "{said}");
+}
