@@ -26,6 +26,7 @@ mod outgoing_body;
 pub mod record;
 pub mod respond;
 pub mod response_body;
+pub mod upstream_body;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ use crate::body::replay::ReplayBuffer;
 use crate::body::upload::{IdleTime, RequestBody, UploadProgress};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
-use crate::exchange::response_body::ConnectionLease;
+use crate::exchange::upstream_body::ConnectionLease;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::protocol::content_length;
