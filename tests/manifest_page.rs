@@ -144,7 +144,7 @@ upstream = "app"
 
 /// The tables in which a key of a type stands, after `REST`: `@` stands for the key. Other lines with the same key are
 /// left out.
-const PLACES: [(&str, &str); 22] = [
+const PLACES: [(&str, &str); 23] = [
     ("LoadTable", "[load]\n@"),
     ("CacheTable", "[cache]\n@"),
     ("DiskTable", "[cache.disk]\npath = \"stored\"\nsize = \"32 GiB\"\n@"),
@@ -177,6 +177,7 @@ const PLACES: [(&str, &str); 22] = [
     ),
     ("EndpointTable", "[[upstream.more.endpoints]]\naddress = \"127.0.0.1:8001\"\n@"),
     ("RouteTable", "[[route]]\nhosts = [\"more.example\"]\nupstream = \"app\"\n@"),
+    ("BuffersTable", "[buffers]\n@"),
     ("PathTable", "[[route]]\nupstream = \"app\"\n[route.path]\n@"),
     ("PluginTable", "[plugin.more]\nuse = \"headers\"\n@"),
     ("PluginLimitsTable", "[plugin.more]\nuse = \"headers\"\n[plugin.more.limits]\n@"),

@@ -3,6 +3,7 @@
 
 pub mod backlog;
 pub mod buffer_space;
+pub mod collected;
 pub mod replay;
 pub mod spill_file;
 pub mod spool;

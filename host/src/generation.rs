@@ -17,9 +17,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use tokio::sync::mpsc;
 
+use crate::body::buffer_space::{BufferLimits, BufferSpace};
 use crate::context::ExchangeContext;
 use crate::generation::error_pages::ErrorPages;
 use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
@@ -64,6 +65,8 @@ pub struct Generation {
     /// Responses of all routes; outlives the generation.
     pub store: Arc<Store>,
     pub store_limits: StoreLimits,
+    /// The limits of bodies that wait for a slow peer.
+    pub buffer_limits: BufferLimits,
     /// The access log; `None` if it is off.
     pub access_log: Option<AccessLog>,
     /// The places of the plugins' instances.
@@ -82,6 +85,27 @@ pub struct Route {
     pub max_body: u64,
     /// For a whole exchange.
     pub timeout: Option<Duration>,
+    /// The bytes of a response that may wait for a slow client; 0 if the endpoint waits for it.
+    pub response_buffer: u64,
+    /// The requests that are received before an endpoint is asked; `None` for none.
+    pub request_buffer: Option<RequestBuffer>,
+}
+
+/// The requests that are received before an endpoint is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestBuffer {
+    /// The longest content, in bytes.
+    pub max: u64,
+    pub which: BufferedContent,
+}
+
+/// The content of requests that is received before an endpoint is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufferedContent {
+    /// That of a known length, in memory.
+    KnownLength,
+    /// That of any length, and what the memory has no room for in a file.
+    AnyLength,
 }
 
 /// A named set of endpoints.
@@ -122,6 +146,8 @@ pub struct WorkerState {
     pub caches: ById<PluginId, Arc<CacheMetrics>>,
     /// The metrics of this worker.
     pub worker_metrics: WorkerMetrics,
+    /// The room for bodies that wait for a slow peer.
+    pub buffers: Rc<BufferSpace>,
     /// The worker waits for all who hold what this gives.
     pub alive: mpsc::WeakSender<()>,
     pools: Rc<Pools>,
@@ -214,13 +240,10 @@ impl WorkerState {
             .map(|route| worker_metrics.registry.route(&route.name, worker_metrics.worker))
             .collect();
         let route_names = generation.routes.iter().map(|route| Arc::from(&*route.name)).collect();
-        let cache = |configured: &Arc<ConfiguredPlugin>| match &configured.cache {
-            Some(_) => worker_metrics.registry.cache(&configured.name, worker_metrics.worker),
-            None => Arc::default(),
-        };
-        let caches = generation.bindings.iter().map(cache).collect();
+        let caches = generation.bindings.iter().map(|configured| cache_metrics(configured, &worker_metrics)).collect();
         let unrouted = worker_metrics.registry.route(&UNROUTED.into(), worker_metrics.worker);
         let pools = pools.clone();
+        let buffers = BufferSpace::new(worker_metrics.registry.buffers.clone(), generation.buffer_limits.clone());
         let (in_chains, is_retired, is_released) = (Cell::new(0), Cell::new(false), Cell::new(false));
         WorkerState {
             generation,
@@ -233,6 +256,7 @@ impl WorkerState {
             unrouted,
             caches,
             worker_metrics,
+            buffers,
             alive,
             pools,
             timers,
@@ -339,6 +363,14 @@ impl Drop for ChainCall {
     fn drop(&mut self) {
         self.0.in_chains.set(self.0.in_chains.get() - 1);
         self.0.release_if_unused();
+    }
+}
+
+/// Returns a worker's metrics of a plugin as a cache; empty ones if it is none.
+fn cache_metrics(configured: &ConfiguredPlugin, worker_metrics: &WorkerMetrics) -> Arc<CacheMetrics> {
+    match &configured.cache {
+        Some(_) => worker_metrics.registry.cache(&configured.name, worker_metrics.worker),
+        None => Arc::default(),
     }
 }
 
@@ -462,6 +494,14 @@ impl Generation {
 }
 
 impl Upstream {
+    /// Returns how many bytes of a request's content are kept for another attempt.
+    pub fn replayed_bytes(&self, method: &Method) -> usize {
+        // An endpoint that speaks HTTP/2 may say that it has not read a request, which is then repeated whatever its
+        // method.
+        let is_kept = self.may_speak_http2 || self.retry.may_repeat(method);
+        if is_kept { self.retry.buffer } else { 0 }
+    }
+
     /// Whether a response with this status speaks for its endpoint, once it has come to its end.
     pub fn is_good(&self, status: StatusCode) -> bool {
         let outliers = self.plan.health.outliers.as_ref();

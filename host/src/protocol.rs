@@ -8,6 +8,7 @@ pub mod framing;
 pub mod hop_by_hop;
 pub mod http2_frames;
 pub mod http2_request;
+pub mod media_type;
 pub mod path;
 pub mod proxy_protocol;
 pub mod request_target;

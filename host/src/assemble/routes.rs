@@ -116,21 +116,18 @@ impl Assembly<'_> {
             }
             chain.push(binding);
         }
-        let made = || {
-            let host =
-                route.hosts.as_ref().and_then(|hosts| hosts.get_ref().first()).map_or("*", |host| host.get_ref());
-            let path = route.path.as_ref().map(|path| match path.get_ref() {
-                manifest::Path::Below(path) => path.clone(),
-                manifest::Path::Other(OtherPath::Exact(path) | OtherPath::Prefix(path) | OtherPath::Regex(path)) => {
-                    path.clone()
-                }
-            });
-            format!("{host}{}", path.unwrap_or_default())
-        };
-        let name = route.name.clone().unwrap_or_else(made).into();
+        let name = route.name.clone().unwrap_or_else(|| derived_name(route)).into();
         let max_body = self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64;
         let timeout = route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX));
-        Route { name, upstream: upstream_id.unwrap_or_else(|| UpstreamId::new(0)), chain, max_body, timeout }
+        Route {
+            name,
+            upstream: upstream_id.unwrap_or_else(|| UpstreamId::new(0)),
+            chain,
+            max_body,
+            timeout,
+            response_buffer: self.response_buffer(source, route),
+            request_buffer: self.request_buffer(source, route),
+        }
     }
 
     /// Returns the conditions of a route on requests.
@@ -253,6 +250,18 @@ impl Assembly<'_> {
         }
         route.query.iter().map(|(name, value)| (name.get_ref().clone(), wanted_value(value))).collect()
     }
+}
+
+/// Returns the name of a route that the manifest gives none.
+fn derived_name(route: &manifest::RouteTable) -> String {
+    let host = route.hosts.as_ref().and_then(|hosts| hosts.get_ref().first()).map_or("*", |host| host.get_ref());
+    let path = route.path.as_ref().map(|path| match path.get_ref() {
+        manifest::Path::Below(path) => path.clone(),
+        manifest::Path::Other(OtherPath::Exact(path) | OtherPath::Prefix(path) | OtherPath::Regex(path)) => {
+            path.clone()
+        }
+    });
+    format!("{host}{}", path.unwrap_or_default())
 }
 
 /// Returns the value that a condition expects; `None` if every value will do.

@@ -390,7 +390,9 @@ mod tests {
     /// A piece whose bytes tell its place in the body.
     fn piece(number: u64) -> Bytes {
         Bytes::from(
-            (0..PIECE / 8).flat_map(|place| (number * PIECE as u64 + place as u64).to_le_bytes()).collect::<Vec<u8>>(),
+            (0..PIECE / 8)
+                .flat_map(|place| (number * PIECE as u64 + 8 * place as u64).to_le_bytes())
+                .collect::<Vec<u8>>(),
         )
     }
 
@@ -483,7 +485,6 @@ mod tests {
         let (_, in_file) = content.file.as_ref().unwrap();
         let in_memory: usize = content.front.iter().chain(&content.back).map(Bytes::len).sum();
         assert_eq!(in_memory as u64 + in_file, pieces * PIECE as u64);
-        assert!(usage.memory() > 0);
         drop(content);
         until_closed(&usage).await;
     }

@@ -10,7 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::body::BodyError;
 use crate::exchange::filtered_body::FilteredBody;
-use crate::exchange::upstream_body::UpstreamBody;
+use crate::exchange::upstream_body::{ReadAhead, UpstreamBody};
 use crate::store::stored_body::StoredBody;
 use crate::upstream::endpoint_view::InFlightGuard;
 use crate::upstream::http1::Stream;
@@ -18,7 +18,7 @@ use crate::upstream::http1::Stream;
 /// The content of a response: the upstream's, streamed, or some that was made here.
 pub enum ResponseBody {
     /// Streams, and drives the connection that it comes from.
-    Upstream(Box<UpstreamBody>),
+    Upstream(UpstreamBody),
     /// Is stored, or on its way into the store.
     Stored(StoredBody),
     /// Several parts of that, with what stands between them.
@@ -41,12 +41,26 @@ pub struct SwitchedProtocol {
 }
 
 impl ResponseBody {
+    /// Returns the body of an endpoint's response, before plugins transform it; `None` if the content has another source.
+    pub fn of_endpoint(&self) -> Option<&UpstreamBody> {
+        match self {
+            ResponseBody::Upstream(body) => Some(body),
+            ResponseBody::Filtered(passage) => passage.source().of_endpoint(),
+            ResponseBody::Stored(_) | ResponseBody::Parts(_) | ResponseBody::Full(_) | ResponseBody::Switched(_) => {
+                None
+            }
+        }
+    }
+
+    /// Returns the handle by which the content is read ahead of a slow client.
+    pub fn read_ahead(&self) -> ReadAhead {
+        self.of_endpoint().map(UpstreamBody::read_ahead).unwrap_or_default()
+    }
+
     /// Bounds what is read of the endpoint at once, in bytes: the length of the next pieces.
     pub fn limit_reads(&self, bytes: usize) {
-        match self {
-            ResponseBody::Upstream(body) => body.limit_reads(bytes),
-            ResponseBody::Filtered(passage) => passage.source().limit_reads(bytes),
-            ResponseBody::Stored(_) | ResponseBody::Parts(_) | ResponseBody::Full(_) | ResponseBody::Switched(_) => {}
+        if let Some(body) = self.of_endpoint() {
+            body.limit_reads(bytes);
         }
     }
 }
@@ -60,7 +74,7 @@ impl Body for ResponseBody {
             ResponseBody::Switched(_) => Poll::Ready(None),
             ResponseBody::Full(content) if content.is_empty() => Poll::Ready(None),
             ResponseBody::Full(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content))))),
-            ResponseBody::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
+            ResponseBody::Upstream(body) => Pin::new(body).poll_frame(cx),
             ResponseBody::Stored(stored) => Pin::new(stored).poll_frame(cx),
             ResponseBody::Parts(parts) => {
                 while let Some(part) = parts.front_mut() {

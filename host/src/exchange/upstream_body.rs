@@ -1,15 +1,18 @@
 //! The content of an endpoint's response, with the connection that it is read from.
 
+use std::cell::RefCell;
 use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Version;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::body::BodyError;
+use crate::body::buffer_space::BufferSpace;
+use crate::body::spool::{Overflow, Room, Spool};
 use crate::body::upload::{IdleTime, UploadProgress};
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
@@ -19,12 +22,51 @@ use crate::upstream::connection::{Connection, EndpointBody};
 use crate::upstream::endpoint_view::InFlightGuard;
 use crate::upstream::health::EndpointFailure;
 
-/// A body that comes from an endpoint.
-pub struct UpstreamBody {
+/// A body that comes from an endpoint, as the client takes it.
+pub struct UpstreamBody(Rc<RefCell<UpstreamReading>>);
+
+/// A handle by which the task of a client connection reads an endpoint's response ahead of a slow client. It does nothing
+/// once the body is dropped.
+#[derive(Clone, Default)]
+pub struct ReadAhead(Weak<RefCell<UpstreamReading>>);
+
+/// The rules for reading a response ahead of its client.
+pub struct ReadAheadRules {
+    pub space: Rc<BufferSpace>,
+    /// The maximum number of bytes that wait for the client.
+    pub max: u64,
+}
+
+/// The reading of a response: straight to the client while that takes what comes, and else ahead of it.
+struct UpstreamReading {
     content: EndpointBody,
-    /// The lease; `None` once the body is over.
+    /// The lease; `None` once the body is over, or has failed.
     lease: Option<ConnectionLease>,
     rest: IdleTime,
+    /// The length of the client's next pieces, in bytes.
+    piece: usize,
+    /// Whether the client waits for more.
+    is_awaited: bool,
+    /// Whether the client has taken a piece since the last look at it.
+    is_taking: bool,
+    /// The rules; `None` if the endpoint waits for the client.
+    rules: Option<ReadAheadRules>,
+    /// The content that was read and waits for the client; `None` if nothing waits.
+    ahead: Option<Box<ReadContent>>,
+}
+
+/// Content that was read and waits for the client.
+struct ReadContent {
+    spool: Spool,
+    /// The end behind the content that waits; `None` while the endpoint has not sent all.
+    end: Option<ContentEnd>,
+}
+
+/// The end of content that was read ahead.
+enum ContentEnd {
+    Whole,
+    Trailers(HeaderMap),
+    Failed(BodyError),
 }
 
 /// The use of a connection until the body of a response is over.
@@ -45,6 +87,9 @@ pub struct ConnectionLease {
 /// HTTP/1 that takes nothing holds two or three such pieces, while pieces of a quarter took twice the CPU time for content
 /// of 1 MiB.
 const READ: usize = 128 << 10;
+
+/// The number of reads ahead of a client before other tasks get their turn.
+const READS_AT_ONCE: usize = 2;
 
 impl ConnectionLease {
     /// Whether the endpoint has paused too long. While the client's content is unfinished too, both sides may rest.
@@ -69,45 +114,123 @@ impl ConnectionLease {
 
 impl UpstreamBody {
     pub fn new(content: EndpointBody, lease: ConnectionLease) -> Self {
-        lease.connection.limit_reads(Some(READ));
         let rest = IdleTime::new(&lease.upload);
-        UpstreamBody { content, lease: Some(lease), rest }
+        UpstreamBody(Rc::new(RefCell::new(UpstreamReading {
+            content,
+            lease: Some(lease),
+            rest,
+            piece: READ,
+            // A client whose window is shut asks for nothing.
+            is_awaited: false,
+            is_taking: true,
+            rules: None,
+            ahead: None,
+        })))
     }
 
+    /// Bounds the length of the next pieces, in bytes.
     pub fn limit_reads(&self, bytes: usize) {
-        if let Some(lease) = &self.lease {
-            lease.connection.limit_reads(Some(bytes));
+        self.0.borrow_mut().piece = bytes;
+    }
+
+    /// Has the response read ahead of a slow client.
+    pub fn allow_read_ahead(&self, rules: ReadAheadRules) {
+        let reading = &mut *self.0.borrow_mut();
+        if !reading.content.is_end_stream() {
+            reading.rules = Some(rules);
         }
     }
 
-    /// The body has been read to its end: the connection may serve others.
-    fn end(&mut self) {
-        if let Some(ConnectionLease { connection, in_flight_guard, is_good, rules, step, .. }) = self.lease.take() {
-            let now = step.clock().now();
-            if is_good {
-                in_flight_guard.endpoint_view().record_success(now);
+    /// Returns the handle for that.
+    pub fn read_ahead(&self) -> ReadAhead {
+        ReadAhead(Rc::downgrade(&self.0))
+    }
+}
+
+impl ReadAhead {
+    /// Reads the response if the client doesn't take what is there. The task of the client's connection calls this each
+    /// time that it has nothing else to do.
+    pub fn drive(&self, cx: &mut Context<'_>) {
+        if let Some(reading) = self.0.upgrade() {
+            reading.borrow_mut().read_ahead(cx);
+        }
+    }
+}
+
+impl UpstreamReading {
+    fn read_ahead(&mut self, cx: &mut Context<'_>) {
+        let Some(rules) = self.rules.as_ref().filter(|_| !self.is_awaited) else { return };
+        if self.lease.is_none() && self.ahead.is_none() {
+            return;
+        }
+        // The client's own task may not have had its turn yet.
+        if std::mem::take(&mut self.is_taking) && self.ahead.is_none() {
+            return cx.waker().wake_by_ref();
+        }
+        let mut ahead = self.ahead.take().unwrap_or_else(|| {
+            let spool = Spool::new(&rules.space, rules.max, Overflow::File);
+            Box::new(ReadContent { spool, end: None })
+        });
+        let mut reads = 0;
+        while ahead.end.is_none() && ahead.spool.room(READ, cx) == Room::Free {
+            if reads == READS_AT_ONCE {
+                // Others get their turn, and above all the client.
+                cx.waker().wake_by_ref();
+                break;
             }
-            connection.limit_reads(None);
-            in_flight_guard.endpoint_view().pool.put_back(connection, &rules, now);
+            reads += 1;
+            match self.poll_endpoint(READ, cx) {
+                Poll::Pending => break,
+                Poll::Ready(frame) => ahead.put(frame),
+            }
+            if ahead.end.is_none() && self.content.is_end_stream() {
+                ahead.end = Some(ContentEnd::Whole);
+            }
         }
-    }
-}
-
-impl Drop for UpstreamBody {
-    fn drop(&mut self) {
-        if self.content.is_end_stream() {
-            self.end();
+        if let Some(end) = &ahead.end {
+            ahead.spool.finish();
+            match end {
+                ContentEnd::Failed(_) => drop(self.lease.take()),
+                ContentEnd::Whole | ContentEnd::Trailers(_) => self.end(),
+            }
         }
+        // A write to a file may be under way.
+        let _ = ahead.spool.poll_settled(cx);
+        self.ahead = Some(ahead);
     }
-}
 
-impl Body for UpstreamBody {
-    type Data = Bytes;
-    type Error = BodyError;
+    /// Returns the next frame for the client.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(ahead) = &mut self.ahead {
+            match ready!(ahead.spool.poll_next(cx)) {
+                Some(Ok(mut piece)) => {
+                    if piece.len() > self.piece {
+                        ahead.spool.put_back(piece.split_off(self.piece));
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(piece))));
+                }
+                Some(Err(error)) => {
+                    let lost = Error::new(FailureKind::InternalError, error).with_limit("buffers.folder");
+                    return Poll::Ready(Some(Err(lost.into())));
+                }
+                None => {}
+            }
+            let end = self.ahead.take().and_then(|ahead| ahead.end);
+            match end {
+                Some(ContentEnd::Whole) => return Poll::Ready(None),
+                Some(ContentEnd::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Some(ContentEnd::Failed(error)) => return Poll::Ready(Some(Err(error))),
+                None => {}
+            }
+        }
+        self.poll_endpoint(self.piece, cx)
+    }
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let UpstreamBody { content, lease, rest } = &mut *self;
+    /// Reads the next frame of the endpoint.
+    fn poll_endpoint(&mut self, piece: usize, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let UpstreamReading { content, lease, rest, .. } = self;
         let Some(lease) = lease else { return Poll::Ready(None) };
+        lease.connection.limit_reads(Some(piece));
         let frame = match lease.connection.poll_frame(cx, content) {
             Poll::Pending if lease.is_late(rest, cx) => {
                 lease.broken();
@@ -137,11 +260,72 @@ impl Body for UpstreamBody {
         Poll::Ready(frame.map(|frame| frame.map(hop_by_hop::frame)))
     }
 
+    /// The body has been read to its end: the connection may serve others.
+    fn end(&mut self) {
+        if let Some(ConnectionLease { connection, in_flight_guard, is_good, rules, step, .. }) = self.lease.take() {
+            let now = step.clock().now();
+            if is_good {
+                in_flight_guard.endpoint_view().record_success(now);
+            }
+            connection.limit_reads(None);
+            in_flight_guard.endpoint_view().pool.put_back(connection, &rules, now);
+        }
+    }
+}
+
+impl ReadContent {
+    /// Puts a frame of the endpoint behind the others.
+    fn put(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) {
+        self.end = match frame {
+            None => Some(ContentEnd::Whole),
+            Some(Err(error)) => Some(ContentEnd::Failed(error)),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(piece) => {
+                    self.spool.push(piece);
+                    None
+                }
+                Err(frame) => frame.into_trailers().ok().map(ContentEnd::Trailers),
+            },
+        };
+    }
+}
+
+impl Drop for UpstreamReading {
+    fn drop(&mut self) {
+        if self.content.is_end_stream() {
+            self.end();
+        }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let reading = &mut *self.0.borrow_mut();
+        let frame = reading.poll_next(cx);
+        reading.is_awaited = frame.is_pending();
+        reading.is_taking = frame.is_ready();
+        frame
+    }
+
     fn is_end_stream(&self) -> bool {
-        self.content.is_end_stream()
+        let reading = self.0.borrow();
+        match &reading.ahead {
+            Some(ahead) => ahead.spool.bytes() == 0 && matches!(ahead.end, Some(ContentEnd::Whole)),
+            None => reading.content.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.content.size_hint()
+        let reading = self.0.borrow();
+        let (mut hint, ahead) =
+            (reading.content.size_hint(), reading.ahead.as_ref().map_or(0, |ahead| ahead.spool.bytes()));
+        if let (Some(upper), true) = (hint.upper(), ahead > 0) {
+            hint.set_upper(upper.saturating_add(ahead));
+            hint.set_lower(hint.lower().saturating_add(ahead));
+        }
+        hint
     }
 }

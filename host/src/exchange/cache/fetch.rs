@@ -171,6 +171,7 @@ impl Fetch<'_> {
                 let mut sending = OutgoingRequest {
                     body: RequestBody::Empty,
                     upload: UploadProgress::over(),
+                    collected: None,
                     hop: HopOptions::default(),
                 };
                 let ([step], bottom) = (self.clock.deadlines(), ChainPosition::bottom(route));
