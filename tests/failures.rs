@@ -140,6 +140,9 @@ fn each_limit_of_an_exchange_is_named_by_its_key() {
     warned(&proxy, "exchange failed", &["kind=\"http_request_error\"", "Content-Length is repeated"]);
 }
 
+/// The key of a route whose requests go on as they arrive.
+const STREAMED: &str = "request-buffer = false\n";
+
 #[test]
 fn an_upload_that_is_too_long_to_be_repeated_names_the_limit() {
     // The endpoint reads a part, and says that it has acted on nothing.
@@ -159,7 +162,7 @@ fn an_upload_that_is_too_long_to_be_repeated_names_the_limit() {
         })
     };
     for (is_go_away, buffer) in [(false, "1 KiB"), (true, "1 KiB"), (false, "0 B")] {
-        let proxy = front(&refusing(is_go_away), &format!("retry = {{ buffer = {buffer:?} }}"), "");
+        let proxy = front(&refusing(is_go_away), &format!("retry = {{ buffer = {buffer:?} }}"), STREAMED);
         let mut stream = proxy.connect();
         let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\nConnection: close\r\n\r\n";
         stream.write_all(format!("{head}{}", "x".repeat(4000)).as_bytes()).unwrap();

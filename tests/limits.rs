@@ -384,7 +384,7 @@ fn content_that_never_ends_after_its_response_holds_nothing() {
         let _ = stream.read_to_end(&mut rest);
         told.send(()).unwrap();
     });
-    let proxy = limited(&address, "keep-alive = \"500ms\"", "");
+    let proxy = limited(&address, "keep-alive = \"500ms\"", "request-buffer = false\n");
     let mut stream = proxy.connect();
     stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx").unwrap();
     let (said, _) = until_closed(&mut stream);

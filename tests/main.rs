@@ -4,6 +4,7 @@
 
 mod admin;
 mod balance;
+mod buffering;
 mod cache_disk;
 mod caching;
 mod client_address;

@@ -144,7 +144,7 @@ upstream = "app"
 
 /// The tables in which a key of a type stands, after `REST`: `@` stands for the key. Other lines with the same key are
 /// left out.
-const PLACES: [(&str, &str); 26] = [
+const PLACES: [(&str, &str); 27] = [
     ("LoadTable", "[load]\n@"),
     ("CacheTable", "[cache]\n@"),
     ("DiskTable", "[cache.disk]\npath = \"stored\"\nsize = \"32 GiB\"\n@"),
@@ -187,6 +187,7 @@ const PLACES: [(&str, &str); 26] = [
     ),
     ("RespondTable", "[[route]]\nhosts = [\"more.example\"]\n[route.respond]\n@"),
     ("FilesTable", "[[route]]\nhosts = [\"more.example\"]\n[route.files]\nroot = \"public\"\n@"),
+    ("BuffersTable", "[buffers]\n@"),
     ("PathTable", "[[route]]\nupstream = \"app\"\n[route.path]\n@"),
     ("PluginTable", "[plugin.more]\nuse = \"headers\"\n@"),
     ("PluginLimitsTable", "[plugin.more]\nuse = \"headers\"\n[plugin.more.limits]\n@"),

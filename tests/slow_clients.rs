@@ -90,11 +90,14 @@ fn sip(stream: &mut TcpStream, bytes: usize, pause: Duration, max: usize) -> usi
 
 const LARGE: usize = 16 << 20;
 
+/// The key of a route whose responses wait at their endpoint: what a connection itself holds is the subject.
+const UNBUFFERED: &str = "response-buffer = false\n";
+
 #[test]
 fn a_client_that_takes_nothing_costs_little() {
     const CLIENTS: u64 = 100;
     let source = Source::start();
-    let proxy = limited(&source.address, "", "");
+    let proxy = limited(&source.address, "", UNBUFFERED);
     assert_eq!(proxy.get("/10", "").body.len(), 10);
     let before = proxy.memory_kib();
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| narrow(&proxy)).collect();
@@ -210,7 +213,7 @@ fn read_frame(stream: &mut TcpStream) -> Option<(u8, u32, Vec<u8>)> {
 fn streams_that_stand_still_share_a_buffer() {
     const CLIENTS: u64 = 4;
     let source = Source::start();
-    let proxy = limited(&source.address, "", "");
+    let proxy = limited(&source.address, "", UNBUFFERED);
     assert_eq!(proxy.get("/10", "").body.len(), 10);
     let before = proxy.memory_kib();
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| http2(&proxy, WIDE)).collect();
@@ -226,7 +229,7 @@ fn streams_that_stand_still_share_a_buffer() {
 #[test]
 fn windows_that_are_opened_by_a_drip_cost_little() {
     let source = Source::start();
-    let proxy = limited(&source.address, "", "");
+    let proxy = limited(&source.address, "", UNBUFFERED);
     assert_eq!(proxy.get("/10", "").body.len(), 10);
     let before = proxy.memory_kib();
     let mut clients: Vec<_> = (0..3).map(|_| http2(&proxy, 0)).collect();

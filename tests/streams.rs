@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::http2::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw, SETTINGS};
 use crate::http2_endpoint;
-use crate::support::{PATIENCE, Proxy, echo, manifest, ok, origin, raw_origin, read_message, vanish};
+use crate::support::{PATIENCE, Proxy, echo, limited, manifest, ok, origin, raw_origin, read_message, vanish};
 
 const MIB: usize = 1 << 20;
 
@@ -237,7 +237,7 @@ fn what_follows_an_early_response_is_still_the_body_of_its_request() {
         reader.read_exact(&mut body).unwrap();
         told.send(String::from_utf8(body).unwrap()).unwrap();
     });
-    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let proxy = limited(&origin, "", "request-buffer = false\n");
     let mut stream = proxy.connect();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60\r\n\r\n").unwrap();

@@ -122,7 +122,8 @@ fn endpoints_that_refuse_or_swallow_connections_are_passed_over() {
 #[test]
 fn content_is_sent_again_whole_or_not_at_all() {
     let proxy = |more: &str, bad: &Backend, good: &Backend| {
-        start(&manifest(&[bad, good], more).replace("workers = 2", "workers = 1"))
+        let text = manifest(&[bad, good], more).replace("workers = 2", "workers = 1");
+        start(&text.replace("[[route]]", "[[route]]\nrequest-buffer = false"))
     };
     let request = |proxy: &Proxy, method: &str, length: usize| {
         let mut stream = proxy.connect();

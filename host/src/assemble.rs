@@ -3,6 +3,7 @@
 
 pub mod addresses;
 pub mod admin;
+mod buffers;
 mod doubtful;
 mod endpoints;
 mod error_pages;
@@ -194,6 +195,7 @@ impl Assembler {
         let name_servers = draft.name_servers(files);
         let store_limits = draft.store_limits(files);
         let store = draft.store(files, &store_limits);
+        let buffer_limits = draft.buffer_limits(files);
         draft.once(files);
         draft.warn_of_unused(files);
         draft.warn_of_doubtful(files);
@@ -220,6 +222,7 @@ impl Assembler {
             name_servers,
             store,
             store_limits,
+            buffer_limits,
             access_log,
             tenancy,
             certificates,

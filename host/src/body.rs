@@ -1,7 +1,12 @@
-//! The bodies of requests, on their way from a client to an endpoint.
+//! The bodies of requests, on their way from a client to an endpoint, and the room in which bodies of both directions
+//! wait for a slower peer.
 
 pub mod backlog;
+pub mod buffer_space;
+pub mod collected;
 pub mod replay;
+pub mod spill_file;
+pub mod spool;
 pub mod upload;
 
 use std::pin::Pin;

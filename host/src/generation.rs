@@ -20,9 +20,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use tokio::sync::mpsc;
 
+use crate::body::buffer_space::{BufferLimits, BufferSpace};
 use crate::context::ExchangeContext;
 use crate::generation::error_pages::ErrorPages;
 use crate::generation::ids::{ById, PluginId, RouteId, UpstreamId};
@@ -75,6 +76,8 @@ pub struct Generation {
     /// Responses of all routes; outlives the generation.
     pub store: Arc<Store>,
     pub store_limits: StoreLimits,
+    /// The limits of bodies that wait for a slow peer.
+    pub buffer_limits: BufferLimits,
     /// The access log; `None` if it is off.
     pub access_log: Option<AccessLog>,
     /// The places of the plugins' instances.
@@ -103,6 +106,27 @@ pub struct Route {
     pub intercept: StatusCodes,
     /// The maintenance of the route; `None` if no file switches it on.
     pub maintenance: Option<Maintenance>,
+    /// The bytes of a response that may wait for a slow client; 0 if the endpoint waits for it.
+    pub response_buffer: u64,
+    /// The requests that are received before an endpoint is asked; `None` for none.
+    pub request_buffer: Option<RequestBuffer>,
+}
+
+/// The requests that are received before an endpoint is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestBuffer {
+    /// The longest content, in bytes.
+    pub max: u64,
+    pub which: BufferedContent,
+}
+
+/// The content of requests that is received before an endpoint is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufferedContent {
+    /// That of a known length, in memory.
+    KnownLength,
+    /// That of any length, and what the memory has no room for in a file.
+    AnyLength,
 }
 
 /// A named set of endpoints.
@@ -145,6 +169,8 @@ pub struct WorkerState {
     pub caches: ById<PluginId, Arc<CacheMetrics>>,
     /// The metrics of this worker.
     pub worker_metrics: WorkerMetrics,
+    /// The room for bodies that wait for a slow peer.
+    pub buffers: Rc<BufferSpace>,
     /// The worker waits for all who hold what this gives.
     pub alive: mpsc::WeakSender<()>,
     pools: Rc<Pools>,
@@ -238,13 +264,10 @@ impl WorkerState {
             .collect();
         let sites = sites(&generation);
         let route_names = generation.routes.iter().map(|route| Arc::from(&*route.name)).collect();
-        let cache = |configured: &Arc<ConfiguredPlugin>| match &configured.cache {
-            Some(_) => worker_metrics.registry.cache(&configured.name, worker_metrics.worker),
-            None => Arc::default(),
-        };
-        let caches = generation.bindings.iter().map(cache).collect();
+        let caches = generation.bindings.iter().map(|configured| cache_metrics(configured, &worker_metrics)).collect();
         let unrouted = worker_metrics.registry.route(&UNROUTED.into(), worker_metrics.worker);
         let pools = pools.clone();
+        let buffers = BufferSpace::new(worker_metrics.registry.buffers.clone(), generation.buffer_limits.clone());
         let (in_chains, is_retired, is_released) = (Cell::new(0), Cell::new(false), Cell::new(false));
         WorkerState {
             generation,
@@ -258,6 +281,7 @@ impl WorkerState {
             unrouted,
             caches,
             worker_metrics,
+            buffers,
             alive,
             pools,
             timers,
@@ -381,6 +405,14 @@ fn sites(generation: &Generation) -> ById<RouteId, Option<WorkerSite>> {
         _ => None,
     };
     generation.routes.iter().map(site).collect()
+}
+
+/// Returns a worker's metrics of a plugin as a cache; empty ones if it is none.
+fn cache_metrics(configured: &ConfiguredPlugin, worker_metrics: &WorkerMetrics) -> Arc<CacheMetrics> {
+    match &configured.cache {
+        Some(_) => worker_metrics.registry.cache(&configured.name, worker_metrics.worker),
+        None => Arc::default(),
+    }
 }
 
 /// Returns the backoff after so many failures in a row.
@@ -509,6 +541,14 @@ impl Generation {
 }
 
 impl Upstream {
+    /// Returns how many bytes of a request's content are kept for another attempt.
+    pub fn replayed_bytes(&self, method: &Method) -> usize {
+        // An endpoint that speaks HTTP/2 may say that it has not read a request, which is then repeated whatever its
+        // method.
+        let is_kept = self.may_speak_http2 || self.retry.may_repeat(method);
+        if is_kept { self.retry.buffer } else { 0 }
+    }
+
     /// Whether a response with this status speaks for its endpoint, once it has come to its end.
     pub fn is_good(&self, status: StatusCode) -> bool {
         let outliers = self.plan.health.outliers.as_ref();

@@ -5,6 +5,7 @@ pub mod client_address;
 pub mod conditions;
 pub mod content_coding;
 pub mod content_length;
+pub mod conversation;
 pub mod field_alias;
 pub mod framing;
 pub mod hop_by_hop;

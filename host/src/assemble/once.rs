@@ -20,6 +20,7 @@ impl Assembly<'_> {
                 ("admin", file.admin.is_some()),
                 ("load", file.load.is_some()),
                 ("resolver", file.resolver.is_some()),
+                ("buffers", file.buffers.is_some()),
                 ("cache", file.cache.is_some()),
             ];
             for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set) {

@@ -108,25 +108,21 @@ impl Assembly<'_> {
             }
             chain.push(binding);
         }
-        let made = || {
-            let host =
-                route.hosts.as_ref().and_then(|hosts| hosts.get_ref().first()).map_or("*", |host| host.get_ref());
-            let path = route.path.as_ref().map(|path| match path.get_ref() {
-                manifest::Path::Below(path) => path.clone(),
-                manifest::Path::Other(OtherPath::Exact(path) | OtherPath::Prefix(path) | OtherPath::Regex(path)) => {
-                    path.clone()
-                }
-            });
-            format!("{host}{}", path.unwrap_or_default())
-        };
-        let name: Arc<str> = route.name.clone().unwrap_or_else(made).into();
-        let max_body = self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64;
-        let timeout = route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX));
-        let uri = self.uri_rules(source, route);
-        let cache_scope = cache_scope(&name, route, &target);
-        let (error_pages, intercept) = (self.route_pages(source, route), self.intercepted(source, route));
-        let maintenance = self.maintenance(source, route);
-        Route { name, target, uri, cache_scope, chain, max_body, timeout, error_pages, intercept, maintenance }
+        let name: Arc<str> = route.name.clone().unwrap_or_else(|| derived_name(route)).into();
+        Route {
+            uri: self.uri_rules(source, route),
+            cache_scope: cache_scope(&name, route, &target),
+            max_body: self.bytes(source, route.max_body.as_ref(), MAX_BODY) as u64,
+            timeout: route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX)),
+            error_pages: self.route_pages(source, route),
+            intercept: self.intercepted(source, route),
+            maintenance: self.maintenance(source, route),
+            response_buffer: self.response_buffer(source, route),
+            request_buffer: self.request_buffer(source, route),
+            name,
+            target,
+            chain,
+        }
     }
 
     /// Returns the conditions of a route on requests.
@@ -309,6 +305,18 @@ fn cache_scope(name: &Arc<str>, route: &manifest::RouteTable, target: &Target) -
         Target::Files(files) => scope += &format!("\nfiles {}", files.root.display()),
     }
     if scope.is_empty() { name.clone() } else { format!("{name}{scope}").into() }
+}
+
+/// Returns the name of a route that the manifest gives none.
+fn derived_name(route: &manifest::RouteTable) -> String {
+    let host = route.hosts.as_ref().and_then(|hosts| hosts.get_ref().first()).map_or("*", |host| host.get_ref());
+    let path = route.path.as_ref().map(|path| match path.get_ref() {
+        manifest::Path::Below(path) => path.clone(),
+        manifest::Path::Other(OtherPath::Exact(path) | OtherPath::Prefix(path) | OtherPath::Regex(path)) => {
+            path.clone()
+        }
+    });
+    format!("{host}{}", path.unwrap_or_default())
 }
 
 /// Returns the value that a condition expects; `None` if every value will do.

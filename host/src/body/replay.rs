@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::body::BodyError;
 use crate::body::backlog::Piece;
+use crate::body::collected::CollectedBody;
 use crate::body::upload::RequestBody;
 
 /// The content of a request, for as many attempts as are made.
@@ -17,6 +18,8 @@ pub struct ReplayBuffer {
     /// The content for the next attempt, while no attempt has taken it.
     ready: Option<RequestBody>,
     buffered: Option<Rc<RefCell<Buffered>>>,
+    /// The content, if it was collected, which can be sent again whatever its length.
+    collected: Option<CollectedBody>,
     empty: bool,
     /// The key of the limit for which nothing is kept.
     limit: Option<&'static str>,
@@ -48,13 +51,18 @@ const BUFFER: &str = "retry.buffer";
 impl ReplayBuffer {
     /// Content of which up to `max_bytes` bytes are kept to be sent again.
     pub fn new(content: RequestBody, max_bytes: usize) -> Self {
+        if let RequestBody::Collected(body) = &content {
+            let collected = Some(body.again());
+            return ReplayBuffer { ready: Some(content), buffered: None, collected, empty: false, limit: None };
+        }
         let empty = content.is_end_stream();
         let length = content.size_hint().exact().map_or(max_bytes, |length| max_bytes.min(length as usize));
         if empty || max_bytes == 0 {
-            return ReplayBuffer { ready: Some(content), buffered: None, empty, limit: Some(BUFFER) };
+            return ReplayBuffer { ready: Some(content), buffered: None, collected: None, empty, limit: Some(BUFFER) };
         }
         if !content.grant_copy(length) {
-            return ReplayBuffer { ready: Some(content), buffered: None, empty, limit: Some("limits.buffer") };
+            let limit = Some("limits.buffer");
+            return ReplayBuffer { ready: Some(content), buffered: None, collected: None, empty, limit };
         }
         let buffered = Buffered {
             rest: content,
@@ -65,8 +73,8 @@ impl ReplayBuffer {
             is_too_long: false,
             attempt: 0,
         };
-        let mut content =
-            ReplayBuffer { ready: None, buffered: Some(Rc::new(RefCell::new(buffered))), empty, limit: None };
+        let buffered = Some(Rc::new(RefCell::new(buffered)));
+        let mut content = ReplayBuffer { ready: None, buffered, collected: None, empty, limit: None };
         content.rewind();
         content
     }
@@ -89,7 +97,10 @@ impl ReplayBuffer {
 
     /// Whether there can be another attempt.
     pub fn is_whole(&self) -> bool {
-        self.empty || self.ready.is_some() || self.buffered.as_ref().is_some_and(|buffered| !buffered.borrow().is_lost)
+        self.empty
+            || self.ready.is_some()
+            || self.collected.is_some()
+            || self.buffered.as_ref().is_some_and(|buffered| !buffered.borrow().is_lost)
     }
 
     /// Returns the key of the limit that keeps content which is partly sent from another attempt.
@@ -102,7 +113,9 @@ impl ReplayBuffer {
         if self.ready.is_some() || !self.is_whole() {
             return;
         }
-        self.ready = Some(self.buffered.as_ref().map_or(RequestBody::Empty, ReplayBody::begin));
+        let collected = self.collected.as_ref().map(|body| RequestBody::Collected(Box::new(body.again())));
+        let buffered = || self.buffered.as_ref().map_or(RequestBody::Empty, ReplayBody::begin);
+        self.ready = Some(collected.unwrap_or_else(buffered));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The content of a request on its way to an endpoint.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io::ErrorKind;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,6 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::body::backlog::{Piece, StreamBacklog};
+use crate::body::collected::CollectedBody;
 use crate::body::{BodyError, BoxBody};
 use crate::error::{Error, FailureKind};
 use crate::net::deadline::Deadline;
@@ -28,6 +29,8 @@ pub enum RequestBody {
     Stream(BoxBody, Option<UploadProgress>),
     /// Is there already.
     Whole(Bytes),
+    /// Was received before an endpoint is asked.
+    Collected(Box<CollectedBody>),
     Empty,
 }
 
@@ -89,6 +92,8 @@ struct ProgressState {
     /// Whether it was dropped before its end.
     unread: Cell<bool>,
     bytes: Cell<u64>,
+    /// The bytes of collected content that were passed on, over all attempts.
+    forwarded: OnceCell<Rc<Cell<u64>>>,
     awaited: Cell<bool>,
     /// Bounds what waits for the endpoint; `None` where the client's own buffer does.
     backlog: Option<Arc<StreamBacklog>>,
@@ -183,6 +188,16 @@ impl UploadProgress {
     /// The bytes that were sent.
     pub fn bytes(&self) -> u64 {
         self.0.bytes.get()
+    }
+
+    /// Returns the count of the bytes of collected content that are passed on.
+    pub fn forwarded(&self) -> Rc<Cell<u64>> {
+        self.0.forwarded.get_or_init(Rc::default).clone()
+    }
+
+    /// Returns a number that grows while content comes from the client or, once collected, goes to the endpoint.
+    pub fn movement(&self) -> u64 {
+        self.bytes() + self.0.forwarded.get().map_or(0, |forwarded| forwarded.get())
     }
 
     /// Whether the upload waits for the client, which may not take its time: then it is unknown which side waits.
@@ -457,7 +472,9 @@ impl RequestBody {
         let upload = match self {
             RequestBody::Incoming(body) => &body.upload,
             RequestBody::Stream(_, Some(upload)) => upload,
-            RequestBody::Stream(_, None) | RequestBody::Whole(_) | RequestBody::Empty => return true,
+            RequestBody::Stream(_, None) | RequestBody::Whole(_) | RequestBody::Collected(_) | RequestBody::Empty => {
+                return true;
+            }
         };
         upload.0.backlog.as_ref().is_none_or(|backlog| backlog.grant_copy(bytes))
     }
@@ -477,6 +494,7 @@ impl Body for RequestBody {
             RequestBody::Stream(body, _) => body.as_mut().poll_frame(cx),
             RequestBody::Whole(content) if content.is_empty() => Poll::Ready(None),
             RequestBody::Whole(content) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(content).into())))),
+            RequestBody::Collected(body) => Pin::new(&mut **body).poll_frame(cx),
             RequestBody::Empty => Poll::Ready(None),
         }
     }
@@ -486,6 +504,7 @@ impl Body for RequestBody {
             RequestBody::Incoming(body) => body.is_end_stream(),
             RequestBody::Stream(body, _) => body.is_end_stream(),
             RequestBody::Whole(content) => content.is_empty(),
+            RequestBody::Collected(body) => body.is_end_stream(),
             RequestBody::Empty => true,
         }
     }
@@ -495,6 +514,7 @@ impl Body for RequestBody {
             RequestBody::Incoming(body) => body.size_hint(),
             RequestBody::Stream(body, _) => body.size_hint(),
             RequestBody::Whole(content) => SizeHint::with_exact(content.len() as u64),
+            RequestBody::Collected(body) => body.size_hint(),
             RequestBody::Empty => SizeHint::with_exact(0),
         }
     }

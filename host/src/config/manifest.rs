@@ -70,6 +70,10 @@ pub struct Manifest {
     ///
     /// Type: table `[resolver]`. Default: those of `/etc/resolv.conf`.
     pub resolver: Option<ResolverTable>,
+    /// The room for bodies that wait for a slow client or are received before an endpoint is asked.
+    ///
+    /// Type: table `[buffers]`. Default: its defaults.
+    pub buffers: Option<BuffersTable>,
     /// The store for responses, which all plugins that cache share.
     ///
     /// Type: table `[cache]`. Default: its defaults.
@@ -89,6 +93,25 @@ pub struct LoadTable {
     ///
     /// Type: size. Default: `"1 GiB"`.
     pub memory: Option<Spanned<String>>,
+}
+
+/// The room for bodies that wait for a slow peer, over all workers.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct BuffersTable {
+    /// The memory for such bodies, at least `4 MiB`. One body has at most a sixteenth of it, and then goes into a file.
+    /// Without room, bodies are streamed as their peers send and take them.
+    ///
+    /// Type: size. Default: `"64 MiB"`.
+    pub memory: Option<Spanned<String>>,
+    /// The size of all files together; `0 B` for none. Without room, endpoints wait for slow clients.
+    ///
+    /// Type: size. Default: `"4 GiB"`.
+    pub disk: Option<Spanned<String>>,
+    /// The folder for the files. They have no names, and their room is free again when the process ends.
+    ///
+    /// Type: path. Default: the folder for temporary files. Example: `"/var/tmp"`.
+    pub folder: Option<Spanned<String>>,
 }
 
 /// The store for responses.
@@ -471,6 +494,13 @@ pub enum TableOrOff<T> {
     On(T),
 }
 
+/// A size, or `false`.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SizeOrOff {
+    Off,
+    Size(String),
+}
+
 /// The health checks of an upstream.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -808,6 +838,17 @@ pub struct RouteTable {
     ///
     /// Type: size. Default: `"1 GiB"`.
     pub max_body: Option<Spanned<String>>,
+    /// The longest request body that is received before an endpoint is asked, so that a slow client holds no endpoint.
+    /// By default that is done in memory, and only for bodies that declare their length. A size does it for all bodies,
+    /// and those that the memory has no room for go into a file. `false` streams all bodies.
+    ///
+    /// Type: size or `false`. Default: `"1 MiB"`, for bodies that declare their length. Example: `"100 MiB"`.
+    pub request_buffer: Option<Spanned<SizeOrOff>>,
+    /// The bytes of a response that may wait for a slow client, so that the endpoint doesn't have to; in memory, then in
+    /// a file. `false` has the endpoint wait. Events (`text/event-stream`) and gRPC are never kept.
+    ///
+    /// Type: size or `false`. Default: `"1 GiB"`.
+    pub response_buffer: Option<Spanned<SizeOrOff>>,
     /// The time for the whole exchange, from the request head to the last byte of the response; beyond it 504.
     ///
     /// Type: duration. Default: no limit. Example: `"30s"`.
@@ -1112,6 +1153,33 @@ impl<'de, T: Deserialize<'de> + Default> Deserialize<'de> for TableOrOff<T> {
         }
 
         deserializer.deserialize_any(TableOrFalse(PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for SizeOrOff {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SizeOrFalse;
+
+        impl Visitor<'_> for SizeOrFalse {
+            type Value = SizeOrOff;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a size, such as \"1 MiB\", or `false`")
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, is_on: bool) -> Result<SizeOrOff, E> {
+                match is_on {
+                    true => Err(E::invalid_value(serde::de::Unexpected::Bool(true), &self)),
+                    false => Ok(SizeOrOff::Off),
+                }
+            }
+
+            fn visit_str<E>(self, size: &str) -> Result<SizeOrOff, E> {
+                Ok(SizeOrOff::Size(size.into()))
+            }
+        }
+
+        deserializer.deserialize_any(SizeOrFalse)
     }
 }
 

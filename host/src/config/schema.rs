@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::manifest::{
     Endpoint, EndpointTable, Maintenance, MaintenanceTable, Manifest, OnErrorValue, Path, PathTable, PluginRef,
-    PluginTable, Redirect, StatusWord, StripPrefix, TableOrOff,
+    PluginTable, Redirect, SizeOrOff, StatusWord, StripPrefix, TableOrOff,
 };
 
 /// The schema of a stock plugin's configuration.
@@ -182,6 +182,7 @@ macro_rules! inline_schema {
 inline_schema!(Endpoint, generator => text_or(generator.subschema_for::<EndpointTable>()));
 inline_schema!(PluginRef, generator => text_or(generator.subschema_for::<PluginTable>()));
 inline_schema!(Maintenance, generator => text_or(generator.subschema_for::<MaintenanceTable>()));
+inline_schema!(SizeOrOff, _generator => json_schema!({ "anyOf": [{ "type": "boolean" }, { "type": "string" }] }));
 inline_schema!(StripPrefix, _generator => json_schema!({ "anyOf": [{ "type": "boolean" }, { "type": "string" }] }));
 inline_schema!(Path, generator => {
     let table = generator.subschema_for::<PathTable>();

@@ -78,6 +78,9 @@ where
     ) -> ConnectionState<T, S> {
         let session = &self.session;
         let mut polled = Pin::new(&mut *connection).poll(cx);
+        if polled.is_pending() {
+            session.read_ahead(cx);
+        }
         if polled.is_pending() && session.head.clock().is_stopping() && !self.graceful {
             // Set only here: bytes that have been read already are still served.
             self.graceful = true;

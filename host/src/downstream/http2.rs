@@ -327,6 +327,7 @@ impl Streams {
             let response = if has_none { without_content(response, is_head) } else { response };
             Ok(response.map(|outgoing| {
                 outgoing.body.limit_reads(stream.backlog.read_limit());
+                stream.reads_ahead(outgoing.body.read_ahead());
                 if let Some(open) = open.as_ref().filter(|_| outgoing.is_end_stream()) {
                     open.streams.give_last_head();
                 }

@@ -14,7 +14,7 @@ use crate::body::replay::ReplayBuffer;
 use crate::body::upload::{IdleTime, RequestBody, UploadProgress};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind, causes};
-use crate::exchange::response_body::ConnectionLease;
+use crate::exchange::upstream_body::ConnectionLease;
 use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::protocol::content_length;
@@ -184,8 +184,8 @@ impl Attempt<'_> {
         let sending = poll_fn(|cx| {
             let polled = connection.poll_response(cx, pending.as_mut());
             // While the client's content is sent, or the proxy waits for it, the endpoint can't be expected to respond.
-            if upload.bytes() > sent || upload.is_waiting_for_client() {
-                sent = upload.bytes();
+            if upload.movement() > sent || upload.is_waiting_for_client() {
+                sent = upload.movement();
                 step.set(rules.response_timeout);
             }
             if step.is_met()
@@ -224,6 +224,8 @@ impl Attempt<'_> {
         {
             head.headers.remove(header::CONTENT_LENGTH);
         }
+        let collected = matches!(request.body(), RequestBody::Collected(_));
+        let length = request.body().size_hint().exact().filter(|_| collected);
         let framed = request_is_empty || head.headers.contains_key(header::CONTENT_LENGTH);
         *request.method_mut() = head.method.clone();
         let fields = request.headers_mut();
@@ -247,8 +249,10 @@ impl Attempt<'_> {
         if request_is_empty && wants_length(&head.method) && !fields.contains_key(header::CONTENT_LENGTH) {
             fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        if !framed {
-            fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        match length {
+            _ if framed => {}
+            Some(length) => drop(fields.insert(header::CONTENT_LENGTH, length.into())),
+            None => drop(fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))),
         }
         // Origin-form (RFC 9112 §3.2.1): the authority goes into Host.
         *request.uri_mut() = Uri::from(target);

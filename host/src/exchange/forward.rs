@@ -19,9 +19,12 @@ use crate::error::{Error, FailureKind};
 use crate::exchange::attempt::{Attempt, AttemptFailure, AttemptResponse};
 use crate::exchange::balance::{self, EndpointChoice};
 use crate::exchange::chain::BalancerEdits;
-use crate::exchange::response_body::{ConnectionLease, ResponseBody, SwitchedProtocol, UpstreamBody};
+use crate::exchange::collect::collect;
+use crate::exchange::response_body::{ResponseBody, SwitchedProtocol};
+use crate::exchange::upstream_body::{ConnectionLease, UpstreamBody};
 use crate::generation::ids::UpstreamId;
-use crate::generation::{Upstream, WorkerState};
+use crate::generation::{RequestBuffer, Upstream, WorkerState};
+use crate::net::boxed::boxed;
 use crate::net::deadline::Deadline;
 use crate::protocol::hop_by_hop::HopOptions;
 use crate::telemetry::failure_log::{self, Topic};
@@ -35,6 +38,8 @@ use crate::upstream::retry::{self, Delivery};
 pub struct OutgoingRequest {
     pub body: RequestBody,
     pub upload: UploadProgress,
+    /// The rule by which the body is received before an endpoint is asked; `None` if it is sent as it arrives.
+    pub collected: Option<RequestBuffer>,
     /// The hop-by-hop options for the endpoint.
     pub hop: HopOptions,
 }
@@ -42,7 +47,12 @@ pub struct OutgoingRequest {
 impl OutgoingRequest {
     /// Returns a request without content, whose upload is over.
     pub fn empty() -> Self {
-        OutgoingRequest { body: RequestBody::Empty, upload: UploadProgress::over(), hop: HopOptions::default() }
+        OutgoingRequest {
+            body: RequestBody::Empty,
+            upload: UploadProgress::over(),
+            collected: None,
+            hop: HopOptions::default(),
+        }
     }
 }
 
@@ -105,12 +115,12 @@ pub async fn forward(
     step: &Deadline,
 ) -> Result<Received, Error> {
     let upstream = &worker.generation.upstreams[upstream_id];
-    let OutgoingRequest { body, upload, hop } = sending;
-    let body = std::mem::replace(body, RequestBody::Empty);
-    // An endpoint that speaks HTTP/2 may say that it has not read a request, which is then repeated whatever its method.
-    let is_kept = upstream.may_speak_http2 || upstream.retry.may_repeat(&context.request.method);
-    let buffer_bytes = if is_kept { upstream.retry.buffer } else { 0 };
-    let content = RefCell::new(ReplayBuffer::new(body, buffer_bytes));
+    let OutgoingRequest { body, upload, collected, hop } = sending;
+    let mut body = std::mem::replace(body, RequestBody::Empty);
+    if let Some(rule) = collected.take() {
+        body = boxed(|| collect(body, upload, rule, &worker.buffers)).await?;
+    }
+    let content = RefCell::new(ReplayBuffer::new(body, upstream.replayed_bytes(&context.request.method)));
     let mut attempts = AttemptLoop::new(worker, upstream_id, step.clock().now());
     let refused = |error: Error| {
         if error.kind == FailureKind::LimitReached {
@@ -429,7 +439,7 @@ fn received(
         return switched(response, lease);
     }
     lease.connection.detach_upload(lease.rules.read_timeout);
-    Ok(response.map(|content| ResponseBody::Upstream(Box::new(UpstreamBody::new(content, lease)))))
+    Ok(response.map(|content| ResponseBody::Upstream(UpstreamBody::new(content, lease))))
 }
 
 fn switched(response: Response<EndpointBody>, lease: ConnectionLease) -> Result<Response<ResponseBody>, Error> {

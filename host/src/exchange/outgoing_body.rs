@@ -4,6 +4,7 @@ use http::{HeaderValue, Version, header};
 use http_body::Body;
 
 use super::chain::{self, ChainFailure, ChainPosition};
+use super::collect;
 use super::filtered_body::{FilteredBody, FilteredUpload};
 use super::forward::OutgoingRequest;
 use crate::body::upload::{ClientBody, ClientContent, RequestBody, UploadProgress};
@@ -11,7 +12,7 @@ use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
 use crate::generation::{Route, WorkerState};
 use crate::protocol::hop_by_hop::HopOptions;
-use crate::protocol::transformed_content;
+use crate::protocol::{conversation, transformed_content};
 
 /// Returns the request's content and options for the upstream. `upload` is the progress of the content, `receive` begins
 /// to read it, up to a number of bytes: the lowest of the limits that the route and its plugins have set.
@@ -26,15 +27,17 @@ pub fn outgoing_body(
 ) -> Result<OutgoingRequest, ChainFailure> {
     if body.is_end_stream() {
         upload.end();
-        return Ok(OutgoingRequest { body: RequestBody::Empty, upload, hop });
+        return Ok(OutgoingRequest { body: RequestBody::Empty, upload, collected: None, hop });
     }
     // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8).
     hop.upgrade = None;
     // With gRPC either side may be silent for as long as it likes.
     let media = context.request.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    if context.request.version == Version::HTTP_2 && media.starts_with(b"application/grpc") {
+    let is_grpc = conversation::is_grpc(media);
+    if context.request.version == Version::HTTP_2 && is_grpc {
         upload.stop_rate_limit();
     }
+    let collected = collect::rule(route.request_buffer, body.size_hint().exact()).filter(|_| !is_grpc);
     let bottom = ChainPosition::bottom(route);
     context.limit_body(route.max_body);
     let max = context.max_body.unwrap_or(route.max_body);
@@ -48,8 +51,9 @@ pub fn outgoing_body(
         .map_err(|failed| ChainFailure { depth: bottom, ..failed })?;
     let body = receive(body, upload.clone(), max);
     if stages.is_empty() {
-        return Ok(OutgoingRequest { body: RequestBody::Incoming(Box::new(body)), upload, hop });
+        return Ok(OutgoingRequest { body: RequestBody::Incoming(Box::new(body)), upload, collected, hop });
     }
     transformed_content::request(&mut context.request.headers);
-    Ok(OutgoingRequest { body: FilteredUpload::body(FilteredBody::new(body, stages), upload.clone()), upload, hop })
+    let body = FilteredUpload::body(FilteredBody::new(body, stages), upload.clone());
+    Ok(OutgoingRequest { body, upload, collected, hop })
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 
-use super::{ConnectionInfo, chain, error_response, record};
+use super::{ConnectionInfo, chain, error_response, read_ahead, record};
 use crate::context::{ExchangeContext, ReceivedRequest};
 use crate::error::Error;
 use crate::exchange::cache::BypassedCache;
@@ -98,6 +98,7 @@ fn ascend(
     let (mut parts, body) = received.response.into_parts();
     hop_by_hop::response(&mut parts);
     let came = parts.status;
+    read_ahead::allow(worker, route, context, &parts.headers, &body);
     context.response = Some(parts);
     chain::apply_balancer_edits(worker, received.edits.as_ref(), depth, context)?;
     let body = match run_response_hooks(worker, route, depth, bypassed, context)? {

@@ -6,6 +6,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[cfg(target_os = "linux")]
+use rustix::io::{ReadWriteFlags, preadv2};
 
 /// A kind of file, with its maximum size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +74,37 @@ pub fn read(path: &Path, kind: FileKind) -> io::Result<Vec<u8>> {
 pub fn read_text(path: &Path, kind: FileKind) -> io::Result<String> {
     let invalid = |_| io::Error::new(io::ErrorKind::InvalidData, "it is no text in UTF-8");
     String::from_utf8(read(path, kind)?).map_err(invalid)
+}
+
+/// Creates a file that has no name: its bytes are freed when it is closed, however the process ends.
+pub fn unlinked(folder: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    #[cfg(target_os = "linux")]
+    match options.clone().custom_flags(libc::O_TMPFILE).open(folder) {
+        // Some file systems have no such files.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {}
+        created => return created,
+    }
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let path = folder.join(format!(".plugway-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+    let file = options.create_new(true).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+/// Fills a block from a file if the system has those bytes in memory, so that the read can't wait for a disk. Returns
+/// whether it did.
+#[cfg(target_os = "linux")]
+pub fn read_cached(file: &File, block: &mut [u8], at: u64) -> bool {
+    let length = block.len();
+    preadv2(file, &mut [io::IoSliceMut::new(block)], at, ReadWriteFlags::NOWAIT) == Ok(length)
+}
+
+/// Returns `false`: this system can't read without a wait.
+#[cfg(not(target_os = "linux"))]
+pub fn read_cached(_: &File, _: &mut [u8], _: u64) -> bool {
+    false
 }
 
 /// Explains why a file that a manifest names can't be read, and what to do.

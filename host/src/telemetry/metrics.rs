@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::body::buffer_space::BufferUse;
 use crate::context::CacheOutcome;
 use crate::error::FailureKind;
 
@@ -15,6 +16,8 @@ pub struct Registry {
     plugins: PerOwner<Owner, PluginMetrics>,
     caches: PerOwner<Owner, CacheMetrics>,
     custom: PerOwner<PluginMetricOwner, PluginMetric>,
+    /// The bodies that wait for a slow peer.
+    pub buffers: Arc<BufferUse>,
     /// The number of times that the control thread was blocked; written by the watchdog.
     pub control_holds: Counter,
     /// Set once exchanges are cut off as the process stops, with the key of the limit that was met.

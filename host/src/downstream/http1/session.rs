@@ -22,6 +22,7 @@ use crate::error::FailureKind;
 use crate::exchange::Timers;
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::{ResponseBody, SwitchedProtocol};
+use crate::exchange::upstream_body::ReadAhead;
 use crate::net::deadline::Deadline;
 use crate::protocol::framing::FramingError;
 
@@ -73,6 +74,8 @@ pub struct Session {
     unconfirmed: RefCell<SmallVec<[ExchangeRecord; 1]>>,
     /// How far the last response is.
     response: Cell<SentResponse>,
+    /// Reads the last response ahead of a slow client.
+    ahead: RefCell<ReadAhead>,
     /// The number of requests so far.
     served: Cell<usize>,
     /// Whether the last request is one of HTTP/1.0.
@@ -149,6 +152,7 @@ impl Session {
             ended: RefCell::default(),
             unconfirmed: RefCell::default(),
             response: Cell::new(SentResponse::Nothing),
+            ahead: RefCell::default(),
             served: Cell::new(0),
             is_http_10: Cell::new(false),
         })
@@ -206,7 +210,15 @@ impl Session {
                 *response.version_mut() = Version::HTTP_10;
             }
         }
+        self.ahead.replace(response.body().body.read_ahead());
         response.map(|outgoing| Http1Body { outgoing, cut: None, session: self.clone() })
+    }
+
+    /// Reads on of the endpoint while the client takes nothing of the response.
+    pub fn read_ahead(&self, cx: &mut Context<'_>) {
+        if self.busy.get() && !self.flushed.get() {
+            self.ahead.borrow().drive(cx);
+        }
     }
 
     /// Returns a deadline that is unused once HTTP is over.

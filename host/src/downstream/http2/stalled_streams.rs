@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 use super::discard::Discard;
 use crate::body::backlog::{Backlog, StreamBacklog};
 use crate::body::upload::UploadProgress;
+use crate::exchange::upstream_body::ReadAhead;
 use crate::generation::listener::SendLimits;
 use crate::net::deadline::Clock;
 
@@ -31,6 +32,8 @@ pub struct StalledStream<H> {
     task: Cell<Option<Waker>>,
     /// The upload progress of the request; unset if there is no body.
     upload: OnceCell<UploadProgress>,
+    /// Reads the response ahead of a slow client.
+    ahead: OnceCell<ReadAhead>,
     /// The parts of the exchange that end once h2 has the response to its last byte.
     held: Cell<Option<H>>,
 }
@@ -69,6 +72,7 @@ impl<H> StalledStream<H> {
             is_cut_off: Cell::new(false),
             task: Cell::new(None),
             upload: OnceCell::new(),
+            ahead: OnceCell::new(),
             held: Cell::new(None),
         })
     }
@@ -76,6 +80,11 @@ impl<H> StalledStream<H> {
     /// Sets the upload progress of the stream's request.
     pub fn receives(&self, upload: &UploadProgress) {
         let _ = self.upload.set(upload.clone());
+    }
+
+    /// Sets the reading of the stream's response.
+    pub fn reads_ahead(&self, ahead: ReadAhead) {
+        let _ = self.ahead.set(ahead);
     }
 
     /// Keeps the parts that end with the response, of which h2 requests no more bytes.
@@ -136,7 +145,12 @@ impl<F: Future, H> Future for StreamTask<F, H> {
         }
         this.stream.watch(cx);
         if !*this.is_over {
-            ready!(this.task.poll(cx));
+            if this.task.poll(cx).is_pending() {
+                if let Some(ahead) = this.stream.ahead.get() {
+                    ahead.drive(cx);
+                }
+                return Poll::Pending;
+            }
             *this.is_over = true;
             this.stream.set_stalled_since(None);
             // A stream that failed, or that the client has reset, is dropped at once, and its exchange with it.

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::exposition::{family, line, sum};
 use super::{Admin, cache, connections, plugins, upstreams};
+use crate::body::buffer_space::BufferUse;
 use crate::error::FailureKind;
 use crate::generation::Generation;
 use crate::generation::connection_counts::SendLimit;
@@ -34,6 +35,7 @@ pub fn metrics(admin: &Admin) -> String {
     upstreams::metrics(&mut out, &generation.upstreams);
     cache::metrics(&mut out, admin, &generation.store);
     clients(&mut out, &generation);
+    buffers(&mut out, &admin.registry.buffers);
     logs(&mut out, &generation);
     process(&mut out, admin);
     certificates(&mut out, &generation);
@@ -158,6 +160,19 @@ fn clients(out: &mut String, generation: &Generation) {
             line(out, name, &labels, listener.census.cut_off_by(limit) as f64);
         }
     }
+}
+
+/// Writes the bodies that wait for a slow peer.
+fn buffers(out: &mut String, usage: &BufferUse) {
+    let bytes = "plugway_buffered_bytes";
+    family(out, bytes, "gauge", "Bytes of bodies that wait for a slow peer, by where they are.");
+    for (place, value) in [("memory", usage.memory()), ("file", usage.files())] {
+        line(out, bytes, &[("place", place)], value as f64);
+    }
+    family(out, "plugway_buffer_files_total", "counter", "Bodies that were put into a file.");
+    line(out, "plugway_buffer_files_total", &[], usage.spills() as f64);
+    family(out, "plugway_buffer_failures_total", "counter", "Bodies for which there was no file, or no room in one.");
+    line(out, "plugway_buffer_failures_total", &[], usage.refusals() as f64);
 }
 
 /// Writes the number of lines that the logs have lost.

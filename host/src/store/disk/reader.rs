@@ -10,8 +10,6 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Frame;
-#[cfg(target_os = "linux")]
-use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::blocks::{BLOCK, Sums, broken};
@@ -19,6 +17,7 @@ use super::{Disk, DiskEntry};
 use crate::body::BodyError;
 use crate::net::memfd_arena;
 use crate::store::memory_content::{MemoryContent, Pieces};
+use crate::system::files;
 
 /// A file that is being read; it may be removed meanwhile.
 #[derive(Debug)]
@@ -65,19 +64,6 @@ impl OpenFile {
     /// Room for a block.
     fn room(&self, block_index: u64) -> BytesMut {
         BytesMut::zeroed((self.length - block_index * BLOCK as u64).min(BLOCK as u64) as usize)
-    }
-
-    /// Reads a block if the system has it in memory, which needs no other thread.
-    #[cfg(target_os = "linux")]
-    fn at_hand(&self, block_index: u64, block: &mut BytesMut) -> bool {
-        let length = block.len();
-        let mut room = [io::IoSliceMut::new(block)];
-        preadv2(&self.file, &mut room, block_index * BLOCK as u64, ReadWriteFlags::NOWAIT) == Ok(length)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn at_hand(&self, _: u64, _: &mut BytesMut) -> bool {
-        false
     }
 
     fn block(&self, block_index: u64, mut block: BytesMut) -> io::Result<Bytes> {
@@ -143,7 +129,7 @@ impl BlockReader {
                 let (opened, block_index) = (self.opened.clone(), self.next);
                 // What is allocated here is freed here: memory that goes from thread to thread is given back late.
                 let mut room = opened.room(block_index);
-                if !opened.at_hand(block_index, &mut room) {
+                if !files::read_cached(&opened.file, &mut room, block_index * BLOCK as u64) {
                     self.reading = Some(spawn_blocking(move || opened.block(block_index, room)));
                     return self.poll_next(cx);
                 }

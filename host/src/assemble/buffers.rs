@@ -1,0 +1,76 @@
+//! The room for bodies that wait for a slow peer, and the bodies of each route that use it.
+#![expect(clippy::disallowed_methods, reason = "the folder for temporary files is the environment's to choose")]
+
+use std::sync::Arc;
+
+use crate::config::spanned::Spanned;
+
+use super::{Assembly, beside, units};
+use crate::body::buffer_space::BufferLimits;
+use crate::config::diagnostic::Source;
+use crate::config::manifest::{Manifest, RouteTable, SizeOrOff};
+use crate::generation::{BufferedContent, RequestBuffer};
+
+/// The default memory, as much as a large body of each of many clients.
+const MEMORY: usize = 64 << 20;
+/// The minimum memory: a body has a sixteenth of it, which has to be more than a piece.
+const MIN_MEMORY: usize = 4 << 20;
+/// The default size of the files: some downloads of a size that nginx lets a single one have.
+const DISK: usize = 4 << 30;
+/// The default bytes of a response that may wait, as much as nginx has (`proxy_max_temp_file_size`).
+const RESPONSE: u64 = 1 << 30;
+/// The default length of a request that is received first, as much as nginx takes at all (`client_max_body_size`).
+const REQUEST: u64 = 1 << 20;
+
+impl Assembly<'_> {
+    /// Returns the limits of bodies that wait for a slow peer.
+    pub(super) fn buffer_limits(&mut self, files: &[(Arc<Source>, Manifest)]) -> BufferLimits {
+        let named = files.iter().find_map(|(source, file)| Some((source, file.buffers.as_ref()?)));
+        let default = || BufferLimits { memory: MEMORY as u64, disk: DISK as u64, folder: std::env::temp_dir().into() };
+        let Some((source, buffers)) = named else { return default() };
+        let memory = self.bytes(source, buffers.memory.as_ref(), MEMORY);
+        if let Some(text) = buffers.memory.as_ref().filter(|_| memory < MIN_MEMORY) {
+            let message = format!("`memory` too small: `{}`; expected at least `4 MiB`", text.get_ref());
+            self.problems.at(source, text.span(), message);
+        }
+        let disk = self.bytes(source, buffers.disk.as_ref(), DISK) as u64;
+        let folder = buffers.folder.as_ref().map(|folder| beside(source, folder.get_ref()));
+        if let (Some(path), Some(named)) = (&folder, &buffers.folder)
+            && !path.is_dir()
+        {
+            let message =
+                format!("no such folder: `{}`; expected one that exists, such as `/var/tmp`", named.get_ref());
+            self.problems.at(source, named.span(), message);
+        }
+        let folder = folder.map_or_else(|| default().folder, Into::into);
+        BufferLimits { memory: memory as u64, disk, folder }
+    }
+
+    /// Returns the bytes of a route's responses that may wait for a slow client; 0 for none.
+    pub(super) fn response_buffer(&mut self, source: &Arc<Source>, route: &RouteTable) -> u64 {
+        route.response_buffer.as_ref().map_or(RESPONSE, |size| self.size_or_off(source, size))
+    }
+
+    /// Returns the requests of a route that are received before an endpoint is asked; `None` for none.
+    pub(super) fn request_buffer(&mut self, source: &Arc<Source>, route: &RouteTable) -> Option<RequestBuffer> {
+        let Some(size) = &route.request_buffer else {
+            return Some(RequestBuffer { max: REQUEST, which: BufferedContent::KnownLength });
+        };
+        let max = self.size_or_off(source, size);
+        (max > 0).then_some(RequestBuffer { max, which: BufferedContent::AnyLength })
+    }
+
+    fn size_or_off(&mut self, source: &Arc<Source>, size: &Spanned<SizeOrOff>) -> u64 {
+        let SizeOrOff::Size(text) = size.get_ref() else { return 0 };
+        match units::bytes(text) {
+            Some(bytes) => bytes as u64,
+            None => {
+                let found = units::found_size(text);
+                let message =
+                    format!("invalid size: {found}; expected a number with a unit, such as `16 MiB`, or `false`");
+                self.problems.at(source, size.span(), message);
+                0
+            }
+        }
+    }
+}

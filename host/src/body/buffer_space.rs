@@ -1,0 +1,282 @@
+//! The memory and the disk that bodies may occupy while they wait for a slower peer: what the process uses, what it may
+//! use, and the reservations of single bodies.
+#![expect(clippy::disallowed_methods, reason = "the pauses of warnings and files hold over all workers")]
+
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+/// The bytes that waiting bodies occupy, over all workers. It outlives generations.
+#[derive(Debug, Default)]
+pub struct BufferUse {
+    memory: AtomicU64,
+    files: AtomicU64,
+    /// The number of bodies that were put into a file.
+    spills: AtomicU64,
+    /// The number of bodies that could not be put into a file.
+    refusals: AtomicU64,
+    /// The time until which no file is written, because a write has failed, in seconds since the first use.
+    rests_until: AtomicU64,
+    /// The time until which no further warning is logged, in seconds since the first use.
+    quiet_until: AtomicU64,
+}
+
+/// The limits of waiting bodies, over all workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BufferLimits {
+    /// The maximum number of bytes in memory.
+    pub memory: u64,
+    /// The maximum number of bytes in files.
+    pub disk: u64,
+    /// The folder of the files.
+    pub folder: Arc<Path>,
+}
+
+/// The room for waiting bodies, as a worker sees it in a generation.
+#[derive(Debug)]
+pub struct BufferSpace {
+    usage: Arc<BufferUse>,
+    pub limits: BufferLimits,
+}
+
+/// The memory that one body has reserved. Dropping it releases the memory.
+#[derive(Debug)]
+pub struct MemoryShare {
+    space: Rc<BufferSpace>,
+    bytes: u64,
+}
+
+/// The bytes that one body occupies in its file. Dropping it releases them.
+#[derive(Debug)]
+pub struct FileShare {
+    usage: Arc<BufferUse>,
+    bytes: AtomicU64,
+}
+
+/// The purpose of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryPurpose {
+    /// The body waits in memory.
+    Wait,
+    /// The body passes through memory on its way into a file.
+    Pass,
+}
+
+/// The part of the memory that a single body may wait in: sixteen slow peers don't keep the memory from others.
+const SHARE: u64 = 16;
+
+/// The part of the memory in which no body waits, so that bodies can always pass to their files.
+const PASSAGE: u64 = 4;
+
+/// The memory in which a single body may pass to its file, in bytes: a write, and what arrives during it.
+const MAX_PASSING: u64 = 1 << 20;
+
+/// The cost of a piece besides its bytes, so that a body of many tiny pieces is bounded too.
+const PIECE_OVERHEAD: u64 = 64;
+
+/// The pause after a failed write, during which no file is begun.
+const REST: Duration = Duration::from_secs(10);
+
+/// The time between two warnings.
+const QUIET: Duration = Duration::from_secs(60);
+
+impl BufferUse {
+    /// Returns the number of bytes that wait in memory.
+    pub fn memory(&self) -> u64 {
+        self.memory.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of bytes in files.
+    pub fn files(&self) -> u64 {
+        self.files.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of bodies that were put into a file.
+    pub fn spills(&self) -> u64 {
+        self.spills.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of bodies that could not be put into a file.
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+}
+
+impl BufferSpace {
+    pub fn new(usage: Arc<BufferUse>, limits: BufferLimits) -> Rc<Self> {
+        Rc::new(BufferSpace { usage, limits })
+    }
+
+    /// Whether a file may be begun.
+    pub fn may_spill(&self) -> bool {
+        self.limits.disk > 0 && self.usage.rests_until.load(Ordering::Relaxed) <= seconds()
+    }
+
+    /// Counts a body that is put into a file from now on.
+    pub fn record_spill(&self) {
+        self.usage.spills.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that all the room for files is taken.
+    pub fn record_full(&self) {
+        self.usage.refusals.fetch_add(1, Ordering::Relaxed);
+        if self.may_warn() {
+            let (limit, bytes) = ("buffers.disk", self.limits.disk);
+            warn!(limit, bytes, "bodies for slow peers fill all room on disk: endpoints wait for slow clients");
+        }
+    }
+
+    /// Notes that a file can't be written or read, and suspends writing for a while.
+    pub fn record_failure(&self, error: &io::Error) {
+        self.usage.refusals.fetch_add(1, Ordering::Relaxed);
+        self.usage.rests_until.store(seconds() + REST.as_secs(), Ordering::Relaxed);
+        if self.may_warn() {
+            let (limit, folder) = ("buffers.folder", self.limits.folder.display());
+            warn!(limit, %folder, %error, "bodies can't be buffered on disk: endpoints wait for slow clients");
+        }
+    }
+
+    /// Notes that a write has taken too long.
+    pub fn record_slow_write(&self, took: Duration) {
+        if self.may_warn() {
+            let (limit, folder) = ("buffers.folder", self.limits.folder.display());
+            warn!(limit, %folder, ?took, "the disk for buffered bodies is slow: endpoints wait for slow clients");
+        }
+    }
+
+    fn may_warn(&self) -> bool {
+        let now = seconds();
+        let quiet = &self.usage.quiet_until;
+        let until = quiet.load(Ordering::Relaxed);
+        until <= now
+            && quiet.compare_exchange(until, now + QUIET.as_secs(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+impl MemoryShare {
+    /// Returns a share that has nothing yet.
+    pub fn new(space: &Rc<BufferSpace>) -> Self {
+        MemoryShare { space: space.clone(), bytes: 0 }
+    }
+
+    /// Returns the space that the share is a part of.
+    pub fn space(&self) -> &Rc<BufferSpace> {
+        &self.space
+    }
+
+    /// Whether a piece of so many bytes fits into what the body may have.
+    pub fn has_room(&self, piece: usize, purpose: MemoryPurpose) -> bool {
+        let (bytes, max) = (cost(piece), self.space.limits.memory);
+        let (own, all) = match purpose {
+            MemoryPurpose::Wait => (max / SHARE, max - max / PASSAGE),
+            MemoryPurpose::Pass => (MAX_PASSING, max),
+        };
+        self.bytes + bytes <= own && self.space.usage.memory() + bytes <= all
+    }
+
+    /// Counts a piece that was put into the memory.
+    pub fn add(&mut self, piece: usize) {
+        let bytes = cost(piece);
+        self.bytes += bytes;
+        self.space.usage.memory.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a piece that has left the memory.
+    pub fn remove(&mut self, piece: usize) {
+        self.remove_all(1, piece as u64);
+    }
+
+    /// Counts pieces that have left the memory, with their bytes in all.
+    pub fn remove_all(&mut self, pieces: usize, bytes: u64) {
+        let bytes = (bytes + pieces as u64 * PIECE_OVERHEAD).min(self.bytes);
+        self.bytes -= bytes;
+        self.space.usage.memory.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for MemoryShare {
+    fn drop(&mut self) {
+        self.space.usage.memory.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl FileShare {
+    /// Returns a share that has nothing yet.
+    pub fn new(space: &BufferSpace) -> Self {
+        FileShare { usage: space.usage.clone(), bytes: AtomicU64::new(0) }
+    }
+
+    /// Reserves more bytes. Returns whether that was possible.
+    pub fn grow(&self, bytes: u64, limits: &BufferLimits) -> bool {
+        let is_within = self.usage.files.fetch_add(bytes, Ordering::Relaxed) + bytes <= limits.disk;
+        if is_within {
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        } else {
+            self.usage.files.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        is_within
+    }
+}
+
+impl Drop for FileShare {
+    fn drop(&mut self) {
+        self.usage.files.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+    }
+}
+
+/// Returns the number of seconds since the first call.
+fn seconds() -> u64 {
+    static BEGIN: OnceLock<Instant> = OnceLock::new();
+    BEGIN.get_or_init(Instant::now).elapsed().as_secs()
+}
+
+/// Returns the memory that a piece of so many bytes costs.
+fn cost(piece: usize) -> u64 {
+    piece as u64 + PIECE_OVERHEAD
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// Returns a space with 16 MiB of memory and 16 MiB of files in a folder.
+    pub fn space(folder: &Path) -> (Arc<BufferUse>, Rc<BufferSpace>) {
+        let usage = Arc::new(BufferUse::default());
+        let limits = BufferLimits { memory: 16 << 20, disk: 16 << 20, folder: folder.into() };
+        (usage.clone(), BufferSpace::new(usage, limits))
+    }
+
+    #[test]
+    fn bodies_share_the_memory_and_return_all_of_it() {
+        let (usage, space) = space(Path::new("/"));
+        let mut shares: Vec<MemoryShare> = (0..20).map(|_| MemoryShare::new(&space)).collect();
+        for share in &mut shares {
+            while share.has_room(100_000, MemoryPurpose::Wait) {
+                share.add(100_000);
+            }
+            assert!(share.bytes <= 1 << 20);
+        }
+        assert!(usage.memory() <= 12 << 20 && usage.memory() > 11 << 20);
+        assert!(shares[19].has_room(100_000, MemoryPurpose::Pass), "room to pass into files is left");
+        shares[0].remove(100_000);
+        shares[0].remove(100_000);
+        assert!(shares[0].has_room(100_000, MemoryPurpose::Wait));
+        drop(shares);
+        assert_eq!(usage.memory(), 0);
+    }
+
+    #[test]
+    fn files_share_the_disk_and_return_all_of_it() {
+        let (usage, space) = space(Path::new("/"));
+        let (one, other) = (FileShare::new(&space), FileShare::new(&space));
+        assert!(one.grow(10 << 20, &space.limits) && !other.grow(7 << 20, &space.limits));
+        assert!(other.grow(6 << 20, &space.limits));
+        drop((one, other));
+        assert_eq!(usage.files(), 0);
+    }
+}

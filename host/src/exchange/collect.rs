@@ -1,0 +1,157 @@
+//! Receiving the content of a request before an endpoint is asked, so that a slow client holds no endpoint.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::body::BodyError;
+use crate::body::backlog::Piece;
+use crate::body::buffer_space::BufferSpace;
+use crate::body::collected::{CollectedBody, CollectedContent};
+use crate::body::spool::{Overflow, Room, Spool};
+use crate::body::upload::{RequestBody, UploadProgress};
+use crate::error::{Error, FailureKind, causes};
+use crate::generation::{BufferedContent, RequestBuffer};
+
+/// The content that arrives next.
+enum Arrival {
+    Piece(Bytes),
+    End(Option<HeaderMap>),
+    /// There is no room for more.
+    Full,
+}
+
+/// Content of which only the beginning was collected, and the rest.
+pub struct BegunBody {
+    beginning: Spool,
+    rest: RequestBody,
+}
+
+/// The room that a piece needs, in bytes: as much as hyper reads at once of a client that sends slowly.
+const PIECE: usize = 16 << 10;
+
+/// Returns the rule for the content of a request; `None` if it is sent as it arrives. `length` is declared by the
+/// head.
+pub fn rule(buffer: Option<RequestBuffer>, length: Option<u64>) -> Option<RequestBuffer> {
+    let rule = buffer?;
+    match length {
+        Some(length) => (length <= rule.max).then_some(rule),
+        None => (rule.which == BufferedContent::AnyLength).then_some(rule),
+    }
+}
+
+/// Receives content to its end. If there is too little room, the rest is sent as it arrives. Dropping the future discards
+/// what was received.
+pub async fn collect(
+    mut body: RequestBody,
+    upload: &UploadProgress,
+    rule: RequestBuffer,
+    space: &Rc<BufferSpace>,
+) -> Result<RequestBody, Error> {
+    let overflow = match rule.which {
+        BufferedContent::KnownLength => Overflow::Refused,
+        BufferedContent::AnyLength => Overflow::File,
+    };
+    // The content may have exactly the length of the rule, and its end may still be to come.
+    let mut spool = Spool::new(space, rule.max.saturating_add(1), overflow);
+    let trailers = loop {
+        match poll_fn(|cx| poll_arrival(&mut body, &mut spool, cx)).await {
+            Ok(Arrival::Piece(piece)) => {
+                spool.push(piece);
+                if body.is_end_stream() {
+                    break None;
+                }
+            }
+            Ok(Arrival::End(trailers)) => break trailers,
+            Ok(Arrival::Full) => return Ok(BegunBody::body(spool, body, upload.clone())),
+            Err(error) => return Err(failure(upload, &error)),
+        }
+    };
+    spool.finish();
+    poll_fn(|cx| spool.poll_settled(cx)).await;
+    let length = spool.bytes();
+    let content = Rc::new(CollectedContent { pieces: spool.into_content(), length, trailers });
+    Ok(RequestBody::Collected(Box::new(CollectedBody::new(content, upload.forwarded()))))
+}
+
+fn poll_arrival(body: &mut RequestBody, spool: &mut Spool, cx: &mut Context<'_>) -> Poll<Result<Arrival, BodyError>> {
+    match spool.room(PIECE, cx) {
+        Room::Free => {}
+        Room::Awaited => return Poll::Pending,
+        Room::Full => return Poll::Ready(Ok(Arrival::Full)),
+    }
+    let frame = ready!(Pin::new(body).poll_frame(cx)).transpose()?;
+    Poll::Ready(Ok(match frame.map(Frame::into_data) {
+        None => Arrival::End(None),
+        // The piece itself counts as held by the client's connection, which would have no room for the next one.
+        Some(Ok(piece)) => Arrival::Piece(Piece::content(&piece).clone()),
+        Some(Err(frame)) => Arrival::End(frame.into_trailers().ok()),
+    }))
+}
+
+/// Returns the error of the exchange for content that has failed.
+fn failure(upload: &UploadProgress, error: &BodyError) -> Error {
+    let cause = causes(&**error);
+    match upload.fault() {
+        Some(fault) => fault.error(cause),
+        None => Error::new(FailureKind::RequestError, cause),
+    }
+}
+
+impl BegunBody {
+    /// Returns the content as the body of a request, from the pieces of the beginning on.
+    pub fn body(beginning: Spool, rest: RequestBody, upload: UploadProgress) -> RequestBody {
+        RequestBody::Stream(Box::pin(BegunBody { beginning, rest }), Some(upload))
+    }
+}
+
+impl Body for BegunBody {
+    type Data = Piece;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+        match ready!(self.beginning.poll_next(cx)) {
+            Some(piece) => Poll::Ready(Some(piece.map(|piece| Frame::data(piece.into())).map_err(Into::into))),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.beginning.bytes() == 0 && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (waiting, rest) = (self.beginning.bytes(), self.rest.size_hint());
+        let mut hint = SizeHint::new();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(waiting));
+        }
+        hint.set_lower(rest.lower().saturating_add(waiting));
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_is_received_first_as_the_route_says() {
+        let known = RequestBuffer { max: 10, which: BufferedContent::KnownLength };
+        let any = RequestBuffer { which: BufferedContent::AnyLength, ..known };
+        assert_eq!(
+            (rule(Some(known), Some(10)), rule(Some(known), Some(11)), rule(Some(known), None)),
+            (Some(known), None, None)
+        );
+        assert_eq!(
+            (rule(Some(any), Some(10)), rule(Some(any), Some(11)), rule(Some(any), None)),
+            (Some(any), None, Some(any))
+        );
+        assert_eq!(rule(None, Some(1)), None);
+    }
+}

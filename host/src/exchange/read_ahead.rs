@@ -1,0 +1,29 @@
+//! Which responses are read ahead of a slow client, so that their endpoint needn't wait for it.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use super::response_body::ResponseBody;
+use super::upstream_body::ReadAheadRules;
+use crate::context::ExchangeContext;
+use crate::generation::{Route, WorkerState};
+use crate::protocol::conversation;
+
+/// The field by which an application asks nginx not to buffer its response, and others that understand nginx.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Has the content of a response read ahead, unless the route or the endpoint says otherwise, or the content is a
+/// conversation. `fields` are those that the endpoint sent.
+pub fn allow(worker: &WorkerState, route: &Route, context: &ExchangeContext, fields: &HeaderMap, body: &ResponseBody) {
+    let Some(body) = body.of_endpoint().filter(|_| route.response_buffer > 0) else { return };
+    let is_unwanted = fields.get(ACCEL_BUFFERING).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"));
+    if is_unwanted || is_conversation(fields) || is_conversation(&context.request.headers) {
+        return;
+    }
+    body.allow_read_ahead(ReadAheadRules { space: worker.buffers.clone(), max: route.response_buffer });
+}
+
+/// Whether content is a conversation of messages, whose peer has to learn that the other side is slow.
+pub fn is_conversation(fields: &HeaderMap) -> bool {
+    let media = fields.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    conversation::is_conversation(media)
+}

@@ -1,0 +1,571 @@
+//! Slow clients in front of endpoints that serve one request at a time: the endpoint is free for others as soon as it has
+//! sent its response, and is not asked before a request is there. `tests/drills/slow_clients.py` measures them beside nginx.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::http2::frame;
+use crate::support::{PATIENCE, Proxy, manifest, ok, raw_origin, read_message, until, vanish};
+
+const MIB: usize = 1 << 20;
+
+/// The byte at a place of all content here, so that pieces out of order are seen.
+fn byte(place: usize) -> u8 {
+    (place % 251) as u8
+}
+
+fn content(length: usize) -> Vec<u8> {
+    (0..length).map(byte).collect()
+}
+
+/// An endpoint that serves one request at a time, each on a connection of its own, as a synchronous worker does. It
+/// answers `/N` with N bytes.
+struct Worker {
+    address: String,
+    /// The first lines of the requests, in order, each with the bytes of its content.
+    seen: Arc<Mutex<Vec<(String, usize)>>>,
+    /// The bytes of responses that were accepted.
+    sent: Arc<AtomicU64>,
+}
+
+impl Worker {
+    /// Starts a worker whose responses have more fields.
+    fn start(fields: &'static str) -> Worker {
+        Worker::breaking_off(fields, usize::MAX)
+    }
+
+    /// Starts a worker that breaks off after so many bytes of a response.
+    fn breaking_off(fields: &'static str, most: usize) -> Worker {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (seen, sent) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicU64>::default());
+        let (log, count) = (seen.clone(), sent.clone());
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let Some(request) = read_message(&mut BufReader::new(stream.try_clone().unwrap())) else { continue };
+                assert!(request.body.iter().enumerate().all(|(place, seen)| *seen == byte(place)));
+                log.lock().unwrap().push((request.start.clone(), request.body.len()));
+                let length = request.number();
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{fields}Connection: close\r\n\r\n");
+                let mut sent = stream.write_all(head.as_bytes());
+                let all = content(length.min(most));
+                for piece in all.chunks(64 << 10) {
+                    sent = sent.and_then(|()| stream.write_all(piece));
+                    count.fetch_add(sent.as_ref().map_or(0, |()| piece.len() as u64), Ordering::Relaxed);
+                }
+            }
+        });
+        Worker { address, seen, sent }
+    }
+
+    fn requests(&self) -> Vec<(String, usize)> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Waits until no more bytes are accepted; returns how many were.
+    fn until_still(&self) -> u64 {
+        let (mut last, mut since) = (0, Instant::now());
+        until("all stands still", || {
+            let sent = self.sent.load(Ordering::Relaxed);
+            if sent != last {
+                (last, since) = (sent, Instant::now());
+            }
+            sent > 0 && since.elapsed() > Duration::from_millis(700)
+        });
+        last
+    }
+}
+
+/// A client whose system buffers only a few KiB.
+fn narrow(proxy: &Proxy) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    socket.connect(&proxy.address.parse::<SocketAddr>().unwrap().into()).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Begins a download, and reads no more than the head.
+fn download(proxy: &Proxy, length: usize) -> BufReader<TcpStream> {
+    let mut stream = narrow(proxy);
+    write!(stream, "GET /{length} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut reader = BufReader::with_capacity(1 << 10, stream);
+    let mut line = String::new();
+    while reader.read_line(&mut line).unwrap() > 2 {
+        line.clear();
+    }
+    reader
+}
+
+/// Reads content, and checks each byte; returns how many came before the connection ended.
+fn read_content(reader: &mut impl Read, length: usize) -> usize {
+    let (mut place, mut room) = (0, vec![0; 1 << 20]);
+    while place < length {
+        let most = room.len().min(length - place);
+        match reader.read(&mut room[..most]) {
+            Ok(0) | Err(_) => break,
+            Ok(read) => {
+                assert!(
+                    room[..read].iter().enumerate().all(|(at, seen)| *seen == byte(place + at)),
+                    "changed at {place}"
+                );
+                place += read;
+            }
+        }
+    }
+    place
+}
+
+fn with(origin: &str, buffers: &str, route: &str) -> Proxy {
+    let text = manifest(origin, "", &format!("{route}\n"));
+    Proxy::start(&format!("{text}[buffers]\n{buffers}\n"))
+}
+
+fn buffered(proxy: &Proxy, place: &str) -> f64 {
+    proxy.metric(&format!("plugway_buffered_bytes{{place=\"{place}\"}}"))
+}
+
+fn until_empty(proxy: &Proxy) {
+    until("nothing is buffered", || buffered(proxy, "memory") + buffered(proxy, "file") == 0.0);
+}
+
+fn files(proxy: &Proxy) -> f64 {
+    proxy.metric("plugway_buffer_files_total")
+}
+
+#[test]
+fn a_slow_download_holds_no_endpoint() {
+    let worker = Worker::start("");
+    let proxy = Proxy::start(&manifest(&worker.address, "", ""));
+    let mut slow = download(&proxy, 32 * MIB);
+    assert_eq!(proxy.get("/5", "").body, content(5), "the worker is free");
+    assert_eq!(read_content(&mut slow, 32 * MIB), 32 * MIB);
+    assert_eq!(files(&proxy), 1.0);
+    until_empty(&proxy);
+}
+
+#[test]
+fn a_slow_download_in_chunks_keeps_its_trailers() {
+    let origin = raw_origin(|mut stream| {
+        read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+        for piece in content(16 * MIB).chunks(MIB) {
+            stream.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).unwrap();
+            stream.write_all(&[piece, b"\r\n"].concat()).unwrap();
+        }
+        stream.write_all(b"0\r\nX-Sum: 1\r\n\r\n").unwrap();
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let mut stream = narrow(&proxy);
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\n\r\n").unwrap();
+    until("it is buffered", || files(&proxy) == 1.0);
+    let mut reader = BufReader::new(stream);
+    let (mut got, mut line) = (Vec::<u8>::new(), String::new());
+    while reader.read_line(&mut line).unwrap() > 2 {
+        line.clear();
+    }
+    loop {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+        let size = usize::from_str_radix(line.trim(), 16).unwrap();
+        if size == 0 {
+            break;
+        }
+        let mut chunk = vec![0; size + 2];
+        reader.read_exact(&mut chunk).unwrap();
+        got.extend(&chunk[..size]);
+    }
+    line.clear();
+    reader.read_line(&mut line).unwrap();
+    assert_eq!((got == content(16 * MIB), line.to_lowercase().trim()), (true, "x-sum: 1"));
+}
+
+#[test]
+fn a_slow_stream_of_http2_holds_no_endpoint() {
+    let worker = Worker::start("");
+    let proxy = Proxy::start(&manifest(&worker.address, "", ""));
+    let mut stream = proxy.connect();
+    let settings = frame(4, 0, 0, &[]);
+    let target = "/33554432";
+    let head = [&[0x82, 0x86, 0x41, 1, b'a', 0x44, target.len() as u8][..], target.as_bytes()].concat();
+    let hello = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), settings, frame(1, 5, 1, &head)].concat();
+    stream.write_all(&hello).unwrap();
+    // The window stays at 64 KiB.
+    assert_eq!(proxy.get("/5", "").body, content(5), "the worker is free");
+    let update = |stream_id: u32| frame(8, 0, stream_id, &(1u32 << 30).to_be_bytes());
+    stream.write_all(&[update(0), update(1)].concat()).unwrap();
+    let (mut reader, mut got) = (BufReader::new(stream), Vec::new());
+    while got.len() < 32 * MIB {
+        let mut head = [0; 9];
+        reader.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        reader.read_exact(&mut payload).unwrap();
+        if head[3] == 0 {
+            got.extend(payload);
+        }
+    }
+    assert!(got == content(32 * MIB));
+    until_empty(&proxy);
+}
+
+#[test]
+fn what_an_endpoint_breaks_off_is_cut_off_after_all_that_came() {
+    let worker = Worker::breaking_off("", 10 * MIB);
+    let proxy = Proxy::start(&manifest(&worker.address, "", ""));
+    let mut slow = download(&proxy, 20 * MIB);
+    assert_eq!(proxy.get("/5", "").body, content(5), "the worker is free");
+    assert_eq!(read_content(&mut slow, 20 * MIB), 10 * MIB);
+    let failed = "plugway_errors_total{route=\"*\",kind=\"connection_terminated\"}";
+    until("the exchange has failed", || proxy.ask_admin("GET /metrics").text().contains(failed));
+    until_empty(&proxy);
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_buffer_along() {
+    let worker = Worker::start("");
+    let proxy = Proxy::start(&manifest(&worker.address, "", ""));
+    let slow = download(&proxy, 32 * MIB);
+    until("it is buffered", || buffered(&proxy, "file") > 16e6);
+    vanish(slow.into_inner());
+    until_empty(&proxy);
+    assert_eq!(proxy.get("/5", "").body, content(5));
+}
+
+#[test]
+fn without_room_the_endpoint_waits_for_the_client() {
+    let worker = Worker::start("");
+    let proxy = with(&worker.address, "memory = \"4 MiB\"\ndisk = \"0 B\"", "");
+    let mut slow = download(&proxy, 32 * MIB);
+    assert!(worker.until_still() < 20 * MIB as u64);
+    assert!((0.0..=4.0 * MIB as f64).contains(&buffered(&proxy, "memory")));
+    assert_eq!(read_content(&mut slow, 32 * MIB), 32 * MIB);
+    assert_eq!((files(&proxy), buffered(&proxy, "memory")), (0.0, 0.0));
+}
+
+#[test]
+fn a_full_disk_is_a_warning_and_loses_nothing() {
+    let worker = Worker::start("");
+    let proxy = with(&worker.address, "memory = \"16 MiB\"\ndisk = \"4 MiB\"", "");
+    let mut slow = download(&proxy, 32 * MIB);
+    assert!(worker.until_still() < 30 * MIB as u64);
+    assert!(proxy.wait_log("fill all room on disk").contains("buffers.disk"));
+    assert_eq!(read_content(&mut slow, 32 * MIB), 32 * MIB);
+    until_empty(&proxy);
+}
+
+#[test]
+fn a_folder_that_takes_no_files_is_a_warning_and_loses_nothing() {
+    let worker = Worker::start("");
+    let proxy = with(&worker.address, "folder = \"/proc\"", "");
+    let mut slow = download(&proxy, 32 * MIB);
+    assert!(proxy.wait_log("can't be buffered on disk").contains("buffers.folder"));
+    assert!(worker.until_still() < 32 * MIB as u64);
+    assert_eq!(read_content(&mut slow, 32 * MIB), 32 * MIB);
+    assert_eq!(proxy.metric("plugway_buffer_failures_total"), 1.0);
+}
+
+#[test]
+fn a_route_may_have_its_endpoints_wait() {
+    let worker = Worker::start("");
+    let proxy = with(&worker.address, "", "response-buffer = false");
+    let mut slow = download(&proxy, 32 * MIB);
+    assert!(worker.until_still() < 20 * MIB as u64);
+    assert_eq!(buffered(&proxy, "memory"), 0.0);
+    assert_eq!(read_content(&mut slow, 32 * MIB), 32 * MIB);
+    let worker = Worker::start("");
+    let small = with(&worker.address, "", "response-buffer = \"2 MiB\"");
+    let _slow = download(&small, 32 * MIB);
+    worker.until_still();
+    assert!((1.0..4.0 * MIB as f64).contains(&(buffered(&small, "memory") + buffered(&small, "file"))));
+}
+
+#[test]
+fn conversations_are_not_read_ahead() {
+    for fields in
+        ["Content-Type: text/event-stream\r\n", "Content-Type: application/grpc+proto\r\n", "X-Accel-Buffering: no\r\n"]
+    {
+        let worker = Worker::start(fields);
+        let proxy = Proxy::start(&manifest(&worker.address, "", ""));
+        let _slow = download(&proxy, 32 * MIB);
+        assert!(worker.until_still() < 20 * MIB as u64, "{fields}");
+        assert_eq!(buffered(&proxy, "memory") + buffered(&proxy, "file"), 0.0, "{fields}");
+    }
+}
+
+#[test]
+fn bytes_pass_as_they_come() {
+    // Each event waits for the client to have the one before.
+    let (go, may) = mpsc::channel::<()>();
+    let may = Arc::new(Mutex::new(may));
+    let origin = raw_origin(move |mut stream| {
+        read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+        for _ in 0..5 {
+            stream.write_all(b"4\r\nping\r\n").unwrap();
+            may.lock().unwrap().recv().unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").unwrap();
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    for _ in 0..5 {
+        while !line.contains("ping") {
+            line.clear();
+            reader.read_line(&mut line).unwrap();
+        }
+        line.clear();
+        go.send(()).unwrap();
+    }
+}
+
+#[test]
+fn many_slow_clients_stay_within_the_memory() {
+    let origin = raw_origin(|mut stream| {
+        read_message(&mut BufReader::new(stream.try_clone().unwrap()));
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8388608\r\n\r\n");
+        let _ = stream.write_all(&content(8 * MIB));
+    });
+    let proxy = with(&origin, "memory = \"8 MiB\"", "");
+    let mut clients: Vec<_> = (0..30).map(|_| download(&proxy, 8 * MIB)).collect();
+    until("all responses are in files", || files(&proxy) == 30.0 && buffered(&proxy, "file") > 30.0 * 2e6);
+    // What is on its way to the client's system isn't counted: some 3 MiB a client.
+    assert!(buffered(&proxy, "memory") <= 8e6);
+    assert_eq!(read_content(&mut clients[29], 8 * MIB), 8 * MIB);
+    assert_eq!(read_content(&mut clients[0], 8 * MIB), 8 * MIB);
+    drop(clients);
+    until_empty(&proxy);
+}
+
+// === Requests ===
+
+/// Sends the head of an upload and a part of its content.
+fn upload(proxy: &Proxy, length: usize, part: usize) -> TcpStream {
+    let mut stream = proxy.connect();
+    write!(stream, "POST /3 HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n").unwrap();
+    stream.write_all(&content(length)[..part]).unwrap();
+    stream
+}
+
+fn answer(stream: &TcpStream) -> crate::support::Message {
+    read_message(&mut BufReader::new(stream.try_clone().unwrap())).unwrap()
+}
+
+fn post(bytes: usize) -> (String, usize) {
+    ("POST /3 HTTP/1.1".into(), bytes)
+}
+
+fn get() -> (String, usize) {
+    ("GET /5 HTTP/1.1".into(), 0)
+}
+
+#[test]
+fn a_slow_upload_holds_no_endpoint() {
+    let worker = Worker::start("");
+    let proxy = Proxy::start(&manifest(&worker.address, "", ""));
+    let mut slow = upload(&proxy, MIB, 100_000);
+    until("the upload has begun", || buffered(&proxy, "memory") >= 100_000.0);
+    assert_eq!(proxy.get("/5", "").body, content(5), "the worker is free");
+    slow.write_all(&content(MIB)[100_000..]).unwrap();
+    assert_eq!((answer(&slow).body, worker.requests()), (content(3), vec![get(), post(MIB)]));
+    until_empty(&proxy);
+}
+
+#[test]
+fn a_client_that_leaves_its_upload_reaches_no_endpoint() {
+    let worker = Worker::start("");
+    let proxy = Proxy::start(&manifest(&worker.address, "", ""));
+    let slow = upload(&proxy, MIB, 100_000);
+    until("the upload has begun", || buffered(&proxy, "memory") >= 100_000.0);
+    vanish(slow);
+    until_empty(&proxy);
+    let ended = upload(&proxy, MIB, 100_000);
+    until("the upload has begun", || buffered(&proxy, "memory") >= 100_000.0);
+    ended.shutdown(Shutdown::Write).unwrap();
+    until_empty(&proxy);
+    proxy.get("/5", "");
+    assert_eq!(worker.requests(), [get()]);
+}
+
+#[test]
+fn the_proxy_answers_an_expectation_of_what_it_collects() {
+    let worker = Worker::start("");
+    let proxy = Proxy::start(&manifest(&worker.address, "", ""));
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST /3 HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n").unwrap();
+    assert_eq!(answer(&stream).status(), 100);
+    assert_eq!(proxy.get("/5", "").body, content(5));
+    stream.write_all(&content(9)).unwrap();
+    assert_eq!((answer(&stream).status(), worker.requests()), (200, vec![get(), post(9)]));
+}
+
+#[test]
+fn limits_hold_while_a_request_is_collected() {
+    let worker = Worker::start("");
+    let text = manifest(&worker.address, "", "request-buffer = \"1 MiB\"\nmax-body = \"1 KiB\"\n");
+    let text = text.replace("[upstream.app]", "limits = { body-timeout = \"1s\" }\n[upstream.app]");
+    let proxy = Proxy::start(&text);
+    let mut long = proxy.connect();
+    write!(long, "POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n401\r\n").unwrap();
+    long.write_all(&content(0x401)).unwrap();
+    assert_eq!(answer(&long).status(), 413);
+    assert_eq!(answer(&upload(&proxy, 1000, 10)).status(), 408);
+    assert_eq!(worker.requests(), []);
+}
+
+#[test]
+fn content_of_an_unknown_length_goes_on_unless_the_route_says_otherwise() {
+    let (told, seen) = mpsc::channel();
+    let origin = raw_origin(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut line = String::new();
+        while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
+            line.clear();
+        }
+        line.clear();
+        while reader.read_line(&mut line).is_ok_and(|length| length > 0) && line != "0\r\n" {
+            told.send(std::mem::take(&mut line)).unwrap();
+        }
+        stream.write_all(&ok("done")).unwrap();
+    });
+    let proxy = Proxy::start(&manifest(&origin, "", ""));
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").unwrap();
+    let next = || seen.recv_timeout(PATIENCE).unwrap();
+    assert_eq!((next().as_str(), next().as_str()), ("5\r\n", "hello\r\n"));
+    stream.write_all(b"0\r\n\r\n").unwrap();
+    assert_eq!(answer(&stream).text(), "done");
+}
+
+#[test]
+fn collected_chunks_get_a_length_or_keep_their_trailers() {
+    let origin = raw_origin(|mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let (mut text, mut line) = (String::new(), String::new());
+        while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
+            text += &std::mem::take(&mut line).to_lowercase();
+        }
+        let mut rest = [0; 28];
+        let length = if text.contains("content-length: 5") { 5 } else { rest.len() };
+        reader.read_exact(&mut rest[..length]).unwrap();
+        stream.write_all(&ok(&format!("{text}|{}", String::from_utf8_lossy(&rest[..length])))).unwrap();
+    });
+    let proxy = with(&origin, "", "request-buffer = \"1 MiB\"");
+    let send = |end: &str| {
+        let mut stream = proxy.connect();
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n";
+        write!(stream, "{head}2\r\nhe\r\n3\r\nllo\r\n0\r\n{end}\r\n").unwrap();
+        answer(&stream).text()
+    };
+    let plain = send("");
+    assert!(plain.contains("content-length: 5\r\n") && plain.ends_with("|hello"), "{plain}");
+    let trailed = send("X-Sum: 1\r\n");
+    assert!(trailed.contains("transfer-encoding: chunked\r\n"), "{trailed}");
+    assert!(trailed.ends_with("|2\r\nhe\r\n3\r\nllo\r\n0\r\nx-sum: 1\r\n"), "{trailed}");
+}
+
+#[test]
+fn long_uploads_are_collected_in_a_file_where_the_route_says_so() {
+    let worker = Worker::start("");
+    let proxy = with(&worker.address, "memory = \"16 MiB\"", "request-buffer = \"64 MiB\"");
+    let mut slow = proxy.connect();
+    write!(slow, "POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n", 20 * MIB).unwrap();
+    slow.write_all(&content(20 * MIB)).unwrap();
+    until("it is in a file", || buffered(&proxy, "file") > 15e6);
+    assert_eq!(proxy.get("/5", "").body, content(5), "the worker is free");
+    slow.write_all(b"\r\n0\r\n\r\n").unwrap();
+    assert_eq!((answer(&slow).status(), worker.requests()), (200, vec![get(), post(20 * MIB)]));
+    until_empty(&proxy);
+}
+
+#[test]
+fn what_is_longer_than_the_buffer_goes_on_whole() {
+    let worker = Worker::start("");
+    for buffers in ["memory = \"4 MiB\"\ndisk = \"0 B\"", "memory = \"16 MiB\"\nfolder = \"/proc\""] {
+        let proxy = with(&worker.address, buffers, "request-buffer = \"2 MiB\"");
+        let mut slow = upload(&proxy, 2 * MIB, 2 * MIB - 1);
+        assert_eq!(slow.write(&content(2 * MIB)[2 * MIB - 1..]).unwrap(), 1);
+        assert_eq!(answer(&slow).status(), 200, "{buffers}");
+        until_empty(&proxy);
+    }
+    let proxy = with(&worker.address, "", "request-buffer = \"1 MiB\"");
+    let mut slow = proxy.connect();
+    write!(slow, "POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n", 3 * MIB).unwrap();
+    slow.write_all(&[content(3 * MIB), b"\r\n0\r\n\r\n".to_vec()].concat()).unwrap();
+    assert_eq!(answer(&slow).status(), 200);
+    assert_eq!(worker.requests(), [post(2 * MIB), post(2 * MIB), post(3 * MIB)]);
+}
+
+#[test]
+fn a_collected_request_is_sent_again_whatever_its_length() {
+    // Reads a request, and closes without a word.
+    let mute = raw_origin(|stream| drop(read_message(&mut BufReader::new(stream))));
+    let worker = Worker::start("");
+    let text = manifest(&mute, "", "request-buffer = \"64 MiB\"\n");
+    let both = format!("endpoints = [{mute:?}, {:?}]", worker.address);
+    let text = text.replace(&format!("endpoints = [{mute:?}]"), &both);
+    let proxy = Proxy::start(&format!("{text}[buffers]\nmemory = \"16 MiB\"\n"));
+    for _ in 0..2 {
+        let mut stream = proxy.connect();
+        write!(stream, "PUT /3 HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 8 * MIB).unwrap();
+        stream.write_all(&content(8 * MIB)).unwrap();
+        assert_eq!(answer(&stream).status(), 200);
+    }
+    assert_eq!(worker.requests(), vec![("PUT /3 HTTP/1.1".to_string(), 8 * MIB); 2]);
+    until_empty(&proxy);
+}
+
+// === gunicorn ===
+
+/// gunicorn with one synchronous worker, until dropped.
+struct Gunicorn {
+    child: Child,
+    address: String,
+}
+
+impl Gunicorn {
+    fn start() -> Gunicorn {
+        let python = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/test-venv/bin/python");
+        assert!(std::path::Path::new(python).exists(), "gunicorn is missing: run tests/run, which installs it");
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap().to_string();
+        drop(free);
+        let app = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/support");
+        let mut command = Command::new(python);
+        // Its worker would be killed after 30 seconds, and another one would serve.
+        command.args(["-m", "gunicorn", "--timeout", "600", "--bind", &address, "--chdir", app, "wsgi:bulk"]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("gunicorn listens", || TcpStream::connect(&address).is_ok());
+        Gunicorn { child, address }
+    }
+}
+
+impl Drop for Gunicorn {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn gunicorn_with_one_worker_serves_others_beside_slow_clients() {
+    let gunicorn = Gunicorn::start();
+    let proxy = Proxy::start(&manifest(&gunicorn.address, "", ""));
+    let mut down = download(&proxy, 64 * MIB);
+    let mut up = upload(&proxy, MIB, MIB - 1);
+    until("the upload has begun", || buffered(&proxy, "memory") >= 1e6);
+    assert_eq!(proxy.get("/7", "").body.len(), 7, "the worker is free");
+    up.write_all(b"x").unwrap();
+    assert_eq!(answer(&up).field("x-received"), Some("1048576"));
+    assert_eq!(std::io::copy(&mut (&mut down).take(64 << 20), &mut std::io::sink()).unwrap(), 64 << 20);
+    until_empty(&proxy);
+}
