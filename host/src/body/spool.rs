@@ -453,7 +453,7 @@ mod tests {
         let end = take(&mut spool, place, pieces + more).await;
         assert_eq!((end, spool.bytes()), ((pieces + more) * PIECE as u64, 0));
         until_closed(&usage).await;
-        assert_eq!(fill(&mut spool, 0).await * PIECE as u64 >> 20, 8, "the spool is as new");
+        assert_eq!((fill(&mut spool, 0).await * PIECE as u64) >> 20, 8, "the spool is as new");
         drop(spool);
         until_closed(&usage).await;
     }

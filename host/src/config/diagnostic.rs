@@ -64,7 +64,7 @@ pub struct Diagnostics {
     /// The files that were looked for, be they there or not: mending one of them may mend it all.
     pub files: Vec<PathBuf>,
     /// The references that were resolved so far; no message shows their values.
-    pub(super) references: References,
+    pub(super) references: Box<References>,
 }
 
 /// The mistakes that are shown: more than anyone mends at once. A generated file may have one in each of its lines.
@@ -82,7 +82,7 @@ const MAX_SIDE_BYTES: usize = 200;
 impl Diagnostics {
     /// No mistakes yet; references are resolved by an environment.
     pub fn new(environment: &Environment) -> Self {
-        Diagnostics { references: References::new(environment), ..Diagnostics::default() }
+        Diagnostics { references: Box::new(References::new(environment)), ..Diagnostics::default() }
     }
 
     /// Returns the files whose texts stand in place of references, be they there or not.
