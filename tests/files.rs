@@ -555,7 +555,7 @@ fn a_file_that_may_not_be_read_is_a_403() {
     for name in ["closed.txt", "open.txt", "closed/a.txt"] {
         site.write(name, "x");
     }
-    let close = |name| std::fs::set_permissions(site.at(name), PermissionsExt::from_mode(0)).unwrap();
+    let close = |name| std::fs::set_permissions(site.at(name), PermissionsExt::from_mode(0o000)).unwrap();
     ["closed.txt", "closed"].into_iter().for_each(close);
     for (path, status) in [("/open.txt", 200), ("/closed.txt", 403), ("/closed/a.txt", 403), ("/none.txt", 404)] {
         assert_eq!(site.get(path, "").status(), status, "{path}");
