@@ -241,7 +241,7 @@ fn a_malformed_request_over_http2_is_a_warning_too() {
 
 #[test]
 fn a_stream_that_is_reset_within_its_content_has_one_line_in_the_access_log() {
-    let proxy = front(&silent(), "", "");
+    let proxy = front(&silent(), "", "request-buffer = false");
     let mut client = Raw::connect(&proxy);
     let head = http2_endpoint::head(&[0x83, 0x86, 0x84, 0x41, 1, b'a'], &[("content-length", "5")]);
     client.send(HEADERS, END_HEADERS, 1, &head);

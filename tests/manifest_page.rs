@@ -38,7 +38,7 @@ fn tables() -> Vec<Table> {
     let (mut is_kebab, mut is_kebab_next) = (false, false);
     for line in SOURCE.lines() {
         let text = line.trim_start();
-        let declaration = text.strip_prefix("pub ").unwrap_or(text);
+        let declaration = ["pub(super) ", "pub "].iter().find_map(|word| text.strip_prefix(word)).unwrap_or(text);
         if let Some(said) = text.strip_prefix("///") {
             comment.push(said.trim());
         } else if text.starts_with("#[") {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{HeaderName, StatusCode};
 
-use super::{Assembly, beside, some_of};
+use super::{Assembly, beside, idioms, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{FilesTable, RespondTable, RouteTable};
 use crate::config::serde_messages::meant;
@@ -114,6 +114,10 @@ impl Assembly<'_> {
             self.problems.at(source, status.span(), message);
         }
         let status = status.and_then(|status| StatusCode::from_u16(*status.get_ref()).ok());
+        if let Some(remedy) = idioms::template(location.get_ref()) {
+            let remedy = remedy.replace("{path}?{query}", "{uri}");
+            self.problems.at(source, location.span(), format!("variable of another program in a location: {remedy}"));
+        }
         let location = Template::parse(location.get_ref()).unwrap_or_else(|reason| {
             let message = format!(
                 "invalid location `{}`: {reason}; expected one such as `https://www.example.org{{uri}}`",
