@@ -67,7 +67,7 @@ use crate::protocol::hop_by_hop;
 pub struct ConnectionInfo {
     pub peer: Arc<ClientInfo>,
     pub listener: Arc<Listener>,
-    /// Takes informational responses for the client; `None` for HTTP/2, whose server can't send any.
+    /// The queue for informational responses to the client; `None` over HTTP/2, whose server can't send any.
     pub informational: Option<Arc<InformationalQueue>>,
 }
 
