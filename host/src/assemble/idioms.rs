@@ -85,7 +85,7 @@ pub fn template(text: &str) -> Option<String> {
     })
 }
 
-/// Returns what to write in place of a variable of the environment as Caddy writes it.
+/// Returns what to write instead of a variable of the environment in the form of Caddy.
 fn variable(text: &str) -> Option<String> {
     let inner = ["{$", "{env."].into_iter().find_map(|start| text.split_once(start).map(|(_, rest)| rest));
     let name = inner?.split('}').next()?.split(':').next()?;

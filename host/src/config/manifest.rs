@@ -898,7 +898,7 @@ pub struct MaintenanceTable {
     ///
     /// Type: duration. Default: `"1m"`.
     pub retry_after: Option<Spanned<String>>,
-    /// The clients whose requests are served all the same.
+    /// The clients that are served during maintenance too.
     ///
     /// Type: list of networks. Default: none. Example: `["10.0.0.0/8"]`.
     #[serde(default)]
