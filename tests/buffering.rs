@@ -40,7 +40,7 @@ impl Worker {
         Worker::breaking_off(fields, usize::MAX)
     }
 
-    /// Starts a worker that breaks off after so many bytes of a response.
+    /// Starts a worker that closes the connection after this many bytes of a response.
     fn breaking_off(fields: &'static str, most: usize) -> Worker {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

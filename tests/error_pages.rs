@@ -32,7 +32,7 @@ fn over_http2(proxy: &Proxy, path: &str, options: &[&str]) -> String {
     output(curl.arg(format!("http://{}{path}", proxy.address)))
 }
 
-// === Of the proxy's own errors ===
+// === Errors of the proxy ===
 
 #[test]
 fn the_pages_of_a_route_precede_those_of_the_manifest() {
@@ -60,7 +60,7 @@ fn the_pages_of_a_route_precede_those_of_the_manifest() {
     until("the new page is sent", || of("/own", "").1 == "changed");
 }
 
-// === Of the upstream's errors ===
+// === Errors of the upstream ===
 
 /// The content of an origin's own error page.
 const TRACE: &str = "a trace of the stack";

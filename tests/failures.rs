@@ -140,7 +140,7 @@ fn each_limit_of_an_exchange_is_named_by_its_key() {
     warned(&proxy, "exchange failed", &["kind=\"http_request_error\"", "Content-Length is repeated"]);
 }
 
-/// The key of a route whose requests go on as they arrive.
+/// The key of a route whose requests are forwarded as they arrive.
 const STREAMED: &str = "request-buffer = false\n";
 
 #[test]

@@ -1,4 +1,5 @@
-//! Bodies in very small pieces: what is counted in bytes must not cost by the piece, and a worker comes to others meanwhile.
+//! Bodies in very small pieces: limits that count bytes also bound the cost of each piece, and a worker serves others
+//! meanwhile.
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
@@ -35,7 +36,8 @@ fn ask(mut stream: TcpStream) -> Message {
     read_message(&mut BufReader::new(stream)).unwrap()
 }
 
-/// Asks for `/tiny`, and meanwhile for something else; returns the longest wait for that, and the growth of the memory in KiB.
+/// Asks for `/tiny`, and meanwhile for something else; returns the longest wait for that, and the growth of the
+/// memory in KiB.
 fn meanwhile() -> (Duration, u64) {
     let proxy = Proxy::start(&manifest(&tiny(), CACHE, ADMIN).replace("workers = 2", "workers = 1"));
     assert_eq!(proxy.get("/", "").status(), 200);
@@ -61,6 +63,6 @@ fn meanwhile() -> (Duration, u64) {
 #[test]
 fn chunks_of_one_byte_hold_up_nobody_and_take_no_more_than_their_bytes() {
     let (longest, grown) = meanwhile();
-    // Seen before: many seconds, and 40 bytes and more for each chunk, behind the back of the cache's budget.
+    // Seen before: many seconds, and 40 bytes and more for each chunk, which the memory of the cache did not count.
     assert!(longest < Duration::from_secs(1) && grown < 24 << 10, "{longest:?}, {grown} KiB");
 }

@@ -295,7 +295,7 @@ fn clients_that_vanish_end_no_response_that_shares_their_connection_to_an_endpoi
                 RST_STREAM => {
                     reset.push(frame.stream);
                     if reset.len() == CLIENTS * STREAMS as usize {
-                        // Was on its way.
+                        // The frame was on its way already.
                         reset.iter().for_each(|stream| {
                             raw.send(DATA, 0, *stream, b"late");
                         });

@@ -179,7 +179,7 @@ impl Assembler {
     pub fn assemble(&mut self, files: Files) -> Result<AssembledManifest, Diagnostics> {
         let Files { list: files, problems, left_out, .. } = files;
         let files = files.as_slice();
-        // Those of a manifest that was rejected have no generation.
+        // The switches of a rejected manifest belong to no generation.
         self.switches.retain(|_, switch| Arc::strong_count(switch) > 1);
         let mut draft = Assembly::new(self, files, problems, left_out);
         draft.assembly.loader.limits = draft.load_limits(files);

@@ -120,7 +120,7 @@ enum Command {
     /// Prints the hash of a password, for the configuration of a plugin. Reads the password from the terminal without an
     /// echo, or from standard input.
     HashPassword {
-        /// Makes a hash of bcrypt in place of argon2id, for files that other programs read too.
+        /// Makes a bcrypt hash instead of an argon2id hash, for files that other programs read too.
         #[arg(long)]
         bcrypt: bool,
     },

@@ -63,7 +63,7 @@ pub struct ExchangeContext {
     pub notes: Vec<(String, HeaderValue)>,
     /// How much of this is the work of plugins.
     pub added: Added,
-    /// Takes the informational responses of endpoints; `None` if the client can't be sent any.
+    /// The queue for informational responses of endpoints; `None` if the client can't receive any.
     pub informational: Option<Arc<InformationalQueue>>,
     id: OnceCell<[u8; 32]>,
 }

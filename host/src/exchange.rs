@@ -6,11 +6,11 @@
 //! | 2 validate and normalise the request target, and find the route | [`find_route`] | no |
 //! | 3 remove hop-by-hop fields, add `Via` | [`hop_by_hop`] | no |
 //! | 4 unless the route is under maintenance, run the request hooks, down the chain; a cache in it answers, is bypassed or misses | [`chain`], [`cache`] | no |
-//! | 5 get the response of the route's target: forward the request to the upstream, or fetch through the cache | [`target`], [`forward`](mod@forward), [`cache`] | yes |
+//! | 5 get the response of the route's target: receive the body first if a slow client could hold the endpoint, forward the request to the upstream, or fetch through the cache | [`target`], [`collect`](mod@collect), [`forward`](mod@forward), [`cache`] | yes |
 //! | 6 remove hop-by-hop fields of the response | [`hop_by_hop`] | no |
-//! | 7 put an error page in the place of an error of the upstream, if the route says so | [`intercept`](mod@intercept) | no |
+//! | 7 replace an error of the upstream by an error page, if the route says so | [`intercept`](mod@intercept) | no |
 //! | 8 run the response hooks, up the chain | [`respond`](mod@respond), [`chain`] | no |
-//! | 9 stream the body; when it ends, write metrics, access log and observers | [`response_body`], [`record`] | yes |
+//! | 9 stream the body, and read ahead of a slow client; when it ends, write metrics, access log and observers | [`response_body`], [`upstream_body`], [`record`] | yes |
 //!
 //! Requests go down the chain and responses up. Steps 1 to 4 run before there is a future: a future would carry the request
 //! about for nothing.
@@ -67,7 +67,7 @@ use crate::protocol::hop_by_hop;
 pub struct ConnectionInfo {
     pub peer: Arc<ClientInfo>,
     pub listener: Arc<Listener>,
-    /// Takes informational responses for the client; `None` for HTTP/2, whose server can't send any.
+    /// The queue for informational responses to the client; `None` over HTTP/2, whose server can't send any.
     pub informational: Option<Arc<InformationalQueue>>,
 }
 

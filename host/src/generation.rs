@@ -123,9 +123,9 @@ pub struct RequestBuffer {
 /// The content of requests that is received before an endpoint is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BufferedContent {
-    /// That of a known length, in memory.
+    /// Content of a known length, which is received in memory.
     KnownLength,
-    /// That of any length, and what the memory has no room for in a file.
+    /// Content of any length. The bytes that the memory has no room for go into a file.
     AnyLength,
 }
 

@@ -11,11 +11,11 @@ use crate::config::diagnostic::Source;
 use crate::config::manifest::{Manifest, RouteTable, SizeOrOff};
 use crate::generation::{BufferedContent, RequestBuffer};
 
-/// The default memory, as much as a large body of each of many clients.
+/// The default memory: room for one large body of each of many clients.
 const MEMORY: usize = 64 << 20;
 /// The minimum memory: a body has a sixteenth of it, which has to be more than a piece.
 const MIN_MEMORY: usize = 4 << 20;
-/// The default size of the files: some downloads of a size that nginx lets a single one have.
+/// The default size of all files together: four times what nginx lets one response have.
 const DISK: usize = 4 << 30;
 /// The default bytes of a response that may wait, as much as nginx has (`proxy_max_temp_file_size`).
 const RESPONSE: u64 = 1 << 30;

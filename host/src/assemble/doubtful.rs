@@ -95,10 +95,10 @@ fn warn_of_template(problems: &mut Diagnostics, source: &Arc<Source>, plugin: &P
             suspected.extend(edits.map(|(name, _)| pointer(name)));
         }
     }
-    // The places need the whole text to be parsed, which few plugins are worth.
+    // Finding the places needs the whole text to be parsed, so it is done for suspected templates only.
     let places = (!suspected.is_empty()).then(|| ValueSpans::new(&source.text, &plugin.r#use.span()));
     for span in places.iter().flat_map(|places| suspected.iter().map(|pointer| places.value(pointer))) {
-        // The text of the manifest: a value of a reference was not written as a template.
+        // The check reads the text of the manifest: the value of a reference was not written as a template.
         let written = source.text.get(span.clone()).unwrap_or_default().replace("$${", "");
         if let Some(remedy) = idioms::template(&written) {
             let why = format!("variable of another program in a template: it stands for itself; {remedy}");

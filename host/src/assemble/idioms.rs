@@ -1,6 +1,6 @@
-//! Idioms of nginx, Apache and Caddy in hosts, paths and templates: each function tells what to write in their place.
+//! Idioms of nginx, Apache and Caddy in hosts, paths and templates: each function tells what to write instead.
 
-/// Returns what to write in place of a host of another proxy; `None` if a text is none.
+/// Returns what to write instead of a host in the form of another proxy; `None` if the text has no such form.
 pub fn host(text: &str) -> Option<String> {
     if let Some(remedy) = variable(text) {
         return Some(remedy);
@@ -27,7 +27,7 @@ pub fn host(text: &str) -> Option<String> {
     has_star_at_end.then(|| "list the hosts; `*` stands at the beginning only, such as `*.example.org`".into())
 }
 
-/// Returns what to write in place of a path of another proxy; `None` if a text is none.
+/// Returns what to write instead of a path in the form of another proxy; `None` if the text has no such form.
 pub fn path(text: &str) -> Option<String> {
     if let Some(remedy) = variable(text) {
         return Some(remedy);
@@ -59,7 +59,7 @@ pub fn path(text: &str) -> Option<String> {
     starred(text)
 }
 
-/// Returns what to write in place of a path with stars; a path stands for all paths below it.
+/// Returns what to write instead of a path with stars; a path stands for all paths below it.
 fn starred(text: &str) -> Option<String> {
     let before = text.split('*').next().filter(|before| before.len() < text.len())?;
     if !text[before.len()..].trim_start_matches('*').is_empty() {
@@ -73,7 +73,7 @@ fn starred(text: &str) -> Option<String> {
     }
 }
 
-/// Returns what to write in place of a variable of nginx in a template; `None` if there is none.
+/// Returns what to write instead of a variable of nginx in a template; `None` if there is none.
 pub fn template(text: &str) -> Option<String> {
     if let Some(remedy) = variable(text) {
         return Some(remedy);
@@ -85,7 +85,7 @@ pub fn template(text: &str) -> Option<String> {
     })
 }
 
-/// Returns what to write in place of a variable of the environment as Caddy writes it.
+/// Returns what to write instead of a variable of the environment in the form of Caddy.
 fn variable(text: &str) -> Option<String> {
     let inner = ["{$", "{env."].into_iter().find_map(|start| text.split_once(start).map(|(_, rest)| rest));
     let name = inner?.split('}').next()?.split(':').next()?;

@@ -15,7 +15,7 @@ use crate::generation::maintenance::{Maintenance, MaintenanceSwitch};
 /// The default of `retry-after`.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// The files that a manifest may name for maintenance: each is looked for twice a second.
+/// The maximum number of files that a manifest names for maintenance: each is looked for twice a second.
 const MAX_SWITCHES: usize = 1_000;
 
 impl Assembly<'_> {

@@ -368,7 +368,7 @@ impl Assembly<'_> {
 const MOVED: &str = "/forwarded/trusted-proxies";
 
 impl Assembly<'_> {
-    /// Says that a manifest has a key which has no effect any more, and what to write in its place.
+    /// Warns of a key that has no effect any more, and names the key to write instead.
     fn warn_of_moved(&mut self, source: &Arc<Source>, plugin: &Range<usize>) {
         let span = ValueSpans::new(&source.text, plugin).key("/forwarded", "trusted-proxies");
         let message = "key without effect: a listener says for the whole proxy which proxies name the client; write \

@@ -5,7 +5,7 @@ use super::idioms;
 use crate::config::serde_messages::meant;
 use crate::protocol::path;
 
-/// Why a host, as the manifest writes it, is one for other programs only.
+/// Returns why a host of the manifest has a form that other programs read only; `None` if it has none.
 pub fn foreign_host(written: &str) -> Option<String> {
     let remedy = idioms::host(written).filter(|_| !is_name(written))?;
     Some(format!("host as other programs write it: `{written}`; {remedy}"))

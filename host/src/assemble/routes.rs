@@ -157,7 +157,7 @@ impl Assembly<'_> {
             }
             matching.push(name.clone());
         }
-        // Sorted, so that routes which ask the same in another order are seen to.
+        // Sorted, so that routes with the same values in another order are found to be equal.
         matching.sort_unstable();
         matching.dedup();
         matching
@@ -241,7 +241,7 @@ impl Assembly<'_> {
                 Err(message) => self.problems.at(source, method.span(), message),
             }
         }
-        // Sorted, so that routes which ask the same in another order are seen to.
+        // Sorted, so that routes with the same values in another order are found to be equal.
         matching.sort_by(|one, other| one.as_str().cmp(other.as_str()));
         matching.dedup();
         matching

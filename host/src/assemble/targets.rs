@@ -30,7 +30,7 @@ const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
 const WITHOUT_CONTENT: [u16; 3] = [204, 205, 304];
 
 impl Assembly<'_> {
-    /// Returns the target of a route, or any target if the route has a mistake there.
+    /// Returns the target of a route, or any target if the route has an error there.
     pub(super) fn target(
         &mut self,
         source: &Arc<Source>,
@@ -83,7 +83,7 @@ impl Assembly<'_> {
         upstreams: &HashMap<Arc<str>, UpstreamId>,
     ) -> Option<UpstreamId> {
         let upstream_id = upstreams.get(name.get_ref().as_str()).copied();
-        // The mistakes of one that was left out are told already.
+        // The errors of an upstream that was left out are reported already.
         if upstream_id.is_some() || self.left_out.has("upstream", name.get_ref()) {
             return upstream_id;
         }

@@ -88,7 +88,7 @@ impl Assembly<'_> {
     fn rewrite(&mut self, source: &Arc<Source>, table: &RewriteTable) -> Option<Rewrite> {
         let (span, text) = (table.regex.span(), table.regex.get_ref());
         let regex = self.compiled_regex(source, span.clone(), text)?;
-        // Rewrites see the parameters of paths, without which routes match.
+        // Rewrites see path parameters, but routes match without them.
         if !text.contains(';') && !text.contains("3B") {
             self.check_path_regex(source, span, text);
         }

@@ -122,7 +122,7 @@ impl BufferSpace {
         self.usage.spills.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes that all the room for files is taken.
+    /// Records that there is no room for files.
     pub fn record_full(&self) {
         self.usage.refusals.fetch_add(1, Ordering::Relaxed);
         if self.may_warn() {
@@ -131,7 +131,7 @@ impl BufferSpace {
         }
     }
 
-    /// Notes that a file can't be written or read, and suspends writing for a while.
+    /// Records that a file can't be written or read, and suspends writing for a while.
     pub fn record_failure(&self, error: &io::Error) {
         self.usage.refusals.fetch_add(1, Ordering::Relaxed);
         self.usage.rests_until.store(seconds() + REST.as_secs(), Ordering::Relaxed);
@@ -141,7 +141,7 @@ impl BufferSpace {
         }
     }
 
-    /// Notes that a write has taken too long.
+    /// Records that a write has taken too long.
     pub fn record_slow_write(&self, took: Duration) {
         if self.may_warn() {
             let (limit, folder) = ("buffers.folder", self.limits.folder.display());
@@ -169,7 +169,7 @@ impl MemoryShare {
         &self.space
     }
 
-    /// Whether a piece of so many bytes fits into what the body may have.
+    /// Whether a piece of this many bytes fits into the memory that the body may use.
     pub fn has_room(&self, piece: usize, purpose: MemoryPurpose) -> bool {
         let (bytes, max) = (cost(piece), self.space.limits.memory);
         let (own, all) = match purpose {
@@ -235,7 +235,7 @@ fn seconds() -> u64 {
     BEGIN.get_or_init(Instant::now).elapsed().as_secs()
 }
 
-/// Returns the memory that a piece of so many bytes costs.
+/// Returns the memory that a piece of this many bytes costs.
 fn cost(piece: usize) -> u64 {
     piece as u64 + PIECE_OVERHEAD
 }

@@ -87,7 +87,8 @@ impl Body for CollectedBody {
         self.left == 0 && self.content.trailers.is_none()
     }
 
-    /// Returns the length; none if trailers follow, which content with a known length can't have over HTTP/1.
+    /// Returns the length of the content. It is unknown if trailers follow, because HTTP/1 has no trailers after content
+    /// of a known length.
     fn size_hint(&self) -> SizeHint {
         match self.content.trailers {
             Some(_) => SizeHint::default(),

@@ -71,12 +71,13 @@ impl SpillFile {
         })
     }
 
-    /// Closes the file if no other has it. Not on this thread, because freeing the blocks of a long file takes time.
+    /// Closes the file if nothing else uses it. Another thread does so, because freeing the blocks of a long file takes
+    /// time.
     pub fn close(self: Arc<Self>) {
         if self.file.get().is_some()
             && let Ok(runtime) = Handle::try_current()
         {
-            // At the end of the process nothing waits for it.
+            // The end of the process does not wait for it.
             drop(runtime.spawn_blocking(move || drop(self)));
         }
     }

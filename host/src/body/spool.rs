@@ -38,9 +38,9 @@ pub struct Spool {
 /// The place of bytes that the memory has no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overflow {
-    /// They go into a file.
+    /// The bytes go into a file.
     File,
-    /// There is no such place: no further piece is put in.
+    /// The bytes have no place: no further piece is put in.
     Refused,
 }
 
@@ -169,7 +169,7 @@ impl Spool {
         }
     }
 
-    /// Notes that no further piece will be put in.
+    /// Records that no further piece will be put in.
     pub fn finish(&mut self) {
         self.is_whole = true;
     }
@@ -202,7 +202,7 @@ impl Spool {
         Poll::Ready(Some(Ok(piece)))
     }
 
-    /// Puts a piece before the others that was taken out too early.
+    /// Puts a piece that was taken out too early in front of the others.
     pub fn put_back(&mut self, piece: Bytes) {
         self.share.add(piece.len());
         self.bytes += piece.len() as u64;
@@ -246,7 +246,7 @@ impl Spool {
         self.disk = Some(disk);
     }
 
-    /// Takes note of finished writes, and begins the next one.
+    /// Records finished writes, and begins the next one.
     fn drive(&mut self, cx: &mut Context<'_>) {
         let Some(patience) = &mut self.patience else { return self.drive_writes(cx) };
         // A peer that takes this much needs no file.
@@ -448,7 +448,7 @@ mod tests {
         assert!(usage.files() > 6 << 20 && usage.memory() < 2 << 20 && usage.spills() == 1);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the file has no name");
         let place = take(&mut spool, 0, pieces / 2).await;
-        // What comes meanwhile stands behind.
+        // Pieces that arrive meanwhile follow the others.
         let more = fill(&mut spool, pieces).await;
         let end = take(&mut spool, place, pieces + more).await;
         assert_eq!((end, spool.bytes()), ((pieces + more) * PIECE as u64, 0));

@@ -29,7 +29,7 @@ pub enum RequestBody {
     Stream(BoxBody, Option<UploadProgress>),
     /// Is there already.
     Whole(Bytes),
-    /// Was received before an endpoint is asked.
+    /// The content was received before an endpoint is asked.
     Collected(Box<CollectedBody>),
     Empty,
 }

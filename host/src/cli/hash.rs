@@ -9,7 +9,7 @@ use argon2::Argon2;
 use argon2::password_hash::PasswordHasher;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
-/// The longest password or key; longer ones are files that were meant otherwise.
+/// The longest password or key. Longer input is a file that was passed by mistake.
 const MAX_BYTES: u64 = 4 << 10;
 
 /// The longest password that bcrypt reads: it would ignore the rest.
@@ -49,7 +49,7 @@ pub fn password(hash: PasswordHash) -> anyhow::Result<String> {
 }
 
 /// Reads a key of a client, and returns its hash, such as `sha256:…`. The hash is fast, which is enough for keys that
-/// nobody can guess.
+/// can't be guessed.
 pub fn key() -> anyhow::Result<String> {
     let key = secret("key")?;
     ensure!(

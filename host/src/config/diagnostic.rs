@@ -31,7 +31,7 @@ pub struct Diagnostic {
 #[derive(Debug)]
 pub struct Warning {
     pub doubt: Doubt,
-    /// The place, and what to change.
+    /// The place of the part, and what to change.
     pub diagnostic: Diagnostic,
 }
 
@@ -40,7 +40,7 @@ pub struct Warning {
 pub enum Doubt {
     /// The part has no effect.
     NoEffect,
-    /// The part probably means something else than was meant.
+    /// The part probably means something other than its author intended.
     Meaning,
 }
 
@@ -48,7 +48,7 @@ pub enum Doubt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     pub line: usize,
-    /// Characters, not bytes.
+    /// The column, in characters rather than bytes.
     pub column: usize,
 }
 
@@ -80,12 +80,12 @@ const MAX_MESSAGE_BYTES: usize = 2 << 10;
 const MAX_SIDE_BYTES: usize = 200;
 
 impl Diagnostics {
-    /// No mistakes yet; references are resolved by an environment.
+    /// Returns an empty list of errors, for a manifest whose references are resolved by an environment.
     pub fn new(environment: &Environment) -> Self {
         Diagnostics { references: Box::new(References::new(environment)), ..Diagnostics::default() }
     }
 
-    /// Returns the files whose texts stand in place of references, be they there or not.
+    /// Returns the files whose texts replace references, whether they exist or not.
     pub fn files_of_values(&self) -> impl Iterator<Item = &PathBuf> {
         self.references.files()
     }
@@ -168,7 +168,7 @@ impl Diagnostic {
 }
 
 impl Doubt {
-    /// Returns what the log says of such a part.
+    /// Returns the message of the log about a part with this warning.
     pub fn phrase(self) -> &'static str {
         match self {
             Doubt::NoEffect => "part of the manifest without effect",

@@ -25,7 +25,7 @@ pub struct Files {
     pub problems: Diagnostics,
     /// The tables that are not in the list.
     pub left_out: LeftOut,
-    /// The files whose texts stand in place of references in files of endpoints.
+    /// The files whose texts replace references in files of endpoints.
     values: Vec<PathBuf>,
 }
 
@@ -71,7 +71,7 @@ impl Files {
         self.values.extend(found.files_of_values().cloned());
     }
 
-    /// Returns the files whose texts stand in place of references, be they there or not.
+    /// Returns the files whose texts replace references, whether they exist or not.
     pub fn files_of_values(&self) -> impl Iterator<Item = &PathBuf> {
         self.problems.files_of_values().chain(&self.values)
     }

@@ -844,8 +844,8 @@ pub struct RouteTable {
     ///
     /// Type: size or `false`. Default: `"1 MiB"`, for bodies that declare their length. Example: `"100 MiB"`.
     pub request_buffer: Option<Spanned<SizeOrOff>>,
-    /// The bytes of a response that may wait for a slow client, so that the endpoint doesn't have to; in memory, then in
-    /// a file. `false` has the endpoint wait. Events (`text/event-stream`) and gRPC are never kept.
+    /// The bytes of a response that may wait for a slow client, in memory and then in a file, so that the endpoint is free.
+    /// With `false`, the endpoint waits for the client. Events (`text/event-stream`) and gRPC are never kept.
     ///
     /// Type: size or `false`. Default: `"1 GiB"`.
     pub response_buffer: Option<Spanned<SizeOrOff>>,
@@ -853,14 +853,14 @@ pub struct RouteTable {
     ///
     /// Type: duration. Default: no limit. Example: `"30s"`.
     pub timeout: Option<Spanned<String>>,
-    /// Files that replace the pages of errors of this route, as `[error-page]` at the top of the manifest does; these take
-    /// precedence over those.
+    /// The files that replace the pages of errors of this route. They take precedence over those of `[error-page]` at the
+    /// top of the manifest.
     ///
     /// Type: table of paths. Default: those of the manifest. Example: `{ 503 = "pages/lost.html" }`.
     #[serde(default)]
     pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
-    /// The errors of the upstream in whose place clients get the error page for the status: the route's, the manifest's or
-    /// the built-in one. The status stays. Responses of gRPC are never intercepted.
+    /// The statuses of the upstream's errors that are replaced by the error page for the status: the route's, the manifest's
+    /// or the built-in one. The status stays. Responses of gRPC are never intercepted.
     ///
     /// Type: list of statuses. Default: none. Example: `["5xx", 404]`.
     #[serde(default)]
@@ -890,7 +890,7 @@ pub enum Maintenance {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MaintenanceTable {
-    /// The file. It is looked for twice a second, and what is in it doesn't matter.
+    /// The file. Plugway looks for it twice a second, and its content has no effect.
     ///
     /// Type: path. Required. Example: `"down"`.
     pub file: Spanned<String>,
@@ -898,7 +898,7 @@ pub struct MaintenanceTable {
     ///
     /// Type: duration. Default: `"1m"`.
     pub retry_after: Option<Spanned<String>>,
-    /// The clients whose requests are served all the same.
+    /// The clients that are served during maintenance too.
     ///
     /// Type: list of networks. Default: none. Example: `["10.0.0.0/8"]`.
     #[serde(default)]
@@ -959,7 +959,7 @@ pub struct FilesTable {
     ///
     /// Type: path. Required. Example: `"public"`.
     pub root: Spanned<String>,
-    /// The names of files that answer for their folder; the first that exists does. An empty list is none.
+    /// The names of files that answer for their folder: the first that exists does. With an empty list, no file does.
     ///
     /// Type: list of names. Default: `["index.html"]`.
     pub index: Option<Vec<Spanned<String>>>,

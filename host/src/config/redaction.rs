@@ -1,4 +1,4 @@
-//! Keeps values that stand outside of a manifest, such as tokens, out of messages: their references are shown instead.
+//! Keeps values from outside a manifest, such as tokens, out of messages: their references are shown instead.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -42,7 +42,7 @@ impl Redaction {
     /// Adds the value of a reference.
     pub fn add(&mut self, reference: &str, value: &str) {
         let is_known = |known: &Value| *known.reference == *reference && *known.value == *value;
-        // The latest are looked at: a reference is often repeated at once.
+        // Only the latest values are compared: a reference is often repeated at once.
         if !value.is_empty() && !self.values.iter().rev().take(8).any(is_known) {
             self.values.push(Value { reference: reference.into(), value: value.into() });
         }
@@ -66,7 +66,7 @@ impl Redaction {
         Cow::Owned(self.without_words(&redacted))
     }
 
-    /// Notes the words of values that were added since.
+    /// Records the words of values that were added since the last call.
     fn split_values(&mut self) {
         for (index, value) in self.values.iter().enumerate().skip(self.split) {
             for word in value.value.split(is_between_words).filter(|word| word.len() >= MIN_WORD_BYTES) {
@@ -127,7 +127,7 @@ fn without(message: String, value: &str, shown: &str) -> String {
             .iter()
             .any(|mark| if mark.is_empty() { after.is_empty() } else { after.starts_with(mark) });
         redacted.push_str(&rest[..at]);
-        // Half of a value is as bad as all of it, wherever the message ends.
+        // Half of a value must not be shown either, wherever the message ends.
         let is_most = common >= MIN_PART_BYTES && common * 2 >= value.len();
         redacted.push_str(if is_cut || is_most { shown } else { &rest[at..at + common] });
         rest = after;

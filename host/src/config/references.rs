@@ -26,9 +26,9 @@ pub struct Environment(Arc<HashMap<OsString, OsString>>);
 #[derive(Debug, Default)]
 pub struct References {
     environment: Environment,
-    /// The texts of files that were read, or why they could not be; by their paths.
+    /// The texts of files that were read, or why reading failed, by the paths of the files.
     read: HashMap<PathBuf, Result<Arc<str>, String>>,
-    /// The bytes that were put in place of references.
+    /// The number of bytes that references were replaced by.
     bytes: usize,
     /// The values, which no message may show.
     pub(super) redaction: Redaction,
@@ -52,10 +52,11 @@ pub struct Unresolved {
     pub message: String,
 }
 
-/// The bytes that all references of a manifest may bring together: a manifest is held in memory, and so is each reload.
+/// The maximum number of bytes that all references of a manifest are replaced by: a manifest is held in memory, and so is
+/// each reload.
 const MAX_BYTES: usize = 16 << 20;
 
-/// The bytes of a reference that a message repeats.
+/// The maximum number of bytes of a reference that a message repeats.
 const MAX_SHOWN_BYTES: usize = 80;
 
 /// The kinds of references.
@@ -110,7 +111,7 @@ impl Environment {
 // === References ===
 
 impl References {
-    /// Resolves nothing yet.
+    /// Returns references of which none is resolved yet.
     pub fn new(environment: &Environment) -> Self {
         References { environment: environment.clone(), ..References::default() }
     }
@@ -120,7 +121,7 @@ impl References {
         &self.environment
     }
 
-    /// Returns the files that references name, be they there or not.
+    /// Returns the files that references name, whether they exist or not.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.read.keys()
     }

@@ -59,7 +59,7 @@ fn add_plugin(schema: &mut Value, name: &str, mut of_plugin: Value) {
     }
 }
 
-/// Makes the references of a schema to its own definitions lead to those with a prefix.
+/// Adds a prefix to the references of a schema to its own definitions.
 fn rename_references(schema: &mut Value, prefix: &str) {
     match schema {
         Value::Object(object) => {
@@ -121,7 +121,7 @@ fn without_null(object: &mut Map<String, Value>) {
     }
 }
 
-/// Allows a reference in place of a word.
+/// Allows a reference instead of a word.
 fn with_reference(object: &mut Map<String, Value>) {
     let is_text = object.get("type").is_some_and(|name| name == "string");
     if is_text && let Some(words) = object.remove("enum") {
@@ -149,7 +149,7 @@ fn with_comment(object: &mut Map<String, Value>) {
     }
 }
 
-/// Returns the words of a type such as `` `"1.2"` or `"1.3"` ``; none if the type has other values too.
+/// Returns the words of a type such as `` `"1.2"` or `"1.3"` ``; an empty list if the type has other values too.
 fn words_of(facts: &str) -> Vec<String> {
     let end = [". Default:", ". Required", ". Example:"].into_iter().filter_map(|mark| facts.find(mark)).min();
     let kind = &facts[..end.unwrap_or(facts.len())];

@@ -114,7 +114,8 @@ fn syntax_errors(errors: &[Error], text: &str) -> Vec<StructureError> {
 // === Structure ===
 
 impl<T> Structure<T> {
-    /// Adds the errors of references; what else is wrong with their strings is no further mistake.
+    /// Adds the errors of references. Further errors in the same strings are left out, because the references may be the
+    /// reason for them.
     fn add_unresolved(&mut self, unresolved: Vec<Unresolved>) {
         for Unresolved { text_span, span, message } in unresolved {
             self.mistakes.push(StructureError { span: Some(span), message });
@@ -187,7 +188,7 @@ impl StructureError {
 }
 
 impl StructureError {
-    /// Says of a reference without quotes that it needs them.
+    /// Adds that a reference needs quotes, if the error is about one without them.
     fn hint_at_quotes(&mut self, text: &str) {
         let at = self.span.as_ref().map_or(0, |span| text.floor_char_boundary(span.start));
         if text[at..].starts_with("${") {
@@ -195,7 +196,7 @@ impl StructureError {
         }
     }
 
-    /// Says of a string that a reference makes that it is none of the values that are expected.
+    /// Names the reference in an error about a string that a reference makes where another type is expected.
     fn name_reference(&mut self) {
         let expected = self.message.strip_prefix("wrong type: ").and_then(|rest| rest.split_once("; expected "));
         if let Some((_, expected)) = expected {

@@ -14,7 +14,7 @@ use crate::protocol::hop_by_hop;
 /// is that of the endpoint's connection, for each attempt.
 #[derive(Debug, Default)]
 pub struct InformationalQueue {
-    /// Locked by one worker only, so never contended.
+    /// The bytes to be written. Only one worker locks them, so the lock is never contended.
     waiting: Mutex<BytesMut>,
     has_any: AtomicBool,
 }

@@ -99,7 +99,7 @@ impl Template {
     }
 }
 
-/// Returns a value such as a request may have it, for the check of a template.
+/// Returns an example of a value, by which a template is checked.
 fn sample(name: &ValueName) -> &'static [u8] {
     match name {
         ValueName::Scheme => b"https",

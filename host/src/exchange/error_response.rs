@@ -33,8 +33,8 @@ enum PageFormat {
     Text,
 }
 
-/// The response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209). `page` is the manifest's page for the
-/// status; `None` if it has none.
+/// Returns the response for a failed exchange, with the kind in `Proxy-Status` (RFC 9209). `page` is the manifest's page
+/// for the status; `None` if it has none.
 pub fn error_response(
     error: &Error,
     status: StatusCode,

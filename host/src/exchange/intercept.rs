@@ -2,7 +2,7 @@
 //! fields about the exchange stay; the content and the fields that describe it are replaced.
 //!
 //! It happens before the response goes up the chain: the plugins see the page, as they see that of an error of the
-//! proxy's own. A cache is below, and sees and stores what the upstream has sent.
+//! proxy itself. A cache is below, and sees and stores what the upstream has sent.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
@@ -35,13 +35,13 @@ fn is_grpc(fields: &HeaderMap) -> bool {
     fields.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// Replaces the fields of the content by those of a page. The page may be cached no longer than the response in whose place
-/// it is: it says nothing of its own, as those of the proxy's own errors.
+/// Replaces the fields of the content by those of a page. The page has no rules of its own for caches, like the pages of
+/// the proxy's own errors, so a cache must not keep it for longer than the response that it replaces.
 fn replace_fields(fields: &mut HeaderMap, status: StatusCode, media: &'static str) {
     let is_private = hop_by_hop::members(fields, header::CACHE_CONTROL).any(forbids_sharing);
     OF_CONTENT.iter().for_each(|name| drop(fields.remove(name)));
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
-    // It may have cookies, which stay.
+    // The response may have cookies, which stay.
     if is_private {
         fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }

@@ -1,4 +1,4 @@
-//! Which responses are read ahead of a slow client, so that their endpoint needn't wait for it.
+//! The choice of the responses that are read ahead of a slow client, so that their endpoint need not wait for it.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -8,11 +8,11 @@ use crate::context::ExchangeContext;
 use crate::generation::{Route, WorkerState};
 use crate::protocol::conversation;
 
-/// The field by which an application asks nginx not to buffer its response, and others that understand nginx.
+/// The field by which an application asks nginx, and proxies that follow nginx, not to buffer its response.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Has the content of a response read ahead, unless the route or the endpoint says otherwise, or the content is a
-/// conversation. `fields` are those that the endpoint sent.
+/// Allows the content of a response to be read ahead, unless the route or the endpoint says otherwise, or the content is
+/// a conversation. `fields` are those that the endpoint sent.
 pub fn allow(worker: &WorkerState, route: &Route, context: &ExchangeContext, fields: &HeaderMap, body: &ResponseBody) {
     let Some(body) = body.of_endpoint().filter(|_| route.response_buffer > 0) else { return };
     let is_unwanted = fields.get(ACCEL_BUFFERING).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"no"));

@@ -24,13 +24,13 @@ pub enum ResponseBody {
     Stored(StoredBody),
     /// Several parts of that, with what stands between them.
     Parts(VecDeque<StoredBody>),
-    /// Is read from a file.
+    /// The body is read from a file.
     File(Box<FileBody>),
     /// One of these, but through plugins.
     Filtered(Box<FilteredBody<ResponseBody>>),
-    /// Whole, made by the proxy or a plugin; empty once sent.
+    /// A whole body, made by the proxy or a plugin; empty once sent.
     Full(Bytes),
-    /// Whole, the fixed response of a route, which plugins may transform; empty once sent.
+    /// A whole body, of the fixed response of a route, which plugins may transform; empty once sent.
     Fixed(Bytes),
     /// No body: after this head the connection speaks another protocol.
     Switched(Box<SwitchedProtocol>),
@@ -72,7 +72,7 @@ impl ResponseBody {
         }
     }
 
-    /// Bounds what is read of the endpoint or of a file at once, in bytes: the length of the next pieces.
+    /// Limits the bytes that are read at once from the endpoint or from a file: the length of the next pieces.
     pub fn limit_reads(&self, bytes: usize) {
         match self {
             ResponseBody::Upstream(body) => body.limit_reads(bytes),

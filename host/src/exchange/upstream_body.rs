@@ -40,7 +40,7 @@ pub struct ReadAheadRules {
     pub max: u64,
 }
 
-/// The reading of a response: straight to the client while that takes what comes, and else ahead of it.
+/// The reading of a response: directly to the client while it takes all that arrives, otherwise ahead of it.
 struct UpstreamReading {
     content: EndpointBody,
     /// The lease; `None` once the body is over, or has failed.
@@ -50,7 +50,7 @@ struct UpstreamReading {
     piece: usize,
     /// Whether the client waits for more.
     is_awaited: bool,
-    /// Whether the client has taken a piece since the last look at it.
+    /// Whether the client has taken a piece since the last check.
     is_taking: bool,
     /// The rules; `None` if the endpoint waits for the client.
     rules: Option<ReadAheadRules>,
@@ -77,24 +77,24 @@ pub struct ConnectionLease {
     pub connection: Box<Connection>,
     /// Counts the exchange as in flight at its endpoint.
     pub in_flight_guard: InFlightGuard,
-    /// Whether a response that comes to its end speaks for the endpoint: some statuses speak against it.
+    /// Whether a complete response counts as a success of the endpoint; some statuses count as failures.
     pub is_good: bool,
     pub rules: Rc<ConnectionSettings>,
-    /// For the next piece.
+    /// The deadline for the next piece.
     pub step: Deadline,
     /// The progress of the request's content, which may be unfinished.
     pub upload: UploadProgress,
 }
 
-/// The bytes that are read of an endpoint at once, unless the client's connection bounds them otherwise. Each client with
+/// The bytes that are read from an endpoint at once, unless the client's connection bounds them otherwise. Each client with
 /// HTTP/1 that takes nothing holds two or three such pieces, while pieces of a quarter took twice the CPU time for content
 /// of 1 MiB.
 const READ: usize = 128 << 10;
 
-/// The bytes of a body without a client that are read for its connection's sake: an error page, at the price of a new
-/// connection.
+/// The maximum number of bytes that are read of a body that no client gets, so that its connection can be used again: as
+/// many as an error page has. A longer body costs more than a new connection.
 const DISCARD_BYTES: u64 = 64 << 10;
-/// The time for these.
+/// The maximum time for reading a body that no client gets.
 const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 /// The number of reads ahead of a client before other tasks get their turn.
@@ -111,7 +111,7 @@ impl ConnectionLease {
         more.inspect(|more| self.step.set(*more)).is_none()
     }
 
-    /// The endpoint didn't send the whole response, which speaks against it.
+    /// Records a failure of the endpoint, because it did not send the whole response.
     fn broken(&self) {
         self.in_flight_guard.endpoint_view().record_failure(
             EndpointFailure::Exchange,
@@ -137,12 +137,12 @@ impl UpstreamBody {
         })))
     }
 
-    /// Bounds the length of the next pieces, in bytes.
+    /// Limits the length of the next pieces, in bytes.
     pub fn limit_reads(&self, bytes: usize) {
         self.0.borrow_mut().piece = bytes;
     }
 
-    /// Has the response read ahead of a slow client.
+    /// Allows the response to be read ahead of a slow client.
     pub fn allow_read_ahead(&self, rules: ReadAheadRules) {
         let reading = &mut *self.0.borrow_mut();
         if !reading.content.is_end_stream() {
@@ -300,7 +300,7 @@ impl UpstreamReading {
         Poll::Ready(frame.map(|frame| frame.map(hop_by_hop::frame)))
     }
 
-    /// The body has been read to its end: the connection may serve others.
+    /// Releases the connection for other exchanges, because the body was read to its end.
     fn end(&mut self) {
         if let Some(ConnectionLease { connection, in_flight_guard, is_good, rules, step, .. }) = self.lease.take() {
             let now = step.clock().now();
@@ -314,7 +314,7 @@ impl UpstreamReading {
 }
 
 impl ReadContent {
-    /// Puts a frame of the endpoint behind the others.
+    /// Appends a frame of the endpoint to those that wait.
     fn put(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) {
         self.end = match frame {
             None => Some(ContentEnd::Whole),

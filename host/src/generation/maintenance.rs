@@ -15,7 +15,7 @@ pub struct Maintenance {
     pub switch: Arc<MaintenanceSwitch>,
     /// The seconds after which clients may ask again.
     pub retry_after: NonZero<u32>,
-    /// The clients whose requests are served all the same.
+    /// The clients that are served during maintenance too.
     pub except: TrustedPeers,
 }
 

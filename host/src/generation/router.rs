@@ -12,7 +12,7 @@ use crate::protocol::path::without_parameters;
 /// The conditions of a route for a request.
 #[derive(Clone, Debug, Default)]
 pub struct RouteMatch {
-    /// One of these listeners, by their addresses in the manifest; none: any.
+    /// The listeners of the route, by their addresses in the manifest; empty for any listener.
     pub listeners: Vec<String>,
     /// One of these hosts; none: any.
     pub hosts: Vec<HostMatch>,
@@ -44,7 +44,8 @@ pub enum PathMatch {
     Exact(String),
 }
 
-/// The routes, most specific first, of which those that name listeners come before all others; the number is the index in the list that it was made from.
+/// The routes, most specific first. Routes that name listeners come before all others. The number of a route is its index
+/// in the list that the router was made from.
 #[derive(Debug)]
 pub struct Router {
     table: Vec<(Option<HostMatch>, Arc<RouteMatch>, RouteId)>,
@@ -119,7 +120,7 @@ impl RouteMatch {
         self.listeners.iter().any(|address| address == listener)
     }
 
-    /// Whether a request matches, given its path without parameters. Listeners are looked at elsewhere.
+    /// Whether a request matches, given its path without parameters. Listeners are compared elsewhere.
     fn matches(&self, request: &Parts, path: &str) -> bool {
         let query = || {
             request.uri.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))

@@ -10,7 +10,7 @@ pub fn boxed<'a, F: Future + 'a>(make: impl FnOnce() -> F) -> Pin<Box<dyn Future
     Box::pin(make())
 }
 
-/// Returns the bytes of the future that a function makes, without a call of it.
+/// Returns the size in bytes of the future that a function makes, without calling the function.
 #[cfg(test)]
 pub fn size_of_future<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
     size_of::<F>()

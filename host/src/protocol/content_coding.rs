@@ -58,7 +58,8 @@ pub fn preferred(request: &HeaderMap, offered: &[ContentCoding]) -> SmallVec<[Co
     welcome.into_iter().map(|(coding, _)| coding).collect()
 }
 
-/// Returns a member of a list with its weight in thousandths, from 0 (rejected) to 1000; `None` if the weight is malformed, or the member is empty.
+/// Returns a member of a list with its weight in thousandths, from 0 (rejected) to 1000; `None` if the weight
+/// is malformed, or the member is empty.
 fn weighted(member: &str) -> Option<(&str, u16)> {
     let mut parts = member.split(';').map(str::trim);
     let name = parts.next().filter(|name| !name.is_empty())?;

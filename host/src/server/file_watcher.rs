@@ -1,5 +1,4 @@
-//! Reports when a file of the manifest, or one that it names (a plugin, a certificate, a page, a
-//! value), has changed.
+//! Reports when a file of the manifest, or one that it names (a plugin, a certificate, a page, a value), has changed.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -24,11 +24,11 @@ pub struct FileBody {
     file: Option<Arc<SiteFile>>,
     /// The segments that are still to be sent.
     segments: VecDeque<Segment>,
-    /// The read that a thread for such waits does; `None` if there is none.
+    /// The read that runs on a thread for blocking work; `None` if there is none.
     reading: Option<JoinHandle<io::Result<Bytes>>>,
     /// The maximum number of bytes of a read.
     max_read: Cell<usize>,
-    /// For the next piece.
+    /// The deadline for the next piece.
     step: Deadline,
 }
 
@@ -41,8 +41,8 @@ pub enum Segment {
     Part { next: u64, end: u64 },
 }
 
-/// The bytes that are read of a file at once, unless the client's connection bounds them otherwise: as much as of an
-/// endpoint.
+/// The bytes that are read of a file at once, unless the client's connection bounds them otherwise: as much as from
+/// an endpoint.
 const READ: usize = 128 << 10;
 
 /// The time for a read, which only a network or a broken disk exceeds.

@@ -65,7 +65,7 @@ pub fn listing(root: &Root, path: &SitePath, folder: &File) -> Result<Vec<u8>, O
     Ok(page(path, &entries, extent).into_bytes())
 }
 
-/// Returns what a list has of a name; `None` if it is of nothing that is served.
+/// Returns the entry of a list for a name; `None` if the name is of nothing that is served.
 fn entry(root: &Root, path: &SitePath, folder: &File, name: &[u8]) -> Option<Entry> {
     let found = statat(folder, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW).ok()?;
     let entry = |kind, length, modified| Some(Entry { kind, name: name.to_vec(), length, modified });
@@ -121,7 +121,7 @@ fn date(seconds: i64) -> String {
     time.map_or(String::new(), httpdate::fmt_http_date)
 }
 
-/// Returns a text for a page, without characters that begin something else there.
+/// Returns a text with the characters escaped that have a meaning in HTML.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {

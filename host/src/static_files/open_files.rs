@@ -9,7 +9,7 @@ use crate::system::descriptors::Descriptors;
 /// file open, and over HTTP/2 each may ask for a hundred.
 #[derive(Clone, Debug)]
 pub struct OpenFiles {
-    /// Written by the worker, and by threads that open files for it.
+    /// The number of open files, which the worker changes, and threads that open files for it.
     count: Arc<AtomicUsize>,
     max: usize,
 }

@@ -71,7 +71,7 @@ pub enum OpenFailure {
     Failed(io::Error),
 }
 
-/// A path is tried so often if files are renamed at the moment at which a link is followed.
+/// The maximum number of attempts to open a path while files are renamed just when a link is followed.
 const MAX_TRIES: usize = 32;
 
 /// The flags for what is opened: a named pipe must not wait for a writer, nor may a terminal become the process's own.

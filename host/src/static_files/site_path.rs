@@ -53,12 +53,12 @@ impl SitePath {
         self.bytes.is_empty()
     }
 
-    /// Returns the path of what has a name in this folder; or, of a file, the path with a text behind it.
+    /// Returns the path of an entry of this folder by its name. The path of a file is returned with the text appended.
     pub fn join(&self, name: &[u8]) -> SitePath {
         SitePath { bytes: [&self.bytes, name].concat() }
     }
 
-    /// Returns the last name in the path as text, with replacements for bytes that are none.
+    /// Returns the last name in the path as text, with replacements for bytes that are not UTF-8.
     pub fn name(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(self.bytes.rsplit(|byte| *byte == b'/').next().unwrap_or_default())
     }
@@ -68,7 +68,7 @@ impl SitePath {
         OsStr::from_bytes(if self.bytes.is_empty() { b"." } else { &self.bytes })
     }
 
-    /// Returns the path as text, with replacements for bytes that are none.
+    /// Returns the path as text, with replacements for bytes that are not UTF-8.
     pub fn to_text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.bytes)
     }

@@ -50,7 +50,7 @@ impl WorkerSite {
         }
     }
 
-    /// Finds what answers for a query, on a thread for such waits.
+    /// Finds what answers for a query, on a thread for blocking work.
     pub async fn find(&self, query: FileQuery, step: &Deadline) -> Result<Found, Error> {
         let permit = self.permit()?;
         let (site, known) = (self.site.clone(), self.root.borrow().as_ref().map(|(root, _)| root.clone()));

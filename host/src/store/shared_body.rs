@@ -38,9 +38,9 @@ struct SharedBodyState {
     file: Option<Arc<File>>,
     /// The number of bytes in the file.
     written: u64,
-    /// The readers; `None` for one that has left, whose place the next one takes.
+    /// The readers; `None` at an index whose reader has left, until another reader takes it.
     readers: Vec<Option<Reader>>,
-    /// The places that no reader has any more.
+    /// The indices in `readers` that are free again.
     left: Vec<usize>,
     /// The number of readers.
     reading: usize,
@@ -81,7 +81,7 @@ const MAX_UNREAD_PIECES: usize = 16;
 /// Pieces below this length are short, in bytes.
 const SHORT: usize = 1 << 10;
 
-/// So many short pieces in a row become one.
+/// The number of short pieces in a row that are joined into one.
 const JOINED: usize = 64;
 
 /// The longest content that is put into one allocation.
@@ -252,7 +252,7 @@ impl SharedBodyState {
             return;
         }
         self.short = 0;
-        // Those that all readers have read may be gone.
+        // Pieces that all readers have read may be gone.
         let first = self.pieces.len().saturating_sub(JOINED);
         let Some((start, _)) = self.pieces.get(first) else { return };
         let start = *start;
@@ -261,7 +261,7 @@ impl SharedBodyState {
         self.pieces.push_back((start, joined.freeze()));
     }
 
-    /// Counts a reader out, whose place stays its own.
+    /// Removes a reader. Its index is free for another one once the reader is dropped.
     fn take_reader(&mut self, index: usize) {
         if self.readers.get_mut(index).and_then(Option::take).is_some() {
             self.reading -= 1;

@@ -100,11 +100,11 @@ const STREAM_WINDOW: u32 = 64 << 10;
 /// The window of a connection, in bytes: the largest that there is. The windows of streams bound what waits here, and streams
 /// whose clients take nothing must hold up no other.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// The streams of clients that have vanished which are remembered, and the time for that: what the endpoint has sent on them
-/// meanwhile is ignored.
+/// The maximum number of streams whose clients have vanished that are remembered, and the time for that: frames of the
+/// endpoint on these streams are ignored.
 const RESET_STREAMS: usize = 4_096;
 const RESET_TIME: Duration = Duration::from_secs(5);
-/// The number of frames on streams that are forgotten beyond which the connection is closed, over its life.
+/// The maximum number of frames on forgotten streams over the life of a connection, which is closed beyond it.
 const LATE_FRAMES: usize = 16_384;
 /// The bytes of a request's content that wait here, per stream, for an endpoint that reads slowly.
 const SEND_BUFFER: usize = 64 << 10;
@@ -181,8 +181,8 @@ impl Connection {
         }
     }
 
-    /// Returns the alert of TLS with which the endpoint has ended the connection, in words; `None` if there is none that a
-    /// request's own error doesn't have.
+    /// Returns the alert of TLS with which the endpoint has ended the connection, in words; `None` if there is none, or if
+    /// the error of a request has it already.
     pub fn alert(&self) -> Option<&str> {
         match &self.sender {
             Sender::Http1 { .. } => None,

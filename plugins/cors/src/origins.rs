@@ -1,4 +1,4 @@
-//! The origins that are allowed: exact ones, and patterns with a `*` in the first label or in place of the port.
+//! The origins that are allowed: exact ones, and patterns with a `*` in the first label or instead of the port.
 
 use std::collections::BTreeSet;
 

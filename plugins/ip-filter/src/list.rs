@@ -29,7 +29,7 @@ pub fn parse(list: &List, name: &str, setup: &mut Setup) -> Networks {
     networks
 }
 
-/// The most errors of a list that are reported: a file of another kind has one in each line.
+/// The maximum number of errors of a list that are reported: a file of another kind has one in each line.
 const MOST_ERRORS: usize = 20;
 
 /// Returns the part of a line that is the address.

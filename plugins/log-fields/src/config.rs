@@ -32,7 +32,7 @@ pub struct EntryTable {
     /// The name of a value, as in templates.
     pub value: String,
     /// The form in which the value is logged: `"hash"`, 16 hexadecimal digits that are the same for the same value;
-    /// `"first 4"` or `"last 4"`, so many characters; `"present"`, the word `present`; `"none"`, the value as it is, which
+    /// `"first 4"` or `"last 4"`, so many bytes; `"present"`, the word `present`; `"none"`, the value as it is, which
     /// credentials need to be logged whole.
     pub redact: Option<String>,
 }

@@ -5,17 +5,17 @@
 pub enum Redaction {
     /// The value as it is.
     None,
-    /// Digits by which equal values are known.
+    /// Digits that are the same for equal values.
     Hash,
-    /// The first characters.
+    /// The first bytes.
     First(usize),
-    /// The last characters.
+    /// The last bytes.
     Last(usize),
-    /// A word in place of the value.
+    /// A word instead of the value.
     Present,
 }
 
-/// The maximum number of characters that a part of a value shows.
+/// The maximum number of bytes that a part of a value shows.
 const MAX_SHOWN: usize = 32;
 
 impl std::str::FromStr for Redaction {

@@ -13,7 +13,7 @@ pub struct Config {
     pub format: Format,
     /// `true`: an identifier that the client has sent is kept if it is valid. By default it is replaced.
     pub trust: bool,
-    /// The most characters of a trusted identifier, from 1 to 1024; 128 by default.
+    /// The maximum length of a trusted identifier, in characters, from 1 to 1024; 128 by default.
     pub max_length: Option<usize>,
     /// `false`: responses don't get the field.
     pub response: Option<bool>,

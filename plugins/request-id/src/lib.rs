@@ -27,7 +27,7 @@ impl RequestFilter for RequestId {
 }
 
 impl ResponseFilter for RequestId {
-    /// Is never called: the host makes the edits of the response plan.
+    /// This hook is never called: the host makes the edits of the response plan.
     fn on_response(&mut self, _: &Values) -> Verdict {
         Verdict::proceed()
     }

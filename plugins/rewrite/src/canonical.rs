@@ -62,7 +62,7 @@ impl Canonical {
         self.host.is_some()
     }
 
-    /// Returns the canonical authority in place of another one; `None` if that is canonical already.
+    /// Returns the canonical form of an authority; `None` if the authority is canonical already.
     pub fn authority(&self, authority: &str) -> Option<String> {
         match self.host.as_ref()? {
             Host::Www if !authority.starts_with("www.") && is_name(authority) => Some(format!("www.{authority}")),

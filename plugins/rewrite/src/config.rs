@@ -80,7 +80,7 @@ pub struct QueryConfig {
     pub remove: Vec<String>,
     /// New names of parameters, by their old names.
     pub rename: BTreeMap<String, String>,
-    /// Parameters with their values, in place of those with these names.
+    /// Parameters with their values, which replace those with these names.
     pub set: BTreeMap<String, String>,
     /// `true`: parameters are sorted by their names; those of one name keep their order.
     pub sort: bool,

@@ -1,5 +1,5 @@
 //! The decision about a path: what the upstream gets, or where the client is redirected to. Redirects are followed here
-//! before they are sent, so that a loop is an error instead of a client that turns in circles.
+//! before they are sent, so that a loop is an error, and no client is redirected forever.
 
 use plugway_sdk::{ConfigError, Setup};
 
@@ -135,5 +135,5 @@ fn shown(trail: &[String]) -> String {
 /// Sites need one or two redirects in sequence.
 const MOST_REDIRECTS: usize = 8;
 
-/// The most errors about redirects that are reported.
+/// The maximum number of errors about redirects that are reported.
 const MOST_ERRORS: usize = 20;

@@ -154,5 +154,5 @@ fn group(name: &str, regex: &Regex) -> Result<usize, String> {
     })
 }
 
-/// The length from which on no group is added to a result.
+/// The length of a result beyond which no group is added.
 const LONGEST: usize = 16 << 10;

@@ -22,7 +22,7 @@ pub struct Fields {
     pub nonce_field: Option<String>,
 }
 
-/// A field and what becomes of that of the application.
+/// A field, and the treatment of the application's field of that name.
 struct Field {
     name: &'static str,
     value: Vec<Part>,

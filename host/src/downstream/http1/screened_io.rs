@@ -135,8 +135,8 @@ impl<T: Transport> ScreenedIo<T> {
         Poll::Pending
     }
 
-    /// Fails if a client is gone whose content waits for the endpoint, or isn't read for another reason: no read would show
-    /// that.
+    /// Fails if a client has disconnected while its content is not being read, for example because it waits for the
+    /// endpoint: no read would detect that.
     fn fail_if_gone(&self) -> io::Result<()> {
         let (look, session) = (&self.session.rest, &self.session);
         if !session.busy.get() || session.upload.borrow().is_over() || look.is_set() && !look.is_met() {

@@ -39,7 +39,8 @@ pub struct Session {
     timers: Rc<Timers>,
     /// The timeout for the next head to begin, and then to be complete.
     pub head: Deadline,
-    /// The deadline for the buffers to be freed; within an exchange, of the next look for a client that sends content.
+    /// The deadline for the buffers to be freed; within an exchange, the time of the next check whether a client that sends
+    /// content is still connected.
     pub rest: Deadline,
     /// The timeout for the client to accept data.
     pub send: Deadline,
@@ -214,7 +215,7 @@ impl Session {
         response.map(|outgoing| Http1Body { outgoing, cut: None, session: self.clone() })
     }
 
-    /// Reads on of the endpoint while the client takes nothing of the response.
+    /// Reads ahead from the endpoint while the client accepts nothing of the response.
     pub fn read_ahead(&self, cx: &mut Context<'_>) {
         if self.busy.get() && !self.flushed.get() {
             self.ahead.borrow().drive(cx);

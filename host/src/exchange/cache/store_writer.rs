@@ -180,8 +180,8 @@ impl StoreWriter {
     }
 }
 
-/// Waits until the slowest reader of content that is not stored has made room. Once there is no patience left, it is cut off
-/// where others wait for more: a client that takes little must not decide what they get.
+/// Waits until the slowest reader of content that is not stored has made room. Once no `patience` is left, that reader is
+/// cut off if others wait for more: a slow client must not decide what the others get.
 async fn wait_for_readers(fill: &SharedBody, patience: &mut Duration) {
     let mut ready = pin!(poll_fn(|cx| fill.poll_ready(cx).map(drop)));
     while tokio::time::timeout(STEP, &mut ready).await.is_err() {
@@ -192,10 +192,10 @@ async fn wait_for_readers(fill: &SharedBody, patience: &mut Duration) {
     }
 }
 
-/// The longest time that the readers of content which is not stored wait for slower ones, all in all.
+/// The maximum total time that the readers of content that is not stored wait for slower readers.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The wait that is counted. A reader that takes a piece in less is quick enough.
+/// The shortest wait that counts. A reader that takes a piece in less time is fast enough.
 const STEP: Duration = Duration::from_millis(100);
 
 impl Drop for StoreWriter {

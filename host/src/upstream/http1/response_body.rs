@@ -58,7 +58,7 @@ const MAX_EXTENSIONS: usize = 16 << 10;
 /// The length up to which chunks that have arrived together are joined, in bytes: a frame costs more than such a copy.
 const SMALL: usize = 1 << 10;
 
-/// The maximum length of joined chunks, in bytes, and of their number: the worker does nothing else meanwhile.
+/// The maximum length of joined chunks, in bytes, and their maximum number: the worker does nothing else meanwhile.
 const JOINED: usize = 8 << 10;
 const JOINED_CHUNKS: usize = 256;
 
@@ -128,8 +128,8 @@ impl ResponseBodyDecoder {
         }
     }
 
-    /// Returns content with the small chunks behind it that have arrived too. Whoever passes a body on pays for each frame,
-    /// and the endpoint decides how small its chunks are.
+    /// Returns content joined with the small chunks behind it that have arrived too. Each frame has a cost, and the
+    /// endpoint decides how small its chunks are.
     fn joined(&mut self, content: Bytes, bytes: &mut BytesMut) -> Bytes {
         if content.len() > SMALL || self.small_chunk(bytes).is_none() {
             return content;
@@ -148,7 +148,7 @@ impl ResponseBodyDecoder {
         joined.freeze()
     }
 
-    /// Returns the length of a small chunk that stands at the beginning of the bytes; `None` if none does.
+    /// Returns the length of a small chunk at the beginning of the bytes; `None` if there is none.
     fn small_chunk(&self, bytes: &BytesMut) -> Option<usize> {
         let State::Chunk(left) = self.state else { return None };
         let length = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
