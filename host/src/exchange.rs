@@ -106,11 +106,11 @@ pub enum Next {
 /// A request that has passed the plugins, or those above a cache.
 pub struct Forwarding {
     destination: Destination,
-    source: Source,
+    source: ResponseSource,
 }
 
 /// The source of a response.
-enum Source {
+enum ResponseSource {
     /// The upstream; a cache may be bypassed.
     Upstream(UpstreamId, OutgoingRequest, Option<Box<BypassedCache>>),
     /// The files of the route; a cache may be bypassed.
@@ -122,7 +122,7 @@ enum Source {
 /// The result of running the request hooks.
 enum Passed {
     /// The request goes to the source of its response.
-    Forward(Source),
+    Forward(ResponseSource),
     /// A plugin or a cache has responded.
     Respond(Reply),
 }
@@ -179,9 +179,9 @@ pub fn receive(
         Ok(Passed::Forward(source)) => {
             match source {
                 // RFC 9110 §15.2: a client of HTTP/1.0 doesn't know them.
-                Source::Upstream(..) if version == Version::HTTP_11 => context.informational = informational.clone(),
-                Source::Upstream(..) => {}
-                Source::Cache(_) | Source::Files(_) => record.upload.end(),
+                ResponseSource::Upstream(..) if version == Version::HTTP_11 => context.informational = informational.clone(),
+                ResponseSource::Upstream(..) => {}
+                ResponseSource::Cache(_) | ResponseSource::Files(_) => record.upload.end(),
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
             record.set_route(route_id, context);
@@ -260,7 +260,7 @@ fn down(
     if let RequestHooks::Cache(at) = down {
         match cached(at, context, *upstream)? {
             Lookup::Hit(response) => return Ok(Passed::Respond(Reply::new(Ok(response.into()), at).of_upstream())),
-            Lookup::Miss(miss) => return Ok(Passed::Forward(Source::Cache(miss))),
+            Lookup::Miss(miss) => return Ok(Passed::Forward(ResponseSource::Cache(miss))),
             Lookup::Bypass(bypassed_cache) => *bypassed = Some(Box::new(bypassed_cache)),
         }
         down = chain::down(worker, route, at.next(), context, upstream)?;
@@ -274,7 +274,7 @@ fn down(
             Some(upstream_id) => {
                 let failed = |error| ChainFailure::new(error, ChainPosition::bottom(route));
                 apply_uri_rules(route, context).map_err(failed)?;
-                Passed::Forward(Source::Upstream(upstream_id, content(context)?, bypassed.take()))
+                Passed::Forward(ResponseSource::Upstream(upstream_id, content(context)?, bypassed.take()))
             }
             None => match respond_at_once(&route.target, context) {
                 Some(response) => {
@@ -282,7 +282,7 @@ fn down(
                     let response = response.map_err(|error| ChainFailure::new(error, bottom))?;
                     Passed::Respond(Reply::new(Ok(response.into()), bottom))
                 }
-                None => Passed::Forward(Source::Files(bypassed.take())),
+                None => Passed::Forward(ResponseSource::Files(bypassed.take())),
             },
         },
     })
@@ -302,11 +302,11 @@ impl Forwarding {
         let destination = *destination;
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
         let (upstream_id, sending, bypassed) = match source {
-            Source::Upstream(upstream_id, sending, bypassed) => (*upstream_id, sending, bypassed),
-            Source::Files(bypassed) => {
+            ResponseSource::Upstream(upstream_id, sending, bypassed) => (*upstream_id, sending, bypassed),
+            ResponseSource::Files(bypassed) => {
                 return boxed(|| read_files(bypassed, worker, destination, timers, record)).await;
             }
-            Source::Cache(miss) => return boxed(|| fetch(miss, worker, destination, timers, record)).await,
+            ResponseSource::Cache(miss) => return boxed(|| fetch(miss, worker, destination, timers, record)).await,
         };
         let forwarded = timers.total.until_met(forward(worker, upstream_id, context, sending, &timers.idle)).await;
         if let Ok(Ok(_)) = forwarded {
