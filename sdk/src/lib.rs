@@ -66,6 +66,7 @@ pub mod lines;
 pub mod log;
 pub mod metrics;
 pub mod path;
+pub mod percent;
 mod setup;
 pub mod testing;
 pub mod units;

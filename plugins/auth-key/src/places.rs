@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use plugway_sdk::{ConfigError, Edit, EditPlan, Input, Setup, ValueName, Values, Verdict};
+use plugway_sdk::{ConfigError, Edit, EditPlan, Input, Setup, ValueName, Values, Verdict, percent};
 
 use crate::config::Config;
 
@@ -75,7 +75,7 @@ impl Places {
         if let Some(query) = &self.query
             && let Some(value) = request.bytes(query.value)
         {
-            return Some(decoded(value));
+            return Some(percent::decode(value));
         }
         request.bytes(self.cookie.as_ref()?.value).map(Cow::Borrowed)
     }
@@ -121,7 +121,8 @@ fn without_scheme<'a>(value: &'a [u8], scheme: Option<&str>) -> Option<&'a [u8]>
 
 /// Returns the query without all parameters of a name, whether the name is percent-encoded or not.
 fn without_parameter(query: &[u8], name: &[u8]) -> Vec<u8> {
-    let is_other = |pair: &&[u8]| *decoded(pair.split(|byte| *byte == b'=').next().unwrap_or_default()) != *name;
+    let is_other =
+        |pair: &&[u8]| *percent::decode(pair.split(|byte| *byte == b'=').next().unwrap_or_default()) != *name;
     query.split(|byte| *byte == b'&').filter(is_other).collect::<Vec<_>>().join(&b'&')
 }
 
@@ -141,21 +142,6 @@ fn without_cookie(cookies: &[u8], name: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(left.join(&b"; "[..]))
-}
-
-/// Decodes percent-encoding; a `%` without two digits stays.
-fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
-    if !text.contains(&b'%') {
-        return Cow::Borrowed(text);
-    }
-    let digit = |at: usize| text.get(at).and_then(|digit| char::from(*digit).to_digit(16));
-    let (mut decoded, mut at) = (Vec::with_capacity(text.len()), 0);
-    while let Some(byte) = text.get(at) {
-        let escaped = (*byte == b'%').then(|| digit(at + 1).zip(digit(at + 2))).flatten();
-        decoded.push(escaped.map_or(*byte, |(high, low)| (high << 4 | low) as u8));
-        at += if escaped.is_some() { 3 } else { 1 };
-    }
-    Cow::Owned(decoded)
 }
 
 /// Whether a text is a token (RFC 9110 §5.6.2).

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use plugway_sdk::{ConfigError, Setup};
+use plugway_sdk::{ConfigError, Setup, percent};
 
 use crate::config::QueryConfig;
 use crate::location::push_byte;
@@ -106,16 +106,8 @@ fn decoded(name: &str) -> Cow<'_, str> {
     if !name.contains(['%', '+']) {
         return Cow::Borrowed(name);
     }
-    let bytes = name.as_bytes();
-    let digit = |at: usize| bytes.get(at).and_then(|digit| char::from(*digit).to_digit(16));
-    let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while let Some(byte) = bytes.get(at) {
-        let escaped = (*byte == b'%').then(|| digit(at + 1).zip(digit(at + 2))).flatten();
-        let plain = if *byte == b'+' { b' ' } else { *byte };
-        decoded.push(escaped.map_or(plain, |(high, low)| (high << 4 | low) as u8));
-        at += if escaped.is_some() { 3 } else { 1 };
-    }
-    Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
+    let spaced = name.replace('+', " ");
+    Cow::Owned(String::from_utf8_lossy(&percent::decode(spaced.as_bytes())).into_owned())
 }
 
 fn encoded(text: &str) -> String {
