@@ -119,6 +119,13 @@ enum ResponseSource {
     Cache(Box<CacheMiss>),
 }
 
+impl ResponseSource {
+    /// Whether an endpoint gets the client's own request, with its content.
+    fn is_upstream(&self) -> bool {
+        matches!(self, ResponseSource::Upstream(..))
+    }
+}
+
 /// The result of running the request hooks.
 enum Passed {
     /// The request goes to the source of its response.
@@ -177,11 +184,11 @@ pub fn receive(
     });
     let reply = match passed {
         Ok(Passed::Forward(source)) => {
-            match source {
+            if source.is_upstream() {
                 // RFC 9110 §15.2: a client of HTTP/1.0 doesn't know them.
-                ResponseSource::Upstream(..) if version == Version::HTTP_11 => context.informational = informational.clone(),
-                ResponseSource::Upstream(..) => {}
-                ResponseSource::Cache(_) | ResponseSource::Files(_) => record.upload.end(),
+                context.informational = informational.clone().filter(|_| version == Version::HTTP_11);
+            } else {
+                record.upload.end();
             }
             // From here on the exchange may be dropped at any time, and still has to be told of.
             record.set_route(route_id, context);
