@@ -316,7 +316,7 @@ fn a_listener_can_send_everybody_to_https() {
 /// A connection has one listener, whichever addresses share its port: that of the most specific address.
 #[test]
 fn listeners_that_share_a_port_have_their_own_connections() {
-    let port = std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let port = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
     let listeners: String = [("0.0.0.0", 1001), ("127.0.0.1", 1002), ("[::]", 1003)]
         .map(|(host, to)| format!("[[listener]]\naddress = \"{host}:{port}\"\nredirect-to-https = {to}\n"))
         .concat();
@@ -412,7 +412,7 @@ fn an_endpoint_that_wants_a_certificate_names_the_key_over_both_versions() {
 fn an_endpoint_of_openssl_is_understood() {
     let folder = tempfile::tempdir().unwrap();
     Authority::new(folder.path()).issue(folder.path(), "site", &["localhost"]);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut server = Command::new("openssl");
     server.args(["s_server", "-quiet", "-www", "-accept", &port.to_string(), "-cert", "site.pem", "-key", "site.key"]);
     let mut server = server.current_dir(folder.path()).spawn().unwrap();
