@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Slow clients in front of gunicorn with one synchronous worker: how long the next request waits behind each.
 
-Run it on a quiet machine: `tests/drills/slow_clients.py target/release/plugway [rounds]`. It starts gunicorn from
-`target/test-venv` (tests/run makes that), the proxy as `plugway proxy --to`, and nginx with its defaults, all on loopback.
-It prints one row for each case and proxy: the wait of a request that is sent a second after the slow one has begun, the
-time of the slow one, and the memory of the proxy. Rounds alternate between the proxies; the figures are medians.
+Run it on a quiet machine: `tests/drills/slow_clients.py target/release/plugway [rounds]`. It needs nginx, and gunicorn in
+`target/test-venv`: run `tests/run` first, which makes that folder. It starts gunicorn, the proxy as `plugway proxy --to`,
+and nginx with its defaults, all on loopback. It prints one row for each case and proxy: the wait of a request that is sent
+a second after the slow one has begun, the time of the slow one, and the memory of the proxy. Rounds alternate between the
+proxies; the figures are medians.
 """
 import http.client, os, socket, statistics, subprocess, sys, tempfile, threading, time
 
@@ -31,6 +32,8 @@ def until_open(port):
 
 def gunicorn(port):
     python = os.path.join(ROOT, "target/test-venv/bin/python")
+    if not os.path.exists(python):
+        sys.exit(f"there is no {python}: run tests/run first")
     arguments = ["-m", "gunicorn", "--timeout", "600", "--bind", f"127.0.0.1:{port}", "--chdir",
                  os.path.join(ROOT, "tests/support"), "wsgi:bulk"]
     return subprocess.Popen([python, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
