@@ -239,9 +239,22 @@ fn make_files(folder: &Path) {
     for plugin in ["guard.wasm", "target/wasm32-wasip2/release/guard.wasm"] {
         std::fs::copy(plugway_test_guests::MISBEHAVE, folder.join(plugin)).unwrap();
     }
-    std::fs::write(folder.join("pages/lost.html"), "{status}").unwrap();
-    std::fs::write(folder.join("pages/sorry.html"), "{status}").unwrap();
-    std::fs::write(folder.join("pages/shop.html"), "{status}").unwrap();
+    for page in ["lost", "sorry", "shop", "closed"] {
+        std::fs::write(folder.join(format!("pages/{page}.html")), "{status}").unwrap();
+    }
+    let key = format!("shop:sha256:{}", "0a".repeat(32));
+    let files = [
+        ("secrets/token", "t0ken"),
+        ("keys.txt", &key),
+        ("log.key", "0123456789abcdef0123456789abcdef"),
+        ("allow.txt", "192.0.2.7"),
+        ("blocklist.txt", "198.51.100.7"),
+        ("redirects.map", "/old /new"),
+        ("hosts.txt", "example.org"),
+    ];
+    for (name, text) in files {
+        std::fs::write(folder.join(name), text).unwrap();
+    }
     std::fs::write(folder.join("app.toml"), "endpoints = [\"127.0.0.1:8002\"]").unwrap();
     let token = folder.join("admin.token");
     std::fs::write(&token, "0123456789abcdef").unwrap();
@@ -251,7 +264,7 @@ fn make_files(folder: &Path) {
 /// Returns the output of `plugway check` for a manifest of this text.
 fn check(folder: &Path, name: &str, manifest: &str) -> Output {
     std::fs::write(folder.join(name), manifest).unwrap();
-    plugway().args(["check", name]).current_dir(folder).output().unwrap()
+    plugway().env("REGION", "north").args(["check", name]).current_dir(folder).output().unwrap()
 }
 
 #[test]
@@ -294,6 +307,12 @@ const DOCUMENTS: &[(&str, &str)] = &[
     ("ip-filter.md", include_str!("../docs/plugins/ip-filter.md")),
     ("auth-key.md", include_str!("../docs/plugins/auth-key.md")),
     ("request-id.md", include_str!("../docs/plugins/request-id.md")),
+    ("recipes.md", include_str!("../docs/recipes.md")),
+    ("buffering.md", include_str!("../docs/buffering.md")),
+    ("cors.md", include_str!("../docs/plugins/cors.md")),
+    ("security-headers.md", include_str!("../docs/plugins/security-headers.md")),
+    ("log-fields.md", include_str!("../docs/plugins/log-fields.md")),
+    ("body-limit.md", include_str!("../docs/plugins/body-limit.md")),
 ];
 
 /// The tables that every manifest needs.
