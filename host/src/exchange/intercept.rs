@@ -13,7 +13,7 @@ use crate::exchange::forward::Received;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::WorkerState;
 use crate::generation::ids::RouteId;
-use crate::protocol::hop_by_hop;
+use crate::protocol::{conversation, hop_by_hop};
 
 /// Returns a response of the upstream, or the page in its place.
 pub fn intercept(received: Received, context: &ExchangeContext, route_id: RouteId, worker: &WorkerState) -> Received {
@@ -32,7 +32,7 @@ pub fn intercept(received: Received, context: &ExchangeContext, route_id: RouteI
 
 /// Whether a message is one of gRPC, whose errors are in its trailers.
 fn is_grpc(fields: &HeaderMap) -> bool {
-    fields.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+    fields.get(header::CONTENT_TYPE).is_some_and(|media| conversation::is_grpc(media.as_bytes()))
 }
 
 /// Replaces the fields of the content by those of a page. The page has no rules of its own for caches, like the pages of
