@@ -91,6 +91,39 @@ fn what_an_untrusted_client_says_of_its_way_reaches_nobody() {
 }
 
 #[test]
+fn the_scheme_is_that_of_the_client_of_a_trusted_proxy() {
+    let telling = "{ use = \"headers\", config.request.set = { X-Knows = \"{scheme} {authority} {uri}\" } }";
+    let trusting = Proxy::start(&listening(&echo(), "trusted-proxies = [\"127.0.0.1\"]", telling, ""));
+    let plain = "http example.org http://example.org/";
+    let secure = "https example.org https://example.org/";
+    let cases = [
+        ("X-Forwarded-Proto: https", secure),
+        ("X-Forwarded-Proto: HTTPS, http", secure),
+        ("X-Forwarded-Proto: http", plain),
+        ("X-Forwarded-Proto: gopher", plain),
+        ("Forwarded: for=203.0.113.9;proto=https", plain),
+        ("X-Forwarded-For: 203.0.113.9\r\nForwarded: for=6.6.6.6;proto=http, for=203.0.113.9;proto=https", secure),
+        ("X-Forwarded-Proto: http\r\nForwarded: for=127.0.0.1;proto=https", plain),
+        ("X-Other: 1", plain),
+    ];
+    for (field, wanted) in cases {
+        assert_eq!(got(&get(&trusting, &[field]), "x-knows"), [wanted], "{field}");
+    }
+    let wary = Proxy::start(&listening(&echo(), "", telling, ""));
+    assert_eq!(got(&get(&wary, &["X-Forwarded-Proto: https"]), "x-knows"), [plain]);
+}
+
+#[test]
+fn a_client_that_uses_https_at_a_trusted_proxy_is_not_redirected_to_https() {
+    let keys = |more: &str| format!("redirect-to-https = true\n{more}");
+    let trusting = Proxy::start(&listening(&echo(), &keys("trusted-proxies = [\"127.0.0.1\"]"), "", ""));
+    assert_eq!(get(&trusting, &["X-Forwarded-Proto: https"]).status(), 200);
+    assert_eq!(get(&trusting, &["X-Forwarded-Proto: http"]).status(), 308);
+    let wary = Proxy::start(&listening(&echo(), &keys(""), "", ""));
+    assert_eq!(get(&wary, &["X-Forwarded-Proto: https"]).status(), 308);
+}
+
+#[test]
 fn a_trusted_chain_gives_one_answer_to_all() {
     let folder = tempfile::tempdir().unwrap();
     let log = "[access-log]\nformat = \"json\"\nfile = \"access.log\"\n";

@@ -119,6 +119,28 @@ fn hsts_is_sent_at_a_listener_with_tls() {
     assert!(got.to_lowercase().contains("strict-transport-security: max-age=31536000\r\n"), "{got}");
 }
 
+#[test]
+fn hsts_is_decided_by_the_scheme_of_the_client() {
+    let app = |field: &'static str| {
+        origin(move |_| format!("HTTP/1.1 200 OK\r\n{field}Content-Length: 0\r\n\r\n").into_bytes())
+    };
+    let trusting = "address = \"127.0.0.1:0\"\ntrusted-proxies = [\"127.0.0.1\"]\n";
+    let start = |field, listener: &str| {
+        let text = manifest(&app(field), "\"security-headers\"", "");
+        Proxy::start(&text.replace("address = \"127.0.0.1:0\"\n", listener))
+    };
+    let hsts =
+        |proxy: &Proxy, fields: &str| proxy.get("/", fields).field("strict-transport-security").map(String::from);
+    let (year, own) = (Some("max-age=31536000".to_string()), Some("max-age=99".to_string()));
+    let (secure, plain) = ("\r\nX-Forwarded-Proto: https", "\r\nX-Forwarded-Proto: http");
+    let proxy = start("", trusting);
+    assert_eq!((hsts(&proxy, secure), hsts(&proxy, plain), hsts(&proxy, "")), (year, None, None));
+    let wary = start("", "address = \"127.0.0.1:0\"\n");
+    assert_eq!(hsts(&wary, secure), None, "the client's own claim");
+    let proxy = start("Strict-Transport-Security: max-age=99\r\n", trusting);
+    assert_eq!((hsts(&proxy, secure), hsts(&proxy, "")), (own.clone(), own), "the application's is kept");
+}
+
 /// Returns the head of a response over TLS.
 fn head_over_tls(proxy: &Proxy, folder: &Path) -> String {
     let port = proxy.address.rsplit(':').next().unwrap();

@@ -22,7 +22,7 @@ use http::uri::PathAndQuery;
 use crate::context::edit_check::MessageSide;
 use crate::context::informational::InformationalQueue;
 use crate::protocol::authority;
-use crate::protocol::client_address::{ClientAddress, X_FORWARDED_FOR};
+use crate::protocol::client_address::{ClientAddress, Scheme, X_FORWARDED_FOR};
 use crate::protocol::field_alias;
 
 /// The heads of both messages, and where the exchange stands.
@@ -43,6 +43,8 @@ pub struct ExchangeContext {
     pub peer: Arc<ClientInfo>,
     /// The client that trusted proxies name; `None` if it is the peer.
     pub client: Option<Box<ClientAddress>>,
+    /// The scheme by which the client reached the trusted proxies; `None` if they name none.
+    pub named_scheme: Option<Scheme>,
     /// Whether the request may have fields that an origin takes for others.
     pub has_aliases: bool,
     /// The chain of addresses as trusted proxies have sent it.
@@ -211,8 +213,6 @@ pub struct ClientInfo {
     pub port: Option<HeaderValue>,
     /// Address and port of the listener.
     pub listener: HeaderValue,
-    /// How the client reached it.
-    pub scheme: HeaderValue,
     /// The client's address and that which it reached; none for a unix socket.
     pub ends: Option<(SocketAddr, SocketAddr)>,
     /// Whether the listener takes the peer's word about its clients.
@@ -239,8 +239,8 @@ pub struct ClientCertificate {
     pub fingerprint: Option<HeaderValue>,
 }
 
-const HTTP: HeaderValue = HeaderValue::from_static("http");
-const HTTPS: HeaderValue = HeaderValue::from_static("https");
+static HTTP: HeaderValue = HeaderValue::from_static("http");
+static HTTPS: HeaderValue = HeaderValue::from_static("https");
 
 /// The name of a value.
 #[derive(Clone, Debug, PartialEq)]
@@ -345,7 +345,7 @@ impl ExchangeContext {
         upstream: Arc<str>,
     ) -> Self {
         let (response, endpoint, cache, notes, id) = (None, None, None, Vec::new(), OnceCell::new());
-        let (added, client, has_aliases) = (Added::default(), None, false);
+        let (added, client, named_scheme, has_aliases) = (Added::default(), None, None, false);
         let (sent_path, forwarded) = (None, None);
         let chain = joined(&request.headers, &X_FORWARDED_FOR).and_then(|chain| match chain {
             Value::Field(field) => Some(field.clone()),
@@ -360,6 +360,7 @@ impl ExchangeContext {
             response,
             peer,
             client,
+            named_scheme,
             has_aliases,
             route,
             upstream,
@@ -396,6 +397,7 @@ impl ExchangeContext {
         let mut copy = ExchangeContext::new(received, self.request.clone(), peer, route, upstream);
         (copy.notes, copy.added) = (self.notes.clone(), self.added);
         (copy.client, copy.has_aliases) = (self.client.clone(), self.has_aliases);
+        copy.named_scheme = self.named_scheme;
         copy.chain = self.chain.clone();
         copy.sent_path.clone_from(&self.sent_path);
         copy
@@ -406,7 +408,7 @@ impl ExchangeContext {
         let text = |text: &'_ str| Some(Value::Bytes(Cow::Owned(text.as_bytes().to_vec())));
         match name {
             ValueName::Method => Some(borrowed(self.request.method.as_str())),
-            ValueName::Scheme => Some(Value::Field(&self.peer.scheme)),
+            ValueName::Scheme => Some(Value::Field(if self.is_secure() { &HTTPS } else { &HTTP })),
             ValueName::Authority => self.request.headers.get(header::HOST).map(Value::Field),
             ValueName::Host => Some(host(self.request.headers.get(header::HOST)?)),
             ValueName::Path => Some(borrowed(self.request.uri.path())),
@@ -455,7 +457,7 @@ impl ExchangeContext {
 
     /// Writes the target URI, in its normal form (RFC 9110 §7.1, §4.2.3).
     pub fn put_uri(&self, into: &mut Vec<u8>) {
-        let (scheme, port) = if self.peer.is_secure() { (&b"https://"[..], 443) } else { (&b"http://"[..], 80) };
+        let (scheme, port) = if self.is_secure() { (&b"https://"[..], 443) } else { (&b"http://"[..], 80) };
         let authority = self.request.headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
         // What a plugin has put into Host may have no normal form.
         let authority = authority::normal(authority, Some(port)).unwrap_or(Cow::Borrowed(authority));
@@ -518,6 +520,11 @@ impl ExchangeContext {
         self.client.as_ref().map(|client| &client.address).or(self.peer.address.as_ref())
     }
 
+    /// Whether the client uses `https`, as the trusted proxies say, or else by the connection.
+    pub fn is_secure(&self) -> bool {
+        self.peer.is_secure_for(self.named_scheme)
+    }
+
     /// The client's address without port; `None` if it is unknown.
     pub fn client_ip(&self) -> Option<IpAddr> {
         self.client.as_ref().map(|client| client.socket.ip()).or(self.peer.ip())
@@ -578,21 +585,13 @@ impl ClientInfo {
         let field = |text: String| HeaderValue::from_str(&text).ok();
         let ends = Some((client, listener));
         let listener = field(listener.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        ClientInfo {
-            address: field(address),
-            port: field(port),
-            listener,
-            scheme: HTTP,
-            ends,
-            is_trusted: false,
-            tls: None,
-        }
+        ClientInfo { address: field(address), port: field(port), listener, ends, is_trusted: false, tls: None }
     }
 
     /// The facts of a connection over a unix socket.
     pub fn unix(listener: &str) -> Self {
         let listener = HeaderValue::from_str(listener).unwrap_or(HeaderValue::from_static("unix"));
-        ClientInfo { address: None, port: None, listener, scheme: HTTP, ends: None, is_trusted: false, tls: None }
+        ClientInfo { address: None, port: None, listener, ends: None, is_trusted: false, tls: None }
     }
 
     /// The address that connected; `None` at a unix socket.
@@ -605,9 +604,14 @@ impl ClientInfo {
         self.tls.is_some()
     }
 
+    /// Whether a client uses `https`, given the scheme that the trusted proxies name, or else by the connection.
+    pub fn is_secure_for(&self, named: Option<Scheme>) -> bool {
+        named.map_or(self.is_secure(), |scheme| scheme == Scheme::Https)
+    }
+
     /// Returns the client with a connection over TLS, for tests.
     pub fn secure(&mut self, tls: ClientTls) {
-        (self.scheme, self.tls) = (HTTPS, Some(Box::new(tls)));
+        self.tls = Some(Box::new(tls));
     }
 }
 

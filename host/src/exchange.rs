@@ -154,6 +154,7 @@ pub fn receive(
     let context = |parts, route, upstream| {
         let mut context = Box::new(ExchangeContext::new(received, parts, peer.clone(), route, upstream));
         (context.client, context.has_aliases) = (settled.client, settled.has_aliases);
+        context.named_scheme = settled.scheme;
         context
     };
     let FoundRoute { route_id, sent } = match routed {

@@ -163,7 +163,7 @@ fn carry_out(
 
 /// Sets `Host` without the port of the scheme, as that of a client is (RFC 9110 §4.2.3).
 fn set_host(host: HeaderValue, context: &mut ExchangeContext) -> Result<(), EditError> {
-    let port = if context.peer.is_secure() { 443 } else { 80 };
+    let port = if context.is_secure() { 443 } else { 80 };
     let shorter = match authority::normal(host.as_bytes(), Some(port)) {
         Ok(Cow::Owned(normal)) => HeaderValue::try_from(normal).ok(),
         // What is still to be refused is refused elsewhere.

@@ -69,10 +69,13 @@ pub fn find_route(
     {
         return Err(failed(Error::new(FailureKind::RequestError, rule)));
     }
-    let way = request_target::Arrival { is_secure: arrival.peer.is_secure(), is_trusted: arrival.peer.is_trusted };
+    let is_secure = arrival.peer.is_secure_for(settled.scheme);
+    let way = request_target::Arrival { is_secure, is_trusted: arrival.peer.is_trusted };
     let accepted = request_target::accept(request, way).map_err(failed)?;
     let (router, listener) = (&worker.generation.router, &arrival.listener);
     if let Some(port) = listener.redirect
+        // Its client would follow the redirect to the same URI for ever.
+        && !is_secure
         && router.route_of_listener(request, &listener.address).is_none()
     {
         return Err(redirect_to_https(request, accepted, port));

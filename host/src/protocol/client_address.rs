@@ -1,4 +1,4 @@
-//! The client of a request, as the proxies before this one name it, for the access log, limits, hashing, plugins and
+//! The client of a request and its scheme, as the proxies before this one name them, for the access log, limits, hashing, plugins and
 //! templates. Fields about a request's way that no trusted proxy vouches for are removed before anything reads them.
 //!
 //! A chain (`X-Forwarded-For`, `Forwarded`) is read from its right end, which the nearest proxy wrote: over trusted
@@ -7,6 +7,7 @@
 //! elements left of it can't be distinguished from forgeries: the client is then the last known hop.
 
 mod chain;
+mod scheme;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,8 @@ use smallvec::SmallVec;
 use crate::protocol::client_address::chain::Grammar;
 use crate::protocol::field_alias::{are_alike, is_ambiguous, is_plain};
 use crate::protocol::trusted_peers::TrustedPeers;
+
+pub use scheme::Scheme;
 
 /// The rules of a listener: which peers may name a client, and how ambiguous fields are treated.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +67,8 @@ pub struct ClientAddress {
 pub struct Settled {
     /// The client; `None` if the client is the peer.
     pub client: Option<Box<ClientAddress>>,
+    /// The scheme by which the client reached the trusted proxies; `None` if they name none.
+    pub scheme: Option<Scheme>,
     /// Whether there are fields left that an origin may confuse with others.
     pub has_aliases: bool,
     /// Whether the request is rejected because of such a field.
@@ -95,6 +100,8 @@ pub fn settle(fields: &mut HeaderMap, peer: Option<IpAddr>, is_trusted: bool, ru
     unwanted.iter().for_each(|name| drop(fields.remove(name)));
     if is_trusted {
         settled.client = named(fields, &said, peer, rules);
+        // After untrusted elements are removed.
+        settled.scheme = if said.is_empty() { None } else { scheme::named(fields) };
     }
     settled
 }

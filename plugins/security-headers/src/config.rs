@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// The fields by which browsers protect a site. Without a configuration: HSTS for a year over TLS,
+/// The fields by which browsers protect a site. Without a configuration: HSTS for a year for clients that use `https`,
 /// `X-Content-Type-Options`, `X-Frame-Options: SAMEORIGIN` and `Referrer-Policy`, each unless the application sends its
 /// own; `Server` and `X-Powered-By` are removed.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// `Strict-Transport-Security` (RFC 6797), which is sent over TLS only; `false` for none.
+    /// `Strict-Transport-Security` (RFC 6797), which is sent to clients that use `https` only, also if a trusted proxy has
+    /// ended TLS; `false` for none.
     pub hsts: Hsts,
     /// `Content-Security-Policy`: a text, or a table of directives. `'nonce-{nonce}'` in it is a new nonce for each
     /// response.

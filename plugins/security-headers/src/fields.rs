@@ -6,7 +6,7 @@ use crate::config::{Config, FrameRule, Frames, Hsts, ReferrerPolicy};
 use crate::csp::Policy;
 use crate::{hsts, permissions};
 
-/// The scheme by which a client reached the listener.
+/// The scheme that a client uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     Http,
@@ -89,9 +89,9 @@ impl Fields {
         let plan = self.remove.iter().fold(EditPlan::default(), |plan, name| plan.remove_field(name));
         let plan = match (&self.hsts, scheme) {
             (Some(hsts), Scheme::Https) => hsts.apply(plan),
-            // A site must not send the field without TLS (RFC 6797 §7.2).
-            (Some(_), Scheme::Http) => plan.remove_field(HSTS),
-            (None, _) => plan,
+            // A site must not send the field without TLS (RFC 6797 §7.2). That of the application stays, since a proxy that
+            // isn't trusted may have ended TLS. Browsers ignore the field without TLS (§8.1).
+            (Some(_), Scheme::Http) | (None, _) => plan,
         };
         self.others.iter().fold(plan, |plan, field| field.apply(plan))
     }

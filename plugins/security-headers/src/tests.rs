@@ -53,6 +53,8 @@ fn hsts_is_sent_over_tls_only() {
     assert_eq!(field(&secure, "strict-transport-security"), ["max-age=63072000; includeSubDomains; preload"]);
     let own = Response::new(200).field("strict-transport-security", "max-age=9");
     let plain = fields(&mut harness(config), Request::get("/"), own);
+    assert_eq!(field(&plain, "strict-transport-security"), ["max-age=9"], "TLS may have ended at another proxy");
+    let plain = fields(&mut harness(json!({})), Request::get("/"), Response::new(200));
     assert!(field(&plain, "strict-transport-security").is_empty());
     let mut none = harness(json!({ "hsts": false }));
     assert!(none.setup.response_plan.is_some() && none.setup.request_plan.is_some(), "it needs no call");

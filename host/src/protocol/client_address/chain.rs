@@ -209,6 +209,19 @@ fn forwarded_node(element: &[u8]) -> ChainNode {
     }
 }
 
+/// Returns the first element of a line of `Forwarded`; `None` if the line has none.
+pub(super) fn first_forwarded(line: &[u8]) -> Option<&[u8]> {
+    FromRight { left: Some(line), grammar: Grammar::Forwarded }.last()
+}
+
+/// Returns a parameter of an element of `Forwarded`; `None` if it is absent, there twice, or malformed.
+pub(super) fn parameter(element: &[u8], wanted: &str) -> Option<String> {
+    let pairs = std::str::from_utf8(element).ok().and_then(pairs)?;
+    let mut values = pairs.into_iter().filter(|(name, _)| name.eq_ignore_ascii_case(wanted));
+    // An element has each name only once (RFC 7239 §4).
+    values.next().filter(|_| values.next().is_none()).map(|(_, value)| value)
+}
+
 /// Parses the pairs of an element and unquotes their values; `None` if they are malformed.
 fn pairs(element: &str) -> Option<SmallVec<[(&str, String); 4]>> {
     let (mut pairs, mut rest) = (SmallVec::new(), element);
