@@ -91,6 +91,23 @@ fn a_missing_manifest_is_named() {
     assert!(error.contains("nowhere/plugway.toml") && error.contains("no manifest: there is no file"), "{error}");
 }
 
+#[test]
+fn the_plugin_headers_without_rules_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let warns = |plugins: &str, more: &str| {
+        std::fs::write(folder.path().join("plugway.toml"), manifest("127.0.0.1:1", plugins, more)).unwrap();
+        let (code, said) = check(folder.path(), "plugway.toml");
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.is_empty() || said.contains("plugin `headers` without rules"), "{said}");
+        said.matches("forwarded = {}").count()
+    };
+    assert_eq!(warns("\"headers\"", ""), 1);
+    assert_eq!(warns("{ use = \"headers\" }", ""), 1);
+    assert_eq!(warns("\"h\"", "[plugin.h]\nuse = \"headers\"\n"), 1);
+    assert_eq!(warns("\"headers\"", "[plugin.headers]\nuse = \"headers\"\nconfig = { forwarded = {} }\n"), 0);
+    assert_eq!(warns("{ use = \"headers\", config.response.remove = [\"Server\"] }", ""), 0);
+}
+
 /// Such a page is no mistake, and shows that its author expects something else of it.
 #[test]
 fn an_error_page_that_is_never_shown_is_warned_of() {
@@ -110,8 +127,10 @@ fn an_error_page_that_is_never_shown_is_warned_of() {
     let wanted = "part of the manifest without effect";
     assert_eq!(said.matches(wanted).count(), 1, "{said}");
     assert!(said.contains("plugway.toml:11") && said.contains("`403` of `error-page`"), "{said}");
-    let named = "[plugin.p]\nuse = \"headers\"\non-error = 403\n[[route]]\npath = \"/p\"\nupstream = \"app\"\nplugins = [\"p\"]";
+    let named = "[plugin.p]\nuse = \"headers\"\nconfig = { forwarded = {} }\non-error = 403\n[[route]]\npath = \"/p\"\nupstream = \"app\"\nplugins = [\"p\"]";
     assert_eq!(check("403 = \"page.html\"", named), "");
+    let plugin = "[[route]]\npath = \"/p\"\nupstream = \"app\"\nplugins = [\"request-id\"]";
+    assert_eq!(check("403 = \"page.html\"", plugin), "", "a plugin may respond with it");
     let files = "[[route]]\npath = \"/p\"\nfiles = { root = \".\" }";
     assert_eq!(check("403 = \"page.html\"\n405 = \"page.html\"\n412 = \"page.html\"", files), "");
 }

@@ -1,6 +1,6 @@
 //! The parts of a manifest that have no effect: warnings, since such a manifest works.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,6 +12,9 @@ use crate::config::spanned::Spanned;
 use crate::generation::error_pages;
 use crate::plugin::settings::OnError;
 
+/// The stock plugin that edits fields.
+const HEADERS: &str = "headers";
+
 type Files = [(Arc<Source>, Manifest)];
 
 impl Assembly<'_> {
@@ -21,6 +24,7 @@ impl Assembly<'_> {
             return;
         }
         warn_of_plugins(&mut self.problems, files);
+        warn_of_headers(&mut self.problems, files);
         warn_of_upstreams(&mut self.problems, files);
         self.warn_of_pages(files);
         for (source, upstream) in
@@ -140,6 +144,30 @@ fn warn_of_plugins(problems: &mut Diagnostics, files: &Files) {
 fn warn_of_upstreams(problems: &mut Diagnostics, files: &Files) {
     // A plugin of the user's own may choose any upstream.
     let is_own = |plugin: &PluginTable| plugin.r#use.get_ref().ends_with(".wasm");
+/// Warns of the plugin `headers` in a chain without anything to do.
+fn warn_of_headers(problems: &mut Diagnostics, files: &Files) {
+    let tables: HashMap<&str, &PluginTable> =
+        files.iter().flat_map(|(_, file)| &file.plugin).map(|(name, table)| (name.get_ref().as_str(), table)).collect();
+    let has_rules =
+        |config: &toml::Table| ["request", "response", "forwarded"].iter().any(|key| config.contains_key(*key));
+    let is_idle =
+        |table: &PluginTable| table.r#use.get_ref() == HEADERS && !table.config.as_ref().is_some_and(has_rules);
+    let chains = files.iter().flat_map(|(source, file)| file.route.iter().map(move |route| (source, route)));
+    for (source, plugin) in
+        chains.flat_map(|(source, route)| route.get_ref().plugins.iter().map(move |plugin| (source, plugin)))
+    {
+        let is_idle = match plugin.get_ref() {
+            PluginRef::Inline(table) => is_idle(table),
+            PluginRef::Name(name) => tables.get(name.as_str()).map_or(name == HEADERS, |table| is_idle(table)),
+        };
+        if is_idle {
+            let part = "plugin `headers` without rules: it changes no field; for `X-Forwarded-For` and other fields about the \
+                        client write `{ use = \"headers\", config = { forwarded = {} } }`";
+            warn(problems, source, &plugin.span(), part);
+        }
+    }
+}
+
     let inline = references(files).any(|reference| matches!(reference, PluginRef::Inline(plugin) if is_own(plugin)));
     if inline || files.iter().flat_map(|(_, file)| file.plugin.values()).any(is_own) {
         return;
