@@ -1,4 +1,4 @@
-//! From the `maintenance` of a route to its switch.
+//! From the `maintenance` of a route, or of the manifest, to its switch.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::config::spanned::Spanned;
 
 use super::{Assembly, beside};
 use crate::config::diagnostic::Source;
-use crate::config::manifest::{self, RouteTable};
+use crate::config::manifest::{self, Manifest};
 use crate::generation::Route;
 use crate::generation::maintenance::{Maintenance, MaintenanceSwitch};
 
@@ -19,9 +19,20 @@ const RETRY_AFTER: Duration = Duration::from_secs(60);
 const MAX_SWITCHES: usize = 1_000;
 
 impl Assembly<'_> {
-    /// Returns the maintenance of a route; `None` if it has none.
-    pub(super) fn maintenance(&mut self, source: &Arc<Source>, route: &RouteTable) -> Option<Maintenance> {
-        let wanted = route.maintenance.as_ref()?;
+    /// Returns the maintenance of the routes without one of their own; `None` if the manifest has none.
+    pub(super) fn common_maintenance(&mut self, files: &[(Arc<Source>, Manifest)]) -> Option<Maintenance> {
+        // A second one is reported with the other keys that may stand once.
+        let mut named = files.iter().filter_map(|(source, file)| Some((source, file.maintenance.as_ref()?)));
+        let (source, wanted) = named.next()?;
+        self.maintenance(source, wanted)
+    }
+
+    /// Returns the maintenance that a key describes; `None` if it has an error.
+    pub(super) fn maintenance(
+        &mut self,
+        source: &Arc<Source>,
+        wanted: &Spanned<manifest::Maintenance>,
+    ) -> Option<Maintenance> {
         let (file, span, retry_after, except) = match wanted.get_ref() {
             manifest::Maintenance::File(file) => (file, wanted.span(), None, &[][..]),
             manifest::Maintenance::Table(table) => {

@@ -17,6 +17,7 @@ impl Assembly<'_> {
                 ("workers", file.workers.is_some()),
                 ("drain-timeout", file.drain_timeout.is_some()),
                 ("access-log", file.access_log.is_some()),
+                ("maintenance", file.maintenance.is_some()),
                 ("admin", file.admin.is_some()),
                 ("load", file.load.is_some()),
                 ("resolver", file.resolver.is_some()),

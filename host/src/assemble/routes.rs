@@ -41,6 +41,7 @@ impl Assembly<'_> {
         upstreams: &HashMap<Arc<str>, UpstreamId>,
     ) -> (Vec<Route>, Option<Router>) {
         let (mut routes, mut matches, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let common = self.common_maintenance(files);
         let mut are_sound = !self.left_out.has_any("route");
         let listeners: Vec<&str> =
             files.iter().flat_map(|(_, file)| &file.listener).map(|one| one.address.get_ref().as_str()).collect();
@@ -50,7 +51,8 @@ impl Assembly<'_> {
             let before = self.problems.count();
             let matching = self.matching(source, route.get_ref(), &listeners);
             are_sound &= self.problems.count() == before;
-            routes.push(self.route(source, route, upstreams));
+            let made = self.route(source, route, upstreams);
+            routes.push(Route { maintenance: made.maintenance.or_else(|| common.clone()), ..made });
             matches.push(matching);
             places.push((source, route.span()));
         }
@@ -116,7 +118,7 @@ impl Assembly<'_> {
             timeout: route.timeout.as_ref().map(|text| self.duration(source, Some(text), Duration::MAX)),
             error_pages: self.route_pages(source, route),
             intercept: self.intercepted(source, route),
-            maintenance: self.maintenance(source, route),
+            maintenance: route.maintenance.as_ref().and_then(|wanted| self.maintenance(source, wanted)),
             response_buffer: self.response_buffer(source, route),
             request_buffer: self.request_buffer(source, route),
             name,

@@ -58,6 +58,12 @@ pub struct Manifest {
     ///
     /// Type: table `[error-page]` of paths. Default: small built-in pages. Example: `{ 404 = "pages/lost.html" }`.
     pub error_page: BTreeMap<Spanned<String>, Spanned<String>>,
+    /// The file that switches the maintenance of all routes on, except those with `maintenance` of their own: while it exists,
+    /// every request of these routes gets 503 with `Retry-After` and the error page for 503.
+    ///
+    /// Type: path, or table as `[route.maintenance]`. Default: none. Example: `"down"`, `{ file = "down", retry-after =
+    /// "10m" }`.
+    pub maintenance: Option<Spanned<Maintenance>>,
     /// The configured plugins.
     ///
     /// Type: tables `[plugin.NAME]`. Default: none.
@@ -868,7 +874,7 @@ pub struct RouteTable {
     /// The file that switches maintenance on: while it exists, every request of the route gets 503 with `Retry-After` and
     /// the error page for 503. No plugin sees the request.
     ///
-    /// Type: path, or table `[route.maintenance]`. Default: none. Example: `"down"`, `{ file = "down", retry-after =
+    /// Type: path, or table `[route.maintenance]`. Default: that of the manifest. Example: `"down"`, `{ file = "down", retry-after =
     /// "10m" }`.
     pub maintenance: Option<Spanned<Maintenance>>,
     /// The chain, outermost plugin first: names of configured or stock plugins, or tables as `[plugin.NAME]`.
@@ -879,14 +885,14 @@ pub struct RouteTable {
     pub plugins: Vec<Spanned<PluginRef>>,
 }
 
-/// The file that switches the maintenance of a route on.
+/// The file that switches the maintenance of routes on.
 #[derive(Debug)]
 pub enum Maintenance {
     File(String),
     Table(Box<MaintenanceTable>),
 }
 
-/// The maintenance of a route.
+/// The maintenance of routes.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MaintenanceTable {

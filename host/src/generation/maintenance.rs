@@ -11,6 +11,7 @@ use crate::error::{Error, FailureKind};
 use crate::protocol::trusted_peers::TrustedPeers;
 
 /// The maintenance of a route.
+#[derive(Clone)]
 pub struct Maintenance {
     pub switch: Arc<MaintenanceSwitch>,
     /// The seconds after which clients may ask again.
