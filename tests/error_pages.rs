@@ -119,7 +119,7 @@ fn errors_of_the_upstream_get_a_page() {
     let told: serde_json::Value = serde_json::from_slice(&json.body).unwrap();
     assert_eq!((&told["status"], told.get("error")), (&503.into(), None));
     for (path, fields) in
-        [("/403", ""), ("/200", ""), ("/503", "\r\nX-Grpc: yes"), ("/503", "\r\nContent-Type: application/grpc")]
+        [("/403", ""), ("/200", ""), ("/503", "\r\nX-Grpc: yes"), ("/503", "\r\nContent-Type: Application/gRPC")]
     {
         let passed = proxy.get(path, fields);
         assert_eq!((passed.text(), passed.field("etag")), (TRACE.into(), Some("\"x\"")), "{path} {fields}");
@@ -215,6 +215,36 @@ fn the_response_of_a_plugin_is_not_intercepted() {
     assert_eq!(intercepted.field("proxy-status"), Some("plugway; received-status=401"));
 }
 
+#[test]
+fn an_error_of_a_plugin_without_content_gets_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let filter = "{ use = \"ip-filter\", config = { deny = [\"127.0.0.1\"] } }";
+    let marked = "{ use = \"headers\", config.response.append = { X-Seen = \"yes\" } }";
+    let text = manifest(&failing(), &format!("{marked}, {filter}"), "[error-page]\n403 = \"site.html\"\n");
+    let proxy = start(folder.path(), &text);
+    let denied = proxy.get("/200", "");
+    assert_eq!((denied.status(), page(&denied)), (403, "site".into()), "{denied:?}");
+    assert_eq!((denied.field("content-type"), denied.field("x-seen")), (Some("text/html; charset=utf-8"), Some("yes")));
+    assert_eq!((denied.field("cache-control"), denied.field("proxy-status")), (Some("no-store"), None));
+    let two = over_http2(&proxy, "/200", &[]);
+    assert!(two.starts_with("HTTP/2 403") && two.contains("<p>site 403 "), "{two}");
+    let call = proxy.get("/200", "\r\nContent-Type: Application/gRPC");
+    assert_eq!((call.status(), call.field("content-type"), call.text().as_str()), (403, None, ""));
+    let json = proxy.get("/200", "\r\nAccept: application/json");
+    assert!(json.text().starts_with("{\"status\":403,\"reason\":\"Forbidden\","), "{json:?}");
+    // A page of the route, and the content of a plugin.
+    let keyed = format!("{{ use = {API_KEY:?}, config.keys = {{ secret = \"alice\" }} }}");
+    let pages = "error-page = { 401 = \"route.html\" }";
+    let own = manifest(&failing(), &keyed, "").replacen("[[route]]", &format!("[[route]]\n{pages}"), 1);
+    let own = start(folder.path(), &own);
+    assert_eq!(own.get("/200", "").text(), r#"{"error":"unauthorized"}"#);
+    let stock = "{ use = \"auth-key\", config = { keys = [\"a:sha256:8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8\"] } }";
+    let stock = manifest(&failing(), stock, "").replacen("[[route]]", &format!("[[route]]\n{pages}"), 1);
+    let refused = start(folder.path(), &stock).get("/200", "");
+    assert_eq!((refused.status(), page(&refused)), (401, "route".into()));
+    assert!(refused.field("www-authenticate").is_some());
+}
+
 // === Maintenance ===
 
 /// Starts a proxy with a route `/shop` that a file `down` switches off, and one for all else.
@@ -267,6 +297,29 @@ fn a_route_is_under_maintenance_while_its_file_exists() {
 }
 
 #[test]
+fn the_maintenance_of_the_manifest_is_that_of_all_routes_without_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let routes = "[[route]]\npath = \"/own\"\nupstream = \"app\"\nmaintenance = \"other\"\n\
+                  [[route]]\nhosts = [\"more.example\"]\nupstream = \"app\"\n[admin]\naddress = \"127.0.0.1:0\"\n";
+    let table = "maintenance = { file = \"down\", retry-after = \"2m\" }\n";
+    let proxy = start(folder.path(), &format!("{table}{}", manifest(&echo(), "", routes)));
+    let status = |path: &str, fields: &str| proxy.get(path, fields).status();
+    assert_eq!((status("/", ""), status("/own", "")), (200, 200));
+    std::fs::write(folder.path().join("down"), "").unwrap();
+    until("the site is down", || status("/", "") == 503);
+    let sorry = proxy.get("/x", "\r\nHost: more.example");
+    assert!(sorry.status() != 200, "{sorry:?}");
+    assert_eq!(proxy.get("/", "").field("retry-after"), Some("120"));
+    assert_eq!(status("/own", ""), 200, "it has its own");
+    let told: serde_json::Value = serde_json::from_slice(&proxy.ask_admin("GET /status").body).unwrap();
+    let states: Vec<&serde_json::Value> =
+        told["routes"].as_array().unwrap().iter().map(|route| &route["maintenance"]).collect();
+    assert_eq!(states.iter().filter(|state| ***state == true).count(), 2, "{told}");
+    std::fs::remove_file(folder.path().join("down")).unwrap();
+    until("the site is up", || status("/", "") == 200);
+}
+
+#[test]
 fn maintenance_names_its_end_and_excepts_clients() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("down"), "").unwrap();
@@ -296,26 +349,3 @@ fn a_reload_keeps_and_changes_the_file_of_maintenance() {
     std::fs::write(folder.path().join("other"), "").unwrap();
     until("the new file counts", || proxy.get("/", "").status() == 503);
 }
-#[test]
-fn the_maintenance_of_the_manifest_is_that_of_all_routes_without_their_own() {
-    let folder = tempfile::tempdir().unwrap();
-    let routes = "[[route]]\npath = \"/own\"\nupstream = \"app\"\nmaintenance = \"other\"\n\
-                  [[route]]\nhosts = [\"more.example\"]\nupstream = \"app\"\n[admin]\naddress = \"127.0.0.1:0\"\n";
-    let table = "maintenance = { file = \"down\", retry-after = \"2m\" }\n";
-    let proxy = start(folder.path(), &format!("{table}{}", manifest(&echo(), "", routes)));
-    let status = |path: &str, fields: &str| proxy.get(path, fields).status();
-    assert_eq!((status("/", ""), status("/own", "")), (200, 200));
-    std::fs::write(folder.path().join("down"), "").unwrap();
-    until("the site is down", || status("/", "") == 503);
-    let sorry = proxy.get("/x", "\r\nHost: more.example");
-    assert!(sorry.status() != 200, "{sorry:?}");
-    assert_eq!(proxy.get("/", "").field("retry-after"), Some("120"));
-    assert_eq!(status("/own", ""), 200, "it has its own");
-    let told: serde_json::Value = serde_json::from_slice(&proxy.ask_admin("GET /status").body).unwrap();
-    let states: Vec<&serde_json::Value> =
-        told["routes"].as_array().unwrap().iter().map(|route| &route["maintenance"]).collect();
-    assert_eq!(states.iter().filter(|state| ***state == true).count(), 2, "{told}");
-    std::fs::remove_file(folder.path().join("down")).unwrap();
-    until("the site is up", || status("/", "") == 200);
-}
-

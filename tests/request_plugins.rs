@@ -50,7 +50,8 @@ fn ip_filter_decides_by_the_address_that_a_trusted_proxy_names() {
         assert_eq!(status("/admin/", client), wanted, "{client}");
     }
     let denied = proxy.get("/", "\r\nX-Forwarded-For: 203.0.113.7");
-    assert_eq!((denied.text().as_str(), denied.field("cache-control")), ("forbidden\n", Some("no-store")));
+    assert!(denied.text().starts_with("403 Forbidden\n"), "the built-in page: {denied:?}");
+    assert_eq!(denied.field("cache-control"), Some("no-store"));
 }
 
 #[test]

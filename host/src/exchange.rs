@@ -8,7 +8,7 @@
 //! | 4 unless the route is under maintenance, run the request hooks, down the chain; a cache in it answers, is bypassed or misses | [`chain`], [`cache`] | no |
 //! | 5 get the response of the route's target: receive the body first if a slow client could hold the endpoint, forward the request to the upstream, or fetch through the cache | [`target`], [`collect`](mod@collect), [`forward`](mod@forward), [`cache`] | yes |
 //! | 6 remove hop-by-hop fields of the response | [`hop_by_hop`] | no |
-//! | 7 replace an error of the upstream by an error page, if the route says so | [`intercept`](mod@intercept) | no |
+//! | 7 replace an error of the upstream by an error page, if the route says so; give an error of a plugin without content a page | [`intercept`](mod@intercept) | no |
 //! | 8 run the response hooks, up the chain | [`respond`](mod@respond), [`chain`] | no |
 //! | 9 stream the body, and read ahead of a slow client; when it ends, write metrics, access log and observers | [`response_body`], [`upstream_body`], [`record`] | yes |
 //!
@@ -276,7 +276,7 @@ fn down(
     Ok(match down {
         RequestHooks::Answer(response, depth) => {
             let response = response.map(|content| ResponseBody::Full(content.into()));
-            Passed::Respond(Reply::new(Ok(response.into()), depth))
+            Passed::Respond(Reply::new(Ok(response.into()), depth).of_plugin())
         }
         RequestHooks::Forward | RequestHooks::Cache(_) => match *upstream {
             Some(upstream_id) => {

@@ -54,7 +54,10 @@ impl Assembly<'_> {
         };
         let all = || files.iter().flat_map(|(_, file)| &file.route).map(Spanned::get_ref);
         let is_shown = |route: &RouteTable, code: u16| {
-            intercepts(route, code) || route.files.is_some() && error_pages::occurs_with_files(code)
+            // A plugin may respond with any status, without content.
+            !route.plugins.is_empty()
+                || intercepts(route, code)
+                || route.files.is_some() && error_pages::occurs_with_files(code)
         };
         let problems = &mut self.problems;
         for (source, file) in files {
@@ -93,8 +96,8 @@ fn warn_of_pages_of<'p>(
         let code = codes.get_ref().parse().ok().filter(|code| !error_pages::occurs(*code) && !is_shown(*code));
         if let Some(code) = code {
             let part = format!(
-                "`{code}` of `error-page`: the proxy never responds with {code}, and the pages of an origin or a plugin pass \
-                 as they are; remove it, or have a route intercept it, such as `intercept = [{code}]`"
+                "`{code}` of `error-page`: neither the proxy nor a plugin responds with {code} here, and the pages of the \
+                 upstream pass as they are; write `intercept = [{code}]` in a route to replace them, or remove this page"
             );
             warn(problems, source, &codes.span(), &part);
         }
@@ -141,9 +144,6 @@ fn warn_of_plugins(problems: &mut Diagnostics, files: &Files) {
     }
 }
 
-fn warn_of_upstreams(problems: &mut Diagnostics, files: &Files) {
-    // A plugin of the user's own may choose any upstream.
-    let is_own = |plugin: &PluginTable| plugin.r#use.get_ref().ends_with(".wasm");
 /// Warns of the plugin `headers` in a chain without anything to do.
 fn warn_of_headers(problems: &mut Diagnostics, files: &Files) {
     let tables: HashMap<&str, &PluginTable> =
@@ -168,6 +168,9 @@ fn warn_of_headers(problems: &mut Diagnostics, files: &Files) {
     }
 }
 
+fn warn_of_upstreams(problems: &mut Diagnostics, files: &Files) {
+    // A plugin of the user's own may choose any upstream.
+    let is_own = |plugin: &PluginTable| plugin.r#use.get_ref().ends_with(".wasm");
     let inline = references(files).any(|reference| matches!(reference, PluginRef::Inline(plugin) if is_own(plugin)));
     if inline || files.iter().flat_map(|(_, file)| file.plugin.values()).any(is_own) {
         return;

@@ -1,5 +1,6 @@
 //! The upstream's error responses in whose place a client gets an error page, as the route's `intercept` says. Status and
-//! fields about the exchange stay; the content and the fields that describe it are replaced.
+//! fields about the exchange stay; the content and the fields that describe it are replaced. And error responses of plugins
+//! without content, which get a page as their content.
 //!
 //! It happens before the response goes up the chain: the plugins see the page, as they see that of an error of the
 //! proxy itself. A cache is below, and sees and stores what the upstream has sent.
@@ -28,6 +29,24 @@ pub fn intercept(received: Received, context: &ExchangeContext, route_id: RouteI
     content.discard();
     replace_fields(&mut parts.headers, status, page.media);
     Received { response: Response::from_parts(parts, ResponseBody::Full(page.content)), edits }
+}
+
+/// Gives an error response that a plugin has made without content the page for its status, as an error of the proxy has it.
+/// The fields stay.
+pub fn complete(received: Received, context: &ExchangeContext, route_id: RouteId, worker: &WorkerState) -> Received {
+    let Received { mut response, edits } = received;
+    let status = response.status();
+    let is_empty = matches!(response.body(), ResponseBody::Full(content) if content.is_empty());
+    let is_error = status.is_client_error() || status.is_server_error();
+    let has_type = response.headers().contains_key(header::CONTENT_TYPE);
+    if is_error && is_empty && !has_type && !is_grpc(&context.request.headers) {
+        let page = worker.generation.error_page(Some(route_id), status);
+        let page = error_response::error_page(None, status, context, page);
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(page.media));
+        *response.body_mut() = ResponseBody::Full(page.content);
+    }
+    Received { response, edits }
 }
 
 /// Whether a message is one of gRPC, whose errors are in its trailers.

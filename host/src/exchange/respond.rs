@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::exchange::cache::BypassedCache;
 use crate::exchange::chain::{ChainFailure, ChainPosition};
 use crate::exchange::forward::Received;
-use crate::exchange::intercept::intercept;
+use crate::exchange::intercept::{complete, intercept};
 use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::ids::RouteId;
@@ -31,21 +31,35 @@ pub struct Reply {
     pub depth: ChainPosition,
     /// A cache that the request has bypassed; `None` if there is none.
     pub bypassed: Option<Box<BypassedCache>>,
-    /// Whether the response is the upstream's, by way of a cache or not.
-    pub is_of_upstream: bool,
+    pub maker: Maker,
+}
+
+/// The party that made a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// The proxy, as for a route with a redirect.
+    Proxy,
+    /// The request hook of a plugin above any cache.
+    Plugin,
+    /// The upstream, by way of a cache or not.
+    Upstream,
 }
 
 impl Reply {
     /// Returns a response at a position, or a failure at its own.
     pub fn new(received: Result<Received, ChainFailure>, depth: ChainPosition) -> Self {
         let depth = received.as_ref().err().map_or(depth, |failed| failed.depth);
-        Reply { received, depth, bypassed: None, is_of_upstream: false }
+        Reply { received, depth, bypassed: None, maker: Maker::Proxy }
     }
 
     /// Marks the response as one of the upstream, which the route may intercept.
-    pub fn of_upstream(mut self) -> Self {
-        self.is_of_upstream = true;
-        self
+    pub fn of_upstream(self) -> Self {
+        Reply { maker: Maker::Upstream, ..self }
+    }
+
+    /// Marks the response as one of a plugin, which gets an error page if it lacks content.
+    pub fn of_plugin(self) -> Self {
+        Reply { maker: Maker::Plugin, ..self }
     }
 }
 
@@ -60,11 +74,15 @@ pub fn respond(
     record: &mut ExchangeRecord,
 ) -> Response<ResponseBody> {
     let route = &worker.generation.routes[route_id];
-    let Reply { mut received, mut depth, mut bypassed, is_of_upstream } = reply;
+    let Reply { mut received, mut depth, mut bypassed, maker } = reply;
     record.begin_response(route_id, depth);
-    if is_of_upstream && !route.intercept.is_empty() {
-        received = received.map(|received| intercept(received, &context, route_id, worker));
-    }
+    received = match maker {
+        Maker::Upstream if !route.intercept.is_empty() => {
+            received.map(|received| intercept(received, &context, route_id, worker))
+        }
+        Maker::Plugin => received.map(|received| complete(received, &context, route_id, worker)),
+        Maker::Upstream | Maker::Proxy => received,
+    };
     loop {
         let response = match received {
             Ok(response) => response,

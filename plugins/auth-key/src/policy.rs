@@ -48,10 +48,10 @@ impl Policy {
     /// Returns the decision about a request.
     pub fn decide(&self, request: &Values) -> Verdict {
         let Some(owner) = self.places.key(request).and_then(|key| self.keys.owner(&key)) else {
-            return refusal(401, "unauthorized\n").field("www-authenticate", self.challenge.as_str()).into();
+            return refusal(401).field("www-authenticate", self.challenge.as_str()).into();
         };
         if self.owners.as_ref().is_some_and(|owners| !owners.contains(&owner)) {
-            return refusal(403, "forbidden\n").into();
+            return refusal(403).into();
         }
         let verdict = Verdict::proceed().set_note(&self.note, self.keys.name(owner)).plan(self.plan);
         if self.is_kept { verdict } else { self.places.remove_parameters(request, verdict) }
@@ -86,7 +86,7 @@ fn challenge(config: &Config) -> Result<String, ConfigError> {
     Ok(format!("{} realm=\"{realm}\"", config.scheme.as_deref().unwrap_or("ApiKey")))
 }
 
-/// Returns a response that no cache may store for others.
-fn refusal(status: u16, text: &str) -> Response {
-    Response::new(status).field("cache-control", "no-store").body("text/plain", text)
+/// Returns a response that no cache may store for others. The host adds the error page.
+fn refusal(status: u16) -> Response {
+    Response::new(status).field("cache-control", "no-store")
 }

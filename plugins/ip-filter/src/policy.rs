@@ -60,9 +60,8 @@ impl Policy {
         if self.allow.contains(address) { Decision::Allow } else { self.default }
     }
 
-    /// Returns the response to a denied client, which no cache may store for others.
+    /// Returns the response to a denied client, which no cache may store for others. The host adds the error page.
     pub fn denial(&self) -> Response {
-        let text = if self.status == 404 { "not found\n" } else { "forbidden\n" };
-        Response::new(self.status).field("cache-control", "no-store").body("text/plain", text)
+        Response::new(self.status).field("cache-control", "no-store")
     }
 }

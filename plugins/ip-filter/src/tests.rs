@@ -85,11 +85,11 @@ fn clients_without_an_address_need_permission() {
 
 #[test]
 fn a_denied_client_gets_the_status() {
-    for (status, body) in [(403, "forbidden\n"), (404, "not found\n")] {
+    for status in [403, 404] {
         let mut filter =
             Harness::<IpFilter>::new(json!({ "deny": ["192.0.2.1"], "status": status, "log": true })).unwrap();
         let answer = filter.request(Request::get("/")).answered().unwrap();
-        assert_eq!((answer.status, answer.body.as_slice()), (status, body.as_bytes()));
+        assert_eq!((answer.status, answer.body.len()), (status, 0), "the host adds the page");
         assert!(answer.fields.contains(&("cache-control".into(), b"no-store".to_vec())));
     }
 }
