@@ -31,6 +31,7 @@ pub struct Reply {
     pub depth: ChainPosition,
     /// A cache that the request has bypassed; `None` if there is none.
     pub bypassed: Option<Box<BypassedCache>>,
+    /// The party that made the response.
     pub maker: Maker,
 }
 
