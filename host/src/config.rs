@@ -6,6 +6,7 @@ pub mod load;
 pub mod manifest;
 pub mod redaction;
 pub mod references;
+pub mod replaced;
 pub mod schema;
 pub mod serde_messages;
 mod shape;

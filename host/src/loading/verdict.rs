@@ -54,17 +54,35 @@ impl Complaints {
                 }
             }
             Kind::AnyOf { context } | Kind::OneOfNotValid { context } => match (words(context), closest(context)) {
-                (Some(words), _) => self.push(&pointer, None, &format!("{} is none of {words}", error.instance())),
+                (Some(words), _) => {
+                    self.push(&pointer, None, &format!("{} is none of {words}", shown(error.instance())))
+                }
                 (None, Some(branch)) => branch.iter().for_each(|error| self.note(error)),
-                (None, None) => self.push(&pointer, None, &error.to_string()),
+                (None, None) => self.push(&pointer, None, &described(error)),
             },
-            _ => self.push(&pointer, None, &error.to_string()),
+            _ => self.push(&pointer, None, &described(error)),
         }
     }
 
     fn push(&mut self, pointer: &str, key: Option<String>, message: &str) {
-        self.list.push(ConfigComplaint { pointer: text(pointer), key, message: text(message) });
+        self.list.push(ConfigComplaint { pointer: text(pointer), key, message: text(message), by_schema: true });
     }
+}
+
+/// The longest value that a message repeats, in bytes of JSON. A value is repeated whole or not at all: a part of one
+/// could not be told from other text.
+const MAX_VALUE_BYTES: usize = 200;
+
+/// Returns a value as it is shown.
+fn shown(value: &serde_json::Value) -> String {
+    let json = value.to_string();
+    if json.len() <= MAX_VALUE_BYTES { json } else { "the value".into() }
+}
+
+/// Returns the message of an error.
+fn described(error: &ValidationError<'_>) -> String {
+    let value = error.instance().to_string();
+    if value.len() <= MAX_VALUE_BYTES { error.to_string() } else { error.masked_with("the value").to_string() }
 }
 
 /// The words that would have done, if words were wanted: a documented enum is a choice among constants.
