@@ -13,6 +13,15 @@ pub fn is_template(schema: &Value, pointer: &str) -> bool {
     at(schema, pointer).iter().any(|part| part.get("format").and_then(Value::as_str) == Some(TEMPLATE))
 }
 
+/// Returns the keys that a schema knows in the table at a JSON pointer.
+pub fn known_keys<'a>(schema: &'a Value, pointer: &str) -> Vec<&'a str> {
+    let properties = at(schema, pointer).into_iter().filter_map(|part| part.get("properties")?.as_object());
+    let mut keys: Vec<&str> = properties.flat_map(|properties| properties.keys().map(String::as_str)).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
 /// Returns all parts of a schema that may be about the value at a JSON pointer (RFC 6901).
 fn at<'a>(schema: &'a Value, pointer: &str) -> Vec<&'a Value> {
     let mut fuel = MAX_SUBSCHEMAS;
@@ -76,6 +85,7 @@ mod tests {
         for pointer in ["", "/set", "/plain", "/plain/x", "/list", "/none", "/list/x"] {
             assert!(!is_template(&schema, pointer), "{pointer}");
         }
+        assert_eq!(known_keys(&schema, "/self"), ["a/b", "list", "plain", "self", "set"]);
         let endless = serde_json::json!({ "$ref": "#", "anyOf": [{ "$ref": "#" }, { "$ref": "#" }] });
         assert!(!is_template(&endless, "/a/b"));
     }
