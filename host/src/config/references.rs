@@ -378,7 +378,7 @@ mod tests {
     use super::*;
 
     fn references() -> References {
-        let variables = [("NAME", "value"), ("EMPTY", ""), ("LONG", &"x".repeat(1 << 20))];
+        let variables = [("NAME", "value"), ("EMPTY", ""), ("DOLLAR", "a$1"), ("LONG", &"x".repeat(1 << 20))];
         References::new(&variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
     }
 
@@ -415,6 +415,8 @@ mod tests {
             ("p.config.a", r#""${own} ${env:NAME} ${""#, "${own} value ${"),
             ("p.config.a", r#""$${own}""#, "${own}"),
             ("rewrite.to", r#""/${env:NAME}/${name}/$${x}""#, "/value/${name}/$${x}"),
+            ("rewrite.to", r#""/${env:DOLLAR}/$1""#, "/a$$1/$1"),
+            ("a", r#""${env:DOLLAR}/$1""#, "a$1/$1"),
         ] {
             assert_eq!(resolved(&mut references(), table, written).as_deref(), Ok(wanted), "{table} = {written}");
         }
