@@ -11,7 +11,7 @@ pub struct ForeignKey {
     name: &'static str,
     /// The program whose directive it is.
     pub program: &'static str,
-    /// What to write in a manifest.
+    /// The words of a message that say what to write in a manifest.
     pub remedy: &'static str,
 }
 
@@ -69,7 +69,10 @@ const KEYS: [ForeignKey; 42] = [
     ),
     nginx("proxy_read_timeout", "write `response-timeout = \"60s\"` and `read-timeout = \"60s\"` in the upstream"),
     nginx("proxy_request_buffering", "write `request-buffer = false` in the [[route]] for `off`"),
-    nginx("proxy_send_timeout", "remove it: an endpoint that stops reading the request meets `response-timeout` of the upstream"),
+    nginx(
+        "proxy_send_timeout",
+        "remove it: an endpoint that stops reading the request meets `response-timeout` of the upstream",
+    ),
     nginx(
         "proxy_set_header",
         "write `plugins = [{ use = \"headers\", config = { request = { set = { X-A = \"1\" } } } }]` in the [[route]]",
