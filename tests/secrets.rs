@@ -175,3 +175,88 @@ fn errors_show_the_text_of_the_manifest_and_no_value() {
     let said = check("", "timeout = \"${file:secrets/token}\"");
     assert!(said.contains("invalid duration: `${file:secrets/token}`"), "{said}");
 }
+
+#[test]
+fn values_are_literal_in_templates() {
+    let (folder, mut command) = prepared();
+    let token = folder.path().join("secrets/token");
+    write(&token, "s3cr{et}\n");
+    write(&folder.path().join("same"), "{client.ip}");
+    command.env("PLUGWAY_TEST_BRACES", "Zq{client.ip}}x{{");
+    let plugin = "{ use = \"headers\", config.request = { set = { X-File = \"{method} ${file:secrets/token}{path}\", X-Env = \
+                  \"${env:PLUGWAY_TEST_BRACES}\", X-Same = \"${file:same}\", X-Template = \"{client.ip}\" }, append = { \
+                  X-Added = \"${file:same}\" }, default = { X-Default = \"${file:same}\" } } }";
+    let more = "[[route]]\npath = \"/there\"\nredirect = \"https://e.example/${file:same}/{query.a}\"";
+    let proxy = Proxy::start_by(command, folder.path(), &manifest(&echo(), plugin, more));
+    let assert_sent = |line: &str| {
+        let got = proxy.get("/p", "").text();
+        assert!(got.lines().any(|known| known.eq_ignore_ascii_case(line)), "{line}\n{got}");
+    };
+    for line in [
+        "x-file: GET s3cr{et}/p",
+        "x-env: Zq{client.ip}}x{{",
+        "x-same: {client.ip}",
+        "x-template: 127.0.0.1",
+        "x-added: {client.ip}",
+        "x-default: {client.ip}",
+    ] {
+        assert_sent(line);
+    }
+    let location = proxy.get("/there?a=b", "").field("location").map(str::to_string);
+    assert_eq!(location.as_deref(), Some("https://e.example/%7Bclient.ip%7D/b"));
+    // The component is loaded by now.
+    write(&token, "{}}{new{");
+    proxy.wait_log("reloaded: generation 2");
+    assert_sent("x-file: GET {}}{new{/p");
+}
+
+/// Values that are as short as words, have braces and quotes, or have the words of messages.
+#[test]
+fn no_part_of_a_value_is_too_short_to_be_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("list"), "192.0.2.1\nzq7,kx3\n");
+    std::fs::copy(plugway_test_guests::LOADING, folder.path().join("loading.wasm")).unwrap();
+    let check = |plugin: &str, more: &str| {
+        std::fs::write(folder.path().join("plugway.toml"), manifest("127.0.0.1:1", plugin, more)).unwrap();
+        let mut command = plugway();
+        command
+            .env("PLUGWAY_LOG", "trace")
+            .env("PLUGWAY_TEST_SHORT", "zq7")
+            .env("PLUGWAY_TEST_QUOTED", "zq`7 kx\"3|{wj9}");
+        command.env("PLUGWAY_TEST_ESCAPE", "escape zq7");
+        let said = output(command.args(["check", "plugway.toml"]).current_dir(folder.path()));
+        assert!(said.contains("error: ") && said.contains(" | "), "{said}");
+        // The places are those of the manifest, which has none of this.
+        for part in ["zq", "kx", "wj", "{wj9}"] {
+            assert!(!said.contains(part), "{part} of a value is shown:\n{said}");
+        }
+        said
+    };
+    let values = ["${env:PLUGWAY_TEST_SHORT}", "${env:PLUGWAY_TEST_QUOTED}", "<${env:PLUGWAY_TEST_QUOTED}>"];
+    for value in values {
+        for config in [
+            "request.set.a = \"{VALUE}\"",
+            "request.remove = [\"a VALUE\"]",
+            "request.set = \"VALUE\"",
+            "request.set.a = [\"VALUE\"]",
+            "evaluate-each = \"VALUE\"",
+            "when.methods = [\"<VALUE>\"]",
+            "when.paths = [\"VALUE\"]",
+        ] {
+            check(&format!("{{ use = \"headers\", config = {{ {} }} }}", config.replace("VALUE", value)), "");
+        }
+        for more in [
+            "timeout = \"VALUE\"",
+            "[[route]]\npath = \"/r\"\nredirect = \"VALUE\"",
+            "methods = [\"<VALUE>\"]",
+            "max-body = \"VALUE\"",
+        ] {
+            check("", &more.replace("VALUE", value));
+        }
+    }
+    let said = check("{ use = \"ip-filter\", config = { allow = [\"${file:list}\"] } }", "");
+    assert!(said.contains("line 2: ") && said.contains("`${file:list}`"), "{said}");
+    // What others say of a value may have any part of it.
+    let said = check("{ use = \"./loading.wasm\", config = { do = \"${env:PLUGWAY_TEST_ESCAPE}\" } }", "");
+    assert!(said.contains("the plugin refuses `${env:PLUGWAY_TEST_ESCAPE}`") && !said.contains("forged"), "{said}");
+}

@@ -14,6 +14,7 @@ mod listeners;
 mod maintenance;
 mod once;
 mod path_regex;
+mod plugin_values;
 mod plugins;
 mod process;
 mod reach;
@@ -109,6 +110,8 @@ pub struct AssembledManifest {
 /// A component that was found good.
 struct LoadedPlugin {
     plugin: Arc<Plugin>,
+    /// The schema of its configuration.
+    schema: Option<Arc<str>>,
     /// The digests of the configurations that it accepts, with their limits.
     accepted: HashSet<[u8; 32]>,
     /// Whether there are some that are not on disk yet.

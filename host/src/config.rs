@@ -2,10 +2,12 @@
 
 pub mod diagnostic;
 mod foreign;
+mod foreign_keys;
 pub mod load;
 pub mod manifest;
 pub mod redaction;
 pub mod references;
+pub mod replaced;
 pub mod schema;
 pub mod serde_messages;
 mod shape;

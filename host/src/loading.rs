@@ -10,6 +10,7 @@ pub mod confined;
 mod confinement;
 mod failure;
 mod messages;
+pub mod schema_at;
 mod verdict;
 
 use std::fs::File;

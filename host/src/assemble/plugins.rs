@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::plugin_values::{complaint_message, failure_message};
 use super::units::bytes;
 use super::{Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
 use crate::config::diagnostic::{Doubt, Source};
@@ -38,6 +39,14 @@ enum PluginRejection {
     },
 }
 
+/// The use of a plugin that a rejection is about.
+struct Concerned<'a> {
+    source: &'a Arc<Source>,
+    use_span: &'a Range<usize>,
+    config: &'a serde_json::Value,
+    is_stock: bool,
+}
+
 impl From<LoadFailure> for PluginRejection {
     fn from(failure: LoadFailure) -> Self {
         match failure {
@@ -63,7 +72,8 @@ impl Assembler {
             let (about, plugin) = self.runtime.load_compiled(&seal)?;
             loading::version(&about).iter().for_each(|version| plugin.note_version(version));
             let accepted = self.runtime.artifacts().accepted_configs(&seal);
-            self.plugins.insert(*digest, LoadedPlugin { plugin: Arc::new(plugin), accepted, has_new: false });
+            let (plugin, schema) = (Arc::new(plugin), loading::config_schema(&about).map(Arc::from));
+            self.plugins.insert(*digest, LoadedPlugin { plugin, schema, accepted, has_new: false });
         }
         self.plugins.get_mut(digest)
     }
@@ -77,7 +87,8 @@ impl Assembler {
             unsealed.map_err(|error| LoadFailure::Refused(format!("its compiled code can't be used here: {error}")))?;
         loading::version(&about).iter().for_each(|version| plugin.note_version(version));
         self.runtime.artifacts().store(&seal, &sealed);
-        let loaded = LoadedPlugin { plugin: Arc::new(plugin), accepted: Default::default(), has_new: false };
+        let (plugin, schema) = (Arc::new(plugin), loading::config_schema(&about).map(Arc::from));
+        let loaded = LoadedPlugin { plugin, schema, accepted: Default::default(), has_new: false };
         self.plugins.insert(examination.digest, loaded);
         Ok(())
     }
@@ -121,13 +132,13 @@ impl Assembly<'_> {
         if plugin.r#use.get_ref() == "headers" && config.pointer(MOVED).is_some() {
             self.warn_of_moved(source, &use_span);
         }
-        let config = config.to_string();
-        let examined = component(source, plugin.r#use.get_ref()).map_err(PluginRejection::Component);
-        let examined = examined.and_then(|component| self.examine(component, &config, limits));
-        let plugin = match examined {
-            Ok(plugin) => plugin,
+        let about =
+            Concerned { source, use_span: &use_span, config: &config, is_stock: is_stock(plugin.r#use.get_ref()) };
+        let examined = self.accepted(&about, plugin.r#use.get_ref(), limits);
+        let (plugin, config) = match examined {
+            Ok(examined) => examined,
             Err(rejection) => {
-                self.reject(source, use_span, rejection);
+                self.reject(&about, rejection);
                 return None;
             }
         };
@@ -151,9 +162,9 @@ impl Assembly<'_> {
             }
             // It has accepted this before; it may do now and then as it likes.
             Err(ConfigureError::Config(ConfigErrors { shown, more })) => {
-                let complaint = |(pointer, message)| ConfigComplaint { pointer, key: None, message };
+                let complaint = |(pointer, message)| ConfigComplaint { pointer, key: None, message, by_schema: false };
                 let complaints = shown.into_iter().map(complaint).collect();
-                self.reject(source, use_span, PluginRejection::Config { complaints, more: more as u64 });
+                self.reject(&about, PluginRejection::Config { complaints, more: more as u64 });
             }
             Err(error) => self.problems.at(source, use_span, error.to_string()),
         }
@@ -176,6 +187,20 @@ impl Assembly<'_> {
             self.problems.at(source, span, format!("config{}: {message}", pointed(&pointer)));
         }
         table.unwrap_or_else(|| serde_json::json!({}))
+    }
+
+    /// Returns the component of a name, and the configuration as the component gets and accepts it.
+    fn accepted(
+        &mut self,
+        about: &Concerned<'_>,
+        name: &str,
+        limits: PluginLimits,
+    ) -> Result<(Arc<Plugin>, String), PluginRejection> {
+        let mut component = component(about.source, name).map_err(PluginRejection::Component)?;
+        let mut config = about.config.clone();
+        self.take_literally(about.source, about.use_span, &mut component, &mut config)?;
+        let config = config.to_string();
+        self.examine(component, &config, limits).map(|plugin| (plugin, config))
     }
 
     /// A component that is good, and accepts a configuration.
@@ -208,6 +233,28 @@ impl Assembly<'_> {
         let loaded = loaded.ok_or_else(|| PluginRejection::Component("it was dropped meanwhile".into()))?;
         loaded.has_new |= loaded.accepted.insert(wanted);
         Ok(loaded.plugin.clone())
+    }
+
+    /// Returns the schema of a component's configuration; `None` if it has none, or if [`Self::examine`] is to say why it
+    /// can't be loaded.
+    pub(super) fn schema(&mut self, component: &mut Component) -> Result<Option<Arc<str>>, LoadFailure> {
+        let digest = component.digest;
+        if let Some(known) = self.assembly.find_loaded(&digest) {
+            return Ok(known.schema.clone());
+        }
+        if self.broken.contains_key(&digest) || self.broken.len() >= MAX_BROKEN_COMPONENTS {
+            return Ok(None);
+        }
+        let begun = self.examination(component);
+        if let Err(failure) = &begun
+            && !matches!(failure, LoadFailure::Refused(_))
+        {
+            self.broken.insert(digest, failure.to_string());
+        }
+        let examination = begun?;
+        let schema = examination.about.schema.as_deref().map(Arc::from);
+        self.examinations.push(examination);
+        Ok(schema)
     }
 
     /// Has a child load a component and check a configuration, and takes the component over if all is good.
@@ -250,20 +297,24 @@ impl Assembly<'_> {
         }
     }
 
-    fn reject(&mut self, source: &Arc<Source>, use_span: Range<usize>, rejection: PluginRejection) {
+    fn reject(&mut self, about: &Concerned<'_>, rejection: PluginRejection) {
+        let Concerned { source, use_span, config, is_stock } = *about;
         let (complaints, more) = match rejection {
             PluginRejection::Component(message) | PluginRejection::Broken(message) => {
-                return self.problems.at(source, use_span, message);
+                let message = failure_message(&self.problems, source, config, &message, is_stock);
+                return self.problems.at(source, use_span.clone(), message);
             }
             PluginRejection::Config { complaints, more } => (complaints, more),
         };
         let mut places = None;
-        for ConfigComplaint { pointer, key, message } in complaints {
+        for complaint in complaints {
             if !self.problems.has_room() {
                 self.problems.and_more(1);
                 continue;
             }
-            let places = places.get_or_insert_with(|| ValueSpans::new(&source.text, &use_span));
+            let places = places.get_or_insert_with(|| ValueSpans::new(&source.text, use_span));
+            let message = complaint_message(&self.problems, source, config, &complaint, is_stock);
+            let ConfigComplaint { pointer, key, .. } = complaint;
             let span = key.map_or_else(|| places.value(&pointer), |key| places.key(&pointer, &key));
             self.problems.at(source, span, format!("config{}: {message}", pointed(&pointer)));
         }
@@ -433,6 +484,11 @@ fn json(value: &toml::Value, pointer: &str, bad: &mut Vec<UnfitValue>) -> serde_
 /// A JSON pointer as people write keys.
 fn pointed(pointer: &str) -> String {
     pointer.replace('/', ".").replace("~1", "/").replace("~0", "~")
+}
+
+/// Whether a name is that of a stock plugin.
+fn is_stock(name: &str) -> bool {
+    plugway_plugins::STOCK.iter().any(|(stock, _)| *stock == name)
 }
 
 /// The component that `use` names.

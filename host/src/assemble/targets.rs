@@ -114,11 +114,15 @@ impl Assembly<'_> {
             self.problems.at(source, status.span(), message);
         }
         let status = status.and_then(|status| StatusCode::from_u16(*status.get_ref()).ok());
-        if let Some(remedy) = idioms::template(location.get_ref()) {
+        // Values of references are literal.
+        let string = self.problems.replaced_at(source, &location.span()).cloned();
+        let written = string.as_ref().map_or(location.get_ref().clone(), |string| string.without_values());
+        let template = string.as_ref().map_or(location.get_ref().clone(), |string| string.as_template());
+        if let Some(remedy) = idioms::template(&written) {
             let remedy = remedy.replace("{path}?{query}", "{uri}");
             self.problems.at(source, location.span(), format!("variable of another program in a location: {remedy}"));
         }
-        let location = Template::parse(location.get_ref()).unwrap_or_else(|reason| {
+        let location = Template::parse(&template).unwrap_or_else(|reason| {
             let message = format!(
                 "invalid location `{}`: {reason}; expected one such as `https://www.example.org{{uri}}`",
                 location.get_ref()

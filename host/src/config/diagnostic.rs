@@ -1,11 +1,14 @@
 //! Mistakes of a manifest, shown with file, line, column and the line itself.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::redaction::without_parts;
 use super::references::{Environment, References};
+use super::replaced::Replaced;
 use crate::system::printable::{cut, one_line, record};
 
 /// A file of the manifest.
@@ -61,10 +64,24 @@ pub struct Diagnostics {
     warnings: Vec<Warning>,
     /// Tables of which a mistake is known that may be the reason for others.
     excused: Vec<(Arc<Source>, Range<usize>)>,
+    replaced: Box<ReplacedStrings>,
     /// The files that were looked for, be they there or not: mending one of them may mend it all.
     pub files: Vec<PathBuf>,
     /// The references that were resolved so far; no message shows their values.
     pub(super) references: Box<References>,
+}
+
+/// The strings in which references were replaced.
+#[derive(Debug, Default)]
+struct ReplacedStrings {
+    files: Vec<ReplacedInFile>,
+}
+
+#[derive(Debug)]
+struct ReplacedInFile {
+    source: Arc<Source>,
+    /// The strings by the places where they start.
+    strings: BTreeMap<usize, Arc<Replaced>>,
 }
 
 /// The mistakes that are shown: more than anyone mends at once. A generated file may have one in each of its lines.
@@ -105,10 +122,39 @@ impl Diagnostics {
         self.excused.extend(tables.into_iter().map(|table| (source.clone(), table)));
     }
 
+    /// Notes the strings of a file in which references were replaced.
+    pub(super) fn note_replaced(&mut self, source: &Arc<Source>, strings: Vec<Replaced>) {
+        if !strings.is_empty() {
+            let strings = strings.into_iter().map(|string| (string.span.start, Arc::new(string))).collect();
+            self.replaced.files.push(ReplacedInFile { source: source.clone(), strings });
+        }
+    }
+
+    /// Returns the strings of a file in which references were replaced.
+    pub fn replaced(&self, source: &Arc<Source>) -> impl Iterator<Item = &Arc<Replaced>> {
+        let of_file = self.replaced.files.iter().filter(|file| Arc::ptr_eq(&file.source, source));
+        of_file.flat_map(|file| file.strings.values())
+    }
+
+    /// Returns the string at a place if references were replaced in it.
+    pub fn replaced_at(&self, source: &Arc<Source>, span: &Range<usize>) -> Option<&Arc<Replaced>> {
+        let of_file = self.replaced.files.iter().filter(|file| Arc::ptr_eq(&file.source, source));
+        let mut before = of_file.filter_map(|file| file.strings.range(..=span.start).next_back());
+        before.find_map(|(_, string)| (span.end <= string.span.end).then_some(string))
+    }
+
+    /// Returns a message without the values of references; in one about a string that has references, no part of a value
+    /// is too short.
+    fn redacted(&mut self, source: &Arc<Source>, span: Option<&Range<usize>>, message: &str) -> String {
+        let string = span.and_then(|span| self.replaced_at(source, span));
+        let message = string.map_or(message.into(), |string| without_parts(message, std::slice::from_ref(string)));
+        self.references.redaction.redact(&message).into_owned()
+    }
+
     /// Notes a warning, unless there are too many.
     pub fn warn(&mut self, doubt: Doubt, source: &Arc<Source>, span: Range<usize>, message: &str) {
         if self.warnings.len() < MAX_WARNINGS {
-            let message = self.references.redaction.redact(message).into_owned();
+            let message = self.redacted(source, Some(&span), message);
             let diagnostic = Diagnostic { source: source.clone(), span: Some(span), message };
             self.warnings.push(Warning { doubt, diagnostic });
         }
@@ -152,7 +198,7 @@ impl Diagnostics {
             return;
         }
         if self.has_room() {
-            let message = self.references.redaction.redact(&message).into_owned();
+            let message = self.redacted(source, span.as_ref(), &message);
             self.list.push(Diagnostic { source: source.clone(), span, message });
         } else {
             self.more += 1;

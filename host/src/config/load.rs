@@ -244,8 +244,9 @@ fn included_twice(path: &Path, manifest: &Path) -> String {
 
 fn understood<T: DeserializeOwned>(source: &Arc<Source>, problems: &mut Diagnostics) -> (Option<T>, LeftOut) {
     let folder = source.path.parent().unwrap_or(Path::new(""));
-    let Structure { content, mistakes, left_out, damaged } =
+    let Structure { content, mistakes, left_out, damaged, replaced } =
         structure::parse(&source.text, folder, &mut problems.references);
+    problems.note_replaced(source, replaced);
     mistakes.into_iter().for_each(|StructureError { span, message }| problems.push(source, span, message));
     problems.excuse(source, damaged);
     (content, left_out)

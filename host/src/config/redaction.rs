@@ -1,7 +1,10 @@
 //! Keeps values from outside a manifest, such as tokens, out of messages: their references are shown instead.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::replaced::{ReferencedValue, Replaced};
 
 /// The values that no message may show.
 #[derive(Debug, Default)]
@@ -90,6 +93,96 @@ impl Redaction {
     }
 }
 
+/// Returns a message about strings that have references: nothing in quotes is a part of a value, however short.
+pub fn without_parts(message: &str, strings: &[Arc<Replaced>]) -> String {
+    let mut message = message.to_string();
+    let mut order: Vec<&Arc<Replaced>> = strings.iter().collect();
+    order.sort_by_key(|string| std::cmp::Reverse(string.text.len()));
+    for string in order {
+        for text in [string.as_template(), string.text.clone()].iter().filter(|text| !text.is_empty()) {
+            for form in forms(text) {
+                message = without(message, &form, &string.written());
+            }
+        }
+    }
+    let parts = Parts::of_all(strings);
+    let (mut shown, mut rest) = (String::with_capacity(message.len()), message.as_str());
+    while let Some(at) = rest.find(['`', '"', '\'']) {
+        let quote = &rest[at..=at];
+        let (before, after) = (&rest[..at], &rest[at + 1..]);
+        shown.push_str(before);
+        shown.push_str(quote);
+        rest = after;
+        // An apostrophe.
+        if quote == "'" && before.ends_with(char::is_alphanumeric) {
+            continue;
+        }
+        if let Some((end, reference)) = quoted_part(after, quote, &parts) {
+            shown.push_str(reference);
+            rest = &after[end..];
+        } else if let Some(end) = after.find(quote) {
+            shown.push_str(&after[..=end]);
+            rest = &after[end + 1..];
+        } else if let Some(part) = parts.iter().find(|part| part.has(after.split('…').next().unwrap_or_default())) {
+            // The end of the quoted text was cut off.
+            shown.push_str(part.reference);
+            rest = after.split_once('…').map_or("", |(_, rest)| rest);
+        }
+    }
+    shown + rest
+}
+
+/// Returns a message without any word of a value, for messages of others, who may write values without quotes.
+pub fn without_words(message: &str, strings: &[Arc<Replaced>]) -> String {
+    let message = without_parts(message, strings);
+    let parts = Parts::of_all(strings);
+    let replace = |piece: &str| {
+        let word = piece.trim_end_matches(is_between_words);
+        let part = parts.iter().find(|part| part.words.contains(word.trim_end_matches('.')));
+        part.map_or(piece.to_string(), |part| format!("{}{}", part.reference, &piece[word.len()..]))
+    };
+    message.split_inclusive(is_between_words).map(replace).collect()
+}
+
+/// A value, for the search for parts of it.
+struct Parts<'a> {
+    reference: &'a str,
+    value: &'a str,
+    words: HashSet<&'a str>,
+}
+
+impl<'a> Parts<'a> {
+    fn of_all(strings: &'a [Arc<Replaced>]) -> Vec<Self> {
+        let of = |value: ReferencedValue<'a>| {
+            let words = value.text.split(is_between_words).filter(|word| !word.is_empty()).collect();
+            Parts { reference: value.reference, value: value.text, words }
+        };
+        strings.iter().flat_map(|string| string.values()).map(of).collect()
+    }
+
+    /// Whether a quoted text is a part of the value, or has a word of it.
+    fn has(&self, quoted: &str) -> bool {
+        let plain = quoted.replace("{{", "{").replace("}}", "}").replace("\\\"", "\"").replace("\\n", "\n");
+        [quoted, &plain].into_iter().any(|text| {
+            let text = text.trim_end_matches(['…', ' ']);
+            !text.is_empty()
+                && (self.value.contains(text) || text.split(is_between_words).any(|word| self.words.contains(word)))
+        })
+    }
+}
+
+/// Returns the end of the quoted text that a message begins with, and the reference whose value has it; the value may
+/// have the quote too.
+fn quoted_part<'a>(message: &str, quote: &str, parts: &[Parts<'a>]) -> Option<(usize, &'a str)> {
+    let nearest = message.find(quote);
+    let is_whole = |end: &usize, part: &Parts<'_>| Some(*end) == nearest || part.value.contains(&message[..*end]);
+    let ends: Vec<usize> = message.match_indices(quote).map(|(end, _)| end).collect();
+    ends.iter().rev().find_map(|end| {
+        let part = parts.iter().find(|part| is_whole(end, part) && part.has(&message[..*end]))?;
+        Some((*end, part.reference))
+    })
+}
+
 /// Whether a character separates the words of a value and of a message.
 fn is_between_words(character: char) -> bool {
     character.is_whitespace() || "`\"',;:=(){}[]<>/@&?|".contains(character)
@@ -143,6 +236,29 @@ mod tests {
         let mut redaction = Redaction::default();
         values.iter().enumerate().for_each(|(at, value)| redaction.add(&format!("${{env:V{at}}}"), value));
         redaction.redact(message).into_owned()
+    }
+
+    #[test]
+    fn a_message_about_a_string_has_no_part_of_its_values() {
+        let string = |value: &str| {
+            let mut string = Replaced::default();
+            string.push_plain("Bearer ");
+            string.push_value("${env:V}", value);
+            [Arc::new(string)]
+        };
+        for (value, message, wanted) in [
+            ("s3cr{et}", "there is no value `{et}`; known: a", "there is no value `${env:V}`; known: a"),
+            ("s3cr{et}", "found `Bearer s3cr{{et}}`", "found `Bearer ${env:V}`"),
+            ("ab", "found \"Bearer ab\", can't be", "found \"Bearer ${env:V}\", can't be"),
+            ("ab", "write `/ab`", "write `${env:V}`"),
+            ("a|b", "'|' can't stand in a URI", "'${env:V}' can't stand in a URI"),
+            ("a`b", "found `a`b`; expected `c`", "found `${env:V}`; expected `c`"),
+            ("zz", "the plugin's `x`, `y`", "the plugin's `x`, `y`"),
+        ] {
+            let shown = without_parts(message, &string(value));
+            assert_eq!(shown, wanted, "{value}");
+        }
+        assert_eq!(without_words("begins with ab.", &string("ab/cd")), "begins with ${env:V}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::redaction::Redaction;
+use super::replaced::{Replaced, doubled};
 use super::serde_messages::meant;
 use crate::system::files;
 use crate::system::printable::one_line;
@@ -37,8 +38,7 @@ pub struct References {
 /// The strings of a file that had references.
 #[derive(Debug, Default)]
 pub struct Resolution {
-    /// The places of strings in which references were replaced.
-    pub replaced: Vec<Range<usize>>,
+    pub replaced: Vec<Replaced>,
     pub unresolved: Vec<Unresolved>,
 }
 
@@ -257,17 +257,21 @@ impl Resolver<'_> {
 
     /// Returns a string with its references replaced; `None` if one of them has no value.
     fn string(&mut self, text: &str, span: &Range<usize>, braces: Braces) -> Option<String> {
-        let (mut resolved, mut is_replaced, known) = (String::new(), false, self.resolution.unresolved.len());
+        let known = self.resolution.unresolved.len();
+        let mut resolved = Replaced::at(span.clone());
         for part in parts(text, braces) {
             let (whole, message) = match part {
                 Part::Text(plain) => {
-                    resolved.push_str(plain);
+                    resolved.push_plain(plain);
                     continue;
                 }
                 Part::Reference { whole, kind, name } => match self.reference(whole, kind, name) {
                     Ok(value) => {
-                        resolved.push_str(&value);
-                        is_replaced = true;
+                        // A dollar of a value is no group of the regular expression.
+                        match braces {
+                            Braces::OfRegex => resolved.push_value(whole, &value.replace('$', "$$")),
+                            Braces::Unknown | Braces::OfPlugin => resolved.push_value(whole, &value),
+                        }
                         continue;
                     }
                     Err(message) => (whole, message),
@@ -275,17 +279,18 @@ impl Resolver<'_> {
                 Part::Bare(whole) if braces == Braces::Unknown => (whole, bare(whole)),
                 Part::Unclosed(whole, has_kind) if has_kind || braces == Braces::Unknown => (whole, unclosed(whole)),
                 Part::Bare(plain) | Part::Unclosed(plain, _) => {
-                    resolved.push_str(plain);
+                    resolved.push_plain(plain);
                     continue;
                 }
             };
             let span_of_part = self.place(whole, span);
             self.resolution.unresolved.push(Unresolved { text_span: span.clone(), span: span_of_part, message });
         }
-        if is_replaced {
-            self.resolution.replaced.push(span.clone());
+        let text = (self.resolution.unresolved.len() == known).then(|| resolved.text.clone());
+        if resolved.has_values() {
+            self.resolution.replaced.push(resolved);
         }
-        (self.resolution.unresolved.len() == known).then_some(resolved)
+        text
     }
 
     fn reference(&mut self, whole: &str, kind: &str, name: &str) -> Result<Arc<str>, String> {
@@ -299,6 +304,10 @@ impl Resolver<'_> {
         }
         self.references.bytes += value.len();
         self.references.redaction.add(whole, &value);
+        if value.contains(['{', '}']) {
+            // What a plugin gets in a template.
+            self.references.redaction.add(whole, &doubled(&value));
+        }
         Ok(value)
     }
 
@@ -369,7 +378,7 @@ mod tests {
     use super::*;
 
     fn references() -> References {
-        let variables = [("NAME", "value"), ("EMPTY", ""), ("LONG", &"x".repeat(1 << 20))];
+        let variables = [("NAME", "value"), ("EMPTY", ""), ("DOLLAR", "a$1"), ("LONG", &"x".repeat(1 << 20))];
         References::new(&variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
     }
 
@@ -406,6 +415,8 @@ mod tests {
             ("p.config.a", r#""${own} ${env:NAME} ${""#, "${own} value ${"),
             ("p.config.a", r#""$${own}""#, "${own}"),
             ("rewrite.to", r#""/${env:NAME}/${name}/$${x}""#, "/value/${name}/$${x}"),
+            ("rewrite.to", r#""/${env:DOLLAR}/$1""#, "/a$$1/$1"),
+            ("a", r#""${env:DOLLAR}/$1""#, "a$1/$1"),
         ] {
             assert_eq!(resolved(&mut references(), table, written).as_deref(), Ok(wanted), "{table} = {written}");
         }

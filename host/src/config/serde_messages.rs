@@ -1,5 +1,7 @@
 //! The messages of the parser about a manifest, reworded for a user: without types of Rust, and with what to write.
 
+use super::foreign_keys;
+
 /// Rewords a message of the parser about the value of a key. `found` describes a value that the parser names wrongly.
 pub fn worded(message: &str, key: Option<&str>, found: Option<&str>) -> String {
     let message = message.replace('\n', "; ");
@@ -113,8 +115,13 @@ fn unknown(message: &str) -> Option<String> {
         .find_map(|(what, start)| Some((what, message.strip_prefix(start)?)))?;
     let (found, known) = rest.split_once("`, expected ")?;
     let list = known.strip_prefix("one of ").unwrap_or(known);
-    let words = list.split(['`', ',', ' ']).filter(|word| !word.is_empty() && *word != "or");
-    let meant = meant(found, words).map_or(String::new(), |word| format!("; did you mean `{word}`?"));
+    let words = || list.split(['`', ',', ' ']).filter(|word| !word.is_empty() && *word != "or");
+    // A key that differs in one letter is meant rather than that of another program.
+    let is_near = || words().any(|word| strsim::damerau_levenshtein(found, word) <= 1);
+    if let Some(foreign) = foreign_keys::remedy(found).filter(|_| what == "key" && !is_near()) {
+        return Some(format!("unknown key `{found}`, a directive of {}; {}", foreign.program, foreign.remedy));
+    }
+    let meant = meant(found, words()).map_or(String::new(), |word| format!("; did you mean `{word}`?"));
     let separator = if meant.is_empty() { "; " } else { " " };
     Some(format!("unknown {what} `{found}`{meant}{separator}expected one of {}", list.replace("` or `", "`, `")))
 }
@@ -193,6 +200,16 @@ mod tests {
                 "unknown key `adress`; did you mean `address`? expected one of `address`, `dns`",
             ),
             ("", "unknown field `x`, expected `aaa` or `bbb`", "unknown key `x`; expected one of `aaa`, `bbb`"),
+            (
+                "",
+                "unknown field `server_name`, expected `address` or `tls`",
+                "unknown key `server_name`, a directive of nginx; write `hosts = [\"example.org\"]` in each [[route]] of the site",
+            ),
+            (
+                "",
+                "unknown field `server`, expected one of `servers`",
+                "unknown key `server`; did you mean `servers`? expected one of `servers`",
+            ),
             ("", "invalid basic string, expected `\"`", "invalid TOML: invalid basic string; expected `\"`"),
         ];
         for (key, message, wanted) in cases {

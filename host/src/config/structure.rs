@@ -12,6 +12,7 @@ use toml::de::{DeArray, DeTable, DeValue, Deserializer, Error};
 use super::diagnostic::MAX_SHOWN;
 use super::foreign;
 use super::references::{References, Resolution, Unresolved};
+use super::replaced::Replaced;
 use super::serde_messages::worded;
 use super::shape::{self, Misshape, Step};
 
@@ -26,6 +27,8 @@ pub struct Structure<T> {
     pub left_out: LeftOut,
     /// The places of tables that lack what was left out of them: that it is missing is no further mistake.
     pub damaged: Vec<Range<usize>>,
+    /// The strings in which references were replaced.
+    pub replaced: Vec<Replaced>,
 }
 
 /// A mistake and its place in the text.
@@ -49,14 +52,15 @@ const MISSPELT: usize = 2;
 /// Reads the structure of a text that is in a folder, and replaces the references in it.
 pub fn parse<T: DeserializeOwned>(text: &str, folder: &Path, references: &mut References) -> Structure<T> {
     let (mut document, errors) = DeTable::parse_recoverable(text);
-    let (mistakes, damaged) = (Vec::new(), Vec::new());
-    let mut structure = Structure { content: None, mistakes, left_out: LeftOut::default(), damaged };
+    let (mistakes, damaged, replaced) = (Vec::new(), Vec::new(), Vec::new());
+    let mut structure = Structure { content: None, mistakes, left_out: LeftOut::default(), damaged, replaced };
     if !errors.is_empty() {
         structure.mistakes = syntax_errors(&errors, text);
         structure.left_out.all = true;
         return structure;
     }
     let Resolution { replaced, unresolved } = references.resolve(text, folder, document.get_mut());
+    structure.replaced = replaced;
     structure.add_unresolved(unresolved);
     for Misshape { way, span, message } in shape::misshapes(document.get_ref()) {
         structure.mistakes.insert(0, StructureError { span: Some(span), message });
@@ -80,7 +84,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, folder: &Path, references: &mut Re
             let key = found_value.as_ref().and_then(|found_value| found_value.key());
             let is_date = found_value.as_ref().is_some_and(|found_value| found_value.is_date);
             let mut mistake = StructureError::of(&error, text, key, is_date.then_some("a date"));
-            if span.as_ref().is_some_and(|span| replaced.contains(span)) {
+            if structure.replaced.iter().any(|string| span.as_ref() == Some(&string.span)) {
                 mistake.name_reference();
             }
             structure.mistakes.push(mistake);

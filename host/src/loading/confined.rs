@@ -146,6 +146,7 @@ impl Examiner {
                     pointer: text(&pointer),
                     key: None,
                     message: text(&message),
+                    by_schema: false,
                 };
                 ConfigVerdict::Refused { complaints: shown.into_iter().take(MAX_SHOWN).map(complaint).collect(), more }
             }

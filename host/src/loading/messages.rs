@@ -68,6 +68,8 @@ pub struct ConfigComplaint {
     /// The key of the table there that is meant.
     pub key: Option<String>,
     pub message: String,
+    /// Whether the message is about the schema, and none that the plugin has made.
+    pub by_schema: bool,
 }
 
 /// The most bytes of a message: a configuration has no more than its manifest.

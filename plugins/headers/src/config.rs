@@ -33,12 +33,19 @@ pub struct Edits {
     /// Removes the fields with these names.
     pub remove: Vec<String>,
     /// Replaces all lines of a field by one line.
-    pub set: BTreeMap<String, String>,
+    pub set: BTreeMap<String, Template>,
     /// Adds a line to a field.
-    pub append: BTreeMap<String, String>,
+    pub append: BTreeMap<String, Template>,
     /// Adds a line if the field is absent.
-    pub default: BTreeMap<String, String>,
+    pub default: BTreeMap<String, Template>,
 }
+
+/// A text with values in braces, such as `{host}`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(transparent)]
+// By the format, the proxy doubles the braces in what references stand for.
+#[schemars(inline, extend("format" = "plugway-template"))]
+pub struct Template(pub String);
 
 /// Conditions for edits; an empty list is no condition.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -24,13 +24,13 @@ pub fn plan(edits: &Edits, at: &str, setup: &mut Setup) -> EditPlan {
         plan = plan.remove_field(name);
     }
     for (name, text) in &edits.set {
-        plan = plan.set_field(name, parsed("set", name, text));
+        plan = plan.set_field(name, parsed("set", name, &text.0));
     }
     for (name, text) in &edits.append {
-        plan = plan.append_field(name, parsed("append", name, text));
+        plan = plan.append_field(name, parsed("append", name, &text.0));
     }
     for (name, text) in &edits.default {
-        plan = plan.default_field(name, parsed("default", name, text));
+        plan = plan.default_field(name, parsed("default", name, &text.0));
     }
     plan
 }

@@ -1,0 +1,114 @@
+//! Directives of nginx, Caddy and HAProxy that a newcomer writes as keys, and what a manifest has in their place.
+
+/// Returns the program that a key belongs to, and what to write instead; `None` for a key of no other program.
+pub fn remedy(key: &str) -> Option<ForeignKey> {
+    KEYS.iter().find(|known| known.name == key).copied()
+}
+
+/// A directive of another program.
+#[derive(Clone, Copy)]
+pub struct ForeignKey {
+    name: &'static str,
+    /// The program whose directive it is.
+    pub program: &'static str,
+    /// The words of a message that say what to write in a manifest.
+    pub remedy: &'static str,
+}
+
+const fn nginx(name: &'static str, remedy: &'static str) -> ForeignKey {
+    ForeignKey { name, program: "nginx", remedy }
+}
+
+const fn caddy(name: &'static str, remedy: &'static str) -> ForeignKey {
+    ForeignKey { name, program: "Caddy", remedy }
+}
+
+const fn haproxy(name: &'static str, remedy: &'static str) -> ForeignKey {
+    ForeignKey { name, program: "HAProxy", remedy }
+}
+
+const CERTIFICATES: &str = "write `tls = { certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }] }` in the \
+                            [[listener]]";
+const FILES: &str = "write `files = { root = \"public\" }` in a [[route]], in place of `upstream`";
+const NETWORKS: &str =
+    "write `plugins = [{ use = \"ip-filter\", config = { allow = [\"10.0.0.0/8\"] } }]` in the [[route]]";
+const ROUTE: &str = "write a [[route]] with `hosts`, `path` and `upstream`; the addresses are in [[listener]]";
+
+const KEYS: [ForeignKey; 42] = [
+    nginx("access_log", "write `[access-log]` with `format = \"combined\"` and `file = \"access.log\"`"),
+    nginx(
+        "add_header",
+        "write `plugins = [{ use = \"headers\", config = { response = { append = { X-A = \"1\" } } } }]` in the [[route]]",
+    ),
+    nginx("alias", "write `files = { root = \"public\" }` and `strip-prefix = true` in a [[route]] with `path`"),
+    nginx("allow", NETWORKS),
+    nginx("auth_basic", "no stock plugin checks passwords; `auth-key` checks keys of clients"),
+    haproxy("backend", "write `[upstream.NAME]` with `endpoints = [\"127.0.0.1:8000\"]`"),
+    haproxy("bind", "write a [[listener]] with `address = \"0.0.0.0:80\"`"),
+    nginx("client_max_body_size", "write `max-body = \"20 MiB\"` in the [[route]]"),
+    nginx("deny", NETWORKS),
+    nginx("error_page", "write `[error-page]` with `502 = \"sorry.html\"`"),
+    caddy("file_server", FILES),
+    haproxy("frontend", ROUTE),
+    nginx("gzip", "responses are not compressed yet; what the upstream compresses is passed on"),
+    caddy("handle", "write a [[route]] with `path = \"/api\"`"),
+    nginx("index", "write `files = { root = \"public\", index = [\"index.html\"] }` in a [[route]]"),
+    nginx(
+        "keepalive_timeout",
+        "write `limits = { keep-alive = \"75s\" }` in the [[listener]], or `idle-timeout = \"60s\"` in the upstream",
+    ),
+    nginx("limit_req", "requests are not limited by their rate yet; `limits` of an upstream limits those in flight"),
+    nginx("listen", "write a [[listener]] with `address = \"0.0.0.0:80\"`"),
+    nginx("location", "write a [[route]] with `path = \"/api\"`"),
+    nginx("proxy_buffering", "write `response-buffer = false` in the [[route]] for `off`; `on` is the default"),
+    nginx("proxy_cache", "write `plugins = [\"cache\"]` in the [[route]]"),
+    nginx("proxy_connect_timeout", "write `connect-timeout = \"5s\"` in the upstream"),
+    nginx(
+        "proxy_pass",
+        "write `upstream = \"app\"` in a [[route]], and `[upstream.app]` with `endpoints = [\"127.0.0.1:8000\"]`",
+    ),
+    nginx("proxy_read_timeout", "write `response-timeout = \"60s\"` and `read-timeout = \"60s\"` in the upstream"),
+    nginx("proxy_request_buffering", "write `request-buffer = false` in the [[route]] for `off`"),
+    nginx(
+        "proxy_send_timeout",
+        "remove it: an endpoint that stops reading the request meets `response-timeout` of the upstream",
+    ),
+    nginx(
+        "proxy_set_header",
+        "write `plugins = [{ use = \"headers\", config = { request = { set = { X-A = \"1\" } } } }]` in the [[route]]",
+    ),
+    nginx("return", "write `redirect = \"https://example.org{uri}\"` or `respond = { status = 404 }` in a [[route]]"),
+    caddy(
+        "reverse_proxy",
+        "write `upstream = \"app\"` in a [[route]], and `[upstream.app]` with `endpoints = [\"127.0.0.1:8000\"]`",
+    ),
+    nginx("rewrite", "write `rewrite = { regex = \"^/old/(.*)$\", to = \"/new/$1\" }` in a [[route]]"),
+    nginx("root", FILES),
+    nginx(
+        "server",
+        "write a [[route]] with `hosts`, or for a server of an upstream `endpoints = [\"127.0.0.1:8000\"]`",
+    ),
+    nginx("server_name", "write `hosts = [\"example.org\"]` in each [[route]] of the site"),
+    nginx("ssl_certificate", CERTIFICATES),
+    nginx("ssl_certificate_key", CERTIFICATES),
+    nginx("ssl_protocols", "write `tls = { min-version = \"1.2\" }` in the [[listener]]"),
+    nginx("try_files", "write `files = { root = \"public\", fallback = \"index.html\" }` in a [[route]]"),
+    nginx("upstream", "write `[upstream.NAME]` at the top of the file, and `upstream = \"NAME\"` in a [[route]]"),
+    nginx("user", "start plugway as the user that it shall run as, such as by `User=` of systemd"),
+    nginx("worker_connections", "write `limits = { connections = 20000 }` in the [[listener]]"),
+    nginx("worker_processes", "write `workers = 4` at the top of the file, or nothing for one on each core"),
+    nginx("http", "remove it: listeners, upstreams and routes are at the top of the file"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_key_is_in_the_table_once() {
+        for key in KEYS {
+            assert_eq!(KEYS.iter().filter(|other| other.name == key.name).count(), 1, "{}", key.name);
+        }
+        assert!(remedy("address").is_none());
+    }
+}
