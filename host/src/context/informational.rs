@@ -1,8 +1,10 @@
 //! The informational responses of endpoints (RFC 9110 §15.2), on their way to a client.
 
+use std::io;
 use std::mem::take;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::response::Parts;
@@ -45,17 +47,18 @@ impl InformationalQueue {
         self.has_any.load(Ordering::Relaxed)
     }
 
-    /// Lends the waiting bytes to a writer, which returns how many of them it has written.
-    pub fn write<E>(&self, write: impl FnOnce(&[u8]) -> Result<usize, E>) -> Result<(), E> {
+    /// Writes all waiting bytes by a function that returns how many of them it has written.
+    pub fn poll_write(&self, mut write: impl FnMut(&[u8]) -> Poll<io::Result<usize>>) -> Poll<io::Result<()>> {
         let mut waiting = self.waiting();
-        let written = write(&waiting)?;
-        let left = waiting.len();
-        waiting.advance(written.min(left));
-        if waiting.is_empty() {
-            *waiting = BytesMut::new();
-            self.has_any.store(false, Ordering::Relaxed);
+        while !waiting.is_empty() {
+            match ready!(write(&waiting))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => waiting.advance(written),
+            }
         }
-        Ok(())
+        *waiting = BytesMut::new();
+        self.has_any.store(false, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 
     /// Takes the rest of the waiting bytes.
@@ -90,12 +93,17 @@ mod tests {
         queue.push(hints);
         queue.push(head(102).body(()).unwrap().into_parts().0);
         let mut written = Vec::new();
+        let mut is_blocked = false;
         while queue.has_any() {
-            let write = |bytes: &[u8]| {
+            // A byte at a time, and every second time none.
+            let _ = queue.poll_write(|bytes| {
+                is_blocked = !is_blocked;
+                if is_blocked {
+                    return Poll::Pending;
+                }
                 written.extend_from_slice(&bytes[..1]);
-                Ok::<_, ()>(1)
-            };
-            queue.write(write).unwrap();
+                Poll::Ready(Ok(1))
+            });
         }
         let expected = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n";
         assert_eq!(String::from_utf8(written).unwrap(), expected);

@@ -103,21 +103,17 @@ impl<T> ScreenedIo<T> {
 impl<T: Transport> ScreenedIo<T> {
     /// Writes the informational responses that wait.
     fn poll_informational(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(queue) = &self.session.client.arrival.informational else { return Poll::Ready(Ok(())) };
-        while queue.has_any() {
-            let mut is_blocked = false;
-            queue.write(|bytes| match Pin::new(&mut self.io).poll_write(cx, bytes) {
-                Poll::Ready(written) => written,
-                Poll::Pending => {
-                    is_blocked = true;
-                    Ok(0)
-                }
-            })?;
-            if is_blocked {
-                return Poll::Pending;
-            }
+        let ScreenedIo { io, session, .. } = self;
+        match &session.client.arrival.informational {
+            Some(queue) if queue.has_any() => queue.poll_write(|bytes| Pin::new(&mut *io).poll_write(cx, bytes)),
+            _ => Poll::Ready(Ok(())),
         }
-        Poll::Ready(Ok(()))
+    }
+
+    /// Writes the informational responses that wait, before anything of the response behind them.
+    fn poll_before_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What hyper writes until then belongs to an earlier response.
+        if self.session.is_response_due() { self.poll_informational(cx) } else { Poll::Ready(Ok(())) }
     }
 
     /// Waits until a client that still gets a response is gone; pending until then.
@@ -175,9 +171,7 @@ impl<T: Transport> AsyncWrite for ScreenedIo<T> {
         if self.intercept_hyper_error(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
-        if self.has_informational() && self.session.is_response_due() {
-            ready!(self.poll_informational(cx))?;
-        }
+        ready!(self.poll_before_response(cx))?;
         self.session.flushed.set(false);
         let before = self.io.socket.bytes_sent();
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
@@ -193,9 +187,7 @@ impl<T: Transport> AsyncWrite for ScreenedIo<T> {
         if self.intercept_hyper_error(slices.first().map_or(&[], |slice| slice)) {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
-        if self.has_informational() && self.session.is_response_due() {
-            ready!(self.poll_informational(cx))?;
-        }
+        ready!(self.poll_before_response(cx))?;
         self.session.flushed.set(false);
         let before = self.io.socket.bytes_sent();
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
