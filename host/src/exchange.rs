@@ -320,18 +320,22 @@ impl Forwarding {
         if let Ok(Ok(_)) = forwarded {
             record.response_started();
         }
-        let bottom = ChainPosition::bottom(&worker.generation.routes[destination.route]);
         let received = forwarded.unwrap_or_else(|_| Err(timers.late()));
-        let received = received.map_err(|error| ChainFailure::new(error, bottom));
+        let reply = reply_of_target(&worker.generation.routes[destination.route], received, bypassed);
         let context = record.take_context();
-        respond(
-            worker,
-            destination.route,
-            context,
-            Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom).of_upstream() },
-            record,
-        )
+        respond(worker, destination.route, context, reply.of_upstream(), record)
     }
+}
+
+/// Returns the reply of a route's target, which is below the whole chain.
+fn reply_of_target(
+    route: &Route,
+    received: Result<Received, Error>,
+    bypassed: &mut Option<Box<BypassedCache>>,
+) -> Reply {
+    let bottom = ChainPosition::bottom(route);
+    let received = received.map_err(|error| ChainFailure::new(error, bottom));
+    Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom) }
 }
 
 /// Reads the files of a route, and takes the response up to the client.
@@ -346,10 +350,8 @@ async fn read_files(
     let mut nothing = OutgoingRequest::empty();
     let asked = ask_target(worker, destination, context, &mut nothing, &timers.idle);
     let received = timers.total.until_met(asked).await.unwrap_or_else(|_| Err(timers.late()));
-    let bottom = ChainPosition::bottom(&worker.generation.routes[destination.route]);
-    let received = received.map_err(|error| ChainFailure::new(error, bottom));
+    let reply = reply_of_target(&worker.generation.routes[destination.route], received, bypassed);
     let context = record.take_context();
-    let reply = Reply { bypassed: bypassed.take(), ..Reply::new(received, bottom) };
     respond(worker, destination.route, context, reply, record)
 }
 

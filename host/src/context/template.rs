@@ -5,6 +5,7 @@ use http::header::{HeaderName, HeaderValue};
 
 use crate::context::{ExchangeContext, ValueName};
 use crate::protocol::authority;
+use crate::protocol::path::is_unreserved;
 
 /// The longest URI that is made, in bytes: more than clients accept in a `Location`.
 const MAX_URI_BYTES: usize = 64 << 10;
@@ -186,11 +187,6 @@ fn put_escaped(bytes: &[u8], may_stand: fn(u8) -> bool, uri: &mut Vec<u8>) {
             uri.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
         }
     }
-}
-
-/// Whether a byte is an unreserved character (RFC 3986 §2.3).
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
 fn is_of_parameter(byte: u8) -> bool {

@@ -96,10 +96,10 @@ pub fn error_page(
     ErrorPage { content: text.into(), media }
 }
 
-/// Returns the response that redirects a client, with the same method and body.
-pub fn redirect(location: HeaderValue) -> Response<ResponseBody> {
+/// Returns the response without content that redirects a client.
+pub fn redirect(status: StatusCode, location: HeaderValue) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::Full(Bytes::new()));
-    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    *response.status_mut() = status;
     response.headers_mut().insert(header::LOCATION, location);
     response
 }

@@ -102,7 +102,10 @@ fn redirect_to_https(request: &Parts, accepted: AcceptedPath, port: u16) -> NoRo
         return failed(request_target::rejected_path(why));
     }
     match request_target::with_https(request, port) {
-        Some(location) => NoRoute::Answered(Box::new(error_response::redirect(location))),
+        // The client repeats its method and its body.
+        Some(location) => {
+            NoRoute::Answered(Box::new(error_response::redirect(StatusCode::PERMANENT_REDIRECT, location)))
+        }
         None => failed(Error::new(FailureKind::RequestError, "no Host says where to go with https")),
     }
 }

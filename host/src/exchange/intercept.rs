@@ -14,7 +14,8 @@ use crate::exchange::forward::Received;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::WorkerState;
 use crate::generation::ids::RouteId;
-use crate::protocol::{conversation, hop_by_hop};
+use crate::protocol::conversation::is_grpc;
+use crate::protocol::hop_by_hop;
 
 /// Returns a response of the upstream, or the page in its place.
 pub fn intercept(received: Received, context: &ExchangeContext, route_id: RouteId, worker: &WorkerState) -> Received {
@@ -47,11 +48,6 @@ pub fn complete(received: Received, context: &ExchangeContext, route_id: RouteId
         *response.body_mut() = ResponseBody::Full(page.content);
     }
     Received { response, edits }
-}
-
-/// Whether a message is one of gRPC, whose errors are in its trailers.
-fn is_grpc(fields: &HeaderMap) -> bool {
-    fields.get(header::CONTENT_TYPE).is_some_and(|media| conversation::is_grpc(media.as_bytes()))
 }
 
 /// Replaces the fields of the content by those of a page. The page has no rules of its own for caches, like the pages of

@@ -1,6 +1,6 @@
 //! The content of a request on its way to the upstream, through the plugins that transform it.
 
-use http::{HeaderValue, Version, header};
+use http::Version;
 use http_body::Body;
 
 use super::chain::{self, ChainFailure, ChainPosition};
@@ -32,8 +32,7 @@ pub fn outgoing_body(
     // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8).
     hop.upgrade = None;
     // With gRPC either side may be silent for as long as it likes.
-    let media = context.request.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    let is_grpc = conversation::is_grpc(media);
+    let is_grpc = conversation::is_grpc(&context.request.headers);
     if context.request.version == Version::HTTP_2 && is_grpc {
         upload.stop_rate_limit();
     }

@@ -1,12 +1,12 @@
 //! The choice of the responses that are read ahead of a slow client, so that their endpoint need not wait for it.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName};
 
 use super::response_body::ResponseBody;
 use super::upstream_body::ReadAheadRules;
 use crate::context::ExchangeContext;
 use crate::generation::{Route, WorkerState};
-use crate::protocol::conversation;
+use crate::protocol::conversation::is_conversation;
 
 /// The field by which an application asks nginx, and proxies that follow nginx, not to buffer its response.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -20,10 +20,4 @@ pub fn allow(worker: &WorkerState, route: &Route, context: &ExchangeContext, fie
         return;
     }
     body.allow_read_ahead(ReadAheadRules { space: worker.buffers.clone(), max: route.response_buffer });
-}
-
-/// Whether content is a conversation of messages, whose peer has to learn that the other side is slow.
-pub fn is_conversation(fields: &HeaderMap) -> bool {
-    let media = fields.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    conversation::is_conversation(media)
 }

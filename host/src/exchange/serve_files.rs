@@ -8,7 +8,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode, Uri, response};
 
-use super::error_response::status_page;
+use super::error_response::{redirect, status_page};
 use super::response_body::ResponseBody;
 use crate::context::ExchangeContext;
 use crate::error::Error;
@@ -197,11 +197,10 @@ fn listing_response(page: Vec<u8>, method: &Method) -> Response<ResponseBody> {
 
 /// Returns the redirect to the client's path of a folder with a slash at its end.
 fn redirect_into_folder(target: &Uri) -> Response<ResponseBody> {
-    let mut response = without_content(StatusCode::MOVED_PERMANENTLY);
-    if let Ok(location) = HeaderValue::try_from(location_with_slash(target.path(), target.query())) {
-        response.headers_mut().insert(header::LOCATION, location);
+    match HeaderValue::try_from(location_with_slash(target.path(), target.query())) {
+        Ok(location) => redirect(StatusCode::MOVED_PERMANENTLY, location),
+        Err(_) => without_content(StatusCode::MOVED_PERMANENTLY),
     }
-    response
 }
 
 /// Returns a reference to a path with a slash at its end, relative to the path. It names no host, whatever the path begins

@@ -1,13 +1,13 @@
 //! The responses of routes by their targets, for requests that have passed the request hooks.
 
 use bytes::Bytes;
+use http::Response;
 use http::header::{self, HeaderValue};
-use http::{Response, StatusCode};
 
-use super::Destination;
 use super::forward::{OutgoingRequest, Received, forward};
 use super::response_body::ResponseBody;
 use super::serve_files::serve_files;
+use super::{Destination, error_response};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
 use crate::generation::target::{FixedResponse, Redirect, Target};
@@ -44,12 +44,11 @@ pub async fn ask_target(
     if let Some(upstream_id) = destination.upstream {
         return forward(worker, upstream_id, context, sending, step).await;
     }
-    match &route.target {
-        Target::Upstream(upstream_id) => forward(worker, *upstream_id, context, sending, step).await,
-        Target::Redirect(to) => redirect(to, context).map(Received::from),
-        Target::Respond(fixed) => Ok(fixed_response(fixed).into()),
-        Target::Files(_) => boxed(|| serve_files(worker, destination.route, context, step)).await.map(Received::from),
-    }
+    let response = match respond_at_once(&route.target, context) {
+        Some(response) => response,
+        None => boxed(|| serve_files(worker, destination.route, context, step)).await,
+    };
+    response.map(Received::from)
 }
 
 /// Returns the redirect for a request; an error of the client if the template makes no valid location of its request.
@@ -57,18 +56,12 @@ fn redirect(to: &Redirect, context: &ExchangeContext) -> Result<Response<Respons
     let location = to.location.fill(context).map_err(|reason| {
         Error::new(FailureKind::RequestError, format!("the redirect has no valid location: {reason}"))
     })?;
-    Ok(redirect_response(to.status, location))
-}
-
-/// Returns a redirect with a short text for clients that don't follow it.
-fn redirect_response(status: StatusCode, location: HeaderValue) -> Response<ResponseBody> {
-    let text = format!("{status}\n{}\n", location.to_str().unwrap_or_default());
-    let mut response = Response::new(ResponseBody::Full(Bytes::from(text)));
-    *response.status_mut() = status;
-    let fields = response.headers_mut();
-    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    fields.insert(header::LOCATION, location);
-    response
+    // For clients that don't follow it.
+    let text = format!("{}\n{}\n", to.status, location.to_str().unwrap_or_default());
+    let mut response = error_response::redirect(to.status, location);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    *response.body_mut() = ResponseBody::Full(Bytes::from(text));
+    Ok(response)
 }
 
 fn fixed_response(fixed: &FixedResponse) -> Response<ResponseBody> {

@@ -167,14 +167,14 @@ fn settled(path: &str) -> Result<String, PathError> {
 }
 
 /// Returns the byte of an escape, given from its digits on.
-fn escaped(digits: &[u8]) -> Result<u8, PathError> {
+pub fn escaped(digits: &[u8]) -> Result<u8, PathError> {
     let value = |digit: &u8| char::from(*digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
     let [high, low, ..] = digits else { return Err(PathError::Escape) };
     value(high).zip(value(low)).map(|(high, low)| high << 4 | low).ok_or(PathError::Escape)
 }
 
 /// Whether a byte is an unreserved character (RFC 3986 §2.3).
-fn is_unreserved(byte: u8) -> bool {
+pub fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use crate::protocol::path;
+
 /// The maximum length of a path below the root, in bytes: that of `PATH_MAX` on Linux, less its end.
 const MAX_BYTES: usize = 4095;
 
@@ -91,10 +93,8 @@ fn decode(segment: &str, bytes: &mut Vec<u8>) -> Option<()> {
             bytes.push(*first);
             continue;
         }
-        let [high, low, after @ ..] = rest else { return None };
-        let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
-        bytes.push(digit(*high)? << 4 | digit(*low)?);
-        rest = after;
+        bytes.push(path::escaped(rest).ok()?);
+        rest = &rest[2..];
     }
     Some(())
 }
