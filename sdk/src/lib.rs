@@ -69,6 +69,7 @@ pub mod path;
 pub mod percent;
 mod setup;
 pub mod testing;
+pub mod token;
 pub mod units;
 mod values;
 mod verdict;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use plugway_sdk::token::is_token;
 use plugway_sdk::{ConfigError, Edit, EditPlan, Input, Setup, ValueName, Values, Verdict, percent};
 
 use crate::config::Config;
@@ -23,8 +24,8 @@ struct Field {
 struct Parameter {
     name: String,
     value: Input,
-    /// The whole query, or the whole field `Cookie`.
-    whole: Input,
+    /// The whole query, or the whole field `Cookie`; `None` if the key stays in it.
+    whole: Option<Input>,
 }
 
 impl Places {
@@ -55,12 +56,12 @@ impl Places {
             query: config.query.as_ref().map(|name| Parameter {
                 name: name.clone(),
                 value: needs.value(ValueName::QueryParameter(name.clone())),
-                whole: needs.value(ValueName::Query),
+                whole: (!config.keep).then(|| needs.value(ValueName::Query)),
             }),
             cookie: config.cookie.as_ref().map(|name| Parameter {
                 name: name.clone(),
                 value: needs.cookie(name),
-                whole: needs.field("cookie"),
+                whole: (!config.keep).then(|| needs.field("cookie")),
             }),
         }
     }
@@ -88,10 +89,10 @@ impl Places {
         }
     }
 
-    /// Adds to a verdict what removes the key from the query and from the cookies.
+    /// Adds to a verdict what removes the key from the query and from the cookies, unless it stays there.
     pub fn remove_parameters(&self, request: &Values, mut verdict: Verdict) -> Verdict {
         if let Some(query) = &self.query
-            && let Some(whole) = request.bytes(query.whole)
+            && let Some(whole) = query.whole.and_then(|whole| request.bytes(whole))
         {
             let left = without_parameter(whole, query.name.as_bytes());
             if left.len() < whole.len() {
@@ -99,7 +100,7 @@ impl Places {
             }
         }
         if let Some(cookie) = &self.cookie
-            && let Some(whole) = request.bytes(cookie.whole)
+            && let Some(whole) = cookie.whole.and_then(|whole| request.bytes(whole))
         {
             match without_cookie(whole, cookie.name.as_bytes()) {
                 Some(left) if left.is_empty() => verdict = verdict.remove_field("cookie"),
@@ -142,9 +143,4 @@ fn without_cookie(cookies: &[u8], name: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(left.join(&b"; "[..]))
-}
-
-/// Whether a text is a token (RFC 9110 §5.6.2).
-pub fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }

@@ -1,10 +1,11 @@
 //! The decision about a request.
 
+use plugway_sdk::token::is_token;
 use plugway_sdk::{ConfigError, EditPlan, EditPlanId, Part, Response, Setup, ValueName, Values, Verdict};
 
 use crate::config::Config;
 use crate::keys::Keys;
-use crate::places::{Places, is_token};
+use crate::places::Places;
 
 /// The rules of a configuration.
 pub struct Policy {
@@ -16,7 +17,6 @@ pub struct Policy {
     /// The edits of all requests with a known key: the owner's name in its field, and the field with the key removed.
     plan: EditPlanId,
     challenge: String,
-    is_kept: bool,
 }
 
 impl Policy {
@@ -38,7 +38,6 @@ impl Policy {
             owners: config.owners.as_ref().map(|owners| allowed(owners, &keys, setup)),
             plan: setup.plan(plan),
             challenge: challenge(config)?,
-            is_kept: config.keep,
             keys,
             places,
             note,
@@ -54,7 +53,7 @@ impl Policy {
             return refusal(403).into();
         }
         let verdict = Verdict::proceed().set_note(&self.note, self.keys.name(owner)).plan(self.plan);
-        if self.is_kept { verdict } else { self.places.remove_parameters(request, verdict) }
+        self.places.remove_parameters(request, verdict)
     }
 }
 

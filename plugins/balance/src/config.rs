@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use plugway_sdk::token::is_token;
 use plugway_sdk::{ConfigError, ValueName};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -215,12 +216,6 @@ impl Errors {
             format!("{percent} is out of range; write a percentage from {} to {}", allowed.start(), allowed.end())
         })
     }
-}
-
-/// Returns whether a text is a token (RFC 9110 §5.6.2).
-fn is_token(text: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.bytes().all(is_allowed)
 }
 
 /// Returns whether a byte may be in a cookie path. RFC 6265 §4.1.1 excludes control characters and `;`, which ends the

@@ -23,10 +23,13 @@ impl MediaTypes {
 
     /// Whether the value of a `Content-Type` field, with or without parameters, is in the list.
     pub fn contain(&self, content_type: &str) -> bool {
-        let name = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let name = content_type.split(';').next().unwrap_or_default().trim();
         let is_it = |entry: &String| match entry.strip_suffix('*') {
-            Some(range) => name.strip_prefix(range).is_some_and(|rest| !rest.is_empty()),
-            None => *entry == name,
+            Some(range) => {
+                let parts = name.split_at_checked(range.len());
+                parts.is_some_and(|(begin, rest)| begin.eq_ignore_ascii_case(range) && !rest.is_empty())
+            }
+            None => entry.eq_ignore_ascii_case(name),
         };
         self.0.iter().any(is_it)
     }

@@ -1,6 +1,7 @@
 //! The rules: conditions, and the limits that apply where they hold.
 
 use plugway_sdk::path::without_parameters;
+use plugway_sdk::token::is_token;
 use plugway_sdk::{
     ConfigError, EditPlan, EditPlanId, Input, Response, Setup, ValueName, Values, Verdict, lines, units,
 };
@@ -183,8 +184,7 @@ fn checked(
 }
 
 fn method(method: &str) -> Result<(), String> {
-    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if !method.bytes().all(is_part) {
+    if !is_token(method) {
         return Err(format!("`{method}` is no method; write one such as `POST`"));
     }
     let upper = method.to_ascii_uppercase();

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use plugway_sdk::cache::{Cookies, Options, Query};
+use plugway_sdk::token::is_token;
 use plugway_sdk::{CacheStatus, ConfigError, Setup, ValueName, units};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -172,8 +173,7 @@ fn time(text: Option<&String>, path: &str, default: Duration, setup: &mut Setup)
 /// Returns names of fields in lower case; invalid names are reported.
 fn fields(names: &[String], path: &str, setup: &mut Setup) -> Vec<String> {
     let field = |(place, name): (usize, &String)| {
-        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        if name.is_empty() || !name.bytes().all(is_part) {
+        if !is_token(name) {
             let message = format!("`{name}` is no name of a field; write one such as `Cache-Tag`");
             return Err(ConfigError::at(format!("{path}/{place}"), message));
         }

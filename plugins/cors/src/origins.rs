@@ -61,11 +61,6 @@ impl Origins {
     pub fn allow(&self, origin: &str) -> bool {
         self.is_any || self.exact.contains(origin) || self.patterns.iter().any(|pattern| pattern.matches(origin))
     }
-
-    /// Whether no origin is allowed.
-    pub fn is_empty(&self) -> bool {
-        !self.is_any && self.exact.is_empty() && self.patterns.is_empty()
-    }
 }
 
 impl Pattern {
@@ -83,10 +78,7 @@ impl Pattern {
                 text.to_ascii_lowercase()
             ));
         }
-        let (host, port) = match rest.rsplit_once(':').filter(|(_, port)| !port.contains(']')) {
-            Some((host, port)) => (host, Some(port)),
-            None => (rest, None),
-        };
+        let (host, port) = split_port(rest);
         if matches!((scheme, port), ("http", Some("80")) | ("https", Some("443"))) {
             return Err(format!("`{text}`: browsers leave out the default port; write `{scheme}://{host}`"));
         }
@@ -108,16 +100,21 @@ impl Pattern {
 
     fn matches(&self, origin: &str) -> bool {
         let Some(rest) = origin.strip_prefix(&self.scheme) else { return false };
-        let (host, port) = match rest.rsplit_once(':').filter(|(_, port)| !port.contains(']')) {
-            Some((host, port)) => (host, Some(port)),
-            None => (rest, None),
-        };
+        let (host, port) = split_port(rest);
         let has_port = match &self.port {
             Port::Default => port.is_none(),
             Port::Exact(wanted) => port == Some(wanted),
             Port::Any => port.is_none_or(|port| port.parse::<u16>().is_ok()),
         };
         has_port && self.host.matches(host)
+    }
+}
+
+/// Splits a port off a host; the colons of an IPv6 address divide nothing.
+fn split_port(text: &str) -> (&str, Option<&str>) {
+    match text.rsplit_once(':').filter(|(_, port)| !port.contains(']')) {
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
     }
 }
 

@@ -36,8 +36,8 @@ pub struct Policy {
     /// Leaves the allowed origin for the response.
     note: EditPlanId,
     allowed: EditPlanId,
-    refused: EditPlanId,
-    kept: EditPlanId,
+    /// For other responses: removes the upstream's own fields, unless they are kept.
+    others: EditPlanId,
 }
 
 /// The note that has the origin of a request, if the origin is allowed.
@@ -108,8 +108,7 @@ impl Policy {
             preflight,
             note: setup.plan(note),
             allowed: setup.plan(plans.allowed()),
-            refused: setup.plan(plans.varying(plans.cleared())),
-            kept: setup.plan(plans.varying(EditPlan::default())),
+            others: setup.plan(plans.varying(plans.cleared())),
         };
         if is_constant && config.upstream_fields == UpstreamFields::Replace {
             setup.response_plan = Some(policy.allowed);
@@ -132,11 +131,9 @@ impl Policy {
 
     /// Chooses the fields of a response.
     pub fn response(&self, is_allowed: bool, has_own: bool) -> Verdict {
-        match is_allowed || self.is_constant {
-            _ if has_own => self.kept.into(),
-            true => self.allowed.into(),
-            false => self.refused.into(),
-        }
+        // Where the upstream's own fields are kept, the other plan changes none of them.
+        let is_shown = (is_allowed || self.is_constant) && !has_own;
+        if is_shown { self.allowed.into() } else { self.others.into() }
     }
 }
 
@@ -194,7 +191,7 @@ fn origins(config: &Config, setup: &mut Setup) -> Origins {
             }
         }
     }
-    if origins.is_empty() && config.origins.iter().all(|entry| lines::of(entry).next().is_none()) {
+    if config.origins.iter().all(|entry| lines::of(entry).next().is_none()) {
         let message = "no origin is allowed; write `origins = [\"https://app.example.org\"]`, or `[\"*\"]` for all";
         setup.report(ConfigError::at("", message));
     }

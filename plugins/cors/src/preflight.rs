@@ -1,5 +1,6 @@
 //! The answers to preflights: whether a page may send the request that it is about to send.
 
+use plugway_sdk::token::{is_token, is_token_byte};
 use plugway_sdk::{ConfigError, Response, Setup, units};
 
 use crate::config::{Config, Headers};
@@ -109,15 +110,7 @@ fn check_methods(methods: &[String], credentials: bool, setup: &mut Setup) {
 
 const STAR: &str = "`*` with `credentials`: browsers take it for a name; write the names";
 
-fn is_of_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(is_of_token)
-}
-
 /// Whether a byte can stand in a list of names.
 fn is_of_list(byte: u8) -> bool {
-    is_of_token(byte) || b", \t".contains(&byte)
+    is_token_byte(byte) || b", \t".contains(&byte)
 }

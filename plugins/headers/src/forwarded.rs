@@ -1,6 +1,7 @@
 //! Describes the client to the upstream, also behind other proxies. The host has already decided, by the listener's
 //! `trusted-proxies`, which client address and which received fields are trusted; it has removed the other fields.
 
+use plugway_sdk::token::is_token;
 use plugway_sdk::{Input, Setup, ValueName, Values, Verdict};
 
 use crate::config::{Forwarded, ForwardedFields};
@@ -122,8 +123,7 @@ fn node(hop: &str) -> String {
 }
 
 fn quoted(value: &str) -> String {
-    let is_token = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte));
-    if is_token && !value.is_empty() { value.into() } else { format!("\"{}\"", value.replace(['"', '\\'], "")) }
+    if is_token(value) { value.into() } else { format!("\"{}\"", value.replace(['"', '\\'], "")) }
 }
 
 /// Returns a parameter of the first element of a list (RFC 7239 §4); `None` if there is none.

@@ -1,6 +1,7 @@
 //! Parsing of edits and conditions.
 
 use plugway_sdk::path::without_parameters;
+use plugway_sdk::token::is_token;
 use plugway_sdk::{ConfigError, EditPlan, Input, Inputs, Setup, ValueName, Values};
 
 use crate::config::{Edits, When};
@@ -60,12 +61,6 @@ pub fn check_conditions(when: &When) -> Result<(), ConfigError> {
         Some((at, status)) => wrong("statuses", at, format!("invalid status: {status}; expected a code such as 200")),
         None => Ok(()),
     }
-}
-
-/// Whether a text is a token, as a method has to be (RFC 9110 §5.6.2).
-fn is_token(text: &str) -> bool {
-    let is_mark = |byte: u8| b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || is_mark(byte))
 }
 
 /// The methods of RFC 9110 and RFC 5789, which are in capitals; methods have a case.

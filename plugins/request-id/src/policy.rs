@@ -1,5 +1,6 @@
 //! The edits of a request and its response.
 
+use plugway_sdk::token::is_token;
 use plugway_sdk::{ConfigError, EditPlan, EditPlanId, Input, Part, Setup, ValueName, Values, Verdict};
 
 use crate::config::{Config, Format, Traceparent};
@@ -38,8 +39,7 @@ impl Policy {
         if note.is_empty() {
             return Err(ConfigError::at("/note", "empty name of a note; expected one such as `request-id`"));
         }
-        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        if field.is_empty() || !field.bytes().all(is_token) {
+        if !is_token(field) {
             return Err(ConfigError::at(
                 "/field",
                 format!("invalid name: `{field}`; expected one such as `X-Request-ID`"),

@@ -39,7 +39,9 @@ impl Rules {
     /// Returns the location by the first rule that matches a path, and the status if the rule redirects; `None` if no rule
     /// matches.
     pub fn find(&self, path: &str) -> Option<Result<(Location, Option<u16>), String>> {
-        let (captures, rule) = self.0.iter().find_map(|rule| Some((rule.regex.captures(path.as_bytes())?, rule)))?;
+        // Groups are looked for in the rule that matches alone: room for them is allocated.
+        let rule = self.0.iter().find(|rule| rule.regex.is_match(path.as_bytes()))?;
+        let captures = rule.regex.captures(path.as_bytes())?;
         Some(rule.target.fill(Some(&captures)).map(|location| (location, rule.status)))
     }
 

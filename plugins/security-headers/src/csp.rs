@@ -107,15 +107,8 @@ impl Policy {
 pub fn nonce() -> Option<String> {
     let mut bits = [0; 16];
     getrandom::fill(&mut bits).ok()?;
-    Some(
-        bits.iter()
-            .flat_map(|byte| [byte >> 4, byte & 15])
-            .map(|digit| char::from(DIGITS[usize::from(digit)]))
-            .collect(),
-    )
+    Some(format!("{:032x}", u128::from_be_bytes(bits)))
 }
-
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// Returns the directives of a text, each with one space between its words.
 fn of_text(text: &str, pointer: &str, setup: &mut Setup) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! The fields of a configuration, and the plans that set them.
 
+use plugway_sdk::token::is_token;
 use plugway_sdk::{ConfigError, EditPlan, Part, Setup};
 
 use crate::config::{Config, FrameRule, Frames, Hsts, ReferrerPolicy};
@@ -75,7 +76,9 @@ impl Fields {
         ];
         others.extend(words.into_iter().filter_map(|(name, value)| Some(Field::new(name, value?, written))));
         let remove = config.remove.clone().unwrap_or_else(|| vec!["Server".into(), "X-Powered-By".into()]);
-        check_names(&remove, "/remove", setup);
+        for (place, name) in remove.iter().enumerate() {
+            check_name(name, &format!("/remove/{place}"), setup);
+        }
         Fields { hsts: hsts.map(|value| Field::new(HSTS, &value, hsts_rule)), others, remove, nonce_field }
     }
 
@@ -128,7 +131,7 @@ fn policies(config: &Config, written: Rule, fields: &mut Vec<Field>, setup: &mut
         fields.extend(template.map(|value| Field { name, value, rule: written }));
     }
     let has_nonce = [enforced, reported].iter().flatten().any(Policy::has_nonce);
-    check_names(std::slice::from_ref(&nonce_field), "/nonce-field", setup);
+    check_name(&nonce_field, "/nonce-field", setup);
     if config.nonce_field.is_some() && !has_nonce {
         let message = "no policy has a nonce; write `'nonce-{nonce}'` in one, or remove this key";
         setup.report(ConfigError::at("/nonce-field", message));
@@ -168,13 +171,9 @@ fn frames(config: &Config, written: Rule, csp: Option<&mut Policy>, fields: &mut
     }
 }
 
-fn check_names(names: &[String], path: &str, setup: &mut Setup) {
-    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    for (place, name) in names.iter().enumerate() {
-        if name.is_empty() || !name.bytes().all(is_part) {
-            let pointer = if path == "/remove" { format!("{path}/{place}") } else { path.into() };
-            let message = format!("`{name}` is no name of a field; write one such as `X-Powered-By`");
-            setup.report(ConfigError::at(pointer, message));
-        }
+fn check_name(name: &str, pointer: &str, setup: &mut Setup) {
+    if !is_token(name) {
+        let message = format!("`{name}` is no name of a field; write one such as `X-Powered-By`");
+        setup.report(ConfigError::at(pointer, message));
     }
 }

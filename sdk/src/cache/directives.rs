@@ -1,6 +1,7 @@
 //! `Cache-Control` (RFC 9111 §5.2) and targeted cache control fields (RFC 9213).
 
 use super::dictionary::{self, Item};
+use crate::token::is_token;
 
 /// The caching directives of a message. If a directive is repeated, the first one counts (RFC 9111 §4.2.1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,11 +105,6 @@ fn narrower(before: Option<Vec<String>>, now: Vec<String>) -> Vec<String> {
         Some(before) => [before, now].concat(),
         None => now,
     }
-}
-
-/// Returns whether a text can be the name of a field (RFC 9110 §5.6.2).
-pub(super) fn is_token(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 /// Parses delta-seconds (RFC 9111 §1.2.2).

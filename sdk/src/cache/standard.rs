@@ -2,10 +2,11 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::directives::{Directives, is_token, seconds};
+use super::directives::{Directives, seconds};
 use super::key::KeyParts;
 use super::{Cookies, Options, Query};
 use crate::bounds;
+use crate::token::is_token;
 use crate::{
     BypassReason, CacheKey, FetchTimes, Input, Lookup, LookupPlan, Part, Refusal, Reuse, Setup, Storage, StoreDecision,
     StoredResponse, ValueName, Values,
