@@ -20,7 +20,7 @@ use crate::cli::check::Form;
 use crate::cli::hash::PasswordHash;
 use crate::config::load;
 use crate::config::references::Environment;
-use crate::config::serde_messages::meant;
+use crate::config::serde_messages::hint;
 use crate::server::admin::client::{self, RunningProxyAddress};
 
 use crate::loading::{About, Component, ConfigVerdict, LoadFailure, Loader, Stop, confined};
@@ -336,10 +336,10 @@ fn inspect(file: &Path, config: String) -> anyhow::Result<()> {
     let in_file = || file.display().to_string();
     let stock = plugway_plugins::STOCK.iter().find(|(name, _)| Path::new(name) == file);
     let opened = stock.map_or_else(|| Component::open(file), |(_, bytes)| Ok(Component::stock(bytes)));
-    let known = || plugway_plugins::STOCK.iter().map(|(name, _)| *name);
+    let known: Vec<&str> = plugway_plugins::STOCK.iter().map(|(name, _)| *name).collect();
     let mut component = opened.with_context(|| {
-        let meant = meant(&in_file(), known()).map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
-        let stock = known().collect::<Vec<_>>().join(", ");
+        let meant = hint(&in_file(), &known);
+        let stock = known.join(", ");
         format!(
             "cannot read `{}`; {meant}expected a component such as `plugin.wasm`, or a stock plugin ({stock})",
             in_file()

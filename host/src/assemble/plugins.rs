@@ -9,7 +9,7 @@ use super::units::bytes;
 use super::{Assembler, Assembly, LoadedPlugin, beside, instances, some_of};
 use crate::config::diagnostic::{Doubt, Source};
 use crate::config::manifest::{self, Manifest, PluginRef};
-use crate::config::serde_messages::meant;
+use crate::config::serde_messages::hint;
 use crate::config::spanned::Spanned;
 use crate::config::spans::ValueSpans;
 use crate::generation::ids::PluginId;
@@ -426,11 +426,6 @@ impl Assembly<'_> {
                        `trusted-proxies = [...]` in the [[listener]] that these proxies connect to";
         self.problems.warn(Doubt::NoEffect, source, span, message);
     }
-}
-
-/// Returns the known name that is probably meant, as a part of a message.
-fn hint(name: &str, known: &[&str]) -> String {
-    meant(name, known.iter().copied()).map_or(String::new(), |meant| format!("did you mean `{meant}`? "))
 }
 
 /// A configuration with the limits of who is to accept it, as a digest.

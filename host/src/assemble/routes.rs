@@ -9,7 +9,7 @@ use super::path_regex::Paths;
 use super::{Assembly, head_of, route_conditions, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, Manifest, OtherPath};
-use crate::config::serde_messages::meant;
+use crate::config::serde_messages::hint;
 use crate::config::spanned::Spanned;
 use crate::generation::Route;
 use crate::generation::ids::{Id, PluginId, UpstreamId};
@@ -149,8 +149,7 @@ impl Assembly<'_> {
         for address in route.listeners.iter().flat_map(Spanned::get_ref) {
             let name = address.get_ref();
             if !listeners.contains(&name.as_str()) && !self.left_out.has_any("listener") {
-                let meant = meant(name, listeners.iter().copied());
-                let meant = meant.map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
+                let meant = hint(name, listeners);
                 let message = format!(
                     "unknown listener `{name}`; {meant}expected the `address` of a `[[listener]]` as it is written there: {}",
                     some_of(listeners)
@@ -188,10 +187,7 @@ impl Assembly<'_> {
     }
 
     fn matching_path(&mut self, source: &Arc<Source>, path: &Spanned<manifest::Path>) -> PathMatch {
-        let text = match path.get_ref() {
-            manifest::Path::Below(text) => text,
-            manifest::Path::Other(OtherPath::Exact(text) | OtherPath::Prefix(text) | OtherPath::Regex(text)) => text,
-        };
+        let text = path.get_ref().text();
         match path.get_ref() {
             manifest::Path::Other(OtherPath::Regex(text)) => self.matching_regex(source, path.span(), text),
             _ if let Some(message) = route_conditions::path(text) => {
@@ -200,7 +196,7 @@ impl Assembly<'_> {
             }
             manifest::Path::Other(OtherPath::Exact(text)) => PathMatch::Exact(text.clone()),
             _ if text == "/" => PathMatch::Any,
-            _ => PathMatch::Prefix(text.clone()),
+            _ => PathMatch::Prefix(text.into()),
         }
     }
 
@@ -312,13 +308,8 @@ fn cache_scope(name: &Arc<str>, route: &manifest::RouteTable, target: &Target) -
 /// Returns the name of a route that the manifest gives none.
 fn derived_name(route: &manifest::RouteTable) -> String {
     let host = route.hosts.as_ref().and_then(|hosts| hosts.get_ref().first()).map_or("*", |host| host.get_ref());
-    let path = route.path.as_ref().map(|path| match path.get_ref() {
-        manifest::Path::Below(path) => path.clone(),
-        manifest::Path::Other(OtherPath::Exact(path) | OtherPath::Prefix(path) | OtherPath::Regex(path)) => {
-            path.clone()
-        }
-    });
-    format!("{host}{}", path.unwrap_or_default())
+    let path = route.path.as_ref().map_or("", |path| path.get_ref().text());
+    format!("{host}{path}")
 }
 
 /// Returns the value that a condition expects; `None` if every value will do.

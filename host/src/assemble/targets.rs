@@ -12,7 +12,7 @@ use http::{HeaderName, StatusCode};
 use super::{Assembly, beside, idioms, some_of};
 use crate::config::diagnostic::Source;
 use crate::config::manifest::{FilesTable, RespondTable, RouteTable};
-use crate::config::serde_messages::meant;
+use crate::config::serde_messages::hint;
 use crate::context::edit_check;
 use crate::context::template::Template;
 use crate::generation::ids::{Id, UpstreamId};
@@ -94,8 +94,7 @@ impl Assembly<'_> {
         let mut known: Vec<&str> = upstreams.keys().map(|name| &**name).collect();
         known.sort_unstable();
         let (span, name) = (name.span(), name.get_ref());
-        let meant =
-            meant(name, known.iter().copied()).map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
+        let meant = hint(name, &known);
         let known = if known.is_empty() { String::new() } else { format!("known: {}; or ", some_of(&known)) };
         let message = format!("unknown upstream `{name}`; {meant}{known}add it as `[upstream.{name}]`");
         self.problems.at(source, span, message);

@@ -253,8 +253,7 @@ struct Line {
 impl Source {
     /// Returns the file and line of a place, such as `plugway.toml:14`.
     pub fn location(&self, span: &Range<usize>) -> String {
-        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
-        format!("{}:{}", self.path.display(), memchr::memchr_iter(b'\n', before).count() + 1)
+        format!("{}:{}", self.path.display(), self.position(span.start).line)
     }
 
     /// Returns the position of a byte of the text.

@@ -1003,6 +1003,16 @@ pub enum OtherPath {
     Regex(String),
 }
 
+impl Path {
+    /// Returns the text that the path is compared with.
+    pub fn text(&self) -> &str {
+        match self {
+            Path::Below(text) => text,
+            Path::Other(OtherPath::Exact(text) | OtherPath::Prefix(text) | OtherPath::Regex(text)) => text,
+        }
+    }
+}
+
 /// The ways to match a path. A table has exactly one of them.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

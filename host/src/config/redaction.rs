@@ -216,9 +216,7 @@ fn without(message: String, value: &str, shown: &str) -> String {
         let common =
             rest[at..].chars().zip(value.chars()).take_while(alike).map(|(one, _)| one.len_utf8()).sum::<usize>();
         let after = &rest[at + common..];
-        let is_cut = ["", " …", "…", "..."]
-            .iter()
-            .any(|mark| if mark.is_empty() { after.is_empty() } else { after.starts_with(mark) });
+        let is_cut = after.is_empty() || [" …", "…", "..."].iter().any(|mark| after.starts_with(mark));
         redacted.push_str(&rest[..at]);
         // Half of a value must not be shown either, wherever the message ends.
         let is_most = common >= MIN_PART_BYTES && common * 2 >= value.len();

@@ -15,7 +15,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::redaction::Redaction;
 use super::replaced::{Replaced, doubled};
-use super::serde_messages::meant;
+use super::serde_messages::hint;
 use crate::system::files;
 use crate::system::printable::one_line;
 
@@ -147,8 +147,7 @@ impl References {
             }
             "credential" => self.credential(name),
             other => {
-                let hint =
-                    meant(other, KINDS.into_iter()).map_or(String::new(), |kind| format!("did you mean `{kind}`? "));
+                let hint = hint(other, &KINDS);
                 let other = one_line(other, MAX_SHOWN_BYTES);
                 Err(format!(
                     "unknown kind of value: `{other}`; {hint}expected one of `env`, `file` and `credential`, such as \

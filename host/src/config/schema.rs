@@ -55,7 +55,9 @@ fn add_plugin(schema: &mut Value, name: &str, mut of_plugin: Value) {
     });
     if let Some(rules) = definitions.get_mut("PluginTable").and_then(Value::as_object_mut) {
         let rules = rules.entry("allOf").or_insert_with(|| json!([]));
-        rules.as_array_mut().into_iter().for_each(|rules| rules.push(rule.clone()));
+        if let Some(rules) = rules.as_array_mut() {
+            rules.push(rule);
+        }
     }
 }
 
@@ -141,9 +143,8 @@ fn with_comment(object: &mut Map<String, Value>) {
         return;
     }
     if let [_, _, ..] = kind.as_slice() {
-        object.remove("type");
-        let reference = json!({ "type": "string", "pattern": REFERENCE });
-        object.insert("anyOf".into(), json!([{ "enum": kind }, reference]));
+        object.insert("enum".into(), kind.into());
+        with_reference(object);
     } else if let Some((_, pattern)) = PATTERNS.iter().find(|(known, _)| kind.iter().any(|kind| kind == known)) {
         object.insert("pattern".into(), format!("{pattern}|{REFERENCE}").into());
     }

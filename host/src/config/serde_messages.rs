@@ -18,6 +18,11 @@ pub fn meant<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'
     closest.filter(|(distance, _)| *distance <= (found.chars().count() / 3).max(1)).map(|(_, word)| word)
 }
 
+/// Returns the known word that is probably meant, as a part of a message; empty if none is.
+pub fn hint(found: &str, known: &[&str]) -> String {
+    meant(found, known.iter().copied()).map_or(String::new(), |meant| format!("did you mean `{meant}`? "))
+}
+
 fn mistyped(message: &str, key: &str, found_instead: Option<&str>) -> Option<String> {
     let rest = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "))?;
     let (found, expected) = rest.split_once(", expected ")?;

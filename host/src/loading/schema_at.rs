@@ -58,9 +58,11 @@ fn below<'a>(part: &'a Value, step: &str) -> Vec<&'a Value> {
         return named.into_iter().collect();
     }
     let index = step.parse::<usize>().ok();
-    let item = index.and_then(|index| part.get("prefixItems")?.get(index).or_else(|| part.get("items")));
-    let items = index.and_then(|_| part.get("items"));
-    part.get("additionalProperties").into_iter().chain(item.or(items)).collect()
+    let item = index.and_then(|index| {
+        let own = part.get("prefixItems").and_then(|items| items.get(index));
+        own.or_else(|| part.get("items"))
+    });
+    part.get("additionalProperties").into_iter().chain(item).collect()
 }
 
 #[cfg(test)]
