@@ -166,6 +166,8 @@ pub struct WorkerState {
     /// The files of routes, by the places of these; `None` for routes with another target.
     pub sites: ById<RouteId, Option<WorkerSite>>,
     pub unrouted: Arc<RouteMetrics>,
+    /// The name that logs show where a request has no upstream.
+    no_upstream: Arc<str>,
     pub caches: ById<PluginId, Arc<CacheMetrics>>,
     /// The metrics of this worker.
     pub worker_metrics: WorkerMetrics,
@@ -279,6 +281,7 @@ impl WorkerState {
             route_names,
             sites,
             unrouted,
+            no_upstream: UNROUTED.into(),
             caches,
             worker_metrics,
             buffers,
@@ -323,7 +326,7 @@ impl WorkerState {
 
     /// Returns the name of an upstream for logs; [`UNROUTED`] if a route's target is no upstream.
     pub fn upstream_name(&self, upstream: Option<UpstreamId>) -> Arc<str> {
-        upstream.map_or_else(|| UNROUTED.into(), |upstream_id| self.upstreams[upstream_id].name.clone())
+        upstream.map_or(&self.no_upstream, |upstream_id| &self.upstreams[upstream_id].name).clone()
     }
 
     /// Calls the timers whose interval has passed.
@@ -398,11 +401,10 @@ impl Drop for ChainCall {
 
 /// Returns the sites of the routes. The files of all count together.
 fn sites(generation: &Generation) -> ById<RouteId, Option<WorkerSite>> {
-    let has_files = generation.routes.iter().any(|route| matches!(route.target, Target::Files(_)));
-    let open_files = has_files.then(OpenFiles::for_worker);
-    let site = |route: &Route| match (&route.target, &open_files) {
-        (Target::Files(site), Some(open_files)) => Some(WorkerSite::new(site.clone(), open_files.clone())),
-        _ => None,
+    let open_files = OpenFiles::for_worker();
+    let site = |route: &Route| match &route.target {
+        Target::Files(site) => Some(WorkerSite::new(site.clone(), open_files.clone())),
+        Target::Upstream(_) | Target::Redirect(_) | Target::Respond(_) => None,
     };
     generation.routes.iter().map(site).collect()
 }

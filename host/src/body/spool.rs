@@ -140,7 +140,7 @@ impl Spool {
         if self.share.has_room(piece, MemoryPurpose::Wait) {
             return Room::Free;
         }
-        if self.overflow == Overflow::Refused || self.disk.is_some() || !self.share.space().may_spill() {
+        if self.overflow == Overflow::Refused || !self.share.space().may_spill() {
             return Room::Full;
         }
         // Others have all the memory, even that on the way into files.
@@ -261,7 +261,7 @@ impl Spool {
             if let Some(write) = &mut disk.write {
                 let Poll::Ready(done) = Pin::new(&mut write.task).poll(cx) else { return };
                 let done = done.map_err(io::Error::other).and_then(|done| done);
-                let space = self.share.space().clone();
+                let space = self.share.space();
                 match done {
                     Ok(took) if took >= SLOW_WRITE => space.record_slow_write(took),
                     Ok(_) => {}

@@ -48,7 +48,7 @@ pub enum PathMatch {
 /// in the list that the router was made from.
 #[derive(Debug)]
 pub struct Router {
-    table: Vec<(Option<HostMatch>, Arc<RouteMatch>, RouteId)>,
+    table: Vec<TableEntry>,
     /// Whether any route has a condition for the host; otherwise the host isn't read.
     by_host: bool,
 }
@@ -85,21 +85,25 @@ impl Router {
 
     /// Returns the index of the route for a request if it had another path.
     pub fn route_of_path(&self, request: &Parts, path: &str, listener: &str) -> Option<RouteId> {
-        self.find(request, path, |route| route.listeners.is_empty() || route.is_tied_to(listener))
+        self.find(&self.table, request, path, listener)
     }
 
     /// Returns the index of the route for a request among the routes that name its listener.
     pub fn route_of_listener(&self, request: &Parts, listener: &str) -> Option<RouteId> {
-        self.find(request, request.uri.path(), |route| route.is_tied_to(listener))
+        // Routes that name listeners come first.
+        let tied = self.table.partition_point(|(_, route, _)| !route.listeners.is_empty());
+        self.find(&self.table[..tied], request, request.uri.path(), listener)
     }
 
-    fn find(&self, request: &Parts, path: &str, may_be: impl Fn(&RouteMatch) -> bool) -> Option<RouteId> {
+    fn find(&self, table: &[TableEntry], request: &Parts, path: &str, listener: &str) -> Option<RouteId> {
         let authority = || request.headers.get(http::header::HOST);
         let name = self.by_host.then(authority).flatten().map(host);
         let name = name.as_ref().map_or(&b""[..], |name| name.bytes());
         let path = without_parameters(path);
-        let mut matching = self.table.iter().filter(|(host, route, _)| {
-            host.as_ref().is_none_or(|host| host.matches(name)) && may_be(route) && route.matches(request, &path)
+        let mut matching = table.iter().filter(|(host, route, _)| {
+            host.as_ref().is_none_or(|host| host.matches(name))
+                && route.is_for_listener(listener)
+                && route.matches(request, &path)
         });
         matching.next().map(|(_, _, route_index)| *route_index)
     }
@@ -115,9 +119,9 @@ impl HostMatch {
 }
 
 impl RouteMatch {
-    /// Whether the route names a listener.
-    fn is_tied_to(&self, listener: &str) -> bool {
-        self.listeners.iter().any(|address| address == listener)
+    /// Whether the route serves a listener: it names the listener, or none at all.
+    fn is_for_listener(&self, listener: &str) -> bool {
+        self.listeners.is_empty() || self.listeners.iter().any(|address| address == listener)
     }
 
     /// Whether a request matches, given its path without parameters. Listeners are compared elsewhere.
@@ -150,6 +154,8 @@ impl PathMatch {
     }
 }
 
+/// A host of a route, `None` for any host, with the route's conditions.
+type TableEntry = (Option<HostMatch>, Arc<RouteMatch>, RouteId);
 type HostRank = Option<(bool, usize, String)>;
 type Rank = (u8, usize, String, usize, String);
 

@@ -75,11 +75,11 @@ impl UriRules {
         if let Some(rewrite) = &self.rewrite {
             return rewrite.apply(path, target.query());
         }
-        let path = self.prefix.as_ref().map_or(Cow::Borrowed(path), |prefix| without_prefix(path, prefix));
+        let path = self.prefix.as_ref().map_or(path, |prefix| without_prefix(path, prefix));
         if path == target.path() {
             return Ok(None);
         }
-        whole(path.into_owned(), target.query()).map(Some)
+        whole(Cow::Borrowed(path), target.query()).map(Some)
     }
 }
 
@@ -89,7 +89,7 @@ impl Rewrite {
         let group = |index| groups.get(index).map_or("", |group| group.as_str());
         let mut new = String::new();
         put(&self.to.path, |index| Cow::Borrowed(group(index)), &mut new)?;
-        let normal = path::normal(&new).map_err(RewriteError::Path)?.into_owned();
+        let normal = path::normal(&new).map_err(RewriteError::Path)?;
         let Some(query) = &self.to.query else { return whole(normal, client_query).map(Some) };
         let mut own = String::new();
         put(query, |index| escaped_for_query(group(index)), &mut own)?;
@@ -192,30 +192,30 @@ fn escaped_for_query(text: &str) -> Cow<'_, str> {
 
 /// Returns a path without the segments of a prefix, or the whole path if it does not begin with them. Parameters of the
 /// segments, and segments that are empty or consist of parameters, are no obstacle: routes match without them.
-fn without_prefix<'a>(path: &'a str, prefix: &[String]) -> Cow<'a, str> {
+fn without_prefix<'a>(path: &'a str, prefix: &[String]) -> &'a str {
     let mut rest = path;
     let mut left = prefix.iter();
     let mut wanted = left.next();
     while let Some(segment) = wanted {
-        let Some(after) = rest.strip_prefix('/') else { return Cow::Borrowed(path) };
+        let Some(after) = rest.strip_prefix('/') else { return path };
         let end = after.find('/').unwrap_or(after.len());
-        let Ok(normal) = path::normal(&rest[..=end]) else { return Cow::Borrowed(path) };
-        let plain = path::without_parameters(&normal).into_owned();
+        let Ok(normal) = path::normal(&rest[..=end]) else { return path };
+        let plain = path::without_parameters(&normal);
         rest = &after[end..];
         match plain.trim_start_matches('/') {
             "" => {}
             found if found == segment => wanted = left.next(),
-            _ => return Cow::Borrowed(path),
+            _ => return path,
         }
     }
-    Cow::Borrowed(if rest.is_empty() { "/" } else { rest })
+    if rest.is_empty() { "/" } else { rest }
 }
 
 /// Returns a target of a path and a query.
-fn whole(path: String, query: Option<&str>) -> Result<PathAndQuery, RewriteError> {
+fn whole(path: Cow<'_, str>, query: Option<&str>) -> Result<PathAndQuery, RewriteError> {
     let target = match query {
         Some(query) => format!("{path}?{query}"),
-        None => path,
+        None => path.into_owned(),
     };
     PathAndQuery::try_from(target).map_err(|_| RewriteError::Malformed)
 }

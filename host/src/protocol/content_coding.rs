@@ -37,6 +37,9 @@ impl ContentCoding {
 /// welcome first. Equally welcome codings keep the order of the offer. Without `Accept-Encoding` there is none: such
 /// clients are mostly tools that decode nothing.
 pub fn preferred(request: &HeaderMap, offered: &[ContentCoding]) -> SmallVec<[ContentCoding; 3]> {
+    if offered.is_empty() {
+        return SmallVec::new();
+    }
     let lines = || request.get_all(header::ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
     let weight_of = |names: &[&str]| {
         let members = lines().flat_map(|line| line.split(','));

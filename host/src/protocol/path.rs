@@ -59,16 +59,14 @@ pub fn normal(path: &str) -> Result<Cow<'_, str>, PathError> {
 pub fn readings(path: &str) -> Result<Readings, PathError> {
     // `normal` keeps escapes of a reserved character as they are: a colon stands in for the slash, since it divides nothing.
     let slash = |with: &str| path.replace("%2F", with).replace("%2f", with);
-    let (divided, whole) = (slash("/"), slash("%3A"));
-    for reading in [&divided, &whole] {
-        if settled(reading)?
-            .split('/')
-            .any(|segment| begins_with_dots_or_nothing(segment.as_bytes()) && !segment.is_empty())
-        {
-            return Err(PathError::DotSegment);
+    let read = |path: String| {
+        let settled = settled(&path)?;
+        match settled.split('/').any(|segment| begins_with_dots_or_nothing(segment.as_bytes())) {
+            true => Err(PathError::DotSegment),
+            false => without_dots(&settled),
         }
-    }
-    Ok(Readings { divided: normal(&divided)?.into_owned(), whole: normal(&whole)?.into_owned() })
+    };
+    Ok(Readings { divided: read(slash("/"))?, whole: read(slash("%3A"))? })
 }
 
 /// Returns the text of a normalised path that routes match: without the parameters of its segments (`;` and what

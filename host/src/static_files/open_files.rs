@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::system::descriptors::Descriptors;
+use crate::system::descriptors;
 
 /// The limit of files that a worker has open for clients, and their number. Clients that take a response slowly keep its
 /// file open, and over HTTP/2 each may ask for a hundred.
@@ -28,7 +28,7 @@ impl OpenFiles {
     /// Returns an empty count, for a worker of this process.
     pub fn for_worker() -> Self {
         let (min, max) = BOUNDS;
-        OpenFiles { count: Arc::default(), max: (Descriptors::now().limit / SHARE).clamp(min, max) }
+        OpenFiles { count: Arc::default(), max: (descriptors::limit() / SHARE).clamp(min, max) }
     }
 
     /// Returns the maximum number.

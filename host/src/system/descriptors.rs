@@ -41,12 +41,17 @@ pub fn raise() {
     }
 }
 
+/// Returns the limit of descriptors of the process.
+pub fn limit() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
+    limit.unwrap_or(UNLIMITED).min(UNLIMITED)
+}
+
 impl Descriptors {
     /// Returns the limit, and the number of descriptors that are open now.
     pub fn now() -> Self {
-        let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
         let own = std::fs::read_dir("/dev/fd").map_or(ASSUMED, Iterator::count);
-        Descriptors { limit: limit.unwrap_or(UNLIMITED).min(UNLIMITED), own }
+        Descriptors { limit: limit(), own }
     }
 
     /// Returns the number of client connections for which there are descriptors. Each may need a second one, to an

@@ -199,13 +199,10 @@ fn port_of(text: &str) -> Option<Option<u16>> {
 
 /// Returns the node of `for` in an element of `Forwarded`.
 fn forwarded_node(element: &[u8]) -> ChainNode {
-    let Some(pairs) = std::str::from_utf8(element).ok().and_then(pairs) else { return ChainNode::Hidden };
-    let mut nodes = pairs.iter().filter(|(name, _)| name.eq_ignore_ascii_case("for"));
-    // An element has each name only once (RFC 7239 §4).
-    match (nodes.next(), nodes.next()) {
-        (Some((_, node)), None) if node.as_str() == UNIX => ChainNode::Unix,
-        (Some((_, node)), None) => with_port(node),
-        _ => ChainNode::Hidden,
+    match parameter(element, "for") {
+        Some(node) if node == UNIX => ChainNode::Unix,
+        Some(node) => with_port(&node),
+        None => ChainNode::Hidden,
     }
 }
 
