@@ -17,6 +17,7 @@
 
 pub mod attempt;
 pub mod balance;
+mod body_hooks;
 pub mod cache;
 pub mod chain;
 mod collect;

@@ -3,7 +3,8 @@
 use http::Version;
 use http_body::Body;
 
-use super::chain::{self, ChainFailure, ChainPosition};
+use super::body_hooks;
+use super::chain::{ChainFailure, ChainPosition};
 use super::collect;
 use super::filtered_body::{FilteredBody, FilteredUpload};
 use super::forward::OutgoingRequest;
@@ -45,7 +46,7 @@ pub fn outgoing_body(
         let error = Error::new(FailureKind::RequestBodySize, cause).with_limit("max-body");
         return Err(ChainFailure::new(error, bottom));
     }
-    let stages = chain::begin_request_filters(worker, route, body.size_hint().exact(), context)
+    let stages = body_hooks::begin_request_filters(worker, route, body.size_hint().exact(), context)
         // All request hooks have run, those of the plugins below the failed one too.
         .map_err(|failed| ChainFailure { depth: bottom, ..failed })?;
     let body = receive(body, upload.clone(), max);

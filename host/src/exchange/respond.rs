@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 
-use super::{ConnectionInfo, chain, error_response, read_ahead, record};
+use super::{ConnectionInfo, body_hooks, chain, error_response, read_ahead, record};
 use crate::context::{ExchangeContext, ReceivedRequest};
 use crate::error::Error;
 use crate::exchange::cache::BypassedCache;
@@ -124,7 +124,7 @@ fn ascend(
         Some(content) => ResponseBody::Full(Bytes::from(content)),
         None => body,
     };
-    let body = chain::filter_body(worker, route, depth.plugins(), context, body)?;
+    let body = body_hooks::filter_body(worker, route, depth.plugins(), context, body)?;
     let has_none = context.response.as_ref().is_some_and(|parts| hop_by_hop::has_no_content(parts.status));
     // What is dropped resets its stream.
     let mut response = Response::new(if has_none { ResponseBody::Full(Bytes::new()) } else { body });

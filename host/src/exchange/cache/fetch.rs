@@ -13,6 +13,7 @@ use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GO
 use crate::context::ExchangeContext;
 use crate::error::FailureKind;
 use crate::exchange::Destination;
+use crate::exchange::body_hooks;
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks};
 use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
@@ -186,7 +187,7 @@ impl Fetch<'_> {
             Some(content) => ResponseBody::Full(content.into()),
             None => body,
         };
-        let body = chain::filter_body(worker, route, plugins, context, body)?;
+        let body = body_hooks::filter_body(worker, route, plugins, context, body)?;
         Ok(FetchedResponse { body, edits, is_ours: is_ours(upstream) })
     }
 }
