@@ -4,6 +4,7 @@
 
 mod admin;
 mod balance;
+mod bodies;
 mod buffering;
 mod cache_disk;
 mod caching;

@@ -161,8 +161,9 @@ macro_rules! __export_body {
             pub struct Transform(::std::cell::RefCell<<$plugin as $crate::$hook>::Body>);
 
             impl $crate::bindings::$module::exports::plugway::plugin::$module::GuestTransform for Transform {
-                fn new() -> Self {
-                    Transform(::std::cell::RefCell::new(with(|plugin| $crate::$hook::$module(plugin))))
+                fn new(values: Vec<Option<Vec<u8>>>) -> Self {
+                    let values = $crate::Values::new(values);
+                    Transform(::std::cell::RefCell::new(with(|plugin| $crate::$hook::$module(plugin, &values))))
                 }
                 fn push(&self, chunk: Vec<u8>) -> Result<Vec<u8>, String> {
                     $crate::BodyFilter::push(&mut *self.0.borrow_mut(), chunk)

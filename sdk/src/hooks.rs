@@ -80,8 +80,9 @@ pub trait RequestBody: Plugin {
     /// The type that transforms one body.
     type Body: BodyFilter;
 
-    /// Starts a body.
-    fn request_body(&mut self) -> Self::Body;
+    /// Starts a body; `request` has the values declared in [`Setup::request_body`], as they are after the head hooks of
+    /// all plugins.
+    fn request_body(&mut self, request: &Values) -> Self::Body;
 }
 
 /// A plugin that transforms the content of responses.
@@ -89,8 +90,9 @@ pub trait ResponseBody: Plugin {
     /// The type that transforms one body.
     type Body: BodyFilter;
 
-    /// Starts a body.
-    fn response_body(&mut self) -> Self::Body;
+    /// Starts a body; `response` has the values declared in [`Setup::response_body`], as they are after the head hooks
+    /// of all plugins.
+    fn response_body(&mut self, response: &Values) -> Self::Body;
 }
 
 /// The reason why a body can't be continued; it is logged, and the exchange ends.

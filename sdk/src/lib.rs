@@ -87,8 +87,8 @@ pub use hooks::{
     ResponseEditsId, ResponseFilter, Reuse, Storage, StoreDecision, StoredResponse, Summary, Timer,
 };
 pub use setup::{
-    BodyMode, CacheStatus, ConfigError, EditPlan, EditPlanId, Input, Inputs, LookupPlan, OverLimit, Part, Setup,
-    ValueName,
+    BodyMode, BodySetup, CacheStatus, ConfigError, EditPlan, EditPlanId, Input, Inputs, LookupPlan, OverLimit, Part,
+    Setup, ValueName,
 };
 pub use values::Values;
 pub use verdict::{Edit, Response, Verdict};

@@ -32,10 +32,11 @@ pub struct Setup {
     pub request_plan: Option<EditPlanId>,
     /// A plan that the host applies to every response, so that `on_response` is never called.
     pub response_plan: Option<EditPlanId>,
-    /// The way in which request bodies are passed; [`BodyMode::Streamed`] by default.
-    pub request_body: BodyMode,
-    /// The way in which response bodies are passed; [`BodyMode::Streamed`] by default.
-    pub response_body: BodyMode,
+    /// The values for [`request_body`](crate::RequestBody::request_body), and the way in which request bodies are passed.
+    pub request_body: BodySetup,
+    /// The values for [`response_body`](crate::ResponseBody::response_body), and the way in which response bodies are
+    /// passed.
+    pub response_body: BodySetup,
     /// The interval at which [`on_timer`](crate::Timer::on_timer) is called, to within 50 ms.
     pub timer_interval: Option<std::time::Duration>,
     plans: Vec<EditPlan>,
@@ -71,6 +72,22 @@ impl Default for CacheStatus {
 /// A list of declared values.
 #[derive(Debug, Default)]
 pub struct Inputs(Vec<ValueName>);
+
+/// The declarations of a body hook: its values, by the methods of [`Inputs`], and the way in which bodies are passed.
+///
+/// ```
+/// # use plugway_sdk::*;
+/// # fn declare(setup: &mut Setup) -> Input {
+/// setup.response_body.mode = BodyMode::Buffered(1 << 20, OverLimit::PassThrough);
+/// setup.response_body.response_field("content-type")
+/// # }
+/// ```
+#[derive(Debug, Default)]
+pub struct BodySetup {
+    /// The way in which bodies are passed; [`BodyMode::Streamed`] by default.
+    pub mode: BodyMode,
+    values: Inputs,
+}
 
 /// The handle of a declared value, by which a call finds it in [`Values`](crate::Values).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,6 +217,8 @@ impl Setup {
         lifecycle::Settings {
             request_values: self.request.0,
             response_values: self.response.0,
+            request_body_values: self.request_body.values.0,
+            response_body_values: self.response_body.values.0,
             balancer_values: self.balancer.0,
             balancer_key: self.balancer_key,
             observer_values: self.observer.0,
@@ -210,10 +229,25 @@ impl Setup {
             edit_plans: self.plans.into_iter().map(|plan| plan.0).collect(),
             request_plan: self.request_plan.map(|plan| plan.0),
             response_plan: self.response_plan.map(|plan| plan.0),
-            request_body: Some(self.request_body.into_wit()),
-            response_body: Some(self.response_body.into_wit()),
+            request_body: Some(self.request_body.mode.into_wit()),
+            response_body: Some(self.response_body.mode.into_wit()),
             timer_interval_ms: self.timer_interval.map(|interval| interval.as_millis() as u64),
         }
+    }
+}
+
+impl std::ops::Deref for BodySetup {
+    type Target = Inputs;
+
+    /// Returns the values of the hook.
+    fn deref(&self) -> &Inputs {
+        &self.values
+    }
+}
+
+impl std::ops::DerefMut for BodySetup {
+    fn deref_mut(&mut self) -> &mut Inputs {
+        &mut self.values
     }
 }
 

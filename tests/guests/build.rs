@@ -8,6 +8,7 @@ const GUESTS: &[&str] = &[
     "example-retitle",
     "example-tenant",
     "example-shop-cache",
+    "test-bodies",
     "test-greedy",
     "test-hooks",
     "test-late",

@@ -12,9 +12,8 @@ use crate::exchange::filtered_body::FilteredBody;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::ids::PluginId;
 use crate::generation::{Route, WorkerState};
-use crate::plugin::body_filter::BodyFilter;
+use crate::plugin::body_filter::{BodyFilter, BodyStart};
 use crate::plugin::call_error::PluginFailure;
-use crate::plugin::failure::ExchangeName;
 use crate::plugin::settings::{BodyMode, OnError, OverLimit};
 use crate::protocol::transformed_content;
 
@@ -31,8 +30,8 @@ fn begin_body_filters(
     let mut stages = Vec::new();
     for (depth, plugin_id) in plugins.clone().zip(&route.chain[plugins]) {
         let configured = &worker.generation.bindings[*plugin_id];
-        let mode = if side == MessageSide::Request { configured.request_body } else { configured.response_body };
-        let Some(mode) = mode else { continue };
+        let Some(inputs) = configured.body(side) else { continue };
+        let mode = inputs.mode;
         if let (BodyMode::Buffered(limit, OverLimit::Reject), Some(length)) = (mode, length)
             && length > limit
         {
@@ -41,11 +40,9 @@ fn begin_body_filters(
             let error = Error::new(kind, format!("{length} bytes, and `{}` takes {limit}", configured.name));
             return Err(ChainFailure { error, status: kind.status(), depth: ChainPosition::above(depth) });
         }
-        match BodyFilter::begin(&worker.guards[*plugin_id], &worker.bodies[*plugin_id], side, mode) {
-            Ok(mut stage) => {
-                stage.belongs_to(ExchangeName::of(context));
-                stages.push(stage);
-            }
+        let start = BodyStart { side, mode, needs: &inputs.values, context };
+        match BodyFilter::begin(&worker.guards[*plugin_id], &worker.bodies[*plugin_id], start) {
+            Ok(stage) => stages.push(stage),
             Err(failure) => {
                 let hook = if side == MessageSide::Request { "request-body" } else { "response-body" };
                 on_error(worker, *plugin_id, failure, ChainPosition::above(depth), FailedHook { hook, context })?;

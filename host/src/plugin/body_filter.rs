@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
+use smallvec::SmallVec;
 use wasmtime::component::ResourceAny;
 
 use super::body_permit::BodyPermit;
@@ -18,6 +19,7 @@ use super::instance::Instance;
 use super::settings::{BodyMode, OnError, OverLimit};
 use super::version::InstanceNeed;
 use crate::context::edit_check::{self, MessageSide};
+use crate::context::{ExchangeContext, Value, ValueName};
 use crate::protocol::transformed_content;
 
 /// The instances of a worker that wait for the next body in a plugin.
@@ -57,7 +59,7 @@ pub struct BodyFilter {
     /// Whether the body has come to its end.
     is_over: bool,
     /// The exchange of the body, for the log.
-    exchange: Option<ExchangeName>,
+    exchange: ExchangeName,
 }
 
 enum BodyState {
@@ -98,14 +100,23 @@ macro_rules! call {
     }};
 }
 
+/// The message whose body begins.
+pub struct BodyStart<'a> {
+    pub side: MessageSide,
+    pub mode: BodyMode,
+    /// The values that the plugin declared.
+    pub needs: &'a [ValueName],
+    pub context: &'a ExchangeContext,
+}
+
 impl BodyFilter {
     /// Begins a body.
     pub fn begin(
         guard: &Rc<PluginCaller>,
         bodies: &Rc<IdleBodyInstances>,
-        side: MessageSide,
-        mode: BodyMode,
+        start: BodyStart<'_>,
     ) -> Result<Self, PluginFailure> {
+        let BodyStart { side, mode, needs, context } = start;
         let admitted = guard.admit()?;
         let permit = BodyPermit::new(&guard.configured.supply)?;
         let idle = bodies.0.borrow_mut().pop();
@@ -114,26 +125,24 @@ impl BodyFilter {
         let mut instance = idle.map_or_else(fresh, Ok)?;
         // A body that a plugin wants whole, or has gathered by itself, is handed over whole.
         instance.store.set_hostcall_fuel(guard.configured.limits.memory);
-        let body = guard.run(&mut instance, admitted, |instance| construct(instance, side))?;
+        let owned_values: SmallVec<[Option<Value<'_>>; 8]> = needs.iter().map(|name| context.value(name)).collect();
+        let values: SmallVec<[Option<&[u8]>; 8]> =
+            owned_values.iter().map(|value| value.as_ref().map(Value::bytes)).collect();
+        let body = guard.run(&mut instance, admitted, |instance| construct(instance, side, &values))?;
         let state = match mode {
             BodyMode::Streamed => BodyState::Streaming,
             BodyMode::Buffered(limit, over_limit) => BodyState::Buffering(BytesMut::new(), limit, over_limit),
         };
         let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(instance));
-        let (has_taken, is_over, exchange) = (false, false, None);
+        let (has_taken, is_over, exchange) = (false, false, ExchangeName::of(context));
         Ok(BodyFilter { _permit: permit, guard, bodies, instance, side, body, state, has_taken, is_over, exchange })
-    }
-
-    /// Names the exchange of the body for the log.
-    pub fn belongs_to(&mut self, exchange: ExchangeName) {
-        self.exchange = Some(exchange);
     }
 
     /// Logs and counts a failure of this plugin. A body that is too long is none.
     pub fn record_failure(&self, error: &BodyFilterError) {
         let hook = if self.side == MessageSide::Request { "request-body" } else { "response-body" };
         match error {
-            BodyFilterError::Trap(failure) => self.guard.record_failure(hook, failure, self.exchange.as_ref()),
+            BodyFilterError::Trap(failure) => self.guard.record_failure(hook, failure, Some(&self.exchange)),
             BodyFilterError::TooLarge { .. } => {
                 tracing::debug!(plugin = &*self.guard.configured.name, hook, %error, "body refused");
             }
@@ -287,17 +296,21 @@ impl Drop for BodyFilter {
     }
 }
 
-fn construct(instance: &mut Instance, side: MessageSide) -> Result<ResourceAny, PluginFailure> {
+fn construct(
+    instance: &mut Instance,
+    side: MessageSide,
+    values: &[Option<&[u8]>],
+) -> Result<ResourceAny, PluginFailure> {
     instance.begin_call();
     let Instance { store, request_body, response_body, .. } = instance;
     let body = match side {
         MessageSide::Request => {
             let hook = request_body.as_ref().ok_or(PluginFailure::NoHook)?;
-            hook.plugway_plugin_request_body().transform().call_constructor(store)
+            hook.plugway_plugin_request_body().transform().call_constructor(store, values)
         }
         MessageSide::Response => {
             let hook = response_body.as_ref().ok_or(PluginFailure::NoHook)?;
-            hook.plugway_plugin_response_body().transform().call_constructor(store)
+            hook.plugway_plugin_response_body().transform().call_constructor(store, values)
         }
     };
     body.map_err(trapped)

@@ -12,11 +12,11 @@ use super::host::value_name;
 use super::instance::Instance;
 use super::log_lines::PluginLog;
 use super::settings::{
-    self, BodyMode, CacheInputs, ConfigErrors, Hook, Isolation, OnError, PluginLimits, SETUP_TIME_FACTOR, names,
+    self, BodyInputs, CacheInputs, ConfigErrors, Hook, Isolation, OnError, PluginLimits, SETUP_TIME_FACTOR, names,
 };
 use super::version::{PluginVersion, PluginVersions};
 use crate::context::ValueName;
-use crate::context::edit_check::EditError;
+use crate::context::edit_check::{EditError, MessageSide};
 use crate::context::edit_plan::EditPlan;
 use crate::telemetry::metrics::{PluginMetric, WorkerMetrics};
 
@@ -50,9 +50,9 @@ pub struct ConfiguredPlugin {
     /// How often its timer is called; none if it has none.
     pub timer: Option<Duration>,
     /// How it takes request bodies; none if it doesn't.
-    pub request_body: Option<BodyMode>,
+    pub request_body: Option<BodyInputs>,
     /// How it takes response bodies; none if it doesn't.
-    pub response_body: Option<BodyMode>,
+    pub response_body: Option<BodyInputs>,
     /// The plugin's own metrics on each worker, which last as long as this; locked when an instance is made.
     figures: Mutex<BTreeMap<usize, Arc<[Arc<PluginMetric>]>>>,
 }
@@ -162,10 +162,16 @@ impl ConfiguredPlugin {
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
         let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(MIN_TIMER_INTERVAL));
         let timer = plugin.timer.as_ref().and(interval);
-        let mode =
-            |mode: Option<types::BodyMode>| settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits);
-        let request_body = plugin.request_body.as_ref().map(|_| mode(settings.request_body)).transpose()?;
-        let response_body = plugin.response_body.as_ref().map(|_| mode(settings.response_body)).transpose()?;
+        let body = |mode: Option<types::BodyMode>, values| {
+            let mode = settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits)?;
+            Ok::<_, EditError>(BodyInputs { mode, values: names(values)? })
+        };
+        let request_body = plugin.request_body.as_ref();
+        let request_body =
+            request_body.map(|_| body(settings.request_body, settings.request_body_values)).transpose()?;
+        let response_body = plugin.response_body.as_ref();
+        let response_body =
+            response_body.map(|_| body(settings.response_body, settings.response_body_values)).transpose()?;
         let (lines, version) = (supply.recipe.lines.clone(), plugin.version());
         let reporter =
             FailureReporter { plugin: name.clone(), version, limits, lines, backtraces: Backtraces::default() };
@@ -230,7 +236,11 @@ impl ConfiguredPlugin {
             ("cache-policy", format!("{}, of responses {}{}", list(&needs.request), list(&needs.response), plan(needs)))
         });
         let observer = self.observer.as_ref().map(|names| ("observer", list(names)));
-        [request, response, balancer, cache, observer].into_iter().flatten().collect()
+        let body = |inputs: &BodyInputs| format!("{}, {}", list(&inputs.values), inputs.mode);
+        let request_body = self.request_body.as_ref().map(|inputs| ("request-body", body(inputs)));
+        let response_body = self.response_body.as_ref().map(|inputs| ("response-body", body(inputs)));
+        let hooks = [request, response, request_body, response_body, balancer, cache, observer];
+        hooks.into_iter().flatten().collect()
     }
 
     /// Whether requests need an instance in a chain: edit plans that the host applies need none.
@@ -238,6 +248,14 @@ impl ConfiguredPlugin {
         let called = |hook: &Hook| matches!(hook, Hook::Call(_));
         let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
         called(&self.request) || called(&self.response) || is_told
+    }
+
+    /// Returns how it takes the bodies of one side; `None` if it doesn't.
+    pub fn body(&self, side: MessageSide) -> Option<&BodyInputs> {
+        match side {
+            MessageSide::Request => self.request_body.as_ref(),
+            MessageSide::Response => self.response_body.as_ref(),
+        }
     }
 
     /// Whether bodies pass through it.

@@ -30,6 +30,13 @@ pub struct CacheInputs {
     pub tells_key: bool,
 }
 
+/// The inputs of a body hook, as a plugin declared them.
+pub struct BodyInputs {
+    pub mode: BodyMode,
+    /// The values that the hook gets when a body begins.
+    pub values: Vec<ValueName>,
+}
+
 /// How a plugin takes bodies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyMode {
@@ -44,6 +51,17 @@ pub enum BodyMode {
 pub enum OverLimit {
     Reject,
     PassThrough,
+}
+
+/// Formats the mode as `plugway inspect` shows it.
+impl std::fmt::Display for BodyMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BodyMode::Streamed => f.write_str("chunk by chunk"),
+            BodyMode::Buffered(bytes, OverLimit::Reject) => write!(f, "whole, and rejects more than {bytes} bytes"),
+            BodyMode::Buffered(bytes, OverLimit::PassThrough) => write!(f, "whole, if it has at most {bytes} bytes"),
+        }
+    }
 }
 
 /// Each body holds an instance, and slow clients of one plugin must not use up what others need.

@@ -23,6 +23,8 @@ pub fn setup(setup: &Setup) -> Result<(), String> {
     let hooks = [
         &setup.request,
         &setup.response,
+        &setup.request_body,
+        &setup.response_body,
         &setup.balancer,
         &setup.observer,
         &setup.cache_request,

@@ -11,6 +11,8 @@ pub const RETITLE: &str = env!("GUEST_EXAMPLE_RETITLE");
 pub const TENANT: &str = env!("GUEST_EXAMPLE_TENANT");
 /// The path of the plugin `examples/shop-cache`.
 pub const SHOP_CACHE: &str = env!("GUEST_EXAMPLE_SHOP_CACHE");
+/// The path of the plugin `tests/guests/bodies`.
+pub const BODIES: &str = env!("GUEST_TEST_BODIES");
 /// The path of the plugin `tests/guests/greedy`.
 pub const GREEDY: &str = env!("GUEST_TEST_GREEDY");
 /// The path of the plugin `tests/guests/misbehave`.

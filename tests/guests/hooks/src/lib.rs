@@ -54,8 +54,8 @@ impl Plugin for Hooks {
     fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         if let Some(limit) = config.buffer {
             let over_limit = if config.pass { OverLimit::PassThrough } else { OverLimit::Reject };
-            setup.request_body = BodyMode::Buffered(limit, over_limit);
-            setup.response_body = BodyMode::Buffered(limit, over_limit);
+            setup.request_body.mode = BodyMode::Buffered(limit, over_limit);
+            setup.response_body.mode = BodyMode::Buffered(limit, over_limit);
         }
         setup.timer_interval = Some(Duration::from_millis(50));
         Ok(Hooks {
@@ -71,7 +71,7 @@ impl Plugin for Hooks {
 impl RequestBody for Hooks {
     type Body = Capitals;
 
-    fn request_body(&mut self) -> Capitals {
+    fn request_body(&mut self, _: &Values) -> Capitals {
         Capitals { chunks: 0, wrong: Wrong::Nothing }
     }
 }
@@ -79,7 +79,7 @@ impl RequestBody for Hooks {
 impl ResponseBody for Hooks {
     type Body = Capitals;
 
-    fn response_body(&mut self) -> Capitals {
+    fn response_body(&mut self, _: &Values) -> Capitals {
         Capitals { chunks: 0, wrong: Wrong::Nothing }
     }
 }

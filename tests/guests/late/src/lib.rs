@@ -130,7 +130,7 @@ impl RequestFilter for Late {
 impl RequestBody for Late {
     type Body = Numbered;
 
-    fn request_body(&mut self) -> Numbered {
+    fn request_body(&mut self, _: &Values) -> Numbered {
         self.bodies.set(self.bodies.get() + 1);
         Numbered { push: self.config.push.clone(), number: self.bodies.get() }
     }
