@@ -1,6 +1,7 @@
 //! The context of an exchange: everything that is known of it besides its bodies, and the values that plugins and
 //! templates can read.
 
+pub mod body_mode;
 pub mod bounds;
 pub mod edit_check;
 pub mod edit_plan;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 
+use crate::context::body_mode::BodyDecisions;
 use crate::context::edit_check::MessageSide;
 use crate::context::informational::InformationalQueue;
 use crate::protocol::authority;
@@ -61,6 +63,8 @@ pub struct ExchangeContext {
     pub content: ContentLength,
     /// The limit of the request's content, in bytes; `None` before a plugin or the route has set one.
     pub max_body: Option<u64>,
+    /// The decisions of head hooks about body hooks.
+    pub bodies: BodyDecisions,
     /// Values left by plugins.
     pub notes: Vec<(String, HeaderValue)>,
     /// How much of this is the work of plugins.
@@ -368,6 +372,7 @@ impl ExchangeContext {
             cache,
             content: ContentLength::Absent,
             max_body: None,
+            bodies: BodyDecisions::default(),
             notes,
             added,
             informational: None,

@@ -117,6 +117,8 @@ pub enum BodyMode {
     /// The body is passed chunk by chunk.
     #[default]
     Streamed,
+    /// The body passes unchanged, unless a head hook asks for it by [`Verdict::body`](crate::Verdict::body).
+    Skipped,
     /// The body is passed as a whole, up to this number of bytes.
     Buffered(u64, OverLimit),
 }
@@ -389,6 +391,11 @@ impl EditPlan {
         self.with(types::PlannedEdit::MaxBody(bytes))
     }
 
+    /// Decides how this plugin's own body hook receives the content, in place of the mode that was declared.
+    pub fn body(self, mode: BodyMode) -> Self {
+        self.with(types::PlannedEdit::Body(mode.into_wit()))
+    }
+
     /// Returns whether the plan has no edits.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -401,8 +408,9 @@ impl EditPlan {
 }
 
 impl BodyMode {
-    fn into_wit(self) -> types::BodyMode {
+    pub(crate) fn into_wit(self) -> types::BodyMode {
         match self {
+            BodyMode::Skipped => types::BodyMode::Skipped,
             BodyMode::Streamed => types::BodyMode::Streamed,
             BodyMode::Buffered(bytes, over_limit) => types::BodyMode::Buffered(types::BufferLimit {
                 bytes,

@@ -494,6 +494,7 @@ fn planned(edit: &PlannedEdit, request: &Request, response: Option<&Response>) -
         PlannedEdit::RenameField(names) => Some(Edit::RenameField(names.clone())),
         PlannedEdit::SetNote((name, template)) => filled(name, template).map(Edit::SetNote),
         PlannedEdit::MaxBody(bytes) => Some(Edit::MaxBody(*bytes)),
+        PlannedEdit::Body(mode) => Some(Edit::Body(*mode)),
     }
 }
 

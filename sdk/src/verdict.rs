@@ -1,7 +1,7 @@
 //! The decision of a hook.
 
-use crate::EditPlanId;
 use crate::bindings::types;
+use crate::{BodyMode, EditPlanId};
 
 /// A change to a message; see `types.edit` in the WIT for the rules.
 pub use crate::bindings::types::Edit;
@@ -73,6 +73,30 @@ impl Verdict {
     /// lowest limit applies: of the route and of all plugins.
     pub fn max_body(self, bytes: u64) -> Self {
         self.edit(Edit::MaxBody(bytes))
+    }
+
+    /// Decides how this plugin's own body hook receives the content of the message at hand, in place of the mode that was
+    /// declared. The mode [`Skipped`](BodyMode::Skipped) costs nothing.
+    ///
+    /// ```
+    /// # use plugway_sdk::*;
+    /// # struct Html { content_type: Input }
+    /// # impl Plugin for Html {
+    /// #     type Config = ();
+    /// fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+    ///     setup.response_body.mode = BodyMode::Skipped;
+    ///     Ok(Html { content_type: setup.response.response_field("content-type") })
+    /// }
+    /// # }
+    /// # impl ResponseFilter for Html {
+    /// fn on_response(&mut self, response: &Values) -> Verdict {
+    ///     let is_html = response.text(self.content_type).is_some_and(|media| media.starts_with("text/html"));
+    ///     if is_html { Verdict::proceed().body(BodyMode::Streamed) } else { Verdict::proceed() }
+    /// }
+    /// # }
+    /// ```
+    pub fn body(self, mode: BodyMode) -> Self {
+        self.edit(Edit::Body(mode.into_wit()))
     }
 
     /// Adds the edits of a plan.

@@ -48,6 +48,8 @@ pub enum EditError {
     Many { what: &'static str, found: usize, max: usize },
     #[error("it wants bodies whole up to {0} bytes, which its memory limit doesn't hold")]
     Buffer(u64),
+    #[error("it decided about a body, and exports no body hook for this message")]
+    NoBodyHook,
 }
 
 /// Returns an error if so many of something are more than allowed.

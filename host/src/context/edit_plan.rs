@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use http::header::{self, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
+use crate::context::body_mode::BodyMode;
 use crate::context::bounds;
 use crate::context::edit_check::{EditError, MessageSide, check_count, trimmed};
 use crate::context::{ExchangeContext, Value, ValueName};
@@ -32,6 +33,8 @@ pub enum PlannedEdit {
     Note(String, Template),
     /// The maximum length of the request's content, in bytes.
     MaxBody(u64),
+    /// The way in which the plugin takes the content of the message.
+    Body(BodyMode),
 }
 
 /// Text with values.
@@ -138,7 +141,7 @@ impl PlannedEdit {
             | PlannedEdit::Append(_, template)
             | PlannedEdit::Default(_, template)
             | PlannedEdit::Note(_, template) => Some(template),
-            PlannedEdit::Remove(_) | PlannedEdit::Rename(..) | PlannedEdit::MaxBody(_) => None,
+            PlannedEdit::Remove(_) | PlannedEdit::Rename(..) | PlannedEdit::MaxBody(_) | PlannedEdit::Body(_) => None,
         }
     }
 
@@ -155,7 +158,7 @@ impl PlannedEdit {
             PlannedEdit::Note(name, _) => EditCost::note(name, 0),
             PlannedEdit::Rename(_, to) => EditCost::rename(to),
             PlannedEdit::MaxBody(_) => EditCost { request_only: 1, ..EditCost::plain() },
-            PlannedEdit::Remove(_) => EditCost::plain(),
+            PlannedEdit::Remove(_) | PlannedEdit::Body(_) => EditCost::plain(),
         };
         EditCost { values: self.template().map_or(0, |template| template.values().count()), ..cost }
     }
@@ -168,7 +171,7 @@ impl PlannedEdit {
             | PlannedEdit::Remove(name) => name.as_str().len(),
             PlannedEdit::Rename(from, to) => from.as_str().len() + to.as_str().len(),
             PlannedEdit::Note(name, _) => name.len(),
-            PlannedEdit::MaxBody(_) => 0,
+            PlannedEdit::MaxBody(_) | PlannedEdit::Body(_) => 0,
         };
         bounds::DECLARED_ITEM + names + self.template().map_or(0, |template| template.declared_bytes())
     }
@@ -191,7 +194,7 @@ impl PlannedEdit {
             | PlannedEdit::Remove(name) => changed(name),
             PlannedEdit::Rename(from, to) => changed(from) || changed(to),
             PlannedEdit::Note(name, _) => matches!(value, ValueName::Note(read) if read == name),
-            PlannedEdit::MaxBody(_) => false,
+            PlannedEdit::MaxBody(_) | PlannedEdit::Body(_) => false,
         }
     }
 }

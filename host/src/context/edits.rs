@@ -8,6 +8,7 @@ use http::{Method, StatusCode};
 use smallvec::SmallVec;
 
 use crate::context::ExchangeContext;
+use crate::context::body_mode::BodyMode;
 use crate::context::bounds;
 use crate::context::edit_check::{EditError, MessageSide, full, uri_text};
 use crate::context::edit_plan::{EditCost, EditPlan, PlannedEdit};
@@ -35,6 +36,8 @@ pub enum Edit {
     Plan(u32),
     /// The maximum length of the request's content, in bytes.
     MaxBody(u64),
+    /// The way in which the plugin takes the content of the message.
+    Body(BodyMode),
 }
 
 impl Edit {
@@ -50,7 +53,12 @@ impl Edit {
             Edit::Note(name, value) => name.len() + value.len(),
             Edit::Upstream(name) => name.len(),
             Edit::Authority(value) => value.len(),
-            Edit::Method(_) | Edit::Query(None) | Edit::Status(_) | Edit::Plan(_) | Edit::MaxBody(_) => 0,
+            Edit::Method(_)
+            | Edit::Query(None)
+            | Edit::Status(_)
+            | Edit::Plan(_)
+            | Edit::MaxBody(_)
+            | Edit::Body(_) => 0,
         };
         bounds::DECLARED_ITEM + text
     }
@@ -141,6 +149,7 @@ fn carry_out(
         Edit::Authority(host) => set_host(host, context)?,
         Edit::Note(name, value) => context.set_note(name, value),
         Edit::MaxBody(max) => context.limit_body(max),
+        Edit::Body(mode) => context.bodies.ask(mode),
         Edit::Plan(plan_index) => {
             let plan = plans.get(plan_index as usize).ok_or(EditError::Plan(plan_index))?;
             carry_out_plan(plan, side, room, context)?;
@@ -208,6 +217,10 @@ fn carry_out_planned(
         }
         (PlannedEdit::MaxBody(max), _) => {
             context.limit_body(*max);
+            Ok(())
+        }
+        (PlannedEdit::Body(mode), _) => {
+            context.bodies.ask(*mode);
             Ok(())
         }
         (PlannedEdit::Rename(from, to), _) => rename(from, to, side, context),

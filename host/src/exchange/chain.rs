@@ -117,8 +117,11 @@ pub fn down(
                 Err(failure) => Err(failure),
             },
         };
+        let decision = context.bodies.take_asked();
         match hooked {
-            Ok(None) => {}
+            Ok(None) => {
+                decision.into_iter().for_each(|mode| context.bodies.make(MessageSide::Request, depth, mode));
+            }
             Ok(Some(response)) => return Ok(RequestHooks::Answer(response, ChainPosition(depth))),
             Err(failure) => on_error(
                 worker,
@@ -147,6 +150,8 @@ pub fn up(
     context: &mut Box<ExchangeContext>,
 ) -> Result<Option<Vec<u8>>, ChainFailure> {
     let mut content = None;
+    // They may see a second response, in place of the first.
+    context.bodies.forget(MessageSide::Response, &plugins);
     for (depth, plugin_id) in plugins.clone().zip(&route.chain[plugins]).rev() {
         let configured = &worker.generation.bindings[*plugin_id];
         if configured.cache.is_some() {
@@ -170,14 +175,16 @@ pub fn up(
                 Err(failure) => Err(failure),
             },
         };
-        if let Err(failure) = hooked {
-            on_error(
+        let decision = context.bodies.take_asked();
+        match hooked {
+            Ok(()) => decision.into_iter().for_each(|mode| context.bodies.make(MessageSide::Response, depth, mode)),
+            Err(failure) => on_error(
                 worker,
                 *plugin_id,
                 failure,
                 ChainPosition(depth),
                 FailedHook { hook: "response-filter", context },
-            )?;
+            )?,
         }
     }
     Ok(content)

@@ -16,8 +16,9 @@ use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::caller::PluginCaller;
 use super::failure::ExchangeName;
 use super::instance::Instance;
-use super::settings::{BodyMode, OnError, OverLimit};
+use super::settings::OnError;
 use super::version::InstanceNeed;
+use crate::context::body_mode::{BodyMode, OverLimit};
 use crate::context::edit_check::{self, MessageSide};
 use crate::context::{ExchangeContext, Value, ValueName};
 use crate::protocol::transformed_content;
@@ -131,6 +132,7 @@ impl BodyFilter {
         let body = guard.run(&mut instance, admitted, |instance| construct(instance, side, &values))?;
         let state = match mode {
             BodyMode::Streamed => BodyState::Streaming,
+            BodyMode::Skipped => BodyState::Passing,
             BodyMode::Buffered(limit, over_limit) => BodyState::Buffering(BytesMut::new(), limit, over_limit),
         };
         let (guard, bodies, instance) = (guard.clone(), bodies.clone(), Some(instance));

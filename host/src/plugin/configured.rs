@@ -142,7 +142,9 @@ impl ConfiguredPlugin {
         settings: Settings,
     ) -> Result<Self, ConfigureError> {
         let PluginConfig { name, plugin, limits, on_error, isolation, .. } = config;
-        let plans = settings::plans(settings.edit_plans)?;
+        let request_ability = plugin.body_ability(MessageSide::Request, limits.memory);
+        let response_ability = plugin.body_ability(MessageSide::Response, limits.memory);
+        let plans = settings::plans(settings.edit_plans, request_ability.or(response_ability))?;
         let hook = |exported, values, plan| settings::hook(&plans, exported, values, plan);
         let request = hook(plugin.request_filter.is_some(), settings.request_values, settings.request_plan)?;
         let response = hook(plugin.response_filter.is_some(), settings.response_values, settings.response_plan)?;
@@ -162,16 +164,15 @@ impl ConfiguredPlugin {
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
         let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(MIN_TIMER_INTERVAL));
         let timer = plugin.timer.as_ref().and(interval);
-        let body = |mode: Option<types::BodyMode>, values| {
-            let mode = settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), limits)?;
+        let body = |mode: Option<types::BodyMode>, values, ability| {
+            let mode = settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), ability)?;
             Ok::<_, EditError>(BodyInputs { mode, values: names(values)? })
         };
-        let request_body = plugin.request_body.as_ref();
         let request_body =
-            request_body.map(|_| body(settings.request_body, settings.request_body_values)).transpose()?;
-        let response_body = plugin.response_body.as_ref();
+            request_ability.map(|_| body(settings.request_body, settings.request_body_values, request_ability));
         let response_body =
-            response_body.map(|_| body(settings.response_body, settings.response_body_values)).transpose()?;
+            response_ability.map(|_| body(settings.response_body, settings.response_body_values, response_ability));
+        let (request_body, response_body) = (request_body.transpose()?, response_body.transpose()?);
         let (lines, version) = (supply.recipe.lines.clone(), plugin.version());
         let reporter =
             FailureReporter { plugin: name.clone(), version, limits, lines, backtraces: Backtraces::default() };

@@ -16,7 +16,9 @@ use super::host::{HostState, MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS};
 use super::instance_limit::InstanceLimit;
 use super::load_error::LoadError;
 use super::proposals;
+use super::settings::BodyAbility;
 use super::wasi;
+use crate::context::edit_check::MessageSide;
 use crate::system::printable;
 use crate::system::supervise::{Task, guard};
 
@@ -242,6 +244,15 @@ impl Plugin {
     pub fn version(&self) -> String {
         let described = self.version.get().map(String::as_str).unwrap_or_default();
         format!("{described} {}", self.digest).trim_start().into()
+    }
+
+    /// Returns the modes in which the plugin can take the bodies of one side with some memory; `None` if it takes none.
+    pub(super) fn body_ability(&self, side: MessageSide, memory: usize) -> Option<BodyAbility> {
+        let has_hook = match side {
+            MessageSide::Request => self.request_body.is_some(),
+            MessageSide::Response => self.response_body.is_some(),
+        };
+        has_hook.then_some(BodyAbility { memory: memory as u64 })
     }
 
     /// The hooks that it has.

@@ -20,7 +20,7 @@ use super::engine::Plugin;
 use super::host::HostState;
 use super::log_lines::{MAX_LINE_BYTES, PluginLog};
 use super::metrics::InstanceMetrics;
-use super::settings::PluginLimits;
+use super::settings::{BodyAbility, PluginLimits, body_mode};
 use crate::context::bounds;
 use crate::context::edit_check::{self, EditError, MessageSide, check_count};
 use crate::context::edits::Edit;
@@ -55,6 +55,9 @@ pub struct Instance {
     /// The CPU time of the next calls: `limit`, or less while the plugin's breaker is half open.
     budget: Duration,
     imports_exchange: bool,
+    /// The modes in which the plugin can take bodies; `None` if it takes none.
+    request_bodies: Option<BodyAbility>,
+    response_bodies: Option<BodyAbility>,
     lifecycle: lifecycle::LifecycleHook,
     request_filter: Option<request_filter::RequestFilterHook>,
     response_filter: Option<response_filter::ResponseFilterHook>,
@@ -149,6 +152,8 @@ impl Instance {
             limit: limits.cpu,
             budget: limits.cpu,
             imports_exchange: plugin.imports_exchange,
+            request_bodies: plugin.body_ability(MessageSide::Request, limits.memory),
+            response_bodies: plugin.body_ability(MessageSide::Response, limits.memory),
             lifecycle,
             request_filter,
             response_filter,
@@ -223,7 +228,8 @@ impl Instance {
         let values: SmallVec<[Option<&[u8]>; 8]> =
             owned_values.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
         if !self.imports_exchange {
-            return checked(side, self.call_filter(side, &values)?);
+            let verdict = self.call_filter(side, &values)?;
+            return checked(side, self.body_ability(side), verdict);
         }
         // The head is lent to the store for the call, so what was borrowed from it has to be copied.
         let copies: Vec<Option<Vec<u8>>> = values.iter().map(|value| value.map(<[u8]>::to_vec)).collect();
@@ -236,7 +242,11 @@ impl Instance {
         if let Some(lent) = self.store.data_mut().context.take() {
             *context = lent;
         }
-        checked(side, verdict?)
+        checked(side, self.body_ability(side), verdict?)
+    }
+
+    fn body_ability(&self, side: MessageSide) -> Option<BodyAbility> {
+        if side == MessageSide::Request { self.request_bodies } else { self.response_bodies }
     }
 
     /// Passes its endpoints to a balancer, which may take `time`. From then on, the plugin can ask about these.
@@ -354,9 +364,13 @@ fn wit_endpoint(member: &EndpointState) -> balancer::Endpoint<'_> {
     }
 }
 
-fn checked(side: MessageSide, verdict: types::Verdict) -> Result<FilterVerdict, PluginFailure> {
+fn checked(
+    side: MessageSide,
+    bodies: Option<BodyAbility>,
+    verdict: types::Verdict,
+) -> Result<FilterVerdict, PluginFailure> {
     match verdict {
-        types::Verdict::Proceed(edits) => Ok(FilterVerdict::Proceed(checked_edits(side, edits)?)),
+        types::Verdict::Proceed(edits) => Ok(FilterVerdict::Proceed(checked_edits(side, bodies, edits)?)),
         types::Verdict::Plan(plan_index) => Ok(FilterVerdict::Plan(plan_index)),
         types::Verdict::Respond(types::Response { status, fields, body }) => {
             check_count(bounds::RESPONSE_BODY, body.len(), "bytes of a response's body")?;
@@ -369,9 +383,13 @@ fn checked(side: MessageSide, verdict: types::Verdict) -> Result<FilterVerdict, 
     }
 }
 
-fn checked_edits(side: MessageSide, edits: Vec<types::Edit>) -> Result<SmallVec<[Edit; 4]>, EditError> {
+fn checked_edits(
+    side: MessageSide,
+    bodies: Option<BodyAbility>,
+    edits: Vec<types::Edit>,
+) -> Result<SmallVec<[Edit; 4]>, EditError> {
     check_count(bounds::EDITS, edits.len(), "edits of a call")?;
-    edits.into_iter().map(|edit| checked_edit(side, edit)).collect()
+    edits.into_iter().map(|edit| checked_edit(side, bodies, edit)).collect()
 }
 
 /// The plans of a balancer that knows so many endpoints.
@@ -380,7 +398,7 @@ fn checked_plans(plans: Vec<Vec<types::Edit>>, endpoints: usize) -> Result<Vec<A
     let max = bounds::DECLARED + bounds::DECLARED_PER_ENDPOINT * endpoints;
     let mut declared = 0;
     let plan = |edits| {
-        let edits = checked_edits(MessageSide::Response, edits)?.into_vec();
+        let edits = checked_edits(MessageSide::Response, None, edits)?.into_vec();
         declared += edits.iter().map(Edit::declared_bytes).sum::<usize>();
         check_count(max, declared, "bytes of plans for responses, with 64 for each edit")?;
         Ok(edits.into())
@@ -388,7 +406,7 @@ fn checked_plans(plans: Vec<Vec<types::Edit>>, endpoints: usize) -> Result<Vec<A
     plans.into_iter().map(plan).collect()
 }
 
-fn checked_edit(side: MessageSide, edit: types::Edit) -> Result<Edit, EditError> {
+fn checked_edit(side: MessageSide, bodies: Option<BodyAbility>, edit: types::Edit) -> Result<Edit, EditError> {
     use types::Edit as Wit;
     let only = |wanted, what| if side == wanted { Ok(()) } else { Err(EditError::Side(what)) };
     Ok(match edit {
@@ -439,5 +457,6 @@ fn checked_edit(side: MessageSide, edit: types::Edit) -> Result<Edit, EditError>
             only(MessageSide::Request, "request's limit of content")?;
             Edit::MaxBody(max)
         }
+        Wit::Body(mode) => Edit::Body(body_mode(mode, bodies)?),
     })
 }

@@ -9,6 +9,7 @@ use super::bindings::types;
 use super::call_error::shortened;
 use super::host::value_name;
 use super::time_share::DEFAULT_SHARE;
+use crate::context::body_mode::{BodyMode, OverLimit};
 use crate::context::bounds;
 use crate::context::edit_check::{
     self, EditError, MessageSide, check_count, field_name, field_text, field_value, repeatable_name,
@@ -37,31 +38,11 @@ pub struct BodyInputs {
     pub values: Vec<ValueName>,
 }
 
-/// How a plugin takes bodies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyMode {
-    /// Chunk by chunk.
-    Streamed,
-    /// Whole, up to so many bytes.
-    Buffered(u64, OverLimit),
-}
-
-/// The handling of a body beyond the limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OverLimit {
-    Reject,
-    PassThrough,
-}
-
-/// Formats the mode as `plugway inspect` shows it.
-impl std::fmt::Display for BodyMode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            BodyMode::Streamed => f.write_str("chunk by chunk"),
-            BodyMode::Buffered(bytes, OverLimit::Reject) => write!(f, "whole, and rejects more than {bytes} bytes"),
-            BodyMode::Buffered(bytes, OverLimit::PassThrough) => write!(f, "whole, if it has at most {bytes} bytes"),
-        }
-    }
+/// The modes in which a plugin can take the bodies of one side.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyAbility {
+    /// The longest body that the plugin's memory holds, in bytes.
+    pub memory: u64,
 }
 
 /// Each body holds an instance, and slow clients of one plugin must not use up what others need.
@@ -245,13 +226,13 @@ pub fn names(values: Vec<types::ValueName>) -> Result<Vec<ValueName>, EditError>
     values.into_iter().map(value_name).collect()
 }
 
-/// Returns the edit plans of a plugin.
-pub fn plans(plans: Vec<Vec<types::PlannedEdit>>) -> Result<Vec<EditPlan>, EditError> {
+/// Returns the edit plans of a plugin. A plan may be used for either message, so `ability` is that of either body hook.
+pub fn plans(plans: Vec<Vec<types::PlannedEdit>>, ability: Option<BodyAbility>) -> Result<Vec<EditPlan>, EditError> {
     check_count(bounds::PLANS, plans.len(), "plans")?;
     let mut declared = 0;
     let plan = |edits: Vec<types::PlannedEdit>| {
         check_count(bounds::EDITS, edits.len(), "edits of a plan")?;
-        let plan = EditPlan::new(edits.into_iter().map(planned).collect::<Result<_, _>>()?)?;
+        let plan = EditPlan::new(edits.into_iter().map(|edit| planned(edit, ability)).collect::<Result<_, _>>()?)?;
         declared += plan.declared_bytes();
         check_count(bounds::DECLARED, declared, "bytes of plans, with 64 for each edit and part of a template")?;
         Ok(plan)
@@ -308,7 +289,7 @@ pub fn check_response_plan(plans: &[EditPlan], plan: Option<u32>) -> Result<(), 
     }
 }
 
-fn planned(edit: types::PlannedEdit) -> Result<PlannedEdit, EditError> {
+fn planned(edit: types::PlannedEdit, ability: Option<BodyAbility>) -> Result<PlannedEdit, EditError> {
     use types::PlannedEdit as Wit;
     Ok(match edit {
         Wit::SetField((name, value)) => PlannedEdit::Set(field_name(&name)?, template(&name, value)?),
@@ -322,6 +303,7 @@ fn planned(edit: types::PlannedEdit) -> Result<PlannedEdit, EditError> {
             PlannedEdit::Note(name, value)
         }
         Wit::MaxBody(max) => PlannedEdit::MaxBody(max),
+        Wit::Body(mode) => PlannedEdit::Body(body_mode(mode, ability)?),
     })
 }
 
@@ -342,11 +324,15 @@ fn template(name: &str, parts: Vec<types::TemplatePart>) -> Result<Template, Edi
     parts.into_iter().map(part).collect::<Result<_, _>>().map(Template)
 }
 
-pub fn body_mode(mode: types::BodyMode, limits: PluginLimits) -> Result<BodyMode, EditError> {
+/// Returns a mode of bodies; an error if the plugin can't take bodies so. `ability` is `None` if the plugin has no body hook
+/// for the message.
+pub fn body_mode(mode: types::BodyMode, ability: Option<BodyAbility>) -> Result<BodyMode, EditError> {
+    let ability = ability.ok_or(EditError::NoBodyHook)?;
     Ok(match mode {
+        types::BodyMode::Skipped => BodyMode::Skipped,
         types::BodyMode::Streamed => BodyMode::Streamed,
         // A body that its memory can't hold would only be gathered here for nothing.
-        types::BodyMode::Buffered(types::BufferLimit { bytes, .. }) if bytes > limits.memory as u64 => {
+        types::BodyMode::Buffered(types::BufferLimit { bytes, .. }) if bytes > ability.memory => {
             return Err(EditError::Buffer(bytes));
         }
         types::BodyMode::Buffered(types::BufferLimit { bytes, over_limit }) => {

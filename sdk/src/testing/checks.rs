@@ -112,7 +112,7 @@ fn names(edit: &PlannedEdit) -> Vec<&str> {
         | PlannedEdit::SetNote((name, _))
         | PlannedEdit::RemoveField(name) => vec![name],
         PlannedEdit::RenameField((from, to)) => vec![from, to],
-        PlannedEdit::MaxBody(_) => Vec::new(),
+        PlannedEdit::MaxBody(_) | PlannedEdit::Body(_) => Vec::new(),
     }
 }
 
@@ -122,7 +122,9 @@ fn template(edit: &PlannedEdit) -> &[TemplatePart] {
         | PlannedEdit::AppendField((_, template))
         | PlannedEdit::DefaultField((_, template))
         | PlannedEdit::SetNote((_, template)) => template,
-        PlannedEdit::RemoveField(_) | PlannedEdit::RenameField(_) | PlannedEdit::MaxBody(_) => &[],
+        PlannedEdit::RemoveField(_) | PlannedEdit::RenameField(_) | PlannedEdit::MaxBody(_) | PlannedEdit::Body(_) => {
+            &[]
+        }
     }
 }
 
@@ -204,7 +206,7 @@ impl Room {
             | PlannedEdit::DefaultField((name, _)) => self.take_field(name, 0),
             PlannedEdit::SetNote((name, _)) => self.take_note(name, 0),
             PlannedEdit::RenameField((_, to)) => self.take_rename(to),
-            PlannedEdit::RemoveField(_) | PlannedEdit::MaxBody(_) => {}
+            PlannedEdit::RemoveField(_) | PlannedEdit::MaxBody(_) | PlannedEdit::Body(_) => {}
         }
     }
 
@@ -233,7 +235,7 @@ impl Room {
             Edit::SetPath(text) | Edit::SetQuery(Some(text)) => {
                 at_most(bounds::VALUE, text.len(), "bytes of a path or query")
             }
-            Edit::SetQuery(None) | Edit::SetStatus(_) | Edit::Plan(_) | Edit::MaxBody(_) => Ok(()),
+            Edit::SetQuery(None) | Edit::SetStatus(_) | Edit::Plan(_) | Edit::MaxBody(_) | Edit::Body(_) => Ok(()),
         }
     }
 

@@ -1,25 +1,81 @@
-//! A plugin with body hooks that tell what they were given: the transformed content begins with the declared values.
+//! A plugin with body hooks that tell what they were given: the transformed content begins with the declared values. The
+//! field `x-body` of a message decides how its body is passed: `skip`, `stream`, `whole:BYTES` or `whole-or-pass:BYTES`.
 
 use plugway_sdk::{
-    BodyError, BodyFilter, ConfigError, Input, Plugin, RequestBody, ResponseBody, Setup, ValueName, Values, export,
+    BodyError, BodyFilter, BodyMode, ConfigError, EditPlan, EditPlanId, Input, OverLimit, Plugin, RequestBody,
+    RequestFilter, ResponseBody, ResponseFilter, Setup, ValueName, Values, Verdict, export,
 };
+
+#[derive(Default, serde::Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How bodies are passed unless a message decides, as in `x-body`.
+    bodies: Option<String>,
+}
 
 pub struct Bodies {
     request: Vec<Input>,
     response: Vec<Input>,
+    asked: Input,
+    answered: Input,
+    /// A plan that asks for the body chunk by chunk.
+    streams: EditPlanId,
 }
 
 /// A body whose output begins with a text.
 pub struct Headed(Vec<u8>);
 
-impl Plugin for Bodies {
-    type Config = ();
+/// Returns the mode that a text names.
+fn mode(text: &str) -> BodyMode {
+    let bytes = |bytes: &str| bytes.parse().unwrap();
+    match text.split_once(':') {
+        Some(("whole", limit)) => BodyMode::Buffered(bytes(limit), OverLimit::Reject),
+        Some(("whole-or-pass", limit)) => BodyMode::Buffered(bytes(limit), OverLimit::PassThrough),
+        _ if text == "skip" => BodyMode::Skipped,
+        _ => BodyMode::Streamed,
+    }
+}
 
-    fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+impl Plugin for Bodies {
+    type Config = Config;
+
+    fn new(config: Config, setup: &mut Setup) -> Result<Self, ConfigError> {
         let request = vec![setup.request_body.value(ValueName::Method), setup.request_body.field("content-type")];
         let response =
             vec![setup.response_body.value(ValueName::Status), setup.response_body.response_field("content-type")];
-        Ok(Bodies { request, response })
+        if let Some(text) = config.bodies {
+            setup.request_body.mode = mode(&text);
+            setup.response_body.mode = mode(&text);
+        }
+        Ok(Bodies {
+            request,
+            response,
+            asked: setup.request.field("x-body"),
+            answered: setup.response.response_field("x-body"),
+            streams: setup.plan(EditPlan::default().body(BodyMode::Streamed)),
+        })
+    }
+}
+
+impl Bodies {
+    fn decide(&self, decision: Option<&str>) -> Verdict {
+        match decision {
+            None => Verdict::proceed(),
+            Some("plan") => self.streams.into(),
+            Some(text) => Verdict::proceed().body(mode(text)),
+        }
+    }
+}
+
+impl RequestFilter for Bodies {
+    fn on_request(&mut self, request: &Values) -> Verdict {
+        self.decide(request.text(self.asked))
+    }
+}
+
+impl ResponseFilter for Bodies {
+    fn on_response(&mut self, response: &Values) -> Verdict {
+        self.decide(response.text(self.answered))
     }
 }
 
@@ -56,4 +112,4 @@ impl BodyFilter for Headed {
     }
 }
 
-export!(Bodies: RequestBody, ResponseBody);
+export!(Bodies: RequestFilter, ResponseFilter, RequestBody, ResponseBody);
