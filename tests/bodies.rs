@@ -1,10 +1,13 @@
 //! Body hooks: the values that they get, how a head hook decides about them, and what they may do with a message.
 
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use plugway_test_guests::BODIES;
 
-use crate::support::{Message, Proxy, manifest, ok, origin, read_message};
+use crate::support::{Message, Proxy, manifest, ok, origin, raw_origin, read_message, until};
 
 /// A proxy in front of an origin that answers with what it got.
 fn mirror(plugins: &str) -> Proxy {
@@ -89,4 +92,120 @@ fn a_decision_about_a_body_that_can_not_be_is_a_failure_of_the_head_hook() {
     assert_eq!((refused.status(), refused.field("proxy-status")), (502, Some("plugway; error=plugin_error")));
     let line = proxy.wait_log("its memory limit doesn't hold");
     assert!(line.contains("hook=\"request-filter\""), "{line}");
+}
+
+/// A proxy in front of a mirror whose plugin has room for so many bodies.
+fn crowded(bodies: usize, wait: &str, more: &str) -> Proxy {
+    let limits = format!("limits = {{ bodies = {bodies}, body-wait = {wait:?} }}");
+    let plugin = format!("[plugin.bodies]\nuse = {BODIES:?}\nconfig = {{ bodies = \"skip\" }}\n{limits}\n{more}");
+    let origin = origin(|request| ok(&request.text()));
+    Proxy::start(&manifest(&origin, "\"bodies\"", &plugin))
+}
+
+/// Begins a request whose content lacks its last byte; its response is not
+/// transformed.
+fn begin(proxy: &Proxy) -> TcpStream {
+    let mut stream = proxy.connect();
+    let fields = "Connection: close\r\nX-Body: stream\r\nContent-Length: 3";
+    write!(stream, "POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\nab").unwrap();
+    stream
+}
+
+/// Sends the last byte, and returns the response.
+fn end(mut stream: TcpStream) -> Message {
+    stream.write_all(b"c").unwrap();
+    read_message(&mut BufReader::new(stream)).unwrap()
+}
+
+/// The metric of the bodies that got no permit.
+const REJECTED: &str = "plugway_plugin_rejected_total{plugin=\"bodies\",reason=\"bodies\"}";
+
+#[test]
+fn a_body_beyond_the_limit_waits_for_one_that_ends() {
+    let proxy = crowded(1, "30s", "");
+    let first = begin(&proxy);
+    until("the first body passes", || proxy.metric(CALLS) > 1.0);
+    let calls = proxy.metric(CALLS);
+    let second = begin(&proxy);
+    until("the second body waits", || proxy.metric(CALLS) > calls);
+    assert_eq!(end(first).text(), "[POST -]abc");
+    assert_eq!(end(second).text(), "[POST -]abc");
+    assert_eq!(proxy.metric(REJECTED), 0.0);
+}
+
+#[test]
+fn a_body_that_has_waited_too_long_is_answered_by_503_that_names_the_limit() {
+    let proxy = crowded(1, "100ms", "");
+    let first = begin(&proxy);
+    until("the first body passes", || proxy.metric(CALLS) > 1.0);
+    let refused = end(begin(&proxy));
+    assert_eq!((refused.status(), refused.field("proxy-status")), (503, Some("plugway; error=plugin_error")));
+    assert_eq!(refused.field("retry-after"), Some("1"));
+    let line = proxy.wait_log("exchange failed");
+    assert!(line.contains("limit=\"limits.bodies\"") && line.contains("limits.body-wait"), "{line}");
+    assert_eq!(proxy.metric(REJECTED), 1.0);
+    assert_eq!(end(first).text(), "[POST -]abc");
+}
+
+#[test]
+fn no_more_bodies_wait_than_may_pass() {
+    let proxy = crowded(1, "1h", "");
+    let mut held = vec![begin(&proxy)];
+    until("one more than waits is answered", || {
+        held.push(begin(&proxy));
+        proxy.metric(REJECTED) > 0.0
+    });
+    proxy.wait_log("and as many bodies wait");
+}
+
+#[test]
+fn on_error_decides_about_a_body_that_gets_no_permit() {
+    for (on_error, status) in [("\"skip\"", 200), ("418", 418)] {
+        let proxy = crowded(1, "10ms", &format!("on-error = {on_error}\n"));
+        let _first = begin(&proxy);
+        until("the first body passes", || proxy.metric(CALLS) > 1.0);
+        let answer = end(begin(&proxy));
+        assert_eq!(answer.status(), status);
+        assert!(status != 200 || answer.text() == "abc", "{}", answer.text());
+    }
+}
+
+#[test]
+fn a_response_waits_for_room_in_a_body_hook_before_its_head_is_sent() {
+    let release = Arc::new(AtomicBool::new(false));
+    let wait = release.clone();
+    // The content of the first response ends when the second one has come.
+    let origin = raw_origin(move |mut stream| {
+        let Some(request) = read_message(&mut BufReader::new(stream.try_clone().unwrap())) else { return };
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\na").unwrap();
+        while request.start.contains("/slow") && !wait.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        stream.write_all(b"b").unwrap();
+    });
+    let get = |proxy: &Proxy, path: &str| {
+        let mut stream = proxy.connect();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        stream
+    };
+    let plugin =
+        |wait: &str| format!("[plugin.bodies]\nuse = {BODIES:?}\nlimits = {{ bodies = 1, body-wait = {wait:?} }}\n");
+    let slow_first = |wait: &str| {
+        release.store(false, Ordering::Relaxed);
+        let proxy = Proxy::start(&manifest(&origin, "\"bodies\"", &plugin(wait)));
+        let slow = get(&proxy, "/slow");
+        let mut begun = [0; 12];
+        (&slow).read_exact(&mut begun).unwrap();
+        assert_eq!(&begun, b"HTTP/1.1 200");
+        (proxy, slow)
+    };
+    let (proxy, _slow) = slow_first("50ms");
+    assert_eq!(read_message(&mut BufReader::new(get(&proxy, "/"))).unwrap().status(), 503);
+    let (proxy, _slow) = slow_first("1h");
+    let calls = proxy.metric(CALLS);
+    let waiting = get(&proxy, "/");
+    until("the second response waits", || proxy.metric(CALLS) >= calls + 2.0);
+    release.store(true, Ordering::Relaxed);
+    let answer = read_message(&mut BufReader::new(waiting)).unwrap();
+    assert_eq!((answer.status(), answer.text().as_str()), (200, "[200 -]ab"));
 }

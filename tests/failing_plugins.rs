@@ -245,7 +245,7 @@ fn an_instance_serves_one_body_after_the_other() {
 #[test]
 fn bodies_beyond_their_limit_are_told_by_its_name() {
     let mirror = origin(|request| ok(&String::from_utf8_lossy(&request.body)));
-    let proxy = start(&late(&mirror, 2, "limits.bodies = 3"));
+    let proxy = start(&late(&mirror, 2, "limits.bodies = 3\nlimits.body-wait = \"1ms\""));
     let begin = || -> TcpStream {
         let mut stream = proxy.connect();
         stream.write_all(b"POST /late HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx").unwrap();
@@ -254,7 +254,7 @@ fn bodies_beyond_their_limit_are_told_by_its_name() {
     let mut held = Vec::new();
     proxy.log_until("limits.bodies of 3", || held.push(begin()));
     let refused = || read_message(&mut BufReader::new(begin())).map(|response| response.status());
-    assert_eq!(refused(), Some(502));
+    assert_eq!(refused(), Some(503));
     assert!(rejected(&proxy, "bodies") >= 1.0);
     held[0].write_all(b"y").unwrap();
     let mut first = BufReader::new(held.remove(0));

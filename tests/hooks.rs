@@ -145,7 +145,7 @@ fn slow_bodies_in_one_plugin_leave_instances_for_others() {
     // All are on their way once the next is refused.
     let mut reader = BufReader::new(begin());
     let refused = read_message(&mut reader).unwrap();
-    assert_eq!((refused.status(), refused.field("proxy-status")), (502, Some("plugway; error=plugin_error")));
+    assert_eq!((refused.status(), refused.field("proxy-status")), (503, Some("plugway; error=plugin_error")));
     let mut stream = proxy.connect();
     stream
         .write_all(b"POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\nother")

@@ -53,7 +53,7 @@ use crate::exchange::find_route::{FoundRoute, NoRoute, count_for_client, find_ro
 use crate::exchange::forward::{OutgoingRequest, Received, forward};
 use crate::exchange::outgoing_body::outgoing_body;
 use crate::exchange::record::ExchangeRecord;
-use crate::exchange::respond::{Reply, fail, respond};
+use crate::exchange::respond::{LateResponse, Reply, Responded, fail, respond};
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::{apply_uri_rules, ask_target, respond_at_once};
 use crate::generation::ids::{RouteId, UpstreamId};
@@ -118,6 +118,8 @@ enum ResponseSource {
     Files(Option<Box<BypassedCache>>),
     /// A cache, which fetches the response.
     Cache(Box<CacheMiss>),
+    /// A response that was there at once, and whose content has to wait for body hooks; `None` once it is taken.
+    Late(Option<Box<LateResponse>>),
 }
 
 impl ResponseSource {
@@ -200,7 +202,13 @@ pub fn receive(
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     record.upload.end();
-    Next::Respond(respond(worker, route_id, context, Reply { bypassed, ..reply }, record))
+    match respond(worker, route_id, context, Reply { bypassed, ..reply }, record) {
+        Responded::Now(response) => Next::Respond(response),
+        Responded::Later(late) => {
+            let (destination, source) = (Destination { route: route_id, upstream }, ResponseSource::Late(Some(late)));
+            Next::Forward(Forwarding { destination, source })
+        }
+    }
 }
 
 /// Returns the response to a request without a route.
@@ -316,7 +324,19 @@ impl Forwarding {
                 return boxed(|| read_files(bypassed, worker, destination, timers, record)).await;
             }
             ResponseSource::Cache(miss) => return boxed(|| fetch(miss, worker, destination, timers, record)).await,
+            ResponseSource::Late(late) => {
+                let responded = late.take().map_or_else(Responded::nothing, Responded::Later);
+                return responded.settle(worker, timers, record).await;
+            }
         };
+        if sending.passage.is_some()
+            && let Err(failed) = boxed(|| pass_body_hooks(sending, worker, destination.route, timers, context)).await
+        {
+            record.upload.end();
+            let context = record.take_context();
+            let reply = Reply::new(Err(failed), ChainPosition::top());
+            return respond(worker, destination.route, context, reply, record).settle(worker, timers, record).await;
+        }
         let forwarded = timers.total.until_met(forward(worker, upstream_id, context, sending, &timers.idle)).await;
         if let Ok(Ok(_)) = forwarded {
             record.response_started();
@@ -324,8 +344,26 @@ impl Forwarding {
         let received = forwarded.unwrap_or_else(|_| Err(timers.late()));
         let reply = reply_of_target(&worker.generation.routes[destination.route], received, bypassed);
         let context = record.take_context();
-        respond(worker, destination.route, context, reply.of_upstream(), record)
+        respond(worker, destination.route, context, reply.of_upstream(), record).settle(worker, timers, record).await
     }
+}
+
+/// Has the content of a request pass the body hooks that have to be waited for.
+async fn pass_body_hooks(
+    sending: &mut OutgoingRequest,
+    worker: &WorkerState,
+    route_id: RouteId,
+    timers: &Timers,
+    context: &mut ExchangeContext,
+) -> Result<(), ChainFailure> {
+    let Some(passage) = sending.passage.take() else { return Ok(()) };
+    // All request hooks have run, those of the plugins below a failed one too.
+    let depth = ChainPosition::bottom(&worker.generation.routes[route_id]);
+    let passed = timers.total.until_met(passage.run(worker, context)).await;
+    let passed = passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), depth)));
+    let content = passed.map_err(|failed| ChainFailure { depth, ..failed })?;
+    sending.body = content.into_body(sending.upload.clone());
+    Ok(())
 }
 
 /// Returns the reply of a route's target, which is below the whole chain.
@@ -353,7 +391,7 @@ async fn read_files(
     let received = timers.total.until_met(asked).await.unwrap_or_else(|_| Err(timers.late()));
     let reply = reply_of_target(&worker.generation.routes[destination.route], received, bypassed);
     let context = record.take_context();
-    respond(worker, destination.route, context, reply, record)
+    respond(worker, destination.route, context, reply, record).settle(worker, timers, record).await
 }
 
 /// Has a cache ask for a response, and takes that up to the client.
@@ -374,7 +412,7 @@ async fn fetch(
         Err(failed) => Reply::new(Err(failed), ChainPosition::top()),
     };
     let context = record.take_context();
-    respond(worker, destination.route, context, reply, record)
+    respond(worker, destination.route, context, reply, record).settle(worker, timers, record).await
 }
 
 #[cfg(test)]

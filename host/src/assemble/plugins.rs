@@ -380,7 +380,8 @@ impl Assembly<'_> {
         let cpu = self.duration(source, limits.cpu.as_ref(), defaults.cpu);
         let share = self.count(source, limits.share.as_ref(), defaults.share.into(), 100) as u8;
         let bodies = self.count(source, limits.bodies.as_ref(), defaults.bodies as usize, MAX_BODIES as usize) as u32;
-        PluginLimits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies }
+        let body_wait = self.duration(source, limits.body_wait.as_ref(), defaults.body_wait);
+        PluginLimits { memory: memory.unwrap_or(defaults.memory), cpu, share, bodies, body_wait }
     }
 
     fn on_error(&mut self, source: &Arc<Source>, on_error: Option<&Spanned<manifest::OnErrorValue>>) -> OnError {

@@ -1085,7 +1085,7 @@ pub struct PluginTable {
 
 /// The limits of a configured plugin.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PluginLimitsTable {
     /// The linear memory of an instance, from `64 KiB` to `256 MiB`.
     ///
@@ -1104,6 +1104,11 @@ pub struct PluginLimitsTable {
     ///
     /// Type: number. Default: `256`.
     pub bodies: Option<Spanned<usize>>,
+    /// The time for which a body beyond `bodies` waits for one that ends, before the exchange fails with 503. As many
+    /// bodies wait as may pass; one more fails at once.
+    ///
+    /// Type: duration. Default: `"1s"`. Example: `"100ms"`.
+    pub body_wait: Option<Spanned<String>>,
 }
 
 /// The effect of a failed call as the manifest writes it.

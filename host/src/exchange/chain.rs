@@ -1,9 +1,10 @@
 //! The pipeline: request hooks down the list, response hooks up it, and what a failed plugin means for the exchange.
 
+use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
 
-use http::Response;
+use http::{Response, StatusCode};
 use smallvec::SmallVec;
 
 use crate::context::edit_check::{self, EditError, MessageSide};
@@ -35,7 +36,7 @@ pub struct ChainPosition(usize);
 /// A failure that is answered with an error: that of a plugin by its `on-error`, or one that the host has found.
 pub struct ChainFailure {
     pub error: Error,
-    pub status: http::StatusCode,
+    pub status: StatusCode,
     /// The position from which the error goes up the chain.
     pub depth: ChainPosition,
 }
@@ -277,13 +278,18 @@ pub fn on_error(
     failing: FailedHook<'_>,
 ) -> Result<(), ChainFailure> {
     worker.record_plugin_failure(plugin_id, failing.hook, &failure, Some(failing.context));
+    let is_busy = failure.is_of_bodies();
     let status = match worker.generation.bindings[plugin_id].on_error {
         OnError::Skip => return Ok(()),
+        OnError::Fail if is_busy => StatusCode::SERVICE_UNAVAILABLE,
         OnError::Fail => FailureKind::PluginError.status(),
         OnError::Respond(status) => status,
     };
     // Of calls that were not made, the log has one line a minute, which names no exchange.
     let is_logged = failure.rejection().is_none();
-    let error = Error { is_logged, ..Error::new(FailureKind::PluginError, failure) };
+    let mut error = Error { is_logged, ..Error::new(FailureKind::PluginError, failure) };
+    if is_busy {
+        (error.limit, error.retry_after) = (Some("limits.bodies"), Some(NonZero::<u32>::MIN));
+    }
     Err(ChainFailure { error, status, depth })
 }

@@ -142,17 +142,12 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for FilteredBody<B> 
 }
 
 /// The content of a request that passes plugins, on its way to an endpoint.
-pub struct FilteredUpload {
-    passage: FilteredBody<ClientBody>,
+struct FilteredUpload {
+    passage: UploadContent,
     upload: UploadProgress,
 }
 
 impl FilteredUpload {
-    /// Returns the content as the body of a request.
-    pub fn body(passage: FilteredBody<ClientBody>, upload: UploadProgress) -> RequestBody {
-        RequestBody::Stream(Box::pin(FilteredUpload { passage, upload: upload.clone() }), Some(upload))
-    }
-
     /// The fault of the upload for an error of a plugin; `None` for other errors, which the upload records by itself.
     fn fault(&self, error: &BodyError) -> Option<UploadFault> {
         match error.downcast_ref()? {
@@ -181,8 +176,64 @@ impl Body for FilteredUpload {
         this.upload.hold_frame(frame)
     }
 
+    fn is_end_stream(&self) -> bool {
+        self.passage.is_end_stream()
+    }
+
     fn size_hint(&self) -> SizeHint {
         self.passage.size_hint()
+    }
+}
+
+/// The content of a request between its client and the endpoint.
+pub enum UploadContent {
+    /// The content comes from the client as it is.
+    Client(Box<ClientBody>),
+    /// The content has passed plugins.
+    Filtered(Box<FilteredBody<UploadContent>>),
+}
+
+impl UploadContent {
+    /// Returns the content as the body of a request.
+    pub fn into_body(self, upload: UploadProgress) -> RequestBody {
+        match self {
+            UploadContent::Client(body) => RequestBody::Incoming(body),
+            passage => RequestBody::Stream(Box::pin(FilteredUpload { passage, upload: upload.clone() }), Some(upload)),
+        }
+    }
+
+    /// The status that a plugin which has failed wants the client to get.
+    fn status(&self) -> Option<StatusCode> {
+        match self {
+            UploadContent::Client(_) => None,
+            UploadContent::Filtered(passage) => passage.status().or_else(|| passage.source().status()),
+        }
+    }
+}
+
+impl Body for UploadContent {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            UploadContent::Client(body) => Pin::new(&mut **body).poll_frame(cx),
+            UploadContent::Filtered(passage) => Pin::new(&mut **passage).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            UploadContent::Client(body) => body.is_end_stream(),
+            UploadContent::Filtered(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            UploadContent::Client(body) => body.size_hint(),
+            UploadContent::Filtered(passage) => passage.size_hint(),
+        }
     }
 }
 

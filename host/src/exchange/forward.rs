@@ -18,8 +18,10 @@ use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
 use crate::exchange::attempt::{Attempt, AttemptFailure, AttemptResponse};
 use crate::exchange::balance::{self, EndpointChoice};
+use crate::exchange::body_hooks::BodyPassage;
 use crate::exchange::chain::BalancerEdits;
 use crate::exchange::collect::collect;
+use crate::exchange::filtered_body::UploadContent;
 use crate::exchange::response_body::{ResponseBody, SwitchedProtocol};
 use crate::exchange::upstream_body::{ConnectionLease, UpstreamBody};
 use crate::generation::ids::UpstreamId;
@@ -37,6 +39,8 @@ use crate::upstream::retry::{self, Delivery};
 /// The content of a request, its progress and its hop-by-hop options.
 pub struct OutgoingRequest {
     pub body: RequestBody,
+    /// The way of the content through body hooks that have to be waited for, in place of `body`; `None` if there are none.
+    pub passage: Option<Box<BodyPassage<UploadContent>>>,
     pub upload: UploadProgress,
     /// The rule by which the body is received before an endpoint is asked; `None` if it is sent as it arrives.
     pub collected: Option<RequestBuffer>,
@@ -49,6 +53,7 @@ impl OutgoingRequest {
     pub fn empty() -> Self {
         OutgoingRequest {
             body: RequestBody::Empty,
+            passage: None,
             upload: UploadProgress::over(),
             collected: None,
             hop: HopOptions::default(),
@@ -115,7 +120,7 @@ pub async fn forward(
     step: &Deadline,
 ) -> Result<Received, Error> {
     let upstream = &worker.generation.upstreams[upstream_id];
-    let OutgoingRequest { body, upload, collected, hop } = sending;
+    let OutgoingRequest { body, upload, collected, hop, .. } = sending;
     let mut body = std::mem::replace(body, RequestBody::Empty);
     if let Some(rule) = collected.take() {
         body = boxed(|| collect(body, upload, rule, &worker.buffers)).await?;

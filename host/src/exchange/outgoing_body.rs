@@ -3,17 +3,17 @@
 use http::Version;
 use http_body::Body;
 
-use super::body_hooks;
+use super::body_hooks::{self, Passage};
 use super::chain::{ChainFailure, ChainPosition};
 use super::collect;
-use super::filtered_body::{FilteredBody, FilteredUpload};
+use super::filtered_body::UploadContent;
 use super::forward::OutgoingRequest;
 use crate::body::upload::{ClientBody, ClientContent, RequestBody, UploadProgress};
 use crate::context::ExchangeContext;
 use crate::error::{Error, FailureKind};
 use crate::generation::{Route, WorkerState};
+use crate::protocol::conversation;
 use crate::protocol::hop_by_hop::HopOptions;
-use crate::protocol::{conversation, transformed_content};
 
 /// Returns the request's content and options for the upstream. `upload` is the progress of the content, `receive` begins
 /// to read it, up to a number of bytes: the lowest of the limits that the route and its plugins have set.
@@ -28,7 +28,7 @@ pub fn outgoing_body(
 ) -> Result<OutgoingRequest, ChainFailure> {
     if body.is_end_stream() {
         upload.end();
-        return Ok(OutgoingRequest { body: RequestBody::Empty, upload, collected: None, hop });
+        return Ok(OutgoingRequest { body: RequestBody::Empty, passage: None, upload, collected: None, hop });
     }
     // Where the next protocol begins, must not depend on who understands the content's end (RFC 9110 §7.8).
     hop.upgrade = None;
@@ -46,14 +46,13 @@ pub fn outgoing_body(
         let error = Error::new(FailureKind::RequestBodySize, cause).with_limit("max-body");
         return Err(ChainFailure::new(error, bottom));
     }
-    let stages = body_hooks::begin_request_filters(worker, route, body.size_hint().exact(), context)
+    let content = UploadContent::Client(Box::new(receive(body, upload.clone(), max)));
+    let passage = body_hooks::filter_request(worker, route, context, content)
         // All request hooks have run, those of the plugins below the failed one too.
         .map_err(|failed| ChainFailure { depth: bottom, ..failed })?;
-    let body = receive(body, upload.clone(), max);
-    if stages.is_empty() {
-        return Ok(OutgoingRequest { body: RequestBody::Incoming(Box::new(body)), upload, collected, hop });
-    }
-    transformed_content::request(&mut context.request.headers);
-    let body = FilteredUpload::body(FilteredBody::new(body, stages), upload.clone());
-    Ok(OutgoingRequest { body, upload, collected, hop })
+    let (body, passage) = match passage {
+        Passage::Done(content) => (content.into_body(upload.clone()), None),
+        Passage::Waits(passage) => (RequestBody::Empty, Some(passage)),
+    };
+    Ok(OutgoingRequest { body, passage, upload, collected, hop })
 }

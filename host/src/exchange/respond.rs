@@ -4,7 +4,8 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 
-use super::{ConnectionInfo, body_hooks, chain, error_response, read_ahead, record};
+use super::body_hooks::{self, BodyPassage, Passage};
+use super::{ConnectionInfo, Timers, chain, error_response, read_ahead, record};
 use crate::context::{ExchangeContext, ReceivedRequest};
 use crate::error::Error;
 use crate::exchange::cache::BypassedCache;
@@ -15,6 +16,7 @@ use crate::exchange::record::ExchangeRecord;
 use crate::exchange::response_body::ResponseBody;
 use crate::generation::ids::RouteId;
 use crate::generation::{Route, WorkerState};
+use crate::net::boxed::boxed;
 use crate::protocol::hop_by_hop;
 
 /// A request that its connection rejects before it is routed.
@@ -64,6 +66,79 @@ impl Reply {
     }
 }
 
+/// A response that has passed the response hooks.
+pub enum Responded {
+    /// The response can be sent.
+    Now(Response<ResponseBody>),
+    /// The response can be sent when its content has passed body hooks that have to be waited for.
+    Later(Box<LateResponse>),
+}
+
+/// A response whose head is in the record of the exchange, and whose content is to pass body hooks.
+pub struct LateResponse {
+    route_id: RouteId,
+    passage: BodyPassage<ResponseBody>,
+    depth: ChainPosition,
+    /// The status as the response came.
+    came: StatusCode,
+}
+
+impl Responded {
+    /// Returns an empty response, for an exchange whose response was taken already.
+    pub fn nothing() -> Self {
+        Responded::Now(Response::new(ResponseBody::Full(Bytes::new())))
+    }
+
+    /// Returns the response, and waits for it if that is needed.
+    pub async fn settle(
+        self,
+        worker: &WorkerState,
+        timers: &Timers,
+        record: &mut ExchangeRecord,
+    ) -> Response<ResponseBody> {
+        match self {
+            Responded::Now(response) => response,
+            Responded::Later(late) => boxed(|| late.run(worker, timers, record)).await,
+        }
+    }
+
+    /// Returns the response to an error, which passes no body hook.
+    fn at_once(self) -> Response<ResponseBody> {
+        match self {
+            Responded::Now(response) => response,
+            Responded::Later(late) => {
+                let mut response = Response::new(ResponseBody::Full(Bytes::new()));
+                *response.status_mut() = late.came;
+                response
+            }
+        }
+    }
+}
+
+impl LateResponse {
+    async fn run(
+        self: Box<Self>,
+        worker: &WorkerState,
+        timers: &Timers,
+        record: &mut ExchangeRecord,
+    ) -> Response<ResponseBody> {
+        let LateResponse { route_id, passage, depth, came } = *self;
+        let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
+        let passed = timers.total.until_met(passage.run(worker, context)).await;
+        let passed = passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), depth)));
+        let mut context = record.take_context();
+        match passed {
+            Ok(body) => {
+                let response = complete_head(&mut context, body, came);
+                record.status = response.status().as_u16();
+                record.set_route(route_id, context);
+                response
+            }
+            Err(failed) => respond(worker, route_id, context, Reply::new(Err(failed), depth), record).at_once(),
+        }
+    }
+}
+
 /// Takes a response through the response hooks of the plugins whose request hooks have run. Every response to a request
 /// with a route passes here, whatever made the response. A failure of a plugin on the way is a response too, for the
 /// plugins above.
@@ -73,7 +148,7 @@ pub fn respond(
     mut context: Box<ExchangeContext>,
     reply: Reply,
     record: &mut ExchangeRecord,
-) -> Response<ResponseBody> {
+) -> Responded {
     let route = &worker.generation.routes[route_id];
     let Reply { mut received, mut depth, mut bypassed, maker } = reply;
     record.begin_response(route_id, depth);
@@ -92,11 +167,18 @@ pub fn respond(
                 fail(&error, status, worker, &context, record).into()
             }
         };
+        let came = response.response.status();
         match ascend(worker, route, response, depth, &mut bypassed, &mut context) {
-            Ok(response) => {
+            Ok(Passage::Done(body)) => {
+                let response = complete_head(&mut context, body, came);
                 record.status = response.status().as_u16();
                 record.set_route(route_id, context);
-                return response;
+                return Responded::Now(response);
+            }
+            Ok(Passage::Waits(passage)) => {
+                // The exchange may be dropped while it waits, and still has to be told of.
+                record.set_route(route_id, context);
+                return Responded::Later(Box::new(LateResponse { route_id, passage: *passage, depth, came }));
             }
             // The failed plugin was above the position, so that the loop ends. Only a balancer's edits fail at the
             // position itself, and a failure has none.
@@ -105,7 +187,7 @@ pub fn respond(
     }
 }
 
-/// Takes a response up the chain from a position.
+/// Takes a response up the chain from a position. Its head is in the context afterwards.
 fn ascend(
     worker: &WorkerState,
     route: &Route,
@@ -113,10 +195,9 @@ fn ascend(
     depth: ChainPosition,
     bypassed: &mut Option<Box<BypassedCache>>,
     context: &mut Box<ExchangeContext>,
-) -> Result<Response<ResponseBody>, ChainFailure> {
+) -> Result<Passage<ResponseBody>, ChainFailure> {
     let (mut parts, body) = received.response.into_parts();
     hop_by_hop::response(&mut parts);
-    let came = parts.status;
     read_ahead::allow(worker, route, context, &parts.headers, &body);
     context.response = Some(parts);
     chain::apply_balancer_edits(worker, received.edits.as_ref(), depth, context)?;
@@ -124,11 +205,15 @@ fn ascend(
         Some(content) => ResponseBody::Full(Bytes::from(content)),
         None => body,
     };
-    let body = body_hooks::filter_body(worker, route, depth.plugins(), context, body)?;
+    body_hooks::filter_body(worker, route, depth.plugins(), context, body)
+}
+
+/// Returns the response whose head is in the context, as the client gets it. `came`: the status as the response came.
+fn complete_head(context: &mut ExchangeContext, body: ResponseBody, came: StatusCode) -> Response<ResponseBody> {
     let has_none = context.response.as_ref().is_some_and(|parts| hop_by_hop::has_no_content(parts.status));
     // What is dropped resets its stream.
     let mut response = Response::new(if has_none { ResponseBody::Full(Bytes::new()) } else { body });
-    let Some(mut parts) = context.response.take() else { return Ok(response) };
+    let Some(mut parts) = context.response.take() else { return response };
     hop_by_hop::demand_upgrade(context.request.version, &mut parts);
     if let ResponseBody::Switched(switched) = response.body() {
         hop_by_hop::switch(&switched.protocol, &mut parts.headers);
@@ -142,7 +227,7 @@ fn ascend(
     hop_by_hop::settle_length_without_content(&mut parts);
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
-    Ok(response)
+    response
 }
 
 /// Runs response hooks upwards from a position, past a bypassed cache; a plugin may put another content in place.
@@ -188,7 +273,7 @@ pub fn replace_with_error(error: Error, record: &mut ExchangeRecord) -> Response
     match record.route() {
         Some(route_id) => {
             let failed = ChainFailure::new(error, record.depth);
-            respond(&worker, route_id, context, Reply::new(Err(failed), record.depth), record)
+            respond(&worker, route_id, context, Reply::new(Err(failed), record.depth), record).at_once()
         }
         None => {
             let response = fail(&error, error.client_status(), &worker, &context, record);

@@ -115,11 +115,11 @@ impl BodyFilter {
     pub fn begin(
         guard: &Rc<PluginCaller>,
         bodies: &Rc<IdleBodyInstances>,
+        permit: BodyPermit,
         start: BodyStart<'_>,
     ) -> Result<Self, PluginFailure> {
         let BodyStart { side, mode, needs, context } = start;
         let admitted = guard.admit()?;
-        let permit = BodyPermit::new(&guard.configured.supply)?;
         let idle = bodies.0.borrow_mut().pop();
         let fresh =
             || guard.fresh(InstanceNeed::Body).inspect_err(|failure| guard.settle_without_call(admitted, failure));

@@ -1,11 +1,24 @@
-//! The permit that a body needs to pass through a plugin: each such body holds an instance.
+//! The permit that a body needs to pass through a plugin: each such body holds an instance. Beyond the limit, bodies wait
+//! for one that ends, in the order of their arrival.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::sync::Notify;
 
 use super::call_error::PluginFailure;
 use super::instance_limit::ReservedInstances;
 use super::version::PluginVersion;
+
+/// The bodies of a plugin version that pass, and those that wait.
+#[derive(Default)]
+pub(super) struct BodyCounts {
+    passing: AtomicU32,
+    waiting: AtomicU32,
+    /// Wakes the body that has waited longest when another ends.
+    ended: Notify,
+}
 
 /// A body that passes through a plugin, until dropped.
 pub struct BodyPermit {
@@ -14,17 +27,46 @@ pub struct BodyPermit {
     _place: Option<ReservedInstances>,
 }
 
+/// A body that waits for a permit, until dropped.
+struct WaitingBody<'a>(&'a BodyCounts);
+
 /// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
 pub const RESERVED_BODIES: u32 = 32;
 
 impl BodyPermit {
-    /// Reserves a place for one more body; the error is that `limits.bodies` is reached, or that the bodies of all plugins
-    /// have no more places.
-    pub(super) fn new(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
-        let (bodies, most) = (&version.bodies, version.recipe.limits.bodies);
+    /// Takes a permit for one more body at once; the error is that `limits.bodies` is reached or that others wait, or that
+    /// the bodies of all plugins have no more places.
+    pub fn take(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
+        if version.bodies.waiting.load(Ordering::SeqCst) > 0 {
+            return Err(PluginFailure::Bodies(version.recipe.limits.bodies));
+        }
+        BodyPermit::take_free(version)
+    }
+
+    /// Waits for a permit, at most for `limits.body-wait`; as many bodies wait as may pass.
+    pub async fn wait(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
+        let limits = version.recipe.limits;
+        let _waiting = WaitingBody::new(&version.bodies, limits.bodies)?;
+        let taking = async {
+            loop {
+                let mut ended = pin!(version.bodies.ended.notified());
+                // A body that ends from here on is noticed.
+                ended.as_mut().enable();
+                match BodyPermit::take_free(version) {
+                    Err(PluginFailure::Bodies(_)) => ended.await,
+                    taken => return taken,
+                }
+            }
+        };
+        tokio::time::timeout(limits.body_wait, taking).await.unwrap_or(Err(PluginFailure::Bodies(limits.bodies)))
+    }
+
+    fn take_free(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
+        let most = version.recipe.limits.bodies;
         let add = |count: u32| (count < most).then_some(count + 1);
+        let passing = &version.bodies.passing;
         let before =
-            bodies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map_err(|_| PluginFailure::Bodies(most))?;
+            passing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).map_err(|_| PluginFailure::Bodies(most))?;
         let mut permit = BodyPermit { version: version.clone(), _place: None };
         if before >= RESERVED_BODIES {
             permit._place = Some(version.recipe.plugin.places.reserve(1).map_err(|_| PluginFailure::NoPlace)?);
@@ -35,6 +77,26 @@ impl BodyPermit {
 
 impl Drop for BodyPermit {
     fn drop(&mut self) {
-        self.version.bodies.fetch_sub(1, Ordering::Relaxed);
+        let bodies = &self.version.bodies;
+        bodies.passing.fetch_sub(1, Ordering::SeqCst);
+        // Only where some wait: to wake one takes a lock.
+        if bodies.waiting.load(Ordering::SeqCst) > 0 {
+            bodies.ended.notify_one();
+        }
+    }
+}
+
+impl<'a> WaitingBody<'a> {
+    /// Joins the bodies that wait; an error if they are as many as allowed.
+    fn new(bodies: &'a BodyCounts, most: u32) -> Result<Self, PluginFailure> {
+        let add = |count: u32| (count < most).then_some(count + 1);
+        let waiting = bodies.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
+        waiting.map(|_| WaitingBody(bodies)).map_err(|_| PluginFailure::BodyQueue(most))
+    }
+}
+
+impl Drop for WaitingBody<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }

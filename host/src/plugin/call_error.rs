@@ -36,8 +36,10 @@ pub enum PluginFailure {
     NoInstance(&'static str),
     #[error("the places for instances are used up, by bodies of all plugins")]
     NoPlace,
-    #[error("limits.bodies of {0} is reached")]
+    #[error("limits.bodies of {0} is reached, and none of them ended within limits.body-wait")]
     Bodies(u32),
+    #[error("limits.bodies of {0} is reached, and as many bodies wait")]
+    BodyQueue(u32),
 }
 
 impl PluginFailure {
@@ -47,9 +49,14 @@ impl PluginFailure {
             PluginFailure::Share(_) => Some(CallRejection::Share),
             PluginFailure::Open => Some(CallRejection::Breaker),
             PluginFailure::NoInstance(_) | PluginFailure::NoPlace => Some(CallRejection::Instance),
-            PluginFailure::Bodies(_) => Some(CallRejection::Bodies),
+            PluginFailure::Bodies(_) | PluginFailure::BodyQueue(_) => Some(CallRejection::Bodies),
             _ => None,
         }
+    }
+
+    /// Whether the plugin is no worse than before, and had too many bodies at a time.
+    pub fn is_of_bodies(&self) -> bool {
+        matches!(self, PluginFailure::Bodies(_) | PluginFailure::BodyQueue(_))
     }
 
     /// The error of wasm, where the guest has met one.

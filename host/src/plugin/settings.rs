@@ -48,6 +48,9 @@ pub struct BodyAbility {
 /// Each body holds an instance, and slow clients of one plugin must not use up what others need.
 const DEFAULT_BODIES: u32 = 256;
 
+/// Longer than most bodies pass, and no longer than a client has patience for.
+const DEFAULT_BODY_WAIT: Duration = Duration::from_secs(1);
+
 /// How many times a call's limit making and configuring an instance may take where no request waits: off the workers.
 pub(super) const SETUP_TIME_FACTOR: u32 = 20;
 
@@ -72,6 +75,8 @@ pub struct PluginLimits {
     pub share: u8,
     /// Bodies that pass through the plugin at a time, over all workers.
     pub bodies: u32,
+    /// The time for which one more body waits until another ends.
+    pub body_wait: Duration,
 }
 
 /// The effect of a plugin's failure on the exchange.
@@ -97,7 +102,13 @@ pub enum Isolation {
 impl Default for PluginLimits {
     /// 16 MiB hold any filter that doesn't keep bodies; 50 ms is two and a half scheduler rounds of a busy machine.
     fn default() -> Self {
-        PluginLimits { memory: 16 << 20, cpu: Duration::from_millis(50), share: DEFAULT_SHARE, bodies: DEFAULT_BODIES }
+        PluginLimits {
+            memory: 16 << 20,
+            cpu: Duration::from_millis(50),
+            share: DEFAULT_SHARE,
+            bodies: DEFAULT_BODIES,
+            body_wait: DEFAULT_BODY_WAIT,
+        }
     }
 }
 

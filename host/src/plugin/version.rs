@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::body_permit::BodyCounts;
 use super::breaker::Breaker;
 use super::call_error::PluginFailure;
 use super::cpu_time::thread_time;
@@ -48,8 +49,8 @@ pub struct PluginVersion {
     making: AtomicU32,
     /// The CPU time that `endpoints-changed` took the last time, in microseconds.
     telling: AtomicU32,
-    /// The number of bodies that pass through the plugin.
-    pub(super) bodies: AtomicU32,
+    /// The bodies that pass through the plugin, and that wait.
+    pub(super) bodies: BodyCounts,
     began: Instant,
     /// When each kind of rejection was last logged, in milliseconds since `began`, plus one; 0 before the first.
     logged: [AtomicU64; CallRejection::ALL.len()],
@@ -143,7 +144,7 @@ impl PluginVersion {
             is_failing: AtomicBool::new(false),
             making: AtomicU32::new(0),
             telling: AtomicU32::new(0),
-            bodies: AtomicU32::new(0),
+            bodies: BodyCounts::default(),
             began: now,
             logged: Default::default(),
         }

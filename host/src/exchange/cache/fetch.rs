@@ -13,12 +13,13 @@ use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GO
 use crate::context::ExchangeContext;
 use crate::error::FailureKind;
 use crate::exchange::Destination;
-use crate::exchange::body_hooks;
+use crate::exchange::body_hooks::{self, Passage};
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks};
 use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
 use crate::exchange::target::ask_target;
 use crate::generation::WorkerState;
+use crate::net::boxed::boxed;
 use crate::net::deadline::Clock;
 use crate::plugin::cache_policy::{FetchTimes, Refusal, Storage, StoreDecision};
 use crate::protocol::conditions;
@@ -187,7 +188,10 @@ impl Fetch<'_> {
             Some(content) => ResponseBody::Full(content.into()),
             None => body,
         };
-        let body = body_hooks::filter_body(worker, route, plugins, context, body)?;
+        let body = match body_hooks::filter_body(worker, route, plugins, context, body)? {
+            Passage::Done(body) => body,
+            Passage::Waits(passage) => boxed(|| passage.run(worker, context)).await?,
+        };
         Ok(FetchedResponse { body, edits, is_ours: is_ours(upstream) })
     }
 }
