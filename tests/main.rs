@@ -58,3 +58,4 @@ mod transformed;
 mod tunnels;
 mod unread;
 mod upstreams;
+mod whole_bodies;

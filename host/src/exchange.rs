@@ -6,10 +6,11 @@
 //! | 2 validate and normalise the request target, and find the route | [`find_route`] | no |
 //! | 3 remove hop-by-hop fields, add `Via` | [`hop_by_hop`] | no |
 //! | 4 unless the route is under maintenance, run the request hooks, down the chain; a cache in it answers, is bypassed or misses | [`chain`], [`cache`] | no |
-//! | 5 get the response of the route's target: receive the body first if a slow client could hold the endpoint, forward the request to the upstream, or fetch through the cache | [`target`], [`collect`](mod@collect), [`forward`](mod@forward), [`cache`] | yes |
+//! | 5 get the response of the route's target: run the hooks for whole request bodies, receive the body first if a slow client could hold the endpoint, forward the request to the upstream, or fetch through the cache | [`target`], [`body_hooks`], [`collect`](mod@collect), [`forward`](mod@forward), [`cache`] | yes |
 //! | 6 remove hop-by-hop fields of the response | [`hop_by_hop`] | no |
 //! | 7 replace an error of the upstream by an error page, if the route says so; give an error of a plugin without content a page | [`intercept`](mod@intercept) | no |
 //! | 8 run the response hooks, up the chain | [`respond`](mod@respond), [`chain`] | no |
+//! | 8 begin the hooks for response bodies; wait for room in a plugin, or for a body that a plugin takes whole | [`body_hooks`] | yes |
 //! | 9 stream the body, and read ahead of a slow client; when it ends, write metrics, access log and observers | [`response_body`], [`upstream_body`], [`record`] | yes |
 //!
 //! Requests go down the chain and responses up. Steps 1 to 4 run before there is a future: a future would carry the request
@@ -25,6 +26,7 @@ pub mod error_response;
 pub mod filtered_body;
 mod find_route;
 pub mod forward;
+pub mod gathered_body;
 mod intercept;
 mod outgoing_body;
 mod read_ahead;
@@ -43,10 +45,11 @@ use http::{Method, Request, Response, Version};
 use http_body::Body;
 use hyper::ext::Protocol;
 
-use crate::body::upload::{ClientBody, ClientContent, UploadLimits, UploadProgress};
+use crate::body::upload::{ClientBody, ClientContent, RequestBody, UploadLimits, UploadProgress};
 use crate::context::informational::InformationalQueue;
 use crate::context::{ClientInfo, ContentLength, ExchangeContext, RequestLine, SentPath, Words};
 use crate::error::{Error, FailureKind};
+use crate::exchange::body_hooks::PassageEnd;
 use crate::exchange::cache::{BypassedCache, CacheMiss, CacheResponse, Lookup};
 use crate::exchange::chain::{ChainFailure, ChainPosition, RequestHooks};
 use crate::exchange::find_route::{FoundRoute, NoRoute, count_for_client, find_route};
@@ -329,13 +332,19 @@ impl Forwarding {
                 return responded.settle(worker, timers, record).await;
             }
         };
-        if sending.passage.is_some()
-            && let Err(failed) = boxed(|| pass_body_hooks(sending, worker, destination.route, timers, context)).await
-        {
-            record.upload.end();
-            let context = record.take_context();
-            let reply = Reply::new(Err(failed), ChainPosition::top());
-            return respond(worker, destination.route, context, reply, record).settle(worker, timers, record).await;
+        let mut upstream_id = upstream_id;
+        if sending.passage.is_some() {
+            let here = Destination { upstream: Some(upstream_id), ..destination };
+            match boxed(|| pass_body_hooks(sending, worker, here, timers, context)).await {
+                Ok(chosen) => upstream_id = chosen.unwrap_or(upstream_id),
+                Err(reply) => {
+                    record.upload.end();
+                    let (context, reply) = (record.take_context(), Reply { bypassed: bypassed.take(), ..*reply });
+                    return respond(worker, destination.route, context, reply, record)
+                        .settle(worker, timers, record)
+                        .await;
+                }
+            }
         }
         let forwarded = timers.total.until_met(forward(worker, upstream_id, context, sending, &timers.idle)).await;
         if let Ok(Ok(_)) = forwarded {
@@ -348,22 +357,36 @@ impl Forwarding {
     }
 }
 
-/// Has the content of a request pass the body hooks that have to be waited for.
+/// Has the content of a request pass the body hooks that have to be waited for. Returns the upstream that the request goes
+/// to, which a plugin may have chosen; the error is the response in place of forwarding.
 async fn pass_body_hooks(
     sending: &mut OutgoingRequest,
     worker: &WorkerState,
-    route_id: RouteId,
+    destination: Destination,
     timers: &Timers,
-    context: &mut ExchangeContext,
-) -> Result<(), ChainFailure> {
-    let Some(passage) = sending.passage.take() else { return Ok(()) };
+    context: &mut Box<ExchangeContext>,
+) -> Result<Option<UpstreamId>, Box<Reply>> {
+    let route = &worker.generation.routes[destination.route];
     // All request hooks have run, those of the plugins below a failed one too.
-    let depth = ChainPosition::bottom(&worker.generation.routes[route_id]);
-    let passed = timers.total.until_met(passage.run(worker, context)).await;
-    let passed = passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), depth)));
-    let content = passed.map_err(|failed| ChainFailure { depth, ..failed })?;
-    sending.body = content.into_body(sending.upload.clone());
-    Ok(())
+    let bottom = ChainPosition::bottom(route);
+    let failed = |failed: ChainFailure| Box::new(Reply::new(Err(ChainFailure { depth: bottom, ..failed }), bottom));
+    let mut upstream = destination.upstream;
+    if let Some(passage) = sending.passage.take() {
+        let passed = timers.total.until_met(passage.run(worker, context, &mut upstream)).await;
+        match passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), bottom))).map_err(failed)? {
+            PassageEnd::Content(content) => sending.body = content.into_body(sending.upload.clone(), &worker.buffers),
+            PassageEnd::Respond(response) => {
+                let response = response.map(|content| ResponseBody::Full(content.into()));
+                return Err(Box::new(Reply::new(Ok(response.into()), bottom).of_plugin()));
+            }
+        }
+        if matches!(sending.body, RequestBody::Collected(_)) {
+            // All of it was received.
+            sending.collected = None;
+        }
+        apply_uri_rules(route, context).map_err(|error| failed(ChainFailure::new(error, bottom)))?;
+    }
+    Ok(upstream)
 }
 
 /// Returns the reply of a route's target, which is below the whole chain.

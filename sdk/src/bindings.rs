@@ -34,6 +34,8 @@ hook!(request_filter, "request-filter-hook");
 hook!(response_filter, "response-filter-hook");
 hook!(request_body, "request-body-hook");
 hook!(response_body, "response-body-hook");
+hook!(buffered_request_body, "buffered-request-body-hook");
+hook!(buffered_response_body, "buffered-response-body-hook");
 hook!(balancer, "balancer-hook");
 hook!(cache_policy, "cache-policy-hook",);
 hook!(observer, "observer-hook");

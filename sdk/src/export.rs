@@ -12,8 +12,8 @@
 /// # fn main() {}
 /// ```
 ///
-/// The hooks are `RequestFilter`, `ResponseFilter`, `RequestBody`, `ResponseBody`, `Balancer`, `CachePolicy`,
-/// `Observer` and `Timer`. The plugin has the name, version and summary of the crate. Outside wasm the macro expands to
+/// The hooks are `RequestFilter`, `ResponseFilter`, `RequestBody`, `ResponseBody`, `BufferedRequestBody`,
+/// `BufferedResponseBody`, `Balancer`, `CachePolicy`, `Observer` and `Timer`. The plugin has the name, version and summary of the crate. Outside wasm the macro expands to
 /// a check that the traits are implemented.
 #[macro_export]
 macro_rules! export {
@@ -91,6 +91,12 @@ macro_rules! __export_hook {
     };
     (ResponseBody $plugin:ty) => {
         $crate::__export_body!(response_body ResponseBody $plugin);
+    };
+    (BufferedRequestBody $plugin:ty) => {
+        $crate::__export_buffered_body!(buffered_request_body BufferedRequestBody on_request_body $plugin);
+    };
+    (BufferedResponseBody $plugin:ty) => {
+        $crate::__export_buffered_body!(buffered_response_body BufferedResponseBody on_response_body $plugin);
     };
     (Balancer $plugin:ty) => {
         impl $crate::bindings::balancer::exports::plugway::plugin::balancer::Guest for Glue {
@@ -178,6 +184,20 @@ macro_rules! __export_body {
         }
         impl $crate::bindings::$module::exports::plugway::plugin::$module::Guest for Glue {
             type Transform = $module::Transform;
+        }
+        $crate::bindings::$module::export!(Glue with_types_in $crate::bindings::$module);
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_buffered_body {
+    ($module:ident $hook:ident $method:ident $plugin:ty) => {
+        impl $crate::bindings::$module::exports::plugway::plugin::$module::Guest for Glue {
+            fn on_body(values: Vec<Option<Vec<u8>>>, content: Vec<u8>) -> $crate::bindings::types::BodyVerdict {
+                let values = $crate::Values::new(values);
+                with(|plugin| $crate::$hook::$method(plugin, &values, content)).into_wit()
+            }
         }
         $crate::bindings::$module::export!(Glue with_types_in $crate::bindings::$module);
     };

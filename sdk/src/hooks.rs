@@ -1,7 +1,7 @@
 //! The traits that plugins implement: [`Plugin`], and one per hook.
 
 use crate::bindings;
-use crate::{ConfigError, Edit, Setup, Values, Verdict};
+use crate::{BodyVerdict, ConfigError, Edit, Setup, Values, Verdict};
 
 pub use bindings::balancer::exports::plugway::plugin::balancer::{Choice, Endpoint, EndpointState};
 pub use bindings::cache_policy::exports::plugway::plugin::cache_policy::{
@@ -93,6 +93,43 @@ pub trait ResponseBody: Plugin {
     /// Starts a body; `response` has the values declared in [`Setup::response_body`], as they are after the head hooks
     /// of all plugins.
     fn response_body(&mut self, response: &Values) -> Self::Body;
+}
+
+/// A hook that receives the whole body of a request before the request is sent to an endpoint. It is called for bodies with
+/// the mode [`Buffered`](crate::BodyMode::Buffered), in place of [`RequestBody`] if the plugin has both, and not for requests
+/// without content.
+///
+/// ```
+/// # use plugway_sdk::*;
+/// /// Rejects bodies that contain a word.
+/// struct Guard;
+///
+/// impl Plugin for Guard {
+///     type Config = ();
+///     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+///         setup.request_body.mode = BodyMode::Buffered(1 << 20, OverLimit::Reject);
+///         Ok(Guard)
+///     }
+/// }
+///
+/// impl BufferedRequestBody for Guard {
+///     fn on_request_body(&mut self, _: &Values, content: Vec<u8>) -> BodyVerdict {
+///         let is_attack = content.windows(7).any(|part| part == b"<script");
+///         if is_attack { Response::new(403).into() } else { BodyVerdict::proceed() }
+///     }
+/// }
+/// ```
+pub trait BufferedRequestBody: Plugin {
+    /// Decides about the content of a request; `request` has the values declared in [`Setup::request_body`].
+    fn on_request_body(&mut self, request: &Values, content: Vec<u8>) -> BodyVerdict;
+}
+
+/// A hook that receives the whole body of a response before its head is sent to the client. It is called for bodies with the
+/// mode [`Buffered`](crate::BodyMode::Buffered), in place of [`ResponseBody`] if the plugin has both, and not for responses
+/// without content.
+pub trait BufferedResponseBody: Plugin {
+    /// Decides about the content of a response; `response` has the values declared in [`Setup::response_body`].
+    fn on_response_body(&mut self, response: &Values, content: Vec<u8>) -> BodyVerdict;
 }
 
 /// The reason why a body can't be continued; it is logged, and the exchange ends.

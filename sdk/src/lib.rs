@@ -1,7 +1,7 @@
 //! Write plugins for the Plugway reverse proxy.
 //!
 //! A plugin is a type that implements [`Plugin`] and one trait for each hook that it has: [`RequestFilter`],
-//! [`ResponseFilter`], [`BodyFilter`], [`Balancer`], [`Observer`], [`Timer`], [`CachePolicy`]. [`export!`] names
+//! [`ResponseFilter`], [`RequestBody`], [`ResponseBody`], [`BufferedRequestBody`], [`BufferedResponseBody`], [`Balancer`], [`Observer`], [`Timer`], [`CachePolicy`]. [`export!`] names
 //! the hooks, and `cargo build --target wasm32-wasip2` makes a component that the proxy loads.
 //!
 //! A filter declares in [`Plugin::new`] which values it needs and receives exactly those with each call. It never
@@ -82,13 +82,14 @@ pub struct Readme;
 #[doc(hidden)]
 pub use export::glue;
 pub use hooks::{
-    Balancer, BodyError, BodyFilter, BypassReason, CacheKey, CachePolicy, Choice, Endpoint, EndpointState, Endpoints,
-    FetchTimes, Lookup, Observer, Plugin, Refusal, RequestBody, RequestFilter, ResponseBody, ResponseEdits,
-    ResponseEditsId, ResponseFilter, Reuse, Storage, StoreDecision, StoredResponse, Summary, Timer,
+    Balancer, BodyError, BodyFilter, BufferedRequestBody, BufferedResponseBody, BypassReason, CacheKey, CachePolicy,
+    Choice, Endpoint, EndpointState, Endpoints, FetchTimes, Lookup, Observer, Plugin, Refusal, RequestBody,
+    RequestFilter, ResponseBody, ResponseEdits, ResponseEditsId, ResponseFilter, Reuse, Storage, StoreDecision,
+    StoredResponse, Summary, Timer,
 };
 pub use setup::{
     BodyMode, BodySetup, CacheStatus, ConfigError, EditPlan, EditPlanId, Input, Inputs, LookupPlan, OverLimit, Part,
     Setup, ValueName,
 };
 pub use values::Values;
-pub use verdict::{Edit, Response, Verdict};
+pub use verdict::{BodyVerdict, Edit, Response, Verdict};

@@ -408,6 +408,20 @@ impl EditPlan {
 }
 
 impl BodyMode {
+    pub(crate) fn from_wit(mode: types::BodyMode) -> Self {
+        match mode {
+            types::BodyMode::Skipped => BodyMode::Skipped,
+            types::BodyMode::Streamed => BodyMode::Streamed,
+            types::BodyMode::Buffered(types::BufferLimit { bytes, over_limit }) => {
+                let over_limit = match over_limit {
+                    types::OverLimit::Reject => OverLimit::Reject,
+                    types::OverLimit::PassThrough => OverLimit::PassThrough,
+                };
+                BodyMode::Buffered(bytes, over_limit)
+            }
+        }
+    }
+
     pub(crate) fn into_wit(self) -> types::BodyMode {
         match self {
             BodyMode::Skipped => types::BodyMode::Skipped,

@@ -9,8 +9,9 @@ mod checks;
 use crate::bindings::types::{PlannedEdit, TemplatePart};
 use crate::cache::key::origin;
 use crate::{
-    Balancer, CacheKey, CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, FetchTimes, Inputs, Lookup, Part,
-    Plugin, RequestFilter, Response, ResponseEdits, ResponseFilter, Reuse, Setup, StoreDecision, StoredResponse,
+    Balancer, BodyError, BodyFilter, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, CacheKey,
+    CachePolicy, Choice, ConfigError, Edit, Endpoint, Endpoints, FetchTimes, Inputs, Lookup, Part, Plugin, RequestBody,
+    RequestFilter, Response, ResponseBody, ResponseEdits, ResponseFilter, Reuse, Setup, StoreDecision, StoredResponse,
     ValueName, Values, Verdict,
 };
 
@@ -21,6 +22,7 @@ pub struct Harness<P> {
     pub plugin: P,
     /// The declarations of the plugin.
     pub setup: Setup,
+    decided_body: Option<BodyMode>,
 }
 
 /// A request, made by a test or edited by a filter.
@@ -71,11 +73,11 @@ impl<P: Plugin> Harness<P> {
         let plugin = setup.outcome(created)?;
         let declared = |refused| vec![ConfigError::at("", format!("the plugin declared {refused}"))];
         checks::setup(&setup).map_err(declared)?;
-        Ok(Harness { plugin, setup })
+        Ok(Harness { plugin, setup, decided_body: None })
     }
 
     /// Runs the request hook, or the plan that replaces it.
-    pub fn request(&mut self, mut request: Request) -> Outcome<Request>
+    pub fn request(&mut self, request: Request) -> Outcome<Request>
     where
         P: RequestFilter,
     {
@@ -83,32 +85,14 @@ impl<P: Plugin> Harness<P> {
             Some(plan) => Verdict::Plan(plan),
             None => self.plugin.on_request(&resolve(&self.setup.request, &request, None)),
         };
-        let edits = match edits(verdict) {
-            Ok(edits) => edits,
-            Err(outcome) => return outcome,
-        };
-        let mut room = match checks::Room::for_request(&edits, &self.setup, &request) {
-            Ok(room) => room,
-            Err(refused) => return Outcome::Failed(refused),
-        };
-        for edit in edits {
-            match edit {
-                Edit::Plan(plan) => {
-                    for edit in self.setup.planned(plan) {
-                        match room.fill(edit, &request, None) {
-                            Ok(edit) => edit.into_iter().for_each(|edit| request.apply(edit)),
-                            Err(refused) => return Outcome::Failed(refused),
-                        }
-                    }
-                }
-                edit => request.apply(edit),
-            }
+        match edits(verdict) {
+            Ok(edits) => self.edited_request(edits, request),
+            Err(outcome) => outcome,
         }
-        Outcome::Passed(request)
     }
 
     /// Runs the response hook, or the plan that replaces it.
-    pub fn response(&mut self, request: &Request, mut response: Response) -> Outcome<Response>
+    pub fn response(&mut self, request: &Request, response: Response) -> Outcome<Response>
     where
         P: ResponseFilter,
     {
@@ -116,20 +100,60 @@ impl<P: Plugin> Harness<P> {
             Some(plan) => Verdict::Plan(plan),
             None => self.plugin.on_response(&resolve(&self.setup.response, request, Some(&response))),
         };
-        let edits = match edits(verdict) {
-            Ok(edits) => edits,
-            Err(outcome) => return outcome,
+        match edits(verdict) {
+            Ok(edits) => self.edited_response(edits, request, response),
+            Err(outcome) => outcome,
+        }
+    }
+}
+
+impl<P> Harness<P> {
+    /// Returns the decision of the last head hook about its body, made by [`Verdict::body`] or a plan; `None` if it made none.
+    pub fn decided_body(&self) -> Option<BodyMode> {
+        self.decided_body
+    }
+
+    fn edited_request(&mut self, edits: Vec<Edit>, mut request: Request) -> Outcome<Request> {
+        self.decided_body = None;
+        let mut room = match checks::Room::for_request(&edits, &self.setup, &request) {
+            Ok(room) => room,
+            Err(refused) => return Outcome::Failed(refused),
         };
+        for edit in edits {
+            let Edit::Plan(plan) = edit else {
+                self.note_decision(&edit);
+                request.apply(edit);
+                continue;
+            };
+            for edit in self.setup.planned(plan).to_vec() {
+                match room.fill(&edit, &request, None) {
+                    Ok(edit) => edit.into_iter().for_each(|edit| {
+                        self.note_decision(&edit);
+                        request.apply(edit);
+                    }),
+                    Err(refused) => return Outcome::Failed(refused),
+                }
+            }
+        }
+        Outcome::Passed(request)
+    }
+
+    fn edited_response(&mut self, edits: Vec<Edit>, request: &Request, mut response: Response) -> Outcome<Response> {
+        self.decided_body = None;
         let mut room = match checks::Room::for_response(&edits, &self.setup, request, &response) {
             Ok(room) => room,
             Err(refused) => return Outcome::Failed(refused),
         };
         for edit in edits {
+            self.note_decision(&edit);
             match edit {
                 Edit::Plan(plan) => {
-                    for edit in self.setup.planned(plan) {
-                        match room.fill(edit, request, Some(&response)) {
-                            Ok(edit) => edit.into_iter().for_each(|edit| edit_fields(&mut response.fields, edit)),
+                    for edit in self.setup.planned(plan).to_vec() {
+                        match room.fill(&edit, request, Some(&response)) {
+                            Ok(edit) => edit.into_iter().for_each(|edit| {
+                                self.note_decision(&edit);
+                                edit_fields(&mut response.fields, edit);
+                            }),
                             Err(refused) => return Outcome::Failed(refused),
                         }
                     }
@@ -139,6 +163,97 @@ impl<P: Plugin> Harness<P> {
             }
         }
         Outcome::Passed(response)
+    }
+
+    fn note_decision(&mut self, edit: &Edit) {
+        if let Edit::Body(mode) = edit {
+            self.decided_body = Some(BodyMode::from_wit(*mode));
+        }
+    }
+}
+
+impl<P: RequestBody> Harness<P> {
+    /// Runs the body hook on the content of a request, which arrives in these chunks. Returns what is sent on.
+    pub fn request_body<C: AsRef<[u8]>>(
+        &mut self,
+        request: &Request,
+        chunks: impl IntoIterator<Item = C>,
+    ) -> Result<Vec<u8>, BodyError> {
+        let values = resolve(&self.setup.request_body, request, None);
+        passed_chunks(self.plugin.request_body(&values), chunks)
+    }
+}
+
+impl<P: ResponseBody> Harness<P> {
+    /// Runs the body hook on the content of a response, which arrives in these chunks. Returns what is sent on.
+    pub fn response_body<C: AsRef<[u8]>>(
+        &mut self,
+        request: &Request,
+        response: &Response,
+        chunks: impl IntoIterator<Item = C>,
+    ) -> Result<Vec<u8>, BodyError> {
+        let values = resolve(&self.setup.response_body, request, Some(response));
+        passed_chunks(self.plugin.response_body(&values), chunks)
+    }
+}
+
+/// Methods that call a hook for whole bodies:
+///
+/// ```
+/// # use plugway_sdk::*;
+/// # struct Sign;
+/// # impl Plugin for Sign {
+/// #     type Config = ();
+/// #     fn new(_: (), setup: &mut Setup) -> Result<Self, ConfigError> {
+/// #         setup.request_body.mode = BodyMode::Buffered(1 << 20, OverLimit::Reject);
+/// #         Ok(Sign)
+/// #     }
+/// # }
+/// # impl BufferedRequestBody for Sign {
+/// #     fn on_request_body(&mut self, _: &Values, content: Vec<u8>) -> BodyVerdict {
+/// #         if content.is_empty() { return Response::new(400).into() }
+/// #         BodyVerdict::proceed().set_field("x-length", content.len().to_string())
+/// #     }
+/// # }
+/// use plugway_sdk::testing::{Harness, Request};
+///
+/// let mut sign = Harness::<Sign>::new(serde_json::json!({})).unwrap();
+/// let (request, content) = sign.buffered_request_body(Request::new("PUT", "/"), "abc").passed().unwrap();
+/// assert_eq!((request.text("x-length"), &content[..]), (Some("3"), &b"abc"[..]));
+/// assert_eq!(sign.buffered_request_body(Request::new("PUT", "/"), "").answered().unwrap().status, 400);
+/// ```
+impl<P: BufferedRequestBody> Harness<P> {
+    /// Runs the hook on a request with this content. A passed request comes with the content that is sent on.
+    pub fn buffered_request_body(
+        &mut self,
+        request: Request,
+        content: impl Into<Vec<u8>>,
+    ) -> Outcome<(Request, Vec<u8>)> {
+        let content = content.into();
+        let values = resolve(&self.setup.request_body, &request, None);
+        let verdict = self.plugin.on_request_body(&values, content.clone());
+        let (edits, sent) = match body_edits(verdict, content) {
+            Ok(continued) => continued,
+            Err(outcome) => return outcome,
+        };
+        match self.edited_request(edits, request) {
+            Outcome::Passed(request) => Outcome::Passed((request, sent)),
+            Outcome::Answered(response) => Outcome::Answered(response),
+            Outcome::Failed(reason) => Outcome::Failed(reason),
+        }
+    }
+}
+
+impl<P: BufferedResponseBody> Harness<P> {
+    /// Runs the hook on a response, whose `body` is the content.
+    pub fn buffered_response_body(&mut self, request: &Request, response: Response) -> Outcome<Response> {
+        let values = resolve(&self.setup.response_body, request, Some(&response));
+        let verdict = self.plugin.on_response_body(&values, response.body.clone());
+        let (edits, body) = match body_edits(verdict, response.body) {
+            Ok(continued) => continued,
+            Err(outcome) => return outcome,
+        };
+        self.edited_response(edits, request, Response { status: response.status, fields: response.fields, body })
     }
 }
 
@@ -469,6 +584,39 @@ fn edits<M>(verdict: Verdict) -> Result<Vec<Edit>, Outcome<M>> {
         }),
         Verdict::Fail(reason) => Err(Outcome::Failed(reason)),
     }
+}
+
+/// Returns the edits and the content with which a message continues, or the outcome if it doesn't.
+fn body_edits<M>(verdict: BodyVerdict, content: Vec<u8>) -> Result<(Vec<Edit>, Vec<u8>), Outcome<M>> {
+    let (edits, content) = match verdict {
+        BodyVerdict::Proceed(edits) => (edits, content),
+        BodyVerdict::Replace(content, edits) => (edits, content),
+        BodyVerdict::Respond(response) => {
+            return Err(match checks::response(&response) {
+                Ok(()) => Outcome::Answered(response),
+                Err(refused) => Outcome::Failed(refused),
+            });
+        }
+        BodyVerdict::Fail(reason) => return Err(Outcome::Failed(reason)),
+    };
+    if edits.iter().any(|edit| matches!(edit, Edit::Body(_))) {
+        return Err(Outcome::Failed("it decided about a body that it has received already".into()));
+    }
+    Ok((edits, content))
+}
+
+/// Returns what a filter makes of content in chunks.
+fn passed_chunks<C: AsRef<[u8]>>(
+    mut filter: impl BodyFilter,
+    chunks: impl IntoIterator<Item = C>,
+) -> Result<Vec<u8>, BodyError> {
+    let mut sent = Vec::new();
+    // The host passes no empty chunk.
+    for chunk in chunks.into_iter().filter(|chunk| !chunk.as_ref().is_empty()) {
+        sent.extend(filter.push(chunk.as_ref().to_vec())?);
+    }
+    sent.extend(filter.finish()?);
+    Ok(sent)
 }
 
 /// Returns the edit that results from an edit of a plan; `None` if the edit does nothing.

@@ -19,6 +19,19 @@ pub enum Verdict {
     Fail(String),
 }
 
+/// The decision of a hook that has received a whole body: continue with the content or with another one, respond, or fail.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BodyVerdict {
+    /// Continue with the content as it is, and with these edits of the head.
+    Proceed(Vec<Edit>),
+    /// Continue with this content in place of the received one, and with these edits of the head.
+    Replace(Vec<u8>, Vec<Edit>),
+    /// Respond to the client with this response.
+    Respond(Response),
+    /// Fail the call: the plugin's `on-error` decides about the response, and the text is logged.
+    Fail(String),
+}
+
 /// A response made by a plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Response {
@@ -109,10 +122,63 @@ impl Verdict {
         match self {
             Verdict::Proceed(edits) => types::Verdict::Proceed(edits),
             Verdict::Plan(plan) => types::Verdict::Plan(plan.0),
-            Verdict::Respond(Response { status, fields, body }) => {
-                types::Verdict::Respond(types::Response { status, fields, body })
-            }
+            Verdict::Respond(response) => types::Verdict::Respond(response.into_wit()),
             Verdict::Fail(reason) => types::Verdict::Fail(reason),
+        }
+    }
+}
+
+impl BodyVerdict {
+    /// Continues with the content as it is; edits can be added.
+    pub fn proceed() -> Self {
+        BodyVerdict::Proceed(Vec::new())
+    }
+
+    /// Continues with other content; edits can be added.
+    pub fn replace(content: impl Into<Vec<u8>>) -> Self {
+        BodyVerdict::Replace(content.into(), Vec::new())
+    }
+
+    /// Adds an edit of the head; has no effect on verdicts that don't continue.
+    pub fn edit(mut self, edit: Edit) -> Self {
+        if let BodyVerdict::Proceed(edits) | BodyVerdict::Replace(_, edits) = &mut self {
+            edits.push(edit);
+        }
+        self
+    }
+
+    /// Replaces all lines of a field by one line.
+    pub fn set_field(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.edit(Edit::SetField((name.into(), value.into())))
+    }
+
+    /// Adds a line to a field.
+    pub fn append_field(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.edit(Edit::AppendField((name.into(), value.into())))
+    }
+
+    /// Removes all lines of a field.
+    pub fn remove_field(self, name: &str) -> Self {
+        self.edit(Edit::RemoveField(name.into()))
+    }
+
+    /// Sets a note for later hooks, other plugins, templates and the access log.
+    pub fn set_note(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.edit(Edit::SetNote((name.into(), value.into())))
+    }
+
+    /// Adds the edits of a plan.
+    pub fn plan(self, plan: EditPlanId) -> Self {
+        self.edit(Edit::Plan(plan.0))
+    }
+
+    #[doc(hidden)]
+    pub fn into_wit(self) -> types::BodyVerdict {
+        match self {
+            BodyVerdict::Proceed(edits) => types::BodyVerdict::Proceed(edits),
+            BodyVerdict::Replace(content, edits) => types::BodyVerdict::Replace(types::Replacement { content, edits }),
+            BodyVerdict::Respond(response) => types::BodyVerdict::Respond(response.into_wit()),
+            BodyVerdict::Fail(reason) => types::BodyVerdict::Fail(reason),
         }
     }
 }
@@ -133,6 +199,11 @@ impl Response {
     pub fn body(self, media_type: &str, content: impl Into<Vec<u8>>) -> Self {
         Response { body: content.into(), ..self.field("content-type", media_type) }
     }
+
+    fn into_wit(self) -> types::Response {
+        let Response { status, fields, body } = self;
+        types::Response { status, fields, body }
+    }
 }
 
 impl From<EditPlanId> for Verdict {
@@ -144,5 +215,11 @@ impl From<EditPlanId> for Verdict {
 impl From<Response> for Verdict {
     fn from(response: Response) -> Self {
         Verdict::Respond(response)
+    }
+}
+
+impl From<Response> for BodyVerdict {
+    fn from(response: Response) -> Self {
+        BodyVerdict::Respond(response)
     }
 }

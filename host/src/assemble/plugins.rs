@@ -148,7 +148,7 @@ impl Assembly<'_> {
         let config = PluginConfig { name: name.into(), plugin, config, limits, on_error, isolation };
         match ConfiguredPlugin::new(&self.assembly.versions, config) {
             Ok(configured) => {
-                let wanted = if configured.takes_bodies() {
+                let wanted = if configured.transforms_bodies() {
                     instances::of_bodies(limits, self.assembly.workers.unwrap_or(1))
                 } else {
                     0

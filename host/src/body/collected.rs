@@ -1,5 +1,6 @@
 //! The content of a request that was received before an endpoint was asked.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -19,6 +20,8 @@ pub struct CollectedContent {
     pub pieces: SpooledContent,
     pub length: u64,
     pub trailers: Option<HeaderMap>,
+    /// The permit by which the content takes memory besides the room for bodies; `None` if it takes none.
+    pub permit: Option<Box<dyn Any>>,
 }
 
 /// Collected content on its way to an endpoint.

@@ -304,6 +304,13 @@ impl Drop for Spool {
     }
 }
 
+impl SpooledContent {
+    /// Returns content that is in memory already, and that takes nothing of the space.
+    pub fn in_memory(content: Bytes, space: &Rc<BufferSpace>) -> Self {
+        SpooledContent { front: vec![content], file: None, back: Vec::new(), _share: MemoryShare::new(space) }
+    }
+}
+
 impl Drop for SpooledContent {
     fn drop(&mut self) {
         if let Some((file, _)) = self.file.take() {

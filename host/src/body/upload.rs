@@ -359,6 +359,16 @@ impl ClientBody {
     }
 }
 
+impl ClientBody {
+    /// Returns the error of the exchange for an error of the content.
+    pub fn failure(&self, cause: String) -> Error {
+        match self.upload.fault() {
+            Some(fault) => fault.error(cause),
+            None => Error::new(FailureKind::RequestError, cause),
+        }
+    }
+}
+
 impl Drop for ClientBody {
     fn drop(&mut self) {
         self.upload.end();

@@ -50,6 +50,12 @@ pub enum EditError {
     Buffer(u64),
     #[error("it decided about a body, and exports no body hook for this message")]
     NoBodyHook,
+    #[error(
+        "it exports no hook for bodies chunk by chunk, as the mode `streamed` needs; declare `buffered` with a limit, or `skipped`"
+    )]
+    OnlyWhole,
+    #[error("it decided about a body that it has received already")]
+    BodyPassed,
 }
 
 /// Returns an error if so many of something are more than allowed.

@@ -3,22 +3,27 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use http::Response;
 use http_body::Body;
 use smallvec::SmallVec;
 
 use crate::body::BodyError;
 use crate::context::body_mode::{BodyMode, OverLimit};
 use crate::context::edit_check::MessageSide;
+use crate::context::edits;
 use crate::context::{CacheOutcome, ExchangeContext};
 use crate::error::{Error, FailureKind};
-use crate::exchange::chain::{ChainFailure, ChainPosition, FailedHook, on_error};
+use crate::exchange::chain::{self, ChainFailure, ChainPosition, FailedHook, on_error};
 use crate::exchange::filtered_body::{FilteredBody, UploadContent};
+use crate::exchange::gathered_body::{GatheredBody, GatheredContent, WholeContent, gather};
+use crate::exchange::record::content_error;
 use crate::exchange::response_body::ResponseBody;
-use crate::generation::ids::PluginId;
+use crate::generation::ids::{PluginId, UpstreamId};
 use crate::generation::{Route, WorkerState};
 use crate::plugin::body_filter::{BodyFilter, BodyStart};
-use crate::plugin::body_permit::BodyPermit;
+use crate::plugin::body_permit::{BodyPermit, BodyResource};
 use crate::plugin::call_error::PluginFailure;
+use crate::plugin::instance::{BodyVerdict, WholeBody};
 use crate::plugin::settings::OnError;
 use crate::protocol::transformed_content;
 
@@ -29,6 +34,8 @@ struct DueHook {
     place: usize,
     plugin_id: PluginId,
     mode: BodyMode,
+    /// The longest body that the plugin decides about as a whole, in bytes; `None` if the plugin transforms the body.
+    gathered: Option<u64>,
 }
 
 /// The body hooks that are due for a message, in the order of the chain.
@@ -44,9 +51,14 @@ fn due(
     context: &ExchangeContext,
 ) -> DueHooks {
     let hook = |(place, plugin_id): (usize, &PluginId)| {
-        let declared = worker.generation.bindings[*plugin_id].body(side)?.mode;
-        let mode = context.bodies.of(side, place).unwrap_or(declared);
-        (mode != BodyMode::Skipped).then_some(DueHook { place, plugin_id: *plugin_id, mode })
+        let inputs = worker.generation.bindings[*plugin_id].body(side)?;
+        let mode = context.bodies.of(side, place).unwrap_or(inputs.mode);
+        let gathered = match mode {
+            BodyMode::Skipped => return None,
+            BodyMode::Buffered(max, _) if inputs.ability.gathers => Some(max),
+            BodyMode::Buffered(..) | BodyMode::Streamed => None,
+        };
+        Some(DueHook { place, plugin_id: *plugin_id, mode, gathered })
     };
     plugins.clone().zip(&route.chain[plugins]).filter_map(hook).collect()
 }
@@ -55,11 +67,25 @@ fn due(
 pub trait PassingContent: Body<Data = Bytes, Error = BodyError> + Unpin + Sized {
     /// Returns the content behind the plugins that transform it.
     fn filtered(passage: FilteredBody<Self>) -> Self;
+
+    /// Returns the content behind a plugin that takes it whole.
+    fn gathered(body: GatheredBody<Self>) -> Self;
+
+    /// Returns the error of the exchange for an error of the content.
+    fn failure(&self, error: BodyError) -> Error;
 }
 
 impl PassingContent for UploadContent {
     fn filtered(passage: FilteredBody<Self>) -> Self {
         UploadContent::Filtered(Box::new(passage))
+    }
+
+    fn gathered(body: GatheredBody<Self>) -> Self {
+        UploadContent::Gathered(Box::new(body))
+    }
+
+    fn failure(&self, error: BodyError) -> Error {
+        UploadContent::failure(self, error)
     }
 }
 
@@ -67,57 +93,165 @@ impl PassingContent for ResponseBody {
     fn filtered(passage: FilteredBody<Self>) -> Self {
         ResponseBody::Filtered(Box::new(passage))
     }
+
+    fn gathered(body: GatheredBody<Self>) -> Self {
+        ResponseBody::Gathered(Box::new(body))
+    }
+
+    fn failure(&self, error: BodyError) -> Error {
+        let status = match self {
+            ResponseBody::Filtered(passage) => passage.status(),
+            _ => None,
+        };
+        match error.downcast::<Error>() {
+            Ok(error) => *error,
+            Err(error) => Error { status, ..content_error(&error) },
+        }
+    }
 }
 
 /// The way of content through the body hooks that are due for its message.
 pub struct BodyPassage<B> {
+    hooks: PassageHooks,
+    content: B,
+}
+
+/// The body hooks of a passage.
+struct PassageHooks {
     side: MessageSide,
     /// The hooks, in the order in which the content passes them.
-    hooks: DueHooks,
-    /// The place in `hooks` of the next one that is to begin.
+    due: DueHooks,
+    /// The place in `due` of the next one that is to begin.
     next: usize,
     /// The hooks that have begun.
     stages: Vec<BodyFilter>,
-    content: B,
 }
 
 /// Content with all its body hooks begun, or on its way to that.
 pub enum Passage<B> {
     /// All body hooks have begun.
     Done(B),
-    /// A body hook has to be waited for.
+    /// A body hook has to be waited for, or takes the content whole.
     Waits(Box<BodyPassage<B>>),
 }
 
+/// The end of a passage that was waited for.
+pub enum PassageEnd<B> {
+    /// The content goes its way.
+    Content(B),
+    /// A plugin has responded.
+    Respond(Response<Vec<u8>>),
+}
+
+/// The decision of a plugin that has received a whole body.
+enum Decision {
+    Keep,
+    Replace(Bytes),
+    Respond(Response<Vec<u8>>),
+}
+
 impl<B: PassingContent> BodyPassage<B> {
-    fn new(side: MessageSide, hooks: DueHooks, content: B) -> Self {
-        BodyPassage { side, hooks, next: 0, stages: Vec::new(), content }
+    fn new(side: MessageSide, due: DueHooks, content: B) -> Self {
+        BodyPassage { hooks: PassageHooks { side, due, next: 0, stages: Vec::new() }, content }
     }
 
     /// Begins the hooks, if none of them has to be waited for.
     fn begin(mut self, worker: &WorkerState, context: &mut ExchangeContext) -> Result<Passage<B>, ChainFailure> {
-        self.advance(worker, context)?;
-        if self.next < self.hooks.len() {
+        self.hooks.advance(worker, &self.content, context)?;
+        if self.hooks.next().is_some() {
             return Ok(Passage::Waits(Box::new(self)));
         }
-        Ok(Passage::Done(self.finish(context)))
+        Ok(Passage::Done(self.hooks.close(self.content, context)))
     }
 
-    /// Begins the hooks in turn, and waits where that is needed.
-    pub async fn run(mut self, worker: &WorkerState, context: &mut ExchangeContext) -> Result<B, ChainFailure> {
+    /// Begins the hooks in turn, and waits where that is needed. A plugin that takes a request whole may choose another
+    /// upstream.
+    pub async fn run(
+        self,
+        worker: &WorkerState,
+        context: &mut Box<ExchangeContext>,
+        upstream: &mut Option<UpstreamId>,
+    ) -> Result<PassageEnd<B>, ChainFailure> {
+        let BodyPassage { mut hooks, mut content } = self;
         loop {
-            self.advance(worker, context)?;
-            let Some(hook) = self.hooks.get(self.next).copied() else { return Ok(self.finish(context)) };
-            let permit = BodyPermit::wait(&worker.generation.bindings[hook.plugin_id].supply).await;
-            self.begin_hook(worker, hook, permit, context)?;
+            hooks.advance(worker, &content, context)?;
+            let Some(hook) = hooks.next() else { return Ok(PassageEnd::Content(hooks.close(content, context))) };
+            let permit = BodyPermit::wait(&worker.generation.bindings[hook.plugin_id].supply, hook.resource()).await;
+            let Some(max) = hook.gathered else {
+                hooks.begin_hook(worker, hook, permit, context)?;
+                continue;
+            };
+            hooks.next += 1;
+            let permit = match permit {
+                Ok(permit) => permit,
+                Err(failure) => {
+                    hooks.fail(worker, hook, failure, context)?;
+                    continue;
+                }
+            };
+            content = hooks.close(content, context);
+            let failed =
+                |error, content: &B| ChainFailure::new(content.failure(error), ChainPosition::above(hook.place));
+            let gathered = gather(&mut content, max).await.map_err(|error| failed(error, &content))?;
+            if !gathered.is_whole {
+                hooks.check_length(worker, hook, gathered.content.len() as u64)?;
+                content = B::gathered(GatheredBody::begun(gathered.content, content, permit));
+                continue;
+            }
+            let GatheredContent { content: received, trailers, .. } = gathered;
+            let (sent, trailers) = match hooks.decide(worker, hook, &received, context, upstream)? {
+                Decision::Keep => (received, trailers),
+                Decision::Replace(content) => (content, trailers.map(transformed_content::trailers)),
+                Decision::Respond(response) => return Ok(PassageEnd::Respond(response)),
+            };
+            content = B::gathered(WholeContent { content: sent, trailers, permit }.into());
         }
+    }
+}
+
+impl DueHook {
+    /// The resource that a body in the plugin holds.
+    fn resource(&self) -> BodyResource {
+        if self.gathered.is_some() { BodyResource::Memory } else { BodyResource::Instance }
+    }
+
+    /// Returns the name of the hook for the log.
+    fn name(&self, side: MessageSide) -> &'static str {
+        match (side, self.gathered) {
+            (MessageSide::Request, None) => "request-body",
+            (MessageSide::Response, None) => "response-body",
+            (MessageSide::Request, Some(_)) => "buffered-request-body",
+            (MessageSide::Response, Some(_)) => "buffered-response-body",
+        }
+    }
+}
+
+impl PassageHooks {
+    /// Returns the next hook that is to begin.
+    fn next(&self) -> Option<DueHook> {
+        self.due.get(self.next).copied()
     }
 
     /// Begins the hooks up to the first one that has to be waited for.
-    fn advance(&mut self, worker: &WorkerState, context: &ExchangeContext) -> Result<(), ChainFailure> {
-        while let Some(hook) = self.hooks.get(self.next).copied() {
-            self.check_length(worker, hook)?;
-            match BodyPermit::take(&worker.generation.bindings[hook.plugin_id].supply) {
+    fn advance<B: PassingContent>(
+        &mut self,
+        worker: &WorkerState,
+        content: &B,
+        context: &ExchangeContext,
+    ) -> Result<(), ChainFailure> {
+        while let Some(hook) = self.next() {
+            if let Some(length) = content.size_hint().exact().filter(|_| self.stages.is_empty())
+                && let BodyMode::Buffered(max, _) = hook.mode
+                && length > max
+            {
+                self.check_length(worker, hook, length)?;
+                self.next += 1;
+                continue;
+            }
+            if hook.gathered.is_some() {
+                return Ok(());
+            }
+            match BodyPermit::take(&worker.generation.bindings[hook.plugin_id].supply, hook.resource()) {
                 Err(PluginFailure::Bodies(_)) => return Ok(()),
                 permit => self.begin_hook(worker, hook, permit, context)?,
             }
@@ -125,25 +259,22 @@ impl<B: PassingContent> BodyPassage<B> {
         Ok(())
     }
 
-    /// Rejects content that is known to be longer than the plugin takes.
-    fn check_length(&self, worker: &WorkerState, hook: DueHook) -> Result<(), ChainFailure> {
-        let BodyMode::Buffered(limit, OverLimit::Reject) = hook.mode else { return Ok(()) };
-        let length = self.content.size_hint().exact().filter(|length| *length > limit && self.stages.is_empty());
-        length.map_or(Ok(()), |length| {
-            let name = &worker.generation.bindings[hook.plugin_id].name;
-            Err(self.too_large(hook, format!("{length} bytes, and `{name}` takes {limit}")))
-        })
-    }
-
-    fn too_large(&self, hook: DueHook, cause: String) -> ChainFailure {
+    /// Rejects content that is longer than the plugin takes, if the plugin wants that.
+    fn check_length(&self, worker: &WorkerState, hook: DueHook, length: u64) -> Result<(), ChainFailure> {
+        let BodyMode::Buffered(max, OverLimit::Reject) = hook.mode else { return Ok(()) };
+        if length <= max {
+            return Ok(());
+        }
         let kind = match self.side {
             MessageSide::Request => FailureKind::RequestBodySize,
             MessageSide::Response => FailureKind::ResponseBodySize,
         };
-        ChainFailure::new(Error::new(kind, cause), ChainPosition::above(hook.place))
+        let name = &worker.generation.bindings[hook.plugin_id].name;
+        let error = Error::new(kind, format!("{length} bytes or more, and `{name}` takes {max}"));
+        Err(ChainFailure::new(error, ChainPosition::above(hook.place)))
     }
 
-    /// Begins a hook that has got a permit.
+    /// Begins a hook that transforms the content and has got a permit.
     fn begin_hook(
         &mut self,
         worker: &WorkerState,
@@ -151,7 +282,7 @@ impl<B: PassingContent> BodyPassage<B> {
         permit: Result<BodyPermit, PluginFailure>,
         context: &ExchangeContext,
     ) -> Result<(), ChainFailure> {
-        let DueHook { place, plugin_id, mode } = hook;
+        let DueHook { plugin_id, mode, .. } = hook;
         let side = self.side;
         self.next += 1;
         let needs = worker.generation.bindings[plugin_id].body(side).map_or(&[][..], |inputs| &inputs.values);
@@ -161,33 +292,74 @@ impl<B: PassingContent> BodyPassage<B> {
         });
         match begun {
             Ok(stage) => self.stages.push(stage),
-            Err(failure) => {
-                let failing = FailedHook { hook: hook_name(side), context };
-                on_error(worker, plugin_id, failure, ChainPosition::above(place), failing)?;
-            }
+            Err(failure) => self.fail(worker, hook, failure, context)?,
         }
         Ok(())
     }
 
-    /// Returns the content behind all hooks, and makes its head say nothing that they make untrue.
-    fn finish(self, context: &mut ExchangeContext) -> B {
-        if self.stages.is_empty() {
-            return self.content;
-        }
+    /// Applies the `on-error` of a plugin whose hook has failed.
+    fn fail(
+        &self,
+        worker: &WorkerState,
+        hook: DueHook,
+        failure: PluginFailure,
+        context: &ExchangeContext,
+    ) -> Result<(), ChainFailure> {
+        let failing = FailedHook { hook: hook.name(self.side), context };
+        on_error(worker, hook.plugin_id, failure, ChainPosition::above(hook.place), failing)
+    }
+
+    /// Has a plugin decide about content that it has received whole, and makes the edits that it wants.
+    fn decide(
+        &self,
+        worker: &WorkerState,
+        hook: DueHook,
+        content: &[u8],
+        context: &mut Box<ExchangeContext>,
+        upstream: &mut Option<UpstreamId>,
+    ) -> Result<Decision, ChainFailure> {
+        let (side, configured) = (self.side, &worker.generation.bindings[hook.plugin_id]);
+        let needs = configured.body(side).map_or(&[][..], |inputs| &inputs.values);
+        let body = WholeBody { side, content, memory: configured.memory() };
+        let called = worker.call(hook.plugin_id, |instance| instance.take_body(body, needs, context));
+        let decided = called.and_then(|verdict| {
+            let (decision, edits) = match verdict {
+                BodyVerdict::Proceed(edits) => (Decision::Keep, edits),
+                BodyVerdict::Replace(content, edits) => (Decision::Replace(content), edits),
+                BodyVerdict::Respond(response) => return Ok(Decision::Respond(response)),
+            };
+            if matches!(decision, Decision::Replace(_)) {
+                // First, for the plugin may describe its own content.
+                self.forget_content(context);
+            }
+            match side {
+                MessageSide::Request => chain::apply_edits(worker, configured, edits, context, upstream)?,
+                MessageSide::Response => edits::apply(edits, &configured.plans, side, context)?,
+            }
+            Ok(decision)
+        });
+        // A plan of the plugin may have the edit for another message.
+        context.bodies.take_asked();
+        decided.or_else(|failure| self.fail(worker, hook, failure, context).map(|()| Decision::Keep))
+    }
+
+    /// Makes the head say nothing that is true of the received content alone.
+    fn forget_content(&self, context: &mut ExchangeContext) {
         match (self.side, &mut context.response) {
             (MessageSide::Request, _) => transformed_content::request(&mut context.request.headers),
             (MessageSide::Response, Some(response)) => transformed_content::response(&mut response.headers),
             (MessageSide::Response, None) => {}
         }
-        B::filtered(FilteredBody::new(self.content, self.stages))
     }
-}
 
-/// Returns the name of a body hook for the log.
-fn hook_name(side: MessageSide) -> &'static str {
-    match side {
-        MessageSide::Request => "request-body",
-        MessageSide::Response => "response-body",
+    /// Returns the content behind the hooks that have begun.
+    fn close<B: PassingContent>(&mut self, content: B, context: &mut ExchangeContext) -> B {
+        let stages = std::mem::take(&mut self.stages);
+        if stages.is_empty() {
+            return content;
+        }
+        self.forget_content(context);
+        B::filtered(FilteredBody::new(content, stages))
     }
 }
 
@@ -207,8 +379,9 @@ pub fn filter_request(
     let Some(obstacle) = transformed_content::request_obstacle(&context.request.headers) else {
         return BodyPassage::new(side, hooks, content).begin(worker, context);
     };
-    for DueHook { place, plugin_id, .. } in hooks {
-        let failing = FailedHook { hook: hook_name(side), context };
+    for hook in hooks {
+        let DueHook { place, plugin_id, .. } = hook;
+        let failing = FailedHook { hook: hook.name(side), context };
         let failure = PluginFailure::Reported(obstacle.cause.clone());
         on_error(worker, plugin_id, failure, ChainPosition::above(place), failing).map_err(|failed| {
             match worker.generation.bindings[plugin_id].on_error {
@@ -238,6 +411,7 @@ pub fn filter_body(
             | ResponseBody::Parts(_)
             | ResponseBody::File(_)
             | ResponseBody::Filtered(_)
+            | ResponseBody::Gathered(_)
     );
     // A cache below has answered HEAD, or that its content is what the client has.
     let is_of_cache = || context.cache.is_some_and(|outcome| outcome != CacheOutcome::Bypass) && body.is_end_stream();
@@ -253,10 +427,10 @@ pub fn filter_body(
     if let Some(obstacle) =
         context.response.as_ref().and_then(transformed_content::obstacle).filter(|_| !body.is_end_stream())
     {
-        for DueHook { place, plugin_id, .. } in hooks {
-            let failing = FailedHook { hook: hook_name(side), context };
+        for hook in hooks {
+            let failing = FailedHook { hook: hook.name(side), context };
             let failure = PluginFailure::Reported(obstacle.clone());
-            on_error(worker, plugin_id, failure, ChainPosition::above(place), failing)?;
+            on_error(worker, hook.plugin_id, failure, ChainPosition::above(hook.place), failing)?;
         }
         return Ok(Passage::Done(body));
     }
@@ -267,4 +441,20 @@ pub fn filter_body(
         transformed_content::response(&mut response.headers);
     }
     Ok(Passage::Done(body))
+}
+
+/// Has the content of a response pass body hooks that have to be waited for. A plugin may put another response in place.
+pub async fn run_passage(
+    passage: BodyPassage<ResponseBody>,
+    worker: &WorkerState,
+    context: &mut Box<ExchangeContext>,
+) -> Result<ResponseBody, ChainFailure> {
+    match passage.run(worker, context, &mut None).await? {
+        PassageEnd::Content(content) => Ok(content),
+        PassageEnd::Respond(response) => {
+            let (parts, content) = response.into_parts();
+            context.response = Some(parts);
+            Ok(ResponseBody::Full(content.into()))
+        }
+    }
 }

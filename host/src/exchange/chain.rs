@@ -228,7 +228,7 @@ fn apply_plan(
 }
 
 /// Makes the edits to a request, all or none.
-fn apply_edits(
+pub fn apply_edits(
     worker: &WorkerState,
     configured: &ConfiguredPlugin,
     edits: SmallVec<[Edit; 4]>,

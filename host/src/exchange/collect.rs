@@ -75,7 +75,7 @@ pub async fn collect(
     spool.finish();
     poll_fn(|cx| spool.poll_settled(cx)).await;
     let length = spool.bytes();
-    let content = Rc::new(CollectedContent { pieces: spool.into_content(), length, trailers });
+    let content = Rc::new(CollectedContent { pieces: spool.into_content(), length, trailers, permit: None });
     Ok(RequestBody::Collected(Box::new(CollectedBody::new(content, upload.forwarded()))))
 }
 

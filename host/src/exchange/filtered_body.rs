@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "a pause of a body is rare, and measured exactly")]
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,12 @@ use tokio::time::Sleep;
 
 use crate::body::BodyError;
 use crate::body::backlog::Piece;
+use crate::body::buffer_space::BufferSpace;
+use crate::body::collected::{CollectedBody, CollectedContent};
+use crate::body::spool::SpooledContent;
 use crate::body::upload::{ClientBody, RequestBody, UploadFault, UploadProgress};
-use crate::error::FailureKind;
+use crate::error::{Error, FailureKind, causes};
+use crate::exchange::gathered_body::{GatheredBody, WholeContent};
 use crate::plugin::body_filter::{BodyFilter, BodyFilterError};
 
 /// A body and the plugins that it passes, in the order of its way.
@@ -150,13 +155,7 @@ struct FilteredUpload {
 impl FilteredUpload {
     /// The fault of the upload for an error of a plugin; `None` for other errors, which the upload records by itself.
     fn fault(&self, error: &BodyError) -> Option<UploadFault> {
-        match error.downcast_ref()? {
-            BodyFilterError::TooLarge { .. } => Some(UploadFault::new(FailureKind::RequestBodySize)),
-            BodyFilterError::Trap(failure) => {
-                let (status, is_logged) = (self.passage.status(), failure.rejection().is_none());
-                Some(UploadFault { status, is_logged, ..UploadFault::new(FailureKind::PluginError) })
-            }
-        }
+        Some(filter_fault(error.downcast_ref()?, self.passage.status()))
     }
 }
 
@@ -185,20 +184,68 @@ impl Body for FilteredUpload {
     }
 }
 
+/// Returns the fault of an upload for an error of a plugin, with the status in the plugin's `on-error`.
+fn filter_fault(error: &BodyFilterError, status: Option<StatusCode>) -> UploadFault {
+    match error {
+        BodyFilterError::TooLarge { .. } => UploadFault::new(FailureKind::RequestBodySize),
+        BodyFilterError::Trap(failure) => {
+            let is_logged = failure.rejection().is_none();
+            UploadFault { status, is_logged, ..UploadFault::new(FailureKind::PluginError) }
+        }
+    }
+}
+
+/// Returns content that is all there as the body of a request, which can be sent any number of times.
+fn collected(whole: WholeContent, upload: &UploadProgress, space: &Rc<BufferSpace>) -> RequestBody {
+    let WholeContent { content, trailers, permit } = whole;
+    let length = content.len() as u64;
+    let pieces = SpooledContent::in_memory(content, space);
+    let content = CollectedContent { pieces, length, trailers, permit: Some(Box::new(permit)) };
+    RequestBody::Collected(Box::new(CollectedBody::new(Rc::new(content), upload.forwarded())))
+}
+
 /// The content of a request between its client and the endpoint.
 pub enum UploadContent {
     /// The content comes from the client as it is.
     Client(Box<ClientBody>),
     /// The content has passed plugins.
     Filtered(Box<FilteredBody<UploadContent>>),
+    /// The content was gathered for a plugin that takes it whole, or was put in its place by that plugin.
+    Gathered(Box<GatheredBody<UploadContent>>),
 }
 
 impl UploadContent {
     /// Returns the content as the body of a request.
-    pub fn into_body(self, upload: UploadProgress) -> RequestBody {
+    pub fn into_body(self, upload: UploadProgress, space: &Rc<BufferSpace>) -> RequestBody {
+        let passage = match self {
+            UploadContent::Client(body) => return RequestBody::Incoming(body),
+            UploadContent::Gathered(body) => match body.into_whole() {
+                Ok(whole) => return collected(whole, &upload, space),
+                Err(body) => UploadContent::Gathered(Box::new(body)),
+            },
+            passage @ UploadContent::Filtered(_) => passage,
+        };
+        RequestBody::Stream(Box::pin(FilteredUpload { passage, upload: upload.clone() }), Some(upload))
+    }
+
+    /// Returns the error of the exchange for an error of the content.
+    pub fn failure(&self, error: BodyError) -> Error {
+        let cause = causes(&*error);
+        match error.downcast_ref::<BodyFilterError>() {
+            Some(failed) => filter_fault(failed, self.status()).error(cause),
+            None => match self.client() {
+                Some(client) => client.failure(cause),
+                None => Error::new(FailureKind::RequestError, cause),
+            },
+        }
+    }
+
+    /// Returns the content as it comes from the client; `None` if all of it was received.
+    fn client(&self) -> Option<&ClientBody> {
         match self {
-            UploadContent::Client(body) => RequestBody::Incoming(body),
-            passage => RequestBody::Stream(Box::pin(FilteredUpload { passage, upload: upload.clone() }), Some(upload)),
+            UploadContent::Client(body) => Some(body),
+            UploadContent::Filtered(passage) => passage.source().client(),
+            UploadContent::Gathered(body) => body.rest()?.client(),
         }
     }
 
@@ -207,6 +254,7 @@ impl UploadContent {
         match self {
             UploadContent::Client(_) => None,
             UploadContent::Filtered(passage) => passage.status().or_else(|| passage.source().status()),
+            UploadContent::Gathered(body) => body.rest()?.status(),
         }
     }
 }
@@ -219,6 +267,7 @@ impl Body for UploadContent {
         match &mut *self {
             UploadContent::Client(body) => Pin::new(&mut **body).poll_frame(cx),
             UploadContent::Filtered(passage) => Pin::new(&mut **passage).poll_frame(cx),
+            UploadContent::Gathered(body) => Pin::new(&mut **body).poll_frame(cx),
         }
     }
 
@@ -226,6 +275,7 @@ impl Body for UploadContent {
         match self {
             UploadContent::Client(body) => body.is_end_stream(),
             UploadContent::Filtered(_) => false,
+            UploadContent::Gathered(body) => body.is_end_stream(),
         }
     }
 
@@ -233,6 +283,7 @@ impl Body for UploadContent {
         match self {
             UploadContent::Client(body) => body.size_hint(),
             UploadContent::Filtered(passage) => passage.size_hint(),
+            UploadContent::Gathered(body) => body.size_hint(),
         }
     }
 }

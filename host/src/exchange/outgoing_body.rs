@@ -51,7 +51,7 @@ pub fn outgoing_body(
         // All request hooks have run, those of the plugins below the failed one too.
         .map_err(|failed| ChainFailure { depth: bottom, ..failed })?;
     let (body, passage) = match passage {
-        Passage::Done(content) => (content.into_body(upload.clone()), None),
+        Passage::Done(content) => (content.into_body(upload.clone(), &worker.buffers), None),
         Passage::Waits(passage) => (RequestBody::Empty, Some(passage)),
     };
     Ok(OutgoingRequest { body, passage, upload, collected, hop })

@@ -116,13 +116,9 @@ impl ExchangeRecord {
                 error.kind
             }
             None => {
-                let (kind, is_logged) = match error.downcast_ref() {
-                    Some(BodyFilterError::Trap(failure)) => (FailureKind::PluginError, failure.rejection().is_none()),
-                    Some(BodyFilterError::TooLarge { .. }) => (FailureKind::ResponseBodySize, false),
-                    None => (FailureKind::ConnectionTerminated, false),
-                };
-                self.log(&Error { is_logged, ..Error::new(kind, causes(&**error)) }, CUT);
-                kind
+                let error = content_error(error);
+                self.log(&error, CUT);
+                error.kind
             }
         };
         self.is_cut = true;
@@ -147,6 +143,16 @@ impl ExchangeRecord {
             self.answered = Some(self.began.elapsed());
         }
     }
+}
+
+/// Returns the error of an exchange whose response has content with an error that is of no kind yet.
+pub fn content_error(error: &BodyError) -> Error {
+    let (kind, is_logged) = match error.downcast_ref() {
+        Some(BodyFilterError::Trap(failure)) => (FailureKind::PluginError, failure.rejection().is_none()),
+        Some(BodyFilterError::TooLarge { .. }) => (FailureKind::ResponseBodySize, false),
+        None => (FailureKind::ConnectionTerminated, false),
+    };
+    Error { is_logged, ..Error::new(kind, causes(&**error)) }
 }
 
 /// Logs a failure of an exchange, unless that is done already. A client that gave up within its content may read on, and be

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 
-use super::body_hooks::{self, BodyPassage, Passage};
+use super::body_hooks::{self, BodyPassage, Passage, run_passage};
 use super::{ConnectionInfo, Timers, chain, error_response, read_ahead, record};
 use crate::context::{ExchangeContext, ReceivedRequest};
 use crate::error::Error;
@@ -124,7 +124,7 @@ impl LateResponse {
     ) -> Response<ResponseBody> {
         let LateResponse { route_id, passage, depth, came } = *self;
         let context = record.context.get_or_insert_with(|| Box::new(ExchangeContext::empty()));
-        let passed = timers.total.until_met(passage.run(worker, context)).await;
+        let passed = timers.total.until_met(run_passage(passage, worker, context)).await;
         let passed = passed.unwrap_or_else(|_| Err(ChainFailure::new(timers.late(), depth)));
         let mut context = record.take_context();
         match passed {

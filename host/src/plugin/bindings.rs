@@ -37,6 +37,8 @@ hook!(cache_policy, "cache-policy-hook",);
 
 hook!(request_body, "request-body-hook");
 hook!(response_body, "response-body-hook");
+hook!(buffered_request_body, "buffered-request-body-hook");
+hook!(buffered_response_body, "buffered-response-body-hook");
 hook!(timer, "timer-hook",);
 
 /// Apart, since here records are passed and not only returned.

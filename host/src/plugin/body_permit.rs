@@ -1,4 +1,4 @@
-//! The permit that a body needs to pass through a plugin: each such body holds an instance. Beyond the limit, bodies wait
+//! The permit that a body needs to pass through a plugin: each such body holds an instance, or memory. Beyond the limit, bodies wait
 //! for one that ends, in the order of their arrival.
 
 use std::pin::pin;
@@ -27,6 +27,15 @@ pub struct BodyPermit {
     _place: Option<ReservedInstances>,
 }
 
+/// The resource that a body holds while it passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyResource {
+    /// The body has an instance to itself.
+    Instance,
+    /// The body is gathered in memory, and shares the worker's instance.
+    Memory,
+}
+
 /// A body that waits for a permit, until dropped.
 struct WaitingBody<'a>(&'a BodyCounts);
 
@@ -36,15 +45,15 @@ pub const RESERVED_BODIES: u32 = 32;
 impl BodyPermit {
     /// Takes a permit for one more body at once; the error is that `limits.bodies` is reached or that others wait, or that
     /// the bodies of all plugins have no more places.
-    pub fn take(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
+    pub fn take(version: &Arc<PluginVersion>, held: BodyResource) -> Result<Self, PluginFailure> {
         if version.bodies.waiting.load(Ordering::SeqCst) > 0 {
             return Err(PluginFailure::Bodies(version.recipe.limits.bodies));
         }
-        BodyPermit::take_free(version)
+        BodyPermit::take_free(version, held)
     }
 
     /// Waits for a permit, at most for `limits.body-wait`; as many bodies wait as may pass.
-    pub async fn wait(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
+    pub async fn wait(version: &Arc<PluginVersion>, held: BodyResource) -> Result<Self, PluginFailure> {
         let limits = version.recipe.limits;
         let _waiting = WaitingBody::new(&version.bodies, limits.bodies)?;
         let taking = async {
@@ -52,7 +61,7 @@ impl BodyPermit {
                 let mut ended = pin!(version.bodies.ended.notified());
                 // A body that ends from here on is noticed.
                 ended.as_mut().enable();
-                match BodyPermit::take_free(version) {
+                match BodyPermit::take_free(version, held) {
                     Err(PluginFailure::Bodies(_)) => ended.await,
                     taken => return taken,
                 }
@@ -61,14 +70,14 @@ impl BodyPermit {
         tokio::time::timeout(limits.body_wait, taking).await.unwrap_or(Err(PluginFailure::Bodies(limits.bodies)))
     }
 
-    fn take_free(version: &Arc<PluginVersion>) -> Result<Self, PluginFailure> {
+    fn take_free(version: &Arc<PluginVersion>, held: BodyResource) -> Result<Self, PluginFailure> {
         let most = version.recipe.limits.bodies;
         let add = |count: u32| (count < most).then_some(count + 1);
         let passing = &version.bodies.passing;
         let before =
             passing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).map_err(|_| PluginFailure::Bodies(most))?;
         let mut permit = BodyPermit { version: version.clone(), _place: None };
-        if before >= RESERVED_BODIES {
+        if held == BodyResource::Instance && before >= RESERVED_BODIES {
             permit._place = Some(version.recipe.plugin.places.reserve(1).map_err(|_| PluginFailure::NoPlace)?);
         }
         Ok(permit)

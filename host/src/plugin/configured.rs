@@ -129,7 +129,7 @@ impl ConfiguredPlugin {
         let (settings, mut first) = supply.measure(|| config.first_instance(lines))?;
         let configured = ConfiguredPlugin::from_settings(config, supply, settings)?;
         let _ = configured.supply.recipe.metrics.set(first.defined_metrics());
-        if configured.needs_instance() || configured.is_balancer() || configured.takes_bodies() {
+        if configured.needs_instance() || configured.is_balancer() || configured.transforms_bodies() {
             configured.supply.keep(first);
         }
         Ok(configured)
@@ -165,13 +165,13 @@ impl ConfiguredPlugin {
         let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(MIN_TIMER_INTERVAL));
         let timer = plugin.timer.as_ref().and(interval);
         let body = |mode: Option<types::BodyMode>, values, ability| {
-            let mode = settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), ability)?;
-            Ok::<_, EditError>(BodyInputs { mode, values: names(values)? })
+            let mode = settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), Some(ability))?;
+            Ok::<_, EditError>(BodyInputs { mode, values: names(values)?, ability })
         };
         let request_body =
-            request_ability.map(|_| body(settings.request_body, settings.request_body_values, request_ability));
+            request_ability.map(|ability| body(settings.request_body, settings.request_body_values, ability));
         let response_body =
-            response_ability.map(|_| body(settings.response_body, settings.response_body_values, response_ability));
+            response_ability.map(|ability| body(settings.response_body, settings.response_body_values, ability));
         let (request_body, response_body) = (request_body.transpose()?, response_body.transpose()?);
         let (lines, version) = (supply.recipe.lines.clone(), plugin.version());
         let reporter =
@@ -248,7 +248,13 @@ impl ConfiguredPlugin {
     pub fn needs_instance(&self) -> bool {
         let called = |hook: &Hook| matches!(hook, Hook::Call(_));
         let is_told = self.cache.is_some() || self.observer.is_some() || self.timer.is_some();
-        called(&self.request) || called(&self.response) || is_told
+        let gathers = self.bodies().any(|inputs| inputs.ability.gathers);
+        called(&self.request) || called(&self.response) || gathers || is_told
+    }
+
+    /// Returns the memory that an instance may have, in bytes.
+    pub fn memory(&self) -> usize {
+        self.limits.memory
     }
 
     /// Returns how it takes the bodies of one side; `None` if it doesn't.
@@ -259,9 +265,18 @@ impl ConfiguredPlugin {
         }
     }
 
+    fn bodies(&self) -> impl Iterator<Item = &BodyInputs> {
+        self.request_body.iter().chain(&self.response_body)
+    }
+
     /// Whether bodies pass through it.
-    pub fn takes_bodies(&self) -> bool {
-        self.request_body.is_some() || self.response_body.is_some()
+    fn takes_bodies(&self) -> bool {
+        self.bodies().next().is_some()
+    }
+
+    /// Whether bodies pass through it chunk by chunk, each of which holds an instance.
+    pub fn transforms_bodies(&self) -> bool {
+        self.bodies().any(|inputs| inputs.ability.streams)
     }
 
     /// Whether it has anything to do in a chain, though with this configuration it may do nothing.

@@ -7,7 +7,8 @@ use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::bindings::{
-    balancer, cache_policy, lifecycle, observer, request_body, request_filter, response_body, response_filter, timer,
+    balancer, buffered_request_body, buffered_response_body, cache_policy, lifecycle, observer, request_body,
+    request_filter, response_body, response_filter, timer,
 };
 use super::compiled_cache::{CompiledCache, Seal, Unusable};
 use super::cpu_time::{self, TICK};
@@ -69,6 +70,8 @@ pub struct Plugin {
     pub(super) timer: Option<timer::TimerHookIndices>,
     pub(super) request_body: Option<request_body::RequestBodyHookIndices>,
     pub(super) response_body: Option<response_body::ResponseBodyHookIndices>,
+    pub(super) buffered_request_body: Option<buffered_request_body::BufferedRequestBodyHookIndices>,
+    pub(super) buffered_response_body: Option<buffered_response_body::BufferedResponseBodyHookIndices>,
     pub(super) imports_exchange: bool,
     /// The places of its instances.
     pub(super) places: Arc<InstanceLimit>,
@@ -195,6 +198,12 @@ impl Runtime {
         let request_body = hook(component, "request-body", || request_body::RequestBodyHookIndices::new(&instance))?;
         let response_body =
             hook(component, "response-body", || response_body::ResponseBodyHookIndices::new(&instance))?;
+        let buffered_request_body = hook(component, "buffered-request-body", || {
+            buffered_request_body::BufferedRequestBodyHookIndices::new(&instance)
+        })?;
+        let buffered_response_body = hook(component, "buffered-response-body", || {
+            buffered_response_body::BufferedResponseBodyHookIndices::new(&instance)
+        })?;
         let component_type = component.component_type();
         let imports: Vec<String> = component_type.imports(&self.engine).map(|(name, _)| name.to_string()).collect();
         let looks_back = imports.iter().any(|name| name.contains("/exchange@"));
@@ -211,6 +220,8 @@ impl Runtime {
             timer,
             request_body,
             response_body,
+            buffered_request_body,
+            buffered_response_body,
             imports_exchange: looks_back,
             places: self.places.clone(),
             imports,
@@ -248,11 +259,11 @@ impl Plugin {
 
     /// Returns the modes in which the plugin can take the bodies of one side with some memory; `None` if it takes none.
     pub(super) fn body_ability(&self, side: MessageSide, memory: usize) -> Option<BodyAbility> {
-        let has_hook = match side {
-            MessageSide::Request => self.request_body.is_some(),
-            MessageSide::Response => self.response_body.is_some(),
+        let (streams, gathers) = match side {
+            MessageSide::Request => (self.request_body.is_some(), self.buffered_request_body.is_some()),
+            MessageSide::Response => (self.response_body.is_some(), self.buffered_response_body.is_some()),
         };
-        has_hook.then_some(BodyAbility { memory: memory as u64 })
+        (streams || gathers).then_some(BodyAbility { memory: memory as u64, streams, gathers })
     }
 
     /// The hooks that it has.
@@ -262,6 +273,8 @@ impl Plugin {
             ("response-filter", self.response_filter.is_some()),
             ("request-body", self.request_body.is_some()),
             ("response-body", self.response_body.is_some()),
+            ("buffered-request-body", self.buffered_request_body.is_some()),
+            ("buffered-response-body", self.buffered_response_body.is_some()),
             ("balancer", self.balancer.is_some()),
             ("cache-policy", self.cache_policy.is_some()),
             ("observer", self.observer.is_some()),

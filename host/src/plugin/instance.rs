@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 use wasmtime::Store;
 use xxhash_rust::xxh3::xxh3_64;
@@ -12,8 +13,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::bindings::balancer::exports::plugway::plugin::balancer;
 use super::bindings::lifecycle::exports::plugway::plugin::lifecycle::{Description, Settings};
 use super::bindings::{
-    balancer as balancer_hook, cache_policy, lifecycle, observer, request_body, request_filter, response_body,
-    response_filter, timer, types,
+    balancer as balancer_hook, buffered_request_body, buffered_response_body, cache_policy, lifecycle, observer,
+    request_body, request_filter, response_body, response_filter, timer, types,
 };
 use super::call_error::{PluginFailure, reported_failure, trapped};
 use super::engine::Plugin;
@@ -67,6 +68,8 @@ pub struct Instance {
     timer: Option<timer::TimerHook>,
     pub(super) request_body: Option<request_body::RequestBodyHook>,
     pub(super) response_body: Option<response_body::ResponseBodyHook>,
+    buffered_request_body: Option<buffered_request_body::BufferedRequestBodyHook>,
+    buffered_response_body: Option<buffered_response_body::BufferedResponseBodyHook>,
     /// The edits for responses that its balancer has declared.
     response_edits: Vec<Arc<[Edit]>>,
     /// Counts the instance among those of its version.
@@ -81,6 +84,25 @@ pub enum FilterVerdict {
     Plan(u32),
     /// The filter responds itself.
     Respond(http::Response<Vec<u8>>),
+}
+
+/// The checked verdict of a hook that has received a whole body.
+pub enum BodyVerdict {
+    /// The content stays, and the head gets these edits.
+    Proceed(SmallVec<[Edit; 4]>),
+    /// The content is replaced, and the head gets these edits.
+    Replace(Bytes, SmallVec<[Edit; 4]>),
+    /// The plugin responds itself.
+    Respond(http::Response<Vec<u8>>),
+}
+
+/// A whole body for the hook of one side.
+#[derive(Clone, Copy)]
+pub struct WholeBody<'a> {
+    pub side: MessageSide,
+    pub content: &'a [u8],
+    /// The memory that the plugin may have, in bytes: it may hand over as much.
+    pub memory: usize,
 }
 
 /// The choice of a balancer, checked except for whether the endpoint exists.
@@ -147,6 +169,8 @@ impl Instance {
         let (balancer, cache_policy) = (load!(balancer), load!(cache_policy));
         let (observer, timer) = (load!(observer), load!(timer));
         let (request_body, response_body) = (load!(request_body), load!(response_body));
+        let (buffered_request_body, buffered_response_body) =
+            (load!(buffered_request_body), load!(buffered_response_body));
         Ok(Instance {
             store,
             limit: limits.cpu,
@@ -163,6 +187,8 @@ impl Instance {
             timer,
             request_body,
             response_body,
+            buffered_request_body,
+            buffered_response_body,
             response_edits: Vec::new(),
             counted: None,
         })
@@ -223,13 +249,36 @@ impl Instance {
         needs: &[ValueName],
         context: &mut Box<ExchangeContext>,
     ) -> Result<FilterVerdict, PluginFailure> {
+        let verdict = self.with_values(needs, context, |instance, values| instance.call_filter(side, values))?;
+        checked(side, self.body_ability(side), verdict)
+    }
+
+    /// Calls the plugin's hook for whole bodies with the declared values.
+    pub fn take_body(
+        &mut self,
+        body: WholeBody<'_>,
+        needs: &[ValueName],
+        context: &mut Box<ExchangeContext>,
+    ) -> Result<BodyVerdict, PluginFailure> {
+        self.store.set_hostcall_fuel(body.memory);
+        let verdict = self.with_values(needs, context, |instance, values| instance.call_body_hook(body, values));
+        self.store.set_hostcall_fuel(body.memory.min(bounds::HANDED_OVER));
+        checked_body_verdict(body.side, verdict?)
+    }
+
+    /// Makes a call with the values of an exchange, which the plugin may ask about meanwhile.
+    fn with_values<R>(
+        &mut self,
+        needs: &[ValueName],
+        context: &mut Box<ExchangeContext>,
+        call: impl FnOnce(&mut Self, &[Option<&[u8]>]) -> Result<R, PluginFailure>,
+    ) -> Result<R, PluginFailure> {
         self.begin_call();
         let owned_values: SmallVec<[Option<Value>; 8]> = needs.iter().map(|name| context.value(name)).collect();
         let values: SmallVec<[Option<&[u8]>; 8]> =
             owned_values.iter().map(|value| value.as_ref().map(|value| value.bytes())).collect();
         if !self.imports_exchange {
-            let verdict = self.call_filter(side, &values)?;
-            return checked(side, self.body_ability(side), verdict);
+            return call(self, &values);
         }
         // The head is lent to the store for the call, so what was borrowed from it has to be copied.
         let copies: Vec<Option<Vec<u8>>> = values.iter().map(|value| value.map(<[u8]>::to_vec)).collect();
@@ -238,11 +287,11 @@ impl Instance {
         let values: Vec<Option<&[u8]>> = copies.iter().map(Option::as_deref).collect();
         let lent = std::mem::replace(context, Box::new(ExchangeContext::empty()));
         self.store.data_mut().context = Some(lent);
-        let verdict = self.call_filter(side, &values);
+        let result = call(self, &values);
         if let Some(lent) = self.store.data_mut().context.take() {
             *context = lent;
         }
-        checked(side, self.body_ability(side), verdict?)
+        result
     }
 
     fn body_ability(&self, side: MessageSide) -> Option<BodyAbility> {
@@ -328,6 +377,25 @@ impl Instance {
         failure.explained(&self.store.data().limits)
     }
 
+    fn call_body_hook(
+        &mut self,
+        body: WholeBody<'_>,
+        values: &[Option<&[u8]>],
+    ) -> Result<types::BodyVerdict, PluginFailure> {
+        match body.side {
+            MessageSide::Request => {
+                let hook = self.buffered_request_body.as_ref().ok_or(PluginFailure::NoHook)?;
+                let hook = hook.plugway_plugin_buffered_request_body();
+                hook.call_on_body(&mut self.store, values, body.content).map_err(trapped)
+            }
+            MessageSide::Response => {
+                let hook = self.buffered_response_body.as_ref().ok_or(PluginFailure::NoHook)?;
+                let hook = hook.plugway_plugin_buffered_response_body();
+                hook.call_on_body(&mut self.store, values, body.content).map_err(trapped)
+            }
+        }
+    }
+
     fn call_filter(&mut self, side: MessageSide, values: &[Option<&[u8]>]) -> Result<types::Verdict, PluginFailure> {
         match side {
             MessageSide::Request => {
@@ -372,14 +440,34 @@ fn checked(
     match verdict {
         types::Verdict::Proceed(edits) => Ok(FilterVerdict::Proceed(checked_edits(side, bodies, edits)?)),
         types::Verdict::Plan(plan_index) => Ok(FilterVerdict::Plan(plan_index)),
-        types::Verdict::Respond(types::Response { status, fields, body }) => {
-            check_count(bounds::RESPONSE_BODY, body.len(), "bytes of a response's body")?;
-            let mut response = http::Response::new(body);
-            *response.status_mut() = edit_check::status(status)?;
-            *response.headers_mut() = edit_check::checked_fields(&fields)?;
-            Ok(FilterVerdict::Respond(response))
-        }
+        types::Verdict::Respond(response) => Ok(FilterVerdict::Respond(checked_response(response)?)),
         types::Verdict::Fail(reason) => Err(reported_failure(reason)),
+    }
+}
+
+fn checked_response(response: types::Response) -> Result<http::Response<Vec<u8>>, EditError> {
+    let types::Response { status, fields, body } = response;
+    check_count(bounds::RESPONSE_BODY, body.len(), "bytes of a response's body")?;
+    let mut response = http::Response::new(body);
+    *response.status_mut() = edit_check::status(status)?;
+    *response.headers_mut() = edit_check::checked_fields(&fields)?;
+    Ok(response)
+}
+
+fn checked_body_verdict(side: MessageSide, verdict: types::BodyVerdict) -> Result<BodyVerdict, PluginFailure> {
+    let checked_edits = |edits: Vec<types::Edit>| {
+        if edits.iter().any(|edit| matches!(edit, types::Edit::Body(_))) {
+            return Err(EditError::BodyPassed);
+        }
+        checked_edits(side, None, edits)
+    };
+    match verdict {
+        types::BodyVerdict::Proceed(edits) => Ok(BodyVerdict::Proceed(checked_edits(edits)?)),
+        types::BodyVerdict::Replace(types::Replacement { content, edits }) => {
+            Ok(BodyVerdict::Replace(content.into(), checked_edits(edits)?))
+        }
+        types::BodyVerdict::Respond(response) => Ok(BodyVerdict::Respond(checked_response(response)?)),
+        types::BodyVerdict::Fail(reason) => Err(reported_failure(reason)),
     }
 }
 

@@ -36,6 +36,7 @@ pub struct BodyInputs {
     pub mode: BodyMode,
     /// The values that the hook gets when a body begins.
     pub values: Vec<ValueName>,
+    pub ability: BodyAbility,
 }
 
 /// The modes in which a plugin can take the bodies of one side.
@@ -43,6 +44,10 @@ pub struct BodyInputs {
 pub struct BodyAbility {
     /// The longest body that the plugin's memory holds, in bytes.
     pub memory: u64,
+    /// Whether the plugin transforms bodies chunk by chunk.
+    pub streams: bool,
+    /// Whether the plugin decides about whole bodies.
+    pub gathers: bool,
 }
 
 /// Each body holds an instance, and slow clients of one plugin must not use up what others need.
@@ -341,7 +346,8 @@ pub fn body_mode(mode: types::BodyMode, ability: Option<BodyAbility>) -> Result<
     let ability = ability.ok_or(EditError::NoBodyHook)?;
     Ok(match mode {
         types::BodyMode::Skipped => BodyMode::Skipped,
-        types::BodyMode::Streamed => BodyMode::Streamed,
+        types::BodyMode::Streamed if ability.streams => BodyMode::Streamed,
+        types::BodyMode::Streamed => return Err(EditError::OnlyWhole),
         // A body that its memory can't hold would only be gathered here for nothing.
         types::BodyMode::Buffered(types::BufferLimit { bytes, .. }) if bytes > ability.memory => {
             return Err(EditError::Buffer(bytes));

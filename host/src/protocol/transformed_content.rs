@@ -114,6 +114,12 @@ fn trim_announcement(fields: &mut HeaderMap) {
     };
 }
 
+/// Returns trailers without those that describe only the body before it was transformed.
+pub fn trailers(mut fields: HeaderMap) -> HeaderMap {
+    DIGESTS.iter().chain([&header::ETAG]).for_each(|name| drop(fields.remove(name)));
+    fields
+}
+
 /// Whether a trailer describes only the body before it was transformed: a digest, or a validator of its bytes.
 pub fn is_untrue_trailer(name: &HeaderName) -> bool {
     DIGESTS.contains(name) || *name == header::ETAG

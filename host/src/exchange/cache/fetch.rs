@@ -13,7 +13,7 @@ use super::{CONFIRMED_CONTENT_GONE, CacheMiss, CacheResponse, FETCHED_CONTENT_GO
 use crate::context::ExchangeContext;
 use crate::error::FailureKind;
 use crate::exchange::Destination;
-use crate::exchange::body_hooks::{self, Passage};
+use crate::exchange::body_hooks::{self, Passage, run_passage};
 use crate::exchange::chain::{self, BalancerEdits, ChainFailure, ChainPosition, RequestHooks};
 use crate::exchange::forward::OutgoingRequest;
 use crate::exchange::response_body::ResponseBody;
@@ -190,7 +190,7 @@ impl Fetch<'_> {
         };
         let body = match body_hooks::filter_body(worker, route, plugins, context, body)? {
             Passage::Done(body) => body,
-            Passage::Waits(passage) => boxed(|| passage.run(worker, context)).await?,
+            Passage::Waits(passage) => boxed(|| run_passage(*passage, worker, context)).await?,
         };
         Ok(FetchedResponse { body, edits, is_ours: is_ours(upstream) })
     }

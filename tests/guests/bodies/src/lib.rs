@@ -1,9 +1,14 @@
 //! A plugin with body hooks that tell what they were given: the transformed content begins with the declared values. The
 //! field `x-body` of a message decides how its body is passed: `skip`, `stream`, `whole:BYTES` or `whole-or-pass:BYTES`.
+//!
+//! A whole body says itself what the plugin does with it, by a word such as `q:deny` for a request and `r:deny` for a
+//! response: see [`act`].
 
+use plugway_sdk::bindings::types;
 use plugway_sdk::{
-    BodyError, BodyFilter, BodyMode, ConfigError, EditPlan, EditPlanId, Input, OverLimit, Plugin, RequestBody,
-    RequestFilter, ResponseBody, ResponseFilter, Setup, ValueName, Values, Verdict, export,
+    BodyError, BodyFilter, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, ConfigError, Edit,
+    EditPlan, EditPlanId, Input, OverLimit, Plugin, RequestBody, RequestFilter, Response, ResponseBody, ResponseFilter,
+    Setup, ValueName, Values, Verdict, export,
 };
 
 #[derive(Default, serde::Deserialize, schemars::JsonSchema)]
@@ -79,16 +84,58 @@ impl ResponseFilter for Bodies {
     }
 }
 
-fn told(values: &Values, needs: &[Input]) -> Headed {
+fn told(values: &Values, needs: &[Input]) -> String {
     let texts: Vec<&str> = needs.iter().map(|need| values.text(*need).unwrap_or("-")).collect();
-    Headed(format!("[{}]", texts.join(" ")).into_bytes())
+    format!("[{}]", texts.join(" "))
+}
+
+/// Does what a whole body says.
+fn act(side: &str, told: &str, content: &[u8], plan: EditPlanId) -> BodyVerdict {
+    let text = String::from_utf8_lossy(content);
+    let is_asked = |word: &str| text.contains(&format!("{side}:{word}"));
+    match () {
+        () if is_asked("trap") => panic!("told to trap at a whole body"),
+        () if is_asked("spin") => loop {
+            std::hint::black_box(0);
+        },
+        () if is_asked("fail") => BodyVerdict::Fail("told to fail".into()),
+        () if is_asked("deny") => Response::new(403).field("x-denied", "yes").body("text/plain", "denied").into(),
+        () if is_asked("sign") => {
+            BodyVerdict::proceed().set_field("x-signature", format!("{side} {told} {}", content.len()))
+        }
+        () if is_asked("swap") => BodyVerdict::replace(content.to_ascii_uppercase()).set_field("x-swapped", "yes"),
+        () if is_asked("empty") => BodyVerdict::replace(Vec::new()),
+        () if is_asked("huge") => BodyVerdict::replace(vec![b'x'; 5 << 20]),
+        () if is_asked("greedy") => BodyVerdict::replace(vec![b'x'; 900 << 20]),
+        () if is_asked("framing") => BodyVerdict::proceed().set_field("transfer-encoding", "chunked"),
+        () if is_asked("again") => BodyVerdict::proceed().edit(Edit::Body(types::BodyMode::Skipped)),
+        () if is_asked("plan") => BodyVerdict::proceed().plan(plan),
+        () if is_asked("status") => BodyVerdict::proceed().edit(Edit::SetStatus(418)),
+        () if is_asked("elsewhere") => {
+            let target = BodyVerdict::proceed().edit(Edit::SetPath(b"/else".to_vec()));
+            target.edit(Edit::SetUpstream("other".into()))
+        }
+        () => BodyVerdict::proceed(),
+    }
+}
+
+impl BufferedRequestBody for Bodies {
+    fn on_request_body(&mut self, request: &Values, content: Vec<u8>) -> BodyVerdict {
+        act("q", &told(request, &self.request), &content, self.streams)
+    }
+}
+
+impl BufferedResponseBody for Bodies {
+    fn on_response_body(&mut self, response: &Values, content: Vec<u8>) -> BodyVerdict {
+        act("r", &told(response, &self.response), &content, self.streams)
+    }
 }
 
 impl RequestBody for Bodies {
     type Body = Headed;
 
     fn request_body(&mut self, request: &Values) -> Headed {
-        told(request, &self.request)
+        Headed(told(request, &self.request).into_bytes())
     }
 }
 
@@ -96,7 +143,7 @@ impl ResponseBody for Bodies {
     type Body = Headed;
 
     fn response_body(&mut self, response: &Values) -> Headed {
-        told(response, &self.response)
+        Headed(told(response, &self.response).into_bytes())
     }
 }
 
@@ -112,4 +159,6 @@ impl BodyFilter for Headed {
     }
 }
 
-export!(Bodies: RequestFilter, ResponseFilter, RequestBody, ResponseBody);
+export!(
+    Bodies: RequestFilter, ResponseFilter, RequestBody, ResponseBody, BufferedRequestBody, BufferedResponseBody
+);
