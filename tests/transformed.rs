@@ -2,7 +2,7 @@
 
 use std::io::{BufReader, Read, Write};
 
-use plugway_test_guests::HOOKS;
+use plugway_test_guests::{BODIES, HOOKS};
 
 use crate::support::{Message, Proxy, manifest, ok, origin, read_message};
 
@@ -192,4 +192,42 @@ fn what_a_cache_below_answers_without_content_says_nothing_false() {
     let fresh = proxy.get("/", "\r\nIf-None-Match: W/\"strong\"");
     assert_eq!(fresh.status(), 304);
     assert_says_nothing_false(&fresh);
+}
+
+/// A proxy whose plugin tells that it got a body, with some rules for content.
+fn with_rules(origin: &str, rules: &str) -> Proxy {
+    Proxy::start(&manifest(origin, &format!("{{ use = {BODIES:?}, config = {{ {rules} }} }}"), ""))
+}
+
+const TOLD: &str = "[200 -]";
+
+#[test]
+fn a_plugin_may_take_content_that_must_not_be_transformed() {
+    let proxy = with_rules(&files(), "ignore_no_transform = true");
+    assert_eq!(proxy.get("/fixed", "").text(), format!("{TOLD}{CONTENT}"));
+    assert_eq!(with_rules(&files(), "").get("/fixed", "").text(), CONTENT);
+}
+
+#[test]
+fn a_plugin_may_leave_parts_to_their_clients() {
+    let proxy = with_rules(&files(), "skip_parts = true");
+    let part = proxy.get("/", "\r\nRange: bytes=0-2\r\nIf-Range: \"strong\"");
+    assert_eq!((part.status(), part.text().as_str()), (206, &CONTENT[..3]));
+    assert_eq!((part.field("x-asked"), part.field("etag")), (Some("bytes=0-2|\"strong\"|-"), Some("\"strong\"")));
+    assert_eq!(proxy.get("/", "").text(), format!("{TOLD}{CONTENT}"));
+}
+
+#[test]
+fn a_plugin_may_take_coded_content_as_it_is() {
+    let proxy = with_rules(&files(), "take_coded = true");
+    let coded = proxy.get("/coded", "\r\nAccept-Encoding: gzip");
+    assert_eq!((coded.text(), coded.field("content-encoding")), (format!("{TOLD}{CONTENT}"), Some("gzip")));
+    assert_eq!(coded.field("x-asked"), Some("-|-|gzip"));
+    let origin = origin(|request| ok(&format!("{:?} {}", request.field("content-encoding"), request.text())));
+    let proxy = with_rules(&origin, "take_coded = true");
+    let mut stream = proxy.connect();
+    let head = "PUT / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Encoding: gzip\r\nContent-Length: 3";
+    write!(stream, "{head}\r\n\r\nabc").unwrap();
+    let answer = read_message(&mut BufReader::new(stream)).unwrap();
+    assert_eq!(answer.text(), "[200 -]Some(\"gzip\") [PUT -]abc");
 }

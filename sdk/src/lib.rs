@@ -88,8 +88,8 @@ pub use hooks::{
     StoredResponse, Summary, Timer,
 };
 pub use setup::{
-    BodyMode, BodySetup, CacheStatus, ConfigError, EditPlan, EditPlanId, Input, Inputs, LookupPlan, OverLimit, Part,
-    Setup, ValueName,
+    BodyMode, BodySetup, CacheStatus, ConfigError, ContentRules, EditPlan, EditPlanId, Input, Inputs, LookupPlan,
+    OverLimit, Part, Setup, ValueName,
 };
 pub use values::Values;
 pub use verdict::{BodyVerdict, Edit, Response, Verdict};

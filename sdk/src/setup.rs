@@ -86,7 +86,21 @@ pub struct Inputs(Vec<ValueName>);
 pub struct BodySetup {
     /// The way in which bodies are passed; [`BodyMode::Streamed`] by default.
     pub mode: BodyMode,
+    /// The departures from the rules for content; none by default.
+    pub content: ContentRules,
     values: Inputs,
+}
+
+/// The departures of a body hook from the rules for content: see `types.content-rules` in the WIT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContentRules {
+    /// Whether the hook receives responses with `Cache-Control: no-transform` as others. For plugins that serve the sender of
+    /// the response, or that change no content.
+    pub ignore_no_transform: bool,
+    /// Whether partial content passes unchanged, without a call of the hook, so that requests keep `Range`.
+    pub skip_parts: bool,
+    /// Whether the hook receives content with a coding as it is, so that requests keep `Accept-Encoding`.
+    pub take_coded: bool,
 }
 
 /// The handle of a declared value, by which a call finds it in [`Values`](crate::Values).
@@ -233,6 +247,8 @@ impl Setup {
             response_plan: self.response_plan.map(|plan| plan.0),
             request_body: Some(self.request_body.mode.into_wit()),
             response_body: Some(self.response_body.mode.into_wit()),
+            request_content: Some(self.request_body.content.into_wit()),
+            response_content: Some(self.response_body.content.into_wit()),
             timer_interval_ms: self.timer_interval.map(|interval| interval.as_millis() as u64),
         }
     }
@@ -250,6 +266,13 @@ impl std::ops::Deref for BodySetup {
 impl std::ops::DerefMut for BodySetup {
     fn deref_mut(&mut self) -> &mut Inputs {
         &mut self.values
+    }
+}
+
+impl ContentRules {
+    fn into_wit(self) -> types::ContentRules {
+        let ContentRules { ignore_no_transform, skip_parts, take_coded } = self;
+        types::ContentRules { ignore_no_transform, skip_parts, take_coded }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::plugin::body_permit::{BodyPermit, BodyResource};
 use crate::plugin::call_error::PluginFailure;
 use crate::plugin::instance::{BodyVerdict, WholeBody};
 use crate::plugin::settings::OnError;
-use crate::protocol::transformed_content;
+use crate::protocol::transformed_content::{self, ContentRules, Obstacle};
 
 /// A body hook that is due for a message.
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ struct DueHook {
 type DueHooks = SmallVec<[DueHook; 4]>;
 
 /// Returns the body hooks of some plugins that are due for a message: by the decision of the plugin's head hook, or else as
-/// the plugin declared.
+/// the plugin declared. What the plugin doesn't take passes it.
 fn due(
     worker: &WorkerState,
     route: &Route,
@@ -58,9 +58,49 @@ fn due(
             BodyMode::Buffered(max, _) if inputs.ability.gathers => Some(max),
             BodyMode::Buffered(..) | BodyMode::Streamed => None,
         };
-        Some(DueHook { place, plugin_id: *plugin_id, mode, gathered })
+        let passes = match (side, &context.response) {
+            (MessageSide::Request, _) => transformed_content::request_passes(&context.request.headers, inputs.rules),
+            (MessageSide::Response, Some(response)) => transformed_content::response_passes(response, inputs.rules),
+            (MessageSide::Response, None) => false,
+        };
+        (!passes).then_some(DueHook { place, plugin_id: *plugin_id, mode, gathered })
     };
     plugins.clone().zip(&route.chain[plugins]).filter_map(hook).collect()
+}
+
+/// Returns the hooks that can take the content which the head describes. The others have failed, and the `on-error` of each
+/// lets the content pass.
+fn able(
+    worker: &WorkerState,
+    hooks: DueHooks,
+    side: MessageSide,
+    context: &ExchangeContext,
+) -> Result<DueHooks, ChainFailure> {
+    let mut able = DueHooks::new();
+    for hook in hooks {
+        let DueHook { place, plugin_id, .. } = hook;
+        let configured = &worker.generation.bindings[plugin_id];
+        let rules = configured.body(side).map_or_else(ContentRules::default, |inputs| inputs.rules);
+        let obstacle = match (side, &context.response) {
+            (MessageSide::Request, _) => transformed_content::request_obstacle(&context.request.headers, rules),
+            (MessageSide::Response, Some(response)) => transformed_content::response_obstacle(response, rules),
+            (MessageSide::Response, None) => None,
+        };
+        let Some(Obstacle { cause, status }) = obstacle else {
+            able.push(hook);
+            continue;
+        };
+        let failing = FailedHook { hook: hook.name(side), context };
+        let failure = PluginFailure::Reported(cause);
+        on_error(worker, plugin_id, failure, ChainPosition::above(place), failing).map_err(|failed| {
+            match configured.on_error {
+                // It is the client that can do otherwise.
+                OnError::Fail => ChainFailure { status, ..failed },
+                OnError::Skip | OnError::Respond(_) => failed,
+            }
+        })?;
+    }
+    Ok(able)
 }
 
 /// Content that can pass plugins, and is content again behind them.
@@ -376,22 +416,8 @@ pub fn filter_request(
     if hooks.is_empty() {
         return Ok(Passage::Done(content));
     }
-    let Some(obstacle) = transformed_content::request_obstacle(&context.request.headers) else {
-        return BodyPassage::new(side, hooks, content).begin(worker, context);
-    };
-    for hook in hooks {
-        let DueHook { place, plugin_id, .. } = hook;
-        let failing = FailedHook { hook: hook.name(side), context };
-        let failure = PluginFailure::Reported(obstacle.cause.clone());
-        on_error(worker, plugin_id, failure, ChainPosition::above(place), failing).map_err(|failed| {
-            match worker.generation.bindings[plugin_id].on_error {
-                // It is the client that can do otherwise.
-                OnError::Fail => ChainFailure { status: obstacle.status, ..failed },
-                OnError::Skip | OnError::Respond(_) => failed,
-            }
-        })?;
-    }
-    Ok(Passage::Done(content))
+    let hooks = able(worker, hooks, side, context)?;
+    BodyPassage::new(side, hooks, content).begin(worker, context)
 }
 
 /// The content of a response, through those of some plugins that transform it. What plugins and the proxy made
@@ -420,22 +446,13 @@ pub fn filter_body(
     }
     let side = MessageSide::Response;
     let hooks = due(worker, route, plugins, side, context);
-    let is_forbidden = || context.response.as_ref().is_some_and(transformed_content::is_forbidden);
-    if hooks.is_empty() || is_forbidden() {
-        return Ok(Passage::Done(body));
-    }
-    if let Some(obstacle) =
-        context.response.as_ref().and_then(transformed_content::obstacle).filter(|_| !body.is_end_stream())
-    {
-        for hook in hooks {
-            let failing = FailedHook { hook: hook.name(side), context };
-            let failure = PluginFailure::Reported(obstacle.clone());
-            on_error(worker, hook.plugin_id, failure, ChainPosition::above(hook.place), failing)?;
-        }
+    if hooks.is_empty() {
         return Ok(Passage::Done(body));
     }
     if !body.is_end_stream() {
-        return BodyPassage::new(side, hooks.into_iter().rev().collect(), body).begin(worker, context);
+        // The lowest plugin is the first on the way.
+        let hooks = able(worker, hooks.into_iter().rev().collect(), side, context)?;
+        return BodyPassage::new(side, hooks, body).begin(worker, context);
     }
     if let Some(response) = &mut context.response {
         transformed_content::response(&mut response.headers);

@@ -132,8 +132,8 @@ pub fn down(
                 FailedHook { hook: "request-filter", context },
             )?,
         }
-        if configured.response_body.is_some() {
-            transformed_content::ask(&mut context.request.headers);
+        if let Some(inputs) = &configured.response_body {
+            transformed_content::ask(&mut context.request.headers, inputs.rules);
         }
         if configured.cache.is_some() {
             return Ok(RequestHooks::Cache(ChainPosition(depth)));

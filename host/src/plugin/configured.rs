@@ -12,7 +12,8 @@ use super::host::value_name;
 use super::instance::Instance;
 use super::log_lines::PluginLog;
 use super::settings::{
-    self, BodyInputs, CacheInputs, ConfigErrors, Hook, Isolation, OnError, PluginLimits, SETUP_TIME_FACTOR, names,
+    self, BodyInputs, CacheInputs, ConfigErrors, Hook, Isolation, OnError, PluginLimits, SETUP_TIME_FACTOR,
+    content_rules, names,
 };
 use super::version::{PluginVersion, PluginVersions};
 use crate::context::ValueName;
@@ -164,14 +165,16 @@ impl ConfiguredPlugin {
         let observer = plugin.observer.as_ref().map(|_| names(settings.observer_values)).transpose()?;
         let interval = settings.timer_interval_ms.map(|ms| Duration::from_millis(ms).max(MIN_TIMER_INTERVAL));
         let timer = plugin.timer.as_ref().and(interval);
-        let body = |mode: Option<types::BodyMode>, values, ability| {
+        let body = |mode: Option<types::BodyMode>, values, rules, ability| {
             let mode = settings::body_mode(mode.unwrap_or(types::BodyMode::Streamed), Some(ability))?;
-            Ok::<_, EditError>(BodyInputs { mode, values: names(values)?, ability })
+            Ok::<_, EditError>(BodyInputs { mode, values: names(values)?, ability, rules: content_rules(rules) })
         };
-        let request_body =
-            request_ability.map(|ability| body(settings.request_body, settings.request_body_values, ability));
-        let response_body =
-            response_ability.map(|ability| body(settings.response_body, settings.response_body_values, ability));
+        let request_body = request_ability.map(|ability| {
+            body(settings.request_body, settings.request_body_values, settings.request_content, ability)
+        });
+        let response_body = response_ability.map(|ability| {
+            body(settings.response_body, settings.response_body_values, settings.response_content, ability)
+        });
         let (request_body, response_body) = (request_body.transpose()?, response_body.transpose()?);
         let (lines, version) = (supply.recipe.lines.clone(), plugin.version());
         let reporter =

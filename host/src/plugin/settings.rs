@@ -16,6 +16,7 @@ use crate::context::edit_check::{
 };
 use crate::context::edit_plan::{EditPlan, PlannedEdit, Template, TemplatePart};
 use crate::context::{ExchangeContext, ValueName};
+use crate::protocol::transformed_content::ContentRules;
 
 /// The inputs that a cache policy declared.
 pub struct CacheInputs {
@@ -37,6 +38,7 @@ pub struct BodyInputs {
     /// The values that the hook gets when a body begins.
     pub values: Vec<ValueName>,
     pub ability: BodyAbility,
+    pub rules: ContentRules,
 }
 
 /// The modes in which a plugin can take the bodies of one side.
@@ -240,6 +242,14 @@ impl std::fmt::Display for ConfigErrors {
 pub fn names(values: Vec<types::ValueName>) -> Result<Vec<ValueName>, EditError> {
     check_count(bounds::VALUES, values.len(), "values of a hook")?;
     values.into_iter().map(value_name).collect()
+}
+
+/// Returns the rules for content that a plugin departs from.
+pub fn content_rules(rules: Option<types::ContentRules>) -> ContentRules {
+    rules.map_or_else(ContentRules::default, |rules| {
+        let types::ContentRules { ignore_no_transform, skip_parts, take_coded } = rules;
+        ContentRules { ignores_no_transform: ignore_no_transform, skips_parts: skip_parts, takes_coded: take_coded }
+    })
 }
 
 /// Returns the edit plans of a plugin. A plan may be used for either message, so `ability` is that of either body hook.

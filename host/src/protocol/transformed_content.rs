@@ -16,46 +16,70 @@ static DIGESTS: [HeaderName; 4] = [
 
 const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 
+/// The departures of a plugin from the rules for content that it transforms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContentRules {
+    /// Whether the plugin takes responses with `no-transform` as others.
+    pub ignores_no_transform: bool,
+    /// Whether partial content passes without the plugin.
+    pub skips_parts: bool,
+    /// Whether the plugin takes content with a coding as it is.
+    pub takes_coded: bool,
+}
+
 /// Makes a request ask for a body that can be transformed: complete, and without a content coding.
-pub fn ask(fields: &mut HeaderMap) {
-    fields.remove(header::RANGE);
-    fields.remove(header::IF_RANGE);
-    if fields.contains_key(header::ACCEPT_ENCODING) {
+pub fn ask(fields: &mut HeaderMap, rules: ContentRules) {
+    if !rules.skips_parts {
+        fields.remove(header::RANGE);
+        fields.remove(header::IF_RANGE);
+    }
+    if !rules.takes_coded && fields.contains_key(header::ACCEPT_ENCODING) {
         // In place of all lines: a list may come in several (RFC 9110 §5.3).
         fields.insert(header::ACCEPT_ENCODING, IDENTITY);
     }
 }
 
-/// Whether the origin forbids transforming the body of a response.
-pub fn is_forbidden(response: &response::Parts) -> bool {
-    hop_by_hop::has_token(&response.headers, header::CACHE_CONTROL, "no-transform")
+/// Whether the body of a request passes without the plugin.
+pub fn request_passes(fields: &HeaderMap, rules: ContentRules) -> bool {
+    rules.skips_parts && fields.contains_key(header::CONTENT_RANGE)
 }
 
-/// A reason why the body of a request can't be transformed.
-pub struct RequestObstacle {
+/// Whether the body of a response passes without the plugin: its origin forbids transforming it, or it is partial.
+pub fn response_passes(response: &response::Parts, rules: ContentRules) -> bool {
+    let is_forbidden = || hop_by_hop::has_token(&response.headers, header::CACHE_CONTROL, "no-transform");
+    let is_part = response.status == StatusCode::PARTIAL_CONTENT;
+    (!rules.ignores_no_transform && is_forbidden()) || (rules.skips_parts && is_part)
+}
+
+/// A reason why a plugin can't take the body of a message.
+pub struct Obstacle {
     pub cause: String,
-    /// The status for the client, which can send the body otherwise.
+    /// The status for the client of a request, which can send the body otherwise.
     pub status: StatusCode,
 }
 
-/// Returns the reason why the body of a request can't be transformed; `None` if it can.
-pub fn request_obstacle(fields: &HeaderMap) -> Option<RequestObstacle> {
+/// Returns the reason why a plugin can't take the body of a request; `None` if it can.
+pub fn request_obstacle(fields: &HeaderMap, rules: ContentRules) -> Option<Obstacle> {
     if fields.contains_key(header::CONTENT_RANGE) {
         // RFC 9110 §14.5.
         let cause = "the content is a part (Content-Range), and plugins transform whole content".into();
-        return Some(RequestObstacle { cause, status: StatusCode::BAD_REQUEST });
+        return Some(Obstacle { cause, status: StatusCode::BAD_REQUEST });
     }
-    let cause = format!("the content is coded with `{}`, and plugins transform uncoded content", coding(fields)?);
-    Some(RequestObstacle { cause, status: StatusCode::UNSUPPORTED_MEDIA_TYPE })
+    let coding = coding(fields).filter(|_| !rules.takes_coded)?;
+    let cause = format!("the content is coded with `{coding}`, and plugins transform uncoded content");
+    Some(Obstacle { cause, status: StatusCode::UNSUPPORTED_MEDIA_TYPE })
 }
 
-/// Returns the reason why the body of a response can't be transformed; `None` if it can.
-pub fn obstacle(response: &response::Parts) -> Option<String> {
+/// Returns the reason why a plugin can't take the body of a response; `None` if it can.
+pub fn response_obstacle(response: &response::Parts, rules: ContentRules) -> Option<Obstacle> {
+    let status = StatusCode::BAD_GATEWAY;
     if response.status == StatusCode::PARTIAL_CONTENT {
-        return Some("the content is a part (206), and plugins transform whole content".into());
+        let cause = "the content is a part (206), and plugins transform whole content".into();
+        return Some(Obstacle { cause, status });
     }
-    let coding = coding(&response.headers)?;
-    Some(format!("the content is coded with `{coding}`, although uncoded content was asked for"))
+    let coding = coding(&response.headers).filter(|_| !rules.takes_coded)?;
+    let cause = format!("the content is coded with `{coding}`, although uncoded content was asked for");
+    Some(Obstacle { cause, status })
 }
 
 /// Returns the first coding of a body as a text for the log; `None` if the body is uncoded.

@@ -6,9 +6,9 @@
 
 use plugway_sdk::bindings::types;
 use plugway_sdk::{
-    BodyError, BodyFilter, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, ConfigError, Edit,
-    EditPlan, EditPlanId, Input, OverLimit, Plugin, RequestBody, RequestFilter, Response, ResponseBody, ResponseFilter,
-    Setup, ValueName, Values, Verdict, export,
+    BodyError, BodyFilter, BodyMode, BodyVerdict, BufferedRequestBody, BufferedResponseBody, ConfigError, ContentRules,
+    Edit, EditPlan, EditPlanId, Input, OverLimit, Plugin, RequestBody, RequestFilter, Response, ResponseBody,
+    ResponseFilter, Setup, ValueName, Values, Verdict, export,
 };
 
 #[derive(Default, serde::Deserialize, schemars::JsonSchema)]
@@ -16,6 +16,9 @@ use plugway_sdk::{
 pub struct Config {
     /// How bodies are passed unless a message decides, as in `x-body`.
     bodies: Option<String>,
+    ignore_no_transform: bool,
+    skip_parts: bool,
+    take_coded: bool,
 }
 
 pub struct Bodies {
@@ -52,6 +55,9 @@ impl Plugin for Bodies {
             setup.request_body.mode = mode(&text);
             setup.response_body.mode = mode(&text);
         }
+        let Config { ignore_no_transform, skip_parts, take_coded, .. } = config;
+        let rules = ContentRules { ignore_no_transform, skip_parts, take_coded };
+        (setup.request_body.content, setup.response_body.content) = (rules, rules);
         Ok(Bodies {
             request,
             response,

@@ -32,6 +32,8 @@ pub fn settings(what: &str) -> Result<Settings, Vec<ConfigError>> {
     let mut settings = Settings {
         request_values: vec![ValueName::RequestField("x-greedy".into())],
         response_values: Vec::new(),
+        request_body_values: Vec::new(),
+        response_body_values: Vec::new(),
         balancer_values: vec![ValueName::RequestField("x-greedy".into())],
         balancer_key: None,
         observer_values: Vec::new(),
@@ -44,6 +46,8 @@ pub fn settings(what: &str) -> Result<Settings, Vec<ConfigError>> {
         response_plan: None,
         request_body: None,
         response_body: None,
+        request_content: None,
+        response_content: None,
         timer_interval_ms: None,
     };
     let names = |count: usize| vec![ValueName::Path; count];
@@ -62,6 +66,7 @@ pub fn settings(what: &str) -> Result<Settings, Vec<ConfigError>> {
         }
         "declared" => settings.edit_plans = vec![vec![append("x", vec![text(1)]); 100]; 200],
         "values" => settings.request_values = names(129),
+        "body" => settings.response_body_values = names(129),
         "observer" => settings.balancer_values = names(129),
         "cookie" => settings.request_values = vec![ValueName::Cookie("x".repeat(2_000))],
         "lookup-key" => settings.lookup_plan = Some(LookupPlan { key: vec![text(1); 257], unless: Vec::new() }),

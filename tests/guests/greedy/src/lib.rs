@@ -81,7 +81,7 @@ impl balancer::Guest for Glue {
 struct Body;
 
 impl response_body::GuestTransform for Body {
-    fn new() -> Self {
+    fn new(_: Vec<Option<Vec<u8>>>) -> Self {
         Body
     }
 
