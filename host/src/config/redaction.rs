@@ -138,7 +138,9 @@ pub fn without_words(message: &str, strings: &[Arc<Replaced>]) -> String {
     let parts = Parts::of_all(strings);
     let replace = |piece: &str| {
         let word = piece.trim_end_matches(is_between_words);
-        let part = parts.iter().find(|part| part.words.contains(word.trim_end_matches('.')));
+        let is_word =
+            |part: &&Parts<'_>| [word, word.trim_end_matches('.')].iter().any(|word| part.words.contains(word));
+        let part = parts.iter().find(is_word);
         part.map_or(piece.to_string(), |part| format!("{}{}", part.reference, &piece[word.len()..]))
     };
     message.split_inclusive(is_between_words).map(replace).collect()
@@ -257,6 +259,7 @@ mod tests {
             assert_eq!(shown, wanted, "{value}");
         }
         assert_eq!(without_words("begins with ab.", &string("ab/cd")), "begins with ${env:V}");
+        assert_eq!(without_words("ends with ab. or", &string("cd/ab.")), "ends with ${env:V} or");
     }
 
     #[test]
