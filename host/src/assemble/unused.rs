@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Assembly;
-use super::units::status_class;
+use super::error_pages::codes_of_word;
 use crate::config::diagnostic::{Diagnostics, Doubt, Source};
 use crate::config::load::ManifestFile;
-use crate::config::manifest::{PluginRef, PluginTable, RouteTable, StatusWord, TableOrOff, UpstreamTable};
+use crate::config::manifest::{PluginRef, PluginTable, RouteTable, TableOrOff, UpstreamTable};
 use crate::config::spanned::Spanned;
 use crate::generation::error_pages;
 use crate::plugin::settings::OnError;
@@ -105,10 +105,7 @@ fn warn_of_pages_of<'p>(
 
 /// Whether a route intercepts a status code.
 fn intercepts(route: &RouteTable, code: u16) -> bool {
-    route.intercept.iter().any(|word| match word.get_ref() {
-        StatusWord::Code(own) => *own == code,
-        StatusWord::Word(class) => status_class(class).is_some_and(|codes| codes.contains(&code)),
-    })
+    route.intercept.iter().any(|word| codes_of_word(word.get_ref()).is_some_and(|codes| codes.contains(&code)))
 }
 
 fn warn(problems: &mut Diagnostics, source: &Arc<Source>, span: &Range<usize>, part: &str) {
