@@ -1,6 +1,6 @@
 //! Body hooks: the values that they get, how a head hook decides about them, and what they may do with a message.
 
-use std::io::{BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -208,4 +208,53 @@ fn a_response_waits_for_room_in_a_body_hook_before_its_head_is_sent() {
     release.store(true, Ordering::Relaxed);
     let answer = read_message(&mut BufReader::new(waiting)).unwrap();
     assert_eq!((answer.status(), answer.text().as_str()), (200, "[200 -]ab"));
+}
+
+#[test]
+fn long_bodies_pass_both_ways_with_flat_memory() {
+    const BYTES: usize = 100 << 20;
+    let origin = raw_origin(|stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            assert!(reader.read_line(&mut line).unwrap() > 0);
+        }
+        let (mut out, mut piece) = (stream, vec![0; 64 << 10]);
+        out.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+        // What comes goes back as it comes, until the last chunk of the request.
+        loop {
+            let length = reader.read(&mut piece).unwrap();
+            out.write_all(&piece[..length]).unwrap();
+            if length == 0 || piece[..length].ends_with(b"0\r\n\r\n") {
+                return;
+            }
+        }
+    });
+    let plugin = format!("[plugin.bodies]\nuse = {BODIES:?}\nlimits.share = 100\n");
+    let text = manifest(&origin, "\"bodies\"", &plugin).replace("[[route]]", "[[route]]\nresponse-buffer = false");
+    let proxy = Proxy::start(&text);
+    let before = proxy.memory_kib();
+    let stream = proxy.connect();
+    let mut writer = stream.try_clone().unwrap();
+    let sending = std::thread::spawn(move || {
+        let fields = "Connection: close\r\nTransfer-Encoding: chunked";
+        write!(writer, "POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n").unwrap();
+        let piece = [&b"10000\r\n"[..], &vec![b'x'; 64 << 10], b"\r\n"].concat();
+        (0..BYTES / (64 << 10)).for_each(|_| writer.write_all(&piece).unwrap());
+        writer.write_all(b"0\r\n\r\n").unwrap();
+    });
+    let (mut received, mut most, mut piece) = (0, 0, vec![0; 1 << 20]);
+    let mut stream = stream;
+    loop {
+        let length = stream.read(&mut piece).unwrap();
+        if length == 0 {
+            break;
+        }
+        received += piece[..length].iter().filter(|byte| **byte == b'x').count();
+        most = most.max(proxy.memory_kib());
+    }
+    sending.join().unwrap();
+    assert_eq!(received, BYTES);
+    assert!(most - before < 48 << 10, "{} KiB more than {before}", most - before);
 }

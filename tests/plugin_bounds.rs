@@ -40,6 +40,7 @@ fn declarations_beyond_a_bound_are_errors_of_the_manifest() {
         ("response-limit", "a request's limit of content can't be changed here"),
         ("values", "129 values of a hook; at most 128 are allowed"),
         ("observer", "129 values of a hook; at most 128 are allowed"),
+        ("body", "129 values of a hook; at most 128 are allowed"),
         ("cookie", "2000 bytes of a name; at most 1024 are allowed"),
         ("errors", "and 49950 more"),
         ("metrics", "TooMany"),

@@ -99,7 +99,7 @@ fn content_that_is_replaced_has_its_own_length_and_no_digest_of_the_old() {
 #[test]
 fn replaced_content_may_be_as_long_as_the_memory_of_the_plugin() {
     let origin = origin(|request| ok(&request.body.len().to_string()));
-    let proxy = Proxy::start(&manifest(&origin, "\"bodies\"", &plugin("")));
+    let proxy = Proxy::start(&manifest(&origin, "\"bodies\"", &plugin("limits.cpu = \"5s\"")));
     assert_eq!(post(&proxy, "q:huge").text(), (5 << 20).to_string());
 }
 
@@ -132,7 +132,7 @@ fn a_failed_call_at_a_whole_body_is_a_matter_of_on_error() {
         ("framing", "belongs to the framing"),
         ("again", "it decided about a body that it has received already"),
         ("greedy", "limits.memory"),
-        ("spin", "limits.cpu exceeded"),
+        ("spin", "limits.cpu of 50 ms exceeded"),
     ] {
         for side in ["q", "r"] {
             let failed = post(&proxy, &format!("{side}:{word}"));
@@ -235,7 +235,7 @@ fn whole_bodies_have_passed_the_plugins_before_and_pass_those_behind() {
     // Down: the plugin sees what the client sent. Up: what `hooks` made of it.
     let answer = post(&below, "q:sign");
     assert_eq!(answer.text(), "Q:SIGN!!");
-    assert!(answer.field("x-got").is_some_and(|got| got.starts_with("/in|q [POST -] 6|-|chunked|")), "{answer:?}");
+    assert!(answer.field("x-got").is_some_and(|got| got.starts_with("/in|q [POST -] 6|7|-|")), "{answer:?}");
     let above = Proxy::start(&manifest(&mirror(), &format!("{hooks}, \"bodies\""), &plugin("")));
     let answer = post(&above, "abc");
     assert_eq!(answer.text(), "ABC!!");

@@ -2,6 +2,7 @@
 
 #[allow(unsafe_code, reason = "wasmtime's generated calls are typed once, at load")]
 pub mod bindings;
+mod body_counts;
 pub mod body_filter;
 pub mod body_permit;
 pub mod breaker;

@@ -1,24 +1,13 @@
-//! The permit that a body needs to pass through a plugin: each such body holds an instance, or memory. Beyond the limit, bodies wait
-//! for one that ends, in the order of their arrival.
+//! The permit that a body needs to pass through a plugin: each such body holds an instance, or memory. Beyond the limit,
+//! bodies wait for one that ends, in the order of their arrival.
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-
-use tokio::sync::Notify;
+use std::sync::atomic::Ordering;
 
 use super::call_error::PluginFailure;
 use super::instance_limit::ReservedInstances;
 use super::version::PluginVersion;
-
-/// The bodies of a plugin version that pass, and those that wait.
-#[derive(Default)]
-pub(super) struct BodyCounts {
-    passing: AtomicU32,
-    waiting: AtomicU32,
-    /// Wakes the body that has waited longest when another ends.
-    ended: Notify,
-}
 
 /// A body that passes through a plugin, until dropped.
 pub struct BodyPermit {
@@ -36,9 +25,6 @@ pub enum BodyResource {
     Memory,
 }
 
-/// A body that waits for a permit, until dropped.
-struct WaitingBody<'a>(&'a BodyCounts);
-
 /// Bodies at a time that a plugin has places for, whatever others do. More take what is free.
 pub const RESERVED_BODIES: u32 = 32;
 
@@ -55,7 +41,7 @@ impl BodyPermit {
     /// Waits for a permit, at most for `limits.body-wait`; as many bodies wait as may pass.
     pub async fn wait(version: &Arc<PluginVersion>, held: BodyResource) -> Result<Self, PluginFailure> {
         let limits = version.recipe.limits;
-        let _waiting = WaitingBody::new(&version.bodies, limits.bodies)?;
+        let _waiting = version.bodies.wait(limits.bodies).ok_or(PluginFailure::BodyQueue(limits.bodies))?;
         let taking = async {
             loop {
                 let mut ended = pin!(version.bodies.ended.notified());
@@ -92,20 +78,5 @@ impl Drop for BodyPermit {
         if bodies.waiting.load(Ordering::SeqCst) > 0 {
             bodies.ended.notify_one();
         }
-    }
-}
-
-impl<'a> WaitingBody<'a> {
-    /// Joins the bodies that wait; an error if they are as many as allowed.
-    fn new(bodies: &'a BodyCounts, most: u32) -> Result<Self, PluginFailure> {
-        let add = |count: u32| (count < most).then_some(count + 1);
-        let waiting = bodies.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
-        waiting.map(|_| WaitingBody(bodies)).map_err(|_| PluginFailure::BodyQueue(most))
-    }
-}
-
-impl Drop for WaitingBody<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::body_permit::BodyCounts;
+use super::body_counts::BodyCounts;
 use super::breaker::Breaker;
 use super::call_error::PluginFailure;
 use super::cpu_time::thread_time;
