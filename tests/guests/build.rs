@@ -14,6 +14,7 @@ const GUESTS: &[&str] = &[
     "test-loading",
     "test-misbehave",
     "test-noisy",
+    "test-overrides",
     "test-policy",
 ];
 
