@@ -150,15 +150,37 @@ fn carry_out(
                 response.status = status;
             }
         }
-        Edit::Set(name, value) => set(&name, value, edited(&name, side, context))?,
+        Edit::Set(name, value) => set_field(&name, value, side, context)?,
         Edit::Append(name, value) => append(&name, value, edited(&name, side, context))?,
-        Edit::Default(name, value) => {
-            edited(&name, side, context).try_entry(name).map_err(full)?.or_try_insert(value).map_err(full)?;
-        }
+        Edit::Default(name, value) => set_default(&name, value, side, context)?,
         Edit::Remove(name) => drop(edited(&name, side, context).remove(name)),
         Edit::Rename(from, to) => rename(&from, &to, side, context)?,
     }
     Ok(())
+}
+
+/// Sets a field of a message to one value.
+fn set_field(
+    name: &HeaderName,
+    value: HeaderValue,
+    side: MessageSide,
+    context: &mut ExchangeContext,
+) -> Result<(), EditError> {
+    if *name == header::HOST && side == MessageSide::Request {
+        return set_host(value, context);
+    }
+    set(name, value, edited(name, side, context))
+}
+
+/// Sets a field of a message that has no line of it.
+fn set_default(
+    name: &HeaderName,
+    value: HeaderValue,
+    side: MessageSide,
+    context: &mut ExchangeContext,
+) -> Result<(), EditError> {
+    let is_there = edited(name, side, context).contains_key(name);
+    if is_there { Ok(()) } else { set_field(name, value, side, context) }
 }
 
 /// Sets `Host` without the port of the scheme, as that of a client is (RFC 9110 §4.2.3).
@@ -193,15 +215,9 @@ fn carry_out_planned(
     context: &mut ExchangeContext,
 ) -> Result<(), EditError> {
     match (edit, value) {
-        (PlannedEdit::Set(name, _), Some(value)) if *name == header::HOST && side == MessageSide::Request => {
-            set_host(value, context)
-        }
-        (PlannedEdit::Set(name, _), Some(value)) => set(name, value, edited(name, side, context)),
+        (PlannedEdit::Set(name, _), Some(value)) => set_field(name, value, side, context),
         (PlannedEdit::Append(name, _), Some(value)) => append(name, value, edited(name, side, context)),
-        (PlannedEdit::Default(name, _), Some(value)) => {
-            let fields = edited(name, side, context);
-            if fields.contains_key(name) { Ok(()) } else { set(name, value, fields) }
-        }
+        (PlannedEdit::Default(name, _), Some(value)) => set_default(name, value, side, context),
         (PlannedEdit::Note(name, _), Some(value)) => {
             context.set_note(name.clone(), value);
             Ok(())
