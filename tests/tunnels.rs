@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::http2;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
+use plugway_test_guests::OVERRIDES;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::python::{self, Python};
-use crate::support::{Proxy, echo, limited, manifest, raw_origin, until};
+use crate::support::{PATIENCE, Proxy, echo, limited, manifest, raw_origin, until};
 
 /// Starts an origin that switches to an echo protocol, and sends the head that it received as its first bytes.
 fn switching() -> String {
@@ -201,6 +202,38 @@ fn a_tunnel_over_http2_ends_in_an_upgrade() {
     let (response, said) = runtime.block_on(by_connect(declining.address.clone(), "echo", "hello"));
     assert_eq!((response.status().as_u16(), said), (502, None), "success would mean that there is a tunnel");
     assert_eq!(response.headers().get_all("x-seen").iter().count(), 1, "the error has passed the response hooks");
+}
+
+#[test]
+fn a_status_that_a_plugin_sets_denies_the_tunnel() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (ended, ends) = std::sync::mpsc::channel();
+    let endpoint = raw_origin(move |stream| {
+        switch(stream);
+        let _ = ended.send(());
+    });
+    let denying = |status: u16| {
+        let plugin = format!("{{ use = {OVERRIDES:?}, config.status = {status} }}");
+        Proxy::start(&manifest(&endpoint, &plugin, ""))
+    };
+    for (status, wanted) in [(403, 403), (200, 502)] {
+        let proxy = denying(status);
+        let (response, said) = runtime.block_on(by_connect(proxy.address.clone(), "echo", "hello"));
+        assert_eq!((response.status().as_u16(), said), (wanted, None));
+        for request in ["an ordinary one", "the one that asks for the tunnel"] {
+            ends.recv_timeout(PATIENCE).expect(request);
+        }
+        let mut stream = proxy.connect();
+        stream.write_all(ASK.as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        let answer = head(&mut reader);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(!answer.contains("upgrade") && answer.contains("content-length: 0"), "{answer}");
+        ends.recv_timeout(PATIENCE).expect("the tunnel's connection ends");
+        reader.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert!(head(&mut reader).starts_with("HTTP/1.1 "), "the client's connection still speaks HTTP");
+        ends.recv_timeout(PATIENCE).expect("an ordinary one");
+    }
 }
 
 #[test]

@@ -125,7 +125,10 @@ fn ascend(
         None => body,
     };
     let body = chain::filter_body(worker, route, depth.plugins(), context, body)?;
-    let has_none = context.response.as_ref().is_some_and(|parts| hop_by_hop::has_no_content(parts.status));
+    let status = context.response.as_ref().map_or(came, |parts| parts.status);
+    // A plugin that changes the status of a switch denies the tunnel.
+    let is_denied = matches!(body, ResponseBody::Switched(_)) && status != StatusCode::SWITCHING_PROTOCOLS;
+    let has_none = is_denied || hop_by_hop::has_no_content(status);
     // What is dropped resets its stream.
     let mut response = Response::new(if has_none { ResponseBody::Full(Bytes::new()) } else { body });
     let Some(mut parts) = context.response.take() else { return Ok(response) };
