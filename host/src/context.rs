@@ -178,6 +178,13 @@ pub enum ReceivedRequest {
     Unparsed(Bytes),
 }
 
+impl ReceivedRequest {
+    /// Whether the client's own method is HEAD, whatever plugins have made of the method.
+    pub fn is_head(&self) -> bool {
+        matches!(self, ReceivedRequest::Parsed(line) if line.method == http::Method::HEAD)
+    }
+}
+
 /// A request line, and what the access log shows besides.
 #[derive(Debug)]
 pub struct RequestLine {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::{ConnectionInfo, chain, error_response, read_ahead, record};
@@ -142,7 +143,9 @@ fn ascend(
     {
         response.extensions_mut().insert(reason);
     }
-    hop_by_hop::settle_length_without_content(&mut parts);
+    // A plugin may have changed the method or the status to one whose responses have content.
+    let is_empty = response.body().is_end_stream() && !context.received.is_head();
+    hop_by_hop::settle_length_without_content(&mut parts, is_empty);
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     Ok(response)

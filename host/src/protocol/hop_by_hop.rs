@@ -190,10 +190,12 @@ pub fn has_no_content(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// Removes the length of a response whose status has no content. Under 304 it is the length of another response (RFC 9110
-/// §8.6).
-pub fn settle_length_without_content(response: &mut Parts) {
-    if has_no_content(response.status) && response.status != StatusCode::NOT_MODIFIED {
+/// Removes a length that the response doesn't have, because of its status, or because `is_empty` says so of a response to
+/// another method than HEAD. Under 304 it is the length of another response (RFC 9110 §8.6).
+pub fn settle_length_without_content(response: &mut Parts, is_empty: bool) {
+    let is_none = has_no_content(response.status);
+    let is_untrue = || response.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    if (is_none || is_empty && is_untrue()) && response.status != StatusCode::NOT_MODIFIED {
         response.headers.remove(header::CONTENT_LENGTH);
     }
 }
@@ -290,11 +292,18 @@ mod tests {
 
     #[test]
     fn the_length_goes_by_the_status_that_is_sent() {
-        for (status, is_kept) in [(200, true), (204, false), (205, false), (304, true)] {
+        for (status, is_empty, is_kept) in [
+            (200, false, true),
+            (200, true, false),
+            (204, false, false),
+            (205, false, false),
+            (304, false, true),
+            (304, true, true),
+        ] {
             let response = http::Response::builder().status(status).header("content-length", "5").body(()).unwrap();
             let mut parts = response.into_parts().0;
-            settle_length_without_content(&mut parts);
-            assert_eq!(parts.headers.contains_key("content-length"), is_kept, "{status}");
+            settle_length_without_content(&mut parts, is_empty);
+            assert_eq!(parts.headers.contains_key("content-length"), is_kept, "{status} {is_empty}");
         }
     }
 
