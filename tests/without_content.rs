@@ -1,9 +1,12 @@
 //! Responses over HTTP/2 that have no content, whatever made them: no DATA, and no length that is untrue.
 
-use plugway_test_guests::OVERRIDES;
+use plugway_test_guests::{HOOKS, OVERRIDES};
 
 use crate::http2::{END_HEADERS, END_STREAM, GET, HEADERS, Raw};
-use crate::support::{Proxy, manifest, origin};
+use crate::support::{Proxy, manifest, ok, origin};
+
+/// `HEAD http://a/`, by the static table of HPACK and two literals.
+const HEAD: &[u8] = &[0x02, 4, b'H', b'E', b'A', b'D', 0x86, 0x84, 0x41, 1, b'a'];
 
 /// Whether the head of the response to a request is all of the response.
 fn ends_with_its_head(proxy: &Proxy, request: &[u8]) -> bool {
@@ -21,6 +24,30 @@ fn head(proxy: &Proxy, args: &[&str]) -> String {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {error}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_response_to_head_is_its_head_whatever_made_it() {
+    let fixed = |plugins: &str| {
+        Proxy::start(&format!(
+            "workers = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nplugins = [{plugins}]\n\
+             respond = {{ body = \"User-agent: *\\n\" }}\n"
+        ))
+    };
+    let plain = fixed("");
+    assert!(ends_with_its_head(&plain, HEAD), "a fixed response");
+    let got = head(&plain, &["--head"]);
+    assert!(got.contains("content-length: 14\r\n"), "{got}");
+    assert!(!ends_with_its_head(&plain, GET));
+    let transformed = fixed(&format!("{{ use = {HOOKS:?} }}"));
+    assert!(ends_with_its_head(&transformed, HEAD), "a fixed response that a plugin transforms");
+    let got = head(&transformed, &["--head"]);
+    assert!(got.starts_with("HTTP/2 200") && !got.contains("content-length"), "{got}");
+    let asked = format!("{{ use = {OVERRIDES:?}, config.method = \"GET\" }}");
+    let asked = Proxy::start(&manifest(&origin(|_| ok("hello")), &asked, ""));
+    assert!(ends_with_its_head(&asked, HEAD), "the response of an endpoint that was asked by GET");
+    let got = head(&asked, &["--head"]);
+    assert!(got.contains("content-length: 5\r\n"), "{got}");
 }
 
 #[test]

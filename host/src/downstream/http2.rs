@@ -649,14 +649,17 @@ impl Body for Http2Body {
     }
 }
 
-/// Removes a generated body from a response that has none, and keeps its length in one to HEAD (RFC 9110 §6.4.1,
-/// §9.3.2). Over HTTP/1 hyper does that.
+/// Removes the body from a response that has none, whatever made the body, and keeps its length in a response to HEAD
+/// (RFC 9110 §6.4.1, §9.3.2). Over HTTP/1 hyper does that; over HTTP/2 it sends what it gets.
 fn without_content(mut response: Response<ResponseStream>, is_head: bool) -> Response<ResponseStream> {
-    if let ResponseBody::Full(content) = &mut response.body_mut().body {
-        let length = std::mem::take(content).len();
-        if is_head && length > 0 {
-            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
-        }
+    let body = &mut response.body_mut().body;
+    if matches!(body, ResponseBody::Switched(_)) {
+        return response;
+    }
+    let length = body.size_hint().exact().filter(|length| is_head && *length > 0);
+    std::mem::replace(body, ResponseBody::Full(Bytes::new())).discard();
+    if let Some(length) = length {
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
     }
     response
 }
