@@ -195,6 +195,17 @@ fn lines_are_limited_for_all_instances_of_a_plugin_together() {
 }
 
 #[test]
+fn lines_left_out_are_counted_once_for_all_routes_of_a_plugin() {
+    let plugin = format!("{{ use = {NOISY:?} }}");
+    let more = format!("{ADMIN}[[route]]\npath = \"/b\"\nupstream = \"app\"\nplugins = [{plugin}]\n");
+    let (proxy, stderr) = Proxy::start_unread(plugway(), &manifest(&echo(), &plugin, &more));
+    (0..30).for_each(|_| drop(proxy.get("/", "\r\nX-Noise: lines")));
+    let dropped = proxy.metric(&format!("plugway_plugin_log_dropped_total{{plugin={NOISY:?}}}"));
+    let lines = read_lines(stderr, proxy).into_iter().filter(|line| line.contains("noise")).count();
+    assert_eq!(dropped as usize + lines, 300, "{dropped} dropped");
+}
+
+#[test]
 fn lines_left_out_are_counted_though_no_more_come() {
     let more = format!("{ADMIN}[plugin.noisy]\nuse = {NOISY:?}\n");
     let proxy = Proxy::start(&manifest(&echo(), r#""noisy""#, &more));
