@@ -273,10 +273,33 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
         std::fs::read_dir(listed).map_err(|error| format!("cannot list the folder `{}`: {error}", listed.display()))?;
     let fits = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
+        // As in shells. Emacs locks `a.toml` by the link `.#a.toml`, which leads nowhere, and macOS adds `._a.toml`.
+        let is_hidden = name.starts_with('.') && !before.starts_with('.');
+        !is_hidden && name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
     };
     let paths = entries.filter_map(|entry| Some(folder.join(entry.ok()?.file_name()))).filter(fits);
     let mut paths: Vec<PathBuf> = paths.take(MAX_INCLUDED_FILES + 1).collect();
     paths.sort();
     Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_leaves_out_hidden_files_unless_it_begins_with_a_dot() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b.toml", "a.toml", ".toml", "._a.toml", "a.toml~"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("user@host.1:2", folder.path().join(".#a.toml")).unwrap();
+        let names = |pattern| {
+            let paths = matching(folder.path(), pattern).unwrap();
+            paths.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names("*.toml"), ["a.toml", "b.toml"]);
+        assert_eq!(names("*"), ["a.toml", "a.toml~", "b.toml"]);
+        assert_eq!(names("._*.toml"), ["._a.toml"]);
+    }
 }

@@ -19,7 +19,8 @@ use super::spanned::Spanned;
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Manifest {
     /// Reads further files, in the order of these patterns, then of their names. `*` stands for any characters, in the
-    /// last part of a path only. Included files include no files.
+    /// last part of a path only; names that begin with a dot are left out, unless the pattern begins with one. Included
+    /// files include no files.
     ///
     /// Type: list of paths. Default: none. Example: `["sites/*.toml"]`.
     pub include: Vec<Spanned<String>>,
