@@ -53,22 +53,22 @@ impl Files {
         Files { problems: Diagnostics::new(environment), ..Files::default() }
     }
 
-    /// Finds the files that references in files of endpoints name, so that they are watched. The endpoints are read when
-    /// their upstream is made, which reports the mistakes in them.
+    /// Finds the files that references in files of endpoints name, so that they are watched. The endpoints are parsed once,
+    /// when their upstream is made.
     fn find_values_of_endpoints(&mut self) {
-        let mut found = Diagnostics::new(self.problems.references.environment());
+        let mut values = Vec::new();
         for (source, manifest) in &self.list {
             let folder = source.path.parent().unwrap_or(Path::new(""));
             let named = manifest.upstream.values().flat_map(|upstream| &upstream.endpoints);
             for file in named.filter_map(|endpoint| endpoint.get_ref().file()) {
                 let path = folder.join(file.get_ref());
-                let has_references = |text: &String| text.contains("${");
-                if files::read_text(&path, files::ENDPOINTS).is_ok_and(|text| has_references(&text)) {
-                    drop(endpoints(&path, (source, file.span()), &mut found));
+                if let Ok(text) = files::read_text(&path, files::ENDPOINTS) {
+                    let folder = path.parent().unwrap_or(Path::new(""));
+                    values.extend(self.problems.references.files_named_in(&text, folder));
                 }
             }
         }
-        self.values.extend(found.files_of_values().cloned());
+        self.values = values;
     }
 
     /// Returns the files whose texts replace references, whether they exist or not.

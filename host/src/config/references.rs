@@ -126,6 +126,19 @@ impl References {
         self.read.keys()
     }
 
+    /// Returns the files that references in a text name, whether they exist or not. The text isn't parsed: comments count
+    /// too, and a path is taken as it is written.
+    pub fn files_named_in(&self, text: &str, folder: &Path) -> Vec<PathBuf> {
+        let named = |part: Part<'_>| match part {
+            Part::Reference { kind: "file", name, .. } if !name.is_empty() => Some(folder.join(name)),
+            Part::Reference { kind: "credential", name, .. } => {
+                self.environment.variable(CREDENTIALS).map(|folder| Path::new(folder).join(name))
+            }
+            _ => None,
+        };
+        text.lines().flat_map(|line| parts(line, Braces::Unknown)).filter_map(named).collect()
+    }
+
     /// Replaces the references in the strings of a document; paths are relative to `folder`. `text` is the text of the
     /// document.
     pub fn resolve(&mut self, text: &str, folder: &Path, document: &mut DeTable<'_>) -> Resolution {
@@ -398,6 +411,18 @@ mod tests {
             }
         }
         Ok(string(document.get_ref()))
+    }
+
+    #[test]
+    fn files_that_a_text_names_are_found_without_parsing_it() {
+        let text = "# `${` begins one\naddress = \"${file:port}:${file:/run/b}\"\nzone = \"$${file:no} ${env:NAME}\"\n\
+                    dns = '${credential:c}'\n";
+        let found = references().files_named_in(text, Path::new("/etc"));
+        assert_eq!(found, [Path::new("/etc/port"), Path::new("/run/b")]);
+        let variables = [("CREDENTIALS_DIRECTORY", "/run/credentials")];
+        let environment = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let found = References::new(&environment).files_named_in(text, Path::new("/etc"));
+        assert_eq!(found[2], Path::new("/run/credentials/c"));
     }
 
     #[test]
