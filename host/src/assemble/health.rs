@@ -14,12 +14,11 @@ use crate::config::diagnostic::Source;
 use crate::config::manifest::{self, StatusWord, TableOrOff};
 use crate::config::spanned::Spanned;
 use crate::protocol::authority;
-use crate::protocol::proxy_protocol;
-use crate::upstream::EndpointProtocol;
 use crate::upstream::health::{HealthRules, OutlierRules};
 use crate::upstream::health_check::{CheckKind, HealthCheck, HttpCheck};
 use crate::upstream::retry::{BUFFER, Methods, RetryPolicy, Triggers};
 use crate::upstream::status_codes::StatusCodes;
+use crate::upstream::{ConnectionSettings, EndpointProtocol};
 
 impl Assembly<'_> {
     /// Builds the health rules of an upstream.
@@ -69,7 +68,7 @@ impl Assembly<'_> {
         &mut self,
         source: &Arc<Source>,
         checks: &manifest::HealthChecksTable,
-        proxy_protocol: Option<proxy_protocol::ProxyVersion>,
+        rules: &ConnectionSettings,
     ) -> Option<HealthCheck> {
         let word = checks.kind.as_ref().map_or("http", |kind| kind.get_ref().as_str());
         self.of_no_use(source, checks, word);
@@ -89,7 +88,8 @@ impl Assembly<'_> {
         };
         let interval = self.duration(source, checks.interval.as_ref(), Duration::from_secs(5));
         let timeout = self.duration(source, checks.timeout.as_ref(), Duration::from_secs(2));
-        Some(HealthCheck { kind, interval, timeout, proxy_protocol })
+        let (proxy_protocol, head) = (rules.proxy_protocol, rules.head);
+        Some(HealthCheck { kind, interval, timeout, proxy_protocol, head })
     }
 
     /// Keys that a kind of check has no use for.

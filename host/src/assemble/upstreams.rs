@@ -74,7 +74,7 @@ impl Assembly<'_> {
         let rules = self.rules(source, upstream);
         let check = upstream.health.as_ref().and_then(|health| {
             self.speaks_grpc(source, health, &members);
-            self.check(source, health.get_ref(), rules.proxy_protocol)
+            self.check(source, health.get_ref(), &rules)
         });
         let health = self.health(source, upstream);
         let offers_http2 = upstream.tls.as_ref().is_none_or(|tls| tls.get_ref().http2 != Some(false));

@@ -433,7 +433,6 @@ fn named(error: SendError, limits: ResponseHeadLimits, connection: &Connection) 
     }
 }
 
-fn too_large(ResponseHeadLimits { bytes, fields }: ResponseHeadLimits) -> Error {
-    let limits = format!("`limits.response-head` ({bytes} bytes) or `limits.response-fields` ({fields})");
-    Error::new(FailureKind::ResponseHeadSize, format!("the response's head is larger than {limits} of the upstream"))
+fn too_large(limits: ResponseHeadLimits) -> Error {
+    Error::new(FailureKind::ResponseHeadSize, limits.exceeded())
 }

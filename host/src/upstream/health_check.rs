@@ -11,8 +11,10 @@ use http_body::Frame;
 
 use super::EndpointAddr;
 use super::connect::{self, ConnectTerms, RequiredProtocol};
-use super::connection::Connection;
+use super::connection::{Connection, SendError};
 use super::connection_limit::ConnectionPermit;
+use super::http1::Http1Error;
+use super::http1::response_head::HeadError;
 use super::response_head_limits::ResponseHeadLimits;
 use super::status_codes::StatusCodes;
 use crate::body::BodyError;
@@ -27,8 +29,10 @@ pub struct HealthCheck {
     pub interval: Duration,
     /// For all of a check.
     pub timeout: Duration,
-    /// The TLS settings, as for requests.
+    /// The version of the PROXY protocol, as for requests.
     pub proxy_protocol: Option<proxy_protocol::ProxyVersion>,
+    /// The limits of the heads of responses, as for requests.
+    pub head: ResponseHeadLimits,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -68,7 +72,7 @@ async fn run_check(check: &HealthCheck, address: &EndpointAddr) -> Result<(), St
         wanted: RequiredProtocol::Any,
         ends: None,
         proxy_protocol: check.proxy_protocol,
-        head: ResponseHeadLimits::default(),
+        head: check.head,
         within: check.timeout,
         last: None,
         reached: None,
@@ -171,7 +175,7 @@ fn write_request_head(
 async fn exchange(connection: &mut Connection, request: Request<RequestBody>) -> Result<CheckResponse, String> {
     let mut pending = pin!(connection.send(request, None));
     let response = poll_fn(|cx| connection.poll_response(cx, pending.as_mut())).await;
-    let (head, mut content) = response.map_err(|unsent| causes(&unsent.error))?.into_parts();
+    let (head, mut content) = response.map_err(|unsent| described(&unsent.error, connection))?.into_parts();
     let mut answer = CheckResponse { status: head.status, content: Vec::new(), trailers: HeaderMap::new() };
     // A response without content may have its gRPC status among the fields.
     if let Some(status) = head.headers.get(&GRPC_STATUS) {
@@ -183,6 +187,14 @@ async fn exchange(connection: &mut Connection, request: Request<RequestBody>) ->
         take(&mut answer, frame)?;
     }
     Ok(answer)
+}
+
+/// Returns why a request got no response, with the keys of a limit.
+fn described(error: &SendError, connection: &Connection) -> String {
+    match error {
+        SendError::Http1(Http1Error::Head(HeadError::TooLarge)) => connection.head_limits().exceeded(),
+        _ => causes(error),
+    }
 }
 
 fn take(answer: &mut CheckResponse, frame: Result<Frame<Bytes>, BodyError>) -> Result<(), String> {
