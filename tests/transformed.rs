@@ -84,6 +84,8 @@ fn content_that_is_to_be_transformed_is_asked_for_whole_and_uncoded() {
     assert_eq!((whole.status(), whole.field("x-asked")), (200, Some("-|-|identity")));
     assert_eq!(whole.text(), format!("{}!", CONTENT.to_uppercase()));
     assert_says_nothing_false(&whole);
+    // Without the field, each coding is acceptable (RFC 9110 §12.5.3).
+    assert_eq!(proxy.get("/", "").field("x-asked"), Some("-|-|identity"));
 }
 
 #[test]
