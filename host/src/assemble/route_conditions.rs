@@ -1,6 +1,8 @@
 //! The conditions of routes: each function tells why no request ever has such a host, path, method, field or query
 //! parameter.
 
+use std::net::Ipv4Addr;
+
 use super::idioms;
 use crate::config::serde_messages::meant;
 use crate::protocol::path;
@@ -22,7 +24,11 @@ pub fn host(host: &str) -> Option<String> {
             "host beyond ASCII: `{host}`; expected its ASCII form, which has labels such as `xn--bcher-kva`"
         ));
     }
-    (!is_name(name) && !is_literal(name)).then(|| {
+    // An address has no names below it.
+    let is_wild = name.len() < host.len();
+    let is_fit =
+        if is_wild { is_name(name) && name.parse::<Ipv4Addr>().is_err() } else { is_name(name) || is_literal(name) };
+    (!is_fit).then(|| {
         format!("invalid host: `{host}`; expected one without a port, such as `example.org` or `*.example.org`")
     })
 }
@@ -36,9 +42,7 @@ pub fn is_name(text: &str) -> bool {
     };
     let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
     let ends_in_number = text.rsplit('.').next().is_some_and(is_number);
-    text.len() <= 253
-        && text.split('.').all(is_label)
-        && (!ends_in_number || text.parse::<std::net::Ipv4Addr>().is_ok())
+    text.len() <= 253 && text.split('.').all(is_label) && (!ends_in_number || text.parse::<Ipv4Addr>().is_ok())
 }
 
 /// Whether a text is an IPv6 address in brackets.
@@ -246,6 +250,8 @@ mod tests {
             "${host}",
             "[::1",
             "a@b",
+            "*.[::1]",
+            "*.127.0.0.1",
             &long,
         ];
         for bad in bad {
