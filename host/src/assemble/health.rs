@@ -116,12 +116,16 @@ impl Assembly<'_> {
         let target = match &checks.path {
             None => PathAndQuery::from_static("/"),
             Some(path) => match PathAndQuery::try_from(path.get_ref().as_str()) {
-                Ok(target) if path.get_ref().starts_with('/') && !path.get_ref().contains('#') => target,
+                Ok(target) if is_target(path.get_ref()) => target,
                 _ => {
                     self.problems.at(
                         source,
                         path.span(),
-                        format!("invalid path: `{}`; expected one such as `/healthz`", path.get_ref()),
+                        format!(
+                            "invalid path: `{}`; expected one such as `/healthz`, with other characters escaped, such as \
+                             `%20` for a space",
+                            path.get_ref()
+                        ),
                     );
                     return None;
                 }
@@ -244,6 +248,11 @@ impl Assembly<'_> {
 
 /// Each goes to another endpoint if there is one: more only keep a client waiting.
 const MAX_RETRIES: usize = 10;
+
+/// Whether a text can stand in a request line. `http` accepts bytes beyond ASCII.
+fn is_target(text: &str) -> bool {
+    text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
+}
 
 fn shown(word: &StatusWord) -> String {
     match word {

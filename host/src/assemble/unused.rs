@@ -206,6 +206,11 @@ fn warn_of_rules(problems: &mut Diagnostics, source: &Arc<Source>, upstream: &Up
             warn(problems, source, &span, &format!("`{key}` of `outliers`: it needs `error-rate` or `latency`"));
         }
     }
+    let content = upstream.health.as_ref().and_then(|health| health.get_ref().content.as_ref());
+    if let Some(content) = content.filter(|content| content.get_ref().is_empty()) {
+        let part = "`content` of `health`: each response has the empty text; write a text, or remove it";
+        warn(problems, source, &content.span(), part);
+    }
     if let TableOrOff::On(retry) = &upstream.retry
         && let (Some(retries), Some(on)) = (&retry.retries, &retry.on)
         && *retries.get_ref() == 0
